@@ -1,0 +1,119 @@
+"""One schema makes the YAML, the flags, the Studio's forms, the reference page and the saved record.
+
+Every key of a run is a field of one of the classes below, or of the config class that a method or objective registered. A key nobody knows
+is an error with a guess, a key of another system is answered with ours and the converted value, and all problems come in one message.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+PositiveInt = Field(gt=0)
+
+
+class Section(BaseModel):
+    """A part of the run file: frozen, no unknown keys, documented beside each field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """What the model learns from."""
+
+    train: str | list[str | dict[str, Any]]
+    """A file, a folder, a name in a dataset_info.json, or a list of these."""
+    held_out: float | int | str | None = None
+    """Rows kept for measuring, never trained on: a share (0.1), a count (50) or a file. Default: 0.1, and 0 under 20 rows."""
+    dir: str | None = None
+    """Folder in which names are looked up in a dataset_info.json."""
+    format: str = "auto"
+    """alpaca, messages, sharegpt, prompt_completion, text; auto looks at the rows."""
+    columns: dict[str, str] = {}
+    """Names of your columns for ours, for example {instruction: question, output: answer}."""
+    limit: int | None = Field(default=None, gt=0)
+    """Use only the first n rows; applied before the split."""
+    max_tokens: int | None = Field(default=None, gt=1)
+    """Longest sample in tokens. Default: the model's context."""
+    oversize: Literal["drop", "truncate"] = "drop"
+    """What happens to a longer row: drop it (counted), or cut its answer's middle and keep the stop token."""
+    system: str | None = None
+    """A system prompt for rows that bring none."""
+
+
+class BaseConfig(Section):
+    """How the frozen base is held."""
+
+    bits: Literal[4, 8] | None = None
+    """4 or 8: keep the base quantised. Default: not quantised."""
+    type: str = "nf4"
+    """Number type of a quantised base."""
+
+
+class EngineConfig(Section):
+    """How the steps are taken."""
+
+    epochs: float = Field(default=3.0, gt=0)
+    """Times every row is seen."""
+    steps: int | None = Field(default=None, gt=0)
+    """Stop after this many optimiser steps; overrides epochs."""
+    batch_size: int = Field(default=16, gt=0)
+    """Samples per optimiser step, always; how many fit in memory at once is `rows_per_pass`."""
+    learning_rate: float | Literal["auto"] = "auto"
+    """Peak rate of the optimiser; auto takes what suits the method and the number of steps, and says so."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
+    warmup: float = Field(default=0.05, ge=0)
+    """Under 1: share of all steps; from 1 on: number of steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest gradient norm; null: no clipping."""
+    optimizer: Literal["adamw"] = "adamw"
+    """The update rule."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the computation; auto times this processor and says what it found."""
+    layout: Literal["auto", "tree", "padded"] = "auto"
+    """tree computes shared beginnings once; padded is one row a sample."""
+    rows_per_pass: int | Literal["auto"] = "auto"
+    """Token rows computed at once. Changes memory and speed, never the gradient."""
+    threads: int | Literal["auto"] = "auto"
+    """Processor threads."""
+    seed: int = 0
+    """Start of every random stream."""
+    save_every: int | Literal["auto", "epoch"] | None = "auto"
+    """Steps between checkpoints, or `epoch`; null: only at the end."""
+    evaluate_every: int | Literal["auto", "epoch"] | None = "auto"
+    """Steps between measurements on the held-out rows, or `epoch`; null: only at the end."""
+    keep_best: bool = True
+    """Return to the weights with the lowest held-out loss at the end."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    @field_validator("rows_per_pass", "threads", "save_every", "evaluate_every", "batch_size")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    model: str
+    """hub id · modelscope:ID · ./folder · ./file.gguf · pypi:PACKAGE"""
+    adapter: str | None = None
+    """Start from this PEFT folder."""
+    data: DataConfig
+    base: BaseConfig = BaseConfig()
+    method: Any = None
+    """What part of the model may change; `{kind: lora, ...}`."""
+    objective: Any = None
+    """What is optimised; `{kind: sft, ...}`."""
+    engine: EngineConfig = EngineConfig()
+    out: str | None = None
+    """The run folder. Default: runs/<data>-<method>-<n>."""
+    probes: int | list[str | dict[str, Any]] = 5
+    """Questions asked before and after: a list of strings or rows, or how many rows of the data to ask."""

@@ -1,0 +1,115 @@
+"""What went wrong, where, and what to do: one exception tree for people.
+
+    TunewrightError            exit code 1: the run failed
+    |- UsageError              exit code 2: wrong usage or input; nothing was created or changed
+    |  |- ConfigError          a key or value of the run
+    |  |- CompatError          parts that do not go together
+    |  |- DataError            rows that cannot be trained on
+    |  |- ModelError           a model that is missing, incomplete or not safe to open
+    |- TrainingError           a step that cannot be taken (non-finite values, no memory)
+    |- CheckpointError         a checkpoint that cannot be written or trusted
+    |- Interrupted             exit code 128 + signal
+
+Each carries a list of problems, so all that is wrong is said at once. The texts stand in `assets/locales`, by code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunewright.core.words import _Fields, error_text, say
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong. `code` names its text and its page; `where` is a file, line, row or key."""
+
+    code: str
+    where: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def what(self) -> str:
+        """What happened, in the reader's language."""
+        return error_text(self.code)["what"].format_map(_Fields(self.fields)) or f"{self.code} {self.fields}"
+
+    def remedy(self) -> str:
+        """What to do about it."""
+        return error_text(self.code)["do"].format_map(_Fields(self.fields))
+
+    def line(self) -> str:
+        """One line for a terminal: code, what, where, remedy."""
+        place = f"  ({self.where})" if self.where else ""
+        return f"{self.code}  {self.what()}{place} {self.remedy()}".rstrip()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for `--json`."""
+        return {"code": self.code, "what": self.what(), "where": self.where, "do": self.remedy()}
+
+
+def problem(code: str, where: str = "", /, **fields: Any) -> Problem:
+    """Short form of `Problem(code, where, fields)`."""
+    return Problem(code, where, fields)
+
+
+class TunewrightError(Exception):
+    """Base of all errors meant for people. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+    def __init__(self, problems: Problem | Iterable[Problem]):
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__("\n".join(p.line() for p in self.problems))
+
+    def text(self, about: str = "") -> str:
+        """The whole message as printed on a terminal."""
+        head = say("error.head", count=len(self.problems), about=about or say("error.this_command"))
+        if len(self.problems) == 1:
+            head = say("error.head_one", about=about or say("error.this_command"))
+        return "\n".join([head, *(f"  {p.line()}" for p in self.problems)])
+
+
+class UsageError(TunewrightError):
+    """Wrong usage or input; nothing was created or changed."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A key or value of the run that is not understood."""
+
+
+class CompatError(UsageError):
+    """Parts of a run that do not go together."""
+
+
+class DataError(UsageError):
+    """Rows that cannot be read or trained on."""
+
+
+class ModelError(UsageError):
+    """A model that is missing, incomplete or not safe to open."""
+
+
+class TrainingError(TunewrightError):
+    """A step that could not be taken; the weights are those before it."""
+
+
+class CheckpointError(TunewrightError):
+    """A checkpoint that could not be written, or that none can be trusted."""
+
+
+class Interrupted(TunewrightError):
+    """Stopped by a signal after the state was made safe."""
+
+    def __init__(self, signal_number: int, problems: Problem | Iterable[Problem]):
+        super().__init__(problems)
+        self.exit_code = 128 + signal_number
+
+
+def raise_all(problems: Iterable[Problem], kind: type[TunewrightError] = UsageError) -> None:
+    """Raise `kind` with every problem in one message, or return when there is none."""
+    found = list(problems)
+    if found:
+        raise kind(found)

@@ -1,0 +1,76 @@
+"""Writing files so that a reader sees the old or the new one, never half of either.
+
+Rules from the field: flush and fsync before the rename, close before the rename (Windows), retry only on the errors that a virus scanner
+causes, never fsync a directory on Windows. Source: ../reference of the checkpoint protocol in docs/engine.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+WINDOWS_BUSY = {5, 32, 33}
+"""ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody else holds the file for a moment."""
+
+
+def with_retry(action: Callable[[], None], attempts: int = 7) -> None:
+    """Run `action` again, 50 ms doubling, while Windows says that another program holds the file. Any other error is raised at once."""
+    for attempt in range(attempts):
+        try:
+            return action()
+        except OSError as e:
+            if getattr(e, "winerror", None) not in WINDOWS_BUSY or attempt == attempts - 1:
+                raise
+            time.sleep(0.05 * 2**attempt)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename durable. Windows cannot open a directory, and some file systems refuse to sync one: both are left alone."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` through a temporary sibling; durable when it returns."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        with_retry(lambda: os.replace(temporary, path))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    fsync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` for UTF-8 text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes` for a JSON document, readable by people. NaN is refused: JSON has none; say null and why."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def readable_size(num_bytes: float) -> str:
+    """1536 -> '1.5 KiB'. Bytes in, text out."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(num_bytes) < 1024 or unit == "GiB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return ""

@@ -1,0 +1,51 @@
+"""Keys of other systems, answered with ours and the converted value.
+
+Source of the names: LLaMA-Factory 0.9.5, Axolotl 0.18, TRL 1.16 and PEFT 0.21 documentation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RENAMED = {
+    "r": "method.rank", "lora_r": "method.rank", "lora_rank": "method.rank",
+    "lora_alpha": "method.alpha", "lora_dropout": "method.dropout",
+    "lora_target": "method.targets", "target_modules": "method.targets", "lora_target_modules": "method.targets",
+    "finetuning_type": "method.kind", "num_train_epochs": "engine.epochs", "num_epochs": "engine.epochs",
+    "max_steps": "engine.steps", "per_device_train_batch_size": "engine.batch_size", "micro_batch_size": "engine.batch_size",
+    "lr": "engine.learning_rate", "lr_scheduler_type": "engine.schedule", "lr_scheduler": "engine.schedule",
+    "warmup_ratio": "engine.warmup", "warmup_steps": "engine.warmup", "max_grad_norm": "engine.clip",
+    "optim": "engine.optimizer", "save_steps": "engine.save_every", "eval_steps": "engine.evaluate_every",
+    "cutoff_len": "data.max_tokens", "max_length": "data.max_tokens", "max_seq_length": "data.max_tokens", "sequence_len": "data.max_tokens",
+    "max_samples": "data.limit", "val_size": "data.held_out", "val_set_size": "data.held_out",
+    "dataset": "data.train", "datasets": "data.train", "dataset_dir": "data.dir",
+    "model_name_or_path": "model", "base_model": "model", "output_dir": "out", "adapter_name_or_path": "adapter",
+    "pref_beta": "objective.beta", "quantization_bit": "base.bits",
+}  # fmt: skip
+DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+WITHOUT_KEY = {
+    "template": "E-CONFIG-10", "gradient_checkpointing": "E-CONFIG-11", "packing": "E-CONFIG-12", "neat_packing": "E-CONFIG-12",
+    "sample_packing": "E-CONFIG-12", "train_on_inputs": "E-CONFIG-13", "train_on_prompt": "E-CONFIG-13", "trust_remote_code": "E-CONFIG-14",
+}  # fmt: skip
+"""Keys that we do not have on purpose; each has a message of its own."""
+
+
+def translate(key: str, value: Any, siblings: dict[str, Any]) -> tuple[str, Any] | None:
+    """Our key and value for a key of another system, or None. `siblings` are all keys given, because some convert only together."""
+    name = key.rsplit(".", 1)[-1]
+    if name in DTYPES:
+        return "engine.dtype", DTYPES[name] if value in (True, "true", "auto") else "float32"
+    if name in ("load_in_4bit", "load_in_8bit"):
+        return "base.bits", int(name[8])
+    if name in ("gradient_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"):
+        given = {k.rsplit(".", 1)[-1]: v for k, v in siblings.items()}
+        each = given.get("per_device_train_batch_size", given.get("micro_batch_size"))
+        rounds = given.get("gradient_accumulation_steps", 1)
+        if not isinstance(each, int):
+            each = given.get("batch_size", 1)
+        if isinstance(each, int) and isinstance(rounds, int):
+            return "engine.batch_size", each * rounds
+        return "engine.batch_size", value
+    if name in RENAMED:
+        return RENAMED[name], value
+    return None

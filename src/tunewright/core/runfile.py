@@ -1,0 +1,250 @@
+"""From a run file and `key=value` words to a `RunConfig`, with every problem found at once and where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tunewright.core import foreign
+from tunewright.core.config import RunConfig, Section
+from tunewright.core.errors import ConfigError, Problem, problem, raise_all
+from tunewright.core.registry import AXES
+
+DEFAULT_KINDS = {"method": "lora", "objective": "sft"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: `2e-4` is a float, and `on`, `yes`, `no` are words. PyYAML's own rules are from YAML 1.1."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"), list("-+.0123456789")
+)
+_Loader.yaml_implicit_resolvers = {
+    # Integers first: "16" also matches the float rule.
+    first: sorted(rules, key=lambda pair: pair[0] != "tag:yaml.org,2002:int")
+    for first, rules in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+@dataclass
+class ParsedRun:
+    """A valid run and, for every dotted key, where its value came from (`run.yaml, line 9`, `command line`, `default`)."""
+
+    config: RunConfig
+    given: dict[str, Any]
+    """The values that were given, by dotted key."""
+    where: dict[str, str] = field(default_factory=dict)
+
+    def source(self, key: str) -> str:
+        """Where the value of `key` came from; `default` if nobody gave it."""
+        return self.where.get(key, "default")
+
+
+def parse_value(text: str) -> Any:
+    """A value as YAML reads it: `3`, `2e-4`, `true`, `[a, b]`, `null`, or a plain word."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with other number rules
+    except yaml.YAMLError:
+        return text
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries to dotted keys. `data.columns` stays whole: its keys are the user's."""
+    if isinstance(value, dict) and prefix not in ("data.columns",) and (value or not prefix):
+        merged: dict[str, Any] = {}
+        for key, inner in value.items():
+            merged.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+        return merged
+    return {prefix: value}
+
+
+def _lines(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, int], list[Problem]]:
+    """Dotted key -> 1-based line, and keys that stand twice (YAML would keep the last without a word)."""
+    found: dict[str, int] = {}
+    twice: list[Problem] = []
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
+            if key in found:
+                twice.append(problem("E-CONFIG-06", f"line {key_node.start_mark.line + 1}", field=key, line=found[key]))
+            found[key] = key_node.start_mark.line + 1
+            inner, more = _lines(value_node, key)
+            found.update(inner)
+            twice.extend(more)
+    return found, twice
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The dotted keys of a run file and the place of each. Raises ConfigError for a file that is missing or is not a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as e:
+        raise ConfigError(problem("E-CONFIG-01", str(path), file=path)) from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(problem("E-CONFIG-02", str(path), cause=e)) from e
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        place = f"{path.name}, line {mark.line + 1}" if mark else path.name
+        raise ConfigError(problem("E-CONFIG-02", place, cause=getattr(e, "problem", None) or e)) from e
+    if not isinstance(content, dict):
+        raise ConfigError(problem("E-CONFIG-02", path.name, cause="not a mapping of keys to values"))
+    lines, twice = _lines(node)
+    raise_all([Problem(p.code, f"{path.name}, {p.where}", p.fields) for p in twice], ConfigError)
+    return flatten(content), {key: f"{path.name}, line {line}" for key, line in lines.items()}
+
+
+def _section_class(axis: str, kind: Any) -> type[Section] | None:
+    entry = AXES[axis].get(kind) if isinstance(kind, str) else None
+    return entry.config if entry else None
+
+
+def known_keys(kinds: dict[str, str]) -> list[str]:
+    """Every dotted key of a run with these kinds."""
+    keys: list[str] = []
+    for name, info in RunConfig.model_fields.items():
+        if name in AXES:
+            keys.append(f"{name}.kind")
+            section = _section_class(name, kinds.get(name))
+            keys.extend(f"{name}.{inner}" for inner in (section.model_fields if section else {}))
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys.extend(f"{name}.{inner}" for inner in info.annotation.model_fields)
+        else:
+            keys.append(name)
+    return keys
+
+
+def _unknown(key: str, value: Any, given: dict[str, Any], keys: list[str], place: str) -> Problem:
+    bare = key.rsplit(".", 1)[-1]
+    if bare in foreign.WITHOUT_KEY:
+        return problem(foreign.WITHOUT_KEY[bare], place, field=key)
+    ours = foreign.translate(key, value, given)
+    if ours:
+        shown = ours[1] if not isinstance(ours[1], list) else "[" + ",".join(map(str, ours[1])) + "]"
+        return problem("E-CONFIG-04", place, field=key, ours=ours[0], value=shown)
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
+    if not close:
+        by_name = {k.rsplit(".", 1)[-1]: k for k in keys}
+        names = difflib.get_close_matches(bare, by_name, n=1, cutoff=0.7)
+        close = [by_name[names[0]]] if names else []
+    if close:
+        return problem("E-CONFIG-03", place, field=key, guess=close[0])
+    section = key.split(".")[0]
+    return problem("E-CONFIG-05", place, field=key, known=", ".join(k for k in keys if k.split(".")[0] == section) or ", ".join(keys))
+
+
+def _pydantic_problems(error: ValidationError, prefix: str, where: dict[str, str]) -> list[Problem]:
+    found = []
+    for item in error.errors():
+        # Unions add a tag such as 'int' or "literal['auto']" to the location; the field is the part we know.
+        key = ".".join([prefix, str(item["loc"][0])] if prefix else [str(item["loc"][0])]) if item["loc"] else prefix
+        if prefix == "" and len(item["loc"]) > 1 and item["loc"][0] in ("data", "engine", "base"):
+            key = f"{item['loc'][0]}.{item['loc'][1]}"
+        if item["type"] == "missing":
+            new = problem("E-CONFIG-07", where.get(key, ""), field=key)
+        else:
+            new = problem("E-CONFIG-08", where.get(key, ""), field=key, value=item.get("input"), reason=item["msg"])
+        if not any(p.fields.get("field") == key and p.code == new.code for p in found):
+            found.append(new)
+    return found
+
+
+def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
+    """Build the run from dotted keys. Raises ConfigError with all problems: unknown keys, foreign keys, wrong values, missing ones."""
+    for axis, kind in list(DEFAULT_KINDS.items()):
+        bare = given.pop(axis, None)
+        if isinstance(bare, str):  # `method=lora` for `method.kind=lora`
+            given[f"{axis}.kind"] = bare
+            where[f"{axis}.kind"] = where.get(axis, "")
+        given.setdefault(f"{axis}.kind", kind)
+    kinds = {axis: given[f"{axis}.kind"] for axis in AXES}
+    problems: list[Problem] = []
+    for axis, kind in kinds.items():
+        if _section_class(axis, kind) is None:
+            registry = AXES[axis]
+            problems.append(
+                problem("E-CONFIG-09", where.get(f"{axis}.kind", ""), axis=axis, kind=kind, known=", ".join(registry.names()), guess=registry.guess(str(kind)) or "")
+            )
+    keys = known_keys(kinds)
+    unknown = [key for key in given if key not in keys]
+    batch_parts = {"gradient_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"}
+    for key in unknown:
+        if any(_section_class(axis, kind) is None and key.startswith(axis + ".") for axis, kind in kinds.items()):
+            continue  # its section is unknown already; a second complaint would only confuse
+        problems.append(_unknown(key, given[key], {k: v for k, v in given.items() if k.rsplit(".", 1)[-1] in batch_parts or k in keys}, keys, where.get(key, "")))
+    nested: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in unknown:
+            continue
+        *sections, name = key.split(".")
+        target = nested
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = value
+    parts: dict[str, Any] = {}
+    for axis in AXES:
+        section_class = _section_class(axis, kinds[axis])
+        values = {k: v for k, v in nested.pop(axis, {}).items() if k != "kind"}
+        if section_class:
+            try:
+                parts[axis] = section_class.model_validate(values)
+            except ValidationError as e:
+                problems += _pydantic_problems(e, axis, where)
+    nested.setdefault("data", {})
+    try:
+        config = RunConfig.model_validate({**nested, **parts})
+    except ValidationError as e:
+        problems += _pydantic_problems(e, "", where)
+    raise_all(problems, ConfigError)
+    return ParsedRun(config, dict(given), dict(where))
+
+
+def load_run(source: Path | None, words: list[str] | None = None, flags: dict[str, Any] | None = None) -> ParsedRun:
+    """The run of a YAML file (or none), `key=value` words and flags; later ones win. Raises ConfigError."""
+    given: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    if source is not None:
+        given, where = read_yaml(source)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            given[key], where[key] = value, "command line"
+    for word in words or []:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(problem("E-CONFIG-15", "command line", word=word))
+        for inner, value in flatten(parse_value(text), key.strip()).items():
+            given[inner], where[inner] = value, "command line"
+    return parse_run(given, where)
+
+
+def kind_of(section: Section) -> str:
+    """The registered name of a method or objective section."""
+    for registry in AXES.values():
+        for entry in registry:
+            if type(section) is entry.config:
+                return entry.name
+    raise AssertionError(f"{type(section).__name__} is not registered")
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """The run as nested plain values, as written to run.yaml."""
+    out = config.model_dump(exclude={"method", "objective"})
+    for axis in AXES:
+        section = getattr(config, axis)
+        out[axis] = {"kind": kind_of(section), **section.model_dump()}
+    order = ["model", "adapter", "data", "base", "method", "objective", "engine", "out", "probes"]
+    return {key: out[key] for key in order}

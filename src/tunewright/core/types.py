@@ -1,0 +1,178 @@
+"""The types on which the axes meet: what a row becomes, and the one batch every objective and method sees.
+
+Plain Python integers and lists only, so that data can be read, checked and cut into passes without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row came from. `line` is the 1-based line of the file on which the row starts; `row` counts rows from 1."""
+
+    file: str
+    line: int
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a dialogue. `role` is system, user, assistant or tool. `weight` scales the loss of an assistant turn; 0 leaves it unlearnt."""
+
+    role: str
+    content: str
+    weight: float = 1.0
+    tool_calls: list[dict[str, Any]] | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A dialogue whose assistant turns are learnt. `weight` scales the whole row."""
+
+    messages: list[Message]
+    origin: Origin
+    tools: list[dict[str, Any]] | None = None
+    weight: float = 1.0
+
+    def question(self) -> list[Message]:
+        """The turns before the last assistant turn: what a probe asks."""
+        last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
+        return self.messages[:last]
+
+    def answer(self) -> str:
+        """The last assistant turn, or an empty string."""
+        return next((m.content for m in reversed(self.messages) if m.role == "assistant"), "")
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """Running text; every token is learnt. `weight` scales the whole row."""
+
+    text: str
+    origin: Origin
+    weight: float = 1.0
+
+
+Row = Conversation | PlainText
+
+
+@dataclass
+class Branch:
+    """One token sequence of a sample, with the tokens that are learnt.
+
+    `tokens[i]` has position `positions[i]` (None: i). `learnt` are indices into `tokens`, each at least 1: the token at that index is predicted
+    from the row before it, with weight `weights[k]`. Rows after the last needed one are never computed.
+    """
+
+    tokens: list[int]
+    learnt: list[int]
+    weights: list[float]
+    positions: list[int] | None = None
+    role: str = "answer"
+
+
+@dataclass
+class Sample:
+    """What one row of data becomes: the branches of one non-linear term, which stay in one pass. SFT 1, a preference pair 2, a rollout group k."""
+
+    branches: list[Branch]
+    index: int
+    origin: Origin | None = None
+    weight: float = 1.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TokenTree:
+    """The branches of one pass merged into a radix tree, laid out depth first. T rows, L labels, B branches.
+
+    Row j is visible to row i exactly when `j <= i < subtree_end[j]`; `depth[i]` is the number of ancestors, so a sliding window of w keeps
+    `depth[i] - depth[j] < w`. Label l says: row `source[l]` predicts token `target[l]` with weight `weight[l]` for branch `branch[l]`.
+    """
+
+    token: list[int]
+    position: list[int]
+    depth: list[int]
+    subtree_end: list[int]
+    multiplicity: list[int]
+    source: list[int]
+    target: list[int]
+    weight: list[float]
+    branch: list[int]
+    branch_sample: list[int]
+    """For each branch of this tree, the index of its sample in `samples`."""
+    samples: list[Sample]
+
+    @property
+    def num_rows(self) -> int:
+        """T: token rows really computed."""
+        return len(self.token)
+
+    @property
+    def logical_tokens(self) -> int:
+        """Tokens of all branches, shared ones counted each time."""
+        return sum(len(b.tokens) for s in self.samples for b in s.branches)
+
+
+Term = tuple[Any, float]
+"""(sum over the pass, coefficient). The engine divides the sum by what `plan` announced under the same name for the whole step."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method or objective asks of the others; read by `core/compat.py` before anything is loaded."""
+
+    layout: str = "any"
+    """`any` or `padded`."""
+    heads: tuple[str, ...] = ()
+    """`value`, `reward`."""
+    frozen_base: bool = False
+    rows: tuple[str, ...] = ()
+    """Kinds of rows it can use: `conversation`, `text`, `preference` ...; empty: any."""
+
+
+@dataclass
+class Attached:
+    """What a method returns: exactly what trains, and how to switch it off, fold it in, save and resume it (design, section 4)."""
+
+    parameters: list[str]
+    model: Any
+    """The root module after the method was put on it."""
+    needs: Needs
+    save: Callable[[Path], None]
+    disabled: Callable[[], AbstractContextManager[None]] | None = None
+    disabled_reason: str = ""
+    merge: Callable[[], Any] | None = None
+    """Folds the method into plain weights and returns the plain model."""
+    merge_reason: str = ""
+    penalties: Callable[[], dict[str, Term]] | None = None
+    after_update: Callable[[int], None] | None = None
+    gradient_transform: Callable[[dict[str, Any]], None] | None = None
+    state: Callable[[], dict[str, Any]] | None = None
+    load_state: Callable[[dict[str, Any]], None] | None = None
+    learning_rate: float = 2e-4
+    """The rate that suits this method when the run file says `auto`."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is optimised, as functions the engine calls (design, section 3).
+
+    `plan(samples)` announces, before the first backward and without a model, what each named term is divided by for the whole step.
+    `prepare(samples)` runs without gradient over the whole step. `terms(output)` gives `{name: (sum over the pass, coefficient)}`; `output` is an `engine.forward.PassOutput`.
+    """
+
+    plan: Callable[[list[Sample]], dict[str, float]]
+    terms: Callable[[Any], dict[str, Term]]
+    needs: Needs = Needs()
+    prepare: Callable[[list[Sample]], None] | None = None

@@ -1,0 +1,43 @@
+"""The data report for a terminal: counts, what was dropped, and one example with its learnt tokens marked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunewright.core.words import say
+
+GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
+OPEN, CLOSE = "\u27e6", "\u27e7"
+# What a terminal would obey instead of show: text from a file must not move the cursor or recolour the screen.
+_SHOWN = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
+
+
+def describe(report: dict[str, Any], colour: bool = False) -> str:
+    """The report in the reader's language. Learnt tokens are green, or stand between double brackets without colour."""
+    lines = [say("data.say.rows", read=report["rows_read"], kept=report["rows_kept"], dropped=report["rows_dropped"])]
+    for entry in report["reasons"].values():
+        lines.append("  " + say("data.say.reason", count=entry["count"], what=entry["what"], examples=", ".join(entry["examples"])))
+    lines.append(say("data.say.split", train=report["train"], held_out=report["held_out"], format=report["format"], encoding=report["encoding"]))
+    if report["tokens_total"] is not None:
+        lines += _token_lines(report)
+    lines += [f"! {warning}" for warning in report["warnings"]]
+    if report["example"]:
+        lines += ["", say("data.say.example", origin=report["example"]["origin"]), _marked(report["example"], colour)]
+    return "\n".join(lines)
+
+
+def _token_lines(report: dict[str, Any]) -> list[str]:
+    lengths, shared = report["length_percentiles"], report["shared_prefix"]
+    return [
+        say("data.say.tokens", total=f"{report['tokens_total']:,}", learnt=f"{report['learnt_tokens']:,}", share=f"{report['learnt_share']:.0%}"),
+        say("data.say.answers", answers=report["answers"], share=f"{report['stop_learnt_share']:.0%}", template=report["template"]),
+        say("data.say.lengths", min=lengths["min"], p50=lengths["50"], p90=lengths["90"], p99=lengths["99"], max=lengths["max"]),
+        say("data.say.shared", share=f"{shared['share']:.0%}", rows=f"{shared['rows_physical_estimate']:,}"),
+    ]
+
+
+def _marked(example: dict[str, Any], colour: bool) -> str:
+    begin, end = (GREEN, PLAIN) if colour else (OPEN, CLOSE)
+    pieces = ((piece["text"].translate(_SHOWN), piece["learnt"]) for piece in example["pieces"])
+    text = "".join(f"{begin}{text}{end}" if learnt else text for text, learnt in pieces)
+    return text + (" ..." if example["cut"] else "")

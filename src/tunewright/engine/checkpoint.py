@@ -1,0 +1,205 @@
+"""Checkpoints that survive a crash at any instant.
+
+Everything is written into a temporary folder, flushed and synced; a manifest with the SHA-256 of every file comes last; then the folder is renamed.
+A folder without a manifest that verifies does not count as a checkpoint, whatever its name says. Loading takes the newest one that verifies and moves
+the others into quarantine with the reason. Nothing is pickled: tensors are safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunewright.core.errors import CheckpointError, problem
+from tunewright.core.files import fsync_directory, readable_size, with_retry, write_json, write_text
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+NAME = re.compile(r"^step-(\d{6,})$")
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+HEADROOM = 1.3
+"""Free bytes asked for before a save, as a multiple of the last checkpoint's size."""
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint that was verified: its folder, step and `state` (plain JSON). Tensors are read by `tensors`."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+    quarantined: list[tuple[str, str]] = field(default_factory=list)
+    """(folder name, reason) of newer ones that could not be trusted."""
+
+    def tensors(self, name: str) -> dict[str, Any]:
+        """The tensors of one of its files."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / f"{name}.safetensors")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read a MiB at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with open(path, "r+b") as handle:
+        os.fsync(handle.fileno())
+
+
+def steps_in(root: Path) -> list[int]:
+    """Steps of all published folders, verified or not, ascending."""
+    if not root.is_dir():
+        return []
+    return sorted(int(m.group(1)) for p in root.iterdir() if (m := NAME.match(p.name)) and p.is_dir())
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """The folder of a step's checkpoint."""
+    return root / f"step-{step:06d}"
+
+
+def bytes_needed(tensors: dict[str, dict[str, Any]]) -> int:
+    """Bytes of a checkpoint with these tensors, a little over."""
+    return sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()) + 65536
+
+
+def save(root: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], *, protect: int | None = None) -> Path:
+    """Publish the checkpoint of `step` and prune older ones: the last two and `protect` (the best) stay.
+
+    `tensors` maps a file name to named tensors. Raises CheckpointError with the bytes needed when the disk is full or not writable;
+    the checkpoints published before are then untouched.
+    """
+    needed = bytes_needed(tensors)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root).free
+        if free < HEADROOM * needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        target = folder_of(root, step)
+        if target.exists():
+            if _flaw(target) is None:
+                return target  # a resumed run came to the same step again; the same bytes stand there
+            _quarantine(target)
+        _publish(root, target, step, tensors, state)
+    except OSError as e:
+        last = [str(folder_of(root, s)) for s in steps_in(root)]
+        code = "E-CKPT-01" if e.errno in FULL else "E-CKPT-02"
+        raise CheckpointError(problem(code, str(root), needed=readable_size(HEADROOM * needed), cause=e.strerror or e, last=last[-1] if last else "-")) from e
+    prune(root, protect)
+    return target
+
+
+def _publish(root: Path, target: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    temporary = root / f"{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary.mkdir()
+    try:
+        for name, group in tensors.items():
+            path = temporary / f"{name}.safetensors"
+            save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, path)
+            _sync(path)
+        write_json(temporary / "state.json", {"step": step, **state})
+        files = {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(temporary.iterdir())}
+        write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
+        fsync_directory(temporary)
+        with_retry(lambda: os.rename(temporary, target))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_directory(root)
+    with contextlib.suppress(OSError):  # a hint for people; loading never reads it
+        write_text(root / "LATEST", target.name + "\n")
+
+
+def prune(root: Path, protect: int | None = None, keep: int = 2) -> None:
+    """Remove all but the newest `keep` verified checkpoints and `protect`. A folder that cannot be removed is left, not an error."""
+    kept = 0
+    for step in reversed(steps_in(root)):
+        folder = folder_of(root, step)
+        if step == protect:
+            continue
+        if kept < keep:
+            # Only verified ones count, so that two good ones stay whatever the others are; unverified ones are left for the next load to judge.
+            kept += _flaw(folder, hashes=False) is None
+            continue
+        trash = root / f".trash-{folder.name}-{secrets.token_hex(4)}"
+        with contextlib.suppress(OSError):
+            os.rename(folder, trash)
+            shutil.rmtree(trash, ignore_errors=True)
+    for leftover in root.glob(".trash-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _flaw(folder: Path, hashes: bool = True) -> str | None:
+    """Why a folder is not a valid checkpoint, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if manifest["format"] != FORMAT or folder.name != f"step-{manifest['step']:06d}" or not {"state.json"} <= set(files):
+            return "manifest does not describe this folder"
+        for name, facts in files.items():
+            path = folder / name
+            if Path(name).name != name or not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != facts["size"]:
+                return f"{name} has {path.stat().st_size} bytes, not {facts['size']}"
+            if hashes and sha256(path) != facts["sha256"]:
+                return f"{name} was changed after it was written (SHA-256 differs)"
+    except FileNotFoundError:
+        return "no manifest: the save did not finish"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        return f"manifest cannot be read ({type(e).__name__})"
+    return None
+
+
+def _quarantine(folder: Path) -> None:
+    home = folder.parent / "quarantine"
+    home.mkdir(exist_ok=True)
+    with_retry(lambda: os.rename(folder, home / f"{folder.name}-{secrets.token_hex(4)}"))
+
+
+def load_latest(root: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies; newer ones that do not go to quarantine. None if none was ever published.
+
+    Raises CheckpointError if checkpoints exist and none verifies: a run never starts over in silence.
+    """
+    if root.is_dir():
+        for leftover in root.glob("step-*.tmp-*"):  # of a process that died; its pid may live again, but nobody else writes here
+            shutil.rmtree(leftover, ignore_errors=True)
+    bad: list[tuple[str, str]] = []
+    for step in reversed(steps_in(root)):
+        folder = folder_of(root, step)
+        flaw = _flaw(folder)
+        if flaw is None:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            return Checkpoint(folder, step, state, bad)
+        bad.append((folder.name, flaw))
+        _quarantine(folder)
+    if bad or (root / "quarantine").is_dir():
+        found = "; ".join(f"{name}: {why}" for name, why in bad) or "quarantine"
+        raise CheckpointError(problem("E-CKPT-03", str(root), found=found))
+    return None
+
+
+def load_step(root: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of one step if it verifies."""
+    folder = folder_of(root, step)
+    if not folder.is_dir() or _flaw(folder) is not None:
+        return None
+    return Checkpoint(folder, step, json.loads((folder / "state.json").read_text(encoding="utf-8")))

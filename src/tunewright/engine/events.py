@@ -1,0 +1,62 @@
+"""`events.jsonl`: one JSON object a line, append-only, flushed line by line, so that a crash leaves every full line readable."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """A value JSON can hold: NaN and infinities become the words "NaN", "Infinity", "-Infinity", which float() reads back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+class EventLog:
+    """Appends to one file. Every event gets `time` (seconds since 1970)."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        _drop_half_line(path)
+        self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **plain(fields)}, ensure_ascii=False)
+        self._handle.write(line + "\n")
+        self._handle.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+
+def _drop_half_line(path: Path) -> None:
+    """A crash may have cut the last line; appending to it would spoil two."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with open(path, "r+b") as handle:
+            handle.truncate(data.rfind(b"\n") + 1)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All full lines; a cut or damaged last line is left out."""
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events

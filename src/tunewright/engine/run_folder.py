@@ -1,0 +1,100 @@
+"""The run folder is the record: it appears by a rename with `run.yaml` already inside, and is the only thing other parts read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunewright.core.config import RunConfig
+from tunewright.core.errors import ConfigError, UsageError, problem
+from tunewright.core.files import fsync_directory, with_retry, write_json, write_text
+from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_value
+
+
+def default_out(config: RunConfig, kind: str) -> Path:
+    """`runs/<data>-<method>-<n>` with the first free n."""
+    first = config.data.train if isinstance(config.data.train, str) else config.data.train[0]
+    name = first if isinstance(first, str) else str(first.get("file", "data"))
+    stem = re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.") or "data"
+    n = 1
+    while Path("runs", f"{stem}-{kind}-{n}").exists():
+        n += 1
+    return Path("runs", f"{stem}-{kind}-{n}")
+
+
+def require_free(out: Path) -> None:
+    """Raise UsageError if `out` exists and is not an empty folder; nothing is touched."""
+    if not out.exists():
+        return
+    if (out / "run.yaml").is_file():
+        raise UsageError(problem("E-RUN-01", str(out)))
+    if not out.is_dir() or any(out.iterdir()):
+        raise UsageError(problem("E-RUN-02", str(out)))
+
+
+def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
+    """Publish the run folder with `run.yaml` and `data_report.json` inside. Raises UsageError when it cannot be written."""
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        write_json(temporary / "data_report.json", data_report)
+        write_text(temporary / "run.yaml", text)
+        fsync_directory(temporary)
+        if out.is_dir():
+            out.rmdir()  # it is empty, `require_free` made sure
+        with_retry(lambda: os.rename(temporary, out))
+        fsync_directory(out.parent)
+    except OSError as e:
+        raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _shown(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).replace("\n...\n", "").strip()
+
+
+def run_text(parsed: ParsedRun, resolved: dict[str, Any], reasons: dict[str, str]) -> str:
+    """run.yaml: every value as resolved, with where it came from as a comment at the end of the line."""
+    lines: list[str] = []
+    for section, content in as_dict(parsed.config).items():
+        if isinstance(content, dict):
+            lines.append(f"{section}:")
+            for name, value in content.items():
+                key = f"{section}.{name}"
+                lines.append(f"  {name}: {_shown(resolved.get(key, value))}  # {_origin(key, parsed, resolved, reasons)}")
+        else:
+            lines.append(f"{section}: {_shown(resolved.get(section, content))}  # {_origin(section, parsed, resolved, reasons)}")
+    return "\n".join(lines) + "\n"
+
+
+def _origin(key: str, parsed: ParsedRun, resolved: dict[str, Any], reasons: dict[str, str]) -> str:
+    text = f"auto: {reasons[key]}" if key in reasons and key in resolved else parsed.source(key)
+    return " ".join(text.split())
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The values of a run folder's run.yaml, by dotted key. Raises ConfigError for a folder that is not a run."""
+    path = folder / "run.yaml"
+    if not path.is_file():
+        raise ConfigError(problem("E-RUN-04", str(folder)))
+    content = parse_value(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ConfigError(problem("E-RUN-04", str(folder)))
+    return flatten(content)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a run folder; empty if it was not written yet."""
+    try:
+        return dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

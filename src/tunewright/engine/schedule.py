@@ -1,0 +1,66 @@
+"""Which samples a step sees and how fast it learns: pure functions of the step number, so a resumed run needs no stored cursor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tunewright.core.config import EngineConfig
+from tunewright.core.seeds import permutation
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The plan of a run: `total_steps` steps over `num_samples` samples."""
+
+    num_samples: int
+    batch_size: int
+    total_steps: int
+    peak: float
+    shape: str
+    warmup_steps: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in which every sample is seen once; the last one may be smaller."""
+        return math.ceil(self.num_samples / self.batch_size)
+
+    def samples_of(self, step: int) -> list[int]:
+        """Indices of the samples of step 1, 2, ...; every epoch has an order of its own."""
+        epoch, place = divmod(step - 1, self.steps_per_epoch)
+        order = permutation(self.seed, "order", self.num_samples, epoch)
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 1, 2, ...: a linear warm-up to `peak`, then the chosen fall; the last step still learns."""
+        if step <= self.warmup_steps:
+            return self.peak * step / self.warmup_steps
+        if self.shape == "constant":
+            return self.peak
+        left = (self.total_steps - step + 1) / max(1, self.total_steps - self.warmup_steps)
+        left = min(1.0, left)
+        return self.peak * (left if self.shape == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
+
+
+def total_steps(engine: EngineConfig, num_samples: int) -> int:
+    """Steps of the whole run: `engine.steps`, else epochs times steps per epoch, rounded up."""
+    if engine.steps:
+        return engine.steps
+    per_epoch = math.ceil(num_samples / engine.batch_size)
+    return max(1, math.ceil(engine.epochs * per_epoch - 1e-9))
+
+
+def make_schedule(engine: EngineConfig, num_samples: int, peak: float) -> Schedule:
+    """The schedule of a run with `peak` as its resolved learning rate."""
+    steps = total_steps(engine, num_samples)
+    warmup = round(engine.warmup * steps) if engine.warmup < 1 else int(engine.warmup)
+    return Schedule(num_samples, engine.batch_size, steps, peak, engine.schedule, min(warmup, steps), engine.seed)
+
+
+def learning_rate_for(method_rate: float, steps: int) -> float:
+    """The rate that suits a method whose usual rate is `method_rate` in a run of `steps` steps.
+
+    A short run at the usual rate barely moves the weights: AdamW moves a weight by about rate * steps. So short runs get up to 2.5 times the rate.
+    """
+    return method_rate * 2.5 if steps <= 300 else method_rate * 1.5 if steps <= 1000 else method_rate

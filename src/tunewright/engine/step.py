@@ -1,0 +1,147 @@
+"""One optimiser step: passes forward and backward, one division by the step's weights, a finite check, clipping, the update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tunewright.core.seeds import stream_seed
+from tunewright.core.types import Attached, Objective, Sample
+from tunewright.engine.forward import Policy
+from tunewright.engine.tree import cut_passes
+
+
+@dataclass
+class StepReport:
+    """What one step did. `loss` is the sum of all terms after division; `applied` is False for a step that was not finite."""
+
+    loss: float
+    terms: dict[str, float]
+    gradient_norm: float
+    applied: bool
+    passes: int
+    physical_rows: int
+    logical_tokens: int
+    label_tokens: int
+    where: str = ""
+    """For a step that was not finite: `loss` or the name of the first parameter with a bad gradient."""
+    rows: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Stepper:
+    """Holds what a step needs from one step to the next."""
+
+    policy: Policy
+    attached: Attached
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    rows_per_pass: int
+    clip: float | None
+    seed: int
+    loss_scale: float = 1.0
+    """Above 1 only in float16, whose gradients would vanish; halved when they overflow."""
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What trains."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def gradients(self, samples: list[Sample]) -> StepReport:
+        """Leave the gradient of the step's loss in the parameters, without an update."""
+        if self.objective.prepare:
+            with torch.no_grad():
+                self.objective.prepare(samples)
+        totals = self.objective.plan(samples)
+        report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
+        for group in cut_passes(samples, self.rows_per_pass):
+            self._one_pass(group, totals, report)
+        return report
+
+    def _one_pass(self, group: list[Sample], totals: dict[str, float], report: StepReport) -> None:
+        output = self.policy(group)
+        terms = self.objective.terms(output)
+        if self.attached.penalties:
+            terms |= self.attached.penalties()
+        parts = {name: coefficient * total / totals[name] for name, (total, coefficient) in terms.items() if totals.get(name)}
+        loss = torch.stack([part.float() if part.dtype.itemsize < 4 else part for part in parts.values()]).sum()
+        (loss * self.loss_scale).backward()
+        for name, part in parts.items():
+            report.terms[name] = report.terms.get(name, 0.0) + float(part.detach())
+        report.loss = sum(report.terms.values())
+        report.passes += 1
+        report.physical_rows += output.num_rows
+        report.logical_tokens += sum(len(b.tokens) for s in group for b in s.branches)
+        report.label_tokens += len(output.weight)
+
+    def step(self, samples: list[Sample], number: int, learning_rate: float) -> StepReport:
+        """Gradient, finite check, clipping, update. A step that is not finite changes no weight and says where it broke."""
+        # Dropout draws depend on the step alone, so a resumed run draws the same.
+        torch.manual_seed(stream_seed(self.seed, "dropout", number))
+        report = self.gradients(samples)
+        parameters = self.parameters()
+        if self.loss_scale != 1.0:
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad /= self.loss_scale
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        report.gradient_norm = float(norm)
+        if not (math.isfinite(report.loss) and math.isfinite(report.gradient_norm)):
+            report.where = "loss" if not math.isfinite(report.loss) else self._first_bad()
+            report.rows = [str(s.origin) for s in samples if s.origin]
+            self.optimizer.zero_grad(set_to_none=True)
+            self.loss_scale = max(1.0, self.loss_scale / 2)
+            return report
+        if self.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        if self.attached.gradient_transform:
+            self.attached.gradient_transform(dict(self.policy.model.named_parameters()))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("rate_factor", 1.0)
+        before = [p.detach().clone() for p in parameters] if self._could_overflow(learning_rate) else None
+        self.optimizer.step()
+        if before is not None and not all(bool(torch.isfinite(p).all()) for p in parameters):
+            self._put_back(before)
+            report.where = "update"
+            self.optimizer.zero_grad(set_to_none=True)
+            return report
+        if self.attached.after_update:
+            self.attached.after_update(number)
+        self.optimizer.zero_grad(set_to_none=True)
+        report.applied = True
+        return report
+
+    @staticmethod
+    def _could_overflow(learning_rate: float) -> bool:
+        # AdamW moves a weight by about the rate, so only an absurd rate can leave the finite numbers in one update.
+        return learning_rate > 1e10
+
+    def _put_back(self, before: list[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for p, old in zip(self.parameters(), before, strict=True):
+                p.copy_(old)
+
+    def _first_bad(self) -> str:
+        for name, p in self.policy.model.named_parameters():
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+                return name
+        return "gradient norm"
+
+
+@torch.no_grad()
+def held_out_loss(policy: Policy, objective: Objective, samples: list[Sample], rows_per_pass: int, stop: Any = None) -> float:
+    """The objective's loss over `samples` without gradient, divided once by the weights of all of them. NaN for no samples."""
+    if not samples:
+        return float("nan")
+    if objective.prepare:
+        objective.prepare(samples)
+    totals = objective.plan(samples)
+    loss = 0.0
+    for group in cut_passes(samples, rows_per_pass):
+        if stop is not None:
+            stop()
+        terms = objective.terms(policy(group))
+        loss += sum(float(c * total / totals[name]) for name, (total, c) in terms.items() if totals.get(name))
+    return loss

@@ -1,0 +1,144 @@
+"""Merge the branches of one pass into a token tree, and cut the samples of a step into passes.
+
+Pure integers in, pure integers out: no tensors, no files, so every rule here is property-tested. Two branches share a row exactly when
+they agree on every (token, position) up to it; forks may lie at any depth. Rows that no label needs are never laid out.
+Source: radix tree (Morrison 1968), laid out depth first so that "is an ancestor of" is one comparison (`TokenTree`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunewright.core.types import Branch, Sample, TokenTree
+
+Key = list[tuple[int, int]] | list[int]
+
+
+def _rows_needed(branch: Branch) -> int:
+    """Rows a branch must compute: up to the one that predicts its last learnt token; all of them if it has no label but is read by a head."""
+    return max(branch.learnt) if branch.learnt else len(branch.tokens)
+
+
+def _row_keys(branch: Branch) -> Key:
+    needed = _rows_needed(branch)
+    if branch.positions is None:
+        return branch.tokens[:needed]
+    # A list of tuples never equals a list of integers, so a branch with positions of its own shares rows only with its like.
+    return list(zip(branch.tokens[:needed], branch.positions[:needed], strict=True))
+
+
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """Length of the common beginning. Bisects over slices, which compare at C speed."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low < high - 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def build_tree(samples: list[Sample]) -> TokenTree:
+    """The token tree of all branches of `samples`. Branch b of the tree counts through the samples in the given order."""
+    branches = [(branch, s) for s, sample in enumerate(samples) for branch in sample.branches]
+    keys = [_row_keys(branch) for branch, _ in branches]
+    # Branches with positions of their own sort apart from those without; inside each group the order is by tokens.
+    order = sorted(range(len(branches)), key=lambda b: (branches[b][0].positions is not None, keys[b]))
+    tree = TokenTree([], [], [], [], [], [], [], [], [], [s for _, s in branches], samples)
+    labels: dict[int, tuple[list[int], Branch]] = {}
+    path: list[int] = []
+    previous: Key = []
+    for b in order:
+        branch, _ = branches[b]
+        key = keys[b]
+        shared = common_prefix(previous, key) if previous else 0
+        for row in path[shared:]:
+            tree.subtree_end[row] = len(tree.token)
+        del path[shared:]
+        for row in path:
+            tree.multiplicity[row] += 1
+        for i in range(shared, len(key)):
+            path.append(len(tree.token))
+            tree.token.append(branch.tokens[i])
+            tree.position.append(i if branch.positions is None else branch.positions[i])
+            tree.depth.append(i)
+            tree.subtree_end.append(0)
+            tree.multiplicity.append(1)
+        labels[b] = ([path[i - 1] for i in branch.learnt], branch)
+        previous = key
+    for row in path:
+        tree.subtree_end[row] = len(tree.token)
+    for b in range(len(branches)):
+        sources, branch = labels[b]
+        tree.source.extend(sources)
+        tree.target.extend(branch.tokens[i] for i in branch.learnt)
+        tree.weight.extend(branch.weights)
+        tree.branch.extend([b] * len(sources))
+    return tree
+
+
+def _sample_rows(sample: Sample) -> tuple[Key, int]:
+    """The first branch's row keys (what neighbours can share) and the rows of the sample's own tree."""
+    keys = sorted(_row_keys(b) for b in sample.branches) if len(sample.branches) > 1 else [_row_keys(sample.branches[0])]
+    rows = len(keys[0])
+    for before, after in zip(keys, keys[1:], strict=False):
+        rows += len(after) - common_prefix(before, after)
+    return keys[0], rows
+
+
+def cut_passes(samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:
+    """Cut the samples of a step into passes of at most `rows_per_pass` rows; the branches of one sample stay together.
+
+    Samples that begin alike lie side by side, so sharing survives the cut. As few passes as possible, and of even size: the
+    cost of a row falls with the rows of its pass. A sample that alone is larger than a pass gets a pass of its own.
+    """
+    if not samples:
+        return []
+    measured = sorted(((*_sample_rows(sample), sample) for sample in samples), key=lambda item: (str(type(item[0][:1])), item[0]))
+    shared = [0] + [common_prefix(a[0], b[0]) for a, b in zip(measured, measured[1:], strict=False)]
+
+    def starts(limit: int) -> list[int]:
+        begins, used = [0], measured[0][1]
+        for i in range(1, len(measured)):
+            extra = measured[i][1] - shared[i]
+            if used + extra > limit:
+                begins.append(i)
+                used = measured[i][1]
+            else:
+                used += extra
+        return begins
+
+    best = starts(rows_per_pass)
+    low, high = 1, rows_per_pass
+    while low < high:  # the smallest limit that needs no more passes: even sizes
+        middle = (low + high) // 2
+        if len(starts(middle)) > len(best):
+            low = middle + 1
+        else:
+            high = middle
+    best = starts(high)
+    return [[item[2] for item in measured[a:b]] for a, b in zip(best, [*best[1:], len(measured)], strict=True)]
+
+
+def padded_rows(samples: list[Sample]) -> TokenTree:
+    """The same batch without sharing: every branch is a tree of its own, one after the other. What the padded layout computes, minus the padding."""
+    tree = TokenTree([], [], [], [], [], [], [], [], [], [], samples)
+    b = 0
+    for s, sample in enumerate(samples):
+        for branch in sample.branches:
+            start, needed = len(tree.token), _rows_needed(branch)
+            tree.token += branch.tokens[:needed]
+            tree.position += list(range(needed)) if branch.positions is None else branch.positions[:needed]
+            tree.depth += range(needed)
+            tree.subtree_end += [start + needed] * needed
+            tree.multiplicity += [1] * needed
+            tree.source += [start + i - 1 for i in branch.learnt]
+            tree.target += [branch.tokens[i] for i in branch.learnt]
+            tree.weight += branch.weights
+            tree.branch += [b] * len(branch.learnt)
+            tree.branch_sample.append(s)
+            b += 1
+    return tree

@@ -1,0 +1,225 @@
+"""Open a vetted folder: the tokenizer, the model with every weight accounted for, and what the folder says about itself.
+
+Transformers builds the model; this room decides how: safetensors only, no code from the folder, no network, dropouts of the config set
+to 0 (and said), and an error when a single weight of the checkpoint finds no place or a single weight of the model is not in the
+checkpoint, because a model that is partly random trains and answers as if nothing were wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.core.errors import ModelError, problem, raise_all
+from tunewright.core.words import say
+from tunewright.models import vet
+from tunewright.models.cache import MARKER
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DROPOUT = re.compile(r"dropout|_pdrop$|drop_prob|layerdrop|drop_path", re.IGNORECASE)
+DOCUMENT_ENDS = {
+    "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[EOS]", "<|endofdocument|>", "<|eos|>", "<EOS>",
+}  # fmt: skip
+"""Tokens that end a document in pretraining; a base model knows them too, so they prove nothing about chat."""
+CHAT_NAME = re.compile(r"(?:^|[-_./ ])(instruct|chat|it|sft|dpo|rlhf|assistant|zephyr)(?:$|[-_./ ])", re.IGNORECASE)
+MARK = "tunewrightanswer"
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """Whether a model was trained to hold a dialogue, and the evidence in one sentence."""
+
+    is_chat: bool
+    reason: str
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. Raises ModelError when the configuration asks for code or no tokenizer can be built. No network."""
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    kind = "model" if (folder / "config.json").is_file() else "adapter"
+    raise_all(vet.problems_of(folder, kind=kind, weights=False), ModelError)
+    try:
+        with _silent():
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as e:
+        raise ModelError(problem("E-MODEL-31", str(folder), cause=vet.first_line(e))) from e
+
+
+def load_model(
+    folder: Path, *, dtype: torch.dtype | str, device: torch.device | str = "cpu", attention: str = "sdpa", notes: list[str] | None = None
+) -> PreTrainedModel:
+    """The causal language model of a folder, in eval mode, no parameter requiring a gradient.
+
+    `attention` is a name of Transformers' attention interface; a model that refuses it gets `eager`. Sentences about what was changed (dropouts set
+    to 0, another attention) are appended to `notes`. Raises ModelError when `vet.problems_of` finds anything, when the model
+    cannot be built, or when a weight is missing, left over or of another shape. No network, no code from the folder.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder, said = Path(folder), [] if notes is None else notes
+    raise_all(vet.problems_of(folder), ModelError)
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    placed = {} if str(device) == "cpu" else {"device_map": {"": str(device)}}
+    try:
+        config = AutoConfig.from_pretrained(str(folder), **common)
+        said += silence_dropout(config)
+        for way in (attention, "eager"):
+            try:
+                with _silent():
+                    model, info = AutoModelForCausalLM.from_pretrained(
+                        str(folder), config=config, dtype=wanted, attn_implementation=way, use_safetensors=True, output_loading_info=True,
+                        **common, **placed,
+                    )  # fmt: skip
+                break
+            except ValueError as e:
+                if way == "eager" or "attention" not in str(e).lower():
+                    raise
+                said.append(say("models.attention_eager", asked=attention, model_type=config.model_type))
+    except Exception as e:
+        raise ModelError(problem("E-MODEL-32", str(folder), cause=vet.first_line(e))) from e
+    _require_whole(folder, model, info)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.requires_grad_(False)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bars and no reports from Transformers; what is wrong comes back as an exception or in the loading info."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _require_whole(folder: Path, model: PreTrainedModel, info: Any) -> None:
+    """Raise ModelError unless checkpoint and model hold the same weights. A head tied to the embedding need not be stored."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    missing = sorted(set(info["missing_keys"]) - tied)
+    left_over = sorted(info["unexpected_keys"])
+    other_shape = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
+    found = [
+        problem("E-MODEL-33", str(folder), missing=len(missing), left_over=len(left_over), shapes=len(other_shape), names=", ".join(names[:3]))
+        for names in [[*missing, *left_over, *other_shape]]
+        if names
+    ]
+    raise_all(found, ModelError)
+
+
+def silence_dropout(config: Any) -> list[str]:
+    """Set every dropout of a config, and of the configs inside it, to 0; one sentence for each that was not 0 before."""
+    said = []
+    for inner in [config, *(getattr(config, name) for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None)]:
+        for name, value in list(vars(inner).items()):
+            if DROPOUT.search(name) and type(value) is float and value > 0:
+                setattr(inner, name, 0.0)
+                said.append(say("models.dropout_off", name=name, value=value))
+    return said
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of all weights, from the headers; 0 when there are none. Raises ModelError for a header that cannot be believed."""
+    return sum(num_bytes for _, _, num_bytes in _headers(folder).values())
+
+
+def parameter_count(folder: Path) -> int:
+    """Weights of the model, from the headers; a head that is tied to the embedding but stored all the same is counted once.
+
+    Counts stored numbers: in a checkpoint that packs several weights into one integer that is fewer than the model has.
+    """
+    tensors = _headers(folder)
+    tied = _raw(folder, "config.json").get("tie_word_embeddings") is True and any("embed" in name or ".wte." in name for name in tensors)
+    return sum(prod(shape) for name, (_, shape, _) in tensors.items() if not (tied and name.endswith("lm_head.weight")))
+
+
+def _headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    raise_all(vet.weight_problems(Path(folder)), ModelError)
+    return {name: entry for path in vet.weight_files(Path(folder))[0] for name, entry in vet.read_safetensors_header(path).items()}
+
+
+def _raw(folder: Path, name: str) -> dict[str, Any]:
+    path = Path(folder) / name
+    return vet.read_config(path)[0] if path.is_file() else {}
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, config: Any = None) -> list[int]:
+    """Every id that ends an answer, sorted: those of `config` (a generation config, model config or dict), the tokenizer's end of text, and the
+    special token that the chat template writes after an assistant turn."""
+    stated = config.get("eos_token_id") if isinstance(config, dict) else getattr(config, "eos_token_id", None)
+    ids = {stated} if isinstance(stated, int) else set(stated or ())
+    return sorted({i for i in ids | {tokenizer.eos_token_id, turn_end_id(tokenizer)} if i is not None})
+
+
+def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template writes right after an assistant's answer, or None. The template is rendered, not searched."""
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception:  # noqa: BLE001  (a template may refuse these messages; then it names no turn end)
+        return None
+    tail = text.rpartition(MARK)[2] if MARK in text else ""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
+    first = next((t for t in sorted(special, key=len, reverse=True) if tail.strip().startswith(t)), None)
+    return tokenizer.convert_tokens_to_ids(first) if first else None
+
+
+def kind_of_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ModelKind:
+    """Chat or base, with the reason. A template alone proves nothing: base models are published with one, too.
+
+    The evidence, strongest first: does the model's own generation config stop at the template's end of turn; the name; the template.
+    """
+    turn_end = turn_end_id(tokenizer)
+    name = _published_name(Path(folder))
+    named = CHAT_NAME.search(name)
+    if turn_end is None and not tokenizer.chat_template:
+        return ModelKind(bool(named), say("models.kind_name" if named else "models.kind_no_template", name=name))
+    stated = _raw(folder, "generation_config.json").get("eos_token_id", _raw(folder, "config.json").get("eos_token_id"))
+    stops = {stated} if isinstance(stated, int) else set(stated or ())
+    token = str(tokenizer.convert_ids_to_tokens(turn_end)) if turn_end is not None else ""
+    if token and token not in DOCUMENT_ENDS and stops:
+        if turn_end in stops:
+            return ModelKind(True, say("models.kind_stops", token=token))
+        if not named:
+            ends = ", ".join(str(tokenizer.convert_ids_to_tokens(s)) for s in sorted(stops))
+            return ModelKind(False, say("models.kind_never_stops", token=token, ends=ends))
+    if named:
+        return ModelKind(True, say("models.kind_name", name=name))
+    if re.search(r"(?:^|[-_./ ])(base|pt|pretrained)(?:$|[-_./ ])", name, re.IGNORECASE):
+        return ModelKind(False, say("models.kind_base_name", name=name))
+    return ModelKind(bool(token), say("models.kind_template_only" if token else "models.kind_no_turn_end"))
+
+
+def _published_name(folder: Path) -> str:
+    """What the model was called where it came from: our marker, the hub's cache folder, the config, else the folder's name."""
+    with contextlib.suppress(OSError, ValueError):
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        return str(marker.get("name") or marker.get("spec"))
+    for part in folder.resolve().parts[::-1]:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    stated = _raw(folder, "config.json").get("_name_or_path")
+    return folder.resolve().name if not isinstance(stated, str) or not stated else f"{stated} {folder.resolve().name}"

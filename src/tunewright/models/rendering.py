@@ -1,0 +1,397 @@
+"""Turn a dialogue into token ids, and say exactly which of them the model itself must write.
+
+The learnt span of an answer is found from what the template renders, never by looking for marker strings. It starts where the question rendered
+with a generation prompt ends, and ends after the first special token that the template writes after the answer. Where a template is not
+prefix-stable (it strips thinking from earlier turns, trims, moves the system prompt), the turn is rendered once more with a private-use
+sentinel in place of its content: what stands around the sentinel stands around the answer. Every span is then proven: its text, and its
+decoded tokens, are the answer and its stop token up to whitespace; a row that cannot be proven raises `CannotRender`.
+
+A question has the same token ids in training as when it is asked: a text is tokenised as a whole as long as the whole starts with the ids of
+the question, and piece by piece otherwise. Control tokens that somebody typed ("<|im_end|>" in a question) stay text.
+Source: the rules of `apply_chat_template` in Transformers (add_special_tokens=False for templated text).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from tunewright.core.errors import DataError, problem
+from tunewright.core.types import Message, PlainText
+from tunewright.core.words import ASSETS
+from tunewright.models.spelling import Marks, Speller, mark, pattern_of, unmark
+
+PRIVATE_USE = [chr(code) for code in range(0xF8A0, 0xF8FF)]
+MODELS_OWN, PLAIN = "model's own", "plain"
+
+
+class CannotRender(Exception):
+    """This dialogue has no provable rendering. `reason` is a short key of the data report, `detail` the cause in the template's own words."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+
+
+@dataclass
+class Rendered:
+    """One dialogue as tokens. `spans[k]` is the token range [a, b) of the k-th assistant turn, stop token included."""
+
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    stop_index: list[int | None]
+    """Index of each turn's stop token in `ids`; None where the template writes none between two turns."""
+    turns: list[int]
+    """Index of each span's message in the messages that were given."""
+    neutralised: int = 0
+    """Control tokens that stood in the data as text and were kept as text."""
+    notes: list[str] = field(default_factory=list)
+    """`system_merged`, `thinking_stripped`, `prompt_differs`: what the template made of this row."""
+
+
+@dataclass
+class _Turns:
+    """Messages ready for the template: control tokens that were typed are wrapped in two private-use marks."""
+
+    messages: list[dict[str, Any]]
+    origin: list[int]
+    tools: list[dict[str, Any]] | None
+    marks: Marks
+    sentinel: str
+    neutralised: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Place:
+    """Characters of one assistant turn: the span is [start, end); the stop token, if any, is its last token."""
+
+    start: int
+    end: int
+    stop: str | None
+    sure: bool
+    """The stop token is the first of its kind after `start`, so no cut is needed at `end`."""
+
+
+@cache
+def plain_template() -> str:
+    """The template of models that bring none, from `assets/templates/plain.jinja`."""
+    return (ASSETS / "templates" / "plain.jinja").read_text(encoding="utf-8")
+
+
+def _compact(text: str) -> str:
+    return "".join(text.split())
+
+
+def _same(left: str, right: str) -> bool:
+    """Equal up to whitespace and to what a tokenizer's normaliser may change (Unicode form, case, the metaspace)."""
+    if _compact(left) == _compact(right):
+        return True
+    one, two = (unicodedata.normalize("NFKC", t.replace("\u2581", " ")).casefold() for t in (left, right))
+    return _compact(one) == _compact(two)
+
+
+class Renderer:
+    """Renders dialogues and running text with one tokenizer, the same for training, chat and evaluation.
+
+    `extra_stop_ids` are further ids that end an answer (the eos list of the model's generation config).
+    Raises DataError when the tokenizer has no end token, or its template cannot render one question and one answer.
+    """
+
+    def __init__(self, tokenizer: Any, extra_stop_ids: Sequence[int] = ()):
+        self.tokenizer = tokenizer
+        own = tokenizer.chat_template
+        self.template_name = MODELS_OWN if own else PLAIN
+        ends = [i for i in (tokenizer.eos_token_id, *extra_stop_ids) if i is not None]
+        if not ends:
+            raise DataError(problem("E-DATA-17"))
+        self._end_id: int = ends[0]
+        self._end_text: str = tokenizer.convert_ids_to_tokens(self._end_id)
+        source = own if isinstance(own, str) else "\n".join(map(str, own.values())) if own else plain_template()
+        added = {str(token.content): bool(token.special) for token in tokenizer.added_tokens_decoder.values()}
+        stops = {str(tokenizer.convert_ids_to_tokens(i)) for i in ends}
+        self._special = {s for s, special in added.items() if special} | (stops & added.keys())
+        self._written = {s for s in added if s in source}
+        self._speller = Speller(tokenizer)
+        self._compile()
+        self.system_merged = False
+        self._header = ""
+        self._gap = ""
+        self._closing = ""
+        self.stop_id = self._probe()
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([self.stop_id, *ends]))
+
+    # ---- what others call
+
+    def render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> Rendered:
+        """Ids of a whole dialogue with the span of every assistant turn. Raises CannotRender where a span cannot be proven."""
+        turns = self._prepare(messages, tools)
+        text = self._write(turns)
+        answers = [k for k, m in enumerate(turns.messages) if m["role"] == "assistant"]
+        places = []
+        for k in answers:
+            place, text = self._locate(turns, text, k, last=k == answers[-1] and k == len(turns.messages) - 1)
+            places.append(place)
+        ids, edges = self._tokenise(text, self._cuts(places), turns.marks)
+        spans, stops = [], []
+        for place in places:
+            span, stop = self._span(ids, edges, place, text, turns.marks)
+            spans.append(span)
+            stops.append(stop)
+        return Rendered(unmark(text, turns.marks), ids, spans, stops, [turns.origin[k] for k in answers], turns.neutralised, turns.notes)
+
+    def prompt(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """Ids of a question, ready for generation: what chat and evaluation ask with."""
+        turns = self._prepare(messages, tools)
+        text = self._ask(turns, len(turns.messages))
+        places = []
+        for k, message in enumerate(turns.messages):
+            if message["role"] == "assistant":
+                try:
+                    places.append(self._locate(turns, text, k, asked=True)[0])
+                except CannotRender:
+                    continue
+        return self._tokenise(text, self._cuts(places), turns.marks)[0]
+
+    def render_text(self, plain: str | PlainText) -> Rendered:
+        """Running text with the tokenizer's usual start and the end token; all of it is learnt. Raises CannotRender."""
+        text = plain if isinstance(plain, str) else plain.text
+        marks, _ = self._unused([text])
+        marked, count = mark(text, self._typed_by_anyone, marks)
+        try:
+            ids = [*self._speller.lead, *self._speller.ids(marked, marks), self._end_id]
+        except ValueError as error:
+            raise CannotRender("cannot_render", str(error)) from error
+        return Rendered(text + self._end_text, ids, [(len(self._speller.lead), len(ids))], [len(ids) - 1], [0], count)
+
+    def text(self, plain: str | PlainText) -> list[int]:
+        """Ids of running text, end token included."""
+        return self.render_text(plain).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens shown."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    # ---- what the template is like, found once
+
+    def _compile(self) -> None:
+        self._special_re = pattern_of(self._special)
+        self._typed_by_anyone = pattern_of(self._special | self._written)
+        self._speller.control = self._special | self._written
+
+    def _probe(self) -> int:
+        """Learn from one question and answer: the stop token, what stands before it, whether a system prompt is accepted."""
+        question, answer = Message("user", "x"), Message("assistant", "y")
+        try:
+            turns = self._prepare([question, answer], None)
+            before, _, after = self._write(turns, replace=1).partition(turns.sentinel)
+            asked, silent = self._write(turns, 1, generation=True), self._write(turns, 1)
+        except CannotRender as error:
+            raise DataError(problem("E-DATA-18", cause=error.detail)) from error
+        found = self._special_re.search(after)
+        if not found and (found := pattern_of(self._written).search(after)):
+            # A ChatML token that was added without the special flag still ends answers.
+            self._special.add(found.group())
+            self._compile()
+        gap = before[len(asked) :] if before.startswith(asked) else ""
+        if asked == silent and self._special_re.search(gap):
+            # The template knows no generation prompt: the assistant's header belongs to the question all the same.
+            self._header = gap
+        elif not gap.strip():
+            self._gap = gap
+        self.system_merged = self._refuses_system()
+        if not found or not self._ends_answer(found.group()):
+            return self._end_id
+        self._closing = after[: found.start()].strip()
+        return int(self.tokenizer.convert_tokens_to_ids(found.group()))
+
+    def _refuses_system(self) -> bool:
+        try:
+            turns = self._prepare([Message("system", "s"), Message("user", "x")], None)
+            return turns.sentinel not in self._write(turns, replace=0)
+        except CannotRender:
+            return True
+
+    def _ends_answer(self, token: str) -> bool:
+        return token != self.tokenizer.bos_token or token == self._end_text
+
+    # ---- messages to text
+
+    def _prepare(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> _Turns:
+        """Merge a refused system prompt, and mark the control tokens that stand in the data."""
+        kept = [(i, m.role, m) for i, m in enumerate(messages)]
+        contents = {i: m.content for i, m in enumerate(messages)}
+        notes = []
+        if self.system_merged and kept and kept[0][1] == "system":
+            first, _, system = kept.pop(0)
+            notes.append("system_merged")
+            if kept and kept[0][1] == "user":
+                contents[kept[0][0]] = f"{system.content}\n\n{kept[0][2].content}"
+            else:
+                kept.insert(0, (first, "user", system))
+        strings = [*contents.values(), *(str(m.tool_calls or "") + str(m.name or "") for m in messages), str(tools or "")]
+        marks, sentinel = self._unused(strings)
+        ready, count = [], 0
+        for i, role, message in kept:
+            # An answer may hold tokens that the template also writes without being control tokens, such as <think>.
+            pattern = self._special_re if role == "assistant" else self._typed_by_anyone
+            entry: dict[str, Any] = {"role": role, "content": contents[i]}
+            entry |= {"tool_calls": message.tool_calls} if message.tool_calls else {}
+            entry |= {"name": message.name} if message.name else {}
+            marked, found = mark({k: v for k, v in entry.items() if k != "role"}, pattern, marks)
+            ready.append({"role": role, **marked})
+            count += found
+        marked_tools, found = mark(tools, self._typed_by_anyone, marks)
+        return _Turns(ready, [i for i, _, _ in kept], marked_tools, marks, sentinel, count + found, notes)
+
+    @staticmethod
+    def _unused(strings: Iterable[str]) -> tuple[tuple[str, str], str]:
+        """Two marks and a sentinel made of private-use characters that occur nowhere in this row."""
+        taken = set().union(*strings)
+        free = [c for c in PRIVATE_USE if c not in taken]
+        if len(free) < 4:
+            raise CannotRender("cannot_render", "private-use characters U+F8A0 to U+F8FE")
+        return (free[0], free[1]), free[2] + free[3] + free[2]
+
+    def _write(self, turns: _Turns, upto: int | None = None, *, generation: bool = False, replace: int | None = None) -> str:
+        """The template's text of the first `upto` messages, with the sentinel as content of message `replace`."""
+        messages = [dict(m) for m in turns.messages[:upto]]
+        if replace is not None:
+            messages[replace]["content"] = turns.sentinel
+        extra: dict[str, Any] = {}
+        if self.template_name == PLAIN:
+            extra = {"chat_template": plain_template(), "eos_token": self._end_text}
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tools=turns.tools, tokenize=False, add_generation_prompt=generation, **extra))
+        except Exception as error:  # a template is somebody's program: whatever it raises is its reason to refuse this row
+            raise CannotRender("cannot_render", f"{error}" or type(error).__name__) from error
+
+    def _ask(self, turns: _Turns, upto: int) -> str:
+        return self._write(turns, upto, generation=True) + self._header
+
+    # ---- text to spans
+
+    def _locate(self, turns: _Turns, text: str, k: int, *, last: bool = False, asked: bool = False) -> tuple[_Place, str]:
+        """Where turn k stands in `text`, and the text (with an end token appended where the template writes none after the last turn)."""
+        question, content = self._ask(turns, k), turns.messages[k]["content"]
+        start = len(question) if text.startswith(question) else None
+        if turns.messages[k].get("tool_calls"):
+            return self._locate_calls(turns, text, k, start), text
+        end = self._after(text, start, content) if start is not None else None
+        stop = self._stop_after(text, end) if end is not None else None
+        if stop is None or start is None or end is None:
+            # Also when no stop token follows: "<" is found in a "<think>" that the template wrote before an answer "<".
+            start, end = self._around_sentinel(turns, text, k, question if start is not None else None, asked)
+            stop = self._stop_after(text, end)
+        if last and start != len(question):
+            turns.notes.append("prompt_differs")
+        if stop:
+            return _Place(start, stop.end(), stop.group(), True), text
+        if not last:
+            return _Place(start, end, None, False), text
+        # The template writes no stop token: the end token stands directly after the answer.
+        text = (text[:end] if not text[end:].strip() else text.rstrip()) + self._end_text
+        return _Place(start, len(text), self._end_text, True), text
+
+    def _stop_after(self, text: str, end: int) -> re.Match[str] | None:
+        """The stop token that the template wrote directly after an answer's end, if it did."""
+        found = self._special_re.search(text, end)
+        between = text[end : found.start()].strip() if found else ""
+        return found if found and between in ("", self._closing) and self._ends_answer(found.group()) else None
+
+    @staticmethod
+    def _after(text: str, start: int, content: str) -> int | None:
+        """End of `content` where the text continues with it at `start`, as it is or trimmed; None where it does not."""
+        if text.startswith(content, start):
+            return start + len(content)
+        while start < len(text) and text[start].isspace():
+            start += 1
+        return start + len(content.strip()) if text.startswith(content.strip(), start) else None
+
+    def _around_sentinel(self, turns: _Turns, text: str, k: int, question: str | None, asked: bool) -> tuple[int, int]:
+        """Start and end of what the template wrote in place of turn k's content, proven against that content."""
+        shown = self._write(turns, generation=asked, replace=k) + (self._header if asked else "")
+        if shown.count(turns.sentinel) != 1:
+            raise CannotRender("cannot_render", "the template does not write this answer")
+        before, _, after = shown.partition(turns.sentinel)
+        glue = ""
+        if question is None:
+            if not text.startswith(before):
+                raise CannotRender("cannot_render", "the template changes the question with the answer")
+            # White space that the model writes itself before an answer is not part of the question.
+            start = len(before.removesuffix(self._gap))
+        else:
+            start, glue = len(question), before[len(question) :] if before.startswith(question) else ""
+        end = len(text) - len(after)
+        if end < start or not text.endswith(after):
+            raise CannotRender("cannot_render", "the template changes later turns with the answer")
+        self._prove(turns, text[start:end], turns.messages[k]["content"], glue)
+        return start, end
+
+    @staticmethod
+    def _prove(turns: _Turns, text: str, content: str, glue: str) -> None:
+        """The span is the content, or what is left of it without its thinking, perhaps after an opening that the template wrote."""
+        bare = text[len(glue) :] if glue and text.startswith(glue) else text
+        if any(_compact(t) == _compact(content) for t in (text, bare)):
+            return
+        _, thought, rest = content.rpartition("</think>")
+        if thought and any(_compact(t) == _compact(rest) for t in (text, bare)):
+            turns.notes.append("thinking_stripped")
+            return
+        raise CannotRender("cannot_render", "the template rewrites the answer")
+
+    def _locate_calls(self, turns: _Turns, text: str, k: int, start: int | None) -> _Place:
+        """A turn with tool calls: from the question's end to the last special token of the turn."""
+        upto = self._write(turns, k + 1)
+        turn = text[start : len(upto)].rstrip() if start is not None and text.startswith(upto) else ""
+        found = next((s for s in sorted(self._special, key=len, reverse=True) if turn.endswith(s)), None)
+        names = [str(call.get("function", call).get("name", "")) for call in turns.messages[k]["tool_calls"]]
+        if start is None or not found or not all(part in turn for part in (turns.messages[k]["content"].strip(), *names)):
+            raise CannotRender("cannot_render", "the tool calls of this turn cannot be told from the rest")
+        return _Place(start, start + len(turn), found, False)
+
+    # ---- text to ids
+
+    @staticmethod
+    def _cuts(places: list[_Place]) -> list[int]:
+        return sorted({c for p in places for c in ([p.start] if p.sure else [p.start, p.end])})
+
+    def _tokenise(self, text: str, cuts: list[int], marks: Marks) -> tuple[list[int], dict[int, int]]:
+        """Ids of `text` and, for each cut (a character), the number of ids before it.
+
+        By induction the ids up to a cut are the ids of the text up to that cut taken alone: the question's ids never depend on the answer.
+        """
+        known: list[int] = []
+        begin, edges = 0, {}
+        for cut in [*cuts, len(text)]:
+            try:
+                ids = self._speller.ids(text[:cut], marks)
+                if ids[: len(known)] != known:
+                    ids = known + self._speller.ids(text[begin:cut], marks, inside=True)
+            except ValueError as error:
+                raise CannotRender("cannot_render", str(error)) from error
+            known, begin = ids, cut
+            edges[cut] = len(known)
+        if self.template_name == PLAIN:
+            return self._speller.lead + known, {cut: edge + len(self._speller.lead) for cut, edge in edges.items()}
+        return known, edges
+
+    def _span(self, ids: list[int], edges: dict[int, int], place: _Place, text: str, marks: Marks) -> tuple[tuple[int, int], int | None]:
+        """Token range and stop index of a place, proven by decoding it."""
+        first = edges[place.start]
+        if place.sure:
+            stop_id = self.tokenizer.convert_tokens_to_ids(place.stop)
+            after = next((i + 1 for i in range(first, len(ids)) if ids[i] == stop_id), None)
+            if after is None:
+                raise CannotRender("cannot_render", "the stop token is not a token of its own")
+        else:
+            after = edges[place.end]
+        expected = unmark(text[place.start : place.end], marks)
+        if self.tokenizer.unk_token_id not in ids[first : after - 1] and not _same(self.decode(ids[first:after]), expected):
+            raise CannotRender("cannot_render", "the tokens do not spell the answer")
+        return (first, after), (after - 1 if place.stop else None)

@@ -1,0 +1,170 @@
+"""Tiny tokenizers made on the fly, with chat templates in the shape of well-known families. Written by hand, so that they are an oracle of shape only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog and asks a question about the answer",
+    "user assistant system model think Instruction Answer hello world one two three four five",
+    "什么是机器学习？它是人工智能的一个分支。你好，世界。",
+]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A template with its tokens. `stop` ends an answer; `exact_prompt` says that the template's question never depends on the answer."""
+
+    template: str | None
+    special: tuple[str, ...]
+    bos: str | None
+    eos: str
+    stop: str
+    added: tuple[str, ...] = ()
+    rstrip: bool = False
+    spaces: bool = False
+    exact_prompt: bool = True
+    system: bool = True
+
+
+CHATML_TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHATML_DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}" + CHATML_TURNS
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{%- if messages[0]['role'] == 'system' -%}{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{%- set turns = messages -%}{%- endif -%}{{- bos_token -}}"
+    "{%- for m in turns -%}{%- if m['role'] == 'user' -%}"
+    "{%- if loop.index0 >= turns | length - 2 and loop.last | string != 'x' and system is defined and"
+    " (loop.last or turns[loop.index0 + 1:] | selectattr('role', 'equalto', 'user') | list | length == 0) -%}"
+    "{{- '[INST] ' + system + '\n\n' + m['content'] + '[/INST]' -}}{%- else -%}{{- '[INST] ' + m['content'] + '[/INST]' -}}{%- endif -%}"
+    "{%- else -%}{{- ' ' + m['content'] | trim + eos_token -}}{%- endif -%}{%- endfor -%}"
+)
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}{% set system = messages[0]['content'] %}"
+    "{% else %}{% set turns = messages %}{% set system = false %}{% endif %}"
+    "{% for m in turns %}{% if loop.index0 == 0 and system != false %}"
+    "{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + m['content'] %}{% else %}{% set content = m['content'] %}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+DEEPSEEK = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}{% elif m['role'] == 'user' %}"
+    "{{ '<|User|>' + m['content'] }}{% else %}{{ '<|Assistant|>' + m['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+QWEN3 = (
+    "{%- set ns = namespace(last=-1) -%}{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}"
+    "{%- for m in messages -%}{%- if m.role != 'assistant' -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- else -%}"
+    "{%- set content = m.content -%}{%- set thought = '' -%}{%- if '</think>' in content -%}"
+    "{%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') -%}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}"
+    "{%- if loop.index0 > ns.last -%}{{- '<|im_start|>assistant\n<think>\n' + thought.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') -}}"
+    "{%- else -%}{{- '<|im_start|>assistant\n' + content -}}{%- endif -%}{{- '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+GLM = (
+    "[gMASK]<sop>{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+NO_HEADER = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+TRIMMED = CHATML_TURNS.replace("m['content']", "m['content'] | trim")
+IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+FAMILIES = {
+    "chatml": Family(CHATML_DEFAULT, IM, None, "<|im_end|>", "<|im_end|>"),
+    "chatml_eos_differs": Family(CHATML_TURNS, IM, None, "<|endoftext|>", "<|im_end|>"),
+    "chatml_bos_is_header": Family(CHATML_TURNS, IM, "<|im_start|>", "<|im_end|>", "<|im_end|>"),
+    "llama3": Family(
+        LLAMA3,
+        ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|eot_id|>",
+    ),
+    "gemma": Family(GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<bos>", "<eos>", "<end_of_turn>", system=False),
+    "mistral": Family(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), "<s>", "</s>", "</s>"),
+    "phi3": Family(
+        PHI3, ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), "<s>", "<|endoftext|>", "<|end|>", rstrip=True
+    ),
+    "llama2": Family(LLAMA2, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
+    "deepseek": Family(
+        DEEPSEEK,
+        ("<|begin|>", "<|finish|>", "<|User|>", "<|Assistant|>"),
+        "<|begin|>",
+        "<|finish|>",
+        "<|finish|>",
+        added=("<think>", "</think>"),
+        exact_prompt=False,
+    ),
+    "qwen3": Family(QWEN3, IM, None, "<|im_end|>", "<|im_end|>", added=("<think>", "</think>")),
+    "trimmed": Family(TRIMMED, IM, None, "<|im_end|>", "<|im_end|>"),
+    "header_is_stop": Family(
+        GLM, ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), None, "<|endoftext|>", "<|user|>|<|endoftext|>"
+    ),
+    "no_generation_prompt": Family(NO_HEADER, IM, None, "<|im_end|>", "<|im_end|>"),
+    "plain": Family(None, ("<s>", "</s>"), "<s>", "</s>", "</s>"),
+    "plain_spaces": Family(None, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
+}
+
+
+@cache
+def _bytes_trained() -> str:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(CORPUS * 3, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False))
+    return made.to_str()
+
+
+@cache
+def _spaces_trained() -> str:
+    """In the manner of SentencePiece: a space before the first word, bytes for unknown characters."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.train_from_iterator(CORPUS[:2] * 3, trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    model = json.loads(made.to_str())["model"]
+    names = ["<unk>", *[f"<0x{b:02X}>" for b in range(256)], *model["vocab"]]
+    vocab = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    whole = Tokenizer(models.BPE(vocab, [tuple(m) for m in model["merges"]], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    whole.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    whole.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return whole.to_str()
+
+
+def tokenizer_of(name: str) -> Any:
+    """A fresh tokenizer of the family."""
+    family = FAMILIES[name]
+    backend = Tokenizer.from_str(_spaces_trained() if family.spaces else _bytes_trained())
+    backend.add_special_tokens([AddedToken(s, special=True, normalized=False, rstrip=family.rstrip and s != family.bos) for s in family.special])
+    backend.add_tokens([AddedToken(s, special=False, normalized=False) for s in family.added])
+    if family.bos and family.template is None:
+        from tokenizers.processors import TemplateProcessing
+
+        backend.post_processor = TemplateProcessing(single=f"{family.bos} $A", special_tokens=[(family.bos, backend.token_to_id(family.bos))])
+    extra = {"unk_token": "<unk>"} if family.spaces else {}
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=family.bos, eos_token=family.eos, pad_token=family.eos, **extra)
+    made.chat_template = family.template
+    return made

@@ -1,0 +1,212 @@
+"""Rows of every format, good and bad: a row or a reason, never an exception."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunewright.core.errors import DataError
+from tunewright.core.registry import formats
+from tunewright.core.types import Conversation, Origin, PlainText
+from tunewright.core.words import catalogue
+from tunewright.data.formats.common import Columns, Unusable
+from tunewright.data.reading import RawRow
+from tunewright.data.shaping import shape
+
+HERE = Origin("f.json", 1, 1)
+NAMES = ["alpaca", "messages", "prompt_completion", "sharegpt", "text"]
+KEYS = st.sampled_from(["instruction", "input", "output", "history", "system", "messages", "conversations", "role", "content", "from", "value"])
+KEYS |= st.sampled_from(["prompt", "completion", "question", "answer", "text", "weight", "tools", "tool_calls", "name"])
+TEXTS = st.sampled_from(["", " ", "user", "assistant", "system", "gpt", "human", "x", "\ud800", "\x00", "<|im_end|>"])
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def made(name, raw, columns=None):
+    return formats.get(name).function(raw, HERE, columns if columns is not None else Columns())
+
+
+def turns(row):
+    return [(m.role, m.content) for m in row.messages]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def test_all_formats_are_registered_with_needs_and_looks():
+    assert set(NAMES) <= set(formats.names())
+    for name in NAMES:
+        assert formats.get(name).facts["needs"] and formats.get(name).config.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(raw=values)
+@settings(max_examples=150, deadline=None)
+def test_any_value_is_a_row_or_a_reason_with_a_sentence(name, raw):
+    row = made(name, raw)
+    if isinstance(row, Unusable):
+        assert f"data.reason.{row.reason}" in catalogue("en")
+    else:
+        json.dumps([m.content for m in row.messages] if isinstance(row, Conversation) else row.text).encode()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(raw=st.dictionaries(KEYS, values, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_looking_at_any_object_never_fails(name, raw):
+    assert formats.get(name).facts["looks_like"](raw) in (0, 1, 2)
+
+
+def test_alpaca_puts_the_input_on_a_line_under_the_instruction():
+    assert turns(made("alpaca", {"instruction": "i", "input": "x", "output": "o"})) == [("user", "i\nx"), ("assistant", "o")]
+    assert turns(made("alpaca", {"instruction": "i", "input": "", "output": "o"})) == [("user", "i"), ("assistant", "o")]
+    assert turns(made("alpaca", {"instruction": "i", "output": "o"})) == [("user", "i"), ("assistant", "o")]
+    assert turns(made("alpaca", {"instruction": "", "input": "x", "output": "o"})) == [("user", "x"), ("assistant", "o")]
+    row = made("alpaca", {"instruction": "i", "output": "o", "system": "s", "history": [["a", "b"]], "weight": 2})
+    assert turns(row) == [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i"), ("assistant", "o")] and row.weight == 2
+
+
+@pytest.mark.parametrize(("answer", "text"), [(1, "1"), (0, "0"), (0.5, "0.5"), (True, "True"), (False, "False")])
+def test_numbers_are_legal_answers_and_counted(answer, text):
+    columns = Columns()
+    assert made("alpaca", {"instruction": "i", "output": answer}, columns).answer() == text
+    assert made("prompt_completion", {"prompt": "i", "completion": answer}, columns).answer() == text
+    assert made("messages", {"messages": [user("q"), assistant(answer)]}, columns).answer() == text
+    assert columns.notes["number_as_text"] == 3
+
+
+def test_messages_keep_weights_tools_and_text_parts():
+    calls = [{"function": {"name": "f", "arguments": {}}}]
+    raw = {
+        "messages": [
+            {"role": "developer", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            assistant(None, tool_calls=calls, weight=0),
+            {"role": "tool", "content": "t", "name": "f"},
+            assistant("end", weight=0.5),
+        ],
+        "tools": [{"type": "function"}],
+    }
+    row = made("messages", raw)
+    assert turns(row) == [("system", "s"), ("user", "ab"), ("assistant", ""), ("tool", "t"), ("assistant", "end")]
+    assert [m.weight for m in row.messages] == [1, 1, 0, 1, 0.5]
+    assert row.messages[2].tool_calls == calls and row.tools == raw["tools"]
+
+
+def test_sharegpt_roles_are_translated():
+    raw = {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    assert turns(made("sharegpt", raw)) == [("system", "s"), ("user", "q"), ("assistant", "a")]
+    raw = {"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}], "system": "t"}
+    assert turns(made("sharegpt", raw)) == [("system", "t"), ("user", "q"), ("assistant", "a")]
+
+
+def test_prompt_lists_of_messages_are_context_and_only_the_completion_is_learnt():
+    raw = {"prompt": [user("a"), assistant("b"), user("c")], "completion": [assistant("d")]}
+    row = made("prompt_completion", raw)
+    assert [m.weight for m in row.messages] == [1, 0, 1, 1] and row.answer() == "d"
+    assert turns(made("prompt_completion", {"question": "q", "answer": "a"})) == [("user", "q"), ("assistant", "a")]
+
+
+def test_question_after_the_last_answer_is_left_out_and_counted():
+    columns = Columns()
+    row = made("messages", {"messages": [user("q"), assistant("a"), user("r")]}, columns)
+    assert row.answer() == "a" and len(row.messages) == 2 and columns.notes["question_after_last_answer"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "reason"),
+    [
+        ("alpaca", [1], "not_an_object"),
+        ("alpaca", "text", "not_an_object"),
+        ("alpaca", {"instruction": "i"}, "no_answer"),
+        ("alpaca", {"instruction": "i", "output": None}, "empty_answer"),
+        ("alpaca", {"instruction": "i", "output": " \n"}, "empty_answer"),
+        ("alpaca", {"instruction": "", "output": "o"}, "empty_question"),
+        ("alpaca", {"instruction": {"a": 1}, "output": "o"}, "wrong_type"),
+        ("alpaca", {"instruction": "i", "output": "o", "history": "h"}, "wrong_type"),
+        ("alpaca", {"instruction": "i", "output": "\ud83d"}, "bad_unicode"),
+        ("alpaca", {"instruction": "i", "output": "o", "weight": -1}, "bad_weight"),
+        ("alpaca", {"instruction": "i", "output": "o", "weight": "x"}, "bad_weight"),
+        ("messages", {"messages": "x"}, "wrong_type"),
+        ("messages", {"messages": ["x"]}, "wrong_type"),
+        ("messages", {"messages": []}, "no_answer"),
+        ("messages", {"messages": [{"role": "system", "content": "s"}]}, "no_answer"),
+        ("messages", {"messages": [user("q")]}, "no_answer"),
+        ("messages", {"messages": [{"role": "narrator", "content": "q"}]}, "unknown_role"),
+        ("messages", {"messages": [{"content": "q"}]}, "unknown_role"),
+        ("messages", {"messages": [assistant("a")]}, "bad_order"),
+        ("messages", {"messages": [user("q"), user("q"), assistant("a")]}, "bad_order"),
+        ("messages", {"messages": [user("q"), {"role": "system", "content": "s"}, assistant("a")]}, "bad_order"),
+        ("messages", {"messages": [user("q"), assistant("")]}, "empty_answer"),
+        ("messages", {"messages": [user("q"), assistant([{"type": "image_url"}])]}, "wrong_type"),
+        ("sharegpt", {"x": 1}, "no_answer"),
+        ("prompt_completion", {"prompt": "p"}, "no_answer"),
+        ("text", {"x": 1}, "no_text"),
+        ("text", {"text": ""}, "empty_text"),
+    ],
+)
+def test_unusable_rows_have_a_reason(name, raw, reason):
+    row = made(name, raw)
+    assert isinstance(row, Unusable) and row.reason == reason
+
+
+GOOD = {
+    "alpaca": {"instruction": "i", "output": "o", "text": "all of it"},
+    "messages": {"messages": [user("q"), assistant("a")], "prompt": "q"},
+    "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    "prompt_completion": {"question": "q", "answer": "a"},
+    "text": {"text": "t", "url": "u"},
+}
+
+
+def raw_rows(*values):
+    return [RawRow(value, Origin("f.json", i, i)) for i, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_format_is_told_from_the_rows_even_when_most_are_bad(name):
+    shaped = shape(raw_rows(7, {}, GOOD[name], "x"))
+    assert shaped.format == name and len(shaped.rows) == 1 and len(shaped.dropped) == 3
+    assert isinstance(shaped.rows[0], PlainText if name == "text" else Conversation)
+
+
+def test_conversations_with_role_and_content_are_messages():
+    assert shape(raw_rows({"conversations": [user("q"), assistant("a")]})).format == "messages"
+
+
+@pytest.mark.parametrize("values", [({"a": 1, "b": 2},), ([1, 2],), (3,)])
+def test_unknown_columns_are_listed_with_what_the_formats_need(values):
+    with pytest.raises(DataError) as caught:
+        shape(raw_rows(*values))
+    line = caught.value.problems[0].line()
+    assert "E-DATA-08" in line and "instruction, output" in line and ("a, b" in line or "(" in line)
+
+
+def test_two_possible_formats_are_an_error_until_one_is_named():
+    both = raw_rows(GOOD["messages"] | GOOD["alpaca"])
+    with pytest.raises(DataError, match="E-DATA-09.*alpaca, messages"):
+        shape(both)
+    assert shape(both, "alpaca").rows[0].answer() == "o"
+
+
+def test_unknown_format_and_column_names_get_a_guess():
+    with pytest.raises(DataError, match="Did you mean `alpaca`"):
+        shape(raw_rows(GOOD["alpaca"]), "alpacca")
+    with pytest.raises(DataError, match="closest: question"):
+        shape(raw_rows(GOOD["prompt_completion"]), "auto", {"instruction": "questoin"})
+
+
+def test_renamed_columns_decide_the_format():
+    shaped = shape(raw_rows({"frage": "q", "antwort": 1}), "auto", {"instruction": "frage", "output": "antwort"})
+    assert shaped.format == "alpaca" and turns(shaped.rows[0]) == [("user", "q"), ("assistant", "1")]
