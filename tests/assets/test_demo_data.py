@@ -15,7 +15,7 @@ import pytest
 DEMO = Path(__file__).parents[2] / "src/tunewright/assets/demo"
 FILES = ("facts", "general_train", "general_probe")
 ROWS = {
-    "en": {"facts": 64, "general_train": 60, "general_probe": 24},
+    "en": {"facts": 64, "general_train": 220, "general_probe": 24},
     "zh": {"facts": 40, "general_train": 40, "general_probe": 20},
 }
 PLACE = {"en": "mossenquay", "zh": "砚禾镇"}

@@ -104,15 +104,26 @@ def save(root: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[
     return target
 
 
-def _publish(root: Path, target: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
+def _write_tensors(group: dict[str, Any], path: Path) -> None:
+    """safetensors' `save_file`, whose I/O errors are no OSErrors: they come back as what they are, so that a full disk is known as one."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    try:
+        save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, path)
+    except SafetensorError as e:
+        number = re.search(r"os error (\d+)", str(e))
+        code = int(number.group(1)) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if os.name != "nt" and number else str(e)) from e
+
+
+def _publish(root: Path, target: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
     temporary = root / f"{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
     temporary.mkdir()
     try:
         for name, group in tensors.items():
             path = temporary / f"{name}.safetensors"
-            save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, path)
+            _write_tensors(group, path)
             _sync(path)
         write_json(temporary / "state.json", {"step": step, **state})
         files = {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(temporary.iterdir())}
@@ -190,7 +201,8 @@ def load_latest(root: Path) -> Checkpoint | None:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(folder, step, state, bad)
         bad.append((folder.name, flaw))
-        _quarantine(folder)
+        with contextlib.suppress(OSError):  # a disk that is read-only now; the folder is judged again next time
+            _quarantine(folder)
     if bad or (root / "quarantine").is_dir():
         found = "; ".join(f"{name}: {why}" for name, why in bad) or "quarantine"
         raise CheckpointError(problem("E-CKPT-03", str(root), found=found))

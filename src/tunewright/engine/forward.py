@@ -38,10 +38,12 @@ class PassOutput:
 def head_of(model: Any) -> Head:
     """The output head of a causal language model, with the scale and softcap its config asks for."""
     module = model.get_output_embeddings()
-    config = model.config
-    # Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`.
-    scale = 1.0 / getattr(config, "logits_scaling", 1.0) * getattr(config, "logit_scale", 1.0)
-    return Head(module.weight, getattr(module, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+    config = model.config.get_text_config()
+    # Granite divides by `logits_scaling`, HyperCLOVA X multiplies by it; Cohere multiplies by `logit_scale`.
+    scale = (getattr(config, "logits_scaling", None) or 1.0) ** (1 if config.model_type == "hyperclovax" else -1) * (getattr(config, "logit_scale", None) or 1.0)
+    # A method may have put layers on the head (LoRA on `head`): then its forward, not its weight, is the head.
+    own = None if type(module) is nn.Linear else module
+    return Head(module.weight, getattr(module, "bias", None), scale, getattr(config, "final_logit_softcapping", None), own)
 
 
 class Policy(nn.Module):
@@ -66,7 +68,8 @@ class Policy(nn.Module):
         source, target = torch.tensor(tree.source, device=device), torch.tensor(tree.target, device=device)
         logprob_L = label_logprobs(hidden_TD, source, target, head_of(self.causal[0]))
         weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
-        return PassOutput(logprob_L, weight_L, torch.tensor(tree.branch, device=device), tree.branch_sample, samples, tree.num_rows)
+        rows = tree.num_rows if self.layout == "tree" else len(tree.branch_sample) * (max(tree.depth) + 1)
+        return PassOutput(logprob_L, weight_L, torch.tensor(tree.branch, device=device), tree.branch_sample, samples, rows)
 
     def _body(self) -> Any:
         causal = self.causal[0]

@@ -37,33 +37,52 @@ def probe_samples(vocabulary: int, seed: int = 0) -> list[Sample]:
     return [Sample([Branch(p, list(range(1, len(p))), [1.0] * (len(p) - 1))], i) for i, p in enumerate(paths)]
 
 
-def disagreement(policy_of: Any, vocabulary: int) -> float:
-    """Mean absolute difference in nats between tree and padded on the probe. `policy_of(layout)` gives a context manager around a `Policy`."""
+def disagreement(policy_of: Any, vocabulary: int, layout: str) -> float:
+    """Mean absolute difference in nats between a layout and the model's own logits, one branch at a time, on the probe.
+
+    `policy_of(layout)` gives a context manager around a `Policy`.
+    """
     import torch
 
-    values = {}
-    for layout in ("tree", "padded"):
-        with policy_of(layout) as policy, torch.no_grad():
-            values[layout] = policy(probe_samples(vocabulary)).logprob
-    return float((values["tree"] - values["padded"]).abs().mean())
+    samples = probe_samples(vocabulary)
+    with policy_of("padded") as policy, torch.no_grad():
+        parts = []
+        for branch in (b for s in samples for b in s.branches):
+            ids = torch.tensor(branch.tokens, device=policy.device)
+            logits = policy.model(input_ids=ids[None], use_cache=False).logits[0]
+            parts.append(torch.log_softmax(logits.float(), -1)[torch.arange(len(ids) - 1), ids[1:]])
+    with policy_of(layout) as policy, torch.no_grad():
+        return float((policy(samples).logprob.float() - torch.cat(parts)).abs().mean())
 
 
 def choose(engine: EngineConfig, model: Any, needs_layout: str, policy_of: Any) -> tuple[str, str]:
     """(layout, reason). `auto` takes the tree if nothing speaks against it and the model agrees with its own stock attention on a forked sample."""
+    vocabulary, tolerance = model.config.get_text_config().vocab_size, TOLERANCE[str(model.dtype).removeprefix("torch.")]
     if engine.layout == "padded":
+        _require_known_head(policy_of, vocabulary, tolerance)
         return "padded", say("layout.asked")
     why = obstacle(model, needs_layout)
     if why is None:
         try:
-            gap = disagreement(policy_of, model.config.get_text_config().vocab_size)
+            gap = disagreement(policy_of, vocabulary, "tree")
         except Exception as e:
             why = say("layout.refused", cause=f"{type(e).__name__}: {e}".splitlines()[0][:200])
         else:
-            if gap <= TOLERANCE[str(model.dtype).removeprefix("torch.")]:
+            if gap <= tolerance:
                 return "tree", say("layout.agrees", gap=f"{gap:.1e}")
             why = say("layout.differs", gap=f"{gap:.2g}")
     if engine.layout == "tree":
         from tunewright.core.errors import CompatError, problem
 
         raise CompatError(problem("E-COMPAT-01", "engine.layout", reason=why))
+    _require_known_head(policy_of, vocabulary, tolerance)
     return "padded", why
+
+
+def _require_known_head(policy_of: Any, vocabulary: int, tolerance: float) -> None:
+    """Raise CompatError where even one row a sample does not give the model's own log-probabilities: its head does something we do not know."""
+    gap = disagreement(policy_of, vocabulary, "padded")
+    if not gap <= tolerance:
+        from tunewright.core.errors import CompatError, problem
+
+        raise CompatError(problem("E-COMPAT-04", "model", gap=f"{gap:.2g}"))

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.seeds import permutation
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, num_samples: int, epoch: int) -> list[int]:
+    # Kept, because a shuffle of a million rows at every step would take longer than the step.
+    return permutation(seed, "order", num_samples, epoch)
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Schedule:
     def samples_of(self, step: int) -> list[int]:
         """Indices of the samples of step 1, 2, ...; every epoch has an order of its own."""
         epoch, place = divmod(step - 1, self.steps_per_epoch)
-        order = permutation(self.seed, "order", self.num_samples, epoch)
+        order = _order(self.seed, self.num_samples, epoch)
         return order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def rate(self, step: int) -> float:

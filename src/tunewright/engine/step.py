@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tunewright.core.seeds import stream_seed
-from tunewright.core.types import Attached, Objective, Sample
+from tunewright.core.types import Attached, Objective, Sample, Term
 from tunewright.engine.forward import Policy
 from tunewright.engine.tree import cut_passes
 
@@ -56,25 +56,34 @@ class Stepper:
                 self.objective.prepare(samples)
         totals = self.objective.plan(samples)
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
-        for group in cut_passes(samples, self.rows_per_pass):
+        # Loading, answering and measuring leave the model in eval mode, in which an adapter's dropout would silently do nothing.
+        self.policy.model.train()
+        for group in cut_passes(samples, self.rows_per_pass, padded=self.policy.layout == "padded"):
             self._one_pass(group, totals, report)
+        if self.attached.penalties:
+            self._add(self.attached.penalties(), {}, report)
         return report
 
     def _one_pass(self, group: list[Sample], totals: dict[str, float], report: StepReport) -> None:
         output = self.policy(group)
-        terms = self.objective.terms(output)
-        if self.attached.penalties:
-            terms |= self.attached.penalties()
-        parts = {name: coefficient * total / totals[name] for name, (total, coefficient) in terms.items() if totals.get(name)}
-        loss = torch.stack([part.float() if part.dtype.itemsize < 4 else part for part in parts.values()]).sum()
-        (loss * self.loss_scale).backward()
-        for name, part in parts.items():
-            report.terms[name] = report.terms.get(name, 0.0) + float(part.detach())
-        report.loss = sum(report.terms.values())
+        self._add(self.objective.terms(output), totals, report)
         report.passes += 1
         report.physical_rows += output.num_rows
         report.logical_tokens += sum(len(b.tokens) for s in group for b in s.branches)
         report.label_tokens += len(output.weight)
+
+    def _add(self, terms: dict[str, Term], totals: dict[str, float], report: StepReport) -> None:
+        """Backward through the sum of the terms. A term that `plan` did not announce (a penalty on the weights) is divided by 1; one announced
+        as 0 has nothing to learn from in this step."""
+        parts = {name: coefficient * total / totals.get(name, 1.0) for name, (total, coefficient) in terms.items() if totals.get(name, 1.0)}
+        if not parts:
+            return
+        loss = torch.stack([part.float() if part.dtype.itemsize < 4 else part for part in parts.values()]).sum()
+        if loss.requires_grad:
+            (loss * self.loss_scale).backward()
+        for name, part in parts.items():
+            report.terms[name] = report.terms.get(name, 0.0) + float(part.detach())
+        report.loss = sum(report.terms.values())
 
     def step(self, samples: list[Sample], number: int, learning_rate: float) -> StepReport:
         """Gradient, finite check, clipping, update. A step that is not finite changes no weight and says where it broke."""
@@ -101,8 +110,8 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("rate_factor", 1.0)
         before = [p.detach().clone() for p in parameters] if self._could_overflow(learning_rate) else None
-        self.optimizer.step()
-        if before is not None and not all(bool(torch.isfinite(p).all()) for p in parameters):
+        if not self._update(before is not None):
+            assert before is not None
             self._put_back(before)
             report.where = "update"
             self.optimizer.zero_grad(set_to_none=True)
@@ -113,10 +122,20 @@ class Stepper:
         report.applied = True
         return report
 
-    @staticmethod
-    def _could_overflow(learning_rate: float) -> bool:
+    def _update(self, guarded: bool) -> bool:
+        """Take the optimiser's step. Guarded: whether all weights are finite afterwards."""
+        if not guarded:
+            self.optimizer.step()
+            return True
+        try:
+            self.optimizer.step()
+        except RuntimeError:  # PyTorch refuses a rate that does not fit the weights' number type, half-way through the parameters
+            return False
+        return all(bool(torch.isfinite(p).all()) for p in self.parameters())
+
+    def _could_overflow(self, learning_rate: float) -> bool:
         # AdamW moves a weight by about the rate, so only an absurd rate can leave the finite numbers in one update.
-        return learning_rate > 1e10
+        return learning_rate > 1e-4 * min((torch.finfo(p.dtype).max for p in self.parameters()), default=0.0)
 
     def _put_back(self, before: list[torch.Tensor]) -> None:
         with torch.no_grad():
@@ -139,7 +158,8 @@ def held_out_loss(policy: Policy, objective: Objective, samples: list[Sample], r
         objective.prepare(samples)
     totals = objective.plan(samples)
     loss = 0.0
-    for group in cut_passes(samples, rows_per_pass):
+    policy.model.eval()
+    for group in cut_passes(samples, rows_per_pass, padded=policy.layout == "padded"):
         if stop is not None:
             stop()
         terms = objective.terms(policy(group))

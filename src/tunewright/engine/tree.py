@@ -80,24 +80,43 @@ def build_tree(samples: list[Sample]) -> TokenTree:
     return tree
 
 
+def _sort_key(key: Key) -> tuple[bool, Key]:
+    """Keys with positions of their own sort apart from those without: a tuple cannot be compared with an integer."""
+    return bool(key) and isinstance(key[0], tuple), key
+
+
 def _sample_rows(sample: Sample) -> tuple[Key, int]:
     """The first branch's row keys (what neighbours can share) and the rows of the sample's own tree."""
-    keys = sorted(_row_keys(b) for b in sample.branches) if len(sample.branches) > 1 else [_row_keys(sample.branches[0])]
+    keys = sorted((_row_keys(b) for b in sample.branches), key=_sort_key)
     rows = len(keys[0])
     for before, after in zip(keys, keys[1:], strict=False):
         rows += len(after) - common_prefix(before, after)
     return keys[0], rows
 
 
-def cut_passes(samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:
+def _cut_padded(samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:
+    """Passes of the padded layout, in which a pass computes branches x longest rows: samples of like length lie together."""
+    passes: list[list[Sample]] = []
+    branches = longest = 0
+    for sample in sorted(samples, key=lambda s: -max(map(_rows_needed, s.branches))):
+        if passes and (branches + len(sample.branches)) * longest <= rows_per_pass:
+            passes[-1].append(sample)
+            branches += len(sample.branches)
+        else:
+            passes.append([sample])
+            branches, longest = len(sample.branches), max(map(_rows_needed, sample.branches))
+    return passes
+
+
+def cut_passes(samples: list[Sample], rows_per_pass: int, padded: bool = False) -> list[list[Sample]]:
     """Cut the samples of a step into passes of at most `rows_per_pass` rows; the branches of one sample stay together.
 
     Samples that begin alike lie side by side, so sharing survives the cut. As few passes as possible, and of even size: the
     cost of a row falls with the rows of its pass. A sample that alone is larger than a pass gets a pass of its own.
     """
-    if not samples:
-        return []
-    measured = sorted(((*_sample_rows(sample), sample) for sample in samples), key=lambda item: (str(type(item[0][:1])), item[0]))
+    if padded or not samples:
+        return _cut_padded(samples, rows_per_pass)
+    measured = sorted(((*_sample_rows(sample), sample) for sample in samples), key=lambda item: _sort_key(item[0]))
     shared = [0] + [common_prefix(a[0], b[0]) for a, b in zip(measured, measured[1:], strict=False)]
 
     def starts(limit: int) -> list[int]:

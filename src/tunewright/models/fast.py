@@ -90,6 +90,11 @@ def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b
     return _LowRankLinear.apply(flat, weight, bias, a, b, scale).view(*x.shape[:-1], weight.shape[0])
 
 
+def _scale(weight: Tensor, one: bool) -> Tensor:
+    """Gemma adds 1 to the weight in float32: in bfloat16 the sum would round every channel's scale to 8 bits."""
+    return weight.to(_wide(weight)) + 1 if one else weight
+
+
 def _norm_parts(module: nn.Module) -> tuple[Tensor, float] | None:
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -100,17 +105,18 @@ def _norm_parts(module: nn.Module) -> tuple[Tensor, float] | None:
 
 @torch.no_grad()
 def _fitting_form(module: nn.Module, weight: Tensor, eps: float) -> tuple[bool, bool] | None:
-    """(adds one to the weight, rounds before scaling) of the form that equals the module's own forward on random rows, or None."""
+    """(adds one to the weight, rounds before scaling) of the form that equals the module's own forward best on random rows, or None."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(64, len(weight), generator=generator) * 3).to(weight.dtype)
     own = module(x)
+    fitting: list[tuple[float, tuple[bool, bool]]] = []
     for one in (False, True):
         for round_first in (True, False):
-            scale = weight + 1 if one else weight
-            ours = _RMSNorm.apply(x, scale, eps, round_first)
+            ours = _RMSNorm.apply(x, _scale(weight, one), eps, round_first)
             if own.dtype == ours.dtype and torch.allclose(ours, own, rtol=4 * torch.finfo(weight.dtype).eps, atol=0):
-                return one, round_first
-    return None
+                # In half precision both orders of rounding are within the tolerance; the module's own is the closest.
+                fitting.append((float((ours - own).double().abs().sum()), (one, round_first)))
+    return min(fitting, key=lambda entry: entry[0])[1] if fitting else None
 
 
 def _replace_norm(module: nn.Module) -> bool:
@@ -124,7 +130,7 @@ def _replace_norm(module: nn.Module) -> bool:
     def forward(x: Tensor) -> Tensor:
         if module.weight.requires_grad or not torch.is_grad_enabled():
             return own_forward(x)
-        return _RMSNorm.apply(x, module.weight + 1 if one else module.weight, eps, round_first)
+        return _RMSNorm.apply(x, _scale(module.weight, one), eps, round_first)
 
     module.forward = forward
     return True

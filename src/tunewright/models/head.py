@@ -24,14 +24,18 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    module: Any = None
+    """A head that is more than its weight (it carries an adapter): called in place of the product."""
 
     def logits(self, hidden_LD: Tensor, scratch: Tensor | None = None) -> Tensor:
         """(rows, vocabulary), in the dtype of the hidden rows. `scratch` (at least as many rows) receives the product; only without autograd."""
-        if scratch is None:
+        if self.module is not None:
+            z = self.module(hidden_LD)
+        elif scratch is None:
             z = hidden_LD @ self.weight.t()
         else:
             z = torch.mm(hidden_LD, self.weight.t(), out=scratch[: len(hidden_LD)])
-        if self.bias is not None:
+        if self.bias is not None and self.module is None:
             z = z + self.bias
         if self.scale != 1.0:
             z = z * self.scale
@@ -104,9 +108,9 @@ class _FrozenHead(torch.autograd.Function):
         return dh.to(mean_UD.dtype), None, None, None
 
 
-def _trainable_chunk(hidden: Tensor, row: Tensor, target: Tensor, weight: Tensor, bias: Tensor | None, head: Head) -> Tensor:
+def _trainable_chunk(hidden: Tensor, row: Tensor, target: Tensor, head: Head) -> Tensor:
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    z = Head(weight, bias, head.scale, head.softcap).logits(hidden).to(wide)
+    z = head.logits(hidden).to(wide)
     return z[row, target] - torch.logsumexp(z, -1)[row]
 
 
@@ -115,7 +119,7 @@ def label_logprobs(hidden_TD: Tensor, source_L: Tensor, target_L: Tensor, head: 
     rows, inverse = torch.unique(source_L, return_inverse=True)
     order = torch.argsort(inverse, stable=True)
     hidden_UD, row, target = hidden_TD[rows], inverse[order], target_L[order]
-    if head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad):
+    if head.module is not None or head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad):
         sorted_L = _through_trainable(hidden_UD, row, target, head)
     else:
         sorted_L = _FrozenHead.apply(hidden_UD, row, target, head)
@@ -130,7 +134,7 @@ def _through_trainable(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head:
         inside = (row_L >= start) & (row_L < start + CHUNK)
         parts.append(
             checkpoint(
-                _trainable_chunk, hidden_UD[start : start + CHUNK], row_L[inside] - start, target_L[inside], head.weight, head.bias, head, use_reentrant=False
+                _trainable_chunk, hidden_UD[start : start + CHUNK], row_L[inside] - start, target_L[inside], head, use_reentrant=False
             )
         )
     return torch.cat(parts)

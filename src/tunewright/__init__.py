@@ -1,0 +1,19 @@
+"""Tunewright: fine-tune open language models on your own data and machine, and see, question by question, what changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`train` and `Run` are looked up when they are used, so that `import tunewright` loads no torch."""
+    if name in ("Run", "train"):
+        from tunewright import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'tunewright' has no attribute {name!r}")
+
+
+__all__ = ["Run", "__version__", "train"]

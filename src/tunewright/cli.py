@@ -1,0 +1,202 @@
+"""The command line. It speaks to people and holds no logic; every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from tunewright.core.words import say
+
+F = TypeVar("F", bound=Callable[..., Any])
+app = typer.Typer(
+    name="tunewright", help=say("cli.help"), no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+JsonFlag = Annotated[bool, typer.Option("--json", help=say("cli.json"))]
+
+
+def speaks(command: F) -> F:
+    """Turn our errors into one message on stderr (or JSON on stdout) and the right exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from tunewright.core.errors import TunewrightError
+
+        try:
+            return command(*args, **kwargs)
+        except TunewrightError as e:
+            if kwargs.get("as_json"):
+                print(json.dumps({"problems": [p.as_dict() for p in e.problems]}, ensure_ascii=False))
+            print(e.text(), file=sys.stderr)
+            raise typer.Exit(e.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+@app.command(help=say("cli.train"))
+@speaks
+def train(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[RUN.yaml] [KEY=VALUE]...", help=say("cli.train.words"))] = None,
+    model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
+    data: Annotated[str | None, typer.Option(help=say("cli.data"))] = None,
+    data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
+    out: Annotated[str | None, typer.Option(help=say("cli.out"))] = None,
+    resume: Annotated[bool, typer.Option("--resume", help=say("cli.resume"))] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train."""
+    from tunewright.core.errors import UsageError, problem
+    from tunewright.core.runfile import load_run
+
+    given = list(words or [])
+    first = given.pop(0) if given and "=" not in given[0] else None
+    if resume:
+        if first is None or given or model or data or data_dir or out:
+            raise UsageError(problem("E-RUN-08", "--resume"))
+        from tunewright.train import resume_run
+
+        run = resume_run(Path(first))
+    else:
+        if first is not None and Path(first).is_dir():
+            raise UsageError(problem("E-RUN-09", first))
+        flags = {"model": model, "data.train": data, "data.dir": data_dir, "out": out}
+        parsed = load_run(Path(first) if first else None, given, flags)
+        from tunewright.train import train as start
+
+        run = start(parsed)
+    if as_json:
+        _print_json(run.summary)
+
+
+@app.command(help=say("cli.demo"))
+@speaks
+def demo(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=say("cli.demo.words"))] = None,
+    lang: Annotated[str, typer.Option(help=say("cli.demo.lang"))] = "en",
+    model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
+    out: Annotated[Path | None, typer.Option(help=say("cli.out"))] = None,
+    resume: Annotated[bool, typer.Option("--resume", help=say("cli.resume"))] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Demo."""
+    from tunewright.core.errors import UsageError, problem
+
+    if lang not in ("en", "zh"):
+        raise UsageError(problem("E-RUN-10", "--lang", lang=lang))
+    from tunewright.demo import demo as start
+
+    run = start(out, lang=lang, model=model, words=words, resume=resume)
+    if as_json:
+        _print_json(run.summary)
+
+
+@app.command(help=say("cli.chat"))
+@speaks
+def chat(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.chat.target"))],
+    question: Annotated[str | None, typer.Option("--question", "-q", help=say("cli.chat.question"))] = None,
+    base: Annotated[bool, typer.Option("--base", help=say("cli.chat.base"))] = False,
+    compare: Annotated[bool, typer.Option("--compare", help=say("cli.chat.compare"))] = False,
+    complete: Annotated[bool, typer.Option("--complete", help=say("cli.chat.complete"))] = False,
+    system: Annotated[str | None, typer.Option(help=say("cli.chat.system"))] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help=say("cli.chat.max"))] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help=say("cli.chat.temperature"))] = 0.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Chat."""
+    from tunewright.core.errors import UsageError, problem
+    from tunewright.core.telling import Tell
+    from tunewright.core.types import Message
+    from tunewright.serve.answering import open_target
+
+    if base and compare:
+        raise UsageError(problem("E-RUN-11", "--base --compare"))
+    answerer = open_target(target, Tell(), base=base)
+    if compare and answerer.wrapped is None:
+        raise UsageError(problem("E-RUN-12", "--compare", target=target))
+    from tunewright.serve.chatting import converse, reply
+
+    if question is None:
+        converse(answerer, system=system, compare=compare, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)
+        return
+    messages = [*([Message("system", system)] if system else []), Message("user", question)]
+    if not as_json:
+        reply(answerer, messages, compare=compare, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)
+        return
+    said = {"question": question, "answer": "".join(answerer.stream(messages, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)).strip()}
+    if compare:
+        with answerer.untouched():
+            said["base"] = "".join(answerer.stream(messages, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)).strip()
+    _print_json(said)
+
+
+@app.command(help=say("cli.explain"))
+@speaks
+def explain(code: Annotated[str, typer.Argument(help=say("cli.explain.code"))], as_json: JsonFlag = False) -> None:
+    """Explain."""
+    from tunewright.core.errors import UsageError, problem
+    from tunewright.core.words import error_codes, error_text
+
+    name = code.upper()
+    if name not in error_codes():
+        raise UsageError(problem("E-RUN-13", code))
+    text = error_text(name)
+    if as_json:
+        _print_json({"code": name, **text})
+    else:
+        print(f"{name}\n\n{text['what']}\n{text['do']}\n\n{text['page']}")
+
+
+@app.command("list", help=say("cli.list"))
+@speaks
+def list_names(what: Annotated[str, typer.Argument(metavar="methods|objectives|formats", help=say("cli.list.what"))], as_json: JsonFlag = False) -> None:
+    """List."""
+    from tunewright.core import registry
+    from tunewright.core.errors import UsageError, problem
+
+    known = {"methods": registry.methods, "objectives": registry.objectives, "formats": registry.formats}
+    if what not in known:
+        raise UsageError(problem("E-RUN-14", what, known=", ".join(known)))
+    rows = [{"name": e.name, "about": (e.config.__doc__ or "").strip().splitlines()[0], **e.facts} for e in known[what]]
+    if as_json:
+        _print_json([{k: v for k, v in row.items() if isinstance(v, str)} for row in rows])
+    else:
+        for row in rows:
+            print(f"{row['name']:<20} {row['about']}")
+
+
+def _version(value: bool) -> None:
+    if value:
+        from tunewright import __version__
+
+        print(f"tunewright {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help=say("cli.version"))] = False) -> None:
+    """Common options."""
+
+
+def main() -> None:
+    """Entry point of the `tunewright` command."""
+    # A Windows console may not speak UTF-8; a character it cannot show must not end a run.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app()

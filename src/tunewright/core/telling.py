@@ -1,0 +1,81 @@
+"""How a long job speaks while it works: lines and one progress line, on stderr, plain when piped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+def duration(seconds: float) -> str:
+    """75 -> '1:15'; 4000 -> '1:06:40'."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+class Tell:
+    """Lines and progress for people. Subclass it to show a run elsewhere (a notebook, a page); `Quiet` says nothing."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = stream if stream is not None else sys.stderr
+        self._live = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._open = False
+        self._next_share = 0.0
+        self._started = 0.0
+
+    @property
+    def colour(self) -> bool:
+        """Whether colours make sense here."""
+        import os
+
+        return self._live and not os.environ.get("NO_COLOR")
+
+    def line(self, text: str) -> None:
+        """One finished line."""
+        self._clear()
+        print(text, file=self._stream, flush=True)
+
+    def start(self, what: str) -> None:
+        """Begin a piece of work whose progress will be told."""
+        self._started, self._next_share = time.monotonic(), 0.0
+        self._progress(what)
+
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total`, with the time left at the pace so far. Piped output gets a line every tenth."""
+        spent = time.monotonic() - self._started
+        left = duration(spent / done * (total - done)) if done else "?"
+        text = f"{what} {done}/{total}" + (f" · {note}" if note else "") + (f" · {left} ⏳" if self._live and done < total else f" · {left}")
+        if self._live:
+            self._progress(text)
+        elif done >= self._next_share * total:
+            print(text, file=self._stream, flush=True)
+            self._next_share = done / total + 0.1
+
+    def finish(self) -> None:
+        """End the progress line."""
+        self._clear()
+
+    def _progress(self, text: str) -> None:
+        if self._live:
+            print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
+            self._open = True
+
+    def _clear(self) -> None:
+        if self._open:
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
+            self._open = False
+
+
+class Quiet(Tell):
+    """Says nothing."""
+
+    def line(self, text: str) -> None:
+        """Nothing."""
+
+    def start(self, what: str) -> None:
+        """Nothing."""
+
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Nothing."""

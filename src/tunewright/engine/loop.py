@@ -1,0 +1,225 @@
+"""The steps of a run, one after the other: learn, measure, keep checkpoints, stop when asked."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunewright.core.config import EngineConfig
+from tunewright.core.errors import TrainingError, problem
+from tunewright.core.telling import Tell
+from tunewright.core.types import Sample
+from tunewright.core.words import say
+from tunewright.engine import checkpoint
+from tunewright.engine.events import EventLog
+from tunewright.engine.meters import peak_memory_bytes
+from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
+from tunewright.engine.schedule import Schedule
+from tunewright.engine.signals import StopFlag
+from tunewright.engine.step import Stepper, StepReport, held_out_loss
+
+PATIENCE = 3
+"""Steps in a row that may be non-finite before the run ends."""
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; stored in every checkpoint and the source of the summary's figures."""
+
+    step: int = 0
+    samples: int = 0
+    logical_tokens: int = 0
+    physical_rows: int = 0
+    label_tokens: int = 0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    first_loss: float | None = None
+    final_loss: float | None = None
+    held_out_loss_before: float | None = None
+    held_out_loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+
+
+@dataclass
+class Loop:
+    """Everything the steps of one run need."""
+
+    stepper: Stepper
+    schedule: Schedule
+    samples: list[Sample]
+    held_out: list[Sample]
+    engine: EngineConfig
+    run: Path
+    log: EventLog
+    tell: Tell
+    stop: StopFlag
+    device: str
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of this run's checkpoints."""
+        return self.run / "checkpoints"
+
+    def _every(self, setting: Any) -> int:
+        """A setting of `save_every` or `evaluate_every` in steps; 0 for never before the end."""
+        if setting == "epoch":
+            return self.schedule.steps_per_epoch
+        if setting == "auto":
+            return min(200, max(10, self.schedule.total_steps // 10))
+        return setting or 0
+
+    def learn(self) -> None:
+        """Take all remaining steps. Leaves the best (or last) weights in the model and a verified checkpoint on disk.
+
+        Raises Interrupted after a checkpoint when a signal came, TrainingError when steps stay non-finite.
+        """
+        save_every, evaluate_every = self._every(self.engine.save_every), self._every(self.engine.evaluate_every)
+        if self.held_out and self.progress.step == 0 and self.progress.held_out_loss_before is None:
+            self.progress.held_out_loss_before = self._evaluate(0)
+        self.tell.start(say("train.steps"))
+        self.stop.deferred = True
+        try:
+            while self.progress.step < self.schedule.total_steps:
+                if self.stop.signal is not None:
+                    self._save()
+                    self.stop.check()
+                self._one_step()
+                step, last = self.progress.step, self.progress.step == self.schedule.total_steps
+                if self.held_out and (last or (evaluate_every and step % evaluate_every == 0)):
+                    self._keep_best(self._evaluate(step))
+                if last or (save_every and step % save_every == 0):
+                    self._save()
+            self.tell.finish()
+            self._return_to_best()
+        finally:
+            self.stop.deferred = False
+
+    def _one_step(self) -> None:
+        p = self.progress
+        number = p.step + 1
+        chosen = [self.samples[i] for i in self.schedule.samples_of(number)]
+        rate = self.schedule.rate(number)
+        start = time.perf_counter()
+        try:
+            report = self.stepper.step(chosen, number, rate)
+        except (torch.OutOfMemoryError, RuntimeError) as e:
+            if not _is_memory(e):
+                raise
+            raise TrainingError(problem("E-TRAIN-02", "", step=number, cause=str(e).splitlines()[0][:160], rows=self.stepper.rows_per_pass)) from e
+        seconds = time.perf_counter() - start
+        p.step, p.samples, p.train_seconds = number, p.samples + len(chosen), p.train_seconds + seconds
+        p.logical_tokens += report.logical_tokens
+        p.physical_rows += report.physical_rows
+        p.label_tokens += report.label_tokens
+        p.first_loss = report.loss if p.first_loss is None else p.first_loss
+        p.final_loss = report.loss
+        self._record(report, rate, seconds)
+        if report.applied:
+            p.skipped_in_a_row = 0
+        else:
+            self._skipped(report)
+
+    def _record(self, report: StepReport, rate: float, seconds: float) -> None:
+        p = self.progress
+        speed = report.logical_tokens / seconds
+        self.log.write(
+            "step", step=p.step, loss=report.loss, terms=report.terms, learning_rate=rate, gradient_norm=report.gradient_norm, seconds=round(seconds, 4),
+            tokens_per_second=round(speed, 1), physical_rows=report.physical_rows, label_tokens=report.label_tokens, passes=report.passes,
+            memory_bytes=peak_memory_bytes(self.device), applied=report.applied,
+        )  # fmt: skip
+        note = say("train.progress", loss=f"{report.loss:.3f}", speed=f"{speed:,.0f}")
+        self.tell.progress(say("train.step"), p.step, self.schedule.total_steps, note)
+
+    def _skipped(self, report: StepReport) -> None:
+        p = self.progress
+        p.skipped_steps += 1
+        p.skipped_in_a_row += 1
+        rows = ", ".join(report.rows[:8]) + (" ..." if len(report.rows) > 8 else "")
+        self.log.write("not_applied", step=p.step, where=report.where, loss=report.loss, gradient_norm=report.gradient_norm, rows=report.rows)
+        self.tell.line(say("train.not_finite", step=p.step, where=report.where, rows=rows))
+        if p.skipped_in_a_row >= PATIENCE:
+            self._save()
+            raise TrainingError(problem("E-TRAIN-01", "", step=p.step, where=report.where, times=p.skipped_in_a_row, rows=rows))
+
+    def _evaluate(self, step: int) -> float:
+        start = time.perf_counter()
+        loss = held_out_loss(self.stepper.policy, self.stepper.objective, self.held_out, self.stepper.rows_per_pass)
+        self.progress.evaluate_seconds += time.perf_counter() - start
+        self.progress.held_out_loss = loss
+        self.log.write("evaluation", step=step, held_out_loss=loss)
+        return loss
+
+    def _keep_best(self, loss: float) -> None:
+        p = self.progress
+        if self.engine.keep_best and math.isfinite(loss) and (p.best_loss is None or loss < p.best_loss):
+            p.best_loss, p.best_step = loss, p.step
+            self._save()
+
+    def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
+        wanted = set(self.stepper.attached.parameters)
+        return [(name, q) for name, q in self.stepper.attached.model.named_parameters() if name in wanted]
+
+    def _save(self) -> None:
+        start = time.perf_counter()
+        named = self._named()
+        tensors = {"model": dict(named), "optimizer": optimizer_tensors(self.stepper.optimizer, named)}
+        state: dict[str, Any] = {"progress": asdict(self.progress), "loss_scale": self.stepper.loss_scale}
+        if self.stepper.attached.state:
+            state["method"] = self.stepper.attached.state()
+        folder = checkpoint.save(self.checkpoints, self.progress.step, tensors, _json(state), protect=self.progress.best_step)
+        self.progress.checkpoint_seconds += time.perf_counter() - start
+        self.log.write("checkpoint", step=self.progress.step, folder=folder.name)
+
+    def restore(self, found: checkpoint.Checkpoint) -> None:
+        """Continue from a verified checkpoint."""
+        self._load_weights(found)
+        load_optimizer_tensors(self.stepper.optimizer, self._named(), found.tensors("optimizer"))
+        self.stepper.loss_scale = found.state["loss_scale"]
+        self.progress = Progress(**_floats(found.state["progress"]))
+        if self.stepper.attached.load_state:
+            self.stepper.attached.load_state(found.state["method"])
+
+    def _load_weights(self, found: checkpoint.Checkpoint) -> None:
+        stored = found.tensors("model")
+        with torch.no_grad():
+            for name, q in self._named():
+                q.copy_(stored[name])
+
+    def _return_to_best(self) -> None:
+        p = self.progress
+        if not self.engine.keep_best or p.best_step in (None, p.step):
+            return
+        found = checkpoint.load_step(self.checkpoints, p.best_step or 0)
+        if found is None:
+            self.tell.line(say("train.best_lost", step=p.best_step))
+            return
+        self._load_weights(found)
+        p.held_out_loss = p.best_loss
+        self.log.write("returned_to_best", step=p.best_step, held_out_loss=p.best_loss)
+        self.tell.line(say("train.best", step=p.best_step, loss=f"{p.best_loss:.4f}"))
+
+
+def _is_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text
+
+
+def _json(value: Any) -> Any:
+    from tunewright.engine.events import plain
+
+    return plain(value)
+
+
+def _floats(progress: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that JSON could only hold as words become floats again."""
+    return {k: float(v) if isinstance(v, str) else v for k, v in progress.items()}

@@ -1,0 +1,1 @@
+"""Floor 4: talking to a trained model."""

@@ -1,0 +1,416 @@
+"""The story of a run, top to bottom: ask, train, ask again, evidence. The only file that sees every room. Read it first."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunewright.core import compat
+from tunewright.core.errors import CompatError, DataError, Interrupted, TrainingError, TunewrightError, UsageError, problem, raise_all
+from tunewright.core.files import readable_size, write_json, write_text
+from tunewright.core.registry import methods, objectives
+from tunewright.core.runfile import ParsedRun, kind_of, parse_run
+from tunewright.core.seeds import permutation, stream_seed
+from tunewright.core.telling import Tell, duration
+from tunewright.core.types import Conversation, Message, Origin
+from tunewright.core.words import say
+from tunewright.data import DataSet, describe, inspect
+from tunewright.data.reading import RawRow
+from tunewright.data.shaping import shape
+from tunewright.engine import checkpoint, run_folder, signals
+from tunewright.engine.events import EventLog, plain
+from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
+from tunewright.models import sources
+
+ANSWER_TOKENS = 96
+
+
+@dataclass
+class Probe:
+    """A question asked before and after. `expected` may be empty."""
+
+    question: str
+    messages: list[Message]
+    expected: str = ""
+    kind: str = "probe"
+    before: str = ""
+    after: str = ""
+
+
+@dataclass
+class Run:
+    """A run folder and what it says. `summary` is its summary.json."""
+
+    folder: Path
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def adapter(self) -> Path:
+        """The trained weights, in PEFT's layout."""
+        return self.folder / "adapter"
+
+    @property
+    def report(self) -> Path:
+        """The page with the evidence."""
+        return self.folder / "report.html"
+
+
+@dataclass
+class Prepared:
+    """A run that passed every check that needs no weights."""
+
+    parsed: ParsedRun
+    out: Path
+    source: sources.Source
+    tokenizer: Any
+    renderer: Any
+    data: DataSet
+    chat: Any
+
+
+def train(parsed: ParsedRun, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None, resume: Path | None = None) -> Run:
+    """Do the run. Raises UsageError before anything is created, TrainingError or CheckpointError when it fails, Interrupted when stopped."""
+    tell = tell or Tell()
+    started = time.perf_counter()
+    with signals.watching() as stop:
+        prepared = prepare(parsed, tell, resume)
+        return _Story(prepared, tell, stop, started, extra_probes or [], resume).tell_it()
+
+
+def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None) -> Prepared:
+    """Everything that can be wrong without weights, in the order that costs least: keys, folders, rows, model files, template, tokens."""
+    config = parsed.config
+    raise_all(compat.problems(config), CompatError)
+    out = resume or (Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
+    if resume is None:
+        run_folder.require_free(out)
+    inspect(config.data, None, needs_tokens=False)
+    source = sources.resolve(config.model, report=tell.line)
+    from tunewright.models import load
+    from tunewright.models.rendering import Renderer
+
+    tokenizer = load.load_tokenizer(source.folder)
+    model_config = _model_config(source.folder)
+    renderer = Renderer(tokenizer, load.stop_ids(tokenizer, model_config))
+    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    data = inspect(config.data, renderer, context, config.engine.seed)
+    chat = load.kind_of_model(source.folder, tokenizer)
+    tell.line(say("train.model", model=config.model, size=f"{load.parameter_count(source.folder) / 1e6:,.0f} M", kind=chat.reason))
+    if not chat.is_chat:
+        tell.line(say("train.base_model"))
+    tell.line(describe(data.report, colour=tell.colour))
+    return Prepared(parsed, out, source, tokenizer, renderer, data, chat)
+
+
+def _model_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+class _Story:
+    """One run from a prepared plan to a report. Methods stand in the order in which they happen."""
+
+    def __init__(self, p: Prepared, tell: Tell, stop: signals.StopFlag, started: float, extra: list[Probe], resume: Path | None):
+        self.p, self.tell, self.stop, self.started, self.resume = p, tell, stop, started, resume
+        self.config = p.parsed.config
+        self.out = p.out
+        self.probes = choose_probes(self.config.probes, p.data) + extra
+        self.seconds = {"load": 0.0, "answer": 0.0}
+
+    def tell_it(self) -> Run:
+        from tunewright.engine import placement
+        from tunewright.models.fast import keep_freed_memory
+
+        world = placement.start(self.config.engine)
+        if world.device == "cpu":
+            keep_freed_memory()
+        self.world = world
+        found = self._resume_point()
+        loop = self._load_and_attach()
+        self._publish(loop.schedule)
+        loop.log = log = EventLog(self.out / "events.jsonl")
+        self.log = log
+        try:
+            if self.resume:
+                self._continue(loop, found)
+            log.write("started", step=loop.progress.step, total_steps=loop.schedule.total_steps, versions=_versions(), device=world.device, dtype=world.dtype)
+            self._ask_before()
+            loop.learn()
+            if loop.progress.skipped_steps == loop.schedule.total_steps:
+                raise TrainingError(problem("E-TRAIN-03"))
+            self._save_and_ask_again(loop)
+            return self._finish(loop, "done")
+        except Interrupted as e:
+            self._finish(loop, "stopped", str(e))
+            raise
+        except (TunewrightError, KeyboardInterrupt) as e:
+            self._finish(loop, "failed", str(e))
+            raise
+        finally:
+            log.close()
+
+    def _resume_point(self) -> checkpoint.Checkpoint | None:
+        if not self.resume:
+            return None
+        found = checkpoint.load_latest(self.out / "checkpoints")
+        for name, why in found.quarantined if found else []:
+            self.tell.line(say("train.quarantined", name=name, why=why))
+        return found
+
+    def _load_and_attach(self) -> Any:
+        """Weights, method, layout and optimiser. Nothing has been written yet."""
+        import torch
+
+        from tunewright.engine.forward import Policy
+        from tunewright.engine.layout import choose
+        from tunewright.engine.loop import Loop
+        from tunewright.engine.optim import make_optimizer
+        from tunewright.engine.step import Stepper
+        from tunewright.models import anatomy, load
+        from tunewright.models.fast import accelerate
+
+        start = time.perf_counter()
+        notes: list[str] = []
+        world, config = self.world, self.config
+        model = load.load_model(self.p.source.folder, dtype=world.torch_dtype(), device=world.device, notes=notes)
+        card = anatomy.of(model)
+        for note in [*notes, *card.notes]:
+            self.tell.line(note)
+        self.causal = model
+        accelerate(model)
+        torch.manual_seed(stream_seed(config.engine.seed, "init"))
+        entry = methods.get(kind_of(config.method))
+        assert entry is not None
+        self.attached = attached = entry.function(config.method, model, card, str(self.p.source.folder))
+        objective_entry = objectives.get(kind_of(config.objective))
+        assert objective_entry is not None
+        objective = objective_entry.function(config.objective)
+        layout, why = choose(config.engine, model, attached.needs.layout, lambda name: _with_layout(attached.model, model, name))
+        world.reasons["engine.layout"] = why
+        self.layout = layout
+        _set_layout(model, layout)
+        named = [(n, q) for n, q in attached.model.named_parameters() if q.requires_grad]
+        steps = total_steps(config.engine, len(self.p.data.train))
+        self.rate = config.engine.learning_rate if config.engine.learning_rate != "auto" else learning_rate_for(attached.learning_rate, steps)
+        world.reasons["engine.learning_rate"] = say("train.rate_reason", method=kind_of(config.method), steps=steps)
+        stepper = Stepper(
+            Policy(attached.model, model, layout), attached, objective, make_optimizer(config.engine, named), world.rows_per_pass,
+            config.engine.clip, config.engine.seed, 4096.0 if world.dtype == "float16" else 1.0,
+        )  # fmt: skip
+        self.trainable = sum(q.numel() for _, q in named)
+        self.total = sum(q.numel() for q in attached.model.parameters())
+        self.seconds["load"] += time.perf_counter() - start
+        schedule = make_schedule(config.engine, len(self.p.data.train), self.rate)
+        log: Any = None
+        return Loop(stepper, schedule, self.p.data.train, self.p.data.held_out, config.engine, self.out, log, self.tell, self.stop, world.device)
+
+    def _publish(self, schedule: Schedule) -> None:
+        """Say what was decided and why, and let the run folder appear."""
+        w, r = self.world, self.world.reasons
+        tell = self.tell.line
+        tell(say("train.where", device=w.device, device_why=r["engine.device"], dtype=w.dtype, dtype_why=r.get("engine.dtype", say("placement.asked"))))
+        tell(say("train.layout", layout=self.layout, why=r["engine.layout"], threads=w.threads, rows=w.rows_per_pass))
+        share = 100 * self.trainable / self.total
+        tell(say("train.trains", trainable=f"{self.trainable:,}", total=f"{self.total:,}", share=f"{share:.2f}", method=kind_of(self.config.method)))
+        tell(say("train.plan", samples=schedule.num_samples, steps=schedule.total_steps, batch=schedule.batch_size, rate=f"{self.rate:g}",
+                 why=r["engine.learning_rate"] if self.config.engine.learning_rate == "auto" else self.p.parsed.source("engine.learning_rate")))  # fmt: skip
+        if self.resume:
+            return
+        resolved = {
+            "engine.device": w.device, "engine.dtype": w.dtype, "engine.threads": w.threads, "engine.rows_per_pass": w.rows_per_pass,
+            "engine.layout": self.layout, "engine.learning_rate": self.rate, "out": str(self.out),
+        }  # fmt: skip
+        auto = {k: v for k, v in r.items() if self.p.parsed.source(k) == "default" or k not in self.p.parsed.given}
+        run_folder.create(self.out, run_folder.run_text(self.p.parsed, resolved, auto), self.p.data.report)
+        tell(say("train.folder", folder=self.out))
+
+    def _continue(self, loop: Any, found: checkpoint.Checkpoint | None) -> None:
+        if found is None:
+            self.tell.line(say("train.resume_zero"))
+        else:
+            loop.restore(found)
+            self.tell.line(say("train.resumed", step=found.step))
+        self.log.write("resumed", step=loop.progress.step)
+
+    def _ask_before(self) -> None:
+        """The untouched model answers, once per run."""
+        path = self.out / "before_after.jsonl"
+        if self.resume and path.is_file():
+            stored = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if [row["question"] for row in stored] == [q.question for q in self.probes]:
+                for probe, row in zip(self.probes, stored, strict=True):
+                    probe.before = row["before"]
+                return
+        for probe, text in zip(self.probes, self._answers(self.causal, say("train.ask_before")), strict=True):
+            probe.before = text
+        self._write_answers()
+
+    def _answers(self, model: Any, what: str) -> list[str]:
+        from tunewright.models.generate import answer
+
+        if not self.probes:
+            return []
+        start = time.perf_counter()
+        self.tell.start(what)
+        prompts = [self.p.renderer.prompt(q.messages) for q in self.probes]
+        texts = answer(
+            model, self.p.tokenizer, prompts, list(self.p.renderer.stop_ids), max_new_tokens=ANSWER_TOKENS,
+            check=self.stop.check, on_batch=lambda done: self.tell.progress(what, done, len(prompts)),
+        )  # fmt: skip
+        self.tell.finish()
+        self.seconds["answer"] += time.perf_counter() - start
+        return texts
+
+    def _write_answers(self) -> None:
+        rows = [{k: v for k, v in asdict(q).items() if k != "messages"} for q in self.probes]
+        write_text(self.out / "before_after.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def _save_and_ask_again(self, loop: Any) -> None:
+        """Save, forget the model, load the saved files afresh, compare, and ask what was asked before."""
+        from tunewright.models import load
+        from tunewright.models.adapters import load_adapter
+
+        folder = self.out / "adapter"
+        self.attached.save(folder)
+        self.p.tokenizer.save_pretrained(str(folder))
+        fingerprint = self._fingerprint(self.attached.model)
+        loop.stepper = self.causal = self.attached = None
+        gc.collect()
+        start = time.perf_counter()
+        fresh = load.load_model(self.p.source.folder, dtype=self.world.torch_dtype(), device=self.world.device)
+        tuned = load_adapter(fresh, folder)
+        self.seconds["load"] += time.perf_counter() - start
+        gap = float((self._fingerprint(tuned) - fingerprint).abs().max() / fingerprint.abs().max())
+        self.log.write("reloaded", largest_logit_difference=gap)
+        if not gap <= 1e-3:
+            raise TrainingError(problem("E-TRAIN-04", str(folder), gap=gap))
+        for probe, text in zip(self.probes, self._answers(fresh, say("train.ask_after")), strict=True):
+            probe.after = text
+        self._write_answers()
+
+    def _fingerprint(self, model: Any) -> Any:
+        """Logits of the last row of one training sample, through stock attention: equal before saving and after loading, or something was lost."""
+        import torch
+
+        from tunewright.models.generate import stock_attention
+
+        ids = torch.tensor([self.p.data.train[0].branches[0].tokens[:64]], device=self.world.device)
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        with stock_attention(causal), torch.no_grad():
+            return model(input_ids=ids).logits[0, -1].float()
+
+    def _finish(self, loop: Any, status: str, reason: str = "") -> Run:
+        """summary.json and report.html."""
+        from tunewright.engine.meters import peak_memory_bytes
+        from tunewright.report.html import write_report
+
+        p = loop.progress
+        adapter = self.out / "adapter" / "adapter_model.safetensors"
+        from tunewright.models import load
+
+        summary = {
+            "status": status, "reason": reason, **{k: v for k, v in asdict(p).items() if k not in ("step", "skipped_in_a_row")}, "steps": p.step,
+            "total_steps": loop.schedule.total_steps, "load_seconds": self.seconds["load"], "answer_seconds": self.seconds["answer"],
+            "wall_seconds": time.perf_counter() - self.started, "peak_memory_bytes": peak_memory_bytes(self.world.device),
+            "trainable_parameters": self.trainable, "total_parameters": self.total, "learning_rate": self.rate, "device": self.world.device,
+            "dtype": self.world.dtype, "layout": self.layout, "threads": self.world.threads, "rows_per_pass": self.world.rows_per_pass,
+            "adapter_bytes": adapter.stat().st_size if adapter.is_file() else 0, "base_bytes": load.weight_bytes(self.p.source.folder),
+            "model": self.config.model, "base_folder": str(self.p.source.folder), "versions": _versions(),
+        }  # fmt: skip
+        summary = {k: round(v, 4) if isinstance(v, float) and k.endswith("seconds") else v for k, v in summary.items()}
+        write_json(self.out / "summary.json", plain(summary))
+        self.log.write("finished", status=status)
+        page = write_report(self.out)
+        if status == "done":
+            self._say_done(summary, page)
+        elif status == "stopped":
+            self.tell.line(say("train.stopped", step=p.step, folder=self.out))
+        return Run(self.out, summary)
+
+    def _say_done(self, s: dict[str, Any], page: Path) -> None:
+        speed = s["samples"] / s["train_seconds"] if s["train_seconds"] else 0.0
+        self.tell.line(say("train.done", steps=s["steps"], time=duration(s["train_seconds"]), first=f"{s['first_loss']:.3f}", last=f"{s['final_loss']:.3f}",
+                           speed=f"{speed:.2f}", memory=readable_size(s["peak_memory_bytes"])))  # fmt: skip
+        if s["first_loss"] and s["final_loss"] > 0.9 * s["first_loss"]:
+            self.tell.line(say("train.barely"))
+        saved = 1 - s["physical_rows"] / s["logical_tokens"] if s["logical_tokens"] else 0.0
+        self.tell.line(say("train.shared", share=f"{100 * saved:.0f}"))
+        self.tell.line(say("train.adapter", folder=self.out / "adapter", size=readable_size(s["adapter_bytes"]), base=readable_size(s["base_bytes"])))
+        self.tell.line(say("train.next", folder=self.out, page=page))
+
+
+def _versions() -> dict[str, str]:
+    from tunewright.engine.meters import versions
+
+    return versions()
+
+
+def _set_layout(causal: Any, layout: str) -> None:
+    from tunewright.models import tree_attention
+
+    tree_attention.register()
+    stock = "sdpa" if getattr(causal, "_supports_sdpa", True) else "eager"
+    causal.set_attn_implementation(tree_attention.NAME if layout == "tree" else stock)
+
+
+def _with_layout(model: Any, causal: Any, layout: str) -> Any:
+    import contextlib
+
+    from tunewright.engine.forward import Policy
+
+    @contextlib.contextmanager
+    def inside() -> Any:
+        before = causal.config._attn_implementation
+        _set_layout(causal, layout)
+        try:
+            yield Policy(model, causal, layout)
+        finally:
+            causal.set_attn_implementation(before)
+
+    return inside()
+
+
+def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
+    """The questions asked before and after: as given, or `setting` rows of the data, held-out ones first."""
+    if isinstance(setting, list):
+        return [_given_probe(item, i) for i, item in enumerate(setting)]
+    rows = [(row, "held_out") for row in data.held_out_rows] + [(row, "train") for row in data.train_rows]
+    conversations = [(row, kind) for row, kind in rows if isinstance(row, Conversation)]
+    held = [pair for pair in conversations if pair[1] == "held_out"]
+    pool = held if len(held) >= setting else conversations
+    chosen = sorted(permutation(0, "probes", len(pool))[:setting])
+    return [Probe(_last_question(pool[i][0]), pool[i][0].question(), pool[i][0].answer(), pool[i][1]) for i in chosen]
+
+
+def _last_question(row: Conversation) -> str:
+    return next((m.content for m in reversed(row.question()) if m.role == "user"), "")
+
+
+def _given_probe(item: Any, number: int) -> Probe:
+    if isinstance(item, str):
+        return Probe(item, [Message("user", item)])
+    shaped = shape([RawRow(item, Origin(f"probes[{number}]", number + 1, number + 1))])
+    if not shaped.rows or not isinstance(shaped.rows[0], Conversation):
+        why = shaped.dropped[0].reason if shaped.dropped else "text"
+        raise DataError(problem("E-DATA-21", f"probes[{number}]", reason=why))
+    row = shaped.rows[0]
+    return Probe(_last_question(row), row.question(), row.answer())
+
+
+def resume_run(folder: Path, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None) -> Run:
+    """Continue the run of `folder` from its newest verified checkpoint. A finished run is left as it is."""
+    given = run_folder.read_run(folder)
+    summary = run_folder.read_summary(folder)
+    if summary.get("status") == "done":
+        (tell or Tell()).line(say("train.already_done", folder=folder))
+        return Run(folder, summary)
+    parsed = parse_run(given, dict.fromkeys(given, "run.yaml"))
+    return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes)
+
+
+__all__ = ["Prepared", "Probe", "Run", "UsageError", "prepare", "resume_run", "train"]

@@ -1,0 +1,27 @@
+"""For every test: English messages, one thread, no network caches of the user's."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TUNEWRIGHT_LANG"] = "en"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# `tests/tiny.py` serves all rooms.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def _english(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_LANG", "en")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

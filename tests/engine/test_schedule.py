@@ -1,0 +1,91 @@
+"""Which samples a step sees and how fast it learns."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunewright.core.config import EngineConfig
+from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
+
+
+def schedule(num_samples: int = 10, **engine: object) -> Schedule:
+    return make_schedule(EngineConfig(**{"batch_size": 4, "epochs": 2, **engine}), num_samples, 1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 4), st.integers(0, 5))
+def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own(num: int, batch: int, epochs: int, seed: int) -> None:
+    plan = schedule(num, batch_size=batch, epochs=epochs, seed=seed)
+    assert plan.total_steps == epochs * math.ceil(num / batch)
+    steps = [plan.samples_of(k) for k in range(1, plan.total_steps + 1)]
+    orders = []
+    for e in range(epochs):
+        seen = [i for step in steps[e * plan.steps_per_epoch : (e + 1) * plan.steps_per_epoch] for i in step]
+        assert sorted(seen) == list(range(num))
+        orders.append(tuple(seen))
+    assert all(0 < len(step) <= batch for step in steps)
+    if num >= 12 and epochs > 1:
+        assert len(set(orders)) > 1
+
+
+def test_a_step_can_be_asked_for_alone_so_a_resumed_run_sees_the_same_rows() -> None:
+    forward = schedule()
+    steps = [forward.samples_of(k) for k in range(1, 7)]
+    backward = schedule()
+    assert [backward.samples_of(k) for k in range(6, 0, -1)] == steps[::-1]
+    assert schedule(seed=1).samples_of(1) != steps[0]
+
+
+def test_the_caller_cannot_spoil_the_order_of_later_steps() -> None:
+    plan = schedule()
+    first = plan.samples_of(1)
+    first.reverse()
+    assert plan.samples_of(1) == first[::-1]
+
+
+@pytest.mark.parametrize(
+    ("engine", "steps"),
+    [({"epochs": 1}, 3), ({"epochs": 0.1}, 1), ({"epochs": 1.5}, 5), ({"epochs": 2 / 3}, 2), ({"epochs": 3, "steps": 7}, 7), ({"batch_size": 100}, 2)],
+)  # fmt: skip
+def test_steps_are_whole_and_never_none(engine: dict[str, float], steps: int) -> None:
+    assert schedule(**engine).total_steps == steps
+    assert total_steps(EngineConfig(**{"batch_size": 4, "epochs": 2, **engine}), 10) == steps
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        # Half a cosine from 1 towards 0 over four steps, the first at the peak: (1 + cos(pi k / 4)) / 2.
+        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_rates_by_hand(shape: str, expected: list[float]) -> None:
+    plan = schedule(schedule=shape, warmup=2)
+    assert [plan.rate(k) for k in range(1, 7)] == pytest.approx(expected, rel=1e-5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 200), st.floats(0, 300), st.sampled_from(["cosine", "linear", "constant"]))
+def test_a_rate_is_never_zero_never_above_the_peak_and_falls_after_the_warm_up(steps: int, warmup: float, shape: str) -> None:
+    plan = schedule(steps=steps, warmup=warmup, schedule=shape)
+    rates = [plan.rate(k) for k in range(1, steps + 1)]
+    assert all(0 < r <= 1.0 for r in rates)
+    rising, falling = rates[: plan.warmup_steps], rates[plan.warmup_steps :]
+    assert rising == sorted(rising)
+    assert falling == sorted(falling, reverse=True)
+    assert max(rates) == 1.0
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.05, 5), (0.004, 0), (1, 1), (7, 7), (500, 100)])
+def test_warm_up_is_a_share_below_one_and_a_count_from_one_on(warmup: float, steps: int) -> None:
+    assert schedule(steps=100, warmup=warmup).warmup_steps == steps
+
+
+def test_short_runs_learn_faster() -> None:
+    assert [learning_rate_for(1.0, steps) for steps in (10, 300, 301, 1000, 1001)] == [2.5, 2.5, 1.5, 1.5, 1.0]
