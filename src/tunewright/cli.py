@@ -138,11 +138,44 @@ def chat(
     if not as_json:
         reply(answerer, messages, compare=compare, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)
         return
-    said = {"question": question, "answer": "".join(answerer.stream(messages, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)).strip()}
+    said = {
+        "question": question,
+        "answer": "".join(answerer.stream(messages, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)).strip(),
+    }
     if compare:
         with answerer.untouched():
             said["base"] = "".join(answerer.stream(messages, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)).strip()
     _print_json(said)
+
+
+@app.command(help=say("cli.bench"))
+@speaks
+def bench(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[RUN.yaml] [KEY=VALUE]...", help=say("cli.train.words"))] = None,
+    model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
+    data: Annotated[str | None, typer.Option(help=say("cli.data"))] = None,
+    steps: Annotated[int, typer.Option(min=1, help=say("cli.bench.steps"))] = 4,
+    certificate: Annotated[bool, typer.Option(help=say("cli.bench.certificate"))] = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Bench."""
+    from tunewright.core.errors import TrainingError, problem
+    from tunewright.core.files import readable_size
+    from tunewright.core.runfile import load_run
+
+    given = list(words or [])
+    first = given.pop(0) if given and "=" not in given[0] else None
+    parsed = load_run(Path(first) if first else None, given, {"model": model, "data.train": data})
+    from tunewright.bench import bench as start
+
+    figures = start(parsed, steps=steps, certificate=certificate)
+    if as_json:
+        _print_json(figures)
+    else:
+        shown = {**figures, "share": f"{100 * figures['share_saved']:.0f}", "memory": readable_size(figures["peak_memory_bytes"])}
+        print(say("bench.figures", **shown))
+    if figures.get("certificate", {}).get("passed") is False:
+        raise TrainingError(problem("E-TRAIN-05"))
 
 
 @app.command(help=say("cli.explain"))
@@ -164,7 +197,9 @@ def explain(code: Annotated[str, typer.Argument(help=say("cli.explain.code"))], 
 
 @app.command("list", help=say("cli.list"))
 @speaks
-def list_names(what: Annotated[str, typer.Argument(metavar="methods|objectives|formats", help=say("cli.list.what"))], as_json: JsonFlag = False) -> None:
+def list_names(
+    what: Annotated[str, typer.Argument(metavar="methods|objectives|formats", help=say("cli.list.what"))], as_json: JsonFlag = False
+) -> None:
     """List."""
     from tunewright.core import registry
     from tunewright.core.errors import UsageError, problem

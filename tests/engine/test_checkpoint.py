@@ -171,7 +171,9 @@ def test_a_whole_folder_under_another_name_does_not_count(two: Path) -> None:
     assert "manifest does not describe" in falls_back(two)
 
 
-@pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": 1, "step": "x", "files": {}}', '{"format": 99, "step": 2, "files": {"state.json": {}}}', "null", "7"])
+@pytest.mark.parametrize(
+    "manifest", ["[]", "{}", '{"format": 1, "step": "x", "files": {}}', '{"format": 99, "step": 2, "files": {"state.json": {}}}', "null", "7"]
+)
 def test_a_strange_manifest_is_a_flaw_not_a_crash(two: Path, manifest: str) -> None:
     (two / "step-000002" / "MANIFEST.json").write_text(manifest, encoding="utf-8")
     falls_back(two)
@@ -219,7 +221,15 @@ class Failing:
         self.number, self.count, self.for_good, self.error = number, 0, for_good, error
         import safetensors.torch
 
-        for owner, name in ((builtins, "open"), (os, "fsync"), (os, "rename"), (os, "replace"), (safetensors.torch, "save_file"), (os, "mkdir"), (shutil, "rmtree")):
+        for owner, name in (
+            (builtins, "open"),
+            (os, "fsync"),
+            (os, "rename"),
+            (os, "replace"),
+            (safetensors.torch, "save_file"),
+            (os, "mkdir"),
+            (shutil, "rmtree"),
+        ):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
 
     def counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -338,7 +348,9 @@ class WindowsError32(OSError):
 
 
 @pytest.mark.parametrize(("code", "times", "works"), [(5, 1, True), (32, 3, True), (33, 6, True), (32, 7, False), (1224, 1, False), (183, 1, False)])
-def test_a_rename_is_tried_again_only_while_another_program_holds_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, times: int, works: bool) -> None:
+def test_a_rename_is_tried_again_only_while_another_program_holds_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, times: int, works: bool
+) -> None:
     put(tmp_path, 1)
     slept: list[float] = []
     monkeypatch.setattr(files.time, "sleep", slept.append)

@@ -15,7 +15,9 @@ from tunewright.engine.step import Stepper, held_out_loss
 RATE = 1e-2
 
 
-def ready(dtype: str = "float32", family: str = "llama", seed: int = 0, lora: dict[str, Any] | None = None, **settings: Any) -> tuple[Stepper, Attached]:
+def ready(
+    dtype: str = "float32", family: str = "llama", seed: int = 0, lora: dict[str, Any] | None = None, **settings: Any
+) -> tuple[Stepper, Attached]:
     model = tiny.make_model(family, dtype)
     torch.manual_seed(seed)
     attached = tiny.attach_lora(model, **(lora or {}))

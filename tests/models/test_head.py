@@ -26,7 +26,9 @@ def labels(count: int = 60, rows: int = ROWS) -> tuple[torch.Tensor, torch.Tenso
     return source, target
 
 
-def reference(hidden: torch.Tensor, source: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, bias: Any, scale: float, softcap: float | None) -> torch.Tensor:
+def reference(
+    hidden: torch.Tensor, source: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, bias: Any, scale: float, softcap: float | None
+) -> torch.Tensor:
     z = hidden @ weight.T
     z = (z if bias is None else z + bias) * scale
     if softcap:
@@ -40,7 +42,9 @@ FORMS: list[tuple[bool, float, float | None]] = [(False, 1.0, None), (True, 1.0,
 @pytest.mark.parametrize(("with_bias", "scale", "softcap"), FORMS)
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("chunk", [1, 7, 36, 37, 38, 512])
-def test_values_and_gradients_equal_log_softmax(with_bias: bool, scale: float, softcap: float | None, trains: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_gradients_equal_log_softmax(
+    with_bias: bool, scale: float, softcap: float | None, trains: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(head, "CHUNK", chunk)
     hidden, weight = draw(ROWS, WIDTH).requires_grad_(), draw(VOCABULARY, WIDTH).requires_grad_(trains)
     bias = draw(VOCABULARY).requires_grad_(trains) if with_bias else None

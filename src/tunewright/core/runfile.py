@@ -29,7 +29,9 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
+    list("-+.0123456789"),
 )
 _Loader.yaml_implicit_resolvers = {
     # Integers first: "16" also matches the float rule.
@@ -148,7 +150,7 @@ def _unknown(key: str, value: Any, given: dict[str, Any], keys: list[str], place
 
 
 def _pydantic_problems(error: ValidationError, prefix: str, where: dict[str, str]) -> list[Problem]:
-    found = []
+    found: list[Problem] = []
     for item in error.errors():
         # Unions add a tag such as 'int' or "literal['auto']" to the location; the field is the part we know.
         key = ".".join([prefix, str(item["loc"][0])] if prefix else [str(item["loc"][0])]) if item["loc"] else prefix
@@ -177,7 +179,14 @@ def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
         if _section_class(axis, kind) is None:
             registry = AXES[axis]
             problems.append(
-                problem("E-CONFIG-09", where.get(f"{axis}.kind", ""), axis=axis, kind=kind, known=", ".join(registry.names()), guess=registry.guess(str(kind)) or "")
+                problem(
+                    "E-CONFIG-09",
+                    where.get(f"{axis}.kind", ""),
+                    axis=axis,
+                    kind=kind,
+                    known=", ".join(registry.names()),
+                    guess=registry.guess(str(kind)) or "",
+                )
             )
     keys = known_keys(kinds)
     unknown = [key for key in given if key not in keys]
@@ -185,7 +194,9 @@ def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
     for key in unknown:
         if any(_section_class(axis, kind) is None and key.startswith(axis + ".") for axis, kind in kinds.items()):
             continue  # its section is unknown already; a second complaint would only confuse
-        problems.append(_unknown(key, given[key], {k: v for k, v in given.items() if k.rsplit(".", 1)[-1] in batch_parts or k in keys}, keys, where.get(key, "")))
+        problems.append(
+            _unknown(key, given[key], {k: v for k, v in given.items() if k.rsplit(".", 1)[-1] in batch_parts or k in keys}, keys, where.get(key, ""))
+        )
     nested: dict[str, Any] = {}
     for key, value in given.items():
         if key in unknown:

@@ -236,7 +236,9 @@ def read_jsonl(text: str, name: str) -> list[RawRow]:
     first = _line_at(text, start).strip()
     if first.startswith("[") and (first == "[" or first.endswith((",", "{")) or first.startswith("[{")):
         return list(_array(text, name, start))
-    rows, problems, bad = [], [], 0
+    rows: list[RawRow] = []
+    problems: list[Problem] = []
+    bad = 0
     # Only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON allows inside strings.
     for number, line in enumerate(text.split("\n"), start=1):
         begin = _after_space(line, 0)

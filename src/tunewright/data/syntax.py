@@ -56,7 +56,7 @@ def _by_character(text: str, position: int, message: str) -> str:
     if _is_comment(text, position):
         return "comment"
     # Newer decoders stop at the comma itself, older ones after it.
-    if here in "]}" and before == "," or here == "," and text[position + 1 :].lstrip()[:1] in ("]", "}"):
+    if (here in "]}" and before == ",") or (here == "," and text[position + 1 :].lstrip()[:1] in ("]", "}")):
         return "trailing_comma"
     if here == "'":
         return "single_quotes"

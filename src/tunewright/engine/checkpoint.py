@@ -99,7 +99,9 @@ def save(root: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[
     except OSError as e:
         last = [str(folder_of(root, s)) for s in steps_in(root)]
         code = "E-CKPT-01" if e.errno in FULL else "E-CKPT-02"
-        raise CheckpointError(problem(code, str(root), needed=readable_size(HEADROOM * needed), cause=e.strerror or e, last=last[-1] if last else "-")) from e
+        raise CheckpointError(
+            problem(code, str(root), needed=readable_size(HEADROOM * needed), cause=e.strerror or e, last=last[-1] if last else "-")
+        ) from e
     prune(root, protect)
     return target
 

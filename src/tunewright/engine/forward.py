@@ -40,7 +40,9 @@ def head_of(model: Any) -> Head:
     module = model.get_output_embeddings()
     config = model.config.get_text_config()
     # Granite divides by `logits_scaling`, HyperCLOVA X multiplies by it; Cohere multiplies by `logit_scale`.
-    scale = (getattr(config, "logits_scaling", None) or 1.0) ** (1 if config.model_type == "hyperclovax" else -1) * (getattr(config, "logit_scale", None) or 1.0)
+    scale = (getattr(config, "logits_scaling", None) or 1.0) ** (1 if config.model_type == "hyperclovax" else -1) * (
+        getattr(config, "logit_scale", None) or 1.0
+    )
     # A method may have put layers on the head (LoRA on `head`): then its forward, not its weight, is the head.
     own = None if type(module) is nn.Linear else module
     return Head(module.weight, getattr(module, "bias", None), scale, getattr(config, "final_logit_softcapping", None), own)

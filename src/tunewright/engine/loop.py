@@ -172,7 +172,7 @@ class Loop:
     def _save(self) -> None:
         start = time.perf_counter()
         named = self._named()
-        tensors = {"model": dict(named), "optimizer": optimizer_tensors(self.stepper.optimizer, named)}
+        tensors: dict[str, dict[str, Any]] = {"model": dict(named), "optimizer": optimizer_tensors(self.stepper.optimizer, named)}
         state: dict[str, Any] = {"progress": asdict(self.progress), "loss_scale": self.stepper.loss_scale}
         if self.stepper.attached.state:
             state["method"] = self.stepper.attached.state()

@@ -8,6 +8,7 @@ Source: radix tree (Morrison 1968), laid out depth first so that "is an ancestor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from tunewright.core.types import Branch, Sample, TokenTree
 
@@ -89,7 +90,7 @@ def _sample_rows(sample: Sample) -> tuple[Key, int]:
     """The first branch's row keys (what neighbours can share) and the rows of the sample's own tree."""
     keys = sorted((_row_keys(b) for b in sample.branches), key=_sort_key)
     rows = len(keys[0])
-    for before, after in zip(keys, keys[1:], strict=False):
+    for before, after in pairwise(keys):
         rows += len(after) - common_prefix(before, after)
     return keys[0], rows
 
@@ -117,7 +118,7 @@ def cut_passes(samples: list[Sample], rows_per_pass: int, padded: bool = False) 
     if padded or not samples:
         return _cut_padded(samples, rows_per_pass)
     measured = sorted(((*_sample_rows(sample), sample) for sample in samples), key=lambda item: _sort_key(item[0]))
-    shared = [0] + [common_prefix(a[0], b[0]) for a, b in zip(measured, measured[1:], strict=False)]
+    shared = [0] + [common_prefix(a[0], b[0]) for a, b in pairwise(measured)]
 
     def starts(limit: int) -> list[int]:
         begins, used = [0], measured[0][1]

@@ -83,9 +83,15 @@ class Certificate:
             count = len({g.tensor for g in self.gaps if g.dtype == dtype})
             told.append(
                 say(
-                    "certificate.line", dtype=dtype, verdict=verdict, gap=f"{worst.gap:.1e}", limit=f"{worst.limit:.1e}", tensor=worst.tensor, count=count,
+                    "certificate.line",
+                    dtype=dtype,
+                    verdict=verdict,
+                    gap=f"{worst.gap:.1e}",
+                    limit=f"{worst.limit:.1e}",
+                    tensor=worst.tensor,
+                    count=count,
                     loss=f"{self.loss_gap[dtype]:.1e}",
-                )  # fmt: skip
+                )
             )
         return told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,19 @@ def lora(config: LoraConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     import peft
 
     targets = short_names(model, anatomy.select(config.targets))
+    alpha = config.alpha if config.alpha is not None else 2 * config.rank
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
-        lora_alpha=config.alpha if config.alpha is not None else 2 * config.rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT computes with any number
         lora_dropout=config.dropout,
         target_modules=targets,
         base_model_name_or_path=base_path,
     )
-    wrapped = peft.get_peft_model(model, settings)
+    with warnings.catch_warnings():
+        # PEFT asks Transformers for a name that Transformers has renamed: theirs to settle, not a user's.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        wrapped = peft.get_peft_model(model, settings)
     wrapped.peft_config["default"].base_model_name_or_path = base_path
     return attach_peft(wrapped)
 

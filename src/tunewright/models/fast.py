@@ -124,15 +124,16 @@ def _replace_norm(module: nn.Module) -> bool:
     form = _fitting_form(module, *parts) if parts else None
     if parts is None or form is None:
         return False
-    (weight, eps), (one, round_first) = parts, form
+    (_, eps), (one, round_first) = parts, form
+    norm: Any = module
     own_forward = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if module.weight.requires_grad or not torch.is_grad_enabled():
+        if norm.weight.requires_grad or not torch.is_grad_enabled():
             return own_forward(x)
-        return _RMSNorm.apply(x, _scale(module.weight, one), eps, round_first)
+        return _RMSNorm.apply(x, _scale(norm.weight, one), eps, round_first)
 
-    module.forward = forward
+    norm.forward = forward
     return True
 
 

@@ -90,7 +90,9 @@ def decode_answer(tokenizer: Any, ids: list[int], stop_ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def stream(model: Any, tokenizer: Any, prompt: list[int], stop_ids: list[int], *, max_new_tokens: int = 512, temperature: float = 0.0) -> Iterator[str]:
+def stream(
+    model: Any, tokenizer: Any, prompt: list[int], stop_ids: list[int], *, max_new_tokens: int = 512, temperature: float = 0.0
+) -> Iterator[str]:
     """Pieces of one answer as they are made; joined they are the answer. The model's attention must be a stock one."""
     import threading
 

@@ -94,17 +94,23 @@ def _unpack(gguf: Path, header: Header, tell: Callable[[str], None]) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
-    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(gguf.parent),
+        "gguf_file": gguf.name,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
     config = AutoConfig.from_pretrained(**place)
     if getattr(config, "head_dim", None):
         config.head_dim = header.number("attention.key_length") or config.head_dim
     _restore_rope(config, gguf, header)
     small = header.num_values * 4 < FLOAT32_LIMIT_BYTES
     tell(say("models.stored_as", dtype="float32" if small else "bfloat16", count=f"{header.num_values:,}"))
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         **place, config=config, quantization_config=GgufConfig(dequantize=True), output_loading_info=True,
         dtype=torch.float32 if small else torch.bfloat16,
     )  # fmt: skip
+    model, info = loaded
     tied = model.get_output_embeddings() is not None and model.get_input_embeddings().weight is model.get_output_embeddings().weight
     missing = sorted(k for k in info["missing_keys"] if not (tied and k.endswith("lm_head.weight")))
     if missing:

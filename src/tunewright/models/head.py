@@ -133,8 +133,6 @@ def _through_trainable(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head:
     for start in range(0, len(hidden_UD), CHUNK):
         inside = (row_L >= start) & (row_L < start + CHUNK)
         parts.append(
-            checkpoint(
-                _trainable_chunk, hidden_UD[start : start + CHUNK], row_L[inside] - start, target_L[inside], head, use_reentrant=False
-            )
+            checkpoint(_trainable_chunk, hidden_UD[start : start + CHUNK], row_L[inside] - start, target_L[inside], head, use_reentrant=False)
         )
     return torch.cat(parts)

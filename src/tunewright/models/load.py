@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.core.words import say
@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = Path(folder)
-    kind = "model" if (folder / "config.json").is_file() else "adapter"
+    kind: Literal["model", "adapter"] = "model" if (folder / "config.json").is_file() else "adapter"
     raise_all(vet.problems_of(folder, kind=kind, weights=False), ModelError)
     try:
         with _silent():
@@ -79,7 +79,7 @@ def load_model(
         for way in (attention, "eager"):
             try:
                 with _silent():
-                    model, info = AutoModelForCausalLM.from_pretrained(
+                    loaded: Any = AutoModelForCausalLM.from_pretrained(
                         str(folder), config=config, dtype=wanted, attn_implementation=way, use_safetensors=True, output_loading_info=True,
                         **common, **placed,
                     )  # fmt: skip
@@ -90,6 +90,7 @@ def load_model(
                 said.append(say("models.attention_eager", asked=attention, model_type=config.model_type))
     except Exception as e:
         raise ModelError(problem("E-MODEL-32", str(folder), cause=vet.first_line(e))) from e
+    model, info = loaded
     _require_whole(folder, model, info)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -178,13 +179,14 @@ def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception:  # noqa: BLE001  (a template may refuse these messages; then it names no turn end)
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:
         return None
     tail = text.rpartition(MARK)[2] if MARK in text else ""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
     first = next((t for t in sorted(special, key=len, reverse=True) if tail.strip().startswith(t)), None)
-    return tokenizer.convert_tokens_to_ids(first) if first else None
+    found = tokenizer.convert_tokens_to_ids(first) if first else None
+    return found if isinstance(found, int) else None
 
 
 def kind_of_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ModelKind:

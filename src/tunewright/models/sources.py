@@ -328,7 +328,7 @@ def _without_pickles(name: str, folder: Path) -> list[Problem]:
 
     try:
         names = huggingface_hub.HfApi().list_repo_files(name, revision=folder.name)
-    except Exception:  # noqa: BLE001  (only the better wording is lost)
+    except Exception:
         return []
     pickled = [n for n in names if n.endswith(vet.PICKLE_SUFFIXES)]
     return [problem("E-MODEL-10", name, names=", ".join(pickled[:3]))] if pickled else []

@@ -196,7 +196,7 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         qs, k, v, out = ctx.saved_tensors
-        (H, T, D), K = qs.shape, k.shape[0]
+        (H, _, D), K = qs.shape, k.shape[0]
         group = H // K
         g = grads[0]
         # Sums over many rows go to at least float32: a trunk row collects from every leaf.

@@ -222,7 +222,7 @@ def read_safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...],
         except (ValueError, RecursionError) as e:
             raise ValueError(f"header is not JSON ({first_line(e)})") from e
     if not isinstance(header, dict):
-        raise ValueError("header is not an object")  # noqa: TRY004  (the file is wrong, not the caller)
+        raise ValueError("header is not an object")
     tensors: dict[str, tuple[str, tuple[int, ...], int]] = {}
     spans = []
     for name, entry in header.items():

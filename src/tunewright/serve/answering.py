@@ -54,7 +54,9 @@ class Answerer:
 
     def answers(self, questions: list[list[Message]], max_new_tokens: int = 128) -> list[str]:
         """Greedy answers to many dialogues at once."""
-        return answer(self.causal, self.tokenizer, [self.renderer.prompt(q) for q in questions], list(self.renderer.stop_ids), max_new_tokens=max_new_tokens)
+        return answer(
+            self.causal, self.tokenizer, [self.renderer.prompt(q) for q in questions], list(self.renderer.stop_ids), max_new_tokens=max_new_tokens
+        )
 
 
 def _dtype_and_device(dtype: str | None, device: str) -> tuple[str, str]:

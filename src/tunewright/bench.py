@@ -1,0 +1,105 @@
+"""`tunewright bench`: what a run would cost on this machine, and whether its gradients are right, on the user's own model and rows.
+
+Takes the first optimiser steps of the run as `tunewright train` would, in memory; writes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tunewright.core.registry import methods, objectives
+from tunewright.core.runfile import ParsedRun, kind_of
+from tunewright.core.seeds import stream_seed
+from tunewright.core.telling import Tell
+from tunewright.core.words import say
+from tunewright.engine.schedule import learning_rate_for, make_schedule
+from tunewright.train import prepare
+
+
+def bench(parsed: ParsedRun, *, steps: int = 4, certificate: bool = True, tell: Tell | None = None) -> dict[str, Any]:
+    """Measure `steps` optimiser steps and compute the gradient certificate.
+
+    Returns rates a second (logical tokens, physical rows, label tokens, samples), the share of rows saved, peak bytes, and `certificate` with its
+    verdict and worst gap for each dtype. Raises UsageError for what `train` would refuse.
+    """
+    tell = tell or Tell()
+    prepared = prepare(parsed, tell, out_matters=False)
+    figures = _measure(parsed, prepared, steps, tell)
+    if certificate:
+        figures["certificate"] = _certify(parsed, prepared, tell)
+    return figures
+
+
+def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[str, Any]:
+    import torch
+
+    from tunewright.engine import placement
+    from tunewright.engine.forward import Policy
+    from tunewright.engine.layout import choose
+    from tunewright.engine.meters import peak_memory_bytes, versions
+    from tunewright.engine.optim import make_optimizer
+    from tunewright.engine.step import Stepper
+    from tunewright.models import anatomy, load
+    from tunewright.models.fast import accelerate, keep_freed_memory
+    from tunewright.train import set_layout, with_layout
+
+    config = parsed.config
+    world = placement.start(config.engine)
+    if world.device == "cpu":
+        keep_freed_memory()
+    start = time.perf_counter()
+    model = load.load_model(prepared.source.folder, dtype=world.torch_dtype(), device=world.device)
+    load_seconds = time.perf_counter() - start
+    accelerate(model)
+    torch.manual_seed(stream_seed(config.engine.seed, "init"))
+    method, objective = methods.get(kind_of(config.method)), objectives.get(kind_of(config.objective))
+    assert method is not None and objective is not None
+    attached = method.function(config.method, model, anatomy.of(model), str(prepared.source.folder))
+    layout, why = choose(config.engine, model, attached.needs.layout, lambda name: with_layout(attached.model, model, name))
+    set_layout(model, layout)
+    named = [(n, q) for n, q in attached.model.named_parameters() if q.requires_grad]
+    schedule = make_schedule(config.engine, len(prepared.data.train), learning_rate_for(attached.learning_rate, steps))
+    stepper = Stepper(
+        Policy(attached.model, model, layout), attached, objective.function(config.objective), make_optimizer(config.engine, named),
+        world.rows_per_pass, config.engine.clip, config.engine.seed,
+    )  # fmt: skip
+    tell.line(say("train.where", device=world.device, device_why=world.reasons["engine.device"], dtype=world.dtype,
+                  dtype_why=world.reasons.get("engine.dtype", say("placement.asked"))))  # fmt: skip
+    tell.line(say("train.layout", layout=layout, why=why, threads=world.threads, rows=world.rows_per_pass))
+    totals = {"samples": 0, "logical_tokens": 0, "physical_rows": 0, "label_tokens": 0}
+    seconds, each = 0.0, []
+    count = min(steps, schedule.total_steps)
+    tell.start(say("train.steps"))
+    for number in range(1, count + 1):
+        chosen = [prepared.data.train[i] for i in schedule.samples_of(number)]
+        begin = time.perf_counter()
+        report = stepper.step(chosen, number, schedule.rate(number))
+        each.append(time.perf_counter() - begin)
+        seconds += each[-1]
+        totals["samples"] += len(chosen)
+        totals["logical_tokens"] += report.logical_tokens
+        totals["physical_rows"] += report.physical_rows
+        totals["label_tokens"] += report.label_tokens
+        tell.progress(say("train.step"), number, count)
+    tell.finish()
+    rates = {f"{name}_per_second": round(value / seconds, 2) for name, value in totals.items()}
+    return {
+        "steps": count, **totals, **rates, "share_saved": round(1 - totals["physical_rows"] / totals["logical_tokens"], 4), "train_seconds": round(seconds, 3),
+        "seconds_per_step": [round(s, 3) for s in each], "load_seconds": round(load_seconds, 3), "peak_memory_bytes": peak_memory_bytes(world.device),
+        "device": world.device, "dtype": world.dtype, "layout": layout, "threads": world.threads, "rows_per_pass": world.rows_per_pass, "versions": versions(),
+    }  # fmt: skip
+
+
+def _certify(parsed: ParsedRun, prepared: Any, tell: Tell) -> dict[str, Any]:
+    from tunewright.evaluate.certificate import bench_certificate, pick
+
+    if not pick(prepared.data.train):
+        tell.line(say("bench.no_short_sample"))
+        return {"passed": None}
+    tell.line(say("bench.certifying"))
+    found = bench_certificate(prepared.source.folder, prepared.data.train, method=kind_of(parsed.config.method), config=parsed.config.method)
+    for line in found.lines():
+        tell.line(line)
+    worst = {d: found.worst(d) for d in dict.fromkeys(g.dtype for g in found.gaps)}
+    return {"passed": found.passed, "worst": {d: {"gap": g.gap, "limit": g.limit, "tensor": g.tensor} for d, g in worst.items()}}

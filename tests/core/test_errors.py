@@ -1,0 +1,102 @@
+"""Errors for people: every code has a text in both languages, and a message says everything at once."""
+
+from __future__ import annotations
+
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+import tunewright
+from tunewright.core import errors
+from tunewright.core.errors import ConfigError, Interrupted, Problem, TunewrightError, UsageError, problem, raise_all
+from tunewright.core.words import LANGUAGES, catalogue, error_codes, language, say, set_language
+
+SOURCE = Path(tunewright.__file__).parent
+
+
+def used_codes() -> set[str]:
+    text = "\n".join(p.read_text(encoding="utf-8") for p in SOURCE.rglob("*.py"))
+    return set(re.findall(r'"(E-[A-Z]+-\d+)"', text))
+
+
+def test_every_code_that_is_raised_has_a_text() -> None:
+    assert used_codes() - set(error_codes()) == set()
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_every_code_says_what_and_has_a_page(lang: str) -> None:
+    for code in error_codes():
+        entry = catalogue(lang)[code]
+        assert entry["what"], code
+        assert entry["page"], code
+        assert "do" in entry, code
+
+
+def fields_of(text: str) -> set[str]:
+    return {name.split("!")[0] for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def test_the_languages_have_the_same_keys_and_fill_in_the_same_fields() -> None:
+    english, chinese = catalogue("en"), catalogue("zh")
+    assert english.keys() == chinese.keys()
+    for key, value in english.items():
+        other = chinese[key]
+        parts = [(value[p], other[p]) for p in ("what", "do")] if isinstance(value, dict) else [(value, other)]
+        for a, b in parts:
+            assert fields_of(a) == fields_of(b), key
+
+
+def test_one_line_holds_code_what_where_and_remedy() -> None:
+    found = problem("E-CONFIG-04", "run.yaml, line 9", field="r", ours="method.rank", value=8)
+    assert found.line() == "E-CONFIG-04  r: this key is from another system; here it is `method.rank`.  (run.yaml, line 9) Write `method.rank=8`."
+    assert found.as_dict()["code"] == "E-CONFIG-04"
+
+
+def test_a_message_counts_its_problems_and_names_what_it_is_about() -> None:
+    error = ConfigError([problem("E-CONFIG-07", field="model"), problem("E-CONFIG-07", field="data.train")])
+    assert error.text("run.yaml").splitlines()[0] == "tunewright: 2 problems in run.yaml"
+    assert len(error.text().splitlines()) == 3
+    assert ConfigError(problem("E-CONFIG-07", field="model")).text("x").startswith("tunewright: 1 problem in x")
+
+
+def test_a_code_or_a_field_that_nobody_wrote_never_hides_the_error() -> None:
+    assert "E-NONE-99" in Problem("E-NONE-99", "", {"a": 1}).what()
+    assert "{field}" in Problem("E-CONFIG-07").what()
+    assert say("no.such.key") == "no.such.key"
+
+
+@pytest.mark.parametrize("value", ["{braces}", "{0}", "100 %", "{", "a}b"])
+def test_values_with_braces_are_shown_as_they_are(value: str) -> None:
+    assert value in problem("E-CONFIG-07", field=value).line()
+
+
+def test_exit_codes() -> None:
+    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, TunewrightError)]
+    for kind in kinds:
+        if kind is not Interrupted:
+            assert kind.exit_code == (2 if issubclass(kind, UsageError) else 1)
+    assert Interrupted(15, problem("E-RUN-06")).exit_code == 143
+    assert len(kinds) >= 9
+
+
+def test_nothing_wrong_raises_nothing_and_a_generator_is_read_once() -> None:
+    raise_all([])
+    raise_all(iter(()))
+    with pytest.raises(UsageError) as caught:
+        raise_all(problem("E-CONFIG-07", field=str(i)) for i in range(3))
+    assert len(caught.value.problems) == 3
+
+
+def test_the_language_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_language(None)
+    for name in ("TUNEWRIGHT_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    assert language() == "zh"
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert language() == "en"
+    monkeypatch.setenv("TUNEWRIGHT_LANG", "zh")
+    assert language() == "zh"
+    assert "缺" in problem("E-CONFIG-07", field="model").line()

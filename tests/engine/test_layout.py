@@ -1,0 +1,112 @@
+"""Tree or padded: chosen by comparing with the model's own logits, and refused where neither is right."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tiny
+
+from tunewright.core.config import EngineConfig
+from tunewright.core.errors import CompatError
+from tunewright.engine import forward, layout
+from tunewright.engine.forward import Policy, head_of
+from tunewright.models import tree_attention
+
+
+def policies(model: Any) -> Any:
+    @contextlib.contextmanager
+    def of(name: str) -> Iterator[Policy]:
+        tree_attention.register()
+        model.set_attn_implementation(tree_attention.NAME if name == "tree" else "sdpa" if model._supports_sdpa else "eager")
+        yield Policy(model, model, name)
+
+    return of
+
+
+def choose(model: Any, wanted: str = "auto", needs: str = "any") -> tuple[str, str]:
+    return layout.choose(EngineConfig(layout=wanted), model, needs, policies(model))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_known_family_takes_the_tree(family: str) -> None:
+    chosen, why = choose(tiny.make_model(family))
+    assert chosen == "tree", why
+    assert "nats" in why
+
+
+def test_padded_can_be_asked_for_and_a_method_can_need_it() -> None:
+    assert choose(tiny.make_model("llama"), "padded")[0] == "padded"
+    assert choose(tiny.make_model("llama"), needs="padded")[0] == "padded"
+    with pytest.raises(CompatError) as caught:
+        choose(tiny.make_model("llama"), "tree", needs="padded")
+    assert [p.code for p in caught.value.problems] == ["E-COMPAT-01"]
+
+
+def test_layers_that_are_not_plain_attention_are_an_obstacle() -> None:
+    model = tiny.make_model("llama")
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    assert "linear_attention" in str(layout.obstacle(model, "any"))
+
+
+def test_a_tree_that_differs_falls_back_and_says_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = forward.build_tree
+
+    def running(samples: Any) -> Any:
+        tree = real(samples)
+        tree.position = list(range(tree.num_rows))
+        return tree
+
+    monkeypatch.setattr(forward, "build_tree", running)
+    chosen, why = choose(tiny.make_model("llama"))
+    assert chosen == "padded"
+    assert "differs" in why
+
+
+@pytest.mark.parametrize("wanted", ["auto", "padded"])
+def test_a_head_that_the_engine_does_not_know_is_refused_not_trained(wanted: str) -> None:
+    """Both layouts use our head, so they agree with one another; only the model's own logits show the difference."""
+    model = tiny.make_model("llama")
+    own = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        out = own(*args, **kwargs)
+        out.logits = out.logits * 0.5
+        return out
+
+    model.forward = scaled
+    with pytest.raises(CompatError) as caught:
+        choose(model, wanted)
+    assert [p.code for p in caught.value.problems] == ["E-COMPAT-04"]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.25}), ("hyperclovax", {"logits_scaling": 0.25}), ("gemma2", {})],
+)
+def test_heads_with_a_scale_or_a_softcap_agree_with_the_models_own_logits(family: str, changes: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {**tiny._COMMON, **tiny.FAMILIES.get(family, {}), **changes}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), dtype=torch.float32).eval()
+    assert choose(model)[0] == "tree"
+    with policies(model)("padded") as policy:
+        assert layout.disagreement(policies(model), model.config.vocab_size, "padded") < 1e-5
+        assert head_of(policy.causal[0]).scale == {"granite": 0.25, "cohere": 0.25, "hyperclovax": 0.25}.get(family, 1.0)
+
+
+def test_a_plain_head_is_read_by_its_weight_and_an_adapted_one_is_called() -> None:
+    model = tiny.make_model("llama")
+    assert head_of(model).module is None
+    tiny.attach_lora(model, ["head"])
+    assert head_of(model).module is model.lm_head
+
+
+def test_the_probe_forks_at_two_depths() -> None:
+    from tunewright.engine.tree import build_tree
+
+    assert build_tree(layout.probe_samples(211)).num_rows == tiny.trie_rows(layout.probe_samples(211)) < 3 * 23
