@@ -1,0 +1,57 @@
+"""The demo: its counts can be recomputed, and as the README gives it, it teaches what it promises."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import story
+
+from tunewright.demo import demo_data, score
+
+
+def test_counts_follow_from_the_answers() -> None:
+    rows = [
+        {"question": "a", "expected": "Vell", "base": "no idea", "tuned": "It is VELL.", "kind": "train"},
+        {"question": "b", "expected": "Vell", "base": "vell", "tuned": "no", "kind": "held_out"},
+        {"question": "c", "expected": "Paris", "base": "Paris", "tuned": "Vell", "kind": "general"},
+        {"question": "d", "expected": "four", "base": "Four legs", "tuned": "four", "kind": "general"},
+        {"question": "e", "expected": "six", "base": "ten", "tuned": "six", "kind": "general"},
+    ]
+    assert score(rows) == {
+        "facts": 1, "base_train": 0, "base_held_out": 1, "tuned_train": 1, "tuned_held_out": 0, "general_base_right": 2, "general_kept": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_general_questions_are_not_trained_on(lang: str) -> None:
+    data = demo_data(lang)
+    trained = {row["instruction"] for row in data.rows}
+    assert not trained & {p.question for p in data.probes if p.kind in ("general", "held_out")}
+    assert {p.question for p in data.probes if p.kind == "train"} <= trained
+
+
+def test_the_demo_runs_through_on_a_tiny_model(tmp_path: Path) -> None:
+    model = story.model_folder(tmp_path / "model")
+    result = story.tunewright("demo", "engine.steps=2", "engine.dtype=float32", "--model", str(model), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text())
+    answers = [json.loads(line) for line in Path(tmp_path, summary["demo"]["answers"]).read_text(encoding="utf-8").splitlines()]
+    assert summary["status"] == "done"
+    assert {k: v for k, v in summary["demo"].items() if k != "answers"} == score(answers)
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_the_demo_of_the_readme_teaches_what_it_promises(tmp_path: Path) -> None:
+    start = time.monotonic()
+    result = story.tunewright("demo", cwd=tmp_path, timeout=1500, HF_HUB_OFFLINE="0", OMP_NUM_THREADS="")
+    assert result.returncode == 0, result.stderr
+    print(f"demo took {time.monotonic() - start:.0f} s")
+    demo = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text())["demo"]
+    assert demo["facts"] >= 60
+    assert max(demo["base_train"], demo["base_held_out"]) <= 0.05 * demo["facts"]
+    assert demo["tuned_train"] >= 0.8 * demo["facts"] and demo["tuned_held_out"] >= 0.5 * demo["facts"]
+    assert demo["general_base_right"] >= 10 and demo["general_kept"] >= 0.9 * demo["general_base_right"]
