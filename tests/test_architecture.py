@@ -15,10 +15,10 @@ import tunewright
 SOURCE = Path(tunewright.__file__).parent
 FLOORS = {
     0: {"core"}, 1: {"models"}, 2: {"data", "methods", "objectives"}, 3: {"engine"}, 4: {"advise", "evaluate", "export", "serve", "report"},
-    5: {"train", "bench", "demo", "api"}, 6: {"cli", "studio", "__main__"},
+    5: {"story", "bench", "demo", "api"}, 6: {"cli", "studio", "__main__"},
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-ORDER = ["train", "bench", "demo", "api"]  # single files of one floor: each may know the ones before it
+ORDER = ["story", "bench", "demo", "api"]  # single files of one floor: each may know the ones before it
 HEAVY = {
     "torch",
     "transformers",
@@ -33,11 +33,11 @@ HEAVY = {
     "numpy",
     "fastapi",
 }
-LIGHT_ROOMS = {"core", "data", "methods", "objectives", "train", "bench", "demo", "api", "cli", "advise", "report", "__init__", "__main__"}
+LIGHT_ROOMS = {"core", "data", "methods", "objectives", "story", "bench", "demo", "api", "cli", "advise", "report", "__init__", "__main__"}
 
 
 def room_of(path: Path, root: Path) -> str:
-    """The first part of a module below the package: `core`, `train`, `__init__`."""
+    """The first part of a module below the package: `core`, `story`, `__init__`."""
     return path.relative_to(root).with_suffix("").parts[0]
 
 
@@ -117,8 +117,8 @@ def test_imports_only_go_down_and_heavy_libraries_load_late() -> None:
         ("data/bad.py", "from tunewright.methods.lora import fuse", "sideways"),
         ("data/bad.py", "from ..methods import lora", "sideways"),
         ("report/bad.py", "from tunewright import serve", "sideways"),
-        ("train.py", "from tunewright import cli", "upward"),
-        ("train.py", "import tunewright.api", "sideways"),
+        ("story.py", "from tunewright import cli", "upward"),
+        ("story.py", "import tunewright.api", "sideways"),
         ("methods/bad.py", "import torch", "heavy"),
         ("cli.py", "try:\n    from transformers import AutoModel\nexcept ImportError:\n    pass", "heavy"),
         ("attic/bad.py", "import tunewright.core", "no floor"),
@@ -146,7 +146,7 @@ def test_the_checker_finds_a_planted_cycle_and_lets_a_late_import_pass(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "program", ["import tunewright", "import tunewright.train", "import sys; sys.argv = ['tunewright', '--help']; import runpy; runpy.run_module('tunewright', run_name='__main__')"],
+    "program", ["import tunewright", "import tunewright.story", "import sys; sys.argv = ['tunewright', '--help']; import runpy; runpy.run_module('tunewright', run_name='__main__')"],
 )  # fmt: skip
 def test_nothing_heavy_is_loaded_to_import_the_package_or_to_print_its_help(program: str) -> None:
     check = f"import atexit, sys\natexit.register(lambda: print('HEAVY', sorted({HEAVY!r} & set(sys.modules))))\n{program}\n"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tunewright.api import Run as Run
+    from tunewright.api import train as train
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,143 @@
-"""The same from Python: `tunewright.train(...)` returns a `Run`."""
+"""The same from Python.
+
+    import tunewright
+    run = tunewright.train(model="Qwen/Qwen2.5-0.5B-Instruct", data="rows.json", method={"kind": "lora", "rank": 16}, engine={"epochs": 3})
+    print(run.chat("Who keeps the lighthouse?"))
+    run.report            # in a notebook the page is shown in place
+"""
 
 from __future__ import annotations
 
-from tunewright.train import Run, train
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Run", "train"]
+from tunewright.core.runfile import flatten, parse_run
+from tunewright.core.telling import Tell
+
+if TYPE_CHECKING:
+    from tunewright.serve.answering import Answerer
+
+Part = Mapping[str, Any]
+
+
+class Report:
+    """The page with the evidence. `path` is the file; in a notebook it is shown in place."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def _repr_html_(self) -> str:
+        # An inline frame keeps the page's own style and policy apart from the notebook's.
+        page = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
+        return f'<iframe srcdoc="{page}" style="width:100%;height:720px;border:0"></iframe>'
+
+
+class Run:
+    """A run folder: what was trained, what it answers and what it shows. `Run("runs/mine")` opens one that exists.
+
+    Raises UsageError when the folder holds no run.
+    """
+
+    def __init__(self, folder: str | Path):
+        from tunewright.engine import run_folder
+
+        self.folder = Path(folder)
+        run_folder.read_run(self.folder)
+        self.summary: dict[str, Any] = run_folder.read_summary(self.folder)
+        self._open: dict[str, Answerer] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, status={self.summary.get('status', '?')!r})"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained weights, in PEFT's layout."""
+        return self.folder / "adapter"
+
+    @property
+    def report(self) -> Report:
+        """The page with the evidence."""
+        return Report(self.folder / "report.html")
+
+    @property
+    def before_after(self) -> list[dict[str, Any]]:
+        """The questions with the answers before and after."""
+        import json
+
+        path = self.folder / "before_after.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+
+    def chat(self, question: str, *, system: str | None = None, base: bool = False, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
+        """The tuned model's answer to one question; `base` asks the untouched model. The model stays loaded for the next question."""
+        from tunewright.core.telling import Quiet
+        from tunewright.core.types import Message
+        from tunewright.serve.answering import open_target
+
+        if "it" not in self._open:
+            self._open["it"] = open_target(str(self.folder), Quiet())
+        answerer = self._open["it"]
+        messages = [*([Message("system", system)] if system else []), Message("user", question)]
+        if base:
+            with answerer.untouched():
+                return "".join(answerer.stream(messages, max_new_tokens=max_new_tokens, temperature=temperature)).strip()
+        return "".join(answerer.stream(messages, max_new_tokens=max_new_tokens, temperature=temperature)).strip()
+
+    def evaluate(self, data: str, **options: Any) -> dict[str, Any]:
+        """Measure the run on the rows of `data`: the figures of `tunewright evaluate --json`."""
+        from tunewright.evaluate.scoring import evaluate_target
+
+        return evaluate_target(str(self.folder), data, **options)
+
+    def merge(self, out: str | Path, *, dtype: str | None = None) -> Path:
+        """Fold the adapter into the full-precision base, prove that it answers the same, and return the folder."""
+        from tunewright.export.merge import merge_run
+
+        merge_run(self.folder, Path(out), dtype=dtype)
+        return Path(out)
+
+
+def train(
+    model: str | None = None,
+    data: str | Sequence[Any] | Part | None = None,
+    method: str | Part | None = None,
+    objective: str | Part | None = None,
+    engine: Part | None = None,
+    *,
+    out: str | None = None,
+    probes: int | Sequence[str | Part] | None = None,
+    config: str | Path | None = None,
+    tell: Tell | None = None,
+    **more: Any,
+) -> Run:
+    """Train and return the finished `Run`. The arguments are the sections of a run file; `config` starts from one, the others then override it.
+
+    `data` is a file or a whole section, `method` and `objective` a kind or a whole section. Progress goes to stderr, or to `tell`.
+    Raises UsageError for wrong input before anything is created, TrainingError or CheckpointError when the run fails.
+    """
+    from tunewright.core.runfile import read_yaml
+    from tunewright.story import train as start
+
+    given: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    if config is not None:
+        given, where = read_yaml(Path(config))
+    sections: dict[str, Any] = {"model": model, "method": method, "objective": objective, "engine": engine, "out": out, "probes": probes, **more}
+    sections["data"] = data if isinstance(data, Mapping) or data is None else {"train": data if isinstance(data, str) else list(data)}
+    for name, section in sections.items():
+        if section is None:
+            continue
+        value = dict(section) if isinstance(section, Mapping) else section
+        for key, inner in flatten(value, name).items():
+            given[key], where[key] = inner, "python"
+    return Run(start(parse_run(given, where), tell=tell).folder)
+
+
+__all__ = ["Report", "Run", "train"]

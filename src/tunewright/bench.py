@@ -14,7 +14,7 @@ from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine.schedule import learning_rate_for, make_schedule
-from tunewright.train import prepare
+from tunewright.story import prepare
 
 
 def bench(parsed: ParsedRun, *, steps: int = 4, certificate: bool = True, tell: Tell | None = None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
     from tunewright.engine.step import Stepper
     from tunewright.models import anatomy, load
     from tunewright.models.fast import accelerate, keep_freed_memory
-    from tunewright.train import set_layout, with_layout
+    from tunewright.story import set_layout, with_layout
 
     config = parsed.config
     world = placement.start(config.engine)

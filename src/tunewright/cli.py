@@ -68,7 +68,7 @@ def train(
     if resume:
         if first is None or given or model or data or data_dir or out:
             raise UsageError(problem("E-RUN-08", "--resume"))
-        from tunewright.train import resume_run
+        from tunewright.story import resume_run
 
         run = resume_run(Path(first))
     else:
@@ -76,7 +76,7 @@ def train(
             raise UsageError(problem("E-RUN-09", first))
         flags = {"model": model, "data.train": data, "data.dir": data_dir, "out": out}
         parsed = load_run(Path(first) if first else None, given, flags)
-        from tunewright.train import train as start
+        from tunewright.story import train as start
 
         run = start(parsed)
     if as_json:

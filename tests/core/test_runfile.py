@@ -231,27 +231,23 @@ def test_a_bare_kind_is_a_word_for_the_section() -> None:
 # Known faults of core/runfile.py and core/foreign.py, each with the test that its repair must pass.
 
 
-@pytest.mark.xfail(strict=True, reason="`engine:` with every key commented out is answered with `Did you mean engine.seed?`")
 @pytest.mark.parametrize("section", ["engine", "base"])
 def test_a_section_without_keys_means_the_defaults(tmp_path: Path, section: str) -> None:
     run = load_run(write(tmp_path, GOOD + f"{section}:\n  # nothing yet\n"))
     assert run.config.engine.epochs == 3.0
 
 
-@pytest.mark.xfail(strict=True, reason="pydantic reads true as 1")
 @pytest.mark.parametrize("word", ["engine.epochs=true", "engine.batch_size=true", "data.held_out=true", "data.held_out=-0.1"])
 def test_truth_is_no_number_and_a_share_is_not_negative(word: str) -> None:
     assert [p.code for p in problems(None, "model=m", "data.train=d", word)] == ["E-CONFIG-08"]
 
 
-@pytest.mark.xfail(strict=True, reason="the value is handed on as it came, and is then refused")
 @pytest.mark.parametrize("word", ["optim=adamw_torch", "lr_scheduler_type=constant_with_warmup", "max_steps=-1"])
 def test_a_converted_value_is_one_that_this_system_takes(word: str) -> None:
     (found,) = problems(None, "model=m", "data.train=d", word)
     load_run(None, [f"{found.fields['ours']}={found.fields['value']}"], {"model": "m", "data.train": "d"})
 
 
-@pytest.mark.xfail(strict=True, reason="LLaMA-Factory writes its targets with commas; the answer becomes one target of that name")
 def test_targets_with_commas_become_a_list() -> None:
     (found,) = problems(None, "model=m", "data.train=d", "lora_target=q_proj,v_proj")
     assert found.fields["value"] == "[q_proj,v_proj]"

@@ -19,6 +19,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def _not_bool(value: Any) -> Any:
+    # Python counts true as 1; a person who writes true means something else.
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
 class DataConfig(Section):
     """What the model learns from."""
 
@@ -40,6 +47,18 @@ class DataConfig(Section):
     """What happens to a longer row: drop it (counted), or cut its answer's middle and keep the stop token."""
     system: str | None = None
     """A system prompt for rows that bring none."""
+
+    @field_validator("held_out", "limit", "max_tokens", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any) -> Any:
+        return _not_bool(value)
+
+    @field_validator("held_out")
+    @classmethod
+    def _share_or_count(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and value < 0:
+            raise ValueError("must not be negative")
+        return value
 
 
 class BaseConfig(Section):
@@ -91,9 +110,15 @@ class EngineConfig(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
-    @field_validator("rows_per_pass", "threads", "save_every", "evaluate_every", "batch_size")
+    @field_validator("epochs", "steps", "learning_rate", "warmup", "weight_decay", "clip", "seed", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any) -> Any:
+        return _not_bool(value)
+
+    @field_validator("rows_per_pass", "threads", "save_every", "evaluate_every", "batch_size", mode="before")
     @classmethod
     def _positive(cls, value: Any) -> Any:
+        _not_bool(value)
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ValueError("must be at least 1")
         return value

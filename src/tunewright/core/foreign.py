@@ -46,6 +46,22 @@ def translate(key: str, value: Any, siblings: dict[str, Any]) -> tuple[str, Any]
         if isinstance(each, int) and isinstance(rounds, int):
             return "engine.batch_size", each * rounds
         return "engine.batch_size", value
+    if name == "max_steps" and value == -1:  # their word for "not set"
+        return "engine.steps", "null"
     if name in RENAMED:
-        return RENAMED[name], value
+        return RENAMED[name], _converted(RENAMED[name], value)
     return None
+
+
+def _converted(ours: str, value: Any) -> Any:
+    """A value in our words: their names of optimisers and schedules, and lists written with commas."""
+    text = str(value).lower()
+    if ours == "engine.optimizer" and text.startswith("adamw"):
+        return "adamw"
+    if ours == "engine.schedule":
+        return next((shape for shape in ("cosine", "linear", "constant") if text.startswith(shape)), value)
+    if ours == "method.targets":
+        if text in ("all", "all-linear"):
+            return ["linear"]
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    return value

@@ -64,6 +64,8 @@ def parse_value(text: str) -> Any:
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries to dotted keys. `data.columns` stays whole: its keys are the user's."""
+    if value is None and prefix in ("data", "base", "engine", "method", "objective"):
+        return {}  # a section whose keys are all commented out
     if isinstance(value, dict) and prefix not in ("data.columns",) and (value or not prefix):
         merged: dict[str, Any] = {}
         for key, inner in value.items():

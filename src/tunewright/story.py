@@ -42,21 +42,11 @@ class Probe:
 
 
 @dataclass
-class Run:
-    """A run folder and what it says. `summary` is its summary.json."""
+class Finished:
+    """A run folder and its summary.json, as the story leaves them."""
 
     folder: Path
     summary: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def adapter(self) -> Path:
-        """The trained weights, in PEFT's layout."""
-        return self.folder / "adapter"
-
-    @property
-    def report(self) -> Path:
-        """The page with the evidence."""
-        return self.folder / "report.html"
 
 
 @dataclass
@@ -72,7 +62,7 @@ class Prepared:
     chat: Any
 
 
-def train(parsed: ParsedRun, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None, resume: Path | None = None) -> Run:
+def train(parsed: ParsedRun, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None, resume: Path | None = None) -> Finished:
     """Do the run. Raises UsageError before anything is created, TrainingError or CheckpointError when it fails, Interrupted when stopped."""
     tell = tell or Tell()
     started = time.perf_counter()
@@ -122,7 +112,7 @@ class _Story:
         self.probes = choose_probes(self.config.probes, p.data) + extra
         self.seconds = {"load": 0.0, "answer": 0.0}
 
-    def tell_it(self) -> Run:
+    def tell_it(self) -> Finished:
         from tunewright.engine import placement
         from tunewright.models.fast import keep_freed_memory
 
@@ -251,7 +241,7 @@ class _Story:
         """The untouched model answers, once per run."""
         path = self.out / "before_after.jsonl"
         if self.resume and path.is_file():
-            stored = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            stored = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
             if [row["question"] for row in stored] == [q.question for q in self.probes]:
                 for probe, row in zip(self.probes, stored, strict=True):
                     probe.before = row["before"]
@@ -314,7 +304,7 @@ class _Story:
         with stock_attention(causal), torch.no_grad():
             return model(input_ids=ids).logits[0, -1].float()
 
-    def _finish(self, loop: Any, status: str, reason: str = "") -> Run:
+    def _finish(self, loop: Any, status: str, reason: str = "") -> Finished:
         """summary.json and report.html."""
         from tunewright.engine.meters import peak_memory_bytes
         from tunewright.report.html import write_report
@@ -340,7 +330,7 @@ class _Story:
             self._say_done(summary, page)
         elif status == "stopped":
             self.tell.line(say("train.stopped", step=p.step, folder=self.out))
-        return Run(self.out, summary)
+        return Finished(self.out, summary)
 
     def _say_done(self, s: dict[str, Any], page: Path) -> None:
         speed = s["samples"] / s["train_seconds"] if s["train_seconds"] else 0.0
@@ -414,15 +404,15 @@ def _given_probe(item: Any, number: int) -> Probe:
     return Probe(_last_question(row), row.question(), row.answer())
 
 
-def resume_run(folder: Path, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None) -> Run:
+def resume_run(folder: Path, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None) -> Finished:
     """Continue the run of `folder` from its newest verified checkpoint. A finished run is left as it is."""
     given = run_folder.read_run(folder)
     summary = run_folder.read_summary(folder)
     if summary.get("status") == "done":
         (tell or Tell()).line(say("train.already_done", folder=folder))
-        return Run(folder, summary)
+        return Finished(folder, summary)
     parsed = parse_run(given, dict.fromkeys(given, "run.yaml"))
     return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes)
 
 
-__all__ = ["Prepared", "Probe", "Run", "UsageError", "prepare", "resume_run", "train"]
+__all__ = ["Finished", "Prepared", "Probe", "UsageError", "prepare", "resume_run", "train"]

@@ -1,0 +1,122 @@
+"""Open what a person names: a run folder, a bare PEFT folder, a merged or untouched model folder, a GGUF file, a hub id, all behind one door.
+
+Chat, evaluation and merging start here, so a model is always rendered with the template and the stop tokens it was taught with.
+`find` says what a name means and reads no weights; `open_target` loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunewright.core.config import EngineConfig
+from tunewright.core.errors import ModelError, UsageError, problem, raise_all
+from tunewright.core.telling import Tell
+from tunewright.core.words import say
+from tunewright.engine import placement, run_folder
+from tunewright.models import adapters, load, sources, vet
+from tunewright.models.rendering import Renderer
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a name means. `settings` are the run's values by dotted key, empty for anything that is not a run."""
+
+    name: str
+    source: sources.Source
+    adapter: Path | None
+    run: Path | None
+    settings: dict[str, Any]
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The adapter's own tokenizer where it brings one, else the base's."""
+        own = self.adapter
+        return own if own is not None and (own / "tokenizer_config.json").is_file() else self.source.folder
+
+
+@dataclass
+class Opened:
+    """A loaded model with its tokenizer and template. `causal` is the model that generates; `wrapped` the PEFT model around it, if any."""
+
+    causal: Any
+    wrapped: Any | None
+    tokenizer: Any
+    renderer: Renderer
+    target: Target
+    world: placement.World
+
+    @property
+    def model(self) -> Any:
+        """What answers: the adapter on its base, or the model itself."""
+        return self.causal if self.wrapped is None else self.wrapped
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Inside, the model answers as its base does."""
+        if self.wrapped is None:
+            yield
+        else:
+            with self.wrapped.disable_adapter():
+                yield
+
+
+def find(target: str, tell: Tell, *, base: bool = False) -> Target:
+    """What `target` names, its files on this machine. `base` leaves the adapter out.
+
+    Raises UsageError for a run without trained weights and ModelError for what cannot be opened.
+    """
+    folder = Path(target)
+    adapter: Path | None = None
+    run: Path | None = None
+    settings: dict[str, Any] = {}
+    spec = target
+    if (folder / "run.yaml").is_file():
+        run, settings = folder, run_folder.read_run(folder)
+        adapter, spec = folder / "adapter", str(settings["model"])
+        if not adapters.is_adapter(adapter) and not base:
+            raise UsageError(problem("E-RUN-05", str(folder), folder=folder, status=run_folder.read_summary(folder).get("status", "-")))
+    elif adapters.is_adapter(folder):
+        raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
+        adapter = folder
+        spec = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        tell.line(say("chat.base_of_adapter", base=spec))
+    source = sources.resolve(spec, report=tell.line)
+    return Target(target, source, None if base else adapter, run, settings)
+
+
+def renderer_of(tokenizer: Any, config: Any) -> Renderer:
+    """The renderer that training used for this tokenizer and model configuration."""
+    return Renderer(tokenizer, load.stop_ids(tokenizer, config))
+
+
+def open_target(
+    target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto", threads: int | Literal["auto"] = "auto"
+) -> Opened:
+    """Load what `target` names. `dtype` None: the run's own number type, else what suits the device. Raises as `find` does."""
+    found = find(target, tell, base=base)
+    wanted = dtype or str(found.settings.get("engine.dtype", "auto"))
+    world = placement.start(EngineConfig.model_validate({"dtype": wanted, "device": device, "threads": threads}))
+    causal = load.load_model(found.source.folder, dtype=world.dtype, device=world.device)
+    wrapped = None if found.adapter is None else adapters.load_adapter(causal, found.adapter)
+    tokenizer = load.load_tokenizer(found.tokenizer_folder)
+    return Opened(causal, wrapped, tokenizer, renderer_of(tokenizer, causal.config), found, world)
+
+
+@contextlib.contextmanager
+def computing_in(causal: Any, layout: str) -> Iterator[None]:
+    """Inside, `causal` computes in `layout`: our attention for the tree, a stock one for padded rows."""
+    from tunewright.models import tree_attention
+
+    tree_attention.register()
+    before = causal.config._attn_implementation
+    stock = "sdpa" if getattr(causal, "_supports_sdpa", True) else "eager"
+    causal.set_attn_implementation(tree_attention.NAME if layout == "tree" else stock)
+    try:
+        yield
+    finally:
+        causal.set_attn_implementation(before)

@@ -1,0 +1,167 @@
+"""A small set of answers, scored by the log-probability that the model gives to each.
+
+The score of an option is the sum of the log-probabilities of its tokens AND of the token that ends the answer, given the prompt: the
+probability, in nats, that the model answers exactly this. Without the stop token "no" could never lose against "not at all", because it is its beginning.
+Nothing is divided by length: the options are alternatives, and the probability of a whole answer is what decides between them in greedy use.
+All options of a row are branches of one sample, so the prompt is computed once, and only rows from which an option's token is predicted
+reach the output head. Pure Python: tokens in, counts out; `scoring.py` owns the model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunewright.core.errors import DataError, UsageError, problem
+from tunewright.core.types import Branch, Conversation, Message, Row, Sample
+from tunewright.evaluate.interval import wilson
+from tunewright.models.rendering import CannotRender
+
+if TYPE_CHECKING:
+    from tunewright.models.rendering import Renderer
+
+MOST_DETECTED, MOST_GIVEN = 10, 100
+LONGEST = 40
+"""Characters of the longest answer that is taken for a label."""
+LEAST_SEEN = 2
+
+
+def detect(rows: Sequence[Row]) -> list[str] | None:
+    """The options that the rows themselves show, in the order of their first row; None where the answers are free text.
+
+    Every row is a dialogue; its last answer, stripped, is one line of 1 to 40 characters; there are 2 to 10 different ones, each in at least 2 rows.
+    """
+    if not rows or not all(isinstance(row, Conversation) for row in rows):
+        return None
+    counts = Counter(row.answer().strip() for row in rows if isinstance(row, Conversation))
+    short = all(answer and len(answer) <= LONGEST and "\n" not in answer for answer in counts)
+    return list(counts) if short and 2 <= len(counts) <= MOST_DETECTED and min(counts.values()) >= LEAST_SEEN else None
+
+
+def checked(options: Sequence[str]) -> list[str]:
+    """Options a person gave, stripped. Raises UsageError unless there are 2 to 100 different ones, none empty."""
+    found = [option.strip() for option in options]
+    if not 2 <= len(found) <= MOST_GIVEN or len(set(found)) != len(found) or not all(found):
+        raise UsageError(problem("E-EVAL-01", "--options", options=", ".join(map(repr, found)) or "-", most=MOST_GIVEN))
+    return found
+
+
+@dataclass
+class Question:
+    """One row with its options as branches. `right` is the index of its answer among the options; `stop` says that each branch ends in a stop token."""
+
+    row: Conversation
+    right: int
+    sample: Sample
+
+
+@dataclass
+class Dropped:
+    """A row without a score, and why: a key of `evaluate.reason.*`."""
+
+    origin: str
+    reason: str
+
+
+def build(
+    rows: Sequence[Row], samples: Sequence[Sample], options: Sequence[str], renderer: Renderer, context: int | None = None
+) -> tuple[list[Question], list[Dropped]]:
+    """A question for every row whose answer is one of the options. Branch 0 of each sample is the row itself, whose learnt tokens give the loss;
+    branches 1 to k are the options. Raises DataError where no row can be asked, or two options are the same tokens."""
+    place = {option: index for index, option in enumerate(options)}
+    questions: list[Question] = []
+    dropped: list[Dropped] = []
+    for row, sample in zip(rows, samples, strict=True):
+        if not isinstance(row, Conversation) or row.answer().strip() not in place:
+            dropped.append(Dropped(str(row.origin), "not_an_option"))
+            continue
+        try:
+            branches = [_branch(row, option, renderer) for option in options]
+        except CannotRender:
+            dropped.append(Dropped(str(row.origin), "option_cannot_render"))
+            continue
+        if len({tuple(branch.tokens) for branch in branches}) < len(options):
+            raise DataError(problem("E-EVAL-03", str(row.origin), options=", ".join(options)))
+        if context is not None and max(len(branch.tokens) for branch in branches) > context:
+            dropped.append(Dropped(str(row.origin), "option_too_long"))
+            continue
+        own = sample.branches[0]
+        questions.append(Question(row, place[row.answer().strip()], Sample([own, *branches], len(questions), row.origin)))
+    if not questions:
+        first = rows[0].answer() if rows and isinstance(rows[0], Conversation) else "-"
+        raise DataError(problem("E-EVAL-02", str(rows[0].origin) if rows else "", options=", ".join(options), first=first[:60]))
+    return questions, dropped
+
+
+def _branch(row: Conversation, option: str, renderer: Renderer) -> Branch:
+    """The row's dialogue up to its last answer, with `option` as that answer, stop token included: exactly as training would render it."""
+    rendered = renderer.render([*row.question(), Message("assistant", option)], row.tools)
+    first, after = rendered.spans[-1]
+    return Branch(rendered.ids[:after], list(range(first, after)), [1.0] * (after - first))
+
+
+@dataclass
+class Decision:
+    """Scores of a question's options in nats, with and without the stop token, in the order of the options."""
+
+    scores: list[float]
+    bare: list[float]
+
+    @property
+    def chosen(self) -> int:
+        """Index of the highest score; the first of equals."""
+        return max(range(len(self.scores)), key=lambda i: (self.scores[i], -i))
+
+    @property
+    def chosen_bare(self) -> int:
+        """The same without the stop token."""
+        return max(range(len(self.bare)), key=lambda i: (self.bare[i], -i))
+
+
+def report(options: Sequence[str], questions: Sequence[Question], decisions: Sequence[Decision], detected: bool) -> dict[str, Any]:
+    """Accuracy with its interval, the majority's share, every class and the confusion counts (keys in docs/evaluate.md)."""
+    right = [question.right for question in questions]
+    chosen = [decision.chosen for decision in decisions]
+    hits, count = sum(a == b for a, b in zip(right, chosen, strict=True)), len(right)
+    low, high = wilson(hits, count)
+    seen = Counter(right)
+    most = max(range(len(options)), key=lambda i: (seen[i], -i))
+    pairs = Counter(zip(right, chosen, strict=True))
+    classes = [_class_report(option, i, pairs, len(options)) for i, option in enumerate(options)]
+    scored = [entry["f1"] for entry in classes if entry["f1"] is not None]
+    return {
+        "options": list(options), "detected": detected, "n": count, "right": hits, "accuracy": hits / count, "interval_95": [low, high],
+        "majority": {"answer": options[most], "share": seen[most] / count}, "beats_majority": low > seen[most] / count,
+        "classes": classes, "macro_f1": sum(scored) / len(scored) if scored else None,
+        "confusion": {a: {b: pairs[i, j] for j, b in enumerate(options)} for i, a in enumerate(options)},
+        "mean_margin": sum(map(_margin, questions, decisions)) / count,
+        "ties": sum(sorted(d.scores)[-1] == sorted(d.scores)[-2] for d in decisions),
+        "stop_token_decides": sum(d.chosen != d.chosen_bare for d in decisions),
+        "mistakes": _mistakes(options, questions, decisions),
+    }  # fmt: skip
+
+
+def _class_report(option: str, i: int, pairs: Counter[tuple[int, int]], count: int) -> dict[str, Any]:
+    """Precision is None for an option that was never chosen, recall for one that no row has: 0 would claim a measurement."""
+    hit = pairs[i, i]
+    support, chosen = sum(pairs[i, j] for j in range(count)), sum(pairs[j, i] for j in range(count))
+    return {
+        "answer": option, "rows": support, "chosen": chosen, "precision": hit / chosen if chosen else None,
+        "recall": hit / support if support else None, "f1": 2 * hit / (support + chosen) if support + chosen else None,
+    }  # fmt: skip
+
+
+def _margin(question: Question, decision: Decision) -> float:
+    """Score of the right option minus the best of the others, in nats: negative where the model decides wrongly."""
+    return decision.scores[question.right] - max(s for i, s in enumerate(decision.scores) if i != question.right)
+
+
+def _mistakes(options: Sequence[str], questions: Sequence[Question], decisions: Sequence[Decision], most: int = 5) -> list[dict[str, Any]]:
+    """The wrong decisions the model was surest of."""
+    wrong = [(q, d) for q, d in zip(questions, decisions, strict=True) if d.chosen != q.right]
+    wrong.sort(key=lambda pair: _margin(*pair))
+    return [
+        {"origin": str(q.row.origin), "answer": options[q.right], "chosen": options[d.chosen], "margin": _margin(q, d)} for q, d in wrong[:most]
+    ]  # fmt: skip

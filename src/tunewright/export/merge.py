@@ -1,0 +1,431 @@
+"""Fold an adapter into its base: one plain model folder that every program can load, proven against the run before it appears.
+
+The base is read in float32, whatever the run computed in, because an update that is added to bfloat16 numbers is rounded twice. Adapter and base
+are asked first, then folded by PEFT, written in the wanted number type into a hidden sibling of OUT, read back with plain Transformers and asked
+the same. Only a folder that passed gets its name, by one rename; after any failure nothing is left. The verdict lies inside as `merge.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright.core.config import DataConfig
+from tunewright.core.errors import ModelError, TunewrightError, UsageError, problem, raise_all
+from tunewright.core.files import fsync_directory, readable_size, with_retry, write_json
+from tunewright.core.telling import Tell
+from tunewright.core.types import Message
+from tunewright.core.words import say
+from tunewright.engine import opening, placement, signals
+from tunewright.engine.meters import versions
+from tunewright.models import adapters, load, vet
+from tunewright.models.cache import sha256_of
+
+VERDICT = "merge.json"
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STORED_AS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+LARGEST_GAP = 1e-4
+"""float32: largest difference of a logit from the run's, as a share of the largest logit. Rounding alone makes about 1e-6."""
+NO_EFFECT = 1e-7
+"""An adapter that moves no logit by more than this share of the largest one does nothing."""
+EXPECTED_AGREEMENT, LEAST_AGREEMENT = 0.99, 0.90
+"""Half precision: share of positions at which the most likely token is the run's. Below the first: a warning; below the second: refused."""
+SPARE_BYTES = 64 << 20
+MAX_PROMPTS, PROMPT_TOKENS = 16, 256
+LOGIT_BYTES = 256 << 20
+"""Room for the run's logits while its model is replaced by the merged one."""
+STALE_SECONDS = 2 * 24 * 3600
+SAMPLING_KEYS = {"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"}
+QUESTIONS = ("What is the capital of France?", "请用一句话介绍你自己。", "Write two lines about the sea.", "Count from one to ten.", "为什么天空是蓝色的？")
+"""Asked when neither the run's data nor its questions can be read."""
+
+
+class ExportError(TunewrightError):
+    """An export that failed; nothing was left behind."""
+
+
+@dataclass
+class Prompts:
+    """Token ids that both models are asked, and where they came from: `data`, `questions` or `built-in`."""
+
+    ids: list[list[int]]
+    kind: str
+
+    @property
+    def positions(self) -> int:
+        """Rows of logits that are compared."""
+        return sum(map(len, self.ids))
+
+
+@dataclass
+class Logits:
+    """What a model said to the prompts: logits (positions, vocabulary) and the most likely token at each position."""
+
+    values: Any
+    top: Any
+    largest: float
+    is_finite: bool
+
+
+def merge_run(run: Path, out: Path, *, dtype: str | None = None, tell: Tell | None = None) -> dict[str, Any]:
+    """Merge the adapter of a run folder (or a bare PEFT folder) into `out` and return the verdict that also lies there as `merge.json`.
+
+    `dtype` None: as the base is stored. Raises UsageError before anything is written, ExportError for a merge that cannot be written or is not
+    the run, Interrupted when stopped; `out` exists afterwards only if this returns.
+    """
+    tell = tell or Tell()
+    started = time.perf_counter()
+    require_free(out)
+    if dtype is not None and dtype not in ITEM_BYTES:
+        raise UsageError(problem("E-EXPORT-03", "--dtype", dtype=dtype, known=", ".join(ITEM_BYTES)))
+    folder = Path(run)
+    if not (folder / "run.yaml").is_file() and not adapters.is_adapter(folder):
+        raise UsageError(problem("E-EXPORT-02", str(run)))
+    with signals.watching():
+        target = opening.find(str(run), tell)
+        assert target.adapter is not None
+        raise_all(vet.problems_of(target.adapter, kind="adapter") + vet.problems_of(target.source.folder), ModelError)
+        number_type = dtype or stored_dtype(target.source.folder)
+        needed = _require_room(target.source.folder, out, number_type)
+        return _Merge(target, Path(out), number_type, needed, tell, started).do()
+
+
+def require_free(out: Path) -> None:
+    """Raise UsageError unless `out` is free: nothing there, or an empty folder."""
+    out = Path(out)
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UsageError(problem("E-EXPORT-01", str(out)))
+
+
+def stored_dtype(folder: Path) -> str:
+    """The number type that most bytes of a model's weights have; float32 where that is none of ours."""
+    sizes: Counter[str] = Counter()
+    for path in vet.weight_files(folder)[0]:
+        for kind, _, num_bytes in vet.read_safetensors_header(path).values():
+            sizes[kind] += num_bytes
+    return STORED_AS.get(sizes.most_common(1)[0][0], "float32")
+
+
+def _require_room(base: Path, out: Path, dtype: str) -> int:
+    """Bytes the merged folder will take. Raises UsageError when the memory or the disk is too small for it."""
+    count = load.parameter_count(base)
+    memory, needed = 4 * count, ITEM_BYTES[dtype] * count + SPARE_BYTES
+    if memory > placement.total_memory():
+        raise UsageError(problem("E-EXPORT-10", str(base), needed=readable_size(memory), there=readable_size(placement.total_memory())))
+    there = next(place for place in [out, *out.absolute().parents] if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UsageError(problem("E-EXPORT-04", str(out), needed=readable_size(needed), free=readable_size(free)))
+    return needed
+
+
+class _Merge:
+    """One merge from files to a proven folder. Methods stand in the order in which they happen."""
+
+    def __init__(self, target: opening.Target, out: Path, dtype: str, needed: int, tell: Tell, started: float):
+        assert target.adapter is not None
+        self.target, self.out, self.dtype, self.needed, self.tell, self.started = target, out, dtype, needed, tell, started
+        self.base, self.adapter = target.source.folder, target.adapter
+        self.tokenizer = load.load_tokenizer(target.tokenizer_folder)
+
+    def do(self) -> dict[str, Any]:
+        """Merge, write, prove, publish."""
+        self.tell.line(say("export.loading", base=self.target.source.spec, size=readable_size(4 * load.parameter_count(self.base))))
+        wrapped = adapters.load_adapter(load.load_model(self.base, dtype="float32"), self.adapter)
+        config = wrapped.get_base_model().config
+        self.renderer = opening.renderer_of(self.tokenizer, config)
+        _require_mergeable(wrapped, self.adapter)
+        budget = min(4096, max(64, LOGIT_BYTES // (4 * config.get_text_config().vocab_size)))
+        prompts = choose_prompts(self.target, self.renderer, budget)
+        run = logits_of(wrapped, prompts)
+        if not run.is_finite:
+            raise ExportError(problem("E-EXPORT-08", str(self.adapter), dtype="float32", share=say("export.not_finite")))
+        with wrapped.disable_adapter():
+            untouched = logits_of(wrapped, prompts)
+        effect = _gap(run, untouched)
+        if not effect > NO_EFFECT:
+            raise ExportError(problem("E-EXPORT-06", str(self.adapter), dtype="float32"))
+        changed_answers = 1 - _agreement(run, untouched)
+        del untouched
+        with self._temporary() as temporary:
+            self._write(wrapped, temporary)
+            del wrapped
+            gc.collect()
+            verdict = {"verdict": "equal" if self.dtype == "float32" else "agrees", "dtype": self.dtype}
+            verdict |= self._prove(temporary, prompts, run) | {"adapter_moves_logits": effect, "adapter_changes_top1": changed_answers}
+            verdict |= {"positions": prompts.positions, "prompts": len(prompts.ids), "prompts_from": prompts.kind} | self._record(temporary)
+            write_json(temporary / VERDICT, verdict)
+            self._publish(temporary)
+        return {"folder": str(self.out), **verdict}
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A hidden sibling of OUT, removed whatever happens; a rename takes it away first when all went well."""
+        temporary = self.out.with_name(f".{self.out.name}.merging-{os.getpid()}-{secrets.token_hex(4)}")
+        made = [place for place in self.out.absolute().parents if not place.exists()]
+        done = False
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(self.out)
+            temporary.mkdir()
+            yield temporary
+            done = True
+        except OSError as e:
+            raise ExportError(problem("E-EXPORT-05", str(self.out), cause=e.strerror or vet.first_line(e), needed=readable_size(self.needed))) from e
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for place in made if not done else []:
+                with contextlib.suppress(OSError):
+                    place.rmdir()
+
+    def _write(self, wrapped: Any, folder: Path) -> None:
+        """Fold the adapter in and write weights, configuration, generation settings, tokenizer and template."""
+        import torch
+        from safetensors import SafetensorError
+
+        self.tell.line(say("export.writing", dtype=self.dtype, size=readable_size(self.needed - SPARE_BYTES)))
+        merged = wrapped.merge_and_unload()
+        merged.to(getattr(torch, self.dtype))
+        config = _stated_config(self.base, self.dtype, merged)
+        with _quiet():
+            try:
+                merged.generation_config = _plain_generation_config(self.renderer)
+                merged.save_pretrained(str(folder))
+            except SafetensorError as e:  # it words what the system said, a full disk for instance
+                raise OSError(vet.first_line(e)) from e
+            config.save_pretrained(str(folder))
+            self.tokenizer.save_pretrained(str(folder))
+        write_json(folder / "generation_config.json", generation_settings(self.base, self.renderer))
+
+    def _prove(self, folder: Path, prompts: Prompts, run: Logits) -> dict[str, Any]:
+        """Read the files back as anybody would, and compare. Raises ExportError where the folder is not the run."""
+        self.tell.line(say("export.proving", positions=prompts.positions, prompts=len(prompts.ids), kind=say(f"export.from.{prompts.kind}")))
+        changed = changed_tensors(self.base, folder, self.dtype)
+        if changed["tensors_changed"] == 0:
+            raise ExportError(problem("E-EXPORT-06", str(self.adapter), dtype=self.dtype))
+        merged = logits_of(load_plain(folder, self.dtype), prompts)
+        if not merged.is_finite:
+            raise ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")))
+        gap, agreement = _gap(run, merged), _agreement(run, merged)
+        figures: dict[str, Any] = {"largest_logit_difference": gap, "top1_agreement": agreement, **changed, "warnings": []}
+        if self.dtype == "float32" and not gap <= LARGEST_GAP:
+            raise ExportError(problem("E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}"))
+        if agreement < LEAST_AGREEMENT:
+            raise ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{100 * agreement:.1f} %"))
+        if agreement < EXPECTED_AGREEMENT:
+            figures["warnings"].append(say("export.warning.agreement", share=f"{100 * agreement:.1f}", dtype=self.dtype))
+        return figures
+
+    def _record(self, folder: Path) -> dict[str, Any]:
+        """Where the folder came from."""
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return {
+            "base": self.target.source.spec, "base_folder": str(self.base), "base_identity": self.target.source.identity,
+            "run": str(self.target.run or ""), "adapter": str(self.adapter), "adapter_sha256": sha256_of(self.adapter / "adapter_model.safetensors"),
+            "weight_bytes": size, "seconds": round(time.perf_counter() - self.started, 2), "versions": versions(),
+        }  # fmt: skip
+
+    def _publish(self, temporary: Path) -> None:
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with open(path, "rb+") as handle:
+                    os.fsync(handle.fileno())
+        fsync_directory(temporary)
+        require_free(self.out)
+        if self.out.is_dir():
+            self.out.rmdir()  # empty, as `require_free` has just seen
+        with_retry(lambda: os.rename(temporary, self.out))
+        fsync_directory(self.out.parent)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what merges that were killed more than two days ago left beside OUT."""
+    for left in out.parent.glob(f".{out.name}.merging-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _require_mergeable(wrapped: Any, adapter: Path) -> None:
+    """Raise ExportError where folding in would change more than the adapter does: a matrix that stands in two places of the model."""
+    causal = wrapped.get_base_model()
+    head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
+    tied = getattr(head, "weight", None) is not None and head.weight is getattr(embedding, "weight", None)
+    if tied and any(hasattr(part, "merge") for part in (head, embedding)):
+        raise ExportError(problem("E-EXPORT-09", str(adapter)))
+
+
+def _stated_config(base: Path, dtype: str, merged: Any) -> Any:
+    """The base's own configuration with the new number type: what was changed for training (dropouts at 0) is not passed on."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
+    config.dtype = dtype
+    config.architectures = [type(merged).__name__]
+    return config
+
+
+def _plain_generation_config(renderer: Any) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(eos_token_id=list(renderer.stop_ids))
+
+
+def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
+    """generation_config.json: the base's, with every token that ends an answer among its stops and without settings that greedy decoding ignores."""
+    path = base / "generation_config.json"
+    stated: dict[str, Any] = vet.read_config(path)[0] if path.is_file() else {}
+    if not stated.get("do_sample"):
+        stated = {key: value for key, value in stated.items() if key not in SAMPLING_KEYS}
+    own = stated.get("eos_token_id")
+    stops = list(dict.fromkeys([*renderer.stop_ids, *([own] if isinstance(own, int) else own or [])]))
+    stated["eos_token_id"] = stops
+    if stated.get("pad_token_id") is None:
+        pad = renderer.tokenizer.pad_token_id
+        stated["pad_token_id"] = stops[0] if pad is None else pad
+    return stated
+
+
+def choose_prompts(target: opening.Target, renderer: Any, max_positions: int) -> Prompts:
+    """What both models are asked: whole training rows of the run, else its questions with their answers, else a few sentences."""
+    for kind, found in (("data", _rows_of_data(target, renderer)), ("questions", _rows_of_questions(target, renderer))):
+        if found:
+            return Prompts(_within(found, max_positions), kind)
+    return Prompts(_within([renderer.prompt([Message("user", text)]) for text in QUESTIONS], max_positions), "built-in")
+
+
+def _within(rows: list[list[int]], max_positions: int) -> list[list[int]]:
+    kept: list[list[int]] = []
+    left = max_positions
+    for row in rows[:MAX_PROMPTS]:
+        cut = row[: min(PROMPT_TOKENS, left)]
+        left -= len(cut)
+        kept += [cut] if cut else []
+    return kept
+
+
+def _rows_of_data(target: opening.Target, renderer: Any) -> list[list[int]]:
+    """The first rows of the run's data as token ids; none where the data is no longer there or no longer readable."""
+    from tunewright.data import inspect
+
+    names = {key.removeprefix("data."): value for key, value in target.settings.items() if key.startswith("data.") and value is not None}
+    try:
+        config = DataConfig.model_validate({**names, "held_out": 0, "limit": MAX_PROMPTS})
+        return [sample.branches[0].tokens for sample in inspect(config, renderer).train]
+    except (TunewrightError, ValueError, OSError):
+        return []
+
+
+def _rows_of_questions(target: opening.Target, renderer: Any) -> list[list[int]]:
+    """The questions that the run asked before and after, each with the tuned answer."""
+    path = (target.run or Path()) / "before_after.jsonl"
+    if target.run is None or not path.is_file():
+        return []
+    found = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for line in path.read_text(encoding="utf-8").splitlines()[:MAX_PROMPTS]:
+            row = json.loads(line)
+            found.append(renderer.render([Message("user", row["question"]), Message("assistant", row.get("after") or "-")]).ids)
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of Transformers: the command has lines of its own."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_plain(folder: Path, dtype: str) -> Any:
+    """The folder as plain Transformers loads it, in its own number type. Nothing of ours touches the model. Raises ExportError where it does not fit."""
+    from transformers import AutoModelForCausalLM
+
+    with _quiet():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )  # fmt: skip
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    odd = [*(set(info["missing_keys"]) - tied), *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
+    found = str(model.dtype).removeprefix("torch.")
+    if odd or found != dtype:
+        raise ExportError(problem("E-EXPORT-11", str(folder), cause=", ".join(sorted(odd)[:3]) or f"{found}, {dtype}"))
+    return model.eval()
+
+
+def logits_of(model: Any, prompts: Prompts) -> Logits:
+    """Logits in float32 at every position of every prompt, one prompt at a time, with the model's stock attention."""
+    import torch
+
+    parts = []
+    with torch.inference_mode():
+        for ids in prompts.ids:
+            parts.append(model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float())
+        values = torch.cat(parts)
+        return Logits(values, values.argmax(-1), float(values.abs().max()), bool(torch.isfinite(values).all()))
+
+
+def _gap(run: Logits, other: Logits) -> float:
+    """Largest difference of a logit, as a share of the run's largest logit."""
+    # Row by row: a difference of all rows at once would double the memory.
+    largest = max(float((a - b).abs().max()) for a, b in zip(run.values, other.values, strict=True))
+    return largest / max(run.largest, 1e-30)
+
+
+def _agreement(run: Logits, other: Logits) -> float:
+    """Share of positions with the same most likely token."""
+    return float((run.top == other.top).double().mean())
+
+
+def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
+    """How many weights of the merged files differ from the base's, rounded to the same number type; read tensor by tensor from the files."""
+    import torch
+    from safetensors import safe_open
+
+    where = {name: path for path in vet.weight_files(base)[0] for name in vet.read_safetensors_header(path)}
+    changed = total = numbers = all_numbers = 0
+    with contextlib.ExitStack() as stack:
+        opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in set(where.values())}
+        for path in vet.weight_files(merged)[0]:
+            with safe_open(path, framework="pt") as ours:
+                for name in ours.keys():  # noqa: SIM118  # not a dictionary
+                    total += 1
+                    value = ours.get_tensor(name)
+                    all_numbers += value.numel()
+                    if name not in where:  # a layout of its own on disk: counted as changed, the logits decide
+                        changed, numbers = changed + 1, numbers + value.numel()
+                        continue
+                    differing = int((value != opened[where[name]].get_tensor(name).to(getattr(torch, dtype))).sum())
+                    changed, numbers = changed + bool(differing), numbers + differing
+    return {"tensors_changed": changed, "tensors": total, "numbers_changed": numbers, "numbers": all_numbers}
+
+
+def lines(verdict: dict[str, Any]) -> list[str]:
+    """The verdict for a terminal."""
+    key = "export.done_exact" if verdict["dtype"] == "float32" else "export.done_half"
+    shown = {
+        **verdict, "gap": f"{verdict['largest_logit_difference']:.1e}", "agreement": f"{100 * verdict['top1_agreement']:.1f}",
+        "size": readable_size(verdict["weight_bytes"]), "moved": f"{100 * verdict['adapter_changes_top1']:.1f}",
+        "share": f"{100 * verdict['numbers_changed'] / max(1, verdict['numbers']):.0f}",
+    }  # fmt: skip
+    return [say(key, **shown), say("export.changed", **shown), *verdict["warnings"], say("export.next", **shown)]
+
+
+__all__ = ["ExportError", "lines", "merge_run"]
+
