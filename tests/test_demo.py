@@ -55,3 +55,18 @@ def test_the_demo_of_the_readme_teaches_what_it_promises(tmp_path: Path) -> None
     assert max(demo["base_train"], demo["base_held_out"]) <= 0.05 * demo["facts"]
     assert demo["tuned_train"] >= 0.8 * demo["facts"] and demo["tuned_held_out"] >= 0.5 * demo["facts"]
     assert demo["general_base_right"] >= 10 and demo["general_kept"] >= 0.9 * demo["general_base_right"]
+
+
+def test_the_chinese_demo_runs_through_on_a_qwen_shape(tmp_path: Path) -> None:
+    model = story.model_folder(tmp_path / "model", "qwen2")
+    result = story.tunewright(
+        "demo", "engine.steps=2", "engine.dtype=float32", "--lang", "zh", "--model", str(model), "--out", "runs/zh", cwd=tmp_path, TUNEWRIGHT_LANG="zh"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "训练" in result.stderr and "常识问题" in result.stderr
+    assert 'lang="zh' in (tmp_path / "runs" / "zh" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_chinese_demo_without_a_model_says_what_to_give(tmp_path: Path) -> None:
+    result = story.tunewright("demo", "--lang", "zh", cwd=tmp_path)
+    assert result.returncode == 2 and "E-RUN-07" in result.stderr and not list(tmp_path.iterdir())

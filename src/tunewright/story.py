@@ -27,6 +27,10 @@ from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedul
 from tunewright.models import sources
 
 ANSWER_TOKENS = 96
+"""Longest answer to a probe without an expected answer, in tokens; with one, an answer may be a quarter longer than it."""
+SHORT_ANSWER_TOKENS = 48
+FEW_PROBES = 20
+"""Up to this many questions are asked of the model in memory and again of the reloaded one; more only of the reloaded one."""
 
 
 @dataclass
@@ -39,6 +43,8 @@ class Probe:
     kind: str = "probe"
     before: str = ""
     after: str = ""
+    """Of the trained model in memory, where few questions are asked; else of the reloaded one."""
+    after_reload: str = ""
 
 
 @dataclass
@@ -96,6 +102,11 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     return Prepared(parsed, out, source, tokenizer, renderer, data, chat)
 
 
+def base_path_of(source: sources.Source) -> str:
+    """What an adapter names as its base: a hub id where there is one, so that it can be moved; else the folder, which plain Transformers can open."""
+    return source.spec if source.kind == "hub" and "@" not in source.spec else str(source.folder)
+
+
 def _model_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
@@ -110,7 +121,14 @@ class _Story:
         self.config = p.parsed.config
         self.out = p.out
         self.probes = choose_probes(self.config.probes, p.data) + extra
+        self.answer_tokens = self._longest_answer()
         self.seconds = {"load": 0.0, "answer": 0.0}
+
+    def _longest_answer(self) -> int:
+        if any(not q.expected for q in self.probes):
+            return ANSWER_TOKENS
+        longest = max((len(self.p.tokenizer(q.expected)["input_ids"]) for q in self.probes), default=0)
+        return max(SHORT_ANSWER_TOKENS, longest * 5 // 4 + 8)
 
     def tell_it(self) -> Finished:
         from tunewright.engine import placement
@@ -183,7 +201,7 @@ class _Story:
         torch.manual_seed(stream_seed(config.engine.seed, "init"))
         entry = methods.get(kind_of(config.method))
         assert entry is not None
-        attached = entry.function(config.method, model, card, str(self.p.source.folder))
+        attached = entry.function(config.method, model, card, base_path_of(self.p.source))
         self.attached: Any = attached
         objective_entry = objectives.get(kind_of(config.objective))
         assert objective_entry is not None
@@ -259,7 +277,7 @@ class _Story:
         self.tell.start(what)
         prompts = [self.p.renderer.prompt(q.messages) for q in self.probes]
         texts = answer(
-            model, self.p.tokenizer, prompts, list(self.p.renderer.stop_ids), max_new_tokens=ANSWER_TOKENS,
+            model, self.p.tokenizer, prompts, list(self.p.renderer.stop_ids), max_new_tokens=self.answer_tokens,
             check=self.stop.check, on_batch=lambda done: self.tell.progress(what, done, len(prompts)),
         )  # fmt: skip
         self.tell.finish()
@@ -276,6 +294,7 @@ class _Story:
         from tunewright.models.adapters import load_adapter
 
         folder = self.out / "adapter"
+        in_memory = self._answers(self.causal, say("train.ask_after")) if len(self.probes) <= FEW_PROBES else None
         self.attached.save(folder)
         self.p.tokenizer.save_pretrained(str(folder))
         fingerprint = self._fingerprint(self.attached.model)
@@ -289,8 +308,11 @@ class _Story:
         self.log.write("reloaded", largest_logit_difference=gap)
         if not gap <= 1e-3:
             raise TrainingError(problem("E-TRAIN-04", str(folder), gap=gap))
-        for probe, text in zip(self.probes, self._answers(fresh, say("train.ask_after")), strict=True):
-            probe.after = text
+        reloaded = self._answers(fresh, say("train.ask_reloaded"))
+        for i, (probe, text) in enumerate(zip(self.probes, reloaded, strict=True)):
+            probe.after, probe.after_reload = (in_memory[i] if in_memory else text), text
+            if probe.after != text:
+                self.tell.line(say("train.reload_differs", question=probe.question[:60]))
         self._write_answers()
 
     def _fingerprint(self, model: Any) -> Any:

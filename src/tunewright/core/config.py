@@ -107,6 +107,8 @@ class EngineConfig(Section):
     """Steps between measurements on the held-out rows, or `epoch`; null: only at the end."""
     keep_best: bool = True
     """Return to the weights with the lowest held-out loss at the end."""
+    early_stop: int | None = Field(default=None, gt=0)
+    """Stop when the held-out loss has not improved for this many measurements; null: never."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 

@@ -45,6 +45,9 @@ class Progress:
     held_out_loss: float | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    worse_in_a_row: int = 0
+    """Measurements since the lowest held-out loss."""
+    stopped_early: bool = False
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
 
@@ -89,7 +92,7 @@ class Loop:
         self.tell.start(say("train.steps"))
         self.stop.deferred = True
         try:
-            while self.progress.step < self.schedule.total_steps:
+            while self.progress.step < self.schedule.total_steps and not self.progress.stopped_early:
                 if self.stop.signal is not None:
                     self._save()
                     self.stop.check()
@@ -97,6 +100,7 @@ class Loop:
                 step, last = self.progress.step, self.progress.step == self.schedule.total_steps
                 if self.held_out and (last or (evaluate_every and step % evaluate_every == 0)):
                     self._keep_best(self._evaluate(step))
+                    last = last or self.progress.stopped_early
                 if last or (save_every and step % save_every == 0):
                     self._save()
             self.tell.finish()
@@ -147,6 +151,8 @@ class Loop:
         rows = ", ".join(report.rows[:8]) + (" ..." if len(report.rows) > 8 else "")
         self.log.write("not_applied", step=p.step, where=report.where, loss=report.loss, gradient_norm=report.gradient_norm, rows=report.rows)
         self.tell.line(say("train.not_finite", step=p.step, where=report.where, rows=rows))
+        if report.overflow:
+            p.skipped_in_a_row = 0
         if p.skipped_in_a_row >= PATIENCE:
             self._save()
             raise TrainingError(problem("E-TRAIN-01", "", step=p.step, where=report.where, times=p.skipped_in_a_row, rows=rows))
@@ -161,9 +167,16 @@ class Loop:
 
     def _keep_best(self, loss: float) -> None:
         p = self.progress
-        if self.engine.keep_best and math.isfinite(loss) and (p.best_loss is None or loss < p.best_loss):
+        better = math.isfinite(loss) and (p.best_loss is None or loss < p.best_loss)
+        p.worse_in_a_row = 0 if better else p.worse_in_a_row + 1
+        if better:
             p.best_loss, p.best_step = loss, p.step
-            self._save()
+            if self.engine.keep_best:
+                self._save()
+        if self.engine.early_stop and p.worse_in_a_row >= self.engine.early_stop and p.step < self.schedule.total_steps:
+            p.stopped_early = True
+            self.log.write("stopped_early", step=p.step, best_step=p.best_step, held_out_loss=loss)
+            self.tell.line(say("train.early", step=p.step, count=p.worse_in_a_row))
 
     def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
         wanted = set(self.stepper.attached.parameters)
@@ -173,7 +186,7 @@ class Loop:
         start = time.perf_counter()
         named = self._named()
         tensors: dict[str, dict[str, Any]] = {"model": dict(named), "optimizer": optimizer_tensors(self.stepper.optimizer, named)}
-        state: dict[str, Any] = {"progress": asdict(self.progress), "loss_scale": self.stepper.loss_scale}
+        state: dict[str, Any] = {"progress": asdict(self.progress), "loss_scale": self.stepper.loss_scale, "good_steps": self.stepper.good_steps}
         if self.stepper.attached.state:
             state["method"] = self.stepper.attached.state()
         folder = checkpoint.save(self.checkpoints, self.progress.step, tensors, _json(state), protect=self.progress.best_step)
@@ -184,7 +197,7 @@ class Loop:
         """Continue from a verified checkpoint."""
         self._load_weights(found)
         load_optimizer_tensors(self.stepper.optimizer, self._named(), found.tensors("optimizer"))
-        self.stepper.loss_scale = found.state["loss_scale"]
+        self.stepper.loss_scale, self.stepper.good_steps = found.state["loss_scale"], found.state["good_steps"]
         self.progress = Progress(**_floats(found.state["progress"]))
         if self.stepper.attached.load_state:
             self.stepper.attached.load_state(found.state["method"])

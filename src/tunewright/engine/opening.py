@@ -1,7 +1,7 @@
 """Open what a person names: a run folder, a bare PEFT folder, a merged or untouched model folder, a GGUF file, a hub id, all behind one door.
 
 Chat, evaluation and merging start here, so a model is always rendered with the template and the stop tokens it was taught with.
-`find` says what a name means and reads no weights; `open_target` loads it.
+`find` says what a name means and reads no weights; `load_found` reads them; `open_target` does both.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.config import EngineConfig
-from tunewright.core.errors import ModelError, UsageError, problem, raise_all
+from tunewright.core.errors import ConfigError, ModelError, UsageError, problem, raise_all
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import placement, run_folder
 from tunewright.models import adapters, load, sources, vet
 from tunewright.models.rendering import Renderer
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,30 @@ def renderer_of(tokenizer: Any, config: Any) -> Renderer:
     return Renderer(tokenizer, load.stop_ids(tokenizer, config))
 
 
-def open_target(
-    target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto", threads: int | Literal["auto"] = "auto"
-) -> Opened:
-    """Load what `target` names. `dtype` None: the run's own number type, else what suits the device. Raises as `find` does."""
-    found = find(target, tell, base=base)
+def read_config(found: Target) -> Any:
+    """The model's configuration, judged when it was found; no weights are read."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(found.source.folder), local_files_only=True, trust_remote_code=False)
+
+
+def load_found(found: Target, *, dtype: str | None = None, device: str = "auto", threads: int | Literal["auto"] = "auto") -> Opened:
+    """Read the weights. `dtype` None: the run's own number type, else what suits the device. Raises ConfigError for values that do not fit."""
     wanted = dtype or str(found.settings.get("engine.dtype", "auto"))
+    if wanted not in DTYPES:
+        raise ConfigError(problem("E-CONFIG-08", "--dtype", field="engine.dtype", value=wanted, reason=", ".join(DTYPES)))
     world = placement.start(EngineConfig.model_validate({"dtype": wanted, "device": device, "threads": threads}))
     causal = load.load_model(found.source.folder, dtype=world.dtype, device=world.device)
     wrapped = None if found.adapter is None else adapters.load_adapter(causal, found.adapter)
     tokenizer = load.load_tokenizer(found.tokenizer_folder)
     return Opened(causal, wrapped, tokenizer, renderer_of(tokenizer, causal.config), found, world)
+
+
+def open_target(
+    target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto", threads: int | Literal["auto"] = "auto"
+) -> Opened:
+    """`find` and `load_found` in one: what `target` names, ready to answer."""
+    return load_found(find(target, tell, base=base), dtype=dtype, device=device, threads=threads)
 
 
 @contextlib.contextmanager

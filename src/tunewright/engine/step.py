@@ -13,6 +13,8 @@ from tunewright.core.types import Attached, Objective, Sample, Term
 from tunewright.engine.forward import Policy
 from tunewright.engine.tree import cut_passes
 
+GROW_AFTER = 200
+
 
 @dataclass
 class StepReport:
@@ -29,6 +31,8 @@ class StepReport:
     where: str = ""
     """For a step that was not finite: `loss` or the name of the first parameter with a bad gradient."""
     rows: list[str] = field(default_factory=list)
+    overflow: bool = False
+    """The step was not finite while float16 gradients were scaled up: the scale is lowered and that is no fault of the data."""
 
 
 @dataclass
@@ -43,7 +47,8 @@ class Stepper:
     clip: float | None
     seed: int
     loss_scale: float = 1.0
-    """Above 1 only in float16, whose gradients would vanish; halved when they overflow."""
+    """Above 1 only in float16, whose gradients would vanish; halved when they overflow, doubled after `GROW_AFTER` good steps."""
+    good_steps: int = 0
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What trains."""
@@ -101,7 +106,8 @@ class Stepper:
             report.where = "loss" if not math.isfinite(report.loss) else self._first_bad()
             report.rows = [str(s.origin) for s in samples if s.origin]
             self.optimizer.zero_grad(set_to_none=True)
-            self.loss_scale = max(1.0, self.loss_scale / 2)
+            report.overflow = self.loss_scale > 1.0
+            self.loss_scale, self.good_steps = max(1.0, self.loss_scale / 2), 0
             return report
         if self.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
@@ -120,6 +126,9 @@ class Stepper:
             self.attached.after_update(number)
         self.optimizer.zero_grad(set_to_none=True)
         report.applied = True
+        self.good_steps += 1
+        if self.loss_scale != 1.0 and self.good_steps % GROW_AFTER == 0:
+            self.loss_scale = min(65536.0, self.loss_scale * 2)
         return report
 
     def _update(self, guarded: bool) -> bool:

@@ -46,7 +46,13 @@ LOGIT_BYTES = 256 << 20
 """Room for the run's logits while its model is replaced by the merged one."""
 STALE_SECONDS = 2 * 24 * 3600
 SAMPLING_KEYS = {"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"}
-QUESTIONS = ("What is the capital of France?", "请用一句话介绍你自己。", "Write two lines about the sea.", "Count from one to ten.", "为什么天空是蓝色的？")
+QUESTIONS = (
+    "What is the capital of France?",
+    "请用一句话介绍你自己。",
+    "Write two lines about the sea.",
+    "Count from one to ten.",
+    "为什么天空是蓝色的？",
+)
 """Asked when neither the run's data nor its questions can be read."""
 
 
@@ -163,6 +169,10 @@ class _Merge:
             gc.collect()
             verdict = {"verdict": "equal" if self.dtype == "float32" else "agrees", "dtype": self.dtype}
             verdict |= self._prove(temporary, prompts, run) | {"adapter_moves_logits": effect, "adapter_changes_top1": changed_answers}
+            if verdict["largest_logit_difference"] >= effect:
+                verdict["warnings"].append(
+                    say("export.warning.swallowed", dtype=self.dtype, gap=f"{verdict['largest_logit_difference']:.1e}", effect=f"{effect:.1e}")
+                )
             verdict |= {"positions": prompts.positions, "prompts": len(prompts.ids), "prompts_from": prompts.kind} | self._record(temporary)
             write_json(temporary / VERDICT, verdict)
             self._publish(temporary)
@@ -428,4 +438,3 @@ def lines(verdict: dict[str, Any]) -> list[str]:
 
 
 __all__ = ["ExportError", "lines", "merge_run"]
-

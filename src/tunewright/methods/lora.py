@@ -43,7 +43,8 @@ def lora(config: LoraConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     """Put LoRA layers on `model`. Only A and B train, in float32 whatever the base computes in; B starts at 0, so nothing changes at step 0."""
     import peft
 
-    targets = short_names(model, anatomy.select(config.targets))
+    names = anatomy.select(config.targets)
+    targets = short_names(model, names)
     alpha = config.alpha if config.alpha is not None else 2 * config.rank
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -51,6 +52,7 @@ def lora(config: LoraConfig, model: Any, anatomy: Any, base_path: str) -> Attach
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT computes with any number
         lora_dropout=config.dropout,
         target_modules=targets,
+        fan_in_fan_out=all(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names),  # GPT-2 stores its weights turned
         base_model_name_or_path=base_path,
     )
     with warnings.catch_warnings():

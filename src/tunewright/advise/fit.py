@@ -1,0 +1,282 @@
+"""Does a run fit, and how long will it take: said before any weight is read, refused when it cannot work, with what would fit instead.
+
+Memory is counted (`memory.py`), time is counted and divided by a rate that this machine was seen to reach (`speed.py`). Everything works from the raw
+`config.json` (`shape.py`), so a model of which only the configuration is here can be judged in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tunewright.advise import memory, speed
+from tunewright.advise.memory import Work
+from tunewright.advise.shape import BYTES, ModelShape, trainable_parameters
+from tunewright.core.config import RunConfig
+from tunewright.core.errors import Problem, UsageError, problem
+from tunewright.core.files import readable_size
+from tunewright.core.telling import duration
+from tunewright.core.types import Sample
+from tunewright.core.words import say
+from tunewright.models import vet
+
+TIGHT = 0.85
+"""Share of the memory from which the estimate says that it is tight: the system and other programs need some, too."""
+LADDER = (
+    # (hidden, layers, inner, heads, key heads, vocabulary, tied) of models people fine-tune, 0.1 to 72 billion weights.
+    (576, 30, 1536, 9, 3, 49_152, True), (896, 24, 4864, 14, 2, 151_936, True), (2048, 16, 8192, 32, 8, 128_256, True),
+    (1536, 28, 8960, 12, 2, 151_936, True), (2048, 36, 11_008, 16, 2, 151_936, True), (2560, 36, 9728, 32, 8, 151_936, True),
+    (3584, 28, 18_944, 28, 4, 152_064, False), (4096, 32, 14_336, 32, 8, 128_256, False), (5120, 48, 13_824, 40, 8, 152_064, False),
+    (5120, 64, 27_648, 40, 8, 152_064, False), (8192, 80, 28_672, 64, 8, 128_256, False),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """What the estimate needs to know of the data: rows of one epoch as they are computed, rows that predict a token, number of samples."""
+
+    samples: int
+    rows_per_epoch: int
+    label_rows_per_epoch: int
+    longest: int
+
+    @classmethod
+    def of(cls, report: dict[str, Any], samples: Sequence[Sample] = (), layout: str = "tree") -> SampleFacts:
+        """From a data report with tokens. The report counts shared beginnings over all samples at once; a step shares only among its own, so
+        what is shared is taken at nine tenths."""
+        total, learnt, number = report["tokens_total"], report["learnt_tokens"], report["train"]
+        longest = max((len(b.tokens) for s in samples for b in s.branches), default=report["length_percentiles"]["max"])
+        if layout == "padded":
+            return cls(number, round(1.2 * total), learnt, longest)
+        shared = total - report["shared_prefix"]["rows_physical_estimate"]
+        return cls(number, max(1, round(total - 0.9 * shared)), learnt, longest)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need. `parts` add up to `peak_bytes` on a CPU, where freed memory stays with the process."""
+
+    peak_bytes: int
+    """The largest resident set (CPU) or allocation (GPU) to expect; what `peak_memory_bytes` of summary.json will say."""
+    needed_bytes: int
+    """The part of it without which the run fails: all but the file that is mapped while it is read."""
+    parts: dict[str, int]
+    seconds: float | None
+    """Of all optimiser steps; None where no rate was measured."""
+    seconds_range: tuple[float, float] | None
+    flops: float
+    reasons: list[str] = field(default_factory=list)
+    steps: int = 0
+    rows: int = 0
+    """Token rows of the largest pass."""
+    question: _Question | None = None
+    """What was asked, so that `require` can try other settings."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    shape: ModelShape
+    work: Work
+    facts: SampleFacts
+    steps: int
+    batch_size: int
+    rows_per_pass: int
+    device: str
+    method: Any
+
+
+def estimate(
+    shape: ModelShape,
+    *,
+    trainable: int,
+    rows_per_pass: int,
+    facts: SampleFacts,
+    steps: int,
+    batch_size: int,
+    dtype: str,
+    device: str = "cpu",
+    layout: str = "tree",
+    method: Any = None,
+    probes: int = 5,
+    flops_per_second: float | None = None,
+) -> Estimate:
+    """Peak bytes and seconds of a run of `steps` steps. Without `flops_per_second` (`speed.measured_rate`) no time is given."""
+    rank = getattr(method, "rank", 16 if method is None else None)
+    targets = tuple(getattr(method, "targets", ("linear",)))
+    share = batch_size / max(1, facts.samples)
+    step_rows = math.ceil(facts.rows_per_epoch * share)
+    # Steps differ: the largest of many is some rows above the mean, by about two spreads of a sum of samples.
+    largest = math.ceil(step_rows * (1 + 0.6 / math.sqrt(batch_size))) if facts.samples > batch_size else facts.rows_per_epoch
+    rows = max(1, min(max(rows_per_pass, facts.longest), max(largest, facts.longest)))
+    labels = max(1, round(rows * facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)))
+    work = Work(trainable, rows, labels, facts.longest, dtype, device == "cpu", layout == "tree", targets, rank, probes)
+    question = _Question(shape, work, facts, steps, batch_size, rows_per_pass, device, method)
+    parts = memory.parts_of(shape, work)
+    train, answers, mapped = sum(parts.values()), memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
+    parts |= {"answers": answers, "loading": mapped}
+    if device == "cpu":
+        # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at the end, for the reload that proves the adapter.
+        peak, needed = train + answers + mapped, train + answers
+    else:
+        peak = needed = max(train, parts["weights"] + parts["adapter"] + answers)
+    flops = speed.run_flops(
+        shape, rows=round(step_rows * steps), label_rows=round(facts.label_rows_per_epoch * share * steps), trainable=trainable, frozen=rank is not None,
+        mean_keys=min(rows, facts.longest / 2 + 64 if layout == "tree" else facts.longest),
+    )  # fmt: skip
+    seconds = flops / (flops_per_second * speed.EFFICIENCY) if flops_per_second else None
+    spread = (seconds / speed.SPREAD, seconds * speed.SPREAD) if seconds is not None else None
+    reasons = [say("fit.reason.rows", rows=f"{rows:,}", longest=f"{facts.longest:,}")]
+    if flops_per_second:
+        reasons.append(say("fit.reason.rate", rate=f"{flops_per_second / 1e9:,.0f}", dtype=dtype, share=f"{speed.EFFICIENCY:.0%}"))
+    if shape.experts > 1:
+        reasons.append(say("fit.reason.experts", count=shape.experts))
+    return Estimate(peak, needed, parts, seconds, spread, flops, reasons, steps, rows, question)
+
+
+def of_run(
+    config: RunConfig, shape: ModelShape, facts: SampleFacts, *, steps: int, dtype: str, device: str, rows_per_pass: int, layout: str = "tree",
+    probes: int | None = None, flops_per_second: float | None = None,
+) -> Estimate:  # fmt: skip
+    """`estimate` with what a run file says filled in."""
+    asked = config.probes if isinstance(config.probes, int) else len(config.probes)
+    return estimate(
+        shape, trainable=trainable_parameters(shape, config.method), rows_per_pass=rows_per_pass, facts=facts, steps=steps,
+        batch_size=config.engine.batch_size, dtype=dtype, device=device, layout=layout, method=config.method,
+        probes=asked if probes is None else probes, flops_per_second=flops_per_second,
+    )  # fmt: skip
+
+
+def shape_of(folder: Path) -> ModelShape:
+    """The shape of the model in a folder: its raw config, and the sizes of its weight files where they are. Raises UsageError (E-FIT-02)."""
+    config, _ = vet.read_config(Path(folder) / "config.json")
+    return ModelShape.from_config(config, sum(p.stat().st_size for p in Path(folder).glob("*.safetensors") if p.is_file()))
+
+
+def available_bytes(device: str) -> int:
+    """Memory of the device in all, not what happens to be free now."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    from tunewright.engine.placement import total_memory
+
+    return total_memory()
+
+
+# ---- what would fit
+
+
+def _again(question: _Question, **changes: Any) -> Estimate:
+    """The estimate of the same run with another shape, number type, rows a pass or longest sample."""
+    shape, method = changes.get("shape", question.shape), question.method
+    facts = question.facts
+    if "longest" in changes:
+        facts = replace(facts, longest=min(facts.longest, changes["longest"]))
+    trainable = trainable_parameters(shape, method) if method is not None else question.work.trainable * shape.parameters // question.shape.parameters
+    return estimate(
+        shape, trainable=trainable, rows_per_pass=changes.get("rows_per_pass", question.rows_per_pass), facts=facts, steps=question.steps,
+        batch_size=question.batch_size, dtype=changes.get("dtype", question.work.dtype), device=question.device,
+        layout="tree" if question.work.tree else "padded", method=method, probes=question.work.probes,
+    )  # fmt: skip
+
+
+def ladder() -> list[ModelShape]:
+    """Shapes of common models, smallest first: the yardstick of `largest_fitting`."""
+    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "tie_word_embeddings")
+    return [ModelShape.from_config({"model_type": "llama", **dict(zip(names, sizes, strict=True))}) for sizes in LADDER]
+
+
+def largest_fitting(found: Estimate, available: int) -> ModelShape | None:
+    """The largest common shape, smaller than the model asked for, with which the same run fits; None if not even the smallest does."""
+    assert found.question is not None
+    asked = found.question
+    fits = [s for s in ladder() if s.parameters < asked.shape.parameters and _again(asked, shape=s).needed_bytes <= TIGHT * available]
+    return max(fits, key=lambda s: s.parameters, default=None)
+
+
+def what_fits(found: Estimate, available: int) -> list[str]:
+    """Sentences for what to change so that the run fits, the smallest change first."""
+    asked = found.question
+    if asked is None:
+        return []
+    tries: list[str] = []
+    rows, longest = asked.rows_per_pass, asked.facts.longest
+    fewer = next((r for r in _halves(rows) if r >= longest and _again(asked, rows_per_pass=r).needed_bytes <= TIGHT * available), None)
+    if fewer:
+        tries.append(say("fit.try.rows", rows=fewer))
+    else:
+        shorter = next((n for n in _halves(longest, 128) if _again(asked, rows_per_pass=n, longest=n).needed_bytes <= TIGHT * available), None)
+        if shorter:
+            tries.append(say("fit.try.tokens", tokens=shorter, rows=shorter))
+    if asked.work.item > 2 and _again(asked, dtype="bfloat16").needed_bytes <= TIGHT * available:
+        tries.append(say("fit.try.dtype"))
+    smaller = largest_fitting(found, available)
+    if smaller is not None:
+        tries.append(say("fit.try.model", size=billions(smaller.parameters), memory=readable_size(_again(asked, shape=smaller).needed_bytes)))
+    return tries or [say("fit.try.nothing")]
+
+
+def _halves(start: int, least: int = 64) -> list[int]:
+    """Rounded powers of two below `start`, largest first."""
+    return [2**k for k in range(start.bit_length(), 0, -1) if least <= 2**k < start]
+
+
+def billions(parameters: int) -> str:
+    """135 million -> '0.1', 7.6 billion -> '7.6'; no unit."""
+    return f"{parameters / 1e9:.1f}" if parameters < 2e10 else f"{parameters / 1e9:.0f}"
+
+
+def problems(found: Estimate, available: int) -> list[Problem]:
+    """E-FIT-01 when the run needs more memory than there is, with what would fit; else nothing."""
+    if found.needed_bytes <= available:
+        return []
+    joined = say("fit.join").join(what_fits(found, available))
+    return [problem("E-FIT-01", "", needed=readable_size(found.needed_bytes), have=readable_size(available), tries=joined)]
+
+
+def require(found: Estimate, available: int) -> None:
+    """Raise UsageError (E-FIT-01) when the run cannot fit."""
+    trouble = problems(found, available)
+    if trouble:
+        raise UsageError(trouble)
+
+
+def what_is_missing(folder: Path, shape: ModelShape) -> list[str]:
+    """Sentences for what a folder lacks before it can be trained on: weights (and their size), tokenizer, room on the disk for the download."""
+    folder = Path(folder)
+    lines = []
+    files, _ = vet.weight_files(folder)
+    if not files:
+        lines.append(say("fit.missing.weights", size=readable_size(shape.file_bytes), billions=billions(shape.parameters)))
+        free = shutil.disk_usage(folder).free
+        if free < shape.file_bytes:
+            lines.append(say("fit.missing.disk", free=readable_size(free), size=readable_size(shape.file_bytes)))
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
+        lines.append(say("fit.missing.tokenizer"))
+    return lines
+
+
+def describe(found: Estimate, available: int | None = None) -> list[str]:
+    """Lines for the dry run, in the reader's language."""
+    shown = say("fit.join").join(f"{say(f'fit.part.{name}')} {readable_size(size)}" for name, size in found.parts.items() if size)
+    lines = [say("fit.memory", peak=readable_size(found.peak_bytes), parts=shown)]
+    if available is not None:
+        share = found.needed_bytes / available
+        key = "fit.too_big" if share > 1 else "fit.tight" if share > TIGHT else "fit.fits"
+        lines.append(say(key, needed=readable_size(found.needed_bytes), have=readable_size(available), share=f"{share:.0%}"))
+        if share > TIGHT:
+            lines += [f"  {line}" for line in what_fits(found, available)]
+    if found.seconds is not None and found.seconds_range is not None:
+        low, high = found.seconds_range
+        lines.append(say("fit.time", time=duration(found.seconds), low=duration(low), high=duration(high), steps=found.steps))
+    return lines + [f"  {reason}" for reason in found.reasons]
+
+
+__all__ = [
+    "BYTES", "Estimate", "ModelShape", "SampleFacts", "available_bytes", "describe", "estimate", "largest_fitting", "of_run", "problems", "require",
+    "shape_of", "trainable_parameters", "what_fits", "what_is_missing",
+]  # fmt: skip

@@ -1,0 +1,107 @@
+"""Bytes at the highest point of a run: loading, training, answering, each counted from the model's sizes. Pure integers, no torch.
+
+What autograd keeps for a row of a block was counted from the code (`models/fast.py`, `models/tree_attention.py`, Transformers' Llama) and compared with
+runs: docs/fit.md has the table. T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunewright.advise.shape import BYTES, ModelShape, roles_of
+
+MiB = 2**20
+PROCESS_BYTES = 410 * MiB
+"""Python with torch, Transformers and PEFT imported and a tokenizer of 50,000 tokens read, on Linux without CUDA (measured: 391 to 410 MiB)."""
+TOKEN_BYTES = 400
+"""Of Python and Rust objects for each token of a vocabulary beyond those 50,000."""
+KEEP_BYTES = 768 * MiB
+"""Attention probabilities are kept for the backward pass up to here (`engine/forward.py`)."""
+HEAD_ROWS = 512
+"""Rows that visit the output head at once (`models/head.py`)."""
+ANSWER_TOKENS, ANSWER_ROWS = 96, 8192
+"""New tokens of an answer, and token rows that are answered at once (`models/generate.py`)."""
+SLACK = 1.15
+"""What the allocator holds beyond the tensors that live in it: freed blocks of another size, and temporaries of the backward pass."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides memory besides the model: what trains, how, and how much at once."""
+
+    trainable: int
+    rows: int
+    """Token rows of the largest pass."""
+    label_rows: int
+    """Rows of that pass that reach the head."""
+    longest: int
+    dtype: str
+    on_cpu: bool = True
+    tree: bool = True
+    targets: tuple[str, ...] = ("linear",)
+    rank: int | None = 16
+    probes: int = 5
+
+    @property
+    def item(self) -> int:
+        """Bytes of one number of the computation."""
+        return BYTES.get(self.dtype, 4)
+
+
+def row_bytes(shape: ModelShape, work: Work) -> float:
+    """Bytes that autograd keeps for one token row over all blocks, attention probabilities apart."""
+    D, Q, K, F = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.inner
+    roles = set(roles_of(shape, list(work.targets))) if work.rank else set(shape.matrices)
+    # The residual before each norm, and q, k, v and the output of attention, are needed whatever trains.
+    numbers = 2 * D + 2 * Q + 2 * K
+    gated = {"mlp.gate", "mlp.gate_up"} & set(shape.matrices)
+    numbers += 3 * F if gated else 2 * F
+    # The input of a layer that trains is kept; a frozen layer needs only its weight.
+    numbers += D if roles & {"attention.query", "attention.key", "attention.value", "attention.qkv"} else 0
+    numbers += D if roles & {"mlp.gate", "mlp.up", "mlp.gate_up"} else 0
+    numbers += F if "mlp.down" in roles and gated else 0
+    numbers += (work.rank or 0) * len(roles & set(shape.matrices))
+    if shape.experts > 1:
+        numbers += F * 3
+    return float(shape.layers * numbers * work.item)
+
+
+def attention_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of the attention probabilities kept for the backward pass."""
+    if not work.tree:
+        return 0
+    # Blocks of short samples are joined and a causal block computes both halves: about the longest sample and half a block of keys a row.
+    pairs = work.rows * min(work.rows, work.longest + 64) * shape.heads * work.item
+    return pairs * shape.layers if pairs * shape.layers <= KEEP_BYTES else pairs // 4
+
+
+def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
+    """Bytes of each part while training."""
+    adapter = work.trainable * 4 if work.rank else 0
+    # A gradient and two moments for each number that trains, in float32 for an adapter and in the number type of the model otherwise.
+    state = work.trainable * (4 if work.rank else work.item) * 3 + (work.trainable * work.item if work.rank else 0)
+    activations = SLACK * (work.rows * row_bytes(shape, work) + attention_bytes(shape, work))
+    head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * work.item
+    if not work.rank:  # a trainable head is computed again in float32, with a gradient of the same size
+        head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * (work.item + 8)
+    process = PROCESS_BYTES + TOKEN_BYTES * max(0, shape.vocabulary - 50_000) if work.on_cpu else 0
+    return {
+        "weights": shape.parameters * work.item, "adapter": adapter, "optimiser": state, "activations": int(activations), "head": head,
+        "process": process,
+    }  # fmt: skip
+
+
+def answering_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes for the answers before and after: keys and values of all questions of a batch, and the probabilities of their next token."""
+    length = work.longest + ANSWER_TOKENS
+    questions = max(1, min(work.probes, ANSWER_ROWS // length)) if work.probes else 0
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * length * work.item
+    logits = shape.vocabulary * (work.item + 8)
+    prefill = work.longest * (2 * shape.inner + 4 * shape.hidden) * 4
+    return int(SLACK * questions * (cache + logits + prefill))
+
+
+def loading_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of the checkpoint that stay mapped while it is read. The system takes them back when memory is short, so a run never fails by them."""
+    same = BYTES.get(shape.stored_dtype, 0) == work.item
+    return 0 if same or not work.on_cpu else shape.file_bytes

@@ -1,0 +1,420 @@
+"""`tunewright evaluate`: how well a run or a model does on rows it can be asked: loss, exact answers, accuracy over a small set of answers.
+
+Rows are read, shaped and rendered by the same code as for training, so what is measured is what was taught. The loss is the objective's own: the mean
+negative log-probability of the learnt tokens. Options are scored in the same passes (`options.py` says how); answers are generated
+only for free text, or when asked, because writing an answer costs as many visits to the weights as it has tokens, and scoring one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tunewright.core.config import DataConfig, EngineConfig
+from tunewright.core.errors import TunewrightError, UsageError, problem
+from tunewright.core.telling import Tell, duration
+from tunewright.core.types import Conversation, Sample, TokenTree
+from tunewright.core.words import say
+from tunewright.data import DataSet, inspect
+from tunewright.engine import layout, opening, placement
+from tunewright.engine.forward import Policy, head_of
+from tunewright.engine.meters import versions
+from tunewright.engine.tree import build_tree, cut_passes, padded_rows
+from tunewright.evaluate import options as choices
+from tunewright.evaluate.interval import wilson
+from tunewright.models import load
+from tunewright.models.fast import keep_freed_memory
+from tunewright.models.generate import answer
+from tunewright.models.head import Head
+
+HEAD_ROWS = 1024
+"""Labelled rows that wait for one visit to the head: the head's weights are as large as many layers, and are read once for all of them."""
+VOCABULARY_CHUNK = 16384
+MOST_NEW_TOKENS, SPARE_TOKENS = 512, 8
+SHOWN = 5
+
+Logprobs = list[list[list[float]]]
+"""[sample][branch][label], in nats."""
+
+
+class EvaluationError(TunewrightError):
+    """A measurement that could not be made."""
+
+
+# ---- log-probabilities
+
+
+class RowReader(Policy):
+    """A policy that hands out the hidden rows its labels need instead of their log-probabilities."""
+
+    def labelled_rows(self, samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor, TokenTree]:
+        """(hidden_UD in float32 or wider, row_L, target_L, tree): each label's row among the U distinct rows, and its token."""
+        tree = build_tree(samples) if self.layout == "tree" else padded_rows(samples)
+        hidden_TD = self._tree_hidden(tree) if self.layout == "tree" else self._padded_hidden(tree)
+        rows, row_L = torch.unique(torch.tensor(tree.source, device=hidden_TD.device), return_inverse=True)
+        wide = torch.promote_types(hidden_TD.dtype, torch.float32)
+        return hidden_TD[rows].to(wide), row_L, torch.tensor(tree.target, device=hidden_TD.device), tree
+
+
+def exact_logprobs(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head) -> Tensor:
+    """log p(target | row), (L,), with logits in the dtype of `hidden_UD` whatever the head is stored in.
+
+    A bfloat16 logit of 20 is a multiple of 0.125, so two options of one prompt would often tie. The vocabulary is visited in pieces of 16,384 tokens.
+    """
+    gold_L = torch.empty(len(target_L), dtype=hidden_UD.dtype, device=hidden_UD.device)
+    total_U = torch.full((len(hidden_UD),), -math.inf, dtype=hidden_UD.dtype, device=hidden_UD.device)
+    if head.module is not None:  # the head carries layers of its own: only they know what it computes
+        z = head.logits(hidden_UD.to(head.weight.dtype)).to(hidden_UD.dtype)
+        return z[row_L, target_L] - torch.logsumexp(z, -1)[row_L]
+    for start in range(0, len(head.weight), VOCABULARY_CHUNK):
+        piece = slice(start, start + VOCABULARY_CHUNK)
+        bias = None if head.bias is None else head.bias[piece].to(hidden_UD.dtype)
+        z = Head(head.weight[piece].to(hidden_UD.dtype), bias, head.scale, head.softcap).logits(hidden_UD)
+        total_U = torch.logaddexp(total_U, torch.logsumexp(z, -1))
+        inside = (target_L >= start) & (target_L < start + z.shape[1])
+        gold_L[inside] = z[row_L[inside], target_L[inside] - start]
+    return gold_L - total_U[row_L]
+
+
+@dataclass
+class _Waiting:
+    """Rows of passes that have been through the model and not yet through the head."""
+
+    parts: list[tuple[Tensor, Tensor, Tensor, TokenTree]] = field(default_factory=list)
+    rows: int = 0
+
+    def flush(self, head: Head, into: Logprobs) -> None:
+        """One visit to the head for everything that waits."""
+        if not self.parts:
+            return
+        offsets = [0]
+        for hidden, _, _, _ in self.parts:
+            offsets.append(offsets[-1] + len(hidden))
+        row = torch.cat([part[1] + offset for part, offset in zip(self.parts, offsets, strict=False)])
+        logprob = exact_logprobs(torch.cat([p[0] for p in self.parts]), row, torch.cat([p[2] for p in self.parts]), head).tolist()
+        start = 0
+        for _, _, target, tree in self.parts:
+            _hand_out(logprob[start : start + len(target)], tree.branch, tree.samples, into)
+            start += len(target)
+        self.parts, self.rows = [], 0
+
+
+def _hand_out(values: list[float], branch_L: list[int], samples: list[Sample], into: Logprobs) -> None:
+    """Log-probabilities of one pass to their samples. `branch_L` counts branches through the samples in order."""
+    where = [(sample.index, b) for sample in samples for b in range(len(sample.branches))]
+    for sample in samples:
+        into[sample.index] = [[] for _ in sample.branches]
+    for value, b in zip(values, branch_L, strict=True):
+        index, place = where[b]
+        into[index][place].append(value)
+
+
+@torch.no_grad()
+def logprobs_of(
+    opened: opening.Opened,
+    samples: list[Sample],
+    *,
+    layout_name: str,
+    rows_per_pass: int,
+    exact: bool,
+    on_samples: Callable[[int], None] | None = None,
+) -> Logprobs:
+    """Log-probability of every learnt token of every branch. Sample i has index i.
+
+    `exact` computes the head in float32 and reads it once for many passes: right for few labels a row (options). Without it the engine's own head is used, as in training.
+    """
+    found: Logprobs = [[] for _ in samples]
+    waiting, done = _Waiting(), 0
+    opened.model.eval()
+    with opening.computing_in(opened.causal, layout_name):
+        reader = RowReader(opened.model, opened.causal, layout_name)
+        head = head_of(opened.causal)
+        for group in cut_passes(samples, rows_per_pass, padded=layout_name == "padded"):
+            if exact:
+                part = reader.labelled_rows(group)
+                waiting.parts.append(part)
+                waiting.rows += len(part[0])
+                if waiting.rows >= HEAD_ROWS:
+                    waiting.flush(head, found)
+            else:
+                out = reader(group)
+                _hand_out(out.logprob.tolist(), out.branch.tolist(), group, found)
+            done += len(group)
+            if on_samples:
+                on_samples(done)
+        waiting.flush(head, found)
+    return found
+
+
+def choose_layout(opened: opening.Opened) -> tuple[str, str]:
+    """(layout, reason): the tree where the model agrees with its own stock attention, else padded rows. Raises CompatError for a head nobody knows."""
+    import contextlib
+    from collections.abc import Iterator
+
+    @contextlib.contextmanager
+    def policy_of(name: str) -> Iterator[Policy]:
+        with opening.computing_in(opened.causal, name):
+            yield Policy(opened.model, opened.causal, name)
+
+    return layout.choose(EngineConfig(), opened.causal, "any", policy_of)
+
+
+# ---- answers in full
+
+
+def normalised(text: str) -> str:
+    """Text without case, punctuation and spacing: NFKC, casefold, every character of a Unicode P category dropped, runs of white space to one."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c for c in folded if not unicodedata.category(c).startswith("P")).split())
+
+
+def matches(expected: str, given: str) -> tuple[bool, bool]:
+    """(exact after strip, equal when normalised). Where nothing but punctuation was expected, only an exact answer is right."""
+    exact = expected.strip() == given.strip()
+    return exact, exact or (bool(normalised(expected)) and normalised(expected) == normalised(given))
+
+
+def _share(right: int, count: int) -> dict[str, Any]:
+    return {"right": right, "share": right / count if count else None, "interval_95": list(wilson(right, count))}
+
+
+def exact_match(
+    opened: opening.Opened, rows: Sequence[Conversation], max_new_tokens: int, tell: Tell, options: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Greedy answers to every row's question, compared with the row's answer."""
+    what = say("evaluate.answering")
+    tell.start(what)
+    prompts = [opened.renderer.prompt(row.question(), row.tools) for row in rows]
+    texts = answer(
+        opened.causal, opened.tokenizer, prompts, list(opened.renderer.stop_ids), max_new_tokens=max_new_tokens,
+        on_batch=lambda done: tell.progress(what, done, len(prompts)),
+    )  # fmt: skip
+    tell.finish()
+    verdicts = [matches(row.answer(), text) for row, text in zip(rows, texts, strict=True)]
+    wrong = [
+        {"origin": str(row.origin), "expected": row.answer(), "answer": text} for row, text, v in zip(rows, texts, verdicts, strict=True) if not v[1]
+    ]
+    found = {
+        "n": len(rows), "exact": _share(sum(v[0] for v in verdicts), len(rows)), "normalised": _share(sum(v[1] for v in verdicts), len(rows)),
+        "max_new_tokens": max_new_tokens, "mistakes": wrong[:SHOWN],
+    }  # fmt: skip
+    if options is not None:
+        found["none_of_the_options"] = sum(text.strip() not in options for text in texts)
+    return found
+
+
+# ---- the whole measurement
+
+
+def evaluate_target(
+    target: str,
+    data: str,
+    *,
+    options: list[str] | None = None,
+    limit: int | None = None,
+    generate: bool | None = None,
+    base: bool = False,
+    dtype: str | None = None,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
+    rows_per_pass: int | None = None,
+    max_new_tokens: int | None = None,
+    data_format: str = "auto",
+    columns: dict[str, str] | None = None,
+    data_dir: str | None = None,
+    details: bool = False,
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """Measure `target` (run, adapter, model folder, hub id) on the rows of `data` and return the figures (keys in docs/evaluate.md).
+
+    `options` None: detected; an empty list: never. `generate` None: answers are written only where there are no options. `base` leaves the adapter out.
+    `details` adds every row's scores. Raises UsageError for what cannot be read or asked, EvaluationError for scores that are not numbers.
+    """
+    tell, started = tell or Tell(), time.perf_counter()
+    wanted = choices.checked(options) if options else None
+    if (limit is not None and limit < 1) or (max_new_tokens is not None and max_new_tokens < 1) or (rows_per_pass is not None and rows_per_pass < 1):
+        raise UsageError(problem("E-EVAL-05", "--limit --max-new-tokens --rows-per-pass"))
+    found = opening.find(target, tell, base=base)
+    config = opening.read_config(found)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # Rows before weights: a misspelt column is said in a second, not after gigabytes.
+    rows = _read(found, data, config, context, limit, data_format, columns, data_dir)
+    asked = wanted or (choices.detect(rows.train_rows) if options is None else None)
+    work = _Work(found, rows, context, asked, wanted is None, tell, started)
+    work.load(dtype, device, threads, rows_per_pass)
+    work.score(details)
+    if generate or (generate is None and asked is None):
+        work.write_answers(max_new_tokens)
+    return work.result(data)
+
+
+def _read(
+    found: opening.Target, data: str, config: Any, context: int | None, limit: int | None, data_format: str, columns: dict[str, str] | None,
+    data_dir: str | None,
+) -> DataSet:  # fmt: skip
+    """The rows, rendered as for training: with the run's own system prompt where a row brings none."""
+    renderer = opening.renderer_of(load.load_tokenizer(found.tokenizer_folder), config)
+    settings: dict[str, Any] = {"train": data, "held_out": 0, "limit": limit, "format": data_format, "columns": columns or {}, "dir": data_dir}
+    return inspect(DataConfig.model_validate({**settings, "system": found.settings.get("data.system")}), renderer, context)
+
+
+class _Work:
+    """One measurement: what was read, what is loaded, what was found."""
+
+    def __init__(
+        self, found: opening.Target, data: DataSet, context: int | None, asked: list[str] | None, detected: bool, tell: Tell, started: float
+    ):
+        self.found, self.data, self.context, self.asked, self.detected, self.tell = found, data, context, asked, detected, tell
+        self.started = started
+        self.seconds: dict[str, float] = {"read": time.perf_counter() - started}
+        self.figures: dict[str, Any] = {}
+        self.warnings: list[str] = []
+
+    def load(self, dtype: str | None, device: str, threads: int | Literal["auto"], rows_per_pass: int | None) -> None:
+        """Read the weights and choose the layout."""
+        start = time.perf_counter()
+        self.opened = opening.load_found(self.found, dtype=dtype, device=device, threads=threads)
+        self.world: placement.World = self.opened.world
+        if self.world.device == "cpu":
+            keep_freed_memory()
+        self.layout, self.layout_reason = choose_layout(self.opened)
+        self.rows_per_pass = rows_per_pass or self.world.rows_per_pass
+        self.seconds["load"] = time.perf_counter() - start
+
+    def score(self, details: bool) -> None:
+        """The loss of every row and, where there are options, the score of each."""
+        start = time.perf_counter()
+        samples, questions, dropped = self.data.train, [], []
+        if self.asked is not None:
+            questions, dropped = choices.build(self.data.train_rows, samples, self.asked, self.opened.renderer, self.context)
+            samples = [question.sample for question in questions]
+        what = say("evaluate.scoring")
+        self.tell.start(what)
+        logprobs = logprobs_of(
+            self.opened, samples, layout_name=self.layout, rows_per_pass=self.rows_per_pass, exact=self.asked is not None,
+            on_samples=lambda done: self.tell.progress(what, done, len(samples)),
+        )  # fmt: skip
+        self.tell.finish()
+        self.figures["loss"] = _loss(samples, logprobs)
+        if self.asked is not None:
+            decisions = [choices.Decision([sum(b) for b in found[1:]], [sum(b[:-1]) for b in found[1:]]) for found in logprobs]
+            self.figures["options"] = choices.report(self.asked, questions, decisions, self.detected)
+            self._say_dropped(dropped)
+            if details:
+                self.figures["rows"] = [
+                    {"origin": str(q.row.origin), "answer": self.asked[q.right], "chosen": self.asked[d.chosen], "scores": d.scores}
+                    for q, d in zip(questions, decisions, strict=True)
+                ]
+        self.seconds["score"] = time.perf_counter() - start
+
+    def _say_dropped(self, dropped: list[choices.Dropped]) -> None:
+        counts = Counter(one.reason for one in dropped)
+        self.figures["options"]["rows_left_out"] = len(dropped)
+        self.figures["options"]["left_out"] = {
+            reason: {"count": count, "what": say(f"evaluate.reason.{reason}"), "examples": [d.origin for d in dropped if d.reason == reason][:SHOWN]}
+            for reason, count in counts.items()
+        }
+        self.warnings += [say("evaluate.warning.left_out", count=count, what=say(f"evaluate.reason.{reason}")) for reason, count in counts.items()]
+
+    def write_answers(self, max_new_tokens: int | None) -> None:
+        """Greedy answers to the rows that are dialogues."""
+        start = time.perf_counter()
+        asked = [(row, sample) for row, sample in zip(self.data.train_rows, self.data.train, strict=True) if isinstance(row, Conversation)]
+        if not asked:
+            return
+        lengths = [sample.facts["last_span"][1] - sample.facts["last_span"][0] for _, sample in asked]
+        room = max_new_tokens or min(MOST_NEW_TOKENS, max(lengths) + SPARE_TOKENS)
+        self.figures["exact_match"] = exact_match(self.opened, [row for row, _ in asked], room, self.tell, self.asked)
+        cut = sum(length > room for length in lengths)
+        self.figures["exact_match"]["answers_longer_than_room"] = cut
+        if cut:
+            self.warnings.append(say("evaluate.warning.room", count=cut, room=room))
+        self.seconds["answer"] = time.perf_counter() - start
+
+    def result(self, data: str) -> dict[str, Any]:
+        """Everything as plain values."""
+        report = self.data.report
+        kept = {key: report[key] for key in ("rows_read", "rows_kept", "rows_dropped", "reasons", "format")}
+        seconds = {**self.seconds, "total": time.perf_counter() - self.started}
+        if report["rows_dropped"]:
+            self.warnings.insert(0, say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"]))
+        return {
+            "target": self.found.name, "model": self.found.source.spec, "adapter": str(self.found.adapter or ""), "data": data,
+            "data_report": kept, **self.figures, "layout": self.layout, "layout_reason": self.layout_reason, "dtype": self.world.dtype,
+            "device": self.world.device, "warnings": self.warnings, "seconds": {k: round(v, 3) for k, v in seconds.items()}, "versions": versions(),
+        }  # fmt: skip
+
+
+def _loss(samples: list[Sample], logprobs: Logprobs) -> dict[str, Any]:
+    """Mean negative log-probability of the learnt tokens of branch 0 of each sample, weighted as in training. Raises EvaluationError where it is no number."""
+    total = weights = 0.0
+    tokens = 0
+    for sample, found in zip(samples, logprobs, strict=True):
+        bad = next((value for branch in found for value in branch if not math.isfinite(value)), None)
+        if bad is not None:
+            raise EvaluationError(problem("E-EVAL-04", str(sample.origin), value=bad))
+        own = sample.branches[0]
+        total -= sum(w * value for w, value in zip(own.weights, found[0], strict=True))
+        weights += sum(own.weights)
+        tokens += len(own.weights)
+    loss = total / weights
+    return {"token_mean": loss, "perplexity": math.exp(loss) if loss < 700 else None, "tokens": tokens, "rows": len(samples)}
+
+
+# ---- for a terminal
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The figures for a terminal, in the reader's language."""
+    report, loss = result["data_report"], result["loss"]
+    out = [say("evaluate.rows", target=result["target"], data=result["data"], kept=report["rows_kept"], read=report["rows_read"])]
+    out.append(say("evaluate.loss", loss=f"{loss['token_mean']:.4f}", tokens=f"{loss['tokens']:,}"))
+    if "options" in result:
+        out += _option_lines(result["options"])
+    if "exact_match" in result:
+        out += _match_lines(result["exact_match"])
+    out += result["warnings"]
+    spent, where = duration(result["seconds"]["total"]), f"{result['device']} {result['dtype']}"
+    return [*out, say("evaluate.seconds", time=spent, load=f"{result['seconds']['load']:.0f}", where=where, layout=result["layout"])]
+
+
+def _option_lines(found: dict[str, Any]) -> list[str]:
+    low, high = found["interval_95"]
+    out = [say("evaluate.detected" if found["detected"] else "evaluate.given", options=" · ".join(found["options"]))]
+    out.append(
+        say("evaluate.accuracy", accuracy=_percent(found["accuracy"]), right=found["right"], n=found["n"], low=_percent(low), high=_percent(high))
+    )
+    key = "evaluate.beats" if found["beats_majority"] else "evaluate.no_better"
+    out.append(say(key, answer=found["majority"]["answer"], share=_percent(found["majority"]["share"])))
+    out.append(say("evaluate.margin", margin=f"{found['mean_margin']:+.2f}", ties=found["ties"], stops=found["stop_token_decides"]))
+    for entry in found["classes"]:
+        shown = {key: _percent(entry[key]) for key in ("precision", "recall", "f1")}
+        out.append(say("evaluate.class", answer=entry["answer"], rows=entry["rows"], chosen=entry["chosen"], **shown))
+    for given, row in found["confusion"].items():
+        out.append(say("evaluate.confusion", answer=given, counts=" · ".join(f"{name} {count}" for name, count in row.items())))
+    return out
+
+
+def _match_lines(found: dict[str, Any]) -> list[str]:
+    exact, loose = found["exact"], found["normalised"]
+    low, high = (_percent(v) for v in exact["interval_95"])
+    out = [say("evaluate.exact", share=_percent(exact["share"]), right=exact["right"], n=found["n"], low=low, high=high)]
+    out.append(say("evaluate.normalised", share=_percent(loose["share"]), right=loose["right"], n=found["n"]))
+    if "none_of_the_options" in found:
+        out.append(say("evaluate.none_of", count=found["none_of_the_options"], n=found["n"]))
+    return out
+
+
+__all__ = ["EvaluationError", "evaluate_target", "lines"]
