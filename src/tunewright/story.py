@@ -212,7 +212,8 @@ class _Story:
         set_layout(model, layout)
         named = [(n, q) for n, q in attached.model.named_parameters() if q.requires_grad]
         steps = total_steps(config.engine, len(self.p.data.train))
-        self.rate = config.engine.learning_rate if config.engine.learning_rate != "auto" else learning_rate_for(attached.learning_rate, steps)
+        self.rate = config.engine.learning_rate if config.engine.learning_rate != "auto" else learning_rate_for(attached.learning_rate, steps, sum(q.numel() for q in model.parameters()))
+        world.reasons["engine.batch_size"] = say("train.batch_reason", samples=len(self.p.data.train))
         world.reasons["engine.learning_rate"] = say("train.rate_reason", method=kind_of(config.method), steps=steps)
         stepper = Stepper(
             Policy(attached.model, model, layout), attached, objective, make_optimizer(config.engine, named), world.rows_per_pass,
@@ -241,7 +242,7 @@ class _Story:
             return
         resolved = {
             "engine.device": w.device, "engine.dtype": w.dtype, "engine.threads": w.threads, "engine.rows_per_pass": w.rows_per_pass,
-            "engine.layout": self.layout, "engine.learning_rate": self.rate, "out": str(self.out),
+            "engine.layout": self.layout, "engine.learning_rate": self.rate, "engine.batch_size": schedule.batch_size, "out": str(self.out),
         }  # fmt: skip
         auto = {k: v for k, v in r.items() if self.p.parsed.source(k) == "default" or k not in self.p.parsed.given}
         run_folder.create(self.out, run_folder.run_text(self.p.parsed, resolved, auto), self.p.data.report)

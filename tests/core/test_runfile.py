@@ -45,7 +45,7 @@ def test_a_file_words_and_flags_make_the_same_run(tmp_path: Path) -> None:
 def test_the_defaults_are_a_whole_run() -> None:
     run = load_run(None, [], {"model": "m", "data.train": "d"}).config
     assert (kind_of(run.method), run.method.rank, kind_of(run.objective)) == ("lora", 16, "sft")
-    assert (run.engine.batch_size, run.engine.dtype, run.data.held_out, run.out) == (16, "auto", None, None)
+    assert (run.engine.batch_size, run.engine.dtype, run.data.held_out, run.out) == ("auto", "auto", None, None)
 
 
 def test_what_is_written_down_reads_back_as_the_same_run(tmp_path: Path) -> None:

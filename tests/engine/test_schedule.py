@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.config import EngineConfig
-from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
+from tunewright.engine.schedule import Schedule, batch_size_for, learning_rate_for, make_schedule, total_steps
 
 
 def schedule(num_samples: int = 10, **engine: object) -> Schedule:
@@ -88,4 +88,10 @@ def test_warm_up_is_a_share_below_one_and_a_count_from_one_on(warmup: float, ste
 
 
 def test_short_runs_learn_faster() -> None:
-    assert [learning_rate_for(1.0, steps) for steps in (10, 300, 301, 1000, 1001)] == [2.5, 2.5, 1.5, 1.5, 1.0]
+    assert [learning_rate_for(1.0, steps) for steps in (10, 200, 201, 1000, 1001)] == [5.0, 5.0, 2.5, 2.5, 1.0]
+    assert [learning_rate_for(1.0, steps, 7_000_000_000) for steps in (10, 1000, 1001)] == [2.5, 2.5, 1.0]
+
+
+def test_few_samples_make_small_steps_unless_a_size_is_given() -> None:
+    assert [batch_size_for(EngineConfig(), n) for n in (1, 3, 24, 127, 128, 50_000)] == [1, 1, 3, 15, 16, 16]
+    assert batch_size_for(EngineConfig(batch_size=8), 3) == 8

@@ -26,6 +26,8 @@ from tunewright.models import vet
 
 TIGHT = 0.85
 """Share of the memory from which the estimate says that it is tight: the system and other programs need some, too."""
+GUESSED_TOKENS = 256
+"""Tokens of a row that nobody could count."""
 LADDER = (
     # (hidden, layers, inner, heads, key heads, vocabulary, tied) of models people fine-tune, 0.1 to 72 billion weights.
     (576, 30, 1536, 9, 3, 49_152, True), (896, 24, 4864, 14, 2, 151_936, True), (2048, 16, 8192, 32, 8, 128_256, True),
@@ -48,7 +50,10 @@ class SampleFacts:
     def of(cls, report: dict[str, Any], samples: Sequence[Sample] = (), layout: str = "tree") -> SampleFacts:
         """From a data report with tokens. The report counts shared beginnings over all samples at once; a step shares only among its own, so
         what is shared is taken at nine tenths."""
-        total, learnt, number = report["tokens_total"], report["learnt_tokens"], report["train"]
+        number = report["train"]
+        if report["tokens_total"] is None:  # no tokenizer here: a row is taken for a question and an answer of a few sentences
+            return cls(number, GUESSED_TOKENS * number, GUESSED_TOKENS * number // 2, GUESSED_TOKENS)
+        total, learnt = report["tokens_total"], report["learnt_tokens"]
         longest = max((len(b.tokens) for s in samples for b in s.branches), default=report["length_percentiles"]["max"])
         if layout == "padded":
             return cls(number, round(1.2 * total), learnt, longest)
@@ -110,7 +115,7 @@ def estimate(
     share = batch_size / max(1, facts.samples)
     step_rows = math.ceil(facts.rows_per_epoch * share)
     # Steps differ: the largest of many is some rows above the mean, by about two spreads of a sum of samples.
-    largest = math.ceil(step_rows * (1 + 0.6 / math.sqrt(batch_size))) if facts.samples > batch_size else facts.rows_per_epoch
+    largest = math.ceil(step_rows * (1 + 0.4 / math.sqrt(batch_size))) if facts.samples > batch_size else facts.rows_per_epoch
     rows = max(1, min(max(rows_per_pass, facts.longest), max(largest, facts.longest)))
     labels = max(1, round(rows * facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)))
     work = Work(trainable, rows, labels, facts.longest, dtype, device == "cpu", layout == "tree", targets, rank, probes)
@@ -186,7 +191,15 @@ def _again(question: _Question, **changes: Any) -> Estimate:
 
 def ladder() -> list[ModelShape]:
     """Shapes of common models, smallest first: the yardstick of `largest_fitting`."""
-    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "tie_word_embeddings")
+    names = (
+        "hidden_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "tie_word_embeddings",
+    )
     return [ModelShape.from_config({"model_type": "llama", **dict(zip(names, sizes, strict=True))}) for sizes in LADDER]
 
 

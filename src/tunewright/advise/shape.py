@@ -25,6 +25,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 TIED = {"gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "bloom", "falcon", "opt", "cohere", "cohere2", "gpt_bigcode"}
 """Families whose head is the embedding unless the config says otherwise."""
 QKV_BIAS = {"qwen2", "qwen2_moe", "qwen2_vl_text", "qwen2_5_vl_text", "gpt2", "phi"}
+LEARNT_POSITIONS = {"gpt2", "gpt_bigcode", "opt"}
 LARGEST = 10**9
 """No size of a real model comes near; a config that claims more is not believed."""
 
@@ -110,7 +111,8 @@ class ModelShape:
     def parameters(self) -> int:
         """All weights of the model: blocks, norms, biases, embedding, and the head where it is not the embedding."""
         bias = self.layers * (self.heads + 2 * self.kv_heads) * self.head_dim if self.family in QKV_BIAS else 0
-        return self.block_weights + self.head_weights * (1 if self.tied else 2) + (2 * self.layers + 1) * self.hidden + bias
+        positions = self.context * self.hidden if self.family in LEARNT_POSITIONS else 0
+        return self.block_weights + self.head_weights * (1 if self.tied else 2) + (2 * self.layers + 1) * self.hidden + bias + positions
 
     @property
     def file_bytes(self) -> int:

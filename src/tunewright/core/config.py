@@ -77,8 +77,8 @@ class EngineConfig(Section):
     """Times every row is seen."""
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many optimiser steps; overrides epochs."""
-    batch_size: int = Field(default=16, gt=0)
-    """Samples per optimiser step, always; how many fit in memory at once is `rows_per_pass`."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Samples per optimiser step, always; how many fit in memory at once is `rows_per_pass`. auto: 16, and fewer under 128 samples, so that few rows still make many steps."""
     learning_rate: float | Literal["auto"] = "auto"
     """Peak rate of the optimiser; auto takes what suits the method and the number of steps, and says so."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -50,11 +50,16 @@ class Schedule:
         return self.peak * (left if self.shape == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
 
 
+def batch_size_for(engine: EngineConfig, num_samples: int) -> int:
+    """`engine.batch_size`, or an eighth of the samples between 1 and 16: three rows in steps of 16 would be learnt in one step an epoch, which is too few."""
+    return min(16, max(1, num_samples // 8)) if engine.batch_size == "auto" else engine.batch_size
+
+
 def total_steps(engine: EngineConfig, num_samples: int) -> int:
     """Steps of the whole run: `engine.steps`, else epochs times steps per epoch, rounded up."""
     if engine.steps:
         return engine.steps
-    per_epoch = math.ceil(num_samples / engine.batch_size)
+    per_epoch = math.ceil(num_samples / batch_size_for(engine, num_samples))
     return max(1, math.ceil(engine.epochs * per_epoch - 1e-9))
 
 
@@ -62,12 +67,14 @@ def make_schedule(engine: EngineConfig, num_samples: int, peak: float) -> Schedu
     """The schedule of a run with `peak` as its resolved learning rate."""
     steps = total_steps(engine, num_samples)
     warmup = round(engine.warmup * steps) if engine.warmup < 1 else int(engine.warmup)
-    return Schedule(num_samples, engine.batch_size, steps, peak, engine.schedule, min(warmup, steps), engine.seed)
+    return Schedule(num_samples, batch_size_for(engine, num_samples), steps, peak, engine.schedule, min(warmup, steps), engine.seed)
 
 
-def learning_rate_for(method_rate: float, steps: int) -> float:
-    """The rate that suits a method whose usual rate is `method_rate` in a run of `steps` steps.
+def learning_rate_for(method_rate: float, steps: int, parameters: int = 0) -> float:
+    """The rate that suits a method whose usual rate is `method_rate` in a run of `steps` steps on a model of `parameters` parameters.
 
-    A short run at the usual rate barely moves the weights: AdamW moves a weight by about rate * steps. So short runs get up to 2.5 times the rate.
+    A short run at the usual rate barely moves the weights: AdamW moves a weight by about rate * steps. So short runs get a higher rate; models above 2
+    billion parameters, whose wide layers add up more of these moves, get at most 2.5 times the usual one.
     """
-    return method_rate * 2.5 if steps <= 300 else method_rate * 1.5 if steps <= 1000 else method_rate
+    factor = 5.0 if steps <= 200 else 2.5 if steps <= 1000 else 1.0
+    return method_rate * (min(factor, 2.5) if parameters > 2e9 else factor)

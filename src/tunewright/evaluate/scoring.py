@@ -171,9 +171,19 @@ def choose_layout(opened: opening.Opened) -> tuple[str, str]:
 
 
 def normalised(text: str) -> str:
-    """Text without case, punctuation and spacing: NFKC, casefold, every character of a Unicode P category dropped, runs of white space to one."""
+    """Text without case, punctuation and spacing: NFKC, casefold, Unicode's P categories dropped, runs of white space to one.
+
+    What makes a number stays: a sign before a digit, a point, comma or colon between two. "3.5" is not "35".
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(c for c in folded if not unicodedata.category(c).startswith("P")).split())
+    kept = (c for i, c in enumerate(folded) if not unicodedata.category(c).startswith("P") or _in_number(folded, i))
+    return " ".join("".join(kept).split())
+
+
+def _in_number(text: str, i: int) -> bool:
+    after = i + 1 < len(text) and text[i + 1].isdigit()
+    before = i > 0 and text[i - 1].isdigit()
+    return after and (before or (text[i] in "-\u2212" and not (i > 0 and text[i - 1].isalnum())))
 
 
 def matches(expected: str, given: str) -> tuple[bool, bool]:
@@ -292,7 +302,8 @@ class _Work:
     def score(self, details: bool) -> None:
         """The loss of every row and, where there are options, the score of each."""
         start = time.perf_counter()
-        samples, questions, dropped = self.data.train, [], []
+        samples, dropped = self.data.train, list[choices.Dropped]()
+        questions: list[choices.Question] = []
         if self.asked is not None:
             questions, dropped = choices.build(self.data.train_rows, samples, self.asked, self.opened.renderer, self.context)
             samples = [question.sample for question in questions]

@@ -167,7 +167,7 @@ class _Merge:
             self._write(wrapped, temporary)
             del wrapped
             gc.collect()
-            verdict = {"verdict": "equal" if self.dtype == "float32" else "agrees", "dtype": self.dtype}
+            verdict: dict[str, Any] = {"verdict": "equal" if self.dtype == "float32" else "agrees", "dtype": self.dtype}
             verdict |= self._prove(temporary, prompts, run) | {"adapter_moves_logits": effect, "adapter_changes_top1": changed_answers}
             if verdict["largest_logit_difference"] >= effect:
                 verdict["warnings"].append(
@@ -246,8 +246,10 @@ class _Merge:
         }  # fmt: skip
 
     def _publish(self, temporary: Path) -> None:
+        mode = (temporary / VERDICT).stat().st_mode
         for path in temporary.rglob("*"):
             if path.is_file():
+                path.chmod(mode)  # safetensors writes weights for the owner alone; a server runs as somebody else
                 with open(path, "rb+") as handle:
                     os.fsync(handle.fileno())
         fsync_directory(temporary)
@@ -368,9 +370,10 @@ def load_plain(folder: Path, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     with _quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
         )  # fmt: skip
+    model, info = loaded
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     odd = [*(set(info["missing_keys"]) - tied), *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
     found = str(model.dtype).removeprefix("torch.")

@@ -1,0 +1,128 @@
+"""`tunewright init`: a commented run file for the data it is given, with settings that suit its size and kind.
+
+Small data is the case that goes wrong most often: three rows in one epoch change nothing, and the usual rate of a large run learns next to nothing from
+them. The table below turns rows into epochs so that a run takes some hundred steps; docs/fit.md says where the numbers come from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from tunewright.core.config import DataConfig
+from tunewright.core.errors import UsageError, problem
+from tunewright.core.files import write_text
+from tunewright.core.types import Conversation, Row
+from tunewright.core.words import ASSETS, LANGUAGES, language, say
+from tunewright.data import inspect
+
+MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+# (rows up to, epochs, samples a step, learning rate)
+SIZES = (
+    (8, 40, 1, "5.0e-4"), (30, 20, 2, "5.0e-4"), (100, 10, 4, "5.0e-4"), (600, 6, 8, "auto"), (5_000, 3, 16, "auto"), (20_000, 2, 16, "auto"),
+)  # fmt: skip
+LARGE = (1, 32, "auto")
+FEW_ANSWERS = 20
+"""Distinct answers up to which the data may be a classification."""
+SHORT, LONG = 40, 600
+"""Characters of an answer: a label, or a text of several sentences."""
+PLAIN = re.compile(r"[A-Za-z./\u4e00-\u9fff][\w./\u4e00-\u9fff-]*")
+RESERVED = {"true", "false", "null", ".inf", ".nan"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the data looks like without a tokenizer."""
+
+    rows: int
+    dropped: int
+    format: str
+    labels: tuple[str, ...]
+    """The distinct answers, most frequent first, where they are few and short; else empty."""
+    median_answer: int
+    """Characters."""
+
+
+def look_at(data: str) -> Look:
+    """Read the data as a run would. Raises DataError when nothing of it can be used."""
+    found = inspect(DataConfig(train=data, held_out=0), None, needs_tokens=False)
+    answers = [text for text in map(_answer, found.train_rows) if text]
+    counted = Counter(answers)
+    few = 2 <= len(counted) <= min(FEW_ANSWERS, len(answers) // 4) and max(map(len, counted)) <= SHORT
+    lengths = sorted(map(len, answers)) or [0]
+    labels = tuple(text for text, _ in counted.most_common()) if few else ()
+    return Look(found.report["rows_kept"], found.report["rows_dropped"], found.report["format"], labels, lengths[len(lengths) // 2])
+
+
+def _answer(row: Row) -> str:
+    return row.answer().strip() if isinstance(row, Conversation) else row.text.strip()
+
+
+def settings_for(look: Look) -> tuple[int, int, str]:
+    """(epochs, samples a step, learning rate) that suit the number of rows. Labels are learnt in fewer rounds than sentences."""
+    epochs, batch, rate = next(((e, b, r) for most, e, b, r in SIZES if look.rows <= most), LARGE)
+    if look.labels and look.rows > 8:
+        epochs = max(1, min(epochs, epochs // 2 + 1))
+    return epochs, batch, rate
+
+
+def starter(data: str, model: str | None = None, *, out: str | None = None, lang: str | None = None, name: str = "run.yaml") -> str:
+    """The text of a run file for `data`, commented in the reader's language. `name` is what the comments call the file.
+
+    Raises DataError when the data cannot be read: better now than at the first run.
+    """
+    chosen = lang if lang in LANGUAGES else language()
+    look = look_at(data)
+    epochs, batch, rate = settings_for(look)
+    template = Template((ASSETS / "templates" / f"run.yaml.{chosen}").read_text(encoding="utf-8"))
+    held_out = "0.1" if look.rows >= 20 else "0"
+    return template.substitute(
+        name=name, found="\n".join(f"# {line}" for line in findings(look, chosen)), model=scalar(model or MODEL), data=scalar(data), held_out=held_out,
+        format=look.format, rank=16 if look.rows > 100 else 8, epochs=epochs, batch_size=batch, learning_rate=rate,
+        # Without the key every run gets a folder of its own: runs/<data>-<method>-<n>.
+        out_line=f"out: {scalar(out)}" if out else f"# out: runs/{_stem(data)}", probes=min(5, look.rows),
+    )  # fmt: skip
+
+
+def findings(look: Look, lang: str | None = None) -> list[str]:
+    """Sentences about the data: how many rows, what kind, what follows from it."""
+    lines = [say("init.rows", lang, rows=f"{look.rows:,}", format=look.format)]
+    if look.dropped:
+        lines.append(say("init.dropped", lang, count=look.dropped))
+    if look.rows <= 30:
+        lines.append(say("init.small", lang))
+    if look.labels:
+        shown = " / ".join(_one_line(text) for text in look.labels[:6]) + (" ..." if len(look.labels) > 6 else "")
+        lines.append(say("init.labels", lang, count=len(look.labels), labels=shown))
+    elif look.median_answer >= LONG:
+        lines.append(say("init.long", lang))
+    return lines
+
+
+def scalar(text: str) -> str:
+    """A string as YAML: bare where that is safe, else in double quotes."""
+    if PLAIN.fullmatch(text) and text.lower() not in RESERVED:
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _one_line(text: str) -> str:
+    """What may stand in a comment: no line ends, nothing that a YAML reader refuses."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _stem(data: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(data).stem).strip("-.") or "first"
+
+
+def write(path: Path, text: str) -> None:
+    """Write a new run file. Raises UsageError (E-INIT-01) when there is one, or anything else, of that name."""
+    path = Path(path)
+    if path.exists() or path.is_symlink():
+        raise UsageError(problem("E-INIT-01", str(path)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
