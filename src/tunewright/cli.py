@@ -18,6 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 app = typer.Typer(
     name="tunewright", help=say("cli.help"), no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
+export_app = typer.Typer(help=say("cli.export"), no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(export_app, name="export")
 JsonFlag = Annotated[bool, typer.Option("--json", help=say("cli.json"))]
 
 
@@ -57,6 +59,7 @@ def train(
     data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
     out: Annotated[str | None, typer.Option(help=say("cli.out"))] = None,
     resume: Annotated[bool, typer.Option("--resume", help=say("cli.resume"))] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=say("cli.dry_run"))] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train."""
@@ -66,7 +69,7 @@ def train(
     given = list(words or [])
     first = given.pop(0) if given and "=" not in given[0] else None
     if resume:
-        if first is None or given or model or data or data_dir or out:
+        if first is None or given or model or data or data_dir or out or dry_run:
             raise UsageError(problem("E-RUN-08", "--resume"))
         from tunewright.story import resume_run
 
@@ -76,6 +79,13 @@ def train(
             raise UsageError(problem("E-RUN-09", first))
         flags = {"model": model, "data.train": data, "data.dir": data_dir, "out": out}
         parsed = load_run(Path(first) if first else None, given, flags)
+        if dry_run:
+            from tunewright.dry_run import dry_run as check
+
+            figures = check(parsed)
+            if as_json:
+                _print_json(figures)
+            return
         from tunewright.story import train as start
 
         run = start(parsed)
@@ -176,6 +186,71 @@ def bench(
         print(say("bench.figures", **shown))
     if figures.get("certificate", {}).get("passed") is False:
         raise TrainingError(problem("E-TRAIN-05"))
+
+
+@app.command(help=say("cli.init"))
+@speaks
+def init(
+    data: Annotated[str, typer.Argument(help=say("cli.data"))],
+    file: Annotated[Path, typer.Option("--file", help=say("cli.init.file"))] = Path("run.yaml"),
+    model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
+    out: Annotated[str | None, typer.Option(help=say("cli.out"))] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Init."""
+    from tunewright.advise.starting import starter, write
+
+    write(file, starter(data, model, out=out, name=str(file)))
+    if as_json:
+        _print_json({"file": str(file)})
+    else:
+        print(say("init.written", file=file))
+
+
+@app.command(help=say("cli.evaluate"))
+@speaks
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.chat.target"))],
+    data: Annotated[str, typer.Option(help=say("cli.evaluate.data"))],
+    options: Annotated[str | None, typer.Option(help=say("cli.evaluate.options"))] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help=say("cli.evaluate.limit"))] = None,
+    generate: Annotated[bool | None, typer.Option("--generate/--no-generate", help=say("cli.evaluate.generate"))] = None,
+    base: Annotated[bool, typer.Option("--base", help=say("cli.chat.base"))] = False,
+    dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    data_format: Annotated[str, typer.Option("--format", help=say("cli.evaluate.format"))] = "auto",
+    data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
+    details: Annotated[bool, typer.Option("--details", help=say("cli.evaluate.details"))] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Evaluate."""
+    from tunewright.evaluate.scoring import evaluate_target, lines
+
+    chosen = None if options is None else [o.strip() for o in options.split(",") if o.strip()]
+    result = evaluate_target(
+        target, data, options=chosen, limit=limit, generate=generate, base=base, dtype=dtype, data_format=data_format, data_dir=data_dir, details=details
+    )
+    if as_json:
+        _print_json(result)
+    else:
+        print("\n".join(lines(result)))
+
+
+@export_app.command("merge", help=say("cli.export.merge"))
+@speaks
+def export_merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help=say("cli.export.run"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Merge."""
+    from tunewright.export.merge import lines, merge_run
+
+    verdict = merge_run(run, out, dtype=dtype)
+    if as_json:
+        _print_json(verdict)
+    else:
+        print("\n".join(lines(verdict)))
 
 
 @app.command(help=say("cli.explain"))

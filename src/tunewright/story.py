@@ -138,6 +138,7 @@ class _Story:
         if world.device == "cpu":
             keep_freed_memory()
         self.world = world
+        self._require_fit()
         found = self._resume_point()
         loop = self._load_and_attach()
         self._publish(loop.schedule)
@@ -168,6 +169,20 @@ class _Story:
             raise
         finally:
             log.close()
+
+    def _require_fit(self) -> None:
+        """Refuse, before weights are read, a run that this machine's memory cannot hold."""
+        from tunewright.advise import fit
+
+        w, p = self.world, self.p
+        layout = "padded" if self.config.engine.layout == "padded" else "tree"
+        facts = fit.SampleFacts.of(p.data.report, p.data.train, layout)
+        steps = total_steps(self.config.engine, facts.samples)
+        found = fit.of_run(
+            self.config, fit.shape_of(p.source.folder), facts, steps=steps, dtype=w.dtype, device=w.device, rows_per_pass=w.rows_per_pass, layout=layout,
+            probes=len(self.probes),
+        )  # fmt: skip
+        fit.require(found, fit.available_bytes(w.device))
 
     def _resume_point(self) -> checkpoint.Checkpoint | None:
         if not self.resume:

@@ -22,6 +22,8 @@ from tunewright.core.files import readable_size
 from tunewright.core.telling import duration
 from tunewright.core.types import Sample
 from tunewright.core.words import say
+from tunewright.engine.schedule import batch_size_for
+from tunewright.engine.schedule import batch_size_for
 from tunewright.models import vet
 
 TIGHT = 0.85
@@ -150,7 +152,7 @@ def of_run(
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
     return estimate(
         shape, trainable=trainable_parameters(shape, config.method), rows_per_pass=rows_per_pass, facts=facts, steps=steps,
-        batch_size=config.engine.batch_size, dtype=dtype, device=device, layout=layout, method=config.method,
+        batch_size=batch_size_for(config.engine, facts.samples), dtype=dtype, device=device, layout=layout, method=config.method,
         probes=asked if probes is None else probes, flops_per_second=flops_per_second,
     )  # fmt: skip
 

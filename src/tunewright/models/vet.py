@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.errors import Problem, problem
+from tunewright.models.anatomy import cards
 
 CONFIG_FILES = (
     "config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", "processor_config.json",
@@ -138,7 +139,10 @@ def _key_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
 
 
 def _knows(model_type: object) -> bool:
-    """Whether the installed Transformers has this model type. Imports Transformers' table of names, no model code."""
+    """Whether the installed Transformers has this model type. Imports Transformers' table of names, no model code; for the families on our own
+    cards, which every supported version has, not even that: it takes seconds, and a dry run should not."""
+    if isinstance(model_type, str) and model_type in cards():
+        return True
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES
