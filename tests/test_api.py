@@ -18,7 +18,12 @@ def test_train_returns_a_run_that_answers(tmp_path: Path) -> None:
     model = story.model_folder(tmp_path / "model")
     data = story.rows_file(tmp_path / "rows.json")
     run = tunewright.train(
-        model=str(model), data=str(data), method={"kind": "lora", "rank": 4}, engine={"steps": 3, "dtype": "float32", "threads": 1}, out=str(tmp_path / "run"), tell=Quiet()
+        model=str(model),
+        data=str(data),
+        method={"kind": "lora", "rank": 4},
+        engine={"steps": 3, "dtype": "float32", "threads": 1},
+        out=str(tmp_path / "run"),
+        tell=Quiet(),
     )
     assert run.summary["status"] == "done" and run.summary["steps"] == 3
     assert (run.adapter / "adapter_config.json").is_file() and run.report.path.is_file()

@@ -60,7 +60,17 @@ def test_the_demo_of_the_readme_teaches_what_it_promises(tmp_path: Path) -> None
 def test_the_chinese_demo_runs_through_on_a_qwen_shape(tmp_path: Path) -> None:
     model = story.model_folder(tmp_path / "model", "qwen2")
     result = story.tunewright(
-        "demo", "engine.steps=2", "engine.dtype=float32", "--lang", "zh", "--model", str(model), "--out", "runs/zh", cwd=tmp_path, TUNEWRIGHT_LANG="zh"
+        "demo",
+        "engine.steps=2",
+        "engine.dtype=float32",
+        "--lang",
+        "zh",
+        "--model",
+        str(model),
+        "--out",
+        "runs/zh",
+        cwd=tmp_path,
+        TUNEWRIGHT_LANG="zh",
     )
     assert result.returncode == 0, result.stderr
     assert "训练" in result.stderr and "常识问题" in result.stderr

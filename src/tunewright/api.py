@@ -1,9 +1,9 @@
 """The same from Python.
 
-    import tunewright
-    run = tunewright.train(model="Qwen/Qwen2.5-0.5B-Instruct", data="rows.json", method={"kind": "lora", "rank": 16}, engine={"epochs": 3})
-    print(run.chat("Who keeps the lighthouse?"))
-    run.report            # in a notebook the page is shown in place
+import tunewright
+run = tunewright.train(model="Qwen/Qwen2.5-0.5B-Instruct", data="rows.json", method={"kind": "lora", "rank": 16}, engine={"epochs": 3})
+print(run.chat("Who keeps the lighthouse?"))
+run.report            # in a notebook the page is shown in place
 """
 
 from __future__ import annotations

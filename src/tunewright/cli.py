@@ -227,7 +227,16 @@ def evaluate(
 
     chosen = None if options is None else [o.strip() for o in options.split(",") if o.strip()]
     result = evaluate_target(
-        target, data, options=chosen, limit=limit, generate=generate, base=base, dtype=dtype, data_format=data_format, data_dir=data_dir, details=details
+        target,
+        data,
+        options=chosen,
+        limit=limit,
+        generate=generate,
+        base=base,
+        dtype=dtype,
+        data_format=data_format,
+        data_dir=data_dir,
+        details=details,
     )
     if as_json:
         _print_json(result)

@@ -37,10 +37,11 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
         tell.line(line)
     if missing:
         tell.line(describe(bare.report, colour=tell.colour))
-        dtype = config.engine.dtype if config.engine.dtype != "auto" else "bfloat16"
+        dtype: str = config.engine.dtype if config.engine.dtype != "auto" else "bfloat16"
         device = config.engine.device if config.engine.device != "auto" else "cpu"
         rows = config.engine.rows_per_pass if config.engine.rows_per_pass != "auto" else 1024
-        facts, rate, layout = fit.SampleFacts.of(bare.report), None, "tree"
+        rate: float | None = None
+        facts, layout = fit.SampleFacts.of(bare.report), "tree"
     else:
         prepared = prepare(parsed, tell)
         from tunewright.advise.speed import measured_rate
@@ -51,7 +52,15 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
         layout = "padded" if config.engine.layout == "padded" else "tree"
         facts = fit.SampleFacts.of(prepared.data.report, prepared.data.train, layout)
         rate = measured_rate(shape, dtype=dtype, device=device, threads=world.threads)
-        tell.line(say("train.where", device=device, device_why=world.reasons["engine.device"], dtype=dtype, dtype_why=world.reasons.get("engine.dtype", say("placement.asked"))))
+        tell.line(
+            say(
+                "train.where",
+                device=device,
+                device_why=world.reasons["engine.device"],
+                dtype=dtype,
+                dtype_why=world.reasons.get("engine.dtype", say("placement.asked")),
+            )
+        )
     steps = total_steps(config.engine, facts.samples)
     found = fit.of_run(config, shape, facts, steps=steps, dtype=dtype, device=device, rows_per_pass=rows, layout=layout, flops_per_second=rate)
     available = fit.available_bytes(device)

@@ -227,7 +227,11 @@ class _Story:
         set_layout(model, layout)
         named = [(n, q) for n, q in attached.model.named_parameters() if q.requires_grad]
         steps = total_steps(config.engine, len(self.p.data.train))
-        self.rate = config.engine.learning_rate if config.engine.learning_rate != "auto" else learning_rate_for(attached.learning_rate, steps, sum(q.numel() for q in model.parameters()))
+        self.rate = (
+            config.engine.learning_rate
+            if config.engine.learning_rate != "auto"
+            else learning_rate_for(attached.learning_rate, steps, sum(q.numel() for q in model.parameters()))
+        )
         world.reasons["engine.batch_size"] = say("train.batch_reason", samples=len(self.p.data.train))
         world.reasons["engine.learning_rate"] = say("train.rate_reason", method=kind_of(config.method), steps=steps)
         stepper = Stepper(
@@ -308,6 +312,7 @@ class _Story:
         """Save, forget the model, load the saved files afresh, compare, and ask what was asked before."""
         from tunewright.models import load
         from tunewright.models.adapters import load_adapter
+        from tunewright.models.fast import return_freed_memory
 
         folder = self.out / "adapter"
         in_memory = self._answers(self.causal, say("train.ask_after")) if len(self.probes) <= FEW_PROBES else None
@@ -316,6 +321,7 @@ class _Story:
         fingerprint = self._fingerprint(self.attached.model)
         loop.stepper = self.causal = self.attached = None
         gc.collect()
+        return_freed_memory()
         start = time.perf_counter()
         fresh = load.load_model(self.p.source.folder, dtype=self.world.torch_dtype(), device=self.world.device)
         tuned = load_adapter(fresh, folder)

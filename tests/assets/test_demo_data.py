@@ -213,9 +213,7 @@ def probes_share_no_topic_word_with_general_training(data, language):
     for probe in data["general_probe"]:
         for row in data["general_train"]:
             for stemmed in (False, True):
-                shared = content(probe["question"], language, stemmed) & content(
-                    row["question"], language, stemmed
-                )
+                shared = content(probe["question"], language, stemmed) & content(row["question"], language, stemmed)
                 if shared:
                     yield f"{sorted(shared)}: {probe['question']} / {row['question']}"
 
@@ -264,13 +262,7 @@ def language(request):
 
 @pytest.fixture(scope="module")
 def data(language):
-    return {
-        name: [
-            json.loads(line)
-            for line in (DEMO / language / f"{name}.jsonl").read_text("utf-8").splitlines()
-        ]
-        for name in FILES
-    }
+    return {name: [json.loads(line) for line in (DEMO / language / f"{name}.jsonl").read_text("utf-8").splitlines()] for name in FILES}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -64,3 +64,50 @@ def test_the_commands_run(tmp_path: Path) -> None:
         )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
     assert (tmp_path / "runs" / "mine" / "report.html").exists() and (tmp_path / "runs" / "second" / "report.html").exists()
+
+
+def _python_example(place: Path, model: Path) -> str:
+    return _blocks("README.md", "python")[0].replace("Qwen/Qwen2.5-0.5B-Instruct", str(model))
+
+
+def test_both_pages_show_the_same_python() -> None:
+    def without_words(name: str) -> list[str]:
+        return [line for line in _blocks(name, "python")[0].splitlines() if "chat(" not in line and "#" not in line]
+
+    assert without_words("README.md") == without_words("README.zh-CN.md")
+
+
+def test_the_python_example_runs_as_a_script_and_as_a_notebook(tmp_path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    model = story.model_folder(tmp_path / "model")
+    code = _python_example(tmp_path, model)
+    outputs = []
+    for kind in ("script", "notebook"):
+        place = tmp_path / kind
+        place.mkdir()
+        story.rows_file(place / "my_rows.json", 24)
+        if kind == "script":
+            (place / "example.py").write_text(code, encoding="utf-8")
+            result = subprocess.run([sys.executable, "example.py"], capture_output=True, text=True, cwd=place, timeout=300, check=False)
+            assert result.returncode == 0, result.stderr
+        else:
+            cells = [nbformat.v4.new_code_cell(part) for part in (code, "report", "merged")]
+            book = nbformat.v4.new_notebook(cells=cells)
+            NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(place)}}).execute()
+            shown = book.cells[1].outputs[-1]["data"]
+            assert shown["text/html"].startswith("<iframe")
+        outputs.append((place / "runs" / "python-merged" / "model.safetensors").read_bytes())
+    assert outputs[0] == outputs[1]
+
+
+def test_the_python_example_is_typed(tmp_path: Path) -> None:
+    from mypy import api
+
+    path = tmp_path / "example.py"
+    path.write_text(_python_example(tmp_path, tmp_path), encoding="utf-8")
+    out, err, status = api.run(["--strict", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}", str(path)])
+    assert status == 0, out + err
+    path.write_text("import tunewright\ntunewright.train(model=3)\n", encoding="utf-8")
+    assert api.run(["--strict", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}", str(path)])[2] == 1

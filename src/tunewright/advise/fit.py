@@ -23,7 +23,6 @@ from tunewright.core.telling import duration
 from tunewright.core.types import Sample
 from tunewright.core.words import say
 from tunewright.engine.schedule import batch_size_for
-from tunewright.engine.schedule import batch_size_for
 from tunewright.models import vet
 
 TIGHT = 0.85
