@@ -437,9 +437,29 @@ def _last_question(row: Conversation) -> str:
     return next((m.content for m in reversed(row.question()) if m.role == "user"), "")
 
 
+def _bare_question(item: Any) -> Probe | None:
+    """The probe of a row without an answer, which no data format would take: `{question: ...}` or `{messages: [..., user]}`; None for other rows."""
+    if not isinstance(item, dict):
+        return None
+    messages = item.get("messages")
+    if isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") in ("system", "user") for m in messages
+    ):
+        turns = [Message(m["role"], m["content"]) for m in messages]
+        return Probe(turns[-1].content, turns) if turns and turns[-1].role == "user" else None
+    text = next((item[k] for k in ("question", "instruction", "prompt") if isinstance(item.get(k), str)), None)
+    if text is None or any(item.get(k) for k in ("answer", "output", "completion", "response")):
+        return None
+    text = text + (f"\n{item['input']}" if isinstance(item.get("input"), str) and item["input"] else "")
+    return Probe(text, [Message("user", text)])
+
+
 def _given_probe(item: Any, number: int) -> Probe:
     if isinstance(item, str):
         return Probe(item, [Message("user", item)])
+    bare = _bare_question(item)
+    if bare is not None:
+        return bare
     shaped = shape([RawRow(item, Origin(f"probes[{number}]", number + 1, number + 1))])
     if not shaped.rows or not isinstance(shaped.rows[0], Conversation):
         why = shaped.dropped[0].reason if shaped.dropped else "text"

@@ -14,7 +14,7 @@ from tunewright.core.registry import formats, methods, objectives
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-TRANSLATED = ["data", "engine", "faq", "errors", "methods/lora", "objectives/sft"]
+TRANSLATED = ["data", "engine", "faq", "errors", "fit", "evaluate", "export", "methods/lora", "objectives/sft"]
 
 
 def anchors(page: Path) -> set[str]:

@@ -39,6 +39,8 @@ GROUPS = {
     "RUN": ("Run folders", "运行文件夹"),
     "TRAIN": ("Training", "训练"),
     "CKPT": ("Checkpoints", "检查点"),
+    "FIT": ("Memory and time", "内存与时间"),
+    "INIT": ("Starting a run file", "新建运行文件"),
     "EXPORT": ("Export", "导出"),
     "EVAL": ("Evaluation", "评测"),
 }
