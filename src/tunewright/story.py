@@ -383,7 +383,8 @@ class _Story:
         if s["first_loss"] and s["final_loss"] > 0.9 * s["first_loss"]:
             self.tell.line(say("train.barely"))
         saved = 1 - s["physical_rows"] / s["logical_tokens"] if s["logical_tokens"] else 0.0
-        self.tell.line(say("train.shared", share=f"{100 * saved:.0f}"))
+        if saved >= 0.01:
+            self.tell.line(say("train.shared", share=f"{100 * saved:.0f}"))
         self.tell.line(say("train.adapter", folder=self.out / "adapter", size=readable_size(s["adapter_bytes"]), base=readable_size(s["base_bytes"])))
         self.tell.line(say("train.next", folder=self.out, page=page))
 
