@@ -216,7 +216,15 @@ class _Story:
         torch.manual_seed(stream_seed(config.engine.seed, "init"))
         entry = methods.get(kind_of(config.method))
         assert entry is not None
-        attached = entry.function(config.method, model, card, base_path_of(self.p.source))
+        if config.adapter:
+            from tunewright.methods.lora import attach_peft
+            from tunewright.models.adapters import load_adapter
+
+            attached = attach_peft(load_adapter(model, Path(config.adapter), trainable=True))
+            attached.model.peft_config["default"].base_model_name_or_path = base_path_of(self.p.source)
+            self.tell.line(say("train.from_adapter", folder=config.adapter))
+        else:
+            attached = entry.function(config.method, model, card, base_path_of(self.p.source))
         self.attached: Any = attached
         objective_entry = objectives.get(kind_of(config.objective))
         assert objective_entry is not None

@@ -178,3 +178,15 @@ def test_bench_measures_and_certifies(model: Path, tmp_path: Path) -> None:
     assert figures["certificate"]["passed"] is True and set(figures["certificate"]["worst"]) == {"float64", "float32"}
     assert figures["logical_tokens_per_second"] > figures["physical_rows_per_second"] > 0
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_can_start_from_an_adapter(finished: Path, model: Path, tmp_path: Path) -> None:
+    data = story.rows_file(tmp_path / "rows.json", 30)
+    first = json.loads((finished / "summary.json").read_text())
+    result = story.tunewright(*story.words(model, data, tmp_path / "run", f"adapter={finished / 'adapter'}", "engine.steps=2"))
+    assert result.returncode == 0, result.stderr
+    second = json.loads((tmp_path / "run" / "summary.json").read_text())
+    # It goes on from what was learnt: its first loss lies below the first loss of the run that started from nothing.
+    assert second["first_loss"] < first["first_loss"] - 0.05
+    nowhere = story.tunewright(*story.words(model, data, tmp_path / "none", f"adapter={tmp_path / 'nowhere'}"))
+    assert nowhere.returncode == 2 and "nowhere" in nowhere.stderr and not (tmp_path / "none").exists()

@@ -271,3 +271,7 @@ def test_the_users_own_column_names_are_no_keys_of_ours(tmp_path: Path) -> None:
     given, _ = read_yaml(write(tmp_path, GOOD + "  columns: {instruction: my.column, output: b}\n"))
     assert given["data.columns"] == {"instruction": "my.column", "output": "b"}
     assert flatten({"a": {"b": 1}, "data": {"columns": {"x": "y"}}}) == {"a.b": 1, "data.columns": {"x": "y"}}
+
+
+def test_a_bare_data_file_is_what_is_trained_on() -> None:
+    assert load_run(None, [], {"model": "m", "data": "rows.json"}).config.data.train == "rows.json"

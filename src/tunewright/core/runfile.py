@@ -175,6 +175,9 @@ def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
             given[f"{axis}.kind"] = bare
             where[f"{axis}.kind"] = where.get(axis, "")
         given.setdefault(f"{axis}.kind", kind)
+    if isinstance(given.get("data"), str | list):  # `data: rows.json` for `data: {train: rows.json}`
+        given["data.train"] = given.pop("data")
+        where["data.train"] = where.get("data", "")
     kinds = {axis: given[f"{axis}.kind"] for axis in AXES}
     problems: list[Problem] = []
     for axis, kind in kinds.items():
