@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 import types
 import zipfile
@@ -128,7 +129,7 @@ def test_a_cached_folder_that_lost_its_marker_or_a_part_is_built_again(file: Pat
     resolve(str(file), [].append)
     assert cache.marker_of(folder)
     assert load.load_model(folder, dtype="float32")
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+    assert [p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")] == [folder.name]
 
 
 def _publish(target: Path, barrier: Any) -> None:
@@ -150,8 +151,32 @@ def test_two_processes_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(60)
     assert [w.exitcode for w in workers] == [0, 0, 0]
-    assert [p.name for p in (tmp_path / "m").iterdir()] == ["x"]
+    assert [p.name for p in (tmp_path / "m").iterdir() if not p.name.endswith(".lock")] == ["x"]
     assert cache.marker_of(tmp_path / "m" / "x")
+
+
+def test_a_folder_published_between_looking_and_moving_is_not_taken_for_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The race of two publishers, made certain: the other one comes right after this one looked and found nothing."""
+    target, looked, seen = tmp_path / "x", cache.marker_of, []
+
+    def publish_too() -> None:
+        cache.publish(target, lambda folder: {"n": (folder / "b").write_text("y", encoding="utf-8")})
+        seen.append(looked(target))
+
+    other = threading.Thread(target=publish_too)
+
+    def look(folder: Path) -> Any:
+        found = looked(folder)
+        if folder == target and other.ident is None:
+            other.start()
+            other.join(1)
+        return found
+
+    monkeypatch.setattr(cache, "marker_of", look)
+    cache.publish(target, lambda folder: {"n": (folder / "a").write_text("y", encoding="utf-8")})
+    first = looked(target)
+    other.join(30)
+    assert first == seen[0] == looked(target) is not None
 
 
 def test_what_was_left_behind_days_ago_is_swept_and_the_rest_is_not(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from string import Template
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.files import write_text
-from tunewright.core.types import Conversation, Row
+from tunewright.core.types import PlainText, Row
 from tunewright.core.words import ASSETS, LANGUAGES, language, say
 from tunewright.data import inspect
 
@@ -59,7 +59,7 @@ def look_at(data: str) -> Look:
 
 
 def _answer(row: Row) -> str:
-    return row.answer().strip() if isinstance(row, Conversation) else row.text.strip()
+    return row.text.strip() if isinstance(row, PlainText) else row.answer().strip()
 
 
 def settings_for(look: Look) -> tuple[int, int, str]:

@@ -63,7 +63,71 @@ class PlainText:
     weight: float = 1.0
 
 
-Row = Conversation | PlainText
+@dataclass(frozen=True)
+class Preference:
+    """Two ways to go on after the same dialogue: `chosen` is to be preferred to `rejected`. Each is one or more turns and ends with an answer.
+
+    `margin` says by how much the chosen one is better, where the data knows (reward objectives with a margin).
+    """
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    origin: Origin
+    tools: list[dict[str, Any]] | None = None
+    weight: float = 1.0
+    margin: float | None = None
+
+    def question(self) -> list[Message]:
+        """What a probe asks."""
+        return self.prompt
+
+    def answer(self) -> str:
+        """The last chosen turn."""
+        return self.chosen[-1].content
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A dialogue whose last answer somebody called good or bad (KTO)."""
+
+    messages: list[Message]
+    good: bool
+    origin: Origin
+    tools: list[dict[str, Any]] | None = None
+    weight: float = 1.0
+
+    def question(self) -> list[Message]:
+        """The turns before the judged answer."""
+        return self.messages[:-1]
+
+    def answer(self) -> str:
+        """The judged answer if it is good; nobody wants the other one."""
+        return self.messages[-1].content if self.good else ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A dialogue that ends with a question: where a rollout starts. `facts` holds the row's other columns (an expected answer) for reward functions."""
+
+    messages: list[Message]
+    origin: Origin
+    tools: list[dict[str, Any]] | None = None
+    weight: float = 1.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def question(self) -> list[Message]:
+        """What a probe asks."""
+        return self.messages
+
+    def answer(self) -> str:
+        """The expected answer, where the row has one."""
+        return str(self.facts.get("answer", ""))
+
+
+Row = Conversation | PlainText | Preference | Judged | Prompt
+ROW_KINDS = {Conversation: "conversation", PlainText: "text", Preference: "preference", Judged: "judged", Prompt: "prompt"}
+"""The words of `Needs.rows`."""
 
 
 @dataclass

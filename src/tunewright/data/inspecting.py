@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem
-from tunewright.core.types import Conversation, Message, PlainText, Row, Sample
+from tunewright.core.types import ROW_KINDS, Conversation, Judged, Message, PlainText, Preference, Row, Sample
 from tunewright.core.words import say
 from tunewright.data.encoding import Encoded, encode
 from tunewright.data.reading import RawFile, RawRow, data_files, read
@@ -81,7 +81,7 @@ def inspect(config: DataConfig, renderer: Renderer | None, context_length: int |
     report |= _token_report(train, renderer) if tokens and renderer is not None else dict.fromkeys(TOKEN_KEYS)
     if tokens:
         _refuse_worthless(report, source)
-    report["notes"] = {key: count for key, count in sorted(notes.items()) if count and key not in ("plain_text", "conversation")}
+    report["notes"] = {key: count for key, count in sorted(notes.items()) if count and key not in ROW_KINDS.values()}
     report["warnings"] = warnings + _warnings(report)
     return DataSet(train, held, train_rows, held_rows, report)
 
@@ -224,7 +224,9 @@ def _question_counts(train_rows: Sequence[Row], held_rows: Sequence[Row]) -> dic
 def _whole_key(row: Row) -> str:
     if isinstance(row, PlainText):
         return row.text
-    return "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}" for m in row.messages)
+    turns = [*row.prompt, *row.chosen, Message("rejected", ""), *row.rejected] if isinstance(row, Preference) else row.messages
+    label = str(row.good) if isinstance(row, Judged) else ""
+    return "\x1e".join([*(f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}" for m in turns), label])
 
 
 TOKEN_KEYS = (

@@ -1,7 +1,8 @@
 """Where converted models lie, and how one appears there: built in a folder of its own, published by one rename, marker written last.
 
 A folder without a marker, or with a file of another size than the marker says, is no model: an interrupted conversion leaves nothing that looks
-valid. Two processes that convert the same file build separately; the second to finish finds the first one's folder and uses it.
+valid. Two processes that convert the same file build separately; they take turns to publish, and the second finds the first one's folder and
+uses it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from tunewright.core.files import with_retry, write_json
 
@@ -77,22 +80,18 @@ def publish(target: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, 
 
 def _rename(temporary: Path, target: Path) -> dict[str, Any] | None:
     """Put `temporary` in the place of `target`. Returns the marker of somebody else's valid target, which then stays."""
-    for _ in range(10):
+    # Looking and moving must be one act: a folder that another process published in between would be taken for the broken one and moved away.
+    with FileLock(target.parent / f".{target.name}.lock"):
         there = marker_of(target)
         if there:
             return there
-        with contextlib.suppress(OSError):
-            # What lies there is broken: move it away in one step, so nobody sees a half-deleted folder, then remove it.
+        if target.exists():
+            # Moved away in one step, so nobody sees a half-deleted folder, then removed.
             aside = target.parent / f".building-broken-{uuid.uuid4().hex[:8]}"
-            os.rename(target, aside)
+            with_retry(lambda: os.rename(target, aside))
             shutil.rmtree(aside, ignore_errors=True)
-        try:
-            with_retry(lambda: os.rename(temporary, target))
-            return None
-        except OSError:
-            time.sleep(0.1)
-    os.rename(temporary, target)
-    return None
+        with_retry(lambda: os.rename(temporary, target))
+        return None
 
 
 def _sweep(parent: Path) -> None:

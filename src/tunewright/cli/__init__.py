@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
+from tunewright.cli.data import data_app
+from tunewright.cli.speaking import JsonFlag, print_json, speaks
 from tunewright.core.words import say
 
-F = TypeVar("F", bound=Callable[..., Any])
 app = typer.Typer(
     name="tunewright", help=say("cli.help"), no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 export_app = typer.Typer(help=say("cli.export"), no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(export_app, name="export")
-JsonFlag = Annotated[bool, typer.Option("--json", help=say("cli.json"))]
-
-
-def speaks(command: F) -> F:
-    """Turn our errors into one message on stderr (or JSON on stdout) and the right exit code."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        from tunewright.core.errors import TunewrightError
-
-        try:
-            return command(*args, **kwargs)
-        except TunewrightError as e:
-            if kwargs.get("as_json"):
-                print(json.dumps({"problems": [p.as_dict() for p in e.problems]}, ensure_ascii=False))
-            print(e.text(), file=sys.stderr)
-            raise typer.Exit(e.exit_code) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
-
-    return run  # type: ignore[return-value]
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+app.add_typer(data_app, name="data")
 
 
 @app.command(help=say("cli.train"))
@@ -84,13 +54,13 @@ def train(
 
             figures = check(parsed)
             if as_json:
-                _print_json(figures)
+                print_json(figures)
             return
         from tunewright.story import train as start
 
         run = start(parsed)
     if as_json:
-        _print_json(run.summary)
+        print_json(run.summary)
 
 
 @app.command(help=say("cli.demo"))
@@ -112,7 +82,7 @@ def demo(
 
     run = start(out, lang=lang, model=model, words=words, resume=resume)
     if as_json:
-        _print_json(run.summary)
+        print_json(run.summary)
 
 
 @app.command(help=say("cli.chat"))
@@ -155,7 +125,7 @@ def chat(
     if compare:
         with answerer.untouched():
             said["base"] = "".join(answerer.stream(messages, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)).strip()
-    _print_json(said)
+    print_json(said)
 
 
 @app.command(help=say("cli.bench"))
@@ -180,7 +150,7 @@ def bench(
 
     figures = start(parsed, steps=steps, certificate=certificate)
     if as_json:
-        _print_json(figures)
+        print_json(figures)
     else:
         shown = {**figures, "share": f"{100 * figures['share_saved']:.0f}", "memory": readable_size(figures["peak_memory_bytes"])}
         print(say("bench.figures", **shown))
@@ -202,7 +172,7 @@ def init(
 
     write(file, starter(data, model, out=out, name=str(file)))
     if as_json:
-        _print_json({"file": str(file)})
+        print_json({"file": str(file)})
     else:
         print(say("init.written", file=file))
 
@@ -239,7 +209,7 @@ def evaluate(
         details=details,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         print("\n".join(lines(result)))
 
@@ -257,7 +227,7 @@ def export_merge(
 
     verdict = merge_run(run, out, dtype=dtype)
     if as_json:
-        _print_json(verdict)
+        print_json(verdict)
     else:
         print("\n".join(lines(verdict)))
 
@@ -274,7 +244,7 @@ def explain(code: Annotated[str, typer.Argument(help=say("cli.explain.code"))], 
         raise UsageError(problem("E-RUN-13", code))
     text = error_text(name)
     if as_json:
-        _print_json({"code": name, **text})
+        print_json({"code": name, **text})
     else:
         print(f"{name}\n\n{text['what']}\n{text['do']}\n\n{text['page']}")
 
@@ -293,7 +263,7 @@ def list_names(
         raise UsageError(problem("E-RUN-14", what, known=", ".join(known)))
     rows = [{"name": e.name, "about": (e.config.__doc__ or "").strip().splitlines()[0], **e.facts} for e in known[what]]
     if as_json:
-        _print_json([{k: v for k, v in row.items() if isinstance(v, str)} for row in rows])
+        print_json([{k: v for k, v in row.items() if isinstance(v, str)} for row in rows])
     else:
         for row in rows:
             print(f"{row['name']:<20} {row['about']}")
