@@ -6,7 +6,7 @@ import pytest
 
 from tunewright.core.errors import DataError
 from tunewright.data import DataSet
-from tunewright.story import choose_probes
+from tunewright.probes import choose_probes
 
 NOTHING = DataSet([], [], [], [], {})
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import ParsedRun, kind_of
-from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
-from tunewright.engine.schedule import learning_rate_for, make_schedule
+from tunewright.engine.schedule import make_schedule
 from tunewright.story import prepare
 
 
@@ -32,38 +30,20 @@ def bench(parsed: ParsedRun, *, steps: int = 4, certificate: bool = True, tell: 
 
 
 def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[str, Any]:
-    import torch
-
     from tunewright.engine import placement
-    from tunewright.engine.forward import Policy
-    from tunewright.engine.layout import choose
+    from tunewright.engine.assembly import assemble
     from tunewright.engine.meters import peak_memory_bytes, versions
-    from tunewright.engine.optim import make_optimizer
-    from tunewright.engine.step import Stepper
-    from tunewright.models import anatomy, load
-    from tunewright.models.fast import accelerate, keep_freed_memory
-    from tunewright.story import set_layout, with_layout
+    from tunewright.models.fast import keep_freed_memory
 
     config = parsed.config
     world = placement.start(config.engine)
     if world.device == "cpu":
         keep_freed_memory()
     start = time.perf_counter()
-    model = load.load_model(prepared.source.folder, dtype=world.torch_dtype(), device=world.device)
+    made = assemble(config, prepared.source.folder, str(prepared.source.folder), world, len(prepared.data.train), tell, steps=steps)
     load_seconds = time.perf_counter() - start
-    accelerate(model)
-    torch.manual_seed(stream_seed(config.engine.seed, "init"))
-    method, objective = methods.get(kind_of(config.method)), objectives.get(kind_of(config.objective))
-    assert method is not None and objective is not None
-    attached = method.function(config.method, model, anatomy.of(model), str(prepared.source.folder))
-    layout, why = choose(config.engine, model, attached.needs.layout, lambda name: with_layout(attached.model, model, name))
-    set_layout(model, layout)
-    named = [(n, q) for n, q in attached.model.named_parameters() if q.requires_grad]
-    schedule = make_schedule(config.engine, len(prepared.data.train), learning_rate_for(attached.learning_rate, steps))
-    stepper = Stepper(
-        Policy(attached.model, model, layout), attached, objective.function(config.objective), make_optimizer(config.engine, named),
-        world.rows_per_pass, config.engine.clip, config.engine.seed,
-    )  # fmt: skip
+    stepper, layout, why = made.stepper, made.layout, world.reasons["engine.layout"]
+    schedule = make_schedule(config.engine, len(prepared.data.train), made.rate)
     tell.line(say("train.where", device=world.device, device_why=world.reasons["engine.device"], dtype=world.dtype,
                   dtype_why=world.reasons.get("engine.dtype", say("placement.asked"))))  # fmt: skip
     tell.line(say("train.layout", layout=layout, why=why, threads=world.threads, rows=world.rows_per_pass))

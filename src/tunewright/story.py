@@ -10,41 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import compat
-from tunewright.core.errors import CompatError, DataError, Interrupted, TrainingError, TunewrightError, UsageError, problem, raise_all
+from tunewright.core.errors import CompatError, Interrupted, TrainingError, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import readable_size, write_json, write_text
-from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import ParsedRun, kind_of, parse_run
-from tunewright.core.seeds import permutation, stream_seed
 from tunewright.core.telling import Tell, duration
-from tunewright.core.types import Conversation, Message, Origin
 from tunewright.core.words import say
 from tunewright.data import DataSet, describe, inspect
-from tunewright.data.reading import RawRow
-from tunewright.data.shaping import shape
 from tunewright.engine import checkpoint, run_folder, signals
 from tunewright.engine.events import EventLog, plain
-from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
+from tunewright.engine.schedule import Schedule, make_schedule, total_steps
 from tunewright.models import sources
+from tunewright.probes import Probe, choose_probes
 
 ANSWER_TOKENS = 96
 """Longest answer to a probe without an expected answer, in tokens; with one, an answer may be a quarter longer than it."""
 SHORT_ANSWER_TOKENS = 48
 FEW_PROBES = 20
 """Up to this many questions are asked of the model in memory and again of the reloaded one; more only of the reloaded one."""
-
-
-@dataclass
-class Probe:
-    """A question asked before and after. `expected` may be empty."""
-
-    question: str
-    messages: list[Message]
-    expected: str = ""
-    kind: str = "probe"
-    before: str = ""
-    after: str = ""
-    """Of the trained model in memory, where few questions are asked; else of the reloaded one."""
-    after_reload: str = ""
 
 
 @dataclass
@@ -84,7 +66,8 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     out = resume or (Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
     if resume is None and out_matters:
         run_folder.require_free(out)
-    inspect(config.data, None, needs_tokens=False)
+    bare = inspect(config.data, None, needs_tokens=False)
+    raise_all(compat.row_problems(config, {type(row) for row in (bare.train_rows[0:1])}), CompatError)
     source = sources.resolve(config.model, report=tell.line)
     from tunewright.models import load
     from tunewright.models.rendering import Renderer
@@ -122,6 +105,7 @@ class _Story:
         self.out = p.out
         self.probes = choose_probes(self.config.probes, p.data) + extra
         self.answer_tokens = self._longest_answer()
+        self.saved = self.out / "adapter"
         self.seconds = {"load": 0.0, "answer": 0.0}
 
     def _longest_answer(self) -> int:
@@ -194,64 +178,19 @@ class _Story:
 
     def _load_and_attach(self) -> Any:
         """Weights, method, layout and optimiser. Nothing has been written yet."""
-        import torch
-
-        from tunewright.engine.forward import Policy
-        from tunewright.engine.layout import choose
+        from tunewright.engine.assembly import assemble
         from tunewright.engine.loop import Loop
-        from tunewright.engine.optim import make_optimizer
-        from tunewright.engine.step import Stepper
-        from tunewright.models import anatomy, load
-        from tunewright.models.fast import accelerate
 
         start = time.perf_counter()
-        notes: list[str] = []
-        world, config = self.world, self.config
-        model = load.load_model(self.p.source.folder, dtype=world.torch_dtype(), device=world.device, notes=notes)
-        card = anatomy.of(model)
-        for note in [*notes, *card.notes]:
-            self.tell.line(note)
-        self.causal: Any = model
-        accelerate(model)
-        torch.manual_seed(stream_seed(config.engine.seed, "init"))
-        entry = methods.get(kind_of(config.method))
-        assert entry is not None
-        if config.adapter:
-            from tunewright.methods.lora import attach_peft
-            from tunewright.models.adapters import load_adapter
-
-            attached = attach_peft(load_adapter(model, Path(config.adapter), trainable=True))
-            attached.model.peft_config["default"].base_model_name_or_path = base_path_of(self.p.source)
-            self.tell.line(say("train.from_adapter", folder=config.adapter))
-        else:
-            attached = entry.function(config.method, model, card, base_path_of(self.p.source))
-        self.attached: Any = attached
-        objective_entry = objectives.get(kind_of(config.objective))
-        assert objective_entry is not None
-        objective = objective_entry.function(config.objective)
-        layout, why = choose(config.engine, model, attached.needs.layout, lambda name: with_layout(attached.model, model, name))
-        world.reasons["engine.layout"] = why
-        self.layout = layout
-        set_layout(model, layout)
-        named = [(n, q) for n, q in attached.model.named_parameters() if q.requires_grad]
-        steps = total_steps(config.engine, len(self.p.data.train))
-        self.rate = (
-            config.engine.learning_rate
-            if config.engine.learning_rate != "auto"
-            else learning_rate_for(attached.learning_rate, steps, sum(q.numel() for q in model.parameters()))
-        )
-        world.reasons["engine.batch_size"] = say("train.batch_reason", samples=len(self.p.data.train))
-        world.reasons["engine.learning_rate"] = say("train.rate_reason", method=kind_of(config.method), steps=steps)
-        stepper = Stepper(
-            Policy(attached.model, model, layout), attached, objective, make_optimizer(config.engine, named), world.rows_per_pass,
-            config.engine.clip, config.engine.seed, 4096.0 if world.dtype == "float16" else 1.0,
-        )  # fmt: skip
-        self.trainable = sum(q.numel() for _, q in named)
-        self.total = sum(q.numel() for q in attached.model.parameters())
+        samples = self.p.data.train
+        made = assemble(self.config, self.p.source.folder, base_path_of(self.p.source), self.world, len(samples), self.tell)
+        self.causal: Any = made.causal
+        self.attached: Any = made.attached
+        self.layout, self.rate, self.trainable, self.total = made.layout, made.rate, made.trainable, made.total
         self.seconds["load"] += time.perf_counter() - start
-        schedule = make_schedule(config.engine, len(self.p.data.train), self.rate)
+        schedule = make_schedule(self.config.engine, len(samples), self.rate)
         log: Any = None
-        return Loop(stepper, schedule, self.p.data.train, self.p.data.held_out, config.engine, self.out, log, self.tell, self.stop, world.device)
+        return Loop(made.stepper, schedule, samples, self.p.data.held_out, self.config.engine, self.out, log, self.tell, self.stop, self.world.device)
 
     def _publish(self, schedule: Schedule) -> None:
         """Say what was decided and why, and let the run folder appear."""
@@ -318,12 +257,13 @@ class _Story:
 
     def _save_and_ask_again(self, loop: Any) -> None:
         """Save, forget the model, load the saved files afresh, compare, and ask what was asked before."""
+        from tunewright.methods.saved import put_on
         from tunewright.models import load
-        from tunewright.models.adapters import load_adapter
         from tunewright.models.fast import return_freed_memory
 
-        folder = self.out / "adapter"
-        in_memory = self._answers(self.causal, say("train.ask_after")) if len(self.probes) <= FEW_PROBES else None
+        whole = self.attached.saves_model
+        self.saved = folder = self.out / ("model" if whole else "adapter")
+        in_memory = self._answers(self.attached.generator or self.causal, say("train.ask_after")) if len(self.probes) <= FEW_PROBES else None
         self.attached.save(folder)
         self.p.tokenizer.save_pretrained(str(folder))
         fingerprint = self._fingerprint(self.attached.model)
@@ -331,14 +271,15 @@ class _Story:
         gc.collect()
         return_freed_memory()
         start = time.perf_counter()
-        fresh = load.load_model(self.p.source.folder, dtype=self.world.torch_dtype(), device=self.world.device)
-        tuned = load_adapter(fresh, folder)
+        fresh = load.load_model(folder if whole else self.p.source.folder, dtype=self.world.torch_dtype(), device=self.world.device)
+        put = None if whole else put_on(fresh, folder)
+        tuned = put.model if put else fresh
         self.seconds["load"] += time.perf_counter() - start
         gap = float((self._fingerprint(tuned) - fingerprint).abs().max() / fingerprint.abs().max())
         self.log.write("reloaded", largest_logit_difference=gap)
         if not gap <= 1e-3:
             raise TrainingError(problem("E-TRAIN-04", str(folder), gap=gap))
-        reloaded = self._answers(fresh, say("train.ask_reloaded"))
+        reloaded = self._answers((put and put.generator) or fresh, say("train.ask_reloaded"))
         for i, (probe, text) in enumerate(zip(self.probes, reloaded, strict=True)):
             probe.after, probe.after_reload = (in_memory[i] if in_memory else text), text
             if probe.after != text:
@@ -362,7 +303,6 @@ class _Story:
         from tunewright.report.html import write_report
 
         p = loop.progress
-        adapter = self.out / "adapter" / "adapter_model.safetensors"
         from tunewright.models import load
 
         summary = {
@@ -371,7 +311,7 @@ class _Story:
             "wall_seconds": time.perf_counter() - self.started, "peak_memory_bytes": peak_memory_bytes(self.world.device),
             "trainable_parameters": self.trainable, "total_parameters": self.total, "learning_rate": self.rate, "device": self.world.device,
             "dtype": self.world.dtype, "layout": self.layout, "threads": self.world.threads, "rows_per_pass": self.world.rows_per_pass,
-            "adapter_bytes": adapter.stat().st_size if adapter.is_file() else 0, "base_bytes": load.weight_bytes(self.p.source.folder),
+            "adapter_bytes": sum(f.stat().st_size for f in self.saved.glob("*.safetensors")), "base_bytes": load.weight_bytes(self.p.source.folder),
             "model": self.config.model, "base_folder": str(self.p.source.folder), "versions": _versions(),
         }  # fmt: skip
         summary = {k: round(v, 4) if isinstance(v, float) and k.endswith("seconds") else v for k, v in summary.items()}
@@ -393,7 +333,7 @@ class _Story:
         saved = 1 - s["physical_rows"] / s["logical_tokens"] if s["logical_tokens"] else 0.0
         if saved >= 0.01:
             self.tell.line(say("train.shared", share=f"{100 * saved:.0f}"))
-        self.tell.line(say("train.adapter", folder=self.out / "adapter", size=readable_size(s["adapter_bytes"]), base=readable_size(s["base_bytes"])))
+        self.tell.line(say("train.adapter", folder=self.saved, size=readable_size(s["adapter_bytes"]), base=readable_size(s["base_bytes"])))
         self.tell.line(say("train.next", folder=self.out, page=page))
 
 
@@ -401,80 +341,6 @@ def _versions() -> dict[str, str]:
     from tunewright.engine.meters import versions
 
     return versions()
-
-
-def set_layout(causal: Any, layout: str) -> None:
-    """Let the model compute in `layout`: our attention for the tree, a stock one for padded rows."""
-    from tunewright.models import tree_attention
-
-    tree_attention.register()
-    stock = "sdpa" if getattr(causal, "_supports_sdpa", True) else "eager"
-    causal.set_attn_implementation(tree_attention.NAME if layout == "tree" else stock)
-
-
-def with_layout(model: Any, causal: Any, layout: str) -> Any:
-    """A context with a `Policy` in `layout`; afterwards the model computes as before."""
-    import contextlib
-
-    from tunewright.engine.forward import Policy
-
-    @contextlib.contextmanager
-    def inside() -> Any:
-        before = causal.config._attn_implementation
-        set_layout(causal, layout)
-        try:
-            yield Policy(model, causal, layout)
-        finally:
-            causal.set_attn_implementation(before)
-
-    return inside()
-
-
-def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
-    """The questions asked before and after: as given, or `setting` rows of the data, held-out ones first."""
-    if isinstance(setting, list):
-        return [_given_probe(item, i) for i, item in enumerate(setting)]
-    rows = [(row, "held_out") for row in data.held_out_rows] + [(row, "train") for row in data.train_rows]
-    conversations = [(row, kind) for row, kind in rows if isinstance(row, Conversation)]
-    held = [pair for pair in conversations if pair[1] == "held_out"]
-    pool = held if len(held) >= setting else conversations
-    chosen = sorted(permutation(0, "probes", len(pool))[:setting])
-    return [Probe(_last_question(pool[i][0]), pool[i][0].question(), pool[i][0].answer(), pool[i][1]) for i in chosen]
-
-
-def _last_question(row: Conversation) -> str:
-    return next((m.content for m in reversed(row.question()) if m.role == "user"), "")
-
-
-def _bare_question(item: Any) -> Probe | None:
-    """The probe of a row without an answer, which no data format would take: `{question: ...}` or `{messages: [..., user]}`; None for other rows."""
-    if not isinstance(item, dict):
-        return None
-    messages = item.get("messages")
-    if isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") in ("system", "user") for m in messages
-    ):
-        turns = [Message(m["role"], m["content"]) for m in messages]
-        return Probe(turns[-1].content, turns) if turns and turns[-1].role == "user" else None
-    text = next((item[k] for k in ("question", "instruction", "prompt") if isinstance(item.get(k), str)), None)
-    if text is None or any(item.get(k) for k in ("answer", "output", "completion", "response")):
-        return None
-    text = text + (f"\n{item['input']}" if isinstance(item.get("input"), str) and item["input"] else "")
-    return Probe(text, [Message("user", text)])
-
-
-def _given_probe(item: Any, number: int) -> Probe:
-    if isinstance(item, str):
-        return Probe(item, [Message("user", item)])
-    bare = _bare_question(item)
-    if bare is not None:
-        return bare
-    shaped = shape([RawRow(item, Origin(f"probes[{number}]", number + 1, number + 1))])
-    if not shaped.rows or not isinstance(shaped.rows[0], Conversation):
-        why = shaped.dropped[0].reason if shaped.dropped else "text"
-        raise DataError(problem("E-DATA-21", f"probes[{number}]", reason=why))
-    row = shaped.rows[0]
-    return Probe(_last_question(row), row.question(), row.answer())
 
 
 def resume_run(folder: Path, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None) -> Finished:

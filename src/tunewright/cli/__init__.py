@@ -107,7 +107,7 @@ def chat(
     if base and compare:
         raise UsageError(problem("E-RUN-11", "--base --compare"))
     answerer = open_target(target, Tell(), base=base)
-    if compare and answerer.wrapped is None:
+    if compare and answerer.attached is None:
         raise UsageError(problem("E-RUN-12", "--compare", target=target))
     from tunewright.serve.chatting import converse, reply
 

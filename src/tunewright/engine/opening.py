@@ -16,9 +16,11 @@ from typing import Any, Literal
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ConfigError, ModelError, UsageError, problem, raise_all
 from tunewright.core.telling import Tell
+from tunewright.core.types import Attached
 from tunewright.core.words import say
 from tunewright.engine import placement, run_folder
-from tunewright.models import adapters, load, sources, vet
+from tunewright.methods.saved import OWN, is_saved, put_on
+from tunewright.models import load, sources, vet
 from tunewright.models.rendering import Renderer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -43,10 +45,10 @@ class Target:
 
 @dataclass
 class Opened:
-    """A loaded model with its tokenizer and template. `causal` is the model that generates; `wrapped` the PEFT model around it, if any."""
+    """A loaded model with its tokenizer and template. `causal` is the causal model; `attached` the trained method on it, if any."""
 
     causal: Any
-    wrapped: Any | None
+    attached: Attached | None
     tokenizer: Any
     renderer: Renderer
     target: Target
@@ -54,16 +56,23 @@ class Opened:
 
     @property
     def model(self) -> Any:
-        """What answers: the adapter on its base, or the model itself."""
-        return self.causal if self.wrapped is None else self.wrapped
+        """What computes logits: the method on its base, or the model itself."""
+        return self.causal if self.attached is None else self.attached.model
+
+    @property
+    def generator(self) -> Any:
+        """What generates."""
+        return self.causal if self.attached is None else self.attached.generator or self.causal
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
-        """Inside, the model answers as its base does."""
-        if self.wrapped is None:
+        """Inside, the model answers as its base does. Raises UsageError where the method cannot be switched off."""
+        if self.attached is None:
             yield
+        elif self.attached.disabled is None:
+            raise UsageError(problem("E-RUN-15", self.target.name, reason=self.attached.disabled_reason))
         else:
-            with self.wrapped.disable_adapter():
+            with self.attached.disabled():
                 yield
 
 
@@ -80,12 +89,16 @@ def find(target: str, tell: Tell, *, base: bool = False) -> Target:
     if (folder / "run.yaml").is_file():
         run, settings = folder, run_folder.read_run(folder)
         adapter, spec = folder / "adapter", str(settings["model"])
-        if not adapters.is_adapter(adapter) and not base:
+        if (folder / "model" / "config.json").is_file() and not base:
+            adapter, spec = None, str(folder / "model")  # every weight was trained: the run holds a whole model
+        elif not is_saved(adapter) and not base:
             raise UsageError(problem("E-RUN-05", str(folder), folder=folder, status=run_folder.read_summary(folder).get("status", "-")))
-    elif adapters.is_adapter(folder):
+    elif is_saved(folder):
         raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
         adapter = folder
-        spec = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        described = folder / "adapter_config.json"
+        described = described if described.is_file() else folder / OWN
+        spec = json.loads(described.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
         tell.line(say("chat.base_of_adapter", base=spec))
     source = sources.resolve(spec, report=tell.line)
     return Target(target, source, None if base else adapter, run, settings)
@@ -110,9 +123,9 @@ def load_found(found: Target, *, dtype: str | None = None, device: str = "auto",
         raise ConfigError(problem("E-CONFIG-08", "--dtype", field="engine.dtype", value=wanted, reason=", ".join(DTYPES)))
     world = placement.start(EngineConfig.model_validate({"dtype": wanted, "device": device, "threads": threads}))
     causal = load.load_model(found.source.folder, dtype=world.dtype, device=world.device)
-    wrapped = None if found.adapter is None else adapters.load_adapter(causal, found.adapter)
+    attached = None if found.adapter is None else put_on(causal, found.adapter)
     tokenizer = load.load_tokenizer(found.tokenizer_folder)
-    return Opened(causal, wrapped, tokenizer, renderer_of(tokenizer, causal.config), found, world)
+    return Opened(causal, attached, tokenizer, renderer_of(tokenizer, causal.config), found, world)
 
 
 def open_target(
@@ -122,16 +135,21 @@ def open_target(
     return load_found(find(target, tell, base=base), dtype=dtype, device=device, threads=threads)
 
 
-@contextlib.contextmanager
-def computing_in(causal: Any, layout: str) -> Iterator[None]:
-    """Inside, `causal` computes in `layout`: our attention for the tree, a stock one for padded rows."""
+def use_layout(causal: Any, layout: str) -> None:
+    """Let `causal` compute in `layout`: our attention for the tree, a stock one for padded rows."""
     from tunewright.models import tree_attention
 
     tree_attention.register()
-    before = causal.config._attn_implementation
     stock = "sdpa" if getattr(causal, "_supports_sdpa", True) else "eager"
     causal.set_attn_implementation(tree_attention.NAME if layout == "tree" else stock)
+
+
+@contextlib.contextmanager
+def computing_in(causal: Any, layout: str, inside: Any = None) -> Iterator[Any]:
+    """Inside, `causal` computes in `layout`; afterwards as before. Yields `inside`."""
+    before = causal.config._attn_implementation
+    use_layout(causal, layout)
     try:
-        yield
+        yield inside
     finally:
         causal.set_attn_implementation(before)

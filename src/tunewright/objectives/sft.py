@@ -21,7 +21,7 @@ def _terms(output: Any) -> dict[str, Term]:
     return {"sft": (-(output.weight * output.logprob).sum(), 1.0)}
 
 
-@objectives.register("sft", SftConfig, source="maximum likelihood")
+@objectives.register("sft", SftConfig, source="maximum likelihood", rows=("conversation", "text"))
 def sft(config: SftConfig) -> Objective:
     """loss = sum_l w_l * (-log p(token_l)) / sum_l w_l over all learnt tokens l of the step, however it is cut into passes."""
     return Objective(_plan, _terms, Needs(rows=("conversation", "text")))

@@ -26,7 +26,7 @@ class Answerer(opening.Opened):
     def stream(self, messages: list[Message], *, max_new_tokens: int = 512, temperature: float = 0.0, complete: bool = False) -> Iterator[str]:
         """Pieces of the answer to a dialogue. `complete` continues the last message as raw text instead."""
         prompt = self.prompt(messages, complete)
-        return stream(self.causal, self.tokenizer, prompt, list(self.renderer.stop_ids), max_new_tokens=max_new_tokens, temperature=temperature)
+        return stream(self.generator, self.tokenizer, prompt, list(self.renderer.stop_ids), max_new_tokens=max_new_tokens, temperature=temperature)
 
     def prompt(self, messages: list[Message], complete: bool = False) -> list[int]:
         """Token ids that end where the answer begins."""
@@ -37,7 +37,7 @@ class Answerer(opening.Opened):
     def answers(self, questions: list[list[Message]], max_new_tokens: int = 128) -> list[str]:
         """Greedy answers to many dialogues at once."""
         return answer(
-            self.causal, self.tokenizer, [self.renderer.prompt(q) for q in questions], list(self.renderer.stop_ids), max_new_tokens=max_new_tokens
+            self.generator, self.tokenizer, [self.renderer.prompt(q) for q in questions], list(self.renderer.stop_ids), max_new_tokens=max_new_tokens
         )
 
 

@@ -1,0 +1,91 @@
+"""From a plan to something that can take a step: weights, method, objective, layout and optimiser put together. Training and `bench` share this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunewright.core.config import RunConfig
+from tunewright.core.registry import methods, objectives
+from tunewright.core.runfile import kind_of
+from tunewright.core.seeds import stream_seed
+from tunewright.core.telling import Tell
+from tunewright.core.types import Attached
+from tunewright.core.words import say
+from tunewright.engine.forward import Policy
+from tunewright.engine.layout import choose
+from tunewright.engine.opening import computing_in, use_layout
+from tunewright.engine.optim import make_optimizer
+from tunewright.engine.placement import World
+from tunewright.engine.schedule import learning_rate_for, total_steps
+from tunewright.engine.step import Stepper
+from tunewright.methods.saved import put_on
+from tunewright.models import anatomy, load
+from tunewright.models.fast import accelerate
+
+
+@dataclass
+class Assembled:
+    """What a run trains with. `causal` is the causal language model inside `attached.model`; `rate` the resolved peak learning rate."""
+
+    causal: Any
+    attached: Attached
+    stepper: Stepper
+    layout: str
+    rate: float
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that train."""
+        return sum(q.numel() for q in self.stepper.parameters())
+
+    @property
+    def total(self) -> int:
+        """Numbers in all: base and method."""
+        return sum(q.numel() for q in self.attached.model.parameters())
+
+
+def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_samples: int, tell: Tell, *, steps: int | None = None) -> Assembled:
+    """Read the weights of `folder`, put the run's method on them and choose the layout. Nothing is written.
+
+    `base_path` is what a saved adapter names as its base. `steps` None: the run's own. Adds to `world.reasons` what was decided and why.
+    Raises ModelError, CompatError and ConfigError for what does not fit.
+    """
+    notes: list[str] = []
+    causal = load.load_model(folder, dtype=world.torch_dtype(), device=world.device, notes=notes)
+    card = anatomy.of(causal)
+    for note in [*notes, *card.notes]:
+        tell.line(note)
+    accelerate(causal)
+    torch.manual_seed(stream_seed(config.engine.seed, "init"))
+    if config.adapter:
+        attached = put_on(causal, Path(config.adapter), base_path=base_path, trainable=True)
+        tell.line(say("train.from_adapter", folder=config.adapter))
+    else:
+        entry = methods.get(kind_of(config.method))
+        assert entry is not None
+        attached = entry.function(config.method, causal, card, base_path)
+    objective_entry = objectives.get(kind_of(config.objective))
+    assert objective_entry is not None
+    objective = objective_entry.function(config.objective)
+
+    def policy_in(layout: str) -> Any:
+        return computing_in(causal, layout, Policy(attached.model, causal, layout))
+
+    layout, world.reasons["engine.layout"] = choose(config.engine, causal, attached.needs.layout, policy_in)
+    use_layout(causal, layout)
+    steps = total_steps(config.engine, num_samples) if steps is None else steps
+    rate = config.engine.learning_rate
+    if rate == "auto":
+        rate = learning_rate_for(attached.learning_rate, steps, sum(q.numel() for q in causal.parameters()))
+    world.reasons["engine.batch_size"] = say("train.batch_reason", samples=num_samples)
+    world.reasons["engine.learning_rate"] = say("train.rate_reason", method=kind_of(config.method), steps=steps)
+    named = [(name, q) for name, q in attached.model.named_parameters() if q.requires_grad]
+    stepper = Stepper(
+        Policy(attached.model, causal, layout), attached, objective, make_optimizer(config.engine, named), world.rows_per_pass,
+        config.engine.clip, config.engine.seed, 4096.0 if world.dtype == "float16" else 1.0,
+    )  # fmt: skip
+    return Assembled(causal, attached, stepper, layout, rate)

@@ -1,0 +1,43 @@
+"""What a run saved, put on its base again: a PEFT folder, or a folder of a method that PEFT does not know.
+
+A folder of ours holds `tunewright_method.json` ({"kind", "config"}) beside its tensors; the registered method's `load` fact reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tunewright.core.errors import ModelError, problem
+from tunewright.core.registry import methods
+from tunewright.core.types import Attached
+
+OWN = "tunewright_method.json"
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a method's weights without its base."""
+    return (folder / "adapter_config.json").is_file() or (folder / OWN).is_file()
+
+
+def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = False) -> Attached:
+    """The saved method of `folder` on the causal model `model`. `base_path` is what it names as its base when it is saved again.
+
+    Raises ModelError when the folder is not safe to open, does not fit the model, or holds a tensor that finds no place.
+    """
+    if (folder / OWN).is_file():
+        described = json.loads((folder / OWN).read_text(encoding="utf-8"))
+        entry = methods.get(str(described.get("kind")))
+        if entry is None or "load" not in entry.facts:
+            raise ModelError(problem("E-MODEL-42", str(folder), kind=described.get("kind"), known=", ".join(methods.names())))
+        attached = entry.facts["load"](entry.config(**described.get("config", {})), model, folder, base_path, trainable)
+        assert isinstance(attached, Attached)
+        return attached
+    from tunewright.methods.lora import attach_peft
+    from tunewright.models.adapters import load_adapter
+
+    wrapped = load_adapter(model, folder, trainable=trainable)
+    if base_path:
+        wrapped.peft_config["default"].base_model_name_or_path = base_path
+    return attach_peft(wrapped)
