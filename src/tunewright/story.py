@@ -78,7 +78,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     data = inspect(config.data, renderer, context, config.engine.seed)
     chat = load.kind_of_model(source.folder, tokenizer)
-    tell.line(say("train.model", model=config.model, size=f"{load.parameter_count(source.folder) / 1e6:,.0f} M", kind=chat.reason))
+    tell.line(say("train.model", model=config.model, size=_millions(load.parameter_count(source.folder)), kind=chat.reason))
     if not chat.is_chat:
         tell.line(say("train.base_model"))
     tell.line(describe(data.report, colour=tell.colour))
@@ -335,6 +335,10 @@ class _Story:
             self.tell.line(say("train.shared", share=f"{100 * saved:.0f}"))
         self.tell.line(say("train.adapter", folder=self.saved, size=readable_size(s["adapter_bytes"]), base=readable_size(s["base_bytes"])))
         self.tell.line(say("train.next", folder=self.out, page=page))
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.0f} M" if count >= 1e7 else f"{count / 1e6:.2f} M"
 
 
 def _versions() -> dict[str, str]:

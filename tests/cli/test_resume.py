@@ -63,14 +63,6 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(model: Path, go
     _few_steps_were_lost(tmp_path / "run", hits)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10, 15))
-def test_five_runs_killed_twice_each_end_with_the_same_bytes(model: Path, golden: tuple[bytes, float], tmp_path: Path, seed: int) -> None:
-    adapter, hits = _kill_until_done(model, tmp_path, golden[1], seed, 2)
-    assert adapter == golden[0]
-    _few_steps_were_lost(tmp_path / "run", hits)
-
-
 def _few_steps_were_lost(run: Path, hits: int) -> None:
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     executed = sum(e["event"] == "step" for e in events)
