@@ -15,7 +15,7 @@ import tunewright
 SOURCE = Path(tunewright.__file__).parent
 FLOORS = {
     0: {"core"}, 1: {"models"}, 2: {"data", "methods", "objectives"}, 3: {"engine"}, 4: {"advise", "evaluate", "export", "serve", "report"},
-    5: {"probes", "story", "bench", "dry_run", "demo", "api"}, 6: {"cli", "studio", "__main__"},
+    5: {"probes", "story", "bench", "dry_run", "demo", "api", "importing"}, 6: {"cli", "studio", "__main__"},
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ORDER = ["probes", "story", "bench", "dry_run", "demo", "api"]  # single files of one floor: each may know the ones before it
@@ -33,7 +33,7 @@ HEAVY = {
     "numpy",
     "fastapi",
 }
-LIGHT_ROOMS = {"core", "data", "methods", "objectives", "probes", "story", "bench", "dry_run", "demo", "api", "cli", "advise", "report", "__init__", "__main__"}
+LIGHT_ROOMS = {"core", "data", "importing", "methods", "objectives", "probes", "story", "bench", "dry_run", "demo", "api", "cli", "advise", "report", "__init__", "__main__"}
 
 
 def room_of(path: Path, root: Path) -> str:

@@ -55,6 +55,40 @@ def test_the_demo_of_the_readme_teaches_what_it_promises(tmp_path: Path) -> None
     assert max(demo["base_train"], demo["base_held_out"]) <= 0.05 * demo["facts"]
     assert demo["tuned_train"] >= 0.8 * demo["facts"] and demo["tuned_held_out"] >= 0.5 * demo["facts"]
     assert demo["general_base_right"] >= 10 and demo["general_kept"] >= 0.9 * demo["general_base_right"]
+    _the_dry_run_told_what_it_would_take(tmp_path)
+    _the_merged_model_knows_what_was_taught(tmp_path)
+
+
+def _the_dry_run_told_what_it_would_take(place: Path) -> None:
+    """The estimate of the demo's own run file against what the demo measured: memory within a quarter, time within a factor of two."""
+    result = story.tunewright("train", "runs/demo/run.yaml", "out=again", "--dry-run", "--json", cwd=place, OMP_NUM_THREADS="")
+    assert result.returncode == 0, result.stderr
+    estimate, measured = json.loads(result.stdout), json.loads((place / "runs" / "demo" / "summary.json").read_text())
+    print(
+        f"memory {estimate['peak_memory_bytes'] / measured['peak_memory_bytes']:.2f}, time {estimate['train_seconds'] / measured['train_seconds']:.2f}"
+    )
+    assert 0.75 <= estimate["peak_memory_bytes"] / measured["peak_memory_bytes"] <= 1.25
+    assert 0.5 <= estimate["train_seconds"] / measured["train_seconds"] <= 2.0
+
+
+def _the_merged_model_knows_what_was_taught(place: Path) -> None:
+    """`export merge` on the demo's run: its own comparison with the adapter, and a fact asked of the folder in plain Transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result = story.tunewright("export", "merge", "runs/demo", "merged", "--json", cwd=place, timeout=900, OMP_NUM_THREADS="")
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in (place / json.loads((place / "runs" / "demo" / "summary.json").read_text())["demo"]["answers"]).open()]
+    taught = [row for row in answers if row["kind"] == "train"][:8]
+    tokenizer = AutoTokenizer.from_pretrained(place / "merged")
+    model = AutoModelForCausalLM.from_pretrained(place / "merged")
+    known = 0
+    for row in taught:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["question"]}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        out = model.generate(**prompt, max_new_tokens=24, do_sample=False)
+        known += row["expected"].lower() in tokenizer.decode(out[0, prompt["input_ids"].shape[1] :]).lower()
+    assert known >= 7
 
 
 def test_the_chinese_demo_runs_through_on_a_qwen_shape(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def make_stepper(model: Any, attached: Attached, layout: str = "tree", rows_per_
     from tunewright.core.config import EngineConfig
     from tunewright.core.registry import objectives
     from tunewright.engine.forward import Policy
-    from tunewright.engine.optim import make_optimizer
+    from tunewright.engine.optim import optimizer_for
     from tunewright.engine.step import Stepper
     from tunewright.models import tree_attention
     from tunewright.models.fast import accelerate
@@ -106,8 +106,7 @@ def make_stepper(model: Any, attached: Attached, layout: str = "tree", rows_per_
     model.set_attn_implementation(tree_attention.NAME if layout == "tree" else "sdpa" if model._supports_sdpa else "eager")
     entry = objectives.get("sft")
     assert entry is not None
-    named = [(n, p) for n, p in attached.model.named_parameters() if p.requires_grad]
-    optimizer = make_optimizer(EngineConfig(**engine), named)
+    optimizer = optimizer_for(EngineConfig(**engine), attached, model)
     return Stepper(Policy(attached.model, model, layout), attached, entry.function(entry.config()), optimizer, rows_per_pass, clip, 0)
 
 

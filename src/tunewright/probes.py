@@ -11,6 +11,7 @@ from tunewright.core.types import Conversation, Judged, Message, Origin, PlainTe
 from tunewright.data import DataSet
 from tunewright.data.reading import RawRow
 from tunewright.data.shaping import shape
+from tunewright.data.token_store import asking_places
 
 Asking = Conversation | Preference | Judged | Prompt
 
@@ -33,12 +34,12 @@ def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
     """The questions asked before and after: as given, or `setting` rows of the data, held-out ones first."""
     if isinstance(setting, list):
         return [_given_probe(item, i) for i, item in enumerate(setting)]
-    rows = [(row, "held_out") for row in data.held_out_rows] + [(row, "train") for row in data.train_rows]
-    conversations = [(row, kind) for row, kind in rows if not isinstance(row, PlainText)]
-    held = [pair for pair in conversations if pair[1] == "held_out"]
-    pool = held if len(held) >= setting else conversations
-    chosen = sorted(permutation(0, "probes", len(pool))[:setting])
-    return [Probe(_last_question(pool[i][0]), pool[i][0].question(), pool[i][0].answer(), pool[i][1]) for i in chosen]
+    # Only the chosen rows are read: the others may be millions.
+    held, trained = asking_places(data.held_out_rows), asking_places(data.train_rows)
+    pool = len(held) if len(held) >= setting else len(held) + len(trained)
+    chosen = sorted(permutation(0, "probes", pool)[:setting])
+    rows = [(data.held_out_rows[held[i]], "held_out") if i < len(held) else (data.train_rows[trained[i - len(held)]], "train") for i in chosen]
+    return [Probe(_last_question(row), row.question(), row.answer(), kind) for row, kind in rows if not isinstance(row, PlainText)]
 
 
 def _last_question(row: Asking) -> str:

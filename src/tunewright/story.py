@@ -66,7 +66,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     out = resume or (Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
     if resume is None and out_matters:
         run_folder.require_free(out)
-    bare = inspect(config.data, None, needs_tokens=False)
+    bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False)
     raise_all(compat.row_problems(config, {type(row) for row in (bare.train_rows[0:1])}), CompatError)
     source = sources.resolve(config.model, report=tell.line)
     from tunewright.models import load
@@ -76,7 +76,12 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     model_config = _model_config(source.folder)
     renderer = Renderer(tokenizer, load.stop_ids(tokenizer, model_config))
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    data = inspect(config.data, renderer, context, config.engine.seed)
+    prompt = getattr(config.method, "num_tokens", 0)  # a learnt prompt takes room of the context
+    if context is not None and prompt:
+        if prompt >= context:
+            raise CompatError(problem("E-METHOD-27", "method.num_tokens", tokens=prompt, context=context))
+        context -= prompt
+    data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads)
     chat = load.kind_of_model(source.folder, tokenizer)
     tell.line(say("train.model", model=config.model, size=_millions(load.parameter_count(source.folder)), kind=chat.reason))
     if not chat.is_chat:
@@ -91,9 +96,9 @@ def base_path_of(source: sources.Source) -> str:
 
 
 def _model_config(folder: Path) -> Any:
-    from transformers import AutoConfig
+    from tunewright.models import load
 
-    return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return load.load_config(folder)
 
 
 class _Story:
@@ -140,6 +145,7 @@ class _Story:
                 dtype=world.dtype,
             )
             self._ask_before()
+            loop.prepare_reference(self._reference_model)
             loop.learn()
             if loop.progress.skipped_steps == loop.schedule.total_steps:
                 raise TrainingError(problem("E-TRAIN-03"))
@@ -178,6 +184,7 @@ class _Story:
 
     def _load_and_attach(self) -> Any:
         """Weights, method, layout and optimiser. Nothing has been written yet."""
+        from tunewright.engine import activation_cache
         from tunewright.engine.assembly import assemble
         from tunewright.engine.loop import Loop
 
@@ -189,6 +196,9 @@ class _Story:
         self.layout, self.rate, self.trainable, self.total = made.layout, made.rate, made.trainable, made.total
         self.seconds["load"] += time.perf_counter() - start
         schedule = make_schedule(self.config.engine, len(samples), self.rate)
+        self.cache_bytes, self.world.reasons["engine.activation_cache"] = activation_cache.install(
+            made.stepper.policy, self.config.engine, [samples, self.p.data.held_out], schedule.epochs, self.world.device, self.tell
+        )
         log: Any = None
         return Loop(made.stepper, schedule, samples, self.p.data.held_out, self.config.engine, self.out, log, self.tell, self.stop, self.world.device)
 
@@ -204,15 +214,33 @@ class _Story:
         tell(say("train.trains", trainable=f"{self.trainable:,}", total=f"{self.total:,}", share=f"{share:.2f}", method=kind_of(self.config.method)))
         tell(say("train.plan", samples=schedule.num_samples, steps=schedule.total_steps, batch=schedule.batch_size, rate=f"{self.rate:g}",
                  why=r["engine.learning_rate"] if self.config.engine.learning_rate == "auto" else self.p.parsed.source("engine.learning_rate")))  # fmt: skip
+        self._tell_sharing(schedule)
         if self.resume:
             return
         resolved = {
             "engine.device": w.device, "engine.dtype": w.dtype, "engine.threads": w.threads, "engine.rows_per_pass": w.rows_per_pass,
             "engine.layout": self.layout, "engine.learning_rate": self.rate, "engine.batch_size": schedule.batch_size, "out": str(self.out),
+            "engine.activation_cache": self.cache_bytes,
         }  # fmt: skip
         auto = {k: v for k, v in r.items() if self.p.parsed.source(k) == "default" or k not in self.p.parsed.given}
         run_folder.create(self.out, run_folder.run_text(self.p.parsed, resolved, auto), self.p.data.report)
         tell(say("train.folder", folder=self.out))
+
+    def _tell_sharing(self, schedule: Schedule) -> None:
+        """How much of the prompts a step computes once, counted from the steps as they will be cut."""
+        from tunewright.engine.statistics import step_sharing
+
+        found = step_sharing(self.p.data.train, schedule, self.world.rows_per_pass, self.layout)
+        self.p.data.report["step_sharing"] = found.as_dict()
+        if self.layout == "tree":
+            self.tell.line(say("train.sharing", share=f"{found.prompt_shared:.0%}", speed_up=f"{found.speed_up:.2f}"))
+
+    def _reference_model(self) -> dict[str, str]:
+        """What the model at step 0 is, for values that are kept."""
+        from tunewright.engine.reference import weights_digest
+
+        adapter = weights_digest(Path(self.config.adapter)) if self.config.adapter else ""
+        return {"weights": weights_digest(self.p.source.folder), "adapter": adapter, "dtype": self.world.dtype}
 
     def _continue(self, loop: Any, found: checkpoint.Checkpoint | None) -> None:
         if found is None:
@@ -271,7 +299,8 @@ class _Story:
         gc.collect()
         return_freed_memory()
         start = time.perf_counter()
-        fresh = load.load_model(folder if whole else self.p.source.folder, dtype=self.world.torch_dtype(), device=self.world.device)
+        fresh = load.load_model(folder if whole else self.p.source.folder, dtype=self.world.torch_dtype(), device=self.world.device,
+                                base=None if whole else self.config.base)  # fmt: skip
         put = None if whole else put_on(fresh, folder)
         tuned = put.model if put else fresh
         self.seconds["load"] += time.perf_counter() - start

@@ -38,7 +38,7 @@ def test_three_rows_are_seen_many_times_and_many_rows_once(tmp_path: Path) -> No
     def look(rows: int) -> starting.Look:
         return starting.Look(rows, 0, "alpaca", (), 50)
 
-    epochs = [starting.settings_for(look(rows))[0] for rows in (3, 20, 80, 500, 3000, 10_000, 50_000)]
+    epochs = [starting.epochs_for(look(rows)) for rows in (3, 20, 80, 500, 3000, 10_000, 50_000)]
     assert epochs == sorted(epochs, reverse=True) and epochs[0] >= 30 and epochs[-1] == 1
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def _few_steps_were_lost(run: Path, hits: int) -> None:
     assert executed <= 60 + hits * 5
 
 
+def _wait(child: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
+    """Until `ready`, for as long as the child lives: a loaded machine may take a minute to import torch."""
+    deadline = time.monotonic() + 240
+    while not ready() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_verified_checkpoint_and_its_exit_code(
@@ -79,10 +87,7 @@ def test_a_signal_leaves_a_verified_checkpoint_and_its_exit_code(
     run = tmp_path / "run"
     child = _launch(story.words(model, story.rows_file(tmp_path / "rows.json"), run, *SETTINGS))
     events = run / "events.jsonl"
-    for _ in range(600):
-        if events.exists() and events.read_text().count('"step", ') >= 3:
-            break
-        time.sleep(0.05)
+    _wait(child, lambda: events.exists() and events.read_text().count('"step", ') >= 3)
     child.send_signal(number)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 128 + number, err.decode()
@@ -98,10 +103,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(model: Path, g
 
     run = tmp_path / "run"
     child = _launch(story.words(model, story.rows_file(tmp_path / "rows.json"), run, *SETTINGS))
-    for _ in range(600):
-        if len(checkpoint.steps_in(run / "checkpoints")) >= 2:
-            break
-        time.sleep(0.02)
+    _wait(child, lambda: len(checkpoint.steps_in(run / "checkpoints")) >= 2)
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=60)
     newest = checkpoint.folder_of(run / "checkpoints", checkpoint.steps_in(run / "checkpoints")[-1])

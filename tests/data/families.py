@@ -31,6 +31,8 @@ class Family:
     spaces: bool = False
     exact_prompt: bool = True
     system: bool = True
+    tools: bool = False
+    """The template writes tools, tool calls and tool results."""
 
 
 CHATML_TURNS = (
@@ -90,6 +92,72 @@ GLM = (
 )
 NO_HEADER = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 TRIMMED = CHATML_TURNS.replace("m['content']", "m['content'] | trim")
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+VICUNA = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% set turns = messages[1:] %}"
+    "{% else %}{{ 'A chat between a user and an assistant.' }}{% set turns = messages %}{% endif %}"
+    "{% for m in turns %}{% if m.role == 'user' %}{{ ' USER: ' + m.content }}{% else %}{{ ' ASSISTANT: ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+)
+INTERNLM = "{{ bos_token }}" + CHATML_TURNS
+YI = (
+    "{% for m in messages %}{% if m.role in ['user', 'system', 'assistant'] %}"
+    "{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>' ~ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+COMMAND_R = (
+    "{% macro turn(name, text) %}{{ '<|START_OF_TURN_TOKEN|><|' ~ name ~ '_TOKEN|>' ~ text | trim ~ '<|END_OF_TURN_TOKEN|>' }}{% endmacro %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ turn({'user': 'USER', 'system': 'SYSTEM', 'assistant': 'CHATBOT'}[m.role], m.content) }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"
+)
+GRANITE = (
+    "{%- if tools -%}{{- '<|start_of_role|>tools<|end_of_role|>' + tools | tojson(indent=4) + '<|end_of_text|>\n' -}}{%- endif -%}"
+    "{%- for m in messages -%}{%- set said = m.content -%}"
+    "{%- if m.role == 'tool' -%}{{- '<|start_of_role|>tool_response<|end_of_role|>' + said + '<|end_of_text|>\n' -}}"
+    "{%- elif m.tool_calls is defined -%}{{- '<|start_of_role|>assistant<|end_of_role|><|tool_call|>' + m.tool_calls | map(attribute='function') | list | tojson"
+    " + '<|end_of_text|>\n' -}}"
+    "{%- else -%}{{- '<|start_of_role|>' + m.role + '<|end_of_role|>' + said + '<|end_of_text|>\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|start_of_role|>assistant<|end_of_role|>' -}}{%- endif -%}"
+)
+HERMES = (
+    "{%- if tools -%}{{- '<|im_start|>system\n' + (messages[0].content if messages[0].role == 'system' else 'You are helpful.') -}}"
+    "{{- '\n\n<tools>' -}}{%- for tool in tools -%}{{- '\n' + tool | tojson -}}{%- endfor -%}{{- '\n</tools><|im_end|>\n' -}}"
+    "{%- elif messages[0].role == 'system' -%}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' -}}{%- endif -%}"
+    "{%- for m in messages -%}{%- if m.role == 'user' -%}{{- '<|im_start|>user\n' + m.content + '<|im_end|>\n' -}}"
+    "{%- elif m.role == 'assistant' -%}{{- '<|im_start|>assistant\n' + m.content -}}"
+    "{%- for call in m.tool_calls or [] -%}{%- if not loop.first or m.content -%}{{- '\n' -}}{%- endif -%}"
+    "{{- '<tool_call>\n' + call.function | tojson + '\n</tool_call>' -}}{%- endfor -%}{{- '<|im_end|>\n' -}}"
+    "{%- elif m.role == 'tool' -%}{{- '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+LLAMA31 = (
+    "{{- bos_token -}}{%- if messages[0].role == 'system' -%}{%- set system = messages[0].content | trim -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{%- set system = '' -%}{%- set turns = messages -%}{%- endif -%}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\n\n' + ('Environment: ipython\n' if tools else '') + system + '<|eot_id|>' -}}"
+    "{%- for m in turns -%}{%- if m.role == 'user' -%}{{- '<|start_header_id|>user<|end_header_id|>\n\n' -}}"
+    "{%- if tools and loop.first -%}{%- for tool in tools -%}{{- tool | tojson(indent=2) + '\n\n' -}}{%- endfor -%}{%- endif -%}{{- m.content | trim + '<|eot_id|>' -}}"
+    "{%- elif m.role == 'tool' -%}{{- '<|start_header_id|>ipython<|end_header_id|>\n\n' + m.content | tojson + '<|eot_id|>' -}}"
+    "{%- elif 'tool_calls' in m -%}{%- if m.tool_calls | length != 1 -%}{{- raise_exception('one call a turn') -}}{%- endif -%}"
+    "{%- set call = m.tool_calls[0].function -%}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}"
+    "{{- '{\"name\": \"' + call.name + '\", \"parameters\": ' + call.arguments | tojson + '}<|eot_id|>' -}}"
+    "{%- else -%}{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}"
+)
+LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+COMMAND_TOKENS = (
+    "<BOS_TOKEN>",
+    "<EOS_TOKEN>",
+    "<|START_OF_TURN_TOKEN|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|SYSTEM_TOKEN|>",
+    "<|USER_TOKEN|>",
+    "<|CHATBOT_TOKEN|>",
+)
+GRANITE_TOKENS = ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>")
 IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 FAMILIES = {
@@ -124,6 +192,14 @@ FAMILIES = {
         GLM, ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), None, "<|endoftext|>", "<|user|>|<|endoftext|>"
     ),
     "no_generation_prompt": Family(NO_HEADER, IM, None, "<|im_end|>", "<|im_end|>"),
+    "zephyr": Family(ZEPHYR, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
+    "vicuna": Family(VICUNA, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
+    "internlm": Family(INTERNLM, ("<s>", "</s>", "<|im_start|>", "<|im_end|>"), "<s>", "</s>", "<|im_end|>"),
+    "yi": Family(YI, ("<|startoftext|>", *IM), "<|startoftext|>", "<|im_end|>", "<|im_end|>"),
+    "command_r": Family(COMMAND_R, COMMAND_TOKENS, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+    "granite": Family(GRANITE, GRANITE_TOKENS, None, "<|end_of_text|>", "<|end_of_text|>", tools=True),
+    "hermes": Family(HERMES, IM, None, "<|im_end|>", "<|im_end|>", added=("<tool_call>", "</tool_call>"), tools=True),
+    "llama31": Family(LLAMA31, LLAMA3_TOKENS, "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>", tools=True),
     "plain": Family(None, ("<s>", "</s>"), "<s>", "</s>", "</s>"),
     "plain_spaces": Family(None, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
 }

@@ -132,17 +132,18 @@ def test_all_reasons_stand_in_the_refusal(renderer, write):
 def test_answers_without_learnt_stop_tokens_are_refused(write):
     from families import tokenizer_of
 
-    from tunewright.models.rendering import Renderer
+    from tunewright.models.rendering import Rendered, Renderer
 
     renderer = Renderer(tokenizer_of("chatml"))
-    rendered = renderer.render
+    rendered = renderer.render_many
 
-    def without_stops(*args, **more):
-        out = rendered(*args, **more)
-        out.spans, out.stop_index = [(a, b - 1) for a, b in out.spans], [None for _ in out.spans]
-        return out
+    def without_stops(dialogues):
+        made = rendered(dialogues)
+        for out in (one for one in made if isinstance(one, Rendered)):
+            out.spans, out.stop_index = [(a, b - 1) for a, b in out.spans], [None for _ in out.spans]
+        return made
 
-    renderer.render = without_stops
+    renderer.render_many = without_stops
     with pytest.raises(DataError, match="E-DATA-14"):
         look(renderer, write("a.json", alpaca(3)))
 

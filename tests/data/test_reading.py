@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.words import error_text
-from tunewright.data.reading import READERS, data_files, decode, read
+from tunewright.data.reading import READERS, data_files, decode, read, stream
 
 ROW = {"instruction": "q", "output": "a"}
 values = st.recursive(
@@ -32,7 +34,7 @@ def fault(write, name, content):
 
 
 @given(rows=st.lists(values, min_size=1, max_size=6), indent=st.sampled_from([None, 0, 2]), newline=st.sampled_from(["\n", "\r\n"]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_array_rows_equal_the_standard_decoder_and_know_their_lines(tmp_path, rows, indent, newline):
     text = json.dumps(rows, indent=indent).replace("\n", newline)
     path = tmp_path / "a.json"
@@ -60,8 +62,8 @@ def test_jsonl_rows_know_their_lines_also_between_blank_lines(tmp_path, rows, bl
     assert [row.origin.line for row in found] == [1 + i * (blank + 1) for i in range(len(rows))]
 
 
-@given(data=st.binary(max_size=60), ending=st.sampled_from([".json", ".jsonl", ".txt"]))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=60), ending=st.sampled_from([".json", ".jsonl", ".txt", ".csv", ".tsv", ".json.gz", ".parquet", ".arrow"]))
+@settings(max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_rows_or_a_data_error(tmp_path, data, ending):
     path = tmp_path / f"a{ending}"
     path.write_bytes(data)
@@ -104,7 +106,21 @@ def test_a_damaged_character_is_rows_or_a_data_error(tmp_path, rows, data):
         ('[\n{"a": "x\ny"}\n]', 2, 9, "line break"),
         ('[\n{"a": "C:\\q"}\n]', 2, 10, "backslash"),
         ('[\n{"a": 1 "b": 2}\n]', 2, 9, "missing comma"),
-        ('[\n{"a": 1}\n{"a": 1}\n]', 3, 1, "missing comma"),
+        ('[\n{"a": 1}\n{"a": 1}\n]', 3, 1, "missing comma between two objects"),
+        ('[\n{"a": True}\n]', 2, 7, "as Python writes them"),
+        ('[\n{"a": 1]\n', 2, 8, "does not belong to the one that is open"),
+        ('[\n{"a": 1}}\n', 2, 9, "does not belong to the one that is open"),
+        ('[\n{"a" 1}\n]', 2, 6, "missing colon"),
+        ('[\n{"a": }\n]', 2, 7, "value is missing"),
+        ('[{"a": 1}]\n[{"a": 1}]', 2, 1, "second array"),
+        ('[{"a": 1}]\n\ufeff[{"a": 1}]', 2, 1, "byte order mark in the middle"),
+        ('[{"a": 1},\n\ufeff{"a": 1}]', 2, 1, "byte order mark in the middle"),
+        ('[\n{"a":\u00a01}\n]', 2, 6, "U+00A0"),
+        ('[\n{"a": "x\u201d, "b": 2}\n]', 2, 13, "curly"),
+        ('[\n{"a": 1, "b": {"c": 1, "c": 2}}\n]', 2, 1, "`c` stands twice"),
+        ("<html><body>404</body></html>", 1, 1, "HTML"),
+        ("[\n{&quot;a&quot;: 1}\n]", 2, 2, "&quot;"),
+        ('```json\n[{"a": 1}]\n```', 1, 1, "code fence"),
         ("[\n{a: 1}\n]", 2, 2, "without double quotes"),
         ("[\n" + "1" * 5000 + "\n]", 2, 1, "digits"),
         ("[\n" + "[" * 200_000 + "\n]", 2, 1, "nested"),
@@ -152,12 +168,10 @@ def test_encodings_are_told_by_their_mark(write, codec, bom, name, ending):
     assert file.rows[0].value == {"a": "你好"} and file.encoding == name
 
 
-def test_other_encodings_name_the_byte_the_line_and_a_guess(write):
-    text = '[\n{"instruction": "机器学习是什么？请用一句话回答。", "output": "它是人工智能的一个分支。"}\n]'
-    (found,) = fault(write, "a.json", text.encode("gb18030"))
-    assert found.code == "E-DATA-05" and found.where.endswith("line 2") and "byte 19" in found.what() and "GBK" in found.remedy()
-    (found,) = fault(write, "a.json", text.encode("utf-16-le"))
-    assert found.code in ("E-DATA-03", "E-DATA-05")
+def test_bytes_of_no_plausible_encoding_name_the_byte_the_line_and_a_guess(write):
+    text = '[\n{"instruction": "Où êtes-vous né?", "output": "À Paris."}\n]'
+    (found,) = fault(write, "a.json", text.encode("cp1252"))
+    assert found.code == "E-DATA-05" and found.where.endswith("line 2") and "byte 20" in found.what() and "Windows-1252" in found.remedy()
 
 
 @pytest.mark.parametrize(
@@ -182,14 +196,15 @@ def test_missing_files_and_folders_without_data_are_errors(tmp_path):
             data_files(str(place))
         assert caught.value.problems[0].code in (code, "E-DATA-01")
     (tmp_path / "d.json").mkdir()
-    with pytest.raises(DataError, match="E-DATA-02"):
+    with pytest.raises(DataError, match="E-DATA-30"):
         read(tmp_path / "d.json")
 
 
 def test_folder_gives_its_data_files_in_order_of_name(tmp_path):
-    for name in ("b.jsonl", "a.json", "notes.pdf", ".hidden.json", "dataset_info.json", "c.txt"):
+    for name in ("b.jsonl", "a.json", "notes.pdf", ".hidden.json", "dataset_info.json", "c.txt", "d.CSV", "e.parquet", "f.json.gz"):
         (tmp_path / name).write_text("[]", encoding="utf-8")
-    assert [p.name for p in data_files(str(tmp_path))] == ["a.json", "b.jsonl", "c.txt"]
+    (tmp_path / "g.json").mkdir()
+    assert [p.name for p in data_files(str(tmp_path))] == ["a.json", "b.jsonl", "c.txt", "d.CSV", "e.parquet", "f.json.gz"]
     assert [p.name for p in data_files("a.json", str(tmp_path))] == ["a.json"]
 
 
@@ -220,6 +235,64 @@ def test_a_large_array_is_read_in_time_that_grows_with_its_size(tmp_path):
 
 def test_a_long_line_is_no_special_case(write):
     assert len(read(Path(write("a.jsonl", json.dumps({"text": "x" * 3_000_000})))).rows) == 1
+
+
+def test_a_syntax_error_far_into_an_array_keeps_its_line_and_column(write):
+    # The array is decoded through a window of 256 Ki characters; the place is counted from the start of the file all the same.
+    rows = [{"instruction": "q" * 300, "output": "a" * i} for i in range(2500)]
+    lines = json.dumps(rows, indent=1).split("\n")
+    lines[8002] = lines[8002].replace('": "', '" "', 1)
+    (found,) = fault(write, "a.json", "\n".join(lines))
+    column = lines[8002].index('" "') + 3
+    assert found.where.endswith(f", line 8003, column {column}") and "colon" in found.what()
+    one_line = "[" + ", ".join(map(json.dumps, rows))
+    (found,) = fault(write, "b.json", one_line + ", x]")
+    assert found.where.endswith(f", line 1, column {len(one_line) + 3}")
+
+
+def test_values_longer_than_the_window_and_numbers_at_its_end_are_whole(write):
+    for length in (2**18 - 12, 2**18, 700_000):
+        rows = ["x" * length, 123456789, {"a": [1.5e3, True, None] * 3}, "y" * 100_000, -17]
+        assert [row.value for row in read(Path(write("a.json", json.dumps(rows)))).rows] == rows
+    numbers = list(range(100_000, 200_000))
+    assert [row.value for row in read(Path(write("b.json", json.dumps(numbers)))).rows] == numbers
+
+
+def test_a_stream_gives_the_rows_that_read_gives_and_knows_its_encoding_before(write):
+    path = Path(write("a.jsonl", [ROW] * 5))
+    opened = stream(path)
+    assert (opened.kind, opened.encoding, opened.path) == ("jsonl", "utf-8", path)
+    assert list(opened.rows) == read(path).rows and list(opened.rows) == []
+
+
+def test_no_row_after_a_bad_line_is_given_out_and_all_bad_lines_are_counted(write):
+    lines = ['{"a": 1}', '{"a": 2}', "{'a': 3}", '{"a": 4}', "{'a': 5}"]
+    opened = stream(Path(write("a.jsonl", "\n".join(lines))))
+    assert [next(opened.rows).value, next(opened.rows).value] == [{"a": 1}, {"a": 2}]
+    with pytest.raises(DataError) as caught:
+        next(opened.rows)
+    assert [p.where.split(", ")[1] for p in caught.value.problems] == ["line 3", "line 5"]
+
+
+def test_memory_stays_flat_over_a_stream(tmp_path):
+    rows = 2_500
+    text = json.dumps({"instruction": "q" * 2500, "output": "a" * 2500})
+    contents = {
+        "a.jsonl": (text + "\n") * rows,
+        "a.json": "[" + ",\n".join([text] * rows) + "]",
+        "a.csv": "instruction,output\n" + ("q" * 2500 + "," + "a" * 2500 + "\n") * rows,
+        "a.txt": ("q" * 5000 + "\n") * rows,
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps({"text": str(i) * 1000}) + "\n" for i in range(rows)).encode(), 1))
+    for path in sorted(tmp_path.iterdir()):
+        tracemalloc.start()
+        assert sum(1 for _ in stream(path).rows) == rows
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        # The files are 12 MB, the rows as objects several times that; a window and a few rows stay below 4 MB.
+        assert peak < 4_000_000, (path.name, peak)
 
 
 def test_decode_counts_bytes_from_the_start_of_the_file():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.types import Conversation, Message, Origin, PlainText
-from tunewright.data.splitting import question_key, split, wanted_rows
+from tunewright.data.splitting import joined, keys_of, question_key, split, wanted_rows
 
 few = settings(max_examples=60, deadline=None)
 
@@ -74,3 +74,59 @@ def test_system_prompt_and_earlier_turns_are_part_of_the_question():
     one = Conversation([Message("system", "s"), Message("user", "q"), Message("assistant", "a")], Origin("f", 1, 1))
     assert question_key(one) != question_key(row("q")) and question_key(row("q", "a")) == question_key(row("q", "b"))
     assert question_key(PlainText("t", Origin("f", 1, 1))) == "t"
+
+
+def dialogue_of(*questions, answer="a", **more):
+    turns = [m for q in questions for m in (Message("user", q), Message("assistant", answer))]
+    return Conversation(turns, Origin("f", 1, 1), **more)
+
+
+@given(firsts=st.lists(st.integers(0, 9), min_size=20, max_size=60), seed=st.integers(0, 3))
+@few
+def test_growing_copies_of_a_dialogue_and_other_spellings_of_a_question_stay_together(firsts, seed):
+    spellings = ["question {}", "Question  {}", " QUESTION\n{} "]
+    rows = [dialogue_of(spellings[i % 3].format(f), *[f"more {k}" for k in range(i % 4)], answer=f"a{i}") for i, f in enumerate(firsts)]
+    train, held = split(rows, 0.3, seed)
+    first = lambda row: row.messages[0].content.split()[-1]  # noqa: E731
+    assert train and not {first(r) for r in train} & {first(r) for r in held}
+
+
+@given(data=st.data())
+@few
+def test_rows_of_one_conversation_stay_together_through_chains(data):
+    import numpy as np
+
+    count = data.draw(st.integers(5, 40))
+    groups = np.array(data.draw(st.lists(st.integers(0, 15), min_size=count, max_size=count)), "<u8")
+    ids = np.array(data.draw(st.lists(st.integers(0, 12), min_size=count, max_size=count)), "<u8")
+    found = joined(groups, ids)
+    # An oracle: colours spread over shared groups and shared conversations until nothing changes.
+    colour = list(range(count))
+    for _ in range(count):
+        for i in range(count):
+            for j in range(count):
+                if groups[i] == groups[j] or (ids[i] and ids[i] == ids[j]):
+                    colour[i] = colour[j] = min(colour[i], colour[j])
+    assert all((found[i] == found[j]) == (colour[i] == colour[j]) for i in range(count) for j in range(count))
+
+
+def test_keys_hold_question_group_whole_and_conversation():
+    import numpy as np
+
+    rows = [dialogue_of("A b"), dialogue_of("a  B", answer="x"), dialogue_of("A b", "c"), dialogue_of("A b")]
+    raw = [{"conversation_id": 7}, {"conversation_id": "7"}, {}, None]
+    table = np.frombuffer(keys_of(rows, raw), "<u8").reshape(4, 4)
+    question, group, whole, conversation = table.T.tolist()
+    assert question[0] == question[1] == question[3] != question[2] and len(set(group)) == 1
+    assert whole[0] == whole[3] and len(set(whole)) == 3
+    assert conversation[0] != conversation[1] and conversation[2] == conversation[3] == 0
+
+
+def test_a_conversation_id_in_the_file_holds_its_rows_together(write):
+    from tunewright.core.config import DataConfig
+    from tunewright.data import inspect
+
+    rows = [{"instruction": f"q{i}?", "output": f"a long answer {i}", "conversation_id": i // 5} for i in range(100)]
+    data = inspect(DataConfig(train=write("c.jsonl", rows), held_out=0.2), None)
+    sides = [{(r.origin.row - 1) // 5 for r in side} for side in (data.train_rows, data.held_out_rows)]
+    assert len(sides[1]) == 4 and not sides[0] & sides[1]

@@ -293,3 +293,104 @@ def test_sampling_settings_that_greedy_decoding_ignores_are_dropped(tmp_path, ba
     assert found == {"eos_token_id": [2, 9], "max_length": 99, "pad_token_id": 0} and "temperature" not in found
     (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.7, "do_sample": True}))
     assert merge.generation_settings(tmp_path, renderer)["temperature"] == 0.7
+
+
+# ---- methods that PEFT does not know, and whole models
+
+
+def own_run(place: Path, base: Path, kind: str, *, dtype: str = "float32", move: float = 0.02, **settings: object) -> Path:
+    """A run folder as `train` leaves it after a method that trains weights of the base, moved by noise."""
+    import tiny
+
+    from tunewright.core.registry import methods
+    from tunewright.models import anatomy
+    from tunewright.models.load import load_model
+
+    model = load_model(base, dtype=dtype)
+    entry = methods.get(kind)
+    assert entry is not None
+    attached = entry.function(entry.config(**settings), model, anatomy.of(model), str(base))
+    tiny.randomise(attached, 1, move)
+    folder = place / ("model" if attached.saves_model else "adapter")
+    attached.save(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(str(folder))
+    (place / "run.yaml").write_text(
+        f"model: {base}\ndata:\n  train: gone.json\nengine:\n  dtype: {dtype}\nmethod:\n  kind: {kind}\n", encoding="utf-8"
+    )
+    return place
+
+
+def own_logits(base: Path, run: Path) -> torch.Tensor:
+    """The oracle: the saved tensors written into the base by hand, or the whole model in plain Transformers."""
+    from safetensors.torch import load_file
+
+    if (run / "model").is_dir():
+        return plain_logits(run / "model")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    missing = model.load_state_dict(load_file(run / "adapter/method.safetensors"), strict=False)
+    assert not missing.unexpected_keys
+    with torch.no_grad():
+        return model(input_ids=IDS).logits[0]
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("full", {}), ("galore", {"rank": 4}), ("freeze", {"blocks": 1}), ("norms", {}), ("embeddings", {})])
+def test_a_method_that_peft_does_not_know_is_merged_and_proven_too(tmp_path, base, kind, settings):
+    run = own_run(tmp_path / "run", base, kind, **settings)
+    verdict = merge.merge_run(run, tmp_path / "m", dtype="float32", tell=Quiet())
+    expected = own_logits(base, run)
+    assert (plain_logits(tmp_path / "m") - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (plain_logits(base) - expected).abs().max() > 1e-3 * expected.abs().max()
+    assert verdict["verdict"] == "equal" and 0 < verdict["tensors_changed"] <= verdict["tensors"] and verdict["run"] == str(run)
+    assert (verdict["tensors_changed"] == verdict["tensors"]) == (kind in ("full", "galore"))
+    assert verdict["base_folder"] == str(base) and len(verdict["adapter_sha256"]) == 64
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_a_whole_model_of_a_half_precision_run_is_written_in_any_type(tmp_path, base):
+    run = own_run(tmp_path / "run", base, "full", dtype="bfloat16")
+    exact = merge.merge_run(run, tmp_path / "a", dtype="float32", tell=Quiet())
+    assert exact["largest_logit_difference"] <= 1e-6
+    half = merge.merge_run(run, tmp_path / "b", dtype="bfloat16", tell=Quiet())
+    assert half["weight_bytes"] < 0.6 * exact["weight_bytes"]
+    stored = AutoModelForCausalLM.from_pretrained(run / "model").state_dict()
+    assert all(torch.equal(stored[name], value) for name, value in AutoModelForCausalLM.from_pretrained(tmp_path / "b").state_dict().items())
+
+
+def test_a_bare_folder_of_such_a_method_is_merged_and_its_base_found(tmp_path, base):
+    run = own_run(tmp_path / "run", base, "freeze", blocks=1)
+    verdict = merge.merge_run(run / "adapter", tmp_path / "m", dtype="float32", tell=Quiet())
+    assert verdict["run"] == "" and verdict["base_folder"] == str(base)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("full", {}), ("freeze", {"blocks": 1})])
+def test_an_untrained_run_of_such_a_method_is_refused(tmp_path, base, kind, settings):
+    run = own_run(tmp_path / "run", base, kind, move=0.0, **settings)
+    with pytest.raises(merge.ExportError) as error:
+        merge.merge_run(run, tmp_path / "m", dtype="float32", tell=Quiet())
+    assert code_of(error) == "E-EXPORT-06" and left_in(tmp_path) == ["run"]
+
+
+def test_what_cannot_be_folded_is_refused_with_the_methods_reason(tmp_path, base):
+    run = own_run(tmp_path / "run", base, "adapter")
+    with pytest.raises(merge.ExportError) as error:
+        merge.merge_run(run, tmp_path / "m", tell=Quiet())
+    assert code_of(error) == "E-METHOD-10" and "non-linear" in str(error.value) and left_in(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("full", {}), ("freeze", {"blocks": 1})])
+def test_such_a_run_opens_for_chat_and_evaluation_with_and_without_its_training(tmp_path, base, kind, settings):
+    from tunewright.core.types import Message
+    from tunewright.engine.opening import open_target
+
+    run = own_run(tmp_path / "run", base, kind, **settings)
+    opened = open_target(str(run), Quiet(), device="cpu", threads=1)
+    assert opened.renderer.prompt([Message("user", "what is it")])
+    with torch.no_grad():
+        tuned = opened.model(input_ids=IDS).logits[0]
+        assert torch.equal(tuned, own_logits(base, run))
+        if kind == "freeze":
+            with opened.untouched():
+                assert torch.equal(opened.model(input_ids=IDS).logits[0], plain_logits(base))
+        untrained = open_target(str(run), Quiet(), base=True, device="cpu", threads=1)
+        assert torch.equal(untrained.model(input_ids=IDS).logits[0], plain_logits(base))

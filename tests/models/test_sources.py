@@ -349,8 +349,8 @@ def test_code_and_pickles_are_never_fetched(hub: Any) -> None:
 
 
 def test_a_model_that_asks_for_code_is_refused_before_its_weights_are_fetched(hub: Any, edit: Callable[..., Path]) -> None:
-    edit(auto_map={"AutoConfig": "x.Y"})
-    assert refused("o/n") == ["E-MODEL-05"]
+    edit(auto_map={"AutoConfig": "x.Y"}, model_type="of_its_own")
+    assert refused("o/n") == ["E-MODEL-04"]
     assert len(hub.calls) == 1
 
 

@@ -44,9 +44,11 @@ def plant(folder: Path, canary: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "keys", "code"),
     [
-        ("config.json", {"auto_map": {"AutoConfig": "configuration_tiny.Tiny"}}, "E-MODEL-05"),
-        ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_tiny.Tiny"}, "model_type": "tiny_own"}, "E-MODEL-04"),
-        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization_tiny.Tiny", None]}}, "E-MODEL-04"),
+        ("config.json", {"text_config": {"auto_map": {"AutoConfig": "configuration_tiny.Tiny"}}}, "E-MODEL-05"),
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_tiny.Tiny"}, "model_type": "tiny_own"}, "E-MODEL-50"),
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "someone/else--modeling_tiny.Tiny"}, "model_type": "tiny_own"}, "E-MODEL-53"),
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "not_here.Tiny"}, "model_type": "tiny_own"}, "E-MODEL-55"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization_tiny.Tiny", None]}, "tokenizer_class": "Tiny"}, "E-MODEL-50"),
         ("config.json", {"_attn_implementation_internal": "someone/kernel"}, "E-MODEL-08"),
         ("config.json", {"text_config": {"_attn_implementation_internal": "someone/kernel"}}, "E-MODEL-08"),
         ("config.json", {"_experts_implementation_internal": "someone/kernel"}, "E-MODEL-08"),
@@ -82,8 +84,8 @@ def test_names_and_flags_that_transformers_writes_itself_are_allowed(edit: Edit)
 
 
 def test_all_problems_come_at_once(edit: Edit) -> None:
-    folder = edit(auto_map={"AutoConfig": "x.Y"}, trust_remote_code=True, _private=1)
-    assert {"E-MODEL-05", "E-MODEL-06", "E-MODEL-08"} <= set(codes(vet.problems_of(folder)))
+    folder = edit(auto_map={"AutoConfig": "x.Y"}, model_type="own", trust_remote_code=True, _private=1)
+    assert {"E-MODEL-04", "E-MODEL-06", "E-MODEL-08"} <= set(codes(vet.problems_of(folder)))
 
 
 def test_pickled_weights_are_refused_with_the_reason_and_never_opened(folder: Path, tmp_path: Path) -> None:

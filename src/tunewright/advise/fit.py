@@ -15,10 +15,12 @@ from typing import Any
 
 from tunewright.advise import memory, speed
 from tunewright.advise.memory import Work
-from tunewright.advise.shape import BYTES, ModelShape, trainable_parameters
+from tunewright.advise.shape import BYTES, ModelShape, rank_of, trainable_parameters
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, UsageError, problem
 from tunewright.core.files import readable_size
+from tunewright.core.registry import methods
+from tunewright.core.runfile import kind_of
 from tunewright.core.telling import duration
 from tunewright.core.types import Sample
 from tunewright.core.words import say
@@ -29,6 +31,8 @@ TIGHT = 0.85
 """Share of the memory from which the estimate says that it is tight: the system and other programs need some, too."""
 GUESSED_TOKENS = 256
 """Tokens of a row that nobody could count."""
+FOUR_BITS = 4.51
+"""Bits of a weight in nf4 as `base.bits=4` takes it (`BaseConfig.bits_per_weight`)."""
 LADDER = (
     # (hidden, layers, inner, heads, key heads, vocabulary, tied) of models people fine-tune, 0.1 to 72 billion weights.
     (576, 30, 1536, 9, 3, 49_152, True), (896, 24, 4864, 14, 2, 151_936, True), (2048, 16, 8192, 32, 8, 128_256, True),
@@ -55,7 +59,7 @@ class SampleFacts:
         if report["tokens_total"] is None:  # no tokenizer here: a row is taken for a question and an answer of a few sentences
             return cls(number, GUESSED_TOKENS * number, GUESSED_TOKENS * number // 2, GUESSED_TOKENS)
         total, learnt = report["tokens_total"], report["learnt_tokens"]
-        longest = max((len(b.tokens) for s in samples for b in s.branches), default=report["length_percentiles"]["max"])
+        longest = report["length_percentiles"]["max"]
         if layout == "padded":
             return cls(number, round(1.2 * total), learnt, longest)
         shared = total - report["shared_prefix"]["rows_physical_estimate"]
@@ -109,9 +113,10 @@ def estimate(
     method: Any = None,
     probes: int = 5,
     flops_per_second: float | None = None,
+    base_bits: float | None = None,
 ) -> Estimate:
     """Peak bytes and seconds of a run of `steps` steps. Without `flops_per_second` (`speed.measured_rate`) no time is given."""
-    rank = getattr(method, "rank", 16 if method is None else None)
+    rank = rank_of(method)
     targets = tuple(getattr(method, "targets", ("linear",)))
     share = batch_size / max(1, facts.samples)
     step_rows = math.ceil(facts.rows_per_epoch * share)
@@ -119,7 +124,7 @@ def estimate(
     largest = math.ceil(step_rows * (1 + 0.4 / math.sqrt(batch_size))) if facts.samples > batch_size else facts.rows_per_epoch
     rows = max(1, min(max(rows_per_pass, facts.longest), max(largest, facts.longest)))
     labels = max(1, round(rows * facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)))
-    work = Work(trainable, rows, labels, facts.longest, dtype, device == "cpu", layout == "tree", targets, rank, probes)
+    work = Work(trainable, rows, labels, facts.longest, dtype, device == "cpu", layout == "tree", targets, rank, probes, base_bits)
     question = _Question(shape, work, facts, steps, batch_size, rows_per_pass, device, method)
     parts = memory.parts_of(shape, work)
     train, answers, mapped = sum(parts.values()), memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
@@ -129,6 +134,9 @@ def estimate(
         peak, needed = train + answers + mapped, train + answers
     else:
         peak = needed = max(train, parts["weights"] + parts["adapter"] + answers)
+    if base_bits is not None:  # the wide model is read first, on the CPU, and quantised matrix by matrix
+        wide = shape.parameters * work.item + parts["process"]
+        peak, needed = (max(peak, wide + mapped), max(needed, wide)) if device == "cpu" else (peak, needed)
     flops = speed.run_flops(
         shape, rows=round(step_rows * steps), label_rows=round(facts.label_rows_per_epoch * share * steps), trainable=trainable, frozen=rank is not None,
         mean_keys=min(rows, facts.longest / 2 + 64 if layout == "tree" else facts.longest),
@@ -153,6 +161,7 @@ def of_run(
         shape, trainable=trainable_parameters(shape, config.method), rows_per_pass=rows_per_pass, facts=facts, steps=steps,
         batch_size=batch_size_for(config.engine, facts.samples), dtype=dtype, device=device, layout=layout, method=config.method,
         probes=asked if probes is None else probes, flops_per_second=flops_per_second,
+        base_bits=config.base.bits_per_weight,
     )  # fmt: skip
 
 
@@ -187,6 +196,7 @@ def _again(question: _Question, **changes: Any) -> Estimate:
         shape, trainable=trainable, rows_per_pass=changes.get("rows_per_pass", question.rows_per_pass), facts=facts, steps=question.steps,
         batch_size=question.batch_size, dtype=changes.get("dtype", question.work.dtype), device=question.device,
         layout="tree" if question.work.tree else "padded", method=method, probes=question.work.probes,
+        base_bits=changes.get("base_bits", question.work.base_bits),
     )  # fmt: skip
 
 
@@ -228,10 +238,18 @@ def what_fits(found: Estimate, available: int) -> list[str]:
             tries.append(say("fit.try.tokens", tokens=shorter, rows=shorter))
     if asked.work.item > 2 and _again(asked, dtype="bfloat16").needed_bytes <= TIGHT * available:
         tries.append(say("fit.try.dtype"))
+    if _can_quantise(asked) and _again(asked, base_bits=FOUR_BITS).needed_bytes <= TIGHT * available:
+        tries.append(say("fit.try.bits"))
     smaller = largest_fitting(found, available)
     if smaller is not None:
         tries.append(say("fit.try.model", size=billions(smaller.parameters), memory=readable_size(_again(asked, shape=smaller).needed_bytes)))
     return tries or [say("fit.try.nothing")]
+
+
+def _can_quantise(asked: _Question) -> bool:
+    """Whether the base is wide and the method can stand on a quantised one."""
+    entry = methods.get(kind_of(asked.method)) if asked.method is not None else None
+    return asked.work.base_bits is None and entry is not None and entry.facts.get("on_quantised") is True
 
 
 def _halves(start: int, least: int = 64) -> list[int]:

@@ -21,6 +21,8 @@ HEAD_ROWS = 512
 """Rows that visit the output head at once (`models/head.py`)."""
 ANSWER_TOKENS, ANSWER_ROWS = 96, 8192
 """New tokens of an answer, and token rows that are answered at once (`models/generate.py`)."""
+WIDE_NUMBERS = 1 << 24
+"""Weights of a quantised matrix that are wide at once (`models/quantised.py`)."""
 SLACK = 1.15
 """What the allocator holds beyond the tensors that live in it: freed blocks of another size, and temporaries of the backward pass."""
 
@@ -41,6 +43,8 @@ class Work:
     targets: tuple[str, ...] = ("linear",)
     rank: int | None = 16
     probes: int = 5
+    base_bits: float | None = None
+    """Bits of one weight of the blocks' matrices where the base is quantised."""
 
     @property
     def item(self) -> int:
@@ -75,18 +79,27 @@ def attention_bytes(shape: ModelShape, work: Work) -> int:
     return pairs * shape.layers if pairs * shape.layers <= KEEP_BYTES else pairs // 4
 
 
+def weight_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of the base. Quantised: the matrices of the blocks in few bits, the rest as before, and the largest matrix once more while it is used."""
+    if work.base_bits is None:
+        return shape.parameters * work.item
+    largest = max((m.inputs * m.outputs for m in shape.matrices.values()), default=0)
+    return int(shape.block_weights * work.base_bits / 8 + (shape.parameters - shape.block_weights + min(largest, WIDE_NUMBERS)) * work.item)
+
+
 def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
     """Bytes of each part while training."""
     adapter = work.trainable * 4 if work.rank else 0
-    # A gradient and two moments for each number that trains, in float32 for an adapter and in the number type of the model otherwise.
-    state = work.trainable * (4 if work.rank else work.item) * 3 + (work.trainable * work.item if work.rank else 0)
+    # A gradient and two moments in float32 for each number that trains. An adapter's is used as a copy in the number type of the model; a weight of
+    # a half-precision base is held in float32 besides (`methods/base_weights.py`).
+    state = work.trainable * 4 * 3 + work.trainable * (work.item if work.rank else 4 if work.item < 4 else 0)
     activations = SLACK * (work.rows * row_bytes(shape, work) + attention_bytes(shape, work))
     head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * work.item
     if not work.rank:  # a trainable head is computed again in float32, with a gradient of the same size
         head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * (work.item + 8)
     process = PROCESS_BYTES + TOKEN_BYTES * max(0, shape.vocabulary - 50_000) if work.on_cpu else 0
     return {
-        "weights": shape.parameters * work.item, "adapter": adapter, "optimiser": state, "activations": int(activations), "head": head,
+        "weights": weight_bytes(shape, work), "adapter": adapter, "optimiser": state, "activations": int(activations), "head": head,
         "process": process,
     }  # fmt: skip
 

@@ -169,8 +169,24 @@ def roles_of(shape: ModelShape, targets: list[str]) -> list[str]:
     return [role for role in (*shape.matrices, "embedding", "head") if role in found - fused]
 
 
+def rank_of(method: Any) -> int | None:
+    """Width of what trains beside the frozen matrices (LoRA's rank, an adapter's waist); None: the weights themselves train. No method: LoRA's 16."""
+    if method is None:
+        return 16
+    if getattr(method, "trains_base", False):
+        return None
+    if hasattr(method, "trainable_numbers"):  # a method that counts for itself stands on a frozen base and trains in float32
+        return int(getattr(method, "bottleneck", None) or 1)
+    rank = getattr(method, "rank", None)
+    return rank if isinstance(rank, int) else None
+
+
 def trainable_parameters(shape: ModelShape, method: Any) -> int:
-    """Numbers that train. For LoRA and its kin: rank x (inputs + outputs) of every chosen matrix; for a method without a rank: all weights."""
+    """Numbers that train, as the method's config counts them where it does. For LoRA and its kin: rank x (inputs + outputs) of every chosen matrix;
+    for a method without a rank: all weights."""
+    own = getattr(method, "trainable_numbers", None)
+    if own is not None:
+        return int(own(shape))
     rank = getattr(method, "rank", None)
     if not isinstance(rank, int):
         return shape.parameters

@@ -21,11 +21,9 @@ from tunewright.core.words import ASSETS, LANGUAGES, language, say
 from tunewright.data import inspect
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
-# (rows up to, epochs, samples a step, learning rate)
-SIZES = (
-    (8, 40, 1, "5.0e-4"), (30, 20, 2, "5.0e-4"), (100, 10, 4, "5.0e-4"), (600, 6, 8, "auto"), (5_000, 3, 16, "auto"), (20_000, 2, 16, "auto"),
-)  # fmt: skip
-LARGE = (1, 32, "auto")
+# (rows up to, epochs). Samples a step and the learning rate stay `auto`: training resolves them from the same number of rows, in one place.
+EPOCHS = ((8, 40), (30, 20), (100, 10), (600, 6), (5_000, 3), (20_000, 2))
+EPOCHS_OF_LARGE = 1
 FEW_ANSWERS = 20
 """Distinct answers up to which the data may be a classification."""
 SHORT, LONG = 40, 600
@@ -47,9 +45,9 @@ class Look:
     """Characters."""
 
 
-def look_at(data: str) -> Look:
+def look_at(data: str, columns: dict[str, str] | None = None) -> Look:
     """Read the data as a run would. Raises DataError when nothing of it can be used."""
-    found = inspect(DataConfig(train=data, held_out=0), None, needs_tokens=False)
+    found = inspect(DataConfig(train=data, held_out=0, columns=columns or {}, accept=["empty", "dropped"]), None, needs_tokens=False)
     answers = [text for text in map(_answer, found.train_rows) if text]
     counted = Counter(answers)
     few = 2 <= len(counted) <= min(FEW_ANSWERS, len(answers) // 4) and max(map(len, counted)) <= SHORT
@@ -62,30 +60,40 @@ def _answer(row: Row) -> str:
     return row.text.strip() if isinstance(row, PlainText) else row.answer().strip()
 
 
-def settings_for(look: Look) -> tuple[int, int, str]:
-    """(epochs, samples a step, learning rate) that suit the number of rows. Labels are learnt in fewer rounds than sentences."""
-    epochs, batch, rate = next(((e, b, r) for most, e, b, r in SIZES if look.rows <= most), LARGE)
-    if look.labels and look.rows > 8:
-        epochs = max(1, min(epochs, epochs // 2 + 1))
-    return epochs, batch, rate
+def epochs_for(look: Look) -> int:
+    """Epochs that suit the number of rows. Labels are learnt in fewer rounds than sentences."""
+    epochs = next((epochs for most, epochs in EPOCHS if look.rows <= most), EPOCHS_OF_LARGE)
+    return max(1, min(epochs, epochs // 2 + 1)) if look.labels and look.rows > 8 else epochs
 
 
-def starter(data: str, model: str | None = None, *, out: str | None = None, lang: str | None = None, name: str = "run.yaml") -> str:
+def starter(
+    data: str,
+    model: str | None = None,
+    *,
+    out: str | None = None,
+    lang: str | None = None,
+    name: str = "run.yaml",
+    columns: dict[str, str] | None = None,
+) -> str:
     """The text of a run file for `data`, commented in the reader's language. `name` is what the comments call the file.
 
     Raises DataError when the data cannot be read: better now than at the first run.
     """
     chosen = lang if lang in LANGUAGES else language()
-    look = look_at(data)
-    epochs, batch, rate = settings_for(look)
+    look = look_at(data, columns)
     template = Template((ASSETS / "templates" / f"run.yaml.{chosen}").read_text(encoding="utf-8"))
     held_out = "0.1" if look.rows >= 20 else "0"
     return template.substitute(
         name=name, found="\n".join(f"# {line}" for line in findings(look, chosen)), model=scalar(model or MODEL), data=scalar(data), held_out=held_out,
-        format=look.format, rank=16 if look.rows > 100 else 8, epochs=epochs, batch_size=batch, learning_rate=rate,
+        format=look.format, columns=_columns_line(columns), rank=16 if look.rows > 100 else 8, epochs=epochs_for(look),
         # Without the key every run gets a folder of its own: runs/<data>-<method>-<n>.
         out_line=f"out: {scalar(out)}" if out else f"# out: runs/{_stem(data)}", probes=min(5, look.rows),
     )  # fmt: skip
+
+
+def _columns_line(columns: dict[str, str] | None) -> str:
+    pairs = ", ".join(f"{scalar(ours)}: {scalar(theirs)}" for ours, theirs in (columns or {}).items())
+    return f"  columns: {{{pairs}}}\n" if pairs else ""
 
 
 def findings(look: Look, lang: str | None = None) -> list[str]:

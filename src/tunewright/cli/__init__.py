@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tunewright.cli.data import data_app
-from tunewright.cli.speaking import JsonFlag, print_json, speaks
+from tunewright.cli.speaking import ColumnsFlag, JsonFlag, TrustFlag, print_json, speaks
 from tunewright.core.words import say
 
 app = typer.Typer(
@@ -27,19 +27,21 @@ def train(
     model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
     data: Annotated[str | None, typer.Option(help=say("cli.data"))] = None,
     data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
+    columns: ColumnsFlag = None,
     out: Annotated[str | None, typer.Option(help=say("cli.out"))] = None,
     resume: Annotated[bool, typer.Option("--resume", help=say("cli.resume"))] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=say("cli.dry_run"))] = False,
+    trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train."""
     from tunewright.core.errors import UsageError, problem
-    from tunewright.core.runfile import load_run
+    from tunewright.core.runfile import columns_of, load_run
 
     given = list(words or [])
     first = given.pop(0) if given and "=" not in given[0] else None
     if resume:
-        if first is None or given or model or data or data_dir or out or dry_run:
+        if first is None or given or model or data or data_dir or columns or out or dry_run:
             raise UsageError(problem("E-RUN-08", "--resume"))
         from tunewright.story import resume_run
 
@@ -47,7 +49,7 @@ def train(
     else:
         if first is not None and Path(first).is_dir():
             raise UsageError(problem("E-RUN-09", first))
-        flags = {"model": model, "data.train": data, "data.dir": data_dir, "out": out}
+        flags = {"model": model, "data.train": data, "data.dir": data_dir, "data.columns": columns_of(columns), "out": out}
         parsed = load_run(Path(first) if first else None, given, flags)
         if dry_run:
             from tunewright.dry_run import dry_run as check
@@ -96,6 +98,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help=say("cli.chat.system"))] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help=say("cli.chat.max"))] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help=say("cli.chat.temperature"))] = 0.0,
+    trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Chat."""
@@ -164,17 +167,45 @@ def init(
     data: Annotated[str, typer.Argument(help=say("cli.data"))],
     file: Annotated[Path, typer.Option("--file", help=say("cli.init.file"))] = Path("run.yaml"),
     model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
+    columns: ColumnsFlag = None,
     out: Annotated[str | None, typer.Option(help=say("cli.out"))] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Init."""
     from tunewright.advise.starting import starter, write
+    from tunewright.core.runfile import columns_of
 
-    write(file, starter(data, model, out=out, name=str(file)))
+    write(file, starter(data, model, out=out, name=str(file), columns=columns_of(columns)))
     if as_json:
         print_json({"file": str(file)})
     else:
         print(say("init.written", file=file))
+
+
+@app.command("import", help=say("cli.import"))
+@speaks
+def import_file(
+    source: Annotated[Path, typer.Argument(metavar="FILE.yaml", help=say("cli.import.source"))],
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT.yaml]", help=say("cli.import.out"))] = None,
+    devices: Annotated[int, typer.Option(min=1, help=say("cli.import.devices"))] = 1,
+    force: Annotated[bool, typer.Option("--force", help=say("cli.import.force"))] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Import."""
+    from tunewright.importing import translate, write
+
+    made = translate(source, devices)
+    if as_json:
+        if out is not None:
+            write(made, out, force)
+        print_json({**made.as_dict(), "file": str(out) if out else None})
+        return
+    print("\n".join(made.describe()), file=sys.stdout if out else sys.stderr)
+    if out is None:
+        print(made.yaml(), end="")
+    else:
+        write(made, out, force)
+        print(say("import.written", file=out), file=sys.stderr)
 
 
 @app.command(help=say("cli.evaluate"))
@@ -188,11 +219,14 @@ def evaluate(
     base: Annotated[bool, typer.Option("--base", help=say("cli.chat.base"))] = False,
     dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
     data_format: Annotated[str, typer.Option("--format", help=say("cli.evaluate.format"))] = "auto",
+    columns: ColumnsFlag = None,
     data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
     details: Annotated[bool, typer.Option("--details", help=say("cli.evaluate.details"))] = False,
+    trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate."""
+    from tunewright.core.runfile import columns_of
     from tunewright.evaluate.scoring import evaluate_target, lines
 
     chosen = None if options is None else [o.strip() for o in options.split(",") if o.strip()]
@@ -205,9 +239,28 @@ def evaluate(
         base=base,
         dtype=dtype,
         data_format=data_format,
+        columns=columns_of(columns),
         data_dir=data_dir,
         details=details,
     )
+    if as_json:
+        print_json(result)
+    else:
+        print("\n".join(lines(result)))
+
+
+@export_app.command("diff", help=say("cli.export.diff"))
+@speaks
+def export_diff(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help=say("cli.export.run"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    share: Annotated[float, typer.Option(help=say("cli.export.share"))] = 0.005,
+    as_json: JsonFlag = False,
+) -> None:
+    """Difference."""
+    from tunewright.export.diff import export_difference, lines
+
+    result = export_difference(run, out, share=share)
     if as_json:
         print_json(result)
     else:
@@ -220,6 +273,7 @@ def export_merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help=say("cli.export.run"))],
     out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
     dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Merge."""
@@ -230,6 +284,48 @@ def export_merge(
         print_json(verdict)
     else:
         print("\n".join(lines(verdict)))
+
+
+@export_app.command("combine", help=say("cli.export.combine"))
+@speaks
+def export_combine(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.combine.out"))],
+    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help=say("cli.combine.adapters"))],
+    weights: Annotated[str | None, typer.Option(help=say("cli.combine.weights"))] = None,
+    way: Annotated[str, typer.Option(help=say("cli.combine.way"))] = "cat",
+    as_json: JsonFlag = False,
+) -> None:
+    """Combine."""
+    from tunewright.core.errors import UsageError, problem
+    from tunewright.export.combine import combine, lines
+
+    try:
+        shares = [float(word) for word in weights.split(",")] if weights else None
+    except ValueError as e:
+        raise UsageError(problem("E-METHOD-32", "--weights", count=len(adapters), given=weights)) from e
+    made = combine(adapters, out, weights=shares, way=way)
+    if as_json:
+        print_json(made)
+    else:
+        print("\n".join(lines(made)))
+
+
+@export_app.command("safetensors", help=say("cli.export.safetensors"))
+@speaks
+def export_safetensors(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help=say("cli.export.pickled"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    as_json: JsonFlag = False,
+) -> None:
+    """Safetensors."""
+    from tunewright.core.telling import Tell
+    from tunewright.models.pickled import convert, lines
+
+    marker = convert(folder, out, Tell().line)
+    if as_json:
+        print_json(marker)
+    else:
+        print("\n".join(lines(marker)))
 
 
 @app.command(help=say("cli.explain"))

@@ -2,8 +2,136 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
 import typer
 
+from tunewright.cli.speaking import JsonFlag, print_json, speaks
 from tunewright.core.words import say
 
 data_app = typer.Typer(help=say("cli.data_app"), no_args_is_help=True, rich_markup_mode=None)
+
+
+@data_app.command("convert", help=say("cli.data.convert"))
+@speaks
+def data_convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help=say("cli.data.convert.source"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.data.convert.out"))],
+    to: Annotated[str, typer.Option("--to", help=say("cli.data.convert.to"))],
+    data_format: Annotated[str, typer.Option("--format", help=say("cli.data.convert.format"))] = "auto",
+    columns: Annotated[list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.data.convert.columns"))] = None,
+    data_dir: Annotated[str | None, typer.Option("--data-dir", help=say("cli.data_dir"))] = None,
+    drop: Annotated[bool, typer.Option("--drop", help=say("cli.data.convert.drop"))] = False,
+    force: Annotated[bool, typer.Option("--force", help=say("cli.data.convert.force"))] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Convert."""
+    from tunewright.core.runfile import columns_of
+    from tunewright.data.converting import convert
+
+    made = convert(source, out, to, data_format=data_format, columns=columns_of(columns), data_dir=data_dir, drop=drop, force=force)
+    if as_json:
+        print_json(made.as_dict())
+    else:
+        print("\n".join(made.lines()))
+
+
+@data_app.command("check", help=say("cli.check"))
+@speaks
+def data_check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help=say("cli.check.file"))],
+    model: Annotated[str | None, typer.Option(help=say("cli.check.model"))] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="FOLDER", help=say("cli.check.tokenizer"))] = None,
+    held_out: Annotated[str | None, typer.Option("--held-out", help=say("cli.check.held_out"))] = None,
+    data_format: Annotated[str, typer.Option("--format", help=say("cli.check.format"))] = "auto",
+    columns: Annotated[list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.check.columns"))] = None,
+    data_dir: Annotated[str | None, typer.Option("--data-dir", help=say("cli.data_dir"))] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=2, help=say("cli.check.max_tokens"))] = None,
+    oversize: Annotated[Literal["drop", "truncate"], typer.Option(help=say("cli.check.oversize"))] = "drop",
+    html: Annotated[Path | None, typer.Option("--html", metavar="OUT", help=say("cli.check.html"))] = None,
+    repair: Annotated[Path | None, typer.Option("--repair", metavar="OUT", help=say("cli.check.repair"))] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check."""
+    from tunewright.data.checks.driver import check
+    from tunewright.data.checks.opening import open_tokenizer
+    from tunewright.data.checks.telling import describe_checked
+
+    if repair is not None:
+        _repair(file, repair, as_json)
+        return
+    keys = {"held_out": held_out, "dir": data_dir, "format": data_format, "max_tokens": max_tokens, "oversize": oversize}
+    config = _data_config(file, columns, **keys)
+    checked = check(config, open_tokenizer(model, tokenizer))
+    if as_json:
+        print_json(checked.as_dict())
+    else:
+        print(describe_checked(checked, colour=sys.stdout.isatty()))
+    if html is not None:
+        from tunewright.report.data_page import write_check_page
+
+        write_check_page(html, checked, Path(file).name)
+        print(say("check.page.written", file=html), file=sys.stderr)
+    if checked.is_stopped:
+        raise typer.Exit(2)
+
+
+@data_app.command("show", help=say("cli.show"))
+@speaks
+def data_show(
+    file: Annotated[str, typer.Argument(metavar="FILE", help=say("cli.check.file"))],
+    row: Annotated[int | None, typer.Option("--row", min=1, help=say("cli.show.row"))] = None,
+    at_random: Annotated[bool, typer.Option("--random", help=say("cli.show.random"))] = False,
+    model: Annotated[str | None, typer.Option(help=say("cli.check.model"))] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="FOLDER", help=say("cli.check.tokenizer"))] = None,
+    data_format: Annotated[str, typer.Option("--format", help=say("cli.check.format"))] = "auto",
+    columns: Annotated[list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.check.columns"))] = None,
+    data_dir: Annotated[str | None, typer.Option("--data-dir", help=say("cli.data_dir"))] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="OUT", help=say("cli.show.html"))] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show."""
+    from tunewright.data.checks.opening import open_tokenizer
+    from tunewright.data.showing import describe_row, show_row
+
+    config = _data_config(file, columns, dir=data_dir, format=data_format, held_out=0)
+    found = show_row(config, open_tokenizer(model, tokenizer), None if at_random else row or 1)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        print(describe_row(found, colour=sys.stdout.isatty()))
+    if html is not None:
+        from tunewright.report.data_page import write_row_page
+
+        write_row_page(html, found, Path(file).name)
+        print(say("check.page.written", file=html), file=sys.stderr)
+
+
+def _data_config(file: str, columns: list[str] | None, **keys: Any) -> Any:
+    """The section `data` that the flags describe, with the messages of a run file for what is wrong."""
+    from tunewright.core.config import DataConfig
+    from tunewright.core.runfile import columns_of
+
+    given = {"columns": columns_of(columns), **keys}
+    return DataConfig(train=file, **{key: value for key, value in given.items() if value is not None})
+
+
+def _repair(file: str, out: Path, as_json: bool) -> None:
+    from tunewright.data.repairing import describe_repair, repair_file
+
+    mended = repair_file(Path(file).expanduser(), out)
+    if as_json:
+        changed = {kind: count for kind, count in mended.changes.items() if count}
+        print_json(
+            {
+                "out": str(out) if changed else None,
+                "changes": changed,
+                "changed_lines": mended.changed_lines,
+                "diff": mended.diff,
+                "lost": mended.lost,
+            }
+        )
+    else:
+        print(describe_repair(Path(file), out, mended))

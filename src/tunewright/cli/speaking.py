@@ -15,6 +15,9 @@ from tunewright.core.words import say
 
 F = TypeVar("F", bound=Callable[..., Any])
 JsonFlag = Annotated[bool, typer.Option("--json", help=say("cli.json"))]
+ColumnsFlag = Annotated[list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS,...", help=say("cli.columns"))]
+TrustFlag = Annotated[list[str] | None, typer.Option("--trust-code", metavar="sha256:HASH", help=say("cli.trust_code"))]
+"""Lets a model's own code run in this command, if it is exactly the code with this hash. `speaks` reads it; no file and no variable can set it."""
 
 
 def speaks(command: F) -> F:
@@ -25,6 +28,11 @@ def speaks(command: F) -> F:
         from tunewright.core.errors import TunewrightError
 
         try:
+            if kwargs.get("trust_code"):
+                from tunewright.models.remote_code import trusting
+
+                with trusting(kwargs["trust_code"]):
+                    return command(*args, **kwargs)
             return command(*args, **kwargs)
         except TunewrightError as e:
             if kwargs.get("as_json"):

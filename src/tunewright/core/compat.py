@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, problem
-from tunewright.core.registry import objectives
+from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import kind_of
 from tunewright.core.types import ROW_KINDS
 
@@ -17,11 +18,30 @@ USUAL = {"preference": "dpo", "judged": "kto", "prompt": "grpo", "text": "pretra
 def problems(run: RunConfig) -> list[Problem]:
     """Everything in a run that cannot go together."""
     found: list[Problem] = []
-    if run.base.bits is not None:
-        found.append(problem("E-COMPAT-02", "base.bits"))
+    found += _base_problems(run)
     rate = run.engine.learning_rate
     if rate != "auto" and rate <= 0:
         found.append(problem("E-COMPAT-03", "engine.learning_rate", value=rate))
+    method = methods.get(kind_of(run.method)) if run.method is not None else None
+    if method is not None and method.facts.get("own_optimizer") and run.engine.optimizer != "adamw":
+        found.append(problem("E-METHOD-07", "engine.optimizer", method=method.name, optimizer=run.engine.optimizer))
+    elif run.engine.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        found.append(problem("E-METHOD-08", "engine.optimizer"))
+    return found
+
+
+def _base_problems(run: RunConfig) -> list[Problem]:
+    """A quantised base carries only methods that leave it as it is, and its number type has as many bits as it says."""
+    base, kind = run.base, kind_of(run.method)
+    if base.bits is None:
+        return []
+    found = []
+    if base.number_type not in {4: ("nf4", "int4"), 8: ("int8",)}[base.bits]:
+        found.append(problem("E-METHOD-45", "base.type", type=base.number_type, bits=base.bits))
+    entry = methods.get(kind)
+    if entry is not None and entry.facts.get("on_quantised", False) is not True:
+        usable = [e.name for e in methods if e.facts.get("on_quantised", False) is True]
+        found.append(problem("E-COMPAT-02", "base.bits", method=kind, usable=", ".join(usable)))
     return found
 
 

@@ -26,6 +26,13 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
+class MixingConfig(Section):
+    """How much of an epoch each entry of `data.train` makes up, where it does not say so itself."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """1: as many rows as it has; higher: small entries weigh more (shares follow rows to the power 1 / temperature)."""
+
+
 class DataConfig(Section):
     """What the model learns from."""
 
@@ -36,9 +43,13 @@ class DataConfig(Section):
     dir: str | None = None
     """Folder in which names are looked up in a dataset_info.json."""
     format: str = "auto"
-    """alpaca, messages, sharegpt, prompt_completion, text; auto looks at the rows."""
+    """alpaca, messages, sharegpt, prompt_completion, text, preference, ... (`tunewright list formats`); auto looks at the rows."""
     columns: dict[str, str] = {}
     """Names of your columns for ours, for example {instruction: question, output: answer}."""
+    wording: str | None = None
+    """How a question is made of columns: {text} for texts with labels, {question} and {context} for questions about a text. Default: as docs/data.md says."""
+    labels: list[str] | None = None
+    """Names of labels that are numbers, in order: [negative, positive] for 0 and 1."""
     limit: int | None = Field(default=None, gt=0)
     """Use only the first n rows; applied before the split."""
     max_tokens: int | None = Field(default=None, gt=1)
@@ -47,11 +58,22 @@ class DataConfig(Section):
     """What happens to a longer row: drop it (counted), or cut its answer's middle and keep the stop token."""
     system: str | None = None
     """A system prompt for rows that bring none."""
+    accept: list[str] = []
+    """Names of findings that would stop the run (`swapped_roles`, `too_long`, ...) and are known and wanted."""
+    mixing: MixingConfig = MixingConfig()
+    """How entries of `data.train` are mixed; an entry may also say `repeat`, `share` or `cap` itself."""
 
     @field_validator("held_out", "limit", "max_tokens", mode="before")
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
         return _not_bool(value)
+
+    @field_validator("wording")
+    @classmethod
+    def _has_a_place(cls, value: str | None) -> str | None:
+        if value is not None and "{text}" not in value and "{question}" not in value:
+            raise ValueError("must contain {text}, or {question} and {context}")
+        return value
 
     @field_validator("held_out")
     @classmethod
@@ -65,9 +87,28 @@ class BaseConfig(Section):
     """How the frozen base is held."""
 
     bits: Literal[4, 8] | None = None
-    """4 or 8: keep the base quantised. Default: not quantised."""
-    type: str = "nf4"
-    """Number type of a quantised base."""
+    """4 or 8: keep the frozen matrices of the blocks quantised. Saves memory and costs time. Default: not quantised."""
+    type: Literal["nf4", "int4", "int8"] | None = None
+    """Number type of a quantised base: nf4 (QLoRA's) or int4 for 4 bits, int8 for 8. Default: nf4 for 4 bits."""
+    double: bool = True
+    """nf4 keeps its scales in 8 bits as well: 4.5 bits a weight in place of 6 with blocks of 16, 4.13 in place of 4.5 with blocks of 64."""
+    block: Literal[16, 32, 64] = 16
+    """Weights that share one scale in nf4. 64 is QLoRA's and takes 4.13 bits a weight; 16 takes 4.5 and costs a small model much less of its quality."""
+
+    @property
+    def number_type(self) -> str | None:
+        """`type`, or what suits `bits`; None where nothing is quantised."""
+        return None if self.bits is None else self.type or ("nf4" if self.bits == 4 else "int8")
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits that one quantised weight takes with its share of the scales (models/quantised.py)."""
+        kind = self.number_type
+        if kind is None:
+            return None
+        if kind != "nf4":
+            return 8.0 if kind == "int8" else 4.5
+        return 4 + (8 + 32 / 256 if self.double else 32) / self.block
 
 
 class EngineConfig(Section):
@@ -89,8 +130,12 @@ class EngineConfig(Section):
     """Decoupled weight decay of AdamW."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; null: no clipping."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The update rule."""
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit", "muon"] = "adamw"
+    """The update rule. adafactor keeps almost no state; adamw_8bit (bitsandbytes) a quarter of AdamW's; muon is for matrices, with AdamW for the rest."""
+    neftune: float | None = Field(default=None, gt=0)
+    """Strength of uniform noise on the input embeddings while training (5 is usual); null: none."""
+    activation_cache: int | Literal["auto", "off"] = "auto"
+    """Where only upper blocks train: bytes in which the hidden states below them may be kept from the first epoch on; auto: a quarter of the free memory."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the computation; auto times this processor and says what it found."""
     layout: Literal["auto", "tree", "padded"] = "auto"
@@ -112,7 +157,16 @@ class EngineConfig(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
-    @field_validator("epochs", "steps", "learning_rate", "warmup", "weight_decay", "clip", "seed", mode="before")
+    @field_validator("activation_cache", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        if value is False:
+            return "off"  # YAML reads a bare `off` as false
+        if value is True or (isinstance(value, int) and value < 1):
+            raise ValueError("must be auto, off or a number of bytes")
+        return value
+
+    @field_validator("epochs", "steps", "learning_rate", "warmup", "weight_decay", "clip", "seed", "neftune", mode="before")
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
         return _not_bool(value)

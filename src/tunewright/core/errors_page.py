@@ -36,6 +36,7 @@ GROUPS = {
     "COMPAT": ("Parts that do not go together", "不能搭配的部分"),
     "DATA": ("Data", "数据"),
     "MODEL": ("Models", "模型"),
+    "METHOD": ("Methods", "训练方法"),
     "RUN": ("Run folders", "运行文件夹"),
     "TRAIN": ("Training", "训练"),
     "CKPT": ("Checkpoints", "检查点"),

@@ -20,8 +20,13 @@ RENAMED = {
     "max_samples": "data.limit", "val_size": "data.held_out", "val_set_size": "data.held_out",
     "dataset": "data.train", "datasets": "data.train", "dataset_dir": "data.dir",
     "model_name_or_path": "model", "base_model": "model", "output_dir": "out", "adapter_name_or_path": "adapter",
-    "pref_beta": "objective.beta", "quantization_bit": "base.bits",
+    "pref_beta": "objective.beta", "rl_beta": "objective.beta", "quantization_bit": "base.bits", "quantization_type": "base.type",
+    "adapter_path": "adapter", "lora_model_dir": "adapter", "eval_dataset": "data.held_out", "test_datasets": "data.held_out",
+    "default_system": "data.system", "early_stopping_steps": "engine.early_stop", "early_stopping_patience": "engine.early_stop",
+    "load_best_model_at_end": "engine.keep_best", "neftune_noise_alpha": "engine.neftune", "stage": "objective.kind", "rl": "objective.kind",
 }  # fmt: skip
+STAGES = {"pt": "pretrain", "rm": "reward"}
+"""LLaMA-Factory's words for what is optimised, where ours differ; `tunewright import` turns a whole file of theirs into one of ours."""
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 WITHOUT_KEY = {
     "template": "E-CONFIG-10", "gradient_checkpointing": "E-CONFIG-11", "packing": "E-CONFIG-12", "neat_packing": "E-CONFIG-12",
@@ -56,6 +61,8 @@ def translate(key: str, value: Any, siblings: dict[str, Any]) -> tuple[str, Any]
 def _converted(ours: str, value: Any) -> Any:
     """A value in our words: their names of optimisers and schedules, and lists written with commas."""
     text = str(value).lower()
+    if ours == "objective.kind":
+        return STAGES.get(text, value)
     if ours == "engine.optimizer" and text.startswith("adamw"):
         return "adamw"
     if ours == "engine.schedule":

@@ -16,6 +16,8 @@ from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import ConfigError, Problem, problem, raise_all
 from tunewright.core.registry import AXES
 
+WHOLE = ("data.columns", "data.mixing", "method.options")
+"""Keys whose value is a mapping with keys of its own."""
 DEFAULT_KINDS = {"method": "lora", "objective": "sft"}
 
 
@@ -63,10 +65,10 @@ def parse_value(text: str) -> Any:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to dotted keys. `data.columns` stays whole: its keys are the user's."""
+    """Nested dictionaries to dotted keys. What stands in `WHOLE` stays whole: its keys are the user's."""
     if value is None and prefix in ("data", "base", "engine", "method", "objective"):
         return {}  # a section whose keys are all commented out
-    if isinstance(value, dict) and prefix not in ("data.columns",) and (value or not prefix):
+    if isinstance(value, dict) and prefix not in WHOLE and (value or not prefix):
         merged: dict[str, Any] = {}
         for key, inner in value.items():
             merged.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
@@ -167,8 +169,19 @@ def _pydantic_problems(error: ValidationError, prefix: str, where: dict[str, str
     return found
 
 
+def _gather_columns(given: dict[str, Any], where: dict[str, str]) -> None:
+    """`data.columns.instruction=question` for `data.columns={instruction: question}`, added to what the file says; `method.options` as well."""
+    for whole in WHOLE:
+        for key in [k for k in given if k.startswith(f"{whole}.")]:
+            known, value = given.get(whole), given.pop(key)
+            value = str(value) if whole == "data.columns" else value
+            given[whole] = {**(known if isinstance(known, dict) else {}), key.removeprefix(f"{whole}."): value}
+            where[whole] = where.get(key, "")
+
+
 def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
     """Build the run from dotted keys. Raises ConfigError with all problems: unknown keys, foreign keys, wrong values, missing ones."""
+    _gather_columns(given, where)
     for axis, kind in list(DEFAULT_KINDS.items()):
         bare = given.pop(axis, None)
         if isinstance(bare, str):  # `method=lora` for `method.kind=lora`
@@ -245,6 +258,20 @@ def load_run(source: Path | None, words: list[str] | None = None, flags: dict[st
         for inner, value in flatten(parse_value(text), key.strip()).items():
             given[inner], where[inner] = value, "command line"
     return parse_run(given, where)
+
+
+def columns_of(words: list[str] | None) -> dict[str, str] | None:
+    """The mapping of `--columns instruction=question,output=answer`, given once or several times; None where it was not given. Raises ConfigError.
+
+    A comma parts two pairs only where a name and `=` follow, so that a column of a file may have one in its name.
+    """
+    found: dict[str, str] = {}
+    for pair in (pair for word in words or [] for pair in re.split(r",(?=\s*\w+=)", word)):
+        ours, equals, theirs = pair.partition("=")
+        if not (equals and ours.strip() and theirs.strip()):
+            raise ConfigError(problem("E-CONFIG-15", "--columns", word=pair))
+        found[ours.strip()] = theirs.strip()
+    return found or None
 
 
 def kind_of(section: Section) -> str:

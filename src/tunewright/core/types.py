@@ -33,6 +33,7 @@ class Message:
     weight: float = 1.0
     tool_calls: list[dict[str, Any]] | None = None
     name: str | None = None
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,21 @@ class Needs:
     """Kinds of rows it can use: `conversation`, `text`, `preference` ...; empty: any."""
 
 
+@dataclass(frozen=True)
+class VirtualPrompt:
+    """What a learnt prompt puts before every branch. M virtual tokens; real tokens then have positions from M on. One of the two is given.
+
+    A method offers it as `virtual_prompt() -> VirtualPrompt | None` on its root module, so that nothing that runs the model can forget it; it is
+    made anew for every pass, with gradient, and None while the method is switched off.
+    """
+
+    num_tokens: int
+    rows: Any = None
+    """(M, D) input embeddings: rows at the root of the token tree, positions 0 to M - 1, seen by every branch and never predicting."""
+    keys_values: list[tuple[Any, Any]] | None = None
+    """For each layer (keys, values), each (K heads, M, head size), already turned by whatever the family does to keys: seen by every row."""
+
+
 @dataclass
 class Attached:
     """What a method returns: exactly what trains, and how to switch it off, fold it in, save and resume it (design, section 4)."""
@@ -231,6 +247,14 @@ class Attached:
     load_state: Callable[[dict[str, Any]], None] | None = None
     learning_rate: float = 2e-4
     """The rate that suits this method when the run file says `auto`."""
+    rate_factors: dict[str, float] = field(default_factory=dict)
+    """Parameters that learn at another rate than the rest: name -> factor on the rate of the step."""
+    optimizer: Callable[[Any, list[tuple[str, Any]]], Any] | None = None
+    """(engine config, named parameters) -> the method's own optimiser, where its paper is about the update (GaLore)."""
+    begin: Callable[[int], None] | None = None
+    """Called once before the first step with the number of steps of the whole run, for methods with a schedule of their own."""
+    tensors: Callable[[], dict[str, Any]] | None = None
+    """Tensors beside the parameters that a resume needs, by name; restoring copies into the same tensors."""
 
 
 @dataclass(frozen=True)
@@ -245,3 +269,7 @@ class Objective:
     terms: Callable[[Any], dict[str, Term]]
     needs: Needs = Needs()
     prepare: Callable[[list[Sample]], None] | None = None
+    reference: bool = False
+    """Wants `output.reference`: the summed log-probability of every branch under the model at step 0."""
+    rate_factor: float = 1.0
+    """What the method's usual learning rate is multiplied by when the run file says `auto`."""

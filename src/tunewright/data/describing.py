@@ -6,6 +6,7 @@ from typing import Any
 
 from tunewright.core.words import say
 
+TOLD_BY_COUNTS = {"empty", "too_long", "dropped", "duplicates", "held_out_overlap"}
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 OPEN, CLOSE = "\u27e6", "\u27e7"
 # What a terminal would obey instead of show: text from a file must not move the cursor or recolour the screen.
@@ -20,7 +21,9 @@ def describe(report: dict[str, Any], colour: bool = False) -> str:
     lines.append(say("data.say.split", train=report["train"], held_out=report["held_out"], format=report["format"], encoding=report["encoding"]))
     if report["tokens_total"] is not None:
         lines += _token_lines(report)
+    lines += [say("data.say.mixing", entry=number + 1, **one) for number, one in enumerate(report.get("mixing", ()))]
     lines += [f"! {warning}" for warning in report["warnings"]]
+    lines += [f"! {one['what']}" for one in report.get("findings", ()) if one["severity"] != "info" and one["key"] not in TOLD_BY_COUNTS]
     if report["example"]:
         lines += ["", say("data.say.example", origin=report["example"]["origin"]), _marked(report["example"], colour)]
     return "\n".join(lines)
@@ -33,7 +36,20 @@ def _token_lines(report: dict[str, Any]) -> list[str]:
         say("data.say.answers", answers=report["answers"], share=f"{report['stop_learnt_share']:.0%}", template=report["template"]),
         say("data.say.lengths", min=lengths["min"], p50=lengths["50"], p90=lengths["90"], p99=lengths["99"], max=lengths["max"]),
         say("data.say.shared", share=f"{shared['share']:.0%}", rows=f"{shared['rows_physical_estimate']:,}"),
+        *([rendering_line(report["rendering"])] if report.get("rendering") else []),
     ]
+
+
+def rendering_line(proof: dict[str, Any]) -> str:
+    """The rendering proof in one line."""
+    if proof["differences"]:
+        name, shown = next(iter(proof["differences"].items()))
+        return "! " + say(
+            "data.say.rendering_differs", count=len(proof["differences"]), checked=proof["checked"], name=name, shown=shown.translate(_SHOWN)
+        )
+    said = say("data.say.rendering", equal=proof["equal"], checked=proof["checked"])
+    said += say("data.say.rendering_completed", count=proof["completed"]) if proof["completed"] else ""
+    return said + (say("data.say.rendering_refused", names="; ".join(proof["refused"])) if proof["refused"] else "")
 
 
 def _marked(example: dict[str, Any], colour: bool) -> str:

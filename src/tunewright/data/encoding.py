@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunewright.core.types import ROW_KINDS, Branch, Conversation, PlainText, Preference, Prompt, Row, Sample
+from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample
 from tunewright.data.shaping import Dropped
 from tunewright.models.rendering import CannotRender
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tunewright.models.rendering import Rendered, Renderer
 
 FEWEST_ANSWER_TOKENS = 2  # one token of the answer and its stop token: less teaches nothing
+Span = tuple[int, int, float]
+"""Learnt tokens [first, after) and their weight."""
 
 
 @dataclass
@@ -33,108 +35,146 @@ class Encoded:
     notes: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass
+class EncodedBranch:
+    """A branch whose learnt tokens are spans: a few numbers instead of two lists as long as the answer."""
+
+    tokens: list[int]
+    spans: list[Span]
+    role: str
+
+    def branch(self) -> Branch:
+        """The same with every learnt token listed."""
+        learnt: list[int] = []
+        weights: list[float] = []
+        for first, after, weight in self.spans:
+            learnt += range(first, after)
+            weights += [weight] * (after - first)
+        return Branch(self.tokens, learnt, weights, role=self.role)
+
+
+@dataclass
+class EncodedRow:
+    """What a row became. `facts` are those of its sample; `notes` what happened on the way."""
+
+    branches: list[EncodedBranch]
+    facts: dict[str, Any]
+    notes: list[str]
+
+    def sample(self, index: int, origin: Origin) -> Sample:
+        """The sample. The row's weight stands in the branches already; sample.weight stays 1, so that nobody applies it twice."""
+        return Sample([one.branch() for one in self.branches], index, origin, facts=self.facts)
+
+
 def encode(rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, oversize: Literal["drop", "truncate"] = "drop") -> Encoded:
     """Render every row. `max_tokens` None: no limit. A row is dropped as `too_long`, `cannot_render`, `nothing_learnt` or `same_answers`."""
     out = Encoded([], [])
-    for index, row in enumerate(rows):
-        made = encode_row(row, renderer, index, max_tokens=max_tokens, oversize=oversize)
+    for index, made in enumerate(encode_rows(rows, renderer, max_tokens=max_tokens, oversize=oversize)):
         if isinstance(made, Dropped):
             out.dropped.append(made)
         else:
-            sample, notes = made
-            out.samples.append(sample)
-            out.notes.update(notes)
+            out.samples.append(made.sample(index, rows[index].origin))
+            out.notes.update(made.notes)
     return out
 
 
-def encode_row(
-    row: Row, renderer: Renderer, index: int, *, max_tokens: int | None, oversize: Literal["drop", "truncate"] = "drop"
-) -> tuple[Sample, Counter[str]] | Dropped:
-    """The sample of one row with what happened on the way, counted, or why there is none."""
-    notes: Counter[str] = Counter()
-    try:
-        branches, facts, spans = _branches(row, renderer, notes)
-    except CannotRender as error:
-        return Dropped(row.origin, error.reason, error.detail)
+def encode_rows(
+    rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, oversize: Literal["drop", "truncate"] = "drop"
+) -> list[EncodedRow | Dropped]:
+    """For each row its tokens, or why there are none. Rows are rendered together, because a tokenizer is faster with many texts at once."""
+    wanted = [(messages, row.tools) for row in rows if not isinstance(row, (PlainText, Prompt)) for messages in _dialogues(row)]
+    rendered = iter(renderer.render_many(wanted))
+    out: list[EncodedRow | Dropped] = []
+    for row in rows:
+        try:
+            if isinstance(row, Prompt):
+                tokens = renderer.prompt(row.messages, row.tools)
+                made = EncodedRow([EncodedBranch(tokens, [], "prompt")], {**row.facts, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)}, [])
+            elif isinstance(row, PlainText):
+                made = _encoded(row, [renderer.render_text(row)])
+            else:
+                found = [next(rendered) for _ in _dialogues(row)]
+                fault = next((one for one in found if isinstance(one, CannotRender)), None)
+                if fault:
+                    raise fault
+                made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)])
+            out.append(_judged(row, made, max_tokens, oversize))
+        except CannotRender as error:
+            out.append(Dropped(row.origin, error.reason, error.detail))
+    return out
+
+
+def _dialogues(row: Conversation | Preference | Judged) -> list[list[Message]]:
+    return [[*row.prompt, *row.chosen], [*row.prompt, *row.rejected]] if isinstance(row, Preference) else [row.messages]
+
+
+def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str) -> EncodedRow | Dropped:
+    """The row, cut where it is too long and may be, or why it is dropped."""
     asks = isinstance(row, Prompt)
-    if not asks and not all(branch.learnt for branch in branches):
+    if not asks and not all(branch.spans for branch in made.branches):
         return Dropped(row.origin, "nothing_learnt")
-    if isinstance(row, Preference) and branches[0].tokens == branches[1].tokens:
+    if isinstance(row, Preference) and made.branches[0].tokens == made.branches[1].tokens:
         return Dropped(row.origin, "same_answers")
-    facts["last_span"] = spans[0]
-    for branch, span in zip(branches, spans, strict=True):
+    for branch in made.branches:
         length = len(branch.tokens)
         if max_tokens is None or length <= max_tokens:
             continue
-        kept = None if asks or oversize == "drop" else _cut(branch, max_tokens, span)
-        if kept is None:
+        if asks or oversize == "drop" or not _cut(branch, max_tokens):
             return Dropped(row.origin, "too_long", f"{length} > {max_tokens}")
-        facts["truncated"] = True
-        if branch is branches[0]:
-            facts["last_span"] = kept
-        notes["truncated"] += 1
-    notes[ROW_KINDS[type(row)]] += 1
-    # The row's weight stands in the branches already; sample.weight stays 1, so that nobody applies it twice.
-    return Sample(branches, index, row.origin, facts=facts), notes
+        made.facts["truncated"] = True
+        if branch is made.branches[0]:
+            made.facts["last_span"] = branch.spans[-1][:2]
+        made.notes.append("truncated")
+    made.notes.append(ROW_KINDS[type(row)])
+    return made
 
 
-def _branches(row: Row, renderer: Renderer, notes: Counter[str]) -> tuple[list[Branch], dict[str, Any], list[tuple[int, int]]]:
-    """Branches of a row, the facts of its sample, and each branch's last learnt span."""
+def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list[Rendered]) -> EncodedRow:
+    """The branches of a row, with what is learnt of each and at which weight."""
     facts: dict[str, Any] = {"answers": 0, "stops_learnt": 0}
-    if isinstance(row, Prompt):
-        return [Branch(renderer.prompt(row.messages, row.tools), [], [], role="prompt")], facts | dict(row.facts), [(0, 0)]
     if isinstance(row, PlainText):
-        made = [(renderer.render_text(row), [row.weight], "answer")]
+        plans = [([row.weight], "answer")]
     elif isinstance(row, Conversation):
-        rendered = renderer.render(row.messages, row.tools)
-        made = [(rendered, [row.weight * row.messages[turn].weight for turn in rendered.turns], "answer")]
+        plans = [([row.weight * row.messages[turn].weight for turn in rendered[0].turns], "answer")]
     elif isinstance(row, Preference):
-        made = []
-        for role, turns in (("chosen", row.chosen), ("rejected", row.rejected)):
-            rendered = renderer.render([*row.prompt, *turns], row.tools)
-            weights = [row.weight * turns[t - len(row.prompt)].weight if t >= len(row.prompt) else 0.0 for t in rendered.turns]
-            made.append((rendered, weights, role))
+        plans, asked = [], len(row.prompt)
+        for one, turns, role in zip(rendered, (row.chosen, row.rejected), ("chosen", "rejected"), strict=True):
+            plans.append(([row.weight * turns[t - asked].weight if t >= asked else 0.0 for t in one.turns], role))
         facts |= {"margin": row.margin} if row.margin is not None else {}
     else:
-        rendered = renderer.render(row.messages, row.tools)
         last = len(row.messages) - 1
-        made = [(rendered, [row.weight if turn == last else 0.0 for turn in rendered.turns], "good" if row.good else "bad")]
-    branches, spans = [], []
-    for rendered, weights, role in made:
-        branch, span = _branch(rendered, weights, role, facts)
-        branches.append(branch)
-        spans.append(span)
-        notes.update(rendered.notes)
-        notes["neutralised"] += rendered.neutralised
-    return branches, facts, spans
+        plans = [([row.weight if turn == last else 0.0 for turn in rendered[0].turns], "good" if row.good else "bad")]
+    made = EncodedRow([], facts, [])
+    for one, (weights, role) in zip(rendered, plans, strict=True):
+        made.branches.append(_branch(one, weights, role, facts))
+        made.notes += [*one.notes, *["neutralised"] * one.neutralised]
+    return made
 
 
-def _branch(rendered: Rendered, weights: list[float], role: str, facts: dict[str, Any]) -> tuple[Branch, tuple[int, int]]:
-    """One branch with its learnt tokens and its last learnt span. Adds to `facts` the answers learnt and how many of them with their stop token."""
-    learnt: list[int] = []
-    scale: list[float] = []
+def _branch(rendered: Rendered, weights: list[float], role: str, facts: dict[str, Any]) -> EncodedBranch:
+    """One branch. Adds to `facts` the answers learnt, how many of them with their stop token, and the first branch's last learnt span."""
+    spans: list[Span] = []
     last = (0, 0)
     for (first, after), stop, weight in zip(rendered.spans, rendered.stop_index, weights, strict=True):
         if weight <= 0:
             continue
-        places = range(max(first, 1), after)  # the very first token is predicted from nothing
-        learnt += places
-        scale += [weight] * len(places)
-        last = (max(first, 1), after)
+        last = (max(first, 1), after)  # the very first token is predicted from nothing
+        if last[0] < after:
+            spans.append((*last, weight))
         facts["answers"] += 1
-        facts["stops_learnt"] += stop is not None and stop in places
-    return Branch(rendered.ids[: learnt[-1] + 1] if learnt else [], learnt, scale, role=role), last
+        facts["stops_learnt"] += stop is not None and last[0] <= stop < after
+    facts.setdefault("last_span", last)
+    return EncodedBranch(rendered.ids[: spans[-1][1]] if spans else [], spans, role)
 
 
-def _cut(branch: Branch, max_tokens: int, span: tuple[int, int]) -> tuple[int, int] | None:
-    """Take the middle out of the span until the branch fits, and return the new span. None where too little would stay; nothing is changed then."""
-    first, after = span
+def _cut(branch: EncodedBranch, max_tokens: int) -> bool:
+    """Take the middle out of the last span until the branch fits. False where too little would stay; nothing is changed then."""
+    first, after, weight = branch.spans[-1]
     excess = len(branch.tokens) - max_tokens
     keep = after - first - excess
     if keep < FEWEST_ANSWER_TOKENS:
-        return None
+        return False
     head = first + (keep + 1) // 2
     branch.tokens = branch.tokens[:head] + branch.tokens[head + excess :]
-    kept = [(i if i < head else i - excess, w) for i, w in zip(branch.learnt, branch.weights, strict=True) if not head <= i < head + excess]
-    branch.learnt, branch.weights = [i for i, _ in kept], [w for _, w in kept]
-    return first, after - excess
+    branch.spans[-1] = (first, after - excess, weight)
+    return True

@@ -2,133 +2,134 @@
 
 `inspect` is the only door of this room for a run. It refuses data from which nothing would be learnt: no usable row, no learnt token, or no
 answer whose stop token is learnt (a model trained so never stops). What is merely odd becomes a warning in the report.
+
+The rows go through `pipeline` into a store of columns, kept between runs where the set is large (`token_cache`); `reporting` makes the report of it.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import math
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import DataConfig
-from tunewright.core.errors import DataError, problem
-from tunewright.core.types import ROW_KINDS, Conversation, Judged, Message, PlainText, Preference, Row, Sample
-from tunewright.core.words import say
-from tunewright.data.encoding import Encoded, encode
-from tunewright.data.reading import RawFile, RawRow, data_files, read
-from tunewright.data.shaping import Dropped, shape
-from tunewright.data.splitting import question_key, split_indices, wanted_rows
+from tunewright.core.errors import DataError, problem, raise_all
+from tunewright.core.registry import formats
+from tunewright.core.types import Origin, Row, Sample
+from tunewright.data import catalogue, mixing, reporting, token_cache
+from tunewright.data.checks import Finding, stops
+from tunewright.data.pipeline import Features, Gathered, Recipe, Source, Staff, gather, worker_count
+from tunewright.data.reading import RawRow, RawStream, stream
+from tunewright.data.reporting import shared_prefix
+from tunewright.data.shaping import LOOKED_AT, Shaper
+from tunewright.data.splitting import joined, split_groups, wanted_rows
+from tunewright.data.token_store import Rows, Samples, Store, Writer
+from tunewright.models.light import Light
 
 if TYPE_CHECKING:
     from tunewright.models.rendering import Renderer
 
-EXAMPLES, LISTED = 5, 1000
-EXAMPLE_TOKENS = 600
-ENTRY_KEYS = {"file", "format", "columns", "weight"}
+COUNTED = {"nothing_learnt", "no_stop", "empty", "too_long", "dropped"}
+"""Findings that are counts of what happened. A stop among them ends a run; one that is a guess from the wording of rows (exchanged roles) is a warning
+there, because nobody could overrule it."""
+ENTRY_KEYS = {"file", "format", "columns", "weight", *mixing.KEYS}
+
+
+__all__ = ["DataSet", "inspect", "shared_prefix"]
 
 
 @dataclass
 class DataSet:
-    """What a run trains on and measures with. `train[i]` was made from `train_rows[i]`; without tokens the sample lists are empty."""
+    """What a run trains on and measures with. `train[i]` was made from `train_rows[i]`; without tokens the sample lists are empty.
 
-    train: list[Sample]
-    held_out: list[Sample]
-    train_rows: list[Row]
-    held_out_rows: list[Row]
+    The sequences are read from a store whenever they are asked: `len`, an index, a slice and a loop cost what they touch.
+    """
+
+    train: Sequence[Sample]
+    held_out: Sequence[Sample]
+    train_rows: Sequence[Row]
+    held_out_rows: Sequence[Row]
     report: dict[str, Any]
 
 
 @dataclass
-class _Source:
-    """Rows of all files of one place, before tokens."""
+class _Entry:
+    """An entry of `data.train`, or the held-out file, with its files found."""
 
-    rows: list[Row] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-    rows_read: int = 0
-    files: list[RawFile] = field(default_factory=list)
-    formats: list[str] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
+    found: list[catalogue.ResolvedEntry]
+    given: dict[str, Any]
+    number: int
+    held: bool
 
 
-def inspect(config: DataConfig, renderer: Renderer | None, context_length: int | None = None, seed: int = 0, needs_tokens: bool = True) -> DataSet:
-    """Read, shape, encode and split the data of a run, and report on it (keys in `docs/data.md`).
+def inspect(
+    config: DataConfig, renderer: Renderer | None, context_length: int | None = None, seed: int = 0, needs_tokens: bool = True,
+    *, workers: int | str | None = None, refuse: bool = True, check: bool = True,
+) -> DataSet:  # fmt: skip
+    """Read, shape, encode, check and split the data of a run, and report on it (keys in `docs/data.md`).
 
     `context_length` is the model's, in tokens; `config.max_tokens` may only lower it. Without tokens (`needs_tokens` False, or no renderer)
-    nothing is encoded and the token counts of the report are None. Raises DataError for everything that would make the run worthless.
+    nothing is encoded and the token counts of the report are None. `workers` is `engine.threads`: how many processes a large set may use.
+    Raises DataError for everything that would make the run worthless; with `refuse` False only for files that cannot be read. `check` False leaves out
+    the checks of the rows.
     """
-    source = _load(config)
-    place = _held_out_file(config)
-    other = _load(config.model_copy(update={"train": place, "limit": None})) if place is not None else None
+    started = time.perf_counter()
+    entries = _entries(config)
     tokens = needs_tokens and renderer is not None
     limits = [n for n in (config.max_tokens, context_length) if n is not None]
-    made, rows = _encoded(source, renderer if tokens else None, min(limits, default=None), config)
-    made_other, rows_other = _encoded(other, renderer if tokens else None, min(limits, default=None), config) if other else (Encoded([], []), [])
-    if not rows:
-        raise DataError(problem("E-DATA-12", _first_file(source), rows=source.rows_read, reasons=_reason_line(source.dropped)))
-    warnings: list[str] = []
-    chosen = _choose(rows, config, seed, warnings) if other is None else set()
-    train_rows = [row for i, row in enumerate(rows) if i not in chosen]
-    held_rows = [row for i, row in enumerate(rows) if i in chosen] if other is None else rows_other
-    train = _numbered(s for i, s in enumerate(made.samples) if i not in chosen)
-    held = _numbered(s for i, s in enumerate(made.samples) if i in chosen) if other is None else _numbered(made_other.samples)
-    report = _counts(source, rows) | _question_counts(train_rows, held_rows)
-    report |= {"train": len(train_rows), "held_out": len(held_rows), "held_out_dropped": len(other.dropped) if other else 0}
-    notes = source.notes + made.notes
-    report |= _token_report(train, renderer) if tokens and renderer is not None else dict.fromkeys(TOKEN_KEYS)
-    if tokens:
-        _refuse_worthless(report, source)
-    report["notes"] = {key: count for key, count in sorted(notes.items()) if count and key not in ROW_KINDS.values()}
-    report["warnings"] = warnings + _warnings(report)
-    return DataSet(train, held, train_rows, held_rows, report)
+    light = Light.of(renderer.tokenizer) if renderer is not None and tokens else None
+    recipe = _recipe(config, renderer if tokens else None, light, min(limits, default=None), check)
+    files = list(dict.fromkeys(path for entry in entries for one in entry.found for path in one.files))
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    run = _Run(config, renderer if tokens else None, recipe, entries, seed, worker_count(size, workers) if light or not tokens else 0)
+    if size >= token_cache.SMALLEST_BYTES and (light or not tokens) and _is_ours(entries):
+        key = token_cache.key_of(_key_facts(config, recipe, light, seed, renderer), [*files, *_registries(config, entries)])
+        store, was_kept = token_cache.kept(key, run.build)
+    else:
+        store, was_kept = run.build(None), False
+    report, findings = reporting.report_of(store, renderer if tokens else None)
+    report["rendering"] = renderer.proof().as_dict() if renderer is not None and tokens else None
+    report["preparation"] = {"seconds": round(time.perf_counter() - started, 3), "from_cache": was_kept, "workers": 0 if was_kept else run.count}
+    if refuse:
+        _refuse_worthless(report, findings, config.accept)
+    train, held = store.columns["train"], store.columns["held_out"]
+    lists = (Samples(store, train), Samples(store, held)) if tokens else (Samples(store, train[:0]), Samples(store, held[:0]))
+    return DataSet(*lists, Rows(store, train), Rows(store, held), report)
 
 
-# ---- rows
+# ---- what is to be read
 
 
-def _load(config: DataConfig) -> _Source:
-    """All rows of `config.train`, limited to the first `config.limit`."""
-    entries = config.train if isinstance(config.train, list) else [config.train]
-    source = _Source()
-    for number, entry in enumerate(entries):
+def _entries(config: DataConfig) -> list[_Entry]:
+    """The entries of `config.train` and the held-out file, resolved."""
+    listed = config.train if isinstance(config.train, list) else [config.train]
+    if not listed:
+        raise DataError(problem("E-DATA-01", "data.train", file="data.train", here=str(Path.cwd())))
+    found = []
+    for number, entry in enumerate(listed):
         known = {"file": entry} if isinstance(entry, str) else entry
         if not isinstance(known.get("file"), str) or set(known) - ENTRY_KEYS:
             raise DataError(problem("E-DATA-19", f"data.train[{number}]", keys=", ".join(map(str, known)), known=", ".join(sorted(ENTRY_KEYS))))
-        _load_entry(source, known, config)
-    if not entries:
-        raise DataError(problem("E-DATA-01", "data.train", file="data.train", here=str(Path.cwd())))
-    return source
+        weight = known.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+            raise DataError(problem("E-DATA-20", str(known["file"]), weight=weight))
+        mixing.require_sensible(known, f"data.train[{number}]")
+        found.append(_resolved(known, config, number, held=False))
+    place = _held_out_file(config)
+    return found + ([_resolved({"file": place}, config, len(listed), held=True)] if place is not None else [])
 
 
-def _load_entry(source: _Source, entry: dict[str, Any], config: DataConfig) -> None:
-    weight = entry.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
-        raise DataError(problem("E-DATA-20", str(entry["file"]), weight=weight))
-    for path in data_files(entry["file"], config.dir):
-        file = read(path)
-        left = len(file.rows) if config.limit is None else max(0, config.limit - source.rows_read)
-        raw: list[RawRow] = file.rows[:left]
-        source.files.append(file)
-        if not raw:
-            continue
-        # The format is told from the file, not from the few rows that a limit leaves.
-        name = str(entry.get("format", config.format))
-        shaped = shape(raw, name, entry.get("columns", config.columns))
-        source.rows_read += len(raw)
-        source.rows += [_finished(row, config.system, float(weight)) for row in shaped.rows]
-        source.dropped += shaped.dropped
-        source.formats.append(shaped.format)
-        source.notes += shaped.notes
-
-
-def _finished(row: Row, system: str | None, weight: float) -> Row:
-    """The row with the run's system prompt where it brings none, and its source's weight."""
-    if isinstance(row, Conversation) and system and not (row.messages and row.messages[0].role == "system"):
-        row = replace(row, messages=[Message("system", system), *row.messages])
-    return replace(row, weight=row.weight * weight) if weight != 1 else row
+def _resolved(known: dict[str, Any], config: DataConfig, number: int, held: bool) -> _Entry:
+    asked = {"file": known["file"], "weight": known.get("weight", 1.0), "format": known.get("format", config.format)}
+    asked["columns"] = known.get("columns", config.columns)
+    return _Entry(catalogue.resolve(asked, config.dir), known, number, held)
 
 
 def _held_out_file(config: DataConfig) -> str | None:
@@ -147,173 +148,192 @@ def _number(value: float | str | None) -> float | None:
     return None
 
 
-def _choose(rows: list[Row], config: DataConfig, seed: int, warnings: list[str]) -> set[int]:
-    """Indices of the held-out rows."""
-    number = _number(config.held_out)
-    chosen = split_indices([question_key(row) for row in rows], number, seed)
-    wanted = wanted_rows(number, len(rows))
-    if len(chosen) < wanted:
-        warnings.append(say("data.warning.held_out_short", wanted=wanted, found=len(chosen)))
-    return set(chosen)
+def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, max_tokens: int | None, check: bool) -> Recipe:
+    control = sorted(str(token.content) for token in renderer.tokenizer.added_tokens_decoder.values()) if renderer is not None else []
+    state = light.state() if light is not None else None
+    return Recipe(
+        state,
+        renderer.extra_stop_ids if renderer is not None else [],
+        max_tokens,
+        config.oversize,
+        config.system,
+        config.wording,
+        config.labels,
+        control,
+        check,
+    )
 
 
-def _encoded(source: _Source, renderer: Renderer | None, max_tokens: int | None, config: DataConfig) -> tuple[Encoded, list[Row]]:
-    """Samples of a source and the rows they were made from; what cannot be encoded joins the dropped."""
-    if renderer is None:
-        return Encoded([], []), source.rows
-    made = encode(source.rows, renderer, max_tokens=max_tokens, oversize=config.oversize)
-    source.dropped += made.dropped
-    return made, [source.rows[sample.index] for sample in made.samples]
+def _is_ours(entries: list[_Entry]) -> bool:
+    """Whether every format is a module of this package: of others' functions nobody knows when they change."""
+    formats.load()
+    return all(entry.function.__module__.startswith("tunewright.") for entry in formats)
 
 
-def _numbered(samples: Any) -> list[Sample]:
-    """The samples with indices of their own list."""
-    found = list(samples)
-    for index, sample in enumerate(found):
-        sample.index = index
-    return found
+def _registries(config: DataConfig, entries: list[_Entry]) -> list[Path]:
+    """The dataset_info.json files that names were looked up in."""
+    if not any(one.name for entry in entries for one in entry.found):
+        return []
+    places = [config.dir] if config.dir is not None else list(catalogue.DEFAULT_PLACES)
+    return [path for place in places if (path := Path(place).expanduser() / catalogue.REGISTRY).is_file()]
 
 
-# ---- the report
+def _key_facts(config: DataConfig, recipe: Recipe, light: Light | None, seed: int, renderer: Renderer | None) -> dict[str, Any]:
+    """Everything besides the files that decides what is in the store."""
+    from tunewright import __version__
 
-
-def _first_file(source: _Source) -> str:
-    return str(source.files[0].path) if source.files else "data.train"
-
-
-def _reason_line(dropped: Sequence[Dropped]) -> str:
-    counted = Counter(one.reason for one in dropped).most_common()
-    return ", ".join(f"{count} {reason_text(reason)}" for reason, count in counted) or "-"
-
-
-def reason_text(reason: str) -> str:
-    """The sentence of a reason; the key itself for one that an outside format brought."""
-    key = f"data.reason.{reason}"
-    found = say(key)
-    return reason if found == key else found
-
-
-def _counts(source: _Source, rows: Sequence[Row]) -> dict[str, Any]:
-    reasons: dict[str, dict[str, Any]] = {}
-    for one in source.dropped:
-        entry = reasons.setdefault(one.reason, {"count": 0, "what": reason_text(one.reason), "examples": []})
-        entry["count"] += 1
-        if len(entry["examples"]) < EXAMPLES:
-            entry["examples"].append(str(one.origin))
-    listed = sorted(source.dropped, key=lambda d: (d.origin.file, d.origin.line))[:LISTED]
+    told = {**asdict(recipe), "tokenizer": light.fingerprint() if light else None, "stop_ids": sorted(renderer.stop_ids) if renderer else []}
+    dated = bool(light) and "strftime_now" in str(light.chat_template if light else "")
     return {
-        "rows_read": source.rows_read,
-        "rows_kept": len(rows),
-        "rows_dropped": len(source.dropped),
-        "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0]))),
-        "dropped": {"total": len(source.dropped), "rows": [str(one) for one in listed]},
-        "format": ", ".join(dict.fromkeys(source.formats)),
-        "files": [str(file.path) for file in source.files],
-        "encoding": ", ".join(dict.fromkeys(file.encoding for file in source.files)),
-    }
+        "config": config.model_dump(mode="json", exclude={"accept"}), "recipe": told, "seed": seed, "template": renderer.template_name if renderer else None,
+        "version": __version__, "today": time.strftime("%Y-%m-%d") if dated else "", "folder": str(Path.cwd()),
+    }  # fmt: skip
 
 
-def _question_counts(train_rows: Sequence[Row], held_rows: Sequence[Row]) -> dict[str, Any]:
-    """Exact duplicates among all rows, and held-out questions that are also trained on."""
-    whole = Counter(_whole_key(row) for row in [*train_rows, *held_rows])
-    trained = {question_key(row) for row in train_rows}
-    overlap = sum(question_key(row) in trained for row in held_rows)
-    return {"duplicates": sum(count - 1 for count in whole.values()), "held_out_overlap": overlap}
+# ---- the work
 
 
-def _whole_key(row: Row) -> str:
-    if isinstance(row, PlainText):
-        return row.text
-    turns = [*row.prompt, *row.chosen, Message("rejected", ""), *row.rejected] if isinstance(row, Preference) else row.messages
-    label = str(row.good) if isinstance(row, Judged) else ""
-    return "\x1e".join([*(f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}" for m in turns), label])
+class _Run:
+    """One set being built."""
+
+    def __init__(self, config: DataConfig, renderer: Renderer | None, recipe: Recipe, entries: list[_Entry], seed: int, count: int):
+        self.config, self.renderer, self.recipe, self.entries, self.seed, self.count = config, renderer, recipe, entries, seed, count
+        self.formats: list[str] = []
+        self.encodings: list[str] = []
+        self.left = config.limit
+        self._opened: list[tuple[RawStream, bool]] = []
+
+    def build(self, folder: Path | None) -> Store:
+        """Read everything, split it and describe it, into a folder or in memory."""
+        files: list[str] = []
+        with Writer(folder) as writer:
+            with Staff(self.recipe, self.renderer, self.count) as staff, Features() as features:
+                gathered = gather(self._sources(), staff, writer, features, files)
+                warned = self._split(gathered, writer)
+                found = reporting.checked(features, writer, staff.here.checks, files)
+            for notes in [
+                *(s.notes for s, held in self._opened if not held),
+                *(one.notes.notes for e in self.entries if not e.held for one in e.found),
+            ]:
+                gathered.train.notes.update(notes)
+            facts = reporting.facts_of(gathered, writer, self.renderer, files, self.formats, self.encodings) | {"checked": found, **warned}
+            return writer.finish({"files": files, "facts": facts})
+
+    def _sources(self) -> Iterator[Source]:
+        for entry in self.entries:
+            for one in entry.found:
+                yield from self._files_of(entry, one)
+
+    def _files_of(self, entry: _Entry, one: catalogue.ResolvedEntry) -> Iterator[Source]:
+        drawn = Counter(self._drawn(one)) if one.limit is not None else None
+        offset = [0]
+        seen: set[str] = set()
+        for place, path in enumerate(one.files):
+            if self.left == 0 and not entry.held:
+                return
+            opened = _open(one, path)
+            self._opened.append((opened, entry.held))
+            rows = iter(opened.rows) if drawn is None else _picked(iter(opened.rows), drawn, offset)
+            name, there = None, list[str]()
+            if one.convert is None:
+                name, rows, there = self._format_of(one, rows)
+            if not entry.held:
+                self.formats.append(name or one.format)
+                self.encodings.append(opened.encoding)
+            finish = functools.partial(_after, one, there, seen, place == len(one.files) - 1)
+            limited = ((row.value, row.origin) for row in rows) if entry.held else self._limited(rows)
+            yield Source(str(path), limited, name, dict(one.columns), one.weight, entry.number, entry.held, one.convert, finish)
+
+    def _limited(self, rows: Iterator[RawRow]) -> Iterator[tuple[Any, Origin]]:
+        for row in rows:
+            if self.left == 0:
+                return
+            if self.left is not None:
+                self.left -= 1
+            yield row.value, row.origin
+
+    def _format_of(self, one: catalogue.ResolvedEntry, rows: Iterator[RawRow]) -> tuple[str, Iterator[RawRow], list[str]]:
+        """The format's name, all rows again and the first rows' columns. It is told from the file's first rows, not from the few that a limit leaves."""
+        first = list(islice(rows, LOOKED_AT))
+        there = list(dict.fromkeys(key for row in first if isinstance(row.value, dict) for key in row.value))
+        try:
+            name = Shaper(first, one.format, one.columns, wording=self.config.wording, labels=self.config.labels).format
+        except DataError:
+            # A column that was named and does not exist is the cause, not the format.
+            every = {key for row in chain(first, rows) if isinstance(row.value, dict) for key in row.value}
+            _require_columns(one.columns, every, there)
+            raise
+        return name, chain(first, rows), there
+
+    def _drawn(self, one: catalogue.ResolvedEntry) -> list[int]:
+        """Which of an entry's rows its `num_samples` takes."""
+        total = sum(1 for path in one.files for _ in _open(one, path).rows)
+        return catalogue.chosen_rows(total, one.limit, one.name)
+
+    def _split(self, gathered: Gathered, writer: Writer) -> dict[str, Any]:
+        """Write which rows are trained on and which held out. Returns what was asked for and cannot be had."""
+        import numpy as np
+
+        number, count = _number(self.config.held_out), gathered.num_train
+        rows = np.arange(len(gathered.keys), dtype="<i8")
+        short: dict[str, Any] = {}
+        held = rows[count:]
+        if not any(entry.held for entry in self.entries) and count:
+            groups = joined(gathered.keys[:, 1], gathered.keys[:, 3])
+            held = split_groups(groups, number, self.seed)
+            wanted = wanted_rows(number, count)
+            short = {"held_out_short": [wanted, len(held)]} if len(held) < wanted else {}
+        is_held = np.zeros(len(rows), bool)
+        is_held[held] = True
+        train = rows[:count][~is_held[:count]]
+        mixed, said = mixing.mixed(train, writer.column("source"), [e.given for e in self.entries if not e.held], self.config, self.seed)
+        writer.put("train", mixed.astype("<i8").tobytes())
+        writer.put("held_out", held.astype("<i8").tobytes())
+        return short | ({"mixing": said} if said else {})
 
 
-TOKEN_KEYS = (
-    "tokens_total",
-    "learnt_tokens",
-    "learnt_share",
-    "answers",
-    "stop_learnt_share",
-    "length_percentiles",
-    "shared_prefix",
-    "example",
-    "template",
-)
+def _open(one: catalogue.ResolvedEntry, path: Path) -> RawStream:
+    """The rows of a file; a text file of the format `documents` is one row."""
+    return stream(path, whole=True) if one.convert is None and one.format == "documents" else one.stream(path)
 
 
-def _token_report(samples: Sequence[Sample], renderer: Renderer) -> dict[str, Any]:
-    """The keys of TOKEN_KEYS, over the rows that are trained on."""
-    sequences = [branch.tokens for sample in samples for branch in sample.branches]
-    total = sum(map(len, sequences))
-    learnt = sum(len(branch.learnt) for sample in samples for branch in sample.branches)
-    answers = sum(sample.facts["answers"] for sample in samples)
-    stops = sum(sample.facts["stops_learnt"] for sample in samples)
-    return {
-        "tokens_total": total,
-        "learnt_tokens": learnt,
-        "learnt_share": learnt / total if total else 0.0,
-        "answers": answers,
-        "stop_learnt_share": stops / answers if answers else 0.0,
-        "length_percentiles": _percentiles([len(s) for s in sequences]),
-        "shared_prefix": shared_prefix(sequences),
-        "example": _example(samples[0], renderer) if samples else None,
-        "template": renderer.template_name,
-    }
+def _picked(rows: Iterator[RawRow], wanted: Counter[int], offset: list[int]) -> Iterator[RawRow]:
+    """Row i as often as `wanted` says. `offset[0]` counts rows over the files of an entry."""
+    for row in rows:
+        yield from [row] * wanted[offset[0]]
+        offset[0] += 1
 
 
-def _percentiles(lengths: list[int]) -> dict[str, int]:
-    """Nearest-rank percentiles of lengths in tokens."""
-    ordered = sorted(lengths) or [0]
-    ranks = {name: ordered[max(0, math.ceil(share * len(ordered)) - 1)] for name, share in (("50", 0.5), ("90", 0.9), ("99", 0.99))}
-    return {"min": ordered[0], **ranks, "max": ordered[-1]}
+def _after(one: catalogue.ResolvedEntry, there: list[str], seen: set[str], last: bool, found: set[str]) -> None:
+    """After a file: every column that was named has been seen."""
+    seen |= found
+    if one.convert is None:
+        _require_columns(one.columns, found, there)
+    elif last:
+        one.check_columns(seen)
 
 
-def shared_prefix(sequences: Sequence[list[int]]) -> dict[str, float | int]:
-    """Token rows of all sequences, and how many are left when every common beginning is computed once (the size of their trie)."""
-    ordered = sorted(sequences)
-    logical = sum(map(len, ordered))
-    shared = sum(_common(one, two) for one, two in pairwise(ordered))
-    return {"rows_logical": logical, "rows_physical_estimate": logical - shared, "share": shared / logical if logical else 0.0}
+def _require_columns(columns: dict[str, str], found: set[str], there: list[str]) -> None:
+    """Raise DataError for renamed columns that no row of a file has. `there` are the first rows' columns, for the message."""
+    problems = []
+    for ours, theirs in columns.items():
+        if theirs not in found:
+            close = difflib.get_close_matches(theirs, sorted({*there, *found}), n=1)
+            shown = ", ".join(map(str, there[:20]))
+            problems.append(problem("E-DATA-11", f"data.columns.{ours}", column=theirs, guess=close[0] if close else "-", columns=shown))
+    raise_all(problems, DataError)
 
 
-def _common(one: list[int], two: list[int]) -> int:
-    """Length of the common beginning, by halving: comparing slices is much faster than comparing items."""
-    low, high = 0, min(len(one), len(two))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[low:middle] == two[low:middle] else (low, middle - 1)
-    return low
-
-
-def _example(sample: Sample, renderer: Renderer) -> dict[str, Any]:
-    """One sample decoded, cut into runs of learnt and not learnt tokens."""
-    branch = sample.branches[0]
-    learnt = set(branch.learnt)
-    runs: list[tuple[bool, list[int]]] = []
-    for index, token in enumerate(branch.tokens[:EXAMPLE_TOKENS]):
-        if not runs or runs[-1][0] != (index in learnt):
-            runs.append((index in learnt, []))
-        runs[-1][1].append(token)
-    pieces = [{"text": renderer.decode(ids), "learnt": is_learnt} for is_learnt, ids in runs]
-    return {"origin": str(sample.origin), "pieces": pieces, "cut": len(branch.tokens) > EXAMPLE_TOKENS}
-
-
-def _refuse_worthless(report: dict[str, Any], source: _Source) -> None:
-    if not report["learnt_tokens"]:
-        raise DataError(problem("E-DATA-13", _first_file(source), rows=report["rows_kept"]))
-    if not report["stop_learnt_share"]:
-        raise DataError(problem("E-DATA-14", _first_file(source), answers=report["answers"]))
-
-
-def _warnings(report: dict[str, Any]) -> list[str]:
-    """Sentences for what is odd but can be trained."""
-    found = [say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"])] if report["rows_dropped"] else []
-    for key in ("duplicates", "held_out_overlap"):
-        if report[key]:
-            found.append(say(f"data.warning.{key}", count=report[key]))
-    if report["stop_learnt_share"] is not None and report["stop_learnt_share"] < 1:
-        found.append(say("data.warning.stop_share", share=f"{report['stop_learnt_share']:.0%}"))
-    if report["template"] == "plain":
-        found.append(say("data.warning.plain_template"))
-    return found + [say(f"data.note.{key}", count=count) for key, count in report["notes"].items()]
+def _refuse_worthless(report: dict[str, Any], findings: Sequence[Finding], accepted: Sequence[str] = ()) -> None:
+    """Raise DataError for data from which a run could not learn."""
+    place = report["files"][0] if report["files"] else "data.train"
+    if not report["rows_kept"]:
+        reasons = ", ".join(f"{entry['count']} {entry['what']}" for entry in report["reasons"].values())
+        raise DataError(problem("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-"))
+    if report["tokens_total"] is not None:
+        if not report["learnt_tokens"]:
+            raise DataError(problem("E-DATA-13", place, rows=report["rows_kept"]))
+        if not report["stop_learnt_share"]:
+            raise DataError(problem("E-DATA-14", place, answers=report["answers"]))
+    stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]
+    raise_all((problem("E-DATA-61", place, what=f.what(), do=f.remedy(), name=f.key) for f in stopping), DataError)

@@ -2,13 +2,15 @@
 
 The format is told from the first rows: every registered format says how much each of them resembles it, and the highest sum wins. A tie, or
 nothing at all, is an error that lists the columns that were found and what each format needs; `data.format` and `data.columns` decide then.
+
+`Shaper` converts one row at a time, for sets that are streamed; `shape` converts a list.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunewright.core.errors import DataError, problem
@@ -18,6 +20,7 @@ from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.reading import RawRow
 
 LOOKED_AT = 100
+SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 60
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,62 @@ class Shaped:
     notes: Counter[str]
 
 
-def shape(raw: Sequence[RawRow], format_name: str = "auto", columns: dict[str, str] | None = None) -> Shaped:
+class Shaper:
+    """Rows of one source in one format, one at a time. `first` are its first rows (up to LOOKED_AT), from which `auto` tells the format.
+
+    Raises DataError for a format that is unknown, ambiguous or absent. `format` is the name, `notes` counts what was converted.
+    """
+
+    def __init__(
+        self,
+        first: Sequence[RawRow],
+        format_name: str = "auto",
+        columns: Mapping[str, str] | None = None,
+        *,
+        wording: str | None = None,
+        labels: Sequence[str] | None = None,
+    ):
+        self._columns = Columns(columns, wording, labels)
+        self.format = detect(first, self._columns) if format_name == "auto" else format_name
+        entry = formats.get(self.format)
+        if entry is None:
+            guess = formats.guess(self.format) or "auto"
+            raise DataError(problem("E-DATA-10", "data.format", name=self.format, guess=guess, known=", ".join(formats.names())))
+        self._function = entry.function
+
+    @property
+    def notes(self) -> Counter[str]:
+        """What was converted so far, counted: keys of `data.note.*`."""
+        return self._columns.notes
+
+    def row(self, raw: RawRow) -> Row | Dropped:
+        """One row, or why it cannot be used."""
+        made = self._function(raw.value, raw.origin, self._columns)
+        if not isinstance(made, Unusable):
+            return made
+        return Dropped(raw.origin, made.reason, printable(made.detail))
+
+
+def shape(
+    raw: Sequence[RawRow],
+    format_name: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    *,
+    wording: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> Shaped:
     """Rows in the named or detected format. Raises DataError for a format that is unknown, ambiguous or absent, and for columns that do not exist."""
-    named = Columns(columns)
-    _check_columns(raw, named)
-    chosen = detect(raw, named) if format_name == "auto" else format_name
-    entry = formats.get(chosen)
-    if entry is None:
-        raise DataError(problem("E-DATA-10", "data.format", name=chosen, guess=formats.guess(chosen) or "auto", known=", ".join(formats.names())))
+    check_columns(raw, columns)
+    shaper = Shaper(raw[:LOOKED_AT], format_name, columns, wording=wording, labels=labels)
     rows: list[Row] = []
-    dropped = []
+    dropped: list[Dropped] = []
     for one in raw:
-        made = entry.function(one.value, one.origin, named)
-        if isinstance(made, Unusable):
-            dropped.append(Dropped(one.origin, made.reason, made.detail))
+        made = shaper.row(one)
+        if isinstance(made, Dropped):
+            dropped.append(made)
         else:
             rows.append(made)
-    return Shaped(rows, dropped, chosen, named.notes)
+    return Shaped(rows, dropped, shaper.format, shaper.notes)
 
 
 def detect(raw: Sequence[RawRow], columns: Columns) -> str:
@@ -70,11 +112,23 @@ def detect(raw: Sequence[RawRow], columns: Columns) -> str:
     if len(winners) == 1:
         return winners[0]
     where = raw[0].origin.file if raw else "data.train"
-    found = ", ".join(map(str, _columns(raw)[:20])) or f"- ({type(raw[0].value).__name__})"
+    found = _shown(_columns(raw)) or f"- ({type(raw[0].value).__name__ if raw else '-'})"
     needs = "; ".join(f"{entry.name}: {entry.facts.get('needs', '?')}" for entry in formats)
     if winners:
         raise DataError(problem("E-DATA-09", where, formats=", ".join(winners), columns=found, needs=needs))
     raise DataError(problem("E-DATA-08", where, columns=found, needs=needs))
+
+
+def printable(text: str) -> str:
+    """A text that any terminal and any file can take: half characters and control characters are written as escapes."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def _shown(names: Iterable[str]) -> str:
+    """Names of columns for a message: not too many, not too long."""
+    listed = list(names)
+    cut = [printable(name[:SHOWN_CHARACTERS]) + ("..." if len(name) > SHOWN_CHARACTERS else "") for name in listed[:SHOWN_COLUMNS]]
+    return ", ".join([*cut, "..."] if len(listed) > SHOWN_COLUMNS else cut)
 
 
 def _columns(raw: Sequence[RawRow]) -> list[str]:
@@ -82,16 +136,16 @@ def _columns(raw: Sequence[RawRow]) -> list[str]:
     return list(dict.fromkeys(name for one in raw[:LOOKED_AT] if isinstance(one.value, dict) for name in one.value))
 
 
-def _check_columns(raw: Sequence[RawRow], columns: Columns) -> None:
-    """Every renamed column exists in at least one row."""
+def check_columns(raw: Sequence[RawRow], columns: Mapping[str, str] | None) -> None:
+    """Every renamed column exists in at least one of the rows. Raises DataError with the closest names."""
     if not columns:
         return
     there = {name for one in raw if isinstance(one.value, dict) for name in one.value}
     problems = []
     for ours, theirs in columns.items():
         if theirs not in there:
-            close = difflib.get_close_matches(theirs, sorted(there), n=1)
-            found = ", ".join(_columns(raw)[:20])
-            problems.append(problem("E-DATA-11", f"data.columns.{ours}", column=theirs, guess=close[0] if close else "-", columns=found))
+            close = difflib.get_close_matches(theirs, sorted(there)[:1000], n=1)
+            guess = _shown(close) or "-"
+            problems.append(problem("E-DATA-11", f"data.columns.{ours}", column=theirs, guess=guess, columns=_shown(_columns(raw))))
     if problems:
         raise DataError(problems)

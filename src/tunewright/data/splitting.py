@@ -1,19 +1,40 @@
-"""Which rows are held out: by a hash of the question, so that the same question never stands on both sides.
+"""Which rows are held out: by a hash of the question, so that rows that belong together never stand on both sides.
 
-The order in which questions are chosen depends on the seed and the question alone, not on the other rows. Questions are taken in that order as
-long as they fit, so the count is met exactly unless repeated questions make that impossible. Rows for training always remain.
+Together belong: rows whose first question (with its system prompt) is the same up to case and white space, which covers duplicates and the growing
+copies of one dialogue, and rows with the same conversation id where the data has one. The order in which such groups are chosen depends on the seed
+and the question alone, not on the other rows. Groups are taken in that order as long as they fit, so the count is met exactly unless large groups
+make that impossible. Rows for training always remain.
+
+Keys are 64-bit hashes, so that two million rows take 64 MB: two of so many texts collide with a chance of one in nine million, and then two
+questions merely stand on the same side.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import DataError, problem
 from tunewright.core.seeds import stream_seed
-from tunewright.core.types import PlainText, Row
+from tunewright.core.types import Judged, Message, PlainText, Preference, Row
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEFAULT_SHARE = 0.1
 FEWEST_ROWS = 20
+KEYS = ("question", "group", "whole", "conversation")
+CONVERSATION_IDS = ("conversation_id", "dialogue_id", "dialog_id", "conv_id", "thread_id", "session_id")
+"""Columns that say which rows are parts of one dialogue."""
+
+
+# ---- keys of a row
+
+
+def normalised(text: str) -> str:
+    """`text` without differences of case and white space."""
+    return " ".join(text.casefold().split())
 
 
 def question_key(row: Row) -> str:
@@ -21,6 +42,50 @@ def question_key(row: Row) -> str:
     if isinstance(row, PlainText):
         return row.text
     return "\x1e".join(f"{m.role}\x1f{m.content}" for m in row.question())
+
+
+def normalised_question(row: Row) -> str:
+    """`question_key` up to case and white space."""
+    if isinstance(row, PlainText):
+        return normalised(row.text)
+    return "\x1e".join(f"{m.role}\x1f{normalised(m.content)}" for m in row.question())
+
+
+def group_key(row: Row) -> str:
+    """What holds rows together: the system prompt and the first question, or a text, up to case and white space."""
+    if isinstance(row, PlainText):
+        return normalised(row.text)
+    asked = row.prompt if isinstance(row, Preference) else row.messages
+    first = next((i for i, m in enumerate(asked) if m.role == "user"), len(asked) - 1)
+    return "\x1e".join(f"{m.role}\x1f{normalised(m.content)}" for m in asked[: first + 1])
+
+
+def whole_key(row: Row) -> str:
+    """Everything two exact duplicates share."""
+    if isinstance(row, PlainText):
+        return row.text
+    turns = [*row.prompt, *row.chosen, Message("rejected", ""), *row.rejected] if isinstance(row, Preference) else row.messages
+    label = str(row.good) if isinstance(row, Judged) else ""
+    return "\x1e".join([*(f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}" for m in turns), label])
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def keys_of(rows: Sequence[Row], raw: Sequence[Any]) -> bytes:
+    """Four 64-bit hashes for each row, in the order of KEYS. `raw[i]` is what row i was made from; without a conversation id the last is 0."""
+    found = []
+    for row, value in zip(rows, raw, strict=True):
+        named = next((value[name] for name in CONVERSATION_IDS if isinstance(value.get(name), (str, int))), None) if isinstance(value, dict) else None
+        question, group = normalised_question(row), group_key(row)
+        first = _hash(question)
+        found += [first, first if group == question else _hash(group), _hash(whole_key(row))]
+        found.append(b"\0" * 8 if named is None else _hash(f"{type(named).__name__}:{named}"))
+    return b"".join(found)
+
+
+# ---- the split
 
 
 def wanted_rows(held_out: float | None, num_rows: int) -> int:
@@ -36,23 +101,53 @@ def wanted_rows(held_out: float | None, num_rows: int) -> int:
     return min(max(1, round(held_out * num_rows)), num_rows - 1)
 
 
-def split_indices(keys: Sequence[str], held_out: float | None, seed: int) -> list[int]:
-    """Indices of the held-out rows, ascending. `keys[i]` is the question of row i."""
-    wanted = wanted_rows(held_out, len(keys))
-    groups: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(key, []).append(index)
-    chosen: list[int] = []
-    if wanted:
-        for key in sorted(groups, key=lambda k: (stream_seed(seed, "held_out:" + k), k)):
-            if len(chosen) + len(groups[key]) <= wanted:
-                chosen += groups[key]
-            if len(chosen) == wanted:
-                break
-    return sorted(chosen)
+def split_groups(groups: np.ndarray, held_out: float | None, seed: int) -> np.ndarray:
+    """Indices of the held-out rows, ascending. Rows with the same number in `groups` (uint64) stay on one side."""
+    import numpy as np
+
+    wanted = wanted_rows(held_out, len(groups))
+    if not wanted:
+        return np.empty(0, "<i8")
+    names, which, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    rank = np.array([stream_seed(seed, f"held_out:{name:016x}") for name in names.tolist()], "<u8")
+    chosen = np.zeros(len(names), bool)
+    count = 0
+    for group in np.lexsort((names, rank)).tolist():
+        size = int(sizes[group])
+        if count + size <= wanted:
+            chosen[group] = True
+            count += size
+        if count == wanted:
+            break
+    return np.flatnonzero(chosen[which])
+
+
+def joined(groups: np.ndarray, conversations: np.ndarray) -> np.ndarray:
+    """`groups`, where rows of one conversation (0: none) and rows of one group have one number, also through a chain of others."""
+    import numpy as np
+
+    if not conversations.any():
+        return groups
+    names, group = np.unique(groups, return_inverse=True)
+    _, conversation = np.unique(conversations, return_inverse=True)
+    has = conversations != 0
+    label = np.arange(len(names))
+    while True:
+        before = label
+        lowest = np.full(int(conversation.max()) + 1, len(label))
+        np.minimum.at(lowest, conversation[has], label[group[has]])
+        label = label.copy()
+        np.minimum.at(label, group[has], lowest[conversation[has]])
+        label = label[label]  # a label's own label: chains shorten by half each round
+        if np.array_equal(label, before):
+            break
+    return names[label][group]
 
 
 def split(rows: Sequence[Row], held_out: float | None, seed: int) -> tuple[list[Row], list[Row]]:
     """Rows to train on and rows held out, each in their own order. `held_out` is a share under 1, a count, or None for the default."""
-    chosen = set(split_indices([question_key(row) for row in rows], held_out, seed))
+    import numpy as np
+
+    groups = np.frombuffer(b"".join(_hash(group_key(row)) for row in rows), "<u8")
+    chosen = set(split_groups(groups, held_out, seed).tolist())
     return [r for i, r in enumerate(rows) if i not in chosen], [r for i, r in enumerate(rows) if i in chosen]

@@ -18,13 +18,14 @@ from tunewright.core.words import say
 from tunewright.engine.forward import Policy
 from tunewright.engine.layout import choose
 from tunewright.engine.opening import computing_in, use_layout
-from tunewright.engine.optim import make_optimizer
+from tunewright.engine.optim import optimizer_for
 from tunewright.engine.placement import World
 from tunewright.engine.schedule import learning_rate_for, total_steps
 from tunewright.engine.step import Stepper
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load
 from tunewright.models.fast import accelerate
+from tunewright.models.quantised import keep_base, parameter_count
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Assembled:
     @property
     def total(self) -> int:
         """Numbers in all: base and method."""
-        return sum(q.numel() for q in self.attached.model.parameters())
+        return parameter_count(self.attached.model)
 
 
 def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_samples: int, tell: Tell, *, steps: int | None = None) -> Assembled:
@@ -55,7 +56,7 @@ def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_
     Raises ModelError, CompatError and ConfigError for what does not fit.
     """
     notes: list[str] = []
-    causal = load.load_model(folder, dtype=world.torch_dtype(), device=world.device, notes=notes)
+    causal = load.load_model(folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base)
     card = anatomy.of(causal)
     for note in [*notes, *card.notes]:
         tell.line(note)
@@ -68,6 +69,7 @@ def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_
         entry = methods.get(kind_of(config.method))
         assert entry is not None
         attached = entry.function(config.method, causal, card, base_path)
+    keep_base(attached, causal)
     objective_entry = objectives.get(kind_of(config.objective))
     assert objective_entry is not None
     objective = objective_entry.function(config.objective)
@@ -75,17 +77,19 @@ def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_
     def policy_in(layout: str) -> Any:
         return computing_in(causal, layout, Policy(attached.model, causal, layout))
 
-    layout, world.reasons["engine.layout"] = choose(config.engine, causal, attached.needs.layout, policy_in)
+    layout, world.reasons["engine.layout"] = choose(config.engine, causal, attached.needs.layout, policy_in, world.dtype)
     use_layout(causal, layout)
     steps = total_steps(config.engine, num_samples) if steps is None else steps
     rate = config.engine.learning_rate
     if rate == "auto":
-        rate = learning_rate_for(attached.learning_rate, steps, sum(q.numel() for q in causal.parameters()))
+        rate = objective.rate_factor * learning_rate_for(attached.learning_rate, steps, parameter_count(causal))
+    if attached.begin:
+        attached.begin(steps)
     world.reasons["engine.batch_size"] = say("train.batch_reason", samples=num_samples)
     world.reasons["engine.learning_rate"] = say("train.rate_reason", method=kind_of(config.method), steps=steps)
-    named = [(name, q) for name, q in attached.model.named_parameters() if q.requires_grad]
     stepper = Stepper(
-        Policy(attached.model, causal, layout), attached, objective, make_optimizer(config.engine, named), world.rows_per_pass,
+        Policy(attached.model, causal, layout), attached, objective, optimizer_for(config.engine, attached, causal), world.rows_per_pass,
         config.engine.clip, config.engine.seed, 4096.0 if world.dtype == "float16" else 1.0,
+        neftune=config.engine.neftune,
     )  # fmt: skip
     return Assembled(causal, attached, stepper, layout, rate)

@@ -6,14 +6,19 @@ its own with stock attention: it serves models whose layers are not plain attent
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tunewright.core.types import Sample, TokenTree
-from tunewright.engine.tree import build_tree, padded_rows
+from tunewright.core.types import Sample, TokenTree, VirtualPrompt
+from tunewright.engine.activation_cache import ActivationCache, spread
+from tunewright.engine.neftune import Noise
+from tunewright.engine.reference import ReferenceStore
+from tunewright.engine.tree import build_tree, padded_rows, under_root
 from tunewright.models.head import Head, label_logprobs
 from tunewright.models.tree_attention import TreePlan
 
@@ -33,6 +38,10 @@ class PassOutput:
     branch_sample: list[int]
     samples: list[Sample]
     num_rows: int
+    reference: Tensor | None = None
+    """(B,) float64: summed log-probability of each branch's learnt tokens under the model at step 0, where the objective asks for it."""
+    figures: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """What an objective found on the way, to be looked at: name -> (sum, count)."""
 
 
 def head_of(model: Any) -> Head:
@@ -43,8 +52,8 @@ def head_of(model: Any) -> Head:
     scale = (getattr(config, "logits_scaling", None) or 1.0) ** (1 if config.model_type == "hyperclovax" else -1) * (
         getattr(config, "logit_scale", None) or 1.0
     )
-    # A method may have put layers on the head (LoRA on `head`): then its forward, not its weight, is the head.
-    own = None if type(module) is nn.Linear else module
+    # A method may have put layers on the head (LoRA on `head`) or hold its weight in float32: then its forward, not its weight, is the head.
+    own = None if type(module) is nn.Linear and "forward" not in vars(module) else module
     return Head(module.weight, getattr(module, "bias", None), scale, getattr(config, "final_logit_softcapping", None), own)
 
 
@@ -57,6 +66,14 @@ class Policy(nn.Module):
         self.model = model
         self.causal = [causal]  # in a list, so that its parameters are not registered twice
         self.layout = layout
+        self.noise: Noise | None = None
+        """What is added to the input embeddings in the passes of this step that learn (`engine.neftune`)."""
+        self.cache: ActivationCache | None = None
+        """Hidden states below the lowest trained block, where only upper blocks train."""
+        self.reference: ReferenceStore | None = None
+        """Log-probabilities under the model at step 0."""
+        self.prompt_rows = 0
+        """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass; keys and values add none."""
 
     @property
     def device(self) -> torch.device:
@@ -65,23 +82,73 @@ class Policy(nn.Module):
     def forward(self, samples: list[Sample]) -> PassOutput:
         """Log-probabilities of every label of `samples`, with gradient where the model has trainable parameters."""
         tree = build_tree(samples) if self.layout == "tree" else padded_rows(samples)
-        hidden_TD = self._tree_hidden(tree) if self.layout == "tree" else self._padded_hidden(tree)
+        if self.cache is not None and not self.cache.holds():
+            self.cache = None
+        with self.cache.replaying(tree) if self.cache is not None else contextlib.nullcontext():
+            hidden_TD = self.hidden(tree)
         device = hidden_TD.device
         source, target = torch.tensor(tree.source, device=device), torch.tensor(tree.target, device=device)
         logprob_L = label_logprobs(hidden_TD, source, target, head_of(self.causal[0]))
         weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
-        rows = tree.num_rows if self.layout == "tree" else len(tree.branch_sample) * (max(tree.depth) + 1)
-        return PassOutput(logprob_L, weight_L, torch.tensor(tree.branch, device=device), tree.branch_sample, samples, rows)
+        more = self.prompt_rows
+        rows = tree.num_rows + more if self.layout == "tree" else len(tree.branch_sample) * (max(tree.depth) + 1 + more)
+        reference = self.reference.of(samples, device) if self.reference is not None else None
+        return PassOutput(logprob_L, weight_L, torch.tensor(tree.branch, device=device), tree.branch_sample, samples, rows, reference)
+
+    def hidden(self, tree: TokenTree) -> Tensor:
+        """(T, D): the rows of `tree` after the last norm."""
+        with self._noisy(tree):
+            return self._tree_hidden(tree) if self.layout == "tree" else self._padded_hidden(tree)
+
+    @contextlib.contextmanager
+    def _noisy(self, tree: TokenTree) -> Iterator[None]:
+        """Inside, the input embeddings of `tree` get the noise of this step; only while the model learns, never while it is measured or answers."""
+        if self.noise is None or not self.model.training or not torch.is_grad_enabled():
+            yield
+            return
+        noise_TD = self.noise.rows(tree, self.layout == "tree")
+        table = self.causal[0].get_input_embeddings()
+        hook = table.register_forward_hook(lambda module, given, out: out + spread(noise_TD.to(out.device), out, tree))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _body(self) -> Any:
         causal = self.causal[0]
         return getattr(causal, causal.base_model_prefix)
 
+    def _virtual(self) -> VirtualPrompt | None:
+        """What a learnt prompt puts before every branch, where the method has one."""
+        offered = getattr(self.model, "virtual_prompt", None)
+        prompt: VirtualPrompt | None = offered() if offered is not None else None
+        self.prompt_rows = prompt.num_tokens if prompt is not None and prompt.rows is not None else 0
+        return prompt
+
+    def _inputs(self, ids_BT: Tensor, prompt: VirtualPrompt | None) -> dict[str, Any]:
+        """What the body is called with: token ids, and in front of them learnt rows or, as a cache, learnt keys and values."""
+        if prompt is None:
+            return {"input_ids": ids_BT}
+        B = len(ids_BT)
+        if prompt.rows is not None:
+            embedded_BTD = self.causal[0].get_input_embeddings()(ids_BT)
+            return {"inputs_embeds": torch.cat([prompt.rows.to(embedded_BTD.dtype).expand(B, -1, -1), embedded_BTD], 1)}
+        from transformers import DynamicCache
+
+        assert prompt.keys_values is not None
+        seen = [(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in prompt.keys_values]
+        return {"input_ids": ids_BT, "past_key_values": DynamicCache(seen)}
+
     def _tree_hidden(self, tree: TokenTree) -> Tensor:
-        plan = TreePlan(tree, self.device, KEEP_BYTES, self.causal[0].config.get_text_config().num_hidden_layers)
+        """(T, D) of the tree's own rows."""
+        prompt = self._virtual()
         ids = torch.tensor([tree.token], device=self.device)
-        positions = torch.tensor([tree.position], device=self.device)
-        return self._body()(input_ids=ids, position_ids=positions, tree_plan=plan, use_cache=False).last_hidden_state[0]
+        before, unseen = (prompt.num_tokens, prompt.num_tokens if prompt.rows is None else 0) if prompt else (0, 0)
+        tree = under_root(tree, before)
+        plan = TreePlan(tree, self.device, KEEP_BYTES, self.causal[0].config.get_text_config().num_hidden_layers, unseen)
+        positions = torch.tensor([tree.position[unseen:]], device=self.device)
+        hidden = self._body()(**self._inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False).last_hidden_state[0]
+        return hidden[before - unseen :]
 
     def _padded_hidden(self, tree: TokenTree) -> Tensor:
         """(T, D): the rows of all branches one after the other, without the padding."""
@@ -94,5 +161,13 @@ class Policy(nn.Module):
             positions[row, :length] = torch.tensor(tree.position[start : start + length])
             mask[row, :length] = 1
         ids, positions, mask = ids.to(self.device), positions.to(self.device), mask.to(self.device)
-        hidden_BTD = self._body()(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
-        return hidden_BTD[mask.bool()]
+        prompt = self._virtual()
+        seen, first = mask, 0
+        if prompt is not None:
+            positions = positions + prompt.num_tokens
+            seen = torch.cat([mask.new_ones(len(mask), prompt.num_tokens), mask], 1)
+            if prompt.rows is not None:
+                first = prompt.num_tokens
+                positions = torch.cat([torch.arange(first, device=self.device).expand(len(mask), -1), positions], 1)
+        hidden_BTD = self._body()(**self._inputs(ids, prompt), position_ids=positions, attention_mask=seen, use_cache=False).last_hidden_state
+        return hidden_BTD[:, first:][mask.bool()]

@@ -49,15 +49,18 @@ def disagreement(policy_of: Any, vocabulary: int, layout: str) -> float:
         parts = []
         for branch in (b for s in samples for b in s.branches):
             ids = torch.tensor(branch.tokens, device=policy.device)
-            logits = policy.model(input_ids=ids[None], use_cache=False).logits[0]
+            logits = policy.model(input_ids=ids[None], use_cache=False).logits[0, -len(ids) :]  # a learnt prompt may bring rows of its own
             parts.append(torch.log_softmax(logits.float(), -1)[torch.arange(len(ids) - 1), ids[1:]])
     with policy_of(layout) as policy, torch.no_grad():
         return float((policy(samples).logprob.float() - torch.cat(parts)).abs().mean())
 
 
-def choose(engine: EngineConfig, model: Any, needs_layout: str, policy_of: Any) -> tuple[str, str]:
-    """(layout, reason). `auto` takes the tree if nothing speaks against it and the model agrees with its own stock attention on a forked sample."""
-    vocabulary, tolerance = model.config.get_text_config().vocab_size, TOLERANCE[str(model.dtype).removeprefix("torch.")]
+def choose(engine: EngineConfig, model: Any, needs_layout: str, policy_of: Any, dtype: str | None = None) -> tuple[str, str]:
+    """(layout, reason). `auto` takes the tree if nothing speaks against it and the model agrees with its own stock attention on a forked sample.
+
+    `dtype` is what the model computes in, where its own weights do not say so: those that train may be held in float32.
+    """
+    vocabulary, tolerance = model.config.get_text_config().vocab_size, TOLERANCE[dtype or str(model.dtype).removeprefix("torch.")]
     if engine.layout == "padded":
         _require_known_head(policy_of, vocabulary, tolerance)
         return "padded", say("layout.asked")

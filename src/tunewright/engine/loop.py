@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from tunewright.core.config import EngineConfig
-from tunewright.core.errors import TrainingError, problem
+from tunewright.core.errors import CheckpointError, TrainingError, problem
 from tunewright.core.telling import Tell
 from tunewright.core.types import Sample
 from tunewright.core.words import say
@@ -19,9 +20,11 @@ from tunewright.engine import checkpoint
 from tunewright.engine.events import EventLog
 from tunewright.engine.meters import peak_memory_bytes
 from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
+from tunewright.engine.reference import FILE as REFERENCE_FILE
+from tunewright.engine.reference import ReferenceStore
 from tunewright.engine.schedule import Schedule
 from tunewright.engine.signals import StopFlag
-from tunewright.engine.step import Stepper, StepReport, held_out_loss
+from tunewright.engine.step import Figures, Stepper, StepReport, held_out_loss, means
 
 PATIENCE = 3
 """Steps in a row that may be non-finite before the run ends."""
@@ -43,6 +46,8 @@ class Progress:
     final_loss: float | None = None
     held_out_loss_before: float | None = None
     held_out_loss: float | None = None
+    held_out_figures: dict[str, float] = field(default_factory=dict)
+    """What the objective watches (accuracy, margin), as last measured on the held-out rows."""
     best_step: int | None = None
     best_loss: float | None = None
     worse_in_a_row: int = 0
@@ -58,8 +63,8 @@ class Loop:
 
     stepper: Stepper
     schedule: Schedule
-    samples: list[Sample]
-    held_out: list[Sample]
+    samples: Sequence[Sample]
+    held_out: Sequence[Sample]
     engine: EngineConfig
     run: Path
     log: EventLog
@@ -108,6 +113,33 @@ class Loop:
         finally:
             self.stop.deferred = False
 
+    def prepare_reference(self, describe: Callable[[], dict[str, str]]) -> None:
+        """Log-probabilities under the model at step 0, from the run folder or computed now, while the weights are those of step 0.
+
+        Raises CheckpointError when the run is past step 0 and what it kept is gone, and the method cannot be switched off to compute it again.
+        """
+        if not self.stepper.objective.reference:
+            return
+        start, about = time.perf_counter(), describe()
+        store = ReferenceStore.load(self.run, about)
+        if store is None:
+            if self.progress.step:
+                raise CheckpointError(problem("E-CKPT-05", str(self.run / REFERENCE_FILE), cause="-"))
+            store, rows = ReferenceStore(about), self.stepper.rows_per_pass
+            what, total = say("train.reference"), len(self.samples) + len(self.held_out)
+            self.tell.start(what)
+            store.fill(self.stepper.policy, self.samples, rows, on_pass=lambda done: self._reference_done(what, done, total))
+            store.fill(self.stepper.policy, self.held_out, rows, on_pass=lambda done: self._reference_done(what, len(self.samples) + done, total))
+            self.tell.finish()
+            store.save(self.run)
+            self.progress.train_seconds += time.perf_counter() - start
+            self.log.write("reference", branches=len(store.values), seconds=round(time.perf_counter() - start, 3))
+        self.stepper.policy.reference = store
+
+    def _reference_done(self, what: str, done: int, total: int) -> None:
+        self.stop.check()
+        self.tell.progress(what, done, total)
+
     def _one_step(self) -> None:
         p = self.progress
         number = p.step + 1
@@ -139,7 +171,7 @@ class Loop:
         self.log.write(
             "step", step=p.step, loss=report.loss, terms=report.terms, learning_rate=rate, gradient_norm=report.gradient_norm, seconds=round(seconds, 4),
             tokens_per_second=round(speed, 1), physical_rows=report.physical_rows, label_tokens=report.label_tokens, passes=report.passes,
-            memory_bytes=peak_memory_bytes(self.device), applied=report.applied,
+            memory_bytes=peak_memory_bytes(self.device), applied=report.applied, **({"figures": report.figures} if report.figures else {}),
         )  # fmt: skip
         note = say("train.progress", loss=f"{report.loss:.3f}", speed=f"{speed:,.0f}")
         self.tell.progress(say("train.step"), p.step, self.schedule.total_steps, note)
@@ -159,10 +191,14 @@ class Loop:
 
     def _evaluate(self, step: int) -> float:
         start = time.perf_counter()
-        loss = held_out_loss(self.stepper.policy, self.stepper.objective, self.held_out, self.stepper.rows_per_pass)
+        figures: Figures = {}
+        loss = held_out_loss(self.stepper.policy, self.stepper.objective, list(self.held_out), self.stepper.rows_per_pass, figures=figures)
         self.progress.evaluate_seconds += time.perf_counter() - start
         self.progress.held_out_loss = loss
-        self.log.write("evaluation", step=step, held_out_loss=loss)
+        found = means(figures)
+        if found:
+            self.progress.held_out_figures = found
+        self.log.write("evaluation", step=step, held_out_loss=loss, **({"figures": found} if found else {}))
         return loss
 
     def _keep_best(self, loss: float) -> None:
@@ -186,6 +222,8 @@ class Loop:
         start = time.perf_counter()
         named = self._named()
         tensors: dict[str, dict[str, Any]] = {"model": dict(named), "optimizer": optimizer_tensors(self.stepper.optimizer, named)}
+        if self.stepper.attached.tensors:
+            tensors["method"] = self.stepper.attached.tensors()
         state: dict[str, Any] = {"progress": asdict(self.progress), "loss_scale": self.stepper.loss_scale, "good_steps": self.stepper.good_steps}
         if self.stepper.attached.state:
             state["method"] = self.stepper.attached.state()
@@ -205,6 +243,10 @@ class Loop:
     def _load_weights(self, found: checkpoint.Checkpoint) -> None:
         stored = found.tensors("model")
         with torch.no_grad():
+            if self.stepper.attached.tensors:
+                kept = found.tensors("method")
+                for name, tensor in self.stepper.attached.tensors().items():
+                    tensor.copy_(kept[name])
             for name, q in self._named():
                 q.copy_(stored[name])
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.core.config import EngineConfig
+from tunewright.core.config import BaseConfig, EngineConfig
 from tunewright.core.errors import ConfigError, ModelError, UsageError, problem, raise_all
 from tunewright.core.telling import Tell
 from tunewright.core.types import Attached
@@ -21,6 +21,8 @@ from tunewright.core.words import say
 from tunewright.engine import placement, run_folder
 from tunewright.methods.saved import OWN, is_saved, put_on
 from tunewright.models import load, sources, vet
+from tunewright.models.fast import accelerate
+from tunewright.models.quantised import keep_base
 from tunewright.models.rendering import Renderer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -111,9 +113,7 @@ def renderer_of(tokenizer: Any, config: Any) -> Renderer:
 
 def read_config(found: Target) -> Any:
     """The model's configuration, judged when it was found; no weights are read."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(str(found.source.folder), local_files_only=True, trust_remote_code=False)
+    return load.load_config(found.source.folder)
 
 
 def load_found(found: Target, *, dtype: str | None = None, device: str = "auto", threads: int | Literal["auto"] = "auto") -> Opened:
@@ -122,10 +122,19 @@ def load_found(found: Target, *, dtype: str | None = None, device: str = "auto",
     if wanted not in DTYPES:
         raise ConfigError(problem("E-CONFIG-08", "--dtype", field="engine.dtype", value=wanted, reason=", ".join(DTYPES)))
     world = placement.start(EngineConfig.model_validate({"dtype": wanted, "device": device, "threads": threads}))
-    causal = load.load_model(found.source.folder, dtype=world.dtype, device=world.device)
+    causal = load.load_model(found.source.folder, dtype=world.dtype, device=world.device, base=base_of(found.settings))
+    accelerate(causal)
     attached = None if found.adapter is None else put_on(causal, found.adapter)
+    if attached is not None:
+        keep_base(attached, causal)
     tokenizer = load.load_tokenizer(found.tokenizer_folder)
     return Opened(causal, attached, tokenizer, renderer_of(tokenizer, causal.config), found, world)
+
+
+def base_of(settings: dict[str, Any]) -> BaseConfig:
+    """How the base of a run was held while it was trained; not quantised for anything that is not a run."""
+    names = ("bits", "type", "double", "block")
+    return BaseConfig(**{name: settings[f"base.{name}"] for name in names if settings.get(f"base.{name}") is not None})
 
 
 def open_target(

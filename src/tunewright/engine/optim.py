@@ -1,4 +1,11 @@
-"""The update rules, from PyTorch, and their state by parameter name so that a checkpoint survives a change of order."""
+"""The update rules, from kept libraries, and their state by parameter name so that a checkpoint survives a change of order.
+
+| `engine.optimizer` | rule | whose | state, bytes a number |
+| adamw | Loshchilov and Hutter 2019 | PyTorch | 8 |
+| adafactor | Shazeer and Stern 2018, at the run's own rate, without a first moment | Transformers | about 0 (one row and one column a matrix) |
+| adamw_8bit | Dettmers et al. 2022 | bitsandbytes | 2 |
+| muon | Jordan et al. 2024 for matrices inside the blocks, AdamW for the rest | PyTorch | 4 for those matrices |
+"""
 
 from __future__ import annotations
 
@@ -7,16 +14,78 @@ from typing import Any
 import torch
 
 from tunewright.core.config import EngineConfig
+from tunewright.core.errors import ConfigError, problem
+from tunewright.core.types import Attached
 
 
-def make_optimizer(engine: EngineConfig, named: list[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) over the named parameters; vectors (biases, norms) are not decayed."""
-    matrices = [p for _, p in named if p.ndim > 1]
-    vectors = [p for _, p in named if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": engine.weight_decay}]
-    if vectors:
-        groups.append({"params": vectors, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=0.0)
+class Together(torch.optim.Optimizer):
+    """Several optimisers as one: their groups side by side, their state in one place, one step."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]):
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every part."""
+        del closure
+        for part in self.parts:
+            part.step()
+
+
+def optimizer_for(engine: EngineConfig, attached: Attached, causal: Any) -> torch.optim.Optimizer:
+    """The optimiser of a run: the method's own where it has one, else the one that `engine.optimizer` names."""
+    named = [(name, p) for name, p in attached.model.named_parameters() if p.requires_grad]
+    if attached.optimizer is not None:
+        made: torch.optim.Optimizer = attached.optimizer(engine, named)
+        return made
+    return make_optimizer(engine, named, attached.rate_factors, tables_of(causal))
+
+
+def tables_of(causal: Any) -> set[int]:
+    """Identities of the parameters in embeddings and in the output head: matrices that look up or classify, and do not transform."""
+    places = [causal.get_input_embeddings(), causal.get_output_embeddings(), *(m for m in causal.modules() if isinstance(m, torch.nn.Embedding))]
+    return {id(p) for place in places if place is not None for p in place.parameters()}
+
+
+def make_optimizer(
+    engine: EngineConfig, named: list[tuple[str, torch.nn.Parameter]], rate_factors: dict[str, float] | None = None, tables: set[int] | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser that `engine.optimizer` names over the named parameters; vectors (biases, norms) are not decayed.
+
+    Parameters in `rate_factors` learn at that multiple of the step's rate. `tables` (identities of parameters) are kept from Muon.
+    Raises ConfigError (E-METHOD-08) when a library is missing.
+    """
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
+    for name, p in sorted(named, key=lambda entry: entry[1].ndim <= 1):
+        factor, vector = (rate_factors or {}).get(name, 1.0), p.ndim <= 1
+        turns = engine.optimizer == "muon" and p.ndim == 2 and id(p) not in (tables or set())
+        new = {"params": [], "weight_decay": 0.0 if vector else engine.weight_decay, "rate_factor": factor}
+        groups.setdefault((factor, vector, turns), new)["params"].append(p)
+    plain = [group for (_, _, turns), group in groups.items() if not turns]
+    if engine.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        # Scaling by the size of the weights would leave LoRA's B, which starts at 0, a thousandth of the rate.
+        return Adafactor(plain, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False)
+    if engine.optimizer == "adamw_8bit":
+        adamw_8bit: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(plain, lr=0.0)
+        return adamw_8bit
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(plain, lr=0.0)] if plain else []
+    turned = [group for (_, _, turns), group in groups.items() if turns]
+    if turned:
+        # The update of a matrix is brought to the size that AdamW's would have, so one rate suits both parts.
+        parts.append(torch.optim.Muon(turned, lr=0.0, weight_decay=engine.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return parts[0] if len(parts) == 1 else Together(parts)
+
+
+def _bitsandbytes() -> Any:
+    try:
+        import bitsandbytes
+    except ImportError as e:
+        raise ConfigError(problem("E-METHOD-08", "engine.optimizer")) from e
+    return bitsandbytes
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, named: list[tuple[str, torch.nn.Parameter]]) -> dict[str, torch.Tensor]:
@@ -31,5 +100,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, named: list[tuple[s
     for full, tensor in tensors.items():
         name, key = full.rsplit("/", 1)
         p = parameters[name]
-        # The step counter of AdamW stays on the CPU; moments live where the parameter does.
-        optimizer.state[p][key] = tensor if key == "step" else tensor.to(p.device)
+        if key == "step":
+            # AdamW counts in a float tensor on the CPU, others in a Python integer; moments live where the parameter does.
+            optimizer.state[p][key] = tensor if tensor.is_floating_point() else int(tensor)
+        else:
+            optimizer.state[p][key] = tensor.to(p.device)

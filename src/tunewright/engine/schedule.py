@@ -33,6 +33,11 @@ class Schedule:
         """Optimiser steps in which every sample is seen once; the last one may be smaller."""
         return math.ceil(self.num_samples / self.batch_size)
 
+    @property
+    def epochs(self) -> float:
+        """Times every sample is seen."""
+        return self.total_steps / self.steps_per_epoch
+
     def samples_of(self, step: int) -> list[int]:
         """Indices of the samples of step 1, 2, ...; every epoch has an order of its own."""
         epoch, place = divmod(step - 1, self.steps_per_epoch)

@@ -11,9 +11,26 @@ import torch
 from tunewright.core.seeds import stream_seed
 from tunewright.core.types import Attached, Objective, Sample, Term
 from tunewright.engine.forward import Policy
+from tunewright.engine.neftune import Noise
 from tunewright.engine.tree import cut_passes
 
 GROW_AFTER = 200
+
+
+Figures = dict[str, tuple[float, int]]
+"""name -> (sum, count)."""
+
+
+def add_figures(into: Figures, found: Figures) -> None:
+    """Add the figures of a pass to those of the step."""
+    for name, (total, count) in found.items():
+        before = into.get(name, (0.0, 0))
+        into[name] = (before[0] + total, before[1] + count)
+
+
+def means(figures: Figures) -> dict[str, float]:
+    """The mean of every figure that has a count."""
+    return {name: total / count for name, (total, count) in figures.items() if count}
 
 
 @dataclass
@@ -31,6 +48,8 @@ class StepReport:
     where: str = ""
     """For a step that was not finite: `loss` or the name of the first parameter with a bad gradient."""
     rows: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    """Means of what the objective found on the way: rewards, margins, accuracy."""
     overflow: bool = False
     """The step was not finite while float16 gradients were scaled up: the scale is lowered and that is no fault of the data."""
 
@@ -49,6 +68,10 @@ class Stepper:
     loss_scale: float = 1.0
     """Above 1 only in float16, whose gradients would vanish; halved when they overflow, doubled after `GROW_AFTER` good steps."""
     good_steps: int = 0
+    neftune: float | None = None
+    """Strength of the noise on input embeddings; None: no noise."""
+    number: int = 0
+    """The step that is being taken: noise and dropout are functions of it."""
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What trains."""
@@ -61,17 +84,24 @@ class Stepper:
                 self.objective.prepare(samples)
         totals = self.objective.plan(samples)
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
+        if self.neftune:
+            # After `prepare`, which may have made the branches of this step.
+            width = self.policy.causal[0].get_input_embeddings().weight.shape[1]
+            self.policy.noise = Noise.of_step(samples, self.neftune, width, self.seed, self.number)
         # Loading, answering and measuring leave the model in eval mode, in which an adapter's dropout would silently do nothing.
         self.policy.model.train()
+        figures: Figures = {}
         for group in cut_passes(samples, self.rows_per_pass, padded=self.policy.layout == "padded"):
-            self._one_pass(group, totals, report)
+            self._one_pass(group, totals, report, figures)
+        report.figures = means(figures)
         if self.attached.penalties:
             self._add(self.attached.penalties(), {}, report)
         return report
 
-    def _one_pass(self, group: list[Sample], totals: dict[str, float], report: StepReport) -> None:
+    def _one_pass(self, group: list[Sample], totals: dict[str, float], report: StepReport, figures: Figures) -> None:
         output = self.policy(group)
         self._add(self.objective.terms(output), totals, report)
+        add_figures(figures, output.figures)
         report.passes += 1
         report.physical_rows += output.num_rows
         report.logical_tokens += sum(len(b.tokens) for s in group for b in s.branches)
@@ -94,6 +124,7 @@ class Stepper:
         """Gradient, finite check, clipping, update. A step that is not finite changes no weight and says where it broke."""
         # Dropout draws depend on the step alone, so a resumed run draws the same.
         torch.manual_seed(stream_seed(self.seed, "dropout", number))
+        self.number = number
         report = self.gradients(samples)
         parameters = self.parameters()
         if self.loss_scale != 1.0:
@@ -159,8 +190,10 @@ class Stepper:
 
 
 @torch.no_grad()
-def held_out_loss(policy: Policy, objective: Objective, samples: list[Sample], rows_per_pass: int, stop: Any = None) -> float:
-    """The objective's loss over `samples` without gradient, divided once by the weights of all of them. NaN for no samples."""
+def held_out_loss(
+    policy: Policy, objective: Objective, samples: list[Sample], rows_per_pass: int, stop: Any = None, figures: Figures | None = None
+) -> float:
+    """The objective's loss over `samples` without gradient, divided once by the weights of all of them. NaN for no samples. Adds to `figures`."""
     if not samples:
         return float("nan")
     if objective.prepare:
@@ -171,6 +204,9 @@ def held_out_loss(policy: Policy, objective: Objective, samples: list[Sample], r
     for group in cut_passes(samples, rows_per_pass, padded=policy.layout == "padded"):
         if stop is not None:
             stop()
-        terms = objective.terms(policy(group))
+        output = policy(group)
+        terms = objective.terms(output)
+        if figures is not None:
+            add_figures(figures, output.figures)
         loss += sum(float(c * total / totals[name]) for name, (total, c) in terms.items() if totals.get(name))
     return loss

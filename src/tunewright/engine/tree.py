@@ -8,20 +8,21 @@ Source: radix tree (Morrison 1968), laid out depth first so that "is an ancestor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, pairwise
 
 from tunewright.core.types import Branch, Sample, TokenTree
 
 Key = list[tuple[int, int]] | list[int]
 
 
-def _rows_needed(branch: Branch) -> int:
+def rows_needed(branch: Branch) -> int:
     """Rows a branch must compute: up to the one that predicts its last learnt token; all of them if it has no label but is read by a head."""
     return max(branch.learnt) if branch.learnt else len(branch.tokens)
 
 
 def _row_keys(branch: Branch) -> Key:
-    needed = _rows_needed(branch)
+    needed = rows_needed(branch)
     if branch.positions is None:
         return branch.tokens[:needed]
     # A list of tuples never equals a list of integers, so a branch with positions of its own shares rows only with its like.
@@ -99,13 +100,13 @@ def _cut_padded(samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]
     """Passes of the padded layout, in which a pass computes branches x longest rows: samples of like length lie together."""
     passes: list[list[Sample]] = []
     branches = longest = 0
-    for sample in sorted(samples, key=lambda s: -max(map(_rows_needed, s.branches))):
+    for sample in sorted(samples, key=lambda s: -max(map(rows_needed, s.branches))):
         if passes and (branches + len(sample.branches)) * longest <= rows_per_pass:
             passes[-1].append(sample)
             branches += len(sample.branches)
         else:
             passes.append([sample])
-            branches, longest = len(sample.branches), max(map(_rows_needed, sample.branches))
+            branches, longest = len(sample.branches), max(map(rows_needed, sample.branches))
     return passes
 
 
@@ -149,7 +150,7 @@ def padded_rows(samples: list[Sample]) -> TokenTree:
     b = 0
     for s, sample in enumerate(samples):
         for branch in sample.branches:
-            start, needed = len(tree.token), _rows_needed(branch)
+            start, needed = len(tree.token), rows_needed(branch)
             tree.token += branch.tokens[:needed]
             tree.position += list(range(needed)) if branch.positions is None else branch.positions[:needed]
             tree.depth += range(needed)
@@ -162,3 +163,42 @@ def padded_rows(samples: list[Sample]) -> TokenTree:
             tree.branch_sample.append(s)
             b += 1
     return tree
+
+
+def under_root(tree: TokenTree, count: int) -> TokenTree:
+    """The same rows below a chain of `count` virtual ones, which every row sees: what a learnt prompt needs. Token id 0 stands for a virtual row."""
+    if not count:
+        return tree
+    total = count + tree.num_rows
+    first = list(range(count))
+    return replace(
+        tree,
+        token=[0] * count + tree.token,
+        position=first + [count + n for n in tree.position],
+        depth=first + [count + n for n in tree.depth],
+        subtree_end=[total] * count + [count + n for n in tree.subtree_end],
+        multiplicity=[len(tree.branch_sample)] * count + tree.multiplicity,
+        source=[count + n for n in tree.source],
+    )
+
+
+def rows_of_branches(tree: TokenTree, shared: bool) -> list[list[int]]:
+    """For each branch the rows of its tokens in `tree`, in order. `shared`: made by `build_tree`; else by `padded_rows`."""
+    branches = [branch for sample in tree.samples for branch in sample.branches]
+    if not shared:
+        starts = accumulate((rows_needed(branch) for branch in branches), initial=0)
+        return [list(range(start, start + rows_needed(branch))) for start, branch in zip(starts, branches, strict=False)]
+    path: list[int] = []
+    child: dict[tuple[int, int, int], int] = {}
+    for row, depth in enumerate(tree.depth):
+        del path[depth:]
+        child[path[-1] if path else -1, tree.token[row], tree.position[row]] = row
+        path.append(row)
+    found = []
+    for branch in branches:
+        rows, at = [], -1
+        for i in range(rows_needed(branch)):
+            at = child[at, branch.tokens[i], i if branch.positions is None else branch.positions[i]]
+            rows.append(at)
+        found.append(rows)
+    return found

@@ -302,7 +302,7 @@ class _Work:
     def score(self, details: bool) -> None:
         """The loss of every row and, where there are options, the score of each."""
         start = time.perf_counter()
-        samples, dropped = self.data.train, list[choices.Dropped]()
+        samples, dropped = list(self.data.train), list[choices.Dropped]()
         questions: list[choices.Question] = []
         if self.asked is not None:
             questions, dropped = choices.build(self.data.train_rows, samples, self.asked, self.opened.renderer, self.context)

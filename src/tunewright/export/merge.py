@@ -1,21 +1,23 @@
-"""Fold an adapter into its base: one plain model folder that every program can load, proven against the run before it appears.
+"""Fold what a run trained into its base: one plain model folder that every program can load, proven against the run before it appears.
 
-The base is read in float32, whatever the run computed in, because an update that is added to bfloat16 numbers is rounded twice. Adapter and base
-are asked first, then folded by PEFT, written in the wanted number type into a hidden sibling of OUT, read back with plain Transformers and asked
-the same. Only a folder that passed gets its name, by one rename; after any failure nothing is left. The verdict lies inside as `merge.json`.
+The base is read in float32, whatever the run computed in, because an update that is added to bfloat16 numbers is rounded twice. Base and run
+are asked first, then folded by the method itself, written in the wanted number type into a hidden sibling of OUT, read back with plain Transformers and
+asked the same. A run that trained every weight has nothing to fold: its model is written and proven in the same way. Only a folder that passed gets its
+name, by one rename; after any failure nothing is left. The verdict lies inside as `merge.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,10 @@ from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening, placement, signals
 from tunewright.engine.meters import versions
-from tunewright.models import adapters, load, vet
+from tunewright.methods.saved import is_saved, put_on
+from tunewright.models import load, sources, vet
 from tunewright.models.cache import sha256_of
+from tunewright.models.remote_code import place_of
 
 VERDICT = "merge.json"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -84,7 +88,7 @@ class Logits:
 
 
 def merge_run(run: Path, out: Path, *, dtype: str | None = None, tell: Tell | None = None) -> dict[str, Any]:
-    """Merge the adapter of a run folder (or a bare PEFT folder) into `out` and return the verdict that also lies there as `merge.json`.
+    """Merge what a run folder (or a bare folder of an adapter or another method) holds into `out` and return the verdict that also lies there as `merge.json`.
 
     `dtype` None: as the base is stored. Raises UsageError before anything is written, ExportError for a merge that cannot be written or is not
     the run, Interrupted when stopped; `out` exists afterwards only if this returns.
@@ -95,15 +99,16 @@ def merge_run(run: Path, out: Path, *, dtype: str | None = None, tell: Tell | No
     if dtype is not None and dtype not in ITEM_BYTES:
         raise UsageError(problem("E-EXPORT-03", "--dtype", dtype=dtype, known=", ".join(ITEM_BYTES)))
     folder = Path(run)
-    if not (folder / "run.yaml").is_file() and not adapters.is_adapter(folder):
+    if not (folder / "run.yaml").is_file() and not is_saved(folder):
         raise UsageError(problem("E-EXPORT-02", str(run)))
     with signals.watching():
         target = opening.find(str(run), tell)
-        assert target.adapter is not None
-        raise_all(vet.problems_of(target.adapter, kind="adapter") + vet.problems_of(target.source.folder), ModelError)
-        number_type = dtype or stored_dtype(target.source.folder)
-        needed = _require_room(target.source.folder, out, number_type)
-        return _Merge(target, Path(out), number_type, needed, tell, started).do()
+        trained = target.adapter or target.source.folder
+        base = target if target.adapter is not None else opening.find(str(run), tell, base=True)
+        raise_all(vet.problems_of(trained, kind="adapter" if target.adapter else "model") + vet.problems_of(base.source.folder), ModelError)
+        number_type = dtype or stored_dtype(base.source.folder)
+        needed = _require_room(base.source.folder, out, number_type)
+        return _Merge(target, base.source, trained, Path(out), number_type, needed, tell, started).do()
 
 
 def require_free(out: Path) -> None:
@@ -138,34 +143,45 @@ def _require_room(base: Path, out: Path, dtype: str) -> int:
 class _Merge:
     """One merge from files to a proven folder. Methods stand in the order in which they happen."""
 
-    def __init__(self, target: opening.Target, out: Path, dtype: str, needed: int, tell: Tell, started: float):
-        assert target.adapter is not None
-        self.target, self.out, self.dtype, self.needed, self.tell, self.started = target, out, dtype, needed, tell, started
-        self.base, self.adapter = target.source.folder, target.adapter
+    def __init__(self, target: opening.Target, base: sources.Source, trained: Path, out: Path, dtype: str, needed: int, tell: Tell, started: float):
+        """`trained` is the folder of the adapter, or of the whole model where every weight was trained."""
+        self.target, self.source, self.trained, self.out, self.dtype = target, base, trained, out, dtype
+        self.needed, self.tell, self.started = needed, tell, started
+        self.base, self.whole = base.folder, target.adapter is None
         self.tokenizer = load.load_tokenizer(target.tokenizer_folder)
 
     def do(self) -> dict[str, Any]:
         """Merge, write, prove, publish."""
-        self.tell.line(say("export.loading", base=self.target.source.spec, size=readable_size(4 * load.parameter_count(self.base))))
-        wrapped = adapters.load_adapter(load.load_model(self.base, dtype="float32"), self.adapter)
-        config = wrapped.get_base_model().config
-        self.renderer = opening.renderer_of(self.tokenizer, config)
-        _require_mergeable(wrapped, self.adapter)
-        budget = min(4096, max(64, LOGIT_BYTES // (4 * config.get_text_config().vocab_size)))
+        self.tell.line(say("export.loading", base=self.source.spec, size=readable_size(4 * load.parameter_count(self.base))))
+        if self.target.settings.get("base.bits"):
+            self.tell.line(say("export.quantised_base", bits=self.target.settings["base.bits"]))
+        causal = load.load_model(self.base, dtype="float32")
+        self.renderer = opening.renderer_of(self.tokenizer, causal.config)
+        budget = min(4096, max(64, LOGIT_BYTES // (4 * causal.config.get_text_config().vocab_size)))
         prompts = choose_prompts(self.target, self.renderer, budget)
-        run = logits_of(wrapped, prompts)
+        untouched = logits_of(causal, prompts)
+        if self.whole:
+            del causal
+            gc.collect()
+            causal = load.load_model(self.trained, dtype="float32")
+            model, merge = causal, lambda: causal
+        else:
+            attached = put_on(causal, self.trained)
+            if attached.merge is None:
+                raise ExportError(problem("E-METHOD-10", str(self.trained), reason=attached.merge_reason))
+            _require_mergeable(causal, self.trained)
+            model, merge = attached.model, attached.merge
+        run = logits_of(model, prompts)
         if not run.is_finite:
-            raise ExportError(problem("E-EXPORT-08", str(self.adapter), dtype="float32", share=say("export.not_finite")))
-        with wrapped.disable_adapter():
-            untouched = logits_of(wrapped, prompts)
+            raise ExportError(problem("E-EXPORT-08", str(self.trained), dtype="float32", share=say("export.not_finite")))
         effect = _gap(run, untouched)
         if not effect > NO_EFFECT:
-            raise ExportError(problem("E-EXPORT-06", str(self.adapter), dtype="float32"))
+            raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype="float32"))
         changed_answers = 1 - _agreement(run, untouched)
         del untouched
         with self._temporary() as temporary:
-            self._write(wrapped, temporary)
-            del wrapped
+            self._write(merge, temporary)
+            attached = causal = model = merge = None  # type: ignore[assignment]  # the merged files are read into this memory
             gc.collect()
             verdict: dict[str, Any] = {"verdict": "equal" if self.dtype == "float32" else "agrees", "dtype": self.dtype}
             verdict |= self._prove(temporary, prompts, run) | {"adapter_moves_logits": effect, "adapter_changes_top1": changed_answers}
@@ -198,13 +214,13 @@ class _Merge:
                 with contextlib.suppress(OSError):
                     place.rmdir()
 
-    def _write(self, wrapped: Any, folder: Path) -> None:
-        """Fold the adapter in and write weights, configuration, generation settings, tokenizer and template."""
+    def _write(self, merge: Callable[[], Any], folder: Path) -> None:
+        """Fold the training in and write weights, configuration, generation settings, tokenizer and template."""
         import torch
         from safetensors import SafetensorError
 
         self.tell.line(say("export.writing", dtype=self.dtype, size=readable_size(self.needed - SPARE_BYTES)))
-        merged = wrapped.merge_and_unload()
+        merged = merge()
         merged.to(getattr(torch, self.dtype))
         config = _stated_config(self.base, self.dtype, merged)
         with _quiet():
@@ -222,7 +238,7 @@ class _Merge:
         self.tell.line(say("export.proving", positions=prompts.positions, prompts=len(prompts.ids), kind=say(f"export.from.{prompts.kind}")))
         changed = changed_tensors(self.base, folder, self.dtype)
         if changed["tensors_changed"] == 0:
-            raise ExportError(problem("E-EXPORT-06", str(self.adapter), dtype=self.dtype))
+            raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype=self.dtype))
         merged = logits_of(load_plain(folder, self.dtype), prompts)
         if not merged.is_finite:
             raise ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")))
@@ -240,8 +256,8 @@ class _Merge:
         """Where the folder came from."""
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         return {
-            "base": self.target.source.spec, "base_folder": str(self.base), "base_identity": self.target.source.identity,
-            "run": str(self.target.run or ""), "adapter": str(self.adapter), "adapter_sha256": sha256_of(self.adapter / "adapter_model.safetensors"),
+            "base": self.source.spec, "base_folder": str(self.base), "base_identity": self.source.identity,
+            "run": str(self.target.run or ""), "adapter": str(self.trained), "adapter_sha256": _sha256_of_weights(self.trained),
             "weight_bytes": size, "seconds": round(time.perf_counter() - self.started, 2), "versions": versions(),
         }  # fmt: skip
 
@@ -268,9 +284,14 @@ def _sweep(out: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _require_mergeable(wrapped: Any, adapter: Path) -> None:
+def _sha256_of_weights(folder: Path) -> str:
+    """The sum of the weights file; of a model in several files, the sum of their sums in order."""
+    sums = [sha256_of(path) for path in sorted(folder.glob("*.safetensors"))]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def _require_mergeable(causal: Any, adapter: Path) -> None:
     """Raise ExportError where folding in would change more than the adapter does: a matrix that stands in two places of the model."""
-    causal = wrapped.get_base_model()
     head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
     tied = getattr(head, "weight", None) is not None and head.weight is getattr(embedding, "weight", None)
     if tied and any(hasattr(part, "merge") for part in (head, embedding)):
@@ -279,9 +300,7 @@ def _require_mergeable(wrapped: Any, adapter: Path) -> None:
 
 def _stated_config(base: Path, dtype: str, merged: Any) -> Any:
     """The base's own configuration with the new number type: what was changed for training (dropouts at 0) is not passed on."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
+    config = load.load_config(base)
     config.dtype = dtype
     config.architectures = [type(merged).__name__]
     return config
@@ -369,9 +388,10 @@ def load_plain(folder: Path, dtype: str) -> Any:
     """The folder as plain Transformers loads it, in its own number type. Nothing of ours touches the model. Raises ExportError where it does not fit."""
     from transformers import AutoModelForCausalLM
 
+    place = place_of(folder)
     with _quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
+            str(place.folder), dtype="auto", local_files_only=True, trust_remote_code=place.model, output_loading_info=True
         )  # fmt: skip
     model, info = loaded
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())

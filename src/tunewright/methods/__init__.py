@@ -1,3 +1,10 @@
 """Floor 2: what part of the model may change. Each method returns an `Attached`."""
 
+from tunewright.methods import bottleneck as bottleneck
+from tunewright.methods import diff_pruning as diff_pruning
+from tunewright.methods import galore as galore
 from tunewright.methods import lora as lora
+from tunewright.methods import mixture_of_depths as mixture_of_depths
+from tunewright.methods import peft_kinds as peft_kinds
+from tunewright.methods import prompts as prompts
+from tunewright.methods import selecting as selecting

@@ -1,4 +1,8 @@
-"""LoRA: a frozen linear layer plus a trained product of two thin matrices (Hu et al. 2021, arXiv 2106.09685). The layers are PEFT's."""
+"""LoRA and its closest kin: a frozen linear layer plus a trained product of two thin matrices (Hu et al. 2021, arXiv 2106.09685).
+
+The layers are PEFT's. Kin differ in the scale (rsLoRA), in a trained length for each output (DoRA), in where A and B start (PiSSA, OLoRA:
+`methods/started.py`) and in how fast B learns (LoRA+). `attach_peft` is the end that every PEFT method shares, new or loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,215 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.core.config import Section
+from tunewright.core.errors import CompatError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
+from tunewright.core.words import say
+
+RATES = {
+    "LORA": 2e-4, "ADALORA": 1e-3, "LOHA": 1e-3, "LOKR": 1e-3, "IA3": 5e-3, "VERA": 4e-3, "OFT": 5e-4, "BOFT": 5e-4, "LN_TUNING": 1e-3,
+}  # fmt: skip
+"""The rate that suits a PEFT type in runs of more than 1,000 steps; 2e-4 for types not named."""
 
 
-class LoraConfig(Section):
-    """Low-rank update of chosen linear layers."""
+class TargetSection(Section):
+    """Which layers a method sits on."""
+
+    targets: list[str] = ["linear"]
+    """Roles (attention.query, mlp.down), groups (attention, mlp, linear) or module names (q_proj)."""
+    layers: list[int] | None = None
+    """Only these blocks, counted from 0; negative numbers count from the last block. Default: all."""
+
+    @field_validator("targets", "layers", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+class LowRankSection(TargetSection):
+    """Two thin matrices beside each chosen layer."""
 
     rank: int = Field(default=16, gt=0)
     """Rank of the update. Trainable parameters grow linearly; 8-64 covers most tasks."""
     alpha: float | None = Field(default=None, gt=0)
-    """Strength: the update is multiplied by alpha / rank. Default: twice the rank."""
+    """Strength: the update is multiplied by alpha / rank (rsLoRA: by alpha / sqrt(rank)). Default: twice the rank; PiSSA and OLoRA the rank; rsLoRA 8."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of inputs of the update set to 0 while training; one draw for each row, which samples that share the row share."""
-    targets: list[str] = ["linear"]
-    """Roles (attention.query, mlp.down), groups (attention, mlp, linear) or module names (q_proj)."""
 
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+
+class LoraConfig(LowRankSection):
+    """Low-rank update of chosen linear layers."""
+
+    rslora: bool = False
+    """Divide by the root of the rank, so that large ranks learn as fast as small ones (Kalajdzievski 2023)."""
+    dora: bool = False
+    """Train the length of each output's weights apart from their direction (Liu et al. 2024)."""
+    pissa: bool = False
+    """Start A and B at the largest singular directions of each weight (Meng et al. 2024)."""
+    pissa_niter: int | None = Field(default=None, gt=0)
+    """With `pissa`: a fast approximate decomposition with this many iterations (4 to 16). Default: the exact one."""
+    olora: bool = False
+    """Start A and B at an orthonormal decomposition of each weight (Büyükakyüz 2024)."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> LoraConfig:
+        if self.pissa + self.olora + self.dora > 1:
+            raise ValueError("pissa, olora and dora do not go together: choose one")
+        if self.pissa_niter is not None and not self.pissa:
+            raise ValueError("pissa_niter has no effect without pissa: true")
+        return self
+
+
+class RsLoraConfig(LowRankSection):
+    """LoRA scaled by the root of its rank, so that large ranks learn as fast as small ones."""
+
+
+class DoraConfig(LowRankSection):
+    """LoRA that trains the length of each output's weights apart from their direction."""
+
+
+class LoraPlusConfig(LowRankSection):
+    """LoRA whose B learns faster than its A."""
+
+    ratio: float = Field(default=16.0, gt=0)
+    """Learning rate of B divided by that of A, which is `engine.learning_rate`."""
+
+
+class PissaConfig(LowRankSection):
+    """LoRA that starts at the largest singular directions of each weight."""
+
+    pissa_niter: int | None = Field(default=None, gt=0)
+    """A fast approximate decomposition with this many iterations (4 to 16). Default: the exact one."""
+
+
+class OloraConfig(LowRankSection):
+    """LoRA that starts at an orthonormal decomposition of each weight."""
+
+
+_PRODUCT = "a thin product of two matrices beside chosen linear layers"
+
+
+@methods.register("lora", LoraConfig, source="arXiv 2106.09685", trains=_PRODUCT, on_quantised=True)
+def lora(config: LoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Put LoRA layers on `model`. Only A and B train, in float32 whatever the base computes in; B starts at 0, so nothing changes at step 0.
+
+    y = W x + (alpha / rank) B A x.
+    """
+    start = "pissa" if config.pissa else "olora" if config.olora else ""
+    return _attach(config, model, anatomy, base_path, rslora=config.rslora, dora=config.dora, start=start, niter=config.pissa_niter)
+
+
+@methods.register("rslora", RsLoraConfig, source="arXiv 2312.03732", trains=_PRODUCT, on_quantised=True)
+def rslora(config: RsLoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Rank-stabilised LoRA (Kalajdzievski 2023): y = W x + (alpha / sqrt(rank)) B A x."""
+    return _attach(config, model, anatomy, base_path, rslora=True)
+
+
+@methods.register("dora", DoraConfig, source="arXiv 2402.09353", trains="a thin product and the length of each output's weights", on_quantised=True)
+def dora(config: DoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Weight-decomposed LoRA (Liu et al. 2024): W' = m (W + s B A) / ||W + s B A||, the norm taken for each output; m starts at ||W||."""
+    return _attach(config, model, anatomy, base_path, dora=True)
+
+
+@methods.register("lora_plus", LoraPlusConfig, source="arXiv 2402.12354", trains=f"{_PRODUCT}, B at a higher rate", on_quantised=True)
+def lora_plus(config: LoraPlusConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """LoRA+ (Hayou et al. 2024): the update of LoRA, with B learning `ratio` times as fast as A."""
+    attached = _attach(config, model, anatomy, base_path)
+    attached.rate_factors = {name: config.ratio for name in attached.parameters if ".lora_B." in name or ".lora_embedding_B." in name}
+    attached.learning_rate = 5e-5
+    return attached
+
+
+@methods.register("pissa", PissaConfig, source="arXiv 2404.02948", trains="a thin product that starts at the largest singular directions")
+def pissa(config: PissaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Principal singular values and vectors adaptation (Meng et al. 2024): with W = U S V^T, A = sqrt(S_r) V_r^T, B = U_r sqrt(S_r), and
+    y = (W - s B0 A0) x + s B A x. What B0 A0 takes away is subtracted beside the weights, which stay as they are (`methods/started.py`)."""
+    return _attach(config, model, anatomy, base_path, start="pissa", niter=config.pissa_niter)
+
+
+@methods.register("olora", OloraConfig, source="arXiv 2406.01775", trains="a thin product that starts at an orthonormal basis")
+def olora(config: OloraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Orthonormal LoRA (Büyükakyüz 2024): with W = Q R, B = Q_r and A = R_r, and y = (W - s B0 A0) x + s B A x, as `pissa` does it."""
+    return _attach(config, model, anatomy, base_path, start="olora")
+
+
+def _attach(
+    config: LowRankSection,
+    model: Any,
+    anatomy: Any,
+    base_path: str,
+    *,
+    rslora: bool = False,
+    dora: bool = False,
+    start: str = "",
+    niter: int | None = None,
+) -> Attached:
+    import peft
+
+    from tunewright.methods.started import start_from_weights
+
+    names = chosen_layers(config, model, anatomy)
+    require_rank(model, names, config.rank)
+    if start == "olora":
+        require_linear(model, names, "olora")  # PEFT decomposes the weight as it lies, and Conv1D's lies turned
+    usual = config.rank if start else 8.0 if rslora else 2 * config.rank
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha if config.alpha is not None else usual,  # type: ignore[arg-type]  # PEFT computes with any number
+        lora_dropout=config.dropout,
+        use_rslora=rslora,
+        use_dora=dora,
+        **placing(model, names),
+    )
+    wrapped = wrap(model, settings, base_path)
+    if not start:
+        return attach_peft(wrapped)
+    return start_from_weights(wrapped, f"pissa_niter_{niter}" if start == "pissa" and niter else start)
+
+
+def chosen_layers(config: TargetSection, model: Any, anatomy: Any) -> list[str]:
+    """Names of the modules that `targets` and `layers` choose. Raises ModelError for a target that matches nothing, CompatError for a block
+    that does not exist."""
+    names: list[str] = anatomy.select(config.targets)
+    if config.layers is None:
+        return names
+    count = len(anatomy.blocks)
+    wrong = [n for n in config.layers if not -count <= n < count]
+    blocks = [] if wrong else [f"{anatomy.blocks[n]}." for n in config.layers]
+    kept = [name for name in names if name.startswith(tuple(blocks))] if blocks else []
+    if not kept:
+        raise CompatError(problem("E-METHOD-28", "method.layers", layers=wrong or config.layers, count=count, last=count - 1))
+    return kept
+
+
+def require_rank(model: Any, names: list[str], rank: int) -> None:
+    """Raise CompatError where a rank is above the smaller side of a layer: it would train numbers that cannot change what the layer does."""
+    from tunewright.models.anatomy import is_linear, shape_of
+
+    for name in names:
+        module = model.get_submodule(name)
+        inputs, outputs = shape_of(module) if is_linear(module) else tuple(module.weight.shape)[:2]
+        if rank > min(inputs, outputs):
+            most = min(inputs, outputs)
+            raise CompatError(problem("E-METHOD-20", "method.rank", rank=rank, module=name, inputs=inputs, outputs=outputs, most=most))
+
+
+def require_linear(model: Any, names: list[str], kind: str) -> None:
+    """Raise CompatError where PEFT's layers of this kind have no form for GPT-2's Conv1D."""
+    for name in names:
+        if type(model.get_submodule(name)).__name__ == "Conv1D":
+            raise CompatError(problem("E-METHOD-21", "method.kind", kind=kind, module=name))
+
+
+def placing(model: Any, names: list[str]) -> dict[str, Any]:
+    """What every layer-wise PEFT config says about where it sits."""
+    found: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": short_names(model, names)}
+    if all(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names):
+        found["fan_in_fan_out"] = True  # GPT-2 stores its weights turned
+    return found
 
 
 def short_names(model: Any, names: list[str]) -> list[str]:
@@ -38,47 +228,67 @@ def short_names(model: Any, names: list[str]) -> list[str]:
     return sorted(suffixes) if matched == set(names) else sorted(names)
 
 
-@methods.register("lora", LoraConfig, source="arXiv 2106.09685")
-def lora(config: LoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Put LoRA layers on `model`. Only A and B train, in float32 whatever the base computes in; B starts at 0, so nothing changes at step 0."""
+def wrap(model: Any, settings: Any, base_path: str) -> Any:
+    """PEFT's model around `model`, all its own parameters in float32. Raises CompatError with PEFT's own words where it refuses."""
     import peft
+    import torch
 
-    names = anatomy.select(config.targets)
-    targets = short_names(model, names)
-    alpha = config.alpha if config.alpha is not None else 2 * config.rank
-    settings = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT computes with any number
-        lora_dropout=config.dropout,
-        target_modules=targets,
-        fan_in_fan_out=all(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names),  # GPT-2 stores its weights turned
-        base_model_name_or_path=base_path,
-    )
-    with warnings.catch_warnings():
-        # PEFT asks Transformers for a name that Transformers has renamed: theirs to settle, not a user's.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        wrapped = peft.get_peft_model(model, settings)
+    settings.base_model_name_or_path = base_path
+    base = {id(p) for p in model.parameters()}
+    try:
+        with warnings.catch_warnings():
+            # PEFT remarks on itself (renamed attributes, values it adjusts, turned weights); what matters to a user is an error of ours.
+            warnings.simplefilter("ignore")
+            wrapped = peft.get_peft_model(model, settings)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AttributeError, AssertionError) as e:
+        cause = (str(e) or type(e).__name__).splitlines()[0][:300]
+        raise CompatError(problem("E-METHOD-24", "method", type=settings.peft_type.value, cause=cause)) from e
     wrapped.peft_config["default"].base_model_name_or_path = base_path
-    return attach_peft(wrapped)
+    for p in wrapped.parameters():
+        if id(p) not in base and p.is_floating_point() and p.dtype.itemsize < 4:
+            p.data = p.data.to(torch.float32)
+    return wrapped
 
 
 def attach_peft(wrapped: Any) -> Attached:
-    """The `Attached` of a model that already carries a LoRA adapter, new or loaded."""
+    """The `Attached` of a model that already carries a PEFT adapter of any type, new or loaded."""
+    config = wrapped.peft_config["default"]
+    kind = config.peft_type.value
+    if config.is_prompt_learning:
+        from tunewright.methods.prompts import attach_prompt
+
+        return attach_prompt(wrapped)
+    for name, p in wrapped.named_parameters():
+        if ".ranknum." in name:  # AdaLoRA's divisor: PEFT lets it train on a half-precision base and never saves it
+            p.requires_grad_(False)
     fuse(wrapped)
 
     def save(folder: Path) -> None:
         wrapped.save_pretrained(str(folder), save_embedding_layers=False)
 
+    reason = say("methods.no_merge", type=kind) if not can_merge(wrapped) else ""
+    # A start that PEFT took out of the weights is missing from the base, whoever trained the adapter.
+    taken = str(getattr(config, "init_lora_weights", "")).startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
+    why = "methods.biases_train" if getattr(config, "bias", "none") not in ("none", None) else "methods.start_taken" if taken else ""
     return Attached(
         parameters=[name for name, p in wrapped.named_parameters() if p.requires_grad],
         model=wrapped,
         needs=Needs(frozen_base=True),
         save=save,
-        disabled=wrapped.disable_adapter,
-        merge=wrapped.merge_and_unload,
-        learning_rate=2e-4,
+        disabled=None if why else wrapped.disable_adapter,
+        disabled_reason=say(why) if why else "",
+        merge=None if reason else wrapped.merge_and_unload,
+        merge_reason=reason,
+        learning_rate=RATES.get(kind, 2e-4),
     )
+
+
+def can_merge(wrapped: Any) -> bool:
+    """Whether every layer of the adapter has a form as plain weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [m for m in wrapped.modules() if isinstance(m, BaseTunerLayer)]
+    return bool(layers) and hasattr(wrapped.base_model, "merge_and_unload") and all(type(m).merge is not BaseTunerLayer.merge for m in layers)
 
 
 def fuse(wrapped: Any) -> int:
@@ -105,6 +315,9 @@ def fuse(wrapped: Any) -> int:
         plain = type(module) is Linear and type(module.get_base_layer()) is nn.Linear and not module.lora_variant
         plain = plain and all(isinstance(d, nn.Identity) or d.p == 0 for d in module.lora_dropout.values())
         if plain and not any(m.bias is not None for m in module.lora_B.values()) and not module.get_base_layer().weight.requires_grad:
-            module.forward = fused(module, module.forward)
-            count += 1
+            # The fused form rounds A and B to the base's number type; PiSSA and OLoRA subtract where they started, which would leave the rounding.
+            exact = all(type(m) is nn.Linear for m in (*module.lora_A.values(), *module.lora_B.values()))
+            if exact or all(m.weight.dtype == module.get_base_layer().weight.dtype for m in module.lora_A.values()):
+                module.forward = fused(module, module.forward)
+                count += 1
     return count

@@ -14,30 +14,91 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
-    """The adapter of `folder` on the causal model `model`, as a PEFT model. The base named inside the adapter is never followed.
+def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
+    """The adapter of `folder`, of any PEFT type, on the causal model `model`, as a PEFT model. The base named inside the adapter is never followed.
 
+    A folder of a learnt prompt holds what its encoder made, not the encoder; `trainable` goes on from there, without one.
     Raises ModelError when the folder is not safe to open, does not fit the model, or holds a tensor that finds no place.
     """
     import warnings
 
-    from peft import PeftModel
-    from safetensors import safe_open
+    from peft import PeftConfig, PeftModel
 
     raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
+    base = {id(p) for p in model.parameters()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            config = PeftConfig.from_pretrained(str(folder))
+            prompt = trainable and config.is_prompt_learning
+            wrapped = _prompt_to_train(model, config, folder) if prompt else PeftModel.from_pretrained(model, folder, name, is_trainable=trainable)
     except Exception as e:
         raise ModelError(problem("E-MODEL-40", str(folder), cause=vet.first_line(e))) from e
+    _widen(wrapped, folder, name, base)
+    _require_all_placed(wrapped, folder, name)
+    wrapped.eval()
+    return wrapped
+
+
+def add_adapter(wrapped: Any, folder: Path, name: str) -> None:
+    """Another adapter under a name of its own on a model that has one already. Raises ModelError as `load_adapter` does."""
+    import warnings
+
+    raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
+    base = {id(p) for p in wrapped.parameters()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+    except Exception as e:
+        raise ModelError(problem("E-MODEL-40", str(folder), cause=vet.first_line(e))) from e
+    _widen(wrapped, folder, name, base)
+    _require_all_placed(wrapped, folder, name)
+
+
+def _widen(wrapped: Any, folder: Path, name: str, base: set[int]) -> None:
+    """Hold the adapter in the number type of its file: PEFT rounds some types to that of the base when it loads them. `base`: ids of what was there."""
+    import warnings
+
+    import torch
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    rounded = [p for p in wrapped.parameters() if id(p) not in base and p.is_floating_point() and p.dtype.itemsize < 4]
+    stored = load_file(folder / "adapter_model.safetensors")
+    if not rounded or all(t.dtype.itemsize < 4 for t in stored.values() if t.is_floating_point()):
+        return
+    for p in rounded:
+        p.data = p.data.to(torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        set_peft_model_state_dict(wrapped, stored, adapter_name=name)
+
+
+def _require_all_placed(wrapped: Any, folder: Path, name: str) -> None:
+    """Raise ModelError where a tensor of the folder found no place, or a place got none."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
         given = set(stored.keys())
-    from peft import get_peft_model_state_dict
-
-    placed = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    placed = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
     if given != placed:
         odd = sorted(given ^ placed)
         raise ModelError(problem("E-MODEL-41", str(folder), count=len(odd), first=odd[0]))
-    wrapped.eval()
+
+
+def _prompt_to_train(model: Any, config: Any, folder: Path) -> Any:
+    """A learnt prompt whose saved values train themselves: PEFT opens such folders for use only."""
+    import torch
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    common = {name: getattr(config, name) for name in ("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers")}
+    prefix = config.peft_type.value == "PREFIX_TUNING"
+    settings: Any = PrefixTuningConfig(prefix_projection=False, **common) if prefix else PromptTuningConfig(prompt_tuning_init="RANDOM", **common)
+    settings.task_type, settings.num_transformer_submodules = config.task_type, config.num_transformer_submodules
+    wrapped = get_peft_model(model, settings)
+    with torch.no_grad():
+        wrapped.prompt_encoder["default"].embedding.weight.copy_(load_file(folder / "adapter_model.safetensors")["prompt_embeddings"])
     return wrapped

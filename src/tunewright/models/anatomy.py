@@ -121,7 +121,7 @@ def of(model: PreTrainedModel) -> Anatomy:
     experts = [n for b in blocks for n, m in by_name.items() if n.startswith(f"{b}.") and _holds_fused_experts(n, m)]
     if experts:
         notes.append(say("models.experts_fused", module=experts[0]))
-    own = [n for n, m in by_name.items() if n and next(m.parameters(recurse=False), None) is not None]
+    own = [n for n, m in by_name.items() if n and (is_linear(m) or next(m.parameters(recurse=False), None) is not None)]
     return Anatomy(model_type, {r: roles[r] for r in ROLES if roles.get(r)}, blocks, card is None, notes, linear, own)
 
 
@@ -140,9 +140,11 @@ def cards() -> dict[str, dict[str, Any]]:
 
 def is_linear(module: Any) -> bool:
     """A matrix product with a weight of two dimensions: torch's Linear and its quantised kin, and GPT-2's Conv1D."""
-    weight = getattr(module, "weight", None)
     kind = type(module).__name__
-    return weight is not None and (hasattr(module, "in_features") or kind == "Conv1D") and "Embedding" not in kind
+    if "Embedding" in kind or not (hasattr(module, "in_features") or kind == "Conv1D"):
+        return False
+    # The weight of a quantised layer is made when it is read, so here it is only looked for.
+    return getattr(module, "_parameters", {}).get("weight") is not None or hasattr(type(module), "weight") or "weight" in vars(module)
 
 
 def shape_of(module: Any) -> tuple[int, int]:

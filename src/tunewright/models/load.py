@@ -1,6 +1,6 @@
 """Open a vetted folder: the tokenizer, the model with every weight accounted for, and what the folder says about itself.
 
-Transformers builds the model; this room decides how: safetensors only, no code from the folder, no network, dropouts of the config set
+Transformers builds the model; this room decides how: safetensors only, no code but what was allowed by its hash, no network, dropouts of the config set
 to 0 (and said), and an error when a single weight of the checkpoint finds no place or a single weight of the model is not in the
 checkpoint, because a model that is partly random trains and answers as if nothing were wrong.
 """
@@ -16,10 +16,12 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunewright.core.config import BaseConfig
 from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.core.words import say
 from tunewright.models import vet
 from tunewright.models.cache import MARKER
+from tunewright.models.remote_code import place_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,39 +50,57 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     folder = Path(folder)
     kind: Literal["model", "adapter"] = "model" if (folder / "config.json").is_file() else "adapter"
-    raise_all(vet.problems_of(folder, kind=kind, weights=False), ModelError)
+    place = place_of(folder)
+    raise_all(vet.problems_of(place.folder, kind=kind, weights=False), ModelError)
     try:
         with _silent():
-            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=place.tokenizer)
     except Exception as e:
         raise ModelError(problem("E-MODEL-31", str(folder), cause=vet.first_line(e))) from e
 
 
+def load_config(folder: Path) -> Any:
+    """The model's configuration as Transformers reads it. Judged by whoever found the folder; no weights are read."""
+    from transformers import AutoConfig
+
+    place = place_of(folder)
+    config = AutoConfig.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=place.model)
+    if not place.model:
+        # Opened natively: what is saved from it must not point to code that is not there.
+        vars(config).pop("auto_map", None)
+    return config
+
+
 def load_model(
-    folder: Path, *, dtype: torch.dtype | str, device: torch.device | str = "cpu", attention: str = "sdpa", notes: list[str] | None = None
-) -> PreTrainedModel:
+    folder: Path, *, dtype: torch.dtype | str, device: torch.device | str = "cpu", attention: str = "sdpa", notes: list[str] | None = None,
+    base: BaseConfig | None = None,
+) -> PreTrainedModel:  # fmt: skip
     """The causal language model of a folder, in eval mode, no parameter requiring a gradient.
 
-    `attention` is a name of Transformers' attention interface; a model that refuses it gets `eager`. Sentences about what was changed (dropouts set
-    to 0, another attention) are appended to `notes`. Raises ModelError when `vet.problems_of` finds anything, when the model
-    cannot be built, or when a weight is missing, left over or of another shape. No network, no code from the folder.
+    `attention` is a name of Transformers' attention interface; a model that refuses it gets `eager`. `base` says whether the matrices of the blocks are
+    quantised (`quantised.py`). Sentences about what was changed (dropouts set to 0, another attention) are appended to `notes`. Raises ModelError
+    when `vet.problems_of` finds anything, when the model cannot be built, or when a weight is missing, left over or of another shape. No network;
+    code from the folder only as `remote_code.py` says.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     folder, said = Path(folder), [] if notes is None else notes
-    raise_all(vet.problems_of(folder), ModelError)
+    place = place_of(folder)
+    raise_all(vet.problems_of(place.folder), ModelError)
     wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    placed = {} if str(device) == "cpu" else {"device_map": {"": str(device)}}
+    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": place.model}
+    number_type = base.number_type if base is not None else None
+    # What will be quantised is read on the CPU: a device that needs few bits has no room for the wide model.
+    placed = {} if str(device) == "cpu" or number_type else {"device_map": {"": str(device)}}
     try:
-        config = AutoConfig.from_pretrained(str(folder), **common)
+        config = load_config(folder)
         said += silence_dropout(config)
         for way in (attention, "eager"):
             try:
                 with _silent():
                     loaded: Any = AutoModelForCausalLM.from_pretrained(
-                        str(folder), config=config, dtype=wanted, attn_implementation=way, use_safetensors=True, output_loading_info=True,
+                        str(place.folder), config=config, dtype=wanted, attn_implementation=way, use_safetensors=True, output_loading_info=True,
                         **common, **placed,
                     )  # fmt: skip
                 break
@@ -91,12 +111,27 @@ def load_model(
     except Exception as e:
         raise ModelError(problem("E-MODEL-32", str(folder), cause=vet.first_line(e))) from e
     model, info = loaded
+    # Where code ran from a private copy, adapters still name the folder that the person gave.
+    model.name_or_path = model.config._name_or_path = str(folder)
     _require_whole(folder, model, info)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
+    if base is not None and number_type is not None:
+        _quantise(model, base, device, said)
     return model.eval()
+
+
+def _quantise(model: PreTrainedModel, base: BaseConfig, device: torch.device | str, said: list[str]) -> None:
+    """Keep the matrices of the blocks in few bits and say so."""
+    from tunewright.models.fast import return_freed_memory
+    from tunewright.models.quantised import quantise_model
+
+    assert base.number_type is not None
+    count = quantise_model(model, base.number_type, base.double, base.block, None if str(device) == "cpu" else device)
+    return_freed_memory()
+    said.append(say("models.quantised", count=count, type=base.number_type, bits=f"{base.bits_per_weight:.2f}"))
 
 
 @contextlib.contextmanager

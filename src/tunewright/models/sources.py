@@ -24,8 +24,9 @@ from typing import Any
 from tunewright.core.errors import ModelError, Problem, problem, raise_all
 from tunewright.core.files import readable_size
 from tunewright.core.words import say
-from tunewright.models import gguf, vet
+from tunewright.models import gguf, remote_code, vet
 from tunewright.models.cache import cache_root, marker_of, publish, sha256_of
+from tunewright.models.pickled import command_for
 
 CONFIG_PATTERNS = [
     "*.json", "*.jinja", "*.txt", "tokenizer.model", "tokenizer.model.v*", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken",
@@ -80,6 +81,8 @@ def resolve(spec: str, report: Report = print_to_stderr, *, weights: bool = True
     else:
         raise ModelError(problem("E-MODEL-18", spec=spec))
     report(source.note)
+    for line in remote_code.notes(source.folder):
+        report(line)
     return source
 
 
@@ -331,7 +334,9 @@ def _without_pickles(name: str, folder: Path) -> list[Problem]:
     except Exception:
         return []
     pickled = [n for n in names if n.endswith(vet.PICKLE_SUFFIXES)]
-    return [problem("E-MODEL-10", name, names=", ".join(pickled[:3]))] if pickled else []
+    place = f"./{name.rpartition('/')[2]}"
+    command = f"hf download {name} --local-dir {place} && {command_for(place)}"
+    return [problem("E-MODEL-10", name, names=", ".join(pickled[:3]), command=command)] if pickled else []
 
 
 def _from_modelscope(spec: str, report: Report, weights: bool) -> Source:

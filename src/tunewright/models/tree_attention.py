@@ -25,7 +25,10 @@ MERGE_PAIRS = 3000
 
 @dataclass
 class Block:
-    """Query rows [start, stop) and the key ranges they see; `hidden` (queries, keys) marks what is masked, None for nothing."""
+    """Query rows [start, stop) and the key ranges they see; `hidden` (queries, keys) marks what is masked, None for nothing.
+
+    Keys are counted in rows of the tree, queries in rows that have one: virtual rows at the root have only keys.
+    """
 
     start: int
     stop: int
@@ -48,6 +51,8 @@ class TreePlan:
     keep_bytes: int
     """Probabilities are kept for the backward pass while all layers together stay under this; above it they are computed again."""
     num_layers: int
+    num_virtual: int = 0
+    """The first rows of the tree that are only keys and values (a learnt prefix): the model brings no queries for them."""
     blocks: dict[int | None, list[Block]] = field(default_factory=dict)
 
     def blocks_for(self, window: int | None) -> list[Block]:
@@ -55,7 +60,7 @@ class TreePlan:
         if window is not None and window >= max(self.tree.depth, default=0) + 1:
             window = None
         if window not in self.blocks:
-            self.blocks[window] = _with_masks(plan_blocks(self.tree, window), self.tree, window, self.device)
+            self.blocks[window] = _with_masks(plan_blocks(self.tree, window, self.num_virtual), self.tree, window, self.device, self.num_virtual)
         return self.blocks[window]
 
     def keeps(self, blocks: list[Block], heads: int, item_bytes: int) -> bool:
@@ -100,14 +105,17 @@ def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def plan_blocks(tree: TokenTree, window: int | None) -> list[Block]:
-    """Cut the rows into query blocks: long chains into pieces, small neighbours joined while a masked product is cheaper than another block."""
+def plan_blocks(tree: TokenTree, window: int | None, num_virtual: int = 0) -> list[Block]:
+    """Cut the rows into query blocks: long chains into pieces, small neighbours joined while a masked product is cheaper than another block.
+
+    The first `num_virtual` rows get no query.
+    """
     pieces: list[Block] = []
     for start, stop, ancestors in _chains(tree):
-        for a in range(start, stop, MAX_BLOCK):
+        for a in range(max(start, num_virtual), stop, MAX_BLOCK):
             b = min(stop, a + MAX_BLOCK)
             ranges = _merge([*ancestors, (start, b)])
-            pieces.append(Block(a, b, _within_window(ranges, tree, a, window)))
+            pieces.append(Block(a - num_virtual, b - num_virtual, _within_window(ranges, tree, a, window)))
     joined: list[Block] = []
     for piece in pieces:
         if joined and piece.stop - joined[-1].start <= MAX_BLOCK:
@@ -140,11 +148,11 @@ def _within_window(ranges: list[tuple[int, int]], tree: TokenTree, first: int, w
     return kept
 
 
-def _with_masks(blocks: list[Block], tree: TokenTree, window: int | None, device: torch.device) -> list[Block]:
+def _with_masks(blocks: list[Block], tree: TokenTree, window: int | None, device: torch.device, num_virtual: int = 0) -> list[Block]:
     end = torch.tensor(tree.subtree_end, device=device)
     depth = torch.tensor(tree.depth, device=device)
     for block in blocks:
-        rows = torch.arange(block.start, block.stop, device=device)[:, None]
+        rows = torch.arange(block.start, block.stop, device=device)[:, None] + num_virtual
         keys = torch.cat([torch.arange(a, b, device=device) for a, b in block.ranges])
         visible = (keys <= rows) & (rows < end[keys])
         if window is not None:
@@ -174,7 +182,7 @@ def _probabilities(queries: Tensor, keys: Tensor, block: Block, group: int, soft
 
 
 class _TreeAttention(torch.autograd.Function):
-    """q (H, T, D), already scaled; k, v (K, T, D) with H a multiple of K. Returns (T, H, D)."""
+    """q (H, T, D), not yet scaled; k, v (K, M + T, D) with H a multiple of K and M virtual rows in front. Returns (T, H, D)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, blocks: list[Block], keep: bool) -> Tensor:
@@ -241,12 +249,13 @@ def tree_attention(
     tree_plan: TreePlan | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function as Transformers calls it: query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D).
+    """The attention function as Transformers calls it: query (1, H, T, D), key and value (1, K, M + T, D) -> (1, T, H, D), M virtual rows in front.
 
     Raises AssertionError without a plan: a model set to this attention is only ever called through `engine/forward.py`.
     """
     assert tree_plan is not None, "tree attention was called without a tree"
     assert not dropout, "dropouts of a model's config are set to 0 at load"
+    assert key.shape[2] == query.shape[2] + tree_plan.num_virtual == tree_plan.tree.num_rows, "keys and rows of the tree differ in number"
     blocks = tree_plan.blocks_for(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keep = tree_plan.keeps(blocks, query.shape[1], query.element_size() * (2 if softcap else 1))

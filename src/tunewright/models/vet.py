@@ -1,8 +1,9 @@
 """Look at a model folder before any library opens it: does it run code, is it whole, can its headers be believed?
 
 Everything here reads bytes and plain JSON; nothing is loaded, imported or allocated by what a file claims. The rules come from attacks that
-happened: `auto_map` (code in a repository), CVE-2026-4372 (`_attn_implementation_internal` names a kernel to fetch and run), CVE-2026-5241
-(a nested `trust_remote_code`), pickled weights, and headers whose sizes exceed the file. A key nobody knows is refused, not ignored.
+happened: `auto_map` (code in a repository; `remote_code.py` says when it may run), CVE-2026-4372 (`_attn_implementation_internal` names a
+kernel to fetch and run), CVE-2026-5241 (a nested `trust_remote_code`), pickled weights, and headers whose sizes exceed the file. A key nobody
+knows is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.errors import Problem, problem
-from tunewright.models.anatomy import cards
+from tunewright.models import remote_code
 
 CONFIG_FILES = (
     "config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", "processor_config.json",
-    "preprocessor_config.json", "video_preprocessor_config.json", "quantize_config.json", "hf_quant_config.json",
+    "preprocessor_config.json", "video_preprocessor_config.json", "quantize_config.json", "hf_quant_config.json", "tunewright_method.json",
 )  # fmt: skip
+OWN_METHOD = "tunewright_method.json"
+"""Describes the weights of a method that PEFT does not know; they lie beside it in `method.safetensors`."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mdl", ".joblib")
 MAX_CONFIG_BYTES = 16 << 20
 MAX_HEADER_BYTES = 100 << 20
@@ -47,11 +50,12 @@ DTYPE_BITS = {
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 
 
-def problems_of(folder: Path, *, kind: Literal["model", "adapter"] = "model", weights: bool = True) -> list[Problem]:
+def problems_of(folder: Path, *, kind: Literal["model", "adapter"] = "model", weights: bool = True, code: bool = True) -> list[Problem]:
     """Everything that speaks against opening `folder`, or an empty list.
 
     `kind` says what the folder should hold: a whole model, or an adapter in PEFT's layout. With `weights=False` only the configuration is
-    judged, as a dry run needs. Never raises for what a file contains; nothing in the folder is executed or loaded.
+    judged, as a dry run needs; with `code=False` a model that needs its own code passes, for whoever copies files and builds nothing.
+    Never raises for what a file contains; nothing in the folder is executed or loaded.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -64,7 +68,12 @@ def problems_of(folder: Path, *, kind: Literal["model", "adapter"] = "model", we
             found += trouble
             configs[name] = config
             found += _key_problems(folder / name, config)
+    own_code = remote_code.needing(configs)
+    if not own_code:
+        found += [p for name, config in configs.items() for p in _nested_code_problems(folder / name, config)]
     needed = "config.json" if kind == "model" else "adapter_config.json"
+    if kind == "adapter" and needed not in configs and OWN_METHOD in configs:
+        needed = OWN_METHOD
     if needed not in configs:
         if kind == "model" and "adapter_config.json" in configs:
             base = str(configs["adapter_config.json"].get("base_model_name_or_path"))
@@ -73,9 +82,11 @@ def problems_of(folder: Path, *, kind: Literal["model", "adapter"] = "model", we
     if kind == "model" and "adapter_config.json" in configs:
         # Transformers would put the adapter on the model without a word.
         found.append(problem("E-MODEL-34", str(folder), folder=str(folder)))
-    if kind == "model" and not found:
+    if code:
+        found += remote_code.problems(folder, configs)
+    if kind == "model" and not found and "config.json" not in own_code:
         found += _model_type_problems(folder / "config.json", configs["config.json"])
-    if kind == "adapter":
+    if kind == "adapter" and needed != OWN_METHOD:
         found += _adapter_problems(folder / "adapter_config.json", configs["adapter_config.json"])
     return found + (weight_problems(folder, kind) if weights else [])
 
@@ -119,10 +130,7 @@ def _key_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
     # Keys of these two tables of the tokenizer are tokens, not settings.
     config = {k: v for k, v in config.items() if k not in ("added_tokens_decoder", "chat_template")}
     for where, key, value in _walk(config):
-        if key == "auto_map" and value:
-            code = "E-MODEL-05" if _knows(config.get("model_type")) else "E-MODEL-04"
-            found.append(problem(code, str(path), key=where, file=path.name, model_type=str(config.get("model_type"))))
-        elif key.lower() == "trust_remote_code" and value is not False:
+        if key.lower() == "trust_remote_code" and value is not False:
             # A plain `false` asks for nothing; anything else asks for code.
             found.append(problem("E-MODEL-06", str(path), key=where, file=path.name))
         elif key in ATTENTION_KEYS:
@@ -138,21 +146,21 @@ def _key_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
     return found
 
 
-def _knows(model_type: object) -> bool:
-    """Whether the installed Transformers has this model type. Imports Transformers' table of names, no model code; for the families on our own
-    cards, which every supported version has, not even that: it takes seconds, and a dry run should not."""
-    if isinstance(model_type, str) and model_type in cards():
-        return True
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    return isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES
+def _nested_code_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
+    """`auto_map` below the top of a model that needs no code: Transformers may ask, on the terminal, whether to follow it."""
+    found = [where for where, key, value in _walk(config) if key == "auto_map" and value and where != key]
+    if not found:
+        return []
+    code = "E-MODEL-05" if remote_code.knows(config.get("model_type")) else "E-MODEL-04"
+    shown = {"file": path.name, "model_type": str(config.get("model_type"))}
+    return [problem(code, str(path), key=where, **shown) for where in found]
 
 
 def _model_type_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
     """A model type that only its own code, or a newer Transformers, could build."""
     import transformers
 
-    if _knows(config.get("model_type")):
+    if remote_code.knows(config.get("model_type")):
         return []
     return [problem("E-MODEL-09", str(path), model_type=str(config.get("model_type")), version=transformers.__version__)]
 
@@ -172,7 +180,8 @@ def _adapter_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
 def weight_files(folder: Path, kind: Literal["model", "adapter"] = "model") -> tuple[list[Path], list[Problem]]:
     """The safetensors files that Transformers (or PEFT) would read from `folder`, and what is wrong with the list."""
     if kind == "adapter":
-        single = folder / "adapter_model.safetensors"
+        own = (folder / OWN_METHOD).is_file() and not (folder / "adapter_config.json").is_file()
+        single = folder / ("method.safetensors" if own else "adapter_model.safetensors")
         return ([single], []) if single.is_file() else ([], [])
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"], []
@@ -199,7 +208,9 @@ def weight_problems(folder: Path, kind: Literal["model", "adapter"] = "model") -
     if not files and not found:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLE_SUFFIXES and p.is_file())
         if pickled:
-            return [problem("E-MODEL-10", str(folder), names=", ".join(pickled[:3]))]
+            from tunewright.models.pickled import command_for
+
+            return [problem("E-MODEL-10", str(folder), names=", ".join(pickled[:3]), command=command_for(str(folder)))]
         return [problem("E-MODEL-11", str(folder), expected="adapter_model.safetensors" if kind == "adapter" else "model.safetensors")]
     for path in files:
         try:

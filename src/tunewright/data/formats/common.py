@@ -1,4 +1,4 @@
-"""What the formats share: renamed columns, text from values, and dialogues that make sense.
+"""What the formats share: renamed columns, and cells that become text, numbers, lists or yes and no.
 
 A row that cannot be used is no exception for the caller: a format returns `Unusable` with a short reason, which the report counts and whose
 sentence stands in the locale under `data.reason.*`. Inside a format `RowFault` carries it; `guarded` turns one into the other.
@@ -7,27 +7,18 @@ sentence stands in the locale under `data.reason.*`. Inside a format `RowFault` 
 from __future__ import annotations
 
 import functools
+import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunewright.core.types import Conversation, Message, Origin, Row
+from tunewright.core.types import Origin, Row
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
+YES, NO = {"true", "1", "yes"}, {"false", "0", "no"}
+_placeholder = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -47,14 +38,21 @@ class RowFault(Exception):
 
 
 class Columns(dict[str, str]):
-    """Our column names to the file's (`{instruction: question}`), and `notes`: what was converted on the way, counted."""
+    """Our column names to the file's (`{instruction: question}`), and `notes`: what was converted on the way, counted.
 
-    def __init__(self, names: Mapping[str, str] | None = None):
+    `wording` is how a question is made of several columns (`data.wording`), `labels` the names of the labels 0, 1, ... (`data.labels`); None where the
+    run says nothing.
+    """
+
+    def __init__(self, names: Mapping[str, str] | None = None, wording: str | None = None, labels: Sequence[str] | None = None):
         super().__init__(names or {})
+        self.wording, self.labels = wording, labels
         self.notes: Counter[str] = Counter()
 
     def renamed(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """The row with our names; a column that was not renamed keeps its own."""
+        if not self:
+            return dict(raw)
         out = {name: value for name, value in raw.items() if name not in self.values()}
         return out | {ours: raw[theirs] for ours, theirs in self.items() if theirs in raw}
 
@@ -74,6 +72,8 @@ def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Forma
             return function(named.renamed(raw), origin, named)
         except RowFault as fault:
             return fault.unusable
+        except RecursionError:
+            return Unusable("wrong_type", "nested too deeply")
 
     return convert
 
@@ -82,6 +82,8 @@ def text_of(value: Any, name: str, columns: Columns) -> str:
     """The text of a cell. Numbers and booleans are legal (a label 1 or 0) and counted; null is empty; a list of text parts is joined."""
     if value is None:
         return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowFault("wrong_type", f"{name}: {value}")
     if isinstance(value, (bool, int, float)):
         columns.notes["number_as_text"] += 1
         return str(value)
@@ -89,87 +91,87 @@ def text_of(value: Any, name: str, columns: Columns) -> str:
         value = "".join(_part(part, name) for part in value)
     if not isinstance(value, str):
         raise RowFault("wrong_type", f"{name}: {type(value).__name__}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowFault("bad_unicode", f"{name}: U+{ord(value[error.start]):04X}") from error
+    check_unicode(value, name)
     return value
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raises RowFault for half a character, which no encoding can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowFault("bad_unicode", f"{name}: U+{ord(text[error.start]):04X}") from error
 
 
 def _part(part: dict[str, Any], name: str) -> str:
     if part.get("type", "text") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    raise RowFault("wrong_type", f"{name}: {part.get('type', 'part')}")
+    raise RowFault("wrong_type", f"{name}: {str(part.get('type', 'part'))[:40]}")
 
 
 def weight_of(raw: Mapping[str, Any]) -> float:
-    """The `weight` of a row or message, 1 where there is none."""
+    """The `weight` of a row or message, 1 where there is none. Tables write numbers as text."""
     weight = raw.get("weight")
-    if weight is None:
+    if weight is None or weight == "":
         return 1.0
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+    number = number_of(weight)
+    if number is None or number < 0:
         raise RowFault("bad_weight", repr(weight)[:40])
-    return float(weight)
+    return number
 
 
-def messages_of(turns: Any, role_key: str, content_key: str, columns: Columns) -> list[Message]:
-    """A list of turns as messages. Raises RowFault for anything that is no dialogue."""
-    if not isinstance(turns, list):
-        raise RowFault("wrong_type", f"{type(turns).__name__}")
-    found = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise RowFault("wrong_type", f"turn: {type(turn).__name__}")
-        role = turn.get(role_key)
-        if not isinstance(role, str) or role.strip().lower() not in ROLES:
-            raise RowFault("unknown_role", repr(role)[:40])
-        calls = turn.get("tool_calls") or None
-        if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-            raise RowFault("wrong_type", "tool_calls")
-        name = turn.get("name")
-        content = text_of(turn.get(content_key), content_key, columns)
-        known = ROLES[role.strip().lower()]
-        found.append(Message(known, content, weight_of(turn), calls, name if isinstance(name, str) else None))
-    return found
+def number_of(value: Any) -> float | None:
+    """A finite number, also one written as text; None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
-def conversation(messages: list[Message], origin: Origin, raw: Mapping[str, Any], columns: Columns) -> Conversation:
-    """A dialogue in a sensible order: an optional system prompt, then user and assistant in turn, ending with an answer.
+def truth_of(value: Any) -> bool | None:
+    """Yes or no as files write it: true, 1, "True", "0" ...; None for everything else."""
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower() if isinstance(value, int | float | str) else ""
+    word = word.removesuffix(".0")
+    return True if word in YES else False if word in NO else None
 
-    A question after the last answer is left out and counted. Raises RowFault with `no_answer`, `empty_answer`, `empty_question` or `bad_order`.
+
+def json_cell(value: Any, name: str) -> Any:
+    """The value of a cell that holds a list or an object as JSON text, as tables and some sets write them; blank is none, any other cell as it is.
+
+    Raises RowFault for text that begins like one and is none.
     """
-    answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
-    if not answers:
-        raise RowFault("no_answer")
-    if answers[-1] + 1 < len(messages):
-        columns.notes["question_after_last_answer"] += 1
-        messages = messages[: answers[-1] + 1]
-    if messages[0].role == "system" and not messages[0].content.strip():
-        messages = messages[1:]
-    before = "start"
-    for message in messages:
-        if message.role not in _FOLLOWS[before]:
-            raise RowFault("bad_order", f"{message.role} after {before}")
-        before = message.role
-        if message.role == "user" and not message.content.strip():
-            raise RowFault("empty_question")
-        if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
-            raise RowFault("empty_answer")
-    tools = raw.get("tools") or None
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise RowFault("wrong_type", "tools")
-    return Conversation(messages, origin, tools, weight_of(raw))
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    if value.lstrip()[0] not in "[{":
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RowFault("not_json", name) from error
 
 
-_FOLLOWS = {
-    "start": ("system", "user"),
-    "system": ("user",),
-    "user": ("assistant",),
-    "assistant": ("user", "tool"),
-    "tool": ("assistant", "tool"),
-}
+def looked_into(value: Any) -> Any:
+    """Like `json_cell`, for looking only: a text that begins like a list but is none stays a text."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
-def turns_look_like(value: Any, role_key: str, content_key: str) -> bool:
-    """Whether a cell is a list of turns with these two keys."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and role_key in value[0] and content_key in value[0]
+def first_of(raw: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of these columns that the row has."""
+    return next((name for name in names if name in raw), None)
+
+
+def worded(wording: str, **texts: str) -> str:
+    """A wording with its places filled in; braces inside the texts stay as they are."""
+    return _placeholder.sub(lambda place: texts.get(place.group(1), place.group()), wording)

@@ -1,4 +1,7 @@
-"""Chat rows as OpenAI writes them: `messages` (or `conversations`), a list of {role, content}; `tools` and per-message `weight` are honoured."""
+"""Chat rows as OpenAI writes them: `messages` (or `conversations`), a list of {role, content}.
+
+`tools`, `tool_calls`, results of tools and per-message `weight` are honoured (`dialogue.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Conversation, Origin
-from tunewright.data.formats.common import Columns, RowFault, conversation, guarded, messages_of, turns_look_like
+from tunewright.data.formats.common import Columns, RowFault, guarded
+from tunewright.data.formats.dialogue import TURN_COLUMNS, conversation, messages_of, turn_column, turns_look_like, with_system
 
 
 class Messages(Section):
@@ -16,16 +20,16 @@ class Messages(Section):
 
 def looks_like(raw: dict[str, Any]) -> int:
     """2 with a list of {role, content}, 1 with a `messages` column of another shape."""
-    if any(turns_look_like(raw.get(name), "role", "content") for name in ("messages", "conversations")):
+    if any(turns_look_like(raw.get(name), "role", "content") for name in TURN_COLUMNS):
         return 2
-    return int("messages" in raw)
+    return int("messages" in raw and not turns_look_like(raw["messages"], "from", "value"))
 
 
 @formats.register("messages", Messages, needs="messages: [{role, content}, ...]", looks_like=looks_like)
 @guarded
 def messages(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """A dialogue whose assistant turns are learnt."""
-    name = "messages" if "messages" in raw else "conversations"
-    if name not in raw:
+    name = turn_column(raw)
+    if name is None:
         raise RowFault("no_answer")
-    return conversation(messages_of(raw[name], "role", "content", columns), origin, raw, columns)
+    return conversation(with_system(messages_of(raw[name], "role", "content", columns), raw, columns), origin, raw, columns)

@@ -1,4 +1,7 @@
-"""ShareGPT rows: `conversations`, a list of {from, value} with from human, gpt, system (also user, assistant, observation); optional `system`."""
+"""ShareGPT rows: `conversations`, a list of {from, value} with from human, gpt, system (also user, assistant, function_call, observation).
+
+Also `system`, and `tools` as a list or as JSON text.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from typing import Any
 
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
-from tunewright.core.types import Conversation, Message, Origin
-from tunewright.data.formats.common import Columns, RowFault, conversation, guarded, messages_of, text_of, turns_look_like
+from tunewright.core.types import Conversation, Origin
+from tunewright.data.formats.common import Columns, RowFault, guarded
+from tunewright.data.formats.dialogue import TURN_COLUMNS, conversation, messages_of, turn_column, turns_look_like, with_system
 
 
 class ShareGPT(Section):
@@ -16,17 +20,16 @@ class ShareGPT(Section):
 
 def looks_like(raw: dict[str, Any]) -> int:
     """2 with a list of {from, value}, 1 with a `conversations` column of another shape."""
-    return 2 if turns_look_like(raw.get("conversations"), "from", "value") else int("conversations" in raw)
+    if any(turns_look_like(raw.get(name), "from", "value") for name in TURN_COLUMNS):
+        return 2
+    return int("conversations" in raw and not turns_look_like(raw["conversations"], "role", "content"))
 
 
 @formats.register("sharegpt", ShareGPT, needs="conversations: [{from: human | gpt | system, value}, ...]", looks_like=looks_like)
 @guarded
 def sharegpt(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """A dialogue whose gpt turns are learnt."""
-    if "conversations" not in raw:
+    name = "conversations" if "conversations" in raw else turn_column(raw)
+    if name is None:
         raise RowFault("no_answer")
-    turns = messages_of(raw["conversations"], "from", "value", columns)
-    system = text_of(raw.get("system"), "system", columns)
-    if system.strip() and not (turns and turns[0].role == "system"):
-        turns = [Message("system", system), *turns]
-    return conversation(turns, origin, raw, columns)
+    return conversation(with_system(messages_of(raw[name], "from", "value", columns), raw, columns), origin, raw, columns)

@@ -7,25 +7,51 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, PlainText
-from tunewright.data.formats.common import Columns, RowFault, guarded, text_of, weight_of
+from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, text_of, weight_of
+
+DOCUMENT = ("text", "document", "content")
 
 
 class Text(Section):
     """Rows with a text."""
 
 
+class Documents(Section):
+    """Rows that are whole documents; a text file is one row, however many blank lines it has."""
+
+
 def looks_like(raw: dict[str, Any]) -> int:
-    """1 with a text column: rows of other formats often carry one as well, so any other format wins."""
-    return int("text" in raw)
+    """1 with a text column: rows of other formats often carry one as well, so any other format wins.
+
+    0 for single messages of a tree of dialogues (OpenAssistant's export): one message alone is no document.
+    """
+    return int("text" in raw and not ("role" in raw and "parent_id" in raw))
+
+
+def looks_like_documents(raw: dict[str, Any]) -> int:
+    """1 with a column `document` or `content` and no `text`."""
+    return int("text" not in raw and first_of(raw, DOCUMENT) is not None and "role" not in raw)
 
 
 @formats.register("text", Text, needs="text", looks_like=looks_like)
 @guarded
 def text(raw: dict[str, Any], origin: Origin, columns: Columns) -> PlainText:
     """One document."""
-    if "text" not in raw:
+    return _plain_text(raw, ("text",), origin, columns)
+
+
+@formats.register("documents", Documents, needs="document | content | text", looks_like=looks_like_documents)
+@guarded
+def documents(raw: dict[str, Any], origin: Origin, columns: Columns) -> PlainText:
+    """One document, under any of its usual names."""
+    return _plain_text(raw, DOCUMENT, origin, columns)
+
+
+def _plain_text(raw: dict[str, Any], names: tuple[str, ...], origin: Origin, columns: Columns) -> PlainText:
+    name = first_of(raw, names)
+    if name is None:
         raise RowFault("no_text")
-    found = text_of(raw["text"], "text", columns)
+    found = text_of(raw[name], name, columns)
     if not found.strip():
         raise RowFault("empty_text")
     return PlainText(found, origin, weight_of(raw))

@@ -1,0 +1,49 @@
+"""Findings that stand in the counts of the report: rows that were dropped before any check saw them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tunewright.data.checks.base import SHOWN_PLACES, Finding, Severity
+
+EMPTY = ("empty_answer", "empty_question", "empty_text", "no_answer", "no_text")
+HALF, GIANT = 0.5, 5
+_too_long = re.compile(r"^(?P<place>.*): too_long \((?P<length>\d+) > (?P<limit>\d+)\)$")
+
+
+def dropped_findings(report: dict[str, Any]) -> list[Finding]:
+    """`empty`, `too_long` and one `dropped` for all the other reasons, from a data report; a giant row among those that were too long."""
+    reasons, read = report["reasons"], report["rows_read"]
+    found = []
+
+    def finding(key: str, names: list[str], **fields: Any) -> None:
+        count = sum(reasons[name]["count"] for name in names)
+        places = [place for name in names for place in reasons[name]["examples"]][:SHOWN_PLACES]
+        severity: Severity = "stop" if count >= HALF * read else "warn"
+        found.append(Finding(key, severity, count, read, places, fields))
+
+    empty = [name for name in reasons if name in EMPTY]
+    if empty:
+        finding("empty", empty, shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in empty))
+    if "too_long" in reasons:
+        finding("too_long", ["too_long"])
+        found += _giants(report)
+    rest = [name for name in reasons if name not in EMPTY and name != "too_long"]
+    if rest:
+        finding("dropped", rest, shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in rest))
+    return found
+
+
+def _giants(report: dict[str, Any]) -> list[Finding]:
+    """A dropped row that dwarfs the other ones: five times the next percent, or the limit where it is alone."""
+    matches = [m for m in map(_too_long.match, report["dropped"]["rows"]) if m]
+    if not matches:
+        return []
+    lengths = sorted(int(m["length"]) for m in matches)
+    usual = max(lengths[max(0, int(len(lengths) * 0.98) - 1)] if len(lengths) > 1 else 0, int(matches[0]["limit"]))
+    giants = sorted((m for m in matches if int(m["length"]) > GIANT * usual), key=lambda m: -int(m["length"]))
+    if not giants:
+        return []
+    fields = {"unit": "tokens", "longest": lengths[-1], "p99": usual, "p50": lengths[len(lengths) // 2]}
+    return [Finding("giant_row", "warn", len(giants), report["rows_read"], [m["place"] for m in giants[:SHOWN_PLACES]], fields)]

@@ -1,0 +1,112 @@
+"""One file on disk as bytes or characters, opened as often as a reader likes, unpacked on the way if it is packed.
+
+Only regular files are read: a pipe or a device may never end. A packed file may hold at most `MOST_RATIO` times its own size once that is more than
+`FREE_BYTES`: text packs 3 to 20 times, a file made to fill a memory 1,000 times (deflate can do 1,032).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, BinaryIO, TextIO, cast
+
+from tunewright.core.errors import DataError, problem
+from tunewright.core.words import say
+from tunewright.data.files.encodings import UTF8, Encoding
+from tunewright.data.files.kinds import ending_of
+
+FREE_BYTES = 64 * 2**20
+MOST_RATIO = 200
+CHUNK_BYTES = 2**18
+
+
+@dataclass
+class Source:
+    """A file to read. `name` stands in messages; `whole` asks a text reader for one row a file; `notes` counts what was converted."""
+
+    path: Path
+    ending: str
+    packed: bool
+    size: int
+    encoding: Encoding = UTF8
+    whole: bool = False
+    notes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def name(self) -> str:
+        """The path as text."""
+        return str(self.path)
+
+    def bytes(self) -> BinaryIO:
+        """The content, unpacked. Reading raises DataError for a packed file that is damaged, cut off or unreasonably large."""
+        try:
+            opened = self.path.open("rb")
+        except OSError as error:
+            raise refused(self.name, error) from error
+        if not self.packed:
+            return opened
+        return cast(BinaryIO, io.BufferedReader(_Unpacked(opened, self.name, self.size), CHUNK_BYTES))
+
+    def text(self, newline: str | None = None) -> TextIO:
+        """The content as characters, after its byte order mark. `newline` as in `open`: None makes every line end "\\n"."""
+        content = self.bytes()
+        content.read(self.encoding.mark_bytes)
+        return io.TextIOWrapper(cast("IO[bytes]", content), encoding=self.encoding.codec, errors="strict", newline=newline)
+
+
+def find(path: Path) -> Source:
+    """The file at `path`. Raises DataError where there is none that can be read as a file."""
+    ending, packed = ending_of(path)
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise refused(str(path), error) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(problem("E-DATA-30", str(path), file=str(path), kind=say(f"data.kind.{_kind(found.st_mode)}")))
+    return Source(path, ending, packed, found.st_size)
+
+
+def refused(name: str, error: Exception) -> DataError:
+    """The operating system's refusal as ours."""
+    return DataError(problem("E-DATA-02", name, file=name, cause=getattr(error, "strerror", None) or str(error)))
+
+
+def _kind(mode: int) -> str:
+    kinds = {"folder": stat.S_ISDIR, "pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
+    return next((name for name, is_kind in kinds.items() if is_kind(mode)), "device")
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a gzip file, with every fault as a DataError and a bound on its size."""
+
+    def __init__(self, packed: BinaryIO, name: str, size: int):
+        self._packed, self._file, self._name = packed, gzip.GzipFile(fileobj=packed), name
+        self._most = max(FREE_BYTES, size * MOST_RATIO)
+        self._size, self._read = size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: memoryview) -> int:  # type: ignore[override]
+        try:
+            count = self._file.readinto(into)
+        except EOFError as error:
+            raise DataError(problem("E-DATA-31", self._name, file=self._name)) from error
+        except (OSError, zlib.error) as error:
+            raise DataError(problem("E-DATA-32", self._name, file=self._name, cause=str(error))) from error
+        self._read += count
+        if self._read > self._most:
+            most = self._most // 2**20
+            raise DataError(problem("E-DATA-33", self._name, file=self._name, size=self._size, most=most, ratio=MOST_RATIO))
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+            self._packed.close()
+        super().close()

@@ -1,0 +1,61 @@
+"""Prompts only, where rollouts start: `prompt`, or messages that end with a question. All other columns are kept as facts for reward functions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tunewright.core.config import Section
+from tunewright.core.registry import formats
+from tunewright.core.types import Message, Origin, Prompt
+from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, weight_of
+from tunewright.data.formats.dialogue import as_context, keys_of, last_role, messages_of, ordered, tools_of, turn_column, turns_or_text, with_system
+
+ANSWERS = ("completion", "response", "output", "chosen", "rejected")
+USED = {"system", "system_prompt", "tools", "weight"}
+
+
+class Prompts(Section):
+    """Rows with a question and no answer to learn."""
+
+
+def looks_like(raw: dict[str, Any]) -> int:
+    """3 with messages that end with a question, 2 with a prompt and no column that answers it.
+
+    A `prompt` beside an `answer` could be either, so that both formats come out alike and the run has to say which.
+    """
+    name = turn_column(raw)
+    if name is not None:
+        return 3 if last_role(raw[name]) in ("user", "tool") and "chosen" not in raw and "rejected" not in raw else 0
+    return 2 if "prompt" in raw and first_of(raw, ANSWERS) is None else 0
+
+
+@formats.register("prompts", Prompts, needs="prompt | messages that end with a question", looks_like=looks_like)
+@guarded
+def prompts(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prompt:
+    """A question to answer."""
+    name = turn_column(raw) or first_of(raw, ("prompt", "question", "instruction"))
+    if name is None:
+        raise RowFault("no_question")
+    found = _turns(raw, name, columns)
+    if not found or found[-1].role not in ("user", "tool"):
+        raise RowFault("not_a_prompt", found[-1].role if found else "")
+    found = ordered(as_context(with_system(found, raw, columns)))
+    facts = {key: value for key, value in raw.items() if key != name and key not in USED and _can_be_kept(value, columns)}
+    return Prompt(found, origin, tools_of(raw), weight_of(raw), facts)
+
+
+def _turns(raw: dict[str, Any], name: str, columns: Columns) -> list[Message]:
+    if name == turn_column(raw):
+        return messages_of(raw[name], *keys_of(raw[name]), columns)
+    return turns_or_text(raw[name], name, "user", columns)
+
+
+def _can_be_kept(value: Any, columns: Columns) -> bool:
+    """Whether a fact can be written down again: plain values, no half characters, no endless numbers."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError):
+        columns.notes["fact_left_out"] += 1
+        return False
+    return True

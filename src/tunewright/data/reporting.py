@@ -1,0 +1,263 @@
+"""The data report: counts over a store, kept without sentences, and the sentences put to them in the reader's language."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunewright.core.types import Origin, Sample
+from tunewright.core.words import say
+from tunewright.data.checks import Check, Finding, conclude, score
+from tunewright.data.pipeline import LISTED, Gathered
+from tunewright.data.token_store import Store, Writer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tunewright.models.rendering import Renderer
+
+EXAMPLE_TOKENS = 600
+BLOCK = 16
+"""Tokens of every sequence that are looked at together when common beginnings are counted."""
+TOKEN_KEYS = (
+    "tokens_total",
+    "learnt_tokens",
+    "learnt_share",
+    "answers",
+    "stop_learnt_share",
+    "length_percentiles",
+    "shared_prefix",
+    "example",
+    "template",
+)
+
+
+# ---- counts
+
+
+def facts_of(
+    gathered: Gathered, writer: Writer, renderer: Renderer | None, files: Sequence[str], formats: Sequence[str], encodings: Sequence[str]
+) -> dict[str, Any]:
+    """The report without sentences. Everything in it is JSON."""
+    import numpy as np
+
+    tally = gathered.train
+    train, held = writer.column("train"), writer.column("held_out")
+    different = np.unique(train)
+    whole, asked = gathered.keys[:, 2], gathered.keys[:, 0]
+    both = np.concatenate([whole[different], whole[held]])
+    facts: dict[str, Any] = {
+        "rows_read": tally.read, "rows_kept": gathered.num_train, "rows_dropped": tally.dropped, "reasons": tally.reasons,
+        "dropped": [text for _, _, text in sorted(tally.listed, key=lambda one: one[:2])[:LISTED]],
+        "format": ", ".join(dict.fromkeys(formats)), "files": list(dict.fromkeys(files)), "encoding": ", ".join(dict.fromkeys(encodings)),
+        "duplicates": len(both) - len(np.unique(both)), "held_out_overlap": int(np.isin(asked[held], asked[different]).sum()),
+        "train": len(train), "held_out": len(held), "held_out_dropped": gathered.held.dropped, "kinds": dict(sorted(gathered.kinds.items())),
+        "notes": {key: count for key, count in sorted((gathered.train.notes).items()) if count},
+    }  # fmt: skip
+    return facts | (_token_facts(writer, train, renderer) if renderer is not None else dict.fromkeys(TOKEN_KEYS))
+
+
+def _token_facts(writer: Writer, train: np.ndarray, renderer: Renderer) -> dict[str, Any]:
+    """The keys of TOKEN_KEYS, over the rows that are trained on."""
+    import numpy as np
+
+    store = Store({name: writer.column(name) for name in ("token_end", "span", "span_end", "branch_end", "answers", "stops", "tokens", "kind")}, {})
+    c = store.columns
+    which = store.branches_of(train)
+    starts = np.concatenate([[0], c["token_end"][:-1]])[which] if len(which) else np.empty(0, "<i8")
+    lengths = c["token_end"][which] - starts if len(which) else starts
+    span_sizes = np.diff(c["span"].reshape(-1, 2), axis=1)[:, 0].astype("<i8") if len(c["span"]) else np.empty(0, "<i8")
+    summed = np.concatenate([[0], np.cumsum(span_sizes)])
+    span_starts = np.concatenate([[0], c["span_end"][:-1]])[which] if len(which) else np.empty(0, "<i8")
+    learnt = int((summed[c["span_end"][which]] - summed[span_starts]).sum()) if len(which) else 0
+    total, answers, stops = int(lengths.sum()), int(c["answers"][train].sum()), int(c["stops"][train].sum())
+    return {
+        "tokens_total": total, "learnt_tokens": learnt, "learnt_share": learnt / total if total else 0.0, "answers": answers,
+        "stop_learnt_share": stops / answers if answers else 0.0, "length_percentiles": percentiles(lengths),
+        "shared_prefix": _shared(c["tokens"], starts, lengths), "example": None, "template": renderer.template_name,
+    }  # fmt: skip
+
+
+def percentiles(lengths: np.ndarray) -> dict[str, int]:
+    """Nearest-rank percentiles of lengths in tokens."""
+    import numpy as np
+
+    ordered = np.sort(lengths) if len(lengths) else np.zeros(1, "<i8")
+    ranks = {name: int(ordered[max(0, -int(-share * len(ordered) // 1) - 1)]) for name, share in (("50", 0.5), ("90", 0.9), ("99", 0.99))}
+    return {"min": int(ordered[0]), **ranks, "max": int(ordered[-1])}
+
+
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> dict[str, float | int]:
+    """Token rows of all sequences, and how many are left when every common beginning is computed once (the size of their trie)."""
+    import numpy as np
+
+    lengths = np.array([len(s) for s in sequences], "<i8")
+    tokens = np.array([t for s in sequences for t in s], "<i4")
+    return _shared(tokens, np.cumsum(lengths) - lengths, lengths)
+
+
+def _shared(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> dict[str, float | int]:
+    """`shared_prefix` of sequences in one column, level by level: sequences with the same beginning have one class, and one alone needs no more looks."""
+    import numpy as np
+
+    logical = int(lengths.sum())
+    here = np.flatnonzero(lengths > 0)
+    group = np.zeros(len(here), "<i8")
+    nodes = depth = 0
+    while len(here):
+        width = min(BLOCK, int((lengths[here] - depth).max()))
+        block = _block(tokens, starts[here] + depth, np.minimum(lengths[here] - depth, width), width)
+        for column in range(width):
+            token = block[:, column]
+            # Most levels of a shared beginning agree everywhere; only the others need sorting.
+            first = np.zeros(int(group.max()) + 1, "<i8")
+            first[group[::-1]] = np.arange(len(group))[::-1]
+            if not (token == token[first[group]]).all():
+                group = np.unique(group << 32 | token.astype("<i8"), return_inverse=True)[1]
+            sizes = np.bincount(group)
+            nodes += int((sizes > 0).sum())
+            depth += 1
+            alone = sizes[group] == 1
+            nodes += int((lengths[here[alone]] - depth).sum())
+            stays = ~alone & (lengths[here] > depth)
+            if not stays.all():
+                here, block, group = here[stays], block[stays], np.unique(group[stays], return_inverse=True)[1]
+            if not len(here):
+                break
+        _forget(tokens)
+    return {"rows_logical": logical, "rows_physical_estimate": nodes, "share": (logical - nodes) / logical if logical else 0.0}
+
+
+def _block(tokens: np.ndarray, starts: np.ndarray, sizes: np.ndarray, width: int, rows: int = 1 << 16) -> np.ndarray:
+    """`width` tokens from each start on, -1 behind a sequence's end; a mapped column's pages are let go on the way."""
+    import numpy as np
+
+    out = np.full((len(starts), width), -1, "<i4")
+    steps = np.arange(width)
+    for at in range(0, len(starts), rows):
+        begin, size = starts[at : at + rows], sizes[at : at + rows]
+        inside = steps[None, :] < size[:, None]
+        place = np.where(inside, begin[:, None] + steps[None, :], 0)
+        out[at : at + rows] = np.where(inside, tokens[place], -1)
+        _forget(tokens)
+    return out
+
+
+def _forget(column: np.ndarray) -> None:
+    """Tell the system that the pages of a mapped column are not needed now: they would count as this program's memory."""
+    import mmap
+
+    mapped = getattr(column, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        with contextlib.suppress(OSError, ValueError):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+# ---- checks
+
+
+def checked(features: Iterable[Sequence[Any]], writer: Writer, checks: Sequence[Check], files: Sequence[str]) -> list[dict[str, Any]]:
+    """Give the checks every row's feature in order, and what they found, as plain values. Rows that a mixture leaves out are not looked at."""
+    import numpy as np
+
+    if not checks:
+        return []
+    names = ("file", "line", "number")
+    file, line, number = (writer.column(name) for name in names)
+    sides = np.zeros(len(line), "u1")
+    sides[writer.column("train")] = 1
+    sides[writer.column("held_out")] = 2
+    at = [0, 0, 0]
+    adds = [check.add for check in checks]
+    for row, of_row in enumerate(features):
+        side = int(sides[row])
+        if side:
+            origin = Origin(files[file[row]], int(line[row]), int(number[row]))
+            for add, feature in zip(adds, of_row, strict=True):
+                add("train" if side == 1 else "held_out", at[side], origin, feature)
+            at[side] += 1
+    found = []
+    for check in checks:
+        for one in check.findings():
+            found.append(
+                {"key": one.key, "severity": one.severity, "count": one.count, "total": one.total, "places": one.places, "fields": one.fields}
+            )
+    return found
+
+
+class _Found:
+    """Findings of an earlier walk, in the place of the check that made them."""
+
+    name = "found"
+
+    def __init__(self, findings: Sequence[dict[str, Any]]):
+        self._findings = [Finding(**one) for one in findings]
+
+    def feature(self, row: Any, sample: Any) -> Any:
+        """Nothing is looked at again."""
+
+    def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
+        """Nothing is looked at again."""
+
+    def findings(self) -> list[Finding]:
+        """What was found."""
+        return self._findings
+
+
+# ---- sentences
+
+
+def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], list[Finding]]:
+    """The whole report in the reader's language, and its findings."""
+    facts = dict(store.meta["facts"])
+    kept = facts.pop("checked")
+    report = {key: value for key, value in facts.items() if key not in ("held_out_short", "mixing", "kinds")}
+    reasons = {reason: {"count": e["count"], "what": reason_text(reason), "examples": e["examples"]} for reason, e in facts["reasons"].items()}
+    report["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0])))
+    report["dropped"] = {"total": facts["rows_dropped"], "rows": facts["dropped"]}
+    train = store.columns["train"]
+    if renderer is not None and len(train):
+        report["example"] = _example(store.sample(int(train[0]), 0), renderer)
+    report |= {"mixing": facts["mixing"]} if "mixing" in facts else {}
+    warnings = (
+        [say("data.warning.held_out_short", wanted=facts["held_out_short"][0], found=facts["held_out_short"][1])] if "held_out_short" in facts else []
+    )
+    report["warnings"] = warnings + _warnings(report)
+    findings = conclude([_Found(kept)], report)
+    report["findings"] = [one.as_dict() for one in findings]
+    report["score"] = score(findings, report)
+    return report, findings
+
+
+def reason_text(reason: str) -> str:
+    """The sentence of a reason; the key itself for one that an outside format brought."""
+    key = f"data.reason.{reason}"
+    found = say(key)
+    return reason if found == key else found
+
+
+def _example(sample: Sample, renderer: Renderer) -> dict[str, Any]:
+    """One sample decoded, cut into runs of learnt and not learnt tokens."""
+    branch = sample.branches[0]
+    learnt = set(branch.learnt)
+    runs: list[tuple[bool, list[int]]] = []
+    for index, token in enumerate(branch.tokens[:EXAMPLE_TOKENS]):
+        if not runs or runs[-1][0] != (index in learnt):
+            runs.append((index in learnt, []))
+        runs[-1][1].append(token)
+    pieces = [{"text": renderer.decode(ids), "learnt": is_learnt} for is_learnt, ids in runs]
+    return {"origin": str(sample.origin), "pieces": pieces, "cut": len(branch.tokens) > EXAMPLE_TOKENS}
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    """Sentences for what is odd but can be trained."""
+    found = [say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"])] if report["rows_dropped"] else []
+    for key in ("duplicates", "held_out_overlap"):
+        if report[key]:
+            found.append(say(f"data.warning.{key}", count=report[key]))
+    if report["stop_learnt_share"] is not None and report["stop_learnt_share"] < 1:
+        found.append(say("data.warning.stop_share", share=f"{report['stop_learnt_share']:.0%}"))
+    if report["template"] == "plain":
+        found.append(say("data.warning.plain_template"))
+    return found + [say(f"data.note.{key}", count=count) for key, count in report["notes"].items()]

@@ -1,0 +1,246 @@
+"""Axolotl's keys. Source: Axolotl 0.18, utils/schemas (defaults), core/builders (warm-up) and docs of its dataset formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunewright.importing import shared
+from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, Sheet, words_of
+
+NAME = "Axolotl"
+OWN = {
+    "base_model", "adapter", "datasets", "micro_batch_size", "num_epochs", "sequence_len", "lora_r", "lora_target_modules", "lora_target_linear",
+    "val_set_size", "sample_packing", "load_in_4bit", "load_in_8bit", "lr_scheduler", "optimizer", "chat_template", "rl", "dataset_prepared_path",
+    "evals_per_epoch", "saves_per_epoch", "train_on_inputs", "lora_model_dir", "pad_to_sequence_len",
+}  # fmt: skip
+"""Keys by which its files are told."""
+GOALS = {"dpo": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo", "kto": "kto", "grpo": "grpo"}
+TYPES = {"alpaca": "alpaca", "chat_template": "auto", "sharegpt": "sharegpt", "completion": "text", "gpteacher": "alpaca", "alpaca_chat": "alpaca",
+         "chat_template.default": "preference", "chat_template.argilla": "preference", "passthrough": "auto"}  # fmt: skip
+ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt", ".gz")
+ENTRY_NOT_NEEDED = {"ds_type": "told_by_ending", "roles": "roles", "chat_template": "template", "shards_idx": "off", "preprocess_shards": "off"}
+NOT_NEEDED_KEYS = {
+    **dict.fromkeys(("dataset_prepared_path", "dataset_processes", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory",
+                     "dataloader_prefetch_factor", "group_by_length", "dataset_exact_deduplication", "shuffle_merged_datasets"), "reads_itself"),
+    **dict.fromkeys(("sample_packing", "eval_sample_packing", "pad_to_sequence_len", "multipack_real_batches", "sample_packing_sequentially",
+                     "curriculum_sampling"), "packing"),
+    **dict.fromkeys(("model_type", "tokenizer_type", "is_llama_derived_model", "is_mistral_derived_model", "is_falcon_derived_model"), "told_by_config"),
+    **dict.fromkeys(("logging_steps", "debug", "include_tokens_per_second"), "every_step_logged"),
+    **dict.fromkeys(("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading", "low_cpu_mem_usage"), "memory"),
+    **dict.fromkeys(("flash_attention", "attn_implementation", "xformers_attention", "sdp_attention", "flex_attention", "flash_attn_rms_norm",
+                     "flash_attn_cross_entropy", "tf32", "torch_compile", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "liger_rms_norm", "liger_rope",
+                     "liger_glu_activation", "liger_fused_linear_cross_entropy", "liger_layer_norm", "lora_fan_in_fan_out"), "own_kernels"),
+    **dict.fromkeys(("save_total_limit", "save_safetensors", "save_only_model", "save_first_step", "eval_batch_size", "bnb_config_kwargs",
+                     "strict", "local_rank", "ddp_timeout", "use_tensorboard", "auto_resume_from_checkpoints", "eval_table_size",
+                     "eval_max_new_tokens", "remove_unused_columns"), "own_way"),
+    "chat_template": "template", "chat_template_jinja": "template", "special_tokens.pad_token": "padding",
+}  # fmt: skip
+LOST_KEYS = {
+    "trust_remote_code": "remote_code", "train_on_inputs": "questions_unlearnt", "streaming": "streaming", "deepspeed": "one_device", "fsdp": "one_device",
+    "fsdp_config": "one_device", "fsdp_version": "one_device", "tensor_parallel_size": "one_device", "context_parallel_size": "one_device",
+    "resume_from_checkpoint": "resume", "lora_modules_to_save": "additional", "unfrozen_parameters": "unfrozen",
+    "tokens": "vocabulary", "added_tokens_overrides": "vocabulary", "special_tokens": "special_tokens", "loss_watchdog_threshold": "watchdog",
+    "loss_watchdog_patience": "watchdog", "plugins": "plugins", "hub_model_id": "hub", "hub_strategy": "hub", "peft": "not_here", "qat": "not_here",
+    "process_reward_model": "not_here", "relora": "not_here", "lisa_step_interval": "not_here", "lora_on_cpu": "not_here", "rope_theta": "rope",
+    "overrides_of_model_config": "rope", "revision_of_model": "revision", "tokenizer_config": "own_tokenizer", "base_model_config": "own_tokenizer",
+    "lr_groups": "adam", "embedding_lr": "adam", "embedding_lr_scale": "adam", "cosine_min_lr_ratio": "not_here",
+    **dict.fromkeys(("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "wandb_run_id", "wandb_mode", "use_mlflow",
+                     "mlflow_experiment_name", "mlflow_tracking_uri", "use_comet", "comet_project_name", "use_swanlab", "use_trackio"), "tracking"),
+}  # fmt: skip
+
+
+def translate(sheet: Sheet, devices: int) -> None:
+    """Answer the keys of an Axolotl training file."""
+    sheet.take("base_model", "model")
+    _method(sheet)
+    _objective(sheet)
+    _data(sheet)
+    sheet.take("output_dir", "out")
+    shared.batch(sheet, "micro_batch_size", 1, devices)
+    shared.length(sheet, "num_epochs")
+    sheet.fill("num_epochs", {"engine.epochs": 1.0}, 1.0)
+    shared.rate(sheet, "lr_scheduler")
+    if not sheet.has("warmup_steps") and not sheet.has("warmup_ratio"):
+        sheet.fill("warmup_ratio", {"engine.warmup": 0.03}, 0.03)
+    shared.optimizer(sheet, "optimizer")
+    for key in ("neftune_noise_alpha", "noisy_embedding_alpha"):
+        sheet.take_number(key, "engine.neftune")
+    shared.number_type(sheet)
+    shared.intervals(sheet)
+    for key, ours in (("saves_per_epoch", "engine.save_every"), ("evals_per_epoch", "engine.evaluate_every")):
+        count = sheet.number(key)
+        if count is not None:
+            sheet.take(key, ours, "epoch" if count == 1 else "auto", "once_an_epoch" if count == 1 else "per_epoch")
+    sheet.take_number("early_stopping_patience", "engine.early_stop")
+    if not shared.no_rows_held_out(sheet):
+        sheet.fill("load_best_model_at_end", {"engine.keep_best": False}, False)
+    sheet.pass_over(NOT_NEEDED_KEYS, LOST_KEYS)
+
+
+def _method(sheet: Sheet) -> None:
+    adapter = str(sheet.get("adapter", ""))
+    kind = {"": "full", "lora": "lora", "qlora": "lora"}.get(adapter, adapter)
+    dora, rslora = sheet.is_on("peft_use_dora"), sheet.is_on("peft_use_rslora")
+    if kind == "lora" and (dora or rslora):
+        kind = "dora" if dora else "rslora"
+    sheet.run["method.kind"] = kind
+    sheet.take("adapter", "method.kind", kind, "qlora" if adapter == "qlora" else "")
+    if not adapter:
+        sheet.answer("adapter", DEFAULT, {"method.kind": "full"}, "no_adapter")
+    for key, name in (("peft_use_dora", "dora"), ("peft_use_rslora", "rslora")):
+        if sheet.is_on(key):
+            sheet.answer(key, *((CHANGED, {"method.kind": name}, "variant") if kind == name else (LOST, {}, "one_variant")), kind=kind)
+        elif sheet.has(key):
+            sheet.answer(key, NOT_NEEDED, why="off")
+    for key, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)):
+        if sheet.is_on(key):
+            sheet.take(key, "base.bits", bits)
+        elif sheet.has(key):
+            sheet.answer(key, NOT_NEEDED, why="off")
+    if adapter in ("lora", "qlora"):
+        for key, ours in (("lora_r", "rank"), ("lora_alpha", "alpha"), ("lora_dropout", "dropout")):
+            sheet.take_number(key, f"method.{ours}")
+        _targets(sheet)
+    else:
+        for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_linear"):
+            if sheet.has(key):
+                sheet.answer(key, NOT_NEEDED, why="other_method", kind=kind)
+    sheet.take("lora_model_dir", "adapter")
+
+
+def _targets(sheet: Sheet) -> None:
+    names = words_of(sheet.get("lora_target_modules", ""))
+    all_linear = sheet.is_on("lora_target_linear") or names == ["all-linear"]
+    if sheet.has("lora_target_linear"):
+        sheet.answer("lora_target_linear", *((CHANGED, {"method.targets": ["linear"]}, "linear") if all_linear else (NOT_NEEDED, None, "off")))
+    if names:
+        # Axolotl adds the linear layers it finds to those that are named, so that `true` always means all of them.
+        ours = ["linear"] if all_linear else names
+        sheet.take("lora_target_modules", "method.targets", ours, "linear" if all_linear else "")
+
+
+def _objective(sheet: Sheet) -> None:
+    theirs = str(sheet.get("rl", ""))
+    kind = GOALS.get(theirs, theirs) or ("reward" if sheet.is_on("reward_model") else "sft")
+    if not theirs and _types(sheet) == {"completion"}:
+        kind = "pretrain"
+    sheet.run["objective.kind"] = kind
+    sheet.take("rl", "objective.kind", kind)
+    if sheet.is_on("reward_model"):
+        sheet.answer("reward_model", CHANGED, {"objective.kind": kind}, "stage")
+    elif sheet.has("reward_model"):
+        sheet.answer("reward_model", NOT_NEEDED, why="off")
+    if kind == "pretrain":
+        sheet.answer("rl", DEFAULT, {"objective.kind": kind}, "completion")
+    for key, name in (
+        ("rl_beta", "beta"),
+        ("dpo_beta", "beta"),
+        ("orpo_alpha", "beta"),
+        ("simpo_gamma", "gamma"),
+        ("rpo_alpha", "sft_weight"),
+        ("kto_desirable_weight", "good_weight"),
+        ("kto_undesirable_weight", "bad_weight"),
+        ("dpo_loss_type", "loss"),
+        ("dpo_label_smoothing", "label_smoothing"),
+    ):
+        number = sheet.number(key)
+        sheet.take_if_known(key, "objective", name, number if number is not None else sheet.get(key))
+
+
+def _types(sheet: Sheet) -> set[Any]:
+    entries = sheet.get("datasets", [])
+    return {str(e.get("type")) for e in entries if isinstance(e, dict)} if isinstance(entries, list) else set()
+
+
+def _data(sheet: Sheet) -> None:
+    for key, ours in (("datasets", "data.train"), ("pretraining_dataset", "data.train"), ("test_datasets", "data.held_out")):
+        if not sheet.has(key):
+            continue
+        entries = sheet.get(key)
+        made, notes = _entries(entries if isinstance(entries, list) else [entries])
+        if ours == "data.held_out":
+            held: str = ",".join(entry if isinstance(entry, str) else str(entry["file"]) for entry in made)
+            sheet.answer(key, CHANGED, {ours: held}, "test_datasets", notes=notes)
+        else:
+            sheet.answer(key, CHANGED, {ours: made[0] if len(made) == 1 and isinstance(made[0], str) else made}, "datasets", notes=notes)
+    if sheet.has("test_datasets"):
+        sheet.answer("val_set_size", NOT_NEEDED, why="off")
+    else:
+        shared.held_out(sheet, "val_set_size")
+    limit = sheet.number("sequence_len", 512)
+    sheet.take_number("sequence_len", "data.max_tokens")
+    sheet.fill("sequence_len", {"data.max_tokens": limit}, 512)
+    strategy = str(sheet.get("excess_length_strategy", "drop"))
+    if sheet.has("excess_length_strategy"):
+        sheet.take(
+            "excess_length_strategy", "data.oversize", "truncate" if strategy == "truncate" else "drop", "" if strategy == "drop" else "cutoff"
+        )
+    sheet.take("default_system_message", "data.system")
+
+
+def _entries(entries: list[Any]) -> tuple[list[str | dict[str, Any]], str]:
+    """Their list of sets as ours, and what could not be kept of it: a text of keys."""
+    made: list[str | dict[str, Any]] = []
+    lost: list[str] = []
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict):
+            made.append(_place({"path": entry}))
+            continue
+        out: dict[str, Any] = {}
+        for file in words_of(entry["data_files"]) if entry.get("data_files") else [_place(entry)]:
+            out = {"file": file, **_form(entry)}
+            made.append(out if len(out) > 1 else file)
+        understood = {
+            "path",
+            "name",
+            "split",
+            "data_files",
+            "type",
+            "field",
+            "field_messages",
+            "field_chosen",
+            "field_rejected",
+            "field_system",
+            "field_tools",
+        }
+        for key, value in entry.items():
+            if key == "message_property_mappings" and isinstance(value, dict) and sorted(value.values()) in (["content", "role"], ["from", "value"]):
+                continue
+            if key == "type" and (isinstance(value, dict) or str(value).split(":")[0] not in TYPES):
+                lost.append(f"{number}: type {value if isinstance(value, str) else '{...}'}")
+            elif key not in understood and key not in ENTRY_NOT_NEEDED and value not in (None, "", [], False):
+                lost.append(f"{number}: {key}")
+    return made, ", ".join(lost) or "-"
+
+
+def _place(entry: dict[str, Any]) -> str:
+    """A path stays a path; anything else is a set of the hub, said so, with its configuration and split."""
+    path = str(entry.get("path", ""))
+    if path.endswith(ENDINGS) or path.startswith((".", "/", "~")) or "/" not in path or Path(path).exists():
+        return path
+    return f"hf:{path}" + (f"/{entry['name']}" if entry.get("name") else "") + (f"#{entry['split']}" if entry.get("split") else "")
+
+
+def _form(entry: dict[str, Any]) -> dict[str, Any]:
+    """Format and columns of one of their sets, where ours does not see them by itself."""
+    kind = entry.get("type")
+    columns: dict[str, str] = {}
+    if isinstance(kind, dict):
+        names = (("field_instruction", "instruction"), ("field_input", "input"), ("field_output", "output"), ("field_system", "system"))
+        columns = {ours: str(kind[theirs]) for theirs, ours in names if kind.get(theirs) and kind[theirs] != ours}
+        return {"format": "alpaca", **({"columns": columns} if columns else {})}
+    form = TYPES.get(str(kind).split(":")[0], "auto")
+    if kind == "completion" and entry.get("field", "text") != "text":
+        columns["text"] = str(entry["field"])
+    mapping = entry.get("message_property_mappings")
+    if str(kind).startswith("chat_template") and form != "preference" and isinstance(mapping, dict):
+        form = "sharegpt" if sorted(mapping.values()) == ["from", "value"] else "messages"
+    if entry.get("field_messages"):
+        ours = {"preference": "prompt", "sharegpt": "conversations"}.get(form, "messages")
+        if entry["field_messages"] not in (ours, "messages" if form == "auto" else ours):
+            columns[ours] = str(entry["field_messages"])
+    for theirs, ours in (("field_chosen", "chosen"), ("field_rejected", "rejected"), ("field_system", "system"), ("field_tools", "tools")):
+        if entry.get(theirs) and entry[theirs] != ours:
+            columns[ours] = str(entry[theirs])
+    return {**({"format": form} if form != "auto" else {}), **({"columns": columns} if columns else {})}

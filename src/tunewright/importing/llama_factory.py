@@ -1,0 +1,243 @@
+"""LLaMA-Factory's keys. Source: LLaMA-Factory 0.9.5, hparams/*.py, and the training arguments of Transformers that it passes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunewright.core.registry import objectives
+from tunewright.importing import shared
+from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, Sheet, words_of
+
+NAME = "LLaMA-Factory"
+OWN = {
+    "model_name_or_path", "finetuning_type", "stage", "dataset", "dataset_dir", "template", "cutoff_len", "do_train", "lora_target", "lora_rank", "eval_dataset",
+    "per_device_train_batch_size", "num_train_epochs", "lr_scheduler_type", "max_samples", "val_size", "pref_beta", "export_dir", "overwrite_cache", "plot_loss",
+}  # fmt: skip
+"""Keys by which its files are told."""
+STAGES = {"sft": "sft", "pt": "pretrain", "rm": "reward", "dpo": "dpo", "kto": "kto", "ppo": "ppo"}
+LOSSES = {"sigmoid": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
+RANKED = ("dpo", "ipo", "orpo", "simpo", "kto")
+VARIANTS = {"use_dora": "dora", "pissa_init": "pissa", "use_rslora": "rslora"}
+PREFIXES = {"loraplus_": "lora_plus", "lora_": "lora", "freeze_": "freeze", "oft_": "oft", "module_dropout": "oft", "pissa_": "pissa"}
+"""Beginnings of keys -> the method that they are for."""
+NOT_NEEDED_KEYS = {
+    **dict.fromkeys(("do_train", "overwrite_output_dir"), "is_training"),
+    **dict.fromkeys(("overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size", "dataloader_num_workers", "dataloader_pin_memory",
+                     "data_shared_file_system", "tokenized_path", "group_by_length", "dataloader_drop_last"), "reads_itself"),
+    **dict.fromkeys(("logging_steps", "logging_strategy", "logging_first_step", "plot_loss", "log_level", "logging_dir", "include_num_input_tokens_seen",
+                     "include_effective_tokens_per_second", "disable_tqdm"), "every_step_logged"),
+    **dict.fromkeys(("save_only_model", "save_total_limit", "save_safetensors", "per_device_eval_batch_size", "eval_accumulation_steps",
+                     "bf16_full_eval", "eval_on_each_dataset"), "own_way"),
+    **dict.fromkeys(("ddp_timeout", "ddp_find_unused_parameters", "local_rank", "ddp_backend"), "no_processes"),
+    **dict.fromkeys(("gradient_checkpointing", "disable_gradient_checkpointing", "use_reentrant_gc", "use_unsloth_gc", "low_cpu_mem_usage"), "memory"),
+    **dict.fromkeys(("flash_attn", "attn", "enable_liger_kernel", "use_unsloth", "use_cache", "upcast_layernorm", "tf32", "torch_compile", "infer_backend"),
+                    "own_kernels"),
+    **dict.fromkeys(("packing", "neat_packing"), "packing"),
+    **dict.fromkeys(("double_quantization", "quantization_device_map"), "own_way"),
+    **dict.fromkeys(("cache_dir", "hf_hub_token", "ms_hub_token", "om_hub_token", "use_fast_tokenizer", "split_special_tokens", "print_param_status",
+                     "remove_unused_columns", "label_names", "ignore_pad_token_for_loss", "run_name", "project"), "own_way"),
+    "template": "template",
+}  # fmt: skip
+LOST_KEYS = {
+    "trust_remote_code": "remote_code", "train_on_prompt": "questions_unlearnt", "mask_history": "mask_history", "streaming": "streaming",
+    "deepspeed": "one_device", "fsdp": "one_device", "fsdp_config": "one_device", "use_ray": "one_device",
+    "report_to": "tracking", "use_swanlab": "tracking", "resume_from_checkpoint": "resume", "rope_scaling": "rope", "shift_attn": "rope",
+    "additional_target": "additional", "modules_to_save": "additional", "resize_vocab": "vocabulary",
+    "add_tokens": "vocabulary", "add_special_tokens": "vocabulary", "new_special_tokens": "vocabulary", "enable_thinking": "thinking",
+    "tool_format": "template", "ref_model": "reference", "ref_model_adapters": "reference", "ref_model_quantization_bit": "reference",
+    "predict_with_generate": "after", "do_predict": "after", "do_eval": "after", "compute_accuracy": "after", "media_dir": "media",
+    **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini"), "no_rule"),
+    **dict.fromkeys(("use_dft_loss", "use_asft_loss", "use_eaft_loss", "use_llama_pro", "mixture_of_depths", "create_new_adapter", "use_mca",
+                     "pref_bco_weight", "dpo_label_smoothing", "ld_alpha", "ppo_score_norm", "ppo_whiten_rewards", "disable_shuffling"), "not_here"),
+}  # fmt: skip
+
+
+def translate(sheet: Sheet, devices: int) -> None:
+    """Answer the keys of a LLaMA-Factory training file."""
+    sheet.take("model_name_or_path", "model")
+    _method(sheet)
+    _objective(sheet)
+    _data(sheet)
+    sheet.take("output_dir", "out")
+    shared.batch(sheet, "per_device_train_batch_size", 8, devices)
+    shared.length(sheet, "num_train_epochs")
+    shared.rate(sheet, "lr_scheduler_type")
+    sheet.fill("learning_rate", {"engine.learning_rate": 5e-5}, 5e-5)
+    sheet.fill("lr_scheduler_type", {"engine.schedule": "linear"}, "linear")
+    if not sheet.has("warmup_steps") and not sheet.has("warmup_ratio"):
+        sheet.fill("warmup_steps", {"engine.warmup": 0}, 0)
+    shared.optimizer(sheet, "optim")
+    if sheet.is_on("use_muon"):
+        sheet.take("use_muon", "engine.optimizer", "muon")
+    elif sheet.has("use_muon"):
+        sheet.answer("use_muon", NOT_NEEDED, why="off")
+    sheet.take_number("neftune_noise_alpha", "engine.neftune")
+    shared.number_type(sheet)
+    shared.intervals(sheet)
+    _stop(sheet)
+    if not shared.no_rows_held_out(sheet):
+        sheet.fill("load_best_model_at_end", {"engine.keep_best": False}, False)
+    sheet.pass_over(NOT_NEEDED_KEYS, LOST_KEYS)
+
+
+def _stop(sheet: Sheet) -> None:
+    sheet.take_number("early_stopping_steps", "engine.early_stop")
+
+
+def _method(sheet: Sheet) -> None:
+    kind = str(sheet.get("finetuning_type", "lora"))
+    variants = [name for key, name in VARIANTS.items() if sheet.is_on(key)]
+    if sheet.has("loraplus_lr_ratio"):
+        variants.append("lora_plus")
+    ours = variants[0] if kind == "lora" and variants else kind
+    sheet.run["method.kind"] = ours
+    sheet.take("finetuning_type", "method.kind", ours, "variant" if ours != kind else "", kind=ours)
+    for key, name in VARIANTS.items():
+        if sheet.is_on(key):
+            sheet.answer(key, *((CHANGED, {"method.kind": name}, "variant") if name == ours else (LOST, {}, "one_variant")), kind=ours)
+        elif sheet.has(key):
+            sheet.answer(key, NOT_NEEDED, why="off")
+    if kind == "lora":
+        _lora(sheet)
+    elif kind == "freeze":
+        _freeze(sheet)
+    elif kind == "oft":
+        sheet.take_if_known("oft_block_size", "method", "block_size", sheet.number("oft_block_size"))
+    for key in sheet.given:
+        owner = next((method for prefix, method in PREFIXES.items() if key.startswith(prefix)), None)
+        if owner and owner not in (kind, ours) and key not in sheet.lines and sheet.has(key):
+            sheet.answer(key, NOT_NEEDED, why="other_method", kind=ours)
+    sheet.take("adapter_name_or_path", "adapter")
+    bits = sheet.number("quantization_bit")
+    if bits in (4, 8):
+        sheet.take("quantization_bit", "base.bits", int(bits))
+        sheet.take("quantization_type", "base.type")
+    elif bits is not None:
+        sheet.answer("quantization_bit", LOST, why="bits")
+    how = str(sheet.get("quantization_method", "bnb")).lower()
+    sheet.answer("quantization_method", NOT_NEEDED if how in ("bnb", "bitsandbytes") else LOST, why="own_way" if how.startswith("b") else "bits")
+
+
+def _lora(sheet: Sheet) -> None:
+    sheet.take_number("lora_rank", "method.rank")
+    sheet.fill("lora_rank", {"method.rank": 8}, 8)
+    sheet.take_number("lora_alpha", "method.alpha")  # both double the rank by default
+    sheet.take_number("lora_dropout", "method.dropout")
+    targets = words_of(sheet.get("lora_target", "all"))
+    if targets == ["all"]:
+        sheet.take("lora_target", "method.targets", ["linear"], "linear")
+    else:
+        sheet.take("lora_target", "method.targets", targets, "" if isinstance(sheet.get("lora_target"), list) else "list")
+    sheet.take_if_known("loraplus_lr_ratio", "method", "ratio", sheet.number("loraplus_lr_ratio"))
+    if sheet.is_on("pissa_init"):
+        sheet.take_if_known("pissa_iter", "method", "pissa_niter", sheet.number("pissa_iter"))
+
+
+def _freeze(sheet: Sheet) -> None:
+    blocks = sheet.number("freeze_trainable_layers", 2)
+    if isinstance(blocks, int) and blocks > 0:
+        sheet.take("freeze_trainable_layers", "method.blocks", blocks)
+        sheet.run.setdefault("method.blocks", blocks)
+    else:
+        sheet.answer("freeze_trainable_layers", LOST, why="first_blocks")
+    modules = words_of(sheet.get("freeze_trainable_modules", "all"))
+    if modules != ["all"]:
+        sheet.take("freeze_trainable_modules", "method.targets", modules, "list")
+    else:
+        sheet.answer("freeze_trainable_modules", NOT_NEEDED, why="whole_blocks")
+    if sheet.has("freeze_extra_modules"):
+        patterns = [f"*{name}*" for name in words_of(sheet.get("freeze_extra_modules"))]
+        sheet.take("freeze_extra_modules", "method.patterns", patterns, "patterns")
+
+
+def _objective(sheet: Sheet) -> None:
+    stage = str(sheet.get("stage", "sft"))
+    kind = STAGES.get(stage, stage)
+    loss = str(sheet.get("pref_loss", "sigmoid"))
+    if kind == "dpo":
+        kind = LOSSES.get(loss, loss if objectives.get(loss) else "dpo")
+    sheet.run["objective.kind"] = kind
+    sheet.take("stage", "objective.kind", kind, "stage" if kind != stage else "")
+    if stage == "dpo" and sheet.has("pref_loss"):
+        if kind != "dpo" or loss == "sigmoid":
+            sheet.answer("pref_loss", CHANGED, {"objective.kind": kind}, "pref_loss")
+        else:
+            sheet.take_if_known("pref_loss", "objective", "loss", loss)
+    elif sheet.has("pref_loss"):
+        sheet.answer("pref_loss", NOT_NEEDED, why="other_stage", stage=stage)
+    if kind in RANKED:
+        sheet.take_if_known("pref_beta", "objective", "beta", sheet.number("pref_beta"))
+        if not sheet.has("pref_beta"):
+            _fill_if_known(sheet, "pref_beta", "beta", 0.1)
+    elif sheet.has("pref_beta"):
+        sheet.answer("pref_beta", NOT_NEEDED, why="other_stage", stage=stage)
+    for key, name, default in (
+        ("pref_ftx", "sft_weight", 0.0),
+        ("simpo_gamma", "gamma", None),
+        ("kto_chosen_weight", "good_weight", 1.0),
+        ("kto_rejected_weight", "bad_weight", 1.0),
+        ("reward_model", "reward", None),
+        ("ppo_epochs", "epochs", None),
+        ("ppo_target", "target", None),
+    ):
+        sheet.take_if_known(key, "objective", name, sheet.number(key) if sheet.number(key) is not None else sheet.get(key), default=default)
+
+
+def _fill_if_known(sheet: Sheet, key: str, name: str, value: Any) -> None:
+    entry = objectives.get(str(sheet.run["objective.kind"]))
+    if entry is None or name in getattr(entry.config, "model_fields", {}):
+        sheet.fill(key, {f"objective.{name}": value}, value)
+
+
+def _data(sheet: Sheet) -> None:
+    names = words_of(sheet.get("dataset", ""))
+    folder = sheet.get("dataset_dir")
+    online = folder == "ONLINE"
+    if online:
+        names = [f"hf:{name}" for name in names]
+        sheet.answer("dataset_dir", CHANGED, why="online")
+    elif str(folder).startswith("REMOTE:"):
+        sheet.answer("dataset_dir", LOST, why="remote")
+    else:
+        sheet.take("dataset_dir", "data.dir")
+        if names:
+            sheet.fill("dataset_dir", {"data.dir": "data"}, "data")
+    if names:
+        sheet.take("dataset", "data.train", names[0] if len(names) == 1 else names, "hub_name" if online else "list" if len(names) > 1 else "")
+    if sheet.has("eval_dataset"):
+        sheet.take("eval_dataset", "data.held_out", ",".join(words_of(sheet.get("eval_dataset"))))
+        sheet.answer("val_size", NOT_NEEDED, why="off")
+    else:
+        shared.held_out(sheet, "val_size")
+    _several(sheet, names)
+    limit = sheet.number("cutoff_len", 2048)
+    ours = {"data.max_tokens": limit, "data.oversize": "truncate"}
+    if sheet.has("cutoff_len"):
+        sheet.answer("cutoff_len", CHANGED, ours, "cutoff")
+    else:
+        sheet.answer("cutoff_len", DEFAULT, ours, "default", value=2048, system=NAME)
+    sheet.take("default_system", "data.system")
+
+
+def _several(sheet: Sheet, names: list[str]) -> None:
+    """Rows of each set, and how sets are mixed. Needs `data.train` to stand."""
+    entries: list[dict[str, Any]] = [{"file": name} for name in names]
+    limit, strategy = sheet.number("max_samples"), str(sheet.get("mix_strategy", "concat"))
+    try:
+        shares = [float(word) for word in words_of(sheet.get("interleave_probs", ""))]
+    except ValueError:
+        shares = []
+    if limit is None or len(names) < 2:
+        sheet.take_number("max_samples", "data.limit")
+    else:
+        entries = [{**entry, "cap": int(limit)} for entry in entries]
+        sheet.answer("max_samples", CHANGED, {"data.train": entries}, "limit_each")
+    if strategy != "concat" and len(shares) == len(names) > 1 and min(shares) > 0:
+        entries = [{**entry, "share": share / sum(shares)} for entry, share in zip(entries, shares, strict=True)]
+        for key in ("mix_strategy", "interleave_probs", "max_samples"):
+            if key != "max_samples" or "cap" in entries[0]:
+                sheet.answer(key, CHANGED, {"data.train": entries}, "mixing" if key != "max_samples" else "limit_each")
+    elif sheet.has("mix_strategy"):
+        sheet.answer("mix_strategy", NOT_NEEDED if strategy == "concat" else LOST, why="concat" if strategy == "concat" else "no_shares")
+    if sheet.has("interleave_probs") and "interleave_probs" not in sheet.lines:
+        sheet.answer("interleave_probs", LOST, why="no_shares")

@@ -1,0 +1,142 @@
+"""What both systems hand to the same trainer of Transformers: batch, rate, schedule, number type, saving, measuring."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from tunewright.core.config import EngineConfig
+from tunewright.importing.sheet import CHANGED, LOST, NOT_NEEDED, Sheet
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
+ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+"""The moments' factors; 0.9, 0.999 and 1e-8 are AdamW's usual ones, here too."""
+
+
+def choices(name: str) -> tuple[Any, ...]:
+    """The words that an engine setting takes."""
+    return get_args(EngineConfig.model_fields[name].annotation)
+
+
+def batch(sheet: Sheet, each_key: str, each: int, devices: int) -> None:
+    """Samples of one optimiser step: rows on a device x accumulated passes x devices."""
+    rows, rounds = sheet.number(each_key, each), sheet.number("gradient_accumulation_steps", 1)
+    if not isinstance(rows, int) or not isinstance(rounds, int) or rows < 1 or rounds < 1:
+        for key in (each_key, "gradient_accumulation_steps"):
+            sheet.answer(key, LOST, why="no_number")
+        return
+    ours = {"engine.batch_size": rows * rounds * devices}
+    sheet.fill(each_key, ours, each)
+    for key in (each_key, "gradient_accumulation_steps"):
+        if sheet.has(key):
+            sheet.answer(key, CHANGED, ours, "batch", each=rows, rounds=rounds, devices=devices)
+
+
+def length(sheet: Sheet, epochs_key: str) -> None:
+    """Epochs and steps. -1 steps is their word for none."""
+    sheet.take_number(epochs_key, "engine.epochs")
+    steps = sheet.number("max_steps")
+    if isinstance(steps, int) and steps > 0:
+        sheet.take("max_steps", "engine.steps", steps)
+    elif sheet.has("max_steps"):
+        sheet.answer("max_steps", NOT_NEEDED, why="off")
+
+
+def rate(sheet: Sheet, schedule_key: str) -> None:
+    """Rate, its fall, its warm-up, decay, clipping."""
+    for key, ours in (("learning_rate", "engine.learning_rate"), ("weight_decay", "engine.weight_decay"), ("seed", "engine.seed")):
+        sheet.take_number(key, ours)
+    theirs = str(sheet.get(schedule_key, "")).lower()
+    known = {**{word: word for word in choices("schedule")}, **SCHEDULES}
+    if theirs in known:
+        sheet.take(schedule_key, "engine.schedule", known[theirs], "" if known[theirs] == theirs else "schedule")
+    elif theirs:
+        sheet.answer(schedule_key, LOST, why="no_schedule", known=", ".join(map(str, choices("schedule"))))
+    steps, share = sheet.number("warmup_steps"), sheet.number("warmup_ratio")
+    if theirs == "constant" and (steps or share):
+        # Their `constant` starts at the full rate whatever the warm-up says; that is what constant_with_warmup is for.
+        for key in ("warmup_steps", "warmup_ratio"):
+            sheet.answer(key, CHANGED, {"engine.warmup": 0}, "constant_no_warmup")
+    elif steps:
+        sheet.take("warmup_steps", "engine.warmup", steps)
+        if sheet.has("warmup_ratio"):
+            sheet.answer("warmup_ratio", NOT_NEEDED, why="steps_win")
+    else:
+        sheet.take_number("warmup_ratio", "engine.warmup")
+        if sheet.has("warmup_steps"):
+            sheet.answer("warmup_steps", NOT_NEEDED, why="off") if share else sheet.take("warmup_steps", "engine.warmup", 0)
+    clip = sheet.number("max_grad_norm")
+    if clip is not None:
+        sheet.answer("max_grad_norm", *((CHANGED, {"engine.clip": None}, "no_clip") if clip <= 0 else ("same", {"engine.clip": clip})))
+    for key, usual in ADAM.items():
+        if sheet.has(key):
+            sheet.answer(key, NOT_NEEDED if sheet.number(key) == usual else LOST, why="usual_value" if sheet.number(key) == usual else "adam")
+
+
+def optimizer(sheet: Sheet, key: str) -> None:
+    """The update rule; every kind of AdamW gives the same steps up to rounding."""
+    theirs = str(sheet.get(key, "")).lower()
+    small = sheet.run.get("method.kind") not in ("full", "freeze")
+    if "adamw" in theirs and "8bit" in theirs and not small and "adamw_8bit" in choices("optimizer"):
+        sheet.take(key, "engine.optimizer", "adamw_8bit", "" if theirs == "adamw_8bit" else "adamw")
+    elif theirs.startswith(("adamw", "paged_adamw")):
+        # Beside an adapter the optimiser's state is small: 8 bits would save little and need another library.
+        sheet.take(key, "engine.optimizer", "adamw", "adamw" if theirs != "adamw" else "")
+    elif theirs in choices("optimizer"):
+        sheet.take(key, "engine.optimizer", theirs)
+    elif theirs:
+        sheet.answer(key, LOST, why="no_optimizer", known=", ".join(map(str, choices("optimizer"))))
+
+
+def number_type(sheet: Sheet) -> None:
+    """bf16 and fp16 as one word."""
+    for keys, ours in ((("bf16", "pure_bf16", "bfloat16"), "bfloat16"), (("fp16", "float16"), "float16")):
+        for key in keys:
+            if str(sheet.get(key)).lower() == "auto":
+                sheet.take(key, "engine.dtype", "auto")
+            elif sheet.is_on(key):
+                sheet.take(key, "engine.dtype", ours)
+            elif sheet.has(key):
+                sheet.answer(key, NOT_NEEDED, why="off")
+
+
+def intervals(sheet: Sheet) -> None:
+    """When states are saved and the held-out rows measured."""
+    for what, ours, strategies in (
+        ("save", "engine.save_every", ("save_strategy",)),
+        ("eval", "engine.evaluate_every", ("eval_strategy", "evaluation_strategy")),
+    ):
+        key = f"{what}_steps"
+        strategy = next((str(sheet.get(name)).lower() for name in strategies if sheet.has(name)), "")
+        for name in strategies:
+            if strategy in ("epoch", "no", "best"):
+                sheet.take(name, ours, "epoch", "best_epoch" if strategy == "best" else "") if strategy != "no" else sheet.answer(
+                    name, CHANGED, {ours: None}, "only_at_the_end"
+                )
+            else:
+                sheet.answer(name, NOT_NEEDED, why="by_steps")
+        steps = sheet.number(key)
+        if steps is None:
+            continue
+        if strategy in ("epoch", "no", "best"):
+            sheet.answer(key, NOT_NEEDED, why="strategy_wins")
+        elif steps >= 1:
+            sheet.take(key, ours, int(steps))
+        else:
+            sheet.answer(key, LOST, why="share_of_steps")
+    if sheet.has("load_best_model_at_end"):
+        sheet.take("load_best_model_at_end", "engine.keep_best", sheet.is_on("load_best_model_at_end"))
+
+
+def held_out(sheet: Sheet, key: str) -> None:
+    """A share or a count of rows that are not trained on; 0 is said, because ours would hold out a tenth."""
+    sheet.fill(key, {"data.held_out": 0}, 0)
+    value = sheet.number(key)
+    if value is not None:
+        sheet.take(key, "data.held_out", int(value) if value > 1 or value == 0 else value)
+    elif sheet.has(key):
+        sheet.answer(key, LOST, why="no_number")
+
+
+def no_rows_held_out(sheet: Sheet) -> bool:
+    """Whether nothing is measured during the run."""
+    return sheet.run.get("data.held_out", 0) == 0

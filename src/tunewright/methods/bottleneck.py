@@ -1,0 +1,252 @@
+"""Bottleneck adapters: a small two-layer network inside every block, on a frozen model.
+
+One adapter, with x of width D, a waist of R and a non-linearity f:
+
+    A(x) = W_up f(W_down x + b_down) + b_up          W_down: R x D, W_up: D x R
+
+Where it stands decides its name. S is what a sublayer (attention or feed-forward) adds to the residual stream h:
+
+    houlsby    h + S(h)  becomes  h + S(h) + A(S(h)),   after attention and after feed-forward     Houlsby et al. 2019, arXiv 1902.00751
+    pfeiffer   the same, after feed-forward only                                                   Pfeiffer et al. 2020, arXiv 2005.00052
+    parallel   h + F(n)  becomes  h + F(n) + s A(n),    n what feed-forward F reads, s a constant  He et al. 2021, arXiv 2110.04366
+
+W_up, b_down and b_up start at 0, so at step 0 nothing changes. An adapter works on one token row at a time, so every layout and the cache of keys
+and values stay as they are. It cannot be folded into plain weights: f stands between its two matrices. PEFT has none of the three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tunewright.core.config import Section
+from tunewright.core.errors import ModelError, problem
+from tunewright.core.registry import methods
+from tunewright.core.types import Attached, Needs
+from tunewright.core.words import say
+from tunewright.methods import own_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NO_MERGE = "a non-linear function stands between the two matrices"
+Placement = Literal["pfeiffer", "houlsby", "parallel"]
+
+
+class AdapterConfig(Section):
+    """Small two-layer networks inside the blocks."""
+
+    bottleneck: int = Field(default=64, gt=0)
+    """Width of the waist. Trained parameters grow linearly; 16 to 256 covers most tasks."""
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    """The non-linearity at the waist."""
+    placement: Placement = "pfeiffer"
+    """pfeiffer: after each feed-forward part. houlsby: after each attention and each feed-forward part. parallel: beside each feed-forward part."""
+    scale: float = Field(default=1.0, gt=0)
+    """What the adapter's output is multiplied by. He et al. use 4 for the parallel placement."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before loading."""
+        rank = waist(self, shape.hidden)
+        return int(shape.layers * (2 if self.placement == "houlsby" else 1) * (2 * shape.hidden * rank + rank + shape.hidden))
+
+
+class HoulsbyConfig(AdapterConfig):
+    """Adapters after attention and after feed-forward."""
+
+    placement: Literal["houlsby"] = "houlsby"
+    """Where the adapters stand; fixed by the kind."""
+
+
+class PfeifferConfig(AdapterConfig):
+    """Adapters after feed-forward only."""
+
+    bottleneck: int | None = Field(default=None, gt=0)  # type: ignore[assignment]
+    """Width of the waist. Default: a sixteenth of the model's width, as AdapterHub has it."""
+    placement: Literal["pfeiffer"] = "pfeiffer"
+    """Where the adapters stand; fixed by the kind."""
+
+
+class ParallelConfig(AdapterConfig):
+    """Adapters beside feed-forward."""
+
+    placement: Literal["parallel"] = "parallel"
+    """Where the adapters stand; fixed by the kind."""
+    scale: float = Field(default=4.0, gt=0)
+    """What the adapter's output is multiplied by; He et al. use 4."""
+
+
+def waist(config: AdapterConfig, width: int) -> int:
+    """R: width of the waist for a model of `width`."""
+    return config.bottleneck or max(1, width // 16)
+
+
+@dataclass
+class _Switch:
+    """Shared by all adapters of a model: one place to turn them off."""
+
+    on: bool = True
+
+
+def _make_class() -> type[Any]:
+    """The module, made on first use because this file loads without torch."""
+    import math
+
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    functions: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
+
+    class Bottleneck(nn.Module):
+        """A(x) times the scale: (..., D) -> (..., D), in the number type of x with weights kept in float32 (or wider)."""
+
+        def __init__(self, width: int, config: AdapterConfig, device: Any, dtype: Any):
+            super().__init__()
+            rank = waist(config, width)
+            self.down = nn.Parameter(torch.empty(rank, width, device=device, dtype=dtype))
+            self.down_bias = nn.Parameter(torch.zeros(rank, device=device, dtype=dtype))
+            self.up = nn.Parameter(torch.zeros(width, rank, device=device, dtype=dtype))
+            self.up_bias = nn.Parameter(torch.zeros(width, device=device, dtype=dtype))
+            nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+            self.activation, self.scale = config.activation, config.scale
+
+        def forward(self, x: Tensor) -> Tensor:
+            kind = x.dtype
+            narrow = functions[self.activation](F.linear(x, self.down.to(kind), self.down_bias.to(kind)))
+            out = F.linear(narrow, self.up.to(kind), self.up_bias.to(kind))
+            return out * self.scale if self.scale != 1.0 else out
+
+    return Bottleneck
+
+
+_class: list[type[Any]] = []
+
+
+def bottleneck_class() -> type[Any]:
+    """The adapter's module class."""
+    if not _class:
+        _class.append(_make_class())
+    return _class[0]
+
+
+@methods.register(
+    "adapter", AdapterConfig, source="arXiv 2005.00052", trains="a small network in every block", merges=NO_MERGE, on_quantised=True,
+    needs_layout="any", load=lambda *given: load(*given),
+)  # fmt: skip
+def adapter(config: AdapterConfig, model: Any, anatomy: Any, base_path: str, kind: str = "adapter") -> Attached:
+    """Put adapters into every block of `model`. Only they train, in float32 whatever the base computes in.
+
+    Raises ModelError (E-METHOD-40) where a block has no module that an adapter could stand behind or beside.
+    """
+    import torch
+
+    switch = _Switch()
+    width = int(model.get_input_embeddings().embedding_dim)
+    reference = next(model.parameters())
+    dtype = torch.promote_types(reference.dtype, torch.float32)
+    names: list[str] = []
+    hooks = []
+    for block, place, module, beside in _places(config.placement, anatomy):
+        part = bottleneck_class()(_width(model, config.placement, module, width), config, reference.device, dtype)
+        model.get_submodule(block).add_module(f"adapter_{place}", part)
+        names += [f"{block}.adapter_{place}.{name}" for name, _ in part.named_parameters()]
+        hooks.append(model.get_submodule(module).register_forward_hook(_hook(part, switch, beside), with_kwargs=True))
+
+    @contextlib.contextmanager
+    def disabled() -> Iterator[None]:
+        switch.on = False
+        try:
+            yield
+        finally:
+            switch.on = True
+
+    def save(folder: Path) -> None:
+        own_folder.write(folder, kind, config, base_path, own_folder.tensors_of(model, names))
+
+    wanted = set(names)
+    return Attached(
+        parameters=[name for name, _ in model.named_parameters() if name in wanted],
+        model=model,
+        needs=Needs(frozen_base=True),
+        save=save,
+        disabled=disabled,
+        merge=None,
+        merge_reason=say("methods.adapter_no_merge"),
+        learning_rate=1e-4 if config.scale > 1 else 3e-4,
+    )
+
+
+def _variant(kind: str, config_class: type[AdapterConfig], source: str) -> None:
+    @methods.register(
+        kind, config_class, source=source, trains="a small network in every block", merges=NO_MERGE, on_quantised=True, needs_layout="any",
+        load=lambda *given: load(*given),
+    )  # fmt: skip
+    def attach(config: AdapterConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+        return adapter(config, model, anatomy, base_path, kind)
+
+
+_variant("houlsby", HoulsbyConfig, "arXiv 1902.00751")
+_variant("pfeiffer", PfeifferConfig, "arXiv 2005.00052")
+_variant("parallel_adapter", ParallelConfig, "arXiv 2110.04366")
+
+
+def load(config: AdapterConfig, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
+    """The saved adapters of `folder` on `model`."""
+    from tunewright.models import anatomy
+
+    described = own_folder.read(folder)
+    attached = adapter(config, model, anatomy.of(model), base_path or described.base, described.kind)
+    own_folder.fill(model, attached.parameters, folder, trainable)
+    if not trainable:
+        model.eval()
+    return attached
+
+
+def _places(placement: Placement, anatomy: Any) -> list[tuple[str, str, str, bool]]:
+    """(block, `attention` or `mlp`, name of the module whose output the adapter changes, whether it reads that module's input)."""
+    roles = {"attention": "attention.output", "mlp": "mlp.down"}
+    if placement != "houlsby":
+        del roles["attention"]
+    found = []
+    for block in anatomy.blocks:
+        for place, role in roles.items():
+            inside = [name for name in anatomy.roles.get(role, []) if name.startswith(f"{block}.")]
+            module = inside[0] if len(inside) == 1 else ""
+            if module and placement == "parallel":
+                # What feed-forward reads is the input of the module around its matrices; some families have none.
+                module = module.rpartition(".")[0]
+                module = "" if module == block else module
+            if not module:
+                raise ModelError(
+                    problem("E-METHOD-40", "method", family=anatomy.family, block=block, role=role, placement=placement, count=len(inside))
+                )
+            found.append((block, place, module, placement == "parallel"))
+    return found
+
+
+def _width(model: Any, placement: Placement, module: str, embedding: int) -> int:
+    """Width of the residual stream at a module: some families embed in fewer dimensions than their blocks work in."""
+    from tunewright.models.anatomy import is_linear, shape_of
+
+    inner = model.get_submodule(module)
+    if placement != "parallel":
+        return shape_of(inner)[1]
+    return next((shape_of(m)[0] for m in inner.modules() if is_linear(m)), embedding)
+
+
+def _hook(part: Any, switch: _Switch, beside: bool) -> Any:
+    def after(module: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        if not switch.on:
+            return None
+        if not beside:
+            return output + part(output)
+        x = given[0] if given else named["hidden_states"]
+        return output + part(x)
+
+    return after

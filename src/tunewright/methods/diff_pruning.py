@@ -1,0 +1,478 @@
+"""Diff pruning: a sparse difference to a frozen model, and which weights may differ is learnt (Guo et al. 2021, arXiv 2012.07463).
+
+Every weight i of the chosen matrices gets a difference w_i and a gate with parameter a_i (hard concrete, Louizos et al. 2018, arXiv 1712.01312):
+
+    u ~ U(0, 1)     s = sigmoid((log u - log(1 - u) + a) / temperature)     z = min(1, max(0, low + s (high - low)))     y = x (W + z * w)^T
+
+with low < 0 < 1 < high, so that z is exactly 0 or 1 with positive probability. The expected number of open gates is differentiable,
+sum_i sigmoid(a_i - temperature log(-low / high)), and its share of all gates times `l0` is a named term of the loss. `structured` multiplies every gate of
+a matrix by one more gate for the whole matrix. Without noise (measuring, answering, saving)
+
+    z = max(sigmoid(a) / 1000, min(1, low + sigmoid(a) (high - low)))
+
+The thousandth is ours: where fewer gates are open than weights may differ, the best of the closed ones fill up the share, nearly at zero.
+
+Two phases, as in the paper (section 3.3): after `settle` of the steps the largest `target` of all differences z * w are kept and the mask is fixed; the
+rest of the steps trains the kept differences. Fine-tuning under the final mask repairs what the cut broke; without it the cut is the last thing that
+happens to the model. Measured without noise, the model is always the one that would be saved: only the kept share of differences counts.
+
+The noise of a step is a pure function of (seed of the run, module, step): drawn again in the backward pass, equal in every pass and layout of a step
+and after a resume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from tunewright.core.config import Section
+from tunewright.core.errors import ConfigError, ModelError, problem
+from tunewright.core.registry import methods
+from tunewright.core.seeds import stream_seed
+from tunewright.core.types import Attached, Needs, Term
+from tunewright.methods import own_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FIXED = 1e4
+"""Gate parameter of a weight whose gate is fixed: + open, - closed, whatever the noise."""
+LEAK = 1e-3
+"""What a gate that is closed without noise lets through, times sigmoid(a)."""
+ESCAPE = 255
+"""Code of a gap of 255 that goes on in the next byte."""
+
+
+class DiffPruningConfig(Section):
+    """A learnt sparse difference to the frozen model."""
+
+    target: float = Field(default=0.005, gt=0, lt=1)
+    """Share of all weights of the model that may differ at the end. 0.005 is the paper's."""
+    targets: list[str] = ["linear"]
+    """Roles, groups or module names of the matrices that may differ. Each of their weights costs 32 bytes while training."""
+    l0: float = Field(default=10.0, ge=0)
+    """Weight of the penalty on the expected share of open gates."""
+    stretch: tuple[float, float] = (-1.5, 1.5)
+    """The two ends between which a gate is stretched before it is cut to 0..1."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the gates; lower is closer to 0 or 1."""
+    open_at_start: float = 5.0
+    """Parameter of every gate at the start: 5 is open with probability 0.99."""
+    gate_rate: float = Field(default=500.0, gt=0)
+    """The gates learn at this multiple of the learning rate: their parameters are whole units, the differences are thousandths."""
+    structured: bool = False
+    """One more gate for each matrix, so that whole matrices can stay as they are."""
+    settle: float = Field(default=0.6, gt=0, le=1)
+    """Share of the steps after which the mask is fixed; the rest trains the differences that were kept. 1: cut at the end only."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _around(self) -> DiffPruningConfig:
+        if not self.stretch[0] < 0 < 1 < self.stretch[1]:
+            raise ValueError("stretch must begin below 0 and end above 1")
+        return self
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape` (advise/shape.py): a difference and a gate for each weight of the chosen matrices."""
+        from tunewright.models import anatomy
+
+        wanted: set[str] = set()
+        for target in self.targets:
+            group = target in ("attention", "mlp")
+            wanted |= {
+                r
+                for r in shape.matrices
+                if target in anatomy.WHOLE or (group and r.startswith(f"{target}.")) or r == shape.targets.get(target, target)
+            }
+        return int(
+            2 * sum(shape.matrices[role].weights for role in wanted) + (sum(shape.matrices[r].count for r in wanted) if self.structured else 0)
+        )
+
+
+def gaps_of(positions: Any) -> Any:
+    """Increasing positions (n,) int64 -> bytes (m,) uint8: each distance to the one before, less 1, as a run of 255s and a rest below 255.
+
+    At a share of 0.5 % a position costs about 1.4 bytes, an eighth of 64 bits; all positions together never more than n + N / 255.
+    """
+    import torch
+
+    before = torch.cat([positions.new_tensor([-1]), positions[:-1]])
+    gaps = positions - before - 1
+    runs = gaps // ESCAPE
+    ends = torch.cumsum(runs + 1, 0)
+    codes = torch.full((int(ends[-1]) if len(ends) else 0,), ESCAPE, dtype=torch.uint8)
+    codes[ends - 1] = (gaps - runs * ESCAPE).to(torch.uint8)
+    return codes
+
+
+def positions_of(codes: Any) -> Any:
+    """The inverse of `gaps_of`."""
+    import torch
+
+    walked = torch.cumsum(codes.to(torch.int64), 0)
+    ends = torch.nonzero(codes != ESCAPE).flatten()
+    return walked[ends] + torch.arange(len(ends))
+
+
+@dataclass
+class _Shared:
+    """What all gated matrices of a model have in common."""
+
+    config: DiffPruningConfig
+    seed: int
+    step: int = 1
+    on: bool = True
+    fixed: bool = False
+    settle_step: int | None = None
+    quota: int = 0
+    parts: dict[str, Any] = field(default_factory=dict)
+    threshold_of: tuple[tuple[int, ...], float] = ((), 0.0)
+
+    def versions(self) -> tuple[int, ...]:
+        """Changes whenever a difference or a gate does."""
+        return tuple(p._version for part in self.parts.values() for p in part.parameters())
+
+    def threshold(self) -> float:
+        """Magnitude of the smallest difference that is kept."""
+        import torch
+
+        now = self.versions()
+        if self.threshold_of[0] != now:
+            with torch.no_grad():
+                sizes = torch.cat([part.mean_delta().abs_().flatten() for part in self.parts.values()])
+                least = float(torch.topk(sizes, self.quota, sorted=False).values.min())
+            self.threshold_of = (now, least)
+        return self.threshold_of[1]
+
+
+def _make_classes() -> tuple[type[Any], Any]:
+    import torch
+    from torch import nn
+
+    def noisy(shape: Any, a: Tensor, generator: Any, c: DiffPruningConfig) -> tuple[Tensor, Tensor]:
+        """(z, dz / da) of gates with parameters a under the next noise of `generator`."""
+        low, high = c.stretch
+        u = torch.rand(shape, generator=generator, device=a.device, dtype=a.dtype).clamp_(1e-6, 1 - 1e-6)
+        s = torch.logit(u).add_(a).div_(c.temperature).sigmoid_()
+        z = s * (high - low) + low
+        inside = (z > 0) & (z < 1)
+        return z.clamp_(0, 1), s.mul_(1 - s).mul_((high - low) / c.temperature).mul_(inside)
+
+    def quiet(a: Tensor, c: DiffPruningConfig) -> Tensor:
+        """z of gates with parameters a, without noise."""
+        s = torch.sigmoid(a)
+        return torch.maximum(s * LEAK, (s * (c.stretch[1] - c.stretch[0]) + c.stretch[0]).clamp_(max=1))
+
+    class Gated(torch.autograd.Function):
+        """z * w under the noise of one seed. Saves its inputs only; the noise is drawn again for the gradient."""
+
+        @staticmethod
+        def forward(ctx: Any, w: Tensor, gate: Tensor, group: Tensor | None, seed: int, c: DiffPruningConfig) -> Tensor:
+            ctx.save_for_backward(w, gate, group)
+            ctx.seed, ctx.config = seed, c
+            generator = torch.Generator(device=w.device).manual_seed(seed)
+            z, _ = noisy(w.shape, gate, generator, c)
+            out = z.mul_(w)
+            return out if group is None else out.mul_(noisy((), group, generator, c)[0])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            w, gate, group = ctx.saved_tensors
+            g, generator = grads[0], torch.Generator(device=w.device).manual_seed(ctx.seed)
+            z, slope = noisy(w.shape, gate, generator, ctx.config)
+            if group is None:
+                return g * z, slope.mul_(g).mul_(w), None, None, None
+            zg, slope_g = noisy((), group, generator, ctx.config)
+            along = g * w
+            return z * g * zg, slope.mul_(along).mul_(zg), (along * z).sum() * slope_g, None, None
+
+    class OpenGates(torch.autograd.Function):
+        """sum sigmoid(a - shift), times the same of the whole matrix's gate. Scalar."""
+
+        @staticmethod
+        def forward(ctx: Any, gate: Tensor, group: Tensor | None, shift: float) -> Tensor:
+            ctx.save_for_backward(gate, group)
+            ctx.shift = shift
+            total = torch.sigmoid(gate - shift).sum()
+            return total if group is None else total * torch.sigmoid(group - shift)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            gate, group = ctx.saved_tensors
+            p = torch.sigmoid(gate - ctx.shift)
+            if group is None:
+                return p.mul_(1 - p).mul_(grads[0]), None, None
+            q, total = torch.sigmoid(group - ctx.shift), p.sum()
+            return p.mul_(1 - p).mul_(grads[0] * q), grads[0] * total * q * (1 - q), None
+
+    class Difference(nn.Module):
+        """The difference of one matrix, laid as its weight lies. Without gates (`gated` False) the difference is what it is."""
+
+        def __init__(self, name: str, shape: tuple[int, ...], device: Any, dtype: Any, shared: _Shared, gated: bool, turned: bool):
+            super().__init__()
+            c = shared.config
+            self.w = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+            self.gate = nn.Parameter(torch.full(shape, c.open_at_start, device=device, dtype=dtype)) if gated else None
+            self.group = nn.Parameter(torch.tensor(c.open_at_start, device=device, dtype=dtype)) if gated and c.structured else None
+            self.name, self.shared, self.turned = name, shared, turned
+            self.kept: tuple[Any, Tensor] | None = None
+
+        def mean_delta(self) -> Tensor:
+            """z * w without noise, a new tensor; nothing is cut."""
+            if self.gate is None:
+                return self.w.detach().clone()
+            z = quiet(self.gate.detach(), self.shared.config)
+            if self.group is not None:
+                z.mul_(quiet(self.group.detach(), self.shared.config))
+            return z.mul_(self.w.detach())
+
+        @torch.no_grad()
+        def pruned(self) -> Tensor:
+            """What is saved: the differences that are among the largest of the whole model, 0 elsewhere."""
+            delta = self.mean_delta()
+            return delta if self.gate is None else delta.mul_(delta.abs() >= max(self.shared.threshold(), 1e-30))
+
+        def delta(self, kind: Any) -> Tensor:
+            """The difference as this forward pass uses it, in number type `kind`."""
+            if self.training and torch.is_grad_enabled() and self.w.requires_grad:
+                self.kept = None
+                assert self.gate is not None
+                if self.shared.fixed:
+                    return (self.w * (self.gate > 0)).to(kind)
+                seed = stream_seed(self.shared.seed, self.name, self.shared.step)
+                return Gated.apply(self.w, self.gate, self.group, seed, self.shared.config).to(kind)
+            key = (self.shared.versions(), kind)
+            if self.kept is None or self.kept[0] != key:
+                self.kept = (key, self.pruned().to(kind))
+            return self.kept[1]
+
+        def forward(self, x: Tensor) -> Tensor:
+            delta = self.delta(x.dtype)
+            return x @ delta if self.turned else torch.nn.functional.linear(x, delta)
+
+    return Difference, OpenGates
+
+
+_classes: list[tuple[type[Any], Any]] = []
+
+
+def _class() -> tuple[type[Any], Any]:
+    if not _classes:
+        _classes.append(_make_classes())
+    return _classes[0]
+
+
+def _put(model: Any, names: list[str], shared: _Shared, gated: bool) -> list[str]:
+    """Differences beside the named linear modules. Returns the names of their parameters."""
+    import torch
+
+    from tunewright.models.anatomy import shape_of
+
+    made = []
+    reference = next(model.parameters())
+    for name in names:
+        module = model.get_submodule(name)
+        turned = type(module).__name__ == "Conv1D"  # GPT-2 stores its weights turned
+        inputs, outputs = shape_of(module)
+        shape = (inputs, outputs) if turned else (outputs, inputs)
+        part = _class()[0](name, shape, reference.device, torch.promote_types(reference.dtype, torch.float32), shared, gated, turned)
+        module.add_module("difference", part)
+        module.forward = _beside(module.forward, part, shared)
+        shared.parts[name] = part
+        made += [f"{name}.difference.{n}" for n, _ in part.named_parameters()]
+    wanted = set(made)
+    return [n for n, _ in model.named_parameters() if n in wanted]
+
+
+def _beside(own_forward: Any, part: Any, shared: _Shared) -> Any:
+    def forward(x: Any, *args: Any, **named: Any) -> Any:
+        y = own_forward(x, *args, **named)
+        # Beside the frozen product, not inside its weight: in bfloat16 a sum W + z w would lose most differences.
+        return y + part(x) if shared.on else y
+
+    return forward
+
+
+def _weights_of(model: Any) -> int:
+    """Numbers of the model, quantised matrices counted by what they stand for."""
+    from tunewright.models.anatomy import is_linear, shape_of
+
+    plain = sum(p.numel() for p in model.parameters())
+    return plain + sum(math.prod(shape_of(m)) for m in model.modules() if is_linear(m) and "weight" not in m._parameters)
+
+
+@methods.register(
+    "diff_pruning", DiffPruningConfig, source="arXiv 2012.07463", trains="a sparse difference whose places are learnt", on_quantised=True,
+    load=lambda *given: load(*given),
+)  # fmt: skip
+def diff_pruning(config: DiffPruningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Put a gated difference beside every chosen matrix of `model`.
+
+    Raises ModelError (E-METHOD-44) for a target that is no matrix of a block and ConfigError (E-METHOD-43) when `target` asks for more weights than
+    the chosen matrices have.
+    """
+    import torch
+
+    names = anatomy.select(config.targets)
+    outside = [name for name in names if name not in set(anatomy.linear)]
+    if outside:
+        raise ModelError(problem("E-METHOD-44", "method.targets", name=outside[0]))
+    shared = _Shared(config, int(torch.randint(2**31, ()).item()))
+    total = _weights_of(model)
+    shared.quota = max(1, round(config.target * total))
+    parameters = _put(model, names, shared, gated=True)
+    available = sum(part.w.numel() for part in shared.parts.values())
+    if shared.quota > available:
+        raise ConfigError(problem("E-METHOD-43", "method.target", target=config.target, share=f"{available / total:.3f}"))
+    return _attached(config, model, base_path, shared, parameters)
+
+
+def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: _Shared, parameters: list[str]) -> Attached:
+    num_gates = sum(part.w.numel() for part in shared.parts.values())
+    shift = config.temperature * math.log(-config.stretch[0] / config.stretch[1])
+
+    @contextlib.contextmanager
+    def disabled() -> Iterator[None]:
+        shared.on = False
+        try:
+            yield
+        finally:
+            shared.on = True
+
+    def penalties() -> dict[str, Term]:
+        if shared.fixed:
+            return {}
+        open_gates = [_class()[1].apply(part.gate, part.group, shift) for part in shared.parts.values()]
+        return {"l0": (sum(open_gates) / num_gates, config.l0)}
+
+    def begin(steps: int) -> None:
+        shared.settle_step = max(1, round(config.settle * steps)) if config.settle < 1 else steps
+
+    def after_update(number: int) -> None:
+        shared.step = number + 1
+        if shared.settle_step is not None and number >= shared.settle_step and not shared.fixed:
+            _fix(shared)
+
+    def state() -> dict[str, Any]:
+        return {"seed": shared.seed, "step": shared.step, "fixed": shared.fixed}
+
+    def load_state(given: dict[str, Any]) -> None:
+        shared.seed, shared.step, shared.fixed = int(given["seed"]), int(given["step"]), bool(given["fixed"])
+
+    def save(folder: Path) -> None:
+        save_differences(folder, config, base_path, {name: part.pruned() for name, part in shared.parts.items()})
+
+    trains = any(part.gate is not None for part in shared.parts.values())
+    return Attached(
+        parameters=parameters,
+        model=model,
+        needs=Needs(frozen_base=True),
+        save=save,
+        disabled=disabled,
+        merge=lambda: _merge(model, shared),
+        penalties=penalties if trains else None,
+        begin=begin,
+        after_update=after_update if trains else None,
+        state=state,
+        load_state=load_state,
+        learning_rate=5e-5,
+        rate_factors={name: config.gate_rate for name in parameters if name.endswith((".gate", ".group"))},
+    )
+
+
+def _fix(shared: _Shared) -> None:
+    """End of the first phase: keep the largest differences, close every other gate for good."""
+    import torch
+
+    shared.threshold()
+    with torch.no_grad():
+        kept = {name: part.pruned() for name, part in shared.parts.items()}
+        for name, part in shared.parts.items():
+            part.w.copy_(kept[name])
+            part.gate.copy_(torch.where(kept[name] != 0, FIXED, -FIXED))
+            if part.group is not None:
+                part.group.fill_(FIXED)
+    shared.fixed = True
+
+
+def _merge(model: Any, shared: _Shared) -> Any:
+    """Add the differences to the weights; the second time there is nothing left to add."""
+    import torch
+
+    with torch.no_grad():
+        kept = {name: part.pruned() for name, part in shared.parts.items()}
+        for name, delta in kept.items():
+            module = model.get_submodule(name)
+            module.weight.copy_((module.weight.to(delta.dtype) + delta).to(module.weight.dtype))
+            del module.forward
+            del module.difference
+    shared.parts.clear()
+    return model
+
+
+def save_differences(folder: Path, config: DiffPruningConfig, base_path: str, differences: dict[str, Any]) -> dict[str, int]:
+    """Write the sparse differences: module name -> dense tensor, mostly 0, as its weight lies. Returns {"changed": how many weights differ}."""
+    import torch
+
+    tensors: dict[str, Any] = {}
+    changed = 0
+    for name, delta in differences.items():
+        flat = delta.detach().flatten().cpu()
+        positions = torch.nonzero(flat).flatten()
+        changed += len(positions)
+        tensors[f"{name}.gaps"], tensors[f"{name}.values"] = gaps_of(positions), flat[positions].contiguous()
+    own_folder.write(folder, "diff_pruning", config, base_path, tensors, changed=changed)
+    return {"changed": changed}
+
+
+def read_differences(folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Module name -> (positions, values) of a saved folder. Raises ModelError (E-METHOD-41) for a file that contradicts itself."""
+    tensors = own_folder.read_tensors(folder)
+    found = {}
+    for name in sorted({key.rpartition(".")[0] for key in tensors}):
+        gaps, values = tensors.get(f"{name}.gaps"), tensors.get(f"{name}.values")
+        positions = None if gaps is None else positions_of(gaps)
+        if positions is None or values is None or len(positions) != len(values):
+            raise ModelError(problem("E-METHOD-41", str(folder), cause=name))
+        found[name] = (positions, values)
+    return found
+
+
+def load(config: DiffPruningConfig, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
+    """The saved difference of `folder` on `model`. Trained further, its places stay as they are."""
+    import torch
+
+    stored = read_differences(folder)
+    shared = _Shared(config, 0, fixed=True)
+    by_name = dict(model.named_modules())
+    missing = [name for name in stored if name not in by_name]
+    if missing:
+        raise ModelError(problem("E-METHOD-42", str(folder), count=len(missing), first=missing[0]))
+    parameters = _put(model, list(stored), shared, gated=trainable)
+    with torch.no_grad():
+        for name, (positions, values) in stored.items():
+            part = shared.parts[name]
+            if len(positions) and int(positions[-1]) >= part.w.numel():
+                raise ModelError(problem("E-METHOD-42", str(folder), count=1, first=name))
+            part.w.view(-1)[positions.to(part.w.device)] = values.to(part.w)
+            if part.gate is not None:
+                part.gate.copy_(torch.where(part.w != 0, FIXED, -FIXED))
+            if part.group is not None:
+                part.group.fill_(FIXED)
+    shared.quota = max(1, sum(len(positions) for positions, _ in stored.values()))
+    attached = _attached(config, model, base_path or own_folder.read(folder).base, shared, parameters)
+    if not trainable:
+        for part in shared.parts.values():
+            part.requires_grad_(False)
+        model.eval()
+    return attached

@@ -1,0 +1,156 @@
+"""GaLore: every weight trains, but the optimiser sees the gradients of matrices through a narrow window (Zhao et al. 2024, arXiv 2403.03507).
+
+For a matrix W (m x n, m <= n) with gradient G at update t:
+
+    P  = the first r left singular vectors of G                    every `refresh` updates; (m, r)
+    R  = P^T G                                                     (r, n): what Adam sees
+    M  = b1 M + (1 - b1) R,   V = b2 V + (1 - b2) R^2              Adam's moments, r rows in place of m
+    W -= rate * scale * P (M / (1 - b1^t)) / (sqrt(V / (1 - b2^t)) + eps)
+
+For m > n the window lies on the other side. The moments stay when P is renewed, as in the paper. Weights that are no chosen matrices learn with AdamW.
+The library of the paper's authors cannot be imported without bitsandbytes, so the rule is written here; the tests hold it against a slow reference.
+The paper's further trick, an update inside the backward pass so that no two gradients exist at once, is not done: gradients take their full room.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from tunewright.core.config import Section
+from tunewright.core.errors import ModelError, problem, raise_all
+from tunewright.core.registry import methods
+from tunewright.core.types import Attached
+from tunewright.methods.selecting import attach_whole
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+class GaLoreConfig(Section):
+    """Every weight trains; the optimiser's state of the chosen matrices is of low rank."""
+
+    rank: int = Field(default=64, gt=0)
+    """Width of the window through which the optimiser sees the gradient of a matrix. Its state shrinks by rank / smaller side."""
+    refresh: int = Field(default=200, gt=0)
+    """Updates after which the window is chosen anew from the current gradient."""
+    scale: float = Field(default=0.25, gt=0)
+    """Factor on the updates of the chosen matrices, beside the rate."""
+    side: Literal["auto", "left", "right"] = "auto"
+    """Side of the matrix on which the window lies; auto takes the shorter one, which saves most."""
+    targets: list[str] = ["linear"]
+    """Roles or module names of the matrices that are seen through a window. All other weights learn with AdamW."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    trains_base: ClassVar[bool] = True
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train in a model of this shape, before it is loaded."""
+        return int(shape.parameters)
+
+
+_class: list[type[Any]] = []
+
+
+def galore_adamw() -> type[Any]:
+    """The optimiser's class; torch is imported when it is first asked for."""
+    if not _class:
+        _class.append(_make_class())
+    return _class[0]
+
+
+def _make_class() -> type[Any]:
+    import torch
+
+    class GaLoreAdamW(torch.optim.Optimizer):
+        """AdamW whose groups may have a `rank`: their matrices are updated through a window."""
+
+        def __init__(self, groups: list[dict[str, Any]]):
+            super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "rank": 0, "refresh": 1, "scale": 1.0, "side": "auto"})
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            del closure
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        _update(p, self.state[p], group)
+
+    return GaLoreAdamW
+
+
+def _update(p: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """One update of one parameter."""
+    import torch
+
+    gradient, rank = p.grad.float(), group["rank"]
+    left = group["side"] == "left" or (group["side"] == "auto" and p.shape[0] <= p.shape[-1])
+    count = state.get("step", 0)
+    if rank:
+        if count % group["refresh"] == 0:
+            state["window"] = window(gradient, rank, left)
+        gradient = state["window"].t() @ gradient if left else gradient @ state["window"]
+    if not count:
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    state["step"] = count + 1
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    size = (second / (1 - BETAS[1] ** (count + 1))).sqrt_().add_(EPS)
+    move = (first / (1 - BETAS[0] ** (count + 1))).div_(size)
+    if rank:
+        move = (state["window"] @ move if left else move @ state["window"].t()).mul_(group["scale"])
+    p.mul_(1 - group["lr"] * group["weight_decay"])
+    p.add_(move.to(p.dtype), alpha=-group["lr"])
+
+
+def window(gradient: Any, rank: int, left: bool) -> Any:
+    """The first `rank` singular vectors of `gradient` on one side, (side, rank).
+
+    From the eigenvectors of G G^T, which is several times as fast as a whole decomposition of G and as exact for the large ones, which are wanted.
+    """
+    import torch
+
+    square = gradient @ gradient.t() if left else gradient.t() @ gradient
+    return torch.linalg.eigh(square).eigenvectors[:, -rank:].flip(1).contiguous()
+
+
+@methods.register("galore", GaLoreConfig, source="arXiv 2403.03507", trains="every weight, with an optimiser state of low rank", on_quantised=False,
+                  own_optimizer=True)  # fmt: skip
+def galore(config: GaLoreConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Train every weight; matrices in `targets` through a window. Raises ModelError (E-METHOD-09) for a rank that is no window."""
+    weights = {f"{name}.weight": model.get_submodule(name).weight for name in anatomy.select(config.targets)}
+    # The embedding is chosen by its own name only; a head tied to it goes by that name, too.
+    chosen = {id(weight): name for name, weight in weights.items() if weight.ndim == 2}
+    large = [name for name, weight in weights.items() if weight.ndim == 2 and config.rank > min(weight.shape)]
+    raise_all(
+        [
+            problem("E-METHOD-09", "method.rank", rank=config.rank, name=name, largest=min(weights[name].shape), count=len(large))
+            for name in large[:1]
+        ],
+        ModelError,
+    )
+    attached = attach_whole(model, LEARNING_RATE)
+
+    def optimizer(engine: Any, named: list[tuple[str, Any]]) -> Any:
+        seen = [p for _, p in named if id(p) in chosen]
+        plain = [p for _, p in named if id(p) not in chosen and p.ndim > 1]
+        vectors = [p for _, p in named if id(p) not in chosen and p.ndim <= 1]
+        through = {"rank": config.rank, "refresh": config.refresh, "scale": config.scale, "side": config.side}
+        groups = [
+            {"params": seen, "weight_decay": engine.weight_decay, **through},
+            {"params": plain, "weight_decay": engine.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        return galore_adamw()([group for group in groups if group["params"]])
+
+    attached.optimizer = optimizer
+    return attached
+
+
+LEARNING_RATE = 1e-4
+"""For long runs at scale 0.25; see docs/methods/galore.md for what was measured."""

@@ -1,0 +1,384 @@
+"""Mixture of depths: chosen blocks compute only the tokens that a learnt router picks; the others pass by on the residual (Raposo et al. 2024, arXiv 2404.02258).
+
+For row i of a sample of S rows, x_i its hidden state before a routed block f(x) + x, n(x) = x / rms(x), and a capacity c:
+
+    r_i = 1 + w . n(x_i)                                              weight of the router (the paper has no 1: a trained block starts at full strength)
+    picked: the ceil(c S) rows with the largest r                     of this sample alone, so neither padding nor the cut of a step matters
+    y_i = x_i + r_i f(picked rows up to i)_i  if i is picked          y_i = x_i  if not
+
+A picked row attends to picked rows only. Which rows are the largest is known only when all rows are there, so a model that writes cannot route like
+this. A predictor learns to say it from the row alone (section 3.5 of the paper, the second way):
+
+    p_i = sigmoid(v . relu(U n(x_i) + b) + a r_i + d)                 with x_i and r_i detached: it changes nothing but itself
+    loss term `predictor`: mean over rows and routed blocks of the binary cross-entropy between p_i and "i is picked"
+
+Whenever the model is measured or answers, the rows with p_i > 0.5 are picked, so what is measured is what answers, with a cache and without; the cache
+of a routed block holds the picked rows only. While it learns, the largest are picked for the first `settle` of the steps, as in the paper; from then on the
+rows with p_i > 0.5, so that the weights end on the routing with which they will be used. The predictor learns from the largest to the end, which keeps the
+capacity. Without that second phase learning and writing agreed on only 82 to 87 % of the (block, token) decisions of a small model (docs/LOG.md): one
+sample has more heavy tokens than another, and every wrong guess changes the input of the blocks above. a r_i and the second phase are ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from tunewright.core.config import Section
+from tunewright.core.errors import CompatError, ModelError, problem
+from tunewright.core.registry import methods
+from tunewright.core.types import Attached, Needs, Term
+from tunewright.core.words import say
+from tunewright.methods import own_folder
+from tunewright.methods.base_weights import BaseWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NO_MERGE = "which tokens a block computes is decided anew for every text"
+ROUTER = "depth_router"
+RECENT = 50
+"""Steps over which the agreement of predictor and router is averaged."""
+
+
+class MixtureOfDepthsConfig(Section):
+    """Blocks that compute only the tokens a router picks."""
+
+    capacity: float = Field(default=0.5, gt=0, le=1)
+    """Share of a sample's tokens that a routed block computes. The paper trains from scratch with 0.125; a trained model loses less with more."""
+    every: int = Field(default=2, gt=0)
+    """Every how many blocks one is routed, never the first: 2 routes the second, the fourth ..."""
+    train: Literal["blocks", "model", "router"] = "blocks"
+    """What trains besides routers and predictors: the routed blocks, the whole model, or nothing."""
+    settle: float = Field(default=0.5, gt=0, le=1)
+    """Share of the steps after which training, too, routes by the predictor, as answering does. 1: never, as in the paper."""
+    predictor: int = Field(default=32, gt=0)
+    """Width of the predictor."""
+    predictor_weight: float = Field(default=0.01, gt=0)
+    """Weight of the predictor's loss term. It moves the predictor only."""
+    router_rate: float = Field(default=20.0, gt=0)
+    """Routers and predictors, which start new, learn at this multiple of the learning rate."""
+
+    trains_base: ClassVar[bool] = True
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape` (advise/shape.py)."""
+        routed = max(0, shape.layers - 1) if self.every == 1 else shape.layers // self.every
+        new = routed * ((self.predictor + 1) * (shape.hidden + 1) + self.predictor + 1)
+        inside = {"router": 0, "model": shape.parameters, "blocks": routed * (shape.block_weights // shape.layers + 2 * shape.hidden)}
+        return int(new + inside[self.train])
+
+
+@dataclass
+class _Routing:
+    """What all routed blocks of a model have in common."""
+
+    config: MixtureOfDepthsConfig
+    on: bool = True
+    settled: bool = False
+    """Whether training already routes by the predictor."""
+    settle_step: int | None = None
+    mask: Any = None
+    """The (B, seen) attention mask that the model was called with; None: no padding."""
+    pending: list[tuple[Any, int]] = field(default_factory=list)
+    """(sum of the predictor's cross-entropy, rows) of each routed block and pass of this step."""
+    right: list[tuple[int, int]] = field(default_factory=list)
+    """(rows on which predictor and router agree, rows) of the blocks and passes of this step."""
+    agreement: list[float] = field(default_factory=list)
+    """The same as a share, of the last steps."""
+    record: list[Any] | None = None
+    """Where the picked rows of each block are put, when somebody looks."""
+
+
+def _make_class() -> type[Any]:
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    class Router(nn.Module):
+        """w, and the predictor beside it. Computes in float32 or wider."""
+
+        def __init__(self, width: int, inner: int, device: Any, dtype: Any):
+            super().__init__()
+            made: dict[str, Any] = {"device": device, "dtype": dtype}
+            self.w = nn.Parameter(torch.randn(width, **made) * 0.02)
+            self.inner = nn.Parameter(torch.randn(inner, width, **made) / math.sqrt(width))
+            self.bias = nn.Parameter(torch.zeros(inner, **made))
+            self.out = nn.Parameter(torch.randn(inner, **made) * 0.02)
+            self.slope = nn.Parameter(torch.ones(1, **made))
+            # At first every row whose weight is above 1 is taken, about half.
+            self.offset = nn.Parameter(-torch.ones(1, **made))
+
+        def normal(self, x: Tensor) -> Tensor:
+            wide = x.to(self.w.dtype)
+            return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+        def weights(self, n: Tensor) -> Tensor:
+            """r, (B, T)."""
+            return 1 + n @ self.w
+
+        def predicted(self, n: Tensor, r: Tensor) -> Tensor:
+            """The logit of p, (B, T)."""
+            hidden = F.relu(F.linear(n.detach(), self.inner, self.bias))
+            return hidden @ self.out + self.slope * r.detach() + self.offset
+
+    return Router
+
+
+_class: list[type[Any]] = []
+
+
+def _router_class() -> type[Any]:
+    if not _class:
+        _class.append(_make_class())
+    return _class[0]
+
+
+def largest(r_BT: Any, there_BT: Any, capacity: float) -> Any:
+    """(B, T) bool: for each sample the ceil(capacity x its rows) rows with the largest weight, among the rows that are there."""
+    import torch
+
+    # A sliver is taken off first: 0.1 x 30 is a little more than 3 in binary.
+    quota_B1 = torch.ceil(capacity * there_BT.sum(-1, keepdim=True) - 1e-6).to(torch.int64)
+    order = torch.argsort(r_BT.masked_fill(~there_BT, -math.inf), dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(r_BT.shape[1], device=r_BT.device).expand_as(order))
+    return (rank < quota_B1) & there_BT
+
+
+def _routed_forward(block: Any, router: Any, routing: _Routing, name: str) -> Any:
+    """The forward of a block that computes picked rows only."""
+    import torch
+    from torch.nn import functional as F
+
+    own_forward = block.forward
+    signature = inspect.signature(own_forward)
+
+    def forward(*args: Any, **named: Any) -> Any:
+        if not routing.on:
+            return own_forward(*args, **named)
+        bound = signature.bind(*args, **named)
+        given = {**{k: v for k, v in bound.arguments.items() if k != "kwargs"}, **bound.arguments.get("kwargs", {})}
+        x = given.pop("hidden_states")
+        B, T, _ = x.shape
+        there = torch.ones(B, T, dtype=torch.bool, device=x.device) if routing.mask is None else routing.mask[:, -T:].bool()
+        n = router.normal(x)
+        r = router.weights(n)
+        learning = block.training and torch.is_grad_enabled()
+        guess = router.predicted(n, r)
+        if learning:
+            heavy = largest(r.detach(), there, routing.config.capacity)
+            loss = F.binary_cross_entropy_with_logits(guess[there], heavy[there].to(guess.dtype), reduction="sum")
+            routing.pending.append((loss, int(there.sum())))
+            routing.right.append((int(((guess > 0) == heavy)[there].sum()), int(there.sum())))
+        picked = heavy if learning and not routing.settled else (guess > 0) & there
+        if routing.record is not None:
+            routing.record.append(picked.clone())
+        K = int(picked.sum(-1).max())
+        if K == 0:
+            return x
+        # Picked rows first, in their order; what fills up a shorter sample is hidden from the others and thrown away.
+        at = torch.argsort(~picked, dim=-1, stable=True)[:, :K]
+        real = torch.gather(picked, 1, at)
+        chosen = torch.gather(x, 1, at[..., None].expand(-1, -1, x.shape[-1]))
+        _gather_positions(given, at)
+        given["attention_mask"] = _mask(block, given, name, real, chosen)
+        out = own_forward(hidden_states=chosen, **given)
+        out = out[0] if isinstance(out, tuple) else out
+        weight = torch.gather(r, 1, at)[..., None].to(x.dtype)
+        change = torch.where(real[..., None], (out - chosen) * weight, torch.zeros((), dtype=x.dtype, device=x.device))
+        return x.scatter_add(1, at[..., None].expand(-1, -1, x.shape[-1]), change)
+
+    return forward
+
+
+def _gather_positions(given: dict[str, Any], at: Any) -> None:
+    """Positions and their sines and cosines of the picked rows, in place."""
+    import torch
+
+    def rows(t: Any) -> Any:
+        t = t.expand(len(at), *t.shape[1:]) if t.shape[0] == 1 else t
+        index = at if t.dim() == 2 else at[..., None].expand(-1, -1, t.shape[-1])
+        return torch.gather(t, 1, index)
+
+    if given.get("position_ids") is not None:
+        given["position_ids"] = rows(given["position_ids"])
+    if given.get("position_embeddings") is not None:
+        given["position_embeddings"] = tuple(rows(part) for part in given["position_embeddings"])
+
+
+def _mask(block: Any, given: dict[str, Any], name: str, real: Any, chosen: Any) -> Any:
+    """(B, 1, K, seen + K): picked rows see picked rows before them and themselves. With a cache, which of its rows are real is noted on it."""
+    import torch
+
+    B, K = real.shape
+    cache = given.get("past_key_values")
+    seen = real.new_zeros(B, 0)
+    if cache is not None:
+        noted: dict[str, Any] = vars(cache).setdefault("tunewright_real_rows", {})
+        seen = noted.get(name, seen)
+        noted[name] = torch.cat([seen, real], 1)
+    before = seen[:, None, :].expand(-1, K, -1)
+    among = torch.ones(K, K, dtype=torch.bool, device=real.device).tril()[None] & real[:, None, :]
+    among = among | torch.eye(K, dtype=torch.bool, device=real.device)  # a row that fills up sees itself, or its softmax would be empty
+    allowed = torch.cat([before, among], 2)[:, None]
+    if getattr(block_config(block), "_attn_implementation", "sdpa") == "sdpa":
+        return allowed
+    return torch.zeros(allowed.shape, dtype=chosen.dtype, device=chosen.device).masked_fill_(~allowed, torch.finfo(chosen.dtype).min)
+
+
+def block_config(block: Any) -> Any:
+    """The configuration that the attention of a block reads."""
+    return next((m.config for m in block.modules() if hasattr(m, "config")), None)
+
+
+def _routed_blocks(config: MixtureOfDepthsConfig, anatomy: Any, model: Any) -> list[str]:
+    """Names of the blocks to route. Raises CompatError (E-METHOD-46) for a model whose blocks do not all see everything, or with too few blocks."""
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    # The first block counts the rows of the cache for the whole model, so it is never routed.
+    routed = anatomy.blocks[max(1, config.every - 1) :: config.every]
+    if kinds != {"full_attention"} or window or not routed:
+        raise CompatError(problem("E-METHOD-46", "method.kind", family=anatomy.family, kinds=", ".join(sorted(kinds)), blocks=len(anatomy.blocks)))
+    return list(routed)
+
+
+@methods.register(
+    "mixture_of_depths", MixtureOfDepthsConfig, source="arXiv 2404.02258", trains="routers that let tokens skip blocks, and those blocks", merges=NO_MERGE,
+    on_quantised=False, needs_layout="padded", load=lambda *given: load(*given),
+)  # fmt: skip
+def mixture_of_depths(config: MixtureOfDepthsConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Route every `every`-th block of `model`. Routers and predictors train in float32, and so do the weights of the base that `train` names."""
+    import torch
+
+    names = _routed_blocks(config, anatomy, model)
+    chosen = {"blocks": tuple(f"{name}." for name in names), "model": ("",), "router": ()}[config.train]
+    inside = [n for n, _ in model.named_parameters() if n.startswith(chosen)] if chosen else []
+    routing = _Routing(config)
+    reference = next(model.parameters())
+    width = int(model.config.get_text_config().hidden_size)
+    part = BaseWeights(model, inside, keep=True)
+    new: list[str] = []
+    for name in names:
+        block = model.get_submodule(name)
+        router = _router_class()(width, config.predictor, reference.device, torch.promote_types(part_dtype(part, reference), torch.float32))
+        block.add_module(ROUTER, router)
+        block.forward = _routed_forward(block, router, routing, name)
+        new += [f"{name}.{ROUTER}.{n}" for n, _ in router.named_parameters()]
+    _watch_mask(model, routing)
+    model.depth_routing = routing
+    wanted = {*inside, *new}
+    parameters = [n for n, _ in model.named_parameters() if n in wanted]
+    return _attached(config, model, base_path, routing, part, parameters, set(new))
+
+
+def part_dtype(part: BaseWeights, reference: Any) -> Any:
+    """The number type that the model computes in, also where its weights are now held wider."""
+    return next(iter(part.dtypes.values()), reference.dtype)
+
+
+def _watch_mask(model: Any, routing: _Routing) -> None:
+    """Note the attention mask with which the body of `model` is called: blocks see only what was made of it."""
+    body = getattr(model, model.base_model_prefix)
+
+    def note(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        mask = named.get("attention_mask")
+        routing.mask = mask if mask is not None and mask.dim() == 2 else None
+
+    body.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def _attached(
+    config: MixtureOfDepthsConfig, model: Any, base_path: str, routing: _Routing, part: BaseWeights, parameters: list[str], new: set[str]
+) -> Attached:
+    @contextlib.contextmanager
+    def disabled() -> Iterator[None]:
+        routing.on = False
+        try:
+            with part.originals():
+                yield
+        finally:
+            routing.on = True
+
+    def penalties() -> dict[str, Term]:
+        losses, rows = [loss for loss, _ in routing.pending], sum(count for _, count in routing.pending)
+        right = sum(count for count, _ in routing.right)
+        routing.pending, routing.right = [], []
+        if not losses:
+            return {}
+        routing.agreement = [*routing.agreement, right / rows][-RECENT:]
+        return {"predictor": (sum(losses) / rows, config.predictor_weight)}
+
+    def begin(steps: int) -> None:
+        routing.settle_step = max(1, round(config.settle * steps)) if config.settle < 1 else None
+
+    def after_update(number: int) -> None:
+        routing.settled = routing.settle_step is not None and number >= routing.settle_step
+
+    def load_state(given: dict[str, Any]) -> None:
+        routing.settled = bool(given["settled"])
+        routing.agreement = [float(share) for share in given["agreement"]]
+
+    def save(folder: Path) -> None:
+        share = sum(routing.agreement) / len(routing.agreement) if routing.agreement else None
+        own_folder.write(folder, "mixture_of_depths", config, base_path, own_folder.tensors_of(model, parameters), predictor_agreement=share)
+
+    return Attached(
+        parameters=parameters,
+        model=model,
+        needs=Needs(layout="padded", frozen_base=config.train == "router"),
+        save=save,
+        disabled=disabled,
+        merge=None,
+        merge_reason=say("methods.depths_no_merge"),
+        penalties=penalties,
+        begin=begin,
+        after_update=after_update,
+        state=lambda: {"agreement": routing.agreement, "settled": routing.settled},
+        load_state=load_state,
+        learning_rate=5e-5,
+        rate_factors={name: config.router_rate for name in parameters if name in new},
+    )
+
+
+def load(config: MixtureOfDepthsConfig, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
+    """The saved routers and weights of `folder` on `model`. Raises ModelError (E-METHOD-42) where they do not fit."""
+    from tunewright.models import anatomy
+
+    try:
+        attached = mixture_of_depths(config, model, anatomy.of(model), base_path or own_folder.read(folder).base)
+    except CompatError as e:
+        raise ModelError(e.problems) from e
+    own_folder.fill(model, attached.parameters, folder, trainable)
+    if not trainable:
+        model.eval()
+    return attached
+
+
+def agreement(model: Any, ids_BT: Any, mask_BT: Any = None) -> float:
+    """Share of (routed block, token) decisions that come out the same when the model learns and when it writes, on the given texts.
+
+    Two forward passes, each routed its own way from the first block on, so differences of lower blocks count with their consequences.
+    """
+    import torch
+
+    routing: _Routing = model.depth_routing
+    was_training, found = model.training, []
+    for learning in (True, False):
+        model.train(learning)
+        routing.record = []
+        with torch.set_grad_enabled(learning):
+            model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        found.append(torch.stack(routing.record))
+        routing.record = None
+    routing.pending, routing.right = [], []
+    model.train(was_training)
+    same = found[0] == found[1]
+    return float(same[:, mask_BT.bool()].float().mean() if mask_BT is not None else same.float().mean())

@@ -1,0 +1,335 @@
+"""Methods that PEFT implements and that are neither LoRA nor prompts: LoHa, LoKr, AdaLoRA, IA3, VeRA, OFT, and any other PEFT type by its name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from tunewright.core.config import Section
+from tunewright.core.errors import CompatError, ConfigError, problem, raise_all
+from tunewright.core.registry import methods
+from tunewright.core.types import Attached, Term
+from tunewright.core.words import say
+from tunewright.methods.lora import TargetSection, attach_peft, chosen_layers, placing, require_linear, require_rank, wrap
+
+
+class LohaConfig(TargetSection):
+    """Two low-rank products, multiplied number by number."""
+
+    rank: int = Field(default=8, gt=0)
+    """Rank of each of the two products; the update can reach rank * rank."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Strength: the update is multiplied by alpha / rank. Default: the rank."""
+
+
+class LokrConfig(TargetSection):
+    """A small matrix and a low-rank product, combined as a Kronecker product."""
+
+    rank: int = Field(default=8, gt=0)
+    """Rank of the larger factor; where the factor is small already, it stays whole."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Strength: the update is multiplied by alpha / rank. Default: the rank."""
+    decompose_factor: int = -1
+    """Size of the small factor; -1: as near to the square root of the layer's size as divides it."""
+    decompose_both: bool = False
+    """Make the small factor a low-rank product, too."""
+
+
+class AdaloraConfig(TargetSection):
+    """Low-rank updates whose ranks move to where they are needed."""
+
+    rank: int = Field(default=8, gt=0)
+    """Mean rank of a layer at the end."""
+    start_rank: int | None = Field(default=None, gt=0)
+    """Rank of every layer at the start. Default: one and a half times `rank`."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Strength: the update is multiplied by alpha / start_rank. Default: twice the start rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of inputs of the update set to 0 while training."""
+    wait: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the run before ranks begin to fall."""
+    settle: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the run at its end in which the ranks stay as they are."""
+    every: int | None = Field(default=None, gt=0)
+    """Steps between two decisions on ranks. Default: a hundredth of the run, at least 1."""
+    orthogonality: float = Field(default=0.1, ge=0)
+    """Weight of the penalty that keeps the directions of each layer apart."""
+
+    @model_validator(mode="after")
+    def _room(self) -> AdaloraConfig:
+        if self.wait + self.settle >= 1:
+            raise ValueError("wait and settle together leave no steps in which ranks could fall")
+        if self.start_rank is not None and self.start_rank < self.rank:
+            raise ValueError("start_rank is below rank: ranks only fall")
+        return self
+
+
+class Ia3Config(Section):
+    """One learnt factor for each key, value and feed-forward activation."""
+
+    targets: list[str] = []
+    """Roles, groups or module names whose outputs are scaled. Empty: keys, values and the feed-forward's last layer, or what has them fused."""
+    feedforward: list[str] = ["mlp.down"]
+    """Those of the targets whose input is scaled in place of the output."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape` (advise/shape.py) with the usual targets, for the estimate before loading."""
+        fused = "attention.key" not in shape.matrices
+        outputs = [shape.matrices[r] for r in (["attention.qkv"] if fused else ["attention.key", "attention.value"]) if r in shape.matrices]
+        down = shape.matrices.get("mlp.down")
+        return int(sum(m.count * m.outputs for m in outputs) + (down.count * down.inputs if down else 0))
+
+
+class VeraConfig(TargetSection):
+    """Two random matrices that all layers share and that do not train; each layer trains two vectors."""
+
+    rank: int = Field(default=256, gt=0)
+    """Rank of the shared matrices; it may be above a layer's size, for they do not train."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of inputs of the update set to 0 while training."""
+    seed: int = 0
+    """Start of the random stream of the shared matrices."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape`: an output vector and a rank vector for each matrix."""
+        return int(sum(m.count * (m.outputs + self.rank) for m in _matrices(shape, self.targets)))
+
+
+class OftConfig(TargetSection):
+    """Each layer's inputs are turned by a learnt rotation, block by block."""
+
+    block_size: int = Field(default=32, gt=1)
+    """Inputs that turn together; PEFT takes the nearest size that divides the layer's inputs."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape`: half a square for each block of inputs."""
+        return int(sum(m.count * m.inputs * (self.block_size - 1) // 2 for m in _matrices(shape, self.targets)))
+
+
+class PeftConfig(Section):
+    """Any method of the installed PEFT, by PEFT's own name and options."""
+
+    type: str
+    """PEFT's name of the method, such as LORA, BOFT, HRA, FOURIERFT, LN_TUNING."""
+    options: dict[str, Any] = {}
+    """Fields of PEFT's config class for that type, such as {r: 8}."""
+    targets: list[str] = ["linear"]
+    """Roles, groups or module names, where the type sits on modules and the options name none."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """About as many numbers as a LoRA of that rank has: PEFT's types are many, and none of the common ones has more."""
+        rank = self.options.get("r", 16)
+        return int(
+            sum((rank if isinstance(rank, int) else 16) * m.count * (m.inputs + m.outputs) for m in _matrices(shape, self.targets))
+        )
+
+
+def _matrices(shape: Any, targets: list[str]) -> list[Any]:
+    """The linear layers of a shape that targets choose; what matches nothing is left for the loaded model to refuse."""
+    from tunewright.models.anatomy import WHOLE
+
+    wanted = {shape.targets.get(t, t) for t in targets}
+    return [m for role, m in shape.matrices.items() if wanted & {*WHOLE, role, role.split(".")[0]}]
+
+
+def _scale(config: Any) -> float:
+    return config.alpha if config.alpha is not None else config.rank
+
+
+@methods.register("loha", LohaConfig, source="arXiv 2108.06098", trains="two thin products, multiplied number by number, beside chosen linear layers")
+def loha(config: LohaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Low-rank Hadamard product (Hyeon-Woo et al. 2021; LyCORIS): W' = W + (alpha / rank) (A1 B1) * (A2 B2)."""
+    import peft
+
+    names = chosen_layers(config, model, anatomy)
+    require_linear(model, names, "loha")
+    require_rank(model, names, config.rank)
+    return attach_peft(wrap(model, peft.LoHaConfig(r=config.rank, alpha=_scale(config), **placing(model, names)), base_path))  # type: ignore[arg-type]
+
+
+@methods.register(
+    "lokr", LokrConfig, source="arXiv 2309.14859", trains="a small matrix and a thin product, Kronecker-multiplied, beside linear layers"
+)
+def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron (A B)."""
+    import peft
+
+    names = chosen_layers(config, model, anatomy)
+    require_linear(model, names, "lokr")
+    require_rank(model, names, config.rank)
+    settings = peft.LoKrConfig(
+        r=config.rank,
+        alpha=_scale(config),  # type: ignore[arg-type]
+        decompose_factor=config.decompose_factor,
+        decompose_both=config.decompose_both,
+        **placing(model, names),
+    )
+    return attach_peft(wrap(model, settings, base_path))
+
+
+@methods.register("ia3", Ia3Config, source="arXiv 2205.05638", trains="one factor for each key, value and feed-forward activation", on_quantised=True)
+def ia3(config: Ia3Config, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """(IA)^3 (Liu et al. 2022): keys, values and the input of the feed-forward's last layer are multiplied by learnt factors that start at 1."""
+    import peft
+
+    fused = "attention.qkv" in anatomy.roles and "attention.key" not in anatomy.roles
+    usual = ["attention.qkv" if fused else "attention.key", "attention.qkv" if fused else "attention.value", "mlp.down"]
+    names = anatomy.select(config.targets or usual)
+    forward = set(anatomy.select(config.feedforward)) & set(names) if config.feedforward else set()
+    found = placing(model, names)
+    # PEFT asks that feed-forward names are among the target names, so both are written the same way.
+    if forward and set(found["target_modules"]) != set(names):
+        short = {name.rsplit(".", 1)[-1] for name in forward}
+        if {n for n in names if n.rsplit(".", 1)[-1] in short} == forward:
+            return attach_peft(wrap(model, peft.IA3Config(feedforward_modules=sorted(short), **found), base_path))
+        found["target_modules"] = sorted(names)
+    return attach_peft(wrap(model, peft.IA3Config(feedforward_modules=sorted(forward), **found), base_path))
+
+
+@methods.register("vera", VeraConfig, source="arXiv 2310.11454", trains="two vectors for each linear layer, around random matrices that all share")
+def vera(config: VeraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Vector-based random matrix adaptation (Kopiczko et al. 2023): W' = W + diag(b) B diag(d) A with A, B random and shared; b starts at 0."""
+    import peft
+
+    names = chosen_layers(config, model, anatomy)
+    settings = peft.VeraConfig(r=config.rank, vera_dropout=config.dropout, projection_prng_key=config.seed, **placing(model, names))
+    return attach_peft(wrap(model, settings, base_path))
+
+
+@methods.register("oft", OftConfig, source="arXiv 2306.07280", trains="a rotation of each linear layer's inputs, in blocks")
+def oft(config: OftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Orthogonal fine-tuning (Qiu et al. 2023), turning the inputs: y = W (R x) with R block-diagonal and orthogonal by Cayley's transform."""
+    import peft
+
+    names = chosen_layers(config, model, anatomy)
+    require_linear(model, names, "oft")
+    return attach_peft(wrap(model, peft.OFTConfig(r=0, oft_block_size=config.block_size, **placing(model, names)), base_path))
+
+
+@methods.register("adalora", AdaloraConfig, source="arXiv 2303.10512", trains="low-rank updates whose ranks move to where they are needed")
+def adalora(config: AdaloraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Adaptive budget allocation (Zhang et al. 2023): W' = W + s P diag(e) Q; the least important entries of e are set to 0 until the mean rank is
+    `rank`, on a cubic schedule over the run; a penalty keeps P and Q near orthogonal."""
+    import peft
+
+    names = chosen_layers(config, model, anatomy)
+    first = config.start_rank or -(-3 * config.rank // 2)
+    require_rank(model, names, first)
+    settings = peft.AdaLoraConfig(
+        target_r=config.rank,
+        init_r=first,
+        lora_alpha=config.alpha if config.alpha is not None else 2 * first,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        orth_reg_weight=config.orthogonality,
+        total_step=1,  # told by `begin`; PEFT asks for a number now
+        **placing(model, names),
+    )
+    wrapped = wrap(model, settings, base_path)
+    attached = attach_peft(wrapped)
+    schedule_ranks(attached, wrapped, config.wait, config.settle, config.every)
+    return attached
+
+
+def schedule_ranks(attached: Attached, wrapped: Any, wait: float, settle: float, every: int | None) -> None:
+    """Let PEFT's allocator follow the engine's steps, and let its memory survive a resume."""
+    import torch
+
+    settings, allocator = wrapped.peft_config["default"], wrapped.base_model.rankallocator
+    trained = [(name, p) for name, p in wrapped.base_model.model.named_parameters() if "lora_" in name and "default" in name]
+
+    def begin(total_steps: int) -> None:
+        settings.total_step = total_steps
+        settings.tinit, settings.tfinal = int(wait * total_steps), int(settle * total_steps)
+        settings.deltaT = every or max(1, total_steps // 100)
+
+    def tensors() -> dict[str, Any]:
+        # PEFT makes these with zeros at the first update and forgets them when the ranks settle; zeros made earlier change nothing.
+        for store in (allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc):
+            for name, p in trained:
+                store.setdefault(name, torch.zeros_like(p))
+        parts = {"mean": allocator.exp_avg_ipt, "spread": allocator.exp_avg_unc}
+        return {f"{name}/{part}": store[name].detach() for part, store in parts.items() for name, _ in trained}
+
+    def load_state(state: dict[str, Any]) -> None:
+        settings.rank_pattern = state["rank_pattern"]
+
+    def save(folder: Path) -> None:
+        # Entries set to 0 stay in the file: leaving them out would change the order in which numbers are added.
+        ranks, settings.rank_pattern = settings.rank_pattern, None
+        wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+        settings.rank_pattern = ranks
+
+    attached.begin, attached.after_update = begin, wrapped.base_model.update_and_allocate
+    attached.penalties = lambda: {"orthogonality": orthogonality(trained, settings.orth_reg_weight)}
+    attached.tensors, attached.load_state, attached.save = tensors, load_state, save
+    attached.state = lambda: {"rank_pattern": settings.rank_pattern}
+
+
+def orthogonality(trained: list[tuple[str, Any]], weight: float) -> Term:
+    """The mean of ||Q Q^T - I|| and ||P^T P - I|| (Frobenius) over all layers, as PEFT adds it to a loss; Q is `lora_A`, P is `lora_B`."""
+    import torch
+
+    gaps = []
+    for name, p in trained:
+        if "lora_A" in name or "lora_B" in name:
+            square = p @ p.T if "lora_A" in name else p.T @ p
+            gaps.append(torch.linalg.matrix_norm(square - torch.eye(len(square), dtype=p.dtype, device=p.device)))
+    return torch.stack(gaps).mean(), weight
+
+
+RESERVED = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version"}
+IMPOSSIBLE = {
+    "XLORA": "lora", "POLY": "lora", "SHADOW": "lora", "MULTITASK_PROMPT_TUNING": "prompt_tuning", "CPT": "prompt_tuning", "CARTRIDGE": "prefix_tuning",
+}  # fmt: skip
+"""PEFT types that a run cannot train, and the kind to use instead; the reasons are sentences of the catalogue."""
+
+
+@methods.register("peft", PeftConfig, source="github.com/huggingface/peft", trains="what the PEFT type trains")
+def peft_type(config: PeftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Any PEFT type on the model. Raises ConfigError for a type or option that PEFT does not have, CompatError for what cannot be trained here."""
+    settings_class = config_class(config)
+    options = dict(config.options)
+    known = settings_class.__dataclass_fields__
+    if "target_modules" in known and not options.get("target_modules"):
+        options |= {k: v for k, v in placing(model, anatomy.select(config.targets)).items() if k in known}
+    try:
+        settings = settings_class(**{"task_type": "CAUSAL_LM", **options})
+    except (TypeError, ValueError, ImportError) as e:
+        cause = str(e).splitlines()[0][:300]
+        raise CompatError(problem("E-METHOD-24", "method.options", type=config.type, cause=cause)) from e
+    if settings.is_prompt_learning:
+        from tunewright.methods.prompts import wrap_prompt
+
+        return attach_peft(wrap_prompt(model, settings, base_path))
+    wrapped = wrap(model, settings, base_path)
+    attached = attach_peft(wrapped)
+    if settings.peft_type.value == "ADALORA":
+        schedule_ranks(attached, wrapped, 0.1, 0.3, None)
+    return attached
+
+
+def config_class(config: PeftConfig) -> Any:
+    """PEFT's config class for `type`, every option checked against its fields."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    types = {t.value: settings for t, settings in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    name = config.type.upper().replace("-", "_")
+    if name not in types:
+        guess = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
+        raise ConfigError(problem("E-METHOD-22", "method.type", type=config.type, guess=guess[0], known=", ".join(sorted(types))))
+    if name in IMPOSSIBLE:
+        reason = say(f"methods.impossible.{name}")
+        raise CompatError(problem("E-METHOD-25", "method.type", type=name, reason=reason, instead=IMPOSSIBLE[name]))
+    known = [field for field in types[name].__dataclass_fields__ if field not in RESERVED]
+    wrong = []
+    for option in config.options:
+        if option in RESERVED:
+            wrong.append(problem("E-METHOD-26", f"method.options.{option}", option=option))
+        elif option not in known:
+            guess = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+            wrong.append(problem("E-METHOD-23", f"method.options.{option}", type=name, option=option, guess=guess[0], known=", ".join(known)))
+    raise_all(wrong, ConfigError)
+    return types[name]

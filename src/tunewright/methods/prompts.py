@@ -1,0 +1,269 @@
+"""Learnt prompts: the model stays as it is, and virtual tokens stand before every input.
+
+Two ways to give the model a token that is no word. As an input embedding (prompt tuning, P-tuning): the token runs through all layers like any
+other. As ready keys and values in every layer (prefix tuning, P-tuning v2): nothing runs, every row just sees them. PEFT's encoders make both;
+the layouts place them (`engine/forward.py`), so that a token tree has them once at its root. Positions are counted as PEFT counts them: M virtual
+tokens take 0 to M - 1, real ones begin at M. What is saved is PEFT's folder: the embeddings, or the keys and values, without the encoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tunewright.core.config import Section
+from tunewright.core.errors import CompatError, ConfigError, problem
+from tunewright.core.registry import methods
+from tunewright.core.types import Attached, Needs, VirtualPrompt
+from tunewright.core.words import say
+from tunewright.methods.lora import wrap
+
+PROMPT_RATES = {"PROMPT_TUNING": 1e-2, "P_TUNING": 2e-4, "PREFIX_TUNING": 1e-2}
+"""Rates that suit the PEFT types in long runs; a prefix with a projection learns at that of P_TUNING."""
+
+
+class PromptTuningConfig(Section):
+    """Learnt input embeddings before every input."""
+
+    num_tokens: int = Field(default=20, gt=0)
+    """Virtual tokens; they take room in the context."""
+    text: str | None = None
+    """Start at the embeddings of this text, repeated or cut to `num_tokens`. Default: at embeddings of words drawn from the vocabulary."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before loading."""
+        return int(self.num_tokens * shape.hidden)
+
+
+class PTuningConfig(Section):
+    """Learnt input embeddings that a small network makes."""
+
+    num_tokens: int = Field(default=20, gt=0)
+    """Virtual tokens; they take room in the context."""
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    """The network that makes the embeddings; the paper's is a two-way LSTM with a small network behind it."""
+    encoder_size: int | None = Field(default=None, gt=0)
+    """Width of the network. Default: the model's own."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape`: the embeddings and the network over them."""
+        D = shape.hidden
+        S = self.encoder_size or D
+        if self.encoder == "mlp":
+            return int(self.num_tokens * D + D * S + S + S * S + S + S * D + D)
+        lstm = 8 * (D * S + S * S + 2 * S) + 8 * (2 * S * S + S * S + 2 * S)  # two layers, two ways, four gates
+        return int(self.num_tokens * D + lstm + 4 * S * S + 2 * S + 2 * S * D + D)
+
+
+class PrefixTuningConfig(Section):
+    """Learnt keys and values in every layer, made by a small network."""
+
+    num_tokens: int = Field(default=20, gt=0)
+    """Virtual tokens; they take room in the context."""
+    encoder_size: int | None = Field(default=None, gt=0)
+    """Width of the network that makes keys and values; it trains and is not saved. Default: 512, or the model's width if that is smaller."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape`: the embeddings and the network that makes keys and values of all layers."""
+        K, S = shape.kv_heads * shape.head_dim, self.encoder_size or min(512, shape.hidden)
+        return int(self.num_tokens * K + K * S + S + (S + 1) * shape.layers * 2 * K)
+
+
+class PTuningV2Config(Section):
+    """Learnt keys and values in every layer, trained directly."""
+
+    num_tokens: int = Field(default=20, gt=0)
+    """Virtual tokens; they take room in the context."""
+    text: str | None = None
+    """Start at the keys and values that the model has for this text, repeated or cut to `num_tokens`. Default: for words drawn from the vocabulary."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape`: a key and a value for each layer and virtual token."""
+        return int(self.num_tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim)
+
+
+_NO_MERGE = "a learnt prompt stands before the input"
+
+
+@methods.register("prompt_tuning", PromptTuningConfig, source="arXiv 2104.08691", trains="virtual input tokens", merges=_NO_MERGE, on_quantised=True)
+def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Prompt tuning (Lester et al. 2021): the model reads [P; X] with P (M, D) trained."""
+    import peft
+    import torch
+
+    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=config.num_tokens, prompt_tuning_init="SAMPLE_VOCAB")
+    ids = None if config.text is None else _tokens_of(config.text, model, config.num_tokens)
+    wrapped = wrap_prompt(model, settings, base_path)
+    if ids is not None:
+        with torch.no_grad():
+            wrapped.prompt_encoder["default"].embedding.weight.copy_(model.get_input_embeddings()(ids))
+    return attach_prompt(wrapped)
+
+
+@methods.register(
+    "p_tuning", PTuningConfig, source="arXiv 2103.10385", trains="a network that makes virtual input tokens", merges=_NO_MERGE, on_quantised=True
+)
+def p_tuning(config: PTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """P-tuning (Liu et al. 2021): the model reads [f(E); X] with E (M, D) and the network f trained. It changes nothing inside the model."""
+    import peft
+
+    settings = peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=config.num_tokens,
+        encoder_reparameterization_type=config.encoder.upper(),
+        encoder_hidden_size=config.encoder_size or model.config.get_text_config().hidden_size,
+    )
+    return attach_prompt(wrap_prompt(model, settings, base_path))
+
+
+@methods.register(
+    "prefix_tuning", PrefixTuningConfig, source="arXiv 2101.00190", trains="a network that makes keys and values for every layer",
+    merges=_NO_MERGE, on_quantised=True,
+)  # fmt: skip
+def prefix_tuning(config: PrefixTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Prefix tuning (Li and Liang 2021): in every layer attention reads [K_p; K] and [V_p; V], where (K_p, V_p) = MLP(E) for all layers at once."""
+    import peft
+
+    width = config.encoder_size or min(512, model.config.get_text_config().hidden_size)
+    settings = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=config.num_tokens,
+        prefix_projection=True,
+        encoder_hidden_size=width,
+    )
+    return attach_prompt(wrap_prompt(model, settings, base_path))
+
+
+@methods.register(
+    "p_tuning_v2", PTuningV2Config, source="arXiv 2110.07602", trains="keys and values for every layer", merges=_NO_MERGE, on_quantised=True
+)
+def p_tuning_v2(config: PTuningV2Config, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """P-tuning v2 (Liu et al. 2021): the keys and values of a prefix in every layer, trained directly: no network, no projection.
+
+    They start as keys and values that the model has for real words (Li and Liang 2021, section 7.4): random ones cost the model most of what it knows.
+    """
+    import peft
+    import torch
+    from transformers import DynamicCache
+
+    drawn = torch.randint(model.config.get_text_config().vocab_size, (config.num_tokens,), device=model.device)
+    ids = drawn if config.text is None else _tokens_of(config.text, model, config.num_tokens)
+    settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=config.num_tokens, prefix_projection=False)
+    wrapped = wrap_prompt(model, settings, base_path)
+    with torch.no_grad():
+        seen = model(input_ids=ids[None], past_key_values=DynamicCache(), use_cache=True).past_key_values
+        # PEFT's order: for each virtual token, for each layer, keys then values.
+        made_MLKD = torch.stack([t[0].transpose(0, 1) for layer in seen.layers for t in (layer.keys, layer.values)], 1)
+        wrapped.prompt_encoder["default"].embedding.weight.copy_(made_MLKD.flatten(1))
+    return attach_prompt(wrapped)
+
+
+def _tokens_of(text: str, model: Any, count: int) -> Any:
+    """(count,) token ids of a text, repeated or cut, by the tokenizer that lies beside the model's weights. Raises ConfigError when there are none."""
+    import torch
+
+    from tunewright.models.load import load_tokenizer
+
+    ids: list[int] = load_tokenizer(Path(model.name_or_path))(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigError(problem("E-METHOD-29", "method.text", reason=repr(text)))
+    return torch.tensor((ids * (-(-count // len(ids))))[:count], device=model.device)
+
+
+def wrap_prompt(model: Any, settings: Any, base_path: str) -> Any:
+    """PEFT's model with a prompt encoder. Raises CompatError for a prompt that fills the context."""
+    text = model.config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None)
+    if context is not None and settings.num_virtual_tokens >= context:
+        raise CompatError(problem("E-METHOD-27", "method.num_tokens", tokens=settings.num_virtual_tokens, context=context))
+    if settings.peft_type.value == "PREFIX_TUNING" and settings.token_dim is None:
+        # What a layer's keys are, read from the model: PEFT takes the hidden size, which is not heads x head size in every family.
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        settings.num_attention_heads, settings.token_dim = heads, heads * size
+    return wrap(model, settings, base_path)
+
+
+def attach_prompt(wrapped: Any) -> Attached:
+    """The `Attached` of a model that carries a learnt prompt, new or loaded."""
+    config = wrapped.peft_config["default"]
+    off = [False]
+
+    def virtual_prompt() -> VirtualPrompt | None:
+        return None if off[0] else _virtual(wrapped)
+
+    @contextlib.contextmanager
+    def disabled() -> Iterator[None]:
+        with wrapped.disable_adapter():
+            off[0] = True
+            try:
+                yield
+            finally:
+                off[0] = False
+
+    wrapped.virtual_prompt = virtual_prompt
+    projected = getattr(config, "prefix_projection", False)
+    return Attached(
+        parameters=[name for name, p in wrapped.named_parameters() if p.requires_grad],
+        model=wrapped,
+        needs=Needs(frozen_base=True),
+        save=lambda folder: wrapped.save_pretrained(str(folder), save_embedding_layers=False),
+        generator=PromptGenerator(wrapped),
+        disabled=disabled,
+        merge_reason=say("methods.no_merge_prompt"),
+        learning_rate=PROMPT_RATES["P_TUNING"] if projected else PROMPT_RATES.get(config.peft_type.value, 1e-3),
+    )
+
+
+def _virtual(wrapped: Any) -> VirtualPrompt:
+    """What PEFT's encoder gives now: rows (M, D), or for each layer keys and values (K, M, head size)."""
+    config = wrapped.peft_config["default"]
+    M = config.num_virtual_tokens
+    if config.peft_type.value != "PREFIX_TUNING":
+        return VirtualPrompt(M, rows=wrapped.get_prompt(1)[0])
+    encoder = wrapped.prompt_encoder["default"]
+    stored, tokens = encoder.embedding.weight, wrapped.prompt_tokens["default"][:M]
+    made = stored if config.inference_mode else encoder(tokens.to(stored.device)[None])[0]
+    made = made.to(wrapped.base_model_torch_dtype or made.dtype)
+    # PEFT's order: for each virtual token, for each layer, keys then values.
+    made_LKMD = made.view(M, config.num_layers * 2, config.num_attention_heads, -1).permute(1, 2, 0, 3)
+    return VirtualPrompt(M, keys_values=[(made_LKMD[2 * i], made_LKMD[2 * i + 1]) for i in range(config.num_layers)])
+
+
+class PromptGenerator:
+    """PEFT's wrapped `generate`, one length of question at a time; everything else is PEFT's model.
+
+    Questions of several lengths are filled up on the left. Between the virtual tokens and a short question the filling would then take
+    positions, so the same question would be answered differently alone and in company.
+    """
+
+    def __init__(self, wrapped: Any):
+        self._wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def generate(self, input_ids: Any, attention_mask: Any = None, **settings: Any) -> Any:
+        """As `generate` of Transformers: (B, T) with filling on the left -> (B, T + new)."""
+        import torch
+
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        filled = (attention_mask == 0).sum(1).tolist()
+        answers: list[Any] = [None] * len(input_ids)
+        for count in sorted(set(filled)):
+            rows = [i for i, n in enumerate(filled) if n == count]
+            with warnings.catch_warnings():
+                # Positions follow from the rows, and all rows have one length, so none is lost.
+                warnings.filterwarnings("ignore", message="Position ids are not supported")
+                out = self._wrapped.generate(input_ids=input_ids[rows, count:], attention_mask=attention_mask[rows, count:], **settings)
+            for i, row in zip(rows, out, strict=True):
+                answers[i] = torch.cat([input_ids[i, :count], row])
+        longest = max(len(row) for row in answers)
+        pad = getattr(settings.get("generation_config"), "pad_token_id", None) or 0
+        return torch.stack([torch.nn.functional.pad(row, (0, longest - len(row)), value=pad) for row in answers])

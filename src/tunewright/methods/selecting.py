@@ -1,0 +1,234 @@
+"""Methods that train weights of the model itself: all of them, the last blocks, the biases, the norms, the token embedding.
+
+Nothing is added to the model, so nothing has to be folded in afterwards. `full` leaves a whole model; the others leave only the weights they changed.
+Sources: freezing all but the last blocks: Yosinski et al. 2014; biases: Ben Zaken et al. 2022 (BitFit); norms: Zhao et al. 2023 (LN-tuning).
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from tunewright.core.config import Section
+from tunewright.core.errors import ModelError, problem
+from tunewright.core.registry import methods
+from tunewright.core.types import Attached, Needs
+from tunewright.core.words import say
+from tunewright.methods import own_folder
+from tunewright.methods.base_weights import BaseWeights
+
+
+class FullConfig(Section):
+    """Every weight trains."""
+
+    trains_base: ClassVar[bool] = True
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train in a model of this shape, before it is loaded."""
+        return int(shape.parameters)
+
+
+class FreezeConfig(Section):
+    """Only the last blocks train, or named parts."""
+
+    blocks: int | None = Field(default=None, gt=0)
+    """How many blocks at the end of the model train. Default: 2 where neither `targets` nor `patterns` is given."""
+    targets: list[str] = []
+    """Roles (attention, mlp.down, norm, head) or module names. With `blocks`, those that lie in blocks are limited to the last ones."""
+    patterns: list[str] = []
+    """Names of weights with `*`, for example `model.layers.2?.mlp.*`; they train besides the rest."""
+
+    @field_validator("targets", "patterns", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    trains_base: ClassVar[bool] = True
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train in a model of this shape, before it is loaded."""
+        matrices = {role: m.weights for role, m in shape.matrices.items() if not self.targets or _touches(role, self.targets)}
+        blocks = min(shape.layers, self.blocks or (2 if not self.targets and not self.patterns else shape.layers))
+        tables = shape.head_weights if {"embedding", "head"} & set(self.targets) else 0
+        return int(sum(matrices.values()) * blocks // shape.layers + tables)
+
+
+def _touches(role: str, targets: list[str]) -> bool:
+    """Whether targets may select a role; a name that is no role counts as one, so that an estimate is not too low."""
+    return any(
+        t in (role, role.split(".")[0], "linear", "all", "all-linear") or ("." not in t and t not in ("norm", "head", "embedding")) for t in targets
+    )
+
+
+class BitFitConfig(Section):
+    """Only biases train."""
+
+    targets: list[str] = []
+    """Roles or module names whose biases train. Default: every bias of the model."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    trains_base: ClassVar[bool] = True
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train in a model of this shape, before it is loaded."""
+        return int(shape.layers * 4 * shape.hidden)
+
+
+class NormsConfig(Section):
+    """Only the scales (and shifts) of normalisations train."""
+
+    trains_base: ClassVar[bool] = True
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train in a model of this shape, before it is loaded."""
+        return int((2 * shape.layers + 1) * shape.hidden)
+
+
+class EmbeddingsConfig(Section):
+    """Only the token embedding trains."""
+
+    head: bool = False
+    """Train the output head as well, where it is a matrix of its own. A head that is tied to the embedding is the same matrix and always trains with it."""
+
+    trains_base: ClassVar[bool] = True
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train in a model of this shape, before it is loaded."""
+        return int(shape.head_weights * (2 if self.head and not shape.tied else 1))
+
+
+def load_part(config: Any, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
+    """The saved weights of `folder` in `model`. Raises ModelError (E-METHOD-41, E-METHOD-42) where they do not fit."""
+    import torch
+
+    described = own_folder.read(folder)
+    stored = own_folder.read_tensors(folder)
+    by_name = dict(model.named_parameters())
+    odd = [name for name, tensor in stored.items() if name not in by_name or by_name[name].shape != tensor.shape]
+    if odd:
+        raise ModelError(problem("E-METHOD-42", str(folder), count=len(odd), first=sorted(odd)[0]))
+    part = BaseWeights(model, [name for name in by_name if name in stored], keep=True)
+    with torch.no_grad():
+        for name, p in part.parameters.items():
+            p.copy_(stored[name])
+            p.requires_grad_(trainable)
+    return attach_part(part, described.kind, config, base_path or described.base)
+
+
+RATES = {"full": 2e-5, "freeze": 5e-5, "bitfit": 1e-3, "norms": 1e-3, "embeddings": 2e-4}
+"""Rates of long runs. Biases and norms are few and need larger moves; a matrix of the base is easily spoilt."""
+
+
+def attach_part(part: BaseWeights, kind: str, config: Any, base_path: str) -> Attached:
+    """The `Attached` of some weights of the base that train."""
+
+    def save(folder: Path) -> None:
+        own_folder.write(folder, kind, config, base_path, part.tensors())
+
+    return Attached(
+        parameters=part.names,
+        model=part.model,
+        needs=Needs(),
+        save=save,
+        disabled=part.originals,
+        merge=part.merge,
+        learning_rate=RATES[kind],
+    )
+
+
+@methods.register("full", FullConfig, source="arXiv 1801.06146", trains="every weight of the model", on_quantised=False)
+def full(config: FullConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Train every weight, in float32 whatever the model computes in."""
+    return attach_whole(model, RATES["full"])
+
+
+def attach_whole(model: Any, learning_rate: float) -> Attached:
+    """The `Attached` of a model of which every weight trains. The run leaves a whole model."""
+    part = BaseWeights(model, [name for name, _ in model.named_parameters()], keep=False)
+    return Attached(
+        parameters=part.names,
+        model=model,
+        needs=Needs(),
+        save=part.save_model,
+        saves_model=True,
+        disabled=None,
+        disabled_reason=say("methods.full_no_base"),
+        merge=part.merge,
+        learning_rate=learning_rate,
+    )
+
+
+@methods.register("freeze", FreezeConfig, source="arXiv 1411.1792", trains="the last blocks, or named parts", on_quantised=False, load=load_part)
+def freeze(config: FreezeConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Train the last blocks or named parts; the rest stays. Raises ModelError for what the model does not have."""
+    return attach_part(BaseWeights(model, frozen_but(config, model, anatomy), keep=True), "freeze", config, base_path)
+
+
+def frozen_but(config: FreezeConfig, model: Any, anatomy: Any) -> list[str]:
+    """Names of the parameters that a freeze config lets train, in the model's order."""
+    blocks = config.blocks if config.blocks is not None or config.targets or config.patterns else 2
+    if blocks is not None and blocks > len(anatomy.blocks):
+        raise ModelError(problem("E-METHOD-02", "method.blocks", blocks=blocks, there=len(anatomy.blocks)))
+    last = anatomy.blocks if blocks is None else anatomy.blocks[-blocks:]
+    early = tuple(f"{name}." for name in anatomy.blocks if name not in last)
+    modules = [name for name in anatomy.select(config.targets) if not name.startswith(early)] if config.targets else []
+    if blocks is not None and not config.targets:
+        modules = list(last)
+    names = parameters_of(model, modules)
+    for pattern in config.patterns:
+        found = [name for name, _ in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not found:
+            raise ModelError(problem("E-METHOD-03", "method.patterns", pattern=pattern, example=next(name for name, _ in model.named_parameters())))
+        names += found
+    if not names:
+        raise ModelError(problem("E-METHOD-04", "method.targets", targets=", ".join(config.targets), blocks=blocks))
+    return in_order(model, names)
+
+
+def parameters_of(model: Any, modules: list[str]) -> list[str]:
+    """Names, as `named_parameters` gives them, of all parameters in the named modules. A tied matrix goes by its first name."""
+    inside = {id(p) for name in modules for p in model.get_submodule(name).parameters()}
+    return [name for name, p in model.named_parameters() if id(p) in inside]
+
+
+def in_order(model: Any, names: list[str]) -> list[str]:
+    """Each name once, in the model's order."""
+    wanted = set(names)
+    return [name for name, _ in model.named_parameters() if name in wanted]
+
+
+@methods.register("bitfit", BitFitConfig, source="arXiv 2106.10199", trains="the biases", on_quantised=False, load=load_part)
+def bitfit(config: BitFitConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Train the biases. Raises ModelError (E-METHOD-01) for a model that has none, which is most of the Llama kind."""
+    modules = anatomy.select(config.targets) if config.targets else anatomy.modules
+    names = [name for name in parameters_of(model, modules) if name.rpartition(".")[2] == "bias"]
+    if not names:
+        having = [
+            role for role, found in anatomy.roles.items() if any(getattr(model.get_submodule(name), "bias", None) is not None for name in found)
+        ]
+        code = "E-METHOD-05" if having else "E-METHOD-01"
+        raise ModelError(problem(code, "method", family=anatomy.family, targets=", ".join(config.targets), having=", ".join(having)))
+    return attach_part(BaseWeights(model, names, keep=True), "bitfit", config, base_path)
+
+
+@methods.register("norms", NormsConfig, source="arXiv 2312.11420", trains="the scales of the normalisations", on_quantised=False, load=load_part)
+def norms(config: NormsConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Train the scales and shifts of every normalisation. Raises ModelError (E-METHOD-06) where none has any."""
+    names = parameters_of(model, anatomy.roles.get("norm", []))
+    if not names:
+        raise ModelError(problem("E-METHOD-06", "method", family=anatomy.family))
+    return attach_part(BaseWeights(model, names, keep=True), "norms", config, base_path)
+
+
+@methods.register("embeddings", EmbeddingsConfig, source="arXiv 1910.11856", trains="the token embedding", on_quantised=False, load=load_part)
+def embeddings(config: EmbeddingsConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Train the token embedding, and with `head` the output head; where they are tied they are one matrix and stay one."""
+    modules = [*anatomy.roles.get("embedding", []), *(anatomy.roles.get("head", []) if config.head else [])]
+    return attach_part(BaseWeights(model, parameters_of(model, modules), keep=True), "embeddings", config, base_path)

@@ -1,0 +1,395 @@
+"""A tokenizer with its chat template, read with `tokenizers` and `jinja2` alone: what rendering needs, without loading Transformers or torch.
+
+`Light.of_folder` reads the folder as Transformers' AutoTokenizer does (tests compare ids and text), and raises NotLight with the reason where it
+cannot be sure of that: no tokenizer.json, code in the folder, or a tokenizer class that builds another pipeline than the file holds. `Light.of`
+takes a tokenizer that Transformers loaded; `state` and `Light.from_state` carry one to another process as plain text.
+
+Templates run in jinja's sandbox with the names Transformers gives them. Source: Transformers 5.23, `chat_template_utils` and `tokenization_utils_base`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+PLAIN_CLASSES = {"TokenizersBackend", "PreTrainedTokenizer"}
+"""Tokenizer classes (without `Fast`) that take tokenizer.json as it is."""
+QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+BUILT = {
+    "Qwen2Tokenizer": (
+        {"type": "NFC"},
+        [{"type": "Split", "pattern": {"Regex": QWEN_WORDS}, "behavior": "Isolated", "invert": False}, {**_BYTE_LEVEL, "use_regex": False}],
+    ),
+    "GPT2Tokenizer": (None, [{**_BYTE_LEVEL, "use_regex": True}]),
+}
+"""Classes that build their own pipeline: its normaliser and pre-tokenizers. A file with the same ones gives the same ids."""
+DECIDED_BY_MODEL = {"qwen2": "Qwen2Tokenizer", "phi3": "TokenizersBackend"}
+"""Model types whose class AutoTokenizer takes instead of the one that the folder states."""
+UNSURE_MODELS = {
+    "arctic", "chatlm", "ernie4_5", "ernie4_5_moe", "fuyu", "h2ovl_chat", "hyperclovax", "internlm2", "internlm3", "jamba", "llava", "llava_next",
+    "minicpm3", "minicpmv", "minimax_m2", "molmo", "nemotron", "phi3_v", "phimoe", "qwen3_5", "qwen3_5_moe", "step3_vl", "mistral", "mixtral", "ministral",
+    "ministral3", "mistral3", "pixtral", "voxtral",
+}  # fmt: skip
+"""Model types for which AutoTokenizer decides by rules of their own."""
+
+
+class NotLight(Exception):
+    """Why a folder's tokenizer must be read with Transformers."""
+
+
+class Light:
+    """A tokenizer. The names are those of Transformers, as far as rendering and tokenising use them."""
+
+    def __init__(self, backend: Any, special: Mapping[str, str], chat_template: str | dict[str, str] | None):
+        """`backend` is a `tokenizers.Tokenizer` of its own: its truncation and padding are switched off. `special` maps `eos_token` ... to tokens."""
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend_tokenizer = backend
+        self.special_tokens_map = dict(special)
+        self.chat_template = chat_template
+
+    # ---- where one comes from
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Light | None:
+        """The same tokenizer without Transformers, or None for one that does not run on `tokenizers`."""
+        if isinstance(tokenizer, Light):
+            return tokenizer
+        from tokenizers import Tokenizer
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer) or getattr(tokenizer, "split_special_tokens", False):
+            return None
+        return cls(Tokenizer.from_str(backend.to_str()), tokenizer.special_tokens_map, tokenizer.chat_template)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Light:
+        """The tokenizer of a model folder, as AutoTokenizer reads it. Raises NotLight with the reason where only Transformers can."""
+        from tokenizers import AddedToken, Tokenizer
+
+        folder = Path(folder)
+        settings, text = _json_of(folder / "tokenizer_config.json"), _text_of(folder / "tokenizer.json")
+        if text is None:
+            raise NotLight("tokenizer.json")
+        parsed = _parsed(text)
+        _require_plain(folder, settings, parsed)
+        named, extra, added = _special_tokens(folder, settings, parsed)
+        try:
+            backend = Tokenizer.from_str(text)
+        except Exception as error:  # whatever the library says about a broken file
+            raise NotLight(str(error).splitlines()[0][:160]) from error
+        backend.add_tokens([AddedToken(**token) for token in added])
+        there = {token.content for token in backend.get_added_tokens_decoder().values()}
+        new = [t for t in dict.fromkeys([*named.values(), *extra]) if t not in there]
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in new])
+        return cls(backend, named, _template_of(folder, settings))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Light:
+        """What `state` described."""
+        from tokenizers import Tokenizer
+
+        return cls(Tokenizer.from_str(state["backend"]), state["special"], state["template"])
+
+    def state(self) -> dict[str, Any]:
+        """Everything about it, in JSON."""
+        return {"backend": self.backend_tokenizer.to_str(), "special": self.special_tokens_map, "template": self.chat_template}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides ids and text: equal for two tokenizers that cannot differ."""
+        import tokenizers
+
+        text = json.dumps([self.state(), tokenizers.__version__], sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    # ---- tokens
+
+    @cached_property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """Added tokens by id."""
+        return dict(self.backend_tokenizer.get_added_tokens_decoder())
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Tokens with a name, and the added ones that are marked special."""
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *(t.content for t in self.added_tokens_decoder.values() if t.special)]))
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        # `eos_token`, `eos_token_id` and their like: None where the model has none.
+        if name.removesuffix("_id") in NAMED:
+            token = self.special_tokens_map.get(name.removesuffix("_id"))
+            return token if name in NAMED or token is None else self.convert_tokens_to_ids(token)
+        raise AttributeError(name)
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of a token, or of each of several; the unknown token's for one that does not exist."""
+        if tokens is None:
+            return None
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        found = self.backend_tokenizer.token_to_id(tokens)
+        if found is not None:
+            return found
+        unknown = self.special_tokens_map.get("unk_token")
+        return None if unknown is None else self.backend_tokenizer.token_to_id(unknown)
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """The token of an id, or of each of several."""
+        if isinstance(ids, int):
+            return self.backend_tokenizer.id_to_token(ids)
+        return [self.backend_tokenizer.id_to_token(int(i)) for i in ids]
+
+    def encode(self, text: str, add_special_tokens: bool = True, **ignored: Any) -> list[int]:
+        """Ids of a text; control tokens in it are meant."""
+        return list(self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": self.encode(text, add_special_tokens)}
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **ignored: Any) -> str:
+        """The text of ids."""
+        return str(self.backend_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    # ---- the template
+
+    def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
+        """The template's source: the given one, by name or as it is, else the model's; of several the one for tools where there are any."""
+        own = self.chat_template
+        if isinstance(own, dict):
+            name = chat_template if chat_template is not None else "tool_use" if tools is not None and "tool_use" in own else "default"
+            if name in own:
+                return own[name]
+            if chat_template is None:
+                raise ValueError(f"several chat templates and no default: {sorted(own)}")
+        found = chat_template if chat_template is not None else own
+        if not isinstance(found, str):
+            raise ValueError("no chat template")
+        return found
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any = None, *, tokenize: bool = False, add_generation_prompt: bool = False,
+        chat_template: str | None = None, **variables: Any,
+    ) -> Any:  # fmt: skip
+        """The template's text of a dialogue, or its ids."""
+        source = self.get_chat_template(chat_template, tools)
+        if not messages:
+            raise ValueError("a dialogue without messages")
+        chat = [_reasoning({k: v for k, v in plain_data(m).items() if v is not None}) for m in messages]
+        values = plain_data({**self.special_tokens_map, **variables})
+        text = compiled(source).render(messages=chat, tools=plain_data(tools), documents=None, add_generation_prompt=add_generation_prompt, **values)
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+
+def load_light(folder: Path) -> tuple[Any, str | None]:
+    """The tokenizer of a folder: a `Light`, or Transformers' with the reason why it had to be. Raises ModelError as `load.load_tokenizer` does.
+
+    A `Light` runs nothing of the folder but its template, in the sandbox; what a folder may hold is judged where its weights are read.
+    """
+    try:
+        return Light.of_folder(folder), None
+    except NotLight as reason:
+        from tunewright.models.load import load_tokenizer
+
+        return load_tokenizer(folder), str(reason)
+
+
+def stop_ids_of_folder(folder: Path) -> list[int]:
+    """The ids that end an answer as the folder states them: its generation config's, else its config's."""
+    for name in ("generation_config.json", "config.json"):
+        stated = _json_of(Path(folder) / name).get("eos_token_id")
+        if stated is not None:
+            return [stated] if isinstance(stated, int) else [i for i in stated if isinstance(i, int)]
+    return []
+
+
+# ---- files
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise NotLight(str(error)) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    text = _text_of(path)
+    return _parsed(text) if text is not None else {}
+
+
+def _require_plain(folder: Path, settings: dict[str, Any], tokenizer: dict[str, Any]) -> None:
+    """Raise NotLight unless AutoTokenizer would use the pipeline of tokenizer.json as it stands."""
+    config = _json_of(folder / "config.json")
+    model_type = str(config.get("model_type", ""))
+    if "auto_map" in settings or "fast_tokenizer_files" in settings or "auto_map" in config.get("tokenizer_config", {}):
+        raise NotLight("auto_map")
+    if settings.get("split_special_tokens"):
+        raise NotLight("split_special_tokens")
+    if model_type in UNSURE_MODELS:
+        raise NotLight(model_type)
+    stated = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
+    name = DECIDED_BY_MODEL.get(model_type, stated)
+    if name in PLAIN_CLASSES:
+        return
+    if name not in BUILT:
+        raise NotLight(name or "tokenizer_class")
+    normalizer, words = BUILT[name]
+    model, own = tokenizer.get("model", {}), tokenizer.get("pre_tokenizer") or {}
+    own_words = own.get("pretokenizers", [own]) if isinstance(own, dict) else []
+    same_model = model.get("type") == "BPE" and not any(model.get(k) for k in ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges"))
+    plain_pieces = not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
+    decodes_bytes = (tokenizer.get("decoder") or {}).get("type") == "ByteLevel"
+    if not (same_model and plain_pieces and decodes_bytes and tokenizer.get("normalizer") == normalizer and _bare(own_words) == _bare(words)):
+        raise NotLight(f"{name}: another pipeline")
+
+
+def _bare(words: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # trim_offsets moves character positions only, which nobody here reads.
+    return [{k: v for k, v in one.items() if k != "trim_offsets"} for one in words]
+
+
+def _special_tokens(folder: Path, settings: dict[str, Any], tokenizer: dict[str, Any]) -> tuple[dict[str, str], list[str], list[dict[str, Any]]]:
+    """Named tokens, further special ones, and the added tokens as AddedToken takes them, by id. `added_tokens_decoder` replaces special_tokens_map.json."""
+    decoder = settings.get("added_tokens_decoder")
+    merged = dict(settings)
+    if decoder is None:
+        merged |= _json_of(folder / "special_tokens_map.json")
+        if (folder / "added_tokens.json").is_file() and tokenizer.get("added_tokens") is None:
+            raise NotLight("added_tokens.json")
+    extra = merged.get("extra_special_tokens") or merged.get("additional_special_tokens") or []
+    named = {k: _content(v) for k, v in merged.items() if k.endswith("_token") and isinstance(v, (str, dict)) and _content(v)}
+    if isinstance(extra, dict):
+        named |= {k: _content(v) for k, v in extra.items()}
+        extra = []
+    ordered = {k: named[k] for k in NAMED if k in named}
+    keys = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    added = [{k: v for k, v in token.items() if k in keys} for _, token in sorted((decoder or {}).items(), key=lambda item: int(item[0]))]
+    return ordered | {k: v for k, v in named.items() if k not in ordered}, [_content(t) for t in extra], added
+
+
+def _content(token: Any) -> str:
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token)
+
+
+def _template_of(folder: Path, settings: dict[str, Any]) -> str | dict[str, str] | None:
+    """A file goes before the configuration. chat_template.json, which belongs to processors, is read where nothing else states a template."""
+    files = {"default": folder / "chat_template.jinja"}
+    files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    found = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+    if found:
+        return found["default"] if list(found) == ["default"] else found
+    stated = settings.get("chat_template")
+    if isinstance(stated, list):
+        return {str(one["name"]): str(one["template"]) for one in stated}
+    if stated is None:
+        stated = _json_of(folder / "chat_template.json").get("chat_template")
+    return stated if isinstance(stated, (str, dict)) else None
+
+
+# ---- the sandbox
+
+
+def plain_data(value: Any) -> Any:
+    """A copy made of JSON's types only, so that a template finds no method on its input that the sandbox does not know."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {plain_data(k): plain_data(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_data(v) for v in value]
+    return str.__str__(value) if isinstance(value, str) else f"<{type(value).__name__}>"
+
+
+def _reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A message's thinking under every name that templates read."""
+    given = next((message[k] for k in ("reasoning_content", "thinking", "reasoning") if message.get(k) is not None), None)
+    return message if given is None else {"thinking": given, **message, "reasoning_content": given}
+
+
+@lru_cache(maxsize=16)
+def compiled(source: str) -> Any:
+    """The compiled template, in an environment of its own."""
+    return environment().from_string(source)
+
+
+def environment() -> Any:
+    """Jinja's sandbox as Transformers sets it up: blocks trimmed, loop controls, `generation` blocks, `tojson` without escapes."""
+    import jinja2.ext
+    from jinja2 import nodes
+    from jinja2.exceptions import SecurityError, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}` marks what the model writes; the text inside is written as it is."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+
+        def _written(self, caller: Any) -> str:
+            return str(caller())
+
+    class SafeNamespace(Namespace):
+        """Jinja's namespace without names that begin with an underscore."""
+
+        def __init__(*args: Any, **given: Any) -> None:
+            self, rest = args[0], args[1:]
+            values = dict(*rest, **given)
+            for name in values:
+                _no_underscore(name)
+            Namespace.__init__(self, values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _no_underscore(name)
+            super().__setitem__(name, value)
+
+    def _no_underscore(name: Any) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"a template may not store {name!r} on a namespace")
+
+    class SafeDict:
+        """`dict(...)` of a template, without the class behind it."""
+
+        def __call__(self, *args: Any, **given: Any) -> dict[Any, Any]:
+            return dict(*args, **given)
+
+        def fromkeys(self, *args: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*args)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+    made.filters["tojson"] = tojson
+    made.globals |= {
+        "raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form), "dict": SafeDict(), "namespace": SafeNamespace,
+    }  # fmt: skip
+    return made

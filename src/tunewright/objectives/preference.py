@@ -1,0 +1,194 @@
+"""Learning from pairs: of two answers to the same question, the chosen one is to become likelier than the rejected one.
+
+Legend: P pairs. `chosen_P` and `rejected_P` are summed log-probabilities of the answers in nats, `length` their numbers of learnt tokens. Each loss
+returns one value a pair; the engine divides their weighted sum by the weights of the whole step. A pair's weight is its row's.
+
+Sources: DPO, Rafailov et al. 2023 (arXiv 2305.18290); conservative DPO, Mitchell 2023 (label smoothing); IPO, Azar et al. 2023 (2310.12036), with lengths
+divided out as its authors recommend for texts; hinge, Zhao et al. 2023 (SLiC, 2305.10425); the SFT term, Pang et al. 2024 (2404.19733);
+ORPO, Hong et al. 2024 (2403.07691); SimPO, Meng et al. 2024 (2405.14734).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tunewright.core.config import Section
+from tunewright.core.registry import objectives
+from tunewright.core.types import Needs, Objective, Sample, Term
+
+ROWS = ("preference",)
+
+
+class DpoConfig(Section):
+    """Direct preference optimisation: the chosen answer against the rejected one, measured from where training started. Data: pairs."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly the model is held to where it started; larger moves it less."""
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """sigmoid is DPO; hinge stops at a margin of 1; ipo aims at a fixed margin and cannot run away."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of pairs that are assumed to be the wrong way round (with sigmoid)."""
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of an SFT term on the chosen answers: keeps their own probability from falling."""
+
+
+class IpoConfig(DpoConfig):
+    """DPO with the loss of IPO, which aims at a fixed margin. Data: pairs."""
+
+    loss: Literal["sigmoid", "hinge", "ipo"] = "ipo"
+    """The loss; fixed by the name."""
+
+
+class OrpoConfig(Section):
+    """SFT on the chosen answers plus an odds ratio against the rejected ones; needs no reference. Data: pairs."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Weight of the odds-ratio term (lambda in the paper)."""
+
+
+class SimpoConfig(Section):
+    """The mean log-probability a token of the chosen answer against the rejected one's, with a margin; needs no reference. Data: pairs."""
+
+    beta: float = Field(default=2.0, gt=0)
+    """Scale of the reward."""
+    gamma: float = Field(default=1.0, ge=0)
+    """Target margin between the two rewards."""
+
+
+class Pairs:
+    """The pairs of one pass as tensors of P values."""
+
+    def __init__(self, output: Any):
+        import torch
+
+        num_branches = len(output.branch_sample)
+        zero = torch.zeros(num_branches, dtype=output.logprob.dtype, device=output.logprob.device)
+        learnt = (output.weight > 0).to(output.logprob.dtype)
+        total = zero.index_add(0, output.branch, output.logprob * learnt)
+        length = zero.index_add(0, output.branch, learnt)
+        roles = [branch.role for sample in output.samples for branch in sample.branches]
+        chosen = torch.tensor([i for i, role in enumerate(roles) if role == "chosen"], device=zero.device)
+        rejected = torch.tensor([i for i, role in enumerate(roles) if role == "rejected"], device=zero.device)
+        self.chosen_P, self.rejected_P = total[chosen], total[rejected]
+        self.chosen_length, self.rejected_length = length[chosen], length[rejected]
+        self.weight_P = torch.tensor([pair_weight(sample) for sample in output.samples], dtype=zero.dtype, device=zero.device)
+        self.chosen_branch = chosen
+        if output.reference is not None:
+            reference = output.reference.to(total.dtype)
+            self.chosen_ref, self.rejected_ref = reference[chosen], reference[rejected]
+
+
+def pair_weight(sample: Sample) -> float:
+    """The weight of a pair: the largest of its learnt tokens' (all have the row's weight unless a turn brings its own)."""
+    return max(sample.branches[0].weights)
+
+
+def dpo_loss(pairs: Any, config: DpoConfig) -> Any:
+    """One value a pair, (P,), from the difference of log-ratios."""
+    from torch.nn.functional import logsigmoid, relu
+
+    chosen, rejected = pairs.chosen_P - pairs.chosen_ref, pairs.rejected_P - pairs.rejected_ref
+    if config.loss == "ipo":
+        # Per token, else the squared distance grows with the square of the length.
+        return (chosen / pairs.chosen_length - rejected / pairs.rejected_length - 1 / (2 * config.beta)) ** 2
+    z = config.beta * (chosen - rejected)
+    if config.loss == "hinge":
+        return relu(1 - z)
+    return -logsigmoid(z) * (1 - config.label_smoothing) - logsigmoid(-z) * config.label_smoothing
+
+
+def odds_ratio_loss(pairs: Any) -> Any:
+    """-log sigmoid of the log odds ratio of mean token probabilities, (P,)."""
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    def log_odds(mean: Any) -> Any:
+        # log(p / (1 - p)) from log p. Near p = 1 the difference to 1 is lost in float32: the largest mean stays a little under 0.
+        mean = mean.clamp(max=-1e-7)
+        return mean - torch.log(-torch.expm1(mean))
+
+    z = log_odds(pairs.chosen_P / pairs.chosen_length) - log_odds(pairs.rejected_P / pairs.rejected_length)
+    return -logsigmoid(z)
+
+
+def simpo_loss(pairs: Any, beta: float, gamma: float) -> Any:
+    """-log sigmoid(beta * (difference of mean token log-probabilities) - gamma), (P,)."""
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(beta * (pairs.chosen_P / pairs.chosen_length - pairs.rejected_P / pairs.rejected_length) - gamma)
+
+
+def _figures(pairs: Any, chosen_reward: Any, rejected_reward: Any) -> dict[str, Any]:
+    """What people watch, as (weighted sum over pairs, number of pairs)."""
+    margin = (chosen_reward - rejected_reward).detach()
+    count = len(margin)
+    return {
+        "rewards_chosen": (float(chosen_reward.detach().sum()), count), "rewards_rejected": (float(rejected_reward.detach().sum()), count),
+        "margin": (float(margin.sum()), count), "accuracy": (float((margin > 0).sum()), count),
+        "chosen_logprob": (float(pairs.chosen_P.detach().sum()), count), "rejected_logprob": (float(pairs.rejected_P.detach().sum()), count),
+    }  # fmt: skip
+
+
+def _chosen_likelihood(output: Any, pairs: Any) -> Any:
+    """Weighted negative log-likelihood of the chosen answers, summed over their tokens."""
+    import torch
+
+    of_chosen = torch.isin(output.branch, pairs.chosen_branch)
+    return -(output.weight * output.logprob * of_chosen).sum()
+
+
+def _chosen_tokens(samples: list[Sample]) -> float:
+    return sum(sum(sample.branches[0].weights) for sample in samples)
+
+
+@objectives.register("dpo", DpoConfig, source="arXiv 2305.18290", rows=ROWS)
+@objectives.register("ipo", IpoConfig, source="arXiv 2310.12036", rows=ROWS)
+def dpo(config: DpoConfig) -> Objective:
+    """loss = sum_p w_p * f(beta * ((chosen - chosen_ref) - (rejected - rejected_ref))) / sum_p w_p, f = -log sigmoid or as `loss` says."""
+    name = "ipo" if config.loss == "ipo" else "dpo"
+
+    def plan(samples: list[Sample]) -> dict[str, float]:
+        weights = {name: sum(map(pair_weight, samples))}
+        return weights | ({"sft": _chosen_tokens(samples)} if config.sft_weight else {})
+
+    def terms(output: Any) -> dict[str, Term]:
+        pairs = Pairs(output)
+        output.figures |= _figures(pairs, config.beta * (pairs.chosen_P - pairs.chosen_ref), config.beta * (pairs.rejected_P - pairs.rejected_ref))
+        found = {name: ((pairs.weight_P * dpo_loss(pairs, config)).sum(), 1.0)}
+        return found | ({"sft": (_chosen_likelihood(output, pairs), config.sft_weight)} if config.sft_weight else {})
+
+    return Objective(plan, terms, Needs(rows=ROWS), reference=True, rate_factor=0.25)
+
+
+@objectives.register("orpo", OrpoConfig, source="arXiv 2403.07691", rows=ROWS)
+def orpo(config: OrpoConfig) -> Objective:
+    """loss = mean over chosen tokens of -log p + beta * mean over pairs of -log sigmoid(log odds(chosen) - log odds(rejected))."""
+
+    def plan(samples: list[Sample]) -> dict[str, float]:
+        return {"sft": _chosen_tokens(samples), "odds_ratio": sum(map(pair_weight, samples))}
+
+    def terms(output: Any) -> dict[str, Term]:
+        pairs = Pairs(output)
+        mean_c, mean_r = pairs.chosen_P / pairs.chosen_length, pairs.rejected_P / pairs.rejected_length
+        output.figures |= _figures(pairs, config.beta * mean_c, config.beta * mean_r)
+        return {"sft": (_chosen_likelihood(output, pairs), 1.0), "odds_ratio": ((pairs.weight_P * odds_ratio_loss(pairs)).sum(), config.beta)}
+
+    return Objective(plan, terms, Needs(rows=ROWS), rate_factor=0.25)
+
+
+@objectives.register("simpo", SimpoConfig, source="arXiv 2405.14734", rows=ROWS)
+def simpo(config: SimpoConfig) -> Objective:
+    """loss = mean over pairs of -log sigmoid(beta * (mean log p(chosen) - mean log p(rejected)) - gamma)."""
+
+    def plan(samples: list[Sample]) -> dict[str, float]:
+        return {"simpo": sum(map(pair_weight, samples))}
+
+    def terms(output: Any) -> dict[str, Term]:
+        pairs = Pairs(output)
+        mean_c, mean_r = pairs.chosen_P / pairs.chosen_length, pairs.rejected_P / pairs.rejected_length
+        output.figures |= _figures(pairs, config.beta * mean_c, config.beta * mean_r)
+        return {"simpo": ((pairs.weight_P * simpo_loss(pairs, config.beta, config.gamma)).sum(), 1.0)}
+
+    return Objective(plan, terms, Needs(rows=ROWS), rate_factor=0.25)
