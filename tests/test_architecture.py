@@ -33,7 +33,24 @@ HEAVY = {
     "numpy",
     "fastapi",
 }
-LIGHT_ROOMS = {"core", "data", "importing", "methods", "objectives", "probes", "story", "bench", "dry_run", "demo", "api", "cli", "advise", "report", "__init__", "__main__"}
+LIGHT_ROOMS = {
+    "core",
+    "data",
+    "importing",
+    "methods",
+    "objectives",
+    "probes",
+    "story",
+    "bench",
+    "dry_run",
+    "demo",
+    "api",
+    "cli",
+    "advise",
+    "report",
+    "__init__",
+    "__main__",
+}
 
 
 def room_of(path: Path, root: Path) -> str:

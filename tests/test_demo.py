@@ -55,6 +55,13 @@ def test_the_demo_of_the_readme_teaches_what_it_promises(tmp_path: Path) -> None
     assert max(demo["base_train"], demo["base_held_out"]) <= 0.05 * demo["facts"]
     assert demo["tuned_train"] >= 0.8 * demo["facts"] and demo["tuned_held_out"] >= 0.5 * demo["facts"]
     assert demo["general_base_right"] >= 10 and demo["general_kept"] >= 0.9 * demo["general_base_right"]
+
+
+@pytest.mark.thorough
+@pytest.mark.real_model
+def test_the_demos_run_was_foretold_and_can_be_merged(tmp_path: Path) -> None:
+    result = story.tunewright("demo", cwd=tmp_path, timeout=1500, HF_HUB_OFFLINE="0", OMP_NUM_THREADS="")
+    assert result.returncode == 0, result.stderr
     _the_dry_run_told_what_it_would_take(tmp_path)
     _the_merged_model_knows_what_was_taught(tmp_path)
 

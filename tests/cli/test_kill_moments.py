@@ -53,7 +53,7 @@ def _plan(seed: int) -> list[list[object]]:
     return [*draw.sample(BEFORE_THE_FOLDER, 3), *STEPPING, *middle, *sorted(ends, key=ENDING.index)]
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)])
 def test_twenty_kills_later_the_run_has_the_same_bytes(tmp_path: Path, seed: int) -> None:
     model, data = story.model_folder(tmp_path / "model"), story.rows_file(tmp_path / "rows.json")
     golden = tmp_path / "golden"

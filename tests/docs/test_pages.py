@@ -14,7 +14,24 @@ from tunewright.core.registry import formats, methods, objectives
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-TRANSLATED = ["data", "data-check", "engine", "faq", "errors", "fit", "evaluate", "export", "migrating", "models-safety", "methods/lora", "objectives/sft", "objectives/dpo", "objectives/ipo", "objectives/orpo", "objectives/simpo"]
+TRANSLATED = [
+    "data",
+    "data-check",
+    "engine",
+    "faq",
+    "errors",
+    "fit",
+    "evaluate",
+    "export",
+    "migrating",
+    "models-safety",
+    "methods/lora",
+    "objectives/sft",
+    "objectives/dpo",
+    "objectives/ipo",
+    "objectives/orpo",
+    "objectives/simpo",
+]
 
 
 def anchors(page: Path) -> set[str]:
