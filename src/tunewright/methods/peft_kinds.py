@@ -122,9 +122,7 @@ class PeftConfig(Section):
     def trainable_numbers(self, shape: Any) -> int:
         """About as many numbers as a LoRA of that rank has: PEFT's types are many, and none of the common ones has more."""
         rank = self.options.get("r", 16)
-        return int(
-            sum((rank if isinstance(rank, int) else 16) * m.count * (m.inputs + m.outputs) for m in _matrices(shape, self.targets))
-        )
+        return int(sum((rank if isinstance(rank, int) else 16) * m.count * (m.inputs + m.outputs) for m in _matrices(shape, self.targets)))
 
 
 def _matrices(shape: Any, targets: list[str]) -> list[Any]:
