@@ -78,4 +78,5 @@ methods: Registry[Callable[..., Any]] = Registry("methods", "tunewright.methods"
 objectives: Registry[Callable[..., Any]] = Registry("objectives", "tunewright.objectives")
 formats: Registry[Callable[..., Any]] = Registry("formats", "tunewright.data.formats")
 exporters: Registry[Callable[..., Any]] = Registry("exporters", "tunewright.export")
+rewards: Registry[Callable[..., Any]] = Registry("rewards", "tunewright.rewards")
 AXES = {"method": methods, "objective": objectives}

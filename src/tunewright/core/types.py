@@ -126,6 +126,21 @@ class Prompt:
         return str(self.facts.get("answer", ""))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote after a prompt, as reward functions see it. `text` is without the stop token; `num_tokens` counts it where there is one."""
+
+    messages: list[Message]
+    """The dialogue up to the answer."""
+    text: str
+    num_tokens: int
+    finished: bool
+    """It ended with a stop token and was not cut off."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The row's other columns: an expected answer, a pattern, a schema."""
+    origin: Origin | None = None
+
+
 Row = Conversation | PlainText | Preference | Judged | Prompt
 ROW_KINDS = {Conversation: "conversation", PlainText: "text", Preference: "preference", Judged: "judged", Prompt: "prompt"}
 """The words of `Needs.rows`."""
@@ -177,6 +192,8 @@ class TokenTree:
     branch_sample: list[int]
     """For each branch of this tree, the index of its sample in `samples`."""
     samples: list[Sample]
+    last: list[int] = field(default_factory=list)
+    """For each branch the last of its rows: where a head that judges the whole branch reads."""
 
     @property
     def num_rows(self) -> int:

@@ -25,6 +25,7 @@ from tunewright.engine.step import Stepper
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load
 from tunewright.models.fast import accelerate
+from tunewright.models.heads import put_heads
 from tunewright.models.quantised import keep_base, parameter_count
 
 
@@ -73,6 +74,7 @@ def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_
     objective_entry = objectives.get(kind_of(config.objective))
     assert objective_entry is not None
     objective = objective_entry.function(config.objective)
+    put_heads(causal, attached, objective.needs.heads)
 
     def policy_in(layout: str) -> Any:
         return computing_in(causal, layout, Policy(attached.model, causal, layout))
@@ -92,4 +94,5 @@ def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_
         config.engine.clip, config.engine.seed, 4096.0 if world.dtype == "float16" else 1.0,
         neftune=config.engine.neftune,
     )  # fmt: skip
+    stepper.policy.heads = objective.needs.heads
     return Assembled(causal, attached, stepper, layout, rate)

@@ -18,8 +18,9 @@ from tunewright.core.types import Sample, TokenTree, VirtualPrompt
 from tunewright.engine.activation_cache import ActivationCache, spread
 from tunewright.engine.neftune import Noise
 from tunewright.engine.reference import ReferenceStore
-from tunewright.engine.tree import build_tree, padded_rows, under_root
+from tunewright.engine.tree import build_tree, padded_rows, read_whole, under_root
 from tunewright.models.head import Head, label_logprobs
+from tunewright.models.heads import head_module
 from tunewright.models.tree_attention import TreePlan
 
 KEEP_BYTES = 768 * 2**20
@@ -40,6 +41,10 @@ class PassOutput:
     num_rows: int
     reference: Tensor | None = None
     """(B,) float64: summed log-probability of each branch's learnt tokens under the model at step 0, where the objective asks for it."""
+    score: Tensor | None = None
+    """(B,) float32: what the score head says of each whole branch, where the objective has one."""
+    value: Tensor | None = None
+    """(L,) float32: what the value head says before each label, where the objective has one."""
     figures: dict[str, tuple[float, int]] = field(default_factory=dict)
     """What an objective found on the way, to be looked at: name -> (sum, count)."""
 
@@ -72,6 +77,8 @@ class Policy(nn.Module):
         """Hidden states below the lowest trained block, where only upper blocks train."""
         self.reference: ReferenceStore | None = None
         """Log-probabilities under the model at step 0."""
+        self.heads: tuple[str, ...] = ()
+        """Scalar heads that a pass is read by (`models.heads`). With `score`, whole branches are read and nothing is predicted."""
         self.prompt_rows = 0
         """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass; keys and values add none."""
 
@@ -81,19 +88,22 @@ class Policy(nn.Module):
 
     def forward(self, samples: list[Sample]) -> PassOutput:
         """Log-probabilities of every label of `samples`, with gradient where the model has trainable parameters."""
-        tree = build_tree(samples) if self.layout == "tree" else padded_rows(samples)
+        read = read_whole(samples) if "score" in self.heads else samples
+        tree = build_tree(read) if self.layout == "tree" else padded_rows(read)
         if self.cache is not None and not self.cache.holds():
             self.cache = None
         with self.cache.replaying(tree) if self.cache is not None else contextlib.nullcontext():
             hidden_TD = self.hidden(tree)
         device = hidden_TD.device
         source, target = torch.tensor(tree.source, device=device), torch.tensor(tree.target, device=device)
-        logprob_L = label_logprobs(hidden_TD, source, target, head_of(self.causal[0]))
+        score = head_module(self.causal[0], "score")(hidden_TD[torch.tensor(tree.last, device=device)]) if "score" in self.heads else None
+        value = head_module(self.causal[0], "value")(hidden_TD[source]) if "value" in self.heads else None
+        logprob_L = label_logprobs(hidden_TD, source, target, head_of(self.causal[0])) if len(source) else hidden_TD.new_zeros(0, dtype=torch.float32)
         weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
         more = self.prompt_rows
         rows = tree.num_rows + more if self.layout == "tree" else len(tree.branch_sample) * (max(tree.depth) + 1 + more)
         reference = self.reference.of(samples, device) if self.reference is not None else None
-        return PassOutput(logprob_L, weight_L, torch.tensor(tree.branch, device=device), tree.branch_sample, samples, rows, reference)
+        return PassOutput(logprob_L, weight_L, torch.tensor(tree.branch, device=device), tree.branch_sample, samples, rows, reference, score, value)
 
     def hidden(self, tree: TokenTree) -> Tensor:
         """(T, D): the rows of `tree` after the last norm."""

@@ -51,6 +51,7 @@ def build_tree(samples: list[Sample]) -> TokenTree:
     order = sorted(range(len(branches)), key=lambda b: (branches[b][0].positions is not None, keys[b]))
     tree = TokenTree([], [], [], [], [], [], [], [], [], [s for _, s in branches], samples)
     labels: dict[int, tuple[list[int], Branch]] = {}
+    ends = [0] * len(branches)
     path: list[int] = []
     previous: Key = []
     for b in order:
@@ -70,6 +71,7 @@ def build_tree(samples: list[Sample]) -> TokenTree:
             tree.subtree_end.append(0)
             tree.multiplicity.append(1)
         labels[b] = ([path[i - 1] for i in branch.learnt], branch)
+        ends[b] = path[-1]
         previous = key
     for row in path:
         tree.subtree_end[row] = len(tree.token)
@@ -79,7 +81,13 @@ def build_tree(samples: list[Sample]) -> TokenTree:
         tree.target.extend(branch.tokens[i] for i in branch.learnt)
         tree.weight.extend(branch.weights)
         tree.branch.extend([b] * len(sources))
+    tree.last = ends
     return tree
+
+
+def read_whole(samples: list[Sample]) -> list[Sample]:
+    """The same samples with every token computed and none predicted: what a head reads that judges whole answers."""
+    return [replace(s, branches=[replace(b, learnt=[], weights=[]) for b in s.branches]) for s in samples]
 
 
 def _sort_key(key: Key) -> tuple[bool, Key]:
@@ -161,6 +169,7 @@ def padded_rows(samples: list[Sample]) -> TokenTree:
             tree.weight += branch.weights
             tree.branch += [b] * len(branch.learnt)
             tree.branch_sample.append(s)
+            tree.last.append(len(tree.token) - 1)
             b += 1
     return tree
 
@@ -179,6 +188,7 @@ def under_root(tree: TokenTree, count: int) -> TokenTree:
         subtree_end=[total] * count + [count + n for n in tree.subtree_end],
         multiplicity=[len(tree.branch_sample)] * count + tree.multiplicity,
         source=[count + n for n in tree.source],
+        last=[count + n for n in tree.last],
     )
 
 

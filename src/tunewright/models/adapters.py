@@ -7,6 +7,7 @@ from typing import Any
 
 from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.models import vet
+from tunewright.models.heads import SCORE_KEY, put_stored_score, stored_score
 
 
 def is_adapter(folder: Path) -> bool:
@@ -30,12 +31,22 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
+            scores = config.task_type == "SEQ_CLS"
+            if scores:  # a reward run: the same layers, and a head that we put on ourselves
+                config.task_type, config.modules_to_save = "CAUSAL_LM", None  # type: ignore[assignment]
             prompt = trainable and config.is_prompt_learning
-            wrapped = _prompt_to_train(model, config, folder) if prompt else PeftModel.from_pretrained(model, folder, name, is_trainable=trainable)
+            wrapped = _prompt_to_train(model, config, folder) if prompt else PeftModel.from_pretrained(
+                model, folder, name, is_trainable=trainable, config=config
+            )
     except Exception as e:
         raise ModelError(problem("E-MODEL-40", str(folder), cause=vet.first_line(e))) from e
     _widen(wrapped, folder, name, base)
     _require_all_placed(wrapped, folder, name)
+    if scores:
+        weight = stored_score(folder)
+        if weight is None:
+            raise ModelError(problem("E-OBJ-32", str(folder)))
+        put_stored_score(model, weight)
     wrapped.eval()
     return wrapped
 
@@ -81,7 +92,7 @@ def _require_all_placed(wrapped: Any, folder: Path, name: str) -> None:
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
-        given = set(stored.keys())
+        given = set(stored.keys()) - {SCORE_KEY}
     placed = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
     if given != placed:
         odd = sorted(given ^ placed)

@@ -21,6 +21,7 @@ from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.core.words import say
 from tunewright.models import vet
 from tunewright.models.cache import MARKER
+from tunewright.models.heads import put_stored_score, stored_score
 from tunewright.models.remote_code import place_of
 
 if TYPE_CHECKING:
@@ -113,14 +114,29 @@ def load_model(
     model, info = loaded
     # Where code ran from a private copy, adapters still name the folder that the person gave.
     model.name_or_path = model.config._name_or_path = str(folder)
+    scorer = is_scorer(folder)
+    if scorer:
+        # A reward model: the head that predicts words is not in it, and nobody will ask for words.
+        info = info | {"unexpected_keys": set(info["unexpected_keys"]) - {"score.weight"}, "missing_keys": set(info["missing_keys"]) - {"lm_head.weight"}}
     _require_whole(folder, model, info)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
+    if scorer:
+        weight = stored_score(place.folder)
+        if weight is None:
+            raise ModelError(problem("E-OBJ-32", str(folder)))
+        put_stored_score(model, weight)
     if base is not None and number_type is not None:
         _quantise(model, base, device, said)
     return model.eval()
+
+
+def is_scorer(folder: Path) -> bool:
+    """Whether a folder holds a sequence classifier with one label: a reward model."""
+    stated = _raw(Path(folder), "config.json")
+    return bool(str((stated.get("architectures") or [""])[0]).endswith("ForSequenceClassification")) and len(stated.get("id2label") or {}) == 1
 
 
 def _quantise(model: PreTrainedModel, base: BaseConfig, device: torch.device | str, said: list[str]) -> None:

@@ -1,4 +1,5 @@
 """Floor 2: what is optimised. Each objective is two or three small pure functions of log-probabilities and weights."""
 
 from tunewright.objectives import preference as preference
+from tunewright.objectives import reward as reward
 from tunewright.objectives import sft as sft

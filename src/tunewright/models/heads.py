@@ -1,0 +1,147 @@
+"""Scalar heads beside the output head: `score` (one number for a whole answer) and `value` (what is still to be won, at every token).
+
+A head is one row of weights over the last hidden state, in float32 whatever the model computes in. It is a module of the causal model, so that the
+optimiser, the checkpoints and the finite check see it as they see every other parameter. A reward run is saved as what Transformers calls a sequence
+classifier with one label: PEFT's SEQ_CLS adapter with `score` beside it, or a whole model of that class.
+
+A trap of that class: it reads the score at the last token that is not padding, and where padding and stop token are the same id (SmolLM2, Llama 2) it
+reads one token too early. What is saved therefore names another padding id in the configuration; on a base whose configuration says otherwise, set
+`model.config.pad_token_id` to an id that no answer ends with.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunewright.core.errors import ModelError, problem
+from tunewright.core.types import Attached
+
+MODULES = {"score": "score", "value": "value_head"}
+"""Head -> the name of its module on the causal model; `score` is Transformers' own name."""
+FILES = {"score": "score.safetensors", "value": "value_head.safetensors"}
+SCORE_KEY = "base_model.model.score.weight"
+"""The name of a score head in a PEFT adapter's file."""
+
+
+class ScalarHead(nn.Module):
+    """hidden (..., D) -> (...,) in float32 or wider."""
+
+    def __init__(self, width: int, device: Any = None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, width, dtype=torch.float32, device=device))
+        nn.init.normal_(self.weight, std=1 / (width + 1) ** 0.5)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """One number a row."""
+        wide = torch.promote_types(hidden.dtype, self.weight.dtype)
+        return hidden.to(wide) @ self.weight.to(wide)[0]
+
+
+def width_of(causal: Any) -> int:
+    """D: numbers in a hidden row."""
+    return int(causal.config.get_text_config().hidden_size)
+
+
+def put_heads(causal: Any, attached: Attached, wanted: tuple[str, ...]) -> None:
+    """Add the heads an objective needs to the model and to what trains. A `score` head is saved with the method's own files."""
+    for name in wanted:
+        head = ScalarHead(width_of(causal), next(causal.parameters()).device)
+        setattr(causal, MODULES[name], head)
+        found = next(full for full, module in attached.model.named_modules() if module is head)
+        attached.parameters.append(f"{found}.weight")
+    if "score" in wanted:
+        _save_with_score(causal, attached)
+
+
+def head_module(causal: Any, name: str) -> Any:
+    """The head of a model that has one."""
+    return getattr(causal, MODULES[name])
+
+
+def _save_with_score(causal: Any, attached: Attached) -> None:
+    save = attached.save
+
+    def save_both(folder: Path) -> None:
+        save(folder)
+        weight = head_module(causal, "score").weight.detach().cpu().contiguous()
+        if attached.saves_model:
+            as_classifier(folder, weight)
+        elif (folder / "adapter_config.json").is_file():
+            _into_adapter(folder, weight)
+        else:
+            from safetensors.torch import save_file
+
+            save_file({"score.weight": weight}, folder / FILES["score"])
+
+    attached.save = save_both
+
+
+def _into_adapter(folder: Path, weight: Tensor) -> None:
+    """Make a saved PEFT adapter one of a sequence classifier: its `score` beside its own tensors."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "adapter_model.safetensors"
+    save_file({**load_file(path), SCORE_KEY: weight}, path, metadata={"format": "pt"})
+    described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    described |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def as_classifier(folder: Path, weight: Tensor) -> None:
+    """Turn a saved causal model into a sequence classifier with one label, in place. Raises ModelError for a family that has none."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(folder)
+    mapping = AutoModelForSequenceClassification._model_mapping
+    if type(config) not in mapping:
+        raise ModelError(problem("E-OBJ-31", str(folder), family=config.model_type))
+    name = mapping[type(config)].__name__
+    # Unset or equal to the stop token, the class would read its score at the wrong row.
+    stop = config.eos_token_id
+    stops = set(stop if isinstance(stop, list) else [stop])
+    pad = next(i for i in range(config.get_text_config().vocab_size) if i not in stops)
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = {k: v for k, v in load_file(path).items() if not k.startswith("lm_head.")}
+        if path.name in ("model.safetensors", "model-00001-of-00001.safetensors") or "00001-of" in path.name:
+            tensors["score.weight"] = weight
+        save_file(tensors, path, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        listed = json.loads(index.read_text(encoding="utf-8"))
+        first = min(listed["weight_map"].values())
+        listed["weight_map"] = {k: v for k, v in listed["weight_map"].items() if not k.startswith("lm_head.")} | {"score.weight": first}
+        index.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    described |= {"architectures": [name], "id2label": {"0": "score"}, "label2id": {"score": 0}, "pad_token_id": pad}
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def stored_score(folder: Path) -> Tensor | None:
+    """The `score` weight (1, D) of a saved reward run's files, or None where the folder is not one."""
+    from safetensors import safe_open
+
+    for name, key in (("adapter_model.safetensors", SCORE_KEY), (FILES["score"], "score.weight")):
+        if (folder / name).is_file():
+            with safe_open(folder / name, framework="pt") as stored:
+                if key in stored.keys():  # noqa: SIM118 - not a dictionary
+                    return stored.get_tensor(key)
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as stored:
+            if "score.weight" in stored.keys():  # noqa: SIM118
+                return stored.get_tensor("score.weight")
+    return None
+
+
+def put_stored_score(causal: Any, weight: Tensor) -> None:
+    """A score head with these weights on `causal`, frozen."""
+    head = ScalarHead(width_of(causal), next(causal.parameters()).device)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    head.requires_grad_(False)
+    causal.score = head
