@@ -40,7 +40,8 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
     if world.device == "cpu":
         keep_freed_memory()
     start = time.perf_counter()
-    made = assemble(config, prepared.source.folder, str(prepared.source.folder), world, len(prepared.data.train), tell, steps=steps)
+    made = assemble(config, prepared.source.folder, str(prepared.source.folder), world, len(prepared.data.train), tell, steps=steps,
+                    samples=prepared.data.train)  # fmt: skip
     load_seconds = time.perf_counter() - start
     stepper, layout, why = made.stepper, made.layout, world.reasons["engine.layout"]
     schedule = make_schedule(config.engine, len(prepared.data.train), made.rate)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tunewright import rewards
 from tunewright.core import compat
+from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, Interrupted, TrainingError, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import readable_size, write_json, write_text
+from tunewright.core.registry import objectives
 from tunewright.core.runfile import ParsedRun, kind_of, parse_run
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
@@ -69,25 +72,43 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False)
     raise_all(compat.row_problems(config, {type(row) for row in (bare.train_rows[0:1])}), CompatError)
     source = sources.resolve(config.model, report=tell.line)
-    from tunewright.models import load
+    from tunewright.methods.saved import virtual_tokens
+    from tunewright.models import load, vocabulary
     from tunewright.models.rendering import Renderer
 
     tokenizer = load.load_tokenizer(source.folder)
+    if getattr(config.method, "tokens", None):  # a method that adds tokens: rows are read with them
+        vocabulary.add_tokens(tokenizer, config.method.tokens)
     model_config = _model_config(source.folder)
     renderer = Renderer(tokenizer, load.stop_ids(tokenizer, model_config))
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    prompt = getattr(config.method, "num_tokens", 0)  # a learnt prompt takes room of the context
+    # A learnt prompt takes room of the context, a new one or one that the run goes on with.
+    prompt = virtual_tokens(Path(config.adapter)) if config.adapter else getattr(config.method, "num_tokens", 0)
     if context is not None and prompt:
         if prompt >= context:
             raise CompatError(problem("E-METHOD-27", "method.num_tokens", tokens=prompt, context=context))
         context -= prompt
     data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads)
+    if learns_from_answers(config):
+        from tunewright.engine.asking import Questions
+
+        data = replace(data, train=Questions(data.train_rows, renderer), held_out=Questions(data.held_out_rows, renderer))
     chat = load.kind_of_model(source.folder, tokenizer)
     tell.line(say("train.model", model=config.model, size=_millions(load.parameter_count(source.folder)), kind=chat.reason))
     if not chat.is_chat:
         tell.line(say("train.base_model"))
     tell.line(describe(data.report, colour=tell.colour))
     return Prepared(parsed, out, source, tokenizer, renderer, data, chat)
+
+
+def learns_from_answers(config: RunConfig) -> bool:
+    """Whether the run draws answers from the model; then its rewards are read, too. Raises ConfigError for rewards that cannot work."""
+    entry = objectives.get(kind_of(config.objective))
+    rollouts = entry.function(config.objective).rollouts if entry else None
+    if rollouts is None:
+        return False
+    rewards.read(rollouts.rewards, on_bad=rollouts.on_bad)
+    return True
 
 
 def base_path_of(source: sources.Source) -> str:
@@ -185,17 +206,23 @@ class _Story:
     def _load_and_attach(self) -> Any:
         """Weights, method, layout and optimiser. Nothing has been written yet."""
         from tunewright.engine import activation_cache
+        from tunewright.engine.asking import asking
         from tunewright.engine.assembly import assemble
         from tunewright.engine.loop import Loop
+        from tunewright.engine.rounds import RoundStepper
+        from tunewright.engine.sampling import Sampler
 
         start = time.perf_counter()
         samples = self.p.data.train
-        made = assemble(self.config, self.p.source.folder, base_path_of(self.p.source), self.world, len(samples), self.tell)
+        made = assemble(self.config, self.p.source.folder, base_path_of(self.p.source), self.world, len(samples), self.tell, samples=samples)
         self.causal: Any = made.causal
         self.attached: Any = made.attached
         self.layout, self.rate, self.trainable, self.total = made.layout, made.rate, made.trainable, made.total
         self.seconds["load"] += time.perf_counter() - start
         schedule = make_schedule(self.config.engine, len(samples), self.rate)
+        if isinstance(made.stepper, RoundStepper):
+            made.stepper.asking = asking(self.p.renderer, self.p.tokenizer)
+            made.stepper.sampler = Sampler(made.stepper.policy, made.stepper.asking.stop_ids, check=self.stop.check)
         self.cache_bytes, self.world.reasons["engine.activation_cache"] = activation_cache.install(
             made.stepper.policy, self.config.engine, [samples, self.p.data.held_out], schedule.epochs, self.world.device, self.tell
         )
@@ -222,6 +249,8 @@ class _Story:
             "engine.layout": self.layout, "engine.learning_rate": self.rate, "engine.batch_size": schedule.batch_size, "out": str(self.out),
             "engine.activation_cache": self.cache_bytes,
         }  # fmt: skip
+        if getattr(self.config.objective, "reward", None) is not None:
+            resolved["objective.reward"] = rewards.recorded(self.config.objective.reward)  # a person's own code with its SHA-256
         auto = {k: v for k, v in r.items() if self.p.parsed.source(k) == "default" or k not in self.p.parsed.given}
         run_folder.create(self.out, run_folder.run_text(self.p.parsed, resolved, auto), self.p.data.report)
         tell(say("train.folder", folder=self.out))

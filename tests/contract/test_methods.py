@@ -11,6 +11,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ import pytest
 import tiny
 import torch
 
+from tunewright.core.config import BaseConfig
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Sample
 from tunewright.evaluate.certificate import distance
 from tunewright.models import anatomy
+from tunewright.models.load import load_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gpt2"]
 IDS = torch.tensor([[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]])
@@ -94,6 +97,8 @@ class Row:
     why: str = ""
     spread: float = 0.05
     """Noise on what trains, so that no gradient is zero."""
+    bits: int | None = None
+    """It needs a base in this many bits."""
 
 
 def lora_scale(case: Case) -> float:
@@ -167,6 +172,24 @@ def is_olora(case: Case) -> bool:
     )
 
 
+def is_eva(case: Case) -> bool:
+    """B zero and the rows of every A orthonormal: directions, not draws."""
+    zero = all(bool((p == 0).all()) == (".lora_B." in name) for name, p in case.start.items())
+    return case.tails() == {"lora_A", "lora_B"} and zero and all(torch.allclose(p @ p.T, torch.eye(4), atol=1e-4) for n, p in case.start.items() if ".lora_A." in n)
+
+
+def is_loftq(case: Case) -> bool:
+    """The base is quantised and s B A is the best product of that rank for what that took: its error is the rest of the singular values."""
+    if case.tails() != {"lora_A", "lora_B"} or case.module("number_type") is None:
+        return False
+    name = next(n for n in case.start if ".lora_A." in n)
+    A, B = case.start[name].double(), case.start[name.replace(".lora_A.", ".lora_B.")].double()
+    place = name.split(".lora_A.")[0]
+    lost = dict(tiny.make_model(case.family).named_parameters())[f"{plain_name(place)}.weight"] - case.model.get_submodule(place).get_base_layer().weight
+    error = torch.linalg.matrix_norm(lost.double() - lora_scale(case) * B @ A)
+    return bool(torch.isclose(error, torch.linalg.svdvals(lost.double())[4:].square().sum().sqrt(), rtol=1e-3))
+
+
 def prompt_of(case: Case) -> Any:
     made = getattr(case.model, "virtual_prompt", None)
     return made() if made else None
@@ -206,6 +229,8 @@ ROWS: dict[str, Row] = {
     "lora_plus": Row(is_lora_plus, {"rank": 4}, rate=2e-3),
     "pissa": Row(is_pissa, {"rank": 4}, identity=1e-5),
     "olora": Row(is_olora, {"rank": 4}, identity=1e-5, refused=NO_CONV1D),
+    "eva": Row(is_eva, {"rank": 4}),
+    "loftq": Row(is_loftq, {"rank": 4}, identity=None, merges=False, bits=4),
     "loha": Row(has("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), {"rank": 4}, refused=NO_CONV1D),
     "lokr": Row(has("lokr_w1", "lokr_w2_a", "lokr_w2_b"), {"rank": 2}, refused=NO_CONV1D),
     "adalora": Row(has("lora_A", "lora_B", "lora_E"), {"rank": 4, "orthogonality": 0.01}),
@@ -216,6 +241,7 @@ ROWS: dict[str, Row] = {
     ),
     "vera": Row(has("vera_lambda_b", "vera_lambda_d"), {"rank": 16}, rate=5e-2),
     "oft": Row(has("oft_R"), {"block_size": 8}, refused=NO_CONV1D),
+    "boft": Row(has("boft_R", "boft_s"), {"block_size": 4}, refused=NO_CONV1D),
     "peft": Row(has("hra_u"), {"type": "HRA", "options": {"r": 4}}, identity=1e-5, refused={"gpt2": "E-METHOD-24"}),
     "prompt_tuning": Row(is_prompt_tuning, PROMPT, identity=None, merges=False, rate=1e-1, learns=160),
     "p_tuning": Row(is_p_tuning, PROMPT, identity=None, merges=False, rate=2e-2, learns=160),
@@ -241,6 +267,12 @@ ROWS: dict[str, Row] = {
     ),
     "norms": Row(lambda c: only(c, "norm"), rate=5e-2, learns=240),
     "embeddings": Row(lambda c: only(c, "embed_tokens"), rate=5e-2),
+    "new_tokens": Row(
+        has("trainable_tokens_delta"),
+        {"tokens": list(range(3, 40))},
+        learns=None,
+        why="rows of 37 of 211 tokens train; most tokens of the eight rows keep theirs",
+    ),
     "diff_pruning": Row(lambda c: c.tails() == {"w", "gate"}, {"target": 0.2}, rate=1e-2),
     "mixture_of_depths": Row(
         lambda c: c.module("depth_router") is not None,
@@ -270,9 +302,27 @@ def put(kind: str, model: Any, **settings: Any) -> Attached:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         attached = entry.function(entry.config(**settings), model, anatomy.of(model), "tiny")
+        if attached.look:
+            attached.look([b.tokens for sample in tiny.dialogues() + tiny.pairs() for b in sample.branches])
     if attached.begin:
         attached.begin(STEPS)
     return attached
+
+
+def base_of(kind: str, family: str) -> Any:
+    """The tiny model that a kind is put on; a quantised one is read from files, as in a run."""
+    if ROWS[kind].bits is None:
+        return tiny.make_model(family)
+    return load_model(saved_base(family), dtype="float32", base=BaseConfig(bits=4))
+
+
+PLACE = tempfile.TemporaryDirectory()
+"""Goes away with the process: LoftQ reads the weights of its base again when it is attached."""
+
+
+@functools.cache
+def saved_base(family: str) -> Path:
+    return tiny.save_folder(Path(PLACE.name) / family, family)
 
 
 def named_tensors(model: Any) -> dict[str, torch.Tensor]:
@@ -280,7 +330,7 @@ def named_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def build(kind: str, family: str) -> Case:
-    causal = tiny.make_model(family)
+    causal = base_of(kind, family)
     use_stock(causal)
     with torch.no_grad():
         base_logits = causal(input_ids=IDS, use_cache=False).logits
@@ -507,6 +557,7 @@ CHILD = """
 import json, sys, torch
 from pathlib import Path
 from tunewright.methods.saved import put_on
+from tunewright.core.config import BaseConfig
 from tunewright.models.load import load_model
 torch.set_num_threads(1)
 ids = torch.tensor(json.loads(sys.argv[2]))
@@ -514,7 +565,7 @@ from safetensors.torch import save_file
 out = {}
 for job in json.loads(Path(sys.argv[1]).read_text()):
     try:
-        base = load_model(Path(job["folder"] if job["whole"] else job["base"]), dtype="float32")
+        base = load_model(Path(job["folder"] if job["whole"] else job["base"]), dtype="float32", base=BaseConfig(bits=job["bits"]))
         model = base if job["whole"] else put_on(base, Path(job["folder"])).model
         model.eval()
         with torch.no_grad():
@@ -537,7 +588,8 @@ def test_what_was_saved_gives_the_same_bits_in_a_fresh_process(tmp_path: Path) -
                 wanted[folder.name] = case.logits()
                 case.attached.save(folder)
                 assert not [f.name for f in folder.rglob("*") if f.suffix in (".bin", ".pt", ".pkl")]
-                jobs.append({"name": folder.name, "base": str(tmp_path / family), "folder": str(folder), "whole": case.attached.saves_model})
+                jobs.append({"name": folder.name, "base": str(tmp_path / family), "folder": str(folder), "whole": case.attached.saves_model,
+                             "bits": ROWS[kind].bits})  # fmt: skip
     listed = tmp_path / "jobs.json"
     listed.write_text(json.dumps(jobs), encoding="utf-8")
     done = subprocess.run(

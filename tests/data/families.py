@@ -147,6 +147,53 @@ LLAMA31 = (
     "{%- else -%}{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' -}}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}"
 )
+PHI4 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
+)
+MISTRAL_V1 = (
+    "{%- if messages[0].role == 'system' -%}{%- set first = messages[0].content + '\n\n' -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{%- set first = '' -%}{%- set turns = messages -%}{%- endif -%}{{- bos_token -}}"
+    "{%- for m in turns -%}{%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('Roles must alternate') -}}{%- endif -%}"
+    "{%- if m.role == 'user' -%}{{- ' [INST] ' + (first if loop.first else '') + m.content + ' [/INST]' -}}"
+    "{%- else -%}{{- ' ' + m.content + eos_token -}}{%- endif -%}{%- endfor -%}"
+)
+MISTRAL_V3 = (
+    "{%- set ns = namespace(last=-1) -%}{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}"
+    "{{- bos_token -}}{%- for m in messages -%}{%- if m.role == 'user' -%}"
+    "{%- if tools and loop.index0 == ns.last -%}{{- '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' -}}{%- endif -%}"
+    "{{- '[INST] ' + (messages[0].content + '\n\n' if loop.index0 == ns.last and messages[0].role == 'system' else '') + m.content + '[/INST]' -}}"
+    "{%- elif m.role == 'tool' -%}{{- '[TOOL_RESULTS] ' + {'content': m.content} | tojson + '[/TOOL_RESULTS]' -}}"
+    "{%- elif m.role == 'assistant' and m.tool_calls is defined -%}{{- '[TOOL_CALLS] ' + m.tool_calls | map(attribute='function') | list | tojson + eos_token -}}"
+    "{%- elif m.role == 'assistant' -%}{{- ' ' + m.content + eos_token -}}{%- endif -%}{%- endfor -%}"
+)
+GEMMA3 = (
+    "{{ bos_token }}{%- if messages[0].role == 'system' -%}{%- set first = messages[0].content + '\n\n' -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{%- set first = '' -%}{%- set turns = messages -%}{%- endif -%}"
+    "{%- for m in turns -%}{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + (first if loop.first else '') -}}"
+    "{{- m.content | trim + '<end_of_turn>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}"
+)
+DEEPSEEK_CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content + '\n\n' }}{% elif m.role == 'user' %}{{ '<|User|>' + m.content }}"
+    "{% else %}{{ '<|Assistant|>' + m.content + eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
+)
+CHATGLM3 = (
+    "[gMASK]<sop>{% for m in messages %}{{ '<|' + m.role + '|>\n ' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n ' }}{% endif %}"
+)
+BAICHUAN2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<reserved_106>' + m.content }}{% elif m.role == 'assistant' %}"
+    "{{ '<reserved_107>' + m.content + eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<reserved_107>' }}{% endif %}"
+)
+SMOLLM3 = (
+    "{%- set own = messages[0].content if messages[0].role == 'system' else '' -%}"
+    "{{- '<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\nReasoning Mode: /think\n\n## Custom Instructions\n\n' -}}"
+    "{{- (own or 'You are a helpful assistant.') + '\n\n<|im_end|>\n' -}}"
+    "{%- for m in (messages[1:] if own else messages) -%}{%- if m.role == 'user' -%}{{- '<|im_start|>user\n' + m.content + '<|im_end|>\n' -}}"
+    "{%- else -%}{{- '<|im_start|>assistant\n' + m.content.lstrip('\n') + '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 COMMAND_TOKENS = (
     "<BOS_TOKEN>",
@@ -158,6 +205,9 @@ COMMAND_TOKENS = (
     "<|CHATBOT_TOKEN|>",
 )
 GRANITE_TOKENS = ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>")
+MISTRAL_TOKENS = (
+    "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+)  # fmt: skip
 IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 FAMILIES = {
@@ -200,6 +250,16 @@ FAMILIES = {
     "granite": Family(GRANITE, GRANITE_TOKENS, None, "<|end_of_text|>", "<|end_of_text|>", tools=True),
     "hermes": Family(HERMES, IM, None, "<|im_end|>", "<|im_end|>", added=("<tool_call>", "</tool_call>"), tools=True),
     "llama31": Family(LLAMA31, LLAMA3_TOKENS, "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>", tools=True),
+    "phi4": Family(PHI4, (*IM, "<|im_sep|>"), "<|endoftext|>", "<|endoftext|>", "<|im_end|>"),
+    "mistral_v1": Family(MISTRAL_V1, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
+    "mistral_v3": Family(MISTRAL_V3, MISTRAL_TOKENS, "<s>", "</s>", "</s>", tools=True),
+    "gemma3": Family(GEMMA3, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<bos>", "<eos>", "<end_of_turn>"),
+    "deepseek_chat": Family(DEEPSEEK_CHAT, ("<|begin|>", "<|finish|>", "<|User|>", "<|Assistant|>"), "<|begin|>", "<|finish|>", "<|finish|>"),
+    "chatglm3": Family(
+        CHATGLM3, ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), None, "<|endoftext|>", "<|user|>|<|endoftext|>"
+    ),
+    "baichuan2": Family(BAICHUAN2, ("<s>", "</s>", "<reserved_106>", "<reserved_107>"), "<s>", "</s>", "</s>", spaces=True),
+    "smollm3": Family(SMOLLM3, IM, None, "<|im_end|>", "<|im_end|>", added=("<think>", "</think>")),
     "plain": Family(None, ("<s>", "</s>"), "<s>", "</s>", "</s>"),
     "plain_spaces": Family(None, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
 }

@@ -340,6 +340,25 @@ def test_hub_sets_are_fetched_by_their_libraries_and_read_as_files(libraries):
         data_files("hf:only-a-name")
 
 
+@pytest.mark.parametrize("place", ["hf:owner/name#train[:1]", "owner/name#train[50%:]", "hf:owner/name#train+test", "modelscope:owner/name#train[:1]"])
+def test_a_slice_of_a_split_is_refused_before_anything_is_fetched(libraries, place):
+    with pytest.raises(DataError, match=r"E-DATA-80.*train"):
+        data_files(place)
+    assert libraries == []
+
+
+def test_a_library_that_hands_out_fewer_rows_than_its_files_hold_is_refused(libraries, monkeypatch, tmp_path):
+    for rows, refused in ((1, True), (2, False)):
+        part = FakeSet(tmp_path / "set.arrow")
+        part.num_rows = rows
+        monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda name, config, *, split, part=part: part)
+        if refused:
+            with pytest.raises(DataError, match=r"E-DATA-80.*1 / 2"):
+                data_files("hf:owner/name")
+        else:
+            assert data_files("hf:owner/name") == [tmp_path / "set.arrow"]
+
+
 @pytest.mark.parametrize(("place", "library"), [("hf:owner/name", "datasets"), ("owner/name", "datasets"), ("modelscope:owner/name", "modelscope")])
 def test_a_missing_library_is_said_with_the_line_that_installs_it(monkeypatch, place, library):
     monkeypatch.setitem(sys.modules, library, None)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunewright.core.errors import ModelError, TunewrightError, UsageError
 from tunewright.core.telling import Quiet
-from tunewright.evaluate import scoring
+from tunewright.evaluate import logprobs, scoring
 from tunewright.evaluate.scoring import evaluate_target
 
 TEXTS = ["a small model learns quickly", "the capital is Paris", "it's 10:30, isn't it?", "what is small", "who learns quickly", "a model of 2026"]
@@ -107,8 +107,8 @@ def test_padded_and_tree_agree(model, data, monkeypatch):
 
 def test_many_visits_to_the_head_change_nothing(model, data, monkeypatch):
     once = measure(model, data, details=True)
-    monkeypatch.setattr(scoring, "HEAD_ROWS", 5)
-    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", 100)
+    monkeypatch.setattr(logprobs, "HEAD_ROWS", 5)
+    monkeypatch.setattr(logprobs, "VOCABULARY_CHUNK", 100)
     many = measure(model, data, details=True, rows_per_pass=60)
     for one, two in zip(once["rows"], many["rows"], strict=True):
         assert one["scores"] == pytest.approx(two["scores"], abs=1e-4)

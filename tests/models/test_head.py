@@ -132,3 +132,62 @@ def test_a_trained_head_keeps_no_logits_between_forward_and_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         label_logprobs(hidden, *labels(), Head(weight))
     assert max(kept) < ROWS * VOCABULARY
+
+
+@pytest.mark.parametrize(("with_bias", "scale", "softcap"), FORMS)
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_the_spread_of_a_row_equals_logsumexp_and_mean(
+    with_bias: bool, scale: float, softcap: float | None, trains: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK", chunk)
+    hidden, weight = draw(ROWS, WIDTH).requires_grad_(), draw(VOCABULARY, WIDTH).requires_grad_(trains)
+    bias = draw(VOCABULARY).requires_grad_(trains) if with_bias else None
+    source, target = labels()
+    ours = head.label_scores(hidden, source, target, Head(weight, bias, scale, softcap))
+    z = hidden @ weight.T
+    z = (z if bias is None else z + bias) * scale
+    z = softcap * torch.tanh(z / softcap) if softcap else z
+    theirs = (torch.log_softmax(z, -1)[source, target], torch.logsumexp(z, -1)[source], torch.log_softmax(z, -1).mean(-1)[source])
+    learning = [hidden, *([weight] if trains else []), *([bias] if trains and bias is not None else [])]
+    towards = draw(3, len(source))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    # Each alone, and all at once with a square, as smoothing and the z-loss use them.
+    losses = [lambda s, k=k: (s[k] * towards[k]).sum() for k in range(3)] + [lambda s: ((s[0] + s[1] ** 2 - 0.3 * s[2]) * towards[0]).sum()]
+    for loss in losses:
+        got, wanted = (torch.autograd.grad(loss(s), learning, retain_graph=True, allow_unused=True) for s in (ours, theirs))
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("chunk", [1, 7, 37, 128])
+def test_a_function_of_all_logits_of_a_row_has_its_gradient(trains: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "VALUE_CHUNK", chunk)
+    hidden, weight = draw(ROWS, WIDTH).requires_grad_(), draw(VOCABULARY, WIDTH).requires_grad_(trains)
+    other, towards = draw(ROWS, VOCABULARY, seed=9), draw(ROWS)
+
+    def function(z: torch.Tensor, rows: slice) -> torch.Tensor:
+        return (torch.softmax(z, -1) * other[rows]).sum(-1) ** 2
+
+    ours = head.row_values(hidden, Head(weight, None, 0.7, 4.0), function)
+    theirs = function(4.0 * torch.tanh(hidden @ weight.T * 0.7 / 4.0), slice(None))
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    learning = [hidden, *([weight] if trains else [])]
+    for a, b in zip(torch.autograd.grad(ours, learning, towards), torch.autograd.grad(theirs, learning, towards), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(head.row_values(hidden, Head(weight, None, 0.7, 4.0), function), theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_nothing_of_rows_times_vocabulary_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "VALUE_CHUNK", 7)  # what a chunk needs while it is worked on is smaller than all rows
+    source, target = labels()
+    for trains in (False, True):
+        hidden, weight = draw(ROWS, WIDTH).requires_grad_(), draw(VOCABULARY, WIDTH).requires_grad_(trains)
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            head.label_scores(hidden, source, target, Head(weight))
+            head.row_values(hidden, Head(weight), lambda z, rows: torch.logsumexp(z, -1))
+        assert max(kept) < ROWS * VOCABULARY

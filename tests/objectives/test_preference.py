@@ -19,7 +19,9 @@ from tunewright.engine.reference import ReferenceStore
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dpo", {}), ("dpo", {"beta": 0.5, "label_smoothing": 0.2}), ("dpo", {"loss": "hinge"}), ("ipo", {"beta": 0.3}), ("dpo", {"sft_weight": 0.7}),
-    ("orpo", {"beta": 0.4}), ("simpo", {"beta": 1.5, "gamma": 0.6}),
+    ("orpo", {"beta": 0.4}), ("simpo", {"beta": 1.5, "gamma": 0.6}), ("orpo", {"sft_on": "all"}), ("cpo", {}), ("cpo", {"sft_weight": 0.3, "label_smoothing": 0.1}),
+    ("dpo", {"loss": "robust", "label_smoothing": 0.2}), ("dpo", {"loss": "exo_pair", "label_smoothing": 0.1}), ("dpo", {"loss": "exo_pair", "beta": 0.4}),
+    ("dpo", {"loss": "nca_pair"}), ("dpo", {"loss": "sppo_hard"}), ("dpo", {"loss": "apo_zero"}), ("dpo", {"loss": "apo_down", "beta": 0.3}),
 ]  # fmt: skip
 
 
@@ -47,6 +49,28 @@ def token_logprobs(model: Any, branch: Branch) -> list[Any]:
     return [table[i - 1, branch.tokens[i]] for i in branch.learnt]
 
 
+def other_losses(settings: dict[str, Any], chosen: Any, rejected: Any) -> Any:
+    """What fewer people use, from the papers: `chosen` and `rejected` are changes of log-probabilities."""
+    beta, smooth = settings.get("beta", 0.1), settings.get("label_smoothing", 0.0)
+
+    def sigmoid(x: Any) -> Any:
+        return 1 / (1 + torch.exp(-x))
+
+    p = sigmoid(beta * (chosen - rejected))
+    if settings["loss"] == "robust":
+        return (-(1 - smooth) * torch.log(p) + smooth * torch.log(1 - p)) / (1 - 2 * smooth)
+    if settings["loss"] == "exo_pair":  # KL of the model's choice from one that is right with probability 1 - smooth
+        smooth = smooth or 0.001
+        return p * torch.log(p / (1 - smooth)) + (1 - p) * torch.log((1 - p) / smooth)
+    if settings["loss"] == "nca_pair":
+        return -torch.log(sigmoid(beta * chosen)) - 0.5 * torch.log(sigmoid(-beta * chosen)) - 0.5 * torch.log(sigmoid(-beta * rejected))
+    if settings["loss"] == "sppo_hard":
+        return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
+    if settings["loss"] == "apo_zero":
+        return 1 - sigmoid(beta * chosen) + sigmoid(beta * rejected)
+    return sigmoid(beta * chosen) + 1 - sigmoid(beta * (chosen - rejected))
+
+
 def slow_loss(kind: str, settings: dict[str, Any], model: Any, reference: Any, samples: list[Sample]) -> Any:
     """The papers' formulas, scalar by scalar."""
     beta = settings.get("beta", {"orpo": 0.1, "simpo": 2.0}.get(kind, 0.1))
@@ -63,14 +87,23 @@ def slow_loss(kind: str, settings: dict[str, Any], model: Any, reference: Any, s
             value = -torch.log(torch.sigmoid(beta / len(chosen) * c - beta / len(rejected) * r - settings.get("gamma", 1.0)))
         elif kind == "ipo":
             value = ((c - chosen_ref) / len(chosen) - (r - rejected_ref) / len(rejected) - 1 / (2 * beta)) ** 2
+        elif kind == "cpo":
+            smooth, p = settings.get("label_smoothing", 0.0), 1 / (1 + torch.exp(beta * r - beta * c))
+            value = -(1 - smooth) * torch.log(p) - smooth * torch.log(1 - p)
+        elif settings.get("loss", "sigmoid") in ("robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"):
+            value = other_losses(settings, (c - chosen_ref).double(), (r - rejected_ref).double()).float()
         else:
             ratio = beta * ((c - chosen_ref) - (r - rejected_ref))
             smooth = settings.get("label_smoothing", 0.0)
             value = torch.clamp(1 - ratio, min=0) if settings.get("loss") == "hinge" else -(1 - smooth) * torch.log(torch.sigmoid(ratio))
             value = value - smooth * torch.log(torch.sigmoid(-ratio))
         total, weights = total + weight * value, weights + weight
+        if settings.get("sft_on") == "all":
+            tokens_of = sample.branches[0].tokens
+            chosen = token_logprobs(model, Branch(tokens_of, list(range(1, len(tokens_of))), []))
+            c = sum(chosen)
         likelihood, tokens = likelihood - weight * c, tokens + weight * len(chosen)
-    extra = 1.0 if kind == "orpo" else settings.get("sft_weight", 0.0)
+    extra = 1.0 if kind == "orpo" else settings.get("sft_weight", 1.0 if kind == "cpo" else 0.0)
     return total / weights + extra * likelihood / tokens
 
 

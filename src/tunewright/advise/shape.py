@@ -176,7 +176,7 @@ def rank_of(method: Any) -> int | None:
     if getattr(method, "trains_base", False):
         return None
     if hasattr(method, "trainable_numbers"):  # a method that counts for itself stands on a frozen base and trains in float32
-        return int(getattr(method, "bottleneck", None) or 1)
+        return int(getattr(method, "bottleneck", None) or getattr(method, "rank", None) or 1)
     rank = getattr(method, "rank", None)
     return rank if isinstance(rank, int) else None
 
@@ -192,4 +192,5 @@ def trainable_parameters(shape: ModelShape, method: Any) -> int:
         return shape.parameters
     outside = {"embedding": Matrix(1, shape.vocabulary, shape.hidden), "head": Matrix(1, shape.hidden, shape.vocabulary)}
     chosen = [(shape.matrices | outside)[role] for role in roles_of(shape, list(getattr(method, "targets", ["linear"])))]
-    return sum(rank * m.count * (m.inputs + m.outputs) for m in chosen)
+    lengths = sum(m.count * m.outputs for m in chosen) if getattr(method, "dora", False) else 0
+    return lengths + sum(rank * m.count * (m.inputs + m.outputs) for m in chosen)

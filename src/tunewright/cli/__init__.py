@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,38 +31,52 @@ def train(
     out: Annotated[str | None, typer.Option(help=say("cli.out"))] = None,
     resume: Annotated[bool, typer.Option("--resume", help=say("cli.resume"))] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=say("cli.dry_run"))] = False,
+    reward_code: Annotated[Path | None, typer.Option("--reward-code", metavar="FILE.py", help=say("cli.reward_code"))] = None,
     trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train."""
+    from tunewright import rewards
     from tunewright.core.errors import UsageError, problem
-    from tunewright.core.runfile import columns_of, load_run
+    from tunewright.core.runfile import columns_of
 
     given = list(words or [])
     first = given.pop(0) if given and "=" not in given[0] else None
-    if resume:
-        if first is None or given or model or data or data_dir or columns or out or dry_run:
-            raise UsageError(problem("E-RUN-08", "--resume"))
-        from tunewright.story import resume_run
-
-        run = resume_run(Path(first))
-    else:
-        if first is not None and Path(first).is_dir():
-            raise UsageError(problem("E-RUN-09", first))
-        flags = {"model": model, "data.train": data, "data.dir": data_dir, "data.columns": columns_of(columns), "out": out}
-        parsed = load_run(Path(first) if first else None, given, flags)
-        if dry_run:
-            from tunewright.dry_run import dry_run as check
-
-            figures = check(parsed)
-            if as_json:
-                print_json(figures)
-            return
-        from tunewright.story import train as start
-
-        run = start(parsed)
+    if resume and (first is None or given or model or data or data_dir or columns or out or dry_run):
+        raise UsageError(problem("E-RUN-08", "--resume"))
+    flags = {"model": model, "data.train": data, "data.dir": data_dir, "data.columns": columns_of(columns), "out": out}
+    with rewards.allowing(reward_code):
+        found = _train(Path(first) if first else None, given, flags, resume=resume, dry_run=dry_run)
     if as_json:
-        print_json(run.summary)
+        print_json(found)
+
+
+def _train(first: Path | None, words: list[str], flags: dict[str, Any], *, resume: bool, dry_run: bool) -> dict[str, Any]:
+    """One run or a pipeline of several, started, continued or only checked; returns what `--json` prints."""
+    from tunewright.core.errors import UsageError, problem
+    from tunewright.core.runfile import load_run
+    from tunewright.core.stages import is_pipeline
+
+    if resume:
+        assert first is not None
+        from tunewright import pipeline, story
+
+        return (pipeline.resume_pipeline if pipeline.is_pipeline_folder(first) else story.resume_run)(first).summary
+    if first is not None and first.is_dir():
+        raise UsageError(problem("E-RUN-09", str(first)))
+    if first is not None and is_pipeline(first):
+        from tunewright import pipeline
+
+        planned = pipeline.load_pipeline(first, words, flags)
+        return pipeline.check_pipeline(planned) if dry_run else pipeline.run_pipeline(planned).summary
+    parsed = load_run(first, words, flags)
+    if dry_run:
+        from tunewright.dry_run import dry_run as check
+
+        return check(parsed)
+    from tunewright.story import train as start
+
+    return start(parsed).summary
 
 
 @app.command(help=say("cli.demo"))
@@ -330,39 +344,36 @@ def export_safetensors(
 
 @app.command(help=say("cli.explain"))
 @speaks
-def explain(code: Annotated[str, typer.Argument(help=say("cli.explain.code"))], as_json: JsonFlag = False) -> None:
+def explain(word: Annotated[str, typer.Argument(metavar="WORD|KEY|CODE", help=say("cli.explain.word"))], as_json: JsonFlag = False) -> None:
     """Explain."""
-    from tunewright.core.errors import UsageError, problem
-    from tunewright.core.words import error_codes, error_text
+    from tunewright.advise import explaining
 
-    name = code.upper()
-    if name not in error_codes():
-        raise UsageError(problem("E-RUN-13", code))
-    text = error_text(name)
+    found = explaining.explain(word)
     if as_json:
-        print_json({"code": name, **text})
+        print_json(found)
     else:
-        print(f"{name}\n\n{text['what']}\n{text['do']}\n\n{text['page']}")
+        print("\n".join(explaining.lines(found)))
 
 
 @app.command("list", help=say("cli.list"))
 @speaks
 def list_names(
-    what: Annotated[str, typer.Argument(metavar="methods|objectives|formats", help=say("cli.list.what"))], as_json: JsonFlag = False
+    what: Annotated[str, typer.Argument(metavar="methods|objectives|formats|models|errors", help=say("cli.list.what"))],
+    model: Annotated[str | None, typer.Option(help=say("cli.list.model"))] = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """List."""
-    from tunewright.core import registry
-    from tunewright.core.errors import UsageError, problem
+    from tunewright.advise import listing
 
-    known = {"methods": registry.methods, "objectives": registry.objectives, "formats": registry.formats}
-    if what not in known:
-        raise UsageError(problem("E-RUN-14", what, known=", ".join(known)))
-    rows = [{"name": e.name, "about": (e.config.__doc__ or "").strip().splitlines()[0], **e.facts} for e in known[what]]
+    listing.check(what, model)
+    shape = listing.shape_of(model)
+    rows = listing.rows_of(what, shape)
     if as_json:
-        print_json([{k: v for k, v in row.items() if isinstance(v, str)} for row in rows])
-    else:
-        for row in rows:
-            print(f"{row['name']:<20} {row['about']}")
+        print_json(rows)
+        return
+    print("\n".join(listing.table(what, rows)))
+    for note in listing.notes(what, shape):
+        print(note, file=sys.stderr)
 
 
 def _version(value: bool) -> None:

@@ -56,7 +56,7 @@ def data_check(
 ) -> None:
     """Check."""
     from tunewright.data.checks.driver import check
-    from tunewright.data.checks.opening import open_tokenizer
+    from tunewright.data.checks.opening import open_tokenizer, with_system
     from tunewright.data.checks.telling import describe_checked
 
     if repair is not None:
@@ -64,7 +64,8 @@ def data_check(
         return
     keys = {"held_out": held_out, "dir": data_dir, "format": data_format, "max_tokens": max_tokens, "oversize": oversize}
     config = _data_config(file, columns, **keys)
-    checked = check(config, open_tokenizer(model, tokenizer))
+    opened = open_tokenizer(model, tokenizer)
+    checked = check(with_system(config, opened), opened)
     if as_json:
         print_json(checked.as_dict())
     else:
@@ -93,11 +94,12 @@ def data_show(
     as_json: JsonFlag = False,
 ) -> None:
     """Show."""
-    from tunewright.data.checks.opening import open_tokenizer
+    from tunewright.data.checks.opening import open_tokenizer, with_system
     from tunewright.data.showing import describe_row, show_row
 
     config = _data_config(file, columns, dir=data_dir, format=data_format, held_out=0)
-    found = show_row(config, open_tokenizer(model, tokenizer), None if at_random else row or 1)
+    opened = open_tokenizer(model, tokenizer)
+    found = show_row(with_system(config, opened), opened, None if at_random else row or 1)
     if as_json:
         print_json(found.as_dict())
     else:

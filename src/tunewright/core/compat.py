@@ -34,7 +34,7 @@ def _base_problems(run: RunConfig) -> list[Problem]:
     """A quantised base carries only methods that leave it as it is, and its number type has as many bits as it says."""
     base, kind = run.base, kind_of(run.method)
     if base.bits is None:
-        return []
+        return [problem("E-METHOD-60", "base.bits")] if getattr(run.method, "loftq", False) else []
     found = []
     if base.number_type not in {4: ("nf4", "int4"), 8: ("int8",)}[base.bits]:
         found.append(problem("E-METHOD-45", "base.type", type=base.number_type, bits=base.bits))

@@ -16,7 +16,7 @@ from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import ConfigError, Problem, problem, raise_all
 from tunewright.core.registry import AXES
 
-WHOLE = ("data.columns", "data.mixing", "method.options")
+WHOLE = ("data.columns", "data.mixing", "method.options", "objective.reward")
 """Keys whose value is a mapping with keys of its own."""
 DEFAULT_KINDS = {"method": "lora", "objective": "sft"}
 

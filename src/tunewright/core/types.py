@@ -5,7 +5,7 @@ Plain Python integers and lists only, so that data can be read, checked and cut 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,10 +268,75 @@ class Attached:
     """Parameters that learn at another rate than the rest: name -> factor on the rate of the step."""
     optimizer: Callable[[Any, list[tuple[str, Any]]], Any] | None = None
     """(engine config, named parameters) -> the method's own optimiser, where its paper is about the update (GaLore)."""
+    look: Callable[[Sequence[list[int]]], None] | None = None
+    """Called once with token rows of training samples, after the method was put on and before `begin`, where its start depends on them (EVA)."""
     begin: Callable[[int], None] | None = None
     """Called once before the first step with the number of steps of the whole run, for methods with a schedule of their own."""
     tensors: Callable[[], dict[str, Any]] | None = None
     """Tensors beside the parameters that a resume needs, by name; restoring copies into the same tensors."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How far a student is from its teacher, token by token; computed by `engine.teacher`."""
+
+    model: str
+    """What `engine.opening.find` takes: a model, an adapter or a run."""
+    divergence: str = "forward"
+    """`forward`, `reverse` or `jensen_shannon`."""
+    beta: float = 0.5
+    """Share of the teacher in the mixture of `jensen_shannon`."""
+    temperature: float = 1.0
+    """Both distributions are taken at this temperature."""
+    top_k: int | None = None
+    """Compare the teacher's k likeliest tokens and all others as one; kept in the run folder, so that the teacher is in memory only before the first step."""
+
+
+@dataclass
+class Experience:
+    """One answer that the model wrote, and what is known of it when the model learns from it. n tokens; the last five are (n,) tensors."""
+
+    reward: float
+    num_tokens: int
+    finished: bool
+    sampled: Any
+    """Log-probabilities as the sampler saw them."""
+    old: Any = None
+    """Log-probabilities before the first update of the round."""
+    reference: Any = None
+    """Log-probabilities under the model at step 0, where the objective asks for it."""
+    value: Any = None
+    """What the value head said before each token, where there is one."""
+    advantage: Any = None
+    returns: Any = None
+    """What the value head is taught."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What an objective asks of the engine's rounds: answers are drawn, judged, and learnt from for `epochs` times `minibatches` updates.
+
+    `judge(groups)` sets `advantage` (and `returns`) of every answer of a round, one group a prompt, and gives figures to look at; it runs without gradient.
+    """
+
+    num_answers: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    rewards: Any
+    """`objective.reward` as it was given."""
+    on_bad: str
+    judge: Callable[[list[list[Experience]]], dict[str, tuple[float, int]]]
+    epochs: int = 1
+    minibatches: int = 1
+    unfinished_penalty: float = 0.0
+    """Taken off the reward of an answer that was cut off."""
+    reference: bool = False
+    after_round: Callable[[dict[str, float]], None] | None = None
+    """Told the figures of a round: a KL coefficient that adapts."""
+    state: Callable[[], dict[str, Any]] | None = None
+    load_state: Callable[[dict[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -290,3 +355,15 @@ class Objective:
     """Wants `output.reference`: the summed log-probability of every branch under the model at step 0."""
     rate_factor: float = 1.0
     """What the method's usual learning rate is multiplied by when the run file says `auto`."""
+    measure: Callable[[list[Sample], Callable[[list[Sample]], Iterable[Any]]], None] | None = None
+    """`measure(samples, run)`, after `prepare`: a baseline over the whole step. `run` takes samples, any number of them, and gives the outputs of their
+    passes without gradient."""
+    companions: Callable[[Sequence[Sample], int | None], Iterable[Sample]] | None = None
+    """Told all samples of a run, and how many tokens the model can take, before the first step; gives those that `measure` will run besides, so that
+    they have reference values, too."""
+    spread: bool = False
+    """Wants `output.log_z` and `output.mean_logprob`."""
+    teacher: Teaching | None = None
+    """Wants `output.divergence`, from this teacher."""
+    rollouts: Rollouts | None = None
+    """Learns from the model's own answers (`engine.rounds`); `plan` and `terms` then see samples whose `facts["experience"]` is an `Experience`."""

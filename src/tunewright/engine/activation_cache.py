@@ -197,7 +197,8 @@ def lowest_trained(policy: Any) -> tuple[int, bool] | None:
     hooks.append(blocks[0].register_forward_hook(lambda module, given, output: outputs.append(output)))
     try:
         with torch.enable_grad():
-            policy(probe_samples(policy.causal[0].config.get_text_config().vocab_size)[:1])
+            probe = probe_samples(policy.causal[0].config.get_text_config().vocab_size)[:1]
+            policy.hidden(build_tree(probe) if policy.layout == "tree" else padded_rows(probe))
     finally:
         for hook in hooks:
             hook.remove()

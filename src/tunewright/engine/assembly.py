@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunewright import rewards
 from tunewright.core.config import RunConfig
 from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import kind_of
 from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Sample
 from tunewright.core.words import say
 from tunewright.engine.forward import Policy
 from tunewright.engine.layout import choose
 from tunewright.engine.opening import computing_in, use_layout
 from tunewright.engine.optim import optimizer_for
 from tunewright.engine.placement import World
+from tunewright.engine.reward_model import open_reward_model, twin
+from tunewright.engine.rounds import RoundStepper
 from tunewright.engine.schedule import learning_rate_for, total_steps
 from tunewright.engine.step import Stepper
+from tunewright.engine.teacher import open_teacher
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load
 from tunewright.models.fast import accelerate
 from tunewright.models.heads import put_heads
 from tunewright.models.quantised import keep_base, parameter_count
+
+
+LOOKED_AT = 128
+"""Samples that a method may see before the first step."""
 
 
 @dataclass
@@ -50,10 +59,13 @@ class Assembled:
         return parameter_count(self.attached.model)
 
 
-def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_samples: int, tell: Tell, *, steps: int | None = None) -> Assembled:
+def assemble(
+    config: RunConfig, folder: Path, base_path: str, world: World, num_samples: int, tell: Tell, *, steps: int | None = None,
+    samples: Sequence[Sample] = (),
+) -> Assembled:  # fmt: skip
     """Read the weights of `folder`, put the run's method on them and choose the layout. Nothing is written.
 
-    `base_path` is what a saved adapter names as its base. `steps` None: the run's own. Adds to `world.reasons` what was decided and why.
+    `base_path` is what a saved adapter names as its base. `steps` None: the run's own. Some of `samples` are shown to a method that asks for rows. Adds to `world.reasons` what was decided and why.
     Raises ModelError, CompatError and ConfigError for what does not fit.
     """
     notes: list[str] = []
@@ -61,6 +73,11 @@ def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_
     card = anatomy.of(causal)
     for note in [*notes, *card.notes]:
         tell.line(note)
+    objective_entry = objectives.get(kind_of(config.objective))
+    assert objective_entry is not None
+    objective = objective_entry.function(config.objective)
+    # Before anything is put on the base: what a reward model of the same base will go on.
+    spare = twin(causal) if objective.rollouts and config.base.bits is None else None
     accelerate(causal)
     torch.manual_seed(stream_seed(config.engine.seed, "init"))
     if config.adapter:
@@ -70,10 +87,9 @@ def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_
         entry = methods.get(kind_of(config.method))
         assert entry is not None
         attached = entry.function(config.method, causal, card, base_path)
+    if attached.look is not None:
+        attached.look(_some_rows(samples))
     keep_base(attached, causal)
-    objective_entry = objectives.get(kind_of(config.objective))
-    assert objective_entry is not None
-    objective = objective_entry.function(config.objective)
     put_heads(causal, attached, objective.needs.heads)
 
     def policy_in(layout: str) -> Any:
@@ -89,10 +105,27 @@ def assemble(config: RunConfig, folder: Path, base_path: str, world: World, num_
         attached.begin(steps)
     world.reasons["engine.batch_size"] = say("train.batch_reason", samples=num_samples)
     world.reasons["engine.learning_rate"] = say("train.rate_reason", method=kind_of(config.method), steps=steps)
-    stepper = Stepper(
-        Policy(attached.model, causal, layout), attached, objective, optimizer_for(config.engine, attached, causal), world.rows_per_pass,
-        config.engine.clip, config.engine.seed, 4096.0 if world.dtype == "float16" else 1.0,
-        neftune=config.engine.neftune,
-    )  # fmt: skip
+    parts: dict[str, Any] = {
+        "policy": Policy(attached.model, causal, layout), "attached": attached, "objective": objective,
+        "optimizer": optimizer_for(config.engine, attached, causal), "rows_per_pass": world.rows_per_pass, "clip": config.engine.clip,
+        "seed": config.engine.seed, "loss_scale": 4096.0 if world.dtype == "float16" else 1.0, "neftune": config.engine.neftune,
+    }  # fmt: skip
+    if objective.rollouts:
+        wanted = rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)  # type: ignore[arg-type]
+        models = [
+            (weight, open_reward_model(run, spare if attached.needs.frozen_base else None, folder, layout, world, tell)) for weight, run in wanted.models
+        ]
+        stepper: Stepper = RoundStepper(**parts, rollouts=objective.rollouts, rewards=wanted, reward_models=models)
+    else:
+        stepper = Stepper(**parts)
     stepper.policy.heads = objective.needs.heads
+    stepper.policy.spread = objective.spread
+    if objective.teacher:
+        stepper.policy.teacher = open_teacher(objective.teacher, folder, causal.config.get_text_config().vocab_size, config.engine, world, tell)
     return Assembled(causal, attached, stepper, layout, rate)
+
+
+def _some_rows(samples: Sequence[Sample]) -> list[list[int]]:
+    """Token rows of samples from everywhere in the data."""
+    step = max(1, len(samples) // LOOKED_AT)
+    return [branch.tokens for sample in samples[::step][:LOOKED_AT] for branch in sample.branches]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from tunewright.engine.activation_cache import ActivationCache, spread
 from tunewright.engine.neftune import Noise
 from tunewright.engine.reference import ReferenceStore
 from tunewright.engine.tree import build_tree, padded_rows, read_whole, under_root
-from tunewright.models.head import Head, label_logprobs
+from tunewright.models.head import Head, label_logprobs, label_scores
 from tunewright.models.heads import head_module
 from tunewright.models.tree_attention import TreePlan
 
@@ -45,6 +45,12 @@ class PassOutput:
     """(B,) float32: what the score head says of each whole branch, where the objective has one."""
     value: Tensor | None = None
     """(L,) float32: what the value head says before each label, where the objective has one."""
+    log_z: Tensor | None = None
+    """(L,): logarithm of the sum of exponentials of the logits before each label, where the objective asks for `spread`."""
+    mean_logprob: Tensor | None = None
+    """(L,): mean log-probability of all tokens of the vocabulary before each label, where the objective asks for `spread`."""
+    divergence: Tensor | None = None
+    """(L,): how far the teacher's distribution before each label is from ours, in nats, where the objective has a teacher."""
     figures: dict[str, tuple[float, int]] = field(default_factory=dict)
     """What an objective found on the way, to be looked at: name -> (sum, count)."""
 
@@ -79,6 +85,12 @@ class Policy(nn.Module):
         """Log-probabilities under the model at step 0."""
         self.heads: tuple[str, ...] = ()
         """Scalar heads that a pass is read by (`models.heads`). With `score`, whole branches are read and nothing is predicted."""
+        self.spread = False
+        """Whether a pass also tells how each distribution is spread over the vocabulary."""
+        self.teacher: Any = None
+        """An `engine.teacher.Teacher`, whose distributions a pass is compared with."""
+        self.temperature = 1.0
+        """Logits are divided by it: what learns from its own answers learns at the temperature at which it drew them."""
         self.prompt_rows = 0
         """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass; keys and values add none."""
 
@@ -98,12 +110,31 @@ class Policy(nn.Module):
         source, target = torch.tensor(tree.source, device=device), torch.tensor(tree.target, device=device)
         score = head_module(self.causal[0], "score")(hidden_TD[torch.tensor(tree.last, device=device)]) if "score" in self.heads else None
         value = head_module(self.causal[0], "value")(hidden_TD[source]) if "value" in self.heads else None
-        logprob_L = label_logprobs(hidden_TD, source, target, head_of(self.causal[0])) if len(source) else hidden_TD.new_zeros(0, dtype=torch.float32)
+        logprob_L = log_z_L = mean_L = divergence_L = None
+        if not len(source):
+            logprob_L = hidden_TD.new_zeros(0, dtype=torch.float32)
+        elif self.spread:
+            logprob_L, log_z_L, mean_L = label_scores(hidden_TD, source, target, self.head())
+        else:
+            logprob_L = label_logprobs(hidden_TD, source, target, self.head())
+        if self.teacher is not None:
+            divergence_L = self.teacher.divergence(samples, hidden_TD, source, head_of(self.causal[0]))
         weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
         more = self.prompt_rows
         rows = tree.num_rows + more if self.layout == "tree" else len(tree.branch_sample) * (max(tree.depth) + 1 + more)
         reference = self.reference.of(samples, device) if self.reference is not None else None
-        return PassOutput(logprob_L, weight_L, torch.tensor(tree.branch, device=device), tree.branch_sample, samples, rows, reference, score, value)
+        branch_L = torch.tensor(tree.branch, device=device)
+        return PassOutput(
+            logprob_L, weight_L, branch_L, tree.branch_sample, samples, rows, reference, score, value, log_z_L, mean_L, divergence_L
+        )  # fmt: skip
+
+    def head(self) -> Head:
+        """The output head at the temperature of this policy."""
+        head = head_of(self.causal[0])
+        if self.temperature == 1.0:
+            return head
+        # Dividing the cap, too, divides what comes out of it.
+        return replace(head, scale=head.scale / self.temperature, softcap=head.softcap and head.softcap / self.temperature)
 
     def hidden(self, tree: TokenTree) -> Tensor:
         """(T, D): the rows of `tree` after the last norm."""

@@ -22,6 +22,7 @@ from tunewright.engine.meters import peak_memory_bytes
 from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
 from tunewright.engine.reference import FILE as REFERENCE_FILE
 from tunewright.engine.reference import ReferenceStore
+from tunewright.engine.rounds import RoundStepper
 from tunewright.engine.schedule import Schedule
 from tunewright.engine.signals import StopFlag
 from tunewright.engine.step import Figures, Stepper, StepReport, held_out_loss, means
@@ -48,6 +49,8 @@ class Progress:
     held_out_loss: float | None = None
     held_out_figures: dict[str, float] = field(default_factory=dict)
     """What the objective watches (accuracy, margin), as last measured on the held-out rows."""
+    held_out_rewards_before: list[float] = field(default_factory=list)
+    """Rewards of the answers to the held-out prompts before training, where a run learns from rewards."""
     best_step: int | None = None
     best_loss: float | None = None
     worse_in_a_row: int = 0
@@ -118,23 +121,48 @@ class Loop:
 
         Raises CheckpointError when the run is past step 0 and what it kept is gone, and the method cannot be switched off to compute it again.
         """
+        self._prepare_teacher()
         if not self.stepper.objective.reference:
             return
         start, about = time.perf_counter(), describe()
+        also = self.stepper.objective.companions
+        extra = list(also([*self.samples, *self.held_out], self._room())) if also else []
         store = ReferenceStore.load(self.run, about)
         if store is None:
             if self.progress.step:
                 raise CheckpointError(problem("E-CKPT-05", str(self.run / REFERENCE_FILE), cause="-"))
             store, rows = ReferenceStore(about), self.stepper.rows_per_pass
-            what, total = say("train.reference"), len(self.samples) + len(self.held_out)
+            what, total = say("train.reference"), len(self.samples) + len(self.held_out) + len(extra)
             self.tell.start(what)
             store.fill(self.stepper.policy, self.samples, rows, on_pass=lambda done: self._reference_done(what, done, total))
             store.fill(self.stepper.policy, self.held_out, rows, on_pass=lambda done: self._reference_done(what, len(self.samples) + done, total))
+            store.fill(self.stepper.policy, extra, rows, on_pass=lambda done: self._reference_done(what, total - len(extra) + done, total))
             self.tell.finish()
             store.save(self.run)
             self.progress.train_seconds += time.perf_counter() - start
             self.log.write("reference", branches=len(store.values), seconds=round(time.perf_counter() - start, 3))
         self.stepper.policy.reference = store
+
+    def _room(self) -> int | None:
+        """Tokens that the model can take, less those of a learnt prompt; None where its configuration names no limit."""
+        context = getattr(self.stepper.policy.causal[0].config.get_text_config(), "max_position_embeddings", None)
+        prompt = getattr(self.stepper.policy.model, "virtual_prompt", lambda: None)()
+        return context - (prompt.num_tokens if prompt is not None else 0) if context else None
+
+    def _prepare_teacher(self) -> None:
+        """The scores of a teacher that is not to stay in memory, from the run folder or computed now."""
+        teacher = self.stepper.policy.teacher
+        if teacher is None or not teacher.teaching.top_k or teacher.load(self.run):
+            return
+        start, rows, what = time.perf_counter(), self.stepper.rows_per_pass, say("distill.scoring")
+        everything = [*self.samples, *self.held_out]
+        self.tell.start(what)
+        teacher.fill(everything, rows, on_pass=lambda done: self._reference_done(what, done, len(everything)))
+        self.tell.finish()
+        teacher.save(self.run)
+        teacher.close()
+        self.progress.train_seconds += time.perf_counter() - start
+        self.log.write("teacher", branches=len(teacher.store), seconds=round(time.perf_counter() - start, 3))
 
     def _reference_done(self, what: str, done: int, total: int) -> None:
         self.stop.check()
@@ -173,6 +201,8 @@ class Loop:
             tokens_per_second=round(speed, 1), physical_rows=report.physical_rows, label_tokens=report.label_tokens, passes=report.passes,
             memory_bytes=peak_memory_bytes(self.device), applied=report.applied, **({"figures": report.figures} if report.figures else {}),
         )  # fmt: skip
+        if report.texts:
+            self.log.write("answers", step=p.step, answers=report.texts)
         note = say("train.progress", loss=f"{report.loss:.3f}", speed=f"{speed:,.0f}")
         self.tell.progress(say("train.step"), p.step, self.schedule.total_steps, note)
 
@@ -192,13 +222,30 @@ class Loop:
     def _evaluate(self, step: int) -> float:
         start = time.perf_counter()
         figures: Figures = {}
-        loss = held_out_loss(self.stepper.policy, self.stepper.objective, list(self.held_out), self.stepper.rows_per_pass, figures=figures)
+        if isinstance(self.stepper, RoundStepper):
+            loss = self._measure_rewards(self.stepper, step, figures)
+        else:
+            loss = held_out_loss(self.stepper.policy, self.stepper.objective, list(self.held_out), self.stepper.rows_per_pass, figures=figures)
         self.progress.evaluate_seconds += time.perf_counter() - start
         self.progress.held_out_loss = loss
         found = means(figures)
         if found:
             self.progress.held_out_figures = found
         self.log.write("evaluation", step=step, held_out_loss=loss, **({"figures": found} if found else {}))
+        return loss
+
+    def _measure_rewards(self, stepper: RoundStepper, step: int, figures: Figures) -> float:
+        """Rewards of the same draws to the same held-out prompts at every measurement; against those of step 0, with the standard error of the change."""
+        loss, rewards = stepper.measure(list(self.held_out), figures)
+        before = self.progress.held_out_rewards_before
+        if step == 0 or len(before) != len(rewards):
+            self.progress.held_out_rewards_before = rewards
+            return loss
+        change = [b - a for a, b in zip(before, rewards, strict=True)]
+        mean = sum(change) / len(change)
+        spread = (sum((c - mean) ** 2 for c in change) / max(1, len(change) - 1)) ** 0.5
+        figures["reward_change"] = (mean, 1)
+        figures["reward_change_error"] = (spread / len(change) ** 0.5, 1)
         return loss
 
     def _keep_best(self, loss: float) -> None:
@@ -227,6 +274,8 @@ class Loop:
         state: dict[str, Any] = {"progress": asdict(self.progress), "loss_scale": self.stepper.loss_scale, "good_steps": self.stepper.good_steps}
         if self.stepper.attached.state:
             state["method"] = self.stepper.attached.state()
+        if isinstance(self.stepper, RoundStepper) and self.stepper.rollouts and self.stepper.rollouts.state:
+            state["objective"] = self.stepper.rollouts.state()
         folder = checkpoint.save(self.checkpoints, self.progress.step, tensors, _json(state), protect=self.progress.best_step)
         self.progress.checkpoint_seconds += time.perf_counter() - start
         self.log.write("checkpoint", step=self.progress.step, folder=folder.name)
@@ -239,6 +288,8 @@ class Loop:
         self.progress = Progress(**_floats(found.state["progress"]))
         if self.stepper.attached.load_state:
             self.stepper.attached.load_state(found.state["method"])
+        if isinstance(self.stepper, RoundStepper) and self.stepper.rollouts and self.stepper.rollouts.load_state:
+            self.stepper.rollouts.load_state(found.state["objective"])
 
     def _load_weights(self, found: checkpoint.Checkpoint) -> None:
         stored = found.tensors("model")

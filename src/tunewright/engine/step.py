@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,20 @@ class StepReport:
     """Means of what the objective found on the way: rewards, margins, accuracy."""
     overflow: bool = False
     """The step was not finite while float16 gradients were scaled up: the scale is lowered and that is no fault of the data."""
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    """Answers to look at, where the step drew some."""
+
+
+def runner(policy: Policy, rows_per_pass: int) -> Callable[[list[Sample]], Iterator[Any]]:
+    """What `Objective.measure` is given: samples in, the outputs of their passes out, without gradient and without dropout."""
+
+    @torch.no_grad()
+    def run(samples: list[Sample]) -> Iterator[Any]:
+        policy.model.eval()
+        for group in cut_passes(samples, rows_per_pass, padded=policy.layout == "padded"):
+            yield policy(group)
+
+    return run
 
 
 @dataclass
@@ -82,6 +97,8 @@ class Stepper:
         if self.objective.prepare:
             with torch.no_grad():
                 self.objective.prepare(samples)
+        if self.objective.measure:
+            self.objective.measure(samples, runner(self.policy, self.rows_per_pass))
         totals = self.objective.plan(samples)
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
         if self.neftune:
@@ -198,6 +215,8 @@ def held_out_loss(
         return float("nan")
     if objective.prepare:
         objective.prepare(samples)
+    if objective.measure:
+        objective.measure(samples, runner(policy, rows_per_pass))
     totals = objective.plan(samples)
     loss = 0.0
     policy.model.eval()

@@ -11,147 +11,34 @@ import math
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from tunewright.core.config import DataConfig, EngineConfig
 from tunewright.core.errors import TunewrightError, UsageError, problem
 from tunewright.core.telling import Tell, duration
-from tunewright.core.types import Conversation, Sample, TokenTree
+from tunewright.core.types import Conversation, Sample
 from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
 from tunewright.engine import layout, opening, placement
-from tunewright.engine.forward import Policy, head_of
+from tunewright.engine.forward import Policy
 from tunewright.engine.meters import versions
-from tunewright.engine.tree import build_tree, cut_passes, padded_rows
 from tunewright.evaluate import options as choices
 from tunewright.evaluate.interval import wilson
+from tunewright.evaluate.logprobs import Logprobs, logprobs_of
 from tunewright.models import load
 from tunewright.models.fast import keep_freed_memory
 from tunewright.models.generate import answer
-from tunewright.models.head import Head
 
-HEAD_ROWS = 1024
-"""Labelled rows that wait for one visit to the head: the head's weights are as large as many layers, and are read once for all of them."""
-VOCABULARY_CHUNK = 16384
 MOST_NEW_TOKENS, SPARE_TOKENS = 512, 8
 SHOWN = 5
-
-Logprobs = list[list[list[float]]]
-"""[sample][branch][label], in nats."""
 
 
 class EvaluationError(TunewrightError):
     """A measurement that could not be made."""
 
 
-# ---- log-probabilities
-
-
-class RowReader(Policy):
-    """A policy that hands out the hidden rows its labels need instead of their log-probabilities."""
-
-    def labelled_rows(self, samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor, TokenTree]:
-        """(hidden_UD in float32 or wider, row_L, target_L, tree): each label's row among the U distinct rows, and its token."""
-        tree = build_tree(samples) if self.layout == "tree" else padded_rows(samples)
-        hidden_TD = self._tree_hidden(tree) if self.layout == "tree" else self._padded_hidden(tree)
-        rows, row_L = torch.unique(torch.tensor(tree.source, device=hidden_TD.device), return_inverse=True)
-        wide = torch.promote_types(hidden_TD.dtype, torch.float32)
-        return hidden_TD[rows].to(wide), row_L, torch.tensor(tree.target, device=hidden_TD.device), tree
-
-
-def exact_logprobs(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head) -> Tensor:
-    """log p(target | row), (L,), with logits in the dtype of `hidden_UD` whatever the head is stored in.
-
-    A bfloat16 logit of 20 is a multiple of 0.125, so two options of one prompt would often tie. The vocabulary is visited in pieces of 16,384 tokens.
-    """
-    gold_L = torch.empty(len(target_L), dtype=hidden_UD.dtype, device=hidden_UD.device)
-    total_U = torch.full((len(hidden_UD),), -math.inf, dtype=hidden_UD.dtype, device=hidden_UD.device)
-    if head.module is not None:  # the head carries layers of its own: only they know what it computes
-        z = head.logits(hidden_UD.to(head.weight.dtype)).to(hidden_UD.dtype)
-        return z[row_L, target_L] - torch.logsumexp(z, -1)[row_L]
-    for start in range(0, len(head.weight), VOCABULARY_CHUNK):
-        piece = slice(start, start + VOCABULARY_CHUNK)
-        bias = None if head.bias is None else head.bias[piece].to(hidden_UD.dtype)
-        z = Head(head.weight[piece].to(hidden_UD.dtype), bias, head.scale, head.softcap).logits(hidden_UD)
-        total_U = torch.logaddexp(total_U, torch.logsumexp(z, -1))
-        inside = (target_L >= start) & (target_L < start + z.shape[1])
-        gold_L[inside] = z[row_L[inside], target_L[inside] - start]
-    return gold_L - total_U[row_L]
-
-
-@dataclass
-class _Waiting:
-    """Rows of passes that have been through the model and not yet through the head."""
-
-    parts: list[tuple[Tensor, Tensor, Tensor, TokenTree]] = field(default_factory=list)
-    rows: int = 0
-
-    def flush(self, head: Head, into: Logprobs) -> None:
-        """One visit to the head for everything that waits."""
-        if not self.parts:
-            return
-        offsets = [0]
-        for hidden, _, _, _ in self.parts:
-            offsets.append(offsets[-1] + len(hidden))
-        row = torch.cat([part[1] + offset for part, offset in zip(self.parts, offsets, strict=False)])
-        logprob = exact_logprobs(torch.cat([p[0] for p in self.parts]), row, torch.cat([p[2] for p in self.parts]), head).tolist()
-        start = 0
-        for _, _, target, tree in self.parts:
-            _hand_out(logprob[start : start + len(target)], tree.branch, tree.samples, into)
-            start += len(target)
-        self.parts, self.rows = [], 0
-
-
-def _hand_out(values: list[float], branch_L: list[int], samples: list[Sample], into: Logprobs) -> None:
-    """Log-probabilities of one pass to their samples. `branch_L` counts branches through the samples in order."""
-    where = [(sample.index, b) for sample in samples for b in range(len(sample.branches))]
-    for sample in samples:
-        into[sample.index] = [[] for _ in sample.branches]
-    for value, b in zip(values, branch_L, strict=True):
-        index, place = where[b]
-        into[index][place].append(value)
-
-
-@torch.no_grad()
-def logprobs_of(
-    opened: opening.Opened,
-    samples: list[Sample],
-    *,
-    layout_name: str,
-    rows_per_pass: int,
-    exact: bool,
-    on_samples: Callable[[int], None] | None = None,
-) -> Logprobs:
-    """Log-probability of every learnt token of every branch. Sample i has index i.
-
-    `exact` computes the head in float32 and reads it once for many passes: right for few labels a row (options). Without it the engine's own head is used, as in training.
-    """
-    found: Logprobs = [[] for _ in samples]
-    waiting, done = _Waiting(), 0
-    opened.model.eval()
-    with opening.computing_in(opened.causal, layout_name):
-        reader = RowReader(opened.model, opened.causal, layout_name)
-        head = head_of(opened.causal)
-        for group in cut_passes(samples, rows_per_pass, padded=layout_name == "padded"):
-            if exact:
-                part = reader.labelled_rows(group)
-                waiting.parts.append(part)
-                waiting.rows += len(part[0])
-                if waiting.rows >= HEAD_ROWS:
-                    waiting.flush(head, found)
-            else:
-                out = reader(group)
-                _hand_out(out.logprob.tolist(), out.branch.tolist(), group, found)
-            done += len(group)
-            if on_samples:
-                on_samples(done)
-        waiting.flush(head, found)
-    return found
+# ---- the layout
 
 
 def choose_layout(opened: opening.Opened) -> tuple[str, str]:

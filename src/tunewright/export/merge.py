@@ -294,7 +294,8 @@ def _require_mergeable(causal: Any, adapter: Path) -> None:
     """Raise ExportError where folding in would change more than the adapter does: a matrix that stands in two places of the model."""
     head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
     tied = getattr(head, "weight", None) is not None and head.weight is getattr(embedding, "weight", None)
-    if tied and any(hasattr(part, "merge") for part in (head, embedding)):
+    # Rows of tokens belong to both places of a tied matrix alike.
+    if tied and any(hasattr(part, "merge") and not hasattr(part, "trainable_tokens_delta") for part in (head, embedding)):
         raise ExportError(problem("E-EXPORT-09", str(adapter)))
 
 
@@ -303,6 +304,7 @@ def _stated_config(base: Path, dtype: str, merged: Any) -> Any:
     config = load.load_config(base)
     config.dtype = dtype
     config.architectures = [type(merged).__name__]
+    config.get_text_config().vocab_size = merged.config.get_text_config().vocab_size  # tokens may have been added
     return config
 
 

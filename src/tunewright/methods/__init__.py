@@ -5,6 +5,7 @@ from tunewright.methods import diff_pruning as diff_pruning
 from tunewright.methods import galore as galore
 from tunewright.methods import lora as lora
 from tunewright.methods import mixture_of_depths as mixture_of_depths
+from tunewright.methods import new_tokens as new_tokens
 from tunewright.methods import peft_kinds as peft_kinds
 from tunewright.methods import prompts as prompts
 from tunewright.methods import selecting as selecting

@@ -120,7 +120,7 @@ def window(gradient: Any, rank: int, left: bool) -> Any:
 
 
 @methods.register("galore", GaLoreConfig, source="arXiv 2403.03507", trains="every weight, with an optimiser state of low rank", on_quantised=False,
-                  own_optimizer=True)  # fmt: skip
+                  own_optimizer=True, leaves="model")  # fmt: skip
 def galore(config: GaLoreConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Train every weight; matrices in `targets` through a window. Raises ModelError (E-METHOD-09) for a rank that is no window."""
     weights = {f"{name}.weight": model.get_submodule(name).weight for name in anatomy.select(config.targets)}

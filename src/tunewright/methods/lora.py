@@ -1,14 +1,14 @@
 """LoRA and its closest kin: a frozen linear layer plus a trained product of two thin matrices (Hu et al. 2021, arXiv 2106.09685).
 
 The layers are PEFT's. Kin differ in the scale (rsLoRA), in a trained length for each output (DoRA), in where A and B start (PiSSA, OLoRA:
-`methods/started.py`) and in how fast B learns (LoRA+). `attach_peft` is the end that every PEFT method shares, new or loaded.
+`methods/started.py`; EVA, LoftQ: `methods/measured.py`) and in how fast B learns (LoRA+). `attach_peft` is the end that every PEFT method shares, new or loaded.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,7 @@ from tunewright.core.words import say
 
 RATES = {
     "LORA": 2e-4, "ADALORA": 1e-3, "LOHA": 1e-3, "LOKR": 1e-3, "IA3": 5e-3, "VERA": 4e-3, "OFT": 5e-4, "BOFT": 5e-4, "LN_TUNING": 1e-3,
+    "TRAINABLE_TOKENS": 1e-3,
 }  # fmt: skip
 """The rate that suits a PEFT type in runs of more than 1,000 steps; 2e-4 for types not named."""
 
@@ -62,11 +63,15 @@ class LoraConfig(LowRankSection):
     """With `pissa`: a fast approximate decomposition with this many iterations (4 to 16). Default: the exact one."""
     olora: bool = False
     """Start A and B at an orthonormal decomposition of each weight (Büyükakyüz 2024)."""
+    eva: bool = False
+    """Start A at the directions in which the inputs of its layer vary most on your rows (Paischer et al. 2024)."""
+    loftq: bool = False
+    """Start A and B at what quantising took from each weight (Li et al. 2023). Needs `base.bits`."""
 
     @model_validator(mode="after")
     def _one_start(self) -> LoraConfig:
-        if self.pissa + self.olora + self.dora > 1:
-            raise ValueError("pissa, olora and dora do not go together: choose one")
+        if self.pissa + self.olora + self.dora + self.eva + self.loftq > 1:
+            raise ValueError("pissa, olora, eva, loftq and dora do not go together: choose one")
         if self.pissa_niter is not None and not self.pissa:
             raise ValueError("pissa_niter has no effect without pissa: true")
         return self
@@ -78,6 +83,8 @@ class RsLoraConfig(LowRankSection):
 
 class DoraConfig(LowRankSection):
     """LoRA that trains the length of each output's weights apart from their direction."""
+
+    dora: ClassVar[bool] = True
 
 
 class LoraPlusConfig(LowRankSection):
@@ -98,32 +105,47 @@ class OloraConfig(LowRankSection):
     """LoRA that starts at an orthonormal decomposition of each weight."""
 
 
+class EvaConfig(LowRankSection):
+    """LoRA that starts at the directions in which the inputs of each layer vary most on your rows."""
+
+    rho: float = Field(default=1.0, ge=1)
+    """Above 1, ranks move to layers whose inputs have more directions: a layer gets at most rho * rank, and `rank` stays the mean."""
+
+
+class LoftqConfig(LowRankSection):
+    """LoRA that starts by mending what quantising took from each weight of a base in few bits."""
+
+    loftq: ClassVar[bool] = True
+    niter: int | None = Field(default=None, gt=0)
+    """A fast approximate decomposition with this many iterations (4 to 16). Default: the exact one, which takes minutes on a large model."""
+
+
 _PRODUCT = "a thin product of two matrices beside chosen linear layers"
 
 
-@methods.register("lora", LoraConfig, source="arXiv 2106.09685", trains=_PRODUCT, on_quantised=True)
+@methods.register("lora", LoraConfig, by="PEFT", source="arXiv 2106.09685", trains=_PRODUCT, on_quantised=True)
 def lora(config: LoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Put LoRA layers on `model`. Only A and B train, in float32 whatever the base computes in; B starts at 0, so nothing changes at step 0.
 
     y = W x + (alpha / rank) B A x.
     """
-    start = "pissa" if config.pissa else "olora" if config.olora else ""
+    start = next((name for name in ("pissa", "olora", "eva", "loftq") if getattr(config, name)), "")
     return _attach(config, model, anatomy, base_path, rslora=config.rslora, dora=config.dora, start=start, niter=config.pissa_niter)
 
 
-@methods.register("rslora", RsLoraConfig, source="arXiv 2312.03732", trains=_PRODUCT, on_quantised=True)
+@methods.register("rslora", RsLoraConfig, by="PEFT", source="arXiv 2312.03732", trains=_PRODUCT, on_quantised=True)
 def rslora(config: RsLoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Rank-stabilised LoRA (Kalajdzievski 2023): y = W x + (alpha / sqrt(rank)) B A x."""
     return _attach(config, model, anatomy, base_path, rslora=True)
 
 
-@methods.register("dora", DoraConfig, source="arXiv 2402.09353", trains="a thin product and the length of each output's weights", on_quantised=True)
+@methods.register("dora", DoraConfig, by="PEFT", source="arXiv 2402.09353", trains="a thin product and the length of each output's weights", on_quantised=True)
 def dora(config: DoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Weight-decomposed LoRA (Liu et al. 2024): W' = m (W + s B A) / ||W + s B A||, the norm taken for each output; m starts at ||W||."""
     return _attach(config, model, anatomy, base_path, dora=True)
 
 
-@methods.register("lora_plus", LoraPlusConfig, source="arXiv 2402.12354", trains=f"{_PRODUCT}, B at a higher rate", on_quantised=True)
+@methods.register("lora_plus", LoraPlusConfig, by="PEFT", source="arXiv 2402.12354", trains=f"{_PRODUCT}, B at a higher rate", on_quantised=True)
 def lora_plus(config: LoraPlusConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """LoRA+ (Hayou et al. 2024): the update of LoRA, with B learning `ratio` times as fast as A."""
     attached = _attach(config, model, anatomy, base_path)
@@ -132,17 +154,31 @@ def lora_plus(config: LoraPlusConfig, model: Any, anatomy: Any, base_path: str) 
     return attached
 
 
-@methods.register("pissa", PissaConfig, source="arXiv 2404.02948", trains="a thin product that starts at the largest singular directions")
+@methods.register("pissa", PissaConfig, by="PEFT", source="arXiv 2404.02948", trains="a thin product that starts at the largest singular directions")
 def pissa(config: PissaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Principal singular values and vectors adaptation (Meng et al. 2024): with W = U S V^T, A = sqrt(S_r) V_r^T, B = U_r sqrt(S_r), and
     y = (W - s B0 A0) x + s B A x. What B0 A0 takes away is subtracted beside the weights, which stay as they are (`methods/started.py`)."""
     return _attach(config, model, anatomy, base_path, start="pissa", niter=config.pissa_niter)
 
 
-@methods.register("olora", OloraConfig, source="arXiv 2406.01775", trains="a thin product that starts at an orthonormal basis")
+@methods.register("olora", OloraConfig, by="PEFT", source="arXiv 2406.01775", trains="a thin product that starts at an orthonormal basis")
 def olora(config: OloraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Orthonormal LoRA (Büyükakyüz 2024): with W = Q R, B = Q_r and A = R_r, and y = (W - s B0 A0) x + s B A x, as `pissa` does it."""
     return _attach(config, model, anatomy, base_path, start="olora")
+
+
+@methods.register("eva", EvaConfig, by="PEFT", source="arXiv 2410.07170", trains="a thin product that starts at your rows", on_quantised=True)
+def eva(config: EvaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Explained variance adaptation (Paischer et al. 2024): y = W x + s B A x; with the inputs of the layer on some rows X = U S V^T, A starts at the
+    first rows of V^T and B at 0. `Attached.look` is told the rows."""
+    return _attach(config, model, anatomy, base_path, start="eva", rho=config.rho)
+
+
+@methods.register("loftq", LoftqConfig, by="PEFT", source="arXiv 2310.08659", trains="a thin product that starts by mending the rounding of the base",
+                  on_quantised=True, merges="it mends the rounding of its quantised base")  # fmt: skip
+def loftq(config: LoftqConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """LoRA-aware quantisation (Li et al. 2023): y = Q x + s B A x with Q = quantised(W); s B A starts as the best product of its rank for W - Q."""
+    return _attach(config, model, anatomy, base_path, start="loftq", niter=config.niter)
 
 
 def _attach(
@@ -155,9 +191,11 @@ def _attach(
     dora: bool = False,
     start: str = "",
     niter: int | None = None,
+    rho: float = 1.0,
 ) -> Attached:
     import peft
 
+    from tunewright.methods import measured
     from tunewright.methods.started import start_from_weights
 
     names = chosen_layers(config, model, anatomy)
@@ -171,11 +209,17 @@ def _attach(
         lora_dropout=config.dropout,
         use_rslora=rslora,
         use_dora=dora,
+        init_lora_weights="eva" if start == "eva" else True,
+        eva_config=peft.EvaConfig(rho=rho) if start == "eva" else None,
         **placing(model, names),
     )
     wrapped = wrap(model, settings, base_path)
     if not start:
         return attach_peft(wrapped)
+    if start == "eva":
+        return measured.start_from_rows(attach_peft(wrapped), wrapped, config.rank)
+    if start == "loftq":
+        return measured.start_from_rounding(attach_peft(wrapped), wrapped, niter)
     return start_from_weights(wrapped, f"pissa_niter_{niter}" if start == "pissa" and niter else start)
 
 
@@ -297,12 +341,12 @@ def fuse(wrapped: Any) -> int:
     from peft.tuners.lora import Linear
     from torch import nn
 
-    from tunewright.models.fast import low_rank_linear
+    from tunewright.models.fast import low_rank_linear, may_fuse
 
     def fused(layer: Any, own_forward: Any) -> Any:
         def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             name = layer.active_adapters[0] if len(layer.active_adapters) == 1 else None
-            if name is None or layer.merged or layer.disable_adapters or not torch.is_grad_enabled() or args or kwargs:
+            if name is None or layer.merged or layer.disable_adapters or not may_fuse() or args or kwargs:
                 return own_forward(x, *args, **kwargs)
             base = layer.get_base_layer()
             return low_rank_linear(x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])

@@ -24,6 +24,10 @@ class LohaConfig(TargetSection):
     alpha: float | None = Field(default=None, gt=0)
     """Strength: the update is multiplied by alpha / rank. Default: the rank."""
 
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape` (advise/shape.py): two products for each matrix."""
+        return int(sum(2 * self.rank * m.count * (m.inputs + m.outputs) for m in _matrices(shape, self.targets)))
+
 
 class LokrConfig(TargetSection):
     """A small matrix and a low-rank product, combined as a Kronecker product."""
@@ -36,6 +40,18 @@ class LokrConfig(TargetSection):
     """Size of the small factor; -1: as near to the square root of the layer's size as divides it."""
     decompose_both: bool = False
     """Make the small factor a low-rank product, too."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape`: for each matrix two factors, whole or as products, as PEFT cuts its sides."""
+        total = 0
+        for m in _matrices(shape, self.targets):
+            (small_in, large_in), (small_out, large_out) = (_factors(n, self.decompose_factor) for n in (m.inputs, m.outputs))
+            thin_first = self.decompose_both and self.rank < max(small_in, small_out) / 2
+            thin_second = self.rank < max(large_in, large_out) / 2
+            first = self.rank * (small_in + small_out) if thin_first else small_in * small_out
+            second = self.rank * (large_in + large_out) if thin_second else large_in * large_out
+            total += m.count * (first + second)
+        return int(total)
 
 
 class AdaloraConfig(TargetSection):
@@ -57,6 +73,11 @@ class AdaloraConfig(TargetSection):
     """Steps between two decisions on ranks. Default: a hundredth of the run, at least 1."""
     orthogonality: float = Field(default=0.1, ge=0)
     """Weight of the penalty that keeps the directions of each layer apart."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape` at the start, when every layer has `start_rank`."""
+        first = self.start_rank or -(-3 * self.rank // 2)
+        return int(sum(m.count * first * (m.inputs + m.outputs + 1) for m in _matrices(shape, self.targets)))
 
     @model_validator(mode="after")
     def _room(self) -> AdaloraConfig:
@@ -109,6 +130,21 @@ class OftConfig(TargetSection):
         return int(sum(m.count * m.inputs * (self.block_size - 1) // 2 for m in _matrices(shape, self.targets)))
 
 
+class BoftConfig(TargetSection):
+    """Each layer's outputs are turned by learnt rotations, block by block, and multiplied by a learnt factor each."""
+
+    block_size: int = Field(default=4, gt=1)
+    """Numbers that turn together; it must divide the layer's inputs."""
+    factors: int = Field(default=1, gt=0)
+    """Rotations in a row, each over differently mixed blocks, so that few numbers make a dense rotation. More than 1 needs PEFT's CUDA kernel."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of blocks that are left unturned while training."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train on a model of `shape`: a square for each block and factor, and one number an output."""
+        return int(sum(m.count * (self.factors * m.inputs * self.block_size + m.outputs) for m in _matrices(shape, self.targets)))
+
+
 class PeftConfig(Section):
     """Any method of the installed PEFT, by PEFT's own name and options."""
 
@@ -133,11 +169,20 @@ def _matrices(shape: Any, targets: list[str]) -> list[Any]:
     return [m for role, m in shape.matrices.items() if wanted & {*WHOLE, role, role.split(".")[0]}]
 
 
+def _factors(size: int, wanted: int) -> tuple[int, int]:
+    """(small, large) with small * large = size, as PEFT cuts a side: with `wanted` where that divides it, else the pair nearest to a square whose
+    smaller factor is at most `wanted` (-1: any)."""
+    if wanted > 0 and size % wanted == 0:
+        return min(wanted, size // wanted), max(wanted, size // wanted)
+    small = max(n for n in range(1, int(size**0.5) + 1) if size % n == 0 and (wanted == -1 or n <= wanted))
+    return small, size // small
+
+
 def _scale(config: Any) -> float:
     return config.alpha if config.alpha is not None else config.rank
 
 
-@methods.register("loha", LohaConfig, source="arXiv 2108.06098", trains="two thin products, multiplied number by number, beside chosen linear layers")
+@methods.register("loha", LohaConfig, by="PEFT", source="arXiv 2108.06098", trains="two thin products, multiplied number by number, beside chosen linear layers")
 def loha(config: LohaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Low-rank Hadamard product (Hyeon-Woo et al. 2021; LyCORIS): W' = W + (alpha / rank) (A1 B1) * (A2 B2)."""
     import peft
@@ -149,7 +194,7 @@ def loha(config: LohaConfig, model: Any, anatomy: Any, base_path: str) -> Attach
 
 
 @methods.register(
-    "lokr", LokrConfig, source="arXiv 2309.14859", trains="a small matrix and a thin product, Kronecker-multiplied, beside linear layers"
+    "lokr", LokrConfig, by="PEFT", source="arXiv 2309.14859", trains="a small matrix and a thin product, Kronecker-multiplied, beside linear layers"
 )
 def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron (A B)."""
@@ -168,7 +213,7 @@ def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register("ia3", Ia3Config, source="arXiv 2205.05638", trains="one factor for each key, value and feed-forward activation", on_quantised=True)
+@methods.register("ia3", Ia3Config, by="PEFT", source="arXiv 2205.05638", trains="one factor for each key, value and feed-forward activation", on_quantised=True)
 def ia3(config: Ia3Config, model: Any, anatomy: Any, base_path: str) -> Attached:
     """(IA)^3 (Liu et al. 2022): keys, values and the input of the feed-forward's last layer are multiplied by learnt factors that start at 1."""
     import peft
@@ -187,7 +232,7 @@ def ia3(config: Ia3Config, model: Any, anatomy: Any, base_path: str) -> Attached
     return attach_peft(wrap(model, peft.IA3Config(feedforward_modules=sorted(forward), **found), base_path))
 
 
-@methods.register("vera", VeraConfig, source="arXiv 2310.11454", trains="two vectors for each linear layer, around random matrices that all share")
+@methods.register("vera", VeraConfig, by="PEFT", source="arXiv 2310.11454", trains="two vectors for each linear layer, around random matrices that all share")
 def vera(config: VeraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Vector-based random matrix adaptation (Kopiczko et al. 2023): W' = W + diag(b) B diag(d) A with A, B random and shared; b starts at 0."""
     import peft
@@ -197,7 +242,7 @@ def vera(config: VeraConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register("oft", OftConfig, source="arXiv 2306.07280", trains="a rotation of each linear layer's inputs, in blocks")
+@methods.register("oft", OftConfig, by="PEFT", source="arXiv 2306.07280", trains="a rotation of each linear layer's inputs, in blocks")
 def oft(config: OftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Orthogonal fine-tuning (Qiu et al. 2023), turning the inputs: y = W (R x) with R block-diagonal and orthogonal by Cayley's transform."""
     import peft
@@ -207,7 +252,30 @@ def oft(config: OftConfig, model: Any, anatomy: Any, base_path: str) -> Attached
     return attach_peft(wrap(model, peft.OFTConfig(r=0, oft_block_size=config.block_size, **placing(model, names)), base_path))
 
 
-@methods.register("adalora", AdaloraConfig, source="arXiv 2303.10512", trains="low-rank updates whose ranks move to where they are needed")
+@methods.register("boft", BoftConfig, by="PEFT", source="arXiv 2311.06243", trains="rotations of each layer's inputs, and a factor for each output")
+def boft(config: BoftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Butterfly orthogonal fine-tuning (Liu et al. 2023): W' = diag(s) (W R) with R = B_1 ... B_m, each B_i block-diagonal and orthogonal (Cayley) after a
+    butterfly permutation. Raises CompatError (E-METHOD-64) for m above 1 where PEFT would silently take 1, because its kernel is not there."""
+    import peft
+    import torch
+
+    names = chosen_layers(config, model, anatomy)
+    require_linear(model, names, "boft")
+    if config.factors > 1 and not torch.cuda.is_available():
+        raise CompatError(problem("E-METHOD-64", "method.factors", factors=config.factors))
+    for name in names:
+        inputs = model.get_submodule(name).in_features
+        if inputs % config.block_size:
+            sizes = [n for n in range(2, 65) if all(model.get_submodule(other).in_features % n == 0 for other in names)]
+            raise CompatError(problem("E-METHOD-65", "method.block_size", size=config.block_size, module=name, inputs=inputs,
+                                      sizes=", ".join(map(str, sizes))))  # fmt: skip
+    settings = peft.BOFTConfig(
+        boft_block_size=config.block_size, boft_n_butterfly_factor=config.factors, boft_dropout=config.dropout, **placing(model, names)
+    )
+    return attach_peft(wrap(model, settings, base_path))
+
+
+@methods.register("adalora", AdaloraConfig, by="PEFT", source="arXiv 2303.10512", trains="low-rank updates whose ranks move to where they are needed")
 def adalora(config: AdaloraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Adaptive budget allocation (Zhang et al. 2023): W' = W + s P diag(e) Q; the least important entries of e are set to 0 until the mean rank is
     `rank`, on a cubic schedule over the run; a penalty keeps P and Q near orthogonal."""
@@ -285,7 +353,7 @@ IMPOSSIBLE = {
 """PEFT types that a run cannot train, and the kind to use instead; the reasons are sentences of the catalogue."""
 
 
-@methods.register("peft", PeftConfig, source="github.com/huggingface/peft", trains="what the PEFT type trains")
+@methods.register("peft", PeftConfig, by="PEFT", source="github.com/huggingface/peft", trains="what the PEFT type trains")
 def peft_type(config: PeftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Any PEFT type on the model. Raises ConfigError for a type or option that PEFT does not have, CompatError for what cannot be trained here."""
     settings_class = config_class(config)

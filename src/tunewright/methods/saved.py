@@ -21,6 +21,12 @@ def is_saved(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() or (folder / OWN).is_file()
 
 
+def virtual_tokens(folder: Path) -> int:
+    """Tokens that the learnt prompt of a saved folder puts before every input; 0 where it holds none."""
+    described = folder / "adapter_config.json"
+    return int(json.loads(described.read_text(encoding="utf-8")).get("num_virtual_tokens") or 0) if described.is_file() else 0
+
+
 def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = False) -> Attached:
     """The saved method of `folder` on the causal model `model`. `base_path` is what it names as its base when it is saved again.
 
@@ -34,10 +40,16 @@ def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = F
         attached = entry.facts["load"](entry.config(**described.get("config", {})), model, folder, base_path, trainable)
         assert isinstance(attached, Attached)
         return attached
+    from tunewright.methods import measured
     from tunewright.methods.lora import attach_peft
     from tunewright.models.adapters import load_adapter
+    from tunewright.models.quantised import is_quantised
 
+    bound = measured.is_bound(folder)
+    if bound and not is_quantised(model):
+        raise ModelError(problem("E-METHOD-63", str(folder)))
     wrapped = load_adapter(model, folder, trainable=trainable)
     if base_path:
         wrapped.peft_config["default"].base_model_name_or_path = base_path
-    return attach_peft(wrapped)
+    attached = attach_peft(wrapped)
+    return measured.bound_to_its_base(attached) if bound else attached

@@ -53,7 +53,8 @@ class FreezeConfig(Section):
         matrices = {role: m.weights for role, m in shape.matrices.items() if not self.targets or _touches(role, self.targets)}
         blocks = min(shape.layers, self.blocks or (2 if not self.targets and not self.patterns else shape.layers))
         tables = shape.head_weights if {"embedding", "head"} & set(self.targets) else 0
-        return int(sum(matrices.values()) * blocks // shape.layers + tables)
+        norms = 0 if self.targets else 2 * shape.hidden * blocks
+        return int(sum(matrices.values()) * blocks // shape.layers + norms + tables)
 
 
 def _touches(role: str, targets: list[str]) -> bool:
@@ -61,6 +62,10 @@ def _touches(role: str, targets: list[str]) -> bool:
     return any(
         t in (role, role.split(".")[0], "linear", "all", "all-linear") or ("." not in t and t not in ("norm", "head", "embedding")) for t in targets
     )
+
+
+NO_BIAS = {"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "smollm3", "olmo2", "phi3"}
+"""Families whose layers have none."""
 
 
 class BitFitConfig(Section):
@@ -78,7 +83,7 @@ class BitFitConfig(Section):
 
     def trainable_numbers(self, shape: Any) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
-        return int(shape.layers * 4 * shape.hidden)
+        return 0 if shape.family in NO_BIAS else int(shape.layers * 4 * shape.hidden)
 
 
 class NormsConfig(Section):
@@ -143,7 +148,7 @@ def attach_part(part: BaseWeights, kind: str, config: Any, base_path: str) -> At
     )
 
 
-@methods.register("full", FullConfig, source="arXiv 1801.06146", trains="every weight of the model", on_quantised=False)
+@methods.register("full", FullConfig, source="arXiv 1801.06146", trains="every weight of the model", on_quantised=False, leaves="model")
 def full(config: FullConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Train every weight, in float32 whatever the model computes in."""
     return attach_whole(model, RATES["full"])

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.models import vet
+from tunewright.models.vocabulary import highest_token, make_room
 from tunewright.models.heads import SCORE_KEY, put_stored_score, stored_score
 
 
@@ -26,6 +27,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str
     from peft import PeftConfig, PeftModel
 
     raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
+    make_room(model, highest_token(folder) + 1)  # it may hold rows of tokens that were added to the vocabulary
     base = {id(p) for p in model.parameters()}
     try:
         with warnings.catch_warnings():

@@ -7,12 +7,33 @@ put there, and steps aside where they differ or where the module's own weights t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+_without_gradient: ContextVar[bool] = ContextVar("fused_without_gradient", default=False)
+
+
+@contextlib.contextmanager
+def fused_without_gradient() -> Iterator[None]:
+    """Inside, the fused forms also serve passes without gradient. Outside of it such a pass is an answer being written, which stays the model's own to the bit."""
+    token = _without_gradient.set(True)
+    try:
+        yield
+    finally:
+        _without_gradient.reset(token)
+
+
+def may_fuse() -> bool:
+    """Whether fused forms serve the pass that is running."""
+    return torch.is_grad_enabled() or _without_gradient.get()
 
 
 def keep_freed_memory() -> bool:
@@ -138,7 +159,7 @@ def _replace_norm(module: nn.Module) -> bool:
     own_forward = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if norm.weight.requires_grad or not torch.is_grad_enabled():
+        if norm.weight.requires_grad or not may_fuse():
             return own_forward(x)
         return _RMSNorm.apply(x, _scale(norm.weight, one), eps, round_first)
 

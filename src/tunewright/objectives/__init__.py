@@ -1,5 +1,9 @@
 """Floor 2: what is optimised. Each objective is two or three small pure functions of log-probabilities and weights."""
 
+from tunewright.objectives import distill as distill
+from tunewright.objectives import kto as kto
+from tunewright.objectives import policy as policy
 from tunewright.objectives import preference as preference
+from tunewright.objectives import pretrain as pretrain
 from tunewright.objectives import reward as reward
 from tunewright.objectives import sft as sft

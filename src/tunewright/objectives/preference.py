@@ -4,21 +4,27 @@ Legend: P pairs. `chosen_P` and `rejected_P` are summed log-probabilities of the
 returns one value a pair; the engine divides their weighted sum by the weights of the whole step. A pair's weight is its row's.
 
 Sources: DPO, Rafailov et al. 2023 (arXiv 2305.18290); conservative DPO, Mitchell 2023 (label smoothing); IPO, Azar et al. 2023 (2310.12036), with lengths
-divided out as its authors recommend for texts; hinge, Zhao et al. 2023 (SLiC, 2305.10425); the SFT term, Pang et al. 2024 (2404.19733);
-ORPO, Hong et al. 2024 (2403.07691); SimPO, Meng et al. 2024 (2405.14734).
+divided out as its authors recommend for texts; hinge, Zhao et al. 2023 (SLiC, 2305.10425); the SFT term, Pang et al. 2024 (2404.19733); robust DPO,
+Chowdhury et al. 2024 (2403.00409); EXO, Ji et al. 2024 (2402.00856, equation 16); NCA, Chen et al. 2024 (2402.05369); SPPO, Wu et al. 2024 (2405.00675);
+APO, D'Oosterlinck et al. 2024 (2408.06266, equations 7 and 8); ORPO, Hong et al. 2024 (2403.07691); SimPO, Meng et al. 2024 (2405.14734); CPO, Xu et al.
+2024 (2401.08417).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.registry import objectives
-from tunewright.core.types import Needs, Objective, Sample, Term
+from tunewright.core.types import Branch, Needs, Objective, Sample, Term
 
 ROWS = ("preference",)
+DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"]
+EXO_SMOOTHING = 1e-3
+"""What exo_pair takes where nobody gave a smoothing: its target must not be certain."""
 
 
 class DpoConfig(Section):
@@ -26,10 +32,10 @@ class DpoConfig(Section):
 
     beta: float = Field(default=0.1, gt=0)
     """How strongly the model is held to where it started; larger moves it less."""
-    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    """sigmoid is DPO; hinge stops at a margin of 1; ipo aims at a fixed margin and cannot run away."""
+    loss: DpoLoss = "sigmoid"
+    """sigmoid is DPO; hinge stops at a margin of 1; ipo aims at a fixed margin and cannot run away; the others: docs/objectives/dpo.md."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of pairs that are assumed to be the wrong way round (with sigmoid)."""
+    """Share of pairs that are assumed to be the wrong way round (with sigmoid, robust and exo_pair)."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of an SFT term on the chosen answers: keeps their own probability from falling."""
 
@@ -37,7 +43,7 @@ class DpoConfig(Section):
 class IpoConfig(DpoConfig):
     """DPO with the loss of IPO, which aims at a fixed margin. Data: pairs."""
 
-    loss: Literal["sigmoid", "hinge", "ipo"] = "ipo"
+    loss: DpoLoss = "ipo"
     """The loss; fixed by the name."""
 
 
@@ -46,6 +52,19 @@ class OrpoConfig(Section):
 
     beta: float = Field(default=0.1, gt=0)
     """Weight of the odds-ratio term (lambda in the paper)."""
+    sft_on: Literal["answer", "all"] = "answer"
+    """What the SFT term is taken over: answer is the chosen answer, as in the paper; all is its question too, as TRL does it."""
+
+
+class CpoConfig(Section):
+    """DPO without a reference plus SFT on the chosen answers. Data: pairs."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Scale of the difference between the two answers' log-probabilities."""
+    sft_weight: float = Field(default=1.0, ge=0)
+    """Weight of the SFT term on the chosen answers, which stands in for the reference."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of pairs that are assumed to be the wrong way round."""
 
 
 class SimpoConfig(Section):
@@ -87,6 +106,7 @@ def pair_weight(sample: Sample) -> float:
 
 def dpo_loss(pairs: Any, config: DpoConfig) -> Any:
     """One value a pair, (P,), from the difference of log-ratios."""
+    import torch
     from torch.nn.functional import logsigmoid, relu
 
     chosen, rejected = pairs.chosen_P - pairs.chosen_ref, pairs.rejected_P - pairs.rejected_ref
@@ -94,9 +114,32 @@ def dpo_loss(pairs: Any, config: DpoConfig) -> Any:
         # Per token, else the squared distance grows with the square of the length.
         return (chosen / pairs.chosen_length - rejected / pairs.rejected_length - 1 / (2 * config.beta)) ** 2
     z = config.beta * (chosen - rejected)
+    smooth = config.label_smoothing
     if config.loss == "hinge":
         return relu(1 - z)
-    return -logsigmoid(z) * (1 - config.label_smoothing) - logsigmoid(-z) * config.label_smoothing
+    if config.loss == "robust":
+        return (-logsigmoid(z) * (1 - smooth) + logsigmoid(-z) * smooth) / (1 - 2 * smooth)
+    if config.loss == "exo_pair":
+        smooth = smooth or EXO_SMOOTHING
+        wins, loses = logsigmoid(z), logsigmoid(-z)
+        return wins.exp() * (wins - math.log1p(-smooth)) + loses.exp() * (loses - math.log(smooth))
+    if config.loss == "nca_pair":
+        good, bad = config.beta * chosen, config.beta * rejected
+        return -logsigmoid(good) - 0.5 * logsigmoid(-good) - 0.5 * logsigmoid(-bad)
+    if config.loss == "sppo_hard":
+        return (chosen - 0.5 / config.beta) ** 2 + (rejected + 0.5 / config.beta) ** 2
+    if config.loss == "apo_zero":
+        return torch.sigmoid(-config.beta * chosen) + torch.sigmoid(config.beta * rejected)
+    if config.loss == "apo_down":
+        return torch.sigmoid(config.beta * chosen) + torch.sigmoid(-z)
+    return smoothed(z, smooth)
+
+
+def smoothed(z: Any, smooth: float) -> Any:
+    """-log sigmoid(z), with a share of the pairs taken the other way round."""
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(z) * (1 - smooth) - logsigmoid(-z) * smooth
 
 
 def odds_ratio_loss(pairs: Any) -> Any:
@@ -143,6 +186,29 @@ def _chosen_tokens(samples: list[Sample]) -> float:
     return sum(sum(sample.branches[0].weights) for sample in samples)
 
 
+WHOLE = "whole"
+"""Role of a branch in which the question of the chosen answer is learnt, too."""
+
+
+def add_whole(samples: list[Sample]) -> None:
+    """Give each pair a third branch: the chosen answer with its question, every token learnt. Its rows are the chosen branch's own, so a tree computes
+    nothing twice."""
+    for sample in samples:
+        if sample.branches[-1].role != WHOLE:
+            chosen = sample.branches[0]
+            learnt = list(range(1, len(chosen.tokens)))
+            sample.branches.append(Branch(chosen.tokens, learnt, [pair_weight(sample)] * len(learnt), chosen.positions, role=WHOLE))
+
+
+def _whole_likelihood(output: Any) -> Any:
+    """Weighted negative log-likelihood of the branches that `add_whole` made, summed over their tokens."""
+    import torch
+
+    roles = [branch.role for sample in output.samples for branch in sample.branches]
+    whole = torch.tensor([role == WHOLE for role in roles], device=output.logprob.device)
+    return -(output.weight * output.logprob * whole[output.branch]).sum()
+
+
 @objectives.register("dpo", DpoConfig, source="arXiv 2305.18290", rows=ROWS)
 @objectives.register("ipo", IpoConfig, source="arXiv 2310.12036", rows=ROWS)
 def dpo(config: DpoConfig) -> Objective:
@@ -165,15 +231,34 @@ def dpo(config: DpoConfig) -> Objective:
 @objectives.register("orpo", OrpoConfig, source="arXiv 2403.07691", rows=ROWS)
 def orpo(config: OrpoConfig) -> Objective:
     """loss = mean over chosen tokens of -log p + beta * mean over pairs of -log sigmoid(log odds(chosen) - log odds(rejected))."""
+    whole = config.sft_on == "all"
 
     def plan(samples: list[Sample]) -> dict[str, float]:
-        return {"sft": _chosen_tokens(samples), "odds_ratio": sum(map(pair_weight, samples))}
+        tokens = sum(sum(sample.branches[-1].weights) for sample in samples) if whole else _chosen_tokens(samples)
+        return {"sft": tokens, "odds_ratio": sum(map(pair_weight, samples))}
 
     def terms(output: Any) -> dict[str, Term]:
         pairs = Pairs(output)
         mean_c, mean_r = pairs.chosen_P / pairs.chosen_length, pairs.rejected_P / pairs.rejected_length
         output.figures |= _figures(pairs, config.beta * mean_c, config.beta * mean_r)
-        return {"sft": (_chosen_likelihood(output, pairs), 1.0), "odds_ratio": ((pairs.weight_P * odds_ratio_loss(pairs)).sum(), config.beta)}
+        likelihood = _whole_likelihood(output) if whole else _chosen_likelihood(output, pairs)
+        return {"sft": (likelihood, 1.0), "odds_ratio": ((pairs.weight_P * odds_ratio_loss(pairs)).sum(), config.beta)}
+
+    return Objective(plan, terms, Needs(rows=ROWS), prepare=add_whole if whole else None, rate_factor=0.25)
+
+
+@objectives.register("cpo", CpoConfig, source="arXiv 2401.08417", rows=ROWS)
+def cpo(config: CpoConfig) -> Objective:
+    """loss = mean over pairs of -log sigmoid(beta * (log p(chosen) - log p(rejected))) + sft_weight * mean over chosen tokens of -log p."""
+
+    def plan(samples: list[Sample]) -> dict[str, float]:
+        return {"cpo": sum(map(pair_weight, samples))} | ({"sft": _chosen_tokens(samples)} if config.sft_weight else {})
+
+    def terms(output: Any) -> dict[str, Term]:
+        pairs = Pairs(output)
+        output.figures |= _figures(pairs, config.beta * pairs.chosen_P, config.beta * pairs.rejected_P)
+        found = {"cpo": ((pairs.weight_P * smoothed(config.beta * (pairs.chosen_P - pairs.rejected_P), config.label_smoothing)).sum(), 1.0)}
+        return found | ({"sft": (_chosen_likelihood(output, pairs), config.sft_weight)} if config.sft_weight else {})
 
     return Objective(plan, terms, Needs(rows=ROWS), rate_factor=0.25)
 

@@ -27,7 +27,7 @@ class RewardConfig(Section):
     """Weight of the term that keeps the two rewards of a pair around 0; 0.01 is common."""
 
 
-@objectives.register("reward", RewardConfig, source="arXiv 2203.02155", rows=ROWS)
+@objectives.register("reward", RewardConfig, source="arXiv 2203.02155", rows=ROWS, leaves="scores")
 def reward(config: RewardConfig) -> Objective:
     """loss = mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin) + center * (r(chosen) + r(rejected))^2."""
 

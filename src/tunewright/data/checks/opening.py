@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.errors import DataError, problem
 
 if TYPE_CHECKING:
+    from tunewright.core.config import DataConfig
     from tunewright.models.rendering import Renderer
+
+RUN = "run.yaml"
+ADAPTERS = ("adapter_config.json", "tunewright_method.json")
 
 
 @dataclass
@@ -20,34 +24,93 @@ class Opened:
 
     renderer: Renderer
     context: int | None
+    system: str | None = None
+    """The system prompt of a run, which its rows were trained with."""
+
+
+@dataclass
+class _Named:
+    """What a name means: the folder that states context and stop tokens, the folder of tokenizer and template, and a run's system prompt."""
+
+    base: Path
+    tokenizer: Path
+    system: str | None = None
 
 
 def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
-    """The renderer of a model (fetched without weights) or of a folder; None where neither is given. Raises DataError for both, ModelError."""
+    """The renderer of a model (fetched without weights), a run, an adapter or a folder; None where neither is given. Raises DataError for both, ModelError."""
     if model is not None and tokenizer is not None:
         raise DataError(problem("E-DATA-55"))
     if model is None and tokenizer is None:
         return None
     from tunewright.models.light import load_light, stop_ids_of_folder
     from tunewright.models.rendering import Renderer
+
+    folder = Path(tokenizer).expanduser() if tokenizer is not None else None
+    named = _named(str(model)) if folder is None else _Named(folder, folder)
+    loaded, _ = load_light(named.tokenizer)
+    return Opened(Renderer(loaded, stop_ids_of_folder(named.base)), _context(named.base), named.system)
+
+
+def _named(model: str) -> _Named:
+    """A run folder or a saved adapter stands for its base with its own tokenizer; anything else is a model."""
+    place = Path(model).expanduser()
+    adapter, system = place, None
+    if (place / RUN).is_file():
+        model, system = _of_run(place)
+        adapter = place / "adapter"
+        if (place / "model" / "config.json").is_file():  # every weight was trained: the run holds a whole model
+            return _Named(place / "model", place / "model", system)
+    else:
+        described = next((place / name for name in ADAPTERS if (place / name).is_file()), None)
+        if described is None or (place / "config.json").is_file():
+            folder = _resolved(model)
+            return _Named(folder, folder)
+        model = str(_json_of(described).get("base_model_name_or_path") or "")
+    base = _resolved(model)
+    return _Named(base, adapter if (adapter / "tokenizer_config.json").is_file() else base, system)
+
+
+def _resolved(model: str) -> Path:
     from tunewright.models.sources import resolve
 
-    folder = (
-        Path(tokenizer).expanduser()
-        if tokenizer is not None
-        else resolve(str(model), lambda line: print(line, file=sys.stderr), weights=False).folder
-    )
-    loaded, _ = load_light(folder)
-    return Opened(Renderer(loaded, stop_ids_of_folder(folder)), _context(folder))
+    return resolve(model, lambda line: print(line, file=sys.stderr), weights=False).folder
+
+
+def _of_run(folder: Path) -> tuple[str, str | None]:
+    """(model, system prompt) of a run folder. Raises DataError where its run.yaml names no model."""
+    import yaml
+
+    try:
+        said: Any = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        said = None
+    if not isinstance(said, dict) or not isinstance(said.get("model"), str):
+        raise DataError(problem("E-DATA-81", str(folder / RUN), folder=folder))
+    data = said.get("data")
+    system = data.get("system") if isinstance(data, dict) else None
+    return said["model"], system if isinstance(system, str) else None
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def with_system(config: DataConfig, opened: Opened | None) -> DataConfig:
+    """`config` with the run's system prompt where it names none of its own."""
+    if opened is None or opened.system is None or config.system is not None:
+        return config
+    return config.model_copy(update={"system": opened.system})
 
 
 def _context(folder: Path) -> int | None:
     """`max_position_embeddings` of the text model, or None."""
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    for place in (config, config.get("text_config")) if isinstance(config, dict) else ():
+    config = _json_of(folder / "config.json")
+    for place in (config, config.get("text_config")):
         found = place.get("max_position_embeddings") if isinstance(place, dict) else None
         if isinstance(found, int) and found > 1:
             return found

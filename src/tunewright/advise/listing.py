@@ -1,0 +1,175 @@
+"""What there is to choose from: methods with what they cost, objectives, formats, families of models, error codes; as rows and as a table.
+
+Shares are counted from sizes alone (`advise/shape.py`) with each method's default options, so a list needs no weights and no torch.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunewright.advise.shape import ModelShape, trainable_parameters
+from tunewright.core import registry
+from tunewright.core.errors import UsageError, problem
+from tunewright.core.words import catalogue, error_codes, error_text, say
+
+SHAPE = {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "vocab_size": 49152, "tie_word_embeddings": True, "max_position_embeddings": 8192,
+}  # fmt: skip
+"""A Llama of 135 million weights (SmolLM2's sizes), for shares where no model is named."""
+
+Rows = list[dict[str, Any]]
+
+
+def methods(shape: ModelShape | None = None) -> Rows:
+    """One row a method: `trainable` numbers with default options and their `share` of `shape` (None where an option must be chosen first), whether it
+    can be merged and stand on a quantised base, whose implementation it is, and its paper."""
+    shape = shape or ModelShape.from_config(SHAPE)
+    rows = []
+    for entry in registry.methods:
+        count = _trainable(entry, shape)
+        rows.append({
+            "name": entry.name, "about": about("methods", entry), "trainable": count, "share": None if count is None else count / shape.parameters,
+            "merges": entry.facts.get("merges", True) is True, "on_quantised": entry.facts.get("on_quantised", False) is True,
+            "by": entry.facts.get("by", "Tunewright"), "source": entry.facts.get("source", ""),
+        })  # fmt: skip
+    return rows
+
+
+def _trainable(entry: registry.Entry[Any], shape: ModelShape) -> int | None:
+    try:
+        config = entry.config()
+    except ValidationError:
+        return None  # it has an option without a default, on which the count depends
+    return trainable_parameters(shape, config)
+
+
+def objectives() -> Rows:
+    """One row an objective: what rows it learns from, and its paper."""
+    found = registry.objectives
+    return [
+        {"name": e.name, "about": about("objectives", e), "rows": list(e.facts.get("rows", ())), "source": e.facts.get("source", "")} for e in found
+    ]
+
+
+def formats() -> Rows:
+    """One row a format of data: the columns it needs."""
+    return [{"name": e.name, "about": about("formats", e), "needs": e.facts.get("needs", "")} for e in registry.formats]
+
+
+def models() -> Rows:
+    """One row a family of models whose parts are known by name, and one a package that brings a model."""
+    import json
+
+    from tunewright.core.words import ASSETS
+    from tunewright.models import anatomy
+
+    families = [
+        {"name": name, "kind": "family", "blocks": list(card["blocks"]), "roles": list(card["roles"])} for name, card in anatomy.cards().items()
+    ]
+    wheels = json.loads((ASSETS / "models" / "known.json").read_text(encoding="utf-8"))["wheels"]
+    return [*families, *({"name": f"pypi:{name}", "kind": "wheel", "version": facts["version"]} for name, facts in wheels.items())]
+
+
+def errors() -> Rows:
+    """One row an error code."""
+    return [{"code": code, "what": error_text(code)["what"], "do": error_text(code)["do"]} for code in error_codes()]
+
+
+LISTS: dict[str, Callable[..., Rows]] = {"methods": methods, "objectives": objectives, "formats": formats, "models": models, "errors": errors}
+
+
+def check(what: str, model: str | None = None) -> None:
+    """Raise UsageError for a name that is no list, or a model for a list without shares."""
+    if what not in LISTS:
+        raise UsageError(problem("E-RUN-14", what, known=", ".join(LISTS)))
+    if model is not None and what != "methods":
+        raise UsageError(problem("E-LIST-02", "--model", what=what))
+
+
+def rows_of(what: str, shape: ModelShape | None = None) -> Rows:
+    """The rows of a list; `shape` is what shares of methods are counted on."""
+    return methods(shape) if what == "methods" else LISTS[what]()
+
+
+def shape_of(model: str | None) -> ModelShape | None:
+    """The shape of a model as a run names it; None for None. What is not on this machine is fetched, as a run would."""
+    if model is None:
+        return None
+    from tunewright.advise import fit
+    from tunewright.core.telling import Tell
+    from tunewright.models import sources
+
+    return fit.shape_of(sources.resolve(model, report=Tell().line).folder)
+
+
+def about(axis: str, entry: registry.Entry[Any]) -> str:
+    """One line about a registered name in the reader's language; for a name of another package, the first line of its config class."""
+    key = f"list.{axis}.{entry.name}"
+    return say(key) if key in catalogue("en") else (entry.config.__doc__ or "").strip().splitlines()[0]
+
+
+# ---- as a table
+
+
+def table(what: str, rows: Rows) -> list[str]:
+    """The list for a terminal, one line a row under a heading."""
+    columns = {
+        "methods": ["name", "share", "merges", "on_quantised", "by", "source", "about"],
+        "objectives": ["name", "rows", "source", "does"],
+        "formats": ["name", "needs", "does"],
+        "models": ["name", "kind", "roles"],
+        "errors": ["code", "what"],
+    }[what]
+    return align([[say(f"list.column.{name}") for name in columns], *([_cell(name, row) for name in columns] for row in rows)])
+
+
+def notes(what: str, shape: ModelShape | None = None) -> list[str]:
+    """What the columns of a list mean, where that is not plain."""
+    if what == "models":
+        return [say("list.models_note")]
+    if what != "methods":
+        return []
+    shape = shape or ModelShape.from_config(SHAPE)
+    sizes = {"total": f"{shape.parameters:,}", "layers": shape.layers, "hidden": shape.hidden, "vocabulary": f"{shape.vocabulary:,}"}
+    return [say("list.shape", family=shape.family, **sizes), say("list.merges_note")]
+
+
+def percent(share: float | None) -> str:
+    """0.0123 -> `1.2 %`, with two digits that count; words where there is nothing to count."""
+    if share is None:
+        return say("list.chosen")
+    return say("list.none") if share == 0 else f"{100 * share:.2g} %" if share < 0.995 else "100 %"
+
+
+def _cell(column: str, row: dict[str, Any]) -> str:
+    if column == "does":
+        return str(row["about"])
+    if column == "by":
+        return say("list.ours") if row["by"] == "Tunewright" else str(row["by"])
+    if column == "kind":
+        return say(f"list.{row['kind']}")
+    if column == "share":
+        return percent(row["share"])
+    if column == "rows":
+        return ", ".join(say(f"list.rows.{kind}") for kind in row["rows"])
+    value = row.get(column, "")
+    if isinstance(value, bool):
+        return say("list.yes" if value else "list.no")
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def align(lines: Iterable[list[str]]) -> list[str]:
+    """Cells under one another, two spaces apart; a Chinese sign takes two places on a terminal."""
+    cells = list(lines)
+    widths = [max(width(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return ["  ".join(cell + " " * (w - width(cell)) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def width(text: str) -> int:
+    """Places that a text takes on a terminal."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,258 @@
+"""Log-probabilities of given answers, computed in as few rows as they need.
+
+Scoring is almost nothing but matrix products over rows, so what counts is how many rows there are (docs/LOG.md has the arithmetic). Three kinds are never computed:
+
+- the beginning that all samples share (system prompt, instruction): once for the whole set, kept as keys and values before every pass;
+- in the last block, the MLP of rows from which nothing is predicted: its result would be read by nobody;
+- the head, on rows without a label.
+
+Each changes the order of roundings and nothing else; the tests compare with plain Transformers, one option a forward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunewright.core.errors import ModelError
+from tunewright.core.types import Branch, Sample, TokenTree, VirtualPrompt
+from tunewright.engine import opening
+from tunewright.engine.forward import KEEP_BYTES, Policy, head_of
+from tunewright.engine.tree import build_tree, common_prefix, cut_passes, padded_rows
+from tunewright.models import anatomy
+from tunewright.models.fast import fused_without_gradient
+from tunewright.models.head import Head
+from tunewright.models.tree_attention import TreePlan
+
+HEAD_ROWS = 1024
+"""Labelled rows that wait for one visit to the head: the head's weights are as large as many layers, and are read once for all of them."""
+VOCABULARY_CHUNK = 16384
+SHORTEST_BEGINNING = 8
+"""Tokens of a shared beginning that are worth keeping."""
+
+Logprobs = list[list[list[float]]]
+"""[sample][branch][label], in nats."""
+
+
+# ---- fewer rows
+
+
+def shared_beginning(samples: list[Sample]) -> list[int]:
+    """The tokens with which every branch of every sample begins, short enough that each branch keeps the row that predicts its first label."""
+    branches = [branch for sample in samples for branch in sample.branches]
+    if not branches or any(branch.positions is not None or not branch.learnt for branch in branches):
+        return []
+    first = branches[0].tokens
+    length = min(min(min(branch.learnt) for branch in branches) - 1, *(common_prefix(first, branch.tokens) for branch in branches))
+    return first[: max(0, length)]
+
+
+def without_beginning(samples: list[Sample], length: int) -> list[Sample]:
+    """The same samples with the first `length` tokens of every branch taken off."""
+
+    def shorter(branch: Branch) -> Branch:
+        return replace(branch, tokens=branch.tokens[length:], learnt=[i - length for i in branch.learnt])
+
+    return [replace(sample, branches=[shorter(branch) for branch in sample.branches]) for sample in samples] if length else samples
+
+
+class LastRows:
+    """The MLP of a model's last block, computed only for the rows that are read after it; the others get zeros, which reach nothing that is read.
+
+    Nothing is done (`module` None) where the block has no module that is an MLP by name and treats rows one by one, which is tried on random rows.
+    """
+
+    def __init__(self, causal: Any):
+        self.module: Any = _row_wise_mlp(causal)
+
+    @contextlib.contextmanager
+    def only(self, rows: list[int], num_rows: int, device: torch.device) -> Iterator[None]:
+        """Inside, an input of exactly `num_rows` rows is computed for `rows` alone."""
+        if self.module is None:
+            yield
+            return
+        own = self.module.forward
+        had_one = "forward" in vars(self.module)
+        wanted = torch.tensor(sorted(set(rows)), device=device)
+
+        def forward(x: Tensor) -> Tensor:
+            if x.shape[:-1] != (1, num_rows):
+                return own(x)
+            out: Tensor = torch.zeros_like(x)
+            out[:, wanted] = own(x[:, wanted])
+            return out
+
+        self.module.forward = forward
+        try:
+            yield
+        finally:
+            if had_one:
+                self.module.forward = own
+            else:
+                del self.module.forward
+
+
+@torch.no_grad()
+def _row_wise_mlp(causal: Any) -> Any:
+    try:
+        parts = anatomy.of(causal)
+    except ModelError:
+        return None
+    down = next((name for name in reversed(parts.roles.get("mlp.down", [])) if name.startswith(f"{parts.blocks[-1]}.")), "")
+    parent = down.rpartition(".")[0]
+    if not parent.startswith(f"{parts.blocks[-1]}."):
+        return None
+    module = causal.get_submodule(parent)
+    if not type(module).__name__.lower().endswith(("mlp", "feedforward")):
+        return None
+    weight = next(module.parameters())
+    width = causal.get_input_embeddings().weight.shape[1]
+    x = torch.randn(1, 6, width, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    whole, part = module(x), module(x[:, [1, 4]])
+    alike = isinstance(whole, Tensor) and whole.shape == x.shape and torch.allclose(whole[:, [1, 4]], part, rtol=0.05, atol=1e-3)
+    return module if alike else None
+
+
+class RowReader(Policy):
+    """A policy for measuring: it leaves out the rows that nobody reads, and hands out the hidden rows of labels in place of their log-probabilities."""
+
+    def __init__(self, model: Any, causal: Any, layout: str):
+        super().__init__(model, causal, layout)
+        self.beginning: VirtualPrompt | None = None
+        self.last = LastRows(causal) if layout == "tree" else None
+
+    def keep(self, tokens: list[int]) -> bool:
+        """Compute the keys and values of `tokens`, which then stand before every branch. Returns whether the model gives any that can be kept."""
+        if self.layout != "tree" or len(tokens) < SHORTEST_BEGINNING or self._virtual() is not None:
+            return False
+        from transformers import DynamicCache
+
+        tree = build_tree([Sample([Branch(tokens, [], [])], 0)])
+        layers = self.causal[0].config.get_text_config().num_hidden_layers
+        ids, positions = torch.tensor([tree.token], device=self.device), torch.tensor([tree.position], device=self.device)
+        plan, cache = TreePlan(tree, self.device, KEEP_BYTES, layers), DynamicCache()
+        self._body()(input_ids=ids, position_ids=positions, tree_plan=plan, past_key_values=cache, use_cache=True)
+        found = [(layer.keys, layer.values) for layer in cache.layers]
+        if len(found) != layers or any(part is None or part.ndim != 4 or part.shape[2] != len(tokens) for pair in found for part in pair):
+            return False  # layers that share keys, or keep a state of their own
+        self.beginning = VirtualPrompt(len(tokens), keys_values=found)
+        return True
+
+    def _virtual(self) -> VirtualPrompt | None:
+        return self.beginning or super()._virtual()
+
+    def hidden(self, tree: TokenTree) -> Tensor:
+        """(T, D): the rows of `tree` after the last norm; those without a label lack the last MLP."""
+        if self.last is None:
+            return super().hidden(tree)
+        with self.last.only(tree.source, tree.num_rows, self.device):
+            return super().hidden(tree)
+
+    def labelled_rows(self, samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor, TokenTree]:
+        """(hidden_UD in float32 or wider, row_L, target_L, tree): each label's row among the U distinct rows, and its token."""
+        tree = build_tree(samples) if self.layout == "tree" else padded_rows(samples)
+        hidden_TD = self.hidden(tree)
+        rows, row_L = torch.unique(torch.tensor(tree.source, device=hidden_TD.device), return_inverse=True)
+        wide = torch.promote_types(hidden_TD.dtype, torch.float32)
+        return hidden_TD[rows].to(wide), row_L, torch.tensor(tree.target, device=hidden_TD.device), tree
+
+
+# ---- the head
+
+
+def exact_logprobs(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head) -> Tensor:
+    """log p(target | row), (L,), with logits in the dtype of `hidden_UD` whatever the head is stored in.
+
+    A bfloat16 logit of 20 is a multiple of 0.125, so two options of one prompt would often tie. The vocabulary is visited in pieces of 16,384 tokens.
+    """
+    gold_L = torch.empty(len(target_L), dtype=hidden_UD.dtype, device=hidden_UD.device)
+    total_U = torch.full((len(hidden_UD),), -math.inf, dtype=hidden_UD.dtype, device=hidden_UD.device)
+    if head.module is not None:  # the head carries layers of its own: only they know what it computes
+        z = head.logits(hidden_UD.to(head.weight.dtype)).to(hidden_UD.dtype)
+        return z[row_L, target_L] - torch.logsumexp(z, -1)[row_L]
+    for start in range(0, len(head.weight), VOCABULARY_CHUNK):
+        piece = slice(start, start + VOCABULARY_CHUNK)
+        bias = None if head.bias is None else head.bias[piece].to(hidden_UD.dtype)
+        z = Head(head.weight[piece].to(hidden_UD.dtype), bias, head.scale, head.softcap).logits(hidden_UD)
+        total_U = torch.logaddexp(total_U, torch.logsumexp(z, -1))
+        inside = (target_L >= start) & (target_L < start + z.shape[1])
+        gold_L[inside] = z[row_L[inside], target_L[inside] - start]
+    return gold_L - total_U[row_L]
+
+
+@dataclass
+class _Waiting:
+    """Rows of passes that have been through the model and not yet through the head."""
+
+    parts: list[tuple[Tensor, Tensor, Tensor, TokenTree]] = field(default_factory=list)
+    rows: int = 0
+
+    def flush(self, head: Head, into: Logprobs) -> None:
+        """One visit to the head for everything that waits."""
+        if not self.parts:
+            return
+        offsets = [0]
+        for hidden, _, _, _ in self.parts:
+            offsets.append(offsets[-1] + len(hidden))
+        row = torch.cat([part[1] + offset for part, offset in zip(self.parts, offsets, strict=False)])
+        logprob = exact_logprobs(torch.cat([p[0] for p in self.parts]), row, torch.cat([p[2] for p in self.parts]), head).tolist()
+        start = 0
+        for _, _, target, tree in self.parts:
+            _hand_out(logprob[start : start + len(target)], tree.branch, tree.samples, into)
+            start += len(target)
+        self.parts, self.rows = [], 0
+
+
+def _hand_out(values: list[float], branch_L: list[int], samples: list[Sample], into: Logprobs) -> None:
+    """Log-probabilities of one pass to their samples. `branch_L` counts branches through the samples in order."""
+    where = [(sample.index, b) for sample in samples for b in range(len(sample.branches))]
+    for sample in samples:
+        into[sample.index] = [[] for _ in sample.branches]
+    for value, b in zip(values, branch_L, strict=True):
+        index, place = where[b]
+        into[index][place].append(value)
+
+
+@torch.no_grad()
+def logprobs_of(
+    opened: opening.Opened,
+    samples: list[Sample],
+    *,
+    layout_name: str,
+    rows_per_pass: int,
+    exact: bool,
+    on_samples: Callable[[int], None] | None = None,
+) -> Logprobs:
+    """Log-probability of every learnt token of every branch. Sample i has index i.
+
+    `exact` computes the head in float32 and reads it once for many passes: right for few labels a row (options). Without it the engine's own head is used, as in training.
+    """
+    found: Logprobs = [[] for _ in samples]
+    waiting, done = _Waiting(), 0
+    opened.model.eval()
+    with opening.computing_in(opened.causal, layout_name), fused_without_gradient():
+        reader = RowReader(opened.model, opened.causal, layout_name)
+        head = head_of(opened.causal)
+        beginning = shared_beginning(samples) if len(samples) > 1 else []
+        shorter = without_beginning(samples, len(beginning) if reader.keep(beginning) else 0)
+        for group in cut_passes(shorter, rows_per_pass, padded=layout_name == "padded"):
+            if exact:
+                part = reader.labelled_rows(group)
+                waiting.parts.append(part)
+                waiting.rows += len(part[0])
+                if waiting.rows >= HEAD_ROWS:
+                    waiting.flush(head, found)
+            else:
+                out = reader(group)
+                _hand_out(out.logprob.tolist(), out.branch.tolist(), group, found)
+            done += len(group)
+            if on_samples:
+                on_samples(done)
+        waiting.flush(head, found)
+    return found

@@ -1,0 +1,59 @@
+"""A small model learns from a large one: not only which token came next, but how likely the teacher held every other.
+
+The engine runs the teacher over the same rows and gives the divergence of the two distributions before each learnt token (`engine.teacher`,
+`models.divergence`); here it is weighted and mixed with the likelihood of the data.
+
+Sources: Hinton et al. 2015 (arXiv 1503.02531), from whom the temperature and its square before the loss, which keeps the gradient's size; reverse
+divergence, Gu et al. 2023 (MiniLLM, 2306.08543), here on given texts; generalised Jensen-Shannon divergence, Agarwal et al. 2023 (GKD, 2306.13649).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tunewright.core.config import Section
+from tunewright.core.registry import objectives
+from tunewright.core.types import Needs, Objective, Sample, Teaching, Term
+from tunewright.objectives.sft import learnt_weight
+
+ROWS = ("conversation", "text")
+
+
+class DistillConfig(Section):
+    """Learning to predict as a larger model predicts, on given texts. Data: rows with a question and an answer, or plain text."""
+
+    teacher: str
+    """The model to learn from: hub id, folder, adapter or run. Its vocabulary must be the student's."""
+    divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward"
+    """forward covers all that the teacher would say; reverse keeps to what it says most; jensen_shannon lies between, see beta."""
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """With jensen_shannon, the teacher's share in the mixture that both are compared with."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Both distributions are taken at this temperature; above 1 unlikely tokens count more. The loss is multiplied by its square."""
+    alpha: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the data's own likelihood in the loss; 0: the teacher alone."""
+    top_k: int | None = Field(default=None, gt=0)
+    """Keep only the teacher's k likeliest tokens, computed once and kept in the run folder, so that the teacher does not stay in memory; null: all, live."""
+
+
+@objectives.register("distill", DistillConfig, source="arXiv 1503.02531", rows=ROWS)
+def distill(config: DistillConfig) -> Objective:
+    """loss = alpha * mean of -log p(token) + (1 - alpha) * temperature^2 * mean of D(teacher, student), both over the learnt tokens of the step."""
+    square = config.temperature**2
+
+    def plan(samples: list[Sample]) -> dict[str, float]:
+        total = learnt_weight(samples)
+        return {"teacher": total} | ({"sft": total} if config.alpha else {})
+
+    def terms(output: Any) -> dict[str, Term]:
+        count = len(output.weight)
+        output.figures |= {
+            "nll": (-float(output.logprob.detach().sum()), count), "divergence": (float(output.divergence.detach().sum()), count)
+        }  # fmt: skip
+        found = {"teacher": (square * (output.weight * output.divergence).sum(), 1 - config.alpha)}
+        return found | ({"sft": (-(output.weight * output.logprob).sum(), config.alpha)} if config.alpha else {})
+
+    teaching = Teaching(config.teacher, config.divergence, config.beta, config.temperature, config.top_k)
+    return Objective(plan, terms, Needs(rows=ROWS), teacher=teaching)

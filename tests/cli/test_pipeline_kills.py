@@ -1,0 +1,91 @@
+"""`kill -9` in every stage of a pipeline and between them: resumed, it leaves the bytes of the one that was never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import story
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+CHECKING = [["tunewright.dry_run", "dry_run", 2], ["tunewright.pipeline", "_create", 1], ["os", "rename", 1]]
+FIRST = [
+    ["tunewright.story", "train", 1], ["tunewright.engine.run_folder", "create", 1], ["tunewright.engine.step", "Stepper.step", 2],
+    ["safetensors.torch", "save_file", 2], ["tunewright.engine.step", "Stepper.step", 3], ["tunewright.story", "_Story._fingerprint", 1],
+    ["tunewright.report.html", "write_report", 1],
+]  # fmt: skip
+BETWEEN = [
+    ["tunewright.pipeline", "_result_of", 1], ["tunewright.pipeline", "_remember", 1], ["tunewright.report.stages", "write_stages_report", 1],
+    ["tunewright.pipeline", "_heading", 1],
+]  # fmt: skip
+SECOND = [
+    ["tunewright.models.load", "load_model", 1], ["tunewright.engine.reference", "ReferenceStore.save", 1], ["tunewright.engine.step", "Stepper.step", 2],
+    ["tunewright.engine.step", "Stepper.step", 3], ["os", "fsync", 5], ["tunewright.story", "_Story._save_and_ask_again", 1],
+    ["tunewright.pipeline", "_result_of", 1], ["tunewright.pipeline", "_remember", 1],
+]  # fmt: skip
+"""Each list is in the order of a pipeline, so that every kill comes later than the one before it."""
+
+
+def _file(place: Path) -> Path:
+    """sft, then dpo from its adapter, on a tiny model in float32."""
+    pairs = [{"prompt": f"{story.QUESTIONS[i % 6]} {i}?", "chosen": f"it is {i * 7 % 10}", "rejected": f"no {i * 3 % 10}"} for i in range(12)]
+    (place / "pairs.json").write_text(json.dumps(pairs))
+    made: dict[str, Any] = {
+        "model": str(story.model_folder(place / "model")),
+        "engine": {"dtype": "float32", "threads": 1, "epochs": 3, "batch_size": 4, "save_every": 2},
+        "data": {"held_out": 0},
+        "probes": 1,
+        "stages": [
+            {"name": "sft", "data": str(story.rows_file(place / "rows.json"))},
+            {"name": "dpo", "adapter": "stage:sft", "objective": "dpo", "data": str(place / "pairs.json")},
+        ],
+    }
+    (place / "p.yaml").write_text(json.dumps(made))
+    return place / "p.yaml"
+
+
+def _moments(seed: int) -> list[list[Any]]:
+    draw = random.Random(seed)
+
+    def some(pool: list[list[Any]], count: int) -> list[list[Any]]:
+        return sorted(draw.sample(pool, count), key=pool.index)
+
+    return [*some(CHECKING, 1), *some(FIRST, 3), *some(BETWEEN, 2), *some(SECOND, 4)]
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)])
+def test_a_pipeline_killed_in_every_stage_and_between_ends_with_the_same_bytes(tmp_path: Path, seed: int) -> None:
+    file, golden, run, moments = _file(tmp_path), tmp_path / "golden", tmp_path / "run", _moments(seed)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
+
+    def play(out: Path, moments: list[list[Any]]) -> list[dict[str, Any]]:
+        plan = {"words": ["train", str(file), "--out", str(out)], "run": str(out), "moments": moments, "log": str(tmp_path / "log.txt")}
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        words = [sys.executable, str(Path(__file__).parent.parent / "killer.py"), str(tmp_path / "plan.json")]
+        done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+        attempts = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(attempts) == len(moments) + 1, done.stderr
+        assert attempts[-1]["status"] == 0, (attempts, (tmp_path / "log.txt").read_text())
+        return attempts
+
+    play(golden, [])
+    attempts = play(run, moments)
+    assert {a["status"] for a in attempts} <= {-9, 0}, attempts
+    killed = [a["moment"] for a in attempts if a["status"] == -9]
+    assert len(killed) >= 8 and all(any(moment in pool for moment in killed) for pool in (FIRST, BETWEEN, SECOND)), attempts
+    for out in (golden, run):
+        assert json.loads((out / "summary.json").read_text())["status"] == "done"
+    for name in ("01-sft/adapter/adapter_model.safetensors", "02-dpo/adapter/adapter_model.safetensors"):
+        assert (run / name).read_bytes() == (golden / name).read_bytes(), name
+    steps = {name: [json.loads(line) for line in (run / name / "events.jsonl").read_text().splitlines()] for name in ("01-sft", "02-dpo")}
+    for events in steps.values():
+        assert {e["step"] for e in events if e["event"] == "step"} == set(range(1, 10))
+    assert sum(e["event"] == "finished" and e["status"] == "done" for e in steps["01-sft"]) <= 2  # never trained a second time
+    assert sorted(p.name for p in run.iterdir()) == ["01-sft", "02-dpo", "pipeline.yaml", "report.html", "summary.json"]
