@@ -15,7 +15,7 @@ import tunewright
 SOURCE = Path(tunewright.__file__).parent
 FLOORS = {
     0: {"core"}, 1: {"models"}, 2: {"data", "methods", "objectives", "rewards"}, 3: {"engine"}, 4: {"advise", "evaluate", "export", "serve", "report"},
-    5: {"probes", "story", "bench", "dry_run", "demo", "api", "pipeline", "importing"}, 6: {"cli", "studio", "__main__"},
+    5: {"probes", "story", "bench", "bench_methods", "dry_run", "demo", "api", "pipeline", "importing"}, 6: {"cli", "studio", "__main__"},
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ORDER = ["probes", "story", "bench", "dry_run", "pipeline", "demo", "api"]  # single files of one floor: each may know the ones before it
@@ -43,6 +43,7 @@ LIGHT_ROOMS = {
     "probes",
     "story",
     "bench",
+    "bench_methods",
     "dry_run",
     "pipeline",
     "demo",

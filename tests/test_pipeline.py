@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,8 @@ ENGINE = {"dtype": "float32", "threads": 1, "epochs": 2, "batch_size": 4, "save_
 def pairs_file(path: Path, count: int = 12) -> Path:
     """`count` pairs of a chosen and a rejected answer."""
     rows = [
-        {"prompt": f"{story.QUESTIONS[i % 6]} {i}?", "chosen": f"the answer is {i * 7 % 10}", "rejected": f"nobody knows {i * 3 % 10}"} for i in range(count)
+        {"prompt": f"{story.QUESTIONS[i % 6]} {i}?", "chosen": f"the answer is {i * 7 % 10}", "rejected": f"nobody knows {i * 3 % 10}"}
+        for i in range(count)
     ]
     path.write_text(json.dumps(rows), encoding="utf-8")
     return path
@@ -229,7 +231,11 @@ def test_the_stages_are_the_runs_that_one_would_start_by_hand(place: Path, tmp_p
     if kind == "lora":
         method: Any = {"kind": "lora", "rank": 3}
         made = run(place, tmp_path / "p", {"method": method}, {"adapter": "stage:sft"})
-        by_hand(place, tmp_path / "hand", [{"model": model, "method": method}, {"model": model, "method": method, "adapter": str(tmp_path / "hand/0/adapter")}])
+        by_hand(
+            place,
+            tmp_path / "hand",
+            [{"model": model, "method": method}, {"model": model, "method": method, "adapter": str(tmp_path / "hand/0/adapter")}],
+        )
         files = ["adapter/adapter_model.safetensors"] * 2
     else:
         made = run(place, tmp_path / "p", {"method": "full"}, {"model": "stage:sft"})
@@ -299,3 +305,65 @@ def test_a_method_leaves_what_it_is_registered_to_leave(place: Path) -> None:
             assert name == "bitfit"  # this model has no biases
             continue
         assert attached.saves_model == (entry.facts.get("leaves") == "model"), name
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/pipelines.md", "docs/pipelines.zh-CN.md"])
+def test_the_pipelines_of_the_docs_can_be_planned(page: str, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "stages:" in block]
+    assert len(blocks) == (1 if page.startswith("README") else 3)
+    for block in blocks:
+        assert len(load(block, tmp_path).stages) >= 2
+
+
+# ---- the command line
+
+
+def command(*words: str) -> Any:
+    """The exit code and output of a command in this process."""
+    from typer.testing import CliRunner
+
+    from tunewright.cli import app
+
+    return CliRunner().invoke(app, list(words), env={"TUNEWRIGHT_LANG": "en"})
+
+
+def test_reward_code_runs_only_where_the_command_line_gives_it_and_only_the_same(place: Path, tmp_path: Path) -> None:
+    code, out, marker = tmp_path / "mine.py", tmp_path / "out", tmp_path / "ran"
+    good = f"open({str(marker)!r}, 'a').close()\ndef brief(answers):\n    return [1.0 / (1 + len(a.text)) for a in answers]\n"
+    code.write_text(good)
+    keys: dict[str, Any] = {
+        "model": str(place / "model"), "data": {"train": str(place / "rows.json"), "held_out": 2, "limit": 6}, "probes": 0,
+        "engine": {**ENGINE, "epochs": 1}, "stages": [
+            {"name": "grpo", "objective": {"kind": "grpo", "generations": 2, "max_new_tokens": 4, "reward": {"kind": "python", "function": "brief"}}},
+        ],
+    }  # fmt: skip
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(keys))
+    start = ["train", str(tmp_path / "p.yaml"), "--out", str(out)]
+    refused = command(*start)
+    assert refused.exit_code == 2 and "E-REWARD-07" in refused.stderr and "stage grpo" in refused.stderr
+    assert not out.exists() and not marker.exists()
+    done = command(*start, "--reward-code", str(code))
+    assert done.exit_code == 0, done.stderr
+    recorded = yaml.safe_load((out / "01-grpo" / "run.yaml").read_text())["objective"]["reward"]
+    assert recorded["sha256"] == hashlib.sha256(good.encode()).hexdigest() and marker.exists()
+    for file in (out / "summary.json", out / "01-grpo" / "summary.json"):  # as if it had been killed before it could say that it is done
+        file.unlink()
+    assert command("train", str(out), "--resume").exit_code == 2
+    code.write_text(good + "\n")
+    other = command("train", str(out), "--resume", "--reward-code", str(code))
+    assert other.exit_code == 2 and "E-REWARD-08" in other.stderr
+    code.write_text(good)
+    again = command("train", str(out), "--resume", "--reward-code", str(code), "--json")
+    assert again.exit_code == 0 and json.loads(again.stdout)["status"] == "done", again.stderr
+
+
+def test_the_command_line_checks_and_refuses_pipelines_as_it_does_runs(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(content(place, {}, {"adapter": "stage:sft"})))
+    start = ["train", str(tmp_path / "p.yaml"), "--out", str(tmp_path / "out"), "--dry-run", "--json"]
+    checked = command(*start, "stages.dpo.engine.epochs=4")
+    figures = json.loads(checked.stdout)["stages"]
+    assert (figures["sft"]["steps"], figures["dpo"]["steps"]) == (6, 12) and not (tmp_path / "out").exists()
+    wrong = command(*start, "stages.dpo.engine.epoch=4")
+    assert wrong.exit_code == 2 and json.loads(wrong.stdout)["problems"][0]["where"] == "stage dpo: command line"
+    assert command("train", str(tmp_path), "--resume", "engine.epochs=2").exit_code == 2

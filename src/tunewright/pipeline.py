@@ -170,6 +170,7 @@ class _Resolver:
             self.problems.append(
                 problem("E-PIPE-05" if x.leaves == MODEL else "E-PIPE-07", place, field="adapter", name=x.name, method=x.kinds["method"])
             )
+            return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
         if "model" in self.own and self.given["model"] != x.layer.given.get("model"):
             self.problems.append(
                 problem("E-PIPE-09", self.layer.where.get("model", ""), model=self.given["model"], name=x.name, base=x.layer.given.get("model"))
@@ -391,7 +392,8 @@ def _result_of(stage: Planned) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    """All but notes for people, which may be rewritten."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md") if folder.is_dir() else []
 
 
 def _verify(stage: Planned, row: dict[str, Any]) -> None:

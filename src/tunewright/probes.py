@@ -28,6 +28,8 @@ class Probe:
     after: str = ""
     """Of the trained model in memory, where few questions are asked; else of the reloaded one."""
     after_reload: str = ""
+    sample: Any = None
+    """Both answers of a pair, where the run is asked for numbers."""
 
 
 def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
@@ -40,6 +42,19 @@ def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
     chosen = sorted(permutation(0, "probes", pool)[:setting])
     rows = [(data.held_out_rows[held[i]], "held_out") if i < len(held) else (data.train_rows[trained[i - len(held)]], "train") for i in chosen]
     return [Probe(_last_question(row), row.question(), row.answer(), kind) for row, kind in rows if not isinstance(row, PlainText)]
+
+
+def pair_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
+    """Pairs whose two answers are scored before and after: as many rows as asked for, held-out ones first. Questions of one's own have no pair."""
+    wanted = setting if isinstance(setting, int) else len(setting)
+    found = []
+    for rows, samples, kind in ((data.held_out_rows, data.held_out, "held_out"), (data.train_rows, data.train, "train")):
+        for i in sorted(permutation(0, "probes", len(samples))[: wanted - len(found)]):
+            row = rows[i]
+            if isinstance(row, Preference):
+                expected = f"{row.answer()}  ≻  {row.rejected[-1].content}"
+                found.append(Probe(_last_question(row), row.question(), expected, kind, sample=samples[i]))
+    return found
 
 
 def _last_question(row: Asking) -> str:

@@ -23,7 +23,7 @@ from tunewright.engine import checkpoint, run_folder, signals
 from tunewright.engine.events import EventLog, plain
 from tunewright.engine.schedule import Schedule, make_schedule, total_steps
 from tunewright.models import sources
-from tunewright.probes import Probe, choose_probes
+from tunewright.probes import Probe, choose_probes, pair_probes
 
 ANSWER_TOKENS = 96
 """Longest answer to a probe without an expected answer, in tokens; with one, an answer may be a quarter longer than it."""
@@ -88,7 +88,9 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
         if prompt >= context:
             raise CompatError(problem("E-METHOD-27", "method.num_tokens", tokens=prompt, context=context))
         context -= prompt
-    data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads)
+    # Objectives that learn from documents take them whole, however long they are.
+    documents = getattr(config.objective, "pack", None)
+    data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads, pack=documents)
     if learns_from_answers(config):
         from tunewright.engine.asking import Questions
 
@@ -129,13 +131,19 @@ class _Story:
         self.p, self.tell, self.stop, self.started, self.resume = p, tell, stop, started, resume
         self.config = p.parsed.config
         self.out = p.out
-        self.probes = choose_probes(self.config.probes, p.data) + extra
+        entry = objectives.get(kind_of(self.config.objective))
+        objective = entry.function(self.config.objective) if entry else None
+        self.rolls = objective is not None and objective.rollouts is not None
+        """The run learns from its own answers."""
+        self.scores = objective is not None and "score" in objective.needs.heads
+        """The run trains a head that gives numbers, so it is asked for numbers and not for words."""
+        self.probes = pair_probes(self.config.probes, p.data) if self.scores else choose_probes(self.config.probes, p.data) + extra
         self.answer_tokens = self._longest_answer()
         self.saved = self.out / "adapter"
         self.seconds = {"load": 0.0, "answer": 0.0}
 
     def _longest_answer(self) -> int:
-        if any(not q.expected for q in self.probes):
+        if self.scores or any(not q.expected for q in self.probes):
             return ANSWER_TOKENS
         longest = max((len(self.p.tokenizer(q.expected)["input_ids"]) for q in self.probes), default=0)
         return max(SHORT_ANSWER_TOKENS, longest * 5 // 4 + 8)
@@ -165,7 +173,7 @@ class _Story:
                 device=world.device,
                 dtype=world.dtype,
             )
-            self._ask_before()
+            self._ask_before(loop.stepper.policy)
             loop.prepare_reference(self._reference_model)
             loop.learn()
             if loop.progress.skipped_steps == loop.schedule.total_steps:
@@ -261,7 +269,7 @@ class _Story:
 
         found = step_sharing(self.p.data.train, schedule, self.world.rows_per_pass, self.layout)
         self.p.data.report["step_sharing"] = found.as_dict()
-        if self.layout == "tree":
+        if self.layout == "tree" and not self.rolls:
             self.tell.line(say("train.sharing", share=f"{found.prompt_shared:.0%}", speed_up=f"{found.speed_up:.2f}"))
 
     def _reference_model(self) -> dict[str, str]:
@@ -279,7 +287,7 @@ class _Story:
             self.tell.line(say("train.resumed", step=found.step))
         self.log.write("resumed", step=loop.progress.step)
 
-    def _ask_before(self) -> None:
+    def _ask_before(self, policy: Any) -> None:
         """The untouched model answers, once per run."""
         path = self.out / "before_after.jsonl"
         if self.resume and path.is_file():
@@ -288,9 +296,24 @@ class _Story:
                 for probe, row in zip(self.probes, stored, strict=True):
                     probe.before = row["before"]
                 return
-        for probe, text in zip(self.probes, self._answers(self.causal, say("train.ask_before")), strict=True):
+        before = self._scored(policy) if self.scores else self._answers(self.causal, say("train.ask_before"))
+        for probe, text in zip(self.probes, before, strict=True):
             probe.before = text
         self._write_answers()
+
+    def _scored(self, policy: Any) -> list[str]:
+        """What the score head says of both answers of each probe's pair."""
+        import torch
+
+        from tunewright.models.fast import fused_without_gradient
+
+        found = []
+        policy.model.eval()
+        for probe in self.probes:
+            with torch.no_grad(), fused_without_gradient():
+                chosen, rejected = policy([probe.sample]).score.tolist()
+            found.append(say("train.scored", chosen=f"{chosen:+.3f}", rejected=f"{rejected:+.3f}"))
+        return found
 
     def _answers(self, model: Any, what: str) -> list[str]:
         from tunewright.models.generate import answer
@@ -309,7 +332,7 @@ class _Story:
         return texts
 
     def _write_answers(self) -> None:
-        rows = [{k: v for k, v in asdict(q).items() if k != "messages"} for q in self.probes]
+        rows = [{k: v for k, v in vars(q).items() if k not in ("messages", "sample")} for q in self.probes]
         write_text(self.out / "before_after.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def _save_and_ask_again(self, loop: Any) -> None:
@@ -320,7 +343,11 @@ class _Story:
 
         whole = self.attached.saves_model
         self.saved = folder = self.out / ("model" if whole else "adapter")
-        in_memory = self._answers(self.attached.generator or self.causal, say("train.ask_after")) if len(self.probes) <= FEW_PROBES else None
+        in_memory = None
+        if self.scores:
+            in_memory = self._scored(loop.stepper.policy)
+        elif len(self.probes) <= FEW_PROBES:
+            in_memory = self._answers(self.attached.generator or self.causal, say("train.ask_after"))
         self.attached.save(folder)
         self.p.tokenizer.save_pretrained(str(folder))
         fingerprint = self._fingerprint(self.attached.model)
@@ -337,12 +364,24 @@ class _Story:
         self.log.write("reloaded", largest_logit_difference=gap)
         if not gap <= 1e-3:
             raise TrainingError(problem("E-TRAIN-04", str(folder), gap=gap))
-        reloaded = self._answers((put and put.generator) or fresh, say("train.ask_reloaded"))
+        reloaded = self._scored(self._scoring(tuned, fresh)) if self.scores else self._answers((put and put.generator) or fresh, say("train.ask_reloaded"))
         for i, (probe, text) in enumerate(zip(self.probes, reloaded, strict=True)):
             probe.after, probe.after_reload = (in_memory[i] if in_memory else text), text
             if probe.after != text:
                 self.tell.line(say("train.reload_differs", question=probe.question[:60]))
         self._write_answers()
+
+    def _scoring(self, model: Any, causal: Any) -> Any:
+        """A freshly loaded reward model, laid out as the run was."""
+        from tunewright.engine.forward import Policy
+        from tunewright.engine.opening import use_layout
+        from tunewright.models.fast import accelerate
+
+        accelerate(causal)
+        use_layout(causal, self.layout)
+        policy = Policy(model, causal, self.layout)
+        policy.heads = ("score",)
+        return policy
 
     def _fingerprint(self, model: Any) -> Any:
         """Logits of the last row of one training sample, through stock attention: equal before saving and after loading, or something was lost."""
@@ -386,13 +425,20 @@ class _Story:
         speed = s["samples"] / s["train_seconds"] if s["train_seconds"] else 0.0
         self.tell.line(say("train.done", steps=s["steps"], time=duration(s["train_seconds"]), first=f"{s['first_loss']:.3f}", last=f"{s['final_loss']:.3f}",
                            speed=f"{speed:.2f}", memory=readable_size(s["peak_memory_bytes"])))  # fmt: skip
-        if s["first_loss"] and s["final_loss"] > 0.9 * s["first_loss"]:
+        figures = s["held_out_figures"]
+        if "reward_change" in figures:
+            self.tell.line(say("train.rewarded", before=f"{sum(s['held_out_rewards_before']) / len(s['held_out_rewards_before']):.3f}",
+                               after=f"{figures['reward']:.3f}", change=f"{figures['reward_change']:+.3f}",
+                               error=f"{figures['reward_change_error']:.3f}", count=len(s["held_out_rewards_before"])))  # fmt: skip
+        elif "accuracy" in figures:
+            self.tell.line(say("train.ranked", share=f"{100 * figures['accuracy']:.0f}", margin=f"{figures['margin']:.3f}"))
+        if not self.rolls and s["first_loss"] and s["final_loss"] > 0.9 * s["first_loss"]:
             self.tell.line(say("train.barely"))
         saved = 1 - s["physical_rows"] / s["logical_tokens"] if s["logical_tokens"] else 0.0
         if saved >= 0.01:
             self.tell.line(say("train.shared", share=f"{100 * saved:.0f}"))
         self.tell.line(say("train.adapter", folder=self.saved, size=readable_size(s["adapter_bytes"]), base=readable_size(s["base_bytes"])))
-        self.tell.line(say("train.next", folder=self.out, page=page))
+        self.tell.line(say("train.next_scores" if self.scores else "train.next", folder=self.out, page=page))
 
 
 def _millions(count: int) -> str:

@@ -47,7 +47,14 @@ def count(kind, family, settings):
     return sum(by_name[name].numel() for name in attached.parameters), sum(p.numel() for p in tiny.make_model(family).parameters())
 
 
-SETTINGS = {"vera": {"rank": 16}, "oft": {"block_size": 8}, "prompt_tuning": {"num_tokens": 7}, "galore": {"rank": 4}, "lokr": {"rank": 2}, "boft": {"block_size": 4}}
+SETTINGS = {
+    "vera": {"rank": 16},
+    "oft": {"block_size": 8},
+    "prompt_tuning": {"num_tokens": 7},
+    "galore": {"rank": 4},
+    "lokr": {"rank": 2},
+    "boft": {"block_size": 4},
+}
 SETTINGS |= {kind: {"rank": 4} for kind in ("lora", "rslora", "dora", "lora_plus", "pissa", "olora", "loha", "adalora", "eva")}
 UNCOUNTED = {"peft": "its types are many", "new_tokens": "needs tokens", "loftq": "needs a quantised base", "bitfit": "refused on this shape"}
 
@@ -75,18 +82,12 @@ def test_the_stated_shape_is_the_one_counted_on():
     assert rows["peft"]["share"] is None
 
 
-@pytest.mark.parametrize("kind", registry.methods.names())
+@pytest.mark.parametrize("kind", sorted(set(registry.methods.names()) - {"loftq"}))  # it needs a quantised base: tests/methods/test_measured.py
 def test_whose_implementation_it_is_shows_on_the_model(kind):
     import peft
 
-    if kind in ("new_tokens", "loftq", "peft"):
-        settings = {"new_tokens": {"tokens": [3]}, "loftq": {}, "peft": {"type": "HRA"}}[kind]
-    else:
-        settings = SETTINGS.get(kind, {})
-    family = "qwen2" if kind == "bitfit" else "llama"
-    if kind == "loftq":
-        return  # needs a quantised base; tests/methods/test_starts.py looks at it
-    entry, model = registry.methods.get(kind), tiny.make_model(family)
+    settings = {"new_tokens": {"tokens": [3]}, "peft": {"type": "HRA"}}.get(kind, SETTINGS.get(kind, {}))
+    entry, model = registry.methods.get(kind), tiny.make_model("qwen2" if kind == "bitfit" else "llama")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         attached = entry.function(entry.config(**settings), model, anatomy.of(model), "tiny")
@@ -105,7 +106,8 @@ def test_a_table_stands_in_columns_and_names_everything(what, lang):
     starts = [listing.width(line[: len(line) - len(line.split(None, 1)[1])]) for line in table[1:]]
     assert len(set(starts)) == 1, "the second column does not begin at one place"
     if lang == "zh":
-        assert all(any("\u4e00" <= c <= "\u9fff" for c in line) for line in table if what != "models")
+        plain = [line for line in table if what != "models" and not line.endswith("{what}")]  # one code takes its whole sentence from its finding
+        assert all(any("\u4e00" <= c <= "\u9fff" for c in line) for line in plain)
 
 
 def test_a_chinese_sign_takes_two_places():

@@ -193,3 +193,39 @@ def test_check_and_show_load_neither_torch_nor_transformers(tmp_path: Path, toke
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout[-300:]
+
+
+@pytest.mark.parametrize("kind", ["run", "whole_run", "adapter"])
+def test_a_run_folder_stands_for_the_tokenizer_template_and_system_prompt_it_was_trained_with(tmp_path: Path, tokenizer: str, kind: str) -> None:
+    from story import model_folder
+
+    base = model_folder(tmp_path / "base")
+    folder = tmp_path / "run"
+    own = folder / {"run": "adapter", "whole_run": "model", "adapter": "."}[kind]
+    own.mkdir(parents=True)
+    tokenizer_of("llama3").save_pretrained(own)  # another template than the base's: what was trained with counts
+    if kind == "whole_run":
+        (own / "config.json").write_text((base / "config.json").read_text())
+    else:
+        (own / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    if kind != "adapter":
+        (folder / "run.yaml").write_text(f"model: {base}  # given\ndata:\n  system: 'Be brief.'\n")
+    file = put(tmp_path / "a.jsonl", rows(25))
+    code, out, err = run("show", file, "--model", str(folder))
+    assert code == 0, err
+    assert "<|start_header_id|>user" in out and "<|im_start|>" not in out
+    assert ("Be brief." in out) == (kind != "adapter")
+    code, out, err = run("check", file, "--model", str(folder), "--held-out", "0", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["rows_kept"] == 25 and report["stop_learnt_share"] == 1.0
+    # The same tokens as with the folder of the tokenizer, but for the run's system prompt.
+    _, plain, _ = run("check", file, "--tokenizer", str(own), "--held-out", "0", "--json")
+    assert (json.loads(plain)["tokens_total"] < report["tokens_total"]) == (kind != "adapter")
+    assert json.loads(plain)["learnt_tokens"] == report["learnt_tokens"]
+
+
+def test_a_run_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("data: {}\n")
+    code, _, err = run("show", put(tmp_path / "a.jsonl", rows(3)), "--model", str(tmp_path))
+    assert code == 2 and "E-DATA-81" in err and str(tmp_path) in err

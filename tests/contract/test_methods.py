@@ -175,7 +175,11 @@ def is_olora(case: Case) -> bool:
 def is_eva(case: Case) -> bool:
     """B zero and the rows of every A orthonormal: directions, not draws."""
     zero = all(bool((p == 0).all()) == (".lora_B." in name) for name, p in case.start.items())
-    return case.tails() == {"lora_A", "lora_B"} and zero and all(torch.allclose(p @ p.T, torch.eye(4), atol=1e-4) for n, p in case.start.items() if ".lora_A." in n)
+    return (
+        case.tails() == {"lora_A", "lora_B"}
+        and zero
+        and all(torch.allclose(p @ p.T, torch.eye(4), atol=1e-4) for n, p in case.start.items() if ".lora_A." in n)
+    )
 
 
 def is_loftq(case: Case) -> bool:
@@ -185,7 +189,9 @@ def is_loftq(case: Case) -> bool:
     name = next(n for n in case.start if ".lora_A." in n)
     A, B = case.start[name].double(), case.start[name.replace(".lora_A.", ".lora_B.")].double()
     place = name.split(".lora_A.")[0]
-    lost = dict(tiny.make_model(case.family).named_parameters())[f"{plain_name(place)}.weight"] - case.model.get_submodule(place).get_base_layer().weight
+    lost = (
+        dict(tiny.make_model(case.family).named_parameters())[f"{plain_name(place)}.weight"] - case.model.get_submodule(place).get_base_layer().weight
+    )
     error = torch.linalg.matrix_norm(lost.double() - lora_scale(case) * B @ A)
     return bool(torch.isclose(error, torch.linalg.svdvals(lost.double())[4:].square().sum().sqrt(), rtol=1e-3))
 

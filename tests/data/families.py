@@ -179,7 +179,7 @@ DEEPSEEK_CHAT = (
 )
 CHATGLM3 = (
     "[gMASK]<sop>{% for m in messages %}{{ '<|' + m.role + '|>\n ' + m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n ' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 BAICHUAN2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '<reserved_106>' + m.content }}{% elif m.role == 'assistant' %}"

@@ -340,7 +340,9 @@ def test_hub_sets_are_fetched_by_their_libraries_and_read_as_files(libraries):
         data_files("hf:only-a-name")
 
 
-@pytest.mark.parametrize("place", ["hf:owner/name#train[:1]", "owner/name#train[50%:]", "hf:owner/name#train+test", "modelscope:owner/name#train[:1]"])
+@pytest.mark.parametrize(
+    "place", ["hf:owner/name#train[:1]", "owner/name#train[50%:]", "hf:owner/name#train+test", "modelscope:owner/name#train[:1]"]
+)
 def test_a_slice_of_a_split_is_refused_before_anything_is_fetched(libraries, place):
     with pytest.raises(DataError, match=r"E-DATA-80.*train"):
         data_files(place)

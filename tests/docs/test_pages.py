@@ -25,12 +25,18 @@ TRANSLATED = [
     "export",
     "migrating",
     "models-safety",
+    "pipelines",
+    "rewards",
     "methods/lora",
     "objectives/sft",
     "objectives/dpo",
     "objectives/ipo",
     "objectives/orpo",
     "objectives/simpo",
+    "objectives/cpo",
+    "objectives/kto",
+    "objectives/pretrain",
+    "objectives/distill",
 ]
 
 

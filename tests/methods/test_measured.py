@@ -93,7 +93,9 @@ def test_eva_reads_rows_whose_tokens_are_all_the_same_without_hanging() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("settings", [{}, {"niter": 8}, {"alpha": 8.0}])
-def test_loftq_brings_a_quantised_layer_as_near_to_the_original_as_a_product_of_its_rank_can(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+def test_loftq_brings_a_quantised_layer_as_near_to_the_original_as_a_product_of_its_rank_can(
+    tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
     folder = tiny.save_folder(tmp_path / "base", family)
     model = load_model(folder, dtype="float32", base=BaseConfig(bits=4))
     attached = attach("loftq", model, **settings)

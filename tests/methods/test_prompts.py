@@ -299,3 +299,26 @@ def test_switched_off_neither_layout_sees_the_prompt(kind: str) -> None:
             policy.model = model
             assert torch.equal(off, policy(tiny.dialogues()).logprob)
         assert not torch.equal(on, off)
+
+
+def test_a_prompt_that_a_run_goes_on_with_takes_its_room_of_the_context_as_a_new_one_does(tmp_path: Path) -> None:
+    import story
+
+    from tunewright.core.runfile import load_run
+    from tunewright.core.telling import Quiet
+    from tunewright.methods.saved import virtual_tokens
+    from tunewright.models.load import load_config, load_model
+    from tunewright.story import prepare
+
+    folder, data = story.model_folder(tmp_path / "model"), story.rows_file(tmp_path / "rows.json")
+    context = load_config(folder).max_position_embeddings
+    flags = {"model": str(folder), "data.train": str(data), "data.held_out": 0}
+    longest = max(len(s.branches[0].tokens) for s in prepare(load_run(None, [], flags), Quiet()).data.train)
+    for kind, tokens in (("prompt_tuning", context - longest + 1), ("p_tuning_v2", context - longest - 1)):
+        put(kind, load_model(folder, dtype="float32"), num_tokens=tokens).save(tmp_path / kind)
+        assert virtual_tokens(tmp_path / kind) == tokens
+        fresh = prepare(load_run(None, [f"method.kind={kind}", f"method.num_tokens={tokens}"], flags), Quiet(), out_matters=False).data
+        continued = prepare(load_run(None, [f"adapter={tmp_path / kind}"], flags), Quiet(), out_matters=False).data
+        assert [s.branches[0].tokens for s in continued.train] == [s.branches[0].tokens for s in fresh.train]
+        assert continued.report["rows_dropped"] == fresh.report["rows_dropped"]
+    assert virtual_tokens(tmp_path) == 0

@@ -27,7 +27,7 @@ def test_our_rendering_is_the_templates_byte_for_byte(name):
     proof = RENDERERS[name].proof()
     assert proof.holds and not proof.differences and proof.equal + proof.completed == proof.checked
     assert proof.checked + len(proof.refused) == len(dialogues()) and proof.checked >= 20
-    assert (not proof.refused) == families.FAMILIES[name].tools
+    assert len(proof.refused) == (0 if families.FAMILIES[name].tools else 2) + (name == "mistral_v3")
     assert ("byte for byte" in rendering_line(proof.as_dict())) and ("tool call" in rendering_line(proof.as_dict())) == bool(proof.refused)
     assert proof.as_dict() == Renderer(Light.of(families.tokenizer_of(name))).proof().as_dict()
 
@@ -63,9 +63,11 @@ def test_learnt_spans_with_tools_are_the_answers_and_calls_and_their_stop_tokens
     renderer, family = RENDERERS[name], families.FAMILIES[name]
     messages = [Message("system", "Sys " + data.draw(plain))] if data.draw(st.booleans()) else []
     answers = []
-    for turn in range(data.draw(st.integers(1, 8))):
+    turns = data.draw(st.integers(1, 8))
+    for turn in range(turns):
         messages.append(Message("user", f"Q{turn} " + data.draw(plain)))
-        if data.draw(st.booleans()):
+        # Mistral writes the tools before the last question, so calls of earlier turns stand in another text than they were asked in: those rows are refused.
+        if data.draw(st.booleans()) and (name != "mistral_v3" or turn == turns - 1):
             messages += [Message("assistant", "", tool_calls=CALLS), Message("tool", f"R{turn} " + data.draw(plain), name="weather")]
             answers.append(None)
         answers.append(f"A{turn} " + data.draw(plain))
@@ -76,7 +78,11 @@ def test_learnt_spans_with_tools_are_the_answers_and_calls_and_their_stop_tokens
     for (first, after), end, answer in zip(rendered.spans, rendered.stop_index, answers, strict=True):
         said = renderer.decode(rendered.ids[first:after])
         assert end == after - 1 and rendered.ids[end] == stop and stop not in rendered.ids[first:end]
-        assert said == answer + family.stop if answer else ("weather" in said and "Oslo" in said and said.endswith(family.stop))
+        assert (
+            said.removeprefix(" " if name == "mistral_v3" else "") == answer + family.stop
+            if answer
+            else ("weather" in said and "Oslo" in said and said.endswith(family.stop))
+        )
         outside += renderer.decode(rendered.ids[at:first])
         at = after
     outside += renderer.decode(rendered.ids[at:])

@@ -9,7 +9,7 @@ from test_light import families
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from tunewright.models.light import QWEN_WORDS
-from tunewright.models.words import LETTERS, OTHERS, Words, _translated
+from tunewright.models.words import LETTERS, OTHERS, Spellings, Words, _translated
 
 LLAMA3 = QWEN_WORDS.replace(r"\p{N}|", r"\p{N}{1,3}|")
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -38,6 +38,7 @@ def backend_of(name):
 
 BACKENDS = {name: backend_of(name) for name in SPLITS}
 WORDS = {name: Words.of(backend) for name, backend in BACKENDS.items()}
+SPELLINGS = {name: Spellings.of(backend) for name, backend in BACKENDS.items()}
 
 
 @pytest.mark.parametrize("name", sorted(SPLITS))
@@ -87,3 +88,20 @@ def test_sentencepiece_kinds_are_left_to_the_library():
 @pytest.mark.parametrize("pattern", [r"\p{L}++", r"a*?", r".", r"\w+", r"[a&&b]", r"\p{Lu}", "é"])
 def test_patterns_that_could_mean_something_else_are_not_translated(pattern):
     assert _translated(pattern) is None
+
+
+@pytest.mark.parametrize("name", sorted(SPLITS))
+@given(parts=pieces, other=pieces)
+@settings(max_examples=80, deadline=None)
+def test_tokens_are_spelt_as_the_library_decodes_them(name, parts, other):
+    """`spell` is true exactly where the library's decoding is the text; half a character is left to the library."""
+    ids = list(BACKENDS[name].encode("".join(parts), add_special_tokens=False).ids)
+    theirs = BACKENDS[name].decode(ids, skip_special_tokens=False)
+    assert SPELLINGS[name].spell(ids, theirs) == ("�" not in theirs)
+    asked = "".join(other)
+    assert SPELLINGS[name].spell(ids, asked) == (asked == theirs)
+    assert not SPELLINGS[name].spell(ids, "\udcff") and not SPELLINGS[name].spell([10**6], "x")
+
+
+def test_other_decoders_are_left_to_the_library():
+    assert Spellings.of(families.tokenizer_of("llama2").backend_tokenizer) is None

@@ -70,7 +70,7 @@ def test_what_is_not_kept_counts_as_one_token() -> None:
     token, log = kept(z, 1.7, 3)
     p = torch.softmax(z / 1.7, -1)
     for row in range(4):
-        order = sorted(range(9), key=lambda v: -float(p[row, v]))  # noqa: B023
+        order = sorted(range(9), key=lambda v: -float(p[row, v]))
         assert token[row].tolist() == order[:3]
         assert log[row].exp().tolist() == pytest.approx([*(float(p[row, v]) for v in order[:3]), sum(float(p[row, v]) for v in order[3:])])
     everything = kept(z, 1.0, 40)
@@ -107,7 +107,9 @@ class Setting:
         self.student.set_attn_implementation("eager")
         self.taught.set_attn_implementation("eager")
         self.attached.model.eval()
-        alpha, temperature, kind, beta = (settings.get(k, d) for k, d in (("alpha", 0.5), ("temperature", 1.0), ("divergence", "forward"), ("beta", 0.5)))
+        alpha, temperature, kind, beta = (
+            settings.get(k, d) for k, d in (("alpha", 0.5), ("temperature", 1.0), ("divergence", "forward"), ("beta", 0.5))
+        )
         likelihood = taught = torch.zeros(())
         weights = 0.0
         for branch in (b for sample in samples for b in sample.branches):
@@ -118,7 +120,7 @@ class Setting:
             for i, weight in zip(branch.learnt, branch.weights, strict=True):
                 t, s = torch.softmax(z_t[i - 1] / temperature, -1), torch.softmax(z_s[i - 1] / temperature, -1)
                 if settings.get("top_k", 10**9) < len(t):
-                    order = sorted(range(len(t)), key=lambda v: -float(t[v]))  # noqa: B023
+                    order = sorted(range(len(t)), key=lambda v: -float(t[v]))
                     top, rest = order[: settings["top_k"]], order[settings["top_k"] :]
                     t, s = (torch.cat([p[top], p[rest].sum()[None]]) for p in (t, s))
                 m = beta * t + (1 - beta) * s

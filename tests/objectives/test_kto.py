@@ -155,7 +155,10 @@ def test_pairs_count_as_one_good_and_one_bad_answer() -> None:
         Branch([5, 9, 17, 4, 8, 2], [3, 4, 5], [1.0] * 3, role="chosen"), Branch([5, 9, 17, 6, 2], [3, 4], [1.0] * 2, role="rejected"),
     ], 0)  # fmt: skip
     other = Sample([Branch([6, 30, 19, 2], [2, 3], [1.0] * 2, role="chosen"), Branch([6, 30, 55, 21, 2], [2, 3, 4], [1.0] * 3, role="rejected")], 1)
-    apart = [judged(0, [5, 9, 17], [4, 8, 2], True), judged(1, [6, 30], [19, 2], True)], [judged(2, [5, 9, 17], [6, 2], False), judged(3, [6, 30], [55, 21, 2], False)]
+    apart = (
+        [judged(0, [5, 9, 17], [4, 8, 2], True), judged(1, [6, 30], [19, 2], True)],
+        [judged(2, [5, 9, 17], [6, 2], False), judged(3, [6, 30], [55, 21, 2], False)],
+    )
     both = Setting().gradients({}, [pair, other])
     sides = [Setting().gradients({}, side) for side in apart]
     # The same four answers; the baseline of the pairs is the mean over the two halves' mismatched answers.

@@ -134,7 +134,7 @@ def prepared(family: str, layout: str) -> tuple[Any, Any, Any, Callable[[str, di
         assert entry is not None
         stepper = tiny.make_stepper(model, attached, layout=layout, rows_per_pass=rows)
         stepper.objective = entry.function(entry.config(**settings))
-        stepper.policy.reference = store
+        stepper.policy.reference = store if stepper.objective.reference else None
         return stepper.gradients(pairs())
 
     return model, attached.model, reference, step

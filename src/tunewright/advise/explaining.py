@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from tunewright.core import glossary, registry
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import UsageError, problem
-from tunewright.core.words import error_codes, error_text, language, say
+from tunewright.core.words import catalogue, error_codes, error_text, language, say
 
 CODE = re.compile(r"E-[A-Z]+-\d+")
 KEY = re.compile(r"[a-z]+\.[a-z_]+")
@@ -28,12 +28,16 @@ def explain(word: str) -> dict[str, Any]:
     term = glossary.find(word)
     if term is not None:
         return _term(term)
-    found = _registered(word.strip())
+    # What costs least to know comes first: the names of formats load the whole room of data.
+    found = _registered(word.strip(), "methods", "objectives") if "." not in word else None
     if found:
         return found
     keys = keys_named(word.strip())
     if keys:
         return {"is": "key", "keys": [_key(key) for key in keys]}
+    found = _registered(word.strip(), "formats")
+    if found:
+        return found
     near = ", ".join(closest(word))
     raise UsageError(problem("E-RUN-13", word) if CODE.fullmatch(code) else problem("E-LIST-01", word=word, near=near))
 
@@ -67,22 +71,23 @@ def _term(key: str) -> dict[str, Any]:
     see = [glossary.terms(language())[other].name for other in term.see]
     page = f"docs/{term.page}" if term.page else ""
     found = {"is": "term", "term": key, "name": term.name, "also": others, "text": term.text, "ours": term.ours, "page": page, "see": see}
-    # Keys load the configs of all methods and objectives, so they are looked up only where the term has one.
-    return found | ({"keys": [_key(term.ours)]} if KEY.fullmatch(term.ours) and term.ours in all_keys() else {})
+    # Keys load the configs of all methods and objectives, so they are looked up only where the term has one or is one.
+    named = term.ours if KEY.fullmatch(term.ours) else key if key in RunConfig.model_fields else ""
+    return found | ({"keys": [_key(named)]} if named in all_keys() else {}) if named else found
 
 
 def _names() -> list[str]:
     return [*registry.methods.names(), *registry.objectives.names(), *registry.formats.names()]
 
 
-def _registered(word: str) -> dict[str, Any] | None:
+def _registered(word: str, *axes: str) -> dict[str, Any] | None:
     """A method, objective or format that is no term of its own."""
-    from tunewright.advise import listing
-
     places = {"methods": "method: {{kind: {}}}", "objectives": "objective: {{kind: {}}}", "formats": "data.format: {}"}
-    for axis, ours in places.items():
-        entry = getattr(registry, axis).get(word.lower().replace("-", "_"))
+    for axis in axes:
+        entry, ours = getattr(registry, axis).get(word.lower().replace("-", "_")), places[axis]
         if entry is not None:
+            from tunewright.advise import listing
+
             page = "data.md" if axis == "formats" else f"{axis}/{entry.name}.md"
             found = {"is": "name", "axis": axis, "name": entry.name, "text": listing.about(axis, entry), "ours": ours.format(entry.name)}
             return found | {"page": f"docs/{glossary.page_in(language(), page)}", "paper": str(entry.facts.get("source", ""))}
@@ -99,7 +104,6 @@ def all_keys() -> dict[str, dict[tuple[str, str, str], list[str]]]:
 
 @cache
 def _keys_in(lang: str) -> dict[str, dict[tuple[str, str, str], list[str]]]:
-    del lang  # types and defaults are put in its words
     found: dict[str, dict[tuple[str, str, str], list[str]]] = {}
 
     def keep(key: str, info: FieldInfo, kind: str = "") -> None:
@@ -108,7 +112,9 @@ def _keys_in(lang: str) -> dict[str, dict[tuple[str, str, str], list[str]]]:
             for name, more in inner.model_fields.items():
                 keep(f"{key}.{name}", more, kind)
             return
-        facts = (_type(info), _default(info), " ".join((info.description or "").split()))
+        own = glossary.key_help(lang).get(key, {})
+        about = own.get(kind) or (info.description or "" if f"explain.key.{key}" not in catalogue("en") else say(f"explain.key.{key}"))
+        facts = (_type(info), _default(info), " ".join(about.split()))
         found.setdefault(key, {}).setdefault(facts, []).extend([kind] if kind else [])
 
     for name, info in RunConfig.model_fields.items():
@@ -116,7 +122,8 @@ def _keys_in(lang: str) -> dict[str, dict[tuple[str, str, str], list[str]]]:
             keep(name, info)
             continue
         for entry in registry.AXES[name]:
-            for inner, more in entry.config.model_fields.items():
+            config: Any = entry.config
+            for inner, more in config.model_fields.items():
                 keep(f"{name}.{inner}", more, entry.name)
     return found
 

@@ -55,11 +55,12 @@ class SampleFacts:
     def of(cls, report: dict[str, Any], samples: Sequence[Sample] = (), layout: str = "tree") -> SampleFacts:
         """From a data report with tokens. The report counts shared beginnings over all samples at once; a step shares only among its own, so
         what is shared is taken at nine tenths."""
-        number = report["train"]
+        packed = report.get("packed", {})  # documents side by side
+        number = packed.get("train", report["train"])
         if report["tokens_total"] is None:  # no tokenizer here: a row is taken for a question and an answer of a few sentences
             return cls(number, GUESSED_TOKENS * number, GUESSED_TOKENS * number // 2, GUESSED_TOKENS)
         total, learnt = report["tokens_total"], report["learnt_tokens"]
-        longest = report["length_percentiles"]["max"]
+        longest = max(report["length_percentiles"]["max"], min(packed.get("tokens", 0), total))
         if layout == "padded":
             return cls(number, round(1.2 * total), learnt, longest)
         shared = total - report["shared_prefix"]["rows_physical_estimate"]

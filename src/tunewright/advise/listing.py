@@ -61,6 +61,11 @@ def formats() -> Rows:
     return [{"name": e.name, "about": about("formats", e), "needs": e.facts.get("needs", "")} for e in registry.formats]
 
 
+def rewards() -> Rows:
+    """One row a reward function: the column of a row that it looks at, where it looks at one."""
+    return [{"name": e.name, "about": about("rewards", e), "needs": e.facts.get("needs", "")} for e in registry.rewards]
+
+
 def models() -> Rows:
     """One row a family of models whose parts are known by name, and one a package that brings a model."""
     import json
@@ -80,7 +85,14 @@ def errors() -> Rows:
     return [{"code": code, "what": error_text(code)["what"], "do": error_text(code)["do"]} for code in error_codes()]
 
 
-LISTS: dict[str, Callable[..., Rows]] = {"methods": methods, "objectives": objectives, "formats": formats, "models": models, "errors": errors}
+LISTS: dict[str, Callable[..., Rows]] = {
+    "methods": methods,
+    "objectives": objectives,
+    "formats": formats,
+    "rewards": rewards,
+    "models": models,
+    "errors": errors,
+}
 
 
 def check(what: str, model: str | None = None) -> None:
@@ -122,6 +134,7 @@ def table(what: str, rows: Rows) -> list[str]:
         "methods": ["name", "share", "merges", "on_quantised", "by", "source", "about"],
         "objectives": ["name", "rows", "source", "does"],
         "formats": ["name", "needs", "does"],
+        "rewards": ["name", "does"],
         "models": ["name", "kind", "roles"],
         "errors": ["code", "what"],
     }[what]
@@ -135,8 +148,9 @@ def notes(what: str, shape: ModelShape | None = None) -> list[str]:
     if what != "methods":
         return []
     shape = shape or ModelShape.from_config(SHAPE)
-    sizes = {"total": f"{shape.parameters:,}", "layers": shape.layers, "hidden": shape.hidden, "vocabulary": f"{shape.vocabulary:,}"}
-    return [say("list.shape", family=shape.family, **sizes), say("list.merges_note")]
+    total, vocabulary = f"{shape.parameters:,}", f"{shape.vocabulary:,}"
+    about_shares = say("list.shape", family=shape.family, total=total, layers=shape.layers, hidden=shape.hidden, vocabulary=vocabulary)
+    return [about_shares, say("list.merges_note")]
 
 
 def percent(share: float | None) -> str:

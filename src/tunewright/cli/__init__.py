@@ -148,11 +148,13 @@ def chat(
 @app.command(help=say("cli.bench"))
 @speaks
 def bench(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[RUN.yaml] [KEY=VALUE]...", help=say("cli.train.words"))] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[methods] [RUN.yaml|MODEL] [KEY=VALUE]...", help=say("cli.bench.words"))] = None,
     model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
     data: Annotated[str | None, typer.Option(help=say("cli.data"))] = None,
-    steps: Annotated[int, typer.Option(min=1, help=say("cli.bench.steps"))] = 4,
+    steps: Annotated[int | None, typer.Option(min=1, help=say("cli.bench.steps"))] = None,
     certificate: Annotated[bool, typer.Option(help=say("cli.bench.certificate"))] = True,
+    kinds: Annotated[str | None, typer.Option(metavar="A,B,...", help=say("cli.bench.kinds"))] = None,
+    out: Annotated[Path, typer.Option(help=say("cli.bench.out"))] = Path("runs/bench-methods"),
     as_json: JsonFlag = False,
 ) -> None:
     """Bench."""
@@ -161,11 +163,24 @@ def bench(
     from tunewright.core.runfile import load_run
 
     given = list(words or [])
+    compare = bool(given) and given[0] == "methods"
+    given = given[1:] if compare else given
     first = given.pop(0) if given and "=" not in given[0] else None
+    if compare and first is not None and model is None and not first.endswith((".yaml", ".yml")):
+        first, model = None, first
     parsed = load_run(Path(first) if first else None, given, {"model": model, "data.train": data})
+    if compare:
+        from tunewright.bench_methods import bench_methods, table
+
+        result = bench_methods(parsed, out, kinds=kinds.split(",") if kinds else None, steps=steps or 50)
+        if as_json:
+            print_json(result)
+        else:
+            print("\n".join(table(result["rows"])))
+        return
     from tunewright.bench import bench as start
 
-    figures = start(parsed, steps=steps, certificate=certificate)
+    figures = start(parsed, steps=steps or 4, certificate=certificate)
     if as_json:
         print_json(figures)
     else:
@@ -281,6 +296,25 @@ def export_diff(
         print("\n".join(lines(result)))
 
 
+@export_app.command("shrink", help=say("cli.export.shrink"))
+@speaks
+def export_shrink(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=say("cli.shrink.model"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    blocks: Annotated[str, typer.Option(metavar="N|half", help=say("cli.shrink.blocks"))] = "half",
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Shrink."""
+    from tunewright.export.shrink import lines, shrink
+
+    result = shrink(model, out, blocks=blocks)
+    if as_json:
+        print_json(result)
+    else:
+        print("\n".join(lines(result)))
+
+
 @export_app.command("merge", help=say("cli.export.merge"))
 @speaks
 def export_merge(
@@ -358,7 +392,7 @@ def explain(word: Annotated[str, typer.Argument(metavar="WORD|KEY|CODE", help=sa
 @app.command("list", help=say("cli.list"))
 @speaks
 def list_names(
-    what: Annotated[str, typer.Argument(metavar="methods|objectives|formats|models|errors", help=say("cli.list.what"))],
+    what: Annotated[str, typer.Argument(metavar="methods|objectives|formats|rewards|models|errors", help=say("cli.list.what"))],
     model: Annotated[str | None, typer.Option(help=say("cli.list.model"))] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -44,6 +44,8 @@ GROUPS = {
     "INIT": ("Starting a run file", "新建运行文件"),
     "EXPORT": ("Export", "导出"),
     "EVAL": ("Evaluation", "评测"),
+    "REWARD": ("Rewards", "奖励"),
+    "PIPE": ("Pipelines", "流水线"),
 }
 CODE = re.compile(r"E-[A-Z]+-\d\d")
 

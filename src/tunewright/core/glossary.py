@@ -5,6 +5,7 @@ One file a language, so that a translator needs no Python. What is the same in b
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
@@ -66,6 +67,14 @@ def words() -> list[str]:
 def plain(word: str) -> str:
     """A word without case, spaces, hyphens and other signs: `P-Tuning v2`, `p_tuning_v2` and `ptuning V2` are one."""
     return "".join(c for c in unicodedata.normalize("NFKC", word).casefold() if c.isalnum())
+
+
+@cache
+def key_help(lang: str) -> dict[str, dict[str, str]]:
+    """Dotted key -> kind (empty for keys that are no kind's own) -> what it means, where a language has its own sentences; made from its pages."""
+    path = PLACE / f"keys.{lang}.json"
+    found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 @cache

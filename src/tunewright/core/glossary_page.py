@@ -5,12 +5,13 @@ Run `python -m tunewright.core.glossary_page docs` after changing an entry; a te
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 
 from tunewright.core.files import write_text
-from tunewright.core.glossary import Term, terms
+from tunewright.core.glossary import PLACE, Term, terms
 
 NAMES = {"en": "glossary.md", "zh": "glossary.zh-CN.md"}
 # (heading, introduction, "also called", "here", "page", "see also", link to the other language)
@@ -33,7 +34,13 @@ FRAME = {
 def page(lang: str) -> str:
     """The page of one language as Markdown, in the parts of the data file."""
     heading, intro, *_, other = FRAME[lang]
-    lines = [heading, "", f"<!-- Made by `python -m tunewright.core.glossary_page docs` from assets/glossary. Change the texts there. -->\n{other}", "", intro]
+    lines = [
+        heading,
+        "",
+        f"<!-- Made by `python -m tunewright.core.glossary_page docs` from assets/glossary. Change the texts there. -->\n{other}",
+        "",
+        intro,
+    ]
     group = ""
     for term in terms(lang).values():
         if term.group != group:
@@ -61,9 +68,27 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+def key_help(docs: Path, lang: str) -> dict[str, dict[str, str]]:
+    """What the tables of a language's pages say of each key: in English it stands beside the field, in the code; elsewhere only the pages say it."""
+    found: dict[str, dict[str, str]] = {}
+    ending = "" if lang == "en" else ".zh-CN"
+    pages = [docs / f"{name}{ending}.md" for name in ("data", "engine", "methods/quantised-base")]
+    pages += sorted(p for room in ("methods", "objectives") for p in (docs / room).glob(f"*{ending}.md") if p.name != f"README{ending}.md")
+    for path in pages:
+        kind = path.name.removesuffix(f"{ending}.md") if path.parent != docs else ""
+        for key, text in re.findall(
+            r"^\| `((?:data|engine|base|method|objective)\.[a-z_]+)` \|[^|]*\| (.+?) \|$", path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            of_kind = kind if key.startswith(("method.", "objective.")) else ""
+            found.setdefault(key, {}).setdefault(of_kind, re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text))
+    return dict(sorted(found.items()))
+
+
 def main(argv: list[str]) -> int:
-    """Write both pages into the folder named by the first argument."""
+    """Write both pages into the folder named by the first argument, and the help of keys that its Chinese pages give beside the entries."""
     folder = Path(argv[0] if argv else "docs")
+    if (folder / "methods").is_dir():
+        write_text(PLACE / "keys.zh.json", json.dumps(key_help(folder, "zh"), ensure_ascii=False, indent=1) + "\n")
     for lang, name in NAMES.items():
         write_text(folder / name, page(lang))
         print(folder / name)

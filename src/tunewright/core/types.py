@@ -326,7 +326,8 @@ class Rollouts:
     top_k: int
     rewards: Any
     """`objective.reward` as it was given."""
-    on_bad: str
+    on_bad: Any
+    """`stop` or `skip`."""
     judge: Callable[[list[list[Experience]]], dict[str, tuple[float, int]]]
     epochs: int = 1
     minibatches: int = 1

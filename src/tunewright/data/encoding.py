@@ -79,9 +79,12 @@ def encode(rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, o
 
 
 def encode_rows(
-    rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, oversize: Literal["drop", "truncate"] = "drop"
+    rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, oversize: Literal["drop", "truncate"] = "drop", documents: bool = False
 ) -> list[EncodedRow | Dropped]:
-    """For each row its tokens, or why there are none. Rows are rendered together, because a tokenizer is faster with many texts at once."""
+    """For each row its tokens, or why there are none. Rows are rendered together, because a tokenizer is faster with many texts at once.
+
+    `documents`: running text may have any length, because `documents.windows` cuts it.
+    """
     wanted = [(messages, row.tools) for row in rows if not isinstance(row, (PlainText, Prompt)) for messages in _dialogues(row)]
     rendered = iter(renderer.render_many(wanted))
     out: list[EncodedRow | Dropped] = []
@@ -98,7 +101,7 @@ def encode_rows(
                 if fault:
                     raise fault
                 made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)])
-            out.append(_judged(row, made, max_tokens, oversize))
+            out.append(_judged(row, made, None if documents and isinstance(row, PlainText) else max_tokens, oversize))
         except CannotRender as error:
             out.append(Dropped(row.origin, error.reason, error.detail))
     return out

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
-from tunewright.core.types import Origin, Row, Sample
+from tunewright.core.types import Origin, Prompt, Row, Sample
 from tunewright.data import catalogue, mixing, reporting, token_cache
 from tunewright.data.checks import Finding, stops
+from tunewright.data.documents import Packed
 from tunewright.data.pipeline import Features, Gathered, Recipe, Source, Staff, gather, worker_count
 from tunewright.data.reading import RawRow, RawStream, stream
 from tunewright.data.reporting import shared_prefix
@@ -47,7 +48,8 @@ __all__ = ["DataSet", "inspect", "shared_prefix"]
 
 @dataclass
 class DataSet:
-    """What a run trains on and measures with. `train[i]` was made from `train_rows[i]`; without tokens the sample lists are empty.
+    """What a run trains on and measures with. `train[i]` was made from `train_rows[i]`; without tokens the sample lists are empty. Documents that are
+    put together (`inspect(..., pack=...)`) are fewer samples than rows.
 
     The sequences are read from a store whenever they are asked: `len`, an index, a slice and a loop cost what they touch.
     """
@@ -71,21 +73,21 @@ class _Entry:
 
 def inspect(
     config: DataConfig, renderer: Renderer | None, context_length: int | None = None, seed: int = 0, needs_tokens: bool = True,
-    *, workers: int | str | None = None, refuse: bool = True, check: bool = True,
+    *, workers: int | str | None = None, refuse: bool = True, check: bool = True, pack: int | None = None,
 ) -> DataSet:  # fmt: skip
     """Read, shape, encode, check and split the data of a run, and report on it (keys in `docs/data.md`).
 
     `context_length` is the model's, in tokens; `config.max_tokens` may only lower it. Without tokens (`needs_tokens` False, or no renderer)
     nothing is encoded and the token counts of the report are None. `workers` is `engine.threads`: how many processes a large set may use.
     Raises DataError for everything that would make the run worthless; with `refuse` False only for files that cannot be read. `check` False leaves out
-    the checks of the rows.
+    the checks of the rows. `pack` says that rows of running text are documents (`data.documents`), and how many tokens of short ones make a sample.
     """
     started = time.perf_counter()
     entries = _entries(config)
     tokens = needs_tokens and renderer is not None
     limits = [n for n in (config.max_tokens, context_length) if n is not None]
     light = Light.of(renderer.tokenizer) if renderer is not None and tokens else None
-    recipe = _recipe(config, renderer if tokens else None, light, min(limits, default=None), check)
+    recipe = _recipe(config, renderer if tokens else None, light, min(limits, default=None), check, pack is not None)
     files = list(dict.fromkeys(path for entry in entries for one in entry.found for path in one.files))
     size = sum(path.stat().st_size for path in files if path.is_file())
     run = _Run(config, renderer if tokens else None, recipe, entries, seed, worker_count(size, workers) if light or not tokens else 0)
@@ -98,9 +100,14 @@ def inspect(
     report["rendering"] = renderer.proof().as_dict() if renderer is not None and tokens else None
     report["preparation"] = {"seconds": round(time.perf_counter() - started, 3), "from_cache": was_kept, "workers": 0 if was_kept else run.count}
     if refuse:
-        _refuse_worthless(report, findings, config.accept)
+        asked_only = bool(len(store.columns["train"])) and isinstance(Rows(store, store.columns["train"][:1])[0], Prompt)
+        _refuse_worthless(report, findings, config.accept, asked_only)
     train, held = store.columns["train"], store.columns["held_out"]
-    lists = (Samples(store, train), Samples(store, held)) if tokens else (Samples(store, train[:0]), Samples(store, held[:0]))
+    learnt, measured = (Samples(store, which if tokens else which[:0]) for which in (train, held))
+    lists: tuple[Sequence[Sample], Sequence[Sample]] = (learnt, measured)
+    if pack is not None and tokens:
+        lists = (Packed(learnt, pack), Packed(measured, pack))
+        report["packed"] = {"train": len(lists[0]), "held_out": len(lists[1]), "tokens": pack}
     return DataSet(*lists, Rows(store, train), Rows(store, held), report)
 
 
@@ -148,7 +155,7 @@ def _number(value: float | str | None) -> float | None:
     return None
 
 
-def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, max_tokens: int | None, check: bool) -> Recipe:
+def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, max_tokens: int | None, check: bool, documents: bool) -> Recipe:
     control = sorted(str(token.content) for token in renderer.tokenizer.added_tokens_decoder.values()) if renderer is not None else []
     state = light.state() if light is not None else None
     return Recipe(
@@ -161,6 +168,7 @@ def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, 
         config.labels,
         control,
         check,
+        documents,
     )
 
 
@@ -324,13 +332,13 @@ def _require_columns(columns: dict[str, str], found: set[str], there: list[str])
     raise_all(problems, DataError)
 
 
-def _refuse_worthless(report: dict[str, Any], findings: Sequence[Finding], accepted: Sequence[str] = ()) -> None:
-    """Raise DataError for data from which a run could not learn."""
+def _refuse_worthless(report: dict[str, Any], findings: Sequence[Finding], accepted: Sequence[str] = (), asked_only: bool = False) -> None:
+    """Raise DataError for data from which a run could not learn. Rows that only ask have nothing to learn from by themselves: the model will answer."""
     place = report["files"][0] if report["files"] else "data.train"
     if not report["rows_kept"]:
         reasons = ", ".join(f"{entry['count']} {entry['what']}" for entry in report["reasons"].values())
         raise DataError(problem("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-"))
-    if report["tokens_total"] is not None:
+    if report["tokens_total"] is not None and not asked_only:
         if not report["learnt_tokens"]:
             raise DataError(problem("E-DATA-13", place, rows=report["rows_kept"]))
         if not report["stop_learnt_share"]:

@@ -7,6 +7,7 @@ Messages are plain values in Python's `marshal` form, which can hold no code. Sm
 
 from __future__ import annotations
 
+import gc
 import marshal
 import os
 import queue
@@ -19,12 +20,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from tunewright.core.errors import DataError, problem
-from tunewright.core.types import ROW_KINDS, Conversation, Message, Origin, Row
+from tunewright.core.types import ROW_KINDS, Conversation, Message, Origin, PlainText, Row
 from tunewright.data import token_store
 from tunewright.data.checks import Check, all_checks
+from tunewright.data.documents import windows
 from tunewright.data.encoding import EncodedRow, encode_rows
 from tunewright.data.formats.common import Unusable
 from tunewright.data.reading import RawRow
@@ -57,6 +59,8 @@ class Recipe:
     control: list[str]
     """Control tokens, for the checks."""
     check: bool = True
+    documents: bool = False
+    """Running text longer than `max_tokens` is cut into windows."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +101,22 @@ class Kitchen:
         encoded: list[EncodedRow] | None = None
         if self.renderer is not None:
             r = self.recipe
-            made = encode_rows(rows, self.renderer, max_tokens=r.max_tokens, oversize="truncate" if r.oversize == "truncate" else "drop")
+            cut: Literal["truncate", "drop"] = "truncate" if r.oversize == "truncate" else "drop"
+            made = encode_rows(rows, self.renderer, max_tokens=r.max_tokens, oversize=cut, documents=r.documents)
             dropped += [one for one in made if isinstance(one, Dropped)]
-            kept = [i for i, one in enumerate(made) if not isinstance(one, Dropped)]
-            rows, raw = [rows[i] for i in kept], [raw[i] for i in kept]
-            encoded = [one for one in made if not isinstance(one, Dropped)]
+            found = [(row, value, one) for row, value, one in zip(rows, raw, made, strict=True) if not isinstance(one, Dropped)]
+            if r.documents:
+                found = [(piece, value, part) for row, value, one in found for piece, part in self._windows(row, one)]
+            rows, raw, encoded = [row for row, _, _ in found], [value for _, value, _ in found], [one for _, _, one in found]
             for one in encoded:
                 notes.update(one.notes)
         lost = [(one.origin.line, one.origin.row, one.reason, one.detail) for one in dropped]
         columns = token_store.pack(rows, encoded, 0, 0)
         return Done(columns, len(rows), keys_of(rows, raw), lost, dict(notes), seen, marshal.dumps(self._features(rows, encoded)))
+
+    def _windows(self, row: Row, made: EncodedRow) -> list[tuple[Row, EncodedRow]]:
+        assert self.renderer is not None
+        return [*windows(row, made, self.recipe.max_tokens, self.renderer)] if isinstance(row, PlainText) else [(row, made)]
 
     def _features(self, rows: list[Row], encoded: list[EncodedRow] | None) -> list[list[Any]]:
         found = []
@@ -181,6 +191,9 @@ def serve() -> None:
         recipe = Recipe(**_receive(sys.stdin.buffer))
         renderer = Renderer(Light.from_state(recipe.tokenizer), recipe.stop_ids) if recipe.tokenizer else None
         kitchen = Kitchen(recipe, renderer)
+        # What was loaded stays; jobs make lists by the hundred thousand and hardly a cycle, so looking for cycles every 700 objects is time lost.
+        gc.freeze()
+        gc.set_threshold(50_000)
         while True:
             job = Job(**_receive(sys.stdin.buffer))
             try:
@@ -188,7 +201,8 @@ def serve() -> None:
             except Exception:
                 _send(answers, {"error": traceback.format_exc()})
     except EOFError:
-        return
+        # The answers are flushed; taking a hundred megabytes of words and tokens apart object by object would keep the parent waiting.
+        os._exit(0)
 
 
 class _Worker:

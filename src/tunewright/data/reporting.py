@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.types import Origin, Sample
 from tunewright.core.words import say
 from tunewright.data.checks import Check, Finding, conclude, score
+from tunewright.data.documents import PIECES
 from tunewright.data.pipeline import LISTED, Gathered
 from tunewright.data.token_store import Store, Writer
 
@@ -48,7 +49,7 @@ def facts_of(
     whole, asked = gathered.keys[:, 2], gathered.keys[:, 0]
     both = np.concatenate([whole[different], whole[held]])
     facts: dict[str, Any] = {
-        "rows_read": tally.read, "rows_kept": gathered.num_train, "rows_dropped": tally.dropped, "reasons": tally.reasons,
+        "rows_read": tally.read, "rows_kept": gathered.num_train - gathered.train.notes[PIECES], "rows_dropped": tally.dropped, "reasons": tally.reasons,
         "dropped": [text for _, _, text in sorted(tally.listed, key=lambda one: one[:2])[:LISTED]],
         "format": ", ".join(dict.fromkeys(formats)), "files": list(dict.fromkeys(files)), "encoding": ", ".join(dict.fromkeys(encodings)),
         "duplicates": len(both) - len(np.unique(both)), "held_out_overlap": int(np.isin(asked[held], asked[different]).sum()),

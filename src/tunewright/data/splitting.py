@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import DataError, problem
 from tunewright.core.seeds import stream_seed
-from tunewright.core.types import Judged, Message, PlainText, Preference, Row
+from tunewright.core.types import Conversation, Judged, Message, PlainText, Preference, Row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,14 @@ def group_key(row: Row) -> str:
     return "\x1e".join(f"{m.role}\x1f{normalised(m.content)}" for m in asked[: first + 1])
 
 
+def _asks_once(row: Row) -> bool:
+    """Whether the first question is the whole question, so that `group_key` and `normalised_question` are the same text."""
+    if not isinstance(row, (Conversation, Judged)):
+        return False
+    asked = row.question()
+    return bool(asked) and asked[-1].role == "user" and all(m.role != "user" for m in asked[:-1])
+
+
 def whole_key(row: Row) -> str:
     """Everything two exact duplicates share."""
     if isinstance(row, PlainText):
@@ -78,7 +86,8 @@ def keys_of(rows: Sequence[Row], raw: Sequence[Any]) -> bytes:
     found = []
     for row, value in zip(rows, raw, strict=True):
         named = next((value[name] for name in CONVERSATION_IDS if isinstance(value.get(name), (str, int))), None) if isinstance(value, dict) else None
-        question, group = normalised_question(row), group_key(row)
+        question = normalised_question(row)
+        group = question if _asks_once(row) else group_key(row)
         first = _hash(question)
         found += [first, first if group == question else _hash(group), _hash(whole_key(row))]
         found.append(b"\0" * 8 if named is None else _hash(f"{type(named).__name__}:{named}"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -114,10 +115,11 @@ def pack(rows: Sequence[Row], encoded: Sequence[EncodedRow] | None, source: int,
     parts: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     text: list[bytes] = [row_bytes(row) for row in rows]
     facts: list[bytes] = []
+    tokens = array("i")  # numpy would look at every number of a list twice
     for one in encoded or ():
         parts["branch_end"].append(len(one.branches))
         for branch in one.branches:
-            parts["tokens"] += branch.tokens
+            tokens.fromlist(branch.tokens)
             parts["token_end"].append(len(branch.tokens))
             parts["span_end"].append(len(branch.spans))
             parts["role"].append(ROLES.index(branch.role))
@@ -135,7 +137,7 @@ def pack(rows: Sequence[Row], encoded: Sequence[EncodedRow] | None, source: int,
     parts["kind"] = [KINDS.index(ROW_KINDS[type(row)]) for row in rows]
     parts["source"], parts["file"] = [source] * len(rows), [file] * len(rows)
     parts["line"], parts["number"] = [row.origin.line for row in rows], [row.origin.row for row in rows]
-    made = {name: np.asarray(values, dtype=COLUMNS[name]) for name, values in parts.items()}
+    made = {name: np.asarray(values, dtype=COLUMNS[name]) for name, values in parts.items()} | {"tokens": np.asarray(tokens, dtype=COLUMNS["tokens"])}
     for name in ENDS:
         made[name] = np.cumsum(made[name], dtype="<i8")
     return {name: array.tobytes() for name, array in made.items()} | {"text": b"".join(text), "facts": b"".join(facts)}

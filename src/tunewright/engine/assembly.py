@@ -65,7 +65,8 @@ def assemble(
 ) -> Assembled:  # fmt: skip
     """Read the weights of `folder`, put the run's method on them and choose the layout. Nothing is written.
 
-    `base_path` is what a saved adapter names as its base. `steps` None: the run's own. Some of `samples` are shown to a method that asks for rows. Adds to `world.reasons` what was decided and why.
+    `base_path` is what a saved adapter names as its base. `steps` None: the run's own. Some of `samples` are shown to a method that asks for rows.
+    Adds to `world.reasons` what was decided and why.
     Raises ModelError, CompatError and ConfigError for what does not fit.
     """
     notes: list[str] = []
@@ -111,7 +112,7 @@ def assemble(
         "seed": config.engine.seed, "loss_scale": 4096.0 if world.dtype == "float16" else 1.0, "neftune": config.engine.neftune,
     }  # fmt: skip
     if objective.rollouts:
-        wanted = rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)  # type: ignore[arg-type]
+        wanted = rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)
         models = [
             (weight, open_reward_model(run, spare if attached.needs.frozen_base else None, folder, layout, world, tell)) for weight, run in wanted.models
         ]

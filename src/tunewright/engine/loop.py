@@ -203,7 +203,11 @@ class Loop:
         )  # fmt: skip
         if report.texts:
             self.log.write("answers", step=p.step, answers=report.texts)
-        note = say("train.progress", loss=f"{report.loss:.3f}", speed=f"{speed:,.0f}")
+        if "reward" in report.figures:
+            figures = report.figures
+            note = say("train.round", reward=f"{figures['reward']:.3f}", tokens=f"{figures['answer_tokens']:.0f}", kl=f"{figures.get('kl', 0.0):.3f}")
+        else:
+            note = say("train.progress", loss=f"{report.loss:.3f}", speed=f"{speed:,.0f}")
         self.tell.progress(say("train.step"), p.step, self.schedule.total_steps, note)
 
     def _skipped(self, report: StepReport) -> None:

@@ -3,7 +3,8 @@
 One step of the run is one round: answers to `engine.batch_size` prompts, then `epochs` x `minibatches` updates. Checkpoints lie between rounds, and a
 round is a function of the weights, the seed and its number, so a run that was killed in the middle of a round takes the same round again.
 
-The old values are computed in the very passes of the first updates, so that with dropout 0 the first ratio is exactly 1. The reference is the model
+The old values are computed in the very passes of the first updates, so that with dropout 0 the first ratio is exactly 1; a round of one update, whose old
+values nothing else needs, takes them from that update itself. The reference is the model
 at step 0: where the policy objective asks for it, a copy of what trains, put in place while reference values are computed.
 """
 
@@ -102,7 +103,8 @@ class RoundStepper(Stepper):
         judged = self.draw_and_judge(samples, number)
         parts = self._minibatches(judged.samples, number)
         first = parts[: rollouts.minibatches]
-        self._old_values(first)
+        if len(parts) > 1 or rollouts.reference or "value" in self.policy.heads:
+            self._old_values(first)
         if rollouts.reference:
             self._reference_values(judged.samples)
         with torch.no_grad():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class Teacher:
         if stated != self._about():
             raise CheckpointError(problem("E-OBJ-06", str(folder / FILE), stated=stated, found=self._about()))
         begins = [0, *ends.tolist()]
-        parts = [slice(a, b) for a, b in zip(begins, begins[1:], strict=False)]
+        parts = [slice(a, b) for a, b in pairwise(begins)]
         self.store = {bytes(key): (tokens[part], logs[part]) for key, part in zip(keys.numpy(), parts, strict=True)}
         return True
 
@@ -186,7 +187,9 @@ def open_teacher(teaching: Teaching, student: Path, student_size: int, engine: E
             raise CompatError(problem("E-OBJ-02", "objective.teacher", teacher=teaching.model, size=len(words[1]), student=len(words[0])))
         wrong = sum(words[1].get(word) != number for word, number in words[0].items())
         if wrong:
-            raise CompatError(problem("E-OBJ-03", "objective.teacher", teacher=teaching.model, wrong=wrong, size=len(words[1]), student=len(words[0])))
+            raise CompatError(
+                problem("E-OBJ-03", "objective.teacher", teacher=teaching.model, wrong=wrong, size=len(words[1]), student=len(words[0]))
+            )
     elif size != student_size:
         raise CompatError(problem("E-OBJ-02", "objective.teacher", teacher=teaching.model, size=size, student=student_size))
 

@@ -138,7 +138,7 @@ class RowReader(Policy):
         ids, positions = torch.tensor([tree.token], device=self.device), torch.tensor([tree.position], device=self.device)
         plan, cache = TreePlan(tree, self.device, KEEP_BYTES, layers), DynamicCache()
         self._body()(input_ids=ids, position_ids=positions, tree_plan=plan, past_key_values=cache, use_cache=True)
-        found = [(layer.keys, layer.values) for layer in cache.layers]
+        found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
         if len(found) != layers or any(part is None or part.ndim != 4 or part.shape[2] != len(tokens) for pair in found for part in pair):
             return False  # layers that share keys, or keep a state of their own
         self.beginning = VirtualPrompt(len(tokens), keys_values=found)

@@ -24,6 +24,7 @@ from tunewright.engine import layout, opening, placement
 from tunewright.engine.forward import Policy
 from tunewright.engine.meters import versions
 from tunewright.evaluate import options as choices
+from tunewright.evaluate import ranking
 from tunewright.evaluate.interval import wilson
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
 from tunewright.models import load
@@ -144,6 +145,8 @@ def evaluate_target(
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     # Rows before weights: a misspelt column is said in a second, not after gigabytes.
     rows = _read(found, data, config, context, limit, data_format, columns, data_dir)
+    if ranking.is_scorer(found):
+        return ranking.rank(found, rows, data, dtype=dtype, device=device, threads=threads, details=details, started=started)
     asked = wanted or (choices.detect(rows.train_rows) if options is None else None)
     work = _Work(found, rows, context, asked, wanted is None, tell, started)
     work.load(dtype, device, threads, rows_per_pass)
@@ -276,8 +279,11 @@ def _percent(value: float | None) -> str:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The figures for a terminal, in the reader's language."""
-    report, loss = result["data_report"], result["loss"]
+    report = result["data_report"]
     out = [say("evaluate.rows", target=result["target"], data=result["data"], kept=report["rows_kept"], read=report["rows_read"])]
+    if "ranking" in result:
+        return [*out, *ranking.lines(result["ranking"])]
+    loss = result["loss"]
     out.append(say("evaluate.loss", loss=f"{loss['token_mean']:.4f}", tokens=f"{loss['tokens']:,}"))
     if "options" in result:
         out += _option_lines(result["options"])

@@ -139,7 +139,9 @@ def rslora(config: RsLoraConfig, model: Any, anatomy: Any, base_path: str) -> At
     return _attach(config, model, anatomy, base_path, rslora=True)
 
 
-@methods.register("dora", DoraConfig, by="PEFT", source="arXiv 2402.09353", trains="a thin product and the length of each output's weights", on_quantised=True)
+@methods.register(
+    "dora", DoraConfig, by="PEFT", source="arXiv 2402.09353", trains="a thin product and the length of each output's weights", on_quantised=True
+)
 def dora(config: DoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Weight-decomposed LoRA (Liu et al. 2024): W' = m (W + s B A) / ||W + s B A||, the norm taken for each output; m starts at ||W||."""
     return _attach(config, model, anatomy, base_path, dora=True)

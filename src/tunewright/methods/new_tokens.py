@@ -44,7 +44,9 @@ class NewTokensConfig(Section):
         return int(len(self.tokens) * shape.hidden * (1 if shape.tied else 2))
 
 
-@methods.register("new_tokens", NewTokensConfig, by="PEFT", source="github.com/huggingface/peft", trains="embedding rows of added tokens", on_quantised=True)
+@methods.register(
+    "new_tokens", NewTokensConfig, by="PEFT", source="github.com/huggingface/peft", trains="embedding rows of added tokens", on_quantised=True
+)
 def new_tokens(config: NewTokensConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Train the rows of some tokens. Raises ModelError (E-METHOD-66) where words are to be added and the model's folder has no tokenizer, CompatError
     (E-METHOD-67) for the number of a token that is not there."""

@@ -182,7 +182,9 @@ def _scale(config: Any) -> float:
     return config.alpha if config.alpha is not None else config.rank
 
 
-@methods.register("loha", LohaConfig, by="PEFT", source="arXiv 2108.06098", trains="two thin products, multiplied number by number, beside chosen linear layers")
+@methods.register(
+    "loha", LohaConfig, by="PEFT", source="arXiv 2108.06098", trains="two thin products, multiplied number by number, beside chosen linear layers"
+)
 def loha(config: LohaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Low-rank Hadamard product (Hyeon-Woo et al. 2021; LyCORIS): W' = W + (alpha / rank) (A1 B1) * (A2 B2)."""
     import peft
@@ -213,7 +215,9 @@ def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register("ia3", Ia3Config, by="PEFT", source="arXiv 2205.05638", trains="one factor for each key, value and feed-forward activation", on_quantised=True)
+@methods.register(
+    "ia3", Ia3Config, by="PEFT", source="arXiv 2205.05638", trains="one factor for each key, value and feed-forward activation", on_quantised=True
+)
 def ia3(config: Ia3Config, model: Any, anatomy: Any, base_path: str) -> Attached:
     """(IA)^3 (Liu et al. 2022): keys, values and the input of the feed-forward's last layer are multiplied by learnt factors that start at 1."""
     import peft
@@ -232,7 +236,9 @@ def ia3(config: Ia3Config, model: Any, anatomy: Any, base_path: str) -> Attached
     return attach_peft(wrap(model, peft.IA3Config(feedforward_modules=sorted(forward), **found), base_path))
 
 
-@methods.register("vera", VeraConfig, by="PEFT", source="arXiv 2310.11454", trains="two vectors for each linear layer, around random matrices that all share")
+@methods.register(
+    "vera", VeraConfig, by="PEFT", source="arXiv 2310.11454", trains="two vectors for each linear layer, around random matrices that all share"
+)
 def vera(config: VeraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Vector-based random matrix adaptation (Kopiczko et al. 2023): W' = W + diag(b) B diag(d) A with A, B random and shared; b starts at 0."""
     import peft

@@ -90,7 +90,9 @@ class PTuningV2Config(Section):
 _NO_MERGE = "a learnt prompt stands before the input"
 
 
-@methods.register("prompt_tuning", PromptTuningConfig, by="PEFT", source="arXiv 2104.08691", trains="virtual input tokens", merges=_NO_MERGE, on_quantised=True)
+@methods.register(
+    "prompt_tuning", PromptTuningConfig, by="PEFT", source="arXiv 2104.08691", trains="virtual input tokens", merges=_NO_MERGE, on_quantised=True
+)
 def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Prompt tuning (Lester et al. 2021): the model reads [P; X] with P (M, D) trained."""
     import peft
@@ -106,7 +108,13 @@ def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_pat
 
 
 @methods.register(
-    "p_tuning", PTuningConfig, by="PEFT", source="arXiv 2103.10385", trains="a network that makes virtual input tokens", merges=_NO_MERGE, on_quantised=True
+    "p_tuning",
+    PTuningConfig,
+    by="PEFT",
+    source="arXiv 2103.10385",
+    trains="a network that makes virtual input tokens",
+    merges=_NO_MERGE,
+    on_quantised=True,
 )
 def p_tuning(config: PTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """P-tuning (Liu et al. 2021): the model reads [f(E); X] with E (M, D) and the network f trained. It changes nothing inside the model."""
@@ -140,7 +148,13 @@ def prefix_tuning(config: PrefixTuningConfig, model: Any, anatomy: Any, base_pat
 
 
 @methods.register(
-    "p_tuning_v2", PTuningV2Config, by="PEFT", source="arXiv 2110.07602", trains="keys and values for every layer", merges=_NO_MERGE, on_quantised=True
+    "p_tuning_v2",
+    PTuningV2Config,
+    by="PEFT",
+    source="arXiv 2110.07602",
+    trains="keys and values for every layer",
+    merges=_NO_MERGE,
+    on_quantised=True,
 )
 def p_tuning_v2(config: PTuningV2Config, model: Any, anatomy: Any, base_path: str) -> Attached:
     """P-tuning v2 (Liu et al. 2021): the keys and values of a prefix in every layer, trained directly: no network, no projection.

@@ -7,8 +7,8 @@ from typing import Any
 
 from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.models import vet
-from tunewright.models.vocabulary import highest_token, make_room
 from tunewright.models.heads import SCORE_KEY, put_stored_score, stored_score
+from tunewright.models.vocabulary import highest_token, make_room
 
 
 def is_adapter(folder: Path) -> bool:
@@ -35,7 +35,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str
             config = PeftConfig.from_pretrained(str(folder))
             scores = config.task_type == "SEQ_CLS"
             if scores:  # a reward run: the same layers, and a head that we put on ourselves
-                config.task_type, config.modules_to_save = "CAUSAL_LM", None  # type: ignore[assignment]
+                config.task_type, config.modules_to_save = "CAUSAL_LM", None
             prompt = trainable and config.is_prompt_learning
             wrapped = _prompt_to_train(model, config, folder) if prompt else PeftModel.from_pretrained(
                 model, folder, name, is_trainable=trainable, config=config

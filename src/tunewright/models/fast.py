@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 _without_gradient: ContextVar[bool] = ContextVar("fused_without_gradient", default=False)
 
 

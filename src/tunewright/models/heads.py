@@ -98,7 +98,7 @@ def as_classifier(folder: Path, weight: Tensor) -> None:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(folder)
-    mapping = AutoModelForSequenceClassification._model_mapping
+    mapping: Any = AutoModelForSequenceClassification._model_mapping
     if type(config) not in mapping:
         raise ModelError(problem("E-OBJ-31", str(folder), family=config.model_type))
     name = mapping[type(config)].__name__

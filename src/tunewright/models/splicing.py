@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tunewright.core.types import Message
 from tunewright.models.light import Light
 from tunewright.models.watching import Condition, Piece, Trace, Tracer, pieces_of, stripped
-from tunewright.models.words import Words
+from tunewright.models.words import Spellings, Words
 
 if TYPE_CHECKING:
     from tunewright.models.rendering import Renderer
@@ -122,6 +122,7 @@ class Splicer:
         self.backend = light.backend_tokenizer
         self._plans: dict[tuple[str, ...], Plan | None] = {}
         self._words = Words.of(self.backend)
+        self._spellings = Spellings.of(self.backend)
         self._greedy = {str(t.content) for t in light.added_tokens_decoder.values() if t.lstrip or t.rstrip}
         self._splits = self._safe_controls()
         self._split_re = re.compile("|".join(re.escape(s) for s in sorted(self._splits, key=lambda s: (-len(s), s))) or r"(?!)")
@@ -178,8 +179,11 @@ class Splicer:
             for answer, (first, after) in zip(plan.answers, one.spans, strict=True):
                 ids = one.ids[first:after]
                 if unknown is None or unknown not in ids[:-1]:
+                    expected = answer.glue + contents[answer.turn] + answer.tail
+                    if self._spellings is not None and self._spellings.spell(ids, expected):
+                        continue
                     spoken.append(ids)
-                    proofs.append((number, answer.turn, answer.glue + contents[answer.turn] + answer.tail))
+                    proofs.append((number, answer.turn, expected))
         for (number, _, expected), text in zip(proofs, self.backend.decode_batch(spoken, skip_special_tokens=False), strict=True):
             if text != expected and not self.renderer.same(text, expected):
                 out[number] = None

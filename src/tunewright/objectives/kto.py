@@ -53,7 +53,8 @@ class Mismatched:
         self.room: int | None = None
 
     def gather(self, rows: Sequence[Sample], room: int | None = None) -> Iterator[Sample]:
-        """`room` is the most tokens that a branch may have. Choose every row's partner: the nearest row before it with another question, else the row before it. Raises DataError for a single row."""
+        """Choose every row's partner: the nearest row before it with another question, else the row before it. `room` is the most tokens that a branch may
+        have. Raises DataError for a single row."""
         if len(rows) < 2:
             raise DataError(problem("E-OBJ-01", "data.train", rows=len(rows)))
         self.rows, self.room = rows, room
@@ -138,7 +139,7 @@ def kto(config: KtoConfig) -> Objective:
         output.figures |= {
             "rewards_good": (config.beta * float(found[good_B].sum()), int(good_B.sum())),
             "rewards_bad": (config.beta * float(found[~good_B].sum()), int((~good_B).sum())),
-            "accuracy": (float(right.sum()), len(roles)), "z0": (baseline["z0"] * len(roles), len(roles)),
+            "right": (float(right.sum()), len(roles)), "z0": (baseline["z0"] * len(roles), len(roles)),
         }  # fmt: skip
         return {"kto": ((weight_B * side_B * value).sum(), 1.0)}
 

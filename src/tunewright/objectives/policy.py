@@ -171,6 +171,8 @@ def joined(output: Any, name: str) -> Any:
     import torch
 
     parts = [getattr(sample.facts["experience"], name) for sample in output.samples]
+    if name == "old" and all(part is None for part in parts):
+        return output.logprob.detach()  # the only update of its round: what it finds is what was
     return torch.cat([torch.as_tensor(part, dtype=torch.float32) for part in parts]).to(output.logprob.device)
 
 

@@ -27,7 +27,7 @@ class PretrainConfig(Section):
     """Weight of the squared logarithm of the softmax's denominator; 1e-4 keeps the scale of the logits steady in long runs. 0: none."""
 
 
-@objectives.register("pretrain", PretrainConfig, source="maximum likelihood", rows=ROWS, documents=True)
+@objectives.register("pretrain", PretrainConfig, source="maximum likelihood", rows=ROWS)
 def pretrain(config: PretrainConfig) -> Objective:
     """loss = mean of -log p(token) over all tokens of all documents of the step but the first of each."""
     return likelihood("pretrain", config.label_smoothing, config.z_loss, ROWS)

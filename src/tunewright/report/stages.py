@@ -61,9 +61,15 @@ def _row(out: Path, row: dict[str, Any], lang: str) -> Html:
     page, losses = Page(record, lang), losses_of(record)
     verdict = headline(record)
     what += [el("br"), el("small", words(f"pipeline.status.{row.get('status')}", lang), " · ", words(verdict.key, lang, **verdict.fields))]
-    held = f"{show(losses.held_before)} → {show(losses.held_after)}" if losses.held_after is not None else words("pipeline.no_held_out", lang)
     figures = record.summary.get("held_out_figures")
-    others = [f"{key} {show(finite(value))}" for key, value in figures.items() if finite(value) is not None] if isinstance(figures, dict) else []
+    figures = figures if isinstance(figures, dict) else {}
+    held: Child = words("pipeline.no_held_out", lang)
+    if losses.held_after is not None and "reward_change" in figures:  # what learns from rewards has the negative reward for a loss
+        before, after = (show(None if loss is None else -loss) for loss in (losses.held_before, losses.held_after))
+        held = words("pipeline.reward", lang, before=before, after=after)
+    elif losses.held_after is not None:
+        held = f"{show(losses.held_before)} → {show(losses.held_after)}"
+    others = [f"{key} {show(finite(value))}" for key, value in figures.items() if finite(value) is not None]
     if (folder / "report.html").is_file():
         name = el("a", name, href=f"{row['folder']}/report.html")
     return el(

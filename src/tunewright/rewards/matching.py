@@ -104,7 +104,7 @@ def contains(config: ContainsConfig) -> RewardFunction:
     return each(judge)
 
 
-@rewards.register("regex", RegexConfig, needs="pattern, or none where the config has one")
+@rewards.register("regex", RegexConfig, needs="pattern")
 def regex(config: RegexConfig) -> RewardFunction:
     """1 or 0 an answer. Raises ConfigError for a pattern that is none."""
     flags = sum(flag for wanted, flag in ((config.ignore_case, re.I), (config.multiline, re.M), (config.dot_all, re.S)) if wanted)

@@ -57,7 +57,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("nesting") from e
 
 
-@rewards.register("json_schema", JsonSchemaConfig, needs="schema, or none where the config has one")
+@rewards.register("json_schema", JsonSchemaConfig, needs="schema")
 def json_schema(config: JsonSchemaConfig) -> RewardFunction:
     """1 or 0 an answer. Raises ConfigError for a schema outside of the subset."""
     if config.rule is not None:

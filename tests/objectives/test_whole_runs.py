@@ -1,0 +1,110 @@
+"""Whole runs of objectives that need more than log-probabilities: what they keep in the run folder, and that a run taken up again is the same run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import story
+
+from tunewright.core.errors import CompatError
+from tunewright.core.runfile import parse_run
+from tunewright.core.telling import Quiet
+from tunewright.story import resume_run, train
+
+TEXTS = ["the capital of France is Paris " * 12, "a small model learns quickly", "it's 10:30, isn't it?", "what is the capital of 2026"] * 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return story.model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return story.model_folder(tmp_path_factory.mktemp("teacher"), num_hidden_layers=3, hidden_size=96)
+
+
+def rows(kind: str, place: Path) -> Path:
+    made: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
+    if kind == "kto":
+        made = [{"prompt": f"what is {i}?", "completion": f" the answer is {i * 7 % 10}", "label": i % 3 != 0} for i in range(12)]
+    if kind in ("cpo", "orpo"):
+        made = [{"prompt": f"what is {i}?", "chosen": f"it is {i * 7 % 10} of 2026", "rejected": f"it is {i}"} for i in range(12)]
+    if kind == "distill":
+        made = [{"instruction": f"{story.QUESTIONS[i % 6]} {i}?", "output": f"the answer is {i * 7 % 10} of 2026"} for i in range(12)]
+    file = place / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in made))
+    return file
+
+
+def run(model: Path, place: Path, objective: dict[str, Any], **more: Any) -> Path:
+    place.mkdir(exist_ok=True)
+    given = {
+        "model": str(model), "data.train": str(rows(objective["kind"], place)), "data.held_out": 3, "data.max_tokens": 48, "out": str(place / "run"),
+        "probes": 1 if objective["kind"] != "pretrain" else 0, "engine.dtype": "float32", "engine.threads": 1, "engine.epochs": 2, "engine.batch_size": 4,
+        "engine.save_every": 1, "engine.keep_best": False, **{f"objective.{key}": value for key, value in objective.items()}, **more,
+    }  # fmt: skip
+    train(parse_run(given, dict.fromkeys(given, "test")), tell=Quiet())
+    return place / "run"
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [e for e in map(json.loads, (folder / "events.jsonl").read_text().splitlines()) if e["event"] == name]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+CASES: list[tuple[dict[str, Any], str | None]] = [
+    ({"kind": "kto"}, "reference.safetensors"), ({"kind": "pretrain", "pack": 40, "z_loss": 1e-3}, None),
+    ({"kind": "distill"}, None), ({"kind": "distill", "top_k": 8, "divergence": "jensen_shannon"}, "teacher.safetensors"),
+    ({"kind": "cpo"}, None), ({"kind": "orpo", "sft_on": "all"}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("objective", "kept"), CASES, ids=lambda c: "-".join(map(str, c.values())) if isinstance(c, dict) else "")
+def test_a_run_taken_up_again_ends_with_the_same_bytes(
+    model: Path, teacher: Path, tmp_path: Path, objective: dict[str, Any], kept: str | None
+) -> None:
+    objective = objective | ({"teacher": str(teacher)} if objective["kind"] == "distill" else {})
+    whole = run(model, tmp_path / "whole", objective)
+    steps = events(whole, "step")
+    assert all(e["applied"] for e in steps) and len(steps) == json.loads((whole / "summary.json").read_text())["steps"] > 2
+    assert (kept is None) or (whole / kept).is_file()
+    watched = {"kto": "z0", "pretrain": "nll", "distill": "divergence"}.get(objective["kind"], "accuracy")
+    assert watched in steps[0]["figures"] and watched in events(whole, "evaluation")[0]["figures"]
+    # As if it had been killed after step 2: later checkpoints, the result and the summary are not there.
+    half = tmp_path / "half"
+    shutil.copytree(whole, half)
+    (half / "summary.json").unlink()
+    shutil.rmtree(half / "adapter")
+    for later in sorted((half / "checkpoints").glob("step-*"))[2:]:
+        shutil.rmtree(later)
+    left = {p.name for p in (half / "checkpoints").glob("step-*")}
+    resume_run(half, tell=Quiet())
+    assert left and weights(half) == weights(whole)
+    again = events(half, "step")
+    assert len(again) > len(steps) and {e["step"]: e["loss"] for e in again} == {e["step"]: e["loss"] for e in steps}
+
+
+def test_documents_are_cut_packed_and_counted(model: Path, tmp_path: Path) -> None:
+    folder = run(model, tmp_path, {"kind": "pretrain", "pack": 48})
+    report = json.loads((folder / "data_report.json").read_text())
+    assert report["rows_kept"] == report["rows_read"] == 12 and report["notes"]["pieces"] > 0 and report["length_percentiles"]["max"] <= 48
+    assert json.loads((folder / "summary.json").read_text())["samples"] == 2 * report["packed"]["train"]
+    assert report["packed"]["train"] < report["train"]
+
+
+def test_a_teacher_with_another_vocabulary_stops_the_run_before_a_folder_appears(model: Path, tmp_path: Path) -> None:
+    other = story.model_folder(tmp_path / "other", vocab_size=400)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (other / name).unlink()
+    with pytest.raises(CompatError) as caught:
+        run(model, tmp_path / "r", {"kind": "distill", "teacher": str(other)})
+    (found,) = caught.value.problems
+    assert found.code == "E-OBJ-02" and "400" in found.what() and "320" in found.what() and not (tmp_path / "r" / "run").exists()
