@@ -47,7 +47,7 @@ def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
 def pair_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
     """Pairs whose two answers are scored before and after: as many rows as asked for, held-out ones first. Questions of one's own have no pair."""
     wanted = setting if isinstance(setting, int) else len(setting)
-    found = []
+    found: list[Probe] = []
     for rows, samples, kind in ((data.held_out_rows, data.held_out, "held_out"), (data.train_rows, data.train, "train")):
         for i in sorted(permutation(0, "probes", len(samples))[: wanted - len(found)]):
             row = rows[i]

@@ -364,7 +364,9 @@ class _Story:
         self.log.write("reloaded", largest_logit_difference=gap)
         if not gap <= 1e-3:
             raise TrainingError(problem("E-TRAIN-04", str(folder), gap=gap))
-        reloaded = self._scored(self._scoring(tuned, fresh)) if self.scores else self._answers((put and put.generator) or fresh, say("train.ask_reloaded"))
+        reloaded = (
+            self._scored(self._scoring(tuned, fresh)) if self.scores else self._answers((put and put.generator) or fresh, say("train.ask_reloaded"))
+        )
         for i, (probe, text) in enumerate(zip(self.probes, reloaded, strict=True)):
             probe.after, probe.after_reload = (in_memory[i] if in_memory else text), text
             if probe.after != text:

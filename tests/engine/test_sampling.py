@@ -54,7 +54,9 @@ def test_greedy_answers_are_transformers_own_and_end_at_a_stop_token(family: str
     model.set_attn_implementation("eager")
     for prompt, (answer,) in zip(PROMPTS, drawn, strict=True):
         ids = torch.tensor([prompt])
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16, eos_token_id=stop, pad_token_id=0)
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16, eos_token_id=stop, pad_token_id=0
+        )
         assert answer.tokens == out[0, len(prompt) :].tolist()
         assert answer.finished == (answer.tokens[-1] == stop)
     assert drawn[0][0].finished and len(drawn[0][0].tokens) <= 5

@@ -139,7 +139,7 @@ def slow(kind: str, settings: dict[str, Any], made: RoundStepper, judged: Any) -
                 part = part + config["beta"] * (torch.exp(e.reference[t] - own[t]) - (e.reference[t] - own[t]) - 1)
             if kind == "ppo":
                 hidden = out.hidden_states[-1][0, branch.learnt[t] - 1]
-                value = head_module(causal, "value").weight[0] @ hidden
+                value = head_module(causal, "value").weight[0] @ hidden + head_module(causal, "value").bias[0]
                 goal = everything[number][1][t] + float(e.value[t])
                 clipped = e.value[t] + (value - e.value[t]).clamp(-0.2, 0.2)
                 value_total = value_total + weight * 0.5 * torch.maximum((value - goal) ** 2, (clipped - goal) ** 2)
@@ -200,7 +200,13 @@ def test_extreme_log_probabilities_stay_finite(kind: str, settings: dict[str, An
         e.advantage = torch.full((n,), 1.5)
         logprob, value = torch.full((n,), now, requires_grad=True), torch.full((n,), 1e4, requires_grad=True)
         output = SimpleNamespace(
-            logprob=logprob, value=value, weight=torch.ones(n), branch=torch.zeros(n, dtype=torch.long), branch_sample=[0], samples=[sample], figures={}
+            logprob=logprob,
+            value=value,
+            weight=torch.ones(n),
+            branch=torch.zeros(n, dtype=torch.long),
+            branch_sample=[0],
+            samples=[sample],
+            figures={},
         )
         loss = sum(coefficient * total for total, coefficient in made.objective.terms(output).values())
         loss.backward()

@@ -18,7 +18,9 @@ from tunewright.data import inspect
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-EXPECTED = {"facts-qwen": 18, "sentiment-qwen": 24, "tone-and-format": 12, "llama": 12}
+EXPECTED = {"facts-qwen": 18, "sentiment-qwen": 24, "tone-and-format": 12, "llama": 12, "grpo-form": 288}
+PIPELINES = {"rlhf"}
+SINGLE = [path for path in RECIPES if path.stem not in PIPELINES]
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +29,10 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_promised_recipes_are_there() -> None:
-    assert {path.stem for path in RECIPES} == set(EXPECTED)
+    assert {path.stem for path in RECIPES} == set(EXPECTED) | PIPELINES
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SINGLE, ids=lambda p: p.stem)
 def test_a_recipe_loads_and_every_row_of_its_data_is_kept(path: Path) -> None:
     parsed = load_run(path)
     report = inspect(parsed.config.data, None, needs_tokens=False).report
@@ -64,7 +66,7 @@ def test_both_pages_name_every_recipe() -> None:
         assert all(f"({path.name})" in text for path in RECIPES)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SINGLE, ids=lambda p: p.stem)
 def test_a_tiny_model_runs_the_recipe(path: Path, tmp_path: Path) -> None:
     from tunewright.story import train
 
@@ -78,3 +80,33 @@ def test_a_tiny_model_runs_the_recipe(path: Path, tmp_path: Path) -> None:
     probes = yaml.safe_load(path.read_text(encoding="utf-8"))["probes"]
     answers = (tmp_path / "run" / "before_after.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(answers) == (probes if isinstance(probes, int) else len(probes))
+
+
+def test_a_tiny_model_walks_the_whole_road_of_rlhf(tmp_path: Path) -> None:
+    from tunewright.pipeline import load_pipeline, run_pipeline
+
+    model = story.model_folder(tmp_path / "model", max_position_embeddings=512, hidden_size=32, intermediate_size=48)
+    words = [
+        "engine.steps=2",
+        "engine.batch_size=4",
+        "engine.dtype=float32",
+        "engine.threads=1",
+        "stages.ppo.objective.max_new_tokens=4",
+        "data.limit=40",
+    ]
+    pipeline = load_pipeline(Path("recipes/rlhf.yaml"), words, {"model": str(model), "out": str(tmp_path / "road")})
+    run_pipeline(pipeline, tell=Quiet())
+    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((tmp_path / "road").glob("0*/summary.json"))]
+    assert [(s["status"], s["steps"]) for s in summaries] == [("done", 2)] * 3
+    assert "accuracy" in summaries[1]["held_out_figures"] and "reward_change" in summaries[2]["held_out_figures"]
+
+
+def test_the_pairs_of_the_road_give_nothing_away_by_words_or_length() -> None:
+    """Every answer stands as often on the chosen as on the rejected side, and no held-out thing is taught."""
+    for name in ("rlhf-pairs", "rlhf-pairs-held-out"):
+        rows = [json.loads(line) for line in Path(f"recipes/data/{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert sorted(row["chosen"] for row in rows) == sorted(row["rejected"] for row in rows)
+        assert all(row["chosen"] != row["rejected"] for row in rows)
+    taught = Path("recipes/data/rlhf-pairs.jsonl").read_text(encoding="utf-8") + Path("recipes/data/rlhf-answers.jsonl").read_text(encoding="utf-8")
+    held = [json.loads(line)["chosen"] for line in Path("recipes/data/rlhf-pairs-held-out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert held and not any(answer in taught for answer in held)

@@ -17,7 +17,7 @@ from tunewright.core.errors import UsageError, problem
 from tunewright.core.words import catalogue, error_codes, error_text, language, say
 
 CODE = re.compile(r"E-[A-Z]+-\d+")
-KEY = re.compile(r"[a-z]+\.[a-z_]+")
+KEY = re.compile(r"[a-z]+\.[a-z_0-9]+")
 
 
 def explain(word: str) -> dict[str, Any]:

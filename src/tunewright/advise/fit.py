@@ -19,10 +19,10 @@ from tunewright.advise.shape import BYTES, ModelShape, rank_of, trainable_parame
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, UsageError, problem
 from tunewright.core.files import readable_size
-from tunewright.core.registry import methods
+from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import kind_of
 from tunewright.core.telling import duration
-from tunewright.core.types import Sample
+from tunewright.core.types import Rollouts, Sample
 from tunewright.core.words import say
 from tunewright.engine.schedule import batch_size_for
 from tunewright.models import vet
@@ -65,6 +65,19 @@ class SampleFacts:
             return cls(number, round(1.2 * total), learnt, longest)
         shared = total - report["shared_prefix"]["rows_physical_estimate"]
         return cls(number, max(1, round(total - 0.9 * shared)), learnt, longest)
+
+    def drawing(self, rollouts: Rollouts | None) -> SampleFacts:
+        """The same for a run that learns from its own answers, in rows of a training step that cost as much.
+
+        An answer is taken to be two thirds of `max_new_tokens` long. Its tokens are drawn (a forward pass in small products: worth 0.8 of a row), passed once
+        more for each of old values, reference and reward model (0.4 each), and learnt from `epochs` times.
+        """
+        if rollouts is None:
+            return self
+        drawn = self.samples * rollouts.num_answers * rollouts.max_new_tokens * 2 // 3
+        looks = 0.4 * (1 + rollouts.reference + 1)
+        rows = round((self.rows_per_epoch + drawn) * (rollouts.epochs + looks) + 0.8 * drawn)
+        return replace(self, rows_per_epoch=rows, label_rows_per_epoch=drawn * rollouts.epochs, longest=self.longest + rollouts.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,10 @@ def of_run(
 ) -> Estimate:  # fmt: skip
     """`estimate` with what a run file says filled in."""
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
+    objective = objectives.get(kind_of(config.objective))
+    # A run whose objective says too little is refused elsewhere.
+    told = objective is not None and getattr(config.objective, "reward", None) is not None
+    facts = facts.drawing(objective.function(config.objective).rollouts if objective is not None and told else None)
     return estimate(
         shape, trainable=trainable_parameters(shape, config.method), rows_per_pass=rows_per_pass, facts=facts, steps=steps,
         batch_size=batch_size_for(config.engine, facts.samples), dtype=dtype, device=device, layout=layout, method=config.method,

@@ -77,7 +77,7 @@ def key_help(docs: Path, lang: str) -> dict[str, dict[str, str]]:
     for path in pages:
         kind = path.name.removesuffix(f"{ending}.md") if path.parent != docs else ""
         for key, text in re.findall(
-            r"^\| `((?:data|engine|base|method|objective)\.[a-z_]+)` \|[^|]*\| (.+?) \|$", path.read_text(encoding="utf-8"), re.MULTILINE
+            r"^\| `((?:data|engine|base|method|objective)\.[a-z_0-9]+)` \|[^|]*\| (.+?) \|$", path.read_text(encoding="utf-8"), re.MULTILINE
         ):
             of_kind = kind if key.startswith(("method.", "objective.")) else ""
             found.setdefault(key, {}).setdefault(of_kind, re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text))

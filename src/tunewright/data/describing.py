@@ -25,7 +25,12 @@ def describe(report: dict[str, Any], colour: bool = False) -> str:
     lines += [f"! {warning}" for warning in report["warnings"]]
     lines += [f"! {one['what']}" for one in report.get("findings", ()) if one["severity"] != "info" and one["key"] not in TOLD_BY_COUNTS]
     if report["example"]:
-        lines += ["", say("data.say.example", origin=report["example"]["origin"]), _marked(report["example"], colour)]
+        asks = report["tokens_total"] is not None and not report["answers"] and not report["learnt_tokens"]
+        lines += [
+            "",
+            say("data.say.example_question" if asks else "data.say.example", origin=report["example"]["origin"]),
+            _marked(report["example"], colour),
+        ]
     return "\n".join(lines)
 
 
@@ -33,7 +38,9 @@ def _token_lines(report: dict[str, Any]) -> list[str]:
     lengths, shared = report["length_percentiles"], report["shared_prefix"]
     return [
         say("data.say.tokens", total=f"{report['tokens_total']:,}", learnt=f"{report['learnt_tokens']:,}", share=f"{report['learnt_share']:.0%}"),
-        say("data.say.answers", answers=report["answers"], share=f"{report['stop_learnt_share']:.0%}", template=report["template"]),
+        say("data.say.answers", answers=report["answers"], share=f"{report['stop_learnt_share']:.0%}", template=report["template"])
+        if report["answers"] or report["learnt_tokens"]
+        else say("data.say.asks", template=report["template"]),
         say("data.say.lengths", min=lengths["min"], p50=lengths["50"], p90=lengths["90"], p99=lengths["99"], max=lengths["max"]),
         say("data.say.shared", share=f"{shared['share']:.0%}", rows=f"{shared['rows_physical_estimate']:,}"),
         *([rendering_line(report["rendering"])] if report.get("rendering") else []),

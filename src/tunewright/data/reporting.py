@@ -257,7 +257,7 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     for key in ("duplicates", "held_out_overlap"):
         if report[key]:
             found.append(say(f"data.warning.{key}", count=report[key]))
-    if report["stop_learnt_share"] is not None and report["stop_learnt_share"] < 1:
+    if report["stop_learnt_share"] is not None and report["stop_learnt_share"] < 1 and report["answers"]:
         found.append(say("data.warning.stop_share", share=f"{report['stop_learnt_share']:.0%}"))
     if report["template"] == "plain":
         found.append(say("data.warning.plain_template"))

@@ -33,7 +33,6 @@ from tunewright.models.fast import accelerate
 from tunewright.models.heads import put_heads
 from tunewright.models.quantised import keep_base, parameter_count
 
-
 LOOKED_AT = 128
 """Samples that a method may see before the first step."""
 
@@ -114,7 +113,8 @@ def assemble(
     if objective.rollouts:
         wanted = rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)
         models = [
-            (weight, open_reward_model(run, spare if attached.needs.frozen_base else None, folder, layout, world, tell)) for weight, run in wanted.models
+            (weight, open_reward_model(run, spare if attached.needs.frozen_base else None, folder, layout, world, tell))
+            for weight, run in wanted.models
         ]
         stepper: Stepper = RoundStepper(**parts, rollouts=objective.rollouts, rewards=wanted, reward_models=models)
     else:

@@ -14,6 +14,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ class RoundStepper(Stepper):
         for epoch in range(rollouts.epochs):
             order = permutation(self.seed, "minibatch", len(samples), number, epoch)
             bounds = [round(i * len(order) / count) for i in range(count + 1)]
-            parts += [[samples[i] for i in order[a:b]] for a, b in zip(bounds, bounds[1:], strict=False)]
+            parts += [[samples[i] for i in order[a:b]] for a, b in pairwise(bounds)]
         return parts
 
     def _old_values(self, parts: list[list[Sample]]) -> None:
@@ -241,4 +242,3 @@ def _sample(prompt: Sample, tokens: list[int], drawn: Drawn) -> Sample:
     learnt = list(range(len(tokens), len(tokens) + len(drawn.tokens)))
     branch = Branch(tokens + drawn.tokens, learnt, [prompt.weight] * len(learnt), role="drawn")
     return Sample([branch], prompt.index, prompt.origin, prompt.weight)
-

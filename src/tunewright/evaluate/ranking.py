@@ -109,7 +109,9 @@ def training_pairs(found: opening.Target) -> list[Preference]:
     return [row for row in data.train_rows if isinstance(row, Preference)]
 
 
-def rank(found: opening.Target, data: Any, name: str, *, dtype: str | None, device: str, threads: Any, details: bool, started: float) -> dict[str, Any]:
+def rank(
+    found: opening.Target, data: Any, name: str, *, dtype: str | None, device: str, threads: Any, details: bool, started: float
+) -> dict[str, Any]:
     """Score every pair of `data`. Raises UsageError where its rows are no pairs."""
     import torch
 

@@ -37,8 +37,10 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str
             if scores:  # a reward run: the same layers, and a head that we put on ourselves
                 config.task_type, config.modules_to_save = "CAUSAL_LM", None
             prompt = trainable and config.is_prompt_learning
-            wrapped = _prompt_to_train(model, config, folder) if prompt else PeftModel.from_pretrained(
-                model, folder, name, is_trainable=trainable, config=config
+            wrapped = (
+                _prompt_to_train(model, config, folder)
+                if prompt
+                else PeftModel.from_pretrained(model, folder, name, is_trainable=trainable, config=config)
             )
     except Exception as e:
         raise ModelError(problem("E-MODEL-40", str(folder), cause=vet.first_line(e))) from e

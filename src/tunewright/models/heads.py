@@ -24,22 +24,28 @@ from tunewright.core.types import Attached
 MODULES = {"score": "score", "value": "value_head"}
 """Head -> the name of its module on the causal model; `score` is Transformers' own name."""
 FILES = {"score": "score.safetensors", "value": "value_head.safetensors"}
+VALUE_RATE = 20.0
+"""The value head's learning rate, as a multiple of the policy's."""
 SCORE_KEY = "base_model.model.score.weight"
 """The name of a score head in a PEFT adapter's file."""
 
 
 class ScalarHead(nn.Module):
-    """hidden (..., D) -> (...,) in float32 or wider."""
+    """hidden (..., D) -> (...,) in float32 or wider. `score` has no bias, because Transformers' has none; `value` starts at 0 everywhere and has one,
+    which is where the mean reward of a run is learnt first."""
 
-    def __init__(self, width: int, device: Any = None):
+    def __init__(self, width: int, device: Any = None, value: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, width, dtype=torch.float32, device=device))
-        nn.init.normal_(self.weight, std=1 / (width + 1) ** 0.5)
+        self.weight = nn.Parameter(torch.zeros(1, width, dtype=torch.float32, device=device))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32, device=device)) if value else None
+        if not value:
+            nn.init.normal_(self.weight, std=1 / (width + 1) ** 0.5)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """One number a row."""
         wide = torch.promote_types(hidden.dtype, self.weight.dtype)
-        return hidden.to(wide) @ self.weight.to(wide)[0]
+        found = hidden.to(wide) @ self.weight.to(wide)[0]
+        return found if self.bias is None else found + self.bias.to(wide)
 
 
 def width_of(causal: Any) -> int:
@@ -50,10 +56,14 @@ def width_of(causal: Any) -> int:
 def put_heads(causal: Any, attached: Attached, wanted: tuple[str, ...]) -> None:
     """Add the heads an objective needs to the model and to what trains. A `score` head is saved with the method's own files."""
     for name in wanted:
-        head = ScalarHead(width_of(causal), next(causal.parameters()).device)
+        head = ScalarHead(width_of(causal), next(causal.parameters()).device, value=name == "value")
         setattr(causal, MODULES[name], head)
         found = next(full for full, module in attached.model.named_modules() if module is head)
-        attached.parameters.append(f"{found}.weight")
+        new = [f"{found}.{part}" for part, _ in head.named_parameters()]
+        attached.parameters += new
+        if name == "value":
+            # It starts from nothing while the policy moves with care, and advantages are only as good as it is.
+            attached.rate_factors = {**attached.rate_factors, **dict.fromkeys(new, VALUE_RATE)}
     if "score" in wanted:
         _save_with_score(causal, attached)
 

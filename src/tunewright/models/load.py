@@ -117,7 +117,10 @@ def load_model(
     scorer = is_scorer(folder)
     if scorer:
         # A reward model: the head that predicts words is not in it, and nobody will ask for words.
-        info = info | {"unexpected_keys": set(info["unexpected_keys"]) - {"score.weight"}, "missing_keys": set(info["missing_keys"]) - {"lm_head.weight"}}
+        info = info | {
+            "unexpected_keys": set(info["unexpected_keys"]) - {"score.weight"},
+            "missing_keys": set(info["missing_keys"]) - {"lm_head.weight"},
+        }
     _require_whole(folder, model, info)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tunewright.core.files import write_text
 from tunewright.core.words import ASSETS, language
-from tunewright.report import answers, curves, facts
+from tunewright.report import answers, curves, facts, figures
 from tunewright.report.markup import Child, Html, el, join, words
 from tunewright.report.page import Page, mapping, size, whole
 from tunewright.report.record import finite, read_record
@@ -55,10 +55,19 @@ def _name(page: Page) -> str:
     return page.record.run.resolve().name or "run"
 
 
+def _names(page: Page) -> list[str]:
+    """The sections of this page, in order. Of a run that learnt from rewards the loss says nothing; what it watched takes its place."""
+    drawn, rewarded = bool(figures.names_of(page.record)), figures.is_rewarded(page.record)
+    middle = [name for name, there in (("loss", not rewarded), ("figures", drawn)) if there]
+    return [SECTIONS[0], *middle, *SECTIONS[2:]]
+
+
 def _sections(page: Page) -> list[Html]:
+    names = _names(page)
     return [
         answers.section(page),
-        curves.section(page),
+        *([curves.section(page)] if "loss" in names else []),
+        *(one for one in [figures.section(page)] if one is not None),
         facts.data_section(page),
         facts.sizes_section(page),
         facts.speed_section(page),
@@ -69,11 +78,11 @@ def _sections(page: Page) -> list[Html]:
 
 def _top(page: Page, title: str) -> Html:
     found = warnings_of(page.record)
-    links = [el("a", page.say(f"{name}.title"), href=f"#{name}") for name in SECTIONS]
+    links = [el("a", page.say(f"{name}.title"), href=f"#{name}") for name in _names(page)]
     return el(
         "header",
         el("h1", title),
-        el("p", _sentence(page), class_="verdict " + headline(page.record).tone),
+        el("p", _sentence(page), class_="verdict " + (figures.reward_headline(page.record) if figures.is_rewarded(page.record) else headline(page.record)).tone),
         el("ul", *(page.finding(f) for f in found), class_="findings") if found else None,
         el("pre", str(page.record.summary["reason"])) if page.record.summary.get("reason") else None,
         _tiles(page),
@@ -85,7 +94,8 @@ def _top(page: Page, title: str) -> Html:
 def _sentence(page: Page) -> Html:
     """What was trained, on how much, for how long, and whether it learnt: one sentence made of three clauses."""
     record, s = page.record, page.record.summary
-    first = headline(record)
+    rewarded = figures.is_rewarded(record)
+    first = figures.reward_headline(record) if rewarded else headline(record)
     train = record.data.get("train") if finite(record.data.get("train")) is not None else record.data.get("rows_kept")
     steps = finite(s.get("steps"))
     clauses = [
@@ -100,7 +110,9 @@ def _sentence(page: Page) -> Html:
         words(first.key, page.lang, **first.fields),
     ]
     losses = losses_of(record)
-    if losses.held_before is not None and losses.held_after is not None:
+    if rewarded:
+        pass
+    elif losses.held_before is not None and losses.held_after is not None:
         clauses.append(page.say("verdict.held_out", before=show(losses.held_before), after=show(losses.held_after)))
     elif losses.held_after is not None:
         clauses.append(page.say("verdict.held_out_after", after=show(losses.held_after)))
@@ -127,10 +139,17 @@ def _tiles(page: Page) -> Html:
         if value and value != "–":
             tiles.append(el("div", el("b", value), el("span", page.say(f"tile.{key}")), el("small", note) if note else None, class_="tile"))
 
-    if losses.first is not None or losses.final is not None:
+    held = mapping(s.get("held_out_figures"))
+    if figures.is_rewarded(page.record):
+        after, change = finite(held.get("reward")), finite(held.get("reward_change"))
+        if after is not None and change is not None:
+            tile("reward", f"{show(after - change)} → {show(after)}")
+    elif losses.first is not None or losses.final is not None:
         tile("loss", f"{show(losses.first)} → {show(losses.final)}")
-    if losses.held_after is not None:
+    if losses.held_after is not None and not figures.is_rewarded(page.record):
         tile("held_out", f"{show(losses.held_before)} → {show(losses.held_after)}")
+    if finite(held.get("accuracy")) is not None:
+        tile("ranked", f"{100 * float(held['accuracy']):.0f} %")
     for kind in ("train", "held_out", "probe"):
         count = count_of(page.record, kind)
         if count:

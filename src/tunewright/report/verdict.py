@@ -119,6 +119,8 @@ def headline(record: Record) -> Finding:
 def warnings_of(record: Record) -> list[Finding]:
     """All that a reader must know before trusting the run."""
     losses, found = losses_of(record), []
+    if any("reward" in (e.get("figures") or {}) for e in record.steps):
+        losses = Losses(None, None, None, None)  # of a run that learns from rewards the loss says nothing
     status = status_of(record)
     if status != "done":
         found.append(Finding(f"report.warn.status_{status}", "bad" if status == "failed" else "warn"))

@@ -1,0 +1,116 @@
+"""What an objective watches beside its loss: rewards, KL, margins, accuracy, lengths; and texts that the model wrote on the way."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tunewright.report.chart import LOW_NARROW, LOW_WIDE, Series, chart, smooth, thin
+from tunewright.report.markup import Child, Html, el
+from tunewright.report.page import Page, mapping, whole
+from tunewright.report.record import Record, finite, number
+from tunewright.report.verdict import Finding, show
+
+SHOWN = (
+    "reward", "accuracy", "margin", "rewards_chosen", "rewards_rejected", "kl", "kl_coefficient", "entropy", "clip_share", "answer_tokens", "finished",
+    "explained_variance", "groups_without_difference", "empty_answers", "left_out", "divergence",
+)  # fmt: skip
+"""Figures that get a drawing, in this order; each part of a reward (`reward_NAME`) follows the whole."""
+MOST_TEXTS = 24
+SURE = 2.0
+"""Standard errors of a change from which it is called one."""
+
+
+def names_of(record: Record) -> list[str]:
+    """The figures of a run that are drawn."""
+    found = {name for e in [*record.steps, *measured(record)] for name in mapping(e.get("figures"))}
+    parts = sorted(name for name in found if name.startswith("reward_") and name not in ("reward_spread", "reward_change", "reward_change_error"))
+    order = ["reward", *parts, *SHOWN[1:]] if "reward" in found else [*SHOWN[1:]]
+    return [name for name in order if name in found]
+
+
+def measured(record: Record) -> list[dict[str, Any]]:
+    """Evaluation events by step."""
+    last = {int(n): e for e in record.events if e.get("event") == "evaluation" and (n := finite(e.get("step"))) is not None}
+    return [last[n] for n in sorted(last)]
+
+
+def is_rewarded(record: Record) -> bool:
+    """Whether the run learnt from rewards: then its loss says nothing about what it learnt."""
+    return any("reward" in mapping(e.get("figures")) for e in record.steps)
+
+
+def reward_headline(record: Record) -> Finding:
+    """Did the reward rise? By the held-out prompts where there are some, else by the first and last quarter of the rounds."""
+    held = mapping(record.summary.get("held_out_figures"))
+    change, error, after = (finite(held.get(name)) for name in ("reward_change", "reward_change_error", "reward"))
+    if change is not None and error is not None and after is not None:
+        fields = {"before": show(after - change), "after": show(after), "error": show(error)}
+    else:
+        values = [v for e in record.steps if (v := finite(mapping(e.get("figures")).get("reward"))) is not None]
+        if len(values) < 4:
+            return Finding("report.learnt.unknown", "warn")
+        part = max(1, len(values) // 4)
+        first, last = values[:part], values[-part:]
+        before, after = sum(first) / part, sum(last) / part
+        spread = math.sqrt(sum((v - before) ** 2 for v in first) / part + sum((v - after) ** 2 for v in last) / part)
+        change, error = after - before, spread / math.sqrt(part)
+        fields = {"before": show(before), "after": show(after), "error": show(error)}
+    if change > SURE * error and change > 0:
+        return Finding("report.learnt.reward_rose", "good", fields)
+    return Finding("report.learnt.reward_fell" if change < -SURE * error else "report.learnt.reward_same", "bad", fields)
+
+
+def section(page: Page) -> Html | None:
+    """A small drawing for every figure, and the texts; None for a run without any."""
+    names = names_of(page.record)
+    if not names:
+        return None
+    drawings: list[Child] = [_drawing(page, name) for name in names]
+    return page.section("figures", el("p", page.say("figures.explained")), *drawings, _texts(page))
+
+
+def _label(page: Page, name: str) -> str:
+    return page.text(f"figures.{name}") if name in SHOWN else page.text("figures.part", name=name.removeprefix("reward_"))
+
+
+def _points(events: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    found = ((float(e["step"]), number(mapping(e.get("figures")).get(name))) for e in events)
+    return [(x, y) for x, y in found if y is not None and math.isfinite(y)]
+
+
+def _drawing(page: Page, name: str) -> Html | None:
+    points, held = _points(page.record.steps, name), _points(measured(page.record), name)
+    if len(points) + len(held) < 2:
+        return None
+    shown, label = thin(points), _label(page, name)
+
+    def title(x: float, y: float) -> str:
+        return page.text("figures.at_step", name=label, step=f"{x:g}", value=show(y))
+
+    series = [Series("steps", shown, "dot", dots=True, line=False, titles=[title(x, y) for x, y in shown])]
+    if points:
+        series.append(Series("smooth", thin(list(zip([x for x, _ in points], smooth([y for _, y in points]), strict=True))), "smooth"))
+    if held:
+        series.append(Series("held", held, "held", dots=True, titles=[title(x, y) for x, y in held]))
+    every = points or held
+    caption = page.say("figures.caption", name=label, first=show(every[0][1]), last=show(every[-1][1]))
+    drawing = chart(series, (LOW_WIDE, LOW_NARROW), page.text("loss.step"), label, f"{label}: {show(every[0][1])} → {show(every[-1][1])}", show)
+    return el("figure", el("figcaption", caption), drawing)
+
+
+def _texts(page: Page) -> Html | None:
+    rows = []
+    for e in page.record.events:
+        if e.get("event") != "answers":
+            continue
+        for answer in e.get("answers") or []:
+            told = mapping(answer)
+            cells = (whole(e.get("step")), str(told.get("question", ""))[:300], str(told.get("answer", ""))[:600], show(number(told.get("reward"))))
+            rows.append(el("tr", *(el("td", cell) for cell in cells)))
+    if not rows:
+        return None
+    head = el("thead", el("tr", *(el("th", page.say(f"figures.texts.{n}"), scope="col") for n in ("step", "question", "answer", "reward"))))
+    kept = rows if len(rows) <= MOST_TEXTS else [*rows[: MOST_TEXTS // 2], *rows[-MOST_TEXTS // 2 :]]
+    table = el("div", el("table", head, el("tbody", *kept)), class_="scroll")
+    return page.fold(page.say("figures.texts", count=len(rows)), table, open_=True)
