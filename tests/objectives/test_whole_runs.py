@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import story
 
+from tunewright.bench import bench
 from tunewright.core.errors import CompatError
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
@@ -108,3 +109,12 @@ def test_a_teacher_with_another_vocabulary_stops_the_run_before_a_folder_appears
         run(model, tmp_path / "r", {"kind": "distill", "teacher": str(other)})
     (found,) = caught.value.problems
     assert found.code == "E-OBJ-02" and "400" in found.what() and "320" in found.what() and not (tmp_path / "r" / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["kto", "dpo"])
+def test_what_a_run_would_cost_can_be_measured_for_objectives_with_a_reference(model: Path, tmp_path: Path, kind: str) -> None:
+    given = {
+        "model": str(model), "data.train": str(rows("kto" if kind == "kto" else "cpo", tmp_path)), "objective.kind": kind, "engine.dtype": "float32",
+        "engine.threads": 1, "engine.batch_size": 4,
+    }  # fmt: skip
+    assert bench(parse_run(given, dict.fromkeys(given, "test")), steps=2, certificate=False, tell=Quiet())["samples"] == 8

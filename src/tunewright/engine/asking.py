@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 from tunewright.core.types import Branch, Conversation, Judged, Message, Preference, Prompt, Row, Sample
-from tunewright.engine.rounds import Asking
+from tunewright.engine.rounds import Asking, RoundStepper
+from tunewright.engine.sampling import Sampler
 
 
 def facts_of(row: Row) -> dict[str, Any]:
@@ -40,6 +41,13 @@ class Questions(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
+
+
+def equip(stepper: Any, renderer: Any, tokenizer: Any, check: Callable[[], None] | None = None) -> None:
+    """Give a stepper of rounds what it needs of words, and its sampler; other steppers are left alone."""
+    if isinstance(stepper, RoundStepper):
+        stepper.asking = asking(renderer, tokenizer)
+        stepper.sampler = Sampler(stepper.policy, stepper.asking.stop_ids, check=check)
 
 
 def asking(renderer: Any, tokenizer: Any) -> Asking:

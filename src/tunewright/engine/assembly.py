@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,12 @@ def assemble(
     keep_base(attached, causal)
     put_heads(causal, attached, objective.needs.heads)
 
-    def policy_in(layout: str) -> Any:
-        return computing_in(causal, layout, Policy(attached.model, causal, layout))
+    @contextlib.contextmanager
+    def policy_in(layout: str) -> Iterator[Any]:
+        # What picks rows by a threshold picks others where half precision rounds in another order, which says nothing about the layout: the base is compared.
+        picks = attached.needs.layout == "padded" and attached.disabled is not None
+        with attached.disabled() if picks and attached.disabled else contextlib.nullcontext(), computing_in(causal, layout):
+            yield Policy(attached.model, causal, layout)
 
     layout, world.reasons["engine.layout"] = choose(config.engine, causal, attached.needs.layout, policy_in, world.dtype)
     use_layout(causal, layout)

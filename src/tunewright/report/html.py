@@ -82,7 +82,11 @@ def _top(page: Page, title: str) -> Html:
     return el(
         "header",
         el("h1", title),
-        el("p", _sentence(page), class_="verdict " + (figures.reward_headline(page.record) if figures.is_rewarded(page.record) else headline(page.record)).tone),
+        el(
+            "p",
+            _sentence(page),
+            class_="verdict " + (figures.reward_headline(page.record) if figures.is_rewarded(page.record) else headline(page.record)).tone,
+        ),
         el("ul", *(page.finding(f) for f in found), class_="findings") if found else None,
         el("pre", str(page.record.summary["reason"])) if page.record.summary.get("reason") else None,
         _tiles(page),
