@@ -80,6 +80,8 @@ class GrpoConfig(RolloutSection):
     """Answers drawn to each prompt: the group."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL term towards the model at step 0; the paper used 0.04, later work 0."""
+    weigh_kl: bool = False
+    """Multiply the KL term by the ratio, which makes its gradient unbiased after the first update (DeepSeek-V3.2; TRL's default)."""
     loss: Literal["grpo", "dr_grpo", "dapo", "cispo"] = "dapo"
     """grpo: mean over each answer's tokens, then over answers; dr_grpo: sum over tokens by `max_new_tokens`; dapo: mean over all tokens of the step;
     cispo: dapo's mean with the clipped ratio as a weight only."""
@@ -352,7 +354,8 @@ def grpo(config: GrpoConfig) -> Objective:
         else:
             loss_L, clipped = clipped_policy_loss(ratio, advantage_L, config.clip, high)
         if config.beta:
-            loss_L = loss_L + config.beta * k3(output.logprob, joined(output, "reference"))
+            kl_L = k3(output.logprob, joined(output, "reference"))
+            loss_L = loss_L + config.beta * (kl_L * ratio if config.weigh_kl else kl_L)
         if config.loss == "grpo":
             loss_L = loss_L / lengths(output)[output.branch]
         _watch(output, output.logprob, old_L, clipped)
