@@ -650,7 +650,9 @@ def forbidden(tree: ast.AST) -> list[str]:
 
 def test_only_the_closed_process_opens_pickles_and_nothing_trusts_code_outright() -> None:
     found = {p.relative_to(SOURCE).as_posix(): forbidden(ast.parse(p.read_text(encoding="utf-8"))) for p in SOURCE.rglob("*.py")}
-    assert {name: what for name, what in found.items() if what} == {"models/pickle_child.py": ["torch.load(weights_only=True)"]}
+    # A person's own reward functions run only where the file was named on the command line (tests/rewards/).
+    allowed = {"models/pickle_child.py": ["torch.load(weights_only=True)"], "rewards/user_code.py": ["exec"]}
+    assert {name: what for name, what in found.items() if what} == allowed
     assert issubclass(runfile._Loader, yaml.SafeLoader)
     planted = "import pickle\ntorch.load(x)\nyaml.load(x)\neval(y)\nf(shell=True, trust_remote_code=True)\nmodel.eval()"
     assert forbidden(ast.parse(planted)) == ["import pickle", "torch.load", "yaml.load", "eval", "shell=True", "trust_remote_code=True"]

@@ -171,7 +171,7 @@ def of_run(
 ) -> Estimate:  # fmt: skip
     """`estimate` with what a run file says filled in."""
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
-    objective = objectives.get(kind_of(config.objective))
+    objective = objectives.get(kind_of(config.objective)) if config.objective is not None else None
     # A run whose objective says too little is refused elsewhere.
     told = objective is not None and getattr(config.objective, "reward", None) is not None
     facts = facts.drawing(objective.function(config.objective).rollouts if objective is not None and told else None)
