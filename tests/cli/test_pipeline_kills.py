@@ -60,23 +60,24 @@ def _moments(seed: int) -> list[list[Any]]:
     return [*some(CHECKING, 1), *some(FIRST, 3), *some(BETWEEN, 2), *some(SECOND, 4)]
 
 
+def _play(file: Path, out: Path, moments: list[list[Any]]) -> list[dict[str, Any]]:
+    """Run the pipeline, with a kill at each of the moments, until it ends."""
+    log, plan = file.parent / "log.txt", file.parent / "plan.json"
+    plan.write_text(json.dumps({"words": ["train", str(file), "--out", str(out)], "run": str(out), "moments": moments, "log": str(log)}))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
+    words = [sys.executable, str(Path(__file__).parent.parent / "killer.py"), str(plan)]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+    attempts = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(attempts) == len(moments) + 1, done.stderr
+    assert attempts[-1]["status"] == 0, (attempts, log.read_text())
+    return attempts
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)])
 def test_a_pipeline_killed_in_every_stage_and_between_ends_with_the_same_bytes(tmp_path: Path, seed: int) -> None:
     file, golden, run, moments = _file(tmp_path), tmp_path / "golden", tmp_path / "run", _moments(seed)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
-
-    def play(out: Path, moments: list[list[Any]]) -> list[dict[str, Any]]:
-        plan = {"words": ["train", str(file), "--out", str(out)], "run": str(out), "moments": moments, "log": str(tmp_path / "log.txt")}
-        (tmp_path / "plan.json").write_text(json.dumps(plan))
-        words = [sys.executable, str(Path(__file__).parent.parent / "killer.py"), str(tmp_path / "plan.json")]
-        done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
-        attempts = [json.loads(line) for line in done.stdout.splitlines()]
-        assert len(attempts) == len(moments) + 1, done.stderr
-        assert attempts[-1]["status"] == 0, (attempts, (tmp_path / "log.txt").read_text())
-        return attempts
-
-    play(golden, [])
-    attempts = play(run, moments)
+    _play(file, golden, [])
+    attempts = _play(file, run, moments)
     assert {a["status"] for a in attempts} <= {-9, 0}, attempts
     killed = [a["moment"] for a in attempts if a["status"] == -9]
     assert len(killed) >= 8 and all(any(moment in pool for moment in killed) for pool in (FIRST, BETWEEN, SECOND)), attempts
@@ -89,3 +90,42 @@ def test_a_pipeline_killed_in_every_stage_and_between_ends_with_the_same_bytes(t
         assert {e["step"] for e in events if e["event"] == "step"} == set(range(1, 10))
     assert sum(e["event"] == "finished" and e["status"] == "done" for e in steps["01-sft"]) <= 2  # never trained a second time
     assert sorted(p.name for p in run.iterdir()) == ["01-sft", "02-dpo", "pipeline.yaml", "report.html", "summary.json"]
+
+
+def test_the_whole_road_to_a_policy_killed_in_every_stage_and_inside_roll_outs_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    questions = [f"{story.QUESTIONS[i % 6]} {i}?" for i in range(12)]
+    pairs = [{"prompt": q, "chosen": f"it is {i * 7 % 10}", "rejected": f"no {i * 3 % 10}"} for i, q in enumerate(questions)]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in questions))
+    policy = {"kind": "ppo", "reward": "stage:reward", "max_new_tokens": 6, "generations": 2, "minibatches": 2, "beta": 0.1}
+    made: dict[str, Any] = {
+        "model": str(story.model_folder(tmp_path / "model")),
+        "engine": {"dtype": "float32", "threads": 1, "epochs": 2, "batch_size": 4, "save_every": 2},
+        "data": {"held_out": 0},
+        "probes": 1,
+        "stages": [
+            {"name": "sft", "data": str(story.rows_file(tmp_path / "rows.json"))},
+            {"name": "reward", "adapter": "stage:sft", "objective": "reward", "data": str(tmp_path / "pairs.json")},
+            {"name": "ppo", "adapter": "stage:sft", "objective": policy, "data": str(tmp_path / "prompts.jsonl"), "engine": {"steps": 5}},
+        ],
+    }
+    file = tmp_path / "p.yaml"
+    file.write_text(json.dumps(made))
+    draw = ["tunewright.models.rollout_attention", "rollout_attention"]
+    moments = [
+        ["tunewright.engine.step", "Stepper.step", 3], ["tunewright.pipeline", "_remember", 1], ["tunewright.engine.step", "Stepper.step", 4],
+        ["tunewright.pipeline", "_result_of", 1], [*draw, 9], ["tunewright.engine.rounds", "RoundStepper.draw_and_judge", 2],
+        [*draw, 40], ["tunewright.engine.step", "Stepper.step", 5], ["os", "rename", 2], [*draw, 15],
+    ]  # fmt: skip
+    golden, run = tmp_path / "golden", tmp_path / "run"
+    _play(file, golden, [])
+    attempts = _play(file, run, moments)
+    assert {a["status"] for a in attempts} <= {-9, 0}, attempts
+    killed = [a["moment"] for a in attempts if a["status"] == -9]
+    assert len(killed) >= 8 and sum(moment[:2] == draw for moment in killed) >= 2, attempts
+    for name in ("01-sft", "02-reward", "03-ppo"):
+        weights = Path(name) / "adapter" / "adapter_model.safetensors"
+        assert (run / weights).read_bytes() == (golden / weights).read_bytes(), name
+    seen = [json.loads(line) for line in (run / "03-ppo" / "events.jsonl").read_text().splitlines()]
+    assert {e["step"] for e in seen if e["event"] == "step"} == set(range(1, 6))
+    assert any(e["event"] == "resumed" for e in seen)

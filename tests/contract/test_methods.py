@@ -282,7 +282,7 @@ ROWS: dict[str, Row] = {
     "diff_pruning": Row(lambda c: c.tails() == {"w", "gate"}, {"target": 0.2}, rate=1e-2),
     "mixture_of_depths": Row(
         lambda c: c.module("depth_router") is not None,
-        identity=None,
+        identity=1e-6,
         merges=False,
         refused={"gemma2": "E-METHOD-46"},
         learns=None,

@@ -14,7 +14,7 @@ import torch
 
 from tunewright.core.errors import CompatError, ModelError
 from tunewright.core.registry import methods
-from tunewright.methods.mixture_of_depths import agreement, largest
+from tunewright.methods.mixture_of_depths import MixtureOfDepthsConfig, agreement, largest, routed_places
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy
 
@@ -27,7 +27,7 @@ def made(family: str = "llama", dtype: str = "float32", blocks: int = 4, noise: 
     entry = methods.get("mixture_of_depths")
     assert entry is not None
     torch.manual_seed(0)
-    attached = entry.function(entry.config(**config), model, anatomy.of(model), "tiny")
+    attached = entry.function(entry.config(**{"ramp": 0, "ends": 0, **config}), model, anatomy.of(model), "tiny")
     routers = [n for n in attached.parameters if "depth_router" in n]
     with torch.no_grad():
         for name in routers:
@@ -74,12 +74,12 @@ def reference(attached: Any, learning: bool, capacity: float, ids: list[int]) ->
                     ]
                     guess.append(
                         math.fsum(a * b for a, b in zip(part["out"].tolist(), inner, strict=True))
-                        + float(part["slope"]) * r[t]
+                        + float(part["slope"]) * (r[t] - 1.0)
                         + float(part["offset"])
                     )
-                best = sorted(range(T), key=lambda t: -r[t])[: math.ceil(capacity * T)]
-                losses += [-math.log(sigmoid(g) if t in best else 1 - sigmoid(g)) for t, g in enumerate(guess)]
-                rows = sorted(best) if learning else [t for t in range(T) if sigmoid(guess[t]) > 0.5]
+                best = [0, *sorted(range(1, T), key=lambda t: -r[t])][: math.ceil(capacity * T)]
+                losses += [-math.log(sigmoid(g) if t in best else 1 - sigmoid(g)) for t, g in enumerate(guess) if t > 0]
+                rows = sorted(best) if learning else [t for t in range(T) if t == 0 or sigmoid(guess[t]) > 0.5]
             if not rows:
                 continue
             h = x[:, rows]
@@ -119,8 +119,10 @@ def test_a_sample_picks_its_share_of_rows_rounded_up_and_never_a_padded_one(capa
     found = largest(r, there, capacity)
     assert found.sum(-1).tolist() == [picked] * 3
     assert not bool((found & ~there).any())
+    assert bool(found[:, 2].all())  # the first row that is there
+    there[:, 2] = found[:, 2] = False
     for weights, chosen, exists in zip(r, found, there, strict=True):
-        assert float(weights[chosen].min()) >= float(weights[exists & ~chosen].max()) if picked < rows else True
+        assert float(weights[chosen].min()) >= float(weights[exists & ~chosen].max()) if 1 < picked < rows else True
 
 
 def test_when_it_answers_no_row_depends_on_a_later_one_and_when_it_learns_it_does() -> None:
@@ -197,6 +199,51 @@ def test_the_largest_are_picked_until_the_share_of_steps_that_was_asked_for_and_
     assert not torch.equal(*picked)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_with_a_ramp_it_starts_as_the_base_and_the_capacity_falls_to_what_was_asked_for(family: str) -> None:
+    attached = made(family, noise=0.0, ramp=0.5, capacity=0.25)
+    model = attached.model
+    with attached.disabled():
+        base = logits(model.eval())
+    assert torch.allclose(logits(model), base, atol=1e-5)
+    attached.begin(8)
+    stepper, picked = tiny.make_stepper(model, attached, "padded"), []
+    sample = tiny.single([n % 90 + 3 for n in range(41)], [(1, 41)], 0)
+    for number in range(1, 9):
+        routing = model.depth_routing
+        routing.record = []
+        stepper.step([sample], number, 1e-3)
+        picked.append(torch.stack(routing.record).sum(-1).float().mean().item())
+        routing.record = None
+    assert picked[0] == 41 or picked[0] == 40  # the last token is read by no other
+    assert picked[3] > 0.3 * 41
+    assert sorted(picked[:4], reverse=True) == picked[:4]
+    assert model.depth_routing.capacity == 0.25
+
+
+def test_a_resume_in_the_middle_of_the_ramp_has_the_same_capacity_and_edges() -> None:
+    attached = made("llama", ramp=0.5)
+    attached.begin(8)
+    stepper = tiny.make_stepper(attached.model, attached, "padded")
+    for number in (1, 2):
+        stepper.step(tiny.dialogues(), number, 1e-3)
+    again = made("llama", ramp=0.5)
+    again.begin(8)
+    again.load_state(json.loads(json.dumps(attached.state())))
+    assert again.model.depth_routing.capacity == attached.model.depth_routing.capacity == 0.75
+    edges = attached.state()["edges"]
+    assert set(edges) == {"model.layers.1", "model.layers.3"}
+    assert -1.0 not in edges.values()
+    assert again.state() == attached.state()
+
+
+def test_the_ends_of_the_model_compute_every_token() -> None:
+    attached = made("llama", blocks=10, ends=0.2)
+    assert sorted({int(n.split(".")[2]) for n in attached.parameters if "depth_router" in n}) == [2, 4, 6]
+    assert [*routed_places(MixtureOfDepthsConfig(), 30)] == [*range(3, 27, 2)]
+    assert [*routed_places(MixtureOfDepthsConfig(every=1, ends=0), 4)] == [1, 2, 3]
+
+
 def test_the_predictor_learns_from_its_own_term_and_nothing_else_does() -> None:
     attached = made("llama")
     model = attached.model.train()
@@ -207,8 +254,9 @@ def test_the_predictor_learns_from_its_own_term_and_nothing_else_does() -> None:
     assert moved == {"inner", "bias", "out", "slope", "offset"}
 
 
-def test_after_training_learning_and_writing_route_at_least_95_of_100_tokens_alike_also_on_texts_not_trained_on() -> None:
-    attached = made("llama", blocks=4, noise=0.02, capacity=0.5)
+@pytest.mark.parametrize("ramp", [0, 0.4])
+def test_after_training_learning_and_writing_route_at_least_95_of_100_tokens_alike_also_on_texts_not_trained_on(ramp: float) -> None:
+    attached = made("llama", blocks=4, noise=0 if ramp else 0.02, capacity=0.5, ramp=ramp)
     model = attached.model
     draw = random.Random(0)
 
@@ -266,11 +314,15 @@ def test_the_saved_folder_says_how_well_the_predictor_agrees_and_opens_on_the_ba
     assert described["kind"] == "mixture_of_depths"
     assert 0.0 < described["predictor_agreement"] <= 1.0
     opened = put_on(tiny.make_model("llama"), tmp_path)
+    assert opened.state()["edges"] == attached.state()["edges"]
     assert torch.equal(logits(opened.model), logits(attached.model.eval()))
     with pytest.raises(ModelError, match="E-METHOD-42"):
         put_on(tiny.make_model("llama", num_hidden_layers=4), tmp_path)
     with pytest.raises(ModelError, match="E-METHOD-46"):
         put_on(tiny.make_model("gemma2"), tmp_path)
+    (tmp_path / "tunewright_method.json").write_text(json.dumps({**described, "edges": {}}), encoding="utf-8")
+    with pytest.raises(ModelError, match="E-METHOD-41"):
+        put_on(tiny.make_model("llama"), tmp_path)
 
 
 @pytest.mark.parametrize(("family", "changes"), [("mistral", {}), ("gemma2", {}), ("llama", {"num_hidden_layers": 1})])

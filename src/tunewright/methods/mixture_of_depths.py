@@ -3,20 +3,26 @@
 For row i of a sample of S rows, x_i its hidden state before a routed block f(x) + x, n(x) = x / rms(x), and a capacity c:
 
     r_i = 1 + w . n(x_i)                                              weight of the router (the paper has no 1: a trained block starts at full strength)
-    picked: the ceil(c S) rows with the largest r                     of this sample alone, so neither padding nor the cut of a step matters
+    picked: the first row, and of the others the largest r until      of this sample alone, so neither padding nor the cut of a step matters
+            ceil(c S) are picked
     y_i = x_i + r_i f(picked rows up to i)_i  if i is picked          y_i = x_i  if not
 
 A picked row attends to picked rows only. Which rows are the largest is known only when all rows are there, so a model that writes cannot route like
 this. A predictor learns to say it from the row alone (section 3.5 of the paper, the second way):
 
-    p_i = sigmoid(v . relu(U n(x_i) + b) + a r_i + d)                 with x_i and r_i detached: it changes nothing but itself
+    p_i = sigmoid(v . relu(U n(x_i) + b) + a (r_i - t) + d)           with x_i and r_i detached: it changes nothing but itself
+    t: moving mean of the smallest r that was picked                  so a capacity that falls is followed at once
     loss term `predictor`: mean over rows and routed blocks of the binary cross-entropy between p_i and "i is picked"
 
 Whenever the model is measured or answers, the rows with p_i > 0.5 are picked, so what is measured is what answers, with a cache and without; the cache
 of a routed block holds the picked rows only. While it learns, the largest are picked for the first `settle` of the steps, as in the paper; from then on the
 rows with p_i > 0.5, so that the weights end on the routing with which they will be used. The predictor learns from the largest to the end, which keeps the
 capacity. Without that second phase learning and writing agreed on only 82 to 87 % of the (block, token) decisions of a small model (docs/LOG.md): one
-sample has more heavy tokens than another, and every wrong guess changes the input of the blocks above. a r_i and the second phase are ours.
+sample has more heavy tokens than another, and every wrong guess changes the input of the blocks above. a (r_i - t) and the second phase are ours.
+
+The paper trains from scratch. For a model that is already trained three things here keep what it knows (figures in docs/LOG.md): the first row of a text
+is always picked, because trained attention rests on it; the blocks at either end are not routed; and the capacity falls from 1 to c over the first `ramp`
+of the steps, from a start at which w = 0 and every row is picked, which is the base model.
 """
 
 from __future__ import annotations
@@ -44,6 +50,8 @@ if TYPE_CHECKING:
 
 NO_MERGE = "which tokens a block computes is decided anew for every text"
 ROUTER = "depth_router"
+FOLLOW = 0.3
+"""How far the edge t moves in one step to the smallest picked weight of that step's samples."""
 RECENT = 50
 """Steps over which the agreement of predictor and router is averaged."""
 
@@ -54,7 +62,11 @@ class MixtureOfDepthsConfig(Section):
     capacity: float = Field(default=0.5, gt=0, le=1)
     """Share of a sample's tokens that a routed block computes. The paper trains from scratch with 0.125; a trained model loses less with more."""
     every: int = Field(default=2, gt=0)
-    """Every how many blocks one is routed, never the first: 2 routes the second, the fourth ..."""
+    """Every how many of the blocks between the ends one is routed, never the first of all."""
+    ends: float = Field(default=0.1, ge=0, lt=0.5)
+    """Share of the blocks at either end of the model that compute every token. 0: as in the paper."""
+    ramp: float = Field(default=0.4, ge=0, le=1)
+    """Share of the steps over which the capacity falls from 1 to `capacity`. 0: at `capacity` from the first step on, as in the paper."""
     train: Literal["blocks", "model", "router"] = "blocks"
     """What trains besides routers and predictors: the routed blocks, the whole model, or nothing."""
     settle: float = Field(default=0.5, gt=0, le=1)
@@ -70,10 +82,16 @@ class MixtureOfDepthsConfig(Section):
 
     def trainable_numbers(self, shape: Any) -> int:
         """Numbers that train on a model of `shape` (advise/shape.py)."""
-        routed = max(0, shape.layers - 1) if self.every == 1 else shape.layers // self.every
+        routed = len(routed_places(self, shape.layers))
         new = routed * ((self.predictor + 1) * (shape.hidden + 1) + self.predictor + 1)
         inside = {"router": 0, "model": shape.parameters, "blocks": routed * (shape.block_weights // shape.layers + 2 * shape.hidden)}
         return int(new + inside[self.train])
+
+
+def routed_places(config: MixtureOfDepthsConfig, blocks: int) -> range:
+    """Which of `blocks` blocks are routed. The first counts the rows of the cache for the whole model, so it is never among them."""
+    ends = int(config.ends * blocks)
+    return range(max(1, ends, config.every - 1), blocks - ends, config.every)
 
 
 @dataclass
@@ -85,6 +103,14 @@ class _Routing:
     settled: bool = False
     """Whether training already routes by the predictor."""
     settle_step: int | None = None
+    ramps: bool = True
+    """False for routers that were trained before: they are at their capacity."""
+    ramp_steps: int = 0
+    updates: int = 0
+    capacity: float = 1.0
+    """Share of the rows that the largest are taken from, now."""
+    edges: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """For each routed block, the sum over this step's samples of the smallest weight that was picked, and their number."""
     mask: Any = None
     """The (B, seen) attention mask that the model was called with; None: no padding."""
     pending: list[tuple[Any, int]] = field(default_factory=list)
@@ -105,16 +131,18 @@ def _make_class() -> type[Any]:
     class Router(nn.Module):
         """w, and the predictor beside it. Computes in float32 or wider."""
 
-        def __init__(self, width: int, inner: int, device: Any, dtype: Any):
+        def __init__(self, width: int, inner: int, ramp: bool, device: Any, dtype: Any):
             super().__init__()
             made: dict[str, Any] = {"device": device, "dtype": dtype}
-            self.w = nn.Parameter(torch.randn(width, **made) * 0.02)
+            # With a ramp all rows are picked at first, at weight 1; without one the first pick is by chance.
+            self.w = nn.Parameter(torch.zeros(width, **made) if ramp else torch.randn(width, **made) * 0.02)
             self.inner = nn.Parameter(torch.randn(inner, width, **made) / math.sqrt(width))
             self.bias = nn.Parameter(torch.zeros(inner, **made))
-            self.out = nn.Parameter(torch.randn(inner, **made) * 0.02)
+            self.out = nn.Parameter(torch.randn(inner, **made) * 0.002)
             self.slope = nn.Parameter(torch.ones(1, **made))
-            # At first every row whose weight is above 1 is taken, about half.
-            self.offset = nn.Parameter(-torch.ones(1, **made))
+            self.offset = nn.Parameter(torch.zeros(1, **made))
+            # At first every row (with a ramp), or each whose weight is above 1, about half.
+            self.edge = -1.0 if ramp else 1.0
 
         def normal(self, x: Tensor) -> Tensor:
             wide = x.to(self.w.dtype)
@@ -127,7 +155,7 @@ def _make_class() -> type[Any]:
         def predicted(self, n: Tensor, r: Tensor) -> Tensor:
             """The logit of p, (B, T)."""
             hidden = F.relu(F.linear(n.detach(), self.inner, self.bias))
-            return hidden @ self.out + self.slope * r.detach() + self.offset
+            return hidden @ self.out + self.slope * (r.detach() - self.edge) + self.offset
 
     return Router
 
@@ -142,14 +170,20 @@ def _router_class() -> type[Any]:
 
 
 def largest(r_BT: Any, there_BT: Any, capacity: float) -> Any:
-    """(B, T) bool: for each sample the ceil(capacity x its rows) rows with the largest weight, among the rows that are there."""
+    """(B, T) bool: for each sample ceil(capacity x its rows) of the rows that are there: the first, and the others with the largest weight."""
     import torch
 
     # A sliver is taken off first: 0.1 x 30 is a little more than 3 in binary.
     quota_B1 = torch.ceil(capacity * there_BT.sum(-1, keepdim=True) - 1e-6).to(torch.int64)
-    order = torch.argsort(r_BT.masked_fill(~there_BT, -math.inf), dim=-1, descending=True, stable=True)
+    r_BT = r_BT.masked_fill(~there_BT, -math.inf).masked_fill(first_row(there_BT), math.inf)
+    order = torch.argsort(r_BT, dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(r_BT.shape[1], device=r_BT.device).expand_as(order))
     return (rank < quota_B1) & there_BT
+
+
+def first_row(there_BT: Any) -> Any:
+    """(B, T) bool: of each sample the first row that is there."""
+    return there_BT & (there_BT.cumsum(-1) == 1)
 
 
 def _routed_forward(block: Any, router: Any, routing: _Routing, name: str) -> Any:
@@ -172,12 +206,19 @@ def _routed_forward(block: Any, router: Any, routing: _Routing, name: str) -> An
         r = router.weights(n)
         learning = block.training and torch.is_grad_enabled()
         guess = router.predicted(n, r)
+        # The first row of a text stands in the first call only.
+        always = first_row(there) if name not in _noted(given.get("past_key_values")) else torch.zeros_like(there)
         if learning:
-            heavy = largest(r.detach(), there, routing.config.capacity)
-            loss = F.binary_cross_entropy_with_logits(guess[there], heavy[there].to(guess.dtype), reduction="sum")
-            routing.pending.append((loss, int(there.sum())))
-            routing.right.append((int(((guess > 0) == heavy)[there].sum()), int(there.sum())))
-        picked = heavy if learning and not routing.settled else (guess > 0) & there
+            heavy = largest(r.detach(), there, routing.capacity)
+            open_to = there & ~always
+            loss = F.binary_cross_entropy_with_logits(guess[open_to], heavy[open_to].to(guess.dtype), reduction="sum")
+            routing.pending.append((loss, int(open_to.sum())))
+            routing.right.append((int(((guess > 0) == heavy)[open_to].sum()), int(open_to.sum())))
+            edge = r.detach().masked_fill(~(heavy & open_to), math.inf).amin(-1)
+            edge = edge[edge < math.inf]
+            total, count = routing.edges.get(name, (0.0, 0))
+            routing.edges[name] = (total + float(edge.double().sum()), count + len(edge))
+        picked = heavy if learning and not routing.settled else ((guess > 0) & there) | always
         if routing.record is not None:
             routing.record.append(picked.clone())
         K = int(picked.sum(-1).max())
@@ -221,7 +262,7 @@ def _mask(block: Any, given: dict[str, Any], name: str, real: Any, chosen: Any) 
     cache = given.get("past_key_values")
     seen = real.new_zeros(B, 0)
     if cache is not None:
-        noted: dict[str, Any] = vars(cache).setdefault("tunewright_real_rows", {})
+        noted = _noted(cache)
         seen = noted.get(name, seen)
         noted[name] = torch.cat([seen, real], 1)
     before = seen[:, None, :].expand(-1, K, -1)
@@ -231,6 +272,12 @@ def _mask(block: Any, given: dict[str, Any], name: str, real: Any, chosen: Any) 
     if getattr(block_config(block), "_attn_implementation", "sdpa") == "sdpa":
         return allowed
     return torch.zeros(allowed.shape, dtype=chosen.dtype, device=chosen.device).masked_fill_(~allowed, torch.finfo(chosen.dtype).min)
+
+
+def _noted(cache: Any) -> dict[str, Any]:
+    """For each routed block by name, which of its rows in `cache` are real: (B, seen) bool."""
+    found: dict[str, Any] = {} if cache is None else vars(cache).setdefault("tunewright_real_rows", {})
+    return found
 
 
 def block_config(block: Any) -> Any:
@@ -243,11 +290,10 @@ def _routed_blocks(config: MixtureOfDepthsConfig, anatomy: Any, model: Any) -> l
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    # The first block counts the rows of the cache for the whole model, so it is never routed.
-    routed = anatomy.blocks[max(1, config.every - 1) :: config.every]
+    routed = [anatomy.blocks[i] for i in routed_places(config, len(anatomy.blocks))]
     if kinds != {"full_attention"} or window or not routed:
         raise CompatError(problem("E-METHOD-46", "method.kind", family=anatomy.family, kinds=", ".join(sorted(kinds)), blocks=len(anatomy.blocks)))
-    return list(routed)
+    return routed
 
 
 @methods.register(
@@ -261,14 +307,14 @@ def mixture_of_depths(config: MixtureOfDepthsConfig, model: Any, anatomy: Any, b
     names = _routed_blocks(config, anatomy, model)
     chosen = {"blocks": tuple(f"{name}." for name in names), "model": ("",), "router": ()}[config.train]
     inside = [n for n, _ in model.named_parameters() if n.startswith(chosen)] if chosen else []
-    routing = _Routing(config)
+    routing = _Routing(config, capacity=1.0 if config.ramp else config.capacity)
     reference = next(model.parameters())
     width = int(model.config.get_text_config().hidden_size)
     part = BaseWeights(model, inside, keep=True)
     new: list[str] = []
     for name in names:
         block = model.get_submodule(name)
-        router = _router_class()(width, config.predictor, reference.device, torch.promote_types(part_dtype(part, reference), torch.float32))
+        router = _router_class()(width, config.predictor, config.ramp > 0, reference.device, torch.promote_types(part_dtype(part, reference), torch.float32))
         block.add_module(ROUTER, router)
         block.forward = _routed_forward(block, router, routing, name)
         new += [f"{name}.{ROUTER}.{n}" for n, _ in router.named_parameters()]
@@ -277,6 +323,11 @@ def mixture_of_depths(config: MixtureOfDepthsConfig, model: Any, anatomy: Any, b
     wanted = {*inside, *new}
     parameters = [n for n, _ in model.named_parameters() if n in wanted]
     return _attached(config, model, base_path, routing, part, parameters, set(new))
+
+
+def _routers(model: Any) -> dict[str, Any]:
+    """The routers by the names of their blocks."""
+    return {name.removesuffix(f".{ROUTER}"): m for name, m in model.named_modules() if name.endswith(f".{ROUTER}")}
 
 
 def part_dtype(part: BaseWeights, reference: Any) -> Any:
@@ -298,6 +349,8 @@ def _watch_mask(model: Any, routing: _Routing) -> None:
 def _attached(
     config: MixtureOfDepthsConfig, model: Any, base_path: str, routing: _Routing, part: BaseWeights, parameters: list[str], new: set[str]
 ) -> Attached:
+    routers = _routers(model)
+
     @contextlib.contextmanager
     def disabled() -> Iterator[None]:
         routing.on = False
@@ -316,19 +369,40 @@ def _attached(
         routing.agreement = [*routing.agreement, right / rows][-RECENT:]
         return {"predictor": (sum(losses) / rows, config.predictor_weight)}
 
+    def move(updates: int) -> None:
+        """Take the capacity and the way of routing that the step after `updates` updates has."""
+        done = min(1.0, updates / routing.ramp_steps) if routing.ramp_steps else 1.0
+        routing.updates = updates
+        routing.capacity = 1 + (config.capacity - 1) * done
+        routing.settled = routing.settle_step is not None and updates >= routing.settle_step
+
     def begin(steps: int) -> None:
+        routing.ramp_steps = round(config.ramp * steps) if routing.ramps else 0
         routing.settle_step = max(1, round(config.settle * steps)) if config.settle < 1 else None
+        move(0)
 
     def after_update(number: int) -> None:
-        routing.settled = routing.settle_step is not None and number >= routing.settle_step
+        for name, (total, count) in routing.edges.items():
+            if count:
+                router = routers[name]
+                router.edge += FOLLOW * (total / count - router.edge)
+        routing.edges = {}
+        move(number)
+
+    def state() -> dict[str, Any]:
+        return {"agreement": routing.agreement, "updates": routing.updates, "edges": {name: router.edge for name, router in routers.items()}}
 
     def load_state(given: dict[str, Any]) -> None:
-        routing.settled = bool(given["settled"])
         routing.agreement = [float(share) for share in given["agreement"]]
+        for name, edge in given["edges"].items():
+            routers[name].edge = float(edge)
+        move(int(given["updates"]))
 
     def save(folder: Path) -> None:
         share = sum(routing.agreement) / len(routing.agreement) if routing.agreement else None
-        own_folder.write(folder, "mixture_of_depths", config, base_path, own_folder.tensors_of(model, parameters), predictor_agreement=share)
+        edges = {name: router.edge for name, router in routers.items()}
+        tensors = own_folder.tensors_of(model, parameters)
+        own_folder.write(folder, "mixture_of_depths", config, base_path, tensors, predictor_agreement=share, edges=edges)
 
     return Attached(
         parameters=parameters,
@@ -341,7 +415,7 @@ def _attached(
         penalties=penalties,
         begin=begin,
         after_update=after_update,
-        state=lambda: {"agreement": routing.agreement, "settled": routing.settled},
+        state=state,
         load_state=load_state,
         learning_rate=5e-5,
         rate_factors={name: config.router_rate for name in parameters if name in new},
@@ -357,6 +431,12 @@ def load(config: MixtureOfDepthsConfig, model: Any, folder: Path, base_path: str
     except CompatError as e:
         raise ModelError(e.problems) from e
     own_folder.fill(model, attached.parameters, folder, trainable)
+    model.depth_routing.ramps, model.depth_routing.capacity = False, config.capacity
+    edges = own_folder.read(folder).more.get("edges", {})
+    for name, router in _routers(model).items():
+        if name not in edges:
+            raise ModelError(problem("E-METHOD-41", str(folder), cause=f"no edge of {name} in {own_folder.DESCRIPTION}"))
+        router.edge = float(edges[name])
     if not trainable:
         model.eval()
     return attached

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class Described:
     kind: str
     config: dict[str, Any]
     base: str
+    more: dict[str, Any] = field(default_factory=dict)
+    """What else the method wrote."""
 
 
 def write(folder: Path, kind: str, config: Any, base_path: str, tensors: dict[str, Any], **more: Any) -> None:
@@ -35,7 +37,7 @@ def write(folder: Path, kind: str, config: Any, base_path: str, tensors: dict[st
 def read(folder: Path) -> Described:
     """The description of a folder."""
     given = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
-    return Described(str(given["kind"]), dict(given.get("config", {})), str(given.get("base_model_name_or_path", "")))
+    return Described(str(given["kind"]), dict(given.get("config", {})), str(given.get("base_model_name_or_path", "")), given)
 
 
 def tensors_of(model: Any, names: list[str]) -> dict[str, Any]:
