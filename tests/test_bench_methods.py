@@ -18,7 +18,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("compared")
     model, data = story.model_folder(place / "model"), story.rows_file(place / "rows.json", 30)
     words = ["bench", "methods", str(model), "--data", str(data), "--kinds", "lora,norms,bitfit,lora:4", "--steps", "3", "--out", str(place / "out")]
-    words += ["engine.dtype=float32", "engine.threads=1", "engine.batch_size=4", "data.held_out=6", "--json"]
+    words += ["engine.dtype=float32", "engine.threads=1", "engine.batch_size=4", "data.held_out=6", "probes=6", "--json"]
     done = story.tunewright(*words)
     assert done.returncode == 0, done.stderr
     (place / "words.json").write_text(json.dumps(words))
@@ -52,9 +52,24 @@ def test_all_kinds_start_from_the_same_loss_but_for_the_quantised_base(compared:
 
 def test_what_cannot_run_stands_below_the_table_with_its_reason(compared: Path) -> None:
     text = (compared / "out" / "methods.md").read_text(encoding="utf-8").splitlines()
-    assert text[0].startswith("| method | trains | held-out before |")
+    assert text[0].startswith("| method | trains | held-out before | after | answers right |")
     assert [line.split("`")[1] for line in text if line.startswith("| `")] == ["lora", "norms", "lora:4"]
     assert text[-1].startswith("- `bitfit`: E-METHOD-01")
+
+
+def test_the_page_shows_the_table_the_losses_and_everybodys_answers_to_the_same_held_out_questions(compared: Path) -> None:
+    result = json.loads((compared / "result.json").read_text())
+    page = (compared / "out" / "methods.html").read_text(encoding="utf-8")
+    assert result["page"].endswith("methods.html")
+    done = [row for row in result["rows"] if "problem" not in row]
+    for row in done:
+        asked = [json.loads(line) for line in (Path(row["folder"]) / "before_after.jsonl").read_text().splitlines()]
+        assert [a["question"] for a in row["answers"]] == [a["question"] for a in asked] and row["asked"] == len(asked) == 6
+        assert {a["kind"] for a in asked} == {"held_out"}
+        assert row["right_after"] == sum(bool(a["expected"]) and a["expected"].lower() in a["after_reload"].lower() for a in asked)
+        assert f'href="{Path(row["folder"]).name}/report.html"' in page and f">{row['held_out_after']:.3f}</text>" in page
+    assert page.count("<rect") == len(done) and "bitfit" in page and "E-METHOD-01" in page
+    assert page.count("<h3>") == 6 and page.count("<details open>") == 1
 
 
 def test_what_is_finished_is_not_done_again_and_another_run_is_never_overwritten(compared: Path) -> None:
@@ -67,6 +82,21 @@ def test_what_is_finished_is_not_done_again_and_another_run_is_never_overwritten
     other = story.tunewright(*[w.replace("engine.batch_size=4", "engine.batch_size=8").replace("lora,norms,bitfit,lora:4", "lora") for w in words])
     assert json.loads(other.stdout)["rows"][0]["problem"].startswith("E-METHOD-69")
     assert (compared / "out" / "lora" / "summary.json").stat().st_mtime_ns == stamp
+
+
+def test_a_budget_of_seconds_becomes_steps_by_a_trial_of_each_kind(compared: Path, tmp_path: Path) -> None:
+    words = json.loads((compared / "words.json").read_text())
+    out = words.index("--out") + 1
+    words = [*words[:out], str(tmp_path / "out"), *words[out + 1 :], "--seconds", "1"]
+    words[words.index("--kinds") + 1] = "norms,bitfit"
+    done = story.tunewright(*words)
+    assert done.returncode == 0, done.stderr
+    row, failed = json.loads(done.stdout)["rows"]
+    assert failed["problem"].startswith("E-METHOD-01")
+    trial = json.loads((tmp_path / "out" / "norms.trial" / "summary.json").read_text())
+    assert trial["steps"] == 4 and row["steps"] == max(1, int(4 / trial["train_seconds"]))
+    again = json.loads(story.tunewright(*words).stdout)["rows"]
+    assert again == [row, failed]
 
 
 def test_a_run_of_the_comparison_can_be_asked(compared: Path) -> None:

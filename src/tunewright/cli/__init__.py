@@ -154,6 +154,7 @@ def bench(
     steps: Annotated[int | None, typer.Option(min=1, help=say("cli.bench.steps"))] = None,
     certificate: Annotated[bool, typer.Option(help=say("cli.bench.certificate"))] = True,
     kinds: Annotated[str | None, typer.Option(metavar="A,B,...", help=say("cli.bench.kinds"))] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help=say("cli.bench.seconds"))] = None,
     out: Annotated[Path, typer.Option(help=say("cli.bench.out"))] = Path("runs/bench-methods"),
     as_json: JsonFlag = False,
 ) -> None:
@@ -172,11 +173,12 @@ def bench(
     if compare:
         from tunewright.bench_methods import bench_methods, table
 
-        result = bench_methods(parsed, out, kinds=kinds.split(",") if kinds else None, steps=steps or 50)
+        result = bench_methods(parsed, out, kinds=kinds.split(",") if kinds else None, steps=steps or 50, seconds=seconds)
         if as_json:
             print_json(result)
         else:
             print("\n".join(table(result["rows"])))
+            print(say("compare.page", path=result["page"]))
         return
     from tunewright.bench import bench as start
 

@@ -314,7 +314,9 @@ def mixture_of_depths(config: MixtureOfDepthsConfig, model: Any, anatomy: Any, b
     new: list[str] = []
     for name in names:
         block = model.get_submodule(name)
-        router = _router_class()(width, config.predictor, config.ramp > 0, reference.device, torch.promote_types(part_dtype(part, reference), torch.float32))
+        router = _router_class()(
+            width, config.predictor, config.ramp > 0, reference.device, torch.promote_types(part_dtype(part, reference), torch.float32)
+        )
         block.add_module(ROUTER, router)
         block.forward = _routed_forward(block, router, routing, name)
         new += [f"{name}.{ROUTER}.{n}" for n, _ in router.named_parameters()]
