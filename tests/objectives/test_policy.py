@@ -24,7 +24,7 @@ from tunewright.rewards import Scores
 PROMPTS = [[5, 9, 17, 33], [5, 9, 17, 40, 41], [6, 6], [8, 3, 100]]
 KINDS: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {"loss": "grpo", "beta": 0.3}), ("grpo", {"loss": "dapo", "clip_high": 0.28}), ("dr_grpo", {}), ("grpo", {"scale": "batch", "ratio": "answer"}),
-    ("grpo", {"loss": "cispo"}), ("rloo", {"beta": 0.2}), ("ppo", {"beta": 0.1, "value_weight": 0.5}), ("ppo", {"beta": 0.0, "whiten_rewards": True}),
+    ("grpo", {"loss": "cispo"}), ("rloo", {"beta": 0.2}), ("reinforce", {"beta": 0.2}), ("reinforce", {"generations": 1, "normalise": True}), ("ppo", {"beta": 0.1, "value_weight": 0.5}), ("ppo", {"beta": 0.0, "whiten_rewards": True}),
 ]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def drawn_round(made: RoundStepper, number: int = 1) -> Any:
 
 def slow(kind: str, settings: dict[str, Any], made: RoundStepper, judged: Any) -> torch.Tensor:
     """The papers' formulas, answer by answer and token by token, through the stock model."""
-    config = {"clip": 0.2, "beta": {"rloo": 0.05, "ppo": 0.05}.get(kind, 0.0), "loss": "dr_grpo" if kind == "dr_grpo" else "dapo", **settings}
+    config = {"clip": 0.2, "beta": {"rloo": 0.05, "ppo": 0.05, "reinforce": 0.05}.get(kind, 0.0), "loss": "dr_grpo" if kind == "dr_grpo" else "dapo", **settings}
     high = config.get("clip_high") or config["clip"]
     model = made.attached.model
     causal = made.policy.causal[0]
@@ -109,11 +109,16 @@ def slow(kind: str, settings: dict[str, Any], made: RoundStepper, judged: Any) -
         logprobs = torch.log_softmax(out.logits[0].float() / 0.9, -1)
         n, own = len(branch.learnt), [logprobs[i - 1, branch.tokens[i]] for i in branch.learnt]
         rewards = [o.reward for o in group]
-        if kind == "rloo":
-            far = [float(sum(o.old - o.reference)) for o in group]
-            held = [r - config["beta"] * d for r, d in zip(rewards, far, strict=True)]
-            i = next(i for i, o in enumerate(group) if o is e)
+        if kind in ("rloo", "reinforce"):
+            pool = group if kind == "rloo" else groups
+            held = [o.reward - config["beta"] * float(sum(o.old - o.reference)) for o in pool]
+            i = next(i for i, o in enumerate(pool) if o is e)
             advantage = held[i] - sum(h for j, h in enumerate(held) if j != i) / (len(held) - 1)
+            if kind == "reinforce":
+                sigma = math.sqrt(sum((h - sum(held) / len(held)) ** 2 for h in held) / (len(held) - 1)) + 1e-4
+                total = total - weight * advantage / (sigma if settings.get("normalise") else 1.0) * sum(own)
+                answers = answers + weight
+                continue
             ratio = torch.exp(sum(own) - sum(e.old))
             total = total + weight * -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
             answers = answers + weight
@@ -148,7 +153,7 @@ def slow(kind: str, settings: dict[str, Any], made: RoundStepper, judged: Any) -
         tokens, answers, number = tokens + weight * n, answers + weight, number + 1
     if kind == "ppo":
         return total / tokens + settings.get("value_weight", 0.1) * value_total / tokens
-    return total / (answers if kind == "rloo" or config["loss"] == "grpo" else answers * 6 if config["loss"] == "dr_grpo" else tokens)
+    return total / (answers if kind in ("rloo", "reinforce") or config["loss"] == "grpo" else answers * 6 if config["loss"] == "dr_grpo" else tokens)
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
@@ -175,7 +180,7 @@ def test_value_and_gradient_equal_the_papers_formula(kind: str, settings: dict[s
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
 def test_how_a_round_is_cut_changes_nothing_and_the_first_ratio_is_exactly_one(kind: str, settings: dict[str, Any]) -> None:
     found = []
-    for rows in (4096, 40, 1):
+    for rows in (4096, 24, 1):
         made = stepper_for(kind, settings, rows=rows, family="qwen3")
         judged = drawn_round(made)
         report = super(RoundStepper, made).gradients(judged.samples)
@@ -213,7 +218,7 @@ def test_extreme_log_probabilities_stay_finite(kind: str, settings: dict[str, An
         assert math.isfinite(float(loss.detach())) and bool(torch.isfinite(logprob.grad).all())
 
 
-@pytest.mark.parametrize("kind", ["grpo", "ppo", "rloo"])
+@pytest.mark.parametrize("kind", ["grpo", "ppo", "rloo", "reinforce"])
 def test_rounds_raise_the_reward(kind: str) -> None:
     """A reward that any of these can learn on four prompts: write small token ids."""
 

@@ -35,7 +35,7 @@ def rows(kind: str, place: Path) -> Path:
         made = [{"prompt": f"what is {i}?", "completion": f" the answer is {i * 7 % 10}", "label": i % 3 != 0} for i in range(12)]
     if kind in ("cpo", "orpo"):
         made = [{"prompt": f"what is {i}?", "chosen": f"it is {i * 7 % 10} of 2026", "rejected": f"it is {i}"} for i in range(12)]
-    if kind == "distill":
+    if kind in ("distill", "gkd"):
         made = [{"instruction": f"{story.QUESTIONS[i % 6]} {i}?", "output": f"the answer is {i * 7 % 10} of 2026"} for i in range(12)]
     file = place / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in made))
@@ -64,7 +64,7 @@ def weights(folder: Path) -> bytes:
 CASES: list[tuple[dict[str, Any], str | None]] = [
     ({"kind": "kto"}, "reference.safetensors"), ({"kind": "pretrain", "pack": 40, "z_loss": 1e-3}, None),
     ({"kind": "distill"}, None), ({"kind": "distill", "top_k": 8, "divergence": "jensen_shannon"}, "teacher.safetensors"),
-    ({"kind": "cpo"}, None), ({"kind": "orpo", "sft_on": "all"}, None),
+    ({"kind": "cpo"}, None), ({"kind": "orpo", "sft_on": "all"}, None), ({"kind": "gkd", "on_policy": 0.6, "max_new_tokens": 6}, None),
 ]  # fmt: skip
 
 
@@ -72,12 +72,12 @@ CASES: list[tuple[dict[str, Any], str | None]] = [
 def test_a_run_taken_up_again_ends_with_the_same_bytes(
     model: Path, teacher: Path, tmp_path: Path, objective: dict[str, Any], kept: str | None
 ) -> None:
-    objective = objective | ({"teacher": str(teacher)} if objective["kind"] == "distill" else {})
+    objective = objective | ({"teacher": str(teacher)} if objective["kind"] in ("distill", "gkd") else {})
     whole = run(model, tmp_path / "whole", objective)
     steps = events(whole, "step")
     assert all(e["applied"] for e in steps) and len(steps) == json.loads((whole / "summary.json").read_text())["steps"] > 2
     assert (kept is None) or (whole / kept).is_file()
-    watched = {"kto": "z0", "pretrain": "nll", "distill": "divergence"}.get(objective["kind"], "accuracy")
+    watched = {"kto": "z0", "pretrain": "nll", "distill": "divergence", "gkd": "divergence"}.get(objective["kind"], "accuracy")
     assert watched in steps[0]["figures"] and watched in events(whole, "evaluation")[0]["figures"]
     # As if it had been killed after step 2: later checkpoints, the result and the summary are not there.
     half = tmp_path / "half"

@@ -17,12 +17,12 @@ from tunewright.advise import memory, speed
 from tunewright.advise.memory import Work
 from tunewright.advise.shape import BYTES, ModelShape, rank_of, trainable_parameters
 from tunewright.core.config import RunConfig
-from tunewright.core.errors import Problem, UsageError, problem
+from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
 from tunewright.core.files import readable_size
 from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import kind_of
 from tunewright.core.telling import duration
-from tunewright.core.types import Rollouts, Sample
+from tunewright.core.types import OwnAnswers, Rollouts, Sample
 from tunewright.core.words import say
 from tunewright.engine.schedule import batch_size_for
 from tunewright.models import vet
@@ -66,12 +66,16 @@ class SampleFacts:
         shared = total - report["shared_prefix"]["rows_physical_estimate"]
         return cls(number, max(1, round(total - 0.9 * shared)), learnt, longest)
 
-    def drawing(self, rollouts: Rollouts | None) -> SampleFacts:
+    def drawing(self, rollouts: Rollouts | None, own: OwnAnswers | None = None) -> SampleFacts:
         """The same for a run that learns from its own answers, in rows of a training step that cost as much.
 
         An answer is taken to be two thirds of `max_new_tokens` long. Its tokens are drawn (a forward pass in small products: worth 0.8 of a row), passed once
         more for each of old values, reference and reward model (0.4 each), and learnt from `epochs` times.
         """
+        if own is not None:
+            wrote = round(self.samples * own.share * own.max_new_tokens * 2 / 3)
+            rows = round(self.rows_per_epoch + 1.8 * wrote)
+            return replace(self, rows_per_epoch=rows, label_rows_per_epoch=self.label_rows_per_epoch + wrote, longest=self.longest + own.max_new_tokens)
         if rollouts is None:
             return self
         drawn = self.samples * rollouts.num_answers * rollouts.max_new_tokens * 2 // 3
@@ -111,6 +115,7 @@ class _Question:
     rows_per_pass: int
     device: str
     method: Any
+    beside: tuple[ModelShape, ...] = ()
 
 
 def estimate(
@@ -128,8 +133,12 @@ def estimate(
     probes: int = 5,
     flops_per_second: float | None = None,
     base_bits: float | None = None,
+    beside: Sequence[ModelShape] = (),
 ) -> Estimate:
-    """Peak bytes and seconds of a run of `steps` steps. Without `flops_per_second` (`speed.measured_rate`) no time is given."""
+    """Peak bytes and seconds of a run of `steps` steps. Without `flops_per_second` (`speed.measured_rate`) no time is given.
+
+    `beside` are further models that are held in memory and read every row without learning: a teacher, a reward model of its own.
+    """
     rank = rank_of(method)
     targets = tuple(getattr(method, "targets", ("linear",)))
     share = batch_size / max(1, facts.samples)
@@ -139,8 +148,8 @@ def estimate(
     rows = max(1, min(max(rows_per_pass, facts.longest), max(largest, facts.longest)))
     labels = max(1, round(rows * facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)))
     work = Work(trainable, rows, labels, facts.longest, dtype, device == "cpu", layout == "tree", targets, rank, probes, base_bits)
-    question = _Question(shape, work, facts, steps, batch_size, rows_per_pass, device, method)
-    parts = memory.parts_of(shape, work)
+    question = _Question(shape, work, facts, steps, batch_size, rows_per_pass, device, method, tuple(beside))
+    parts = memory.parts_of(shape, work) | {"beside": sum(other.parameters * work.item for other in beside)}
     train, answers, mapped = sum(parts.values()), memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
     parts |= {"answers": answers, "loading": mapped}
     if device == "cpu":
@@ -155,6 +164,7 @@ def estimate(
         shape, rows=round(step_rows * steps), label_rows=round(facts.label_rows_per_epoch * share * steps), trainable=trainable, frozen=rank is not None,
         mean_keys=min(rows, facts.longest / 2 + 64 if layout == "tree" else facts.longest),
     )  # fmt: skip
+    flops += sum(2.0 * (step_rows * steps * other.active_weights + facts.label_rows_per_epoch * share * steps * other.head_weights) for other in beside)
     seconds = flops / (flops_per_second * speed.EFFICIENCY) if flops_per_second else None
     spread = (seconds / speed.SPREAD, seconds * speed.SPREAD) if seconds is not None else None
     reasons = [say("fit.reason.rows", rows=f"{rows:,}", longest=f"{facts.longest:,}")]
@@ -173,14 +183,39 @@ def of_run(
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
     objective = objectives.get(kind_of(config.objective)) if config.objective is not None else None
     # A run whose objective says too little is refused elsewhere.
-    told = objective is not None and getattr(config.objective, "reward", None) is not None
-    facts = facts.drawing(objective.function(config.objective).rollouts if objective is not None and told else None)
+    told = objective is not None and (getattr(config.objective, "reward", None) is not None or not hasattr(config.objective, "reward"))
+    asks = objective.function(config.objective) if objective is not None and told else None
+    facts = facts.drawing(asks.rollouts, asks.own_answers) if asks is not None else facts
     return estimate(
         shape, trainable=trainable_parameters(shape, config.method), rows_per_pass=rows_per_pass, facts=facts, steps=steps,
         batch_size=batch_size_for(config.engine, facts.samples), dtype=dtype, device=device, layout=layout, method=config.method,
         probes=asked if probes is None else probes, flops_per_second=flops_per_second,
-        base_bits=config.base.bits_per_weight,
+        base_bits=config.base.bits_per_weight, beside=models_beside(config),
     )  # fmt: skip
+
+
+def models_beside(config: RunConfig) -> list[ModelShape]:
+    """Shapes of the models that a run holds besides its own: a teacher, and reward models that cannot stand on the run's base.
+
+    What cannot be found here is refused, with its reason, where it is opened.
+    """
+    teacher, reward = (getattr(config.objective, name, None) for name in ("teacher", "reward"))
+    stands_alone = reward is not None and (getattr(config.method, "trains_base", False) or config.base.bits is not None)
+    if teacher is None and not stands_alone:
+        return []  # without importing torch
+    from tunewright import rewards
+    from tunewright.engine import opening
+
+    found = []
+    try:
+        wanted = [teacher] if teacher is not None else []
+        wanted += [str(run) for _, run in rewards.read(reward, on_bad="stop").models] if stands_alone else []
+        for target in wanted:
+            raw, _ = vet.read_config(opening.config_folder(target) / "config.json")
+            found.append(ModelShape.from_config(raw))
+    except TunewrightError:
+        return found
+    return found
 
 
 def shape_of(folder: Path) -> ModelShape:
@@ -214,7 +249,7 @@ def _again(question: _Question, **changes: Any) -> Estimate:
         shape, trainable=trainable, rows_per_pass=changes.get("rows_per_pass", question.rows_per_pass), facts=facts, steps=question.steps,
         batch_size=question.batch_size, dtype=changes.get("dtype", question.work.dtype), device=question.device,
         layout="tree" if question.work.tree else "padded", method=method, probes=question.work.probes,
-        base_bits=changes.get("base_bits", question.work.base_bits),
+        base_bits=changes.get("base_bits", question.work.base_bits), beside=question.beside,
     )  # fmt: skip
 
 

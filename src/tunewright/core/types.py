@@ -292,6 +292,17 @@ class Teaching:
     """Compare the teacher's k likeliest tokens and all others as one; kept in the run folder, so that the teacher is in memory only before the first step."""
 
 
+@dataclass(frozen=True)
+class OwnAnswers:
+    """What an objective asks that learns on texts of the model's own, without judging them: in `share` of the steps answers are drawn to the rows' questions."""
+
+    share: float
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+
+
 @dataclass
 class Experience:
     """One answer that the model wrote, and what is known of it when the model learns from it. n tokens; the last five are (n,) tensors."""
@@ -366,5 +377,7 @@ class Objective:
     """Wants `output.log_z` and `output.mean_logprob`."""
     teacher: Teaching | None = None
     """Wants `output.divergence`, from this teacher."""
+    own_answers: OwnAnswers | None = None
+    """Some steps are taken on answers that the model wrote itself (`engine.on_policy`)."""
     rollouts: Rollouts | None = None
     """Learns from the model's own answers (`engine.rounds`); `plan` and `terms` then see samples whose `facts["experience"]` is an `Experience`."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 from tunewright.core.types import Branch, Conversation, Judged, Message, Preference, Prompt, Row, Sample
+from tunewright.engine.on_policy import OnPolicyStepper
 from tunewright.engine.rounds import Asking, RoundStepper
 from tunewright.engine.sampling import Sampler
 
@@ -44,20 +45,24 @@ class Questions(Sequence[Sample]):
 
 
 def equip(stepper: Any, renderer: Any, tokenizer: Any, check: Callable[[], None] | None = None) -> None:
-    """Give a stepper of rounds what it needs of words, and its sampler; other steppers are left alone."""
-    if isinstance(stepper, RoundStepper):
-        stepper.asking = asking(renderer, tokenizer)
+    """Give a stepper that draws answers what it needs of words, and its sampler; other steppers are left alone."""
+    if isinstance(stepper, (RoundStepper, OnPolicyStepper)):
+        stepper.asking = asking(renderer, tokenizer, answered=isinstance(stepper, OnPolicyStepper))
         stepper.sampler = Sampler(stepper.policy, stepper.asking.stop_ids, check=check)
 
 
-def asking(renderer: Any, tokenizer: Any) -> Asking:
-    """How a run's samples are asked, with its own template and stop tokens."""
+def asking(renderer: Any, tokenizer: Any, answered: bool = False) -> Asking:
+    """How a run's samples are asked, with its own template and stop tokens. `answered`: the samples are rows with their last answer, not `Questions`."""
 
     def question(sample: Sample) -> list[Message]:
         found: list[Message] = sample.facts["row"].question()
         return found
 
+    def prompt(sample: Sample) -> list[int]:
+        tokens = sample.branches[0].tokens
+        return tokens[: sample.facts["last_span"][0]] if answered else tokens
+
     return Asking(
-        prompt=lambda sample: sample.branches[0].tokens, question=question, facts=lambda sample: facts_of(sample.facts["row"]),
+        prompt=prompt, question=question, facts=lambda sample: facts_of(sample.facts["row"]),
         decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), stop_ids=frozenset(renderer.stop_ids),
     )  # fmt: skip

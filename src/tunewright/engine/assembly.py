@@ -24,6 +24,7 @@ from tunewright.engine.opening import computing_in, use_layout
 from tunewright.engine.optim import optimizer_for
 from tunewright.engine.placement import World
 from tunewright.engine.reward_model import open_reward_model, twin
+from tunewright.engine.on_policy import OnPolicyStepper
 from tunewright.engine.rounds import RoundStepper
 from tunewright.engine.schedule import learning_rate_for, total_steps
 from tunewright.engine.step import Stepper
@@ -122,6 +123,8 @@ def assemble(
             for weight, run in wanted.models
         ]
         stepper: Stepper = RoundStepper(**parts, rollouts=objective.rollouts, rewards=wanted, reward_models=models)
+    elif objective.own_answers:
+        stepper = OnPolicyStepper(**parts, own=objective.own_answers)
     else:
         stepper = Stepper(**parts)
     stepper.policy.heads = objective.needs.heads

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tunewright.core.config import BaseConfig, EngineConfig
 from tunewright.core.errors import ConfigError, ModelError, UsageError, problem, raise_all
-from tunewright.core.telling import Tell
+from tunewright.core.telling import Quiet, Tell
 from tunewright.core.types import Attached
 from tunewright.core.words import say
 from tunewright.engine import placement, run_folder
@@ -83,6 +83,17 @@ def find(target: str, tell: Tell, *, base: bool = False) -> Target:
 
     Raises UsageError for a run without trained weights and ModelError for what cannot be opened.
     """
+    spec, adapter, run, settings = _named(target, tell, base)
+    return Target(target, sources.resolve(spec, report=tell.line), None if base else adapter, run, settings)
+
+
+def config_folder(target: str) -> Path:
+    """The folder with the `config.json` of what `target` names; weights are not looked for. Raises as `find` does."""
+    return sources.resolve(_named(target, Quiet(), False)[0], report=Quiet().line, weights=False).folder
+
+
+def _named(target: str, tell: Tell, base: bool) -> tuple[str, Path | None, Path | None, dict[str, Any]]:
+    """(the model, the adapter on it, the run, the run's settings) that `target` stands for."""
     folder = Path(target)
     adapter: Path | None = None
     run: Path | None = None
@@ -102,8 +113,7 @@ def find(target: str, tell: Tell, *, base: bool = False) -> Target:
         described = described if described.is_file() else folder / OWN
         spec = json.loads(described.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
         tell.line(say("chat.base_of_adapter", base=spec))
-    source = sources.resolve(spec, report=tell.line)
-    return Target(target, source, None if base else adapter, run, settings)
+    return spec, adapter, run, settings
 
 
 def renderer_of(tokenizer: Any, config: Any) -> Renderer:

@@ -163,7 +163,7 @@ class RoundStepper(Stepper):
         how = How(num_answers or rollouts.num_answers, rollouts.max_new_tokens, rollouts.temperature, rollouts.top_p, rollouts.top_k)
         asked = [asking.prompt(sample) for sample in prompts]
         drawn = self.sampler.draw(asked, how, self.seed, number, version=self.version)
-        samples = [[_sample(p, prompt, one) for one in answers] for p, prompt, answers in zip(prompts, asked, drawn, strict=True)]
+        samples = [[drawn_sample(p, prompt, one) for one in answers] for p, prompt, answers in zip(prompts, asked, drawn, strict=True)]
         answers = [self._answer(p, one) for p, group in zip(prompts, drawn, strict=True) for one in group]
         flat = [s for group in samples for s in group]
         scores = self.rewards.score(answers)
@@ -237,7 +237,7 @@ class RoundStepper(Stepper):
         return -sum(rewards) / len(rewards), rewards
 
 
-def _sample(prompt: Sample, tokens: list[int], drawn: Drawn) -> Sample:
+def drawn_sample(prompt: Sample, tokens: list[int], drawn: Drawn) -> Sample:
     """A drawn answer as something to learn from. A prompt's weight stands in the weights of its answers' tokens."""
     learnt = list(range(len(tokens), len(tokens) + len(drawn.tokens)))
     branch = Branch(tokens + drawn.tokens, learnt, [prompt.weight] * len(learnt), role="drawn")

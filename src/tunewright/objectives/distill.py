@@ -4,7 +4,8 @@ The engine runs the teacher over the same rows and gives the divergence of the t
 `models.divergence`); here it is weighted and mixed with the likelihood of the data.
 
 Sources: Hinton et al. 2015 (arXiv 1503.02531), from whom the temperature and its square before the loss, which keeps the gradient's size; reverse
-divergence, Gu et al. 2023 (MiniLLM, 2306.08543), here on given texts; generalised Jensen-Shannon divergence, Agarwal et al. 2023 (GKD, 2306.13649).
+divergence, Gu et al. 2023 (MiniLLM, 2306.08543), here on given texts; generalised Jensen-Shannon divergence and learning on the student's own answers,
+Agarwal et al. 2023 (GKD, 2306.13649).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.registry import objectives
-from tunewright.core.types import Needs, Objective, Sample, Teaching, Term
+from tunewright.core.types import Needs, Objective, OwnAnswers, Sample, Teaching, Term
 from tunewright.objectives.sft import learnt_weight
 
 ROWS = ("conversation", "text")
@@ -41,19 +42,56 @@ class DistillConfig(Section):
 @objectives.register("distill", DistillConfig, source="arXiv 1503.02531", rows=ROWS)
 def distill(config: DistillConfig) -> Objective:
     """loss = alpha * mean of -log p(token) + (1 - alpha) * temperature^2 * mean of D(teacher, student), both over the learnt tokens of the step."""
-    square = config.temperature**2
+    teaching = Teaching(config.teacher, config.divergence, config.beta, config.temperature, config.top_k)
+    return Objective(*_functions(config.temperature, config.alpha), Needs(rows=ROWS), teacher=teaching)
+
+
+class GkdConfig(Section):
+    """Learning to predict as a larger model predicts, on answers that the student writes itself. Data: rows with a question and an answer."""
+
+    teacher: str
+    """The model to learn from: hub id, folder, adapter or run. Its vocabulary must be the student's."""
+    on_policy: float = Field(default=0.5, gt=0, le=1)
+    """Share of the steps that are taken on the student's own answers; the others take the rows' answers."""
+    divergence: Literal["forward", "reverse", "jensen_shannon"] = "jensen_shannon"
+    """As in `distill`."""
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """With jensen_shannon, the teacher's share in the mixture that both are compared with."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Both distributions are taken at this temperature, and answers are drawn at it. The loss is multiplied by its square."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest answer that the student writes, in tokens."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw among the likeliest tokens that sum to this probability."""
+    top_k: int = Field(default=0, ge=0)
+    """Draw among this many likeliest tokens; 0 for all."""
+
+
+@objectives.register("gkd", GkdConfig, source="arXiv 2306.13649", rows=("conversation",))
+def gkd(config: GkdConfig) -> Objective:
+    """loss = temperature^2 * mean of D(teacher, student) over the tokens of the step's answers, in `on_policy` of the steps the student's own.
+
+    What the student drew is taken as given: no gradient goes through the drawing, as in the paper.
+    """
+    teaching = Teaching(config.teacher, config.divergence, config.beta, config.temperature, None)
+    own = OwnAnswers(config.on_policy, config.max_new_tokens, config.temperature, config.top_p, config.top_k)
+    return Objective(*_functions(config.temperature, 0.0), Needs(rows=("conversation",)), teacher=teaching, own_answers=own)
+
+
+def _functions(temperature: float, alpha: float) -> tuple[Any, Any]:
+    """`plan` and `terms`: the divergence, and `alpha` of the data's own likelihood."""
+    square = temperature**2
 
     def plan(samples: list[Sample]) -> dict[str, float]:
         total = learnt_weight(samples)
-        return {"teacher": total} | ({"sft": total} if config.alpha else {})
+        return {"teacher": total} | ({"sft": total} if alpha else {})
 
     def terms(output: Any) -> dict[str, Term]:
         count = len(output.weight)
         output.figures |= {
             "nll": (-float(output.logprob.detach().sum()), count), "divergence": (float(output.divergence.detach().sum()), count)
         }  # fmt: skip
-        found = {"teacher": (square * (output.weight * output.divergence).sum(), 1 - config.alpha)}
-        return found | ({"sft": (-(output.weight * output.logprob).sum(), config.alpha)} if config.alpha else {})
+        found = {"teacher": (square * (output.weight * output.divergence).sum(), 1 - alpha)}
+        return found | ({"sft": (-(output.weight * output.logprob).sum(), alpha)} if alpha else {})
 
-    teaching = Teaching(config.teacher, config.divergence, config.beta, config.temperature, config.top_k)
-    return Objective(plan, terms, Needs(rows=ROWS), teacher=teaching)
+    return plan, terms

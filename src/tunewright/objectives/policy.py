@@ -7,7 +7,7 @@ arithmetic: advantages from rewards, and the losses.
 Sources: PPO, Schulman et al. 2017 (arXiv 1707.06347), for language models Ziegler et al. 2019 (1909.08593) and Ouyang et al. 2022 (2203.02155);
 generalised advantage estimation, Schulman et al. 2015 (1506.02438); GRPO, Shao et al. 2024 (2402.03300); Dr. GRPO, Liu et al. 2025 (2503.20783);
 DAPO, Yu et al. 2025 (2503.14476); GSPO's ratio of whole answers, Zheng et al. 2025 (2507.18071); CISPO, MiniMax 2025 (2506.13585);
-RLOO, Ahmadian et al. 2024 (2402.14740). The estimator of the KL term (`k3`) is Schulman's, "Approximating KL divergence", 2020.
+RLOO, Ahmadian et al. 2024 (2402.14740); REINFORCE, Williams 1992 (doi 10.1007/BF00992696). The estimator of the KL term (`k3`) is Schulman's, "Approximating KL divergence", 2020.
 """
 
 from __future__ import annotations
@@ -125,6 +125,23 @@ class RlooConfig(RolloutSection):
     """Updates in each of these epochs."""
     unfinished_penalty: float = Field(default=0.0, ge=0)
     """Taken off the reward of an answer that was cut off before it ended."""
+
+
+class ReinforceConfig(RolloutSection):
+    """The plain policy gradient: every answer is one action, judged against the other answers of the step."""
+
+    generations: int = Field(default=1, ge=1)
+    """Answers drawn to each prompt."""
+    beta: float = Field(default=0.05, ge=0)
+    """KL coefficient: what a nat of distance from the model at step 0 costs, in reward."""
+    normalise: bool = False
+    """Divide the advantages of a step by the standard deviation of its rewards (as REINFORCE++ does)."""
+    unfinished_penalty: float = Field(default=0.0, ge=0)
+    """Taken off the reward of an answer that was cut off before it ended."""
+    epochs: Literal[1] = 1
+    """A policy gradient holds for the weights that drew the answers, so they are learnt from once."""
+    minibatches: Literal[1] = 1
+    """The same."""
 
 
 # ---- advantages
@@ -391,6 +408,36 @@ def rloo(config: RlooConfig) -> Objective:
         _watch(output, output.logprob, old_L, clipped)
         weight_A = per_answer(output.weight, output) / lengths(output)
         return {"policy": ((weight_A * loss_A).sum(), 1.0)}
+
+    rollouts = _settings(config, judge, reference=config.beta > 0)
+    return Objective(plan, terms, Needs(rows=ROWS), rollouts=rollouts, rate_factor=0.5)
+
+
+@objectives.register("reinforce", ReinforceConfig, source="doi 10.1007/BF00992696", rows=ROWS)
+def reinforce(config: ReinforceConfig) -> Objective:
+    """loss = mean over answers of -A log p(answer), A = R - mean of the other R of the step, R = reward - beta KL."""
+    _require_reward(config)
+
+    def judge(groups: list[list[Experience]]) -> Figures:
+        import torch
+
+        answers = [e for group in groups for e in group]
+        far = [float((e.old - e.reference).sum()) if e.reference is not None else 0.0 for e in answers]
+        rewards = [e.reward - config.beta * distance for e, distance in zip(answers, far, strict=True)]
+        divisor = deviation(rewards) + 1e-4 if config.normalise else 1.0
+        for e, advantage in zip(answers, leave_one_out(rewards), strict=True):
+            e.advantage = torch.full((e.num_tokens,), advantage / divisor)
+        return {"kl": (_kl_of(groups), 1)} if config.beta else {}
+
+    def plan(samples: list[Sample]) -> dict[str, float]:
+        return {"policy": num_answers(samples)}
+
+    def terms(output: Any) -> dict[str, Term]:
+        import torch
+
+        old_L = joined(output, "old")
+        _watch(output, output.logprob, old_L, torch.zeros(len(output.branch_sample), dtype=torch.bool))
+        return {"policy": (-(output.weight * joined(output, "advantage") * output.logprob).sum(), 1.0)}
 
     rollouts = _settings(config, judge, reference=config.beta > 0)
     return Objective(plan, terms, Needs(rows=ROWS), rollouts=rollouts, rate_factor=0.5)

@@ -13,7 +13,7 @@ from tunewright.report.verdict import Finding, show
 
 SHOWN = (
     "reward", "accuracy", "margin", "rewards_chosen", "rewards_rejected", "kl", "kl_coefficient", "entropy", "clip_share", "answer_tokens", "finished",
-    "explained_variance", "groups_without_difference", "empty_answers", "left_out", "divergence",
+    "explained_variance", "groups_without_difference", "empty_answers", "left_out", "divergence", "own_answers",
 )  # fmt: skip
 """Figures that get a drawing, in this order; each part of a reward (`reward_NAME`) follows the whole."""
 MOST_TEXTS = 24
@@ -100,17 +100,16 @@ def _drawing(page: Page, name: str) -> Html | None:
 
 
 def _texts(page: Page) -> Html | None:
+    told = [(e.get("step"), mapping(answer)) for e in page.record.events if e.get("event") == "answers" for answer in e.get("answers") or []]
+    judged = any("reward" in answer for _, answer in told)
     rows = []
-    for e in page.record.events:
-        if e.get("event") != "answers":
-            continue
-        for answer in e.get("answers") or []:
-            told = mapping(answer)
-            cells = (whole(e.get("step")), str(told.get("question", ""))[:300], str(told.get("answer", ""))[:600], show(number(told.get("reward"))))
-            rows.append(el("tr", *(el("td", cell) for cell in cells)))
+    for step, answer in told:
+        cells = [whole(step), str(answer.get("question", ""))[:300], str(answer.get("answer", ""))[:600]]
+        cells += [show(number(answer.get("reward")))] if judged else []
+        rows.append(el("tr", *(el("td", cell) for cell in cells)))
     if not rows:
         return None
-    head = el("thead", el("tr", *(el("th", page.say(f"figures.texts.{n}"), scope="col") for n in ("step", "question", "answer", "reward"))))
+    head = el("thead", el("tr", *(el("th", page.say(f"figures.texts.{n}"), scope="col") for n in ("step", "question", "answer", *(["reward"] if judged else [])))))
     kept = rows if len(rows) <= MOST_TEXTS else [*rows[: MOST_TEXTS // 2], *rows[-MOST_TEXTS // 2 :]]
     table = el("div", el("table", head, el("tbody", *kept)), class_="scroll")
     return page.fold(page.say("figures.texts", count=len(rows)), table, open_=True)
