@@ -16,6 +16,7 @@ from tunewright.advise import fit, memory, speed
 from tunewright.advise.shape import ModelShape, roles_of, trainable_parameters
 from tunewright.core.config import DataConfig, RunConfig
 from tunewright.core.errors import UsageError
+from tunewright.core.runfile import parse_run
 from tunewright.methods.lora import LoraConfig
 
 LLAMA_70B = {
@@ -243,6 +244,28 @@ def test_a_run_file_gives_the_same_estimate(big: ModelShape) -> None:
     config = RunConfig(model="m", data=DataConfig(train="d"), method=LoraConfig())
     found = fit.of_run(config, big, FACTS, steps=100, dtype="bfloat16", device="cpu", rows_per_pass=1024)
     assert found.peak_bytes == asked(big).peak_bytes
+
+
+def test_a_teacher_is_held_and_read_and_a_judge_only_where_it_cannot_share_the_base(big: ModelShape, tmp_path: Path) -> None:
+    tiny_config = {**LLAMA_70B, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(LLAMA_70B))
+    small, keys = ModelShape.from_config(tiny_config), {"model": "m", "data.train": "d"}
+
+    def found(**more: Any) -> fit.Estimate:
+        given = {**keys, **more}
+        config = parse_run(given, dict.fromkeys(given, "test")).config
+        return fit.of_run(config, small, FACTS, steps=100, dtype="bfloat16", device="cpu", rows_per_pass=1024, flops_per_second=1e11)
+
+    alone, taught = found(), found(**{"objective.kind": "distill", "objective.teacher": str(tmp_path / "teacher")})
+    assert taught.parts["beside"] == 2 * big.parameters and taught.needed_bytes - alone.needed_bytes == 2 * big.parameters
+    assert taught.seconds is not None and alone.seconds is not None and taught.seconds > 50 * alone.seconds
+    assert any("70.5" in reason for reason in taught.reasons)
+    own = found(**{"objective.kind": "gkd", "objective.teacher": str(tmp_path / "teacher"), "objective.on_policy": 1.0})
+    assert own.parts["beside"] == 2 * big.parameters and own.flops > taught.flops
+    assert found(**{"objective.kind": "distill", "objective.teacher": str(tmp_path / "nothing")}).parts["beside"] == 0  # refused elsewhere
+    pairs = found(**{"objective.kind": "dpo"})
+    assert 1.05 < pairs.flops / found(**{"objective.kind": "orpo"}).flops < 1.6  # the values at step 0
 
 
 def test_data_without_tokens_is_guessed() -> None:

@@ -33,7 +33,7 @@ def rows(kind: str, place: Path) -> Path:
     made: list[dict[str, Any]] = [{"text": text} for text in TEXTS]
     if kind == "kto":
         made = [{"prompt": f"what is {i}?", "completion": f" the answer is {i * 7 % 10}", "label": i % 3 != 0} for i in range(12)]
-    if kind in ("cpo", "orpo"):
+    if kind in ("cpo", "orpo", "dpo"):
         made = [{"prompt": f"what is {i}?", "chosen": f"it is {i * 7 % 10} of 2026", "rejected": f"it is {i}"} for i in range(12)]
     if kind in ("distill", "gkd"):
         made = [{"instruction": f"{story.QUESTIONS[i % 6]} {i}?", "output": f"the answer is {i * 7 % 10} of 2026"} for i in range(12)]
@@ -118,3 +118,14 @@ def test_what_a_run_would_cost_can_be_measured_for_objectives_with_a_reference(m
         "engine.threads": 1, "engine.batch_size": 4,
     }  # fmt: skip
     assert bench(parse_run(given, dict.fromkeys(given, "test")), steps=2, certificate=False, tell=Quiet())["samples"] == 8
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_at_the_first_step_a_policy_is_its_reference_also_in_half_precision(model: Path, tmp_path: Path, dtype: str) -> None:
+    """Reference values are made in the passes in which the first epoch learns; otherwise half precision rounds the two differently."""
+    made = run(model, tmp_path / dtype, {"kind": "dpo"}, **{"engine.dtype": dtype, "engine.rows_per_pass": 64})
+    first, second = events(made, "step")[:2]
+    assert first["passes"] > 1 and abs(first["figures"]["margin"]) < 1e-6 and first["loss"] == pytest.approx(0.6931472, abs=1e-6)
+    assert abs(second["figures"]["margin"]) > 1e-5
+    measured = events(made, "evaluation")
+    assert abs(measured[0]["figures"]["margin"]) < 1e-6 < 1e-5 < abs(measured[-1]["figures"]["margin"])

@@ -134,10 +134,12 @@ def estimate(
     flops_per_second: float | None = None,
     base_bits: float | None = None,
     beside: Sequence[ModelShape] = (),
+    reference: bool = False,
 ) -> Estimate:
     """Peak bytes and seconds of a run of `steps` steps. Without `flops_per_second` (`speed.measured_rate`) no time is given.
 
-    `beside` are further models that are held in memory and read every row without learning: a teacher, a reward model of its own.
+    `beside` are further models that are held in memory and read every row without learning: a teacher, a reward model of its own. With `reference` the
+    model itself reads every row once before the first step.
     """
     rank = rank_of(method)
     targets = tuple(getattr(method, "targets", ("linear",)))
@@ -165,6 +167,7 @@ def estimate(
         mean_keys=min(rows, facts.longest / 2 + 64 if layout == "tree" else facts.longest),
     )  # fmt: skip
     flops += sum(2.0 * (step_rows * steps * other.active_weights + facts.label_rows_per_epoch * share * steps * other.head_weights) for other in beside)
+    flops += 2.0 * (facts.rows_per_epoch * shape.active_weights + facts.label_rows_per_epoch * shape.head_weights) if reference else 0.0
     seconds = flops / (flops_per_second * speed.EFFICIENCY) if flops_per_second else None
     spread = (seconds / speed.SPREAD, seconds * speed.SPREAD) if seconds is not None else None
     reasons = [say("fit.reason.rows", rows=f"{rows:,}", longest=f"{facts.longest:,}")]
@@ -172,6 +175,9 @@ def estimate(
         reasons.append(say("fit.reason.rate", rate=f"{flops_per_second / 1e9:,.0f}", dtype=dtype, share=f"{speed.EFFICIENCY:.0%}"))
     if shape.experts > 1:
         reasons.append(say("fit.reason.experts", count=shape.experts))
+    if beside:
+        size = sum(other.parameters for other in beside)
+        reasons.append(say("fit.reason.beside", count=len(beside), size=f"{size / 1e9:.2f}", memory=readable_size(parts["beside"])))
     return Estimate(peak, needed, parts, seconds, spread, flops, reasons, steps, rows, question)
 
 
@@ -190,7 +196,7 @@ def of_run(
         shape, trainable=trainable_parameters(shape, config.method), rows_per_pass=rows_per_pass, facts=facts, steps=steps,
         batch_size=batch_size_for(config.engine, facts.samples), dtype=dtype, device=device, layout=layout, method=config.method,
         probes=asked if probes is None else probes, flops_per_second=flops_per_second,
-        base_bits=config.base.bits_per_weight, beside=models_beside(config),
+        base_bits=config.base.bits_per_weight, beside=models_beside(config), reference=asks is not None and asks.reference,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tunewright.core.errors import CheckpointError, problem
 from tunewright.core.types import Branch, Sample
 from tunewright.engine.tree import cut_passes
+from tunewright.models.fast import fused_without_gradient
 
 FILE = "reference.safetensors"
 KEY_BYTES = 16
@@ -64,7 +65,8 @@ class ReferenceStore:
         for group in cut_passes(list(samples), rows_per_pass, padded=policy.layout == "padded"):
             missing = any(key_of(b) not in self.values for s in group for b in s.branches)
             if missing:
-                out = policy(group)
+                with fused_without_gradient():
+                    out = policy(group)
                 learnt = (out.weight > 0).double()
                 total = torch.zeros(len(out.branch_sample), dtype=torch.float64, device=learnt.device).index_add(
                     0, out.branch, out.logprob.double() * learnt
