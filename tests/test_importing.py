@@ -272,6 +272,11 @@ def test_defaults_of_axolotl_that_differ_from_ours_are_written_out(tmp_path):
         ("stage: kto\npref_beta: 0.2", "objective.beta", 0.2), ("stage: ppo", "objective.kind", "ppo"), ("stage: dpo\npref_loss: orpo", "objective.kind", "orpo"),
         ("stage: dpo\npref_loss: simpo", "objective.kind", "simpo"), ("stage: dpo\npref_loss: ipo", "objective.kind", "ipo"), ("stage: dpo", "objective.beta", 0.1),
         ("adapter_name_or_path: saves/a", "adapter", "saves/a"), ("default_system: be kind", "data.system", "be kind"), ("optim: adamw_torch", "engine.optimizer", "adamw"),
+        ("finetuning_type: full\nuse_galore: true\ngalore_rank: 128", "method.rank", 128), ("finetuning_type: full\nuse_galore: true", "method.scale", 2.0),
+        ("finetuning_type: full\nuse_apollo: true\napollo_scale: 100", "method.scale", 10.0), ("finetuning_type: full\nuse_apollo: true", "method.kind", "apollo"),
+        ("finetuning_type: full\nuse_apollo: true\napollo_scale_type: tensor", "method.scaling", "tensor"),
+        ("stage: dpo\ndpo_label_smoothing: 0.1", "objective.label_smoothing", 0.1), ("stage: ppo\nreward_model: runs/r\nppo_target: 6", "objective.kl_target", 6),
+        ("stage: ppo\nreward_model: runs/r\nmax_new_tokens: 64", "objective.max_new_tokens", 64),
         ("dataset_dir: there", "data.dir", "there"), ("dataset_dir: ONLINE", "data.train", "hf:d"), ("neftune_noise_alpha: 5", "engine.neftune", 5),
     ],
 )  # fmt: skip
@@ -286,7 +291,7 @@ def test_keys_of_llama_factory_become_these(tmp_path, text, key, value):
     ("text", "key", "word"),
     [
         ("quantization_bit: 3", "quantization_bit", "4 or 8"), ("lr_scheduler_type: polynomial", "lr_scheduler_type", "cosine"), ("optim: lion_8bit", "optim", "adamw"),
-        ("use_galore: true", "use_galore", "not offered"), ("deepspeed: z3.json", "deepspeed", "--devices"), ("mask_history: true", "mask_history", "weight"),
+        ("use_galore: true", "use_galore", "not offered"), ("use_badam: true", "use_badam", "not offered"), ("deepspeed: z3.json", "deepspeed", "--devices"), ("mask_history: true", "mask_history", "weight"),
         ("train_on_prompt: true", "train_on_prompt", "answers are learnt"), ("report_to: wandb", "report_to", "run folder"), ("save_steps: 0.1", "save_steps", "share"),
         ("mix_strategy: interleave_under", "mix_strategy", "share"), ("additional_target: embed_tokens", "additional_target", "full"),
         ("lora_rnak: 8", "lora_rnak", "LLaMA-Factory"), ("wraup_ratio: 0.1", "wraup_ratio", "LLaMA-Factory"),

@@ -247,7 +247,14 @@ def test_a_run_file_gives_the_same_estimate(big: ModelShape) -> None:
 
 
 def test_a_teacher_is_held_and_read_and_a_judge_only_where_it_cannot_share_the_base(big: ModelShape, tmp_path: Path) -> None:
-    tiny_config = {**LLAMA_70B, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128}
+    tiny_config = {
+        **LLAMA_70B,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+    }
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "config.json").write_text(json.dumps(LLAMA_70B))
     small, keys = ModelShape.from_config(tiny_config), {"model": "m", "data.train": "d"}

@@ -52,6 +52,7 @@ SETTINGS = {
     "oft": {"block_size": 8},
     "prompt_tuning": {"num_tokens": 7},
     "galore": {"rank": 4},
+    "apollo": {"rank": 4},
     "lokr": {"rank": 2},
     "boft": {"block_size": 4},
 }

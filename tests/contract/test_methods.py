@@ -22,7 +22,7 @@ import pytest
 import tiny
 import torch
 
-from tunewright.core.config import BaseConfig
+from tunewright.core.config import BaseConfig, EngineConfig
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Sample
@@ -127,6 +127,14 @@ def adapters(case: Case) -> tuple[set[str], int, float, bool]:
 def only(case: Case, part: str) -> bool:
     """Weights of the model itself train, namely all those with `part` in their names, and nothing was put on it."""
     return set(case.before) == {*case.start, *case.rest} and case.attached.parameters == [n for n, _ in case.causal.named_parameters() if part in n]
+
+
+def updates(case: Case) -> tuple[str, Any] | None:
+    """(the class of the method's own optimiser, how its first group scales); None where the run's optimiser serves."""
+    if case.attached.optimizer is None:
+        return None
+    made = case.attached.optimizer(EngineConfig(), [(n, p) for n, p in case.causal.named_parameters() if n in case.start])
+    return type(made).__name__, made.param_groups[0].get("scaling")
 
 
 def has(*tails: str) -> Callable[[Case], bool]:
@@ -263,7 +271,9 @@ ROWS: dict[str, Row] = {
     ),
     "parallel_adapter": Row(lambda c: adapters(c) == ({"adapter_mlp"}, 64, 4.0, True), merges=False),
     "full": Row(lambda c: only(c, "") and c.attached.optimizer is None, disabled=False),
-    "galore": Row(lambda c: only(c, "") and c.attached.optimizer is not None, {"rank": 4, "refresh": 2}, disabled=False),
+    "galore": Row(lambda c: only(c, "") and updates(c) == ("GaLoreAdamW", None), {"rank": 4, "refresh": 2}, disabled=False),
+    "apollo": Row(lambda c: only(c, "") and updates(c) == ("ApolloAdamW", "channel"), {"rank": 4, "refresh": 2}, disabled=False),
+    "apollo_mini": Row(lambda c: only(c, "") and updates(c) == ("ApolloAdamW", "tensor"), {"refresh": 2}, disabled=False),
     "freeze": Row(lambda c: only(c, "model.layers.1."), {"blocks": 1}),
     "bitfit": Row(
         lambda c: only(c, "bias"),
@@ -524,7 +534,6 @@ def test_it_learns_eight_rows_by_heart_where_it_has_the_capacity(kind: str) -> N
 
 def loop_of(kind: str, family: str, run: Path) -> Any:
     """A `Loop` of STEPS steps over 8 rows with a checkpoint after the half."""
-    from tunewright.core.config import EngineConfig
     from tunewright.core.telling import Quiet
     from tunewright.engine.events import EventLog
     from tunewright.engine.loop import Loop

@@ -74,6 +74,7 @@ def test_freeze_lets_exactly_the_chosen_weights_train(settings: dict[str, Any], 
         ("freeze", {"targets": ["attention.qkv"]}, "E-MODEL-37"),
         ("bitfit", {}, "E-METHOD-01"),
         ("galore", {"rank": 49}, "E-METHOD-09"),
+        ("apollo", {"rank": 49}, "E-METHOD-09"),
     ],
 )
 def test_what_the_model_does_not_have_is_refused_with_what_to_use(kind: str, settings: dict[str, Any], code: str) -> None:
@@ -165,13 +166,13 @@ def test_updates_too_small_for_bfloat16_are_not_lost() -> None:
     assert min(moved) > 5e-4
 
 
-@pytest.mark.parametrize("kind", ["full", "freeze", "galore"])
+@pytest.mark.parametrize("kind", ["full", "freeze", "galore", "apollo"])
 def test_in_bfloat16_a_resumed_run_goes_on_with_the_same_bits(kind: str) -> None:
     from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
 
     def start() -> tuple[Any, Any, list[Any]]:
         model = tiny.make_model("llama", "bfloat16")
-        attached = put(kind, model, **({"rank": 4, "refresh": 2} if kind == "galore" else {"blocks": 1} if kind == "freeze" else {}))
+        attached = put(kind, model, **({"rank": 4, "refresh": 2} if kind in ("galore", "apollo") else {"blocks": 1} if kind == "freeze" else {}))
         stepper = tiny.make_stepper(model, attached)
         return stepper, attached, [(n, p) for n, p in model.named_parameters() if n in attached.parameters]
 
@@ -268,7 +269,7 @@ def test_weights_of_another_base_are_refused(tmp_path: Path) -> None:
         assert caught.value.problems[0].code == "E-METHOD-42"
 
 
-@pytest.mark.parametrize("kind", ["full", "freeze", "bitfit", "norms", "embeddings", "galore"])
+@pytest.mark.parametrize("kind", ["full", "freeze", "bitfit", "norms", "embeddings", "galore", "apollo"])
 def test_the_estimate_before_loading_knows_how_much_of_the_base_trains(kind: str) -> None:
     from tunewright.advise.shape import ModelShape, rank_of, trainable_parameters
 
@@ -276,7 +277,7 @@ def test_the_estimate_before_loading_knows_how_much_of_the_base_trains(kind: str
     model = tiny.make_model("qwen2", **sizes)
     entry = methods.get(kind)
     assert entry is not None
-    settings = {"rank": 4} if kind == "galore" else {}
+    settings = {"rank": 4} if kind in ("galore", "apollo") else {}
     attached = put(kind, model, **settings)
     real = sum(p.numel() for n, p in model.named_parameters() if n in attached.parameters)
     estimate = trainable_parameters(ModelShape.from_config(model.config.to_dict()), entry.config(**settings))
@@ -330,6 +331,59 @@ def test_galore_is_the_papers_algorithm(wide: bool) -> None:
     assert optimizer.state[p]["exp_avg"].numel() == 3 * 9
 
 
+# APOLLO.
+
+
+def slow_apollo(weights: Any, gradients: list[Any], sketches: list[Any], scale: float, rate: float, limit: float, tensor: bool) -> Any:
+    """The paper's algorithm 1 with loops, in double precision, for a matrix with no more rows than columns."""
+    W = weights.double().clone()
+    (m, n), rank = W.shape, len(sketches[0])
+    first, second = [[0.0] * n for _ in range(rank)], [[0.0] * n for _ in range(rank)]
+    last = None
+    for t, (gradient, P) in enumerate(zip(gradients, sketches, strict=True)):
+        G, P = gradient.double(), P.double()
+        R = [[sum(float(P[i, k] * G[k, j]) for k in range(m)) for j in range(n)] for i in range(rank)]
+        N = [[0.0] * n for _ in range(rank)]
+        for i in range(rank):
+            for j in range(n):
+                first[i][j] = 0.9 * first[i][j] + 0.1 * R[i][j]
+                second[i][j] = 0.999 * second[i][j] + 0.001 * R[i][j] ** 2
+                N[i][j] = (first[i][j] / (1 - 0.9 ** (t + 1))) / ((second[i][j] / (1 - 0.999 ** (t + 1))) ** 0.5 + 1e-8)
+        lengths = lambda table, j: sum(table[i][j] ** 2 for i in range(rank)) ** 0.5  # noqa: E731
+        whole = lambda table: sum(v**2 for row in table for v in row) ** 0.5  # noqa: E731
+        U = torch.stack([G[:, j] * (whole(N) / whole(R) if tensor else lengths(N, j) / lengths(R, j)) for j in range(n)], 1)
+        length = float(U.norm())
+        if last is not None and length > limit * last:
+            U, length = U * limit * last / length, limit * last
+        last = length
+        W -= rate * scale * U
+    return W
+
+
+@pytest.mark.parametrize("tensor", [True, False])
+@pytest.mark.parametrize("wide", [True, False])
+def test_apollo_is_the_papers_algorithm(wide: bool, tensor: bool) -> None:
+    from tunewright.methods.apollo import apollo_adamw, sketch
+
+    torch.manual_seed(0)
+    start, gradients = torch.randn(5, 9), [torch.randn(5, 9) * (1 + 2 * (t == 2)) for t in range(5)]
+    p = torch.nn.Parameter((start if wide else start.t()).clone())
+    options = {"rank": 3, "refresh": 2, "scale": 0.5, "limit": 1.01, "scaling": "tensor" if tensor else "channel"}
+    optimizer = apollo_adamw()([{"params": [p], **options}])
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    for gradient in gradients:
+        p.grad = gradient if wide else gradient.t().contiguous()
+        optimizer.step()
+    sketches = [sketch(3, 5, 0, 0, t // 2) for t in range(5)]
+    assert torch.equal(sketches[0], sketches[1]) and not torch.equal(sketches[1], sketches[2])
+    assert float(torch.stack([sketch(64, 200, 0, 0, i) for i in range(4)]).var()) == pytest.approx(1 / 64, rel=0.05)
+    wanted = slow_apollo(start, gradients, sketches, 0.5, 0.1, 1.01, tensor)
+    found = p.detach() if wide else p.detach().t()
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert optimizer.state[p]["exp_avg"].numel() == 3 * 9
+
+
 def test_galores_window_is_chosen_anew_after_refresh_updates_and_not_before() -> None:
     from tunewright.methods.galore import galore_adamw, window
 
@@ -360,7 +414,7 @@ def test_what_galore_does_not_see_through_a_window_learns_with_adamw() -> None:
         assert close == ("q_proj" not in name), name
 
 
-def test_galore_keeps_less_state_than_adamw() -> None:
+def test_galore_and_apollo_keep_less_state_than_adamw() -> None:
     def numbers(kind: str, **settings: Any) -> int:
         model = tiny.make_model("llama")
         attached = put(kind, model, **settings)
@@ -372,3 +426,5 @@ def test_galore_keeps_less_state_than_adamw() -> None:
         )
 
     assert numbers("galore", rank=4) < 0.15 * numbers("full")
+    assert numbers("apollo", rank=4) < 0.1 * numbers("full")
+    assert numbers("apollo_mini") < 0.025 * numbers("full")

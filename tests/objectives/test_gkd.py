@@ -37,10 +37,23 @@ def made(layout: str = "tree", rows_per_pass: int = 4096, seed: int = 0, **setti
     use_layout(taught, "tree")
     policy.teacher = Teacher(objective.teacher, tiny.VOCABULARY, lambda: Policy(taught, taught, "tree"), lambda: {"weights": "a"})
     asking = Asking(
-        lambda s: s.branches[0].tokens[: s.facts["last_span"][0]], lambda s: [Message("user", "")], lambda s: {}, lambda ids: " ".join(map(str, ids)), STOPS
+        lambda s: s.branches[0].tokens[: s.facts["last_span"][0]],
+        lambda s: [Message("user", "")],
+        lambda s: {},
+        lambda ids: " ".join(map(str, ids)),
+        STOPS,
     )
     return OnPolicyStepper(
-        policy, attached, objective, common.optimizer, rows_per_pass, None, seed, own=objective.own_answers, asking=asking, sampler=Sampler(policy, STOPS)
+        policy,
+        attached,
+        objective,
+        common.optimizer,
+        rows_per_pass,
+        None,
+        seed,
+        own=objective.own_answers,
+        asking=asking,
+        sampler=Sampler(policy, STOPS),
     )
 
 

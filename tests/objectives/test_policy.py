@@ -80,7 +80,12 @@ def drawn_round(made: RoundStepper, number: int = 1) -> Any:
 
 def slow(kind: str, settings: dict[str, Any], made: RoundStepper, judged: Any) -> torch.Tensor:
     """The papers' formulas, answer by answer and token by token, through the stock model."""
-    config = {"clip": 0.2, "beta": {"rloo": 0.05, "ppo": 0.05, "reinforce": 0.05}.get(kind, 0.0), "loss": "dr_grpo" if kind == "dr_grpo" else "dapo", **settings}
+    config = {
+        "clip": 0.2,
+        "beta": {"rloo": 0.05, "ppo": 0.05, "reinforce": 0.05}.get(kind, 0.0),
+        "loss": "dr_grpo" if kind == "dr_grpo" else "dapo",
+        **settings,
+    }
     high = config.get("clip_high") or config["clip"]
     model = made.attached.model
     causal = made.policy.causal[0]

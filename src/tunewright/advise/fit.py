@@ -75,7 +75,9 @@ class SampleFacts:
         if own is not None:
             wrote = round(self.samples * own.share * own.max_new_tokens * 2 / 3)
             rows = round(self.rows_per_epoch + 1.8 * wrote)
-            return replace(self, rows_per_epoch=rows, label_rows_per_epoch=self.label_rows_per_epoch + wrote, longest=self.longest + own.max_new_tokens)
+            return replace(
+                self, rows_per_epoch=rows, label_rows_per_epoch=self.label_rows_per_epoch + wrote, longest=self.longest + own.max_new_tokens
+            )
         if rollouts is None:
             return self
         drawn = self.samples * rollouts.num_answers * rollouts.max_new_tokens * 2 // 3
@@ -166,7 +168,9 @@ def estimate(
         shape, rows=round(step_rows * steps), label_rows=round(facts.label_rows_per_epoch * share * steps), trainable=trainable, frozen=rank is not None,
         mean_keys=min(rows, facts.longest / 2 + 64 if layout == "tree" else facts.longest),
     )  # fmt: skip
-    flops += sum(2.0 * (step_rows * steps * other.active_weights + facts.label_rows_per_epoch * share * steps * other.head_weights) for other in beside)
+    flops += sum(
+        2.0 * (step_rows * steps * other.active_weights + facts.label_rows_per_epoch * share * steps * other.head_weights) for other in beside
+    )
     flops += 2.0 * (facts.rows_per_epoch * shape.active_weights + facts.label_rows_per_epoch * shape.head_weights) if reference else 0.0
     seconds = flops / (flops_per_second * speed.EFFICIENCY) if flops_per_second else None
     spread = (seconds / speed.SPREAD, seconds * speed.SPREAD) if seconds is not None else None

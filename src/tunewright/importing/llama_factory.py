@@ -17,6 +17,7 @@ OWN = {
 STAGES = {"sft": "sft", "pt": "pretrain", "rm": "reward", "dpo": "dpo", "kto": "kto", "ppo": "ppo"}
 LOSSES = {"sigmoid": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
 RANKED = ("dpo", "ipo", "orpo", "simpo", "kto")
+RULES = {"use_galore": "galore", "use_apollo": "apollo"}
 VARIANTS = {"use_dora": "dora", "pissa_init": "pissa", "use_rslora": "rslora"}
 PREFIXES = {"loraplus_": "lora_plus", "lora_": "lora", "freeze_": "freeze", "oft_": "oft", "module_dropout": "oft", "pissa_": "pissa"}
 """Beginnings of keys -> the method that they are for."""
@@ -48,7 +49,7 @@ LOST_KEYS = {
     "predict_with_generate": "after", "do_predict": "after", "do_eval": "after", "compute_accuracy": "after", "media_dir": "media",
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini"), "no_rule"),
     **dict.fromkeys(("use_dft_loss", "use_asft_loss", "use_eaft_loss", "use_llama_pro", "mixture_of_depths", "create_new_adapter", "use_mca",
-                     "pref_bco_weight", "dpo_label_smoothing", "ld_alpha", "ppo_score_norm", "ppo_whiten_rewards", "disable_shuffling"), "not_here"),
+                     "pref_bco_weight", "ld_alpha", "ppo_score_norm", "ppo_whiten_rewards", "disable_shuffling"), "not_here"),
 }  # fmt: skip
 
 
@@ -86,6 +87,10 @@ def _stop(sheet: Sheet) -> None:
 
 def _method(sheet: Sheet) -> None:
     kind = str(sheet.get("finetuning_type", "lora"))
+    rule = next((key for key in RULES if sheet.is_on(key)), None) if kind == "full" else None
+    if rule is not None:
+        _through(sheet, rule)
+        return
     variants = [name for key, name in VARIANTS.items() if sheet.is_on(key)]
     if sheet.has("loraplus_lr_ratio"):
         variants.append("lora_plus")
@@ -116,6 +121,34 @@ def _method(sheet: Sheet) -> None:
         sheet.answer("quantization_bit", LOST, why="bits")
     how = str(sheet.get("quantization_method", "bnb")).lower()
     sheet.answer("quantization_method", NOT_NEEDED if how in ("bnb", "bitsandbytes") else LOST, why="own_way" if how.startswith("b") else "bits")
+
+
+def _through(sheet: Sheet, rule: str) -> None:
+    """Every weight trains and the optimiser sees little of the gradients: a method of its own here."""
+    kind = RULES[rule]
+    name = rule.removeprefix("use_")
+    sheet.run["method.kind"] = kind
+    sheet.take("finetuning_type", "method.kind", kind, "variant", kind=kind)
+    sheet.answer(rule, CHANGED, {"method.kind": kind}, "variant", kind=kind)
+    for theirs, ours, default in (("rank", "rank", 16), ("update_interval", "refresh", 200)):
+        sheet.take_number(f"{name}_{theirs}", f"method.{ours}")
+        sheet.fill(f"{name}_{theirs}", {f"method.{ours}": default}, default)
+    # APOLLO's authors multiply by the root of what they call the scale.
+    usual = 2.0 if kind == "galore" else 32.0
+    scale = sheet.number(f"{name}_scale", usual)
+    ours = {"method.scale": scale if kind == "galore" or scale is None else round(float(scale) ** 0.5, 6)}
+    if sheet.has(f"{name}_scale"):
+        sheet.answer(f"{name}_scale", SAME if kind == "galore" else CHANGED, ours, "" if kind == "galore" else "root")
+    else:
+        sheet.fill(f"{name}_scale", ours, usual)
+    targets = words_of(sheet.get(f"{name}_target", "all"))
+    sheet.take(f"{name}_target", "method.targets", ["linear"] if targets == ["all"] else targets, "linear" if targets == ["all"] else "list")
+    if kind == "apollo":
+        sheet.take("apollo_scale_type", "method.scaling")
+        sheet.answer("apollo_proj", NOT_NEEDED if str(sheet.get("apollo_proj", "random")) == "random" else LOST, why="off")
+    for key in VARIANTS:
+        if sheet.has(key):
+            sheet.answer(key, NOT_NEEDED, why="off")
 
 
 def _lora(sheet: Sheet) -> None:
@@ -178,9 +211,16 @@ def _objective(sheet: Sheet) -> None:
         ("kto_rejected_weight", "bad_weight", 1.0),
         ("reward_model", "reward", None),
         ("ppo_epochs", "epochs", None),
-        ("ppo_target", "target", None),
+        ("ppo_target", "kl_target", None),
+        ("dpo_label_smoothing", "label_smoothing", 0.0),
     ):
         sheet.take_if_known(key, "objective", name, sheet.number(key) if sheet.number(key) is not None else sheet.get(key), default=default)
+
+    if sheet.is_on("ppo_whiten_rewards"):
+        sheet.take_if_known("ppo_whiten_rewards", "objective", "whiten_rewards", True)
+    if kind == "ppo":
+        for key in ("max_new_tokens", "temperature", "top_p", "top_k"):  # of its roll-outs; elsewhere they are about answers after training
+            sheet.take_if_known(key, "objective", key, sheet.number(key))
 
 
 def _fill_if_known(sheet: Sheet, key: str, name: str, value: Any) -> None:

@@ -1,5 +1,6 @@
 """Floor 2: what part of the model may change. Each method returns an `Attached`."""
 
+from tunewright.methods import apollo as apollo
 from tunewright.methods import bottleneck as bottleneck
 from tunewright.methods import diff_pruning as diff_pruning
 from tunewright.methods import galore as galore

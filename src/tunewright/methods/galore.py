@@ -14,6 +14,7 @@ The paper's further trick, an update inside the backward pass so that no two gra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -123,30 +124,37 @@ def window(gradient: Any, rank: int, left: bool) -> Any:
                   own_optimizer=True, leaves="model")  # fmt: skip
 def galore(config: GaLoreConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Train every weight; matrices in `targets` through a window. Raises ModelError (E-METHOD-09) for a rank that is no window."""
-    weights = {f"{name}.weight": model.get_submodule(name).weight for name in anatomy.select(config.targets)}
-    # The embedding is chosen by its own name only; a head tied to it goes by that name, too.
-    chosen = {id(weight): name for name, weight in weights.items() if weight.ndim == 2}
-    large = [name for name, weight in weights.items() if weight.ndim == 2 and config.rank > min(weight.shape)]
+    chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
+    through = {"rank": config.rank, "refresh": config.refresh, "scale": config.scale, "side": config.side}
+    return attach_with_groups(model, chosen, through, galore_adamw, LEARNING_RATE)
+
+
+def chosen_matrices(rank: int, targets: list[str], model: Any, anatomy: Any) -> set[int]:
+    """The ids of the weights that `targets` name and that are matrices. Raises ModelError (E-METHOD-09) for a rank above the smaller side of one."""
+    weights = {f"{name}.weight": model.get_submodule(name).weight for name in anatomy.select(targets)}
+    large = [name for name, weight in weights.items() if weight.ndim == 2 and rank > min(weight.shape)]
     raise_all(
-        [
-            problem("E-METHOD-09", "method.rank", rank=config.rank, name=name, largest=min(weights[name].shape), count=len(large))
-            for name in large[:1]
-        ],
+        [problem("E-METHOD-09", "method.rank", rank=rank, name=name, largest=min(weights[name].shape), count=len(large)) for name in large[:1]],
         ModelError,
     )
-    attached = attach_whole(model, LEARNING_RATE)
+    # The embedding is chosen by its own name only; a head tied to it goes by that name, too.
+    return {id(weight) for weight in weights.values() if weight.ndim == 2}
+
+
+def attach_with_groups(model: Any, chosen: set[int], through: dict[str, Any], optimizer_class: Callable[[], type[Any]], rate: float) -> Attached:
+    """A whole model that trains, with `through` as the options of the optimiser's group of chosen matrices."""
+    attached = attach_whole(model, rate)
 
     def optimizer(engine: Any, named: list[tuple[str, Any]]) -> Any:
         seen = [p for _, p in named if id(p) in chosen]
         plain = [p for _, p in named if id(p) not in chosen and p.ndim > 1]
         vectors = [p for _, p in named if id(p) not in chosen and p.ndim <= 1]
-        through = {"rank": config.rank, "refresh": config.refresh, "scale": config.scale, "side": config.side}
         groups = [
             {"params": seen, "weight_decay": engine.weight_decay, **through},
             {"params": plain, "weight_decay": engine.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        return galore_adamw()([group for group in groups if group["params"]])
+        return optimizer_class()([group for group in groups if group["params"]])
 
     attached.optimizer = optimizer
     return attached

@@ -109,7 +109,10 @@ def _texts(page: Page) -> Html | None:
         rows.append(el("tr", *(el("td", cell) for cell in cells)))
     if not rows:
         return None
-    head = el("thead", el("tr", *(el("th", page.say(f"figures.texts.{n}"), scope="col") for n in ("step", "question", "answer", *(["reward"] if judged else [])))))
+    head = el(
+        "thead",
+        el("tr", *(el("th", page.say(f"figures.texts.{n}"), scope="col") for n in ("step", "question", "answer", *(["reward"] if judged else [])))),
+    )
     kept = rows if len(rows) <= MOST_TEXTS else [*rows[: MOST_TEXTS // 2], *rows[-MOST_TEXTS // 2 :]]
     table = el("div", el("table", head, el("tbody", *kept)), class_="scroll")
     return page.fold(page.say("figures.texts", count=len(rows)), table, open_=True)

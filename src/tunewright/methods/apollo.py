@@ -1,0 +1,166 @@
+"""APOLLO: every weight trains, and Adam only says how far each channel of a matrix should move (Zhu et al. 2024, arXiv 2412.05270).
+
+For a matrix W (m x n, m <= n) with gradient G at update t:
+
+    P   = draws from N(0, 1/r), (r, m)                             drawn anew every `refresh` updates from a seed: never kept
+    R   = P G                                                      (r, n): what Adam sees
+    M   = b1 M + (1 - b1) R,   V = b2 V + (1 - b2) R^2             Adam's moments, r rows in place of m
+    N   = (M / (1 - b1^t)) / (sqrt(V / (1 - b2^t)) + eps)
+    s_j = |N_j| / |R_j| for every column j                         `scaling: channel`; one number |N| / |R| with `tensor` (APOLLO-Mini)
+    U   = G diag(s);  where |U| > limit |U of the last update|, U is shortened to that
+    W  -= rate * scale * U
+
+For m > n rows and columns change places. No decomposition of the gradient is needed, and rank 1 is enough for `tensor`, whose state is then almost that
+of SGD. Weights that are no chosen matrices learn with AdamW. The tests hold the rule against a slow reference.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from tunewright.core.config import Section
+from tunewright.core.registry import methods
+from tunewright.core.seeds import stream_seed
+from tunewright.core.types import Attached
+from tunewright.methods.galore import BETAS, EPS, attach_with_groups, chosen_matrices
+
+LEARNING_RATE = 2e-4
+"""An update is about sqrt(rank / smaller side) as long as AdamW's, so the rate is some times that of `full`."""
+
+
+class ApolloConfig(Section):
+    """Every weight trains; the optimiser's state of the chosen matrices is a random sketch of low rank."""
+
+    rank: int = Field(default=64, gt=0)
+    """Rows of the sketch through which Adam sees the gradient of a matrix. Its state shrinks by rank / smaller side."""
+    refresh: int = Field(default=200, gt=0)
+    """Updates after which the sketch is drawn anew."""
+    scaling: Literal["channel", "tensor"] = "channel"
+    """Scale the gradient column by column, or by one number for the whole matrix."""
+    scale: float = Field(default=1.0, gt=0)
+    """Factor on the updates of the chosen matrices, beside the rate."""
+    limit: float = Field(default=1.01, ge=1)
+    """How much longer than the last an update of a matrix may be; the paper's guard against jumps at the start."""
+    targets: list[str] = ["linear"]
+    """Roles or module names of the matrices that are seen through a sketch. All other weights learn with AdamW."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    trains_base: ClassVar[bool] = True
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train in a model of this shape, before it is loaded."""
+        return int(shape.parameters)
+
+
+class ApolloMiniConfig(ApolloConfig):
+    """APOLLO with one row of a sketch and one factor for each matrix: an optimiser state hardly larger than SGD's."""
+
+    rank: int = Field(default=1, gt=0)
+    """As in `apollo`; the paper's is 1."""
+    scaling: Literal["channel", "tensor"] = "tensor"
+    """As in `apollo`; the paper's is one number for each matrix."""
+    scale: float = Field(default=math.sqrt(128), gt=0)
+    """As in `apollo`; makes up for the single row, the paper's value."""
+
+
+_class: list[type[Any]] = []
+
+
+def apollo_adamw() -> type[Any]:
+    """The optimiser's class; torch is imported when it is first asked for."""
+    if not _class:
+        _class.append(_make_class())
+    return _class[0]
+
+
+def _make_class() -> type[Any]:
+    import torch
+
+    class ApolloAdamW(torch.optim.Optimizer):
+        """AdamW whose groups may have a `rank`: their matrices are scaled by what Adam says of a sketch."""
+
+        def __init__(self, groups: list[dict[str, Any]]):
+            defaults = {"lr": 0.0, "weight_decay": 0.0, "rank": 0, "refresh": 1, "scale": 1.0, "scaling": "channel", "limit": math.inf, "seed": 0}
+            super().__init__(groups, defaults)
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            del closure
+            number = 0
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        _update(p, self.state[p], group, number)
+                    number += 1
+
+    return ApolloAdamW
+
+
+def sketch(rank: int, side: int, seed: int, number: int, count: int, device: Any = "cpu") -> Any:
+    """P for the matrix `number` after `count` refreshes, (rank, side): a function of the seed, so it need not be kept."""
+    import torch
+
+    generator = torch.Generator().manual_seed(stream_seed(seed, "sketch", number, count))
+    return (torch.randn(rank, side, generator=generator) / math.sqrt(rank)).to(device)
+
+
+def _update(p: Any, state: dict[str, Any], group: dict[str, Any], number: int) -> None:
+    """One update of one parameter."""
+    import torch
+
+    gradient, rank = p.grad.float(), group["rank"]
+    count = state.get("step", 0)
+    wide = p.shape[0] <= p.shape[-1]
+    seen = gradient
+    if rank:
+        P = sketch(rank, min(p.shape), group["seed"], number, count // group["refresh"], gradient.device)
+        seen = P @ gradient if wide else gradient @ P.t()
+    if not count:
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(seen), torch.zeros_like(seen)
+    state["step"] = count + 1
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    first.lerp_(seen, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(seen, seen, value=1 - BETAS[1])
+    size = (second / (1 - BETAS[1] ** (count + 1))).sqrt_().add_(EPS)
+    move = (first / (1 - BETAS[0] ** (count + 1))).div_(size)
+    if rank:
+        move = _scaled(gradient, seen, move, wide, group["scaling"])
+        length = move.norm()
+        if count and bool(length > group["limit"] * state["length"]):
+            move *= group["limit"] * state["length"] / (length + EPS)
+            length = move.norm()
+        state["length"] = length
+        move = move * group["scale"]
+    p.mul_(1 - group["lr"] * group["weight_decay"])
+    p.add_(move.to(p.dtype), alpha=-group["lr"])
+
+
+def _scaled(gradient: Any, seen: Any, move: Any, wide: bool, scaling: str) -> Any:
+    """The gradient with every channel (or the whole) as long as Adam's answer is beside what Adam saw."""
+    if scaling == "tensor":
+        return gradient * (move.norm() / (seen.norm() + EPS))
+    along = 0 if wide else 1
+    return gradient * (move.norm(dim=along, keepdim=True) / (seen.norm(dim=along, keepdim=True) + EPS))
+
+
+@methods.register("apollo", ApolloConfig, source="arXiv 2412.05270", trains="every weight, scaled by an optimiser that sees a random sketch", on_quantised=False,
+                  own_optimizer=True, leaves="model")  # fmt: skip
+def apollo(config: ApolloConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Train every weight; matrices in `targets` through a sketch. Raises ModelError (E-METHOD-09) for a rank above a matrix's smaller side."""
+    chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
+    through = {"rank": config.rank, "refresh": config.refresh, "scale": config.scale, "scaling": config.scaling, "limit": config.limit}
+    return attach_with_groups(model, chosen, through, apollo_adamw, LEARNING_RATE)
+
+
+@methods.register("apollo_mini", ApolloMiniConfig, source="arXiv 2412.05270", trains="every weight, with an optimiser state of almost nothing", on_quantised=False,
+                  own_optimizer=True, leaves="model")  # fmt: skip
+def apollo_mini(config: ApolloMiniConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """As `apollo`."""
+    return apollo(config, model, anatomy, base_path)
