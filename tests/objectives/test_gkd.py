@@ -12,8 +12,8 @@ import torch
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Message, Sample
 from tunewright.engine.forward import Policy
-from tunewright.engine.opening import use_layout
 from tunewright.engine.on_policy import OnPolicyStepper
+from tunewright.engine.opening import use_layout
 from tunewright.engine.rounds import Asking
 from tunewright.engine.sampling import Sampler
 from tunewright.engine.teacher import Teacher

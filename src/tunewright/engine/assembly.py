@@ -20,11 +20,11 @@ from tunewright.core.types import Attached, Sample
 from tunewright.core.words import say
 from tunewright.engine.forward import Policy
 from tunewright.engine.layout import choose
+from tunewright.engine.on_policy import OnPolicyStepper
 from tunewright.engine.opening import computing_in, use_layout
 from tunewright.engine.optim import optimizer_for
 from tunewright.engine.placement import World
 from tunewright.engine.reward_model import open_reward_model, twin
-from tunewright.engine.on_policy import OnPolicyStepper
 from tunewright.engine.rounds import RoundStepper
 from tunewright.engine.schedule import learning_rate_for, total_steps
 from tunewright.engine.step import Stepper

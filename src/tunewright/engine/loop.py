@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,12 @@ class Loop:
             store, rows = ReferenceStore(about), self.stepper.rows_per_pass
             what, total = say("train.reference"), len(self.samples) + len(self.held_out) + len(extra)
             self.tell.start(what)
-            done_before = 0
+            done = 0
             for number in range(1, min(self.schedule.steps_per_epoch, self.schedule.total_steps) + 1):
                 # In the passes in which the first epoch will learn, so that half precision rounds both alike: at step 1 nothing differs.
                 chosen = [self.samples[i] for i in self.schedule.samples_of(number)]
-                before = done_before
-                store.fill(self.stepper.policy, chosen, rows, on_pass=lambda done, before=before: self._reference_done(what, before + done, total))
-                done_before += len(chosen)
+                store.fill(self.stepper.policy, chosen, rows, on_pass=partial(self._reference_done, what, total=total, before=done))
+                done += len(chosen)
             store.fill(self.stepper.policy, self.held_out, rows, on_pass=lambda done: self._reference_done(what, len(self.samples) + done, total))
             store.fill(self.stepper.policy, extra, rows, on_pass=lambda done: self._reference_done(what, total - len(extra) + done, total))
             self.tell.finish()
@@ -170,9 +170,9 @@ class Loop:
         self.progress.train_seconds += time.perf_counter() - start
         self.log.write("teacher", branches=len(teacher.store), seconds=round(time.perf_counter() - start, 3))
 
-    def _reference_done(self, what: str, done: int, total: int) -> None:
+    def _reference_done(self, what: str, done: int, total: int, before: int = 0) -> None:
         self.stop.check()
-        self.tell.progress(what, done, total)
+        self.tell.progress(what, before + done, total)
 
     def _one_step(self) -> None:
         p = self.progress

@@ -6,7 +6,7 @@ from typing import Any
 
 from tunewright.core.registry import objectives
 from tunewright.importing import shared
-from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, Sheet, words_of
+from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, SAME, Sheet, words_of
 
 NAME = "LLaMA-Factory"
 OWN = {
@@ -136,11 +136,11 @@ def _through(sheet: Sheet, rule: str) -> None:
     # APOLLO's authors multiply by the root of what they call the scale.
     usual = 2.0 if kind == "galore" else 32.0
     scale = sheet.number(f"{name}_scale", usual)
-    ours = {"method.scale": scale if kind == "galore" or scale is None else round(float(scale) ** 0.5, 6)}
+    factor = {"method.scale": scale if kind == "galore" or scale is None else round(float(scale) ** 0.5, 6)}
     if sheet.has(f"{name}_scale"):
-        sheet.answer(f"{name}_scale", SAME if kind == "galore" else CHANGED, ours, "" if kind == "galore" else "root")
+        sheet.answer(f"{name}_scale", SAME if kind == "galore" else CHANGED, factor, "" if kind == "galore" else "root")
     else:
-        sheet.fill(f"{name}_scale", ours, usual)
+        sheet.fill(f"{name}_scale", factor, usual)
     targets = words_of(sheet.get(f"{name}_target", "all"))
     sheet.take(f"{name}_target", "method.targets", ["linear"] if targets == ["all"] else targets, "linear" if targets == ["all"] else "list")
     if kind == "apollo":
