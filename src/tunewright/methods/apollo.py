@@ -27,8 +27,8 @@ from tunewright.core.seeds import stream_seed
 from tunewright.core.types import Attached
 from tunewright.methods.galore import BETAS, EPS, attach_with_groups, chosen_matrices
 
-LEARNING_RATE = 2e-4
-"""An update is about sqrt(rank / smaller side) as long as AdamW's, so the rate is some times that of `full`."""
+LEARNING_RATE, MINI_RATE = 2e-4, 4e-5
+"""An update is about scale * sqrt(rank / smaller side) as long as AdamW's, so the rate may be some times that of `full`. Measured: docs/LOG.md."""
 
 
 class ApolloConfig(Section):
@@ -163,4 +163,6 @@ def apollo(config: ApolloConfig, model: Any, anatomy: Any, base_path: str) -> At
                   own_optimizer=True, leaves="model")  # fmt: skip
 def apollo_mini(config: ApolloMiniConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """As `apollo`."""
-    return apollo(config, model, anatomy, base_path)
+    attached = apollo(config, model, anatomy, base_path)
+    attached.learning_rate = MINI_RATE
+    return attached
