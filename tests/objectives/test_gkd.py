@@ -103,11 +103,12 @@ def test_the_gradient_is_that_of_the_divergence_on_what_was_drawn(layout: str, d
 
 
 def test_which_steps_draw_and_what_is_drawn_depends_on_the_seed_and_the_step_alone() -> None:
-    share = [made(on_policy=0.3).draws(number) for number in range(1, 401)]
+    some, again, other_seed, always = made(on_policy=0.3), made(on_policy=0.3), made(on_policy=0.3, seed=1), made(on_policy=1.0)
+    share = [some.draws(number) for number in range(1, 401)]
     assert 90 <= sum(share) <= 150
-    assert share == [made(on_policy=0.3).draws(number) for number in range(1, 401)]
-    assert share != [made(on_policy=0.3, seed=1).draws(number) for number in range(1, 401)]
-    assert all(made(on_policy=1.0).draws(number) for number in range(1, 50))
+    assert share == [again.draws(number) for number in range(1, 401)]
+    assert share != [other_seed.draws(number) for number in range(1, 401)]
+    assert all(always.draws(number) for number in range(1, 50))
     one, other = made(), made(rows_per_pass=7)
     assert [s.branches[0].tokens for s, _ in one.draw(samples(), 3)] == [s.branches[0].tokens for s, _ in other.draw(samples(), 3)]
     assert [s.branches[0].tokens for s, _ in one.draw(samples(), 4)] != [s.branches[0].tokens for s, _ in other.draw(samples(), 3)]
