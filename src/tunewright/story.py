@@ -22,6 +22,7 @@ from tunewright.data import DataSet, describe, inspect
 from tunewright.engine import checkpoint, run_folder, signals
 from tunewright.engine.events import EventLog, plain
 from tunewright.engine.schedule import Schedule, make_schedule, total_steps
+from tunewright.engine.structure import require_place
 from tunewright.models import sources
 from tunewright.probes import Probe, choose_probes, pair_probes
 
@@ -80,6 +81,8 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     if getattr(config.method, "tokens", None):  # a method that adds tokens: rows are read with them
         vocabulary.add_tokens(tokenizer, config.method.tokens)
     model_config = _model_config(source.folder)
+    require_place(config, model_config)
+    _require_teacher(config)
     renderer = Renderer(tokenizer, load.stop_ids(tokenizer, model_config))
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     # A learnt prompt takes room of the context, a new one or one that the run goes on with.
@@ -101,6 +104,15 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
         tell.line(say("train.base_model"))
     tell.line(describe(data.report, colour=tell.colour))
     return Prepared(parsed, out, source, tokenizer, renderer, data, chat)
+
+
+def _require_teacher(config: RunConfig) -> None:
+    """Refuse a teacher that is not there before weights are read. Raises what opening it would raise."""
+    teacher = getattr(config.objective, "teacher", None)
+    if teacher is not None:
+        from tunewright.engine import opening
+
+        opening.config_folder(teacher)
 
 
 def learns_from_answers(config: RunConfig) -> bool:

@@ -11,8 +11,8 @@ from tunewright.report.html import POLICY
 from tunewright.report.markup import Child, Html, el, words
 from tunewright.report.record import contains, finite
 
-BAR, ROW, LEFT, RIGHT = 560, 26, 170, 130
-"""Pixels: the longest bar, the height of a row, room for names and for figures."""
+BAR, ROW, LEFT, RIGHT, FIGURE = 560, 26, 170, 130, 56
+"""Pixels: the longest bar, the height of a row, room for names, right of the bars, and for a figure."""
 LONGEST = 600
 """Characters of an answer that are shown."""
 
@@ -55,7 +55,7 @@ def _table(cells: list[list[str]], done: list[dict[str, Any]]) -> Html:
         name = el("a", line[0].strip("`"), href=f"{Path(row['folder']).name}/report.html")
         body.append(el("tr", el("td", name), *(el("td", cell) for cell in line[1:])))
     heads = el("tr", *(el("th", name, scope="col") for name in head))
-    return el("div", el("table", el("thead", heads), el("tbody", *body), class_="numbers"), class_="scroll")
+    return el("div", el("table", el("thead", heads), el("tbody", *body), class_="numbers tight"), class_="scroll")
 
 
 def _bars(done: list[dict[str, Any]], lang: str) -> Html:
@@ -73,7 +73,10 @@ def _bars(done: list[dict[str, Any]], lang: str) -> Html:
         if before is not None:
             at = f"{LEFT + BAR * before / top:.1f}"
             parts.append(el("line", el("title", f"{before:.3f}"), class_="axis", x1=at, x2=at, y1=y, y2=y + ROW - 3))
-        parts.append(el("text", f"{after:.3f}", x=f"{LEFT + BAR * max(after, before or 0) / top + 8:.1f}", y=y + 15))
+        # Beside the bar's end, and not where it would be read as the mark's figure.
+        end, mark = BAR * after / top, BAR * (before or 0) / top
+        end = mark if end <= mark < end + FIGURE else end
+        parts.append(el("text", f"{after:.3f}", x=f"{LEFT + end + 8:.1f}", y=y + 15))
     label = words("compare.losses", lang)
     return el("svg", *parts, class_="chart bars", viewBox=f"0 0 {LEFT + BAR + RIGHT} {len(shown) * ROW + 16}", role="img", aria_label=label)
 
@@ -83,16 +86,17 @@ def _answers(done: list[dict[str, Any]], lang: str) -> list[Child]:
     parts: list[Child] = []
     first = next(row for row in done if row["answers"])
     for number, asked in enumerate(first["answers"]):
-        lines = [el("tr", el("td", words("compare.base", lang)), _said(asked["before"], asked["expected"]))]
+        lines = [el("tr", el("td", words("compare.base", lang)), _said(asked["before"], asked["expected"], lang))]
         for row in done:
             if number < len(row["answers"]) and row["answers"][number]["question"] == asked["question"]:
-                lines.append(el("tr", el("td", row["kind"]), _said(row["answers"][number]["after"], asked["expected"])))
+                lines.append(el("tr", el("td", row["kind"]), _said(row["answers"][number]["after"], asked["expected"], lang)))
         fold = el("details", el("summary", words("compare.all", lang)), el("table", el("tbody", *lines), class_="facts"), open=number == 0)
         expected = el("p", words("compare.expected", lang), " ", el("b", asked["expected"][:LONGEST])) if asked["expected"].strip() else None
         parts += [el("h3", asked["question"][:LONGEST]), expected, fold]
     return parts
 
 
-def _said(text: str, expected: str) -> Html:
+def _said(text: str, expected: str, lang: str) -> Html:
     right = contains(text, expected)
-    return el("td", el("span", "✓ ", class_="mark learnt") if right else None, el("span", text[:LONGEST], class_="said"))
+    said = el("span", text[:LONGEST], class_="said") if text.strip() else el("span", words("compare.empty", lang), class_="muted")
+    return el("td", el("span", "✓ ", class_="mark learnt") if right else None, said)

@@ -1,0 +1,45 @@
+"""Whether a method finds its place in a model, said from the configuration alone: roles it does not have, ranks above a matrix, blocks there are not."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+from tunewright.core.config import RunConfig
+from tunewright.core.errors import TunewrightError
+from tunewright.core.registry import methods
+from tunewright.core.runfile import kind_of
+
+NEEDS_WEIGHTS = {"eva", "loftq", "new_tokens", "olora", "peft", "pissa"}
+"""Kinds that start from the weights themselves, or from words that the configuration does not have."""
+
+
+def require_place(config: RunConfig, model_config: Any) -> None:
+    """Put the method on a model without weights, so that what it refuses is refused before weights are read. Raises what the method raises.
+
+    What such a model cannot show (values) is left to the real one: any failure that is not the method's own word is passed over.
+    """
+    kind = kind_of(config.method)
+    entry = methods.get(kind)
+    if entry is None or config.adapter or kind in NEEDS_WEIGHTS:
+        return
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tunewright.models import anatomy
+
+    with contextlib.suppress(_NotTheMethod), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(model_config)
+            entry.function(config.method, model, anatomy.of(model), "-")
+        except TunewrightError:
+            raise
+        except Exception as e:
+            raise _NotTheMethod from e
+
+
+class _NotTheMethod(Exception):
+    """Something failed that says nothing about the run."""
