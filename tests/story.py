@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -30,6 +31,11 @@ def model_folder(place: Path, family: str = "llama", **changes: Any) -> Path:
     model.save_pretrained(place)
     make_tokenizer().save_pretrained(place)
     return place
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file. Tests compare this and not the bytes: pytest's picture of how two weight files differ takes it an hour."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def rows_file(path: Path, count: int = 12) -> Path:

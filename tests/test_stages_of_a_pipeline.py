@@ -243,7 +243,7 @@ def test_the_stages_are_the_runs_that_one_would_start_by_hand(place: Path, tmp_p
         files = ["model/model.safetensors", "adapter/adapter_model.safetensors"]
     for number, (folder, file) in enumerate(zip(("01-sft", "02-dpo"), files, strict=True)):
         ours, theirs = tmp_path / "p" / folder / file, tmp_path / "hand" / str(number) / file
-        assert ours.read_bytes() == theirs.read_bytes(), folder
+        assert story.digest(ours) == story.digest(theirs), folder
         kept = made.summary["stages"][number]["files"][file]
         assert kept["sha256"] == hashlib.sha256(ours.read_bytes()).hexdigest()
     assert made.summary["status"] == "done" and json.loads((tmp_path / "p" / "summary.json").read_text()) == made.summary

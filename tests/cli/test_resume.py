@@ -24,12 +24,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def golden(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
+def golden(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
     place = tmp_path_factory.mktemp("golden")
     start = time.monotonic()
     result = story.tunewright(*story.words(model, story.rows_file(place / "rows.json"), place / "run", *SETTINGS))
     assert result.returncode == 0, result.stderr
-    return (place / "run" / "adapter" / "adapter_model.safetensors").read_bytes(), time.monotonic() - start
+    return story.digest(place / "run" / "adapter" / "adapter_model.safetensors"), time.monotonic() - start
 
 
 def _launch(words: list[str]) -> subprocess.Popen[bytes]:
@@ -37,8 +37,8 @@ def _launch(words: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "tunewright", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
 
 
-def _kill_until_done(model: Path, place: Path, total: float, seed: int, kills: int) -> tuple[bytes, int]:
-    """Kill up to `kills` times at random moments, then let it finish. Returns the adapter's bytes and the kills that hit."""
+def _kill_until_done(model: Path, place: Path, total: float, seed: int, kills: int) -> tuple[str, int]:
+    """Kill up to `kills` times at random moments, then let it finish. Returns the digest of the adapter's bytes and the kills that hit."""
     draw, hits = random.Random(seed), 0
     data, run = story.rows_file(place / "rows.json"), place / "run"
     for _ in range(kills):
@@ -54,11 +54,11 @@ def _kill_until_done(model: Path, place: Path, total: float, seed: int, kills: i
     child = _launch(words)
     _, err = child.communicate(timeout=300)
     assert child.returncode == 0, err.decode()
-    return (run / "adapter" / "adapter_model.safetensors").read_bytes(), hits
+    return story.digest(run / "adapter" / "adapter_model.safetensors"), hits
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(model: Path, golden: tuple[bytes, float], tmp_path: Path, seed: int) -> None:
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(model: Path, golden: tuple[str, float], tmp_path: Path, seed: int) -> None:
     adapter, hits = _kill_until_done(model, tmp_path, golden[1], seed, 2)
     assert adapter == golden[0]
     _few_steps_were_lost(tmp_path / "run", hits)
@@ -80,7 +80,7 @@ def _wait(child: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_verified_checkpoint_and_its_exit_code(
-    model: Path, golden: tuple[bytes, float], tmp_path: Path, number: signal.Signals
+    model: Path, golden: tuple[str, float], tmp_path: Path, number: signal.Signals
 ) -> None:
     from tunewright.engine import checkpoint
 
@@ -95,10 +95,10 @@ def test_a_signal_leaves_a_verified_checkpoint_and_its_exit_code(
     found = checkpoint.load_latest(run / "checkpoints")
     assert found is not None and found.step >= 3
     assert story.tunewright("train", str(run), "--resume").returncode == 0
-    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == golden[0]
+    assert story.digest(run / "adapter" / "adapter_model.safetensors") == golden[0]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(model: Path, golden: tuple[bytes, float], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(model: Path, golden: tuple[str, float], tmp_path: Path) -> None:
     from tunewright.engine import checkpoint
 
     run = tmp_path / "run"
@@ -114,4 +114,4 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(model: Path, g
     result = story.tunewright("train", str(run), "--resume")
     assert result.returncode == 0, result.stderr
     assert newest.name in result.stderr and "quarantine" in result.stderr
-    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == golden[0]
+    assert story.digest(run / "adapter" / "adapter_model.safetensors") == golden[0]

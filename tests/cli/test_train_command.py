@@ -154,10 +154,10 @@ def test_a_model_without_weights_is_refused(model: Path, tmp_path: Path) -> None
 
 
 def test_an_out_folder_with_another_run_is_not_touched(finished: Path, model: Path, tmp_path: Path) -> None:
-    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    before = {p: story.digest(p) for p in finished.rglob("*") if p.is_file()}
     result = story.tunewright(*story.words(model, story.rows_file(tmp_path / "rows.json"), finished))
     assert result.returncode == 2 and "E-RUN-01" in result.stderr
-    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+    assert {p: story.digest(p) for p in finished.rglob("*") if p.is_file()} == before
 
 
 def test_json_errors_go_to_stdout(model: Path, tmp_path: Path) -> None:

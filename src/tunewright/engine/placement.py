@@ -58,20 +58,33 @@ def total_memory() -> int:
         return total
 
 
-def bfloat16_speedup() -> float:
-    """How many times as fast a matrix product is in bfloat16 as in float32 on this processor. Takes about 50 ms."""
+def bfloat16_instructions() -> str | None:
+    """The name of the processor's bfloat16 matrix instructions ("amx_bf16", "avx512_bf16" ...), or None where none is reported.
+
+    Both were measured faster than float32 by far more than `BFLOAT16_WORTH_IT`, so that nothing needs to be timed: a clock on a busy machine gave the
+    same run two number types.
+    """
     import torch
 
-    def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.randn(384, 576).to(dtype), torch.randn(576, 1536).to(dtype)
-        best = float("inf")
-        for _ in range(5):
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return next((name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)), None)
+
+
+def bfloat16_speedup() -> float:
+    """How many times as fast a matrix product is in bfloat16 as in float32 on this processor. Takes about 100 ms.
+
+    The two take turns, and the fastest of each counts: whatever else the machine does in these milliseconds hits both.
+    """
+    import torch
+
+    best: dict[torch.dtype, float] = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    pairs = {dtype: (torch.randn(384, 576).to(dtype), torch.randn(576, 1536).to(dtype)) for dtype in best}
+    for _ in range(12):
+        for dtype, (a, b) in pairs.items():
             start = time.perf_counter()
             torch.mm(a, b)
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    return seconds(torch.float32) / seconds(torch.bfloat16)
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def resolve_device(wanted: str) -> tuple[str, str]:
@@ -120,6 +133,8 @@ def _choose_dtype(device: str) -> tuple[str, str]:
         return ("bfloat16", say("placement.bf16_gpu")) if torch.cuda.is_bf16_supported() else ("float32", say("placement.fp32_gpu"))
     if device == "mps":
         return "float32", say("placement.fp32_gpu")
+    if name := bfloat16_instructions():
+        return "bfloat16", say("placement.instructions", name=name)
     ratio = bfloat16_speedup()
     chosen = "bfloat16" if ratio >= BFLOAT16_WORTH_IT else "float32"
     return chosen, say("placement.probe", ratio=f"{ratio:.1f}")
