@@ -333,6 +333,7 @@ def test_sets_that_are_mixed_by_probability_become_shares(tmp_path):
     [
         ("adapter: lora\nlora_target_linear: true\n", "method", {"kind": "lora", "targets": ["linear"]}),
         ("adapter: qlora\nload_in_4bit: true\n", "base", {"bits": 4}),
+        ("lisa_n_layers: 4\nlisa_step_interval: 20\n", "method", {"kind": "lisa", "blocks": 4, "every": 20}),
         ("adapter: lora\npeft_use_dora: true\n", "method", {"kind": "dora"}),
         ("rl: dpo\nrl_beta: 0.3\n", "objective", {"kind": "dpo", "beta": 0.3}),
         ("rl: kto\n", "objective", {"kind": "kto"}),

@@ -143,6 +143,7 @@ def estimate(
     `beside` are further models that are held in memory and read every row without learning: a teacher, a reward model of its own. With `reference` the
     model itself reads every row once before the first step.
     """
+    asked, shape = shape, method.grown(shape) if hasattr(method, "grown") else shape
     rank = rank_of(method)
     targets = tuple(getattr(method, "targets", ("linear",)))
     share = batch_size / max(1, facts.samples)
@@ -152,7 +153,7 @@ def estimate(
     rows = max(1, min(max(rows_per_pass, facts.longest), max(largest, facts.longest)))
     labels = max(1, round(rows * facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)))
     work = Work(trainable, rows, labels, facts.longest, dtype, device == "cpu", layout == "tree", targets, rank, probes, base_bits)
-    question = _Question(shape, work, facts, steps, batch_size, rows_per_pass, device, method, tuple(beside))
+    question = _Question(asked, work, facts, steps, batch_size, rows_per_pass, device, method, tuple(beside))
     parts = memory.parts_of(shape, work) | {"beside": sum(other.parameters * work.item for other in beside)}
     train, answers, mapped = sum(parts.values()), memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
     parts |= {"answers": answers, "loading": mapped}

@@ -268,6 +268,8 @@ class Attached:
     """Parameters that learn at another rate than the rest: name -> factor on the rate of the step."""
     optimizer: Callable[[Any, list[tuple[str, Any]]], Any] | None = None
     """(engine config, named parameters) -> the method's own optimiser, where its paper is about the update (GaLore)."""
+    with_optimizer: Callable[[Any, Any], None] | None = None
+    """(engine config, optimiser): called once with the run's optimiser, for methods that drop parts of its state (LISA)."""
     look: Callable[[Sequence[list[int]]], None] | None = None
     """Called once with token rows of training samples, after the method was put on and before `begin`, where its start depends on them (EVA)."""
     begin: Callable[[int], None] | None = None

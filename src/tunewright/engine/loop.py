@@ -309,6 +309,8 @@ class Loop:
                 for name, tensor in self.stepper.attached.tensors().items():
                     tensor.copy_(kept[name])
             for name, q in self._named():
+                if q.dtype != stored[name].dtype:  # a weight that slept then is held in fewer bits than one that learns
+                    q.data = q.data.to(stored[name].dtype)
                 q.copy_(stored[name])
 
     def _return_to_best(self) -> None:

@@ -36,11 +36,13 @@ class Together(torch.optim.Optimizer):
 
 def optimizer_for(engine: EngineConfig, attached: Attached, causal: Any) -> torch.optim.Optimizer:
     """The optimiser of a run: the method's own where it has one, else the one that `engine.optimizer` names."""
-    named = [(name, p) for name, p in attached.model.named_parameters() if p.requires_grad]
-    if attached.optimizer is not None:
-        made: torch.optim.Optimizer = attached.optimizer(engine, named)
-        return made
-    return make_optimizer(engine, named, attached.rate_factors, tables_of(causal))
+    wanted = set(attached.parameters)
+    named = [(name, p) for name, p in attached.model.named_parameters() if name in wanted]
+    own = attached.optimizer
+    made: torch.optim.Optimizer = own(engine, named) if own else make_optimizer(engine, named, attached.rate_factors, tables_of(causal))
+    if attached.with_optimizer is not None:
+        attached.with_optimizer(engine, made)
+    return made
 
 
 def tables_of(causal: Any) -> set[int]:

@@ -304,7 +304,14 @@ def _stated_config(base: Path, dtype: str, merged: Any) -> Any:
     config = load.load_config(base)
     config.dtype = dtype
     config.architectures = [type(merged).__name__]
-    config.get_text_config().vocab_size = merged.config.get_text_config().vocab_size  # tokens may have been added
+    stated, found = config.get_text_config(), merged.config.get_text_config()
+    stated.vocab_size = found.vocab_size  # tokens may have been added
+    layers = stated.num_hidden_layers
+    if found.num_hidden_layers != layers:  # and blocks; what has an entry for each block goes with them
+        for key, value in list(vars(stated).items()):
+            if isinstance(value, list) and len(value) == layers:
+                setattr(stated, key, getattr(found, key))
+        stated.num_hidden_layers = found.num_hidden_layers
     return config
 
 
@@ -434,21 +441,33 @@ def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
     from safetensors import safe_open
 
     where = {name: path for path in vet.weight_files(base)[0] for name in vet.read_safetensors_header(path)}
+    names = {name for path in vet.weight_files(merged)[0] for name in vet.read_safetensors_header(path)}
     changed = total = numbers = all_numbers = 0
     with contextlib.ExitStack() as stack:
         opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in set(where.values())}
+        # With blocks put between the old ones every later block has another name: then contents are looked for, not names.
+        known = {_digest(opened[path].get_tensor(n).to(getattr(torch, dtype))) for n, path in where.items()} if names > set(where) else set()
         for path in vet.weight_files(merged)[0]:
             with safe_open(path, framework="pt") as ours:
                 for name in ours.keys():  # noqa: SIM118  # not a dictionary
                     total += 1
                     value = ours.get_tensor(name)
                     all_numbers += value.numel()
-                    if name not in where:  # a layout of its own on disk: counted as changed, the logits decide
+                    if known and _digest(value) in known:
+                        continue
+                    if known or name not in where:  # a layout of its own on disk: counted as changed, the logits decide
                         changed, numbers = changed + 1, numbers + value.numel()
                         continue
                     differing = int((value != opened[where[name]].get_tensor(name).to(getattr(torch, dtype))).sum())
                     changed, numbers = changed + bool(differing), numbers + differing
     return {"tensors_changed": changed, "tensors": total, "numbers_changed": numbers, "numbers": all_numbers}
+
+
+def _digest(tensor: Any) -> str:
+    """SHA-256 of a tensor's bytes."""
+    import torch
+
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def lines(verdict: dict[str, Any]) -> list[str]:

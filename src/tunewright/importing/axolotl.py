@@ -42,7 +42,7 @@ LOST_KEYS = {
     "resume_from_checkpoint": "resume", "lora_modules_to_save": "additional", "unfrozen_parameters": "unfrozen",
     "tokens": "vocabulary", "added_tokens_overrides": "vocabulary", "special_tokens": "special_tokens", "loss_watchdog_threshold": "watchdog",
     "loss_watchdog_patience": "watchdog", "plugins": "plugins", "hub_model_id": "hub", "hub_strategy": "hub", "peft": "not_here", "qat": "not_here",
-    "process_reward_model": "not_here", "relora": "not_here", "lisa_step_interval": "not_here", "lora_on_cpu": "not_here", "rope_theta": "rope",
+    "process_reward_model": "not_here", "relora": "not_here", "lora_on_cpu": "not_here", "rope_theta": "rope",
     "overrides_of_model_config": "rope", "revision_of_model": "revision", "tokenizer_config": "own_tokenizer", "base_model_config": "own_tokenizer",
     "lr_groups": "adam", "embedding_lr": "adam", "embedding_lr_scale": "adam", "cosine_min_lr_ratio": "not_here",
     **dict.fromkeys(("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "wandb_run_id", "wandb_mode", "use_mlflow",
@@ -81,13 +81,22 @@ def translate(sheet: Sheet, devices: int) -> None:
 def _method(sheet: Sheet) -> None:
     adapter = str(sheet.get("adapter", ""))
     kind = {"": "full", "lora": "lora", "qlora": "lora"}.get(adapter, adapter)
+    lisa = not adapter and sheet.has("lisa_n_layers")
+    kind = "lisa" if lisa else kind
     dora, rslora = sheet.is_on("peft_use_dora"), sheet.is_on("peft_use_rslora")
     if kind == "lora" and (dora or rslora):
         kind = "dora" if dora else "rslora"
     sheet.run["method.kind"] = kind
     sheet.take("adapter", "method.kind", kind, "qlora" if adapter == "qlora" else "")
-    if not adapter:
+    if not adapter and not lisa:
         sheet.answer("adapter", DEFAULT, {"method.kind": "full"}, "no_adapter")
+    for key, ours in (("lisa_n_layers", "method.blocks"), ("lisa_step_interval", "method.every")):
+        if lisa:
+            sheet.take_number(key, ours)
+        elif sheet.has(key):
+            sheet.answer(key, NOT_NEEDED, why="other_method", kind=kind)
+    if sheet.has("lisa_layers_attribute"):
+        sheet.answer("lisa_layers_attribute", NOT_NEEDED, why="own_way")
     for key, name in (("peft_use_dora", "dora"), ("peft_use_rslora", "rslora")):
         if sheet.is_on(key):
             sheet.answer(key, *((CHANGED, {"method.kind": name}, "variant") if kind == name else (LOST, {}, "one_variant")), kind=kind)

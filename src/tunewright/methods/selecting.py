@@ -156,10 +156,14 @@ def full(config: FullConfig, model: Any, anatomy: Any, base_path: str) -> Attach
 
 def attach_whole(model: Any, learning_rate: float) -> Attached:
     """The `Attached` of a model of which every weight trains. The run leaves a whole model."""
-    part = BaseWeights(model, [name for name, _ in model.named_parameters()], keep=False)
+    return attach_whole_part(BaseWeights(model, [name for name, _ in model.named_parameters()], keep=False), learning_rate)
+
+
+def attach_whole_part(part: BaseWeights, learning_rate: float) -> Attached:
+    """As `attach_whole`, of weights that are held already."""
     return Attached(
         parameters=part.names,
-        model=model,
+        model=part.model,
         needs=Needs(),
         save=part.save_model,
         saves_model=True,

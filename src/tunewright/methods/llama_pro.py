@@ -1,0 +1,161 @@
+"""LLaMA Pro: new blocks between the old ones train, and the old ones stay as they are (Wu et al. 2024, arXiv 2401.02415).
+
+The L blocks are cut into `blocks` groups of (nearly) equal length, and after each group stands a copy of its last block. A block adds to its input,
+
+    x' = x + attention(norm(x)),   x'' = x' + mlp(norm(x'))
+
+so a copy whose two output projections are zero hands on what it is given: at step 0 the larger model is the base, bit for bit. Only the copies learn, and
+what they learn adds to what the old blocks know. Putting the zeros back switches the method off.
+
+The result is a plain model with more blocks. Saved are the new blocks alone; `export merge` writes the whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tunewright.core.config import Section
+from tunewright.core.errors import ModelError, problem
+from tunewright.core.registry import methods
+from tunewright.core.types import Attached, Needs
+from tunewright.methods import own_folder
+from tunewright.methods.base_weights import BaseWeights
+
+LEARNING_RATE = 1e-4
+SHARE = 4
+"""Default: one new block for so many old ones, as 8 for the paper's 32."""
+BY_NUMBER = ("mlp_only_layers", "full_attn_idxs", "cross_attention_layers", "attn_layer_indices")
+"""Entries of configurations that name blocks by their numbers, which change when blocks are put between."""
+
+
+class LlamaProConfig(Section):
+    """New blocks, which start as doing nothing, train between the frozen ones."""
+
+    blocks: int | None = Field(default=None, gt=0)
+    """How many new blocks. Default: one for each 4 of the model, at least one."""
+
+    def trainable_numbers(self, shape: Any) -> int:
+        """Numbers that train in a model of this shape, before it is loaded."""
+        return int(wanted(self, shape.layers) * (shape.block_weights // shape.layers + 2 * shape.hidden))
+
+    def grown(self, shape: Any) -> Any:
+        """The shape that a model of this shape has with the new blocks."""
+        layers = shape.layers + wanted(self, shape.layers)
+        matrices = {role: replace(m, count=m.count * layers // shape.layers) for role, m in shape.matrices.items()}
+        return replace(shape, layers=layers, matrices=matrices)
+
+
+def wanted(config: LlamaProConfig, layers: int) -> int:
+    """How many new blocks a model of `layers` blocks gets."""
+    return config.blocks or max(1, layers // SHARE)
+
+
+def places(layers: int, new: int) -> list[int]:
+    """Numbers of the old blocks after which a new one stands: the last of each of `new` groups."""
+    return [round((group + 1) * layers / new) - 1 for group in range(new)]
+
+
+def expand(model: Any, config: LlamaProConfig, anatomy: Any) -> list[str]:
+    """Put the new blocks into `model` and its configuration. Returns their names.
+
+    Raises ModelError: E-METHOD-70 for more new blocks than old ones, E-METHOD-71 for a family whose blocks cannot be numbered anew.
+    """
+    layers, new = len(anatomy.blocks), wanted(config, len(anatomy.blocks))
+    if new > layers:
+        raise ModelError(problem("E-METHOD-70", "method.blocks", blocks=new, there=layers))
+    root = anatomy.blocks[0].rpartition(".")[0]
+    holder, text = model.get_submodule(root), model.config.get_text_config()
+    outputs = [name for role in ("attention.output", "mlp.down") for name in anatomy.roles.get(role, [])]
+    after = places(layers, new)
+    reason = _why_not(holder, text, anatomy, outputs, [anatomy.blocks[i] for i in after])
+    if reason:
+        raise ModelError(problem("E-METHOD-71", "method", family=anatomy.family, cause=reason))
+    order = [(i, made) for i in range(layers) for made in ((False, True) if i in after else (False,))]
+    blocks = [_silent(holder[i], anatomy.blocks[i], outputs) if made else holder[i] for i, made in order]
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == layers:  # one entry a block, such as the kinds of layers
+            setattr(text, key, [value[i] for i, _ in order])
+    text.num_hidden_layers = len(blocks)
+    del holder[:]
+    holder.extend(blocks)
+    for number, block in enumerate(blocks):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = number
+    return [f"{root}.{number}" for number, (_, made) in enumerate(order) if made]
+
+
+def _why_not(holder: Any, text: Any, anatomy: Any, outputs: list[str], copied: list[str]) -> str:
+    """Why the blocks of a model cannot be copied and numbered anew; empty where they can."""
+    import torch
+
+    if not isinstance(holder, torch.nn.ModuleList) or len(holder) != len(anatomy.blocks):
+        return type(holder).__name__
+    if getattr(text, "scale_attn_by_inverse_layer_idx", False):
+        return "scale_attn_by_inverse_layer_idx"
+    numbered = [key for key in BY_NUMBER if getattr(text, key, None)]
+    if numbered:
+        return numbered[0]
+    # Both halves of a block need an output that can be silenced.
+    return next((block for block in copied if sum(name.startswith(f"{block}.") for name in outputs) < 2), "")
+
+
+def _silent(block: Any, name: str, outputs: list[str]) -> Any:
+    """A copy of a block that adds nothing."""
+    import torch
+
+    # All modules share the model's configuration, which says by what attention they compute: a copy of its own would not follow a change of layout.
+    shared = {id(config): config for config in (getattr(module, "config", None) for module in block.modules()) if config is not None}
+    made = copy.deepcopy(block, dict(shared))
+    for module in made.modules():
+        vars(module).pop("forward", None)  # a faster form put on the old module (`models/fast.py`) would go on computing with the old weights
+    with torch.no_grad():
+        for output in outputs:
+            if output.startswith(f"{name}."):
+                for p in made.get_submodule(output.removeprefix(f"{name}.")).parameters():
+                    p.zero_()
+    return made
+
+
+def attach(config: LlamaProConfig, model: Any, anatomy: Any, base_path: str) -> tuple[Attached, BaseWeights]:
+    """The larger model, of which the new blocks train, and the weights of those."""
+    for p in model.parameters():
+        p.requires_grad_(False)
+    new = tuple(f"{name}." for name in expand(model, config, anatomy))
+    part = BaseWeights(model, [name for name, _ in model.named_parameters() if name.startswith(new)], keep=True)
+
+    def save(folder: Path) -> None:
+        own_folder.write(folder, "llama_pro", config, base_path, part.tensors())
+
+    attached = Attached(
+        parameters=part.names,
+        model=model,
+        needs=Needs(),
+        save=save,
+        disabled=part.originals,
+        merge=part.merge,
+        learning_rate=LEARNING_RATE,
+    )
+    return attached, part
+
+
+def load_blocks(config: LlamaProConfig, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
+    """The saved blocks of `folder` between those of `model`. Raises ModelError (E-METHOD-41, E-METHOD-42) where they do not fit."""
+    from tunewright.models import anatomy
+
+    attached, part = attach(config, model, anatomy.of(model), base_path or own_folder.read(folder).base)
+    own_folder.fill(model, part.names, folder, trainable)
+    return attached
+
+
+@methods.register(
+    "llama_pro", LlamaProConfig, source="arXiv 2401.02415", trains="new blocks between the old ones", on_quantised=False, load=load_blocks
+)
+def llama_pro(config: LlamaProConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    """Train new blocks between the frozen ones. Raises ModelError (E-METHOD-70, E-METHOD-71)."""
+    return attach(config, model, anatomy, base_path)[0]
