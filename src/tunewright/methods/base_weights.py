@@ -10,7 +10,7 @@ Bytes for each number that trains in half precision, with AdamW: 4 weight, 4 gra
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ HALF = ("torch.bfloat16", "torch.float16")
 
 
 class BaseWeights:
-    """The named parameters of `model`, from now on trained. `keep` holds on to what they were (in the model's number type) for `originals`."""
+    """The named parameters of `model`, from now on trained. `keep` holds on to what they were (in the model's number type) for `originals`.
 
-    def __init__(self, model: Any, names: list[str], *, keep: bool):
+    Those in `asleep` stay in the model's number type and do not learn until somebody wakes them (`methods/lisa.py`).
+    """
+
+    def __init__(self, model: Any, names: list[str], *, keep: bool, asleep: Collection[str] = ()):
         import torch
 
         self.model, self.names = model, names
@@ -30,10 +33,10 @@ class BaseWeights:
         self.kept: dict[str, Any] = {name: p.detach().clone() for name, p in self.parameters.items()} if keep else {}
         self.wrapped: dict[Any, Any] = {}
         half = {id(p): p.dtype for p in self.parameters.values() if str(p.dtype) in HALF}
-        for p in self.parameters.values():
-            if id(p) in half:
+        for name, p in self.parameters.items():
+            if id(p) in half and name not in asleep:
                 p.data = p.data.to(torch.float32)
-            p.requires_grad_(True)
+            p.requires_grad_(name not in asleep)
         if half:
             # A matrix that stands in two places (embedding and head) is one parameter: both modules see copies of it.
             for module in model.modules():

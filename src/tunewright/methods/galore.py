@@ -160,5 +160,5 @@ def attach_with_groups(model: Any, chosen: set[int], through: dict[str, Any], op
     return attached
 
 
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 4e-5
 """For long runs at scale 0.25; see docs/methods/galore.md for what was measured."""

@@ -25,7 +25,7 @@ from tunewright.core.types import Attached
 from tunewright.methods.base_weights import HALF, BaseWeights
 from tunewright.methods.selecting import attach_whole_part
 
-LEARNING_RATE = 2e-5
+LEARNING_RATE = 1e-4
 LEAST_EVERY, PERIODS = 5, 50
 """`every: auto`: the run is cut into so many periods, none shorter than this, because Adam's moments start anew in each."""
 
@@ -52,7 +52,6 @@ class Lots:
     def __init__(self, part: BaseWeights, blocks: list[dict[str, Any]], count: int):
         self.part, self.blocks, self.count = part, blocks, count
         self.every, self.seed, self.updates = 1, 0, 0
-        self.awake: list[int] = list(range(len(blocks)))
         self.optimizer: Any = None
 
     def drawn(self, period: int) -> list[int]:
@@ -63,14 +62,13 @@ class Lots:
         """Take the state that the update after `updates` updates has."""
         self.updates = updates
         period = updates // self.every
-        awake = self.drawn(period)
+        awake = set(self.drawn(period))
         for number, parameters in enumerate(self.blocks):
             for place, (name, p) in enumerate(parameters.items()):
                 if number in awake:
                     self._wake(p)
                 else:
                     self._sleep(name, p, stream_seed(self.seed, "lisa-rounding", period, number, place))
-        self.awake = awake
 
     def _wake(self, p: Any) -> None:
         if str(p.dtype) in HALF:
@@ -110,9 +108,10 @@ def lisa(config: LisaConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     """Train the embedding, the head and a few blocks at a time. Raises ModelError (E-METHOD-02) for more blocks than the model has."""
     if config.blocks > len(anatomy.blocks):
         raise ModelError(problem("E-METHOD-02", "method.blocks", blocks=config.blocks, there=len(anatomy.blocks)))
-    part = BaseWeights(model, [name for name, _ in model.named_parameters()], keep=False)
-    names = {id(p): name for name, p in part.parameters.items()}
+    names = {id(p): name for name, p in model.named_parameters()}
     blocks = [{names[id(p)]: p for p in model.get_submodule(block).parameters()} for block in anatomy.blocks]
+    # All blocks sleep at first, so that the float32 of the whole model never exists.
+    part = BaseWeights(model, list(names.values()), keep=False, asleep={name for block in blocks for name in block})
     lots = Lots(part, blocks, config.blocks)
     attached = attach_whole_part(part, LEARNING_RATE)
 
