@@ -139,7 +139,9 @@ def test_every_row_sees_exactly_the_virtual_keys_and_ancestors_it_may(virtual: i
     seen = torch.zeros(tree.num_rows - virtual, tree.num_rows, dtype=torch.bool)
     for block in blocks:
         keys = torch.cat([torch.arange(a, b) for a, b in block.ranges])
-        seen[block.start : block.stop, keys] = True if block.hidden is None else ~block.hidden
+        seen[block.start : block.stop, keys] = True
+        if block.hidden is not None:
+            seen[block.start : block.stop, keys[block.first_hidden :]] = ~block.hidden
     wanted = torch.tensor(
         [
             [j <= i < tree.subtree_end[j] and (window is None or tree.depth[i] - tree.depth[j] < window) for j in range(tree.num_rows)]

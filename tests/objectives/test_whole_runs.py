@@ -129,3 +129,44 @@ def test_at_the_first_step_a_policy_is_its_reference_also_in_half_precision(mode
     assert abs(second["figures"]["margin"]) > 1e-5
     measured = events(made, "evaluation")
     assert abs(measured[0]["figures"]["margin"]) < 1e-6 < 1e-5 < abs(measured[-1]["figures"]["margin"])
+
+
+def stored(folder: Path) -> dict[bytes, float]:
+    from safetensors.torch import load_file
+
+    found = load_file(folder / "reference.safetensors")
+    return {bytes(k): v for k, v in zip(found["keys"].numpy(), found["values"].tolist(), strict=True)}
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_the_first_step_leaves_the_values_that_measuring_would_have_given(model: Path, tmp_path: Path, kind: str) -> None:
+    """Dropout makes a pass that learns another than one that measures, so then everything is measured before."""
+    short = run(model, tmp_path / "short", {"kind": kind})
+    whole = run(model, tmp_path / "whole", {"kind": kind}, **{"method.kind": "lora", "method.dropout": 0.1})
+    measured = {folder: events(folder, "reference")[0]["branches"] for folder in (short, whole)}
+    assert measured[short] < measured[whole] == len(stored(whole))
+    assert set(stored(short)) == set(stored(whole))
+    assert max(abs(v - stored(whole)[k]) for k, v in stored(short).items()) < 1e-4
+
+
+def test_a_first_step_that_is_not_finite_leaves_no_value_of_its_own(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunewright.engine.step import Stepper
+
+    plain = stored(run(model, tmp_path / "plain", {"kind": "dpo"}))
+    own = Stepper._one_pass
+    taken: list[int] = []
+
+    def spoilt(self: Any, group: Any, totals: Any, report: Any, figures: Any) -> None:
+        values = self.policy.reference.values
+        before = set(values)
+        own(self, group, totals, report, figures)
+        if self.number == 1:
+            taken.append(len(set(values) - before))
+            values.update(dict.fromkeys(set(values) - before, float("nan")))
+            report.loss = float("nan")
+
+    monkeypatch.setattr(Stepper, "_one_pass", spoilt)
+    folder = run(model, tmp_path / "spoilt", {"kind": "dpo"})
+    found, first = stored(folder), events(folder, "step")[0]
+    assert not first["applied"] and sum(taken) >= 2 and set(found) == set(plain)
+    assert all(abs(found[k] - plain[k]) < 1e-4 for k in plain)

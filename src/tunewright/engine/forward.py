@@ -122,8 +122,12 @@ class Policy(nn.Module):
         weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
         more = self.prompt_rows
         rows = tree.num_rows + more if self.layout == "tree" else len(tree.branch_sample) * (max(tree.depth) + 1 + more)
-        reference = self.reference.of(samples, device) if self.reference is not None else None
         branch_L = torch.tensor(tree.branch, device=device)
+        reference = None
+        if self.reference is not None:
+            if self.reference.taking and torch.is_grad_enabled():
+                self.reference.take(samples, logprob_L, weight_L, branch_L)
+            reference = self.reference.of(samples, device)
         return PassOutput(
             logprob_L, weight_L, branch_L, tree.branch_sample, samples, rows, reference, score, value, log_z_L, mean_L, divergence_L
         )  # fmt: skip

@@ -22,7 +22,7 @@ from tunewright.engine.events import EventLog
 from tunewright.engine.meters import peak_memory_bytes
 from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
 from tunewright.engine.reference import FILE as REFERENCE_FILE
-from tunewright.engine.reference import ReferenceStore
+from tunewright.engine.reference import ReferenceStore, key_of
 from tunewright.engine.rounds import RoundStepper
 from tunewright.engine.schedule import Schedule
 from tunewright.engine.signals import StopFlag
@@ -133,21 +133,40 @@ class Loop:
             if self.progress.step:
                 raise CheckpointError(problem("E-CKPT-05", str(self.run / REFERENCE_FILE), cause="-"))
             store, rows = ReferenceStore(about), self.stepper.rows_per_pass
-            what, total = say("train.reference"), len(self.samples) + len(self.held_out) + len(extra)
+            # In the passes in which the first epoch will learn, so that half precision rounds both alike: at step 1 nothing differs.
+            steps = range(1 + self._learns_as_it_measures(), min(self.schedule.steps_per_epoch, self.schedule.total_steps) + 1)
+            parts = [*([self.samples[i] for i in self.schedule.samples_of(number)] for number in steps), list(self.held_out), extra]
+            what, total, done = say("train.reference"), sum(map(len, parts)), 0
             self.tell.start(what)
-            done = 0
-            for number in range(1, min(self.schedule.steps_per_epoch, self.schedule.total_steps) + 1):
-                # In the passes in which the first epoch will learn, so that half precision rounds both alike: at step 1 nothing differs.
-                chosen = [self.samples[i] for i in self.schedule.samples_of(number)]
-                store.fill(self.stepper.policy, chosen, rows, on_pass=partial(self._reference_done, what, total=total, before=done))
-                done += len(chosen)
-            store.fill(self.stepper.policy, self.held_out, rows, on_pass=lambda done: self._reference_done(what, len(self.samples) + done, total))
-            store.fill(self.stepper.policy, extra, rows, on_pass=lambda done: self._reference_done(what, total - len(extra) + done, total))
+            for part in parts:
+                store.fill(self.stepper.policy, part, rows, on_pass=partial(self._reference_done, what, total=total, before=done))
+                done += len(part)
             self.tell.finish()
-            store.save(self.run)
+            if store.values:
+                store.save(self.run)
             self.progress.train_seconds += time.perf_counter() - start
             self.log.write("reference", branches=len(store.values), seconds=round(time.perf_counter() - start, 3))
+        store.taking = self.progress.step == 0 and self._learns_as_it_measures()
         self.stepper.policy.reference = store
+
+    def _learns_as_it_measures(self) -> bool:
+        """Whether a pass that learns computes what a pass that measures does: no dropout, no noise on embeddings or gates."""
+        drops = any("Dropout" in type(m).__name__ and getattr(m, "p", 0) for m in self.stepper.policy.model.modules())
+        return not drops and not self.stepper.neftune and self.stepper.attached.penalties is None
+
+    def _keep_first_values(self, report: StepReport, chosen: Sequence[Sample]) -> None:
+        """After the first step: what its passes left is the last of the reference. A step that was not finite is measured again, as it changed nothing."""
+        store = self.stepper.policy.reference
+        if store is None or not store.taking:
+            return
+        store.taking = False
+        if not report.applied:
+            for branch in (b for s in chosen for b in s.branches):
+                store.values.pop(key_of(branch), None)
+            self.stepper.policy.reference = None
+            store.fill(self.stepper.policy, chosen, self.stepper.rows_per_pass)
+            self.stepper.policy.reference = store
+        store.save(self.run)
 
     def _room(self) -> int | None:
         """Tokens that the model can take, less those of a learnt prompt; None where its configuration names no limit."""
@@ -186,6 +205,7 @@ class Loop:
             if not _is_memory(e):
                 raise
             raise TrainingError(problem("E-TRAIN-02", "", step=number, cause=str(e).splitlines()[0][:160], rows=self.stepper.rows_per_pass)) from e
+        self._keep_first_values(report, chosen)
         seconds = time.perf_counter() - start
         p.step, p.samples, p.train_seconds = number, p.samples + len(chosen), p.train_seconds + seconds
         p.logical_tokens += report.logical_tokens

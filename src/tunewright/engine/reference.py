@@ -1,7 +1,8 @@
 """Log-probabilities under the model at step 0, computed once before the first update and kept in the run folder.
 
 Computed at every step they would cost a third of a DPO step, in every epoch again, and a resumed run would compute them in other passes, whose last
-digits differ. So all samples, held-out ones too, are visited once, and a resume reads the file. It is bound to the data by the content of every branch and
+digits differ. So all samples, held-out ones too, are visited once, and a resume reads the file. Those of the first step are visited by that step itself,
+where learning and measuring compute alike: before the first update the policy is the reference. It is bound to the data by the content of every branch and
 to the model by a description of what was loaded: another model or another row finds no value, and that is an error, never a zero.
 """
 
@@ -52,6 +53,8 @@ class ReferenceStore:
 
     def __init__(self, about: dict[str, Any], values: dict[bytes, float] | None = None):
         self.about, self.values = about, values if values is not None else {}
+        self.taking = False
+        """While True, passes that learn leave their own values here: the weights are those of step 0."""
 
     def of(self, samples: Sequence[Sample], device: Any) -> Tensor:
         """(B,) float64, in the order of the branches. Raises KeyError for a branch nobody computed: that cannot happen in a run."""
@@ -67,15 +70,18 @@ class ReferenceStore:
             if missing:
                 with fused_without_gradient():
                     out = policy(group)
-                learnt = (out.weight > 0).double()
-                total = torch.zeros(len(out.branch_sample), dtype=torch.float64, device=learnt.device).index_add(
-                    0, out.branch, out.logprob.double() * learnt
-                )
-                for branch, value in zip((b for s in group for b in s.branches), total.tolist(), strict=True):
-                    self.values[key_of(branch)] = value
+                self.take(group, out.logprob, out.weight, out.branch)
             done += len(group)
             if on_pass:
                 on_pass(done)
+
+    def take(self, samples: Sequence[Sample], logprob_L: Tensor, weight_L: Tensor, branch_L: Tensor) -> None:
+        """Add the values of `samples` from a pass over them: log-probability and weight of every label, and the branch it lies in."""
+        branches = [b for s in samples for b in s.branches]
+        learnt = (weight_L > 0).double()
+        total = torch.zeros(len(branches), dtype=torch.float64, device=learnt.device).index_add(0, branch_L, logprob_L.detach().double() * learnt)
+        for branch, value in zip(branches, total.tolist(), strict=True):
+            self.values[key_of(branch)] = value
 
     def save(self, folder: Path) -> None:
         """Write `FILE` in one rename."""

@@ -25,8 +25,9 @@ MERGE_PAIRS = 3000
 
 @dataclass
 class Block:
-    """Query rows [start, stop) and the key ranges they see; `hidden` (queries, keys) marks what is masked, None for nothing.
+    """Query rows [start, stop) and the key ranges they see; `hidden` (queries, keys from `first_hidden` on) marks what is masked, None for nothing.
 
+    Ancestors come first and are seen by all rows, so most of a long block's scores need no mask.
     Keys are counted in rows of the tree, queries in rows that have one: virtual rows at the root have only keys.
     """
 
@@ -34,6 +35,7 @@ class Block:
     stop: int
     ranges: list[tuple[int, int]]
     hidden: Tensor | None = None
+    first_hidden: int = 0
     keys: Tensor | None = None
     """Row indices of all key ranges, None where one slice serves."""
 
@@ -157,7 +159,10 @@ def _with_masks(blocks: list[Block], tree: TokenTree, window: int | None, device
         visible = (keys <= rows) & (rows < end[keys])
         if window is not None:
             visible &= depth[rows] - depth[keys] < window
-        block.hidden = None if bool(visible.all()) else ~visible
+        seen_by_all = visible.all(0)
+        block.hidden, block.first_hidden = None, int(seen_by_all.cummin(0).values.sum())
+        if block.first_hidden < len(keys):
+            block.hidden = ~visible[:, block.first_hidden :]
         block.keys = keys if len(block.ranges) > 1 else None
     return blocks
 
@@ -177,7 +182,8 @@ def _probabilities(queries: Tensor, keys: Tensor, block: Block, group: int, soft
         t = scores.div_(softcap).tanh_()
         scores = t * softcap
     if block.hidden is not None:
-        scores.view(scores.shape[0], group, block.stop - block.start, -1).masked_fill_(block.hidden, float("-inf"))
+        part = scores.view(scores.shape[0], group, block.stop - block.start, -1)[..., block.first_hidden :]
+        part.masked_fill_(block.hidden, float("-inf"))
     return torch.softmax(scores, -1), t
 
 
