@@ -73,16 +73,17 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, 2, -1, keepdim=True, dtype=wide)
         r = torch.rsqrt(norm * norm / x.shape[-1] + eps)
         ctx.save_for_backward(x, scale, r)
-        y = x * r
+        # Converting first is one pass over whole vectors; a product of two number types goes number by number.
+        y = x.to(wide).mul_(r) if x.dtype != wide else x * r
         # Llama rounds before it scales, Gemma after.
         return y.to(x.dtype).mul_(scale) if round_first else (y * scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, r = ctx.saved_tensors
-        gs = grads[0] * scale
-        dot = (gs * x).sum(-1, keepdim=True, dtype=r.dtype)
-        dx = torch.sub(gs, x * (dot * (r * r) / x.shape[-1])).mul_(r)
+        gs, x_wide = (grads[0] * scale).to(r.dtype), x.to(r.dtype)
+        dot = torch.linalg.vecdot(gs, x_wide).unsqueeze(-1)
+        dx = gs.addcmul_(x_wide, dot * (r * r) / x.shape[-1], value=-1).mul_(r)
         return dx.to(x.dtype), None, None, None
 
 
