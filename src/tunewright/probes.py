@@ -7,7 +7,7 @@ from typing import Any
 
 from tunewright.core.errors import DataError, problem
 from tunewright.core.seeds import permutation
-from tunewright.core.types import Conversation, Judged, Message, Origin, PlainText, Preference, Prompt
+from tunewright.core.types import Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Stepwise
 from tunewright.data import DataSet
 from tunewright.data.reading import RawRow
 from tunewright.data.shaping import shape
@@ -45,7 +45,10 @@ def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
 
 
 def pair_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
-    """Pairs whose two answers are scored before and after: as many rows as asked for, held-out ones first. Questions of one's own have no pair."""
+    """Pairs whose two answers are scored before and after, or answers whose steps are: as many rows as asked for, held-out ones first.
+
+    Questions of one's own have no answers to score.
+    """
     wanted = setting if isinstance(setting, int) else len(setting)
     found: list[Probe] = []
     for rows, samples, kind in ((data.held_out_rows, data.held_out, "held_out"), (data.train_rows, data.train, "train")):
@@ -53,6 +56,9 @@ def pair_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
             row = rows[i]
             if isinstance(row, Preference):
                 expected = f"{row.answer()}  ≻  {row.rejected[-1].content}"
+                found.append(Probe(_last_question(row), row.question(), expected, kind, sample=samples[i]))
+            elif isinstance(row, Stepwise):
+                expected = "\n".join(f"{'✓' if right else '✗'} {text.strip()}" for text, right in row.steps)
                 found.append(Probe(_last_question(row), row.question(), expected, kind, sample=samples[i]))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -149,6 +150,7 @@ class _Story:
         """The run learns from its own answers."""
         self.scores = objective is not None and "score" in objective.needs.heads
         """The run trains a head that gives numbers, so it is asked for numbers and not for words."""
+        self.prepare_samples = objective.prepare if objective is not None else None
         self.probes = pair_probes(self.config.probes, p.data) if self.scores else choose_probes(self.config.probes, p.data) + extra
         self.answer_tokens = self._longest_answer()
         self.saved = self.out / "adapter"
@@ -310,7 +312,7 @@ class _Story:
         self._write_answers()
 
     def _scored(self, policy: Any) -> list[str]:
-        """What the score head says of both answers of each probe's pair."""
+        """What the score head says of both answers of each probe's pair, or of each step of its answer."""
         import torch
 
         from tunewright.models.fast import fused_without_gradient
@@ -318,9 +320,14 @@ class _Story:
         found = []
         policy.model.eval()
         for probe in self.probes:
+            if self.prepare_samples:
+                self.prepare_samples([probe.sample])
             with torch.no_grad(), fused_without_gradient():
-                chosen, rejected = policy([probe.sample]).score.tolist()
-            found.append(say("train.scored", chosen=f"{chosen:+.3f}", rejected=f"{rejected:+.3f}"))
+                scores = policy([probe.sample]).score.tolist()
+            if "steps" in probe.sample.facts:
+                found.append(say("train.steps_scored", chances=", ".join(f"{1 / (1 + math.exp(-score)):.2f}" for score in scores)))
+            else:
+                found.append(say("train.scored", chosen=f"{scores[0]:+.3f}", rejected=f"{scores[1]:+.3f}"))
         return found
 
     def _answers(self, model: Any, what: str) -> list[str]:
@@ -440,6 +447,9 @@ class _Story:
             self.tell.line(say("train.rewarded", before=f"{sum(s['held_out_rewards_before']) / len(s['held_out_rewards_before']):.3f}",
                                after=f"{figures['reward']:.3f}", change=f"{figures['reward_change']:+.3f}",
                                error=f"{figures['reward_change_error']:.3f}", count=len(s["held_out_rewards_before"])))  # fmt: skip
+        elif "first_error" in figures:
+            shares = {name: f"{100 * figures[name]:.0f}" for name in ("accuracy", "steps_right", "first_error")}
+            self.tell.line(say("train.steps_ranked", **shares))
         elif "accuracy" in figures:
             self.tell.line(say("train.ranked", share=f"{100 * figures['accuracy']:.0f}", margin=f"{figures['margin']:.3f}"))
         if not self.rolls and s["first_loss"] and s["final_loss"] > 0.9 * s["first_loss"]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
-from tunewright.core.types import Conversation, Judged, Origin, PlainText, Preference, Prompt
+from tunewright.core.types import Conversation, Judged, Origin, PlainText, Preference, Prompt, Stepwise
 from tunewright.core.words import catalogue
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.reading import RawRow
@@ -29,11 +29,27 @@ NAMES = [
     "prompts",
     "question_context",
     "sharegpt",
+    "stepwise",
     "text",
 ]
 KEYS = st.sampled_from(["instruction", "input", "output", "history", "system", "messages", "conversations", "role", "content", "from", "value"])
 KEYS |= st.sampled_from(["prompt", "completion", "question", "answer", "text", "weight", "tools", "tool_calls", "name"])
-KEYS |= st.sampled_from(["chosen", "rejected", "label", "kto_tag", "context", "answers", "document", "margin", "tool_call_id", "reasoning_content"])
+KEYS |= st.sampled_from(
+    [
+        "chosen",
+        "rejected",
+        "label",
+        "kto_tag",
+        "completions",
+        "labels",
+        "context",
+        "answers",
+        "document",
+        "margin",
+        "tool_call_id",
+        "reasoning_content",
+    ]
+)
 TEXTS = st.sampled_from(["", " ", "user", "assistant", "system", "gpt", "human", "x", "\ud800", "\x00", "<|im_end|>", "[]", "[{", "true", "1e999"])
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
@@ -186,9 +202,10 @@ GOOD = {
     "kto": {"prompt": "q", "completion": "a", "label": True},
     "preference": {"instruction": "q", "input": "", "chosen": "a", "rejected": "b", "output": "c"},
     "prompts": {"prompt": "q", "facts": 1},
+    "stepwise": {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]},
     "question_context": {"question": "q", "context": "c", "answer": "a", "id": 1},
 }
-KINDS = {"text": PlainText, "documents": PlainText, "kto": Judged, "preference": Preference, "prompts": Prompt}
+KINDS = {"text": PlainText, "documents": PlainText, "kto": Judged, "preference": Preference, "prompts": Prompt, "stepwise": Stepwise}
 
 
 def raw_rows(*values):

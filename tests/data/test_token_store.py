@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Sample
+from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Sample, Stepwise
 from tunewright.data.encoding import EncodedBranch, EncodedRow
 from tunewright.data.token_store import COLUMNS, Damaged, Rows, Samples, Store, Writer, asking_places, pack, row_bytes, row_of
 
@@ -21,6 +21,7 @@ rows = st.one_of(
     st.builds(Conversation, messages, st.just(AT), tools, weight),
     st.builds(Preference, messages, messages, messages, st.just(AT), tools, weight, st.none() | st.floats(0, 1)),
     st.builds(Judged, messages, st.booleans(), st.just(AT), tools, weight),
+    st.builds(Stepwise, messages, st.booleans(), st.just(AT), tools, weight, st.lists(st.tuples(text, st.booleans()), max_size=3).map(tuple)),
     st.builds(Prompt, messages, st.just(AT), tools, weight, st.dictionaries(text, st.integers() | text, max_size=2)),
 )
 

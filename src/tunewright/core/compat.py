@@ -11,7 +11,7 @@ from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import kind_of
 from tunewright.core.types import ROW_KINDS
 
-USUAL = {"preference": "dpo", "judged": "kto", "prompt": "grpo", "text": "pretrain", "conversation": "sft"}
+USUAL = {"preference": "dpo", "judged": "kto", "stepwise": "process_reward", "prompt": "grpo", "text": "pretrain", "conversation": "sft"}
 """The objective that most people want for a kind of rows."""
 
 

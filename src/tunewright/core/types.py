@@ -108,6 +108,13 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Stepwise(Judged):
+    """A dialogue whose last answer was judged step by step (process rewards). `steps` are the steps' texts and whether each is right; `good`: all are."""
+
+    steps: tuple[tuple[str, bool], ...] = ()
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A dialogue that ends with a question: where a rollout starts. `facts` holds the row's other columns (an expected answer) for reward functions."""
 
@@ -142,7 +149,7 @@ class Answer:
 
 
 Row = Conversation | PlainText | Preference | Judged | Prompt
-ROW_KINDS = {Conversation: "conversation", PlainText: "text", Preference: "preference", Judged: "judged", Prompt: "prompt"}
+ROW_KINDS = {Conversation: "conversation", PlainText: "text", Preference: "preference", Judged: "judged", Prompt: "prompt", Stepwise: "stepwise"}
 """The words of `Needs.rows`."""
 
 

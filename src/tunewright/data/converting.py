@@ -20,7 +20,7 @@ from typing import Any
 from tunewright.core.errors import DataError, problem
 from tunewright.core.files import write_bytes
 from tunewright.core.registry import formats
-from tunewright.core.types import ROW_KINDS, Conversation, Judged, Message, Origin, PlainText, Preference, Row
+from tunewright.core.types import ROW_KINDS, Conversation, Judged, Message, Origin, PlainText, Preference, Row, Stepwise
 from tunewright.core.words import say
 from tunewright.data.catalogue import ResolvedEntry, chosen_rows, resolve
 from tunewright.data.formats.common import Columns, RowFault, Unusable
@@ -283,6 +283,12 @@ def _to_kto(row: Row) -> dict[str, Any]:
     return {"prompt": _turns(judged.messages[:-1]), "completion": _turns(judged.messages[-1:]), "label": judged.good}
 
 
+def _to_stepwise(row: Row) -> dict[str, Any]:
+    judged: Stepwise = _kind(row, Stepwise)
+    texts, labels = zip(*judged.steps, strict=True)
+    return {"prompt": _turns(judged.messages[:-1]), "completions": list(texts), "labels": list(labels)}
+
+
 def _to_text(row: Row) -> dict[str, Any]:
     return {"text": _kind(row, PlainText).text}
 
@@ -294,6 +300,7 @@ WRITERS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "prompt_completion": _to_prompt_completion,
     "preference": _to_preference,
     "kto": _to_kto,
+    "stepwise": _to_stepwise,
     "text": _to_text,
 }
 

@@ -10,11 +10,11 @@ A row longer than `max_tokens` is dropped, or the middle of its last answer is c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample
+from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample, Stepwise
 from tunewright.data.shaping import Dropped
 from tunewright.models.rendering import CannotRender
 
@@ -101,6 +101,8 @@ def encode_rows(
                 if fault:
                     raise fault
                 made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)])
+                if isinstance(row, Stepwise) and made.branches[0].spans:
+                    made.facts["steps"] = _steps(row, made.branches[0], renderer)
             out.append(_judged(row, made, None if documents and isinstance(row, PlainText) else max_tokens, oversize))
         except CannotRender as error:
             out.append(Dropped(row.origin, error.reason, error.detail))
@@ -122,7 +124,7 @@ def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str) -
         length = len(branch.tokens)
         if max_tokens is None or length <= max_tokens:
             continue
-        if asks or oversize == "drop" or not _cut(branch, max_tokens):
+        if asks or isinstance(row, Stepwise) or oversize == "drop" or not _cut(branch, max_tokens):
             return Dropped(row.origin, "too_long", f"{length} > {max_tokens}")
         made.facts["truncated"] = True
         if branch is made.branches[0]:
@@ -130,6 +132,34 @@ def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str) -
         made.notes.append("truncated")
     made.notes.append(ROW_KINDS[type(row)])
     return made
+
+
+def _steps(row: Stepwise, branch: EncodedBranch, renderer: Renderer) -> list[list[int]]:
+    """[tokens of the branch up to the end of a step, 1 for a right step] of every step. Raises CannotRender where the answer's tokens do not spell the steps."""
+    first, after, _ = branch.spans[-1]
+    ends = step_ends(branch.tokens[first:after], [text for text, _ in row.steps], renderer.decode)
+    if ends is None:
+        raise CannotRender("cannot_render", "steps")
+    return [[first + end, int(good)] for end, (_, good) in zip(ends, row.steps, strict=True)]
+
+
+def step_ends(tokens: Sequence[int], steps: Sequence[str], decode: Callable[[Sequence[int]], str]) -> list[int] | None:
+    """For each step how many tokens of the answer write it and all before it, white space apart; None where the tokens write something else."""
+    ends: list[int] = []
+    written = ""
+    for step in steps:
+        written += "".join(step.split())
+        low, high = ends[-1] if ends else 0, len(tokens)
+        if not "".join(decode(tokens).split()).startswith(written):
+            return None
+        while low < high:  # the fewest tokens whose text begins with what was to be written
+            middle = (low + high) // 2
+            if "".join(decode(tokens[:middle]).split()).startswith(written):
+                high = middle
+            else:
+                low = middle + 1
+        ends.append(low)
+    return ends
 
 
 def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list[Rendered]) -> EncodedRow:

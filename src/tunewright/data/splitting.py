@@ -73,7 +73,7 @@ def whole_key(row: Row) -> str:
     if isinstance(row, PlainText):
         return row.text
     turns = [*row.prompt, *row.chosen, Message("rejected", ""), *row.rejected] if isinstance(row, Preference) else row.messages
-    label = str(row.good) if isinstance(row, Judged) else ""
+    label = f"{row.good}{getattr(row, 'steps', '')}" if isinstance(row, Judged) else ""
     return "\x1e".join([*(f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}" for m in turns), label])
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample
+from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample, Stepwise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,7 @@ def row_bytes(row: Row) -> bytes:
         else:
             fields["messages"] = _turns(row.messages)
             fields |= {"good": row.good} if isinstance(row, Judged) else {}
+            fields |= {"steps": row.steps} if isinstance(row, Stepwise) else {}
             fields |= {"facts": row.facts} if isinstance(row, Prompt) and row.facts else {}
         fields |= {"tools": row.tools} if row.tools is not None else {}
     fields |= {"weight": row.weight} if row.weight != 1.0 else {}
@@ -100,6 +101,8 @@ def row_of(kind: str, data: bytes, origin: Origin) -> Row:
     messages = _messages(fields["messages"])
     if kind == "judged":
         return Judged(messages, fields["good"], origin, tools, weight)
+    if kind == "stepwise":
+        return Stepwise(messages, fields["good"], origin, tools, weight, tuple((text, good) for text, good in fields["steps"]))
     if kind == "prompt":
         return Prompt(messages, origin, tools, weight, fields.get("facts", {}))
     return Conversation(messages, origin, tools, weight)

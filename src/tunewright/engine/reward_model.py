@@ -7,6 +7,7 @@ reference and reward need one base between them. Where the policy changes base w
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from tunewright.core.errors import ModelError, problem
 from tunewright.core.telling import Tell
 from tunewright.core.types import Sample
 from tunewright.core.words import say
+from tunewright.data.encoding import step_ends
 from tunewright.engine import opening
 from tunewright.engine.forward import Policy
 from tunewright.engine.tree import cut_passes
 from tunewright.methods.saved import put_on
 from tunewright.models import load
 from tunewright.models.fast import accelerate, fused_without_gradient
+from tunewright.objectives.process_reward import by_steps, whole_answer
 
 
 def twin(causal: Any) -> Any:
@@ -32,24 +35,49 @@ def twin(causal: Any) -> Any:
 
 
 @dataclass
+class Steps:
+    """How a model that judges steps reads an answer: its lines are the steps."""
+
+    whole: str
+    """How their chances make one number (`objective.whole` of the run that trained it)."""
+    decode: Callable[[Sequence[int]], str]
+
+    def cut(self, sample: Sample) -> Sample:
+        """The answer with a branch up to the end of each step. An answer without a word is one step."""
+        branch = sample.branches[0]
+        start = branch.learnt[0] if branch.learnt else len(branch.tokens)
+        answer = branch.tokens[start:]
+        lines = [line for line in self.decode(answer).splitlines() if line.strip()]
+        ends = step_ends(answer, lines, self.decode) or [len(answer)]
+        return by_steps(sample, [start + end for end in ends])
+
+
+@dataclass
 class RewardModel:
     """Scores whole answers. `name` is what its figures are called."""
 
     policy: Policy
     name: str
     rows_per_pass: int
+    steps: Steps | None = None
+    """How answers are cut and put together, where the model judges steps."""
 
     @torch.no_grad()
     def score(self, samples: list[Sample]) -> list[float]:
-        """One number a sample, in order; each has one branch: prompt and answer."""
+        """One number a sample, in order; each has one branch: prompt and answer, whose tokens are the branch's learnt ones."""
         self.policy.model.eval()
+        if self.steps is not None:
+            samples = [self.steps.cut(sample) for sample in samples]
         found: dict[int, float] = {}
         place = {id(sample): i for i, sample in enumerate(samples)}
         for group in cut_passes(samples, self.rows_per_pass, padded=self.policy.layout == "padded"):
             with fused_without_gradient():
                 score = self.policy(group).score
             assert score is not None
-            found |= {place[id(sample)]: value for sample, value in zip(group, score.tolist(), strict=True)}
+            values = score.split([len(sample.branches) for sample in group])
+            whole = self.steps.whole if self.steps is not None else None
+            for sample, value in zip(group, values, strict=True):
+                found[place[id(sample)]] = whole_answer(torch.sigmoid(value.double()).tolist(), whole) if whole else float(value)
         return [found[i] for i in range(len(samples))]
 
 
@@ -75,7 +103,11 @@ def open_reward_model(run: Path, base: Any, base_folder: Path, layout: str, worl
     opening.use_layout(causal, layout)
     policy = Policy(model, causal, layout)
     policy.heads = ("score",)
-    return RewardModel(policy, f"reward_{run.name}", world.rows_per_pass)
+    steps = None
+    if found.settings.get("objective.kind") == "process_reward":
+        tokenizer = load.load_tokenizer(found.tokenizer_folder)
+        steps = Steps(str(found.settings.get("objective.whole") or "min"), lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)))
+    return RewardModel(policy, f"reward_{run.name}", world.rows_per_pass, steps)
 
 
 def _same_weights(one: Path, other: Path) -> bool:

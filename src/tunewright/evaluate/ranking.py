@@ -139,7 +139,7 @@ def rank(
                 scores[sample.index] = (chosen, rejected)
     gaps = [scores[sample.index][0] - scores[sample.index][1] for sample in data.train]
     if not all(map(math.isfinite, gaps)):
-        raise UsageError(problem("E-EVAL-04", name, target=found.name))
+        raise UsageError(problem("E-EVAL-04", name, value="nan"))
     right = sum(gap > 0 for gap in gaps)
     known = training_pairs(found)
     longer = prefers_longer(known or pairs)

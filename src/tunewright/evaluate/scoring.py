@@ -24,7 +24,7 @@ from tunewright.engine import layout, opening, placement
 from tunewright.engine.forward import Policy
 from tunewright.engine.meters import versions
 from tunewright.evaluate import options as choices
-from tunewright.evaluate import ranking
+from tunewright.evaluate import ranking, step_judging
 from tunewright.evaluate.interval import wilson
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
 from tunewright.models import load
@@ -145,6 +145,8 @@ def evaluate_target(
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     # Rows before weights: a misspelt column is said in a second, not after gigabytes.
     rows = _read(found, data, config, context, limit, data_format, columns, data_dir)
+    if step_judging.judges_steps(found):
+        return step_judging.measure(found, rows, data, dtype=dtype, device=device, threads=threads, details=details, started=started)
     if ranking.is_scorer(found):
         return ranking.rank(found, rows, data, dtype=dtype, device=device, threads=threads, details=details, started=started)
     asked = wanted or (choices.detect(rows.train_rows) if options is None else None)
@@ -281,6 +283,8 @@ def lines(result: dict[str, Any]) -> list[str]:
     """The figures for a terminal, in the reader's language."""
     report = result["data_report"]
     out = [say("evaluate.rows", target=result["target"], data=result["data"], kept=report["rows_kept"], read=report["rows_read"])]
+    if "steps" in result:
+        return [*out, *step_judging.lines(result["steps"])]
     if "ranking" in result:
         return [*out, *ranking.lines(result["ranking"])]
     loss = result["loss"]

@@ -5,5 +5,6 @@ from tunewright.objectives import kto as kto
 from tunewright.objectives import policy as policy
 from tunewright.objectives import preference as preference
 from tunewright.objectives import pretrain as pretrain
+from tunewright.objectives import process_reward as process_reward
 from tunewright.objectives import reward as reward
 from tunewright.objectives import sft as sft

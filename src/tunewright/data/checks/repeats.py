@@ -44,7 +44,7 @@ class Repeats:
             pair = sorted((row.chosen[-1].content, row.rejected[-1].content))
             whole, subject, said = _turns(row), "\x1e".join([question, *pair]), row.chosen[-1].content
         elif isinstance(row, Judged):
-            whole, subject, said = f"{_turns(row)}\x1e{row.good}", _turns(row), str(row.good)
+            whole, subject, said = f"{_turns(row)}\x1e{row.good}{getattr(row, 'steps', '')}", _turns(row), str(row.good)
         else:
             whole, subject, said = _turns(row), "" if isinstance(row, Prompt) else _plain(question), answer
         flags = (len(said) <= SHORT_ANSWER) | (bool(subject) << 1) | ((view.kind == "dialogue" and bool(answer)) << 2)

@@ -15,6 +15,7 @@ from tunewright.data.formats import (
     prompts,
     question_context,
     sharegpt,
+    stepwise,
     text,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "prompts",
     "question_context",
     "sharegpt",
+    "stepwise",
     "text",
 ]

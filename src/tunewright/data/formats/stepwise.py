@@ -1,0 +1,50 @@
+"""Answers judged step by step: `prompt`, `completions` (the steps) and `labels` (true or false for each), as TRL's data for process rewards is.
+
+The steps become one answer of as many parts, a line break between two that have no white space there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunewright.core.config import Section
+from tunewright.core.registry import formats
+from tunewright.core.types import Message, Origin, Stepwise
+from tunewright.data.formats.common import Columns, RowFault, guarded, json_cell, text_of, truth_of, weight_of
+from tunewright.data.formats.dialogue import as_context, ordered, tools_of, turns_or_text, with_system
+
+
+class StepwiseFormat(Section):
+    """Rows whose answer is a list of steps, each called right or wrong."""
+
+
+def looks_like(raw: dict[str, Any]) -> int:
+    """3 with steps and labels beside a prompt."""
+    return 3 if "prompt" in raw and "completions" in raw and "labels" in raw else 0
+
+
+@formats.register("stepwise", StepwiseFormat, needs="prompt, completions (a list), labels (a list of true and false)", looks_like=looks_like)
+@guarded
+def stepwise(raw: dict[str, Any], origin: Origin, columns: Columns) -> Stepwise:
+    """A question, and an answer of which every step is judged."""
+    texts, labels = (json_cell(raw.get(name), name) for name in ("completions", "labels"))
+    if not isinstance(texts, list) or not isinstance(labels, list) or not texts:
+        raise RowFault("no_answer")
+    verdicts = [truth_of(label) for label in labels]
+    if len(verdicts) != len(texts) or None in verdicts:
+        raise RowFault("bad_label", repr(labels)[:40])
+    steps = [text_of(text, "completions", columns) for text in texts]
+    if not all(step.strip() for step in steps):
+        raise RowFault("no_answer")
+    asked = as_context(turns_or_text(raw["prompt"], "prompt", "user", columns))
+    turns = ordered(with_system([*asked, Message("assistant", joined(steps))], raw, columns))
+    judged = tuple((step, bool(verdict)) for step, verdict in zip(steps, verdicts, strict=True))
+    return Stepwise(turns, all(verdicts), origin, tools_of(raw), weight_of(raw), judged)
+
+
+def joined(steps: list[str]) -> str:
+    """The answer that the steps make."""
+    text = steps[0]
+    for step in steps[1:]:
+        text += step if text[-1:].isspace() or step[:1].isspace() else f"\n{step}"
+    return text
