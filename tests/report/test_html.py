@@ -235,3 +235,26 @@ def test_a_real_summary_survives_the_round_trip(run):
     for shown in ("3.213 → 0.2712", "3.31 → 1.122", "18.7 MiB", "2 min 6 s", "47 % saved", "4,884,480 of 139,400,064", PEOPLE[0][1]):
         assert shown in text, shown
     assert json.loads((run / "summary.json").read_text())["steps"] == 72
+
+
+def rewarded(tmp_path, parts):
+    made = events(nan_at=None)
+    for number, event in enumerate(made):
+        if event["event"] in ("step", "evaluation"):
+            event["figures"] = {"reward": 1.0 + number, "kl": 0.1, **{f"reward_{name}": factor * (1.0 + number) for name, factor in parts.items()}}
+    return render(write_run(tmp_path, events=made), "en")
+
+
+def test_the_only_part_of_a_reward_is_not_drawn_a_second_time_and_every_drawing_is_named_once(tmp_path):
+    assert "part of the reward: judge" not in rewarded(tmp_path / "one", {"judge": 1.0})
+    weighted, two = rewarded(tmp_path / "half", {"judge": 0.5}), rewarded(tmp_path / "two", {"judge": 0.5, "length": 0.5})
+    assert "part of the reward: judge" in weighted and "part of the reward: judge" in two and "part of the reward: length" in two
+    drawing = next(d for d in re.findall(r"<figure>.*?</figure>", two, re.S) if "part of the reward: length" in d)
+    assert "rotate(-90" not in drawing and "part of the reward: length" in re.search(r"<figcaption>(.*?)</figcaption>", drawing, re.S)[1]
+
+
+def test_marks_are_explained_only_where_answers_are_counted(tmp_path):
+    legend = "A mark means"
+    assert legend in render(write_run(tmp_path / "counted"), "en")
+    bare = [{**row, "expected": "", "kind": "probe"} for row in rows()]
+    assert legend not in render(write_run(tmp_path / "bare", rows=bare), "en")

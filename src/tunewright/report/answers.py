@@ -23,9 +23,10 @@ def section(page: Page) -> Html:
         return page.section("answers", el("p", page.say("answers.none"), class_="muted"))
     forgotten = [a for a in answers if a.forgotten]
     pending = all(a.pending for a in answers)
-    parts: list[Child] = (
-        [el("p", page.say("answers.pending"))] if pending else [_counts(page), _demo(page), el("p", page.say("answers.legend"), class_="muted")]
-    )
+    counted = any(count.asked for count in page.record.counts)
+    parts: list[Child] = [el("p", page.say("answers.pending"))] if pending else [_counts(page), _demo(page)]
+    if counted and not pending:
+        parts.append(el("p", page.say("answers.legend"), class_="muted"))
     if forgotten:
         parts += [el("h3", page.say("answers.forgotten_first", count=len(forgotten))), _table(page, forgotten)]
     for count in page.record.counts:

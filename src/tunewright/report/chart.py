@@ -153,7 +153,8 @@ def _axes(
     parts.append(el("line", class_="axis", x1=size.left, x2=right, y1=bottom, y2=bottom))
     parts.append(el("text", x_name, class_="name", x=f"{(size.left + right) / 2:.0f}", y=size.height - 6, text_anchor="middle"))
     middle = (size.top + bottom) / 2
-    parts.append(el("text", y_name, class_="name", x=12, y=f"{middle:.0f}", text_anchor="middle", transform=f"rotate(-90 12 {middle:.0f})"))
+    if y_name:
+        parts.append(el("text", y_name, class_="name", x=12, y=f"{middle:.0f}", text_anchor="middle", transform=f"rotate(-90 12 {middle:.0f})"))
     return join(parts)
 
 

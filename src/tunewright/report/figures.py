@@ -25,8 +25,15 @@ def names_of(record: Record) -> list[str]:
     """The figures of a run that are drawn."""
     found = {name for e in [*record.steps, *measured(record)] for name in mapping(e.get("figures"))}
     parts = sorted(name for name in found if name.startswith("reward_") and name not in ("reward_spread", "reward_change", "reward_change_error"))
+    if len(parts) == 1 and all(finite(values[parts[0]]) == finite(values["reward"]) for values in _both(record, "reward", parts[0])):
+        parts = []  # the whole reward once more
     order = ["reward", *parts, *SHOWN[1:]] if "reward" in found else [*SHOWN[1:]]
     return [name for name in order if name in found]
+
+
+def _both(record: Record, one: str, other: str) -> list[dict[str, Any]]:
+    """The figures of every event that has both."""
+    return [figures for e in [*record.steps, *measured(record)] if {one, other} <= set(figures := mapping(e.get("figures")))]
 
 
 def measured(record: Record) -> list[dict[str, Any]]:
@@ -95,7 +102,8 @@ def _drawing(page: Page, name: str) -> Html | None:
         series.append(Series("held", held, "held", dots=True, titles=[title(x, y) for x, y in held]))
     every = points or held
     caption = page.say("figures.caption", name=label, first=show(every[0][1]), last=show(every[-1][1]))
-    drawing = chart(series, (LOW_WIDE, LOW_NARROW), page.text("loss.step"), label, f"{label}: {show(every[0][1])} → {show(every[-1][1])}", show)
+    # The caption names the figure; along the axis a long name would be cut off.
+    drawing = chart(series, (LOW_WIDE, LOW_NARROW), page.text("loss.step"), "", f"{label}: {show(every[0][1])} → {show(every[-1][1])}", show)
     return el("figure", el("figcaption", caption), drawing)
 
 
