@@ -258,3 +258,12 @@ def test_marks_are_explained_only_where_answers_are_counted(tmp_path):
     assert legend in render(write_run(tmp_path / "counted"), "en")
     bare = [{**row, "expected": "", "kind": "probe"} for row in rows()]
     assert legend not in render(write_run(tmp_path / "bare", rows=bare), "en")
+
+
+def test_shares_of_steps_are_not_called_shares_of_pairs(tmp_path):
+    made = events(nan_at=None)
+    for event in made:
+        if event["event"] in ("step", "evaluation"):
+            event["figures"] = {"accuracy": 0.7, "first_error": 0.5, "said_right": 0.9, "steps_right": 0.8}
+    page = render(write_run(tmp_path, events=made), "en")
+    assert "steps judged right" in page and "first mistake" in page and "steps called right" in page and "pairs ranked right" not in page

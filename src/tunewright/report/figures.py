@@ -12,7 +12,7 @@ from tunewright.report.record import Record, finite, number
 from tunewright.report.verdict import Finding, show
 
 SHOWN = (
-    "reward", "accuracy", "margin", "rewards_chosen", "rewards_rejected", "kl", "kl_coefficient", "entropy", "clip_share", "answer_tokens", "finished",
+    "reward", "accuracy", "first_error", "said_right", "margin", "rewards_chosen", "rewards_rejected", "kl", "kl_coefficient", "entropy", "clip_share", "answer_tokens", "finished",
     "explained_variance", "groups_without_difference", "empty_answers", "left_out", "divergence", "own_answers",
 )  # fmt: skip
 """Figures that get a drawing, in this order; each part of a reward (`reward_NAME`) follows the whole."""
@@ -78,6 +78,8 @@ def section(page: Page) -> Html | None:
 
 
 def _label(page: Page, name: str) -> str:
+    if name == "accuracy" and "first_error" in names_of(page.record):
+        return page.text("figures.step_accuracy")
     return page.text(f"figures.{name}") if name in SHOWN else page.text("figures.part", name=name.removeprefix("reward_"))
 
 
