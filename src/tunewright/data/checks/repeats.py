@@ -133,8 +133,11 @@ class Repeats:
         labels: list[int] = []
         texts: list[int] = []
         counted = {"labels": 0, "texts": 0}
-        for group in numpy.split(order, bounds) if len(rows) > len(bounds) + 1 else []:
-            if len(group) > 1 and len(set(answer[group].tolist())) > 1:
+        starts, stops = numpy.append(0, bounds), numpy.append(bounds, len(order))
+        # Only groups of several rows are looked at: an array for each of two million single rows took 300 MB.
+        for which in numpy.flatnonzero(stops - starts > 1):
+            group = order[starts[which] : stops[which]]
+            if len(set(answer[group].tolist())) > 1:
                 short = bool((flags[group] & 1).all())
                 counted["labels" if short else "texts"] += len(group)
                 (labels if short else texts).append(int(group[1]))

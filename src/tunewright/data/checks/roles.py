@@ -109,7 +109,7 @@ class Roles:
         looks = numpy.frombuffer(bytes(self._looks), numpy.uint8)
         swapped = looks == SWAPPED
         if total >= FEWEST_ROWS:
-            traits_R2K = numpy.frombuffer(self._traits, numpy.uint16).reshape(total, 2, len(SIZES)).astype(numpy.int64)
+            traits_R2K = numpy.frombuffer(self._traits, numpy.uint16).reshape(total, 2, len(SIZES))
             guess = numpy.zeros(total, bool) if int(swapped.sum()) > int((looks == USUAL).sum()) else ~swapped
             swapped = (_log_odds(traits_R2K, guess) < SURE) & (looks != USUAL)
         rows = numpy.flatnonzero(swapped)
