@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 EXAMPLE_TOKENS = 600
 BLOCK = 16
 """Tokens of every sequence that are looked at together when common beginnings are counted."""
+BLOCK_TOKENS = 1 << 22
+"""Tokens that are looked at together at most."""
 TOKEN_KEYS = (
     "tokens_total",
     "learnt_tokens",
@@ -68,16 +70,21 @@ def _token_facts(writer: Writer, train: np.ndarray, renderer: Renderer) -> dict[
     which = store.branches_of(train)
     starts = np.concatenate([[0], c["token_end"][:-1]])[which] if len(which) else np.empty(0, "<i8")
     lengths = c["token_end"][which] - starts if len(which) else starts
-    span_sizes = np.diff(c["span"].reshape(-1, 2), axis=1)[:, 0].astype("<i8") if len(c["span"]) else np.empty(0, "<i8")
-    summed = np.concatenate([[0], np.cumsum(span_sizes)])
-    span_starts = np.concatenate([[0], c["span_end"][:-1]])[which] if len(which) else np.empty(0, "<i8")
-    learnt = int((summed[c["span_end"][which]] - summed[span_starts]).sum()) if len(which) else 0
+    learnt = _learnt(c["span"], c["span_end"], which) if len(which) else 0
     total, answers, stops = int(lengths.sum()), int(c["answers"][train].sum()), int(c["stops"][train].sum())
     return {
         "tokens_total": total, "learnt_tokens": learnt, "learnt_share": learnt / total if total else 0.0, "answers": answers,
         "stop_learnt_share": stops / answers if answers else 0.0, "length_percentiles": percentiles(lengths),
         "shared_prefix": _shared(c["tokens"], starts, lengths), "example": None, "template": renderer.template_name,
     }  # fmt: skip
+
+
+def _learnt(span: np.ndarray, span_end: np.ndarray, which: np.ndarray) -> int:
+    """Learnt tokens of the chosen branches."""
+    import numpy as np
+
+    summed = np.concatenate([[0], np.cumsum(np.diff(span.reshape(-1, 2), axis=1)[:, 0], dtype="<i8")])
+    return int((summed[span_end[which]] - summed[np.concatenate([[0], span_end[:-1]])[which]]).sum())
 
 
 def percentiles(lengths: np.ndarray) -> dict[str, int]:
@@ -107,7 +114,8 @@ def _shared(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> dict
     group = np.zeros(len(here), "<i8")
     nodes = depth = 0
     while len(here):
-        width = min(BLOCK, int((lengths[here] - depth).max()))
+        # Few levels at a time of many sequences: a block of two million rows and 16 levels, and its copies, took 400 MB.
+        width = min(BLOCK, max(1, BLOCK_TOKENS // len(here)), int((lengths[here] - depth).max()))
         block = _block(tokens, starts[here] + depth, np.minimum(lengths[here] - depth, width), width)
         for column in range(width):
             token = block[:, column]
