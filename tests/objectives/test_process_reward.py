@@ -238,6 +238,7 @@ def test_the_judge_is_measured_beside_one_that_always_says_yes(tmp_path: Path) -
     right = sum((c > 0.5) == r for row in steps["rows"] for c, r in zip(row["chances"], row["right"], strict=True))
     assert steps["accuracy"] == pytest.approx(right / 27) and steps["interval_95"][0] <= steps["accuracy"] <= steps["interval_95"][1]
     assert "27" in "\n".join(scoring.lines(found))
+    assert "steps" not in scoring.evaluate_target(str(judge), str(story.rows_file(tmp_path / "plain.json")), base=True, tell=Quiet())
     with pytest.raises(UsageError) as caught:
         scoring.evaluate_target(str(judge), str(story.rows_file(tmp_path / "rows.json")), tell=Quiet())
     assert caught.value.problems[0].code == "E-EVAL-07"

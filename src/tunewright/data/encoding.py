@@ -146,11 +146,11 @@ def _steps(row: Stepwise, branch: EncodedBranch, renderer: Renderer) -> list[lis
 def step_ends(tokens: Sequence[int], steps: Sequence[str], decode: Callable[[Sequence[int]], str]) -> list[int] | None:
     """For each step how many tokens of the answer write it and all before it, white space apart; None where the tokens write something else."""
     ends: list[int] = []
-    written = ""
+    written, whole = "", "".join(decode(tokens).split())
     for step in steps:
         written += "".join(step.split())
         low, high = ends[-1] if ends else 0, len(tokens)
-        if not "".join(decode(tokens).split()).startswith(written):
+        if not whole.startswith(written):
             return None
         while low < high:  # the fewest tokens whose text begins with what was to be written
             middle = (low + high) // 2

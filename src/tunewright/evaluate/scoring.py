@@ -145,10 +145,9 @@ def evaluate_target(
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     # Rows before weights: a misspelt column is said in a second, not after gigabytes.
     rows = _read(found, data, config, context, limit, data_format, columns, data_dir)
-    if step_judging.judges_steps(found):
-        return step_judging.measure(found, rows, data, dtype=dtype, device=device, threads=threads, details=details, started=started)
-    if ranking.is_scorer(found):
-        return ranking.rank(found, rows, data, dtype=dtype, device=device, threads=threads, details=details, started=started)
+    if ranking.is_scorer(found):  # not with `base`: the model under a reward model writes
+        measure = step_judging.measure if step_judging.judges_steps(found) else ranking.rank
+        return measure(found, rows, data, dtype=dtype, device=device, threads=threads, details=details, started=started)
     asked = wanted or (choices.detect(rows.train_rows) if options is None else None)
     work = _Work(found, rows, context, asked, wanted is None, tell, started)
     work.load(dtype, device, threads, rows_per_pass)
