@@ -145,7 +145,7 @@ def test_a_fork_that_learns_only_one_of_its_tokens_is_found(monkeypatch: pytest.
 
 def test_a_forgotten_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = tree_attention.TreePlan.blocks_for
-    monkeypatch.setattr(tree_attention.TreePlan, "blocks_for", lambda plan, window: real(plan, None))
+    monkeypatch.setattr(tree_attention.TreePlan, "blocks_for", lambda plan, window, module=None: real(plan, None, module))
     assert fails("mistral")
     assert not fails("llama")
 

@@ -12,6 +12,7 @@ from tunewright.core.types import Branch, Sample
 from tunewright.engine import opening
 from tunewright.engine.tree import build_tree
 from tunewright.evaluate.logprobs import RowReader, shared_beginning, without_beginning
+from tunewright.models.last_block import LastBlock
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3_text"]
 tokens = st.lists(st.integers(0, 3), min_size=2, max_size=12)
@@ -47,8 +48,8 @@ def test_with_kept_beginning_and_fewer_rows_the_scores_are_transformers_own(fami
         reader = RowReader(model, model, "tree")
         beginning = shared_beginning(samples)
         assert len(beginning) >= 12 and reader.keep(beginning)
-        assert reader.last is not None and reader.last.module is not None
         out = reader(without_beginning(samples, len(beginning)))
+        assert reader.last is not None and reader.last.modules and reader.last.mlp is not None
     assert out.logprob.tolist() == pytest.approx(wanted, abs=2e-4)
     assert out.num_rows == build_tree(samples).num_rows - len(beginning)
 
@@ -59,19 +60,19 @@ def test_the_last_mlp_sees_only_rows_with_a_label_and_is_itself_again_afterwards
     samples, seen = samples_with(12), []
     with opening.computing_in(model, "tree"):
         reader = RowReader(model, model, "tree")
-        assert reader.last is not None
-        reader.last.module.gate_proj.register_forward_hook(lambda module, given, out: seen.append(given[0].shape[-2]))
+        reader.last = LastBlock(model)
+        reader.last.mlp.gate_proj.register_forward_hook(lambda module, given, out: seen.append(given[0].shape[-2]))
         tree = build_tree(samples)
-        reader.hidden(tree)
+        reader.hidden(tree, tree.source)
         assert seen == [len(set(tree.source))] and seen[0] < tree.num_rows
-        assert "forward" not in vars(reader.last.module)
+        assert "forward" not in vars(reader.last.mlp)
 
 
 def test_a_short_beginning_or_the_padded_layout_keeps_nothing() -> None:
     model = tiny.make_model("llama")
     assert not RowReader(model, model, "tree").keep([3] * 7)
     padded = RowReader(model, model, "padded")
-    assert not padded.keep([3] * 20) and padded.last is None
+    assert not padded.keep([3] * 20)
 
 
 @given(first=tokens, others=st.lists(tokens, min_size=1, max_size=4), data=st.data())

@@ -117,6 +117,23 @@ def test_lower_precisions_come_close(dtype: torch.dtype, most: float) -> None:
     assert compare(tree_of("long"), None, None, dtype=dtype) <= most
 
 
+@pytest.mark.parametrize("name", tiny.SETS)
+@pytest.mark.parametrize("window", [None, 2])
+def test_where_few_rows_are_read_those_and_their_gradients_are_the_same(name: str, window: int | None) -> None:
+    tree, module = tree_of(name), torch.nn.Identity()
+    read = sorted({tree.num_rows - 1, *range(0, tree.num_rows, 5)})
+    results = []
+    for rows in (None, read):
+        q, k, v = inputs(tree.num_rows)
+        plan = TreePlan(tree, torch.device("cpu"), 1 << 30, 1, read=rows, reading=frozenset({id(module)}))
+        out = tree_attention.tree_attention(module, q[None], k[None], v[None], None, sliding_window=window, tree_plan=plan)[0][0]
+        results.append((out[read], *torch.autograd.grad(out[read].sin().sum(), (q, k, v))))
+        queries = sum(block.stop - block.start for block in plan.blocks_for(window, module))
+        assert queries == tree.num_rows if rows is None else queries <= tree.num_rows
+        assert plan.blocks_for(window, None) is not plan.blocks_for(window, module) or rows is None
+    assert all((a - b).abs().max() <= 1e-12 for a, b in zip(*results, strict=True))
+
+
 def test_the_inputs_are_left_as_they_were() -> None:
     tree = tree_of("dialogues")
     q, k, v = inputs(tree.num_rows)

@@ -103,5 +103,30 @@ def test_tokens_are_spelt_as_the_library_decodes_them(name, parts, other):
     assert not SPELLINGS[name].spell(ids, "\udcff") and not SPELLINGS[name].spell([10**6], "x")
 
 
+@pytest.mark.parametrize("name", sorted(SPLITS))
+@given(parts=pieces)
+@settings(max_examples=60, deadline=None)
+def test_ids_that_are_given_as_proven_spell_their_text(name, parts):
+    """The oracle is the library's decoding, of the whole text at once."""
+    text = "".join(parts)
+    proving, plain = Words.of(BACKENDS[name], SPELLINGS[name]), WORDS[name]
+    assert proving.proves and not plain.proves
+    ids = proving.ids(text)
+    assert ids == plain.ids(text)
+    if ids is not None:
+        assert BACKENDS[name].decode(ids, skip_special_tokens=False) == text
+
+
+def test_a_word_whose_tokens_do_not_spell_it_is_left_to_the_library():
+    backend = BACKENDS["gpt2"]
+    word = WORDS["gpt2"].ids(" world")
+    wrong = Spellings({**SPELLINGS["gpt2"]._tokens, word[0]: b"other"})
+    words = Words.of(backend, wrong)
+    assert words is None or words.ids("hello world") is None
+    if words is not None:
+        assert words.ids("hello world") is None, "asked again it is still not known"
+        assert words.ids("hello") == WORDS["gpt2"].ids("hello")
+
+
 def test_other_decoders_are_left_to_the_library():
     assert Spellings.of(families.tokenizer_of("llama2").backend_tokenizer) is None

@@ -414,7 +414,7 @@ def gather(sources: Iterable[Source], staff: Staff, writer: Writer, features: Fe
             source.after(seen)
     names = list(ROW_KINDS.values())
     kinds = Counter({name: n for name in names if (n := tallies[False].notes.pop(name, 0) + tallies[True].notes.pop(name, 0))})
-    table = np.frombuffer(bytes(keys), "<u8").reshape(kept[False] + kept[True], -1) if keys else np.empty((0, 4), "<u8")
+    table = np.frombuffer(keys, "<u8").reshape(kept[False] + kept[True], -1) if keys else np.empty((0, 4), "<u8")
     return Gathered(tallies[False], tallies[True], kept[False], table, kinds)
 
 

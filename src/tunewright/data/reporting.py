@@ -166,8 +166,11 @@ def _forget(column: np.ndarray) -> None:
 # ---- checks
 
 
-def checked(features: Iterable[Sequence[Any]], writer: Writer, checks: Sequence[Check], files: Sequence[str]) -> list[dict[str, Any]]:
-    """Give the checks every row's feature in order, and what they found, as plain values. Rows that a mixture leaves out are not looked at."""
+def checked(features: Iterable[Sequence[Any]], writer: Writer, checks: list[Check], files: Sequence[str]) -> list[dict[str, Any]]:
+    """Give the checks every row's feature in order, and what they found, as plain values. Rows that a mixture leaves out are not looked at.
+
+    `checks` is emptied: what one kept of every row is let go before the next one makes its findings.
+    """
     import numpy as np
 
     if not checks:
@@ -187,8 +190,9 @@ def checked(features: Iterable[Sequence[Any]], writer: Writer, checks: Sequence[
                 add("train" if side == 1 else "held_out", at[side], origin, feature)
             at[side] += 1
     found = []
-    for check in checks:
-        for one in check.findings():
+    adds.clear()
+    while checks:
+        for one in checks.pop(0).findings():
             found.append(
                 {"key": one.key, "severity": one.severity, "count": one.count, "total": one.total, "places": one.places, "fields": one.fields}
             )

@@ -7,7 +7,7 @@ its own with stock attention: it serves models whose layers are not plain attent
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from tunewright.engine.reference import ReferenceStore
 from tunewright.engine.tree import build_tree, padded_rows, read_whole, under_root
 from tunewright.models.head import Head, label_logprobs, label_scores
 from tunewright.models.heads import head_module
+from tunewright.models.last_block import LastBlock
 from tunewright.models.tree_attention import TreePlan
 
 KEEP_BYTES = 768 * 2**20
@@ -91,6 +92,8 @@ class Policy(nn.Module):
         """An `engine.teacher.Teacher`, whose distributions a pass is compared with."""
         self.temperature = 1.0
         """Logits are divided by it: what learns from its own answers learns at the temperature at which it drew them."""
+        self.last: LastBlock | None = None
+        """What of the last block can leave out rows that nobody reads; found at the first pass over a tree."""
         self.prompt_rows = 0
         """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass; keys and values add none."""
 
@@ -105,7 +108,7 @@ class Policy(nn.Module):
         if self.cache is not None and not self.cache.holds():
             self.cache = None
         with self.cache.replaying(tree) if self.cache is not None else contextlib.nullcontext():
-            hidden_TD = self.hidden(tree)
+            hidden_TD = self.hidden(tree, [*tree.source, *tree.last] if "score" in self.heads else tree.source)
         device = hidden_TD.device
         source, target = torch.tensor(tree.source, device=device), torch.tensor(tree.target, device=device)
         score = head_module(self.causal[0], "score")(hidden_TD[torch.tensor(tree.last, device=device)]) if "score" in self.heads else None
@@ -140,10 +143,10 @@ class Policy(nn.Module):
         # Dividing the cap, too, divides what comes out of it.
         return replace(head, scale=head.scale / self.temperature, softcap=head.softcap and head.softcap / self.temperature)
 
-    def hidden(self, tree: TokenTree) -> Tensor:
-        """(T, D): the rows of `tree` after the last norm."""
+    def hidden(self, tree: TokenTree, read: Sequence[int] | None = None) -> Tensor:
+        """(T, D): the rows of `tree` after the last norm. Where only the rows `read` are wanted, the others need not be right."""
         with self._noisy(tree):
-            return self._tree_hidden(tree) if self.layout == "tree" else self._padded_hidden(tree)
+            return self._tree_hidden(tree, read) if self.layout == "tree" else self._padded_hidden(tree)
 
     @contextlib.contextmanager
     def _noisy(self, tree: TokenTree) -> Iterator[None]:
@@ -184,16 +187,34 @@ class Policy(nn.Module):
         seen = [(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in prompt.keys_values]
         return {"input_ids": ids_BT, "past_key_values": DynamicCache(seen)}
 
-    def _tree_hidden(self, tree: TokenTree) -> Tensor:
-        """(T, D) of the tree's own rows."""
+    def _tree_hidden(self, tree: TokenTree, read: Sequence[int] | None = None) -> Tensor:
+        """(T, D) of the tree's own rows, of which only `read` need be right."""
         prompt = self._virtual()
         ids = torch.tensor([tree.token], device=self.device)
         before, unseen = (prompt.num_tokens, prompt.num_tokens if prompt.rows is None else 0) if prompt else (0, 0)
         tree = under_root(tree, before)
         plan = TreePlan(tree, self.device, KEEP_BYTES, self.causal[0].config.get_text_config().num_hidden_layers, unseen)
         positions = torch.tensor([tree.position[unseen:]], device=self.device)
-        hidden = self._body()(**self._inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False).last_hidden_state[0]
+        with self._reading(read, before - unseen, plan):
+            hidden = self._body()(**self._inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False).last_hidden_state[0]
         return hidden[before - unseen :]
+
+    @contextlib.contextmanager
+    def _reading(self, read: Sequence[int] | None, before: int, plan: TreePlan) -> Iterator[None]:
+        """Inside, a pass over the tree of `plan` computes in its last block only the rows `read`, which come after `before` rows of a learnt prompt."""
+        num_rows = plan.tree.num_rows - plan.num_virtual
+        if read is None or not read:
+            yield
+            return
+        if self.last is None:
+            self.last = LastBlock(self.causal[0])
+        rows = [before + row for row in sorted(set(read))]
+        if not self.last.worth(rows, num_rows):
+            yield
+            return
+        plan.read, plan.reading = rows, self.last.modules
+        with self.last.only(rows, num_rows, self.device):
+            yield
 
     def _padded_hidden(self, tree: TokenTree) -> Tensor:
         """(T, D): the rows of all branches one after the other, without the padding."""

@@ -102,7 +102,7 @@ class Teacher:
 
         policy = self.policy
         tree: TokenTree = build_tree(samples) if policy.layout == "tree" else padded_rows(samples)
-        hidden_TD = policy.hidden(tree)
+        hidden_TD = policy.hidden(tree, tree.source)
         source_L = torch.tensor(tree.source, device=hidden_TD.device)
         return hidden_TD[source_L if label_U is None else source_L[label_U.to(source_L.device)]], head_of(policy.causal[0])
 

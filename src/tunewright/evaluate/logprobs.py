@@ -3,7 +3,7 @@
 Scoring is almost nothing but matrix products over rows, so what counts is how many rows there are (docs/LOG.md has the arithmetic). Three kinds are never computed:
 
 - the beginning that all samples share (system prompt, instruction): once for the whole set, kept as keys and values before every pass;
-- in the last block, the MLP of rows from which nothing is predicted: its result would be read by nobody;
+- in the last block, rows from which nothing is predicted (`models.last_block`);
 - the head, on rows without a label.
 
 Each changes the order of roundings and nothing else; the tests compare with plain Transformers, one option a forward pass.
@@ -11,21 +11,18 @@ Each changes the order of roundings and nothing else; the tests compare with pla
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tunewright.core.errors import ModelError
 from tunewright.core.types import Branch, Sample, TokenTree, VirtualPrompt
 from tunewright.engine import opening
 from tunewright.engine.forward import KEEP_BYTES, Policy, head_of
 from tunewright.engine.tree import build_tree, common_prefix, cut_passes, padded_rows
-from tunewright.models import anatomy
 from tunewright.models.fast import fused_without_gradient
 from tunewright.models.head import Head
 from tunewright.models.tree_attention import TreePlan
@@ -62,70 +59,12 @@ def without_beginning(samples: list[Sample], length: int) -> list[Sample]:
     return [replace(sample, branches=[shorter(branch) for branch in sample.branches]) for sample in samples] if length else samples
 
 
-class LastRows:
-    """The MLP of a model's last block, computed only for the rows that are read after it; the others get zeros, which reach nothing that is read.
-
-    Nothing is done (`module` None) where the block has no module that is an MLP by name and treats rows one by one, which is tried on random rows.
-    """
-
-    def __init__(self, causal: Any):
-        self.module: Any = _row_wise_mlp(causal)
-
-    @contextlib.contextmanager
-    def only(self, rows: list[int], num_rows: int, device: torch.device) -> Iterator[None]:
-        """Inside, an input of exactly `num_rows` rows is computed for `rows` alone."""
-        if self.module is None:
-            yield
-            return
-        own = self.module.forward
-        had_one = "forward" in vars(self.module)
-        wanted = torch.tensor(sorted(set(rows)), device=device)
-
-        def forward(x: Tensor) -> Tensor:
-            if x.shape[:-1] != (1, num_rows):
-                return own(x)
-            out: Tensor = torch.zeros_like(x)
-            out[:, wanted] = own(x[:, wanted])
-            return out
-
-        self.module.forward = forward
-        try:
-            yield
-        finally:
-            if had_one:
-                self.module.forward = own
-            else:
-                del self.module.forward
-
-
-@torch.no_grad()
-def _row_wise_mlp(causal: Any) -> Any:
-    try:
-        parts = anatomy.of(causal)
-    except ModelError:
-        return None
-    down = next((name for name in reversed(parts.roles.get("mlp.down", [])) if name.startswith(f"{parts.blocks[-1]}.")), "")
-    parent = down.rpartition(".")[0]
-    if not parent.startswith(f"{parts.blocks[-1]}."):
-        return None
-    module = causal.get_submodule(parent)
-    if not type(module).__name__.lower().endswith(("mlp", "feedforward")):
-        return None
-    weight = next(module.parameters())
-    width = causal.get_input_embeddings().weight.shape[1]
-    x = torch.randn(1, 6, width, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-    whole, part = module(x), module(x[:, [1, 4]])
-    alike = isinstance(whole, Tensor) and whole.shape == x.shape and torch.allclose(whole[:, [1, 4]], part, rtol=0.05, atol=1e-3)
-    return module if alike else None
-
-
 class RowReader(Policy):
-    """A policy for measuring: it leaves out the rows that nobody reads, and hands out the hidden rows of labels in place of their log-probabilities."""
+    """A policy for measuring: it keeps a shared beginning, and hands out the hidden rows of labels in place of their log-probabilities."""
 
     def __init__(self, model: Any, causal: Any, layout: str):
         super().__init__(model, causal, layout)
         self.beginning: VirtualPrompt | None = None
-        self.last = LastRows(causal) if layout == "tree" else None
 
     def keep(self, tokens: list[int]) -> bool:
         """Compute the keys and values of `tokens`, which then stand before every branch. Returns whether the model gives any that can be kept."""
@@ -147,17 +86,10 @@ class RowReader(Policy):
     def _virtual(self) -> VirtualPrompt | None:
         return self.beginning or super()._virtual()
 
-    def hidden(self, tree: TokenTree) -> Tensor:
-        """(T, D): the rows of `tree` after the last norm; those without a label lack the last MLP."""
-        if self.last is None:
-            return super().hidden(tree)
-        with self.last.only(tree.source, tree.num_rows, self.device):
-            return super().hidden(tree)
-
     def labelled_rows(self, samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor, TokenTree]:
         """(hidden_UD in float32 or wider, row_L, target_L, tree): each label's row among the U distinct rows, and its token."""
         tree = build_tree(samples) if self.layout == "tree" else padded_rows(samples)
-        hidden_TD = self.hidden(tree)
+        hidden_TD = self.hidden(tree, tree.source)
         rows, row_L = torch.unique(torch.tensor(tree.source, device=hidden_TD.device), return_inverse=True)
         wide = torch.promote_types(hidden_TD.dtype, torch.float32)
         return hidden_TD[rows].to(wide), row_L, torch.tensor(tree.target, device=hidden_TD.device), tree

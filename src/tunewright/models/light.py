@@ -102,11 +102,11 @@ class Light:
         """Everything about it, in JSON."""
         return {"backend": self.backend_tokenizer.to_str(), "special": self.special_tokens_map, "template": self.chat_template}
 
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that decides ids and text: equal for two tokenizers that cannot differ."""
+    def fingerprint(self, state: Mapping[str, Any] | None = None) -> str:
+        """SHA-256 of everything that decides ids and text: equal for two tokenizers that cannot differ. `state` is what `state()` gave, where it is at hand."""
         import tokenizers
 
-        text = json.dumps([self.state(), tokenizers.__version__], sort_keys=True, ensure_ascii=True)
+        text = json.dumps([state or self.state(), tokenizers.__version__], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     # ---- tokens

@@ -12,6 +12,7 @@ which gives the same result or the reason; tests compare the two on every templa
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class _Part:
     after: str
     ids: list[int] | None = None
     """Of a part without contents."""
+    proven: bool = False
+    """Whether those ids are known to spell its text."""
 
     def is_fixed(self) -> bool:
         """Whether it is the same in every row."""
@@ -66,6 +69,8 @@ class _Answer:
     question: _Part
     glue: str
     tail: str
+    """Up to the stop token and with it."""
+    stop: str
     stop_id: int
 
 
@@ -112,6 +117,8 @@ class Spliced:
     spans: list[tuple[int, int]]
     turns: list[int]
     merged_system: bool
+    ends: set[int]
+    """Token offsets behind the parts in which an answer lies and whose control token is its stop token."""
 
 
 class Splicer:
@@ -121,8 +128,9 @@ class Splicer:
         self.renderer, self.light = renderer, light
         self.backend = light.backend_tokenizer
         self._plans: dict[tuple[str, ...], Plan | None] = {}
-        self._words = Words.of(self.backend)
-        self._spellings = Spellings.of(self.backend)
+        described = json.loads(self.backend.to_str())
+        self._spellings = Spellings.of(self.backend, described)
+        self._words = Words.of(self.backend, self._spellings, described)
         self._greedy = {str(t.content) for t in light.added_tokens_decoder.values() if t.lstrip or t.rstrip}
         self._splits = self._safe_controls()
         self._split_re = re.compile("|".join(re.escape(s) for s in sorted(self._splits, key=lambda s: (-len(s), s))) or r"(?!)")
@@ -166,7 +174,7 @@ class Splicer:
             questions = [None if a.question.ids is not None else a.question.key(contents) for a in plan.answers]
             wanted.update(dict.fromkeys(key for key in (*parts, *questions) if key is not None))
             made.append((number, plan, contents, turns, merged, parts, questions))
-        encoded = self._encode(list(wanted))
+        encoded, proven = self._encode(list(wanted))
         out: list[Spliced | None] = [None] * len(dialogues)
         proofs: list[tuple[int, int, str]] = []
         spoken: list[list[int]] = []
@@ -176,10 +184,12 @@ class Splicer:
             if one is None:
                 continue
             out[number] = one
-            for answer, (first, after) in zip(plan.answers, one.spans, strict=True):
+            for answer, key, (first, after) in zip(plan.answers, questions, one.spans, strict=True):
+                expected = answer.glue + contents[answer.turn] + answer.tail
+                if after in one.ends and self._is_proven(answer, parts[answer.part], key, expected, proven):
+                    continue
                 ids = one.ids[first:after]
                 if unknown is None or unknown not in ids[:-1]:
-                    expected = answer.glue + contents[answer.turn] + answer.tail
                     if self._spellings is not None and self._spellings.spell(ids, expected):
                         continue
                     spoken.append(ids)
@@ -188,6 +198,18 @@ class Splicer:
             if text != expected and not self.renderer.same(text, expected):
                 out[number] = None
         return out
+
+    @staticmethod
+    def _is_proven(answer: _Answer, part: _Key | None, question: _Key | None, expected: str, proven: set[_Key]) -> bool:
+        """Whether the ids of an answer that ends where its part does spell `expected`, because those of the part and of the question before it do.
+
+        The question's ids begin the part's (`_assembled` compared them), so what is left of the ids spells what is left of the text.
+        """
+        if part not in proven or part is None:
+            return False
+        if question is None:
+            return answer.question.proven and part[1] + answer.stop == _spelt(answer.question.pieces, ()) + expected
+        return question in proven and part[1] + answer.stop == question[1] + expected
 
     # ---- one dialogue
 
@@ -220,12 +242,13 @@ class Splicer:
         encoded: dict[_Key, list[int]],
     ) -> Spliced | None:  # fmt: skip
         ids = list(self.renderer.lead)
-        begins = []
+        begins, ends = [], []
         for part, key, control in zip(plan.parts, parts, plan.controls, strict=True):
             begins.append(len(ids))
             ids += encoded[key] if key is not None else part.ids or ()
             if control is not None:
                 ids.append(control)
+            ends.append(len(ids))
         spans = []
         for answer, key in zip(plan.answers, questions, strict=True):
             asked = encoded[key] if key is not None else answer.question.ids or []
@@ -236,10 +259,11 @@ class Splicer:
                 spans.append((first, ids.index(answer.stop_id, first) + 1))
             except ValueError:
                 return None
-        return Spliced(_spelt(plan.pieces, contents), ids, spans, [turns[a.turn] for a in plan.answers], merged)
+        closed = {ends[a.part] for a in plan.answers if plan.controls[a.part] == a.stop_id}
+        return Spliced(_spelt(plan.pieces, contents), ids, spans, [turns[a.turn] for a in plan.answers], merged, closed)
 
-    def _encode(self, keys: list[_Key]) -> dict[_Key, list[int]]:
-        """Ids of pieces of text, each between its neighbouring control tokens, whose own ids are taken off."""
+    def _encode(self, keys: list[_Key]) -> tuple[dict[_Key, list[int]], set[_Key]]:
+        """Ids of pieces of text, each between its neighbouring control tokens, whose own ids are taken off; and which of them are known to spell theirs."""
         found: dict[_Key, list[int]] = {}
         left = []
         for key in keys:
@@ -249,11 +273,12 @@ class Splicer:
                 left.append(key)
             else:
                 found[key] = ids
+        proven = set(found) if self._words and self._words.proves else set()
         many = getattr(self.backend, "encode_batch_fast", self.backend.encode_batch)
         for key, one in zip(left, many(["".join(key) for key in left], add_special_tokens=False), strict=True):
             ids = one.ids
             found[key] = ids[1 if key[0] else 0 : len(ids) - 1 if key[2] else len(ids)]
-        return found
+        return found, proven
 
     # ---- one shape
 
@@ -311,11 +336,11 @@ class Splicer:
             before, _ = self._split(question)
             if stop not in self._splits or len(before) > len(parts):
                 return None
-            answers.append(_Answer(k, len(before) - 1, before[-1], glue, tail, self._splits[stop]))
+            answers.append(_Answer(k, len(before) - 1, before[-1], glue, tail, stop, self._splits[stop]))
         fixed = [part for part in (*parts, *(a.question for a in answers)) if part.is_fixed()]
-        known = self._encode(list(dict.fromkeys(part.key(()) for part in fixed)))
+        known, proven = self._encode(list(dict.fromkeys(part.key(()) for part in fixed)))
         for part in fixed:
-            part.ids = known[part.key(())]
+            part.ids, part.proven = known[part.key(())], part.key(()) in proven
         return Plan(parts, [*controls, None], answers, [], whole)
 
     def _split(self, pieces: list[Piece]) -> tuple[list[_Part], list[int]]:

@@ -8,6 +8,8 @@ Measured against masked SDPA, the CPU flash kernel per part and SDPA per leaf: d
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,15 +57,23 @@ class TreePlan:
     num_layers: int
     num_virtual: int = 0
     """The first rows of the tree that are only keys and values (a learnt prefix): the model brings no queries for them."""
-    blocks: dict[int | None, list[Block]] = field(default_factory=dict)
+    read: Sequence[int] | None = None
+    """Query rows that are read after the last block, ascending; None: all."""
+    reading: frozenset[int] = frozenset()
+    """Identities of the modules whose attention serves only the rows `read`."""
+    blocks: dict[tuple[int | None, bool], list[Block]] = field(default_factory=dict)
 
-    def blocks_for(self, window: int | None) -> list[Block]:
-        """The blocks for a sliding window of `window` (distance in depth), or for full attention."""
+    def blocks_for(self, window: int | None, module: Any = None) -> list[Block]:
+        """The blocks for a sliding window of `window` (distance in depth), or for full attention, in the attention of `module`."""
         if window is not None and window >= max(self.tree.depth, default=0) + 1:
             window = None
-        if window not in self.blocks:
-            self.blocks[window] = _with_masks(plan_blocks(self.tree, window, self.num_virtual), self.tree, window, self.device, self.num_virtual)
-        return self.blocks[window]
+        few = self.read is not None and id(module) in self.reading
+        if (window, few) not in self.blocks:
+            planned = plan_blocks(self.tree, window, self.num_virtual)
+            if few and self.read is not None:
+                planned = _around(planned, self.read, self.num_virtual)
+            self.blocks[window, few] = _with_masks(planned, self.tree, window, self.device, self.num_virtual)
+        return self.blocks[window, few]
 
     def keeps(self, blocks: list[Block], heads: int, item_bytes: int) -> bool:
         """Whether the probabilities of all layers fit into `keep_bytes`."""
@@ -131,6 +141,18 @@ def plan_blocks(tree: TokenTree, window: int | None, num_virtual: int = 0) -> li
     return joined
 
 
+def _around(blocks: list[Block], read: Sequence[int], num_virtual: int) -> list[Block]:
+    """The blocks without the query rows before the first and after the last of `read` (ascending) in each; none where a block has none of them."""
+    found = []
+    for block in blocks:
+        rows = read[bisect_left(read, block.start) : bisect_left(read, block.stop)]
+        if rows:
+            start, stop = rows[0], rows[-1] + 1
+            seen = [(a, min(b, stop + num_virtual)) for a, b in block.ranges if a < stop + num_virtual]
+            found.append(Block(start, stop, seen))
+    return found
+
+
 def _pairs(block: Block) -> int:
     return (block.stop - block.start) * block.num_keys
 
@@ -188,14 +210,15 @@ def _probabilities(queries: Tensor, keys: Tensor, block: Block, group: int, soft
 
 
 class _TreeAttention(torch.autograd.Function):
-    """q (H, T, D), not yet scaled; k, v (K, M + T, D) with H a multiple of K and M virtual rows in front. Returns (T, H, D)."""
+    """q (H, T, D), not yet scaled; k, v (K, M + T, D) with H a multiple of K and M virtual rows in front. Returns (T, H, D), zeros in rows of no block."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, blocks: list[Block], keep: bool) -> Tensor:
         (H, T, D), K = q.shape, k.shape[0]
         group = H // K
         qs = q * scale
-        out = torch.empty(T, H, v.shape[2], dtype=q.dtype, device=q.device)
+        ctx.whole = sum(block.stop - block.start for block in blocks) == T
+        out = (torch.empty if ctx.whole else torch.zeros)(T, H, v.shape[2], dtype=q.dtype, device=q.device)
         kept = []
         for block in blocks:
             a, b = block.start, block.stop
@@ -215,7 +238,7 @@ class _TreeAttention(torch.autograd.Function):
         g = grads[0]
         # Sums over many rows go to at least float32: a trunk row collects from every leaf.
         wide = torch.promote_types(k.dtype, torch.float32)
-        dq = torch.empty_like(qs)
+        dq = (torch.empty_like if ctx.whole else torch.zeros_like)(qs)
         dk, dv = torch.zeros(k.shape, dtype=wide, device=k.device), torch.zeros(v.shape, dtype=wide, device=v.device)
         delta = torch.linalg.vecdot(g.to(wide), out.to(wide)).transpose(0, 1)
         g_HTD = g.transpose(0, 1)
@@ -262,7 +285,7 @@ def tree_attention(
     assert tree_plan is not None, "tree attention was called without a tree"
     assert not dropout, "dropouts of a model's config are set to 0 at load"
     assert key.shape[2] == query.shape[2] + tree_plan.num_virtual == tree_plan.tree.num_rows, "keys and rows of the tree differ in number"
-    blocks = tree_plan.blocks_for(sliding_window)
+    blocks = tree_plan.blocks_for(sliding_window, module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keep = tree_plan.keeps(blocks, query.shape[1], query.element_size() * (2 if softcap else 1))
     out = _TreeAttention.apply(query[0], key[0], value[0], scale, softcap, blocks, keep)

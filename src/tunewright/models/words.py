@@ -102,16 +102,23 @@ def _pattern_of(tokenizer: dict[str, Any]) -> str | None:
     return _translated(pattern) if pattern is not None else None
 
 
-class _Memory(dict[str, list[int]]):
-    """Words and their ids; a new word is tokenised by the model."""
+class _Unspelt(Exception):
+    """The tokens of a word do not spell it."""
 
-    def __init__(self, model: Any):
+
+class _Memory(dict[str, list[int]]):
+    """Words and their ids; a new word is tokenised by the model, and with `spellings` proven: its tokens spell it."""
+
+    def __init__(self, model: Any, spellings: Spellings | None):
         super().__init__()
         self._model = model
         self._names = _byte_names()
+        self._spellings = spellings
 
     def __missing__(self, word: str) -> list[int]:
         found = [token.id for token in self._model.tokenize(word.encode().decode("latin-1").translate(self._names))]
+        if self._spellings is not None and not self._spellings.spell(found, word):
+            raise _Unspelt
         if len(word) <= LONGEST_KEPT:
             if len(self) >= MOST_WORDS:
                 self.clear()
@@ -126,9 +133,9 @@ class Spellings:
         self._tokens = tokens
 
     @classmethod
-    def of(cls, backend: Any) -> Spellings | None:
-        """For a backend that decodes bytes and nothing else; None for any other."""
-        described = json.loads(backend.to_str())
+    def of(cls, backend: Any, described: dict[str, Any] | None = None) -> Spellings | None:
+        """For a backend that decodes bytes and nothing else; None for any other. `described` is its own JSON, where that is at hand."""
+        described = described or json.loads(backend.to_str())
         if (described.get("decoder") or {}).get("type") != "ByteLevel":
             return None
         values = {name: byte for byte, name in _byte_names().items()}
@@ -152,21 +159,25 @@ class Spellings:
 class Words:
     """Ids of pieces of text for one backend. `ids` gives None for text that the library must take."""
 
-    def __init__(self, words: re.Pattern[str], backend: Any, added: re.Pattern[str], firsts: str):
+    def __init__(self, words: re.Pattern[str], backend: Any, added: re.Pattern[str], firsts: str, spellings: Spellings | None = None):
         """`firsts` are the characters with which added tokens begin."""
         self._words, self._added = words, added
         self._firsts = firsts
-        self._memory = _Memory(backend.model)
+        self.proves = spellings is not None
+        """Whether ids that are given are known to spell their text: each word was proven when it first came."""
+        self._memory = _Memory(backend.model, spellings)
 
     @classmethod
-    def of(cls, backend: Any) -> Words | None:
-        """For a backend whose words can be found here; None for any other."""
-        described = json.loads(backend.to_str())
+    def of(cls, backend: Any, spellings: Spellings | None = None, described: dict[str, Any] | None = None) -> Words | None:
+        """For a backend whose words can be found here; None for any other. With `spellings`, ids are given only for text that they are proven to spell."""
+        described = described or json.loads(backend.to_str())
         pattern = _pattern_of(described)
         if pattern is None:
             return None
         contents = sorted((t["content"] for t in described.get("added_tokens", [])), key=lambda c: (-len(c), c))
-        made = cls(re.compile(pattern), backend, re.compile("|".join(map(re.escape, contents)) or r"(?!)"), "".join({c[:1] for c in contents}))
+        made = cls(
+            re.compile(pattern), backend, re.compile("|".join(map(re.escape, contents)) or r"(?!)"), "".join({c[:1] for c in contents}), spellings
+        )
         for probe in PROBES:
             found = made.ids(probe)
             if found is not None and found != list(backend.encode(probe, add_special_tokens=False).ids):
@@ -181,4 +192,7 @@ class Words:
         words = self._words.findall(text)
         if "".join(words) != text:
             return None
-        return list(chain.from_iterable(map(self._memory.__getitem__, words)))
+        try:
+            return list(chain.from_iterable(map(self._memory.__getitem__, words)))
+        except _Unspelt:
+            return None
