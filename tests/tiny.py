@@ -110,6 +110,27 @@ def make_stepper(model: Any, attached: Attached, layout: str = "tree", rows_per_
     return Stepper(Policy(attached.model, model, layout), attached, entry.function(entry.config()), optimizer, rows_per_pass, clip, 0)
 
 
+def make_scorer(kind: str, family: str, layout: str, rows_per_pass: int, **settings: Any) -> tuple[Any, Attached, Any]:
+    """(model, attached, stepper) for an objective that learns a score head; everything trains."""
+    import torch
+
+    from tunewright.core.registry import objectives
+    from tunewright.engine.opening import use_layout
+    from tunewright.models.heads import put_heads
+
+    torch.manual_seed(3)
+    model = make_model(family)
+    attached = attach_all(model)
+    put_heads(model, attached, ("score",))
+    use_layout(model, layout)
+    stepper = make_stepper(model, attached, layout=layout, rows_per_pass=rows_per_pass)
+    entry = objectives.get(kind)
+    assert entry is not None
+    stepper.objective = entry.function(entry.config(**settings))
+    stepper.policy.heads = ("score",)
+    return model, attached, stepper
+
+
 def trained(attached: Attached) -> dict[str, Any]:
     """Copies of everything that trains."""
     wanted = set(attached.parameters)

@@ -21,9 +21,7 @@ from tunewright.data.encoding import step_ends
 from tunewright.data.formats.common import Columns
 from tunewright.data.formats.stepwise import joined, stepwise
 from tunewright.engine import opening
-from tunewright.engine.opening import use_layout
 from tunewright.engine.reward_model import open_reward_model
-from tunewright.models.heads import put_heads
 from tunewright.objectives.process_reward import whole_answer
 from tunewright.story import resume_run, train
 
@@ -44,16 +42,7 @@ def samples() -> list[Sample]:
 
 
 def prepared(family: str, layout: str, rows: int) -> tuple[Any, Any]:
-    torch.manual_seed(3)
-    model = tiny.make_model(family)
-    attached = tiny.attach_all(model)
-    put_heads(model, attached, ("score",))
-    use_layout(model, layout)
-    stepper = tiny.make_stepper(model, attached, layout=layout, rows_per_pass=rows)
-    entry = objectives.get("process_reward")
-    assert entry is not None
-    stepper.objective = entry.function(entry.config())
-    stepper.policy.heads = ("score",)
+    model, _, stepper = tiny.make_scorer("process_reward", family, layout, rows)
     return model, stepper
 
 

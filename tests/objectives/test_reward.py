@@ -60,17 +60,7 @@ def slow_loss(theirs: Any, samples: list[Sample], center: float) -> torch.Tensor
 
 
 def prepared(family: str, layout: str, rows: int, **settings: Any) -> tuple[Any, Any, Any]:
-    torch.manual_seed(3)
-    model = tiny.make_model(family)
-    attached = tiny.attach_all(model)
-    put_heads(model, attached, ("score",))
-    use_layout(model, layout)
-    stepper = tiny.make_stepper(model, attached, layout=layout, rows_per_pass=rows)
-    entry = objectives.get("reward")
-    assert entry is not None
-    stepper.objective = entry.function(entry.config(**settings))
-    stepper.policy.heads = ("score",)
-    return model, attached, stepper
+    return tiny.make_scorer("reward", family, layout, rows, **settings)
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])

@@ -7,9 +7,7 @@ the same pairs. Where the training pairs are not at hand, the direction is the b
 
 from __future__ import annotations
 
-import math
 import re
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +16,7 @@ from tunewright.core.errors import UsageError, problem
 from tunewright.core.types import Preference
 from tunewright.core.words import say
 from tunewright.engine import opening
+from tunewright.evaluate import scorer
 from tunewright.evaluate.interval import wilson
 
 WORD = re.compile(r"[^\W_]+", re.UNICODE)
@@ -113,33 +112,12 @@ def rank(
     found: opening.Target, data: Any, name: str, *, dtype: str | None, device: str, threads: Any, details: bool, started: float
 ) -> dict[str, Any]:
     """Score every pair of `data`. Raises UsageError where its rows are no pairs."""
-    import torch
-
-    from tunewright.engine.forward import Policy
-    from tunewright.engine.tree import cut_passes
-    from tunewright.models.fast import fused_without_gradient, keep_freed_memory
-
     pairs = [row for row in data.train_rows if isinstance(row, Preference)]
     if len(pairs) != len(data.train_rows) or not pairs:
         raise UsageError(problem("E-EVAL-06", name, target=found.name))
-    keep_freed_memory()
-    opened = opening.load_found(found, dtype=dtype, device=device, threads=threads)
-    loaded = time.perf_counter()
-    layout = str(found.settings.get("engine.layout", "padded"))
-    opening.use_layout(opened.causal, layout)
-    policy = Policy(opened.model, opened.causal, layout)
-    policy.heads = ("score",)
-    scores: dict[int, tuple[float, float]] = {}
-    with torch.no_grad(), fused_without_gradient():
-        policy.model.eval()
-        for group in cut_passes(list(data.train), opened.world.rows_per_pass, padded=layout == "padded"):
-            values = policy(group).score
-            assert values is not None
-            for sample, (chosen, rejected) in zip(group, values.view(-1, 2).tolist(), strict=True):
-                scores[sample.index] = (chosen, rejected)
+    scored = scorer.scores(found, data.train, name, dtype=dtype, device=device, threads=threads)
+    scores = scored.by_sample
     gaps = [scores[sample.index][0] - scores[sample.index][1] for sample in data.train]
-    if not all(map(math.isfinite, gaps)):
-        raise UsageError(problem("E-EVAL-04", name, value="nan"))
     right = sum(gap > 0 for gap in gaps)
     known = training_pairs(found)
     longer = prefers_longer(known or pairs)
@@ -150,11 +128,7 @@ def rank(
     }  # fmt: skip
     if details:
         ranking["rows"] = [{"row": str(s.origin), "chosen": scores[s.index][0], "rejected": scores[s.index][1]} for s in data.train]
-    now = time.perf_counter()
-    return {
-        "target": found.name, "data": name, "data_report": data.report, "ranking": ranking, "warnings": [], "device": opened.world.device,
-        "dtype": opened.world.dtype, "layout": layout, "seconds": {"total": now - started, "load": loaded - started},
-    }  # fmt: skip
+    return scored.result(found, data, name, started, ranking=ranking)
 
 
 def lines(ranking: dict[str, Any]) -> list[str]:

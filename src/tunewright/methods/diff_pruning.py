@@ -27,24 +27,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from tunewright.core.config import Section
 from tunewright.core.errors import ConfigError, ModelError, problem
 from tunewright.core.registry import methods
-from tunewright.core.seeds import stream_seed
 from tunewright.core.types import Attached, Needs, Term
 from tunewright.methods import own_folder
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 FIXED = 1e4
 """Gate parameter of a weight whose gate is fixed: + open, - closed, whatever the noise."""
-LEAK = 1e-3
-"""What a gate that is closed without noise lets through, times sigmoid(a)."""
 ESCAPE = 255
 """Code of a gap of 255 that goes on in the next byte."""
 
@@ -125,7 +119,7 @@ def positions_of(codes: Any) -> Any:
 
 
 @dataclass
-class _Shared:
+class Shared:
     """What all gated matrices of a model have in common."""
 
     config: DiffPruningConfig
@@ -155,128 +149,12 @@ class _Shared:
         return self.threshold_of[1]
 
 
-def _make_classes() -> tuple[type[Any], Any]:
-    import torch
-    from torch import nn
-
-    def noisy(shape: Any, a: Tensor, generator: Any, c: DiffPruningConfig) -> tuple[Tensor, Tensor]:
-        """(z, dz / da) of gates with parameters a under the next noise of `generator`."""
-        low, high = c.stretch
-        u = torch.rand(shape, generator=generator, device=a.device, dtype=a.dtype).clamp_(1e-6, 1 - 1e-6)
-        s = torch.logit(u).add_(a).div_(c.temperature).sigmoid_()
-        z = s * (high - low) + low
-        inside = (z > 0) & (z < 1)
-        return z.clamp_(0, 1), s.mul_(1 - s).mul_((high - low) / c.temperature).mul_(inside)
-
-    def quiet(a: Tensor, c: DiffPruningConfig) -> Tensor:
-        """z of gates with parameters a, without noise."""
-        s = torch.sigmoid(a)
-        return torch.maximum(s * LEAK, (s * (c.stretch[1] - c.stretch[0]) + c.stretch[0]).clamp_(max=1))
-
-    class Gated(torch.autograd.Function):
-        """z * w under the noise of one seed. Saves its inputs only; the noise is drawn again for the gradient."""
-
-        @staticmethod
-        def forward(ctx: Any, w: Tensor, gate: Tensor, group: Tensor | None, seed: int, c: DiffPruningConfig) -> Tensor:
-            ctx.save_for_backward(w, gate, group)
-            ctx.seed, ctx.config = seed, c
-            generator = torch.Generator(device=w.device).manual_seed(seed)
-            z, _ = noisy(w.shape, gate, generator, c)
-            out = z.mul_(w)
-            return out if group is None else out.mul_(noisy((), group, generator, c)[0])
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            w, gate, group = ctx.saved_tensors
-            g, generator = grads[0], torch.Generator(device=w.device).manual_seed(ctx.seed)
-            z, slope = noisy(w.shape, gate, generator, ctx.config)
-            if group is None:
-                return g * z, slope.mul_(g).mul_(w), None, None, None
-            zg, slope_g = noisy((), group, generator, ctx.config)
-            along = g * w
-            return z * g * zg, slope.mul_(along).mul_(zg), (along * z).sum() * slope_g, None, None
-
-    class OpenGates(torch.autograd.Function):
-        """sum sigmoid(a - shift), times the same of the whole matrix's gate. Scalar."""
-
-        @staticmethod
-        def forward(ctx: Any, gate: Tensor, group: Tensor | None, shift: float) -> Tensor:
-            ctx.save_for_backward(gate, group)
-            ctx.shift = shift
-            total = torch.sigmoid(gate - shift).sum()
-            return total if group is None else total * torch.sigmoid(group - shift)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            gate, group = ctx.saved_tensors
-            p = torch.sigmoid(gate - ctx.shift)
-            if group is None:
-                return p.mul_(1 - p).mul_(grads[0]), None, None
-            q, total = torch.sigmoid(group - ctx.shift), p.sum()
-            return p.mul_(1 - p).mul_(grads[0] * q), grads[0] * total * q * (1 - q), None
-
-    class Difference(nn.Module):
-        """The difference of one matrix, laid as its weight lies. Without gates (`gated` False) the difference is what it is."""
-
-        def __init__(self, name: str, shape: tuple[int, ...], device: Any, dtype: Any, shared: _Shared, gated: bool, turned: bool):
-            super().__init__()
-            c = shared.config
-            self.w = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-            self.gate = nn.Parameter(torch.full(shape, c.open_at_start, device=device, dtype=dtype)) if gated else None
-            self.group = nn.Parameter(torch.tensor(c.open_at_start, device=device, dtype=dtype)) if gated and c.structured else None
-            self.name, self.shared, self.turned = name, shared, turned
-            self.kept: tuple[Any, Tensor] | None = None
-
-        def mean_delta(self) -> Tensor:
-            """z * w without noise, a new tensor; nothing is cut."""
-            if self.gate is None:
-                return self.w.detach().clone()
-            z = quiet(self.gate.detach(), self.shared.config)
-            if self.group is not None:
-                z.mul_(quiet(self.group.detach(), self.shared.config))
-            return z.mul_(self.w.detach())
-
-        @torch.no_grad()
-        def pruned(self) -> Tensor:
-            """What is saved: the differences that are among the largest of the whole model, 0 elsewhere."""
-            delta = self.mean_delta()
-            return delta if self.gate is None else delta.mul_(delta.abs() >= max(self.shared.threshold(), 1e-30))
-
-        def delta(self, kind: Any) -> Tensor:
-            """The difference as this forward pass uses it, in number type `kind`."""
-            if self.training and torch.is_grad_enabled() and self.w.requires_grad:
-                self.kept = None
-                assert self.gate is not None
-                if self.shared.fixed:
-                    return (self.w * (self.gate > 0)).to(kind)
-                seed = stream_seed(self.shared.seed, self.name, self.shared.step)
-                return Gated.apply(self.w, self.gate, self.group, seed, self.shared.config).to(kind)
-            key = (self.shared.versions(), kind)
-            if self.kept is None or self.kept[0] != key:
-                self.kept = (key, self.pruned().to(kind))
-            return self.kept[1]
-
-        def forward(self, x: Tensor) -> Tensor:
-            delta = self.delta(x.dtype)
-            return x @ delta if self.turned else torch.nn.functional.linear(x, delta)
-
-    return Difference, OpenGates
-
-
-_classes: list[tuple[type[Any], Any]] = []
-
-
-def _class() -> tuple[type[Any], Any]:
-    if not _classes:
-        _classes.append(_make_classes())
-    return _classes[0]
-
-
-def _put(model: Any, names: list[str], shared: _Shared, gated: bool) -> list[str]:
+def _put(model: Any, names: list[str], shared: Shared, gated: bool) -> list[str]:
     """Differences beside the named linear modules. Returns the names of their parameters."""
     import torch
 
     from tunewright.models.anatomy import shape_of
+    from tunewright.models.hard_concrete import Difference
 
     made = []
     reference = next(model.parameters())
@@ -285,7 +163,7 @@ def _put(model: Any, names: list[str], shared: _Shared, gated: bool) -> list[str
         turned = type(module).__name__ == "Conv1D"  # GPT-2 stores its weights turned
         inputs, outputs = shape_of(module)
         shape = (inputs, outputs) if turned else (outputs, inputs)
-        part = _class()[0](name, shape, reference.device, torch.promote_types(reference.dtype, torch.float32), shared, gated, turned)
+        part = Difference(name, shape, reference.device, torch.promote_types(reference.dtype, torch.float32), shared, gated, turned)
         module.add_module("difference", part)
         module.forward = _beside(module.forward, part, shared)
         shared.parts[name] = part
@@ -294,7 +172,7 @@ def _put(model: Any, names: list[str], shared: _Shared, gated: bool) -> list[str
     return [n for n, _ in model.named_parameters() if n in wanted]
 
 
-def _beside(own_forward: Any, part: Any, shared: _Shared) -> Any:
+def _beside(own_forward: Any, part: Any, shared: Shared) -> Any:
     def forward(x: Any, *args: Any, **named: Any) -> Any:
         y = own_forward(x, *args, **named)
         # Beside the frozen product, not inside its weight: in bfloat16 a sum W + z w would lose most differences.
@@ -327,7 +205,7 @@ def diff_pruning(config: DiffPruningConfig, model: Any, anatomy: Any, base_path:
     outside = [name for name in names if name not in set(anatomy.linear)]
     if outside:
         raise ModelError(problem("E-METHOD-44", "method.targets", name=outside[0]))
-    shared = _Shared(config, int(torch.randint(2**31, ()).item()))
+    shared = Shared(config, int(torch.randint(2**31, ()).item()))
     total = _weights_of(model)
     shared.quota = max(1, round(config.target * total))
     parameters = _put(model, names, shared, gated=True)
@@ -337,7 +215,7 @@ def diff_pruning(config: DiffPruningConfig, model: Any, anatomy: Any, base_path:
     return _attached(config, model, base_path, shared, parameters)
 
 
-def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: _Shared, parameters: list[str]) -> Attached:
+def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: Shared, parameters: list[str]) -> Attached:
     num_gates = sum(part.w.numel() for part in shared.parts.values())
     shift = config.temperature * math.log(-config.stretch[0] / config.stretch[1])
 
@@ -352,7 +230,9 @@ def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: _Sh
     def penalties() -> dict[str, Term]:
         if shared.fixed:
             return {}
-        open_gates = [_class()[1].apply(part.gate, part.group, shift) for part in shared.parts.values()]
+        from tunewright.models.hard_concrete import OpenGates
+
+        open_gates = [OpenGates.apply(part.gate, part.group, shift) for part in shared.parts.values()]
         return {"l0": (sum(open_gates) / num_gates, config.l0)}
 
     def begin(steps: int) -> None:
@@ -390,7 +270,7 @@ def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: _Sh
     )
 
 
-def _fix(shared: _Shared) -> None:
+def _fix(shared: Shared) -> None:
     """End of the first phase: keep the largest differences, close every other gate for good."""
     import torch
 
@@ -405,7 +285,7 @@ def _fix(shared: _Shared) -> None:
     shared.fixed = True
 
 
-def _merge(model: Any, shared: _Shared) -> Any:
+def _merge(model: Any, shared: Shared) -> Any:
     """Add the differences to the weights; the second time there is nothing left to add."""
     import torch
 
@@ -453,7 +333,7 @@ def load(config: DiffPruningConfig, model: Any, folder: Path, base_path: str, tr
     import torch
 
     stored = read_differences(folder)
-    shared = _Shared(config, 0, fixed=True)
+    shared = Shared(config, 0, fixed=True)
     by_name = dict(model.named_modules())
     missing = [name for name in stored if name not in by_name]
     if missing:
