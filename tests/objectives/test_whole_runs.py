@@ -170,3 +170,15 @@ def test_a_first_step_that_is_not_finite_leaves_no_value_of_its_own(model: Path,
     found, first = stored(folder), events(folder, "step")[0]
     assert not first["applied"] and sum(taken) >= 2 and set(found) == set(plain)
     assert all(abs(found[k] - plain[k]) < 1e-4 for k in plain)
+
+
+def test_the_figures_that_are_told_are_those_of_the_weights_that_are_handed_out(model: Path, tmp_path: Path) -> None:
+    """A rate that only harms: the best step is not the last, and the summary speaks of the best."""
+    folder = run(
+        model, tmp_path, {"kind": "orpo"}, **{"engine.keep_best": True, "engine.evaluate_every": 1, "engine.epochs": 3, "engine.learning_rate": 20.0, "engine.warmup": 0}
+    )  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    measured = {e["step"]: e["figures"] for e in events(folder, "evaluation") if e["step"]}
+    last = max(measured)
+    assert summary["best_step"] < last and measured[last] != measured[summary["best_step"]]
+    assert summary["held_out_figures"] == pytest.approx(measured[summary["best_step"]])

@@ -54,6 +54,8 @@ class Progress:
     """Rewards of the answers to the held-out prompts before training, where a run learns from rewards."""
     best_step: int | None = None
     best_loss: float | None = None
+    best_figures: dict[str, float] = field(default_factory=dict)
+    """`held_out_figures` at the best step: what is told of the weights that are handed out."""
     worse_in_a_row: int = 0
     """Measurements since the lowest held-out loss."""
     stopped_early: bool = False
@@ -283,7 +285,7 @@ class Loop:
         better = math.isfinite(loss) and (p.best_loss is None or loss < p.best_loss)
         p.worse_in_a_row = 0 if better else p.worse_in_a_row + 1
         if better:
-            p.best_loss, p.best_step = loss, p.step
+            p.best_loss, p.best_step, p.best_figures = loss, p.step, p.held_out_figures
             if self.engine.keep_best:
                 self._save()
         if self.engine.early_stop and p.worse_in_a_row >= self.engine.early_stop and p.step < self.schedule.total_steps:
@@ -342,7 +344,7 @@ class Loop:
             self.tell.line(say("train.best_lost", step=p.best_step))
             return
         self._load_weights(found)
-        p.held_out_loss = p.best_loss
+        p.held_out_loss, p.held_out_figures = p.best_loss, p.best_figures or p.held_out_figures
         self.log.write("returned_to_best", step=p.best_step, held_out_loss=p.best_loss)
         self.tell.line(say("train.best", step=p.best_step, loss=f"{p.best_loss:.4f}"))
 
