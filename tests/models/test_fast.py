@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -142,3 +143,14 @@ def test_adapters_stay_float32_over_a_bfloat16_base() -> None:
 def test_keeping_freed_memory_says_whether_it_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast.sys, "platform", "win32")
     assert fast.keep_freed_memory() is False
+
+
+def test_fewer_compiled_products_are_kept_unless_the_user_said_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "1")
+    del os.environ[name]
+    fast.keep_freed_memory()
+    assert os.environ[name] == str(fast.KERNELS)
+    monkeypatch.setenv(name, "64")
+    fast.keep_freed_memory()
+    assert os.environ[name] == "64"
