@@ -84,7 +84,8 @@ def _the_merged_model_knows_what_was_taught(place: Path) -> None:
 
     result = story.tunewright("export", "merge", "runs/demo", "merged", "--json", cwd=place, timeout=900, OMP_NUM_THREADS="")
     assert result.returncode == 0, result.stderr
-    answers = [json.loads(line) for line in (place / json.loads((place / "runs" / "demo" / "summary.json").read_text())["demo"]["answers"]).open()]
+    asked = place / json.loads((place / "runs" / "demo" / "summary.json").read_text())["demo"]["answers"]
+    answers = [json.loads(line) for line in asked.read_text(encoding="utf-8").splitlines()]
     taught = [row for row in answers if row["kind"] == "train"][:8]
     tokenizer = AutoTokenizer.from_pretrained(place / "merged")
     model = AutoModelForCausalLM.from_pretrained(place / "merged")
