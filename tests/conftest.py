@@ -6,8 +6,12 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+# A test is about what is computed, never about how long it takes on a machine that does other things as well.
+hypothesis.settings.register_profile("tunewright", deadline=None)
+hypothesis.settings.load_profile("tunewright")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TUNEWRIGHT_LANG"] = "en"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

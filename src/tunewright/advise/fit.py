@@ -168,6 +168,7 @@ def estimate(
     flops = speed.run_flops(
         shape, rows=round(step_rows * steps), label_rows=round(facts.label_rows_per_epoch * share * steps), trainable=trainable, frozen=rank is not None,
         mean_keys=min(rows, facts.longest / 2 + 64 if layout == "tree" else facts.longest),
+        unread=max(0.0, 1 - facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)) if layout == "tree" else 0.0,
     )  # fmt: skip
     flops += sum(
         2.0 * (step_rows * steps * other.active_weights + facts.label_rows_per_epoch * share * steps * other.head_weights) for other in beside

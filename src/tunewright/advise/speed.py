@@ -18,12 +18,15 @@ SPREAD = 1.6
 PROBE_SECONDS = 0.1
 
 
-def run_flops(shape: ModelShape, *, rows: int, label_rows: int, trainable: int, frozen: bool, mean_keys: float) -> float:
-    """Operations for `rows` token rows and `label_rows` rows through the head, forward and backward."""
+def run_flops(shape: ModelShape, *, rows: int, label_rows: int, trainable: int, frozen: bool, mean_keys: float, unread: float = 0.0) -> float:
+    """Operations for `rows` token rows and `label_rows` rows through the head, forward and backward. The share `unread` of the rows passes by the attention
+    and the MLP of the last block (`models.last_block`)."""
     linear = (4 if frozen else 6) * shape.active_weights + (6 * trainable if frozen else 0)
     attention = 3 * 4 * shape.heads * shape.head_dim * shape.layers * mean_keys
     head = (4 if frozen else 8) * shape.head_weights
-    return float(rows * (linear + attention) + label_rows * head)
+    mlp = sum(m.weights for role, m in shape.matrices.items() if role.startswith("mlp.")) if shape.experts <= 1 else 0
+    passed_by = unread * ((4 if frozen else 6) * mlp + attention) / max(1, shape.layers)
+    return float(rows * (linear + attention - passed_by) + label_rows * head)
 
 
 def measured_rate(shape: ModelShape, *, dtype: str, device: str, threads: int | None = None, rows: int = 512) -> float:
