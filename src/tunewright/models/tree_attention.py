@@ -216,36 +216,36 @@ class _TreeAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, blocks: list[Block], keep: bool) -> Tensor:
         (H, T, D), K = q.shape, k.shape[0]
         group = H // K
-        ks = k * scale  # keys, not queries: with grouped heads there are fewer of them
+        qs = q * scale
         ctx.whole = sum(block.stop - block.start for block in blocks) == T
         out = (torch.empty if ctx.whole else torch.zeros)(T, H, v.shape[2], dtype=q.dtype, device=q.device)
         kept = []
         for block in blocks:
             a, b = block.start, block.stop
-            queries = q[:, a:b].reshape(K, group * (b - a), D)
-            p, t = _probabilities(queries, _take(ks, block), block, group, softcap)
+            queries = qs[:, a:b].reshape(K, group * (b - a), D)
+            p, t = _probabilities(queries, _take(k, block), block, group, softcap)
             out[a:b] = torch.bmm(p, _take(v, block)).view(H, b - a, -1).transpose(0, 1)
             kept.append((p, t) if keep else None)
-        ctx.save_for_backward(q, ks, v, out)
+        ctx.save_for_backward(qs, k, v, out)
         ctx.kept, ctx.blocks, ctx.scale, ctx.softcap = kept, blocks, scale, softcap
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, ks, v, out = ctx.saved_tensors
-        (H, _, D), K = q.shape, ks.shape[0]
+        qs, k, v, out = ctx.saved_tensors
+        (H, _, D), K = qs.shape, k.shape[0]
         group = H // K
         g = grads[0]
         # Sums over many rows go to at least float32: a trunk row collects from every leaf.
-        wide = torch.promote_types(ks.dtype, torch.float32)
-        dq = (torch.empty_like if ctx.whole else torch.zeros_like)(q)
-        dk, dv = torch.zeros(ks.shape, dtype=wide, device=ks.device), torch.zeros(v.shape, dtype=wide, device=v.device)
+        wide = torch.promote_types(k.dtype, torch.float32)
+        dq = (torch.empty_like if ctx.whole else torch.zeros_like)(qs)
+        dk, dv = torch.zeros(k.shape, dtype=wide, device=k.device), torch.zeros(v.shape, dtype=wide, device=v.device)
         delta = torch.linalg.vecdot(g.to(wide), out.to(wide)).transpose(0, 1)
         g_HTD = g.transpose(0, 1)
         for block, kept in zip(ctx.blocks, ctx.kept, strict=True):
             a, b = block.start, block.stop
             n = b - a
-            queries, keys, values = q[:, a:b].reshape(K, group * n, D), _take(ks, block), _take(v, block)
+            queries, keys, values = qs[:, a:b].reshape(K, group * n, D), _take(k, block), _take(v, block)
             p, t = kept if kept is not None else _probabilities(queries, keys, block, group, ctx.softcap)
             grad = g_HTD[:, a:b].reshape(K, group * n, -1)
             ds = torch.bmm(grad, values.transpose(1, 2)).sub_(delta[:, a:b].reshape(K, group * n, 1).to(p.dtype)).mul_(p)
@@ -255,7 +255,7 @@ class _TreeAttention(torch.autograd.Function):
             _add(dv, torch.bmm(p.transpose(1, 2), grad), block)
             _add(dk, torch.bmm(ds.transpose(1, 2), queries), block)
         ctx.kept = None
-        return dq, dk.mul_(ctx.scale).to(ks.dtype), dv.to(v.dtype), None, None, None, None
+        return dq.mul_(ctx.scale), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
 
 
 def _add(total: Tensor, part: Tensor, block: Block) -> None:
