@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ from tunewright.core.errors import Interrupted
 from tunewright.engine.signals import StopFlag, watching
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent with os.kill")
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_heard() -> Iterator[None]:
+    """A shell starts what it puts into the background with SIGINT ignored, and what a caller ignores stays ignored: not what is tested here."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
