@@ -154,3 +154,25 @@ def test_control_tokens_that_overlap_are_no_places_to_cut():
     assert not {"<|im_start|>", "<|im_end|>"} & renderer._splicer._splits.keys() and "<|endoftext|>" in renderer._splicer._splits
     messages = [Message("user", "q"), Message("assistant", "a")]
     assert quickly(renderer, [(messages, None)]) == [slowly(renderer, messages)]
+
+
+def test_an_answer_whose_tokens_spell_something_else_is_left_to_the_slow_way():
+    """Ids that nobody has proven are compared with their text, and refused where they are another's."""
+
+    class Wrong:
+        proves = False
+
+        def ids(self, text):
+            found = list(splicer.backend.encode(text, add_special_tokens=False).ids)
+            return found[:-1] + [other] if "tea" in text else found
+
+    renderer = renderer_of("chatml")
+    splicer = Splicer(renderer, Light.of(renderer.tokenizer))
+    other = splicer.backend.encode("x", add_special_tokens=False).ids[-1]
+    good = [Message("user", "What do you drink?"), Message("assistant", "water")]
+    bad = [Message("user", "What do you drink?"), Message("assistant", "green tea")]
+    assert all(one is not None for one in splicer.splice([good, bad]))
+    splicer._plans.clear()
+    splicer._words = Wrong()
+    found = splicer.splice([good, bad])
+    assert found[0] is not None and found[1] is None
