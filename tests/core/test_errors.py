@@ -11,7 +11,7 @@ import pytest
 import tunewright
 from tunewright.core import errors
 from tunewright.core.errors import ConfigError, Interrupted, Problem, TunewrightError, UsageError, problem, raise_all
-from tunewright.core.words import LANGUAGES, catalogue, error_codes, language, say, set_language
+from tunewright.core.words import LANGUAGES, catalogue, error_codes, error_text, language, say, set_language
 
 SOURCE = Path(tunewright.__file__).parent
 
@@ -100,3 +100,13 @@ def test_the_language_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TUNEWRIGHT_LANG", "zh")
     assert language() == "zh"
     assert "缺" in problem("E-CONFIG-07", field="model").line()
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_sentence_that_names_the_place_gets_it(lang: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_LANG", lang)
+    codes = [code for code in error_codes() if "{where}" in "".join(error_text(code).values())]
+    assert {"E-EVAL-06", "E-OBJ-34"} <= set(codes)
+    for code in codes:
+        assert "rows.json" in problem(code, "rows.json").line() and "{where}" not in problem(code, "rows.json").line()
+    assert "loss" in problem("E-TRAIN-01", "", where="loss").what()

@@ -32,11 +32,14 @@ class Problem:
 
     def what(self) -> str:
         """What happened, in the reader's language."""
-        return error_text(self.code)["what"].format_map(_Fields(self.fields)) or f"{self.code} {self.fields}"
+        return error_text(self.code)["what"].format_map(self._known()) or f"{self.code} {self.fields}"
 
     def remedy(self) -> str:
         """What to do about it."""
-        return error_text(self.code)["do"].format_map(_Fields(self.fields))
+        return error_text(self.code)["do"].format_map(self._known())
+
+    def _known(self) -> _Fields:
+        return _Fields({"where": self.where, **self.fields})
 
     def line(self) -> str:
         """One line for a terminal: code, what, where, remedy."""
