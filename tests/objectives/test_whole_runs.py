@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -172,11 +173,15 @@ def test_a_first_step_that_is_not_finite_leaves_no_value_of_its_own(model: Path,
     assert all(abs(found[k] - plain[k]) < 1e-4 for k in plain)
 
 
-def test_the_figures_that_are_told_are_those_of_the_weights_that_are_handed_out(model: Path, tmp_path: Path) -> None:
-    """A rate that only harms: the best step is not the last, and the summary speaks of the best."""
+def test_the_figures_that_are_told_are_those_of_the_weights_that_are_handed_out(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every measurement is made to look worse than the one before it: the best step is not the last, and the summary speaks of the best."""
+    from tunewright.engine import loop
+
+    own, worse = loop.held_out_loss, itertools.count()
+    monkeypatch.setattr(loop, "held_out_loss", lambda *args, **named: own(*args, **named) + 100 * next(worse))
     folder = run(
-        model, tmp_path, {"kind": "orpo"}, **{"engine.keep_best": True, "engine.evaluate_every": 1, "engine.epochs": 3, "engine.learning_rate": 20.0, "engine.warmup": 0}
-    )  # fmt: skip
+        model, tmp_path, {"kind": "orpo"}, **{"engine.keep_best": True, "engine.evaluate_every": 1, "engine.epochs": 3, "engine.learning_rate": 0.01}
+    )
     summary = json.loads((folder / "summary.json").read_text())
     measured = {e["step"]: e["figures"] for e in events(folder, "evaluation") if e["step"]}
     last = max(measured)

