@@ -37,7 +37,7 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
     from tunewright.models.fast import keep_freed_memory
 
     config = parsed.config
-    world = placement.start(config.engine)
+    world = placement.start(config.engine, (prepared.data.train, prepared.data.report))
     if world.device == "cpu":
         keep_freed_memory()
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from tunewright.core.runfile import ParsedRun, kind_of
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.data import describe, inspect
-from tunewright.engine import run_folder
+from tunewright.engine import placement, run_folder
 from tunewright.engine.schedule import total_steps
 from tunewright.models import sources, vet
 from tunewright.story import prepare
@@ -39,15 +39,14 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
         tell.line(describe(bare.report, colour=tell.colour))
         dtype: str = config.engine.dtype if config.engine.dtype != "auto" else "bfloat16"
         device = config.engine.device if config.engine.device != "auto" else "cpu"
-        rows = config.engine.rows_per_pass if config.engine.rows_per_pass != "auto" else 1024
+        rows = config.engine.rows_per_pass if config.engine.rows_per_pass != "auto" else placement.CPU_ROWS
         rate: float | None = None
         facts, layout = fit.SampleFacts.of(bare.report), "tree"
     else:
         prepared = prepare(parsed, tell)
         from tunewright.advise.speed import measured_rate
-        from tunewright.engine import placement
 
-        world = placement.start(config.engine)
+        world = placement.start(config.engine, (prepared.data.train, prepared.data.report))
         dtype, device, rows = world.dtype, world.device, world.rows_per_pass
         layout = "padded" if config.engine.layout == "padded" else "tree"
         facts = fit.SampleFacts.of(prepared.data.report, prepared.data.train, layout)

@@ -166,7 +166,7 @@ class _Story:
         from tunewright.engine import placement
         from tunewright.models.fast import keep_freed_memory
 
-        world = placement.start(self.config.engine)
+        world = placement.start(self.config.engine, (self.p.data.train, self.p.data.report))
         if world.device == "cpu":
             keep_freed_memory()
         self.world = world

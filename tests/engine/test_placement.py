@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tunewright.core.config import EngineConfig
+from tunewright.core.types import Branch, Sample
 from tunewright.engine import placement
+from tunewright.engine.tree import build_tree, largest_sample
 
 
 @pytest.mark.parametrize(("reported", "name"), [({"avx512_bf16": True}, "avx512_bf16"), ({"avx512_bf16": True, "amx_bf16": True}, "amx_bf16")])
@@ -38,3 +40,31 @@ def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_clock_itself_gives_a_ratio() -> None:
     assert 0.05 < placement.bfloat16_speedup() < 50
+
+
+def pair(prompt: int, *answers: int) -> Sample:
+    """A prompt and answers that differ from their first token on, all learnt."""
+    branches = []
+    for k, length in enumerate(answers):
+        learnt = list(range(prompt, prompt + length))
+        branches.append(Branch([7] * prompt + [100 + k] * length, learnt, [1.0] * length))
+    return Sample(branches, 0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "report", "rows"),
+    [
+        ([pair(10, 5, 5)], {"length_percentiles": {"max": 15}}, 1024),
+        ([pair(10, 5, 5), pair(600, 700, 300), pair(10, 5)], {"length_percentiles": {"max": 1300}}, 600 + 699 + 299),
+        ([pair(3000, 2000, 2000)], {"length_percentiles": {"max": 5000}}, 4096),
+        ([pair(10, 5)], {"length_percentiles": {"max": 1500}}, 1500),
+        ([pair(10, 5)], {"length_percentiles": {"max": 9000}, "packed": {"tokens": 1024}}, 1024),
+    ],
+)
+def test_a_pass_may_be_as_large_as_the_largest_sample(samples: list[Sample], report: dict[str, object], rows: int) -> None:
+    world = placement.start(EngineConfig(device="cpu", threads=1, dtype="float32"), (samples, report))
+    assert world.rows_per_pass == rows and (f"{rows} rows" in world.reasons["engine.rows_per_pass"])
+    if len(samples[0].branches) > 1:
+        assert largest_sample(samples, report, 1 << 30) == max(build_tree([s]).num_rows for s in samples)
+    asked = placement.start(EngineConfig(device="cpu", threads=1, dtype="float32", rows_per_pass=64), (samples, report))
+    assert asked.rows_per_pass == 64

@@ -56,8 +56,9 @@ def row_bytes(shape: ModelShape, work: Work) -> float:
     """Bytes that autograd keeps for one token row over all blocks, attention probabilities apart."""
     D, Q, K, F = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.inner
     roles = set(roles_of(shape, list(work.targets))) if work.rank else set(shape.matrices)
-    # The residual before each norm, and q, k, v and the output of attention, are needed whatever trains.
-    numbers = 2 * D + 2 * Q + 2 * K
+    # The residual before each norm, and q, k and v, are needed whatever trains; the output of attention by stock attention, and where a layer learns from it.
+    numbers = 2 * D + Q + 2 * K
+    numbers += Q if "attention.output" in roles or not work.tree else 0
     gated = {"mlp.gate", "mlp.gate_up"} & set(shape.matrices)
     numbers += 3 * F if gated else 2 * F
     # The input of a layer that trains is kept; a frozen layer needs only its weight.

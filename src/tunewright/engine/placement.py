@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ConfigError, problem
+from tunewright.core.types import Sample
 from tunewright.core.words import say
+from tunewright.engine.tree import largest_sample
 
+CPU_ROWS, GPU_ROWS = 1024, 4096
+"""Token rows of a pass."""
+MOST_CPU_ROWS = 4096
+"""Rows up to which passes follow the largest sample; beyond it larger passes make no row cheaper."""
 BFLOAT16_WORTH_IT = 1.25
 """Measured speed ratio over float32 from which bfloat16 is chosen on a CPU."""
 
@@ -104,8 +111,12 @@ def resolve_device(wanted: str) -> tuple[str, str]:
     return (f"cuda:{index}" if kind == "cuda" else kind), say("placement.asked")
 
 
-def start(engine: EngineConfig) -> World:
-    """Resolve device, threads, dtype and rows per pass, and set the thread count of this process."""
+def start(engine: EngineConfig, data: tuple[Sequence[Sample], Mapping[str, Any]] | None = None) -> World:
+    """Resolve device, threads, dtype and rows per pass, and set the thread count of this process.
+
+    `data` are the samples that a run learns from and their report. A sample is never cut, so its largest one decides the memory of a pass:
+    on a CPU the other passes may be as large as that one, which makes them fewer and each row cheaper.
+    """
     import torch
 
     reasons: dict[str, str] = {}
@@ -119,10 +130,15 @@ def start(engine: EngineConfig) -> World:
     dtype: str = engine.dtype
     if dtype == "auto":
         dtype, reasons["engine.dtype"] = _choose_dtype(device)
-    rows = engine.rows_per_pass
-    if rows == "auto":
-        rows = 1024 if device == "cpu" else 4096
-        reasons["engine.rows_per_pass"] = say("placement.rows_cpu" if device == "cpu" else "placement.rows_gpu", rows=rows)
+    if engine.rows_per_pass != "auto":
+        rows: int = engine.rows_per_pass
+    else:
+        usual = CPU_ROWS if device == "cpu" else GPU_ROWS
+        largest = largest_sample(*data, enough=MOST_CPU_ROWS) if data is not None and device == "cpu" else 0
+        rows = max(usual, largest)
+        reasons["engine.rows_per_pass"] = say(
+            "placement.rows_largest" if rows > usual else "placement.rows_cpu" if device == "cpu" else "placement.rows_gpu", rows=rows
+        )
     return World(device, dtype, threads, rows, reasons)
 
 

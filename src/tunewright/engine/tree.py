@@ -7,9 +7,10 @@ Source: radix tree (Morrison 1968), laid out depth first so that "is an ancestor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 from tunewright.core.types import Branch, Sample, TokenTree
 
@@ -102,6 +103,22 @@ def _sample_rows(sample: Sample) -> tuple[Key, int]:
     for before, after in pairwise(keys):
         rows += len(after) - common_prefix(before, after)
     return keys[0], rows
+
+
+def largest_sample(samples: Sequence[Sample], report: Mapping[str, Any], enough: int) -> int:
+    """Rows of the largest sample of a run, counted up to `enough`. `report` is the data's report with tokens; samples of several branches are measured."""
+    if report.get("packed"):
+        return min(enough, int(report["packed"]["tokens"]))
+    if not samples or len(samples[0].branches) == 1:
+        return min(enough, int(report["length_percentiles"]["max"]))
+    largest = 0
+    for sample in samples:
+        # All branches one after the other are never fewer rows than their tree.
+        if sum(len(branch.tokens) for branch in sample.branches) > largest:
+            largest = max(largest, _sample_rows(sample)[1])
+            if largest >= enough:
+                return enough
+    return largest
 
 
 def _cut_padded(samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:

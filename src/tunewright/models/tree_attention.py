@@ -231,21 +231,23 @@ class _TreeAttention(torch.autograd.Function):
         qs = q * scale
         ctx.whole = sum(block.stop - block.start for block in blocks) == T
         out = (torch.empty if ctx.whole else torch.zeros)(T, H, v.shape[2], dtype=q.dtype, device=q.device)
-        kept = []
+        kept, asked = [], []
         for block in blocks:
             a, b = block.start, block.stop
             queries = qs[:, a:b].reshape(K, group * (b - a), D)
             p, t = _probabilities(queries, _take(k, block), block, group, softcap)
             out[a:b] = torch.bmm(p, _take(v, block)).view(H, b - a, -1).transpose(0, 1)
-            kept.append((queries, p, t) if keep else None)
-        # The queries of kept blocks lie beside their probabilities, in the form that the products take.
-        ctx.save_for_backward(*(() if keep else (qs,)), k, v)
+            if keep:
+                kept.append((p, t))
+                asked.append(queries)
+        # The queries of kept blocks are kept in the form that the products take.
+        ctx.save_for_backward(k, v, *(asked if keep else [qs]))
         ctx.kept, ctx.blocks, ctx.scale, ctx.softcap, ctx.shape = kept, blocks, scale, softcap, q.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *again, k, v = ctx.saved_tensors
+        k, v, *asked = ctx.saved_tensors
         (H, T, D), K = ctx.shape, k.shape[0]
         group = H // K
         # Sums over many rows go to at least float32: a trunk row collects from every leaf.
@@ -253,14 +255,15 @@ class _TreeAttention(torch.autograd.Function):
         dq = (torch.empty if ctx.whole else torch.zeros)(T, H, D, dtype=k.dtype, device=k.device).transpose(0, 1)
         dk, dv = torch.zeros(k.shape, dtype=wide, device=k.device), torch.zeros(v.shape, dtype=wide, device=v.device)
         g_HTD = grads[0].transpose(0, 1)
-        for block, kept in zip(ctx.blocks, ctx.kept, strict=True):
+        for i, block in enumerate(ctx.blocks):
             a, b = block.start, block.stop
             n = b - a
             keys, values = _take(k, block), _take(v, block)
-            if kept is None:
-                queries = again[0][:, a:b].reshape(K, group * n, D)
-                kept = (queries, *_probabilities(queries, keys, block, group, ctx.softcap))
-            queries, p, t = kept
+            if ctx.kept:
+                queries, (p, t) = asked[i], ctx.kept[i]
+            else:
+                queries = asked[0][:, a:b].reshape(K, group * n, D)
+                p, t = _probabilities(queries, keys, block, group, ctx.softcap)
             grad = g_HTD[:, a:b].reshape(K, group * n, -1)
             ds = torch._softmax_backward_data(torch.bmm(grad, values.transpose(1, 2)), p, -1, p.dtype)
             if t is not None:
