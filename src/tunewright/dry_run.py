@@ -70,5 +70,6 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
     return {
         "missing": missing, "steps": steps, "samples": facts.samples, "peak_memory_bytes": found.peak_bytes, "needed_memory_bytes": found.needed_bytes,
         "available_memory_bytes": available, "parts": found.parts, "train_seconds": found.seconds, "train_seconds_range": found.seconds_range,
+        "measure_seconds": found.measure_seconds,
         "dtype": dtype, "device": device, "parameters": shape.parameters, "kinds": {axis: kind_of(getattr(config, axis)) for axis in AXES},
     }  # fmt: skip

@@ -173,7 +173,7 @@ class _Story:
         self._require_fit()
         found = self._resume_point()
         loop = self._load_and_attach()
-        self._publish(loop.schedule)
+        self._publish(loop)
         loop.log = log = EventLog(self.out / "events.jsonl")
         self.log = log
         try:
@@ -247,8 +247,9 @@ class _Story:
         log: Any = None
         return Loop(made.stepper, schedule, samples, self.p.data.held_out, self.config.engine, self.out, log, self.tell, self.stop, self.world.device)
 
-    def _publish(self, schedule: Schedule) -> None:
+    def _publish(self, loop: Any) -> None:
         """Say what was decided and why, and let the run folder appear."""
+        schedule = loop.schedule
         w, r = self.world, self.world.reasons
         tell = self.tell.line
         tell(
@@ -260,6 +261,10 @@ class _Story:
         tell(say("train.plan", samples=schedule.num_samples, steps=schedule.total_steps, batch=schedule.batch_size, rate=f"{self.rate:g}",
                  why=r["engine.learning_rate"] if self.config.engine.learning_rate == "auto" else self.p.parsed.source("engine.learning_rate")))  # fmt: skip
         self._tell_sharing(schedule)
+        measuring, held = loop.measuring, self.p.data.held_out
+        if len(measuring.rows) < len(held):
+            end = say("train.measured_all" if measuring.all_at_end else "train.measured_some")
+            tell(say("train.measured_rows", all=f"{len(held):,}", some=f"{len(measuring.rows):,}", end=end))
         if self.resume:
             return
         resolved = {
@@ -442,6 +447,8 @@ class _Story:
         speed = s["samples"] / s["train_seconds"] if s["train_seconds"] else 0.0
         self.tell.line(say("train.done", steps=s["steps"], time=duration(s["train_seconds"]), first=f"{s['first_loss']:.3f}", last=f"{s['final_loss']:.3f}",
                            speed=f"{speed:.2f}", memory=readable_size(s["peak_memory_bytes"])))  # fmt: skip
+        if s["held_out_loss_all"] is not None:
+            self.tell.line(say("train.measured_at_end", rows=f"{len(self.p.data.held_out):,}", loss=f"{s['held_out_loss_all']:.4f}"))
         figures = s["held_out_figures"]
         if "reward_change" in figures:
             self.tell.line(say("train.rewarded", before=f"{sum(s['held_out_rewards_before']) / len(s['held_out_rewards_before']):.3f}",

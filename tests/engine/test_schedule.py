@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.config import EngineConfig
-from tunewright.engine.schedule import Schedule, batch_size_for, learning_rate_for, make_schedule, total_steps
+from tunewright.engine.schedule import Schedule, batch_size_for, learning_rate_for, make_schedule, measuring_of, total_steps
 
 
 def schedule(num_samples: int = 10, **engine: object) -> Schedule:
@@ -95,3 +95,25 @@ def test_short_runs_learn_faster() -> None:
 def test_few_samples_make_small_steps_unless_a_size_is_given() -> None:
     assert [batch_size_for(EngineConfig(), n) for n in (1, 3, 24, 127, 128, 50_000)] == [1, 1, 3, 15, 16, 16]
     assert batch_size_for(EngineConfig(batch_size=8), 3) == 8
+
+
+def test_measuring_costs_little_beside_training_however_many_rows_are_held_out() -> None:
+    """500,000 rows with a tenth held out, 16 a step, one epoch: measured in full every 200 steps it would be read 140 times, eight times the training."""
+    engine = EngineConfig(batch_size=16, epochs=1)
+    plan = make_schedule(engine, 450_000, 1.0)
+    found = measuring_of(engine, plan, 50_000)
+    assert len(found.rows) == 512 and found.all_at_end and found.times == 1 + math.ceil(plan.total_steps / 200)
+    assert found.passes == 512 * found.times + 50_000 < 0.1 * 3 * 450_000
+    assert measuring_of(engine, plan, 50_000).rows == found.rows and measuring_of(EngineConfig(seed=1), plan, 50_000).rows != found.rows
+    assert measuring_of(engine, plan, 300).rows == range(300) and not measuring_of(engine, plan, 300).all_at_end
+    everything = measuring_of(EngineConfig(evaluate_rows=None), plan, 50_000)
+    assert len(everything.rows) == 50_000 and not everything.all_at_end and everything.passes == 50_000 * found.times
+
+
+def test_all_rows_are_measured_at_the_end_only_where_that_takes_under_a_tenth_of_the_training() -> None:
+    """One step of 16 rows costs 48 passes, so 100 steps allow 480 rows to be read; a reference reads each of them a second time."""
+    engine = EngineConfig(batch_size=16, steps=100, evaluate_rows=8)
+    plan = make_schedule(engine, 10_000, 1.0)
+    assert measuring_of(engine, plan, 480).all_at_end and not measuring_of(engine, plan, 481).all_at_end
+    assert measuring_of(engine, plan, 240, reference=True).all_at_end and not measuring_of(engine, plan, 241, reference=True).all_at_end
+    assert measuring_of(engine, plan, 0).times == 0

@@ -204,8 +204,12 @@ def test_reference_values_survive_a_save_and_are_refused_for_another_model(tmp_p
     use_layout(model, "tree")
     store.fill(Policy(model, model, "tree"), pairs(), 20)
     store.save(tmp_path)
+    values = store.of(pairs(), "cpu")
     again = ReferenceStore.load(tmp_path, {"weights": "a"})
-    assert again is not None and again.values == store.values and len(store.values) == 6
+    assert again is not None and torch.equal(again.of(pairs(), "cpu"), values) and len(values) == len(again) == 6
+    one_by_one = ReferenceStore({})
+    one_by_one.fill(Policy(model, model, "tree"), pairs(), 1)
+    assert torch.allclose(one_by_one.of(pairs(), "cpu"), values, rtol=1e-5)
     with pytest.raises(CheckpointError):
         ReferenceStore.load(tmp_path, {"weights": "b"})
     (tmp_path / "reference.safetensors").write_bytes(b"x" * 40)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import story
 
@@ -158,12 +159,13 @@ def test_a_first_step_that_is_not_finite_leaves_no_value_of_its_own(model: Path,
     taken: list[int] = []
 
     def spoilt(self: Any, group: Any, totals: Any, report: Any, figures: Any) -> None:
-        values = self.policy.reference.values
-        before = set(values)
+        kept = self.policy.reference.kept
+        before = len(kept)
         own(self, group, totals, report, figures)
         if self.number == 1:
-            taken.append(len(set(values) - before))
-            values.update(dict.fromkeys(set(values) - before, float("nan")))
+            taken.append(len(kept) - before)
+            for branch in (b for sample in group for b in sample.branches):
+                kept.add(branch, values=np.array([float("nan")]))
             report.loss = float("nan")
 
     monkeypatch.setattr(Stepper, "_one_pass", spoilt)
@@ -187,3 +189,25 @@ def test_the_figures_that_are_told_are_those_of_the_weights_that_are_handed_out(
     last = max(measured)
     assert summary["best_step"] < last and measured[last] != measured[summary["best_step"]]
     assert summary["held_out_figures"] == pytest.approx(measured[summary["best_step"]])
+
+
+def test_many_held_out_rows_are_measured_in_part_and_all_of_them_at_the_end_where_that_is_cheap(model: Path, tmp_path: Path) -> None:
+    """The figure over all rows is the one of a run that measures all rows every time: the weights are the same."""
+    settings = {"data.held_out": 6, "engine.evaluate_every": 1, "engine.keep_best": False}
+    for kind in ("dpo", "kto", "orpo"):
+        whole = run(model, tmp_path / f"{kind}-whole", {"kind": kind}, **settings)
+        some = run(
+            model, tmp_path / f"{kind}-some", {"kind": kind}, **settings, **{"engine.evaluate_rows": 2, "engine.epochs": 60, "engine.steps": 3}
+        )
+        few = json.loads((some / "summary.json").read_text())
+        assert few["held_out_loss_all"] is None and all(e["figures"] for e in events(some, "evaluation"))
+        assert len(stored(some)) < len(stored(whole)) if kind != "orpo" else True
+        long = {"engine.steps": 40, "engine.evaluate_every": None}
+        whole, some = (
+            run(model, tmp_path / f"{kind}-long{rows}", {"kind": kind}, **{**settings, **long}, **{"engine.evaluate_rows": rows})
+            for rows in (None, 2)
+        )
+        all_at_end, asked = (json.loads((folder / "summary.json").read_text()) for folder in (some, whole))
+        assert asked["held_out_loss_all"] is None
+        assert all_at_end["held_out_loss_all"] == pytest.approx(asked["held_out_loss"], rel=1e-4) != all_at_end["held_out_loss"]
+        assert events(some, "evaluation_all")[0]["rows"] == 6

@@ -24,7 +24,7 @@ from tunewright.core.runfile import kind_of
 from tunewright.core.telling import duration
 from tunewright.core.types import OwnAnswers, Rollouts, Sample
 from tunewright.core.words import say
-from tunewright.engine.schedule import batch_size_for
+from tunewright.engine.schedule import batch_size_for, make_schedule, measuring_of
 from tunewright.models import vet
 
 TIGHT = 0.85
@@ -50,21 +50,22 @@ class SampleFacts:
     rows_per_epoch: int
     label_rows_per_epoch: int
     longest: int
+    held_out: int = 0
 
     @classmethod
     def of(cls, report: dict[str, Any], samples: Sequence[Sample] = (), layout: str = "tree") -> SampleFacts:
         """From a data report with tokens. The report counts shared beginnings over all samples at once; a step shares only among its own, so
         what is shared is taken at nine tenths."""
         packed = report.get("packed", {})  # documents side by side
-        number = packed.get("train", report["train"])
+        number, held = (packed.get(name, report.get(name, 0)) for name in ("train", "held_out"))
         if report["tokens_total"] is None:  # no tokenizer here: a row is taken for a question and an answer of a few sentences
-            return cls(number, GUESSED_TOKENS * number, GUESSED_TOKENS * number // 2, GUESSED_TOKENS)
+            return cls(number, GUESSED_TOKENS * number, GUESSED_TOKENS * number // 2, GUESSED_TOKENS, held)
         total, learnt = report["tokens_total"], report["learnt_tokens"]
         longest = max(report["length_percentiles"]["max"], min(packed.get("tokens", 0), total))
         if layout == "padded":
-            return cls(number, round(1.2 * total), learnt, longest)
+            return cls(number, round(1.2 * total), learnt, longest, held)
         shared = total - report["shared_prefix"]["rows_physical_estimate"]
-        return cls(number, max(1, round(total - 0.9 * shared)), learnt, longest)
+        return cls(number, max(1, round(total - 0.9 * shared)), learnt, longest, held)
 
     def drawing(self, rollouts: Rollouts | None, own: OwnAnswers | None = None) -> SampleFacts:
         """The same for a run that learns from its own answers, in rows of a training step that cost as much.
@@ -98,6 +99,8 @@ class Estimate:
     seconds: float | None
     """Of all optimiser steps; None where no rate was measured."""
     seconds_range: tuple[float, float] | None
+    measure_seconds: float | None
+    """Of measuring held-out rows, which comes on top of the steps."""
     flops: float
     reasons: list[str] = field(default_factory=list)
     steps: int = 0
@@ -137,11 +140,12 @@ def estimate(
     base_bits: float | None = None,
     beside: Sequence[ModelShape] = (),
     reference: bool = False,
+    measured_rows: float = 0.0,
 ) -> Estimate:
     """Peak bytes and seconds of a run of `steps` steps. Without `flops_per_second` (`speed.measured_rate`) no time is given.
 
     `beside` are further models that are held in memory and read every row without learning: a teacher, a reward model of its own. With `reference` the
-    model itself reads every row once before the first step.
+    model itself reads every row once before the first step. `measured_rows` are samples read without being learnt, over the whole run.
     """
     asked, shape = shape, method.grown(shape) if hasattr(method, "grown") else shape
     rank = rank_of(method)
@@ -175,6 +179,8 @@ def estimate(
     )
     flops += 2.0 * (facts.rows_per_epoch * shape.active_weights + facts.label_rows_per_epoch * shape.head_weights) if reference else 0.0
     seconds = flops / (flops_per_second * speed.EFFICIENCY) if flops_per_second else None
+    per_sample = sum(2.0 * (facts.rows_per_epoch * one.active_weights + facts.label_rows_per_epoch * one.head_weights) for one in (shape, *beside))
+    measure = measured_rows * per_sample / max(1, facts.samples) / (flops_per_second * speed.EFFICIENCY) if flops_per_second else None
     spread = (seconds / speed.SPREAD, seconds * speed.SPREAD) if seconds is not None else None
     reasons = [say("fit.reason.rows", rows=f"{rows:,}", longest=f"{facts.longest:,}")]
     if flops_per_second:
@@ -184,7 +190,7 @@ def estimate(
     if beside:
         size = sum(other.parameters for other in beside)
         reasons.append(say("fit.reason.beside", count=len(beside), size=f"{size / 1e9:.2f}", memory=readable_size(parts["beside"])))
-    return Estimate(peak, needed, parts, seconds, spread, flops, reasons, steps, rows, question)
+    return Estimate(peak, needed, parts, seconds, spread, measure, flops, reasons, steps, rows, question)
 
 
 def of_run(
@@ -197,12 +203,16 @@ def of_run(
     # A run whose objective says too little is refused elsewhere.
     told = objective is not None and (getattr(config.objective, "reward", None) is not None or not hasattr(config.objective, "reward"))
     asks = objective.function(config.objective) if objective is not None and told else None
-    facts = facts.drawing(asks.rollouts, asks.own_answers) if asks is not None else facts
+    rollouts = asks.rollouts if asks is not None else None
+    schedule = replace(make_schedule(config.engine, facts.samples, 0.0), total_steps=steps)
+    measuring = measuring_of(config.engine, schedule, facts.held_out, reference=asks is not None and asks.reference, rollouts=rollouts)
+    facts = facts.drawing(rollouts, asks.own_answers) if asks is not None else facts
     return estimate(
         shape, trainable=trainable_parameters(shape, config.method), rows_per_pass=rows_per_pass, facts=facts, steps=steps,
         batch_size=batch_size_for(config.engine, facts.samples), dtype=dtype, device=device, layout=layout, method=config.method,
         probes=asked if probes is None else probes, flops_per_second=flops_per_second,
         base_bits=config.base.bits_per_weight, beside=models_beside(config), reference=asks is not None and asks.reference,
+        measured_rows=measuring.passes / (rollouts.num_answers if rollouts is not None else 1),  # one answer is drawn to a prompt that is measured
     )  # fmt: skip
 
 
@@ -369,7 +379,9 @@ def describe(found: Estimate, available: int | None = None) -> list[str]:
             lines += [f"  {line}" for line in what_fits(found, available)]
     if found.seconds is not None and found.seconds_range is not None:
         low, high = found.seconds_range
-        lines.append(say("fit.time", time=duration(found.seconds), low=duration(low), high=duration(high), steps=found.steps))
+        measure = found.measure_seconds or 0.0
+        times = {"time": found.seconds + measure, "low": low + measure / speed.SPREAD, "high": high + measure * speed.SPREAD, "measure": measure}
+        lines.append(say("fit.time", **{name: duration(value) for name, value in times.items()}, steps=found.steps))
     return lines + [f"  {reason}" for reason in found.reasons]
 
 

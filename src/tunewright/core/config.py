@@ -150,6 +150,8 @@ class EngineConfig(Section):
     """Steps between checkpoints, or `epoch`; null: only at the end."""
     evaluate_every: int | Literal["auto", "epoch"] | None = "auto"
     """Steps between measurements on the held-out rows, or `epoch`; null: only at the end."""
+    evaluate_rows: int | None = Field(default=512, gt=0)
+    """Most held-out rows that are measured while the run learns, the same ones each time; all at the end where that costs under a tenth of the training. null: all."""
     keep_best: bool = True
     """Return to the weights with the lowest held-out loss at the end."""
     early_stop: int | None = Field(default=None, gt=0)
@@ -171,7 +173,7 @@ class EngineConfig(Section):
     def _no_truth(cls, value: Any) -> Any:
         return _not_bool(value)
 
-    @field_validator("rows_per_pass", "threads", "save_every", "evaluate_every", "batch_size", mode="before")
+    @field_validator("rows_per_pass", "threads", "save_every", "evaluate_every", "evaluate_rows", "batch_size", mode="before")
     @classmethod
     def _positive(cls, value: Any) -> Any:
         _not_bool(value)

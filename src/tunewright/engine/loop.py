@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CheckpointError, TrainingError, problem
+from tunewright.core.sequences import Joined, Picked
 from tunewright.core.telling import Tell
 from tunewright.core.types import Sample
 from tunewright.core.words import say
@@ -22,9 +23,9 @@ from tunewright.engine.events import EventLog
 from tunewright.engine.meters import peak_memory_bytes
 from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
 from tunewright.engine.reference import FILE as REFERENCE_FILE
-from tunewright.engine.reference import ReferenceStore, key_of
+from tunewright.engine.reference import ReferenceStore
 from tunewright.engine.rounds import RoundStepper
-from tunewright.engine.schedule import Schedule
+from tunewright.engine.schedule import Measuring, Schedule, measuring_of, steps_between
 from tunewright.engine.signals import StopFlag
 from tunewright.engine.step import Figures, Stepper, StepReport, held_out_loss, means
 
@@ -50,6 +51,9 @@ class Progress:
     held_out_loss: float | None = None
     held_out_figures: dict[str, float] = field(default_factory=dict)
     """What the objective watches (accuracy, margin), as last measured on the held-out rows."""
+    held_out_loss_all: float | None = None
+    """Over all held-out rows at the end, where only some of them were measured on the way."""
+    held_out_figures_all: dict[str, float] = field(default_factory=dict)
     held_out_rewards_before: list[float] = field(default_factory=list)
     """Rewards of the answers to the held-out prompts before training, where a run learns from rewards."""
     best_step: int | None = None
@@ -78,26 +82,26 @@ class Loop:
     stop: StopFlag
     device: str
     progress: Progress = field(default_factory=Progress)
+    measuring: Measuring = field(init=False)
+    measured: Sequence[Sample] = field(init=False)
+    """The held-out rows that are measured while the run learns."""
+
+    def __post_init__(self) -> None:
+        objective = self.stepper.objective
+        self.measuring = measuring_of(self.engine, self.schedule, len(self.held_out), reference=objective.reference, rollouts=objective.rollouts)
+        self.measured = Picked(self.held_out, self.measuring.rows)
 
     @property
     def checkpoints(self) -> Path:
         """The folder of this run's checkpoints."""
         return self.run / "checkpoints"
 
-    def _every(self, setting: Any) -> int:
-        """A setting of `save_every` or `evaluate_every` in steps; 0 for never before the end."""
-        if setting == "epoch":
-            return self.schedule.steps_per_epoch
-        if setting == "auto":
-            return min(200, max(10, self.schedule.total_steps // 10))
-        return setting or 0
-
     def learn(self) -> None:
         """Take all remaining steps. Leaves the best (or last) weights in the model and a verified checkpoint on disk.
 
         Raises Interrupted after a checkpoint when a signal came, TrainingError when steps stay non-finite.
         """
-        save_every, evaluate_every = self._every(self.engine.save_every), self._every(self.engine.evaluate_every)
+        save_every, evaluate_every = (steps_between(setting, self.schedule) for setting in (self.engine.save_every, self.engine.evaluate_every))
         if self.held_out and self.progress.step == 0 and self.progress.held_out_loss_before is None:
             self.progress.held_out_loss_before = self._evaluate(0)
         self.tell.start(say("train.steps"))
@@ -116,6 +120,7 @@ class Loop:
                     self._save()
             self.tell.finish()
             self._return_to_best()
+            self._measure_all()
         finally:
             self.stop.deferred = False
 
@@ -129,25 +134,31 @@ class Loop:
             return
         start, about = time.perf_counter(), describe()
         also = self.stepper.objective.companions
-        extra = list(also([*self.samples, *self.held_out], self._room())) if also else []
+        measured = self.held_out if self.measuring.all_at_end else self.measured
+        everything = Joined(self.samples, measured)
+        extra: Iterable[Sample] = also(everything, self._room()) if also else ()  # also in a run that is taken up again: partners are chosen here
         store = ReferenceStore.load(self.run, about)
         if store is None:
             if self.progress.step:
                 raise CheckpointError(problem("E-CKPT-05", str(self.run / REFERENCE_FILE), cause="-"))
-            store, rows = ReferenceStore(about), self.stepper.rows_per_pass
+            store, rows = ReferenceStore(about, self.run), self.stepper.rows_per_pass
             # In the passes in which the first epoch will learn, so that half precision rounds both alike: at step 1 nothing differs.
             steps = range(1 + self._learns_as_it_measures(), min(self.schedule.steps_per_epoch, self.schedule.total_steps) + 1)
-            parts = [*([self.samples[i] for i in self.schedule.samples_of(number)] for number in steps), list(self.held_out), extra]
-            what, total, done = say("train.reference"), sum(map(len, parts)), 0
+            learnt = sum(len(self.schedule.samples_of(number)) for number in steps)
+            total = learnt + len(measured) + (len(everything) if also else 0)
+            what, done = say("train.reference"), 0
             self.tell.start(what)
-            for part in parts:
+            for number in steps:
+                part = [self.samples[i] for i in self.schedule.samples_of(number)]
                 store.fill(self.stepper.policy, part, rows, on_pass=partial(self._reference_done, what, total=total, before=done))
                 done += len(part)
+            for rest, before in ((measured, done), (extra, done + len(measured))):
+                store.fill(self.stepper.policy, rest, rows, on_pass=partial(self._reference_done, what, total=total, before=before))
             self.tell.finish()
-            if store.values:
+            if len(store):
                 store.save(self.run)
             self.progress.train_seconds += time.perf_counter() - start
-            self.log.write("reference", branches=len(store.values), seconds=round(time.perf_counter() - start, 3))
+            self.log.write("reference", branches=len(store), seconds=round(time.perf_counter() - start, 3))
         store.taking = self.progress.step == 0 and self._learns_as_it_measures()
         self.stepper.policy.reference = store
 
@@ -163,10 +174,8 @@ class Loop:
             return
         store.taking = False
         if not report.applied:
-            for branch in (b for s in chosen for b in s.branches):
-                store.values.pop(key_of(branch), None)
             self.stepper.policy.reference = None
-            store.fill(self.stepper.policy, chosen, self.stepper.rows_per_pass)
+            store.fill(self.stepper.policy, chosen, self.stepper.rows_per_pass, again=True)
             self.stepper.policy.reference = store
         store.save(self.run)
 
@@ -182,9 +191,9 @@ class Loop:
         if teacher is None or not teacher.teaching.top_k or teacher.load(self.run):
             return
         start, rows, what = time.perf_counter(), self.stepper.rows_per_pass, say("distill.scoring")
-        everything = [*self.samples, *self.held_out]
+        everything = Joined(self.samples, self.held_out if self.measuring.all_at_end else self.measured)
         self.tell.start(what)
-        teacher.fill(everything, rows, on_pass=lambda done: self._reference_done(what, done, len(everything)))
+        teacher.fill(everything, rows, self.run, on_pass=lambda done: self._reference_done(what, done, len(everything)))
         self.tell.finish()
         teacher.save(self.run)
         teacher.close()
@@ -257,7 +266,7 @@ class Loop:
         if isinstance(self.stepper, RoundStepper):
             loss = self._measure_rewards(self.stepper, step, figures)
         else:
-            loss = held_out_loss(self.stepper.policy, self.stepper.objective, list(self.held_out), self.stepper.rows_per_pass, figures=figures)
+            loss = held_out_loss(self.stepper.policy, self.stepper.objective, self.measured, self.stepper.rows_per_pass, figures=figures)
         self.progress.evaluate_seconds += time.perf_counter() - start
         self.progress.held_out_loss = loss
         found = means(figures)
@@ -268,7 +277,7 @@ class Loop:
 
     def _measure_rewards(self, stepper: RoundStepper, step: int, figures: Figures) -> float:
         """Rewards of the same draws to the same held-out prompts at every measurement; against those of step 0, with the standard error of the change."""
-        loss, rewards = stepper.measure(list(self.held_out), figures)
+        loss, rewards = stepper.measure(self.measured, figures)
         before = self.progress.held_out_rewards_before
         if step == 0 or len(before) != len(rewards):
             self.progress.held_out_rewards_before = rewards
@@ -279,6 +288,24 @@ class Loop:
         figures["reward_change"] = (mean, 1)
         figures["reward_change_error"] = (spread / len(change) ** 0.5, 1)
         return loss
+
+    def _measure_all(self) -> None:
+        """All held-out rows under the weights that are handed out, where only some of them were measured on the way and that costs little."""
+        if not self.measuring.all_at_end:
+            return
+        start, p = time.perf_counter(), self.progress
+        figures: Figures = {}
+        self.tell.start(say("train.measuring_all", rows=f"{len(self.held_out):,}"))
+        if isinstance(self.stepper, RoundStepper):
+            p.held_out_loss_all = self.stepper.measure(self.held_out, figures)[0]
+        else:
+            p.held_out_loss_all = held_out_loss(
+                self.stepper.policy, self.stepper.objective, self.held_out, self.stepper.rows_per_pass, self.stop.check, figures
+            )
+        self.tell.finish()
+        p.held_out_figures_all = means(figures)
+        p.evaluate_seconds += time.perf_counter() - start
+        self.log.write("evaluation_all", step=p.step, rows=len(self.held_out), held_out_loss=p.held_out_loss_all, figures=p.held_out_figures_all)
 
     def _keep_best(self, loss: float) -> None:
         p = self.progress

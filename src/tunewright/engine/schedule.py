@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.seeds import permutation
+
+END_SHARE = 0.1
+"""All held-out rows are measured at the end where that costs at most this share of the training."""
+LEARNING_COST = 3
+"""What learning from a row costs, in passes that only measure it: forward, and twice as much backward."""
 
 
 @lru_cache(maxsize=2)
@@ -83,3 +90,41 @@ def learning_rate_for(method_rate: float, steps: int, parameters: int = 0) -> fl
     """
     factor = 5.0 if steps <= 200 else 2.5 if steps <= 1000 else 1.0
     return method_rate * (min(factor, 2.5) if parameters > 2e9 else factor)
+
+
+def steps_between(setting: int | str | None, schedule: Schedule) -> int:
+    """`save_every` or `evaluate_every` in steps; 0 for never before the end."""
+    if setting == "epoch":
+        return schedule.steps_per_epoch
+    if setting == "auto":
+        return min(200, max(10, schedule.total_steps // 10))
+    return int(setting or 0)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Which held-out rows are measured. `rows` while the run learns, `times` in all; `all_at_end`: every held-out row once more at the end."""
+
+    rows: Sequence[int]
+    times: int
+    all_at_end: bool
+    passes: int
+    """Rows that are read without being learnt, over the whole run: what measuring costs."""
+
+
+def measuring_of(engine: EngineConfig, schedule: Schedule, num_held_out: int, *, reference: bool = False, rollouts: Any = None) -> Measuring:
+    """The plan of measurements, a function of numbers that are known before the first step, so that a resumed run keeps to it.
+
+    With `reference` every row that is measured is also read once by the model of step 0. `rollouts` says how many answers a row is learnt from.
+    """
+    most = num_held_out if engine.evaluate_rows is None else min(engine.evaluate_rows, num_held_out)
+    rows: Sequence[int] = range(num_held_out)
+    if most < num_held_out:
+        rows = sorted(permutation(engine.seed, "measured", num_held_out)[:most])
+    every = steps_between(engine.evaluate_every, schedule)
+    times = (1 + math.ceil(schedule.total_steps / every) if every else 2) if most else 0
+    once = 1 + reference
+    answers = rollouts.num_answers if rollouts is not None else 1
+    training = LEARNING_COST * answers * schedule.batch_size * schedule.total_steps
+    rest = most < num_held_out and once * num_held_out <= END_SHARE * training
+    return Measuring(rows, times, rest, most * times + reference * (num_held_out if rest else most) + (num_held_out if rest else 0))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from tunewright.core.seeds import stream_seed
+from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Objective, Sample, Term
 from tunewright.engine.forward import Policy
 from tunewright.engine.neftune import Noise
@@ -208,24 +209,32 @@ class Stepper:
 
 @torch.no_grad()
 def held_out_loss(
-    policy: Policy, objective: Objective, samples: list[Sample], rows_per_pass: int, stop: Any = None, figures: Figures | None = None
+    policy: Policy, objective: Objective, samples: Sequence[Sample], rows_per_pass: int, stop: Any = None, figures: Figures | None = None
 ) -> float:
-    """The objective's loss over `samples` without gradient, divided once by the weights of all of them. NaN for no samples. Adds to `figures`."""
-    if not samples:
-        return float("nan")
-    if objective.prepare:
-        objective.prepare(samples)
-    if objective.measure:
-        objective.measure(samples, runner(policy, rows_per_pass))
-    totals = objective.plan(samples)
-    loss = 0.0
+    """The objective's loss over `samples` without gradient, divided once by the weights of all of them. NaN for no samples. Adds to `figures`.
+
+    Samples are taken in blocks, so that memory does not grow with their number; what an objective measures over a whole step (KTO's baseline) it measures
+    over a block.
+    """
+    totals: dict[str, float] = {}
+    for block in blocks(samples):
+        if objective.prepare:
+            objective.prepare(block)
+        for name, weight in objective.plan(block).items():
+            totals[name] = totals.get(name, 0.0) + weight
+    loss = 0.0 if len(samples) else float("nan")
     policy.model.eval()
-    for group in cut_passes(samples, rows_per_pass, padded=policy.layout == "padded"):
-        if stop is not None:
-            stop()
-        output = policy(group)
-        terms = objective.terms(output)
-        if figures is not None:
-            add_figures(figures, output.figures)
-        loss += sum(float(c * total / totals[name]) for name, (total, c) in terms.items() if totals.get(name))
+    for block in blocks(samples):
+        if objective.prepare:
+            objective.prepare(block)
+        if objective.measure:
+            objective.measure(block, runner(policy, rows_per_pass))
+        for group in cut_passes(block, rows_per_pass, padded=policy.layout == "padded"):
+            if stop is not None:
+                stop()
+            output = policy(group)
+            terms = objective.terms(output)
+            if figures is not None:
+                add_figures(figures, output.figures)
+            loss += sum(float(c * total / totals[name]) for name, (total, c) in terms.items() if totals.get(name))
     return loss

@@ -9,10 +9,7 @@ reference values are: bound to the rows by the content of every branch and to th
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,15 @@ from torch import Tensor
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CheckpointError, CompatError, ModelError, problem
+from tunewright.core.sequences import blocks
 from tunewright.core.telling import Tell
 from tunewright.core.types import Sample, Teaching, TokenTree
 from tunewright.core.words import say
 from tunewright.engine import opening
+from tunewright.engine.kept_values import KeptValues, about_of
 from tunewright.engine.layout import choose
 from tunewright.engine.placement import World
-from tunewright.engine.reference import KEY_BYTES, key_of, weights_digest
+from tunewright.engine.reference import weights_digest
 from tunewright.engine.tree import build_tree, cut_passes, padded_rows
 from tunewright.models import load
 from tunewright.models.divergence import bucketed, divergence, kept
@@ -46,7 +45,7 @@ class Teacher:
         self.teaching, self.vocabulary = teaching, vocabulary
         self._open, self.about = open_policy, about
         self._policy: Any = None
-        self.store: dict[bytes, Scores] | None = None
+        self.store: KeptValues | None = None
         """Branch -> scores of its labels, where they were kept."""
 
     @property
@@ -92,8 +91,8 @@ class Teacher:
         """Of all labels of `samples`: kept ones, or (a measurement of a few steps, which keeps nothing) computed now."""
         if self.store is None:
             return self._score(samples)
-        found = [self.store[key_of(branch)] for sample in samples for branch in sample.branches]
-        return torch.cat([token for token, _ in found]), torch.cat([log for _, log in found])
+        found = self.store.get(samples)
+        return torch.from_numpy(found["tokens"].copy()), torch.from_numpy(found["logprobs"].copy())
 
     @torch.no_grad()
     def _rows(self, samples: list[Sample], label_U: Tensor | None = None) -> tuple[Tensor, Head]:
@@ -119,18 +118,28 @@ class Teacher:
             logs.append(log.float().cpu())
         return torch.cat(tokens), torch.cat(logs)
 
-    def fill(self, samples: Sequence[Sample], rows_per_pass: int, *, on_pass: Callable[[int], None] | None = None) -> None:
-        """Keep the scores of all samples. `on_pass` is told how many samples are done and may raise."""
-        self.store = {} if self.store is None else self.store
+    def fill(
+        self, samples: Iterable[Sample], rows_per_pass: int, folder: Path | None = None, *, on_pass: Callable[[int], None] | None = None
+    ) -> None:
+        """Keep the scores of all samples; they wait in `folder` until `save`. `on_pass` is told how many samples are done and may raise."""
+        self.store = KeptValues(self._columns, folder) if self.store is None else self.store
         done = 0
-        for group in cut_passes(list(samples), rows_per_pass, padded=self.policy.layout == "padded"):
-            branches = [branch for sample in group for branch in sample.branches]
-            if any(key_of(branch) not in self.store for branch in branches):
-                parts = zip(*(part.split([len(b.learnt) for b in branches]) for part in self._score(group)), strict=True)
-                self.store.update({key_of(branch): (token.clone(), log.clone()) for branch, (token, log) in zip(branches, parts, strict=True)})
-            done += len(group)
-            if on_pass:
-                on_pass(done)
+        for block in blocks(samples):
+            for group in cut_passes(block, rows_per_pass, padded=self.policy.layout == "padded"):
+                if not self.store.has(group):
+                    branches = [branch for sample in group for branch in sample.branches]
+                    parts = zip(*(part.split([len(b.learnt) for b in branches]) for part in self._score(group)), strict=True)
+                    for branch, (token, log) in zip(branches, parts, strict=True):
+                        if branch not in self.store:
+                            self.store.add(branch, tokens=token.numpy(), logprobs=log.numpy())
+                done += len(group)
+                if on_pass:
+                    on_pass(done)
+
+    @property
+    def _columns(self) -> dict[str, tuple[str, int]]:
+        most = min(self.teaching.top_k or 1, self.vocabulary)
+        return {"tokens": ("<i4", most), "logprobs": ("<f4", most + 1)}
 
     def close(self) -> None:
         """Let the teacher's weights go."""
@@ -138,36 +147,21 @@ class Teacher:
 
     def save(self, folder: Path) -> None:
         """Write `FILE` in one rename."""
-        from safetensors.torch import save_file
-
-        assert self.store
-        scores = list(self.store.values())
-        tensors = {
-            "keys": torch.frombuffer(bytearray(b"".join(self.store)), dtype=torch.uint8).reshape(-1, KEY_BYTES),
-            "ends": torch.tensor([len(token) for token, _ in scores]).cumsum(0),
-            "tokens": torch.cat([token for token, _ in scores]), "logprobs": torch.cat([log for _, log in scores]),
-        }  # fmt: skip
-        temporary = folder / f".{FILE}"
-        save_file(tensors, temporary, metadata={"about": json.dumps(self._about(), sort_keys=True)})
-        os.replace(temporary, folder / FILE)
+        assert self.store is not None
+        self.store.save(folder / FILE, self._about())
 
     def load(self, folder: Path) -> bool:
         """Take what a run kept; False where it kept nothing. Raises CheckpointError for a file that cannot be read or is another teacher's."""
-        from safetensors import safe_open
-
         if not (folder / FILE).is_file():
             return False
         try:
-            with safe_open(folder / FILE, framework="pt") as stored:
-                stated = json.loads((stored.metadata() or {}).get("about", "null"))
-                keys, ends, tokens, logs = (stored.get_tensor(name) for name in ("keys", "ends", "tokens", "logprobs"))
+            stated = about_of(folder / FILE)
+            found = KeptValues.load(folder / FILE, self._columns) if stated == self._about() else None
         except Exception as e:
             raise CheckpointError(problem("E-OBJ-05", str(folder / FILE), cause=str(e).splitlines()[0][:160])) from e
         if stated != self._about():
             raise CheckpointError(problem("E-OBJ-06", str(folder / FILE), stated=stated, found=self._about()))
-        begins = [0, *ends.tolist()]
-        parts = [slice(a, b) for a, b in pairwise(begins)]
-        self.store = {bytes(key): (tokens[part], logs[part]) for key, part in zip(keys.numpy(), parts, strict=True)}
+        self.store = found
         return True
 
     def _about(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.errors import DataError, problem
+from tunewright.core.key_index import KEY_BYTES, KeyIndex
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Needs, Objective, Sample, Term
 
@@ -49,7 +50,7 @@ class Mismatched:
 
     def __init__(self) -> None:
         self.rows: Sequence[Sample] = ()
-        self.partner: dict[bytes, int] = {}
+        self.partner = KeyIndex()
         self.room: int | None = None
 
     def gather(self, rows: Sequence[Sample], room: int | None = None) -> Iterator[Sample]:
@@ -58,15 +59,23 @@ class Mismatched:
         if len(rows) < 2:
             raise DataError(problem("E-OBJ-01", "data.train", rows=len(rows)))
         self.rows, self.room = rows, room
-        asked = [_digest(question(row.branches[0])) for row in rows]
+        # Only digests stay in memory: there may be millions of rows.
+        digests = b"".join(_digest(question(row.branches[0])) for row in rows)
+
+        def asked(i: int) -> bytes:
+            return digests[i * KEY_BYTES : (i + 1) * KEY_BYTES]
+
         for i, row in enumerate(rows):
             near = (j % len(rows) for j in range(i - 1, max(i - LOOK_BACK, i - len(rows)) - 1, -1))
-            self.partner[_key(row)] = next((j for j in near if asked[j] != asked[i]), (i - 1) % len(rows))
+            self.partner.add(_key(row), next((j for j in near if asked(j) != asked(i)), (i - 1) % len(rows)))
         return (self.of(row) for row in rows)
 
     def of(self, row: Sample) -> Sample:
         """The questions of `row` with its partner's answers. Raises KeyError for a row that was not gathered: that cannot happen in a run."""
-        other = self.rows[self.partner[_key(row)]].branches
+        partner = self.partner.find(_key(row))
+        if partner is None:
+            raise KeyError(str(row.origin))
+        other = self.rows[partner].branches
         branches = [self._put(branch, other[b % len(other)]) for b, branch in enumerate(row.branches)]
         return replace(row, branches=branches, facts={})
 
@@ -84,11 +93,11 @@ def question(branch: Branch) -> list[int]:
 
 
 def _digest(tokens: list[int]) -> bytes:
-    return hashlib.blake2b(array("q", tokens).tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(array("q", tokens).tobytes(), digest_size=KEY_BYTES).digest()
 
 
 def _key(row: Sample) -> bytes:
-    return b"".join(_digest(branch.tokens) for branch in row.branches)
+    return hashlib.blake2b(b"".join(_digest(branch.tokens) for branch in row.branches), digest_size=KEY_BYTES).digest()
 
 
 def rewards(output: Any) -> tuple[Any, Any]:
