@@ -201,10 +201,10 @@ def test_missing_files_and_folders_without_data_are_errors(tmp_path):
 
 
 def test_folder_gives_its_data_files_in_order_of_name(tmp_path):
-    for name in ("b.jsonl", "a.json", "notes.pdf", ".hidden.json", "dataset_info.json", "c.txt", "d.CSV", "e.parquet", "f.json.gz"):
+    for name in ("b.jsonl", "a.json", "notes.pdf", ".hidden.json", "dataset_info.json", "c.tsv", "d.CSV", "e.parquet", "f.json.gz"):
         (tmp_path / name).write_text("[]", encoding="utf-8")
     (tmp_path / "g.json").mkdir()
-    assert [p.name for p in data_files(str(tmp_path))] == ["a.json", "b.jsonl", "c.txt", "d.CSV", "e.parquet", "f.json.gz"]
+    assert [p.name for p in data_files(str(tmp_path))] == ["a.json", "b.jsonl", "c.tsv", "d.CSV", "e.parquet", "f.json.gz"]
     assert [p.name for p in data_files("a.json", str(tmp_path))] == ["a.json"]
 
 
@@ -302,3 +302,55 @@ def test_decode_counts_bytes_from_the_start_of_the_file():
 
 def test_readers_are_registered_by_ending():
     assert {".json", ".jsonl", ".ndjson", ".txt"} <= READERS.keys()
+
+
+# ---- rows that are lists of turns
+
+TALKS = [[{"role": "user", "content": f"Jar {i}?"}, {"role": "assistant", "content": f"Plums {i}."}] for i in range(3)]
+SHARED = [
+    [{"from": "human", "value": "Jar?"}, {"from": "gpt", "value": "Plums."}],
+    [{"from": "human", "value": "Tin?"}, {"from": "gpt", "value": "Tea."}],
+]
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+@pytest.mark.parametrize("layout", ["lines", "list", "pretty", "spread"])
+@pytest.mark.parametrize("talks", [TALKS, SHARED, TALKS[:1], SHARED[:1]], ids=["many", "shared", "one", "one shared"])
+def test_a_list_of_turns_is_a_dialogue(write, talks, layout, ending):
+    text = {
+        "lines": "\n".join(map(json.dumps, talks)) + "\n", "list": json.dumps(talks), "pretty": json.dumps(talks, indent=1),
+        "spread": "[\n" + ",\n".join(map(json.dumps, talks)) + "\n]",
+    }[layout]  # fmt: skip
+    found = read(Path(write(f"a.{ending}", text))).rows
+    name = "messages" if "role" in talks[0][0] else "conversations"
+    assert [row.value for row in found] == [{name: talk} for talk in talks]
+    if layout == "lines":
+        assert [row.origin.line for row in found] == [*range(1, len(talks) + 1)]
+
+
+def test_a_file_that_is_one_dialogue_over_lines_is_one_row(write):
+    assert [row.value for row in read(Path(write("a.json", json.dumps(TALKS[0], indent=2)))).rows] == [{"messages": TALKS[0]}]
+
+
+def test_a_dialogue_longer_than_what_is_read_at_once_is_one_row_a_line(write):
+    long = [[{"role": "user", "content": "a" * 300_000}, {"role": "assistant", "content": "b" * 300_000}] for _ in range(3)]
+    assert [row.value["messages"] for row in read(Path(write("a.jsonl", "\n".join(map(json.dumps, long))))).rows] == long
+
+
+@pytest.mark.parametrize("between", ["", "\n"])
+def test_arrays_of_rows_that_were_put_together_are_still_an_error(write, between):
+    with pytest.raises(DataError, match="second array"):
+        read(Path(write("a.jsonl", json.dumps([ROW, ROW]) + between + json.dumps([ROW]))))
+
+
+def test_rows_that_call_a_column_role_stay_rows(write):
+    rows = [{"role": "pirate", "content": "Ahoy"}, {"role": "cook", "content": "Soup"}]
+    assert [row.value for row in read(Path(write("a.json", json.dumps(rows)))).rows] == rows
+
+
+@pytest.mark.parametrize("value", [[ROW] * 3, {"data": [ROW] * 3}], ids=["array", "under a key"])
+def test_rows_on_one_line_are_told_apart_by_their_number(write, value):
+    place = write("a.json", json.dumps(value))
+    assert [str(row.origin) for row in read(Path(place)).rows] == [f"{place}:1", f"{place}:1 (row 2)", f"{place}:1 (row 3)"]
+    spread = write("b.json", json.dumps(value, indent=1))
+    assert not any("(row" in str(row.origin) for row in read(Path(spread)).rows)

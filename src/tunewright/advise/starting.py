@@ -19,6 +19,7 @@ from tunewright.core.files import write_text
 from tunewright.core.types import PlainText, Row
 from tunewright.core.words import ASSETS, LANGUAGES, language, say
 from tunewright.data import inspect
+from tunewright.data.catalogue import held_part, resolve
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 # (rows up to, epochs). Samples a step and the learning rate stay `auto`: training resolves them from the same number of rows, in one place.
@@ -43,6 +44,8 @@ class Look:
     """The distinct answers, most frequent first, where they are few and short; else empty."""
     median_answer: int
     """Characters."""
+    has_valid: bool = False
+    """Whether the data brings rows of its own to measure with."""
 
 
 def look_at(data: str, columns: dict[str, str] | None = None) -> Look:
@@ -53,7 +56,8 @@ def look_at(data: str, columns: dict[str, str] | None = None) -> Look:
     few = 2 <= len(counted) <= min(FEW_ANSWERS, len(answers) // 4) and max(map(len, counted)) <= SHORT
     lengths = sorted(map(len, answers)) or [0]
     labels = tuple(text for text, _ in counted.most_common()) if few else ()
-    return Look(found.report["rows_kept"], found.report["rows_dropped"], found.report["format"], labels, lengths[len(lengths) // 2])
+    has_valid = any(map(held_part, resolve(data)))
+    return Look(found.report["rows_kept"], found.report["rows_dropped"], found.report["format"], labels, lengths[len(lengths) // 2], has_valid)
 
 
 def _answer(row: Row) -> str:
@@ -82,7 +86,7 @@ def starter(
     chosen = lang if lang in LANGUAGES else language()
     look = look_at(data, columns)
     template = Template((ASSETS / "templates" / f"run.yaml.{chosen}").read_text(encoding="utf-8"))
-    held_out = "0.1" if look.rows >= 20 else "0"
+    held_out = "null" if look.has_valid else "0.1" if look.rows >= 20 else "0"
     return template.substitute(
         name=name, found="\n".join(f"# {line}" for line in findings(look, chosen)), model=scalar(model or MODEL), data=scalar(data), held_out=held_out,
         format=look.format, columns=_columns_line(columns), rank=16 if look.rows > 100 else 8, epochs=epochs_for(look),

@@ -39,7 +39,7 @@ class DataConfig(Section):
     train: str | list[str | dict[str, Any]]
     """A file, a folder, a name in a dataset_info.json, or a list of these."""
     held_out: float | int | str | None = None
-    """Rows kept for measuring, never trained on: a share (0.1), a count (50) or a file. Default: 0.1, and 0 under 20 rows."""
+    """Rows kept for measuring, never trained on: a share (0.1), a count (50) or a file. Default: the valid part of a folder; else 0.1, and 0 under 20 rows."""
     dir: str | None = None
     """Folder in which names are looked up in a dataset_info.json."""
     format: str = "auto"

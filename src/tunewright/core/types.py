@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.words import say
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -21,7 +23,8 @@ class Origin:
     row: int
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        # More rows than lines up to here: several stand on one line, and their number tells them apart.
+        return f"{self.file}:{self.line}" + (say("origin.row", row=self.row) if self.row > self.line else "")
 
 
 @dataclass(frozen=True)

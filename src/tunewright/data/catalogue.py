@@ -17,7 +17,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tunewright.data.files import hub
 from tunewright.data.files.encodings import find_encoding
 from tunewright.data.files.source import find
 from tunewright.data.formats.common import Columns, Unusable
-from tunewright.data.reading import RawRow, RawStream, data_files, stream
+from tunewright.data.reading import HELD, MEASURED, TRAINED, Parts, RawRow, RawStream, find_parts, parts_inside, stream
 
 REGISTRY = "dataset_info.json"
 DEFAULT_PLACES = ("data", ".")
@@ -61,10 +61,14 @@ class ResolvedEntry:
     """The name in the registry; empty for a path."""
     notes: Columns = field(default_factory=Columns)
     """`notes.notes` counts what the converter did on the way; keys of `data.note.*`."""
+    parts: Parts = field(default_factory=lambda: Parts([]))
+    """All files that the place names; `files` are those of them that are read."""
+    read_parts: tuple[str, ...] = TRAINED
+    """Which part is read of a file that has several."""
 
     def stream(self, path: Path) -> RawStream:
         """The rows of one of the files, while it is read. Text files of the catalogue hold a row a line, empty ones too, as LLaMA-Factory reads them."""
-        opened = stream(path)
+        opened = stream(path, parts=self.read_parts)
         if self.convert is not None and path.suffix.lower() == ".txt":
             opened.rows = _lines(path)
         return opened
@@ -81,8 +85,11 @@ class ResolvedEntry:
         )
 
 
-def resolve(entry: str | dict[str, Any], data_dir: str | None = None) -> list[ResolvedEntry]:
-    """What an entry of `data.train` stands for, in its order. Raises DataError for what is not there or cannot be used, with what was looked up."""
+def resolve(entry: str | dict[str, Any], data_dir: str | None = None, *, to_train: bool = True) -> list[ResolvedEntry]:
+    """What an entry of `data.train` stands for, in its order; without `to_train` what is measured of it.
+
+    Raises DataError for what is not there or cannot be used, with what was looked up.
+    """
     known = {"file": entry} if isinstance(entry, str) else entry
     place, weight = str(known["file"]), float(known.get("weight", 1.0))
     kind = str(known.get("format", "auto"))
@@ -92,12 +99,22 @@ def resolve(entry: str | dict[str, Any], data_dir: str | None = None) -> list[Re
     for part in parts:
         registry = _registry_with(part, data_dir)
         if registry is not None and (data_dir is not None or not _is_path(part, data_dir)):
-            found.append(_catalogued(part, *registry, kind, dict(columns), weight))
+            one = _catalogued(part, *registry, kind, dict(columns), weight, to_train)
         else:
             if not _is_path(part, data_dir):
                 _refuse_unknown(part, data_dir)
-            found.append(ResolvedEntry(data_files(part, data_dir), kind, dict(columns), weight=weight))
+            one = ResolvedEntry([], kind, dict(columns), weight=weight, parts=find_parts(part, data_dir, to_train=to_train))
+        one.files, one.read_parts = (one.parts.train, TRAINED) if to_train else (one.parts.measured, MEASURED)
+        found.append(one)
     return found
+
+
+def held_part(one: ResolvedEntry) -> ResolvedEntry | None:
+    """What is measured beside an entry that is trained on: the files, or the part of its one file, that are named for it. None where there is nothing."""
+    if one.parts.valid:
+        return replace(one, files=one.parts.valid, limit=None)
+    inside = [path for path in one.files if path.is_file() and "valid" in parts_inside(path)]
+    return replace(one, files=inside, limit=None, read_parts=HELD) if inside else None
 
 
 def chosen_rows(total: int, wanted: int | None, name: str = "") -> list[int]:
@@ -172,7 +189,7 @@ def _refuse_unknown(name: str, data_dir: str | None) -> None:
 # ---- one entry
 
 
-def _catalogued(name: str, path: Path, content: dict[str, Any], kind: str, columns: dict[str, str], weight: float) -> ResolvedEntry:
+def _catalogued(name: str, path: Path, content: dict[str, Any], kind: str, columns: dict[str, str], weight: float, to_train: bool) -> ResolvedEntry:
     """The entry `name` of the registry at `path`. Raises DataError with everything that stands against using it."""
     entry = content[name]
     where = f"{path}: {name}"
@@ -183,14 +200,15 @@ def _catalogued(name: str, path: Path, content: dict[str, Any], kind: str, colum
     if not problems:
         problems += _missing_roles(entry, where)
     raise_all(problems, DataError)
-    files = _files(entry, path.parent, name, where)
+    parts = _files(entry, path.parent, name, where, to_train)
+    files = parts.train
     block = {role: str(column) for role, column in (entry.get("columns") or {}).items() if column}
     named = Columns(block)
     if not _hub_of(entry):
         named.notes["entry_key_without_effect"] += sum(entry.get(key) is not None for key in OF_A_HUB)
         named.notes["file_changed"] += bool(entry.get("file_sha1")) and len(files) == 1 and not _same_file(files[0], str(entry["file_sha1"]))
     made = converter(_attributes(entry), named, KINDS[kind])
-    return ResolvedEntry(files, f"{name} ({entry.get('formatting', 'alpaca')})", block, made, entry.get("num_samples"), weight, name, named)
+    return ResolvedEntry(files, f"{name} ({entry.get('formatting', 'alpaca')})", block, made, entry.get("num_samples"), weight, name, named, parts)
 
 
 def _attributes(entry: dict[str, Any]) -> Attributes:
@@ -265,15 +283,15 @@ def _hub_of(entry: dict[str, Any]) -> str | None:
     return found[0] if found else None
 
 
-def _files(entry: dict[str, Any], folder: Path, name: str, where: str) -> list[Path]:
+def _files(entry: dict[str, Any], folder: Path, name: str, where: str, to_train: bool) -> Parts:
     """The file, or all data files of the folder, that `file_name` names below the registry's folder; or those of the hub set, fetched."""
     if remote := _hub_of(entry):
         place = HUBS[remote] + str(entry[remote]) + (f"/{entry['subset']}" if entry.get("subset") else "")
-        return data_files(f"{place}#{entry.get('split', 'train')}")
+        return find_parts(f"{place}#{entry.get('split', 'train')}")
     path = folder / str(entry["file_name"])
     if not path.exists():
         raise DataError(problem("E-DATA-43", where, name=name, file=str(path)))
-    return data_files(str(path))
+    return find_parts(str(path), to_train=to_train)
 
 
 def _same_file(path: Path, sha1: str) -> bool:

@@ -25,6 +25,7 @@ from tunewright.core.words import say
 from tunewright.data.catalogue import ResolvedEntry, chosen_rows, resolve
 from tunewright.data.formats.common import Columns, RowFault, Unusable
 from tunewright.data.reading import RawRow, stream
+from tunewright.data.reporting import under_key
 from tunewright.data.shaping import shape
 
 EXAMPLES = 5
@@ -44,6 +45,7 @@ class Converted:
     unread: dict[str, list[Origin]] = field(default_factory=dict)
     unheld: dict[str, list[Origin]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    parts: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`; every row read is written, unread or unheld."""
@@ -58,6 +60,7 @@ class Converted:
             "rows_dropped": sum(map(len, [*self.unread.values(), *self.unheld.values()])),
             "reasons": {name: {"what": _reason(name), **entry} for name, entry in reasons.items()},
             "notes": {name: count for name, count in sorted(self.notes.items()) if count},
+            "parts": self.parts,
         }
 
     def lines(self) -> list[str]:
@@ -65,7 +68,7 @@ class Converted:
         shown = self.as_dict()
         out = [say("convert.done", **{key: shown[key] for key in ("file", "to", "format", "rows_read", "rows_written", "rows_dropped")})]
         out += [f"  {e['count']}: {e['what']} ({', '.join(e['examples'])})" for e in shown["reasons"].values()]
-        return out + [f"! {say(f'data.note.{name}', count=count)}" for name, count in shown["notes"].items()]
+        return out + self.parts + [f"! {say(f'data.note.{name}', count=count)}" for name, count in shown["notes"].items()]
 
 
 def _counted(rows: list[Origin], stage: str) -> dict[str, Any]:
@@ -124,10 +127,12 @@ def _rows(source: str, data_format: str, columns: dict[str, str] | None, data_di
     """The usable rows of everything that `source` names; the others are counted in `made`."""
     for entry in resolve({"file": source, "format": data_format, "columns": columns or {}}, data_dir):
         found: list[tuple[Any, Origin]] = []
+        made.parts += filter(None, [entry.parts.said([])])
         for path in entry.files:
             opened = stream(path, whole=True) if entry.convert is None and entry.format == "documents" else entry.stream(path)
             found += [(row.value, row.origin) for row in opened.rows]
             made.notes += opened.notes
+            made.parts += map(under_key, opened.under)
         for row in _shaped(entry, found, made):
             if isinstance(row, tuple):
                 made.unread.setdefault(row[0], []).append(row[1])

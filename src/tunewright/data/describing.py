@@ -19,6 +19,7 @@ def describe(report: dict[str, Any], colour: bool = False) -> str:
     for entry in report["reasons"].values():
         lines.append("  " + say("data.say.reason", count=entry["count"], what=entry["what"], examples=", ".join(entry["examples"])))
     lines.append(say("data.say.split", train=report["train"], held_out=report["held_out"], format=report["format"], encoding=report["encoding"]))
+    lines += report.get("parts", [])
     if report["tokens_total"] is not None:
         lines += _token_lines(report)
     lines += [say("data.say.mixing", entry=number + 1, **one) for number, one in enumerate(report.get("mixing", ()))]

@@ -73,17 +73,18 @@ class _Entry:
 
 def inspect(
     config: DataConfig, renderer: Renderer | None, context_length: int | None = None, seed: int = 0, needs_tokens: bool = True,
-    *, workers: int | str | None = None, refuse: bool = True, check: bool = True, pack: int | None = None,
+    *, to_train: bool = True, workers: int | str | None = None, refuse: bool = True, check: bool = True, pack: int | None = None,
 ) -> DataSet:  # fmt: skip
     """Read, shape, encode, check and split the data of a run, and report on it (keys in `docs/data.md`).
 
     `context_length` is the model's, in tokens; `config.max_tokens` may only lower it. Without tokens (`needs_tokens` False, or no renderer)
     nothing is encoded and the token counts of the report are None. `workers` is `engine.threads`: how many processes a large set may use.
     Raises DataError for everything that would make the run worthless; with `refuse` False only for files that cannot be read. `check` False leaves out
-    the checks of the rows. `pack` says that rows of running text are documents (`data.documents`), and how many tokens of short ones make a sample.
+    the checks of the rows; `to_train` False reads what folders have for measuring.
+    `pack` says that rows of running text are documents (`data.documents`), and how many tokens of short ones make a sample.
     """
     started = time.perf_counter()
-    entries = _entries(config)
+    entries = _entries(config, to_train)
     tokens = needs_tokens and renderer is not None
     limits = [n for n in (config.max_tokens, context_length) if n is not None]
     light = Light.of(renderer.tokenizer) if renderer is not None and tokens else None
@@ -97,6 +98,7 @@ def inspect(
     else:
         store, was_kept = run.build(None), False
     report, findings = reporting.report_of(store, renderer if tokens else None)
+    report["parts"] = [*_parts_said(entries, to_train), *report["parts"]]
     report["rendering"] = renderer.proof().as_dict() if renderer is not None and tokens else None
     report["preparation"] = {"seconds": round(time.perf_counter() - started, 3), "from_cache": was_kept, "workers": 0 if was_kept else run.count}
     if refuse:
@@ -114,8 +116,8 @@ def inspect(
 # ---- what is to be read
 
 
-def _entries(config: DataConfig) -> list[_Entry]:
-    """The entries of `config.train` and the held-out file, resolved."""
+def _entries(config: DataConfig, to_train: bool) -> list[_Entry]:
+    """The entries of `config.train` and what is held out beside them, resolved."""
     listed = config.train if isinstance(config.train, list) else [config.train]
     if not listed:
         raise DataError(problem("E-DATA-01", "data.train", file="data.train", here=str(Path.cwd())))
@@ -128,15 +130,26 @@ def _entries(config: DataConfig) -> list[_Entry]:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
             raise DataError(problem("E-DATA-20", str(known["file"]), weight=weight))
         mixing.require_sensible(known, f"data.train[{number}]")
-        found.append(_resolved(known, config, number, held=False))
+        found.append(_resolved(known, config, number, held=False, to_train=to_train))
     place = _held_out_file(config)
-    return found + ([_resolved({"file": place}, config, len(listed), held=True)] if place is not None else [])
+    if place is not None:
+        return [*found, _resolved({"file": place}, config, len(listed), held=True, to_train=False)]
+    if config.held_out is not None:
+        return found
+    parts = [part for entry in found for one in entry.found if (part := catalogue.held_part(one)) is not None]
+    return [*found, *([_Entry(parts, {}, len(listed), held=True)] if parts else [])]
 
 
-def _resolved(known: dict[str, Any], config: DataConfig, number: int, held: bool) -> _Entry:
+def _resolved(known: dict[str, Any], config: DataConfig, number: int, held: bool, to_train: bool) -> _Entry:
     asked = {"file": known["file"], "weight": known.get("weight", 1.0), "format": known.get("format", config.format)}
     asked["columns"] = known.get("columns", config.columns)
-    return _Entry(catalogue.resolve(asked, config.dir), known, number, held)
+    return _Entry(catalogue.resolve(asked, config.dir, to_train=to_train), known, number, held)
+
+
+def _parts_said(entries: list[_Entry], to_train: bool) -> list[str]:
+    """What becomes of the parts of folders, in sentences."""
+    measured = [path for entry in entries if entry.held or not to_train for one in entry.found for path in one.files]
+    return list(dict.fromkeys(said for entry in entries for one in entry.found if (said := one.parts.said(measured))))
 
 
 def _held_out_file(config: DataConfig) -> str | None:
@@ -231,6 +244,7 @@ class _Run:
             ]:
                 gathered.train.notes.update(notes)
             facts = reporting.facts_of(gathered, writer, self.renderer, files, self.formats, self.encodings) | {"checked": found, **warned}
+            facts["under"] = [one for opened, _ in self._opened for one in opened.under]
             return writer.finish({"files": files, "facts": facts})
 
     def _sources(self) -> Iterator[Source]:
@@ -308,7 +322,7 @@ class _Run:
 
 def _open(one: catalogue.ResolvedEntry, path: Path) -> RawStream:
     """The rows of a file; a text file of the format `documents` is one row."""
-    return stream(path, whole=True) if one.convert is None and one.format == "documents" else one.stream(path)
+    return stream(path, whole=True, parts=one.read_parts) if one.convert is None and one.format == "documents" else one.stream(path)
 
 
 def _picked(rows: Iterator[RawRow], wanted: Counter[int], offset: list[int]) -> Iterator[RawRow]:

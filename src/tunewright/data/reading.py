@@ -4,7 +4,8 @@
 run: half a file is not what somebody meant to train on. The encoding is found and said (`files/encodings.py`); bytes that fit none are an error that
 names the byte and the line. Files packed with gzip are read as what they hold.
 
-A place is a file, a folder, or a set of the Hugging Face Hub or ModelScope, which becomes files on this machine first (`files/hub.py`).
+A place is a file, a folder, or a set of the Hugging Face Hub or ModelScope, which becomes files on this machine first (`files/hub.py`). A folder has
+parts, told from the names of its files and subfolders (`files/folders.py`).
 """
 
 from __future__ import annotations
@@ -17,36 +18,48 @@ from tunewright.core.errors import DataError, problem
 from tunewright.data import files
 from tunewright.data.files import hub
 from tunewright.data.files.encodings import decode, find_encoding
+from tunewright.data.files.folders import Parts, part_of, parts_of_folder
+from tunewright.data.files.json_files import wrapped_keys
 from tunewright.data.files.kinds import READERS, RawFile, RawRow, RawStream, Reader, ending_of, endings, reads
 from tunewright.data.files.source import Source, find, refused
 
-__all__ = ["READERS", "RawFile", "RawRow", "RawStream", "Reader", "data_files", "decode", "files", "read", "reads", "stream"]
+__all__ = [
+    "READERS", "Parts", "RawFile", "RawRow", "RawStream", "Reader", "data_files", "decode", "files", "find_parts", "part_of", "read", "reads", "stream",
+]  # fmt: skip
+
+TRAINED, HELD, MEASURED = ("train",), ("valid",), ("valid", "test", "train")
+"""Which part of a file is read: to train on, to measure beside it, and to measure with a file that was named for that."""
 
 
 def data_files(place: str, folder: str | None = None) -> list[Path]:
-    """The files that `place` names: itself, the readable files of a folder, sorted, or those of a hub set, which is fetched.
+    """The files that `place` names and that are trained on: the `train` part of `find_parts`."""
+    return find_parts(place, folder).train
 
-    `folder` is looked in when `place` is not found here. Raises DataError when there is none.
+
+def find_parts(place: str, folder: str | None = None, *, to_train: bool = True) -> Parts:
+    """The files that `place` names: itself, the readable files of a folder by part, or those of a hub set, which is fetched.
+
+    `folder` is looked in when `place` is not found here. Raises DataError when there is none; with `to_train` also when there is none to train on.
     """
     if hub.is_named(place):
-        return hub.fetch(place)
+        return Parts(hub.fetch(place))
     try:
         path = Path(place).expanduser()
         if not _exists(path) and folder is not None and _exists(Path(folder).expanduser() / place):
             path = Path(folder).expanduser() / place
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if _is_data(p))
-            if not found:
-                raise DataError(problem("E-DATA-07", str(path), folder=str(path), endings=endings()))
+            found = parts_of_folder(path)
+            if to_train:
+                found.require_train()
             return found
         is_there = _exists(path)
     except (OSError, ValueError, RuntimeError) as error:
         # A name with a zero byte, a name too long, a ~user that does not exist.
         raise refused(repr(place[:200]), error) from error
     if is_there:
-        return [path]
+        return Parts([path])
     if hub.could_be(place):
-        return hub.fetch(place)
+        return Parts(hub.fetch(place))
     raise DataError(problem("E-DATA-01", str(place), file=str(place), here=str(Path.cwd())))
 
 
@@ -55,25 +68,31 @@ def _exists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def _is_data(path: Path) -> bool:
-    return ending_of(path)[0] in READERS and not path.name.startswith(".") and path.name != "dataset_info.json" and not path.is_dir()
+def parts_inside(path: Path) -> dict[str, str]:
+    """Part -> key, for a JSON file that has its rows under keys; empty for any other file, also for one that cannot be read: that is said when it is."""
+    if ending_of(path)[0] not in (".json", ".jsonl", ".ndjson"):
+        return {}
+    source = find(path)
+    source.encoding = find_encoding(source.bytes, source.name)
+    return wrapped_keys(source)
 
 
-def stream(path: Path, *, whole: bool = False) -> RawStream:
+def stream(path: Path, *, whole: bool = False, parts: tuple[str, ...] = TRAINED) -> RawStream:
     """The rows of one file, given out while it is read.
 
-    `whole`: a text file is one row (the format `documents`). Raises DataError for a file that is missing, of an unknown kind or encoding; going through the
+    `whole`: a text file is one row (the format `documents`). `parts`: which part is wanted of a file that has several.
+    Raises DataError for a file that is missing, of an unknown kind or encoding; going through the
     rows raises it for a file that is empty, damaged or not valid.
     """
     source = find(path)
     kind = READERS.get(source.ending)
     if kind is None:
         raise DataError(problem("E-DATA-16", str(path), ending=path.suffix or "-", endings=endings()))
-    source.whole = whole
+    source.whole, source.parts = whole, parts
     if kind.is_text:
         source.encoding = find_encoding(source.bytes, source.name)
         source.notes["encoding_told"] += source.encoding.was_told
-    return RawStream(path, kind.name, source.encoding.name, _checked(kind.reader(source), source), source.notes)
+    return RawStream(path, kind.name, source.encoding.name, _checked(kind.reader(source), source), source.notes, source.under)
 
 
 def _checked(rows: Iterator[RawRow], source: Source) -> Iterator[RawRow]:

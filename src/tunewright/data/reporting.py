@@ -225,9 +225,10 @@ def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], 
     """The whole report in the reader's language, and its findings."""
     facts = dict(store.meta["facts"])
     kept = facts.pop("checked")
-    report = {key: value for key, value in facts.items() if key not in ("held_out_short", "mixing", "kinds")}
+    report = {key: value for key, value in facts.items() if key not in ("held_out_short", "mixing", "kinds", "under")}
     reasons = {reason: {"count": e["count"], "what": reason_text(reason), "examples": e["examples"]} for reason, e in facts["reasons"].items()}
     report["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0])))
+    report["parts"] = [under_key(one) for one in facts["under"]]
     report["dropped"] = {"total": facts["rows_dropped"], "rows": facts["dropped"]}
     train = store.columns["train"]
     if renderer is not None and len(train):
@@ -241,6 +242,13 @@ def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], 
     report["findings"] = [one.as_dict() for one in findings]
     report["score"] = score(findings, report)
     return report, findings
+
+
+def under_key(one: dict[str, Any]) -> str:
+    """Where the rows of a JSON file stand, and which lists beside them are left alone."""
+    key = "data.parts.key_measured" if one["part"] != "train" else "data.parts.key_trained"
+    said = say(key, file=one["file"], key=one["key"])
+    return said + (say("data.parts.key_others", others=", ".join(one["others"])) if one["others"] else "")
 
 
 def reason_text(reason: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import DataConfig
@@ -64,6 +64,8 @@ class Shown:
     kind: str
     branches: list[ShownBranch]
     turns: list[tuple[str, str]]
+    parts: list[str] = field(default_factory=list)
+    """What becomes of the parts of the folder that the row comes from, in sentences."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -74,6 +76,7 @@ class Shown:
             "kind": self.kind,
             "branches": branches,
             "turns": [{"role": r, "text": t} for r, t in self.turns],
+            "parts": self.parts,
         }
 
 
@@ -83,17 +86,18 @@ def show_row(config: DataConfig, opened: Opened | None, number: int | None) -> S
     from tunewright.data.inspecting import inspect
     from tunewright.data.reporting import reason_text
 
-    rows = inspect(config, None, needs_tokens=False, check=False).train_rows
+    data = inspect(config, None, needs_tokens=False, check=False)
+    rows, parts = data.train_rows, data.report["parts"]
     number = random.SystemRandom().randint(1, len(rows)) if number is None else number
     if number > len(rows):
         raise DataError(problem("E-DATA-53", str(config.train), row=number, rows=len(rows)))
     row = rows[number - 1]
     if opened is None:
-        return shown(number, row, None, None)
+        return replace(shown(number, row, None, None), parts=parts)
     made = encode([row], opened.renderer, max_tokens=None)
     if not made.samples:
         raise DataError(problem("E-DATA-57", str(row.origin), reason=reason_text(made.dropped[0].reason)))
-    return shown(number, row, made.samples[0], opened.renderer)
+    return replace(shown(number, row, made.samples[0], opened.renderer), parts=parts)
 
 
 def shown(number: int, row: Row, sample: Sample | None, renderer: Renderer | None) -> Shown:
@@ -140,7 +144,7 @@ def runs(tokens: Sequence[Token]) -> list[tuple[bool, str]]:
 
 def describe_row(row: Shown, colour: bool = False) -> str:
     """The row for a terminal: green and underlined, or between double brackets, is what is learnt."""
-    lines = [say("show.head", row=row.row, origin=row.origin, kind=row.kind)]
+    lines = [say("show.head", row=row.row, origin=row.origin, kind=row.kind), *row.parts]
     if not row.branches:
         lines.append(say("show.no_model"))
         return "\n".join([*lines, *(f"\n{role}:\n{_safe(text)}" for role, text in row.turns)])

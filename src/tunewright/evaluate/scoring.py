@@ -164,7 +164,7 @@ def _read(
     """The rows, rendered as for training: with the run's own system prompt where a row brings none."""
     renderer = opening.renderer_of(load.load_tokenizer(found.tokenizer_folder), config)
     settings: dict[str, Any] = {"train": data, "held_out": 0, "limit": limit, "format": data_format, "columns": columns or {}, "dir": data_dir}
-    return inspect(DataConfig.model_validate({**settings, "system": found.settings.get("data.system")}), renderer, context)
+    return inspect(DataConfig.model_validate({**settings, "system": found.settings.get("data.system")}), renderer, context, to_train=False)
 
 
 class _Work:
@@ -281,7 +281,7 @@ def _percent(value: float | None) -> str:
 def lines(result: dict[str, Any]) -> list[str]:
     """The figures for a terminal, in the reader's language."""
     report = result["data_report"]
-    out = [say("evaluate.rows", target=result["target"], data=result["data"], kept=report["rows_kept"], read=report["rows_read"])]
+    out = [say("evaluate.rows", target=result["target"], data=result["data"], kept=report["rows_kept"], read=report["rows_read"]), *report["parts"]]
     if "steps" in result:
         return [*out, *step_judging.lines(result["steps"])]
     if "ranking" in result:

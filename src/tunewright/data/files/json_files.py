@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from tunewright.core.errors import DataError, Problem, problem
 from tunewright.core.types import Origin
+from tunewright.data.files.folders import part_of
 from tunewright.data.files.kinds import SHOWN_PROBLEMS, RawRow, reads
 from tunewright.data.files.source import Source
 from tunewright.data.syntax import CONSTANT, find_constant, likely_cause, refuse_constant, refuse_twice
@@ -22,7 +23,28 @@ from tunewright.data.syntax import CONSTANT, find_constant, likely_cause, refuse
 WINDOW = 2**18
 KEPT_BEHIND = 2000  # characters before the scanner's place that tell the cause of an error
 NEAR_END = 16  # a word, an escape or a number cut by the window's end fails at most this far before it
+WRAPPERS = frozenset(
+    [
+        "data",
+        "rows",
+        "examples",
+        "items",
+        "records",
+        "samples",
+        "instances",
+        "entries",
+        "dataset",
+        "results",
+        "conversations",
+        "dialogues",
+        "dialogs",
+        "questions",
+        "数据",
+    ]
+)
+"""Keys under which programs put the list of rows; a part's name (`train`, `test`, ...) is one as well."""
 _space = re.compile(r"[ \t\r\n]*")
+_begins_a_turn = re.compile(r'\[\s*\{\s*"(?:role|from|content|value)"\s*:')
 _decoder = json.JSONDecoder(parse_constant=refuse_constant, object_pairs_hook=refuse_twice)
 
 
@@ -120,13 +142,16 @@ class _Window:
 
 @reads("json", ".json")
 def read_json(source: Source) -> Iterator[RawRow]:
-    """Rows of an array, of objects one after the other, or of one object a line."""
+    """Rows of an array, of objects one after the other, of one object a line, or of the list that stands under a key of the only object."""
+    keys = wrapped_keys(source)
     with source.text() as text:
         head, first = _beginning(text)
-        if first.startswith("{") and first.rstrip().endswith("}"):
+        if keys:
+            yield from _under(_Window(source.name, head, text), _chosen_key(keys, source))
+        elif first.startswith("{") and first.rstrip().endswith("}"):
             yield from _lines(source.name, head, text)
         elif first.startswith("["):
-            yield from _array(_Window(source.name, head, text))
+            yield from _arrays(source.name, head, text)
         elif first:
             yield from _one_after_another(_Window(source.name, head, text))
 
@@ -134,15 +159,166 @@ def read_json(source: Source) -> Iterator[RawRow]:
 @reads("jsonl", ".jsonl", ".ndjson")
 def read_jsonl(source: Source) -> Iterator[RawRow]:
     """One JSON value a line; blank lines are skipped. A file that is an array after all, or objects over several lines, is read as that."""
+    keys = wrapped_keys(source)
     with source.text() as text:
         head, first = _beginning(text)
         first = first.strip()
-        if first.startswith("[") and (first == "[" or first.endswith((",", "{")) or first.startswith("[{")):
-            yield from _array(_Window(source.name, head, text))
+        if keys:
+            yield from _under(_Window(source.name, head, text), _chosen_key(keys, source))
+        elif first.startswith("[") and (first == "[" or first.endswith((",", "{")) or first.startswith(("[{", "[[{"))):
+            yield from _arrays(source.name, head, text)
         elif first == "{":
             yield from _one_after_another(_Window(source.name, head, text))
         else:
             yield from _lines(source.name, head, text)
+
+
+def _arrays(name: str, head: str, text: TextIO) -> Iterator[RawRow]:
+    """A file that begins with a bracket: one array of rows, or a dialogue a line."""
+    start = len(head) - len(head.lstrip())
+    # A first turn may be longer than what is read so far.
+    if _is_turn(_first_element(head, start)) or _begins_a_turn.match(head, start):
+        if "\n" not in head[start:]:
+            head += text.readline()
+        end = head.find("\n", start)
+        if _is_dialogue(head[start : end if end >= 0 else len(head)]):
+            yield from _lines(name, head, text)
+            return
+    turns: list[RawRow] | None = []
+    for one in _array(_Window(name, head, text)):
+        if turns is not None and _is_turn(one.value):
+            turns.append(one)
+            continue
+        yield from turns or ()
+        turns = None
+        yield RawRow(_row(one.value), one.origin)
+    if turns:
+        yield RawRow(_row([one.value for one in turns]), turns[0].origin)
+
+
+def _first_element(head: str, start: int) -> Any:
+    """The first element of the array at `start`, where it is an object that is there already."""
+    found = _space.match(head, start + 1)
+    try:
+        return json_value(head, found.end() if found else start + 1)[0]
+    except json.JSONDecodeError:
+        return None
+
+
+def _is_dialogue(line: str) -> bool:
+    try:
+        value, end = json_value(line)
+    except json.JSONDecodeError:
+        return False
+    return not line[end:].strip() and _are_turns(value)
+
+
+def _is_turn(value: Any) -> bool:
+    """Whether an object is one turn of a dialogue: a role that is known, and what it says or calls."""
+    from tunewright.data.formats.dialogue import ROLES
+
+    if type(value) is not dict:
+        return False
+    role = value.get("role") if "content" in value or "tool_calls" in value else value.get("from") if "value" in value else None
+    return isinstance(role, str) and role.strip().lower() in ROLES
+
+
+def _are_turns(value: Any) -> bool:
+    return type(value) is list and bool(value) and all(map(_is_turn, value))
+
+
+def _row(value: Any) -> Any:
+    """The value as a row: a list of turns is a dialogue whose object was left out."""
+    if type(value) is list and _are_turns(value):
+        return {"messages" if "role" in value[0] else "conversations": value}
+    return value
+
+
+# ---- rows under a key
+
+
+def wrapped_keys(source: Source) -> dict[str, str]:
+    """Part -> the key under which its rows stand, for a file that is one object around lists of rows; empty for any other file.
+
+    Raises DataError where several lists could be meant.
+    """
+    with source.text() as text:
+        head, first = _beginning(text)
+        if not first.startswith("{"):
+            return {}
+        window = _Window(source.name, head, text)
+        lists: dict[str, bool] = {}
+        try:
+            for name in _names(window):
+                lists[name] = window.skip_space() == "[" and _holds_rows(_array(window, closed=True))
+                if not lists[name] and window.skip_space() not in (",", "}"):
+                    window.value()
+            if window.skip_space():
+                return {}
+        except DataError:
+            return {}  # the reader says what is wrong
+    rows = [name for name, is_rows in lists.items() if is_rows]
+    parts = {name: part_of(name) for name in rows}
+    named = [name for name in rows if parts[name] or name.strip().lower() in WRAPPERS]
+    if not named and len(rows) == len(lists) == 1:
+        named = rows
+    keys: dict[str, str] = {}
+    for name in named:
+        part = parts[name] or "train"
+        if part in keys:
+            raise DataError(problem("E-DATA-97", source.name, file=source.name, first=keys[part], second=name))
+        keys[part] = name
+    return keys
+
+
+def _holds_rows(elements: Iterator[RawRow]) -> bool:
+    """Whether all elements are rows: objects that are no turns, or dialogues."""
+    num, are_rows = 0, True
+    for one in elements:
+        num += 1
+        are_rows = are_rows and ((type(one.value) is dict and not _is_turn(one.value)) or _are_turns(one.value))
+    return are_rows and num > 0
+
+
+def _names(window: _Window) -> Iterator[str]:
+    """The names of the object at the window's place; whoever asks for the next one has gone behind the value."""
+    window.skip_space()
+    window.at += 1
+    while window.skip_space() not in ("}", ""):
+        if window.text[window.at] == ",":
+            window.at += 1
+            window.skip_space()
+        name = window.value()
+        if not isinstance(name, str) or window.skip_space() != ":":
+            raise window.fault(window.at, "Expecting ':' delimiter")
+        window.at += 1
+        window.skip_space()
+        yield name
+    window.at += 1
+
+
+def _chosen_key(keys: dict[str, str], source: Source) -> str:
+    """The key of the part that this reading is for. Raises DataError where the file has no such part."""
+    part = next((part for part in source.parts if part in keys), None)
+    if part is None:
+        names = ", ".join(keys.values())
+        raise DataError(problem("E-DATA-95", source.name, folder=source.name, files=names, first=source.name))
+    source.under.append({"file": source.name, "key": keys[part], "part": part, "others": [name for name in keys.values() if name != keys[part]]})
+    return keys[part]
+
+
+def _under(window: _Window, key: str) -> Iterator[RawRow]:
+    for name in _names(window):
+        if name == key:
+            yield from (RawRow(_row(one.value), one.origin) for one in _array(window, closed=True))
+        elif window.skip_space() == "[":
+            for _ in _array(window, closed=True):
+                pass
+        else:
+            window.value()
+
+
+# ---- the ways in which rows stand in a file
 
 
 def _beginning(text: TextIO) -> tuple[str, str]:
@@ -163,8 +339,8 @@ def _beginning(text: TextIO) -> tuple[str, str]:
     return head, head[start : end if end >= 0 else len(head)]
 
 
-def _array(window: _Window) -> Iterator[RawRow]:
-    """Elements of the array at the window's place, with their lines."""
+def _array(window: _Window, closed: bool = False) -> Iterator[RawRow]:
+    """Elements of the array at the window's place, with their lines. `closed`: more may follow behind it."""
     window.skip_space()
     window.at += 1
     row = 0
@@ -182,7 +358,7 @@ def _array(window: _Window) -> Iterator[RawRow]:
         window.at += 1
         character = window.skip_space()
     window.at += 1
-    if window.skip_space():
+    if not closed and window.skip_space():
         raise window.fault(window.at, "Extra data")
 
 
@@ -218,7 +394,7 @@ def _lines(name: str, head: str, text: TextIO) -> Iterator[RawRow]:
             continue
         row += 1
         if not bad:
-            yield RawRow(value, Origin(name, number, row))
+            yield RawRow(value if type(value) is dict else _row(value), Origin(name, number, row))
     if bad > SHOWN_PROBLEMS:
         problems.append(problem("E-DATA-04", name, count=bad - SHOWN_PROBLEMS, total=bad))
     if problems:

@@ -48,6 +48,8 @@ class RawStream:
     encoding: str
     rows: Iterator[RawRow]
     notes: Counter[str] = field(default_factory=Counter)
+    under: list[dict[str, Any]] = field(default_factory=list)
+    """`Source.under`; known from the first row on."""
 
 
 Reader = Callable[["Source"], Iterator[RawRow]]

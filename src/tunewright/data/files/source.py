@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, BinaryIO, TextIO, cast
+from typing import IO, Any, BinaryIO, TextIO, cast
 
 from tunewright.core.errors import DataError, problem
 from tunewright.core.words import say
@@ -36,6 +36,10 @@ class Source:
     encoding: Encoding = UTF8
     whole: bool = False
     notes: Counter[str] = field(default_factory=Counter)
+    parts: tuple[str, ...] = ("train",)
+    """Which part is wanted of a file that has several, the first that there is."""
+    under: list[dict[str, Any]] = field(default_factory=list)
+    """Where rows stand under a key: its name, the part it is, the keys of other parts."""
 
     @property
     def name(self) -> str:
