@@ -200,7 +200,7 @@ def test_a_missing_file_and_broken_yaml_name_the_place(tmp_path: Path) -> None:
     (found,) = problems(tmp_path / "none.yaml")
     assert (found.code, "none.yaml" in found.what()) == ("E-CONFIG-01", True)
     (found,) = problems(write(tmp_path, "model: m\ndata:\n  train: [a\nout: b\n"))
-    assert (found.code, found.where) == ("E-CONFIG-02", "run.yaml, line 4")
+    assert (found.code, found.where) == ("E-CONFIG-45", "run.yaml, line 3")  # where the bracket opens
     assert problems(write(tmp_path, "- a\n- b\n"))[0].code == "E-CONFIG-02"
     assert problems(write(tmp_path, ""))[0].code == "E-CONFIG-02"
     (tmp_path / "run.yaml").write_bytes(b"model: \xff\xfe\n")
@@ -275,3 +275,81 @@ def test_the_users_own_column_names_are_no_keys_of_ours(tmp_path: Path) -> None:
 
 def test_a_bare_data_file_is_what_is_trained_on() -> None:
     assert load_run(None, [], {"model": "m", "data": "rows.json"}).config.data.train == "rows.json"
+
+
+# Mistakes that YAML names in its own words, or takes without any.
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ('model: "C:\\Users\\mika\\tiny"\ndata: r.json\n', 1, "Windows path"),
+        ('model: m\ndata:\n  train: "D:\\data\\rows.json"\n', 3, "Windows path"),
+        ('model: "C:\\temp\\new"\ndata: r.json\n', 1, "this path has one"),  # valid YAML: a tab and a line break
+        ("model: m\ndata:\n  train: '..\\rows.json'\n  held_out: \"..\\test.json\"\n", 4, "this path has one"),
+        ("model: m\ndata:\n\ttrain: r.json\n", 3, "a tab"),
+        ("model:m\ndata: r.json\n", 1, "no space stands after the colon"),
+        ("model: m\ndata: r.json\nengine:\n  steps:5\n", 3, "no space stands after the colon"),
+        ("model: m\ndata: r.json\nengine:\n  steps:5\n  epochs: 2\n", 4, "no space stands after the colon"),
+        ("model: m\ndata: r.json\nengine: {steps:5}\n", 3, "no space stands after the colon"),
+        ('model: "m\ndata: r.json\nout: x\n', 1, "its partner is missing"),
+        ('model: m"\ndata: r.json\n', 1, "its partner is missing"),
+        ("model: m\nout: 'it's'\ndata: r.json\n", 2, "ends before the value does"),
+        ("model\uff1am\ndata: r.json\n", 1, "full-width colon"),
+        ("model: m\ndata: r.json\nengine\uff1a\n  steps: 5\n", 3, "full-width colon"),
+        ("model: m\ndata: r.json\nengine: {steps: 2\uff0c epochs: 1}\n", 3, "full-width comma"),
+        ("model: \u201cm\u201d\ndata: r.json\n", 1, "knows only straight ones"),
+        ("model: m\ndata: r.json\nengine:\n\u00a0\u00a0steps: 3\n", 4, "spaces that YAML does not know"),
+        ("model=m\ndata=r.json\n", 1, "not `key=value`"),
+        ("model: m\ndata: *.json\n", 2, "unless it is quoted"),
+        ("model: m\ndata: r.json\nout: a: b\n", 3, "a second colon"),
+        ("model: m\ndata: {train: r.json\nengine: {steps: 3}\n", 2, "not closed"),
+        ("model: m\n data: r.json\n", 2, "indentation"),
+        ("model: m\ndata:\n  train: r.json\n held_out: 3\n", 4, "indentation"),
+    ],
+)
+def test_a_beginners_mistake_in_yaml_is_named_with_its_line_and_a_remedy(tmp_path: Path, text: str, line: int, said: str) -> None:
+    (found,) = problems(write(tmp_path, text))
+    assert (found.code, found.where) == ("E-CONFIG-45", f"run.yaml, line {line}") and said in found.what() and found.remedy()
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [("2,5e-5", "2.5e-5"), ("0,05", "0.05"), ("1,000", "1000"), ("12 000", "12000"), ("5e\u22125", "5e-5"), ("\uff15", "5"), ("10%", "0.1")],
+)
+def test_what_is_nearly_a_number_is_answered_with_the_number(tmp_path: Path, value: str, meant: str) -> None:
+    (found,) = problems(write(tmp_path, GOOD + f"engine:\n  epochs: 1\n  warmup: {value}\n"))
+    assert (found.code, found.where) == ("E-CONFIG-46", "run.yaml, line 6") and f"`{meant}`" in found.remedy()
+    assert found.fields["field"] == "engine.warmup" and problems(None, f"engine.warmup={value}", model="m", data="r.json")[0].code == "E-CONFIG-46"
+
+
+@pytest.mark.parametrize("value", ["2,5e-5", "0,05", "1,000"])
+def test_a_decimal_comma_in_brackets_is_no_end_of_a_value(tmp_path: Path, value: str) -> None:
+    (found,) = problems(write(tmp_path, GOOD + f"engine: {{steps: 2, learning_rate: {value}, epochs: 3}}\n"))
+    assert (found.code, found.where, found.fields["field"]) == ("E-CONFIG-46", "run.yaml, line 4", "engine.learning_rate")
+    assert found.fields["value"] == value
+
+
+def test_a_share_in_per_cent_is_no_file(tmp_path: Path) -> None:
+    (found,) = problems(write(tmp_path, "model: m\ndata: {train: r.json, held_out: 10%}\n"))
+    assert found.code == "E-CONFIG-46" and "`0.1`" in found.remedy()
+
+
+@pytest.mark.parametrize("key", ["5", "5e-5", "true", "null", "2024-01-01"])
+def test_a_key_is_the_text_that_stands_there_and_keeps_its_line(tmp_path: Path, key: str) -> None:
+    (found,) = problems(write(tmp_path, GOOD + f"engine:\n  {key}: 3\n"))
+    assert found.where == "run.yaml, line 5" and found.fields["field"] == f"engine.{key}"
+
+
+def test_words_of_a_switch_thousands_and_numbers_in_quotes_are_taken(tmp_path: Path) -> None:
+    run = load_run(write(tmp_path, GOOD + 'engine: {keep_best: no, steps: 1_000, learning_rate: "5e-5"}\n')).config
+    assert (run.engine.keep_best, run.engine.steps, run.engine.learning_rate) == (False, 1000, 5e-5)
+    assert load_run(write(tmp_path, GOOD + "engine: {keep_best: on}\nmethod: {targets: [a,b]}\n")).config.engine.keep_best
+    assert load_run(write(tmp_path, "model: C:\\temp\\m\ndata: 'D:\\rows.json'\n")).config.model == "C:\\temp\\m"
+
+
+def test_a_file_that_is_not_utf_8_or_empty_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes("model: \u6a21\u578b\n".encode("gbk"))
+    (found,) = problems(tmp_path / "run.yaml")
+    assert found.code == "E-CONFIG-02" and "UTF-8" in found.what()
+    assert "empty" in problems(write(tmp_path, "# nothing\n"))[0].what()

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tunewright.core import foreign
+from tunewright.core import foreign, yaml_mistakes
 from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import ConfigError, Problem, problem, raise_all
 from tunewright.core.registry import AXES
+from tunewright.core.words import say
 
 WHOLE = ("data.columns", "data.mixing", "method.options", "objective.reward")
 """Keys whose value is a mapping with keys of its own."""
@@ -22,7 +23,17 @@ DEFAULT_KINDS = {"method": "lora", "objective": "sft"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: `2e-4` is a float, and `on`, `yes`, `no` are words. PyYAML's own rules are from YAML 1.1."""
+    """YAML 1.2 numbers: `2e-4` is a float, and `on`, `yes`, `no` are words. PyYAML's own rules are from YAML 1.1.
+
+    A key is the text that stands there: `5e-5: 3` has the key `5e-5`, so that it can be said and found again.
+    """
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -77,14 +88,22 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _lines(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, int], list[Problem]]:
-    """Dotted key -> 1-based line, and keys that stand twice (YAML would keep the last without a word)."""
+    """Dotted key -> 1-based line, and keys that stand twice (YAML would keep the last without a word) or are no keys."""
     found: dict[str, int] = {}
     twice: list[Problem] = []
+    before: tuple[str, yaml.Node] | None = None
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
+            place = f"line {key_node.start_mark.line + 1}"
+            if before is not None and node.flow_style and _is_rest_of_number(before[1], key_node, value_node):
+                written = f"{before[1].value},{key_node.value}"
+                twice.append(problem("E-CONFIG-46", place, field=before[0], value=written, meant=yaml_mistakes.number_meant(written)))
+            elif str(key_node.value).strip(yaml_mistakes.ODD_SPACES) != str(key_node.value):
+                twice.append(yaml_mistakes.mistake("odd_space", place, str(key_node.value)))
+            before = key, value_node
             if key in found:
-                twice.append(problem("E-CONFIG-06", f"line {key_node.start_mark.line + 1}", field=key, line=found[key]))
+                twice.append(problem("E-CONFIG-06", place, field=key, line=found[key]))
             found[key] = key_node.start_mark.line + 1
             inner, more = _lines(value_node, key)
             found.update(inner)
@@ -99,19 +118,32 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except FileNotFoundError as e:
         raise ConfigError(problem("E-CONFIG-01", str(path), file=path)) from e
     except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(problem("E-CONFIG-02", str(path), cause=e)) from e
+        cause = say("yaml.encoding.what") if isinstance(e, UnicodeDecodeError) else e
+        raise ConfigError(problem("E-CONFIG-02", str(path), cause=cause)) from e
     try:
         node = yaml.compose(text, Loader=_Loader)
         content = yaml.load(text, Loader=_Loader)  # noqa: S506
     except yaml.YAMLError as e:
+        if (named := yaml_mistakes.cause_of(text, e, path.name)) is not None:
+            raise ConfigError(named) from e
         mark = getattr(e, "problem_mark", None)
         place = f"{path.name}, line {mark.line + 1}" if mark else path.name
         raise ConfigError(problem("E-CONFIG-02", place, cause=getattr(e, "problem", None) or e)) from e
     if not isinstance(content, dict):
+        if (named := yaml_mistakes.no_mapping(text, path.name)) is not None:
+            raise ConfigError(named)
         raise ConfigError(problem("E-CONFIG-02", path.name, cause="not a mapping of keys to values"))
     lines, twice = _lines(node)
     raise_all([Problem(p.code, f"{path.name}, {p.where}", p.fields) for p in twice], ConfigError)
     return flatten(content), {key: f"{path.name}, line {line}" for key, line in lines.items()}
+
+
+def _is_rest_of_number(before: yaml.Node, key: yaml.Node, value: yaml.Node) -> bool:
+    """Whether `{rate: 2,5e-5}` was written: the comma ends the value 2, and `5e-5` stands as a key without a value."""
+    if not (isinstance(before, yaml.ScalarNode) and isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)) or value.value:
+        return False
+    touches = key.start_mark.index == before.end_mark.index + 1
+    return touches and bool(yaml_mistakes.number_meant(f"{before.value},{key.value}"))
 
 
 def _section_class(axis: str, kind: Any) -> type[Section] | None:
@@ -135,6 +167,11 @@ def known_keys(kinds: dict[str, str]) -> list[str]:
 
 
 def _unknown(key: str, value: Any, given: dict[str, Any], keys: list[str], place: str) -> Problem:
+    # "steps:5" is a text to YAML: the key of a mapping in brackets, or the whole value of its section.
+    for text, section in ((key.rpartition(".")[2] if "." not in key.partition(":")[2] else "", key.rpartition(".")[0]), (value, key)):
+        name, colon, _ = text.partition(":") if isinstance(text, str) else ("", "", "")
+        if colon and (f"{section}.{name}" if section else name) in keys:
+            return yaml_mistakes.mistake("no_space", place, text)
     bare = key.rsplit(".", 1)[-1]
     if bare in foreign.WITHOUT_KEY:
         return problem(foreign.WITHOUT_KEY[bare], place, field=key)
@@ -162,6 +199,8 @@ def _pydantic_problems(error: ValidationError, prefix: str, where: dict[str, str
             key = f"{item['loc'][0]}.{item['loc'][1]}"
         if item["type"] == "missing":
             new = problem("E-CONFIG-07", where.get(key, ""), field=key)
+        elif meant := yaml_mistakes.number_meant(item.get("input")):
+            new = problem("E-CONFIG-46", where.get(key, ""), field=key, value=item["input"], meant=meant)
         else:
             new = problem("E-CONFIG-08", where.get(key, ""), field=key, value=item.get("input"), reason=item["msg"])
         if not any(p.fields.get("field") == key and p.code == new.code for p in found):
@@ -206,6 +245,11 @@ def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
                     guess=registry.guess(str(kind)) or "",
                 )
             )
+    for key in yaml_mistakes.PATHS:
+        if cause := yaml_mistakes.in_path(given.get(key)):
+            problems.append(yaml_mistakes.mistake(cause, where.get(key, ""), repr(given[key])))
+    if (meant := yaml_mistakes.number_meant(given.get("data.held_out"))) and not Path(str(given["data.held_out"])).exists():
+        problems.append(problem("E-CONFIG-46", where.get("data.held_out", ""), field="data.held_out", value=given["data.held_out"], meant=meant))
     keys = known_keys(kinds)
     unknown = [key for key in given if key not in keys]
     batch_parts = {"gradient_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"}
