@@ -371,10 +371,104 @@ def test_sets_of_axolotl_keep_form_and_columns(tmp_path, entry, wanted):
     assert made.run["data"]["train"] == (wanted if isinstance(wanted, str) else [wanted])
 
 
-def test_what_a_set_of_axolotl_loses_is_named(tmp_path):
-    made = ax(tmp_path, "datasets: [{path: a.json, type: context_qa.load_v2, train_on_eos: last, shards: 4}]\n")
-    why = line(made, "datasets").why
-    assert "1: type context_qa.load_v2" in why and "1: train_on_eos" in why and "1: shards" in why
+MARKED = "datasets: [{path: a.jsonl, type: chat_template, %s}]\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("message_field_training", "is_learnt", "call the field `train`"),
+        ("message_field_training_detail", "parts", "whole or not at all"),
+        ("roles_to_train", "[]", "of the assistant are learnt"),
+        ("roles_to_train", "[assistant, user]", "of the assistant are learnt"),
+        ("train_on_eos", "last", "would not stop"),
+        ("train_on_eos", "all", "would not stop"),
+        ("train_on_eot", "none", "would not stop"),
+        ("split", "test", "no splits"),
+        ("split", '"train[:10%]"', "data.limit"),
+        ("shards", "4", "cap"),
+        ("drop_system_message", "true", "system prompt"),
+        ("message_property_mappings", "{role: speaker, content: words}", "role and content"),
+        ("message_field_role", "speaker", "role and content"),
+        ("roles", "{assistant: [narrator]}", "rename them"),
+        ("field_thinking", "thought", "thinking"),
+        ("revision", "abc", "newest"),
+        ("something_new", "1", "look up"),
+    ],
+)
+def test_a_key_of_a_set_that_changes_what_is_learnt_is_not_kept_and_says_so_in_the_head(tmp_path, key, value, word):
+    made = ax(tmp_path, MARKED % f"{key}: {value}")
+    (lost,) = [one for one in made.lines if one.key == f"datasets[1].{key}"]
+    assert lost.fate == "lost" and word in lost.why and lost.where.startswith("theirs.yaml, line ")
+    head = [text for text in made.yaml().split("\n") if text.startswith("#")]
+    assert any(f"datasets[1].{key}: " in text and word in text for text in head)
+    assert any(text.startswith("NOT KEPT") and f"datasets[1].{key}" in text for text in made.describe())
+
+
+@pytest.mark.parametrize("name", ["loss", "train", "training", "trainable", "loss_mask", "weight"])
+def test_marks_of_a_name_that_rows_may_carry_here_are_kept(tmp_path, name):
+    made = ax(tmp_path, MARKED % f"message_field_training: {name}, roles_to_train: [assistant, gpt], train_on_eos: turn, drop_system_message: false")
+    assert not [one for one in made.lines if one.fate == "lost"]
+    assert line(made, "datasets[1].message_field_training").fate == "same"
+
+
+def test_a_form_of_a_set_that_is_not_known_is_not_kept(tmp_path):
+    made = ax(tmp_path, "datasets: [{path: a.json}, {path: b.json, type: context_qa.load_v2, shards: 4}]\n")
+    assert "context_qa.load_v2 is not known" in line(made, "datasets[2].type").why and line(made, "datasets[2].shards").fate == "lost"
+    assert made.run["data"]["train"] == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "wanted"),
+    [
+        ("process_reward_model: true\ndatasets: [{path: a.json, type: stepwise_supervised}]\n", "objective", {"kind": "process_reward"}),
+        ("adapter: lora\npeft_init_lora_weights: pissa_niter_4\n", "method", {"kind": "pissa"}),
+        ("adapter: lora\nloraplus_lr_ratio: 8\n", "method", {"kind": "lora_plus", "ratio": 8}),
+    ],
+)
+def test_what_axolotl_names_and_exists_here_is_taken_over(tmp_path, text, section, wanted):
+    made = ax(tmp_path, text)
+    assert made.run[section] == wanted and not [one for one in made.lines if one.fate == "lost"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            "finetuning_type: freeze\nuse_llama_pro: true\nfreeze_trainable_layers: 8\nfreeze_trainable_modules: all\n",
+            {"kind": "llama_pro", "blocks": 8},
+        ),
+        ("finetuning_type: freeze\nuse_llama_pro: true\n", {"kind": "llama_pro", "blocks": 2}),
+        ("finetuning_type: full\nmixture_of_depths: convert\n", {"kind": "mixture_of_depths", "train": "model"}),
+    ],
+)
+def test_what_llama_factory_switches_on_and_is_a_method_here_is_taken_over(tmp_path, text, wanted):
+    made = lf(tmp_path, text)
+    assert made.run["method"] == wanted and not [one for one in made.lines if one.fate == "lost"] and made.problems == []
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "word"),
+    [
+        ("finetuning_type: lora\nuse_llama_pro: true\n", "use_llama_pro", "method.kind: llama_pro"),
+        ("finetuning_type: full\nmixture_of_depths: load\n", "mixture_of_depths", "method.kind: mixture_of_depths"),
+        ("adapter_name_or_path: a\ncreate_new_adapter: true\n", "create_new_adapter", "export merge"),
+    ],
+)
+def test_what_exists_here_in_another_way_is_named_where_it_cannot_be_taken_over(tmp_path, text, key, word):
+    lost = line(lf(tmp_path, text), key)
+    assert lost.fate == "lost" and word in lost.why
+
+
+@pytest.mark.parametrize("key", ["add_tokens", "add_special_tokens", "new_special_tokens"])
+def test_new_words_are_trained_or_the_way_to_train_them_is_told(tmp_path, key):
+    full = line(lf(tmp_path, f"finetuning_type: full\n{key}: <plan>,</plan>\n"), key)
+    assert full.fate == "lost" and "method.tokens: [<plan>, </plan>]" in full.why and "export merge" in full.why
+    made = lf(tmp_path, f"finetuning_type: lora\n{key}: <plan>,</plan>\nresize_vocab: true\n")
+    if "new_tokens" in methods.get("lora").config.model_fields:
+        assert made.run["method"]["new_tokens"] == ["<plan>", "</plan>"] and line(made, "resize_vocab").fate == "not_needed" and made.problems == []
+    else:
+        assert line(made, key).fate == "lost" and "method.kind: new_tokens" in line(made, key).why
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_missing_file_and_broken_yaml_name_the_place(tmp_path: Path) -> None:
     (found,) = problems(write(tmp_path, "model: m\ndata:\n  train: [a\nout: b\n"))
     assert (found.code, found.where) == ("E-CONFIG-45", "run.yaml, line 3")  # where the bracket opens
     assert problems(write(tmp_path, "- a\n- b\n"))[0].code == "E-CONFIG-02"
-    assert problems(write(tmp_path, ""))[0].code == "E-CONFIG-02"
+    assert problems(write(tmp_path, ""))[0].code == "E-CONFIG-45"
     (tmp_path / "run.yaml").write_bytes(b"model: \xff\xfe\n")
     assert problems(tmp_path / "run.yaml")[0].code == "E-CONFIG-02"
 

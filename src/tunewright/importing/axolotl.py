@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tunewright.data.formats.dialogue import ROLES
 from tunewright.importing import shared
-from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, Sheet, words_of
+from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, SAME, Sheet, words_of
 
 NAME = "Axolotl"
 OWN = {
@@ -16,10 +17,30 @@ OWN = {
 }  # fmt: skip
 """Keys by which its files are told."""
 GOALS = {"dpo": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo", "kto": "kto", "grpo": "grpo"}
+JUDGES = {"process_reward_model": "process_reward", "reward_model": "reward"}
+"""Switches that say what is trained, and the objective here."""
 TYPES = {"alpaca": "alpaca", "chat_template": "auto", "sharegpt": "sharegpt", "completion": "text", "gpteacher": "alpaca", "alpaca_chat": "alpaca",
-         "chat_template.default": "preference", "chat_template.argilla": "preference", "passthrough": "auto"}  # fmt: skip
+         "chat_template.default": "preference", "chat_template.argilla": "preference", "passthrough": "auto", "stepwise_supervised": "stepwise"}  # fmt: skip
 ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt", ".gz")
-ENTRY_NOT_NEEDED = {"ds_type": "told_by_ending", "roles": "roles", "chat_template": "template", "shards_idx": "off", "preprocess_shards": "off"}
+UNDERSTOOD = {"path", "data_files", "field", "field_messages", "field_chosen", "field_rejected", "field_system", "field_tools"}
+"""Keys of a set that `_place` and `_form` take over."""
+ENTRY_NOT_NEEDED = {
+    "ds_type": "told_by_ending",
+    "chat_template": "template",
+    "chat_template_jinja": "template",
+    "preprocess_shards": "off",
+    "name": "off",
+}
+ENTRY_LOST = {
+    "message_field_training_detail": "mark_detail", "shards": "shards", "shards_idx": "shards", "drop_system_message": "system_kept",
+    "revision": "entry_revision", "trust_remote_code": "remote_code", "skip": "entry_skip",
+    **dict.fromkeys(("field_thinking", "template_thinking_key", "split_thinking"), "thinking"),
+    **dict.fromkeys(("field_human", "field_model", "input_format", "input_transform", "format", "conversation"), "entry_form"),
+}  # fmt: skip
+MARKS = ("loss", "train", "training", "trainable", "loss_mask", "weight")
+"""Names on a turn that say whether it is learnt, as rows here may carry them."""
+VARIANTS = {"pissa": "pissa", "olora": "olora", "eva": "eva", "loftq": "loftq"}
+"""Beginnings of `peft_init_lora_weights`, and the method here."""
 NOT_NEEDED_KEYS = {
     **dict.fromkeys(("dataset_prepared_path", "dataset_processes", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory",
                      "dataloader_prefetch_factor", "group_by_length", "dataset_exact_deduplication", "shuffle_merged_datasets"), "reads_itself"),
@@ -40,10 +61,11 @@ LOST_KEYS = {
     "trust_remote_code": "remote_code", "train_on_inputs": "questions_unlearnt", "streaming": "streaming", "deepspeed": "one_device", "fsdp": "one_device",
     "fsdp_config": "one_device", "fsdp_version": "one_device", "tensor_parallel_size": "one_device", "context_parallel_size": "one_device",
     "resume_from_checkpoint": "resume", "lora_modules_to_save": "additional", "unfrozen_parameters": "unfrozen",
-    "tokens": "vocabulary", "added_tokens_overrides": "vocabulary", "special_tokens": "special_tokens", "loss_watchdog_threshold": "watchdog",
+    "added_tokens_overrides": "vocabulary", "special_tokens": "special_tokens", "loss_watchdog_threshold": "watchdog",
     "loss_watchdog_patience": "watchdog", "plugins": "plugins", "hub_model_id": "hub", "hub_strategy": "hub", "peft": "not_here", "qat": "not_here",
-    "process_reward_model": "not_here", "relora": "not_here", "lora_on_cpu": "not_here", "rope_theta": "rope",
+    "relora": "not_here", "lora_on_cpu": "not_here", "rope_theta": "rope",
     "overrides_of_model_config": "rope", "revision_of_model": "revision", "tokenizer_config": "own_tokenizer", "base_model_config": "own_tokenizer",
+    **dict.fromkeys(("kd_trainer", "kd_alpha", "kd_ce_alpha", "kd_temperature", "kd_top_k_before_softmax"), "distill"),
     "lr_groups": "adam", "embedding_lr": "adam", "embedding_lr_scale": "adam", "cosine_min_lr_ratio": "not_here",
     **dict.fromkeys(("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "wandb_run_id", "wandb_mode", "use_mlflow",
                      "mlflow_experiment_name", "mlflow_tracking_uri", "use_comet", "comet_project_name", "use_swanlab", "use_trackio"), "tracking"),
@@ -84,8 +106,9 @@ def _method(sheet: Sheet) -> None:
     lisa = not adapter and sheet.has("lisa_n_layers")
     kind = "lisa" if lisa else kind
     dora, rslora = sheet.is_on("peft_use_dora"), sheet.is_on("peft_use_rslora")
-    if kind == "lora" and (dora or rslora):
-        kind = "dora" if dora else "rslora"
+    start = next((ours for begin, ours in VARIANTS.items() if str(sheet.get("peft_init_lora_weights", "")).lower().startswith(begin)), "")
+    if kind == "lora":
+        kind = start or ("dora" if dora else "rslora" if rslora else "lora_plus" if sheet.has("loraplus_lr_ratio") else "lora")
     sheet.run["method.kind"] = kind
     sheet.take("adapter", "method.kind", kind, "qlora" if adapter == "qlora" else "")
     if not adapter and not lisa:
@@ -102,6 +125,16 @@ def _method(sheet: Sheet) -> None:
             sheet.answer(key, *((CHANGED, {"method.kind": name}, "variant") if kind == name else (LOST, {}, "one_variant")), kind=kind)
         elif sheet.has(key):
             sheet.answer(key, NOT_NEEDED, why="off")
+    if sheet.has("peft_init_lora_weights"):
+        usual = str(sheet.get("peft_init_lora_weights")).lower() == "true"
+        fate = (
+            (CHANGED, {"method.kind": kind}, "variant")
+            if start and kind == start
+            else (NOT_NEEDED if usual else LOST, {}, "off" if usual else "no_start")
+        )
+        sheet.answer("peft_init_lora_weights", *fate, kind=kind)
+    sheet.take_if_known("loraplus_lr_ratio", "method", "ratio", sheet.number("loraplus_lr_ratio"))
+    shared.new_words(sheet, "tokens")
     for key, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)):
         if sheet.is_on(key):
             sheet.take(key, "base.bits", bits)
@@ -131,15 +164,17 @@ def _targets(sheet: Sheet) -> None:
 
 def _objective(sheet: Sheet) -> None:
     theirs = str(sheet.get("rl", ""))
-    kind = GOALS.get(theirs, theirs) or ("reward" if sheet.is_on("reward_model") else "sft")
+    judged = next((ours for key, ours in JUDGES.items() if sheet.is_on(key)), "sft")
+    kind = GOALS.get(theirs, theirs) or judged
     if not theirs and _types(sheet) == {"completion"}:
         kind = "pretrain"
     sheet.run["objective.kind"] = kind
     sheet.take("rl", "objective.kind", kind)
-    if sheet.is_on("reward_model"):
-        sheet.answer("reward_model", CHANGED, {"objective.kind": kind}, "stage")
-    elif sheet.has("reward_model"):
-        sheet.answer("reward_model", NOT_NEEDED, why="off")
+    for key, ours in JUDGES.items():
+        if sheet.has(key) and not sheet.is_on(key):
+            sheet.answer(key, NOT_NEEDED, why="off")
+        elif sheet.has(key):
+            sheet.answer(key, *((CHANGED, {"objective.kind": kind}, "stage") if kind == ours else (LOST, {}, "one_goal")), kind=kind)
     if kind == "pretrain":
         sheet.answer("rl", DEFAULT, {"objective.kind": kind}, "completion")
     for key, name in (
@@ -167,12 +202,12 @@ def _data(sheet: Sheet) -> None:
         if not sheet.has(key):
             continue
         entries = sheet.get(key)
-        made, notes = _entries(entries if isinstance(entries, list) else [entries])
+        made = _entries(sheet, key, entries if isinstance(entries, list) else [entries])
         if ours == "data.held_out":
             held: str = ",".join(entry if isinstance(entry, str) else str(entry["file"]) for entry in made)
-            sheet.answer(key, CHANGED, {ours: held}, "test_datasets", notes=notes)
+            sheet.answer(key, CHANGED, {ours: held}, "test_datasets")
         else:
-            sheet.answer(key, CHANGED, {ours: made[0] if len(made) == 1 and isinstance(made[0], str) else made}, "datasets", notes=notes)
+            sheet.answer(key, CHANGED, {ours: made[0] if len(made) == 1 and isinstance(made[0], str) else made}, "datasets")
     if sheet.has("test_datasets"):
         sheet.answer("val_set_size", NOT_NEEDED, why="off")
     else:
@@ -188,10 +223,9 @@ def _data(sheet: Sheet) -> None:
     sheet.take("default_system_message", "data.system")
 
 
-def _entries(entries: list[Any]) -> tuple[list[str | dict[str, Any]], str]:
-    """Their list of sets as ours, and what could not be kept of it: a text of keys."""
+def _entries(sheet: Sheet, key: str, entries: list[Any]) -> list[str | dict[str, Any]]:
+    """Their list of sets as ours. Every key of a set that is not taken over gets a line of its own."""
     made: list[str | dict[str, Any]] = []
-    lost: list[str] = []
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
             made.append(_place({"path": entry}))
@@ -200,27 +234,42 @@ def _entries(entries: list[Any]) -> tuple[list[str | dict[str, Any]], str]:
         for file in words_of(entry["data_files"]) if entry.get("data_files") else [_place(entry)]:
             out = {"file": file, **_form(entry)}
             made.append(out if len(out) > 1 else file)
-        understood = {
-            "path",
-            "name",
-            "split",
-            "data_files",
-            "type",
-            "field",
-            "field_messages",
-            "field_chosen",
-            "field_rejected",
-            "field_system",
-            "field_tools",
-        }
-        for key, value in entry.items():
-            if key == "message_property_mappings" and isinstance(value, dict) and sorted(value.values()) in (["content", "role"], ["from", "value"]):
+        for name, value in entry.items():
+            if value in (None, "", False) or (value == [] and name != "roles_to_train"):
                 continue
-            if key == "type" and (isinstance(value, dict) or str(value).split(":")[0] not in TYPES):
-                lost.append(f"{number}: type {value if isinstance(value, str) else '{...}'}")
-            elif key not in understood and key not in ENTRY_NOT_NEEDED and value not in (None, "", [], False):
-                lost.append(f"{number}: {key}")
-    return made, ", ".join(lost) or "-"
+            fate, why = _fate_in_entry(name, value, entry)
+            if fate:
+                sheet.part(key, f"{key}[{number}].{name}", value, fate, why, kind=value, known=", ".join(MARKS))
+    return made
+
+
+def _fate_in_entry(name: str, value: Any, entry: dict[str, Any]) -> tuple[str, str]:
+    """What becomes of a key of a set: (fate, reason); no fate for what the set here says as well."""
+    is_hub = _place(entry).startswith("hf:")
+    if name == "type":
+        return (LOST, "entry_type") if isinstance(value, str) and value.split(":")[0] not in TYPES else ("", "")
+    if name == "split":
+        is_whole = value == "train" or (is_hub and "[" not in str(value))
+        return ("", "") if is_whole else (LOST, "entry_slice" if "[" in str(value) else "entry_split")
+    if name == "message_field_training":
+        return (SAME, "mark_kept") if value in MARKS else (LOST, "mark_name")
+    if name == "roles_to_train":
+        learnt = value and {ROLES.get(str(role).lower()) for role in words_of(value)} == {"assistant"}
+        return (NOT_NEEDED, "answers_learnt") if learnt else (LOST, "roles_to_train")
+    if name in ("train_on_eos", "train_on_eot"):
+        return (NOT_NEEDED, "stops_learnt") if value == "turn" else (LOST, "train_on_eos")
+    if name == "message_property_mappings":
+        return ("", "") if isinstance(value, dict) and sorted(value.values()) in (["content", "role"], ["from", "value"]) else (LOST, "turn_names")
+    if name in ("message_field_role", "message_field_content"):
+        return (NOT_NEEDED, "turn_names_seen") if value in ("role", "from", "content", "value") else (LOST, "turn_names")
+    if name == "roles":
+        known = isinstance(value, dict) and all(str(word).lower() in ROLES for words in value.values() for word in words_of(words))
+        return (NOT_NEEDED, "roles") if known else (LOST, "role_names")
+    if name in UNDERSTOOD or (name == "name" and is_hub):
+        return "", ""
+    if name in ENTRY_NOT_NEEDED:
+        return NOT_NEEDED, ENTRY_NOT_NEEDED[name]
+    return LOST, ENTRY_LOST.get(name, "entry_unknown")
 
 
 def _place(entry: dict[str, Any]) -> str:

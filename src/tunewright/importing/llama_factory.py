@@ -21,6 +21,8 @@ RULES = {"use_galore": "galore", "use_apollo": "apollo"}
 VARIANTS = {"use_dora": "dora", "pissa_init": "pissa", "use_rslora": "rslora"}
 PREFIXES = {"loraplus_": "lora_plus", "lora_": "lora", "freeze_": "freeze", "oft_": "oft", "module_dropout": "oft", "pissa_": "pissa"}
 """Beginnings of keys -> the method that they are for."""
+WORD_KEYS = ("add_tokens", "add_special_tokens", "new_special_tokens")
+"""Words, with commas, that become tokens; the last is the older name of the second."""
 NOT_NEEDED_KEYS = {
     **dict.fromkeys(("do_train", "overwrite_output_dir"), "is_training"),
     **dict.fromkeys(("overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size", "dataloader_num_workers", "dataloader_pin_memory",
@@ -43,13 +45,14 @@ LOST_KEYS = {
     "trust_remote_code": "remote_code", "train_on_prompt": "questions_unlearnt", "mask_history": "mask_history", "streaming": "streaming",
     "deepspeed": "one_device", "fsdp": "one_device", "fsdp_config": "one_device", "use_ray": "one_device",
     "report_to": "tracking", "use_swanlab": "tracking", "resume_from_checkpoint": "resume", "rope_scaling": "rope", "shift_attn": "rope",
-    "additional_target": "additional", "modules_to_save": "additional", "resize_vocab": "vocabulary",
-    "add_tokens": "vocabulary", "add_special_tokens": "vocabulary", "new_special_tokens": "vocabulary", "enable_thinking": "thinking",
+    "additional_target": "additional", "modules_to_save": "additional", "resize_vocab": "vocabulary", "init_special_tokens": "word_starts",
+    "new_special_tokens_config": "word_starts", "enable_thinking": "thinking",
     "tool_format": "template", "ref_model": "reference", "ref_model_adapters": "reference", "ref_model_quantization_bit": "reference",
     "predict_with_generate": "after", "do_predict": "after", "do_eval": "after", "compute_accuracy": "after", "media_dir": "media",
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini"), "no_rule"),
-    **dict.fromkeys(("use_dft_loss", "use_asft_loss", "use_eaft_loss", "use_llama_pro", "mixture_of_depths", "create_new_adapter", "use_mca",
+    **dict.fromkeys(("use_dft_loss", "use_asft_loss", "use_eaft_loss", "use_mca",
                      "pref_bco_weight", "ld_alpha", "ppo_score_norm", "ppo_whiten_rewards", "disable_shuffling"), "not_here"),
+    "create_new_adapter": "new_adapter",
 }  # fmt: skip
 
 
@@ -91,6 +94,8 @@ def _method(sheet: Sheet) -> None:
     if rule is not None:
         _through(sheet, rule)
         return
+    if _grown(sheet, kind):
+        return
     variants = [name for key, name in VARIANTS.items() if sheet.is_on(key)]
     if sheet.has("loraplus_lr_ratio"):
         variants.append("lora_plus")
@@ -112,6 +117,8 @@ def _method(sheet: Sheet) -> None:
         owner = next((method for prefix, method in PREFIXES.items() if key.startswith(prefix)), None)
         if owner and owner not in (kind, ours) and key not in sheet.lines and sheet.has(key):
             sheet.answer(key, NOT_NEEDED, why="other_method", kind=ours)
+    if shared.new_words(sheet, *WORD_KEYS) and sheet.has("resize_vocab"):
+        sheet.answer("resize_vocab", NOT_NEEDED, why="own_way")
     sheet.take("adapter_name_or_path", "adapter")
     bits = sheet.number("quantization_bit")
     if bits in (4, 8):
@@ -121,6 +128,35 @@ def _method(sheet: Sheet) -> None:
         sheet.answer("quantization_bit", LOST, why="bits")
     how = str(sheet.get("quantization_method", "bnb")).lower()
     sheet.answer("quantization_method", NOT_NEEDED if how in ("bnb", "bitsandbytes") else LOST, why="own_way" if how.startswith("b") else "bits")
+
+
+def _grown(sheet: Sheet, kind: str) -> bool:
+    """Methods here that are switches there: new blocks between the old ones, and blocks that some tokens pass by. Returns whether the run is one."""
+    depths = str(sheet.get("mixture_of_depths", "")).lower()
+    if sheet.is_on("use_llama_pro") and kind == "freeze":
+        values: dict[str, Any]
+        ours, values, key = "llama_pro", {"method.blocks": sheet.number("freeze_trainable_layers", 2)}, "use_llama_pro"
+    elif depths == "convert" and kind == "full":
+        ours, values, key = "mixture_of_depths", {"method.train": "model"}, "mixture_of_depths"
+    else:
+        if sheet.is_on("use_llama_pro"):
+            sheet.answer("use_llama_pro", LOST, why="llama_pro_alone")
+        elif sheet.has("use_llama_pro"):
+            sheet.answer("use_llama_pro", NOT_NEEDED, why="off")
+        if depths:
+            sheet.answer("mixture_of_depths", LOST, why="depths_alone")
+        return False
+    sheet.run["method.kind"] = ours
+    sheet.take("finetuning_type", "method.kind", ours, "variant", kind=ours)
+    sheet.answer(key, CHANGED, {"method.kind": ours, **values}, "llama_pro" if ours == "llama_pro" else "depths")
+    if ours == "llama_pro":
+        sheet.take("freeze_trainable_layers", "method.blocks", values["method.blocks"], "llama_pro")
+    others = {"use_llama_pro", "mixture_of_depths"} - {key}
+    for name in sheet.given:
+        if name not in sheet.lines and (name in others or name.startswith((*PREFIXES, "quantization_"))) and sheet.has(name):
+            sheet.answer(name, NOT_NEEDED, why="other_method", kind=ours)
+    shared.new_words(sheet, *WORD_KEYS)
+    return True
 
 
 def _through(sheet: Sheet, rule: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from tunewright.core.config import EngineConfig
-from tunewright.importing.sheet import CHANGED, LOST, NOT_NEEDED, Sheet
+from tunewright.core.registry import methods
+from tunewright.importing.sheet import CHANGED, LOST, NOT_NEEDED, Sheet, words_of
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
@@ -83,8 +84,26 @@ def optimizer(sheet: Sheet, key: str) -> None:
         sheet.take(key, "engine.optimizer", "adamw", "adamw" if theirs != "adamw" else "")
     elif theirs in choices("optimizer"):
         sheet.take(key, "engine.optimizer", theirs)
+    elif (method := next((name for name in ("galore", "apollo") if name in theirs), None)) is not None:
+        sheet.answer(key, LOST, why="rule_is_method", kind=method)
     elif theirs:
         sheet.answer(key, LOST, why="no_optimizer", known=", ".join(map(str, choices("optimizer"))))
+
+
+def new_words(sheet: Sheet, *keys: str) -> bool:
+    """Words that become tokens, listed under several keys. A method without room for them cannot train them in the same run; returns whether it has."""
+    words = [word for key in keys for word in words_of(sheet.get(key, ""))]
+    kind = str(sheet.run.get("method.kind", ""))
+    entry = methods.get(kind)
+    name = next((name for name in ("new_tokens", "tokens") if entry and name in getattr(entry.config, "model_fields", {})), None)
+    for key in keys:
+        if not words or not sheet.has(key):
+            continue
+        if name is not None:
+            sheet.answer(key, CHANGED, {f"method.{name}": words}, "new_words")
+        else:
+            sheet.answer(key, LOST, why="words_first", kind=kind, words=", ".join(words))
+    return bool(words) and name is not None
 
 
 def number_type(sheet: Sheet) -> None:

@@ -56,6 +56,10 @@ class Sheet:
         reason = say(f"import.why.{why}", **fields) if why else ""
         self.lines[key] = Line(key, self.given.get(key, fields.get("value")), fate, dict(ours or {}), reason, self.where.get(key, ""))
 
+    def part(self, key: str, name: str, value: Any, fate: str, why: str, **fields: Any) -> None:
+        """Say what becomes of a key inside the value of `key`: `name` is how it is called, for example `datasets[1].shards`."""
+        self.lines[name] = Line(name, value, fate, {}, say(f"import.why.{why}", **fields), self.where.get(key, ""))
+
     def take(self, key: str, ours: str, value: Any = None, why: str = "", **fields: Any) -> None:
         """Take a key over under our name; `value` where ours differs from theirs."""
         if not self.has(key):
@@ -121,7 +125,9 @@ class Sheet:
             if key not in self.lines:
                 fate, why = (LOST, "unknown") if self.has(key) else (EMPTY, "empty")
                 self.answer(key, fate, why=why, system=self.system)
-        ordered = [*self.given, *(key for key in self.lines if key not in self.given)]
+        parts = {key: [name for name in self.lines if name.startswith(f"{key}[")] for key in self.given}
+        ordered = [name for key in self.given for name in (key, *parts[key])]
+        ordered += [key for key in self.lines if key not in ordered]
         return [self.lines[key] for key in ordered]
 
 
