@@ -104,6 +104,15 @@ def test_a_folder_that_is_held_out_gives_its_valid_part_else_its_test_part(tmp_p
     assert doors(looked_at(tmp_path / "rows.jsonl", held_out=str(tmp_path / "set")).held_out_rows) == [100, 101, 102, 103]
 
 
+def test_rows_left_out_of_the_valid_part_are_told_with_their_reason(tmp_path: Path) -> None:
+    put(tmp_path / "set" / "train.jsonl", 0, 6)
+    (tmp_path / "set" / "valid.jsonl").write_text("\n".join(map(json.dumps, [*rows(100, 2), {"prompt": "Hm?", "completion": ""}])), encoding="utf-8")
+    found = looked_at(tmp_path / "set")
+    assert len(found.held_out_rows) == 2 and found.report["held_out_dropped"] == 1
+    (reason,) = found.report["held_out_reasons"].values()
+    assert f"held out, 1 left out: {reason['what']} ({tmp_path / 'set' / 'valid.jsonl'}:3)" in describe(found.report)
+
+
 def test_valid_parts_of_several_folders_are_measured_together(tmp_path: Path) -> None:
     for number, name in enumerate(("a", "b")):
         put(tmp_path / name / "train.jsonl", 1000 * number, 6)

@@ -19,6 +19,8 @@ def describe(report: dict[str, Any], colour: bool = False) -> str:
     for entry in report["reasons"].values():
         lines.append("  " + say("data.say.reason", count=entry["count"], what=entry["what"], examples=", ".join(entry["examples"])))
     lines.append(say("data.say.split", train=report["train"], held_out=report["held_out"], format=report["format"], encoding=report["encoding"]))
+    for entry in report.get("held_out_reasons", {}).values():
+        lines.append("  " + say("data.say.held_out_reason", count=entry["count"], what=entry["what"], examples=", ".join(entry["examples"])))
     lines += report.get("parts", [])
     if report["tokens_total"] is not None:
         lines += _token_lines(report)

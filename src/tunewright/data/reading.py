@@ -27,6 +27,7 @@ __all__ = [
     "READERS", "Parts", "RawFile", "RawRow", "RawStream", "Reader", "data_files", "decode", "files", "find_parts", "part_of", "read", "reads", "stream",
 ]  # fmt: skip
 
+FIRST_BYTES = 1 << 16
 TRAINED, HELD, MEASURED = ("train",), ("valid",), ("valid", "test", "train")
 """Which part of a file is read: to train on, to measure beside it, and to measure with a file that was named for that."""
 
@@ -73,6 +74,11 @@ def parts_inside(path: Path) -> dict[str, str]:
     if ending_of(path)[0] not in (".json", ".jsonl", ".ndjson"):
         return {}
     source = find(path)
+    with source.bytes() as content:
+        first, _, rest = content.read(FIRST_BYTES).lstrip().partition(b"\n")
+    # Rows a line and arrays, which nearly all files are, need no look at the whole file.
+    if first.startswith(b"[") or (first.startswith(b"{") and first.rstrip().endswith(b"}") and rest.strip()):
+        return {}
     source.encoding = find_encoding(source.bytes, source.name)
     return wrapped_keys(source)
 

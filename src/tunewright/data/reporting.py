@@ -55,7 +55,8 @@ def facts_of(
         "dropped": [text for _, _, text in sorted(tally.listed, key=lambda one: one[:2])[:LISTED]],
         "format": ", ".join(dict.fromkeys(formats)), "files": list(dict.fromkeys(files)), "encoding": ", ".join(dict.fromkeys(encodings)),
         "duplicates": len(both) - len(np.unique(both)), "held_out_overlap": int(np.isin(asked[held], asked[different]).sum()),
-        "train": len(train), "held_out": len(held), "held_out_dropped": gathered.held.dropped, "kinds": dict(sorted(gathered.kinds.items())),
+        "train": len(train), "held_out": len(held), "held_out_dropped": gathered.held.dropped, "held_out_reasons": gathered.held.reasons,
+        "kinds": dict(sorted(gathered.kinds.items())),
         "notes": {key: count for key, count in sorted((gathered.train.notes).items()) if count},
     }  # fmt: skip
     return facts | (_token_facts(writer, train, renderer) if renderer is not None else dict.fromkeys(TOKEN_KEYS))
@@ -228,6 +229,7 @@ def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], 
     report = {key: value for key, value in facts.items() if key not in ("held_out_short", "mixing", "kinds", "under")}
     reasons = {reason: {"count": e["count"], "what": reason_text(reason), "examples": e["examples"]} for reason, e in facts["reasons"].items()}
     report["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0])))
+    report["held_out_reasons"] = {reason: {**e, "what": reason_text(reason)} for reason, e in facts["held_out_reasons"].items()}
     report["parts"] = [under_key(one) for one in facts["under"]]
     report["dropped"] = {"total": facts["rows_dropped"], "rows": facts["dropped"]}
     train = store.columns["train"]

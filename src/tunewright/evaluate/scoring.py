@@ -281,7 +281,10 @@ def _percent(value: float | None) -> str:
 def lines(result: dict[str, Any]) -> list[str]:
     """The figures for a terminal, in the reader's language."""
     report = result["data_report"]
-    out = [say("evaluate.rows", target=result["target"], data=result["data"], kept=report["rows_kept"], read=report["rows_read"]), *report["parts"]]
+    out = [
+        say("evaluate.rows", target=result["target"], data=result["data"], kept=report["rows_kept"], read=report["rows_read"]),
+        *report.get("parts", []),
+    ]
     if "steps" in result:
         return [*out, *step_judging.lines(result["steps"])]
     if "ranking" in result:
