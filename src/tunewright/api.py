@@ -76,19 +76,29 @@ class Run:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
 
     def chat(self, question: str, *, system: str | None = None, base: bool = False, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
-        """The tuned model's answer to one question; `base` asks the untouched model. The model stays loaded for the next question."""
+        """The tuned model's answer to one question; `base` asks the untouched model. `system` is the system prompt: by default the run's own, `""` an
+        empty one. The model stays loaded for the next question. Warns of an answer that ended at the end of the context; raises ModelError for a
+        question that fills it."""
+        import warnings
+
         from tunewright.core.telling import Quiet
         from tunewright.core.types import Message
+        from tunewright.core.words import say
         from tunewright.serve.answering import open_target
 
-        if "it" not in self._open:
-            self._open["it"] = open_target(str(self.folder), Quiet())
-        answerer = self._open["it"]
-        messages = [*([Message("system", system)] if system else []), Message("user", question)]
-        if base:
-            with answerer.untouched():
-                return "".join(answerer.stream(messages, max_new_tokens=max_new_tokens, temperature=temperature)).strip()
-        return "".join(answerer.stream(messages, max_new_tokens=max_new_tokens, temperature=temperature)).strip()
+        def opened(of: str) -> Answerer:
+            if of not in self._open:
+                self._open[of] = open_target(str(self.folder), Quiet(), base=of == "base")
+            return self._open[of]
+
+        answerer = opened("run")
+        if base and not answerer.switches:
+            answerer, base = opened("base"), False
+        messages = [*answerer.start(system), Message("user", question)]
+        found = answerer.ask(messages, base=base, max_new_tokens=max_new_tokens, temperature=temperature)
+        if found.end == "context":
+            warnings.warn(say("chat.context_full"), stacklevel=2)
+        return found.text
 
     def evaluate(self, data: str, **options: Any) -> dict[str, Any]:
         """Measure the run on the rows of `data`: the figures of `tunewright evaluate --json`."""

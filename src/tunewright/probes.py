@@ -44,6 +44,14 @@ def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
     return [Probe(_last_question(row), row.question(), row.answer(), kind) for row, kind in rows if not isinstance(row, PlainText)]
 
 
+def under(system: str | None, probes: list[Probe]) -> list[Probe]:
+    """The probes with the run's system prompt where they bring none, as its rows have it."""
+    for probe in probes:
+        if system is not None and not (probe.messages and probe.messages[0].role == "system"):
+            probe.messages = [Message("system", system), *probe.messages]
+    return probes
+
+
 def pair_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
     """Pairs whose two answers are scored before and after, or answers whose steps are: as many rows as asked for, held-out ones first.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
 from tunewright.core import compat
@@ -22,10 +23,13 @@ from tunewright.core.words import say
 from tunewright.data import DataSet, describe, inspect
 from tunewright.engine import checkpoint, run_folder, signals
 from tunewright.engine.events import EventLog, plain
-from tunewright.engine.schedule import Schedule, make_schedule, total_steps
+from tunewright.engine.schedule import Schedule, total_steps
 from tunewright.engine.structure import require_place
 from tunewright.models import sources
-from tunewright.probes import Probe, choose_probes, pair_probes
+from tunewright.probes import Probe, choose_probes, pair_probes, under
+
+if TYPE_CHECKING:
+    from tunewright.models.generate import AnsweringModel
 
 ANSWER_TOKENS = 96
 """Longest answer to a probe without an expected answer, in tokens; with one, an answer may be a quarter longer than it."""
@@ -53,6 +57,10 @@ class Prepared:
     renderer: Any
     data: DataSet
     chat: Any
+    base_renderer: Any
+    """How the base is asked: without the tokens that the run adds."""
+    context: int | None = None
+    """Tokens that a row may have: what the model takes, less a learnt prompt."""
 
 
 def train(parsed: ParsedRun, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None, resume: Path | None = None) -> Finished:
@@ -74,18 +82,20 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False)
     raise_all(compat.row_problems(config, {type(row) for row in (bare.train_rows[0:1])}), CompatError)
     source = sources.resolve(config.model, report=tell.line)
+    from tunewright.engine.opening import renderer_of
     from tunewright.methods.saved import virtual_tokens
     from tunewright.models import load, vocabulary
-    from tunewright.models.rendering import Renderer
 
     tokenizer = load.load_tokenizer(source.folder)
+    renderer = base_renderer = renderer_of(tokenizer, source.folder)
     if getattr(config.method, "tokens", None):  # a method that adds tokens: rows are read with them
+        tokenizer = load.load_tokenizer(source.folder)
         vocabulary.add_tokens(tokenizer, config.method.tokens)
+        renderer = renderer_of(tokenizer, source.folder)
     model_config = _model_config(source.folder)
     require_place(config, model_config)
     _require_teacher(config)
-    renderer = Renderer(tokenizer, load.stop_ids(tokenizer, model_config))
-    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    context = load.context_of(model_config)
     # A learnt prompt takes room of the context, a new one or one that the run goes on with.
     prompt = virtual_tokens(Path(config.adapter)) if config.adapter else getattr(config.method, "num_tokens", 0)
     if context is not None and prompt:
@@ -95,6 +105,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     # Objectives that learn from documents take them whole, however long they are.
     documents = getattr(config.objective, "pack", None)
     data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads, pack=documents)
+    _require_room(config, data, context)
     if learns_from_answers(config):
         from tunewright.engine.asking import Questions
 
@@ -104,7 +115,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     if not chat.is_chat:
         tell.line(say("train.base_model"))
     tell.line(describe(data.report, colour=tell.colour))
-    return Prepared(parsed, out, source, tokenizer, renderer, data, chat)
+    return Prepared(parsed, out, source, tokenizer, renderer, data, chat, base_renderer, context)
 
 
 def _require_teacher(config: RunConfig) -> None:
@@ -114,6 +125,19 @@ def _require_teacher(config: RunConfig) -> None:
         from tunewright.engine import opening
 
         opening.config_folder(teacher)
+
+
+def _require_room(config: RunConfig, data: DataSet, context: int | None) -> None:
+    """Refuse a run that draws answers where the longest question leaves no room for one. Raises CompatError."""
+    entry = objectives.get(kind_of(config.objective))
+    objective = entry.function(config.objective) if entry else None
+    own = objective.own_answers if objective and objective.own_answers and objective.own_answers.share else None
+    drawing = own or (objective and objective.rollouts)
+    if drawing:
+        from tunewright.data.token_store import asked_lengths
+        from tunewright.engine.sampling import require_room
+
+        require_room(max([*asked_lengths(data.train), *asked_lengths(data.held_out)], default=0), drawing.max_new_tokens, context)
 
 
 def learns_from_answers(config: RunConfig) -> bool:
@@ -151,10 +175,20 @@ class _Story:
         self.scores = objective is not None and "score" in objective.needs.heads
         """The run trains a head that gives numbers, so it is asked for numbers and not for words."""
         self.prepare_samples = objective.prepare if objective is not None else None
-        self.probes = pair_probes(self.config.probes, p.data) if self.scores else choose_probes(self.config.probes, p.data) + extra
+        self.probes = pair_probes(self.config.probes, p.data) if self.scores else self._askable(choose_probes(self.config.probes, p.data) + extra)
         self.answer_tokens = self._longest_answer()
         self.saved = self.out / "adapter"
         self.seconds = {"load": 0.0, "answer": 0.0}
+
+    def _askable(self, probes: list[Probe]) -> list[Probe]:
+        """The questions under the run's system prompt, without those that fill the context, which is said."""
+        found = under(self.config.data.system, probes)
+        if self.p.context is None:
+            return found
+        kept = [probe for probe in found if len(self.p.renderer.prompt(probe.messages)) < self.p.context]
+        if len(kept) < len(found):
+            self.tell.line(say("train.probes_too_long", count=len(found) - len(kept), context=self.p.context))
+        return kept
 
     def _longest_answer(self) -> int:
         if self.scores or any(not q.expected for q in self.probes):
@@ -226,26 +260,23 @@ class _Story:
         return found
 
     def _load_and_attach(self) -> Any:
-        """Weights, method, layout and optimiser. Nothing has been written yet."""
-        from tunewright.engine import activation_cache
-        from tunewright.engine.asking import equip
-        from tunewright.engine.assembly import assemble
+        """Weights, method, layout, optimiser and the store of activations. Nothing has been written yet."""
+        from tunewright.engine.assembly import ready
         from tunewright.engine.loop import Loop
 
         start = time.perf_counter()
-        samples = self.p.data.train
-        made = assemble(self.config, self.p.source.folder, base_path_of(self.p.source), self.world, len(samples), self.tell, samples=samples)
+        p = self.p
+        found = ready(self.config, p.source.folder, base_path_of(p.source), self.world, p.data, p.renderer, self.tell, check=self.stop.check)
+        made = found.made
         self.causal: Any = made.causal
         self.attached: Any = made.attached
         self.layout, self.rate, self.trainable, self.total = made.layout, made.rate, made.trainable, made.total
+        self.cache_bytes = found.cache
         self.seconds["load"] += time.perf_counter() - start
-        schedule = make_schedule(self.config.engine, len(samples), self.rate)
-        equip(made.stepper, self.p.renderer, self.p.tokenizer, self.stop.check)
-        self.cache_bytes, self.world.reasons["engine.activation_cache"] = activation_cache.install(
-            made.stepper.policy, self.config.engine, [samples, self.p.data.held_out], schedule.epochs, self.world.device, self.tell
-        )
         log: Any = None
-        return Loop(made.stepper, schedule, samples, self.p.data.held_out, self.config.engine, self.out, log, self.tell, self.stop, self.world.device)
+        return Loop(
+            made.stepper, found.schedule, p.data.train, p.data.held_out, self.config.engine, self.out, log, self.tell, self.stop, self.world.device
+        )
 
     def _publish(self, loop: Any) -> None:
         """Say what was decided and why, and let the run folder appear."""
@@ -303,7 +334,7 @@ class _Story:
         self.log.write("resumed", step=loop.progress.step)
 
     def _ask_before(self, policy: Any) -> None:
-        """The untouched model answers, once per run."""
+        """The model answers before the first step, once per run."""
         path = self.out / "before_after.jsonl"
         if self.resume and path.is_file():
             stored = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -311,7 +342,7 @@ class _Story:
                 for probe, row in zip(self.probes, stored, strict=True):
                     probe.before = row["before"]
                 return
-        before = self._scored(policy) if self.scores else self._answers(self.causal, say("train.ask_before"))
+        before = self._scored(policy) if self.scores else self._answers_before()
         for probe, text in zip(self.probes, before, strict=True):
             probe.before = text
         self._write_answers()
@@ -335,21 +366,36 @@ class _Story:
                 found.append(say("train.scored", chosen=f"{scores[0]:+.3f}", rejected=f"{scores[1]:+.3f}"))
         return found
 
-    def _answers(self, model: Any, what: str) -> list[str]:
+    def _answers_before(self) -> list[str]:
+        """The answers of what the run starts from: the adapter it goes on with, or the untouched base."""
+        from tunewright.models.generate import answering
+        from tunewright.models.load import load_config
+
+        if self.config.adapter:
+            return self._answers(answering(self.causal, self.attached, self.p.renderer), say("train.ask_start"))
+        off = self.attached.disabled
+        words = int(load_config(self.p.source.folder).get_text_config().vocab_size)
+        with off() if off else contextlib.nullcontext():
+            return self._answers(answering(self.causal, self.attached, self.p.base_renderer, vocabulary=words), say("train.ask_before"))
+
+    def _answers(self, model: AnsweringModel, what: str) -> list[str]:
         from tunewright.models.generate import answer
 
         if not self.probes:
             return []
         start = time.perf_counter()
         self.tell.start(what)
-        prompts = [self.p.renderer.prompt(q.messages) for q in self.probes]
-        texts = answer(
-            model, self.p.tokenizer, prompts, list(self.p.renderer.stop_ids), max_new_tokens=self.answer_tokens,
-            check=self.stop.check, on_batch=lambda done: self.tell.progress(what, done, len(prompts)),
+        prompts = [model.renderer.prompt(q.messages) for q in self.probes]
+        answers = answer(
+            model, prompts, max_new_tokens=self.answer_tokens, check=self.stop.check,
+            on_batch=lambda done: self.tell.progress(what, done, len(prompts)),
         )  # fmt: skip
         self.tell.finish()
+        full = sum(one.end in ("context", "no_room") for one in answers)
+        if full:
+            self.tell.line(say("train.context_full", count=full, n=len(answers)))
         self.seconds["answer"] += time.perf_counter() - start
-        return texts
+        return [one.text for one in answers]
 
     def _write_answers(self) -> None:
         rows = [{k: v for k, v in vars(q).items() if k not in ("messages", "sample")} for q in self.probes]
@@ -360,6 +406,7 @@ class _Story:
         from tunewright.methods.saved import put_on
         from tunewright.models import load
         from tunewright.models.fast import return_freed_memory
+        from tunewright.models.generate import answering
 
         whole = self.attached.saves_model
         self.saved = folder = self.out / ("model" if whole else "adapter")
@@ -367,7 +414,7 @@ class _Story:
         if self.scores:
             in_memory = self._scored(loop.stepper.policy)
         elif len(self.probes) <= FEW_PROBES:
-            in_memory = self._answers(self.attached.generator or self.causal, say("train.ask_after"))
+            in_memory = self._answers(answering(self.causal, self.attached, self.p.renderer), say("train.ask_after"))
         self.attached.save(folder)
         self.p.tokenizer.save_pretrained(str(folder))
         fingerprint = self._fingerprint(self.attached.model)
@@ -385,7 +432,9 @@ class _Story:
         if not gap <= 1e-3:
             raise TrainingError(problem("E-TRAIN-04", str(folder), gap=gap))
         reloaded = (
-            self._scored(self._scoring(tuned, fresh)) if self.scores else self._answers((put and put.generator) or fresh, say("train.ask_reloaded"))
+            self._scored(self._scoring(tuned, fresh))
+            if self.scores
+            else self._answers(answering(fresh, put, self.p.renderer), say("train.ask_reloaded"))
         )
         for i, (probe, text) in enumerate(zip(self.probes, reloaded, strict=True)):
             probe.after, probe.after_reload = (in_memory[i] if in_memory else text), text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from tunewright.core.types import Conversation, Message, Origin, PlainText, Sample
@@ -75,6 +77,15 @@ def test_the_report_counts_by_hand():
     assert found["mean_margin"] == pytest.approx((2 + 2 - 1.5 + 1.5 - 2) / 5)
     assert found["stop_token_decides"] == 3 and found["ties"] == 0
     assert [m["margin"] for m in found["mistakes"]] == [-2.0, -1.5]
+
+
+def test_how_likely_any_option_is_stands_beside_which_is_likelier():
+    """Probabilities 0.3 and 0.2, and 0.001 and 0.003: together 0.5 and 0.004."""
+    questions = [choices.Question(row("a", i), 0, Sample([], i)) for i in range(2)]
+    scores = [[math.log(0.3), math.log(0.2)], [math.log(0.001), math.log(0.003)]]
+    found = choices.report(["a", "b"], questions, [choices.Decision(s, s) for s in scores], True)
+    assert found["probability"] == {"mean": pytest.approx(0.252), "least": pytest.approx(0.004)}
+    assert found["accuracy"] == 0.5
 
 
 def test_the_first_of_equal_options_wins():

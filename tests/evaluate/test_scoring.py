@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,16 @@ def test_scores_and_decisions_are_those_of_plain_transformers(model, data, rows_
     assert result["loss"]["token_mean"] == pytest.approx(-sum(gold) / result["loss"]["tokens"], rel=1e-5)
     right = [theirs.index(max(theirs)) == (0 if i % 3 == 0 else 1) for i, theirs in enumerate(slow)]
     assert result["options"]["accuracy"] == pytest.approx(sum(right) / 24)
+
+
+def test_a_model_that_never_answers_with_an_option_is_not_told_by_its_accuracy_alone(model, data):
+    """The probability of all options together, from plain Transformers, and a warning in words where it is small."""
+    found = measure(model, data)
+    sums = [sum(map(math.exp, scores)) for scores in slow_scores(model, data, found["options"]["options"])]
+    assert found["options"]["probability"]["mean"] == pytest.approx(sum(sums) / len(sums), rel=1e-3)
+    assert found["options"]["probability"]["least"] == pytest.approx(min(sums), rel=1e-3)
+    assert max(sums) < 0.01 and any("seldom answer with one of the options" in warning for warning in found["warnings"])
+    assert any("all options together" in line for line in scoring.lines(found))
 
 
 def test_loss_of_free_text_equals_transformers_own_loss(model, tmp_path):

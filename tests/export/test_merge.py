@@ -287,8 +287,8 @@ def test_a_killed_merge_leaves_a_hidden_folder_that_a_later_one_removes(tmp_path
 def test_sampling_settings_that_greedy_decoding_ignores_are_dropped(tmp_path, base):
     from tunewright.engine.opening import renderer_of
 
-    renderer = renderer_of(AutoTokenizer.from_pretrained(base), {"eos_token_id": 2})
     (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.7, "eos_token_id": [9, 2], "max_length": 99}))
+    renderer = renderer_of(AutoTokenizer.from_pretrained(base), tmp_path)
     found = merge.generation_settings(tmp_path, renderer)
     assert found == {"eos_token_id": [2, 9], "max_length": 99, "pad_token_id": 0} and "temperature" not in found
     (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.7, "do_sample": True}))

@@ -128,20 +128,23 @@ def chat(
         raise UsageError(problem("E-RUN-12", "--compare", target=target))
     from tunewright.serve.chatting import converse, reply
 
+    how: dict[str, Any] = {"complete": complete, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    about = None if complete else answerer.about_system(system)
+    if about:
+        print(about, file=sys.stderr)
     if question is None:
-        converse(answerer, system=system, compare=compare, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)
+        converse(answerer, system=system, compare=compare, **how)
         return
-    messages = [*([Message("system", system)] if system else []), Message("user", question)]
+    start = [] if complete else answerer.start(system)
+    messages = [*start, Message("user", question)]
     if not as_json:
-        reply(answerer, messages, compare=compare, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)
+        reply(answerer, messages, compare=compare, **how)
         return
-    said = {
-        "question": question,
-        "answer": "".join(answerer.stream(messages, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)).strip(),
-    }
+    found = answerer.ask(messages, **how)
+    said: dict[str, Any] = {"question": question, "system": start[0].content if start else None, "answer": found.text, "ended": found.end}
     if compare:
-        with answerer.untouched():
-            said["base"] = "".join(answerer.stream(messages, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)).strip()
+        other = answerer.ask(messages, base=True, **how)
+        said |= {"base": other.text, "base_ended": other.end}
     print_json(said)
 
 

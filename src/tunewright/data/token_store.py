@@ -351,3 +351,19 @@ def asking_places(rows: Sequence[Row]) -> Sequence[int]:
 
     places: list[int] = np.flatnonzero(rows.store.columns["kind"][rows.which] != KINDS.index("text")).tolist()
     return places
+
+
+def asked_lengths(samples: Sequence[Sample]) -> Sequence[int]:
+    """Tokens of each sample's question, up to where its last learnt answer begins, without making the samples of a store."""
+    if not isinstance(samples, Samples):
+        return [s.facts["last_span"][0] or len(s.branches[0].tokens) for s in samples]
+    c, rows = samples.store.columns, samples.which
+    if not len(rows):
+        return []
+    import numpy as np
+
+    first = np.concatenate([np.zeros(1, "<i8"), c["branch_end"][:-1]])  # of each row's branches
+    length = np.diff(c["token_end"], prepend=0)[first]
+    begins = c["last_span"][::2]
+    lengths: list[int] = np.where(begins > 0, begins, length)[rows].tolist()
+    return lengths

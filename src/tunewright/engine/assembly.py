@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.types import Attached, Sample
 from tunewright.core.words import say
+from tunewright.data import DataSet
+from tunewright.engine import activation_cache
+from tunewright.engine.asking import equip
 from tunewright.engine.forward import Policy
 from tunewright.engine.layout import choose
 from tunewright.engine.on_policy import OnPolicyStepper
@@ -26,7 +29,7 @@ from tunewright.engine.optim import optimizer_for
 from tunewright.engine.placement import World
 from tunewright.engine.reward_model import open_reward_model, twin
 from tunewright.engine.rounds import RoundStepper
-from tunewright.engine.schedule import learning_rate_for, total_steps
+from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
 from tunewright.engine.step import Stepper
 from tunewright.engine.teacher import open_teacher
 from tunewright.methods.saved import put_on
@@ -61,12 +64,11 @@ class Assembled:
 
 
 def assemble(
-    config: RunConfig, folder: Path, base_path: str, world: World, num_samples: int, tell: Tell, *, steps: int | None = None,
-    samples: Sequence[Sample] = (),
+    config: RunConfig, folder: Path, base_path: str, world: World, num_samples: int, tell: Tell, *, samples: Sequence[Sample] = (),
 ) -> Assembled:  # fmt: skip
     """Read the weights of `folder`, put the run's method on them and choose the layout. Nothing is written.
 
-    `base_path` is what a saved adapter names as its base. `steps` None: the run's own. Some of `samples` are shown to a method that asks for rows.
+    `base_path` is what a saved adapter names as its base. Some of `samples` are shown to a method that asks for rows.
     Adds to `world.reasons` what was decided and why.
     Raises ModelError, CompatError and ConfigError for what does not fit.
     """
@@ -103,7 +105,7 @@ def assemble(
 
     layout, world.reasons["engine.layout"] = choose(config.engine, causal, attached.needs.layout, policy_in, world.dtype)
     use_layout(causal, layout)
-    steps = total_steps(config.engine, num_samples) if steps is None else steps
+    steps = total_steps(config.engine, num_samples)
     rate = config.engine.learning_rate
     if rate == "auto":
         rate = objective.rate_factor * learning_rate_for(attached.learning_rate, steps, parameter_count(causal))
@@ -132,6 +134,29 @@ def assemble(
     if objective.teacher:
         stepper.policy.teacher = open_teacher(objective.teacher, folder, causal.config.get_text_config().vocab_size, config.engine, world, tell)
     return Assembled(causal, attached, stepper, layout, rate)
+
+
+@dataclass
+class Ready:
+    """What takes the steps of a run, with everything that decides what a step costs. `cache` is `engine.activation_cache` as it was decided."""
+
+    made: Assembled
+    schedule: Schedule
+    cache: int | str
+
+
+def ready(
+    config: RunConfig, folder: Path, base_path: str, world: World, data: DataSet, renderer: Any, tell: Tell, *,
+    check: Callable[[], None] | None = None,
+) -> Ready:  # fmt: skip
+    """`assemble`, and what a stepper needs besides: its questions and sampler, and the store of activations. `check` is called while answers are drawn."""
+    made = assemble(config, folder, base_path, world, len(data.train), tell, samples=data.train)
+    schedule = make_schedule(config.engine, len(data.train), made.rate)
+    equip(made.stepper, renderer, renderer.tokenizer, check)
+    cache, world.reasons["engine.activation_cache"] = activation_cache.install(
+        made.stepper.policy, config.engine, [data.train, data.held_out], schedule.epochs, world.device, tell
+    )
+    return Ready(made, schedule, cache)
 
 
 def _some_rows(samples: Sequence[Sample]) -> list[list[int]]:

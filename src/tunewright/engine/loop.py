@@ -28,6 +28,7 @@ from tunewright.engine.rounds import RoundStepper
 from tunewright.engine.schedule import Measuring, Schedule, measuring_of, steps_between
 from tunewright.engine.signals import StopFlag
 from tunewright.engine.step import Figures, Stepper, StepReport, held_out_loss, means
+from tunewright.models.generate import room_of
 
 PATIENCE = 3
 """Steps in a row that may be non-finite before the run ends."""
@@ -136,7 +137,9 @@ class Loop:
         also = self.stepper.objective.companions
         measured = self.held_out if self.measuring.all_at_end else self.measured
         everything = Joined(self.samples, measured)
-        extra: Iterable[Sample] = also(everything, self._room()) if also else ()  # also in a run that is taken up again: partners are chosen here
+        extra: Iterable[Sample] = (
+            also(everything, room_of(self.stepper.policy.causal[0], self.stepper.policy.model)) if also else ()
+        )  # also in a run that is taken up again: partners are chosen here
         store = ReferenceStore.load(self.run, about)
         if store is None:
             if self.progress.step:
@@ -178,12 +181,6 @@ class Loop:
             store.fill(self.stepper.policy, chosen, self.stepper.rows_per_pass, again=True)
             self.stepper.policy.reference = store
         store.save(self.run)
-
-    def _room(self) -> int | None:
-        """Tokens that the model can take, less those of a learnt prompt; None where its configuration names no limit."""
-        context = getattr(self.stepper.policy.causal[0].config.get_text_config(), "max_position_embeddings", None)
-        prompt = getattr(self.stepper.policy.model, "virtual_prompt", lambda: None)()
-        return context - (prompt.num_tokens if prompt is not None else 0) if context else None
 
     def _prepare_teacher(self) -> None:
         """The scores of a teacher that is not to stay in memory, from the run folder or computed now."""

@@ -7,6 +7,7 @@ Chat, evaluation and merging start here, so a model is always rendered with the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tunewright.engine import placement, run_folder
 from tunewright.methods.saved import OWN, is_saved, put_on
 from tunewright.models import load, sources, vet
 from tunewright.models.fast import accelerate
+from tunewright.models.generate import AnsweringModel, answering
 from tunewright.models.quantised import keep_base
 from tunewright.models.rendering import Renderer
 
@@ -44,17 +46,42 @@ class Target:
         own = self.adapter
         return own if own is not None and (own / "tokenizer_config.json").is_file() else self.source.folder
 
+    @property
+    def stated(self) -> tuple[Path, ...]:
+        """The folders that may name stop tokens."""
+        return (self.source.folder,) if self.adapter is None else (self.source.folder, self.adapter)
+
+    @property
+    def system(self) -> str | None:
+        """The run's system prompt, under which it was taught; None where it has none."""
+        found: str | None = self.settings.get("data.system")
+        return found
+
+    def renderer(self) -> Renderer:
+        """How what is opened is asked: its own tokenizer and template, and every stop token that its folders name."""
+        return renderer_of(load.load_tokenizer(self.tokenizer_folder), *self.stated)
+
+    def base_renderer(self) -> Renderer:
+        """How the base is asked: as if nothing had been trained."""
+        return renderer_of(load.load_tokenizer(self.source.folder), self.source.folder)
+
 
 @dataclass
 class Opened:
-    """A loaded model with its tokenizer and template. `causal` is the causal model; `attached` the trained method on it, if any."""
+    """A loaded model with its tokenizer and template. `causal` is the causal model, with `attached`, the trained method, on it if there is any; whoever
+    wants answers asks `answering`. `vocabulary` is the number of tokens that the base knows."""
 
     causal: Any
     attached: Attached | None
-    tokenizer: Any
     renderer: Renderer
     target: Target
     world: placement.World
+    vocabulary: int
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that the model was taught with."""
+        return self.renderer.tokenizer
 
     @property
     def model(self) -> Any:
@@ -62,20 +89,35 @@ class Opened:
         return self.causal if self.attached is None else self.attached.model
 
     @property
-    def generator(self) -> Any:
-        """What generates."""
-        return self.causal if self.attached is None else self.attached.generator or self.causal
+    def answering(self) -> AnsweringModel:
+        """What answers: the method on its base, or the model itself."""
+        return answering(self.causal, self.attached, self.renderer)
 
     @contextlib.contextmanager
-    def untouched(self) -> Iterator[None]:
-        """Inside, the model answers as its base does. Raises UsageError where the method cannot be switched off."""
+    def untouched(self) -> Iterator[AnsweringModel]:
+        """Inside, the model answers as its base does. Yields the base, to be asked with its own tokenizer, template and stops, knowing no added token:
+        the same as when the base is opened alone. Raises UsageError where the method cannot be switched off."""
         if self.attached is None:
-            yield
+            if not self.switches:
+                raise UsageError(problem("E-RUN-15", self.target.name, reason=say("chat.whole_model")))
+            yield self.answering
         elif self.attached.disabled is None:
             raise UsageError(problem("E-RUN-15", self.target.name, reason=self.attached.disabled_reason))
         else:
             with self.attached.disabled():
-                yield
+                yield answering(self.causal, self.attached, self.base_renderer, vocabulary=self.vocabulary)
+
+    @property
+    def switches(self) -> bool:
+        """Whether `untouched` can answer: what was trained can be switched off, or nothing was. Of a whole model that was trained the base is another."""
+        if self.attached is not None:
+            return self.attached.disabled is not None
+        return self.target.run is None or self.target.source.folder.resolve() != (self.target.run / "model").resolve()
+
+    @functools.cached_property
+    def base_renderer(self) -> Renderer:
+        """How the base is asked."""
+        return self.target.base_renderer()
 
 
 def find(target: str, tell: Tell, *, base: bool = False) -> Target:
@@ -116,9 +158,9 @@ def _named(target: str, tell: Tell, base: bool) -> tuple[str, Path | None, Path 
     return spec, adapter, run, settings
 
 
-def renderer_of(tokenizer: Any, config: Any) -> Renderer:
-    """The renderer that training used for this tokenizer and model configuration."""
-    return Renderer(tokenizer, load.stop_ids(tokenizer, config))
+def renderer_of(tokenizer: Any, *stated: Any) -> Renderer:
+    """The renderer that training used for this tokenizer and the stop tokens that `stated` name (`load.stop_ids`)."""
+    return Renderer(tokenizer, load.stop_ids(tokenizer, *stated))
 
 
 def read_config(found: Target) -> Any:
@@ -132,13 +174,13 @@ def load_found(found: Target, *, dtype: str | None = None, device: str = "auto",
     if wanted not in DTYPES:
         raise ConfigError(problem("E-CONFIG-08", "--dtype", field="engine.dtype", value=wanted, reason=", ".join(DTYPES)))
     world = placement.start(EngineConfig.model_validate({"dtype": wanted, "device": device, "threads": threads}))
-    causal = load.load_model(found.source.folder, dtype=world.dtype, device=world.device, base=base_of(found.settings))
+    causal: Any = load.load_model(found.source.folder, dtype=world.dtype, device=world.device, base=base_of(found.settings))
+    vocabulary = int(causal.get_input_embeddings().weight.shape[0])
     accelerate(causal)
     attached = None if found.adapter is None else put_on(causal, found.adapter)
     if attached is not None:
         keep_base(attached, causal)
-    tokenizer = load.load_tokenizer(found.tokenizer_folder)
-    return Opened(causal, attached, tokenizer, renderer_of(tokenizer, causal.config), found, world)
+    return Opened(causal, attached, found.renderer(), found, world, vocabulary)
 
 
 def base_of(settings: dict[str, Any]) -> BaseConfig:

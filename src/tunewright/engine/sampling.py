@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tunewright.core.errors import CompatError, problem
 from tunewright.core.seeds import stream_seed
 from tunewright.engine.forward import Policy, head_of
 from tunewright.models import rollout_attention
 from tunewright.models.fast import fused_without_gradient
+from tunewright.models.generate import room_of
 from tunewright.models.rollout_attention import RolloutMemory
 
 FEWER = 0.75
@@ -62,7 +64,9 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[list[int]], how: How, seed: int, *counters: int, version: int = 0) -> list[list[Drawn]]:
-        """For each prompt (token ids up to where the answer begins) `how.num_answers` answers."""
+        """For each prompt (token ids up to where the answer begins) `how.num_answers` answers. Raises CompatError where one would outgrow the context."""
+        longest = max((len(p) for p in prompts), default=0)
+        require_room(longest, how.max_new_tokens, room_of(self.policy.causal[0], self.policy.model))
         generator = torch.Generator().manual_seed(stream_seed(seed, "rollout", *counters))
         luck = torch.rand(len(prompts) * how.num_answers, how.max_new_tokens, generator=generator, dtype=torch.float64)
         found = [Drawn([], [], False, version) for _ in range(len(luck))]
@@ -172,6 +176,15 @@ class Sampler:
             keep = [row for row in range(len(texts)) if not batch.ended[row]]
             texts = [[*texts[row], token[row]] for row in keep]
             batch.answer, batch.ended = [batch.answer[r] for r in keep], [False] * len(keep)
+
+
+def require_room(longest: int, max_new_tokens: int, context: int | None) -> None:
+    """Raise CompatError unless the longest question leaves room for a whole answer: one that is cut off by the context would be judged as if it were
+    the model's own end."""
+    if context is not None and longest + max_new_tokens > context:
+        raise CompatError(problem(
+            "E-MODEL-58", "objective.max_new_tokens", tokens=longest, wanted=max_new_tokens, context=context, room=max(0, context - longest)
+        ))  # fmt: skip
 
 
 def pick(logprob_RV: Tensor, luck_R: Tensor, how: How) -> Tensor:

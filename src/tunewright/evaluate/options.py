@@ -9,6 +9,7 @@ reach the output head. Pure Python: tokens in, counts out; `scoring.py` owns the
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ MOST_DETECTED, MOST_GIVEN = 10, 100
 LONGEST = 40
 """Characters of the longest answer that is taken for a label."""
 LEAST_SEEN = 2
+LIKELY = 0.5
+"""Below this mean probability of all options together the model would more often write something else than one of them."""
 
 
 def detect(rows: Sequence[Row]) -> list[str] | None:
@@ -110,6 +113,11 @@ class Decision:
     bare: list[float]
 
     @property
+    def probability(self) -> float:
+        """Of all options together: how likely the model answers with one of them at all."""
+        return min(1.0, sum(math.exp(min(score, 0.0)) for score in self.scores))
+
+    @property
     def chosen(self) -> int:
         """Index of the highest score; the first of equals."""
         return max(range(len(self.scores)), key=lambda i: (self.scores[i], -i))
@@ -136,6 +144,7 @@ def report(options: Sequence[str], questions: Sequence[Question], decisions: Seq
         "majority": {"answer": options[most], "share": seen[most] / count}, "beats_majority": low > seen[most] / count,
         "classes": classes, "macro_f1": sum(scored) / len(scored) if scored else None,
         "confusion": {a: {b: pairs[i, j] for j, b in enumerate(options)} for i, a in enumerate(options)},
+        "probability": {"mean": sum(d.probability for d in decisions) / count, "least": min(d.probability for d in decisions)},
         "mean_margin": sum(map(_margin, questions, decisions)) / count,
         "ties": sum(sorted(d.scores)[-1] == sorted(d.scores)[-2] for d in decisions),
         "stop_token_decides": sum(d.chosen != d.chosen_bare for d in decisions),

@@ -27,6 +27,7 @@ from tunewright.evaluate import options as choices
 from tunewright.evaluate import ranking, step_judging
 from tunewright.evaluate.interval import wilson
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
+from tunewright.methods.saved import virtual_tokens
 from tunewright.models import load
 from tunewright.models.fast import keep_freed_memory
 from tunewright.models.generate import answer
@@ -87,22 +88,23 @@ def _share(right: int, count: int) -> dict[str, Any]:
 def exact_match(
     opened: opening.Opened, rows: Sequence[Conversation], max_new_tokens: int, tell: Tell, options: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Greedy answers to every row's question, compared with the row's answer."""
+    """Greedy answers to every row's question, compared with the row's answer. `context_full` counts answers that the end of the context cut off,
+    `no_room` questions that fill it."""
     what = say("evaluate.answering")
     tell.start(what)
-    prompts = [opened.renderer.prompt(row.question(), row.tools) for row in rows]
-    texts = answer(
-        opened.causal, opened.tokenizer, prompts, list(opened.renderer.stop_ids), max_new_tokens=max_new_tokens,
-        on_batch=lambda done: tell.progress(what, done, len(prompts)),
-    )  # fmt: skip
+    model = opened.answering
+    prompts = [model.renderer.prompt(row.question(), row.tools) for row in rows]
+    answers = answer(model, prompts, max_new_tokens=max_new_tokens, on_batch=lambda done: tell.progress(what, done, len(prompts)))
     tell.finish()
+    texts = [one.text for one in answers]
     verdicts = [matches(row.answer(), text) for row, text in zip(rows, texts, strict=True)]
     wrong = [
         {"origin": str(row.origin), "expected": row.answer(), "answer": text} for row, text, v in zip(rows, texts, verdicts, strict=True) if not v[1]
     ]
     found = {
         "n": len(rows), "exact": _share(sum(v[0] for v in verdicts), len(rows)), "normalised": _share(sum(v[1] for v in verdicts), len(rows)),
-        "max_new_tokens": max_new_tokens, "mistakes": wrong[:SHOWN],
+        "max_new_tokens": max_new_tokens, "context_full": sum(one.end == "context" for one in answers),
+        "no_room": sum(one.end == "no_room" for one in answers), "mistakes": wrong[:SHOWN],
     }  # fmt: skip
     if options is not None:
         found["none_of_the_options"] = sum(text.strip() not in options for text in texts)
@@ -142,9 +144,11 @@ def evaluate_target(
         raise UsageError(problem("E-EVAL-05", "--limit --max-new-tokens --rows-per-pass"))
     found = opening.find(target, tell, base=base)
     config = opening.read_config(found)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = load.context_of(config)
+    if context is not None and found.adapter is not None:
+        context -= virtual_tokens(found.adapter)  # a learnt prompt takes room of the context
     # Rows before weights: a misspelt column is said in a second, not after gigabytes.
-    rows = _read(found, data, config, context, limit, data_format, columns, data_dir)
+    rows = _read(found, data, context, limit, data_format, columns, data_dir)
     if ranking.is_scorer(found):  # not with `base`: the model under a reward model writes
         measure = step_judging.measure if step_judging.judges_steps(found) else ranking.rank
         return measure(found, rows, data, dtype=dtype, device=device, threads=threads, details=details, started=started)
@@ -158,13 +162,11 @@ def evaluate_target(
 
 
 def _read(
-    found: opening.Target, data: str, config: Any, context: int | None, limit: int | None, data_format: str, columns: dict[str, str] | None,
-    data_dir: str | None,
+    found: opening.Target, data: str, context: int | None, limit: int | None, data_format: str, columns: dict[str, str] | None, data_dir: str | None,
 ) -> DataSet:  # fmt: skip
     """The rows, rendered as for training: with the run's own system prompt where a row brings none."""
-    renderer = opening.renderer_of(load.load_tokenizer(found.tokenizer_folder), config)
     settings: dict[str, Any] = {"train": data, "held_out": 0, "limit": limit, "format": data_format, "columns": columns or {}, "dir": data_dir}
-    return inspect(DataConfig.model_validate({**settings, "system": found.settings.get("data.system")}), renderer, context, to_train=False)
+    return inspect(DataConfig.model_validate({**settings, "system": found.system}), found.renderer(), context, to_train=False)
 
 
 class _Work:
@@ -209,6 +211,8 @@ class _Work:
         if self.asked is not None:
             decisions = [choices.Decision([sum(b) for b in found[1:]], [sum(b[:-1]) for b in found[1:]]) for found in logprobs]
             self.figures["options"] = choices.report(self.asked, questions, decisions, self.detected)
+            if self.figures["options"]["probability"]["mean"] < choices.LIKELY:
+                self.warnings.append(say("evaluate.warning.unlikely", share=_percent(self.figures["options"]["probability"]["mean"])))
             self._say_dropped(dropped)
             if details:
                 self.figures["rows"] = [
@@ -239,6 +243,9 @@ class _Work:
         self.figures["exact_match"]["answers_longer_than_room"] = cut
         if cut:
             self.warnings.append(say("evaluate.warning.room", count=cut, room=room))
+        for key in ("context_full", "no_room"):
+            if count := self.figures["exact_match"][key]:
+                self.warnings.append(say(f"evaluate.warning.{key}", count=count, n=len(asked)))
         self.seconds["answer"] = time.perf_counter() - start
 
     def result(self, data: str) -> dict[str, Any]:
@@ -278,6 +285,11 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def _probability(value: float) -> str:
+    """A share that may be far below a tenth of a per cent."""
+    return _percent(value) if value >= 5e-4 else "0 %" if value == 0 else f"{100 * value:.0e} %"
+
+
 def lines(result: dict[str, Any]) -> list[str]:
     """The figures for a terminal, in the reader's language."""
     report = result["data_report"]
@@ -308,6 +320,8 @@ def _option_lines(found: dict[str, Any]) -> list[str]:
     )
     key = "evaluate.beats" if found["beats_majority"] else "evaluate.no_better"
     out.append(say(key, answer=found["majority"]["answer"], share=_percent(found["majority"]["share"])))
+    likely = {key: _probability(found["probability"][key]) for key in ("mean", "least")}
+    out.append(say("evaluate.probability", **likely))
     out.append(say("evaluate.margin", margin=f"{found['mean_margin']:+.2f}", ties=found["ties"], stops=found["stop_token_decides"]))
     for entry in found["classes"]:
         shown = {key: _percent(entry[key]) for key in ("precision", "recall", "f1")}

@@ -156,7 +156,7 @@ class _Merge:
         if self.target.settings.get("base.bits"):
             self.tell.line(say("export.quantised_base", bits=self.target.settings["base.bits"]))
         causal = load.load_model(self.base, dtype="float32")
-        self.renderer = opening.renderer_of(self.tokenizer, causal.config)
+        self.renderer = opening.renderer_of(self.tokenizer, self.base, *self.target.stated)
         budget = min(4096, max(64, LOGIT_BYTES // (4 * causal.config.get_text_config().vocab_size)))
         prompts = choose_prompts(self.target, self.renderer, budget)
         untouched = logits_of(causal, prompts)
@@ -322,13 +322,12 @@ def _plain_generation_config(renderer: Any) -> Any:
 
 
 def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
-    """generation_config.json: the base's, with every token that ends an answer among its stops and without settings that greedy decoding ignores."""
+    """generation_config.json: the base's, with the stops that the run itself obeys and without settings that greedy decoding ignores."""
     path = base / "generation_config.json"
     stated: dict[str, Any] = vet.read_config(path)[0] if path.is_file() else {}
     if not stated.get("do_sample"):
         stated = {key: value for key, value in stated.items() if key not in SAMPLING_KEYS}
-    own = stated.get("eos_token_id")
-    stops = list(dict.fromkeys([*renderer.stop_ids, *([own] if isinstance(own, int) else own or [])]))
+    stops = list(renderer.stop_ids)
     stated["eos_token_id"] = stops
     if stated.get("pad_token_id") is None:
         pad = renderer.tokenizer.pad_token_id

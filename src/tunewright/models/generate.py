@@ -1,10 +1,73 @@
-"""Answers from a model: greedy or sampled, many questions at once, with the model's stock attention."""
+"""Answers from a model: greedy or sampled, many questions at once, with the model's stock attention.
+
+Whoever wants an answer, in whatever command, gives an `AnsweringModel`, and `answering` alone makes one: it puts the method where it generates and knows
+the stops and the room of the context, so no command can ask the base in place of the run, run past a stop or past the end of the context.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tunewright.core.errors import ModelError, problem
+from tunewright.core.types import Attached
+from tunewright.models.load import context_of, silent
+
+End = Literal["stop", "limit", "context", "no_room"]
+"""How an answer ended: by a stop token; at the most tokens asked for; at the end of the context; before it began, because the question fills the context."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, without its stop token, and how it ended."""
+
+    text: str
+    end: End
+
+
+@dataclass(frozen=True)
+class AnsweringModel:
+    """What answers: the model with its method on it, and the form in which it is asked. Made by `answering` only."""
+
+    causal: Any
+    attached: Attached | None
+    renderer: Any
+    """Template, tokenizer and stop tokens."""
+    vocabulary: int | None = None
+    """Ids from here on are never written: rows that a method added to the base, when the base itself is asked."""
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.renderer.tokenizer
+
+    @property
+    def stop_ids(self) -> list[int]:
+        return list(self.renderer.stop_ids)
+
+    @property
+    def generator(self) -> Any:
+        """The object whose `generate` has the method in it."""
+        return self.causal if self.attached is None else self.attached.generator or self.causal
+
+    def room(self, asked: int) -> int | None:
+        """Tokens that an answer may have after a question of `asked` tokens; None where the model names no limit."""
+        context = room_of(self.causal, self.causal if self.attached is None else self.attached.model)
+        return None if context is None else max(0, context - asked)
+
+
+def answering(causal: Any, attached: Attached | None, renderer: Any, *, vocabulary: int | None = None) -> AnsweringModel:
+    """The causal model with the method that is on it, ready to be asked: the one way to an answer."""
+    return AnsweringModel(causal, attached, renderer, vocabulary)
+
+
+def room_of(causal: Any, model: Any) -> int | None:
+    """Tokens that question and answer may have together: the context less what a learnt prompt takes of it. None where the model names no limit."""
+    context = context_of(causal.config)
+    prompt = getattr(model, "virtual_prompt", lambda: None)()
+    return None if context is None else context - (prompt.num_tokens if prompt is not None else 0)
 
 
 @contextmanager
@@ -37,34 +100,56 @@ def dense_head_input(model: Any) -> Iterator[None]:
             hook.remove()
 
 
+@contextmanager
+def own_settings(model: Any) -> Iterator[None]:
+    """Inside, `generate` of the causal model follows our settings alone, and libraries say nothing into the answer.
+
+    Transformers fills what is not set from the folder's generation config (a repetition penalty, a longest length), with a notice for some of it.
+    """
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        with silent(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        model.generation_config = before
+
+
 def answer(
-    model: Any,
-    tokenizer: Any,
+    model: AnsweringModel,
     prompts: list[list[int]],
-    stop_ids: list[int],
     *,
     max_new_tokens: int = 64,
     batch_tokens: int = 8192,
     check: Callable[[], None] | None = None,
     on_batch: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Greedy answers to `prompts` (token ids that end where the answer begins), in their order, without the stop token.
+) -> list[Answer]:
+    """Greedy answers to `prompts` (token ids that end where the answer begins), in their order.
 
-    Prompts of similar length are answered together, at most `batch_tokens` prompt tokens at once. `check` is called between batches and may raise.
+    Prompts of similar length are answered together, at most `batch_tokens` prompt tokens at once. An answer ends at the end of the context; a question
+    that fills the context gets an empty one. `check` is called between batches and may raise.
     """
     import torch
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
-    with stock_attention(model), dense_head_input(model), torch.inference_mode():
+    whole = model.room(0)
+    rooms = [max_new_tokens if whole is None else max(0, min(max_new_tokens, whole - len(p))) for p in prompts]
+    answers = [Answer("", "no_room")] * len(prompts)
+    with stock_attention(model.causal), dense_head_input(model.causal), own_settings(model.causal), torch.inference_mode():
         start = 0
         while start < len(order):
-            stop = start + 1
-            while stop < len(order) and (stop - start + 1) * (len(prompts[order[stop]]) + max_new_tokens) <= batch_tokens:
+            stop, room = start + 1, rooms[order[start]]
+            while (
+                stop < len(order) and rooms[order[stop]] == room and (stop - start + 1) * (len(prompts[order[stop]]) + max_new_tokens) <= batch_tokens
+            ):
                 stop += 1
             batch = order[start:stop]
-            for i, text in zip(batch, _one_batch(model, tokenizer, [prompts[i] for i in batch], stop_ids, max_new_tokens), strict=True):
-                answers[i] = text
+            if room:
+                for i, written in zip(batch, _one_batch(model, [prompts[i] for i in batch], room), strict=True):
+                    answers[i] = _answer(model, written, "context" if room < max_new_tokens else "limit")
             start = stop
             if on_batch:
                 on_batch(start)
@@ -73,69 +158,87 @@ def answer(
     return answers
 
 
-def _one_batch(model: Any, tokenizer: Any, prompts: list[list[int]], stop_ids: list[int], max_new_tokens: int) -> list[str]:
+def _one_batch(model: AnsweringModel, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """The token ids that were written after each prompt; what follows a stop token means nothing."""
     import torch
 
     longest = max(len(p) for p in prompts)
     # Padding stands on the left and is masked by position; any id serves.
-    pad = stop_ids[0] if stop_ids else 0
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=generation_config(model, stop_ids, max_new_tokens, pad),
-    )
-    return [decode_answer(tokenizer, row[longest:].tolist(), stop_ids) for row in out]
+    pad = model.stop_ids[0] if model.stop_ids else 0
+    device = model.causal.device
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    settings = generation_config(model.causal, model.stop_ids, max_new_tokens, pad, vocabulary=model.vocabulary)
+    out = model.generator.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    return [row[longest:].tolist() for row in out]
 
 
-def generation_config(model: Any, stop_ids: list[int], max_new_tokens: int, pad: int, temperature: float = 0.0) -> Any:
-    """Greedy at temperature 0. Sampling defaults that a model's folder brings are left out on purpose: before and after must differ by training alone."""
+def generation_config(model: Any, stop_ids: list[int], max_new_tokens: int, pad: int, temperature: float = 0.0, vocabulary: int | None = None) -> Any:
+    """Greedy at temperature 0. Settings that a model's folder brings are left out on purpose: before and after must differ by training alone."""
     from transformers import GenerationConfig
 
     settings: dict[str, Any] = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    rows = model.get_input_embeddings().weight.shape[0]
+    if vocabulary is not None and vocabulary < rows:
+        settings["suppress_tokens"] = list(range(vocabulary, rows))
     return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stop_ids or None, pad_token_id=pad, **settings)
 
 
-def decode_answer(tokenizer: Any, ids: list[int], stop_ids: list[int]) -> str:
-    """Text up to the first stop token."""
-    for i, token in enumerate(ids):
-        if token in stop_ids:
-            ids = ids[:i]
-            break
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+def _answer(model: AnsweringModel, ids: list[int], cut: End) -> Answer:
+    """The answer that token ids spell up to the first stop token; `cut` is how it ended where there is none."""
+    stop = next((i for i, token in enumerate(ids) if token in model.stop_ids), None)
+    return Answer(str(model.tokenizer.decode(ids[:stop], skip_special_tokens=True)).strip(), cut if stop is None else "stop")
 
 
 def stream(
-    model: Any, tokenizer: Any, prompt: list[int], stop_ids: list[int], *, max_new_tokens: int = 512, temperature: float = 0.0
-) -> Iterator[str]:
-    """Pieces of one answer as they are made; joined they are the answer. The model's attention must be a stock one."""
+    model: AnsweringModel, prompt: list[int], on_piece: Callable[[str], None], *, max_new_tokens: int = 512, temperature: float = 0.0
+) -> Answer:
+    """One answer; `on_piece` gets it in pieces as they are made. Raises ModelError for a question that fills the context."""
     import threading
 
     import torch
-    from transformers import TextIteratorStreamer
 
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    pad = stop_ids[0] if stop_ids else 0
-    ids = torch.tensor([prompt], device=model.device)
+    room = model.room(len(prompt))
+    if room == 0:
+        raise ModelError(problem("E-MODEL-57", "", tokens=f"{len(prompt):,}", context=f"{model.room(0):,}"))
+    most = max_new_tokens if room is None else min(room, max_new_tokens)
+    streamer = _streamer(model)
+    pad = model.stop_ids[0] if model.stop_ids else 0
+    ids = torch.tensor([prompt], device=model.causal.device)
+    settings = generation_config(model.causal, model.stop_ids, most, pad, temperature, model.vocabulary)
+    written: list[Any] = []
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
-            with torch.inference_mode(), dense_head_input(model):
-                model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=generation_config(model, stop_ids, max_new_tokens, pad, temperature),
-                    streamer=streamer,
-                )
+            with torch.inference_mode(), dense_head_input(model.causal):
+                written.append(model.generator.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=streamer
+                ))  # fmt: skip
         except BaseException as e:
             failed.append(e)
             streamer.end()
 
     thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    yield from streamer
-    thread.join()
+    with own_settings(model.causal):
+        thread.start()
+        for piece in streamer:
+            on_piece(piece)
+        thread.join()
     if failed:
         raise failed[0]
+    return _answer(model, written[0][0, len(prompt) :].tolist(), "context" if most < max_new_tokens else "limit")
+
+
+def _streamer(model: AnsweringModel) -> Any:
+    """The text of an answer as its tokens come, without the stop token, which need not be a special one."""
+    from transformers import TextIteratorStreamer
+
+    stops = set(model.stop_ids)
+
+    class Pieces(TextIteratorStreamer):
+        def put(self, value: Any) -> None:
+            if self.next_tokens_are_prompt or not stops & set(value.flatten().tolist()):
+                super().put(value)
+
+    return Pieces(model.tokenizer, skip_prompt=True, skip_special_tokens=True)

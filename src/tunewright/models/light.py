@@ -207,12 +207,15 @@ def load_light(folder: Path) -> tuple[Any, str | None]:
 
 
 def stop_ids_of_folder(folder: Path) -> list[int]:
-    """The ids that end an answer as the folder states them: its generation config's, else its config's."""
+    """The ids that end an answer as the folder states them, in its generation config or its config (an id or a list of them), sorted."""
+    ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
-        stated = _json_of(Path(folder) / name).get("eos_token_id")
-        if stated is not None:
-            return [stated] if isinstance(stated, int) else [i for i in stated if isinstance(i, int)]
-    return []
+        config = _json_of(Path(folder) / name)
+        text = config.get("text_config")
+        for place in (config, text if isinstance(text, dict) else {}):
+            stated = place.get("eos_token_id")
+            ids |= {i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int) and not isinstance(i, bool)}
+    return sorted(ids)
 
 
 # ---- files

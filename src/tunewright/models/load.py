@@ -22,6 +22,7 @@ from tunewright.core.words import say
 from tunewright.models import vet
 from tunewright.models.cache import MARKER
 from tunewright.models.heads import put_stored_score, stored_score
+from tunewright.models.light import stop_ids_of_folder
 from tunewright.models.remote_code import place_of
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     place = place_of(folder)
     raise_all(vet.problems_of(place.folder, kind=kind, weights=False), ModelError)
     try:
-        with _silent():
+        with silent():
             return AutoTokenizer.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=place.tokenizer)
     except Exception as e:
         raise ModelError(problem("E-MODEL-31", str(folder), cause=vet.first_line(e))) from e
@@ -99,7 +100,7 @@ def load_model(
         said += silence_dropout(config)
         for way in (attention, "eager"):
             try:
-                with _silent():
+                with silent():
                     loaded: Any = AutoModelForCausalLM.from_pretrained(
                         str(place.folder), config=config, dtype=wanted, attn_implementation=way, use_safetensors=True, output_loading_info=True,
                         **common, **placed,
@@ -154,7 +155,7 @@ def _quantise(model: PreTrainedModel, base: BaseConfig, device: torch.device | s
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """No progress bars and no reports from Transformers; what is wrong comes back as an exception or in the loading info."""
     from transformers.utils import logging
 
@@ -219,12 +220,23 @@ def _raw(folder: Path, name: str) -> dict[str, Any]:
     return vet.read_config(path)[0] if path.is_file() else {}
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, config: Any = None) -> list[int]:
-    """Every id that ends an answer, sorted: those of `config` (a generation config, model config or dict), the tokenizer's end of text, and the
-    special token that the chat template writes after an assistant turn."""
-    stated = config.get("eos_token_id") if isinstance(config, dict) else getattr(config, "eos_token_id", None)
-    ids = {stated} if isinstance(stated, int) else set(stated or ())
-    return sorted({i for i in ids | {tokenizer.eos_token_id, turn_end_id(tokenizer)} if i is not None})
+def stop_ids(tokenizer: PreTrainedTokenizerBase, *stated: Any) -> list[int]:
+    """Every id that ends an answer, sorted: those that each of `stated` names (a model's or adapter's folder, a config or a dict), the tokenizer's end of
+    text, and the special token that the chat template writes after an assistant turn. What a run stops at, and what is written when it is exported."""
+    ids = {tokenizer.eos_token_id, turn_end_id(tokenizer)}
+    for one in stated:
+        if isinstance(one, Path):
+            ids |= set(stop_ids_of_folder(one))
+        else:
+            found = one.get("eos_token_id") if isinstance(one, dict) else getattr(one, "eos_token_id", None)
+            ids |= {found} if isinstance(found, int) else set(found or ())
+    return sorted(i for i in ids if i is not None)
+
+
+def context_of(config: Any) -> int | None:
+    """Tokens that a model can take, as its configuration states them; None where it states none."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 1 else None
 
 
 def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

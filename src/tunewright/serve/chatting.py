@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
+from tunewright.core.errors import ModelError
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.serve.answering import Answerer
 
-
-def _show(pieces: Iterator[str]) -> str:
-    whole = ""
-    for piece in pieces:
-        print(piece, end="", flush=True)
-        whole += piece
-    print(flush=True)
-    return whole.strip()
+_show = partial(print, end="", flush=True)
 
 
-def reply(answerer: Answerer, messages: list[Message], *, compare: bool, complete: bool, max_new_tokens: int, temperature: float) -> str:
-    """Print the answer as it comes; with `compare` the base's first. Returns the (tuned) answer."""
-    kinds = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+def reply(answerer: Answerer, messages: list[Message], *, compare: bool, **how: Any) -> str:
+    """Print the answer as it comes; with `compare` the base's first. `how` are the settings of `Answerer.ask`. Returns the (tuned) answer."""
     if compare:
-        print(say("chat.base"), end="", flush=True)
-        with answerer.untouched():
-            _show(answerer.stream(messages, complete=complete, **kinds))  # type: ignore[arg-type]
-        print(say("chat.tuned"), end="", flush=True)
-    return _show(answerer.stream(messages, complete=complete, **kinds))  # type: ignore[arg-type]
+        _show(say("chat.base"))
+        _ask(answerer, messages, base=True, **how)
+        _show(say("chat.tuned"))
+    return _ask(answerer, messages, **how)
 
 
-def converse(answerer: Answerer, *, system: str | None, compare: bool, complete: bool, max_new_tokens: int, temperature: float) -> None:
-    """Read questions until the input ends or /quit; /new forgets the conversation. Piped input is answered line by line, each on its own."""
+def _ask(answerer: Answerer, messages: list[Message], **how: Any) -> str:
+    found = answerer.ask(messages, on_piece=_show, **how)
+    print(flush=True)
+    if found.end == "context":
+        print(say("chat.context_full"), file=sys.stderr)
+    return found.text
+
+
+def converse(answerer: Answerer, *, system: str | None, compare: bool, **how: Any) -> None:
+    """Read questions until the input ends or /quit; /new forgets the conversation. Piped input is answered line by line, each on its own.
+
+    Raises ModelError for a piped question that fills the context; in a conversation that is said, and the next question may be shorter.
+    """
     live = sys.stdin.isatty()
     if live:
         print(say("chat.hint"), file=sys.stderr)
-    start = [Message("system", system)] if system else []
+    start = answerer.start(system)
     messages = list(start)
     while True:
         try:
@@ -51,6 +55,11 @@ def converse(answerer: Answerer, *, system: str | None, compare: bool, complete:
             continue
         if not live:
             messages = list(start)
-        messages.append(Message("user", text))
-        said = reply(answerer, messages, compare=compare, complete=complete, max_new_tokens=max_new_tokens, temperature=temperature)
-        messages.append(Message("assistant", said))
+        try:
+            said = reply(answerer, [*messages, Message("user", text)], compare=compare, **how)
+        except ModelError as e:
+            if not live:
+                raise
+            print(e.text(), file=sys.stderr)
+            continue
+        messages += [Message("user", text), Message("assistant", said)]
