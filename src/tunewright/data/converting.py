@@ -23,6 +23,7 @@ from tunewright.core.registry import formats
 from tunewright.core.types import ROW_KINDS, Conversation, Judged, Message, Origin, PlainText, Preference, Row, Stepwise
 from tunewright.core.words import say
 from tunewright.data.catalogue import ResolvedEntry, chosen_rows, resolve
+from tunewright.data.describing import note
 from tunewright.data.formats.common import Columns, RowFault, Unusable
 from tunewright.data.reading import RawRow, stream
 from tunewright.data.reporting import under_key
@@ -68,7 +69,7 @@ class Converted:
         shown = self.as_dict()
         out = [say("convert.done", **{key: shown[key] for key in ("file", "to", "format", "rows_read", "rows_written", "rows_dropped")})]
         out += [f"  {e['count']}: {e['what']} ({', '.join(e['examples'])})" for e in shown["reasons"].values()]
-        return out + self.parts + [f"! {say(f'data.note.{name}', count=count)}" for name, count in shown["notes"].items()]
+        return out + self.parts + [f"! {note(name, count)}" for name, count in shown["notes"].items()]
 
 
 def _counted(rows: list[Origin], stage: str) -> dict[str, Any]:
