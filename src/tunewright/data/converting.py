@@ -170,7 +170,7 @@ def _prove(content: bytes, to: str, ending: str, kept: list[Row], source: str) -
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"rows{ending}"
         path.write_bytes(content)
-        again = [entry.function(row.value, NOWHERE, Columns()) for row in stream(path).rows]
+        again = [entry.function(row.value, row.origin, Columns()) for row in stream(path).rows]
     wrong = [str(row.origin) for row, found in zip(kept, again, strict=False) if isinstance(found, Unusable) or _bare(found) != _bare(row)]
     if wrong or len(again) != len(kept):
         reasons = f"{_reason('differs_when_read')} ({', '.join(wrong[:EXAMPLES]) or len(again)})"
@@ -195,7 +195,7 @@ def _held(row: Row, to: str, ending: str) -> dict[str, Any]:
         raise RowFault("no_tools_in_parquet")
     entry = formats.get(to)
     if entry is not None:
-        again = entry.function(candidate, NOWHERE, Columns())
+        again = entry.function(candidate, replace(NOWHERE, file=f"rows{ending}"), Columns())
         if isinstance(again, Unusable) or _bare(again) != _bare(row):
             raise RowFault("differs_when_read")
     return candidate
