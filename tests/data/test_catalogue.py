@@ -12,7 +12,7 @@ import pytest
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
-from tunewright.core.types import Conversation, Judged, Message, PlainText, Preference, Prompt
+from tunewright.core.types import Conversation, Judged, Message, Origin, PlainText, Preference, Prompt
 from tunewright.data import inspect
 from tunewright.data.catalogue import chosen_rows, resolve
 from tunewright.data.formats.common import Unusable
@@ -146,7 +146,7 @@ def lay_out(folder: Path) -> str:
 
 
 def convert(entry: Any, rows: list[Any]) -> list[Any]:
-    return [entry.convert(row, f"row {number}") for number, row in enumerate(rows)]
+    return [entry.convert(row, Origin("rows.json", number, number)) for number, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -403,7 +403,7 @@ def test_a_set_of_a_hub_is_fetched_and_its_rows_converted(tmp_path, monkeypatch,
     monkeypatch.setattr("tunewright.data.files.hub.fetch", lambda name: asked.append(name) or [tmp_path / "fetched.jsonl"])
     (found,) = resolve("x", registry(tmp_path, x={**entry, "columns": {"prompt": "q"}}))
     assert asked == [place] and found.files == [tmp_path / "fetched.jsonl"]
-    assert convert(found, [{"q": "x"}]) == [PlainText("x", "row 0")]
+    assert convert(found, [{"q": "x"}]) == [PlainText("x", Origin("rows.json", 0, 0))]
     monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
     resolve("x", str(tmp_path))
     assert asked[1].startswith("modelscope:c/d") == ("ms_hub_url" in entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ SHARE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 
 def rows_of(path: str | Path, name: str) -> list[Row]:
     """The rows of a file by the reader of the form itself, without where they came from."""
-    made = [formats.get(name).function(row.value, Origin("", 0, 0), Columns()) for row in read(Path(path)).rows]
+    made = [formats.get(name).function(row.value, row.origin, Columns()) for row in read(Path(path)).rows]
     assert not any(isinstance(row, Unusable) for row in made), made
-    return made
+    return [replace(row, origin=Origin("", 0, 0)) for row in made]
 
 
 @given(rows=st.lists(ALPACA, min_size=1, max_size=4), middle=st.sampled_from(["messages", "sharegpt"]), ending=st.sampled_from([".json", ".jsonl"]))

@@ -79,7 +79,7 @@ def test_questions_that_alone_are_too_long_are_dropped_even_when_truncating(rend
 def test_a_row_that_cannot_be_rendered_is_dropped_with_the_templates_reason(renderer):
     rows = [Conversation([Message("user", "q"), Message("assistant", "", tool_calls=[{"function": {"name": "f"}}])], HERE), dialogue(1.0)]
     made = encode(rows, renderer, max_tokens=None)
-    assert [d.reason for d in made.dropped] == ["cannot_render"] and made.samples[0].index == 1
+    assert [d.reason for d in made.dropped] == ["calls_unwritten"] and made.samples[0].index == 1
 
 
 @pytest.mark.parametrize("text", ["\x00", "\u202e\ufeff", "🙂" * 50, "\r\n\r\n", "<|im_end|><|im_start|>"])

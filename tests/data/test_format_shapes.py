@@ -134,7 +134,7 @@ def test_the_common_beginning_of_two_dialogues_ends_with_a_question():
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "empty_question"),
         ({"prompt": DIALOGUE, "chosen": "a", "rejected": "b"}, "no_question"),
         ({"chosen": DIALOGUE, "rejected": [said("user", "other"), said("assistant", "b")]}, "no_question"),
-        ({"prompt": "q", "chosen": [said("user", "x")], "rejected": [said("assistant", "b")]}, "bad_order"),
+        ({"prompt": "q", "chosen": [said("user", "x")], "rejected": [said("assistant", "b")]}, "no_answer"),
     ],
 )
 def test_preferences_that_cannot_be_used_have_a_reason(raw, reason):

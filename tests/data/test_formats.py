@@ -107,7 +107,7 @@ def test_alpaca_puts_the_input_on_a_line_under_the_instruction():
     assert turns(row) == [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i"), ("assistant", "o")] and row.weight == 2
 
 
-@pytest.mark.parametrize(("answer", "text"), [(1, "1"), (0, "0"), (0.5, "0.5"), (True, "True"), (False, "False")])
+@pytest.mark.parametrize(("answer", "text"), [(1, "1"), (0, "0"), (0.5, "0.5"), (True, "true"), (False, "false")])
 def test_numbers_are_legal_answers_and_counted(answer, text):
     columns = Columns()
     assert made("alpaca", {"instruction": "i", "output": answer}, columns).answer() == text
@@ -175,9 +175,8 @@ def test_question_after_the_last_answer_is_left_out_and_counted():
         ("messages", {"messages": [user("q")]}, "no_answer"),
         ("messages", {"messages": [{"role": "narrator", "content": "q"}]}, "unknown_role"),
         ("messages", {"messages": [{"content": "q"}]}, "unknown_role"),
-        ("messages", {"messages": [assistant("a")]}, "bad_order"),
-        ("messages", {"messages": [user("q"), user("q"), assistant("a")]}, "bad_order"),
-        ("messages", {"messages": [user("q"), {"role": "system", "content": "s"}, assistant("a")]}, "bad_order"),
+        ("messages", {"messages": [user("q"), {"role": "tool", "content": "r"}, assistant("a")]}, "bad_order"),
+        ("messages", {"messages": [{"role": "tool", "content": "r"}, assistant("a")]}, "bad_order"),
         ("messages", {"messages": [user("q"), assistant("")]}, "empty_answer"),
         ("messages", {"messages": [user("q"), assistant([{"type": "image_url"}])]}, "wrong_type"),
         ("sharegpt", {"x": 1}, "no_answer"),
@@ -189,6 +188,68 @@ def test_question_after_the_last_answer_is_left_out_and_counted():
 def test_unusable_rows_have_a_reason(name, raw, reason):
     row = made(name, raw)
     assert isinstance(row, Unusable) and row.reason == reason
+
+
+SYSTEM = {"role": "system", "content": "s"}
+ORDERS = [
+    [assistant("hello"), user("q"), assistant("a")], [SYSTEM, assistant("hello"), user("q"), assistant("a")], [user("q"), user("r"), assistant("a")],
+    [user("q"), assistant("a"), assistant("b")], [user("q"), assistant("a"), SYSTEM, user("r"), assistant("b")], [user("q"), SYSTEM, assistant("a")],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("messages", ORDERS)
+def test_turns_in_an_unusual_order_are_kept_as_they_stand_and_counted(messages):
+    columns = Columns()
+    assert turns(made("messages", {"messages": messages}, columns)) == [(m["role"], m["content"]) for m in messages]
+    assert columns.notes["unusual_order"] == 1
+    made("messages", {"messages": [SYSTEM, user("q"), assistant("a"), user("r"), assistant("b")]}, columns)
+    assert columns.notes["unusual_order"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("messages", {"messages": [{"role": "system", "content": ""}, user("q"), assistant("a")]}),
+        ("messages", {"messages": [user("q"), assistant("a")], "system": ""}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system_prompt": ""}),
+        ("alpaca", {"instruction": "q", "output": "a", "system": ""}),
+        ("prompt_completion", {"prompt": "q", "completion": "a", "system": ""}),
+        ("kto", {"prompt": "q", "completion": "a", "label": True, "system": ""}),
+    ],
+)
+def test_an_empty_system_prompt_is_an_empty_turn_and_null_is_none(name, raw):
+    columns = Columns()
+    assert turns(made(name, raw, columns)) == [("system", ""), ("user", "q"), ("assistant", "a")] and columns.notes["system_empty"] == 1
+    missing = {key: None if key.startswith("system") else value for key, value in raw.items()}
+    assert ("system", "") not in turns(made(name, missing)) or ("system" not in raw and "system_prompt" not in raw)
+
+
+def test_a_blank_cell_of_a_table_is_no_system_prompt():
+    raw = {"instruction": "q", "output": "a", "system": ""}
+    row = formats.get("alpaca").function(raw, Origin("a.csv", 2, 1), Columns())
+    assert turns(row) == [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(("text", "found", "key"), [("a\r\nb", "a\nb", "line_ends"), ("a\rb", "a\rb", "carriage_returns"), ("a\nb", "a\nb", None)])
+def test_line_ends_of_windows_become_one_character_everywhere_and_lone_returns_are_told(text, found, key):
+    rows = {
+        "alpaca": {"instruction": text, "output": text, "history": [[text, text]]},
+        "messages": {"messages": [user([{"type": "text", "text": text}]), assistant(text)]},
+        "sharegpt": {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": text}]},
+        "classification": {"text": text, "label": text},
+        "text": {"text": text},
+        "documents": {"document": text},
+        "preference": {"prompt": text, "chosen": text, "rejected": "no"},
+        "stepwise": {"prompt": text, "completions": [text], "labels": [True]},
+        "prompts": {"prompt": text, "answer": text},
+    }
+    for name, raw in rows.items():
+        columns = Columns()
+        row = made(name, raw, columns)
+        said = [row.text] if name in ("text", "documents") else [*(m.content for m in getattr(row, "prompt", None) or row.messages), row.answer()]
+        assert all(found in one for one in said), name
+        assert not key or columns.notes[key] >= 1, name
+        assert sum(columns.notes[k] for k in ("line_ends", "carriage_returns") if k != key) == 0
 
 
 GOOD = {

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
+from tunewright.core.types import Origin
 from tunewright.data.files import hub
-from tunewright.data.reading import READERS, data_files, read, stream
+from tunewright.data.reading import READERS, RawRow, data_files, read, stream
 from tunewright.data.shaping import shape
 
 ROW = {"instruction": "q", "output": "a"}
@@ -132,6 +133,59 @@ def test_values_beyond_json_become_what_json_can_hold(tmp_path):
     assert found.value["t"] == "2024-02-03T04:05:06" and found.value["d"] == "2024-02-03" and found.value["m"] == "1.50"
     assert found.value["b"] == "é" and found.value["x"] == {"base64": "/wA="} and found.value["l"] == [{"at": "2024-02-03T04:05:06"}]
     json.dumps(found.value)
+
+
+def test_numbers_of_32_and_16_bits_are_the_decimals_that_were_meant(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    half = arrow.array([0.1, None], arrow.float32()).cast(arrow.float16()) if hasattr(arrow, "float16") else None
+    table = arrow.table(
+        {
+            "answer": arrow.array([0.1, None], arrow.float32()), "double": arrow.array([1e-05, 0.1]), "list": arrow.array([[0.1, 0.7], None], arrow.list_(arrow.float32())),
+            "deep": arrow.array([{"x": 0.1}, None], arrow.struct([("x", arrow.float32())])), "half": half, "question": ["q", "r"], "big": arrow.array([1e16, 2.5]),
+        }
+    )  # fmt: skip
+    first, second = (row.value for row in read(written(tmp_path, table, "parquet")).rows)
+    assert (first["answer"], first["list"], first["deep"], first["double"], first["half"]) == (0.1, [0.1, 0.7], {"x": 0.1}, 1e-05, 0.1)
+    assert (second["answer"], second["list"], second["deep"]) == (None, None, None)
+    (row,) = shape([RawRow({"question": "q", "answer": first["answer"]}, Origin("a", 1, 1))]).rows
+    assert row.answer() == "0.1"
+    for cell, text in ((first["double"], "0.00001"), (first["big"], "10000000000000000.0"), (True, "true")):
+        assert shape([RawRow({"question": "q", "answer": cell}, Origin("a", 1, 1))]).rows[0].answer() == text
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "move", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}},
+}
+OTHER = {
+    "type": "function",
+    "function": {"name": "find", "parameters": {"type": "object", "properties": {"goal": {"type": "string", "enum": ["home"]}}}},
+}
+IDLE = {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}}
+
+
+def called(name, tool, **arguments):
+    calls = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+    return {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": calls}], "tools": [tool]}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather", "arrow file"])
+def test_nulls_that_a_tables_one_schema_adds_to_calls_and_tools_are_left_out(tmp_path, kind):
+    rows = [called("move", TOOL, x=0, at={"y": 1}), called("find", OTHER, goal="home", at={"z": [{"k": 1}, {"l": 2}]}), called("stop", IDLE)]
+    table = read(written(tmp_path, table_of(rows), kind)).rows
+    assert table[0].value["messages"][1]["tool_calls"][0]["function"]["arguments"]["goal"] is None  # the fault is in the file
+    found, wanted = (shape(one) for one in (table, [RawRow(row, Origin("a.jsonl", 1, 1)) for row in rows]))
+    assert [(row.messages, row.tools) for row in found.rows] == [(row.messages, row.tools) for row in wanted.rows]
+    assert found.notes["schema_nulls"] > 0 == wanted.notes["schema_nulls"]
+
+
+def test_a_null_that_somebody_wrote_stays(tmp_path):
+    row = called("move", TOOL, x=None)
+    (lines,) = shape([RawRow(row, Origin("a.jsonl", 1, 1))]).rows
+    text = {"messages": json.dumps(row["messages"]), "tools": json.dumps(row["tools"])}
+    (cells,) = shape(read(written(tmp_path, table_of([text]), "parquet")).rows).rows
+    for made in (lines, cells):
+        assert made.messages[1].tool_calls[0]["function"]["arguments"] == {"x": None}
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow stream"])

@@ -14,7 +14,7 @@ from families import tokenizer_of
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
-from tunewright.data import inspect, pipeline, token_cache
+from tunewright.data import describe, inspect, pipeline, token_cache
 from tunewright.models.light import Light
 from tunewright.models.rendering import Renderer
 
@@ -52,6 +52,93 @@ def test_workers_and_this_process_give_the_same(many, monkeypatch):
     there = look(many, workers=2)
     assert here.report["preparation"]["workers"] == 0 and there.report["preparation"]["workers"] == 2
     assert content(here) == content(there) and here.report["rows_dropped"] == 2 and here.report["notes"]["neutralised"] == 2
+
+
+SPELT = ["0.00001", "3.10", "true", "1E5", "10000000000000000.0", "3.14159265358979323846", "-0", "7", "2.50"]
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "csv"])
+def test_numbers_are_learnt_as_the_file_writes_them_here_and_in_workers(write, monkeypatch, ending):
+    lines = [f'{{"question": "q{i}", "answer": {text}}}' for i, text in enumerate(SPELT * 60)]
+    file = write(f"a.{ending}", "\n".join(lines) if ending == "jsonl" else f"[{','.join(lines)}]")
+    if ending == "csv":
+        file = write("a.csv", "question,answer\n" + "\n".join(f"q{i},{text}" for i, text in enumerate(SPELT * 60)))
+    here = look(file, held_out=0)
+    assert [row.answer() for row in here.train_rows] == SPELT * 60
+    told = here.report["notes"].get("number_as_text", 0)
+    assert told == (0 if ending == "csv" else len(lines))
+    monkeypatch.setattr(pipeline, "BYTES_PER_WORKER", 1)
+    here_again = pipeline.Kitchen.do
+
+    def never(self, job):
+        raise AssertionError("worked on by the parent")
+
+    monkeypatch.setattr(pipeline.Kitchen, "do", never)
+    there = look(file, held_out=0, workers=2)
+    monkeypatch.setattr(pipeline.Kitchen, "do", here_again)
+    assert content(here) == content(there)
+
+
+def test_labels_contents_and_facts_keep_their_spelling_and_numbers_in_calls_are_told(write):
+    rows = ['{"text": "a", "label": true}', '{"text": "b", "label": 2.50}']
+    assert [row.answer() for row in look(write("l.jsonl", "\n".join(rows))).train_rows] == ["true", "2.50"]
+    turns = '[{"role": "user", "content": 1E5}, {"role": "assistant", "content": %s}]'
+    assert [m.content for m in look(write("m.jsonl", '{"messages": ' + turns % "0.00001" + "}")).train_rows[0].messages] == ["1E5", "0.00001"]
+    (asked,) = look(write("p.jsonl", '{"prompt": "q", "ground_truth": 3.10, "answer": false}'), format="prompts").train_rows
+    assert str(asked.facts["ground_truth"]) == "3.10" and asked.facts["ground_truth"] == 3.1 and asked.answer() == "false"
+    call = '{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 3.10, "y": 0.5}}}]}'
+    data = look(write("c.jsonl", '{"messages": [{"role": "user", "content": "q"}, ' + call + "]}"), Renderer(tokenizer_of("hermes")))
+    assert data.report["notes"]["numbers_respelt"] == 1 and "3.10 is written 3.1" in " ".join(data.report["warnings"]) and data.report["score"] < 100
+
+
+ASKED = [{"role": "user", "content": "q"}]
+KINDS = [
+    {"messages": [*ASKED, {"role": "assistant", "content": "a"}]},
+    {"prompt": ASKED, "chosen": "a", "rejected": "b"},
+    {"prompt": "q", "completion": "a", "label": True},
+    {"prompt": "q"},
+    {"prompt": "q", "completions": ["a"], "labels": [True]},
+]
+
+
+@pytest.mark.parametrize("row", KINDS, ids=["conversation", "preference", "judged", "prompt", "stepwise"])
+@pytest.mark.parametrize("system", ["be brief", "", None])
+def test_the_system_prompt_of_the_run_stands_before_every_kind_of_row(write, row, system):
+    renderer = Renderer(tokenizer_of("chatml"))
+    text = "You are helpful." if system is None else system
+    for given, expected in ((row, text), (row | {"system": "own"}, "own"), (row | {"system": None}, text)):
+        data = look(write("a.jsonl", [given]), renderer, system=system)
+        for branch in data.train[0].branches:
+            assert renderer.decode(branch.tokens).startswith(f"<|im_start|>system\n{expected}<|im_end|>\n<|im_start|>user\nq<|im_end|>")
+        asks = data.train_rows[0].question()
+        assert [m.content for m in asks if m.role == "system"] == ([] if system is None and expected == text else [expected])
+
+
+def test_running_text_has_no_system_prompt(write):
+    assert look(write("a.jsonl", [{"text": "only this"}]), system="be brief").train_rows[0].text == "only this"
+
+
+def test_what_stands_in_a_dropped_row_is_told_with_its_place(write):
+    rows = [
+        {"messages": [*ASKED, {"role": "bing", "content": "a"}]},
+        {"messages": [*ASKED, {"role": "tool", "content": "r"}, {"role": "assistant", "content": "a"}]},
+        {"messages": [*ASKED, {"role": "assistant", "content": "a"}]},
+    ]
+    file = write("a.jsonl", rows)
+    shown = describe(look(file, refuse=False).report)
+    assert f"{file}:1 'bing'" in shown and f"{file}:2 tool after user" in shown
+    with pytest.raises(DataError, match=r"a.jsonl:1 'bing'"):
+        look(write("b_a.jsonl", rows[:1]))
+
+
+def test_tools_that_the_template_does_not_write_lower_the_score_for_every_kind_of_row(write):
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    for row in KINDS:
+        for family, count in (("chatml", 1), ("hermes", 0)):
+            report = look(write("a.jsonl", [row | {"tools": [tool]}]), Renderer(tokenizer_of(family))).report
+            assert report["notes"].get("tools_unwritten", 0) == count
+            assert any(one["key"] == "tools_unwritten" for one in report["findings"]) == bool(count)
+            assert report["score"] < 100 or not count
 
 
 def test_a_second_look_comes_from_the_cache_and_is_the_same(many, cached):

@@ -234,6 +234,106 @@ def test_tool_calls_are_learnt_with_their_turn():
     assert "rain" not in "".join(texts)
 
 
+CALLS = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}}}]
+ASKED, WET = [Message("user", "Q0 here")], Message("assistant", "A9 wet")
+ORDERS = {
+    "assistant first": [Message("assistant", "A1 hello"), *ASKED, WET],
+    "two questions": [*ASKED, Message("user", "Q1 more"), WET],
+    "two answers": [*ASKED, Message("assistant", "A1 one"), WET],
+    "system in the middle": [*ASKED, Message("assistant", "A1 one"), Message("system", "S1 now"), Message("user", "Q1 more"), WET],
+    "a result without a name": [*ASKED, Message("assistant", "A1 one"), Message("tool", "R1 rain"), WET],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_turns_in_any_order_are_written_as_the_template_does_or_refused(name, order):
+    """Never half: each turn's words stand in the text, and the spans are the answers."""
+    renderer, messages = renderer_of(name), ORDERS[order]
+    (made,) = renderer.render_many([(messages, None)])
+    if isinstance(made, CannotRender):
+        assert made.reason in ("cannot_render", "turn_unwritten")
+        return
+    assert all(m.content in made.text for m in messages)
+    answers = [m.content for m in messages if m.role == "assistant"]
+    assert [bare(renderer.decode(made.ids[a:b]), FAMILIES[name]) for a, b in made.spans] == answers
+    raw = [{"role": m.role, "content": m.content} for m in messages]
+    stock = renderer.tokenizer.apply_chat_template(raw, tokenize=False, **renderer.template_arguments())
+    assert made.text.removesuffix(renderer.end_text).rstrip() == stock.removesuffix(renderer.end_text).rstrip()
+
+
+def test_some_template_writes_every_unusual_order():
+    assert not [order for order, messages in ORDERS.items() if isinstance(renderer_of("chatml").render_many([(messages, None)])[0], CannotRender)]
+
+
+@pytest.mark.parametrize("role", ["tool", "system"])
+def test_a_turn_that_the_template_leaves_out_is_a_reason_not_a_loss(role):
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{% for m in messages %}", "{% for m in messages if m['role'] in ['user', 'assistant'] %}"
+    )
+    renderer = Renderer(tokenizer)
+    messages = [*ASKED, Message("assistant", "A1 one"), Message(role, "X1"), Message("user", "Q1"), WET]
+    (made,) = renderer.render_many([(messages, None)])
+    assert isinstance(made, CannotRender) and (made.reason, made.detail) == ("turn_unwritten", role)
+    with pytest.raises(CannotRender, match="turn_unwritten"):
+        renderer.require_written(messages[:-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_system_prompt_is_written_as_the_template_writes_one(name):
+    renderer = renderer_of(name)
+    messages = [Message("system", ""), *ASKED, WET]
+    (made,) = renderer.render_many([(messages, None)])
+    raw = [{"role": m.role, "content": m.content} for m in (messages[1:] if renderer.system_merged else messages)]
+    stock = renderer.tokenizer.apply_chat_template(raw, tokenize=False, **renderer.template_arguments())
+    assert made.text.removesuffix(renderer.end_text).rstrip() == stock.removesuffix(renderer.end_text).rstrip()
+    assert made.text == renderer.render(messages).text and "system_merged" not in made.notes
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("words", ["", "I will call weather for Oslo"])
+def test_a_call_is_written_or_the_row_is_refused_as_the_template_knows_none(name, words):
+    renderer = renderer_of(name)
+    messages = [*ASKED, Message("assistant", words, tool_calls=CALLS), Message("tool", "rain", name="weather"), WET]
+    raw = [{"role": m.role, "content": m.content} | ({"tool_calls": m.tool_calls} if m.tool_calls else {}) for m in messages[:2]]
+    try:
+        stock = renderer.tokenizer.apply_chat_template(raw, tokenize=False, **renderer.template_arguments())
+    except Exception:
+        stock = ""
+    writes = stock.replace(words, "").count("weather") == 1 and stock.replace(words, "").count("Oslo") == 1
+    try:
+        made = renderer.render(messages, TOOLS)
+    except CannotRender as error:
+        assert writes or error.reason in ("calls_unwritten", "turn_unwritten", "cannot_render")
+        if not writes and error.reason == "calls_unwritten":
+            with pytest.raises(CannotRender, match="calls_unwritten"):
+                renderer.require_written(messages[:2])
+        return
+    assert writes
+    a, b = made.spans[0]
+    learnt = renderer.decode(made.ids[a:b]).replace(words, "")
+    assert "weather" in learnt and "Oslo" in learnt
+
+
+@pytest.mark.parametrize("lost", ["name", "arguments"])
+def test_a_template_that_writes_half_a_call_writes_none(lost):
+    tokenizer = tokenizer_of("chatml")
+    kept = "m['tool_calls'][0]['function']['" + ("arguments" if lost == "name" else "name") + "'] | tojson"
+    tokenizer.chat_template = tokenizer.chat_template.replace("m['content'] +", f"m['content'] + ({kept} if m['tool_calls'] else '') +")
+    with pytest.raises(CannotRender, match="calls_unwritten"):
+        Renderer(tokenizer).render([*ASKED, Message("assistant", "weather Oslo", tool_calls=CALLS), Message("tool", "rain"), WET])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whether_a_template_writes_tools_is_known(name):
+    renderer = renderer_of(name)
+    messages = [Message("user", "weather?"), WET]
+    assert renderer.writes_tools(messages, TOOLS) is FAMILIES[name].tools
+    assert renderer.writes_tools(messages[:1], TOOLS) is FAMILIES[name].tools
+
+
 def test_tokenizer_without_end_token_is_refused():
     tokenizer = tokenizer_of("plain")
     tokenizer.eos_token = None

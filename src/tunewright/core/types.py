@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.words import say
+from tunewright.core.written import spelt
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Prompt:
 
     def answer(self) -> str:
         """The expected answer, where the row has one."""
-        return str(self.facts.get("answer", ""))
+        return spelt(self.facts.get("answer", ""))
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,24 @@
 An entry has one of three forms (alpaca, sharegpt, openai), column roles and role words. Each row is first aligned: the turns in strict
 alternation, question and answer, and what answers them; then it becomes a row type. Where LLaMA-Factory drops a row with a line in the log, the
 row is `Unusable` here with a reason of its own; where it stops the whole run (a tool list that is no JSON, a role nobody knows), only that row is.
-Three things differ on purpose, each said in the report: an empty question or answer is not trained on, several answers of tools stay several
-messages (the model's own template joins them), and the sentence "detailed thinking off", which LLaMA-Factory's openai form adds to system prompts,
-is counted and left out. Source: LLaMA-Factory 0.9.5, data/parser.py, data/converter.py and the processors' rules for dropping rows.
+Four things differ on purpose, each said in the report: an empty question or answer is not trained on, several answers of tools stay several
+messages (the model's own template joins them), turns that a mark calls not to be learnt are not, and the sentence "detailed thinking off", which
+LLaMA-Factory's openai form adds to system prompts, is counted and left out. Source: LLaMA-Factory 0.9.5, data/parser.py, data/converter.py and the
+processors' rules for dropping rows.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunewright.core.types import Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row
-from tunewright.data.formats.common import Columns, RowFault, Unusable, text_of
+from tunewright.core.written import DECODER
+from tunewright.data.formats.common import Columns, RowFault, Unusable, file_ending, json_cell, text_of
+from tunewright.data.formats.dialogue import own, unfilled, with_plain_numbers
+from tunewright.data.formats.marks import ANSWERS, by_turn, marked, no_list, row_weight, turn_weight
 
 COLUMNS: dict[str, str | None] = {
     "prompt": "instruction", "query": "input", "response": "output", "history": None, "messages": "conversations", "system": None, "tools": None,
@@ -67,12 +70,24 @@ def converter(about: Attributes, named: Columns, wanted: str = "auto") -> Callab
     def convert(raw: Any, origin: Origin) -> Row | Unusable:
         if not isinstance(raw, dict):
             return Unusable("not_an_object", type(raw).__name__)
+        named.ending = file_ending(origin.file)
         try:
-            return _row(align(_Reader(raw, about, named), wanted), origin, wanted)
+            return _marked(_row(align(_Reader(raw, about, named), wanted), origin, wanted), raw, about, named)
         except RowFault as fault:
             return fault.unusable
 
     return convert
+
+
+def _marked(row: Row, raw: dict[str, Any], about: Attributes, named: Columns) -> Row:
+    """The row with what its marks say of it. LLaMA-Factory passes over them and learns what somebody marked as not to be learnt."""
+    if isinstance(row, Prompt):
+        return row
+    if isinstance(row, Conversation | Judged) and about.form == "alpaca":
+        row = replace(row, messages=marked(row.messages, raw, named))
+    elif not isinstance(row, Conversation | Judged):
+        no_list(raw, named)
+    return replace(row, weight=row_weight(raw, named))
 
 
 def _row(aligned: _Aligned, origin: Origin, wanted: str) -> Row:
@@ -126,13 +141,16 @@ class _Reader:
     def tools(self) -> list[dict[str, Any]] | None:
         """The tools of the row in the form chat templates expect: a JSON text or a list; a bare function is wrapped."""
         value = self.cell("tools")
+        if not isinstance(value, str):
+            value = own(value, "tools", self.named)
         if isinstance(value, str):
             if not value.strip():
                 return None
             try:
-                value = json.loads(value)
+                value = DECODER.decode(value)
             except (ValueError, RecursionError) as error:
                 raise RowFault("bad_tools", str(error)[:80]) from error
+        value = with_plain_numbers(value, self.named)
         tools = [value] if isinstance(value, dict) and value else value or None
         if tools is None:
             return None
@@ -152,6 +170,7 @@ class _Reader:
     def turns(self) -> tuple[str, list[dict[str, Any]]]:
         """System prompt and the remaining turns of the messages column. A leading system turn wins over the system column."""
         value = self.cell("messages")
+        value = json_cell(value, str(self.about.columns["messages"]), self.named) if isinstance(value, str) else unfilled(value, self.named)
         if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
             raise RowFault("wrong_type", f"{self.about.columns['messages']}: {type(value).__name__}")
         tag = self.about.tags["system_tag"]
@@ -169,13 +188,15 @@ class _Reader:
         thought = _thought.search(content)
         found = content.replace(thought.group(0), "") if thought else content
         try:
-            value = json.loads(found)
+            value = DECODER.decode(found)
         except (ValueError, RecursionError) as error:
             raise RowFault("bad_tool_call", str(error)[:80]) from error
-        return Message("assistant", thought.group(0) if thought else "", tool_calls=_tool_calls(value if isinstance(value, list) else [value]))
+        return Message(
+            "assistant", thought.group(0) if thought else "", tool_calls=_tool_calls(value if isinstance(value, list) else [value], self.named)
+        )
 
 
-def _tool_calls(calls: list[Any]) -> list[dict[str, Any]]:
+def _tool_calls(calls: list[Any], named: Columns) -> list[dict[str, Any]]:
     made = []
     for call in calls:
         if not isinstance(call, dict) or "name" not in call or "arguments" not in call:
@@ -184,10 +205,10 @@ def _tool_calls(calls: list[Any]) -> list[dict[str, Any]]:
         if isinstance(arguments, str):
             # OpenAI's form keeps the arguments as JSON text; chat templates want the object.
             try:
-                arguments = json.loads(arguments)
+                arguments = DECODER.decode(arguments)
             except (ValueError, RecursionError) as error:
                 raise RowFault("bad_tool_call", str(error)[:80]) from error
-        made.append({"type": "function", "function": {"name": call["name"], "arguments": arguments}})
+        made.append({"type": "function", "function": {"name": call["name"], "arguments": with_plain_numbers(arguments, named)}})
     return made
 
 
@@ -255,13 +276,23 @@ def _check_order(kind: str | None, word: Any, slot: int) -> None:
 def _sharegpt(row: _Reader, wanted: str) -> _Aligned:
     system, turns = row.turns()
     roles, slots = row.roles(), []
+    weights = _weights(row, turns)
     for number, turn in enumerate(turns):
         word = row.part(turn, "role_tag")
         kind = roles.get(word) if isinstance(word, str) else None
         _check_order(kind, word, number)
         content = row.text(row.part(turn, "content_tag"), str(row.about.tags["content_tag"]))
-        slots.append([_message(row, kind, content)])
+        slots.append([replace(_message(row, kind, content), weight=weights[number])])
     return _answered(row, slots, system)
+
+
+def _weights(row: _Reader, turns: list[dict[str, Any]]) -> list[float]:
+    """What the marks of the turns, or a list of them on the row, say of each turn."""
+    roles = row.roles()
+    kinds = [roles.get(str(row.part(turn, "role_tag")), "") for turn in turns]
+    named = ["function_call" if kind == "function" else kind for kind in kinds]
+    marks = by_turn(row.raw, named, row.named)
+    return [turn_weight(turn, row.named, kind in ANSWERS, mark) for turn, kind, mark in zip(turns, named, marks, strict=True)]
 
 
 def _message(row: _Reader, kind: str | None, content: str) -> Message:
@@ -276,7 +307,7 @@ def _openai(row: _Reader, wanted: str) -> _Aligned:
     slots: list[list[Message]] = []
     kinds: list[tuple[str | None, Any]] = []
     waiting: list[Message] = []
-    for turn in turns:
+    for turn, weight in zip(turns, _weights(row, turns), strict=True):
         word = row.part(turn, "role_tag")
         kind = roles.get(word) if isinstance(word, str) else None
         content = row.text(row.part(turn, "content_tag"), str(row.about.tags["content_tag"]))
@@ -291,9 +322,9 @@ def _openai(row: _Reader, wanted: str) -> _Aligned:
         calls = turn.get("tool_calls")
         if kind in ("assistant", "function") and calls:
             inner = [call.get("function") if isinstance(call, dict) else None for call in calls] if isinstance(calls, list) else [None]
-            slots.append([Message("assistant", content, tool_calls=_tool_calls(inner))])
+            slots.append([Message("assistant", content, weight, tool_calls=_tool_calls(inner, row.named))])
         else:
-            slots.append([_message(row, kind, content)])
+            slots.append([replace(_message(row, kind, content), weight=weight)])
         kinds.append((kind, word))
     if waiting:
         row.named.notes["tool_answer_at_end"] += 1

@@ -23,6 +23,7 @@ from tunewright.core.registry import formats
 from tunewright.core.types import ROW_KINDS, Conversation, Judged, Message, Origin, PlainText, Preference, Row, Stepwise
 from tunewright.core.words import say
 from tunewright.data.catalogue import ResolvedEntry, chosen_rows, resolve
+from tunewright.data.describing import note
 from tunewright.data.formats.common import Columns, RowFault, Unusable
 from tunewright.data.reading import RawRow, stream
 from tunewright.data.reporting import under_key
@@ -68,7 +69,7 @@ class Converted:
         shown = self.as_dict()
         out = [say("convert.done", **{key: shown[key] for key in ("file", "to", "format", "rows_read", "rows_written", "rows_dropped")})]
         out += [f"  {e['count']}: {e['what']} ({', '.join(e['examples'])})" for e in shown["reasons"].values()]
-        return out + self.parts + [f"! {say(f'data.note.{name}', count=count)}" for name, count in shown["notes"].items()]
+        return out + self.parts + [f"! {note(name, count)}" for name, count in shown["notes"].items()]
 
 
 def _counted(rows: list[Origin], stage: str) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def _prove(content: bytes, to: str, ending: str, kept: list[Row], source: str) -
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"rows{ending}"
         path.write_bytes(content)
-        again = [entry.function(row.value, NOWHERE, Columns()) for row in stream(path).rows]
+        again = [entry.function(row.value, row.origin, Columns()) for row in stream(path).rows]
     wrong = [str(row.origin) for row, found in zip(kept, again, strict=False) if isinstance(found, Unusable) or _bare(found) != _bare(row)]
     if wrong or len(again) != len(kept):
         reasons = f"{_reason('differs_when_read')} ({', '.join(wrong[:EXAMPLES]) or len(again)})"
@@ -194,7 +195,7 @@ def _held(row: Row, to: str, ending: str) -> dict[str, Any]:
         raise RowFault("no_tools_in_parquet")
     entry = formats.get(to)
     if entry is not None:
-        again = entry.function(candidate, NOWHERE, Columns())
+        again = entry.function(candidate, replace(NOWHERE, file=f"rows{ending}"), Columns())
         if isinstance(again, Unusable) or _bare(again) != _bare(row):
             raise RowFault("differs_when_read")
     return candidate

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.words import say
+from tunewright.data.checks.dropped import NOTED
 
-TOLD_BY_COUNTS = {"empty", "too_long", "dropped", "duplicates", "held_out_overlap"}
+TOLD_BY_COUNTS = {"empty", "too_long", "dropped", "duplicates", "held_out_overlap", *NOTED}
+SHOWN_DETAIL = 100
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 OPEN, CLOSE = "\u27e6", "\u27e7"
 # What a terminal would obey instead of show: text from a file must not move the cursor or recolour the screen.
@@ -17,10 +19,10 @@ def describe(report: dict[str, Any], colour: bool = False) -> str:
     """The report in the reader's language. Learnt tokens are green, or stand between double brackets without colour."""
     lines = [say("data.say.rows", read=report["rows_read"], kept=report["rows_kept"], dropped=report["rows_dropped"])]
     for entry in report["reasons"].values():
-        lines.append("  " + say("data.say.reason", count=entry["count"], what=entry["what"], examples=", ".join(entry["examples"])))
+        lines.append("  " + say("data.say.reason", count=entry["count"], what=entry["what"], examples=", ".join(places(entry))))
     lines.append(say("data.say.split", train=report["train"], held_out=report["held_out"], format=report["format"], encoding=report["encoding"]))
     for entry in report.get("held_out_reasons", {}).values():
-        lines.append("  " + say("data.say.held_out_reason", count=entry["count"], what=entry["what"], examples=", ".join(entry["examples"])))
+        lines.append("  " + say("data.say.held_out_reason", count=entry["count"], what=entry["what"], examples=", ".join(places(entry))))
     lines += report.get("parts", [])
     if report["tokens_total"] is not None:
         lines += _token_lines(report)
@@ -35,6 +37,18 @@ def describe(report: dict[str, Any], colour: bool = False) -> str:
             _marked(report["example"], colour),
         ]
     return "\n".join(lines)
+
+
+def places(entry: dict[str, Any]) -> list[str]:
+    """Where rows with one reason stand (file:line), with what was found there."""
+    details = entry.get("details") or [""] * len(entry["examples"])
+    return [f"{place} {detail[:SHOWN_DETAIL]}".rstrip() for place, detail in zip(entry["examples"], details, strict=True)]
+
+
+def note(key: str, count: int) -> str:
+    """The sentence of a note; what stands behind a colon is a name in it."""
+    name, _, about = key.partition(":")
+    return say(f"data.note.{name}", count=count, name=about)
 
 
 def _token_lines(report: dict[str, Any]) -> list[str]:

@@ -91,6 +91,7 @@ def encode_rows(
     for row in rows:
         try:
             if isinstance(row, Prompt):
+                renderer.require_written(row.messages, row.tools)
                 tokens = renderer.prompt(row.messages, row.tools)
                 made = EncodedRow([EncodedBranch(tokens, [], "prompt")], {**row.facts, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)}, [])
             elif isinstance(row, PlainText):
@@ -103,13 +104,15 @@ def encode_rows(
                 made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)])
                 if isinstance(row, Stepwise) and made.branches[0].spans:
                     made.facts["steps"] = _steps(row, made.branches[0], renderer)
+            if not isinstance(row, PlainText) and row.tools and not renderer.writes_tools(_dialogues(row)[0], row.tools):
+                made.notes.append("tools_unwritten")
             out.append(_judged(row, made, None if documents and isinstance(row, PlainText) else max_tokens, oversize))
         except CannotRender as error:
             out.append(Dropped(row.origin, error.reason, error.detail))
     return out
 
 
-def _dialogues(row: Conversation | Preference | Judged) -> list[list[Message]]:
+def _dialogues(row: Conversation | Preference | Judged | Prompt) -> list[list[Message]]:
     return [[*row.prompt, *row.chosen], [*row.prompt, *row.rejected]] if isinstance(row, Preference) else [row.messages]
 
 
@@ -176,7 +179,7 @@ def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list
         facts |= {"margin": row.margin} if row.margin is not None else {}
     else:
         last = len(row.messages) - 1
-        plans = [([row.weight if turn == last else 0.0 for turn in rendered[0].turns], "good" if row.good else "bad")]
+        plans = [([row.weight * row.messages[turn].weight if turn == last else 0.0 for turn in rendered[0].turns], "good" if row.good else "bad")]
     made = EncodedRow([], facts, [])
     for one, (weights, role) in zip(rendered, plans, strict=True):
         made.branches.append(_branch(one, weights, role, facts))

@@ -25,6 +25,7 @@ from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Prompt, Row, Sample
 from tunewright.data import catalogue, mixing, reporting, token_cache
 from tunewright.data.checks import Finding, stops
+from tunewright.data.describing import places
 from tunewright.data.documents import Packed
 from tunewright.data.pipeline import Features, Gathered, Recipe, Source, Staff, gather, worker_count
 from tunewright.data.reading import RawRow, RawStream, stream
@@ -356,7 +357,7 @@ def _refuse_worthless(report: dict[str, Any], findings: Sequence[Finding], accep
     """Raise DataError for data from which a run could not learn. Rows that only ask have nothing to learn from by themselves: the model will answer."""
     place = report["files"][0] if report["files"] else "data.train"
     if not report["rows_kept"]:
-        reasons = ", ".join(f"{entry['count']} {entry['what']}" for entry in report["reasons"].values())
+        reasons = ", ".join(f"{entry['count']} {entry['what']} ({places(entry)[0]})" for entry in report["reasons"].values())
         raise DataError(problem("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-"))
     if report["tokens_total"] is not None and not asked_only:
         if not report["learnt_tokens"]:

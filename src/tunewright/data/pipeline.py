@@ -23,14 +23,15 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from tunewright.core.errors import DataError, problem
-from tunewright.core.types import ROW_KINDS, Conversation, Message, Origin, PlainText, Row
+from tunewright.core.types import ROW_KINDS, Message, Origin, PlainText, Preference, Row
+from tunewright.core.written import packed, unpacked
 from tunewright.data import token_store
 from tunewright.data.checks import Check, all_checks
 from tunewright.data.documents import windows
 from tunewright.data.encoding import EncodedRow, encode_rows
 from tunewright.data.formats.common import Unusable
 from tunewright.data.reading import RawRow
-from tunewright.data.shaping import Dropped, Shaper
+from tunewright.data.shaping import Dropped, Shaper, printable
 from tunewright.data.splitting import keys_of
 from tunewright.data.token_store import Writer
 
@@ -72,6 +73,8 @@ class Job:
     columns: dict[str, str]
     weight: float
     items: list[Any]
+    is_packed: bool = False
+    """The values were `written.packed` for the way to a worker."""
 
 
 @dataclass
@@ -136,6 +139,7 @@ class Kitchen:
         shaper = Shaper([], job.format, job.columns, wording=self.recipe.wording, labels=self.recipe.labels)
         wanted, seen = set(job.columns.values()), set()
         for value, line, number in job.items:
+            value = unpacked(value) if job.is_packed else value
             if wanted and isinstance(value, dict):
                 seen |= wanted & value.keys()
             made = shaper.row(RawRow(value, Origin(job.file, line, number)))
@@ -148,10 +152,14 @@ class Kitchen:
 
 
 def _finished(row: Row, system: str | None, weight: float) -> Row:
-    """The row with the run's system prompt where it brings none, and its source's weight."""
-    if isinstance(row, Conversation) and system and not (row.messages and row.messages[0].role == "system"):
-        row = replace(row, messages=[Message("system", system), *row.messages])
+    """The row with the run's system prompt where it has turns and brings none, and its source's weight."""
+    if system is not None and not isinstance(row, PlainText):
+        row = replace(row, prompt=_begun(row.prompt, system)) if isinstance(row, Preference) else replace(row, messages=_begun(row.messages, system))
     return replace(row, weight=row.weight * weight) if weight != 1 else row
+
+
+def _begun(messages: list[Message], system: str) -> list[Message]:
+    return messages if messages and messages[0].role == "system" else [Message("system", system), *messages]
 
 
 # ---- workers
@@ -225,7 +233,13 @@ class _Worker:
 
     def do(self, job: Job) -> Done:
         assert self.process.stdout is not None
-        self._put(vars(job))
+        try:
+            self._put(vars(job))
+        except ValueError:
+            # Numbers that keep their spelling are no plain values; few sets have any, so only those are gone through.
+            if job.format is None:
+                raise
+            self._put(vars(replace(job, items=[(packed(value), line, row) for value, line, row in job.items], is_packed=True)))
         try:
             answer = _receive(self.process.stdout)
         except EOFError as error:
@@ -337,10 +351,11 @@ class Tally:
     def drop(self, one: Dropped, listed_of_file: int) -> None:
         """Count a dropped row; the first ones of each file are listed."""
         self.dropped += 1
-        entry = self.reasons.setdefault(one.reason, {"count": 0, "examples": []})
+        entry = self.reasons.setdefault(one.reason, {"count": 0, "examples": [], "details": []})
         entry["count"] += 1
         if len(entry["examples"]) < EXAMPLES:
             entry["examples"].append(str(one.origin))
+            entry["details"].append(printable(one.detail))
         if listed_of_file < LISTED:
             self.listed.append((one.origin.file, one.origin.line, str(one)))
 

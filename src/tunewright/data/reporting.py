@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.types import Origin, Sample
 from tunewright.core.words import say
 from tunewright.data.checks import Check, Finding, conclude, score
+from tunewright.data.describing import note
 from tunewright.data.documents import PIECES
 from tunewright.data.pipeline import LISTED, Gathered
 from tunewright.data.token_store import Store, Writer
@@ -227,7 +228,7 @@ def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], 
     facts = dict(store.meta["facts"])
     kept = facts.pop("checked")
     report = {key: value for key, value in facts.items() if key not in ("held_out_short", "mixing", "kinds", "under")}
-    reasons = {reason: {"count": e["count"], "what": reason_text(reason), "examples": e["examples"]} for reason, e in facts["reasons"].items()}
+    reasons = {reason: {**e, "what": reason_text(reason)} for reason, e in facts["reasons"].items()}
     report["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0])))
     report["held_out_reasons"] = {reason: {**e, "what": reason_text(reason)} for reason, e in facts["held_out_reasons"].items()}
     report["parts"] = [under_key(one) for one in facts["under"]]
@@ -283,4 +284,4 @@ def _warnings(report: dict[str, Any]) -> list[str]:
         found.append(say("data.warning.stop_share", share=f"{report['stop_learnt_share']:.0%}"))
     if report["template"] == "plain":
         found.append(say("data.warning.plain_template"))
-    return found + [say(f"data.note.{key}", count=count) for key, count in report["notes"].items()]
+    return found + [note(key, count) for key, count in report["notes"].items()]

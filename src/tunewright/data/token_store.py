@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tunewright.core import written
 from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample, Stepwise
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def row_bytes(row: Row) -> bytes:
             fields |= {"facts": row.facts} if isinstance(row, Prompt) and row.facts else {}
         fields |= {"tools": row.tools} if row.tools is not None else {}
     fields |= {"weight": row.weight} if row.weight != 1.0 else {}
-    return json_bytes(fields)
+    # A reward is given a fact as its file writes it.
+    return _as_written(fields) if "facts" in fields else json_bytes(fields)
 
 
 def json_bytes(value: Any) -> bytes:
@@ -69,9 +71,14 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass")
 
 
+def _as_written(value: Any) -> bytes:
+    """`json_bytes` with every number in the spelling of its file."""
+    return written.json_text(value).encode("utf-8", "surrogatepass")
+
+
 def from_json_bytes(data: bytes) -> Any:
     """What `json_bytes` wrote."""
-    return json.loads(data.decode("utf-8", "surrogatepass"))
+    return written.DECODER.decode(data.decode("utf-8", "surrogatepass"))
 
 
 _USUAL = [1.0, None, None, None]
@@ -134,7 +141,7 @@ def pack(rows: Sequence[Row], encoded: Sequence[EncodedRow] | None, source: int,
         parts["stops"].append(known["stops_learnt"])
         parts["last_span"] += known["last_span"]
         rest = {k: v for k, v in known.items() if k not in ("answers", "stops_learnt", "last_span")}
-        facts.append(json_bytes(rest) if rest else b"")
+        facts.append(_as_written(rest) if rest else b"")
     parts["facts_end"] = list(map(len, facts))
     parts["text_end"] = list(map(len, text))
     parts["kind"] = [KINDS.index(ROW_KINDS[type(row)]) for row in rows]

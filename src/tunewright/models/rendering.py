@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ from tunewright.models.splicing import Splicer
 
 PRIVATE_USE = [chr(code) for code in range(0xF8A0, 0xF8FF)]
 MODELS_OWN, PLAIN = "model's own", "plain"
+MOST_SHAPES = 20_000
+"""Sequences of roles of which it is remembered what the template leaves out."""
 
 
 class CannotRender(Exception):
@@ -99,6 +101,15 @@ def _same(left: str, right: str) -> bool:
     return _compact(one) == _compact(two)
 
 
+def _names(calls: list[dict[str, Any]]) -> list[str]:
+    return [str(call.get("function", call).get("name", "")) for call in calls]
+
+
+def _shape(turns: _Turns) -> tuple[Any, ...]:
+    """What decides, besides the words, which parts of a dialogue a template writes."""
+    return (bool(turns.tools), *((m["role"], bool(m["content"].strip()), *m.keys()) for m in turns.messages))
+
+
 class Renderer:
     """Renders dialogues and running text with one tokenizer, the same for training, chat and evaluation.
 
@@ -125,6 +136,8 @@ class Renderer:
         self._compile()
         self.system_merged = False
         self._splicer: Splicer | Literal[False] | None = None
+        self._lost: dict[Any, str] = {}
+        self._with_tools: dict[Any, bool] = {}
         self._header = ""
         self._gap = ""
         self._closing = ""
@@ -155,6 +168,7 @@ class Renderer:
         """Ids of a whole dialogue with the span of every assistant turn. Raises CannotRender where a span cannot be proven."""
         turns = self._prepare(messages, tools)
         text = self._write(turns)
+        self._require_turns(turns)
         answers = [k for k, m in enumerate(turns.messages) if m["role"] == "assistant"]
         places = []
         for k in answers:
@@ -167,6 +181,27 @@ class Renderer:
             spans.append(span)
             stops.append(stop)
         return Rendered(unmark(text, turns.marks), ids, spans, stops, [turns.origin[k] for k in answers], turns.neutralised, turns.notes)
+
+    def require_written(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> None:
+        """Raises CannotRender where the template leaves out a turn or a tool call of a question; `render` looks for itself."""
+        turns = self._prepare(messages, tools)
+        self._require_turns(turns)
+        for k, message in enumerate(turns.messages):
+            if message.get("tool_calls"):
+                self._require_calls(turns, k)
+
+    def writes_tools(self, messages: Sequence[Message], tools: list[dict[str, Any]]) -> bool:
+        """Whether the template writes these tools beside turns of these roles; found once for each."""
+        names = tuple(str(tool.get("function", tool).get("name", "")) if isinstance(tool.get("function", tool), dict) else "" for tool in tools)
+        key = (tuple((m.role, bool(m.tool_calls)) for m in messages), names)
+        if key not in self._with_tools:
+            try:
+                turns = self._prepare(messages, tools)
+                text = self._write(turns)
+                self._with_tools[key] = all(name in text for name in names) and text != self._write(replace(turns, tools=None))
+            except CannotRender:
+                return True  # the row is dropped with the template's own reason
+        return self._with_tools[key]
 
     def prompt(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """Ids of a question, ready for generation: what chat and evaluation ask with."""
@@ -247,6 +282,10 @@ class Renderer:
         found = self._stop_after(after, 0)
         return (found.end(), found.group()) if found else None
 
+    def opens_next(self, token: str, role: str) -> bool:
+        """Whether the token behind an answer is the header of a next turn that nobody but the writer of the row begins: no answer ends with it."""
+        return role in ("assistant", "system") and self.tokenizer.convert_tokens_to_ids(token) not in self.stop_ids
+
     same = staticmethod(_same)
 
     # ---- what the template is like, found once
@@ -301,10 +340,13 @@ class Renderer:
         notes = []
         if self.system_merged and kept and kept[0][1] == "system":
             first, _, system = kept.pop(0)
-            notes.append("system_merged")
-            if kept and kept[0][1] == "user":
+            if not system.content.strip():
+                pass  # a template without system prompts has nothing to write of an empty one
+            elif kept and kept[0][1] == "user":
+                notes.append("system_merged")
                 contents[kept[0][0]] = f"{system.content}\n\n{kept[0][2].content}"
             else:
+                notes.append("system_merged")
                 kept.insert(0, (first, "user", system))
         strings = [*contents.values(), *(str(m.tool_calls or "") + str(m.name or "") for m in messages), str(tools or "")]
         marks, sentinel = self._unused(strings)
@@ -349,8 +391,10 @@ class Renderer:
 
     def _locate(self, turns: _Turns, text: str, k: int, *, last: bool = False, asked: bool = False) -> tuple[_Place, str]:
         """Where turn k stands in `text`, and the text (with an end token appended where the template writes none after the last turn)."""
-        question, content = self._ask(turns, k), turns.messages[k]["content"]
-        start = len(question) if text.startswith(question) else None
+        content = turns.messages[k]["content"]
+        # Before the first turn there is nothing that a template could write as a question.
+        question = self._ask(turns, k) if k else None
+        start = len(question) if question is not None and text.startswith(question) else None
         if turns.messages[k].get("tool_calls"):
             return self._locate_calls(turns, text, k, start), text
         end = self._after(text, start, content) if start is not None else None
@@ -359,7 +403,10 @@ class Renderer:
             # Also when no stop token follows: "<" is found in a "<think>" that the template wrote before an answer "<".
             start, end = self._around_sentinel(turns, text, k, question if start is not None else None, asked)
             stop = self._stop_after(text, end)
-        if last and start != len(question):
+        following = turns.messages[k + 1]["role"] if k + 1 < len(turns.messages) else ""
+        if stop and self.opens_next(stop.group(), following):
+            stop = None
+        if last and question is not None and start != len(question):
             turns.notes.append("prompt_differs")
         if stop:
             return _Place(start, stop.end(), stop.group(), True), text
@@ -421,10 +468,50 @@ class Renderer:
         upto = self._write(turns, k + 1)
         turn = text[start : len(upto)].rstrip() if start is not None and text.startswith(upto) else ""
         found = next((s for s in sorted(self._special, key=len, reverse=True) if turn.endswith(s)), None)
-        names = [str(call.get("function", call).get("name", "")) for call in turns.messages[k]["tool_calls"]]
-        if start is None or not found or not all(part in turn for part in (turns.messages[k]["content"].strip(), *names)):
+        said, names = turns.messages[k]["content"].strip(), _names(turns.messages[k]["tool_calls"])
+        self._require_calls(turns, k)
+        # The words before a call may name the tool as well.
+        beside = turn.replace(said, "", 1)
+        if start is None or not found or said not in turn or not all(name in beside for name in names):
             raise CannotRender("cannot_render", "the tool calls of this turn cannot be told from the rest")
         return _Place(start, start + len(turn), found, False)
+
+    # ---- what a template leaves out
+
+    def _require_turns(self, turns: _Turns) -> None:
+        """Raises CannotRender where the template does not write a question, a system prompt or a tool's result; looked at once for each shape."""
+        key = _shape(turns)
+        if len(self._lost) > MOST_SHAPES:
+            self._lost.clear()
+        if key not in self._lost:
+            spoken = [k for k, m in enumerate(turns.messages) if m["role"] != "assistant" and m["content"]]
+            lost = [turns.messages[k]["role"] for k in spoken if turns.sentinel not in self._write(turns, replace=k)]
+            self._lost[key] = ", ".join(lost)
+        if self._lost[key]:
+            raise CannotRender("turn_unwritten", self._lost[key])
+
+    def _require_calls(self, turns: _Turns, k: int) -> None:
+        """Raises CannotRender where the template does not write the name and the arguments of every call of turn k; looked at once for each shape."""
+        key = (_shape(turns), k, len(turns.messages[k]["tool_calls"]))
+        if key not in self._lost:
+            self._lost[key] = "" if all(self._writes_call(turns, k, i) for i in range(len(turns.messages[k]["tool_calls"]))) else "lost"
+        if self._lost[key]:
+            raise CannotRender("calls_unwritten", ", ".join(_names(turns.messages[k]["tool_calls"])))
+
+    def _writes_call(self, turns: _Turns, k: int, i: int) -> bool:
+        """Whether another name, and other arguments, of a call stand in the text."""
+        for changed in ({"name": turns.sentinel}, {"arguments": {"x": turns.sentinel}}):
+            calls = list(turns.messages[k]["tool_calls"])
+            inner = calls[i].get("function")
+            calls[i] = calls[i] | ({"function": inner | changed} if isinstance(inner, dict) else changed)
+            messages = [*turns.messages]
+            messages[k] = messages[k] | {"tool_calls": calls}
+            try:
+                if turns.sentinel not in self._write(replace(turns, messages=messages)):
+                    return False
+            except CannotRender:
+                return False
+        return True
 
     # ---- text to ids
 

@@ -221,7 +221,9 @@ class Splicer:
         roles, contents, turns = [m.role for m in messages], [m.content for m in messages], list(range(len(messages)))
         merged = r.system_merged and bool(roles) and roles[0] == "system"
         if merged:
-            if len(roles) > 1 and roles[1] == "user":
+            if not contents[0].strip():
+                roles, contents, turns, merged = roles[1:], contents[1:], turns[1:], False
+            elif len(roles) > 1 and roles[1] == "user":
                 contents = [f"{contents[0]}\n\n{contents[1]}", *contents[2:]]
                 roles, turns = roles[1:], turns[1:]
             else:
@@ -294,6 +296,8 @@ class Splicer:
             plan = self._planned(roles, whole, asked)
         except Exception:  # whatever a template raises: its rows take the slow way, which reports it
             return None
+        if plan is not None and {piece[0] for piece in plan.pieces if not isinstance(piece, str)} != set(range(len(roles))):
+            return None  # a turn is left out: the slow way says so
         if plan is not None:
             # A stripped answer is the content only in rows that have nothing to strip.
             answers = [piece for piece in plan.pieces if not isinstance(piece, str) and piece[0] in asked]
@@ -319,6 +323,8 @@ class Splicer:
                 return None
             after = rest[0] if rest and isinstance(rest[0], str) else ""
             stop = r.stop_in(after)
+            if stop is not None and r.opens_next(stop[1], roles[k + 1] if k + 1 < len(roles) else ""):
+                return None
             if stop is None:
                 if k != len(roles) - 1 or k != answers[-1] or rest not in ([], [after]) or after.strip():
                     return None

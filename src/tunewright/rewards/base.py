@@ -11,6 +11,7 @@ from pydantic import Field
 from tunewright.core.config import Section
 from tunewright.core.types import Answer
 from tunewright.core.words import say
+from tunewright.core.written import spelt
 
 Judge = Callable[[Answer], "float | None"]
 RewardFunction = Callable[[list[Answer]], "list[float | None]"]
@@ -50,7 +51,7 @@ def expected_texts(answer: Answer, column: str) -> list[str]:
     found = value if isinstance(value, list) else [] if value is None else [value]
     if any(isinstance(one, dict | list) or one is None for one in found):
         raise UnfitRow(say("rewards.why.column", column=column, value=short(value)))
-    return [str(one) for one in found]
+    return [spelt(one) for one in found]
 
 
 def short(value: Any, most: int = 80) -> str:

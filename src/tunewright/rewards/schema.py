@@ -34,7 +34,7 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    both_numbers = type(a) in (int, float) and type(b) in (int, float)
+    both_numbers = isinstance(a, int | float) and isinstance(b, int | float)
     return (both_numbers or type(a) is type(b)) and bool(a == b)
 
 

@@ -1,4 +1,4 @@
-"""Findings that stand in the counts of the report: rows that were dropped before any check saw them."""
+"""Findings that stand in the counts of the report: rows that were dropped before any check saw them, and notes on what is learnt otherwise than it stands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from tunewright.data.checks.base import SHOWN_PLACES, Finding, Severity
 
 EMPTY = ("empty_answer", "empty_question", "empty_text", "no_answer", "no_text")
+NOTED = ("tools_unwritten", "numbers_respelt", "carriage_returns", "marks_on_questions")
+"""Notes on what is not learnt as its file has it."""
 HALF, GIANT = 0.5, 5
 _too_long = re.compile(r"^(?P<place>.*): too_long \((?P<length>\d+) > (?P<limit>\d+)\)$")
 
@@ -33,6 +35,12 @@ def dropped_findings(report: dict[str, Any]) -> list[Finding]:
     if rest:
         finding("dropped", rest, shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in rest))
     return found
+
+
+def noted_findings(report: dict[str, Any]) -> list[Finding]:
+    """One finding for each note of NOTED."""
+    rows, notes = report["rows_read"], report.get("notes", {})
+    return [Finding(key, "warn", min(notes[key], rows), rows, [], {"times": notes[key]}) for key in NOTED if notes.get(key)]
 
 
 def _giants(report: dict[str, Any]) -> list[Finding]:

@@ -83,9 +83,12 @@ def _rows(source: Source, batches: Callable[[IO[bytes]], Iterator[Any]]) -> Iter
             if twice:
                 raise DataError(problem("E-DATA-35", source.name, columns=", ".join(twice[:5])))
             labels = _label_names(schema)
+            narrow = {field.name: convert for field in schema if (convert := _narrow(field.type)) is not None}
             for batch in found:
                 for value in batch.to_pylist():
                     row += 1
+                    for column, convert in narrow.items():
+                        value[column] = convert(value[column])
                     yield RawRow(_named(value, labels, source), Origin(source.name, row, row))
         except (arrow.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError, TypeError) as error:
             cause = " ".join(str(error).split())[:200] or type(error).__name__
@@ -103,6 +106,25 @@ def _seekable(source: Source) -> Iterator[IO[bytes]]:
             shutil.copyfileobj(content, unpacked, CHUNK_BYTES)
             unpacked.seek(0)
             yield cast("IO[bytes]", unpacked)
+
+
+def _narrow(kind: Any) -> Callable[[Any], Any] | None:
+    """Turns the numbers of a column of 32 or 16 bits into the ones that their shortest decimals name (0.1, not 0.10000000149011612); None for other columns."""
+    import numpy
+    from pyarrow import types
+
+    if types.is_float32(kind) or types.is_float16(kind):
+        number = numpy.float32 if types.is_float32(kind) else numpy.float16
+        return lambda value: None if value is None else float(str(number(value)))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inner = _narrow(kind.value_type)
+        return None if inner is None else lambda value: None if value is None else [inner(one) for one in value]
+    if types.is_struct(kind):
+        fields = {field.name: convert for field in kind if (convert := _narrow(field.type)) is not None}
+        return (
+            None if not fields else lambda value: None if value is None else value | {name: convert(value[name]) for name, convert in fields.items()}
+        )
+    return None
 
 
 def _label_names(schema: Any) -> dict[str, list[str]]:
@@ -139,7 +161,9 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
-    if isinstance(value, decimal.Decimal | uuid.UUID):
+    if isinstance(value, decimal.Decimal):
+        return format(value, "f")
+    if isinstance(value, uuid.UUID):
         return str(value)
     if isinstance(value, bytes):
         try:

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from tunewright.core.errors import DataError, Problem, problem
 from tunewright.core.types import Origin
+from tunewright.core.written import read_float, read_int
 from tunewright.data.files.folders import part_of
 from tunewright.data.files.kinds import SHOWN_PROBLEMS, RawRow, reads
 from tunewright.data.files.source import Source
@@ -45,7 +46,7 @@ WRAPPERS = frozenset(
 """Keys under which programs put the list of rows; a part's name (`train`, `test`, ...) is one as well."""
 _space = re.compile(r"[ \t\r\n]*")
 _begins_a_turn = re.compile(r'\[\s*\{\s*"(?:role|from|content|value)"\s*:')
-_decoder = json.JSONDecoder(parse_constant=refuse_constant, object_pairs_hook=refuse_twice)
+_decoder = json.JSONDecoder(parse_constant=refuse_constant, object_pairs_hook=refuse_twice, parse_float=read_float, parse_int=read_int)
 
 
 def json_value(text: str, at: int = 0) -> tuple[Any, int]:

@@ -41,14 +41,14 @@ def asked(raw: dict[str, Any], columns: Columns) -> list[Message]:
     more = first_of(raw, INPUTS)
     parts = [text_of(raw.get(name), name, columns) for name in ("instruction", more) if name]
     messages: list[Message] = []
-    for pair in _history(raw.get("history")):
+    for pair in _history(raw.get("history"), columns):
         messages += [Message(role, text_of(cell, "history", columns)) for role, cell in zip(("user", "assistant"), pair, strict=True)]
     question = "\n".join(part for part in parts if part.strip())
     return with_system([*messages, Message("user", question)], raw, columns)
 
 
-def _history(value: Any) -> list[list[Any]]:
-    value = json_cell(value, "history")
+def _history(value: Any, columns: Columns) -> list[list[Any]]:
+    value = json_cell(value, "history", columns)
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):

@@ -13,11 +13,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tunewright.core.types import Origin, Row
+from tunewright.core.written import DECODER, spelt
+from tunewright.data.files.kinds import ending_of
+from tunewright.data.literals import ARRAY, NotLiteral, python_value
 
 YES, NO = {"true", "1", "yes"}, {"false", "0", "no"}
+TABLES, COLUMNAR = {".csv", ".tsv", ".tab"}, {".parquet", ".arrow", ".feather"}
+SHOWN_CELL = 40
+_objects = re.compile(r"\s*(?:array\(\s*)?\[\s*(?:array\(\s*)?[{\[]")
 _placeholder = re.compile(r"\{(\w+)\}")
 
 
@@ -41,13 +48,24 @@ class Columns(dict[str, str]):
     """Our column names to the file's (`{instruction: question}`), and `notes`: what was converted on the way, counted.
 
     `wording` is how a question is made of several columns (`data.wording`), `labels` the names of the labels 0, 1, ... (`data.labels`); None where the
-    run says nothing.
+    run says nothing. `ending` is that of the file whose row is read.
     """
 
     def __init__(self, names: Mapping[str, str] | None = None, wording: str | None = None, labels: Sequence[str] | None = None):
         super().__init__(names or {})
         self.wording, self.labels = wording, labels
         self.notes: Counter[str] = Counter()
+        self.ending = ""
+
+    @property
+    def blank_is_none(self) -> bool:
+        """In a table of texts a cell without a value and one with an empty text look alike."""
+        return self.ending in TABLES
+
+    @property
+    def fills_objects(self) -> bool:
+        """A columnar file gives every object of a column the names of all others, with null."""
+        return self.ending in COLUMNAR
 
     def renamed(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """The row with our names; a column that was not renamed keeps its own."""
@@ -68,6 +86,7 @@ def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Forma
         named = columns if isinstance(columns, Columns) else Columns(columns)
         if not isinstance(raw, dict):
             return Unusable("not_an_object", type(raw).__name__)
+        named.ending = file_ending(origin.file)
         try:
             return function(named.renamed(raw), origin, named)
         except RowFault as fault:
@@ -78,21 +97,38 @@ def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Forma
     return convert
 
 
+@functools.lru_cache(maxsize=256)
+def file_ending(file: str) -> str:
+    """The ending that tells what kind of file a row comes from."""
+    return ending_of(Path(file))[0]
+
+
 def text_of(value: Any, name: str, columns: Columns) -> str:
-    """The text of a cell. Numbers and booleans are legal (a label 1 or 0) and counted; null is empty; a list of text parts is joined."""
+    """The text of a cell, its line ends as one character. Numbers and booleans are legal (a label 1 or 0), counted, and spelt as the file spells them; null is
+    empty; a list of text parts is joined."""
     if value is None:
         return ""
     if isinstance(value, float) and not math.isfinite(value):
         raise RowFault("wrong_type", f"{name}: {value}")
     if isinstance(value, (bool, int, float)):
         columns.notes["number_as_text"] += 1
-        return str(value)
+        return spelt(value)
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         value = "".join(_part(part, name) for part in value)
     if not isinstance(value, str):
         raise RowFault("wrong_type", f"{name}: {type(value).__name__}")
     check_unicode(value, name)
-    return value
+    return with_line_ends(value, columns) if "\r" in value else value
+
+
+def with_line_ends(text: str, columns: Columns) -> str:
+    """The text with the line ends of Windows as one character, which models write; a carriage return by itself stays. Both are counted."""
+    if "\r" not in text:
+        return text
+    made = text.replace("\r\n", "\n")
+    columns.notes["line_ends"] += made != text
+    columns.notes["carriage_returns"] += "\r" in made
+    return made
 
 
 def check_unicode(text: str, name: str) -> None:
@@ -135,35 +171,54 @@ def truth_of(value: Any) -> bool | None:
     """Yes or no as files write it: true, 1, "True", "0" ...; None for everything else."""
     if isinstance(value, bool):
         return value
-    word = str(value).strip().lower() if isinstance(value, int | float | str) else ""
-    word = word.removesuffix(".0")
+    if isinstance(value, int | float):
+        return True if value == 1 else False if value == 0 else None
+    word = value.strip().lower().removesuffix(".0") if isinstance(value, str) else ""
     return True if word in YES else False if word in NO else None
 
 
-def json_cell(value: Any, name: str) -> Any:
-    """The value of a cell that holds a list or an object as JSON text, as tables and some sets write them; blank is none, any other cell as it is.
+def json_cell(value: Any, name: str, columns: Columns) -> Any:
+    """The value of a cell that holds a list or an object as text, as tables and some sets write them; blank is none, any other cell as it is.
 
-    Raises RowFault for text that begins like one and is none.
+    The text is JSON, or what Python prints, which is counted. Raises RowFault for text that begins like one and is neither.
     """
     if not isinstance(value, str):
         return value
-    if not value.strip():
+    text = value.strip()
+    if not text:
         return None
-    if value.lstrip()[0] not in "[{":
+    if text[0] not in "[{" and not text.startswith(ARRAY):
         return value
     try:
-        return json.loads(value)
+        return DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        raise RowFault("not_json", name) from error
+        try:
+            found = python_value(text)
+        except NotLiteral as reason:
+            raise RowFault("not_json", f"{name}: {text[:SHOWN_CELL]} ({_where(error) or reason})") from error
+    columns.notes["python_lists"] += 1
+    return found
+
+
+def _where(error: Exception) -> str:
+    """The character at which a text stopped being JSON."""
+    return f"{error.msg}, {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
 
 
 def looked_into(value: Any) -> Any:
-    """Like `json_cell`, for looking only: a text that begins like a list but is none stays a text."""
-    if isinstance(value, str) and value.lstrip()[:1] == "[":
+    """Like `json_cell`, for looking only: a text that begins like a list but is none stays a text, and only lists of objects are read as Python's."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip()[:1] == "[":
         try:
-            return json.loads(value)
+            return DECODER.decode(value)
         except (ValueError, RecursionError):
-            return value
+            pass
+    if _objects.match(value):
+        try:
+            return python_value(value)
+        except NotLiteral:
+            pass
     return value
 
 

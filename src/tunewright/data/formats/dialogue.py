@@ -8,14 +8,20 @@ JSON text, ShareGPT's `function_call` turns, the older `function_call` field. A 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tunewright.core.types import Conversation, Message, Origin
-from tunewright.data.formats.common import Columns, RowFault, check_unicode, first_of, json_cell, looked_into, text_of, weight_of
+from tunewright.core.written import plain_numbers
+from tunewright.data.formats.common import Columns, RowFault, check_unicode, first_of, json_cell, looked_into, text_of
+from tunewright.data.formats.marks import by_turn, marked, row_weight, turn_weight
 
 CALL = "function_call"
+_turns = re.compile(r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|from)["']\s*:""")
+_return = re.compile(r"(?<!\\)(?:\\\\)*\\r")
+CALLING = ("tool_calls", CALL, "content", "value")
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -44,6 +50,8 @@ _FOLLOWS = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
+_CALLED = ("assistant", "tool")
+"""What a tool's result may follow. Turns in any other order are kept where the model's own template writes them (`rendering` proves it)."""
 
 
 def turn_column(raw: Mapping[str, Any]) -> str | None:
@@ -82,16 +90,18 @@ def _role_at(value: Any, place: int) -> str:
     return ROLES.get(role.strip().lower(), "") if isinstance(role, str) else ""
 
 
-def messages_of(turns: Any, role_key: str, content_key: str, columns: Columns) -> list[Message]:
-    """A list of turns as messages. Raises RowFault for anything that is no dialogue."""
-    turns = json_cell(turns, "turns")
+def messages_of(
+    turns: Any, role_key: str, content_key: str, columns: Columns, name: str = "turns", row: Mapping[str, Any] | None = None
+) -> list[Message]:
+    """A list of turns, the column `name`, as messages; a list of marks of `row` says which are learnt. Raises RowFault for anything that is no dialogue."""
+    turns = json_cell(turns, name, columns) if isinstance(turns, str) else unfilled(turns, columns)
     if not isinstance(turns, list):
-        raise RowFault("wrong_type", f"{type(turns).__name__}")
+        raise RowFault("wrong_type", f"{name}: {type(turns).__name__}")
+    kinds = [_kind(turn, role_key) for turn in turns]
+    marks = by_turn(row, kinds, columns) if row is not None else [None] * len(turns)
     found: list[Message] = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise RowFault("wrong_type", f"turn: {type(turn).__name__}")
-        message = _message(turn, role_key, content_key, columns)
+    for turn, kind, of_row in zip(turns, kinds, marks, strict=True):
+        message = _message(turn, kind, content_key, columns, turn_weight(turn, columns, kind in ("assistant", CALL), of_row))
         before = found[-1] if found else None
         if before and before.role == message.role == "assistant" and message.tool_calls and before.weight == message.weight:
             # Words and the call that follows them are one turn of the assistant; so are calls one after the other.
@@ -103,24 +113,29 @@ def messages_of(turns: Any, role_key: str, content_key: str, columns: Columns) -
     return _with_tool_names(found)
 
 
-def _message(turn: Mapping[str, Any], role_key: str, content_key: str, columns: Columns) -> Message:
+def _kind(turn: Any, role_key: str) -> str:
+    """What a turn is: a role as we call it, or CALL. Raises RowFault."""
+    if not isinstance(turn, dict):
+        raise RowFault("wrong_type", f"turn: {type(turn).__name__}")
     role = turn.get(role_key)
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:
         raise RowFault("unknown_role", repr(role)[:40])
+    return known
+
+
+def _message(turn: Mapping[str, Any], known: str, content_key: str, columns: Columns, weight: float) -> Message:
     if known == CALL:
-        return Message("assistant", "", weight_of(turn), _calls_of_text(turn.get(content_key)))
+        return Message("assistant", "", weight, _calls_of_text(turn.get(content_key), columns))
     content = text_of(turn.get(content_key), content_key, columns)
-    calls = _calls(turn) if known == "assistant" else None
+    calls = _calls(turn, columns) if known == "assistant" else None
     if known == "assistant":
         content = _with_reasoning(turn, content, columns)
     name, call_id = turn.get("name"), turn.get("tool_call_id")
     for key, value in (("name", name), ("tool_call_id", call_id)):
         if isinstance(value, str):
             check_unicode(value, key)
-    return Message(
-        known, content, weight_of(turn), calls, name if isinstance(name, str) else None, call_id if isinstance(call_id, str) and call_id else None
-    )
+    return Message(known, content, weight, calls, name if isinstance(name, str) else None, call_id if isinstance(call_id, str) and call_id else None)
 
 
 def _with_reasoning(turn: Mapping[str, Any], content: str, columns: Columns) -> str:
@@ -131,46 +146,93 @@ def _with_reasoning(turn: Mapping[str, Any], content: str, columns: Columns) -> 
     return f"<think>\n{text_of(turn[key], key, columns).strip()}\n</think>\n\n{content}"
 
 
-def _calls(turn: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def _calls(turn: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]] | None:
     """The tool calls of an assistant's message, arguments as objects."""
-    calls = json_cell(turn.get("tool_calls"), "tool_calls") or None
+    if turn.get("tool_calls") is None and CALL not in turn:
+        return None
+    calls = json_cell(turn.get("tool_calls"), "tool_calls", columns) or None
     if calls is None and isinstance(turn.get(CALL), dict):
         calls = [{"type": "function", "function": turn[CALL]}]
     if calls is None:
         return None
     if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
         raise RowFault("wrong_type", "tool_calls")
-    return [_call(call) for call in calls]
+    return [_call(call, columns) for call in calls]
 
 
-def _call(call: dict[str, Any]) -> dict[str, Any]:
+def own(value: Any, name: str, columns: Columns) -> Any:
+    """The value of a cell without the nulls that the one schema of a columnar file put into its objects; what stands there as text has none of those."""
+    if isinstance(value, str) or not columns.fills_objects:
+        return json_cell(value, name, columns)
+    made, count = _without_nulls(value)
+    if count:
+        columns.notes["schema_nulls"] += count
+    return made
+
+
+def unfilled(turns: Any, columns: Columns) -> Any:
+    """The turns, as a columnar file has them, without the nulls of its schema in their calls (`own`); other turns as they are."""
+    if not columns.fills_objects or not isinstance(turns, list):
+        return turns
+    found = []
+    for turn in turns:
+        calls = [key for key, cell in turn.items() if key in CALLING and isinstance(cell, dict | list)] if isinstance(turn, dict) else ()
+        found.append({**turn, **{key: own(turn[key], key, columns) for key in calls}} if calls else turn)
+    return found
+
+
+def _without_nulls(value: Any, name: str = "") -> tuple[Any, int]:
+    """The value without fields that are null, on every level, and how many there were; a property of a tool that held nothing else is left out as well."""
+    if isinstance(value, list):
+        items = [_without_nulls(inner) for inner in value]
+        return [inner for inner, _ in items], sum(count for _, count in items)
+    if not isinstance(value, dict):
+        return value, 0
+    made, total = {}, 0
+    for key, inner in value.items():
+        left, count = _without_nulls(inner, key)
+        total += count + (inner is None)
+        if inner is not None and not (name == "properties" and inner and left == {}):
+            made[key] = left
+    return made, total
+
+
+def with_plain_numbers(value: Any, columns: Columns) -> Any:
+    """The value with numbers as JSON libraries write them, for a template writes them so; those that its file spells otherwise are counted."""
+    made, count = plain_numbers(value)
+    if count:
+        columns.notes["numbers_respelt"] += count
+    return made
+
+
+def _call(call: dict[str, Any], columns: Columns) -> dict[str, Any]:
     function = call["function"] if isinstance(call.get("function"), dict) else call
     if not isinstance(function.get("name"), str):
         raise RowFault("bad_tool_call", "name")
     arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):
         try:
-            arguments = json_cell(arguments, "arguments") or {}
+            arguments = json_cell(arguments, "arguments", columns) or {}
         except RowFault as fault:
             raise RowFault("bad_tool_call", "arguments") from fault
     if isinstance(arguments, str):
         raise RowFault("bad_tool_call", "arguments")
     made = {k: v for k, v in function.items() if k not in ("arguments", "parameters")} | {"arguments": {} if arguments is None else arguments}
-    whole = call | {"function": made} if function is not call else made
-    _plain(whole, "tool_calls")
-    return whole
+    whole = with_plain_numbers(call | {"function": made} if function is not call else made, columns)
+    _plain(whole, "tool_calls", columns)
+    return dict(whole)
 
 
-def _calls_of_text(value: Any) -> list[dict[str, Any]]:
+def _calls_of_text(value: Any, columns: Columns) -> list[dict[str, Any]]:
     """The calls of a ShareGPT turn: JSON text (or the value itself) with a name and arguments, or a list of those."""
     try:
-        found = json_cell(value, CALL)
+        found = json_cell(value, CALL, columns)
     except RowFault as fault:
         raise RowFault("bad_tool_call", "JSON") from fault
     calls = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise RowFault("bad_tool_call", type(found).__name__)
-    return [{"type": "function", "function": made} if "function" not in (made := _call(call)) else made for call in calls]
+    return [{"type": "function", "function": made} if "function" not in (made := _call(call, columns)) else made for call in calls]
 
 
 def _with_tool_names(messages: list[Message]) -> list[Message]:
@@ -187,51 +249,65 @@ def _with_tool_names(messages: list[Message]) -> list[Message]:
     return out
 
 
-def tools_of(raw: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def tools_of(raw: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]] | None:
     """The tools of a row: a list or JSON text of one; a bare function is put into the form that chat templates expect."""
-    tools = json_cell(raw.get("tools"), "tools") or None
+    if raw.get("tools") is None:
+        return None
+    tools = own(raw["tools"], "tools", columns) or None
     if isinstance(tools, dict):
         tools = [tools]
     if tools is None:
         return None
     if isinstance(tools, list):
-        tools = [json_cell(tool, "tools") for tool in tools]
+        tools = [json_cell(tool, "tools", columns) for tool in tools]
     if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise RowFault("wrong_type", "tools")
-    _plain(tools, "tools")
+    tools = with_plain_numbers(tools, columns)
+    _plain(tools, "tools", columns)
     return [{"type": "function", "function": tool} if "name" in tool and "function" not in tool and "type" not in tool else tool for tool in tools]
 
 
-def _plain(value: Any, name: str) -> None:
-    """Raises RowFault for what cannot be written as JSON text."""
+def _plain(value: Any, name: str, columns: Columns) -> None:
+    """Raises RowFault for what cannot be written as JSON text; a carriage return in it is counted."""
     try:
-        check_unicode(json.dumps(value, ensure_ascii=False, allow_nan=False), name)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        check_unicode(text, name)
+        if "\\r" in text and _return.search(text):
+            columns.notes["carriage_returns"] += 1
     except (TypeError, ValueError) as error:
         raise RowFault("wrong_type", name) from error
 
 
 def with_system(messages: list[Message], raw: Mapping[str, Any], columns: Columns) -> list[Message]:
-    """The messages after the row's system prompt (`system` or `system_prompt`), where they bring none."""
+    """The messages after the row's system prompt (`system` or `system_prompt`), where they bring none. An empty one is a prompt, null is none."""
     name = first_of(raw, ("system", "system_prompt"))
-    system = text_of(raw[name], name, columns) if name else ""
-    if system.strip() and not (messages and messages[0].role == "system"):
-        return [Message("system", system), *messages]
-    return messages
+    if name is None or raw[name] is None or (messages and messages[0].role == "system"):
+        return messages
+    system = text_of(raw[name], name, columns)
+    if columns.blank_is_none and not system.strip():
+        return messages
+    return [Message("system", system), *messages]
 
 
-def ordered(messages: list[Message]) -> list[Message]:
-    """The messages without an empty system prompt, in an order that makes a dialogue. Raises RowFault."""
-    if messages and messages[0].role == "system" and not messages[0].content.strip():
-        messages = messages[1:]
-    before = "start"
+def ordered(messages: list[Message], columns: Columns) -> list[Message]:
+    """The messages, each with a content where it needs one. An order that few templates write is counted. Raises RowFault for a result without a call."""
+    before, is_usual, is_empty = "start", True, False
     for message in messages:
         if message.role not in _FOLLOWS[before]:
-            raise RowFault("bad_order", f"{message.role} after {before}")
+            if message.role == "tool" and before not in _CALLED:
+                raise RowFault("bad_order", f"{message.role} after {before}")
+            is_usual = False
         before = message.role
+        if message.role == "system" and not message.content.strip():
+            is_empty = True
         if message.role == "user" and not message.content.strip():
             raise RowFault("empty_question")
         if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
             raise RowFault("empty_answer")
+    if not is_usual:
+        columns.notes["unusual_order"] += 1
+    if is_empty:
+        columns.notes["system_empty"] += 1
     return messages
 
 
@@ -245,12 +321,14 @@ def up_to_last_answer(messages: list[Message], columns: Columns) -> list[Message
     return messages[: answers[-1] + 1]
 
 
-def conversation(messages: list[Message], origin: Origin, raw: Mapping[str, Any], columns: Columns) -> Conversation:
-    """A dialogue in a sensible order: an optional system prompt, then user and assistant in turn, ending with an answer.
+def conversation(messages: list[Message], origin: Origin, raw: Mapping[str, Any], columns: Columns, *, is_marked: bool = False) -> Conversation:
+    """A dialogue that ends with an answer, usually an optional system prompt, then user and assistant in turn.
 
-    A question after the last answer is left out and counted. Raises RowFault with `no_answer`, `empty_answer`, `empty_question` or `bad_order`.
+    A question after the last answer is left out and counted. The marks of the row are put on its turns unless they are (`is_marked`).
+    Raises RowFault with `no_answer`, `empty_answer`, `empty_question`, `bad_order` or what is wrong with a mark.
     """
-    return Conversation(ordered(up_to_last_answer(messages, columns)), origin, tools_of(raw), weight_of(raw))
+    turns = messages if is_marked else marked(messages, raw, columns)
+    return Conversation(ordered(up_to_last_answer(turns, columns), columns), origin, tools_of(raw, columns), row_weight(raw, columns))
 
 
 def turns_or_text(value: Any, name: str, role: str, columns: Columns) -> list[Message]:
@@ -259,7 +337,9 @@ def turns_or_text(value: Any, name: str, role: str, columns: Columns) -> list[Me
     if isinstance(seen, dict) and ("role" in seen or "from" in seen):
         seen = [seen]
     if isinstance(seen, list) and seen and isinstance(seen[0], dict) and ("role" in seen[0] or "from" in seen[0]):
-        return messages_of(seen, *keys_of(seen), columns)
+        return messages_of(value if isinstance(value, str) else seen, *keys_of(seen), columns, name)
+    if isinstance(value, str) and _turns.match(value):
+        json_cell(value, name, columns)  # says what is wrong with it
     # An answer such as "[1, 2]" is a text, whatever else it could be read as.
     return [Message(role, text_of(value, name, columns))]
 

@@ -12,7 +12,7 @@ from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Judged, Message, Origin
 from tunewright.data.formats.alpaca import OUTPUTS, asked
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, text_of, truth_of, weight_of
+from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, text_of, truth_of
 from tunewright.data.formats.dialogue import (
     as_context,
     keys_of,
@@ -24,6 +24,7 @@ from tunewright.data.formats.dialogue import (
     up_to_last_answer,
     with_system,
 )
+from tunewright.data.formats.marks import marked, row_weight
 from tunewright.data.formats.prompt_completion import pair_of
 
 
@@ -49,14 +50,15 @@ def kto(raw: dict[str, Any], origin: Origin, columns: Columns) -> Judged:
     good = truth_of(tag)
     if good is None:
         raise RowFault("bad_label", repr(tag)[:40])
-    found = ordered(up_to_last_answer(with_system(_dialogue(raw, columns), raw, columns), columns))
-    return Judged(found, good, origin, tools_of(raw), weight_of(raw))
+    turns = with_system(_dialogue(raw, columns), raw, columns)
+    found = ordered(up_to_last_answer(turns if turn_column(raw) else marked(turns, raw, columns), columns), columns)
+    return Judged(found, good, origin, tools_of(raw, columns), row_weight(raw, columns))
 
 
 def _dialogue(raw: dict[str, Any], columns: Columns) -> list[Message]:
     name = turn_column(raw)
     if name is not None:
-        return messages_of(raw[name], *keys_of(raw[name]), columns)
+        return messages_of(raw[name], *keys_of(raw[name]), columns, name, raw)
     if "instruction" in raw:
         output = first_of(raw, OUTPUTS)
         if output is None:

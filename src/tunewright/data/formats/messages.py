@@ -32,4 +32,6 @@ def messages(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversat
     name = turn_column(raw)
     if name is None:
         raise RowFault("no_answer")
-    return conversation(with_system(messages_of(raw[name], "role", "content", columns), raw, columns), origin, raw, columns)
+    return conversation(
+        with_system(messages_of(raw[name], "role", "content", columns, name, raw), raw, columns), origin, raw, columns, is_marked=True
+    )

@@ -19,8 +19,9 @@ from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Message, Origin, Preference
 from tunewright.data.formats.alpaca import asked
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, looked_into, number_of, text_of, weight_of
+from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, looked_into, number_of, text_of
 from tunewright.data.formats.dialogue import first_role, keys_of, messages_of, ordered, tools_of, turn_column, turns_or_text, with_system
+from tunewright.data.formats.marks import no_list, row_weight
 
 PROMPTS = ("prompt", "question", "query")
 _speaker = re.compile(r"(?:\A\s*|\n\s*\n)(Human|Assistant|H|A):[ \t]*")
@@ -41,9 +42,10 @@ def preference(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prefere
     """A question and its two answers."""
     if raw.get("chosen") is None or raw.get("rejected") is None:
         raise RowFault("no_rejected")
+    no_list(raw, columns)
     sides = [looked_into(raw[name]) for name in ("chosen", "rejected")]
     prompt = [] if all(map(_is_whole, sides)) else _prompt(raw, columns)
-    chosen, rejected = (_answers(side, name, prompt, columns) for side, name in zip(sides, ("chosen", "rejected"), strict=True))
+    chosen, rejected = (_answers(raw[name], name, prompt, columns) for name in ("chosen", "rejected"))
     if not prompt:
         prompt, chosen, rejected = _split(chosen, rejected)
     prompt = with_system(prompt, raw, columns)
@@ -54,19 +56,19 @@ def preference(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prefere
     length = len(prompt)
     made = []
     for turns in (chosen, rejected):
-        whole = ordered([*prompt, *turns])
+        whole = ordered([*prompt, *turns], columns if turns is chosen else Columns())
         if not turns or turns[-1].role != "assistant":
             raise RowFault("no_answer")
         made.append(whole[len(whole) - len(turns) :])
         length = len(whole) - len(turns)
-    return Preference(prompt[len(prompt) - length :], made[0], made[1], origin, tools_of(raw), weight_of(raw), _margin(raw))
+    return Preference(prompt[len(prompt) - length :], made[0], made[1], origin, tools_of(raw, columns), row_weight(raw, columns), _margin(raw))
 
 
 def _prompt(raw: dict[str, Any], columns: Columns) -> list[Message]:
     """The turns before the answers; empty where the row has none of its own."""
     name = turn_column(raw)
     if name is not None:
-        return messages_of(raw[name], *keys_of(raw[name]), columns)
+        return messages_of(raw[name], *keys_of(raw[name]), columns, name)
     if "instruction" in raw:
         return asked(raw, columns)
     name = first_of(raw, PROMPTS)

@@ -8,7 +8,7 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Message, Origin, Prompt
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, weight_of
+from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, weight_of, with_line_ends
 from tunewright.data.formats.dialogue import as_context, keys_of, last_role, messages_of, ordered, tools_of, turn_column, turns_or_text, with_system
 
 ANSWERS = ("completion", "response", "output", "chosen", "rejected")
@@ -40,14 +40,15 @@ def prompts(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prompt:
     found = _turns(raw, name, columns)
     if not found or found[-1].role not in ("user", "tool"):
         raise RowFault("not_a_prompt", found[-1].role if found else "")
-    found = ordered(as_context(with_system(found, raw, columns)))
-    facts = {key: value for key, value in raw.items() if key != name and key not in USED and _can_be_kept(value, columns)}
-    return Prompt(found, origin, tools_of(raw), weight_of(raw), facts)
+    found = ordered(as_context(with_system(found, raw, columns)), columns)
+    kept = {key: value for key, value in raw.items() if key != name and key not in USED and _can_be_kept(value, columns)}
+    facts = {key: with_line_ends(value, columns) if isinstance(value, str) else value for key, value in kept.items()}
+    return Prompt(found, origin, tools_of(raw, columns), weight_of(raw), facts)
 
 
 def _turns(raw: dict[str, Any], name: str, columns: Columns) -> list[Message]:
     if name == turn_column(raw):
-        return messages_of(raw[name], *keys_of(raw[name]), columns)
+        return messages_of(raw[name], *keys_of(raw[name]), columns, name)
     return turns_or_text(raw[name], name, "user", columns)
 
 

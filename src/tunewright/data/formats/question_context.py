@@ -45,7 +45,7 @@ def _answer(raw: dict[str, Any], columns: Columns) -> str:
     name = first_of(raw, ANSWERS)
     value = raw[name] if name else None
     if isinstance(value, str) and name == "answers" and value.lstrip()[:1] in ("{", "["):
-        value = json_cell(value, name)
+        value = json_cell(value, name, columns)
     if isinstance(value, dict):
         value = value.get("text")
     if isinstance(value, list):

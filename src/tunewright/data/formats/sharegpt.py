@@ -32,4 +32,4 @@ def sharegpt(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversat
     name = "conversations" if "conversations" in raw else turn_column(raw)
     if name is None:
         raise RowFault("no_answer")
-    return conversation(with_system(messages_of(raw[name], "from", "value", columns), raw, columns), origin, raw, columns)
+    return conversation(with_system(messages_of(raw[name], "from", "value", columns, name, raw), raw, columns), origin, raw, columns, is_marked=True)

@@ -10,8 +10,9 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Message, Origin, Stepwise
-from tunewright.data.formats.common import Columns, RowFault, guarded, json_cell, text_of, truth_of, weight_of
+from tunewright.data.formats.common import Columns, RowFault, guarded, json_cell, text_of, truth_of
 from tunewright.data.formats.dialogue import as_context, ordered, tools_of, turns_or_text, with_system
+from tunewright.data.formats.marks import no_list, row_weight
 
 
 class StepwiseFormat(Section):
@@ -27,7 +28,7 @@ def looks_like(raw: dict[str, Any]) -> int:
 @guarded
 def stepwise(raw: dict[str, Any], origin: Origin, columns: Columns) -> Stepwise:
     """A question, and an answer of which every step is judged."""
-    texts, labels = (json_cell(raw.get(name), name) for name in ("completions", "labels"))
+    texts, labels = (json_cell(raw.get(name), name, columns) for name in ("completions", "labels"))
     if not isinstance(texts, list) or not isinstance(labels, list) or not texts:
         raise RowFault("no_answer")
     verdicts = [truth_of(label) for label in labels]
@@ -37,9 +38,10 @@ def stepwise(raw: dict[str, Any], origin: Origin, columns: Columns) -> Stepwise:
     if not all(step.strip() for step in steps):
         raise RowFault("no_answer")
     asked = as_context(turns_or_text(raw["prompt"], "prompt", "user", columns))
-    turns = ordered(with_system([*asked, Message("assistant", joined(steps))], raw, columns))
+    no_list(raw, columns)
+    turns = ordered(with_system([*asked, Message("assistant", joined(steps))], raw, columns), columns)
     judged = tuple((step, bool(verdict)) for step, verdict in zip(steps, verdicts, strict=True))
-    return Stepwise(turns, all(verdicts), origin, tools_of(raw), weight_of(raw), judged)
+    return Stepwise(turns, all(verdicts), origin, tools_of(raw, columns), row_weight(raw, columns), judged)
 
 
 def joined(steps: list[str]) -> str:

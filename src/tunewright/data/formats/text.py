@@ -7,7 +7,8 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, PlainText
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, text_of, weight_of
+from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, text_of
+from tunewright.data.formats.marks import row_weight
 
 DOCUMENT = ("text", "document", "content")
 
@@ -54,4 +55,4 @@ def _plain_text(raw: dict[str, Any], names: tuple[str, ...], origin: Origin, col
     found = text_of(raw[name], name, columns)
     if not found.strip():
         raise RowFault("empty_text")
-    return PlainText(found, origin, weight_of(raw))
+    return PlainText(found, origin, row_weight(raw, columns))
