@@ -18,6 +18,7 @@ from typing import Any
 
 from tunewright.core.types import Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row
 from tunewright.data.formats.common import Columns, RowFault, Unusable, text_of
+from tunewright.data.formats.ledger import Seen
 
 COLUMNS: dict[str, str | None] = {
     "prompt": "instruction", "query": "input", "response": "output", "history": None, "messages": "conversations", "system": None, "tools": None,
@@ -67,10 +68,15 @@ def converter(about: Attributes, named: Columns, wanted: str = "auto") -> Callab
     def convert(raw: Any, origin: Origin) -> Row | Unusable:
         if not isinstance(raw, dict):
             return Unusable("not_an_object", type(raw).__name__)
+        seen = Seen(raw)
+        named.fields.clear()
         try:
-            return _row(align(_Reader(raw, about, named), wanted), origin, wanted)
+            made = _row(align(_Reader(seen, about, named), wanted), origin, wanted)
         except RowFault as fault:
+            named.ledger.drop(raw)
             return fault.unusable
+        named.ledger.keep(seen, tuple(raw), named.fields, origin, made)
+        return made
 
     return convert
 

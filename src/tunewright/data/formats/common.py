@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row
+from tunewright.data.formats.ledger import Ledger, Seen
 
+MOST_PLANS = 1000
 YES, NO = {"true", "1", "yes"}, {"false", "0", "no"}
 _placeholder = re.compile(r"\{(\w+)\}")
 
@@ -41,41 +44,93 @@ class Columns(dict[str, str]):
     """Our column names to the file's (`{instruction: question}`), and `notes`: what was converted on the way, counted.
 
     `wording` is how a question is made of several columns (`data.wording`), `labels` the names of the labels 0, 1, ... (`data.labels`); None where the
-    run says nothing.
+    run says nothing. `ledger` counts which columns were used; `fields` is what the turns of the row at hand hold that nobody took.
     """
 
     def __init__(self, names: Mapping[str, str] | None = None, wording: str | None = None, labels: Sequence[str] | None = None):
         super().__init__(names or {})
         self.wording, self.labels = wording, labels
         self.notes: Counter[str] = Counter()
+        self.ledger = Ledger()
+        self.fields: dict[str, Any] = {}
+        self._plans: dict[tuple[str, ...], tuple[dict[str, str], list[str]]] = {}
 
-    def renamed(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with our names; a column that was not renamed keeps its own."""
-        if not self:
-            return dict(raw)
-        out = {name: value for name, value in raw.items() if name not in self.values()}
-        return out | {ours: raw[theirs] for ours, theirs in self.items() if theirs in raw}
+    def renamed(self, raw: Mapping[str, Any]) -> Seen:
+        """The row with our names; a column that was not renamed keeps its own, in small letters where that makes it a name of ours (`Instruction`)."""
+        theirs, _ = self.plan(tuple(raw))
+        if not theirs:
+            return Seen(raw)
+        return Seen({ours: raw[name] for ours, name in theirs.items()}, theirs)
+
+    def plan(self, columns: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+        """For a row with these columns: our names to the file's (empty where they are the same), and columns that had to make way for a renamed one."""
+        plan = self._plans.get(columns)
+        if plan is None:
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            plan = self._plans[columns] = self._planned(columns)
+        return plan
+
+    def _planned(self, columns: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+        there, taken = set(columns), set(self.values())
+        given = {ours: theirs for ours, theirs in self.items() if theirs in there}
+        free = [name for name in columns if name not in taken]
+        spelt = Counter(map(plain_name, free))
+        known = known_names()
+        found: dict[str, str] = {}
+        for name in free:
+            plain = plain_name(name)
+            ours = plain if plain in known and spelt[plain] == 1 and plain not in given else name
+            found[ours] = name
+        shadowed = [name for ours, name in found.items() if ours in given]
+        found |= given
+        return ({} if all(ours == name for ours, name in found.items()) and len(found) == len(columns) else found), shadowed
 
 
 Format = Callable[[Any, Origin, Columns], "Row | Unusable"]
 
 
+def plain_name(name: str) -> str:
+    """A name in small letters, with _ for spaces and hyphens."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_") if isinstance(name, str) else name
+
+
+@functools.cache
+def known_names() -> frozenset[str]:
+    """Every column that some format reads."""
+    return frozenset(name for entry in formats for name in entry.facts.get("reads", ()))
+
+
 def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Format:
-    """Give `function` a renamed object only, and return what it could not use as `Unusable`."""
+    """Give `function` a renamed object only, return what it could not use as `Unusable`, and enter in the ledger which columns it took."""
 
     @functools.wraps(function)
     def convert(raw: Any, origin: Origin, columns: Columns | dict[str, str]) -> Row | Unusable:
         named = columns if isinstance(columns, Columns) else Columns(columns)
         if not isinstance(raw, dict):
             return Unusable("not_an_object", type(raw).__name__)
+        named.fields.clear()
+        seen = named.renamed(raw)
         try:
-            return function(named.renamed(raw), origin, named)
+            made = function(seen, origin, named)
         except RowFault as fault:
+            named.ledger.drop(raw)
             return fault.unusable
         except RecursionError:
+            named.ledger.drop(raw)
             return Unusable("wrong_type", "nested too deeply")
+        entered(named, raw, seen, origin, made)
+        return made
 
     return convert
+
+
+def entered(columns: Columns, raw: Mapping[str, Any], seen: Seen, origin: Origin, made: Row) -> None:
+    """Enter a row that was used in the ledger."""
+    names = tuple(raw)
+    columns.ledger.keep(seen, names, columns.fields, origin, made)
+    for name in columns.plan(names)[1] if columns else ():
+        columns.ledger.shadowed(name, raw[name], origin)
 
 
 def text_of(value: Any, name: str, columns: Columns) -> str:
@@ -169,9 +224,19 @@ def looked_into(value: Any) -> Any:
 
 def first_of(raw: Mapping[str, Any], names: Iterable[str]) -> str | None:
     """The first of these columns that the row has."""
-    return next((name for name in names if name in raw), None)
+    for name in names:
+        if name in raw:
+            return name
+    return None
 
 
-def worded(wording: str, **texts: str) -> str:
-    """A wording with its places filled in; braces inside the texts stay as they are."""
-    return _placeholder.sub(lambda place: texts.get(place.group(1), place.group()), wording)
+def worded(wording: str, raw: Mapping[str, Any], columns: Columns, **texts: str) -> str:
+    """A wording with its places filled in, by `texts` or by any other column of the row; braces inside the texts stay as they are."""
+
+    def filled(place: re.Match[str]) -> str:
+        name = place.group(1)
+        if name in texts:
+            return texts[name]
+        return text_of(raw[name], name, columns) if name in raw else place.group()
+
+    return _placeholder.sub(filled, wording)
