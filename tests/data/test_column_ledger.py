@@ -119,6 +119,13 @@ def test_a_ledger_in_parts_is_the_whole_ledger():
     assert {one["name"]: one["why"] for one in whole.unused()} == {"note": "lesson", "same": "same"}
 
 
+def test_half_characters_in_names_and_values_do_not_reach_the_report():
+    ledger = ledger_of("alpaca", {"instruction": "i", "output": "o", "\ud83d": "x\ud83d"})
+    (one,) = ledger.unused()
+    assert (one["name"], one["example"]) == ("\\ud83d", "x\\ud83d")
+    json.dumps(ledger.unused(), ensure_ascii=False).encode("utf-8")
+
+
 def test_what_turns_hold_besides_is_named():
     turns = [{**QA[0], "mood": "glad"}, {**QA[1], "mask": 1}, QA[0], {**QA[1], "mask": 0, "id": 3}]
     ledger = ledger_of("messages", {"messages": turns[:2]}, {"messages": turns[2:]})

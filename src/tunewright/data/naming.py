@@ -8,6 +8,7 @@ likely meant as, and flags that can be copied. A text that would be learnt alone
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ SHOWN_COLUMNS, SHOWN_CHARACTERS, EXAMPLE_CHARACTERS = 20, 60, 40
 WITH_EXAMPLE = 8
 LABEL_CHARACTERS, PROSE_CHARACTERS, LEAST_ROWS = 40, 15, 4
 CLOSE = 0.8
+_needs_no_quotes = re.compile(r"[\w=,.:+/-]+")
 
 
 def _set(names: str, *more: str) -> frozenset[str]:
@@ -87,7 +89,9 @@ def example_of(value: Any) -> str:
 def flags(columns: Mapping[str, str]) -> str:
     """The flag that says which column is which, ready to be copied; what keeps its name is left out."""
     pairs = ",".join(f"{ours}={theirs}" for ours, theirs in columns.items() if ours != theirs)
-    return f"--columns {shlex.quote(pairs)}" if pairs else ""
+    if not pairs:
+        return ""
+    return f"--columns {pairs if _needs_no_quotes.fullmatch(pairs) else shlex.quote(pairs)}"
 
 
 # ---- no format
@@ -101,7 +105,7 @@ def unknown(values: Sequence[Any], where: str) -> DataError:
         return DataError(problem("E-DATA-08", where, found=f"- ({kind})", hint=say("data.hint.no_objects")))
     listed = [f"`{_cut(name, SHOWN_CHARACTERS)}` ({example_of(value)})" for name, value in list(first.items())[:WITH_EXAMPLE]]
     found = ", ".join([*listed, "..."] if len(first) > WITH_EXAMPLE else listed)
-    wanted = suggested(first)
+    wanted = suggested({name: value for name, value in first.items() if name.isprintable() and len(name) <= SHOWN_CHARACTERS})
     turns = next((name for name, value in first.items() if isinstance(value, list) and value and isinstance(value[0], dict | list | str)), None)
     if wanted:
         left = [name for name in first if name not in wanted.values() and not is_bookkeeping(name) and name not in known_names()]

@@ -138,6 +138,11 @@ def is_bookkeeping(name: str) -> bool:
     return plain in BOOKKEEPING or bool(_ending.search(plain))
 
 
+def _whole(text: str) -> str:
+    """A text that can be written down: half a character is shown as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _shown(value: Any) -> tuple[str, bool]:
     """The beginning of a value as text, empty for nothing, and whether it is more than a number."""
     if value is None or value == "" or value == [] or value == {}:
@@ -219,7 +224,7 @@ class Ledger:
     def used(self) -> list[str]:
         """The columns that at least one kept row used."""
         self._count()
-        return [name for name, rows in self.had.items() if name not in self.left or self.left[name].rows < rows]
+        return [_whole(name) for name, rows in self.had.items() if name not in self.left or self.left[name].rows < rows]
 
     def unused(self) -> list[dict[str, Any]]:
         """The columns that some kept row did not use, and those that only unusable rows have: name, in how many rows of how many, why, an example."""
@@ -227,12 +232,12 @@ class Ledger:
         found = []
         for name, one in self.left.items():
             total = self.had.get(name, one.rows)
-            example = one.first[:SHOWN_CHARACTERS] + ("..." if len(one.first) > SHOWN_CHARACTERS else "")
-            found.append({"name": name, "rows": one.rows, "of": total, "why": one.why(name), "example": example, "place": one.place})
+            example = _whole(one.first[:SHOWN_CHARACTERS]) + ("..." if len(one.first) > SHOWN_CHARACTERS else "")
+            found.append({"name": _whole(name), "rows": one.rows, "of": total, "why": one.why(name), "example": example, "place": one.place})
         for name, rows in self.dropped.items():
             if name not in self.had:
-                found.append({"name": name, "rows": rows, "of": rows, "why": "dropped", "example": "", "place": ""})
-        order = {name: i for i, name in enumerate(self.had)}
+                found.append({"name": _whole(name), "rows": rows, "of": rows, "why": "dropped", "example": "", "place": ""})
+        order = {_whole(name): i for i, name in enumerate(self.had)}
         return sorted(found, key=lambda one: (order.get(one["name"], len(order)), one["name"]))
 
 
