@@ -139,6 +139,11 @@ def test_a_column_that_repeats_question_and_answer_is_no_loss():
     assert [one["why"] for one in ledger_of("alpaca", *rows).unused()] == ["copy"]
 
 
+def test_a_column_that_repeats_a_turn_is_no_loss():
+    turns = [{"role": "user", "content": "What is the news from town?"}, {"role": "assistant", "content": "None."}]
+    assert [one["why"] for one in ledger_of("messages", {"messages": turns, "prompt": turns[0]["content"]}).unused()] == ["copy"]
+
+
 @pytest.mark.parametrize("name", ["id", "source_url", "created_at", "createdAt", "__index_level_0__", "num_tokens", "uniqueKey", "Lang", "来源"])
 def test_bookkeeping_is_told_by_its_name(name):
     assert is_bookkeeping(name)

@@ -46,6 +46,8 @@ def copied(line: str) -> dict:
         ({"指令": "翻译", "输入": "房子", "输出": "house"}, Conversation, ["翻译\n房子", "house"]),
         ({"文本": "很好", "标签": "正面"}, Conversation, ["很好\n\nLabel:", "正面"]),
         ({"review": "Fine film.", "sentiment": "good", "source": "web"}, None, None),
+        ({"sentence1": "A man runs.", "sentence2": "One moves.", "label": 1}, Conversation, ["A man runs.\n\nLabel:", "1"]),
+        ({"题目": "哪个？", "A": "天", "B": "地", "答案": "A"}, Conversation, ["哪个？\n\nA. 天\nB. 地", "A"]),
         ({"sentence_text": "Fine film.", "remark": "A good one."}, Conversation, ["Fine film.", "A good one."]),
         ({"promt": "q", "completion": "a"}, Conversation, ["q", "a"]),
         ({"my question": "q", "the, answer": "a"}, Conversation, ["q", "a"]),
@@ -163,6 +165,16 @@ def test_a_named_column_that_is_used_now_and_then_or_empty_is_no_error():
 def test_a_column_in_the_way_of_a_renamed_one_is_named():
     found = shaped({"content": "c", "prompt": "p", "completion": "a"}, columns={"prompt": "content"})
     assert found.rows[0].messages[0].content == "c" and [one["name"] for one in found.ledger.unused()] == ["prompt"]
+
+
+@pytest.mark.parametrize("name", ["summary", "text", "target", "reply", "译文"])
+def test_a_prompt_with_its_answer_under_another_name_is_no_prompt_alone(name):
+    row = {"prompt": "Who built the harbour?", name: "Nobody knows."}
+    line = refused(row)
+    assert "E-DATA-88" in line and shaped(row, **copied(line)).rows[0].answer() == "Nobody knows."
+    assert shaped(row, format_name="prompts").rows[0].facts == {name: "Nobody knows."}
+    # What reward functions compare with stays a fact.
+    assert shaped({"prompt": "q", "target": 42, "ground_truth": "x"}).format == "prompts"
 
 
 def test_two_formats_at_once_come_with_the_flag():

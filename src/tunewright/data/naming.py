@@ -16,7 +16,7 @@ from typing import Any
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
 from tunewright.core.words import say
-from tunewright.data.formats.beside import HISTORIES
+from tunewright.data.formats.beside import HISTORIES, choice_columns
 from tunewright.data.formats.common import first_of, known_names, plain_name
 from tunewright.data.formats.dialogue import REASONING, SYSTEMS
 from tunewright.data.formats.ledger import Ledger, Seen, is_bookkeeping
@@ -47,6 +47,8 @@ LABELS = _set(
     "label labels category categories sentiment class classes aspect intent emotion topic rating stars polarity stance tag tags label_name"
     " 标签 类别 分类 情感 意图 主题"
 )
+TAKEN_FOR_ANSWERS = ANSWERS - _set("answer solution correct_answer final_answer a ans model gpt keywords 标准答案") | {"text"}
+"""Beside a prompt; `answer` and `solution` are what reward functions compare with."""
 ROLES: dict[str, frozenset[str]] = {
     "instruction": _set("instruction instructions task_instruction 指令 任务 任务描述"),
     "history": _set("历史 对话历史 历史对话 历史记录 previous_turns", *HISTORIES),
@@ -106,9 +108,10 @@ def unknown(values: Sequence[Any], where: str) -> DataError:
     listed = [f"`{_cut(name, SHOWN_CHARACTERS)}` ({example_of(value)})" for name, value in list(first.items())[:WITH_EXAMPLE]]
     found = ", ".join([*listed, "..."] if len(first) > WITH_EXAMPLE else listed)
     wanted = suggested({name: value for name, value in first.items() if name.isprintable() and len(name) <= SHOWN_CHARACTERS})
-    turns = next((name for name, value in first.items() if isinstance(value, list) and value and isinstance(value[0], dict | list | str)), None)
+    turns = next((name for name, value in first.items() if isinstance(value, list) and value and isinstance(value[0], dict | list)), None)
     if wanted:
-        left = [name for name in first if name not in wanted.values() and not is_bookkeeping(name) and name not in known_names()]
+        read = {*wanted.values(), *(name for _, name in choice_columns(tuple(first)))}
+        left = [name for name in first if name not in read and not is_bookkeeping(name) and name not in known_names()]
         rest = say("data.hint.left_out", names=shown_names(left)) if left else ""
         hint = say("data.hint.command", command=flags(wanted) or "--columns OURS=THEIRS", rest=rest)
     elif turns is not None:
@@ -130,7 +133,8 @@ def _first_values(values: Sequence[Any]) -> dict[str, Any]:
 
 def suggested(first: Mapping[str, Any]) -> dict[str, str]:
     """Our names to the file's, as they are most likely meant; empty where nothing can be said. `first` holds a value of every column."""
-    columns = {name: plain_name(name) for name in first if not is_bookkeeping(name) or plain_name(name) in ASKS | ANSWERS}
+    choices = {name for _, name in choice_columns(tuple(first))}
+    columns = {name: plain_name(name) for name in first if name not in choices and (not is_bookkeeping(name) or plain_name(name) in ASKS | ANSWERS)}
     roles = {role: name for role, names in ROLES.items() if (name := _named(columns, names)) is not None}
     texts = [name for name in columns if isinstance(first[name], str) and any(map(str.isalpha, first[name][:1000]))]
     rest = {name: plain for name, plain in columns.items() if name not in roles.values()}
@@ -146,7 +150,14 @@ def suggested(first: Mapping[str, Any]) -> dict[str, str]:
         return {"prompt": ask, "completion": answer} | more
     if ask and label:
         return {"text": ask, "label": label}
-    close = {ours: name for name in columns for ours in difflib.get_close_matches(columns[name][:40], MAIN, n=1, cutoff=CLOSE)}
+    if label and texts and label != texts[0]:
+        return {"text": texts[0], "label": label}
+    close = {
+        ours: name
+        for name in columns
+        if not isinstance(first[name], list | dict)
+        for ours in difflib.get_close_matches(columns[name][:40], MAIN, n=1, cutoff=CLOSE)
+    }
     if close and (len(close) > 1 or "text" in close):
         return close
     texts = [name for name in texts if name not in roles.values()]
@@ -188,6 +199,17 @@ def refuse_text_with_answer(rows: Sequence[Seen], name: str, where: str) -> None
     command = flags({wanted[0]: theirs(text), wanted[1]: theirs(answer)})
     shown = ", ".join(f"`{_cut(theirs(column), SHOWN_CHARACTERS)}` ({example_of(cells[column][0])})" for column in answers[:WITH_EXAMPLE])
     raise DataError(problem("E-DATA-86", where, text=theirs(text), shown=shown, answer=theirs(answer), command=command, alone=f"--format {name}"))
+
+
+def refuse_prompt_with_answer(rows: Sequence[Seen], where: str) -> None:
+    """Raise E-DATA-88 for prompts with a text beside them that is an answer by its name: kept as a fact for reward functions it would teach nothing."""
+    having = [row for row in rows if "prompt" in row]
+    for name in dict.fromkeys(name for row in having for name in row):
+        value = next((cell for row in having if isinstance(cell := dict.get(row, name), str) and any(map(str.isalpha, cell))), None)
+        if value is not None and plain_name(name) in TAKEN_FOR_ANSWERS:
+            theirs = having[0].theirs(name)
+            command = flags({"prompt": having[0].theirs("prompt"), "completion": theirs})
+            raise DataError(problem("E-DATA-88", where, answer=theirs, example=example_of(value), command=command))
 
 
 def _is_answer(name: str, values: Sequence[Any], texts: Sequence[str]) -> bool:

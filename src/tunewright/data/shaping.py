@@ -18,7 +18,7 @@ from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row
 from tunewright.data.formats.common import Columns, Unusable, plain_name
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.naming import RUNNING_TEXT, printable, refuse_text_with_answer, require_read, shown_names, unknown
+from tunewright.data.naming import RUNNING_TEXT, printable, refuse_prompt_with_answer, refuse_text_with_answer, require_read, shown_names, unknown
 from tunewright.data.reading import RawRow
 
 LOOKED_AT = 100
@@ -121,6 +121,8 @@ def detect(raw: Sequence[RawRow], columns: Columns) -> str:
     if len(winners) == 1 and not (best <= len(objects) and _answers_nothing(winners[0], raw[:LOOKED_AT], columns)):
         if winners[0] in RUNNING_TEXT:
             refuse_text_with_answer(objects, winners[0], where)
+        if winners[0] == "prompts":
+            refuse_prompt_with_answer(objects, where)
         return winners[0]
     if len(winners) > 1:
         found = shown_names(_columns(raw))

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunewright.core.types import PlainText, Row
+from tunewright.core.types import PlainText, Preference, Row
 
 SHOWN_CHARACTERS = 80
 COMPARED_CHARACTERS = 200
@@ -179,10 +179,10 @@ class Ledger:
             taken = {row.theirs(name) for name in row.taken}
             names = {name for name in names if row.theirs(name) not in taken}
         if names:
-            texts = _texts(made)
+            whole = _whole_text(made)
             for name in names:
                 value = dict.get(row, name)
-                self._entry(row.theirs(name)).add(value, place, _is_copy(value, *texts))
+                self._entry(row.theirs(name)).add(value, place, _is_copy(value, made, whole))
         for name, value in fields.items():
             self._entry(OF_TURNS + name).add(value, place, False)
 
@@ -241,15 +241,20 @@ class Ledger:
         return sorted(found, key=lambda one: (order.get(one["name"], len(order)), one["name"]))
 
 
-def _texts(made: Row) -> tuple[str, str]:
-    """The last question and the answer of a row."""
+def _whole_text(made: Row) -> str:
+    """Everything that the turns of a row say; nothing for running text."""
     if isinstance(made, PlainText):
-        return "", made.text
-    asked = [m.content for m in made.question() if m.role == "user"]
-    return (asked[-1] if asked else ""), made.answer()
+        return ""
+    turns = [*made.prompt, *made.chosen, *made.rejected] if isinstance(made, Preference) else made.messages
+    return "\n".join(turn.content for turn in turns)
 
 
-def _is_copy(value: Any, question: str, answer: str) -> bool:
-    """Whether a text holds question and answer once more (the `text` of Stanford's Alpaca rows)."""
-    begins = question.partition("\n")[0]
-    return isinstance(value, str) and len(begins) + len(answer) >= COPY_CHARACTERS and bool(answer) and answer in value and begins in value
+def _is_copy(value: Any, made: Row, whole: str) -> bool:
+    """Whether a text stands in the turns already, or holds question and answer once more (the `text` of Stanford's Alpaca rows)."""
+    if not isinstance(value, str) or isinstance(made, PlainText):
+        return False
+    if len(value) >= COPY_CHARACTERS and value.strip() in whole:
+        return True
+    asked = next((m.content for m in reversed(made.question()) if m.role == "user"), "")
+    begins, answer = asked.partition("\n")[0], made.answer()
+    return len(begins) + len(answer) >= COPY_CHARACTERS and bool(answer) and answer in value and begins in value
