@@ -145,7 +145,7 @@ def test_a_corpus_with_its_bookkeeping_stays_running_text(more):
 @pytest.mark.parametrize(
     ("row", "columns", "code"),
     [
-        ({"Question": "q", "Thoughts": "t", "Response": "a"}, {"question": "Question", "answer": "Response", "raesoning": "Thoughts"}, "E-DATA-85.*Did you mean `reasoning`"),
+        ({"Question": "q", "Thoughts": "t", "Response": "a"}, {"question": "Question", "answer": "Response", "raesoning": "Thoughts"}, "E-DATA-85.*closest: reasoning"),
         ({"q": "q", "a": "a", "s": "x"}, {"instruction": "q", "output": "a", "summary": "s"}, "E-DATA-85.*alpaca reads: instruction"),
         ({"t": "t", "k": "k"}, {"text": "t", "key": "k"}, "E-DATA-85"),
         ({"q": "q", "a": "a", "b": "b"}, {"question": "q", "answer": "a", "response": "b"}, "E-DATA-87"),

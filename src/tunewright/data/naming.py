@@ -255,6 +255,6 @@ def require_read(name: str, columns: Mapping[str, str] | None, ledger: Ledger) -
                 problem("E-DATA-87", f"data.columns.{ours}", ours=ours, theirs=theirs, format=name, used=shown_names(sorted(used)) or "-")
             )
             continue
-        close = difflib.get_close_matches(ours, reads, n=1, cutoff=0.5) or reads[:1] or ["-"]
+        close = difflib.get_close_matches(ours, reads, n=1) or ["-"]
         problems.append(problem("E-DATA-85", f"data.columns.{ours}", ours=ours, theirs=theirs, format=name, guess=close[0], reads=", ".join(reads)))
     raise_all(problems, DataError)
