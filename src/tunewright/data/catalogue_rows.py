@@ -20,6 +20,7 @@ from tunewright.core.types import Conversation, Judged, Message, Origin, PlainTe
 from tunewright.core.written import DECODER
 from tunewright.data.formats.common import Columns, RowFault, Unusable, file_ending, json_cell, text_of
 from tunewright.data.formats.dialogue import own, unfilled, with_plain_numbers
+from tunewright.data.formats.ledger import Seen
 from tunewright.data.formats.marks import ANSWERS, by_turn, marked, no_list, row_weight, turn_weight
 
 COLUMNS: dict[str, str | None] = {
@@ -71,10 +72,15 @@ def converter(about: Attributes, named: Columns, wanted: str = "auto") -> Callab
         if not isinstance(raw, dict):
             return Unusable("not_an_object", type(raw).__name__)
         named.ending = file_ending(origin.file)
+        seen = Seen(raw)
+        named.fields.clear()
         try:
-            return _marked(_row(align(_Reader(raw, about, named), wanted), origin, wanted), raw, about, named)
+            made = _marked(_row(align(_Reader(seen, about, named), wanted), origin, wanted), seen, about, named)
         except RowFault as fault:
+            named.ledger.drop(raw)
             return fault.unusable
+        named.ledger.keep(seen, tuple(raw), named.fields, origin, made)
+        return made
 
     return convert
 

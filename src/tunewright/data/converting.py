@@ -23,8 +23,10 @@ from tunewright.core.registry import formats
 from tunewright.core.types import ROW_KINDS, Conversation, Judged, Message, Origin, PlainText, Preference, Row, Stepwise
 from tunewright.core.words import say
 from tunewright.data.catalogue import ResolvedEntry, chosen_rows, resolve
+from tunewright.data.checks.columns import column_findings
 from tunewright.data.describing import note
 from tunewright.data.formats.common import Columns, RowFault, Unusable
+from tunewright.data.formats.ledger import Ledger
 from tunewright.data.reading import RawRow, stream
 from tunewright.data.reporting import under_key
 from tunewright.data.shaping import shape
@@ -47,6 +49,7 @@ class Converted:
     unheld: dict[str, list[Origin]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
     parts: list[str] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`; every row read is written, unread or unheld."""
@@ -62,6 +65,7 @@ class Converted:
             "reasons": {name: {"what": _reason(name), **entry} for name, entry in reasons.items()},
             "notes": {name: count for name, count in sorted(self.notes.items()) if count},
             "parts": self.parts,
+            "columns": {"found": len(self.ledger.had), "used": self.ledger.used(), "unused": self.ledger.unused()},
         }
 
     def lines(self) -> list[str]:
@@ -69,7 +73,8 @@ class Converted:
         shown = self.as_dict()
         out = [say("convert.done", **{key: shown[key] for key in ("file", "to", "format", "rows_read", "rows_written", "rows_dropped")})]
         out += [f"  {e['count']}: {e['what']} ({', '.join(e['examples'])})" for e in shown["reasons"].values()]
-        return out + self.parts + [f"! {note(name, count)}" for name, count in shown["notes"].items()]
+        out += [*self.parts, *(f"! {note(name, count)}" for name, count in shown["notes"].items())]
+        return out + [f"! {one.what()}" for one in column_findings(shown)]
 
 
 def _counted(rows: list[Origin], stage: str) -> dict[str, Any]:
@@ -140,6 +145,7 @@ def _rows(source: str, data_format: str, columns: dict[str, str] | None, data_di
             else:
                 yield row
         made.notes += entry.notes.notes
+        made.ledger.merge(entry.notes.ledger.plain())
 
 
 def _shaped(entry: ResolvedEntry, found: list[tuple[Any, Origin]], made: Converted) -> Iterator[Row | tuple[str, Origin]]:
@@ -158,6 +164,7 @@ def _shaped(entry: ResolvedEntry, found: list[tuple[Any, Origin]], made: Convert
     made.source_formats.append(shaped.format)
     made.rows_read += len(found)
     made.notes += shaped.notes
+    made.ledger.merge(shaped.ledger.plain())
     yield from shaped.rows
     yield from ((one.reason, one.origin) for one in shaped.dropped)
 

@@ -27,6 +27,8 @@ from tunewright.data import catalogue, mixing, reporting, token_cache
 from tunewright.data.checks import Finding, stops
 from tunewright.data.describing import places
 from tunewright.data.documents import Packed
+from tunewright.data.formats.ledger import Ledger
+from tunewright.data.naming import require_read
 from tunewright.data.pipeline import Features, Gathered, Recipe, Source, Staff, gather, worker_count
 from tunewright.data.reading import RawRow, RawStream, stream
 from tunewright.data.reporting import shared_prefix
@@ -244,6 +246,9 @@ class _Run:
                 *(one.notes.notes for e in self.entries if not e.held for one in e.found),
             ]:
                 gathered.train.notes.update(notes)
+            for entry in self.entries:
+                for one in entry.found:
+                    (gathered.held if entry.held else gathered.train).ledger.merge(one.notes.ledger.plain())
             facts = reporting.facts_of(gathered, writer, self.renderer, files, self.formats, self.encodings) | {"checked": found, **warned}
             facts["under"] = [one for opened, _ in self._opened for one in opened.under]
             return writer.finish({"files": files, "facts": facts})
@@ -269,7 +274,7 @@ class _Run:
             if not entry.held:
                 self.formats.append(name or one.format)
                 self.encodings.append(opened.encoding)
-            finish = functools.partial(_after, one, there, seen, place == len(one.files) - 1)
+            finish = functools.partial(_after, one, name, there, seen, place == len(one.files) - 1)
             limited = ((row.value, row.origin) for row in rows) if entry.held else self._limited(rows)
             yield Source(str(path), limited, name, dict(one.columns), one.weight, entry.number, entry.held, one.convert, finish)
 
@@ -286,13 +291,17 @@ class _Run:
         first = list(islice(rows, LOOKED_AT))
         there = list(dict.fromkeys(key for row in first if isinstance(row.value, dict) for key in row.value))
         try:
-            name = Shaper(first, one.format, one.columns, wording=self.config.wording, labels=self.config.labels).format
+            shaper = Shaper(first, one.format, one.columns, wording=self.config.wording, labels=self.config.labels)
+            if one.columns:
+                for row in first:
+                    shaper.row(row)
+                require_read(shaper.format, one.columns, shaper.ledger)
         except DataError:
             # A column that was named and does not exist is the cause, not the format.
             every = {key for row in chain(first, rows) if isinstance(row.value, dict) for key in row.value}
             _require_columns(one.columns, every, there)
             raise
-        return name, chain(first, rows), there
+        return shaper.format, chain(first, rows), there
 
     def _drawn(self, one: catalogue.ResolvedEntry) -> list[int]:
         """Which of an entry's rows its `num_samples` takes."""
@@ -333,11 +342,12 @@ def _picked(rows: Iterator[RawRow], wanted: Counter[int], offset: list[int]) -> 
         offset[0] += 1
 
 
-def _after(one: catalogue.ResolvedEntry, there: list[str], seen: set[str], last: bool, found: set[str]) -> None:
-    """After a file: every column that was named has been seen."""
+def _after(one: catalogue.ResolvedEntry, name: str | None, there: list[str], seen: set[str], last: bool, found: set[str], ledger: Ledger) -> None:
+    """After a file: every column that was named has been seen, and read."""
     seen |= found
     if one.convert is None:
         _require_columns(one.columns, found, there)
+        require_read(name or "", one.columns, ledger)
     elif last:
         one.check_columns(seen)
 

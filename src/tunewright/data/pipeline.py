@@ -30,6 +30,7 @@ from tunewright.data.checks import Check, all_checks
 from tunewright.data.documents import windows
 from tunewright.data.encoding import EncodedRow, encode_rows
 from tunewright.data.formats.common import Unusable
+from tunewright.data.formats.ledger import Ledger
 from tunewright.data.reading import RawRow
 from tunewright.data.shaping import Dropped, Shaper, printable
 from tunewright.data.splitting import keys_of
@@ -88,6 +89,8 @@ class Done:
     notes: dict[str, int]
     seen: list[str]
     features: bytes
+    ledger: dict[str, Any] = field(default_factory=dict)
+    """`Ledger.plain` of the rows."""
 
 
 class Kitchen:
@@ -100,7 +103,7 @@ class Kitchen:
     def do(self, job: Job) -> Done:
         """Shape, encode and check the rows of a job."""
         raw: list[Any] = []
-        rows, dropped, notes, seen = self._shaped(job, raw)
+        rows, dropped, notes, seen, ledger = self._shaped(job, raw)
         encoded: list[EncodedRow] | None = None
         if self.renderer is not None:
             r = self.recipe
@@ -115,7 +118,7 @@ class Kitchen:
                 notes.update(one.notes)
         lost = [(one.origin.line, one.origin.row, one.reason, one.detail) for one in dropped]
         columns = token_store.pack(rows, encoded, 0, 0)
-        return Done(columns, len(rows), keys_of(rows, raw), lost, dict(notes), seen, marshal.dumps(self._features(rows, encoded)))
+        return Done(columns, len(rows), keys_of(rows, raw), lost, dict(notes), seen, marshal.dumps(self._features(rows, encoded)), ledger)
 
     def _windows(self, row: Row, made: EncodedRow) -> list[tuple[Row, EncodedRow]]:
         assert self.renderer is not None
@@ -128,14 +131,14 @@ class Kitchen:
             found.append([check.feature(row, sample) for check in self.checks])
         return found
 
-    def _shaped(self, job: Job, raw: list[Any]) -> tuple[list[Row], list[Dropped], Counter[str], list[str]]:
+    def _shaped(self, job: Job, raw: list[Any]) -> tuple[list[Row], list[Dropped], Counter[str], list[str], dict[str, Any]]:
         rows: list[Row] = []
         dropped: list[Dropped] = []
         if job.format is None:
             for kind, data, line, number in job.items:
                 rows.append(_finished(token_store.row_of(kind, data, Origin(job.file, line, number)), self.recipe.system, job.weight))
                 raw.append(None)
-            return rows, dropped, Counter(), []
+            return rows, dropped, Counter(), [], {}
         shaper = Shaper([], job.format, job.columns, wording=self.recipe.wording, labels=self.recipe.labels)
         wanted, seen = set(job.columns.values()), set()
         for value, line, number in job.items:
@@ -148,7 +151,7 @@ class Kitchen:
             else:
                 rows.append(_finished(made, self.recipe.system, job.weight))
                 raw.append(value)
-        return rows, dropped, shaper.notes, sorted(seen)
+        return rows, dropped, shaper.notes, sorted(seen), shaper.ledger.plain()
 
 
 def _finished(row: Row, system: str | None, weight: float) -> Row:
@@ -334,8 +337,8 @@ class Source:
     """Of the entry of `data.train` it belongs to."""
     held: bool = False
     convert: Callable[[Any, Origin], Row | Unusable] | None = None
-    after: Callable[[set[str]], None] | None = None
-    """Called with the columns that were seen, after the last row."""
+    after: Callable[[set[str], Ledger], None] | None = None
+    """Called with the columns that were seen and the file's ledger, after the last row."""
 
 
 @dataclass
@@ -347,6 +350,7 @@ class Tally:
     reasons: dict[str, dict[str, Any]] = field(default_factory=dict)
     listed: list[tuple[str, int, str]] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    ledger: Ledger = field(default_factory=Ledger)
 
     def drop(self, one: Dropped, listed_of_file: int) -> None:
         """Count a dropped row; the first ones of each file are listed."""
@@ -407,6 +411,7 @@ def gather(sources: Iterable[Source], staff: Staff, writer: Writer, features: Fe
     for source in sources:
         files.append(source.file)
         tally, listed, seen = tallies[source.held], 0, set[str]()
+        mapped = Ledger()
         converted: list[Dropped] = []
         for job, done in staff.results(_jobs(source, tally, seen, converted)):
             for one in [*converted, *(Dropped(Origin(job.file, line, number), reason, detail) for line, number, reason, detail in done.dropped)]:
@@ -415,6 +420,9 @@ def gather(sources: Iterable[Source], staff: Staff, writer: Writer, features: Fe
             converted.clear()
             tally.notes.update(done.notes)
             seen |= set(done.seen)
+            if done.ledger:
+                tally.ledger.merge(done.ledger)
+                mapped.merge(done.ledger)
             columns = done.columns | {
                 "source": np.full(done.kept, source.number, "<i4").tobytes(),
                 "file": np.full(done.kept, len(files) - 1, "<i4").tobytes(),
@@ -426,7 +434,7 @@ def gather(sources: Iterable[Source], staff: Staff, writer: Writer, features: Fe
         for one in converted:
             tally.drop(one, listed)
         if source.after is not None:
-            source.after(seen)
+            source.after(seen, mapped)
     names = list(ROW_KINDS.values())
     kinds = Counter({name: n for name in names if (n := tallies[False].notes.pop(name, 0) + tallies[True].notes.pop(name, 0))})
     table = np.frombuffer(keys, "<u8").reshape(kept[False] + kept[True], -1) if keys else np.empty((0, 4), "<u8")

@@ -11,6 +11,7 @@ from tunewright.core.words import say
 from tunewright.data.checks import Check, Finding, conclude, score
 from tunewright.data.describing import note
 from tunewright.data.documents import PIECES
+from tunewright.data.formats.ledger import OF_TURNS, Ledger
 from tunewright.data.pipeline import LISTED, Gathered
 from tunewright.data.token_store import Store, Writer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tunewright.models.rendering import Renderer
 
 EXAMPLE_TOKENS = 600
+MOST_COLUMNS = 1000
 BLOCK = 16
 """Tokens of every sequence that are looked at together when common beginnings are counted."""
 BLOCK_TOKENS = 1 << 22
@@ -57,10 +59,20 @@ def facts_of(
         "format": ", ".join(dict.fromkeys(formats)), "files": list(dict.fromkeys(files)), "encoding": ", ".join(dict.fromkeys(encodings)),
         "duplicates": len(both) - len(np.unique(both)), "held_out_overlap": int(np.isin(asked[held], asked[different]).sum()),
         "train": len(train), "held_out": len(held), "held_out_dropped": gathered.held.dropped, "held_out_reasons": gathered.held.reasons,
-        "kinds": dict(sorted(gathered.kinds.items())),
+        "kinds": dict(sorted(gathered.kinds.items())), "columns": columns_of(gathered),
         "notes": {key: count for key, count in sorted((gathered.train.notes).items()) if count},
     }  # fmt: skip
     return facts | (_token_facts(writer, train, renderer) if renderer is not None else dict.fromkeys(TOKEN_KEYS))
+
+
+def columns_of(gathered: Gathered) -> dict[str, Any]:
+    """The column ledger of everything that was read: how many columns there are, which were used, and which were left."""
+    whole = Ledger()
+    for tally in (gathered.train, gathered.held):
+        whole.merge(tally.ledger.plain())
+    used, unused = whole.used(), whole.unused()
+    found = len({*used, *(one["name"] for one in unused if not one["name"].startswith(OF_TURNS))})
+    return {"found": found, "used": used[:MOST_COLUMNS], "unused": unused[:MOST_COLUMNS]}
 
 
 def _token_facts(writer: Writer, train: np.ndarray, renderer: Renderer) -> dict[str, Any]:

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tunewright.core.errors import DataError, problem
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row
-from tunewright.data.formats.common import Columns, Unusable
+from tunewright.data.formats.common import Columns, Unusable, plain_name
+from tunewright.data.formats.ledger import Ledger
+from tunewright.data.naming import RUNNING_TEXT, printable, refuse_prompt_with_answer, refuse_text_with_answer, require_read, shown_names, unknown
 from tunewright.data.reading import RawRow
 
 LOOKED_AT = 100
-SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 60
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Shaped:
     dropped: list[Dropped]
     format: str
     notes: Counter[str]
+    ledger: Ledger
 
 
 class Shaper:
@@ -73,6 +75,11 @@ class Shaper:
         """What was converted so far, counted: keys of `data.note.*`."""
         return self._columns.notes
 
+    @property
+    def ledger(self) -> Ledger:
+        """Which columns of the rows so far were used, and which were left."""
+        return self._columns.ledger
+
     def row(self, raw: RawRow) -> Row | Dropped:
         """One row, or why it cannot be used."""
         made = self._function(raw.value, raw.origin, self._columns)
@@ -100,35 +107,41 @@ def shape(
             dropped.append(made)
         else:
             rows.append(made)
-    return Shaped(rows, dropped, shaper.format, shaper.notes)
+    require_read(shaper.format, columns, shaper.ledger)
+    return Shaped(rows, dropped, shaper.format, shaper.notes, shaper.ledger)
 
 
 def detect(raw: Sequence[RawRow], columns: Columns) -> str:
-    """The name of the format that the first rows resemble most. Raises DataError where none does, or two do alike."""
+    """The name of the format that the first rows resemble most. Raises DataError where none does, two do alike, or a text has its answer beside it."""
     objects = [columns.renamed(one.value) for one in raw[:LOOKED_AT] if isinstance(one.value, dict)]
     scores = {entry.name: sum(entry.facts["looks_like"](row) for row in objects) for entry in formats if "looks_like" in entry.facts}
     best = max(scores.values(), default=0)
     winners = [name for name, score in scores.items() if score == best and score]
-    if len(winners) == 1:
-        return winners[0]
     where = raw[0].origin.file if raw else "data.train"
-    found = _shown(_columns(raw)) or f"- ({type(raw[0].value).__name__ if raw else '-'})"
-    needs = "; ".join(f"{entry.name}: {entry.facts.get('needs', '?')}" for entry in formats)
-    if winners:
-        raise DataError(problem("E-DATA-09", where, formats=", ".join(winners), columns=found, needs=needs))
-    raise DataError(problem("E-DATA-08", where, columns=found, needs=needs))
+    if len(winners) == 1 and not (best <= len(objects) and _answers_nothing(winners[0], raw[:LOOKED_AT], columns)):
+        if winners[0] in RUNNING_TEXT:
+            refuse_text_with_answer(objects, winners[0], where)
+        if winners[0] == "prompts":
+            refuse_prompt_with_answer(objects, where)
+        return winners[0]
+    if len(winners) > 1:
+        found = shown_names(_columns(raw))
+        needs = "; ".join(f"{entry.name}: {entry.facts.get('needs', '?')}" for entry in formats if entry.name in winners)
+        raise DataError(problem("E-DATA-09", where, formats=", ".join(winners), columns=found, needs=needs, format=winners[0]))
+    raise unknown([one.value for one in raw[:LOOKED_AT]], where)
 
 
-def printable(text: str) -> str:
-    """A text that any terminal and any file can take: half characters and control characters are written as escapes."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
-
-
-def _shown(names: Iterable[str]) -> str:
-    """Names of columns for a message: not too many, not too long."""
-    listed = list(names)
-    cut = [printable(name[:SHOWN_CHARACTERS]) + ("..." if len(name) > SHOWN_CHARACTERS else "") for name in listed[:SHOWN_COLUMNS]]
-    return ", ".join([*cut, "..."] if len(listed) > SHOWN_COLUMNS else cut)
+def _answers_nothing(name: str, raw: Sequence[RawRow], columns: Columns) -> bool:
+    """Whether a format finds no answer in any of the rows, and they have columns it does not know: it was told from their questions alone."""
+    entry = formats.get(name)
+    if entry is None or not any(plain_name(column) not in entry.facts.get("reads", ()) for column in _columns(raw)):
+        return False
+    looked = Columns(columns, columns.wording, columns.labels)
+    for one in raw:
+        made = entry.function(one.value, one.origin, looked)
+        if not isinstance(made, Unusable) or made.reason not in ("no_answer", "not_an_object"):
+            return False
+    return bool(raw)
 
 
 def _columns(raw: Sequence[RawRow]) -> list[str]:
@@ -145,7 +158,7 @@ def check_columns(raw: Sequence[RawRow], columns: Mapping[str, str] | None) -> N
     for ours, theirs in columns.items():
         if theirs not in there:
             close = difflib.get_close_matches(theirs, sorted(there)[:1000], n=1)
-            guess = _shown(close) or "-"
-            problems.append(problem("E-DATA-11", f"data.columns.{ours}", column=theirs, guess=guess, columns=_shown(_columns(raw))))
+            guess = shown_names(close) or "-"
+            problems.append(problem("E-DATA-11", f"data.columns.{ours}", column=theirs, guess=guess, columns=shown_names(_columns(raw))))
     if problems:
         raise DataError(problems)

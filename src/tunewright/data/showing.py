@@ -16,6 +16,7 @@ from tunewright.core.errors import DataError, problem
 from tunewright.core.types import ROW_KINDS, PlainText, Row, Sample
 from tunewright.core.words import say
 from tunewright.data.checks.base import turns_of
+from tunewright.data.checks.columns import column_findings
 from tunewright.data.describing import GREEN, PLAIN
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class Shown:
     turns: list[tuple[str, str]]
     parts: list[str] = field(default_factory=list)
     """What becomes of the parts of the folder that the row comes from, in sentences."""
+    unused: list[dict[str, Any]] = field(default_factory=list)
+    """The columns of the set that are not used, as the data report names them; `columns` is how many it has."""
+    columns: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -77,6 +81,7 @@ class Shown:
             "branches": branches,
             "turns": [{"role": r, "text": t} for r, t in self.turns],
             "parts": self.parts,
+            "unused_columns": self.unused,
         }
 
 
@@ -87,17 +92,18 @@ def show_row(config: DataConfig, opened: Opened | None, number: int | None) -> S
     from tunewright.data.reporting import reason_text
 
     data = inspect(config, None, needs_tokens=False, check=False)
-    rows, parts = data.train_rows, data.report["parts"]
+    rows, ledger = data.train_rows, data.report["columns"]
+    more = {"parts": data.report["parts"], "unused": ledger["unused"], "columns": ledger["found"]}
     number = random.SystemRandom().randint(1, len(rows)) if number is None else number
     if number > len(rows):
         raise DataError(problem("E-DATA-53", str(config.train), row=number, rows=len(rows)))
     row = rows[number - 1]
     if opened is None:
-        return replace(shown(number, row, None, None), parts=parts)
+        return replace(shown(number, row, None, None), **more)
     made = encode([row], opened.renderer, max_tokens=None)
     if not made.samples:
         raise DataError(problem("E-DATA-57", str(row.origin), reason=reason_text(made.dropped[0].reason)))
-    return replace(shown(number, row, made.samples[0], opened.renderer), parts=parts)
+    return replace(shown(number, row, made.samples[0], opened.renderer), **more)
 
 
 def shown(number: int, row: Row, sample: Sample | None, renderer: Renderer | None) -> Shown:
@@ -145,6 +151,9 @@ def runs(tokens: Sequence[Token]) -> list[tuple[bool, str]]:
 def describe_row(row: Shown, colour: bool = False) -> str:
     """The row for a terminal: green and underlined, or between double brackets, is what is learnt."""
     lines = [say("show.head", row=row.row, origin=row.origin, kind=row.kind), *row.parts]
+    lines += [
+        ("! " if one.severity == "warn" else "") + one.what() for one in column_findings({"columns": {"found": row.columns, "unused": row.unused}})
+    ]
     if not row.branches:
         lines.append(say("show.no_model"))
         return "\n".join([*lines, *(f"\n{role}:\n{_safe(text)}" for role, text in row.turns)])

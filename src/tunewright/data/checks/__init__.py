@@ -11,6 +11,7 @@ from typing import Any
 
 from tunewright.data.checks.answers import Labels
 from tunewright.data.checks.base import HELD_OUT, TRAIN, Check, Finding
+from tunewright.data.checks.columns import column_findings
 from tunewright.data.checks.dropped import dropped_findings, noted_findings
 from tunewright.data.checks.repeats import Repeats
 from tunewright.data.checks.roles import Roles
@@ -29,7 +30,7 @@ def all_checks(control: Iterable[str] = ()) -> list[Check]:
 def conclude(checks: Iterable[Check], report: dict[str, Any]) -> list[Finding]:
     """The findings of all checks and of the report's counts, one for each key, the gravest first."""
     found: dict[str, Finding] = {}
-    for finding in [*dropped_findings(report), *noted_findings(report), *(f for check in checks for f in check.findings())]:
+    for finding in [*dropped_findings(report), *column_findings(report), *noted_findings(report), *(f for check in checks for f in check.findings())]:
         found.setdefault(finding.key, finding)
     return sorted(found.values(), key=lambda f: (_ORDER[f.severity], -(f.count / f.total if f.total else 0)))
 

@@ -11,7 +11,7 @@ from tunewright.data.describing import describe
 
 BAR = 40
 PARTS = (" ", "\u258f", "\u258e", "\u258d", "\u258c", "\u258b", "\u258a", "\u2589", "\u2588")
-QUIET = ("learnt", "stops", "lengths")
+QUIET = ("learnt", "stops", "lengths", "passed_over")
 """Findings whose figures stand in the report above already."""
 
 

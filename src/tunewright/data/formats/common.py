@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row
 from tunewright.core.written import DECODER, spelt
 from tunewright.data.files.kinds import ending_of
+from tunewright.data.formats.ledger import Ledger, Seen
 from tunewright.data.literals import ARRAY, NotLiteral, python_value
 
+MOST_PLANS = 1000
 YES, NO = {"true", "1", "yes"}, {"false", "0", "no"}
 TABLES, COLUMNAR = {".csv", ".tsv", ".tab"}, {".parquet", ".arrow", ".feather"}
 SHOWN_CELL = 40
@@ -48,7 +51,8 @@ class Columns(dict[str, str]):
     """Our column names to the file's (`{instruction: question}`), and `notes`: what was converted on the way, counted.
 
     `wording` is how a question is made of several columns (`data.wording`), `labels` the names of the labels 0, 1, ... (`data.labels`); None where the
-    run says nothing. `ending` is that of the file whose row is read.
+    run says nothing. `ending` is that of the file whose row is read. `ledger` counts which columns were used; `fields` is what the turns of the row at hand
+    hold that nobody took.
     """
 
     def __init__(self, names: Mapping[str, str] | None = None, wording: str | None = None, labels: Sequence[str] | None = None):
@@ -56,6 +60,9 @@ class Columns(dict[str, str]):
         self.wording, self.labels = wording, labels
         self.notes: Counter[str] = Counter()
         self.ending = ""
+        self.ledger = Ledger()
+        self.fields: dict[str, Any] = {}
+        self._plans: dict[tuple[str, ...], tuple[dict[str, str], list[str]]] = {}
 
     @property
     def blank_is_none(self) -> bool:
@@ -67,19 +74,54 @@ class Columns(dict[str, str]):
         """A columnar file gives every object of a column the names of all others, with null."""
         return self.ending in COLUMNAR
 
-    def renamed(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with our names; a column that was not renamed keeps its own."""
-        if not self:
-            return dict(raw)
-        out = {name: value for name, value in raw.items() if name not in self.values()}
-        return out | {ours: raw[theirs] for ours, theirs in self.items() if theirs in raw}
+    def renamed(self, raw: Mapping[str, Any]) -> Seen:
+        """The row with our names; a column that was not renamed keeps its own, in small letters where that makes it a name of ours (`Instruction`)."""
+        theirs, _ = self.plan(tuple(raw))
+        if not theirs:
+            return Seen(raw)
+        return Seen({ours: raw[name] for ours, name in theirs.items()}, theirs)
+
+    def plan(self, columns: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+        """For a row with these columns: our names to the file's (empty where they are the same), and columns that had to make way for a renamed one."""
+        plan = self._plans.get(columns)
+        if plan is None:
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            plan = self._plans[columns] = self._planned(columns)
+        return plan
+
+    def _planned(self, columns: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+        there, taken = set(columns), set(self.values())
+        given = {ours: theirs for ours, theirs in self.items() if theirs in there}
+        free = [name for name in columns if name not in taken]
+        spelt = Counter(map(plain_name, free))
+        known = known_names()
+        found: dict[str, str] = {}
+        for name in free:
+            plain = plain_name(name)
+            ours = plain if plain in known and spelt[plain] == 1 and plain not in given else name
+            found[ours] = name
+        shadowed = [name for ours, name in found.items() if ours in given]
+        found |= given
+        return ({} if all(ours == name for ours, name in found.items()) and len(found) == len(columns) else found), shadowed
 
 
 Format = Callable[[Any, Origin, Columns], "Row | Unusable"]
 
 
+def plain_name(name: str) -> str:
+    """A name in small letters, with _ for spaces and hyphens."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_") if isinstance(name, str) else name
+
+
+@functools.cache
+def known_names() -> frozenset[str]:
+    """Every column that some format reads."""
+    return frozenset(name for entry in formats for name in entry.facts.get("reads", ()))
+
+
 def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Format:
-    """Give `function` a renamed object only, and return what it could not use as `Unusable`."""
+    """Give `function` a renamed object only, return what it could not use as `Unusable`, and enter in the ledger which columns it took."""
 
     @functools.wraps(function)
     def convert(raw: Any, origin: Origin, columns: Columns | dict[str, str]) -> Row | Unusable:
@@ -87,12 +129,18 @@ def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Forma
         if not isinstance(raw, dict):
             return Unusable("not_an_object", type(raw).__name__)
         named.ending = file_ending(origin.file)
+        named.fields.clear()
+        seen = named.renamed(raw)
         try:
-            return function(named.renamed(raw), origin, named)
+            made = function(seen, origin, named)
         except RowFault as fault:
+            named.ledger.drop(raw)
             return fault.unusable
         except RecursionError:
+            named.ledger.drop(raw)
             return Unusable("wrong_type", "nested too deeply")
+        entered(named, raw, seen, origin, made)
+        return made
 
     return convert
 
@@ -101,6 +149,14 @@ def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Forma
 def file_ending(file: str) -> str:
     """The ending that tells what kind of file a row comes from."""
     return ending_of(Path(file))[0]
+
+
+def entered(columns: Columns, raw: Mapping[str, Any], seen: Seen, origin: Origin, made: Row) -> None:
+    """Enter a row that was used in the ledger."""
+    names = tuple(raw)
+    columns.ledger.keep(seen, names, columns.fields, origin, made)
+    for name in columns.plan(names)[1] if columns else ():
+        columns.ledger.shadowed(name, raw[name], origin)
 
 
 def text_of(value: Any, name: str, columns: Columns) -> str:
@@ -224,9 +280,19 @@ def looked_into(value: Any) -> Any:
 
 def first_of(raw: Mapping[str, Any], names: Iterable[str]) -> str | None:
     """The first of these columns that the row has."""
-    return next((name for name in names if name in raw), None)
+    for name in names:
+        if name in raw:
+            return name
+    return None
 
 
-def worded(wording: str, **texts: str) -> str:
-    """A wording with its places filled in; braces inside the texts stay as they are."""
-    return _placeholder.sub(lambda place: texts.get(place.group(1), place.group()), wording)
+def worded(wording: str, raw: Mapping[str, Any], columns: Columns, **texts: str) -> str:
+    """A wording with its places filled in, by `texts` or by any other column of the row; braces inside the texts stay as they are."""
+
+    def filled(place: re.Match[str]) -> str:
+        name = place.group(1)
+        if name in texts:
+            return texts[name]
+        return text_of(raw[name], name, columns) if name in raw else place.group()
+
+    return _placeholder.sub(filled, wording)

@@ -1,8 +1,8 @@
 """Turns as messages, and dialogues that make sense: what the formats with several turns share.
 
 Tool calls are kept as `tool_calls` of the assistant's message with their arguments as objects, whichever way they were written: OpenAI's arguments as
-JSON text, ShareGPT's `function_call` turns, the older `function_call` field. A reasoning that stands in a field of its own (`reasoning_content`,
-`reasoning`, `thinking`) goes before the answer, between <think> and </think>, as the models that reason write it.
+JSON text, ShareGPT's `function_call` turns, the older `function_call` field. A reasoning that stands in a field or column of its own (REASONING) goes
+before the answer, between <think> and </think>, as the models that reason write it. Turns under other names are respelt first (`turn_names.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 from tunewright.core.types import Conversation, Message, Origin
 from tunewright.core.written import plain_numbers
 from tunewright.data.formats.common import Columns, RowFault, check_unicode, first_of, json_cell, looked_into, text_of
-from tunewright.data.formats.marks import by_turn, marked, row_weight, turn_weight
+from tunewright.data.formats.ledger import Seen, peek
+from tunewright.data.formats.marks import LISTS, by_turn, marked, row_weight, turn_weight
+from tunewright.data.formats.turn_names import CONTENT_KEYS, is_respellable, respelt
 
 CALL = "function_call"
 _turns = re.compile(r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|from)["']\s*:""")
@@ -41,8 +43,28 @@ ROLES = {
     CALL: CALL,
     "tool_call": CALL,
 }
-REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "thinking_content",
+    "thought",
+    "thoughts",
+    "think",
+    "cot",
+    "chain_of_thought",
+    "complex_cot",
+    "reasoning_trace",
+    "rationale",
+)
+SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction")
+TOOLS = ("tools", "functions")
 TURN_COLUMNS = ("messages", "conversations", "conversation")
+MORE_TURN_COLUMNS = ("contents", "turns", "dialogue", "dialog", "data", "chat")
+"""Also looked at where there is none of TURN_COLUMNS, and taken where they hold a list of turns: `dialogue` is a text in many sets."""
+_systems, _thoughts = frozenset(SYSTEMS), frozenset((*REASONING, "solution"))
+BESIDE = (*SYSTEMS, *TOOLS, *LISTS)
+"""Columns that any row with turns may have."""
 _FOLLOWS = {
     "start": ("system", "user"),
     "system": ("user",),
@@ -56,7 +78,18 @@ _CALLED = ("assistant", "tool")
 
 def turn_column(raw: Mapping[str, Any]) -> str | None:
     """The column that holds the turns of a dialogue."""
-    return first_of(raw, TURN_COLUMNS)
+    found = first_of(raw, TURN_COLUMNS)
+    if found is not None:
+        return found
+    return next((name for name in MORE_TURN_COLUMNS if name in raw and is_respellable(looked_into(peek(raw, name)))), None)
+
+
+def under_other_names(raw: Mapping[str, Any]) -> bool:
+    """Whether a row has turns that are respelt."""
+    name = turn_column(raw)
+    value = looked_into(peek(raw, name)) if name is not None else None
+    known = any(turns_look_like(value, *keys) for keys in (("role", "content"), ("from", "value")))
+    return not known and is_respellable(value)
 
 
 def keys_of(turns: Any) -> tuple[str, str]:
@@ -97,11 +130,18 @@ def messages_of(
     turns = json_cell(turns, name, columns) if isinstance(turns, str) else unfilled(turns, columns)
     if not isinstance(turns, list):
         raise RowFault("wrong_type", f"{name}: {type(turns).__name__}")
+    turns, role_key, content_key = _spelt(turns, role_key, content_key, columns)
     kinds = [_kind(turn, role_key) for turn in turns]
     marks = by_turn(row, kinds, columns) if row is not None else [None] * len(turns)
     found: list[Message] = []
     for turn, kind, of_row in zip(turns, kinds, marks, strict=True):
-        message = _message(turn, kind, content_key, columns, turn_weight(turn, columns, kind in ("assistant", CALL), of_row))
+        # Of a turn with a role and a content and nothing else nothing can be left.
+        seen = None if len(turn) == 2 and role_key in turn and content_key in turn else Seen(turn)
+        read = turn if seen is None else seen
+        message = _message(read, kind, content_key, columns, turn_weight(read, columns, kind in ("assistant", CALL), of_row))
+        for left in seen.left() - {role_key} if seen is not None else ():
+            if (value := turn[left]) not in (None, "", [], {}):
+                columns.fields[left] = value
         before = found[-1] if found else None
         if before and before.role == message.role == "assistant" and message.tool_calls and before.weight == message.weight:
             # Words and the call that follows them are one turn of the assistant; so are calls one after the other.
@@ -111,6 +151,15 @@ def messages_of(
         else:
             found.append(message)
     return _with_tool_names(found)
+
+
+def _spelt(turns: list[Any], role_key: str, content_key: str, columns: Columns) -> tuple[list[Any], str, str]:
+    """The turns and what they call role and content, respelt where the first one has other names."""
+    first = turns[0] if turns else None
+    if isinstance(first, dict) and role_key in first and (content_key in first or not any(name in first for name in CONTENT_KEYS)):
+        return turns, role_key, content_key
+    made = respelt(turns, columns)
+    return (turns, role_key, content_key) if made is None else (made, "role", "content")
 
 
 def _kind(turn: Any, role_key: str) -> str:
@@ -138,12 +187,35 @@ def _message(turn: Mapping[str, Any], known: str, content_key: str, columns: Col
     return Message(known, content, weight, calls, name if isinstance(name, str) else None, call_id if isinstance(call_id, str) and call_id else None)
 
 
-def _with_reasoning(turn: Mapping[str, Any], content: str, columns: Columns) -> str:
-    key = next((k for k in REASONING if isinstance(turn.get(k), str) and turn[k].strip()), None)
-    if key is None or "</think>" in content:
+def _with_reasoning(turn: Mapping[str, Any], content: str, columns: Columns, names: Sequence[str] = REASONING) -> str:
+    """The answer after the reasoning that a turn, or a row, holds in a field of its own."""
+    if "</think>" in content:
+        return content
+    key = next((k for k in names if k in turn and _steps(peek(turn, k))), None)
+    if key is None:
         return content
     columns.notes["reasoning_kept"] += 1
-    return f"<think>\n{text_of(turn[key], key, columns).strip()}\n</think>\n\n{content}"
+    return f"<think>\n{text_of(_steps(turn[key]), key, columns).strip()}\n</think>\n\n{content}"
+
+
+def _steps(value: Any) -> str:
+    """A reasoning as text: itself, or its steps on lines of their own; empty for anything else."""
+    if isinstance(value, list) and value and all(isinstance(step, str) for step in value):
+        value = "\n".join(value)
+    return value if isinstance(value, str) and value.strip() else ""
+
+
+def with_thought(
+    messages: list[Message], raw: Mapping[str, Any], columns: Columns, *, of_last: bool = True, names: Sequence[str] = REASONING
+) -> list[Message]:
+    """The messages with the reasoning that the row holds in a column before its answer: the last one, or (`of_last` False) the only one."""
+    if _thoughts.isdisjoint(raw):
+        return messages
+    answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+    if not answers or (len(answers) > 1 and not of_last) or not messages[answers[-1]].content.strip():
+        return messages
+    last = messages[answers[-1]]
+    return [*messages[: answers[-1]], replace(last, content=_with_reasoning(raw, last.content, columns, names)), *messages[answers[-1] + 1 :]]
 
 
 def _calls(turn: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]] | None:
@@ -250,10 +322,11 @@ def _with_tool_names(messages: list[Message]) -> list[Message]:
 
 
 def tools_of(raw: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]] | None:
-    """The tools of a row: a list or JSON text of one; a bare function is put into the form that chat templates expect."""
-    if raw.get("tools") is None:
+    """The tools of a row (`functions`, as they were once called): a list or JSON text of one; a bare function is put into the form of chat templates."""
+    name = "functions" if "functions" in raw and not peek(raw, "tools") else "tools"
+    if raw.get(name) is None:
         return None
-    tools = own(raw["tools"], "tools", columns) or None
+    tools = own(raw[name], name, columns) or None
     if isinstance(tools, dict):
         tools = [tools]
     if tools is None:
@@ -279,11 +352,14 @@ def _plain(value: Any, name: str, columns: Columns) -> None:
 
 
 def with_system(messages: list[Message], raw: Mapping[str, Any], columns: Columns) -> list[Message]:
-    """The messages after the row's system prompt (`system` or `system_prompt`), where they bring none. An empty one is a prompt, null is none."""
-    name = first_of(raw, ("system", "system_prompt"))
-    if name is None or raw[name] is None or (messages and messages[0].role == "system"):
+    """The messages after the row's system prompt (SYSTEMS), where they bring none. An empty one is a prompt, null is none."""
+    if _systems.isdisjoint(raw) or (messages and messages[0].role == "system"):
         return messages
-    system = text_of(raw[name], name, columns)
+    name = first_of(raw, SYSTEMS)
+    value = raw[name] if name else None
+    if name is None or value is None:
+        return messages
+    system = text_of(value["parts"] if isinstance(value, dict) and "parts" in value else value, name, columns)
     if columns.blank_is_none and not system.strip():
         return messages
     return [Message("system", system), *messages]

@@ -11,9 +11,12 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Judged, Message, Origin
+from tunewright.data.formats import alpaca, prompt_completion
 from tunewright.data.formats.alpaca import OUTPUTS, asked
+from tunewright.data.formats.beside import question_of, right_choice, thoughtful
 from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, text_of, truth_of
 from tunewright.data.formats.dialogue import (
+    TURN_COLUMNS,
     as_context,
     keys_of,
     messages_of,
@@ -23,9 +26,12 @@ from tunewright.data.formats.dialogue import (
     turns_or_text,
     up_to_last_answer,
     with_system,
+    with_thought,
 )
 from tunewright.data.formats.marks import marked, row_weight
 from tunewright.data.formats.prompt_completion import pair_of
+
+READS = tuple(dict.fromkeys(("kto_tag", "label", *TURN_COLUMNS, *alpaca.READS, *prompt_completion.READS)))
 
 
 class KTO(Section):
@@ -42,11 +48,13 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 3 if truth_of(label) is not None and "prompt" in raw and "completion" in raw else 0
 
 
-@formats.register("kto", KTO, needs="messages | instruction, output | prompt, completion; kto_tag | label (true, false)", looks_like=looks_like)
+@formats.register(
+    "kto", KTO, needs="messages | instruction, output | prompt, completion; kto_tag | label (true, false)", reads=READS, looks_like=looks_like
+)
 @guarded
 def kto(raw: dict[str, Any], origin: Origin, columns: Columns) -> Judged:
     """A dialogue and whether its last answer is good."""
-    tag = raw.get("kto_tag", raw.get("label"))
+    tag = raw["kto_tag"] if "kto_tag" in raw else raw.get("label")
     good = truth_of(tag)
     if good is None:
         raise RowFault("bad_label", repr(tag)[:40])
@@ -58,14 +66,16 @@ def kto(raw: dict[str, Any], origin: Origin, columns: Columns) -> Judged:
 def _dialogue(raw: dict[str, Any], columns: Columns) -> list[Message]:
     name = turn_column(raw)
     if name is not None:
-        return messages_of(raw[name], *keys_of(raw[name]), columns, name, raw)
+        return with_thought(messages_of(raw[name], *keys_of(raw[name]), columns, name, raw), raw, columns, of_last=False)
     if "instruction" in raw:
         output = first_of(raw, OUTPUTS)
         if output is None:
             raise RowFault("no_answer")
-        return [*asked(raw, columns), Message("assistant", text_of(raw[output], output, columns))]
+        answer = text_of(right_choice(raw[output], raw, columns), output, columns)
+        return thoughtful([*asked(raw, columns), Message("assistant", answer)], raw, columns, output)
     pair = pair_of(raw)
     if pair is None:
         raise RowFault("no_answer")
     ask, answer = pair
-    return [*as_context(turns_or_text(raw[ask], ask, "user", columns)), *turns_or_text(raw[answer], answer, "assistant", columns)]
+    completion = turns_or_text(right_choice(raw[answer], raw, columns), answer, "assistant", columns)
+    return thoughtful([*as_context(question_of(raw, ask, columns)), *completion], raw, columns, answer)

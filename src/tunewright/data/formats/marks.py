@@ -13,6 +13,7 @@ from typing import Any
 
 from tunewright.core.types import Message
 from tunewright.data.formats.common import Columns, RowFault, json_cell, number_of, truth_of, weight_of
+from tunewright.data.formats.ledger import peek
 
 MARKS = ("loss", "train", "training", "trainable", "loss_mask", "learn")
 OPPOSITE = ("masked",)
@@ -62,9 +63,8 @@ def list_of(raw: Mapping[str, Any], columns: Columns) -> tuple[str, list[Any]] |
         return None
     found = []
     for name in LISTS:
-        value = raw.get(name)
-        if _is_list(value):
-            found.append((name, json_cell(value, name, columns)))
+        if _is_list(peek(raw, name)):
+            found.append((name, json_cell(raw[name], name, columns)))
     if not found:
         return None
     name, value = found[0]
@@ -115,11 +115,11 @@ def row_weight(raw: Mapping[str, Any], columns: Columns) -> float:
     """
     if _ANY.isdisjoint(raw):
         return 1.0
-    weight = 1.0 if _is_list(raw.get("weight")) else weight_of(raw)
+    weight = 1.0 if _is_list(peek(raw, "weight")) else weight_of(raw)
     for name in (*MARKS, *OPPOSITE):
-        value = raw.get(name)
-        truth = truth_of(value) if not isinstance(value, list) else None
-        if truth is not None and truth == (name in OPPOSITE):
+        if isinstance(peek(raw, name), list) or truth_of(peek(raw, name)) is None:
+            continue
+        if truth_of(raw[name]) == (name in OPPOSITE):
             columns.notes[f"rows_not_learnt:{name}"] += 1
             weight = 0.0
     return weight

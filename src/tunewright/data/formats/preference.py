@@ -18,12 +18,27 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Message, Origin, Preference
+from tunewright.data.formats import alpaca
 from tunewright.data.formats.alpaca import asked
+from tunewright.data.formats.beside import BESIDE_QUESTION, question_of
 from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, looked_into, number_of, text_of
-from tunewright.data.formats.dialogue import first_role, keys_of, messages_of, ordered, tools_of, turn_column, turns_or_text, with_system
+from tunewright.data.formats.dialogue import (
+    BESIDE,
+    TURN_COLUMNS,
+    first_role,
+    keys_of,
+    messages_of,
+    ordered,
+    tools_of,
+    turn_column,
+    turns_or_text,
+    with_system,
+)
 from tunewright.data.formats.marks import no_list, row_weight
 
-PROMPTS = ("prompt", "question", "query")
+PROMPTS = ("prompt", "question", "query", "problem")
+SIDES = ("chosen", "rejected", "margin", "score_chosen", "score_rejected")
+READS = (*SIDES, *TURN_COLUMNS, *PROMPTS, "instruction", *alpaca.INPUTS, *BESIDE_QUESTION, *BESIDE)
 _speaker = re.compile(r"(?:\A\s*|\n\s*\n)(Human|Assistant|H|A):[ \t]*")
 
 
@@ -36,7 +51,7 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 3 if "chosen" in raw and "rejected" in raw else 0
 
 
-@formats.register("preference", PreferencePairs, needs="chosen, rejected (prompt | instruction | conversations)", looks_like=looks_like)
+@formats.register("preference", PreferencePairs, needs="chosen, rejected (prompt | instruction | conversations)", reads=READS, looks_like=looks_like)
 @guarded
 def preference(raw: dict[str, Any], origin: Origin, columns: Columns) -> Preference:
     """A question and its two answers."""
@@ -77,7 +92,7 @@ def _prompt(raw: dict[str, Any], columns: Columns) -> list[Message]:
     value = raw[name]
     if isinstance(value, str) and _speaker.match(value) and value.rstrip().endswith("Assistant:"):
         return _transcript(text_of(value, name, columns), columns)[:-1]
-    return turns_or_text(value, name, "user", columns)
+    return question_of(raw, name, columns)
 
 
 def _answers(value: Any, name: str, prompt: list[Message], columns: Columns) -> list[Message]:

@@ -1,17 +1,21 @@
 """One prompt, one answer, under the names in use: `prompt` and `completion`, `question` and `answer`, `prompt` and `response`, ... (`PAIRS`).
 
-The two cells may also be lists of messages; then only the assistant turns of the completion are learnt.
+The two cells may also be lists of messages; then only the assistant turns of the completion are learnt. What belongs to the question or the answer and
+stands in columns of its own (history, input, context, choices, reasoning) is read with them (`beside.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
-from tunewright.core.types import Conversation, Origin
-from tunewright.data.formats.common import Columns, RowFault, guarded
-from tunewright.data.formats.dialogue import as_context, conversation, turns_or_text, with_system
+from tunewright.core.types import Conversation, Message, Origin
+from tunewright.data.formats.beside import ANSWER_KEYS, BESIDE_ANSWER, BESIDE_QUESTION, has_choices, question_of, right_choice, thoughtful
+from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, looked_into
+from tunewright.data.formats.dialogue import BESIDE, as_context, conversation, turns_or_text, with_system
+from tunewright.data.formats.ledger import peek
 
 PAIRS = (
     ("prompt", "completion"),
@@ -21,29 +25,53 @@ PAIRS = (
     ("question", "response"),
     ("query", "response"),
     ("query", "answer"),
+    ("problem", "answer"),
+    ("problem", "response"),
     ("problem", "solution"),
+    ("question", "solution"),
+    ("query", "solution"),
+    ("question", "completion"),
+    ("query", "completion"),
+    ("prompt", "output"),
+    ("question", "output"),
+    ("query", "output"),
     ("input", "output"),
+    ("input", "response"),
+    ("input", "answer"),
+    ("input", "completion"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("human", "gpt"),
+    ("human", "bot"),
+    ("user", "bot"),
 )
-COMPLETIONS = frozenset(answer for _, answer in PAIRS)
+ASKS = tuple(dict.fromkeys(ask for ask, _ in PAIRS))
+READS = tuple(dict.fromkeys((*(name for pair in PAIRS for name in pair), *ANSWER_KEYS, *BESIDE_QUESTION, *BESIDE_ANSWER, *BESIDE)))
 
 
 class PromptCompletion(Section):
     """Rows with a prompt and a completion, or a question and an answer."""
 
 
-def pair_of(raw: dict[str, Any]) -> tuple[str, str] | None:
-    """The columns of question and answer."""
-    if "instruction" in raw:
-        return next(((a, b) for a, b in PAIRS if a in raw and b in raw and a != "input"), None)
-    return next(((a, b) for a, b in PAIRS if a in raw and b in raw), None)
+def pair_of(raw: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The columns of question and answer; an `input` beside an instruction is no question."""
+    has_instruction = "instruction" in raw
+    found = next(((a, b) for a, b in PAIRS if a in raw and b in raw and not (has_instruction and a == "input")), None)
+    if found is not None or has_instruction:
+        return found
+    ask, key = first_of(raw, ASKS), first_of(raw, ANSWER_KEYS)
+    return (ask, key) if ask is not None and key is not None and has_choices(raw) else None
 
 
 def looks_like(raw: dict[str, Any]) -> int:
-    """2 with both columns of a pair, 1 with the first of one."""
-    return 2 if pair_of(raw) else int("prompt" in raw or "question" in raw)
+    """2 with both columns of a pair, 1 with the first of one. A question under an instruction belongs to it (`alpaca`)."""
+    pair = pair_of(raw)
+    if pair and ("instruction" not in raw or pair[0] == "prompt"):
+        return 2
+    return int("prompt" in raw or ("question" in raw and "instruction" not in raw))
 
 
-@formats.register("prompt_completion", PromptCompletion, needs="prompt, completion | question, answer", looks_like=looks_like)
+@formats.register("prompt_completion", PromptCompletion, needs="prompt, completion | question, answer", reads=READS, looks_like=looks_like)
 @guarded
 def prompt_completion(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """One question and its answer."""
@@ -51,8 +79,14 @@ def prompt_completion(raw: dict[str, Any], origin: Origin, columns: Columns) -> 
     if pair is None:
         raise RowFault("no_answer")
     ask, answer = pair
-    prompt = turns_or_text(raw[ask], ask, "user", columns)
-    completion = turns_or_text(raw[answer], answer, "assistant", columns)
+    prompt = _given(question_of(raw, ask, columns), raw, ask)
+    completion = turns_or_text(right_choice(raw[answer], raw, columns), answer, "assistant", columns)
     if not any(m.role == "assistant" for m in completion):
         raise RowFault("no_answer")
-    return conversation(with_system([*as_context(prompt), *completion], raw, columns), origin, raw, columns)
+    said = thoughtful([*prompt, *completion], raw, columns, answer)
+    return conversation(with_system(said, raw, columns), origin, raw, columns)
+
+
+def _given(turns: list[Message], raw: Mapping[str, Any], ask: str) -> list[Message]:
+    """Answers in a prompt that is a list of messages are context; those of a history are learnt, as they are beside an instruction."""
+    return as_context(turns) if isinstance(looked_into(peek(raw, ask)), list) else turns

@@ -9,10 +9,24 @@ from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Message, Origin, Prompt
 from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, weight_of, with_line_ends
-from tunewright.data.formats.dialogue import as_context, keys_of, last_role, messages_of, ordered, tools_of, turn_column, turns_or_text, with_system
+from tunewright.data.formats.dialogue import (
+    BESIDE,
+    TURN_COLUMNS,
+    as_context,
+    keys_of,
+    last_role,
+    messages_of,
+    ordered,
+    tools_of,
+    turn_column,
+    turns_or_text,
+    with_system,
+)
+from tunewright.data.formats.ledger import Seen
 
 ANSWERS = ("completion", "response", "output", "chosen", "rejected")
-USED = {"system", "system_prompt", "tools", "weight"}
+ASKS = ("prompt", "question", "instruction")
+USED = frozenset(BESIDE)
 
 
 class Prompts(Section):
@@ -30,20 +44,27 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 2 if "prompt" in raw and first_of(raw, ANSWERS) is None else 0
 
 
-@formats.register("prompts", Prompts, needs="prompt | messages that end with a question", looks_like=looks_like)
+@formats.register(
+    "prompts", Prompts, needs="prompt | messages that end with a question", reads=(*TURN_COLUMNS, *ASKS, *BESIDE), looks_like=looks_like
+)
 @guarded
 def prompts(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prompt:
     """A question to answer."""
-    name = turn_column(raw) or first_of(raw, ("prompt", "question", "instruction"))
+    name = turn_column(raw) or first_of(raw, ASKS)
     if name is None:
         raise RowFault("no_question")
     found = _turns(raw, name, columns)
     if not found or found[-1].role not in ("user", "tool"):
         raise RowFault("not_a_prompt", found[-1].role if found else "")
     found = ordered(as_context(with_system(found, raw, columns)), columns)
-    kept = {key: value for key, value in raw.items() if key != name and key not in USED and _can_be_kept(value, columns)}
+    kept = {_own(raw, key): value for key in raw if key != name and key not in USED and _can_be_kept(value := raw[key], columns)}
     facts = {key: with_line_ends(value, columns) if isinstance(value, str) else value for key, value in kept.items()}
     return Prompt(found, origin, tools_of(raw, columns), weight_of(raw), facts)
+
+
+def _own(raw: dict[str, Any], key: str) -> str:
+    """What a reward function calls a column: as the file writes it, unless the run named it."""
+    return raw.theirs(key) if isinstance(raw, Seen) and raw.theirs(key).lower() == key else key
 
 
 def _turns(raw: dict[str, Any], name: str, columns: Columns) -> list[Message]:

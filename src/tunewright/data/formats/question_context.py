@@ -10,11 +10,12 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Conversation, Message, Origin
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, json_cell, text_of, worded
-from tunewright.data.formats.dialogue import conversation, with_system
+from tunewright.data.formats.beside import BESIDE_ANSWER, CHOICES, HISTORIES, earlier, in_context, right_choice, thoughtful, with_choices
+from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, json_cell, text_of
+from tunewright.data.formats.dialogue import BESIDE, conversation, with_system
 
-WORDING = "{context}\n\n{question}"
 ANSWERS = ("answers", "answer", "response", "output")
+READS = ("question", "context", *ANSWERS, *HISTORIES, *CHOICES, *BESIDE_ANSWER, *BESIDE)
 
 
 class QuestionContext(Section):
@@ -26,19 +27,18 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 3 if "question" in raw and "context" in raw and first_of(raw, ANSWERS) else 0
 
 
-@formats.register("question_context", QuestionContext, needs="question, context, answer | answers", looks_like=looks_like)
+@formats.register("question_context", QuestionContext, needs="question, context, answer | answers", reads=READS, looks_like=looks_like)
 @guarded
 def question_context(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """One question with its context, and the answer."""
     question = text_of(raw.get("question"), "question", columns)
-    context = text_of(raw.get("context"), "context", columns)
     if not question.strip():
         raise RowFault("empty_question")
-    if not context.strip():
+    if not text_of(raw.get("context"), "context", columns).strip():
         raise RowFault("no_context")
-    wording = columns.wording if columns.wording and "{question}" in columns.wording else WORDING
-    asked = Message("user", worded(wording, question=question, context=context))
-    return conversation(with_system([asked, Message("assistant", _answer(raw, columns))], raw, columns), origin, raw, columns)
+    asked = Message("user", with_choices(in_context(question, raw, columns), raw, columns))
+    said = thoughtful([*earlier(raw, columns), asked, Message("assistant", _answer(raw, columns))], raw, columns, first_of(raw, ANSWERS) or "answer")
+    return conversation(with_system(said, raw, columns), origin, raw, columns)
 
 
 def _answer(raw: dict[str, Any], columns: Columns) -> str:
@@ -56,4 +56,4 @@ def _answer(raw: dict[str, Any], columns: Columns) -> str:
         value = value.get("text")
     if value is None:
         raise RowFault("no_answer")
-    return text_of(value, name or "answer", columns)
+    return text_of(right_choice(value, raw, columns), name or "answer", columns)

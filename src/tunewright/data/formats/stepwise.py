@@ -10,8 +10,9 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Message, Origin, Stepwise
+from tunewright.data.formats.beside import BESIDE_QUESTION, question_of
 from tunewright.data.formats.common import Columns, RowFault, guarded, json_cell, text_of, truth_of
-from tunewright.data.formats.dialogue import as_context, ordered, tools_of, turns_or_text, with_system
+from tunewright.data.formats.dialogue import BESIDE, as_context, ordered, tools_of, with_system
 from tunewright.data.formats.marks import no_list, row_weight
 
 
@@ -24,7 +25,13 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 3 if "prompt" in raw and "completions" in raw and "labels" in raw else 0
 
 
-@formats.register("stepwise", StepwiseFormat, needs="prompt, completions (a list), labels (a list of true and false)", looks_like=looks_like)
+@formats.register(
+    "stepwise",
+    StepwiseFormat,
+    needs="prompt, completions (a list), labels (a list of true and false)",
+    reads=("prompt", "completions", "labels", *BESIDE_QUESTION, *BESIDE),
+    looks_like=looks_like,
+)
 @guarded
 def stepwise(raw: dict[str, Any], origin: Origin, columns: Columns) -> Stepwise:
     """A question, and an answer of which every step is judged."""
@@ -37,7 +44,7 @@ def stepwise(raw: dict[str, Any], origin: Origin, columns: Columns) -> Stepwise:
     steps = [text_of(text, "completions", columns) for text in texts]
     if not all(step.strip() for step in steps):
         raise RowFault("no_answer")
-    asked = as_context(turns_or_text(raw["prompt"], "prompt", "user", columns))
+    asked = as_context(question_of(raw, "prompt", columns))
     no_list(raw, columns)
     turns = ordered(with_system([*asked, Message("assistant", joined(steps))], raw, columns), columns)
     judged = tuple((step, bool(verdict)) for step, verdict in zip(steps, verdicts, strict=True))

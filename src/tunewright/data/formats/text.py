@@ -34,14 +34,14 @@ def looks_like_documents(raw: dict[str, Any]) -> int:
     return int("text" not in raw and first_of(raw, DOCUMENT) is not None and "role" not in raw)
 
 
-@formats.register("text", Text, needs="text", looks_like=looks_like)
+@formats.register("text", Text, needs="text", reads=("text", "weight"), looks_like=looks_like)
 @guarded
 def text(raw: dict[str, Any], origin: Origin, columns: Columns) -> PlainText:
     """One document."""
     return _plain_text(raw, ("text",), origin, columns)
 
 
-@formats.register("documents", Documents, needs="document | content | text", looks_like=looks_like_documents)
+@formats.register("documents", Documents, needs="document | content | text", reads=(*DOCUMENT, "weight"), looks_like=looks_like_documents)
 @guarded
 def documents(raw: dict[str, Any], origin: Origin, columns: Columns) -> PlainText:
     """One document, under any of its usual names."""
