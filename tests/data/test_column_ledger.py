@@ -127,9 +127,9 @@ def test_half_characters_in_names_and_values_do_not_reach_the_report():
 
 
 def test_what_turns_hold_besides_is_named():
-    turns = [{**QA[0], "mood": "glad"}, {**QA[1], "mask": 1}, QA[0], {**QA[1], "mask": 0, "id": 3}]
+    turns = [{**QA[0], "mood": "glad"}, {**QA[1], "stars": 1}, QA[0], {**QA[1], "stars": 0, "id": 3}]
     ledger = ledger_of("messages", {"messages": turns[:2]}, {"messages": turns[2:]})
-    assert {one["name"]: one["why"] for one in ledger.unused()} == {"turns[].mood": "lesson", "turns[].mask": "lesson", "turns[].id": "bookkeeping"}
+    assert {one["name"]: one["why"] for one in ledger.unused()} == {"turns[].mood": "lesson", "turns[].stars": "lesson", "turns[].id": "bookkeeping"}
 
 
 def test_a_column_that_repeats_question_and_answer_is_no_loss():
