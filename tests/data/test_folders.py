@@ -201,6 +201,7 @@ def test_a_measurement_of_a_folder_takes_what_is_named_for_it(tmp_path: Path) ->
     put(tmp_path / "test.jsonl", 100)
     found = inspect(DataConfig(train=str(tmp_path), held_out=0), None, needs_tokens=False, to_train=False)
     assert doors(found.train_rows) == [100, 101, 102, 103] and "measured: test.jsonl" in describe(found.report)
+    assert "named as the part to train on: train.jsonl" in describe(found.report)
 
 
 # ---- a file that is one object around its rows
