@@ -201,6 +201,7 @@ def test_a_measurement_of_a_folder_takes_what_is_named_for_it(tmp_path: Path) ->
     put(tmp_path / "test.jsonl", 100)
     found = inspect(DataConfig(train=str(tmp_path), held_out=0), None, needs_tokens=False, to_train=False)
     assert doors(found.train_rows) == [100, 101, 102, 103] and "measured: test.jsonl" in describe(found.report)
+    assert "named as the part to train on: train.jsonl" in describe(found.report)
 
 
 # ---- a file that is one object around its rows
@@ -252,3 +253,29 @@ def test_an_object_that_is_a_row_is_no_wrapper(tmp_path: Path) -> None:
     ):
         found = looked_at(Path(wrapped(tmp_path / "r.json", row)))
         assert len(found.train_rows) == 1 and found.report["parts"] == []
+
+
+@pytest.mark.parametrize(
+    "table",
+    [{"prompt": {"0": "a", "1": "b"}, "completion": {"0": "c", "1": None}}, {"prompt": ["a", "b"], "completion": ["c", "d"]}],
+    ids=["pandas", "lists"],
+)
+def test_a_table_written_column_by_column_is_refused_with_the_way_to_write_rows(tmp_path: Path, table: dict[str, Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        looked_at(Path(wrapped(tmp_path / "t.json", table)))
+    (problem,) = caught.value.problems
+    assert problem.code == "E-DATA-98" and "prompt, completion" in problem.what() and "records" in problem.remedy()
+
+
+def test_what_the_datasets_library_saves_is_read_as_it_reads_it(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    sets = {
+        name: datasets.Dataset.from_list(rows(first, count)) for name, first, count in (("train", 0, 30), ("test", 100, 4), ("validation", 200, 4))
+    }
+    datasets.DatasetDict(sets).save_to_disk(str(tmp_path / "many"))
+    sets["train"].save_to_disk(str(tmp_path / "one"), num_shards=3)
+    again = datasets.load_from_disk(str(tmp_path / "one"))
+    again.map(lambda row: {"prompt": row["prompt"].replace("door ", "door 9")})  # leaves a cache beside the data
+    assert doors(looked_at(tmp_path / "one", held_out=0).train_rows) == [*range(30)] == sorted(int(row["prompt"].split()[-1][:-1]) for row in again)
+    found = looked_at(tmp_path / "many")
+    assert doors(found.train_rows) == [*range(30)] and doors(found.held_out_rows) == [200, 201, 202, 203]

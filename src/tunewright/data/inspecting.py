@@ -152,7 +152,8 @@ def _resolved(known: dict[str, Any], config: DataConfig, number: int, held: bool
 def _parts_said(entries: list[_Entry], to_train: bool) -> list[str]:
     """What becomes of the parts of folders, in sentences."""
     measured = [path for entry in entries if entry.held or not to_train for one in entry.found for path in one.files]
-    return list(dict.fromkeys(said for entry in entries for one in entry.found if (said := one.parts.said(measured))))
+    found = ((entry, one) for entry in entries if entry.given for one in entry.found)  # the others are parts of entries that are trained on
+    return list(dict.fromkeys(said for entry, one in found if (said := one.parts.said(measured, trains=to_train and not entry.held))))
 
 
 def _held_out_file(config: DataConfig) -> str | None:

@@ -251,7 +251,7 @@ class _Work:
     def result(self, data: str) -> dict[str, Any]:
         """Everything as plain values."""
         report = self.data.report
-        kept = {key: report[key] for key in ("rows_read", "rows_kept", "rows_dropped", "reasons", "format")}
+        kept = {key: report[key] for key in ("rows_read", "rows_kept", "rows_dropped", "reasons", "format", "parts")}
         seconds = {**self.seconds, "total": time.perf_counter() - self.started}
         if report["rows_dropped"]:
             self.warnings.insert(0, say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"]))

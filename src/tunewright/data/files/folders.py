@@ -61,14 +61,18 @@ class Parts:
             named = [*self.valid, *self.test]
             raise DataError(problem("E-DATA-95", str(self.folder), folder=str(self.folder), files=self._names(named), first=str(named[0])))
 
-    def said(self, measured: Sequence[Path]) -> str:
-        """What becomes of a folder whose files are not all trained on; empty where there is nothing to say. `measured` are the files held out."""
+    def said(self, measured: Sequence[Path], trains: bool = True) -> str:
+        """What becomes of a folder whose files are not all trained on; empty where there is nothing to say. `measured` are the files held out.
+
+        Without `trains` the folder was named to measure with, and a `train` part beside another is left alone.
+        """
         held = {path.resolve() for path in measured}
         done = []
         for part, files in (("train", self.train), ("valid", self.valid), ("test", self.test)):
             is_held = {path.resolve() for path in files} <= held
             if files:
-                done.append(say(f"data.parts.{'measured' if is_held else part}", files=self._names(files)))
+                fate = "measured" if is_held else "beside.train" if part == "train" and not trains else part
+                done.append(say(f"data.parts.{fate}", files=self._names(files)))
         done += [say(f"data.parts.beside.{why}", files=self._names(files)) for why, files in self.beside.items() if files]
         return say("data.parts.say", folder=self.folder, parts=" · ".join(done)) if len(done) > 1 else ""
 

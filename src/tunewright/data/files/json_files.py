@@ -248,20 +248,20 @@ def wrapped_keys(source: Source) -> dict[str, str]:
         if not first.startswith("{"):
             return {}
         window = _Window(source.name, head, text)
-        lists: dict[str, bool] = {}
+        shapes: dict[str, tuple[str, int]] = {}
         try:
             for name in _names(window):
-                lists[name] = window.skip_space() == "[" and _holds_rows(_array(window, closed=True))
-                if not lists[name] and window.skip_space() not in (",", "}"):
-                    window.value()
+                shapes[name] = _shape_of(window)
             if window.skip_space():
                 return {}
         except DataError:
             return {}  # the reader says what is wrong
-    rows = [name for name, is_rows in lists.items() if is_rows]
+    if len(shapes) > 1 and len(set(shapes.values())) == 1 and next(iter(shapes.values()))[0] == "column":
+        raise DataError(problem("E-DATA-98", source.name, file=source.name, columns=", ".join(list(shapes)[:10])))
+    rows = [name for name, (kind, _) in shapes.items() if kind == "rows"]
     parts = {name: part_of(name) for name in rows}
     named = [name for name in rows if parts[name] or name.strip().lower() in WRAPPERS]
-    if not named and len(rows) == len(lists) == 1:
+    if not named and len(rows) == len(shapes) == 1:
         named = rows
     keys: dict[str, str] = {}
     for name in named:
@@ -272,13 +272,18 @@ def wrapped_keys(source: Source) -> dict[str, str]:
     return keys
 
 
-def _holds_rows(elements: Iterator[RawRow]) -> bool:
-    """Whether all elements are rows: objects that are no turns, or dialogues."""
-    num, are_rows = 0, True
-    for one in elements:
-        num += 1
+def _shape_of(window: _Window) -> tuple[str, int]:
+    """What the value at the window's place is, and how long: `rows` (objects that are no turns, or dialogues), a `column` of plain values, or `other`."""
+    if window.skip_space() != "[":
+        value = window.value()
+        is_column = type(value) is dict and all(name.isdigit() and type(one) not in (dict, list) for name, one in value.items())
+        return ("column", len(value)) if is_column and value else ("other", 0)
+    count, are_rows, are_plain = 0, True, True
+    for one in _array(window, closed=True):
+        count += 1
         are_rows = are_rows and ((type(one.value) is dict and not _is_turn(one.value)) or _are_turns(one.value))
-    return are_rows and num > 0
+        are_plain = are_plain and type(one.value) not in (dict, list)
+    return ("rows", count) if are_rows and count else ("column", count) if are_plain and count else ("other", count)
 
 
 def _names(window: _Window) -> Iterator[str]:
