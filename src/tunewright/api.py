@@ -52,7 +52,7 @@ class Run:
         self.folder = Path(folder)
         run_folder.read_run(self.folder)
         self.summary: dict[str, Any] = run_folder.read_summary(self.folder)
-        self._open: dict[str, Answerer] = {}
+        self._open: dict[bool | None, Answerer] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, status={self.summary.get('status', '?')!r})"
@@ -75,15 +75,21 @@ class Run:
         path = self.folder / "before_after.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
 
-    def chat(self, question: str, *, system: str | None = None, base: bool = False, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
-        """The tuned model's answer to one question; `base` asks the untouched model. The model stays loaded for the next question."""
+    def chat(
+        self, question: str, *, system: str | None = None, base: bool = False, max_new_tokens: int = 256, temperature: float = 0.0,
+        think: bool | None = None,
+    ) -> str:  # fmt: skip
+        """The tuned model's answer to one question; `base` asks the untouched model. The model stays loaded for the next question.
+
+        `think`: asked with thinking or without, where the model's template knows both; by default as the run was.
+        """
         from tunewright.core.telling import Quiet
         from tunewright.core.types import Message
         from tunewright.serve.answering import open_target
 
-        if "it" not in self._open:
-            self._open["it"] = open_target(str(self.folder), Quiet())
-        answerer = self._open["it"]
+        if think not in self._open:
+            self._open = {think: open_target(str(self.folder), Quiet(), think=think)}
+        answerer = self._open[think]
         messages = [*([Message("system", system)] if system else []), Message("user", question)]
         if base:
             with answerer.untouched():

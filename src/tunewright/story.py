@@ -77,6 +77,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     from tunewright.methods.saved import virtual_tokens
     from tunewright.models import load, vocabulary
     from tunewright.models.rendering import Renderer
+    from tunewright.models.thinking import Thinking
 
     tokenizer = load.load_tokenizer(source.folder)
     if getattr(config.method, "tokens", None):  # a method that adds tokens: rows are read with them
@@ -84,7 +85,8 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     model_config = _model_config(source.folder)
     require_place(config, model_config)
     _require_teacher(config)
-    renderer = Renderer(tokenizer, load.stop_ids(tokenizer, model_config))
+    rolls = learns_from_answers(config)
+    renderer = Renderer(tokenizer, load.stop_ids(tokenizer, model_config), Thinking(config.data.thinking, by_rows=not rolls))
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     # A learnt prompt takes room of the context, a new one or one that the run goes on with.
     prompt = virtual_tokens(Path(config.adapter)) if config.adapter else getattr(config.method, "num_tokens", 0)
@@ -95,7 +97,9 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     # Objectives that learn from documents take them whole, however long they are.
     documents = getattr(config.objective, "pack", None)
     data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads, pack=documents)
-    if learns_from_answers(config):
+    # Questions without an answer are asked as the rows were learnt.
+    renderer.thinking = replace(renderer.thinking, habit=(data.report["thinking"] or {}).get("asked"))
+    if rolls:
         from tunewright.engine.asking import Questions
 
         data = replace(data, train=Questions(data.train_rows, renderer), held_out=Questions(data.held_out_rows, renderer))
@@ -342,7 +346,7 @@ class _Story:
             return []
         start = time.perf_counter()
         self.tell.start(what)
-        prompts = [self.p.renderer.prompt(q.messages) for q in self.probes]
+        prompts = [self.p.renderer.prompt(q.messages, form=q.form(self.p.renderer)) for q in self.probes]
         texts = answer(
             model, self.p.tokenizer, prompts, list(self.p.renderer.stop_ids), max_new_tokens=self.answer_tokens,
             check=self.stop.check, on_batch=lambda done: self.tell.progress(what, done, len(prompts)),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from test_light import families
+
 from tunewright.core.types import Message
 from tunewright.models.light import Light
 from tunewright.models.rendering import Renderer

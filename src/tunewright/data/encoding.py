@@ -60,6 +60,8 @@ class EncodedRow:
     branches: list[EncodedBranch]
     facts: dict[str, Any]
     notes: list[str]
+    thought_tokens: int = 0
+    """Learnt tokens of thoughts."""
 
     def sample(self, index: int, origin: Origin) -> Sample:
         """The sample. The row's weight stands in the branches already; sample.weight stays 1, so that nobody applies it twice."""
@@ -75,6 +77,7 @@ def encode(rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, o
         else:
             out.samples.append(made.sample(index, rows[index].origin))
             out.notes.update(made.notes)
+            out.notes.update({"thought_tokens": made.thought_tokens} if made.thought_tokens else ())
     return out
 
 
@@ -85,8 +88,10 @@ def encode_rows(
 
     `documents`: running text may have any length, because `documents.windows` cuts it.
     """
-    wanted = [(messages, row.tools) for row in rows if not isinstance(row, (PlainText, Prompt)) for messages in _dialogues(row)]
-    rendered = iter(renderer.render_many(wanted))
+    asked = [row for row in rows if not isinstance(row, (PlainText, Prompt))]
+    wanted = [(messages, row.tools) for row in asked for messages in _dialogues(row)]
+    forms = [form for row in asked for form in [renderer.form_of_row(row)] * (2 if isinstance(row, Preference) else 1)]
+    rendered = iter(renderer.render_many(wanted, forms))
     out: list[EncodedRow | Dropped] = []
     for row in rows:
         try:
@@ -94,13 +99,13 @@ def encode_rows(
                 tokens = renderer.prompt(row.messages, row.tools)
                 made = EncodedRow([EncodedBranch(tokens, [], "prompt")], {**row.facts, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)}, [])
             elif isinstance(row, PlainText):
-                made = _encoded(row, [renderer.render_text(row)])
+                made = _encoded(row, [renderer.render_text(row)], renderer)
             else:
                 found = [next(rendered) for _ in _dialogues(row)]
                 fault = next((one for one in found if isinstance(one, CannotRender)), None)
                 if fault:
                     raise fault
-                made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)])
+                made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)], renderer)
                 if isinstance(row, Stepwise) and made.branches[0].spans:
                     made.facts["steps"] = _steps(row, made.branches[0], renderer)
             out.append(_judged(row, made, None if documents and isinstance(row, PlainText) else max_tokens, oversize))
@@ -162,7 +167,7 @@ def step_ends(tokens: Sequence[int], steps: Sequence[str], decode: Callable[[Seq
     return ends
 
 
-def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list[Rendered]) -> EncodedRow:
+def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list[Rendered], renderer: Renderer) -> EncodedRow:
     """The branches of a row, with what is learnt of each and at which weight."""
     facts: dict[str, Any] = {"answers": 0, "stops_learnt": 0}
     if isinstance(row, PlainText):
@@ -181,7 +186,25 @@ def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list
     for one, (weights, role) in zip(rendered, plans, strict=True):
         made.branches.append(_branch(one, weights, role, facts))
         made.notes += [*one.notes, *["neutralised"] * one.neutralised]
+    if not isinstance(row, PlainText) and renderer.thinking.by_rows:
+        _note_thoughts(row, rendered, [weights for weights, _ in plans], renderer, made)
     return made
+
+
+def _note_thoughts(
+    row: Conversation | Preference | Judged, rendered: list[Rendered], weights: list[list[float]], renderer: Renderer, made: EncodedRow
+) -> None:
+    """Count a row with thoughts and their learnt tokens, or, where the template knows thinking, one without."""
+    thinks = False
+    for messages, one, factors in zip(_dialogues(row), rendered, weights, strict=True):
+        for k, (turn, weight) in enumerate(zip(one.turns, factors, strict=True)):
+            if weight <= 0 or not renderer.has_thought(messages[turn].content):
+                continue
+            thinks = True
+            if not renderer.thinking.leaves_out and not renderer.thinking.hides:
+                made.thought_tokens += renderer.thought_tokens(one, k)
+    if thinks or renderer.thinks:
+        made.notes.append("rows_thinking" if thinks else "rows_not_thinking")
 
 
 def _branch(rendered: Rendered, weights: list[float], role: str, facts: dict[str, Any]) -> EncodedBranch:

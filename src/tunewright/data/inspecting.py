@@ -14,7 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,8 @@ def inspect(
     started = time.perf_counter()
     entries = _entries(config, to_train)
     tokens = needs_tokens and renderer is not None
+    if renderer is not None:
+        renderer.thinking = replace(renderer.thinking, mode=config.thinking)
     limits = [n for n in (config.max_tokens, context_length) if n is not None]
     light = Light.of(renderer.tokenizer) if renderer is not None and tokens else None
     recipe = _recipe(config, renderer if tokens else None, light, min(limits, default=None), check, pack is not None)
@@ -182,6 +184,7 @@ def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, 
         control,
         check,
         documents,
+        asdict(renderer.thinking) if renderer is not None else {},
     )
 
 

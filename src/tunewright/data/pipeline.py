@@ -61,6 +61,8 @@ class Recipe:
     check: bool = True
     documents: bool = False
     """Running text longer than `max_tokens` is cut into windows."""
+    thinking: dict[str, Any] = field(default_factory=dict)
+    """The renderer's `Thinking`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Kitchen:
             rows, raw, encoded = [row for row, _, _ in found], [value for _, value, _ in found], [one for _, _, one in found]
             for one in encoded:
                 notes.update(one.notes)
+                if one.thought_tokens:
+                    notes["thought_tokens"] += one.thought_tokens
         lost = [(one.origin.line, one.origin.row, one.reason, one.detail) for one in dropped]
         columns = token_store.pack(rows, encoded, 0, 0)
         return Done(columns, len(rows), keys_of(rows, raw), lost, dict(notes), seen, marshal.dumps(self._features(rows, encoded)))
@@ -182,6 +186,7 @@ def serve() -> None:
 
     from tunewright.models.light import Light
     from tunewright.models.rendering import Renderer
+    from tunewright.models.thinking import Thinking
 
     # Ctrl-C is the parent's; a worker ends with its pipe. Whatever prints must not write between the messages.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -189,7 +194,8 @@ def serve() -> None:
     os.dup2(2, 1)
     try:
         recipe = Recipe(**_receive(sys.stdin.buffer))
-        renderer = Renderer(Light.from_state(recipe.tokenizer), recipe.stop_ids) if recipe.tokenizer else None
+        thinking = Thinking(**recipe.thinking)
+        renderer = Renderer(Light.from_state(recipe.tokenizer), recipe.stop_ids, thinking) if recipe.tokenizer else None
         kitchen = Kitchen(recipe, renderer)
         # What was loaded stays; jobs make lists by the hundred thousand and hardly a cycle, so looking for cycles every 700 objects is time lost.
         gc.freeze()

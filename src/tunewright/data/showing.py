@@ -94,6 +94,7 @@ def show_row(config: DataConfig, opened: Opened | None, number: int | None) -> S
     row = rows[number - 1]
     if opened is None:
         return replace(shown(number, row, None, None), parts=parts)
+    opened.renderer.thinking = replace(opened.renderer.thinking, mode=config.thinking)
     made = encode([row], opened.renderer, max_tokens=None)
     if not made.samples:
         raise DataError(problem("E-DATA-57", str(row.origin), reason=reason_text(made.dropped[0].reason)))

@@ -87,16 +87,17 @@ def _share(right: int, count: int) -> dict[str, Any]:
 def exact_match(
     opened: opening.Opened, rows: Sequence[Conversation], max_new_tokens: int, tell: Tell, options: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Greedy answers to every row's question, compared with the row's answer."""
+    """Greedy answers to every row's question, compared with the row's answer; both without their thoughts."""
     what = say("evaluate.answering")
     tell.start(what)
-    prompts = [opened.renderer.prompt(row.question(), row.tools) for row in rows]
+    prompts = [opened.renderer.question(row) for row in rows]
     texts = answer(
         opened.causal, opened.tokenizer, prompts, list(opened.renderer.stop_ids), max_new_tokens=max_new_tokens,
         on_batch=lambda done: tell.progress(what, done, len(prompts)),
     )  # fmt: skip
     tell.finish()
-    verdicts = [matches(row.answer(), text) for row, text in zip(rows, texts, strict=True)]
+    bare = opened.renderer.without_thoughts
+    verdicts = [matches(bare(row.answer()), bare(text)) for row, text in zip(rows, texts, strict=True)]
     wrong = [
         {"origin": str(row.origin), "expected": row.answer(), "answer": text} for row, text, v in zip(rows, texts, verdicts, strict=True) if not v[1]
     ]
@@ -129,18 +130,21 @@ def evaluate_target(
     columns: dict[str, str] | None = None,
     data_dir: str | None = None,
     details: bool = False,
+    think: bool | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Measure `target` (run, adapter, model folder, hub id) on the rows of `data` and return the figures (keys in docs/evaluate.md).
 
     `options` None: detected; an empty list: never. `generate` None: answers are written only where there are no options. `base` leaves the adapter out.
-    `details` adds every row's scores. Raises UsageError for what cannot be read or asked, EvaluationError for scores that are not numbers.
+    `details` adds every row's scores; `think` asks with thinking or without, by default as the run was.
+
+    Raises UsageError for what cannot be read or asked, EvaluationError for scores that are not numbers.
     """
     tell, started = tell or Tell(), time.perf_counter()
     wanted = choices.checked(options) if options else None
     if (limit is not None and limit < 1) or (max_new_tokens is not None and max_new_tokens < 1) or (rows_per_pass is not None and rows_per_pass < 1):
         raise UsageError(problem("E-EVAL-05", "--limit --max-new-tokens --rows-per-pass"))
-    found = opening.find(target, tell, base=base)
+    found = opening.find(target, tell, base=base, think=think)
     config = opening.read_config(found)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     # Rows before weights: a misspelt column is said in a second, not after gigabytes.
@@ -162,9 +166,10 @@ def _read(
     data_dir: str | None,
 ) -> DataSet:  # fmt: skip
     """The rows, rendered as for training: with the run's own system prompt where a row brings none."""
-    renderer = opening.renderer_of(load.load_tokenizer(found.tokenizer_folder), config)
+    renderer = opening.renderer_of(load.load_tokenizer(found.tokenizer_folder), config, found.thinking)
     settings: dict[str, Any] = {"train": data, "held_out": 0, "limit": limit, "format": data_format, "columns": columns or {}, "dir": data_dir}
-    return inspect(DataConfig.model_validate({**settings, "system": found.settings.get("data.system")}), renderer, context, to_train=False)
+    settings |= {"system": found.settings.get("data.system"), "thinking": found.thinking.mode}
+    return inspect(DataConfig.model_validate(settings), renderer, context, to_train=False)
 
 
 class _Work:
@@ -246,6 +251,8 @@ class _Work:
         report = self.data.report
         kept = {key: report[key] for key in ("rows_read", "rows_kept", "rows_dropped", "reasons", "format")}
         seconds = {**self.seconds, "total": time.perf_counter() - self.started}
+        if self.found.think is not None and not self.opened.renderer.thinks:
+            self.warnings.append(say("chat.think_no_effect"))
         if report["rows_dropped"]:
             self.warnings.insert(0, say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"]))
         return {

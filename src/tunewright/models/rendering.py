@@ -405,11 +405,8 @@ class Renderer:
             turns = self._prepare([question], None, "default")
             plain = self._write(turns, generation=True)
             for name in (n for n in SWITCHES if re.search(rf"\b{n}\b", source)):
-                on, off = ({"default": {name: value}} for value in (True, False))
-                self._variables = on
-                with_it = self._write(turns, generation=True)
-                self._variables = off
-                without = self._write(turns, generation=True)
+                self._variables = {"thinking": {name: True}, "answer": {name: False}}
+                with_it, without = (self._write(replace(turns, form=form), generation=True) for form in ("thinking", "answer"))
                 self._variables = {}
                 if with_it != without:
                     self._variables = {"thinking": {} if plain == with_it else {name: True}, "answer": {name: False}}

@@ -1,8 +1,8 @@
 """The fast way to render many dialogues: one rendering a shape, contents spliced in, and every text tokenised once, many at a time.
 
-A shape is the sequence of roles, in one of the template's forms (`thinking`). Its template is run once with contents that watch what is done to them (`watching`), which gives the text around the contents and
-conditions on the rows that may use it; a template that cannot be followed makes the shape `None`, and its rows are rendered one at a time. So where a
-plan exists, the template would have written exactly the spliced text.
+A shape is the sequence of roles, in one of the template's forms (`thinking`). Its template is run once with contents that watch what is done to them
+(`watching`), which gives the text around the contents and conditions on the rows that may use it; a template that cannot be followed makes the shape
+`None`, and its rows are rendered one at a time. So where a plan exists, the template would have written exactly the spliced text.
 
 Tokens: the library cuts a text at control tokens before anything else, so ids between two of them depend on that piece alone. Pieces are encoded
 between their neighbours, and a cut (where an answer begins) needs only the ids of the piece's beginning. What the slow way checks of a row is
