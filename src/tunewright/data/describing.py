@@ -22,7 +22,7 @@ def describe(report: dict[str, Any], colour: bool = False) -> str:
     for entry in report.get("held_out_reasons", {}).values():
         lines.append("  " + say("data.say.held_out_reason", count=entry["count"], what=entry["what"], examples=", ".join(entry["examples"])))
     lines += report.get("parts", [])
-    if report["tokens_total"] is not None:
+    if report["tokens_total"] is not None and report["train"]:
         lines += _token_lines(report)
     lines += [say("data.say.mixing", entry=number + 1, **one) for number, one in enumerate(report.get("mixing", ()))]
     lines += [f"! {warning}" for warning in report["warnings"]]

@@ -4,7 +4,8 @@ A dialogue is one branch: all assistant turns are learnt, each with its message'
 text is learnt from its second token on. A preference is two branches (`chosen`, `rejected`) in which only the turns after the shared prompt count; a
 judged answer is one branch (`good` or `bad`) in which only the last answer counts; a prompt is one branch without a learnt token.
 Tokens after the last learnt one are left out: nothing is ever predicted from them.
-A row longer than `max_tokens` is dropped, or the middle of its last answer is cut out and the stop token kept; both are counted.
+A row longer than `max_tokens` is dropped, or the middle of its last answer is cut out and the stop token kept; both are counted. A mark stands where the
+middle was: it is not learnt, nor is the first token after it, so that no false word is taught.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tunewright.models.rendering import CannotRender
 if TYPE_CHECKING:
     from tunewright.models.rendering import Rendered, Renderer
 
+CUT_MARK = " [...] "
 FEWEST_ANSWER_TOKENS = 2  # one token of the answer and its stop token: less teaches nothing
 Span = tuple[int, int, float]
 """Learnt tokens [first, after) and their weight."""
@@ -108,7 +110,7 @@ def encode_rows(
                 made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)], renderer)
                 if isinstance(row, Stepwise) and made.branches[0].spans:
                     made.facts["steps"] = _steps(row, made.branches[0], renderer)
-            out.append(_judged(row, made, None if documents and isinstance(row, PlainText) else max_tokens, oversize))
+            out.append(_judged(row, made, None if documents and isinstance(row, PlainText) else max_tokens, oversize, renderer))
         except CannotRender as error:
             out.append(Dropped(row.origin, error.reason, error.detail))
     return out
@@ -118,7 +120,7 @@ def _dialogues(row: Conversation | Preference | Judged) -> list[list[Message]]:
     return [[*row.prompt, *row.chosen], [*row.prompt, *row.rejected]] if isinstance(row, Preference) else [row.messages]
 
 
-def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str) -> EncodedRow | Dropped:
+def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str, renderer: Renderer) -> EncodedRow | Dropped:
     """The row, cut where it is too long and may be, or why it is dropped."""
     asks = isinstance(row, Prompt)
     if not asks and not all(branch.spans for branch in made.branches):
@@ -129,11 +131,14 @@ def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str) -
         length = len(branch.tokens)
         if max_tokens is None or length <= max_tokens:
             continue
-        if asks or isinstance(row, Stepwise) or oversize == "drop" or not _cut(branch, max_tokens):
+        if asks or isinstance(row, Stepwise) or oversize == "drop":
+            return Dropped(row.origin, "too_long", f"{length} > {max_tokens}")
+        first = branch.spans[-1][0]
+        if not _cut(branch, max_tokens, renderer.piece(CUT_MARK)):
             return Dropped(row.origin, "too_long", f"{length} > {max_tokens}")
         made.facts["truncated"] = True
         if branch is made.branches[0]:
-            made.facts["last_span"] = branch.spans[-1][:2]
+            made.facts["last_span"] = (first, branch.spans[-1][1])
         made.notes.append("truncated")
     made.notes.append(ROW_KINDS[type(row)])
     return made
@@ -223,14 +228,16 @@ def _branch(rendered: Rendered, weights: list[float], role: str, facts: dict[str
     return EncodedBranch(rendered.ids[: spans[-1][1]] if spans else [], spans, role)
 
 
-def _cut(branch: EncodedBranch, max_tokens: int) -> bool:
-    """Take the middle out of the last span until the branch fits. False where too little would stay; nothing is changed then."""
+def _cut(branch: EncodedBranch, max_tokens: int, joint: list[int]) -> bool:
+    """Put `joint` in the place of the middle of the last span until the branch fits. False where too little would stay; nothing is changed then."""
     first, after, weight = branch.spans[-1]
-    excess = len(branch.tokens) - max_tokens
+    excess = len(branch.tokens) - max_tokens + len(joint)
     keep = after - first - excess
     if keep < FEWEST_ANSWER_TOKENS:
         return False
     head = first + (keep + 1) // 2
-    branch.tokens = branch.tokens[:head] + branch.tokens[head + excess :]
-    branch.spans[-1] = (first, after - excess, weight)
+    branch.tokens = [*branch.tokens[:head], *joint, *branch.tokens[head + excess :]]
+    end, goes_on = len(branch.tokens), head + len(joint)
+    # What follows the mark begins anywhere, perhaps inside a word; the stop token is learnt also where it is all that is left.
+    branch.spans[-1:] = [(first, head, weight), (min(goes_on + 1, end - 1), end, weight)]
     return True

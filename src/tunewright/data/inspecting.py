@@ -171,7 +171,8 @@ def _number(value: float | str | None) -> float | None:
 
 
 def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, max_tokens: int | None, check: bool, documents: bool) -> Recipe:
-    control = sorted(str(token.content) for token in renderer.tokenizer.added_tokens_decoder.values()) if renderer is not None else []
+    control = sorted(renderer.control) if renderer is not None else []
+    added = {str(token.content) for token in renderer.tokenizer.added_tokens_decoder.values()} if renderer is not None else set()
     state = light.state() if light is not None else None
     return Recipe(
         state,
@@ -185,6 +186,7 @@ def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, 
         check,
         documents,
         asdict(renderer.thinking) if renderer is not None else {},
+        sorted(added.difference(control)),
     )
 
 

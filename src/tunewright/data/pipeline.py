@@ -63,6 +63,8 @@ class Recipe:
     """Running text longer than `max_tokens` is cut into windows."""
     thinking: dict[str, Any] = field(default_factory=dict)
     """The renderer's `Thinking`."""
+    words: list[str] = field(default_factory=list)
+    """Added tokens that are no control tokens: written in a row, they are those tokens."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Kitchen:
 
     def __init__(self, recipe: Recipe, renderer: Renderer | None):
         self.recipe, self.renderer = recipe, renderer
-        self.checks: list[Check] = all_checks(recipe.control) if recipe.check else []
+        self.checks: list[Check] = all_checks(recipe.control, recipe.words) if recipe.check else []
 
     def do(self, job: Job) -> Done:
         """Shape, encode and check the rows of a job."""

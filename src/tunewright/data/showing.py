@@ -109,7 +109,7 @@ def shown(number: int, row: Row, sample: Sample | None, renderer: Renderer | Non
         for branch in sample.branches:
             weights = dict(zip(branch.learnt, branch.weights, strict=True))
             tokens = tokens_of(branch.tokens[:MOST_TOKENS], weights, renderer)
-            branches.append(ShownBranch(branch.role, tokens, len(branch.tokens)))
+            branches.append(ShownBranch("text" if isinstance(row, PlainText) else branch.role, tokens, len(branch.tokens)))
     return Shown(number, str(row.origin), ROW_KINDS[type(row)], branches, turns)
 
 

@@ -267,6 +267,10 @@ class Renderer:
         """Ids of running text, end token included."""
         return self.render_text(plain).ids
 
+    def piece(self, text: str) -> list[int]:
+        """Ids of a piece of text from the middle of a longer one."""
+        return self._speller.ids(text, ("\uf8a0", "\uf8a1"), inside=True)
+
     def proof(self) -> Proof:
         """Our rendering against the model's own chat template, byte for byte, on a set of dialogues."""
         return prove(self)
@@ -305,6 +309,11 @@ class Renderer:
     def asks_by_answer(self, form: Form) -> bool:
         """Whether a question in this form ends as the template begins an answer: it has no switch to ask for it."""
         return form == "answer" and self._by_answer
+
+    @property
+    def control(self) -> set[str]:
+        """Control tokens: typed by somebody, they stay text."""
+        return self._special | self._written
 
     @property
     def gap(self) -> str:

@@ -21,9 +21,9 @@ STOP_POINTS, WARN_POINTS, WARN_SHARE_POINTS = 40, 2, 20
 _ORDER = {"stop": 0, "warn": 1, "info": 2}
 
 
-def all_checks(control: Iterable[str] = ()) -> list[Check]:
-    """A fresh instance of every check. `control` are the control tokens of the model's own tokenizer."""
-    return [Lengths(), Learning(), Repeats(), Roles(), Labels(), Languages(), ControlTokens(control), Personal(), Encodings()]
+def all_checks(control: Iterable[str] = (), words: Iterable[str] = ()) -> list[Check]:
+    """A fresh instance of every check. `control` are the control tokens of the model's own tokenizer, `words` its other added tokens."""
+    return [Lengths(), Learning(), Repeats(), Roles(), Labels(), Languages(), ControlTokens(control, words), Personal(), Encodings()]
 
 
 def conclude(checks: Iterable[Check], report: dict[str, Any]) -> list[Finding]:
