@@ -28,7 +28,7 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
     config = parsed.config
     raise_all(compat.problems(config), CompatError)
     run_folder.require_free(Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
-    bare = inspect(config.data, None, needs_tokens=False)
+    bare = inspect(config.data, None, needs_tokens=False, wants=compat.wanted_rows(config))
     source = sources.resolve(config.model, report=tell.line, weights=False)
     raise_all(vet.problems_of(source.folder, weights=False), ModelError)
     shape = fit.shape_of(source.folder)

@@ -30,6 +30,8 @@ from tunewright.probes import Probe, choose_probes, pair_probes
 ANSWER_TOKENS = 96
 """Longest answer to a probe without an expected answer, in tokens; with one, an answer may be a quarter longer than it."""
 SHORT_ANSWER_TOKENS = 48
+MOSTLY_ALIKE = 0.5
+"""From this share on of groups whose answers all had one reward, it is said at the end."""
 FEW_PROBES = 20
 """Up to this many questions are asked of the model in memory and again of the reloaded one; more only of the reloaded one."""
 
@@ -71,7 +73,8 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     out = resume or (Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
     if resume is None and out_matters:
         run_folder.require_free(out)
-    bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False)
+    wants = compat.wanted_rows(config)
+    bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False, wants=wants)
     raise_all(compat.row_problems(config, {type(row) for row in (bare.train_rows[0:1])}), CompatError)
     source = sources.resolve(config.model, report=tell.line)
     from tunewright.methods.saved import virtual_tokens
@@ -96,7 +99,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
         context -= prompt
     # Objectives that learn from documents take them whole, however long they are.
     documents = getattr(config.objective, "pack", None)
-    data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads, pack=documents)
+    data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads, pack=documents, wants=wants)
     # Questions without an answer are asked as the rows were learnt.
     renderer.thinking = replace(renderer.thinking, habit=(data.report["thinking"] or {}).get("asked"))
     if rolls:
@@ -429,7 +432,8 @@ class _Story:
         from tunewright.models import load
 
         summary = {
-            "status": status, "reason": reason, **{k: v for k, v in asdict(p).items() if k not in ("step", "skipped_in_a_row")}, "steps": p.step,
+            "status": status, "reason": reason, **{k: v for k, v in asdict(p).items() if k not in ("step", "skipped_in_a_row", "groups_alike")}, "steps": p.step,
+            "groups_without_difference": None if p.groups_alike is None else p.groups_alike / p.step,
             "total_steps": loop.schedule.total_steps, "load_seconds": self.seconds["load"], "answer_seconds": self.seconds["answer"],
             "wall_seconds": time.perf_counter() - self.started, "peak_memory_bytes": peak_memory_bytes(self.world.device),
             "trainable_parameters": self.trainable, "total_parameters": self.total, "learning_rate": self.rate, "device": self.world.device,
@@ -463,6 +467,8 @@ class _Story:
             self.tell.line(say("train.steps_ranked", **shares))
         elif "accuracy" in figures:
             self.tell.line(say("train.ranked", share=f"{100 * figures['accuracy']:.0f}", margin=f"{figures['margin']:.3f}"))
+        if (alike := s["groups_without_difference"]) is not None and alike >= MOSTLY_ALIKE:
+            self.tell.line(say("train.all_alike" if alike == 1 else "train.mostly_alike", share=f"{100 * alike:.0f}"))
         if not self.rolls and s["first_loss"] and s["final_loss"] > 0.9 * s["first_loss"]:
             self.tell.line(say("train.barely"))
         saved = 1 - s["physical_rows"] / s["logical_tokens"] if s["logical_tokens"] else 0.0

@@ -74,6 +74,7 @@ class _Entry:
 def inspect(
     config: DataConfig, renderer: Renderer | None, context_length: int | None = None, seed: int = 0, needs_tokens: bool = True,
     *, to_train: bool = True, workers: int | str | None = None, refuse: bool = True, check: bool = True, pack: int | None = None,
+    wants: Sequence[str] = (),
 ) -> DataSet:  # fmt: skip
     """Read, shape, encode, check and split the data of a run, and report on it (keys in `docs/data.md`).
 
@@ -82,6 +83,7 @@ def inspect(
     Raises DataError for everything that would make the run worthless; with `refuse` False only for files that cannot be read. `check` False leaves out
     the checks of the rows; `to_train` False reads what folders have for measuring.
     `pack` says that rows of running text are documents (`data.documents`), and how many tokens of short ones make a sample.
+    `wants` are the kinds of rows that the objective learns from, the best first: they decide where columns could be read as two formats.
     """
     started = time.perf_counter()
     entries = _entries(config, to_train)
@@ -93,9 +95,9 @@ def inspect(
     recipe = _recipe(config, renderer if tokens else None, light, min(limits, default=None), check, pack is not None)
     files = list(dict.fromkeys(path for entry in entries for one in entry.found for path in one.files))
     size = sum(path.stat().st_size for path in files if path.is_file())
-    run = _Run(config, renderer if tokens else None, recipe, entries, seed, worker_count(size, workers) if light or not tokens else 0)
+    run = _Run(config, renderer if tokens else None, recipe, entries, seed, worker_count(size, workers) if light or not tokens else 0, wants)
     if size >= token_cache.SMALLEST_BYTES and (light or not tokens) and _is_ours(entries):
-        key = token_cache.key_of(_key_facts(config, recipe, light, seed, renderer), [*files, *_registries(config, entries)])
+        key = token_cache.key_of(_key_facts(config, recipe, light, seed, renderer) | {"wants": [*wants]}, [*files, *_registries(config, entries)])
         store, was_kept = token_cache.kept(key, run.build)
     else:
         store, was_kept = run.build(None), False
@@ -226,7 +228,10 @@ def _key_facts(config: DataConfig, recipe: Recipe, light: Light | None, seed: in
 class _Run:
     """One set being built."""
 
-    def __init__(self, config: DataConfig, renderer: Renderer | None, recipe: Recipe, entries: list[_Entry], seed: int, count: int):
+    def __init__(
+        self, config: DataConfig, renderer: Renderer | None, recipe: Recipe, entries: list[_Entry], seed: int, count: int, wants: Sequence[str] = ()
+    ):
+        self.wants = wants
         self.config, self.renderer, self.recipe, self.entries, self.seed, self.count = config, renderer, recipe, entries, seed, count
         self.formats: list[str] = []
         self.encodings: list[str] = []
@@ -290,7 +295,7 @@ class _Run:
         first = list(islice(rows, LOOKED_AT))
         there = list(dict.fromkeys(key for row in first if isinstance(row.value, dict) for key in row.value))
         try:
-            name = Shaper(first, one.format, one.columns, wording=self.config.wording, labels=self.config.labels).format
+            name = Shaper(first, one.format, one.columns, wording=self.config.wording, labels=self.config.labels, wants=self.wants).format
         except DataError:
             # A column that was named and does not exist is the cause, not the format.
             every = {key for row in chain(first, rows) if isinstance(row.value, dict) for key in row.value}

@@ -169,7 +169,7 @@ def _read(
     renderer = opening.renderer_of(load.load_tokenizer(found.tokenizer_folder), config, found.thinking)
     settings: dict[str, Any] = {"train": data, "held_out": 0, "limit": limit, "format": data_format, "columns": columns or {}, "dir": data_dir}
     settings |= {"system": found.settings.get("data.system"), "thinking": found.thinking.mode}
-    return inspect(DataConfig.model_validate(settings), renderer, context, to_train=False)
+    return inspect(DataConfig.model_validate(settings), renderer, context, to_train=False, wants=("conversation",))
 
 
 class _Work:

@@ -12,6 +12,7 @@ from typing import Any
 from tunewright.data.checks.answers import Labels
 from tunewright.data.checks.base import HELD_OUT, TRAIN, Check, Finding
 from tunewright.data.checks.dropped import dropped_findings
+from tunewright.data.checks.judgements import Judgements
 from tunewright.data.checks.repeats import Repeats
 from tunewright.data.checks.roles import Roles
 from tunewright.data.checks.tokens import Learning, Lengths
@@ -23,7 +24,7 @@ _ORDER = {"stop": 0, "warn": 1, "info": 2}
 
 def all_checks(control: Iterable[str] = (), words: Iterable[str] = ()) -> list[Check]:
     """A fresh instance of every check. `control` are the control tokens of the model's own tokenizer, `words` its other added tokens."""
-    return [Lengths(), Learning(), Repeats(), Roles(), Labels(), Languages(), ControlTokens(control, words), Personal(), Encodings()]
+    return [Lengths(), Learning(), Repeats(), Roles(), Labels(), Judgements(), Languages(), ControlTokens(control, words), Personal(), Encodings()]
 
 
 def conclude(checks: Iterable[Check], report: dict[str, Any]) -> list[Finding]:
