@@ -461,7 +461,7 @@ class Renderer:
                 if self.thinking.leaves_out and (rest := thoughts.without_thoughts(bare)) != bare:
                     notes.append("thoughts_left_out")
                     bare = rest
-                m = replace(m, content=bare)
+                m = m if bare == m.content else replace(m, content=bare)
             out.append(m)
         return out, notes
 
