@@ -157,8 +157,8 @@ class Renderer:
             self._splicer = Splicer(self, light) if light is not None else False
         forms = forms or [self.form_of(said(messages)) for messages, _ in dialogues]
         shaped = [self._shaped(messages, form) for (messages, _), form in zip(dialogues, forms, strict=True)]
-        wanted = [None if tools else (messages, form) for (_, tools), (messages, _), form in zip(dialogues, shaped, forms, strict=True)]
-        spliced = self._splicer.splice(wanted) if self._splicer else [None] * len(dialogues)
+        wanted = [None if tools else messages for (_, tools), (messages, _) in zip(dialogues, shaped, strict=True)]
+        spliced = self._splicer.splice(wanted, forms) if self._splicer else [None] * len(dialogues)
         out: list[Rendered | CannotRender] = []
         for (_, tools), (messages, notes), form, fast in zip(dialogues, shaped, forms, spliced, strict=True):
             if fast is not None:

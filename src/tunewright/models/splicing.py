@@ -165,12 +165,13 @@ class Splicer:
                 found[text] = number
         return found
 
-    def splice(self, dialogues: Sequence[tuple[Sequence[Message], Form] | None]) -> list[Spliced | None]:
-        """Many dialogues at once; None where the slow way is needed. A dialogue given as None stays None."""
+    def splice(self, dialogues: Sequence[Sequence[Message] | None], forms: Sequence[Form] | None = None) -> list[Spliced | None]:
+        """Many dialogues at once, each in its form; None where the slow way is needed. A dialogue given as None stays None."""
+        forms = forms or [self.renderer.form_of([m.content for m in messages or () if m.role == "assistant"]) for messages in dialogues]
         made: list[tuple[int, Plan, list[str], list[int], bool, list[_Key | None], list[_Key | None]]] = []
         wanted: dict[_Key, None] = {}
-        for number, dialogue in enumerate(dialogues):
-            ready = self._ready(*dialogue) if dialogue is not None else None
+        for number, (messages, form) in enumerate(zip(dialogues, forms, strict=True)):
+            ready = self._ready(messages, form) if messages is not None else None
             if ready is None:
                 continue
             plan, contents, turns, merged = ready
