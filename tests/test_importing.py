@@ -249,6 +249,11 @@ def test_defaults_of_llama_factory_that_differ_from_ours_are_written_out(tmp_pat
     assert all(one.fate == "default" for one in made.lines if one.key in ("lora_rank", "learning_rate", "val_size", "cutoff_len"))
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("true", "learn"), ("false", "off")])
+def test_enable_thinking_is_taken_over(tmp_path, theirs, ours):
+    assert lf(tmp_path, f"enable_thinking: {theirs}\n").run["data"]["thinking"] == ours
+
+
 def test_defaults_of_axolotl_that_differ_from_ours_are_written_out(tmp_path):
     made = ax(tmp_path, "datasets: [{path: a.json, type: alpaca}]\n")
     assert made.run["method"] == {"kind": "full"} and made.run["engine"]["epochs"] == 1.0 and made.run["engine"]["warmup"] == 0.03

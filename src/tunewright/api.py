@@ -52,7 +52,7 @@ class Run:
         self.folder = Path(folder)
         run_folder.read_run(self.folder)
         self.summary: dict[str, Any] = run_folder.read_summary(self.folder)
-        self._open: dict[str, Answerer] = {}
+        self._open: dict[tuple[str, bool | None], Answerer] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, status={self.summary.get('status', '?')!r})"
@@ -75,10 +75,16 @@ class Run:
         path = self.folder / "before_after.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
 
-    def chat(self, question: str, *, system: str | None = None, base: bool = False, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
+    def chat(
+        self, question: str, *, system: str | None = None, base: bool = False, max_new_tokens: int = 256, temperature: float = 0.0,
+        think: bool | None = None,
+    ) -> str:  # fmt: skip
         """The tuned model's answer to one question; `base` asks the untouched model. `system` is the system prompt: by default the run's own, `""` an
-        empty one. The model stays loaded for the next question. Warns of an answer that ended at the end of the context; raises ModelError for a
-        question that fills it."""
+        empty one. `think`: asked with thinking or without, where the model's template knows both; by default as the run was.
+
+        The model stays loaded for the next question. Warns of an answer that ended at the end of the context; raises ModelError for a question that
+        fills it.
+        """
         import warnings
 
         from tunewright.core.telling import Quiet
@@ -87,9 +93,9 @@ class Run:
         from tunewright.serve.answering import open_target
 
         def opened(of: str) -> Answerer:
-            if of not in self._open:
-                self._open[of] = open_target(str(self.folder), Quiet(), base=of == "base")
-            return self._open[of]
+            if (of, think) not in self._open:
+                self._open[of, think] = open_target(str(self.folder), Quiet(), base=of == "base", think=think)
+            return self._open[of, think]
 
         answerer = opened("run")
         if base and not answerer.switches:

@@ -10,7 +10,7 @@ from tunewright.core import compat
 from tunewright.core.errors import CompatError, ModelError, UsageError, raise_all
 from tunewright.core.registry import AXES
 from tunewright.core.runfile import ParsedRun, kind_of
-from tunewright.core.telling import Tell
+from tunewright.core.telling import Once, Tell
 from tunewright.core.words import say
 from tunewright.data import describe, inspect
 from tunewright.engine import placement, run_folder
@@ -24,11 +24,11 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
 
     With only a config.json at hand it says what is missing and what would fit, without loading torch.
     """
-    tell = tell or Tell()
+    tell = Once(tell or Tell())  # the model is looked for twice: without its weights and, where they are here, with them
     config = parsed.config
     raise_all(compat.problems(config), CompatError)
     run_folder.require_free(Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
-    bare = inspect(config.data, None, needs_tokens=False)
+    bare = inspect(config.data, None, needs_tokens=False, wants=compat.wanted_rows(config))
     source = sources.resolve(config.model, report=tell.line, weights=False)
     raise_all(vet.problems_of(source.folder, weights=False), ModelError)
     shape = fit.shape_of(source.folder)

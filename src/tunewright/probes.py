@@ -12,6 +12,7 @@ from tunewright.data import DataSet
 from tunewright.data.reading import RawRow
 from tunewright.data.shaping import shape
 from tunewright.data.token_store import asking_places
+from tunewright.models.rendering import said
 
 Asking = Conversation | Preference | Judged | Prompt
 
@@ -30,6 +31,10 @@ class Probe:
     after_reload: str = ""
     sample: Any = None
     """Both answers of a pair, where the run is asked for numbers."""
+
+    def form(self, renderer: Any) -> Any:
+        """The form in which it is asked: that of its row, where it has an answer."""
+        return renderer.form_of([*said(self.messages), self.expected] if self.expected else None)
 
 
 def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:

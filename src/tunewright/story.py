@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 ANSWER_TOKENS = 96
 """Longest answer to a probe without an expected answer, in tokens; with one, an answer may be a quarter longer than it."""
 SHORT_ANSWER_TOKENS = 48
+MOSTLY_ALIKE = 0.5
+"""From this share on of groups whose answers all had one reward, it is said at the end."""
 FEW_PROBES = 20
 """Up to this many questions are asked of the model in memory and again of the reloaded one; more only of the reloaded one."""
 
@@ -79,19 +81,23 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     out = resume or (Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
     if resume is None and out_matters:
         run_folder.require_free(out)
-    bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False)
+    wants = compat.wanted_rows(config)
+    bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False, wants=wants)
     raise_all(compat.row_problems(config, {type(row) for row in (bare.train_rows[0:1])}), CompatError)
     source = sources.resolve(config.model, report=tell.line)
     from tunewright.engine.opening import renderer_of
     from tunewright.methods.saved import virtual_tokens
     from tunewright.models import load, vocabulary
+    from tunewright.models.thinking import Thinking
 
+    rolls = learns_from_answers(config)
+    thinking = Thinking(config.data.thinking, by_rows=not rolls)
     tokenizer = load.load_tokenizer(source.folder)
-    renderer = base_renderer = renderer_of(tokenizer, source.folder)
+    renderer = base_renderer = renderer_of(tokenizer, source.folder, thinking=thinking)
     if getattr(config.method, "tokens", None):  # a method that adds tokens: rows are read with them
         tokenizer = load.load_tokenizer(source.folder)
         vocabulary.add_tokens(tokenizer, config.method.tokens)
-        renderer = renderer_of(tokenizer, source.folder)
+        renderer = renderer_of(tokenizer, source.folder, thinking=thinking)
     model_config = _model_config(source.folder)
     require_place(config, model_config)
     _require_teacher(config)
@@ -104,9 +110,12 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
         context -= prompt
     # Objectives that learn from documents take them whole, however long they are.
     documents = getattr(config.objective, "pack", None)
-    data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads, pack=documents)
+    data = inspect(config.data, renderer, context, config.engine.seed, workers=config.engine.threads, pack=documents, wants=wants)
     _require_room(config, data, context)
-    if learns_from_answers(config):
+    # Questions without an answer are asked as the rows were learnt.
+    for one in (renderer, base_renderer):
+        one.thinking = replace(one.thinking, habit=(data.report["thinking"] or {}).get("asked"))
+    if rolls:
         from tunewright.engine.asking import Questions
 
         data = replace(data, train=Questions(data.train_rows, renderer), held_out=Questions(data.held_out_rows, renderer))
@@ -385,7 +394,7 @@ class _Story:
             return []
         start = time.perf_counter()
         self.tell.start(what)
-        prompts = [model.renderer.prompt(q.messages) for q in self.probes]
+        prompts = [model.renderer.prompt(q.messages, form=q.form(model.renderer)) for q in self.probes]
         answers = answer(
             model, prompts, max_new_tokens=self.answer_tokens, check=self.stop.check,
             on_batch=lambda done: self.tell.progress(what, done, len(prompts)),
@@ -474,7 +483,8 @@ class _Story:
         from tunewright.models import load
 
         summary = {
-            "status": status, "reason": reason, **{k: v for k, v in asdict(p).items() if k not in ("step", "skipped_in_a_row")}, "steps": p.step,
+            "status": status, "reason": reason, **{k: v for k, v in asdict(p).items() if k not in ("step", "skipped_in_a_row", "groups_alike")}, "steps": p.step,
+            "groups_without_difference": None if p.groups_alike is None else p.groups_alike / p.step,
             "total_steps": loop.schedule.total_steps, "load_seconds": self.seconds["load"], "answer_seconds": self.seconds["answer"],
             "wall_seconds": time.perf_counter() - self.started, "peak_memory_bytes": peak_memory_bytes(self.world.device),
             "trainable_parameters": self.trainable, "total_parameters": self.total, "learning_rate": self.rate, "device": self.world.device,
@@ -508,6 +518,8 @@ class _Story:
             self.tell.line(say("train.steps_ranked", **shares))
         elif "accuracy" in figures:
             self.tell.line(say("train.ranked", share=f"{100 * figures['accuracy']:.0f}", margin=f"{figures['margin']:.3f}"))
+        if (alike := s["groups_without_difference"]) is not None and alike >= MOSTLY_ALIKE:
+            self.tell.line(say("train.all_alike" if alike == 1 else "train.mostly_alike", share=f"{100 * alike:.0f}"))
         if not self.rolls and s["first_loss"] and s["final_loss"] > 0.9 * s["first_loss"]:
             self.tell.line(say("train.barely"))
         saved = 1 - s["physical_rows"] / s["logical_tokens"] if s["logical_tokens"] else 0.0

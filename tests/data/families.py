@@ -19,7 +19,7 @@ CORPUS = [
 
 @dataclass(frozen=True)
 class Family:
-    """A template with its tokens. `stop` ends an answer; `exact_prompt` says that the template's question never depends on the answer."""
+    """A template with its tokens. `stop` ends an answer."""
 
     template: str | None
     special: tuple[str, ...]
@@ -29,7 +29,6 @@ class Family:
     added: tuple[str, ...] = ()
     rstrip: bool = False
     spaces: bool = False
-    exact_prompt: bool = True
     system: bool = True
     tools: bool = False
     """The template writes tools, tool calls and tool results."""
@@ -194,6 +193,70 @@ SMOLLM3 = (
     "{%- else -%}{{- '<|im_start|>assistant\n' + m.content.lstrip('\n') + '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
+LAST_QUESTION = "{%- set ns = namespace(last=-1, mode='') -%}{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}"
+SPLIT_THOUGHT = (
+    "{%- set content = m.content -%}{%- set thought = '' -%}{%- if '</think>' in content -%}"
+    "{%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') -%}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}"
+)
+# A switch that writes an empty thought into the question; the last answer always has a thought, if an empty one.
+QWEN3_SWITCH = (
+    LAST_QUESTION + "{%- for m in messages -%}{%- if m.role != 'assistant' -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- else -%}"
+    + SPLIT_THOUGHT + "{{- '<|im_start|>assistant\n' -}}{%- if loop.index0 > ns.last and (loop.last or thought) -%}"
+    "{{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' -}}{%- endif -%}"
+    "{{- content -}}{%- for call in m.tool_calls or [] -%}{{- '<tool_call>\n' + call.function | tojson + '\n</tool_call>' -}}{%- endfor -%}"
+    "{{- '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}"
+    "{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}{%- endif -%}"
+)  # fmt: skip
+# The same, but a question opens the thought, unless thinking is switched off.
+QWEN35 = QWEN3_SWITCH.replace(
+    "</think>\n\n' -}}{%- endif -%}{%- endif -%}", "</think>\n\n' -}}{%- else -%}{{- '<think>\n' -}}{%- endif -%}{%- endif -%}"
+)
+# Thinking is off unless it is switched on.
+QWEN35_SMALL = QWEN35.replace(
+    "enable_thinking is defined and enable_thinking is false", "not (enable_thinking is defined and enable_thinking is true)"
+)
+# Every question opens the thought, and nothing switches it off.
+QWEN3_THINKING = QWEN35.replace("enable_thinking is defined and enable_thinking is false", "false")
+# Off: a word behind every question and an empty thought behind the header; without it, every answer that shows no thought has an empty one, too.
+GLM45 = (
+    "[gMASK]<sop>" + LAST_QUESTION
+    + "{%- for m in messages -%}{%- if m.role == 'user' -%}{{- '<|user|>\n' + m.content -}}"
+    "{{- '/nothink' if enable_thinking is defined and not enable_thinking and not m.content.endswith('/nothink') else '' -}}"
+    "{%- elif m.role == 'assistant' -%}" + SPLIT_THOUGHT
+    + "{{- '<|assistant|>\n<think>' + (thought.strip() if loop.index0 > ns.last else '') + '</think>' -}}"
+    "{%- if content.strip() -%}{{- '\n' + content.strip() -}}{%- endif -%}"
+    "{%- else -%}{{- '<|' + m.role + '|>\n' + m.content -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}"
+    "{{- '\n<think></think>' if enable_thinking is defined and not enable_thinking else '' -}}{%- endif -%}"
+)  # fmt: skip
+# An empty thought is its closing alone.
+GLM47 = (
+    "[gMASK]<sop>" + LAST_QUESTION
+    + "{%- for m in messages -%}{%- if m.role != 'assistant' -%}{{- '<|' + m.role + '|>' + m.content -}}{%- else -%}" + SPLIT_THOUGHT
+    + "{{- '<|assistant|>' + ('<think>' + thought.strip() if loop.index0 > ns.last and thought else '') + '</think>' -}}{{- content.strip() -}}"
+    "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}"
+    "{{- '</think>' if enable_thinking is defined and not enable_thinking else '<think>' -}}{%- endif -%}"
+)  # fmt: skip
+# Thoughts are left out of every answer, the last one too, and every question opens one.
+R1_DISTILL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}{{ '<|User|>' + m.content }}"
+    "{% else %}{% set content = m.content %}{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{ '<|Assistant|>' + content + '<|finish|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+# The mode stands in the system prompt, where a row may set it too; off, every answer has an empty thought.
+SMOLLM3_SWITCH = (
+    "{%- set on = enable_thinking is not defined or enable_thinking -%}{%- set said = '' -%}{%- set turns = messages -%}"
+    "{%- if messages[0].role == 'system' -%}{%- set said = messages[0].content -%}{%- set turns = messages[1:] -%}"
+    "{%- if '/no_think' in said -%}{%- set on = false -%}{%- elif '/think' in said -%}{%- set on = true -%}{%- endif -%}"
+    "{%- set said = said.replace('/no_think', '').replace('/think', '').rstrip() -%}{%- endif -%}"
+    "{{- '<|im_start|>system\nReasoning Mode: ' + ('/think' if on else '/no_think') + '\n\n' + (said or 'You are a helpful model.') + '<|im_end|>\n' -}}"
+    "{%- for m in turns -%}{%- if m.role == 'assistant' -%}{{- '<|im_start|>assistant\n' + ('' if on else '<think>\n\n</think>\n') + m.content.lstrip('\n') -}}"
+    "{%- else -%}{{- '<|im_start|>' + m.role + '\n' + m.content -}}{%- endif -%}{{- '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' + ('' if on else '<think>\n\n</think>\n') -}}{%- endif -%}"
+)
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 COMMAND_TOKENS = (
     "<BOS_TOKEN>",
@@ -234,7 +297,6 @@ FAMILIES = {
         "<|finish|>",
         "<|finish|>",
         added=("<think>", "</think>"),
-        exact_prompt=False,
     ),
     "qwen3": Family(QWEN3, IM, None, "<|im_end|>", "<|im_end|>", added=("<think>", "</think>")),
     "trimmed": Family(TRIMMED, IM, None, "<|im_end|>", "<|im_end|>"),
@@ -264,6 +326,22 @@ FAMILIES = {
     "plain_spaces": Family(None, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
 }
 
+GLM_TOKENS = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>")
+THOUGHTS = ("<think>", "</think>")
+# Templates that know thinking, beside the others: most tests run through every one of FAMILIES.
+THINKING = {
+    "qwen3": Family(QWEN3_SWITCH, IM, None, "<|im_end|>", "<|im_end|>", added=(*THOUGHTS, "<tool_call>", "</tool_call>")),
+    "qwen3_thinking": Family(QWEN3_THINKING, IM, None, "<|im_end|>", "<|im_end|>", added=THOUGHTS),
+    "qwen3.5": Family(QWEN35, IM, None, "<|im_end|>", "<|im_end|>", added=(*THOUGHTS, "<tool_call>", "</tool_call>")),
+    "qwen3.5_small": Family(QWEN35_SMALL, IM, None, "<|im_end|>", "<|im_end|>", added=THOUGHTS),
+    "glm4.5": Family(GLM45, GLM_TOKENS, None, "<|endoftext|>", "<|endoftext|>", added=THOUGHTS),
+    "glm4.7": Family(GLM47, GLM_TOKENS, None, "<|endoftext|>", "<|endoftext|>", added=THOUGHTS),
+    "r1_distill": Family(
+        R1_DISTILL, ("<|begin|>", "<|finish|>", "<|User|>", "<|Assistant|>"), "<|begin|>", "<|finish|>", "<|finish|>", added=THOUGHTS
+    ),
+    "smollm3": Family(SMOLLM3_SWITCH, IM, None, "<|im_end|>", "<|im_end|>", added=THOUGHTS),
+}
+
 
 @cache
 def _bytes_trained() -> str:
@@ -290,9 +368,9 @@ def _spaces_trained() -> str:
     return whole.to_str()
 
 
-def tokenizer_of(name: str) -> Any:
+def tokenizer_of(name: str, families: dict[str, Family] = FAMILIES) -> Any:
     """A fresh tokenizer of the family."""
-    family = FAMILIES[name]
+    family = families[name]
     backend = Tokenizer.from_str(_spaces_trained() if family.spaces else _bytes_trained())
     backend.add_special_tokens([AddedToken(s, special=True, normalized=False, rstrip=family.rstrip and s != family.bos) for s in family.special])
     backend.add_tokens([AddedToken(s, special=False, normalized=False) for s in family.added])

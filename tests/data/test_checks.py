@@ -10,7 +10,7 @@ import planting
 import pytest
 
 from tunewright.core.config import DataConfig
-from tunewright.core.types import Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Sample
+from tunewright.core.types import Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Sample, Stepwise
 from tunewright.core.words import catalogue
 from tunewright.data.checks import HELD_OUT, TRAIN, Finding, all_checks, points, score, shingles, stops
 from tunewright.data.checks.driver import check, check_rows
@@ -380,3 +380,38 @@ def test_the_score_is_what_the_findings_leave_of_a_hundred():
     found = [Finding("empty", "stop", 60, 100), Finding("duplicates", "warn", 10, 100), Finding("labels", "info", 5, 5)]
     assert [points(f) for f in found] == [40, 4, 0] and score(found, REPORT) == 56
     assert score([Finding("empty", "stop", 1, 1)] * 3, REPORT) == 0 and score([], {"rows_kept": 0}) == 0
+
+
+# ---- judgements
+
+
+def test_judgements_of_one_side_are_found_and_mixed_ones_are_not():
+    def judged(good, line):
+        return Judged([Message("user", f"q {line}"), Message("assistant", f"a {line}")], good, Origin("f.json", line, line))
+
+    for goods, key in (([True] * 8, "one_sided_answers_good"), ([False] * 8, "one_sided_answers_bad")):
+        found = found_in([judged(good, i) for i, good in enumerate(goods, start=1)])
+        assert (found[key].severity, found[key].count) == ("warn", 8) and "8" in found[key].what()
+    assert not any(key.startswith("one_sided") for key in found_in([judged(i != 3, i) for i in range(1, 9)]))
+
+
+def test_steps_of_one_side_are_found():
+    def stepwise(labels, line):
+        steps = tuple((f"s {i} ", good) for i, good in enumerate(labels))
+        said = Message("assistant", "".join(text for text, _ in steps))
+        return Stepwise([Message("user", f"q {line}"), said], all(labels), Origin("f.json", line, line), steps=steps)
+
+    assert "one_sided_steps_good" in found_in([stepwise((True, True), i) for i in range(1, 6)])
+    assert "one_sided_steps_bad" in found_in([stepwise((False,), i) for i in range(1, 6)])
+    assert not any(key.startswith("one_sided") for key in found_in([stepwise((True, False), i) for i in range(1, 6)]))
+
+
+def test_pairs_whose_one_side_or_margin_never_changes_are_found():
+    def pair(line, chosen="", rejected="", margin=None):
+        turns = [[Message("assistant", text or f"{name} {line}")] for name, text in (("c", chosen), ("r", rejected))]
+        return Preference([Message("user", f"q {line}")], *turns, Origin("f.json", line, line), margin=margin)
+
+    for settings, key in (({"chosen": "yes"}, "one_chosen"), ({"rejected": "no"}, "one_rejected"), ({"margin": 1.5}, "one_margin")):
+        found = found_in([pair(i, **settings) for i in range(1, 8)])
+        assert {name for name in found if name.startswith("one_")} == {key}
+        assert not any(name.startswith("one_") for name in found_in([*[pair(i, **settings) for i in range(1, 8)], pair(9, margin=2.0)]))

@@ -60,15 +60,31 @@ def test_truncation_keeps_the_question_the_ends_of_the_answer_and_the_stop_token
     limit = len(whole.branches[0].tokens) - cut
     made = encode([row], renderer, max_tokens=limit, oversize="truncate")
     first, after = whole.facts["last_span"]
-    if after - first - cut < 2:
+    joint = renderer.tokenizer.encode(" [...] ", add_special_tokens=False)
+    if after - first - cut - len(joint) < 2:
         assert [d.reason for d in made.dropped] == ["too_long"]
         return
     branch = made.samples[0].branches[0]
     assert len(branch.tokens) == limit and made.notes["truncated"] == 1
     assert branch.tokens[: first + 1] == whole.branches[0].tokens[: first + 1]
     assert branch.tokens[-1] == renderer.stop_id and branch.learnt[-1] == limit - 1
-    assert len(branch.learnt) == len(branch.weights) == len(whole.branches[0].learnt) - cut
+    head, goes_on = next((i, i + len(joint)) for i in range(first, limit) if branch.tokens[i : i + len(joint)] == joint)
+    # Neither the mark nor the token after it, which may begin inside a word, is learnt; the stop token always is.
+    unlearnt = {*range(head, goes_on), goes_on} - {limit - 1}
+    assert branch.learnt == [i for i in range(limit) if i in whole.branches[0].learnt or i >= first if i not in unlearnt]
+    assert len(branch.weights) == len(branch.learnt) and made.samples[0].facts["last_span"] == (first, limit)
     assert branch.learnt == sorted(set(branch.learnt)) and branch.learnt[0] >= 1
+
+
+def test_a_cut_answer_shows_a_mark_where_its_middle_was(renderer):
+    row = dialogue(1.0, answer="a light tower stands on the cliff and the keeper lives in a house by the sea")
+    length = len(only([row], renderer).branches[0].tokens)
+    branch = encode([row], renderer, max_tokens=length - 20, oversize="truncate").samples[0].branches[0]
+    text = renderer.decode(branch.tokens)
+    assert text.count(" [...] ") == 1
+    head, tail = text.split("assistant\n")[-1].removesuffix("<|im_end|>").split(" [...] ")
+    answer = row.messages[-1].content
+    assert answer.startswith(head) and answer.endswith(tail) and head and tail
 
 
 def test_questions_that_alone_are_too_long_are_dropped_even_when_truncating(renderer):

@@ -137,8 +137,8 @@ def test_answers_without_learnt_stop_tokens_are_refused(write):
     renderer = Renderer(tokenizer_of("chatml"))
     rendered = renderer.render_many
 
-    def without_stops(dialogues):
-        made = rendered(dialogues)
+    def without_stops(dialogues, forms=None):
+        made = rendered(dialogues, forms)
         for out in (one for one in made if isinstance(one, Rendered)):
             out.spans, out.stop_index = [(a, b - 1) for a, b in out.spans], [None for _ in out.spans]
         return made

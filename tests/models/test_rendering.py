@@ -42,11 +42,11 @@ def dialogue(num_turns, system, texts=None):
 
 
 def bare(text, family):
-    """The learnt text without its stop token and the empty thinking that Qwen3 writes before a last answer."""
+    """The learnt text without its stop token."""
     for stop in family.stop.split("|<") if "|<" in family.stop else [family.stop]:
         stop = stop if stop.startswith("<") else "<" + stop
         text = text.removesuffix(stop)
-    return text.strip().removeprefix("<think>\n\n</think>").strip()
+    return text.strip()
 
 
 def stops_of(name):
@@ -89,18 +89,18 @@ def test_question_has_the_same_ids_in_training_and_in_chat(name, data):
         rendered = renderer.render(messages)
     except CannotRender as error:
         pytest.fail(f"{error} for {texts}")
-    if not FAMILIES[name].exact_prompt:
-        assert "prompt_differs" in rendered.notes
-        return
+    assert "prompt_differs" not in rendered.notes
     last = rendered.turns[-1]
-    asked = renderer.prompt(messages[:last])
+    form = renderer.form_of(m.content for m in messages if m.role == "assistant")
+    asked = renderer.prompt(messages[:last], form=form)
     assert asked == rendered.ids[: rendered.spans[-1][0]]
     for (first, after), turn in zip(rendered.spans, rendered.turns, strict=True):
         text = renderer.decode(rendered.ids[first:after])
         expected = "".join(messages[turn].content.split())
         assert expected in "".join(text.split())
         if name not in ("mistral", "mistral_v3"):  # moves the system prompt into the last question
-            assert renderer.prompt(messages[:turn]) == rendered.ids[:first]
+            # Before an earlier answer the template writes no thought, not even an empty one.
+            assert rendered.ids[:first] in [renderer.prompt(messages[:turn], form=one) for one in (form, "default")]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if FAMILIES[n].template and n != "no_generation_prompt"])
@@ -129,8 +129,8 @@ def test_typed_control_tokens_stay_text(name, role):
         assert f"a{token}b" in renderer.decode(rendered.ids).replace(" ", "") or family.spaces
         for (first, after), stop in zip(rendered.spans, rendered.stop_index, strict=True):
             assert stop == after - 1 and not special & set(rendered.ids[first:stop])
-        asked = renderer.prompt(messages[:-1])
-        assert not family.exact_prompt or asked == rendered.ids[: rendered.spans[-1][0]]
+        asked = renderer.prompt(messages[:-1], form=renderer.form_of([messages[-1].content]))
+        assert asked == rendered.ids[: rendered.spans[-1][0]]
 
 
 def test_typed_control_tokens_in_tools_and_texts_stay_text():
@@ -158,12 +158,13 @@ def test_thinking_is_learnt_in_the_last_turn_and_left_out_of_earlier_ones(though
     assert rendered.notes == ["thinking_stripped"]
 
 
-def test_empty_thinking_that_the_template_writes_is_learnt_because_the_model_must_write_it():
+def test_empty_thinking_that_the_template_writes_belongs_to_the_question_and_is_not_learnt():
     renderer = renderer_of("qwen3")
     rendered = renderer.render(dialogue(1, False))
     first, after = rendered.spans[0]
-    assert renderer.decode(rendered.ids[first:after]) == "<think>\n\n</think>\n\nanswer 0 there<|im_end|>"
-    assert rendered.ids[:first] == renderer.prompt(dialogue(1, False)[:1])
+    assert renderer.decode(rendered.ids[first:after]) == "answer 0 there<|im_end|>"
+    assert renderer.decode(rendered.ids[:first]).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert rendered.ids[:first] == renderer.prompt(dialogue(1, False)[:1], form="answer")
 
 
 def test_template_that_rewrites_an_answer_is_refused_with_a_reason():

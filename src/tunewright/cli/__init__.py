@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tunewright.cli.data import data_app
-from tunewright.cli.speaking import ColumnsFlag, JsonFlag, TrustFlag, print_json, speaks
+from tunewright.cli.speaking import ColumnsFlag, JsonFlag, ThinkFlag, TrustFlag, print_json, speaks
 from tunewright.core.words import say
 
 app = typer.Typer(
@@ -112,6 +112,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help=say("cli.chat.system"))] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help=say("cli.chat.max"))] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help=say("cli.chat.temperature"))] = 0.0,
+    think: ThinkFlag = None,
     trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -123,7 +124,7 @@ def chat(
 
     if base and compare:
         raise UsageError(problem("E-RUN-11", "--base --compare"))
-    answerer = open_target(target, Tell(), base=base)
+    answerer = open_target(target, Tell(), base=base, think=think)
     if compare and answerer.attached is None:
         raise UsageError(problem("E-RUN-12", "--compare", target=target))
     from tunewright.serve.chatting import converse, reply
@@ -256,6 +257,7 @@ def evaluate(
     columns: ColumnsFlag = None,
     data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
     details: Annotated[bool, typer.Option("--details", help=say("cli.evaluate.details"))] = False,
+    think: ThinkFlag = None,
     trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -276,6 +278,7 @@ def evaluate(
         columns=columns_of(columns),
         data_dir=data_dir,
         details=details,
+        think=think,
     )
     if as_json:
         print_json(result)

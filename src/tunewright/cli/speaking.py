@@ -16,6 +16,7 @@ from tunewright.core.words import say
 F = TypeVar("F", bound=Callable[..., Any])
 JsonFlag = Annotated[bool, typer.Option("--json", help=say("cli.json"))]
 ColumnsFlag = Annotated[list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS,...", help=say("cli.columns"))]
+ThinkFlag = Annotated[bool | None, typer.Option("--think/--no-think", help=say("cli.think"))]
 TrustFlag = Annotated[list[str] | None, typer.Option("--trust-code", metavar="sha256:HASH", help=say("cli.trust_code"))]
 """Lets a model's own code run in this command, if it is exactly the code with this hash. `speaks` reads it; no file and no variable can set it."""
 

@@ -45,6 +45,12 @@ def _base_problems(run: RunConfig) -> list[Problem]:
     return found
 
 
+def wanted_rows(run: RunConfig) -> tuple[str, ...]:
+    """The kinds of rows that the objective of a run learns from, the best first."""
+    entry = objectives.get(kind_of(run.objective))
+    return tuple(entry.facts.get("rows", ())) if entry else ()
+
+
 def row_problems(run: RunConfig, kinds: set[type[Any]]) -> list[Problem]:
     """What the objective of a run cannot learn from, among the row types that its data has."""
     name = kind_of(run.objective)

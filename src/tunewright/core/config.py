@@ -58,6 +58,8 @@ class DataConfig(Section):
     """What happens to a longer row: drop it (counted), or cut its answer's middle and keep the stop token."""
     system: str | None = None
     """A system prompt for rows that bring none."""
+    thinking: Literal["auto", "learn", "keep", "off"] = "auto"
+    """Thoughts of answers: learn; keep (shown, not learnt); off (taken out). auto: learn, and rows without one in the template's form without thinking."""
     accept: list[str] = []
     """Names of findings that would stop the run (`swapped_roles`, `too_long`, ...) and are known and wanted."""
     mixing: MixingConfig = MixingConfig()
@@ -67,6 +69,11 @@ class DataConfig(Section):
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
         return _not_bool(value)
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
 
     @field_validator("wording")
     @classmethod

@@ -68,6 +68,38 @@ class Tell:
             self._open = False
 
 
+class Once(Tell):
+    """Passes on to another; a line that was said already is not said again."""
+
+    def __init__(self, inner: Tell):
+        super().__init__()
+        self.inner = inner
+        self._said: set[str] = set()
+
+    @property
+    def colour(self) -> bool:
+        """Whether colours make sense there."""
+        return self.inner.colour
+
+    def line(self, text: str) -> None:
+        """One finished line, the first time."""
+        if text not in self._said:
+            self._said.add(text)
+            self.inner.line(text)
+
+    def start(self, what: str) -> None:
+        """As the other does."""
+        self.inner.start(what)
+
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+        """As the other does."""
+        self.inner.progress(what, done, total, note)
+
+    def finish(self) -> None:
+        """As the other does."""
+        self.inner.finish()
+
+
 class Quiet(Tell):
     """Says nothing."""
 

@@ -153,6 +153,8 @@ class Answer:
 
 
 Row = Conversation | PlainText | Preference | Judged | Prompt
+WITHOUT_DIFFERENCE = "groups_without_difference"
+"""The figure of a round: the share of groups whose answers all have one reward."""
 ROW_KINDS = {Conversation: "conversation", PlainText: "text", Preference: "preference", Judged: "judged", Prompt: "prompt", Stepwise: "stepwise"}
 """The words of `Needs.rows`."""
 

@@ -25,7 +25,7 @@ def describe(report: dict[str, Any], colour: bool = False) -> str:
         lines.append("  " + say("data.say.held_out_reason", count=entry["count"], what=entry["what"], examples=", ".join(places(entry))))
     lines += report.get("parts", [])
     lines += [one["what"] for one in report.get("findings", ()) if one["key"] == "passed_over"]
-    if report["tokens_total"] is not None:
+    if report["tokens_total"] is not None and report["train"]:
         lines += _token_lines(report)
     lines += [say("data.say.mixing", entry=number + 1, **one) for number, one in enumerate(report.get("mixing", ()))]
     lines += [f"! {warning}" for warning in report["warnings"]]

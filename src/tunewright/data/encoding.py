@@ -4,7 +4,8 @@ A dialogue is one branch: all assistant turns are learnt, each with its message'
 text is learnt from its second token on. A preference is two branches (`chosen`, `rejected`) in which only the turns after the shared prompt count; a
 judged answer is one branch (`good` or `bad`) in which only the last answer counts; a prompt is one branch without a learnt token.
 Tokens after the last learnt one are left out: nothing is ever predicted from them.
-A row longer than `max_tokens` is dropped, or the middle of its last answer is cut out and the stop token kept; both are counted.
+A row longer than `max_tokens` is dropped, or the middle of its last answer is cut out and the stop token kept; both are counted. A mark stands where the
+middle was: it is not learnt, nor is the first token after it, so that no false word is taught.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tunewright.models.rendering import CannotRender
 if TYPE_CHECKING:
     from tunewright.models.rendering import Rendered, Renderer
 
+CUT_MARK = " [...] "
 FEWEST_ANSWER_TOKENS = 2  # one token of the answer and its stop token: less teaches nothing
 Span = tuple[int, int, float]
 """Learnt tokens [first, after) and their weight."""
@@ -60,6 +62,8 @@ class EncodedRow:
     branches: list[EncodedBranch]
     facts: dict[str, Any]
     notes: list[str]
+    thought_tokens: int = 0
+    """Learnt tokens of thoughts."""
 
     def sample(self, index: int, origin: Origin) -> Sample:
         """The sample. The row's weight stands in the branches already; sample.weight stays 1, so that nobody applies it twice."""
@@ -75,6 +79,7 @@ def encode(rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, o
         else:
             out.samples.append(made.sample(index, rows[index].origin))
             out.notes.update(made.notes)
+            out.notes.update({"thought_tokens": made.thought_tokens} if made.thought_tokens else ())
     return out
 
 
@@ -85,8 +90,10 @@ def encode_rows(
 
     `documents`: running text may have any length, because `documents.windows` cuts it.
     """
-    wanted = [(messages, row.tools) for row in rows if not isinstance(row, (PlainText, Prompt)) for messages in _dialogues(row)]
-    rendered = iter(renderer.render_many(wanted))
+    asked = [row for row in rows if not isinstance(row, (PlainText, Prompt))]
+    wanted = [(messages, row.tools) for row in asked for messages in _dialogues(row)]
+    forms = [form for row in asked for form in [renderer.form_of_row(row)] * (2 if isinstance(row, Preference) else 1)]
+    rendered = iter(renderer.render_many(wanted, forms))
     out: list[EncodedRow | Dropped] = []
     for row in rows:
         try:
@@ -95,18 +102,18 @@ def encode_rows(
                 tokens = renderer.prompt(row.messages, row.tools)
                 made = EncodedRow([EncodedBranch(tokens, [], "prompt")], {**row.facts, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)}, [])
             elif isinstance(row, PlainText):
-                made = _encoded(row, [renderer.render_text(row)])
+                made = _encoded(row, [renderer.render_text(row)], renderer)
             else:
                 found = [next(rendered) for _ in _dialogues(row)]
                 fault = next((one for one in found if isinstance(one, CannotRender)), None)
                 if fault:
                     raise fault
-                made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)])
+                made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)], renderer)
                 if isinstance(row, Stepwise) and made.branches[0].spans:
                     made.facts["steps"] = _steps(row, made.branches[0], renderer)
             if not isinstance(row, PlainText) and row.tools and not renderer.writes_tools(_dialogues(row)[0], row.tools):
                 made.notes.append("tools_unwritten")
-            out.append(_judged(row, made, None if documents and isinstance(row, PlainText) else max_tokens, oversize))
+            out.append(_judged(row, made, None if documents and isinstance(row, PlainText) else max_tokens, oversize, renderer))
         except CannotRender as error:
             out.append(Dropped(row.origin, error.reason, error.detail))
     return out
@@ -116,7 +123,7 @@ def _dialogues(row: Conversation | Preference | Judged | Prompt) -> list[list[Me
     return [[*row.prompt, *row.chosen], [*row.prompt, *row.rejected]] if isinstance(row, Preference) else [row.messages]
 
 
-def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str) -> EncodedRow | Dropped:
+def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str, renderer: Renderer) -> EncodedRow | Dropped:
     """The row, cut where it is too long and may be, or why it is dropped."""
     asks = isinstance(row, Prompt)
     if not asks and not all(branch.spans for branch in made.branches):
@@ -127,11 +134,14 @@ def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str) -
         length = len(branch.tokens)
         if max_tokens is None or length <= max_tokens:
             continue
-        if asks or isinstance(row, Stepwise) or oversize == "drop" or not _cut(branch, max_tokens):
+        if asks or isinstance(row, Stepwise) or oversize == "drop":
+            return Dropped(row.origin, "too_long", f"{length} > {max_tokens}")
+        first = branch.spans[-1][0]
+        if not _cut(branch, max_tokens, renderer.piece(CUT_MARK)):
             return Dropped(row.origin, "too_long", f"{length} > {max_tokens}")
         made.facts["truncated"] = True
         if branch is made.branches[0]:
-            made.facts["last_span"] = branch.spans[-1][:2]
+            made.facts["last_span"] = (first, branch.spans[-1][1])
         made.notes.append("truncated")
     made.notes.append(ROW_KINDS[type(row)])
     return made
@@ -165,7 +175,7 @@ def step_ends(tokens: Sequence[int], steps: Sequence[str], decode: Callable[[Seq
     return ends
 
 
-def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list[Rendered]) -> EncodedRow:
+def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list[Rendered], renderer: Renderer) -> EncodedRow:
     """The branches of a row, with what is learnt of each and at which weight."""
     facts: dict[str, Any] = {"answers": 0, "stops_learnt": 0}
     if isinstance(row, PlainText):
@@ -184,7 +194,25 @@ def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list
     for one, (weights, role) in zip(rendered, plans, strict=True):
         made.branches.append(_branch(one, weights, role, facts))
         made.notes += [*one.notes, *["neutralised"] * one.neutralised]
+    if not isinstance(row, PlainText) and renderer.thinking.by_rows:
+        _note_thoughts(row, rendered, [weights for weights, _ in plans], renderer, made)
     return made
+
+
+def _note_thoughts(
+    row: Conversation | Preference | Judged, rendered: list[Rendered], weights: list[list[float]], renderer: Renderer, made: EncodedRow
+) -> None:
+    """Count a row with thoughts and their learnt tokens, or, where the template knows thinking, one without."""
+    thinks = False
+    for messages, one, factors in zip(_dialogues(row), rendered, weights, strict=True):
+        for k, (turn, weight) in enumerate(zip(one.turns, factors, strict=True)):
+            if weight <= 0 or not renderer.has_thought(messages[turn].content):
+                continue
+            thinks = True
+            if not renderer.thinking.leaves_out and not renderer.thinking.hides:
+                made.thought_tokens += renderer.thought_tokens(one, k)
+    if thinks or renderer.thinks:
+        made.notes.append("rows_thinking" if thinks else "rows_not_thinking")
 
 
 def _branch(rendered: Rendered, weights: list[float], role: str, facts: dict[str, Any]) -> EncodedBranch:
@@ -203,14 +231,16 @@ def _branch(rendered: Rendered, weights: list[float], role: str, facts: dict[str
     return EncodedBranch(rendered.ids[: spans[-1][1]] if spans else [], spans, role)
 
 
-def _cut(branch: EncodedBranch, max_tokens: int) -> bool:
-    """Take the middle out of the last span until the branch fits. False where too little would stay; nothing is changed then."""
+def _cut(branch: EncodedBranch, max_tokens: int, joint: list[int]) -> bool:
+    """Put `joint` in the place of the middle of the last span until the branch fits. False where too little would stay; nothing is changed then."""
     first, after, weight = branch.spans[-1]
-    excess = len(branch.tokens) - max_tokens
+    excess = len(branch.tokens) - max_tokens + len(joint)
     keep = after - first - excess
     if keep < FEWEST_ANSWER_TOKENS:
         return False
     head = first + (keep + 1) // 2
-    branch.tokens = branch.tokens[:head] + branch.tokens[head + excess :]
-    branch.spans[-1] = (first, after - excess, weight)
+    branch.tokens = [*branch.tokens[:head], *joint, *branch.tokens[head + excess :]]
+    end, goes_on = len(branch.tokens), head + len(joint)
+    # What follows the mark begins anywhere, perhaps inside a word; the stop token is learnt also where it is all that is left.
+    branch.spans[-1:] = [(first, head, weight), (min(goes_on + 1, end - 1), end, weight)]
     return True

@@ -14,7 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ class _Entry:
 def inspect(
     config: DataConfig, renderer: Renderer | None, context_length: int | None = None, seed: int = 0, needs_tokens: bool = True,
     *, to_train: bool = True, workers: int | str | None = None, refuse: bool = True, check: bool = True, pack: int | None = None,
+    wants: Sequence[str] = (),
 ) -> DataSet:  # fmt: skip
     """Read, shape, encode, check and split the data of a run, and report on it (keys in `docs/data.md`).
 
@@ -85,18 +86,21 @@ def inspect(
     Raises DataError for everything that would make the run worthless; with `refuse` False only for files that cannot be read. `check` False leaves out
     the checks of the rows; `to_train` False reads what folders have for measuring.
     `pack` says that rows of running text are documents (`data.documents`), and how many tokens of short ones make a sample.
+    `wants` are the kinds of rows that the objective learns from, the best first: they decide where columns could be read as two formats.
     """
     started = time.perf_counter()
     entries = _entries(config, to_train)
     tokens = needs_tokens and renderer is not None
+    if renderer is not None:
+        renderer.thinking = replace(renderer.thinking, mode=config.thinking)
     limits = [n for n in (config.max_tokens, context_length) if n is not None]
     light = Light.of(renderer.tokenizer) if renderer is not None and tokens else None
     recipe = _recipe(config, renderer if tokens else None, light, min(limits, default=None), check, pack is not None)
     files = list(dict.fromkeys(path for entry in entries for one in entry.found for path in one.files))
     size = sum(path.stat().st_size for path in files if path.is_file())
-    run = _Run(config, renderer if tokens else None, recipe, entries, seed, worker_count(size, workers) if light or not tokens else 0)
+    run = _Run(config, renderer if tokens else None, recipe, entries, seed, worker_count(size, workers) if light or not tokens else 0, wants)
     if size >= token_cache.SMALLEST_BYTES and (light or not tokens) and _is_ours(entries):
-        key = token_cache.key_of(_key_facts(config, recipe, light, seed, renderer), [*files, *_registries(config, entries)])
+        key = token_cache.key_of(_key_facts(config, recipe, light, seed, renderer) | {"wants": [*wants]}, [*files, *_registries(config, entries)])
         store, was_kept = token_cache.kept(key, run.build)
     else:
         store, was_kept = run.build(None), False
@@ -173,7 +177,8 @@ def _number(value: float | str | None) -> float | None:
 
 
 def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, max_tokens: int | None, check: bool, documents: bool) -> Recipe:
-    control = sorted(str(token.content) for token in renderer.tokenizer.added_tokens_decoder.values()) if renderer is not None else []
+    control = sorted(renderer.control) if renderer is not None else []
+    added = {str(token.content) for token in renderer.tokenizer.added_tokens_decoder.values()} if renderer is not None else set()
     state = light.state() if light is not None else None
     return Recipe(
         state,
@@ -186,6 +191,8 @@ def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, 
         control,
         check,
         documents,
+        asdict(renderer.thinking) if renderer is not None else {},
+        sorted(added.difference(control)),
     )
 
 
@@ -225,7 +232,10 @@ def _key_facts(config: DataConfig, recipe: Recipe, light: Light | None, seed: in
 class _Run:
     """One set being built."""
 
-    def __init__(self, config: DataConfig, renderer: Renderer | None, recipe: Recipe, entries: list[_Entry], seed: int, count: int):
+    def __init__(
+        self, config: DataConfig, renderer: Renderer | None, recipe: Recipe, entries: list[_Entry], seed: int, count: int, wants: Sequence[str] = ()
+    ):
+        self.wants = wants
         self.config, self.renderer, self.recipe, self.entries, self.seed, self.count = config, renderer, recipe, entries, seed, count
         self.formats: list[str] = []
         self.encodings: list[str] = []
@@ -292,7 +302,7 @@ class _Run:
         first = list(islice(rows, LOOKED_AT))
         there = list(dict.fromkeys(key for row in first if isinstance(row.value, dict) for key in row.value))
         try:
-            shaper = Shaper(first, one.format, one.columns, wording=self.config.wording, labels=self.config.labels)
+            shaper = Shaper(first, one.format, one.columns, wording=self.config.wording, labels=self.config.labels, wants=self.wants)
             if one.columns:
                 for row in first:
                     shaper.row(row)

@@ -63,6 +63,10 @@ class Recipe:
     check: bool = True
     documents: bool = False
     """Running text longer than `max_tokens` is cut into windows."""
+    thinking: dict[str, Any] = field(default_factory=dict)
+    """The renderer's `Thinking`."""
+    words: list[str] = field(default_factory=list)
+    """Added tokens that are no control tokens: written in a row, they are those tokens."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Kitchen:
 
     def __init__(self, recipe: Recipe, renderer: Renderer | None):
         self.recipe, self.renderer = recipe, renderer
-        self.checks: list[Check] = all_checks(recipe.control) if recipe.check else []
+        self.checks: list[Check] = all_checks(recipe.control, recipe.words) if recipe.check else []
 
     def do(self, job: Job) -> Done:
         """Shape, encode and check the rows of a job."""
@@ -116,6 +120,8 @@ class Kitchen:
             rows, raw, encoded = [row for row, _, _ in found], [value for _, value, _ in found], [one for _, _, one in found]
             for one in encoded:
                 notes.update(one.notes)
+                if one.thought_tokens:
+                    notes["thought_tokens"] += one.thought_tokens
         lost = [(one.origin.line, one.origin.row, one.reason, one.detail) for one in dropped]
         columns = token_store.pack(rows, encoded, 0, 0)
         return Done(columns, len(rows), keys_of(rows, raw), lost, dict(notes), seen, marshal.dumps(self._features(rows, encoded)), ledger)
@@ -193,6 +199,7 @@ def serve() -> None:
 
     from tunewright.models.light import Light
     from tunewright.models.rendering import Renderer
+    from tunewright.models.thinking import Thinking
 
     # Ctrl-C is the parent's; a worker ends with its pipe. Whatever prints must not write between the messages.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -200,7 +207,8 @@ def serve() -> None:
     os.dup2(2, 1)
     try:
         recipe = Recipe(**_receive(sys.stdin.buffer))
-        renderer = Renderer(Light.from_state(recipe.tokenizer), recipe.stop_ids) if recipe.tokenizer else None
+        thinking = Thinking(**recipe.thinking)
+        renderer = Renderer(Light.from_state(recipe.tokenizer), recipe.stop_ids, thinking) if recipe.tokenizer else None
         kitchen = Kitchen(recipe, renderer)
         # What was loaded stays; jobs make lists by the hundred thousand and hardly a cycle, so looking for cycles every 700 objects is time lost.
         gc.freeze()

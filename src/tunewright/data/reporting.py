@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +54,14 @@ def facts_of(
     different = np.unique(train)
     whole, asked = gathered.keys[:, 2], gathered.keys[:, 0]
     both = np.concatenate([whole[different], whole[held]])
+    thinking = _thinking_facts(gathered.train.notes, renderer)
     facts: dict[str, Any] = {
         "rows_read": tally.read, "rows_kept": gathered.num_train - gathered.train.notes[PIECES], "rows_dropped": tally.dropped, "reasons": tally.reasons,
         "dropped": [text for _, _, text in sorted(tally.listed, key=lambda one: one[:2])[:LISTED]],
         "format": ", ".join(dict.fromkeys(formats)), "files": list(dict.fromkeys(files)), "encoding": ", ".join(dict.fromkeys(encodings)),
         "duplicates": len(both) - len(np.unique(both)), "held_out_overlap": int(np.isin(asked[held], asked[different]).sum()),
         "train": len(train), "held_out": len(held), "held_out_dropped": gathered.held.dropped, "held_out_reasons": gathered.held.reasons,
-        "kinds": dict(sorted(gathered.kinds.items())), "columns": columns_of(gathered),
+        "kinds": dict(sorted(gathered.kinds.items())), "columns": columns_of(gathered), "thinking": thinking,
         "notes": {key: count for key, count in sorted((gathered.train.notes).items()) if count},
     }  # fmt: skip
     return facts | (_token_facts(writer, train, renderer) if renderer is not None else dict.fromkeys(TOKEN_KEYS))
@@ -73,6 +75,28 @@ def columns_of(gathered: Gathered) -> dict[str, Any]:
     used, unused = whole.used(), whole.unused()
     found = len({*used, *(one["name"] for one in unused if not one["name"].startswith(OF_TURNS))})
     return {"found": found, "used": used[:MOST_COLUMNS], "unused": unused[:MOST_COLUMNS]}
+
+
+def _thinking_facts(notes: Counter[str], renderer: Renderer | None) -> dict[str, Any] | None:
+    """What was done with thoughts, taken out of the notes; None without tokens."""
+    names = {
+        "rows_thinking": "rows_with_thoughts",
+        "rows_not_thinking": "rows_without",
+        "thought_tokens": "tokens_learnt",
+        "empty_thought": "empty_not_learnt",
+    }
+    found = {ours: notes.pop(note, 0) for note, ours in names.items()}
+    notes.pop("thoughts_left_out", None)
+    if renderer is None:
+        return None
+    thinking = renderer.thinking
+    habit = thinking.habit
+    if thinking.mode != "auto":
+        habit = thinking.mode != "off"
+    elif thinking.by_rows and (found["rows_with_thoughts"] or found["rows_without"]):
+        habit = found["rows_with_thoughts"] > 0
+    kind = "switch" if renderer.has_switch else "shape" if renderer.thinks else "none"
+    return {"mode": thinking.mode, "template": kind, "asked": habit, "by_rows": thinking.by_rows, **found}
 
 
 def _token_facts(writer: Writer, train: np.ndarray, renderer: Renderer) -> dict[str, Any]:
@@ -296,4 +320,22 @@ def _warnings(report: dict[str, Any]) -> list[str]:
         found.append(say("data.warning.stop_share", share=f"{report['stop_learnt_share']:.0%}"))
     if report["template"] == "plain":
         found.append(say("data.warning.plain_template"))
-    return found + [note(key, count) for key, count in report["notes"].items()]
+    return found + _thinking_lines(report.get("thinking")) + [note(key, count) for key, count in report["notes"].items()]
+
+
+def _thinking_lines(thinking: dict[str, Any] | None) -> list[str]:
+    """What was done with thoughts, in sentences; none where neither the rows nor the template have any and nothing was asked for."""
+    if thinking is None:
+        return []
+    mode, rows, without = thinking["mode"], thinking["rows_with_thoughts"], thinking["rows_without"]
+    found = []
+    if rows:
+        done = {"off": "left_out", "keep": "kept"}.get(mode, "learnt")
+        found.append(say(f"data.thinking.{done}", rows=rows, tokens=f"{thinking['tokens_learnt']:,}"))
+    if without:
+        found.append(say("data.thinking.answer_only" if thinking["template"] == "switch" else "data.thinking.answer_only_shape", rows=without))
+    if thinking["empty_not_learnt"]:
+        found.append(say("data.thinking.empty", count=thinking["empty_not_learnt"]))
+    if mode in ("off", "keep") and thinking["template"] != "switch":
+        found.append(say("data.thinking.no_switch" if rows or thinking["template"] == "shape" else "data.thinking.no_effect", mode=mode))
+    return found

@@ -1,7 +1,8 @@
 """Raw rows to rows: which format a file has, and what could not be used.
 
 The format is told from the first rows: every registered format says how much each of them resembles it, and the highest sum wins. A tie, or
-nothing at all, is an error that lists the columns that were found and what each format needs; `data.format` and `data.columns` decide then.
+nothing at all, is an error that lists the columns that were found and what each format needs; `data.format` and `data.columns` decide then. A tie is
+settled by the objective, where only one of the formats makes rows that it learns from, or learns from best.
 
 `Shaper` converts one row at a time, for sets that are streamed; `shape` converts a list.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from tunewright.core.errors import DataError, problem
 from tunewright.core.registry import formats
-from tunewright.core.types import Origin, Row
+from tunewright.core.types import ROW_KINDS, Origin, Row
 from tunewright.data.formats.common import Columns, Unusable, plain_name
 from tunewright.data.formats.ledger import Ledger
 from tunewright.data.naming import RUNNING_TEXT, printable, refuse_prompt_with_answer, refuse_text_with_answer, require_read, shown_names, unknown
@@ -48,7 +49,8 @@ class Shaped:
 
 
 class Shaper:
-    """Rows of one source in one format, one at a time. `first` are its first rows (up to LOOKED_AT), from which `auto` tells the format.
+    """Rows of one source in one format, one at a time. `first` are its first rows (up to LOOKED_AT), from which `auto` tells the format; `wants` are the
+    kinds of rows that the objective learns from, the best first, which decide where the columns leave it open.
 
     Raises DataError for a format that is unknown, ambiguous or absent. `format` is the name, `notes` counts what was converted.
     """
@@ -61,9 +63,10 @@ class Shaper:
         *,
         wording: str | None = None,
         labels: Sequence[str] | None = None,
+        wants: Sequence[str] = (),
     ):
         self._columns = Columns(columns, wording, labels)
-        self.format = detect(first, self._columns) if format_name == "auto" else format_name
+        self.format = detect(first, self._columns, wants) if format_name == "auto" else format_name
         entry = formats.get(self.format)
         if entry is None:
             guess = formats.guess(self.format) or "auto"
@@ -111,12 +114,15 @@ def shape(
     return Shaped(rows, dropped, shaper.format, shaper.notes, shaper.ledger)
 
 
-def detect(raw: Sequence[RawRow], columns: Columns) -> str:
-    """The name of the format that the first rows resemble most. Raises DataError where none does, two do alike, or a text has its answer beside it."""
+def detect(raw: Sequence[RawRow], columns: Columns, wants: Sequence[str] = ()) -> str:
+    """The name of the format that the first rows resemble most. Raises DataError where none does, two do alike and `wants` does not decide, or a text has its
+    answer beside it."""
     objects = [columns.renamed(one.value) for one in raw[:LOOKED_AT] if isinstance(one.value, dict)]
     scores = {entry.name: sum(entry.facts["looks_like"](row) for row in objects) for entry in formats if "looks_like" in entry.facts}
     best = max(scores.values(), default=0)
     winners = [name for name, score in scores.items() if score == best and score]
+    if len(winners) > 1:
+        winners = _wanted(winners, raw, columns, wants)
     where = raw[0].origin.file if raw else "data.train"
     if len(winners) == 1 and not (best <= len(objects) and _answers_nothing(winners[0], raw[:LOOKED_AT], columns)):
         if winners[0] in RUNNING_TEXT:
@@ -142,6 +148,18 @@ def _answers_nothing(name: str, raw: Sequence[RawRow], columns: Columns) -> bool
         if not isinstance(made, Unusable) or made.reason not in ("no_answer", "not_an_object"):
             return False
     return bool(raw)
+
+
+def _wanted(names: list[str], raw: Sequence[RawRow], columns: Columns, wants: Sequence[str]) -> list[str]:
+    """Those of several formats that make rows of the kind that is wanted most; all of them where none does."""
+    kinds: dict[str, str] = {}
+    for name in names:
+        entry = formats.get(name)
+        assert entry is not None
+        # Looked at only: what is converted on the way is counted when the rows are read.
+        made = [entry.function(one.value, one.origin, Columns(columns, columns.wording, columns.labels)) for one in raw[:LOOKED_AT]]
+        kinds[name] = next((ROW_KINDS[type(row)] for row in made if type(row) in ROW_KINDS), "")
+    return next((found for kind in wants if (found := [name for name in names if kinds[name] == kind])), names)
 
 
 def _columns(raw: Sequence[RawRow]) -> list[str]:

@@ -100,6 +100,7 @@ def show_row(config: DataConfig, opened: Opened | None, number: int | None) -> S
     row = rows[number - 1]
     if opened is None:
         return replace(shown(number, row, None, None), **more)
+    opened.renderer.thinking = replace(opened.renderer.thinking, mode=config.thinking)
     made = encode([row], opened.renderer, max_tokens=None)
     if not made.samples:
         raise DataError(problem("E-DATA-57", str(row.origin), reason=reason_text(made.dropped[0].reason)))
@@ -114,7 +115,7 @@ def shown(number: int, row: Row, sample: Sample | None, renderer: Renderer | Non
         for branch in sample.branches:
             weights = dict(zip(branch.learnt, branch.weights, strict=True))
             tokens = tokens_of(branch.tokens[:MOST_TOKENS], weights, renderer)
-            branches.append(ShownBranch(branch.role, tokens, len(branch.tokens)))
+            branches.append(ShownBranch("text" if isinstance(row, PlainText) else branch.role, tokens, len(branch.tokens)))
     return Shown(number, str(row.origin), ROW_KINDS[type(row)], branches, turns)
 
 

@@ -9,14 +9,15 @@ from tunewright.core.types import Branch, Conversation, Judged, Message, Prefere
 from tunewright.engine.on_policy import OnPolicyStepper
 from tunewright.engine.rounds import Asking, RoundStepper
 from tunewright.engine.sampling import Sampler
+from tunewright.models.thinking import without_thoughts
 
 
 def facts_of(row: Row) -> dict[str, Any]:
-    """What reward functions may know of a row: its own columns, and the answer it came with as `answer`."""
+    """What reward functions may know of a row: its own columns, and the answer it came with, without its thoughts, as `answer`."""
     if isinstance(row, Prompt):
         return dict(row.facts)
     if isinstance(row, (Conversation, Preference, Judged)):
-        return {"answer": row.answer()}
+        return {"answer": without_thoughts(row.answer())}
     return {}
 
 

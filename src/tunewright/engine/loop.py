@@ -16,7 +16,7 @@ from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CheckpointError, TrainingError, problem
 from tunewright.core.sequences import Joined, Picked
 from tunewright.core.telling import Tell
-from tunewright.core.types import Sample
+from tunewright.core.types import WITHOUT_DIFFERENCE, Sample
 from tunewright.core.words import say
 from tunewright.engine import checkpoint
 from tunewright.engine.events import EventLog
@@ -57,6 +57,8 @@ class Progress:
     held_out_figures_all: dict[str, float] = field(default_factory=dict)
     held_out_rewards_before: list[float] = field(default_factory=list)
     """Rewards of the answers to the held-out prompts before training, where a run learns from rewards."""
+    groups_alike: float | None = None
+    """Summed over the steps: the share of groups whose answers all had one reward, where a run compares answers with others to the same question."""
     best_step: int | None = None
     best_loss: float | None = None
     best_figures: dict[str, float] = field(default_factory=dict)
@@ -221,6 +223,8 @@ class Loop:
         p.label_tokens += report.label_tokens
         p.first_loss = report.loss if p.first_loss is None else p.first_loss
         p.final_loss = report.loss
+        if WITHOUT_DIFFERENCE in report.figures:
+            p.groups_alike = (p.groups_alike or 0.0) + report.figures[WITHOUT_DIFFERENCE]
         self._record(report, rate, seconds)
         if report.applied:
             p.skipped_in_a_row = 0

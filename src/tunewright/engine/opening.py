@@ -26,6 +26,7 @@ from tunewright.models.fast import accelerate
 from tunewright.models.generate import AnsweringModel, answering
 from tunewright.models.quantised import keep_base
 from tunewright.models.rendering import Renderer
+from tunewright.models.thinking import Thinking
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -39,6 +40,15 @@ class Target:
     adapter: Path | None
     run: Path | None
     settings: dict[str, Any]
+    think: bool | None = None
+    """How it is asked, if told: with thinking (`--think`) or without. None: as the run was."""
+
+    @property
+    def thinking(self) -> Thinking:
+        """What is done with thoughts: as in the run, unless told otherwise."""
+        known = run_folder.read_data_report(self.run).get("thinking") if self.run is not None else None
+        known = known if isinstance(known, dict) else {}
+        return Thinking(str(self.settings.get("data.thinking") or "auto"), self.think, known.get("by_rows", True), known.get("asked"))
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -59,11 +69,11 @@ class Target:
 
     def renderer(self) -> Renderer:
         """How what is opened is asked: its own tokenizer and template, and every stop token that its folders name."""
-        return renderer_of(load.load_tokenizer(self.tokenizer_folder), *self.stated)
+        return renderer_of(load.load_tokenizer(self.tokenizer_folder), *self.stated, thinking=self.thinking)
 
     def base_renderer(self) -> Renderer:
         """How the base is asked: as if nothing had been trained."""
-        return renderer_of(load.load_tokenizer(self.source.folder), self.source.folder)
+        return renderer_of(load.load_tokenizer(self.source.folder), self.source.folder, thinking=self.thinking)
 
 
 @dataclass
@@ -120,13 +130,13 @@ class Opened:
         return self.target.base_renderer()
 
 
-def find(target: str, tell: Tell, *, base: bool = False) -> Target:
-    """What `target` names, its files on this machine. `base` leaves the adapter out.
+def find(target: str, tell: Tell, *, base: bool = False, think: bool | None = None) -> Target:
+    """What `target` names, its files on this machine. `base` leaves the adapter out, `think` says how it is asked.
 
     Raises UsageError for a run without trained weights and ModelError for what cannot be opened.
     """
     spec, adapter, run, settings = _named(target, tell, base)
-    return Target(target, sources.resolve(spec, report=tell.line), None if base else adapter, run, settings)
+    return Target(target, sources.resolve(spec, report=tell.line), None if base else adapter, run, settings, think)
 
 
 def config_folder(target: str) -> Path:
@@ -158,9 +168,9 @@ def _named(target: str, tell: Tell, base: bool) -> tuple[str, Path | None, Path 
     return spec, adapter, run, settings
 
 
-def renderer_of(tokenizer: Any, *stated: Any) -> Renderer:
+def renderer_of(tokenizer: Any, *stated: Any, thinking: Thinking | None = None) -> Renderer:
     """The renderer that training used for this tokenizer and the stop tokens that `stated` name (`load.stop_ids`)."""
-    return Renderer(tokenizer, load.stop_ids(tokenizer, *stated))
+    return Renderer(tokenizer, load.stop_ids(tokenizer, *stated), thinking)
 
 
 def read_config(found: Target) -> Any:
@@ -190,10 +200,11 @@ def base_of(settings: dict[str, Any]) -> BaseConfig:
 
 
 def open_target(
-    target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto", threads: int | Literal["auto"] = "auto"
-) -> Opened:
+    target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto", threads: int | Literal["auto"] = "auto",
+    think: bool | None = None,
+) -> Opened:  # fmt: skip
     """`find` and `load_found` in one: what `target` names, ready to answer."""
-    return load_found(find(target, tell, base=base), dtype=dtype, device=device, threads=threads)
+    return load_found(find(target, tell, base=base, think=think), dtype=dtype, device=device, threads=threads)
 
 
 def use_layout(causal: Any, layout: str) -> None:

@@ -92,6 +92,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     return flatten(content)
 
 
+def read_data_report(folder: Path) -> dict[str, Any]:
+    """data_report.json of a run folder; empty where it cannot be read."""
+    try:
+        return dict(json.loads((folder / "data_report.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a run folder; empty if it was not written yet."""
     try:

@@ -88,16 +88,17 @@ def _share(right: int, count: int) -> dict[str, Any]:
 def exact_match(
     opened: opening.Opened, rows: Sequence[Conversation], max_new_tokens: int, tell: Tell, options: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Greedy answers to every row's question, compared with the row's answer. `context_full` counts answers that the end of the context cut off,
+    """Greedy answers to every row's question, compared with the row's answer, both without their thoughts. `context_full` counts answers that the end of the context cut off,
     `no_room` questions that fill it."""
     what = say("evaluate.answering")
     tell.start(what)
     model = opened.answering
-    prompts = [model.renderer.prompt(row.question(), row.tools) for row in rows]
+    prompts = [model.renderer.question(row) for row in rows]
     answers = answer(model, prompts, max_new_tokens=max_new_tokens, on_batch=lambda done: tell.progress(what, done, len(prompts)))
     tell.finish()
     texts = [one.text for one in answers]
-    verdicts = [matches(row.answer(), text) for row, text in zip(rows, texts, strict=True)]
+    bare = model.renderer.without_thoughts
+    verdicts = [matches(bare(row.answer()), bare(text)) for row, text in zip(rows, texts, strict=True)]
     wrong = [
         {"origin": str(row.origin), "expected": row.answer(), "answer": text} for row, text, v in zip(rows, texts, verdicts, strict=True) if not v[1]
     ]
@@ -131,18 +132,21 @@ def evaluate_target(
     columns: dict[str, str] | None = None,
     data_dir: str | None = None,
     details: bool = False,
+    think: bool | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Measure `target` (run, adapter, model folder, hub id) on the rows of `data` and return the figures (keys in docs/evaluate.md).
 
     `options` None: detected; an empty list: never. `generate` None: answers are written only where there are no options. `base` leaves the adapter out.
-    `details` adds every row's scores. Raises UsageError for what cannot be read or asked, EvaluationError for scores that are not numbers.
+    `details` adds every row's scores; `think` asks with thinking or without, by default as the run was.
+
+    Raises UsageError for what cannot be read or asked, EvaluationError for scores that are not numbers.
     """
     tell, started = tell or Tell(), time.perf_counter()
     wanted = choices.checked(options) if options else None
     if (limit is not None and limit < 1) or (max_new_tokens is not None and max_new_tokens < 1) or (rows_per_pass is not None and rows_per_pass < 1):
         raise UsageError(problem("E-EVAL-05", "--limit --max-new-tokens --rows-per-pass"))
-    found = opening.find(target, tell, base=base)
+    found = opening.find(target, tell, base=base, think=think)
     config = opening.read_config(found)
     context = load.context_of(config)
     if context is not None and found.adapter is not None:
@@ -166,7 +170,8 @@ def _read(
 ) -> DataSet:  # fmt: skip
     """The rows, rendered as for training: with the run's own system prompt where a row brings none."""
     settings: dict[str, Any] = {"train": data, "held_out": 0, "limit": limit, "format": data_format, "columns": columns or {}, "dir": data_dir}
-    return inspect(DataConfig.model_validate({**settings, "system": found.system}), found.renderer(), context, to_train=False)
+    settings |= {"system": found.system, "thinking": found.thinking.mode}
+    return inspect(DataConfig.model_validate(settings), found.renderer(), context, to_train=False, wants=("conversation",))
 
 
 class _Work:
@@ -253,6 +258,8 @@ class _Work:
         report = self.data.report
         kept = {key: report[key] for key in ("rows_read", "rows_kept", "rows_dropped", "reasons", "format", "parts")}
         seconds = {**self.seconds, "total": time.perf_counter() - self.started}
+        if self.found.think is not None and not self.opened.renderer.thinks:
+            self.warnings.append(say("chat.think_no_effect"))
         if report["rows_dropped"]:
             self.warnings.insert(0, say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"]))
         return {

@@ -46,7 +46,7 @@ LOST_KEYS = {
     "deepspeed": "one_device", "fsdp": "one_device", "fsdp_config": "one_device", "use_ray": "one_device",
     "report_to": "tracking", "use_swanlab": "tracking", "resume_from_checkpoint": "resume", "rope_scaling": "rope", "shift_attn": "rope",
     "additional_target": "additional", "modules_to_save": "additional", "resize_vocab": "vocabulary", "init_special_tokens": "word_starts",
-    "new_special_tokens_config": "word_starts", "enable_thinking": "thinking",
+    "new_special_tokens_config": "word_starts",
     "tool_format": "template", "ref_model": "reference", "ref_model_adapters": "reference", "ref_model_quantization_bit": "reference",
     "predict_with_generate": "after", "do_predict": "after", "do_eval": "after", "compute_accuracy": "after", "media_dir": "media",
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini"), "no_rule"),
@@ -286,6 +286,7 @@ def _data(sheet: Sheet) -> None:
     else:
         shared.held_out(sheet, "val_size")
     _several(sheet, names)
+    sheet.take("enable_thinking", "data.thinking", {True: "learn", False: "off"}.get(sheet.get("enable_thinking"), "auto"), "thinking")
     limit = sheet.number("cutoff_len", 2048)
     ours = {"data.max_tokens": limit, "data.oversize": "truncate"}
     if sheet.has("cutoff_len"):

@@ -7,6 +7,7 @@ it forgets, a system prompt that it refuses) the dialogue counts as `completed`,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,8 @@ def prove(renderer: Renderer) -> Proof:
     named = dialogues()
     rendered = renderer.render_many(list(named.values()))
     for (name, (messages, tools)), ours in zip(named.items(), rendered, strict=True):
-        theirs = _theirs(renderer, messages, tools)
+        form = renderer.form_of([m.content for m in messages if m.role == "assistant"])
+        theirs = _theirs(renderer, renderer.shaped(messages, form), tools, renderer.variables(form))
         if isinstance(ours, CannotRender):
             proof.refused[name] = str(ours)
             continue
@@ -103,21 +105,24 @@ def prove(renderer: Renderer) -> Proof:
     return proof
 
 
-def _theirs(renderer: Renderer, messages: list[Message], tools: Any) -> tuple[str, list[int]] | Exception:
+def _theirs(renderer: Renderer, messages: Sequence[Message], tools: Any, variables: dict[str, Any]) -> tuple[str, list[int]] | Exception:
     """Text and ids as another program gets them from the tokenizer."""
     raw = [
         {"role": m.role, "content": m.content} | ({"tool_calls": m.tool_calls} if m.tool_calls else {}) | ({"name": m.name} if m.name else {})
         for m in messages
     ]
     try:
-        text = str(renderer.tokenizer.apply_chat_template(raw, tools=tools, tokenize=False, **renderer.template_arguments()))
+        text = str(renderer.tokenizer.apply_chat_template(raw, tools=tools, tokenize=False, **renderer.template_arguments(), **variables))
     except Exception as error:  # a template is somebody's program
         return error
     return text, [*renderer.lead, *renderer.tokenizer.encode(text, add_special_tokens=False)]
 
 
 def _completed(renderer: Renderer, ours: Rendered, text: str, messages: list[Message]) -> bool:
-    """We wrote the same and then the end token, or merged a system prompt that the template would have left out."""
+    """We wrote the same and then the end token, merged a system prompt that the template would have left out, or kept the last answer's thought, which it
+    leaves out."""
+    if "thought_restored" in ours.notes:
+        return ours.text.startswith(text[: text.rindex(renderer.without_thoughts(messages[-1].content).strip())].rstrip())
     if "system_merged" in ours.notes:
         return messages[0].role == "system" and messages[0].content not in text
     return ours.text == text.rstrip() + renderer.end_text or ours.text == text + renderer.end_text

@@ -21,12 +21,14 @@ from functools import cache
 from typing import Any, Literal
 
 from tunewright.core.errors import DataError, problem
-from tunewright.core.types import Message, PlainText
+from tunewright.core.types import Conversation, Judged, Message, PlainText, Preference, Prompt
 from tunewright.core.words import ASSETS
+from tunewright.models import thinking as thoughts
 from tunewright.models.light import Light
 from tunewright.models.proving import Proof, prove
 from tunewright.models.spelling import Marks, Speller, mark, pattern_of, unmark
 from tunewright.models.splicing import Splicer
+from tunewright.models.thinking import CLOSE, SWITCHES, Form, Thinking
 
 PRIVATE_USE = [chr(code) for code in range(0xF8A0, 0xF8FF)]
 MODELS_OWN, PLAIN = "model's own", "plain"
@@ -56,7 +58,7 @@ class Rendered:
     neutralised: int = 0
     """Control tokens that stood in the data as text and were kept as text."""
     notes: list[str] = field(default_factory=list)
-    """`system_merged`, `thinking_stripped`, `prompt_differs`: what the template made of this row."""
+    """`system_merged`, `thinking_stripped`, `prompt_differs`: what the template made of this row. `empty_thought`, once for each that is not learnt."""
 
 
 @dataclass
@@ -68,6 +70,7 @@ class _Turns:
     tools: list[dict[str, Any]] | None
     marks: Marks
     sentinel: str
+    form: Form
     neutralised: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -81,12 +84,19 @@ class _Place:
     stop: str | None
     sure: bool
     """The stop token is the first of its kind after `start`, so no cut is needed at `end`."""
+    asked: int | None = None
+    """Where the question ends, if the span begins later: an empty thought, or one that is not to be learnt, stands between."""
 
 
 @cache
 def plain_template() -> str:
     """The template of models that bring none, from `assets/templates/plain.jinja`."""
     return (ASSETS / "templates" / "plain.jinja").read_text(encoding="utf-8")
+
+
+def said(messages: Iterable[Message]) -> list[str]:
+    """The answers of a dialogue."""
+    return [m.content for m in messages if m.role == "assistant"]
 
 
 def _compact(text: str) -> str:
@@ -113,12 +123,13 @@ def _shape(turns: _Turns) -> tuple[Any, ...]:
 class Renderer:
     """Renders dialogues and running text with one tokenizer, the same for training, chat and evaluation.
 
-    `extra_stop_ids` are further ids that end an answer (the eos list of the model's generation config).
+    `extra_stop_ids` are further ids that end an answer (the eos list of the model's generation config). `thinking` says what is done with thoughts.
     Raises DataError when the tokenizer has no end token, or its template cannot render one question and one answer.
     """
 
-    def __init__(self, tokenizer: Any, extra_stop_ids: Sequence[int] = ()):
+    def __init__(self, tokenizer: Any, extra_stop_ids: Sequence[int] = (), thinking: Thinking | None = None):
         self.tokenizer = tokenizer
+        self.thinking = thinking or Thinking()
         self.extra_stop_ids = list(extra_stop_ids)
         own = tokenizer.chat_template
         self.template_name = MODELS_OWN if own else PLAIN
@@ -141,38 +152,64 @@ class Renderer:
         self._header = ""
         self._gap = ""
         self._closing = ""
+        self._variables: dict[Form, dict[str, Any]] = {}
+        self.thinks = self.has_switch = self.opens = self._by_answer = self._strips_thoughts = False
+        self._tail = ""
         self.stop_id = self._probe()
+        self._probe_thinking(source)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([self.stop_id, *ends]))
 
     # ---- what others call
 
-    def render_many(self, dialogues: Sequence[tuple[Sequence[Message], list[dict[str, Any]] | None]]) -> list[Rendered | CannotRender]:
+    def render_many(
+        self, dialogues: Sequence[tuple[Sequence[Message], list[dict[str, Any]] | None]], forms: Sequence[Form] | None = None
+    ) -> list[Rendered | CannotRender]:
         """`render` for many dialogues (messages, tools), with the same results, faster: see `splicing`. What cannot be rendered comes back as its error."""
         if self._splicer is None:
             light = Light.of(self.tokenizer)
             self._splicer = Splicer(self, light) if light is not None else False
-        spliced = self._splicer.splice([None if tools else messages for messages, tools in dialogues]) if self._splicer else [None] * len(dialogues)
+        forms = forms or [self.form_of(said(messages)) for messages, _ in dialogues]
+        shaped = [self._shaped(messages, form) for (messages, _), form in zip(dialogues, forms, strict=True)]
+        wanted = [None if tools else messages for (_, tools), (messages, _) in zip(dialogues, shaped, strict=True)]
+        spliced = self._splicer.splice(wanted, forms) if self._splicer else [None] * len(dialogues)
         out: list[Rendered | CannotRender] = []
-        for (messages, tools), fast in zip(dialogues, spliced, strict=True):
+        for (_, tools), (messages, notes), form, fast in zip(dialogues, shaped, forms, spliced, strict=True):
             if fast is not None:
-                notes = ["system_merged"] if fast.merged_system else []
+                notes = [*notes, *(["system_merged"] if fast.merged_system else []), *["empty_thought"] * fast.empty_thoughts]
                 out.append(Rendered(fast.text, fast.ids, fast.spans, [after - 1 for _, after in fast.spans], fast.turns, 0, notes))
                 continue
             try:
-                out.append(self.render(messages, tools))
+                out.append(self._render(messages, tools, form, notes))
             except CannotRender as error:
                 out.append(error)
         return out
 
-    def render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> Rendered:
-        """Ids of a whole dialogue with the span of every assistant turn. Raises CannotRender where a span cannot be proven."""
-        turns = self._prepare(messages, tools)
+    def render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None, form: Form | None = None) -> Rendered:
+        """Ids of a whole dialogue with the span of every assistant turn, in the form that its answers ask for. Raises CannotRender where a span cannot be
+        proven."""
+        form = form or self.form_of(said(messages))
+        shaped, notes = self._shaped(messages, form)
+        return self._render(shaped, tools, form, notes)
+
+    def _render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, form: Form, notes: list[str]) -> Rendered:
+        if (
+            self.thinking.leaves_out
+            and messages
+            and messages[-1].role == "assistant"
+            and not (messages[-1].content.strip() or messages[-1].tool_calls)
+        ):
+            raise CannotRender("only_thoughts")
+        turns = self._prepare(messages, tools, form)
+        turns.notes += notes
         text = self._write(turns)
         self._require_turns(turns)
         answers = [k for k, m in enumerate(turns.messages) if m["role"] == "assistant"]
         places = []
         for k in answers:
-            place, text = self._locate(turns, text, k, last=k == answers[-1] and k == len(turns.messages) - 1)
+            last = k == answers[-1] and k == len(turns.messages) - 1
+            # What stands before the last answer stays as it is, so the earlier turns are where they were found.
+            text = self._with_last_thought(turns, text) if last else text
+            place, text = self._locate(turns, text, k, last=last)
             places.append(place)
         ids, edges = self._tokenise(text, self._cuts(places), turns.marks)
         spans, stops = [], []
@@ -203,9 +240,43 @@ class Renderer:
                 return True  # the row is dropped with the template's own reason
         return self._with_tools[key]
 
-    def prompt(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
+    def form_of(self, answers: Iterable[str] | None) -> Form:
+        """The form of a row with these answers; None: of a question that has none. The one place where `data.thinking` and `--think` are decided."""
+        asked, t = None, self.thinking
+        if t.asked is not None:
+            asked = t.asked
+        elif t.mode == "off":
+            asked = False
+        elif answers is not None and t.by_rows:
+            asked = any(self.has_thought(answer) for answer in answers)
+        else:
+            asked = t.habit if t.mode == "auto" else True
+        if asked is None or not self.thinks:
+            return "default"
+        return "thinking" if asked else "answer"
+
+    def has_thought(self, content: str) -> bool:
+        """Whether an answer has a thought that is not empty; where questions end with its opening, the answer may leave that out."""
+        return CLOSE in content and thoughts.has_thought(thoughts.opened(content) if self.opens else content)
+
+    def without_thoughts(self, content: str) -> str:
+        """What is left of an answer without its thoughts: the text that is compared."""
+        return thoughts.without_thoughts(content, self.opens)
+
+    def question(self, row: Conversation | Preference | Judged | Prompt) -> list[int]:
+        """Ids of a row's question in the form in which its answer is learnt."""
+        return self.prompt(row.question(), row.tools, self.form_of_row(row))
+
+    def form_of_row(self, row: Conversation | Preference | Judged | Prompt) -> Form:
+        """The form of a row: one for both answers of a pair."""
+        if isinstance(row, Prompt):
+            return self.form_of(None)
+        return self.form_of(said([*row.prompt, *row.chosen, *row.rejected] if isinstance(row, Preference) else row.messages))
+
+    def prompt(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None, form: Form | None = None) -> list[int]:
         """Ids of a question, ready for generation: what chat and evaluation ask with."""
-        turns = self._prepare(messages, tools)
+        form = form or self.form_of(None)
+        turns = self._prepare(self._shaped(messages, form)[0], tools, form)
         text = self._ask(turns, len(turns.messages))
         places = []
         for k, message in enumerate(turns.messages):
@@ -231,6 +302,10 @@ class Renderer:
         """Ids of running text, end token included."""
         return self.render_text(plain).ids
 
+    def piece(self, text: str) -> list[int]:
+        """Ids of a piece of text from the middle of a longer one."""
+        return self._speller.ids(text, ("\uf8a0", "\uf8a1"), inside=True)
+
     def proof(self) -> Proof:
         """Our rendering against the model's own chat template, byte for byte, on a set of dialogues."""
         return prove(self)
@@ -239,7 +314,57 @@ class Renderer:
         """The text of ids, control tokens shown."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    # ---- what splicing asks
+    def thought_tokens(self, rendered: Rendered, k: int) -> int:
+        """How many tokens of the k-th answer's span are its thought."""
+        first, after = rendered.spans[k]
+        one = self.tokenizer.convert_tokens_to_ids(CLOSE)
+        if one in rendered.ids[first:after]:
+            return rendered.ids.index(one, first) + 1 - first
+        low, high = 0, after - first
+        if CLOSE not in self.decode(rendered.ids[first:after]):
+            return 0
+        while low < high:  # the fewest tokens that hold the closing
+            middle = (low + high) // 2
+            if CLOSE in self.decode(rendered.ids[first : first + middle]):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    # ---- what splicing and the proof ask
+
+    def shaped(self, messages: Sequence[Message], form: Form) -> Sequence[Message]:
+        """The messages as the template is given them: without the thoughts that are to be left out."""
+        return self._shaped(messages, form)[0]
+
+    def variables(self, form: Form) -> dict[str, Any]:
+        """What `apply_chat_template` is given for a form."""
+        return self._variables.get(form, {})
+
+    def asks_by_answer(self, form: Form) -> bool:
+        """Whether a question in this form ends as the template begins an answer: it has no switch to ask for it."""
+        return form == "answer" and self._by_answer
+
+    @property
+    def control(self) -> set[str]:
+        """Control tokens: typed by somebody, they stay text."""
+        return self._special | self._written
+
+    @property
+    def gap(self) -> str:
+        """White space that the model writes itself before an answer."""
+        return self._gap
+
+    def skipped(self, text: str, start: int = 0) -> int:
+        """Where an answer begins that seems to begin at `start`: behind an empty thought."""
+        return thoughts.empty_start(text, start, self._tail) if self.thinks else start
+
+    @staticmethod
+    def empty_end(question: str) -> bool:
+        """Whether a question ends with an empty thought."""
+        return thoughts.empty_end(question) is not None
+
+    bare = staticmethod(thoughts.bare)
 
     @property
     def lead(self) -> list[int]:
@@ -321,6 +446,35 @@ class Renderer:
         self._closing = after[: found.start()].strip()
         return int(self.tokenizer.convert_tokens_to_ids(found.group()))
 
+    def _probe_thinking(self, source: str) -> None:
+        """Learn how the template is asked with and without thinking, and what it makes of thoughts."""
+        question, mark_of = Message("user", "x"), PRIVATE_USE[-1] * 3
+        try:
+            turns = self._prepare([question], None, "default")
+            plain = self._write(turns, generation=True)
+            for name in (n for n in SWITCHES if re.search(rf"\b{n}\b", source)):
+                self._variables = {"thinking": {name: True}, "answer": {name: False}}
+                with_it, without = (self._write(replace(turns, form=form), generation=True) for form in ("thinking", "answer"))
+                self._variables = {}
+                if with_it != without:
+                    self._variables = {"thinking": {} if plain == with_it else {name: True}, "answer": {name: False}}
+                    self.has_switch = True
+                    break
+            turns.form = "thinking"
+            self.opens = thoughts.ends_open(self._write(turns, generation=True) + self._header)
+            answered = self._prepare([question, Message("assistant", "y")], None, "answer")
+            begins = self._write(answered, replace=1).partition(answered.sentinel)[0]
+            empty = thoughts.empty_end(begins)
+            self._by_answer = not self.has_switch and (self.opens or empty is not None)
+            self.thinks = self.has_switch or self._by_answer
+            asked = thoughts.empty_end(self._ask(answered, 1))
+            self._tail = asked if asked is not None else empty or ""
+            if self.thinks:
+                thought = self._prepare([question, Message("assistant", f"{thoughts.OPEN}\n{mark_of}\n{CLOSE}\n\ny")], None, "thinking")
+                self._strips_thoughts = mark_of not in self._write(thought)
+        except CannotRender:
+            self._variables = {}
+
     def _refuses_system(self) -> bool:
         try:
             turns = self._prepare([Message("system", "s"), Message("user", "x")], None)
@@ -333,7 +487,24 @@ class Renderer:
 
     # ---- messages to text
 
-    def _prepare(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> _Turns:
+    def _shaped(self, messages: Sequence[Message], form: Form) -> tuple[Sequence[Message], list[str]]:
+        """The messages with their thoughts as `thinking` wants them, and notes. An empty thought is the template's to write."""
+        if not any(m.role == "assistant" and CLOSE in m.content for m in messages):
+            return messages, []
+        out, notes = [], []
+        for m in messages:
+            if m.role == "assistant" and CLOSE in m.content:
+                content = thoughts.opened(m.content) if self.opens else m.content
+                bare = thoughts.without_empty_thought(content)
+                notes += ["empty_thought"] if bare != content and not self.thinks else []
+                if self.thinking.leaves_out and (rest := thoughts.without_thoughts(bare)) != bare:
+                    notes.append("thoughts_left_out")
+                    bare = rest
+                m = m if bare == m.content else replace(m, content=bare)
+            out.append(m)
+        return out, notes
+
+    def _prepare(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, form: Form = "default") -> _Turns:
         """Merge a refused system prompt, and mark the control tokens that stand in the data."""
         kept = [(i, m.role, m) for i, m in enumerate(messages)]
         contents = {i: m.content for i, m in enumerate(messages)}
@@ -362,7 +533,7 @@ class Renderer:
             ready.append({"role": role, **marked})
             count += found
         marked_tools, found = mark(tools, self._typed_by_anyone, marks)
-        return _Turns(ready, [i for i, _, _ in kept], marked_tools, marks, sentinel, count + found, notes)
+        return _Turns(ready, [i for i, _, _ in kept], marked_tools, marks, sentinel, form, count + found, notes)
 
     @staticmethod
     def _unused(strings: Iterable[str]) -> tuple[tuple[str, str], str]:
@@ -378,14 +549,27 @@ class Renderer:
         messages = [dict(m) for m in turns.messages[:upto]]
         if replace is not None:
             messages[replace]["content"] = turns.sentinel
-        extra = self.template_arguments()
+        extra = self.template_arguments() | self.variables(turns.form)
         try:
             return str(self.tokenizer.apply_chat_template(messages, tools=turns.tools, tokenize=False, add_generation_prompt=generation, **extra))
         except Exception as error:  # a template is somebody's program: whatever it raises is its reason to refuse this row
             raise CannotRender("cannot_render", f"{error}" or type(error).__name__) from error
 
     def _ask(self, turns: _Turns, upto: int) -> str:
-        return self._write(turns, upto, generation=True) + self._header
+        if not self.asks_by_answer(turns.form):
+            return self._write(turns, upto, generation=True) + self._header
+        begun = replace(turns, messages=[*turns.messages[:upto], {"role": "assistant", "content": turns.sentinel}])
+        return self._write(begun).partition(turns.sentinel)[0].removesuffix(self._gap)
+
+    def _with_last_thought(self, turns: _Turns, text: str) -> str:
+        """The text with the thought of the last answer, where the template leaves out even that: behind the question, as the model is to write it."""
+        content = turns.messages[-1]["content"]
+        if not self._strips_thoughts or not thoughts.has_thought(content) or turns.messages[-1].get("tool_calls"):
+            return text
+        question = self._ask(turns, len(turns.messages) - 1)
+        after = self._write(turns, replace=len(turns.messages) - 1).partition(turns.sentinel)[2]
+        turns.notes.append("thought_restored")
+        return question + (thoughts.after_opening(content) if thoughts.ends_open(question) else content) + after
 
     # ---- text to spans
 
@@ -394,9 +578,12 @@ class Renderer:
         content = turns.messages[k]["content"]
         # Before the first turn there is nothing that a template could write as a question.
         question = self._ask(turns, k) if k else None
+        asked_so = len(question) if question is not None else None
+        if question is not None and self.thinks and not text.startswith(question) and text.startswith(self.bare(question)):
+            question = self.bare(question)  # an earlier turn, before which the template writes no thought
         start = len(question) if question is not None and text.startswith(question) else None
         if turns.messages[k].get("tool_calls"):
-            return self._locate_calls(turns, text, k, start), text
+            return self._locate_calls(turns, text, k, None if start is None else self.skipped(text, start)), text
         end = self._after(text, start, content) if start is not None else None
         stop = self._stop_after(text, end) if end is not None else None
         if stop is None or start is None or end is None:
@@ -406,15 +593,27 @@ class Renderer:
         following = turns.messages[k + 1]["role"] if k + 1 < len(turns.messages) else ""
         if stop and self.opens_next(stop.group(), following):
             stop = None
-        if last and question is not None and start != len(question):
+        first = self._learnt_from(turns, text, start, end, content)
+        if last and question is not None and (first if first != start and not self.thinking.hides else start) != asked_so:
             turns.notes.append("prompt_differs")
+        begins = start if first != start else None
         if stop:
-            return _Place(start, stop.end(), stop.group(), True), text
+            return _Place(first, stop.end(), stop.group(), True, begins), text
         if not last:
-            return _Place(start, end, None, False), text
+            return _Place(first, end, None, False, begins), text
         # The template writes no stop token: the end token stands directly after the answer.
         text = (text[:end] if not text[end:].strip() else text.rstrip()) + self._end_text
-        return _Place(start, len(text), self._end_text, True), text
+        return _Place(first, len(text), self._end_text, True, begins), text
+
+    def _learnt_from(self, turns: _Turns, text: str, start: int, end: int, content: str) -> int:
+        """Where the learnt part of an answer begins: behind an empty thought, and behind one that is shown only."""
+        first = self.skipped(text, start)
+        if self.thinks and self.empty_end(text[max(0, first - 40) : first]):
+            turns.notes.append("empty_thought")
+        if self.thinking.hides and thoughts.has_thought(content) and (closed := text.find(CLOSE, first, end)) >= 0:
+            first = closed + len(CLOSE)
+            first += len(text[first:end]) - len(text[first:end].lstrip())
+        return first
 
     def _stop_after(self, text: str, end: int) -> re.Match[str] | None:
         """The stop token that the template wrote directly after an answer's end, if it did."""
@@ -448,14 +647,17 @@ class Renderer:
         end = len(text) - len(after)
         if end < start or not text.endswith(after):
             raise CannotRender("cannot_render", "the template changes later turns with the answer")
-        self._prove(turns, text[start:end], turns.messages[k]["content"], glue)
+        opened = question is not None and thoughts.ends_open(question)
+        self._prove(turns, text[start:end], turns.messages[k]["content"], glue, opened)
         return start, end
 
     @staticmethod
-    def _prove(turns: _Turns, text: str, content: str, glue: str) -> None:
+    def _prove(turns: _Turns, text: str, content: str, glue: str, opened: bool) -> None:
         """The span is the content, or what is left of it without its thinking, perhaps after an opening that the template wrote."""
         bare = text[len(glue) :] if glue and text.startswith(glue) else text
         if any(_compact(t) == _compact(content) for t in (text, bare)):
+            return
+        if opened and _compact(text) == _compact(thoughts.after_opening(content)):
             return
         _, thought, rest = content.rpartition("</think>")
         if thought and any(_compact(t) == _compact(rest) for t in (text, bare)):
@@ -466,6 +668,8 @@ class Renderer:
     def _locate_calls(self, turns: _Turns, text: str, k: int, start: int | None) -> _Place:
         """A turn with tool calls: from the question's end to the last special token of the turn."""
         upto = self._write(turns, k + 1)
+        if start is not None and not text.startswith(upto):
+            upto = upto[:start] + upto[self.skipped(upto, start) :]  # before a last turn the template writes an empty thought
         turn = text[start : len(upto)].rstrip() if start is not None and text.startswith(upto) else ""
         found = next((s for s in sorted(self._special, key=len, reverse=True) if turn.endswith(s)), None)
         said, names = turns.messages[k]["content"].strip(), _names(turns.messages[k]["tool_calls"])
@@ -517,7 +721,8 @@ class Renderer:
 
     @staticmethod
     def _cuts(places: list[_Place]) -> list[int]:
-        return sorted({c for p in places for c in ([p.start] if p.sure else [p.start, p.end])})
+        found = {c for p in places for c in ([p.start] if p.sure else [p.start, p.end])}
+        return sorted(found | {p.asked for p in places if p.asked is not None})
 
     def _tokenise(self, text: str, cuts: list[int], marks: Marks) -> tuple[list[int], dict[int, int]]:
         """Ids of `text` and, for each cut (a character), the number of ids before it.

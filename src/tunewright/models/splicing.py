@@ -1,8 +1,8 @@
 """The fast way to render many dialogues: one rendering a shape, contents spliced in, and every text tokenised once, many at a time.
 
-A shape is the sequence of roles. Its template is run once with contents that watch what is done to them (`watching`), which gives the text around the contents and
-conditions on the rows that may use it; a template that cannot be followed makes the shape `None`, and its rows are rendered one at a time. So where a
-plan exists, the template would have written exactly the spliced text.
+A shape is the sequence of roles, in one of the template's forms (`thinking`). Its template is run once with contents that watch what is done to them
+(`watching`), which gives the text around the contents and conditions on the rows that may use it; a template that cannot be followed makes the shape
+`None`, and its rows are rendered one at a time. So where a plan exists, the template would have written exactly the spliced text.
 
 Tokens: the library cuts a text at control tokens before anything else, so ids between two of them depend on that piece alone. Pieces are encoded
 between their neighbours, and a cut (where an answer begins) needs only the ids of the piece's beginning. What the slow way checks of a row is
@@ -16,10 +16,11 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunewright.core.types import Message
 from tunewright.models.light import Light
+from tunewright.models.thinking import CLOSE, Form
 from tunewright.models.watching import Condition, Piece, Trace, Tracer, pieces_of, stripped
 from tunewright.models.words import Spellings, Words
 
@@ -83,6 +84,8 @@ class Plan:
     answers: list[_Answer]
     conditions: list[Condition]
     pieces: list[Piece]
+    empty_thoughts: int = 0
+    """Empty thoughts that stand before answers."""
 
 
 def _merged(pieces: Sequence[Piece]) -> list[Piece]:
@@ -117,6 +120,7 @@ class Spliced:
     spans: list[tuple[int, int]]
     turns: list[int]
     merged_system: bool
+    empty_thoughts: int
     ends: set[int]
     """Token offsets behind the parts in which an answer lies and whose control token is its stop token."""
 
@@ -127,7 +131,7 @@ class Splicer:
     def __init__(self, renderer: Renderer, light: Light):
         self.renderer, self.light = renderer, light
         self.backend = light.backend_tokenizer
-        self._plans: dict[tuple[str, ...], Plan | None] = {}
+        self._plans: dict[tuple[Form, tuple[str, ...]], Plan | None] = {}
         described = json.loads(self.backend.to_str())
         self._spellings = Spellings.of(self.backend, described)
         self._words = Words.of(self.backend, self._spellings, described)
@@ -161,12 +165,13 @@ class Splicer:
                 found[text] = number
         return found
 
-    def splice(self, dialogues: Sequence[Sequence[Message] | None]) -> list[Spliced | None]:
-        """Many dialogues at once; None where the slow way is needed. A dialogue given as None stays None."""
+    def splice(self, dialogues: Sequence[Sequence[Message] | None], forms: Sequence[Form] | None = None) -> list[Spliced | None]:
+        """Many dialogues at once, each in its form; None where the slow way is needed. A dialogue given as None stays None."""
+        forms = forms or [self.renderer.form_of([m.content for m in messages or () if m.role == "assistant"]) for messages in dialogues]
         made: list[tuple[int, Plan, list[str], list[int], bool, list[_Key | None], list[_Key | None]]] = []
         wanted: dict[_Key, None] = {}
-        for number, messages in enumerate(dialogues):
-            ready = self._ready(messages) if messages is not None else None
+        for number, (messages, form) in enumerate(zip(dialogues, forms, strict=True)):
+            ready = self._ready(messages, form) if messages is not None else None
             if ready is None:
                 continue
             plan, contents, turns, merged = ready
@@ -213,7 +218,7 @@ class Splicer:
 
     # ---- one dialogue
 
-    def _ready(self, messages: Sequence[Message]) -> tuple[Plan, list[str], list[int], bool] | None:
+    def _ready(self, messages: Sequence[Message], form: Form) -> tuple[Plan, list[str], list[int], bool] | None:
         """The plan of a dialogue and its contents, or None."""
         if self._tracer is None or any(m.tool_calls or m.name or m.tool_call_id for m in messages):
             return None
@@ -231,9 +236,11 @@ class Splicer:
         for role, content in zip(roles, contents, strict=True):
             if r.typed_control(role, content) or _private_use.search(content) or (role == "assistant" and not content):
                 return None
-        shape = tuple(roles)
+            if r.thinking.hides and role == "assistant" and CLOSE in content:
+                return None
+        shape = form, tuple(roles)
         if shape not in self._plans:
-            self._plans[shape] = self._plan(shape) if len(self._plans) < MOST_SHAPES else None
+            self._plans[shape] = self._plan(tuple(roles), form) if len(self._plans) < MOST_SHAPES else None
         plan = self._plans[shape]
         if plan is None or not all(c.holds(contents) for c in plan.conditions):
             return None
@@ -262,7 +269,7 @@ class Splicer:
             except ValueError:
                 return None
         closed = {ends[a.part] for a in plan.answers if plan.controls[a.part] == a.stop_id}
-        return Spliced(_spelt(plan.pieces, contents), ids, spans, [turns[a.turn] for a in plan.answers], merged, closed)
+        return Spliced(_spelt(plan.pieces, contents), ids, spans, [turns[a.turn] for a in plan.answers], merged, plan.empty_thoughts, closed)
 
     def _encode(self, keys: list[_Key]) -> tuple[dict[_Key, list[int]], set[_Key]]:
         """Ids of pieces of text, each between its neighbouring control tokens, whose own ids are taken off; and which of them are known to spell theirs."""
@@ -284,15 +291,13 @@ class Splicer:
 
     # ---- one shape
 
-    def _plan(self, roles: tuple[str, ...]) -> Plan | None:
+    def _plan(self, roles: tuple[str, ...], form: Form) -> Plan | None:
         assert self._tracer is not None
         trace = Trace()
         try:
-            whole = _merged(pieces_of(self._tracer.run(roles, len(roles), trace, False, self._variables), trace))
-            asked = {}
-            for k in (k for k, role in enumerate(roles) if role == "assistant"):
-                text = self._tracer.run(roles, k, trace, True, self._variables)
-                asked[k] = _merged([*pieces_of(text, trace), self.renderer.header])
+            variables = {**self._variables, **self.renderer.variables(form)}
+            whole = _merged(pieces_of(self._tracer.run(roles, len(roles), trace, False, variables), trace))
+            asked = {k: self._asked(roles, k, trace, form, variables) for k, role in enumerate(roles) if role == "assistant"}
             plan = self._planned(roles, whole, asked)
         except Exception:  # whatever a template raises: its rows take the slow way, which reports it
             return None
@@ -307,15 +312,35 @@ class Splicer:
             plan.conditions += [Condition(turn, (), "spaced", None, False) for turn in spaced]
         return plan
 
+    def _asked(self, roles: tuple[str, ...], k: int, trace: Trace, form: Form, variables: dict[str, Any]) -> list[Piece]:
+        """The question before turn k."""
+        assert self._tracer is not None
+        if not self.renderer.asks_by_answer(form):
+            text = self._tracer.run(roles, k, trace, True, variables)
+            return _merged([*pieces_of(text, trace), self.renderer.header])
+        begun = _merged(pieces_of(self._tracer.run(roles, k + 1, trace, False, variables), trace))
+        before = begun[: next(i for i, piece in enumerate(begun) if not isinstance(piece, str) and piece[0] == k)]
+        if before and isinstance(before[-1], str):
+            before[-1] = before[-1].removesuffix(self.renderer.gap)
+        return _merged(before)
+
     def _planned(self, roles: tuple[str, ...], whole: list[Piece], asked: dict[int, list[Piece]]) -> Plan | None:
         r = self.renderer
         found: list[tuple[int, list[Piece], str, str, str]] = []
         answers = list(asked)
         for k in answers:
             rest = _rest_after(whole, asked[k])
+            if rest is None and r.thinks and k != answers[-1] and isinstance(last := asked[k][-1], str):
+                # An earlier turn, before which the template writes no thought.
+                asked[k] = _merged([*asked[k][:-1], r.bare(last)])
+                rest = _rest_after(whole, asked[k])
             if rest is None:
                 return None
             glue = rest.pop(0) if rest and isinstance(rest[0], str) else ""
+            if isinstance(glue, str) and (empty := r.skipped(glue)):
+                if k == answers[-1]:
+                    return None
+                asked[k], glue = _merged([*asked[k], glue[:empty]]), glue[empty:]
             content = rest.pop(0) if rest else ""
             if isinstance(content, str) or content[0] != k or sum(not isinstance(p, str) and p[0] == k for p in whole) != 1:
                 return None
@@ -347,7 +372,8 @@ class Splicer:
         known, proven = self._encode(list(dict.fromkeys(part.key(()) for part in fixed)))
         for part in fixed:
             part.ids, part.proven = known[part.key(())], part.key(()) in proven
-        return Plan(parts, [*controls, None], answers, [], whole)
+        empty = sum(bool(question) and isinstance(question[-1], str) and self.renderer.empty_end(question[-1]) for _, question, *_ in found)
+        return Plan(parts, [*controls, None], answers, [], whole, empty)
 
     def _split(self, pieces: list[Piece]) -> tuple[list[_Part], list[int]]:
         """The text between control tokens, and their ids."""

@@ -19,7 +19,7 @@ from pydantic import Field
 from tunewright.core.config import Section
 from tunewright.core.errors import ConfigError, problem
 from tunewright.core.registry import objectives
-from tunewright.core.types import Experience, Needs, Objective, Rollouts, Sample, Term
+from tunewright.core.types import WITHOUT_DIFFERENCE, Experience, Needs, Objective, Rollouts, Sample, Term
 
 ROWS = ("prompt", "conversation", "preference", "judged")
 Figures = dict[str, tuple[float, int]]
@@ -145,6 +145,11 @@ class ReinforceConfig(RolloutSection):
 
 
 # ---- advantages
+
+
+def alike(groups: list[list[Experience]]) -> Figures:
+    """How many groups have one reward for all of their answers, and teach nothing."""
+    return {WITHOUT_DIFFERENCE: (float(sum(deviation([e.reward for e in group]) == 0 for group in groups)), len(groups))}
 
 
 def group_advantages(rewards: list[float], scale: str, spread: float) -> list[float]:
@@ -344,14 +349,11 @@ def grpo(config: GrpoConfig) -> Objective:
         import torch
 
         spread = deviation([e.reward for group in groups for e in group])
-        equal = 0
         for group in groups:
             rewards = [e.reward for e in group]
-            equal += deviation(rewards) == 0
             for e, advantage in zip(group, group_advantages(rewards, config.scale, spread), strict=True):
                 e.advantage = torch.full((e.num_tokens,), advantage)
-        found = {"groups_without_difference": (float(equal), len(groups))}
-        return found | ({"kl": (_kl_of(groups), 1)} if config.beta else {})
+        return alike(groups) | ({"kl": (_kl_of(groups), 1)} if config.beta else {})
 
     def plan(samples: list[Sample]) -> dict[str, float]:
         answers = num_answers(samples)
@@ -395,7 +397,7 @@ def rloo(config: RlooConfig) -> Objective:
             rewards = [e.reward - config.beta * distance for e, distance in zip(group, far, strict=True)]
             for e, advantage in zip(group, leave_one_out(rewards), strict=True):
                 e.advantage = torch.full((e.num_tokens,), advantage)
-        return {"kl": (_kl_of(groups), 1)} if config.beta else {}
+        return alike(groups) | ({"kl": (_kl_of(groups), 1)} if config.beta else {})
 
     def plan(samples: list[Sample]) -> dict[str, float]:
         return {"policy": num_answers(samples)}

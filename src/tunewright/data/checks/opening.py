@@ -26,15 +26,18 @@ class Opened:
     context: int | None
     system: str | None = None
     """The system prompt of a run, which its rows were trained with."""
+    thinking: str = "auto"
+    """What a run did with thoughts."""
 
 
 @dataclass
 class _Named:
-    """What a name means: the folder that states context and stop tokens, the folder of tokenizer and template, and a run's system prompt."""
+    """What a name means: the folder that states context and stop tokens, the folder of tokenizer and template, a run's system prompt and thinking."""
 
     base: Path
     tokenizer: Path
     system: str | None = None
+    thinking: str = "auto"
 
 
 def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
@@ -49,18 +52,18 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
     folder = Path(tokenizer).expanduser() if tokenizer is not None else None
     named = _named(str(model)) if folder is None else _Named(folder, folder)
     loaded, _ = load_light(named.tokenizer)
-    return Opened(Renderer(loaded, stop_ids_of_folder(named.base)), _context(named.base), named.system)
+    return Opened(Renderer(loaded, stop_ids_of_folder(named.base)), _context(named.base), named.system, named.thinking)
 
 
 def _named(model: str) -> _Named:
     """A run folder or a saved adapter stands for its base with its own tokenizer; anything else is a model."""
     place = Path(model).expanduser()
-    adapter, system = place, None
+    adapter, system, thinking = place, None, "auto"
     if (place / RUN).is_file():
-        model, system = _of_run(place)
+        model, system, thinking = _of_run(place)
         adapter = place / "adapter"
         if (place / "model" / "config.json").is_file():  # every weight was trained: the run holds a whole model
-            return _Named(place / "model", place / "model", system)
+            return _Named(place / "model", place / "model", system, thinking)
     else:
         described = next((place / name for name in ADAPTERS if (place / name).is_file()), None)
         if described is None or (place / "config.json").is_file():
@@ -68,7 +71,7 @@ def _named(model: str) -> _Named:
             return _Named(folder, folder)
         model = str(_json_of(described).get("base_model_name_or_path") or "")
     base = _resolved(model)
-    return _Named(base, adapter if (adapter / "tokenizer_config.json").is_file() else base, system)
+    return _Named(base, adapter if (adapter / "tokenizer_config.json").is_file() else base, system, thinking)
 
 
 def _resolved(model: str) -> Path:
@@ -77,8 +80,8 @@ def _resolved(model: str) -> Path:
     return resolve(model, lambda line: print(line, file=sys.stderr), weights=False).folder
 
 
-def _of_run(folder: Path) -> tuple[str, str | None]:
-    """(model, system prompt) of a run folder. Raises DataError where its run.yaml names no model."""
+def _of_run(folder: Path) -> tuple[str, str | None, str]:
+    """(model, system prompt, what was done with thoughts) of a run folder. Raises DataError where its run.yaml names no model."""
     import yaml
 
     try:
@@ -88,8 +91,9 @@ def _of_run(folder: Path) -> tuple[str, str | None]:
     if not isinstance(said, dict) or not isinstance(said.get("model"), str):
         raise DataError(problem("E-DATA-81", str(folder / RUN), folder=folder))
     data = said.get("data")
-    system = data.get("system") if isinstance(data, dict) else None
-    return said["model"], system if isinstance(system, str) else None
+    settings = data if isinstance(data, dict) else {}
+    system, thinking = settings.get("system"), settings.get("thinking")
+    return said["model"], system if isinstance(system, str) else None, thinking if isinstance(thinking, str) else "auto"
 
 
 def _json_of(path: Path) -> dict[str, Any]:
@@ -101,10 +105,11 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 
 def with_system(config: DataConfig, opened: Opened | None) -> DataConfig:
-    """`config` with the run's system prompt where it names none of its own."""
-    if opened is None or opened.system is None or config.system is not None:
+    """`config` with the run's system prompt, and what it did with thoughts, where it names none of its own."""
+    if opened is None:
         return config
-    return config.model_copy(update={"system": opened.system})
+    found = {"system": opened.system} if opened.system is not None and config.system is None else {}
+    return config.model_copy(update=found | ({"thinking": opened.thinking} if config.thinking == "auto" else {}))
 
 
 def _context(folder: Path) -> int | None:

@@ -42,9 +42,16 @@ def describe_findings(findings: Sequence[Finding], score: int) -> str:
             lines.append("    " + say("check.say.places", places=", ".join(finding.places)))
         if finding.severity != "info":
             lines.append("    " + finding.remedy())
-    lowered = [say("check.say.part", name=finding.name(), points=points(finding)) for finding in findings if points(finding)]
-    last = say("check.say.score", score=score)
-    lines.append(f"{last} · {say('check.say.lowered', parts=', '.join(lowered))}" if lowered else f"{last} · {say('check.say.clean')}")
+    parts = [say("check.say.part", name=finding.name(), points=points(finding)) for finding in findings if points(finding)]
+    lowered, total = say("check.say.lowered", parts=", ".join(parts)), sum(map(points, findings))
+    said = [say("check.say.score", score=score)]
+    if score < 100 - total:
+        said += [say("check.say.nothing_left"), *([lowered] if parts else [])]
+    elif parts:
+        said += [lowered, *([say("check.say.least", total=total)] if total > 100 else [])]
+    else:
+        said.append(say("check.say.clean"))
+    lines.append(" · ".join(said))
     grave = stops(findings)
     return "\n".join([*lines, *([say("check.say.stopped", count=len(grave))] if grave else [])])
 

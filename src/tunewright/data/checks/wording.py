@@ -184,15 +184,16 @@ WRONG_STOP = 0.5
 class ControlTokens:
     """Control tokens that stand in the data as text, and rows that are a rendered dialogue of some template already.
 
-    `own` are the tokens of the model that will be trained; those of other families are looked for always. A control token typed by a person stays text
+    `own` are the control tokens of the model that will be trained; those of other families are looked for always, except `words`, which are tokens of this
+    model that rows may use. A control token typed by a person stays text
     (it is neutralised). A rendered template inside a turn means that the data was written for another program: the model would learn to
     write the markup.
     """
 
     name = "control_tokens"
 
-    def __init__(self, own: Iterable[str] = ()):
-        strings = {s for s in (*CONTROL, *own) if len(s) > 2 and not s.isspace() and s not in WRITTEN}
+    def __init__(self, own: Iterable[str] = (), words: Iterable[str] = ()):
+        strings = {s for s in (*CONTROL, *own) if len(s) > 2 and not s.isspace() and s not in WRITTEN}.difference(words)
         self._pattern = "|".join(map(re.escape, sorted(strings, key=lambda s: (-len(s), s))))
         self._compiled: re.Pattern[str] | None = None
         self._rows = 0
