@@ -29,6 +29,7 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
     raise_all(compat.problems(config), CompatError)
     run_folder.require_free(Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
     bare = inspect(config.data, None, needs_tokens=False)
+    raise_all(compat.row_problems(config, bare.report["kinds"]), CompatError)
     source = sources.resolve(config.model, report=tell.line, weights=False)
     raise_all(vet.problems_of(source.folder, weights=False), ModelError)
     shape = fit.shape_of(source.folder)

@@ -72,7 +72,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     if resume is None and out_matters:
         run_folder.require_free(out)
     bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False)
-    raise_all(compat.row_problems(config, {type(row) for row in (bare.train_rows[0:1])}), CompatError)
+    raise_all(compat.row_problems(config, bare.report["kinds"]), CompatError)
     source = sources.resolve(config.model, report=tell.line)
     from tunewright.methods.saved import virtual_tokens
     from tunewright.models import load, vocabulary

@@ -58,6 +58,8 @@ class DataConfig(Section):
     """What happens to a longer row: drop it (counted), or cut its answer's middle and keep the stop token."""
     system: str | None = None
     """A system prompt for rows that bring none."""
+    good_only: bool = False
+    """Of pairs only the chosen answer, of judged answers only the good ones, as dialogues: so sft can learn from them. Default: such rows are refused there."""
     accept: list[str] = []
     """Names of findings that would stop the run (`swapped_roles`, `too_long`, ...) and are known and wanted."""
     mixing: MixingConfig = MixingConfig()
