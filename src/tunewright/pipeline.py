@@ -20,6 +20,7 @@ from typing import Any
 
 from tunewright import dry_run as dry
 from tunewright import rewards, story
+from tunewright.core import faults
 from tunewright.core.errors import CheckpointError, ConfigError, Interrupted, Problem, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import fsync_directory, with_retry, write_json, write_text
 from tunewright.core.registry import methods, objectives
@@ -336,7 +337,8 @@ def _create(pipeline: Pipeline) -> None:
 
 
 def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
-    known = {row["name"]: row for row in run_folder.read_summary(pipeline.out).get("stages", []) if row.get("status") == "done"}
+    # A stage whose run is done and whose files nobody counted yet is looked at again.
+    known = {row["name"]: row for row in run_folder.read_summary(pipeline.out).get("stages", []) if row.get("status") == "done" and "files" in row}
     rows: list[dict[str, Any]] = []
     try:
         for stage in pipeline.stages:
@@ -351,9 +353,20 @@ def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
             _remember(pipeline, rows, "running")
     except (TunewrightError, KeyboardInterrupt) as e:
         stopped = isinstance(e, Interrupted | KeyboardInterrupt)
-        _remember(pipeline, rows, "stopped" if stopped else "failed", str(e))
+        try:
+            _remember(pipeline, rows, "stopped" if stopped else "failed", str(e))
+        except faults.UNFORESEEN as unwritten:
+            if isinstance(e, TunewrightError):
+                e.add(faults.unwritten(unwritten, pipeline.out))
         tell.line(say("pipeline.stopped", folder=pipeline.out))
         raise
+    except faults.UNFORESEEN as e:
+        fault = faults.caught(e, pipeline.out, say("pipeline.doing", done=len(rows), count=len(pipeline.stages)))
+        try:
+            _remember(pipeline, rows, "failed", str(fault))
+        except faults.UNFORESEEN as unwritten:
+            fault.add(faults.unwritten(unwritten, pipeline.out))
+        raise fault from e
     summary = run_folder.read_summary(pipeline.out)
     if summary.get("status") == "done":
         tell.line(say("train.already_done", folder=pipeline.out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright import rewards
-from tunewright.core import compat
+from tunewright.core import compat, faults
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, Interrupted, TrainingError, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import readable_size, write_json, write_text
@@ -56,12 +57,22 @@ class Prepared:
 
 
 def train(parsed: ParsedRun, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None, resume: Path | None = None) -> Finished:
-    """Do the run. Raises UsageError before anything is created, TrainingError or CheckpointError when it fails, Interrupted when stopped."""
+    """Do the run. Raises UsageError before anything is created, TrainingError, CheckpointError or UnexpectedError when it fails, Interrupted when stopped.
+    Once its folder is there, every one of them leaves summary.json with what was reached."""
     tell = tell or Tell()
     started = time.perf_counter()
     with signals.watching() as stop:
-        prepared = prepare(parsed, tell, resume)
-        return _Story(prepared, tell, stop, started, extra_probes or [], resume).tell_it()
+        try:
+            prepared = prepare(parsed, tell, resume)
+            return _Story(prepared, tell, stop, started, extra_probes or [], resume).tell_it()
+        except (TunewrightError, BrokenPipeError):
+            raise
+        except faults.UNFORESEEN as e:
+            if resume is None:
+                raise  # nothing was created
+            fault = faults.caught(e, resume, say("train.doing.load"))
+            _note_end(resume, "failed", fault)
+            raise fault from e
 
 
 def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_matters: bool = True) -> Prepared:
@@ -155,6 +166,9 @@ class _Story:
         self.answer_tokens = self._longest_answer()
         self.saved = self.out / "adapter"
         self.seconds = {"load": 0.0, "answer": 0.0}
+        self.doing = "train.doing.load"
+        """The sentence of what is being done, for the message of an unforeseen end."""
+        self.log: EventLog | None = None
 
     def _longest_answer(self) -> int:
         if self.scores or any(not q.expected for q in self.probes):
@@ -173,10 +187,9 @@ class _Story:
         self._require_fit()
         found = self._resume_point()
         loop = self._load_and_attach()
-        self._publish(loop)
-        loop.log = log = EventLog(self.out / "events.jsonl")
-        self.log = log
         try:
+            self._publish(loop)
+            loop.log = self.log = log = EventLog(self.out / "events.jsonl")
             if self.resume:
                 self._continue(loop, found)
             log.write(
@@ -187,21 +200,47 @@ class _Story:
                 device=world.device,
                 dtype=world.dtype,
             )
+            self.doing = "train.doing.ask"
             self._ask_before(loop.stepper.policy)
+            self.doing = "train.doing.reference"
             loop.prepare_reference(self._reference_model)
+            self.doing = "train.doing.learn"
             loop.learn()
             if loop.progress.skipped_steps == loop.schedule.total_steps:
                 raise TrainingError(problem("E-TRAIN-03"))
             self._save_and_ask_again(loop)
+            self.doing = "train.doing.finish"
             return self._finish(loop, "done")
         except Interrupted as e:
-            self._finish(loop, "stopped", str(e))
+            self._last_words(loop, "stopped", e)
             raise
-        except (TunewrightError, KeyboardInterrupt) as e:
-            self._finish(loop, "failed", str(e))
+        except (TunewrightError, KeyboardInterrupt, BrokenPipeError) as e:
+            self._last_words(loop, "failed", e)
             raise
+        except faults.UNFORESEEN as e:
+            if not (self.out / "run.yaml").is_file():
+                raise  # nothing was created
+            p = loop.progress
+            fault = faults.caught(e, self.out, say(self.doing, step=p.step, total=loop.schedule.total_steps))
+            self._last_words(loop, "failed", fault)
+            raise fault from e
         finally:
-            log.close()
+            if self.log is not None:
+                with contextlib.suppress(OSError):  # closing writes what is left, which a full disk refuses
+                    self.log.close()
+
+    def _last_words(self, loop: Any, status: str, error: BaseException) -> None:
+        """Leave what was reached. What fails on the way hides nothing: the error that ended the run is the one that is told."""
+        if not (self.out / "run.yaml").is_file():
+            return
+        try:
+            self._finish(loop, status, str(error))
+        except faults.UNFORESEEN:
+            if run_folder.read_summary(self.out).get("status") != status:
+                p = loop.progress
+                _note_end(
+                    self.out, status, error, steps=p.step, total_steps=loop.schedule.total_steps, first_loss=p.first_loss, final_loss=p.final_loss
+                )
 
     def _require_fit(self) -> None:
         """Refuse, before weights are read, a run that this machine's memory cannot hold."""
@@ -300,6 +339,7 @@ class _Story:
         else:
             loop.restore(found)
             self.tell.line(say("train.resumed", step=found.step))
+        assert self.log is not None
         self.log.write("resumed", step=loop.progress.step)
 
     def _ask_before(self, policy: Any) -> None:
@@ -361,6 +401,7 @@ class _Story:
         from tunewright.models import load
         from tunewright.models.fast import return_freed_memory
 
+        self.doing = "train.doing.ask_after"
         whole = self.attached.saves_model
         self.saved = folder = self.out / ("model" if whole else "adapter")
         in_memory = None
@@ -368,10 +409,12 @@ class _Story:
             in_memory = self._scored(loop.stepper.policy)
         elif len(self.probes) <= FEW_PROBES:
             in_memory = self._answers(self.attached.generator or self.causal, say("train.ask_after"))
+        self.doing = "train.doing.save"
         self.attached.save(folder)
         self.p.tokenizer.save_pretrained(str(folder))
         fingerprint = self._fingerprint(self.attached.model)
         loop.stepper = self.causal = self.attached = None
+        self.doing = "train.doing.ask_again"
         gc.collect()
         return_freed_memory()
         start = time.perf_counter()
@@ -381,6 +424,7 @@ class _Story:
         tuned = put.model if put else fresh
         self.seconds["load"] += time.perf_counter() - start
         gap = float((self._fingerprint(tuned) - fingerprint).abs().max() / fingerprint.abs().max())
+        assert self.log is not None
         self.log.write("reloaded", largest_logit_difference=gap)
         if not gap <= 1e-3:
             raise TrainingError(problem("E-TRAIN-04", str(folder), gap=gap))
@@ -435,7 +479,8 @@ class _Story:
         }  # fmt: skip
         summary = {k: round(v, 4) if isinstance(v, float) and k.endswith("seconds") else v for k, v in summary.items()}
         write_json(self.out / "summary.json", plain(summary))
-        self.log.write("finished", status=status)
+        if self.log is not None:
+            self.log.write("finished", status=status)
         page = write_report(self.out)
         if status == "done":
             self._say_done(summary, page)
@@ -466,6 +511,15 @@ class _Story:
             self.tell.line(say("train.shared", share=f"{100 * saved:.0f}"))
         self.tell.line(say("train.adapter", folder=self.saved, size=readable_size(s["adapter_bytes"]), base=readable_size(s["base_bytes"])))
         self.tell.line(say("train.next_scores" if self.scores else "train.next", folder=self.out, page=page))
+
+
+def _note_end(folder: Path, status: str, error: BaseException, **figures: Any) -> None:
+    """The shortest summary.json. Where even that cannot be written, the error says so as well."""
+    try:
+        run_folder.note_end(folder, status, str(error), **plain(figures))
+    except faults.UNFORESEEN as e:
+        if isinstance(error, TunewrightError):
+            error.add(faults.unwritten(e, folder))
 
 
 def _millions(count: int) -> str:

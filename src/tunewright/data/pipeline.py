@@ -241,7 +241,8 @@ class _Worker:
         except EOFError as error:
             raise self._gone() from error
         if "error" in answer:
-            raise RuntimeError(f"in a worker process:\n{answer['error']}")
+            text = answer["error"].strip()
+            raise RuntimeError(f"in a worker process: {text.splitlines()[-1]}\n{text}")
         return Done(**answer["done"])
 
     def close(self) -> None:

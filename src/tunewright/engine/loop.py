@@ -14,6 +14,7 @@ import torch
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CheckpointError, TrainingError, problem
+from tunewright.core.faults import cause_of, is_memory
 from tunewright.core.sequences import Joined, Picked
 from tunewright.core.telling import Tell
 from tunewright.core.types import Sample
@@ -212,10 +213,10 @@ class Loop:
         start = time.perf_counter()
         try:
             report = self.stepper.step(chosen, number, rate)
-        except (torch.OutOfMemoryError, RuntimeError) as e:
-            if not _is_memory(e):
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+            if not is_memory(e):
                 raise
-            raise TrainingError(problem("E-TRAIN-02", "", step=number, cause=str(e).splitlines()[0][:160], rows=self.stepper.rows_per_pass)) from e
+            raise TrainingError(problem("E-TRAIN-02", "", step=number, cause=cause_of(e), rows=self.stepper.rows_per_pass)) from e
         self._keep_first_values(report, chosen)
         seconds = time.perf_counter() - start
         p.step, p.samples, p.train_seconds = number, p.samples + len(chosen), p.train_seconds + seconds
@@ -374,11 +375,6 @@ class Loop:
         p.held_out_loss, p.held_out_figures = p.best_loss, p.best_figures or p.held_out_figures
         self.log.write("returned_to_best", step=p.best_step, held_out_loss=p.best_loss)
         self.tell.line(say("train.best", step=p.best_step, loss=f"{p.best_loss:.4f}"))
-
-
-def _is_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text
 
 
 def _json(value: Any) -> Any:

@@ -92,6 +92,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     return flatten(content)
 
 
+def note_end(folder: Path, status: str, reason: str, **figures: Any) -> None:
+    """Say in summary.json how a run ended, keeping what stands there from before. Raises OSError when it cannot be written."""
+    write_json(folder / "summary.json", {**read_summary(folder), "status": status, "reason": reason, **figures})
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a run folder; empty if it was not written yet."""
     try:
