@@ -24,7 +24,7 @@ from tunewright.data import DataSet, describe, inspect
 from tunewright.engine import checkpoint, run_folder, signals
 from tunewright.engine.events import EventLog, plain
 from tunewright.engine.schedule import Schedule, make_schedule, total_steps
-from tunewright.engine.structure import require_place
+from tunewright.engine.structure import require_place, require_same_layers
 from tunewright.models import sources
 from tunewright.probes import Probe, choose_probes, pair_probes
 
@@ -77,6 +77,11 @@ def train(parsed: ParsedRun, *, tell: Tell | None = None, extra_probes: list[Pro
 
 def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_matters: bool = True) -> Prepared:
     """Everything that can be wrong without weights, in the order that costs least: keys, folders, rows, model files, template, tokens."""
+    from tunewright.methods import continuing
+
+    # A resumed run is what its run.yaml says: it was looked at when it began.
+    continued = continuing.resolve(parsed) if resume is None else continuing.Continued(parsed)
+    parsed = continued.parsed
     config = parsed.config
     raise_all(compat.problems(config), CompatError)
     out = resume or (Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
@@ -94,6 +99,8 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
         vocabulary.add_tokens(tokenizer, config.method.tokens)
     model_config = _model_config(source.folder)
     require_place(config, model_config)
+    if continued.asked is not None:
+        require_same_layers(continued.asked, Path(config.adapter or ""), model_config)
     _require_teacher(config)
     renderer = Renderer(tokenizer, load.stop_ids(tokenizer, model_config))
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
@@ -114,6 +121,8 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     tell.line(say("train.model", model=config.model, size=_millions(load.parameter_count(source.folder)), kind=chat.reason))
     if not chat.is_chat:
         tell.line(say("train.base_model"))
+    for note in continued.notes:
+        tell.line(note)
     tell.line(describe(data.report, colour=tell.colour))
     return Prepared(parsed, out, source, tokenizer, renderer, data, chat)
 
@@ -537,7 +546,7 @@ def resume_run(folder: Path, *, tell: Tell | None = None, extra_probes: list[Pro
     given = run_folder.read_run(folder)
     summary = run_folder.read_summary(folder)
     if summary.get("status") == "done":
-        (tell or Tell()).line(say("train.already_done", folder=folder))
+        (tell or Tell()).line(say("train.already_done", folder=folder, further=run_folder.further(folder)))
         return Finished(folder, summary)
     parsed = parse_run(given, dict.fromkeys(given, "run.yaml"))
     return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes)

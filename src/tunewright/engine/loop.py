@@ -309,7 +309,9 @@ class Loop:
         self.log.write("evaluation_all", step=p.step, rows=len(self.held_out), held_out_loss=p.held_out_loss_all, figures=p.held_out_figures_all)
 
     def _keep_best(self, loss: float) -> None:
-        p = self.progress
+        p, complete_from = self.progress, self.stepper.attached.complete_from
+        if complete_from is not None and p.step < complete_from():
+            return
         better = math.isfinite(loss) and (p.best_loss is None or loss < p.best_loss)
         p.worse_in_a_row = 0 if better else p.worse_in_a_row + 1
         if better:
