@@ -82,7 +82,9 @@ def further(text: str) -> list[str]:
 def test_every_message_about_a_finished_run_gives_the_command_that_trains_further(model: Path, tmp_path: Path, whole: bool) -> None:
     out, rows = tmp_path / "run", story.rows_file(tmp_path / "rows.json")
     more = ["method.kind=full"] if whole else []
-    begin = story.words(model, rows, out, "probes=0", "engine.steps=3", "engine.schedule=constant", "engine.learning_rate=0.01", *more)
+    begin = story.words(
+        model, rows, out, "probes=0", "engine.steps=3", "engine.schedule=constant", "engine.learning_rate=0.005", "engine.batch_size=12", *more
+    )
     assert story.tunewright(*begin).returncode == 0
     said = []
     for words, code, status in (
@@ -95,7 +97,7 @@ def test_every_message_about_a_finished_run_gives_the_command_that_trains_furthe
     assert all(words == said[0] for words in said)
     assert story.tunewright(*said[0], "engine.steps=1").returncode == 0
     first, second = (json.loads((place / "summary.json").read_text()) for place in (out, tmp_path / "run-2"))
-    assert second["first_loss"] < first["final_loss"] < first["first_loss"]  # it starts where the other ended, one step further
+    assert second["first_loss"] < first["final_loss"] < first["first_loss"]  # all rows in every step: it starts where the other ended
 
 
 def test_a_run_that_is_not_finished_is_sent_to_resume_which_then_goes_on(model: Path, tmp_path: Path) -> None:
