@@ -274,6 +274,9 @@ def test_a_finished_stage_is_verified_before_anything_goes_on(place: Path, tmp_p
     out = tmp_path / "p"
     before = run(place, out, {}, {"adapter": "stage:sft"}).summary
     assert pipeline.resume_pipeline(out, tell=Quiet()).summary == before
+    with pytest.raises(UsageError, match=r"E-RUN-18.*02-dpo/run\.yaml adapter=.*02-dpo/adapter"):  # finished: the way on starts at the last stage
+        run(place, out, {}, {})
+    (out / "summary.json").write_text(json.dumps({**before, "status": "stopped"}), encoding="utf-8")
     with pytest.raises(UsageError, match="E-PIPE-12"):
         run(place, out, {}, {})
     weights = out / "01-sft" / "adapter" / "adapter_model.safetensors"

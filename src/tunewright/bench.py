@@ -24,6 +24,7 @@ def bench(parsed: ParsedRun, *, steps: int = 4, certificate: bool = True, tell: 
     """
     tell = tell or Tell()
     prepared = prepare(parsed, tell, out_matters=False)
+    parsed = prepared.parsed
     figures = _measure(parsed, prepared, steps, tell)
     if certificate:
         figures["certificate"] = _certify(parsed, prepared, tell)

@@ -15,6 +15,7 @@ from tunewright.core.words import say
 from tunewright.data import describe, inspect
 from tunewright.engine import placement, run_folder
 from tunewright.engine.schedule import total_steps
+from tunewright.methods import continuing
 from tunewright.models import sources, vet
 from tunewright.story import prepare
 
@@ -25,10 +26,11 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
     With only a config.json at hand it says what is missing and what would fit, without loading torch.
     """
     tell = Once(tell or Tell())  # the model is looked for twice: without its weights and, where they are here, with them
-    config = parsed.config
+    config = continuing.resolve(parsed).parsed.config
     raise_all(compat.problems(config), CompatError)
     run_folder.require_free(Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
     bare = inspect(config.data, None, needs_tokens=False, wants=compat.wanted_rows(config))
+    raise_all(compat.row_problems(config, bare.report["kinds"]), CompatError)
     source = sources.resolve(config.model, report=tell.line, weights=False)
     raise_all(vet.problems_of(source.folder, weights=False), ModelError)
     shape = fit.shape_of(source.folder)

@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tunewright import dry_run as dry
 from tunewright import rewards, story
+from tunewright.core import faults
 from tunewright.core.errors import CheckpointError, ConfigError, Interrupted, Problem, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import fsync_directory, with_retry, write_json, write_text
 from tunewright.core.registry import methods, objectives
@@ -29,11 +32,14 @@ from tunewright.core.telling import Quiet, Tell
 from tunewright.core.words import say
 from tunewright.engine import run_folder
 from tunewright.engine.checkpoint import sha256
+from tunewright.methods import continuing
 from tunewright.models import sources
 
 RECORD, SUMMARY = "pipeline.yaml", "summary.json"
 ADAPTER, MODEL, SCORES = "adapter", "model", "scores"
 """What a stage leaves for the next: weights beside a base, a whole model, or a reward model."""
+TRAINING = tuple(f"method.{name}" for name in sorted(continuing.FREE))
+"""Keys of a method that are settings of the training, not of what it leaves."""
 FIGURES = ("steps", "first_loss", "final_loss", "held_out_loss", "held_out_figures", "train_seconds", "wall_seconds")
 
 
@@ -140,6 +146,9 @@ class _Resolver:
         made = Planned(self.stage.name, self.folder, self.layer, _leaves(kinds), kinds, self.root or str(given.get("model")), given)
         try:
             made.parsed = parse_run(dict(given), dict(self.layer.where))
+            if "adapter" in real:  # the earlier stage's own words; what its adapter really has is read when it is there
+                for key in [key for key in made.parsed.given if key.startswith("method.") and key not in ("method.kind", *TRAINING)]:
+                    del made.parsed.given[key]
             beginning = {key: value for key, value in given.items() if key != "adapter" or "adapter" not in real}
             made.stand_in = parse_run({**beginning, "model": made.root}, dict(self.layer.where))
         except ConfigError as e:
@@ -180,12 +189,30 @@ class _Resolver:
                 problem("E-PIPE-10", self.layer.where.get("method.kind", ""), kind=self.given["method.kind"], name=x.name, method=x.kinds["method"])
             )
         else:
+            self._compare_method(x)
             self._adopt(x, "method.", keep=self.own)
+            if "method.dropout" not in self.own:  # a setting of the training, not of the adapter
+                self.given.pop("method.dropout", None)
         for section in ("model", "base."):
             if not any(key.startswith(section) for key in self.own):
                 self._adopt(x, section, keep=self.own)
         self.root = x.root
         return {"adapter": str(x.result), "model": x.given.get("model")}
+
+    def _compare_method(self, x: Planned) -> None:
+        """What this stage says of the method itself must be what the adapter of the earlier stage has; a setting of the training may differ."""
+        if x.stand_in is None:
+            return  # what is wrong with that stage is told there
+        held, kind = x.stand_in.config.method, self.given.get("method.kind", x.kinds["method"])
+        for key in sorted(key for key in self.own if key.startswith("method.") and key != "method.kind"):
+            name = key.removeprefix("method.")
+            try:
+                asked = getattr(type(held)(**{**held.model_dump(exclude_unset=True), name: self.given[key]}), name)
+            except (ValidationError, TypeError, AttributeError):
+                continue  # no such key or value of the kind, which is told with all keys
+            if name not in continuing.FREE and asked is not None and asked != getattr(held, name):
+                fields = {"field": key, "value": asked, "held": getattr(held, name), "folder": f"stage:{x.name}", "kind": kind}
+                self.problems.append(problem("E-COMPAT-08", self.layer.where.get(key, ""), **fields))
 
     def _adopt(self, x: Planned, section: str, keep: set[str]) -> None:
         """Take a section's keys from an earlier stage in place of the shared ones; those that this stage gives itself stay."""
@@ -258,6 +285,7 @@ def check_pipeline(pipeline: Pipeline, *, tell: Tell | None = None) -> dict[str,
 
 def _require_free(out: Path) -> None:
     if (out / RECORD).is_file():
+        run_folder.raise_if_finished(out)
         raise UsageError(problem("E-PIPE-12", str(out), folder=out))
     run_folder.require_free(out)
 
@@ -336,7 +364,8 @@ def _create(pipeline: Pipeline) -> None:
 
 
 def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
-    known = {row["name"]: row for row in run_folder.read_summary(pipeline.out).get("stages", []) if row.get("status") == "done"}
+    # A stage whose run is done and whose files nobody counted yet is looked at again.
+    known = {row["name"]: row for row in run_folder.read_summary(pipeline.out).get("stages", []) if row.get("status") == "done" and "files" in row}
     rows: list[dict[str, Any]] = []
     try:
         for stage in pipeline.stages:
@@ -351,12 +380,23 @@ def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
             _remember(pipeline, rows, "running")
     except (TunewrightError, KeyboardInterrupt) as e:
         stopped = isinstance(e, Interrupted | KeyboardInterrupt)
-        _remember(pipeline, rows, "stopped" if stopped else "failed", str(e))
+        try:
+            _remember(pipeline, rows, "stopped" if stopped else "failed", str(e))
+        except faults.UNFORESEEN as unwritten:
+            if isinstance(e, TunewrightError):
+                e.add(faults.unwritten(unwritten, pipeline.out))
         tell.line(say("pipeline.stopped", folder=pipeline.out))
         raise
+    except faults.UNFORESEEN as e:
+        fault = faults.caught(e, pipeline.out, say("pipeline.doing", done=len(rows), count=len(pipeline.stages)))
+        try:
+            _remember(pipeline, rows, "failed", str(fault))
+        except faults.UNFORESEEN as unwritten:
+            fault.add(faults.unwritten(unwritten, pipeline.out))
+        raise fault from e
     summary = run_folder.read_summary(pipeline.out)
     if summary.get("status") == "done":
-        tell.line(say("train.already_done", folder=pipeline.out))
+        tell.line(say("train.already_done", folder=pipeline.out, further=run_folder.further(pipeline.out)))
         return story.Finished(pipeline.out, summary)
     summary = _remember(pipeline, rows, "done")
     tell.line(say("pipeline.done", count=len(rows), page=pipeline.out / "report.html", folder=pipeline.stages[-1].folder))

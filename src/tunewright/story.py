@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
-from tunewright.core import compat
+from tunewright.core import compat, faults
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, Interrupted, TrainingError, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import readable_size, write_json, write_text
@@ -24,7 +24,7 @@ from tunewright.data import DataSet, describe, inspect
 from tunewright.engine import checkpoint, run_folder, signals
 from tunewright.engine.events import EventLog, plain
 from tunewright.engine.schedule import Schedule, total_steps
-from tunewright.engine.structure import require_place
+from tunewright.engine.structure import require_place, require_same_layers
 from tunewright.models import sources
 from tunewright.probes import Probe, choose_probes, pair_probes, under
 
@@ -66,16 +66,31 @@ class Prepared:
 
 
 def train(parsed: ParsedRun, *, tell: Tell | None = None, extra_probes: list[Probe] | None = None, resume: Path | None = None) -> Finished:
-    """Do the run. Raises UsageError before anything is created, TrainingError or CheckpointError when it fails, Interrupted when stopped."""
+    """Do the run. Raises UsageError before anything is created, TrainingError, CheckpointError or UnexpectedError when it fails, Interrupted when stopped.
+    Once its folder is there, every one of them leaves summary.json with what was reached."""
     tell = tell or Tell()
     started = time.perf_counter()
     with signals.watching() as stop:
-        prepared = prepare(parsed, tell, resume)
-        return _Story(prepared, tell, stop, started, extra_probes or [], resume).tell_it()
+        try:
+            prepared = prepare(parsed, tell, resume)
+            return _Story(prepared, tell, stop, started, extra_probes or [], resume).tell_it()
+        except (TunewrightError, BrokenPipeError):
+            raise
+        except faults.UNFORESEEN as e:
+            if resume is None:
+                raise  # nothing was created
+            fault = faults.caught(e, resume, say("train.doing.load"))
+            _note_end(resume, "failed", fault)
+            raise fault from e
 
 
 def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_matters: bool = True) -> Prepared:
     """Everything that can be wrong without weights, in the order that costs least: keys, folders, rows, model files, template, tokens."""
+    from tunewright.methods import continuing
+
+    # A resumed run is what its run.yaml says: it was looked at when it began.
+    continued = continuing.resolve(parsed) if resume is None else continuing.Continued(parsed)
+    parsed = continued.parsed
     config = parsed.config
     raise_all(compat.problems(config), CompatError)
     out = resume or (Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method)))
@@ -83,7 +98,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
         run_folder.require_free(out)
     wants = compat.wanted_rows(config)
     bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False, wants=wants)
-    raise_all(compat.row_problems(config, {type(row) for row in (bare.train_rows[0:1])}), CompatError)
+    raise_all(compat.row_problems(config, bare.report["kinds"]), CompatError)
     source = sources.resolve(config.model, report=tell.line)
     from tunewright.engine.opening import renderer_of
     from tunewright.methods.saved import virtual_tokens
@@ -100,6 +115,8 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
         renderer = renderer_of(tokenizer, source.folder, thinking=thinking)
     model_config = _model_config(source.folder)
     require_place(config, model_config)
+    if continued.asked is not None:
+        require_same_layers(continued.asked, Path(config.adapter or ""), model_config)
     _require_teacher(config)
     context = load.context_of(model_config)
     # A learnt prompt takes room of the context, a new one or one that the run goes on with.
@@ -123,6 +140,8 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     tell.line(say("train.model", model=config.model, size=_millions(load.parameter_count(source.folder)), kind=chat.reason))
     if not chat.is_chat:
         tell.line(say("train.base_model"))
+    for note in continued.notes:
+        tell.line(note)
     tell.line(describe(data.report, colour=tell.colour))
     return Prepared(parsed, out, source, tokenizer, renderer, data, chat, base_renderer, context)
 
@@ -188,6 +207,9 @@ class _Story:
         self.answer_tokens = self._longest_answer()
         self.saved = self.out / "adapter"
         self.seconds = {"load": 0.0, "answer": 0.0}
+        self.doing = "train.doing.load"
+        """The sentence of what is being done, for the message of an unforeseen end."""
+        self.log: EventLog | None = None
 
     def _askable(self, probes: list[Probe]) -> list[Probe]:
         """The questions under the run's system prompt, without those that fill the context, which is said."""
@@ -216,10 +238,9 @@ class _Story:
         self._require_fit()
         found = self._resume_point()
         loop = self._load_and_attach()
-        self._publish(loop)
-        loop.log = log = EventLog(self.out / "events.jsonl")
-        self.log = log
         try:
+            self._publish(loop)
+            loop.log = self.log = log = EventLog(self.out / "events.jsonl")
             if self.resume:
                 self._continue(loop, found)
             log.write(
@@ -230,21 +251,47 @@ class _Story:
                 device=world.device,
                 dtype=world.dtype,
             )
+            self.doing = "train.doing.ask"
             self._ask_before(loop.stepper.policy)
+            self.doing = "train.doing.reference"
             loop.prepare_reference(self._reference_model)
+            self.doing = "train.doing.learn"
             loop.learn()
             if loop.progress.skipped_steps == loop.schedule.total_steps:
                 raise TrainingError(problem("E-TRAIN-03"))
             self._save_and_ask_again(loop)
+            self.doing = "train.doing.finish"
             return self._finish(loop, "done")
         except Interrupted as e:
-            self._finish(loop, "stopped", str(e))
+            self._last_words(loop, "stopped", e)
             raise
-        except (TunewrightError, KeyboardInterrupt) as e:
-            self._finish(loop, "failed", str(e))
+        except (TunewrightError, KeyboardInterrupt, BrokenPipeError) as e:
+            self._last_words(loop, "failed", e)
             raise
+        except faults.UNFORESEEN as e:
+            if not (self.out / "run.yaml").is_file():
+                raise  # nothing was created
+            p = loop.progress
+            fault = faults.caught(e, self.out, say(self.doing, step=p.step, total=loop.schedule.total_steps))
+            self._last_words(loop, "failed", fault)
+            raise fault from e
         finally:
-            log.close()
+            if self.log is not None:
+                with contextlib.suppress(OSError):  # closing writes what is left, which a full disk refuses
+                    self.log.close()
+
+    def _last_words(self, loop: Any, status: str, error: BaseException) -> None:
+        """Leave what was reached. What fails on the way hides nothing: the error that ended the run is the one that is told."""
+        if not (self.out / "run.yaml").is_file():
+            return
+        try:
+            self._finish(loop, status, str(error))
+        except faults.UNFORESEEN:
+            if run_folder.read_summary(self.out).get("status") != status:
+                p = loop.progress
+                _note_end(
+                    self.out, status, error, steps=p.step, total_steps=loop.schedule.total_steps, first_loss=p.first_loss, final_loss=p.final_loss
+                )
 
     def _require_fit(self) -> None:
         """Refuse, before weights are read, a run that this machine's memory cannot hold."""
@@ -340,6 +387,7 @@ class _Story:
         else:
             loop.restore(found)
             self.tell.line(say("train.resumed", step=found.step))
+        assert self.log is not None
         self.log.write("resumed", step=loop.progress.step)
 
     def _ask_before(self, policy: Any) -> None:
@@ -417,6 +465,7 @@ class _Story:
         from tunewright.models.fast import return_freed_memory
         from tunewright.models.generate import answering
 
+        self.doing = "train.doing.ask_after"
         whole = self.attached.saves_model
         self.saved = folder = self.out / ("model" if whole else "adapter")
         in_memory = None
@@ -424,10 +473,12 @@ class _Story:
             in_memory = self._scored(loop.stepper.policy)
         elif len(self.probes) <= FEW_PROBES:
             in_memory = self._answers(answering(self.causal, self.attached, self.p.renderer), say("train.ask_after"))
+        self.doing = "train.doing.save"
         self.attached.save(folder)
         self.p.tokenizer.save_pretrained(str(folder))
         fingerprint = self._fingerprint(self.attached.model)
         loop.stepper = self.causal = self.attached = None
+        self.doing = "train.doing.ask_again"
         gc.collect()
         return_freed_memory()
         start = time.perf_counter()
@@ -437,6 +488,7 @@ class _Story:
         tuned = put.model if put else fresh
         self.seconds["load"] += time.perf_counter() - start
         gap = float((self._fingerprint(tuned) - fingerprint).abs().max() / fingerprint.abs().max())
+        assert self.log is not None
         self.log.write("reloaded", largest_logit_difference=gap)
         if not gap <= 1e-3:
             raise TrainingError(problem("E-TRAIN-04", str(folder), gap=gap))
@@ -494,7 +546,8 @@ class _Story:
         }  # fmt: skip
         summary = {k: round(v, 4) if isinstance(v, float) and k.endswith("seconds") else v for k, v in summary.items()}
         write_json(self.out / "summary.json", plain(summary))
-        self.log.write("finished", status=status)
+        if self.log is not None:
+            self.log.write("finished", status=status)
         page = write_report(self.out)
         if status == "done":
             self._say_done(summary, page)
@@ -529,6 +582,15 @@ class _Story:
         self.tell.line(say("train.next_scores" if self.scores else "train.next", folder=self.out, page=page))
 
 
+def _note_end(folder: Path, status: str, error: BaseException, **figures: Any) -> None:
+    """The shortest summary.json. Where even that cannot be written, the error says so as well."""
+    try:
+        run_folder.note_end(folder, status, str(error), **plain(figures))
+    except faults.UNFORESEEN as e:
+        if isinstance(error, TunewrightError):
+            error.add(faults.unwritten(e, folder))
+
+
 def _millions(count: int) -> str:
     return f"{count / 1e6:,.0f} M" if count >= 1e7 else f"{count / 1e6:.2f} M"
 
@@ -544,7 +606,7 @@ def resume_run(folder: Path, *, tell: Tell | None = None, extra_probes: list[Pro
     given = run_folder.read_run(folder)
     summary = run_folder.read_summary(folder)
     if summary.get("status") == "done":
-        (tell or Tell()).line(say("train.already_done", folder=folder))
+        (tell or Tell()).line(say("train.already_done", folder=folder, further=run_folder.further(folder)))
         return Finished(folder, summary)
     parsed = parse_run(given, dict.fromkeys(given, "run.yaml"))
     return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes)

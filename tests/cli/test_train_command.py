@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,48 @@ def test_a_finished_run_is_left_alone_by_resume(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
     assert story.tunewright("train", str(finished), "--resume").returncode == 0
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+
+
+def further(text: str) -> list[str]:
+    """The words after `tunewright` of the command that a message gives."""
+    found = re.search(r"tunewright (train \S+run\.yaml (?:adapter|model)=\S+ out=[^\s`]+)", text)
+    assert found, text
+    return found[1].split()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_every_message_about_a_finished_run_gives_the_command_that_trains_further(model: Path, tmp_path: Path, whole: bool) -> None:
+    out, rows = tmp_path / "run", story.rows_file(tmp_path / "rows.json")
+    more = ["method.kind=full"] if whole else []
+    begin = story.words(
+        model, rows, out, "probes=0", "engine.steps=3", "engine.schedule=constant", "engine.learning_rate=0.005", "engine.batch_size=12", *more
+    )
+    assert story.tunewright(*begin).returncode == 0
+    said = []
+    for words, code, status in (
+        (["train", str(out), "--resume"], "", 0), (["train", str(out), "--resume", "engine.epochs=9"], "E-RUN-18", 2), (begin, "E-RUN-18", 2),
+        (["train", str(out), "engine.epochs=9"], "E-RUN-18", 2),
+    ):  # fmt: skip
+        result = story.tunewright(*words)
+        assert (result.returncode, code in result.stderr) == (status, True), result.stderr
+        said.append(further(result.stderr))
+    assert all(words == said[0] for words in said)
+    assert story.tunewright(*said[0], "engine.steps=1").returncode == 0
+    first, second = (json.loads((place / "summary.json").read_text()) for place in (out, tmp_path / "run-2"))
+    assert second["first_loss"] < first["final_loss"] < first["first_loss"]  # all rows in every step: it starts where the other ended
+
+
+def test_a_run_that_is_not_finished_is_sent_to_resume_which_then_goes_on(model: Path, tmp_path: Path) -> None:
+    out, rows = tmp_path / "run", story.rows_file(tmp_path / "rows.json")
+    begin = story.words(model, rows, out, "probes=0", "engine.steps=3")
+    assert story.tunewright(*begin).returncode == 0
+    summary = json.loads((out / "summary.json").read_text())
+    (out / "summary.json").write_text(json.dumps({**summary, "status": "stopped"}))
+    for words, code in ((begin, "E-RUN-01"), (["train", str(out), "--resume", "engine.epochs=9"], "E-RUN-08"), (["train", str(out)], "E-RUN-09")):
+        result = story.tunewright(*words)
+        assert result.returncode == 2 and code in result.stderr and "adapter=" not in result.stderr
+    assert f"tunewright train {out} --resume" in story.tunewright(*begin).stderr
+    assert story.tunewright("train", str(out), "--resume").returncode == 0
 
 
 def test_chat_answers_as_json_with_the_base_beside_it(finished: Path) -> None:
@@ -156,7 +199,7 @@ def test_a_model_without_weights_is_refused(model: Path, tmp_path: Path) -> None
 def test_an_out_folder_with_another_run_is_not_touched(finished: Path, model: Path, tmp_path: Path) -> None:
     before = {p: story.digest(p) for p in finished.rglob("*") if p.is_file()}
     result = story.tunewright(*story.words(model, story.rows_file(tmp_path / "rows.json"), finished))
-    assert result.returncode == 2 and "E-RUN-01" in result.stderr
+    assert result.returncode == 2 and "E-RUN-18" in result.stderr  # it is finished; E-RUN-01 is for one that can be continued
     assert {p: story.digest(p) for p in finished.rglob("*") if p.is_file()} == before
 
 

@@ -283,3 +283,29 @@ def test_a_run_with_noise_is_told_apart_and_resumes_exactly(tmp_path: Path) -> N
     for one in loops:
         one.log.close()
     assert json.loads((tmp_path / "a/events.jsonl").read_text().splitlines()[0])["event"] == "step"
+
+
+@pytest.mark.parametrize("kind", ["reward", "process_reward"])
+def test_noise_also_reaches_what_a_score_head_reads_alike_in_both_layouts_and_cuts(kind: str) -> None:
+    def samples() -> list[Any]:
+        made = tiny.pairs()
+        for sample in made:
+            for branch, role in zip(sample.branches, ("chosen", "rejected"), strict=True):
+                branch.role = role
+            if kind == "process_reward":
+                del sample.branches[1:]
+                last = len(sample.branches[0].tokens)
+                sample.facts["steps"] = [[last - 3, 1], [last, 0]]
+        return made
+
+    found = []
+    for layout, rows, strength in (("tree", 1 << 30, 5.0), ("tree", 1, 5.0), ("padded", 1 << 30, 5.0), ("padded", 1, 5.0), ("tree", 1 << 30, None)):
+        _, attached, stepper = tiny.make_scorer(kind, "llama", layout, rows)
+        stepper.neftune, stepper.number = strength, 3
+        loss = stepper.gradients(samples()).loss
+        found.append((loss, torch.cat([g.flatten() for _, g in sorted(tiny.gradients(attached).items())])))
+    *noisy_ones, plain = found
+    assert abs(noisy_ones[0][0] - plain[0]) > 1e-4
+    for other in noisy_ones[1:]:
+        assert other[0] == pytest.approx(noisy_ones[0][0], rel=1e-5)  # float32
+        assert float((other[1] - noisy_ones[0][1]).norm() / noisy_ones[0][1].norm()) <= 1e-4

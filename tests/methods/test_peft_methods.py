@@ -255,13 +255,36 @@ def test_layers_choose_blocks(layers: Any, blocks: set[str]) -> None:
     assert {name.split(".layers.")[1].split(".")[0] for name in attached.parameters} == blocks
 
 
-def test_blocks_that_do_not_exist_and_ranks_above_the_matrix_are_refused() -> None:
+def test_blocks_that_do_not_exist_and_ranks_above_every_matrix_are_refused() -> None:
     assert refused("lora", layers=[2]) == "E-METHOD-28"
     assert refused("lora", layers=[0], targets=["head"]) == "E-METHOD-28"
     for kind in ("lora", "dora", "pissa", "loha", "lokr", "adalora"):
-        assert refused(kind, rank=25) == "E-METHOD-20"  # keys are 48 x 24
-    assert put("lora", tiny.make_model("llama"), rank=24).parameters
+        assert refused(kind, rank=49) == "E-METHOD-20"  # no matrix has a smaller side above 48
+    assert refused("eva", rank=25) == "E-METHOD-20"  # keys are 48 x 24
+    assert put("lora", tiny.make_model("llama"), rank=24).notes == []
     assert refused("lora", targets=["embedding"], rank=49) == "E-METHOD-20"
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "lora_plus", "pissa", "olora", "loha", "adalora", "lokr"])
+def test_a_rank_above_some_layers_is_lowered_there_said_and_plain_peft_opens_what_is_saved(kind: str, tmp_path: Path) -> None:
+    import peft
+
+    attached = put(kind, tiny.make_model("llama"), rank=32)  # keys and values are 48 x 24
+    if kind != "lokr":  # its factors are small already
+        assert len(attached.notes) == 1 and "k_proj" in attached.notes[0] and "4 of the 14" in attached.notes[0]
+    shapes = {name.split(".")[-4]: tuple(p.shape) for name, p in attached.model.named_parameters() if name.endswith("lora_A.default.weight")}
+    if kind in ("lora", "rslora", "dora", "lora_plus"):
+        assert shapes["k_proj"] == (24, 48) and shapes["v_proj"] == (24, 48) and shapes["q_proj"] == (32, 48)
+        layers = [m for m in attached.model.modules() if "default" in getattr(m, "lora_A", {})]
+        assert len({round(m.scaling["default"], 6) for m in layers}) == 1  # at the strength of all others
+    tiny.randomise(attached)
+    ids = torch.tensor([[5, 9, 17, 33, 4]])
+    with torch.no_grad():
+        here = attached.model.eval()(input_ids=ids).logits
+        attached.save(tmp_path)
+        there = peft.PeftModel.from_pretrained(tiny.make_model("llama"), str(tmp_path)).eval()(input_ids=ids).logits
+        plain = tiny.make_model("llama")(input_ids=ids).logits
+    assert float((here - there).abs().max()) <= 2e-5 * float(here.abs().max()) and not torch.allclose(here, plain, atol=1e-3)
 
 
 def test_lora_plus_moves_b_faster_by_its_ratio() -> None:

@@ -88,6 +88,23 @@ def test_every_target_that_matches_nothing_is_named_with_a_guess() -> None:
     assert "mlp.down" in caught.value.problems[0].remedy()
 
 
+def test_a_part_that_a_family_does_not_have_is_not_guessed_to_be_itself() -> None:
+    """As in a mixture of experts whose matrices are one block of numbers: no linear layer is left that `mlp` could mean."""
+    from dataclasses import replace
+
+    found = anatomy.of(build("llama"))
+    left = {role: names for role, names in found.roles.items() if not role.startswith("mlp.")}
+    without = replace(found, roles=left, modules=[name for name in found.modules if ".mlp." not in name])
+    for target in ("mlp", "mlp.down"):
+        with pytest.raises(ModelError) as caught:
+            without.select([target])
+        (one,) = caught.value.problems
+        assert one.code == "E-MODEL-35" and "Did you mean" not in one.what() and "attention, all" in one.remedy() and "mlp" not in one.remedy()
+    with pytest.raises(ModelError) as caught:
+        without.select(["attentoin"])
+    assert "Did you mean `attention`" in caught.value.problems[0].what()
+
+
 @pytest.mark.parametrize(("model_type", "target", "word"), [("phi3", "attention.query", "attention.qkv"), ("gpt2", "attention.value", "attention.qkv"), ("phi3", "mlp.gate", "mlp.gate_up")])  # fmt: skip
 def test_a_part_of_a_fused_matrix_names_the_whole(model_type: str, target: str, word: str) -> None:
     with pytest.raises(ModelError, match=word) as caught:

@@ -39,10 +39,13 @@ def train(
     from tunewright import rewards
     from tunewright.core.errors import UsageError, problem
     from tunewright.core.runfile import columns_of
+    from tunewright.engine.run_folder import raise_if_finished
 
     given = list(words or [])
     first = given.pop(0) if given and "=" not in given[0] else None
     if resume and (first is None or given or model or data or data_dir or columns or out or dry_run):
+        if first is not None:
+            raise_if_finished(Path(first))
         raise UsageError(problem("E-RUN-08", "--resume"))
     flags = {"model": model, "data.train": data, "data.dir": data_dir, "data.columns": columns_of(columns), "out": out}
     with rewards.allowing(reward_code):
@@ -56,6 +59,7 @@ def _train(first: Path | None, words: list[str], flags: dict[str, Any], *, resum
     from tunewright.core.errors import UsageError, problem
     from tunewright.core.runfile import load_run
     from tunewright.core.stages import is_pipeline
+    from tunewright.engine.run_folder import raise_if_finished
 
     if resume:
         assert first is not None
@@ -63,6 +67,7 @@ def _train(first: Path | None, words: list[str], flags: dict[str, Any], *, resum
 
         return (pipeline.resume_pipeline if pipeline.is_pipeline_folder(first) else story.resume_run)(first).summary
     if first is not None and first.is_dir():
+        raise_if_finished(first)
         raise UsageError(problem("E-RUN-09", str(first)))
     if first is not None and is_pipeline(first):
         from tunewright import pipeline

@@ -50,6 +50,8 @@ def data_check(
     data_dir: Annotated[str | None, typer.Option("--data-dir", help=say("cli.data_dir"))] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=2, help=say("cli.check.max_tokens"))] = None,
     oversize: Annotated[Literal["drop", "truncate"], typer.Option(help=say("cli.check.oversize"))] = "drop",
+    objective: Annotated[str | None, typer.Option(metavar="NAME", help=say("cli.check.objective"))] = None,
+    good_only: Annotated[bool, typer.Option("--good-only", help=say("cli.check.good_only"))] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="OUT", help=say("cli.check.html"))] = None,
     repair: Annotated[Path | None, typer.Option("--repair", metavar="OUT", help=say("cli.check.repair"))] = None,
     as_json: JsonFlag = False,
@@ -62,10 +64,10 @@ def data_check(
     if repair is not None:
         _repair(file, repair, as_json)
         return
-    keys = {"held_out": held_out, "dir": data_dir, "format": data_format, "max_tokens": max_tokens, "oversize": oversize}
+    keys = {"held_out": held_out, "dir": data_dir, "format": data_format, "max_tokens": max_tokens, "oversize": oversize, "good_only": good_only}
     config = _data_config(file, columns, **keys)
     opened = open_tokenizer(model, tokenizer)
-    checked = check(with_system(config, opened), opened)
+    checked = check(with_system(config, opened), opened, objective)
     if as_json:
         print_json(checked.as_dict())
     else:

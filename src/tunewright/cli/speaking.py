@@ -36,17 +36,37 @@ def speaks(command: F) -> F:
                     return command(*args, **kwargs)
             return command(*args, **kwargs)
         except TunewrightError as e:
-            if kwargs.get("as_json"):
-                print(json.dumps({"problems": [p.as_dict() for p in e.problems]}, ensure_ascii=False))
-            print(e.text(), file=sys.stderr)
-            raise typer.Exit(e.exit_code) from None
+            raise _told(e, as_json=bool(kwargs.get("as_json"))) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
+        except Exception as e:
+            raise _unforeseen(e, as_json=bool(kwargs.get("as_json"))) from None
 
     return run  # type: ignore[return-value]
+
+
+def _told(error: Any, *, as_json: bool) -> typer.Exit:
+    """Say an error of ours; the exit to raise."""
+    if as_json:
+        print(json.dumps({"problems": [p.as_dict() for p in error.problems]}, ensure_ascii=False))
+    print(error.text(), file=sys.stderr)
+    return typer.Exit(error.exit_code)
+
+
+def _unforeseen(error: Exception, *, as_json: bool) -> typer.Exit:
+    """Say that something happened that nobody foresaw, with its traceback in a file and not on the screen; the exit to raise."""
+    from tunewright.core import faults
+    from tunewright.core.errors import UnexpectedError, problem
+    from tunewright.models.cache import cache_root
+
+    code = "E-RUN-17" if faults.is_memory(error) else "E-RUN-16"
+    place = faults.keep(error, cache_root() / "tracebacks")
+    return _told(UnexpectedError(problem(code, place, cause=faults.cause_of(error))), as_json=as_json)
 
 
 def print_json(value: Any) -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, problem
 from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import kind_of
-from tunewright.core.types import ROW_KINDS
+from tunewright.core.words import say
 
 USUAL = {"preference": "dpo", "judged": "kto", "stepwise": "process_reward", "prompt": "grpo", "text": "pretrain", "conversation": "sft"}
 """The objective that most people want for a kind of rows."""
+JUDGED = ("preference", "judged", "stepwise")
+"""Kinds that hold good and bad answers: `data.good_only` makes dialogues of the good ones."""
 
 
 def problems(run: RunConfig) -> list[Problem]:
     """Everything in a run that cannot go together."""
     found: list[Problem] = []
     found += _base_problems(run)
+    found += _good_only_problems(run)
     rate = run.engine.learning_rate
     if rate != "auto" and rate <= 0:
         found.append(problem("E-COMPAT-03", "engine.learning_rate", value=rate))
@@ -51,13 +55,44 @@ def wanted_rows(run: RunConfig) -> tuple[str, ...]:
     return tuple(entry.facts.get("rows", ())) if entry else ()
 
 
-def row_problems(run: RunConfig, kinds: set[type[Any]]) -> list[Problem]:
-    """What the objective of a run cannot learn from, among the row types that its data has."""
+def _good_only_problems(run: RunConfig) -> list[Problem]:
+    """`data.good_only` leaves dialogues, which an objective that compares answers cannot use."""
     name = kind_of(run.objective)
     entry = objectives.get(name)
     needs = entry.facts.get("rows", ()) if entry else ()
-    found = sorted(ROW_KINDS[kind] for kind in kinds)
-    if not needs or set(found) <= set(needs):
+    if not run.data.good_only or not needs or "conversation" in needs:
         return []
-    wrong = next(kind for kind in found if kind not in needs)
-    return [problem("E-COMPAT-05", "data.train", objective=name, needs=" / ".join(needs), found=wrong, guess=USUAL[wrong])]
+    usable = [e.name for e in objectives if "conversation" in e.facts.get("rows", ())]
+    return [problem("E-COMPAT-07", "data.good_only", objective=name, needs=" / ".join(needs), usable=", ".join(usable))]
+
+
+def row_problems(run: RunConfig, kinds: Mapping[str, Any]) -> list[Problem]:
+    """What the objective of a run cannot learn from, among the kinds of rows that its data has (`kinds` of the data report): every one that occurs."""
+    return rows_for(kind_of(run.objective), kinds)
+
+
+def rows_for(objective: str, kinds: Mapping[str, Any]) -> list[Problem]:
+    """As `row_problems`, for an objective by its name."""
+    entry = objectives.get(objective)
+    if entry is None:
+        known, guess = ", ".join(objectives.names()), objectives.guess(objective) or ""
+        return [problem("E-CONFIG-09", "", axis="objective", kind=objective, known=known, guess=guess)]
+    needs = entry.facts.get("rows", ())
+    wrong = [kind for kind in kinds if kind not in needs]
+    if not needs or not wrong:
+        return []
+    also = say("compat.good_only") if "conversation" in needs and any(kind in JUDGED for kind in wrong) else ""
+    fields = {"objective": objective, "needs": " / ".join(needs), "found": kinds_text({kind: kinds[kind] for kind in wrong}), "also": also}
+    if len(wrong) == len(kinds):
+        return [problem("E-COMPAT-05", "data.train", guess=USUAL[wrong[0]], **fields)]
+    return [problem("E-COMPAT-06", "data.train", fit=kinds_text({kind: kinds[kind] for kind in kinds if kind not in wrong}), **fields)]
+
+
+def kinds_text(kinds: Mapping[str, Any]) -> str:
+    """Kinds of rows with their files: `preference (12 in pairs.json from row 1 on)`."""
+    return ", ".join(
+        say("compat.kind", kind=kind, files=", ".join(
+            say("compat.kind_file", file=place["file"], rows=f"{place['rows']:,}", row=f"{place['first_row']:,}") for place in found["files"]
+        ))
+        for kind, found in kinds.items()
+    )  # fmt: skip

@@ -60,6 +60,8 @@ class DataConfig(Section):
     """A system prompt for rows that bring none."""
     thinking: Literal["auto", "learn", "keep", "off"] = "auto"
     """Thoughts of answers: learn; keep (shown, not learnt); off (taken out). auto: learn, and rows without one in the template's form without thinking."""
+    good_only: bool = False
+    """Of pairs only the chosen answer, of judged answers only the good ones, as dialogues: so sft can learn from them. Default: such rows are refused there."""
     accept: list[str] = []
     """Names of findings that would stop the run (`swapped_roles`, `too_long`, ...) and are known and wanted."""
     mixing: MixingConfig = MixingConfig()

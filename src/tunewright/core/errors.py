@@ -8,6 +8,7 @@
     |  |- ModelError           a model that is missing, incomplete or not safe to open
     |- TrainingError           a step that cannot be taken (non-finite values, no memory)
     |- CheckpointError         a checkpoint that cannot be written or trusted
+    |- UnexpectedError         what nobody foresaw; its traceback is in a file (`core/faults.py`)
     |- Interrupted             exit code 128 + signal
 
 Each carries a list of problems, so all that is wrong is said at once. The texts stand in `assets/locales`, by code.
@@ -65,6 +66,11 @@ class TunewrightError(Exception):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(p.line() for p in self.problems))
 
+    def add(self, one: Problem) -> None:
+        """Say one thing more."""
+        self.problems.append(one)
+        self.args = ("\n".join(p.line() for p in self.problems),)
+
     def text(self, about: str = "") -> str:
         """The whole message as printed on a terminal."""
         head = say("error.head", count=len(self.problems), about=about or say("error.this_command"))
@@ -101,6 +107,10 @@ class TrainingError(TunewrightError):
 
 class CheckpointError(TunewrightError):
     """A checkpoint that could not be written, or that none can be trusted."""
+
+
+class UnexpectedError(TunewrightError):
+    """Something that nobody foresaw: `__cause__` is the exception, and its traceback stands in the file that the message names."""
 
 
 class Interrupted(TunewrightError):

@@ -287,6 +287,10 @@ class Attached:
     """Called once with token rows of training samples, after the method was put on and before `begin`, where its start depends on them (EVA)."""
     begin: Callable[[int], None] | None = None
     """Called once before the first step with the number of steps of the whole run, for methods with a schedule of their own."""
+    complete_from: Callable[[], int] | None = None
+    """The first step after which the weights are what was asked for (a rank that falls over the run); those of earlier steps are not kept as the best."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences to say when the method has been put on."""
     tensors: Callable[[], dict[str, Any]] | None = None
     """Tensors beside the parameters that a resume needs, by name; restoring copies into the same tensors."""
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample, Stepwise
+from tunewright.core.types import Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample, Stepwise
 from tunewright.data.shaping import Dropped
 from tunewright.models.rendering import CannotRender
 
@@ -143,7 +143,6 @@ def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str, r
         if branch is made.branches[0]:
             made.facts["last_span"] = (first, branch.spans[-1][1])
         made.notes.append("truncated")
-    made.notes.append(ROW_KINDS[type(row)])
     return made
 
 

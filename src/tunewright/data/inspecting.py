@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
-from tunewright.core.types import Origin, Prompt, Row, Sample
+from tunewright.core.types import Origin, Row, Sample
 from tunewright.data import catalogue, mixing, reporting, token_cache
 from tunewright.data.checks import Finding, stops
 from tunewright.data.describing import places
@@ -109,8 +109,7 @@ def inspect(
     report["rendering"] = renderer.proof().as_dict() if renderer is not None and tokens else None
     report["preparation"] = {"seconds": round(time.perf_counter() - started, 3), "from_cache": was_kept, "workers": 0 if was_kept else run.count}
     if refuse:
-        asked_only = bool(len(store.columns["train"])) and isinstance(Rows(store, store.columns["train"][:1])[0], Prompt)
-        _refuse_worthless(report, findings, config.accept, asked_only)
+        _refuse_worthless(report, findings, config.accept, asked_only=[*report["kinds"]] == ["prompt"])
     train, held = store.columns["train"], store.columns["held_out"]
     learnt, measured = (Samples(store, which if tokens else which[:0]) for which in (train, held))
     lists: tuple[Sequence[Sample], Sequence[Sample]] = (learnt, measured)
@@ -193,6 +192,7 @@ def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, 
         documents,
         asdict(renderer.thinking) if renderer is not None else {},
         sorted(added.difference(control)),
+        config.good_only,
     )
 
 

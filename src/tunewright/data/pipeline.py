@@ -31,6 +31,7 @@ from tunewright.data.documents import windows
 from tunewright.data.encoding import EncodedRow, encode_rows
 from tunewright.data.formats.common import Unusable
 from tunewright.data.formats.ledger import Ledger
+from tunewright.data.good_answers import only_good
 from tunewright.data.reading import RawRow
 from tunewright.data.shaping import Dropped, Shaper, printable
 from tunewright.data.splitting import keys_of
@@ -67,6 +68,8 @@ class Recipe:
     """The renderer's `Thinking`."""
     words: list[str] = field(default_factory=list)
     """Added tokens that are no control tokens: written in a row, they are those tokens."""
+    good_only: bool = False
+    """Only good answers stay (`good_answers`)."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +144,10 @@ class Kitchen:
         rows: list[Row] = []
         dropped: list[Dropped] = []
         if job.format is None:
+            notes = Counter[str]()
             for kind, data, line, number in job.items:
-                rows.append(_finished(token_store.row_of(kind, data, Origin(job.file, line, number)), self.recipe.system, job.weight))
-                raw.append(None)
-            return rows, dropped, Counter(), [], {}
+                self._take(token_store.row_of(kind, data, Origin(job.file, line, number)), None, job, rows, raw, dropped, notes)
+            return rows, dropped, notes, [], {}
         shaper = Shaper([], job.format, job.columns, wording=self.recipe.wording, labels=self.recipe.labels)
         wanted, seen = set(job.columns.values()), set()
         for value, line, number in job.items:
@@ -152,12 +155,19 @@ class Kitchen:
             if wanted and isinstance(value, dict):
                 seen |= wanted & value.keys()
             made = shaper.row(RawRow(value, Origin(job.file, line, number)))
-            if isinstance(made, Dropped):
-                dropped.append(made)
-            else:
-                rows.append(_finished(made, self.recipe.system, job.weight))
-                raw.append(value)
+            self._take(made, value, job, rows, raw, dropped, shaper.notes)
         return rows, dropped, shaper.notes, sorted(seen), shaper.ledger.plain()
+
+    def _take(self, made: Row | Dropped, value: Any, job: Job, rows: list[Row], raw: list[Any], dropped: list[Dropped], notes: Counter[str]) -> None:
+        """Put a row, finished, to the others, or to those that were dropped."""
+        if self.recipe.good_only and not isinstance(made, Dropped):
+            before, made = made, only_good(made)
+            notes["good_only"] += made is not before and not isinstance(made, Dropped)
+        if isinstance(made, Dropped):
+            dropped.append(made)
+        else:
+            rows.append(_finished(made, self.recipe.system, job.weight))
+            raw.append(value)
 
 
 def _finished(row: Row, system: str | None, weight: float) -> Row:
@@ -256,7 +266,8 @@ class _Worker:
         except EOFError as error:
             raise self._gone() from error
         if "error" in answer:
-            raise RuntimeError(f"in a worker process:\n{answer['error']}")
+            text = answer["error"].strip()
+            raise RuntimeError(f"in a worker process: {text.splitlines()[-1]}\n{text}")
         return Done(**answer["done"])
 
     def close(self) -> None:
@@ -406,7 +417,6 @@ class Gathered:
     """Rows of `data.train`; those of a held-out file follow them."""
     keys: Any
     """uint64, rows x `splitting.KEYS`."""
-    kinds: Counter[str]
 
 
 def gather(sources: Iterable[Source], staff: Staff, writer: Writer, features: Features, files: list[str]) -> Gathered:
@@ -443,10 +453,8 @@ def gather(sources: Iterable[Source], staff: Staff, writer: Writer, features: Fe
             tally.drop(one, listed)
         if source.after is not None:
             source.after(seen, mapped)
-    names = list(ROW_KINDS.values())
-    kinds = Counter({name: n for name in names if (n := tallies[False].notes.pop(name, 0) + tallies[True].notes.pop(name, 0))})
     table = np.frombuffer(keys, "<u8").reshape(kept[False] + kept[True], -1) if keys else np.empty((0, 4), "<u8")
-    return Gathered(tallies[False], tallies[True], kept[False], table, kinds)
+    return Gathered(tallies[False], tallies[True], kept[False], table)
 
 
 def _jobs(source: Source, tally: Tally, seen: set[str], converted: list[Dropped]) -> Iterator[Job]:

@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core.compat import kinds_text
 from tunewright.core.types import Origin, Sample
 from tunewright.core.words import say
 from tunewright.data.checks import Check, Finding, conclude, score
 from tunewright.data.describing import note
 from tunewright.data.documents import PIECES
 from tunewright.data.formats.ledger import OF_TURNS, Ledger
+from tunewright.data.good_answers import LEFT_OUT
 from tunewright.data.pipeline import LISTED, Gathered
-from tunewright.data.token_store import Store, Writer
+from tunewright.data.token_store import KINDS, Store, Writer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 EXAMPLE_TOKENS = 600
 MOST_COLUMNS = 1000
+SHOWN_FILES = 5
+"""Files that are named for each kind of rows."""
 BLOCK = 16
 """Tokens of every sequence that are looked at together when common beginnings are counted."""
 BLOCK_TOKENS = 1 << 22
@@ -61,7 +65,7 @@ def facts_of(
         "format": ", ".join(dict.fromkeys(formats)), "files": list(dict.fromkeys(files)), "encoding": ", ".join(dict.fromkeys(encodings)),
         "duplicates": len(both) - len(np.unique(both)), "held_out_overlap": int(np.isin(asked[held], asked[different]).sum()),
         "train": len(train), "held_out": len(held), "held_out_dropped": gathered.held.dropped, "held_out_reasons": gathered.held.reasons,
-        "kinds": dict(sorted(gathered.kinds.items())), "columns": columns_of(gathered), "thinking": thinking,
+        "kinds": _kinds(writer, np.union1d(different, held), files), "columns": columns_of(gathered), "thinking": thinking,
         "notes": {key: count for key, count in sorted((gathered.train.notes).items()) if count},
     }  # fmt: skip
     return facts | (_token_facts(writer, train, renderer) if renderer is not None else dict.fromkeys(TOKEN_KEYS))
@@ -97,6 +101,20 @@ def _thinking_facts(notes: Counter[str], renderer: Renderer | None) -> dict[str,
         habit = found["rows_with_thoughts"] > 0
     kind = "switch" if renderer.has_switch else "shape" if renderer.thinks else "none"
     return {"mode": thinking.mode, "template": kind, "asked": habit, "by_rows": thinking.by_rows, **found}
+
+
+def _kinds(writer: Writer, used: np.ndarray, files: Sequence[str]) -> dict[str, Any]:
+    """Kind of rows -> how many of the rows `used` are of it, and in which files: for each the number of its first such row."""
+    import numpy as np
+
+    kind, file, number = (writer.column(name) for name in ("kind", "file", "number"))
+    found: dict[str, Any] = {}
+    for code in np.unique(kind[used]):
+        mine = used[kind[used] == code]
+        _, first, counts = np.unique(file[mine], return_index=True, return_counts=True)
+        places = [{"file": files[file[mine[at]]], "rows": int(n), "first_row": int(number[mine[at]])} for at, n in zip(first, counts, strict=True)]
+        found[KINDS[code]] = {"rows": len(mine), "files": sorted(places, key=lambda place: -place["rows"])[:SHOWN_FILES]}
+    return dict(sorted(found.items()))
 
 
 def _token_facts(writer: Writer, train: np.ndarray, renderer: Renderer) -> dict[str, Any]:
@@ -263,7 +281,7 @@ def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], 
     """The whole report in the reader's language, and its findings."""
     facts = dict(store.meta["facts"])
     kept = facts.pop("checked")
-    report = {key: value for key, value in facts.items() if key not in ("held_out_short", "mixing", "kinds", "under")}
+    report = {key: value for key, value in facts.items() if key not in ("held_out_short", "mixing", "under")}
     reasons = {reason: {**e, "what": reason_text(reason)} for reason, e in facts["reasons"].items()}
     report["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0])))
     report["held_out_reasons"] = {reason: {**e, "what": reason_text(reason)} for reason, e in facts["held_out_reasons"].items()}
@@ -312,7 +330,11 @@ def _example(sample: Sample, renderer: Renderer) -> dict[str, Any]:
 
 def _warnings(report: dict[str, Any]) -> list[str]:
     """Sentences for what is odd but can be trained."""
-    found = [say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"])] if report["rows_dropped"] else []
+    wanted = report["reasons"].get(LEFT_OUT, {"count": 0})["count"]  # left out because the run asked for it
+    lost = report["rows_dropped"] - wanted
+    found = [say("data.warning.dropped", count=lost, rows=report["rows_read"])] if lost else []
+    if len(report["kinds"]) > 1 and set(report["kinds"]) != {"conversation", "text"}:
+        found.append(say("data.warning.kinds", found=kinds_text(report["kinds"])))
     for key in ("duplicates", "held_out_overlap"):
         if report[key]:
             found.append(say(f"data.warning.{key}", count=report[key]))

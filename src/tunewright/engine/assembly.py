@@ -32,6 +32,7 @@ from tunewright.engine.rounds import RoundStepper
 from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
 from tunewright.engine.step import Stepper
 from tunewright.engine.teacher import open_teacher
+from tunewright.methods.lora import faster_b
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load
 from tunewright.models.fast import accelerate
@@ -85,12 +86,16 @@ def assemble(
     accelerate(causal)
     torch.manual_seed(stream_seed(config.engine.seed, "init"))
     if config.adapter:
-        attached = put_on(causal, Path(config.adapter), base_path=base_path, trainable=True)
+        attached = put_on(causal, Path(config.adapter), base_path=base_path, trainable=True, dropout=getattr(config.method, "dropout", None))
+        if kind_of(config.method) == "lora_plus":
+            faster_b(attached, config.method.ratio)
         tell.line(say("train.from_adapter", folder=config.adapter))
     else:
         entry = methods.get(kind_of(config.method))
         assert entry is not None
         attached = entry.function(config.method, causal, card, base_path)
+    for note in attached.notes:
+        tell.line(note)
     if attached.look is not None:
         attached.look(_some_rows(samples))
     keep_base(attached, causal)

@@ -108,7 +108,7 @@ class Policy(nn.Module):
         if self.cache is not None and not self.cache.holds():
             self.cache = None
         with self.cache.replaying(tree) if self.cache is not None else contextlib.nullcontext():
-            hidden_TD = self.hidden(tree, [*tree.source, *tree.last] if "score" in self.heads else tree.source)
+            hidden_TD = self.hidden(tree, [*tree.source, *tree.last] if "score" in self.heads else tree.source, samples)
         device = hidden_TD.device
         source, target = torch.tensor(tree.source, device=device), torch.tensor(tree.target, device=device)
         score = head_module(self.causal[0], "score")(hidden_TD[torch.tensor(tree.last, device=device)]) if "score" in self.heads else None
@@ -143,18 +143,19 @@ class Policy(nn.Module):
         # Dividing the cap, too, divides what comes out of it.
         return replace(head, scale=head.scale / self.temperature, softcap=head.softcap and head.softcap / self.temperature)
 
-    def hidden(self, tree: TokenTree, read: Sequence[int] | None = None) -> Tensor:
-        """(T, D): the rows of `tree` after the last norm. Where only the rows `read` are wanted, the others need not be right."""
-        with self._noisy(tree):
+    def hidden(self, tree: TokenTree, read: Sequence[int] | None = None, samples: list[Sample] | None = None) -> Tensor:
+        """(T, D): the rows of `tree` after the last norm. Where only the rows `read` are wanted, the others need not be right. `samples` are those of
+        the step, where the tree was built from copies of them."""
+        with self._noisy(tree, samples):
             return self._tree_hidden(tree, read) if self.layout == "tree" else self._padded_hidden(tree)
 
     @contextlib.contextmanager
-    def _noisy(self, tree: TokenTree) -> Iterator[None]:
+    def _noisy(self, tree: TokenTree, samples: list[Sample] | None) -> Iterator[None]:
         """Inside, the input embeddings of `tree` get the noise of this step; only while the model learns, never while it is measured or answers."""
         if self.noise is None or not self.model.training or not torch.is_grad_enabled():
             yield
             return
-        noise_TD = self.noise.rows(tree, self.layout == "tree")
+        noise_TD = self.noise.rows(tree, self.layout == "tree", samples)
         table = self.causal[0].get_input_embeddings()
         hook = table.register_forward_hook(lambda module, given, out: out + spread(noise_TD.to(out.device), out, tree))
         try:

@@ -14,6 +14,7 @@ import torch
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CheckpointError, TrainingError, problem
+from tunewright.core.faults import cause_of, is_memory
 from tunewright.core.sequences import Joined, Picked
 from tunewright.core.telling import Tell
 from tunewright.core.types import WITHOUT_DIFFERENCE, Sample
@@ -211,10 +212,10 @@ class Loop:
         start = time.perf_counter()
         try:
             report = self.stepper.step(chosen, number, rate)
-        except (torch.OutOfMemoryError, RuntimeError) as e:
-            if not _is_memory(e):
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+            if not is_memory(e):
                 raise
-            raise TrainingError(problem("E-TRAIN-02", "", step=number, cause=str(e).splitlines()[0][:160], rows=self.stepper.rows_per_pass)) from e
+            raise TrainingError(problem("E-TRAIN-02", "", step=number, cause=cause_of(e), rows=self.stepper.rows_per_pass)) from e
         self._keep_first_values(report, chosen)
         seconds = time.perf_counter() - start
         p.step, p.samples, p.train_seconds = number, p.samples + len(chosen), p.train_seconds + seconds
@@ -309,7 +310,9 @@ class Loop:
         self.log.write("evaluation_all", step=p.step, rows=len(self.held_out), held_out_loss=p.held_out_loss_all, figures=p.held_out_figures_all)
 
     def _keep_best(self, loss: float) -> None:
-        p = self.progress
+        p, complete_from = self.progress, self.stepper.attached.complete_from
+        if complete_from is not None and p.step < complete_from():
+            return
         better = math.isfinite(loss) and (p.best_loss is None or loss < p.best_loss)
         p.worse_in_a_row = 0 if better else p.worse_in_a_row + 1
         if better:
@@ -375,11 +378,6 @@ class Loop:
         p.held_out_loss, p.held_out_figures = p.best_loss, p.best_figures or p.held_out_figures
         self.log.write("returned_to_best", step=p.best_step, held_out_loss=p.best_loss)
         self.tell.line(say("train.best", step=p.best_step, loss=f"{p.best_loss:.4f}"))
-
-
-def _is_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text
 
 
 def _json(value: Any) -> Any:

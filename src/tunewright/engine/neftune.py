@@ -30,8 +30,8 @@ class Noise:
     owner: dict[int, list[tuple[int, int]]]
 
     @classmethod
-    def of_step(cls, samples: list[Sample], strength: float, width: int, seed: int, step: int) -> Noise:
-        """Draw for all samples of a step."""
+    def of_step(cls, samples: list[Sample], strength: float, width: int, seed: int, step: int, *, whole: bool = False) -> Noise:
+        """Draw for all samples of a step. `whole`: every token is read (`tree.read_whole`), not only up to the last learnt one."""
         owners: dict[tuple[int, int, int], int] = {}
         """(node before, token, position) -> node; a node is a place in `first`."""
         first: list[tuple[int, int]] = []
@@ -39,7 +39,8 @@ class Noise:
         for sample in samples:
             for number, branch in enumerate(sample.branches):
                 at, mine = -1, []
-                for i in range(rows_needed(branch)):
+                needed = len(branch.tokens) if whole else rows_needed(branch)
+                for i in range(needed):
                     key = (at, branch.tokens[i], i if branch.positions is None else branch.positions[i])
                     if key not in owners:
                         owners[key] = len(first)
@@ -47,18 +48,18 @@ class Noise:
                     at = owners[key]
                     mine.append(first[at])
                 noise.owner[id(branch)] = mine
-                noise.draws[id(branch)] = noise._draw(branch, stream_seed(seed, "neftune", step, sample.index, number))
+                noise.draws[id(branch)] = noise._draw(branch, needed, stream_seed(seed, "neftune", step, sample.index, number))
         return noise
 
-    def _draw(self, branch: Branch, seed: int) -> Tensor:
+    def _draw(self, branch: Branch, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        uniform = torch.rand(rows_needed(branch), self.width, generator=generator) * 2 - 1
+        uniform = torch.rand(count, self.width, generator=generator) * 2 - 1
         return uniform * (self.strength / math.sqrt(len(branch.tokens) * self.width))
 
-    def rows(self, tree: TokenTree, shared: bool) -> Tensor:
-        """(T, D): the noise of every row of a pass."""
+    def rows(self, tree: TokenTree, shared: bool, samples: list[Sample] | None = None) -> Tensor:
+        """(T, D): the noise of every row of a pass. `samples` are those of the step, where the tree was built from copies of them."""
         found = torch.zeros(tree.num_rows, self.width)
-        branches = [branch for sample in tree.samples for branch in sample.branches]
+        branches = [branch for sample in samples or tree.samples for branch in sample.branches]
         for branch, rows in zip(branches, rows_of_branches(tree, shared), strict=True):
             for row, (whose, i) in zip(rows, self.owner[id(branch)], strict=True):
                 found[row] = self.draws[whose][i]

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,27 @@ def require_free(out: Path) -> None:
     if not out.exists():
         return
     if (out / "run.yaml").is_file():
+        raise_if_finished(out)
         raise UsageError(problem("E-RUN-01", str(out)))
     if not out.is_dir() or any(out.iterdir()):
         raise UsageError(problem("E-RUN-02", str(out)))
+
+
+def raise_if_finished(folder: Path) -> None:
+    """Raise UsageError, with the way on, for the folder of a run or a pipeline that is done: nothing is left to continue there."""
+    if read_summary(folder).get("status") == "done":
+        raise UsageError(problem("E-RUN-18", str(folder), further=further(folder)))
+
+
+def further(folder: Path) -> str:
+    """The command that trains on what a finished run, or the last stage of a finished pipeline, has learnt: the same run from there in a new folder."""
+    stages = read_summary(folder).get("stages")
+    run = folder / str(stages[-1]["folder"]) if stages else folder
+    n = 2
+    while folder.with_name(f"{folder.name}-{n}").exists():
+        n += 1
+    start = f"model={run / 'model'}" if (run / "model" / "config.json").is_file() else f"adapter={run / 'adapter'}"
+    return shlex.join(["tunewright", "train", str(run / "run.yaml"), start, f"out={folder.with_name(f'{folder.name}-{n}')}"])
 
 
 def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
@@ -98,6 +117,11 @@ def read_data_report(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "data_report.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
+
+
+def note_end(folder: Path, status: str, reason: str, **figures: Any) -> None:
+    """Say in summary.json how a run ended, keeping what stands there from before. Raises OSError when it cannot be written."""
+    write_json(folder / "summary.json", {**read_summary(folder), "status": status, "reason": reason, **figures})
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

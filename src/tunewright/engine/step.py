@@ -105,7 +105,7 @@ class Stepper:
         if self.neftune:
             # After `prepare`, which may have made the branches of this step.
             width = self.policy.causal[0].get_input_embeddings().weight.shape[1]
-            self.policy.noise = Noise.of_step(samples, self.neftune, width, self.seed, self.number)
+            self.policy.noise = Noise.of_step(samples, self.neftune, width, self.seed, self.number, whole="score" in self.policy.heads)
         # Loading, answering and measuring leave the model in eval mode, in which an adapter's dropout would silently do nothing.
         self.policy.model.train()
         figures: Figures = {}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tunewright.core.config import RunConfig
-from tunewright.core.errors import TunewrightError
+from tunewright.core.errors import CompatError, TunewrightError, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 
@@ -24,6 +26,18 @@ def require_place(config: RunConfig, model_config: Any) -> None:
     entry = methods.get(kind)
     if entry is None or config.adapter or kind in NEEDS_WEIGHTS:
         return
+    _on_meta(model_config, lambda model, card: entry.function(config.method, model, card, "-"))
+
+
+def require_same_layers(asked: Any, adapter: Path, model_config: Any) -> None:
+    """Raise CompatError where `targets` and `layers` of a method section choose other layers than an adapter sits on."""
+    from tunewright.methods.continuing import wrong_layers
+
+    _on_meta(model_config, lambda model, card: raise_all(wrong_layers(asked, model, card, adapter), CompatError))
+
+
+def _on_meta(model_config: Any, look: Callable[[Any, Any], object]) -> None:
+    """`look` at a model without weights and its anatomy; only what it says in words of ours counts."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -34,7 +48,7 @@ def require_place(config: RunConfig, model_config: Any) -> None:
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(model_config)
-            entry.function(config.method, model, anatomy.of(model), "-")
+            look(model, anatomy.of(model))
         except TunewrightError:
             raise
         except Exception as e:

@@ -6,7 +6,9 @@ The layers are PEFT's. Kin differ in the scale (rsLoRA), in a trained length for
 
 from __future__ import annotations
 
+import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -151,8 +153,7 @@ def dora(config: DoraConfig, model: Any, anatomy: Any, base_path: str) -> Attach
 def lora_plus(config: LoraPlusConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """LoRA+ (Hayou et al. 2024): the update of LoRA, with B learning `ratio` times as fast as A."""
     attached = _attach(config, model, anatomy, base_path)
-    attached.rate_factors = {name: config.ratio for name in attached.parameters if ".lora_B." in name or ".lora_embedding_B." in name}
-    attached.learning_rate = 5e-5
+    faster_b(attached, config.ratio)
     return attached
 
 
@@ -201,28 +202,30 @@ def _attach(
     from tunewright.methods.started import start_from_weights
 
     names = chosen_layers(config, model, anatomy)
-    require_rank(model, names, config.rank)
+    capped = cap_rank(model, names, config.rank, all_alike=start == "eva")  # PEFT's EVA deals out one rank of its own
     if start == "olora":
         require_linear(model, names, "olora")  # PEFT decomposes the weight as it lies, and Conv1D's lies turned
     usual = config.rank if start else 8.0 if rslora else 2 * config.rank
+    alpha = config.alpha if config.alpha is not None else usual
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha if config.alpha is not None else usual,  # type: ignore[arg-type]  # PEFT computes with any number
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT computes with any number
         lora_dropout=config.dropout,
         use_rslora=rslora,
         use_dora=dora,
         init_lora_weights="eva" if start == "eva" else True,
         eva_config=peft.EvaConfig(rho=rho) if start == "eva" else None,
+        **capped.patterns(alpha, rooted=rslora),
         **placing(model, names),
     )
     wrapped = wrap(model, settings, base_path)
     if not start:
-        return attach_peft(wrapped)
+        return capped.told(attach_peft(wrapped))
     if start == "eva":
-        return measured.start_from_rows(attach_peft(wrapped), wrapped, config.rank)
+        return capped.told(measured.start_from_rows(attach_peft(wrapped), wrapped, config.rank))
     if start == "loftq":
-        return measured.start_from_rounding(attach_peft(wrapped), wrapped, niter)
-    return start_from_weights(wrapped, f"pissa_niter_{niter}" if start == "pissa" and niter else start)
+        return capped.told(measured.start_from_rounding(attach_peft(wrapped), wrapped, niter))
+    return capped.told(start_from_weights(wrapped, f"pissa_niter_{niter}" if start == "pissa" and niter else start))
 
 
 def chosen_layers(config: TargetSection, model: Any, anatomy: Any) -> list[str]:
@@ -240,16 +243,57 @@ def chosen_layers(config: TargetSection, model: Any, anatomy: Any) -> list[str]:
     return kept
 
 
-def require_rank(model: Any, names: list[str], rank: int) -> None:
-    """Raise CompatError where a rank is above the smaller side of a layer: it would train numbers that cannot change what the layer does."""
+@dataclass
+class Capped:
+    """Layers whose smaller side is below `rank`, each with that side. `names` are all that were chosen."""
+
+    rank: int
+    most: dict[str, int]
+    names: list[str]
+
+    def patterns(self, alpha: float, *, rooted: bool = False) -> dict[str, Any]:
+        """PEFT's `rank_pattern` and `alpha_pattern`: the lower rank at the strength of all others (`rooted`: alpha / sqrt(rank), else alpha / rank)."""
+        if not self.most:
+            return {}
+        ranks = {self._key(name): most for name, most in self.most.items()}
+        return {
+            "rank_pattern": ranks,
+            "alpha_pattern": {key: alpha * ((most / self.rank) ** 0.5 if rooted else most / self.rank) for key, most in ranks.items()},
+        }
+
+    def _key(self, name: str) -> str:
+        """The last component where all chosen layers of that name have one rank: keeps adapter_config.json readable. PEFT matches ends of names."""
+        short = name.rpartition(".")[2]
+        alike = {self.most.get(other) for other in self.names if other.rpartition(".")[2] == short}
+        return short if alike == {self.most[name]} else re.escape(name)
+
+    def told(self, attached: Attached, sentence: str = "methods.rank_capped") -> Attached:
+        """Say it where the method is put on."""
+        if self.most:
+            first = next(iter(self.most))
+            attached.notes.append(say(sentence, rank=self.rank, count=len(self.most), of=len(self.names), first=first, most=self.most[first]))
+        return attached
+
+
+def cap_rank(model: Any, names: list[str], rank: int, *, all_alike: bool = False) -> Capped:
+    """Which of the layers `names` are too small for a rank: a product of higher rank would train numbers that cannot change what the layer does.
+
+    Raises CompatError where every one of them is; with `all_alike`, where any is.
+    """
     from tunewright.models.anatomy import is_linear, shape_of
 
+    found = Capped(rank, {}, names)
+    widest = ("", 0, 0)
     for name in names:
         module = model.get_submodule(name)
         inputs, outputs = shape_of(module) if is_linear(module) else tuple(module.weight.shape)[:2]
+        widest = max(widest, (name, inputs, outputs), key=lambda one: min(one[1:]))
         if rank > min(inputs, outputs):
-            most = min(inputs, outputs)
-            raise CompatError(problem("E-METHOD-20", "method.rank", rank=rank, module=name, inputs=inputs, outputs=outputs, most=most))
+            found.most[name] = min(inputs, outputs)
+    if names and (len(found.most) == len(names) or (all_alike and found.most)):
+        name, inputs, outputs = widest
+        raise CompatError(problem("E-METHOD-20", "method.rank", rank=rank, module=name, inputs=inputs, outputs=outputs, most=min(inputs, outputs)))
+    return found
 
 
 def require_linear(model: Any, names: list[str], kind: str) -> None:
@@ -294,6 +338,29 @@ def wrap(model: Any, settings: Any, base_path: str) -> Any:
         if id(p) not in base and p.is_floating_point() and p.dtype.itemsize < 4:
             p.data = p.data.to(torch.float32)
     return wrapped
+
+
+def set_dropout(wrapped: Any, share: float) -> None:
+    """Let a PEFT adapter of any type drop this share of its inputs while it trains, and say so in its description."""
+    from torch import nn
+
+    config = wrapped.peft_config["default"]
+    for name in [name for name in vars(config) if name.endswith("_dropout") and name != "encoder_dropout"]:
+        setattr(config, name, share)
+        for module in wrapped.modules():
+            layers = getattr(module, name, None)
+            if isinstance(layers, nn.ModuleDict) and "default" in layers:
+                before = layers["default"]
+                # BOFT's layer of the name drops blocks; the others are torch's, or nothing where the share is 0.
+                usual = isinstance(before, nn.Identity | nn.Dropout)
+                layers["default"] = (nn.Dropout(share) if share else nn.Identity()) if usual else type(before)(share)
+                layers["default"].train(before.training)
+
+
+def faster_b(attached: Attached, ratio: float) -> None:
+    """LoRA+: B learns `ratio` times as fast as A."""
+    attached.rate_factors = {name: ratio for name in attached.parameters if ".lora_B." in name or ".lora_embedding_B." in name}
+    attached.learning_rate = 5e-5
 
 
 def attach_peft(wrapped: Any) -> Attached:

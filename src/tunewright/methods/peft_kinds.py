@@ -13,7 +13,7 @@ from tunewright.core.errors import CompatError, ConfigError, problem, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Term
 from tunewright.core.words import say
-from tunewright.methods.lora import TargetSection, attach_peft, chosen_layers, placing, require_linear, require_rank, wrap
+from tunewright.methods.lora import TargetSection, attach_peft, cap_rank, chosen_layers, placing, require_linear, wrap
 
 
 class LohaConfig(TargetSection):
@@ -191,8 +191,11 @@ def loha(config: LohaConfig, model: Any, anatomy: Any, base_path: str) -> Attach
 
     names = chosen_layers(config, model, anatomy)
     require_linear(model, names, "loha")
-    require_rank(model, names, config.rank)
-    return attach_peft(wrap(model, peft.LoHaConfig(r=config.rank, alpha=_scale(config), **placing(model, names)), base_path))  # type: ignore[arg-type]
+    capped = cap_rank(model, names, config.rank)
+    settings = peft.LoHaConfig(
+        r=config.rank, alpha=_scale(config), **capped.patterns(_scale(config)), **placing(model, names)  # type: ignore[arg-type]
+    )  # fmt: skip
+    return capped.told(attach_peft(wrap(model, settings, base_path)))
 
 
 @methods.register(
@@ -204,7 +207,7 @@ def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attach
 
     names = chosen_layers(config, model, anatomy)
     require_linear(model, names, "lokr")
-    require_rank(model, names, config.rank)
+    cap_rank(model, names, config.rank)  # a factor that is smaller than the rank stays whole, so only a rank above every layer is refused
     settings = peft.LoKrConfig(
         r=config.rank,
         alpha=_scale(config),  # type: ignore[arg-type]
@@ -289,7 +292,7 @@ def adalora(config: AdaloraConfig, model: Any, anatomy: Any, base_path: str) -> 
 
     names = chosen_layers(config, model, anatomy)
     first = config.start_rank or -(-3 * config.rank // 2)
-    require_rank(model, names, first)
+    capped = cap_rank(model, names, first)
     settings = peft.AdaLoraConfig(
         target_r=config.rank,
         init_r=first,
@@ -302,7 +305,7 @@ def adalora(config: AdaloraConfig, model: Any, anatomy: Any, base_path: str) -> 
     wrapped = wrap(model, settings, base_path)
     attached = attach_peft(wrapped)
     schedule_ranks(attached, wrapped, config.wait, config.settle, config.every)
-    return attached
+    return capped.told(attached, "methods.rank_above")  # PEFT starts all layers at one rank, and what is above a layer's size can fall away
 
 
 def schedule_ranks(attached: Attached, wrapped: Any, wait: float, settle: float, every: int | None) -> None:
@@ -334,7 +337,15 @@ def schedule_ranks(attached: Attached, wrapped: Any, wait: float, settle: float,
         wrapped.save_pretrained(str(folder), save_embedding_layers=False)
         settings.rank_pattern = ranks
 
-    attached.begin, attached.after_update = begin, wrapped.base_model.update_and_allocate
+    def settles_at() -> int:
+        return int(settings.total_step - settings.tfinal)
+
+    def after_update(step: int) -> None:
+        if step == settles_at() and not allocator.exp_avg_ipt:
+            allocator.update_ipt(wrapped.base_model.model)  # the ranks are decided at the very first step, before PEFT has looked at any gradient
+        wrapped.base_model.update_and_allocate(step)
+
+    attached.begin, attached.after_update, attached.complete_from = begin, after_update, settles_at
     attached.penalties = lambda: {"orthogonality": orthogonality(trained, settings.orth_reg_weight)}
     attached.tensors, attached.load_state, attached.save = tensors, load_state, save
     attached.state = lambda: {"rank_pattern": settings.rank_pattern}

@@ -27,8 +27,9 @@ def virtual_tokens(folder: Path) -> int:
     return int(json.loads(described.read_text(encoding="utf-8")).get("num_virtual_tokens") or 0) if described.is_file() else 0
 
 
-def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = False) -> Attached:
-    """The saved method of `folder` on the causal model `model`. `base_path` is what it names as its base when it is saved again.
+def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = False, dropout: float | None = None) -> Attached:
+    """The saved method of `folder` on the causal model `model`. `base_path` is what it names as its base when it is saved again. `dropout` takes the place
+    of the one that it was trained with (PEFT folders).
 
     Raises ModelError when the folder is not safe to open, does not fit the model, or holds a tensor that finds no place.
     """
@@ -41,7 +42,7 @@ def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = F
         assert isinstance(attached, Attached)
         return attached
     from tunewright.methods import measured
-    from tunewright.methods.lora import attach_peft
+    from tunewright.methods.lora import attach_peft, set_dropout
     from tunewright.models.adapters import load_adapter
     from tunewright.models.quantised import is_quantised
 
@@ -51,5 +52,7 @@ def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = F
     wrapped = load_adapter(model, folder, trainable=trainable)
     if base_path:
         wrapped.peft_config["default"].base_model_name_or_path = base_path
+    if dropout is not None:
+        set_dropout(wrapped, dropout)
     attached = attach_peft(wrapped)
     return measured.bound_to_its_base(attached) if bound else attached

@@ -78,8 +78,11 @@ def _save(wrapped: Any, folder: Path) -> None:
 
     config = copy.copy(wrapped.peft_config["default"])
     # rsLoRA divides by the root of the rank, the others by the rank.
-    config.lora_alpha *= 2**0.5 if config.use_rslora else 2
+    stronger = 2**0.5 if config.use_rslora else 2
+    config.lora_alpha *= stronger
     config.r *= 2
+    config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
+    config.alpha_pattern = {name: stronger * alpha for name, alpha in (config.alpha_pattern or {}).items()}
     config.inference_mode = True
     tensors = {}
     for name, module in wrapped.named_modules():

@@ -94,9 +94,14 @@ class Anatomy:
         parts = [role for role, whole in FUSED.items() if whole == target and role in self.roles]
         if parts:
             return problem("E-MODEL-37", target, target=target, parts=", ".join(parts), family=self.family)
-        words = [*self.roles, *("attention", "mlp", "all"), *sorted({name.rpartition(".")[2] for name in self.modules})]
+        groups = [group for group in ("attention", "mlp") if any(role.startswith(f"{group}.") for role in self.roles)]
+        words = [*self.roles, *groups, "all", *sorted({name.rpartition(".")[2] for name in self.modules})]
         close = difflib.get_close_matches(target, words, n=1, cutoff=0.5)
-        return problem("E-MODEL-35", target, target=target, has=has, guess=close[0] if close else "all", family=self.family)
+        # A part that this family does not have has no other spelling; and nobody is asked whether he meant what he wrote.
+        known = target in ROLES or target in ("attention", "mlp")
+        hint = "" if known else say("models.target_guess", guess=close[0] if close else "all")
+        listed = "".join(f"{group}, " for group in groups)
+        return problem("E-MODEL-35", target, target=target, has=has, hint=hint, groups=listed, family=self.family)
 
 
 def of(model: PreTrainedModel) -> Anatomy:

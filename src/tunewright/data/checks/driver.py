@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core import compat
 from tunewright.core.config import DataConfig
+from tunewright.core.errors import CompatError, raise_all
 from tunewright.core.types import Row, Sample
 from tunewright.core.words import say
 from tunewright.data.checks import HELD_OUT, TRAIN, Finding, all_checks, conclude, points, stops
@@ -34,11 +36,13 @@ class Checked:
         return {**self.report, "score_lowered_by": lowered, "stop": self.is_stopped}
 
 
-def check(config: DataConfig, opened: Opened | None) -> Checked:
-    """Check the data of a run. Raises DataError only for files that cannot be read: what a run would refuse is described."""
+def check(config: DataConfig, opened: Opened | None, objective: str | None = None) -> Checked:
+    """Check the data of a run. Raises DataError only for files that cannot be read: what a run would refuse is described. With the name of an
+    `objective`, raises CompatError for rows that it cannot learn from."""
     from tunewright.data.inspecting import inspect
 
     data = inspect(config, opened.renderer if opened else None, opened.context if opened else None, needs_tokens=opened is not None, refuse=False)
+    raise_all(compat.rows_for(objective, data.report["kinds"]) if objective is not None else [], CompatError)
     found = [Finding.of_dict(one) for one in data.report["findings"]]
     return Checked({**data.report, "warnings": _left(data.report, found)}, found, data.report["score"])
 

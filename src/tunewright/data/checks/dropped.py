@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from tunewright.data.checks.base import SHOWN_PLACES, Finding, Severity
+from tunewright.data.good_answers import LEFT_OUT
 
 EMPTY = ("empty_answer", "empty_question", "empty_text", "no_answer", "no_text")
 NOTED = ("tools_unwritten", "numbers_respelt", "carriage_returns", "marks_on_questions")
@@ -31,7 +32,7 @@ def dropped_findings(report: dict[str, Any]) -> list[Finding]:
     if "too_long" in reasons:
         finding("too_long", ["too_long"])
         found += _giants(report)
-    rest = [name for name in reasons if name not in EMPTY and name != "too_long"]
+    rest = [name for name in reasons if name not in EMPTY and name not in ("too_long", LEFT_OUT)]
     if rest:
         finding("dropped", rest, shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in rest))
     return found
