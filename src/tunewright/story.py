@@ -74,6 +74,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False)
     raise_all(compat.row_problems(config, {type(row) for row in (bare.train_rows[0:1])}), CompatError)
     source = sources.resolve(config.model, report=tell.line)
+    _require_words(config, source.folder)
     from tunewright.methods.saved import virtual_tokens
     from tunewright.models import load, vocabulary
     from tunewright.models.rendering import Renderer
@@ -108,12 +109,21 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
 
 
 def _require_teacher(config: RunConfig) -> None:
-    """Refuse a teacher that is not there before weights are read. Raises what opening it would raise."""
+    """Refuse a teacher that is not there, or has no words, before weights are read. Raises what opening it would raise."""
     teacher = getattr(config.objective, "teacher", None)
     if teacher is not None:
         from tunewright.engine import opening
 
-        opening.config_folder(teacher)
+        opening.require_words(opening.config_folder(teacher), teacher)
+
+
+def _require_words(config: RunConfig, folder: Path) -> None:
+    """Refuse to teach a whole judge to write: only an objective that trains a judge goes on from one."""
+    from tunewright.engine import opening
+
+    entry = objectives.get(kind_of(config.objective))
+    if entry is not None and entry.facts.get("leaves") != "scores":
+        opening.require_words(folder, config.model)
 
 
 def learns_from_answers(config: RunConfig) -> bool:

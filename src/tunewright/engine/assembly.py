@@ -32,7 +32,7 @@ from tunewright.engine.teacher import open_teacher
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load
 from tunewright.models.fast import accelerate
-from tunewright.models.heads import put_heads
+from tunewright.models.heads import has_score, put_heads
 from tunewright.models.quantised import keep_base, parameter_count
 
 LOOKED_AT = 128
@@ -92,6 +92,7 @@ def assemble(
     if attached.look is not None:
         attached.look(_some_rows(samples))
     keep_base(attached, causal)
+    _tell_head(config, has_score(causal), "score" in objective.needs.heads, tell)
     put_heads(causal, attached, objective.needs.heads)
 
     @contextlib.contextmanager
@@ -132,6 +133,14 @@ def assemble(
     if objective.teacher:
         stepper.policy.teacher = open_teacher(objective.teacher, folder, causal.config.get_text_config().vocab_size, config.engine, world, tell)
     return Assembled(causal, attached, stepper, layout, rate)
+
+
+def _tell_head(config: RunConfig, there: bool, wanted: bool, tell: Tell) -> None:
+    """What becomes of the score head that the start brought with it, or that it lacks."""
+    if there:
+        tell.line(say("train.score_kept" if wanted else "train.score_left", folder=config.adapter or config.model))
+    elif wanted and config.adapter:
+        tell.line(say("train.score_new", folder=config.adapter))
 
 
 def _some_rows(samples: Sequence[Sample]) -> list[list[int]]:

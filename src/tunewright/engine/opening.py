@@ -116,6 +116,12 @@ def _named(target: str, tell: Tell, base: bool) -> tuple[str, Path | None, Path 
     return spec, adapter, run, settings
 
 
+def require_words(folder: Path, name: str) -> None:
+    """Raise ModelError (E-METHOD-72) where the model of `folder` is a judge: it gives numbers and has no head that predicts words."""
+    if load.is_scorer(folder):
+        raise ModelError(problem("E-METHOD-72", name))
+
+
 def renderer_of(tokenizer: Any, config: Any) -> Renderer:
     """The renderer that training used for this tokenizer and model configuration."""
     return Renderer(tokenizer, load.stop_ids(tokenizer, config))
