@@ -15,7 +15,7 @@ from tunewright.core import compat
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, Interrupted, TrainingError, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import readable_size, write_json, write_text
-from tunewright.core.registry import objectives
+from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import ParsedRun, kind_of, parse_run
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
@@ -84,6 +84,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
         vocabulary.add_tokens(tokenizer, config.method.tokens)
     model_config = _model_config(source.folder)
     require_place(config, model_config)
+    _require_fitting(config, model_config)
     _require_teacher(config)
     renderer = Renderer(tokenizer, load.stop_ids(tokenizer, model_config))
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
@@ -115,6 +116,13 @@ def _require_teacher(config: RunConfig) -> None:
         from tunewright.engine import opening
 
         opening.require_words(opening.config_folder(teacher), teacher)
+
+
+def _require_fitting(config: RunConfig, model_config: Any) -> None:
+    """Refuse a new method that the model's own configuration speaks against."""
+    entry = methods.get(kind_of(config.method)) if config.method is not None and not config.adapter else None
+    if entry is not None and "obstacles" in entry.facts:
+        raise_all(entry.facts["obstacles"](config.method, model_config), CompatError)
 
 
 def _require_words(config: RunConfig, folder: Path) -> None:
