@@ -105,7 +105,9 @@ def test_svd_is_the_best_product_of_its_rank(base: Path, made: Any, known: Any, 
 
 
 @pytest.mark.parametrize("way", ["linear", "ties", "dare_linear", "magnitude_prune", "ties_svd"])
-def test_the_other_ways_write_what_plain_peft_opens_and_say_how_far_from_the_sum_it_is(base: Path, made: Any, known: Any, tmp_path: Path, way: str) -> None:
+def test_the_other_ways_write_what_plain_peft_opens_and_say_how_far_from_the_sum_it_is(
+    base: Path, made: Any, known: Any, tmp_path: Path, way: str
+) -> None:
     """`linear` holds products of one adapter's A with another's B. EVA's layers have ranks of their own."""
     for kind in ("lora", "eva"):
         same = made[kind, 1]
@@ -129,7 +131,7 @@ def test_what_does_not_go_together_is_refused_and_leaves_nothing(base: Path, mad
     assert refused(saved(base, tmp_path / "dora", "dora", 1, rank=2), made["lora", 1]) == "E-METHOD-30"
     assert refused(saved(base, tmp_path / "vera", "vera", 1, rank=4), made["lora", 1]) == "E-METHOD-30"
     monkeypatch.setattr(module, "LARGEST_ERROR", 1e-12)
-    assert refused(made["lora", 1], made["lora", 2]) == "E-EXPORT-13"
+    assert refused(made["lora", 1], made["lora", 2], weights=[0.7, 0.3]) == "E-EXPORT-13"
     monkeypatch.undo()
     monkeypatch.setattr(PeftModel, "from_pretrained", classmethod(_broken))
     assert refused(made["lora", 1], made["lora", 2]) in ("E-EXPORT-14", "E-MODEL-40")

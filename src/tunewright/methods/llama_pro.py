@@ -30,7 +30,15 @@ from tunewright.methods.base_weights import BaseWeights
 LEARNING_RATE = 1e-4
 SHARE = 4
 """Default: one new block for so many old ones, as 8 for the paper's 32."""
-BY_NUMBER = ("mlp_only_layers", "full_attn_idxs", "cross_attention_layers", "attn_layer_indices", "first_k_dense_replace", "num_kv_shared_layers", "block_types")
+BY_NUMBER = (
+    "mlp_only_layers",
+    "full_attn_idxs",
+    "cross_attention_layers",
+    "attn_layer_indices",
+    "first_k_dense_replace",
+    "num_kv_shared_layers",
+    "block_types",
+)
 """Entries of configurations that name blocks by their numbers, which change when blocks are put between."""
 EVERY = ("attn_layer_period", "expert_layer_period", "decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step", "hybrid_layer_ids")
 """Entries that make every n-th block another one, where they are above 1."""
@@ -197,7 +205,13 @@ def load_blocks(config: LlamaProConfig, model: Any, folder: Path, base_path: str
 
 
 @methods.register(
-    "llama_pro", LlamaProConfig, source="arXiv 2401.02415", trains="new blocks between the old ones", on_quantised=False, load=load_blocks, obstacles=obstacles
+    "llama_pro",
+    LlamaProConfig,
+    source="arXiv 2401.02415",
+    trains="new blocks between the old ones",
+    on_quantised=False,
+    load=load_blocks,
+    obstacles=obstacles,
 )
 def llama_pro(config: LlamaProConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Train new blocks between the frozen ones. Raises ModelError (E-METHOD-70, E-METHOD-71)."""

@@ -114,7 +114,13 @@ _NO_MERGE = "a learnt prompt stands before the input"
 
 
 @methods.register(
-    "prompt_tuning", PromptTuningConfig, by="PEFT", source="arXiv 2104.08691", trains="virtual input tokens", merges=_NO_MERGE, on_quantised=True,
+    "prompt_tuning",
+    PromptTuningConfig,
+    by="PEFT",
+    source="arXiv 2104.08691",
+    trains="virtual input tokens",
+    merges=_NO_MERGE,
+    on_quantised=True,
     obstacles=rows_obstacles,
 )
 def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:

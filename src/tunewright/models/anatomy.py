@@ -251,7 +251,8 @@ def _is_read_past(name: str, by_name: dict[str, Any]) -> bool:
     """A linear module that is not called: kernels of state spaces take all matrices but the first as tensors, AltUp clips one of its own."""
     part, _, last = name.rpartition(".")
     kind = type(by_name.get(part)).__name__
-    return ("Mamba" in kind and last in ("x_proj", "dt_proj", "out_proj")) or ("AltUp" in kind and last == "correction_coefs")
+    states = "Mamba" in kind or part.endswith(".mamba")
+    return (states and last in ("x_proj", "dt_proj", "out_proj")) or ("AltUp" in kind and last == "correction_coefs")
 
 
 def _holds_fused_experts(name: str, module: Any) -> bool:
