@@ -111,13 +111,10 @@ def _updates(products: dict[str, tuple[Any, Any, float]]) -> dict[str, Any]:
 
 def _distance(one: dict[str, Any], other: dict[str, Any], size: float) -> float:
     """The norm of the difference of two updates over all modules, as a share of the second; of a sum that cancels out, of a hundredth of its largest part."""
-    import torch
-
     apart = whole = 0.0
     for module in {*one, *other}:
-        second = other.get(module)
-        first = one.get(module, torch.zeros_like(second) if second is not None else None)
-        second = torch.zeros_like(first) if second is None else second
+        second = other[module] if module in other else 0 * one[module]
+        first = one[module] if module in one else 0 * second
         apart, whole = apart + float((first - second).square().sum()), whole + float(second.square().sum())
     return apart**0.5 / max(whole**0.5, 1e-2 * size, 1e-30)
 
