@@ -41,7 +41,7 @@ WINDOWED = ("mistral", "phi3", "gemma2", "gemma3_text")
 def make_config(family: str, **changes: Any) -> Any:
     from transformers import AutoConfig
 
-    sizes = {**_COMMON, **FAMILIES[family], **changes}
+    sizes = {**_COMMON, **FAMILIES.get(family, {}), **changes}
     if family == "gpt2":
         names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}
         sizes = {names.get(k, k): v for k, v in sizes.items() if k not in ("intermediate_size", "num_key_value_heads")}

@@ -52,6 +52,8 @@ class Planned:
     layer: Layer
     """What the record says: references as they were written, everything else as it will be."""
     leaves: str
+    saved: str
+    """The folder in which it lies: `adapter` or `model`."""
     kinds: dict[str, str]
     root: str
     """The model at the beginning of its line: what can be looked at before earlier stages exist."""
@@ -64,7 +66,7 @@ class Planned:
     @property
     def result(self) -> Path:
         """The folder with what it leaves."""
-        return self.folder / (MODEL if self.leaves == MODEL else ADAPTER)
+        return self.folder / self.saved
 
     @property
     def run(self) -> ParsedRun:
@@ -143,7 +145,7 @@ class _Resolver:
                 self.problems.append(problem("E-PIPE-04", self.layer.where.get(key, ""), field=key, value=value))
         kinds = {axis: str(self.given.get(f"{axis}.kind", default)) for axis, default in DEFAULT_KINDS.items()}
         given = {**self.given, **real, "out": str(self.folder)}
-        made = Planned(self.stage.name, self.folder, self.layer, _leaves(kinds), kinds, self.root or str(given.get("model")), given)
+        made = Planned(self.stage.name, self.folder, self.layer, _leaves(kinds), _saved(kinds), kinds, self.root or str(given.get("model")), given)
         try:
             made.parsed = parse_run(dict(given), dict(self.layer.where))
             if "adapter" in real:  # the earlier stage's own words; what its adapter really has is read when it is there
@@ -175,9 +177,9 @@ class _Resolver:
         if x is None:
             return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
         place = self.layer.where.get("adapter", "")
-        if x.leaves != ADAPTER:
+        if x.saved != ADAPTER or self._wants_words(x):
             self.problems.append(
-                problem("E-PIPE-05" if x.leaves == MODEL else "E-PIPE-07", place, field="adapter", name=x.name, method=x.kinds["method"])
+                problem("E-PIPE-07" if self._wants_words(x) else "E-PIPE-05", place, field="adapter", name=x.name, method=x.kinds["method"])
             )
             return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
         if "model" in self.own and self.given["model"] != x.layer.given.get("model"):
@@ -214,6 +216,11 @@ class _Resolver:
                 fields = {"field": key, "value": asked, "held": getattr(held, name), "folder": f"stage:{x.name}", "kind": kind}
                 self.problems.append(problem("E-COMPAT-08", self.layer.where.get(key, ""), **fields))
 
+    def _wants_words(self, x: Planned) -> bool:
+        """Whether `x` leaves a judge and this stage trains something that answers: only another judge goes on from one."""
+        objective = str(self.given.get("objective.kind", DEFAULT_KINDS["objective"]))
+        return x.leaves == SCORES and _leaves({"objective": objective, "method": x.kinds["method"]}) != SCORES
+
     def _adopt(self, x: Planned, section: str, keep: set[str]) -> None:
         """Take a section's keys from an earlier stage in place of the shared ones; those that this stage gives itself stay."""
         for key in [key for key in self.given if key.startswith(section) and key not in keep]:
@@ -228,9 +235,9 @@ class _Resolver:
         if x is None:
             return {"model": "-"}
         place = self.layer.where.get("model", "")
-        if x.leaves != MODEL:
+        if x.saved != MODEL or self._wants_words(x):
             self.problems.append(
-                problem("E-PIPE-06" if x.leaves == ADAPTER else "E-PIPE-07", place, field="model", name=x.name, method=x.kinds["method"])
+                problem("E-PIPE-07" if self._wants_words(x) else "E-PIPE-06", place, field="model", name=x.name, method=x.kinds["method"])
             )
         if "adapter" not in self.own:
             self.given.pop("adapter", None)  # one that the first stage began with belongs to another base
@@ -265,9 +272,13 @@ class _Resolver:
 
 def _leaves(kinds: dict[str, str]) -> str:
     """What a run of these kinds leaves, known before it is run."""
-    objective, method = objectives.get(kinds["objective"]), methods.get(kinds["method"])
-    if objective is not None and objective.facts.get("leaves") == SCORES:
-        return SCORES
+    objective = objectives.get(kinds["objective"])
+    return SCORES if objective is not None and objective.facts.get("leaves") == SCORES else _saved(kinds)
+
+
+def _saved(kinds: dict[str, str]) -> str:
+    """The folder in which a run of these kinds leaves it."""
+    method = methods.get(kinds["method"])
     return MODEL if method is not None and method.facts.get("leaves") == MODEL else ADAPTER
 
 
@@ -421,7 +432,7 @@ def _run_stage(stage: Planned, tell: Tell) -> None:
 def _result_of(stage: Planned) -> dict[str, Any]:
     """What the summary keeps of a finished stage: its figures and the SHA-256 of what it left. Raises CheckpointError where that is not there."""
     summary = run_folder.read_summary(stage.folder)
-    result = stage.result if stage.leaves != SCORES or stage.result.is_dir() else stage.folder / MODEL
+    result = stage.result
     files = {f"{result.name}/{p.relative_to(result).as_posix()}": {"size": p.stat().st_size, "sha256": sha256(p)} for p in _files(result)}
     if not any(name.endswith(".safetensors") for name in files):
         raise CheckpointError(problem("E-PIPE-16", str(stage.folder), name=stage.name, folder=result))

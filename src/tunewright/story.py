@@ -16,7 +16,7 @@ from tunewright.core import compat, faults
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, Interrupted, TrainingError, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import readable_size, write_json, write_text
-from tunewright.core.registry import objectives
+from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import ParsedRun, kind_of, parse_run
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
@@ -105,6 +105,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     from tunewright.models import load, vocabulary
     from tunewright.models.thinking import Thinking
 
+    _require_words(config, source.folder)
     rolls = learns_from_answers(config)
     thinking = Thinking(config.data.thinking, by_rows=not rolls)
     tokenizer = load.load_tokenizer(source.folder)
@@ -117,6 +118,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     require_place(config, model_config)
     if continued.asked is not None:
         require_same_layers(continued.asked, Path(config.adapter or ""), model_config)
+    _require_fitting(config, model_config)
     _require_teacher(config)
     context = load.context_of(model_config)
     # A learnt prompt takes room of the context, a new one or one that the run goes on with.
@@ -147,12 +149,28 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
 
 
 def _require_teacher(config: RunConfig) -> None:
-    """Refuse a teacher that is not there before weights are read. Raises what opening it would raise."""
+    """Refuse a teacher that is not there, or has no words, before weights are read. Raises what opening it would raise."""
     teacher = getattr(config.objective, "teacher", None)
     if teacher is not None:
         from tunewright.engine import opening
 
-        opening.config_folder(teacher)
+        opening.require_words(opening.config_folder(teacher), teacher)
+
+
+def _require_fitting(config: RunConfig, model_config: Any) -> None:
+    """Refuse a new method that the model's own configuration speaks against."""
+    entry = methods.get(kind_of(config.method)) if config.method is not None and not config.adapter else None
+    if entry is not None and "obstacles" in entry.facts:
+        raise_all(entry.facts["obstacles"](config.method, model_config), CompatError)
+
+
+def _require_words(config: RunConfig, folder: Path) -> None:
+    """Refuse to teach a whole judge to write: only an objective that trains a judge goes on from one."""
+    from tunewright.engine import opening
+
+    entry = objectives.get(kind_of(config.objective))
+    if entry is not None and entry.facts.get("leaves") != "scores":
+        opening.require_words(folder, config.model)
 
 
 def _require_room(config: RunConfig, data: DataSet, context: int | None) -> None:

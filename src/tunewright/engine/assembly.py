@@ -36,7 +36,7 @@ from tunewright.methods.lora import faster_b
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load
 from tunewright.models.fast import accelerate
-from tunewright.models.heads import put_heads
+from tunewright.models.heads import has_score, put_heads
 from tunewright.models.quantised import keep_base, parameter_count
 
 LOOKED_AT = 128
@@ -99,6 +99,7 @@ def assemble(
     if attached.look is not None:
         attached.look(_some_rows(samples))
     keep_base(attached, causal)
+    _tell_head(config, has_score(causal), "score" in objective.needs.heads, tell)
     put_heads(causal, attached, objective.needs.heads)
 
     @contextlib.contextmanager
@@ -162,6 +163,14 @@ def ready(
         made.stepper.policy, config.engine, [data.train, data.held_out], schedule.epochs, world.device, tell
     )
     return Ready(made, schedule, cache)
+
+
+def _tell_head(config: RunConfig, there: bool, wanted: bool, tell: Tell) -> None:
+    """What becomes of the score head that the start brought with it, or that it lacks."""
+    if there:
+        tell.line(say("train.score_kept" if wanted else "train.score_left", folder=config.adapter or config.model))
+    elif wanted and config.adapter:
+        tell.line(say("train.score_new", folder=config.adapter))
 
 
 def _some_rows(samples: Sequence[Sample]) -> list[list[int]]:

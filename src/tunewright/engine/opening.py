@@ -173,6 +173,12 @@ def renderer_of(tokenizer: Any, *stated: Any, thinking: Thinking | None = None) 
     return Renderer(tokenizer, load.stop_ids(tokenizer, *stated), thinking)
 
 
+def require_words(folder: Path, name: str) -> None:
+    """Raise ModelError (E-METHOD-72) where the model of `folder` is a judge: it gives numbers and has no head that predicts words."""
+    if load.is_scorer(folder):
+        raise ModelError(problem("E-METHOD-72", name))
+
+
 def read_config(found: Target) -> Any:
     """The model's configuration, judged when it was found; no weights are read."""
     return load.load_config(found.source.folder)

@@ -11,11 +11,12 @@ from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.evaluate import scorer
 from tunewright.evaluate.interval import wilson
+from tunewright.models import load
 
 
 def judges_steps(found: opening.Target) -> bool:
-    """Whether a run was trained to judge steps."""
-    return found.settings.get("objective.kind") == "process_reward"
+    """Whether a run was trained to judge steps, or a model scores every token."""
+    return found.settings.get("objective.kind") == "process_reward" or load.scores_tokens(found.source.folder)
 
 
 def measure(

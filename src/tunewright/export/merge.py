@@ -4,6 +4,8 @@ The base is read in float32, whatever the run computed in, because an update tha
 are asked first, then folded by the method itself, written in the wanted number type into a hidden sibling of OUT, read back with plain Transformers and
 asked the same. A run that trained every weight has nothing to fold: its model is written and proven in the same way. Only a folder that passed gets its
 name, by one rename; after any failure nothing is left. The verdict lies inside as `merge.json`.
+
+A run that gives numbers becomes a classifier with one label and is asked for its numbers (`judges.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from tunewright.engine.meters import versions
 from tunewright.methods.saved import is_saved, put_on
 from tunewright.models import load, sources, vet
 from tunewright.models.cache import sha256_of
+from tunewright.models.heads import stored_score
 from tunewright.models.remote_code import place_of
 
 VERDICT = "merge.json"
@@ -108,7 +111,12 @@ def merge_run(run: Path, out: Path, *, dtype: str | None = None, tell: Tell | No
         raise_all(vet.problems_of(trained, kind="adapter" if target.adapter else "model") + vet.problems_of(base.source.folder), ModelError)
         number_type = dtype or stored_dtype(base.source.folder)
         needed = _require_room(base.source.folder, out, number_type)
-        return _Merge(target, base.source, trained, Path(out), number_type, needed, tell, started).do()
+        score = stored_score(trained)
+        if score is None:
+            return Merge(target, base.source, trained, Path(out), number_type, needed, tell, started).do()
+        from tunewright.export.judges import MergeJudge
+
+        return MergeJudge(target, base.source, trained, Path(out), number_type, needed, tell, started, score).do()
 
 
 def require_free(out: Path) -> None:
@@ -140,8 +148,11 @@ def _require_room(base: Path, out: Path, dtype: str) -> int:
     return needed
 
 
-class _Merge:
+class Merge:
     """One merge from files to a proven folder. Methods stand in the order in which they happen."""
+
+    needs_effect = True
+    """A run that moves no answer of its base is no result."""
 
     def __init__(self, target: opening.Target, base: sources.Source, trained: Path, out: Path, dtype: str, needed: int, tell: Tell, started: float):
         """`trained` is the folder of the adapter, or of the whole model where every weight was trained."""
@@ -159,7 +170,7 @@ class _Merge:
         self.renderer = opening.renderer_of(self.tokenizer, self.base, *self.target.stated)
         budget = min(4096, max(64, LOGIT_BYTES // (4 * causal.config.get_text_config().vocab_size)))
         prompts = choose_prompts(self.target, self.renderer, budget)
-        untouched = logits_of(causal, prompts)
+        untouched = self._ask(causal, causal, prompts)
         if self.whole:
             del causal
             gc.collect()
@@ -171,11 +182,11 @@ class _Merge:
                 raise ExportError(problem("E-METHOD-10", str(self.trained), reason=attached.merge_reason))
             _require_mergeable(causal, self.trained)
             model, merge = attached.model, attached.merge
-        run = logits_of(model, prompts)
+        run = self._ask(model, causal, prompts)
         if not run.is_finite:
             raise ExportError(problem("E-EXPORT-08", str(self.trained), dtype="float32", share=say("export.not_finite")))
-        effect = _gap(run, untouched)
-        if not effect > NO_EFFECT:
+        effect = gap_of(run, untouched)
+        if self.needs_effect and not effect > NO_EFFECT:
             raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype="float32"))
         changed_answers = 1 - _agreement(run, untouched)
         del untouched
@@ -184,15 +195,22 @@ class _Merge:
             attached = causal = model = merge = None  # type: ignore[assignment]  # the merged files are read into this memory
             gc.collect()
             verdict: dict[str, Any] = {"verdict": "equal" if self.dtype == "float32" else "agrees", "dtype": self.dtype}
-            verdict |= self._prove(temporary, prompts, run) | {"adapter_moves_logits": effect, "adapter_changes_top1": changed_answers}
-            if verdict["largest_logit_difference"] >= effect:
-                verdict["warnings"].append(
-                    say("export.warning.swallowed", dtype=self.dtype, gap=f"{verdict['largest_logit_difference']:.1e}", effect=f"{effect:.1e}")
-                )
+            verdict |= self._prove(temporary, prompts, run) | self._effect(effect, changed_answers)
+            gap = verdict.get("largest_logit_difference", verdict.get("largest_score_difference", 0.0))
+            if self.needs_effect and gap >= effect:
+                verdict["warnings"].append(say("export.warning.swallowed", dtype=self.dtype, gap=f"{gap:.1e}", effect=f"{effect:.1e}"))
             verdict |= {"positions": prompts.positions, "prompts": len(prompts.ids), "prompts_from": prompts.kind} | self._record(temporary)
             write_json(temporary / VERDICT, verdict)
             self._publish(temporary)
         return {"folder": str(self.out), **verdict}
+
+    def _ask(self, model: Any, causal: Any, prompts: Prompts) -> Logits:
+        """What `model` (the causal model `causal`, or a method on it) says to the prompts."""
+        return logits_of(model, prompts)
+
+    def _effect(self, effect: float, changed: float) -> dict[str, Any]:
+        """What the verdict says of how far the run is from its base."""
+        return {"adapter_moves_logits": effect, "adapter_changes_top1": changed}
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
@@ -242,7 +260,7 @@ class _Merge:
         merged = logits_of(load_plain(folder, self.dtype), prompts)
         if not merged.is_finite:
             raise ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")))
-        gap, agreement = _gap(run, merged), _agreement(run, merged)
+        gap, agreement = gap_of(run, merged), _agreement(run, merged)
         figures: dict[str, Any] = {"largest_logit_difference": gap, "top1_agreement": agreement, **changed, "warnings": []}
         if self.dtype == "float32" and not gap <= LARGEST_GAP:
             raise ExportError(problem("E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}"))
@@ -360,7 +378,8 @@ def _rows_of_data(target: opening.Target, renderer: Any) -> list[list[int]]:
     names = {key.removeprefix("data."): value for key, value in target.settings.items() if key.startswith("data.") and value is not None}
     try:
         config = DataConfig.model_validate({**names, "held_out": 0, "limit": MAX_PROMPTS})
-        return [sample.branches[0].tokens for sample in inspect(config, renderer).train]
+        # Of a pair both answers.
+        return [branch.tokens for sample in inspect(config, renderer).train for branch in sample.branches]
     except (TunewrightError, ValueError, OSError):
         return []
 
@@ -392,13 +411,14 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_plain(folder: Path, dtype: str) -> Any:
-    """The folder as plain Transformers loads it, in its own number type. Nothing of ours touches the model. Raises ExportError where it does not fit."""
-    from transformers import AutoModelForCausalLM
+def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> Any:
+    """The folder as plain Transformers loads it with its class `kind`, in its own number type. Nothing of ours touches the model. Raises ExportError where
+    it does not fit."""
+    import transformers
 
     place = place_of(folder)
     with _quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = getattr(transformers, kind).from_pretrained(
             str(place.folder), dtype="auto", local_files_only=True, trust_remote_code=place.model, output_loading_info=True
         )  # fmt: skip
     model, info = loaded
@@ -422,7 +442,7 @@ def logits_of(model: Any, prompts: Prompts) -> Logits:
         return Logits(values, values.argmax(-1), float(values.abs().max()), bool(torch.isfinite(values).all()))
 
 
-def _gap(run: Logits, other: Logits) -> float:
+def gap_of(run: Logits, other: Logits) -> float:
     """Largest difference of a logit, as a share of the run's largest logit."""
     # Row by row: a difference of all rows at once would double the memory.
     largest = max(float((a - b).abs().max()) for a, b in zip(run.values, other.values, strict=True))
@@ -471,6 +491,10 @@ def _digest(tensor: Any) -> str:
 
 def lines(verdict: dict[str, Any]) -> list[str]:
     """The verdict for a terminal."""
+    if "largest_score_difference" in verdict:
+        from tunewright.export.judges import lines_of
+
+        return lines_of(verdict)
     key = "export.done_exact" if verdict["dtype"] == "float32" else "export.done_half"
     shown = {
         **verdict, "gap": f"{verdict['largest_logit_difference']:.1e}", "agreement": f"{100 * verdict['top1_agreement']:.1f}",

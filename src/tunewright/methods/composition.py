@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ WAYS = (
     "magnitude_prune",
     "magnitude_prune_svd",
 )
-"""PEFT's ways to combine. `cat` is the exact weighted sum, of the rank of all together; `svd` cuts that back to the largest rank."""
+"""PEFT's ways to combine. `cat` is the exact weighted sum, of the rank of all together; `svd` cuts that back to the largest rank. The ways without `svd`
+in their names combine the A matrices and the B matrices each for themselves and multiply afterwards, so what they give holds products of one adapter's A
+with another's B: `linear` is not the weighted sum of the updates."""
 DENSITY = 0.5
 """Share of each update that the pruning ways keep."""
 
@@ -57,14 +59,43 @@ class Composed:
     def combine(self, name: str, weights: dict[str, float], way: str = "cat") -> None:
         """Make one adapter out of several LoRA adapters and use it: W + sum of weight * update, exactly (`cat`) or in one of PEFT's other ways."""
         more = {"density": DENSITY} if any(word in way for word in ("ties", "dare", "magnitude")) else {}
+        configs = self.wrapped.peft_config
+        own = {part: configs[part] for part in weights}
+        configs.update({part: self._plain(part) for part in weights})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.wrapped.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type=way, **more)
-        except ValueError as e:
+        except (ValueError, RuntimeError) as e:  # a RuntimeError where layers of the same name have other ranks
             raise CompatError(problem("E-METHOD-24", way, type=way, cause=str(e).splitlines()[0][:300])) from e
+        finally:
+            configs.update(own)
+        self._state(name)
         self.names.append(name)
         self.use(name)
+
+    def _plain(self, part: str) -> Any:
+        """The settings of an adapter as PEFT may build the combined one on: it takes over those of the first, whose scaling, start and choice of blocks are
+        not the sum's."""
+        ranks = {module: len(a) for module, (a, _, _) in self.products(part).items()}
+        return replace(
+            self.wrapped.peft_config[part], use_rslora=False, init_lora_weights=True, eva_config=None, target_modules=set(ranks), layers_to_transform=None,
+            layers_pattern=None, exclude_modules=None, r=max(ranks.values()),
+        )  # fmt: skip
+
+    def _state(self, name: str) -> None:
+        """Let the settings of a combined adapter say what its tensors are: the rank of each layer, and a scale of 1."""
+        from tunewright.methods.lora import short_names
+
+        config = self.wrapped.peft_config[name]
+        ranks = {module: len(a) for module, (a, _, _) in self.products(name).items()}
+        config.rank_pattern = {module: rank for module, rank in ranks.items() if rank != config.r}
+        config.alpha_pattern = dict(config.rank_pattern)
+        config.target_modules = set(short_names(self.wrapped.get_base_model(), list(ranks)))
+
+    def products(self, name: str) -> dict[str, tuple[Any, Any, float]]:
+        """Module -> (A, B, scale) of one adapter as PEFT holds it: its update is scale * B A."""
+        return products_of(self.wrapped, name)
 
     def save(self, name: str, folder: Path) -> None:
         """Write one adapter as a PEFT folder."""
@@ -79,14 +110,55 @@ class Composed:
             inner.rmdir()
 
 
+def products_of(wrapped: Any, name: str) -> dict[str, tuple[Any, Any, float]]:
+    """Module -> (A, B, scale) of one adapter on a PEFT model."""
+    found = {}
+    for full, layer in wrapped.named_modules():
+        module = full.removeprefix("base_model.model.")
+        if name in getattr(layer, "lora_A", {}):
+            found[module] = (layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), float(layer.scaling[name]))
+        elif name in getattr(layer, "lora_embedding_A", {}):
+            found[module] = (layer.lora_embedding_A[name].detach(), layer.lora_embedding_B[name].detach(), float(layer.scaling[name]))
+    return found
+
+
+def products_in(folder: Path) -> dict[str, tuple[Any, Any, float]]:
+    """Module -> (A, B, scale) as the files of a LoRA folder say, read without PEFT."""
+    import re
+
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    stored = load_file(folder / "adapter_model.safetensors")
+
+    def said(pattern: str, module: str, usual: float) -> float:
+        values = config.get(pattern) or {}
+        return float(next((value for key, value in values.items() if re.match(rf"(.*\.)?({key})$", module)), usual))
+
+    found = {}
+    for key, a in stored.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(embedding_)?A(\.weight)?", key)
+        if match is None:
+            continue
+        module, b = match[1], stored[key.replace("lora_embedding_A", "lora_embedding_B").replace("lora_A", "lora_B")]
+        rank, alpha = said("rank_pattern", module, config["r"]), said("alpha_pattern", module, config["lora_alpha"])
+        found[module] = (a, b, alpha / (rank**0.5 if config.get("use_rslora") else rank))
+    return found
+
+
 def obstacles(folders: dict[str, Path]) -> list[Problem]:
     """Why these folders cannot be combined into one adapter, judged by their configurations."""
+    from tunewright.methods import measured
+
     found = []
     for name, folder in folders.items():
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         kind = str(config.get("peft_type", "?"))
-        extras = {"DoRA": config.get("use_dora"), "bias": config.get("bias", "none") != "none", "modules_to_save": config.get("modules_to_save")}
+        extras = {
+            "DoRA": config.get("use_dora"), "LoftQ": measured.is_bound(folder), "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),
+            **{name: config.get(name) for name in ("modules_to_save", "trainable_token_indices", "target_parameters", "megatron_config")},
+        }  # fmt: skip
         reason = next((word for word, there in extras.items() if there), "")
         if kind != "LORA" or reason:
             found.append(problem("E-METHOD-30", name, folder=folder, type=reason or kind))

@@ -20,17 +20,30 @@ from typing import Any
 from pydantic import Field
 
 from tunewright.core.config import Section
-from tunewright.core.errors import ModelError, problem
+from tunewright.core.errors import ModelError, Problem, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
+from tunewright.core.words import say
 from tunewright.methods import own_folder
 from tunewright.methods.base_weights import BaseWeights
 
 LEARNING_RATE = 1e-4
 SHARE = 4
 """Default: one new block for so many old ones, as 8 for the paper's 32."""
-BY_NUMBER = ("mlp_only_layers", "full_attn_idxs", "cross_attention_layers", "attn_layer_indices")
+BY_NUMBER = (
+    "mlp_only_layers",
+    "full_attn_idxs",
+    "cross_attention_layers",
+    "attn_layer_indices",
+    "first_k_dense_replace",
+    "num_kv_shared_layers",
+    "block_types",
+)
 """Entries of configurations that name blocks by their numbers, which change when blocks are put between."""
+EVERY = ("attn_layer_period", "expert_layer_period", "decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step", "hybrid_layer_ids")
+"""Entries that make every n-th block another one, where they are above 1."""
+WHOLE = ("hidden_size_per_layer_input", "altup_num_inputs")
+"""Entries under which a block is more than an addition to its input: tables with a row for each block, several streams of hidden rows."""
 
 
 class LlamaProConfig(Section):
@@ -75,6 +88,7 @@ def expand(model: Any, config: LlamaProConfig, anatomy: Any) -> list[str]:
     reason = _why_not(holder, text, anatomy, outputs, [anatomy.blocks[i] for i in after])
     if reason:
         raise ModelError(problem("E-METHOD-71", "method", family=anatomy.family, cause=reason))
+    before = _said(model)
     order = [(i, made) for i in range(layers) for made in ((False, True) if i in after else (False,))]
     blocks = [_silent(holder[i], anatomy.blocks[i], outputs) if made else holder[i] for i, made in order]
     for key, value in list(vars(text).items()):
@@ -87,6 +101,8 @@ def expand(model: Any, config: LlamaProConfig, anatomy: Any) -> list[str]:
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = number
+    if not _hands_on(model, before):
+        raise ModelError(problem("E-METHOD-71", "method", family=anatomy.family, cause=say("methods.blocks_not_silent")))
     return [f"{root}.{number}" for number, (_, made) in enumerate(order) if made]
 
 
@@ -96,13 +112,48 @@ def _why_not(holder: Any, text: Any, anatomy: Any, outputs: list[str], copied: l
 
     if not isinstance(holder, torch.nn.ModuleList) or len(holder) != len(anatomy.blocks):
         return type(holder).__name__
-    if getattr(text, "scale_attn_by_inverse_layer_idx", False):
-        return "scale_attn_by_inverse_layer_idx"
-    numbered = [key for key in BY_NUMBER if getattr(text, key, None)]
-    if numbered:
-        return numbered[0]
+    stated = _stated_reason(text)
+    if stated:
+        return stated
     # Both halves of a block need an output that can be silenced.
     return next((block for block in copied if sum(name.startswith(f"{block}.") for name in outputs) < 2), "")
+
+
+def _stated_reason(text: Any) -> str:
+    """The entry of a configuration because of which blocks cannot be put between; empty where there is none."""
+    found = [key for key in ("scale_attn_by_inverse_layer_idx", *BY_NUMBER, *WHOLE) if vars(text).get(key)]
+    found += [key for key in EVERY if isinstance(vars(text).get(key), list) or (vars(text).get(key) or 0) > 1]
+    return found[0] if found else ""
+
+
+def obstacles(config: LlamaProConfig, model_config: Any) -> list[Problem]:
+    """What in a model's configuration speaks against new blocks, before its weights are read."""
+    text = model_config.get_text_config()
+    reason = _stated_reason(text)
+    return [problem("E-METHOD-71", "method", family=text.model_type, cause=reason)] if reason else []
+
+
+def _said(model: Any) -> Any:
+    """The logits of a few tokens; None on the meta device."""
+    import torch
+
+    device = next(model.parameters()).device
+    if device.type == "meta":
+        return None
+    ids = torch.arange(3, 11, device=device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def _hands_on(model: Any, before: Any) -> bool:
+    """Whether the model with new blocks still is the base. An expert or a scale that nobody silenced shows here."""
+    import torch
+
+    try:
+        after = _said(model)
+    except (RuntimeError, IndexError, ValueError, AttributeError, TypeError):  # a part of the model does not know so many blocks
+        return False
+    return before is None or bool(torch.allclose(after, before, rtol=1e-3, atol=1e-3 * float(before.abs().max())))
 
 
 def _silent(block: Any, name: str, outputs: list[str]) -> Any:
@@ -154,7 +205,13 @@ def load_blocks(config: LlamaProConfig, model: Any, folder: Path, base_path: str
 
 
 @methods.register(
-    "llama_pro", LlamaProConfig, source="arXiv 2401.02415", trains="new blocks between the old ones", on_quantised=False, load=load_blocks
+    "llama_pro",
+    LlamaProConfig,
+    source="arXiv 2401.02415",
+    trains="new blocks between the old ones",
+    on_quantised=False,
+    load=load_blocks,
+    obstacles=obstacles,
 )
 def llama_pro(config: LlamaProConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Train new blocks between the frozen ones. Raises ModelError (E-METHOD-70, E-METHOD-71)."""

@@ -221,6 +221,10 @@ def _attach(
     wrapped = wrap(model, settings, base_path)
     if not start:
         return capped.told(attach_peft(wrapped))
+    # PEFT takes some names for the tensors in which a family stores all its experts: what it puts there has no matrix to start from.
+    tensors = next((name for name, module in wrapped.named_modules() if type(module).__name__ == "ParamWrapper"), None)
+    if tensors is not None:
+        raise CompatError(problem("E-METHOD-77", "method.targets", start=start, module=tensors))
     if start == "eva":
         return capped.told(measured.start_from_rows(attach_peft(wrapped), wrapped, config.rank))
     if start == "loftq":

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tunewright.core.config import Section
-from tunewright.core.errors import CompatError, ConfigError, problem
+from tunewright.core.errors import CompatError, ConfigError, Problem, problem, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs, VirtualPrompt
 from tunewright.core.words import say
@@ -87,11 +87,41 @@ class PTuningV2Config(Section):
         return int(self.num_tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim)
 
 
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+"""Kinds of layers that keep a key and a value of every token."""
+
+
+def rows_obstacles(config: Any, model_config: Any) -> list[Problem]:
+    """What in a model's configuration speaks against learnt input embeddings, before its weights are read."""
+    text = model_config.get_text_config()
+    # A virtual token is no token of the vocabulary, so its rows for the blocks cannot be looked up.
+    return [problem("E-METHOD-75", "method.kind", family=text.model_type)] if vars(text).get("hidden_size_per_layer_input") else []
+
+
+def keys_obstacles(config: Any, model_config: Any) -> list[Problem]:
+    """What in a model's configuration speaks against learnt keys and values, before its weights are read."""
+    text = model_config.get_text_config()
+    kinds = sorted({str(kind) for kind in getattr(text, "layer_types", None) or ()} - ATTENTION)
+    if not kinds and not hasattr(text, "num_attention_heads"):
+        kinds = [str(text.model_type)]
+    # Keys that are made anew from a short row for each token have other sizes than the values.
+    kinds += ["kv_lora_rank"] if getattr(text, "kv_lora_rank", None) else []
+    kinds += ["altup_num_inputs"] if vars(text).get("altup_num_inputs") else []
+    return [problem("E-METHOD-74", "method.kind", family=text.model_type, kinds=", ".join(kinds))] if kinds else []
+
+
 _NO_MERGE = "a learnt prompt stands before the input"
 
 
 @methods.register(
-    "prompt_tuning", PromptTuningConfig, by="PEFT", source="arXiv 2104.08691", trains="virtual input tokens", merges=_NO_MERGE, on_quantised=True
+    "prompt_tuning",
+    PromptTuningConfig,
+    by="PEFT",
+    source="arXiv 2104.08691",
+    trains="virtual input tokens",
+    merges=_NO_MERGE,
+    on_quantised=True,
+    obstacles=rows_obstacles,
 )
 def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Prompt tuning (Lester et al. 2021): the model reads [P; X] with P (M, D) trained."""
@@ -115,6 +145,7 @@ def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_pat
     trains="a network that makes virtual input tokens",
     merges=_NO_MERGE,
     on_quantised=True,
+    obstacles=rows_obstacles,
 )
 def p_tuning(config: PTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """P-tuning (Liu et al. 2021): the model reads [f(E); X] with E (M, D) and the network f trained. It changes nothing inside the model."""
@@ -131,7 +162,7 @@ def p_tuning(config: PTuningConfig, model: Any, anatomy: Any, base_path: str) ->
 
 @methods.register(
     "prefix_tuning", PrefixTuningConfig, by="PEFT", source="arXiv 2101.00190", trains="a network that makes keys and values for every layer",
-    merges=_NO_MERGE, on_quantised=True,
+    merges=_NO_MERGE, on_quantised=True, obstacles=keys_obstacles,
 )  # fmt: skip
 def prefix_tuning(config: PrefixTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Prefix tuning (Li and Liang 2021): in every layer attention reads [K_p; K] and [V_p; V], where (K_p, V_p) = MLP(E) for all layers at once."""
@@ -155,6 +186,7 @@ def prefix_tuning(config: PrefixTuningConfig, model: Any, anatomy: Any, base_pat
     trains="keys and values for every layer",
     merges=_NO_MERGE,
     on_quantised=True,
+    obstacles=keys_obstacles,
 )
 def p_tuning_v2(config: PTuningV2Config, model: Any, anatomy: Any, base_path: str) -> Attached:
     """P-tuning v2 (Liu et al. 2021): the keys and values of a prefix in every layer, trained directly: no network, no projection.
@@ -169,10 +201,16 @@ def p_tuning_v2(config: PTuningV2Config, model: Any, anatomy: Any, base_path: st
     ids = drawn if config.text is None else _tokens_of(config.text, model, config.num_tokens)
     settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=config.num_tokens, prefix_projection=False)
     wrapped = wrap_prompt(model, settings, base_path)
+    prefix = wrapped.peft_config["default"]
     with torch.no_grad():
         seen = model(input_ids=ids[None], past_key_values=DynamicCache(), use_cache=True).past_key_values
-        # PEFT's order: for each virtual token, for each layer, keys then values.
-        made_MLKD = torch.stack([t[0].transpose(0, 1) for layer in seen.layers for t in (layer.keys, layer.values)], 1)
+        # PEFT's order: for each virtual token, for each layer, keys then values. Layers that have fewer or smaller ones, or none, leave the rest at 0.
+        heads = prefix.num_attention_heads
+        made_MLKD = torch.zeros(len(ids), 2 * prefix.num_layers, heads, prefix.token_dim // heads, device=model.device)
+        for number, layer in enumerate(seen.layers[: prefix.num_layers]):
+            for part, t in enumerate((layer.keys, layer.values)):
+                if t is not None and t.shape[-2] == len(ids):
+                    made_MLKD[:, 2 * number + part, : t.shape[1], : t.shape[3]] = t[0].transpose(0, 1)
         wrapped.prompt_encoder["default"].embedding.weight.copy_(made_MLKD.flatten(1))
     return attach_prompt(wrapped)
 
@@ -189,18 +227,50 @@ def _tokens_of(text: str, model: Any, count: int) -> Any:
     return torch.tensor((ids * (-(-count // len(ids))))[:count], device=model.device)
 
 
+def key_shapes(text: Any) -> list[tuple[int, int]]:
+    """For each layer (heads, head size) of its keys, which differ between layers in some families."""
+    by_layer = getattr(text, "per_layer_config", None)
+    shapes = []
+    for number in range(text.num_hidden_layers):
+        layer = text if by_layer is None else by_layer[number]
+        size = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        shapes.append((getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads, size))
+    return shapes
+
+
 def wrap_prompt(model: Any, settings: Any, base_path: str) -> Any:
-    """PEFT's model with a prompt encoder. Raises CompatError for a prompt that fills the context."""
+    """PEFT's model with a prompt encoder. Raises CompatError for a prompt that fills the context, or that the model cannot take."""
     text = model.config.get_text_config()
     context = getattr(text, "max_position_embeddings", None)
     if context is not None and settings.num_virtual_tokens >= context:
         raise CompatError(problem("E-METHOD-27", "method.num_tokens", tokens=settings.num_virtual_tokens, context=context))
-    if settings.peft_type.value == "PREFIX_TUNING" and settings.token_dim is None:
+    by_keys = settings.peft_type.value == "PREFIX_TUNING"
+    raise_all((keys_obstacles if by_keys else rows_obstacles)(None, model.config), CompatError)
+    if by_keys and settings.token_dim is None:
         # What a layer's keys are, read from the model: PEFT takes the hidden size, which is not heads x head size in every family.
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        # Where layers differ there is room for the largest, and a smaller one takes what it needs, as in PEFT.
+        shapes = key_shapes(text)
+        heads, size = max(h for h, _ in shapes), max(d for _, d in shapes)
         settings.num_attention_heads, settings.token_dim = heads, heads * size
-    return wrap(model, settings, base_path)
+    wrapped = wrap(model, settings, base_path)
+    _require_taken(wrapped, by_keys)
+    return wrapped
+
+
+def _require_taken(wrapped: Any, by_keys: bool) -> None:
+    """Raise CompatError where the model falls over with a prompt before its input: a family that nobody thought of."""
+    import torch
+
+    if wrapped.device.type == "meta":  # only looked at; it is asked again when it has weights
+        return
+    ids = torch.arange(3, 7, device=wrapped.device)[None] % wrapped.config.get_text_config().vocab_size
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, NotImplementedError) as e:
+        cause, family = (str(e) or type(e).__name__).splitlines()[0][:200], wrapped.config.get_text_config().model_type
+        raise CompatError(problem("E-METHOD-76", "method.kind", family=family, cause=cause)) from e
 
 
 def attach_prompt(wrapped: Any) -> Attached:
@@ -246,7 +316,8 @@ def _virtual(wrapped: Any) -> VirtualPrompt:
     made = made.to(wrapped.base_model_torch_dtype or made.dtype)
     # PEFT's order: for each virtual token, for each layer, keys then values.
     made_LKMD = made.view(M, config.num_layers * 2, config.num_attention_heads, -1).permute(1, 2, 0, 3)
-    return VirtualPrompt(M, keys_values=[(made_LKMD[2 * i], made_LKMD[2 * i + 1]) for i in range(config.num_layers)])
+    shapes = key_shapes(wrapped.get_base_model().config.get_text_config())
+    return VirtualPrompt(M, keys_values=[(made_LKMD[2 * i, :h, :, :d], made_LKMD[2 * i + 1, :h, :, :d]) for i, (h, d) in enumerate(shapes)])
 
 
 class PromptGenerator:

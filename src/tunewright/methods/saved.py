@@ -34,12 +34,17 @@ def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = F
     Raises ModelError when the folder is not safe to open, does not fit the model, or holds a tensor that finds no place.
     """
     if (folder / OWN).is_file():
+        from tunewright.models.heads import put_stored_score, stored_score
+
         described = json.loads((folder / OWN).read_text(encoding="utf-8"))
         entry = methods.get(str(described.get("kind")))
         if entry is None or "load" not in entry.facts:
             raise ModelError(problem("E-MODEL-42", str(folder), kind=described.get("kind"), known=", ".join(methods.names())))
         attached = entry.facts["load"](entry.config(**described.get("config", {})), model, folder, base_path, trainable)
         assert isinstance(attached, Attached)
+        score = stored_score(folder)
+        if score is not None:
+            put_stored_score(model, score, folder)
         return attached
     from tunewright.methods import measured
     from tunewright.methods.lora import attach_peft, set_dropout

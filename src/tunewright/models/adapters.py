@@ -50,7 +50,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str
         weight = stored_score(folder)
         if weight is None:
             raise ModelError(problem("E-OBJ-32", str(folder)))
-        put_stored_score(model, weight)
+        put_stored_score(model, weight, folder)
     wrapped.eval()
     return wrapped
 

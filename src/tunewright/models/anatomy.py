@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROLES = (
-    "attention.query", "attention.key", "attention.value", "attention.qkv", "attention.output",
+    "attention.query", "attention.key", "attention.value", "attention.qkv", "attention.gate", "attention.output",
     "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down", "norm", "embedding", "head",
 )  # fmt: skip
 WHOLE = ("all", "linear", "all-linear")
@@ -30,16 +30,22 @@ FUSED = {"attention.query": "attention.qkv", "attention.key": "attention.qkv", "
     "mlp.gate": "mlp.gate_up", "mlp.up": "mlp.gate_up",
 }  # fmt: skip
 NAMES = {
-    "attention.qkv": {"qkv_proj", "qkv", "c_attn", "query_key_value", "Wqkv", "W_pack", "in_proj", "att_proj"},
+    "attention.qkv": {
+        "qkv_proj", "qkv", "c_attn", "query_key_value", "Wqkv", "W_pack", "att_proj", "in_proj", "in_proj_qkv", "in_proj_qkvz", "linear_x",
+    },
     "attention.query": {"q_proj", "query", "q", "wq", "q_lin", "to_q", "q_a_proj", "q_b_proj"},
     "attention.key": {"k_proj", "key", "k", "wk", "k_lin", "to_k", "kv_a_proj_with_mqa"},
     "attention.value": {"v_proj", "value", "v", "wv", "v_lin", "to_v", "kv_b_proj"},
-    "attention.output": {"o_proj", "out_proj", "dense", "wo", "o", "c_proj", "out_lin", "to_out", "attn_out"},
-}
-FORWARD_NAMES = {
-    "mlp.gate": {"gate_proj", "w1", "gate"}, "mlp.gate_up": {"gate_up_proj", "wi", "gate_and_up_proj"},
-    "mlp.up": {"up_proj", "w3", "fc1", "c_fc", "fc_in", "dense_h_to_4h"}, "mlp.down": {"down_proj", "w2", "fc2", "c_proj", "fc_out", "dense_4h_to_h"},
+    "attention.output": {"o_proj", "out_proj", "dense", "wo", "o", "c_proj", "out_lin", "to_out", "attn_out", "linear_out", "output"},
 }  # fmt: skip
+"""Names in the part of a block that mixes tokens: attention, linear attention, a state space, a convolution."""
+FORWARD_NAMES = {
+    "mlp.gate": {"gate_proj", "w1", "gate"}, "mlp.gate_up": {"gate_up_proj", "wi", "gate_and_up_proj", "input_linear"},
+    "mlp.up": {"up_proj", "w3", "fc1", "c_fc", "fc_in", "dense_h_to_4h"},
+    "mlp.down": {"down_proj", "w2", "fc2", "c_proj", "fc_out", "dense_4h_to_h", "output_linear"},
+}  # fmt: skip
+MIXING = ("attn", "attention", "mixer", "mamba", "ssm", "conv", "temporal", "recurrent", "time_mix")
+FORWARD = ("mlp", "feed_forward", "feedforward", "ffn", "ffw", "moe", "expert")
 ROUTERS = {"gate", "router", "shared_expert_gate"}
 
 
@@ -57,6 +63,8 @@ class Anatomy:
     """Every linear module inside the blocks, routers of experts left out."""
     modules: list[str] = field(default_factory=list)
     """Every module that has weights of its own."""
+    past: list[str] = field(default_factory=list)
+    """Linear modules whose weights the family reads without calling them: what is put on such a module does not act. Left out of groups and roles."""
 
     def select(self, targets: list[str]) -> list[str]:
         """Module names for roles (`attention.query`), groups (`attention`, `mlp`, `all`) and plain module names (`q_proj`), each once.
@@ -66,7 +74,7 @@ class Anatomy:
         found: set[str] = set()
         wrong: list[Problem] = []
         for target in targets:
-            names = self._matches(target)
+            names = [name for name in self._matches(target) if name not in self.past or name.rpartition(".")[2] == target or name == target]
             found.update(names)
             if not names:
                 wrong.append(self._no_match(target))
@@ -120,14 +128,18 @@ def of(model: PreTrainedModel) -> Anatomy:
     roles = _from_card(card["roles"], blocks, by_name) if card else {}
     if not any(r.startswith("attention.") for r in roles):
         # A card that fits nothing is no better than none: the installed Transformers may have renamed the modules.
-        card, roles = None, _from_shapes(linear, by_name)
+        card, roles = None, _from_shapes(linear, by_name, getattr(model.config.get_text_config(), "hidden_size", None))
         notes.append(say("models.anatomy_guessed", model_type=model_type, roles=", ".join(roles)))
     roles |= _outside_blocks(model, by_name)
+    past = [n for n in linear if _is_read_past(n, by_name)]
+    if past:
+        notes.append(say("models.read_past", modules=", ".join(sorted({n.rpartition(".")[2] for n in past}))))
+        linear = [n for n in linear if n not in past]
     experts = [n for b in blocks for n, m in by_name.items() if n.startswith(f"{b}.") and _holds_fused_experts(n, m)]
     if experts:
         notes.append(say("models.experts_fused", module=experts[0]))
     own = [n for n, m in by_name.items() if n and (is_linear(m) or next(m.parameters(recurse=False), None) is not None)]
-    return Anatomy(model_type, {r: roles[r] for r in ROLES if roles.get(r)}, blocks, card is None, notes, linear, own)
+    return Anatomy(model_type, {r: roles[r] for r in ROLES if roles.get(r)}, blocks, card is None, notes, linear, own, past)
 
 
 def model_types(config: Any) -> tuple[str, str]:
@@ -146,7 +158,7 @@ def cards() -> dict[str, dict[str, Any]]:
 def is_linear(module: Any) -> bool:
     """A matrix product with a weight of two dimensions: torch's Linear and its quantised kin, and GPT-2's Conv1D."""
     kind = type(module).__name__
-    if "Embedding" in kind or not (hasattr(module, "in_features") or kind == "Conv1D"):
+    if "Embedding" in kind or not ((hasattr(module, "in_features") and hasattr(module, "out_features")) or kind == "Conv1D"):
         return False
     # The weight of a quantised layer is made when it is read, so here it is only looked for.
     return getattr(module, "_parameters", {}).get("weight") is not None or hasattr(type(module), "weight") or "weight" in vars(module)
@@ -175,30 +187,49 @@ def _from_card(card_roles: dict[str, list[str]], blocks: list[str], by_name: dic
     return {role: [f"{b}.{p}" for b in blocks for p in places if is_linear(by_name.get(f"{b}.{p}"))] for role, places in card_roles.items()}
 
 
-def _from_shapes(linear: list[str], by_name: dict[str, Any]) -> dict[str, list[str]]:
+def _from_shapes(linear: list[str], by_name: dict[str, Any], width: int | None) -> dict[str, list[str]]:
+    """Roles of the linear modules of blocks, by their own names, the parts they stand in and their shapes."""
+    outputs = {name.rpartition(".")[0] for name in linear if _named(name, NAMES) == "attention.output"}
     roles: dict[str, list[str]] = {}
     for name in linear:
-        role = _guess(name, shape_of(by_name[name]))
+        inside = any(name.startswith(f"{part}.") for part in outputs)
+        role = _guess(name, shape_of(by_name[name]), inside, width)
         if role:
             roles.setdefault(role, []).append(name)
     return {role: roles[role] for role in ROLES if role in roles}
 
 
-def _guess(name: str, shape: tuple[int, int]) -> str | None:
-    """A role from the module's own name, the part it stands in, and which way it widens."""
-    path, _, last = name.rpartition(".")
-    attention = any(word in path.lower().split(".")[-1] for word in ("attn", "attention", "mixer")) or "attn" in path.lower()
-    for role, names in NAMES.items():
-        if last in names and (attention or role != "attention.output"):
-            return role
-    if attention:
-        return "attention.output" if shape[0] >= shape[1] else None
-    for role, names in FORWARD_NAMES.items():
-        if last in names:
-            return role
-    if shape[0] == shape[1]:
+def _named(name: str, names: dict[str, set[str]]) -> str | None:
+    last = name.rpartition(".")[2]
+    return next((role for role, those in names.items() if last in those), None)
+
+
+def _guess(name: str, shape: tuple[int, int], has_output: bool, width: int | None) -> str | None:
+    """A role from the module's own name, the part it stands in, and which way it widens. `has_output`: its part has a module that is the output by name.
+
+    What stands in such a part and is none of query, key, value and output steers the mixing: a gate, a decay, a step size. `width`: a hidden row's.
+    """
+    part = name.lower().rpartition(".")[0]
+    own = part.rpartition(".")[2]
+    forward = any(word in own for word in FORWARD)
+    mixing = not forward and any(word in part for word in MIXING)
+    in_forward = _named(name, FORWARD_NAMES)
+    if forward or (in_forward and name.rpartition(".")[2] not in ("gate", "c_proj")):
+        return in_forward or _by_width(shape, width)
+    role = _named(name, NAMES)
+    if role and (mixing or role != "attention.output"):
+        return role
+    if mixing:
+        return "attention.gate" if has_output else "attention.output" if shape[0] >= shape[1] else None
+    return in_forward or _by_width(shape, width)
+
+
+def _by_width(shape: tuple[int, int], width: int | None) -> str | None:
+    """Up or down, where a matrix leads from a hidden row to a wider one or back; small side paths are neither."""
+    inputs, outputs = shape
+    if width is not None and (min(shape) != width or inputs == outputs):
         return None
-    return "mlp.up" if shape[1] > shape[0] else "mlp.down"
+    return None if inputs == outputs else "mlp.up" if outputs > inputs else "mlp.down"
 
 
 def _outside_blocks(model: PreTrainedModel, by_name: dict[str, Any]) -> dict[str, list[str]]:
@@ -219,6 +250,14 @@ def _is_router(name: str, by_name: dict[str, Any]) -> bool:
         if last in ROUTERS and any("experts" in n.removeprefix(f"{path}.") for n in by_name if n.startswith(f"{path}.")):
             return True
     return False
+
+
+def _is_read_past(name: str, by_name: dict[str, Any]) -> bool:
+    """A linear module that is not called: kernels of state spaces take all matrices but the first as tensors, AltUp clips one of its own."""
+    part, _, last = name.rpartition(".")
+    kind = type(by_name.get(part)).__name__
+    states = "Mamba" in kind or part.endswith(".mamba")
+    return (states and last in ("x_proj", "dt_proj", "out_proj")) or ("AltUp" in kind and last == "correction_coefs")
 
 
 def _holds_fused_experts(name: str, module: Any) -> bool:

@@ -90,6 +90,11 @@ def load_model(
     folder, said = Path(folder), [] if notes is None else notes
     place = place_of(folder)
     raise_all(vet.problems_of(place.folder), ModelError)
+    scorer = is_scorer(folder)
+    if not scorer and _is_classifier(folder):
+        raise ModelError(
+            problem("E-METHOD-73", str(folder), found=say("models.labels", count=len(_raw(folder, "config.json").get("id2label") or "12")))
+        )
     wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": place.model}
     number_type = base.number_type if base is not None else None
@@ -115,11 +120,10 @@ def load_model(
     model, info = loaded
     # Where code ran from a private copy, adapters still name the folder that the person gave.
     model.name_or_path = model.config._name_or_path = str(folder)
-    scorer = is_scorer(folder)
     if scorer:
         # A reward model: the head that predicts words is not in it, and nobody will ask for words.
         info = info | {
-            "unexpected_keys": set(info["unexpected_keys"]) - {"score.weight"},
+            "unexpected_keys": set(info["unexpected_keys"]) - {"score.weight", "score.bias"},
             "missing_keys": set(info["missing_keys"]) - {"lm_head.weight"},
         }
     _require_whole(folder, model, info)
@@ -131,16 +135,28 @@ def load_model(
         weight = stored_score(place.folder)
         if weight is None:
             raise ModelError(problem("E-OBJ-32", str(folder)))
-        put_stored_score(model, weight)
+        put_stored_score(model, weight, folder)
     if base is not None and number_type is not None:
         _quantise(model, base, device, said)
     return model.eval()
 
 
 def is_scorer(folder: Path) -> bool:
-    """Whether a folder holds a sequence classifier with one label: a reward model."""
-    stated = _raw(Path(folder), "config.json")
-    return bool(str((stated.get("architectures") or [""])[0]).endswith("ForSequenceClassification")) and len(stated.get("id2label") or {}) == 1
+    """Whether a folder holds a classifier with one label, of whole texts or of every token: a reward model or a judge of steps."""
+    return _is_classifier(folder) and len(_raw(Path(folder), "config.json").get("id2label") or {}) == 1
+
+
+def scores_tokens(folder: Path) -> bool:
+    """Whether a folder holds a classifier with one label that scores every token: a judge of steps."""
+    return is_scorer(folder) and _architecture(folder).endswith("ForTokenClassification")
+
+
+def _is_classifier(folder: Path) -> bool:
+    return _architecture(folder).endswith(("ForSequenceClassification", "ForTokenClassification"))
+
+
+def _architecture(folder: Path) -> str:
+    return str((_raw(Path(folder), "config.json").get("architectures") or [""])[0])
 
 
 def _quantise(model: PreTrainedModel, base: BaseConfig, device: torch.device | str, said: list[str]) -> None:
