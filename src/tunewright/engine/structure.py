@@ -24,6 +24,9 @@ def require_place(config: RunConfig, model_config: Any) -> None:
     entry = methods.get(kind)
     if entry is None or config.adapter or kind in NEEDS_WEIGHTS:
         return
+    method = config.method
+    if getattr(method, "new_tokens", None):  # their words are no part of the configuration either
+        method = method.model_copy(update={"new_tokens": []})
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -34,7 +37,7 @@ def require_place(config: RunConfig, model_config: Any) -> None:
         try:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(model_config)
-            entry.function(config.method, model, anatomy.of(model), "-")
+            entry.function(method, model, anatomy.of(model), "-")
         except TunewrightError:
             raise
         except Exception as e:

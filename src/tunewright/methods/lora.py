@@ -17,6 +17,7 @@ from tunewright.core.errors import CompatError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
+from tunewright.methods.word_rows import checked_tokens
 
 RATES = {
     "LORA": 2e-4, "ADALORA": 1e-3, "LOHA": 1e-3, "LOKR": 1e-3, "IA3": 5e-3, "VERA": 4e-3, "OFT": 5e-4, "BOFT": 5e-4, "LN_TUNING": 1e-3,
@@ -48,6 +49,14 @@ class LowRankSection(TargetSection):
     """Strength: the update is multiplied by alpha / rank (rsLoRA: by alpha / sqrt(rank)). Default: twice the rank; PiSSA and OLoRA the rank; rsLoRA 8."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of inputs of the update set to 0 while training; one draw for each row, which samples that share the row share."""
+    new_tokens: list[str | int] = []
+    """Words that become one token each, such as ["<plan>", "</plan>"], whose rows of the embedding train as well; a number names a token that is there."""
+
+    _new_tokens = field_validator("new_tokens", mode="before")(checked_tokens)
+
+    def rows_beside(self, shape: Any) -> int:
+        """Numbers in the rows of `new_tokens` that train on a model of `shape`."""
+        return int(len(self.new_tokens) * shape.hidden * (1 if shape.tied else 2))
 
 
 class LoraConfig(LowRankSection):
@@ -197,13 +206,17 @@ def _attach(
 ) -> Attached:
     import peft
 
-    from tunewright.methods import measured
+    from tunewright.methods import measured, word_rows
     from tunewright.methods.started import start_from_weights
 
     names = chosen_layers(config, model, anatomy)
     require_rank(model, names, config.rank)
     if start == "olora":
         require_linear(model, names, "olora")  # PEFT decomposes the weight as it lies, and Conv1D's lies turned
+    words = word_rows.make(config.new_tokens, model, anatomy, "method.new_tokens") if config.new_tokens else None
+    both = [name for name in names if words and name in (*anatomy.roles["embedding"], *anatomy.roles.get("head", []))]
+    if both:
+        raise CompatError(problem("E-METHOD-80", "method.targets", module=both[0]))
     usual = config.rank if start else 8.0 if rslora else 2 * config.rank
     settings = peft.LoraConfig(
         r=config.rank,
@@ -213,9 +226,12 @@ def _attach(
         use_dora=dora,
         init_lora_weights="eva" if start == "eva" else True,
         eva_config=peft.EvaConfig(rho=rho) if start == "eva" else None,
+        trainable_token_indices={place: words.ids for place in words.places} if words else None,
         **placing(model, names),
     )
     wrapped = wrap(model, settings, base_path)
+    if words:
+        words.start(wrapped, "pieces")
     if not start:
         return attach_peft(wrapped)
     if start == "eva":
@@ -307,6 +323,7 @@ def attach_peft(wrapped: Any) -> Attached:
     for name, p in wrapped.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's divisor: PEFT lets it train on a half-precision base and never saves it
             p.requires_grad_(False)
+    _compute_as_the_base(wrapped)
     fuse(wrapped)
 
     def save(folder: Path) -> None:
@@ -327,6 +344,20 @@ def attach_peft(wrapped: Any) -> Attached:
         merge_reason=reason,
         learning_rate=RATES.get(kind, 2e-4),
     )
+
+
+def _compute_as_the_base(wrapped: Any) -> None:
+    """Copies of whole modules that an adapter trains (`modules_to_save`) are held in float32 and used in the number type of what they stand for."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    from tunewright.methods.base_weights import in_number_type_of
+
+    for wrapper in [m for m in wrapped.modules() if isinstance(m, ModulesToSaveWrapper)]:
+        narrow = next((p.dtype for p in wrapper.original_module.parameters() if p.is_floating_point() and p.dtype.itemsize < 4), None)
+        for module in wrapper.modules_to_save.modules():
+            wide = {key: narrow for key, p in module._parameters.items() if p is not None and p.is_floating_point() and p.dtype.itemsize >= 4}
+            if narrow and wide:
+                module.forward = in_number_type_of(module, module.forward, wide)
 
 
 def can_merge(wrapped: Any) -> bool:
