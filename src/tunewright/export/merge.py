@@ -17,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ class _Merge:
         self.renderer = opening.renderer_of(self.tokenizer, self.base, *self.target.stated)
         budget = min(4096, max(64, LOGIT_BYTES // (4 * causal.config.get_text_config().vocab_size)))
         self.words = self._new_words()
-        prompts = choose_prompts(self.target, self.renderer, budget, self.words)
+        prompts = choose_prompts(self.target, self.renderer, budget, list(self.words.values()))
         if not self.whole and (self.trained / "adapter_config.json").is_file():
             vocabulary.fit_rows(causal, self.trained)  # the base is asked in the run's words, so it needs the run's rows
         untouched = logits_of(causal, prompts)
@@ -265,13 +265,13 @@ class _Merge:
         return figures
 
     def _prove_words(self, folder: Path) -> dict[str, Any]:
-        """What became of the vocabulary. Raises ExportError unless the folder's own tokenizer makes one token, the run's, of each new word."""
+        """What became of the vocabulary. Raises ExportError unless the folder's own tokenizer makes of each new word what the run's does: one token."""
         if not self.words:
             return {}
         tokenizer = load.load_tokenizer(folder)
         for word, token in self.words.items():
-            found = tokenizer(word, add_special_tokens=False)["input_ids"]
-            if found != [token]:
+            found, meant = (t(word, add_special_tokens=False)["input_ids"] for t in (tokenizer, self.tokenizer))
+            if token not in found or found != meant:
                 raise ExportError(problem("E-EXPORT-15", str(self.out), word=word, token=token, found=found))
         rows = [int(load.load_config(place).get_text_config().vocab_size) for place in (self.base, folder)]
         return {"new_words": self.words, "vocabulary_rows_of_base": rows[0], "vocabulary_rows": rows[1]}
@@ -362,10 +362,11 @@ def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
     return stated
 
 
-def choose_prompts(target: opening.Target, renderer: Any, max_positions: int, words: Iterable[str] = ()) -> Prompts:
-    """What both models are asked: whole training rows of the run, else its questions with their answers, else a few sentences. Before them stands a
-    question made of `words`, which were added to the vocabulary: their rows are looked at whatever else is asked."""
-    added = [renderer.prompt([Message("user", " ".join(words))])] if words else []
+def choose_prompts(target: opening.Target, renderer: Any, max_positions: int, words: Sequence[int] = ()) -> Prompts:
+    """What both models are asked: whole training rows of the run, else its questions with their answers, else a few sentences. Before them stand the
+    tokens `words` that were added to the vocabulary: their rows are looked at whatever else is asked."""
+    half = PROMPT_TOKENS // 2
+    added = [[*renderer.lead, *words[i : i + half]] for i in range(0, len(words), half)]
     for kind, found in (("data", _rows_of_data(target, renderer)), ("questions", _rows_of_questions(target, renderer))):
         if found:
             return Prompts(_within(added + found, max_positions), kind)

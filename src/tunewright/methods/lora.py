@@ -18,6 +18,7 @@ from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
 from tunewright.methods.word_rows import checked_tokens
+from tunewright.models import vet
 
 RATES = {
     "LORA": 2e-4, "ADALORA": 1e-3, "LOHA": 1e-3, "LOKR": 1e-3, "IA3": 5e-3, "VERA": 4e-3, "OFT": 5e-4, "BOFT": 5e-4, "LN_TUNING": 1e-3,
@@ -303,8 +304,7 @@ def wrap(model: Any, settings: Any, base_path: str) -> Any:
             warnings.simplefilter("ignore")
             wrapped = peft.get_peft_model(model, settings)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AttributeError, AssertionError) as e:
-        cause = (str(e) or type(e).__name__).splitlines()[0][:300]
-        raise CompatError(problem("E-METHOD-24", "method", type=settings.peft_type.value, cause=cause)) from e
+        raise CompatError(problem("E-METHOD-24", "method", type=settings.peft_type.value, cause=vet.first_line(e))) from e
     wrapped.peft_config["default"].base_model_name_or_path = base_path
     for p in wrapped.parameters():
         if id(p) not in base and p.is_floating_point() and p.dtype.itemsize < 4:
