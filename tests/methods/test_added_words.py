@@ -252,11 +252,11 @@ def test_measuring_gives_what_plain_peft_gives_and_the_base_is_measured_with_its
         learnt = range(len(prompt), len(prompt) + len(opened.tokenizer(row["output"], add_special_tokens=False)["input_ids"]) + 1)  # and its end
         sums += sum(float(logprobs[i - 1, whole[i]]) for i in learnt)
         count += len(learnt)
-    assert found["held_out_loss"]["tokens"] == count
-    assert abs(found["held_out_loss"]["token_mean"] + sums / count) < 1e-4
+    assert found["loss"]["tokens"] == count
+    assert abs(found["loss"]["token_mean"] + sums / count) < 1e-4
     untouched = evaluate_target(str(done), str(asked), dtype="float32", base=True, tell=Quiet())
     plainly = evaluate_target(str(bases[base]), str(asked), dtype="float32", tell=Quiet())
-    assert untouched["held_out_loss"]["token_mean"] == pytest.approx(plainly["held_out_loss"]["token_mean"], abs=1e-6)
+    assert untouched["loss"]["token_mean"] == pytest.approx(plainly["loss"]["token_mean"], abs=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -372,25 +372,27 @@ KINDS = ["grown", "padded to a multiple", "embedding", "both", "rows", "list of 
 def test_folders_of_plain_peft_open_go_on_and_merge(bases: dict[str, Path], tmp_path: Path, base: str, kind: str) -> None:
     folder = tmp_path / "theirs"
     wanted, ids = made_with_peft(bases[base], folder, kind), ids_of(folder)
+    near = 1e-5
     if kind == "on the embedding" and base == "untied":
-        wanted = logits(auto_peft(folder), ids)  # PEFT leaves the new rows of the head out of this folder; whoever opens it starts them at the mean
+        # PEFT leaves the new rows of the head out of this folder. Whoever opens it has them at the mean; Transformers adds noise of 3e-5 to that.
+        wanted, near = logits(auto_peft(folder), ids), 1e-4
     opened = opening.open_target(str(folder), Quiet(), dtype="float32")
-    assert gap(logits(opened.model, ids), wanted) < 1e-5
+    assert gap(logits(opened.model, ids), wanted) < near
     if kind != "padded to a multiple":  # that one PEFT itself does not open
-        assert gap(logits(auto_peft(folder), ids), wanted) < 1e-5
+        assert gap(logits(auto_peft(folder), ids), wanted) < near
 
     done = run(bases[base], tmp_path / "next", adapter=str(folder), **{"engine.steps": 1, "engine.learning_rate": 1e-12})
     again = opening.open_target(str(done), Quiet())
-    assert gap(logits(again.model, ids), wanted) < 1e-5
+    assert gap(logits(again.model, ids), wanted) < near
     if kind != "padded to a multiple":
-        assert gap(logits(auto_peft(done / "adapter"), ids), wanted) < 1e-5
+        assert gap(logits(auto_peft(done / "adapter"), ids), wanted) < near
 
     if kind == "on the embedding" and base == "tied":  # one matrix cannot hold a change of the embedding that the head has not
         with pytest.raises(merge.ExportError, match="E-EXPORT-09"):
             merge.merge_run(folder, tmp_path / "merged", tell=Quiet())
         return
     merge.merge_run(folder, tmp_path / "merged", tell=Quiet())
-    assert gap(logits(plain(tmp_path / "merged"), ids), wanted) < 1e-5
+    assert gap(logits(plain(tmp_path / "merged"), ids), wanted) < near
 
 
 @pytest.mark.filterwarnings("ignore")
