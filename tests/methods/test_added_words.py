@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import story
 import torch
+from pydantic import ValidationError
 
 from tunewright.core.errors import TunewrightError
 from tunewright.core.runfile import parse_run
@@ -285,13 +286,21 @@ def test_a_pipeline_hands_the_words_on(bases: dict[str, Path], tmp_path: Path) -
     assert merge.merge_run(dpo, tmp_path / "merged", tell=Quiet())["new_words"]
 
 
-@pytest.mark.parametrize("kind", ["rslora", "dora", "lora_plus", "pissa", "olora", "eva"])
+@pytest.mark.parametrize("kind", ["rslora", "dora", "lora_plus", "pissa", "olora"])
 def test_every_kind_of_lora_trains_the_rows_beside_its_own_and_saves_them(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
     done = run(bases["tied"], tmp_path, **{"method.kind": kind, "method.rank": 4, "method.new_tokens": WORDS, "engine.steps": 2})
     ids = ids_of(done / "adapter")
     opened = opening.open_target(str(done), Quiet())
     assert gap(logits(opened.model, ids), logits(auto_peft(done / "adapter"), ids)) < 1e-4
     assert merge.merge_run(done, tmp_path / "merged", tell=Quiet())["new_words"]
+
+
+def test_eva_takes_no_words() -> None:
+    from tunewright.methods.lora import EvaConfig, LoraConfig
+
+    for make in (lambda: EvaConfig(new_tokens=WORDS), lambda: LoraConfig(eva=True, new_tokens=WORDS)):  # type: ignore[arg-type]
+        with pytest.raises(ValidationError, match="does not go with eva"):
+            make()
 
 
 def test_a_lora_with_words_trains_its_matrices_and_the_rows_and_counts_them(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ RATES = {
 """The rate that suits a PEFT type in runs of more than 1,000 steps; 2e-4 for types not named."""
 
 
+EVA_WITHOUT_WORDS = "new_tokens does not go with eva, whose start in PEFT takes every layer of an adapter for a low-rank one: use another kind"
+
+
 class TargetSection(Section):
     """Which layers a method sits on."""
 
@@ -82,6 +85,8 @@ class LoraConfig(LowRankSection):
     def _one_start(self) -> LoraConfig:
         if self.pissa + self.olora + self.dora + self.eva + self.loftq > 1:
             raise ValueError("pissa, olora, eva, loftq and dora do not go together: choose one")
+        if self.eva and self.new_tokens:
+            raise ValueError(EVA_WITHOUT_WORDS)
         if self.pissa_niter is not None and not self.pissa:
             raise ValueError("pissa_niter has no effect without pissa: true")
         return self
@@ -120,6 +125,12 @@ class EvaConfig(LowRankSection):
 
     rho: float = Field(default=1.0, ge=1)
     """Above 1, ranks move to layers whose inputs have more directions: a layer gets at most rho * rank, and `rank` stays the mean."""
+
+    @model_validator(mode="after")
+    def _no_words(self) -> EvaConfig:
+        if self.new_tokens:
+            raise ValueError(EVA_WITHOUT_WORDS)
+        return self
 
 
 class LoftqConfig(LowRankSection):
