@@ -100,7 +100,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False, wants=wants)
     raise_all(compat.row_problems(config, bare.report["kinds"]), CompatError)
     source = sources.resolve(config.model, report=tell.line)
-    from tunewright.engine.opening import renderer_of
+    from tunewright.engine.opening import renderer_of, tokenizer_folder
     from tunewright.methods.saved import virtual_tokens
     from tunewright.models import load, vocabulary
     from tunewright.models.thinking import Thinking
@@ -108,12 +108,14 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     _require_words(config, source.folder)
     rolls = learns_from_answers(config)
     thinking = Thinking(config.data.thinking, by_rows=not rolls)
+    # What an adapter was taught with: it may know more words than its base. Rows are read with the words that a method adds.
+    own, added = tokenizer_folder(Path(config.adapter) if config.adapter else None, source.folder), vocabulary.tokens_of(config.method)
     tokenizer = load.load_tokenizer(source.folder)
     renderer = base_renderer = renderer_of(tokenizer, source.folder, thinking=thinking)
-    if getattr(config.method, "tokens", None):  # a method that adds tokens: rows are read with them
-        tokenizer = load.load_tokenizer(source.folder)
-        vocabulary.add_tokens(tokenizer, config.method.tokens)
-        renderer = renderer_of(tokenizer, source.folder, thinking=thinking)
+    if own != source.folder or added:
+        tokenizer = load.load_tokenizer(own)
+        vocabulary.add_tokens(tokenizer, added)
+        renderer = renderer_of(tokenizer, source.folder, own, thinking=thinking)
     model_config = _model_config(source.folder)
     require_place(config, model_config)
     if continued.asked is not None:

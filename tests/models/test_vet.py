@@ -204,6 +204,11 @@ def test_an_adapter_that_names_a_module_to_import_or_has_only_a_pickle_is_refuse
 
 
 def test_secrets_are_blotted_out_of_causes() -> None:
+    fits_not = (
+        "Error(s) in loading state_dict for A:\n\tsize mismatch for w: (4, 64) in the file, (4, 48) in the model.\n\tsize mismatch for v: more."
+    )
+    assert vet.first_line(fits_not) == "Error(s) in loading state_dict for A: size mismatch for w: (4, 64) in the file, (4, 48) in the model"
+    assert vet.first_line("one:\ntwo:") == "one: two" and vet.first_line(ValueError()) == "ValueError" and vet.first_line("a.\nb") == "a"
     assert vet.first_line("\n got https://me:pass@host/x with hf_abcdefghijkl\nmore") == "got https://***@host/x with ***"
 
 

@@ -193,4 +193,5 @@ def trainable_parameters(shape: ModelShape, method: Any) -> int:
     outside = {"embedding": Matrix(1, shape.vocabulary, shape.hidden), "head": Matrix(1, shape.hidden, shape.vocabulary)}
     chosen = [(shape.matrices | outside)[role] for role in roles_of(shape, list(getattr(method, "targets", ["linear"])))]
     lengths = sum(m.count * m.outputs for m in chosen) if getattr(method, "dora", False) else 0
-    return lengths + sum(rank * m.count * (m.inputs + m.outputs) for m in chosen)
+    beside = getattr(method, "rows_beside", None)  # rows of words that are added
+    return (beside(shape) if beside else 0) + lengths + sum(rank * m.count * (m.inputs + m.outputs) for m in chosen)

@@ -20,7 +20,7 @@ from typing import Any
 from tunewright.data.token_store import Damaged, Store
 from tunewright.models.cache import MARKER, cache_root, marker_of, publish, sha256_of
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 SMALLEST_BYTES = 1 << 20
 """Sets of less text than this are worked on anew each time: that takes less than two seconds, and a folder on disk would be a surprise."""
 MOST_DAYS, MOST_BYTES = 30, 20 << 30

@@ -24,7 +24,7 @@ from tunewright.engine.asking import equip
 from tunewright.engine.forward import Policy
 from tunewright.engine.layout import choose
 from tunewright.engine.on_policy import OnPolicyStepper
-from tunewright.engine.opening import computing_in, use_layout
+from tunewright.engine.opening import computing_in, tokenizer_folder, use_layout
 from tunewright.engine.optim import optimizer_for
 from tunewright.engine.placement import World
 from tunewright.engine.reward_model import open_reward_model, twin
@@ -34,7 +34,7 @@ from tunewright.engine.step import Stepper
 from tunewright.engine.teacher import open_teacher
 from tunewright.methods.lora import faster_b
 from tunewright.methods.saved import put_on
-from tunewright.models import anatomy, load
+from tunewright.models import anatomy, load, vocabulary
 from tunewright.models.fast import accelerate
 from tunewright.models.heads import has_score, put_heads
 from tunewright.models.quantised import keep_base, parameter_count
@@ -124,10 +124,11 @@ def assemble(
         "optimizer": optimizer_for(config.engine, attached, causal), "rows_per_pass": world.rows_per_pass, "clip": config.engine.clip,
         "seed": config.engine.seed, "loss_scale": 4096.0 if world.dtype == "float16" else 1.0, "neftune": config.engine.neftune,
     }  # fmt: skip
+    words = _words_of_its_own(config, folder)
     if objective.rollouts:
         wanted = rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)
         models = [
-            (weight, open_reward_model(run, spare if attached.needs.frozen_base else None, folder, layout, world, tell))
+            (weight, open_reward_model(run, spare if attached.needs.frozen_base else None, folder, layout, world, tell, words))
             for weight, run in wanted.models
         ]
         stepper: Stepper = RoundStepper(**parts, rollouts=objective.rollouts, rewards=wanted, reward_models=models)
@@ -138,7 +139,9 @@ def assemble(
     stepper.policy.heads = objective.needs.heads
     stepper.policy.spread = objective.spread
     if objective.teacher:
-        stepper.policy.teacher = open_teacher(objective.teacher, folder, causal.config.get_text_config().vocab_size, config.engine, world, tell)
+        stepper.policy.teacher = open_teacher(
+            objective.teacher, folder, causal.config.get_text_config().vocab_size, config.engine, world, tell, words
+        )
     return Assembled(causal, attached, stepper, layout, rate)
 
 
@@ -171,6 +174,16 @@ def _tell_head(config: RunConfig, there: bool, wanted: bool, tell: Tell) -> None
         tell.line(say("train.score_kept" if wanted else "train.score_left", folder=config.adapter or config.model))
     elif wanted and config.adapter:
         tell.line(say("train.score_new", folder=config.adapter))
+
+
+def _words_of_its_own(config: RunConfig, folder: Path) -> dict[str, int] | None:
+    """Token -> id of the model that learns, where it may know more of them than its base in `folder`."""
+    added, own = vocabulary.tokens_of(config.method), tokenizer_folder(Path(config.adapter) if config.adapter else None, folder)
+    if own == folder and not added:
+        return None
+    tokenizer = load.load_tokenizer(own)
+    vocabulary.add_tokens(tokenizer, added)
+    return dict(tokenizer.get_vocab())
 
 
 def _some_rows(samples: Sequence[Sample]) -> list[list[int]]:

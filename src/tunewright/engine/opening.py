@@ -52,9 +52,8 @@ class Target:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The adapter's own tokenizer where it brings one, else the base's."""
-        own = self.adapter
-        return own if own is not None and (own / "tokenizer_config.json").is_file() else self.source.folder
+        """The folder of the tokenizer that the model was taught with."""
+        return tokenizer_folder(self.adapter, self.source.folder)
 
     @property
     def stated(self) -> tuple[Path, ...]:
@@ -128,6 +127,11 @@ class Opened:
     def base_renderer(self) -> Renderer:
         """How the base is asked."""
         return self.target.base_renderer()
+
+
+def tokenizer_folder(adapter: Path | None, base: Path) -> Path:
+    """The adapter's own tokenizer where it brings one, else the base's."""
+    return adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else base
 
 
 def find(target: str, tell: Tell, *, base: bool = False, think: bool | None = None) -> Target:

@@ -81,13 +81,16 @@ class RewardModel:
         return [found[i] for i in range(len(samples))]
 
 
-def open_reward_model(run: Path, base: Any, base_folder: Path, layout: str, world: Any, tell: Tell) -> RewardModel:
-    """The reward model of a run folder. `base` is a twin of the untouched base, or None where its weights will change.
+def open_reward_model(
+    run: Path, base: Any, base_folder: Path, layout: str, world: Any, tell: Tell, words: dict[str, int] | None = None
+) -> RewardModel:
+    """The reward model of a run folder. `base` is a twin of the untouched base, or None where its weights will change; `words` are the token ids of the
+    model that learns, where it has more of them than its base.
 
     Raises ModelError for a run that gives no scores, or whose words have other token ids than the policy's.
     """
     found = opening.find(str(run), tell)
-    _require_same_words(run, found.source.folder, base_folder)
+    _require_same_words(run, found.tokenizer_folder, base_folder, words)
     if found.adapter is not None and base is not None and _same_weights(found.source.folder, base_folder):
         causal = base
         tell.line(say("rounds.reward_shared", folder=run))
@@ -116,10 +119,10 @@ def _same_weights(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve() or weights_digest(one) == weights_digest(other)
 
 
-def _require_same_words(run: Path, theirs: Path, ours: Path) -> None:
+def _require_same_words(run: Path, theirs: Path, ours: Path, words: dict[str, int] | None) -> None:
     """Raise ModelError unless both tokenizers give every word the same id: the reward model reads the policy's tokens."""
-    if theirs.resolve() == ours.resolve():
+    if theirs.resolve() == ours.resolve() and words is None:
         return
-    one, other = load.load_tokenizer(theirs).get_vocab(), load.load_tokenizer(ours).get_vocab()
+    one, other = load.load_tokenizer(theirs).get_vocab(), words or load.load_tokenizer(ours).get_vocab()
     if one != other:
         raise ModelError(problem("E-OBJ-35", str(run), theirs=len(one), ours=len(other), differ=len(set(one.items()) ^ set(other.items()))))

@@ -26,7 +26,10 @@ def require_place(config: RunConfig, model_config: Any) -> None:
     entry = methods.get(kind)
     if entry is None or config.adapter or kind in NEEDS_WEIGHTS:
         return
-    _on_meta(model_config, lambda model, card: entry.function(config.method, model, card, "-"))
+    method = config.method
+    if getattr(method, "new_tokens", None):  # their words are no part of the configuration either
+        method = method.model_copy(update={"new_tokens": []})
+    _on_meta(model_config, lambda model, card: entry.function(method, model, card, "-"))
 
 
 def require_same_layers(asked: Any, adapter: Path, model_config: Any) -> None:

@@ -168,14 +168,18 @@ class Teacher:
         return {**self.about(), "top_k": self.teaching.top_k, "temperature": self.teaching.temperature}
 
 
-def open_teacher(teaching: Teaching, student: Path, student_size: int, engine: EngineConfig, world: World, tell: Tell) -> Teacher:
+def open_teacher(
+    teaching: Teaching, student: Path, student_size: int, engine: EngineConfig, world: World, tell: Tell, own_words: dict[str, int] | None = None
+) -> Teacher:
     """The teacher a run names. Its files are found and its vocabulary is compared with that of the model in `student`, whose head has `student_size` rows.
+
+    `own_words` are the student's token ids where it has more of them than the model in `student`.
 
     Its weights are read when they are needed. Raises CompatError for another vocabulary and what `opening.find` raises.
     """
     found = opening.find(teaching.model, tell)
     size = int(opening.read_config(found).get_text_config().vocab_size)
-    words = _words(student), _words(found.tokenizer_folder)
+    words = own_words or _words(student), _words(found.tokenizer_folder)
     if words[0] and words[1]:
         if len(words[0]) != len(words[1]):
             raise CompatError(problem("E-OBJ-02", "objective.teacher", teacher=teaching.model, size=len(words[1]), student=len(words[0])))

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tunewright.core.words import say
 from tunewright.engine import opening, placement, signals
 from tunewright.engine.meters import versions
 from tunewright.methods.saved import is_saved, put_on
-from tunewright.models import load, sources, vet
+from tunewright.models import load, sources, vet, vocabulary
 from tunewright.models.cache import sha256_of
 from tunewright.models.heads import stored_score
 from tunewright.models.remote_code import place_of
@@ -51,6 +51,8 @@ SPARE_BYTES = 64 << 20
 MAX_PROMPTS, PROMPT_TOKENS = 16, 256
 LOGIT_BYTES = 256 << 20
 """Room for the run's logits while its model is replaced by the merged one."""
+SHOWN_WORDS = 5
+"""New words that are named in the terminal; `merge.json` has them all."""
 STALE_SECONDS = 2 * 24 * 3600
 SAMPLING_KEYS = {"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"}
 QUESTIONS = (
@@ -169,7 +171,10 @@ class Merge:
         causal = load.load_model(self.base, dtype="float32")
         self.renderer = opening.renderer_of(self.tokenizer, self.base, *self.target.stated)
         budget = min(4096, max(64, LOGIT_BYTES // (4 * causal.config.get_text_config().vocab_size)))
-        prompts = choose_prompts(self.target, self.renderer, budget)
+        self.words = self._new_words()
+        prompts = choose_prompts(self.target, self.renderer, budget, list(self.words.values()))
+        if not self.whole and (self.trained / "adapter_config.json").is_file():
+            vocabulary.fit_rows(causal, self.trained)  # the base is asked in the run's words, so it needs the run's rows
         untouched = self._ask(causal, causal, prompts)
         if self.whole:
             del causal
@@ -211,6 +216,12 @@ class Merge:
     def _effect(self, effect: float, changed: float) -> dict[str, Any]:
         """What the verdict says of how far the run is from its base."""
         return {"adapter_moves_logits": effect, "adapter_changes_top1": changed}
+
+    def _new_words(self) -> dict[str, int]:
+        """Word -> id of what the run's tokenizer has and the base's has not."""
+        own = self.target.tokenizer_folder
+        there = own != self.base and (self.base / "tokenizer_config.json").is_file()
+        return vocabulary.added_words(self.tokenizer, load.load_tokenizer(self.base)) if there else {}
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
@@ -257,11 +268,12 @@ class Merge:
         changed = changed_tensors(self.base, folder, self.dtype)
         if changed["tensors_changed"] == 0:
             raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype=self.dtype))
+        words = self._prove_words(folder)
         merged = logits_of(load_plain(folder, self.dtype), prompts)
         if not merged.is_finite:
             raise ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")))
         gap, agreement = gap_of(run, merged), _agreement(run, merged)
-        figures: dict[str, Any] = {"largest_logit_difference": gap, "top1_agreement": agreement, **changed, "warnings": []}
+        figures: dict[str, Any] = {"largest_logit_difference": gap, "top1_agreement": agreement, **changed, **words, "warnings": []}
         if self.dtype == "float32" and not gap <= LARGEST_GAP:
             raise ExportError(problem("E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}"))
         if agreement < LEAST_AGREEMENT:
@@ -269,6 +281,18 @@ class Merge:
         if agreement < EXPECTED_AGREEMENT:
             figures["warnings"].append(say("export.warning.agreement", share=f"{100 * agreement:.1f}", dtype=self.dtype))
         return figures
+
+    def _prove_words(self, folder: Path) -> dict[str, Any]:
+        """What became of the vocabulary. Raises ExportError unless the folder's own tokenizer makes of each new word what the run's does: one token."""
+        if not self.words:
+            return {}
+        tokenizer = load.load_tokenizer(folder)
+        for word, token in self.words.items():
+            found, meant = (t(word, add_special_tokens=False)["input_ids"] for t in (tokenizer, self.tokenizer))
+            if token not in found or found != meant:
+                raise ExportError(problem("E-EXPORT-15", str(self.out), word=word, token=token, found=found))
+        rows = [int(load.load_config(place).get_text_config().vocab_size) for place in (self.base, folder)]
+        return {"new_words": self.words, "vocabulary_rows_of_base": rows[0], "vocabulary_rows": rows[1]}
 
     def _record(self, folder: Path) -> dict[str, Any]:
         """Where the folder came from."""
@@ -324,6 +348,9 @@ def _stated_config(base: Path, dtype: str, merged: Any) -> Any:
     config.architectures = [type(merged).__name__]
     stated, found = config.get_text_config(), merged.config.get_text_config()
     stated.vocab_size = found.vocab_size  # tokens may have been added
+    head, table = merged.get_output_embeddings(), merged.get_input_embeddings()
+    if head is not None and head.weight is not table.weight:  # also where a run trained a copy of one of them
+        config.tie_word_embeddings = stated.tie_word_embeddings = False
     layers = stated.num_hidden_layers
     if found.num_hidden_layers != layers:  # and blocks; what has an entry for each block goes with them
         for key, value in list(vars(stated).items()):
@@ -353,12 +380,15 @@ def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
     return stated
 
 
-def choose_prompts(target: opening.Target, renderer: Any, max_positions: int) -> Prompts:
-    """What both models are asked: whole training rows of the run, else its questions with their answers, else a few sentences."""
+def choose_prompts(target: opening.Target, renderer: Any, max_positions: int, words: Sequence[int] = ()) -> Prompts:
+    """What both models are asked: whole training rows of the run, else its questions with their answers, else a few sentences. Before them stand the
+    tokens `words` that were added to the vocabulary: their rows are looked at whatever else is asked."""
+    half = PROMPT_TOKENS // 2
+    added = [[*renderer.lead, *words[i : i + half]] for i in range(0, len(words), half)]
     for kind, found in (("data", _rows_of_data(target, renderer)), ("questions", _rows_of_questions(target, renderer))):
         if found:
-            return Prompts(_within(found, max_positions), kind)
-    return Prompts(_within([renderer.prompt([Message("user", text)]) for text in QUESTIONS], max_positions), "built-in")
+            return Prompts(_within(added + found, max_positions), kind)
+    return Prompts(_within(added + [renderer.prompt([Message("user", text)]) for text in QUESTIONS], max_positions), "built-in")
 
 
 def _within(rows: list[list[int]], max_positions: int) -> list[list[int]]:
@@ -477,7 +507,12 @@ def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
                     if known or name not in where:  # a layout of its own on disk: counted as changed, the logits decide
                         changed, numbers = changed + 1, numbers + value.numel()
                         continue
-                    differing = int((value != opened[where[name]].get_tensor(name).to(getattr(torch, dtype))).sum())
+                    before = opened[where[name]].get_tensor(name).to(getattr(torch, dtype))
+                    more = value.numel() - before.numel()  # rows may have been added, or cut off
+                    if more:
+                        shared = min(len(value), len(before))
+                        value, before = value[:shared], before[:shared]
+                    differing = int((value != before).sum()) + max(more, 0)
                     changed, numbers = changed + bool(differing), numbers + differing
     return {"tensors_changed": changed, "tensors": total, "numbers_changed": numbers, "numbers": all_numbers}
 
@@ -501,7 +536,10 @@ def lines(verdict: dict[str, Any]) -> list[str]:
         "size": readable_size(verdict["weight_bytes"]), "moved": f"{100 * verdict['adapter_changes_top1']:.1f}",
         "share": f"{100 * verdict['numbers_changed'] / max(1, verdict['numbers']):.0f}",
     }  # fmt: skip
-    return [say(key, **shown), say("export.changed", **shown), *verdict["warnings"], say("export.next", **shown)]
+    words = list(verdict.get("new_words") or {})
+    shown |= {"count": len(words), "words": ", ".join(words[:SHOWN_WORDS]) + (" ..." if len(words) > SHOWN_WORDS else "")}
+    added = [say("export.words", **shown)] if words else []
+    return [say(key, **shown), say("export.changed", **shown), *added, *verdict["warnings"], say("export.next", **shown)]
 
 
 __all__ = ["ExportError", "lines", "merge_run"]

@@ -43,7 +43,7 @@ class BaseWeights:
                 inside = {key: half[id(p)] for key, p in module._parameters.items() if p is not None and id(p) in half}
                 if inside:
                     self.wrapped[module] = vars(module).get("forward")
-                    module.forward = _in_number_type(module, module.forward, inside)
+                    module.forward = in_number_type_of(module, module.forward, inside)
 
     @contextlib.contextmanager
     def originals(self) -> Iterator[None]:
@@ -100,7 +100,7 @@ class BaseWeights:
         _restate(self.model, folder, dtype)
 
 
-def _in_number_type(module: Any, own_forward: Any, dtypes: dict[str, Any]) -> Any:
+def in_number_type_of(module: Any, own_forward: Any, dtypes: dict[str, Any]) -> Any:
     """A forward in which the module finds, under the names of its float32 parameters, copies in the number types of `dtypes`."""
     import torch
 

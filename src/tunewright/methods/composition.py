@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import CompatError, Problem, UsageError, problem, raise_all
+from tunewright.models import vet
 
 WAYS = (
     "cat",
@@ -158,11 +159,20 @@ def obstacles(folders: dict[str, Path]) -> list[Problem]:
         extras = {
             "DoRA": config.get("use_dora"), "LoftQ": measured.is_bound(folder), "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),
             **{name: config.get(name) for name in ("modules_to_save", "trainable_token_indices", "target_parameters", "megatron_config")},
+            "embedding": _holds_whole_matrices(folder),
         }  # fmt: skip
         reason = next((word for word, there in extras.items() if there), "")
         if kind != "LORA" or reason:
             found.append(problem("E-METHOD-30", name, folder=folder, type=reason or kind))
     return found
+
+
+def _holds_whole_matrices(folder: Path) -> bool:
+    """Whether a LoRA's file holds more than LoRA: the embedding of a model that was made larger, for instance."""
+    if vet.weight_problems(folder, "adapter"):
+        return False  # said when it is opened
+    files, _ = vet.weight_files(folder, "adapter")
+    return any(".lora_" not in name and not name.endswith(".score.weight") for path in files for name in vet.read_safetensors_header(path))
 
 
 def compose(model: Any, folders: dict[str, Path]) -> Composed:

@@ -19,12 +19,17 @@ from tunewright.core.errors import CompatError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
+from tunewright.methods.word_rows import checked_tokens
+from tunewright.models import vet
 
 RATES = {
     "LORA": 2e-4, "ADALORA": 1e-3, "LOHA": 1e-3, "LOKR": 1e-3, "IA3": 5e-3, "VERA": 4e-3, "OFT": 5e-4, "BOFT": 5e-4, "LN_TUNING": 1e-3,
     "TRAINABLE_TOKENS": 1e-3,
 }  # fmt: skip
 """The rate that suits a PEFT type in runs of more than 1,000 steps; 2e-4 for types not named."""
+
+
+EVA_WITHOUT_WORDS = "new_tokens does not go with eva, whose start in PEFT takes every layer of an adapter for a low-rank one: use another kind"
 
 
 class TargetSection(Section):
@@ -50,6 +55,14 @@ class LowRankSection(TargetSection):
     """Strength: the update is multiplied by alpha / rank (rsLoRA: by alpha / sqrt(rank)). Default: twice the rank; PiSSA and OLoRA the rank; rsLoRA 8."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of inputs of the update set to 0 while training; one draw for each row, which samples that share the row share."""
+    new_tokens: list[str | int] = []
+    """Words that become one token each, such as ["<plan>", "</plan>"], whose rows of the embedding train as well; a number names a token that is there."""
+
+    _new_tokens = field_validator("new_tokens", mode="before")(checked_tokens)
+
+    def rows_beside(self, shape: Any) -> int:
+        """Numbers in the rows of `new_tokens` that train on a model of `shape`."""
+        return int(len(self.new_tokens) * shape.hidden * (1 if shape.tied else 2))
 
 
 class LoraConfig(LowRankSection):
@@ -74,6 +87,8 @@ class LoraConfig(LowRankSection):
     def _one_start(self) -> LoraConfig:
         if self.pissa + self.olora + self.dora + self.eva + self.loftq > 1:
             raise ValueError("pissa, olora, eva, loftq and dora do not go together: choose one")
+        if self.eva and self.new_tokens:
+            raise ValueError(EVA_WITHOUT_WORDS)
         if self.pissa_niter is not None and not self.pissa:
             raise ValueError("pissa_niter has no effect without pissa: true")
         return self
@@ -112,6 +127,12 @@ class EvaConfig(LowRankSection):
 
     rho: float = Field(default=1.0, ge=1)
     """Above 1, ranks move to layers whose inputs have more directions: a layer gets at most rho * rank, and `rank` stays the mean."""
+
+    @model_validator(mode="after")
+    def _no_words(self) -> EvaConfig:
+        if self.new_tokens:
+            raise ValueError(EVA_WITHOUT_WORDS)
+        return self
 
 
 class LoftqConfig(LowRankSection):
@@ -198,13 +219,17 @@ def _attach(
 ) -> Attached:
     import peft
 
-    from tunewright.methods import measured
+    from tunewright.methods import measured, word_rows
     from tunewright.methods.started import start_from_weights
 
     names = chosen_layers(config, model, anatomy)
     capped = cap_rank(model, names, config.rank, all_alike=start == "eva")  # PEFT's EVA deals out one rank of its own
     if start == "olora":
         require_linear(model, names, "olora")  # PEFT decomposes the weight as it lies, and Conv1D's lies turned
+    words = word_rows.make(config.new_tokens, model, anatomy, "method.new_tokens") if config.new_tokens else None
+    both = [name for name in names if words and name in (*anatomy.roles["embedding"], *anatomy.roles.get("head", []))]
+    if both:
+        raise CompatError(problem("E-METHOD-80", "method.targets", module=both[0]))
     usual = config.rank if start else 8.0 if rslora else 2 * config.rank
     alpha = config.alpha if config.alpha is not None else usual
     settings = peft.LoraConfig(
@@ -216,9 +241,12 @@ def _attach(
         init_lora_weights="eva" if start == "eva" else True,
         eva_config=peft.EvaConfig(rho=rho) if start == "eva" else None,
         **capped.patterns(alpha, rooted=rslora),
+        trainable_token_indices={place: words.ids for place in words.places} if words else None,
         **placing(model, names),
     )
     wrapped = wrap(model, settings, base_path)
+    if words:
+        words.start(wrapped, "pieces")
     if not start:
         return capped.told(attach_peft(wrapped))
     # PEFT takes some names for the tensors in which a family stores all its experts: what it puts there has no matrix to start from.
@@ -335,8 +363,7 @@ def wrap(model: Any, settings: Any, base_path: str) -> Any:
             warnings.simplefilter("ignore")
             wrapped = peft.get_peft_model(model, settings)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError, AttributeError, AssertionError) as e:
-        cause = (str(e) or type(e).__name__).splitlines()[0][:300]
-        raise CompatError(problem("E-METHOD-24", "method", type=settings.peft_type.value, cause=cause)) from e
+        raise CompatError(problem("E-METHOD-24", "method", type=settings.peft_type.value, cause=vet.first_line(e))) from e
     wrapped.peft_config["default"].base_model_name_or_path = base_path
     for p in wrapped.parameters():
         if id(p) not in base and p.is_floating_point() and p.dtype.itemsize < 4:
@@ -378,6 +405,7 @@ def attach_peft(wrapped: Any) -> Attached:
     for name, p in wrapped.named_parameters():
         if ".ranknum." in name:  # AdaLoRA's divisor: PEFT lets it train on a half-precision base and never saves it
             p.requires_grad_(False)
+    _compute_as_the_base(wrapped)
     fuse(wrapped)
 
     def save(folder: Path) -> None:
@@ -398,6 +426,20 @@ def attach_peft(wrapped: Any) -> Attached:
         merge_reason=reason,
         learning_rate=RATES.get(kind, 2e-4),
     )
+
+
+def _compute_as_the_base(wrapped: Any) -> None:
+    """Copies of whole modules that an adapter trains (`modules_to_save`) are held in float32 and used in the number type of what they stand for."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    from tunewright.methods.base_weights import in_number_type_of
+
+    for wrapper in [m for m in wrapped.modules() if isinstance(m, ModulesToSaveWrapper)]:
+        narrow = next((p.dtype for p in wrapper.original_module.parameters() if p.is_floating_point() and p.dtype.itemsize < 4), None)
+        for module in wrapper.modules_to_save.modules():
+            wide = {key: narrow for key, p in module._parameters.items() if p is not None and p.is_floating_point() and p.dtype.itemsize >= 4}
+            if narrow and wide:
+                module.forward = in_number_type_of(module, module.forward, wide)
 
 
 def can_merge(wrapped: Any) -> bool:

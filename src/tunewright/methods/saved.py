@@ -12,6 +12,7 @@ from typing import Any
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached
+from tunewright.core.words import say
 
 OWN = "tunewright_method.json"
 
@@ -54,10 +55,32 @@ def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = F
     bound = measured.is_bound(folder)
     if bound and not is_quantised(model):
         raise ModelError(problem("E-METHOD-63", str(folder)))
+    held = _whole_rows(model, folder)
     wrapped = load_adapter(model, folder, trainable=trainable)
     if base_path:
         wrapped.peft_config["default"].base_model_name_or_path = base_path
     if dropout is not None:
         set_dropout(wrapped, dropout)
     attached = attach_peft(wrapped)
+    if held:
+        _take_rows_along(attached, wrapped, held)
     return measured.bound_to_its_base(attached) if bound else attached
+
+
+def _whole_rows(model: Any, folder: Path) -> list[tuple[Any, Any]]:
+    """(table, copy of its rows that the base has) for embedding and head, where the adapter's file holds them whole and they will be written over."""
+    from tunewright.models.vocabulary import fit_rows, whole_matrices
+
+    known = int(model.get_input_embeddings().weight.shape[0])
+    fit_rows(model, folder)
+    if not whole_matrices(model, folder):
+        return []
+    tables = [module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    return [(table, table[:known].detach().clone()) for table in {id(table): table for table in tables}.values()]
+
+
+def _take_rows_along(attached: Attached, wrapped: Any, held: list[tuple[Any, Any]]) -> None:
+    """An adapter that brought the whole embedding takes it along when it is saved again; where it is not the base's, there is no way back to the base."""
+    attached.save = lambda folder: wrapped.save_pretrained(str(folder), save_embedding_layers=True)
+    if any(not table[: len(rows)].equal(rows) for table, rows in held):
+        attached.disabled, attached.disabled_reason = None, say("methods.rows_replaced")

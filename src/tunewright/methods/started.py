@@ -89,6 +89,8 @@ def _save(wrapped: Any, folder: Path) -> None:
         if "default" in getattr(module, "lora_A", {}):
             for part in ("lora_A", "lora_B"):
                 tensors[f"{name}.{part}.weight"] = getattr(module, part)["default"].weight.detach().cpu().contiguous()
+        elif "default" in getattr(module, "trainable_tokens_delta", {}) and module.tied_adapter is None:
+            tensors[f"{name}.trainable_tokens_delta"] = module.trainable_tokens_delta["default"].detach().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config.save_pretrained(str(folder))

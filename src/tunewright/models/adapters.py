@@ -8,7 +8,7 @@ from typing import Any
 from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.models import vet
 from tunewright.models.heads import SCORE_KEY, put_stored_score, stored_score
-from tunewright.models.vocabulary import highest_token, make_room
+from tunewright.models.vocabulary import fit_rows
 
 
 def is_adapter(folder: Path) -> bool:
@@ -27,7 +27,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str
     from peft import PeftConfig, PeftModel
 
     raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
-    make_room(model, highest_token(folder) + 1)  # it may hold rows of tokens that were added to the vocabulary
+    fit_rows(model, folder)  # tokens may have been added to the vocabulary
     base = {id(p) for p in model.parameters()}
     try:
         with warnings.catch_warnings():
@@ -43,7 +43,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str
                 else PeftModel.from_pretrained(model, folder, name, is_trainable=trainable, config=config)
             )
     except Exception as e:
-        raise ModelError(problem("E-MODEL-40", str(folder), cause=vet.first_line(e))) from e
+        raise _does_not_fit(folder, e) from e
     _widen(wrapped, folder, name, base)
     _require_all_placed(wrapped, folder, name)
     if scores:
@@ -66,9 +66,18 @@ def add_adapter(wrapped: Any, folder: Path, name: str) -> None:
             warnings.simplefilter("ignore")
             wrapped.load_adapter(str(folder), adapter_name=name, is_trainable=False)
     except Exception as e:
-        raise ModelError(problem("E-MODEL-40", str(folder), cause=vet.first_line(e))) from e
+        raise _does_not_fit(folder, e) from e
     _widen(wrapped, folder, name, base)
     _require_all_placed(wrapped, folder, name)
+
+
+def _does_not_fit(folder: Path, cause: Exception) -> ModelError:
+    """The error for an adapter that PEFT cannot put on the model, in PEFT's own words."""
+    return ModelError(problem("E-MODEL-40", str(folder), cause=vet.first_line(cause), base=_base_named_in(folder)))
+
+
+def _base_named_in(folder: Path) -> str:
+    return str(vet.read_config(folder / "adapter_config.json")[0].get("base_model_name_or_path") or "-")
 
 
 def _widen(wrapped: Any, folder: Path, name: str, base: set[int]) -> None:
@@ -91,16 +100,33 @@ def _widen(wrapped: Any, folder: Path, name: str, base: set[int]) -> None:
 
 
 def _require_all_placed(wrapped: Any, folder: Path, name: str) -> None:
-    """Raise ModelError where a tensor of the folder found no place, or a place got none."""
-    from peft import get_peft_model_state_dict
+    """Raise ModelError where a tensor of the folder found no place, or a place got none.
+
+    A folder may hold more than the adapter needs: PEFT saves embedding and head too (and copies of a tied head) where the vocabulary grew.
+    """
+    import peft
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
         given = set(stored.keys()) - {SCORE_KEY}
-    placed = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
-    if given != placed:
-        odd = sorted(given ^ placed)
-        raise ModelError(problem("E-MODEL-41", str(folder), count=len(odd), first=odd[0]))
+    needed, known = (_places_of(wrapped, name, whole) for whole in (False, True))
+    lost, missing = sorted(given - known), sorted(needed - given)
+    if lost or missing:
+        raise ModelError(
+            problem("E-MODEL-41", str(folder), lost=len(lost), missing=len(missing), first=[*lost, *missing][0], base=_base_named_in(folder),
+                    version=peft.__version__)
+        )  # fmt: skip
+
+
+def _places_of(wrapped: Any, name: str, whole: bool) -> set[str]:
+    """Names of the tensors that an adapter's file has, with the whole embedding and head or without."""
+    import warnings
+
+    from peft import get_peft_model_state_dict
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=whole))
 
 
 def _prompt_to_train(model: Any, config: Any, folder: Path) -> Any:

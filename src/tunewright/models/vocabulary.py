@@ -7,6 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+WHOLE = ("weight", "modules_to_save.weight", "base_layer.weight", "original_module.weight", "token_adapter.base_layer.weight")
+"""Names, behind that of the embedding or the head, under which an adapter's file holds the whole matrix."""
+
+
+def tokens_of(method: Any) -> list[str | int]:
+    """The tokens whose rows a method's configuration trains: words to be added, or numbers of tokens that are there. Most methods have none."""
+    return list(getattr(method, "tokens", None) or getattr(method, "new_tokens", None) or [])
+
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str | int]) -> list[int]:
     """The ids of tokens: words are put into the tokenizer where it has them not (in order, so that the ids are always the same), numbers are ids."""
@@ -18,23 +26,102 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str | int]) -> list[int]:
     return [int(tokenizer.convert_tokens_to_ids(token)) if isinstance(token, str) else token for token in tokens]
 
 
+def size_of(tokenizer: Any) -> int:
+    """The rows that a tokenizer needs: one more than its highest id. Ids that no token has (they occur) count as well."""
+    return max(len(tokenizer), *(i + 1 for i in tokenizer.added_tokens_decoder), 0)
+
+
+def added_words(tokenizer: Any, base: Any) -> dict[str, int]:
+    """Word -> id of what `tokenizer` has and that of the base has not, in the order of the ids."""
+    known = base.get_vocab()
+    return {str(token.content): i for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.content not in known}
+
+
 def make_room(model: Any, count: int) -> int:
     """Give embedding and head at least `count` rows; new ones are the mean of the old. Returns how many rows were added."""
+    old = int(model.get_input_embeddings().weight.shape[0])
+    return set_rows(model, count) if count > old else 0
+
+
+def set_rows(model: Any, count: int) -> int:
+    """Give embedding and head exactly `count` rows: rows at the end are cut off, or added as the mean of the old. Returns how many were added."""
     import torch
 
     old = int(model.get_input_embeddings().weight.shape[0])
-    if count <= old:
+    if count == old:
         return 0
     trains = {id(p): p.requires_grad for p in model.parameters()}
     model.resize_token_embeddings(count, mean_resizing=False)
     model.requires_grad_(any(trains.values()))
     with torch.no_grad():
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if module is not None:
+            if module is not None and count > old:
                 module.weight[old:] = module.weight[:old].float().mean(0).to(module.weight.dtype)
                 if getattr(module, "bias", None) is not None:
                     module.bias[old:] = 0
     return count - old
+
+
+def fit_rows(model: Any, folder: Path) -> int:
+    """Give `model` as many rows as the adapter in the PEFT folder was made with. Returns how many were added (below 0: cut off).
+
+    A whole embedding or head in the adapter's file settles it. Otherwise there is room for every token whose row the adapter holds and, as PEFT's
+    AutoPeftModel makes it, for every token of the tokenizer beside it.
+    """
+    stated = _rows_in_file(model, folder)
+    if stated:
+        return set_rows(model, stated)
+    return make_room(model, max(highest_token(folder) + 1, _rows_of_tokenizer(model, folder)))
+
+
+def whole_matrices(model: Any, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors in the adapter's file that are the whole embedding or head of `model`, on which no adapter is yet."""
+    from tunewright.models import vet
+
+    places = [f"base_model.model.{name}." for name in _row_modules(model)]
+    found = {}
+    for path in vet.weight_files(folder, "adapter")[0]:
+        for name, (_, shape, _) in vet.read_safetensors_header(path).items():
+            if any(name.startswith(place) and name.removeprefix(place) in WHOLE for place in places):
+                found[name] = shape
+    return found
+
+
+def _row_modules(model: Any) -> list[str]:
+    """Names of the embedding and the head."""
+    wanted = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    return [name for name, module in model.named_modules() if any(module is one for one in wanted)]
+
+
+def _rows_in_file(model: Any, folder: Path) -> int:
+    """Rows of the embedding and head that the adapter in `folder` was made for, where its file shows them; else 0."""
+    from tunewright.models import vet
+
+    found = [shape[0] for shape in whole_matrices(model, folder).values()]
+    table = model.get_input_embeddings()
+    for path in vet.weight_files(folder, "adapter")[0]:
+        for name, (_, shape, _) in vet.read_safetensors_header(path).items():
+            for place in _row_modules(model):
+                rest = name.removeprefix(f"base_model.model.{place}.")
+                if rest == "lora_embedding_A" and len(shape) == 2:
+                    found.append(shape[1])
+                elif rest == "lora_B.weight" and model.get_submodule(place) is not table:
+                    found.append(shape[0])
+    return max(found, default=0)
+
+
+def _rows_of_tokenizer(model: Any, folder: Path) -> int:
+    """Rows that the tokenizer of an adapter's folder needs, where it knows more tokens than the base's own; else 0."""
+    from tunewright.models.load import load_tokenizer
+
+    folder, base = Path(folder), Path(str(model.name_or_path))
+    if not (folder / "tokenizer_config.json").is_file():
+        return 0
+    size = size_of(load_tokenizer(folder))
+    if size <= int(model.get_input_embeddings().weight.shape[0]):
+        return 0
+    # Some bases have tokens without rows; that is no word of the adapter's.
+    return size if not (base / "tokenizer_config.json").is_file() or size > size_of(load_tokenizer(base)) else 0
 
 
 def highest_token(folder: Path) -> int:
