@@ -1,0 +1,92 @@
+"""Every objective with the options of the engine, two at a time and more: what may not change a number does not, what may leaves a sound run.
+
+- The layout, how steps are cut into passes, checkpoints, the activation cache and how many held-out rows are measured change no number.
+- Noise on the embeddings, half precision, clipping and another optimiser do; the run then ends well and its figures are numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import parts
+import pytest
+import story
+import torch
+from safetensors.torch import load_file
+
+from tunewright.core.errors import TunewrightError
+from tunewright.core.registry import objectives
+
+SAME: dict[str, dict[str, Any]] = {
+    "passes": {"engine.rows_per_pass": 24, "engine.save_every": 1},
+    "padded": {"engine.layout": "padded", "engine.rows_per_pass": 64, "engine.evaluate_rows": 1},
+    "cache": {"engine.activation_cache": "off", "engine.layout": "tree", "engine.evaluate_every": 1},
+}
+OTHER: dict[str, dict[str, Any]] = {
+    "noise": {"engine.neftune": 5, "engine.clip": 0.5},
+    "noise_padded": {"engine.neftune": 5, "engine.layout": "padded", "engine.rows_per_pass": 24},
+    "half": {"engine.dtype": "bfloat16", "engine.optimizer": "adafactor", "engine.clip": None},
+}
+METHOD = {"method.kind": "lora", "method.rank": 4, "method.dropout": 0.0, "engine.learning_rate": 1e-3}
+FREEZE = {"method.kind": "freeze", "method.blocks": 1, "engine.learning_rate": 1e-4}
+"""Where only upper blocks train there is something to cache."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return story.model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("rows")
+    return {name: parts.write(place / f"{name}.jsonl", rows) for name, rows in parts.ROWS.items()}
+
+
+def combinations() -> list[tuple[str, str]]:
+    return [(objective, option) for objective in objectives.names() for option in (*SAME, *OTHER)]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: t.float() for file in sorted(folder.glob("*/*.safetensors")) for name, t in load_file(file).items() if file.parent.name != "checkpoints"
+    }
+
+
+@pytest.mark.parametrize("objective", objectives.names())
+def test_options_that_may_not_change_a_number_do_not_and_the_others_leave_a_sound_run(
+    objective: str, model: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    kind = next(iter(parts.LEARNT[objective]))
+    name = {"conversation": "alpaca", "text": "text", "preference": "preference", "judged": "kto", "stepwise": "stepwise"}[kind]
+    held = parts.write(tmp_path / "held.jsonl", parts.ROWS[name][:2])
+    shared = {**parts.settings_of(objective, model), "data.held_out": str(held)}
+
+    def run(label: str, method: dict[str, Any], **options: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        made = parts.run(model, str(files[name]), tmp_path / label, **{**shared, **method, **options})
+        return made.summary, tensors(made.folder)
+
+    plain, weights = run("plain", METHOD)
+    cached, frozen = run("cached", FREEZE)
+    for label, options in SAME.items():
+        method = FREEZE if label == "cache" else METHOD
+        summary, found = run(label, method, **options)
+        expected = cached if label == "cache" else plain
+        assert summary["first_loss"] == pytest.approx(expected["first_loss"], rel=1e-4, abs=1e-6), label
+        # A measurement of one row is another figure than one of two.
+        if "engine.evaluate_rows" not in options:
+            assert summary["held_out_loss"] == pytest.approx(expected["held_out_loss"], rel=1e-3, abs=1e-5), label
+        for key, tensor in (frozen if label == "cache" else weights).items():
+            assert torch.allclose(found[key], tensor, rtol=1e-2, atol=2e-4), (label, key)
+    for label, options in OTHER.items():
+        try:
+            summary, found = run(label, METHOD, **options)
+        except TunewrightError as refused:
+            assert refused.problems[0].code.startswith("E-"), label
+            continue
+        assert summary["status"] == "done" and summary["skipped_steps"] == 0, label
+        assert math.isfinite(summary["first_loss"]) and math.isfinite(summary["held_out_loss"]), label
+        assert all(bool(t.isfinite().all()) for t in found.values()), label
+        assert any(not torch.equal(found[key], tensor) for key, tensor in weights.items()), label

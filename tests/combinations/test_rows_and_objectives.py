@@ -1,0 +1,145 @@
+"""Every objective with every kind of rows, alone and mixed, however they are given: what is learnt is what it should be, or the run is refused.
+
+The expected texts stand in `parts.LEARNT`, written by hand. What a run learns is read back from the tokens that count.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import parts
+import pytest
+import story
+
+from tunewright.core.errors import UsageError
+from tunewright.core.registry import objectives
+from tunewright.core.telling import Quiet
+from tunewright.story import Prepared, prepare
+
+OTHERS = {"conversation": "alpaca", "text": "text", "preference": "preference", "judged": "kto", "prompt": "prompts", "stepwise": "stepwise"}
+"""A format of each kind."""
+WAYS = ("list", "entry", "folder", "table", "held_out")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return story.model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("rows")
+    return {name: parts.write(place / f"{name}.jsonl", rows) for name, rows in parts.ROWS.items()}
+
+
+def opened(model: Path, objective: str, data: Any, name: str | None, **more: Any) -> Prepared:
+    """The run up to its rows, as `train` goes. Prompts beside an answer could be read in two ways, so drawing runs name the format."""
+    named = {"data.format": name} if name in ("prompts", "prompt_completion") and objective in parts.DRAWING else {}
+    return prepare(parts.parsed(model, data, **parts.settings_of(objective, model), **named, **more), Quiet(), out_matters=False)
+
+
+def learnt(prepared: Prepared, samples: Any = None) -> list[str]:
+    """The texts of the tokens that count, without the stop token."""
+    found = []
+    for sample in prepared.data.train if samples is None else samples:
+        for branch in sample.branches:
+            if branch.learnt:
+                found.append(prepared.tokenizer.decode([branch.tokens[i] for i in branch.learnt], skip_special_tokens=True).strip())
+    return sorted(found)
+
+
+def codes(model: Path, objective: str, data: Any, **more: Any) -> tuple[list[str], str]:
+    """The codes with which a run is refused, and its message."""
+    with pytest.raises(UsageError) as caught:
+        opened(model, objective, data, None, **more)
+    return [p.code for p in caught.value.problems], "\n".join(p.line() for p in caught.value.problems)
+
+
+def combinations() -> list[tuple[str, ...]]:
+    """What this file looks at: (objective, kind of rows), (objective, way to give them) and (objective, first kind, second kind)."""
+    found: list[tuple[str, ...]] = []
+    for objective, kinds in parts.LEARNT.items():
+        found += [(objective, name) for name in parts.ROWS]
+        found += [(objective, way) for way in WAYS]
+        found += [(objective, a, b) for a in kinds for b in OTHERS if a != b]
+        found += [(objective, b, a) for a in kinds for b in OTHERS if a != b and b not in kinds]
+    return found
+
+
+def test_every_objective_is_looked_at() -> None:
+    assert set(parts.LEARNT) == set(objectives.names())
+    assert set(parts.TYPE) == set(parts.ROWS)
+
+
+@pytest.mark.parametrize("objective", sorted(parts.LEARNT))
+def test_an_objective_learns_from_its_kinds_of_rows_what_it_should_and_refuses_the_others(
+    objective: str, model: Path, files: dict[str, Path]
+) -> None:
+    for name, path in files.items():
+        wanted = parts.LEARNT[objective].get(parts.TYPE[name])
+        if wanted is None:
+            found, message = codes(model, objective, str(path))
+            assert found == ["E-COMPAT-05"] and path.name in message, (name, message)
+        else:
+            assert learnt(opened(model, objective, str(path), name)) == sorted(wanted), name
+
+
+@pytest.mark.parametrize("objective", sorted(parts.LEARNT))
+def test_rows_are_the_same_however_they_are_given(objective: str, model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    kinds = parts.LEARNT[objective]
+    kind = next(iter(kinds))
+    name = OTHERS[kind] if kind != "text" else "text"
+    wrong = next(other for other in OTHERS if other not in kinds)
+    good, bad = files[name], files[OTHERS[wrong]]
+    for way in WAYS:
+        more: dict[str, Any] = {}
+        data, other = ([str(path)] for path in (good, bad))
+        if way == "entry":
+            data, other = ([{"file": str(path)}] for path in (good, bad))  # type: ignore[misc]
+        if way == "folder":
+            data, other = (str(parts.write(tmp_path / path.stem / "rows.jsonl", parts.ROWS[path.stem]).parent) for path in (good, bad))  # type: ignore[assignment]
+        if way == "table":
+            data, other = (str(_as_parquet(tmp_path / f"{path.stem}.parquet", parts.ROWS[path.stem])) for path in (good, bad))  # type: ignore[assignment]
+        if way == "held_out":
+            more = {"data.held_out": str(good)}
+        prepared = opened(model, objective, data, name, **more)
+        assert learnt(prepared) == sorted(kinds[kind]), way
+        if way == "held_out":
+            assert learnt(prepared, prepared.data.held_out) == sorted(kinds[kind])
+            found, message = codes(model, objective, data, **{"data.held_out": str(bad)})
+        else:
+            found, message = codes(model, objective, other)
+        assert found == ["E-COMPAT-05"], (way, message)
+
+
+@pytest.mark.parametrize("objective", sorted(parts.LEARNT))
+def test_a_second_kind_of_rows_is_learnt_in_full_or_refused_by_name_in_both_orders(objective: str, model: Path, files: dict[str, Path]) -> None:
+    kinds = parts.LEARNT[objective]
+    for kind in kinds:
+        for other in OTHERS:
+            if other == kind:
+                continue
+            first, second = files[OTHERS[kind]], files[OTHERS[other]]
+            if other in kinds:
+                entries = [{"file": str(path), **({"format": "prompts"} if path.stem == "prompts" else {})} for path in (first, second)]
+                assert learnt(opened(model, objective, entries, None)) == sorted(kinds[kind] + kinds[other]), (kind, other)
+                continue
+            for order in ([first, second], [second, first]):
+                found, message = codes(model, objective, [str(path) for path in order])
+                assert found == ["E-COMPAT-05"] and second.name in message, (kind, other, message)
+
+
+def test_a_kind_that_comes_last_among_many_rows_is_seen(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    many = parts.write(tmp_path / "many.jsonl", [{"instruction": f"what is {i}?", "output": f"it is {i}"} for i in range(2000)])
+    for order in ([many, files["preference"]], [files["preference"], many]):
+        found, message = codes(model, "sft", [str(path) for path in order])
+        assert found == ["E-COMPAT-05"] and "preference.jsonl" in message
+
+
+def _as_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
