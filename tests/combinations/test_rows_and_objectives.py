@@ -110,7 +110,7 @@ def test_rows_are_the_same_however_they_are_given(objective: str, model: Path, f
             found, message = codes(model, objective, data, **{"data.held_out": str(bad)})
         else:
             found, message = codes(model, objective, other)
-        assert found == ["E-COMPAT-05"], (way, message)
+        assert found == ["E-COMPAT-06" if way == "held_out" else "E-COMPAT-05"], (way, message)
 
 
 @pytest.mark.parametrize("objective", sorted(parts.LEARNT))
@@ -127,14 +127,22 @@ def test_a_second_kind_of_rows_is_learnt_in_full_or_refused_by_name_in_both_orde
                 continue
             for order in ([first, second], [second, first]):
                 found, message = codes(model, objective, [str(path) for path in order])
-                assert found == ["E-COMPAT-05"] and second.name in message, (kind, other, message)
+                assert found == ["E-COMPAT-06"] and first.name in message and second.name in message, (kind, other, message)
+
+
+@pytest.mark.parametrize("objective", ["sft", "distill", "gkd"])
+def test_of_judged_rows_the_good_answers_alone_are_learnt_where_that_is_asked_for(objective: str, model: Path, files: dict[str, Path]) -> None:
+    good = {"preference": parts.ANSWERS, "kto": [parts.ANSWERS[0], parts.ANSWERS[2]], "stepwise": [parts.STEPS[0], parts.STEPS[2]]}
+    for name, wanted in good.items():
+        data = [str(files["alpaca"]), str(files[name])]
+        assert learnt(opened(model, objective, data, None, **{"data.good_only": True})) == sorted(parts.ANSWERS + wanted), name
 
 
 def test_a_kind_that_comes_last_among_many_rows_is_seen(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
     many = parts.write(tmp_path / "many.jsonl", [{"instruction": f"what is {i}?", "output": f"it is {i}"} for i in range(2000)])
     for order in ([many, files["preference"]], [files["preference"], many]):
         found, message = codes(model, "sft", [str(path) for path in order])
-        assert found == ["E-COMPAT-05"] and "preference.jsonl" in message
+        assert found == ["E-COMPAT-06"] and "many.jsonl" in message and "preference.jsonl" in message
 
 
 def _as_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
