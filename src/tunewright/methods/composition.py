@@ -89,7 +89,7 @@ def obstacles(folders: dict[str, Path]) -> list[Problem]:
         kind = str(config.get("peft_type", "?"))
         extras = {"DoRA": config.get("use_dora"), "bias": config.get("bias", "none") != "none", "modules_to_save": config.get("modules_to_save")}
         # Rows of words are put in place of others, which is no sum; PEFT would leave them out.
-        extras |= {"trainable_token_indices": config.get("trainable_token_indices"), "embedding": _holds_whole_matrices(folder)}
+        extras |= {"trainable_token_indices": config.get("trainable_token_indices"), "embedding": kind == "LORA" and _holds_whole_matrices(folder)}
         reason = next((word for word, there in extras.items() if there), "")
         if kind != "LORA" or reason:
             found.append(problem("E-METHOD-30", name, folder=folder, type=reason or kind))
