@@ -159,7 +159,8 @@ def obstacles(folders: dict[str, Path]) -> list[Problem]:
         extras = {
             "DoRA": config.get("use_dora"), "LoftQ": measured.is_bound(folder), "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),
             **{name: config.get(name) for name in ("modules_to_save", "trainable_token_indices", "target_parameters", "megatron_config")},
-            "embedding": _holds_whole_matrices(folder),
+            # Rows of words are put in place of others, which is no sum; PEFT would leave them out.
+            "embedding": kind == "LORA" and _holds_whole_matrices(folder),
         }  # fmt: skip
         reason = next((word for word, there in extras.items() if there), "")
         if kind != "LORA" or reason:
