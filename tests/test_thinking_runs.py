@@ -70,7 +70,7 @@ def test_a_run_of_answers_alone_is_asked_and_measured_without_thinking(model, tm
     off, on = (tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False, enable_thinking=t) for t in (False, True))
     for think, expected in ((None, off), (False, off), (True, on)):
         answerer = open_target(str(run.folder), Quiet(), dtype="float32", think=think)
-        assert answerer.renderer.decode(answerer.prompt([Message("user", "what is 3")])) == expected
+        assert answerer.renderer.decode(answerer.renderer.prompt([Message("user", "what is 3")])) == expected
     # What is measured is what was asked of the saved files: the same answers.
     place = tmp_path / "asked.json"
     for row in run.before_after:
@@ -87,7 +87,7 @@ def test_a_run_with_thoughts_is_asked_with_thinking_and_one_that_leaves_them_out
     for mode, ending in (("auto", "assistant\n"), ("off", f"assistant\n{EMPTY}")):
         run = trained(model, data, tmp_path / mode, thinking=mode)
         answerer = open_target(str(run.folder), Quiet(), dtype="float32")
-        assert answerer.renderer.decode(answerer.prompt([Message("user", "what is 3")])).endswith(ending)
+        assert answerer.renderer.decode(answerer.renderer.prompt([Message("user", "what is 3")])).endswith(ending)
 
 
 def test_a_model_without_a_switch_says_that_think_has_no_effect(tmp_path):

@@ -71,15 +71,15 @@ def write(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def settings_of(objective: str, model: Path) -> dict[str, Any]:
+def settings_of(objective: str, teacher: Path) -> dict[str, Any]:
     """What an objective cannot do without."""
     found: dict[str, Any] = {"objective.kind": objective}
     if objective in DRAWING:
-        found |= {"objective.reward": "finished", "objective.max_new_tokens": 4}
+        found |= {"objective.reward": {"kind": "length", "unit": "characters", "min": 30, "slope": 30}, "objective.max_new_tokens": 4}
     if objective in DRAWING and objective not in ("ppo", "reinforce"):
         found |= {"objective.generations": 2}
     if objective in TEACHING:
-        found |= {"objective.teacher": str(model)}
+        found |= {"objective.teacher": str(teacher)}
     if objective == "gkd":
         found |= {"objective.max_new_tokens": 4}
     return found

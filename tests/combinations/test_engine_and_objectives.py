@@ -40,6 +40,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model than the one that learns: with itself as teacher there is nothing to learn but rounding."""
+    return story.model_folder(tmp_path_factory.mktemp("teacher"), num_hidden_layers=3)
+
+
+@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("rows")
     return {name: parts.write(place / f"{name}.jsonl", rows) for name, rows in parts.ROWS.items()}
@@ -57,12 +63,12 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("objective", objectives.names())
 def test_options_that_may_not_change_a_number_do_not_and_the_others_leave_a_sound_run(
-    objective: str, model: Path, files: dict[str, Path], tmp_path: Path
+    objective: str, model: Path, teacher: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
     kind = next(iter(parts.LEARNT[objective]))
     name = {"conversation": "alpaca", "text": "text", "preference": "preference", "judged": "kto", "stepwise": "stepwise"}[kind]
     held = parts.write(tmp_path / "held.jsonl", parts.ROWS[name][:2])
-    shared = {**parts.settings_of(objective, model), "data.held_out": str(held)}
+    shared = {**parts.settings_of(objective, teacher), "data.held_out": str(held)}
 
     def run(label: str, method: dict[str, Any], **options: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         made = parts.run(model, str(files[name]), tmp_path / label, **{**shared, **method, **options})
@@ -79,7 +85,8 @@ def test_options_that_may_not_change_a_number_do_not_and_the_others_leave_a_soun
         if "engine.evaluate_rows" not in options:
             assert summary["held_out_loss"] == pytest.approx(expected["held_out_loss"], rel=1e-3, abs=1e-5), label
         for key, tensor in (frozen if label == "cache" else weights).items():
-            assert torch.allclose(found[key], tensor, rtol=1e-2, atol=2e-4), (label, key)
+            # As a whole: Adam gives a number whose gradient is nearly nothing a step of full length, in the direction that rounding says.
+            assert float((found[key] - tensor).norm()) <= 0.02 * float(tensor.norm()), (label, key)
     for label, options in OTHER.items():
         try:
             summary, found = run(label, METHOD, **options)
