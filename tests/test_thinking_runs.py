@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +22,9 @@ from tunewright.data.inspecting import inspect
 from tunewright.evaluate.scoring import evaluate_target
 from tunewright.serve.answering import open_target
 
-_spec = importlib.util.spec_from_file_location("families", Path(__file__).parent / "data" / "families.py")
-families = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(families)
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+import families
+
 EMPTY = "<think>\n\n</think>\n\n"
 
 
