@@ -20,18 +20,16 @@ from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import objectives
 
 SAME: dict[str, dict[str, Any]] = {
-    "passes": {"engine.rows_per_pass": 24, "engine.save_every": 1},
+    "passes": {"engine.rows_per_pass": 24, "engine.activation_cache": "off", "engine.save_every": 1, "engine.evaluate_every": 1},
     "padded": {"engine.layout": "padded", "engine.rows_per_pass": 64, "engine.evaluate_rows": 1},
-    "cache": {"engine.activation_cache": "off", "engine.layout": "tree", "engine.evaluate_every": 1},
 }
 OTHER: dict[str, dict[str, Any]] = {
     "noise": {"engine.neftune": 5, "engine.clip": 0.5},
     "noise_padded": {"engine.neftune": 5, "engine.layout": "padded", "engine.rows_per_pass": 24},
     "half": {"engine.dtype": "bfloat16", "engine.optimizer": "adafactor", "engine.clip": None},
 }
-METHOD = {"method.kind": "lora", "method.rank": 4, "method.dropout": 0.0, "engine.learning_rate": 1e-3}
-FREEZE = {"method.kind": "freeze", "method.blocks": 1, "engine.learning_rate": 1e-4}
-"""Where only upper blocks train there is something to cache."""
+METHOD = {"method.kind": "lora", "method.rank": 4, "method.layers": [1], "engine.learning_rate": 1e-3}
+"""Where only upper blocks train, the hidden states below them are kept."""
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +68,23 @@ def test_options_that_may_not_change_a_number_do_not_and_the_others_leave_a_soun
     held = parts.write(tmp_path / "held.jsonl", parts.ROWS[name][:2])
     shared = {**parts.settings_of(objective, teacher), "data.held_out": str(held)}
 
-    def run(label: str, method: dict[str, Any], **options: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        made = parts.run(model, str(files[name]), tmp_path / label, **{**shared, **method, **options})
+    def run(label: str, **options: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        made = parts.run(model, str(files[name]), tmp_path / label, **{**shared, **METHOD, **options})
         return made.summary, tensors(made.folder)
 
-    plain, weights = run("plain", METHOD)
-    cached, frozen = run("cached", FREEZE)
+    plain, weights = run("plain")
     for label, options in SAME.items():
-        method = FREEZE if label == "cache" else METHOD
-        summary, found = run(label, method, **options)
-        expected = cached if label == "cache" else plain
-        assert summary["first_loss"] == pytest.approx(expected["first_loss"], rel=1e-4, abs=1e-6), label
+        summary, found = run(label, **options)
+        assert summary["first_loss"] == pytest.approx(plain["first_loss"], rel=1e-4, abs=1e-6), label
         # A measurement of one row is another figure than one of two.
         if "engine.evaluate_rows" not in options:
-            assert summary["held_out_loss"] == pytest.approx(expected["held_out_loss"], rel=1e-3, abs=1e-5), label
-        for key, tensor in (frozen if label == "cache" else weights).items():
+            assert summary["held_out_loss"] == pytest.approx(plain["held_out_loss"], rel=1e-3, abs=1e-5), label
+        for key, tensor in weights.items():
             # As a whole: Adam gives a number whose gradient is nearly nothing a step of full length, in the direction that rounding says.
             assert float((found[key] - tensor).norm()) <= 0.02 * float(tensor.norm()), (label, key)
     for label, options in OTHER.items():
         try:
-            summary, found = run(label, METHOD, **options)
+            summary, found = run(label, **options)
         except TunewrightError as refused:
             assert refused.problems[0].code.startswith("E-"), label
             continue

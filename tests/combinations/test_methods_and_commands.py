@@ -49,8 +49,8 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A context of 64 tokens keeps the answers of an untaught model short. Qwen2's shape has biases, so every method has something to train."""
-    return story.model_folder(tmp_path_factory.mktemp("model"), "qwen2", max_position_embeddings=64, initializer_range=0.2)
+    """A context of 48 tokens keeps the answers of an untaught model short. Qwen2's shape has biases, so every method has something to train."""
+    return story.model_folder(tmp_path_factory.mktemp("model"), "qwen2", max_position_embeddings=48, initializer_range=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def _going_on(kind: str, model: Path, rows: Path, out: Path, loss: float, tmp_pa
 
 
 def _benching(kind: str, model: Path, rows: Path, out: Path) -> None:
-    found = bench(parts.parsed(model, str(rows), **settings_of(kind)), steps=2, certificate=False, tell=Quiet())
-    steps = parts.events(out, "step")[:2]
+    found = bench(parts.parsed(model, str(rows), **settings_of(kind)), steps=1, certificate=False, tell=Quiet())
+    steps = parts.events(out, "step")[:1]
     for figure in ("physical_rows", "label_tokens"):
         assert found[figure] * len(steps) == sum(step[figure] for step in steps) * found["steps"], figure
