@@ -56,6 +56,17 @@ def codes(folder: Path, **given: Any) -> list[tuple[str, str]]:
     return []
 
 
+def test_added_words_are_compared_by_their_number_and_none_beside_none_is_no_contradiction(tmp_path: Path) -> None:
+    plain, worded = adapter(tmp_path / "a"), adapter(tmp_path / "b", trainable_token_indices={"embed_tokens": [7, 8]})
+    assert codes(plain, method__new_tokens=[]) == codes(worded, method__new_tokens=["<a>", "<b>"]) == codes(worded) == []
+    assert resolve(beside(worded)).parsed.config.method.new_tokens == [7, 8]
+    assert resolve(beside(worded, method__new_tokens=["<a>", "<b>"])).parsed.config.method.new_tokens == ["<a>", "<b>"]
+    refused = [("E-COMPAT-08", "method.new_tokens")]
+    assert codes(plain, method__new_tokens=["<a>"]) == codes(worded, method__new_tokens=["<a>"]) == refused
+    only = adapter(tmp_path / "c", peft_type="TRAINABLE_TOKENS", token_indices=[7])
+    assert codes(only, method__kind="new_tokens", method__tokens=["<a>", "<b>"]) == [("E-COMPAT-08", "method.tokens")]
+
+
 def test_the_method_of_the_run_is_what_the_adapter_really_has(tmp_path: Path) -> None:
     found = resolve(beside(adapter(tmp_path / "a"))).parsed
     method = found.config.method

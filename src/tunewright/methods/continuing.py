@@ -57,8 +57,10 @@ BEGINNING = {
 """Settings of how an adapter of PEFT begins. It has begun, so they do nothing, and that is said."""
 FREE = {"dropout", "ratio"}
 """Settings of the training, which may be given anew."""
-FORMS = {"targets", "layers", "feedforward", "tokens"}
-"""Fields that can say the same in several ways, compared by `same_layers` on the model or below."""
+FORMS = {"targets", "layers", "feedforward"}
+"""Fields that can say the same in several ways, compared by `wrong_layers` on the model."""
+WORDS = ("tokens", "new_tokens")
+"""Words or their numbers: an adapter holds numbers, so they are compared by how many there are."""
 
 
 @dataclass
@@ -101,9 +103,9 @@ def resolve(parsed: ParsedRun) -> Continued:
     raise_all(problems, CompatError)
     if not own and any(given.get(name) not in (None, [], values.get(name)) for name in ("targets", "layers")):
         found.asked = config.method
-    tokens = given.get("tokens")
-    if tokens is not None and len(tokens) == len(values.get("tokens", [])):
-        values["tokens"] = tokens  # words say more than their numbers
+    for name in WORDS:
+        if given.get(name) and name in values:
+            values[name] = given[name]  # words say more than their numbers
     _set_dropout(found, values, given)
     if kind == "lora_plus" and "ratio" in given:
         values["ratio"] = given["ratio"]
@@ -144,6 +146,8 @@ def _of_peft(described: Mapping[str, Any], asked: str) -> tuple[str, dict[str, A
         values["tokens"] = list(described.get("token_indices") or [])
     held = known.kind
     if name == "LORA":
+        rows = described.get("trainable_token_indices") or []
+        values["new_tokens"] = list(next(iter(rows.values()), [])) if isinstance(rows, dict) else list(rows)
         flags = {"rslora": bool(values.pop("rslora", False)), "dora": bool(values.pop("dora", False))}
         fits = {"lora": True, "rslora": flags["rslora"] and not flags["dora"], "dora": flags["dora"] and not flags["rslora"]}
         plain = not any(flags.values())
@@ -167,6 +171,8 @@ def _contradicts(name: str, value: Any, values: Mapping[str, Any], section: Any,
         return name == "dropout" and bool(value) and "dropout" not in values
     if value is None or (name in FORMS and not own):
         return False
+    if name in WORDS and not own:
+        return bool(value) and len(value) != len(values.get(name, []))
     if name == "options":
         return any(values["options"].get(option) != wanted for option, wanted in value.items())
     if name == "type":
