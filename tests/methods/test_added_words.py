@@ -163,13 +163,13 @@ def test_the_proof_of_a_merge_sees_the_new_rows_even_without_data(bases: dict[st
 
 def test_a_merged_tokenizer_that_lost_a_word_is_refused(bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(bases["tied"], tmp_path, **METHODS["new_tokens"])
-    own = merge._Merge._write
+    own = merge.Merge._write
 
     def without_the_words(self: Any, fold: Any, folder: Path) -> None:
         own(self, fold, folder)
         load_tokenizer(bases["tied"]).save_pretrained(str(folder))
 
-    monkeypatch.setattr(merge._Merge, "_write", without_the_words)
+    monkeypatch.setattr(merge.Merge, "_write", without_the_words)
     with pytest.raises(merge.ExportError, match="E-EXPORT-15"):
         merge.merge_run(done, tmp_path / "merged", tell=Quiet())
     assert not (tmp_path / "merged").exists()

@@ -36,7 +36,7 @@ def windows(row: PlainText, made: EncodedRow, max_tokens: int | None, renderer: 
         learnt = (max(first - start, 1), len(tokens))
         last = start + len(tokens) == total
         facts = {"answers": int(last), "stops_learnt": int(last), "last_span": learnt}
-        notes = [*made.notes] if not start else [PIECES, made.notes[-1]]
+        notes = [*made.notes] if not start else [PIECES]
         piece = EncodedRow([EncodedBranch(tokens, [(*learnt, weight)], branch.role)], facts, notes)
         found.append((replace(row, text=renderer.decode(tokens)), piece))
     return found

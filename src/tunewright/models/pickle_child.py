@@ -242,6 +242,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     walls = close_kernel_doors(job["out"], job["user_namespace"], job["memory_bytes"], job["file_bytes"], job["seconds"])
     sys.path += [place for place in job["paths"] if place not in sys.path]
+    sys.modules["dill"] = None  # type: ignore[assignment]  # torch imports it where it is installed, and it opens /dev/null for writing
     import safetensors.torch  # noqa: F401
     import torch  # noqa: F401  (both before the hook, which lets no library be loaded)
 
