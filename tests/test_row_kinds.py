@@ -115,3 +115,15 @@ def test_the_check_of_data_holds_rows_against_an_objective_where_one_is_named(tm
 def test_good_only_beside_an_objective_that_compares_is_refused_before_the_rows_are_read(tmp_path: Path) -> None:
     keys = given([str(tmp_path / "nothing.json")], tmp_path / "out", **{"objective.kind": "dpo", "data.good_only": True})
     assert [p.code for p in refused(lambda: the_story.train(parse_run(keys, {}), tell=Quiet()))] == ["E-COMPAT-07"]
+
+
+def test_a_run_of_good_answers_is_measured_on_them_and_answers_asked_for_of_other_rows_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    from tunewright.evaluate.scoring import evaluate_target
+
+    model, data = story.model_folder(tmp_path / "m", max_position_embeddings=64), files(tmp_path)["pairs"]
+    shared = {"engine": {"steps": 1, "dtype": "float32"}, "probes": 0, "tell": Quiet()}
+    run = tunewright.train(model=str(model), data={"train": data, "good_only": True, "held_out": 0}, out=str(tmp_path / "o"), **shared)  # type: ignore[arg-type]
+    found = evaluate_target(str(run.folder), data, generate=True, dtype="float32", threads=1, tell=Quiet())
+    assert found["exact_match"]["n"] == 3 and found["exact_match"]["mistakes"][0]["expected"] == "good 0"
+    bare = evaluate_target(str(model), data, generate=True, dtype="float32", threads=1, tell=Quiet())
+    assert "exact_match" not in bare and any("No answer was written" in line for line in bare["warnings"])

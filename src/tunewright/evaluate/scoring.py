@@ -161,7 +161,7 @@ def evaluate_target(
     work.load(dtype, device, threads, rows_per_pass)
     work.score(details)
     if generate or (generate is None and asked is None):
-        work.write_answers(max_new_tokens)
+        work.write_answers(max_new_tokens, asked_for=bool(generate))
     return work.result(data)
 
 
@@ -170,7 +170,7 @@ def _read(
 ) -> DataSet:  # fmt: skip
     """The rows, rendered as for training: with the run's own system prompt where a row brings none."""
     settings: dict[str, Any] = {"train": data, "held_out": 0, "limit": limit, "format": data_format, "columns": columns or {}, "dir": data_dir}
-    settings |= {"system": found.system, "thinking": found.thinking.mode}
+    settings |= {"system": found.system, "thinking": found.thinking.mode, "good_only": found.settings.get("data.good_only", False)}
     return inspect(DataConfig.model_validate(settings), found.renderer(), context, to_train=False, wants=("conversation",))
 
 
@@ -235,11 +235,12 @@ class _Work:
         }
         self.warnings += [say("evaluate.warning.left_out", count=count, what=say(f"evaluate.reason.{reason}")) for reason, count in counts.items()]
 
-    def write_answers(self, max_new_tokens: int | None) -> None:
-        """Greedy answers to the rows that are dialogues."""
+    def write_answers(self, max_new_tokens: int | None, *, asked_for: bool = False) -> None:
+        """Greedy answers to the rows that are dialogues; that there are none is told where they were asked for."""
         start = time.perf_counter()
         asked = [(row, sample) for row, sample in zip(self.data.train_rows, self.data.train, strict=True) if isinstance(row, Conversation)]
         if not asked:
+            self.warnings += [say("evaluate.warning.nothing_to_answer")] if asked_for else []
             return
         lengths = [sample.facts["last_span"][1] - sample.facts["last_span"][0] for _, sample in asked]
         room = max_new_tokens or min(MOST_NEW_TOKENS, max(lengths) + SPARE_TOKENS)
