@@ -25,8 +25,8 @@ OURS = """
     from pathlib import Path
     from tunewright.core.config import DataConfig
     from tunewright.data import inspect
-    from tunewright.models.light import load_light, stop_ids_of_folder
-    from tunewright.models.rendering import Renderer
+    from tunewright.text.tokenizer import load_light, stop_ids_of_folder
+    from tunewright.text.renderer import Renderer
 
     data, model, check = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "report"
     tokenizer, reason = load_light(model)

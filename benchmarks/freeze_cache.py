@@ -53,9 +53,10 @@ def main() -> None:
     from tunewright.core.config import DataConfig
     from tunewright.data import inspect
     from tunewright.engine.opening import renderer_of
-    from tunewright.models import load, sources
+    from tunewright.models import load
+    from tunewright.sources import find
 
-    source = sources.resolve(args.model)
+    source = find.resolve(args.model)
     renderer = renderer_of(load.load_tokenizer(Path(source.folder)), load.load_config(Path(source.folder)))
     data = list(inspect(DataConfig(train=args.rows, limit=args.limit, held_out=0), renderer).train)
     batches = [data[i : i + 16] for i in range(0, len(data), 16)]

@@ -72,9 +72,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=32)
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
-    from tunewright.models import sources
+    from tunewright.sources import find
 
-    folder = sources.resolve(args.model).folder
+    folder = find.resolve(args.model).folder
     threads = len(os.sched_getaffinity(0))
     found: dict[str, list[float]] = {}
     for run in range(args.runs):

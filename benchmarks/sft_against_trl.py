@@ -64,9 +64,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
-    from tunewright.models import sources
+    from tunewright.sources import find
 
-    folder = sources.resolve(args.model).folder
+    folder = find.resolve(args.model).folder
     threads = len(os.sched_getaffinity(0))
     ratios, ours_all, trl_all = [], [], []
     for run in range(args.runs):

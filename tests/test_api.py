@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import story
+from helpers import story
 
 import tunewright
 from tunewright.core.errors import ConfigError, UsageError

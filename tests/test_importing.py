@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from story import model_folder, rows_file
+from helpers.story import model_folder, rows_file
 from typer.testing import CliRunner
 
 from tunewright.cli import app

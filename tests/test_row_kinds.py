@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
 import yaml
+from helpers import story
 
 import tunewright
-from tunewright import pipeline
 from tunewright import story as the_story
+from tunewright.commands import pipeline
+from tunewright.commands.dry_run import dry_run
 from tunewright.core import compat
 from tunewright.core.errors import UsageError
 from tunewright.core.registry import objectives
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
-from tunewright.dry_run import dry_run
 
 ANSWERS = {"conversation", "text"}
 USABLE = {

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
 import yaml
+from helpers import story
 
-from tunewright import pipeline
+from tunewright.commands import pipeline
+from tunewright.commands.pipeline_file import is_pipeline, read_pipeline
 from tunewright.core.errors import CheckpointError, ConfigError, UsageError
-from tunewright.core.stages import is_pipeline, read_pipeline
 from tunewright.core.telling import Quiet
 from tunewright.report.stages import render_stages
 

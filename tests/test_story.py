@@ -6,7 +6,7 @@ import pytest
 
 from tunewright.core.errors import DataError
 from tunewright.data import DataSet
-from tunewright.probes import choose_probes
+from tunewright.run.questions import choose_probes
 
 NOTHING = DataSet([], [], [], [], {})
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
-import story
+from helpers import families, story
 from transformers import AutoTokenizer
 
 import tunewright
@@ -21,9 +20,6 @@ from tunewright.core.types import ROW_KINDS, Message
 from tunewright.data.inspecting import inspect
 from tunewright.evaluate.scoring import evaluate_target
 from tunewright.serve.answering import open_target
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-import families
 
 EMPTY = "<think>\n\n</think>\n\n"
 

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
 import torch
 import typer
 import yaml
+from helpers import story
 from typer.testing import CliRunner
 
 import tunewright
-from tunewright import cli, pipeline
+from tunewright import cli
 from tunewright import story as the_story
+from tunewright.commands import pipeline
 from tunewright.core.errors import TrainingError, TunewrightError, UnexpectedError
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
@@ -227,7 +228,7 @@ COMMANDS = {
     "tunewright.export.merge.merge_run": ["export", "merge", "r", "o"],
     "tunewright.data.checks.driver.check": ["data", "check", "f"],
     "tunewright.story.train": ["train", "model=m", "data=f"],
-    "tunewright.bench.bench": ["bench", "model=m", "data=f"],
+    "tunewright.bench.speed.bench": ["bench", "model=m", "data=f"],
     "tunewright.advise.explaining.explain": ["explain", "w"],
 }
 

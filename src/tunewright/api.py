@@ -47,7 +47,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path):
-        from tunewright.engine import run_folder
+        from tunewright.record import folder as run_folder
 
         self.folder = Path(folder)
         run_folder.read_run(self.folder)

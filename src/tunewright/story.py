@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
-from tunewright.core import compat, faults
+from tunewright.core import compat, faults, signals
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, Interrupted, TrainingError, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import readable_size, write_json, write_text
@@ -21,12 +21,13 @@ from tunewright.core.runfile import ParsedRun, kind_of, parse_run
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 from tunewright.data import DataSet, describe, inspect
-from tunewright.engine import checkpoint, run_folder, signals
-from tunewright.engine.events import EventLog, plain
 from tunewright.engine.schedule import Schedule, total_steps
-from tunewright.engine.structure import require_place, require_same_layers
-from tunewright.models import sources
-from tunewright.probes import Probe, choose_probes, pair_probes, under
+from tunewright.record import checkpoint
+from tunewright.record import folder as run_folder
+from tunewright.record.events import EventLog, plain
+from tunewright.run.questions import Probe, choose_probes, pair_probes, under
+from tunewright.run.structure import require_place, require_same_layers
+from tunewright.sources import find
 
 if TYPE_CHECKING:
     from tunewright.models.generate import AnsweringModel
@@ -54,7 +55,7 @@ class Prepared:
 
     parsed: ParsedRun
     out: Path
-    source: sources.Source
+    source: find.Source
     tokenizer: Any
     renderer: Any
     data: DataSet
@@ -99,11 +100,11 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     wants = compat.wanted_rows(config)
     bare = inspect(config.data, None, needs_tokens=False, workers=config.engine.threads, check=False, wants=wants)
     raise_all(compat.row_problems(config, bare.report["kinds"]), CompatError)
-    source = sources.resolve(config.model, report=tell.line)
+    source = find.resolve(config.model, report=tell.line)
     from tunewright.engine.opening import renderer_of, tokenizer_folder
     from tunewright.methods.saved import virtual_tokens
     from tunewright.models import load, vocabulary
-    from tunewright.models.thinking import Thinking
+    from tunewright.text.thinking import Thinking
 
     _require_words(config, source.folder)
     rolls = learns_from_answers(config)
@@ -137,7 +138,7 @@ def prepare(parsed: ParsedRun, tell: Tell, resume: Path | None = None, *, out_ma
     for one in (renderer, base_renderer):
         one.thinking = replace(one.thinking, habit=(data.report["thinking"] or {}).get("asked"))
     if rolls:
-        from tunewright.engine.asking import Questions
+        from tunewright.engine.rollouts.questions import Questions
 
         data = replace(data, train=Questions(data.train_rows, renderer), held_out=Questions(data.held_out_rows, renderer))
     chat = load.kind_of_model(source.folder, tokenizer)
@@ -182,8 +183,8 @@ def _require_room(config: RunConfig, data: DataSet, context: int | None) -> None
     own = objective.own_answers if objective and objective.own_answers and objective.own_answers.share else None
     drawing = own or (objective and objective.rollouts)
     if drawing:
-        from tunewright.data.token_store import asked_lengths
-        from tunewright.engine.sampling import require_room
+        from tunewright.data.store.columns import asked_lengths
+        from tunewright.engine.rollouts.sampling import require_room
 
         require_room(max([*asked_lengths(data.train), *asked_lengths(data.held_out)], default=0), drawing.max_new_tokens, context)
 
@@ -198,7 +199,7 @@ def learns_from_answers(config: RunConfig) -> bool:
     return True
 
 
-def base_path_of(source: sources.Source) -> str:
+def base_path_of(source: find.Source) -> str:
     """What an adapter names as its base: a hub id where there is one, so that it can be moved; else the folder, which plain Transformers can open."""
     return source.spec if source.kind == "hub" and "@" not in source.spec else str(source.folder)
 
@@ -249,7 +250,7 @@ class _Story:
 
     def tell_it(self) -> Finished:
         from tunewright.engine import placement
-        from tunewright.models.fast import keep_freed_memory
+        from tunewright.models.kernels.fused import keep_freed_memory
 
         world = placement.start(self.config.engine, (self.p.data.train, self.p.data.report))
         if world.device == "cpu":
@@ -387,7 +388,7 @@ class _Story:
 
     def _tell_sharing(self, schedule: Schedule) -> None:
         """How much of the prompts a step computes once, counted from the steps as they will be cut."""
-        from tunewright.engine.statistics import step_sharing
+        from tunewright.engine.sharing import step_sharing
 
         found = step_sharing(self.p.data.train, schedule, self.world.rows_per_pass, self.layout)
         self.p.data.report["step_sharing"] = found.as_dict()
@@ -396,7 +397,7 @@ class _Story:
 
     def _reference_model(self) -> dict[str, str]:
         """What the model at step 0 is, for values that are kept."""
-        from tunewright.engine.reference import weights_digest
+        from tunewright.engine.oracles.reference import weights_digest
 
         adapter = weights_digest(Path(self.config.adapter)) if self.config.adapter else ""
         return {"weights": weights_digest(self.p.source.folder), "adapter": adapter, "dtype": self.world.dtype}
@@ -428,7 +429,7 @@ class _Story:
         """What the score head says of both answers of each probe's pair, or of each step of its answer."""
         import torch
 
-        from tunewright.models.fast import fused_without_gradient
+        from tunewright.models.kernels.fused import fused_without_gradient
 
         found = []
         policy.model.eval()
@@ -482,8 +483,8 @@ class _Story:
         """Save, forget the model, load the saved files afresh, compare, and ask what was asked before."""
         from tunewright.methods.saved import put_on
         from tunewright.models import load
-        from tunewright.models.fast import return_freed_memory
         from tunewright.models.generate import answering
+        from tunewright.models.kernels.fused import return_freed_memory
 
         self.doing = "train.doing.ask_after"
         whole = self.attached.saves_model
@@ -525,9 +526,9 @@ class _Story:
 
     def _scoring(self, model: Any, causal: Any) -> Any:
         """A freshly loaded reward model, laid out as the run was."""
-        from tunewright.engine.forward import Policy
         from tunewright.engine.opening import use_layout
-        from tunewright.models.fast import accelerate
+        from tunewright.engine.policy import Policy
+        from tunewright.models.kernels.fused import accelerate
 
         accelerate(causal)
         use_layout(causal, self.layout)
@@ -548,7 +549,7 @@ class _Story:
 
     def _finish(self, loop: Any, status: str, reason: str = "") -> Finished:
         """summary.json and report.html."""
-        from tunewright.engine.meters import peak_memory_bytes
+        from tunewright.core.machine import peak_memory_bytes
         from tunewright.report.html import write_report
 
         p = loop.progress
@@ -616,7 +617,7 @@ def _millions(count: int) -> str:
 
 
 def _versions() -> dict[str, str]:
-    from tunewright.engine.meters import versions
+    from tunewright.core.machine import versions
 
     return versions()
 

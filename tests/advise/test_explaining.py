@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
-import story
+from helpers import story
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewright.advise import explaining
-from tunewright.core import glossary, registry
+from tunewright.advise import explaining, glossary
+from tunewright.core import registry
 from tunewright.core.config import DataConfig, EngineConfig
 from tunewright.core.errors import UsageError
 from tunewright.core.words import LANGUAGES, error_codes, error_text, set_language

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from helpers import tiny
 
 from tunewright.advise import fit, memory, speed
 from tunewright.advise.shape import ModelShape, roles_of, trainable_parameters

@@ -7,9 +7,8 @@ import unicodedata
 import warnings
 
 import pytest
-import story
-import tiny
 import torch
+from helpers import story, tiny
 
 from tunewright.advise import listing
 from tunewright.advise.shape import ModelShape, trainable_parameters

@@ -10,13 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from helpers.families import tokenizer_of
 from typer.testing import CliRunner
 
 from tunewright.cli import app
 from tunewright.core.words import set_language
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from families import tokenizer_of
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +195,7 @@ def test_check_and_show_load_neither_torch_nor_transformers(tmp_path: Path, toke
 
 @pytest.mark.parametrize("kind", ["run", "whole_run", "adapter"])
 def test_a_run_folder_stands_for_the_tokenizer_template_and_system_prompt_it_was_trained_with(tmp_path: Path, tokenizer: str, kind: str) -> None:
-    from story import model_folder
+    from helpers.story import model_folder
 
     base = model_folder(tmp_path / "base")
     folder = tmp_path / "run"

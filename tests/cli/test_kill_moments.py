@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import story
+from helpers import story
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -21,7 +21,7 @@ BEFORE_THE_FOLDER = [
     ["tunewright.story", "inspect", 2],  # rendering and tokenising
     ["tunewright.models.load", "load_tokenizer", 1],
     ["tunewright.models.load", "load_model", 1],
-    ["tunewright.engine.run_folder", "create", 1],
+    ["tunewright.record.folder", "create", 1],
     ["os", "replace", 1],
 ]
 STEPPING = [
@@ -63,7 +63,7 @@ def test_twenty_kills_later_the_run_has_the_same_bytes(tmp_path: Path, seed: int
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent.parent / "killer.py"), str(tmp_path / "plan.json")],
+        [sys.executable, str(Path(__file__).parent.parent / "helpers" / "killer.py"), str(tmp_path / "plan.json")],
         capture_output=True,
         text=True,
         env=env,

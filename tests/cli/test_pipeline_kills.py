@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
+from helpers import story
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-CHECKING = [["tunewright.dry_run", "dry_run", 2], ["tunewright.pipeline", "_create", 1], ["os", "rename", 1]]
+CHECKING = [["tunewright.commands.dry_run", "dry_run", 2], ["tunewright.commands.pipeline", "_create", 1], ["os", "rename", 1]]
 FIRST = [
-    ["tunewright.story", "train", 1], ["tunewright.engine.run_folder", "create", 1], ["tunewright.engine.step", "Stepper.step", 2],
+    ["tunewright.story", "train", 1], ["tunewright.record.folder", "create", 1], ["tunewright.engine.step", "Stepper.step", 2],
     ["safetensors.torch", "save_file", 2], ["tunewright.engine.step", "Stepper.step", 3], ["tunewright.story", "_Story._fingerprint", 1],
     ["tunewright.report.html", "write_report", 1],
 ]  # fmt: skip
 BETWEEN = [
-    ["tunewright.pipeline", "_result_of", 1], ["tunewright.pipeline", "_remember", 1], ["tunewright.report.stages", "write_stages_report", 1],
-    ["tunewright.pipeline", "_heading", 1],
+    ["tunewright.commands.pipeline", "_result_of", 1], ["tunewright.commands.pipeline", "_remember", 1], ["tunewright.report.stages", "write_stages_report", 1],
+    ["tunewright.commands.pipeline", "_heading", 1],
 ]  # fmt: skip
 SECOND = [
-    ["tunewright.models.load", "load_model", 1], ["tunewright.engine.reference", "ReferenceStore.save", 1], ["tunewright.engine.step", "Stepper.step", 2],
+    ["tunewright.models.load", "load_model", 1], ["tunewright.engine.oracles.reference", "ReferenceStore.save", 1], ["tunewright.engine.step", "Stepper.step", 2],
     ["tunewright.engine.step", "Stepper.step", 3], ["os", "fsync", 5], ["tunewright.story", "_Story._save_and_ask_again", 1],
-    ["tunewright.pipeline", "_result_of", 1], ["tunewright.pipeline", "_remember", 1],
+    ["tunewright.commands.pipeline", "_result_of", 1], ["tunewright.commands.pipeline", "_remember", 1],
 ]  # fmt: skip
 """Each list is in the order of a pipeline, so that every kill comes later than the one before it."""
 
@@ -65,7 +65,7 @@ def _play(file: Path, out: Path, moments: list[list[Any]]) -> list[dict[str, Any
     log, plan = file.parent / "log.txt", file.parent / "plan.json"
     plan.write_text(json.dumps({"words": ["train", str(file), "--out", str(out)], "run": str(out), "moments": moments, "log": str(log)}))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
-    words = [sys.executable, str(Path(__file__).parent.parent / "killer.py"), str(plan)]
+    words = [sys.executable, str(Path(__file__).parent.parent / "helpers" / "killer.py"), str(plan)]
     done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
     attempts = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(attempts) == len(moments) + 1, done.stderr
@@ -111,10 +111,10 @@ def test_the_whole_road_to_a_policy_killed_in_every_stage_and_inside_roll_outs_e
     }
     file = tmp_path / "p.yaml"
     file.write_text(json.dumps(made))
-    draw = ["tunewright.models.rollout_attention", "rollout_attention"]
+    draw = ["tunewright.models.kernels.rollout_attention", "rollout_attention"]
     moments = [
-        ["tunewright.engine.step", "Stepper.step", 3], ["tunewright.pipeline", "_remember", 1], ["tunewright.engine.step", "Stepper.step", 4],
-        ["tunewright.pipeline", "_result_of", 1], [*draw, 9], ["tunewright.engine.rounds", "RoundStepper.draw_and_judge", 2],
+        ["tunewright.engine.step", "Stepper.step", 3], ["tunewright.commands.pipeline", "_remember", 1], ["tunewright.engine.step", "Stepper.step", 4],
+        ["tunewright.commands.pipeline", "_result_of", 1], [*draw, 9], ["tunewright.engine.rollouts.rounds", "RoundStepper.draw_and_judge", 2],
         [*draw, 40], ["tunewright.engine.step", "Stepper.step", 5], ["os", "rename", 2], [*draw, 15],
     ]  # fmt: skip
     golden, run = tmp_path / "golden", tmp_path / "run"

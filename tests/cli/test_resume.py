@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import story
+from helpers import story
 
 SETTINGS = ["engine.epochs=20", "engine.save_every=5"]
 
@@ -82,7 +82,7 @@ def _wait(child: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
 def test_a_signal_leaves_a_verified_checkpoint_and_its_exit_code(
     model: Path, golden: tuple[str, float], tmp_path: Path, number: signal.Signals
 ) -> None:
-    from tunewright.engine import checkpoint
+    from tunewright.record import checkpoint
 
     run = tmp_path / "run"
     child = _launch(story.words(model, story.rows_file(tmp_path / "rows.json"), run, *SETTINGS))
@@ -99,7 +99,7 @@ def test_a_signal_leaves_a_verified_checkpoint_and_its_exit_code(
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(model: Path, golden: tuple[str, float], tmp_path: Path) -> None:
-    from tunewright.engine import checkpoint
+    from tunewright.record import checkpoint
 
     run = tmp_path / "run"
     child = _launch(story.words(model, story.rows_file(tmp_path / "rows.json"), run, *SETTINGS))

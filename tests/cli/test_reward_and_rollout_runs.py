@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
+from helpers import story
 
 
 def pairs_file(path: Path, count: int = 16) -> Path:
@@ -128,15 +128,15 @@ def test_kills_in_the_middle_of_rounds_leave_the_same_bytes(tmp_path: Path, kind
     done = story.tunewright(*words(model, data, golden, *more))
     assert done.returncode == 0, done.stderr
     moments = [
-        ["tunewright.engine.rounds", "RoundStepper.step", 1], ["tunewright.models.rollout_attention", "rollout_attention", 9],
-        ["tunewright.engine.step", "Stepper.step", 7], ["tunewright.engine.rounds", "RoundStepper.draw_and_judge", 3],
+        ["tunewright.engine.rollouts.rounds", "RoundStepper.step", 1], ["tunewright.models.kernels.rollout_attention", "rollout_attention", 9],
+        ["tunewright.engine.step", "Stepper.step", 7], ["tunewright.engine.rollouts.rounds", "RoundStepper.draw_and_judge", 3],
         ["tunewright.engine.step", "Stepper.step", 3], ["os", "rename", 2], ["tunewright.engine.loop", "Loop._measure_rewards", 1],
         ["tunewright.story", "_Story._save_and_ask_again", 1],
     ]  # fmt: skip
     plan = {"words": words(model, data, run, *more), "run": str(run), "moments": moments, "log": str(tmp_path / "log.txt")}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
-    killer = str(Path(__file__).parent.parent / "killer.py")
+    killer = str(Path(__file__).parent.parent / "helpers" / "killer.py")
     finished = subprocess.run([sys.executable, killer, str(tmp_path / "plan.json")], capture_output=True, text=True, env=env, check=False)
     attempts = [json.loads(line) for line in finished.stdout.splitlines()]
     assert {a["status"] for a in attempts} <= {-9, 0}, (attempts, finished.stderr, (tmp_path / "log.txt").read_text())

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import story
+from helpers import story
 
 PROMISED = {
     "status", "steps", "samples", "logical_tokens", "physical_rows", "label_tokens", "train_seconds", "load_seconds", "evaluate_seconds", "checkpoint_seconds",

@@ -12,8 +12,8 @@ from typing import Any
 
 import parts
 import pytest
-import story
 import torch
+from helpers import story
 from safetensors.torch import load_file
 
 from tunewright.core.registry import objectives

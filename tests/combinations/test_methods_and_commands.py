@@ -20,11 +20,11 @@ from typing import Any
 
 import parts
 import pytest
-import story
 import torch
+from helpers import story
 
 from tunewright.api import Run
-from tunewright.bench import bench
+from tunewright.bench.speed import bench
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
 from tunewright.core.telling import Quiet

@@ -10,7 +10,7 @@ from typing import Any
 
 import parts
 import pytest
-import story
+from helpers import story
 
 from tunewright.core.errors import UsageError
 from tunewright.core.registry import objectives

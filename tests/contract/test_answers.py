@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
-import tiny
 import torch
+from helpers import story, tiny
 from test_methods import ROWS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
+from tunewright.bench.certificate import distance
 from tunewright.core.config import BaseConfig, EngineConfig
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Sample
-from tunewright.evaluate.certificate import distance
 from tunewright.models import anatomy
 from tunewright.models.load import load_model
 
@@ -539,11 +539,11 @@ def test_it_learns_eight_rows_by_heart_where_it_has_the_capacity(kind: str) -> N
 
 def loop_of(kind: str, family: str, run: Path) -> Any:
     """A `Loop` of STEPS steps over 8 rows with a checkpoint after the half."""
+    from tunewright.core.signals import StopFlag
     from tunewright.core.telling import Quiet
-    from tunewright.engine.events import EventLog
     from tunewright.engine.loop import Loop
     from tunewright.engine.schedule import make_schedule
-    from tunewright.engine.signals import StopFlag
+    from tunewright.record.events import EventLog
 
     case = build(kind, family)
     engine = EngineConfig(steps=STEPS, batch_size=4, save_every=STEPS // 2)
@@ -556,7 +556,7 @@ def loop_of(kind: str, family: str, run: Path) -> Any:
 
 @pytest.mark.parametrize(("kind", "family"), [(k, home(k)) for k in ROWS])
 def test_a_run_that_was_resumed_ends_with_the_same_bits(kind: str, family: str, tmp_path: Path) -> None:
-    from tunewright.engine import checkpoint
+    from tunewright.record import checkpoint
 
     straight = loop_of(kind, family, tmp_path)
     straight.learn()

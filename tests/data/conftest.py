@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import tokenizer_of
+from helpers.families import tokenizer_of
 
 from tunewright.core.words import set_language
-from tunewright.models.rendering import Renderer
+from tunewright.text.renderer import Renderer
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import marshal
 import pickle
 import random
 
-import planting
 import pytest
+from helpers import planting
 
 from tunewright.core.config import DataConfig
 from tunewright.core.types import Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Sample, Stepwise
@@ -45,9 +45,9 @@ def varied(count, seed=0):
 
 @pytest.fixture(scope="module")
 def opened():
-    from families import tokenizer_of
+    from helpers.families import tokenizer_of
 
-    from tunewright.models.rendering import Renderer
+    from tunewright.text.renderer import Renderer
 
     return Opened(Renderer(tokenizer_of("chatml")), None)
 

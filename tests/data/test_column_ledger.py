@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile import CORPUS
+from helpers.hostile import CORPUS
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
@@ -175,7 +175,7 @@ def test_workers_and_the_cache_tell_the_same(write, renderer, monkeypatch, tmp_p
     path = write("rows.jsonl", rows)
     assert os.path.getsize(path) > 1 << 20
     config = DataConfig(train=path, held_out=0)
-    monkeypatch.setattr("tunewright.data.pipeline.BYTES_PER_WORKER", 1 << 18)
+    monkeypatch.setattr("tunewright.data.store.workers.BYTES_PER_WORKER", 1 << 18)
     first = inspect(config, renderer, 64, 0, workers=2, refuse=False).report
     again = inspect(config, renderer, 64, 0, workers=2, refuse=False).report
     assert first["preparation"]["workers"] == 2 and again["preparation"]["from_cache"]

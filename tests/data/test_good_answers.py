@@ -13,7 +13,7 @@ from tunewright.core.types import Conversation, Judged, Message, Origin, Prefere
 from tunewright.data import inspect
 from tunewright.data.good_answers import only_good
 from tunewright.data.shaping import Dropped
-from tunewright.models.rendering import Renderer
+from tunewright.text.renderer import Renderer
 
 Write = Callable[[str, Any], str]
 AT = Origin("rows.json", 1, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import CORPUS
+from helpers.hostile import CORPUS
 
 from tunewright.core.words import error_codes
 
@@ -29,7 +29,7 @@ def gone_through(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What happened to every file, in a process of its own: one that crashes or eats memory is caught here."""
     folder = tmp_path_factory.mktemp("hostile")
     environment = {**os.environ, "TUNEWRIGHT_LANG": "en", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "hostile.py"), str(folder)]
+    command = [sys.executable, str(HERE.parent / "helpers" / "hostile.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -60,7 +60,7 @@ def test_the_corpus_is_large_and_needs_little_memory(gone_through: dict[str, Any
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
-    from hostile import go_through
+    from helpers.hostile import go_through
 
     path = tmp_path / "a.json"
     path.write_text("[]")

@@ -130,9 +130,9 @@ def test_all_reasons_stand_in_the_refusal(renderer, write):
 
 
 def test_answers_without_learnt_stop_tokens_are_refused(write):
-    from families import tokenizer_of
+    from helpers.families import tokenizer_of
 
-    from tunewright.models.rendering import Rendered, Renderer
+    from tunewright.text.renderer import Rendered, Renderer
 
     renderer = Renderer(tokenizer_of("chatml"))
     rendered = renderer.render_many

@@ -13,7 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
-from hostile import CHINESE, TRADITIONAL, _damaged, arrow_bytes, parquet_bytes
+from helpers.hostile import CHINESE, TRADITIONAL, _damaged, arrow_bytes, parquet_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -9,9 +9,9 @@ import pytest
 from tunewright.core.config import DataConfig
 from tunewright.core.types import Conversation, Judged, Origin, Preference
 from tunewright.data import inspect
-from tunewright.data.catalogue_rows import Attributes, converter
-from tunewright.data.encoding import encode
+from tunewright.data.catalogue.rows import Attributes, converter
 from tunewright.data.formats.common import Columns
+from tunewright.data.labels import encode
 from tunewright.data.reading import RawRow
 from tunewright.data.shaping import shape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from families import FAMILIES, tokenizer_of
+from helpers.families import FAMILIES, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,9 +13,9 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.core.types import Conversation, Message, Origin, Preference
 from tunewright.data.checks.opening import Opened
-from tunewright.data.encoding import encode
+from tunewright.data.labels import encode
 from tunewright.data.showing import CLOSE, OPEN, describe_row, runs, show_row, shown, tokens_of
-from tunewright.models.rendering import Renderer
+from tunewright.text.renderer import Renderer
 
 
 def row_of(said="你好，世界 🌍!", asked="什么？ ok"):

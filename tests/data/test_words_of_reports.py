@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from families import tokenizer_of
+from helpers.families import tokenizer_of
 
 from tunewright.core.config import DataConfig
 from tunewright.core.telling import Once, Tell
@@ -15,7 +15,7 @@ from tunewright.data.checks.telling import describe_checked
 from tunewright.data.inspecting import inspect
 from tunewright.data.showing import describe_row, show_row
 from tunewright.models import vocabulary
-from tunewright.models.rendering import Renderer
+from tunewright.text.renderer import Renderer
 
 
 def rows_in(folder, rows):
@@ -82,7 +82,7 @@ def test_a_line_is_told_once():
 
 
 def test_thoughts_are_counted_and_told(tmp_path):
-    from families import THINKING
+    from helpers.families import THINKING
 
     rows = [{"question": f"q {i}", "answer": ("<think>\nhm so\n</think>\n\n" if i % 3 == 0 else "") + f"lamp {i}"} for i in range(30)]
     file = rows_in(tmp_path, rows)
@@ -113,10 +113,10 @@ def test_off_is_a_word_in_yaml():
 
 
 def test_both_answers_of_a_pair_are_asked_in_one_form(tmp_path):
-    from families import THINKING
+    from helpers.families import THINKING
 
     from tunewright.core.types import Message, Origin, Preference
-    from tunewright.data.encoding import encode
+    from tunewright.data.labels import encode
 
     renderer = Renderer(tokenizer_of("qwen3.5", THINKING))
     for chosen, opens in (("<think>\nhm\n</think>\n\nyes", "<think>\n"), ("yes", "<think>\n\n</think>\n\n")):

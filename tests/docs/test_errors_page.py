@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import errors_page
 import pytest
 
-from tunewright.core import errors_page
 from tunewright.core.words import ASSETS, LANGUAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def codes_of(lang: str) -> set[str]:
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_committed_page_is_current(lang):
     path = ROOT / "docs" / errors_page.NAMES[lang]
-    assert path.read_text(encoding="utf-8") == errors_page.page(lang), "run: python -m tunewright.core.errors_page docs"
+    assert path.read_text(encoding="utf-8") == errors_page.page(lang), "run: python tools/errors_page.py docs"
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import glossary_page
 import pytest
 
-from tunewright.core import glossary, glossary_page
+from tunewright.advise import glossary
 from tunewright.core.words import LANGUAGES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -15,7 +16,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_committed_page_is_current(lang):
     path = DOCS / glossary_page.NAMES[lang]
-    assert path.read_text(encoding="utf-8") == glossary_page.page(lang), "run: python -m tunewright.core.glossary_page docs"
+    assert path.read_text(encoding="utf-8") == glossary_page.page(lang), "run: python tools/glossary_page.py docs"
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -34,7 +35,7 @@ def test_every_page_that_an_entry_names_is_there(lang):
 
 
 def test_help_of_keys_in_chinese_is_that_of_the_chinese_pages():
-    assert glossary.key_help("zh") == glossary_page.key_help(DOCS, "zh"), "run: python -m tunewright.core.glossary_page docs"
+    assert glossary.key_help("zh") == glossary_page.key_help(DOCS, "zh"), "run: python tools/glossary_page.py docs"
     assert glossary.key_help("zh")["engine.clip"][""].startswith("梯度范数上限")
     assert glossary.key_help("en") == {}
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import story
+from helpers import story
 
 ROOT = Path(__file__).parents[2]
 INSTALL = {"pip install . && tunewright demo", 'pip install ".[test]" && pytest'}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.registry import methods
@@ -158,11 +158,11 @@ def test_rows_do_not_depend_on_what_they_were_computed_with() -> None:
 
 
 def test_a_run_resumed_in_a_later_epoch_ends_with_the_same_bits(tmp_path: Path) -> None:
-    from tunewright.engine import checkpoint
-    from tunewright.engine.events import EventLog
+    from tunewright.core.signals import StopFlag
     from tunewright.engine.loop import Loop
     from tunewright.engine.schedule import make_schedule
-    from tunewright.engine.signals import StopFlag
+    from tunewright.record import checkpoint
+    from tunewright.record.events import EventLog
 
     def loop(place: Path) -> Any:
         place.mkdir()

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import tiny
+from helpers import tiny
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CompatError
-from tunewright.engine import forward, layout
-from tunewright.engine.forward import Policy, head_of
-from tunewright.models import tree_attention
+from tunewright.engine import layout
+from tunewright.engine import policy as forward
+from tunewright.engine.policy import Policy, head_of
+from tunewright.models.kernels import tree_attention
 
 
 def policies(model: Any) -> Any:

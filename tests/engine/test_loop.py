@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import story
+from helpers import story
 
 
 def test_early_stop_ends_the_run_and_returns_to_the_best_weights(tmp_path: Path) -> None:

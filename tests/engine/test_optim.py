@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.runfile import parse_run
@@ -255,12 +255,12 @@ def test_noise_is_on_while_learning_only() -> None:
 
 
 def test_a_run_with_noise_is_told_apart_and_resumes_exactly(tmp_path: Path) -> None:
+    from tunewright.core.signals import StopFlag
     from tunewright.core.telling import Quiet
-    from tunewright.engine import checkpoint
-    from tunewright.engine.events import EventLog
     from tunewright.engine.loop import Loop
     from tunewright.engine.schedule import make_schedule
-    from tunewright.engine.signals import StopFlag
+    from tunewright.record import checkpoint
+    from tunewright.record.events import EventLog
 
     def loop(place: Path, strength: float | None) -> Any:
         place.mkdir()

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.types import Attached, Branch, Origin, Sample
 from tunewright.engine.step import Stepper, held_out_loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-import tiny
+from helpers import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +12,7 @@ from tunewright.core.types import Branch, Sample
 from tunewright.engine import opening
 from tunewright.engine.tree import build_tree
 from tunewright.evaluate.logprobs import RowReader, shared_beginning, without_beginning
-from tunewright.models.last_block import LastBlock
+from tunewright.models.kernels.last_block import LastBlock
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3_text"]
 tokens = st.lists(st.integers(0, 3), min_size=2, max_size=12)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from story import model_folder, rows_file
+from helpers.story import model_folder, rows_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunewright.core.errors import ModelError, TunewrightError, UsageError

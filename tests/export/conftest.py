@@ -32,14 +32,14 @@ def write_run(place: Path, base: Path, data: Path | None, *, spread: float = 0.0
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from story import model_folder
+    from helpers.story import model_folder
 
     return model_folder(tmp_path_factory.mktemp("base"), initializer_range=0.1)
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
-    from story import rows_file
+    from helpers.story import rows_file
 
     place = tmp_path_factory.mktemp("run")
     return write_run(place, base, rows_file(place / "rows.json"))

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
-import tiny
 import torch
+from helpers import story, tiny
 from peft import PeftModel
 from peft.tuners.lora import Linear
 from transformers import AutoModelForCausalLM

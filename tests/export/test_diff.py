@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from story import model_folder
+from helpers.story import model_folder
 
 from tunewright.core.errors import UsageError
 from tunewright.core.telling import Quiet
@@ -92,7 +92,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(run: Path
 
 
 def test_the_command_prints_the_account_as_json(run: Path, tmp_path: Path) -> None:
-    from story import tunewright
+    from helpers.story import tunewright
 
     done = tunewright("export", "diff", str(run), str(tmp_path / "out"), "--share", "0.01", "--json")
     assert done.returncode == 0, done.stderr

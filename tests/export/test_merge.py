@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from story import model_folder
+from helpers.story import model_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunewright.core.errors import ModelError, TunewrightError, UsageError
@@ -55,7 +55,7 @@ def test_the_folder_equals_the_adapter_in_plain_transformers(merged, base, run):
 
 
 def test_the_verdict_lies_in_the_folder_with_its_evidence(merged, run):
-    from tunewright.models.cache import sha256_of
+    from tunewright.core.publish import sha256_of
 
     out, verdict = merged
     stored = json.loads((out / "merge.json").read_text(encoding="utf-8"))
@@ -300,7 +300,7 @@ def test_sampling_settings_that_greedy_decoding_ignores_are_dropped(tmp_path, ba
 
 def own_run(place: Path, base: Path, kind: str, *, dtype: str = "float32", move: float = 0.02, **settings: object) -> Path:
     """A run folder as `train` leaves it after a method that trains weights of the base, moved by noise."""
-    import tiny
+    from helpers import tiny
 
     from tunewright.core.registry import methods
     from tunewright.models import anatomy

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import story
-import tiny
 import torch
+from helpers import story, tiny
 
 from tunewright.core.errors import ModelError, UsageError
 from tunewright.export.shrink import kept_blocks, shrink

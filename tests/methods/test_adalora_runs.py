@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
+from helpers import story
 
 from tunewright import story as the_story
 from tunewright.core.runfile import parse_run

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
 import torch
+from helpers import story
 from pydantic import ValidationError
 
 from tunewright.core.errors import TunewrightError
@@ -269,7 +269,7 @@ def test_preferences_start_where_chosen_and_rejected_are_even(bases: dict[str, P
 
 
 def test_a_pipeline_hands_the_words_on(bases: dict[str, Path], tmp_path: Path) -> None:
-    from tunewright import pipeline
+    from tunewright.commands import pipeline
 
     keys = {
         "model": str(bases["tied"]), "probes": 0, "method": {"kind": "lora", "rank": 4, "new_tokens": WORDS}, "data": {"held_out": 0},
@@ -322,7 +322,7 @@ def test_a_lora_on_the_embedding_itself_leaves_no_room_for_single_rows(bases: di
 
 
 def test_what_reads_the_runs_tokens_must_know_its_words(bases: dict[str, Path], tmp_path: Path) -> None:
-    from tunewright.engine import reward_model
+    from tunewright.engine.oracles import reward_model
 
     with pytest.raises(TunewrightError, match="E-OBJ-02"):
         run(bases["tied"], tmp_path, **METHODS["lora"], **{"objective.kind": "distill", "objective.teacher": str(bases["tied"])})

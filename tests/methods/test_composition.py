@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.errors import CompatError, UsageError
 from tunewright.core.registry import methods
@@ -98,7 +98,7 @@ def test_what_is_no_plain_product_is_refused_with_its_reason(tmp_path: Path) -> 
 def test_the_command_combines_folders_of_one_base(tmp_path: Path) -> None:
     import json
 
-    import story
+    from helpers import story
 
     base = story.model_folder(tmp_path / "model")
     from tunewright.models.load import load_model

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
 import yaml
+from helpers import story
 
-from tunewright import pipeline
 from tunewright import story as the_story
+from tunewright.commands import pipeline
+from tunewright.commands.dry_run import dry_run
 from tunewright.core.errors import ConfigError, UsageError
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, parse_run
 from tunewright.core.telling import Quiet
-from tunewright.dry_run import dry_run
 from tunewright.methods.continuing import resolve
 
 LORA = {

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
-import tiny
 import torch
+from helpers import story, tiny
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import TunewrightError

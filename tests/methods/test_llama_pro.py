@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
-import tiny
 import torch
+from helpers import story, tiny
 
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
@@ -74,7 +73,7 @@ def test_the_old_blocks_are_those_of_before_and_the_new_ones_copies_without_a_vo
 
 
 def test_new_blocks_learn_their_own_norms_also_where_the_old_ones_compute_in_a_faster_form() -> None:
-    from tunewright.models.fast import accelerate
+    from tunewright.models.kernels.fused import accelerate
 
     def gradients(fast: bool) -> dict[str, Any]:
         model = tiny.make_model("llama")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
-import tiny
 import torch
+from helpers import story, tiny
 
 from tunewright.core.config import BaseConfig
 from tunewright.core.errors import TunewrightError

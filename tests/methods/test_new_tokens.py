@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
-import tiny
 import torch
+from helpers import story, tiny
 from pydantic import ValidationError
 
 from tunewright.core.errors import TunewrightError

@@ -10,15 +10,15 @@ import functools
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
 from tunewright.engine.layout import obstacle
 from tunewright.engine.opening import use_layout
 from tunewright.models import anatomy
-from tunewright.models.fast import accelerate
+from tunewright.models.kernels.fused import accelerate
 
 LINEAR = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
 DELTA = {
@@ -140,7 +140,7 @@ def test_a_prefix_on_layers_with_keys_of_two_sizes_is_that_of_plain_peft(tmp_pat
     """The saved folder on an untouched base, opened by plain PEFT, gives the loss that the run computes."""
     from peft import PeftModel
 
-    from tunewright.engine.forward import Policy
+    from tunewright.engine.policy import Policy
 
     entry, model = methods.get(kind), copy.deepcopy(base("gemma4_text"))
     assert entry is not None

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
+from tunewright.bench.certificate import distance, full_width
 from tunewright.core.errors import CompatError, ConfigError, TunewrightError
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached
-from tunewright.evaluate.certificate import distance, full_width
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
+from tunewright.bench.certificate import distance, full_width
 from tunewright.core.errors import CompatError, ConfigError
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Sample
 from tunewright.engine import layout
 from tunewright.engine.tree import build_tree, under_root
-from tunewright.evaluate.certificate import distance, full_width
-from tunewright.models import anatomy, tree_attention
-from tunewright.models.tree_attention import TreePlan
+from tunewright.models import anatomy
+from tunewright.models.kernels import tree_attention
+from tunewright.models.kernels.tree_attention import TreePlan
 
 KINDS = ["prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2"]
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2"]
@@ -90,8 +91,8 @@ def test_log_probabilities_are_those_of_pefts_model(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_in_where_the_prompt_stands_is_seen_by_the_choice_of_layout(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tunewright.core.config import EngineConfig
-    from tunewright.engine.forward import Policy
     from tunewright.engine.opening import computing_in
+    from tunewright.engine.policy import Policy
 
     model = tiny.make_model("llama")
     attached = put(kind, model)
@@ -107,7 +108,7 @@ def test_a_fault_in_where_the_prompt_stands_is_seen_by_the_choice_of_layout(kind
         tree.position = [p + 1 if i >= count else p for i, p in enumerate(tree.position)]
         return tree
 
-    monkeypatch.setattr("tunewright.engine.forward.under_root", shifted)
+    monkeypatch.setattr("tunewright.engine.policy.under_root", shifted)
     assert chosen() == "padded"
 
 
@@ -199,7 +200,7 @@ def test_p_tuning_changes_nothing_inside_the_model_and_its_encoder_is_chosen() -
 
 
 def test_a_prompt_can_start_as_a_text(tmp_path: Path) -> None:
-    import story
+    from helpers import story
 
     folder = story.model_folder(tmp_path / "model")
     from tunewright.models.load import load_model, load_tokenizer
@@ -223,7 +224,7 @@ def test_a_prompt_longer_than_the_context_is_refused(kind: str) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_any_weight_is_read_and_a_shorter_one_takes_its_room(tmp_path: Path) -> None:
-    import story
+    from helpers import story
 
     from tunewright.core.runfile import load_run
     from tunewright.core.telling import Quiet
@@ -304,7 +305,7 @@ def test_switched_off_neither_layout_sees_the_prompt(kind: str) -> None:
 
 
 def test_a_prompt_that_a_run_goes_on_with_takes_its_room_of_the_context_as_a_new_one_does(tmp_path: Path) -> None:
-    import story
+    from helpers import story
 
     from tunewright.core.runfile import load_run
     from tunewright.core.telling import Quiet

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from building import codes
+from helpers.building import codes
 
 from tunewright.core.errors import ModelError
 from tunewright.models import anatomy

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import CHATML, codes, make_model, make_tokenizer
+from helpers.building import CHATML, codes, make_model, make_tokenizer
 
 from tunewright.core.errors import ModelError
 from tunewright.models import load

@@ -12,8 +12,8 @@ from statistics import NormalDist
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.config import BaseConfig
 from tunewright.core.registry import methods
@@ -238,7 +238,7 @@ MEMORY = """
 import gc, sys, torch
 torch.set_num_threads(1)
 from transformers import LlamaConfig, LlamaForCausalLM
-from tunewright.models.fast import keep_freed_memory, return_freed_memory
+from tunewright.models.kernels.fused import keep_freed_memory, return_freed_memory
 from tunewright.models.quantised import quantise_model
 keep_freed_memory()
 
@@ -347,7 +347,7 @@ def test_the_estimate_knows_the_bits_of_the_base() -> None:
 
 
 def test_a_run_with_a_quantised_base_is_reloaded_chatted_with_and_merged_as_it_was_trained(tmp_path: Path) -> None:
-    from story import model_folder, rows_file, tunewright, words
+    from helpers.story import model_folder, rows_file, tunewright, words
 
     model, data, run = model_folder(tmp_path / "m"), rows_file(tmp_path / "rows.json"), tmp_path / "run"
     done = tunewright(*words(model, data, run, "base.bits=4", "method.rank=4"))

@@ -15,15 +15,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Sample
-from tunewright.engine.forward import Policy
 from tunewright.engine.opening import use_layout
-from tunewright.engine.reference import ReferenceStore
-from tunewright.engine.teacher import Teacher
+from tunewright.engine.oracles.reference import ReferenceStore
+from tunewright.engine.oracles.teacher import Teacher
+from tunewright.engine.policy import Policy
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 trl = pytest.importorskip("trl")

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CheckpointError, CompatError
 from tunewright.core.registry import objectives
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Sample, Teaching
-from tunewright.engine.forward import Policy
 from tunewright.engine.opening import use_layout
+from tunewright.engine.oracles.teacher import Teacher, open_teacher
 from tunewright.engine.placement import World
-from tunewright.engine.teacher import Teacher, open_teacher
-from tunewright.models.divergence import FLOOR, bucketed, divergence, kept
+from tunewright.engine.policy import Policy
+from tunewright.models.kernels.divergence import FLOOR, bucketed, divergence, kept
 
 KINDS = [("forward", 0.5), ("reverse", 0.5), ("jensen_shannon", 0.5), ("jensen_shannon", 0.1), ("jensen_shannon", 0.9)]
 VARIANTS: list[dict[str, Any]] = [

@@ -6,17 +6,17 @@ import math
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Message, Sample
-from tunewright.engine.forward import Policy
-from tunewright.engine.on_policy import OnPolicyStepper
 from tunewright.engine.opening import use_layout
-from tunewright.engine.rounds import Asking
-from tunewright.engine.sampling import Sampler
-from tunewright.engine.teacher import Teacher
+from tunewright.engine.oracles.teacher import Teacher
+from tunewright.engine.policy import Policy
+from tunewright.engine.rollouts.on_policy import OnPolicyStepper
+from tunewright.engine.rollouts.rounds import Asking
+from tunewright.engine.rollouts.sampling import Sampler
 
 ROWS = [([5, 9, 17, 33], [7, 8, 2]), ([5, 9, 17, 40, 41], [70, 2]), ([6, 6], [9, 9, 9, 2]), ([8, 3, 100], [11, 2])]
 STOPS = frozenset({2, 3, 4, 50, 60})

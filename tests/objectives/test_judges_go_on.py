@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
 import torch
+from helpers import story
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from tunewright import pipeline
+from tunewright.commands import pipeline
+from tunewright.commands.pipeline_file import read_pipeline
 from tunewright.core.errors import ConfigError, TunewrightError
 from tunewright.core.registry import methods
 from tunewright.core.runfile import parse_run
-from tunewright.core.stages import read_pipeline
 from tunewright.core.telling import Quiet, Tell
 from tunewright.evaluate import scoring
 from tunewright.export import merge
 from tunewright.export.merge import lines, merge_run
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy
-from tunewright.models.heads import put_heads, stored_score
 from tunewright.models.load import load_model
+from tunewright.models.scalar_heads import put_heads, stored_score
 from tunewright.story import train
 
 STILL = {"engine.learning_rate": 1e-10, "engine.steps": 2, "engine.warmup": 0}

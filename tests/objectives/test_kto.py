@@ -7,15 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.errors import DataError
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Sample
-from tunewright.engine.forward import Policy
 from tunewright.engine.opening import use_layout
-from tunewright.engine.reference import ReferenceStore
+from tunewright.engine.oracles.reference import ReferenceStore
+from tunewright.engine.policy import Policy
 from tunewright.engine.step import held_out_loss
 
 VARIANTS: list[dict[str, Any]] = [{}, {"beta": 0.6, "good_weight": 1.3, "bad_weight": 0.7}, {"loss": "apo_zero", "beta": 0.4}]

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from torch.nn.functional import cross_entropy
 
 from tunewright.core.registry import objectives

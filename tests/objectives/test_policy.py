@@ -7,17 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.errors import TrainingError
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Message, Sample
-from tunewright.engine.forward import Policy
 from tunewright.engine.opening import computing_in, use_layout
-from tunewright.engine.rounds import Asking, RoundStepper
-from tunewright.engine.sampling import Sampler
-from tunewright.models.heads import head_module, put_heads
+from tunewright.engine.policy import Policy
+from tunewright.engine.rollouts.rounds import Asking, RoundStepper
+from tunewright.engine.rollouts.sampling import Sampler
+from tunewright.models.scalar_heads import head_module, put_heads
 from tunewright.objectives.policy import deviation, generalised_advantages, group_advantages, leave_one_out
 from tunewright.rewards import Scores
 

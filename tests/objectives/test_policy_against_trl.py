@@ -14,11 +14,11 @@ import peft
 import pytest
 import test_policy
 import test_reward
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.types import Branch, Sample
-from tunewright.engine.rounds import RoundStepper
+from tunewright.engine.rollouts.rounds import RoundStepper
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 trl = pytest.importorskip("trl")

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Sample
-from tunewright.engine.forward import Policy
 from tunewright.engine.opening import use_layout
-from tunewright.engine.reference import ReferenceStore
+from tunewright.engine.oracles.reference import ReferenceStore
+from tunewright.engine.policy import Policy
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dpo", {}), ("dpo", {"beta": 0.5, "label_smoothing": 0.2}), ("dpo", {"loss": "hinge"}), ("ipo", {"beta": 0.3}), ("dpo", {"sft_weight": 0.7}),

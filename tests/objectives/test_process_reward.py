@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
-import tiny
 import torch
+from helpers import story, tiny
 
 from tunewright.core.errors import CompatError, TunewrightError
 from tunewright.core.registry import objectives
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Branch, Origin, Sample, Stepwise
-from tunewright.data.encoding import step_ends
 from tunewright.data.formats.common import Columns
 from tunewright.data.formats.stepwise import joined, stepwise
+from tunewright.data.labels import step_ends
 from tunewright.engine import opening
-from tunewright.engine.reward_model import open_reward_model
+from tunewright.engine.oracles.reward_model import open_reward_model
 from tunewright.objectives.process_reward import whole_answer
 from tunewright.story import resume_run, train
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Sample
 from tunewright.engine.opening import use_layout
-from tunewright.models.heads import put_heads
+from tunewright.models.scalar_heads import put_heads
 
 PAD = 210
 
@@ -109,7 +109,7 @@ def test_the_head_trains_is_saved_and_read_by_plain_peft_and_transformers(tmp_pa
     again = tiny.make_model("llama")
     loaded = put_on(again, tmp_path)
     use_layout(again, "tree")
-    from tunewright.engine.forward import Policy
+    from tunewright.engine.policy import Policy
 
     policy = Policy(loaded.model, again, "tree")
     policy.heads = ("score",)
@@ -121,7 +121,7 @@ def test_a_model_trained_as_a_whole_is_saved_as_a_sequence_classifier(tmp_path: 
     from transformers import AutoModelForSequenceClassification
 
     from tunewright.models import load
-    from tunewright.models.heads import as_classifier
+    from tunewright.models.scalar_heads import as_classifier
 
     model = tiny.make_model("qwen2")
     weight = torch.randn(1, 48)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import story
+from helpers import story
 
-from tunewright.bench import bench
+from tunewright.bench.speed import bench
 from tunewright.core.errors import CompatError
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet

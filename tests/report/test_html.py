@@ -9,7 +9,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from fake_run import DATA, PEOPLE, RUN_YAML, SCRIPT, SUMMARY, events, rows, write_run
+from helpers.fake_run import DATA, PEOPLE, RUN_YAML, SCRIPT, SUMMARY, events, rows, write_run
 
 from tunewright.core.words import ASSETS, catalogue
 from tunewright.report.html import POLICY, render, write_report

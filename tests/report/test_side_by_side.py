@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from fake_run import rows
+from helpers.fake_run import rows
 from rich.console import Console
 
 from tunewright.core.words import set_language

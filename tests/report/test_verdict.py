@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_run import DATA, SUMMARY, events, rows, write_run
+from helpers.fake_run import DATA, SUMMARY, events, rows, write_run
 
 from tunewright.report.html import render
 from tunewright.report.record import contains, goes_in_circles, read_record

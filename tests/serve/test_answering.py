@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import story
 import torch
+from helpers import story
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunewright
@@ -96,7 +96,7 @@ def test_chat_says_which_system_prompt_it_used_in_every_form(base: Path, tmp_pat
 
 
 def test_questions_of_ones_own_are_asked_under_the_system_prompt_of_the_run() -> None:
-    from tunewright.probes import Probe, under
+    from tunewright.run.questions import Probe, under
 
     bare, own = Probe("a", [Message("user", "a")]), Probe("b", [Message("system", "mine"), Message("user", "b")])
     assert [[m.content for m in probe.messages] for probe in under("the run's", [bare, own])] == [["the run's", "a"], ["mine", "b"]]
@@ -160,7 +160,7 @@ def test_an_answer_ends_at_a_stop_that_only_the_generation_config_names(base: Pa
 
 
 def test_answers_that_are_drawn_stop_there_too(base: Path, tmp_path: Path) -> None:
-    from tunewright.engine.asking import asking
+    from tunewright.engine.rollouts.questions import asking
     from tunewright.story import prepare
 
     folder = tmp_path / "model"
@@ -237,7 +237,7 @@ def test_a_learnt_prompt_takes_its_room_of_the_context_and_gives_it_back_when_it
     from tunewright.core.registry import methods
     from tunewright.models import anatomy
     from tunewright.models.load import load_model, load_tokenizer
-    from tunewright.models.rendering import Renderer
+    from tunewright.text.renderer import Renderer
 
     folder = short(tmp_path / "model", "gpt2")
     causal, entry = load_model(folder, dtype="float32"), methods.get(kind)

@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tunewright.core import glossary, registry
+from tunewright.advise import glossary
+from tunewright.core import registry
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.words import catalogue, error_codes, error_text, language, say

@@ -25,7 +25,7 @@ from tunewright.core.telling import duration
 from tunewright.core.types import OwnAnswers, Rollouts, Sample
 from tunewright.core.words import say
 from tunewright.engine.schedule import batch_size_for, make_schedule, measuring_of
-from tunewright.models import vet
+from tunewright.sources import vet
 
 TIGHT = 0.85
 """Share of the memory from which the estimate says that it is tight: the system and other programs need some, too."""

@@ -114,9 +114,9 @@ def shape_of(model: str | None) -> ModelShape | None:
         return None
     from tunewright.advise import fit
     from tunewright.core.telling import Tell
-    from tunewright.models import sources
+    from tunewright.sources import find
 
-    return fit.shape_of(sources.resolve(model, report=Tell().line).folder)
+    return fit.shape_of(find.resolve(model, report=Tell().line).folder)
 
 
 def about(axis: str, entry: registry.Entry[Any]) -> str:

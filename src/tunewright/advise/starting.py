@@ -19,7 +19,7 @@ from tunewright.core.files import write_text
 from tunewright.core.types import PlainText, Row
 from tunewright.core.words import ASSETS, LANGUAGES, language, say
 from tunewright.data import inspect
-from tunewright.data.catalogue import held_part, resolve
+from tunewright.data.catalogue.names import held_part, resolve
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 # (rows up to, epochs). Samples a step and the learning rate stay `auto`: training resolves them from the same number of rows, in one place.

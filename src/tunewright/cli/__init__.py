@@ -39,7 +39,7 @@ def train(
     from tunewright import rewards
     from tunewright.core.errors import UsageError, problem
     from tunewright.core.runfile import columns_of
-    from tunewright.engine.run_folder import raise_if_finished
+    from tunewright.record.folder import raise_if_finished
 
     given = list(words or [])
     first = given.pop(0) if given and "=" not in given[0] else None
@@ -56,27 +56,28 @@ def train(
 
 def _train(first: Path | None, words: list[str], flags: dict[str, Any], *, resume: bool, dry_run: bool) -> dict[str, Any]:
     """One run or a pipeline of several, started, continued or only checked; returns what `--json` prints."""
+    from tunewright.commands.pipeline_file import is_pipeline
     from tunewright.core.errors import UsageError, problem
     from tunewright.core.runfile import load_run
-    from tunewright.core.stages import is_pipeline
-    from tunewright.engine.run_folder import raise_if_finished
+    from tunewright.record.folder import raise_if_finished
 
     if resume:
         assert first is not None
-        from tunewright import pipeline, story
+        from tunewright import story
+        from tunewright.commands import pipeline
 
         return (pipeline.resume_pipeline if pipeline.is_pipeline_folder(first) else story.resume_run)(first).summary
     if first is not None and first.is_dir():
         raise_if_finished(first)
         raise UsageError(problem("E-RUN-09", str(first)))
     if first is not None and is_pipeline(first):
-        from tunewright import pipeline
+        from tunewright.commands import pipeline
 
         planned = pipeline.load_pipeline(first, words, flags)
         return pipeline.check_pipeline(planned) if dry_run else pipeline.run_pipeline(planned).summary
     parsed = load_run(first, words, flags)
     if dry_run:
-        from tunewright.dry_run import dry_run as check
+        from tunewright.commands.dry_run import dry_run as check
 
         return check(parsed)
     from tunewright.story import train as start
@@ -99,7 +100,7 @@ def demo(
 
     if lang not in ("en", "zh"):
         raise UsageError(problem("E-RUN-10", "--lang", lang=lang))
-    from tunewright.demo import demo as start
+    from tunewright.commands.demo import demo as start
 
     run = start(out, lang=lang, model=model, words=words, resume=resume)
     if as_json:
@@ -180,7 +181,7 @@ def bench(
         first, model = None, first
     parsed = load_run(Path(first) if first else None, given, {"model": model, "data.train": data})
     if compare:
-        from tunewright.bench_methods import bench_methods, table
+        from tunewright.bench.methods import bench_methods, table
 
         result = bench_methods(parsed, out, kinds=kinds.split(",") if kinds else None, steps=steps or 50, seconds=seconds)
         if as_json:
@@ -189,7 +190,7 @@ def bench(
             print("\n".join(table(result["rows"])))
             print(say("compare.page", path=result["page"]))
         return
-    from tunewright.bench import bench as start
+    from tunewright.bench.speed import bench as start
 
     figures = start(parsed, steps=steps or 4, certificate=certificate)
     if as_json:
@@ -380,7 +381,7 @@ def export_safetensors(
 ) -> None:
     """Safetensors."""
     from tunewright.core.telling import Tell
-    from tunewright.models.pickled import convert, lines
+    from tunewright.sources.pickled import convert, lines
 
     marker = convert(folder, out, Tell().line)
     if as_json:

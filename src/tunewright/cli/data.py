@@ -123,7 +123,7 @@ def _data_config(file: str, columns: list[str] | None, **keys: Any) -> Any:
 
 
 def _repair(file: str, out: Path, as_json: bool) -> None:
-    from tunewright.data.repairing import describe_repair, repair_file
+    from tunewright.data.files.repairing import describe_repair, repair_file
 
     mended = repair_file(Path(file).expanduser(), out)
     if as_json:

@@ -30,7 +30,7 @@ def speaks(command: F) -> F:
 
         try:
             if kwargs.get("trust_code"):
-                from tunewright.models.remote_code import trusting
+                from tunewright.sources.remote_code import trusting
 
                 with trusting(kwargs["trust_code"]):
                     return command(*args, **kwargs)
@@ -62,7 +62,7 @@ def _unforeseen(error: Exception, *, as_json: bool) -> typer.Exit:
     """Say that something happened that nobody foresaw, with its traceback in a file and not on the screen; the exit to raise."""
     from tunewright.core import faults
     from tunewright.core.errors import UnexpectedError, problem
-    from tunewright.models.cache import cache_root
+    from tunewright.core.publish import cache_root
 
     code = "E-RUN-17" if faults.is_memory(error) else "E-RUN-16"
     place = faults.keep(error, cache_root() / "tracebacks")

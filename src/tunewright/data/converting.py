@@ -22,7 +22,7 @@ from tunewright.core.files import write_bytes
 from tunewright.core.registry import formats
 from tunewright.core.types import ROW_KINDS, Conversation, Judged, Message, Origin, PlainText, Preference, Row, Stepwise
 from tunewright.core.words import say
-from tunewright.data.catalogue import ResolvedEntry, chosen_rows, resolve
+from tunewright.data.catalogue.names import ResolvedEntry, chosen_rows, resolve
 from tunewright.data.checks.columns import column_findings
 from tunewright.data.describing import note
 from tunewright.data.formats.common import Columns, RowFault, Unusable

@@ -23,22 +23,24 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row, Sample
-from tunewright.data import catalogue, mixing, reporting, token_cache
+from tunewright.data import reporting
+from tunewright.data.catalogue import names as catalogue
 from tunewright.data.checks import Finding, stops
 from tunewright.data.describing import places
-from tunewright.data.documents import Packed
 from tunewright.data.formats.ledger import Ledger
 from tunewright.data.naming import require_read
-from tunewright.data.pipeline import Features, Gathered, Recipe, Source, Staff, gather, worker_count
 from tunewright.data.reading import RawRow, RawStream, stream
 from tunewright.data.reporting import shared_prefix
 from tunewright.data.shaping import LOOKED_AT, Shaper
-from tunewright.data.splitting import joined, split_groups, wanted_rows
-from tunewright.data.token_store import Rows, Samples, Store, Writer
-from tunewright.models.light import Light
+from tunewright.data.store import cache, mixing
+from tunewright.data.store.columns import Rows, Samples, Store, Writer
+from tunewright.data.store.documents import Packed
+from tunewright.data.store.splitting import joined, split_groups, wanted_rows
+from tunewright.data.store.workers import Features, Gathered, Recipe, Source, Staff, gather, worker_count
+from tunewright.text.tokenizer import Light
 
 if TYPE_CHECKING:
-    from tunewright.models.rendering import Renderer
+    from tunewright.text.renderer import Renderer
 
 COUNTED = {"nothing_learnt", "no_stop", "empty", "too_long", "dropped"}
 """Findings that are counts of what happened. A stop among them ends a run; one that is a guess from the wording of rows (exchanged roles) is a warning
@@ -99,9 +101,9 @@ def inspect(
     files = list(dict.fromkeys(path for entry in entries for one in entry.found for path in one.files))
     size = sum(path.stat().st_size for path in files if path.is_file())
     run = _Run(config, renderer if tokens else None, recipe, entries, seed, worker_count(size, workers) if light or not tokens else 0, wants)
-    if size >= token_cache.SMALLEST_BYTES and (light or not tokens) and _is_ours(entries):
-        key = token_cache.key_of(_key_facts(config, recipe, light, seed, renderer) | {"wants": [*wants]}, [*files, *_registries(config, entries)])
-        store, was_kept = token_cache.kept(key, run.build)
+    if size >= cache.SMALLEST_BYTES and (light or not tokens) and _is_ours(entries):
+        key = cache.key_of(_key_facts(config, recipe, light, seed, renderer) | {"wants": [*wants]}, [*files, *_registries(config, entries)])
+        store, was_kept = cache.kept(key, run.build)
     else:
         store, was_kept = run.build(None), False
     report, findings = reporting.report_of(store, renderer if tokens else None)

@@ -12,16 +12,16 @@ from tunewright.core.types import Origin, Sample
 from tunewright.core.words import say
 from tunewright.data.checks import Check, Finding, conclude, score
 from tunewright.data.describing import note
-from tunewright.data.documents import PIECES
 from tunewright.data.formats.ledger import OF_TURNS, Ledger
 from tunewright.data.good_answers import LEFT_OUT
-from tunewright.data.pipeline import LISTED, Gathered
-from tunewright.data.token_store import KINDS, Store, Writer
+from tunewright.data.store.columns import KINDS, Store, Writer
+from tunewright.data.store.documents import PIECES
+from tunewright.data.store.workers import LISTED, Gathered
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tunewright.models.rendering import Renderer
+    from tunewright.text.renderer import Renderer
 
 EXAMPLE_TOKENS = 600
 MOST_COLUMNS = 1000

@@ -21,7 +21,7 @@ from tunewright.data.describing import GREEN, PLAIN
 
 if TYPE_CHECKING:
     from tunewright.data.checks.opening import Opened
-    from tunewright.models.rendering import Renderer
+    from tunewright.text.renderer import Renderer
 
 OPEN, CLOSE = "[[", "]]"
 UNDERLINED_GREEN = "\x1b[4m" + GREEN
@@ -87,8 +87,8 @@ class Shown:
 
 def show_row(config: DataConfig, opened: Opened | None, number: int | None) -> Shown:
     """Row `number` (from 1, in the order of the file) of the usable rows, or one at random. Raises DataError for a row that is not there or cannot be encoded."""
-    from tunewright.data.encoding import encode
     from tunewright.data.inspecting import inspect
+    from tunewright.data.labels import encode
     from tunewright.data.reporting import reason_text
 
     data = inspect(config, None, needs_tokens=False, check=False)

@@ -20,24 +20,24 @@ from tunewright.core.types import Attached, Sample
 from tunewright.core.words import say
 from tunewright.data import DataSet
 from tunewright.engine import activation_cache
-from tunewright.engine.asking import equip
-from tunewright.engine.forward import Policy
 from tunewright.engine.layout import choose
-from tunewright.engine.on_policy import OnPolicyStepper
 from tunewright.engine.opening import computing_in, tokenizer_folder, use_layout
 from tunewright.engine.optim import optimizer_for
+from tunewright.engine.oracles.reward_model import open_reward_model, twin
+from tunewright.engine.oracles.teacher import open_teacher
 from tunewright.engine.placement import World
-from tunewright.engine.reward_model import open_reward_model, twin
-from tunewright.engine.rounds import RoundStepper
+from tunewright.engine.policy import Policy
+from tunewright.engine.rollouts.on_policy import OnPolicyStepper
+from tunewright.engine.rollouts.questions import equip
+from tunewright.engine.rollouts.rounds import RoundStepper
 from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
 from tunewright.engine.step import Stepper
-from tunewright.engine.teacher import open_teacher
 from tunewright.methods.lora import faster_b
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load, vocabulary
-from tunewright.models.fast import accelerate
-from tunewright.models.heads import has_score, put_heads
+from tunewright.models.kernels.fused import accelerate
 from tunewright.models.quantised import keep_base, parameter_count
+from tunewright.models.scalar_heads import has_score, put_heads
 
 LOOKED_AT = 128
 """Samples that a method may see before the first step."""

@@ -15,21 +15,21 @@ import torch
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CheckpointError, TrainingError, problem
 from tunewright.core.faults import cause_of, is_memory
+from tunewright.core.machine import peak_memory_bytes
 from tunewright.core.sequences import Joined, Picked
+from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Tell
 from tunewright.core.types import WITHOUT_DIFFERENCE, Sample
 from tunewright.core.words import say
-from tunewright.engine import checkpoint
-from tunewright.engine.events import EventLog
-from tunewright.engine.meters import peak_memory_bytes
 from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
-from tunewright.engine.reference import FILE as REFERENCE_FILE
-from tunewright.engine.reference import ReferenceStore
-from tunewright.engine.rounds import RoundStepper
+from tunewright.engine.oracles.reference import FILE as REFERENCE_FILE
+from tunewright.engine.oracles.reference import ReferenceStore
+from tunewright.engine.rollouts.rounds import RoundStepper
 from tunewright.engine.schedule import Measuring, Schedule, measuring_of, steps_between
-from tunewright.engine.signals import StopFlag
 from tunewright.engine.step import Figures, Stepper, StepReport, held_out_loss, means
 from tunewright.models.generate import room_of
+from tunewright.record import checkpoint
+from tunewright.record.events import EventLog
 
 PATIENCE = 3
 """Steps in a row that may be non-finite before the run ends."""
@@ -381,7 +381,7 @@ class Loop:
 
 
 def _json(value: Any) -> Any:
-    from tunewright.engine.events import plain
+    from tunewright.record.events import plain
 
     return plain(value)
 

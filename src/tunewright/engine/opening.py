@@ -19,14 +19,17 @@ from tunewright.core.errors import ConfigError, ModelError, UsageError, problem,
 from tunewright.core.telling import Quiet, Tell
 from tunewright.core.types import Attached
 from tunewright.core.words import say
-from tunewright.engine import placement, run_folder
+from tunewright.engine import placement
 from tunewright.methods.saved import OWN, is_saved, put_on
-from tunewright.models import load, sources, vet
-from tunewright.models.fast import accelerate
+from tunewright.models import load
 from tunewright.models.generate import AnsweringModel, answering
+from tunewright.models.kernels.fused import accelerate
 from tunewright.models.quantised import keep_base
-from tunewright.models.rendering import Renderer
-from tunewright.models.thinking import Thinking
+from tunewright.record import folder as run_folder
+from tunewright.sources import find as sources
+from tunewright.sources import vet
+from tunewright.text.renderer import Renderer
+from tunewright.text.thinking import Thinking
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -219,7 +222,7 @@ def open_target(
 
 def use_layout(causal: Any, layout: str) -> None:
     """Let `causal` compute in `layout`: our attention for the tree, a stock one for padded rows."""
-    from tunewright.models import tree_attention
+    from tunewright.models.kernels import tree_attention
 
     tree_attention.register()
     stock = "sdpa" if getattr(causal, "_supports_sdpa", True) else "eager"

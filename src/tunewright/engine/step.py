@@ -12,8 +12,8 @@ import torch
 from tunewright.core.seeds import stream_seed
 from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Objective, Sample, Term
-from tunewright.engine.forward import Policy
 from tunewright.engine.neftune import Noise
+from tunewright.engine.policy import Policy
 from tunewright.engine.tree import cut_passes
 
 GROW_AFTER = 200

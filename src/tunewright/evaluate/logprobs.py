@@ -21,11 +21,11 @@ from torch import Tensor
 
 from tunewright.core.types import Branch, Sample, TokenTree, VirtualPrompt
 from tunewright.engine import opening
-from tunewright.engine.forward import KEEP_BYTES, Policy, head_of
+from tunewright.engine.policy import KEEP_BYTES, Policy, head_of
 from tunewright.engine.tree import build_tree, common_prefix, cut_passes, padded_rows
-from tunewright.models.fast import fused_without_gradient
-from tunewright.models.head import Head
-from tunewright.models.tree_attention import TreePlan
+from tunewright.models.kernels.fused import fused_without_gradient
+from tunewright.models.kernels.label_head import Head
+from tunewright.models.kernels.tree_attention import TreePlan
 
 HEAD_ROWS = 1024
 """Labelled rows that wait for one visit to the head: the head's weights are as large as many layers, and are read once for all of them."""

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.errors import DataError, UsageError, problem
 from tunewright.core.types import Branch, Conversation, Message, Row, Sample
 from tunewright.evaluate.interval import wilson
-from tunewright.models.rendering import CannotRender
+from tunewright.text.renderer import CannotRender
 
 if TYPE_CHECKING:
-    from tunewright.models.rendering import Renderer
+    from tunewright.text.renderer import Renderer
 
 MOST_DETECTED, MOST_GIVEN = 10, 100
 LONGEST = 40

@@ -27,7 +27,7 @@ MOST_WORDS = 4000
 def is_scorer(found: opening.Target) -> bool:
     """Whether a target gives numbers and not words."""
     from tunewright.models import load
-    from tunewright.models.heads import stored_score
+    from tunewright.models.scalar_heads import stored_score
 
     return load.is_scorer(found.source.folder) or (found.adapter is not None and stored_score(found.adapter) is not None)
 

@@ -37,9 +37,9 @@ def scores(found: opening.Target, samples: Sequence[Sample], name: str, *, dtype
     """
     import torch
 
-    from tunewright.engine.forward import Policy
+    from tunewright.engine.policy import Policy
     from tunewright.engine.tree import cut_passes
-    from tunewright.models.fast import fused_without_gradient, keep_freed_memory
+    from tunewright.models.kernels.fused import fused_without_gradient, keep_freed_memory
 
     keep_freed_memory()
     opened = opening.load_found(found, dtype=dtype, device=device, threads=threads)

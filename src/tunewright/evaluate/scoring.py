@@ -16,21 +16,21 @@ from typing import Any, Literal
 
 from tunewright.core.config import DataConfig, EngineConfig
 from tunewright.core.errors import TunewrightError, UsageError, problem
+from tunewright.core.machine import versions
 from tunewright.core.telling import Tell, duration
 from tunewright.core.types import Conversation, Sample
 from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
 from tunewright.engine import layout, opening, placement
-from tunewright.engine.forward import Policy
-from tunewright.engine.meters import versions
+from tunewright.engine.policy import Policy
 from tunewright.evaluate import options as choices
 from tunewright.evaluate import ranking, step_judging
 from tunewright.evaluate.interval import wilson
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import load
-from tunewright.models.fast import keep_freed_memory
 from tunewright.models.generate import answer
+from tunewright.models.kernels.fused import keep_freed_memory
 
 MOST_NEW_TOKENS, SPARE_TOKENS = 512, 8
 SHOWN = 5

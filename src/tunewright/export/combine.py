@@ -12,15 +12,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import signals
 from tunewright.core.errors import CompatError, UsageError, problem, raise_all
 from tunewright.core.files import fsync_directory, with_retry, write_json
+from tunewright.core.machine import versions
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
-from tunewright.engine import opening, signals
-from tunewright.engine.meters import versions
+from tunewright.engine import opening
 from tunewright.export.merge import ExportError, require_free
 from tunewright.methods import composition
-from tunewright.models import load, vet
+from tunewright.models import load
+from tunewright.sources import vet
 
 VERDICT = "combine.json"
 LARGEST_ERROR = 1e-5

@@ -14,7 +14,7 @@ from tunewright.core.errors import problem
 from tunewright.core.files import readable_size
 from tunewright.core.words import say
 from tunewright.export import merge
-from tunewright.models.heads import as_classifier, head_module, put_stored_score
+from tunewright.models.scalar_heads import as_classifier, head_module, put_stored_score
 
 LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.25}
 """Largest difference of a score from the run's, as a share of the largest score."""

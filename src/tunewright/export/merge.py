@@ -24,19 +24,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import signals
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import ModelError, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import fsync_directory, readable_size, with_retry, write_json
+from tunewright.core.machine import versions
+from tunewright.core.publish import sha256_of
 from tunewright.core.telling import Tell
 from tunewright.core.types import Message
 from tunewright.core.words import say
-from tunewright.engine import opening, placement, signals
-from tunewright.engine.meters import versions
+from tunewright.engine import opening, placement
 from tunewright.methods.saved import is_saved, put_on
-from tunewright.models import load, sources, vet, vocabulary
-from tunewright.models.cache import sha256_of
-from tunewright.models.heads import stored_score
-from tunewright.models.remote_code import place_of
+from tunewright.models import load, vocabulary
+from tunewright.models.scalar_heads import stored_score
+from tunewright.sources import find, vet
+from tunewright.sources.remote_code import place_of
 
 VERDICT = "merge.json"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -156,7 +158,7 @@ class Merge:
     needs_effect = True
     """A run that moves no answer of its base is no result."""
 
-    def __init__(self, target: opening.Target, base: sources.Source, trained: Path, out: Path, dtype: str, needed: int, tell: Tell, started: float):
+    def __init__(self, target: opening.Target, base: find.Source, trained: Path, out: Path, dtype: str, needed: int, tell: Tell, started: float):
         """`trained` is the folder of the adapter, or of the whole model where every weight was trained."""
         self.target, self.source, self.trained, self.out, self.dtype = target, base, trained, out, dtype
         self.needed, self.tell, self.started = needed, tell, started

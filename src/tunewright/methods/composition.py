@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import CompatError, Problem, UsageError, problem, raise_all
-from tunewright.models import vet
+from tunewright.sources import vet
 
 WAYS = (
     "cat",

@@ -153,8 +153,8 @@ def _put(model: Any, names: list[str], shared: Shared, gated: bool) -> list[str]
     """Differences beside the named linear modules. Returns the names of their parameters."""
     import torch
 
+    from tunewright.methods.hard_concrete import Difference
     from tunewright.models.anatomy import shape_of
-    from tunewright.models.hard_concrete import Difference
 
     made = []
     reference = next(model.parameters())
@@ -230,7 +230,7 @@ def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: Sha
     def penalties() -> dict[str, Term]:
         if shared.fixed:
             return {}
-        from tunewright.models.hard_concrete import OpenGates
+        from tunewright.methods.hard_concrete import OpenGates
 
         open_gates = [OpenGates.apply(part.gate, part.group, shift) for part in shared.parts.values()]
         return {"l0": (sum(open_gates) / num_gates, config.l0)}

@@ -20,7 +20,7 @@ from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
 from tunewright.methods.word_rows import checked_tokens
-from tunewright.models import vet
+from tunewright.sources import vet
 
 RATES = {
     "LORA": 2e-4, "ADALORA": 1e-3, "LOHA": 1e-3, "LOKR": 1e-3, "IA3": 5e-3, "VERA": 4e-3, "OFT": 5e-4, "BOFT": 5e-4, "LN_TUNING": 1e-3,
@@ -220,7 +220,7 @@ def _attach(
     import peft
 
     from tunewright.methods import measured, word_rows
-    from tunewright.methods.started import start_from_weights
+    from tunewright.methods.lora_starts import start_from_weights
 
     names = chosen_layers(config, model, anatomy)
     capped = cap_rank(model, names, config.rank, all_alike=start == "eva")  # PEFT's EVA deals out one rank of its own
@@ -456,7 +456,7 @@ def fuse(wrapped: Any) -> int:
     from peft.tuners.lora import Linear
     from torch import nn
 
-    from tunewright.models.fast import low_rank_linear, may_fuse
+    from tunewright.models.kernels.fused import low_rank_linear, may_fuse
 
     def fused(layer: Any, own_forward: Any) -> Any:
         def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

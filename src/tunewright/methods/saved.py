@@ -35,7 +35,7 @@ def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = F
     Raises ModelError when the folder is not safe to open, does not fit the model, or holds a tensor that finds no place.
     """
     if (folder / OWN).is_file():
-        from tunewright.models.heads import put_stored_score, stored_score
+        from tunewright.models.scalar_heads import put_stored_score, stored_score
 
         described = json.loads((folder / OWN).read_text(encoding="utf-8"))
         entry = methods.get(str(described.get("kind")))

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import ModelError, problem, raise_all
-from tunewright.models import vet
-from tunewright.models.heads import SCORE_KEY, put_stored_score, stored_score
+from tunewright.models.scalar_heads import SCORE_KEY, put_stored_score, stored_score
 from tunewright.models.vocabulary import fit_rows
+from tunewright.sources import vet
 
 
 def is_adapter(folder: Path) -> bool:

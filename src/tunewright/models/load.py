@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunewright.core.config import BaseConfig
 from tunewright.core.errors import ModelError, problem, raise_all
+from tunewright.core.publish import MARKER
 from tunewright.core.words import say
-from tunewright.models import vet
-from tunewright.models.cache import MARKER
-from tunewright.models.heads import put_stored_score, stored_score
-from tunewright.models.light import stop_ids_of_folder
-from tunewright.models.remote_code import place_of
+from tunewright.models.scalar_heads import put_stored_score, stored_score
+from tunewright.sources import vet
+from tunewright.sources.remote_code import place_of
+from tunewright.text.tokenizer import stop_ids_of_folder
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +161,7 @@ def _architecture(folder: Path) -> str:
 
 def _quantise(model: PreTrainedModel, base: BaseConfig, device: torch.device | str, said: list[str]) -> None:
     """Keep the matrices of the blocks in few bits and say so."""
-    from tunewright.models.fast import return_freed_memory
+    from tunewright.models.kernels.fused import return_freed_memory
     from tunewright.models.quantised import quantise_model
 
     assert base.number_type is not None

@@ -76,7 +76,7 @@ def fit_rows(model: Any, folder: Path) -> int:
 
 def whole_matrices(model: Any, folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors in the adapter's file that are the whole embedding or head of `model`, on which no adapter is yet."""
-    from tunewright.models import vet
+    from tunewright.sources import vet
 
     places = [f"base_model.model.{name}." for name in _row_modules(model)]
     found = {}
@@ -95,7 +95,7 @@ def _row_modules(model: Any) -> list[str]:
 
 def _rows_in_file(model: Any, folder: Path) -> int:
     """Rows of the embedding and head that the adapter in `folder` was made for, where its file shows them; else 0."""
-    from tunewright.models import vet
+    from tunewright.sources import vet
 
     found = [shape[0] for shape in whole_matrices(model, folder).values()]
     table = model.get_input_embeddings()

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunewright.core.files import write_text
 from tunewright.core.words import ASSETS, language
-from tunewright.engine.run_folder import read_summary
+from tunewright.record.folder import read_summary
 from tunewright.report.html import POLICY
 from tunewright.report.markup import Child, Html, el, words
 from tunewright.report.page import Page

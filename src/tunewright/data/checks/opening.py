@@ -12,7 +12,7 @@ from tunewright.core.errors import DataError, problem
 
 if TYPE_CHECKING:
     from tunewright.core.config import DataConfig
-    from tunewright.models.rendering import Renderer
+    from tunewright.text.renderer import Renderer
 
 RUN = "run.yaml"
 ADAPTERS = ("adapter_config.json", "tunewright_method.json")
@@ -46,8 +46,8 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
         raise DataError(problem("E-DATA-55"))
     if model is None and tokenizer is None:
         return None
-    from tunewright.models.light import load_light, stop_ids_of_folder
-    from tunewright.models.rendering import Renderer
+    from tunewright.text.renderer import Renderer
+    from tunewright.text.tokenizer import load_light, stop_ids_of_folder
 
     folder = Path(tokenizer).expanduser() if tokenizer is not None else None
     named = _named(str(model)) if folder is None else _Named(folder, folder)
@@ -75,7 +75,7 @@ def _named(model: str) -> _Named:
 
 
 def _resolved(model: str) -> Path:
-    from tunewright.models.sources import resolve
+    from tunewright.sources.find import resolve
 
     return resolve(model, lambda line: print(line, file=sys.stderr), weights=False).folder
 

@@ -8,7 +8,7 @@ from typing import Any
 from tunewright.core.types import Judged, Origin, PlainText, Preference, Prompt, Row, Sample
 from tunewright.data.checks import shingles
 from tunewright.data.checks.base import HELD_OUT, SHOWN_PLACES, Finding, Places, Severity, hash64, turns_of, view_of
-from tunewright.data.splitting import question_key
+from tunewright.data.store.splitting import question_key
 
 SHORT_ANSWER = 40
 """Characters up to which an answer is a label rather than a text."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunewright.core.types import Origin, Row, Sample
 from tunewright.data.checks.base import TRAIN, Finding, Severity, Tally, view_of
-from tunewright.data.mojibake import damage
+from tunewright.data.files.mojibake import damage
 
 # ---- languages
 

@@ -19,7 +19,7 @@ from tunewright.core.written import read_float, read_int
 from tunewright.data.files.folders import part_of
 from tunewright.data.files.kinds import SHOWN_PROBLEMS, RawRow, reads
 from tunewright.data.files.source import Source
-from tunewright.data.syntax import CONSTANT, find_constant, likely_cause, refuse_constant, refuse_twice
+from tunewright.data.files.syntax import CONSTANT, find_constant, likely_cause, refuse_constant, refuse_twice
 
 WINDOW = 2**18
 KEPT_BEHIND = 2000  # characters before the scanner's place that tell the cause of an error

@@ -1,0 +1,1 @@
+"""How fast, how much memory, how exact: measured, and written as a page."""

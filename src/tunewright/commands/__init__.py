@@ -1,0 +1,1 @@
+"""What is made of runs: pipelines, the dry run, the demo."""

@@ -1,0 +1,1 @@
+"""Data sets known by name, and the declarations of other systems."""

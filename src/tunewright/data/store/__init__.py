@@ -1,0 +1,1 @@
+"""Rows on their way to the engine: split, mixed, tokenised once, kept."""

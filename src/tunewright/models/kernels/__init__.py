@@ -1,0 +1,1 @@
+"""How the large products are computed: attention over the tree, the labels' head, fused layers."""

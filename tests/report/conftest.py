@@ -1,6 +1,0 @@
-"""Makes the fake run importable by its bare name."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
