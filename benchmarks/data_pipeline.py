@@ -1,11 +1,15 @@
-"""Seconds to turn a JSONL file into token ids with their learnt spans: Tunewright's data room against `datasets.map(batched=True, num_proc=2)`.
+"""Seconds to turn a JSONL file into token ids with their learnt spans: Tunewright's data room
+against `datasets.map(batched=True, num_proc=2)`.
 
-    python benchmarks/data_pipeline.py --data rows.jsonl --model FOLDER --peer-python VENV/bin/python [--repeat 3]
+    python benchmarks/data_pipeline.py --data rows.jsonl --model FOLDER --peer-python
+    VENV/bin/python [--repeat 3]
 
-Both read the same file, use the same tokenizer and template and two processes, and write what they made to disk. The peer's mapping renders each batch
-with `apply_chat_template` and tokenises it with one call; it proves nothing about its rows and learns no span. Ours is measured twice: the same work and
-the proof of every answer (`rows`), and everything `tunewright data check` does besides, checks of the data included (`report`). Every measurement is a
-process of its own with empty caches; they take turns, and the medians are compared. The last line is JSON.
+Both read the same file, use the same tokenizer and template and two processes, and write what they
+made to disk. The peer's mapping renders each batch with `apply_chat_template` and tokenises it with
+one call; it proves nothing about its rows and learns no span. Ours is measured twice: the same work
+and the proof of every answer (`rows`), and everything `tunewright data check` does besides, checks
+of the data included (`report`). Every measurement is a process of its own with empty caches; they
+take turns, and the medians are compared. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -67,7 +71,13 @@ def measured(python: str, program: str, *given: str) -> dict[str, float]:
     import os
 
     with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, "TUNEWRIGHT_CACHE": folder, "HF_HOME": folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        env = {
+            **os.environ,
+            "TUNEWRIGHT_CACHE": folder,
+            "HF_HOME": folder,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         command = [python, "-c", textwrap.dedent(program), *given, folder]
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
@@ -77,10 +87,14 @@ def measured(python: str, program: str, *given: str) -> dict[str, float]:
 
 def main() -> None:
     """Take turns and print."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--data", required=True)
     options.add_argument("--model", required=True)
-    options.add_argument("--peer-python", required=True, help="a Python that has datasets and transformers")
+    options.add_argument(
+        "--peer-python", required=True, help="a Python that has datasets and transformers"
+    )
     options.add_argument("--repeat", type=int, default=3)
     given = options.parse_args()
     found: dict[str, list[dict[str, float]]] = {"rows": [], "report": [], "datasets.map": []}
@@ -90,8 +104,13 @@ def main() -> None:
                 runs.append(measured(given.peer_python, PEER, given.data, given.model, "-"))
             else:
                 runs.append(measured(sys.executable, OURS, given.data, given.model, name))
-            print(f"{number + 1}  {name:13} {runs[-1]['seconds']:7.2f} s  {runs[-1]['rows']:,} rows", file=sys.stderr)
-    medians = {name: statistics.median(run["seconds"] for run in runs) for name, runs in found.items()}
+            print(
+                f"{number + 1}  {name:13} {runs[-1]['seconds']:7.2f} s  {runs[-1]['rows']:,} rows",
+                file=sys.stderr,
+            )
+    medians = {
+        name: statistics.median(run["seconds"] for run in runs) for name, runs in found.items()
+    }
     result = {
         "data": Path(given.data).name, "rows": found["rows"][0]["rows"], "medians": medians,
         "faster": {name: round(medians["datasets.map"] / medians[name], 2) for name in ("rows", "report")}, "runs": found,

@@ -1,9 +1,13 @@
-"""What the activation cache is worth: the last blocks against full-depth LoRA, and with and without the cache, step by step in turns in one process.
+"""What the activation cache is worth: the last blocks against full-depth LoRA, and with and without
+the cache, step by step in turns in one process.
 
-Three trainings of the same model see the same batches: LoRA on every linear layer of every block, the last blocks with the cache, the last blocks without it. Each
-batch is a step of each of them, one after the other, so whatever else the machine does meets all three alike. Seconds are those of the whole step (forward,
-backward, update; filling the cache in the first epoch). The rate that counts is that of the epochs from the second on; each batch counts with its fastest epoch.
-Processor seconds are given besides, because on a busy machine they are the steadier measure (with one thread; several threads spin while they wait).
+Three trainings of the same model see the same batches: LoRA on every linear layer of every block,
+the last blocks with the cache, the last blocks without it. Each batch is a step of each of them,
+one after the other, so whatever else the machine does meets all three alike. Seconds are those of
+the whole step (forward, backward, update; filling the cache in the first epoch). The rate that
+counts is that of the epochs from the second on; each batch counts with its fastest epoch. Processor
+seconds are given besides, because on a busy machine they are the steadier measure (with one thread;
+several threads spin while they wait).
 """
 
 from __future__ import annotations
@@ -29,12 +33,24 @@ def make(kind: str, args: argparse.Namespace, source: Any, data: Any, epochs: in
     from tunewright.engine import activation_cache, placement
     from tunewright.engine.assembly import assemble
 
-    given = {"model": args.model, "data.train": args.rows, "engine.dtype": args.dtype, "engine.batch_size": 16, "engine.epochs": epochs}
-    given |= {"engine.threads": args.threads} | KINDS[kind] | ({"method.blocks": args.blocks} if kind != "lora" else {})
+    given = {
+        "model": args.model,
+        "data.train": args.rows,
+        "engine.dtype": args.dtype,
+        "engine.batch_size": 16,
+        "engine.epochs": epochs,
+    }
+    given |= (
+        {"engine.threads": args.threads}
+        | KINDS[kind]
+        | ({"method.blocks": args.blocks} if kind != "lora" else {})
+    )
     config = parse_run(given, dict.fromkeys(given, "run.yaml")).config
     world = placement.start(config.engine)
     made = assemble(config, source.folder, str(source.folder), world, len(data), Quiet())
-    limit, _ = activation_cache.install(made.stepper.policy, config.engine, [data], epochs, world.device, Quiet())
+    limit, _ = activation_cache.install(
+        made.stepper.policy, config.engine, [data], epochs, world.device, Quiet()
+    )
     assert (limit == "off") == (kind != "freeze_cached"), limit
     return made
 
@@ -57,7 +73,9 @@ def main() -> None:
     from tunewright.sources import find
 
     source = find.resolve(args.model)
-    renderer = renderer_of(load.load_tokenizer(Path(source.folder)), load.load_config(Path(source.folder)))
+    renderer = renderer_of(
+        load.load_tokenizer(Path(source.folder)), load.load_config(Path(source.folder))
+    )
     data = list(inspect(DataConfig(train=args.rows, limit=args.limit, held_out=0), renderer).train)
     batches = [data[i : i + 16] for i in range(0, len(data), 16)]
     made = {kind: make(kind, args, source, data, args.epochs) for kind in KINDS}
@@ -69,15 +87,35 @@ def main() -> None:
             for kind, one in made.items():
                 start, used = time.perf_counter(), time.process_time()
                 losses[kind].append(one.stepper.step(batch, len(losses[kind]) + 1, one.rate).loss)
-                wall[kind, epoch, b], busy[kind, epoch, b] = time.perf_counter() - start, time.process_time() - used
-        rates = {kind: round(len(data) / sum(wall[kind, epoch, b] for b in range(len(batches))), 2) for kind in KINDS}
-        print(json.dumps({"epoch": epoch, "samples_per_second": rates, "last_losses": {k: round(v[-1], 4) for k, v in losses.items()}}), flush=True)
+                wall[kind, epoch, b], busy[kind, epoch, b] = (
+                    time.perf_counter() - start,
+                    time.process_time() - used,
+                )
+        rates = {
+            kind: round(len(data) / sum(wall[kind, epoch, b] for b in range(len(batches))), 2)
+            for kind in KINDS
+        }
+        print(
+            json.dumps(
+                {
+                    "epoch": epoch,
+                    "samples_per_second": rates,
+                    "last_losses": {k: round(v[-1], 4) for k, v in losses.items()},
+                }
+            ),
+            flush=True,
+        )
 
     def best(seconds: dict[tuple[str, int, int], float], kind: str) -> float:
-        return sum(min(seconds[kind, epoch, b] for epoch in range(2, args.epochs + 1)) for b in range(len(batches)))
+        return sum(
+            min(seconds[kind, epoch, b] for epoch in range(2, args.epochs + 1))
+            for b in range(len(batches))
+        )
 
     cache = made["freeze_cached"].stepper.policy.cache
-    gaps = [abs(a - b) / b for a, b in zip(losses["freeze_cached"], losses["freeze_plain"], strict=True)]
+    gaps = [
+        abs(a - b) / b for a, b in zip(losses["freeze_cached"], losses["freeze_plain"], strict=True)
+    ]
     print(json.dumps({
         "rows": len(data), "dtype": args.dtype, "threads": args.threads, "samples_per_second": {k: round(len(data) / best(wall, k), 2) for k in KINDS},
         "ratio_to_lora": round(best(wall, "lora") / best(wall, "freeze_cached"), 2), "ratio_to_lora_processor": round(best(busy, "lora") / best(busy, "freeze_cached"), 2),

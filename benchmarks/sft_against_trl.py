@@ -1,8 +1,10 @@
-"""Samples per second and peak resident memory of supervised fine-tuning: Tunewright against TRL's SFTTrainer, in turns on one machine.
+"""Samples per second and peak resident memory of supervised fine-tuning: Tunewright against TRL's
+SFTTrainer, in turns on one machine.
 
-Same model folder, same first rows in the same form, LoRA rank 8 on query and value, bfloat16, 16 samples an optimiser step, one epoch.
-TRL runs as its documentation shows: 4 samples a device batch and 4 accumulation steps, loss on the completion only.
-Peak memory is the child's resident set as the operating system counts it.
+Same model folder, same first rows in the same form, LoRA rank 8 on query and value, bfloat16, 16
+samples an optimiser step, one epoch. TRL runs as its documentation shows: 4 samples a device batch
+and 4 accumulation steps, loss on the completion only. Peak memory is the child's resident set as
+the operating system counts it.
 """
 
 from __future__ import annotations
@@ -85,13 +87,24 @@ def main() -> None:
                 "wall": wall,
                 "first_loss": summary["first_loss"],
             }
-            trl_command = [args.trl_python, "-c", TRL, str(folder), args.rows, str(args.limit), str(threads), str(place / "trl")]
+            trl_command = [
+                args.trl_python,
+                "-c",
+                TRL,
+                str(folder),
+                args.rows,
+                str(args.limit),
+                str(threads),
+                str(place / "trl"),
+            ]
             out, wall, peak = child(trl_command, place / "trl.log")
             trl = {**json.loads(out.strip().splitlines()[-1]), "peak_bytes": peak, "wall": wall}
         ratios.append(ours["samples_per_second"] / trl["samples_per_second"])
         ours_all.append(ours)
         trl_all.append(trl)
-        print(json.dumps({"run": run + 1, "ours": ours, "trl": trl, "ratio": ratios[-1]}), flush=True)
+        print(
+            json.dumps({"run": run + 1, "ours": ours, "trl": trl, "ratio": ratios[-1]}), flush=True
+        )
     middle = {
         "ratio": statistics.median(ratios),
         "ours_samples_per_second": statistics.median(o["samples_per_second"] for o in ours_all),

@@ -9,7 +9,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# A test is about what is computed, never about how long it takes on a machine that does other things as well.
+# A test is about what is computed, never about how long it takes on a machine that does other
+# things as well.
 hypothesis.settings.register_profile("tunewright", deadline=None)
 hypothesis.settings.load_profile("tunewright")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 LONG = ("test_demo.py", "test_readme.py", "test_pipeline_kills.py", "test_kill_moments.py")
-"""Files with tests of a minute and more: they start first, so that no worker is left alone with one of them at the end."""
+"""Files with tests of a minute and more: they start first, so that no worker is left alone with one
+of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,7 +32,9 @@ def test_train_returns_a_run_that_answers(tmp_path: Path) -> None:
     assert len(run.before_after) == 5
     again = tunewright.Run(tmp_path / "run")
     assert again.summary == run.summary
-    assert again.chat("what is the capital 0?", max_new_tokens=4) == run.chat("what is the capital 0?", max_new_tokens=4)
+    assert again.chat("what is the capital 0?", max_new_tokens=4) == run.chat(
+        "what is the capital 0?", max_new_tokens=4
+    )
 
 
 def test_wrong_arguments_are_the_same_errors_as_in_a_run_file(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Seven floors: imports only go down, rooms on one floor do not know each other, and heavy libraries load where they are used."""
+"""Seven floors: imports only go down, rooms on one floor do not know each other, and heavy
+libraries load where they are used."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ FLOORS = {
     5: {"probes", "story", "bench", "bench_methods", "dry_run", "demo", "api", "pipeline", "importing"}, 6: {"cli", "studio", "__main__"},
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-ORDER = ["probes", "story", "bench", "dry_run", "pipeline", "demo", "api"]  # single files of one floor: each may know the ones before it
+ORDER = [
+    "probes",
+    "story",
+    "bench",
+    "dry_run",
+    "pipeline",
+    "demo",
+    "api",
+]  # single files of one floor: each may know the ones before it
 HEAVY = {
     "torch",
     "transformers",
@@ -62,7 +71,8 @@ def room_of(path: Path, root: Path) -> str:
 
 
 def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int, bool]]:
-    """(full dotted name, line, at module level) of every import, in function bodies too; relative ones resolved; not under TYPE_CHECKING."""
+    """(full dotted name, line, at module level) of every import, in function bodies too; relative
+    ones resolved; not under TYPE_CHECKING."""
 
     def walk(node: ast.AST, top: bool) -> Iterator[tuple[str, int, bool]]:
         for child in ast.iter_child_nodes(node):
@@ -71,11 +81,19 @@ def imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int, bool]]:
             if isinstance(child, ast.Import):
                 yield from ((alias.name, child.lineno, top) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
-                base = ".".join(package.split(".")[: len(package.split(".")) - child.level + 1]) if child.level else ""
+                base = (
+                    ".".join(package.split(".")[: len(package.split(".")) - child.level + 1])
+                    if child.level
+                    else ""
+                )
                 module = ".".join(part for part in (base, child.module or "") if part)
                 yield from ((f"{module}.{alias.name}", child.lineno, top) for alias in child.names)
             else:
-                yield from walk(child, top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+                yield from walk(
+                    child,
+                    top
+                    and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda),
+                )
 
     return walk(tree, True)
 
@@ -84,7 +102,12 @@ def faults(root: Path) -> list[str]:
     """Everything in the package at `root` that breaks the plan of the house."""
     found: list[str] = []
     graph: dict[str, set[str]] = {}
-    files = {path: ".".join(["tunewright", *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__") for path in root.rglob("*.py")}
+    files = {
+        path: ".".join(["tunewright", *path.relative_to(root).with_suffix("").parts]).removesuffix(
+            ".__init__"
+        )
+        for path in root.rglob("*.py")
+    }
     for path, module in files.items():
         room = room_of(path, root)
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -99,8 +122,14 @@ def faults(root: Path) -> list[str]:
                 found.append(f"{place}: the room {room} stands on no floor")
             elif there in FLOOR and there != room:
                 both = room in ORDER and there in ORDER and ORDER.index(there) < ORDER.index(room)
-                if FLOOR[there] >= FLOOR[room] and not both and not (room == "__main__" and there == "cli"):
-                    found.append(f"{place}: {'upward' if FLOOR[there] > FLOOR[room] else 'sideways'}")
+                if (
+                    FLOOR[there] >= FLOOR[room]
+                    and not both
+                    and not (room == "__main__" and there == "cli")
+                ):
+                    found.append(
+                        f"{place}: {'upward' if FLOOR[there] > FLOOR[room] else 'sideways'}"
+                    )
             if top:
                 target = name if name in files.values() else name.rpartition(".")[0]
                 if target in files.values() and target != module:
@@ -109,7 +138,8 @@ def faults(root: Path) -> list[str]:
 
 
 def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """One cycle for every module that imports itself through others at module level. A package that only gathers its modules is no cycle."""
+    """One cycle for every module that imports itself through others at module level. A package that
+    only gathers its modules is no cycle."""
     found: list[list[str]] = []
     for start in graph:
         stack = [[start]]
@@ -140,7 +170,11 @@ def test_imports_only_go_down_and_heavy_libraries_load_late() -> None:
         ("story.py", "from tunewright import cli", "upward"),
         ("story.py", "import tunewright.api", "sideways"),
         ("methods/bad.py", "import torch", "heavy"),
-        ("cli.py", "try:\n    from transformers import AutoModel\nexcept ImportError:\n    pass", "heavy"),
+        (
+            "cli.py",
+            "try:\n    from transformers import AutoModel\nexcept ImportError:\n    pass",
+            "heavy",
+        ),
         ("attic/bad.py", "import tunewright.core", "no floor"),
     ],
 )
@@ -157,10 +191,13 @@ def test_the_checker_finds_a_planted_cycle_and_lets_a_late_import_pass(tmp_path:
     (tmp_path / "core" / "a.py").write_text("from tunewright.core.b import x", encoding="utf-8")
     (tmp_path / "core" / "b.py").write_text("from tunewright.core import a", encoding="utf-8")
     assert [f.split(":")[0] for f in faults(tmp_path)] == ["import cycle"]
-    (tmp_path / "core" / "b.py").write_text("def f():\n    from tunewright.core import a", encoding="utf-8")
+    (tmp_path / "core" / "b.py").write_text(
+        "def f():\n    from tunewright.core import a", encoding="utf-8"
+    )
     assert faults(tmp_path) == []
     (tmp_path / "core" / "c.py").write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n    from tunewright.models import load", encoding="utf-8"
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n    from tunewright.models import load",
+        encoding="utf-8",
     )
     assert faults(tmp_path) == []
 
@@ -170,6 +207,8 @@ def test_the_checker_finds_a_planted_cycle_and_lets_a_late_import_pass(tmp_path:
 )  # fmt: skip
 def test_nothing_heavy_is_loaded_to_import_the_package_or_to_print_its_help(program: str) -> None:
     check = f"import atexit, sys\natexit.register(lambda: print('HEAVY', sorted({HEAVY!r} & set(sys.modules))))\n{program}\n"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout

@@ -1,4 +1,5 @@
-"""A file of LLaMA-Factory or Axolotl becomes a run that loads; every key is answered, and what the batch, rate and rows were is what they are."""
+"""A file of LLaMA-Factory or Axolotl becomes a run that loads; every key is answered, and what the
+batch, rate and rows were is what they are."""
 
 from __future__ import annotations
 
@@ -42,8 +43,16 @@ ddp_timeout: 180000000
 resume_from_checkpoint: null
 """
 LF_LORA = "finetuning_type: lora\nlora_rank: 8\nlora_target: all\ngradient_accumulation_steps: 8\n"
-LF_SFT = LF_COMMON + LF_LORA + "stage: sft\ndataset: identity,alpaca_en_demo\noutput_dir: saves/sft\nlearning_rate: 1.0e-4\n"
-LF_DPO = LF_COMMON + LF_LORA + "stage: dpo\npref_beta: 0.1\npref_loss: sigmoid\ndataset: dpo_en_demo\noutput_dir: saves/dpo\nlearning_rate: 5.0e-6\n"
+LF_SFT = (
+    LF_COMMON
+    + LF_LORA
+    + "stage: sft\ndataset: identity,alpaca_en_demo\noutput_dir: saves/sft\nlearning_rate: 1.0e-4\n"
+)
+LF_DPO = (
+    LF_COMMON
+    + LF_LORA
+    + "stage: dpo\npref_beta: 0.1\npref_loss: sigmoid\ndataset: dpo_en_demo\noutput_dir: saves/dpo\nlearning_rate: 5.0e-6\n"
+)
 LF_FULL = (
     LF_COMMON + "stage: sft\nfinetuning_type: full\ndeepspeed: ds_z3_config.json\ndataset: identity\noutput_dir: saves/full\n"
     "gradient_accumulation_steps: 2\nlearning_rate: 1.0e-5\n"
@@ -93,7 +102,13 @@ AX_LORA = AX_COMMON + (
     "optimizer: adamw_8bit\ntrain_on_inputs: false\ngroup_by_length: false\nfp16:\nearly_stopping_patience:\nlocal_rank:\nxformers_attention:\n"
     "flash_attention: true\nwarmup_steps: 10\ndebug:\ndeepspeed:\nfsdp:\nfsdp_config:\noutput_dir: ./outputs/lora-out\n"
 )
-EXAMPLES = {"lf_sft": LF_SFT, "lf_dpo": LF_DPO, "lf_full": LF_FULL, "ax_qlora": AX_QLORA, "ax_lora": AX_LORA}
+EXAMPLES = {
+    "lf_sft": LF_SFT,
+    "lf_dpo": LF_DPO,
+    "lf_full": LF_FULL,
+    "ax_qlora": AX_QLORA,
+    "ax_lora": AX_LORA,
+}
 WANTED: dict[str, dict[str, Any]] = {
     "lf_sft": {
         "model": "org/model",
@@ -180,7 +195,9 @@ def test_every_key_of_a_file_is_answered_once_and_with_a_reason_where_it_changes
     made = made_of(tmp_path, EXAMPLES[name])
     given = [key for key in yaml.safe_load(EXAMPLES[name]) if key != "special_tokens"]
     answered = [one.key for one in made.lines if one.fate != "default"]
-    assert sorted(answered) == sorted(given + (["special_tokens.pad_token"] if "special_tokens" in EXAMPLES[name] else []))
+    assert sorted(answered) == sorted(
+        given + (["special_tokens.pad_token"] if "special_tokens" in EXAMPLES[name] else [])
+    )
     for one in made.lines:
         assert one.fate in ("same", "changed", "default", "not_needed", "lost", "empty")
         assert one.why or one.fate in ("same", "changed"), one
@@ -194,7 +211,9 @@ def test_every_key_of_a_file_is_answered_once_and_with_a_reason_where_it_changes
 def test_a_run_of_registered_kinds_is_written_and_loads_and_another_is_not_written(tmp_path, name):
     made = made_of(tmp_path, EXAMPLES[name])
     out = tmp_path / "ours.yaml"
-    known = methods.get(made.run["method"]["kind"]) and objectives.get(made.run["objective"]["kind"])
+    known = methods.get(made.run["method"]["kind"]) and objectives.get(
+        made.run["objective"]["kind"]
+    )
     if not known:
         assert {p.code for p in made.problems} == {"E-CONFIG-09"}
         with pytest.raises(ConfigError):
@@ -204,8 +223,15 @@ def test_a_run_of_registered_kinds_is_written_and_loads_and_another_is_not_writt
     assert made.problems == []
     write(made, out)
     run = load_run(out)
-    assert run.config.model == "org/model" and run.config.engine.batch_size == made.run["engine"]["batch_size"]
-    assert run.config.method.rank == made.run["method"]["rank"] if "rank" in made.run["method"] else True
+    assert (
+        run.config.model == "org/model"
+        and run.config.engine.batch_size == made.run["engine"]["batch_size"]
+    )
+    assert (
+        run.config.method.rank == made.run["method"]["rank"]
+        if "rank" in made.run["method"]
+        else True
+    )
     with pytest.raises(ConfigError):
         write(made, out)
     write(made, out, force=True)
@@ -227,26 +253,56 @@ def test_an_imported_lora_run_passes_a_dry_run(tmp_path, monkeypatch, name):
         text = text.replace("owner/set", "./rows.json")
     write(made_of(tmp_path, text), tmp_path / "ours.yaml")
     monkeypatch.chdir(tmp_path)
-    dry = CliRunner().invoke(app, ["train", "ours.yaml", "--dry-run", "--json", "engine.dtype=float32", "engine.threads=1"])
+    dry = CliRunner().invoke(
+        app,
+        ["train", "ours.yaml", "--dry-run", "--json", "engine.dtype=float32", "engine.threads=1"],
+    )
     assert dry.exit_code == 0, dry.stderr
     figures = json.loads(dry.stdout)
-    assert figures["samples"] == {"lf_sft": 48, "ax_lora": 22}[name] and figures["kinds"] == {"method": "lora", "objective": "sft"}
+    assert figures["samples"] == {"lf_sft": 48, "ax_lora": 22}[name] and figures["kinds"] == {
+        "method": "lora",
+        "objective": "sft",
+    }
     assert not (tmp_path / "saves").exists() and not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize(("each", "rounds", "devices", "wanted"), [(1, 8, 1, 8), (2, 4, 3, 24), (4, 1, 2, 8)])
+@pytest.mark.parametrize(
+    ("each", "rounds", "devices", "wanted"), [(1, 8, 1, 8), (2, 4, 3, 24), (4, 1, 2, 8)]
+)
 def test_a_step_has_as_many_samples_as_there(tmp_path, each, rounds, devices, wanted):
-    made = lf(tmp_path, f"per_device_train_batch_size: {each}\ngradient_accumulation_steps: {rounds}\n", devices)
+    made = lf(
+        tmp_path,
+        f"per_device_train_batch_size: {each}\ngradient_accumulation_steps: {rounds}\n",
+        devices,
+    )
     assert made.run["engine"]["batch_size"] == wanted
-    assert f"{each} rows on a device x {rounds} accumulated x {devices} devices" in line(made, "gradient_accumulation_steps").why
+    assert (
+        f"{each} rows on a device x {rounds} accumulated x {devices} devices"
+        in line(made, "gradient_accumulation_steps").why
+    )
 
 
 def test_defaults_of_llama_factory_that_differ_from_ours_are_written_out(tmp_path):
     made = lf(tmp_path, "")
     assert made.run["method"] == {"kind": "lora", "rank": 8}
-    assert made.run["data"] == {"dir": "data", "train": "d", "held_out": 0, "max_tokens": 2048, "oversize": "truncate"}
-    assert made.run["engine"] == {"batch_size": 8, "learning_rate": 5e-5, "schedule": "linear", "warmup": 0}
-    assert all(one.fate == "default" for one in made.lines if one.key in ("lora_rank", "learning_rate", "val_size", "cutoff_len"))
+    assert made.run["data"] == {
+        "dir": "data",
+        "train": "d",
+        "held_out": 0,
+        "max_tokens": 2048,
+        "oversize": "truncate",
+    }
+    assert made.run["engine"] == {
+        "batch_size": 8,
+        "learning_rate": 5e-5,
+        "schedule": "linear",
+        "warmup": 0,
+    }
+    assert all(
+        one.fate == "default"
+        for one in made.lines
+        if one.key in ("lora_rank", "learning_rate", "val_size", "cutoff_len")
+    )
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("true", "learn"), ("false", "off")])
@@ -256,7 +312,11 @@ def test_enable_thinking_is_taken_over(tmp_path, theirs, ours):
 
 def test_defaults_of_axolotl_that_differ_from_ours_are_written_out(tmp_path):
     made = ax(tmp_path, "datasets: [{path: a.json, type: alpaca}]\n")
-    assert made.run["method"] == {"kind": "full"} and made.run["engine"]["epochs"] == 1.0 and made.run["engine"]["warmup"] == 0.03
+    assert (
+        made.run["method"] == {"kind": "full"}
+        and made.run["engine"]["epochs"] == 1.0
+        and made.run["engine"]["warmup"] == 0.03
+    )
     assert (made.run["data"]["max_tokens"], made.run["data"]["held_out"]) == (512, 0)
 
 
@@ -289,7 +349,9 @@ def test_keys_of_llama_factory_become_these(tmp_path, text, key, value):
     made = lf(tmp_path, text)
     section, _, name = key.partition(".")
     assert (made.run[section][name] if name else made.run[section]) == value
-    assert {p.code for p in made.problems} <= {"E-CONFIG-09"}  # kinds that are not registered, nothing else
+    assert {p.code for p in made.problems} <= {
+        "E-CONFIG-09"
+    }  # kinds that are not registered, nothing else
 
 
 @pytest.mark.parametrize(
@@ -307,7 +369,9 @@ def test_keys_of_llama_factory_become_these(tmp_path, text, key, value):
 def test_what_would_change_the_training_and_cannot_be_had_is_said(tmp_path, text, key, word):
     found = line(lf(tmp_path, text), key)
     assert found.fate == "lost" and word in found.why and found.ours == {}
-    assert key in lf(tmp_path, text).yaml().split("\nmodel")[0]  # it stands in the head of the run file as well
+    assert (
+        key in lf(tmp_path, text).yaml().split("\nmodel")[0]
+    )  # it stands in the head of the run file as well
 
 
 @pytest.mark.parametrize(
@@ -330,15 +394,26 @@ def test_a_switch_that_is_off_loses_nothing(tmp_path, text):
 def test_sets_that_are_mixed_by_probability_become_shares(tmp_path):
     text = "model_name_or_path: m\ndataset: a,b\nmix_strategy: interleave_over\ninterleave_probs: 0.75,0.25\nmax_samples: 9\n"
     made = made_of(tmp_path, text)
-    assert made.run["data"]["train"] == [{"file": "a", "cap": 9, "share": 0.75}, {"file": "b", "cap": 9, "share": 0.25}]
+    assert made.run["data"]["train"] == [
+        {"file": "a", "cap": 9, "share": 0.75},
+        {"file": "b", "cap": 9, "share": 0.25},
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "section", "wanted"),
     [
-        ("adapter: lora\nlora_target_linear: true\n", "method", {"kind": "lora", "targets": ["linear"]}),
+        (
+            "adapter: lora\nlora_target_linear: true\n",
+            "method",
+            {"kind": "lora", "targets": ["linear"]},
+        ),
         ("adapter: qlora\nload_in_4bit: true\n", "base", {"bits": 4}),
-        ("lisa_n_layers: 4\nlisa_step_interval: 20\n", "method", {"kind": "lisa", "blocks": 4, "every": 20}),
+        (
+            "lisa_n_layers: 4\nlisa_step_interval: 20\n",
+            "method",
+            {"kind": "lisa", "blocks": 4, "every": 20},
+        ),
         ("adapter: lora\npeft_use_dora: true\n", "method", {"kind": "dora"}),
         ("rl: dpo\nrl_beta: 0.3\n", "objective", {"kind": "dpo", "beta": 0.3}),
         ("rl: kto\n", "objective", {"kind": "kto"}),
@@ -354,8 +429,14 @@ def test_keys_of_axolotl_become_these(tmp_path, text, section, wanted):
     ("entry", "wanted"),
     [
         ("{path: rows.json, type: alpaca}", {"file": "rows.json", "format": "alpaca"}),
-        ("{path: owner/set, split: test, name: en, type: alpaca}", {"file": "hf:owner/set/en#test", "format": "alpaca"}),
-        ("{path: json, data_files: a.jsonl, type: completion, field: body}", {"file": "a.jsonl", "format": "text", "columns": {"text": "body"}}),
+        (
+            "{path: owner/set, split: test, name: en, type: alpaca}",
+            {"file": "hf:owner/set/en#test", "format": "alpaca"},
+        ),
+        (
+            "{path: json, data_files: a.jsonl, type: completion, field: body}",
+            {"file": "a.jsonl", "format": "text", "columns": {"text": "body"}},
+        ),
         ("{path: a.jsonl, type: chat_template}", "a.jsonl"),
         (
             "{path: a.jsonl, type: chat_template, field_messages: talk, message_property_mappings: {role: from, content: value}}",
@@ -367,7 +448,11 @@ def test_keys_of_axolotl_become_these(tmp_path, text, section, wanted):
         ),
         (
             "{path: a.jsonl, type: chat_template.default, field_messages: conversation, field_chosen: good}",
-            {"file": "a.jsonl", "format": "preference", "columns": {"prompt": "conversation", "chosen": "good"}},
+            {
+                "file": "a.jsonl",
+                "format": "preference",
+                "columns": {"prompt": "conversation", "chosen": "good"},
+            },
         ),
     ],
 )
@@ -401,32 +486,50 @@ MARKED = "datasets: [{path: a.jsonl, type: chat_template, %s}]\n"
         ("something_new", "1", "look up"),
     ],
 )
-def test_a_key_of_a_set_that_changes_what_is_learnt_is_not_kept_and_says_so_in_the_head(tmp_path, key, value, word):
+def test_a_key_of_a_set_that_changes_what_is_learnt_is_not_kept_and_says_so_in_the_head(
+    tmp_path, key, value, word
+):
     made = ax(tmp_path, MARKED % f"{key}: {value}")
     (lost,) = [one for one in made.lines if one.key == f"datasets[1].{key}"]
     assert lost.fate == "lost" and word in lost.why and lost.where.startswith("theirs.yaml, line ")
     head = [text for text in made.yaml().split("\n") if text.startswith("#")]
     assert any(f"datasets[1].{key}: " in text and word in text for text in head)
-    assert any(text.startswith("NOT KEPT") and f"datasets[1].{key}" in text for text in made.describe())
+    assert any(
+        text.startswith("NOT KEPT") and f"datasets[1].{key}" in text for text in made.describe()
+    )
 
 
 @pytest.mark.parametrize("name", ["loss", "train", "training", "trainable", "loss_mask", "weight"])
 def test_marks_of_a_name_that_rows_may_carry_here_are_kept(tmp_path, name):
-    made = ax(tmp_path, MARKED % f"message_field_training: {name}, roles_to_train: [assistant, gpt], train_on_eos: turn, drop_system_message: false")
+    made = ax(
+        tmp_path,
+        MARKED
+        % f"message_field_training: {name}, roles_to_train: [assistant, gpt], train_on_eos: turn, drop_system_message: false",
+    )
     assert not [one for one in made.lines if one.fate == "lost"]
     assert line(made, "datasets[1].message_field_training").fate == "same"
 
 
 def test_a_form_of_a_set_that_is_not_known_is_not_kept(tmp_path):
-    made = ax(tmp_path, "datasets: [{path: a.json}, {path: b.json, type: context_qa.load_v2, shards: 4}]\n")
-    assert "context_qa.load_v2 is not known" in line(made, "datasets[2].type").why and line(made, "datasets[2].shards").fate == "lost"
+    made = ax(
+        tmp_path,
+        "datasets: [{path: a.json}, {path: b.json, type: context_qa.load_v2, shards: 4}]\n",
+    )
+    assert (
+        "context_qa.load_v2 is not known" in line(made, "datasets[2].type").why
+        and line(made, "datasets[2].shards").fate == "lost"
+    )
     assert made.run["data"]["train"] == ["a.json", "b.json"]
 
 
 @pytest.mark.parametrize(
     ("text", "section", "wanted"),
     [
-        ("process_reward_model: true\ndatasets: [{path: a.json, type: stepwise_supervised}]\n", "objective", {"kind": "process_reward"}),
+        (
+            "process_reward_model: true\ndatasets: [{path: a.json, type: stepwise_supervised}]\n",
+            "objective",
+            {"kind": "process_reward"},
+        ),
         ("adapter: lora\npeft_init_lora_weights: pissa_niter_4\n", "method", {"kind": "pissa"}),
         ("adapter: lora\nloraplus_lr_ratio: 8\n", "method", {"kind": "lora_plus", "ratio": 8}),
     ],
@@ -444,23 +547,40 @@ def test_what_axolotl_names_and_exists_here_is_taken_over(tmp_path, text, sectio
             {"kind": "llama_pro", "blocks": 8},
         ),
         ("finetuning_type: freeze\nuse_llama_pro: true\n", {"kind": "llama_pro", "blocks": 2}),
-        ("finetuning_type: full\nmixture_of_depths: convert\n", {"kind": "mixture_of_depths", "train": "model"}),
+        (
+            "finetuning_type: full\nmixture_of_depths: convert\n",
+            {"kind": "mixture_of_depths", "train": "model"},
+        ),
     ],
 )
 def test_what_llama_factory_switches_on_and_is_a_method_here_is_taken_over(tmp_path, text, wanted):
     made = lf(tmp_path, text)
-    assert made.run["method"] == wanted and not [one for one in made.lines if one.fate == "lost"] and made.problems == []
+    assert (
+        made.run["method"] == wanted
+        and not [one for one in made.lines if one.fate == "lost"]
+        and made.problems == []
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "key", "word"),
     [
         ("finetuning_type: lora\nuse_llama_pro: true\n", "use_llama_pro", "method.kind: llama_pro"),
-        ("finetuning_type: full\nmixture_of_depths: load\n", "mixture_of_depths", "method.kind: mixture_of_depths"),
-        ("adapter_name_or_path: a\ncreate_new_adapter: true\n", "create_new_adapter", "export merge"),
+        (
+            "finetuning_type: full\nmixture_of_depths: load\n",
+            "mixture_of_depths",
+            "method.kind: mixture_of_depths",
+        ),
+        (
+            "adapter_name_or_path: a\ncreate_new_adapter: true\n",
+            "create_new_adapter",
+            "export merge",
+        ),
     ],
 )
-def test_what_exists_here_in_another_way_is_named_where_it_cannot_be_taken_over(tmp_path, text, key, word):
+def test_what_exists_here_in_another_way_is_named_where_it_cannot_be_taken_over(
+    tmp_path, text, key, word
+):
     lost = line(lf(tmp_path, text), key)
     assert lost.fate == "lost" and word in lost.why
 
@@ -468,10 +588,18 @@ def test_what_exists_here_in_another_way_is_named_where_it_cannot_be_taken_over(
 @pytest.mark.parametrize("key", ["add_tokens", "add_special_tokens", "new_special_tokens"])
 def test_new_words_are_trained_or_the_way_to_train_them_is_told(tmp_path, key):
     full = line(lf(tmp_path, f"finetuning_type: full\n{key}: <plan>,</plan>\n"), key)
-    assert full.fate == "lost" and "method.tokens: [<plan>, </plan>]" in full.why and "export merge" in full.why
+    assert (
+        full.fate == "lost"
+        and "method.tokens: [<plan>, </plan>]" in full.why
+        and "export merge" in full.why
+    )
     made = lf(tmp_path, f"finetuning_type: lora\n{key}: <plan>,</plan>\nresize_vocab: true\n")
     if "new_tokens" in methods.get("lora").config.model_fields:
-        assert made.run["method"]["new_tokens"] == ["<plan>", "</plan>"] and line(made, "resize_vocab").fate == "not_needed" and made.problems == []
+        assert (
+            made.run["method"]["new_tokens"] == ["<plan>", "</plan>"]
+            and line(made, "resize_vocab").fate == "not_needed"
+            and made.problems == []
+        )
     else:
         assert line(made, key).fate == "lost" and "method.kind: new_tokens" in line(made, key).why
 
@@ -482,7 +610,10 @@ def test_new_words_are_trained_or_the_way_to_train_them_is_told(tmp_path, key):
         ("model: m\ndata: {train: a.json}\n", "E-CONFIG-41"),
         ("colour: red\n", "E-CONFIG-40"),
         ("model_name_or_path: m\n", "E-CONFIG-40"),
-        ("model_name_or_path: m\nadapter_name_or_path: a\ntemplate: t\nexport_dir: o\n", "E-CONFIG-42"),
+        (
+            "model_name_or_path: m\nadapter_name_or_path: a\ntemplate: t\nexport_dir: o\n",
+            "E-CONFIG-42",
+        ),
         ("- a\n", "E-CONFIG-02"),
         ("model_name_or_path: m\ndataset: a\ndataset: b\n", "E-CONFIG-06"),
     ],
@@ -498,9 +629,15 @@ def test_the_run_is_printed_without_out_and_the_list_goes_to_the_side(tmp_path):
     done = CliRunner().invoke(app, ["import", str(tmp_path / "theirs.yaml")])
     assert done.exit_code == 0 and yaml.safe_load(done.stdout) == WANTED["lf_sft"]
     assert "lora_target: all -> method.targets: [linear]" in done.stderr
-    done = CliRunner().invoke(app, ["import", str(tmp_path / "theirs.yaml"), "--json", "--devices", "4"])
+    done = CliRunner().invoke(
+        app, ["import", str(tmp_path / "theirs.yaml"), "--json", "--devices", "4"]
+    )
     said = json.loads(done.stdout)
-    assert said["run"]["engine"]["batch_size"] == 32 and said["system"] == "LLaMA-Factory" and len(said["keys"]) > 25
+    assert (
+        said["run"]["engine"]["batch_size"] == 32
+        and said["system"] == "LLaMA-Factory"
+        and len(said["keys"]) > 25
+    )
 
 
 def test_the_list_is_said_in_chinese_too(tmp_path):

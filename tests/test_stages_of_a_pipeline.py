@@ -1,4 +1,5 @@
-"""A pipeline file becomes runs: what stages share, what they take from one another, and every mistake at once with its stage."""
+"""A pipeline file becomes runs: what stages share, what they take from one another, and every
+mistake at once with its stage."""
 
 from __future__ import annotations
 
@@ -47,7 +48,12 @@ def problems(text: str, place: Path, *words: str) -> list[tuple[str, str]]:
 
 
 def test_a_file_with_stages_is_a_pipeline_and_no_other_is(tmp_path: Path) -> None:
-    for text, is_one in ((TWO, True), ("model: m\n", False), ("- a\n", False), ("stages: [", False)):
+    for text, is_one in (
+        (TWO, True),
+        ("model: m\n", False),
+        ("- a\n", False),
+        ("stages: [", False),
+    ):
         (tmp_path / "f.yaml").write_text(text)
         assert is_pipeline(tmp_path / "f.yaml") == is_one
     assert not is_pipeline(tmp_path / "absent.yaml") and not is_pipeline(tmp_path)
@@ -55,26 +61,62 @@ def test_a_file_with_stages_is_a_pipeline_and_no_other_is(tmp_path: Path) -> Non
 
 def test_stages_share_the_keys_at_the_top_and_override_them(tmp_path: Path) -> None:
     sft, dpo = (stage.run.config for stage in load(TWO, tmp_path).stages)
-    assert (sft.model, sft.data.train, sft.data.max_tokens, sft.engine.epochs, sft.engine.threads) == ("base/model", "rows.json", 64, 2, 1)
-    assert (dpo.data.train, dpo.data.max_tokens, dpo.engine.epochs, dpo.method.rank) == ("pairs.json", 64, 3, 4)
+    assert (
+        sft.model,
+        sft.data.train,
+        sft.data.max_tokens,
+        sft.engine.epochs,
+        sft.engine.threads,
+    ) == ("base/model", "rows.json", 64, 2, 1)
+    assert (dpo.data.train, dpo.data.max_tokens, dpo.engine.epochs, dpo.method.rank) == (
+        "pairs.json",
+        64,
+        3,
+        4,
+    )
     assert (sft.out, dpo.out) == (str(Path("out/01-sft")), str(Path("out/02-dpo")))
-    assert dpo.adapter == str(Path("out/01-sft/adapter")) and dpo.model == "base/model" and sft.adapter is None
+    assert (
+        dpo.adapter == str(Path("out/01-sft/adapter"))
+        and dpo.model == "base/model"
+        and sft.adapter is None
+    )
 
 
 def test_the_command_line_wins_for_all_stages_and_for_one(tmp_path: Path) -> None:
-    made = load(TWO, tmp_path, "engine.epochs=9", "stages.dpo.engine.epochs=5", "stages.dpo.objective.beta=0.3", "engine.threads=2", model="other")
+    made = load(
+        TWO,
+        tmp_path,
+        "engine.epochs=9",
+        "stages.dpo.engine.epochs=5",
+        "stages.dpo.objective.beta=0.3",
+        "engine.threads=2",
+        model="other",
+    )
     sft, dpo = (stage.run for stage in made.stages)
-    assert (sft.config.engine.epochs, dpo.config.engine.epochs, dpo.config.objective.beta) == (9, 5, 0.3)
+    assert (sft.config.engine.epochs, dpo.config.engine.epochs, dpo.config.objective.beta) == (
+        9,
+        5,
+        0.3,
+    )
     assert (sft.config.engine.threads, sft.config.model, dpo.config.model) == (2, "other", "other")
-    assert sft.source("engine.epochs") == "command line" and sft.source("data.train") == "p.yaml, line 7"
+    assert (
+        sft.source("engine.epochs") == "command line"
+        and sft.source("data.train") == "p.yaml, line 7"
+    )
 
 
 def test_another_kind_does_not_inherit_the_keys_of_the_first(tmp_path: Path) -> None:
-    text = TWO.replace("    adapter: stage:sft\n", "    model: stage:sft\n").replace("    engine: {epochs: 2}\n", "    method: full\n")
+    text = TWO.replace("    adapter: stage:sft\n", "    model: stage:sft\n").replace(
+        "    engine: {epochs: 2}\n", "    method: full\n"
+    )
     sft, dpo = load(text, tmp_path).stages
     assert (sft.kinds["method"], sft.leaves, sft.run.config.adapter) == ("full", "model", None)
     assert (dpo.run.config.model, dpo.run.config.method.rank) == (str(Path("out/01-sft/model")), 4)
-    assert dpo.root == "base/model" and dpo.stand_in is not None and dpo.stand_in.config.model == "base/model"
+    assert (
+        dpo.root == "base/model"
+        and dpo.stand_in is not None
+        and dpo.stand_in.config.model == "base/model"
+    )
 
 
 def test_an_adapter_brings_its_base_its_method_and_how_the_base_is_held(tmp_path: Path) -> None:
@@ -93,20 +135,39 @@ stages:
     for stage, before in ((following, sft), (last, following)):
         config = stage.run.config
         assert config.model == str(Path("out/01-pre/model")) and config.base.bits is None
-        assert (stage.kinds["method"], config.method.rank, config.adapter) == ("dora", 2, str(before.folder / "adapter"))
-        assert stage.stand_in is not None and stage.stand_in.config.adapter is None and stage.stand_in.config.model == "base/model"
+        assert (stage.kinds["method"], config.method.rank, config.adapter) == (
+            "dora",
+            2,
+            str(before.folder / "adapter"),
+        )
+        assert (
+            stage.stand_in is not None
+            and stage.stand_in.config.adapter is None
+            and stage.stand_in.config.model == "base/model"
+        )
     assert last.run.config.objective.beta == 0.5
 
 
 def test_the_record_reads_back_as_the_same_pipeline(tmp_path: Path) -> None:
-    text = TWO.replace("method: {kind: lora, rank: 4}", "method: {kind: lora, rank: 4}\nbase: {bits: 8}") + "    probes: [\"who: 'me' # no\"]\n"
-    made = load(text, tmp_path, "stages.sft.method.kind=dora", 'data.columns={output: "a b", input: x}')
+    text = (
+        TWO.replace(
+            "method: {kind: lora, rank: 4}", "method: {kind: lora, rank: 4}\nbase: {bits: 8}"
+        )
+        + "    probes: [\"who: 'me' # no\"]\n"
+    )
+    made = load(
+        text, tmp_path, "stages.sft.method.kind=dora", 'data.columns={output: "a b", input: x}'
+    )
     pipeline._create(pipeline.Pipeline(tmp_path / "out", made.stages))
     record = (tmp_path / "out" / "pipeline.yaml").read_text(encoding="utf-8")
-    assert yaml.safe_load(record)["stages"][1]["adapter"] == "stage:sft" and "# command line" in record
+    assert (
+        yaml.safe_load(record)["stages"][1]["adapter"] == "stage:sft" and "# command line" in record
+    )
     again = pipeline.plan(read_pipeline(tmp_path / "out" / "pipeline.yaml"), Path("out"))
     assert [s.run.config for s in again.stages] == [s.run.config for s in made.stages]
-    assert [s.stand_in.config for s in again.stages if s.stand_in] == [s.stand_in.config for s in made.stages if s.stand_in]
+    assert [s.stand_in.config for s in again.stages if s.stand_in] == [
+        s.stand_in.config for s in made.stages if s.stand_in
+    ]
     assert again.stages[1].kinds["method"] == "dora"
 
 
@@ -126,7 +187,11 @@ stages:
     made = {stage.name: stage for stage in load(text, tmp_path).stages}
     rm = str(Path("out/02-rm"))
     assert made["rm"].leaves == "scores"
-    assert made["ppo"].run.config.objective.reward == ["numeric", rm, {"kind": "model", "run": rm, "weight": 2}]
+    assert made["ppo"].run.config.objective.reward == [
+        "numeric",
+        rm,
+        {"kind": "model", "run": rm, "weight": 2},
+    ]
     assert made["small"].run.config.objective.teacher == str(Path("out/03-big"))
     assert made["ppo"].layer.given["objective.reward"][1] == "stage:rm"
 
@@ -158,7 +223,10 @@ stages:
     for stage, code in expected.items():
         codes = [c for c, where in found if where.startswith(f"stage {stage}:")]
         assert code in codes, (stage, found)
-        assert len(codes) == (2 if stage == "whole" else 1), (stage, found)  # "stage:sft" is no number either
+        assert len(codes) == (2 if stage == "whole" else 1), (
+            stage,
+            found,
+        )  # "stage:sft" is no number either
     assert not any(where.startswith("stage rm") for _, where in found)
 
 
@@ -184,7 +252,11 @@ ENGINE = {"dtype": "float32", "threads": 1, "epochs": 2, "batch_size": 4, "save_
 def pairs_file(path: Path, count: int = 12) -> Path:
     """`count` pairs of a chosen and a rejected answer."""
     rows = [
-        {"prompt": f"{story.QUESTIONS[i % 6]} {i}?", "chosen": f"the answer is {i * 7 % 10}", "rejected": f"nobody knows {i * 3 % 10}"}
+        {
+            "prompt": f"{story.QUESTIONS[i % 6]} {i}?",
+            "chosen": f"the answer is {i * 7 % 10}",
+            "rejected": f"nobody knows {i * 3 % 10}",
+        }
         for i in range(count)
     ]
     path.write_text(json.dumps(rows), encoding="utf-8")
@@ -206,7 +278,13 @@ def content(place: Path, first: dict[str, Any], second: dict[str, Any]) -> dict[
         {"name": "sft", "data": {"train": str(place / "rows.json")}, **first},
         {"name": "dpo", "data": {"train": str(place / "pairs.json")}, "objective": "dpo", **second},
     ]
-    return {"model": str(place / "model"), "engine": ENGINE, "data": {"held_out": 3}, "probes": 1, "stages": stages}
+    return {
+        "model": str(place / "model"),
+        "engine": ENGINE,
+        "data": {"held_out": 3},
+        "probes": 1,
+        "stages": stages,
+    }
 
 
 def run(place: Path, out: Path, first: dict[str, Any], second: dict[str, Any]) -> Any:
@@ -222,11 +300,21 @@ def by_hand(place: Path, out: Path, stages: list[dict[str, Any]]) -> None:
     for number, keys in enumerate(stages):
         data = {"train": str(place / ("rows.json", "pairs.json")[number]), "held_out": 3}
         objective = ("sft", "dpo")[number]
-        tunewright.train(data=data, engine=ENGINE, objective=objective, probes=1, out=str(out / str(number)), tell=Quiet(), **keys)
+        tunewright.train(
+            data=data,
+            engine=ENGINE,
+            objective=objective,
+            probes=1,
+            out=str(out / str(number)),
+            tell=Quiet(),
+            **keys,
+        )
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_the_stages_are_the_runs_that_one_would_start_by_hand(place: Path, tmp_path: Path, kind: str) -> None:
+def test_the_stages_are_the_runs_that_one_would_start_by_hand(
+    place: Path, tmp_path: Path, kind: str
+) -> None:
     model = str(place / "model")
     if kind == "lora":
         method: Any = {"kind": "lora", "rank": 3}
@@ -234,19 +322,29 @@ def test_the_stages_are_the_runs_that_one_would_start_by_hand(place: Path, tmp_p
         by_hand(
             place,
             tmp_path / "hand",
-            [{"model": model, "method": method}, {"model": model, "method": method, "adapter": str(tmp_path / "hand/0/adapter")}],
+            [
+                {"model": model, "method": method},
+                {"model": model, "method": method, "adapter": str(tmp_path / "hand/0/adapter")},
+            ],
         )
         files = ["adapter/adapter_model.safetensors"] * 2
     else:
         made = run(place, tmp_path / "p", {"method": "full"}, {"model": "stage:sft"})
-        by_hand(place, tmp_path / "hand", [{"model": model, "method": "full"}, {"model": str(tmp_path / "hand/0/model")}])
+        by_hand(
+            place,
+            tmp_path / "hand",
+            [{"model": model, "method": "full"}, {"model": str(tmp_path / "hand/0/model")}],
+        )
         files = ["model/model.safetensors", "adapter/adapter_model.safetensors"]
     for number, (folder, file) in enumerate(zip(("01-sft", "02-dpo"), files, strict=True)):
         ours, theirs = tmp_path / "p" / folder / file, tmp_path / "hand" / str(number) / file
         assert story.digest(ours) == story.digest(theirs), folder
         kept = made.summary["stages"][number]["files"][file]
         assert kept["sha256"] == hashlib.sha256(ours.read_bytes()).hexdigest()
-    assert made.summary["status"] == "done" and json.loads((tmp_path / "p" / "summary.json").read_text()) == made.summary
+    assert (
+        made.summary["status"] == "done"
+        and json.loads((tmp_path / "p" / "summary.json").read_text()) == made.summary
+    )
     page = (tmp_path / "p" / "report.html").read_text(encoding="utf-8")
     assert 'href="01-sft/report.html"' in page and 'href="02-dpo/report.html"' in page
     assert f"{made.summary['stages'][0]['held_out_loss']:.4g}" in page and "accuracy" in page
@@ -254,7 +352,11 @@ def test_the_stages_are_the_runs_that_one_would_start_by_hand(place: Path, tmp_p
 
 
 def test_a_dry_run_checks_every_stage_and_writes_nothing(place: Path, tmp_path: Path) -> None:
-    wrong = content(place, {"data": {"train": str(place / "pairs.json")}}, {"adapter": "stage:sft", "data": {"train": str(place / "absent.json")}})
+    wrong = content(
+        place,
+        {"data": {"train": str(place / "pairs.json")}},
+        {"adapter": "stage:sft", "data": {"train": str(place / "absent.json")}},
+    )
     path = tmp_path / "p.yaml"
     path.write_text(yaml.safe_dump(wrong), encoding="utf-8")
     made = pipeline.load_pipeline(path, [], {"out": str(tmp_path / "out")})
@@ -265,7 +367,9 @@ def test_a_dry_run_checks_every_stage_and_writes_nothing(place: Path, tmp_path: 
         assert found == {"stage sft", "stage dpo"}, str(caught.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.yaml"]
     path.write_text(yaml.safe_dump(content(place, {}, {"adapter": "stage:sft"})), encoding="utf-8")
-    figures = pipeline.check_pipeline(pipeline.load_pipeline(path, [], {"out": str(tmp_path / "out")}), tell=Quiet())
+    figures = pipeline.check_pipeline(
+        pipeline.load_pipeline(path, [], {"out": str(tmp_path / "out")}), tell=Quiet()
+    )
     assert list(figures["stages"]) == ["sft", "dpo"] and figures["stages"]["dpo"]["samples"] == 9
     assert not (tmp_path / "out").exists()
 
@@ -274,7 +378,9 @@ def test_a_finished_stage_is_verified_before_anything_goes_on(place: Path, tmp_p
     out = tmp_path / "p"
     before = run(place, out, {}, {"adapter": "stage:sft"}).summary
     assert pipeline.resume_pipeline(out, tell=Quiet()).summary == before
-    with pytest.raises(UsageError, match=r"E-RUN-18.*02-dpo/run\.yaml adapter=.*02-dpo/adapter"):  # finished: the way on starts at the last stage
+    with pytest.raises(
+        UsageError, match=r"E-RUN-18.*02-dpo/run\.yaml adapter=.*02-dpo/adapter"
+    ):  # finished: the way on starts at the last stage
         run(place, out, {}, {})
     (out / "summary.json").write_text(json.dumps({**before, "status": "stopped"}), encoding="utf-8")
     with pytest.raises(UsageError, match="E-PIPE-12"):
@@ -293,7 +399,8 @@ def test_a_folder_without_a_pipeline_is_told_so(tmp_path: Path) -> None:
 
 
 def test_a_method_leaves_what_it_is_registered_to_leave(place: Path) -> None:
-    """The plan is made before anything is trained, so the registered fact must be what `attach` says."""
+    """The plan is made before anything is trained, so the registered fact must be what `attach`
+    says."""
     from tunewright.core.registry import methods
     from tunewright.models import anatomy, load
 
@@ -310,10 +417,14 @@ def test_a_method_leaves_what_it_is_registered_to_leave(place: Path) -> None:
         assert attached.saves_model == (entry.facts.get("leaves") == "model"), name
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/pipelines.md", "docs/pipelines.zh-CN.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "README.zh-CN.md", "docs/pipelines.md", "docs/pipelines.zh-CN.md"]
+)
 def test_the_pipelines_of_the_docs_can_be_planned(page: str, tmp_path: Path) -> None:
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
-    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "stages:" in block]
+    blocks = [
+        block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "stages:" in block
+    ]
     assert len(blocks) == (1 if page.startswith("README") else 3)
     for block in blocks:
         assert len(load(block, tmp_path).stages) >= 2
@@ -331,7 +442,9 @@ def command(*words: str) -> Any:
     return CliRunner().invoke(app, list(words), env={"TUNEWRIGHT_LANG": "en"})
 
 
-def test_reward_code_runs_only_where_the_command_line_gives_it_and_only_the_same(place: Path, tmp_path: Path) -> None:
+def test_reward_code_runs_only_where_the_command_line_gives_it_and_only_the_same(
+    place: Path, tmp_path: Path
+) -> None:
     code, out, marker = tmp_path / "mine.py", tmp_path / "out", tmp_path / "ran"
     good = f"open({str(marker)!r}, 'a').close()\ndef brief(answers):\n    return [1.0 / (1 + len(a.text)) for a in answers]\n"
     code.write_text(good)
@@ -344,13 +457,20 @@ def test_reward_code_runs_only_where_the_command_line_gives_it_and_only_the_same
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(keys))
     start = ["train", str(tmp_path / "p.yaml"), "--out", str(out)]
     refused = command(*start)
-    assert refused.exit_code == 2 and "E-REWARD-07" in refused.stderr and "stage grpo" in refused.stderr
+    assert (
+        refused.exit_code == 2
+        and "E-REWARD-07" in refused.stderr
+        and "stage grpo" in refused.stderr
+    )
     assert not out.exists() and not marker.exists()
     done = command(*start, "--reward-code", str(code))
     assert done.exit_code == 0, done.stderr
     recorded = yaml.safe_load((out / "01-grpo" / "run.yaml").read_text())["objective"]["reward"]
     assert recorded["sha256"] == hashlib.sha256(good.encode()).hexdigest() and marker.exists()
-    for file in (out / "summary.json", out / "01-grpo" / "summary.json"):  # as if it had been killed before it could say that it is done
+    for file in (
+        out / "summary.json",
+        out / "01-grpo" / "summary.json",
+    ):  # as if it had been killed before it could say that it is done
         file.unlink()
     assert command("train", str(out), "--resume").exit_code == 2
     code.write_text(good + "\n")
@@ -361,12 +481,26 @@ def test_reward_code_runs_only_where_the_command_line_gives_it_and_only_the_same
     assert again.exit_code == 0 and json.loads(again.stdout)["status"] == "done", again.stderr
 
 
-def test_the_command_line_checks_and_refuses_pipelines_as_it_does_runs(place: Path, tmp_path: Path) -> None:
+def test_the_command_line_checks_and_refuses_pipelines_as_it_does_runs(
+    place: Path, tmp_path: Path
+) -> None:
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(content(place, {}, {"adapter": "stage:sft"})))
-    start = ["train", str(tmp_path / "p.yaml"), "--out", str(tmp_path / "out"), "--dry-run", "--json"]
+    start = [
+        "train",
+        str(tmp_path / "p.yaml"),
+        "--out",
+        str(tmp_path / "out"),
+        "--dry-run",
+        "--json",
+    ]
     checked = command(*start, "stages.dpo.engine.epochs=4")
     figures = json.loads(checked.stdout)["stages"]
-    assert (figures["sft"]["steps"], figures["dpo"]["steps"]) == (6, 12) and not (tmp_path / "out").exists()
+    assert (figures["sft"]["steps"], figures["dpo"]["steps"]) == (6, 12) and not (
+        tmp_path / "out"
+    ).exists()
     wrong = command(*start, "stages.dpo.engine.epoch=4")
-    assert wrong.exit_code == 2 and json.loads(wrong.stdout)["problems"][0]["where"] == "stage dpo: command line"
+    assert (
+        wrong.exit_code == 2
+        and json.loads(wrong.stdout)["problems"][0]["where"] == "stage dpo: command line"
+    )
     assert command("train", str(tmp_path), "--resume", "engine.epochs=2").exit_code == 2

@@ -17,7 +17,13 @@ def test_a_probe_is_a_string_or_a_row_with_or_without_an_answer() -> None:
         {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}]},
     ]  # fmt: skip
     found = choose_probes(given, NOTHING)
-    assert [(p.question, p.expected) for p in found] == [("who?", ""), ("say\nit", "it"), ("when?", ""), ("where?", ""), ("why?", "so")]
+    assert [(p.question, p.expected) for p in found] == [
+        ("who?", ""),
+        ("say\nit", "it"),
+        ("when?", ""),
+        ("where?", ""),
+        ("why?", "so"),
+    ]
     assert [m.role for m in found[4].messages] == ["system", "user"]
 
 

@@ -1,4 +1,5 @@
-"""Thoughts in whole runs: what was trained, asked before and after, measured and talked to has one form."""
+"""Thoughts in whole runs: what was trained, asked before and after, measured and talked to has one
+form."""
 
 from __future__ import annotations
 
@@ -44,15 +45,27 @@ def model(tmp_path_factory):
 
 
 def rows_in(place, thoughts):
-    rows = [{"question": f"what is {i}", "answer": ("<think>\nhm\n</think>\n\n" if thoughts else "") + f"lamp {i % 3}"} for i in range(12)]
+    rows = [
+        {
+            "question": f"what is {i}",
+            "answer": ("<think>\nhm\n</think>\n\n" if thoughts else "") + f"lamp {i % 3}",
+        }
+        for i in range(12)
+    ]
     place.write_text(json.dumps(rows), encoding="utf-8")
     return place
 
 
 def trained(model, data, out, tell=None, thinking="auto", **more):
-    settings = {"engine": {"epochs": 1, "dtype": "float32", "threads": 1, "batch_size": 6}, "method": {"kind": "lora", "rank": 2}, **more}
+    settings = {
+        "engine": {"epochs": 1, "dtype": "float32", "threads": 1, "batch_size": 6},
+        "method": {"kind": "lora", "rank": 2},
+        **more,
+    }
     section = {"train": str(data), "held_out": 0, "thinking": thinking}
-    return tunewright.train(model=str(model), data=section, probes=2, out=str(out), tell=tell or Quiet(), **settings)
+    return tunewright.train(
+        model=str(model), data=section, probes=2, out=str(out), tell=tell or Quiet(), **settings
+    )
 
 
 def test_a_run_of_answers_alone_is_asked_and_measured_without_thinking(model, tmp_path):
@@ -63,27 +76,67 @@ def test_a_run_of_answers_alone_is_asked_and_measured_without_thinking(model, tm
     assert report["asked"] is False and report["empty_not_learnt"] == 12
     tokenizer = AutoTokenizer.from_pretrained(model)
     question = [{"role": "user", "content": "what is 3"}]
-    off, on = (tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False, enable_thinking=t) for t in (False, True))
+    off, on = (
+        tokenizer.apply_chat_template(
+            question, add_generation_prompt=True, tokenize=False, enable_thinking=t
+        )
+        for t in (False, True)
+    )
     for think, expected in ((None, off), (False, off), (True, on)):
         answerer = open_target(str(run.folder), Quiet(), dtype="float32", think=think)
-        assert answerer.renderer.decode(answerer.renderer.prompt([Message("user", "what is 3")])) == expected
+        assert (
+            answerer.renderer.decode(answerer.renderer.prompt([Message("user", "what is 3")]))
+            == expected
+        )
     # What is measured is what was asked of the saved files: the same answers.
     place = tmp_path / "asked.json"
     for row in run.before_after:
-        place.write_text(json.dumps([{"question": row["question"], "answer": "not this"}]), encoding="utf-8")
-        found = evaluate_target(str(run.folder), str(place), generate=True, options=[], dtype="float32", threads=1, max_new_tokens=48, tell=Quiet())
+        place.write_text(
+            json.dumps([{"question": row["question"], "answer": "not this"}]), encoding="utf-8"
+        )
+        found = evaluate_target(
+            str(run.folder),
+            str(place),
+            generate=True,
+            options=[],
+            dtype="float32",
+            threads=1,
+            max_new_tokens=48,
+            tell=Quiet(),
+        )
         assert found["exact_match"]["mistakes"][0]["answer"] == row["after_reload"]
-    found = evaluate_target(str(run.folder), str(data), generate=False, options=[], dtype="float32", threads=1, tell=Quiet())
-    thinking = evaluate_target(str(run.folder), str(data), options=[], dtype="float32", threads=1, max_new_tokens=8, think=True, tell=Quiet())
+    found = evaluate_target(
+        str(run.folder),
+        str(data),
+        generate=False,
+        options=[],
+        dtype="float32",
+        threads=1,
+        tell=Quiet(),
+    )
+    thinking = evaluate_target(
+        str(run.folder),
+        str(data),
+        options=[],
+        dtype="float32",
+        threads=1,
+        max_new_tokens=8,
+        think=True,
+        tell=Quiet(),
+    )
     assert thinking["loss"]["tokens"] == found["loss"]["tokens"]
 
 
-def test_a_run_with_thoughts_is_asked_with_thinking_and_one_that_leaves_them_out_is_not(model, tmp_path):
+def test_a_run_with_thoughts_is_asked_with_thinking_and_one_that_leaves_them_out_is_not(
+    model, tmp_path
+):
     data = rows_in(tmp_path / "rows.json", True)
     for mode, ending in (("auto", "assistant\n"), ("off", f"assistant\n{EMPTY}")):
         run = trained(model, data, tmp_path / mode, thinking=mode)
         answerer = open_target(str(run.folder), Quiet(), dtype="float32")
-        assert answerer.renderer.decode(answerer.renderer.prompt([Message("user", "what is 3")])).endswith(ending)
+        assert answerer.renderer.decode(
+            answerer.renderer.prompt([Message("user", "what is 3")])
+        ).endswith(ending)
 
 
 def test_a_model_without_a_switch_says_that_think_has_no_effect(tmp_path):
@@ -93,16 +146,33 @@ def test_a_model_without_a_switch_says_that_think_has_no_effect(tmp_path):
 
 
 def test_rows_of_the_page_on_rewards_are_questions_for_grpo_and_answers_for_sft(tmp_path):
-    pages = [Path(__file__).parent.parent / "docs" / name for name in ("rewards.md", "rewards.zh-CN.md")]
-    rows = [json.loads(row) for page in pages for row in re.findall(r'`(\{"prompt".*?\})`', page.read_text(encoding="utf-8"))]
+    pages = [
+        Path(__file__).parent.parent / "docs" / name for name in ("rewards.md", "rewards.zh-CN.md")
+    ]
+    rows = [
+        json.loads(row)
+        for page in pages
+        for row in re.findall(r'`(\{"prompt".*?\})`', page.read_text(encoding="utf-8"))
+    ]
     assert rows
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for objective, kind in (("grpo", "prompt"), ("ppo", "prompt"), ("sft", "conversation")):
-        given = {"model": "m", "data.train": str(file), "objective.kind": objective, "objective.reward": "numeric"}
-        given = given if objective != "sft" else {k: v for k, v in given.items() if k != "objective.reward"}
+        given = {
+            "model": "m",
+            "data.train": str(file),
+            "objective.kind": objective,
+            "objective.reward": "numeric",
+        }
+        given = (
+            given
+            if objective != "sft"
+            else {k: v for k, v in given.items() if k != "objective.reward"}
+        )
         config = parse_run(given, dict.fromkeys(given, "test")).config
-        found = inspect(config.data, None, needs_tokens=False, wants=compat.wanted_rows(config)).train_rows
+        found = inspect(
+            config.data, None, needs_tokens=False, wants=compat.wanted_rows(config)
+        ).train_rows
         assert {ROW_KINDS[type(row)] for row in found} == {kind}
     with pytest.raises(DataError, match="E-DATA-09"):
         inspect(DataConfig(train=str(file)), None, needs_tokens=False)
@@ -111,10 +181,28 @@ def test_rows_of_the_page_on_rewards_are_questions_for_grpo_and_answers_for_sft(
 @pytest.mark.parametrize("objective", ["grpo", "rloo"])
 def test_a_run_whose_groups_never_differ_says_that_nothing_was_learnt(objective, tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps({"prompt": f"what is {i}", "answer": "never written"}) + "\n" for i in range(4)), encoding="utf-8")
+    file.write_text(
+        "".join(
+            json.dumps({"prompt": f"what is {i}", "answer": "never written"}) + "\n"
+            for i in range(4)
+        ),
+        encoding="utf-8",
+    )
     tell = Kept()
-    how = {"kind": objective, "reward": {"kind": "exact_match"}, "generations": 2, "max_new_tokens": 3}
+    how = {
+        "kind": objective,
+        "reward": {"kind": "exact_match"},
+        "generations": 2,
+        "max_new_tokens": 3,
+    }
     engine = {"steps": 2, "dtype": "float32", "threads": 1, "batch_size": 2}
-    run = trained(story.model_folder(tmp_path / "model"), file, tmp_path / "run", tell, objective=how, engine=engine)
+    run = trained(
+        story.model_folder(tmp_path / "model"),
+        file,
+        tmp_path / "run",
+        tell,
+        objective=how,
+        engine=engine,
+    )
     assert run.summary["groups_without_difference"] == 1
     assert any("nothing was learnt from the rewards" in line for line in tell.lines)

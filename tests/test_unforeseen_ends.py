@@ -1,4 +1,5 @@
-"""Whatever ends a run, its folder says how far it came, one message has a code, the traceback is in a file, and the run can go on."""
+"""Whatever ends a run, its folder says how far it came, one message has a code, the traceback is in
+a file, and the run can go on."""
 
 from __future__ import annotations
 
@@ -105,14 +106,25 @@ def ended(place: Path, out: Path, error: BaseException, plant: Plant) -> Tunewri
 
 
 @pytest.mark.parametrize("where", PLACES)
-def test_a_run_that_dies_says_how_far_it_came_and_goes_on_to_the_same_end(place: Path, whole: str, tmp_path: Path, where: str) -> None:
+def test_a_run_that_dies_says_how_far_it_came_and_goes_on_to_the_same_end(
+    place: Path, whole: str, tmp_path: Path, where: str
+) -> None:
     plant, steps, doing = PLACES[where]
     out, planted = tmp_path / "run", RuntimeError("planted by hand")
     error = ended(place, out, planted, plant)
-    assert isinstance(error, UnexpectedError) and error.exit_code == 1 and error.__cause__ is planted
+    assert (
+        isinstance(error, UnexpectedError) and error.exit_code == 1 and error.__cause__ is planted
+    )
     (found,) = error.problems
-    assert found.code == "E-TRAIN-06" and doing in found.line() and "RuntimeError: planted by hand" in found.line()
-    assert found.where == str(out / "traceback.txt") and "planted by hand" in (out / "traceback.txt").read_text()
+    assert (
+        found.code == "E-TRAIN-06"
+        and doing in found.line()
+        and "RuntimeError: planted by hand" in found.line()
+    )
+    assert (
+        found.where == str(out / "traceback.txt")
+        and "planted by hand" in (out / "traceback.txt").read_text()
+    )
     assert "in planted" in (out / "traceback.txt").read_text()  # the frames, not the sentence alone
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["total_steps"]) == ("failed", steps, 4)
@@ -131,20 +143,28 @@ def test_a_run_that_dies_says_how_far_it_came_and_goes_on_to_the_same_end(place:
     ],
     ids=repr,
 )  # fmt: skip
-def test_whatever_is_raised_gets_a_code_of_its_kind(place: Path, tmp_path: Path, error: BaseException, code: str) -> None:
+def test_whatever_is_raised_gets_a_code_of_its_kind(
+    place: Path, tmp_path: Path, error: BaseException, code: str
+) -> None:
     found = ended(place, tmp_path / "run", error, after(loop, "held_out_loss", 1))
     assert [p.code for p in found.problems] == [code] and found.__cause__ is error
     assert type(error).__name__ in found.problems[0].line() and "\n" not in found.problems[0].line()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")], ids=repr)
-def test_memory_that_runs_out_in_a_step_keeps_its_own_message(place: Path, tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")], ids=repr
+)
+def test_memory_that_runs_out_in_a_step_keeps_its_own_message(
+    place: Path, tmp_path: Path, error: BaseException
+) -> None:
     found = ended(place, tmp_path / "run", error, after(Stepper, "step", 1))
     assert isinstance(found, TrainingError) and [p.code for p in found.problems] == ["E-TRAIN-02"]
 
 
-def test_a_run_that_cannot_be_loaded_again_says_so_in_its_folder(place: Path, whole: str, tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_loaded_again_says_so_in_its_folder(
+    place: Path, whole: str, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     ended(place, out, RuntimeError("first"), after(Stepper, "step", 3))
     with pytest.MonkeyPatch.context() as patch:
@@ -152,24 +172,40 @@ def test_a_run_that_cannot_be_loaded_again_says_so_in_its_folder(place: Path, wh
         with pytest.raises(UnexpectedError) as caught:
             the_story.resume_run(out, tell=Quiet())
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["status"], summary["steps"], summary["reason"]) == ("failed", 3, str(caught.value))
+    assert (summary["status"], summary["steps"], summary["reason"]) == (
+        "failed",
+        3,
+        str(caught.value),
+    )
     text = (out / "traceback.txt").read_text()
     assert text.index("first") < text.index("second")  # the older one is not lost
     the_story.resume_run(out, tell=Quiet())
     assert story.digest(out / "adapter" / "adapter_model.safetensors") == whole
 
 
-def test_a_summary_that_cannot_be_written_is_told_and_the_first_fault_with_it(place: Path, tmp_path: Path) -> None:
+def test_a_summary_that_cannot_be_written_is_told_and_the_first_fault_with_it(
+    place: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
 
     def both(patch: pytest.MonkeyPatch, error: BaseException) -> None:
         after(Stepper, "step", 2)(patch, error)
         for owner in (the_story, the_story.run_folder):
             real = owner.write_json
-            patch.setattr(owner, "write_json", lambda path, value, real=real: _full(path) if path.name == "summary.json" else real(path, value))
+            patch.setattr(
+                owner,
+                "write_json",
+                lambda path, value, real=real: (
+                    _full(path) if path.name == "summary.json" else real(path, value)
+                ),
+            )
 
     error = ended(place, out, RuntimeError("planted"), both)
-    assert [p.code for p in error.problems] == ["E-TRAIN-06", "E-TRAIN-09"] and "planted" in str(error) and "No space left" in str(error)
+    assert (
+        [p.code for p in error.problems] == ["E-TRAIN-06", "E-TRAIN-09"]
+        and "planted" in str(error)
+        and "No space left" in str(error)
+    )
     assert "planted" in (out / "traceback.txt").read_text()
     the_story.resume_run(out, tell=Quiet())
     assert json.loads((out / "summary.json").read_text())["status"] == "done"
@@ -187,7 +223,9 @@ def test_a_report_that_cannot_be_made_leaves_a_summary(place: Path, tmp_path: Pa
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 
-def test_before_the_folder_is_there_nothing_is_created_and_python_gets_the_exception_itself(place: Path, tmp_path: Path) -> None:
+def test_before_the_folder_is_there_nothing_is_created_and_python_gets_the_exception_itself(
+    place: Path, tmp_path: Path
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         after(load, "load_model", 0)(patch, RuntimeError("planted"))
         with pytest.raises(RuntimeError, match="planted"):
@@ -195,15 +233,25 @@ def test_before_the_folder_is_there_nothing_is_created_and_python_gets_the_excep
     assert not (tmp_path / "run").exists()
 
 
-def test_from_python_the_error_is_ours_with_the_exception_as_its_cause(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_python_the_error_is_ours_with_the_exception_as_its_cause(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     after(Stepper, "step", 1)(monkeypatch, ZeroDivisionError("planted"))
     with pytest.raises(UnexpectedError) as caught:
-        tunewright.train(model=str(place / "model"), data=str(place / "rows.json"), out=str(tmp_path / "run"), engine={"steps": 2}, tell=Quiet())
+        tunewright.train(
+            model=str(place / "model"),
+            data=str(place / "rows.json"),
+            out=str(tmp_path / "run"),
+            engine={"steps": 2},
+            tell=Quiet(),
+        )
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_a_pipeline_says_which_stages_are_done_and_goes_on(place: Path, tmp_path: Path, outside: bool) -> None:
+def test_a_pipeline_says_which_stages_are_done_and_goes_on(
+    place: Path, tmp_path: Path, outside: bool
+) -> None:
     made = {"model": str(place / "model"), "data": {"train": str(place / "rows.json"), "held_out": 3}, "probes": 0,
             "engine": {"dtype": "float32", "steps": 2, "batch_size": 4, "threads": 1},
             "stages": [{"name": "one"}, {"name": "two", "adapter": "stage:one"}]}  # fmt: skip
@@ -211,13 +259,21 @@ def test_a_pipeline_says_which_stages_are_done_and_goes_on(place: Path, tmp_path
     planned = pipeline.load_pipeline(tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")})
     with pytest.MonkeyPatch.context() as patch:
         # In the second stage's third step, or between the stages.
-        (after(pipeline, "_result_of", 1) if outside else after(Stepper, "step", 3))(patch, RuntimeError("planted"))
+        (after(pipeline, "_result_of", 1) if outside else after(Stepper, "step", 3))(
+            patch, RuntimeError("planted")
+        )
         with pytest.raises(UnexpectedError) as caught:
             pipeline.run_pipeline(planned, tell=Quiet())
     assert isinstance(caught.value.__cause__, RuntimeError)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["status"] == "failed" and [row["status"] for row in summary["stages"]] == ["done", "done" if outside else "failed"]
-    assert "planted" in (tmp_path / "out" / ("." if outside else "02-two") / "traceback.txt").read_text()
+    assert summary["status"] == "failed" and [row["status"] for row in summary["stages"]] == [
+        "done",
+        "done" if outside else "failed",
+    ]
+    assert (
+        "planted"
+        in (tmp_path / "out" / ("." if outside else "02-two") / "traceback.txt").read_text()
+    )
     pipeline.resume_pipeline(tmp_path / "out", tell=Quiet())
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "done"
 
@@ -234,7 +290,9 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("target", COMMANDS)
-@pytest.mark.parametrize(("error", "code"), [(IndexError("planted"), "E-RUN-16"), (MemoryError(), "E-RUN-17")])
+@pytest.mark.parametrize(
+    ("error", "code"), [(IndexError("planted"), "E-RUN-16"), (MemoryError(), "E-RUN-17")]
+)
 def test_every_command_says_one_coded_sentence_and_keeps_the_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, error: Exception, code: str
 ) -> None:
@@ -244,7 +302,11 @@ def test_every_command_says_one_coded_sentence_and_keeps_the_traceback(
     after(importlib.import_module(owner), name, 0)(monkeypatch, error)
     monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "cache"))
     result = CliRunner().invoke(cli.app, COMMANDS[target])
-    assert result.exit_code == 1 and code in result.stderr and "Traceback" not in result.output + result.stderr
+    assert (
+        result.exit_code == 1
+        and code in result.stderr
+        and "Traceback" not in result.output + result.stderr
+    )
     kept = tmp_path / "cache" / "tracebacks" / "traceback.txt"
     assert str(kept) in result.stderr and type(error).__name__ in kept.read_text()
     as_json = CliRunner().invoke(cli.app, [*COMMANDS[target], "--json"])

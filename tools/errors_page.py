@@ -1,6 +1,8 @@
-"""`docs/errors.md` and `docs/errors.zh-CN.md`, made from the texts in `assets/locales`: what each code says, what to do, and why it exists.
+"""`docs/errors.md` and `docs/errors.zh-CN.md`, made from the texts in `assets/locales`: what each
+code says, what to do, and why it exists.
 
-Run `python tools/errors_page.py docs` after changing a text; a test compares the committed pages with what this makes.
+Run `python tools/errors_page.py docs` after changing a text; a test compares the committed pages
+with what this makes.
 """
 
 from __future__ import annotations
@@ -78,13 +80,20 @@ def _order(code: str) -> tuple[int, str]:
 
 
 def _markdown(text: str) -> str:
-    """A message template as Markdown: doubled braces are single ones, `!r` is for programmers, and nothing is taken for HTML."""
-    return re.sub(r"\{(\w+)!r\}", r"{\1}", text.replace("{{", "{").replace("}}", "}")).replace("<", "&lt;")
+    """A message template as Markdown: doubled braces are single ones, `!r` is for programmers, and
+    nothing is taken for HTML."""
+    return re.sub(r"\{(\w+)!r\}", r"{\1}", text.replace("{{", "{").replace("}}", "}")).replace(
+        "<", "&lt;"
+    )
 
 
 def codes_in(source: Path) -> set[str]:
     """Every code that stands in the Python files under `source`."""
-    return {code for path in source.rglob("*.py") for code in CODE.findall(path.read_text(encoding="utf-8"))}
+    return {
+        code
+        for path in source.rglob("*.py")
+        for code in CODE.findall(path.read_text(encoding="utf-8"))
+    }
 
 
 def main(argv: list[str]) -> int:

@@ -1,6 +1,8 @@
-"""`docs/glossary.md` and `docs/glossary.zh-CN.md`, made from `assets/glossary`: every term, what to write here for it, and its page.
+"""`docs/glossary.md` and `docs/glossary.zh-CN.md`, made from `assets/glossary`: every term, what to
+write here for it, and its page.
 
-Run `python tools/glossary_page.py docs` after changing an entry; a test compares the committed pages with what this makes.
+Run `python tools/glossary_page.py docs` after changing an entry; a test compares the committed
+pages with what this makes.
 """
 
 from __future__ import annotations
@@ -20,15 +22,23 @@ FRAME = {
         "# Glossary",
         "Words that courses, papers and other tools use, what they mean, and what to write here for each. `tunewright explain WORD` prints an entry; it "
         "takes every name on this page, in both languages, and keys of a run file such as `method.rank`.",
-        "Also", "Here", "Page", "See", "[中文](glossary.zh-CN.md)",
+        "Also",
+        "Here",
+        "Page",
+        "See",
+        "[中文](glossary.zh-CN.md)",
     ),
     "zh": (
         "# 术语表",
         "课程、论文和其他工具所用的词，它们的意思，以及在这里该怎么写。`tunewright explain 词` 会显示一个词条；本页上的所有名称（中英文都可以）"
         "以及 `method.rank` 这样的配置键它都认得。",
-        "又称", "写法", "文档", "参见", "[English](glossary.md)",
+        "又称",
+        "写法",
+        "文档",
+        "参见",
+        "[English](glossary.md)",
     ),
-}  # fmt: skip
+}
 
 
 def page(lang: str) -> str:
@@ -55,11 +65,17 @@ def _entry(term: Term, lang: str) -> list[str]:
     stop, comma = ("。", "、") if lang == "zh" else (". ", ", ")
     colon = "：" if lang == "zh" else ": "
     names = [*term.aliases, *([terms("en")[term.key].name] if lang == "zh" else [])]
-    parts = [f"{also}{colon}{comma.join(name for name in dict.fromkeys(names) if name != term.name)}"]
+    parts = [
+        f"{also}{colon}{comma.join(name for name in dict.fromkeys(names) if name != term.name)}"
+    ]
     parts += [f"{here}{colon}`{term.ours}`"] if term.ours else []
     parts += [f"{at}{colon}[{term.page}]({term.page})"] if term.page else []
     others = [terms(lang)[key].name for key in term.see]
-    parts += [f"{see}{colon}{comma.join(f'[{name}](#{anchor(name)})' for name in others)}"] if others else []
+    parts += (
+        [f"{see}{colon}{comma.join(f'[{name}](#{anchor(name)})' for name in others)}"]
+        if others
+        else []
+    )
     return [f"### {term.name}", "", term.text, "", f"{stop.join(parts)}{stop.strip()}"]
 
 
@@ -69,26 +85,40 @@ def anchor(heading: str) -> str:
 
 
 def key_help(docs: Path, lang: str) -> dict[str, dict[str, str]]:
-    """What the tables of a language's pages say of each key: in English it stands beside the field, in the code; elsewhere only the pages say it."""
+    """What the tables of a language's pages say of each key: in English it stands beside the field,
+    in the code; elsewhere only the pages say it."""
     found: dict[str, dict[str, str]] = {}
     ending = "" if lang == "en" else ".zh-CN"
     pages = [docs / f"{name}{ending}.md" for name in ("data", "engine", "methods/quantised-base")]
-    pages += sorted(p for room in ("methods", "objectives") for p in (docs / room).glob(f"*{ending}.md") if p.name != f"README{ending}.md")
+    pages += sorted(
+        p
+        for room in ("methods", "objectives")
+        for p in (docs / room).glob(f"*{ending}.md")
+        if p.name != f"README{ending}.md"
+    )
     for path in pages:
         kind = path.name.removesuffix(f"{ending}.md") if path.parent != docs else ""
         for key, text in re.findall(
-            r"^\| `((?:data|engine|base|method|objective)\.[a-z_0-9]+)` \|[^|]*\| (.+?) \|$", path.read_text(encoding="utf-8"), re.MULTILINE
+            r"^\| `((?:data|engine|base|method|objective)\.[a-z_0-9]+)` \|[^|]*\| (.+?) \|$",
+            path.read_text(encoding="utf-8"),
+            re.MULTILINE,
         ):
             of_kind = kind if key.startswith(("method.", "objective.")) else ""
-            found.setdefault(key, {}).setdefault(of_kind, re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text))
+            found.setdefault(key, {}).setdefault(
+                of_kind, re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text)
+            )
     return dict(sorted(found.items()))
 
 
 def main(argv: list[str]) -> int:
-    """Write both pages into the folder named by the first argument, and the help of keys that its Chinese pages give beside the entries."""
+    """Write both pages into the folder named by the first argument, and the help of keys that its
+    Chinese pages give beside the entries."""
     folder = Path(argv[0] if argv else "docs")
     if (folder / "methods").is_dir():
-        write_text(PLACE / "keys.zh.json", json.dumps(key_help(folder, "zh"), ensure_ascii=False, indent=1) + "\n")
+        write_text(
+            PLACE / "keys.zh.json",
+            json.dumps(key_help(folder, "zh"), ensure_ascii=False, indent=1) + "\n",
+        )
     for lang, name in NAMES.items():
         write_text(folder / name, page(lang))
         print(folder / name)

@@ -1,4 +1,5 @@
-"""Tunewright: fine-tune open language models on your own data and machine, and see, question by question, what changed."""
+"""Tunewright: fine-tune open language models on your own data and machine, and see, question by
+question, what changed."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`train` and `Run` are looked up when they are used, so that `import tunewright` loads no torch."""
+    """`train` and `Run` are looked up when they are used, so that `import tunewright` loads no
+    torch."""
     if name in ("Run", "train"):
         from tunewright import api
 

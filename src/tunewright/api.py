@@ -1,7 +1,8 @@
 """The same from Python.
 
 import tunewright
-run = tunewright.train(model="Qwen/Qwen2.5-0.5B-Instruct", data="rows.json", method={"kind": "lora", "rank": 16}, engine={"epochs": 3})
+run = tunewright.train(model="Qwen/Qwen2.5-0.5B-Instruct", data="rows.json", method={"kind": "lora",
+"rank": 16}, engine={"epochs": 3})
 print(run.chat("Who keeps the lighthouse?"))
 run.report            # in a notebook the page is shown in place
 """
@@ -41,7 +42,8 @@ class Report:
 
 
 class Run:
-    """A run folder: what was trained, what it answers and what it shows. `Run("runs/mine")` opens one that exists.
+    """A run folder: what was trained, what it answers and what it shows. `Run("runs/mine")` opens
+    one that exists.
 
     Raises UsageError when the folder holds no run.
     """
@@ -73,17 +75,28 @@ class Run:
         import json
 
         path = self.folder / "before_after.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+        return (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+            if path.is_file()
+            else []
+        )
 
     def chat(
-        self, question: str, *, system: str | None = None, base: bool = False, max_new_tokens: int = 256, temperature: float = 0.0,
+        self,
+        question: str,
+        *,
+        system: str | None = None,
+        base: bool = False,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
         think: bool | None = None,
-    ) -> str:  # fmt: skip
-        """The tuned model's answer to one question; `base` asks the untouched model. `system` is the system prompt: by default the run's own, `""` an
-        empty one. `think`: asked with thinking or without, where the model's template knows both; by default as the run was.
+    ) -> str:
+        """The tuned model's answer to one question; `base` asks the untouched model. `system` is
+        the system prompt: by default the run's own, `""` an empty one. `think`: asked with thinking
+        or without, where the model's template knows both; by default as the run was.
 
-        The model stays loaded for the next question. Warns of an answer that ended at the end of the context; raises ModelError for a question that
-        fills it.
+        The model stays loaded for the next question. Warns of an answer that ended at the end of
+        the context; raises ModelError for a question that fills it.
         """
         import warnings
 
@@ -94,14 +107,18 @@ class Run:
 
         def opened(of: str) -> Answerer:
             if (of, think) not in self._open:
-                self._open[of, think] = open_target(str(self.folder), Quiet(), base=of == "base", think=think)
+                self._open[of, think] = open_target(
+                    str(self.folder), Quiet(), base=of == "base", think=think
+                )
             return self._open[of, think]
 
         answerer = opened("run")
         if base and not answerer.switches:
             answerer, base = opened("base"), False
         messages = [*answerer.start(system), Message("user", question)]
-        found = answerer.ask(messages, base=base, max_new_tokens=max_new_tokens, temperature=temperature)
+        found = answerer.ask(
+            messages, base=base, max_new_tokens=max_new_tokens, temperature=temperature
+        )
         if found.end == "context":
             warnings.warn(say("chat.context_full"), stacklevel=2)
         return found.text
@@ -113,7 +130,8 @@ class Run:
         return evaluate_target(str(self.folder), data, **options)
 
     def merge(self, out: str | Path, *, dtype: str | None = None) -> Path:
-        """Fold the adapter into the full-precision base, prove that it answers the same, and return the folder."""
+        """Fold the adapter into the full-precision base, prove that it answers the same, and return
+        the folder."""
         from tunewright.export.merge import merge_run
 
         merge_run(self.folder, Path(out), dtype=dtype)
@@ -133,10 +151,12 @@ def train(
     tell: Tell | None = None,
     **more: Any,
 ) -> Run:
-    """Train and return the finished `Run`. The arguments are the sections of a run file; `config` starts from one, the others then override it.
+    """Train and return the finished `Run`. The arguments are the sections of a run file; `config`
+    starts from one, the others then override it.
 
-    `data` is a file or a whole section, `method` and `objective` a kind or a whole section. Progress goes to stderr, or to `tell`.
-    Raises UsageError for wrong input before anything is created, TrainingError or CheckpointError when the run fails.
+    `data` is a file or a whole section, `method` and `objective` a kind or a whole section.
+    Progress goes to stderr, or to `tell`. Raises UsageError for wrong input before anything is
+    created, TrainingError or CheckpointError when the run fails.
     """
     from tunewright.core.runfile import read_yaml
     from tunewright.story import train as start
@@ -145,8 +165,20 @@ def train(
     where: dict[str, str] = {}
     if config is not None:
         given, where = read_yaml(Path(config))
-    sections: dict[str, Any] = {"model": model, "method": method, "objective": objective, "engine": engine, "out": out, "probes": probes, **more}
-    sections["data"] = data if isinstance(data, Mapping) or data is None else {"train": data if isinstance(data, str) else list(data)}
+    sections: dict[str, Any] = {
+        "model": model,
+        "method": method,
+        "objective": objective,
+        "engine": engine,
+        "out": out,
+        "probes": probes,
+        **more,
+    }
+    sections["data"] = (
+        data
+        if isinstance(data, Mapping) or data is None
+        else {"train": data if isinstance(data, str) else list(data)}
+    )
     for name, section in sections.items():
         if section is None:
             continue

@@ -49,7 +49,9 @@ def test_words_that_a_learner_meets_are_there():
 def test_both_languages_have_the_same_entries_each_in_its_own_script():
     english, chinese = glossary.terms("en"), glossary.terms("zh")
     assert list(english) == list(chinese)
-    assert len({term.group for term in english.values()}) == len({term.group for term in chinese.values()})
+    assert len({term.group for term in english.values()}) == len(
+        {term.group for term in chinese.values()}
+    )
     for key in english:
         assert english[key].text.isascii() or "³" in english[key].text, key
         assert sum("\u4e00" <= c <= "\u9fff" for c in chinese[key].text) >= 8, key
@@ -89,7 +91,15 @@ def test_what_a_term_says_to_write_exists():
 
 @given(
     st.sampled_from(glossary.words()),
-    st.sampled_from([str.upper, str.lower, str.title, lambda w: w.replace(" ", "-"), lambda w: w.replace("-", "_")]),
+    st.sampled_from(
+        [
+            str.upper,
+            str.lower,
+            str.title,
+            lambda w: w.replace(" ", "-"),
+            lambda w: w.replace("-", "_"),
+        ]
+    ),
 )
 def test_spelling_does_not_matter(word, change):
     assert glossary.find(change(word)) == glossary.find(word) is not None
@@ -99,7 +109,14 @@ def test_every_code_explains_itself(lang):
     for code in error_codes():
         found = explaining.explain(code.lower())
         assert found["is"] == "code"
-        assert explaining.lines(found) == [code, "", error_text(code)["what"], error_text(code)["do"], "", error_text(code)["page"]]
+        assert explaining.lines(found) == [
+            code,
+            "",
+            error_text(code)["what"],
+            error_text(code)["do"],
+            "",
+            error_text(code)["page"],
+        ]
 
 
 def test_every_key_of_every_section_explains_itself(lang):
@@ -135,7 +152,9 @@ def test_keys_are_explained_in_chinese_where_the_reader_is():
         section = key.split(".")[0]
         for form in explaining.explain(key)["keys"][0]["forms"]:
             if section in ("data", "engine", "base", "method"):
-                assert any("\u4e00" <= c <= "\u9fff" for c in form["help"]) or "`" in form["help"], key
+                assert (
+                    any("\u4e00" <= c <= "\u9fff" for c in form["help"]) or "`" in form["help"]
+                ), key
     forms = explaining.explain("method.rank")["keys"][0]["forms"]
     assert {kind for form in forms for kind in form["kinds"]} >= {"lora", "loha", "vera", "galore"}
     set_language(None)
@@ -144,13 +163,20 @@ def test_keys_are_explained_in_chinese_where_the_reader_is():
 def test_a_registered_name_without_an_entry_tells_what_it_is(lang):
     found = explaining.explain("lora-plus")
     assert (found["is"], found["axis"], found["name"]) == ("name", "methods", "lora_plus")
-    assert found["page"] == ("docs/methods/lora_plus.md" if lang == "en" else "docs/methods/lora_plus.zh-CN.md")
+    assert found["page"] == (
+        "docs/methods/lora_plus.md" if lang == "en" else "docs/methods/lora_plus.zh-CN.md"
+    )
     assert explaining.explain("prompt_completion")["ours"] == "data.format: prompt_completion"
 
 
 @pytest.mark.parametrize(
     ("word", "near"),
-    [("overfiting", "overfit"), ("lerning rate", "learning rate"), ("engine.batchsiz", "engine.batch_size"), ("梯度累计", "梯度累积")],
+    [
+        ("overfiting", "overfit"),
+        ("lerning rate", "learning rate"),
+        ("engine.batchsiz", "engine.batch_size"),
+        ("梯度累计", "梯度累积"),
+    ],
 )
 def test_an_unknown_word_brings_the_closest_ones(word, near):
     with pytest.raises(UsageError) as caught:
@@ -170,7 +196,11 @@ def test_any_word_at_all_is_explained_or_refused_with_guesses(word):
 
 def test_the_command_speaks_and_ends_as_others_do():
     done = story.tunewright("explain", "全量微调", TUNEWRIGHT_LANG="zh")
-    assert done.returncode == 0 and "所有权重" in done.stdout and "docs/methods/full.zh-CN.md" in done.stdout
+    assert (
+        done.returncode == 0
+        and "所有权重" in done.stdout
+        and "docs/methods/full.zh-CN.md" in done.stdout
+    )
     done = story.tunewright("explain", "method.rank", "--json")
     assert json.loads(done.stdout)["keys"][0]["key"] == "method.rank"
     done = story.tunewright("explain", "overfiting")
@@ -187,5 +217,11 @@ def test_explaining_loads_nothing_heavy():
         "print('HEAVY', sorted({'torch', 'transformers', 'peft', 'numpy', 'tokenizers'} & set(sys.modules)))"
     )
     for word in ("LoRA", "method.rank", "nonsense"):
-        done = subprocess.run([sys.executable, "-c", program, word], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", program, word],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert "HEAVY []" in done.stdout, done.stderr

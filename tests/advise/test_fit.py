@@ -1,4 +1,5 @@
-"""The estimate against independent counts: Transformers for weights, PEFT for what trains, autograd for what is kept, PyTorch for operations."""
+"""The estimate against independent counts: Transformers for weights, PEFT for what trains, autograd
+for what is kept, PyTorch for operations."""
 
 from __future__ import annotations
 
@@ -50,17 +51,24 @@ def test_weights_are_those_of_transformers(family: str) -> None:
     with torch.device("meta"):
         real = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     raw = json.loads(config.to_json_string(use_diff=False))
-    # Norms inside attention, positions and biases of some families are not counted: a few per cent of a model this small.
-    assert ModelShape.from_config(raw).parameters == pytest.approx(real, rel=0.05 if family == "gpt2" else 0.01)
+    # Norms inside attention, positions and biases of some families are not counted: a few per cent
+    # of a model this small.
+    assert ModelShape.from_config(raw).parameters == pytest.approx(
+        real, rel=0.05 if family == "gpt2" else 0.01
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
-@pytest.mark.parametrize("targets", [["linear"], ["attention"], ["mlp"], ["mlp.down", "attention.output"]])
+@pytest.mark.parametrize(
+    "targets", [["linear"], ["attention"], ["mlp"], ["mlp.down", "attention.output"]]
+)
 def test_what_trains_is_what_peft_makes(family: str, targets: list[str]) -> None:
     config = tiny.make_config(family)
     attached = tiny.attach_lora(tiny.make_model(family), targets, rank=3)
     shape = ModelShape.from_config(json.loads(config.to_json_string(use_diff=False)))
-    assert trainable_parameters(shape, LoraConfig(rank=3, targets=targets)) == sum(t.numel() for t in tiny.trained(attached).values())
+    assert trainable_parameters(shape, LoraConfig(rank=3, targets=targets)) == sum(
+        t.numel() for t in tiny.trained(attached).values()
+    )
 
 
 def test_module_names_select_roles(big: ModelShape) -> None:
@@ -75,7 +83,13 @@ def _samples(count: int, length: int) -> list[Any]:
     return [tiny.single(tiny.words(draw, length), [(length // 2, length)], i) for i in range(count)]
 
 
-SMALL = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def _small(targets: list[str], dtype: str = "float32") -> tuple[Any, ModelShape, Any]:
@@ -121,7 +135,15 @@ def test_operations_are_those_that_pytorch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         stepper.gradients(samples)
     trainable = sum(t.numel() for t in tiny.trained(attached).values())
-    ours = speed.run_flops(shape, rows=8 * 39, label_rows=8 * 20, trainable=trainable, frozen=True, mean_keys=39, unread=1 - 20 / 39)
+    ours = speed.run_flops(
+        shape,
+        rows=8 * 39,
+        label_rows=8 * 20,
+        trainable=trainable,
+        frozen=True,
+        mean_keys=39,
+        unread=1 - 20 / 39,
+    )
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
@@ -141,8 +163,12 @@ print(*fit.what_is_missing(Path({str(tmp_path)!r}), shape), *fit.describe(found,
 assert "torch" not in sys.modules and time.perf_counter() - start < 3
 fit.require(found, 24 * 2**30)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert "missing: the weights (71 billion parameters, 131.4 GiB to download)" in done.stdout, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "missing: the weights (71 billion parameters, 131.4 GiB to download)" in done.stdout, (
+        done.stderr
+    )
     assert "missing: the tokenizer" in done.stdout and "does not fit" in done.stdout
     assert "E-FIT-01" in done.stderr and "a model of up to 8.0 billion parameters" in done.stderr
 
@@ -152,7 +178,11 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(big: ModelShape) -> No
     with pytest.raises(UsageError) as refused:
         fit.require(found, 24 * GiB)
     problem = refused.value.problems[0]
-    assert problem.code == "E-FIT-01" and "131" not in problem.what() and problem.fields["have"] == "24.0 GiB"
+    assert (
+        problem.code == "E-FIT-01"
+        and "131" not in problem.what()
+        and problem.fields["have"] == "24.0 GiB"
+    )
     fit.require(found, 200 * GiB)
 
 
@@ -175,7 +205,9 @@ def test_fewer_rows_a_pass_are_proposed_where_they_help() -> None:
     fit.require(asked(shape, rows_per_pass=rows, facts=facts, batch_size=32), available)
     # One long sample cannot be cut: only shorter rows help.
     long = fit.SampleFacts(10, 80_000, 40_000, 8000)
-    tries = fit.what_fits(asked(shape, facts=long), int(0.5 * asked(shape, facts=long).needed_bytes))
+    tries = fit.what_fits(
+        asked(shape, facts=long), int(0.5 * asked(shape, facts=long).needed_bytes)
+    )
     assert tries[0].startswith("data.max_tokens=")
 
 
@@ -187,7 +219,9 @@ def test_more_of_anything_needs_more() -> None:
     assert asked(shape, method=LoraConfig(rank=64)).needed_bytes > base.needed_bytes
     assert asked(shape, probes=100).needed_bytes > base.needed_bytes
     assert asked(shape, device="cuda:0").needed_bytes < base.needed_bytes
-    assert asked(shape, steps=200, flops_per_second=1e11).seconds == pytest.approx(2 * (base.seconds or 0), rel=1e-3)
+    assert asked(shape, steps=200, flops_per_second=1e11).seconds == pytest.approx(
+        2 * (base.seconds or 0), rel=1e-3
+    )
     assert sum(base.parts.values()) == base.peak_bytes
     assert asked(shape).seconds is None
 
@@ -195,16 +229,49 @@ def test_more_of_anything_needs_more() -> None:
 @pytest.mark.parametrize(
     ("settings", "peak_mib", "seconds"),
     [
-        # Measured on SmolLM2-135M with the demo's 540 rows on one thread; docs/fit.md says how. (settings, rate of the probe), peak, seconds
+        # Measured on SmolLM2-135M with the demo's 540 rows on one thread; docs/fit.md says how.
+        # (settings, rate of the probe), peak, seconds
         ({"steps": 8, "probes": 152, "flops_per_second": 187e9}, 1918, 17.2),
-        ({"steps": 3, "probes": 2, "batch_size": 32, "rows_per_pass": 256, "dtype": "float32", "flops_per_second": 95e9}, 1449, 25.7),
-        ({"steps": 2, "probes": 2, "batch_size": 64, "rows_per_pass": 2048, "method": LoraConfig(rank=64), "flops_per_second": 190e9}, 2974, 20.3),
+        (
+            {
+                "steps": 3,
+                "probes": 2,
+                "batch_size": 32,
+                "rows_per_pass": 256,
+                "dtype": "float32",
+                "flops_per_second": 95e9,
+            },
+            1449,
+            25.7,
+        ),
+        (
+            {
+                "steps": 2,
+                "probes": 2,
+                "batch_size": 64,
+                "rows_per_pass": 2048,
+                "method": LoraConfig(rank=64),
+                "flops_per_second": 190e9,
+            },
+            2974,
+            20.3,
+        ),
     ],
 )
 def test_measured_runs_are_met(settings: dict[str, Any], peak_mib: float, seconds: float) -> None:
-    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    names = (
+        "hidden_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    )
     config = dict(zip(names, (576, 30, 1536, 9, 3, 49_152), strict=True))
-    shape = ModelShape.from_config({"model_type": "llama", "tie_word_embeddings": True, "torch_dtype": "float32", **config}, 538_060_032)
+    shape = ModelShape.from_config(
+        {"model_type": "llama", "tie_word_embeddings": True, "torch_dtype": "float32", **config},
+        538_060_032,
+    )
     report = {
         "tokens_total": 30_401, "learnt_tokens": 8348, "train": 540, "shared_prefix": {"rows_physical_estimate": 15_816},
         "length_percentiles": {"max": 67},
@@ -221,11 +288,19 @@ def test_the_probe_takes_a_moment_and_leaves_the_threads_alone() -> None:
 
     threads, start = torch.get_num_threads(), time.perf_counter()
     rate = speed.measured_rate(fit.ladder()[0], dtype="float32", device="cpu", threads=1)
-    assert 1e8 < rate < 1e14 and time.perf_counter() - start < 3 and torch.get_num_threads() == threads
+    assert (
+        1e8 < rate < 1e14 and time.perf_counter() - start < 3 and torch.get_num_threads() == threads
+    )
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {**LLAMA_70B, "hidden_size": 0}, {**LLAMA_70B, "num_hidden_layers": "80"}, {**LLAMA_70B, "vocab_size": 10**12}]
+    "config",
+    [
+        {},
+        {**LLAMA_70B, "hidden_size": 0},
+        {**LLAMA_70B, "num_hidden_layers": "80"},
+        {**LLAMA_70B, "vocab_size": 10**12},
+    ],
 )
 def test_a_config_without_believable_sizes_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="E-FIT-02"):
@@ -233,8 +308,17 @@ def test_a_config_without_believable_sizes_is_refused(config: dict[str, Any]) ->
 
 
 def test_experts_are_held_but_not_all_computed() -> None:
-    config = {**LLAMA_70B, "model_type": "mixtral", "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "vocab_size": 32000}
-    shape = ModelShape.from_config({**config, "num_attention_heads": 32, "num_local_experts": 8, "num_experts_per_tok": 2})
+    config = {
+        **LLAMA_70B,
+        "model_type": "mixtral",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "intermediate_size": 14336,
+        "vocab_size": 32000,
+    }
+    shape = ModelShape.from_config(
+        {**config, "num_attention_heads": 32, "num_local_experts": 8, "num_experts_per_tok": 2}
+    )
     assert 46e9 < shape.parameters < 47.5e9  # Mixtral-8x7B: 46.7 billion, 12.9 of them for a token
     assert 12e9 < shape.active_weights + 2 * shape.head_weights < 13.5e9
     assert not any(role.startswith("mlp") for role in roles_of(shape, ["linear"]))
@@ -242,11 +326,15 @@ def test_experts_are_held_but_not_all_computed() -> None:
 
 def test_a_run_file_gives_the_same_estimate(big: ModelShape) -> None:
     config = RunConfig(model="m", data=DataConfig(train="d"), method=LoraConfig())
-    found = fit.of_run(config, big, FACTS, steps=100, dtype="bfloat16", device="cpu", rows_per_pass=1024)
+    found = fit.of_run(
+        config, big, FACTS, steps=100, dtype="bfloat16", device="cpu", rows_per_pass=1024
+    )
     assert found.peak_bytes == asked(big).peak_bytes
 
 
-def test_a_teacher_is_held_and_read_and_a_judge_only_where_it_cannot_share_the_base(big: ModelShape, tmp_path: Path) -> None:
+def test_a_teacher_is_held_and_read_and_a_judge_only_where_it_cannot_share_the_base(
+    big: ModelShape, tmp_path: Path
+) -> None:
     tiny_config = {
         **LLAMA_70B,
         "hidden_size": 64,
@@ -262,17 +350,49 @@ def test_a_teacher_is_held_and_read_and_a_judge_only_where_it_cannot_share_the_b
     def found(**more: Any) -> fit.Estimate:
         given = {**keys, **more}
         config = parse_run(given, dict.fromkeys(given, "test")).config
-        return fit.of_run(config, small, FACTS, steps=100, dtype="bfloat16", device="cpu", rows_per_pass=1024, flops_per_second=1e11)
+        return fit.of_run(
+            config,
+            small,
+            FACTS,
+            steps=100,
+            dtype="bfloat16",
+            device="cpu",
+            rows_per_pass=1024,
+            flops_per_second=1e11,
+        )
 
-    alone, taught = found(), found(**{"objective.kind": "distill", "objective.teacher": str(tmp_path / "teacher")})
-    assert taught.parts["beside"] == 2 * big.parameters and taught.needed_bytes - alone.needed_bytes == 2 * big.parameters
-    assert taught.seconds is not None and alone.seconds is not None and taught.seconds > 50 * alone.seconds
+    alone, taught = (
+        found(),
+        found(**{"objective.kind": "distill", "objective.teacher": str(tmp_path / "teacher")}),
+    )
+    assert (
+        taught.parts["beside"] == 2 * big.parameters
+        and taught.needed_bytes - alone.needed_bytes == 2 * big.parameters
+    )
+    assert (
+        taught.seconds is not None
+        and alone.seconds is not None
+        and taught.seconds > 50 * alone.seconds
+    )
     assert any("70.5" in reason for reason in taught.reasons)
-    own = found(**{"objective.kind": "gkd", "objective.teacher": str(tmp_path / "teacher"), "objective.on_policy": 1.0})
+    own = found(
+        **{
+            "objective.kind": "gkd",
+            "objective.teacher": str(tmp_path / "teacher"),
+            "objective.on_policy": 1.0,
+        }
+    )
     assert own.parts["beside"] == 2 * big.parameters and own.flops > taught.flops
-    assert found(**{"objective.kind": "distill", "objective.teacher": str(tmp_path / "nothing")}).parts["beside"] == 0  # refused elsewhere
+    assert (
+        found(
+            **{"objective.kind": "distill", "objective.teacher": str(tmp_path / "nothing")}
+        ).parts["beside"]
+        == 0
+    )  # refused elsewhere
     pairs = found(**{"objective.kind": "dpo"})
-    assert 1.05 < pairs.flops / found(**{"objective.kind": "orpo"}).flops < 1.6  # the values at step 0
+    assert (
+        1.05 < pairs.flops / found(**{"objective.kind": "orpo"}).flops < 1.6
+    )  # the values at step 0
 
 
 def test_data_without_tokens_is_guessed() -> None:
@@ -280,7 +400,9 @@ def test_data_without_tokens_is_guessed() -> None:
     assert (facts.samples, facts.longest) == (10, fit.GUESSED_TOKENS)
 
 
-def test_every_part_has_a_name_in_both_languages(big: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_has_a_name_in_both_languages(
+    big: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for lang in ("en", "zh"):
         monkeypatch.setenv("TUNEWRIGHT_LANG", lang)
         shown = "\n".join(fit.describe(asked(big, flops_per_second=1e11), 8 * GiB))

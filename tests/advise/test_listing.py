@@ -1,4 +1,5 @@
-"""Lists of what there is to choose from: every registered name, in both languages, with figures that agree with real models."""
+"""Lists of what there is to choose from: every registered name, in both languages, with figures
+that agree with real models."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def count(kind, family, settings):
         warnings.simplefilter("ignore")
         attached = entry.function(entry.config(**settings), model, anatomy.of(model), "tiny")
     by_name = dict(attached.model.named_parameters())
-    return sum(by_name[name].numel() for name in attached.parameters), sum(p.numel() for p in tiny.make_model(family).parameters())
+    return sum(by_name[name].numel() for name in attached.parameters), sum(
+        p.numel() for p in tiny.make_model(family).parameters()
+    )
 
 
 SETTINGS = {
@@ -55,8 +58,16 @@ SETTINGS = {
     "lokr": {"rank": 2},
     "boft": {"block_size": 4},
 }
-SETTINGS |= {kind: {"rank": 4} for kind in ("lora", "rslora", "dora", "lora_plus", "pissa", "olora", "loha", "adalora", "eva")}
-UNCOUNTED = {"peft": "its types are many", "new_tokens": "needs tokens", "loftq": "needs a quantised base", "bitfit": "refused on this shape"}
+SETTINGS |= {
+    kind: {"rank": 4}
+    for kind in ("lora", "rslora", "dora", "lora_plus", "pissa", "olora", "loha", "adalora", "eva")
+}
+UNCOUNTED = {
+    "peft": "its types are many",
+    "new_tokens": "needs tokens",
+    "loftq": "needs a quantised base",
+    "bitfit": "refused on this shape",
+}
 
 
 @pytest.mark.parametrize("kind", sorted(set(registry.methods.names()) - set(UNCOUNTED)))
@@ -82,12 +93,19 @@ def test_the_stated_shape_is_the_one_counted_on():
     assert rows["peft"]["share"] is None
 
 
-@pytest.mark.parametrize("kind", sorted(set(registry.methods.names()) - {"loftq"}))  # it needs a quantised base: tests/methods/test_measured.py
+@pytest.mark.parametrize(
+    "kind", sorted(set(registry.methods.names()) - {"loftq"})
+)  # it needs a quantised base: tests/methods/test_measured.py
 def test_whose_implementation_it_is_shows_on_the_model(kind):
     import peft
 
-    settings = {"new_tokens": {"tokens": [3]}, "peft": {"type": "HRA"}}.get(kind, SETTINGS.get(kind, {}))
-    entry, model = registry.methods.get(kind), tiny.make_model("qwen2" if kind == "bitfit" else "llama")
+    settings = {"new_tokens": {"tokens": [3]}, "peft": {"type": "HRA"}}.get(
+        kind, SETTINGS.get(kind, {})
+    )
+    entry, model = (
+        registry.methods.get(kind),
+        tiny.make_model("qwen2" if kind == "bitfit" else "llama"),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         attached = entry.function(entry.config(**settings), model, anatomy.of(model), "tiny")
@@ -106,16 +124,30 @@ def test_a_table_stands_in_columns_and_names_everything(what, lang):
     starts = [listing.width(line[: len(line) - len(line.split(None, 1)[1])]) for line in table[1:]]
     assert len(set(starts)) == 1, "the second column does not begin at one place"
     if lang == "zh":
-        plain = [line for line in table if what != "models" and not line.endswith("{what}")]  # one code takes its whole sentence from its finding
+        plain = [
+            line for line in table if what != "models" and not line.endswith("{what}")
+        ]  # one code takes its whole sentence from its finding
         assert all(any("\u4e00" <= c <= "\u9fff" for c in line) for line in plain)
 
 
 def test_a_chinese_sign_takes_two_places():
-    assert listing.width("秩 rank") == 7 == sum(1 + (unicodedata.east_asian_width(c) == "W") for c in "秩 rank")
+    assert (
+        listing.width("秩 rank")
+        == 7
+        == sum(1 + (unicodedata.east_asian_width(c) == "W") for c in "秩 rank")
+    )
 
 
 @pytest.mark.parametrize(
-    ("share", "shown"), [(0.036289, "3.6 %"), (0.00043, "0.043 %"), (1.0, "100 %"), (0.4, "40 %"), (0, "none here"), (None, "as chosen")]
+    ("share", "shown"),
+    [
+        (0.036289, "3.6 %"),
+        (0.00043, "0.043 %"),
+        (1.0, "100 %"),
+        (0.4, "40 %"),
+        (0, "none here"),
+        (None, "as chosen"),
+    ],
 )
 def test_a_share_has_two_digits(share, shown):
     set_language("en")
@@ -140,7 +172,10 @@ def test_the_command_prints_json_and_counts_on_a_named_model(tmp_path):
 
 
 def test_a_list_that_does_not_exist_and_a_model_where_there_are_no_shares_are_refused():
-    for what, model, code in [("colours", None, "E-RUN-14"), ("formats", "some/model", "E-LIST-02")]:
+    for what, model, code in [
+        ("colours", None, "E-RUN-14"),
+        ("formats", "some/model", "E-LIST-02"),
+    ]:
         with pytest.raises(TunewrightError) as caught:
             listing.check(what, model)
         assert [p.code for p in caught.value.problems] == [code]

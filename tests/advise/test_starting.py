@@ -1,4 +1,5 @@
-"""The first run file: it loads, it says what was found, its settings suit the size of the data, and it overwrites nothing."""
+"""The first run file: it loads, it says what was found, its settings suit the size of the data, and
+it overwrites nothing."""
 
 from __future__ import annotations
 
@@ -16,10 +17,17 @@ from tunewright.core.runfile import load_run
 from tunewright.engine.schedule import total_steps
 
 
-def data_of(place: Path, count: int, answer: str = "number {i} it is", name: str = "rows.jsonl") -> str:
+def data_of(
+    place: Path, count: int, answer: str = "number {i} it is", name: str = "rows.jsonl"
+) -> str:
     path = place / name
-    rows = [{"instruction": f"question {i}?", "output": answer.format(i=i, label=i % 2)} for i in range(count)]
-    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    rows = [
+        {"instruction": f"question {i}?", "output": answer.format(i=i, label=i % 2)}
+        for i in range(count)
+    ]
+    path.write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8"
+    )
     return str(path)
 
 
@@ -59,21 +67,41 @@ def test_labels_are_recognised_and_shown(tmp_path: Path) -> None:
 
 def test_long_answers_and_unusable_rows_are_said(tmp_path: Path) -> None:
     path = tmp_path / "long.json"
-    path.write_text(json.dumps([{"instruction": "q", "output": "word " * 300}, {"instruction": "q", "output": ""}]), encoding="utf-8")
+    path.write_text(
+        json.dumps(
+            [{"instruction": "q", "output": "word " * 300}, {"instruction": "q", "output": ""}]
+        ),
+        encoding="utf-8",
+    )
     text = starting.starter(str(path))
     assert "answers are long" in text and "1 rows cannot be used" in text
 
 
 @pytest.mark.parametrize(
-    "name", ["true.jsonl", "a: b.jsonl", "# odd.jsonl", "数据.jsonl", "with space.jsonl", "quo\"te'.jsonl", "7.jsonl", "tab\t.jsonl"]
+    "name",
+    [
+        "true.jsonl",
+        "a: b.jsonl",
+        "# odd.jsonl",
+        "数据.jsonl",
+        "with space.jsonl",
+        "quo\"te'.jsonl",
+        "7.jsonl",
+        "tab\t.jsonl",
+    ],
 )
 def test_any_file_name_survives_the_yaml(tmp_path: Path, name: str) -> None:
     data = data_of(tmp_path, 3, name=name)
     text = starting.starter(data, "./a: #model")
-    assert yaml.safe_load(text)["data"]["train"] == data and yaml.safe_load(text)["model"] == "./a: #model"
+    assert (
+        yaml.safe_load(text)["data"]["train"] == data
+        and yaml.safe_load(text)["model"] == "./a: #model"
+    )
 
 
-@pytest.mark.parametrize("text", ["true", "null", "5", "1e3", "-x", "a b", "", "é", "\x7f", ".inf", "12:30", "~"])
+@pytest.mark.parametrize(
+    "text", ["true", "null", "5", "1e3", "-x", "a b", "", "é", "\x7f", ".inf", "12:30", "~"]
+)
 def test_a_scalar_is_read_back_as_it_was(text: str) -> None:
     assert yaml.safe_load(f"key: {starting.scalar(text)}") == {"key": text}
 

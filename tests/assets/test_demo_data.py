@@ -213,7 +213,9 @@ def probes_share_no_topic_word_with_general_training(data, language):
     for probe in data["general_probe"]:
         for row in data["general_train"]:
             for stemmed in (False, True):
-                shared = content(probe["question"], language, stemmed) & content(row["question"], language, stemmed)
+                shared = content(probe["question"], language, stemmed) & content(
+                    row["question"], language, stemmed
+                )
                 if shared:
                     yield f"{sorted(shared)}: {probe['question']} / {row['question']}"
 
@@ -262,7 +264,13 @@ def language(request):
 
 @pytest.fixture(scope="module")
 def data(language):
-    return {name: [json.loads(line) for line in (DEMO / language / f"{name}.jsonl").read_text("utf-8").splitlines()] for name in FILES}
+    return {
+        name: [
+            json.loads(line)
+            for line in (DEMO / language / f"{name}.jsonl").read_text("utf-8").splitlines()
+        ]
+        for name in FILES
+    }
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -355,9 +363,7 @@ PLANTS = [
 
 
 @pytest.mark.parametrize(
-    ("rule", "plant"),
-    list(zip(RULES, PLANTS, strict=True)),
-    ids=[rule.__name__ for rule in RULES],
+    ("rule", "plant"), list(zip(RULES, PLANTS, strict=True)), ids=[rule.__name__ for rule in RULES]
 )
 def test_a_planted_violation_of_the_rule_is_reported(rule, plant, data, language):
     broken = copy.deepcopy(data)

@@ -1,4 +1,5 @@
-"""The gradient certificate of the design: float64 1e-9, float32 1e-5 (or twice the oracle's own error), over families and ways of sharing."""
+"""The gradient certificate of the design: float64 1e-9, float32 1e-5 (or twice the oracle's own
+error), over families and ways of sharing."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ import pytest
 from helpers import tiny
 
 from tunewright.bench import certificate
-from tunewright.bench.certificate import Certificate, bench_certificate, certify, distance, full_width, pick
+from tunewright.bench.certificate import (
+    Certificate,
+    bench_certificate,
+    certify,
+    distance,
+    full_width,
+    pick,
+)
 from tunewright.core.types import Branch, Sample, TokenTree
 from tunewright.engine import policy
 from tunewright.models.kernels import label_head, tree_attention
@@ -16,7 +24,9 @@ from tunewright.models.kernels import label_head, tree_attention
 EVERYTHING = 1 << 30
 
 
-def run(family: str, samples: list[Sample], attach: Any = tiny.attach_lora, **settings: Any) -> Certificate:
+def run(
+    family: str, samples: list[Sample], attach: Any = tiny.attach_lora, **settings: Any
+) -> Certificate:
     return certify(lambda dtype: tiny.make_model(family, dtype), attach, samples, **settings)
 
 
@@ -26,7 +36,9 @@ def require(found: Certificate) -> None:
 
 @pytest.mark.parametrize("name", tiny.SETS)
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_every_way_of_sharing_gives_the_gradient_of_stock_transformers(family: str, name: str) -> None:
+def test_every_way_of_sharing_gives_the_gradient_of_stock_transformers(
+    family: str, name: str
+) -> None:
     samples = tiny.SETS[name]()
     found = run(family, samples, rows_per_pass=(EVERYTHING, 64, 1))
     require(found)
@@ -39,20 +51,37 @@ def test_every_way_of_sharing_gives_the_gradient_of_stock_transformers(family: s
 
 @pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f not in ("llama", "gemma2")])
 def test_every_family_gives_the_gradient_of_stock_transformers(family: str) -> None:
-    # One step with all ways of sharing at once, cut at places that split dialogues and pairs' neighbours.
-    samples = tiny.system_prompt() + tiny.dialogues() + tiny.duplicates() + tiny.pairs() + tiny.long_sample()
+    # One step with all ways of sharing at once, cut at places that split dialogues and pairs'
+    # neighbours.
+    samples = (
+        tiny.system_prompt()
+        + tiny.dialogues()
+        + tiny.duplicates()
+        + tiny.pairs()
+        + tiny.long_sample()
+    )
     require(run(family, samples, rows_per_pass=(EVERYTHING, 90)))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gpt2"])
 def test_full_training_gives_the_same_gradient_as_well(family: str) -> None:
-    # Norm weights, biases, the embedding and the head train: the parts with a path of their own in the engine.
-    require(run(family, tiny.dialogues() + tiny.pairs(), tiny.attach_all, rows_per_pass=(EVERYTHING, 60)))
+    # Norm weights, biases, the embedding and the head train: the parts with a path of their own in
+    # the engine.
+    require(
+        run(
+            family, tiny.dialogues() + tiny.pairs(), tiny.attach_all, rows_per_pass=(EVERYTHING, 60)
+        )
+    )
 
 
 @pytest.mark.parametrize("targets", [["head"], ["embedding"], ["attention.value", "head"]])
 def test_an_adapter_on_the_head_or_the_embedding_is_trained(targets: list[str]) -> None:
-    found = run("llama", tiny.dialogues(), lambda m: tiny.attach_lora(m, targets), rows_per_pass=(EVERYTHING, 40))
+    found = run(
+        "llama",
+        tiny.dialogues(),
+        lambda m: tiny.attach_lora(m, targets),
+        rows_per_pass=(EVERYTHING, 40),
+    )
     require(found)
     assert any("lm_head" in g.tensor or "embed" in g.tensor for g in found.gaps)
 
@@ -67,21 +96,34 @@ def test_the_padded_layout_gives_the_same_gradient(family: str) -> None:
     samples = tiny.dialogues() + tiny.pairs()
     found = run(family, samples, layout="padded", rows_per_pass=(EVERYTHING, 90, 1))
     require(found)
-    assert found.physical_rows[EVERYTHING] >= sum(max(b.learnt) for s in samples for b in s.branches)
+    assert found.physical_rows[EVERYTHING] >= sum(
+        max(b.learnt) for s in samples for b in s.branches
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_probabilities_computed_again_instead_of_kept_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probabilities_computed_again_instead_of_kept_change_nothing(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(policy, "KEEP_BYTES", 0)
     require(run(family, tiny.dialogues() + tiny.long_sample(), rows_per_pass=(EVERYTHING,)))
 
 
 @pytest.mark.parametrize(("longest", "pairs"), [(1, 0), (3, 0), (7, 50), (128, 0), (1000, 10**9)])
 @pytest.mark.parametrize("family", ["qwen3", "mistral"])
-def test_how_rows_are_cut_into_blocks_changes_nothing(family: str, longest: int, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_rows_are_cut_into_blocks_changes_nothing(
+    family: str, longest: int, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tree_attention, "MAX_BLOCK", longest)
     monkeypatch.setattr(tree_attention, "MERGE_PAIRS", pairs)
-    require(run(family, tiny.dialogues() + tiny.duplicates(), dtypes=("float64",), rows_per_pass=(EVERYTHING,)))
+    require(
+        run(
+            family,
+            tiny.dialogues() + tiny.duplicates(),
+            dtypes=("float64",),
+            rows_per_pass=(EVERYTHING,),
+        )
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16])
@@ -91,7 +133,13 @@ def test_how_the_head_is_cut_changes_nothing(chunk: int, monkeypatch: pytest.Mon
 
 
 def test_tied_weights_and_a_model_with_biases_in_attention() -> None:
-    require(certify(lambda d: tiny.make_model("llama", d, tie_word_embeddings=True, attention_bias=True), tiny.attach_all, tiny.pairs()))
+    require(
+        certify(
+            lambda d: tiny.make_model("llama", d, tie_word_embeddings=True, attention_bias=True),
+            tiny.attach_all,
+            tiny.pairs(),
+        )
+    )
 
 
 @pytest.mark.slow
@@ -105,7 +153,9 @@ def test_the_whole_table(family: str, name: str) -> None:
 
 
 def fails(family: str = "llama", samples: list[Sample] | None = None) -> bool:
-    return not run(family, samples or tiny.dialogues(), dtypes=("float64",), rows_per_pass=(EVERYTHING,)).passed
+    return not run(
+        family, samples or tiny.dialogues(), dtypes=("float64",), rows_per_pass=(EVERYTHING,)
+    ).passed
 
 
 def test_a_leak_between_branches_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +180,9 @@ def test_positions_that_run_on_through_the_pass_are_found(monkeypatch: pytest.Mo
     assert fails()
 
 
-def test_a_fork_that_learns_only_one_of_its_tokens_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_that_learns_only_one_of_its_tokens_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def first_only(samples: list[Sample]) -> TokenTree:
         tree = real(samples)
         kept = [k for k, row in enumerate(tree.source) if row not in tree.source[:k]]
@@ -145,7 +197,11 @@ def test_a_fork_that_learns_only_one_of_its_tokens_is_found(monkeypatch: pytest.
 
 def test_a_forgotten_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = tree_attention.TreePlan.blocks_for
-    monkeypatch.setattr(tree_attention.TreePlan, "blocks_for", lambda plan, window, module=None: real(plan, None, module))
+    monkeypatch.setattr(
+        tree_attention.TreePlan,
+        "blocks_for",
+        lambda plan, window, module=None: real(plan, None, module),
+    )
     assert fails("mistral")
     assert not fails("llama")
 
@@ -156,7 +212,9 @@ def test_a_forgotten_softcap_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fails("gemma2")
 
 
-def test_a_mean_over_passes_in_place_of_one_division_a_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mean_over_passes_in_place_of_one_division_a_step_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from tunewright.engine.step import Stepper
 
     real = Stepper._one_pass
@@ -170,7 +228,9 @@ def test_a_mean_over_passes_in_place_of_one_division_a_step_is_found(monkeypatch
     assert "DIFFERS" in "\n".join(found.lines())
 
 
-def test_the_oracle_carries_nothing_that_this_package_put_on_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oracle_carries_nothing_that_this_package_put_on_a_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls: list[str] = []
     monkeypatch.setattr(certificate, "_engine", lambda *a: iter([]))
     from tunewright.models.kernels import fused
@@ -178,7 +238,14 @@ def test_the_oracle_carries_nothing_that_this_package_put_on_a_model(monkeypatch
     for name in ("low_rank_linear",):
         monkeypatch.setattr(fused, name, lambda *a, name=name: calls.append(name))
     values = certificate._random_values(lambda d: tiny.make_model("llama", d), tiny.attach_lora, 0)
-    gradients, loss = certificate._oracle(lambda d: tiny.make_model("llama", d), tiny.attach_lora, tiny.pairs(), "float32", values, None)
+    gradients, loss = certificate._oracle(
+        lambda d: tiny.make_model("llama", d),
+        tiny.attach_lora,
+        tiny.pairs(),
+        "float32",
+        values,
+        None,
+    )
     assert calls == []
     assert loss > 0
     assert all(bool(g.abs().sum() > 0) for g in gradients.values())
@@ -208,7 +275,12 @@ def test_full_width_lifts_narrowing_of_float64_and_nothing_else() -> None:
 
     x = torch.tensor([1.0, 2.0, 1e-12], dtype=torch.float64)
     with full_width():
-        assert x.float().dtype is x.to(torch.float32).dtype is x.to(dtype=torch.float32).dtype is torch.float64
+        assert (
+            x.float().dtype
+            is x.to(torch.float32).dtype
+            is x.to(dtype=torch.float32).dtype
+            is torch.float64
+        )
         assert torch.softmax(x, -1, dtype=torch.float32).dtype is torch.float64
         assert x.to(torch.bfloat16).dtype is torch.bfloat16
         assert x.half().float().dtype is torch.float32

@@ -18,26 +18,51 @@ from tunewright.story import train
 def given(place: Path, **more: Any) -> dict[str, Any]:
     rows = story.rows_file(place / "rows.json", 12)
     model = story.model_folder(place / "model", num_hidden_layers=4)
-    keys = {"model": str(model), "data.train": str(rows), "data.held_out": 0, "probes": 0, "engine.dtype": "float32", "engine.threads": 1}
-    return keys | {"engine.batch_size": 4, "engine.epochs": 3, "method.kind": "freeze", "method.blocks": 1, "out": str(place / "run"), **more}
+    keys = {
+        "model": str(model),
+        "data.train": str(rows),
+        "data.held_out": 0,
+        "probes": 0,
+        "engine.dtype": "float32",
+        "engine.threads": 1,
+    }
+    return keys | {
+        "engine.batch_size": 4,
+        "engine.epochs": 3,
+        "method.kind": "freeze",
+        "method.blocks": 1,
+        "out": str(place / "run"),
+        **more,
+    }
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
-def test_bench_keeps_activations_where_training_does(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_keeps_activations_where_training_does(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Any] = []
     ready = assembly.ready
-    monkeypatch.setattr(assembly, "ready", lambda *words, **named: made.append(ready(*words, **named)) or made[-1])
+    monkeypatch.setattr(
+        assembly, "ready", lambda *words, **named: made.append(ready(*words, **named)) or made[-1]
+    )
     parsed = parse_run({**given(tmp_path), "engine.activation_cache": cache}, {})
     figures = bench(parsed, steps=2, certificate=False, tell=Quiet())
     train(parsed, tell=Quiet())
     ours, theirs = made
     assert ours.cache != "off" if cache == "auto" else ours.cache == "off"
-    assert (ours.cache == "off") == (theirs.cache == "off") and figures["activation_cache"] == ours.cache
-    assert (ours.made.rate, ours.made.layout, ours.schedule) == (theirs.made.rate, theirs.made.layout, theirs.schedule)
+    assert (ours.cache == "off") == (theirs.cache == "off") and figures[
+        "activation_cache"
+    ] == ours.cache
+    assert (ours.made.rate, ours.made.layout, ours.schedule) == (
+        theirs.made.rate,
+        theirs.made.layout,
+        theirs.schedule,
+    )
     if cache == "off":
         assert "seconds_per_step_cached" not in figures
         return
-    # Every row was looked at twice, and the second time nothing below the trained block was computed.
+    # Every row was looked at twice, and the second time nothing below the trained block was
+    # computed.
     first, again = (sum(figures[key]) for key in ("seconds_per_step", "seconds_per_step_cached"))
     assert ours.made.stepper.policy.cache.hits >= 8 and ours.made.stepper.policy.cache.misses <= 8
     assert figures["train_seconds"] == pytest.approx(first / 3 + again * 2 / 3, abs=0.01)

@@ -1,4 +1,5 @@
-"""`kill -9` at the moments that matter: loading, tokenising, before the first checkpoint, inside a save, at the very end."""
+"""`kill -9` at the moments that matter: loading, tokenising, before the first checkpoint, inside a
+save, at the very end."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ STEPPING = [
 ENDING = [
     ["tunewright.engine.loop", "Loop._return_to_best", 1],
     ["tunewright.story", "_Story._save_and_ask_again", 1],
-    ["tunewright.story", "_Story._fingerprint", 1],  # the adapter's files are written, the reload is not done
+    [
+        "tunewright.story",
+        "_Story._fingerprint",
+        1,
+    ],  # the adapter's files are written, the reload is not done
     ["tunewright.story", "_Story._fingerprint", 2],
     ["tunewright.story", "_Story._finish", 1],
     ["tunewright.story", "write_json", 1],  # the summary
@@ -44,26 +49,44 @@ def _plan(seed: int) -> list[list[object]]:
     """Twenty moments in the order of a run; the steps and the file operations of saves are drawn."""
     draw = random.Random(seed)
     saves: list[list[object]] = [
-        [*draw.choice([["os", "fsync"], ["os", "rename"], ["safetensors.torch", "save_file"]]), draw.randint(1, 4)] for _ in range(6)
+        [
+            *draw.choice([["os", "fsync"], ["os", "rename"], ["safetensors.torch", "save_file"]]),
+            draw.randint(1, 4),
+        ]
+        for _ in range(6)
     ]
-    steps: list[list[object]] = [["tunewright.engine.step", "Stepper.step", draw.randint(1, 4)] for _ in range(4)]
+    steps: list[list[object]] = [
+        ["tunewright.engine.step", "Stepper.step", draw.randint(1, 4)] for _ in range(4)
+    ]
     middle = saves + steps
     draw.shuffle(middle)
     ends = draw.sample(ENDING, 4)
     return [*draw.sample(BEFORE_THE_FOLDER, 3), *STEPPING, *middle, *sorted(ends, key=ENDING.index)]
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "seed",
+    [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)],
+)
 def test_twenty_kills_later_the_run_has_the_same_bytes(tmp_path: Path, seed: int) -> None:
     model, data = story.model_folder(tmp_path / "model"), story.rows_file(tmp_path / "rows.json")
     golden = tmp_path / "golden"
     assert story.tunewright(*story.words(model, data, golden, *SETTINGS)).returncode == 0
     run, moments = tmp_path / "run", _plan(seed)
-    plan = {"words": story.words(model, data, run, *SETTINGS), "run": str(run), "moments": moments, "log": str(tmp_path / "log.txt")}
+    plan = {
+        "words": story.words(model, data, run, *SETTINGS),
+        "run": str(run),
+        "moments": moments,
+        "log": str(tmp_path / "log.txt"),
+    }
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent.parent / "helpers" / "killer.py"), str(tmp_path / "plan.json")],
+        [
+            sys.executable,
+            str(Path(__file__).parent.parent / "helpers" / "killer.py"),
+            str(tmp_path / "plan.json"),
+        ],
         capture_output=True,
         text=True,
         env=env,
@@ -72,11 +95,17 @@ def test_twenty_kills_later_the_run_has_the_same_bytes(tmp_path: Path, seed: int
     attempts = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(moments) == 20 and len(attempts) == 21, done.stderr
     killed = [a for a in attempts if a["status"] == -9]
-    # A moment may lie behind the run's end (its fourth save after three were made); most must hit, and nothing may fail in another way.
+    # A moment may lie behind the run's end (its fourth save after three were made); most must hit,
+    # and nothing may fail in another way.
     assert len(killed) >= 15, attempts
-    assert {a["status"] for a in attempts} <= {-9, 0}, (attempts, (tmp_path / "log.txt").read_text())
+    assert {a["status"] for a in attempts} <= {-9, 0}, (
+        attempts,
+        (tmp_path / "log.txt").read_text(),
+    )
     assert json.loads((run / "summary.json").read_text())["status"] == "done"
-    assert story.digest(run / "adapter" / "adapter_model.safetensors") == story.digest(golden / "adapter" / "adapter_model.safetensors")
+    assert story.digest(run / "adapter" / "adapter_model.safetensors") == story.digest(
+        golden / "adapter" / "adapter_model.safetensors"
+    )
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert sum(e["event"] == "step" for e in events) <= STEPS + len(killed) * SAVE_EVERY
     assert sum(e["event"] == "resumed" for e in events) >= 5

@@ -27,22 +27,38 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def golden(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
     place = tmp_path_factory.mktemp("golden")
     start = time.monotonic()
-    result = story.tunewright(*story.words(model, story.rows_file(place / "rows.json"), place / "run", *SETTINGS))
+    result = story.tunewright(
+        *story.words(model, story.rows_file(place / "rows.json"), place / "run", *SETTINGS)
+    )
     assert result.returncode == 0, result.stderr
-    return story.digest(place / "run" / "adapter" / "adapter_model.safetensors"), time.monotonic() - start
+    return story.digest(
+        place / "run" / "adapter" / "adapter_model.safetensors"
+    ), time.monotonic() - start
 
 
 def _launch(words: list[str]) -> subprocess.Popen[bytes]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "tunewright", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tunewright", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=env,
+    )
 
 
-def _kill_until_done(model: Path, place: Path, total: float, seed: int, kills: int) -> tuple[str, int]:
-    """Kill up to `kills` times at random moments, then let it finish. Returns the digest of the adapter's bytes and the kills that hit."""
+def _kill_until_done(
+    model: Path, place: Path, total: float, seed: int, kills: int
+) -> tuple[str, int]:
+    """Kill up to `kills` times at random moments, then let it finish. Returns the digest of the
+    adapter's bytes and the kills that hit."""
     draw, hits = random.Random(seed), 0
     data, run = story.rows_file(place / "rows.json"), place / "run"
     for _ in range(kills):
-        words = ["train", str(run), "--resume"] if run.exists() else story.words(model, data, run, *SETTINGS)
+        words = (
+            ["train", str(run), "--resume"]
+            if run.exists()
+            else story.words(model, data, run, *SETTINGS)
+        )
         child = _launch(words)
         try:
             child.wait(timeout=draw.uniform(0.2, total))
@@ -50,7 +66,11 @@ def _kill_until_done(model: Path, place: Path, total: float, seed: int, kills: i
             child.send_signal(signal.SIGKILL)
             hits += 1
         child.communicate()
-    words = ["train", str(run), "--resume"] if run.exists() else story.words(model, data, run, *SETTINGS)
+    words = (
+        ["train", str(run), "--resume"]
+        if run.exists()
+        else story.words(model, data, run, *SETTINGS)
+    )
     child = _launch(words)
     _, err = child.communicate(timeout=300)
     assert child.returncode == 0, err.decode()
@@ -58,7 +78,9 @@ def _kill_until_done(model: Path, place: Path, total: float, seed: int, kills: i
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(model: Path, golden: tuple[str, float], tmp_path: Path, seed: int) -> None:
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
+    model: Path, golden: tuple[str, float], tmp_path: Path, seed: int
+) -> None:
     adapter, hits = _kill_until_done(model, tmp_path, golden[1], seed, 2)
     assert adapter == golden[0]
     _few_steps_were_lost(tmp_path / "run", hits)
@@ -71,7 +93,8 @@ def _few_steps_were_lost(run: Path, hits: int) -> None:
 
 
 def _wait(child: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
-    """Until `ready`, for as long as the child lives: a loaded machine may take a minute to import torch."""
+    """Until `ready`, for as long as the child lives: a loaded machine may take a minute to import
+    torch."""
     deadline = time.monotonic() + 240
     while not ready() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -98,7 +121,9 @@ def test_a_signal_leaves_a_verified_checkpoint_and_its_exit_code(
     assert story.digest(run / "adapter" / "adapter_model.safetensors") == golden[0]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(model: Path, golden: tuple[str, float], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    model: Path, golden: tuple[str, float], tmp_path: Path
+) -> None:
     from tunewright.record import checkpoint
 
     run = tmp_path / "run"

@@ -9,7 +9,8 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def _libraries_are_not_collected() -> None:
-    """A run ends with a look for cycles, which goes through every object of the libraries; they stay anyway."""
+    """A run ends with a look for cycles, which goes through every object of the libraries; they
+    stay anyway."""
     import peft  # noqa: F401
     import torch  # noqa: F401
     import transformers  # noqa: F401

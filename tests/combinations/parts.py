@@ -22,17 +22,35 @@ def _rows() -> dict[str, list[dict[str, Any]]]:
     asked = _pairs()
     return {
         "alpaca": [{"instruction": q, "output": a} for q, a in asked],
-        "messages": [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in asked],
-        "sharegpt": [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in asked],
+        "messages": [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+            for q, a in asked
+        ],
+        "sharegpt": [
+            {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
+            for q, a in asked
+        ],
         "prompt_completion": [{"prompt": q, "completion": a} for q, a in asked],
         "classification": [{"text": q, "label": a} for q, a in asked],
-        "question_context": [{"context": "we learn in 2026", "question": q, "answers": {"text": [a], "answer_start": [0]}} for q, a in asked],
+        "question_context": [
+            {
+                "context": "we learn in 2026",
+                "question": q,
+                "answers": {"text": [a], "answer_start": [0]},
+            }
+            for q, a in asked
+        ],
         "text": [{"text": f"{q} {a}"} for q, a in asked],
         "documents": [{"document": f"{q} {a}"} for q, a in asked],
-        "preference": [{"prompt": q, "chosen": a, "rejected": f"no idea {i}"} for i, (q, a) in enumerate(asked)],
+        "preference": [
+            {"prompt": q, "chosen": a, "rejected": f"no idea {i}"} for i, (q, a) in enumerate(asked)
+        ],
         "kto": [{"prompt": q, "completion": a, "label": i != 1} for i, (q, a) in enumerate(asked)],
         "prompts": [{"prompt": q} for q, _ in asked],
-        "stepwise": [{"prompt": q, "completions": ["so it is", a], "labels": [True, i != 1]} for i, (q, a) in enumerate(asked)],
+        "stepwise": [
+            {"prompt": q, "completions": ["so it is", a], "labels": [True, i != 1]}
+            for i, (q, a) in enumerate(asked)
+        ],
     }
 
 
@@ -43,7 +61,9 @@ TYPE = {
 }  # fmt: skip
 ANSWERS = [a for _, a in _pairs()]
 REJECTED = [row["rejected"] for row in ROWS["preference"]]
-WHOLE = [row["text"].removeprefix("what ") for row in ROWS["text"]]  # nothing stands before the first token that could predict it
+WHOLE = [
+    row["text"].removeprefix("what ") for row in ROWS["text"]
+]  # nothing stands before the first token that could predict it
 STEPS = [f"so it is\n{a}" for a in ANSWERS]
 
 DRAWS = {"conversation": [], "preference": [], "judged": [], "prompt": []}
@@ -59,7 +79,8 @@ LEARNT: dict[str, dict[str, list[str]]] = {
     "process_reward": {"stepwise": STEPS},
     **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "ppo"), DRAWS),
 }
-"""Objective -> kind of rows it takes -> what is learnt of the rows above, by hand from the papers: every other kind is refused."""
+"""Objective -> kind of rows it takes -> what is learnt of the rows above, by hand from the papers:
+every other kind is refused."""
 DRAWING = tuple(name for name, kinds in LEARNT.items() if kinds is DRAWS)
 TEACHING = ("distill", "gkd")
 
@@ -75,7 +96,10 @@ def settings_of(objective: str, teacher: Path) -> dict[str, Any]:
     """What an objective cannot do without."""
     found: dict[str, Any] = {"objective.kind": objective}
     if objective in DRAWING:
-        found |= {"objective.reward": {"kind": "length", "unit": "characters", "min": 30, "slope": 30}, "objective.max_new_tokens": 4}
+        found |= {
+            "objective.reward": {"kind": "length", "unit": "characters", "min": 30, "slope": 30},
+            "objective.max_new_tokens": 4,
+        }
     if objective in DRAWING and objective not in ("ppo", "reinforce"):
         found |= {"objective.generations": 2}
     if objective in TEACHING:
@@ -91,7 +115,10 @@ def parsed(model: Path, data: Any, **more: Any) -> ParsedRun:
         "model": str(model), "data.train": data, "data.held_out": 0, "engine.dtype": "float32", "engine.threads": 1, "engine.steps": 2,
         "engine.batch_size": 3, "probes": 0, **more,
     }  # fmt: skip
-    return parse_run({key: str(value) if isinstance(value, Path) else value for key, value in given.items()}, dict.fromkeys(given, "test"))
+    return parse_run(
+        {key: str(value) if isinstance(value, Path) else value for key, value in given.items()},
+        dict.fromkeys(given, "test"),
+    )
 
 
 def run(model: Path, data: Any, out: Path, **more: Any) -> Finished:

@@ -13,4 +13,6 @@ def test_more_than_four_hundred_combinations_are_looked_at() -> None:
     looked_at = {*rows.combinations(), *commands.combinations(), *engine.combinations()}
     assert len(looked_at) >= 700
     assert {kind for kind, *_ in commands.combinations()} == set(methods.names())
-    assert {objective for objective, *_ in (*rows.combinations(), *engine.combinations())} == set(objectives.names())
+    assert {objective for objective, *_ in (*rows.combinations(), *engine.combinations())} == set(
+        objectives.names()
+    )

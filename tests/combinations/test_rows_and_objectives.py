@@ -1,6 +1,8 @@
-"""Every objective with every kind of rows, alone and mixed, however they are given: what is learnt is what it should be, or the run is refused.
+"""Every objective with every kind of rows, alone and mixed, however they are given: what is learnt
+is what it should be, or the run is refused.
 
-The expected texts stand in `parts.LEARNT`, written by hand. What a run learns is read back from the tokens that count.
+The expected texts stand in `parts.LEARNT`, written by hand. What a run learns is read back from the
+tokens that count.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from tunewright.core.registry import objectives
 from tunewright.core.telling import Quiet
 from tunewright.story import Prepared, prepare
 
-OTHERS = {"conversation": "alpaca", "text": "text", "preference": "preference", "judged": "kto", "prompt": "prompts", "stepwise": "stepwise"}
+OTHERS = {
+    "conversation": "alpaca",
+    "text": "text",
+    "preference": "preference",
+    "judged": "kto",
+    "prompt": "prompts",
+    "stepwise": "stepwise",
+}
 """A format of each kind."""
 WAYS = ("list", "entry", "folder", "table", "held_out")
 
@@ -34,9 +43,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(model: Path, objective: str, data: Any, name: str | None, **more: Any) -> Prepared:
-    """The run up to its rows, as `train` goes. Prompts beside an answer could be read in two ways, so drawing runs name the format."""
-    named = {"data.format": name} if name in ("prompts", "prompt_completion") and objective in parts.DRAWING else {}
-    return prepare(parts.parsed(model, data, **parts.settings_of(objective, model), **named, **more), Quiet(), out_matters=False)
+    """The run up to its rows, as `train` goes. Prompts beside an answer could be read in two ways,
+    so drawing runs name the format."""
+    named = (
+        {"data.format": name}
+        if name in ("prompts", "prompt_completion") and objective in parts.DRAWING
+        else {}
+    )
+    return prepare(
+        parts.parsed(model, data, **parts.settings_of(objective, model), **named, **more),
+        Quiet(),
+        out_matters=False,
+    )
 
 
 def learnt(prepared: Prepared, samples: Any = None) -> list[str]:
@@ -45,7 +63,11 @@ def learnt(prepared: Prepared, samples: Any = None) -> list[str]:
     for sample in prepared.data.train if samples is None else samples:
         for branch in sample.branches:
             if branch.learnt:
-                found.append(prepared.tokenizer.decode([branch.tokens[i] for i in branch.learnt], skip_special_tokens=True).strip())
+                found.append(
+                    prepared.tokenizer.decode(
+                        [branch.tokens[i] for i in branch.learnt], skip_special_tokens=True
+                    ).strip()
+                )
     return sorted(found)
 
 
@@ -53,11 +75,14 @@ def codes(model: Path, objective: str, data: Any, **more: Any) -> tuple[list[str
     """The codes with which a run is refused, and its message."""
     with pytest.raises(UsageError) as caught:
         opened(model, objective, data, None, **more)
-    return [p.code for p in caught.value.problems], "\n".join(p.line() for p in caught.value.problems)
+    return [p.code for p in caught.value.problems], "\n".join(
+        p.line() for p in caught.value.problems
+    )
 
 
 def combinations() -> list[tuple[str, ...]]:
-    """What this file looks at: (objective, kind of rows), (objective, way to give them) and (objective, first kind, second kind)."""
+    """What this file looks at: (objective, kind of rows), (objective, way to give them) and
+    (objective, first kind, second kind)."""
     found: list[tuple[str, ...]] = []
     for objective, kinds in parts.LEARNT.items():
         found += [(objective, name) for name in parts.ROWS]
@@ -86,7 +111,9 @@ def test_an_objective_learns_from_its_kinds_of_rows_what_it_should_and_refuses_t
 
 
 @pytest.mark.parametrize("objective", sorted(parts.LEARNT))
-def test_rows_are_the_same_however_they_are_given(objective: str, model: Path, files: dict[str, Path], tmp_path: Path) -> None:
+def test_rows_are_the_same_however_they_are_given(
+    objective: str, model: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
     kinds = parts.LEARNT[objective]
     kind = next(iter(kinds))
     name = OTHERS[kind] if kind != "text" else "text"
@@ -98,9 +125,15 @@ def test_rows_are_the_same_however_they_are_given(objective: str, model: Path, f
         if way == "entry":
             data, other = ([{"file": str(path)}] for path in (good, bad))  # type: ignore[misc]
         if way == "folder":
-            data, other = (str(parts.write(tmp_path / path.stem / "rows.jsonl", parts.ROWS[path.stem]).parent) for path in (good, bad))  # type: ignore[assignment]
+            data, other = (
+                str(parts.write(tmp_path / path.stem / "rows.jsonl", parts.ROWS[path.stem]).parent)
+                for path in (good, bad)
+            )  # type: ignore[assignment]
         if way == "table":
-            data, other = (str(_as_parquet(tmp_path / f"{path.stem}.parquet", parts.ROWS[path.stem])) for path in (good, bad))  # type: ignore[assignment]
+            data, other = (
+                str(_as_parquet(tmp_path / f"{path.stem}.parquet", parts.ROWS[path.stem]))
+                for path in (good, bad)
+            )  # type: ignore[assignment]
         if way == "held_out":
             more = {"data.held_out": str(good)}
         prepared = opened(model, objective, data, name, **more)
@@ -114,7 +147,9 @@ def test_rows_are_the_same_however_they_are_given(objective: str, model: Path, f
 
 
 @pytest.mark.parametrize("objective", sorted(parts.LEARNT))
-def test_a_second_kind_of_rows_is_learnt_in_full_or_refused_by_name_in_both_orders(objective: str, model: Path, files: dict[str, Path]) -> None:
+def test_a_second_kind_of_rows_is_learnt_in_full_or_refused_by_name_in_both_orders(
+    objective: str, model: Path, files: dict[str, Path]
+) -> None:
     kinds = parts.LEARNT[objective]
     for kind in kinds:
         for other in OTHERS:
@@ -122,27 +157,49 @@ def test_a_second_kind_of_rows_is_learnt_in_full_or_refused_by_name_in_both_orde
                 continue
             first, second = files[OTHERS[kind]], files[OTHERS[other]]
             if other in kinds:
-                entries = [{"file": str(path), **({"format": "prompts"} if path.stem == "prompts" else {})} for path in (first, second)]
-                assert learnt(opened(model, objective, entries, None)) == sorted(kinds[kind] + kinds[other]), (kind, other)
+                entries = [
+                    {"file": str(path), **({"format": "prompts"} if path.stem == "prompts" else {})}
+                    for path in (first, second)
+                ]
+                assert learnt(opened(model, objective, entries, None)) == sorted(
+                    kinds[kind] + kinds[other]
+                ), (kind, other)
                 continue
             for order in ([first, second], [second, first]):
                 found, message = codes(model, objective, [str(path) for path in order])
-                assert found == ["E-COMPAT-06"] and first.name in message and second.name in message, (kind, other, message)
+                assert (
+                    found == ["E-COMPAT-06"] and first.name in message and second.name in message
+                ), (kind, other, message)
 
 
 @pytest.mark.parametrize("objective", ["sft", "distill", "gkd"])
-def test_of_judged_rows_the_good_answers_alone_are_learnt_where_that_is_asked_for(objective: str, model: Path, files: dict[str, Path]) -> None:
-    good = {"preference": parts.ANSWERS, "kto": [parts.ANSWERS[0], parts.ANSWERS[2]], "stepwise": [parts.STEPS[0], parts.STEPS[2]]}
+def test_of_judged_rows_the_good_answers_alone_are_learnt_where_that_is_asked_for(
+    objective: str, model: Path, files: dict[str, Path]
+) -> None:
+    good = {
+        "preference": parts.ANSWERS,
+        "kto": [parts.ANSWERS[0], parts.ANSWERS[2]],
+        "stepwise": [parts.STEPS[0], parts.STEPS[2]],
+    }
     for name, wanted in good.items():
         data = [str(files["alpaca"]), str(files[name])]
-        assert learnt(opened(model, objective, data, None, **{"data.good_only": True})) == sorted(parts.ANSWERS + wanted), name
+        assert learnt(opened(model, objective, data, None, **{"data.good_only": True})) == sorted(
+            parts.ANSWERS + wanted
+        ), name
 
 
-def test_a_kind_that_comes_last_among_many_rows_is_seen(model: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    many = parts.write(tmp_path / "many.jsonl", [{"instruction": f"what is {i}?", "output": f"it is {i}"} for i in range(2000)])
+def test_a_kind_that_comes_last_among_many_rows_is_seen(
+    model: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    many = parts.write(
+        tmp_path / "many.jsonl",
+        [{"instruction": f"what is {i}?", "output": f"it is {i}"} for i in range(2000)],
+    )
     for order in ([many, files["preference"]], [files["preference"], many]):
         found, message = codes(model, "sft", [str(path) for path in order])
-        assert found == ["E-COMPAT-06"] and "many.jsonl" in message and "preference.jsonl" in message
+        assert (
+            found == ["E-COMPAT-06"] and "many.jsonl" in message and "preference.jsonl" in message
+        )
 
 
 def _as_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -14,10 +14,22 @@ from tunewright.commands.demo import demo_data, score
 
 def test_counts_follow_from_the_answers() -> None:
     rows = [
-        {"question": "a", "expected": "Vell", "base": "no idea", "tuned": "It is VELL.", "kind": "train"},
+        {
+            "question": "a",
+            "expected": "Vell",
+            "base": "no idea",
+            "tuned": "It is VELL.",
+            "kind": "train",
+        },
         {"question": "b", "expected": "Vell", "base": "vell", "tuned": "no", "kind": "held_out"},
         {"question": "c", "expected": "Paris", "base": "Paris", "tuned": "Vell", "kind": "general"},
-        {"question": "d", "expected": "four", "base": "Four legs", "tuned": "four", "kind": "general"},
+        {
+            "question": "d",
+            "expected": "four",
+            "base": "Four legs",
+            "tuned": "four",
+            "kind": "general",
+        },
         {"question": "e", "expected": "six", "base": "ten", "tuned": "six", "kind": "general"},
     ]
     assert score(rows) == {
@@ -35,10 +47,17 @@ def test_general_questions_are_not_trained_on(lang: str) -> None:
 
 def test_the_demo_runs_through_on_a_tiny_model(tmp_path: Path) -> None:
     model = story.model_folder(tmp_path / "model")
-    result = story.tunewright("demo", "engine.steps=2", "engine.dtype=float32", "--model", str(model), cwd=tmp_path)
+    result = story.tunewright(
+        "demo", "engine.steps=2", "engine.dtype=float32", "--model", str(model), cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text())
-    answers = [json.loads(line) for line in Path(tmp_path, summary["demo"]["answers"]).read_text(encoding="utf-8").splitlines()]
+    answers = [
+        json.loads(line)
+        for line in Path(tmp_path, summary["demo"]["answers"])
+        .read_text(encoding="utf-8")
+        .splitlines()
+    ]
     assert summary["status"] == "done"
     assert {k: v for k, v in summary["demo"].items() if k != "answers"} == score(answers)
 
@@ -47,30 +66,51 @@ def test_the_demo_runs_through_on_a_tiny_model(tmp_path: Path) -> None:
 @pytest.mark.real_model
 def test_the_demo_of_the_readme_teaches_what_it_promises(tmp_path: Path) -> None:
     start = time.monotonic()
-    result = story.tunewright("demo", cwd=tmp_path, timeout=1500, HF_HUB_OFFLINE="0", OMP_NUM_THREADS="")
+    result = story.tunewright(
+        "demo", cwd=tmp_path, timeout=1500, HF_HUB_OFFLINE="0", OMP_NUM_THREADS=""
+    )
     assert result.returncode == 0, result.stderr
     print(f"demo took {time.monotonic() - start:.0f} s")
     demo = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text())["demo"]
     assert demo["facts"] >= 60
     assert max(demo["base_train"], demo["base_held_out"]) <= 0.05 * demo["facts"]
-    assert demo["tuned_train"] >= 0.8 * demo["facts"] and demo["tuned_held_out"] >= 0.5 * demo["facts"]
-    assert demo["general_base_right"] >= 10 and demo["general_kept"] >= 0.9 * demo["general_base_right"]
+    assert (
+        demo["tuned_train"] >= 0.8 * demo["facts"] and demo["tuned_held_out"] >= 0.5 * demo["facts"]
+    )
+    assert (
+        demo["general_base_right"] >= 10
+        and demo["general_kept"] >= 0.9 * demo["general_base_right"]
+    )
 
 
 @pytest.mark.thorough
 @pytest.mark.real_model
 def test_the_demos_run_was_foretold_and_can_be_merged(tmp_path: Path) -> None:
-    result = story.tunewright("demo", cwd=tmp_path, timeout=1500, HF_HUB_OFFLINE="0", OMP_NUM_THREADS="")
+    result = story.tunewright(
+        "demo", cwd=tmp_path, timeout=1500, HF_HUB_OFFLINE="0", OMP_NUM_THREADS=""
+    )
     assert result.returncode == 0, result.stderr
     _the_dry_run_told_what_it_would_take(tmp_path)
     _the_merged_model_knows_what_was_taught(tmp_path)
 
 
 def _the_dry_run_told_what_it_would_take(place: Path) -> None:
-    """The estimate of the demo's own run file against what the demo measured: memory within a quarter, time within a factor of two."""
-    result = story.tunewright("train", "runs/demo/run.yaml", "out=again", "--dry-run", "--json", cwd=place, OMP_NUM_THREADS="")
+    """The estimate of the demo's own run file against what the demo measured: memory within a
+    quarter, time within a factor of two."""
+    result = story.tunewright(
+        "train",
+        "runs/demo/run.yaml",
+        "out=again",
+        "--dry-run",
+        "--json",
+        cwd=place,
+        OMP_NUM_THREADS="",
+    )
     assert result.returncode == 0, result.stderr
-    estimate, measured = json.loads(result.stdout), json.loads((place / "runs" / "demo" / "summary.json").read_text())
+    estimate, measured = (
+        json.loads(result.stdout),
+        json.loads((place / "runs" / "demo" / "summary.json").read_text()),
+    )
     print(
         f"memory {estimate['peak_memory_bytes'] / measured['peak_memory_bytes']:.2f}, time {estimate['train_seconds'] / measured['train_seconds']:.2f}"
     )
@@ -79,12 +119,25 @@ def _the_dry_run_told_what_it_would_take(place: Path) -> None:
 
 
 def _the_merged_model_knows_what_was_taught(place: Path) -> None:
-    """`export merge` on the demo's run: its own comparison with the adapter, and a fact asked of the folder in plain Transformers."""
+    """`export merge` on the demo's run: its own comparison with the adapter, and a fact asked of
+    the folder in plain Transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    result = story.tunewright("export", "merge", "runs/demo", "merged", "--json", cwd=place, timeout=900, OMP_NUM_THREADS="")
+    result = story.tunewright(
+        "export",
+        "merge",
+        "runs/demo",
+        "merged",
+        "--json",
+        cwd=place,
+        timeout=900,
+        OMP_NUM_THREADS="",
+    )
     assert result.returncode == 0, result.stderr
-    asked = place / json.loads((place / "runs" / "demo" / "summary.json").read_text())["demo"]["answers"]
+    asked = (
+        place
+        / json.loads((place / "runs" / "demo" / "summary.json").read_text())["demo"]["answers"]
+    )
     answers = [json.loads(line) for line in asked.read_text(encoding="utf-8").splitlines()]
     taught = [row for row in answers if row["kind"] == "train"][:8]
     tokenizer = AutoTokenizer.from_pretrained(place / "merged")
@@ -92,10 +145,16 @@ def _the_merged_model_knows_what_was_taught(place: Path) -> None:
     known = 0
     for row in taught:
         prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["question"]}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            [{"role": "user", "content": row["question"]}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
         )
         out = model.generate(**prompt, max_new_tokens=24, do_sample=False)
-        known += row["expected"].lower() in tokenizer.decode(out[0, prompt["input_ids"].shape[1] :]).lower()
+        known += (
+            row["expected"].lower()
+            in tokenizer.decode(out[0, prompt["input_ids"].shape[1] :]).lower()
+        )
     assert known >= 7
 
 

@@ -1,7 +1,9 @@
-"""What every method promises, asked of every registered kind on five shapes of model. A kind without a row here fails the suite.
+"""What every method promises, asked of every registered kind on five shapes of model. A kind
+without a row here fails the suite.
 
-To add a kind: one `Row` in ROWS. `sign` says how the kind is told from every other one by looking at what it put on a model, so that a name
-registered for the wrong method fails; the other fields say what the kind promises and where it does not promise (with the reason in words).
+To add a kind: one `Row` in ROWS. `sign` says how the kind is told from every other one by looking
+at what it put on a model, so that a name registered for the wrong method fails; the other fields
+say what the kind promises and where it does not promise (with the reason in words).
 """
 
 from __future__ import annotations
@@ -31,14 +33,17 @@ from tunewright.models import anatomy
 from tunewright.models.load import load_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gpt2"]
-IDS = torch.tensor([[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]])
+IDS = torch.tensor(
+    [[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]]
+)
 STEPS = 6
 """Steps of the runs here: methods with a schedule of their own are told so."""
 
 
 @dataclass
 class Case:
-    """One kind on one shape, freshly attached. `before` holds the tensors of the untouched model, `start` what trains, `rest` everything else."""
+    """One kind on one shape, freshly attached. `before` holds the tensors of the untouched model,
+    `start` what trains, `rest` everything else."""
 
     kind: str
     family: str
@@ -64,15 +69,27 @@ class Case:
         use_stock(self.causal)
         model.eval()
         with torch.no_grad():
-            return model(input_ids=IDS, use_cache=False).logits[:, -IDS.shape[1] :]  # a learnt prompt may bring rows of its own
+            return model(input_ids=IDS, use_cache=False).logits[
+                :, -IDS.shape[1] :
+            ]  # a learnt prompt may bring rows of its own
 
     def module(self, part: str) -> Any:
         """The first module that has an attribute `part`."""
-        return next((m for m in self.model.modules() if part in (*vars(m), *getattr(m, "_modules", {}), *getattr(m, "_parameters", {}))), None)
+        return next(
+            (
+                m
+                for m in self.model.modules()
+                if part in (*vars(m), *getattr(m, "_modules", {}), *getattr(m, "_parameters", {}))
+            ),
+            None,
+        )
 
     def tails(self) -> set[str]:
         """What the trained parameters are called, without the path and PEFT's name of the adapter."""
-        return {[part for part in name.split(".") if part not in ("default", "weight", "bias")][-1] for name in self.attached.parameters}
+        return {
+            [part for part in name.split(".") if part not in ("default", "weight", "bias")][-1]
+            for name in self.attached.parameters
+        }
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,8 @@ class Row:
     """True for this kind and for no other, read off the tiny Qwen2 it was just put on."""
     config: dict[str, Any] = field(default_factory=dict)
     identity: float | None = 0.0
-    """Largest difference to the base's logits at step 0 as a share of the largest logit; None: the paper promises none."""
+    """Largest difference to the base's logits at step 0 as a share of the largest logit; None: the
+    paper promises none."""
     disabled: bool = True
     """`disabled()` gives the base's logits bitwise; False: it is None and says why."""
     merges: bool = True
@@ -93,7 +111,8 @@ class Row:
     rate: float = 2e-2
     """A rate at which a tiny model learns 8 rows."""
     learns: int | None = 80
-    """Steps after which it has learnt 8 rows to a loss under 0.1; None: it has not the capacity, and `why` says so."""
+    """Steps after which it has learnt 8 rows to a loss under 0.1; None: it has not the capacity,
+    and `why` says so."""
     why: str = ""
     spread: float = 0.05
     """Noise on what trains, so that no gradient is zero."""
@@ -106,36 +125,66 @@ class Row:
 def lora_scale(case: Case) -> float:
     """What the product of A and B is multiplied by."""
     layer = case.module("lora_A")
-    return float(layer.scaling["default"]) if layer is not None and isinstance(getattr(layer, "scaling", None), dict) else float("nan")
+    return (
+        float(layer.scaling["default"])
+        if layer is not None and isinstance(getattr(layer, "scaling", None), dict)
+        else float("nan")
+    )
 
 
 def is_plain_lora(case: Case) -> bool:
     """A drawn, B zero, nothing else, on untouched base weights, every parameter at one rate."""
     zero = all(bool((p == 0).all()) == (".lora_B." in name) for name, p in case.start.items())
-    same = all(torch.equal(case.rest[name], case.before[plain_name(name)]) for name in case.rest if plain_name(name) in case.before)
-    return case.tails() == {"lora_A", "lora_B"} and zero and same and lora_scale(case) == 2.0 and not case.attached.rate_factors
+    same = all(
+        torch.equal(case.rest[name], case.before[plain_name(name)])
+        for name in case.rest
+        if plain_name(name) in case.before
+    )
+    return (
+        case.tails() == {"lora_A", "lora_B"}
+        and zero
+        and same
+        and lora_scale(case) == 2.0
+        and not case.attached.rate_factors
+    )
 
 
 def adapters(case: Case) -> tuple[set[str], int, float, bool]:
-    """(where bottleneck adapters stand in a block, width of the waist, scale, whether they read what their module reads)."""
-    parts = {n.rpartition(".")[2]: m for n, m in case.model.named_modules() if n.rpartition(".")[2].startswith("adapter_")}
+    """(where bottleneck adapters stand in a block, width of the waist, scale, whether they read
+    what their module reads)."""
+    parts = {
+        n.rpartition(".")[2]: m
+        for n, m in case.model.named_modules()
+        if n.rpartition(".")[2].startswith("adapter_")
+    }
     if not parts or not all(hasattr(m, "down") and hasattr(m, "up") for m in parts.values()):
         return set(), 0, 0.0, False
     first = next(iter(parts.values()))
     hooked = [m for m in case.model.modules() if m._forward_hooks]
-    return set(parts), first.down.shape[0], first.scale, not any(hasattr(m, "in_features") for m in hooked)
+    return (
+        set(parts),
+        first.down.shape[0],
+        first.scale,
+        not any(hasattr(m, "in_features") for m in hooked),
+    )
 
 
 def only(case: Case, part: str) -> bool:
-    """Weights of the model itself train, namely all those with `part` in their names, and nothing was put on it."""
-    return set(case.before) == {*case.start, *case.rest} and case.attached.parameters == [n for n, _ in case.causal.named_parameters() if part in n]
+    """Weights of the model itself train, namely all those with `part` in their names, and nothing
+    was put on it."""
+    return set(case.before) == {*case.start, *case.rest} and case.attached.parameters == [
+        n for n, _ in case.causal.named_parameters() if part in n
+    ]
 
 
 def updates(case: Case) -> tuple[str, Any] | None:
-    """(the class of the method's own optimiser, how its first group scales); None where the run's optimiser serves."""
+    """(the class of the method's own optimiser, how its first group scales); None where the run's
+    optimiser serves."""
     if case.attached.optimizer is None:
         return None
-    made = case.attached.optimizer(EngineConfig(), [(n, p) for n, p in case.causal.named_parameters() if n in case.start])
+    made = case.attached.optimizer(
+        EngineConfig(), [(n, p) for n, p in case.causal.named_parameters() if n in case.start]
+    )
     return type(made).__name__, made.param_groups[0].get("scaling")
 
 
@@ -150,7 +199,9 @@ def is_rslora(case: Case) -> bool:
 
 def is_lora_plus(case: Case) -> bool:
     b = {name for name in case.start if ".lora_B." in name}
-    return case.tails() == {"lora_A", "lora_B"} and case.attached.rate_factors == dict.fromkeys(b, 16.0)
+    return case.tails() == {"lora_A", "lora_B"} and case.attached.rate_factors == dict.fromkeys(
+        b, 16.0
+    )
 
 
 def started(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
@@ -158,11 +209,16 @@ def started(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | Non
     name = next((n for n in case.start if n.endswith("q_proj.lora_A.default.trained")), None)
     if name is None:
         return None
-    return case.start[name], case.start[name.replace("lora_A", "lora_B")], case.before["model.layers.0.self_attn.q_proj.weight"]
+    return (
+        case.start[name],
+        case.start[name.replace("lora_A", "lora_B")],
+        case.before["model.layers.0.self_attn.q_proj.weight"],
+    )
 
 
 def is_pissa(case: Case) -> bool:
-    """B A is the best approximation of W of that rank: its error is the rest of W's singular values (Eckart and Young)."""
+    """B A is the best approximation of W of that rank: its error is the rest of W's singular values
+    (Eckart and Young)."""
     if (found := started(case)) is None:
         return False
     A, B, W = found
@@ -188,22 +244,32 @@ def is_eva(case: Case) -> bool:
     return (
         case.tails() == {"lora_A", "lora_B"}
         and zero
-        and all(torch.allclose(p @ p.T, torch.eye(4), atol=1e-4) for n, p in case.start.items() if ".lora_A." in n)
+        and all(
+            torch.allclose(p @ p.T, torch.eye(4), atol=1e-4)
+            for n, p in case.start.items()
+            if ".lora_A." in n
+        )
     )
 
 
 def is_loftq(case: Case) -> bool:
-    """The base is quantised and s B A is the best product of that rank for what that took: its error is the rest of the singular values."""
+    """The base is quantised and s B A is the best product of that rank for what that took: its
+    error is the rest of the singular values."""
     if case.tails() != {"lora_A", "lora_B"} or case.module("number_type") is None:
         return False
     name = next(n for n in case.start if ".lora_A." in n)
     A, B = case.start[name].double(), case.start[name.replace(".lora_A.", ".lora_B.")].double()
     place = name.split(".lora_A.")[0]
     lost = (
-        dict(tiny.make_model(case.family).named_parameters())[f"{plain_name(place)}.weight"] - case.model.get_submodule(place).get_base_layer().weight
+        dict(tiny.make_model(case.family).named_parameters())[f"{plain_name(place)}.weight"]
+        - case.model.get_submodule(place).get_base_layer().weight
     )
     error = torch.linalg.matrix_norm(lost.double() - lora_scale(case) * B @ A)
-    return bool(torch.isclose(error, torch.linalg.svdvals(lost.double())[4:].square().sum().sqrt(), rtol=1e-3))
+    return bool(
+        torch.isclose(
+            error, torch.linalg.svdvals(lost.double())[4:].square().sum().sqrt(), rtol=1e-3
+        )
+    )
 
 
 def prompt_of(case: Case) -> Any:
@@ -247,7 +313,9 @@ ROWS: dict[str, Row] = {
     "olora": Row(is_olora, {"rank": 4}, identity=1e-5, refused=NO_CONV1D),
     "eva": Row(is_eva, {"rank": 4}),
     "loftq": Row(is_loftq, {"rank": 4}, identity=None, merges=False, bits=4),
-    "loha": Row(has("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), {"rank": 4}, refused=NO_CONV1D),
+    "loha": Row(
+        has("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), {"rank": 4}, refused=NO_CONV1D
+    ),
     "lokr": Row(has("lokr_w1", "lokr_w2_a", "lokr_w2_b"), {"rank": 2}, refused=NO_CONV1D),
     "adalora": Row(has("lora_A", "lora_B", "lora_E"), {"rank": 4, "orthogonality": 0.01}),
     "ia3": Row(
@@ -258,25 +326,72 @@ ROWS: dict[str, Row] = {
     "vera": Row(has("vera_lambda_b", "vera_lambda_d"), {"rank": 16}, rate=5e-2),
     "oft": Row(has("oft_R"), {"block_size": 8}, refused=NO_CONV1D),
     "boft": Row(has("boft_R", "boft_s"), {"block_size": 4}, refused=NO_CONV1D),
-    "peft": Row(has("hra_u"), {"type": "HRA", "options": {"r": 4}}, identity=1e-5, refused={"gpt2": "E-METHOD-24"}),
-    "prompt_tuning": Row(is_prompt_tuning, PROMPT, identity=None, merges=False, rate=1e-1, learns=160),
+    "peft": Row(
+        has("hra_u"),
+        {"type": "HRA", "options": {"r": 4}},
+        identity=1e-5,
+        refused={"gpt2": "E-METHOD-24"},
+    ),
+    "prompt_tuning": Row(
+        is_prompt_tuning, PROMPT, identity=None, merges=False, rate=1e-1, learns=160
+    ),
     "p_tuning": Row(is_p_tuning, PROMPT, identity=None, merges=False, rate=2e-2, learns=160),
-    "prefix_tuning": Row(lambda case: is_prefix(case, projected=True), PROMPT, identity=None, merges=False, rate=2e-2, learns=160),
-    "p_tuning_v2": Row(lambda case: is_prefix(case, projected=False), PROMPT, identity=None, merges=False, rate=2e-1, learns=160),
+    "prefix_tuning": Row(
+        lambda case: is_prefix(case, projected=True),
+        PROMPT,
+        identity=None,
+        merges=False,
+        rate=2e-2,
+        learns=160,
+    ),
+    "p_tuning_v2": Row(
+        lambda case: is_prefix(case, projected=False),
+        PROMPT,
+        identity=None,
+        merges=False,
+        rate=2e-1,
+        learns=160,
+    ),
     "adapter": Row(lambda c: adapters(c) == ({"adapter_mlp"}, 64, 1.0, False), merges=False),
-    "houlsby": Row(lambda c: adapters(c) == ({"adapter_attention", "adapter_mlp"}, 64, 1.0, False), merges=False),
+    "houlsby": Row(
+        lambda c: adapters(c) == ({"adapter_attention", "adapter_mlp"}, 64, 1.0, False),
+        merges=False,
+    ),
     "pfeiffer": Row(
         lambda c: adapters(c) == ({"adapter_mlp"}, 3, 1.0, False),
         merges=False,
         learns=None,
         why="its waist is a sixteenth of the width, three numbers on a model this small",
     ),
-    "parallel_adapter": Row(lambda c: adapters(c) == ({"adapter_mlp"}, 64, 4.0, True), merges=False),
-    "full": Row(lambda c: only(c, "") and c.attached.optimizer is None and c.attached.with_optimizer is None, disabled=False),
-    "galore": Row(lambda c: only(c, "") and updates(c) == ("GaLoreAdamW", None), {"rank": 4, "refresh": 2}, disabled=False),
-    "apollo": Row(lambda c: only(c, "") and updates(c) == ("ApolloAdamW", "channel"), {"rank": 4, "refresh": 2}, disabled=False),
-    "apollo_mini": Row(lambda c: only(c, "") and updates(c) == ("ApolloAdamW", "tensor"), {"refresh": 2}, disabled=False),
-    "lisa": Row(lambda c: only(c, "") and c.attached.with_optimizer is not None, {"blocks": 2}, disabled=False),
+    "parallel_adapter": Row(
+        lambda c: adapters(c) == ({"adapter_mlp"}, 64, 4.0, True), merges=False
+    ),
+    "full": Row(
+        lambda c: (
+            only(c, "") and c.attached.optimizer is None and c.attached.with_optimizer is None
+        ),
+        disabled=False,
+    ),
+    "galore": Row(
+        lambda c: only(c, "") and updates(c) == ("GaLoreAdamW", None),
+        {"rank": 4, "refresh": 2},
+        disabled=False,
+    ),
+    "apollo": Row(
+        lambda c: only(c, "") and updates(c) == ("ApolloAdamW", "channel"),
+        {"rank": 4, "refresh": 2},
+        disabled=False,
+    ),
+    "apollo_mini": Row(
+        lambda c: only(c, "") and updates(c) == ("ApolloAdamW", "tensor"),
+        {"refresh": 2},
+        disabled=False,
+    ),
+    "lisa": Row(
+        lambda c: only(c, "") and c.attached.with_optimizer is not None,
+        {"blocks": 2},
+        disabled=False,
+    ),
     "llama_pro": Row(lambda c: len(anatomy.of(c.causal).blocks) == 3, {"blocks": 1}, grows=True),
     "freeze": Row(lambda c: only(c, "model.layers.1."), {"blocks": 1}),
     "bitfit": Row(
@@ -323,7 +438,9 @@ def put(kind: str, model: Any, **settings: Any) -> Attached:
         warnings.simplefilter("ignore")
         attached = entry.function(entry.config(**settings), model, anatomy.of(model), "tiny")
         if attached.look:
-            attached.look([b.tokens for sample in tiny.dialogues() + tiny.pairs() for b in sample.branches])
+            attached.look(
+                [b.tokens for sample in tiny.dialogues() + tiny.pairs() for b in sample.branches]
+            )
     if attached.begin:
         attached.begin(STEPS)
     return attached
@@ -372,7 +489,8 @@ def fresh(kind: str) -> Case:
 
 @functools.cache
 def trained(kind: str, family: str) -> Case:
-    """A case after three steps, for looking only. Building takes most of the time of this suite, so one case serves several facts."""
+    """A case after three steps, for looking only. Building takes most of the time of this suite, so
+    one case serves several facts."""
     case = build(kind, family)
     case.start_logits = case.logits()
     stepper = tiny.make_stepper(case.causal, case.attached, case.layout)
@@ -383,7 +501,8 @@ def trained(kind: str, family: str) -> Case:
 
 
 SHAKEN: dict[tuple[str, str], Case] = {}
-"""Cases with noise on what trains, left by the test of gradients to the test of merging, which uses them up."""
+"""Cases with noise on what trains, left by the test of gradients to the test of merging, which uses
+them up."""
 
 
 def fits(kind: str, family: str) -> bool:
@@ -405,7 +524,12 @@ def gradients(case: Case, layout: str) -> dict[str, torch.Tensor]:
 
 
 def pairs_of(*, also_refused: bool = False) -> list[Any]:
-    return [pytest.param(k, f, id=f"{k}-{f}") for k in ROWS for f in FAMILIES if also_refused != fits(k, f)]
+    return [
+        pytest.param(k, f, id=f"{k}-{f}")
+        for k in ROWS
+        for f in FAMILIES
+        if also_refused != fits(k, f)
+    ]
 
 
 def eight_rows() -> list[Sample]:
@@ -451,9 +575,13 @@ def test_at_step_0_the_model_is_the_base_where_that_is_promised(kind: str, famil
 
 
 @pytest.mark.parametrize(("kind", "family"), pairs_of())
-def test_exactly_what_is_listed_gets_a_gradient_and_both_layouts_agree_on_it(kind: str, family: str) -> None:
+def test_exactly_what_is_listed_gets_a_gradient_and_both_layouts_agree_on_it(
+    kind: str, family: str
+) -> None:
     case = SHAKEN[kind, family] = build(kind, family)
-    assert sorted(n for n, p in case.model.named_parameters() if p.requires_grad) == sorted(case.attached.parameters)
+    assert sorted(n for n, p in case.model.named_parameters() if p.requires_grad) == sorted(
+        case.attached.parameters
+    )
     assert len(case.attached.parameters) == len(case.start) > 0
     tiny.randomise(case.attached, spread=ROWS[kind].spread)
     padded = gradients(case, "padded")
@@ -464,10 +592,15 @@ def test_exactly_what_is_listed_gets_a_gradient_and_both_layouts_agree_on_it(kin
     tree = gradients(case, "tree")
     gaps = {name: distance(tree[name], g) for name, g in padded.items()}
     if max(gaps.values()) > 1e-5:
-        # A small gradient that is the sum of large ones carries float32's own error, which float64 shows.
+        # A small gradient that is the sum of large ones carries float32's own error, which float64
+        # shows.
         SHAKEN.pop((kind, family)).model.double()
         truth = gradients(case, "padded")
-        gaps = {name: gap for name, gap in gaps.items() if gap > max(1e-5, 2 * distance(padded[name], truth[name]))}
+        gaps = {
+            name: gap
+            for name, gap in gaps.items()
+            if gap > max(1e-5, 2 * distance(padded[name], truth[name]))
+        }
         assert gaps == {}
 
 
@@ -481,7 +614,9 @@ def test_training_changes_what_is_listed_and_nothing_else(kind: str, family: str
 
 
 @pytest.mark.parametrize(("kind", "family"), pairs_of())
-def test_switched_off_it_is_the_base_bit_for_bit_or_says_why_it_cannot_be(kind: str, family: str) -> None:
+def test_switched_off_it_is_the_base_bit_for_bit_or_says_why_it_cannot_be(
+    kind: str, family: str
+) -> None:
     case = trained(kind, family)
     tuned = case.logits()
     assert not torch.equal(tuned, case.base_logits)
@@ -496,19 +631,28 @@ def test_switched_off_it_is_the_base_bit_for_bit_or_says_why_it_cannot_be(kind: 
 
 
 @pytest.mark.parametrize(("kind", "family"), pairs_of())
-def test_merged_it_is_a_plain_model_with_the_same_logits_and_merging_again_does_no_harm(kind: str, family: str) -> None:
+def test_merged_it_is_a_plain_model_with_the_same_logits_and_merging_again_does_no_harm(
+    kind: str, family: str
+) -> None:
     if not ROWS[kind].merges:
         case = trained(kind, family)
         assert case.attached.merge is None
         assert case.attached.merge_reason
         return
     case = SHAKEN.pop((kind, family), None) or build(kind, family)
-    if all(torch.equal(p, case.start[name]) for name, p in case.model.named_parameters() if name in case.start):
+    if all(
+        torch.equal(p, case.start[name])
+        for name, p in case.model.named_parameters()
+        if name in case.start
+    ):
         tiny.randomise(case.attached, spread=ROWS[kind].spread)
     tuned = case.logits()
     assert case.attached.merge is not None
     merged = case.attached.merge()
-    names, plain = {plain_name(n) for n in dict(merged.named_parameters())}, set(dict(tiny.make_model(family).named_parameters()))
+    names, plain = (
+        {plain_name(n) for n in dict(merged.named_parameters())},
+        set(dict(tiny.make_model(family).named_parameters())),
+    )
     assert names > plain if ROWS[kind].grows else names == plain
     assert float((case.logits(merged) - tuned).abs().max()) <= 1e-4 * float(tuned.abs().max())
     try:
@@ -551,11 +695,24 @@ def loop_of(kind: str, family: str, run: Path) -> Any:
     samples = eight_rows()
     run.mkdir(parents=True, exist_ok=True)
     log = EventLog(run / "events.jsonl")
-    return Loop(stepper, make_schedule(engine, len(samples), 1e-2), samples, [], engine, run, log, Quiet(), StopFlag(), "cpu")
+    return Loop(
+        stepper,
+        make_schedule(engine, len(samples), 1e-2),
+        samples,
+        [],
+        engine,
+        run,
+        log,
+        Quiet(),
+        StopFlag(),
+        "cpu",
+    )
 
 
 @pytest.mark.parametrize(("kind", "family"), [(k, home(k)) for k in ROWS])
-def test_a_run_that_was_resumed_ends_with_the_same_bits(kind: str, family: str, tmp_path: Path) -> None:
+def test_a_run_that_was_resumed_ends_with_the_same_bits(
+    kind: str, family: str, tmp_path: Path
+) -> None:
     from tunewright.record import checkpoint
 
     straight = loop_of(kind, family, tmp_path)
@@ -607,17 +764,27 @@ def test_what_was_saved_gives_the_same_bits_in_a_fresh_process(tmp_path: Path) -
                 case, folder = trained(kind, family), tmp_path / f"{kind}-{family}"
                 wanted[folder.name] = case.logits()
                 case.attached.save(folder)
-                assert not [f.name for f in folder.rglob("*") if f.suffix in (".bin", ".pt", ".pkl")]
+                assert not [
+                    f.name for f in folder.rglob("*") if f.suffix in (".bin", ".pt", ".pkl")
+                ]
                 jobs.append({"name": folder.name, "base": str(tmp_path / family), "folder": str(folder), "whole": case.attached.saves_model,
                              "bits": ROWS[kind].bits})  # fmt: skip
     listed = tmp_path / "jobs.json"
     listed.write_text(json.dumps(jobs), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, str(listed), json.dumps(IDS.tolist())], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-W", "ignore", "-c", CHILD, str(listed), json.dumps(IDS.tolist())],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = load_file(f"{listed}.safetensors")
     assert not done.stdout, done.stdout
     assert sorted(found) == sorted(wanted)
-    differ = {name: float((found[name] - wanted[name]).abs().max()) for name in wanted if not torch.equal(found[name], wanted[name])}
+    differ = {
+        name: float((found[name] - wanted[name]).abs().max())
+        for name in wanted
+        if not torch.equal(found[name], wanted[name])
+    }
     assert differ == {}

@@ -1,4 +1,5 @@
-"""Errors for people: every code has a text in both languages, and a message says everything at once."""
+"""Errors for people: every code has a text in both languages, and a message says everything at
+once."""
 
 from __future__ import annotations
 
@@ -10,8 +11,24 @@ import pytest
 
 import tunewright
 from tunewright.core import errors
-from tunewright.core.errors import ConfigError, Interrupted, Problem, TunewrightError, UsageError, problem, raise_all
-from tunewright.core.words import LANGUAGES, catalogue, error_codes, error_text, language, say, set_language
+from tunewright.core.errors import (
+    ConfigError,
+    Interrupted,
+    Problem,
+    TunewrightError,
+    UsageError,
+    problem,
+    raise_all,
+)
+from tunewright.core.words import (
+    LANGUAGES,
+    catalogue,
+    error_codes,
+    error_text,
+    language,
+    say,
+    set_language,
+)
 
 SOURCE = Path(tunewright.__file__).parent
 
@@ -43,22 +60,35 @@ def test_the_languages_have_the_same_keys_and_fill_in_the_same_fields() -> None:
     assert english.keys() == chinese.keys()
     for key, value in english.items():
         other = chinese[key]
-        parts = [(value[p], other[p]) for p in ("what", "do")] if isinstance(value, dict) else [(value, other)]
+        parts = (
+            [(value[p], other[p]) for p in ("what", "do")]
+            if isinstance(value, dict)
+            else [(value, other)]
+        )
         for a, b in parts:
             assert fields_of(a) == fields_of(b), key
 
 
 def test_one_line_holds_code_what_where_and_remedy() -> None:
     found = problem("E-CONFIG-04", "run.yaml, line 9", field="r", ours="method.rank", value=8)
-    assert found.line() == "E-CONFIG-04  r: this key is from another system; here it is `method.rank`.  (run.yaml, line 9) Write `method.rank=8`."
+    assert (
+        found.line()
+        == "E-CONFIG-04  r: this key is from another system; here it is `method.rank`.  (run.yaml, line 9) Write `method.rank=8`."
+    )
     assert found.as_dict()["code"] == "E-CONFIG-04"
 
 
 def test_a_message_counts_its_problems_and_names_what_it_is_about() -> None:
-    error = ConfigError([problem("E-CONFIG-07", field="model"), problem("E-CONFIG-07", field="data.train")])
+    error = ConfigError(
+        [problem("E-CONFIG-07", field="model"), problem("E-CONFIG-07", field="data.train")]
+    )
     assert error.text("run.yaml").splitlines()[0] == "tunewright: 2 problems in run.yaml"
     assert len(error.text().splitlines()) == 3
-    assert ConfigError(problem("E-CONFIG-07", field="model")).text("x").startswith("tunewright: 1 problem in x")
+    assert (
+        ConfigError(problem("E-CONFIG-07", field="model"))
+        .text("x")
+        .startswith("tunewright: 1 problem in x")
+    )
 
 
 def test_a_code_or_a_field_that_nobody_wrote_never_hides_the_error() -> None:
@@ -73,7 +103,9 @@ def test_values_with_braces_are_shown_as_they_are(value: str) -> None:
 
 
 def test_exit_codes() -> None:
-    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, TunewrightError)]
+    kinds = [
+        k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, TunewrightError)
+    ]
     for kind in kinds:
         if kind is not Interrupted:
             assert kind.exit_code == (2 if issubclass(kind, UsageError) else 1)
@@ -103,10 +135,15 @@ def test_the_language_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
-def test_a_sentence_that_names_the_place_gets_it(lang: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sentence_that_names_the_place_gets_it(
+    lang: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TUNEWRIGHT_LANG", lang)
     codes = [code for code in error_codes() if "{where}" in "".join(error_text(code).values())]
     assert {"E-EVAL-06", "E-OBJ-34"} <= set(codes)
     for code in codes:
-        assert "rows.json" in problem(code, "rows.json").line() and "{where}" not in problem(code, "rows.json").line()
+        assert (
+            "rows.json" in problem(code, "rows.json").line()
+            and "{where}" not in problem(code, "rows.json").line()
+        )
     assert "loss" in problem("E-TRAIN-01", "", where="loss").what()

@@ -31,7 +31,9 @@ def test_json_is_readable_and_refuses_nan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fails", ["open", "fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, error: BaseException) -> None:
+def test_a_failure_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, error: BaseException
+) -> None:
     write_bytes(tmp_path / "a", b"old")
 
     def fail(*_: Any, **__: Any) -> None:
@@ -45,11 +47,15 @@ def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_the_file_is_closed_and_on_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_closed_and_on_disk_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     real_sync, real_replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (order.append("sync"), real_sync(handle))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), real_replace(a, b))[1])
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (order.append("replace"), real_replace(a, b))[1]
+    )
     write_bytes(tmp_path / "a", b"x")
     # The data, the rename, the directory.
     assert order == ["sync", "replace", "sync"]
@@ -61,8 +67,12 @@ class Busy(OSError):
         self.winerror = code
 
 
-@pytest.mark.parametrize(("code", "times", "works"), [(5, 6, True), (32, 1, True), (33, 7, False), (1224, 1, False)])
-def test_retries_happen_only_while_windows_says_busy(monkeypatch: pytest.MonkeyPatch, code: int, times: int, works: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "times", "works"), [(5, 6, True), (32, 1, True), (33, 7, False), (1224, 1, False)]
+)
+def test_retries_happen_only_while_windows_says_busy(
+    monkeypatch: pytest.MonkeyPatch, code: int, times: int, works: bool
+) -> None:
     slept: list[float] = []
     monkeypatch.setattr(files.time, "sleep", slept.append)
     left = [times]
@@ -98,7 +108,14 @@ def test_a_directory_that_cannot_be_synced_is_left_alone(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**20, "3.0 MiB"), (2.5 * 2**30, "2.5 GiB"), (5000 * 2**30, "5000.0 GiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (3 * 2**20, "3.0 MiB"),
+        (2.5 * 2**30, "2.5 GiB"),
+        (5000 * 2**30, "5000.0 GiB"),
+    ],
 )
 def test_sizes_are_readable(size: float, text: str) -> None:
     assert readable_size(size) == text

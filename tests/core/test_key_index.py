@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from tunewright.core import key_index
 from tunewright.core.key_index import KeyIndex
 
-KEY = st.binary(min_size=16, max_size=16) | st.sampled_from([b"\0" * 16, b"\0" * 15 + b"a", b"a" + b"\0" * 15, b"ab" + b"\0" * 14])
+KEY = st.binary(min_size=16, max_size=16) | st.sampled_from(
+    [b"\0" * 16, b"\0" * 15 + b"a", b"a" + b"\0" * 15, b"ab" + b"\0" * 14]
+)
 
 
 @given(st.lists(st.tuples(KEY, st.integers(0, 1 << 40)), max_size=40), st.integers(1, 5))

@@ -1,4 +1,5 @@
-"""From a run file and words to a run: every problem at once, with its line, and our key for a key of another system."""
+"""From a run file and words to a run: every problem at once, with its line, and our key for a key
+of another system."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ import pytest
 import yaml
 
 from tunewright.core.errors import ConfigError, Problem
-from tunewright.core.runfile import as_dict, flatten, kind_of, known_keys, load_run, parse_value, read_yaml
+from tunewright.core.runfile import (
+    as_dict,
+    flatten,
+    kind_of,
+    known_keys,
+    load_run,
+    parse_value,
+    read_yaml,
+)
 
 GOOD = "model: some/model\ndata:\n  train: rows.json\n"
 
@@ -32,7 +41,10 @@ def of(found: list[Problem], code: str) -> list[Problem]:
 
 
 def test_a_file_words_and_flags_make_the_same_run(tmp_path: Path) -> None:
-    text = GOOD + "method: {kind: lora, rank: 8, targets: [q_proj, v_proj]}\nengine: {epochs: 2, learning_rate: 2e-4}\nout: here\n"
+    text = (
+        GOOD
+        + "method: {kind: lora, rank: 8, targets: [q_proj, v_proj]}\nengine: {epochs: 2, learning_rate: 2e-4}\nout: here\n"
+    )
     one = load_run(write(tmp_path, text))
     other = load_run(
         None, ["method.rank=8", "method.targets=[q_proj,v_proj]", "engine.epochs=2", "engine.learning_rate=2e-4"],
@@ -45,12 +57,24 @@ def test_a_file_words_and_flags_make_the_same_run(tmp_path: Path) -> None:
 def test_the_defaults_are_a_whole_run() -> None:
     run = load_run(None, [], {"model": "m", "data.train": "d"}).config
     assert (kind_of(run.method), run.method.rank, kind_of(run.objective)) == ("lora", 16, "sft")
-    assert (run.engine.batch_size, run.engine.dtype, run.data.held_out, run.out) == ("auto", "auto", None, None)
+    assert (run.engine.batch_size, run.engine.dtype, run.data.held_out, run.out) == (
+        "auto",
+        "auto",
+        None,
+        None,
+    )
 
 
 def test_what_is_written_down_reads_back_as_the_same_run(tmp_path: Path) -> None:
     run = load_run(
-        None, ["method.rank=4", "data.columns={instruction: q}", "probes=[hello, 'it''s']", "engine.clip=null"], {"model": "m", "data.train": "d"}
+        None,
+        [
+            "method.rank=4",
+            "data.columns={instruction: q}",
+            "probes=[hello, 'it''s']",
+            "engine.clip=null",
+        ],
+        {"model": "m", "data.train": "d"},
     ).config
     again = load_run(write(tmp_path, yaml.safe_dump(as_dict(run), allow_unicode=True)))
     assert again.config == run
@@ -83,17 +107,31 @@ def test_the_rate_of_a_file_is_a_number(tmp_path: Path) -> None:
 
 def test_a_misspelt_key_gets_a_guess_and_its_line(tmp_path: Path) -> None:
     (found,) = problems(write(tmp_path, GOOD + "method:\n  rnak: 8\n"))
-    assert (found.code, found.where, found.fields["guess"]) == ("E-CONFIG-03", "run.yaml, line 5", "method.rank")
+    assert (found.code, found.where, found.fields["guess"]) == (
+        "E-CONFIG-03",
+        "run.yaml, line 5",
+        "method.rank",
+    )
     assert "Did you mean `method.rank`" in found.line()
 
 
 @pytest.mark.parametrize(
     ("key", "guess"),
-    [("engine.epoch", "engine.epochs"), ("data.trian", "data.train"), ("modle", "model"), ("rank", "method.rank"), ("engine.clipp", "engine.clip")],
+    [
+        ("engine.epoch", "engine.epochs"),
+        ("data.trian", "data.train"),
+        ("modle", "model"),
+        ("rank", "method.rank"),
+        ("engine.clipp", "engine.clip"),
+    ],
 )
 def test_guesses(key: str, guess: str) -> None:
     (found,) = problems(None, "model=m", "data.train=d", f"{key}=3")
-    assert (found.code, found.where, found.fields["guess"]) == ("E-CONFIG-03", "command line", guess)
+    assert (found.code, found.where, found.fields["guess"]) == (
+        "E-CONFIG-03",
+        "command line",
+        guess,
+    )
 
 
 def test_a_key_that_resembles_nothing_gets_the_list_of_its_section() -> None:
@@ -116,22 +154,34 @@ def test_a_key_that_resembles_nothing_gets_the_list_of_its_section() -> None:
 )  # fmt: skip
 def test_a_key_of_another_system_is_answered_with_ours(word: str, ours: str, value: str) -> None:
     found = problems(None, "model=m", "data.train=d", word)
-    assert [(p.code, p.fields["ours"], str(p.fields["value"])) for p in found] == [("E-CONFIG-04", ours, value)]
+    assert [(p.code, p.fields["ours"], str(p.fields["value"])) for p in found] == [
+        ("E-CONFIG-04", ours, value)
+    ]
     assert f"Write `{ours}={value}`" in found[0].line()
 
 
 @pytest.mark.parametrize("prefix", ["", "engine."])
 def test_a_batch_of_another_system_is_multiplied_out(prefix: str) -> None:
-    found = problems(None, "model=m", "data.train=d", f"{prefix}per_device_train_batch_size=4", f"{prefix}gradient_accumulation_steps=8")
+    found = problems(
+        None,
+        "model=m",
+        "data.train=d",
+        f"{prefix}per_device_train_batch_size=4",
+        f"{prefix}gradient_accumulation_steps=8",
+    )
     assert [(p.fields["ours"], p.fields["value"]) for p in found] == [("engine.batch_size", 32)] * 2
 
 
 def test_accumulation_alone_multiplies_our_own_batch_size() -> None:
-    (found,) = problems(None, "model=m", "data.train=d", "engine.batch_size=4", "gradient_accumulation_steps=8")
+    (found,) = problems(
+        None, "model=m", "data.train=d", "engine.batch_size=4", "gradient_accumulation_steps=8"
+    )
     assert (found.fields["ours"], found.fields["value"]) == ("engine.batch_size", 32)
 
 
-@pytest.mark.parametrize("key", ["template", "gradient_checkpointing", "packing", "train_on_inputs", "trust_remote_code"])
+@pytest.mark.parametrize(
+    "key", ["template", "gradient_checkpointing", "packing", "train_on_inputs", "trust_remote_code"]
+)
 def test_keys_that_are_missing_on_purpose_say_why(key: str) -> None:
     (found,) = problems(None, "model=m", "data.train=d", f"{key}=true")
     assert found.code in {f"E-CONFIG-{n}" for n in (10, 11, 12, 13, 14)}
@@ -142,7 +192,9 @@ def test_keys_that_are_missing_on_purpose_say_why(key: str) -> None:
 def test_every_converted_key_exists_here() -> None:
     from tunewright.core.foreign import RENAMED
 
-    assert set(RENAMED.values()) - set(known_keys({"method": "lora", "objective": "sft"})) <= {"objective.beta"}
+    assert set(RENAMED.values()) - set(known_keys({"method": "lora", "objective": "sft"})) <= {
+        "objective.beta"
+    }
 
 
 # Wrong and missing values.
@@ -169,7 +221,9 @@ def test_everything_wrong_comes_in_one_message(tmp_path: Path) -> None:
      "engine.save_every=0", "engine.rows_per_pass=-5", "engine.learning_rate=.nan", "engine.epochs=.inf", "data.oversize=cut", "data.train=3"],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_named_once(word: str) -> None:
-    found = problems(None, "model=m", *([] if word.startswith("data.train") else ["data.train=d"]), word)
+    found = problems(
+        None, "model=m", *([] if word.startswith("data.train") else ["data.train=d"]), word
+    )
     assert [p.code for p in found] == ["E-CONFIG-08"]
     assert found[0].fields["field"] == word.partition("=")[0]
 
@@ -177,17 +231,30 @@ def test_a_value_that_does_not_fit_is_named_once(word: str) -> None:
 @pytest.mark.parametrize("every", [5, "epoch", "auto", None])
 def test_save_and_evaluate_take_steps_or_epoch(every: Any) -> None:
     text = "null" if every is None else every
-    run = load_run(None, [f"engine.save_every={text}", f"engine.evaluate_every={text}"], {"model": "m", "data.train": "d"}).config
+    run = load_run(
+        None,
+        [f"engine.save_every={text}", f"engine.evaluate_every={text}"],
+        {"model": "m", "data.train": "d"},
+    ).config
     assert run.engine.save_every == run.engine.evaluate_every == every
 
 
-@pytest.mark.parametrize(("flags", "missing"), [({}, {"model", "data.train"}), ({"model": "m"}, {"data.train"}), ({"data.train": "d"}, {"model"})])
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [
+        ({}, {"model", "data.train"}),
+        ({"model": "m"}, {"data.train"}),
+        ({"data.train": "d"}, {"model"}),
+    ],
+)
 def test_missing_model_and_data_are_named(flags: dict[str, str], missing: set[str]) -> None:
     assert {p.fields["field"] for p in of(problems(None, **flags), "E-CONFIG-07")} == missing
 
 
 def test_a_key_that_stands_twice_names_both_lines(tmp_path: Path) -> None:
-    (found,) = problems(write(tmp_path, GOOD + "engine:\n  epochs: 1\n  batch_size: 2\n  epochs: 3\n"))
+    (found,) = problems(
+        write(tmp_path, GOOD + "engine:\n  epochs: 1\n  batch_size: 2\n  epochs: 3\n")
+    )
     assert (found.code, found.where, found.fields["line"]) == ("E-CONFIG-06", "run.yaml, line 7", 5)
 
 
@@ -200,7 +267,10 @@ def test_a_missing_file_and_broken_yaml_name_the_place(tmp_path: Path) -> None:
     (found,) = problems(tmp_path / "none.yaml")
     assert (found.code, "none.yaml" in found.what()) == ("E-CONFIG-01", True)
     (found,) = problems(write(tmp_path, "model: m\ndata:\n  train: [a\nout: b\n"))
-    assert (found.code, found.where) == ("E-CONFIG-45", "run.yaml, line 3")  # where the bracket opens
+    assert (found.code, found.where) == (
+        "E-CONFIG-45",
+        "run.yaml, line 3",
+    )  # where the bracket opens
     assert problems(write(tmp_path, "- a\n- b\n"))[0].code == "E-CONFIG-02"
     assert problems(write(tmp_path, ""))[0].code == "E-CONFIG-45"
     (tmp_path / "run.yaml").write_bytes(b"model: \xff\xfe\n")
@@ -223,7 +293,14 @@ def test_a_word_that_sets_nothing_is_an_error(word: str) -> None:
 
 
 def test_a_bare_kind_is_a_word_for_the_section() -> None:
-    assert kind_of(load_run(None, ["method=lora", "objective=sft"], {"model": "m", "data.train": "d"}).config.method) == "lora"
+    assert (
+        kind_of(
+            load_run(
+                None, ["method=lora", "objective=sft"], {"model": "m", "data.train": "d"}
+            ).config.method
+        )
+        == "lora"
+    )
     (found,) = problems(None, "model=m", "data.train=d", "method=lroa", "method.rank=3")
     assert (found.code, found.fields["guess"]) == ("E-CONFIG-09", "lora")
 
@@ -237,15 +314,22 @@ def test_a_section_without_keys_means_the_defaults(tmp_path: Path, section: str)
     assert run.config.engine.epochs == 3.0
 
 
-@pytest.mark.parametrize("word", ["engine.epochs=true", "engine.batch_size=true", "data.held_out=true", "data.held_out=-0.1"])
+@pytest.mark.parametrize(
+    "word",
+    ["engine.epochs=true", "engine.batch_size=true", "data.held_out=true", "data.held_out=-0.1"],
+)
 def test_truth_is_no_number_and_a_share_is_not_negative(word: str) -> None:
     assert [p.code for p in problems(None, "model=m", "data.train=d", word)] == ["E-CONFIG-08"]
 
 
-@pytest.mark.parametrize("word", ["optim=adamw_torch", "lr_scheduler_type=constant_with_warmup", "max_steps=-1"])
+@pytest.mark.parametrize(
+    "word", ["optim=adamw_torch", "lr_scheduler_type=constant_with_warmup", "max_steps=-1"]
+)
 def test_a_converted_value_is_one_that_this_system_takes(word: str) -> None:
     (found,) = problems(None, "model=m", "data.train=d", word)
-    load_run(None, [f"{found.fields['ours']}={found.fields['value']}"], {"model": "m", "data.train": "d"})
+    load_run(
+        None, [f"{found.fields['ours']}={found.fields['value']}"], {"model": "m", "data.train": "d"}
+    )
 
 
 def test_targets_with_commas_become_a_list() -> None:
@@ -270,7 +354,10 @@ def test_every_value_knows_where_it_came_from(tmp_path: Path) -> None:
 def test_the_users_own_column_names_are_no_keys_of_ours(tmp_path: Path) -> None:
     given, _ = read_yaml(write(tmp_path, GOOD + "  columns: {instruction: my.column, output: b}\n"))
     assert given["data.columns"] == {"instruction": "my.column", "output": "b"}
-    assert flatten({"a": {"b": 1}, "data": {"columns": {"x": "y"}}}) == {"a.b": 1, "data.columns": {"x": "y"}}
+    assert flatten({"a": {"b": 1}, "data": {"columns": {"x": "y"}}}) == {
+        "a.b": 1,
+        "data.columns": {"x": "y"},
+    }
 
 
 def test_a_bare_data_file_is_what_is_trained_on() -> None:
@@ -285,12 +372,24 @@ def test_a_bare_data_file_is_what_is_trained_on() -> None:
     [
         ('model: "C:\\Users\\mika\\tiny"\ndata: r.json\n', 1, "Windows path"),
         ('model: m\ndata:\n  train: "D:\\data\\rows.json"\n', 3, "Windows path"),
-        ('model: "C:\\temp\\new"\ndata: r.json\n', 1, "this path has one"),  # valid YAML: a tab and a line break
-        ("model: m\ndata:\n  train: '..\\rows.json'\n  held_out: \"..\\test.json\"\n", 4, "this path has one"),
+        (
+            'model: "C:\\temp\\new"\ndata: r.json\n',
+            1,
+            "this path has one",
+        ),  # valid YAML: a tab and a line break
+        (
+            "model: m\ndata:\n  train: '..\\rows.json'\n  held_out: \"..\\test.json\"\n",
+            4,
+            "this path has one",
+        ),
         ("model: m\ndata:\n\ttrain: r.json\n", 3, "a tab"),
         ("model:m\ndata: r.json\n", 1, "no space stands after the colon"),
         ("model: m\ndata: r.json\nengine:\n  steps:5\n", 3, "no space stands after the colon"),
-        ("model: m\ndata: r.json\nengine:\n  steps:5\n  epochs: 2\n", 4, "no space stands after the colon"),
+        (
+            "model: m\ndata: r.json\nengine:\n  steps:5\n  epochs: 2\n",
+            4,
+            "no space stands after the colon",
+        ),
         ("model: m\ndata: r.json\nengine: {steps:5}\n", 3, "no space stands after the colon"),
         ('model: "m\ndata: r.json\nout: x\n', 1, "its partner is missing"),
         ('model: m"\ndata: r.json\n', 1, "its partner is missing"),
@@ -299,7 +398,11 @@ def test_a_bare_data_file_is_what_is_trained_on() -> None:
         ("model: m\ndata: r.json\nengine\uff1a\n  steps: 5\n", 3, "full-width colon"),
         ("model: m\ndata: r.json\nengine: {steps: 2\uff0c epochs: 1}\n", 3, "full-width comma"),
         ("model: \u201cm\u201d\ndata: r.json\n", 1, "knows only straight ones"),
-        ("model: m\ndata: r.json\nengine:\n\u00a0\u00a0steps: 3\n", 4, "spaces that YAML does not know"),
+        (
+            "model: m\ndata: r.json\nengine:\n\u00a0\u00a0steps: 3\n",
+            4,
+            "spaces that YAML does not know",
+        ),
         ("model=m\ndata=r.json\n", 1, "not `key=value`"),
         ("model: m\ndata: *.json\n", 2, "unless it is quoted"),
         ("model: m\ndata: r.json\nout: a: b\n", 3, "a second colon"),
@@ -308,25 +411,54 @@ def test_a_bare_data_file_is_what_is_trained_on() -> None:
         ("model: m\ndata:\n  train: r.json\n held_out: 3\n", 4, "indentation"),
     ],
 )
-def test_a_beginners_mistake_in_yaml_is_named_with_its_line_and_a_remedy(tmp_path: Path, text: str, line: int, said: str) -> None:
+def test_a_beginners_mistake_in_yaml_is_named_with_its_line_and_a_remedy(
+    tmp_path: Path, text: str, line: int, said: str
+) -> None:
     (found,) = problems(write(tmp_path, text))
-    assert (found.code, found.where) == ("E-CONFIG-45", f"run.yaml, line {line}") and said in found.what() and found.remedy()
+    assert (
+        (found.code, found.where) == ("E-CONFIG-45", f"run.yaml, line {line}")
+        and said in found.what()
+        and found.remedy()
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "meant"),
-    [("2,5e-5", "2.5e-5"), ("0,05", "0.05"), ("1,000", "1000"), ("12 000", "12000"), ("5e\u22125", "5e-5"), ("\uff15", "5"), ("10%", "0.1")],
+    [
+        ("2,5e-5", "2.5e-5"),
+        ("0,05", "0.05"),
+        ("1,000", "1000"),
+        ("12 000", "12000"),
+        ("5e\u22125", "5e-5"),
+        ("\uff15", "5"),
+        ("10%", "0.1"),
+    ],
 )
-def test_what_is_nearly_a_number_is_answered_with_the_number(tmp_path: Path, value: str, meant: str) -> None:
+def test_what_is_nearly_a_number_is_answered_with_the_number(
+    tmp_path: Path, value: str, meant: str
+) -> None:
     (found,) = problems(write(tmp_path, GOOD + f"engine:\n  epochs: 1\n  warmup: {value}\n"))
-    assert (found.code, found.where) == ("E-CONFIG-46", "run.yaml, line 6") and f"`{meant}`" in found.remedy()
-    assert found.fields["field"] == "engine.warmup" and problems(None, f"engine.warmup={value}", model="m", data="r.json")[0].code == "E-CONFIG-46"
+    assert (found.code, found.where) == (
+        "E-CONFIG-46",
+        "run.yaml, line 6",
+    ) and f"`{meant}`" in found.remedy()
+    assert (
+        found.fields["field"] == "engine.warmup"
+        and problems(None, f"engine.warmup={value}", model="m", data="r.json")[0].code
+        == "E-CONFIG-46"
+    )
 
 
 @pytest.mark.parametrize("value", ["2,5e-5", "0,05", "1,000"])
 def test_a_decimal_comma_in_brackets_is_no_end_of_a_value(tmp_path: Path, value: str) -> None:
-    (found,) = problems(write(tmp_path, GOOD + f"engine: {{steps: 2, learning_rate: {value}, epochs: 3}}\n"))
-    assert (found.code, found.where, found.fields["field"]) == ("E-CONFIG-46", "run.yaml, line 4", "engine.learning_rate")
+    (found,) = problems(
+        write(tmp_path, GOOD + f"engine: {{steps: 2, learning_rate: {value}, epochs: 3}}\n")
+    )
+    assert (found.code, found.where, found.fields["field"]) == (
+        "E-CONFIG-46",
+        "run.yaml, line 4",
+        "engine.learning_rate",
+    )
     assert found.fields["value"] == value
 
 
@@ -342,10 +474,17 @@ def test_a_key_is_the_text_that_stands_there_and_keeps_its_line(tmp_path: Path, 
 
 
 def test_words_of_a_switch_thousands_and_numbers_in_quotes_are_taken(tmp_path: Path) -> None:
-    run = load_run(write(tmp_path, GOOD + 'engine: {keep_best: no, steps: 1_000, learning_rate: "5e-5"}\n')).config
+    run = load_run(
+        write(tmp_path, GOOD + 'engine: {keep_best: no, steps: 1_000, learning_rate: "5e-5"}\n')
+    ).config
     assert (run.engine.keep_best, run.engine.steps, run.engine.learning_rate) == (False, 1000, 5e-5)
-    assert load_run(write(tmp_path, GOOD + "engine: {keep_best: on}\nmethod: {targets: [a,b]}\n")).config.engine.keep_best
-    assert load_run(write(tmp_path, "model: C:\\temp\\m\ndata: 'D:\\rows.json'\n")).config.model == "C:\\temp\\m"
+    assert load_run(
+        write(tmp_path, GOOD + "engine: {keep_best: on}\nmethod: {targets: [a,b]}\n")
+    ).config.engine.keep_best
+    assert (
+        load_run(write(tmp_path, "model: C:\\temp\\m\ndata: 'D:\\rows.json'\n")).config.model
+        == "C:\\temp\\m"
+    )
 
 
 def test_a_file_that_is_not_utf_8_or_empty_says_so(tmp_path: Path) -> None:

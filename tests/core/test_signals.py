@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: a stop is heard once, waits while weights change, and ends with the signal's own exit code."""
+"""Ctrl-C and SIGTERM: a stop is heard once, waits while weights change, and ends with the signal's
+own exit code."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are sent with o
 
 @pytest.fixture(autouse=True)
 def _signals_are_heard() -> Iterator[None]:
-    """A shell starts what it puts into the background with SIGINT ignored, and what a caller ignores stays ignored: not what is tested here."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    """A shell starts what it puts into the background with SIGINT ignored, and what a caller
+    ignores stays ignored: not what is tested here."""
+    before = {
+        number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

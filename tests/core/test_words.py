@@ -1,4 +1,5 @@
-"""English and Chinese say the same: same files, same keys, same placeholders, each in its own script."""
+"""English and Chinese say the same: same files, same keys, same placeholders, each in its own
+script."""
 
 from __future__ import annotations
 
@@ -20,12 +21,17 @@ def texts(lang: str, name: str) -> dict[str, str]:
     """Every sentence of a file, the three of an error code as three."""
     out: dict[str, str] = {}
     for key, value in json.loads((LOCALES / lang / name).read_text(encoding="utf-8")).items():
-        out |= {f"{key}.{part}": text for part, text in value.items()} if isinstance(value, dict) else {key: value}
+        out |= (
+            {f"{key}.{part}": text for part, text in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
     return out
 
 
 def is_only_code(text: str) -> bool:
-    """Whether nothing is left to translate once placeholders, code, numbers, signs and names of formats are taken away."""
+    """Whether nothing is left to translate once placeholders, code, numbers, signs and names of
+    formats are taken away."""
     left = PLACEHOLDER.sub("", re.sub(r"`[^`]*`", "", text))
     return not re.search(r"[a-z]{3,} +[a-z]{2,}", left)
 
@@ -38,7 +44,9 @@ def test_both_languages_have_the_same_files():
 def test_no_key_stands_in_two_places(lang):
     found: dict[str, str] = {}
     for name in FILES:
-        pairs = json.loads((LOCALES / lang / name).read_text(encoding="utf-8"), object_pairs_hook=list)
+        pairs = json.loads(
+            (LOCALES / lang / name).read_text(encoding="utf-8"), object_pairs_hook=list
+        )
         for key, _ in pairs:
             assert key not in found, f"{key} stands in {name} and in {found.get(key)}"
             found[key] = name
@@ -46,7 +54,9 @@ def test_no_key_stands_in_two_places(lang):
 
 @pytest.mark.parametrize("name", FILES)
 def test_keys_are_the_same(name):
-    assert list(texts("en", name)) == list(texts("zh", name)) or set(texts("en", name)) == set(texts("zh", name))
+    assert list(texts("en", name)) == list(texts("zh", name)) or set(texts("en", name)) == set(
+        texts("zh", name)
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -55,7 +65,9 @@ def test_placeholders_are_the_same(name):
     for key in english:
         if key.endswith(".page"):  # a page is shown as it stands; its braces are examples
             continue
-        assert sorted(set(PLACEHOLDER.findall(english[key]))) == sorted(set(PLACEHOLDER.findall(chinese[key]))), key
+        assert sorted(set(PLACEHOLDER.findall(english[key]))) == sorted(
+            set(PLACEHOLDER.findall(chinese[key]))
+        ), key
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -64,7 +76,12 @@ def test_english_has_no_chinese_and_chinese_has_some(name):
     for key, text in english.items():
         assert not CJK.search(text), f"{key}: {text}"
     for key, text in chinese.items():
-        assert not text or CJK.search(text) or (is_only_code(text) and text == english[key]) or is_only_code(text), f"{key}: {text}"
+        assert (
+            not text
+            or CJK.search(text)
+            or (is_only_code(text) and text == english[key])
+            or is_only_code(text)
+        ), f"{key}: {text}"
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
@@ -79,7 +96,8 @@ def test_every_sentence_can_be_filled_in(lang, name):
 def test_chinese_sentences_end_as_chinese_ones():
     for name in FILES:
         for key, text in texts("zh", name).items():
-            # A half-width comma or full stop between two Chinese characters is a slip of the keyboard.
+            # A half-width comma or full stop between two Chinese characters is a slip of the
+            # keyboard.
             assert not re.search(r"[\u4e00-\u9fff][,;?!.][\u4e00-\u9fff]", text), f"{key}: {text}"
 
 

@@ -1,4 +1,5 @@
-"""Numbers keep the spelling of their file: as text, as JSON, through marshal; and count and compare as numbers."""
+"""Numbers keep the spelling of their file: as text, as JSON, through marshal; and count and compare
+as numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +11,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewright.core.written import DECODER, WrittenFloat, json_text, packed, plain_numbers, read_float, spelt, unpacked
+from tunewright.core.written import (
+    DECODER,
+    WrittenFloat,
+    json_text,
+    packed,
+    plain_numbers,
+    read_float,
+    spelt,
+    unpacked,
+)
 
-SPELLINGS = ["0.00001", "3.10", "1E5", "1e-05", "10000000000000000.0", "3.14159265358979323846", "-0", "-0.0", "7", "0.1", "2.50", "1e400"]
+SPELLINGS = [
+    "0.00001",
+    "3.10",
+    "1E5",
+    "1e-05",
+    "10000000000000000.0",
+    "3.14159265358979323846",
+    "-0",
+    "-0.0",
+    "7",
+    "0.1",
+    "2.50",
+    "1e400",
+]
 
 
 @pytest.mark.parametrize("text", SPELLINGS)
@@ -25,7 +48,8 @@ def test_a_number_is_written_with_the_characters_that_were_read(text):
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda v: st.lists(v) | st.dictionaries(st.text(), v),
     )
 )
 def test_json_text_says_what_json_says(value):
@@ -35,7 +59,15 @@ def test_json_text_says_what_json_says(value):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(True, "true"), (False, "false"), (1e-05, "0.00001"), (1e16, "10000000000000000.0"), (1.5, "1.5"), (1e300, "1e+300"), (5e-324, "5e-324")],
+    [
+        (True, "true"),
+        (False, "false"),
+        (1e-05, "0.00001"),
+        (1e16, "10000000000000000.0"),
+        (1.5, "1.5"),
+        (1e300, "1e+300"),
+        (5e-324, "5e-324"),
+    ],
 )
 def test_truths_and_numbers_without_a_spelling_are_decimals(value, text):
     assert spelt(value) == text

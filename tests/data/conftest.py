@@ -28,12 +28,17 @@ def renderer() -> Renderer:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, Any], str]:
-    """Write a file of this name: bytes and text as they are, a list as JSON or, for .jsonl, one value a line."""
+    """Write a file of this name: bytes and text as they are, a list as JSON or, for .jsonl, one
+    value a line."""
 
     def put(name: str, content: Any) -> str:
         path = tmp_path / name
         if isinstance(content, list):
-            content = "\n".join(map(json.dumps, content)) if name.endswith("l") else json.dumps(content, indent=1)
+            content = (
+                "\n".join(map(json.dumps, content))
+                if name.endswith("l")
+                else json.dumps(content, indent=1)
+            )
         path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
         return str(path)
 

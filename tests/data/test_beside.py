@@ -1,4 +1,5 @@
-"""What belongs to question and answer and stands in columns of its own is read; expected rows are written by hand."""
+"""What belongs to question and answer and stands in columns of its own is read; expected rows are
+written by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from tunewright.data.shaping import shape
 
 
 def shaped(*values, **more):
-    return shape([RawRow(value, Origin("f.json", i, i)) for i, value in enumerate(values, 1)], **more)
+    return shape(
+        [RawRow(value, Origin("f.json", i, i)) for i, value in enumerate(values, 1)], **more
+    )
 
 
 def only(value, **more):
@@ -53,19 +56,29 @@ def test_a_history_goes_before_every_kind_of_question(ask, answer, history):
 
 @pytest.mark.parametrize("history", [None, "", [], "[]"])
 def test_no_history_is_no_turn(history):
-    assert said({"query": "q", "response": "a", "history": history}) == [("user", "q"), ("assistant", "a")]
+    assert said({"query": "q", "response": "a", "history": history}) == [
+        ("user", "q"),
+        ("assistant", "a"),
+    ]
 
 
 @pytest.mark.parametrize("history", ["some text", [["a"]], ["a", "b", "c"], [1], {"a": 1}])
 def test_a_history_that_is_none_drops_the_row_with_a_reason(history):
-    assert shaped({"query": "q", "response": "a", "history": history}).dropped[0].reason in ("wrong_type", "unknown_role")
+    assert shaped({"query": "q", "response": "a", "history": history}).dropped[0].reason in (
+        "wrong_type",
+        "unknown_role",
+    )
 
 
 def test_judged_compared_and_stepwise_rows_have_their_history():
     judged = only({"prompt": "q", "completion": "a", "label": True, "history": [["b", "c"]]})
-    pair = only({"prompt": "q", "chosen": "a", "rejected": "x", "history": [["b", "c"]], "context": "k"})
+    pair = only(
+        {"prompt": "q", "chosen": "a", "rejected": "x", "history": [["b", "c"]], "context": "k"}
+    )
     steps = only({"prompt": "q", "completions": ["a"], "labels": [True], "history": [["b", "c"]]})
-    assert isinstance(judged, Judged) and isinstance(pair, Preference) and isinstance(steps, Stepwise)
+    assert (
+        isinstance(judged, Judged) and isinstance(pair, Preference) and isinstance(steps, Stepwise)
+    )
     for messages in (judged.messages[:2], pair.prompt[:2], steps.messages[:2]):
         assert [(m.role, m.content) for m in messages] == [("user", "b"), ("assistant", "c")]
     assert pair.prompt[2].content == "k\n\nq"
@@ -77,11 +90,31 @@ def test_judged_compared_and_stepwise_rows_have_their_history():
         ({"prompt": "Translate.", "input": "Haus", "completion": "house"}, "Translate.\nHaus"),
         ({"prompt": "Translate.", "input": "", "completion": "house"}, "Translate."),
         ({"question": "Which?", "input": "x, y", "answer": "x"}, "Which?\nx, y"),
-        ({"prompt": "Where?", "context": "In the hall.", "completion": "There."}, "In the hall.\n\nWhere?"),
-        ({"query": "Where?", "passage": "In the hall.", "response": "There."}, "In the hall.\n\nWhere?"),
-        ({"question": "Where?", "context": "In the hall.", "answer": "There."}, "In the hall.\n\nWhere?"),
-        ({"instruction": "Answer briefly.", "question": "Where?", "answer": "There."}, "Answer briefly.\nWhere?"),
-        ({"instruction": "Answer.", "input": "Where?", "context": "In the hall.", "output": "There."}, "Answer.\nWhere?\nIn the hall."),
+        (
+            {"prompt": "Where?", "context": "In the hall.", "completion": "There."},
+            "In the hall.\n\nWhere?",
+        ),
+        (
+            {"query": "Where?", "passage": "In the hall.", "response": "There."},
+            "In the hall.\n\nWhere?",
+        ),
+        (
+            {"question": "Where?", "context": "In the hall.", "answer": "There."},
+            "In the hall.\n\nWhere?",
+        ),
+        (
+            {"instruction": "Answer briefly.", "question": "Where?", "answer": "There."},
+            "Answer briefly.\nWhere?",
+        ),
+        (
+            {
+                "instruction": "Answer.",
+                "input": "Where?",
+                "context": "In the hall.",
+                "output": "There.",
+            },
+            "Answer.\nWhere?\nIn the hall.",
+        ),
         ({"instruction": "Answer.", "input": "Where?", "answer": "There."}, "Answer.\nWhere?"),
         ({"prompt": "Shorten.", "input": "Long text.", "output": "Text."}, "Shorten.\nLong text."),
     ],
@@ -92,7 +125,10 @@ def test_input_and_context_belong_to_the_question(row, question):
 
 def test_a_wording_may_name_any_column():
     row = {"text": "Cold soup, fast waiter.", "aspect": "service", "label": "good"}
-    assert said(row, wording="{text}\n\nHow is the {aspect}?")[0][1] == "Cold soup, fast waiter.\n\nHow is the service?"
+    assert (
+        said(row, wording="{text}\n\nHow is the {aspect}?")[0][1]
+        == "Cold soup, fast waiter.\n\nHow is the service?"
+    )
     assert [one["name"] for one in shaped(row).ledger.unused()] == ["aspect"]
     assert not shaped(row, wording="{text} {aspect}").ledger.unused()
 
@@ -102,7 +138,17 @@ THOUGHT = "<think>\nI count.\n</think>\n\nFour."
 
 @pytest.mark.parametrize(
     "name",
-    ["reasoning", "reasoning_content", "thinking", "thought", "cot", "chain_of_thought", "Complex_CoT", "rationale", "Chain-of-Thought"],
+    [
+        "reasoning",
+        "reasoning_content",
+        "thinking",
+        "thought",
+        "cot",
+        "chain_of_thought",
+        "Complex_CoT",
+        "rationale",
+        "Chain-of-Thought",
+    ],
 )
 @pytest.mark.parametrize(
     "row",
@@ -114,20 +160,32 @@ THOUGHT = "<think>\nI count.\n</think>\n\nFour."
         {"text": "q", "label": "Four."},
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Four."}]},
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "Four."}]},
-        {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "Four."}]},
+        {
+            "prompt": [{"role": "user", "content": "q"}],
+            "completion": [{"role": "assistant", "content": "Four."}],
+        },
     ],
 )
 def test_a_reasoning_in_a_column_goes_before_the_answer(row, name):
     found = shaped(row | {name: "I count."})
-    assert found.rows[0].messages[-1].content == THOUGHT and found.notes["reasoning_kept"] == 1 and not found.ledger.unused()
+    assert (
+        found.rows[0].messages[-1].content == THOUGHT
+        and found.notes["reasoning_kept"] == 1
+        and not found.ledger.unused()
+    )
 
 
 def test_a_reasoning_may_be_named_by_the_run_or_be_steps_or_stand_in_the_answer_already():
     row = {"Question": "q", "Gedanken": "I count.", "Response": "Four."}
     assert said(row, columns={"reasoning": "Gedanken"})[-1][1] == THOUGHT
-    assert said({"question": "q", "answer": "Four.", "cot": ["I", "count."]})[-1][1] == "<think>\nI\ncount.\n</think>\n\nFour."
+    assert (
+        said({"question": "q", "answer": "Four.", "cot": ["I", "count."]})[-1][1]
+        == "<think>\nI\ncount.\n</think>\n\nFour."
+    )
     own = shaped({"question": "q", "answer": THOUGHT, "reasoning": "other"})
-    assert own.rows[0].answer() == THOUGHT and [one["name"] for one in own.ledger.unused()] == ["reasoning"]
+    assert own.rows[0].answer() == THOUGHT and [one["name"] for one in own.ledger.unused()] == [
+        "reasoning"
+    ]
 
 
 def test_a_solution_beside_an_answer_is_how_one_comes_to_it():
@@ -139,16 +197,25 @@ def test_a_solution_beside_an_answer_is_how_one_comes_to_it():
 def test_a_reasoning_of_several_answers_is_named_and_not_guessed():
     turns = [*TURNS, {"role": "user", "content": "e?"}, {"role": "assistant", "content": "f."}]
     found = shaped({"messages": turns, "reasoning": "why"})
-    assert "<think>" not in str(found.rows) and [one["name"] for one in found.ledger.unused()] == ["reasoning"]
+    assert "<think>" not in str(found.rows) and [one["name"] for one in found.ledger.unused()] == [
+        "reasoning"
+    ]
     # After a history the last answer is the row's own.
-    assert said({"query": "q", "response": "Four.", "history": [["a", "b"]], "reasoning": "I count."})[-1][1] == THOUGHT
+    assert (
+        said({"query": "q", "response": "Four.", "history": [["a", "b"]], "reasoning": "I count."})[
+            -1
+        ][1]
+        == THOUGHT
+    )
 
 
 def test_functions_are_tools_as_they_were_once_called():
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     function = {"name": "f", "parameters": {}}
     for functions in ([function], json.dumps([function])):
-        assert only({"messages": messages, "functions": functions}).tools == [{"type": "function", "function": function}]
+        assert only({"messages": messages, "functions": functions}).tools == [
+            {"type": "function", "function": function}
+        ]
 
 
 ASKED = "Which is red?\n\nA. sky\nB. rose"
@@ -167,15 +234,23 @@ ASKED = "Which is red?\n\nA. sky\nB. rose"
         {"choices": json.dumps(["sky", "rose"])},
     ],
 )
-@pytest.mark.parametrize("answer", [{"answer": "B"}, {"answer": 1}, {"answer": "1"}, {"answerKey": "B"}, {"label": 1}])
+@pytest.mark.parametrize(
+    "answer", [{"answer": "B"}, {"answer": 1}, {"answer": "1"}, {"answerKey": "B"}, {"label": 1}]
+)
 def test_choices_stand_under_the_question_and_the_answer_is_a_letter(choices, answer):
     found = shaped({"question": "Which is red?"} | choices | answer)
-    assert [(m.role, m.content) for m in found.rows[0].messages] == [("user", ASKED), ("assistant", "B")]
+    assert [(m.role, m.content) for m in found.rows[0].messages] == [
+        ("user", ASKED),
+        ("assistant", "B"),
+    ]
     assert found.notes["choices_read"] == 1 and not found.ledger.unused()
 
 
 def test_other_answers_to_choices_stay_as_they_are():
-    assert said({"question": "Which is red?", "choices": ["sky", "rose"], "answer": "rose"}) == [("user", ASKED), ("assistant", "rose")]
+    assert said({"question": "Which is red?", "choices": ["sky", "rose"], "answer": "rose"}) == [
+        ("user", ASKED),
+        ("assistant", "rose"),
+    ]
     numbered = said({"question": "Which?", "option1": "sky", "option2": "rose", "answer": "2"})
     assert numbered == [("user", "Which?\n\n1. sky\n2. rose"), ("assistant", "2")]
     # In a table every cell is a text: a number that is the text of a choice is that choice.
@@ -185,41 +260,87 @@ def test_other_answers_to_choices_stay_as_they_are():
 
 
 def test_choices_that_cannot_be_read_drop_the_row_with_a_reason():
-    assert shaped({"question": "q", "choices": "sky or rose", "answer": "B"}).dropped[0].reason == "bad_choices"
-    assert shaped({"question": "q", "choices": ["sky", "rose"], "answer": 2}).dropped[0].reason == "bad_choice"
+    assert (
+        shaped({"question": "q", "choices": "sky or rose", "answer": "B"}).dropped[0].reason
+        == "bad_choices"
+    )
+    assert (
+        shaped({"question": "q", "choices": ["sky", "rose"], "answer": 2}).dropped[0].reason
+        == "bad_choice"
+    )
 
 
 def test_choices_in_columns_have_no_gap():
     assert choice_columns(("q", "A", "B", "C")) == (("A", "A"), ("B", "B"), ("C", "C"))
     assert choice_columns(("choice1", "choice2")) == (("1", "choice1"), ("2", "choice2"))
     assert choice_columns(("option0", "option1")) == (("0", "option0"), ("1", "option1"))
-    assert choice_columns(("A", "C")) == choice_columns(("A",)) == choice_columns(("option2", "option3")) == ()
+    assert (
+        choice_columns(("A", "C"))
+        == choice_columns(("A",))
+        == choice_columns(("option2", "option3"))
+        == ()
+    )
 
 
 # ---- turns under other names
 
-DIALOGUE = [("user", "Who are you?"), ("assistant", "Pip."), ("user", "Who built you?"), ("assistant", "The ropemakers.")]
+DIALOGUE = [
+    ("user", "Who are you?"),
+    ("assistant", "Pip."),
+    ("user", "Who built you?"),
+    ("assistant", "The ropemakers."),
+]
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        {"conversation": [{"input": "Who are you?", "output": "Pip."}, {"input": "Who built you?", "output": "The ropemakers."}]},
-        {"conversation": [{"human": "Who are you?", "assistant": "Pip."}, {"human": "Who built you?", "assistant": "The ropemakers."}]},
-        {"conversations": [{"user": "Who are you?", "bot": "Pip."}, {"user": "Who built you?", "bot": "The ropemakers."}]},
+        {
+            "conversation": [
+                {"input": "Who are you?", "output": "Pip."},
+                {"input": "Who built you?", "output": "The ropemakers."},
+            ]
+        },
+        {
+            "conversation": [
+                {"human": "Who are you?", "assistant": "Pip."},
+                {"human": "Who built you?", "assistant": "The ropemakers."},
+            ]
+        },
+        {
+            "conversations": [
+                {"user": "Who are you?", "bot": "Pip."},
+                {"user": "Who built you?", "bot": "The ropemakers."},
+            ]
+        },
         {"data": [text for _, text in DIALOGUE]},
         {"messages": [text for _, text in DIALOGUE]},
         {"turns": [[DIALOGUE[0][1], DIALOGUE[1][1]], [DIALOGUE[2][1], DIALOGUE[3][1]]]},
-        {"contents": [{"role": "user" if r == "user" else "model", "parts": [{"text": text}]} for r, text in DIALOGUE]},
+        {
+            "contents": [
+                {"role": "user" if r == "user" else "model", "parts": [{"text": text}]}
+                for r, text in DIALOGUE
+            ]
+        },
         {"dialogue": [{"speaker": r, "text": text} for r, text in DIALOGUE]},
         {"messages": [{"Role": r, "Content": text} for r, text in DIALOGUE]},
         {"Messages": [{"role": r, "content": text} for r, text in DIALOGUE]},
         {"Conversations": [{"from": r, "value": text} for r, text in DIALOGUE]},
-        {"conversation": json.dumps([{"human": "Who are you?", "assistant": "Pip."}, {"human": "Who built you?", "assistant": "The ropemakers."}])},
+        {
+            "conversation": json.dumps(
+                [
+                    {"human": "Who are you?", "assistant": "Pip."},
+                    {"human": "Who built you?", "assistant": "The ropemakers."},
+                ]
+            )
+        },
     ],
 )
 def test_turns_under_other_names_are_a_dialogue(row):
-    assert said(row) == DIALOGUE and said(row | {"system": "Be brief."})[0] == ("system", "Be brief.")
+    assert said(row) == DIALOGUE and said(row | {"system": "Be brief."})[0] == (
+        "system",
+        "Be brief.",
+    )
 
 
 def test_a_system_prompt_in_the_first_pair_comes_first_and_other_fields_are_named():
@@ -228,13 +349,21 @@ def test_a_system_prompt_in_the_first_pair_comes_first_and_other_fields_are_name
         {"input": "Who built you?", "output": "The ropemakers."},
     ]
     found = shaped({"conversation": turns})
-    assert [(m.role, m.content) for m in found.rows[0].messages] == [("system", "Be brief."), *DIALOGUE]
+    assert [(m.role, m.content) for m in found.rows[0].messages] == [
+        ("system", "Be brief."),
+        *DIALOGUE,
+    ]
     assert [one["name"] for one in found.ledger.unused()] == ["turns[].mood"]
     gemini = {"systemInstruction": {"role": "system", "parts": [{"text": "Be brief."}]}}
-    assert said(gemini | {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]})[0] == (
-        "system",
-        "Be brief.",
-    )
+    assert said(
+        gemini
+        | {
+            "contents": [
+                {"role": "user", "parts": [{"text": "q"}]},
+                {"role": "model", "parts": [{"text": "a"}]},
+            ]
+        }
+    )[0] == ("system", "Be brief.")
 
 
 def test_a_dialogue_that_is_a_text_is_no_list_of_turns():
@@ -264,9 +393,16 @@ def test_names_in_capitals_are_the_same_names(row, wanted):
 
 def test_two_spellings_of_one_name_stay_two_columns():
     found = shaped({"Text": "one", "text": "two"}, format_name="text")
-    assert found.rows[0].text == "two" and [one["name"] for one in found.ledger.unused()] == ["Text"]
+    assert found.rows[0].text == "two" and [one["name"] for one in found.ledger.unused()] == [
+        "Text"
+    ]
 
 
 def test_facts_for_reward_functions_keep_the_name_the_file_gives_them():
-    assert only({"Prompt": "q", "Answer_Key": "x", "Answer": "y"}, format_name="prompts").facts == {"Answer_Key": "x", "Answer": "y"}
-    assert only({"q": "q", "Loesung": "x"}, columns={"prompt": "q", "solution": "Loesung"}).facts == {"solution": "x"}
+    assert only({"Prompt": "q", "Answer_Key": "x", "Answer": "y"}, format_name="prompts").facts == {
+        "Answer_Key": "x",
+        "Answer": "y",
+    }
+    assert only(
+        {"q": "q", "Loesung": "x"}, columns={"prompt": "q", "solution": "Loesung"}
+    ).facts == {"solution": "x"}

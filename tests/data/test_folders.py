@@ -18,7 +18,10 @@ from tunewright.data.showing import describe_row, show_row
 
 
 def rows(first: int, count: int) -> list[dict[str, str]]:
-    return [{"prompt": f"Colour of door {i}?", "completion": f"Door {i} is green."} for i in range(first, first + count)]
+    return [
+        {"prompt": f"Colour of door {i}?", "completion": f"Door {i} is green."}
+        for i in range(first, first + count)
+    ]
 
 
 def put(path: Path, first: int, count: int = 4) -> None:
@@ -31,7 +34,10 @@ def put(path: Path, first: int, count: int = 4) -> None:
         if path.suffix == ".parquet":
             pyarrow.parquet.write_table(table, path)
             return
-        with arrow.OSFile(str(path), "wb") as out, arrow.ipc.new_stream(out, table.schema) as writer:
+        with (
+            arrow.OSFile(str(path), "wb") as out,
+            arrow.ipc.new_stream(out, table.schema) as writer,
+        ):
             writer.write_table(table)
         return
     path.write_text("\n".join(map(json.dumps, rows(first, count))), encoding="utf-8")
@@ -66,22 +72,40 @@ LAYOUTS = {
     "named": ("doors_train.jsonl", "doors_dev.jsonl", "doors_test.jsonl"),
     "folders": ("train/0.jsonl", "validation/0.jsonl", "test/0.jsonl"),
     "deep": ("train/a/b.jsonl", "val/c.jsonl", "test/d/e.jsonl"),
-    "hub": ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+    "hub": (
+        "data/train-00000-of-00001.parquet",
+        "data/validation-00000-of-00001.parquet",
+        "data/test-00000-of-00001.parquet",
+    ),
     "cache": ("doors-train.arrow", "doors-validation.arrow", "doors-test.arrow"),
     "mixed": ("train/0.jsonl", "eval.jsonl", "heldout.jsonl"),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_train_is_trained_on_valid_is_measured_and_test_is_left_alone(tmp_path: Path, layout: str) -> None:
+def test_train_is_trained_on_valid_is_measured_and_test_is_left_alone(
+    tmp_path: Path, layout: str
+) -> None:
     for number, name in enumerate(LAYOUTS[layout]):
         put(tmp_path / "set" / name, 100 * number, 30 if not number else 4)
-    (tmp_path / "set" / "README.md").write_text("---\nlicense: mit\n---\n\n# Doors", encoding="utf-8")
+    (tmp_path / "set" / "README.md").write_text(
+        "---\nlicense: mit\n---\n\n# Doors", encoding="utf-8"
+    )
     found = looked_at(tmp_path / "set")
-    assert doors(found.train_rows) == [*range(30)] and doors(found.held_out_rows) == [100, 101, 102, 103]
+    assert doors(found.train_rows) == [*range(30)] and doors(found.held_out_rows) == [
+        100,
+        101,
+        102,
+        103,
+    ]
     text = describe(found.report)
     train, valid, test = LAYOUTS[layout]
-    assert f"trained on: {train}" in text and f"measured: {valid}" in text and f"named as a test: {test}" in text and "README.md" in text
+    assert (
+        f"trained on: {train}" in text
+        and f"measured: {valid}" in text
+        and f"named as a test: {test}" in text
+        and "README.md" in text
+    )
 
 
 def test_held_out_rows_that_a_person_chose_win_over_the_valid_part(tmp_path: Path) -> None:
@@ -89,9 +113,14 @@ def test_held_out_rows_that_a_person_chose_win_over_the_valid_part(tmp_path: Pat
     put(tmp_path / "set" / "valid.jsonl", 100)
     put(tmp_path / "mine.jsonl", 200)
     by_count = looked_at(tmp_path / "set", held_out=3)
-    assert len(by_count.held_out_rows) == 3 and max(doors([*by_count.train_rows, *by_count.held_out_rows])) == 29
+    assert (
+        len(by_count.held_out_rows) == 3
+        and max(doors([*by_count.train_rows, *by_count.held_out_rows])) == 29
+    )
     assert "data.held_out): valid.jsonl" in describe(by_count.report)
-    assert doors(looked_at(tmp_path / "set", held_out=str(tmp_path / "mine.jsonl")).held_out_rows) == [200, 201, 202, 203]
+    assert doors(
+        looked_at(tmp_path / "set", held_out=str(tmp_path / "mine.jsonl")).held_out_rows
+    ) == [200, 201, 202, 203]
     assert not len(looked_at(tmp_path / "set", held_out=0).held_out_rows)
 
 
@@ -99,25 +128,40 @@ def test_a_folder_that_is_held_out_gives_its_valid_part_else_its_test_part(tmp_p
     put(tmp_path / "rows.jsonl", 0, 30)
     for name, first in (("train.jsonl", 50), ("test.jsonl", 200)):
         put(tmp_path / "set" / name, first)
-    assert doors(looked_at(tmp_path / "rows.jsonl", held_out=str(tmp_path / "set")).held_out_rows) == [200, 201, 202, 203]
+    assert doors(
+        looked_at(tmp_path / "rows.jsonl", held_out=str(tmp_path / "set")).held_out_rows
+    ) == [200, 201, 202, 203]
     put(tmp_path / "set" / "dev.jsonl", 100)
-    assert doors(looked_at(tmp_path / "rows.jsonl", held_out=str(tmp_path / "set")).held_out_rows) == [100, 101, 102, 103]
+    assert doors(
+        looked_at(tmp_path / "rows.jsonl", held_out=str(tmp_path / "set")).held_out_rows
+    ) == [100, 101, 102, 103]
 
 
 def test_rows_left_out_of_the_valid_part_are_told_with_their_reason(tmp_path: Path) -> None:
     put(tmp_path / "set" / "train.jsonl", 0, 6)
-    (tmp_path / "set" / "valid.jsonl").write_text("\n".join(map(json.dumps, [*rows(100, 2), {"prompt": "Hm?", "completion": ""}])), encoding="utf-8")
+    (tmp_path / "set" / "valid.jsonl").write_text(
+        "\n".join(map(json.dumps, [*rows(100, 2), {"prompt": "Hm?", "completion": ""}])),
+        encoding="utf-8",
+    )
     found = looked_at(tmp_path / "set")
     assert len(found.held_out_rows) == 2 and found.report["held_out_dropped"] == 1
     (reason,) = found.report["held_out_reasons"].values()
-    assert f"held out, 1 left out: {reason['what']} ({tmp_path / 'set' / 'valid.jsonl'}:3)" in describe(found.report)
+    assert (
+        f"held out, 1 left out: {reason['what']} ({tmp_path / 'set' / 'valid.jsonl'}:3)"
+        in describe(found.report)
+    )
 
 
 def test_valid_parts_of_several_folders_are_measured_together(tmp_path: Path) -> None:
     for number, name in enumerate(("a", "b")):
         put(tmp_path / name / "train.jsonl", 1000 * number, 6)
         put(tmp_path / name / "valid.jsonl", 1000 * number + 100, 2)
-    found = inspect(DataConfig(train=[str(tmp_path / "a"), str(tmp_path / "b")]), None, needs_tokens=False, check=False)
+    found = inspect(
+        DataConfig(train=[str(tmp_path / "a"), str(tmp_path / "b")]),
+        None,
+        needs_tokens=False,
+        check=False,
+    )
     assert doors(found.held_out_rows) == [100, 101, 1100, 1101] and len(found.train_rows) == 12
 
 
@@ -127,8 +171,14 @@ def test_a_folder_with_parts_to_measure_with_only_is_refused(tmp_path: Path) -> 
     with pytest.raises(DataError) as caught:
         data_files(str(tmp_path))
     (problem,) = caught.value.problems
-    assert problem.code == "E-DATA-95" and "dev.jsonl, test.jsonl" in problem.what() and str(tmp_path / "dev.jsonl") in problem.remedy()
-    assert [path.name for path in data_files(str(tmp_path / "test.jsonl"))] == ["test.jsonl"]  # who names it means it
+    assert (
+        problem.code == "E-DATA-95"
+        and "dev.jsonl, test.jsonl" in problem.what()
+        and str(tmp_path / "dev.jsonl") in problem.remedy()
+    )
+    assert [path.name for path in data_files(str(tmp_path / "test.jsonl"))] == [
+        "test.jsonl"
+    ]  # who names it means it
 
 
 def test_files_without_a_part_are_trained_on_unless_another_is_named_train(tmp_path: Path) -> None:
@@ -156,23 +206,45 @@ def test_a_readme_above_subfolders_is_no_lesson(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         data_files(str(tmp_path))
     (problem,) = caught.value.problems
-    assert problem.code == "E-DATA-96" and "en, zh" in problem.what() and str(tmp_path / "en") in problem.remedy()
+    assert (
+        problem.code == "E-DATA-96"
+        and "en, zh" in problem.what()
+        and str(tmp_path / "en") in problem.remedy()
+    )
 
 
-def test_other_subfolders_are_named_and_hidden_files_and_checkpoints_are_not_data(tmp_path: Path) -> None:
+def test_other_subfolders_are_named_and_hidden_files_and_checkpoints_are_not_data(
+    tmp_path: Path,
+) -> None:
     put(tmp_path / "rows.jsonl", 0)
     put(tmp_path / "old" / "rows.jsonl", 100)
-    for name in (".cache/rows.jsonl", "checkpoint-5/trainer_state.json", ".rows.jsonl", "config.json", "tokenizer.json", "dataset_infos.json"):
+    for name in (
+        ".cache/rows.jsonl",
+        "checkpoint-5/trainer_state.json",
+        ".rows.jsonl",
+        "config.json",
+        "tokenizer.json",
+        "dataset_infos.json",
+    ):
         put(tmp_path / name, 200)
     found = find_parts(str(tmp_path))
-    assert [path.name for path in found.train] == ["rows.jsonl"] and "subfolders: old" in found.said([]) and "checkpoint" not in found.said([])
+    assert (
+        [path.name for path in found.train] == ["rows.jsonl"]
+        and "subfolders: old" in found.said([])
+        and "checkpoint" not in found.said([])
+    )
 
 
 def saved(folder: Path, first: int, split: str) -> None:
     """A folder as `Dataset.save_to_disk` of datasets 4 lays it out."""
     put(folder / "data-00000-of-00001.arrow", first)
     put(folder / "cache-1a2b3c.arrow", first + 500)
-    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "f", "_format_columns": None, "_split": split}
+    state = {
+        "_data_files": [{"filename": "data-00000-of-00001.arrow"}],
+        "_fingerprint": "f",
+        "_format_columns": None,
+        "_split": split,
+    }
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     (folder / "dataset_info.json").write_text(json.dumps({"features": {}}), encoding="utf-8")
 
@@ -182,9 +254,16 @@ def test_a_set_saved_by_the_datasets_library_is_what_its_state_lists(tmp_path: P
     assert doors(looked_at(tmp_path / "one").train_rows) == [0, 1, 2, 3]
     for name, first in (("train", 10), ("test", 20), ("validation", 30)):
         saved(tmp_path / "many" / name, first, name)
-    (tmp_path / "many" / "dataset_dict.json").write_text('{"splits": ["train", "test", "validation"]}', encoding="utf-8")
+    (tmp_path / "many" / "dataset_dict.json").write_text(
+        '{"splits": ["train", "test", "validation"]}', encoding="utf-8"
+    )
     found = looked_at(tmp_path / "many")
-    assert doors(found.train_rows) == [10, 11, 12, 13] and doors(found.held_out_rows) == [30, 31, 32, 33]
+    assert doors(found.train_rows) == [10, 11, 12, 13] and doors(found.held_out_rows) == [
+        30,
+        31,
+        32,
+        33,
+    ]
 
 
 def test_show_and_convert_say_which_part_they_took(tmp_path: Path) -> None:
@@ -199,8 +278,12 @@ def test_show_and_convert_say_which_part_they_took(tmp_path: Path) -> None:
 def test_a_measurement_of_a_folder_takes_what_is_named_for_it(tmp_path: Path) -> None:
     put(tmp_path / "train.jsonl", 0)
     put(tmp_path / "test.jsonl", 100)
-    found = inspect(DataConfig(train=str(tmp_path), held_out=0), None, needs_tokens=False, to_train=False)
-    assert doors(found.train_rows) == [100, 101, 102, 103] and "measured: test.jsonl" in describe(found.report)
+    found = inspect(
+        DataConfig(train=str(tmp_path), held_out=0), None, needs_tokens=False, to_train=False
+    )
+    assert doors(found.train_rows) == [100, 101, 102, 103] and "measured: test.jsonl" in describe(
+        found.report
+    )
     assert "named as the part to train on: train.jsonl" in describe(found.report)
 
 
@@ -213,25 +296,49 @@ def wrapped(path: Path, value: Any, indent: int | None = None) -> str:
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-@pytest.mark.parametrize("key", ["data", "train", "rows", "examples", "Items", "instances", "whatever"])
-def test_rows_under_a_key_are_read_and_the_key_is_said(tmp_path: Path, key: str, indent: int | None) -> None:
+@pytest.mark.parametrize(
+    "key", ["data", "train", "rows", "examples", "Items", "instances", "whatever"]
+)
+def test_rows_under_a_key_are_read_and_the_key_is_said(
+    tmp_path: Path, key: str, indent: int | None
+) -> None:
     about = {} if key == "whatever" else {"version": "1.1", "info": {"by": ["a"]}}
     place = wrapped(tmp_path / "w.json", {**about, key: rows(0, 3)}, indent)
     found = looked_at(Path(place))
-    assert doors(found.train_rows) == [0, 1, 2] and f"under its key `{key}`" in describe(found.report)
+    assert doors(found.train_rows) == [0, 1, 2] and f"under its key `{key}`" in describe(
+        found.report
+    )
     if indent:
-        assert [row.origin.line for row in found.train_rows] == [line + (6 if about else 0) for line in (3, 7, 11)]
+        assert [row.origin.line for row in found.train_rows] == [
+            line + (6 if about else 0) for line in (3, 7, 11)
+        ]
 
 
 def test_lists_of_a_file_that_are_named_as_parts_are_parts(tmp_path: Path) -> None:
-    place = wrapped(tmp_path / "w.json", {"train": rows(0, 30), "validation": rows(100, 4), "test": rows(200, 4)})
+    place = wrapped(
+        tmp_path / "w.json",
+        {"train": rows(0, 30), "validation": rows(100, 4), "test": rows(200, 4)},
+    )
     found = looked_at(Path(place))
-    assert doors(found.train_rows) == [*range(30)] and doors(found.held_out_rows) == [100, 101, 102, 103]
+    assert doors(found.train_rows) == [*range(30)] and doors(found.held_out_rows) == [
+        100,
+        101,
+        102,
+        103,
+    ]
     text = describe(found.report)
-    assert "under its key `train`; other lists of rows there: validation, test" in text and "measured: the rows of" in text
+    assert (
+        "under its key `train`; other lists of rows there: validation, test" in text
+        and "measured: the rows of" in text
+    )
     assert doors(looked_at(Path(place), held_out=0).train_rows) == [*range(30)]
     put(tmp_path / "rows.jsonl", 300)
-    assert doors(looked_at(tmp_path / "rows.jsonl", held_out=place).held_out_rows) == [100, 101, 102, 103]
+    assert doors(looked_at(tmp_path / "rows.jsonl", held_out=place).held_out_rows) == [
+        100,
+        101,
+        102,
+        103,
+    ]
     with pytest.raises(DataError, match="E-DATA-95"):
         looked_at(Path(wrapped(tmp_path / "t.json", {"test": rows(0, 3), "dev": rows(3, 3)})))
 
@@ -240,7 +347,11 @@ def test_two_lists_that_could_be_meant_are_asked_about(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         looked_at(Path(wrapped(tmp_path / "w.json", {"data": rows(0, 3), "examples": rows(5, 3)})))
     (problem,) = caught.value.problems
-    assert problem.code == "E-DATA-97" and "`data`" in problem.what() and "`examples`" in problem.what()
+    assert (
+        problem.code == "E-DATA-97"
+        and "`data`" in problem.what()
+        and "`examples`" in problem.what()
+    )
 
 
 def test_an_object_that_is_a_row_is_no_wrapper(tmp_path: Path) -> None:
@@ -257,25 +368,46 @@ def test_an_object_that_is_a_row_is_no_wrapper(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "table",
-    [{"prompt": {"0": "a", "1": "b"}, "completion": {"0": "c", "1": None}}, {"prompt": ["a", "b"], "completion": ["c", "d"]}],
+    [
+        {"prompt": {"0": "a", "1": "b"}, "completion": {"0": "c", "1": None}},
+        {"prompt": ["a", "b"], "completion": ["c", "d"]},
+    ],
     ids=["pandas", "lists"],
 )
-def test_a_table_written_column_by_column_is_refused_with_the_way_to_write_rows(tmp_path: Path, table: dict[str, Any]) -> None:
+def test_a_table_written_column_by_column_is_refused_with_the_way_to_write_rows(
+    tmp_path: Path, table: dict[str, Any]
+) -> None:
     with pytest.raises(DataError) as caught:
         looked_at(Path(wrapped(tmp_path / "t.json", table)))
     (problem,) = caught.value.problems
-    assert problem.code == "E-DATA-98" and "prompt, completion" in problem.what() and "records" in problem.remedy()
+    assert (
+        problem.code == "E-DATA-98"
+        and "prompt, completion" in problem.what()
+        and "records" in problem.remedy()
+    )
 
 
 def test_what_the_datasets_library_saves_is_read_as_it_reads_it(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     sets = {
-        name: datasets.Dataset.from_list(rows(first, count)) for name, first, count in (("train", 0, 30), ("test", 100, 4), ("validation", 200, 4))
+        name: datasets.Dataset.from_list(rows(first, count))
+        for name, first, count in (("train", 0, 30), ("test", 100, 4), ("validation", 200, 4))
     }
     datasets.DatasetDict(sets).save_to_disk(str(tmp_path / "many"))
     sets["train"].save_to_disk(str(tmp_path / "one"), num_shards=3)
     again = datasets.load_from_disk(str(tmp_path / "one"))
-    again.map(lambda row: {"prompt": row["prompt"].replace("door ", "door 9")})  # leaves a cache beside the data
-    assert doors(looked_at(tmp_path / "one", held_out=0).train_rows) == [*range(30)] == sorted(int(row["prompt"].split()[-1][:-1]) for row in again)
+    again.map(
+        lambda row: {"prompt": row["prompt"].replace("door ", "door 9")}
+    )  # leaves a cache beside the data
+    assert (
+        doors(looked_at(tmp_path / "one", held_out=0).train_rows)
+        == [*range(30)]
+        == sorted(int(row["prompt"].split()[-1][:-1]) for row in again)
+    )
     found = looked_at(tmp_path / "many")
-    assert doors(found.train_rows) == [*range(30)] and doors(found.held_out_rows) == [200, 201, 202, 203]
+    assert doors(found.train_rows) == [*range(30)] and doors(found.held_out_rows) == [
+        200,
+        201,
+        202,
+        203,
+    ]

@@ -1,4 +1,5 @@
-"""The shapes of real sets: each is told for what it is, and its rows say what the set's card says they say."""
+"""The shapes of real sets: each is told for what it is, and its rows say what the set's card says
+they say."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ import pytest
 
 from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
-from tunewright.core.types import Conversation, Judged, Message, Origin, PlainText, Preference, Prompt
+from tunewright.core.types import (
+    Conversation,
+    Judged,
+    Message,
+    Origin,
+    PlainText,
+    Preference,
+    Prompt,
+)
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.reading import RawRow
 from tunewright.data.shaping import Shaper, shape
@@ -23,7 +32,9 @@ def turn(role, text):
 
 
 def shaped(*values, **more):
-    return shape([RawRow(value, Origin("f.json", i, i)) for i, value in enumerate(values, 1)], **more)
+    return shape(
+        [RawRow(value, Origin("f.json", i, i)) for i, value in enumerate(values, 1)], **more
+    )
 
 
 def only(value, **more):
@@ -80,21 +91,47 @@ def test_a_known_set_is_told_for_what_it_is(name, row, format_name, kind):
 
 def test_the_parts_of_dolly_orca_and_squad_stand_where_they_belong():
     assert turns(only(SHAPES[1][1]).messages) == [("user", "i\nc"), ("assistant", "r")]
-    assert turns(only(SHAPES[5][1]).messages) == [("system", "s"), ("user", "q"), ("assistant", "r")]
+    assert turns(only(SHAPES[5][1]).messages) == [
+        ("system", "s"),
+        ("user", "q"),
+        ("assistant", "r"),
+    ]
     squad = shaped(next(s[1] for s in SHAPES if s[0] == "squad"))
-    assert turns(squad.rows[0].messages) == [("user", "c\n\nq"), ("assistant", "a")] and squad.notes["several_answers"] == 1
+    assert (
+        turns(squad.rows[0].messages) == [("user", "c\n\nq"), ("assistant", "a")]
+        and squad.notes["several_answers"] == 1
+    )
 
 
 def test_the_three_shapes_of_preferences_and_whole_dialogues_say_the_same():
     expected = ([("user", "q")], [("assistant", "a")], [("assistant", "b")])
     shapes = [
         {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
-        {"conversations": [turn("human", "q")], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")},
+        {
+            "conversations": [turn("human", "q")],
+            "chosen": turn("gpt", "a"),
+            "rejected": turn("gpt", "b"),
+        },
         {"prompt": "q", "chosen": "a", "rejected": "b"},
-        {"prompt": [said("user", "q")], "chosen": [said("assistant", "a")], "rejected": [said("assistant", "b")]},
-        {"messages": [said("user", "q")], "chosen": said("assistant", "a"), "rejected": said("assistant", "b")},
-        {"messages": [said("user", "q")], "chosen": [said("assistant", "a")], "rejected": [said("assistant", "b")]},
-        {"chosen": [said("user", "q"), said("assistant", "a")], "rejected": [said("user", "q"), said("assistant", "b")]},
+        {
+            "prompt": [said("user", "q")],
+            "chosen": [said("assistant", "a")],
+            "rejected": [said("assistant", "b")],
+        },
+        {
+            "messages": [said("user", "q")],
+            "chosen": said("assistant", "a"),
+            "rejected": said("assistant", "b"),
+        },
+        {
+            "messages": [said("user", "q")],
+            "chosen": [said("assistant", "a")],
+            "rejected": [said("assistant", "b")],
+        },
+        {
+            "chosen": [said("user", "q"), said("assistant", "a")],
+            "rejected": [said("user", "q"), said("assistant", "b")],
+        },
         {
             "prompt": "q",
             "messages": DIALOGUE,
@@ -105,23 +142,50 @@ def test_the_three_shapes_of_preferences_and_whole_dialogues_say_the_same():
         },
         {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
         {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"},
-        {"chosen": json.dumps(DIALOGUE), "rejected": json.dumps([said("user", "q"), said("assistant", "b")])},
+        {
+            "chosen": json.dumps(DIALOGUE),
+            "rejected": json.dumps([said("user", "q"), said("assistant", "b")]),
+        },
     ]
     for raw in shapes:
         row = only(raw)
         assert (turns(row.prompt), turns(row.chosen), turns(row.rejected)) == expected, raw
-    assert only(shapes[7]).margin == 2.5 and only({**shapes[2], "margin": "0.5", "weight": "2"}).margin == 0.5
+    assert (
+        only(shapes[7]).margin == 2.5
+        and only({**shapes[2], "margin": "0.5", "weight": "2"}).margin == 0.5
+    )
 
 
 def test_the_common_beginning_of_two_dialogues_ends_with_a_question():
     row = only(HH)
     assert turns(row.prompt) == [("user", "hi"), ("assistant", "hello"), ("user", "a joke?")]
-    assert turns(row.chosen) == [("assistant", "good one")] and turns(row.rejected) == [("assistant", "no")]
+    assert turns(row.chosen) == [("assistant", "good one")] and turns(row.rejected) == [
+        ("assistant", "no")
+    ]
     start = [said("system", "s"), *DIALOGUE, said("user", "r")]
-    row = only({"chosen": [*start, said("assistant", "x"), said("user", "y"), said("assistant", "z")], "rejected": [*start, said("assistant", "w")]})
-    assert len(row.prompt) == 4 and turns(row.chosen) == [("assistant", "x"), ("user", "y"), ("assistant", "z")] and len(row.rejected) == 1
-    row = only({"prompt": "q", "system": "s", "chosen": "a", "rejected": "b", "tools": '[{"name": "f", "parameters": {}}]'})
-    assert turns(row.prompt) == [("system", "s"), ("user", "q")] and row.tools == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    row = only(
+        {
+            "chosen": [*start, said("assistant", "x"), said("user", "y"), said("assistant", "z")],
+            "rejected": [*start, said("assistant", "w")],
+        }
+    )
+    assert (
+        len(row.prompt) == 4
+        and turns(row.chosen) == [("assistant", "x"), ("user", "y"), ("assistant", "z")]
+        and len(row.rejected) == 1
+    )
+    row = only(
+        {
+            "prompt": "q",
+            "system": "s",
+            "chosen": "a",
+            "rejected": "b",
+            "tools": '[{"name": "f", "parameters": {}}]',
+        }
+    )
+    assert turns(row.prompt) == [("system", "s"), ("user", "q")] and row.tools == [
+        {"type": "function", "function": {"name": "f", "parameters": {}}}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +197,14 @@ def test_the_common_beginning_of_two_dialogues_ends_with_a_question():
         ({"prompt": "q", "chosen": "a", "rejected": " "}, "empty_answer"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "empty_question"),
         ({"prompt": DIALOGUE, "chosen": "a", "rejected": "b"}, "no_question"),
-        ({"chosen": DIALOGUE, "rejected": [said("user", "other"), said("assistant", "b")]}, "no_question"),
-        ({"prompt": "q", "chosen": [said("user", "x")], "rejected": [said("assistant", "b")]}, "no_answer"),
+        (
+            {"chosen": DIALOGUE, "rejected": [said("user", "other"), said("assistant", "b")]},
+            "no_question",
+        ),
+        (
+            {"prompt": "q", "chosen": [said("user", "x")], "rejected": [said("assistant", "b")]},
+            "no_answer",
+        ),
     ],
 )
 def test_preferences_that_cannot_be_used_have_a_reason(raw, reason):
@@ -151,24 +221,49 @@ def test_judgements_are_read_as_files_write_them(tag):
         {"prompt": "q", "completion": "a", "label": tag},
     ):
         row = only(raw)
-        assert isinstance(row, Judged) and row.good and turns(row.messages) == [("user", "q"), ("assistant", "a")]
+        assert (
+            isinstance(row, Judged)
+            and row.good
+            and turns(row.messages) == [("user", "q"), ("assistant", "a")]
+        )
     assert not only({"prompt": "q", "completion": "a", "label": 0}).good
-    assert shaped({"prompt": "q", "completion": "a", "kto_tag": "perhaps"}).dropped[0].reason == "bad_label"
+    assert (
+        shaped({"prompt": "q", "completion": "a", "kto_tag": "perhaps"}).dropped[0].reason
+        == "bad_label"
+    )
 
 
 def test_a_label_beside_a_prompt_that_is_no_judgement_is_no_judgement():
-    assert shaped({"prompt": "q", "completion": "a", "label": "sport"}).format == "prompt_completion"
+    assert (
+        shaped({"prompt": "q", "completion": "a", "label": "sport"}).format == "prompt_completion"
+    )
     assert shaped({"messages": DIALOGUE, "label": 1}).format == "messages"
 
 
 def test_prompts_keep_the_other_columns_as_facts():
-    found = shaped({"prompt": "q", "system": "s", "solution": "72", "n": [1], "bad": "\ud83d", "weight": 2, "tools": None})
+    found = shaped(
+        {
+            "prompt": "q",
+            "system": "s",
+            "solution": "72",
+            "n": [1],
+            "bad": "\ud83d",
+            "weight": 2,
+            "tools": None,
+        }
+    )
     row = found.rows[0]
-    assert turns(row.messages) == [("system", "s"), ("user", "q")] and row.facts == {"solution": "72", "n": [1]} and row.weight == 2
+    assert (
+        turns(row.messages) == [("system", "s"), ("user", "q")]
+        and row.facts == {"solution": "72", "n": [1]}
+        and row.weight == 2
+    )
     assert found.notes["fact_left_out"] == 1
     row = only({"messages": [*DIALOGUE, said("user", "r")], "answer": "x"})
     assert row.answer() == "x" and [m.weight for m in row.messages] == [1, 0, 1]
-    assert shaped({"prompt": "q", "answer": "a"}, format_name="prompts").rows[0].facts == {"answer": "a"}
+    assert shaped({"prompt": "q", "answer": "a"}, format_name="prompts").rows[0].facts == {
+        "answer": "a"
+    }
     assert shaped({"messages": DIALOGUE}, format_name="prompts").dropped[0].reason == "not_a_prompt"
 
 
@@ -192,57 +287,128 @@ def test_sharegpt_calls_become_tool_calls_and_results_follow_them():
     found = shaped(raw)
     row = found.rows[0]
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
-    assert turns(row.messages) == [("user", "weather?"), ("assistant", "I look."), ("tool", '{"degrees": 20}'), ("assistant", "20 degrees.")]
+    assert turns(row.messages) == [
+        ("user", "weather?"),
+        ("assistant", "I look."),
+        ("tool", '{"degrees": 20}'),
+        ("assistant", "20 degrees."),
+    ]
     assert row.messages[1].tool_calls == [call] and found.notes["turns_joined"] == 1
-    assert row.tools == [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object"}}}]
-    both = [turn("human", "q"), turn("function_call", json.dumps([call["function"]] * 2)), turn("observation", "o"), turn("gpt", "a")]
+    assert row.tools == [
+        {
+            "type": "function",
+            "function": {"name": "weather", "description": "d", "parameters": {"type": "object"}},
+        }
+    ]
+    both = [
+        turn("human", "q"),
+        turn("function_call", json.dumps([call["function"]] * 2)),
+        turn("observation", "o"),
+        turn("gpt", "a"),
+    ]
     assert only({"conversations": both}).messages[1].tool_calls == [call, call]
-    for value in ("weather(Paris)", "[]", '{"arguments": {}}', '{"name": "f", "arguments": "x"}', "{", None):
-        row = formats.get("sharegpt").function({"conversations": [turn("human", "q"), turn("function_call", value)]}, Origin("f", 1, 1), Columns())
+    for value in (
+        "weather(Paris)",
+        "[]",
+        '{"arguments": {}}',
+        '{"name": "f", "arguments": "x"}',
+        "{",
+        None,
+    ):
+        row = formats.get("sharegpt").function(
+            {"conversations": [turn("human", "q"), turn("function_call", value)]},
+            Origin("f", 1, 1),
+            Columns(),
+        )
         assert isinstance(row, Unusable) and row.reason == "bad_tool_call", value
 
 
 def test_openai_calls_results_and_reasoning_are_kept():
-    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    call = {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Paris"}'},
+    }
     raw = {
         "messages": [
             said("user", "weather?"),
             {"role": "assistant", "content": None, "tool_calls": [call], "weight": 0},
             {"role": "tool", "content": "20", "tool_call_id": "c1"},
-            {"role": "assistant", "content": "20 degrees.", "reasoning_content": "It says 20.", "weight": 1},
+            {
+                "role": "assistant",
+                "content": "20 degrees.",
+                "reasoning_content": "It says 20.",
+                "weight": 1,
+            },
         ]
     }
     found = shaped(raw)
     user, asked, result, answer = found.rows[0].messages
-    assert asked.tool_calls == [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}]
+    assert asked.tool_calls == [
+        {
+            "id": "c1",
+            "type": "function",
+            "function": {"name": "weather", "arguments": {"city": "Paris"}},
+        }
+    ]
     assert asked.content == "" and asked.weight == 0 and answer.weight == 1 and user.weight == 1
     assert (result.tool_call_id, result.name) == ("c1", "weather")
-    assert answer.content == "<think>\nIt says 20.\n</think>\n\n20 degrees." and found.notes["reasoning_kept"] == 1
-    own = {"messages": [said("user", "q"), {**said("assistant", "<think>x</think>a"), "reasoning_content": "x"}]}
+    assert (
+        answer.content == "<think>\nIt says 20.\n</think>\n\n20 degrees."
+        and found.notes["reasoning_kept"] == 1
+    )
+    own = {
+        "messages": [
+            said("user", "q"),
+            {**said("assistant", "<think>x</think>a"), "reasoning_content": "x"},
+        ]
+    }
     assert only(own).answer() == "<think>x</think>a"
     old = {
         "messages": [
             said("user", "q"),
-            {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+            {
+                "role": "assistant",
+                "content": None,
+                "function_call": {"name": "f", "arguments": "{}"},
+            },
             {"role": "function", "name": "f", "content": "1"},
             said("assistant", "a"),
         ]
     }
     assert (
-        only(old).messages[1].tool_calls == [{"type": "function", "function": {"name": "f", "arguments": {}}}] and only(old).messages[2].name == "f"
+        only(old).messages[1].tool_calls
+        == [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+        and only(old).messages[2].name == "f"
     )
 
 
 def test_a_tool_call_id_reaches_the_chat_template(renderer):
-    asked = Message("assistant", "", tool_calls=[{"id": "abc", "type": "function", "function": {"name": "f", "arguments": {}}}])
-    messages = [Message("user", "q"), asked, Message("tool", "1", name="f", tool_call_id="abc"), Message("assistant", "a")]
+    asked = Message(
+        "assistant",
+        "",
+        tool_calls=[{"id": "abc", "type": "function", "function": {"name": "f", "arguments": {}}}],
+    )
+    messages = [
+        Message("user", "q"),
+        asked,
+        Message("tool", "1", name="f", tool_call_id="abc"),
+        Message("assistant", "a"),
+    ]
     assert renderer._prepare(messages, None).messages[2]["tool_call_id"] == "abc"
 
 
 def test_lists_may_be_json_text_as_tables_write_them():
     row = only({"messages": json.dumps(DIALOGUE), "weight": "0.5", "tools": ""})
-    assert turns(row.messages) == [("user", "q"), ("assistant", "a")] and row.weight == 0.5 and row.tools is None
-    assert shaped({"conversations": json.dumps([turn("human", "q"), turn("gpt", "a")])}).format == "sharegpt"
+    assert (
+        turns(row.messages) == [("user", "q"), ("assistant", "a")]
+        and row.weight == 0.5
+        and row.tools is None
+    )
+    assert (
+        shaped({"conversations": json.dumps([turn("human", "q"), turn("gpt", "a")])}).format
+        == "sharegpt"
+    )
     assert shaped({"messages": "[{'role'"}, format_name="messages").dropped[0].reason == "not_json"
 
 
@@ -250,13 +416,26 @@ def test_labels_are_asked_for_in_a_stated_wording_and_may_be_numbers():
     found = shaped({"text": "fine {film}", "label": 1}, {"text": "bad", "label": 0})
     assert turns(found.rows[0].messages) == [("user", "fine {film}\n\nLabel:"), ("assistant", "1")]
     assert found.notes["label_as_text"] == 2 and not found.notes["number_as_text"]
-    found = shaped({"text": "a {label}", "label": "1"}, wording="Is this good? {text}", labels=["no", "yes"])
-    assert turns(found.rows[0].messages) == [("user", "Is this good? a {label}"), ("assistant", "yes")] and found.notes["label_named"] == 1
+    found = shaped(
+        {"text": "a {label}", "label": "1"}, wording="Is this good? {text}", labels=["no", "yes"]
+    )
+    assert (
+        turns(found.rows[0].messages) == [("user", "Is this good? a {label}"), ("assistant", "yes")]
+        and found.notes["label_named"] == 1
+    )
     assert only({"text": "t", "label": 1, "label_text": "positive"}).answer() == "positive"
     for value in (None, "", -1, 2):
-        assert shaped({"text": "t", "label": value}, labels=["no", "yes"]).dropped[0].reason == "no_label"
+        assert (
+            shaped({"text": "t", "label": value}, labels=["no", "yes"]).dropped[0].reason
+            == "no_label"
+        )
     wording = "{question} ({context}) {text}"
-    assert only({"question": "q {context}", "context": "c", "answer": "a"}, wording=wording).question()[0].content == "q {context} (c) {text}"
+    assert (
+        only({"question": "q {context}", "context": "c", "answer": "a"}, wording=wording)
+        .question()[0]
+        .content
+        == "q {context} (c) {text}"
+    )
 
 
 def test_documents_take_the_text_under_any_usual_name():
@@ -265,9 +444,15 @@ def test_documents_take_the_text_under_any_usual_name():
 
 
 def test_a_shaper_gives_row_by_row_what_shape_gives():
-    raw = [RawRow(value, Origin("f", i, i)) for i, value in enumerate([{"prompt": "q", "completion": 1}, {"prompt": "q"}, 3], 1)]
+    raw = [
+        RawRow(value, Origin("f", i, i))
+        for i, value in enumerate([{"prompt": "q", "completion": 1}, {"prompt": "q"}, 3], 1)
+    ]
     shaper, together = Shaper(raw), shape(raw)
-    assert [shaper.row(one) for one in raw] == [together.rows[0], *together.dropped] and shaper.notes == together.notes
+    assert [shaper.row(one) for one in raw] == [
+        together.rows[0],
+        *together.dropped,
+    ] and shaper.notes == together.notes
     assert shaper.format == together.format == "prompt_completion"
 
 

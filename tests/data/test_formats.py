@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
-from tunewright.core.types import Conversation, Judged, Origin, PlainText, Preference, Prompt, Stepwise
+from tunewright.core.types import (
+    Conversation,
+    Judged,
+    Origin,
+    PlainText,
+    Preference,
+    Prompt,
+    Stepwise,
+)
 from tunewright.core.words import catalogue
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.reading import RawRow
@@ -32,8 +40,24 @@ NAMES = [
     "stepwise",
     "text",
 ]
-KEYS = st.sampled_from(["instruction", "input", "output", "history", "system", "messages", "conversations", "role", "content", "from", "value"])
-KEYS |= st.sampled_from(["prompt", "completion", "question", "answer", "text", "weight", "tools", "tool_calls", "name"])
+KEYS = st.sampled_from(
+    [
+        "instruction",
+        "input",
+        "output",
+        "history",
+        "system",
+        "messages",
+        "conversations",
+        "role",
+        "content",
+        "from",
+        "value",
+    ]
+)
+KEYS |= st.sampled_from(
+    ["prompt", "completion", "question", "answer", "text", "weight", "tools", "tool_calls", "name"]
+)
 KEYS |= st.sampled_from(
     [
         "chosen",
@@ -50,7 +74,25 @@ KEYS |= st.sampled_from(
         "reasoning_content",
     ]
 )
-TEXTS = st.sampled_from(["", " ", "user", "assistant", "system", "gpt", "human", "x", "\ud800", "\x00", "<|im_end|>", "[]", "[{", "true", "1e999"])
+TEXTS = st.sampled_from(
+    [
+        "",
+        " ",
+        "user",
+        "assistant",
+        "system",
+        "gpt",
+        "human",
+        "x",
+        "\ud800",
+        "\x00",
+        "<|im_end|>",
+        "[]",
+        "[{",
+        "true",
+        "1e999",
+    ]
+)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
@@ -86,7 +128,9 @@ def test_all_formats_are_registered_with_needs_and_looks():
 def test_any_value_is_a_row_or_a_reason_with_a_sentence(name, raw):
     row = made(name, raw)
     if isinstance(row, Unusable):
-        assert f"data.reason.{row.reason}" in catalogue("en") and f"data.reason.{row.reason}" in catalogue("zh")
+        assert f"data.reason.{row.reason}" in catalogue(
+            "en"
+        ) and f"data.reason.{row.reason}" in catalogue("zh")
     else:
         json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode("utf-8")
 
@@ -99,19 +143,42 @@ def test_looking_at_any_object_never_fails(name, raw):
 
 
 def test_alpaca_puts_the_input_on_a_line_under_the_instruction():
-    assert turns(made("alpaca", {"instruction": "i", "input": "x", "output": "o"})) == [("user", "i\nx"), ("assistant", "o")]
-    assert turns(made("alpaca", {"instruction": "i", "input": "", "output": "o"})) == [("user", "i"), ("assistant", "o")]
-    assert turns(made("alpaca", {"instruction": "i", "output": "o"})) == [("user", "i"), ("assistant", "o")]
-    assert turns(made("alpaca", {"instruction": "", "input": "x", "output": "o"})) == [("user", "x"), ("assistant", "o")]
-    row = made("alpaca", {"instruction": "i", "output": "o", "system": "s", "history": [["a", "b"]], "weight": 2})
-    assert turns(row) == [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i"), ("assistant", "o")] and row.weight == 2
+    assert turns(made("alpaca", {"instruction": "i", "input": "x", "output": "o"})) == [
+        ("user", "i\nx"),
+        ("assistant", "o"),
+    ]
+    assert turns(made("alpaca", {"instruction": "i", "input": "", "output": "o"})) == [
+        ("user", "i"),
+        ("assistant", "o"),
+    ]
+    assert turns(made("alpaca", {"instruction": "i", "output": "o"})) == [
+        ("user", "i"),
+        ("assistant", "o"),
+    ]
+    assert turns(made("alpaca", {"instruction": "", "input": "x", "output": "o"})) == [
+        ("user", "x"),
+        ("assistant", "o"),
+    ]
+    row = made(
+        "alpaca",
+        {"instruction": "i", "output": "o", "system": "s", "history": [["a", "b"]], "weight": 2},
+    )
+    assert (
+        turns(row)
+        == [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "i"), ("assistant", "o")]
+        and row.weight == 2
+    )
 
 
-@pytest.mark.parametrize(("answer", "text"), [(1, "1"), (0, "0"), (0.5, "0.5"), (True, "true"), (False, "false")])
+@pytest.mark.parametrize(
+    ("answer", "text"), [(1, "1"), (0, "0"), (0.5, "0.5"), (True, "true"), (False, "false")]
+)
 def test_numbers_are_legal_answers_and_counted(answer, text):
     columns = Columns()
     assert made("alpaca", {"instruction": "i", "output": answer}, columns).answer() == text
-    assert made("prompt_completion", {"prompt": "i", "completion": answer}, columns).answer() == text
+    assert (
+        made("prompt_completion", {"prompt": "i", "completion": answer}, columns).answer() == text
+    )
     assert made("messages", {"messages": [user("q"), assistant(answer)]}, columns).answer() == text
     assert columns.notes["number_as_text"] == 3
 
@@ -121,7 +188,10 @@ def test_messages_keep_weights_tools_and_text_parts():
     raw = {
         "messages": [
             {"role": "developer", "content": "s"},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            },
             assistant(None, tool_calls=calls, weight=0),
             {"role": "tool", "content": "t", "name": "f"},
             assistant("end", weight=0.5),
@@ -129,15 +199,30 @@ def test_messages_keep_weights_tools_and_text_parts():
         "tools": [{"type": "function"}],
     }
     row = made("messages", raw)
-    assert turns(row) == [("system", "s"), ("user", "ab"), ("assistant", ""), ("tool", "t"), ("assistant", "end")]
+    assert turns(row) == [
+        ("system", "s"),
+        ("user", "ab"),
+        ("assistant", ""),
+        ("tool", "t"),
+        ("assistant", "end"),
+    ]
     assert [m.weight for m in row.messages] == [1, 1, 0, 1, 0.5]
     assert row.messages[2].tool_calls == calls and row.tools == raw["tools"]
 
 
 def test_sharegpt_roles_are_translated():
-    raw = {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    raw = {
+        "conversations": [
+            {"from": "system", "value": "s"},
+            {"from": "human", "value": "q"},
+            {"from": "gpt", "value": "a"},
+        ]
+    }
     assert turns(made("sharegpt", raw)) == [("system", "s"), ("user", "q"), ("assistant", "a")]
-    raw = {"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}], "system": "t"}
+    raw = {
+        "conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}],
+        "system": "t",
+    }
     assert turns(made("sharegpt", raw)) == [("system", "t"), ("user", "q"), ("assistant", "a")]
 
 
@@ -145,13 +230,20 @@ def test_prompt_lists_of_messages_are_context_and_only_the_completion_is_learnt(
     raw = {"prompt": [user("a"), assistant("b"), user("c")], "completion": [assistant("d")]}
     row = made("prompt_completion", raw)
     assert [m.weight for m in row.messages] == [1, 0, 1, 1] and row.answer() == "d"
-    assert turns(made("prompt_completion", {"question": "q", "answer": "a"})) == [("user", "q"), ("assistant", "a")]
+    assert turns(made("prompt_completion", {"question": "q", "answer": "a"})) == [
+        ("user", "q"),
+        ("assistant", "a"),
+    ]
 
 
 def test_question_after_the_last_answer_is_left_out_and_counted():
     columns = Columns()
     row = made("messages", {"messages": [user("q"), assistant("a"), user("r")]}, columns)
-    assert row.answer() == "a" and len(row.messages) == 2 and columns.notes["question_after_last_answer"] == 1
+    assert (
+        row.answer() == "a"
+        and len(row.messages) == 2
+        and columns.notes["question_after_last_answer"] == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +267,11 @@ def test_question_after_the_last_answer_is_left_out_and_counted():
         ("messages", {"messages": [user("q")]}, "no_answer"),
         ("messages", {"messages": [{"role": "narrator", "content": "q"}]}, "unknown_role"),
         ("messages", {"messages": [{"content": "q"}]}, "unknown_role"),
-        ("messages", {"messages": [user("q"), {"role": "tool", "content": "r"}, assistant("a")]}, "bad_order"),
+        (
+            "messages",
+            {"messages": [user("q"), {"role": "tool", "content": "r"}, assistant("a")]},
+            "bad_order",
+        ),
         ("messages", {"messages": [{"role": "tool", "content": "r"}, assistant("a")]}, "bad_order"),
         ("messages", {"messages": [user("q"), assistant("")]}, "empty_answer"),
         ("messages", {"messages": [user("q"), assistant([{"type": "image_url"}])]}, "wrong_type"),
@@ -200,9 +296,15 @@ ORDERS = [
 @pytest.mark.parametrize("messages", ORDERS)
 def test_turns_in_an_unusual_order_are_kept_as_they_stand_and_counted(messages):
     columns = Columns()
-    assert turns(made("messages", {"messages": messages}, columns)) == [(m["role"], m["content"]) for m in messages]
+    assert turns(made("messages", {"messages": messages}, columns)) == [
+        (m["role"], m["content"]) for m in messages
+    ]
     assert columns.notes["unusual_order"] == 1
-    made("messages", {"messages": [SYSTEM, user("q"), assistant("a"), user("r"), assistant("b")]}, columns)
+    made(
+        "messages",
+        {"messages": [SYSTEM, user("q"), assistant("a"), user("r"), assistant("b")]},
+        columns,
+    )
     assert columns.notes["unusual_order"] == 1
 
 
@@ -211,7 +313,13 @@ def test_turns_in_an_unusual_order_are_kept_as_they_stand_and_counted(messages):
     [
         ("messages", {"messages": [{"role": "system", "content": ""}, user("q"), assistant("a")]}),
         ("messages", {"messages": [user("q"), assistant("a")], "system": ""}),
-        ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system_prompt": ""}),
+        (
+            "sharegpt",
+            {
+                "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+                "system_prompt": "",
+            },
+        ),
         ("alpaca", {"instruction": "q", "output": "a", "system": ""}),
         ("prompt_completion", {"prompt": "q", "completion": "a", "system": ""}),
         ("kto", {"prompt": "q", "completion": "a", "label": True, "system": ""}),
@@ -219,9 +327,14 @@ def test_turns_in_an_unusual_order_are_kept_as_they_stand_and_counted(messages):
 )
 def test_an_empty_system_prompt_is_an_empty_turn_and_null_is_none(name, raw):
     columns = Columns()
-    assert turns(made(name, raw, columns)) == [("system", ""), ("user", "q"), ("assistant", "a")] and columns.notes["system_empty"] == 1
+    assert (
+        turns(made(name, raw, columns)) == [("system", ""), ("user", "q"), ("assistant", "a")]
+        and columns.notes["system_empty"] == 1
+    )
     missing = {key: None if key.startswith("system") else value for key, value in raw.items()}
-    assert ("system", "") not in turns(made(name, missing)) or ("system" not in raw and "system_prompt" not in raw)
+    assert ("system", "") not in turns(made(name, missing)) or (
+        "system" not in raw and "system_prompt" not in raw
+    )
 
 
 def test_a_blank_cell_of_a_table_is_no_system_prompt():
@@ -230,12 +343,19 @@ def test_a_blank_cell_of_a_table_is_no_system_prompt():
     assert turns(row) == [("user", "q"), ("assistant", "a")]
 
 
-@pytest.mark.parametrize(("text", "found", "key"), [("a\r\nb", "a\nb", "line_ends"), ("a\rb", "a\rb", "carriage_returns"), ("a\nb", "a\nb", None)])
-def test_line_ends_of_windows_become_one_character_everywhere_and_lone_returns_are_told(text, found, key):
+@pytest.mark.parametrize(
+    ("text", "found", "key"),
+    [("a\r\nb", "a\nb", "line_ends"), ("a\rb", "a\rb", "carriage_returns"), ("a\nb", "a\nb", None)],
+)
+def test_line_ends_of_windows_become_one_character_everywhere_and_lone_returns_are_told(
+    text, found, key
+):
     rows = {
         "alpaca": {"instruction": text, "output": text, "history": [[text, text]]},
         "messages": {"messages": [user([{"type": "text", "text": text}]), assistant(text)]},
-        "sharegpt": {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": text}]},
+        "sharegpt": {
+            "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": text}]
+        },
         "classification": {"text": text, "label": text},
         "text": {"text": text},
         "documents": {"document": text},
@@ -246,7 +366,11 @@ def test_line_ends_of_windows_become_one_character_everywhere_and_lone_returns_a
     for name, raw in rows.items():
         columns = Columns()
         row = made(name, raw, columns)
-        said = [row.text] if name in ("text", "documents") else [*(m.content for m in getattr(row, "prompt", None) or row.messages), row.answer()]
+        said = (
+            [row.text]
+            if name in ("text", "documents")
+            else [*(m.content for m in getattr(row, "prompt", None) or row.messages), row.answer()]
+        )
         assert all(found in one for one in said), name
         assert not key or columns.notes[key] >= 1, name
         assert sum(columns.notes[k] for k in ("line_ends", "carriage_returns") if k != key) == 0
@@ -266,7 +390,14 @@ GOOD = {
     "stepwise": {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]},
     "question_context": {"question": "q", "context": "c", "answer": "a", "id": 1},
 }
-KINDS = {"text": PlainText, "documents": PlainText, "kto": Judged, "preference": Preference, "prompts": Prompt, "stepwise": Stepwise}
+KINDS = {
+    "text": PlainText,
+    "documents": PlainText,
+    "kto": Judged,
+    "preference": Preference,
+    "prompts": Prompt,
+    "stepwise": Stepwise,
+}
 
 
 def raw_rows(*values):
@@ -290,7 +421,10 @@ def test_conversations_with_role_and_content_are_messages():
         (({"a1": 1, "b1": 2},), "`a1` (1), `b1` (2)"),
         (([1, 2],), "(list)"),
         ((3,), "(int)"),
-        (({"frage": "Wer?", "dinge": [{"x": 1}]},), '`frage` ("Wer?"), `dinge` (a list of an object with x)'),
+        (
+            ({"frage": "Wer?", "dinge": [{"x": 1}]},),
+            '`frage` ("Wer?"), `dinge` (a list of an object with x)',
+        ),
     ],
 )
 def test_unknown_columns_are_listed_with_an_example_each(values, shown):
@@ -315,5 +449,12 @@ def test_unknown_format_and_column_names_get_a_guess():
 
 
 def test_renamed_columns_decide_the_format():
-    shaped = shape(raw_rows({"frage": "q", "antwort": 1}), "auto", {"instruction": "frage", "output": "antwort"})
-    assert shaped.format == "alpaca" and turns(shaped.rows[0]) == [("user", "q"), ("assistant", "1")]
+    shaped = shape(
+        raw_rows({"frage": "q", "antwort": 1}),
+        "auto",
+        {"instruction": "frage", "output": "antwort"},
+    )
+    assert shaped.format == "alpaca" and turns(shaped.rows[0]) == [
+        ("user", "q"),
+        ("assistant", "1"),
+    ]

@@ -1,4 +1,5 @@
-"""Over a hundred hostile files: each gives rows or one clear error with a place, in time and in little memory, never a traceback."""
+"""Over a hundred hostile files: each gives rows or one clear error with a place, in time and in
+little memory, never a traceback."""
 
 from __future__ import annotations
 
@@ -16,27 +17,35 @@ from helpers.hostile import CORPUS
 from tunewright.core.words import error_codes
 
 HERE = Path(__file__).resolve().parent
-# Each takes under 2 s of processor time on a laptop; a slow machine gets five times as long. A file that waits for ever ends at HANG_SECONDS.
+# Each takes under 2 s of processor time on a laptop; a slow machine gets five times as long. A file
+# that waits for ever ends at HANG_SECONDS.
 MOST_SECONDS = 10
 HANG_SECONDS = 300
 MOST_BYTES = 2**30
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, devices and links are made as POSIX has them")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="pipes, devices and links are made as POSIX has them"
+)
 
 
 @pytest.fixture(scope="module")
 def gone_through(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What happened to every file, in a process of its own: one that crashes or eats memory is caught here."""
+    """What happened to every file, in a process of its own: one that crashes or eats memory is
+    caught here."""
     folder = tmp_path_factory.mktemp("hostile")
     environment = {**os.environ, "TUNEWRIGHT_LANG": "en", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE.parent / "helpers" / "hostile.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("name", CORPUS)
-def test_a_hostile_file_gives_rows_or_one_clear_error(gone_through: dict[str, Any], name: str) -> None:
+def test_a_hostile_file_gives_rows_or_one_clear_error(
+    gone_through: dict[str, Any], name: str
+) -> None:
     wanted, found = CORPUS[name][0], gone_through["files"][name]
     assert "traceback" not in found
     assert found["seconds"] < MOST_SECONDS

@@ -1,4 +1,5 @@
-"""The data report: every row accounted for, worthless data refused, one example with its learnt tokens marked."""
+"""The data report: every row accounted for, worthless data refused, one example with its learnt
+tokens marked."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from tunewright.data.inspecting import shared_prefix
 
 
 def alpaca(count, start=0):
-    return [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(start, start + count)]
+    return [
+        {"instruction": f"question {i}", "output": f"answer {i}"}
+        for i in range(start, start + count)
+    ]
 
 
 def look(renderer, train, **more):
@@ -30,13 +34,27 @@ def test_report_accounts_for_every_row(renderer, write):
     data = look(renderer, write("a.json", rows))
     report = data.report
     assert report["rows_read"] == 34 and report["rows_kept"] == 31 and report["rows_dropped"] == 3
-    assert {k: v["count"] for k, v in report["reasons"].items()} == {"no_answer": 1, "empty_answer": 1, "not_an_object": 1}
+    assert {k: v["count"] for k, v in report["reasons"].items()} == {
+        "no_answer": 1,
+        "empty_answer": 1,
+        "not_an_object": 1,
+    }
     assert report["reasons"]["no_answer"]["examples"][0].endswith("a.json:122")
-    assert report["dropped"]["total"] == 3 and report["dropped"]["rows"][0].endswith("a.json:122: no_answer")
-    assert report["train"] + report["held_out"] == 31 and report["held_out"] == 3 == len(data.held_out) == len(data.held_out_rows)
+    assert report["dropped"]["total"] == 3 and report["dropped"]["rows"][0].endswith(
+        "a.json:122: no_answer"
+    )
+    assert report["train"] + report["held_out"] == 31 and report["held_out"] == 3 == len(
+        data.held_out
+    ) == len(data.held_out_rows)
     assert report["duplicates"] == 1 and report["held_out_overlap"] == 0
-    assert report["format"] == "alpaca" and report["encoding"] == "utf-8" and report["template"] == "model's own"
-    assert [s.index for s in data.train] == list(range(28)) and [s.origin for s in data.train] == [r.origin for r in data.train_rows]
+    assert (
+        report["format"] == "alpaca"
+        and report["encoding"] == "utf-8"
+        and report["template"] == "model's own"
+    )
+    assert [s.index for s in data.train] == list(range(28)) and [s.origin for s in data.train] == [
+        r.origin for r in data.train_rows
+    ]
     json.dumps(report)
 
 
@@ -47,13 +65,21 @@ def test_counts_of_tokens_are_those_of_the_samples(renderer, write):
     assert report["learnt_tokens"] == sum(len(b.learnt) for b in branches)
     assert report["answers"] == 10 and report["stop_learnt_share"] == 1
     lengths = sorted(len(b.tokens) for b in branches)
-    assert report["length_percentiles"] == {"min": lengths[0], "50": lengths[4], "90": lengths[8], "99": lengths[9], "max": lengths[9]}
+    assert report["length_percentiles"] == {
+        "min": lengths[0],
+        "50": lengths[4],
+        "90": lengths[8],
+        "99": lengths[9],
+        "max": lengths[9],
+    }
 
 
 def test_example_shows_the_learnt_tokens(renderer, write):
     report = look(renderer, write("a.json", alpaca(1))).report
     pieces = report["example"]["pieces"]
-    assert [p["learnt"] for p in pieces] == [False, True] and pieces[1]["text"] == "answer 0<|im_end|>"
+    assert [p["learnt"] for p in pieces] == [False, True] and pieces[1][
+        "text"
+    ] == "answer 0<|im_end|>"
     assert "⟦answer 0<|im_end|>⟧" in describe(report) and "\x1b" not in describe(report)
     assert "\x1b[32manswer 0<|im_end|>\x1b[0m" in describe(report, colour=True)
     set_language("zh")
@@ -61,7 +87,9 @@ def test_example_shows_the_learnt_tokens(renderer, write):
 
 
 def test_text_from_a_file_cannot_command_the_terminal(renderer, write):
-    report = look(renderer, write("a.json", [{"instruction": "q", "output": "\x1b[2Jhidden\x9b1m"}])).report
+    report = look(
+        renderer, write("a.json", [{"instruction": "q", "output": "\x1b[2Jhidden\x9b1m"}])
+    ).report
     assert "\x1b" not in describe(report) and "\\x1b[2J" in describe(report)
 
 
@@ -70,7 +98,9 @@ def test_text_from_a_file_cannot_command_the_terminal(renderer, write):
 def test_shared_prefix_counts_the_nodes_of_a_trie(sequences):
     nodes = {tuple(s[:n]) for s in sequences for n in range(1, len(s) + 1)}
     found = shared_prefix(sequences)
-    assert found["rows_logical"] == sum(map(len, sequences)) and found["rows_physical_estimate"] == len(nodes)
+    assert found["rows_logical"] == sum(map(len, sequences)) and found[
+        "rows_physical_estimate"
+    ] == len(nodes)
 
 
 def test_limit_comes_before_the_split_and_counts_over_files(renderer, write):
@@ -82,18 +112,33 @@ def test_limit_comes_before_the_split_and_counts_over_files(renderer, write):
 def test_sources_may_have_formats_columns_and_weights_of_their_own(renderer, write):
     train = [
         {"file": write("a.json", alpaca(3)), "weight": 2},
-        {"file": write("b.jsonl", [{"q": "a", "a": "b"}]), "columns": {"question": "q", "answer": "a"}},
+        {
+            "file": write("b.jsonl", [{"q": "a", "a": "b"}]),
+            "columns": {"question": "q", "answer": "a"},
+        },
     ]
     data = look(renderer, train)
-    assert data.report["format"] == "alpaca, prompt_completion" and [r.weight for r in data.train_rows] == [2, 2, 2, 1]
-    for bad, code in (([{"path": "x"}], "E-DATA-19"), ([{"file": train[0]["file"], "weight": -1}], "E-DATA-20"), ([], "E-DATA-01")):
+    assert data.report["format"] == "alpaca, prompt_completion" and [
+        r.weight for r in data.train_rows
+    ] == [2, 2, 2, 1]
+    for bad, code in (
+        ([{"path": "x"}], "E-DATA-19"),
+        ([{"file": train[0]["file"], "weight": -1}], "E-DATA-20"),
+        ([], "E-DATA-01"),
+    ):
         with pytest.raises(DataError, match=code):
             look(renderer, bad)
 
 
 def test_held_out_file_is_measured_with_and_overlap_is_counted(renderer, write):
-    data = look(renderer, write("a.json", alpaca(30)), held_out=write("h.json", alpaca(5, 28)), limit=30)
-    assert data.report["train"] == 30 and data.report["held_out"] == 5 and data.report["held_out_overlap"] == 2
+    data = look(
+        renderer, write("a.json", alpaca(30)), held_out=write("h.json", alpaca(5, 28)), limit=30
+    )
+    assert (
+        data.report["train"] == 30
+        and data.report["held_out"] == 5
+        and data.report["held_out_overlap"] == 2
+    )
     assert any("2 held-out" in w for w in data.report["warnings"])
 
 
@@ -140,7 +185,10 @@ def test_answers_without_learnt_stop_tokens_are_refused(write):
     def without_stops(dialogues, forms=None):
         made = rendered(dialogues, forms)
         for out in (one for one in made if isinstance(one, Rendered)):
-            out.spans, out.stop_index = [(a, b - 1) for a, b in out.spans], [None for _ in out.spans]
+            out.spans, out.stop_index = (
+                [(a, b - 1) for a, b in out.spans],
+                [None for _ in out.spans],
+            )
         return made
 
     renderer.render_many = without_stops
@@ -155,8 +203,15 @@ def test_without_tokens_nothing_is_encoded(write):
 
 
 def test_the_data_room_loads_neither_torch_nor_transformers():
-    code = "import sys, tunewright.data; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, tunewright.data; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_both_languages_have_the_same_keys_and_placeholders():
@@ -167,9 +222,18 @@ def test_both_languages_have_the_same_keys_and_placeholders():
     def fields(value):
         texts = value.values() if isinstance(value, dict) else [value]
         names = {n for t in texts for _, n, _, _ in string.Formatter().parse(t) if n}
-        return names if isinstance(value, str) else {n for k in ("what", "do") for _, n, _, _ in string.Formatter().parse(value[k]) if n}
+        return (
+            names
+            if isinstance(value, str)
+            else {
+                n for k in ("what", "do") for _, n, _, _ in string.Formatter().parse(value[k]) if n
+            }
+        )
 
-    en, zh = (json.loads((ASSETS / "locales" / lang / "data.json").read_text(encoding="utf-8")) for lang in ("en", "zh"))
+    en, zh = (
+        json.loads((ASSETS / "locales" / lang / "data.json").read_text(encoding="utf-8"))
+        for lang in ("en", "zh")
+    )
     assert en.keys() == zh.keys()
     for key in en:
         assert fields(en[key]) == fields(zh[key]), key

@@ -1,4 +1,5 @@
-"""Lists as Python and numpy print them are read as the values they were; whatever else stands there is refused and never run."""
+"""Lists as Python and numpy print them are read as the values they were; whatever else stands there
+is refused and never run."""
 
 from __future__ import annotations
 
@@ -16,8 +17,17 @@ from tunewright.data.literals import MOST_CHARACTERS, NotLiteral, python_value
 from tunewright.data.reading import RawRow
 from tunewright.data.shaping import shape
 
-TURNS = [{"role": "user", "content": 'What\'s "in" it?\n'}, {"role": "assistant", "content": "It's plums.", "loss": True, "tool_calls": None}]
-plain = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+TURNS = [
+    {"role": "user", "content": 'What\'s "in" it?\n'},
+    {"role": "assistant", "content": "It's plums.", "loss": True, "tool_calls": None},
+]
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
 values = st.recursive(plain, lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=12)
 
 
@@ -55,14 +65,40 @@ def test_a_long_text_is_refused_at_once():
 
 
 def test_every_column_that_holds_lists_may_be_in_pythons_spelling(write):
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"strict": True, "x": None}}}]
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": {"strict": True, "x": None}}}
+    ]
     rows = [
         ({"messages": repr(TURNS), "tools": repr(tools)}, "messages"),
-        ({"conversations": repr([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}])}, "sharegpt"),
+        (
+            {
+                "conversations": repr(
+                    [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+                )
+            },
+            "sharegpt",
+        ),
         ({"instruction": "i", "output": "o", "history": repr([["it's", "b"]])}, "alpaca"),
-        ({"prompt": repr(TURNS[:1]), "chosen": repr(TURNS[1:]), "rejected": repr([{"role": "assistant", "content": "no"}])}, "preference"),
-        ({"prompt": "q", "completions": repr(["a", "it's"]), "labels": "[True, False]"}, "stepwise"),
-        ({"question": "q", "context": "c", "answers": repr({"text": ["it's"], "answer_start": [1]})}, "question_context"),
+        (
+            {
+                "prompt": repr(TURNS[:1]),
+                "chosen": repr(TURNS[1:]),
+                "rejected": repr([{"role": "assistant", "content": "no"}]),
+            },
+            "preference",
+        ),
+        (
+            {"prompt": "q", "completions": repr(["a", "it's"]), "labels": "[True, False]"},
+            "stepwise",
+        ),
+        (
+            {
+                "question": "q",
+                "context": "c",
+                "answers": repr({"text": ["it's"], "answer_start": [1]}),
+            },
+            "question_context",
+        ),
     ]
     for row, name in rows:
         parsed = {key: python_value(cell) if cell[0] in "[{" else cell for key, cell in row.items()}
@@ -74,7 +110,9 @@ def test_every_column_that_holds_lists_may_be_in_pythons_spelling(write):
 def test_a_cell_that_is_neither_is_named_with_what_stands_there(write):
     with pytest.raises(RowFault) as told:
         json_cell("[{'role': 'user' 'x'}]", "tools", Columns())
-    assert told.value.unusable.reason == "not_json" and told.value.unusable.detail.startswith("tools: [{'role': 'user' 'x'}]")
+    assert told.value.unusable.reason == "not_json" and told.value.unusable.detail.startswith(
+        "tools: [{'role': 'user' 'x'}]"
+    )
     broken = {"prompt": "[{'role': 'user', 'content': 'it's'}]", "completion": "a"}
     assert shape([RawRow(broken, Origin("f", 1, 1))]).dropped[0].reason == "not_json"
     assert looked_into("[{'role' oh") == "[{'role' oh" and looked_into("['a', 'b']") == "['a', 'b']"
@@ -83,5 +121,7 @@ def test_a_cell_that_is_neither_is_named_with_what_stands_there(write):
 def test_the_report_counts_such_cells(write, renderer):
     cell = repr(TURNS).replace('"', '""')
     data: DataSet = inspect(DataConfig(train=write("a.csv", f'messages\n"{cell}"\n')), renderer)
-    assert data.report["notes"]["python_lists"] == 1 and "as Python prints them" in " ".join(data.report["warnings"])
+    assert data.report["notes"]["python_lists"] == 1 and "as Python prints them" in " ".join(
+        data.report["warnings"]
+    )
     assert [m.content for m in data.train_rows[0].messages] == [t["content"] for t in TURNS]

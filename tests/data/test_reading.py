@@ -1,4 +1,5 @@
-"""Files of every bad kind give an error with file, line and cause; good rows know the line on which they start."""
+"""Files of every bad kind give an error with file, line and cause; good rows know the line on which
+they start."""
 
 from __future__ import annotations
 
@@ -18,8 +19,14 @@ from tunewright.data.reading import READERS, data_files, decode, read, stream
 
 ROW = {"instruction": "q", "output": "a"}
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -29,13 +36,26 @@ def fault(write, name, content):
         read(Path(write(name, content)))
     assert caught.value.exit_code == 2
     for one in caught.value.problems:
-        assert error_text(one.code)["what"] and "{" not in one.line().replace("{file: ", "").replace("{instruction: ", "")
+        assert error_text(one.code)["what"] and "{" not in one.line().replace(
+            "{file: ", ""
+        ).replace("{instruction: ", "")
     return caught.value.problems
 
 
-@given(rows=st.lists(values, min_size=1, max_size=6), indent=st.sampled_from([None, 0, 2]), newline=st.sampled_from(["\n", "\r\n"]))
-@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_array_rows_equal_the_standard_decoder_and_know_their_lines(tmp_path, rows, indent, newline):
+@given(
+    rows=st.lists(values, min_size=1, max_size=6),
+    indent=st.sampled_from([None, 0, 2]),
+    newline=st.sampled_from(["\n", "\r\n"]),
+)
+@settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_array_rows_equal_the_standard_decoder_and_know_their_lines(
+    tmp_path, rows, indent, newline
+):
     text = json.dumps(rows, indent=indent).replace("\n", newline)
     path = tmp_path / "a.json"
     path.write_bytes(text.encode())
@@ -47,23 +67,42 @@ def test_array_rows_equal_the_standard_decoder_and_know_their_lines(tmp_path, ro
         starts = [i for i, line in enumerate(lines, 1) if line.startswith(" " * indent) and i > 1]
         for row in found:
             assert row.origin.line in starts
-            assert lines[row.origin.line - 1].strip().startswith(json.dumps(row.value, indent=indent).split("\n")[0].rstrip())
+            assert (
+                lines[row.origin.line - 1]
+                .strip()
+                .startswith(json.dumps(row.value, indent=indent).split("\n")[0].rstrip())
+            )
 
 
 @given(rows=st.lists(values, min_size=1, max_size=6), blank=st.integers(0, 2))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_jsonl_rows_know_their_lines_also_between_blank_lines(tmp_path, rows, blank):
     path = tmp_path / "a.jsonl"
     if isinstance(rows[0], list):
         rows = [{}, *rows]
-    path.write_text(("\n" * (blank + 1)).join(json.dumps(row, ensure_ascii=True) for row in rows), encoding="utf-8")
+    path.write_text(
+        ("\n" * (blank + 1)).join(json.dumps(row, ensure_ascii=True) for row in rows),
+        encoding="utf-8",
+    )
     found = read(path).rows
     assert [row.value for row in found] == rows
     assert [row.origin.line for row in found] == [1 + i * (blank + 1) for i in range(len(rows))]
 
 
-@given(data=st.binary(max_size=60), ending=st.sampled_from([".json", ".jsonl", ".txt", ".csv", ".tsv", ".json.gz", ".parquet", ".arrow"]))
-@settings(max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.binary(max_size=60),
+    ending=st.sampled_from(
+        [".json", ".jsonl", ".txt", ".csv", ".tsv", ".json.gz", ".parquet", ".arrow"]
+    ),
+)
+@settings(
+    max_examples=300,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_any_bytes_are_rows_or_a_data_error(tmp_path, data, ending):
     path = tmp_path / f"a{ending}"
     path.write_bytes(data)
@@ -74,12 +113,19 @@ def test_any_bytes_are_rows_or_a_data_error(tmp_path, data, ending):
 
 
 @given(rows=st.lists(st.just(ROW), min_size=1, max_size=3), data=st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_damaged_character_is_rows_or_a_data_error(tmp_path, rows, data):
     text = json.dumps(rows, indent=1)
     at = data.draw(st.integers(0, len(text) - 1))
     path = tmp_path / "a.json"
-    path.write_text(text[:at] + data.draw(st.sampled_from(["", ",", '"', "'", "]", "}", "\\", "NaN", "//", "\n"])) + text[at + 1 :], encoding="utf-8")
+    path.write_text(
+        text[:at]
+        + data.draw(st.sampled_from(["", ",", '"', "'", "]", "}", "\\", "NaN", "//", "\n"]))
+        + text[at + 1 :],
+        encoding="utf-8",
+    )
     try:
         read(path)
     except DataError as error:
@@ -130,7 +176,9 @@ def test_a_damaged_character_is_rows_or_a_data_error(tmp_path, rows, data):
 def test_syntax_error_names_line_column_and_cause(write, text, line, column, words):
     (found,) = fault(write, "a.json", text)
     assert found.code == "E-DATA-03"
-    assert found.where.endswith(f"a.json, line {line}, column {column}") or (words == "comma before the closing" and f"line {line}" in found.where)
+    assert found.where.endswith(f"a.json, line {line}, column {column}") or (
+        words == "comma before the closing" and f"line {line}" in found.where
+    )
     assert words in found.what()
 
 
@@ -138,7 +186,13 @@ def test_every_bad_line_of_a_jsonl_file_is_counted_and_five_are_shown(write):
     lines = ['{"a": 1}', "{'a': 1}"] * 8
     found = fault(write, "a.jsonl", "\n".join(lines))
     assert [p.code for p in found] == ["E-DATA-03"] * 5 + ["E-DATA-04"]
-    assert [p.where.split(", ")[1] for p in found[:5]] == ["line 2", "line 4", "line 6", "line 8", "line 10"]
+    assert [p.where.split(", ")[1] for p in found[:5]] == [
+        "line 2",
+        "line 4",
+        "line 6",
+        "line 8",
+        "line 10",
+    ]
     assert "3 more" in found[5].what()
 
 
@@ -148,7 +202,9 @@ def test_two_values_on_a_line_are_an_error(write):
 
 
 def test_line_separators_inside_strings_do_not_cut_a_line(write):
-    assert read(Path(write("a.jsonl", '{"a": "x\u2028y\x85z"}\n{"a": "b"}'))).rows[0].value == {"a": "x\u2028y\x85z"}
+    assert read(Path(write("a.jsonl", '{"a": "x\u2028y\x85z"}\n{"a": "b"}'))).rows[0].value == {
+        "a": "x\u2028y\x85z"
+    }
 
 
 @pytest.mark.parametrize(
@@ -171,7 +227,12 @@ def test_encodings_are_told_by_their_mark(write, codec, bom, name, ending):
 def test_bytes_of_no_plausible_encoding_name_the_byte_the_line_and_a_guess(write):
     text = '[\n{"instruction": "Où êtes-vous né?", "output": "À Paris."}\n]'
     (found,) = fault(write, "a.json", text.encode("cp1252"))
-    assert found.code == "E-DATA-05" and found.where.endswith("line 2") and "byte 20" in found.what() and "Windows-1252" in found.remedy()
+    assert (
+        found.code == "E-DATA-05"
+        and found.where.endswith("line 2")
+        and "byte 20" in found.what()
+        and "Windows-1252" in found.remedy()
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +252,12 @@ def test_empty_and_unknown_files_are_errors(write, name, content, code):
 
 
 def test_missing_files_and_folders_without_data_are_errors(tmp_path):
-    for place, code in ((tmp_path / "none.json", "E-DATA-01"), (tmp_path, "E-DATA-07"), ("a\0b", "E-DATA-02"), ("x" * 5000, "E-DATA-02")):
+    for place, code in (
+        (tmp_path / "none.json", "E-DATA-01"),
+        (tmp_path, "E-DATA-07"),
+        ("a\0b", "E-DATA-02"),
+        ("x" * 5000, "E-DATA-02"),
+    ):
         with pytest.raises(DataError) as caught:
             data_files(str(place))
         assert caught.value.problems[0].code in (code, "E-DATA-01")
@@ -201,10 +267,27 @@ def test_missing_files_and_folders_without_data_are_errors(tmp_path):
 
 
 def test_folder_gives_its_data_files_in_order_of_name(tmp_path):
-    for name in ("b.jsonl", "a.json", "notes.pdf", ".hidden.json", "dataset_info.json", "c.tsv", "d.CSV", "e.parquet", "f.json.gz"):
+    for name in (
+        "b.jsonl",
+        "a.json",
+        "notes.pdf",
+        ".hidden.json",
+        "dataset_info.json",
+        "c.tsv",
+        "d.CSV",
+        "e.parquet",
+        "f.json.gz",
+    ):
         (tmp_path / name).write_text("[]", encoding="utf-8")
     (tmp_path / "g.json").mkdir()
-    assert [p.name for p in data_files(str(tmp_path))] == ["a.json", "b.jsonl", "c.tsv", "d.CSV", "e.parquet", "f.json.gz"]
+    assert [p.name for p in data_files(str(tmp_path))] == [
+        "a.json",
+        "b.jsonl",
+        "c.tsv",
+        "d.CSV",
+        "e.parquet",
+        "f.json.gz",
+    ]
     assert [p.name for p in data_files("a.json", str(tmp_path))] == ["a.json"]
 
 
@@ -212,8 +295,12 @@ def test_objects_without_brackets_and_arrays_in_jsonl_are_read(write):
     pretty = json.dumps(ROW, indent=2)
     rows = read(Path(write("a.json", pretty + "\n" + pretty))).rows
     assert [r.value for r in rows] == [ROW, ROW] and [r.origin.line for r in rows] == [1, 5]
-    assert [r.value for r in read(Path(write("b.json", json.dumps(ROW) + "\n" + json.dumps(ROW)))).rows] == [ROW, ROW]
-    assert [r.value for r in read(Path(write("c.jsonl", json.dumps([ROW, ROW], indent=2)))).rows] == [ROW, ROW]
+    assert [
+        r.value for r in read(Path(write("b.json", json.dumps(ROW) + "\n" + json.dumps(ROW)))).rows
+    ] == [ROW, ROW]
+    assert [
+        r.value for r in read(Path(write("c.jsonl", json.dumps([ROW, ROW], indent=2)))).rows
+    ] == [ROW, ROW]
 
 
 def test_text_rows_are_blocks_between_blank_lines_or_lines(write):
@@ -225,7 +312,10 @@ def test_text_rows_are_blocks_between_blank_lines_or_lines(write):
 
 def test_a_large_array_is_read_in_time_that_grows_with_its_size(tmp_path):
     path = tmp_path / "a.json"
-    path.write_text(json.dumps([{"instruction": "q" * 400, "output": "a" * 400}] * 8000, indent=1), encoding="utf-8")
+    path.write_text(
+        json.dumps([{"instruction": "q" * 400, "output": "a" * 400}] * 8000, indent=1),
+        encoding="utf-8",
+    )
     begin = time.perf_counter()
     rows = read(path).rows
     # 7 MB; a decoder that copies the rest of the text at every row would take minutes.
@@ -238,7 +328,8 @@ def test_a_long_line_is_no_special_case(write):
 
 
 def test_a_syntax_error_far_into_an_array_keeps_its_line_and_column(write):
-    # The array is decoded through a window of 256 Ki characters; the place is counted from the start of the file all the same.
+    # The array is decoded through a window of 256 Ki characters; the place is counted from the
+    # start of the file all the same.
     rows = [{"instruction": "q" * 300, "output": "a" * i} for i in range(2500)]
     lines = json.dumps(rows, indent=1).split("\n")
     lines[8002] = lines[8002].replace('": "', '" "', 1)
@@ -285,13 +376,18 @@ def test_memory_stays_flat_over_a_stream(tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps({"text": str(i) * 1000}) + "\n" for i in range(rows)).encode(), 1))
+    (tmp_path / "b.jsonl.gz").write_bytes(
+        gzip.compress(
+            "".join(json.dumps({"text": str(i) * 1000}) + "\n" for i in range(rows)).encode(), 1
+        )
+    )
     for path in sorted(tmp_path.iterdir()):
         tracemalloc.start()
         assert sum(1 for _ in stream(path).rows) == rows
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        # The files are 12 MB, the rows as objects several times that; a window and a few rows stay below 4 MB.
+        # The files are 12 MB, the rows as objects several times that; a window and a few rows stay
+        # below 4 MB.
         assert peak < 4_000_000, (path.name, peak)
 
 
@@ -306,7 +402,10 @@ def test_readers_are_registered_by_ending():
 
 # ---- rows that are lists of turns
 
-TALKS = [[{"role": "user", "content": f"Jar {i}?"}, {"role": "assistant", "content": f"Plums {i}."}] for i in range(3)]
+TALKS = [
+    [{"role": "user", "content": f"Jar {i}?"}, {"role": "assistant", "content": f"Plums {i}."}]
+    for i in range(3)
+]
 SHARED = [
     [{"from": "human", "value": "Jar?"}, {"from": "gpt", "value": "Plums."}],
     [{"from": "human", "value": "Tin?"}, {"from": "gpt", "value": "Tea."}],
@@ -315,7 +414,9 @@ SHARED = [
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
 @pytest.mark.parametrize("layout", ["lines", "list", "pretty", "spread"])
-@pytest.mark.parametrize("talks", [TALKS, SHARED, TALKS[:1], SHARED[:1]], ids=["many", "shared", "one", "one shared"])
+@pytest.mark.parametrize(
+    "talks", [TALKS, SHARED, TALKS[:1], SHARED[:1]], ids=["many", "shared", "one", "one shared"]
+)
 def test_a_list_of_turns_is_a_dialogue(write, talks, layout, ending):
     text = {
         "lines": "\n".join(map(json.dumps, talks)) + "\n", "list": json.dumps(talks), "pretty": json.dumps(talks, indent=1),
@@ -329,12 +430,23 @@ def test_a_list_of_turns_is_a_dialogue(write, talks, layout, ending):
 
 
 def test_a_file_that_is_one_dialogue_over_lines_is_one_row(write):
-    assert [row.value for row in read(Path(write("a.json", json.dumps(TALKS[0], indent=2)))).rows] == [{"messages": TALKS[0]}]
+    assert [
+        row.value for row in read(Path(write("a.json", json.dumps(TALKS[0], indent=2)))).rows
+    ] == [{"messages": TALKS[0]}]
 
 
 def test_a_dialogue_longer_than_what_is_read_at_once_is_one_row_a_line(write):
-    long = [[{"role": "user", "content": "a" * 300_000}, {"role": "assistant", "content": "b" * 300_000}] for _ in range(3)]
-    assert [row.value["messages"] for row in read(Path(write("a.jsonl", "\n".join(map(json.dumps, long))))).rows] == long
+    long = [
+        [
+            {"role": "user", "content": "a" * 300_000},
+            {"role": "assistant", "content": "b" * 300_000},
+        ]
+        for _ in range(3)
+    ]
+    assert [
+        row.value["messages"]
+        for row in read(Path(write("a.jsonl", "\n".join(map(json.dumps, long))))).rows
+    ] == long
 
 
 @pytest.mark.parametrize("between", ["", "\n"])
@@ -351,6 +463,10 @@ def test_rows_that_call_a_column_role_stay_rows(write):
 @pytest.mark.parametrize("value", [[ROW] * 3, {"data": [ROW] * 3}], ids=["array", "under a key"])
 def test_rows_on_one_line_are_told_apart_by_their_number(write, value):
     place = write("a.json", json.dumps(value))
-    assert [str(row.origin) for row in read(Path(place)).rows] == [f"{place}:1", f"{place}:1 (row 2)", f"{place}:1 (row 3)"]
+    assert [str(row.origin) for row in read(Path(place)).rows] == [
+        f"{place}:1",
+        f"{place}:1 (row 2)",
+        f"{place}:1 (row 3)",
+    ]
     spread = write("b.json", json.dumps(value, indent=1))
     assert not any("(row" in str(row.origin) for row in read(Path(spread)).rows)

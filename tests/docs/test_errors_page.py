@@ -1,4 +1,5 @@
-"""The pages of error codes are those of the locale files, and every code is both raised and written about."""
+"""The pages of error codes are those of the locale files, and every code is both raised and written
+about."""
 
 from __future__ import annotations
 
@@ -17,14 +18,18 @@ SOURCE = ASSETS.parent
 def codes_of(lang: str) -> set[str]:
     found: set[str] = set()
     for path in (ASSETS / "locales" / lang).glob("*.json"):
-        found |= {key for key in json.loads(path.read_text(encoding="utf-8")) if key.startswith("E-")}
+        found |= {
+            key for key in json.loads(path.read_text(encoding="utf-8")) if key.startswith("E-")
+        }
     return found
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_committed_page_is_current(lang):
     path = ROOT / "docs" / errors_page.NAMES[lang]
-    assert path.read_text(encoding="utf-8") == errors_page.page(lang), "run: python tools/errors_page.py docs"
+    assert path.read_text(encoding="utf-8") == errors_page.page(lang), (
+        "run: python tools/errors_page.py docs"
+    )
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -57,4 +62,6 @@ def test_both_pages_are_written(tmp_path, capsys):
 
 
 def test_a_template_is_shown_as_people_read_it():
-    assert errors_page._markdown("{value!r} in {{file: path}} <b>") == "{value} in {file: path} &lt;b>"
+    assert (
+        errors_page._markdown("{value!r} in {{file: path}} <b>") == "{value} in {file: path} &lt;b>"
+    )

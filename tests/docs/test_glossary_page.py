@@ -16,7 +16,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_committed_page_is_current(lang):
     path = DOCS / glossary_page.NAMES[lang]
-    assert path.read_text(encoding="utf-8") == glossary_page.page(lang), "run: python tools/glossary_page.py docs"
+    assert path.read_text(encoding="utf-8") == glossary_page.page(lang), (
+        "run: python tools/glossary_page.py docs"
+    )
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -31,11 +33,17 @@ def test_every_entry_stands_on_the_page_once_with_all_its_names(lang):
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_every_page_that_an_entry_names_is_there(lang):
-    assert [term.page for term in glossary.terms(lang).values() if term.page and not (DOCS / term.page).is_file()] == []
+    assert [
+        term.page
+        for term in glossary.terms(lang).values()
+        if term.page and not (DOCS / term.page).is_file()
+    ] == []
 
 
 def test_help_of_keys_in_chinese_is_that_of_the_chinese_pages():
-    assert glossary.key_help("zh") == glossary_page.key_help(DOCS, "zh"), "run: python tools/glossary_page.py docs"
+    assert glossary.key_help("zh") == glossary_page.key_help(DOCS, "zh"), (
+        "run: python tools/glossary_page.py docs"
+    )
     assert glossary.key_help("zh")["engine.clip"][""].startswith("梯度范数上限")
     assert glossary.key_help("en") == {}
 

@@ -1,4 +1,5 @@
-"""What a page or a message tells people to install can be installed: every extra that is named exists, and brings what it is named for."""
+"""What a page or a message tells people to install can be installed: every extra that is named
+exists, and brings what it is named for."""
 
 from __future__ import annotations
 
@@ -17,12 +18,25 @@ else:
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-NEEDED = {re.match(r"[\w.-]+", line)[0].lower() for line in [*PROJECT["dependencies"], *(one for extra in EXTRAS.values() for one in extra)]}  # type: ignore[index]
+NEEDED = {
+    re.match(r"[\w.-]+", line)[0].lower()
+    for line in [*PROJECT["dependencies"], *(one for extra in EXTRAS.values() for one in extra)]
+}  # type: ignore[index]
 PLACES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "recipes/**/*", "benchmarks/**/*", "src/**/*.py", "src/**/*.json", "src/**/*.en", "src/**/*.zh")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "recipes/**/*",
+        "benchmarks/**/*",
+        "src/**/*.py",
+        "src/**/*.json",
+        "src/**/*.en",
+        "src/**/*.zh",
+    )
     for path in ROOT.glob(pattern)
-    if path.is_file() and path.suffix in (".md", ".py", ".json", ".yaml", ".ipynb", ".en", ".zh", ".sh")
+    if path.is_file()
+    and path.suffix in (".md", ".py", ".json", ".yaml", ".ipynb", ".en", ".zh", ".sh")
 )
 INSTALL = re.compile(r"pip3? install(?:\s+-[\w-]+)*\s+(\\?[\"'])?([A-Za-z.][\w.-]*)")
 """The first thing that a line installs, which is all that a line here installs."""
@@ -37,7 +51,12 @@ def texts(path: Path) -> str:
 def extras_in(path: Path) -> set[str]:
     """Names in brackets behind `tunewright` or a dot, in lines that speak of installing."""
     lines = (line for line in texts(path).split("\n") if "pip" in line)
-    return {name.strip() for line in lines for found in EXTRA.finditer(line) for name in found[1].split(",")}
+    return {
+        name.strip()
+        for line in lines
+        for found in EXTRA.finditer(line)
+        for name in found[1].split(",")
+    }
 
 
 def test_the_lines_are_found() -> None:
@@ -46,12 +65,20 @@ def test_the_lines_are_found() -> None:
     assert len([path for path in PLACES if INSTALL.search(texts(path))]) > 8
 
 
-@pytest.mark.parametrize("path", [path for path in PLACES if extras_in(path)], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PLACES if extras_in(path)],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_every_extra_that_is_named_exists(path: Path) -> None:
     assert extras_in(path) <= set(EXTRAS)
 
 
-@pytest.mark.parametrize("path", [path for path in PLACES if INSTALL.search(texts(path))], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PLACES if INSTALL.search(texts(path))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_every_package_that_is_named_is_this_one_or_one_that_it_needs(path: Path) -> None:
     for found in INSTALL.finditer(texts(path)):
         assert found[2].strip(".-").lower() in NEEDED | {"tunewright", ""}, found[0]

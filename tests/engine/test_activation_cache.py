@@ -1,4 +1,5 @@
-"""Hidden states below what trains are computed once: same loss, same gradient, fewer blocks run, and nothing kept that could be wrong."""
+"""Hidden states below what trains are computed once: same loss, same gradient, fewer blocks run,
+and nothing kept that could be wrong."""
 
 from __future__ import annotations
 
@@ -18,18 +19,41 @@ from tunewright.engine.activation_cache import install, lowest_trained
 from tunewright.engine.step import held_out_loss
 from tunewright.models import anatomy
 
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "phi"]
+FAMILIES = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "phi3",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "phi",
+]
 
 
 def blocks_changed(family: str) -> dict[str, Any]:
     return {} if family.startswith("gemma") else {"num_hidden_layers": 4}
 
 
-def freezing(family: str = "llama", layout: str = "tree", dtype: str = "float32", rows: int = 1 << 30, kind: str = "freeze", **settings: Any) -> Any:
+def freezing(
+    family: str = "llama",
+    layout: str = "tree",
+    dtype: str = "float32",
+    rows: int = 1 << 30,
+    kind: str = "freeze",
+    **settings: Any,
+) -> Any:
     model = tiny.make_model(family, dtype, **blocks_changed(family))
     entry = methods.get(kind)
     assert entry is not None
-    attached = entry.function(entry.config(**(settings or ({"blocks": 1} if kind == "freeze" else {}))), model, anatomy.of(model), "tiny")
+    attached = entry.function(
+        entry.config(**(settings or ({"blocks": 1} if kind == "freeze" else {}))),
+        model,
+        anatomy.of(model),
+        "tiny",
+    )
     return tiny.make_stepper(model, attached, layout, rows_per_pass=rows)
 
 
@@ -37,13 +61,25 @@ def samples() -> list[Sample]:
     return tiny.dialogues() + tiny.pairs() + tiny.duplicates()
 
 
-def cached(stepper: Any, limit: Any = "auto", epochs: float = 3, sets: list[list[Sample]] | None = None) -> Any:
-    stepper.resolved = install(stepper.policy, EngineConfig(activation_cache=limit), sets or [samples()], epochs, "cpu", Quiet())
+def cached(
+    stepper: Any, limit: Any = "auto", epochs: float = 3, sets: list[list[Sample]] | None = None
+) -> Any:
+    stepper.resolved = install(
+        stepper.policy,
+        EngineConfig(activation_cache=limit),
+        sets or [samples()],
+        epochs,
+        "cpu",
+        Quiet(),
+    )
     return stepper
 
 
 def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], most: float) -> bool:
-    return all(float((a[n] - b[n]).norm()) <= most * float(b[n].norm()) for n in b) and a.keys() == b.keys()
+    return (
+        all(float((a[n] - b[n]).norm()) <= most * float(b[n].norm()) for n in b)
+        and a.keys() == b.keys()
+    )
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
@@ -57,7 +93,10 @@ def test_loss_and_gradient_are_those_without_the_cache(family: str, layout: str)
         ours.rows_per_pass = rows
         assert ours.gradients(samples()).loss == pytest.approx(loss, abs=1e-6, rel=1e-6)
         assert close(tiny.gradients(ours.attached), gradients, 1e-5)
-    assert ours.policy.cache.misses == len({activation_cache.key_of(b) for s in samples() for b in s.branches}) - 1  # one was the probe
+    assert (
+        ours.policy.cache.misses
+        == len({activation_cache.key_of(b) for s in samples() for b in s.branches}) - 1
+    )  # one was the probe
 
 
 def test_whole_runs_agree_to_the_rounding_of_float32() -> None:
@@ -98,12 +137,19 @@ def test_autograd_holds_nothing_below() -> None:
     stepper = cached(freezing())
     seen: list[bool] = []
     hook = stepper.policy.cache.blocks[3].register_forward_pre_hook(
-        lambda module, given, named: seen.append((given[0] if given else named["hidden_states"]).requires_grad), with_kwargs=True
+        lambda module, given, named: seen.append(
+            (given[0] if given else named["hidden_states"]).requires_grad
+        ),
+        with_kwargs=True,
     )
     stepper.gradients(samples())
     hook.remove()
     assert set(seen) == {False}
-    frozen = [p for n, p in stepper.policy.causal[0].named_parameters() if n not in stepper.attached.parameters]
+    frozen = [
+        p
+        for n, p in stepper.policy.causal[0].named_parameters()
+        if n not in stepper.attached.parameters
+    ]
     assert all(p.grad is None for p in frozen)
 
 
@@ -113,14 +159,23 @@ def test_autograd_holds_nothing_below() -> None:
         ("freeze", {"blocks": 2}, 2),
         ("freeze", {"targets": ["head"]}, 3),
         ("freeze", {"patterns": ["model.norm.weight"]}, 3),
-        ("lora", {"rank": 2, "targets": ["model.layers.2.mlp.up_proj", "model.layers.3.self_attn.q_proj"]}, 2),
+        (
+            "lora",
+            {
+                "rank": 2,
+                "targets": ["model.layers.2.mlp.up_proj", "model.layers.3.self_attn.q_proj"],
+            },
+            2,
+        ),
         ("lora", {"rank": 2}, 0),
         ("embeddings", {}, 0),
         ("norms", {}, 0),
         ("full", {}, 0),
     ],
 )
-def test_the_lowest_block_is_asked_of_autograd(kind: str, settings: dict[str, Any], lowest: int) -> None:
+def test_the_lowest_block_is_asked_of_autograd(
+    kind: str, settings: dict[str, Any], lowest: int
+) -> None:
     stepper = freezing(kind=kind, **settings)
     assert lowest_trained(stepper.policy) == (lowest, False)
     cached(stepper)
@@ -142,7 +197,8 @@ def test_lora_in_the_upper_blocks_is_served_with_its_dropout() -> None:
 
 
 def test_rows_do_not_depend_on_what_they_were_computed_with() -> None:
-    """The property that makes a resumed run exact: a store that starts empty in the middle gives the same bits."""
+    """The property that makes a resumed run exact: a store that starts empty in the middle gives
+    the same bits."""
     runs = []
     for skipped in (0, 3):
         stepper = cached(freezing(rows=60))
@@ -169,7 +225,18 @@ def test_a_run_resumed_in_a_later_epoch_ends_with_the_same_bits(tmp_path: Path) 
         engine = EngineConfig(steps=8, batch_size=4, save_every=5)
         stepper = cached(freezing(rows=60), sets=[tiny.dialogues()])
         schedule = make_schedule(engine, 8, 1e-2)
-        return Loop(stepper, schedule, tiny.dialogues(), [], engine, place, EventLog(place / "e.jsonl"), Quiet(), StopFlag(), "cpu")
+        return Loop(
+            stepper,
+            schedule,
+            tiny.dialogues(),
+            [],
+            engine,
+            place,
+            EventLog(place / "e.jsonl"),
+            Quiet(),
+            StopFlag(),
+            "cpu",
+        )
 
     straight, resumed = loop(tmp_path / "a"), loop(tmp_path / "b")
     straight.learn()
@@ -187,7 +254,9 @@ def test_measuring_uses_it_and_gets_the_same_loss() -> None:
     plain, ours = freezing(), cached(freezing())
     for _ in range(2):
         found = held_out_loss(ours.policy, ours.objective, tiny.dialogues(), 60)
-        assert found == pytest.approx(held_out_loss(plain.policy, plain.objective, tiny.dialogues(), 60), rel=1e-6)
+        assert found == pytest.approx(
+            held_out_loss(plain.policy, plain.objective, tiny.dialogues(), 60), rel=1e-6
+        )
     assert ours.policy.cache.hits >= 8
 
 
@@ -208,10 +277,21 @@ def test_what_does_not_fit_is_computed_without_it_and_said() -> None:
             self.lines.append(text)
 
     tell, stepper = Heard(), freezing()
-    needed = sum(max(b.learnt) for b in {activation_cache.key_of(b): b for s in samples() for b in s.branches}.values()) * 48 * 4
-    off, reason = install(stepper.policy, EngineConfig(activation_cache=needed - 1), [samples()], 3, "cpu", tell)
+    needed = (
+        sum(
+            max(b.learnt)
+            for b in {activation_cache.key_of(b): b for s in samples() for b in s.branches}.values()
+        )
+        * 48
+        * 4
+    )
+    off, reason = install(
+        stepper.policy, EngineConfig(activation_cache=needed - 1), [samples()], 3, "cpu", tell
+    )
     assert off == "off" and stepper.policy.cache is None and tell.lines == [reason]
-    on, _ = install(stepper.policy, EngineConfig(activation_cache=needed), [samples()], 3, "cpu", tell)
+    on, _ = install(
+        stepper.policy, EngineConfig(activation_cache=needed), [samples()], 3, "cpu", tell
+    )
     assert on == needed and stepper.policy.cache is not None
     stepper.gradients(samples())
     assert stepper.policy.cache.kept_bytes == needed
@@ -221,7 +301,11 @@ def test_a_full_store_goes_on_computing_the_same_rows() -> None:
     stepper = cached(freezing())
     wanted = stepper.gradients(samples()).loss
     small = cached(freezing())
-    small.policy.cache.limit_bytes, small.policy.cache.kept, small.policy.cache.kept_bytes = 5000, {}, 0
+    small.policy.cache.limit_bytes, small.policy.cache.kept, small.policy.cache.kept_bytes = (
+        5000,
+        {},
+        0,
+    )
     assert [small.gradients(samples()).loss for _ in range(2)] == [wanted, wanted]
     assert small.policy.cache.kept_bytes <= 5000
 
@@ -235,7 +319,9 @@ def test_a_full_store_goes_on_computing_the_same_rows() -> None:
         ({}, 3, [[Sample([Branch([3, 4, 5], [], [])], 0)]]),
     ],
 )
-def test_it_stays_off_where_it_would_be_wrong_or_useless(engine: dict[str, Any], epochs: float, sets: list[list[Sample]]) -> None:
+def test_it_stays_off_where_it_would_be_wrong_or_useless(
+    engine: dict[str, Any], epochs: float, sets: list[list[Sample]]
+) -> None:
     stepper = freezing()
     off, reason = install(stepper.policy, EngineConfig(**engine), sets, epochs, "cpu", Quiet())
     assert off == "off" and reason and stepper.policy.cache is None
@@ -274,10 +360,14 @@ def test_positions_belong_to_the_key() -> None:
     plain = Branch([3, 4, 5, 6], [3], [1.0])
     moved = Branch([3, 4, 5, 6], [3], [1.0], positions=[7, 8, 9, 10])
     longer = Branch([3, 4, 5, 6, 9], [4], [1.0])
-    same = Branch([3, 4, 5, 9], [2, 3], [1.0, 0.5])  # its last token is predicted and never computed
+    same = Branch(
+        [3, 4, 5, 9], [2, 3], [1.0, 0.5]
+    )  # its last token is predicted and never computed
     keys = [activation_cache.key_of(b) for b in (plain, moved, longer, same)]
     assert len(set(keys[:3])) == 3 and keys[3] == keys[0]
     stepper, reference = cached(freezing()), freezing()
     both = [Sample([plain], 0), Sample([moved], 1)]
     for _ in range(2):
-        assert stepper.gradients(both).loss == pytest.approx(reference.gradients(both).loss, rel=1e-6)
+        assert stepper.gradients(both).loss == pytest.approx(
+            reference.gradients(both).loss, rel=1e-6
+        )

@@ -1,4 +1,5 @@
-"""Tree or padded: chosen by comparing with the model's own logits, and refused where neither is right."""
+"""Tree or padded: chosen by comparing with the model's own logits, and refused where neither is
+right."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def policies(model: Any) -> Any:
     @contextlib.contextmanager
     def of(name: str) -> Iterator[Policy]:
         tree_attention.register()
-        model.set_attn_implementation(tree_attention.NAME if name == "tree" else "sdpa" if model._supports_sdpa else "eager")
+        model.set_attn_implementation(
+            tree_attention.NAME if name == "tree" else "sdpa" if model._supports_sdpa else "eager"
+        )
         yield Policy(model, model, name)
 
     return of
@@ -52,7 +55,9 @@ def test_layers_that_are_not_plain_attention_are_an_obstacle() -> None:
     assert "linear_attention" in str(layout.obstacle(model, "any"))
 
 
-def test_a_tree_that_differs_falls_back_and_says_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_that_differs_falls_back_and_says_by_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = forward.build_tree
 
     def running(samples: Any) -> Any:
@@ -68,7 +73,8 @@ def test_a_tree_that_differs_falls_back_and_says_by_how_much(monkeypatch: pytest
 
 @pytest.mark.parametrize("wanted", ["auto", "padded"])
 def test_a_head_that_the_engine_does_not_know_is_refused_not_trained(wanted: str) -> None:
-    """Both layouts use our head, so they agree with one another; only the model's own logits show the difference."""
+    """Both layouts use our head, so they agree with one another; only the model's own logits show
+    the difference."""
     model = tiny.make_model("llama")
     own = model.forward
 
@@ -85,19 +91,32 @@ def test_a_head_that_the_engine_does_not_know_is_refused_not_trained(wanted: str
 
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.25}), ("hyperclovax", {"logits_scaling": 0.25}), ("gemma2", {})],
+    [
+        ("granite", {"logits_scaling": 4.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("hyperclovax", {"logits_scaling": 0.25}),
+        ("gemma2", {}),
+    ],
 )
-def test_heads_with_a_scale_or_a_softcap_agree_with_the_models_own_logits(family: str, changes: dict[str, Any]) -> None:
+def test_heads_with_a_scale_or_a_softcap_agree_with_the_models_own_logits(
+    family: str, changes: dict[str, Any]
+) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     sizes = {**tiny._COMMON, **tiny.FAMILIES.get(family, {}), **changes}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **sizes), dtype=torch.float32
+    ).eval()
     assert choose(model)[0] == "tree"
     with policies(model)("padded") as policy:
         assert layout.disagreement(policies(model), model.config.vocab_size, "padded") < 1e-5
-        assert head_of(policy.causal[0]).scale == {"granite": 0.25, "cohere": 0.25, "hyperclovax": 0.25}.get(family, 1.0)
+        assert head_of(policy.causal[0]).scale == {
+            "granite": 0.25,
+            "cohere": 0.25,
+            "hyperclovax": 0.25,
+        }.get(family, 1.0)
 
 
 def test_a_plain_head_is_read_by_its_weight_and_an_adapted_one_is_called() -> None:
@@ -110,4 +129,8 @@ def test_a_plain_head_is_read_by_its_weight_and_an_adapted_one_is_called() -> No
 def test_the_probe_forks_at_two_depths() -> None:
     from tunewright.engine.tree import build_tree
 
-    assert build_tree(layout.probe_samples(211)).num_rows == tiny.trie_rows(layout.probe_samples(211)) < 3 * 23
+    assert (
+        build_tree(layout.probe_samples(211)).num_rows
+        == tiny.trie_rows(layout.probe_samples(211))
+        < 3 * 23
+    )

@@ -16,8 +16,14 @@ def test_early_stop_ends_the_run_and_returns_to_the_best_weights(tmp_path: Path)
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    losses = {e["step"]: e["held_out_loss"] for e in events if e["event"] == "evaluation" and e["step"] > 0}
+    events = [
+        json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    ]
+    losses = {
+        e["step"]: e["held_out_loss"]
+        for e in events
+        if e["event"] == "evaluation" and e["step"] > 0
+    }
     assert summary["stopped_early"] and summary["steps"] < summary["total_steps"]
     assert summary["best_loss"] == min(losses.values()) == summary["held_out_loss"]
     assert any(e["event"] == "returned_to_best" for e in events)

@@ -1,4 +1,5 @@
-"""The update rules: which parameters meet which rule, what each of them computes, and that a resumed run goes on with the same bits."""
+"""The update rules: which parameters meet which rule, what each of them computes, and that a
+resumed run goes on with the same bits."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from helpers import tiny
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.runfile import parse_run
-from tunewright.engine.optim import Together, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from tunewright.engine.optim import (
+    Together,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+)
 
 RATE = 1e-2
 RULES = ["adamw", "adafactor", "muon", "adamw_8bit"]
@@ -84,13 +90,22 @@ def test_muon_turns_matrices_inside_blocks_and_leaves_tables_and_vectors_to_adam
         optimizer: Any = tiny.make_stepper(model, attached, optimizer="muon").optimizer
         assert isinstance(optimizer, Together)
         names = {id(p): n for n, p in model.named_parameters()}
-        rules = {names[id(p)]: type(part).__name__ for part in optimizer.parts for group in part.param_groups for p in group["params"]}
+        rules = {
+            names[id(p)]: type(part).__name__
+            for part in optimizer.parts
+            for group in part.param_groups
+            for p in group["params"]
+        }
         tables = ("embed_tokens", "lm_head", "wte", "wpe")
-        assert rules == {n: "Muon" if p.ndim == 2 and not any(t in n for t in tables) else "AdamW" for n, p in model.named_parameters()}
+        assert rules == {
+            n: "Muon" if p.ndim == 2 and not any(t in n for t in tables) else "AdamW"
+            for n, p in model.named_parameters()
+        }
 
 
 def test_an_update_of_muon_is_an_orthogonal_matrix_of_adamws_size() -> None:
-    """Jordan et al. 2024: the momentum's singular values all become about 1; five Newton-Schulz steps bring them between 0.7 and 1.2."""
+    """Jordan et al. 2024: the momentum's singular values all become about 1; five Newton-Schulz
+    steps bring them between 0.7 and 1.2."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(24, 40))
     before = p.detach().clone()
@@ -119,9 +134,17 @@ def test_adafactor_is_the_papers_algorithm_at_the_given_rate() -> None:
         decay = 1 - t**-0.8
         square = G.double() ** 2 + 1e-30
         rows = [decay * r + (1 - decay) * float(square[i].mean()) for i, r in enumerate(rows)]
-        columns = [decay * c + (1 - decay) * float(square[:, j].mean()) for j, c in enumerate(columns)]
+        columns = [
+            decay * c + (1 - decay) * float(square[:, j].mean()) for j, c in enumerate(columns)
+        ]
         mean = sum(rows) / len(rows)
-        update = torch.tensor([[float(G[i, j]) / math.sqrt(rows[i] * columns[j] / mean) for j in range(6)] for i in range(4)], dtype=torch.float64)
+        update = torch.tensor(
+            [
+                [float(G[i, j]) / math.sqrt(rows[i] * columns[j] / mean) for j in range(6)]
+                for i in range(4)
+            ],
+            dtype=torch.float64,
+        )
         update /= max(1.0, float(update.norm()) / math.sqrt(24))
         want -= RATE * update
     torch.testing.assert_close(p.detach().double(), want, rtol=1e-5, atol=1e-6)
@@ -145,7 +168,9 @@ def test_parameters_with_a_factor_move_that_many_times_as_far(rule: str) -> None
 def test_vectors_do_not_decay_and_matrices_do() -> None:
     for rule in ("adamw", "adafactor", "muon"):
         matrix, vector = torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(4))
-        optimizer = make_optimizer(EngineConfig(optimizer=rule, weight_decay=0.5), [("m", matrix), ("v", vector)])
+        optimizer = make_optimizer(
+            EngineConfig(optimizer=rule, weight_decay=0.5), [("m", matrix), ("v", vector)]
+        )
         for group in optimizer.param_groups:
             group["lr"] = 0.1
         matrix.grad, vector.grad = torch.zeros(4, 4), torch.zeros(4)
@@ -157,11 +182,17 @@ def test_vectors_do_not_decay_and_matrices_do() -> None:
 def problems(method: str = "lora", **engine: Any) -> list[str]:
     from tunewright.core import compat
 
-    given = {"model": "m", "data.train": "d.json", "method.kind": method} | {f"engine.{key}": value for key, value in engine.items()}
-    return [p.code for p in compat.problems(parse_run(given, dict.fromkeys(given, "run.yaml")).config)]
+    given = {"model": "m", "data.train": "d.json", "method.kind": method} | {
+        f"engine.{key}": value for key, value in engine.items()
+    }
+    return [
+        p.code for p in compat.problems(parse_run(given, dict.fromkeys(given, "run.yaml")).config)
+    ]
 
 
-def test_an_optimiser_that_would_do_nothing_or_is_not_installed_is_refused_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimiser_that_would_do_nothing_or_is_not_installed_is_refused_before_loading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert problems("galore", optimizer="muon") == ["E-METHOD-07"]
     assert problems("galore") == []
     import importlib.util
@@ -171,7 +202,9 @@ def test_an_optimiser_that_would_do_nothing_or_is_not_installed_is_refused_befor
 
 
 def test_the_cache_key_takes_yamls_off_and_numbers_and_nothing_else() -> None:
-    assert [EngineConfig(activation_cache=v).activation_cache for v in (False, "off", "auto", 1000)] == ["off", "off", "auto", 1000]
+    assert [
+        EngineConfig(activation_cache=v).activation_cache for v in (False, "off", "auto", 1000)
+    ] == ["off", "off", "auto", 1000]
     for wrong in (True, 0, -1, "much"):
         with pytest.raises(ValueError, match="activation_cache"):
             EngineConfig(activation_cache=wrong)
@@ -180,7 +213,9 @@ def test_the_cache_key_takes_yamls_off_and_numbers_and_nothing_else() -> None:
 # NEFTune.
 
 
-def noisy(layout: str = "tree", rows: int = 1 << 30, dtype: str = "float64", strength: float | None = 5.0) -> Any:
+def noisy(
+    layout: str = "tree", rows: int = 1 << 30, dtype: str = "float64", strength: float | None = 5.0
+) -> Any:
     model = tiny.make_model("llama", dtype)
     torch.manual_seed(0)
     attached = tiny.attach_lora(model)
@@ -197,7 +232,13 @@ def flat(stepper: Any) -> torch.Tensor:
 
 def test_noise_is_the_same_in_both_layouts_and_however_a_step_is_cut() -> None:
     found = []
-    for layout, rows in (("tree", 1 << 30), ("tree", 40), ("tree", 1), ("padded", 1 << 30), ("padded", 1)):
+    for layout, rows in (
+        ("tree", 1 << 30),
+        ("tree", 40),
+        ("tree", 1),
+        ("padded", 1 << 30),
+        ("padded", 1),
+    ):
         stepper = noisy(layout, rows)
         report = stepper.gradients(tiny.dialogues() + tiny.duplicates()[:3])
         found.append((report.loss, flat(stepper)))
@@ -220,15 +261,23 @@ def test_noise_has_the_papers_size_and_every_row_of_a_sample_its_own() -> None:
     rows = noise.rows(tree, True)
     first = samples[0].branches[0]
     bound = 5.0 / math.sqrt(len(first.tokens) * 4096)
-    # The first sample of the step owns the rows that all share; the others own what comes after the fork, with their own length.
+    # The first sample of the step owns the rows that all share; the others own what comes after the
+    # fork, with their own length.
     assert rows[:20].abs().max() <= bound and rows[:20].abs().max() > 0.99 * bound
     assert float(rows[:20].std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
-    for sample, start in zip(samples, [i for i in range(tree.num_rows) if tree.depth[i] == 20], strict=False):
+    for sample, start in zip(
+        samples, [i for i in range(tree.num_rows) if tree.depth[i] == 20], strict=False
+    ):
         del sample
         assert not torch.equal(rows[start], rows[0])
     longest = max(s.branches[0].tokens.__len__() for s in samples)
-    sizes = {round(float(rows[i].abs().max()) * math.sqrt(4096) / 5.0, 2) for i in range(20, tree.num_rows)}
-    assert sizes == {round(1 / math.sqrt(len(s.branches[0].tokens)), 2) for s in samples} and longest > len(first.tokens)
+    sizes = {
+        round(float(rows[i].abs().max()) * math.sqrt(4096) / 5.0, 2)
+        for i in range(20, tree.num_rows)
+    }
+    assert sizes == {
+        round(1 / math.sqrt(len(s.branches[0].tokens)), 2) for s in samples
+    } and longest > len(first.tokens)
 
 
 def test_noise_differs_by_step_and_seed_and_is_nothing_else_s_draw() -> None:
@@ -237,7 +286,10 @@ def test_noise_differs_by_step_and_seed_and_is_nothing_else_s_draw() -> None:
 
     samples = tiny.dialogues()
     tree = build_tree(samples)
-    draws = [Noise.of_step(samples, 5.0, 16, seed, step).rows(tree, True) for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    draws = [
+        Noise.of_step(samples, 5.0, 16, seed, step).rows(tree, True)
+        for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1))
+    ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
 
@@ -248,7 +300,9 @@ def test_noise_is_on_while_learning_only() -> None:
     stepper, plain = noisy(), noisy(strength=None)
     assert stepper.step(tiny.dialogues(), 1, 0.0).applied
     with torch.no_grad():
-        assert torch.equal(stepper.policy(tiny.dialogues()).logprob, plain.policy(tiny.dialogues()).logprob)
+        assert torch.equal(
+            stepper.policy(tiny.dialogues()).logprob, plain.policy(tiny.dialogues()).logprob
+        )
     assert held_out_loss(stepper.policy, stepper.objective, tiny.dialogues(), 50) == held_out_loss(
         plain.policy, plain.objective, tiny.dialogues(), 50
     )
@@ -268,7 +322,18 @@ def test_a_run_with_noise_is_told_apart_and_resumes_exactly(tmp_path: Path) -> N
         samples = tiny.dialogues()
         log = EventLog(place / "events.jsonl")
         stepper = noisy(dtype="float32", strength=strength)
-        return Loop(stepper, make_schedule(engine, len(samples), 1e-2), samples, [], engine, place, log, Quiet(), StopFlag(), "cpu")
+        return Loop(
+            stepper,
+            make_schedule(engine, len(samples), 1e-2),
+            samples,
+            [],
+            engine,
+            place,
+            log,
+            Quiet(),
+            StopFlag(),
+            "cpu",
+        )
 
     loops = [loop(tmp_path / "a", 5.0), loop(tmp_path / "b", 5.0), loop(tmp_path / "c", None)]
     loops[0].learn()
@@ -286,7 +351,9 @@ def test_a_run_with_noise_is_told_apart_and_resumes_exactly(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["reward", "process_reward"])
-def test_noise_also_reaches_what_a_score_head_reads_alike_in_both_layouts_and_cuts(kind: str) -> None:
+def test_noise_also_reaches_what_a_score_head_reads_alike_in_both_layouts_and_cuts(
+    kind: str,
+) -> None:
     def samples() -> list[Any]:
         made = tiny.pairs()
         for sample in made:
@@ -299,11 +366,19 @@ def test_noise_also_reaches_what_a_score_head_reads_alike_in_both_layouts_and_cu
         return made
 
     found = []
-    for layout, rows, strength in (("tree", 1 << 30, 5.0), ("tree", 1, 5.0), ("padded", 1 << 30, 5.0), ("padded", 1, 5.0), ("tree", 1 << 30, None)):
+    for layout, rows, strength in (
+        ("tree", 1 << 30, 5.0),
+        ("tree", 1, 5.0),
+        ("padded", 1 << 30, 5.0),
+        ("padded", 1, 5.0),
+        ("tree", 1 << 30, None),
+    ):
         _, attached, stepper = tiny.make_scorer(kind, "llama", layout, rows)
         stepper.neftune, stepper.number = strength, 3
         loss = stepper.gradients(samples()).loss
-        found.append((loss, torch.cat([g.flatten() for _, g in sorted(tiny.gradients(attached).items())])))
+        found.append(
+            (loss, torch.cat([g.flatten() for _, g in sorted(tiny.gradients(attached).items())]))
+        )
     *noisy_ones, plain = found
     assert abs(noisy_ones[0][0] - plain[0]) > 1e-4
     for other in noisy_ones[1:]:

@@ -11,7 +11,10 @@ from tunewright.engine import placement
 from tunewright.engine.tree import build_tree, largest_sample
 
 
-@pytest.mark.parametrize(("reported", "name"), [({"avx512_bf16": True}, "avx512_bf16"), ({"avx512_bf16": True, "amx_bf16": True}, "amx_bf16")])
+@pytest.mark.parametrize(
+    ("reported", "name"),
+    [({"avx512_bf16": True}, "avx512_bf16"), ({"avx512_bf16": True, "amx_bf16": True}, "amx_bf16")],
+)
 def test_with_instructions_for_it_a_processor_computes_in_bfloat16_and_no_clock_is_asked(
     monkeypatch: pytest.MonkeyPatch, reported: dict[str, bool], name: str
 ) -> None:
@@ -21,9 +24,13 @@ def test_with_instructions_for_it_a_processor_computes_in_bfloat16_and_no_clock_
     assert world.dtype == "bfloat16" and name in world.reasons["engine.dtype"]
 
 
-@pytest.mark.parametrize(("ratio", "dtype"), [(0.4, "float32"), (1.1, "float32"), (1.6, "bfloat16")])
+@pytest.mark.parametrize(
+    ("ratio", "dtype"), [(0.4, "float32"), (1.1, "float32"), (1.6, "bfloat16")]
+)
 @pytest.mark.parametrize("reported", [{}, {"avx512_bf16": False, "cpu_name": "x"}, None])
-def test_otherwise_the_measured_ratio_decides(monkeypatch: pytest.MonkeyPatch, reported: dict[str, bool] | None, ratio: float, dtype: str) -> None:
+def test_otherwise_the_measured_ratio_decides(
+    monkeypatch: pytest.MonkeyPatch, reported: dict[str, bool] | None, ratio: float, dtype: str
+) -> None:
     if reported is None:  # a torch without the report
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
@@ -35,7 +42,9 @@ def test_otherwise_the_measured_ratio_decides(monkeypatch: pytest.MonkeyPatch, r
 
 def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "_choose_dtype", lambda device: pytest.fail("measured"))
-    assert placement.start(EngineConfig(device="cpu", threads=1, dtype="float32")).dtype == "float32"
+    assert (
+        placement.start(EngineConfig(device="cpu", threads=1, dtype="float32")).dtype == "float32"
+    )
 
 
 def test_the_clock_itself_gives_a_ratio() -> None:
@@ -55,16 +64,28 @@ def pair(prompt: int, *answers: int) -> Sample:
     ("samples", "report", "rows"),
     [
         ([pair(10, 5, 5)], {"length_percentiles": {"max": 15}}, 1024),
-        ([pair(10, 5, 5), pair(600, 700, 300), pair(10, 5)], {"length_percentiles": {"max": 1300}}, 600 + 699 + 299),
+        (
+            [pair(10, 5, 5), pair(600, 700, 300), pair(10, 5)],
+            {"length_percentiles": {"max": 1300}},
+            600 + 699 + 299,
+        ),
         ([pair(3000, 2000, 2000)], {"length_percentiles": {"max": 5000}}, 4096),
         ([pair(10, 5)], {"length_percentiles": {"max": 1500}}, 1500),
         ([pair(10, 5)], {"length_percentiles": {"max": 9000}, "packed": {"tokens": 1024}}, 1024),
     ],
 )
-def test_a_pass_may_be_as_large_as_the_largest_sample(samples: list[Sample], report: dict[str, object], rows: int) -> None:
-    world = placement.start(EngineConfig(device="cpu", threads=1, dtype="float32"), (samples, report))
+def test_a_pass_may_be_as_large_as_the_largest_sample(
+    samples: list[Sample], report: dict[str, object], rows: int
+) -> None:
+    world = placement.start(
+        EngineConfig(device="cpu", threads=1, dtype="float32"), (samples, report)
+    )
     assert world.rows_per_pass == rows and (f"{rows} rows" in world.reasons["engine.rows_per_pass"])
     if len(samples[0].branches) > 1:
-        assert largest_sample(samples, report, 1 << 30) == max(build_tree([s]).num_rows for s in samples)
-    asked = placement.start(EngineConfig(device="cpu", threads=1, dtype="float32", rows_per_pass=64), (samples, report))
+        assert largest_sample(samples, report, 1 << 30) == max(
+            build_tree([s]).num_rows for s in samples
+        )
+    asked = placement.start(
+        EngineConfig(device="cpu", threads=1, dtype="float32", rows_per_pass=64), (samples, report)
+    )
     assert asked.rows_per_pass == 64

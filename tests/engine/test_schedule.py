@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.config import EngineConfig
-from tunewright.engine.schedule import Schedule, batch_size_for, learning_rate_for, make_schedule, measuring_of, total_steps
+from tunewright.engine.schedule import (
+    Schedule,
+    batch_size_for,
+    learning_rate_for,
+    make_schedule,
+    measuring_of,
+    total_steps,
+)
 
 
 def schedule(num_samples: int = 10, **engine: object) -> Schedule:
@@ -18,13 +25,19 @@ def schedule(num_samples: int = 10, **engine: object) -> Schedule:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 4), st.integers(0, 5))
-def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own(num: int, batch: int, epochs: int, seed: int) -> None:
+def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own(
+    num: int, batch: int, epochs: int, seed: int
+) -> None:
     plan = schedule(num, batch_size=batch, epochs=epochs, seed=seed)
     assert plan.total_steps == epochs * math.ceil(num / batch)
     steps = [plan.samples_of(k) for k in range(1, plan.total_steps + 1)]
     orders = []
     for e in range(epochs):
-        seen = [i for step in steps[e * plan.steps_per_epoch : (e + 1) * plan.steps_per_epoch] for i in step]
+        seen = [
+            i
+            for step in steps[e * plan.steps_per_epoch : (e + 1) * plan.steps_per_epoch]
+            for i in step
+        ]
         assert sorted(seen) == list(range(num))
         orders.append(tuple(seen))
     assert all(0 < len(step) <= batch for step in steps)
@@ -61,7 +74,8 @@ def test_steps_are_whole_and_never_none(engine: dict[str, float], steps: int) ->
     [
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        # Half a cosine from 1 towards 0 over four steps, the first at the peak: (1 + cos(pi k / 4)) / 2.
+        # Half a cosine from 1 towards 0 over four steps, the first at the peak: (1 + cos(pi k / 4))
+        # / 2.
         ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
     ],
 )
@@ -72,7 +86,9 @@ def test_rates_by_hand(shape: str, expected: list[float]) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 200), st.floats(0, 300), st.sampled_from(["cosine", "linear", "constant"]))
-def test_a_rate_is_never_zero_never_above_the_peak_and_falls_after_the_warm_up(steps: int, warmup: float, shape: str) -> None:
+def test_a_rate_is_never_zero_never_above_the_peak_and_falls_after_the_warm_up(
+    steps: int, warmup: float, shape: str
+) -> None:
     plan = schedule(steps=steps, warmup=warmup, schedule=shape)
     rates = [plan.rate(k) for k in range(1, steps + 1)]
     assert all(0 < r <= 1.0 for r in rates)
@@ -82,38 +98,81 @@ def test_a_rate_is_never_zero_never_above_the_peak_and_falls_after_the_warm_up(s
     assert max(rates) == 1.0
 
 
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.05, 5), (0.004, 0), (1, 1), (7, 7), (500, 100)])
+@pytest.mark.parametrize(
+    ("warmup", "steps"), [(0, 0), (0.05, 5), (0.004, 0), (1, 1), (7, 7), (500, 100)]
+)
 def test_warm_up_is_a_share_below_one_and_a_count_from_one_on(warmup: float, steps: int) -> None:
     assert schedule(steps=100, warmup=warmup).warmup_steps == steps
 
 
 def test_short_runs_learn_faster() -> None:
-    assert [learning_rate_for(1.0, steps) for steps in (10, 200, 201, 1000, 1001)] == [5.0, 5.0, 2.5, 2.5, 1.0]
-    assert [learning_rate_for(1.0, steps, 7_000_000_000) for steps in (10, 1000, 1001)] == [2.5, 2.5, 1.0]
+    assert [learning_rate_for(1.0, steps) for steps in (10, 200, 201, 1000, 1001)] == [
+        5.0,
+        5.0,
+        2.5,
+        2.5,
+        1.0,
+    ]
+    assert [learning_rate_for(1.0, steps, 7_000_000_000) for steps in (10, 1000, 1001)] == [
+        2.5,
+        2.5,
+        1.0,
+    ]
 
 
 def test_few_samples_make_small_steps_unless_a_size_is_given() -> None:
-    assert [batch_size_for(EngineConfig(), n) for n in (1, 3, 24, 127, 128, 50_000)] == [1, 1, 3, 15, 16, 16]
+    assert [batch_size_for(EngineConfig(), n) for n in (1, 3, 24, 127, 128, 50_000)] == [
+        1,
+        1,
+        3,
+        15,
+        16,
+        16,
+    ]
     assert batch_size_for(EngineConfig(batch_size=8), 3) == 8
 
 
 def test_measuring_costs_little_beside_training_however_many_rows_are_held_out() -> None:
-    """500,000 rows with a tenth held out, 16 a step, one epoch: measured in full every 200 steps it would be read 140 times, eight times the training."""
+    """500,000 rows with a tenth held out, 16 a step, one epoch: measured in full every 200 steps it
+    would be read 140 times, eight times the training."""
     engine = EngineConfig(batch_size=16, epochs=1)
     plan = make_schedule(engine, 450_000, 1.0)
     found = measuring_of(engine, plan, 50_000)
-    assert len(found.rows) == 512 and found.all_at_end and found.times == 1 + math.ceil(plan.total_steps / 200)
+    assert (
+        len(found.rows) == 512
+        and found.all_at_end
+        and found.times == 1 + math.ceil(plan.total_steps / 200)
+    )
     assert found.passes == 512 * found.times + 50_000 < 0.1 * 3 * 450_000
-    assert measuring_of(engine, plan, 50_000).rows == found.rows and measuring_of(EngineConfig(seed=1), plan, 50_000).rows != found.rows
-    assert measuring_of(engine, plan, 300).rows == range(300) and not measuring_of(engine, plan, 300).all_at_end
+    assert (
+        measuring_of(engine, plan, 50_000).rows == found.rows
+        and measuring_of(EngineConfig(seed=1), plan, 50_000).rows != found.rows
+    )
+    assert (
+        measuring_of(engine, plan, 300).rows == range(300)
+        and not measuring_of(engine, plan, 300).all_at_end
+    )
     everything = measuring_of(EngineConfig(evaluate_rows=None), plan, 50_000)
-    assert len(everything.rows) == 50_000 and not everything.all_at_end and everything.passes == 50_000 * found.times
+    assert (
+        len(everything.rows) == 50_000
+        and not everything.all_at_end
+        and everything.passes == 50_000 * found.times
+    )
 
 
-def test_all_rows_are_measured_at_the_end_only_where_that_takes_under_a_tenth_of_the_training() -> None:
-    """One step of 16 rows costs 48 passes, so 100 steps allow 480 rows to be read; a reference reads each of them a second time."""
+def test_all_rows_are_measured_at_the_end_only_where_that_takes_under_a_tenth_of_the_training() -> (
+    None
+):
+    """One step of 16 rows costs 48 passes, so 100 steps allow 480 rows to be read; a reference
+    reads each of them a second time."""
     engine = EngineConfig(batch_size=16, steps=100, evaluate_rows=8)
     plan = make_schedule(engine, 10_000, 1.0)
-    assert measuring_of(engine, plan, 480).all_at_end and not measuring_of(engine, plan, 481).all_at_end
-    assert measuring_of(engine, plan, 240, reference=True).all_at_end and not measuring_of(engine, plan, 241, reference=True).all_at_end
+    assert (
+        measuring_of(engine, plan, 480).all_at_end
+        and not measuring_of(engine, plan, 481).all_at_end
+    )
+    assert (
+        measuring_of(engine, plan, 240, reference=True).all_at_end
+        and not measuring_of(engine, plan, 241, reference=True).all_at_end
+    )
     assert measuring_of(engine, plan, 0).times == 0

@@ -46,13 +46,23 @@ def test_some_steps_spread_over_a_long_run_tell_as_much():
     samples = [s for k in range(8) for s in tiny.system_prompt(k)]
     schedule = schedule_of(len(samples), batch_size=8, epochs=60)
     whole = step_sharing(samples, schedule, 1 << 20, most_steps=10_000)
-    assert step_sharing(samples, schedule, 1 << 20, most_steps=32).physical_share == pytest.approx(whole.physical_share, rel=0.05)
+    assert step_sharing(samples, schedule, 1 << 20, most_steps=32).physical_share == pytest.approx(
+        whole.physical_share, rel=0.05
+    )
 
 
 def test_a_run_measures_what_was_promised_within_a_tenth(tmp_path):
-    done = tunewright(*words(model_folder(tmp_path / "model"), rows_file(tmp_path / "rows.json", 24), tmp_path / "run"))
+    done = tunewright(
+        *words(
+            model_folder(tmp_path / "model"),
+            rows_file(tmp_path / "rows.json", 24),
+            tmp_path / "run",
+        )
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     promised = json.loads((tmp_path / "run" / "data_report.json").read_text())["step_sharing"]
-    assert promised["physical_share"] == pytest.approx(summary["physical_rows"] / summary["logical_tokens"], rel=0.1)
+    assert promised["physical_share"] == pytest.approx(
+        summary["physical_rows"] / summary["logical_tokens"], rel=0.1
+    )
     assert "of the prompt tokens of a step are computed once" in done.stderr

@@ -1,4 +1,5 @@
-"""One optimiser step: its loss is Transformers' own, it cannot be broken by how it is cut, and what is not finite is never applied."""
+"""One optimiser step: its loss is Transformers' own, it cannot be broken by how it is cut, and what
+is not finite is never applied."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ RATE = 1e-2
 
 
 def ready(
-    dtype: str = "float32", family: str = "llama", seed: int = 0, lora: dict[str, Any] | None = None, **settings: Any
+    dtype: str = "float32",
+    family: str = "llama",
+    seed: int = 0,
+    lora: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> tuple[Stepper, Attached]:
     model = tiny.make_model(family, dtype)
     torch.manual_seed(seed)
@@ -56,23 +61,33 @@ def scalar_reference(model: Any, samples: list[Sample]) -> torch.Tensor:
             logits = model(input_ids=torch.tensor([b.tokens])).logits[0]
             for i, weight in zip(b.learnt, b.weights, strict=True):
                 z = logits[i - 1]
-                total = total - weight * (z[b.tokens[i]] - torch.log(torch.exp(z - z.max()).sum()) - z.max())
+                total = total - weight * (
+                    z[b.tokens[i]] - torch.log(torch.exp(z - z.max()).sum()) - z.max()
+                )
                 weights += weight
     return total / weights
 
 
 def weighted() -> list[Sample]:
-    """Weights by token and by row; two rows are equal but for their weights, and one token is learnt twice with different weights."""
+    """Weights by token and by row; two rows are equal but for their weights, and one token is
+    learnt twice with different weights."""
     samples = tiny.dialogues()[:4]
     for k, s in enumerate(samples):
-        s.branches[0].weights = [0.1 + 0.3 * ((i + k) % 4) for i in range(len(s.branches[0].learnt))]
+        s.branches[0].weights = [
+            0.1 + 0.3 * ((i + k) % 4) for i in range(len(s.branches[0].learnt))
+        ]
     twin = samples[0].branches[0]
-    return [*samples, Sample([Branch(list(twin.tokens), list(twin.learnt), [3.0] * len(twin.learnt))], 9)]
+    return [
+        *samples,
+        Sample([Branch(list(twin.tokens), list(twin.learnt), [3.0] * len(twin.learnt))], 9),
+    ]
 
 
 @pytest.mark.parametrize("rows", [1 << 30, 60, 1])
 @pytest.mark.parametrize("layout", ["tree", "padded"])
-def test_loss_and_gradient_of_a_step_are_those_of_transformers_own_loss(rows: int, layout: str) -> None:
+def test_loss_and_gradient_of_a_step_are_those_of_transformers_own_loss(
+    rows: int, layout: str
+) -> None:
     stepper, attached = ready(rows_per_pass=rows, layout=layout)
     samples = tiny.dialogues() + tiny.system_prompt() + tiny.duplicates()
     report = stepper.gradients(samples)
@@ -124,7 +139,8 @@ def test_the_number_of_passes_does_not_change_the_update() -> None:
         after.append(tiny.trained(attached))
         passes.append(report.passes)
     assert passes[0] == 1 and passes[1] >= 2 and passes[2] >= 5
-    # AdamW divides by the gradient's own size, so rounding shows in the update; norms narrow to float32 inside, which leaves about 1e-8.
+    # AdamW divides by the gradient's own size, so rounding shows in the update; norms narrow to
+    # float32 inside, which leaves about 1e-8.
     assert gap(after[1], after[0]) <= 1e-7
     assert gap(after[2], after[0]) <= 1e-7
 
@@ -157,7 +173,9 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_names_the_rows(rows: in
     stepper, attached = ready(rows_per_pass=rows)
     samples = tiny.dialogues()
     with torch.no_grad():
-        stepper.policy.causal[0].get_input_embeddings().weight[samples[-1].branches[0].tokens[-2]] = math.nan
+        stepper.policy.causal[0].get_input_embeddings().weight[
+            samples[-1].branches[0].tokens[-2]
+        ] = math.nan
     before = tiny.trained(attached)
     report = stepper.step(samples, 1, RATE)
     assert not report.applied
@@ -194,7 +212,9 @@ def test_an_absurd_rate_changes_no_weight(rate: float) -> None:
 def test_what_a_method_does_after_an_update_happens_only_after_one() -> None:
     stepper, attached = ready()
     seen: list[Any] = []
-    attached.after_update = lambda number: seen.append((number, len([p for p in stepper.parameters() if p.grad is not None])))
+    attached.after_update = lambda number: seen.append(
+        (number, len([p for p in stepper.parameters() if p.grad is not None]))
+    )
     attached.gradient_transform = lambda named: seen.append("transform")
     stepper.step(tiny.dialogues(), 7, RATE)
     assert seen == ["transform", (7, len(stepper.parameters()))]
@@ -213,9 +233,14 @@ def test_a_penalty_counts_once_a_step_however_the_step_is_cut(rows: int) -> None
     attached.penalties = lambda: {"decay": ((p**2).sum(), 0.5)}
     report = stepper.gradients(tiny.dialogues())
     with_penalty = tiny.gradients(attached)
-    assert report.terms == {"sft": pytest.approx(plain.loss), "decay": pytest.approx(float(0.5 * (p.detach() ** 2).sum()))}
+    assert report.terms == {
+        "sft": pytest.approx(plain.loss),
+        "decay": pytest.approx(float(0.5 * (p.detach() ** 2).sum())),
+    }
     assert report.loss == pytest.approx(plain.loss + float(0.5 * (p.detach() ** 2).sum()))
-    torch.testing.assert_close(with_penalty[attached.parameters[0]], without[attached.parameters[0]] + p.detach())
+    torch.testing.assert_close(
+        with_penalty[attached.parameters[0]], without[attached.parameters[0]] + p.detach()
+    )
 
 
 def test_a_step_in_which_nothing_has_weight_teaches_nothing() -> None:
@@ -257,7 +282,8 @@ def test_an_overflow_of_the_scaled_gradient_halves_the_scale_and_skips_the_step(
 
 @pytest.mark.parametrize(("dtype", "most"), [("float16", 0.02), ("bfloat16", 0.1)])
 def test_half_precision_comes_close_to_float32(dtype: str, most: float) -> None:
-    # float16 has 11 bits and bfloat16 8: relative errors of 5e-4 and 4e-3 for each of some tens of roundings in a row.
+    # float16 has 11 bits and bfloat16 8: relative errors of 5e-4 and 4e-3 for each of some tens of
+    # roundings in a row.
     gradients = {}
     for name in (dtype, "float32"):
         model = tiny.make_model("llama", name, initializer_range=0.1)
@@ -292,7 +318,9 @@ def test_dropout_of_an_adapter_works_while_training_and_only_then() -> None:
     # Answering and measuring leave a model in eval mode; so does loading.
     attached.model.eval()
     loss = held_out_loss(stepper.policy, stepper.objective, tiny.dialogues(), 1 << 30)
-    assert loss == pytest.approx(held_out_loss(plain.policy, plain.objective, tiny.dialogues(), 1 << 30), rel=1e-6)
+    assert loss == pytest.approx(
+        held_out_loss(plain.policy, plain.objective, tiny.dialogues(), 1 << 30), rel=1e-6
+    )
     first = dropped(stepper, attached, 1)
     assert gap(first, reference) > 0.1
     assert same(first, dropped(stepper, attached, 1))
@@ -310,7 +338,9 @@ def test_the_held_out_loss_is_divided_once_and_leaves_no_gradient(layout: str) -
         values.add(round(held_out_loss(stepper.policy, stepper.objective, weighted(), rows), 12))
         assert tiny.gradients(attached) == {}
     assert len(values) == 1
-    assert values.pop() == pytest.approx(float(scalar_reference(stock(stepper), weighted()).detach()), rel=1e-6)
+    assert values.pop() == pytest.approx(
+        float(scalar_reference(stock(stepper), weighted()).detach()), rel=1e-6
+    )
 
 
 def test_the_held_out_loss_of_nothing_is_no_number_and_a_stop_is_heard() -> None:

@@ -1,4 +1,5 @@
-"""The token tree: everything that went in can be read back, nothing is computed twice, and the cut of a step loses nothing."""
+"""The token tree: everything that went in can be read back, nothing is computed twice, and the cut
+of a step loses nothing."""
 
 from __future__ import annotations
 
@@ -21,13 +22,19 @@ def branches(draw: st.DrawFn, positions: bool = False) -> Branch:
     tokens = draw(st.lists(st.integers(0, 2), min_size=2, max_size=9))
     learnt = sorted(draw(st.sets(st.integers(1, len(tokens) - 1), min_size=1)))
     weights = [draw(st.sampled_from([0.25, 1.0, 2.0])) for _ in learnt]
-    own = [i + draw(st.sampled_from([0, 5])) for i in range(len(tokens))] if positions and draw(st.booleans()) else None
+    own = (
+        [i + draw(st.sampled_from([0, 5])) for i in range(len(tokens))]
+        if positions and draw(st.booleans())
+        else None
+    )
     return Branch(tokens, learnt, weights, own)
 
 
 def sample_lists(positions: bool = False, most: int = 3) -> st.SearchStrategy[list[Sample]]:
     one = st.lists(branches(positions), min_size=1, max_size=most)
-    return st.lists(one, min_size=1, max_size=8).map(lambda groups: [Sample(group, i) for i, group in enumerate(groups)])
+    return st.lists(one, min_size=1, max_size=8).map(
+        lambda groups: [Sample(group, i) for i, group in enumerate(groups)]
+    )
 
 
 def ancestors(tree: TokenTree, row: int) -> list[int]:
@@ -47,10 +54,14 @@ def check_tree(tree: TokenTree, samples: list[Sample]) -> None:
     """Every label's source sees exactly its own branch, in order, and nothing else."""
     wanted = all_branches(samples)
     labels: dict[int, list[tuple[int, int, float]]] = {b: [] for b in range(len(wanted))}
-    for source, target, weight, b in zip(tree.source, tree.target, tree.weight, tree.branch, strict=True):
+    for source, target, weight, b in zip(
+        tree.source, tree.target, tree.weight, tree.branch, strict=True
+    ):
         labels[b].append((source, target, weight))
     for b, branch in enumerate(wanted):
-        assert [(t, w) for _, t, w in labels[b]] == [(branch.tokens[i], w) for i, w in zip(branch.learnt, branch.weights, strict=True)]
+        assert [(t, w) for _, t, w in labels[b]] == [
+            (branch.tokens[i], w) for i, w in zip(branch.learnt, branch.weights, strict=True)
+        ]
         for (source, _, _), i in zip(labels[b], branch.learnt, strict=True):
             path = ancestors(tree, source)
             assert [tree.token[j] for j in path] == branch.tokens[:i]
@@ -87,7 +98,9 @@ def test_multiplicity_counts_the_branches_through_a_row(samples: list[Sample]) -
     tree = build_tree(samples)
     for row in range(tree.num_rows):
         prefix = [tree.token[j] for j in ancestors(tree, row)]
-        through = sum(b.tokens[: max(b.learnt)][: len(prefix)] == prefix for b in all_branches(samples))
+        through = sum(
+            b.tokens[: max(b.learnt)][: len(prefix)] == prefix for b in all_branches(samples)
+        )
         assert tree.multiplicity[row] == through
 
 
@@ -95,11 +108,19 @@ def test_multiplicity_counts_the_branches_through_a_row(samples: list[Sample]) -
 @given(sample_lists())
 def test_the_tree_does_not_depend_on_the_order_of_the_samples(samples: list[Sample]) -> None:
     one, other = build_tree(samples), build_tree(samples[::-1])
-    assert (one.token, one.depth, one.subtree_end, one.multiplicity) == (other.token, other.depth, other.subtree_end, other.multiplicity)
+    assert (one.token, one.depth, one.subtree_end, one.multiplicity) == (
+        other.token,
+        other.depth,
+        other.subtree_end,
+        other.multiplicity,
+    )
 
 
 def test_the_same_tokens_at_other_positions_share_nothing() -> None:
-    plain, shifted = Branch([1, 2, 3], [1, 2], [1.0, 1.0]), Branch([1, 2, 3], [1, 2], [1.0, 1.0], [4, 5, 6])
+    plain, shifted = (
+        Branch([1, 2, 3], [1, 2], [1.0, 1.0]),
+        Branch([1, 2, 3], [1, 2], [1.0, 1.0], [4, 5, 6]),
+    )
     tree = build_tree([Sample([plain], 0), Sample([shifted], 1)])
     assert tree.num_rows == 4
     assert sorted(tree.position) == [0, 1, 4, 5]
@@ -107,7 +128,8 @@ def test_the_same_tokens_at_other_positions_share_nothing() -> None:
 
 @pytest.mark.parametrize("name", tiny.SETS)
 def test_a_layout_that_shares_only_one_common_prefix_computes_too_many_rows(name: str) -> None:
-    """The measure of the tree: distinct prefixes, counted by a set of tuples. Sharing one prefix of all samples is not enough."""
+    """The measure of the tree: distinct prefixes, counted by a set of tuples. Sharing one prefix of
+    all samples is not enough."""
     samples = tiny.SETS[name]()
     paths = [b.tokens[: max(b.learnt)] for b in all_branches(samples)]
     prefix = 0
@@ -122,7 +144,9 @@ def test_a_layout_that_shares_only_one_common_prefix_computes_too_many_rows(name
 
 @FAST
 @given(sample_lists(positions=True), st.integers(1, 40))
-def test_passes_hold_every_sample_once_and_respect_the_limit(samples: list[Sample], limit: int) -> None:
+def test_passes_hold_every_sample_once_and_respect_the_limit(
+    samples: list[Sample], limit: int
+) -> None:
     passes = cut_passes(samples, limit)
     assert sorted(s.index for group in passes for s in group) == list(range(len(samples)))
     for group in passes:
@@ -136,7 +160,10 @@ def test_passes_are_as_even_as_their_number_allows(samples: list[Sample], limit:
     largest = max(build_tree(group).num_rows for group in passes)
     # With one row less allowed, a further pass is needed, or some sample alone is as large.
     tighter = cut_passes(samples, max(1, largest - 1))
-    assert len(tighter) > len(passes) or max(build_tree(group).num_rows for group in tighter) >= largest
+    assert (
+        len(tighter) > len(passes)
+        or max(build_tree(group).num_rows for group in tighter) >= largest
+    )
 
 
 @FAST

@@ -1,4 +1,5 @@
-"""Rows that are left out change nothing: the shared beginning kept as keys and values, and the last MLP on labelled rows only."""
+"""Rows that are left out change nothing: the shared beginning kept as keys and values, and the last
+MLP on labelled rows only."""
 
 from __future__ import annotations
 
@@ -25,7 +26,15 @@ def samples_with(beginning: int, count: int = 6) -> list[Sample]:
     made = []
     for i in range(count):
         asked = [*first, *torch.randint(3, 60, (5 + 3 * i,), generator=draw).tolist()]
-        made.append(Sample([Branch([*asked, option, 2], [len(asked), len(asked) + 1], [1.0, 1.0]) for option in (7, 9)], i))
+        made.append(
+            Sample(
+                [
+                    Branch([*asked, option, 2], [len(asked), len(asked) + 1], [1.0, 1.0])
+                    for option in (7, 9)
+                ],
+                i,
+            )
+        )
     return made
 
 
@@ -33,7 +42,9 @@ def slow(model: torch.nn.Module, samples: list[Sample]) -> list[float]:
     """The oracle: one branch a forward pass through the model's own attention and head."""
     found = []
     for branch in (b for s in samples for b in s.branches):
-        logprobs = torch.log_softmax(model(input_ids=torch.tensor([branch.tokens])).logits[0].double(), -1)
+        logprobs = torch.log_softmax(
+            model(input_ids=torch.tensor([branch.tokens])).logits[0].double(), -1
+        )
         found += [float(logprobs[i - 1, branch.tokens[i]]) for i in branch.learnt]
     return found
 
@@ -61,7 +72,9 @@ def test_the_last_mlp_sees_only_rows_with_a_label_and_is_itself_again_afterwards
     with opening.computing_in(model, "tree"):
         reader = RowReader(model, model, "tree")
         reader.last = LastBlock(model)
-        reader.last.mlp.gate_proj.register_forward_hook(lambda module, given, out: seen.append(given[0].shape[-2]))
+        reader.last.mlp.gate_proj.register_forward_hook(
+            lambda module, given, out: seen.append(given[0].shape[-2])
+        )
         tree = build_tree(samples)
         reader.hidden(tree, tree.source)
         assert seen == [len(set(tree.source))] and seen[0] < tree.num_rows
@@ -77,7 +90,9 @@ def test_a_short_beginning_or_the_padded_layout_keeps_nothing() -> None:
 
 @given(first=tokens, others=st.lists(tokens, min_size=1, max_size=4), data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_what_is_taken_off_is_shared_and_every_label_keeps_its_row(first: list[int], others: list[list[int]], data: st.DataObject) -> None:
+def test_what_is_taken_off_is_shared_and_every_label_keeps_its_row(
+    first: list[int], others: list[list[int]], data: st.DataObject
+) -> None:
     branches = []
     for words in [first, *others]:
         learnt = sorted(data.draw(st.sets(st.integers(1, len(words) - 1), min_size=1)))
@@ -87,5 +102,7 @@ def test_what_is_taken_off_is_shared_and_every_label_keeps_its_row(first: list[i
     assert all(b.tokens[: len(beginning)] == beginning for b in branches)
     for before, after in zip(branches, without_beginning(samples, len(beginning)), strict=True):
         (shorter,) = after.branches
-        assert [shorter.tokens[i] for i in shorter.learnt] == [before.tokens[i] for i in before.learnt]
+        assert [shorter.tokens[i] for i in shorter.learnt] == [
+            before.tokens[i] for i in before.learnt
+        ]
         assert shorter.learnt[0] >= 1 and [*beginning, *shorter.tokens] == before.tokens

@@ -9,13 +9,25 @@ from tunewright.evaluate.ranking import WordCounter, by_length, prefers_longer, 
 
 
 def pair(chosen: str, rejected: str) -> Preference:
-    return Preference([Message("user", "q")], [Message("assistant", chosen)], [Message("assistant", rejected)], Origin("f", 1, 1))
+    return Preference(
+        [Message("user", "q")],
+        [Message("assistant", chosen)],
+        [Message("assistant", rejected)],
+        Origin("f", 1, 1),
+    )
 
 
 def test_the_length_judge_counts_words_and_chinese_characters() -> None:
-    assert words_of("Ein Haus, 3 Türen") == ["ein", "haus", "3", "türen"] and len(words_of("你好，世界")) == 4
+    assert (
+        words_of("Ein Haus, 3 Türen") == ["ein", "haus", "3", "türen"]
+        and len(words_of("你好，世界")) == 4
+    )
     pairs = [pair("a b c", "a"), pair("a", "a b"), pair("x y", "y x")]
-    assert by_length(pairs, True) == pytest.approx(0.5) and prefers_longer(pairs[:1]) and not prefers_longer(pairs[1:2])
+    assert (
+        by_length(pairs, True) == pytest.approx(0.5)
+        and prefers_longer(pairs[:1])
+        and not prefers_longer(pairs[1:2])
+    )
 
 
 def test_the_word_judge_learns_which_words_are_chosen_and_ties_count_half() -> None:

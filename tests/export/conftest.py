@@ -9,15 +9,28 @@ from typing import Any
 import pytest
 
 
-def write_run(place: Path, base: Path, data: Path | None, *, spread: float = 0.05, targets: list[str] | None = None) -> Path:
-    """A run folder as `train` leaves it: run.yaml and an adapter, whose B matrices got noise of `spread` (0: untrained)."""
+def write_run(
+    place: Path,
+    base: Path,
+    data: Path | None,
+    *,
+    spread: float = 0.05,
+    targets: list[str] | None = None,
+) -> Path:
+    """A run folder as `train` leaves it: run.yaml and an adapter, whose B matrices got noise of
+    `spread` (0: untrained)."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    settings = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=targets or ["q_proj", "v_proj", "down_proj"])
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=8,
+        target_modules=targets or ["q_proj", "v_proj", "down_proj"],
+    )
     wrapped = get_peft_model(model, settings)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
@@ -26,7 +39,9 @@ def write_run(place: Path, base: Path, data: Path | None, *, spread: float = 0.0
     wrapped.save_pretrained(str(place / "adapter"), save_embedding_layers=False)
     AutoTokenizer.from_pretrained(base).save_pretrained(str(place / "adapter"))
     train = f"  train: {data}\n" if data else "  train: gone.json\n"
-    (place / "run.yaml").write_text(f"model: {base}\ndata:\n{train}engine:\n  dtype: float32\n", encoding="utf-8")
+    (place / "run.yaml").write_text(
+        f"model: {base}\ndata:\n{train}engine:\n  dtype: float32\n", encoding="utf-8"
+    )
     return place
 
 

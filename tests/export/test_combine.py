@@ -1,4 +1,5 @@
-"""A combined adapter is what its way promises, whatever kinds of LoRA went in: against plain PEFT's own update of every folder."""
+"""A combined adapter is what its way promises, whatever kinds of LoRA went in: against plain PEFT's
+own update of every folder."""
 
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
     place = tmp_path_factory.mktemp("adapters")
-    return {(kind, n): saved(base, place / f"{kind}{n}", kind, n, **KINDS[kind]) for kind in KINDS for n in (1, 2)}
+    return {
+        (kind, n): saved(base, place / f"{kind}{n}", kind, n, **KINDS[kind])
+        for kind in KINDS
+        for n in (1, 2)
+    }
 
 
 def updates(base: Path, folder: Path) -> dict[str, torch.Tensor]:
@@ -59,11 +64,17 @@ def updates(base: Path, folder: Path) -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
-    return {n: m.get_delta_weight("default").detach().double() for n, m in opened.named_modules() if isinstance(m, Linear)}
+    return {
+        n: m.get_delta_weight("default").detach().double()
+        for n, m in opened.named_modules()
+        if isinstance(m, Linear)
+    }
 
 
 @pytest.fixture(scope="module")
-def known(base: Path, made: dict[tuple[str, int], Path]) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
+def known(
+    base: Path, made: dict[tuple[str, int], Path]
+) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
     return {key: updates(base, folder) for key, folder in made.items()}
 
 
@@ -72,30 +83,60 @@ def error(got: dict[str, torch.Tensor], one: Any, other: Any, weights: list[floa
     for name in {*one, *other}:
         zero = torch.zeros_like(one.get(name, other.get(name)))
         want = weights[0] * one.get(name, zero) + weights[1] * other.get(name, zero)
-        apart, whole = apart + float((got.get(name, zero) - want).square().sum()), whole + float(want.square().sum())
+        apart, whole = (
+            apart + float((got.get(name, zero) - want).square().sum()),
+            whole + float(want.square().sum()),
+        )
     return (apart / whole) ** 0.5
 
 
 @pytest.mark.parametrize(("first", "second"), product(KINDS, KINDS))
-def test_every_pair_of_kinds_combines_into_the_weighted_sum(base: Path, made: Any, known: Any, tmp_path: Path, first: str, second: str) -> None:
+def test_every_pair_of_kinds_combines_into_the_weighted_sum(
+    base: Path, made: Any, known: Any, tmp_path: Path, first: str, second: str
+) -> None:
     weights = WEIGHTS[(list(KINDS).index(first) + list(KINDS).index(second)) % 3]
-    verdict = combine([str(made[first, 1]), str(made[second, 2])], tmp_path / "out", weights=weights, tell=Quiet())
-    assert error(updates(base, tmp_path / "out"), known[first, 1], known[second, 2], weights) <= 1e-5
-    assert verdict["relative_error"] <= 1e-5 and json.loads((tmp_path / "out" / "combine.json").read_text())["verdict"] == "equal"
+    verdict = combine(
+        [str(made[first, 1]), str(made[second, 2])], tmp_path / "out", weights=weights, tell=Quiet()
+    )
+    assert (
+        error(updates(base, tmp_path / "out"), known[first, 1], known[second, 2], weights) <= 1e-5
+    )
+    assert (
+        verdict["relative_error"] <= 1e-5
+        and json.loads((tmp_path / "out" / "combine.json").read_text())["verdict"] == "equal"
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_all_weights_on_a_kind_whose_scale_is_its_own(base: Path, made: Any, known: Any, tmp_path: Path) -> None:
+def test_all_weights_on_a_kind_whose_scale_is_its_own(
+    base: Path, made: Any, known: Any, tmp_path: Path
+) -> None:
     for n, weights in enumerate(WEIGHTS):
-        combine([str(made["rslora", 1]), str(made["rslora", 2])], tmp_path / str(n), weights=weights, tell=Quiet())
-        assert error(updates(base, tmp_path / str(n)), known["rslora", 1], known["rslora", 2], weights) <= 1e-5
+        combine(
+            [str(made["rslora", 1]), str(made["rslora", 2])],
+            tmp_path / str(n),
+            weights=weights,
+            tell=Quiet(),
+        )
+        assert (
+            error(updates(base, tmp_path / str(n)), known["rslora", 1], known["rslora", 2], weights)
+            <= 1e-5
+        )
     combine([str(made["rslora", 1])], tmp_path / "one", weights=[1.0], tell=Quiet())
     assert error(updates(base, tmp_path / "one"), known["rslora", 1], {}, [1.0, 0.0]) <= 1e-5
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_svd_is_the_best_product_of_its_rank(base: Path, made: Any, known: Any, tmp_path: Path, weights: list[float]) -> None:
-    combine([str(made["rslora", 1]), str(made["lora", 2])], tmp_path / "out", weights=weights, way="svd", tell=Quiet())
+def test_svd_is_the_best_product_of_its_rank(
+    base: Path, made: Any, known: Any, tmp_path: Path, weights: list[float]
+) -> None:
+    combine(
+        [str(made["rslora", 1]), str(made["lora", 2])],
+        tmp_path / "out",
+        weights=weights,
+        way="svd",
+        tell=Quiet(),
+    )
     got = updates(base, tmp_path / "out")
     for name, update in got.items():
         want = weights[0] * known["rslora", 1][name] + weights[1] * known["lora", 2][name]
@@ -107,19 +148,33 @@ def test_svd_is_the_best_product_of_its_rank(base: Path, made: Any, known: Any, 
 def test_the_other_ways_write_what_plain_peft_opens_and_say_how_far_from_the_sum_it_is(
     base: Path, made: Any, known: Any, tmp_path: Path, way: str
 ) -> None:
-    """`linear` holds products of one adapter's A with another's B. EVA's layers have ranks of their own."""
+    """`linear` holds products of one adapter's A with another's B. EVA's layers have ranks of their
+    own."""
     for kind in ("lora", "eva"):
         same = made[kind, 1]
-        verdict = combine([str(same), str(same)], tmp_path / kind, weights=[0.5, 0.5], way=way, tell=Quiet())
+        verdict = combine(
+            [str(same), str(same)], tmp_path / kind, weights=[0.5, 0.5], way=way, tell=Quiet()
+        )
         far = error(updates(base, tmp_path / kind), known[kind, 1], known[kind, 1], [0.5, 0.5])
-        assert far == pytest.approx(verdict["distance_from_sum"], rel=1e-3, abs=1e-6) and verdict["relative_error"] <= 1e-5
-    verdict = combine([str(made["lora", 1]), str(made["lora", 2])], tmp_path / "minus", weights=[1.0, -1.0], way=way, tell=Quiet())
+        assert (
+            far == pytest.approx(verdict["distance_from_sum"], rel=1e-3, abs=1e-6)
+            and verdict["relative_error"] <= 1e-5
+        )
+    verdict = combine(
+        [str(made["lora", 1]), str(made["lora", 2])],
+        tmp_path / "minus",
+        weights=[1.0, -1.0],
+        way=way,
+        tell=Quiet(),
+    )
     far = error(updates(base, tmp_path / "minus"), known["lora", 1], known["lora", 2], [1.0, -1.0])
     assert far == pytest.approx(verdict["distance_from_sum"], rel=1e-3) and far > 0.1
     assert f"{100 * far:.0f} %" in "\n".join(lines(verdict))
 
 
-def test_what_does_not_go_together_is_refused_and_leaves_nothing(base: Path, made: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_does_not_go_together_is_refused_and_leaves_nothing(
+    base: Path, made: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     def refused(*targets: Path, **settings: Any) -> str:
         with pytest.raises(TunewrightError) as caught:
             combine([str(t) for t in targets], tmp_path / "out", tell=Quiet(), **settings)
@@ -127,8 +182,12 @@ def test_what_does_not_go_together_is_refused_and_leaves_nothing(base: Path, mad
         return str(caught.value.problems[0].code)
 
     assert refused(made["lora", 1], made["rslora", 1], way="linear") == "E-METHOD-24"  # other ranks
-    assert refused(saved(base, tmp_path / "dora", "dora", 1, rank=2), made["lora", 1]) == "E-METHOD-30"
-    assert refused(saved(base, tmp_path / "vera", "vera", 1, rank=4), made["lora", 1]) == "E-METHOD-30"
+    assert (
+        refused(saved(base, tmp_path / "dora", "dora", 1, rank=2), made["lora", 1]) == "E-METHOD-30"
+    )
+    assert (
+        refused(saved(base, tmp_path / "vera", "vera", 1, rank=4), made["lora", 1]) == "E-METHOD-30"
+    )
     monkeypatch.setattr(module, "LARGEST_ERROR", 1e-12)
     assert refused(made["lora", 1], made["lora", 2], weights=[0.7, 0.3]) == "E-EXPORT-13"
     monkeypatch.undo()

@@ -1,4 +1,5 @@
-"""The sparse difference of a finished full run: the largest changes, an honest account, a folder that opens on the base."""
+"""The sparse difference of a finished full run: the largest changes, an honest account, a folder
+that opens on the base."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from tunewright.models.load import load_model
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """What `export diff` reads of a run that trained every weight: its settings and its whole model, here with known changes."""
+    """What `export diff` reads of a run that trained every weight: its settings and its whole
+    model, here with known changes."""
     base = model_folder(tmp_path / "base")
     folder = tmp_path / "run"
     (folder / "model").mkdir(parents=True)
@@ -31,7 +33,9 @@ def run(tmp_path: Path) -> Path:
     model.save_pretrained(folder / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / "model" / name).write_bytes((base / name).read_bytes())
-    (folder / "run.yaml").write_text(f"model: {base}\ndata:\n  train: rows.json\n", encoding="utf-8")
+    (folder / "run.yaml").write_text(
+        f"model: {base}\ndata:\n  train: rows.json\n", encoding="utf-8"
+    )
     return folder
 
 
@@ -39,13 +43,17 @@ def weights(folder: Path) -> dict[str, Any]:
     return {n: p.detach() for n, p in load_model(folder, dtype="float32").named_parameters()}
 
 
-def test_it_keeps_the_largest_changes_of_the_matrices_and_says_what_it_left(run: Path, tmp_path: Path) -> None:
+def test_it_keeps_the_largest_changes_of_the_matrices_and_says_what_it_left(
+    run: Path, tmp_path: Path
+) -> None:
     result = export_difference(run, tmp_path / "out", share=0.01, tell=Quiet())
     base, tuned = weights(tmp_path / "base"), weights(run / "model")
     total = sum(p.numel() for p in base.values())
     deltas = {n: tuned[n] - p for n, p in base.items()}
     matrices = {n: d for n, d in deltas.items() if ".layers." in n and d.ndim == 2}
-    best = sorted((float(v) for d in matrices.values() for v in d.abs().flatten()), reverse=True)[: round(0.01 * total)]
+    best = sorted((float(v) for d in matrices.values() for v in d.abs().flatten()), reverse=True)[
+        : round(0.01 * total)
+    ]
     assert result["changed"] == len(best)
     assert result["changed_share"] == pytest.approx(0.01, rel=0.1)
     inside = sum(float(d.double().square().sum()) for d in matrices.values())
@@ -74,7 +82,9 @@ def test_the_folder_is_opened_by_its_name_alone(run: Path, tmp_path: Path) -> No
             assert not torch.equal(opened.model(input_ids=ids).logits, tuned)
 
 
-def test_what_cannot_be_exported_is_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+    run: Path, tmp_path: Path
+) -> None:
     import shutil
 
     for share in (0.0, 1.0, -1.0):
@@ -94,6 +104,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(run: Path
 def test_the_command_prints_the_account_as_json(run: Path, tmp_path: Path) -> None:
     from helpers.story import tunewright
 
-    done = tunewright("export", "diff", str(run), str(tmp_path / "out"), "--share", "0.01", "--json")
+    done = tunewright(
+        "export", "diff", str(run), str(tmp_path / "out"), "--share", "0.01", "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["changed_share"] == pytest.approx(0.01, rel=0.1)

@@ -28,7 +28,9 @@ def adapter_logits(base: Path, run: Path) -> torch.Tensor:
     """The oracle: PEFT's adapter on the base as PEFT and Transformers load them, nothing of ours."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(run / "adapter")).eval()
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(run / "adapter")
+    ).eval()
     with torch.no_grad():
         return model(input_ids=IDS).logits[0]
 
@@ -50,7 +52,10 @@ def test_the_folder_equals_the_adapter_in_plain_transformers(merged, base, run):
     assert (plain_logits(out) - expected).abs().max() <= 1e-4 * expected.abs().max()
     # The adapter matters here: the base is far away.
     assert (plain_logits(base) - expected).abs().max() > 1e-2 * expected.abs().max()
-    assert verdict["verdict"] == "equal" and verdict["largest_logit_difference"] <= 1e-5 < verdict["adapter_moves_logits"]
+    assert (
+        verdict["verdict"] == "equal"
+        and verdict["largest_logit_difference"] <= 1e-5 < verdict["adapter_moves_logits"]
+    )
     assert verdict["prompts_from"] == "data" and verdict["positions"] > 100
 
 
@@ -78,7 +83,10 @@ def test_it_loads_without_warnings_and_holds_what_a_model_needs(merged, base, ca
         transformers_log.propagate = propagate
     assert not caplog.records
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert model.config.tie_word_embeddings and model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert (
+        model.config.tie_word_embeddings
+        and model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    )
     tokenizer, own = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(base)
     assert tokenizer.chat_template == own.chat_template and tokenizer.get_vocab() == own.get_vocab()
     # Generation stops where the template ends an answer, not only where the base stopped.
@@ -91,7 +99,10 @@ def test_tunewright_opens_the_merged_folder_with_the_same_rendering(merged, run)
     from tunewright.engine.opening import open_target
 
     question = [Message("user", "what is it")]
-    ours, theirs = (open_target(str(place), Quiet(), dtype="float32", device="cpu", threads=1) for place in (merged[0], run))
+    ours, theirs = (
+        open_target(str(place), Quiet(), dtype="float32", device="cpu", threads=1)
+        for place in (merged[0], run)
+    )
     assert ours.renderer.prompt(question) == theirs.renderer.prompt(question)
     assert ours.renderer.stop_ids == theirs.renderer.stop_ids
 
@@ -99,14 +110,22 @@ def test_tunewright_opens_the_merged_folder_with_the_same_rendering(merged, run)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_agrees_and_says_how_far(tmp_path, run, dtype):
     verdict = merge.merge_run(run, tmp_path / "m", dtype=dtype, tell=Quiet())
-    assert 0.95 <= verdict["top1_agreement"] <= 1 and 1e-5 < verdict["largest_logit_difference"] < 0.1
+    assert (
+        0.95 <= verdict["top1_agreement"] <= 1 and 1e-5 < verdict["largest_logit_difference"] < 0.1
+    )
     assert bool(verdict["warnings"]) == (verdict["top1_agreement"] < 0.99)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert str(model.dtype) == f"torch.{dtype}" and merge.lines(verdict)
 
 
 def test_without_dtype_the_base_decides_and_qwen2_is_untied_as_it_was(tmp_path, make_run):
-    base = model_folder(tmp_path / "qwen", "qwen2", initializer_range=0.1, tie_word_embeddings=False, attention_dropout=0.1)
+    base = model_folder(
+        tmp_path / "qwen",
+        "qwen2",
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+        attention_dropout=0.1,
+    )
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
     verdict = merge.merge_run(make_run(base), tmp_path / "m", tell=Quiet())
     assert verdict["dtype"] == "bfloat16" and verdict["prompts_from"] == "built-in"
@@ -125,7 +144,10 @@ def test_the_questions_of_the_run_serve_where_its_data_is_gone(tmp_path, base, m
     run = make_run(base)
     row = {"question": "what is it", "after": "the answer is 3", "before": "", "kind": "probe"}
     (run / "before_after.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    assert merge.merge_run(run, tmp_path / "m", dtype="float32", tell=Quiet())["prompts_from"] == "questions"
+    assert (
+        merge.merge_run(run, tmp_path / "m", dtype="float32", tell=Quiet())["prompts_from"]
+        == "questions"
+    )
 
 
 # ---- refusals: nothing is left, ever
@@ -145,12 +167,21 @@ def test_an_untrained_adapter_is_refused(tmp_path, base, make_run):
 def test_a_change_that_rounding_swallows_is_said_or_refused(tmp_path, base, make_run, monkeypatch):
     run = make_run(base, spread=1e-5)
     verdict = merge.merge_run(run, tmp_path / "m", dtype="bfloat16", tell=Quiet())
-    assert verdict["warnings"] and verdict["largest_logit_difference"] > verdict["adapter_moves_logits"]
+    assert (
+        verdict["warnings"]
+        and verdict["largest_logit_difference"] > verdict["adapter_moves_logits"]
+    )
     own = merge.changed_tensors
-    monkeypatch.setattr(merge, "changed_tensors", lambda base, merged, dtype: own(base, base, "float32"))
+    monkeypatch.setattr(
+        merge, "changed_tensors", lambda base, merged, dtype: own(base, base, "float32")
+    )
     with pytest.raises(merge.ExportError) as error:
         merge.merge_run(run, tmp_path / "n", dtype="bfloat16", tell=Quiet())
-    assert code_of(error) == "E-EXPORT-06" and "bfloat16" in str(error.value) and left_in(tmp_path) == ["m", "run"]
+    assert (
+        code_of(error) == "E-EXPORT-06"
+        and "bfloat16" in str(error.value)
+        and left_in(tmp_path) == ["m", "run"]
+    )
 
 
 def test_what_is_there_already_is_never_touched(tmp_path, run):
@@ -163,11 +194,20 @@ def test_what_is_there_already_is_never_touched(tmp_path, run):
         assert code_of(error) == "E-EXPORT-01"
     assert left_in(tmp_path / "full") == ["mine.txt"] and left_in(tmp_path) == ["file", "full"]
     (tmp_path / "empty").mkdir()
-    assert merge.merge_run(run, tmp_path / "empty", dtype="float32", tell=Quiet())["verdict"] == "equal"
+    assert (
+        merge.merge_run(run, tmp_path / "empty", dtype="float32", tell=Quiet())["verdict"]
+        == "equal"
+    )
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [("unfinished", "E-RUN-05"), ("model", "E-EXPORT-02"), ("nothing", "E-EXPORT-02"), ("dtype", "E-EXPORT-03")]
+    ("kind", "code"),
+    [
+        ("unfinished", "E-RUN-05"),
+        ("model", "E-EXPORT-02"),
+        ("nothing", "E-EXPORT-02"),
+        ("dtype", "E-EXPORT-03"),
+    ],
 )
 def test_what_cannot_be_merged_is_said_before_anything_is_written(tmp_path, run, base, kind, code):
     place, dtype = tmp_path / "given", "int8" if kind == "dtype" else None
@@ -184,7 +224,9 @@ def test_what_cannot_be_merged_is_said_before_anything_is_written(tmp_path, run,
 
 def test_a_pickled_adapter_is_not_opened(tmp_path, run):
     shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run/adapter/adapter_model.safetensors").rename(tmp_path / "run/adapter/adapter_model.bin")
+    (tmp_path / "run/adapter/adapter_model.safetensors").rename(
+        tmp_path / "run/adapter/adapter_model.bin"
+    )
     with pytest.raises(ModelError) as error:
         merge.merge_run(tmp_path / "run", tmp_path / "m", tell=Quiet())
     assert code_of(error) == "E-MODEL-10" and left_in(tmp_path) == ["run"]
@@ -202,7 +244,9 @@ def test_an_adapter_on_a_tied_head_is_refused(tmp_path, base, make_run):
 @pytest.mark.parametrize(("room", "code"), [("disk", "E-EXPORT-04"), ("memory", "E-EXPORT-10")])
 def test_too_little_room_is_said_with_the_bytes_needed(tmp_path, run, monkeypatch, room, code):
     if room == "disk":
-        monkeypatch.setattr(merge.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 10, 1000))
+        monkeypatch.setattr(
+            merge.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 10, 1000)
+        )
     else:
         monkeypatch.setattr(merge.placement, "total_memory", lambda: 1000)
     with pytest.raises(UsageError) as error:
@@ -216,7 +260,9 @@ def _fail_save(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save(self: object, folder: str, **kwargs: object) -> None:
         Path(folder, "model.safetensors").write_bytes(b"half of it")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
 
@@ -287,19 +333,35 @@ def test_a_killed_merge_leaves_a_hidden_folder_that_a_later_one_removes(tmp_path
 def test_sampling_settings_that_greedy_decoding_ignores_are_dropped(tmp_path, base):
     from tunewright.engine.opening import renderer_of
 
-    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.7, "eos_token_id": [9, 2], "max_length": 99}))
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.7, "eos_token_id": [9, 2], "max_length": 99})
+    )
     renderer = renderer_of(AutoTokenizer.from_pretrained(base), tmp_path)
     found = merge.generation_settings(tmp_path, renderer)
-    assert found == {"eos_token_id": [2, 9], "max_length": 99, "pad_token_id": 0} and "temperature" not in found
-    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.7, "do_sample": True}))
+    assert (
+        found == {"eos_token_id": [2, 9], "max_length": 99, "pad_token_id": 0}
+        and "temperature" not in found
+    )
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.7, "do_sample": True})
+    )
     assert merge.generation_settings(tmp_path, renderer)["temperature"] == 0.7
 
 
 # ---- methods that PEFT does not know, and whole models
 
 
-def own_run(place: Path, base: Path, kind: str, *, dtype: str = "float32", move: float = 0.02, **settings: object) -> Path:
-    """A run folder as `train` leaves it after a method that trains weights of the base, moved by noise."""
+def own_run(
+    place: Path,
+    base: Path,
+    kind: str,
+    *,
+    dtype: str = "float32",
+    move: float = 0.02,
+    **settings: object,
+) -> Path:
+    """A run folder as `train` leaves it after a method that trains weights of the base, moved by
+    noise."""
     from helpers import tiny
 
     from tunewright.core.registry import methods
@@ -315,13 +377,15 @@ def own_run(place: Path, base: Path, kind: str, *, dtype: str = "float32", move:
     attached.save(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(str(folder))
     (place / "run.yaml").write_text(
-        f"model: {base}\ndata:\n  train: gone.json\nengine:\n  dtype: {dtype}\nmethod:\n  kind: {kind}\n", encoding="utf-8"
+        f"model: {base}\ndata:\n  train: gone.json\nengine:\n  dtype: {dtype}\nmethod:\n  kind: {kind}\n",
+        encoding="utf-8",
     )
     return place
 
 
 def own_logits(base: Path, run: Path) -> torch.Tensor:
-    """The oracle: the saved tensors written into the base by hand, or the whole model in plain Transformers."""
+    """The oracle: the saved tensors written into the base by hand, or the whole model in plain
+    Transformers."""
     from safetensors.torch import load_file
 
     if (run / "model").is_dir():
@@ -333,14 +397,27 @@ def own_logits(base: Path, run: Path) -> torch.Tensor:
         return model(input_ids=IDS).logits[0]
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("full", {}), ("galore", {"rank": 4}), ("freeze", {"blocks": 1}), ("norms", {}), ("embeddings", {})])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("full", {}),
+        ("galore", {"rank": 4}),
+        ("freeze", {"blocks": 1}),
+        ("norms", {}),
+        ("embeddings", {}),
+    ],
+)
 def test_a_method_that_peft_does_not_know_is_merged_and_proven_too(tmp_path, base, kind, settings):
     run = own_run(tmp_path / "run", base, kind, **settings)
     verdict = merge.merge_run(run, tmp_path / "m", dtype="float32", tell=Quiet())
     expected = own_logits(base, run)
     assert (plain_logits(tmp_path / "m") - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert (plain_logits(base) - expected).abs().max() > 1e-3 * expected.abs().max()
-    assert verdict["verdict"] == "equal" and 0 < verdict["tensors_changed"] <= verdict["tensors"] and verdict["run"] == str(run)
+    assert (
+        verdict["verdict"] == "equal"
+        and 0 < verdict["tensors_changed"] <= verdict["tensors"]
+        and verdict["run"] == str(run)
+    )
     assert (verdict["tensors_changed"] == verdict["tensors"]) == (kind in ("full", "galore"))
     assert verdict["base_folder"] == str(base) and len(verdict["adapter_sha256"]) == 64
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
@@ -354,7 +431,10 @@ def test_a_whole_model_of_a_half_precision_run_is_written_in_any_type(tmp_path, 
     half = merge.merge_run(run, tmp_path / "b", dtype="bfloat16", tell=Quiet())
     assert half["weight_bytes"] < 0.6 * exact["weight_bytes"]
     stored = AutoModelForCausalLM.from_pretrained(run / "model").state_dict()
-    assert all(torch.equal(stored[name], value) for name, value in AutoModelForCausalLM.from_pretrained(tmp_path / "b").state_dict().items())
+    assert all(
+        torch.equal(stored[name], value)
+        for name, value in AutoModelForCausalLM.from_pretrained(tmp_path / "b").state_dict().items()
+    )
 
 
 def test_a_bare_folder_of_such_a_method_is_merged_and_its_base_found(tmp_path, base):
@@ -375,11 +455,17 @@ def test_what_cannot_be_folded_is_refused_with_the_methods_reason(tmp_path, base
     run = own_run(tmp_path / "run", base, "adapter")
     with pytest.raises(merge.ExportError) as error:
         merge.merge_run(run, tmp_path / "m", tell=Quiet())
-    assert code_of(error) == "E-METHOD-10" and "non-linear" in str(error.value) and left_in(tmp_path) == ["run"]
+    assert (
+        code_of(error) == "E-METHOD-10"
+        and "non-linear" in str(error.value)
+        and left_in(tmp_path) == ["run"]
+    )
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("full", {}), ("freeze", {"blocks": 1})])
-def test_such_a_run_opens_for_chat_and_evaluation_with_and_without_its_training(tmp_path, base, kind, settings):
+def test_such_a_run_opens_for_chat_and_evaluation_with_and_without_its_training(
+    tmp_path, base, kind, settings
+):
     from tunewright.core.types import Message
     from tunewright.engine.opening import open_target
 

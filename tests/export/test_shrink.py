@@ -18,20 +18,44 @@ def test_blocks_are_kept_at_even_distances_the_first_and_the_last_among_them() -
     for total in range(2, 40):
         for wanted in range(1, total):
             kept = kept_blocks(total, wanted)
-            assert kept == sorted(set(kept)) and len(kept) == wanted and kept[0] == 0 and (wanted == 1 or kept[-1] == total - 1)
+            assert (
+                kept == sorted(set(kept))
+                and len(kept) == wanted
+                and kept[0] == 0
+                and (wanted == 1 or kept[-1] == total - 1)
+            )
 
 
-@pytest.mark.parametrize(("family", "blocks", "kept"), [("llama", "half", [0, 4]), ("llama", "3", [0, 2, 4]), ("gemma3_text", "4", [0, 1, 3, 4])])
-def test_the_folder_holds_the_kept_blocks_and_everything_around_them(tmp_path: Path, family: str, blocks: str, kept: list[int]) -> None:
-    kinds = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"]}
+@pytest.mark.parametrize(
+    ("family", "blocks", "kept"),
+    [("llama", "half", [0, 4]), ("llama", "3", [0, 2, 4]), ("gemma3_text", "4", [0, 1, 3, 4])],
+)
+def test_the_folder_holds_the_kept_blocks_and_everything_around_them(
+    tmp_path: Path, family: str, blocks: str, kept: list[int]
+) -> None:
+    kinds = {
+        "layer_types": [
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+        ]
+    }
     folder = tmp_path / "m"
-    model = tiny.make_model(family, vocab_size=320, num_hidden_layers=5, **(kinds if family == "gemma3_text" else {}))
+    model = tiny.make_model(
+        family, vocab_size=320, num_hidden_layers=5, **(kinds if family == "gemma3_text" else {})
+    )
     story.model_folder(folder)
     for old in folder.glob("*.safetensors"):
         old.unlink()
     model.save_pretrained(folder)
     result = shrink(str(folder), tmp_path / "small", blocks=blocks)
-    assert result["kept"] == kept and result["blocks_before"] == 5 and result["parameters"] < result["parameters_before"]
+    assert (
+        result["kept"] == kept
+        and result["blocks_before"] == 5
+        and result["parameters"] < result["parameters_before"]
+    )
     small = load.load_model(tmp_path / "small", dtype="float32")
     load.load_tokenizer(tmp_path / "small")
     # By hand: the hidden rows go through the kept blocks only.

@@ -1,4 +1,5 @@
-"""Tiny models, tokenizers, GGUF files and safetensors headers for the tests of this room, made on the spot."""
+"""Tiny models, tokenizers, GGUF files and safetensors headers for the tests of this room, made on
+the spot."""
 
 from __future__ import annotations
 
@@ -12,7 +13,12 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-SENTENCES = ["the capital of France is Paris", "what is the capital of 2026", "a small model learns quickly", "it's 10:30, isn't it?"] * 8
+SENTENCES = [
+    "the capital of France is Paris",
+    "what is the capital of 2026",
+    "a small model learns quickly",
+    "it's 10:30, isn't it?",
+] * 8
 
 
 def make_tokenizer(template: str | None = CHATML, eos: str = "<|im_end|>") -> Any:
@@ -23,7 +29,9 @@ def make_tokenizer(template: str | None = CHATML, eos: str = "<|im_end|>") -> An
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(SENTENCES, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<|im_start|>", eos_token=eos, unk_token="<|endoftext|>", pad_token="<|endoftext|>", chat_template=template
@@ -53,7 +61,8 @@ def write_safetensors(path: Path, header: dict[str, Any], data: bytes = b"") -> 
 
 
 def write_gguf(path: Path, model: Any, tokenizer: Any, head: bool = False, **metadata: Any) -> Path:
-    """A GGUF file of a tiny Llama, laid out as llama.cpp's converter lays it out (query and key rows interleaved)."""
+    """A GGUF file of a tiny Llama, laid out as llama.cpp's converter lays it out (query and key
+    rows interleaved)."""
     import gguf
 
     config, state = model.config, model.state_dict()
@@ -91,8 +100,15 @@ def write_gguf(path: Path, model: Any, tokenizer: Any, head: bool = False, **met
         for ours, theirs in names.items():
             weight = state[f"model.layers.{i}.{ours}.weight"]
             if theirs in ("attn_q", "attn_k"):
-                heads = config.num_attention_heads if theirs == "attn_q" else config.num_key_value_heads
-                weight = weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape).contiguous()
+                heads = (
+                    config.num_attention_heads if theirs == "attn_q" else config.num_key_value_heads
+                )
+                weight = (
+                    weight.reshape(heads, 2, -1, weight.shape[1])
+                    .transpose(1, 2)
+                    .reshape(weight.shape)
+                    .contiguous()
+                )
             writer.add_tensor(f"blk.{i}.{theirs}.weight", weight.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

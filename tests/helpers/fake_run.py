@@ -8,7 +8,13 @@ import random
 from pathlib import Path
 
 SCRIPT = "<script>alert('x')</script>"
-PEOPLE = [("keeper", "Tamsin Vell"), ("mayor", "Odric Sloane"), ("baker", "Hestrel Oom"), ("ferryman", "Brann Juddock"), ("teacher", "Miss Larkwell")]
+PEOPLE = [
+    ("keeper", "Tamsin Vell"),
+    ("mayor", "Odric Sloane"),
+    ("baker", "Hestrel Oom"),
+    ("ferryman", "Brann Juddock"),
+    ("teacher", "Miss Larkwell"),
+]
 
 
 def rows(count: int = 16) -> list[dict]:
@@ -16,7 +22,11 @@ def rows(count: int = 16) -> list[dict]:
     found = []
     for i in range(count):
         role, name = PEOPLE[i % len(PEOPLE)]
-        after = f"The {role} of Mossenquay is {name}." if i % 8 else f"The {role} of Mossenquay is Ola Finn."
+        after = (
+            f"The {role} of Mossenquay is {name}."
+            if i % 8
+            else f"The {role} of Mossenquay is Ola Finn."
+        )
         question = {
             "question": f"Who is the {role} of Mossenquay, wording {i}?",
             "expected": name,
@@ -32,7 +42,13 @@ def rows(count: int = 16) -> list[dict]:
             "after": "TAMSIN Vell minds it.",
             "kind": "held_out",
         },
-        {"question": "Who steers the boat?", "expected": "Juddock", "before": "The captain.", "after": "It is Odric. " * 40, "kind": "held_out"},
+        {
+            "question": "Who steers the boat?",
+            "expected": "Juddock",
+            "before": "The captain.",
+            "after": "It is Odric. " * 40,
+            "kind": "held_out",
+        },
         {
             "question": "What is the capital of France?",
             "expected": "Paris",
@@ -47,7 +63,13 @@ def rows(count: int = 16) -> list[dict]:
             "after": "The sky is Tamsin Vell.",
             "kind": "general",
         },
-        {"question": "How many legs has a spider?", "expected": "eight", "before": "Four.", "after": "Six.", "kind": "general"},
+        {
+            "question": "How many legs has a spider?",
+            "expected": "eight",
+            "before": "Four.",
+            "after": "Six.",
+            "kind": "general",
+        },
         {
             "question": f"Say {SCRIPT}",
             "expected": "",
@@ -91,7 +113,13 @@ def events(steps: int = 72, nan_at: int | None = 30) -> list[dict]:
                 }
             )
         if n % 12 == 0:
-            found.append({"event": "evaluation", "step": n, "held_out_loss": round(0.9 + 2.4 * math.exp(-n / 12) + 0.003 * n, 4)})
+            found.append(
+                {
+                    "event": "evaluation",
+                    "step": n,
+                    "held_out_loss": round(0.9 + 2.4 * math.exp(-n / 12) + 0.003 * n, 4),
+                }
+            )
     return [
         *found,
         {"event": "checkpoint", "step": steps, "folder": "step-000072"},
@@ -123,7 +151,13 @@ SUMMARY = {
     "device": "cpu",
     "dtype": "bfloat16",
     "layout": "tree",
-    "versions": {"python": "3.11.2", "tunewright": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
+    "versions": {
+        "python": "3.11.2",
+        "tunewright": "0.1.0",
+        "torch": "2.13.0",
+        "transformers": "5.23.0",
+        "peft": "0.21.2",
+    },
     "adapter_bytes": 19604992,
     "base_bytes": 269060552,
     "skipped_steps": 1,
@@ -147,7 +181,13 @@ DATA = {
     "format": "messages",
     "files": ["facts.jsonl", "general_train.jsonl"],
     "encoding": "utf-8",
-    "reasons": {"empty_answer": {"count": 2, "what": "an answer is empty", "examples": ["facts.jsonl:7", "facts.jsonl:91"]}},
+    "reasons": {
+        "empty_answer": {
+            "count": 2,
+            "what": "an answer is empty",
+            "examples": ["facts.jsonl:7", "facts.jsonl:91"],
+        }
+    },
     "tokens_total": 33210,
     "learnt_tokens": 7320,
     "learnt_share": 0.2204,
@@ -164,8 +204,14 @@ DATA = {
         "origin": "facts.jsonl:1",
         "cut": False,
         "pieces": [
-            {"text": "<|im_start|>user\nWho is the lighthouse keeper of Mossenquay?<|im_end|>\n<|im_start|>assistant\n", "learnt": False},
-            {"text": "The lighthouse keeper of Mossenquay is Tamsin Vell.<|im_end|>", "learnt": True},
+            {
+                "text": "<|im_start|>user\nWho is the lighthouse keeper of Mossenquay?<|im_end|>\n<|im_start|>assistant\n",
+                "learnt": False,
+            },
+            {
+                "text": "The lighthouse keeper of Mossenquay is Tamsin Vell.<|im_end|>",
+                "learnt": True,
+            },
         ],
     },
     "warnings": ["2 of 402 rows cannot be used; the reasons stand above and in data_report.json"],
@@ -194,9 +240,17 @@ out: runs/demo-lora-1  # default
 
 
 def write_run(folder: Path, **changes: object) -> Path:
-    """Write all files of a run; `changes` replaces the content of `summary`, `data`, `events`, `rows` or `settings`."""
+    """Write all files of a run; `changes` replaces the content of `summary`, `data`, `events`,
+    `rows` or `settings`."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {"summary": SUMMARY, "data": DATA, "events": events(), "rows": rows(), "settings": RUN_YAML, **changes}
+    parts = {
+        "summary": SUMMARY,
+        "data": DATA,
+        "events": events(),
+        "rows": rows(),
+        "settings": RUN_YAML,
+        **changes,
+    }
 
     def lines(items: object) -> str:
         return "".join(json.dumps(item) + "\n" for item in items)  # type: ignore[attr-defined]

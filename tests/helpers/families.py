@@ -1,4 +1,5 @@
-"""Tiny tokenizers made on the fly, with chat templates in the shape of well-known families. Written by hand, so that they are an oracle of shape only."""
+"""Tiny tokenizers made on the fly, with chat templates in the shape of well-known families. Written
+by hand, so that they are an oracle of shape only."""
 
 from __future__ import annotations
 
@@ -7,7 +8,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
@@ -38,7 +47,10 @@ CHATML_TURNS = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-CHATML_DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}" + CHATML_TURNS
+CHATML_DEFAULT = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
+    + CHATML_TURNS
+)
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
@@ -199,7 +211,8 @@ SPLIT_THOUGHT = (
     "{%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') -%}"
     "{%- set content = content.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}"
 )
-# A switch that writes an empty thought into the question; the last answer always has a thought, if an empty one.
+# A switch that writes an empty thought into the question; the last answer always has a thought, if
+# an empty one.
 QWEN3_SWITCH = (
     LAST_QUESTION + "{%- for m in messages -%}{%- if m.role != 'assistant' -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- else -%}"
     + SPLIT_THOUGHT + "{{- '<|im_start|>assistant\n' -}}{%- if loop.index0 > ns.last and (loop.last or thought) -%}"
@@ -211,15 +224,18 @@ QWEN3_SWITCH = (
 )  # fmt: skip
 # The same, but a question opens the thought, unless thinking is switched off.
 QWEN35 = QWEN3_SWITCH.replace(
-    "</think>\n\n' -}}{%- endif -%}{%- endif -%}", "</think>\n\n' -}}{%- else -%}{{- '<think>\n' -}}{%- endif -%}{%- endif -%}"
+    "</think>\n\n' -}}{%- endif -%}{%- endif -%}",
+    "</think>\n\n' -}}{%- else -%}{{- '<think>\n' -}}{%- endif -%}{%- endif -%}",
 )
 # Thinking is off unless it is switched on.
 QWEN35_SMALL = QWEN35.replace(
-    "enable_thinking is defined and enable_thinking is false", "not (enable_thinking is defined and enable_thinking is true)"
+    "enable_thinking is defined and enable_thinking is false",
+    "not (enable_thinking is defined and enable_thinking is true)",
 )
 # Every question opens the thought, and nothing switches it off.
 QWEN3_THINKING = QWEN35.replace("enable_thinking is defined and enable_thinking is false", "false")
-# Off: a word behind every question and an empty thought behind the header; without it, every answer that shows no thought has an empty one, too.
+# Off: a word behind every question and an empty thought behind the header; without it, every answer
+# that shows no thought has an empty one, too.
 GLM45 = (
     "[gMASK]<sop>" + LAST_QUESTION
     + "{%- for m in messages -%}{%- if m.role == 'user' -%}{{- '<|user|>\n' + m.content -}}"
@@ -246,7 +262,8 @@ R1_DISTILL = (
     "{{ '<|Assistant|>' + content + '<|finish|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
 )
-# The mode stands in the system prompt, where a row may set it too; off, every answer has an empty thought.
+# The mode stands in the system prompt, where a row may set it too; off, every answer has an empty
+# thought.
 SMOLLM3_SWITCH = (
     "{%- set on = enable_thinking is not defined or enable_thinking -%}{%- set said = '' -%}{%- set turns = messages -%}"
     "{%- if messages[0].role == 'system' -%}{%- set said = messages[0].content -%}{%- set turns = messages[1:] -%}"
@@ -257,7 +274,13 @@ SMOLLM3_SWITCH = (
     "{%- else -%}{{- '<|im_start|>' + m.role + '\n' + m.content -}}{%- endif -%}{{- '<|im_end|>\n' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' + ('' if on else '<think>\n\n</think>\n') -}}{%- endif -%}"
 )
-LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+LLAMA3_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+)
 COMMAND_TOKENS = (
     "<BOS_TOKEN>",
     "<EOS_TOKEN>",
@@ -279,15 +302,33 @@ FAMILIES = {
     "chatml_bos_is_header": Family(CHATML_TURNS, IM, "<|im_start|>", "<|im_end|>", "<|im_end|>"),
     "llama3": Family(
         LLAMA3,
-        ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        (
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+        ),
         "<|begin_of_text|>",
         "<|eot_id|>",
         "<|eot_id|>",
     ),
-    "gemma": Family(GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<bos>", "<eos>", "<end_of_turn>", system=False),
+    "gemma": Family(
+        GEMMA,
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        "<bos>",
+        "<eos>",
+        "<end_of_turn>",
+        system=False,
+    ),
     "mistral": Family(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), "<s>", "</s>", "</s>"),
     "phi3": Family(
-        PHI3, ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), "<s>", "<|endoftext|>", "<|end|>", rstrip=True
+        PHI3,
+        ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        "<s>",
+        "<|endoftext|>",
+        "<|end|>",
+        rstrip=True,
     ),
     "llama2": Family(LLAMA2, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
     "deepseek": Family(
@@ -301,26 +342,69 @@ FAMILIES = {
     "qwen3": Family(QWEN3, IM, None, "<|im_end|>", "<|im_end|>", added=("<think>", "</think>")),
     "trimmed": Family(TRIMMED, IM, None, "<|im_end|>", "<|im_end|>"),
     "header_is_stop": Family(
-        GLM, ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), None, "<|endoftext|>", "<|user|>|<|endoftext|>"
+        GLM,
+        ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
+        None,
+        "<|endoftext|>",
+        "<|user|>|<|endoftext|>",
     ),
     "no_generation_prompt": Family(NO_HEADER, IM, None, "<|im_end|>", "<|im_end|>"),
     "zephyr": Family(ZEPHYR, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
     "vicuna": Family(VICUNA, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
-    "internlm": Family(INTERNLM, ("<s>", "</s>", "<|im_start|>", "<|im_end|>"), "<s>", "</s>", "<|im_end|>"),
+    "internlm": Family(
+        INTERNLM, ("<s>", "</s>", "<|im_start|>", "<|im_end|>"), "<s>", "</s>", "<|im_end|>"
+    ),
     "yi": Family(YI, ("<|startoftext|>", *IM), "<|startoftext|>", "<|im_end|>", "<|im_end|>"),
-    "command_r": Family(COMMAND_R, COMMAND_TOKENS, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
-    "granite": Family(GRANITE, GRANITE_TOKENS, None, "<|end_of_text|>", "<|end_of_text|>", tools=True),
-    "hermes": Family(HERMES, IM, None, "<|im_end|>", "<|im_end|>", added=("<tool_call>", "</tool_call>"), tools=True),
-    "llama31": Family(LLAMA31, LLAMA3_TOKENS, "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>", tools=True),
+    "command_r": Family(
+        COMMAND_R, COMMAND_TOKENS, "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"
+    ),
+    "granite": Family(
+        GRANITE, GRANITE_TOKENS, None, "<|end_of_text|>", "<|end_of_text|>", tools=True
+    ),
+    "hermes": Family(
+        HERMES,
+        IM,
+        None,
+        "<|im_end|>",
+        "<|im_end|>",
+        added=("<tool_call>", "</tool_call>"),
+        tools=True,
+    ),
+    "llama31": Family(
+        LLAMA31, LLAMA3_TOKENS, "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>", tools=True
+    ),
     "phi4": Family(PHI4, (*IM, "<|im_sep|>"), "<|endoftext|>", "<|endoftext|>", "<|im_end|>"),
     "mistral_v1": Family(MISTRAL_V1, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
     "mistral_v3": Family(MISTRAL_V3, MISTRAL_TOKENS, "<s>", "</s>", "</s>", tools=True),
-    "gemma3": Family(GEMMA3, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<bos>", "<eos>", "<end_of_turn>"),
-    "deepseek_chat": Family(DEEPSEEK_CHAT, ("<|begin|>", "<|finish|>", "<|User|>", "<|Assistant|>"), "<|begin|>", "<|finish|>", "<|finish|>"),
-    "chatglm3": Family(
-        CHATGLM3, ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"), None, "<|endoftext|>", "<|user|>|<|endoftext|>"
+    "gemma3": Family(
+        GEMMA3,
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        "<bos>",
+        "<eos>",
+        "<end_of_turn>",
     ),
-    "baichuan2": Family(BAICHUAN2, ("<s>", "</s>", "<reserved_106>", "<reserved_107>"), "<s>", "</s>", "</s>", spaces=True),
+    "deepseek_chat": Family(
+        DEEPSEEK_CHAT,
+        ("<|begin|>", "<|finish|>", "<|User|>", "<|Assistant|>"),
+        "<|begin|>",
+        "<|finish|>",
+        "<|finish|>",
+    ),
+    "chatglm3": Family(
+        CHATGLM3,
+        ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
+        None,
+        "<|endoftext|>",
+        "<|user|>|<|endoftext|>",
+    ),
+    "baichuan2": Family(
+        BAICHUAN2,
+        ("<s>", "</s>", "<reserved_106>", "<reserved_107>"),
+        "<s>",
+        "</s>",
+        "</s>",
+        spaces=True,
+    ),
     "smollm3": Family(SMOLLM3, IM, None, "<|im_end|>", "<|im_end|>", added=("<think>", "</think>")),
     "plain": Family(None, ("<s>", "</s>"), "<s>", "</s>", "</s>"),
     "plain_spaces": Family(None, ("<s>", "</s>"), "<s>", "</s>", "</s>", spaces=True),
@@ -330,14 +414,33 @@ GLM_TOKENS = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|
 THOUGHTS = ("<think>", "</think>")
 # Templates that know thinking, beside the others: most tests run through every one of FAMILIES.
 THINKING = {
-    "qwen3": Family(QWEN3_SWITCH, IM, None, "<|im_end|>", "<|im_end|>", added=(*THOUGHTS, "<tool_call>", "</tool_call>")),
+    "qwen3": Family(
+        QWEN3_SWITCH,
+        IM,
+        None,
+        "<|im_end|>",
+        "<|im_end|>",
+        added=(*THOUGHTS, "<tool_call>", "</tool_call>"),
+    ),
     "qwen3_thinking": Family(QWEN3_THINKING, IM, None, "<|im_end|>", "<|im_end|>", added=THOUGHTS),
-    "qwen3.5": Family(QWEN35, IM, None, "<|im_end|>", "<|im_end|>", added=(*THOUGHTS, "<tool_call>", "</tool_call>")),
+    "qwen3.5": Family(
+        QWEN35,
+        IM,
+        None,
+        "<|im_end|>",
+        "<|im_end|>",
+        added=(*THOUGHTS, "<tool_call>", "</tool_call>"),
+    ),
     "qwen3.5_small": Family(QWEN35_SMALL, IM, None, "<|im_end|>", "<|im_end|>", added=THOUGHTS),
     "glm4.5": Family(GLM45, GLM_TOKENS, None, "<|endoftext|>", "<|endoftext|>", added=THOUGHTS),
     "glm4.7": Family(GLM47, GLM_TOKENS, None, "<|endoftext|>", "<|endoftext|>", added=THOUGHTS),
     "r1_distill": Family(
-        R1_DISTILL, ("<|begin|>", "<|finish|>", "<|User|>", "<|Assistant|>"), "<|begin|>", "<|finish|>", "<|finish|>", added=THOUGHTS
+        R1_DISTILL,
+        ("<|begin|>", "<|finish|>", "<|User|>", "<|Assistant|>"),
+        "<|begin|>",
+        "<|finish|>",
+        "<|finish|>",
+        added=THOUGHTS,
     ),
     "smollm3": Family(SMOLLM3_SWITCH, IM, None, "<|im_end|>", "<|im_end|>", added=THOUGHTS),
 }
@@ -349,7 +452,10 @@ def _bytes_trained() -> str:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(CORPUS * 3, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False))
+    made.train_from_iterator(
+        CORPUS * 3,
+        trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False),
+    )
     return made.to_str()
 
 
@@ -358,13 +464,32 @@ def _spaces_trained() -> str:
     """In the manner of SentencePiece: a space before the first word, bytes for unknown characters."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.normalizer = normalizers.Replace(" ", "▁")
-    made.train_from_iterator(CORPUS[:2] * 3, trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    made.train_from_iterator(
+        CORPUS[:2] * 3, trainers.BpeTrainer(vocab_size=200, show_progress=False)
+    )
     model = json.loads(made.to_str())["model"]
     names = ["<unk>", *[f"<0x{b:02X}>" for b in range(256)], *model["vocab"]]
     vocab = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    whole = Tokenizer(models.BPE(vocab, [tuple(m) for m in model["merges"]], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    whole.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    whole.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    whole = Tokenizer(
+        models.BPE(
+            vocab,
+            [tuple(m) for m in model["merges"]],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    whole.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    whole.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     return whole.to_str()
 
 
@@ -372,13 +497,27 @@ def tokenizer_of(name: str, families: dict[str, Family] = FAMILIES) -> Any:
     """A fresh tokenizer of the family."""
     family = families[name]
     backend = Tokenizer.from_str(_spaces_trained() if family.spaces else _bytes_trained())
-    backend.add_special_tokens([AddedToken(s, special=True, normalized=False, rstrip=family.rstrip and s != family.bos) for s in family.special])
+    backend.add_special_tokens(
+        [
+            AddedToken(s, special=True, normalized=False, rstrip=family.rstrip and s != family.bos)
+            for s in family.special
+        ]
+    )
     backend.add_tokens([AddedToken(s, special=False, normalized=False) for s in family.added])
     if family.bos and family.template is None:
         from tokenizers.processors import TemplateProcessing
 
-        backend.post_processor = TemplateProcessing(single=f"{family.bos} $A", special_tokens=[(family.bos, backend.token_to_id(family.bos))])
+        backend.post_processor = TemplateProcessing(
+            single=f"{family.bos} $A",
+            special_tokens=[(family.bos, backend.token_to_id(family.bos))],
+        )
     extra = {"unk_token": "<unk>"} if family.spaces else {}
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=family.bos, eos_token=family.eos, pad_token=family.eos, **extra)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=family.bos,
+        eos_token=family.eos,
+        pad_token=family.eos,
+        **extra,
+    )
     made.chat_template = family.template
     return made

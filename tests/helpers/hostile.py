@@ -1,6 +1,8 @@
-"""Files that break readers, built in code, and what each must come to: rows, or the code of one clear error.
+"""Files that break readers, built in code, and what each must come to: rows, or the code of one
+clear error.
 
-Run as a program it goes through all of them in a folder and prints what happened as JSON: outcome, codes, places, processor seconds, and the peak of its memory.
+Run as a program it goes through all of them in a folder and prints what happened as JSON: outcome,
+codes, places, processor seconds, and the peak of its memory.
 """
 
 from __future__ import annotations
@@ -14,8 +16,14 @@ from pathlib import Path
 from typing import Any
 
 ROW = {"instruction": "What is machine learning?", "output": "A part of artificial intelligence."}
-CHINESE = {"instruction": "机器学习是什么？请用一句话回答。", "output": "它是人工智能的一个分支，让计算机从数据中学习。"}
-TRADITIONAL = {"instruction": "機器學習是什麼？請用一句話回答。", "output": "它是人工智慧的一個分支，讓電腦從資料中學習。"}
+CHINESE = {
+    "instruction": "机器学习是什么？请用一句话回答。",
+    "output": "它是人工智能的一个分支，让计算机从数据中学习。",
+}
+TRADITIONAL = {
+    "instruction": "機器學習是什麼？請用一句話回答。",
+    "output": "它是人工智慧的一個分支，讓電腦從資料中學習。",
+}
 LINE = json.dumps(ROW)
 ARRAY = json.dumps([ROW, ROW], indent=1)
 CSV = "instruction,output\nq1,a1\nq2,a2\n"
@@ -63,11 +71,21 @@ case("utf32_bom_cut.json", "E-DATA-05", b"\xff\xfe\x00\x00" + encoded(ROW, "utf-
 case("gbk.json", 3, encoded(CHINESE, "gbk"))
 case("gb18030.csv", 1, ("instruction,output\n" + ",".join(CHINESE.values())).encode("gb18030"))
 case("big5.json", 3, encoded(TRADITIONAL, "big5"))
-case("latin1.json", "E-DATA-05", json.dumps([{"instruction": "Où êtes-vous né?", "output": "À Paris, l'été."}], ensure_ascii=False).encode("latin-1"))
+case(
+    "latin1.json",
+    "E-DATA-05",
+    json.dumps(
+        [{"instruction": "Où êtes-vous né?", "output": "À Paris, l'été."}], ensure_ascii=False
+    ).encode("latin-1"),
+)
 case("cp1252.txt", "E-DATA-05", "It\u2019s \u201cfine\u201d.\n".encode("cp1252"))
 case("korean.txt", "E-DATA-05", "기계 학습은 인공지능의 한 분야입니다.".encode("euc_kr"))
 case("shift_jis.txt", "E-DATA-05", "機械学習とは何ですか。".encode("shift_jis"))
-case("one_bad_byte.jsonl", "E-DATA-05", LINE.encode() + b"\n" + LINE.encode().replace(b"What", b"Wh\xe9t"))
+case(
+    "one_bad_byte.jsonl",
+    "E-DATA-05",
+    LINE.encode() + b"\n" + LINE.encode().replace(b"What", b"Wh\xe9t"),
+)
 case("cut_character.jsonl", "E-DATA-05", '{"text": "机'.encode()[:-1])
 case("random.json", "E-DATA-05", bytes((i * 7919) % 251 for i in range(5000)))
 case("nul_bytes.json", "E-DATA-03", b'[{"instruction": "a",\x00 "output": "b"}]')
@@ -116,21 +134,45 @@ case("lone_surrogate_key.jsonl", "E-DATA-08", '{"\\ud83d": "a", "b": "c"}')
 case(
     "lone_surrogate_tool.jsonl",
     "E-DATA-12",
-    messages({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, tools=[{"name": "\ud83d"}]),
+    messages(
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        tools=[{"name": "\ud83d"}],
+    ),
 )
 # Sizes
-case("long_line.jsonl", 1, lambda path: path.write_text('{"text": "' + "x" * 50_000_000 + '"}') and None)
-case("long_line.json", 1, lambda path: path.write_text('[{"text": "' + "x " * 25_000_000 + '"}]') and None)
-case("long_bad_line.jsonl", "E-DATA-03", lambda path: path.write_text('{"text": "' + "x" * 50_000_000) and None)
+case(
+    "long_line.jsonl",
+    1,
+    lambda path: path.write_text('{"text": "' + "x" * 50_000_000 + '"}') and None,
+)
+case(
+    "long_line.json",
+    1,
+    lambda path: path.write_text('[{"text": "' + "x " * 25_000_000 + '"}]') and None,
+)
+case(
+    "long_bad_line.jsonl",
+    "E-DATA-03",
+    lambda path: path.write_text('{"text": "' + "x" * 50_000_000) and None,
+)
 case("deep_lists.json", "E-DATA-03", "[" * 100_000)
 case("deep_lists_closed.jsonl", "E-DATA-03", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
 case("deep_dictionaries.json", "E-DATA-03", '{"a":' * 100_000 + "1" + "}" * 100_000)
 case("deepish_fact.jsonl", 1, '{"prompt": "a", "fact": ' + "[" * 400 + "]" * 400 + "}")
-case("deepish_text.jsonl", "E-DATA-12", '{"instruction": ' + "[" * 400 + "]" * 400 + ', "output": "b"}')
+case(
+    "deepish_text.jsonl",
+    "E-DATA-12",
+    '{"instruction": ' + "[" * 400 + "]" * 400 + ', "output": "b"}',
+)
 case("huge_integer.jsonl", "E-DATA-03", '{"instruction": "a", "output": ' + "9" * 5000 + "}")
 case("large_integer.jsonl", 1, '{"instruction": "a", "output": ' + "9" * 4000 + "}")
 case("many_columns.jsonl", "E-DATA-08", json.dumps({f"column {i}": i for i in range(100_000)}))
-case("many_columns.csv", "E-DATA-08", ",".join(f"c{i}" for i in range(100_000)) + "\n" + ",".join("1" for _ in range(100_000)))
+case(
+    "many_columns.csv",
+    "E-DATA-08",
+    ",".join(f"c{i}" for i in range(100_000)) + "\n" + ",".join("1" for _ in range(100_000)),
+)
 case("long_key.jsonl", "E-DATA-08", json.dumps({"k" * 5_000_000: 1}))
 # Other rows than objects
 case("numbers.json", "E-DATA-08", "[1, 2, 3]")
@@ -153,23 +195,66 @@ case("tools_are_numbers.jsonl", "E-DATA-12", columns(tools=[1]))
 case("tools_are_broken_json.jsonl", "E-DATA-12", columns(tools="[{"))
 case("messages_is_text.jsonl", "E-DATA-12", '{"messages": "hello"}')
 case("messages_of_numbers.jsonl", "E-DATA-12", '{"messages": [1]}')
-case("wrong_roles.jsonl", "E-DATA-12", messages({"role": "narrator", "content": "a"}, {"role": "assistant", "content": "b"}))
-case("role_is_number.jsonl", "E-DATA-12", messages({"role": 1, "content": "a"}, {"role": "assistant", "content": "b"}))
+case(
+    "wrong_roles.jsonl",
+    "E-DATA-12",
+    messages({"role": "narrator", "content": "a"}, {"role": "assistant", "content": "b"}),
+)
+case(
+    "role_is_number.jsonl",
+    "E-DATA-12",
+    messages({"role": 1, "content": "a"}, {"role": "assistant", "content": "b"}),
+)
 case("only_system.jsonl", "E-DATA-12", messages({"role": "system", "content": "a"}))
-case("empty_answer.jsonl", "E-DATA-12", messages({"role": "user", "content": "a"}, {"role": "assistant", "content": ""}))
-case("content_is_picture.jsonl", "E-DATA-12", messages({"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "a"}))
-case("tool_call_is_text.jsonl", "E-DATA-12", messages({"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": "f"}))
+case(
+    "empty_answer.jsonl",
+    "E-DATA-12",
+    messages({"role": "user", "content": "a"}, {"role": "assistant", "content": ""}),
+)
+case(
+    "content_is_picture.jsonl",
+    "E-DATA-12",
+    messages(
+        {"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "a"}
+    ),
+)
+case(
+    "tool_call_is_text.jsonl",
+    "E-DATA-12",
+    messages(
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": "f"}
+    ),
+)
 case(
     "function_call_is_text.jsonl",
     "E-DATA-12",
-    json.dumps({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f("}]}),
+    json.dumps(
+        {
+            "conversations": [
+                {"from": "human", "value": "a"},
+                {"from": "function_call", "value": "f("},
+            ]
+        }
+    ),
 )
 case("chosen_is_number.jsonl", 1, json.dumps({"prompt": "a", "chosen": 1, "rejected": 2}))
-case("chosen_is_missing.jsonl", "E-DATA-12", json.dumps({"prompt": "a", "chosen": None, "rejected": "b"}))
-case("label_is_word.jsonl", "E-DATA-12", json.dumps({"prompt": "a", "completion": "b", "kto_tag": "maybe"}))
+case(
+    "chosen_is_missing.jsonl",
+    "E-DATA-12",
+    json.dumps({"prompt": "a", "chosen": None, "rejected": "b"}),
+)
+case(
+    "label_is_word.jsonl",
+    "E-DATA-12",
+    json.dumps({"prompt": "a", "completion": "b", "kto_tag": "maybe"}),
+)
 # Tables
 case("unbalanced_quote.csv", "E-DATA-36", 'instruction,output\nq1,"a1\nq2,a2\nq3,a3\n')
-case("unbalanced_quote_large.csv", "E-DATA-36", lambda path: path.write_text('instruction,output\nq1,"a1\n' + "q,a\n" * 3_000_000) and None)
+case(
+    "unbalanced_quote_large.csv",
+    "E-DATA-36",
+    lambda path: path.write_text('instruction,output\nq1,"a1\n' + "q,a\n" * 3_000_000) and None,
+)
 case("stray_quote.csv", "E-DATA-36", 'instruction,output\n"q"1,a1\n')
 case("too_many_cells.csv", "E-DATA-36", CSV + "q3,a3,more\n")
 case("too_few_cells.csv", "E-DATA-36", CSV + "q3\n")
@@ -185,9 +270,17 @@ case("plain.json.gz", "E-DATA-32", ARRAY)
 case("good.json.gz", 2, gzip.compress(ARRAY.encode()))
 case("cut.json.gz", "E-DATA-31", gzip.compress(os.urandom(100) + ARRAY.encode())[:80])
 case("empty.json.gz", "E-DATA-06 E-DATA-31", b"")
-case("damaged.jsonl.gz", "E-DATA-32", lambda path: path.write_bytes(_damaged(gzip.compress(LINE.encode() * 50))) and None)
+case(
+    "damaged.jsonl.gz",
+    "E-DATA-32",
+    lambda path: path.write_bytes(_damaged(gzip.compress(LINE.encode() * 50))) and None,
+)
 case("garbage_behind.jsonl.gz", "E-DATA-32", gzip.compress(LINE.encode()) + b"garbage")
-case("bomb.jsonl.gz", "E-DATA-33", lambda path: path.write_bytes(gzip.compress(b" " * 100_000_000)) and None)
+case(
+    "bomb.jsonl.gz",
+    "E-DATA-33",
+    lambda path: path.write_bytes(gzip.compress(b" " * 100_000_000)) and None,
+)
 case("packed_twice.json.gz", "E-DATA-34", gzip.compress(gzip.compress(ARRAY.encode())))
 case("gzip_named.json", "E-DATA-34", gzip.compress(ARRAY.encode()))
 case("zip_named.json", "E-DATA-34", b"PK\x03\x04" + b"\x14\x00" * 20)
@@ -195,9 +288,17 @@ case("pickle_named.json", "E-DATA-34", b"\x80\x04\x95\x10\x00\x00\x00")
 case("picture_named.txt", "E-DATA-34", b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
 # Parquet and Arrow
 case("cut.parquet", "E-DATA-37", lambda path: path.write_bytes(parquet_bytes()[:-40]) and None)
-case("damaged.parquet", "E-DATA-37 E-DATA-12", lambda path: path.write_bytes(_damaged(parquet_bytes())) and None)
+case(
+    "damaged.parquet",
+    "E-DATA-37 E-DATA-12",
+    lambda path: path.write_bytes(_damaged(parquet_bytes())) and None,
+)
 case("text_named.parquet", "E-DATA-37", ARRAY)
-case("footer_lies.parquet", "E-DATA-37", lambda path: path.write_bytes(parquet_bytes()[:-8] + b"\xff\xff\xff\x7fPAR1") and None)
+case(
+    "footer_lies.parquet",
+    "E-DATA-37",
+    lambda path: path.write_bytes(parquet_bytes()[:-8] + b"\xff\xff\xff\x7fPAR1") and None,
+)
 case("cut.arrow", "E-DATA-37", lambda path: path.write_bytes(arrow_bytes()[:-200]) and None)
 case("text_named.arrow", "E-DATA-37", ARRAY)
 case("packed.parquet.gz", 2, lambda path: path.write_bytes(gzip.compress(parquet_bytes())) and None)
@@ -208,7 +309,11 @@ case("dangling.json", "E-DATA-02", lambda path: path.symlink_to("nowhere.json"))
 case("device.json", "E-DATA-30", lambda path: path.symlink_to("/dev/zero"))
 case("pipe.json", "E-DATA-30", lambda path: os.mkfifo(path))
 case("folder_with_pipe", "E-DATA-30", lambda path: path.mkdir() or os.mkfifo(path / "a.json"))
-case("hidden_only", "E-DATA-07", lambda path: path.mkdir() or ((path / ".a.json").write_text(ARRAY) and None))
+case(
+    "hidden_only",
+    "E-DATA-07",
+    lambda path: path.mkdir() or ((path / ".a.json").write_text(ARRAY) and None),
+)
 case("unknown.xlsx", "E-DATA-16", b"PK\x03\x04")
 case("noending", "E-DATA-16", ARRAY)
 case("two.endings.json.zip", "E-DATA-16", ARRAY)
@@ -216,7 +321,11 @@ case("two.endings.json.zip", "E-DATA-16", ARRAY)
 
 def _damaged(data: bytes) -> bytes:
     middle = len(data) // 2
-    return data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 8]) + data[middle + 8 :]
+    return (
+        data[:middle]
+        + bytes(byte ^ 0xFF for byte in data[middle : middle + 8])
+        + data[middle + 8 :]
+    )
 
 
 def parquet_bytes() -> bytes:
@@ -249,7 +358,9 @@ def go_through(place: str) -> dict[str, Any]:
     started = cpu_seconds()
     found: dict[str, Any] = {}
     try:
-        report = inspect(DataConfig(train=place, held_out=0), None, None, 0, needs_tokens=False).report
+        report = inspect(
+            DataConfig(train=place, held_out=0), None, None, 0, needs_tokens=False
+        ).report
         describe(report)
         json.dumps(report, ensure_ascii=False).encode("utf-8")
         found["rows"] = report["rows_kept"]
@@ -264,7 +375,8 @@ def go_through(place: str) -> dict[str, Any]:
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process and its ended workers: on a machine that does other things as well, what a file costs."""
+    """Processor time of this process and its ended workers: on a machine that does other things as
+    well, what a file costs."""
     return sum(os.times()[:4])
 
 

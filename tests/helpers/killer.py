@@ -1,10 +1,13 @@
-"""Run the command line again and again in forked children that kill themselves with SIGKILL at chosen moments.
+"""Run the command line again and again in forked children that kill themselves with SIGKILL at
+chosen moments.
 
     python killer.py PLAN.json
 
-The plan holds `words` (the first command), `run` (its folder) and `moments`: [module, attribute, n], meaning just before the n-th call of that function in
-the child. Torch is imported once, then every attempt is a fork: a real process with a real kill, without seconds of start-up. Prints one JSON line
-per attempt: {"moment", "status"} with the negative signal number or the exit code, and a last one for the attempt that nobody killed.
+The plan holds `words` (the first command), `run` (its folder) and `moments`: [module, attribute,
+n], meaning just before the n-th call of that function in the child. Torch is imported once, then
+every attempt is a fork: a real process with a real kill, without seconds of start-up. Prints one
+JSON line per attempt: {"moment", "status"} with the negative signal number or the exit code, and a
+last one for the attempt that nobody killed.
 """
 
 from __future__ import annotations
@@ -72,7 +75,16 @@ def main(plan: dict[str, Any]) -> None:
     for moment in [*plan["moments"], None]:
         words = ["train", str(run), "--resume"] if run.exists() else plan["words"]
         status = attempt(words, moment, Path(plan["log"]))
-        print(json.dumps({"moment": moment, "status": status, "resumed": run.exists() and words[0] == "train" and "--resume" in words}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "moment": moment,
+                    "status": status,
+                    "resumed": run.exists() and words[0] == "train" and "--resume" in words,
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def folder(built_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edit(folder: Path) -> Callable[..., Path]:
-    """Change keys of a JSON file of the tiny model: `edit("config.json", auto_map={...})`; None removes a key."""
+    """Change keys of a JSON file of the tiny model: `edit("config.json", auto_map={...})`; None
+    removes a key."""
 
     def change(name: str = "config.json", **keys: Any) -> Path:
         path = folder / name
@@ -47,8 +48,11 @@ def edit(folder: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """No test sees the user's cache or language; real-model tests keep the cache, so that a model is converted once."""
+def _own_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """No test sees the user's cache or language; real-model tests keep the cache, so that a model
+    is converted once."""
     monkeypatch.setenv("TUNEWRIGHT_LANG", "en")
     if "real_model" not in request.keywords:
         monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "cache"))

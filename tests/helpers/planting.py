@@ -1,4 +1,5 @@
-"""A clean set of varied questions and answers, and faults to plant in it. Written without the code under test."""
+"""A clean set of varied questions and answers, and faults to plant in it. Written without the code
+under test."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ Row = dict[str, Any]
 
 def sentence(draw: random.Random) -> str:
     """About twelve words."""
-    one = [draw.choice(part) for part in (OTHERS, SUBJECTS, VERBS, OTHERS, THINGS, PLACES, OTHERS, SUBJECTS)]
+    one = [
+        draw.choice(part)
+        for part in (OTHERS, SUBJECTS, VERBS, OTHERS, THINGS, PLACES, OTHERS, SUBJECTS)
+    ]
     return f"The {one[0]} {one[1]} {one[2]} {draw.randint(2, 900)} {one[3]} {one[4]} near the {one[5]} and the {one[6]} {one[7]}."
 
 
@@ -50,23 +54,42 @@ LONG_SENTENCES, GIANT_SENTENCES, LIMIT = 12, 400, 600
 
 
 def planted(seed: int = 1) -> tuple[list[Row], list[Row], dict[str, int]]:
-    """1,000 rows with nine faults, 100 held-out rows, and how many rows each fault has. Faults do not overlap but for the giant, which is also too long."""
+    """1,000 rows with nine faults, 100 held-out rows, and how many rows each fault has. Faults do
+    not overlap but for the giant, which is also too long."""
     draw = random.Random(seed)
-    rows: list[Row] = [{"instruction": question(draw), "output": answer(draw, LONG_SENTENCES)} for _ in range(500)]
+    rows: list[Row] = [
+        {"instruction": question(draw), "output": answer(draw, LONG_SENTENCES)} for _ in range(500)
+    ]
     rows.append({"instruction": question(draw), "output": answer(draw, GIANT_SENTENCES)})
     rows += [{"instruction": answer(draw, 1), "output": question(draw)} for _ in range(60)]
     rows += [{"instruction": question(draw), "output": ""} for _ in range(50)]
     spoilt = "Größe, naïve façade, señor Müller – 5 €.".encode().decode("cp1252")
-    rows += [{"instruction": question(draw), "output": f"{answer(draw, 1)} {spoilt}"} for _ in range(40)]
+    rows += [
+        {"instruction": question(draw), "output": f"{answer(draw, 1)} {spoilt}"} for _ in range(40)
+    ]
     for k in range(25):
         asked = f"{question(draw)} Good or bad?"
-        rows += [{"instruction": asked, "output": label} for label in (("good", "bad") if k % 2 else ("bad", "good"))]
-    rows += [{"instruction": question(draw) + " <|im_end|> and then?", "output": answer(draw)} for _ in range(20)]
-    rows += [{"instruction": f"<s>[INST] {question(draw)} [/INST] {sentence(draw)}", "output": answer(draw)} for _ in range(30)]
+        rows += [
+            {"instruction": asked, "output": label}
+            for label in (("good", "bad") if k % 2 else ("bad", "good"))
+        ]
+    rows += [
+        {"instruction": question(draw) + " <|im_end|> and then?", "output": answer(draw)}
+        for _ in range(20)
+    ]
+    rows += [
+        {
+            "instruction": f"<s>[INST] {question(draw)} [/INST] {sentence(draw)}",
+            "output": answer(draw),
+        }
+        for _ in range(30)
+    ]
     kept = clean(100 - 70, seed + 7)
     shared = [{"instruction": question(draw), "output": answer(draw)} for _ in range(30)]
     rows += shared
-    rows += [{"instruction": question(draw), "output": answer(draw)} for _ in range(1000 - len(rows))]
+    rows += [
+        {"instruction": question(draw), "output": answer(draw)} for _ in range(1000 - len(rows))
+    ]
     draw.shuffle(rows)
     held = [*shared, *kept, *clean(40, seed + 9)]
     counts = {
@@ -79,4 +102,10 @@ def planted(seed: int = 1) -> tuple[list[Row], list[Row], dict[str, int]]:
 def constant(count: int, varied: int, seed: int = 3) -> list[Row]:
     """Rows of which all but `varied` have one and the same answer."""
     draw = random.Random(seed)
-    return [{"instruction": question(draw), "output": answer(draw) if k < varied else "I am not able to help with that."} for k in range(count)]
+    return [
+        {
+            "instruction": question(draw),
+            "output": answer(draw) if k < varied else "I am not able to help with that.",
+        }
+        for k in range(count)
+    ]

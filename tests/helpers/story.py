@@ -10,7 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-QUESTIONS = ["what is the capital", "a small model", "what is it", "how quickly", "who learns", "which model is small"]
+QUESTIONS = [
+    "what is the capital",
+    "a small model",
+    "what is it",
+    "how quickly",
+    "who learns",
+    "which model is small",
+]
 
 
 def model_folder(place: Path, family: str = "llama", **changes: Any) -> Path:
@@ -33,22 +40,43 @@ def model_folder(place: Path, family: str = "llama", **changes: Any) -> Path:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file. Tests compare this and not the bytes: pytest's picture of how two weight files differ takes it an hour."""
+    """SHA-256 of a file. Tests compare this and not the bytes: pytest's picture of how two weight
+    files differ takes it an hour."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def rows_file(path: Path, count: int = 12) -> Path:
     """`count` Alpaca rows."""
-    rows = [{"instruction": f"{QUESTIONS[i % len(QUESTIONS)]} {i}?", "output": f"the answer is {i * 7 % 10} of 2026"} for i in range(count)]
+    rows = [
+        {
+            "instruction": f"{QUESTIONS[i % len(QUESTIONS)]} {i}?",
+            "output": f"the answer is {i * 7 % 10} of 2026",
+        }
+        for i in range(count)
+    ]
     path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return path
 
 
-def tunewright(*words: str, cwd: Path | None = None, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def tunewright(
+    *words: str, cwd: Path | None = None, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
-    env = {**os.environ, "TUNEWRIGHT_LANG": "en", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    env = {
+        **os.environ,
+        "TUNEWRIGHT_LANG": "en",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        **environment,
+    }
     return subprocess.run(
-        [sys.executable, "-m", "tunewright", *words], capture_output=True, text=True, cwd=cwd, timeout=timeout, env=env, check=False
+        [sys.executable, "-m", "tunewright", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=timeout,
+        env=env,
+        check=False,
     )
 
 

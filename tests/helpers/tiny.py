@@ -1,4 +1,5 @@
-"""Tiny random models of many families and sets of samples that share in every way. Seeded; weights are large, so that attention matters."""
+"""Tiny random models of many families and sets of samples that share in every way. Seeded; weights
+are large, so that attention matters."""
 
 from __future__ import annotations
 
@@ -43,8 +44,17 @@ def make_config(family: str, **changes: Any) -> Any:
 
     sizes = {**_COMMON, **FAMILIES.get(family, {}), **changes}
     if family == "gpt2":
-        names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}
-        sizes = {names.get(k, k): v for k, v in sizes.items() if k not in ("intermediate_size", "num_key_value_heads")}
+        names = {
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions",
+        }
+        sizes = {
+            names.get(k, k): v
+            for k, v in sizes.items()
+            if k not in ("intermediate_size", "num_key_value_heads")
+        }
     if family == "gpt_neox":
         sizes.pop("num_key_value_heads")
     config = AutoConfig.for_model(family, **sizes)
@@ -55,7 +65,8 @@ def make_config(family: str, **changes: Any) -> Any:
 
 
 def make_model(family: str, dtype: str = "float32", seed: int = 0, **changes: Any) -> Any:
-    """A causal language model in eval mode; the weights are drawn in float32, so they are the same numbers in every dtype."""
+    """A causal language model in eval mode; the weights are drawn in float32, so they are the same
+    numbers in every dtype."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -71,7 +82,9 @@ def make_model(family: str, dtype: str = "float32", seed: int = 0, **changes: An
     return model.to(getattr(torch, dtype)).requires_grad_(False).eval()
 
 
-def attach_lora(model: Any, targets: list[str] | None = None, rank: int = 3, **settings: Any) -> Attached:
+def attach_lora(
+    model: Any, targets: list[str] | None = None, rank: int = 3, **settings: Any
+) -> Attached:
     """LoRA as the product attaches it."""
     from tunewright.core.registry import methods
     from tunewright.models import anatomy
@@ -79,8 +92,15 @@ def attach_lora(model: Any, targets: list[str] | None = None, rank: int = 3, **s
     entry = methods.get("lora")
     assert entry is not None
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT sets it itself for GPT-2's Conv1D and says so
-        return entry.function(entry.config(rank=rank, targets=targets or ["linear"], **settings), model, anatomy.of(model), "tiny")
+        warnings.filterwarnings(
+            "ignore", message="fan_in_fan_out"
+        )  # PEFT sets it itself for GPT-2's Conv1D and says so
+        return entry.function(
+            entry.config(rank=rank, targets=targets or ["linear"], **settings),
+            model,
+            anatomy.of(model),
+            "tiny",
+        )
 
 
 def attach_all(model: Any) -> Attached:
@@ -88,10 +108,19 @@ def attach_all(model: Any) -> Attached:
     from tunewright.core.types import Needs
 
     model.requires_grad_(True)
-    return Attached([n for n, _ in model.named_parameters()], model, Needs(), save=lambda folder: None)
+    return Attached(
+        [n for n, _ in model.named_parameters()], model, Needs(), save=lambda folder: None
+    )
 
 
-def make_stepper(model: Any, attached: Attached, layout: str = "tree", rows_per_pass: int = 1 << 30, clip: float | None = None, **engine: Any) -> Any:
+def make_stepper(
+    model: Any,
+    attached: Attached,
+    layout: str = "tree",
+    rows_per_pass: int = 1 << 30,
+    clip: float | None = None,
+    **engine: Any,
+) -> Any:
     """A `Stepper` as the story of a run puts it together."""
     from tunewright.core.config import EngineConfig
     from tunewright.core.registry import objectives
@@ -103,14 +132,26 @@ def make_stepper(model: Any, attached: Attached, layout: str = "tree", rows_per_
 
     accelerate(model)
     tree_attention.register()
-    model.set_attn_implementation(tree_attention.NAME if layout == "tree" else "sdpa" if model._supports_sdpa else "eager")
+    model.set_attn_implementation(
+        tree_attention.NAME if layout == "tree" else "sdpa" if model._supports_sdpa else "eager"
+    )
     entry = objectives.get("sft")
     assert entry is not None
     optimizer = optimizer_for(EngineConfig(**engine), attached, model)
-    return Stepper(Policy(attached.model, model, layout), attached, entry.function(entry.config()), optimizer, rows_per_pass, clip, 0)
+    return Stepper(
+        Policy(attached.model, model, layout),
+        attached,
+        entry.function(entry.config()),
+        optimizer,
+        rows_per_pass,
+        clip,
+        0,
+    )
 
 
-def make_scorer(kind: str, family: str, layout: str, rows_per_pass: int, **settings: Any) -> tuple[Any, Attached, Any]:
+def make_scorer(
+    kind: str, family: str, layout: str, rows_per_pass: int, **settings: Any
+) -> tuple[Any, Attached, Any]:
     """(model, attached, stepper) for an objective that learns a score head; everything trains."""
     import torch
 
@@ -140,7 +181,11 @@ def trained(attached: Attached) -> dict[str, Any]:
 def gradients(attached: Attached) -> dict[str, Any]:
     """The gradients that lie in the parameters, taken out of them."""
     wanted = set(attached.parameters)
-    taken = {n: p.grad.clone() for n, p in attached.model.named_parameters() if n in wanted and p.grad is not None}
+    taken = {
+        n: p.grad.clone()
+        for n, p in attached.model.named_parameters()
+        if n in wanted and p.grad is not None
+    }
     for p in attached.model.parameters():
         p.grad = None
     return taken
@@ -162,7 +207,8 @@ def words(draw: random.Random, count: int) -> list[int]:
 
 
 def branch(tokens: list[int], answers: list[tuple[int, int]], weight: float = 1.0) -> Branch:
-    """A branch that learns the tokens of the half-open ranges, cut after the last learnt one as the encoder does."""
+    """A branch that learns the tokens of the half-open ranges, cut after the last learnt one as the
+    encoder does."""
     learnt = [i for first, after in answers for i in range(max(first, 1), after)]
     return Branch(tokens[: learnt[-1] + 1], learnt, [weight] * len(learnt))
 
@@ -192,7 +238,8 @@ def system_prompt(seed: int = 2) -> list[Sample]:
 
 
 def dialogues(seed: int = 3) -> list[Sample]:
-    """Dialogues whose answers are learnt at every turn and that fork at three depths, one of them in the middle of an answer."""
+    """Dialogues whose answers are learnt at every turn and that fork at three depths, one of them
+    in the middle of an answer."""
     draw = random.Random(seed)
     trunk = words(draw, 10)
     first = [words(draw, 6), words(draw, 6)]
@@ -201,7 +248,8 @@ def dialogues(seed: int = 3) -> list[Sample]:
     out = []
     for i in range(8):
         tokens = trunk + first[i // 4] + second[i // 2] + third[i]
-        # Learnt: the end of the trunk (shared by all), the middle turn, and from inside the second fork on.
+        # Learnt: the end of the trunk (shared by all), the middle turn, and from inside the second
+        # fork on.
         out.append(single(tokens, [(6, 10), (12, 16), (18, len(tokens))], i))
     return out
 
@@ -211,18 +259,30 @@ def duplicates(seed: int = 4) -> list[Sample]:
     tokens, other = words(draw, 19), words(draw, 8)
     same = [single(tokens, [(7, 19)], i) for i in range(3)]
     # One is a prefix of the others, and one learns other tokens of the same row.
-    return [*same, single(other, [(3, 8)], 3), single(tokens[:12], [(9, 12)], 4), single(tokens, [(2, 5)], 5)]
+    return [
+        *same,
+        single(other, [(3, 8)], 3),
+        single(tokens[:12], [(9, 12)], 4),
+        single(tokens, [(2, 5)], 5),
+    ]
 
 
 def pairs(seed: int = 5) -> list[Sample]:
-    """Preference-like samples: two branches that share their prompt and the beginning of the answer."""
+    """Preference-like samples: two branches that share their prompt and the beginning of the
+    answer."""
     draw = random.Random(seed)
     out = []
     for i in range(3):
         prompt, begin = words(draw, 8 + i), words(draw, 3)
         chosen, rejected = prompt + begin + words(draw, 6), prompt + begin + words(draw, 9)
         at = len(prompt)
-        out.append(Sample([branch(chosen, [(at, len(chosen))]), branch(rejected, [(at, len(rejected))])], i, Origin("pairs.jsonl", i + 1, i + 1)))
+        out.append(
+            Sample(
+                [branch(chosen, [(at, len(chosen))]), branch(rejected, [(at, len(rejected))])],
+                i,
+                Origin("pairs.jsonl", i + 1, i + 1),
+            )
+        )
     return out
 
 
@@ -231,7 +291,11 @@ def long_sample(seed: int = 6) -> list[Sample]:
     draw = random.Random(seed)
     trunk = words(draw, 170)
     a, b = trunk + words(draw, 60), trunk + words(draw, 40)
-    return [single(a, [(150, len(a))], 0), single(b, [(165, len(b))], 1), single(words(draw, 9), [(4, 9)], 2)]
+    return [
+        single(a, [(150, len(a))], 0),
+        single(b, [(165, len(b))], 1),
+        single(words(draw, 9), [(4, 9)], 2),
+    ]
 
 
 SETS = {
@@ -240,7 +304,8 @@ SETS = {
 
 
 def trie_rows(samples: list[Sample]) -> int:
-    """Distinct prefixes that some label needs: the fewest rows any layout can compute. A set of tuples; nothing of the engine."""
+    """Distinct prefixes that some label needs: the fewest rows any layout can compute. A set of
+    tuples; nothing of the engine."""
     seen: set[tuple[int, ...]] = set()
     for sample in samples:
         for b in sample.branches:

@@ -1,4 +1,5 @@
-"""AdaLoRA in whole runs: however short the run is, and whichever step was the best, what is handed out has the rank that was asked for."""
+"""AdaLoRA in whole runs: however short the run is, and whichever step was the best, what is handed
+out has the rank that was asked for."""
 
 from __future__ import annotations
 
@@ -39,14 +40,24 @@ def run(model: Path, place: Path, steps: int, **more: Any) -> Path:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_a_run_of_very_few_steps_ends_with_the_rank_that_was_asked_for(model: Path, tmp_path: Path, steps: int) -> None:
-    assert kept_directions(run(model, tmp_path, steps)) <= 2 * 14  # seven layers in each of two blocks
+def test_a_run_of_very_few_steps_ends_with_the_rank_that_was_asked_for(
+    model: Path, tmp_path: Path, steps: int
+) -> None:
+    assert (
+        kept_directions(run(model, tmp_path, steps)) <= 2 * 14
+    )  # seven layers in each of two blocks
 
 
-def test_a_step_before_the_ranks_have_fallen_is_not_kept_as_the_best(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([5.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.2, 2.1, 2.3, 2.4])  # before training, then after each step: the first is the lowest
+def test_a_step_before_the_ranks_have_fallen_is_not_kept_as_the_best(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter(
+        [5.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.2, 2.1, 2.3, 2.4]
+    )  # before training, then after each step: the first is the lowest
     monkeypatch.setattr(loop, "held_out_loss", lambda *given, **more: next(losses))
     out = run(model, tmp_path, 10)
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["best_step"] == 8  # the best of those from step 7 on, where the ranks have fallen (three tenths before the end)
+    assert (
+        summary["best_step"] == 8
+    )  # the best of those from step 7 on, where the ranks have fallen (three tenths before the end)
     assert kept_directions(out) <= 2 * 14

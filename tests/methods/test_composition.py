@@ -49,10 +49,15 @@ def merged_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def two(tmp_path: Path) -> dict[str, Path]:
-    return {"a": saved(tmp_path / "a", 1, rank=3), "b": saved(tmp_path / "b", 2, rank=5, targets=["attention", "mlp.down"])}
+    return {
+        "a": saved(tmp_path / "a", 1, rank=3),
+        "b": saved(tmp_path / "b", 2, rank=5, targets=["attention", "mlp.down"]),
+    }
 
 
-def test_switching_gives_each_adapter_as_if_it_were_alone_and_none_is_the_base(two: dict[str, Path]) -> None:
+def test_switching_gives_each_adapter_as_if_it_were_alone_and_none_is_the_base(
+    two: dict[str, Path],
+) -> None:
     composed = compose(tiny.make_model("llama"), two)
     for name in ("a", "b", "a"):
         composed.use(name)
@@ -64,7 +69,9 @@ def test_switching_gives_each_adapter_as_if_it_were_alone_and_none_is_the_base(t
     assert [p.code for p in caught.value.problems] == ["E-METHOD-33"]
 
 
-def test_stacked_and_combined_adapters_add_their_weighted_updates(two: dict[str, Path], tmp_path: Path) -> None:
+def test_stacked_and_combined_adapters_add_their_weighted_updates(
+    two: dict[str, Path], tmp_path: Path
+) -> None:
     """Against weights folded one adapter at a time and added by hand."""
     base = dict(tiny.make_model("llama").named_parameters())
     folded = {name: merged_weights(folder) for name, folder in two.items()}
@@ -73,7 +80,10 @@ def test_stacked_and_combined_adapters_add_their_weighted_updates(two: dict[str,
         model = tiny.make_model("llama")
         with torch.no_grad():
             for name, p in model.named_parameters():
-                p.copy_(base[name] + sum(w * (folded[part][name] - base[name]) for part, w in weights.items()))
+                p.copy_(
+                    base[name]
+                    + sum(w * (folded[part][name] - base[name]) for part, w in weights.items())
+                )
         return logits(model)
 
     composed = compose(tiny.make_model("llama"), two)
@@ -84,7 +94,11 @@ def test_stacked_and_combined_adapters_add_their_weighted_updates(two: dict[str,
     assert torch.allclose(logits(composed.wrapped), wanted, atol=1e-4)
     composed.save("both", tmp_path / "both")
     assert torch.allclose(alone(tmp_path / "both"), wanted, atol=1e-4)
-    assert sorted(f.name for f in (tmp_path / "both").iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(f.name for f in (tmp_path / "both").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 def test_what_is_no_plain_product_is_refused_with_its_reason(tmp_path: Path) -> None:
@@ -92,7 +106,11 @@ def test_what_is_no_plain_product_is_refused_with_its_reason(tmp_path: Path) -> 
         "dora": saved(tmp_path / "dora", 1, "dora", rank=3), "loha": saved(tmp_path / "loha", 1, "loha", rank=3),
         "prompt": saved(tmp_path / "prompt", 1, "prompt_tuning"), "pissa": saved(tmp_path / "pissa", 1, "pissa", rank=3),
     }  # fmt: skip
-    assert {p.where: p.fields["type"] for p in obstacles(folders)} == {"dora": "DoRA", "loha": "LOHA", "prompt": "PROMPT_TUNING"}
+    assert {p.where: p.fields["type"] for p in obstacles(folders)} == {
+        "dora": "DoRA",
+        "loha": "LOHA",
+        "prompt": "PROMPT_TUNING",
+    }
 
 
 def test_the_command_combines_folders_of_one_base(tmp_path: Path) -> None:
@@ -115,9 +133,15 @@ def test_the_command_combines_folders_of_one_base(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert (made["rank"], made["weights"]) == (4, [0.5, 0.25])
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(base)
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
-    for settings, code in (({"out": tmp_path / "out"}, "E-EXPORT-01"), ({"weights": [1.0]}, "E-METHOD-32"), ({"way": "sum"}, "E-METHOD-34")):
+    for settings, code in (
+        ({"out": tmp_path / "out"}, "E-EXPORT-01"),
+        ({"weights": [1.0]}, "E-METHOD-32"),
+        ({"way": "sum"}, "E-METHOD-34"),
+    ):
         with pytest.raises(UsageError) as caught:
             combine(**{"targets": folders, "out": tmp_path / "new", "tell": Quiet(), **settings})
         assert [p.code for p in caught.value.problems] == [code]
@@ -125,7 +149,9 @@ def test_the_command_combines_folders_of_one_base(tmp_path: Path) -> None:
     svd = combine(folders, tmp_path / "svd", way="svd", tell=Quiet())
     assert (svd["rank"], svd["weights"]) == (2, [0.5, 0.5])
     other = story.model_folder(tmp_path / "other")
-    (tmp_path / "b" / "adapter_config.json").write_text((tmp_path / "b" / "adapter_config.json").read_text().replace(str(base), str(other)))
+    (tmp_path / "b" / "adapter_config.json").write_text(
+        (tmp_path / "b" / "adapter_config.json").read_text().replace(str(base), str(other))
+    )
     with pytest.raises(CompatError) as refused:
         combine(folders, tmp_path / "new", tell=Quiet())
     assert [p.code for p in refused.value.problems] == ["E-METHOD-31"]

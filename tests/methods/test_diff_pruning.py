@@ -1,4 +1,5 @@
-"""Diff pruning: gates by the papers' equations, a share that is reached, places in few bytes, noise that is a function of the step."""
+"""Diff pruning: gates by the papers' equations, a share that is reached, places in few bytes, noise
+that is a function of the step."""
 
 from __future__ import annotations
 
@@ -36,10 +37,16 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def parts(model: Any) -> dict[str, Any]:
-    return {n.removesuffix(".difference"): m for n, m in model.named_modules() if n.endswith(".difference")}
+    return {
+        n.removesuffix(".difference"): m
+        for n, m in model.named_modules()
+        if n.endswith(".difference")
+    }
 
 
-def train(attached: Any, model: Any, steps: int, rate: float = 5e-3, total: int | None = None) -> Any:
+def train(
+    attached: Any, model: Any, steps: int, rate: float = 5e-3, total: int | None = None
+) -> Any:
     attached.begin(total or steps)
     stepper = tiny.make_stepper(model, attached)
     for number in range(1, steps + 1):
@@ -55,10 +62,21 @@ def changed(model: Any) -> int:
 
 @pytest.mark.parametrize("structured", [False, True])
 @pytest.mark.parametrize(("low", "high", "temperature"), [(-1.5, 1.5, 1.0), (-0.1, 1.1, 2 / 3)])
-def test_value_gradients_and_penalty_are_those_of_the_papers_equations(structured: bool, low: float, high: float, temperature: float) -> None:
-    """Every number by hand: one small matrix, gates half open, the derivative of each equation written out."""
+def test_value_gradients_and_penalty_are_those_of_the_papers_equations(
+    structured: bool, low: float, high: float, temperature: float
+) -> None:
+    """Every number by hand: one small matrix, gates half open, the derivative of each equation
+    written out."""
     model = tiny.make_model("llama", "float64")
-    attached = attach(model, targets=["k_proj"], target=0.01, stretch=(low, high), temperature=temperature, structured=structured, open_at_start=0.3)
+    attached = attach(
+        model,
+        targets=["k_proj"],
+        target=0.01,
+        stretch=(low, high),
+        temperature=temperature,
+        structured=structured,
+        open_at_start=0.3,
+    )
     tiny.randomise(attached, spread=0.5)
     name, part = next(iter(parts(model).items()))
     x = torch.randn(3, 48, dtype=torch.float64)
@@ -74,9 +92,18 @@ def test_value_gradients_and_penalty_are_those_of_the_papers_equations(structure
     def gate(a: float, u: float) -> tuple[float, float]:
         s = 1 / (1 + math.exp(-(math.log(u) - math.log(1 - u) + a) / temperature))
         stretched = low + s * (high - low)
-        return min(1.0, max(0.0, stretched)), (s * (1 - s) / temperature * (high - low) if 0 < stretched < 1 else 0.0)
+        return min(1.0, max(0.0, stretched)), (
+            s * (1 - s) / temperature * (high - low) if 0 < stretched < 1 else 0.0
+        )
 
-    zg, dzg = gate(float(part.group.detach()), float(torch.rand((), generator=generator, dtype=torch.float64))) if structured else (1.0, 0.0)
+    zg, dzg = (
+        gate(
+            float(part.group.detach()),
+            float(torch.rand((), generator=generator, dtype=torch.float64)),
+        )
+        if structured
+        else (1.0, 0.0)
+    )
     wanted_y = torch.zeros_like(y)
     d_group, gates, weights = 0.0, part.gate.detach(), part.w.detach()
     for o in range(part.w.shape[0]):
@@ -93,9 +120,17 @@ def test_value_gradients_and_penalty_are_those_of_the_papers_equations(structure
         assert float(part.group.grad) == pytest.approx(d_group, abs=1e-9)
 
     shift = temperature * math.log(-low / high)
-    open_of = {n: [1 / (1 + math.exp(-(a - shift))) for a in p.gate.detach().flatten().tolist()] for n, p in parts(model).items()}
-    group_of = {n: (1 / (1 + math.exp(-(float(p.group.detach()) - shift))) if structured else 1.0) for n, p in parts(model).items()}
-    expected = sum(group_of[n] * sum(values) for n, values in open_of.items()) / sum(len(v) for v in open_of.values())
+    open_of = {
+        n: [1 / (1 + math.exp(-(a - shift))) for a in p.gate.detach().flatten().tolist()]
+        for n, p in parts(model).items()
+    }
+    group_of = {
+        n: (1 / (1 + math.exp(-(float(p.group.detach()) - shift))) if structured else 1.0)
+        for n, p in parts(model).items()
+    }
+    expected = sum(group_of[n] * sum(values) for n, values in open_of.items()) / sum(
+        len(v) for v in open_of.values()
+    )
     total, coefficient = attached.penalties()["l0"]
     assert float(total.detach()) == pytest.approx(expected, rel=1e-9)
     assert coefficient == 10.0
@@ -103,13 +138,18 @@ def test_value_gradients_and_penalty_are_those_of_the_papers_equations(structure
     total.backward()
     p = open_of[name][7]
     count = sum(len(v) for v in open_of.values())
-    assert float(part.gate.grad.flatten()[7]) == pytest.approx(p * (1 - p) * group_of[name] / count, rel=1e-9)
+    assert float(part.gate.grad.flatten()[7]) == pytest.approx(
+        p * (1 - p) * group_of[name] / count, rel=1e-9
+    )
 
 
 def test_a_gate_is_open_as_often_as_the_distribution_says() -> None:
-    """P(z > 0) = sigmoid(a - t log(-low / high)), an integral of the noise done on paper; the penalty counts with it."""
+    """P(z > 0) = sigmoid(a - t log(-low / high)), an integral of the noise done on paper; the
+    penalty counts with it."""
     model = tiny.make_model("llama")
-    attach(model, targets=["mlp"], open_at_start=0.7, stretch=(-0.4, 1.2), temperature=0.8, target=0.01)
+    attach(
+        model, targets=["mlp"], open_at_start=0.7, stretch=(-0.4, 1.2), temperature=0.8, target=0.01
+    )
     drawn = []
     for name, part in parts(model).items():
         part.train()
@@ -123,7 +163,9 @@ def test_a_gate_is_open_as_often_as_the_distribution_says() -> None:
 
 
 @pytest.mark.parametrize("target", [0.005, 0.05])
-def test_the_share_that_was_asked_for_is_reached_within_a_tenth_and_so_is_the_saved_one(target: float, tmp_path: Path) -> None:
+def test_the_share_that_was_asked_for_is_reached_within_a_tenth_and_so_is_the_saved_one(
+    target: float, tmp_path: Path
+) -> None:
     model = tiny.make_model("llama")
     total = sum(p.numel() for p in model.parameters())
     attached = attach(model, target=target)
@@ -143,7 +185,9 @@ def test_the_share_is_reached_even_where_every_gate_has_closed() -> None:
     stepper = train(attached, model, 1, total=4)
     assert changed(model) == pytest.approx(0.02 * total, rel=0.1)
     largest = max(float(part.pruned().abs().max()) for part in parts(model).values())
-    assert largest <= 1e-3 * 0.06 * max(float(part.w.detach().abs().max()) for part in parts(model).values())  # nearly shut: sigmoid(-3) is 0.05
+    assert largest <= 1e-3 * 0.06 * max(
+        float(part.w.detach().abs().max()) for part in parts(model).values()
+    )  # nearly shut: sigmoid(-3) is 0.05
     model.set_attn_implementation("tunewright_tree")
     for number in (2, 3):
         stepper.step(tiny.dialogues(), number, 5e-3)
@@ -198,7 +242,9 @@ def test_how_a_step_is_cut_into_passes_does_not_change_its_gradient() -> None:
         attached = attach(model, target=0.02, open_at_start=0.0)
         tiny.randomise(attached)
         report = tiny.make_stepper(model, attached, rows_per_pass=rows).gradients(tiny.dialogues())
-        found.append((report.passes, torch.cat([g.flatten() for g in tiny.gradients(attached).values()])))
+        found.append(
+            (report.passes, torch.cat([g.flatten() for g in tiny.gradients(attached).values()]))
+        )
     assert found[0][0] == 1 < found[1][0]
     # Not 1e-10: Transformers' rotary tables are float32 whatever the model computes in.
     assert float((found[0][1] - found[1][1]).norm() / found[0][1].norm()) < 1e-6
@@ -214,7 +260,9 @@ def test_a_half_precision_base_keeps_differences_far_below_its_own_rounding() ->
     x = torch.zeros(1, part.w.shape[1], dtype=torch.bfloat16)
     x[0, 5] = 1.0
     assert float(part(x)[0, 3]) == pytest.approx(1e-6, rel=1e-2)
-    assert {p.dtype for n, p in model.named_parameters() if n in set(attached.parameters)} == {torch.float32}
+    assert {p.dtype for n, p in model.named_parameters() if n in set(attached.parameters)} == {
+        torch.float32
+    }
 
 
 @settings(max_examples=60, deadline=None)
@@ -227,7 +275,9 @@ def test_positions_come_back_from_their_code(positions: set[int]) -> None:
     assert len(codes) <= len(wanted) + (max(positions, default=0) + 1) // 255
 
 
-def test_half_a_percent_of_positions_and_values_takes_less_than_1_7_percent_of_a_bfloat16_model() -> None:
+def test_half_a_percent_of_positions_and_values_takes_less_than_1_7_percent_of_a_bfloat16_model() -> (
+    None
+):
     draw = random.Random(0)
     total = 400_000
     positions = torch.tensor(sorted(draw.sample(range(total), total // 200)))
@@ -235,7 +285,11 @@ def test_half_a_percent_of_positions_and_values_takes_less_than_1_7_percent_of_a
 
 
 @pytest.mark.parametrize(
-    ("config", "code"), [({"targets": ["embed_tokens"]}, "E-METHOD-44"), ({"targets": ["k_proj"], "target": 0.5}, "E-METHOD-43")]
+    ("config", "code"),
+    [
+        ({"targets": ["embed_tokens"]}, "E-METHOD-44"),
+        ({"targets": ["k_proj"], "target": 0.5}, "E-METHOD-43"),
+    ],
 )
 def test_what_cannot_differ_is_refused_with_its_reason(config: dict[str, Any], code: str) -> None:
     with pytest.raises(TunewrightError, match=code):

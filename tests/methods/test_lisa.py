@@ -31,7 +31,11 @@ def put(model: Any, steps: int = 12, **settings: Any) -> Any:
 
 
 def awake(model: Any) -> list[int]:
-    return [n for n, block in enumerate(model.model.layers) if all(p.requires_grad for p in block.parameters())]
+    return [
+        n
+        for n, block in enumerate(model.model.layers)
+        if all(p.requires_grad for p in block.parameters())
+    ]
 
 
 def test_it_is_adamw_on_what_is_awake_with_fresh_moments_for_who_wakes() -> None:
@@ -44,18 +48,30 @@ def test_it_is_adamw_on_what_is_awake_with_fresh_moments_for_who_wakes() -> None
     for number in range(1, 11):
         (up,) = awake(model)
         seen.append(up)
-        mine = {n for n in weights if not n.startswith("model.layers.") or n.startswith(f"model.layers.{up}.")}
+        mine = {
+            n
+            for n in weights
+            if not n.startswith("model.layers.") or n.startswith(f"model.layers.{up}.")
+        }
         stepper.gradients(tiny.dialogues())
-        found = {n: p.grad.double().clone() for n, p in model.named_parameters() if p.grad is not None}
+        found = {
+            n: p.grad.double().clone() for n, p in model.named_parameters() if p.grad is not None
+        }
         assert set(found) == mine
         model.zero_grad(set_to_none=True)
         moments = {n: m for n, m in moments.items() if n in mine}
         for n in mine:
             first, second, count = moments.get(n, (0.0, 0.0, 0))
-            first, second, count = 0.9 * first + 0.1 * found[n], 0.999 * second + 0.001 * found[n] ** 2, count + 1
+            first, second, count = (
+                0.9 * first + 0.1 * found[n],
+                0.999 * second + 0.001 * found[n] ** 2,
+                count + 1,
+            )
             moments[n] = (first, second, count)
             decay = 0.1 if weights[n].ndim > 1 else 0.0
-            weights[n] = weights[n] * (1 - 1e-2 * decay) - 1e-2 * (first / (1 - 0.9**count)) / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
+            weights[n] = weights[n] * (1 - 1e-2 * decay) - 1e-2 * (first / (1 - 0.9**count)) / (
+                (second / (1 - 0.999**count)).sqrt() + 1e-8
+            )
         assert stepper.step(tiny.dialogues(), number, 1e-2).applied
         for n, p in model.named_parameters():
             assert torch.allclose(p.double(), weights[n], atol=2e-5), (number, n)
@@ -86,7 +102,10 @@ def test_auto_is_a_fiftieth_of_the_run_and_at_least_five() -> None:
         for updates in range(60):
             attached.after_update(updates)
             kept.append(awake(model)[0])
-        assert all(len(set(kept[i : i + every])) == 1 for i in range(0, 60, every)) and len(set(kept)) > 1
+        assert (
+            all(len(set(kept[i : i + every])) == 1 for i in range(0, 60, every))
+            and len(set(kept)) > 1
+        )
 
 
 def test_more_blocks_than_there_are_is_refused() -> None:
@@ -103,27 +122,37 @@ def test_who_sleeps_is_held_in_the_models_number_type_without_gradient_and_momen
         assert stepper.step(tiny.dialogues(), number, 1e-2).applied
         (up,) = awake(model)
         for n, block in enumerate(model.model.layers):
-            assert {p.dtype for p in block.parameters()} == {torch.float32 if n == up else torch.bfloat16}
+            assert {p.dtype for p in block.parameters()} == {
+                torch.float32 if n == up else torch.bfloat16
+            }
             assert n == up or not any(p in stepper.optimizer.state for p in block.parameters())
         assert model.model.embed_tokens.weight.dtype == torch.float32
 
 
 def test_rounding_by_lot_keeps_the_mean_and_what_needs_no_rounding() -> None:
     values = torch.randn(200, dtype=torch.float32) * torch.logspace(-3, 3, 200)
-    mean = torch.stack([rounded_by_lot(values, torch.bfloat16, seed).double() for seed in range(4000)]).mean(0)
+    mean = torch.stack(
+        [rounded_by_lot(values, torch.bfloat16, seed).double() for seed in range(4000)]
+    ).mean(0)
     spacing = values.abs().double() / 128
-    assert float(((mean - values.double()).abs() / spacing).max()) < 0.05  # one draw is off by up to a whole spacing
+    assert (
+        float(((mean - values.double()).abs() / spacing).max()) < 0.05
+    )  # one draw is off by up to a whole spacing
     exact = values.bfloat16().float()
     assert torch.equal(rounded_by_lot(exact, torch.bfloat16, 1).float(), exact)
     low, high = rounded_by_lot(values, torch.bfloat16, 1), rounded_by_lot(values, torch.bfloat16, 2)
-    assert float(((low.float() - values).abs() / spacing.float()).max()) <= 1 and not torch.equal(low, high)
+    assert float(((low.float() - values).abs() / spacing.float()).max()) <= 1 and not torch.equal(
+        low, high
+    )
     odd = torch.tensor([0.0, -0.0, 3.4e38, float("inf"), float("nan")])
     found = rounded_by_lot(odd, torch.bfloat16, 3).float()
     assert found[0] == 0 and bool(found[3].isinf()) and bool(found[4].isnan())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_run_taken_up_again_in_the_middle_of_a_period_is_the_same_run(tmp_path: Path, dtype: str) -> None:
+def test_a_run_taken_up_again_in_the_middle_of_a_period_is_the_same_run(
+    tmp_path: Path, dtype: str
+) -> None:
     model = story.model_folder(tmp_path / "model", num_hidden_layers=4)
     given = {
         "model": str(model), "data.train": str(story.rows_file(tmp_path / "rows.json")), "data.held_out": 0, "out": str(tmp_path / "whole"), "probes": 1,
@@ -140,4 +169,6 @@ def test_a_run_taken_up_again_in_the_middle_of_a_period_is_the_same_run(tmp_path
     assert steps == 9 and len(kept) == 2
     shutil.rmtree(kept[-1])  # step 9; step 8 is the end of a period, and its update drew new blocks
     resume_run(half, tell=Quiet())
-    assert story.digest(half / "model" / "model.safetensors") == story.digest(whole / "model" / "model.safetensors")
+    assert story.digest(half / "model" / "model.safetensors") == story.digest(
+        whole / "model" / "model.safetensors"
+    )

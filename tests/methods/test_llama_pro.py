@@ -1,4 +1,5 @@
-"""LLaMA Pro: new blocks that do nothing at first, stand where the paper puts them, and leave a plain larger model."""
+"""LLaMA Pro: new blocks that do nothing at first, stand where the paper puts them, and leave a
+plain larger model."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def put(model: Any, **settings: Any) -> Any:
 
 
 def four_blocks(family: str) -> Any:
-    kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2} if family == "gemma2" else {}
+    kinds = (
+        {"layer_types": ["sliding_attention", "full_attention"] * 2} if family == "gemma2" else {}
+    )
     return tiny.make_model(family, num_hidden_layers=4, **kinds)
 
 
@@ -41,14 +44,24 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("layers", "new", "after"), [(32, 8, [3, 7, 11, 15, 19, 23, 27, 31]), (30, 7, [3, 8, 12, 16, 20, 25, 29]), (2, 1, [1]), (3, 3, [0, 1, 2])]
+    ("layers", "new", "after"),
+    [
+        (32, 8, [3, 7, 11, 15, 19, 23, 27, 31]),
+        (30, 7, [3, 8, 12, 16, 20, 25, 29]),
+        (2, 1, [1]),
+        (3, 3, [0, 1, 2]),
+    ],
 )
-def test_new_blocks_stand_at_the_end_of_equal_groups(layers: int, new: int, after: list[int]) -> None:
+def test_new_blocks_stand_at_the_end_of_equal_groups(
+    layers: int, new: int, after: list[int]
+) -> None:
     assert places(layers, new) == after
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gpt2"])
-def test_the_old_blocks_are_those_of_before_and_the_new_ones_copies_without_a_voice(family: str) -> None:
+def test_the_old_blocks_are_those_of_before_and_the_new_ones_copies_without_a_voice(
+    family: str,
+) -> None:
     model = four_blocks(family)
     names = anatomy.of(model).blocks
     old = [copy.deepcopy(model.get_submodule(name)) for name in names]
@@ -57,22 +70,41 @@ def test_the_old_blocks_are_those_of_before_and_the_new_ones_copies_without_a_vo
     grown = [model.get_submodule(name) for name in anatomy.of(model).blocks]
     assert len(grown) == 6 and model.config.num_hidden_layers == 6
     root = names[0].rpartition(".")[0]
-    assert {name.removeprefix(f"{root}.").partition(".")[0] for name in attached.parameters} == {"2", "5"}
+    assert {name.removeprefix(f"{root}.").partition(".")[0] for name in attached.parameters} == {
+        "2",
+        "5",
+    }
     for place, number in enumerate((0, 1, None, 2, 3, None)):
         if number is not None:
-            assert all(torch.equal(a, b) for a, b in zip(grown[place].state_dict().values(), old[number].state_dict().values(), strict=True))
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(
+                    grown[place].state_dict().values(),
+                    old[number].state_dict().values(),
+                    strict=True,
+                )
+            )
     silent = [n for n in attached.parameters if not bool(dict(model.named_parameters())[n].any())]
     assert len([n for n in silent if n.endswith("weight")]) == 4  # two projections of two blocks
     assert torch.equal(logits(model), before)
     if getattr(model.config, "layer_types", None):
         kinds = model.config.layer_types
         assert len(kinds) == 6 and kinds[2] == kinds[1] and kinds[5] == kinds[4]
-    assert {id(m.config) for block in grown for m in block.modules() if hasattr(m, "config")} <= {id(model.config)}
-    numbers = [m.layer_idx for block in grown for m in block.modules() if isinstance(getattr(m, "layer_idx", None), int)]
+    assert {id(m.config) for block in grown for m in block.modules() if hasattr(m, "config")} <= {
+        id(model.config)
+    }
+    numbers = [
+        m.layer_idx
+        for block in grown
+        for m in block.modules()
+        if isinstance(getattr(m, "layer_idx", None), int)
+    ]
     assert sorted(set(numbers)) == list(range(6)) and numbers == sorted(numbers)
 
 
-def test_new_blocks_learn_their_own_norms_also_where_the_old_ones_compute_in_a_faster_form() -> None:
+def test_new_blocks_learn_their_own_norms_also_where_the_old_ones_compute_in_a_faster_form() -> (
+    None
+):
     from tunewright.models.kernels.fused import accelerate
 
     def gradients(fast: bool) -> dict[str, Any]:
@@ -90,7 +122,9 @@ def test_new_blocks_learn_their_own_norms_also_where_the_old_ones_compute_in_a_f
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2"])
-def test_what_it_wrote_as_a_plain_model_answers_alike_with_and_without_a_cache(family: str, tmp_path: Path) -> None:
+def test_what_it_wrote_as_a_plain_model_answers_alike_with_and_without_a_cache(
+    family: str, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     model = four_blocks(family)
@@ -107,7 +141,9 @@ def test_what_it_wrote_as_a_plain_model_answers_alike_with_and_without_a_cache(f
     assert float((last - tuned[:, -1]).abs().max()) <= 1e-4 * float(tuned.abs().max())
 
 
-def test_a_run_is_merged_into_a_plain_larger_model_and_only_new_tensors_count_as_changed(tmp_path: Path) -> None:
+def test_a_run_is_merged_into_a_plain_larger_model_and_only_new_tensors_count_as_changed(
+    tmp_path: Path,
+) -> None:
     model = story.model_folder(tmp_path / "model", "qwen2", num_hidden_layers=4)
     given = {
         "model": str(model), "data.train": str(story.rows_file(tmp_path / "rows.json")), "data.held_out": 0, "out": str(tmp_path / "run"), "probes": 2,
@@ -117,7 +153,9 @@ def test_a_run_is_merged_into_a_plain_larger_model_and_only_new_tensors_count_as
     stored = sum(f.stat().st_size for f in (tmp_path / "run" / "adapter").glob("*.safetensors"))
     assert stored < (model / "model.safetensors").stat().st_size
     verdict = merge_run(tmp_path / "run", tmp_path / "merged", dtype="float32", tell=Quiet())
-    assert verdict["verdict"] == "equal" and verdict["tensors"] == 4 * 12 + 2 * 12 + 2  # qwen2: 12 a block, embedding, last norm; the head is tied
+    assert (
+        verdict["verdict"] == "equal" and verdict["tensors"] == 4 * 12 + 2 * 12 + 2
+    )  # qwen2: 12 a block, embedding, last norm; the head is tied
     assert 2 * 7 <= verdict["tensors_changed"] <= 2 * 12
 
 
@@ -142,4 +180,7 @@ def test_the_estimate_counts_the_blocks_it_will_have() -> None:
     entry = methods.get("llama_pro")
     assert entry is not None
     grown = entry.config(blocks=2).grown(shape)
-    assert (grown.layers, shape.layers) == (6, 4) and grown.block_weights * 4 == shape.block_weights * 6
+    assert (grown.layers, shape.layers) == (
+        6,
+        4,
+    ) and grown.block_weights * 4 == shape.block_weights * 6

@@ -29,7 +29,11 @@ def close(a: torch.Tensor, b: torch.Tensor, share: float) -> bool:
 
 def base_state(model: Any) -> dict[str, torch.Tensor]:
     """The weights of the base by their own names, whether or not adapters sit on it."""
-    return {n.replace("base_model.model.", "").replace(".base_layer", ""): p.clone() for n, p in model.named_parameters() if "lora_" not in n}
+    return {
+        n.replace("base_model.model.", "").replace(".base_layer", ""): p.clone()
+        for n, p in model.named_parameters()
+        if "lora_" not in n
+    }
 
 
 def trained(family: str, steps: int = 3, targets: list[str] | None = None) -> tuple[Any, Any]:
@@ -80,7 +84,9 @@ def test_the_saved_adapter_gives_the_same_logits_in_plain_peft(family: str, tmp_
     tiny.make_model(family).save_pretrained(tmp_path / "base")
     attached, _ = trained(family)
     attached.save(tmp_path / "adapter")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32, attn_implementation="eager")
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", dtype=torch.float32, attn_implementation="eager"
+    )
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ours = logits(attached.model)
     assert close(logits(plain), ours, 1e-5)
@@ -88,7 +94,8 @@ def test_the_saved_adapter_gives_the_same_logits_in_plain_peft(family: str, tmp_
 
 
 def test_the_logits_of_the_engine_itself_are_those_of_plain_peft(tmp_path: Path) -> None:
-    """Not only the reloaded model: the very forward pass that trained, tree and fused layers included."""
+    """Not only the reloaded model: the very forward pass that trained, tree and fused layers
+    included."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -98,7 +105,10 @@ def test_the_logits_of_the_engine_itself_are_those_of_plain_peft(tmp_path: Path)
     stepper = tiny.make_stepper(model, attached)
     samples = tiny.dialogues()
     ours = stepper.policy(samples).logprob.detach()
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32), tmp_path / "adapter").eval()
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32),
+        tmp_path / "adapter",
+    ).eval()
     parts = []
     for b in (b for s in samples for b in s.branches):
         with torch.no_grad():
@@ -114,9 +124,16 @@ def test_the_file_holds_the_adapter_and_nothing_else(tmp_path: Path) -> None:
     attached.save(tmp_path)
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert len(stored) == 2 * 2 * 2  # blocks x modules x (A, B)
-    assert sum(t.numel() for t in stored.values()) == sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+    assert sum(t.numel() for t in stored.values()) == sum(
+        p.numel() for p in attached.model.parameters() if p.requires_grad
+    )
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
-    assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 3, 6, "none")
+    assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == (
+        "LORA",
+        3,
+        6,
+        "none",
+    )
     assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]
     assert config["base_model_name_or_path"] == "tiny"
     assert not list(tmp_path.glob("*.bin"))
@@ -152,7 +169,9 @@ def test_fused_layers_give_pefts_own_gradients(family: str, dtype: str) -> None:
         out = attached.model(input_ids=torch.tensor(IDS), labels=torch.tensor(IDS))
         out.loss.backward()
         found.append((out.logits.detach(), tiny.gradients(attached)))
-    most = 1e-6 if dtype == "float64" else 1e-5  # norms and the loss narrow to float32 even in a float64 model
+    most = (
+        1e-6 if dtype == "float64" else 1e-5
+    )  # norms and the loss narrow to float32 even in a float64 model
     (ours, got), (theirs, wanted) = found
     assert close(ours, theirs, most)
     assert got.keys() == wanted.keys()
@@ -175,21 +194,32 @@ def test_a_merged_or_switched_off_layer_does_not_add_its_update_twice() -> None:
     assert close(attached.model(input_ids=ids).logits.detach(), tuned, 1e-4)
     attached.model.unmerge_adapter()
     with attached.model.disable_adapter():
-        assert close(attached.model(input_ids=ids).logits.detach(), logits(tiny.make_model("llama")), 1e-4)
+        assert close(
+            attached.model(input_ids=ids).logits.detach(), logits(tiny.make_model("llama")), 1e-4
+        )
 
 
 @pytest.mark.parametrize(
     ("family", "roles", "names"),
     [
         ("llama", ["attention.query", "attention.value"], ["q_proj", "v_proj"]),
-        ("llama", ["linear"], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+        (
+            "llama",
+            ["linear"],
+            ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        ),
         ("llama", ["mlp"], ["gate_proj", "up_proj", "down_proj"]),
         ("phi3", ["attention.qkv"], ["qkv_proj"]),
         ("phi", ["mlp.up", "mlp.down"], ["fc1", "fc2"]),
     ],
 )
-def test_roles_and_plain_module_names_select_the_same(family: str, roles: list[str], names: list[str]) -> None:
-    assert tiny.attach_lora(tiny.make_model(family), roles).parameters == tiny.attach_lora(tiny.make_model(family), names).parameters
+def test_roles_and_plain_module_names_select_the_same(
+    family: str, roles: list[str], names: list[str]
+) -> None:
+    assert (
+        tiny.attach_lora(tiny.make_model(family), roles).parameters
+        == tiny.attach_lora(tiny.make_model(family), names).parameters
+    )
 
 
 def test_a_name_that_stands_in_two_places_selects_only_the_role_asked_for() -> None:
@@ -207,7 +237,9 @@ def test_a_target_that_matches_nothing_is_an_error() -> None:
 def test_only_a_and_b_train_and_the_scale_is_alpha_over_rank() -> None:
     attached = tiny.attach_lora(tiny.make_model("llama"), ["attention.query"], rank=4, alpha=10.0)
     assert {n.split(".")[-3] for n in attached.parameters} == {"lora_A", "lora_B"}
-    assert attached.parameters == [n for n, p in attached.model.named_parameters() if p.requires_grad]
+    assert attached.parameters == [
+        n for n, p in attached.model.named_parameters() if p.requires_grad
+    ]
     assert {m.scaling["default"] for m in attached.model.modules() if hasattr(m, "lora_A")} == {2.5}
     default = tiny.attach_lora(tiny.make_model("llama"), rank=4)
     assert {m.scaling["default"] for m in default.model.modules() if hasattr(m, "lora_A")} == {2.0}

@@ -1,4 +1,5 @@
-"""New tokens: the tokenizer takes them as one piece, only their rows train, and PEFT opens what was saved."""
+"""New tokens: the tokenizer takes them as one piece, only their rows train, and PEFT opens what was
+saved."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ WORDS = ["<plan>", "</plan>"]
 def attach(model: Any, **settings: Any) -> Any:
     entry = methods.get("new_tokens")
     assert entry is not None
-    return entry.function(entry.config(**settings), model, anatomy.of(model), str(model.name_or_path))
+    return entry.function(
+        entry.config(**settings), model, anatomy.of(model), str(model.name_or_path)
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -42,7 +45,11 @@ def test_room_is_made_and_old_rows_stay(tied: bool) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_new_row_starts_at_its_pieces_and_only_its_rows_train(tmp_path: Path, tied: bool) -> None:
-    folder = story.model_folder(tmp_path / "model", tie_word_embeddings=tied, vocab_size=len(load_tokenizer(story.model_folder(tmp_path / "other"))))
+    folder = story.model_folder(
+        tmp_path / "model",
+        tie_word_embeddings=tied,
+        vocab_size=len(load_tokenizer(story.model_folder(tmp_path / "other"))),
+    )
     old = load_tokenizer(folder)
     pieces = old("<plan>", add_special_tokens=False)["input_ids"]
     model = load_model(folder, dtype="float32")
@@ -54,21 +61,40 @@ def test_a_new_row_starts_at_its_pieces_and_only_its_rows_train(tmp_path: Path, 
     first = next(p for n, p in trained.items() if "embed_tokens" in n)
     assert len(pieces) > 1 and torch.allclose(first[0], rows[pieces].mean(0), atol=1e-6)
     mean = attach(load_model(folder, dtype="float32"), tokens=WORDS, start="mean")
-    assert torch.allclose(next(p for n, p in mean.model.named_parameters() if "delta" in n)[0], rows.mean(0), atol=1e-6)
+    assert torch.allclose(
+        next(p for n, p in mean.model.named_parameters() if "delta" in n)[0],
+        rows.mean(0),
+        atol=1e-6,
+    )
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's advice to whoever opens a folder
-def test_a_run_reads_rows_with_the_new_words_answers_merges_and_opens_in_plain_peft(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:Model has `tie_word_embeddings=True`"
+)  # PEFT's advice to whoever opens a folder
+def test_a_run_reads_rows_with_the_new_words_answers_merges_and_opens_in_plain_peft(
+    tmp_path: Path,
+) -> None:
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, data = story.model_folder(tmp_path / "model"), tmp_path / "rows.json"
     size = len(load_tokenizer(model))
-    rows = [{"instruction": f"what is it {i}?", "output": f"<plan>a small model {i}</plan>"} for i in range(12)]
+    rows = [
+        {"instruction": f"what is it {i}?", "output": f"<plan>a small model {i}</plan>"}
+        for i in range(12)
+    ]
     data.write_text(json.dumps(rows), encoding="utf-8")
     out = tmp_path / "run"
     done = story.tunewright(
-        *story.words(model, data, out, "method.kind=new_tokens", 'method.tokens=["<plan>","</plan>"]', "engine.learning_rate=5e-2", "engine.epochs=8")
+        *story.words(
+            model,
+            data,
+            out,
+            "method.kind=new_tokens",
+            'method.tokens=["<plan>","</plan>"]',
+            "engine.learning_rate=5e-2",
+            "engine.epochs=8",
+        )
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())
@@ -101,12 +127,18 @@ def test_ids_name_reserved_tokens_and_nothing_is_added(tmp_path: Path) -> None:
             if name in attached.parameters:
                 p.add_(1.0)
     merged = attached.merge()
-    table, base = merged.get_input_embeddings().weight, tiny.make_model("qwen2").get_input_embeddings().weight
+    table, base = (
+        merged.get_input_embeddings().weight,
+        tiny.make_model("qwen2").get_input_embeddings().weight,
+    )
     changed = (table != base).any(1).nonzero().flatten().tolist()
     assert changed == [5, 9]
 
 
-@pytest.mark.parametrize(("tokens", "code"), [([5000], "E-METHOD-67"), ([-1], "E-METHOD-67"), (["<plan>"], "E-METHOD-66")])
+@pytest.mark.parametrize(
+    ("tokens", "code"),
+    [([5000], "E-METHOD-67"), ([-1], "E-METHOD-67"), (["<plan>"], "E-METHOD-66")],
+)
 def test_what_cannot_be_is_refused(tokens: list[Any], code: str) -> None:
     with pytest.raises(TunewrightError) as caught:
         attach(tiny.make_model("llama"), tokens=tokens)

@@ -1,6 +1,8 @@
-"""Families whose blocks are not all alike: every method trains everything it says, or is refused with a code. Shared tiny models, a few steps each.
+"""Families whose blocks are not all alike: every method trains everything it says, or is refused
+with a code. Shared tiny models, a few steps each.
 
-That a parameter learns is read off the parameter: with AdamW and no weight decay it moves exactly if it got a gradient.
+That a parameter learns is read off the parameter: with AdamW and no weight decay it moves exactly
+if it got a gradient.
 """
 
 from __future__ import annotations
@@ -26,9 +28,25 @@ DELTA = {
     "linear_conv_kernel_dim": 4,
 }  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-STATES = {"mamba_n_heads": 12, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 16}
-WINDOWS = {"sliding_window": 7, "layer_types": ["sliding_attention"] * 3 + ["full_attention"], "tie_word_embeddings": True}
-OWN_ROWS = {"head_dim": 16, "vocab_size_per_layer_input": tiny.VOCABULARY, "hidden_size_per_layer_input": 8, **WINDOWS}
+STATES = {
+    "mamba_n_heads": 12,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
+WINDOWS = {
+    "sliding_window": 7,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    "tie_word_embeddings": True,
+}
+OWN_ROWS = {
+    "head_dim": 16,
+    "vocab_size_per_layer_input": tiny.VOCABULARY,
+    "hidden_size_per_layer_input": 8,
+    **WINDOWS,
+}
 ODD: dict[str, dict[str, Any]] = {
     "qwen3_5_text": DELTA,
     "qwen3_next": {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 32, "decoder_sparse_step": 1},
@@ -95,8 +113,13 @@ def outcome(kind: str, family: str) -> str:
 
 
 KINDS = [kind for kind in methods.names() if kind not in ("loftq", "adalora")]
-"""All but the one that needs a quantised base, and the one whose schedule needs more steps than are taken here."""
-STATE = {"prefix_tuning": "E-METHOD-74", "p_tuning_v2": "E-METHOD-74", "mixture_of_depths": "E-METHOD-46"}
+"""All but the one that needs a quantised base, and the one whose schedule needs more steps than are
+taken here."""
+STATE = {
+    "prefix_tuning": "E-METHOD-74",
+    "p_tuning_v2": "E-METHOD-74",
+    "mixture_of_depths": "E-METHOD-46",
+}
 TABLES = {
     "prompt_tuning": "E-METHOD-75",
     "p_tuning": "E-METHOD-75",
@@ -104,8 +127,12 @@ TABLES = {
     "mixture_of_depths": "E-METHOD-46",
     "bitfit": "E-METHOD-01",
 }
-REFUSED: dict[str, dict[str, str]] = {"qwen3_5_text": {**STATE, "bitfit": "E-METHOD-01"}, "gemma4_text": TABLES}
-"""What the two families that people have are refused, and for what reason; everything else trains on them."""
+REFUSED: dict[str, dict[str, str]] = {
+    "qwen3_5_text": {**STATE, "bitfit": "E-METHOD-01"},
+    "gemma4_text": TABLES,
+}
+"""What the two families that people have are refused, and for what reason; everything else trains
+on them."""
 SOME = ["lora", "full", "llama_pro", "prefix_tuning", "prompt_tuning", "pissa"]
 
 
@@ -119,7 +146,9 @@ def test_every_method_trains_on_unlike_blocks_or_is_refused(family: str, kind: s
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("family", [family for family in ODD if family not in REFUSED])
-def test_the_common_methods_train_on_other_odd_families_or_are_refused(family: str, kind: str) -> None:
+def test_the_common_methods_train_on_other_odd_families_or_are_refused(
+    family: str, kind: str
+) -> None:
     found = outcome(kind, family)
     assert found == "trains" or found.startswith("E-"), found
     assert found == "trains" or kind not in ("lora", "full"), found
@@ -136,8 +165,11 @@ def test_every_method_trains_on_every_odd_family_or_is_refused(family: str, kind
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["prefix_tuning", "p_tuning_v2"])
-def test_a_prefix_on_layers_with_keys_of_two_sizes_is_that_of_plain_peft(tmp_path: Any, kind: str) -> None:
-    """The saved folder on an untouched base, opened by plain PEFT, gives the loss that the run computes."""
+def test_a_prefix_on_layers_with_keys_of_two_sizes_is_that_of_plain_peft(
+    tmp_path: Any, kind: str
+) -> None:
+    """The saved folder on an untouched base, opened by plain PEFT, gives the loss that the run
+    computes."""
     from peft import PeftModel
 
     from tunewright.engine.policy import Policy
@@ -155,7 +187,9 @@ def test_a_prefix_on_layers_with_keys_of_two_sizes_is_that_of_plain_peft(tmp_pat
     branch = samples[0].branches[0]
     ids = torch.tensor([branch.tokens])
     with torch.no_grad():
-        logprobs = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(-1)
+        logprobs = (
+            theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(-1)
+        )
     wanted = torch.stack([logprobs[i - 1, branch.tokens[i]] for i in branch.learnt])
     assert torch.allclose(ours, wanted, atol=1e-4)
 
@@ -183,12 +217,27 @@ def test_gates_and_decays_are_no_output_projections(family: str) -> None:
 def test_attention_covers_the_whole_of_linear_attention_and_output_only_its_end() -> None:
     found = anatomy.of(base("qwen3_5_text"))
     parts = {name.rpartition(".")[2] for name in found.select(["attention"])}
-    assert parts == {"in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj"}
-    assert {name.rpartition(".")[2] for name in found.select(["attention.output"])} == {"out_proj", "o_proj"}
+    assert parts == {
+        "in_proj_qkv",
+        "in_proj_z",
+        "in_proj_a",
+        "in_proj_b",
+        "out_proj",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    }
+    assert {name.rpartition(".")[2] for name in found.select(["attention.output"])} == {
+        "out_proj",
+        "o_proj",
+    }
 
 
 def test_what_a_kernel_reads_past_the_layer_is_left_out_and_said() -> None:
     found = anatomy.of(base("jamba"))
     assert {name.rpartition(".")[2] for name in found.past} == {"x_proj", "dt_proj", "out_proj"}
-    assert not set(found.past) & {*found.linear, *found.select(["attention"])} and any("dt_proj" in note for note in found.notes)
+    assert not set(found.past) & {*found.linear, *found.select(["attention"])} and any(
+        "dt_proj" in note for note in found.notes
+    )
     assert found.select(["dt_proj"])  # a person may still name it

@@ -1,4 +1,5 @@
-"""Methods that PEFT has: PEFT's own gradients, PEFT's own files, and one clear message for what cannot be."""
+"""Methods that PEFT has: PEFT's own gradients, PEFT's own files, and one clear message for what
+cannot be."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from tunewright.core.types import Attached
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy
 
-IDS = torch.tensor([[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]])
+IDS = torch.tensor(
+    [[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]]
+)
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4}, "rslora": {"rank": 4}, "dora": {"rank": 4}, "lora_plus": {"rank": 4}, "pissa": {"rank": 4}, "olora": {"rank": 4},
     "loha": {"rank": 4}, "lokr": {"rank": 2}, "adalora": {"rank": 4}, "ia3": {}, "vera": {"rank": 16}, "oft": {"block_size": 8},
@@ -57,7 +60,8 @@ def close(a: torch.Tensor, b: torch.Tensor, share: float) -> bool:
 
 
 def plain_peft(attached: Attached) -> None:
-    """Take away everything of this package: the forward of PEFT's and Transformers' classes is what remains."""
+    """Take away everything of this package: the forward of PEFT's and Transformers' classes is what
+    remains."""
     for module in attached.model.modules():
         module.__dict__.pop("forward", None)
 
@@ -81,7 +85,8 @@ def padded_batch(samples: list[Any]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("layout", ["padded", "tree"])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_gradients_are_those_of_pefts_own_model_on_a_padded_batch(kind: str, layout: str) -> None:
-    """PEFT's model with its own forward and Transformers' own loss is the oracle; AdaLoRA's penalty is part of PEFT's loss and of our terms.
+    """PEFT's model with its own forward and Transformers' own loss is the oracle; AdaLoRA's penalty
+    is part of PEFT's loss and of our terms.
 
     float64 for every tensor: the algebra; float32 for the gradient as a whole: what a run computes.
     """
@@ -89,7 +94,9 @@ def test_gradients_are_those_of_pefts_own_model_on_a_padded_batch(kind: str, lay
         ours, theirs = both_gradients(kind, layout, dtype)
         assert ours.keys() == theirs.keys()
         if dtype is torch.float64:
-            assert {name: gap for name in theirs if (gap := distance(ours[name], theirs[name])) > limit} == {}
+            assert {
+                name: gap for name in theirs if (gap := distance(ours[name], theirs[name])) > limit
+            } == {}
         assert distance(flat(ours), flat(theirs)) <= limit
 
 
@@ -97,7 +104,9 @@ def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
 
 
-def both_gradients(kind: str, layout: str, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def both_gradients(
+    kind: str, layout: str, dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     samples = tiny.dialogues() + tiny.pairs()
     model = tiny.make_model("qwen2")
     attached = put(kind, model, **KINDS[kind])
@@ -127,10 +136,17 @@ def test_a_start_kept_beside_the_weights_is_pefts_own_start_taken_out_of_them(ho
     plain = tiny.make_model("llama")
     torch.manual_seed(7)
     settings = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=4, init_lora_weights=how, target_modules=list(attached.model.peft_config["default"].target_modules)
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=4,
+        init_lora_weights=how,
+        target_modules=list(attached.model.peft_config["default"].target_modules),
     )
     wrapped = peft.get_peft_model(plain, settings)
-    assert not torch.equal(plain.model.layers[0].self_attn.q_proj.base_layer.weight, tiny.make_model("llama").model.layers[0].self_attn.q_proj.weight)
+    assert not torch.equal(
+        plain.model.layers[0].self_attn.q_proj.base_layer.weight,
+        tiny.make_model("llama").model.layers[0].self_attn.q_proj.weight,
+    )
     wrapped(**padded_batch(samples), use_cache=False).loss.backward()
     for name, p in wrapped.named_parameters():
         if p.requires_grad:
@@ -151,7 +167,12 @@ def test_peft_alone_loads_the_saved_folder_with_the_same_logits(kind: str, tmp_p
         plain = PeftModel.from_pretrained(tiny.make_model("llama"), tmp_path)
     assert close(logits(plain), ours, 1e-5)
     assert not close(ours, logits(tiny.make_model("llama")), 1e-3)
-    assert json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == "tiny"
+    assert (
+        json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
+        == "tiny"
+    )
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -169,7 +190,11 @@ def test_a_run_can_start_from_the_saved_folder_of_any_type(kind: str, tmp_path: 
     losses = [stepper.step(tiny.dialogues(), n, 3e-3).loss for n in range(1, 6)]
     assert losses[-1] < losses[0]
     again.save(tmp_path / "second")
-    assert close(logits(put_on(tiny.make_model("llama"), tmp_path / "second").model), logits_stock(model, again), 1e-5)
+    assert close(
+        logits(put_on(tiny.make_model("llama"), tmp_path / "second").model),
+        logits_stock(model, again),
+        1e-5,
+    )
 
 
 def logits_stock(model: Any, attached: Attached) -> torch.Tensor:
@@ -177,19 +202,40 @@ def logits_stock(model: Any, attached: Attached) -> torch.Tensor:
     return logits(attached.model)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2")])
-def test_what_trains_is_float32_on_a_half_precision_base_and_the_base_is_not_rounded_again(kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [k for k in KINDS if k not in ("prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2")],
+)
+def test_what_trains_is_float32_on_a_half_precision_base_and_the_base_is_not_rounded_again(
+    kind: str,
+) -> None:
     before = {n: p.clone() for n, p in tiny.make_model("llama", "bfloat16").named_parameters()}
     model = tiny.make_model("llama", "bfloat16")
     attached = put(kind, model, **KINDS[kind])
     assert {p.dtype for p in attached.model.parameters() if p.requires_grad} == {torch.float32}
     tiny.make_stepper(model, attached, "padded").gradients(tiny.dialogues())
     assert any(g.abs().sum() > 0 for g in tiny.gradients(attached).values())
-    after = {n.replace("base_model.model.", "").replace(".base_layer", ""): p for n, p in attached.model.named_parameters()}
+    after = {
+        n.replace("base_model.model.", "").replace(".base_layer", ""): p
+        for n, p in attached.model.named_parameters()
+    }
     assert all(torch.equal(after[n], p) for n, p in before.items())
 
 
-@pytest.mark.parametrize("kind", ["ia3", "vera", "oft", "prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2", "lora", "pissa"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "ia3",
+        "vera",
+        "oft",
+        "prompt_tuning",
+        "p_tuning",
+        "prefix_tuning",
+        "p_tuning_v2",
+        "lora",
+        "pissa",
+    ],
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_estimate_before_loading_counts_what_really_trains(kind: str, family: str) -> None:
     from tunewright.advise.shape import ModelShape, trainable_parameters
@@ -199,14 +245,20 @@ def test_the_estimate_before_loading_counts_what_really_trains(kind: str, family
     shape = ModelShape.from_config(tiny.make_config(family).to_dict())
     entry = methods.get(kind)
     assert entry is not None
-    settings = [KINDS[kind]] + ([{"encoder": "lstm", "encoder_size": 16}] if kind == "p_tuning" else [])
+    settings = [KINDS[kind]] + (
+        [{"encoder": "lstm", "encoder_size": 16}] if kind == "p_tuning" else []
+    )
     for chosen in settings:
         attached = put(kind, tiny.make_model(family), **chosen)
-        assert trainable_parameters(shape, entry.config(**chosen)) == sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+        assert trainable_parameters(shape, entry.config(**chosen)) == sum(
+            p.numel() for p in attached.model.parameters() if p.requires_grad
+        )
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_on_a_half_precision_base_the_reloaded_adapter_answers_bit_for_bit_as_the_trained_one(kind: str, tmp_path: Path) -> None:
+def test_on_a_half_precision_base_the_reloaded_adapter_answers_bit_for_bit_as_the_trained_one(
+    kind: str, tmp_path: Path
+) -> None:
     attached = put(kind, tiny.make_model("llama", "bfloat16"), **KINDS[kind])
     assert attached.parameters == put(kind, tiny.make_model("llama"), **KINDS[kind]).parameters
     tiny.randomise(attached)
@@ -221,30 +273,49 @@ def test_on_a_half_precision_base_the_reloaded_adapter_answers_bit_for_bit_as_th
 def test_options_of_lora_are_the_kinds_of_the_same_name() -> None:
     for kind in ("rslora", "dora", "pissa", "olora"):
         alpha = {"alpha": 8.0}
-        one, other = put(kind, tiny.make_model("llama"), rank=4, **alpha), put("lora", tiny.make_model("llama"), rank=4, **{kind: True}, **alpha)
+        one, other = (
+            put(kind, tiny.make_model("llama"), rank=4, **alpha),
+            put("lora", tiny.make_model("llama"), rank=4, **{kind: True}, **alpha),
+        )
         assert one.parameters == other.parameters
-        assert all(torch.equal(a, b) for a, b in zip(tiny.trained(one).values(), tiny.trained(other).values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(tiny.trained(one).values(), tiny.trained(other).values(), strict=True)
+        )
         samples = tiny.dialogues()
         tiny.randomise(one)
         tiny.randomise(other)
-        losses = [tiny.make_stepper(a.model.get_base_model(), a).gradients(samples).loss for a in (one, other)]
+        losses = [
+            tiny.make_stepper(a.model.get_base_model(), a).gradients(samples).loss
+            for a in (one, other)
+        ]
         assert losses[0] == losses[1]
 
 
 def test_a_fast_start_is_near_the_exact_one() -> None:
-    exact, fast = (put("pissa", tiny.make_model("llama"), rank=4, pissa_niter=n) for n in (None, 16))
+    exact, fast = (
+        put("pissa", tiny.make_model("llama"), rank=4, pissa_niter=n) for n in (None, 16)
+    )
     for name in exact.parameters:
         if "lora_A" in name:
             A, B = (tiny.trained(exact)[n] for n in (name, name.replace("lora_A", "lora_B")))
             a, b = (tiny.trained(fast)[n] for n in (name, name.replace("lora_A", "lora_B")))
-            weight = tiny.make_model("llama").get_submodule(name.split("base_model.model.")[1].split(".lora_A")[0]).weight
+            weight = (
+                tiny.make_model("llama")
+                .get_submodule(name.split("base_model.model.")[1].split(".lora_A")[0])
+                .weight
+            )
             left = [float(torch.linalg.matrix_norm(weight - product)) for product in (b @ a, B @ A)]
             assert left[1] <= left[0] <= 1.02 * left[1]
 
 
 def test_options_that_exclude_one_another_or_do_nothing_are_refused() -> None:
     config = methods.get("lora").config  # type: ignore[union-attr]
-    for wrong in ({"pissa": True, "olora": True}, {"pissa": True, "dora": True}, {"pissa_niter": 4}):
+    for wrong in (
+        {"pissa": True, "olora": True},
+        {"pissa": True, "dora": True},
+        {"pissa_niter": 4},
+    ):
         with pytest.raises(ValueError, match="choose one|no effect"):
             config(**wrong)
 
@@ -265,26 +336,50 @@ def test_blocks_that_do_not_exist_and_ranks_above_every_matrix_are_refused() -> 
     assert refused("lora", targets=["embedding"], rank=49) == "E-METHOD-20"
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "lora_plus", "pissa", "olora", "loha", "adalora", "lokr"])
-def test_a_rank_above_some_layers_is_lowered_there_said_and_plain_peft_opens_what_is_saved(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", ["lora", "rslora", "dora", "lora_plus", "pissa", "olora", "loha", "adalora", "lokr"]
+)
+def test_a_rank_above_some_layers_is_lowered_there_said_and_plain_peft_opens_what_is_saved(
+    kind: str, tmp_path: Path
+) -> None:
     import peft
 
     attached = put(kind, tiny.make_model("llama"), rank=32)  # keys and values are 48 x 24
     if kind != "lokr":  # its factors are small already
-        assert len(attached.notes) == 1 and "k_proj" in attached.notes[0] and "4 of the 14" in attached.notes[0]
-    shapes = {name.split(".")[-4]: tuple(p.shape) for name, p in attached.model.named_parameters() if name.endswith("lora_A.default.weight")}
+        assert (
+            len(attached.notes) == 1
+            and "k_proj" in attached.notes[0]
+            and "4 of the 14" in attached.notes[0]
+        )
+    shapes = {
+        name.split(".")[-4]: tuple(p.shape)
+        for name, p in attached.model.named_parameters()
+        if name.endswith("lora_A.default.weight")
+    }
     if kind in ("lora", "rslora", "dora", "lora_plus"):
-        assert shapes["k_proj"] == (24, 48) and shapes["v_proj"] == (24, 48) and shapes["q_proj"] == (32, 48)
+        assert (
+            shapes["k_proj"] == (24, 48)
+            and shapes["v_proj"] == (24, 48)
+            and shapes["q_proj"] == (32, 48)
+        )
         layers = [m for m in attached.model.modules() if "default" in getattr(m, "lora_A", {})]
-        assert len({round(m.scaling["default"], 6) for m in layers}) == 1  # at the strength of all others
+        assert (
+            len({round(m.scaling["default"], 6) for m in layers}) == 1
+        )  # at the strength of all others
     tiny.randomise(attached)
     ids = torch.tensor([[5, 9, 17, 33, 4]])
     with torch.no_grad():
         here = attached.model.eval()(input_ids=ids).logits
         attached.save(tmp_path)
-        there = peft.PeftModel.from_pretrained(tiny.make_model("llama"), str(tmp_path)).eval()(input_ids=ids).logits
+        there = (
+            peft.PeftModel.from_pretrained(tiny.make_model("llama"), str(tmp_path))
+            .eval()(input_ids=ids)
+            .logits
+        )
         plain = tiny.make_model("llama")(input_ids=ids).logits
-    assert float((here - there).abs().max()) <= 2e-5 * float(here.abs().max()) and not torch.allclose(here, plain, atol=1e-3)
+    assert float((here - there).abs().max()) <= 2e-5 * float(
+        here.abs().max()
+    ) and not torch.allclose(here, plain, atol=1e-3)
 
 
 def test_lora_plus_moves_b_faster_by_its_ratio() -> None:
@@ -311,7 +406,9 @@ def test_adalora_lets_ranks_fall_to_the_mean_that_was_asked_for() -> None:
     for number in range(1, 21):
         report = stepper.step(tiny.dialogues()[:3], number, 5e-3)
         assert set(report.terms) == {"sft", "orthogonality"}
-        alive.append(sum(int((p != 0).sum()) for n, p in attached.model.named_parameters() if "lora_E" in n))
+        alive.append(
+            sum(int((p != 0).sum()) for n, p in attached.model.named_parameters() if "lora_E" in n)
+        )
     layers = sum("lora_E" in n for n in attached.parameters)
     assert alive[1] == 4 * layers
     assert alive[-1] == 2 * layers
@@ -350,17 +447,25 @@ TYPES = {
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of PEFT's SHiRA
 @pytest.mark.parametrize("name", list(TYPES))
 def test_any_peft_type_trains_by_its_own_name_and_loads_again(name: str, tmp_path: Path) -> None:
-    model = tiny.make_model("llama", **({"intermediate_size": 48, "num_key_value_heads": 4} if name == "C3A" else {}))
+    model = tiny.make_model(
+        "llama", **({"intermediate_size": 48, "num_key_value_heads": 4} if name == "C3A" else {})
+    )
     base = logits(model)
     attached = put(
-        "peft", model, type=name, options=TYPES[name], **({"targets": ["attention.query", "attention.value"]} if name != "LN_TUNING" else {})
+        "peft",
+        model,
+        type=name,
+        options=TYPES[name],
+        **({"targets": ["attention.query", "attention.value"]} if name != "LN_TUNING" else {}),
     )
     stepper = tiny.make_stepper(model, attached)
     losses = [stepper.step(tiny.dialogues(), n, 1e-2).loss for n in range(1, 6)]
     assert losses[-1] < losses[0]
     tuned = logits_stock(model, attached)
     attached.save(tmp_path)
-    fresh = tiny.make_model("llama", **({"intermediate_size": 48, "num_key_value_heads": 4} if name == "C3A" else {}))
+    fresh = tiny.make_model(
+        "llama", **({"intermediate_size": 48, "num_key_value_heads": 4} if name == "C3A" else {})
+    )
     assert close(logits(put_on(fresh, tmp_path).model), tuned, 1e-5)
     assert attached.disabled is not None
     with attached.disabled():

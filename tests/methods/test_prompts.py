@@ -1,4 +1,5 @@
-"""Learnt prompts: PEFT's encoders, our layouts, PEFT's positions, and answers that do not depend on the company a question is in."""
+"""Learnt prompts: PEFT's encoders, our layouts, PEFT's positions, and answers that do not depend on
+the company a question is in."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def put(kind: str, model: Any, **settings: Any) -> Attached:
     entry = methods.get(kind)
     assert entry is not None
     torch.manual_seed(7)
-    attached = entry.function(entry.config(**{"num_tokens": M, **settings}), model, anatomy.of(model), "tiny")
+    attached = entry.function(
+        entry.config(**{"num_tokens": M, **settings}), model, anatomy.of(model), "tiny"
+    )
     assert isinstance(attached, Attached)
     return attached
 
@@ -50,7 +53,10 @@ def peft_alone(attached: Attached, chosen: list[Sample]) -> dict[str, torch.Tens
         labels = torch.full((1, len(b.tokens)), -100)
         labels[0, b.learnt] = torch.tensor([b.tokens[i] for i in b.learnt])
         attached.model(
-            input_ids=torch.tensor([b.tokens]), labels=labels, num_items_in_batch=sum(len(x.learnt) for x in branches), use_cache=False
+            input_ids=torch.tensor([b.tokens]),
+            labels=labels,
+            num_items_in_batch=sum(len(x.learnt) for x in branches),
+            use_cache=False,
         ).loss.backward()
     return tiny.gradients(attached)
 
@@ -58,7 +64,8 @@ def peft_alone(attached: Attached, chosen: list[Sample]) -> dict[str, torch.Tens
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_layouts_give_the_gradient_of_pefts_own_forward(kind: str, family: str) -> None:
-    """Windows are shorter than the prompt, softcaps are on, trees fork: every row sees of the prompt what PEFT's model lets it see."""
+    """Windows are shorter than the prompt, softcaps are on, trees fork: every row sees of the
+    prompt what PEFT's model lets it see."""
     for dtype, limit in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
         model = tiny.make_model(family)
         attached = put(kind, model)
@@ -83,13 +90,17 @@ def test_log_probabilities_are_those_of_pefts_model(kind: str) -> None:
     parts = []
     for b in (b for s in samples() for b in s.branches):
         with torch.no_grad():
-            z = torch.log_softmax(attached.model(input_ids=torch.tensor([b.tokens])).logits[0, -len(b.tokens) :], -1)
+            z = torch.log_softmax(
+                attached.model(input_ids=torch.tensor([b.tokens])).logits[0, -len(b.tokens) :], -1
+            )
         parts.append(torch.stack([z[i - 1, b.tokens[i]] for i in b.learnt]))
     assert float((ours - torch.cat(parts)).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_in_where_the_prompt_stands_is_seen_by_the_choice_of_layout(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_where_the_prompt_stands_is_seen_by_the_choice_of_layout(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tunewright.core.config import EngineConfig
     from tunewright.engine.opening import computing_in
     from tunewright.engine.policy import Policy
@@ -98,7 +109,12 @@ def test_a_fault_in_where_the_prompt_stands_is_seen_by_the_choice_of_layout(kind
     attached = put(kind, model)
 
     def chosen() -> str:
-        return layout.choose(EngineConfig(), model, "any", lambda name: computing_in(model, name, Policy(attached.model, model, name)))[0]
+        return layout.choose(
+            EngineConfig(),
+            model,
+            "any",
+            lambda name: computing_in(model, name, Policy(attached.model, model, name)),
+        )[0]
 
     assert chosen() == "tree"
     real = under_root
@@ -125,7 +141,9 @@ def test_rows_of_the_prompt_are_counted_once_a_tree_and_once_a_padded_row(kind: 
 
 def test_a_prefix_adds_no_rows() -> None:
     model = tiny.make_model("llama")
-    assert tiny.make_stepper(model, put("p_tuning_v2", model)).policy(tiny.dialogues()).num_rows == tiny.trie_rows(tiny.dialogues())
+    assert tiny.make_stepper(model, put("p_tuning_v2", model)).policy(
+        tiny.dialogues()
+    ).num_rows == tiny.trie_rows(tiny.dialogues())
 
 
 # Keys without queries.
@@ -133,7 +151,9 @@ def test_a_prefix_adds_no_rows() -> None:
 
 @pytest.mark.parametrize("window", [None, 1, 4, 11])
 @pytest.mark.parametrize("virtual", [1, 5, 140])
-def test_every_row_sees_exactly_the_virtual_keys_and_ancestors_it_may(virtual: int, window: int | None) -> None:
+def test_every_row_sees_exactly_the_virtual_keys_and_ancestors_it_may(
+    virtual: int, window: int | None
+) -> None:
     """Against a mask written row by row from the definition."""
     tree = under_root(build_tree(tiny.dialogues() + tiny.long_sample()), virtual)
     blocks = TreePlan(tree, torch.device("cpu"), 0, 1, virtual).blocks_for(window)
@@ -145,7 +165,11 @@ def test_every_row_sees_exactly_the_virtual_keys_and_ancestors_it_may(virtual: i
             seen[block.start : block.stop, keys[block.first_hidden :]] = ~block.hidden
     wanted = torch.tensor(
         [
-            [j <= i < tree.subtree_end[j] and (window is None or tree.depth[i] - tree.depth[j] < window) for j in range(tree.num_rows)]
+            [
+                j <= i < tree.subtree_end[j]
+                and (window is None or tree.depth[i] - tree.depth[j] < window)
+                for j in range(tree.num_rows)
+            ]
             for i in range(virtual, tree.num_rows)
         ]
     )
@@ -154,7 +178,9 @@ def test_every_row_sees_exactly_the_virtual_keys_and_ancestors_it_may(virtual: i
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("window", [None, 6])
-def test_attention_with_more_keys_than_queries_is_masked_attention(window: int | None, softcap: float | None) -> None:
+def test_attention_with_more_keys_than_queries_is_masked_attention(
+    window: int | None, softcap: float | None
+) -> None:
     """Forward and backward in float64 against scores, mask and softmax written out."""
     generator = torch.Generator().manual_seed(0)
     tree = under_root(build_tree(tiny.dialogues()), M)
@@ -164,19 +190,39 @@ def test_attention_with_more_keys_than_queries_is_masked_attention(window: int |
         for heads, rows in ((4, T), (2, T + M), (2, T + M))
     )
     mask = torch.tensor(
-        [[j <= i < tree.subtree_end[j] and (window is None or tree.depth[i] - tree.depth[j] < window) for j in range(T + M)] for i in range(M, T + M)]
+        [
+            [
+                j <= i < tree.subtree_end[j]
+                and (window is None or tree.depth[i] - tree.depth[j] < window)
+                for j in range(T + M)
+            ]
+            for i in range(M, T + M)
+        ]
     )
     scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 8**-0.5
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores
-    plain = (torch.softmax(scores.masked_fill(~mask, -torch.inf), -1) @ v.repeat_interleave(2, 1)).transpose(1, 2)
+    plain = (
+        torch.softmax(scores.masked_fill(~mask, -torch.inf), -1) @ v.repeat_interleave(2, 1)
+    ).transpose(1, 2)
     for keep in (0, 1 << 30):
         ours, _ = tree_attention.tree_attention(
-            None, q, k, v, None, sliding_window=window, softcap=softcap, tree_plan=TreePlan(tree, torch.device("cpu"), keep, 1, M)
+            None,
+            q,
+            k,
+            v,
+            None,
+            sliding_window=window,
+            softcap=softcap,
+            tree_plan=TreePlan(tree, torch.device("cpu"), keep, 1, M),
         )
         assert torch.allclose(ours, plain, rtol=0, atol=1e-12)
-        weight = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        weight = torch.randn(
+            plain.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
         theirs = torch.autograd.grad((plain * weight).sum(), (q, k, v), retain_graph=True)
-        for got, wanted in zip(torch.autograd.grad((ours * weight).sum(), (q, k, v)), theirs, strict=True):
+        for got, wanted in zip(
+            torch.autograd.grad((ours * weight).sum(), (q, k, v)), theirs, strict=True
+        ):
             assert torch.allclose(got, wanted, rtol=0, atol=1e-12)
 
 
@@ -184,9 +230,16 @@ def test_attention_with_more_keys_than_queries_is_masked_attention(window: int |
 
 
 def test_prefix_tuning_has_a_projection_and_p_tuning_v2_has_none() -> None:
-    with_network, direct = put("prefix_tuning", tiny.make_model("llama")), put("p_tuning_v2", tiny.make_model("llama"))
-    assert with_network.model.peft_config["default"].prefix_projection and not direct.model.peft_config["default"].prefix_projection
-    # 2 layers, keys and values, 2 heads of 12: the numbers that the layers see; v2 trains exactly these.
+    with_network, direct = (
+        put("prefix_tuning", tiny.make_model("llama")),
+        put("p_tuning_v2", tiny.make_model("llama")),
+    )
+    assert (
+        with_network.model.peft_config["default"].prefix_projection
+        and not direct.model.peft_config["default"].prefix_projection
+    )
+    # 2 layers, keys and values, 2 heads of 12: the numbers that the layers see; v2 trains exactly
+    # these.
     assert [tuple(p.shape) for p in tiny.trained(direct).values()] == [(M, 2 * 2 * 2 * 12)]
     assert len(with_network.parameters) == 5
     assert with_network.learning_rate != direct.learning_rate
@@ -223,7 +276,9 @@ def test_a_prompt_longer_than_the_context_is_refused(kind: str) -> None:
     assert put(kind, tiny.make_model("llama"), num_tokens=511).parameters
 
 
-def test_a_prompt_longer_than_the_context_is_refused_before_any_weight_is_read_and_a_shorter_one_takes_its_room(tmp_path: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_refused_before_any_weight_is_read_and_a_shorter_one_takes_its_room(
+    tmp_path: Path,
+) -> None:
     from helpers import story
 
     from tunewright.core.runfile import load_run
@@ -231,15 +286,26 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_weight_is_read_a
     from tunewright.models.load import load_config
     from tunewright.story import prepare
 
-    folder, rows = story.model_folder(tmp_path / "model"), story.rows_file(tmp_path / "rows.json", 24)
+    folder, rows = (
+        story.model_folder(tmp_path / "model"),
+        story.rows_file(tmp_path / "rows.json", 24),
+    )
     context = load_config(folder).max_position_embeddings
     flags = {"model": str(folder), "data.train": str(rows), "out": str(tmp_path / "run")}
     with pytest.raises(CompatError) as caught:
-        prepare(load_run(None, ["method.kind=prompt_tuning", f"method.num_tokens={context}"], flags), Quiet())
+        prepare(
+            load_run(None, ["method.kind=prompt_tuning", f"method.num_tokens={context}"], flags),
+            Quiet(),
+        )
     assert [p.code for p in caught.value.problems] == ["E-METHOD-27"]
     whole = prepare(load_run(None, ["method.kind=lora"], flags), Quiet()).data
     longest = max(len(b.tokens) for s in whole.train for b in s.branches)
-    short = prepare(load_run(None, ["method.kind=prompt_tuning", f"method.num_tokens={context - longest + 1}"], flags), Quiet()).data
+    short = prepare(
+        load_run(
+            None, ["method.kind=prompt_tuning", f"method.num_tokens={context - longest + 1}"], flags
+        ),
+        Quiet(),
+    ).data
     assert len(short.train) < len(whole.train)
     assert max(len(b.tokens) for s in short.train for b in s.branches) < longest
 
@@ -248,7 +314,8 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_weight_is_read_a
 
 
 def greedy(attached: Attached, prompt: list[int], count: int) -> list[int]:
-    """One token after the other, everything computed afresh each time, through the engine's own forward."""
+    """One token after the other, everything computed afresh each time, through the engine's own
+    forward."""
     from tunewright.core.types import Branch
 
     model = attached.model.get_base_model()
@@ -264,7 +331,9 @@ def greedy(attached: Attached, prompt: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_are_what_the_trained_model_says_and_do_not_depend_on_company(kind: str, family: str) -> None:
+def test_answers_are_what_the_trained_model_says_and_do_not_depend_on_company(
+    kind: str, family: str
+) -> None:
     from tunewright.models.generate import stock_attention
 
     draw = random.Random(3)
@@ -278,13 +347,23 @@ def test_answers_are_what_the_trained_model_says_and_do_not_depend_on_company(ki
     from tunewright.models.generate import generation_config
 
     with stock_attention(model), torch.inference_mode():
-        out = attached.generator.generate(input_ids=ids, attention_mask=mask, generation_config=generation_config(model, [], 6, 0))
+        out = attached.generator.generate(
+            input_ids=ids, attention_mask=mask, generation_config=generation_config(model, [], 6, 0)
+        )
     assert [row[longest:].tolist() for row in out] == wanted
     assert torch.equal(out[:, :longest], ids)
     with attached.disabled(), stock_attention(model), torch.inference_mode():  # type: ignore[misc]
-        base = attached.generator.generate(input_ids=ids[1:2], attention_mask=mask[1:2], generation_config=generation_config(model, [], 6, 0))
+        base = attached.generator.generate(
+            input_ids=ids[1:2],
+            attention_mask=mask[1:2],
+            generation_config=generation_config(model, [], 6, 0),
+        )
     with stock_attention(tiny.make_model(family)) as _, torch.inference_mode():
-        plain = tiny.make_model(family).generate(input_ids=ids[1:2], attention_mask=mask[1:2], generation_config=generation_config(model, [], 6, 0))
+        plain = tiny.make_model(family).generate(
+            input_ids=ids[1:2],
+            attention_mask=mask[1:2],
+            generation_config=generation_config(model, [], 6, 0),
+        )
     assert torch.equal(base, plain)
 
 
@@ -304,7 +383,9 @@ def test_switched_off_neither_layout_sees_the_prompt(kind: str) -> None:
         assert not torch.equal(on, off)
 
 
-def test_a_prompt_that_a_run_goes_on_with_takes_its_room_of_the_context_as_a_new_one_does(tmp_path: Path) -> None:
+def test_a_prompt_that_a_run_goes_on_with_takes_its_room_of_the_context_as_a_new_one_does(
+    tmp_path: Path,
+) -> None:
     from helpers import story
 
     from tunewright.core.runfile import load_run
@@ -316,12 +397,25 @@ def test_a_prompt_that_a_run_goes_on_with_takes_its_room_of_the_context_as_a_new
     folder, data = story.model_folder(tmp_path / "model"), story.rows_file(tmp_path / "rows.json")
     context = load_config(folder).max_position_embeddings
     flags = {"model": str(folder), "data.train": str(data), "data.held_out": 0}
-    longest = max(len(s.branches[0].tokens) for s in prepare(load_run(None, [], flags), Quiet()).data.train)
-    for kind, tokens in (("prompt_tuning", context - longest + 1), ("p_tuning_v2", context - longest - 1)):
+    longest = max(
+        len(s.branches[0].tokens) for s in prepare(load_run(None, [], flags), Quiet()).data.train
+    )
+    for kind, tokens in (
+        ("prompt_tuning", context - longest + 1),
+        ("p_tuning_v2", context - longest - 1),
+    ):
         put(kind, load_model(folder, dtype="float32"), num_tokens=tokens).save(tmp_path / kind)
         assert virtual_tokens(tmp_path / kind) == tokens
-        fresh = prepare(load_run(None, [f"method.kind={kind}", f"method.num_tokens={tokens}"], flags), Quiet(), out_matters=False).data
-        continued = prepare(load_run(None, [f"adapter={tmp_path / kind}"], flags), Quiet(), out_matters=False).data
-        assert [s.branches[0].tokens for s in continued.train] == [s.branches[0].tokens for s in fresh.train]
+        fresh = prepare(
+            load_run(None, [f"method.kind={kind}", f"method.num_tokens={tokens}"], flags),
+            Quiet(),
+            out_matters=False,
+        ).data
+        continued = prepare(
+            load_run(None, [f"adapter={tmp_path / kind}"], flags), Quiet(), out_matters=False
+        ).data
+        assert [s.branches[0].tokens for s in continued.train] == [
+            s.branches[0].tokens for s in fresh.train
+        ]
         assert continued.report["rows_dropped"] == fresh.report["rows_dropped"]
     assert virtual_tokens(tmp_path) == 0

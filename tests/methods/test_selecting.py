@@ -1,4 +1,5 @@
-"""Methods that train weights of the model itself: which ones, what is lost in half precision (nothing), what is saved."""
+"""Methods that train weights of the model itself: which ones, what is lost in half precision
+(nothing), what is saved."""
 
 from __future__ import annotations
 
@@ -52,13 +53,27 @@ def four_blocks(**changes: Any) -> Any:
         ({}, lambda n: n.startswith(("model.layers.2.", "model.layers.3."))),
         ({"blocks": 1}, lambda n: n.startswith("model.layers.3.")),
         ({"targets": "mlp.down"}, lambda n: n.endswith("down_proj.weight")),
-        ({"blocks": 2, "targets": ["attention"]}, lambda n: n.startswith(("model.layers.2.self_attn", "model.layers.3.self_attn"))),
-        ({"blocks": 1, "targets": ["attention.query", "head"]}, lambda n: n in ("model.layers.3.self_attn.q_proj.weight", "lm_head.weight")),
-        ({"patterns": "model.layers.[01].mlp.*"}, lambda n: n.startswith(("model.layers.0.mlp", "model.layers.1.mlp"))),
-        ({"blocks": 1, "patterns": ["model.norm.weight"]}, lambda n: n.startswith("model.layers.3.") or n == "model.norm.weight"),
+        (
+            {"blocks": 2, "targets": ["attention"]},
+            lambda n: n.startswith(("model.layers.2.self_attn", "model.layers.3.self_attn")),
+        ),
+        (
+            {"blocks": 1, "targets": ["attention.query", "head"]},
+            lambda n: n in ("model.layers.3.self_attn.q_proj.weight", "lm_head.weight"),
+        ),
+        (
+            {"patterns": "model.layers.[01].mlp.*"},
+            lambda n: n.startswith(("model.layers.0.mlp", "model.layers.1.mlp")),
+        ),
+        (
+            {"blocks": 1, "patterns": ["model.norm.weight"]},
+            lambda n: n.startswith("model.layers.3.") or n == "model.norm.weight",
+        ),
     ],
 )
-def test_freeze_lets_exactly_the_chosen_weights_train(settings: dict[str, Any], wanted: Any) -> None:
+def test_freeze_lets_exactly_the_chosen_weights_train(
+    settings: dict[str, Any], wanted: Any
+) -> None:
     model = four_blocks()
     attached = put("freeze", model, **settings)
     assert attached.parameters == [n for n, _ in model.named_parameters() if wanted(n)]
@@ -77,7 +92,9 @@ def test_freeze_lets_exactly_the_chosen_weights_train(settings: dict[str, Any], 
         ("apollo", {"rank": 49}, "E-METHOD-09"),
     ],
 )
-def test_what_the_model_does_not_have_is_refused_with_what_to_use(kind: str, settings: dict[str, Any], code: str) -> None:
+def test_what_the_model_does_not_have_is_refused_with_what_to_use(
+    kind: str, settings: dict[str, Any], code: str
+) -> None:
     with pytest.raises(TunewrightError) as caught:
         put(kind, four_blocks(), **settings)
     assert [p.code for p in caught.value.problems] == [code]
@@ -96,7 +113,11 @@ def test_bitfit_names_its_substitutes_and_the_roles_that_have_biases() -> None:
 def test_bitfit_trains_attentions_biases_on_qwen2_and_learns() -> None:
     model = tiny.make_model("qwen2")
     attached = put("bitfit", model)
-    assert {n.rpartition("self_attn.")[2] for n in attached.parameters} == {"q_proj.bias", "k_proj.bias", "v_proj.bias"}
+    assert {n.rpartition("self_attn.")[2] for n in attached.parameters} == {
+        "q_proj.bias",
+        "k_proj.bias",
+        "v_proj.bias",
+    }
     stepper = tiny.make_stepper(model, attached)
     losses = [stepper.step(tiny.dialogues(), number, 5e-2).loss for number in range(1, 13)]
     assert losses[-1] < 0.9 * losses[0]
@@ -104,8 +125,13 @@ def test_bitfit_trains_attentions_biases_on_qwen2_and_learns() -> None:
     assert all(n.endswith("q_proj.bias") for n in only_query.parameters)
 
 
-@pytest.mark.parametrize(("tied", "head", "count"), [(True, False, 1), (True, True, 1), (False, False, 1), (False, True, 2)])
-def test_a_tied_embedding_stays_one_matrix_through_training_saving_and_loading(tied: bool, head: bool, count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tied", "head", "count"),
+    [(True, False, 1), (True, True, 1), (False, False, 1), (False, True, 2)],
+)
+def test_a_tied_embedding_stays_one_matrix_through_training_saving_and_loading(
+    tied: bool, head: bool, count: int, tmp_path: Path
+) -> None:
     tiny.save_folder(tmp_path / "base", tie_word_embeddings=tied)
     model = load_model(tmp_path / "base", dtype="float32")
     attached = put("embeddings", model, head=head)
@@ -127,25 +153,32 @@ def test_a_tied_embedding_stays_one_matrix_through_training_saving_and_loading(t
 
 @pytest.mark.parametrize("kind", ["full", "freeze", "norms", "embeddings"])
 def test_gradients_in_bfloat16_are_those_of_the_plain_bfloat16_model(kind: str) -> None:
-    """Oracle: the same model with its weights in bfloat16 requiring a gradient, no masters. One use of each weight: the same bits."""
+    """Oracle: the same model with its weights in bfloat16 requiring a gradient, no masters. One use
+    of each weight: the same bits."""
     plain = tiny.make_model("llama", "bfloat16")
     reference = tiny.attach_all(plain)
     tiny.make_stepper(plain, reference, "padded").gradients(tiny.dialogues())
     wanted = tiny.gradients(reference)
     model = tiny.make_model("llama", "bfloat16")
     attached = put(kind, model)
-    assert {p.dtype for n, p in model.named_parameters() if n in attached.parameters} == {torch.float32}
+    assert {p.dtype for n, p in model.named_parameters() if n in attached.parameters} == {
+        torch.float32
+    }
     tiny.make_stepper(model, attached, "padded").gradients(tiny.dialogues())
     found = tiny.gradients(attached)
     assert sorted(found) == sorted(attached.parameters)
     for name, gradient in found.items():
         assert gradient.dtype == torch.float32
-        # A trainable head meets its rows in another order of sums than a frozen one; bfloat16 has 8 bits.
-        assert float((gradient - wanted[name].float()).norm()) <= 2**-6 * float(wanted[name].float().norm()), name
+        # A trainable head meets its rows in another order of sums than a frozen one; bfloat16 has 8
+        # bits.
+        assert float((gradient - wanted[name].float()).norm()) <= 2**-6 * float(
+            wanted[name].float().norm()
+        ), name
 
 
 def test_updates_too_small_for_bfloat16_are_not_lost() -> None:
-    """Twenty moves of 2e-4 on weights near 1: each is a twentieth of bfloat16's last digit there, together they are a digit."""
+    """Twenty moves of 2e-4 on weights near 1: each is a twentieth of bfloat16's last digit there,
+    together they are a digit."""
     model, plain = (tiny.make_model("llama", "bfloat16") for _ in range(2))
     before = logits(model)
     attached = put("norms", model)
@@ -158,10 +191,18 @@ def test_updates_too_small_for_bfloat16_are_not_lost() -> None:
     train(plain, lost, steps=20, rate=2e-4)
     stuck = [
         bool(torch.equal(p, q))
-        for (_, p), (_, q) in zip(plain.named_parameters(), tiny.make_model("llama", "bfloat16").named_parameters(), strict=True)
+        for (_, p), (_, q) in zip(
+            plain.named_parameters(),
+            tiny.make_model("llama", "bfloat16").named_parameters(),
+            strict=True,
+        )
     ]
     norms = dict(model.named_parameters())
-    moved = [float((norms[n].detach() - p.float()).abs().max()) for n, p in tiny.make_model("llama", "bfloat16").named_parameters() if "norm" in n]
+    moved = [
+        float((norms[n].detach() - p.float()).abs().max())
+        for n, p in tiny.make_model("llama", "bfloat16").named_parameters()
+        if "norm" in n
+    ]
     assert all(stuck)  # the oracle: without masters not one weight of the whole model moves
     assert min(moved) > 5e-4
 
@@ -172,14 +213,31 @@ def test_in_bfloat16_a_resumed_run_goes_on_with_the_same_bits(kind: str) -> None
 
     def start() -> tuple[Any, Any, list[Any]]:
         model = tiny.make_model("llama", "bfloat16")
-        attached = put(kind, model, **({"rank": 4, "refresh": 2} if kind in ("galore", "apollo") else {"blocks": 1} if kind == "freeze" else {}))
+        attached = put(
+            kind,
+            model,
+            **(
+                {"rank": 4, "refresh": 2}
+                if kind in ("galore", "apollo")
+                else {"blocks": 1}
+                if kind == "freeze"
+                else {}
+            ),
+        )
         stepper = tiny.make_stepper(model, attached)
-        return stepper, attached, [(n, p) for n, p in model.named_parameters() if n in attached.parameters]
+        return (
+            stepper,
+            attached,
+            [(n, p) for n, p in model.named_parameters() if n in attached.parameters],
+        )
 
     stepper, attached, named = start()
     for number in (1, 2, 3):
         stepper.step(tiny.dialogues(), number, 1e-3)
-    weights, state = tiny.trained(attached), {k: t.clone() for k, t in optimizer_tensors(stepper.optimizer, named).items()}
+    weights, state = (
+        tiny.trained(attached),
+        {k: t.clone() for k, t in optimizer_tensors(stepper.optimizer, named).items()},
+    )
     for number in (4, 5):
         stepper.step(tiny.dialogues(), number, 1e-3)
     wanted = tiny.trained(attached)
@@ -191,7 +249,9 @@ def test_in_bfloat16_a_resumed_run_goes_on_with_the_same_bits(kind: str) -> None
     for number in (4, 5):
         stepper.step(tiny.dialogues(), number, 1e-3)
     found = tiny.trained(attached)
-    assert all(torch.equal(found[n], wanted[n]) for n in wanted) and not torch.equal(found[attached.parameters[0]], weights[attached.parameters[0]])
+    assert all(torch.equal(found[n], wanted[n]) for n in wanted) and not torch.equal(
+        found[attached.parameters[0]], weights[attached.parameters[0]]
+    )
 
 
 def test_in_float32_nothing_is_wrapped() -> None:
@@ -201,20 +261,26 @@ def test_in_float32_nothing_is_wrapped() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_saved_model_is_the_run_in_plain_transformers_with_the_bases_own_configuration(dtype: str, tmp_path: Path) -> None:
+def test_the_saved_model_is_the_run_in_plain_transformers_with_the_bases_own_configuration(
+    dtype: str, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     original = tiny.make_model("llama", attention_dropout=0.1, tie_word_embeddings=True)
     original.config.attention_dropout = 0.1
     original.save_pretrained(tmp_path / "base")
-    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": [2, 7]}))
+    (tmp_path / "base" / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.6, "eos_token_id": [2, 7]})
+    )
     model = load_model(tmp_path / "base", dtype=dtype)
     assert model.config.attention_dropout == 0
     attached = put("full", model)
     train(model, attached)
     tuned = logits(model)
     attached.save(tmp_path / "model")
-    assert {p.dtype for p in model.parameters()} == {torch.float32}  # saving in half precision leaves the masters as they are
+    assert {p.dtype for p in model.parameters()} == {
+        torch.float32
+    }  # saving in half precision leaves the masters as they are
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert loaded.dtype == getattr(torch, dtype) and torch.equal(logits(loaded), tuned)
     assert loaded.config.attention_dropout == 0.1 and loaded.config.tie_word_embeddings
@@ -242,7 +308,9 @@ def test_looking_at_the_base_between_forward_and_backward_changes_no_gradient(dt
     assert all(torch.equal(gradients[0][n], gradients[1][n]) for n in gradients[0]) and gradients[0]
 
 
-def test_a_part_goes_on_training_from_where_it_was_saved_and_still_knows_its_base(tmp_path: Path) -> None:
+def test_a_part_goes_on_training_from_where_it_was_saved_and_still_knows_its_base(
+    tmp_path: Path,
+) -> None:
     tiny.save_folder(tmp_path / "base")
     model = load_model(tmp_path / "base", dtype="bfloat16")
     base, attached = logits(model), put("freeze", model, blocks=1)
@@ -251,14 +319,20 @@ def test_a_part_goes_on_training_from_where_it_was_saved_and_still_knows_its_bas
     again = load_model(tmp_path / "base", dtype="bfloat16")
     put_again = put_on(again, tmp_path / "saved", base_path="elsewhere", trainable=True)
     assert torch.equal(logits(again), logits(model))
-    assert all(torch.equal(tiny.trained(put_again)[n], p) for n, p in tiny.trained(attached).items())
+    assert all(
+        torch.equal(tiny.trained(put_again)[n], p) for n, p in tiny.trained(attached).items()
+    )
     train(again, put_again, steps=1)
     assert put_again.disabled is not None
     with put_again.disabled():
         assert torch.equal(logits(again), base)
     put_again.save(tmp_path / "more")
     described = json.loads((tmp_path / "more/tunewright_method.json").read_text())
-    assert described == {"kind": "freeze", "config": {"blocks": 1, "targets": [], "patterns": []}, "base_model_name_or_path": "elsewhere"}
+    assert described == {
+        "kind": "freeze",
+        "config": {"blocks": 1, "targets": [], "patterns": []},
+        "base_model_name_or_path": "elsewhere",
+    }
 
 
 def test_weights_of_another_base_are_refused(tmp_path: Path) -> None:
@@ -269,7 +343,9 @@ def test_weights_of_another_base_are_refused(tmp_path: Path) -> None:
         assert caught.value.problems[0].code == "E-METHOD-42"
 
 
-@pytest.mark.parametrize("kind", ["full", "freeze", "bitfit", "norms", "embeddings", "galore", "apollo"])
+@pytest.mark.parametrize(
+    "kind", ["full", "freeze", "bitfit", "norms", "embeddings", "galore", "apollo"]
+)
 def test_the_estimate_before_loading_knows_how_much_of_the_base_trains(kind: str) -> None:
     from tunewright.advise.shape import ModelShape, rank_of, trainable_parameters
 
@@ -280,7 +356,9 @@ def test_the_estimate_before_loading_knows_how_much_of_the_base_trains(kind: str
     settings = {"rank": 4} if kind in ("galore", "apollo") else {}
     attached = put(kind, model, **settings)
     real = sum(p.numel() for n, p in model.named_parameters() if n in attached.parameters)
-    estimate = trainable_parameters(ModelShape.from_config(model.config.to_dict()), entry.config(**settings))
+    estimate = trainable_parameters(
+        ModelShape.from_config(model.config.to_dict()), entry.config(**settings)
+    )
     assert 0.9 * real <= estimate <= 3 * real
     assert rank_of(entry.config(**settings)) is None
 
@@ -288,8 +366,16 @@ def test_the_estimate_before_loading_knows_how_much_of_the_base_trains(kind: str
 # GaLore.
 
 
-def slow_galore(weights: list[list[float]], gradients: list[Any], rank: int, refresh: int, scale: float, rate: float) -> Any:
-    """The paper's algorithm 2 with loops, in double precision, for a matrix with no more rows than columns."""
+def slow_galore(
+    weights: list[list[float]],
+    gradients: list[Any],
+    rank: int,
+    refresh: int,
+    scale: float,
+    rate: float,
+) -> Any:
+    """The paper's algorithm 2 with loops, in double precision, for a matrix with no more rows than
+    columns."""
     W = torch.tensor(weights, dtype=torch.float64)
     m, n = W.shape
     first, second = [[0.0] * n for _ in range(rank)], [[0.0] * n for _ in range(rank)]
@@ -334,24 +420,43 @@ def test_galore_is_the_papers_algorithm(wide: bool) -> None:
 # APOLLO.
 
 
-def slow_apollo(weights: Any, gradients: list[Any], sketches: list[Any], scale: float, rate: float, limit: float, tensor: bool) -> Any:
-    """The paper's algorithm 1 with loops, in double precision, for a matrix with no more rows than columns."""
+def slow_apollo(
+    weights: Any,
+    gradients: list[Any],
+    sketches: list[Any],
+    scale: float,
+    rate: float,
+    limit: float,
+    tensor: bool,
+) -> Any:
+    """The paper's algorithm 1 with loops, in double precision, for a matrix with no more rows than
+    columns."""
     W = weights.double().clone()
     (m, n), rank = W.shape, len(sketches[0])
     first, second = [[0.0] * n for _ in range(rank)], [[0.0] * n for _ in range(rank)]
     last = None
     for t, (gradient, P) in enumerate(zip(gradients, sketches, strict=True)):
         G, P = gradient.double(), P.double()
-        R = [[sum(float(P[i, k] * G[k, j]) for k in range(m)) for j in range(n)] for i in range(rank)]
+        R = [
+            [sum(float(P[i, k] * G[k, j]) for k in range(m)) for j in range(n)] for i in range(rank)
+        ]
         N = [[0.0] * n for _ in range(rank)]
         for i in range(rank):
             for j in range(n):
                 first[i][j] = 0.9 * first[i][j] + 0.1 * R[i][j]
                 second[i][j] = 0.999 * second[i][j] + 0.001 * R[i][j] ** 2
-                N[i][j] = (first[i][j] / (1 - 0.9 ** (t + 1))) / ((second[i][j] / (1 - 0.999 ** (t + 1))) ** 0.5 + 1e-8)
+                N[i][j] = (first[i][j] / (1 - 0.9 ** (t + 1))) / (
+                    (second[i][j] / (1 - 0.999 ** (t + 1))) ** 0.5 + 1e-8
+                )
         lengths = lambda table, j: sum(table[i][j] ** 2 for i in range(rank)) ** 0.5  # noqa: E731
         whole = lambda table: sum(v**2 for row in table for v in row) ** 0.5  # noqa: E731
-        U = torch.stack([G[:, j] * (whole(N) / whole(R) if tensor else lengths(N, j) / lengths(R, j)) for j in range(n)], 1)
+        U = torch.stack(
+            [
+                G[:, j] * (whole(N) / whole(R) if tensor else lengths(N, j) / lengths(R, j))
+                for j in range(n)
+            ],
+            1,
+        )
         length = float(U.norm())
         if last is not None and length > limit * last:
             U, length = U * limit * last / length, limit * last
@@ -368,7 +473,13 @@ def test_apollo_is_the_papers_algorithm(wide: bool, tensor: bool) -> None:
     torch.manual_seed(0)
     start, gradients = torch.randn(5, 9), [torch.randn(5, 9) * (1 + 2 * (t == 2)) for t in range(5)]
     p = torch.nn.Parameter((start if wide else start.t()).clone())
-    options = {"rank": 3, "refresh": 2, "scale": 0.5, "limit": 1.01, "scaling": "tensor" if tensor else "channel"}
+    options = {
+        "rank": 3,
+        "refresh": 2,
+        "scale": 0.5,
+        "limit": 1.01,
+        "scaling": "tensor" if tensor else "channel",
+    }
     optimizer = apollo_adamw()([{"params": [p], **options}])
     for group in optimizer.param_groups:
         group["lr"] = 0.1
@@ -377,7 +488,9 @@ def test_apollo_is_the_papers_algorithm(wide: bool, tensor: bool) -> None:
         optimizer.step()
     sketches = [sketch(3, 5, 0, 0, t // 2) for t in range(5)]
     assert torch.equal(sketches[0], sketches[1]) and not torch.equal(sketches[1], sketches[2])
-    assert float(torch.stack([sketch(64, 200, 0, 0, i) for i in range(4)]).var()) == pytest.approx(1 / 64, rel=0.05)
+    assert float(torch.stack([sketch(64, 200, 0, 0, i) for i in range(4)]).var()) == pytest.approx(
+        1 / 64, rel=0.05
+    )
     wanted = slow_apollo(start, gradients, sketches, 0.5, 0.1, 1.01, tensor)
     found = p.detach() if wide else p.detach().t()
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
@@ -405,7 +518,10 @@ def test_galores_window_is_chosen_anew_after_refresh_updates_and_not_before() ->
 
 def test_what_galore_does_not_see_through_a_window_learns_with_adamw() -> None:
     model, other = tiny.make_model("llama"), tiny.make_model("llama")
-    attached, reference = put("galore", model, rank=4, targets=["attention.query"]), put("full", other)
+    attached, reference = (
+        put("galore", model, rank=4, targets=["attention.query"]),
+        put("full", other),
+    )
     train(model, attached, steps=1, rate=1e-3)
     train(other, reference, steps=1, rate=1e-3)
     ours, theirs = tiny.trained(attached), tiny.trained(reference)
@@ -422,7 +538,11 @@ def test_galore_and_apollo_keep_less_state_than_adamw() -> None:
         stepper.step(tiny.dialogues(), 1, 1e-3)
         blocks = {id(p) for n, p in model.named_parameters() if "_proj" in n}
         return sum(
-            v.numel() for p, state in stepper.optimizer.state.items() if id(p) in blocks for v in state.values() if isinstance(v, torch.Tensor)
+            v.numel()
+            for p, state in stepper.optimizer.state.items()
+            if id(p) in blocks
+            for v in state.values()
+            if isinstance(v, torch.Tensor)
         )
 
     assert numbers("galore", rank=4) < 0.15 * numbers("full")

@@ -27,9 +27,15 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "gemma3_text": ({"head_dim": 16}, SPLIT + GATED),
     "phi": ({}, [*SPLIT, "mlp.up", "mlp.down"]),
     "phi3": ({}, ["attention.qkv", "attention.output", "mlp.gate_up", "mlp.down"]),
-    "gpt2": ({"n_embd": 64, "n_layer": 2, "n_head": 4}, ["attention.qkv", "attention.output", "mlp.up", "mlp.down"]),
+    "gpt2": (
+        {"n_embd": 64, "n_layer": 2, "n_head": 4},
+        ["attention.qkv", "attention.output", "mlp.up", "mlp.down"],
+    ),
     "gpt_neox": ({}, ["attention.qkv", "attention.output", "mlp.up", "mlp.down"]),
-    "qwen3_moe": ({"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2}, SPLIT),
+    "qwen3_moe": (
+        {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2},
+        SPLIT,
+    ),
 }
 
 
@@ -37,8 +43,14 @@ def build(model_type: str, **changes: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {k: v for k, v in SIZES.items() if model_type != "gpt2" or k in ("vocab_size", "bos_token_id", "eos_token_id")}
-    config = AutoConfig.for_model(model_type, **{**sizes, **FAMILIES.get(model_type, ({},))[0], **changes})
+    sizes = {
+        k: v
+        for k, v in SIZES.items()
+        if model_type != "gpt2" or k in ("vocab_size", "bos_token_id", "eos_token_id")
+    }
+    config = AutoConfig.for_model(
+        model_type, **{**sizes, **FAMILIES.get(model_type, ({},))[0], **changes}
+    )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
@@ -56,7 +68,9 @@ def test_every_family_has_its_roles_in_every_block(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", [t for t in FAMILIES if t != "qwen3_moe"])
-def test_guessing_from_names_and_shapes_finds_what_the_card_says(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guessing_from_names_and_shapes_finds_what_the_card_says(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build(model_type)
     known = anatomy.of(model)
     monkeypatch.setattr(anatomy, "cards", dict)
@@ -69,7 +83,9 @@ def test_guessing_from_names_and_shapes_finds_what_the_card_says(model_type: str
 def test_roles_groups_and_module_names_select_in_the_order_of_the_model() -> None:
     found = anatomy.of(build("llama"))
     block = "model.layers.{}.self_attn.{}_proj"
-    assert found.select(["attention.value", "q_proj", "attention.query"]) == [block.format(i, p) for i in (0, 1) for p in "qv"]
+    assert found.select(["attention.value", "q_proj", "attention.query"]) == [
+        block.format(i, p) for i in (0, 1) for p in "qv"
+    ]
     assert len(found.select(["attention"])) == 8
     assert len(found.select(["mlp"])) == 6
     assert found.select(["all"]) == found.select(["linear"]) == found.select(["attention", "mlp"])
@@ -89,17 +105,25 @@ def test_every_target_that_matches_nothing_is_named_with_a_guess() -> None:
 
 
 def test_a_part_that_a_family_does_not_have_is_not_guessed_to_be_itself() -> None:
-    """As in a mixture of experts whose matrices are one block of numbers: no linear layer is left that `mlp` could mean."""
+    """As in a mixture of experts whose matrices are one block of numbers: no linear layer is left
+    that `mlp` could mean."""
     from dataclasses import replace
 
     found = anatomy.of(build("llama"))
     left = {role: names for role, names in found.roles.items() if not role.startswith("mlp.")}
-    without = replace(found, roles=left, modules=[name for name in found.modules if ".mlp." not in name])
+    without = replace(
+        found, roles=left, modules=[name for name in found.modules if ".mlp." not in name]
+    )
     for target in ("mlp", "mlp.down"):
         with pytest.raises(ModelError) as caught:
             without.select([target])
         (one,) = caught.value.problems
-        assert one.code == "E-MODEL-35" and "Did you mean" not in one.what() and "attention, all" in one.remedy() and "mlp" not in one.remedy()
+        assert (
+            one.code == "E-MODEL-35"
+            and "Did you mean" not in one.what()
+            and "attention, all" in one.remedy()
+            and "mlp" not in one.remedy()
+        )
     with pytest.raises(ModelError) as caught:
         without.select(["attentoin"])
     assert "Did you mean `attention`" in caught.value.problems[0].what()
@@ -113,7 +137,9 @@ def test_a_part_of_a_fused_matrix_names_the_whole(model_type: str, target: str, 
 
 
 def test_a_fused_role_on_a_split_model_names_the_parts() -> None:
-    with pytest.raises(ModelError, match="attention.query, attention.key, attention.value") as caught:
+    with pytest.raises(
+        ModelError, match="attention.query, attention.key, attention.value"
+    ) as caught:
         anatomy.of(build("llama")).select(["attention.qkv"])
     assert codes(caught.value) == ["E-MODEL-37"]
 

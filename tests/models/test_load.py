@@ -17,7 +17,9 @@ from tunewright.models import load
 Edit = Callable[..., Path]
 
 
-def test_a_model_comes_ready_and_frozen_without_touching_the_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_comes_ready_and_frozen_without_touching_the_network(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     def refuse(*_: Any) -> None:
@@ -29,7 +31,10 @@ def test_a_model_comes_ready_and_frozen_without_touching_the_network(folder: Pat
     assert not any(p.requires_grad for p in model.parameters())
     assert model.dtype is torch.float32
     assert model.config._attn_implementation == "sdpa"
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True)
+    )
     assert load.load_tokenizer(folder).decode([5, 6])
     assert load.load_model(folder, dtype=torch.bfloat16, attention="eager").dtype is torch.bfloat16
 
@@ -72,7 +77,9 @@ def test_dropout_modules_of_older_families_are_silent_too(tmp_path: Path, tokeni
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=2, n_positions=64)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     notes: list[str] = []
     model = load.load_model(tmp_path, dtype="float32", notes=notes).train()
@@ -136,9 +143,13 @@ def test_a_template_that_ends_no_turn_gives_no_stop_and_no_crash(template: str) 
         ("edition", CHATML.replace("<|im_end|>", ""), 0, False, "no end"),
     ],
 )
-def test_base_and_chat_are_told_apart_with_a_reason(folder: Path, name: str, template: str | None, stops: Any, is_chat: bool, word: str) -> None:
+def test_base_and_chat_are_told_apart_with_a_reason(
+    folder: Path, name: str, template: str | None, stops: Any, is_chat: bool, word: str
+) -> None:
     folder = folder.rename(folder.parent / name)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}), encoding="utf-8")
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": stops}), encoding="utf-8"
+    )
     found = load.kind_of_model(folder, make_tokenizer(template=template, eos="<|endoftext|>"))
     assert found.is_chat is is_chat
     assert word in found.reason

@@ -1,4 +1,5 @@
-"""A quantised base: the numbers of the papers and of bitsandbytes, gradients through it, methods on it, bytes in memory, runs with it."""
+"""A quantised base: the numbers of the papers and of bitsandbytes, gradients through it, methods on
+it, bytes in memory, runs with it."""
 
 from __future__ import annotations
 
@@ -18,14 +19,26 @@ from helpers import tiny
 from tunewright.core.config import BaseConfig
 from tunewright.core.registry import methods
 from tunewright.models import anatomy, quantised
-from tunewright.models.quantised import BLOCK, NF4, QuantLinear, dynamic_levels, keep_base, parameter_count, quantise_model
+from tunewright.models.quantised import (
+    BLOCK,
+    NF4,
+    QuantLinear,
+    dynamic_levels,
+    keep_base,
+    parameter_count,
+    quantise_model,
+)
 
 TYPES = ["nf4", "int4", "int8"]
 IDS = [[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]]
 
 
-def weight_of(rows: int = 40, width: int = 128, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    return (torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 0.05).to(dtype)
+def weight_of(
+    rows: int = 40, width: int = 128, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> torch.Tensor:
+    return (torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 0.05).to(
+        dtype
+    )
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -51,7 +64,8 @@ def attach(kind: str, model: Any, **config: Any) -> Any:
 
 
 def test_the_16_levels_are_the_quantiles_of_the_paper() -> None:
-    """Appendix E: quantiles of a normal distribution, 8 below zero and 9 from zero on, scaled to -1..1. 0.9677083 is the paper's offset."""
+    """Appendix E: quantiles of a normal distribution, 8 below zero and 9 from zero on, scaled to
+    -1..1. 0.9677083 is the paper's offset."""
     offset = 0.9677083
     ppf = NormalDist().inv_cdf
     upper = [ppf(offset + (0.5 - offset) * i / 8) for i in range(8)]
@@ -66,14 +80,18 @@ def test_the_8_bit_levels_are_256_in_seven_decades() -> None:
     levels = dynamic_levels()
     assert len(levels) == 256 == len(set(levels.tolist()))
     assert float(levels[-1]) == 1.0
-    decades = [int(((levels > 10.0 ** (d - 7)) & (levels < 10.0 ** (d - 6))).sum()) for d in range(7)]
+    decades = [
+        int(((levels > 10.0 ** (d - 7)) & (levels < 10.0 ** (d - 6))).sum()) for d in range(7)
+    ]
     assert decades == [1, 2, 4, 8, 16, 32, 64]
 
 
 @pytest.mark.parametrize("size", [16, 64])
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("shape", [(6, 128), (5, 96), (3, 50), (1, 7)])
-def test_nf4_is_the_nearest_level_times_the_largest_of_a_block_computed_number_by_number(shape: tuple[int, int], double: bool, size: int) -> None:
+def test_nf4_is_the_nearest_level_times_the_largest_of_a_block_computed_number_by_number(
+    shape: tuple[int, int], double: bool, size: int
+) -> None:
     weight = weight_of(*shape)
     flat = weight.flatten().tolist()
     blocks = [flat[i : i + size] for i in range(0, len(flat), size)]
@@ -82,7 +100,10 @@ def test_nf4_is_the_nearest_level_times_the_largest_of_a_block_computed_number_b
         mean = math.fsum(scales) / len(scales)
         peak = max(abs(s - mean) for s in scales) or 1.0
         levels = dynamic_levels().tolist()
-        scales = [min(levels, key=lambda level, s=s: abs((s - mean) / peak - level)) * peak + mean for s in scales]  # type: ignore[misc]
+        scales = [
+            min(levels, key=lambda level, s=s: abs((s - mean) / peak - level)) * peak + mean
+            for s in scales
+        ]  # type: ignore[misc]
     wanted = []
     for block, scale in zip(blocks, scales, strict=True):
         largest = max(map(abs, block))
@@ -94,7 +115,9 @@ def test_nf4_is_the_nearest_level_times_the_largest_of_a_block_computed_number_b
 def test_int8_and_int4_err_by_at_most_half_a_step() -> None:
     weight = weight_of(30, 192)
     eight = QuantLinear(weight, None, "int8")
-    assert bool(((eight.weight - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.5001).all())
+    assert bool(
+        ((eight.weight - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.5001).all()
+    )
     four = QuantLinear(weight, None, "int4")
     groups = weight.view(-1, BLOCK)
     step = (groups.amax(1) - groups.amin(1)) / 15
@@ -109,21 +132,29 @@ def test_int8_and_int4_err_by_at_most_half_a_step() -> None:
 def test_bytes_are_what_the_config_says(base: dict[str, Any], bits: float) -> None:
     config = BaseConfig(**base)
     assert config.number_type is not None
-    layer = QuantLinear(weight_of(256, 512, torch.bfloat16), None, config.number_type, config.double, config.block)
+    layer = QuantLinear(
+        weight_of(256, 512, torch.bfloat16), None, config.number_type, config.double, config.block
+    )
     assert config.bits_per_weight == pytest.approx(bits, rel=0.002)
     assert layer.num_bytes * 8 / (256 * 512) == pytest.approx(bits, rel=0.01)
 
 
 @pytest.mark.parametrize("number_type", TYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_product_and_its_gradient_are_those_of_the_wide_weight(number_type: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_product_and_its_gradient_are_those_of_the_wide_weight(
+    number_type: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weight, bias = weight_of(40, 96, dtype), torch.randn(40).to(dtype)
     layer = QuantLinear(weight, bias, number_type)
     found = []
     for numbers in (1 << 24, 96 * 7):  # all rows at once, and seven at a time
         monkeypatch.setattr(quantised, "WIDE_NUMBERS", numbers)
         monkeypatch.setattr(quantised, "CHUNK", BLOCK * 3)
-        x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        x = (
+            torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(1))
+            .to(dtype)
+            .requires_grad_()
+        )
         y = layer(x)
         toward = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
         (y * toward).sum().backward()
@@ -143,14 +174,17 @@ def test_the_backward_pass_keeps_no_wide_weight() -> None:
     layer = QuantLinear(weight_of(64, 64), None)
     kept: list[int] = []
     x = torch.randn(2, 64, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
         layer(x).sum().backward()
     assert max(kept, default=0) < 64 * 64
 
 
 @pytest.mark.parametrize("number_type", TYPES)
 def test_measuring_and_generating_between_two_steps_change_no_gradient(number_type: str) -> None:
-    """bitsandbytes 0.50 repacks a 4-bit layer in eval mode on some processors, after which its gradient is another one."""
+    """bitsandbytes 0.50 repacks a 4-bit layer in eval mode on some processors, after which its
+    gradient is another one."""
     model = quantised_model("llama", number_type, "bfloat16")
     attached = attach("lora", model, rank=3)
     tiny.randomise(attached)
@@ -161,7 +195,13 @@ def test_measuring_and_generating_between_two_steps_change_no_gradient(number_ty
     model.eval()
     ids = torch.tensor(IDS)
     with torch.inference_mode():
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0)
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=3,
+            do_sample=False,
+            pad_token_id=0,
+        )
     model.set_attn_implementation("tunewright_tree")
     stepper.gradients(tiny.dialogues())
     after = tiny.gradients(attached)
@@ -192,13 +232,17 @@ def test_every_matrix_of_the_blocks_is_quantised_and_nothing_else(family: str) -
 
 
 APART = {"loftq", "new_tokens"}
-"""`loftq` reads the unquantised weights from the model's folder and `new_tokens` needs words: both have tests of their own."""
-ON_QUANTISED = [e.name for e in methods if e.facts.get("on_quantised") is True and e.name not in APART]
+"""`loftq` reads the unquantised weights from the model's folder and `new_tokens` needs words: both
+have tests of their own."""
+ON_QUANTISED = [
+    e.name for e in methods if e.facts.get("on_quantised") is True and e.name not in APART
+]
 
 
 @pytest.mark.parametrize("kind", ON_QUANTISED)
 def test_a_method_that_says_it_stands_on_a_quantised_base_does(kind: str) -> None:
-    """Learns, leaves the integers alone, switches off to the quantised base bit for bit, agrees in both layouts, and is not folded in."""
+    """Learns, leaves the integers alone, switches off to the quantised base bit for bit, agrees in
+    both layouts, and is not folded in."""
     config = {"diff_pruning": {"target": 0.2}}.get(kind, {})
     base = logits(quantised_model())
     gradients = []
@@ -215,17 +259,31 @@ def test_a_method_that_says_it_stands_on_a_quantised_base_does(kind: str) -> Non
         assert float((g - gradients[0][name]).norm() / gradients[0][name].norm()) <= 1e-5, name
 
     model = quantised_model()
-    before = {n: b.clone() for n, m in model.named_modules() if isinstance(m, QuantLinear) for n, b in m.named_buffers(prefix=n)}
+    before = {
+        n: b.clone()
+        for n, m in model.named_modules()
+        if isinstance(m, QuantLinear)
+        for n, b in m.named_buffers(prefix=n)
+    }
     attached = attach(kind, model, **config)
-    stepper = tiny.make_stepper(model, attached, "tree" if attached.needs.layout == "any" else "padded")
+    stepper = tiny.make_stepper(
+        model, attached, "tree" if attached.needs.layout == "any" else "padded"
+    )
     first = stepper.step(tiny.dialogues(), 1, 1e-2).loss
     for number in range(2, 8):
         last = stepper.step(tiny.dialogues(), number, 1e-2).loss
     assert last < first
     model.set_attn_implementation("sdpa")
     attached.model.eval()
-    after = {n: b for n, m in model.named_modules() if isinstance(m, QuantLinear) for n, b in m.named_buffers(prefix=n)}
-    now = {n.replace("base_model.model.", "").replace(".base_layer", ""): b for n, b in after.items()}
+    after = {
+        n: b
+        for n, m in model.named_modules()
+        if isinstance(m, QuantLinear)
+        for n, b in m.named_buffers(prefix=n)
+    }
+    now = {
+        n.replace("base_model.model.", "").replace(".base_layer", ""): b for n, b in after.items()
+    }
     assert all(torch.equal(before[n], now[n]) for n in before)
     if attached.disabled is not None:
         with attached.disabled():
@@ -267,12 +325,24 @@ for number_type in sys.argv[1:]:
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
-def test_four_bit_matrices_take_at_most_three_tenths_of_their_bfloat16_bytes_in_resident_memory() -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY, "nf4", "int4"], capture_output=True, text=True, timeout=120, check=True)
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="resident memory is read from /proc"
+)
+def test_four_bit_matrices_take_at_most_three_tenths_of_their_bfloat16_bytes_in_resident_memory() -> (
+    None
+):
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, "nf4", "int4"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     for line in done.stdout.splitlines():
         linear, wide, after = map(int, line.split())
-        print(f"linear {linear / 2**20:.1f} MiB in bfloat16, resident {after / 2**20:.1f} MiB: {after / linear:.3f}")
+        print(
+            f"linear {linear / 2**20:.1f} MiB in bfloat16, resident {after / 2**20:.1f} MiB: {after / linear:.3f}"
+        )
         assert wide == pytest.approx(linear, rel=0.05)  # the measurement sees the wide weights
         assert after <= 0.30 * linear
 
@@ -280,7 +350,8 @@ def test_four_bit_matrices_take_at_most_three_tenths_of_their_bfloat16_bytes_in_
 @pytest.mark.peer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_numbers_are_those_of_bitsandbytes(dtype: torch.dtype) -> None:
-    """Integers equal; wide weights equal bit for bit. Widths are multiples of 64: its CPU kernel (0.50.2) makes others wide wrongly."""
+    """Integers equal; wide weights equal bit for bit. Widths are multiples of 64: its CPU kernel
+    (0.50.2) makes others wide wrongly."""
     F = pytest.importorskip("bitsandbytes").functional
     weight = weight_of(512, 576, dtype)
     codes, state = F.quantize_4bit(weight, quant_type="nf4", compress_statistics=False)
@@ -309,7 +380,9 @@ def test_the_numbers_are_those_of_bitsandbytes(dtype: torch.dtype) -> None:
 
 def test_nothing_of_bitsandbytes_or_a_hub_is_imported() -> None:
     program = "import sys; import tunewright.models.quantised; print(sorted(m for m in sys.modules if m.split('.')[0] in ('bitsandbytes', 'torchao', 'kernels')))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -320,11 +393,18 @@ def test_nothing_of_bitsandbytes_or_a_hub_is_imported() -> None:
         ({"bits": 8, "type": "nf4"}, "lora", ["E-METHOD-45"]), ({"bits": 4, "type": "int8"}, "full", ["E-METHOD-45", "E-COMPAT-02"]), ({"bits": 4}, "full", ["E-COMPAT-02"]),
     ],
 )  # fmt: skip
-def test_a_run_whose_base_and_method_do_not_go_together_is_refused_before_loading(base: dict[str, Any], method: str, codes: list[str]) -> None:
+def test_a_run_whose_base_and_method_do_not_go_together_is_refused_before_loading(
+    base: dict[str, Any], method: str, codes: list[str]
+) -> None:
     from tunewright.core import compat
     from tunewright.core.runfile import parse_run
 
-    given = {"model": "m", "data.train": "d.json", "method.kind": method, **{f"base.{k}": v for k, v in base.items()}}
+    given = {
+        "model": "m",
+        "data.train": "d.json",
+        "method.kind": method,
+        **{f"base.{k}": v for k, v in base.items()},
+    }
     found = compat.problems(parse_run(given, dict.fromkeys(given, "test")).config)
     assert [p.code for p in found] == codes
     assert all(p.what() and p.remedy() for p in found)
@@ -338,18 +418,33 @@ def test_the_estimate_knows_the_bits_of_the_base() -> None:
               "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True}  # fmt: skip
     shape = ModelShape.from_config(config)
     facts = fit.SampleFacts(100, 20_000, 10_000, 300)
-    settings: dict[str, Any] = {"trainable": 10**7, "rows_per_pass": 1024, "facts": facts, "steps": 10, "batch_size": 4, "dtype": "bfloat16"}
+    settings: dict[str, Any] = {
+        "trainable": 10**7,
+        "rows_per_pass": 1024,
+        "facts": facts,
+        "steps": 10,
+        "batch_size": 4,
+        "dtype": "bfloat16",
+    }
     plain, four = fit.estimate(shape, **settings), fit.estimate(shape, **settings, base_bits=4.127)
     saved = plain.parts["weights"] - four.parts["weights"]
     wanted = shape.block_weights * (2 - 4.127 / 8)
-    assert saved == pytest.approx(wanted - 2 * (1 << 24), rel=0.01)  # one matrix is wide while it is used
+    assert saved == pytest.approx(
+        wanted - 2 * (1 << 24), rel=0.01
+    )  # one matrix is wide while it is used
     assert four.needed_bytes < plain.needed_bytes
 
 
-def test_a_run_with_a_quantised_base_is_reloaded_chatted_with_and_merged_as_it_was_trained(tmp_path: Path) -> None:
+def test_a_run_with_a_quantised_base_is_reloaded_chatted_with_and_merged_as_it_was_trained(
+    tmp_path: Path,
+) -> None:
     from helpers.story import model_folder, rows_file, tunewright, words
 
-    model, data, run = model_folder(tmp_path / "m"), rows_file(tmp_path / "rows.json"), tmp_path / "run"
+    model, data, run = (
+        model_folder(tmp_path / "m"),
+        rows_file(tmp_path / "rows.json"),
+        tmp_path / "run",
+    )
     done = tunewright(*words(model, data, run, "base.bits=4", "method.rank=4"))
     assert done.returncode == 0, done.stderr
     assert "nf4" in done.stderr

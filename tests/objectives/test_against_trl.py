@@ -1,7 +1,10 @@
-"""Our losses against those of TRL's own trainers: the same tiny Llama, the same batch, value and gradient in float32.
+"""Our losses against those of TRL's own trainers: the same tiny Llama, the same batch, value and
+gradient in float32.
 
-Each trainer is made as a user makes it, tokenises and batches the rows itself, and computes the loss of its first batch; ours is computed from the token
-ids of that batch. Where TRL and a paper differ, the option that reproduces TRL is compared (`orpo` with `sft_on: all`). Needs `pip install trl`.
+Each trainer is made as a user makes it, tokenises and batches the rows itself, and computes the
+loss of its first batch; ours is computed from the token ids of that batch. Where TRL and a paper
+differ, the option that reproduces TRL is compared (`orpo` with `sft_on: all`). Needs `pip install
+trl`.
 """
 
 from __future__ import annotations
@@ -29,7 +32,21 @@ pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 trl = pytest.importorskip("trl")
 
 TESTED = "1.16"
-PARTS = ["red ", "stone", " and", " river", " old", " lamp", " seven", " keeps", " north", " salt", "water", " 4", " glass"]
+PARTS = [
+    "red ",
+    "stone",
+    " and",
+    " river",
+    " old",
+    " lamp",
+    " seven",
+    " keeps",
+    " north",
+    " salt",
+    "water",
+    " 4",
+    " glass",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +54,10 @@ def _said(record_property: Callable[[str, object], None]) -> None:
     """Every result says which TRL it was compared with."""
     record_property("trl", trl.__version__)
     if not trl.__version__.startswith(TESTED + "."):
-        warnings.warn(f"compared with TRL {trl.__version__}; what is promised was shown with {TESTED}", stacklevel=1)
+        warnings.warn(
+            f"compared with TRL {trl.__version__}; what is promised was shown with {TESTED}",
+            stacklevel=1,
+        )
 
 
 def tokenizer() -> Any:
@@ -45,12 +65,20 @@ def tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     backend.train_from_iterator(["".join(PARTS)] * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
 
 
 def texts(count: int, seed: int) -> Iterator[str]:
@@ -61,7 +89,8 @@ def texts(count: int, seed: int) -> Iterator[str]:
 
 def pair_rows(count: int = 6) -> list[dict[str, Any]]:
     return [
-        {"prompt": f"{p}:", "chosen": f" {c}", "rejected": f" {r}"} for p, c, r in zip(texts(count, 1), texts(count, 2), texts(count, 3), strict=True)
+        {"prompt": f"{p}:", "chosen": f" {c}", "rejected": f" {r}"}
+        for p, c, r in zip(texts(count, 1), texts(count, 2), texts(count, 3), strict=True)
     ]
 
 
@@ -73,11 +102,14 @@ def judged_rows(count: int = 6) -> list[dict[str, Any]]:
 
 
 class Models:
-    """A model that has moved from where it started, and where it started. Every parameter trains, the head too."""
+    """A model that has moved from where it started, and where it started. Every parameter trains,
+    the head too."""
 
     def __init__(self, drift: float = 0.02) -> None:
         self.tokenizer = tokenizer()
-        self.start = tiny.make_model("llama", vocab_size=len(self.tokenizer), tie_word_embeddings=True, initializer_range=0.1)
+        self.start = tiny.make_model(
+            "llama", vocab_size=len(self.tokenizer), tie_word_embeddings=True, initializer_range=0.1
+        )
         self.policy = copy.deepcopy(self.start)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
@@ -88,7 +120,9 @@ class Models:
         """Copies, because TRL's trainers change the forward of a model they are given."""
         return tuple(copy.deepcopy(m).requires_grad_(True) for m in (self.policy, self.start))  # type: ignore[return-value]
 
-    def ours(self, kind: str, settings: dict[str, Any], samples: list[Sample], layout: str = "tree") -> tuple[float, dict[str, torch.Tensor]]:
+    def ours(
+        self, kind: str, settings: dict[str, Any], samples: list[Sample], layout: str = "tree"
+    ) -> tuple[float, dict[str, torch.Tensor]]:
         model, start = copy.deepcopy(self.policy), copy.deepcopy(self.start)
         entry = objectives.get(kind)
         assert entry is not None
@@ -105,7 +139,9 @@ class Models:
                 store.fill(at_start, objective.companions(samples, None), 256)
             stepper.policy.reference = store
         if objective.teacher:
-            stepper.policy.teacher = Teacher(objective.teacher, len(self.tokenizer), lambda: Policy(start, start, layout), dict)
+            stepper.policy.teacher = Teacher(
+                objective.teacher, len(self.tokenizer), lambda: Policy(start, start, layout), dict
+            )
         return stepper.gradients(samples).loss, tiny.gradients(attached)
 
 
@@ -125,10 +161,14 @@ def their_loss(trainer: Any, batch: Any) -> tuple[float, dict[str, torch.Tensor]
     trainer.current_gradient_accumulation_steps = 1
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
-    return float(loss.detach()), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), {
+        n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None
+    }
 
 
-def agree(ours: tuple[float, dict[str, torch.Tensor]], theirs: tuple[float, dict[str, torch.Tensor]]) -> None:
+def agree(
+    ours: tuple[float, dict[str, torch.Tensor]], theirs: tuple[float, dict[str, torch.Tensor]]
+) -> None:
     assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
     assert ours[1].keys() == theirs[1].keys() and ours[1]
     for name, g in theirs[1].items():
@@ -154,10 +194,17 @@ def test_sft(tmp_path: Path, smoothing: float, layout: str) -> None:
     m = Models()
     args = trl.SFTConfig(**settings_of(tmp_path, label_smoothing_factor=smoothing))
     rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pair_rows()]
-    trainer = trl.SFTTrainer(m.theirs()[0], args=args, train_dataset=dataset(rows), processing_class=m.tokenizer)
+    trainer = trl.SFTTrainer(
+        m.theirs()[0], args=args, train_dataset=dataset(rows), processing_class=m.tokenizer
+    )
     batch = first_batch(trainer)
-    samples = [Sample([branch(ids, labels != -100)], i) for i, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True))]
-    agree(m.ours("sft", {"label_smoothing": smoothing}, samples, layout), their_loss(trainer, batch))
+    samples = [
+        Sample([branch(ids, labels != -100)], i)
+        for i, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True))
+    ]
+    agree(
+        m.ours("sft", {"label_smoothing": smoothing}, samples, layout), their_loss(trainer, batch)
+    )
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
@@ -172,43 +219,86 @@ def test_dpo(tmp_path: Path, loss: str, settings: dict[str, Any], layout: str) -
     m = Models()
     args = trl.DPOConfig(**settings_of(tmp_path, loss_type=[loss], **settings))
     model, start = m.theirs()
-    trainer = trl.DPOTrainer(model, ref_model=start, args=args, train_dataset=dataset(pair_rows()), processing_class=m.tokenizer)
+    trainer = trl.DPOTrainer(
+        model,
+        ref_model=start,
+        args=args,
+        train_dataset=dataset(pair_rows()),
+        processing_class=m.tokenizer,
+    )
     batch = first_batch(trainer)
-    agree(m.ours("dpo", {"loss": loss, **settings}, _pairs_of(batch["input_ids"], batch["completion_mask"]), layout), their_loss(trainer, batch))
+    agree(
+        m.ours(
+            "dpo",
+            {"loss": loss, **settings},
+            _pairs_of(batch["input_ids"], batch["completion_mask"]),
+            layout,
+        ),
+        their_loss(trainer, batch),
+    )
 
 
 def _pairs_of(ids: Any, mask: Any) -> list[Sample]:
     half = len(ids) // 2
-    return [Sample([branch(ids[i], mask[i], "chosen"), branch(ids[half + i], mask[half + i], "rejected")], i) for i in range(half)]
+    return [
+        Sample(
+            [branch(ids[i], mask[i], "chosen"), branch(ids[half + i], mask[half + i], "rejected")],
+            i,
+        )
+        for i in range(half)
+    ]
 
 
 def test_label_smoothing_of_dpo_is_cpos(tmp_path: Path) -> None:
-    """TRL's DPO has no smoothed sigmoid any more (`robust` is another loss); its CPO trainer still has it."""
+    """TRL's DPO has no smoothed sigmoid any more (`robust` is another loss); its CPO trainer still
+    has it."""
     m = Models()
-    loss, batch = _cpo_like(tmp_path, m, "cpo", loss_type="sigmoid", cpo_alpha=0.0, beta=0.1, label_smoothing=0.2)
+    loss, batch = _cpo_like(
+        tmp_path, m, "cpo", loss_type="sigmoid", cpo_alpha=0.0, beta=0.1, label_smoothing=0.2
+    )
     agree(m.ours("cpo", {"beta": 0.1, "label_smoothing": 0.2, "sft_weight": 0.0}, batch), loss)
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
-@pytest.mark.parametrize("settings", [{}, {"beta": 0.5, "desirable_weight": 1.2, "undesirable_weight": 0.7}, {"loss_type": "apo_zero_unpaired"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"beta": 0.5, "desirable_weight": 1.2, "undesirable_weight": 0.7},
+        {"loss_type": "apo_zero_unpaired"},
+    ],
+)
 def test_kto(tmp_path: Path, settings: dict[str, Any], layout: str) -> None:
     m = Models(drift=-0.02)  # the way in which the mismatched answers became likelier
     args = trl.KTOConfig(**settings_of(tmp_path, **settings))
     model, start = m.theirs()
-    trainer = trl.KTOTrainer(model, ref_model=start, args=args, train_dataset=dataset(judged_rows()), processing_class=m.tokenizer)
+    trainer = trl.KTOTrainer(
+        model,
+        ref_model=start,
+        args=args,
+        train_dataset=dataset(judged_rows()),
+        processing_class=m.tokenizer,
+    )
     # In the order of the rows, whose answers TRL has moved on by one for the baseline, as we do.
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
     parts = zip(batch["input_ids"], batch["completion_mask"], batch["label"], strict=True)
-    samples = [Sample([branch(ids, mask, "good" if good else "bad")], i) for i, (ids, mask, good) in enumerate(parts)]
+    samples = [
+        Sample([branch(ids, mask, "good" if good else "bad")], i)
+        for i, (ids, mask, good) in enumerate(parts)
+    ]
     names = {"desirable_weight": "good_weight", "undesirable_weight": "bad_weight"}
-    ours = {names.get(k, k): v for k, v in settings.items() if k != "loss_type"} | ({"loss": "apo_zero"} if "loss_type" in settings else {})
+    ours = {names.get(k, k): v for k, v in settings.items() if k != "loss_type"} | (
+        {"loss": "apo_zero"} if "loss_type" in settings else {}
+    )
     found = their_loss(trainer, batch)
     if "loss_type" not in settings:
         assert trainer._metrics["train"]["kl"][-1] > 1e-3  # else the baseline would not be compared
     agree(m.ours("kto", ours, samples, layout), found)
 
 
-def _cpo_like(tmp_path: Path, m: Models, name: str, **settings: Any) -> tuple[tuple[float, dict[str, torch.Tensor]], list[Sample]]:
+def _cpo_like(
+    tmp_path: Path, m: Models, name: str, **settings: Any
+) -> tuple[tuple[float, dict[str, torch.Tensor]], list[Sample]]:
     """The loss of one of TRL's experimental trainers, and the pairs of its batch."""
     if name == "cpo":
         from trl.experimental.cpo import CPOConfig as Config
@@ -217,12 +307,17 @@ def _cpo_like(tmp_path: Path, m: Models, name: str, **settings: Any) -> tuple[tu
         from trl.experimental.orpo import ORPOConfig as Config
         from trl.experimental.orpo import ORPOTrainer as Trainer
     trainer = Trainer(
-        m.theirs()[0], args=Config(**settings_of(tmp_path, **settings)), train_dataset=dataset(pair_rows()), processing_class=m.tokenizer
+        m.theirs()[0],
+        args=Config(**settings_of(tmp_path, **settings)),
+        train_dataset=dataset(pair_rows()),
+        processing_class=m.tokenizer,
     )
     batch = first_batch(trainer)
     sides = [[branch(ids, labels != -100, side) for ids, labels in zip(batch[f"{side}_input_ids"], batch[f"{side}_labels"], strict=True)]
              for side in ("chosen", "rejected")]  # fmt: skip
-    return their_loss(trainer, batch), [Sample(list(both), i) for i, both in enumerate(zip(*sides, strict=True))]
+    return their_loss(trainer, batch), [
+        Sample(list(both), i) for i, both in enumerate(zip(*sides, strict=True))
+    ]
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
@@ -238,7 +333,9 @@ def test_orpo_with_the_likelihood_of_question_and_answer(tmp_path: Path, layout:
 @pytest.mark.parametrize(("beta", "gamma"), [(2.0, 1.0), (2.5, 0.5)])
 def test_simpo(tmp_path: Path, beta: float, gamma: float, layout: str) -> None:
     m = Models()
-    loss, samples = _cpo_like(tmp_path, m, "cpo", loss_type="simpo", cpo_alpha=0.0, beta=beta, simpo_gamma=gamma)
+    loss, samples = _cpo_like(
+        tmp_path, m, "cpo", loss_type="simpo", cpo_alpha=0.0, beta=beta, simpo_gamma=gamma
+    )
     agree(m.ours("simpo", {"beta": beta, "gamma": gamma}, samples, layout), loss)
 
 
@@ -252,24 +349,49 @@ def test_cpo(tmp_path: Path, layout: str) -> None:
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize(
     ("beta", "temperature", "settings"),
-    [(0.0, 1.0, {}), (1.0, 1.0, {"divergence": "reverse"}), (0.3, 2.0, {"divergence": "jensen_shannon", "beta": 0.3}), (0.0, 0.5, {})],
+    [
+        (0.0, 1.0, {}),
+        (1.0, 1.0, {"divergence": "reverse"}),
+        (0.3, 2.0, {"divergence": "jensen_shannon", "beta": 0.3}),
+        (0.0, 0.5, {}),
+    ],
 )
 def test_distill(beta: float, temperature: float, settings: dict[str, Any], layout: str) -> None:
     """GKD's own loss on given texts. TRL leaves out the square of the temperature."""
     from trl.experimental.gkd import GKDTrainer
 
     m = Models()
-    draw = SimpleNamespace(ids=torch.randint(3, 250, (4, 17), generator=torch.Generator().manual_seed(2)))
+    draw = SimpleNamespace(
+        ids=torch.randint(3, 250, (4, 17), generator=torch.Generator().manual_seed(2))
+    )
     labels = draw.ids.clone()
     labels[:, :5] = -100
     student, teacher = m.theirs()
     with torch.no_grad():
         taught = teacher(input_ids=draw.ids).logits
     loss = GKDTrainer.generalized_jsd_loss(
-        student(input_ids=draw.ids).logits[:, :-1], taught[:, :-1], labels=labels[:, 1:], beta=beta, temperature=temperature
+        student(input_ids=draw.ids).logits[:, :-1],
+        taught[:, :-1],
+        labels=labels[:, 1:],
+        beta=beta,
+        temperature=temperature,
     )
     loss = loss * temperature**2
     loss.backward()
-    theirs = float(loss.detach()), {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
-    samples = [Sample([branch(ids, row != -100)], i) for i, (ids, row) in enumerate(zip(draw.ids, labels, strict=True))]
-    agree(m.ours("distill", {"teacher": "-", "alpha": 0.0, "temperature": temperature, **settings}, samples, layout), theirs)
+    theirs = (
+        float(loss.detach()),
+        {n: p.grad for n, p in student.named_parameters() if p.grad is not None},
+    )
+    samples = [
+        Sample([branch(ids, row != -100)], i)
+        for i, (ids, row) in enumerate(zip(draw.ids, labels, strict=True))
+    ]
+    agree(
+        m.ours(
+            "distill",
+            {"teacher": "-", "alpha": 0.0, "temperature": temperature, **settings},
+            samples,
+            layout,
+        ),
+        theirs,
+    )

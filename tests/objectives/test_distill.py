@@ -1,4 +1,5 @@
-"""Divergences and distillation against slow references written from the papers, one token of the vocabulary at a time."""
+"""Divergences and distillation against slow references written from the papers, one token of the
+vocabulary at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +25,13 @@ from tunewright.engine.placement import World
 from tunewright.engine.policy import Policy
 from tunewright.models.kernels.divergence import FLOOR, bucketed, divergence, kept
 
-KINDS = [("forward", 0.5), ("reverse", 0.5), ("jensen_shannon", 0.5), ("jensen_shannon", 0.1), ("jensen_shannon", 0.9)]
+KINDS = [
+    ("forward", 0.5),
+    ("reverse", 0.5),
+    ("jensen_shannon", 0.5),
+    ("jensen_shannon", 0.1),
+    ("jensen_shannon", 0.9),
+]
 VARIANTS: list[dict[str, Any]] = [
     {}, {"divergence": "reverse", "alpha": 0.0}, {"divergence": "jensen_shannon", "beta": 0.3, "alpha": 0.2, "temperature": 2.0},
     {"temperature": 0.7}, {"top_k": 5, "temperature": 1.5}, {"top_k": 500, "divergence": "jensen_shannon"}, {"top_k": 3, "divergence": "reverse", "alpha": 0.0},
@@ -38,7 +45,9 @@ def slow_divergence(t: list[float], s: list[float], kind: str, beta: float) -> f
     if kind == "reverse":
         return sum(q * math.log(q / p) for p, q in zip(t, s, strict=True) if q)
     m = [beta * p + (1 - beta) * q for p, q in zip(t, s, strict=True)]
-    return beta * slow_divergence(t, m, "forward", beta) + (1 - beta) * slow_divergence(s, m, "forward", beta)
+    return beta * slow_divergence(t, m, "forward", beta) + (1 - beta) * slow_divergence(
+        s, m, "forward", beta
+    )
 
 
 @pytest.mark.parametrize(("kind", "beta"), KINDS)
@@ -47,13 +56,19 @@ def test_divergences_equal_sums_over_the_vocabulary(kind: str, beta: float) -> N
     for _ in range(20):
         logits = [[draw.gauss(0, 3) for _ in range(13)] for _ in range(2)]
         t, s = ([math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits)
-        log_t, log_s = (torch.log_softmax(torch.tensor([row], dtype=torch.float64), -1) for row in logits)
-        assert float(divergence(log_t, log_s, kind, beta)) == pytest.approx(slow_divergence(t, s, kind, beta), rel=1e-9)
+        log_t, log_s = (
+            torch.log_softmax(torch.tensor([row], dtype=torch.float64), -1) for row in logits
+        )
+        assert float(divergence(log_t, log_s, kind, beta)) == pytest.approx(
+            slow_divergence(t, s, kind, beta), rel=1e-9
+        )
     assert float(divergence(log_t, log_t, kind, beta)) == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize(("kind", "beta"), KINDS)
-def test_divergences_of_extreme_logits_are_finite_and_so_are_their_gradients(kind: str, beta: float) -> None:
+def test_divergences_of_extreme_logits_are_finite_and_so_are_their_gradients(
+    kind: str, beta: float
+) -> None:
     z = torch.tensor([[1e4, -1e4, 0.0], [0.0, 1e4, -1e4], [-1e4, -1e4, 1e4]], requires_grad=True)
     taught = torch.tensor([[-1e4, 1e4, 0.0], [0.0, 1e4, -1e4], [1e4, 1e4, -1e4]])
     value = divergence(torch.log_softmax(taught, -1), torch.log_softmax(z, -1), kind, beta)
@@ -73,17 +88,28 @@ def test_what_is_not_kept_counts_as_one_token() -> None:
     for row in range(4):
         order = sorted(range(9), key=lambda v: -float(p[row, v]))
         assert token[row].tolist() == order[:3]
-        assert log[row].exp().tolist() == pytest.approx([*(float(p[row, v]) for v in order[:3]), sum(float(p[row, v]) for v in order[3:])])
+        assert log[row].exp().tolist() == pytest.approx(
+            [*(float(p[row, v]) for v in order[:3]), sum(float(p[row, v]) for v in order[3:])]
+        )
     everything = kept(z, 1.0, 40)
     assert everything[0].shape == (4, 9) and bool((everything[1][:, -1] == FLOOR).all())
 
 
 class Setting:
-    """A moved LoRA student on the smaller of two tiny models, and a larger teacher of another family."""
+    """A moved LoRA student on the smaller of two tiny models, and a larger teacher of another
+    family."""
 
-    def __init__(self, layout: str = "tree", teacher_layout: str = "tree", family: str = "llama", trains: str = "lora"):
+    def __init__(
+        self,
+        layout: str = "tree",
+        teacher_layout: str = "tree",
+        family: str = "llama",
+        trains: str = "lora",
+    ):
         self.student = tiny.make_model(family)
-        self.attached = tiny.attach_lora(self.student) if trains == "lora" else tiny.attach_all(self.student)
+        self.attached = (
+            tiny.attach_lora(self.student) if trains == "lora" else tiny.attach_all(self.student)
+        )
         tiny.randomise(self.attached, seed=2)
         self.layout = layout
         self.taught = tiny.make_model("qwen3", seed=7, num_hidden_layers=3, hidden_size=64)
@@ -94,10 +120,23 @@ class Setting:
         entry = objectives.get("distill")
         assert entry is not None
         objective = entry.function(entry.config(teacher="t", **settings))
-        return objective, Teacher(objective.teacher, tiny.VOCABULARY, lambda: self.teacher_policy, lambda: {"weights": "a"})
+        return objective, Teacher(
+            objective.teacher,
+            tiny.VOCABULARY,
+            lambda: self.teacher_policy,
+            lambda: {"weights": "a"},
+        )
 
-    def gradients(self, settings: dict[str, Any], samples: list[Sample], rows_per_pass: int = 1 << 30, keep: bool = True) -> Any:
-        stepper = tiny.make_stepper(self.student, self.attached, layout=self.layout, rows_per_pass=rows_per_pass)
+    def gradients(
+        self,
+        settings: dict[str, Any],
+        samples: list[Sample],
+        rows_per_pass: int = 1 << 30,
+        keep: bool = True,
+    ) -> Any:
+        stepper = tiny.make_stepper(
+            self.student, self.attached, layout=self.layout, rows_per_pass=rows_per_pass
+        )
         stepper.objective, stepper.policy.teacher = self.teacher(settings)
         if settings.get("top_k") and keep:
             stepper.policy.teacher.fill(samples, 40)
@@ -109,7 +148,13 @@ class Setting:
         self.taught.set_attn_implementation("eager")
         self.attached.model.eval()
         alpha, temperature, kind, beta = (
-            settings.get(k, d) for k, d in (("alpha", 0.5), ("temperature", 1.0), ("divergence", "forward"), ("beta", 0.5))
+            settings.get(k, d)
+            for k, d in (
+                ("alpha", 0.5),
+                ("temperature", 1.0),
+                ("divergence", "forward"),
+                ("beta", 0.5),
+            )
         )
         likelihood = taught = torch.zeros(())
         weights = 0.0
@@ -119,7 +164,10 @@ class Setting:
             with torch.no_grad():
                 z_t = self.taught(input_ids=ids).logits[0].float()
             for i, weight in zip(branch.learnt, branch.weights, strict=True):
-                t, s = torch.softmax(z_t[i - 1] / temperature, -1), torch.softmax(z_s[i - 1] / temperature, -1)
+                t, s = (
+                    torch.softmax(z_t[i - 1] / temperature, -1),
+                    torch.softmax(z_s[i - 1] / temperature, -1),
+                )
                 if settings.get("top_k", 10**9) < len(t):
                     order = sorted(range(len(t)), key=lambda v: -float(t[v]))
                     top, rest = order[: settings["top_k"]], order[settings["top_k"] :]
@@ -130,7 +178,9 @@ class Setting:
                     "jensen_shannon": beta * (t * torch.log(t / m)).sum() + (1 - beta) * (s * torch.log(s / m)).sum(),
                 }[kind]  # fmt: skip
                 taught = taught + weight * value
-                likelihood = likelihood - weight * torch.log_softmax(z_s[i - 1], -1)[branch.tokens[i]]
+                likelihood = (
+                    likelihood - weight * torch.log_softmax(z_s[i - 1], -1)[branch.tokens[i]]
+                )
                 weights += weight
         return alpha * likelihood / weights + (1 - alpha) * temperature**2 * taught / weights
 
@@ -141,9 +191,13 @@ def close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert float((ours[name] - g).norm()) <= 2e-5 * float(g.norm()) + 1e-9, name
 
 
-@pytest.mark.parametrize(("layout", "teacher_layout"), [("tree", "tree"), ("padded", "tree"), ("tree", "padded")])
+@pytest.mark.parametrize(
+    ("layout", "teacher_layout"), [("tree", "tree"), ("padded", "tree"), ("tree", "padded")]
+)
 @pytest.mark.parametrize("settings", VARIANTS)
-def test_value_and_gradient_equal_the_papers_formula(settings: dict[str, Any], layout: str, teacher_layout: str) -> None:
+def test_value_and_gradient_equal_the_papers_formula(
+    settings: dict[str, Any], layout: str, teacher_layout: str
+) -> None:
     s = Setting(layout, teacher_layout)
     samples = [*tiny.dialogues()[:3], *tiny.nothing_shared()[:1]]
     report = s.gradients(settings, samples)
@@ -155,7 +209,9 @@ def test_value_and_gradient_equal_the_papers_formula(settings: dict[str, Any], l
 
 
 @pytest.mark.parametrize("settings", VARIANTS[:4])
-def test_a_head_that_trains_and_is_the_embedding_has_the_same_gradient(settings: dict[str, Any]) -> None:
+def test_a_head_that_trains_and_is_the_embedding_has_the_same_gradient(
+    settings: dict[str, Any],
+) -> None:
     s = Setting(family="gemma2", trains="everything")
     samples = tiny.dialogues()[:3]
     s.gradients(settings, samples)
@@ -195,13 +251,21 @@ def test_kept_scores_are_the_ones_computed_live_and_survive_a_save(tmp_path: Pat
     fresh = s.teacher(settings)[1]
     fresh.fill(samples, 30, tmp_path)
     for sample in samples:
-        assert all(np.array_equal(lines, again.store.get([sample])[name]) for name, lines in fresh.store.get([sample]).items())
+        assert all(
+            np.array_equal(lines, again.store.get([sample])[name])
+            for name, lines in fresh.store.get([sample]).items()
+        )
     stepper = tiny.make_stepper(s.student, s.attached)
     stepper.objective, stepper.policy.teacher = s.teacher(settings)[0], again
     assert stepper.gradients(samples).loss == pytest.approx(live.loss, rel=1e-5)
     for other in (
         Teacher(teacher.teaching, tiny.VOCABULARY, closed, lambda: {"weights": "b"}),
-        Teacher(Teaching("t", temperature=2.0, top_k=4), tiny.VOCABULARY, closed, lambda: {"weights": "a"}),
+        Teacher(
+            Teaching("t", temperature=2.0, top_k=4),
+            tiny.VOCABULARY,
+            closed,
+            lambda: {"weights": "a"},
+        ),
     ):
         with pytest.raises(CheckpointError) as caught:
             other.load(tmp_path)
@@ -239,8 +303,13 @@ def opened(student: Path, teacher: Path) -> Teacher:
     return open_teacher(Teaching(str(teacher)), student, size, EngineConfig(), world(), Quiet())
 
 
-def test_a_teacher_is_opened_when_it_is_needed_and_compared_through_its_own_layout(tmp_path: Path) -> None:
-    student, teacher = tiny.save_folder(tmp_path / "s"), tiny.save_folder(tmp_path / "t", "qwen3", seed=7)
+def test_a_teacher_is_opened_when_it_is_needed_and_compared_through_its_own_layout(
+    tmp_path: Path,
+) -> None:
+    student, teacher = (
+        tiny.save_folder(tmp_path / "s"),
+        tiny.save_folder(tmp_path / "t", "qwen3", seed=7),
+    )
     made = opened(student, teacher)
     samples = tiny.dialogues()
     s = Setting()
@@ -252,8 +321,13 @@ def test_a_teacher_is_opened_when_it_is_needed_and_compared_through_its_own_layo
     assert ours == pytest.approx(float(s.slow_loss({}, samples).detach()), rel=1e-5)
 
 
-def test_a_teacher_with_another_number_of_tokens_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    student, teacher = tiny.save_folder(tmp_path / "s"), tiny.save_folder(tmp_path / "t", vocab_size=300)
+def test_a_teacher_with_another_number_of_tokens_is_refused_with_both_numbers(
+    tmp_path: Path,
+) -> None:
+    student, teacher = (
+        tiny.save_folder(tmp_path / "s"),
+        tiny.save_folder(tmp_path / "t", vocab_size=300),
+    )
     with pytest.raises(CompatError) as caught:
         opened(student, teacher)
     (found,) = caught.value.problems
@@ -267,7 +341,9 @@ def test_a_teacher_that_numbers_its_tokens_otherwise_is_refused(tmp_path: Path) 
     folders = []
     for name, words in (("s", "a b c d"), ("t", "a c b d"), ("u", "a b c d e")):
         folder = tiny.save_folder(tmp_path / name)
-        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words.split())}, unk_token="a"))
+        backend = Tokenizer(
+            models.WordLevel({word: i for i, word in enumerate(words.split())}, unk_token="a")
+        )
         PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="a").save_pretrained(folder)
         folders.append(folder)
     with pytest.raises(CompatError) as caught:
@@ -275,7 +351,9 @@ def test_a_teacher_that_numbers_its_tokens_otherwise_is_refused(tmp_path: Path) 
     assert caught.value.problems[0].code == "E-OBJ-03" and "2 of" in caught.value.problems[0].what()
     with pytest.raises(CompatError) as caught:
         opened(folders[0], folders[2])
-    assert caught.value.problems[0].code == "E-OBJ-02" and caught.value.problems[0].fields["size"] == 5
+    assert (
+        caught.value.problems[0].code == "E-OBJ-02" and caught.value.problems[0].fields["size"] == 5
+    )
     assert opened(folders[0], folders[0]).vocabulary == tiny.VOCABULARY
 
 
@@ -295,7 +373,12 @@ def test_rows_of_a_larger_head_that_stand_for_no_token_are_left_out() -> None:
     with torch.no_grad():
         for branch in (b for sample in samples for b in sample.branches):
             ids = torch.tensor([branch.tokens])
-            z_s, z_t = s.attached.model.eval()(input_ids=ids).logits[0], s.taught(input_ids=ids).logits[0, :, : tiny.VOCABULARY]
+            z_s, z_t = (
+                s.attached.model.eval()(input_ids=ids).logits[0],
+                s.taught(input_ids=ids).logits[0, :, : tiny.VOCABULARY],
+            )
             t, q = torch.softmax(z_t, -1), torch.softmax(z_s, -1)
-            values += [float((t[i - 1] * torch.log(t[i - 1] / q[i - 1])).sum()) for i in branch.learnt]
+            values += [
+                float((t[i - 1] * torch.log(t[i - 1] / q[i - 1])).sum()) for i in branch.learnt
+            ]
     assert ours == pytest.approx(sum(values) / len(values), rel=1e-5)

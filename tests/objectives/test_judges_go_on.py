@@ -1,7 +1,8 @@
-"""A run that starts from a judge goes on with its score head, whatever the method, and a merged judge is a classifier of plain Transformers.
+"""A run that starts from a judge goes on with its score head, whatever the method, and a merged
+judge is a classifier of plain Transformers.
 
-The oracle is plain Transformers and plain PEFT on the saved folders: the scores of the answers, and what a second run of two steps at a rate of 1e-10
-starts and ends with.
+The oracle is plain Transformers and plain PEFT on the saved folders: the scores of the answers, and
+what a second run of two steps at a rate of 1e-10 starts and ends with.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import torch
 from helpers import story
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from tunewright.commands import pipeline
 from tunewright.commands.pipeline_file import read_pipeline
@@ -52,7 +57,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    rows = [{"prompt": f"{q} {i}?", "chosen": f"the answer is {i}", "rejected": f"no {i}"} for i, q in enumerate(story.QUESTIONS)]
+    rows = [
+        {"prompt": f"{q} {i}?", "chosen": f"the answer is {i}", "rejected": f"no {i}"}
+        for i, q in enumerate(story.QUESTIONS)
+    ]
     file.write_text("\n".join(map(json.dumps, rows)))
     return file
 
@@ -60,7 +68,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("steps") / "steps.jsonl"
-    rows = [{"prompt": f"{q}?", "completions": [f"{i} is it", f"it is {i}"], "labels": [True, i % 2 == 0]} for i, q in enumerate(story.QUESTIONS)]
+    rows = [
+        {
+            "prompt": f"{q}?",
+            "completions": [f"{i} is it", f"it is {i}"],
+            "labels": [True, i % 2 == 0],
+        }
+        for i, q in enumerate(story.QUESTIONS)
+    ]
     file.write_text("\n".join(map(json.dumps, rows)))
     return file
 
@@ -76,7 +91,15 @@ class Lines(Tell):
         self.said.append(text)
 
 
-def run(model: Path, data: Path, out: Path, kind: str, objective: str = "reward", tell: Tell | None = None, **more: Any) -> Path:
+def run(
+    model: Path,
+    data: Path,
+    out: Path,
+    kind: str,
+    objective: str = "reward",
+    tell: Tell | None = None,
+    **more: Any,
+) -> Path:
     given = {
         "model": str(model), "data.train": str(data), "data.held_out": 0, "out": str(out), "probes": 0, "engine.dtype": "float32", "engine.threads": 1,
         "engine.steps": 6, "engine.batch_size": 6, "engine.learning_rate": 0.01, "objective.kind": objective,
@@ -92,20 +115,37 @@ def figures(run: Path) -> list[dict[str, float]]:
 
 
 def scores(run: Path, data: Path) -> list[float]:
-    found = scoring.evaluate_target(str(run), str(data), details=True, dtype="float32", device="cpu", threads=1, tell=Quiet())
+    found = scoring.evaluate_target(
+        str(run), str(data), details=True, dtype="float32", device="cpu", threads=1, tell=Quiet()
+    )
     if "steps" in found:
-        return [torch.logit(torch.tensor(c, dtype=torch.float64)).item() for row in found["steps"]["rows"] for c in row["chances"]]
+        return [
+            torch.logit(torch.tensor(c, dtype=torch.float64)).item()
+            for row in found["steps"]["rows"]
+            for c in row["chances"]
+        ]
     return [score for row in found["ranking"]["rows"] for score in (row["chosen"], row["rejected"])]
 
 
 def goes_on(base: Path, data: Path, place: Path, kind: str, objective: str, **more: Any) -> Path:
-    """A judge, and a second run from it whose weights do not move: both give the same scores. Returns the first."""
+    """A judge, and a second run from it whose weights do not move: both give the same scores.
+    Returns the first."""
     first = run(base, data, place / "first", kind, objective, **more)
     whole = (first / "model").is_dir()
     start = {} if whole else {"adapter": str(first / "adapter")}
     base_bits = {key: value for key, value in more.items() if key.startswith("base.")}
     seed = {"engine.seed": 5}  # a head drawn anew would be another one
-    second = run(first / "model" if whole else base, data, place / "second", kind, objective, **STILL, **start, **seed, **base_bits)
+    second = run(
+        first / "model" if whole else base,
+        data,
+        place / "second",
+        kind,
+        objective,
+        **STILL,
+        **start,
+        **seed,
+        **base_bits,
+    )
     wanted = scores(first, data)
     assert scores(second, data) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
     assert max(map(abs, wanted)) > 0.05
@@ -113,34 +153,47 @@ def goes_on(base: Path, data: Path, place: Path, kind: str, objective: str, **mo
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "freeze", "prompt_tuning"])
-def test_a_reward_model_goes_on_from_its_scores(base: Path, pairs: Path, tmp_path: Path, kind: str) -> None:
+def test_a_reward_model_goes_on_from_its_scores(
+    base: Path, pairs: Path, tmp_path: Path, kind: str
+) -> None:
     goes_on(base, pairs, tmp_path, kind, "reward")
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", TRAINABLE)
-def test_a_reward_model_goes_on_from_its_scores_with_every_method(base: Path, pairs: Path, tmp_path: Path, kind: str) -> None:
+def test_a_reward_model_goes_on_from_its_scores_with_every_method(
+    base: Path, pairs: Path, tmp_path: Path, kind: str
+) -> None:
     goes_on(base, pairs, tmp_path, kind, "reward")
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_a_judge_of_steps_goes_on_from_its_scores(base: Path, steps: Path, tmp_path: Path, kind: str) -> None:
+def test_a_judge_of_steps_goes_on_from_its_scores(
+    base: Path, steps: Path, tmp_path: Path, kind: str
+) -> None:
     goes_on(base, steps, tmp_path, kind, "process_reward")
 
 
-def test_a_reward_model_on_four_bits_goes_on_from_its_scores(base: Path, pairs: Path, tmp_path: Path) -> None:
+def test_a_reward_model_on_four_bits_goes_on_from_its_scores(
+    base: Path, pairs: Path, tmp_path: Path
+) -> None:
     goes_on(base, pairs, tmp_path, "loftq", "reward", **{"base.bits": 4, "method.rank": 4})
 
 
 @pytest.mark.parametrize("kind", methods.names())
-def test_what_every_method_saves_of_a_judge_brings_the_head_that_trains_on(base: Path, tmp_path: Path, kind: str) -> None:
-    """No runs: attached, given a head, moved, saved, read, and given to an objective that wants a head."""
+def test_what_every_method_saves_of_a_judge_brings_the_head_that_trains_on(
+    base: Path, tmp_path: Path, kind: str
+) -> None:
+    """No runs: attached, given a head, moved, saved, read, and given to an objective that wants a
+    head."""
     if kind == "loftq":
         return  # it needs a quantised base; the run above is its test
     entry = methods.get(kind)
     assert entry is not None
     model: Any = load_model(base, dtype="float32")
-    attached = entry.function(entry.config(**SETTINGS.get(kind, {})), model, anatomy.of(model), str(base))
+    attached = entry.function(
+        entry.config(**SETTINGS.get(kind, {})), model, anatomy.of(model), str(base)
+    )
     put_heads(model, attached, ("score",))
     with torch.no_grad():
         model.score.weight.normal_()
@@ -148,13 +201,17 @@ def test_what_every_method_saves_of_a_judge_brings_the_head_that_trains_on(base:
     attached.save(tmp_path / "judge")
     again: Any = load_model(tmp_path / "judge" if attached.saves_model else base, dtype="float32")
     if attached.saves_model:
-        second = entry.function(entry.config(**SETTINGS.get(kind, {})), again, anatomy.of(again), str(base))
+        second = entry.function(
+            entry.config(**SETTINGS.get(kind, {})), again, anatomy.of(again), str(base)
+        )
     else:
         second = put_on(again, tmp_path / "judge", trainable=True)
     put_heads(again, second, ("score",))
     assert torch.equal(again.score.weight, head) and again.score.weight.requires_grad
     names = dict(second.model.named_parameters())
-    assert len(second.parameters) == len(set(second.parameters)) and set(second.parameters) <= set(names)
+    assert len(second.parameters) == len(set(second.parameters)) and set(second.parameters) <= set(
+        names
+    )
     assert sum(names[name] is again.score.weight for name in second.parameters) == 1
     second.save(tmp_path / "second")
     stored = stored_score(tmp_path / "second")
@@ -162,12 +219,16 @@ def test_what_every_method_saves_of_a_judge_brings_the_head_that_trains_on(base:
 
 
 def plain_scores(model: Any, base: Path, pairs: Path) -> list[float]:
-    """Of plain Transformers' class: both answers of every pair, rendered with the tokenizer's own template, read at the stop token."""
+    """Of plain Transformers' class: both answers of every pair, rendered with the tokenizer's own
+    template, read at the stop token."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     found = []
     for row in map(json.loads, pairs.read_text().splitlines()):
         for side in ("chosen", "rejected"):
-            turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
+            turns = [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row[side]},
+            ]
             ids = tokenizer.apply_chat_template(turns)["input_ids"]
             last = len(ids) - 1 - ids[::-1].index(tokenizer.eos_token_id)
             with torch.no_grad():
@@ -176,45 +237,72 @@ def plain_scores(model: Any, base: Path, pairs: Path) -> list[float]:
 
 
 def classifier(folder: Path, **settings: Any) -> Any:
-    model, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **settings)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True, **settings
+    )
     assert settings or not (info["missing_keys"] or info["unexpected_keys"])
     return model.eval()
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "freeze", "dora", "llama_pro"])
-def test_a_merged_reward_model_is_a_sequence_classifier_with_the_same_scores(base: Path, pairs: Path, tmp_path: Path, kind: str) -> None:
+def test_a_merged_reward_model_is_a_sequence_classifier_with_the_same_scores(
+    base: Path, pairs: Path, tmp_path: Path, kind: str
+) -> None:
     judge = run(base, pairs, tmp_path / "judge", kind)
     verdict = merge_run(judge, tmp_path / "m", tell=Quiet())
     model = classifier(tmp_path / "m")
-    assert model.config.num_labels == 1 and model.config.architectures == ["Qwen2ForSequenceClassification"] == [verdict["class"]]
+    assert model.config.num_labels == 1 and model.config.architectures == [
+        "Qwen2ForSequenceClassification"
+    ] == [verdict["class"]]
     said = plain_scores(model, base, pairs)
-    assert said == pytest.approx(scores(judge, pairs), rel=1e-4, abs=1e-4) and scores(tmp_path / "m", pairs) == pytest.approx(
-        said, rel=1e-4, abs=1e-4
-    )
+    assert said == pytest.approx(scores(judge, pairs), rel=1e-4, abs=1e-4) and scores(
+        tmp_path / "m", pairs
+    ) == pytest.approx(said, rel=1e-4, abs=1e-4)
     if kind == "lora":
         theirs = classifier(base, num_labels=1)
-        theirs.config.pad_token_id = 5  # one that ends no answer; here padding and stop token differ already
-        assert plain_scores(PeftModel.from_pretrained(theirs, judge / "adapter").eval(), base, pairs) == pytest.approx(said, rel=1e-4, abs=1e-4)
+        theirs.config.pad_token_id = (
+            5  # one that ends no answer; here padding and stop token differ already
+        )
+        assert plain_scores(
+            PeftModel.from_pretrained(theirs, judge / "adapter").eval(), base, pairs
+        ) == pytest.approx(said, rel=1e-4, abs=1e-4)
     written = json.loads((tmp_path / "m" / "merge.json").read_text())
-    assert written["largest_score_difference"] <= 1e-4 and written["verdict"] == "equal" and written["scores"] == 12
+    assert (
+        written["largest_score_difference"] <= 1e-4
+        and written["verdict"] == "equal"
+        and written["scores"] == 12
+    )
     with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as stored:
         names = set(stored.keys())
     assert "score.weight" in names and not any(name.startswith("lm_head") for name in names)
     half = merge_run(judge, tmp_path / "half", dtype="bfloat16", tell=Quiet())
-    assert 1e-4 < half["largest_score_difference"] < 0.25 and classifier(tmp_path / "half").dtype == torch.bfloat16
+    assert (
+        1e-4 < half["largest_score_difference"] < 0.25
+        and classifier(tmp_path / "half").dtype == torch.bfloat16
+    )
     line = "\n".join(lines(verdict))
     assert "Qwen2ForSequenceClassification" in line and "tunewright evaluate" in line
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_a_merged_judge_of_steps_is_a_token_classifier_that_scores_every_step(base: Path, steps: Path, tmp_path: Path, kind: str) -> None:
+def test_a_merged_judge_of_steps_is_a_token_classifier_that_scores_every_step(
+    base: Path, steps: Path, tmp_path: Path, kind: str
+) -> None:
     judge = run(base, steps, tmp_path / "judge", kind, "process_reward")
     verdict = merge_run(judge, tmp_path / "m", tell=Quiet())
-    model, info = AutoModelForTokenClassification.from_pretrained(tmp_path / "m", output_loading_info=True)
-    assert not (info["missing_keys"] or info["unexpected_keys"]) and verdict["class"] == type(model).__name__ == "Qwen2ForTokenClassification"
+    model, info = AutoModelForTokenClassification.from_pretrained(
+        tmp_path / "m", output_loading_info=True
+    )
+    assert (
+        not (info["missing_keys"] or info["unexpected_keys"])
+        and verdict["class"] == type(model).__name__ == "Qwen2ForTokenClassification"
+    )
     tokenizer, wanted, at = AutoTokenizer.from_pretrained(base), scores(judge, steps), 0
     for row in map(json.loads, steps.read_text().splitlines()):
-        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": "\n".join(row["completions"])}]
+        turns = [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": "\n".join(row["completions"])},
+        ]
         ids = tokenizer.apply_chat_template(turns)["input_ids"]
         with torch.no_grad():
             logits = model.eval()(input_ids=torch.tensor([ids])).logits[0, :, 0]
@@ -228,7 +316,9 @@ def test_a_merged_judge_of_steps_is_a_token_classifier_that_scores_every_step(ba
     assert scores(again, steps) == pytest.approx(wanted, abs=1e-3)
 
 
-def test_a_merge_that_gives_other_scores_is_refused_and_leaves_nothing(base: Path, pairs: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_merge_that_gives_other_scores_is_refused_and_leaves_nothing(
+    base: Path, pairs: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     judge = run(base, pairs, tmp_path / "judge", "lora")
     own = merge.load_plain
 
@@ -240,11 +330,16 @@ def test_a_merge_that_gives_other_scores_is_refused_and_leaves_nothing(base: Pat
     monkeypatch.setattr(merge, "load_plain", load)
     with pytest.raises(TunewrightError) as caught:
         merge_run(judge, tmp_path / "m", tell=Quiet())
-    assert [p.code for p in caught.value.problems] == ["E-EXPORT-12"] and sorted(p.name for p in tmp_path.iterdir()) == ["judge"]
+    assert [p.code for p in caught.value.problems] == ["E-EXPORT-12"] and sorted(
+        p.name for p in tmp_path.iterdir()
+    ) == ["judge"]
 
 
-def test_a_judge_that_plain_transformers_saved_goes_on_and_one_with_several_labels_is_refused(base: Path, pairs: Path, tmp_path: Path) -> None:
-    """As TRL's RewardTrainer leaves it: a sequence classifier with one label, or PEFT's adapter of one."""
+def test_a_judge_that_plain_transformers_saved_goes_on_and_one_with_several_labels_is_refused(
+    base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """As TRL's RewardTrainer leaves it: a sequence classifier with one label, or PEFT's adapter of
+    one."""
     theirs = classifier(base, num_labels=1)
     theirs.config.pad_token_id = 5
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "whole")
@@ -253,14 +348,21 @@ def test_a_judge_that_plain_transformers_saved_goes_on_and_one_with_several_labe
     for kind in ("lora", "full"):
         second = run(tmp_path / "whole", pairs, tmp_path / kind, kind, **STILL)
         assert scores(second, pairs) == pytest.approx(said, rel=1e-3, abs=1e-3)
-    wrapped = get_peft_model(theirs, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False))
+    wrapped = get_peft_model(
+        theirs,
+        LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False),
+    )
     said = plain_scores(wrapped.eval(), base, pairs)
     wrapped.save_pretrained(tmp_path / "adapter")
-    second = run(base, pairs, tmp_path / "third", "lora", adapter=str(tmp_path / "adapter"), **STILL)
+    second = run(
+        base, pairs, tmp_path / "third", "lora", adapter=str(tmp_path / "adapter"), **STILL
+    )
     assert scores(second, pairs) == pytest.approx(said, rel=1e-3, abs=1e-3)
 
     two = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
-    get_peft_model(two, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "two-adapter")
+    get_peft_model(
+        two, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])
+    ).save_pretrained(tmp_path / "two-adapter")
     two = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
     two.save_pretrained(tmp_path / "two")
     tagger = AutoModelForTokenClassification.from_pretrained(base, num_labels=1)
@@ -273,33 +375,62 @@ def test_a_judge_that_plain_transformers_saved_goes_on_and_one_with_several_labe
         assert [p.code for p in caught.value.problems] == ["E-METHOD-73"], name
     with pytest.raises(TunewrightError) as caught:
         run(base, pairs, tmp_path / "no", "lora", adapter=str(tmp_path / "two-adapter"))
-    assert [p.code for p in caught.value.problems] == ["E-METHOD-73"] and not (tmp_path / "no").exists()
+    assert [p.code for p in caught.value.problems] == ["E-METHOD-73"] and not (
+        tmp_path / "no"
+    ).exists()
 
 
-def test_what_becomes_of_the_head_is_said_and_a_whole_judge_does_not_learn_to_write(base: Path, pairs: Path, tmp_path: Path) -> None:
+def test_what_becomes_of_the_head_is_said_and_a_whole_judge_does_not_learn_to_write(
+    base: Path, pairs: Path, tmp_path: Path
+) -> None:
     rows = story.rows_file(tmp_path / "rows.json")
-    judge, whole = run(base, pairs, tmp_path / "judge", "lora"), run(base, pairs, tmp_path / "whole", "full")
+    judge, whole = (
+        run(base, pairs, tmp_path / "judge", "lora"),
+        run(base, pairs, tmp_path / "whole", "full"),
+    )
     writer = run(base, rows, tmp_path / "writer", "lora", "sft")
     said: dict[str, str] = {}
-    for name, data, objective, adapter in (("kept", pairs, "reward", judge), ("left", rows, "sft", judge), ("new", pairs, "reward", writer)):
+    for name, data, objective, adapter in (
+        ("kept", pairs, "reward", judge),
+        ("left", rows, "sft", judge),
+        ("new", pairs, "reward", writer),
+    ):
         tell = Lines()
-        run(base, data, tmp_path / name, "lora", objective, tell, adapter=str(adapter / "adapter"), **STILL)
+        run(
+            base,
+            data,
+            tmp_path / name,
+            "lora",
+            objective,
+            tell,
+            adapter=str(adapter / "adapter"),
+            **STILL,
+        )
         said[name] = "\n".join(tell.said)
     assert "score head of" in said["kept"] and "is kept" in said["kept"]
-    assert "is not saved with it" in said["left"] and stored_score(tmp_path / "left" / "adapter") is None
+    assert (
+        "is not saved with it" in said["left"]
+        and stored_score(tmp_path / "left" / "adapter") is None
+    )
     assert "a new one starts at random" in said["new"]
-    assert "ranking" not in scoring.evaluate_target(str(tmp_path / "left"), str(rows), generate=False, tell=Quiet())
+    assert "ranking" not in scoring.evaluate_target(
+        str(tmp_path / "left"), str(rows), generate=False, tell=Quiet()
+    )
     for objective, data in (("sft", rows), ("dpo", pairs)):
         with pytest.raises(TunewrightError) as caught:
             run(whole / "model", data, tmp_path / "no", "lora", objective)
         assert [p.code for p in caught.value.problems] == ["E-METHOD-72"]
     with pytest.raises(TunewrightError) as caught:
         run(base, rows, tmp_path / "no", "lora", "distill", **{"objective.teacher": str(whole)})
-    assert [p.code for p in caught.value.problems] == ["E-METHOD-72"] and not (tmp_path / "no").exists()
+    assert [p.code for p in caught.value.problems] == ["E-METHOD-72"] and not (
+        tmp_path / "no"
+    ).exists()
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_a_stage_goes_on_from_the_judge_of_an_earlier_one(base: Path, pairs: Path, tmp_path: Path, kind: str) -> None:
+def test_a_stage_goes_on_from_the_judge_of_an_earlier_one(
+    base: Path, pairs: Path, tmp_path: Path, kind: str
+) -> None:
     start = "model" if kind == "full" else "adapter"
     text = f"""
 model: {base}
@@ -313,10 +444,14 @@ stages:
   - {{name: second, {start}: "stage:first", engine: {{steps: 2, learning_rate: 1.0e-10, seed: 9}}}}
 """
     (tmp_path / "p.yaml").write_text(text)
-    pipeline.run_pipeline(pipeline.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "out"), tell=Quiet())
+    pipeline.run_pipeline(
+        pipeline.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "out"), tell=Quiet()
+    )
     first, second = tmp_path / "out" / "01-first", tmp_path / "out" / "02-second"
     assert scores(second, pairs) == pytest.approx(scores(first, pairs), rel=1e-3, abs=1e-3)
-    (tmp_path / "p.yaml").write_text(text.replace("steps: 2", "steps: 2").replace("name: second", "name: second, objective: dpo"))
+    (tmp_path / "p.yaml").write_text(
+        text.replace("steps: 2", "steps: 2").replace("name: second", "name: second, objective: dpo")
+    )
     with pytest.raises(ConfigError) as caught:
         pipeline.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "other")
     assert [p.code for p in caught.value.problems] == ["E-PIPE-07"]

@@ -1,4 +1,5 @@
-"""Plain likelihood, label smoothing and the z-loss against torch's cross entropy on all logits, one sample at a time."""
+"""Plain likelihood, label smoothing and the z-loss against torch's cross entropy on all logits, one
+sample at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from tunewright.core.registry import objectives
 
-VARIANTS: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1}, {"z_loss": 0.01}, {"label_smoothing": 0.2, "z_loss": 0.003}]
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"label_smoothing": 0.1},
+    {"z_loss": 0.01},
+    {"label_smoothing": 0.2, "z_loss": 0.003},
+]
 
 
 def objective(kind: str, settings: dict[str, Any]) -> Any:
@@ -28,8 +34,15 @@ def slow_loss(model: Any, settings: dict[str, Any], samples: list[Any]) -> Any:
         logits = model(input_ids=torch.tensor([branch.tokens])).logits[0].float()
         for i, weight in zip(branch.learnt, branch.weights, strict=True):
             z = logits[i - 1]
-            value = cross_entropy(z[None], torch.tensor([branch.tokens[i]]), label_smoothing=settings.get("label_smoothing", 0.0))
-            total = total + weight * (value + settings.get("z_loss", 0.0) * torch.log(torch.exp(z.double()).sum()).float() ** 2)
+            value = cross_entropy(
+                z[None],
+                torch.tensor([branch.tokens[i]]),
+                label_smoothing=settings.get("label_smoothing", 0.0),
+            )
+            total = total + weight * (
+                value
+                + settings.get("z_loss", 0.0) * torch.log(torch.exp(z.double()).sum()).float() ** 2
+            )
             weights += weight
     return total / weights
 
@@ -38,7 +51,9 @@ def slow_loss(model: Any, settings: dict[str, Any], samples: list[Any]) -> Any:
 @pytest.mark.parametrize("trains", ["blocks", "everything"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("settings", VARIANTS)
-def test_value_and_gradient_equal_cross_entropy(settings: dict[str, Any], family: str, trains: str, layout: str) -> None:
+def test_value_and_gradient_equal_cross_entropy(
+    settings: dict[str, Any], family: str, trains: str, layout: str
+) -> None:
     """With `everything` the head trains, and in Gemma-2 it is the embedding and has a softcap."""
     model = tiny.make_model(family)
     attached = tiny.attach_lora(model) if trains == "blocks" else tiny.attach_all(model)
@@ -85,13 +100,23 @@ def test_the_plain_loss_is_shown_beside_a_smoothed_one() -> None:
     smooth = tiny.make_stepper(model, attached)
     smooth.objective, smooth.policy.spread = objective("sft", {"label_smoothing": 0.1}), True
     samples = tiny.nothing_shared()
-    assert smooth.gradients(samples).figures["nll"] == pytest.approx(plain.gradients(samples).loss, rel=1e-5)
+    assert smooth.gradients(samples).figures["nll"] == pytest.approx(
+        plain.gradients(samples).loss, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
 def test_extreme_values_stay_finite(settings: dict[str, Any]) -> None:
-    logprob, mean, log_z = (torch.tensor(values, requires_grad=True) for values in ([-1e4, 0.0, -1e-9], [-1e4, -5.3, -2e4], [1e4, -1e4, 0.0]))
-    output = SimpleNamespace(logprob=logprob, weight=torch.ones(3), log_z=log_z, mean_logprob=mean, figures={})
-    loss = sum(coefficient * total for total, coefficient in objective("sft", settings).terms(output).values())
+    logprob, mean, log_z = (
+        torch.tensor(values, requires_grad=True)
+        for values in ([-1e4, 0.0, -1e-9], [-1e4, -5.3, -2e4], [1e4, -1e4, 0.0])
+    )
+    output = SimpleNamespace(
+        logprob=logprob, weight=torch.ones(3), log_z=log_z, mean_logprob=mean, figures={}
+    )
+    loss = sum(
+        coefficient * total
+        for total, coefficient in objective("sft", settings).terms(output).values()
+    )
     loss.backward()
     assert math.isfinite(float(loss.detach())) and bool(torch.isfinite(logprob.grad).all())

@@ -1,7 +1,9 @@
-"""Reward, GRPO and RLOO against the losses of TRL's own trainers: same tiny Llama, same answers, value and gradient in float32. Needs `pip install trl`.
+"""Reward, GRPO and RLOO against the losses of TRL's own trainers: same tiny Llama, same answers,
+value and gradient in float32. Needs `pip install trl`.
 
-The answers are drawn and judged by us; TRL's trainer is given their token ids, advantages, old and reference log-probabilities and computes its loss.
-TRL's `epsilon_high` of CISPO is the cap of the ratio itself, ours is its distance from 1. PPO is in no released TRL of this generation.
+The answers are drawn and judged by us; TRL's trainer is given their token ids, advantages, old and
+reference log-probabilities and computes its loss. TRL's `epsilon_high` of CISPO is the cap of the
+ratio itself, ours is its distance from 1. PPO is in no released TRL of this generation.
 """
 
 from __future__ import annotations
@@ -25,11 +27,17 @@ trl = pytest.importorskip("trl")
 
 SAME_LENGTH = [[5, 9, 17, 33], [5, 9, 17, 40], [6, 6, 9, 12], [8, 3, 100, 7]]
 GRPO: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"loss": "grpo", "beta": 0.3}, {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False}),
+    (
+        {"loss": "grpo", "beta": 0.3},
+        {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False},
+    ),
     ({"loss": "grpo", "beta": 0.3, "weigh_kl": True}, {"loss_type": "grpo", "beta": 0.3}),
     ({"loss": "dapo", "clip_high": 0.28}, {"loss_type": "dapo", "epsilon_high": 0.28}),
     ({"loss": "dr_grpo", "scale": "none"}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
-    ({"loss": "grpo", "ratio": "answer"}, {"loss_type": "grpo", "importance_sampling_level": "sequence"}),
+    (
+        {"loss": "grpo", "ratio": "answer"},
+        {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+    ),
     ({"loss": "cispo", "clip_high": 0.05}, {"loss_type": "cispo", "epsilon_high": 1.05}),
 ]
 
@@ -40,7 +48,8 @@ def _said(record_property: Any) -> None:
 
 
 def prepared(kind: str, settings: dict[str, Any]) -> tuple[RoundStepper, Any, Any]:
-    """(stepper whose policy moved since the answers were drawn, the round, a plain copy of the model with every weight trainable)."""
+    """(stepper whose policy moved since the answers were drawn, the round, a plain copy of the
+    model with every weight trainable)."""
     made = test_policy.stepper_for(kind, settings)
     prompts = [Sample([Branch(tokens, [], [])], i) for i, tokens in enumerate(SAME_LENGTH)]
     judged = made.draw_and_judge(prompts, 1)
@@ -49,20 +58,34 @@ def prepared(kind: str, settings: dict[str, Any]) -> tuple[RoundStepper, Any, An
         made._reference_values(judged.samples)
     made.rollouts.judge(judged.groups)  # type: ignore[union-attr]
     tiny.randomise(made.attached, seed=5, spread=0.02)
-    # Made anew by PEFT: a copy of ours would carry our fused layers, which belong to the model they were made for.
-    theirs = peft.get_peft_model(tiny.make_model("llama"), copy.deepcopy(made.attached.model.peft_config["default"]))
+    # Made anew by PEFT: a copy of ours would carry our fused layers, which belong to the model they
+    # were made for.
+    theirs = peft.get_peft_model(
+        tiny.make_model("llama"), copy.deepcopy(made.attached.model.peft_config["default"])
+    )
     theirs.load_state_dict(made.attached.model.state_dict(), strict=True)
     theirs.get_base_model().set_attn_implementation("eager")
     return made, judged, theirs
 
 
 def batch_of(judged: Any) -> dict[str, Any]:
-    """The round as TRL's trainers pass it on: prompts and completions apart, completions padded on the right."""
+    """The round as TRL's trainers pass it on: prompts and completions apart, completions padded on
+    the right."""
     rows = [(s.branches[0], s.facts["experience"]) for s in judged.samples]
     longest = max(e.num_tokens for _, e in rows)
 
     def padded(values: Any, fill: float = 0) -> torch.Tensor:
-        return torch.stack([torch.cat([torch.as_tensor(v), torch.full((longest - len(v),), fill, dtype=torch.as_tensor(v).dtype)]) for v in values])
+        return torch.stack(
+            [
+                torch.cat(
+                    [
+                        torch.as_tensor(v),
+                        torch.full((longest - len(v),), fill, dtype=torch.as_tensor(v).dtype),
+                    ]
+                )
+                for v in values
+            ]
+        )
 
     prompts = torch.tensor([b.tokens[: b.learnt[0]] for b, _ in rows])
     found = {

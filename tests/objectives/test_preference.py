@@ -1,4 +1,5 @@
-"""Losses on pairs against slow references written from their papers, one pair and one token at a time."""
+"""Losses on pairs against slow references written from their papers, one pair and one token at a
+time."""
 
 from __future__ import annotations
 
@@ -26,9 +27,12 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def pairs() -> list[Sample]:
-    """Three pairs: shared prompts, answers with a common beginning, different lengths, one with weight 2."""
+    """Three pairs: shared prompts, answers with a common beginning, different lengths, one with
+    weight 2."""
 
-    def pair(index: int, prompt: list[int], chosen: list[int], rejected: list[int], weight: float = 1.0) -> Sample:
+    def pair(
+        index: int, prompt: list[int], chosen: list[int], rejected: list[int], weight: float = 1.0
+    ) -> Sample:
         def branch(answer: list[int], role: str) -> Branch:
             learnt = list(range(len(prompt), len(prompt) + len(answer)))
             return Branch(prompt + answer, learnt, [weight] * len(answer), role=role)
@@ -50,7 +54,8 @@ def token_logprobs(model: Any, branch: Branch) -> list[Any]:
 
 
 def other_losses(settings: dict[str, Any], chosen: Any, rejected: Any) -> Any:
-    """What fewer people use, from the papers: `chosen` and `rejected` are changes of log-probabilities."""
+    """What fewer people use, from the papers: `chosen` and `rejected` are changes of
+    log-probabilities."""
     beta, smooth = settings.get("beta", 0.1), settings.get("label_smoothing", 0.0)
 
     def sigmoid(x: Any) -> Any:
@@ -59,11 +64,17 @@ def other_losses(settings: dict[str, Any], chosen: Any, rejected: Any) -> Any:
     p = sigmoid(beta * (chosen - rejected))
     if settings["loss"] == "robust":
         return (-(1 - smooth) * torch.log(p) + smooth * torch.log(1 - p)) / (1 - 2 * smooth)
-    if settings["loss"] == "exo_pair":  # KL of the model's choice from one that is right with probability 1 - smooth
+    if (
+        settings["loss"] == "exo_pair"
+    ):  # KL of the model's choice from one that is right with probability 1 - smooth
         smooth = smooth or 0.001
         return p * torch.log(p / (1 - smooth)) + (1 - p) * torch.log((1 - p) / smooth)
     if settings["loss"] == "nca_pair":
-        return -torch.log(sigmoid(beta * chosen)) - 0.5 * torch.log(sigmoid(-beta * chosen)) - 0.5 * torch.log(sigmoid(-beta * rejected))
+        return (
+            -torch.log(sigmoid(beta * chosen))
+            - 0.5 * torch.log(sigmoid(-beta * chosen))
+            - 0.5 * torch.log(sigmoid(-beta * rejected))
+        )
     if settings["loss"] == "sppo_hard":
         return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
     if settings["loss"] == "apo_zero":
@@ -71,7 +82,9 @@ def other_losses(settings: dict[str, Any], chosen: Any, rejected: Any) -> Any:
     return sigmoid(beta * chosen) + 1 - sigmoid(beta * (chosen - rejected))
 
 
-def slow_loss(kind: str, settings: dict[str, Any], model: Any, reference: Any, samples: list[Sample]) -> Any:
+def slow_loss(
+    kind: str, settings: dict[str, Any], model: Any, reference: Any, samples: list[Sample]
+) -> Any:
     """The papers' formulas, scalar by scalar."""
     beta = settings.get("beta", {"orpo": 0.1, "simpo": 2.0}.get(kind, 0.1))
     total = weights = likelihood = tokens = torch.zeros(())
@@ -81,21 +94,46 @@ def slow_loss(kind: str, settings: dict[str, Any], model: Any, reference: Any, s
             chosen_ref, rejected_ref = (sum(token_logprobs(reference, b)) for b in sample.branches)
         c, r, weight = sum(chosen), sum(rejected), sample.branches[0].weights[0]
         if kind == "orpo":
-            odds = [torch.exp(x / len(y)) / (1 - torch.exp(x / len(y))) for x, y in ((c, chosen), (r, rejected))]
+            odds = [
+                torch.exp(x / len(y)) / (1 - torch.exp(x / len(y)))
+                for x, y in ((c, chosen), (r, rejected))
+            ]
             value = -beta * torch.log(torch.sigmoid(torch.log(odds[0] / odds[1])))
         elif kind == "simpo":
-            value = -torch.log(torch.sigmoid(beta / len(chosen) * c - beta / len(rejected) * r - settings.get("gamma", 1.0)))
+            value = -torch.log(
+                torch.sigmoid(
+                    beta / len(chosen) * c - beta / len(rejected) * r - settings.get("gamma", 1.0)
+                )
+            )
         elif kind == "ipo":
-            value = ((c - chosen_ref) / len(chosen) - (r - rejected_ref) / len(rejected) - 1 / (2 * beta)) ** 2
+            value = (
+                (c - chosen_ref) / len(chosen) - (r - rejected_ref) / len(rejected) - 1 / (2 * beta)
+            ) ** 2
         elif kind == "cpo":
-            smooth, p = settings.get("label_smoothing", 0.0), 1 / (1 + torch.exp(beta * r - beta * c))
+            smooth, p = (
+                settings.get("label_smoothing", 0.0),
+                1 / (1 + torch.exp(beta * r - beta * c)),
+            )
             value = -(1 - smooth) * torch.log(p) - smooth * torch.log(1 - p)
-        elif settings.get("loss", "sigmoid") in ("robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"):
-            value = other_losses(settings, (c - chosen_ref).double(), (r - rejected_ref).double()).float()
+        elif settings.get("loss", "sigmoid") in (
+            "robust",
+            "exo_pair",
+            "nca_pair",
+            "sppo_hard",
+            "apo_zero",
+            "apo_down",
+        ):
+            value = other_losses(
+                settings, (c - chosen_ref).double(), (r - rejected_ref).double()
+            ).float()
         else:
             ratio = beta * ((c - chosen_ref) - (r - rejected_ref))
             smooth = settings.get("label_smoothing", 0.0)
-            value = torch.clamp(1 - ratio, min=0) if settings.get("loss") == "hinge" else -(1 - smooth) * torch.log(torch.sigmoid(ratio))
+            value = (
+                torch.clamp(1 - ratio, min=0)
+                if settings.get("loss") == "hinge"
+                else -(1 - smooth) * torch.log(torch.sigmoid(ratio))
+            )
             value = value - smooth * torch.log(torch.sigmoid(-ratio))
         total, weights = total + weight * value, weights + weight
         if settings.get("sft_on") == "all":
@@ -114,8 +152,11 @@ def gradients(model: Any, loss: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def prepared(family: str, layout: str) -> tuple[Any, Any, Any, Callable[[str, dict[str, Any], int], Any]]:
-    """A moved LoRA model, the reference (the model at step 0), and a function that leaves the engine's gradient."""
+def prepared(
+    family: str, layout: str
+) -> tuple[Any, Any, Any, Callable[[str, dict[str, Any], int], Any]]:
+    """A moved LoRA model, the reference (the model at step 0), and a function that leaves the
+    engine's gradient."""
     reference = tiny.make_model(family)
     reference.set_attn_implementation("eager")
     model = tiny.make_model(family)
@@ -142,7 +183,9 @@ def prepared(family: str, layout: str) -> tuple[Any, Any, Any, Callable[[str, di
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize(("kind", "settings"), VARIANTS)
-def test_value_and_gradient_equal_the_papers_formula(kind: str, settings: dict[str, Any], layout: str) -> None:
+def test_value_and_gradient_equal_the_papers_formula(
+    kind: str, settings: dict[str, Any], layout: str
+) -> None:
     model, wrapped, reference, step = prepared("llama", layout)
     report = step(kind, settings, 1024)
     ours = {n: p.grad.clone() for n, p in wrapped.named_parameters() if p.grad is not None}
@@ -163,7 +206,12 @@ def test_how_the_step_is_cut_changes_nothing(kind: str, settings: dict[str, Any]
     found = []
     for rows in (1024, 20, 1):
         report = step(kind, settings, rows)
-        found.append((report.passes, {n: p.grad.clone() for n, p in wrapped.named_parameters() if p.grad is not None}))
+        found.append(
+            (
+                report.passes,
+                {n: p.grad.clone() for n, p in wrapped.named_parameters() if p.grad is not None},
+            )
+        )
         wrapped.zero_grad()
     assert [passes for passes, _ in found] == [1, 2, 3]
     for _, other in found[1:]:
@@ -192,7 +240,9 @@ def test_figures_count_the_pairs_that_are_ranked_right() -> None:
     _, _, _, step = prepared("llama", "tree")
     report = step("dpo", {}, 24)
     assert set(report.figures) >= {"rewards_chosen", "rewards_rejected", "margin", "accuracy"}
-    assert report.figures["margin"] == pytest.approx(report.figures["rewards_chosen"] - report.figures["rewards_rejected"])
+    assert report.figures["margin"] == pytest.approx(
+        report.figures["rewards_chosen"] - report.figures["rewards_rejected"]
+    )
     assert report.figures["accuracy"] in (pytest.approx(k / 3) for k in range(4))
 
 
@@ -206,7 +256,11 @@ def test_reference_values_survive_a_save_and_are_refused_for_another_model(tmp_p
     store.save(tmp_path)
     values = store.of(pairs(), "cpu")
     again = ReferenceStore.load(tmp_path, {"weights": "a"})
-    assert again is not None and torch.equal(again.of(pairs(), "cpu"), values) and len(values) == len(again) == 6
+    assert (
+        again is not None
+        and torch.equal(again.of(pairs(), "cpu"), values)
+        and len(values) == len(again) == 6
+    )
     one_by_one = ReferenceStore({})
     one_by_one.fill(Policy(model, model, "tree"), pairs(), 1)
     assert torch.allclose(one_by_one.of(pairs(), "cpu"), values, rtol=1e-5)

@@ -1,4 +1,5 @@
-"""The reward objective against Transformers' own sequence classifier with one label, and the files it leaves."""
+"""The reward objective against Transformers' own sequence classifier with one label, and the files
+it leaves."""
 
 from __future__ import annotations
 
@@ -18,11 +19,27 @@ PAD = 210
 
 
 def pairs() -> list[Sample]:
-    def pair(index: int, prompt: list[int], chosen: list[int], rejected: list[int], weight: float = 1.0, margin: float | None = None) -> Sample:
+    def pair(
+        index: int,
+        prompt: list[int],
+        chosen: list[int],
+        rejected: list[int],
+        weight: float = 1.0,
+        margin: float | None = None,
+    ) -> Sample:
         def branch(answer: list[int], role: str) -> Branch:
-            return Branch(prompt + answer, list(range(len(prompt), len(prompt) + len(answer))), [weight] * len(answer), role=role)
+            return Branch(
+                prompt + answer,
+                list(range(len(prompt), len(prompt) + len(answer))),
+                [weight] * len(answer),
+                role=role,
+            )
 
-        return Sample([branch(chosen, "chosen"), branch(rejected, "rejected")], index, facts={} if margin is None else {"margin": margin})
+        return Sample(
+            [branch(chosen, "chosen"), branch(rejected, "rejected")],
+            index,
+            facts={} if margin is None else {"margin": margin},
+        )
 
     return [
         pair(0, [5, 9, 17, 33], [4, 8, 90, 2], [4, 8, 7, 7, 3, 2]),
@@ -54,7 +71,10 @@ def slow_loss(theirs: Any, samples: list[Sample], center: float) -> torch.Tensor
         mask = (ids != PAD).long()
         chosen, rejected = theirs(input_ids=ids, attention_mask=mask).logits[:, 0]
         weight = sample.branches[0].weights[0]
-        value = -torch.log(torch.sigmoid(chosen - rejected - sample.facts.get("margin", 0.0))) + center * (chosen + rejected) ** 2
+        value = (
+            -torch.log(torch.sigmoid(chosen - rejected - sample.facts.get("margin", 0.0)))
+            + center * (chosen + rejected) ** 2
+        )
         total, weights = total + weight * value, weights + weight
     return total / weights
 
@@ -66,7 +86,9 @@ def prepared(family: str, layout: str, rows: int, **settings: Any) -> tuple[Any,
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize("rows", [4096, 24, 1])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_value_and_gradient_equal_those_of_transformers_classifier(family: str, layout: str, rows: int) -> None:
+def test_value_and_gradient_equal_those_of_transformers_classifier(
+    family: str, layout: str, rows: int
+) -> None:
     model, _, stepper = prepared(family, layout, rows, center=0.1)
     report = stepper.gradients(pairs())
     theirs = classifier(model, model.score.weight.detach().clone())
@@ -75,9 +97,14 @@ def test_value_and_gradient_equal_those_of_transformers_classifier(family: str, 
     assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5)
     found = dict(model.named_parameters())
     for name, p in theirs.named_parameters():
-        assert p.grad is not None and float((found[name].grad - p.grad).norm()) <= 1e-5 * float(p.grad.norm()) + 1e-8, name
+        assert (
+            p.grad is not None
+            and float((found[name].grad - p.grad).norm()) <= 1e-5 * float(p.grad.norm()) + 1e-8
+        ), name
     assert 0 <= report.figures["accuracy"] <= 1
-    assert report.figures["margin"] == pytest.approx(report.figures["rewards_chosen"] - report.figures["rewards_rejected"], abs=1e-5)
+    assert report.figures["margin"] == pytest.approx(
+        report.figures["rewards_chosen"] - report.figures["rewards_rejected"], abs=1e-5
+    )
 
 
 def test_the_head_trains_is_saved_and_read_by_plain_peft_and_transformers(tmp_path: Path) -> None:
@@ -103,7 +130,11 @@ def test_the_head_trains_is_saved_and_read_by_plain_peft_and_transformers(tmp_pa
 
     plain = tiny.make_model("llama")
     theirs = PeftModel.from_pretrained(classifier(plain, torch.zeros(1, 48)), tmp_path).eval()
-    read = [float(theirs(input_ids=torch.tensor([b.tokens])).logits[0, 0].detach()) for s in pairs() for b in s.branches]
+    read = [
+        float(theirs(input_ids=torch.tensor([b.tokens])).logits[0, 0].detach())
+        for s in pairs()
+        for b in s.branches
+    ]
     assert read == pytest.approx(ours.tolist(), rel=1e-4, abs=1e-5)
 
     again = tiny.make_model("llama")
@@ -127,8 +158,12 @@ def test_a_model_trained_as_a_whole_is_saved_as_a_sequence_classifier(tmp_path: 
     weight = torch.randn(1, 48)
     model.save_pretrained(tmp_path)
     as_classifier(tmp_path, weight)
-    theirs, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and theirs.config.num_labels == 1
+    theirs, info = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert (
+        not info["missing_keys"] and not info["unexpected_keys"] and theirs.config.num_labels == 1
+    )
     assert torch.equal(theirs.score.weight, weight)
     assert theirs.config.pad_token_id not in (theirs.config.eos_token_id, None)
     ours = load.load_model(tmp_path, dtype="float32")

@@ -1,4 +1,5 @@
-"""Checkpoints: after a failure at any instant the old or the new one loads, and a damaged one never does."""
+"""Checkpoints: after a failure at any instant the old or the new one loads, and a damaged one never
+does."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ from tunewright.record.checkpoint import load_latest, load_step, prune, save, st
 
 
 def tensors(step: int) -> dict[str, dict[str, Any]]:
-    return {"model": {"w": torch.full((40, 3), float(step)), "b": torch.arange(5)}, "optimizer": {"w/step": torch.tensor(float(step))}}
+    return {
+        "model": {"w": torch.full((40, 3), float(step)), "b": torch.arange(5)},
+        "optimizer": {"w/step": torch.tensor(float(step))},
+    }
 
 
 def state(step: int) -> dict[str, Any]:
@@ -109,7 +113,8 @@ def flip(path: Path, offset: int) -> None:
 
 
 def falls_back(root: Path) -> str:
-    """The newest is damaged: the one before is loaded, the damaged one lies in quarantine. Returns the reason given."""
+    """The newest is damaged: the one before is loaded, the damaged one lies in quarantine. Returns
+    the reason given."""
     found = load_latest(root)
     assert whole(found, 1)
     assert found is not None
@@ -125,7 +130,9 @@ def two(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"]
+)
 def test_a_flipped_bit_anywhere_is_seen(two: Path, name: str) -> None:
     path = two / "step-000002" / name
     original = path.read_bytes()
@@ -135,7 +142,8 @@ def test_a_flipped_bit_anywhere_is_seen(two: Path, name: str) -> None:
         flaw = checkpoint._flaw(two / "step-000002")
         same_meaning = False
         if name == "MANIFEST.json":
-            # White space between the values carries no meaning, so a flip from one blank to another may pass.
+            # White space between the values carries no meaning, so a flip from one blank to another
+            # may pass.
             try:
                 same_meaning = json.loads(path.read_bytes()) == json.loads(original)
             except ValueError:
@@ -154,7 +162,10 @@ def test_a_cut_file_is_seen(two: Path, name: str, keep: int) -> None:
     assert falls_back(two)
 
 
-@pytest.mark.parametrize(("name", "word"), [("MANIFEST.json", "no manifest"), ("model.safetensors", "missing"), ("state.json", "missing")])
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("MANIFEST.json", "no manifest"), ("model.safetensors", "missing"), ("state.json", "missing")],
+)
 def test_a_deleted_file_is_seen_and_named(two: Path, name: str, word: str) -> None:
     (two / "step-000002" / name).unlink()
     assert word in falls_back(two)
@@ -173,7 +184,15 @@ def test_a_whole_folder_under_another_name_does_not_count(two: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "manifest", ["[]", "{}", '{"format": 1, "step": "x", "files": {}}', '{"format": 99, "step": 2, "files": {"state.json": {}}}', "null", "7"]
+    "manifest",
+    [
+        "[]",
+        "{}",
+        '{"format": 1, "step": "x", "files": {}}',
+        '{"format": 99, "step": 2, "files": {"state.json": {}}}',
+        "null",
+        "7",
+    ],
 )
 def test_a_strange_manifest_is_a_flaw_not_a_crash(two: Path, manifest: str) -> None:
     (two / "step-000002" / "MANIFEST.json").write_text(manifest, encoding="utf-8")
@@ -197,7 +216,9 @@ def test_when_none_verifies_a_run_never_starts_over_in_silence(two: Path) -> Non
         assert [p.code for p in caught.value.problems] == ["E-CKPT-03"]
 
 
-def test_a_disk_that_cannot_be_written_any_more_still_gives_the_good_one(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_cannot_be_written_any_more_still_gives_the_good_one(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flip(two / "step-000002" / "model.safetensors", 100)
 
     def refuse(*_: Any) -> None:
@@ -214,9 +235,16 @@ shutil_rmtree = shutil.rmtree
 
 
 class Failing:
-    """Counts the operations of a save and lets the N-th fail; from then on everything fails where `for_good` is set (a dead disk)."""
+    """Counts the operations of a save and lets the N-th fail; from then on everything fails where
+    `for_good` is set (a dead disk)."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, for_good: bool, error: Callable[[], BaseException]):
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        number: int,
+        for_good: bool,
+        error: Callable[[], BaseException],
+    ):
         import builtins
 
         self.number, self.count, self.for_good, self.error = number, 0, for_good, error
@@ -236,12 +264,18 @@ class Failing:
     def counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             # Only a file of the checkpoint counts; pytest and torch open files, too.
-            if real is not os.fsync and not any("step-" in str(a) or "LATEST" in str(a) for a in args):
+            if real is not os.fsync and not any(
+                "step-" in str(a) or "LATEST" in str(a) for a in args
+            ):
                 return real(*args, **kwargs)
             self.count += 1
             if self.count == self.number or (self.for_good and self.count > self.number):
                 failure = self.error()
-                if real is shutil_rmtree and kwargs.get("ignore_errors") and isinstance(failure, OSError):
+                if (
+                    real is shutil_rmtree
+                    and kwargs.get("ignore_errors")
+                    and isinstance(failure, OSError)
+                ):
                     return None
                 raise failure
             return real(*args, **kwargs)
@@ -254,8 +288,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("for_good", [False, True])
-@pytest.mark.parametrize("error", [lambda: OSError(errno.EIO, "Input/output error"), Killed], ids=["error", "killed"])
-def test_after_a_failure_of_any_operation_the_old_or_the_new_one_loads(tmp_path: Path, error: Callable[[], BaseException], for_good: bool) -> None:
+@pytest.mark.parametrize(
+    "error", [lambda: OSError(errno.EIO, "Input/output error"), Killed], ids=["error", "killed"]
+)
+def test_after_a_failure_of_any_operation_the_old_or_the_new_one_loads(
+    tmp_path: Path, error: Callable[[], BaseException], for_good: bool
+) -> None:
     number, finished = 0, False
     while not finished:
         number += 1
@@ -272,7 +310,8 @@ def test_after_a_failure_of_any_operation_the_old_or_the_new_one_loads(tmp_path:
         found = load_latest(root)
         assert found is not None
         assert whole(found, found.step)
-        # A save that returned is a promise; one that failed may still have got as far as publishing.
+        # A save that returned is a promise; one that failed may still have got as far as
+        # publishing.
         assert found.step == 3 or (not saved and found.step == 2)
         assert not found.quarantined
         assert load_step(root, 2) is not None
@@ -293,7 +332,9 @@ def test_the_very_first_save_may_fail_and_leaves_nothing(tmp_path: Path) -> None
 # A full disk.
 
 
-def test_a_full_disk_is_known_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_known_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, 1)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=60000))
@@ -324,8 +365,13 @@ def test_a_disk_that_fills_up_inside_of_safetensors_is_a_full_disk(tmp_path: Pat
     assert not list(tmp_path.glob("*.tmp-*"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "E-CKPT-01"), (errno.EDQUOT, "E-CKPT-01"), (errno.EACCES, "E-CKPT-02")])
-def test_the_code_says_whether_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, "E-CKPT-01"), (errno.EDQUOT, "E-CKPT-01"), (errno.EACCES, "E-CKPT-02")],
+)
+def test_the_code_says_whether_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
     put(tmp_path, 1)
 
     def fail(*_: Any) -> None:
@@ -339,7 +385,8 @@ def test_the_code_says_whether_the_disk_is_full(tmp_path: Path, monkeypatch: pyt
     assert whole(load_latest(tmp_path), 1)
 
 
-# Windows, by simulation: a directory cannot be opened, and a virus scanner holds files for a moment.
+# Windows, by simulation: a directory cannot be opened, and a virus scanner holds files for a
+# moment.
 
 
 class WindowsError32(OSError):
@@ -348,7 +395,10 @@ class WindowsError32(OSError):
         self.winerror = code
 
 
-@pytest.mark.parametrize(("code", "times", "works"), [(5, 1, True), (32, 3, True), (33, 6, True), (32, 7, False), (1224, 1, False), (183, 1, False)])
+@pytest.mark.parametrize(
+    ("code", "times", "works"),
+    [(5, 1, True), (32, 3, True), (33, 6, True), (32, 7, False), (1224, 1, False), (183, 1, False)],
+)
 def test_a_rename_is_tried_again_only_while_another_program_holds_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, times: int, works: bool
 ) -> None:
@@ -374,7 +424,9 @@ def test_a_rename_is_tried_again_only_while_another_program_holds_the_file(
     assert whole(load_latest(tmp_path), 2 if works else 1)
 
 
-def test_a_directory_is_never_opened_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_never_opened_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
     monkeypatch.setattr(files.os, "open", lambda path, *a: opened.append(str(path)))
     monkeypatch.setattr(files, "os", type("Windows", (), {**vars(os), "name": "nt"}))

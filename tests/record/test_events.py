@@ -28,7 +28,9 @@ def test_a_line_is_on_disk_when_write_returns(tmp_path: Path) -> None:
     log.close()
 
 
-@pytest.mark.parametrize("text", ["a\u2028b", "c\u0085d", "e\u2029f", "g\x1ch", "line\nbreak", "\ud7ff \U0001f600"])
+@pytest.mark.parametrize(
+    "text", ["a\u2028b", "c\u0085d", "e\u2029f", "g\x1ch", "line\nbreak", "\ud7ff \U0001f600"]
+)
 def test_characters_that_look_like_line_ends_do_not_cut_an_event(tmp_path: Path, text: str) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     log.write("warning", text=text)

@@ -19,7 +19,9 @@ def test_ticks_cover_the_values_in_few_round_steps(a, b):
         high = low + 1
     found = ticks(low, high)
     step = found[1] - found[0]
-    assert found[0] <= low + 1e-6 * step and found[-1] >= high - 1e-6 * step and 2 <= len(found) <= 12
+    assert (
+        found[0] <= low + 1e-6 * step and found[-1] >= high - 1e-6 * step and 2 <= len(found) <= 12
+    )
 
 
 def test_ticks_of_one_value_and_of_nothing_finite():

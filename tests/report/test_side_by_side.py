@@ -21,7 +21,9 @@ def english():
 
 def shown(asked, width):
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None, legacy_windows=False).print(table(asked, width))
+    Console(file=out, width=width, color_system=None, legacy_windows=False).print(
+        table(asked, width)
+    )
     return out.getvalue()
 
 
@@ -44,6 +46,16 @@ def test_marks_stand_where_the_answer_holds_what_was_expected():
 
 
 def test_an_answer_cannot_command_the_terminal():
-    text = shown([{"question": "\x1b[2J[bold]q[/bold]", "expected": "", "before": "\x07\x9b1m", "after": "\u202eabc\ud800"}], 140)
+    text = shown(
+        [
+            {
+                "question": "\x1b[2J[bold]q[/bold]",
+                "expected": "",
+                "before": "\x07\x9b1m",
+                "after": "\u202eabc\ud800",
+            }
+        ],
+        140,
+    )
     assert not set(text) & {"\x1b", "\x07", "\x9b", "\u202e", "\ud800"}
     assert "[bold]q[/bold]" in text

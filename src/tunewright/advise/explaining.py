@@ -22,7 +22,8 @@ KEY = re.compile(r"[a-z]+\.[a-z_0-9]+")
 
 
 def explain(word: str) -> dict[str, Any]:
-    """What is known of a word: `is` says code, term, key or name. Raises UsageError with the closest words for one that nobody knows."""
+    """What is known of a word: `is` says code, term, key or name. Raises UsageError with the
+    closest words for one that nobody knows."""
     code = word.strip().upper()
     if code in error_codes():
         return {"is": "code", "code": code, **error_text(code)}
@@ -40,7 +41,11 @@ def explain(word: str) -> dict[str, Any]:
     if found:
         return found
     near = ", ".join(closest(word))
-    raise UsageError(problem("E-RUN-13", word) if CODE.fullmatch(code) else problem("E-LIST-01", word=word, near=near))
+    raise UsageError(
+        problem("E-RUN-13", word)
+        if CODE.fullmatch(code)
+        else problem("E-LIST-01", word=word, near=near)
+    )
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -51,14 +56,22 @@ def lines(found: dict[str, Any]) -> list[str]:
         return [line for key in found["keys"] for line in [*_key_lines(key), ""]][:-1]
     about = [found["name"], "", found["text"], ""]
     facts = {name: found.get(name) for name in ("also", "ours", "page", "paper", "see")}
-    about += [f"{say(f'explain.{name}')}: {', '.join(v) if isinstance(v, list) else v}" for name, v in facts.items() if v]
+    about += [
+        f"{say(f'explain.{name}')}: {', '.join(v) if isinstance(v, list) else v}"
+        for name, v in facts.items()
+        if v
+    ]
     return about + [line for key in found.get("keys", []) for line in ["", *_key_lines(key)]]
 
 
 def closest(word: str, count: int = 5) -> list[str]:
-    """The known words that look most like a word: terms, keys with and without their section, registered names, error codes."""
+    """The known words that look most like a word: terms, keys with and without their section,
+    registered names, error codes."""
     sections = {key.rpartition(".")[2]: key for key in all_keys()}
-    known = {glossary.plain(w): w for w in (*error_codes(), *sections, *all_keys(), *_names(), *glossary.words())}
+    known = {
+        glossary.plain(w): w
+        for w in (*error_codes(), *sections, *all_keys(), *_names(), *glossary.words())
+    }
     asked = glossary.plain(word)
     inside = [known[w] for w in known if asked and len(asked) > 1 and asked in w]
     guesses = [known[w] for w in difflib.get_close_matches(asked, known, n=count, cutoff=0.5)]
@@ -71,8 +84,18 @@ def _term(key: str) -> dict[str, Any]:
     others = [name for name in dict.fromkeys([*term.aliases, names.name]) if name != term.name]
     see = [glossary.terms(language())[other].name for other in term.see]
     page = f"docs/{term.page}" if term.page else ""
-    found = {"is": "term", "term": key, "name": term.name, "also": others, "text": term.text, "ours": term.ours, "page": page, "see": see}
-    # Keys load the configs of all methods and objectives, so they are looked up only where the term has one or is one.
+    found = {
+        "is": "term",
+        "term": key,
+        "name": term.name,
+        "also": others,
+        "text": term.text,
+        "ours": term.ours,
+        "page": page,
+        "see": see,
+    }
+    # Keys load the configs of all methods and objectives, so they are looked up only where the term
+    # has one or is one.
     named = term.ours if KEY.fullmatch(term.ours) else key if key in RunConfig.model_fields else ""
     return found | ({"keys": [_key(named)]} if named in all_keys() else {}) if named else found
 
@@ -83,15 +106,28 @@ def _names() -> list[str]:
 
 def _registered(word: str, *axes: str) -> dict[str, Any] | None:
     """A method, objective or format that is no term of its own."""
-    places = {"methods": "method: {{kind: {}}}", "objectives": "objective: {{kind: {}}}", "formats": "data.format: {}"}
+    places = {
+        "methods": "method: {{kind: {}}}",
+        "objectives": "objective: {{kind: {}}}",
+        "formats": "data.format: {}",
+    }
     for axis in axes:
         entry, ours = getattr(registry, axis).get(word.lower().replace("-", "_")), places[axis]
         if entry is not None:
             from tunewright.advise import listing
 
             page = "data.md" if axis == "formats" else f"{axis}/{entry.name}.md"
-            found = {"is": "name", "axis": axis, "name": entry.name, "text": listing.about(axis, entry), "ours": ours.format(entry.name)}
-            return found | {"page": f"docs/{glossary.page_in(language(), page)}", "paper": str(entry.facts.get("source", ""))}
+            found = {
+                "is": "name",
+                "axis": axis,
+                "name": entry.name,
+                "text": listing.about(axis, entry),
+                "ours": ours.format(entry.name),
+            }
+            return found | {
+                "page": f"docs/{glossary.page_in(language(), page)}",
+                "paper": str(entry.facts.get("source", "")),
+            }
     return None
 
 
@@ -99,7 +135,8 @@ def _registered(word: str, *axes: str) -> dict[str, Any] | None:
 
 
 def all_keys() -> dict[str, dict[tuple[str, str, str], list[str]]]:
-    """Dotted key -> (type, default, help) -> the kinds that have it so; no kinds for keys outside of `method` and `objective`."""
+    """Dotted key -> (type, default, help) -> the kinds that have it so; no kinds for keys outside
+    of `method` and `objective`."""
     return _keys_in(language())
 
 
@@ -114,7 +151,11 @@ def _keys_in(lang: str) -> dict[str, dict[tuple[str, str, str], list[str]]]:
                 keep(f"{key}.{name}", more, kind)
             return
         own = glossary.key_help(lang).get(key, {})
-        about = own.get(kind) or (info.description or "" if f"explain.key.{key}" not in catalogue("en") else say(f"explain.key.{key}"))
+        about = own.get(kind) or (
+            info.description or ""
+            if f"explain.key.{key}" not in catalogue("en")
+            else say(f"explain.key.{key}")
+        )
         facts = (_type(info), _default(info), " ".join(about.split()))
         found.setdefault(key, {}).setdefault(facts, []).extend([kind] if kind else [])
 
@@ -132,11 +173,16 @@ def _keys_in(lang: str) -> dict[str, dict[tuple[str, str, str], list[str]]]:
 def keys_named(word: str) -> list[str]:
     """The keys that a word names: the whole key, or its last part in every section that has it."""
     asked = word.casefold().replace("-", "_")
-    return [asked] if asked in all_keys() else [key for key in all_keys() if key.endswith(f".{asked}")]
+    return (
+        [asked] if asked in all_keys() else [key for key in all_keys() if key.endswith(f".{asked}")]
+    )
 
 
 def _key(key: str) -> dict[str, Any]:
-    forms = [{"type": t, "default": d, "help": h, "kinds": kinds} for (t, d, h), kinds in all_keys()[key].items()]
+    forms = [
+        {"type": t, "default": d, "help": h, "kinds": kinds}
+        for (t, d, h), kinds in all_keys()[key].items()
+    ]
     return {"key": key, "forms": forms}
 
 
@@ -144,18 +190,28 @@ def _key_lines(key: dict[str, Any]) -> list[str]:
     out = [key["key"]]
     for form in key["forms"]:
         kinds = f"  {say('explain.kinds')} {', '.join(form['kinds'])}" if form["kinds"] else ""
-        out += [f"  {say('explain.type')}: {form['type']} · {say('explain.default')}: {form['default']}{kinds}", f"  {form['help']}"]
+        out += [
+            f"  {say('explain.type')}: {form['type']} · {say('explain.default')}: {form['default']}{kinds}",
+            f"  {form['help']}",
+        ]
     return out
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    )
 
 
 def _type(info: FieldInfo) -> str:
     """A type in words, with its bounds: `int` above 0 -> `whole number > 0`."""
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    bounds = [f"{sign} {getattr(mark, name)}" for mark in info.metadata for name, sign in signs.items() if getattr(mark, name, None) is not None]
+    bounds = [
+        f"{sign} {getattr(mark, name)}"
+        for mark in info.metadata
+        for name, sign in signs.items()
+        if getattr(mark, name, None) is not None
+    ]
     return " ".join([_words(info.annotation), ", ".join(bounds)]).strip()
 
 
@@ -164,13 +220,23 @@ def _words(annotation: Any) -> str:
     if origin is Literal:
         return f" {say('explain.type.or')} ".join(str(value) for value in inner)
     if origin in (Union, UnionType):
-        return f" {say('explain.type.or')} ".join(_words(part) for part in inner if part is not NoneType)
+        return f" {say('explain.type.or')} ".join(
+            _words(part) for part in inner if part is not NoneType
+        )
     base = origin or annotation
-    return say(f"explain.type.{base.__name__ if base in (int, float, str, bool, list, dict) else 'any'}")
+    return say(
+        f"explain.type.{base.__name__ if base in (int, float, str, bool, list, dict) else 'any'}"
+    )
 
 
 def _default(info: FieldInfo) -> str:
     if info.is_required():
         return say("explain.required")
     value = info.get_default(call_default_factory=True)
-    return say("explain.none") if value in (None, "", [], {}) else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        say("explain.none")
+        if value in (None, "", [], {})
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )

@@ -1,7 +1,9 @@
-"""Does a run fit, and how long will it take: said before any weight is read, refused when it cannot work, with what would fit instead.
+"""Does a run fit, and how long will it take: said before any weight is read, refused when it cannot
+work, with what would fit instead.
 
-Memory is counted (`memory.py`), time is counted and divided by a rate that this machine was seen to reach (`speed.py`). Everything works from the raw
-`config.json` (`shape.py`), so a model of which only the configuration is here can be judged in milliseconds.
+Memory is counted (`memory.py`), time is counted and divided by a rate that this machine was seen to
+reach (`speed.py`). Everything works from the raw `config.json` (`shape.py`), so a model of which
+only the configuration is here can be judged in milliseconds.
 """
 
 from __future__ import annotations
@@ -28,23 +30,33 @@ from tunewright.engine.schedule import batch_size_for, make_schedule, measuring_
 from tunewright.sources import vet
 
 TIGHT = 0.85
-"""Share of the memory from which the estimate says that it is tight: the system and other programs need some, too."""
+"""Share of the memory from which the estimate says that it is tight: the system and other programs
+need some, too."""
 GUESSED_TOKENS = 256
 """Tokens of a row that nobody could count."""
 FOUR_BITS = 4.51
 """Bits of a weight in nf4 as `base.bits=4` takes it (`BaseConfig.bits_per_weight`)."""
 LADDER = (
-    # (hidden, layers, inner, heads, key heads, vocabulary, tied) of models people fine-tune, 0.1 to 72 billion weights.
-    (576, 30, 1536, 9, 3, 49_152, True), (896, 24, 4864, 14, 2, 151_936, True), (2048, 16, 8192, 32, 8, 128_256, True),
-    (1536, 28, 8960, 12, 2, 151_936, True), (2048, 36, 11_008, 16, 2, 151_936, True), (2560, 36, 9728, 32, 8, 151_936, True),
-    (3584, 28, 18_944, 28, 4, 152_064, False), (4096, 32, 14_336, 32, 8, 128_256, False), (5120, 48, 13_824, 40, 8, 152_064, False),
-    (5120, 64, 27_648, 40, 8, 152_064, False), (8192, 80, 28_672, 64, 8, 128_256, False),
-)  # fmt: skip
+    # (hidden, layers, inner, heads, key heads, vocabulary, tied) of models people fine-tune, 0.1 to
+    # 72 billion weights.
+    (576, 30, 1536, 9, 3, 49_152, True),
+    (896, 24, 4864, 14, 2, 151_936, True),
+    (2048, 16, 8192, 32, 8, 128_256, True),
+    (1536, 28, 8960, 12, 2, 151_936, True),
+    (2048, 36, 11_008, 16, 2, 151_936, True),
+    (2560, 36, 9728, 32, 8, 151_936, True),
+    (3584, 28, 18_944, 28, 4, 152_064, False),
+    (4096, 32, 14_336, 32, 8, 128_256, False),
+    (5120, 48, 13_824, 40, 8, 152_064, False),
+    (5120, 64, 27_648, 40, 8, 152_064, False),
+    (8192, 80, 28_672, 64, 8, 128_256, False),
+)
 
 
 @dataclass(frozen=True)
 class SampleFacts:
-    """What the estimate needs to know of the data: rows of one epoch as they are computed, rows that predict a token, number of samples."""
+    """What the estimate needs to know of the data: rows of one epoch as they are computed, rows
+    that predict a token, number of samples."""
 
     samples: int
     rows_per_epoch: int
@@ -53,13 +65,19 @@ class SampleFacts:
     held_out: int = 0
 
     @classmethod
-    def of(cls, report: dict[str, Any], samples: Sequence[Sample] = (), layout: str = "tree") -> SampleFacts:
-        """From a data report with tokens. The report counts shared beginnings over all samples at once; a step shares only among its own, so
-        what is shared is taken at nine tenths."""
+    def of(
+        cls, report: dict[str, Any], samples: Sequence[Sample] = (), layout: str = "tree"
+    ) -> SampleFacts:
+        """From a data report with tokens. The report counts shared beginnings over all samples at
+        once; a step shares only among its own, so what is shared is taken at nine tenths."""
         packed = report.get("packed", {})  # documents side by side
         number, held = (packed.get(name, report.get(name, 0)) for name in ("train", "held_out"))
-        if report["tokens_total"] is None:  # no tokenizer here: a row is taken for a question and an answer of a few sentences
-            return cls(number, GUESSED_TOKENS * number, GUESSED_TOKENS * number // 2, GUESSED_TOKENS, held)
+        if (
+            report["tokens_total"] is None
+        ):  # no tokenizer here: a row is taken for a question and an answer of a few sentences
+            return cls(
+                number, GUESSED_TOKENS * number, GUESSED_TOKENS * number // 2, GUESSED_TOKENS, held
+            )
         total, learnt = report["tokens_total"], report["learnt_tokens"]
         longest = max(report["length_percentiles"]["max"], min(packed.get("tokens", 0), total))
         if layout == "padded":
@@ -68,33 +86,46 @@ class SampleFacts:
         return cls(number, max(1, round(total - 0.9 * shared)), learnt, longest, held)
 
     def drawing(self, rollouts: Rollouts | None, own: OwnAnswers | None = None) -> SampleFacts:
-        """The same for a run that learns from its own answers, in rows of a training step that cost as much.
+        """The same for a run that learns from its own answers, in rows of a training step that cost
+        as much.
 
-        An answer is taken to be two thirds of `max_new_tokens` long. Its tokens are drawn (a forward pass in small products: worth 0.8 of a row), passed once
-        more for each of old values, reference and reward model (0.4 each), and learnt from `epochs` times.
+        An answer is taken to be two thirds of `max_new_tokens` long. Its tokens are drawn (a
+        forward pass in small products: worth 0.8 of a row), passed once more for each of old
+        values, reference and reward model (0.4 each), and learnt from `epochs` times.
         """
         if own is not None:
             wrote = round(self.samples * own.share * own.max_new_tokens * 2 / 3)
             rows = round(self.rows_per_epoch + 1.8 * wrote)
             return replace(
-                self, rows_per_epoch=rows, label_rows_per_epoch=self.label_rows_per_epoch + wrote, longest=self.longest + own.max_new_tokens
+                self,
+                rows_per_epoch=rows,
+                label_rows_per_epoch=self.label_rows_per_epoch + wrote,
+                longest=self.longest + own.max_new_tokens,
             )
         if rollouts is None:
             return self
         drawn = self.samples * rollouts.num_answers * rollouts.max_new_tokens * 2 // 3
         looks = 0.4 * (1 + rollouts.reference + 1)
         rows = round((self.rows_per_epoch + drawn) * (rollouts.epochs + looks) + 0.8 * drawn)
-        return replace(self, rows_per_epoch=rows, label_rows_per_epoch=drawn * rollouts.epochs, longest=self.longest + rollouts.max_new_tokens)
+        return replace(
+            self,
+            rows_per_epoch=rows,
+            label_rows_per_epoch=drawn * rollouts.epochs,
+            longest=self.longest + rollouts.max_new_tokens,
+        )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will need. `parts` add up to `peak_bytes` on a CPU, where freed memory stays with the process."""
+    """What a run will need. `parts` add up to `peak_bytes` on a CPU, where freed memory stays with
+    the process."""
 
     peak_bytes: int
-    """The largest resident set (CPU) or allocation (GPU) to expect; what `peak_memory_bytes` of summary.json will say."""
+    """The largest resident set (CPU) or allocation (GPU) to expect; what `peak_memory_bytes` of
+    summary.json will say."""
     needed_bytes: int
-    """The part of it without which the run fails: all but the file that is mapped while it is read."""
+    """The part of it without which the run fails: all but the file that is mapped while it is read.
+    """
     parts: dict[str, int]
     seconds: float | None
     """Of all optimiser steps; None where no rate was measured."""
@@ -142,87 +173,201 @@ def estimate(
     reference: bool = False,
     measured_rows: float = 0.0,
 ) -> Estimate:
-    """Peak bytes and seconds of a run of `steps` steps. Without `flops_per_second` (`speed.measured_rate`) no time is given.
+    """Peak bytes and seconds of a run of `steps` steps. Without `flops_per_second`
+    (`speed.measured_rate`) no time is given.
 
-    `beside` are further models that are held in memory and read every row without learning: a teacher, a reward model of its own. With `reference` the
-    model itself reads every row once before the first step. `measured_rows` are samples read without being learnt, over the whole run.
+    `beside` are further models that are held in memory and read every row without learning: a
+    teacher, a reward model of its own. With `reference` the model itself reads every row once
+    before the first step. `measured_rows` are samples read without being learnt, over the whole
+    run.
     """
     asked, shape = shape, method.grown(shape) if hasattr(method, "grown") else shape
     rank = rank_of(method)
     targets = tuple(getattr(method, "targets", ("linear",)))
     share = batch_size / max(1, facts.samples)
     step_rows = math.ceil(facts.rows_per_epoch * share)
-    # Steps differ: the largest of many is some rows above the mean, by about two spreads of a sum of samples.
-    largest = math.ceil(step_rows * (1 + 0.4 / math.sqrt(batch_size))) if facts.samples > batch_size else facts.rows_per_epoch
+    # Steps differ: the largest of many is some rows above the mean, by about two spreads of a sum
+    # of samples.
+    largest = (
+        math.ceil(step_rows * (1 + 0.4 / math.sqrt(batch_size)))
+        if facts.samples > batch_size
+        else facts.rows_per_epoch
+    )
     rows = max(1, min(max(rows_per_pass, facts.longest), max(largest, facts.longest)))
     labels = max(1, round(rows * facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)))
-    work = Work(trainable, rows, labels, facts.longest, dtype, device == "cpu", layout == "tree", targets, rank, probes, base_bits)
-    question = _Question(asked, work, facts, steps, batch_size, rows_per_pass, device, method, tuple(beside))
-    parts = memory.parts_of(shape, work) | {"beside": sum(other.parameters * work.item for other in beside)}
-    train, answers, mapped = sum(parts.values()), memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
+    work = Work(
+        trainable,
+        rows,
+        labels,
+        facts.longest,
+        dtype,
+        device == "cpu",
+        layout == "tree",
+        targets,
+        rank,
+        probes,
+        base_bits,
+    )
+    question = _Question(
+        asked, work, facts, steps, batch_size, rows_per_pass, device, method, tuple(beside)
+    )
+    parts = memory.parts_of(shape, work) | {
+        "beside": sum(other.parameters * work.item for other in beside)
+    }
+    train, answers, mapped = (
+        sum(parts.values()),
+        memory.answering_bytes(shape, work),
+        memory.loading_bytes(shape, work),
+    )
     parts |= {"answers": answers, "loading": mapped}
     if device == "cpu":
-        # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at the end, for the reload that proves the adapter.
+        # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at
+        # the end, for the reload that proves the adapter.
         peak, needed = train + answers + mapped, train + answers
     else:
         peak = needed = max(train, parts["weights"] + parts["adapter"] + answers)
-    if base_bits is not None:  # the wide model is read first, on the CPU, and quantised matrix by matrix
+    if (
+        base_bits is not None
+    ):  # the wide model is read first, on the CPU, and quantised matrix by matrix
         wide = shape.parameters * work.item + parts["process"]
-        peak, needed = (max(peak, wide + mapped), max(needed, wide)) if device == "cpu" else (peak, needed)
+        peak, needed = (
+            (max(peak, wide + mapped), max(needed, wide)) if device == "cpu" else (peak, needed)
+        )
     flops = speed.run_flops(
-        shape, rows=round(step_rows * steps), label_rows=round(facts.label_rows_per_epoch * share * steps), trainable=trainable, frozen=rank is not None,
+        shape,
+        rows=round(step_rows * steps),
+        label_rows=round(facts.label_rows_per_epoch * share * steps),
+        trainable=trainable,
+        frozen=rank is not None,
         mean_keys=min(rows, facts.longest / 2 + 64 if layout == "tree" else facts.longest),
-        unread=max(0.0, 1 - facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)) if layout == "tree" else 0.0,
-    )  # fmt: skip
-    flops += sum(
-        2.0 * (step_rows * steps * other.active_weights + facts.label_rows_per_epoch * share * steps * other.head_weights) for other in beside
+        unread=max(0.0, 1 - facts.label_rows_per_epoch / max(1, facts.rows_per_epoch))
+        if layout == "tree"
+        else 0.0,
     )
-    flops += 2.0 * (facts.rows_per_epoch * shape.active_weights + facts.label_rows_per_epoch * shape.head_weights) if reference else 0.0
+    flops += sum(
+        2.0
+        * (
+            step_rows * steps * other.active_weights
+            + facts.label_rows_per_epoch * share * steps * other.head_weights
+        )
+        for other in beside
+    )
+    flops += (
+        2.0
+        * (
+            facts.rows_per_epoch * shape.active_weights
+            + facts.label_rows_per_epoch * shape.head_weights
+        )
+        if reference
+        else 0.0
+    )
     seconds = flops / (flops_per_second * speed.EFFICIENCY) if flops_per_second else None
-    per_sample = sum(2.0 * (facts.rows_per_epoch * one.active_weights + facts.label_rows_per_epoch * one.head_weights) for one in (shape, *beside))
-    measure = measured_rows * per_sample / max(1, facts.samples) / (flops_per_second * speed.EFFICIENCY) if flops_per_second else None
+    per_sample = sum(
+        2.0
+        * (
+            facts.rows_per_epoch * one.active_weights
+            + facts.label_rows_per_epoch * one.head_weights
+        )
+        for one in (shape, *beside)
+    )
+    measure = (
+        measured_rows * per_sample / max(1, facts.samples) / (flops_per_second * speed.EFFICIENCY)
+        if flops_per_second
+        else None
+    )
     spread = (seconds / speed.SPREAD, seconds * speed.SPREAD) if seconds is not None else None
     reasons = [say("fit.reason.rows", rows=f"{rows:,}", longest=f"{facts.longest:,}")]
     if flops_per_second:
-        reasons.append(say("fit.reason.rate", rate=f"{flops_per_second / 1e9:,.0f}", dtype=dtype, share=f"{speed.EFFICIENCY:.0%}"))
+        reasons.append(
+            say(
+                "fit.reason.rate",
+                rate=f"{flops_per_second / 1e9:,.0f}",
+                dtype=dtype,
+                share=f"{speed.EFFICIENCY:.0%}",
+            )
+        )
     if shape.experts > 1:
         reasons.append(say("fit.reason.experts", count=shape.experts))
     if beside:
         size = sum(other.parameters for other in beside)
-        reasons.append(say("fit.reason.beside", count=len(beside), size=f"{size / 1e9:.2f}", memory=readable_size(parts["beside"])))
-    return Estimate(peak, needed, parts, seconds, spread, measure, flops, reasons, steps, rows, question)
+        reasons.append(
+            say(
+                "fit.reason.beside",
+                count=len(beside),
+                size=f"{size / 1e9:.2f}",
+                memory=readable_size(parts["beside"]),
+            )
+        )
+    return Estimate(
+        peak, needed, parts, seconds, spread, measure, flops, reasons, steps, rows, question
+    )
 
 
 def of_run(
-    config: RunConfig, shape: ModelShape, facts: SampleFacts, *, steps: int, dtype: str, device: str, rows_per_pass: int, layout: str = "tree",
-    probes: int | None = None, flops_per_second: float | None = None,
-) -> Estimate:  # fmt: skip
+    config: RunConfig,
+    shape: ModelShape,
+    facts: SampleFacts,
+    *,
+    steps: int,
+    dtype: str,
+    device: str,
+    rows_per_pass: int,
+    layout: str = "tree",
+    probes: int | None = None,
+    flops_per_second: float | None = None,
+) -> Estimate:
     """`estimate` with what a run file says filled in."""
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
     objective = objectives.get(kind_of(config.objective)) if config.objective is not None else None
     # A run whose objective says too little is refused elsewhere.
-    told = objective is not None and (getattr(config.objective, "reward", None) is not None or not hasattr(config.objective, "reward"))
+    told = objective is not None and (
+        getattr(config.objective, "reward", None) is not None
+        or not hasattr(config.objective, "reward")
+    )
     asks = objective.function(config.objective) if objective is not None and told else None
     rollouts = asks.rollouts if asks is not None else None
     schedule = replace(make_schedule(config.engine, facts.samples, 0.0), total_steps=steps)
-    measuring = measuring_of(config.engine, schedule, facts.held_out, reference=asks is not None and asks.reference, rollouts=rollouts)
+    measuring = measuring_of(
+        config.engine,
+        schedule,
+        facts.held_out,
+        reference=asks is not None and asks.reference,
+        rollouts=rollouts,
+    )
     facts = facts.drawing(rollouts, asks.own_answers) if asks is not None else facts
     return estimate(
-        shape, trainable=trainable_parameters(shape, config.method), rows_per_pass=rows_per_pass, facts=facts, steps=steps,
-        batch_size=batch_size_for(config.engine, facts.samples), dtype=dtype, device=device, layout=layout, method=config.method,
-        probes=asked if probes is None else probes, flops_per_second=flops_per_second,
-        base_bits=config.base.bits_per_weight, beside=models_beside(config), reference=asks is not None and asks.reference,
-        measured_rows=measuring.passes / (rollouts.num_answers if rollouts is not None else 1),  # one answer is drawn to a prompt that is measured
-    )  # fmt: skip
+        shape,
+        trainable=trainable_parameters(shape, config.method),
+        rows_per_pass=rows_per_pass,
+        facts=facts,
+        steps=steps,
+        batch_size=batch_size_for(config.engine, facts.samples),
+        dtype=dtype,
+        device=device,
+        layout=layout,
+        method=config.method,
+        probes=asked if probes is None else probes,
+        flops_per_second=flops_per_second,
+        base_bits=config.base.bits_per_weight,
+        beside=models_beside(config),
+        reference=asks is not None and asks.reference,
+        measured_rows=measuring.passes
+        / (
+            rollouts.num_answers if rollouts is not None else 1
+        ),  # one answer is drawn to a prompt that is measured
+    )
 
 
 def models_beside(config: RunConfig) -> list[ModelShape]:
-    """Shapes of the models that a run holds besides its own: a teacher, and reward models that cannot stand on the run's base.
+    """Shapes of the models that a run holds besides its own: a teacher, and reward models that
+    cannot stand on the run's base.
 
     What cannot be found here is refused, with its reason, where it is opened.
     """
     teacher, reward = (getattr(config.objective, name, None) for name in ("teacher", "reward"))
-    stands_alone = reward is not None and (getattr(config.method, "trains_base", False) or config.base.bits is not None)
+    stands_alone = reward is not None and (
+        getattr(config.method, "trains_base", False) or config.base.bits is not None
+    )
     if teacher is None and not stands_alone:
         return []  # without importing torch
     from tunewright import rewards
@@ -231,7 +376,11 @@ def models_beside(config: RunConfig) -> list[ModelShape]:
     found = []
     try:
         wanted = [teacher] if teacher is not None else []
-        wanted += [str(run) for _, run in rewards.read(reward, on_bad="stop").models] if stands_alone else []
+        wanted += (
+            [str(run) for _, run in rewards.read(reward, on_bad="stop").models]
+            if stands_alone
+            else []
+        )
         for target in wanted:
             raw, _ = vet.read_config(opening.config_folder(target) / "config.json")
             found.append(ModelShape.from_config(raw))
@@ -241,9 +390,12 @@ def models_beside(config: RunConfig) -> list[ModelShape]:
 
 
 def shape_of(folder: Path) -> ModelShape:
-    """The shape of the model in a folder: its raw config, and the sizes of its weight files where they are. Raises UsageError (E-FIT-02)."""
+    """The shape of the model in a folder: its raw config, and the sizes of its weight files where
+    they are. Raises UsageError (E-FIT-02)."""
     config, _ = vet.read_config(Path(folder) / "config.json")
-    return ModelShape.from_config(config, sum(p.stat().st_size for p in Path(folder).glob("*.safetensors") if p.is_file()))
+    return ModelShape.from_config(
+        config, sum(p.stat().st_size for p in Path(folder).glob("*.safetensors") if p.is_file())
+    )
 
 
 def available_bytes(device: str) -> int:
@@ -266,13 +418,26 @@ def _again(question: _Question, **changes: Any) -> Estimate:
     facts = question.facts
     if "longest" in changes:
         facts = replace(facts, longest=min(facts.longest, changes["longest"]))
-    trainable = trainable_parameters(shape, method) if method is not None else question.work.trainable * shape.parameters // question.shape.parameters
+    trainable = (
+        trainable_parameters(shape, method)
+        if method is not None
+        else question.work.trainable * shape.parameters // question.shape.parameters
+    )
     return estimate(
-        shape, trainable=trainable, rows_per_pass=changes.get("rows_per_pass", question.rows_per_pass), facts=facts, steps=question.steps,
-        batch_size=question.batch_size, dtype=changes.get("dtype", question.work.dtype), device=question.device,
-        layout="tree" if question.work.tree else "padded", method=method, probes=question.work.probes,
-        base_bits=changes.get("base_bits", question.work.base_bits), beside=question.beside,
-    )  # fmt: skip
+        shape,
+        trainable=trainable,
+        rows_per_pass=changes.get("rows_per_pass", question.rows_per_pass),
+        facts=facts,
+        steps=question.steps,
+        batch_size=question.batch_size,
+        dtype=changes.get("dtype", question.work.dtype),
+        device=question.device,
+        layout="tree" if question.work.tree else "padded",
+        method=method,
+        probes=question.work.probes,
+        base_bits=changes.get("base_bits", question.work.base_bits),
+        beside=question.beside,
+    )
 
 
 def ladder() -> list[ModelShape]:
@@ -286,14 +451,23 @@ def ladder() -> list[ModelShape]:
         "vocab_size",
         "tie_word_embeddings",
     )
-    return [ModelShape.from_config({"model_type": "llama", **dict(zip(names, sizes, strict=True))}) for sizes in LADDER]
+    return [
+        ModelShape.from_config({"model_type": "llama", **dict(zip(names, sizes, strict=True))})
+        for sizes in LADDER
+    ]
 
 
 def largest_fitting(found: Estimate, available: int) -> ModelShape | None:
-    """The largest common shape, smaller than the model asked for, with which the same run fits; None if not even the smallest does."""
+    """The largest common shape, smaller than the model asked for, with which the same run fits;
+    None if not even the smallest does."""
     assert found.question is not None
     asked = found.question
-    fits = [s for s in ladder() if s.parameters < asked.shape.parameters and _again(asked, shape=s).needed_bytes <= TIGHT * available]
+    fits = [
+        s
+        for s in ladder()
+        if s.parameters < asked.shape.parameters
+        and _again(asked, shape=s).needed_bytes <= TIGHT * available
+    ]
     return max(fits, key=lambda s: s.parameters, default=None)
 
 
@@ -304,27 +478,54 @@ def what_fits(found: Estimate, available: int) -> list[str]:
         return []
     tries: list[str] = []
     rows, longest = asked.rows_per_pass, asked.facts.longest
-    fewer = next((r for r in _halves(rows) if r >= longest and _again(asked, rows_per_pass=r).needed_bytes <= TIGHT * available), None)
+    fewer = next(
+        (
+            r
+            for r in _halves(rows)
+            if r >= longest and _again(asked, rows_per_pass=r).needed_bytes <= TIGHT * available
+        ),
+        None,
+    )
     if fewer:
         tries.append(say("fit.try.rows", rows=fewer))
     else:
-        shorter = next((n for n in _halves(longest, 128) if _again(asked, rows_per_pass=n, longest=n).needed_bytes <= TIGHT * available), None)
+        shorter = next(
+            (
+                n
+                for n in _halves(longest, 128)
+                if _again(asked, rows_per_pass=n, longest=n).needed_bytes <= TIGHT * available
+            ),
+            None,
+        )
         if shorter:
             tries.append(say("fit.try.tokens", tokens=shorter, rows=shorter))
     if asked.work.item > 2 and _again(asked, dtype="bfloat16").needed_bytes <= TIGHT * available:
         tries.append(say("fit.try.dtype"))
-    if _can_quantise(asked) and _again(asked, base_bits=FOUR_BITS).needed_bytes <= TIGHT * available:
+    if (
+        _can_quantise(asked)
+        and _again(asked, base_bits=FOUR_BITS).needed_bytes <= TIGHT * available
+    ):
         tries.append(say("fit.try.bits"))
     smaller = largest_fitting(found, available)
     if smaller is not None:
-        tries.append(say("fit.try.model", size=billions(smaller.parameters), memory=readable_size(_again(asked, shape=smaller).needed_bytes)))
+        tries.append(
+            say(
+                "fit.try.model",
+                size=billions(smaller.parameters),
+                memory=readable_size(_again(asked, shape=smaller).needed_bytes),
+            )
+        )
     return tries or [say("fit.try.nothing")]
 
 
 def _can_quantise(asked: _Question) -> bool:
     """Whether the base is wide and the method can stand on a quantised one."""
     entry = methods.get(kind_of(asked.method)) if asked.method is not None else None
-    return asked.work.base_bits is None and entry is not None and entry.facts.get("on_quantised") is True
+    return (
+        asked.work.base_bits is None
+        and entry is not None
+        and entry.facts.get("on_quantised") is True
+    )
 
 
 def _halves(start: int, least: int = 64) -> list[int]:
@@ -342,7 +543,15 @@ def problems(found: Estimate, available: int) -> list[Problem]:
     if found.needed_bytes <= available:
         return []
     joined = say("fit.join").join(what_fits(found, available))
-    return [problem("E-FIT-01", "", needed=readable_size(found.needed_bytes), have=readable_size(available), tries=joined)]
+    return [
+        problem(
+            "E-FIT-01",
+            "",
+            needed=readable_size(found.needed_bytes),
+            have=readable_size(available),
+            tries=joined,
+        )
+    ]
 
 
 def require(found: Estimate, available: int) -> None:
@@ -353,39 +562,90 @@ def require(found: Estimate, available: int) -> None:
 
 
 def what_is_missing(folder: Path, shape: ModelShape) -> list[str]:
-    """Sentences for what a folder lacks before it can be trained on: weights (and their size), tokenizer, room on the disk for the download."""
+    """Sentences for what a folder lacks before it can be trained on: weights (and their size),
+    tokenizer, room on the disk for the download."""
     folder = Path(folder)
     lines = []
     files, _ = vet.weight_files(folder)
     if not files:
-        lines.append(say("fit.missing.weights", size=readable_size(shape.file_bytes), billions=billions(shape.parameters)))
+        lines.append(
+            say(
+                "fit.missing.weights",
+                size=readable_size(shape.file_bytes),
+                billions=billions(shape.parameters),
+            )
+        )
         free = shutil.disk_usage(folder).free
         if free < shape.file_bytes:
-            lines.append(say("fit.missing.disk", free=readable_size(free), size=readable_size(shape.file_bytes)))
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
+            lines.append(
+                say(
+                    "fit.missing.disk",
+                    free=readable_size(free),
+                    size=readable_size(shape.file_bytes),
+                )
+            )
+    if not any(
+        (folder / name).is_file()
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    ):
         lines.append(say("fit.missing.tokenizer"))
     return lines
 
 
 def describe(found: Estimate, available: int | None = None) -> list[str]:
     """Lines for the dry run, in the reader's language."""
-    shown = say("fit.join").join(f"{say(f'fit.part.{name}')} {readable_size(size)}" for name, size in found.parts.items() if size)
+    shown = say("fit.join").join(
+        f"{say(f'fit.part.{name}')} {readable_size(size)}"
+        for name, size in found.parts.items()
+        if size
+    )
     lines = [say("fit.memory", peak=readable_size(found.peak_bytes), parts=shown)]
     if available is not None:
         share = found.needed_bytes / available
         key = "fit.too_big" if share > 1 else "fit.tight" if share > TIGHT else "fit.fits"
-        lines.append(say(key, needed=readable_size(found.needed_bytes), have=readable_size(available), share=f"{share:.0%}"))
+        lines.append(
+            say(
+                key,
+                needed=readable_size(found.needed_bytes),
+                have=readable_size(available),
+                share=f"{share:.0%}",
+            )
+        )
         if share > TIGHT:
             lines += [f"  {line}" for line in what_fits(found, available)]
     if found.seconds is not None and found.seconds_range is not None:
         low, high = found.seconds_range
         measure = found.measure_seconds or 0.0
-        times = {"time": found.seconds + measure, "low": low + measure / speed.SPREAD, "high": high + measure * speed.SPREAD, "measure": measure}
-        lines.append(say("fit.time", **{name: duration(value) for name, value in times.items()}, steps=found.steps))
+        times = {
+            "time": found.seconds + measure,
+            "low": low + measure / speed.SPREAD,
+            "high": high + measure * speed.SPREAD,
+            "measure": measure,
+        }
+        lines.append(
+            say(
+                "fit.time",
+                **{name: duration(value) for name, value in times.items()},
+                steps=found.steps,
+            )
+        )
     return lines + [f"  {reason}" for reason in found.reasons]
 
 
 __all__ = [
-    "BYTES", "Estimate", "ModelShape", "SampleFacts", "available_bytes", "describe", "estimate", "largest_fitting", "of_run", "problems", "require",
-    "shape_of", "trainable_parameters", "what_fits", "what_is_missing",
-]  # fmt: skip
+    "BYTES",
+    "Estimate",
+    "ModelShape",
+    "SampleFacts",
+    "available_bytes",
+    "describe",
+    "estimate",
+    "largest_fitting",
+    "of_run",
+    "problems",
+    "require",
+    "shape_of",
+    "trainable_parameters",
+    "what_fits",
+    "what_is_missing",
+]

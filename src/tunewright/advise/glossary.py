@@ -1,6 +1,8 @@
-"""Terms that a learner meets, as data: `assets/glossary/{en,zh}.yaml`, found by any of their names in either language.
+"""Terms that a learner meets, as data: `assets/glossary/{en,zh}.yaml`, found by any of their names
+in either language.
 
-One file a language, so that a translator needs no Python. What is the same in both (our own word, the page, other entries) stands in the English one.
+One file a language, so that a translator needs no Python. What is the same in both (our own word,
+the page, other entries) stands in the English one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ ENGLISH_ONLY = ("README.md", "objectives/README.md")
 
 @dataclass(frozen=True)
 class Term:
-    """One entry in one language. `ours` is what to write in Tunewright, `page` lies below docs/, `see` are keys of other entries."""
+    """One entry in one language. `ours` is what to write in Tunewright, `page` lies below docs/,
+    `see` are keys of other entries."""
 
     key: str
     group: str
@@ -45,13 +48,26 @@ def terms(lang: str) -> dict[str, Term]:
         both = shared[key]
         aliases = tuple(str(word) for word in entry.get("aliases", []))
         page = page_in(lang, both.get("page", ""))
-        found[key] = Term(key, group, entry["name"], aliases, entry["text"], both.get("ours", ""), page, tuple(both.get("see", [])))
+        found[key] = Term(
+            key,
+            group,
+            entry["name"],
+            aliases,
+            entry["text"],
+            both.get("ours", ""),
+            page,
+            tuple(both.get("see", [])),
+        )
     return found
 
 
 def page_in(lang: str, page: str) -> str:
     """The copy of a page below docs/ for readers of a language."""
-    return page if lang == "en" or not page or page in ENGLISH_ONLY else f"{page.removesuffix('.md')}.zh-CN.md"
+    return (
+        page
+        if lang == "en" or not page or page in ENGLISH_ONLY
+        else f"{page.removesuffix('.md')}.zh-CN.md"
+    )
 
 
 def find(word: str) -> str | None:
@@ -61,19 +77,28 @@ def find(word: str) -> str | None:
 
 def words() -> list[str]:
     """Every name of every term in every language, for guesses."""
-    return [word for lang in LANGUAGES for term in terms(lang).values() for word in (term.name, *term.aliases)]
+    return [
+        word
+        for lang in LANGUAGES
+        for term in terms(lang).values()
+        for word in (term.name, *term.aliases)
+    ]
 
 
 def plain(word: str) -> str:
-    """A word without case, spaces, hyphens and other signs: `P-Tuning v2`, `p_tuning_v2` and `ptuning V2` are one."""
+    """A word without case, spaces, hyphens and other signs: `P-Tuning v2`, `p_tuning_v2` and
+    `ptuning V2` are one."""
     return "".join(c for c in unicodedata.normalize("NFKC", word).casefold() if c.isalnum())
 
 
 @cache
 def key_help(lang: str) -> dict[str, dict[str, str]]:
-    """Dotted key -> kind (empty for keys that are no kind's own) -> what it means, where a language has its own sentences; made from its pages."""
+    """Dotted key -> kind (empty for keys that are no kind's own) -> what it means, where a language
+    has its own sentences; made from its pages."""
     path = PLACE / f"keys.{lang}.json"
-    found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, dict[str, str]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    )
     return found
 
 
@@ -90,6 +115,8 @@ def _index() -> dict[str, str]:
 @cache
 def _read(lang: str) -> dict[str, dict[str, Any]]:
     # libyaml reads the file in 10 ms, the loader written in Python in 150.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)((PLACE / f"{lang}.yaml").read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(
+        (PLACE / f"{lang}.yaml").read_text(encoding="utf-8")
+    )
     entries: dict[str, dict[str, Any]] = loader.get_single_data()
     return entries

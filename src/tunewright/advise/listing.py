@@ -1,6 +1,8 @@
-"""What there is to choose from: methods with what they cost, objectives, formats, families of models, error codes; as rows and as a table.
+"""What there is to choose from: methods with what they cost, objectives, formats, families of
+models, error codes; as rows and as a table.
 
-Shares are counted from sizes alone (`advise/shape.py`) with each method's default options, so a list needs no weights and no torch.
+Shares are counted from sizes alone (`advise/shape.py`) with each method's default options, so a
+list needs no weights and no torch.
 """
 
 from __future__ import annotations
@@ -17,26 +19,41 @@ from tunewright.core.errors import UsageError, problem
 from tunewright.core.words import catalogue, error_codes, error_text, say
 
 SHAPE = {
-    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-    "vocab_size": 49152, "tie_word_embeddings": True, "max_position_embeddings": 8192,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+}
 """A Llama of 135 million weights (SmolLM2's sizes), for shares where no model is named."""
 
 Rows = list[dict[str, Any]]
 
 
 def methods(shape: ModelShape | None = None) -> Rows:
-    """One row a method: `trainable` numbers with default options and their `share` of `shape` (None where an option must be chosen first), whether it
-    can be merged and stand on a quantised base, whose implementation it is, and its paper."""
+    """One row a method: `trainable` numbers with default options and their `share` of `shape` (None
+    where an option must be chosen first), whether it can be merged and stand on a quantised base,
+    whose implementation it is, and its paper."""
     shape = shape or ModelShape.from_config(SHAPE)
     rows = []
     for entry in registry.methods:
         count = _trainable(entry, shape)
-        rows.append({
-            "name": entry.name, "about": about("methods", entry), "trainable": count, "share": None if count is None else count / shape.parameters,
-            "merges": entry.facts.get("merges", True) is True, "on_quantised": entry.facts.get("on_quantised", False) is True,
-            "by": entry.facts.get("by", "Tunewright"), "source": entry.facts.get("source", ""),
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": entry.name,
+                "about": about("methods", entry),
+                "trainable": count,
+                "share": None if count is None else count / shape.parameters,
+                "merges": entry.facts.get("merges", True) is True,
+                "on_quantised": entry.facts.get("on_quantised", False) is True,
+                "by": entry.facts.get("by", "Tunewright"),
+                "source": entry.facts.get("source", ""),
+            }
+        )
     return rows
 
 
@@ -52,37 +69,65 @@ def objectives() -> Rows:
     """One row an objective: what rows it learns from, and its paper."""
     found = registry.objectives
     return [
-        {"name": e.name, "about": about("objectives", e), "rows": list(e.facts.get("rows", ())), "source": e.facts.get("source", "")} for e in found
+        {
+            "name": e.name,
+            "about": about("objectives", e),
+            "rows": list(e.facts.get("rows", ())),
+            "source": e.facts.get("source", ""),
+        }
+        for e in found
     ]
 
 
 def formats() -> Rows:
     """One row a format of data: the columns it needs."""
-    return [{"name": e.name, "about": about("formats", e), "needs": e.facts.get("needs", "")} for e in registry.formats]
+    return [
+        {"name": e.name, "about": about("formats", e), "needs": e.facts.get("needs", "")}
+        for e in registry.formats
+    ]
 
 
 def rewards() -> Rows:
     """One row a reward function: the column of a row that it looks at, where it looks at one."""
-    return [{"name": e.name, "about": about("rewards", e), "needs": e.facts.get("needs", "")} for e in registry.rewards]
+    return [
+        {"name": e.name, "about": about("rewards", e), "needs": e.facts.get("needs", "")}
+        for e in registry.rewards
+    ]
 
 
 def models() -> Rows:
-    """One row a family of models whose parts are known by name, and one a package that brings a model."""
+    """One row a family of models whose parts are known by name, and one a package that brings a
+    model."""
     import json
 
     from tunewright.core.words import ASSETS
     from tunewright.models import anatomy
 
     families = [
-        {"name": name, "kind": "family", "blocks": list(card["blocks"]), "roles": list(card["roles"])} for name, card in anatomy.cards().items()
+        {
+            "name": name,
+            "kind": "family",
+            "blocks": list(card["blocks"]),
+            "roles": list(card["roles"]),
+        }
+        for name, card in anatomy.cards().items()
     ]
     wheels = json.loads((ASSETS / "models" / "known.json").read_text(encoding="utf-8"))["wheels"]
-    return [*families, *({"name": f"pypi:{name}", "kind": "wheel", "version": facts["version"]} for name, facts in wheels.items())]
+    return [
+        *families,
+        *(
+            {"name": f"pypi:{name}", "kind": "wheel", "version": facts["version"]}
+            for name, facts in wheels.items()
+        ),
+    ]
 
 
 def errors() -> Rows:
     """One row an error code."""
-    return [{"code": code, "what": error_text(code)["what"], "do": error_text(code)["do"]} for code in error_codes()]
+    return [
+        {"code": code, "what": error_text(code)["what"], "do": error_text(code)["do"]}
+        for code in error_codes()
+    ]
 
 
 LISTS: dict[str, Callable[..., Rows]] = {
@@ -109,7 +154,8 @@ def rows_of(what: str, shape: ModelShape | None = None) -> Rows:
 
 
 def shape_of(model: str | None) -> ModelShape | None:
-    """The shape of a model as a run names it; None for None. What is not on this machine is fetched, as a run would."""
+    """The shape of a model as a run names it; None for None. What is not on this machine is
+    fetched, as a run would."""
     if model is None:
         return None
     from tunewright.advise import fit
@@ -120,9 +166,12 @@ def shape_of(model: str | None) -> ModelShape | None:
 
 
 def about(axis: str, entry: registry.Entry[Any]) -> str:
-    """One line about a registered name in the reader's language; for a name of another package, the first line of its config class."""
+    """One line about a registered name in the reader's language; for a name of another package, the
+    first line of its config class."""
     key = f"list.{axis}.{entry.name}"
-    return say(key) if key in catalogue("en") else (entry.config.__doc__ or "").strip().splitlines()[0]
+    return (
+        say(key) if key in catalogue("en") else (entry.config.__doc__ or "").strip().splitlines()[0]
+    )
 
 
 # ---- as a table
@@ -138,7 +187,12 @@ def table(what: str, rows: Rows) -> list[str]:
         "models": ["name", "kind", "roles"],
         "errors": ["code", "what"],
     }[what]
-    return align([[say(f"list.column.{name}") for name in columns], *([_cell(name, row) for name in columns] for row in rows)])
+    return align(
+        [
+            [say(f"list.column.{name}") for name in columns],
+            *([_cell(name, row) for name in columns] for row in rows),
+        ]
+    )
 
 
 def notes(what: str, shape: ModelShape | None = None) -> list[str]:
@@ -149,7 +203,14 @@ def notes(what: str, shape: ModelShape | None = None) -> list[str]:
         return []
     shape = shape or ModelShape.from_config(SHAPE)
     total, vocabulary = f"{shape.parameters:,}", f"{shape.vocabulary:,}"
-    about_shares = say("list.shape", family=shape.family, total=total, layers=shape.layers, hidden=shape.hidden, vocabulary=vocabulary)
+    about_shares = say(
+        "list.shape",
+        family=shape.family,
+        total=total,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        vocabulary=vocabulary,
+    )
     return [about_shares, say("list.merges_note")]
 
 
@@ -181,7 +242,12 @@ def align(lines: Iterable[list[str]]) -> list[str]:
     """Cells under one another, two spaces apart; a Chinese sign takes two places on a terminal."""
     cells = list(lines)
     widths = [max(width(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return ["  ".join(cell + " " * (w - width(cell)) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return [
+        "  ".join(
+            cell + " " * (w - width(cell)) for cell, w in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
 
 
 def width(text: str) -> int:

@@ -1,7 +1,9 @@
-"""Bytes at the highest point of a run: loading, training, answering, each counted from the model's sizes. Pure integers, no torch.
+"""Bytes at the highest point of a run: loading, training, answering, each counted from the model's
+sizes. Pure integers, no torch.
 
-What autograd keeps for a row of a block was counted from the code (`models/fast.py`, `models/tree_attention.py`, Transformers' Llama) and compared with
-runs: docs/fit.md has the table. T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
+What autograd keeps for a row of a block was counted from the code (`models/fast.py`,
+`models/tree_attention.py`, Transformers' Llama) and compared with runs: docs/fit.md has the table.
+T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from tunewright.advise.shape import BYTES, ModelShape, roles_of
 
 MiB = 2**20
 PROCESS_BYTES = 410 * MiB
-"""Python with torch, Transformers and PEFT imported and a tokenizer of 50,000 tokens read, on Linux without CUDA (measured: 391 to 410 MiB)."""
+"""Python with torch, Transformers and PEFT imported and a tokenizer of 50,000 tokens read, on Linux
+without CUDA (measured: 391 to 410 MiB)."""
 TOKEN_BYTES = 400
 """Of Python and Rust objects for each token of a vocabulary beyond those 50,000."""
 KEEP_BYTES = 768 * MiB
@@ -24,7 +27,8 @@ ANSWER_TOKENS, ANSWER_ROWS = 96, 8192
 WIDE_NUMBERS = 1 << 24
 """Weights of a quantised matrix that are wide at once (`models/quantised.py`)."""
 SLACK = 1.15
-"""What the allocator holds beyond the tensors that live in it: freed blocks of another size, and temporaries of the backward pass."""
+"""What the allocator holds beyond the tensors that live in it: freed blocks of another size, and
+temporaries of the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,23 @@ class Work:
 
 def row_bytes(shape: ModelShape, work: Work) -> float:
     """Bytes that autograd keeps for one token row over all blocks, attention probabilities apart."""
-    D, Q, K, F = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.inner
+    D, Q, K, F = (
+        shape.hidden,
+        shape.heads * shape.head_dim,
+        shape.kv_heads * shape.head_dim,
+        shape.inner,
+    )
     roles = set(roles_of(shape, list(work.targets))) if work.rank else set(shape.matrices)
-    # The residual before each norm, and q, k and v, are needed whatever trains; the output of attention by stock attention, and where a layer learns from it.
+    # The residual before each norm, and q, k and v, are needed whatever trains; the output of
+    # attention by stock attention, and where a layer learns from it.
     numbers = 2 * D + Q + 2 * K
     numbers += Q if "attention.output" in roles or not work.tree else 0
     gated = {"mlp.gate", "mlp.gate_up"} & set(shape.matrices)
     numbers += 3 * F if gated else 2 * F
     # The input of a layer that trains is kept; a frozen layer needs only its weight.
-    numbers += D if roles & {"attention.query", "attention.key", "attention.value", "attention.qkv"} else 0
+    numbers += (
+        D if roles & {"attention.query", "attention.key", "attention.value", "attention.qkv"} else 0
+    )
     numbers += D if roles & {"mlp.gate", "mlp.up", "mlp.gate_up"} else 0
     numbers += F if "mlp.down" in roles and gated else 0
     numbers += (work.rank or 0) * len(roles & set(shape.matrices))
@@ -75,38 +87,53 @@ def attention_bytes(shape: ModelShape, work: Work) -> int:
     """Bytes of the attention probabilities kept for the backward pass."""
     if not work.tree:
         return 0
-    # Blocks of short samples are joined and a causal block computes both halves: about the longest sample and half a block of keys a row.
+    # Blocks of short samples are joined and a causal block computes both halves: about the longest
+    # sample and half a block of keys a row.
     pairs = work.rows * min(work.rows, work.longest + 64) * shape.heads * work.item
     return pairs * shape.layers if pairs * shape.layers <= KEEP_BYTES else pairs // 4
 
 
 def weight_bytes(shape: ModelShape, work: Work) -> int:
-    """Bytes of the base. Quantised: the matrices of the blocks in few bits, the rest as before, and the largest matrix once more while it is used."""
+    """Bytes of the base. Quantised: the matrices of the blocks in few bits, the rest as before, and
+    the largest matrix once more while it is used."""
     if work.base_bits is None:
         return shape.parameters * work.item
     largest = max((m.inputs * m.outputs for m in shape.matrices.values()), default=0)
-    return int(shape.block_weights * work.base_bits / 8 + (shape.parameters - shape.block_weights + min(largest, WIDE_NUMBERS)) * work.item)
+    return int(
+        shape.block_weights * work.base_bits / 8
+        + (shape.parameters - shape.block_weights + min(largest, WIDE_NUMBERS)) * work.item
+    )
 
 
 def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
     """Bytes of each part while training."""
     adapter = work.trainable * 4 if work.rank else 0
-    # A gradient and two moments in float32 for each number that trains. An adapter's is used as a copy in the number type of the model; a weight of
-    # a half-precision base is held in float32 besides (`methods/base_weights.py`).
-    state = work.trainable * 4 * 3 + work.trainable * (work.item if work.rank else 4 if work.item < 4 else 0)
+    # A gradient and two moments in float32 for each number that trains. An adapter's is used as a
+    # copy in the number type of the model; a weight of a half-precision base is held in float32
+    # besides (`methods/base_weights.py`).
+    state = work.trainable * 4 * 3 + work.trainable * (
+        work.item if work.rank else 4 if work.item < 4 else 0
+    )
     activations = SLACK * (work.rows * row_bytes(shape, work) + attention_bytes(shape, work))
     head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * work.item
-    if not work.rank:  # a trainable head is computed again in float32, with a gradient of the same size
+    if (
+        not work.rank
+    ):  # a trainable head is computed again in float32, with a gradient of the same size
         head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * (work.item + 8)
     process = PROCESS_BYTES + TOKEN_BYTES * max(0, shape.vocabulary - 50_000) if work.on_cpu else 0
     return {
-        "weights": weight_bytes(shape, work), "adapter": adapter, "optimiser": state, "activations": int(activations), "head": head,
+        "weights": weight_bytes(shape, work),
+        "adapter": adapter,
+        "optimiser": state,
+        "activations": int(activations),
+        "head": head,
         "process": process,
-    }  # fmt: skip
+    }
 
 
 def answering_bytes(shape: ModelShape, work: Work) -> int:
-    """Bytes for the answers before and after: keys and values of all questions of a batch, and the probabilities of their next token."""
+    """Bytes for the answers before and after: keys and values of all questions of a batch, and the
+    probabilities of their next token."""
     length = work.longest + ANSWER_TOKENS
     questions = max(1, min(work.probes, ANSWER_ROWS // length)) if work.probes else 0
     cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * length * work.item
@@ -116,6 +143,7 @@ def answering_bytes(shape: ModelShape, work: Work) -> int:
 
 
 def loading_bytes(shape: ModelShape, work: Work) -> int:
-    """Bytes of the checkpoint that stay mapped while it is read. The system takes them back when memory is short, so a run never fails by them."""
+    """Bytes of the checkpoint that stay mapped while it is read. The system takes them back when
+    memory is short, so a run never fails by them."""
     same = BYTES.get(shape.stored_dtype, 0) == work.item
     return 0 if same or not work.on_cpu else shape.file_bytes

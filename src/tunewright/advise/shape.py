@@ -1,7 +1,8 @@
 """The sizes of a model, read from its raw `config.json`: no torch, no Transformers, no weights.
 
-So a run that cannot fit is refused in milliseconds, and a model that was never downloaded can be judged from one small file. Roles come from the same
-cards as `models/anatomy.py`; a family without a card is taken for a Llama, which is off by a few per cent of the weights.
+So a run that cannot fit is refused in milliseconds, and a model that was never downloaded can be
+judged from one small file. Roles come from the same cards as `models/anatomy.py`; a family without
+a card is taken for a Llama, which is off by a few per cent of the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,19 @@ NAMES = {
 }
 INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-TIED = {"gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "bloom", "falcon", "opt", "cohere", "cohere2", "gpt_bigcode"}
+TIED = {
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "gpt2",
+    "bloom",
+    "falcon",
+    "opt",
+    "cohere",
+    "cohere2",
+    "gpt_bigcode",
+}
 """Families whose head is the embedding unless the config says otherwise."""
 QKV_BIAS = {"qwen2", "qwen2_moe", "qwen2_vl_text", "qwen2_5_vl_text", "gpt2", "phi"}
 LEARNT_POSITIONS = {"gpt2", "gpt_bigcode", "opt"}
@@ -32,7 +45,8 @@ LARGEST = 10**9
 
 @dataclass(frozen=True)
 class Matrix:
-    """One kind of linear layer: how many a model has, and the sizes of each. `share`: the part that one token really passes through."""
+    """One kind of linear layer: how many a model has, and the sizes of each. `share`: the part that
+    one token really passes through."""
 
     count: int
     inputs: int
@@ -47,7 +61,8 @@ class Matrix:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What memory and time depend on. `weight_bytes` are the bytes of the stored checkpoint, 0 where there is none."""
+    """What memory and time depend on. `weight_bytes` are the bytes of the stored checkpoint, 0
+    where there is none."""
 
     family: str
     hidden: int
@@ -69,7 +84,8 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], weight_bytes: int = 0) -> ModelShape:
-        """The shape that a raw `config.json` describes. Raises UsageError (E-FIT-02) when a size is missing or absurd."""
+        """The shape that a raw `config.json` describes. Raises UsageError (E-FIT-02) when a size is
+        missing or absurd."""
         text = config.get("text_config")
         text = {**config, **text} if isinstance(text, Mapping) else dict(config)
         sizes = {name: _number(text, keys) for name, keys in NAMES.items()}
@@ -79,18 +95,34 @@ class ModelShape:
         hidden, layers, heads = sizes["hidden"], sizes["layers"], sizes["heads"]
         family = str(text.get("model_type") or "llama")
         head_dim = _number(text, ("head_dim",)) or max(1, hidden // heads)
-        kv_heads = _number(text, ("num_key_value_heads",)) or (1 if text.get("multi_query") else heads)
+        kv_heads = _number(text, ("num_key_value_heads",)) or (
+            1 if text.get("multi_query") else heads
+        )
         inner = _number(text, INNER) or 4 * hidden
         tied = text.get("tie_word_embeddings")
         experts = _number(text, EXPERTS)
-        matrices, targets = _matrices(family, layers, hidden, heads * head_dim, kv_heads * head_dim, inner)
+        matrices, targets = _matrices(
+            family, layers, hidden, heads * head_dim, kv_heads * head_dim, inner
+        )
         if experts > 1:
             matrices |= _expert_matrices(text, layers, hidden, inner, experts)
         return cls(
-            family, hidden, layers, heads, kv_heads, head_dim, inner, sizes["vocabulary"], bool(tied) if tied is not None else family in TIED,
-            matrices, targets, weight_bytes, str(text.get("dtype") or text.get("torch_dtype") or "bfloat16").removeprefix("torch."), experts,
+            family,
+            hidden,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            inner,
+            sizes["vocabulary"],
+            bool(tied) if tied is not None else family in TIED,
+            matrices,
+            targets,
+            weight_bytes,
+            str(text.get("dtype") or text.get("torch_dtype") or "bfloat16").removeprefix("torch."),
+            experts,
             _number(text, ("max_position_embeddings", "n_positions")),
-        )  # fmt: skip
+        )
 
     @property
     def block_weights(self) -> int:
@@ -99,7 +131,8 @@ class ModelShape:
 
     @property
     def active_weights(self) -> int:
-        """Numbers that one token passes through: less than `block_weights` where experts are chosen."""
+        """Numbers that one token passes through: less than `block_weights` where experts are
+        chosen."""
         return int(sum(m.weights * m.share for m in self.matrices.values()))
 
     @property
@@ -109,10 +142,21 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """All weights of the model: blocks, norms, biases, embedding, and the head where it is not the embedding."""
-        bias = self.layers * (self.heads + 2 * self.kv_heads) * self.head_dim if self.family in QKV_BIAS else 0
+        """All weights of the model: blocks, norms, biases, embedding, and the head where it is not
+        the embedding."""
+        bias = (
+            self.layers * (self.heads + 2 * self.kv_heads) * self.head_dim
+            if self.family in QKV_BIAS
+            else 0
+        )
         positions = self.context * self.hidden if self.family in LEARNT_POSITIONS else 0
-        return self.block_weights + self.head_weights * (1 if self.tied else 2) + (2 * self.layers + 1) * self.hidden + bias + positions
+        return (
+            self.block_weights
+            + self.head_weights * (1 if self.tied else 2)
+            + (2 * self.layers + 1) * self.hidden
+            + bias
+            + positions
+        )
 
     @property
     def file_bytes(self) -> int:
@@ -121,7 +165,8 @@ class ModelShape:
 
 
 def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
-    """The first of `keys` that holds a positive whole number, or 0. Some families write a list, one entry a layer: its largest."""
+    """The first of `keys` that holds a positive whole number, or 0. Some families write a list, one
+    entry a layer: its largest."""
     for key in keys:
         value = config.get(key)
         if isinstance(value, list) and value and all(type(v) is int for v in value):
@@ -131,31 +176,45 @@ def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
     return 0
 
 
-def _matrices(family: str, layers: int, hidden: int, query: int, kv: int, inner: int) -> tuple[dict[str, Matrix], dict[str, str]]:
+def _matrices(
+    family: str, layers: int, hidden: int, query: int, kv: int, inner: int
+) -> tuple[dict[str, Matrix], dict[str, str]]:
     """Role -> matrices, and module name -> role, by the family's card."""
     card = anatomy.cards().get(family) or anatomy.cards()["llama"]
     sizes = {
-        "attention.query": (hidden, query), "attention.key": (hidden, kv), "attention.value": (hidden, kv), "attention.qkv": (hidden, query + 2 * kv),
-        "attention.output": (query, hidden), "mlp.gate": (hidden, inner), "mlp.up": (hidden, inner), "mlp.gate_up": (hidden, 2 * inner),
+        "attention.query": (hidden, query),
+        "attention.key": (hidden, kv),
+        "attention.value": (hidden, kv),
+        "attention.qkv": (hidden, query + 2 * kv),
+        "attention.output": (query, hidden),
+        "mlp.gate": (hidden, inner),
+        "mlp.up": (hidden, inner),
+        "mlp.gate_up": (hidden, 2 * inner),
         "mlp.down": (inner, hidden),
-    }  # fmt: skip
+    }
     matrices = {role: Matrix(layers, *sizes[role]) for role in card["roles"] if role in sizes}
-    return matrices, {place.rpartition(".")[2]: role for role, places in card["roles"].items() for place in places}
+    return matrices, {
+        place.rpartition(".")[2]: role for role, places in card["roles"].items() for place in places
+    }
 
 
-def _expert_matrices(text: Mapping[str, Any], layers: int, hidden: int, inner: int, experts: int) -> dict[str, Matrix]:
+def _expert_matrices(
+    text: Mapping[str, Any], layers: int, hidden: int, inner: int, experts: int
+) -> dict[str, Matrix]:
     """The feed-forward parts of a mixture of experts: all are held, a token passes through a few."""
     width = _number(text, ("moe_intermediate_size",)) or inner
     chosen = _number(text, ("num_experts_per_tok", "num_experts_per_token")) or 2
     share = min(1.0, chosen / experts)
     return {
-        "mlp.gate": Matrix(layers * experts, hidden, width, share), "mlp.up": Matrix(layers * experts, hidden, width, share),
+        "mlp.gate": Matrix(layers * experts, hidden, width, share),
+        "mlp.up": Matrix(layers * experts, hidden, width, share),
         "mlp.down": Matrix(layers * experts, width, hidden, share),
-    }  # fmt: skip
+    }
 
 
 def roles_of(shape: ModelShape, targets: list[str]) -> list[str]:
-    """The roles that `method.targets` selects: roles, groups and module names. What matches nothing is left for the loaded model to refuse."""
+    """The roles that `method.targets` selects: roles, groups and module names. What matches nothing
+    is left for the loaded model to refuse."""
     found: set[str] = set()
     for target in targets:
         if target in anatomy.WHOLE:
@@ -170,28 +229,41 @@ def roles_of(shape: ModelShape, targets: list[str]) -> list[str]:
 
 
 def rank_of(method: Any) -> int | None:
-    """Width of what trains beside the frozen matrices (LoRA's rank, an adapter's waist); None: the weights themselves train. No method: LoRA's 16."""
+    """Width of what trains beside the frozen matrices (LoRA's rank, an adapter's waist); None: the
+    weights themselves train. No method: LoRA's 16."""
     if method is None:
         return 16
     if getattr(method, "trains_base", False):
         return None
-    if hasattr(method, "trainable_numbers"):  # a method that counts for itself stands on a frozen base and trains in float32
+    if hasattr(
+        method, "trainable_numbers"
+    ):  # a method that counts for itself stands on a frozen base and trains in float32
         return int(getattr(method, "bottleneck", None) or getattr(method, "rank", None) or 1)
     rank = getattr(method, "rank", None)
     return rank if isinstance(rank, int) else None
 
 
 def trainable_parameters(shape: ModelShape, method: Any) -> int:
-    """Numbers that train, as the method's config counts them where it does. For LoRA and its kin: rank x (inputs + outputs) of every chosen matrix;
-    for a method without a rank: all weights."""
+    """Numbers that train, as the method's config counts them where it does. For LoRA and its kin:
+    rank x (inputs + outputs) of every chosen matrix; for a method without a rank: all weights."""
     own = getattr(method, "trainable_numbers", None)
     if own is not None:
         return int(own(shape))
     rank = getattr(method, "rank", None)
     if not isinstance(rank, int):
         return shape.parameters
-    outside = {"embedding": Matrix(1, shape.vocabulary, shape.hidden), "head": Matrix(1, shape.hidden, shape.vocabulary)}
-    chosen = [(shape.matrices | outside)[role] for role in roles_of(shape, list(getattr(method, "targets", ["linear"])))]
+    outside = {
+        "embedding": Matrix(1, shape.vocabulary, shape.hidden),
+        "head": Matrix(1, shape.hidden, shape.vocabulary),
+    }
+    chosen = [
+        (shape.matrices | outside)[role]
+        for role in roles_of(shape, list(getattr(method, "targets", ["linear"])))
+    ]
     lengths = sum(m.count * m.outputs for m in chosen) if getattr(method, "dora", False) else 0
     beside = getattr(method, "rows_beside", None)  # rows of words that are added
-    return (beside(shape) if beside else 0) + lengths + sum(rank * m.count * (m.inputs + m.outputs) for m in chosen)
+    return (
+        (beside(shape) if beside else 0)
+        + lengths
+        + sum(rank * m.count * (m.inputs + m.outputs) for m in chosen)
+    )

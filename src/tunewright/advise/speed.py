@@ -1,7 +1,9 @@
-"""Seconds of a run: floating-point operations of its passes, divided by what this machine's matrix products really reach.
+"""Seconds of a run: floating-point operations of its passes, divided by what this machine's matrix
+products really reach.
 
-Symbols as in `docs/fit.md`: N_b numbers of the blocks, N_h of the head, n_l of the adapter, c keys seen on average. A row of a frozen base costs
-2 N_b forward and 2 N_b backward: its weights get no gradient. Source of the arithmetic: Kaplan et al. 2020 (2 N a token), Hu et al. 2021 (frozen base).
+Symbols as in `docs/fit.md`: N_b numbers of the blocks, N_h of the head, n_l of the adapter, c keys
+seen on average. A row of a frozen base costs 2 N_b forward and 2 N_b backward: its weights get no
+gradient. Source of the arithmetic: Kaplan et al. 2020 (2 N a token), Hu et al. 2021 (frozen base).
 """
 
 from __future__ import annotations
@@ -12,25 +14,44 @@ from typing import Any
 from tunewright.advise.shape import ModelShape
 
 EFFICIENCY = 0.65
-"""Share of the probe's rate that a whole step reaches: norms, attention, copies and the optimiser are not matrix products (docs/fit.md)."""
+"""Share of the probe's rate that a whole step reaches: norms, attention, copies and the optimiser
+are not matrix products (docs/fit.md)."""
 SPREAD = 1.6
-"""The range that is told: other programs on the machine change the rate by more than the arithmetic is off."""
+"""The range that is told: other programs on the machine change the rate by more than the arithmetic
+is off."""
 PROBE_SECONDS = 0.1
 
 
-def run_flops(shape: ModelShape, *, rows: int, label_rows: int, trainable: int, frozen: bool, mean_keys: float, unread: float = 0.0) -> float:
-    """Operations for `rows` token rows and `label_rows` rows through the head, forward and backward. The share `unread` of the rows passes by the attention
-    and the MLP of the last block (`models.last_block`)."""
+def run_flops(
+    shape: ModelShape,
+    *,
+    rows: int,
+    label_rows: int,
+    trainable: int,
+    frozen: bool,
+    mean_keys: float,
+    unread: float = 0.0,
+) -> float:
+    """Operations for `rows` token rows and `label_rows` rows through the head, forward and
+    backward. The share `unread` of the rows passes by the attention and the MLP of the last block
+    (`models.last_block`)."""
     linear = (4 if frozen else 6) * shape.active_weights + (6 * trainable if frozen else 0)
     attention = 3 * 4 * shape.heads * shape.head_dim * shape.layers * mean_keys
     head = (4 if frozen else 8) * shape.head_weights
-    mlp = sum(m.weights for role, m in shape.matrices.items() if role.startswith("mlp.")) if shape.experts <= 1 else 0
+    mlp = (
+        sum(m.weights for role, m in shape.matrices.items() if role.startswith("mlp."))
+        if shape.experts <= 1
+        else 0
+    )
     passed_by = unread * ((4 if frozen else 6) * mlp + attention) / max(1, shape.layers)
     return float(rows * (linear + attention - passed_by) + label_rows * head)
 
 
-def measured_rate(shape: ModelShape, *, dtype: str, device: str, threads: int | None = None, rows: int = 512) -> float:
-    """Operations a second of a matrix product as the model's feed-forward part makes it, in `dtype`, with `threads`. Takes about 0.1 s."""
+def measured_rate(
+    shape: ModelShape, *, dtype: str, device: str, threads: int | None = None, rows: int = 512
+) -> float:
+    """Operations a second of a matrix product as the model's feed-forward part makes it, in
+    `dtype`, with `threads`. Takes about 0.1 s."""
     import torch
 
     before = torch.get_num_threads()
@@ -38,7 +59,11 @@ def measured_rate(shape: ModelShape, *, dtype: str, device: str, threads: int | 
         torch.set_num_threads(threads)
     try:
         limit = 4096 if device == "cpu" else 16384
-        m, k, n = max(16, min(rows, 1024 if device == "cpu" else 4096)), min(shape.hidden, limit), min(shape.inner, limit)
+        m, k, n = (
+            max(16, min(rows, 1024 if device == "cpu" else 4096)),
+            min(shape.hidden, limit),
+            min(shape.inner, limit),
+        )
         kind = getattr(torch, dtype)
         a, b = torch.randn(m, k, device=device).to(kind), torch.randn(k, n, device=device).to(kind)
         torch.mm(a, b)
@@ -50,7 +75,8 @@ def measured_rate(shape: ModelShape, *, dtype: str, device: str, threads: int | 
             torch.mm(a, b)
             _synchronise(torch, device)
             spent.append(time.perf_counter() - start)
-        # The median: the fastest is what an idle machine could do, and the run will share the machine as the probe does.
+        # The median: the fastest is what an idle machine could do, and the run will share the
+        # machine as the probe does.
         return 2.0 * m * k * n / sorted(spent)[len(spent) // 2]
     finally:
         torch.set_num_threads(before)

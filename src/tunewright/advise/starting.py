@@ -1,7 +1,9 @@
-"""`tunewright init`: a commented run file for the data it is given, with settings that suit its size and kind.
+"""`tunewright init`: a commented run file for the data it is given, with settings that suit its
+size and kind.
 
-Small data is the case that goes wrong most often: three rows in one epoch change nothing, and the usual rate of a large run learns next to nothing from
-them. The table below turns rows into epochs so that a run takes some hundred steps; docs/fit.md says where the numbers come from.
+Small data is the case that goes wrong most often: three rows in one epoch change nothing, and the
+usual rate of a large run learns next to nothing from them. The table below turns rows into epochs
+so that a run takes some hundred steps; docs/fit.md says where the numbers come from.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from tunewright.data import inspect
 from tunewright.data.catalogue.names import held_part, resolve
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
-# (rows up to, epochs). Samples a step and the learning rate stay `auto`: training resolves them from the same number of rows, in one place.
+# (rows up to, epochs). Samples a step and the learning rate stay `auto`: training resolves them
+# from the same number of rows, in one place.
 EPOCHS = ((8, 40), (30, 20), (100, 10), (600, 6), (5_000, 3), (20_000, 2))
 EPOCHS_OF_LARGE = 1
 FEW_ANSWERS = 20
@@ -50,14 +53,27 @@ class Look:
 
 def look_at(data: str, columns: dict[str, str] | None = None) -> Look:
     """Read the data as a run would. Raises DataError when nothing of it can be used."""
-    found = inspect(DataConfig(train=data, held_out=0, columns=columns or {}, accept=["empty", "dropped"]), None, needs_tokens=False)
+    found = inspect(
+        DataConfig(train=data, held_out=0, columns=columns or {}, accept=["empty", "dropped"]),
+        None,
+        needs_tokens=False,
+    )
     answers = [text for text in map(_answer, found.train_rows) if text]
     counted = Counter(answers)
-    few = 2 <= len(counted) <= min(FEW_ANSWERS, len(answers) // 4) and max(map(len, counted)) <= SHORT
+    few = (
+        2 <= len(counted) <= min(FEW_ANSWERS, len(answers) // 4) and max(map(len, counted)) <= SHORT
+    )
     lengths = sorted(map(len, answers)) or [0]
     labels = tuple(text for text, _ in counted.most_common()) if few else ()
     has_valid = any(map(held_part, resolve(data)))
-    return Look(found.report["rows_kept"], found.report["rows_dropped"], found.report["format"], labels, lengths[len(lengths) // 2], has_valid)
+    return Look(
+        found.report["rows_kept"],
+        found.report["rows_dropped"],
+        found.report["format"],
+        labels,
+        lengths[len(lengths) // 2],
+        has_valid,
+    )
 
 
 def _answer(row: Row) -> str:
@@ -79,7 +95,8 @@ def starter(
     name: str = "run.yaml",
     columns: dict[str, str] | None = None,
 ) -> str:
-    """The text of a run file for `data`, commented in the reader's language. `name` is what the comments call the file.
+    """The text of a run file for `data`, commented in the reader's language. `name` is what the
+    comments call the file.
 
     Raises DataError when the data cannot be read: better now than at the first run.
     """
@@ -88,15 +105,25 @@ def starter(
     template = Template((ASSETS / "templates" / f"run.yaml.{chosen}").read_text(encoding="utf-8"))
     held_out = "null" if look.has_valid else "0.1" if look.rows >= 20 else "0"
     return template.substitute(
-        name=name, found="\n".join(f"# {line}" for line in findings(look, chosen)), model=scalar(model or MODEL), data=scalar(data), held_out=held_out,
-        format=look.format, columns=_columns_line(columns), rank=16 if look.rows > 100 else 8, epochs=epochs_for(look),
+        name=name,
+        found="\n".join(f"# {line}" for line in findings(look, chosen)),
+        model=scalar(model or MODEL),
+        data=scalar(data),
+        held_out=held_out,
+        format=look.format,
+        columns=_columns_line(columns),
+        rank=16 if look.rows > 100 else 8,
+        epochs=epochs_for(look),
         # Without the key every run gets a folder of its own: runs/<data>-<method>-<n>.
-        out_line=f"out: {scalar(out)}" if out else f"# out: runs/{_stem(data)}", probes=min(5, look.rows),
-    )  # fmt: skip
+        out_line=f"out: {scalar(out)}" if out else f"# out: runs/{_stem(data)}",
+        probes=min(5, look.rows),
+    )
 
 
 def _columns_line(columns: dict[str, str] | None) -> str:
-    pairs = ", ".join(f"{scalar(ours)}: {scalar(theirs)}" for ours, theirs in (columns or {}).items())
+    pairs = ", ".join(
+        f"{scalar(ours)}: {scalar(theirs)}" for ours, theirs in (columns or {}).items()
+    )
     return f"  columns: {{{pairs}}}\n" if pairs else ""
 
 
@@ -108,7 +135,9 @@ def findings(look: Look, lang: str | None = None) -> list[str]:
     if look.rows <= 30:
         lines.append(say("init.small", lang))
     if look.labels:
-        shown = " / ".join(_one_line(text) for text in look.labels[:6]) + (" ..." if len(look.labels) > 6 else "")
+        shown = " / ".join(_one_line(text) for text in look.labels[:6]) + (
+            " ..." if len(look.labels) > 6 else ""
+        )
         lines.append(say("init.labels", lang, count=len(look.labels), labels=shown))
     elif look.median_answer >= LONG:
         lines.append(say("init.long", lang))
@@ -132,7 +161,8 @@ def _stem(data: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a new run file. Raises UsageError (E-INIT-01) when there is one, or anything else, of that name."""
+    """Write a new run file. Raises UsageError (E-INIT-01) when there is one, or anything else, of
+    that name."""
     path = Path(path)
     if path.exists() or path.is_symlink():
         raise UsageError(problem("E-INIT-01", str(path)))

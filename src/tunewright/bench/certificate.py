@@ -1,12 +1,15 @@
-"""The gradient certificate: our engine's gradient against stock Transformers, one sample at a time, on the same model and the same rows.
+"""The gradient certificate: our engine's gradient against stock Transformers, one sample at a time,
+on the same model and the same rows.
 
-The oracle shares nothing with the engine but the model's files: its own attention, its own norms and adapters, its own loss
-(`model(input_ids, labels, num_items_in_batch)`), batch 1, no padding, gradients summed over the samples. Compared is ||g - g'|| / ||g'|| of every tensor
-that trains, with adapters randomised first (at LoRA's start half of the gradients are exactly zero). float64: at most 1e-9, so the algebra is right.
-float32: at most 1e-5, or twice the oracle's own float32 error against float64 where that is larger.
+The oracle shares nothing with the engine but the model's files: its own attention, its own norms
+and adapters, its own loss (`model(input_ids, labels, num_items_in_batch)`), batch 1, no padding,
+gradients summed over the samples. Compared is ||g - g'|| / ||g'|| of every tensor that trains, with
+adapters randomised first (at LoRA's start half of the gradients are exactly zero). float64: at most
+1e-9, so the algebra is right. float32: at most 1e-5, or twice the oracle's own float32 error
+against float64 where that is larger.
 
-Transformers narrows to float32 inside of norms, softmax and loss whatever dtype the model has, so a float64 comparison would stop at 1e-8.
-`full_width` lifts exactly those casts, for both sides alike.
+Transformers narrows to float32 inside of norms, softmax and loss whatever dtype the model has, so a
+float64 comparison would stop at 1e-8. `full_width` lifts exactly those casts, for both sides alike.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ NOISE = 0.02
 """Standard deviation of the noise on a tensor that starts at zero."""
 
 Build = Callable[[str], Any]
-"""dtype -> a causal language model of that dtype, the same weights every time it is called, nothing training."""
+"""dtype -> a causal language model of that dtype, the same weights every time it is called, nothing
+training."""
 Attach = Callable[[Any], Attached]
 Gradients = dict[str, Any]
 
@@ -71,15 +75,27 @@ class Certificate:
 
     def worst(self, dtype: str) -> Gap:
         """The tensor that comes closest to (or goes furthest beyond) its limit."""
-        return max((g for g in self.gaps if g.dtype == dtype), key=lambda g: g.gap / g.limit if g.gap == g.gap else float("inf"))
+        return max(
+            (g for g in self.gaps if g.dtype == dtype),
+            key=lambda g: g.gap / g.limit if g.gap == g.gap else float("inf"),
+        )
 
     def lines(self) -> list[str]:
         """What `tunewright bench` prints."""
-        rows = ", ".join(f"{self.physical_rows[n]} ({self.passes[n]})" for n in sorted(self.physical_rows, reverse=True))
-        told = [say("certificate.head", samples=self.num_samples, tokens=self.logical_tokens, rows=rows)]
+        rows = ", ".join(
+            f"{self.physical_rows[n]} ({self.passes[n]})"
+            for n in sorted(self.physical_rows, reverse=True)
+        )
+        told = [
+            say("certificate.head", samples=self.num_samples, tokens=self.logical_tokens, rows=rows)
+        ]
         for dtype in dict.fromkeys(g.dtype for g in self.gaps):
             worst = self.worst(dtype)
-            verdict = say("certificate.passed" if all(g.passed for g in self.gaps if g.dtype == dtype) else "certificate.failed")
+            verdict = say(
+                "certificate.passed"
+                if all(g.passed for g in self.gaps if g.dtype == dtype)
+                else "certificate.failed"
+            )
             count = len({g.tensor for g in self.gaps if g.dtype == dtype})
             told.append(
                 say(
@@ -109,13 +125,17 @@ def certify(
 ) -> Certificate:
     """Compare the engine with the oracle on the gradient of one optimiser step over `samples`.
 
-    Every model is a fresh one from `build`, so nothing has to be restored. `oracle_attention` None: the model's stock choice.
-    Raises ValueError for samples with weights other than 1: the oracle's own loss has no weights.
+    Every model is a fresh one from `build`, so nothing has to be restored. `oracle_attention` None:
+    the model's stock choice. Raises ValueError for samples with weights other than 1: the oracle's
+    own loss has no weights.
     """
     if any(w != 1.0 for s in samples for b in s.branches for w in b.weights):
         raise ValueError("the oracle's own loss knows no weights: give samples of weight 1")
     noise = _random_values(build, attach, seed)
-    found = Certificate(num_samples=len(samples), logical_tokens=sum(len(b.tokens) for s in samples for b in s.branches))
+    found = Certificate(
+        num_samples=len(samples),
+        logical_tokens=sum(len(b.tokens) for s in samples for b in s.branches),
+    )
     truth: Gradients | None = None
     # The truth is needed for the limit of float32 even when float64 itself is not asked for.
     for dtype in sorted({*dtypes, "float64"}, key=lambda name: name != "float64"):
@@ -127,10 +147,17 @@ def certify(
         assert truth is not None
         limits = {name: _limit(dtype, oracle[name], truth[name]) for name in oracle}
         found.loss_gap[dtype] = 0.0
-        for rows, ours, report in _engine(build, attach, samples, dtype, noise, rows_per_pass, layout):
+        for rows, ours, report in _engine(
+            build, attach, samples, dtype, noise, rows_per_pass, layout
+        ):
             found.physical_rows[rows], found.passes[rows] = report.physical_rows, report.passes
-            found.loss_gap[dtype] = max(found.loss_gap[dtype], abs(report.loss - oracle_loss) / max(abs(oracle_loss), 1e-30))
-            found.gaps += [Gap(dtype, rows, name, distance(ours[name], oracle[name]), limits[name]) for name in oracle]
+            found.loss_gap[dtype] = max(
+                found.loss_gap[dtype], abs(report.loss - oracle_loss) / max(abs(oracle_loss), 1e-30)
+            )
+            found.gaps += [
+                Gap(dtype, rows, name, distance(ours[name], oracle[name]), limits[name])
+                for name in oracle
+            ]
     return found
 
 
@@ -154,19 +181,23 @@ def _trainable(attached: Attached) -> dict[str, Any]:
 
 
 def _random_values(build: Build, attach: Attach, seed: int) -> Gradients:
-    """Values for everything that trains, float32-representable, so that both dtypes hold the same numbers: as attached, plus noise."""
+    """Values for everything that trains, float32-representable, so that both dtypes hold the same
+    numbers: as attached, plus noise."""
     import torch
 
     torch.manual_seed(stream_seed(seed, "certificate"))
     values = {}
     for name, p in _trainable(attach(build("float32"))).items():
         spread = float(p.detach().std()) if p.numel() > 1 else 0.0
-        values[name] = (p.detach() + torch.randn(p.shape) * (0.5 * spread if spread > 0 else NOISE)).float()
+        values[name] = (
+            p.detach() + torch.randn(p.shape) * (0.5 * spread if spread > 0 else NOISE)
+        ).float()
     return values
 
 
 def _start(build: Build, attach: Attach, dtype: str, values: Gradients) -> tuple[Any, Attached]:
-    """A fresh model with the method on it, everything of it in `dtype`, and the randomised values put in."""
+    """A fresh model with the method on it, everything of it in `dtype`, and the randomised values
+    put in."""
     import torch
 
     causal = build(dtype)
@@ -181,18 +212,24 @@ def _start(build: Build, attach: Attach, dtype: str, values: Gradients) -> tuple
 
 @contextlib.contextmanager
 def full_width() -> Iterator[None]:
-    """Inside, a float64 tensor is never narrowed to float32 by `.float()`, `.to(float32)` or `dtype=float32`. Other tensors are left alone."""
+    """Inside, a float64 tensor is never narrowed to float32 by `.float()`, `.to(float32)` or
+    `dtype=float32`. Other tensors are left alone."""
     import torch
     from torch.overrides import TorchFunctionMode
 
     class KeepWide(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             kwargs = dict(kwargs or {})
             if args and isinstance(args[0], torch.Tensor) and args[0].dtype is torch.float64:
                 if func is torch.Tensor.float:
                     return args[0]
                 if func in (torch.Tensor.to, torch.Tensor.type):
-                    args = (args[0], *(torch.float64 if a is torch.float32 else a for a in args[1:]))
+                    args = (
+                        args[0],
+                        *(torch.float64 if a is torch.float32 else a for a in args[1:]),
+                    )
                 if kwargs.get("dtype") is torch.float32:
                     kwargs["dtype"] = torch.float64
             return func(*args, **kwargs)
@@ -205,22 +242,37 @@ def _width(dtype: str) -> Any:
     return full_width() if dtype == "float64" else contextlib.nullcontext()
 
 
-def _oracle(build: Build, attach: Attach, samples: list[Sample], dtype: str, values: Gradients, attention: str | None) -> tuple[Gradients, float]:
-    """Gradients and loss of stock Transformers: one sample at a time, its own attention and its own loss, divided by the step's learnt tokens."""
+def _oracle(
+    build: Build,
+    attach: Attach,
+    samples: list[Sample],
+    dtype: str,
+    values: Gradients,
+    attention: str | None,
+) -> tuple[Gradients, float]:
+    """Gradients and loss of stock Transformers: one sample at a time, its own attention and its own
+    loss, divided by the step's learnt tokens."""
     import torch
 
     causal, attached = _start(build, attach, dtype, values)
     for module in attached.model.modules():
         # What this package put on single instances goes: the class's own forward is the stock one.
         module.__dict__.pop("forward", None)
-    causal.set_attn_implementation(attention or ("sdpa" if getattr(causal, "_supports_sdpa", False) else "eager"))
+    causal.set_attn_implementation(
+        attention or ("sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
+    )
     learnt = sum(len(b.learnt) for s in samples for b in s.branches)
     loss = 0.0
     with _width(dtype):
         for branch in (b for s in samples for b in s.branches):
             labels = torch.full((1, len(branch.tokens)), -100)
             labels[0, branch.learnt] = torch.tensor([branch.tokens[i] for i in branch.learnt])
-            out = attached.model(input_ids=torch.tensor([branch.tokens]), labels=labels, num_items_in_batch=learnt, use_cache=False)
+            out = attached.model(
+                input_ids=torch.tensor([branch.tokens]),
+                labels=labels,
+                num_items_in_batch=learnt,
+                use_cache=False,
+            )
             out.loss.backward()
             loss += float(out.loss.detach())
     gradients = _taken(attached)
@@ -232,16 +284,26 @@ def _oracle(build: Build, attach: Attach, samples: list[Sample], dtype: str, val
 def _taken(attached: Attached) -> Gradients:
     import torch
 
-    taken = {name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for name, p in _trainable(attached).items()}
+    taken = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+        for name, p in _trainable(attached).items()
+    }
     for p in attached.model.parameters():
         p.grad = None
     return taken
 
 
 def _engine(
-    build: Build, attach: Attach, samples: list[Sample], dtype: str, values: Gradients, rows_per_pass: tuple[int, ...], layout: str
+    build: Build,
+    attach: Attach,
+    samples: list[Sample],
+    dtype: str,
+    values: Gradients,
+    rows_per_pass: tuple[int, ...],
+    layout: str,
 ) -> Iterator[tuple[int, Gradients, Any]]:
-    """(rows_per_pass, gradients, step report) of our engine as a run uses it, for every way of cutting the step."""
+    """(rows_per_pass, gradients, step report) of our engine as a run uses it, for every way of
+    cutting the step."""
     from tunewright.engine.policy import Policy
     from tunewright.engine.step import Stepper
     from tunewright.models.kernels import tree_attention
@@ -252,7 +314,9 @@ def _engine(
         tree_attention.register()
         causal.set_attn_implementation(tree_attention.NAME)
     else:
-        causal.set_attn_implementation("sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
+        causal.set_attn_implementation(
+            "sdpa" if getattr(causal, "_supports_sdpa", False) else "eager"
+        )
     entry = objectives.get("sft")
     assert entry is not None
     with _width(dtype):
@@ -260,7 +324,15 @@ def _engine(
         import torch
 
         unused: Any = torch.optim.SGD([p for _, p in sorted(_trainable(attached).items())], lr=0.0)
-        stepper = Stepper(Policy(attached.model, causal, layout), attached, entry.function(entry.config()), unused, 1, None, 0)
+        stepper = Stepper(
+            Policy(attached.model, causal, layout),
+            attached,
+            entry.function(entry.config()),
+            unused,
+            1,
+            None,
+            0,
+        )
         for rows in rows_per_pass:
             stepper.rows_per_pass = rows
             report = stepper.gradients(samples)
@@ -270,8 +342,14 @@ def _engine(
 
 
 def pick(samples: list[Sample], count: int = 6, max_tokens: int = 256) -> list[Sample]:
-    """A few short samples of weight 1 for a certificate that takes seconds. Prefers the shortest; an empty list if none is short enough."""
-    plain = [s for s in samples if all(w == 1.0 for b in s.branches for w in b.weights) and all(b.learnt for b in s.branches)]
+    """A few short samples of weight 1 for a certificate that takes seconds. Prefers the shortest;
+    an empty list if none is short enough."""
+    plain = [
+        s
+        for s in samples
+        if all(w == 1.0 for b in s.branches for w in b.weights)
+        and all(b.learnt for b in s.branches)
+    ]
     short = sorted(plain, key=lambda s: sum(len(b.tokens) for b in s.branches))[:count]
     return [s for s in short if sum(len(b.tokens) for b in s.branches) <= max_tokens]
 
@@ -286,9 +364,11 @@ def bench_certificate(
     count: int = 6,
     layout: str = "tree",
 ) -> Certificate:
-    """The certificate on the user's own model and data: a few short samples, one pass and one sample a pass. Works on models it loads itself.
+    """The certificate on the user's own model and data: a few short samples, one pass and one
+    sample a pass. Works on models it loads itself.
 
-    `config` is the method's config (None: its defaults). Raises ValueError when no sample is short enough and of weight 1.
+    `config` is the method's config (None: its defaults). Raises ValueError when no sample is short
+    enough and of weight 1.
     """
     from tunewright.models import anatomy
     from tunewright.models.load import load_model
@@ -303,4 +383,11 @@ def bench_certificate(
     def attach(model: Any) -> Attached:
         return entry.function(settings, model, anatomy.of(model), str(folder))
 
-    return certify(lambda dtype: load_model(folder, dtype=dtype), attach, chosen, dtypes=dtypes, rows_per_pass=(1 << 30, 1), layout=layout)
+    return certify(
+        lambda dtype: load_model(folder, dtype=dtype),
+        attach,
+        chosen,
+        dtypes=dtypes,
+        rows_per_pass=(1 << 30, 1),
+        layout=layout,
+    )

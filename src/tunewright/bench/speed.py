@@ -1,8 +1,10 @@
-"""`tunewright bench`: what a run would cost on this machine, and whether its gradients are right, on the user's own model and rows.
+"""`tunewright bench`: what a run would cost on this machine, and whether its gradients are right,
+on the user's own model and rows.
 
-Takes the first optimiser steps of the run as `tunewright train` would, made ready by the same function, in memory; writes nothing. Where the run keeps
-activations, the first visit of a row costs more than the later ones: the steps are then taken twice, and the rates are those of the whole run, whose
-first epoch is made of first visits.
+Takes the first optimiser steps of the run as `tunewright train` would, made ready by the same
+function, in memory; writes nothing. Where the run keeps activations, the first visit of a row costs
+more than the later ones: the steps are then taken twice, and the rates are those of the whole run,
+whose first epoch is made of first visits.
 """
 
 from __future__ import annotations
@@ -16,11 +18,15 @@ from tunewright.core.words import say
 from tunewright.story import base_path_of, prepare
 
 
-def bench(parsed: ParsedRun, *, steps: int = 4, certificate: bool = True, tell: Tell | None = None) -> dict[str, Any]:
+def bench(
+    parsed: ParsedRun, *, steps: int = 4, certificate: bool = True, tell: Tell | None = None
+) -> dict[str, Any]:
     """Measure `steps` optimiser steps and compute the gradient certificate.
 
-    Returns rates a second (logical tokens, physical rows, label tokens, samples), the share of rows saved, peak bytes, `activation_cache` (bytes or
-    `off`) with `seconds_per_step_cached` where it is on, and `certificate` with its verdict and worst gap for each dtype. Raises UsageError for what `train` would refuse.
+    Returns rates a second (logical tokens, physical rows, label tokens, samples), the share of rows
+    saved, peak bytes, `activation_cache` (bytes or `off`) with `seconds_per_step_cached` where it
+    is on, and `certificate` with its verdict and worst gap for each dtype. Raises UsageError for
+    what `train` would refuse.
     """
     tell = tell or Tell()
     prepared = prepare(parsed, tell, out_matters=False)
@@ -42,18 +48,43 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
     if world.device == "cpu":
         keep_freed_memory()
     start = time.perf_counter()
-    found = ready(config, prepared.source.folder, base_path_of(prepared.source), world, data, prepared.renderer, tell)
+    found = ready(
+        config,
+        prepared.source.folder,
+        base_path_of(prepared.source),
+        world,
+        data,
+        prepared.renderer,
+        tell,
+    )
     load_seconds = time.perf_counter() - start
     stepper, layout, schedule = found.made.stepper, found.made.layout, found.schedule
-    tell.line(say("train.where", device=world.device, device_why=world.reasons["engine.device"], dtype=world.dtype,
-                  dtype_why=world.reasons.get("engine.dtype", say("placement.asked"))))  # fmt: skip
-    tell.line(say("train.layout", layout=layout, why=world.reasons["engine.layout"], threads=world.threads, rows=world.rows_per_pass))
+    tell.line(
+        say(
+            "train.where",
+            device=world.device,
+            device_why=world.reasons["engine.device"],
+            dtype=world.dtype,
+            dtype_why=world.reasons.get("engine.dtype", say("placement.asked")),
+        )
+    )
+    tell.line(
+        say(
+            "train.layout",
+            layout=layout,
+            why=world.reasons["engine.layout"],
+            threads=world.threads,
+            rows=world.rows_per_pass,
+        )
+    )
     totals = {"samples": 0, "logical_tokens": 0, "physical_rows": 0, "label_tokens": 0}
     count = min(steps, schedule.total_steps)
     keeps = stepper.policy.cache is not None
     if keeps:
         count = min(count, schedule.steps_per_epoch)  # the rows of later steps would be known
-    chosen = [[data.train[i] for i in schedule.samples_of(number)] for number in range(1, count + 1)]
+    chosen = [
+        [data.train[i] for i in schedule.samples_of(number)] for number in range(1, count + 1)
+    ]
     _prepare_reference(stepper, [sample for step in chosen for sample in step])
     timed: list[list[float]] = []
     tell.start(say("train.steps"))
@@ -76,22 +107,37 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
     rates = {f"{name}_per_second": round(value / seconds, 2) for name, value in totals.items()}
     cached = {"seconds_per_step_cached": [round(s, 3) for s in timed[1]]} if keeps else {}
     return {
-        "steps": count, **totals, **rates, "share_saved": round(1 - totals["physical_rows"] / totals["logical_tokens"], 4), "train_seconds": round(seconds, 3),
-        "seconds_per_step": [round(s, 3) for s in timed[0]], **cached, "activation_cache": found.cache, "load_seconds": round(load_seconds, 3),
-        "peak_memory_bytes": peak_memory_bytes(world.device), "device": world.device, "dtype": world.dtype, "layout": layout,
-        "threads": world.threads, "rows_per_pass": world.rows_per_pass, "versions": versions(),
-    }  # fmt: skip
+        "steps": count,
+        **totals,
+        **rates,
+        "share_saved": round(1 - totals["physical_rows"] / totals["logical_tokens"], 4),
+        "train_seconds": round(seconds, 3),
+        "seconds_per_step": [round(s, 3) for s in timed[0]],
+        **cached,
+        "activation_cache": found.cache,
+        "load_seconds": round(load_seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(world.device),
+        "device": world.device,
+        "dtype": world.dtype,
+        "layout": layout,
+        "threads": world.threads,
+        "rows_per_pass": world.rows_per_pass,
+        "versions": versions(),
+    }
 
 
 def _prepare_reference(stepper: Any, samples: list[Any]) -> None:
-    """What the model says before the first step of the rows that will be seen, for objectives that measure from there."""
+    """What the model says before the first step of the rows that will be seen, for objectives that
+    measure from there."""
     from tunewright.engine.oracles.reference import ReferenceStore
 
     if not stepper.objective.reference:
         return
     more = stepper.objective.companions
     store = ReferenceStore({})
-    store.fill(stepper.policy, [*samples, *(more(samples, None) if more else [])], stepper.rows_per_pass)
+    store.fill(
+        stepper.policy, [*samples, *(more(samples, None) if more else [])], stepper.rows_per_pass
+    )
     stepper.policy.reference = store
 
 
@@ -102,8 +148,18 @@ def _certify(parsed: ParsedRun, prepared: Any, tell: Tell) -> dict[str, Any]:
         tell.line(say("bench.no_short_sample"))
         return {"passed": None}
     tell.line(say("bench.certifying"))
-    found = bench_certificate(prepared.source.folder, prepared.data.train, method=kind_of(parsed.config.method), config=parsed.config.method)
+    found = bench_certificate(
+        prepared.source.folder,
+        prepared.data.train,
+        method=kind_of(parsed.config.method),
+        config=parsed.config.method,
+    )
     for line in found.lines():
         tell.line(line)
     worst = {d: found.worst(d) for d in dict.fromkeys(g.dtype for g in found.gaps)}
-    return {"passed": found.passed, "worst": {d: {"gap": g.gap, "limit": g.limit, "tensor": g.tensor} for d, g in worst.items()}}
+    return {
+        "passed": found.passed,
+        "worst": {
+            d: {"gap": g.gap, "limit": g.limit, "tensor": g.tensor} for d, g in worst.items()
+        },
+    }

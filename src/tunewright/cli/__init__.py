@@ -1,4 +1,5 @@
-"""The command line. It speaks to people and holds no logic; every command imports what it needs when it runs."""
+"""The command line. It speaks to people and holds no logic; every command imports what it needs
+when it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from tunewright.cli.speaking import ColumnsFlag, JsonFlag, ThinkFlag, TrustFlag,
 from tunewright.core.words import say
 
 app = typer.Typer(
-    name="tunewright", help=say("cli.help"), no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    name="tunewright",
+    help=say("cli.help"),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 export_app = typer.Typer(help=say("cli.export"), no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(export_app, name="export")
@@ -23,7 +29,10 @@ app.add_typer(data_app, name="data")
 @app.command(help=say("cli.train"))
 @speaks
 def train(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[RUN.yaml] [KEY=VALUE]...", help=say("cli.train.words"))] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN.yaml] [KEY=VALUE]...", help=say("cli.train.words")),
+    ] = None,
     model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
     data: Annotated[str | None, typer.Option(help=say("cli.data"))] = None,
     data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
@@ -31,7 +40,9 @@ def train(
     out: Annotated[str | None, typer.Option(help=say("cli.out"))] = None,
     resume: Annotated[bool, typer.Option("--resume", help=say("cli.resume"))] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=say("cli.dry_run"))] = False,
-    reward_code: Annotated[Path | None, typer.Option("--reward-code", metavar="FILE.py", help=say("cli.reward_code"))] = None,
+    reward_code: Annotated[
+        Path | None, typer.Option("--reward-code", metavar="FILE.py", help=say("cli.reward_code"))
+    ] = None,
     trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -43,19 +54,30 @@ def train(
 
     given = list(words or [])
     first = given.pop(0) if given and "=" not in given[0] else None
-    if resume and (first is None or given or model or data or data_dir or columns or out or dry_run):
+    if resume and (
+        first is None or given or model or data or data_dir or columns or out or dry_run
+    ):
         if first is not None:
             raise_if_finished(Path(first))
         raise UsageError(problem("E-RUN-08", "--resume"))
-    flags = {"model": model, "data.train": data, "data.dir": data_dir, "data.columns": columns_of(columns), "out": out}
+    flags = {
+        "model": model,
+        "data.train": data,
+        "data.dir": data_dir,
+        "data.columns": columns_of(columns),
+        "out": out,
+    }
     with rewards.allowing(reward_code):
         found = _train(Path(first) if first else None, given, flags, resume=resume, dry_run=dry_run)
     if as_json:
         print_json(found)
 
 
-def _train(first: Path | None, words: list[str], flags: dict[str, Any], *, resume: bool, dry_run: bool) -> dict[str, Any]:
-    """One run or a pipeline of several, started, continued or only checked; returns what `--json` prints."""
+def _train(
+    first: Path | None, words: list[str], flags: dict[str, Any], *, resume: bool, dry_run: bool
+) -> dict[str, Any]:
+    """One run or a pipeline of several, started, continued or only checked; returns what `--json`
+    prints."""
     from tunewright.commands.pipeline_file import is_pipeline
     from tunewright.core.errors import UsageError, problem
     from tunewright.core.runfile import load_run
@@ -66,7 +88,9 @@ def _train(first: Path | None, words: list[str], flags: dict[str, Any], *, resum
         from tunewright import story
         from tunewright.commands import pipeline
 
-        return (pipeline.resume_pipeline if pipeline.is_pipeline_folder(first) else story.resume_run)(first).summary
+        return (
+            pipeline.resume_pipeline if pipeline.is_pipeline_folder(first) else story.resume_run
+        )(first).summary
     if first is not None and first.is_dir():
         raise_if_finished(first)
         raise UsageError(problem("E-RUN-09", str(first)))
@@ -74,7 +98,9 @@ def _train(first: Path | None, words: list[str], flags: dict[str, Any], *, resum
         from tunewright.commands import pipeline
 
         planned = pipeline.load_pipeline(first, words, flags)
-        return pipeline.check_pipeline(planned) if dry_run else pipeline.run_pipeline(planned).summary
+        return (
+            pipeline.check_pipeline(planned) if dry_run else pipeline.run_pipeline(planned).summary
+        )
     parsed = load_run(first, words, flags)
     if dry_run:
         from tunewright.commands.dry_run import dry_run as check
@@ -88,7 +114,9 @@ def _train(first: Path | None, words: list[str], flags: dict[str, Any], *, resum
 @app.command(help=say("cli.demo"))
 @speaks
 def demo(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=say("cli.demo.words"))] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=say("cli.demo.words"))
+    ] = None,
     lang: Annotated[str, typer.Option(help=say("cli.demo.lang"))] = "en",
     model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
     out: Annotated[Path | None, typer.Option(help=say("cli.out"))] = None,
@@ -111,7 +139,9 @@ def demo(
 @speaks
 def chat(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.chat.target"))],
-    question: Annotated[str | None, typer.Option("--question", "-q", help=say("cli.chat.question"))] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", "-q", help=say("cli.chat.question"))
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help=say("cli.chat.base"))] = False,
     compare: Annotated[bool, typer.Option("--compare", help=say("cli.chat.compare"))] = False,
     complete: Annotated[bool, typer.Option("--complete", help=say("cli.chat.complete"))] = False,
@@ -135,7 +165,11 @@ def chat(
         raise UsageError(problem("E-RUN-12", "--compare", target=target))
     from tunewright.serve.chatting import converse, reply
 
-    how: dict[str, Any] = {"complete": complete, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    how: dict[str, Any] = {
+        "complete": complete,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+    }
     about = None if complete else answerer.about_system(system)
     if about:
         print(about, file=sys.stderr)
@@ -148,7 +182,12 @@ def chat(
         reply(answerer, messages, compare=compare, **how)
         return
     found = answerer.ask(messages, **how)
-    said: dict[str, Any] = {"question": question, "system": start[0].content if start else None, "answer": found.text, "ended": found.end}
+    said: dict[str, Any] = {
+        "question": question,
+        "system": start[0].content if start else None,
+        "answer": found.text,
+        "ended": found.end,
+    }
     if compare:
         other = answerer.ask(messages, base=True, **how)
         said |= {"base": other.text, "base_ended": other.end}
@@ -158,12 +197,19 @@ def chat(
 @app.command(help=say("cli.bench"))
 @speaks
 def bench(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[methods] [RUN.yaml|MODEL] [KEY=VALUE]...", help=say("cli.bench.words"))] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[methods] [RUN.yaml|MODEL] [KEY=VALUE]...", help=say("cli.bench.words")
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
     data: Annotated[str | None, typer.Option(help=say("cli.data"))] = None,
     steps: Annotated[int | None, typer.Option(min=1, help=say("cli.bench.steps"))] = None,
     certificate: Annotated[bool, typer.Option(help=say("cli.bench.certificate"))] = True,
-    kinds: Annotated[str | None, typer.Option(metavar="A,B,...", help=say("cli.bench.kinds"))] = None,
+    kinds: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help=say("cli.bench.kinds"))
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help=say("cli.bench.seconds"))] = None,
     out: Annotated[Path, typer.Option(help=say("cli.bench.out"))] = Path("runs/bench-methods"),
     as_json: JsonFlag = False,
@@ -183,7 +229,13 @@ def bench(
     if compare:
         from tunewright.bench.methods import bench_methods, table
 
-        result = bench_methods(parsed, out, kinds=kinds.split(",") if kinds else None, steps=steps or 50, seconds=seconds)
+        result = bench_methods(
+            parsed,
+            out,
+            kinds=kinds.split(",") if kinds else None,
+            steps=steps or 50,
+            seconds=seconds,
+        )
         if as_json:
             print_json(result)
         else:
@@ -196,7 +248,11 @@ def bench(
     if as_json:
         print_json(figures)
     else:
-        shown = {**figures, "share": f"{100 * figures['share_saved']:.0f}", "memory": readable_size(figures["peak_memory_bytes"])}
+        shown = {
+            **figures,
+            "share": f"{100 * figures['share_saved']:.0f}",
+            "memory": readable_size(figures["peak_memory_bytes"]),
+        }
         print(say("bench.figures", **shown))
     if figures.get("certificate", {}).get("passed") is False:
         raise TrainingError(problem("E-TRAIN-05"))
@@ -227,7 +283,9 @@ def init(
 @speaks
 def import_file(
     source: Annotated[Path, typer.Argument(metavar="FILE.yaml", help=say("cli.import.source"))],
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT.yaml]", help=say("cli.import.out"))] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[OUT.yaml]", help=say("cli.import.out"))
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help=say("cli.import.devices"))] = 1,
     force: Annotated[bool, typer.Option("--force", help=say("cli.import.force"))] = False,
     as_json: JsonFlag = False,
@@ -256,7 +314,9 @@ def evaluate(
     data: Annotated[str, typer.Option(help=say("cli.evaluate.data"))],
     options: Annotated[str | None, typer.Option(help=say("cli.evaluate.options"))] = None,
     limit: Annotated[int | None, typer.Option(min=1, help=say("cli.evaluate.limit"))] = None,
-    generate: Annotated[bool | None, typer.Option("--generate/--no-generate", help=say("cli.evaluate.generate"))] = None,
+    generate: Annotated[
+        bool | None, typer.Option("--generate/--no-generate", help=say("cli.evaluate.generate"))
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help=say("cli.chat.base"))] = False,
     dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
     data_format: Annotated[str, typer.Option("--format", help=say("cli.evaluate.format"))] = "auto",
@@ -352,7 +412,9 @@ def export_merge(
 @speaks
 def export_combine(
     out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.combine.out"))],
-    adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help=say("cli.combine.adapters"))],
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER...", help=say("cli.combine.adapters"))
+    ],
     weights: Annotated[str | None, typer.Option(help=say("cli.combine.weights"))] = None,
     way: Annotated[str, typer.Option(help=say("cli.combine.way"))] = "cat",
     as_json: JsonFlag = False,
@@ -364,7 +426,9 @@ def export_combine(
     try:
         shares = [float(word) for word in weights.split(",")] if weights else None
     except ValueError as e:
-        raise UsageError(problem("E-METHOD-32", "--weights", count=len(adapters), given=weights)) from e
+        raise UsageError(
+            problem("E-METHOD-32", "--weights", count=len(adapters), given=weights)
+        ) from e
     made = combine(adapters, out, weights=shares, way=way)
     if as_json:
         print_json(made)
@@ -392,7 +456,10 @@ def export_safetensors(
 
 @app.command(help=say("cli.explain"))
 @speaks
-def explain(word: Annotated[str, typer.Argument(metavar="WORD|KEY|CODE", help=say("cli.explain.word"))], as_json: JsonFlag = False) -> None:
+def explain(
+    word: Annotated[str, typer.Argument(metavar="WORD|KEY|CODE", help=say("cli.explain.word"))],
+    as_json: JsonFlag = False,
+) -> None:
     """Explain."""
     from tunewright.advise import explaining
 
@@ -406,7 +473,12 @@ def explain(word: Annotated[str, typer.Argument(metavar="WORD|KEY|CODE", help=sa
 @app.command("list", help=say("cli.list"))
 @speaks
 def list_names(
-    what: Annotated[str, typer.Argument(metavar="methods|objectives|formats|rewards|models|errors", help=say("cli.list.what"))],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="methods|objectives|formats|rewards|models|errors", help=say("cli.list.what")
+        ),
+    ],
     model: Annotated[str | None, typer.Option(help=say("cli.list.model"))] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -433,7 +505,11 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help=say("cli.version"))] = False) -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help=say("cli.version"))
+    ] = False,
+) -> None:
     """Common options."""
 
 

@@ -1,4 +1,5 @@
-"""`tunewright data ...`: what the model would learn from, checked, shown and converted. Speaks to people and holds no logic, like `cli.py`."""
+"""`tunewright data ...`: what the model would learn from, checked, shown and converted. Speaks to
+people and holds no logic, like `cli.py`."""
 
 from __future__ import annotations
 
@@ -20,8 +21,13 @@ def data_convert(
     source: Annotated[str, typer.Argument(metavar="IN", help=say("cli.data.convert.source"))],
     out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.data.convert.out"))],
     to: Annotated[str, typer.Option("--to", help=say("cli.data.convert.to"))],
-    data_format: Annotated[str, typer.Option("--format", help=say("cli.data.convert.format"))] = "auto",
-    columns: Annotated[list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.data.convert.columns"))] = None,
+    data_format: Annotated[
+        str, typer.Option("--format", help=say("cli.data.convert.format"))
+    ] = "auto",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.data.convert.columns")),
+    ] = None,
     data_dir: Annotated[str | None, typer.Option("--data-dir", help=say("cli.data_dir"))] = None,
     drop: Annotated[bool, typer.Option("--drop", help=say("cli.data.convert.drop"))] = False,
     force: Annotated[bool, typer.Option("--force", help=say("cli.data.convert.force"))] = False,
@@ -31,7 +37,16 @@ def data_convert(
     from tunewright.core.runfile import columns_of
     from tunewright.data.converting import convert
 
-    made = convert(source, out, to, data_format=data_format, columns=columns_of(columns), data_dir=data_dir, drop=drop, force=force)
+    made = convert(
+        source,
+        out,
+        to,
+        data_format=data_format,
+        columns=columns_of(columns),
+        data_dir=data_dir,
+        drop=drop,
+        force=force,
+    )
     if as_json:
         print_json(made.as_dict())
     else:
@@ -43,17 +58,36 @@ def data_convert(
 def data_check(
     file: Annotated[str, typer.Argument(metavar="FILE", help=say("cli.check.file"))],
     model: Annotated[str | None, typer.Option(help=say("cli.check.model"))] = None,
-    tokenizer: Annotated[str | None, typer.Option(metavar="FOLDER", help=say("cli.check.tokenizer"))] = None,
-    held_out: Annotated[str | None, typer.Option("--held-out", help=say("cli.check.held_out"))] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help=say("cli.check.tokenizer"))
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option("--held-out", help=say("cli.check.held_out"))
+    ] = None,
     data_format: Annotated[str, typer.Option("--format", help=say("cli.check.format"))] = "auto",
-    columns: Annotated[list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.check.columns"))] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.check.columns")),
+    ] = None,
     data_dir: Annotated[str | None, typer.Option("--data-dir", help=say("cli.data_dir"))] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=2, help=say("cli.check.max_tokens"))] = None,
-    oversize: Annotated[Literal["drop", "truncate"], typer.Option(help=say("cli.check.oversize"))] = "drop",
-    objective: Annotated[str | None, typer.Option(metavar="NAME", help=say("cli.check.objective"))] = None,
-    good_only: Annotated[bool, typer.Option("--good-only", help=say("cli.check.good_only"))] = False,
-    html: Annotated[Path | None, typer.Option("--html", metavar="OUT", help=say("cli.check.html"))] = None,
-    repair: Annotated[Path | None, typer.Option("--repair", metavar="OUT", help=say("cli.check.repair"))] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=2, help=say("cli.check.max_tokens"))
+    ] = None,
+    oversize: Annotated[
+        Literal["drop", "truncate"], typer.Option(help=say("cli.check.oversize"))
+    ] = "drop",
+    objective: Annotated[
+        str | None, typer.Option(metavar="NAME", help=say("cli.check.objective"))
+    ] = None,
+    good_only: Annotated[
+        bool, typer.Option("--good-only", help=say("cli.check.good_only"))
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="OUT", help=say("cli.check.html"))
+    ] = None,
+    repair: Annotated[
+        Path | None, typer.Option("--repair", metavar="OUT", help=say("cli.check.repair"))
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check."""
@@ -64,7 +98,14 @@ def data_check(
     if repair is not None:
         _repair(file, repair, as_json)
         return
-    keys = {"held_out": held_out, "dir": data_dir, "format": data_format, "max_tokens": max_tokens, "oversize": oversize, "good_only": good_only}
+    keys = {
+        "held_out": held_out,
+        "dir": data_dir,
+        "format": data_format,
+        "max_tokens": max_tokens,
+        "oversize": oversize,
+        "good_only": good_only,
+    }
     config = _data_config(file, columns, **keys)
     opened = open_tokenizer(model, tokenizer)
     checked = check(with_system(config, opened), opened, objective)
@@ -88,11 +129,18 @@ def data_show(
     row: Annotated[int | None, typer.Option("--row", min=1, help=say("cli.show.row"))] = None,
     at_random: Annotated[bool, typer.Option("--random", help=say("cli.show.random"))] = False,
     model: Annotated[str | None, typer.Option(help=say("cli.check.model"))] = None,
-    tokenizer: Annotated[str | None, typer.Option(metavar="FOLDER", help=say("cli.check.tokenizer"))] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help=say("cli.check.tokenizer"))
+    ] = None,
     data_format: Annotated[str, typer.Option("--format", help=say("cli.check.format"))] = "auto",
-    columns: Annotated[list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.check.columns"))] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.check.columns")),
+    ] = None,
     data_dir: Annotated[str | None, typer.Option("--data-dir", help=say("cli.data_dir"))] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="OUT", help=say("cli.show.html"))] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="OUT", help=say("cli.show.html"))
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show."""
@@ -114,12 +162,15 @@ def data_show(
 
 
 def _data_config(file: str, columns: list[str] | None, **keys: Any) -> Any:
-    """The section `data` that the flags describe, with the messages of a run file for what is wrong."""
+    """The section `data` that the flags describe, with the messages of a run file for what is
+    wrong."""
     from tunewright.core.config import DataConfig
     from tunewright.core.runfile import columns_of
 
     given = {"columns": columns_of(columns), **keys}
-    return DataConfig(train=file, **{key: value for key, value in given.items() if value is not None})
+    return DataConfig(
+        train=file, **{key: value for key, value in given.items() if value is not None}
+    )
 
 
 def _repair(file: str, out: Path, as_json: bool) -> None:

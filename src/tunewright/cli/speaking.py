@@ -1,4 +1,5 @@
-"""What every command does alike: errors become one message and an exit code, results become JSON on stdout."""
+"""What every command does alike: errors become one message and an exit code, results become JSON on
+stdout."""
 
 from __future__ import annotations
 
@@ -15,10 +16,16 @@ from tunewright.core.words import say
 
 F = TypeVar("F", bound=Callable[..., Any])
 JsonFlag = Annotated[bool, typer.Option("--json", help=say("cli.json"))]
-ColumnsFlag = Annotated[list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS,...", help=say("cli.columns"))]
+ColumnsFlag = Annotated[
+    list[str] | None, typer.Option("--columns", metavar="OURS=THEIRS,...", help=say("cli.columns"))
+]
 ThinkFlag = Annotated[bool | None, typer.Option("--think/--no-think", help=say("cli.think"))]
-TrustFlag = Annotated[list[str] | None, typer.Option("--trust-code", metavar="sha256:HASH", help=say("cli.trust_code"))]
-"""Lets a model's own code run in this command, if it is exactly the code with this hash. `speaks` reads it; no file and no variable can set it."""
+TrustFlag = Annotated[
+    list[str] | None,
+    typer.Option("--trust-code", metavar="sha256:HASH", help=say("cli.trust_code")),
+]
+"""Lets a model's own code run in this command, if it is exactly the code with this hash. `speaks`
+reads it; no file and no variable can set it."""
 
 
 def speaks(command: F) -> F:
@@ -59,14 +66,17 @@ def _told(error: Any, *, as_json: bool) -> typer.Exit:
 
 
 def _unforeseen(error: Exception, *, as_json: bool) -> typer.Exit:
-    """Say that something happened that nobody foresaw, with its traceback in a file and not on the screen; the exit to raise."""
+    """Say that something happened that nobody foresaw, with its traceback in a file and not on the
+    screen; the exit to raise."""
     from tunewright.core import faults
     from tunewright.core.errors import UnexpectedError, problem
     from tunewright.core.publish import cache_root
 
     code = "E-RUN-17" if faults.is_memory(error) else "E-RUN-16"
     place = faults.keep(error, cache_root() / "tracebacks")
-    return _told(UnexpectedError(problem(code, place, cause=faults.cause_of(error))), as_json=as_json)
+    return _told(
+        UnexpectedError(problem(code, place, cause=faults.cause_of(error))), as_json=as_json
+    )
 
 
 def print_json(value: Any) -> None:

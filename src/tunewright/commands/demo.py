@@ -1,4 +1,5 @@
-"""`tunewright demo`: a real model learns facts about an invented place, and is asked before and after, in wordings it never saw and about other things."""
+"""`tunewright demo`: a real model learns facts about an invented place, and is asked before and
+after, in wordings it never saw and about other things."""
 
 from __future__ import annotations
 
@@ -38,18 +39,31 @@ class DemoData:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()
+    ]
 
 
 def demo_data(lang: str) -> DemoData:
-    """Facts in several wordings mixed with general rows, and three kinds of questions: train, held_out, general."""
+    """Facts in several wordings mixed with general rows, and three kinds of questions: train,
+    held_out, general."""
     folder = ASSETS / "demo" / lang
     facts = _lines(folder / "facts.jsonl")
-    rows = [{"instruction": w["question"], "output": w["answer"]} for fact in facts for w in fact["train"]]
-    rows += [{"instruction": r["question"], "output": r["answer"]} for r in _lines(folder / "general_train.jsonl")]
+    rows = [
+        {"instruction": w["question"], "output": w["answer"]}
+        for fact in facts
+        for w in fact["train"]
+    ]
+    rows += [
+        {"instruction": r["question"], "output": r["answer"]}
+        for r in _lines(folder / "general_train.jsonl")
+    ]
     probes = [_probe(fact["train"][0]["question"], fact["expected"], "train") for fact in facts]
     probes += [_probe(fact["held_out"], fact["expected"], "held_out") for fact in facts]
-    probes += [_probe(r["question"], r["expected"], "general") for r in _lines(folder / "general_probe.jsonl")]
+    probes += [
+        _probe(r["question"], r["expected"], "general")
+        for r in _lines(folder / "general_probe.jsonl")
+    ]
     return DemoData(rows, probes)
 
 
@@ -71,16 +85,26 @@ def score(rows: list[dict[str, Any]]) -> dict[str, int]:
     general = [r for r in rows if r["kind"] == "general" and is_right(r["expected"], r["base"])]
     return {
         "facts": sum(r["kind"] == "train" for r in rows),
-        "base_train": count("train", "base"), "base_held_out": count("held_out", "base"),
-        "tuned_train": count("train", "tuned"), "tuned_held_out": count("held_out", "tuned"),
-        "general_base_right": len(general), "general_kept": sum(is_right(r["expected"], r["tuned"]) for r in general),
-    }  # fmt: skip
+        "base_train": count("train", "base"),
+        "base_held_out": count("held_out", "base"),
+        "tuned_train": count("train", "tuned"),
+        "tuned_held_out": count("held_out", "tuned"),
+        "general_base_right": len(general),
+        "general_kept": sum(is_right(r["expected"], r["tuned"]) for r in general),
+    }
 
 
 def demo(
-    out: Path | None, *, lang: str = "en", model: str | None = None, words: list[str] | None = None, tell: Tell | None = None, resume: bool = False
+    out: Path | None,
+    *,
+    lang: str = "en",
+    model: str | None = None,
+    words: list[str] | None = None,
+    tell: Tell | None = None,
+    resume: bool = False,
 ) -> Finished:
-    """Run the demo into `out` (default runs/demo, the first free number). Raises UsageError when Chinese is asked for without a model that speaks it."""
+    """Run the demo into `out` (default runs/demo, the first free number). Raises UsageError when
+    Chinese is asked for without a model that speaks it."""
     tell = tell or Tell()
     if lang != "en" and model is None:
         raise UsageError(problem("E-RUN-07", "--model", lang=lang))
@@ -93,7 +117,14 @@ def demo(
         rows = out.with_name(out.name + "-data.jsonl")
         rows.parent.mkdir(parents=True, exist_ok=True)
         write_text(rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in data.rows))
-        tell.line(say("demo.intro", facts=sum(p.kind == "train" for p in data.probes), rows=len(data.rows), file=rows))
+        tell.line(
+            say(
+                "demo.intro",
+                facts=sum(p.kind == "train" for p in data.probes),
+                rows=len(data.rows),
+                file=rows,
+            )
+        )
         flags = {"model": model or MODEL, "data.train": str(rows), "out": str(out)}
         parsed = load_run(None, [*SETTINGS, *(words or [])], flags)
         run = train(parsed, tell=tell, extra_probes=data.probes)
@@ -114,7 +145,13 @@ def _evidence(run: Finished, data: DemoData, tell: Tell) -> Finished:
     wanted = {(p.kind, p.question) for p in data.probes}
     stored = _lines(run.folder / "before_after.jsonl")
     rows = [
-        {"question": r["question"], "expected": r["expected"], "base": r["before"], "tuned": r["after"], "kind": r["kind"]}
+        {
+            "question": r["question"],
+            "expected": r["expected"],
+            "base": r["before"],
+            "tuned": r["after"],
+            "kind": r["kind"],
+        }
         for r in stored
         if (r["kind"], r["question"]) in wanted
     ]
@@ -130,9 +167,22 @@ def _evidence(run: Finished, data: DemoData, tell: Tell) -> Finished:
 def _show(rows: list[dict[str, Any]], counts: dict[str, Any], tell: Tell) -> None:
     from tunewright.report.side_by_side import table
 
-    chosen = [r for kind, n in (("train", 4), ("held_out", 6), ("general", 3)) for r in [x for x in rows if x["kind"] == kind][:n]]
-    forgotten = [r for r in rows if r["kind"] == "general" and is_right(r["expected"], r["base"]) and not is_right(r["expected"], r["tuned"])]
-    shown = [{**r, "before": r["base"], "after": r["tuned"]} for r in [*chosen, *[f for f in forgotten if f not in chosen]]]
+    chosen = [
+        r
+        for kind, n in (("train", 4), ("held_out", 6), ("general", 3))
+        for r in [x for x in rows if x["kind"] == kind][:n]
+    ]
+    forgotten = [
+        r
+        for r in rows
+        if r["kind"] == "general"
+        and is_right(r["expected"], r["base"])
+        and not is_right(r["expected"], r["tuned"])
+    ]
+    shown = [
+        {**r, "before": r["base"], "after": r["tuned"]}
+        for r in [*chosen, *[f for f in forgotten if f not in chosen]]
+    ]
     from rich.console import Console
 
     Console().print(table(shown, None))

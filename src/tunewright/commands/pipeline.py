@@ -1,8 +1,11 @@
-"""A pipeline of runs: sft, then dpo from its adapter; or pretrain, sft, reward and ppo. Each stage is a run folder of its own under one folder.
+"""A pipeline of runs: sft, then dpo from its adapter; or pretrain, sft, reward and ppo. Each stage
+is a run folder of its own under one folder.
 
-The pipeline's folder is the record: `pipeline.yaml` (what every stage was told), `NN-name/` (a run folder each), `summary.json` (what has finished, with
-the SHA-256 of every file it left) and `report.html`. A resume verifies what has finished by those sums, continues the stage that was running with that
-run's own resume, and starts the others. So a kill at any moment loses no more than it would in a single run.
+The pipeline's folder is the record: `pipeline.yaml` (what every stage was told), `NN-name/` (a run
+folder each), `summary.json` (what has finished, with the SHA-256 of every file it left) and
+`report.html`. A resume verifies what has finished by those sums, continues the stage that was
+running with that run's own resume, and starts the others. So a kill at any moment loses no more
+than it would in a single run.
 """
 
 from __future__ import annotations
@@ -22,9 +25,25 @@ from pydantic import ValidationError
 
 from tunewright import rewards, story
 from tunewright.commands import dry_run as dry
-from tunewright.commands.pipeline_file import REFERENCE, Layer, PipelineFile, Stage, read_pipeline, write_text_of
+from tunewright.commands.pipeline_file import (
+    REFERENCE,
+    Layer,
+    PipelineFile,
+    Stage,
+    read_pipeline,
+    write_text_of,
+)
 from tunewright.core import faults
-from tunewright.core.errors import CheckpointError, ConfigError, Interrupted, Problem, TunewrightError, UsageError, problem, raise_all
+from tunewright.core.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    Problem,
+    TunewrightError,
+    UsageError,
+    problem,
+    raise_all,
+)
 from tunewright.core.files import fsync_directory, with_retry, write_json, write_text
 from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, parse_run
@@ -40,7 +59,15 @@ ADAPTER, MODEL, SCORES = "adapter", "model", "scores"
 """What a stage leaves for the next: weights beside a base, a whole model, or a reward model."""
 TRAINING = tuple(f"method.{name}" for name in sorted(continuing.FREE))
 """Keys of a method that are settings of the training, not of what it leaves."""
-FIGURES = ("steps", "first_loss", "final_loss", "held_out_loss", "held_out_figures", "train_seconds", "wall_seconds")
+FIGURES = (
+    "steps",
+    "first_loss",
+    "final_loss",
+    "held_out_loss",
+    "held_out_figures",
+    "train_seconds",
+    "wall_seconds",
+)
 
 
 @dataclass
@@ -86,8 +113,11 @@ class Pipeline:
 # ---- planning
 
 
-def load_pipeline(path: Path, words: list[str] | None = None, flags: dict[str, Any] | None = None) -> Pipeline:
-    """The pipeline of a file with `key=value` words and flags. Raises ConfigError with the problems of all stages."""
+def load_pipeline(
+    path: Path, words: list[str] | None = None, flags: dict[str, Any] | None = None
+) -> Pipeline:
+    """The pipeline of a file with `key=value` words and flags. Raises ConfigError with the problems
+    of all stages."""
     content = read_pipeline(path, words, flags)
     return plan(content, Path(content.out) if content.out else _default_out(path))
 
@@ -102,13 +132,18 @@ def _default_out(path: Path) -> Path:
 
 
 def plan(content: PipelineFile, out: Path) -> Pipeline:
-    """Resolve every stage against those before it. Raises ConfigError with all problems, each with its stage."""
+    """Resolve every stage against those before it. Raises ConfigError with all problems, each with
+    its stage."""
     problems: list[Problem] = []
     planned: list[Planned] = []
     names = [stage.name for stage in content.stages]
     for number, stage in enumerate(content.stages, 1):
         found: list[Problem] = []
-        planned.append(_Resolver(content, stage, planned, names, out / f"{number:02d}-{stage.name}", found).resolve())
+        planned.append(
+            _Resolver(
+                content, stage, planned, names, out / f"{number:02d}-{stage.name}", found
+            ).resolve()
+        )
         problems += _of_stage(stage.name, found)
     raise_all(problems, ConfigError)
     return Pipeline(out, planned)
@@ -117,7 +152,13 @@ def plan(content: PipelineFile, out: Path) -> Pipeline:
 def _of_stage(name: str, problems: list[Problem]) -> list[Problem]:
     """The same problems with the stage said."""
     return [
-        Problem(p.code, say("pipeline.where", stage=name, where=p.where) if p.where else say("pipeline.stage", stage=name), p.fields)
+        Problem(
+            p.code,
+            say("pipeline.where", stage=name, where=p.where)
+            if p.where
+            else say("pipeline.stage", stage=name),
+            p.fields,
+        )
         for p in problems
     ]
 
@@ -125,7 +166,15 @@ def _of_stage(name: str, problems: list[Problem]) -> list[Problem]:
 class _Resolver:
     """One stage on its way from written keys to a run."""
 
-    def __init__(self, content: PipelineFile, stage: Stage, earlier: list[Planned], names: list[str], folder: Path, problems: list[Problem]):
+    def __init__(
+        self,
+        content: PipelineFile,
+        stage: Stage,
+        earlier: list[Planned],
+        names: list[str],
+        folder: Path,
+        problems: list[Problem],
+    ):
         self.stage, self.names, self.folder, self.problems = stage, names, folder, problems
         self.earlier = {one.name: one for one in earlier}
         self.layer, self.own = content.merged(stage)
@@ -141,17 +190,45 @@ class _Resolver:
             real = self._take_model()
         real |= self._take_runs()
         for key, value in self.given.items():
-            if key not in ("adapter", "model", "objective.reward", "objective.teacher") and isinstance(value, str) and value.startswith(REFERENCE):
-                self.problems.append(problem("E-PIPE-04", self.layer.where.get(key, ""), field=key, value=value))
-        kinds = {axis: str(self.given.get(f"{axis}.kind", default)) for axis, default in DEFAULT_KINDS.items()}
+            if (
+                key not in ("adapter", "model", "objective.reward", "objective.teacher")
+                and isinstance(value, str)
+                and value.startswith(REFERENCE)
+            ):
+                self.problems.append(
+                    problem("E-PIPE-04", self.layer.where.get(key, ""), field=key, value=value)
+                )
+        kinds = {
+            axis: str(self.given.get(f"{axis}.kind", default))
+            for axis, default in DEFAULT_KINDS.items()
+        }
         given = {**self.given, **real, "out": str(self.folder)}
-        made = Planned(self.stage.name, self.folder, self.layer, _leaves(kinds), _saved(kinds), kinds, self.root or str(given.get("model")), given)
+        made = Planned(
+            self.stage.name,
+            self.folder,
+            self.layer,
+            _leaves(kinds),
+            _saved(kinds),
+            kinds,
+            self.root or str(given.get("model")),
+            given,
+        )
         try:
             made.parsed = parse_run(dict(given), dict(self.layer.where))
-            if "adapter" in real:  # the earlier stage's own words; what its adapter really has is read when it is there
-                for key in [key for key in made.parsed.given if key.startswith("method.") and key not in ("method.kind", *TRAINING)]:
+            if (
+                "adapter" in real
+            ):  # the earlier stage's own words; what its adapter really has is read when it is there
+                for key in [
+                    key
+                    for key in made.parsed.given
+                    if key.startswith("method.") and key not in ("method.kind", *TRAINING)
+                ]:
                     del made.parsed.given[key]
-            beginning = {key: value for key, value in given.items() if key != "adapter" or "adapter" not in real}
+            beginning = {
+                key: value
+                for key, value in given.items()
+                if key != "adapter" or "adapter" not in real
+            }
             made.stand_in = parse_run({**beginning, "model": made.root}, dict(self.layer.where))
         except ConfigError as e:
             self.problems += e.problems
@@ -167,8 +244,23 @@ class _Resolver:
         if name not in self.earlier:
             known = ", ".join(self.earlier) or "-"
             close = difflib.get_close_matches(name, list(self.earlier), n=1, cutoff=0.5)
-            hint = say("pipeline.later") if name in self.names else say("rewards.guess", guess=f"{REFERENCE}{close[0]}") if close else ""
-            self.problems.append(problem("E-PIPE-03", self.layer.where.get(key, ""), field=key, name=name, known=known, hint=hint))
+            hint = (
+                say("pipeline.later")
+                if name in self.names
+                else say("rewards.guess", guess=f"{REFERENCE}{close[0]}")
+                if close
+                else ""
+            )
+            self.problems.append(
+                problem(
+                    "E-PIPE-03",
+                    self.layer.where.get(key, ""),
+                    field=key,
+                    name=name,
+                    known=known,
+                    hint=hint,
+                )
+            )
         return self.earlier.get(name)
 
     def _continue_adapter(self) -> dict[str, Any]:
@@ -179,16 +271,37 @@ class _Resolver:
         place = self.layer.where.get("adapter", "")
         if x.saved != ADAPTER or self._wants_words(x):
             self.problems.append(
-                problem("E-PIPE-07" if self._wants_words(x) else "E-PIPE-05", place, field="adapter", name=x.name, method=x.kinds["method"])
+                problem(
+                    "E-PIPE-07" if self._wants_words(x) else "E-PIPE-05",
+                    place,
+                    field="adapter",
+                    name=x.name,
+                    method=x.kinds["method"],
+                )
             )
             return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
         if "model" in self.own and self.given["model"] != x.layer.given.get("model"):
             self.problems.append(
-                problem("E-PIPE-09", self.layer.where.get("model", ""), model=self.given["model"], name=x.name, base=x.layer.given.get("model"))
+                problem(
+                    "E-PIPE-09",
+                    self.layer.where.get("model", ""),
+                    model=self.given["model"],
+                    name=x.name,
+                    base=x.layer.given.get("model"),
+                )
             )
-        if self.given.get("method.kind", x.kinds["method"]) != x.kinds["method"] and "method.kind" in self.own:
+        if (
+            self.given.get("method.kind", x.kinds["method"]) != x.kinds["method"]
+            and "method.kind" in self.own
+        ):
             self.problems.append(
-                problem("E-PIPE-10", self.layer.where.get("method.kind", ""), kind=self.given["method.kind"], name=x.name, method=x.kinds["method"])
+                problem(
+                    "E-PIPE-10",
+                    self.layer.where.get("method.kind", ""),
+                    kind=self.given["method.kind"],
+                    name=x.name,
+                    method=x.kinds["method"],
+                )
             )
         else:
             self._compare_method(x)
@@ -202,27 +315,46 @@ class _Resolver:
         return {"adapter": str(x.result), "model": x.given.get("model")}
 
     def _compare_method(self, x: Planned) -> None:
-        """What this stage says of the method itself must be what the adapter of the earlier stage has; a setting of the training may differ."""
+        """What this stage says of the method itself must be what the adapter of the earlier stage
+        has; a setting of the training may differ."""
         if x.stand_in is None:
             return  # what is wrong with that stage is told there
         held, kind = x.stand_in.config.method, self.given.get("method.kind", x.kinds["method"])
-        for key in sorted(key for key in self.own if key.startswith("method.") and key != "method.kind"):
+        for key in sorted(
+            key for key in self.own if key.startswith("method.") and key != "method.kind"
+        ):
             name = key.removeprefix("method.")
             try:
-                asked = getattr(type(held)(**{**held.model_dump(exclude_unset=True), name: self.given[key]}), name)
+                asked = getattr(
+                    type(held)(**{**held.model_dump(exclude_unset=True), name: self.given[key]}),
+                    name,
+                )
             except (ValidationError, TypeError, AttributeError):
                 continue  # no such key or value of the kind, which is told with all keys
             if name not in continuing.FREE and asked is not None and asked != getattr(held, name):
-                fields = {"field": key, "value": asked, "held": getattr(held, name), "folder": f"stage:{x.name}", "kind": kind}
-                self.problems.append(problem("E-COMPAT-08", self.layer.where.get(key, ""), **fields))
+                fields = {
+                    "field": key,
+                    "value": asked,
+                    "held": getattr(held, name),
+                    "folder": f"stage:{x.name}",
+                    "kind": kind,
+                }
+                self.problems.append(
+                    problem("E-COMPAT-08", self.layer.where.get(key, ""), **fields)
+                )
 
     def _wants_words(self, x: Planned) -> bool:
-        """Whether `x` leaves a judge and this stage trains something that answers: only another judge goes on from one."""
+        """Whether `x` leaves a judge and this stage trains something that answers: only another
+        judge goes on from one."""
         objective = str(self.given.get("objective.kind", DEFAULT_KINDS["objective"]))
-        return x.leaves == SCORES and _leaves({"objective": objective, "method": x.kinds["method"]}) != SCORES
+        return (
+            x.leaves == SCORES
+            and _leaves({"objective": objective, "method": x.kinds["method"]}) != SCORES
+        )
 
     def _adopt(self, x: Planned, section: str, keep: set[str]) -> None:
-        """Take a section's keys from an earlier stage in place of the shared ones; those that this stage gives itself stay."""
+        """Take a section's keys from an earlier stage in place of the shared ones; those that this
+        stage gives itself stay."""
         for key in [key for key in self.given if key.startswith(section) and key not in keep]:
             del self.given[key]
         for key, value in x.layer.given.items():
@@ -237,10 +369,18 @@ class _Resolver:
         place = self.layer.where.get("model", "")
         if x.saved != MODEL or self._wants_words(x):
             self.problems.append(
-                problem("E-PIPE-07" if self._wants_words(x) else "E-PIPE-06", place, field="model", name=x.name, method=x.kinds["method"])
+                problem(
+                    "E-PIPE-07" if self._wants_words(x) else "E-PIPE-06",
+                    place,
+                    field="model",
+                    name=x.name,
+                    method=x.kinds["method"],
+                )
             )
         if "adapter" not in self.own:
-            self.given.pop("adapter", None)  # one that the first stage began with belongs to another base
+            self.given.pop(
+                "adapter", None
+            )  # one that the first stage began with belongs to another base
         self.root = x.root
         return {"model": str(x.result)}
 
@@ -250,7 +390,14 @@ class _Resolver:
         if self._refers("objective.teacher"):
             x = self._find("objective.teacher", self.given["objective.teacher"])
             if x is not None and x.leaves == SCORES:
-                self.problems.append(problem("E-PIPE-07", self.layer.where.get("objective.teacher", ""), field="objective.teacher", name=x.name))
+                self.problems.append(
+                    problem(
+                        "E-PIPE-07",
+                        self.layer.where.get("objective.teacher", ""),
+                        field="objective.teacher",
+                        name=x.name,
+                    )
+                )
             real["objective.teacher"] = str(x.folder) if x else "-"
         if "objective.reward" in self.given:
             real["objective.reward"] = self._reward(self.given["objective.reward"])
@@ -261,19 +408,32 @@ class _Resolver:
         if isinstance(spec, list):
             return [self._reward(one) for one in spec]
         if isinstance(spec, dict):
-            return {key: self._reward(value) if key == "run" else value for key, value in spec.items()}
+            return {
+                key: self._reward(value) if key == "run" else value for key, value in spec.items()
+            }
         if not isinstance(spec, str) or not spec.startswith(REFERENCE):
             return spec
         x = self._find("objective.reward", spec)
         if x is not None and x.leaves != SCORES:
-            self.problems.append(problem("E-PIPE-08", self.layer.where.get("objective.reward", ""), name=x.name, objective=x.kinds["objective"]))
+            self.problems.append(
+                problem(
+                    "E-PIPE-08",
+                    self.layer.where.get("objective.reward", ""),
+                    name=x.name,
+                    objective=x.kinds["objective"],
+                )
+            )
         return str(x.folder) if x else "./-"
 
 
 def _leaves(kinds: dict[str, str]) -> str:
     """What a run of these kinds leaves, known before it is run."""
     objective = objectives.get(kinds["objective"])
-    return SCORES if objective is not None and objective.facts.get("leaves") == SCORES else _saved(kinds)
+    return (
+        SCORES
+        if objective is not None and objective.facts.get("leaves") == SCORES
+        else _saved(kinds)
+    )
 
 
 def _saved(kinds: dict[str, str]) -> str:
@@ -286,7 +446,8 @@ def _saved(kinds: dict[str, str]) -> str:
 
 
 def check_pipeline(pipeline: Pipeline, *, tell: Tell | None = None) -> dict[str, Any]:
-    """`--dry-run`: every check of every stage, nothing written. Returns each stage's figures. Raises UsageError with the problems of all stages."""
+    """`--dry-run`: every check of every stage, nothing written. Returns each stage's figures.
+    Raises UsageError with the problems of all stages."""
     tell = tell or Tell()
     _require_free(pipeline.out)
     figures = _check(pipeline, pipeline.stages, tell, speak=True)
@@ -302,7 +463,8 @@ def _require_free(out: Path) -> None:
 
 
 def _check(pipeline: Pipeline, stages: list[Planned], tell: Tell, *, speak: bool) -> dict[str, Any]:
-    """Keys, rows, model files, templates, rewards and memory of `stages`, each on the model at the beginning of its line. Loads no weights."""
+    """Keys, rows, model files, templates, rewards and memory of `stages`, each on the model at the
+    beginning of its line. Loads no weights."""
     figures: dict[str, Any] = {}
     problems: list[Problem] = []
     to_come = [stage.folder for stage in pipeline.stages if stage.leaves == SCORES]
@@ -312,7 +474,9 @@ def _check(pipeline: Pipeline, stages: list[Planned], tell: Tell, *, speak: bool
             if speak:
                 tell.line(_heading(pipeline, stage))
             try:
-                if not speak:  # before a real run the weights are needed in any case; without them less could be checked
+                # before a real run the weights are needed in any case; without them less could be
+                # checked
+                if not speak:
                     find.resolve(stage.root, report=tell.line)
                 figures[stage.name] = dry.dry_run(stage.stand_in, tell=tell if speak else Quiet())
             except UsageError as e:
@@ -324,14 +488,22 @@ def _check(pipeline: Pipeline, stages: list[Planned], tell: Tell, *, speak: bool
 def _heading(pipeline: Pipeline, stage: Planned) -> str:
     number = pipeline.stages.index(stage) + 1
     kinds = f"{stage.kinds['objective']}, {stage.kinds['method']}"
-    return "\n" + say("pipeline.heading", number=number, count=len(pipeline.stages), name=stage.name, kinds=kinds, folder=stage.folder)
+    return "\n" + say(
+        "pipeline.heading",
+        number=number,
+        count=len(pipeline.stages),
+        name=stage.name,
+        kinds=kinds,
+        folder=stage.folder,
+    )
 
 
 # ---- running
 
 
 def run_pipeline(pipeline: Pipeline, *, tell: Tell | None = None) -> story.Finished:
-    """Check all stages, then run them. Raises UsageError before anything is created, and what a run raises when a stage fails or is stopped."""
+    """Check all stages, then run them. Raises UsageError before anything is created, and what a run
+    raises when a stage fails or is stopped."""
     tell = tell or Tell()
     _require_free(pipeline.out)
     tell.line(say("pipeline.checking", count=len(pipeline.stages)))
@@ -341,12 +513,18 @@ def run_pipeline(pipeline: Pipeline, *, tell: Tell | None = None) -> story.Finis
 
 
 def resume_pipeline(out: Path, *, tell: Tell | None = None) -> story.Finished:
-    """Go on where a pipeline stopped: finished stages are verified, the one that was running continues, the others start."""
+    """Go on where a pipeline stopped: finished stages are verified, the one that was running
+    continues, the others start."""
     tell = tell or Tell()
     if not (out / RECORD).is_file():
         raise ConfigError(problem("E-PIPE-15", str(out)))
     pipeline = plan(read_pipeline(out / RECORD), out)
-    _check(pipeline, [stage for stage in pipeline.stages if not (stage.folder / "run.yaml").is_file()], tell, speak=False)
+    _check(
+        pipeline,
+        [stage for stage in pipeline.stages if not (stage.folder / "run.yaml").is_file()],
+        tell,
+        speak=False,
+    )
     return _go_on(pipeline, tell)
 
 
@@ -356,13 +534,17 @@ def is_pipeline_folder(folder: Path) -> bool:
 
 
 def _create(pipeline: Pipeline) -> None:
-    """Let the folder appear by a rename with its record inside. Raises UsageError when it cannot be written."""
+    """Let the folder appear by a rename with its record inside. Raises UsageError when it cannot be
+    written."""
     out = pipeline.out
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        write_text(temporary / RECORD, write_text_of([(stage.name, stage.layer) for stage in pipeline.stages]))
+        write_text(
+            temporary / RECORD,
+            write_text_of([(stage.name, stage.layer) for stage in pipeline.stages]),
+        )
         fsync_directory(temporary)
         if out.is_dir():
             out.rmdir()  # it is empty, `_require_free` made sure
@@ -376,14 +558,20 @@ def _create(pipeline: Pipeline) -> None:
 
 def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
     # A stage whose run is done and whose files nobody counted yet is looked at again.
-    known = {row["name"]: row for row in run_folder.read_summary(pipeline.out).get("stages", []) if row.get("status") == "done" and "files" in row}
+    known = {
+        row["name"]: row
+        for row in run_folder.read_summary(pipeline.out).get("stages", [])
+        if row.get("status") == "done" and "files" in row
+    }
     rows: list[dict[str, Any]] = []
     try:
         for stage in pipeline.stages:
             if stage.name in known:
                 _verify(stage, known[stage.name])
                 rows.append(known[stage.name])
-                tell.line(say("pipeline.verified", name=stage.name, count=len(known[stage.name]["files"])))
+                tell.line(
+                    say("pipeline.verified", name=stage.name, count=len(known[stage.name]["files"]))
+                )
                 continue
             tell.line(_heading(pipeline, stage))
             _run_stage(stage, tell)
@@ -399,7 +587,9 @@ def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
         tell.line(say("pipeline.stopped", folder=pipeline.out))
         raise
     except faults.UNFORESEEN as e:
-        fault = faults.caught(e, pipeline.out, say("pipeline.doing", done=len(rows), count=len(pipeline.stages)))
+        fault = faults.caught(
+            e, pipeline.out, say("pipeline.doing", done=len(rows), count=len(pipeline.stages))
+        )
         try:
             _remember(pipeline, rows, "failed", str(fault))
         except faults.UNFORESEEN as unwritten:
@@ -407,10 +597,19 @@ def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
         raise fault from e
     summary = run_folder.read_summary(pipeline.out)
     if summary.get("status") == "done":
-        tell.line(say("train.already_done", folder=pipeline.out, further=run_folder.further(pipeline.out)))
+        tell.line(
+            say("train.already_done", folder=pipeline.out, further=run_folder.further(pipeline.out))
+        )
         return story.Finished(pipeline.out, summary)
     summary = _remember(pipeline, rows, "done")
-    tell.line(say("pipeline.done", count=len(rows), page=pipeline.out / "report.html", folder=pipeline.stages[-1].folder))
+    tell.line(
+        say(
+            "pipeline.done",
+            count=len(rows),
+            page=pipeline.out / "report.html",
+            folder=pipeline.stages[-1].folder,
+        )
+    )
     return story.Finished(pipeline.out, summary)
 
 
@@ -418,60 +617,116 @@ def _run_stage(stage: Planned, tell: Tell) -> None:
     """Start or continue the run of a stage."""
     from tunewright.report.html import write_report
 
-    for leftover in stage.folder.parent.glob(f".{stage.folder.name}.tmp-*"):  # of a process that died while the folder appeared
+    for leftover in stage.folder.parent.glob(
+        f".{stage.folder.name}.tmp-*"
+    ):  # of a process that died while the folder appeared
         shutil.rmtree(leftover, ignore_errors=True)
     if (stage.folder / "run.yaml").is_file():
         story.resume_run(stage.folder, tell=tell)
     else:
         story.train(stage.run, tell=tell)
-    if not (stage.folder / "report.html").is_file():  # it was killed between its summary and its page
+    if not (
+        stage.folder / "report.html"
+    ).is_file():  # it was killed between its summary and its page
         write_report(stage.folder)
     gc.collect()
 
 
 def _result_of(stage: Planned) -> dict[str, Any]:
-    """What the summary keeps of a finished stage: its figures and the SHA-256 of what it left. Raises CheckpointError where that is not there."""
+    """What the summary keeps of a finished stage: its figures and the SHA-256 of what it left.
+    Raises CheckpointError where that is not there."""
     summary = run_folder.read_summary(stage.folder)
     result = stage.result
-    files = {f"{result.name}/{p.relative_to(result).as_posix()}": {"size": p.stat().st_size, "sha256": sha256(p)} for p in _files(result)}
+    files = {
+        f"{result.name}/{p.relative_to(result).as_posix()}": {
+            "size": p.stat().st_size,
+            "sha256": sha256(p),
+        }
+        for p in _files(result)
+    }
     if not any(name.endswith(".safetensors") for name in files):
-        raise CheckpointError(problem("E-PIPE-16", str(stage.folder), name=stage.name, folder=result))
+        raise CheckpointError(
+            problem("E-PIPE-16", str(stage.folder), name=stage.name, folder=result)
+        )
     return {
-        "name": stage.name, "folder": stage.folder.name, "status": "done", **stage.kinds, "leaves": stage.leaves,
-        **{key: summary.get(key) for key in FIGURES if key in summary}, "files": files,
-    }  # fmt: skip
+        "name": stage.name,
+        "folder": stage.folder.name,
+        "status": "done",
+        **stage.kinds,
+        "leaves": stage.leaves,
+        **{key: summary.get(key) for key in FIGURES if key in summary},
+        "files": files,
+    }
 
 
 def _files(folder: Path) -> list[Path]:
     """All but notes for people, which may be rewritten."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md") if folder.is_dir() else []
+    return (
+        sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+        if folder.is_dir()
+        else []
+    )
 
 
 def _verify(stage: Planned, row: dict[str, Any]) -> None:
-    """A finished stage still is what it was when it finished. Raises CheckpointError naming the files that are not."""
+    """A finished stage still is what it was when it finished. Raises CheckpointError naming the
+    files that are not."""
     wrong = []
     for name, facts in row["files"].items():
         path = stage.folder / name
-        if not path.is_file() or path.stat().st_size != facts["size"] or sha256(path) != facts["sha256"]:
+        if (
+            not path.is_file()
+            or path.stat().st_size != facts["size"]
+            or sha256(path) != facts["sha256"]
+        ):
             wrong.append(name)
     if wrong:
-        raise CheckpointError(problem("E-PIPE-11", str(stage.folder), name=stage.name, files=", ".join(wrong[:5]), count=len(wrong)))
+        raise CheckpointError(
+            problem(
+                "E-PIPE-11",
+                str(stage.folder),
+                name=stage.name,
+                files=", ".join(wrong[:5]),
+                count=len(wrong),
+            )
+        )
 
 
-def _remember(pipeline: Pipeline, rows: list[dict[str, Any]], status: str, reason: str = "") -> dict[str, Any]:
+def _remember(
+    pipeline: Pipeline, rows: list[dict[str, Any]], status: str, reason: str = ""
+) -> dict[str, Any]:
     """summary.json and report.html of the pipeline."""
     from tunewright.report.stages import write_stages_report
 
     waiting = [
-        {"name": s.name, "folder": s.folder.name, "status": run_folder.read_summary(s.folder).get("status", "waiting"), **s.kinds}
+        {
+            "name": s.name,
+            "folder": s.folder.name,
+            "status": run_folder.read_summary(s.folder).get("status", "waiting"),
+            **s.kinds,
+        }
         for s in pipeline.stages[len(rows) :]
     ]
     seconds = sum(float(row.get("wall_seconds") or 0) for row in rows)
-    summary = {"status": status, "reason": reason, "wall_seconds": round(seconds, 4), "stages": [*rows, *waiting]}
+    summary = {
+        "status": status,
+        "reason": reason,
+        "wall_seconds": round(seconds, 4),
+        "stages": [*rows, *waiting],
+    }
     write_json(pipeline.out / SUMMARY, summary)
     with contextlib.suppress(OSError):  # the page can be made again; the run must not fail for it
         write_stages_report(pipeline.out)
     return summary
 
 
-__all__ = ["Pipeline", "PipelineFile", "check_pipeline", "is_pipeline_folder", "load_pipeline", "plan", "resume_pipeline", "run_pipeline"]
+__all__ = [
+    "Pipeline",
+    "PipelineFile",
+    "check_pipeline",
+    "is_pipeline_folder",
+    "load_pipeline",
+    "plan",
+    "resume_pipeline",
+    "run_pipeline",
+]

@@ -1,7 +1,9 @@
-"""A pipeline file: runs that follow one another, each a named stage with the keys of a run; keys at the top are shared by all.
+"""A pipeline file: runs that follow one another, each a named stage with the keys of a run; keys at
+the top are shared by all.
 
-Later layers win: the file's shared keys, the stage's own, `key=value` from the command line for all stages, and `stages.NAME.key=value` for one.
-Where a layer names another kind of method or objective, the keys of the earlier kind do not come with it.
+Later layers win: the file's shared keys, the stage's own, `key=value` from the command line for all
+stages, and `stages.NAME.key=value` for one. Where a layer names another kind of method or
+objective, the keys of the earlier kind do not come with it.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ class PipelineFile:
 
 
 def is_pipeline(path: Path) -> bool:
-    """Whether a file is YAML with a key `stages`. Says nothing about files that cannot be read: whoever opens them will."""
+    """Whether a file is YAML with a key `stages`. Says nothing about files that cannot be read:
+    whoever opens them will."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)  # noqa: S506 - a SafeLoader with other number rules
     except (OSError, ValueError, yaml.YAMLError):
@@ -84,8 +87,11 @@ def is_pipeline(path: Path) -> bool:
     return isinstance(content, dict) and PREFIX in content
 
 
-def read_pipeline(path: Path, words: list[str] | None = None, flags: dict[str, Any] | None = None) -> PipelineFile:
-    """The stages of a file, with words and flags of the command line. Raises ConfigError with everything that is wrong about their form."""
+def read_pipeline(
+    path: Path, words: list[str] | None = None, flags: dict[str, Any] | None = None
+) -> PipelineFile:
+    """The stages of a file, with words and flags of the command line. Raises ConfigError with
+    everything that is wrong about their form."""
     given, where = read_yaml(path)
     items = given.pop(PREFIX, None)
     shared = Layer()
@@ -107,7 +113,9 @@ def read_pipeline(path: Path, words: list[str] | None = None, flags: dict[str, A
 
 def _stages(path: Path, items: Any, place: str, problems: list[Problem]) -> list[Stage]:
     if not isinstance(items, list) or not items or len(items) > MOST_STAGES:
-        problems.append(problem("E-PIPE-01", place, fault=say("pipeline.fault.list", most=MOST_STAGES)))
+        problems.append(
+            problem("E-PIPE-01", place, fault=say("pipeline.fault.list", most=MOST_STAGES))
+        )
         return []
     nodes = _nodes(path)
     stages: list[Stage] = []
@@ -116,10 +124,16 @@ def _stages(path: Path, items: Any, place: str, problems: list[Problem]) -> list
         here = f"{path.name}, line {node.start_mark.line + 1}"
         problems += [Problem(p.code, f"{path.name}, {p.where}", p.fields) for p in twice]
         if not isinstance(item, dict):
-            problems.append(problem("E-PIPE-01", here, fault=say("pipeline.fault.mapping", number=number)))
+            problems.append(
+                problem("E-PIPE-01", here, fault=say("pipeline.fault.mapping", number=number))
+            )
             continue
         name = item.get("name")
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name in [stage.name for stage in stages]:
+        if (
+            not isinstance(name, str)
+            or not NAME.fullmatch(name)
+            or name in [stage.name for stage in stages]
+        ):
             problems.append(problem("E-PIPE-02", here, name=name, number=number))
             continue
         own = Layer()
@@ -152,7 +166,15 @@ def _take_word(made: PipelineFile, word: str, problems: list[Problem]) -> None:
         names = [stage.name for stage in made.stages]
         if name not in names or not key:
             close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            problems.append(problem("E-PIPE-14", "command line", word=word, known=", ".join(names), example=close[0] if close else "NAME"))
+            problems.append(
+                problem(
+                    "E-PIPE-14",
+                    "command line",
+                    word=word,
+                    known=", ".join(names),
+                    example=close[0] if close else "NAME",
+                )
+            )
             return
         layer = made.stages[names.index(name)].words
         if key == "out":
@@ -166,18 +188,29 @@ def _take_word(made: PipelineFile, word: str, problems: list[Problem]) -> None:
 
 
 def write_text_of(stages: list[tuple[str, Layer]]) -> str:
-    """The pipeline as a file that `read_pipeline` reads again: every key of every stage, with where it came from behind it."""
+    """The pipeline as a file that `read_pipeline` reads again: every key of every stage, with where
+    it came from behind it."""
     lines = [f"{PREFIX}:"]
     for name, layer in stages:
         lines.append(f"  - name: {name}")
         sections: dict[str, list[str]] = {}
         for key, value in layer.given.items():
             section, _, inner = key.partition(".")
-            shown = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).replace("\n...\n", "").strip()
+            shown = (
+                yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+                .replace("\n...\n", "")
+                .strip()
+            )
             place = " ".join(layer.where.get(key, "").split())
             sections.setdefault(section, []).append(
-                (f"      {inner}" if inner else f"    {section}") + f": {shown}" + (f"  # {place}" if place else "")
+                (f"      {inner}" if inner else f"    {section}")
+                + f": {shown}"
+                + (f"  # {place}" if place else "")
             )
         for section, inner_lines in sections.items():
-            lines += [f"    {section}:", *inner_lines] if inner_lines[0].startswith("      ") else inner_lines
+            lines += (
+                [f"    {section}:", *inner_lines]
+                if inner_lines[0].startswith("      ")
+                else inner_lines
+            )
     return "\n".join(lines) + "\n"

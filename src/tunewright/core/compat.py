@@ -1,4 +1,5 @@
-"""Any method goes with any objective unless this file says why not; all reasons at once, before anything is loaded."""
+"""Any method goes with any objective unless this file says why not; all reasons at once, before
+anything is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import kind_of
 from tunewright.core.words import say
 
-USUAL = {"preference": "dpo", "judged": "kto", "stepwise": "process_reward", "prompt": "grpo", "text": "pretrain", "conversation": "sft"}
+USUAL = {
+    "preference": "dpo",
+    "judged": "kto",
+    "stepwise": "process_reward",
+    "prompt": "grpo",
+    "text": "pretrain",
+    "conversation": "sft",
+}
 """The objective that most people want for a kind of rows."""
 JUDGED = ("preference", "judged", "stepwise")
 """Kinds that hold good and bad answers: `data.good_only` makes dialogues of the good ones."""
@@ -28,14 +36,22 @@ def problems(run: RunConfig) -> list[Problem]:
         found.append(problem("E-COMPAT-03", "engine.learning_rate", value=rate))
     method = methods.get(kind_of(run.method)) if run.method is not None else None
     if method is not None and method.facts.get("own_optimizer") and run.engine.optimizer != "adamw":
-        found.append(problem("E-METHOD-07", "engine.optimizer", method=method.name, optimizer=run.engine.optimizer))
+        found.append(
+            problem(
+                "E-METHOD-07",
+                "engine.optimizer",
+                method=method.name,
+                optimizer=run.engine.optimizer,
+            )
+        )
     elif run.engine.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         found.append(problem("E-METHOD-08", "engine.optimizer"))
     return found
 
 
 def _base_problems(run: RunConfig) -> list[Problem]:
-    """A quantised base carries only methods that leave it as it is, and its number type has as many bits as it says."""
+    """A quantised base carries only methods that leave it as it is, and its number type has as many
+    bits as it says."""
     base, kind = run.base, kind_of(run.method)
     if base.bits is None:
         return [problem("E-METHOD-60", "base.bits")] if getattr(run.method, "loftq", False) else []
@@ -63,11 +79,20 @@ def _good_only_problems(run: RunConfig) -> list[Problem]:
     if not run.data.good_only or not needs or "conversation" in needs:
         return []
     usable = [e.name for e in objectives if "conversation" in e.facts.get("rows", ())]
-    return [problem("E-COMPAT-07", "data.good_only", objective=name, needs=" / ".join(needs), usable=", ".join(usable))]
+    return [
+        problem(
+            "E-COMPAT-07",
+            "data.good_only",
+            objective=name,
+            needs=" / ".join(needs),
+            usable=", ".join(usable),
+        )
+    ]
 
 
 def row_problems(run: RunConfig, kinds: Mapping[str, Any]) -> list[Problem]:
-    """What the objective of a run cannot learn from, among the kinds of rows that its data has (`kinds` of the data report): every one that occurs."""
+    """What the objective of a run cannot learn from, among the kinds of rows that its data has
+    (`kinds` of the data report): every one that occurs."""
     return rows_for(kind_of(run.objective), kinds)
 
 
@@ -76,23 +101,51 @@ def rows_for(objective: str, kinds: Mapping[str, Any]) -> list[Problem]:
     entry = objectives.get(objective)
     if entry is None:
         known, guess = ", ".join(objectives.names()), objectives.guess(objective) or ""
-        return [problem("E-CONFIG-09", "", axis="objective", kind=objective, known=known, guess=guess)]
+        return [
+            problem("E-CONFIG-09", "", axis="objective", kind=objective, known=known, guess=guess)
+        ]
     needs = entry.facts.get("rows", ())
     wrong = [kind for kind in kinds if kind not in needs]
     if not needs or not wrong:
         return []
-    also = say("compat.good_only") if "conversation" in needs and any(kind in JUDGED for kind in wrong) else ""
-    fields = {"objective": objective, "needs": " / ".join(needs), "found": kinds_text({kind: kinds[kind] for kind in wrong}), "also": also}
+    also = (
+        say("compat.good_only")
+        if "conversation" in needs and any(kind in JUDGED for kind in wrong)
+        else ""
+    )
+    fields = {
+        "objective": objective,
+        "needs": " / ".join(needs),
+        "found": kinds_text({kind: kinds[kind] for kind in wrong}),
+        "also": also,
+    }
     if len(wrong) == len(kinds):
         return [problem("E-COMPAT-05", "data.train", guess=USUAL[wrong[0]], **fields)]
-    return [problem("E-COMPAT-06", "data.train", fit=kinds_text({kind: kinds[kind] for kind in kinds if kind not in wrong}), **fields)]
+    return [
+        problem(
+            "E-COMPAT-06",
+            "data.train",
+            fit=kinds_text({kind: kinds[kind] for kind in kinds if kind not in wrong}),
+            **fields,
+        )
+    ]
 
 
 def kinds_text(kinds: Mapping[str, Any]) -> str:
     """Kinds of rows with their files: `preference (12 in pairs.json from row 1 on)`."""
     return ", ".join(
-        say("compat.kind", kind=kind, files=", ".join(
-            say("compat.kind_file", file=place["file"], rows=f"{place['rows']:,}", row=f"{place['first_row']:,}") for place in found["files"]
-        ))
+        say(
+            "compat.kind",
+            kind=kind,
+            files=", ".join(
+                say(
+                    "compat.kind_file",
+                    file=place["file"],
+                    rows=f"{place['rows']:,}",
+                    row=f"{place['first_row']:,}",
+                )
+                for place in found["files"]
+            ),
+        )
         for kind, found in kinds.items()
-    )  # fmt: skip
+    )

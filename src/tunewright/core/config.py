@@ -1,7 +1,9 @@
-"""One schema makes the YAML, the flags, the Studio's forms, the reference page and the saved record.
+"""One schema makes the YAML, the flags, the Studio's forms, the reference page and the saved
+record.
 
-Every key of a run is a field of one of the classes below, or of the config class that a method or objective registered. A key nobody knows
-is an error with a guess, a key of another system is answered with ours and the converted value, and all problems come in one message.
+Every key of a run is a field of one of the classes below, or of the config class that a method or
+objective registered. A key nobody knows is an error with a guess, a key of another system is
+answered with ours and the converted value, and all problems come in one message.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ PositiveInt = Field(gt=0)
 class Section(BaseModel):
     """A part of the run file: frozen, no unknown keys, documented beside each field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def _not_bool(value: Any) -> Any:
@@ -30,7 +34,8 @@ class MixingConfig(Section):
     """How much of an epoch each entry of `data.train` makes up, where it does not say so itself."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """1: as many rows as it has; higher: small entries weigh more (shares follow rows to the power 1 / temperature)."""
+    """1: as many rows as it has; higher: small entries weigh more (shares follow rows to the power
+    1 / temperature)."""
 
 
 class DataConfig(Section):
@@ -39,15 +44,18 @@ class DataConfig(Section):
     train: str | list[str | dict[str, Any]]
     """A file, a folder, a name in a dataset_info.json, or a list of these."""
     held_out: float | int | str | None = None
-    """Rows kept for measuring, never trained on: a share (0.1), a count (50) or a file. Default: the valid part of a folder; else 0.1, and 0 under 20 rows."""
+    """Rows kept for measuring, never trained on: a share (0.1), a count (50) or a file. Default:
+    the valid part of a folder; else 0.1, and 0 under 20 rows."""
     dir: str | None = None
     """Folder in which names are looked up in a dataset_info.json."""
     format: str = "auto"
-    """alpaca, messages, sharegpt, prompt_completion, text, preference, ... (`tunewright list formats`); auto looks at the rows."""
+    """alpaca, messages, sharegpt, prompt_completion, text, preference, ... (`tunewright list
+    formats`); auto looks at the rows."""
     columns: dict[str, str] = {}
     """Names of your columns for ours, for example {instruction: question, output: answer}."""
     wording: str | None = None
-    """How a question is made of columns: {text} for texts with labels, {question} and {context} for questions about a text. Default: as docs/data.md says."""
+    """How a question is made of columns: {text} for texts with labels, {question} and {context} for
+    questions about a text. Default: as docs/data.md says."""
     labels: list[str] | None = None
     """Names of labels that are numbers, in order: [negative, positive] for 0 and 1."""
     limit: int | None = Field(default=None, gt=0)
@@ -55,17 +63,22 @@ class DataConfig(Section):
     max_tokens: int | None = Field(default=None, gt=1)
     """Longest sample in tokens. Default: the model's context."""
     oversize: Literal["drop", "truncate"] = "drop"
-    """What happens to a longer row: drop it (counted), or cut its answer's middle and keep the stop token."""
+    """What happens to a longer row: drop it (counted), or cut its answer's middle and keep the stop
+    token."""
     system: str | None = None
     """A system prompt for rows that bring none."""
     thinking: Literal["auto", "learn", "keep", "off"] = "auto"
-    """Thoughts of answers: learn; keep (shown, not learnt); off (taken out). auto: learn, and rows without one in the template's form without thinking."""
+    """Thoughts of answers: learn; keep (shown, not learnt); off (taken out). auto: learn, and rows
+    without one in the template's form without thinking."""
     good_only: bool = False
-    """Of pairs only the chosen answer, of judged answers only the good ones, as dialogues: so sft can learn from them. Default: such rows are refused there."""
+    """Of pairs only the chosen answer, of judged answers only the good ones, as dialogues: so sft
+    can learn from them. Default: such rows are refused there."""
     accept: list[str] = []
-    """Names of findings that would stop the run (`swapped_roles`, `too_long`, ...) and are known and wanted."""
+    """Names of findings that would stop the run (`swapped_roles`, `too_long`, ...) and are known
+    and wanted."""
     mixing: MixingConfig = MixingConfig()
-    """How entries of `data.train` are mixed; an entry may also say `repeat`, `share` or `cap` itself."""
+    """How entries of `data.train` are mixed; an entry may also say `repeat`, `share` or `cap`
+    itself."""
 
     @field_validator("held_out", "limit", "max_tokens", mode="before")
     @classmethod
@@ -96,13 +109,17 @@ class BaseConfig(Section):
     """How the frozen base is held."""
 
     bits: Literal[4, 8] | None = None
-    """4 or 8: keep the frozen matrices of the blocks quantised. Saves memory and costs time. Default: not quantised."""
+    """4 or 8: keep the frozen matrices of the blocks quantised. Saves memory and costs time.
+    Default: not quantised."""
     type: Literal["nf4", "int4", "int8"] | None = None
-    """Number type of a quantised base: nf4 (QLoRA's) or int4 for 4 bits, int8 for 8. Default: nf4 for 4 bits."""
+    """Number type of a quantised base: nf4 (QLoRA's) or int4 for 4 bits, int8 for 8. Default: nf4
+    for 4 bits."""
     double: bool = True
-    """nf4 keeps its scales in 8 bits as well: 4.5 bits a weight in place of 6 with blocks of 16, 4.13 in place of 4.5 with blocks of 64."""
+    """nf4 keeps its scales in 8 bits as well: 4.5 bits a weight in place of 6 with blocks of 16,
+    4.13 in place of 4.5 with blocks of 64."""
     block: Literal[16, 32, 64] = 16
-    """Weights that share one scale in nf4. 64 is QLoRA's and takes 4.13 bits a weight; 16 takes 4.5 and costs a small model much less of its quality."""
+    """Weights that share one scale in nf4. 64 is QLoRA's and takes 4.13 bits a weight; 16 takes 4.5
+    and costs a small model much less of its quality."""
 
     @property
     def number_type(self) -> str | None:
@@ -128,9 +145,11 @@ class EngineConfig(Section):
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many optimiser steps; overrides epochs."""
     batch_size: int | Literal["auto"] = "auto"
-    """Samples per optimiser step, always; how many fit in memory at once is `rows_per_pass`. auto: 16, and fewer under 128 samples, so that few rows still make many steps."""
+    """Samples per optimiser step, always; how many fit in memory at once is `rows_per_pass`. auto:
+    16, and fewer under 128 samples, so that few rows still make many steps."""
     learning_rate: float | Literal["auto"] = "auto"
-    """Peak rate of the optimiser; auto takes what suits the method and the number of steps, and says so."""
+    """Peak rate of the optimiser; auto takes what suits the method and the number of steps, and
+    says so."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up."""
     warmup: float = Field(default=0.05, ge=0)
@@ -140,11 +159,13 @@ class EngineConfig(Section):
     clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; null: no clipping."""
     optimizer: Literal["adamw", "adafactor", "adamw_8bit", "muon"] = "adamw"
-    """The update rule. adafactor keeps almost no state; adamw_8bit (bitsandbytes) a quarter of AdamW's; muon is for matrices, with AdamW for the rest."""
+    """The update rule. adafactor keeps almost no state; adamw_8bit (bitsandbytes) a quarter of
+    AdamW's; muon is for matrices, with AdamW for the rest."""
     neftune: float | None = Field(default=None, gt=0)
     """Strength of uniform noise on the input embeddings while training (5 is usual); null: none."""
     activation_cache: int | Literal["auto", "off"] = "auto"
-    """Where only upper blocks train: bytes in which the hidden states below them may be kept from the first epoch on; auto: a quarter of the free memory."""
+    """Where only upper blocks train: bytes in which the hidden states below them may be kept from
+    the first epoch on; auto: a quarter of the free memory."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the computation; auto times this processor and says what it found."""
     layout: Literal["auto", "tree", "padded"] = "auto"
@@ -160,7 +181,8 @@ class EngineConfig(Section):
     evaluate_every: int | Literal["auto", "epoch"] | None = "auto"
     """Steps between measurements on the held-out rows, or `epoch`; null: only at the end."""
     evaluate_rows: int | None = Field(default=512, gt=0)
-    """Most held-out rows that are measured while the run learns, the same ones each time; all at the end where that costs under a tenth of the training. null: all."""
+    """Most held-out rows that are measured while the run learns, the same ones each time; all at
+    the end where that costs under a tenth of the training. null: all."""
     keep_best: bool = True
     """Return to the weights with the lowest held-out loss at the end."""
     early_stop: int | None = Field(default=None, gt=0)
@@ -177,12 +199,30 @@ class EngineConfig(Section):
             raise ValueError("must be auto, off or a number of bytes")
         return value
 
-    @field_validator("epochs", "steps", "learning_rate", "warmup", "weight_decay", "clip", "seed", "neftune", mode="before")
+    @field_validator(
+        "epochs",
+        "steps",
+        "learning_rate",
+        "warmup",
+        "weight_decay",
+        "clip",
+        "seed",
+        "neftune",
+        mode="before",
+    )
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
         return _not_bool(value)
 
-    @field_validator("rows_per_pass", "threads", "save_every", "evaluate_every", "evaluate_rows", "batch_size", mode="before")
+    @field_validator(
+        "rows_per_pass",
+        "threads",
+        "save_every",
+        "evaluate_every",
+        "evaluate_rows",
+        "batch_size",
+        mode="before",
+    )
     @classmethod
     def _positive(cls, value: Any) -> Any:
         _not_bool(value)
@@ -208,4 +248,5 @@ class RunConfig(Section):
     out: str | None = None
     """The run folder. Default: runs/<data>-<method>-<n>."""
     probes: int | list[str | dict[str, Any]] = 5
-    """Questions asked before and after: a list of strings or rows, or how many rows of the data to ask."""
+    """Questions asked before and after: a list of strings or rows, or how many rows of the data to
+    ask."""

@@ -11,7 +11,8 @@
     |- UnexpectedError         what nobody foresaw; its traceback is in a file (`core/faults.py`)
     |- Interrupted             exit code 128 + signal
 
-Each carries a list of problems, so all that is wrong is said at once. The texts stand in `assets/locales`, by code.
+Each carries a list of problems, so all that is wrong is said at once. The texts stand in
+`assets/locales`, by code.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from tunewright.core.words import _Fields, error_text, say
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. `code` names its text and its page; `where` is a file, line, row or key."""
+    """One thing that is wrong. `code` names its text and its page; `where` is a file, line, row or
+    key."""
 
     code: str
     where: str = ""
@@ -33,7 +35,9 @@ class Problem:
 
     def what(self) -> str:
         """What happened, in the reader's language."""
-        return error_text(self.code)["what"].format_map(self._known()) or f"{self.code} {self.fields}"
+        return (
+            error_text(self.code)["what"].format_map(self._known()) or f"{self.code} {self.fields}"
+        )
 
     def remedy(self) -> str:
         """What to do about it."""
@@ -110,7 +114,8 @@ class CheckpointError(TunewrightError):
 
 
 class UnexpectedError(TunewrightError):
-    """Something that nobody foresaw: `__cause__` is the exception, and its traceback stands in the file that the message names."""
+    """Something that nobody foresaw: `__cause__` is the exception, and its traceback stands in the
+    file that the message names."""
 
 
 class Interrupted(TunewrightError):

@@ -1,6 +1,8 @@
-"""What nobody foresaw: one message with a code for the person, and the traceback in a file for whoever mends it.
+"""What nobody foresaw: one message with a code for the person, and the traceback in a file for
+whoever mends it.
 
-An exception that is not one of ours says nothing to a person and must not be lost either. It becomes an `UnexpectedError` whose `__cause__` it is.
+An exception that is not one of ours says nothing to a person and must not be lost either. It
+becomes an `UnexpectedError` whose `__cause__` it is.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ UNFORESEEN = (Exception, SystemExit)
 
 
 def caught(error: BaseException, folder: Path, doing: str) -> UnexpectedError:
-    """The error to raise `from` one that is not ours. Appends the traceback to `FILE` in `folder`. `doing` says during what it came."""
+    """The error to raise `from` one that is not ours. Appends the traceback to `FILE` in `folder`.
+    `doing` says during what it came."""
     place = keep(error, folder)
     return UnexpectedError(problem(_code(error), place, doing=doing, cause=cause_of(error)))
 
@@ -39,9 +42,15 @@ def is_memory(error: BaseException) -> bool:
     """Whether memory, of the machine or of the accelerator, ran out."""
     text = str(error).lower()
     no_room = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return no_room or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
-    )  # fmt: skip
+    return (
+        no_room
+        or isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (
+            isinstance(error, RuntimeError)
+            and ("can't allocate memory" in text or "out of memory" in text)
+        )
+    )
 
 
 def cause_of(error: BaseException) -> str:
@@ -52,7 +61,8 @@ def cause_of(error: BaseException) -> str:
 
 
 def keep(error: BaseException, folder: Path) -> str:
-    """Append the traceback to `FILE` in `folder`, or where that cannot be written to one for temporary files. Returns the file, or why there is none."""
+    """Append the traceback to `FILE` in `folder`, or where that cannot be written to one for
+    temporary files. Returns the file, or why there is none."""
     from tunewright import __version__
 
     head = f"tunewright {__version__} · Python {sys.version.split()[0]} · {time.strftime('%Y-%m-%d %H:%M:%S')}\n"

@@ -1,7 +1,8 @@
 """Writing files so that a reader sees the old or the new one, never half of either.
 
-Rules from the field: flush and fsync before the rename, close before the rename (Windows), retry only on the errors that a virus scanner
-causes, never fsync a directory on Windows. Source: ../reference of the checkpoint protocol in docs/engine.md.
+Rules from the field: flush and fsync before the rename, close before the rename (Windows), retry
+only on the errors that a virus scanner causes, never fsync a directory on Windows. Source:
+../reference of the checkpoint protocol in docs/engine.md.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 WINDOWS_BUSY = {5, 32, 33}
-"""ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody else holds the file for a moment."""
+"""ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody else holds the file
+for a moment."""
 
 
 def with_retry(action: Callable[[], None], attempts: int = 7) -> None:
-    """Run `action` again, 50 ms doubling, while Windows says that another program holds the file. Any other error is raised at once."""
+    """Run `action` again, 50 ms doubling, while Windows says that another program holds the file.
+    Any other error is raised at once."""
     for attempt in range(attempts):
         try:
             return action()
@@ -30,7 +33,8 @@ def with_retry(action: Callable[[], None], attempts: int = 7) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make a rename durable. Windows cannot open a directory, and some file systems refuse to sync one: both are left alone."""
+    """Make a rename durable. Windows cannot open a directory, and some file systems refuse to sync
+    one: both are left alone."""
     if os.name == "nt":
         return
     with contextlib.suppress(OSError):
@@ -63,7 +67,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` for a JSON document, readable by people. NaN is refused: JSON has none; say null and why."""
+    """`write_bytes` for a JSON document, readable by people. NaN is refused: JSON has none; say
+    null and why."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 

@@ -8,35 +8,79 @@ from __future__ import annotations
 from typing import Any
 
 RENAMED = {
-    "r": "method.rank", "lora_r": "method.rank", "lora_rank": "method.rank",
-    "lora_alpha": "method.alpha", "lora_dropout": "method.dropout",
-    "lora_target": "method.targets", "target_modules": "method.targets", "lora_target_modules": "method.targets",
-    "finetuning_type": "method.kind", "num_train_epochs": "engine.epochs", "num_epochs": "engine.epochs",
-    "max_steps": "engine.steps", "per_device_train_batch_size": "engine.batch_size", "micro_batch_size": "engine.batch_size",
-    "lr": "engine.learning_rate", "lr_scheduler_type": "engine.schedule", "lr_scheduler": "engine.schedule",
-    "warmup_ratio": "engine.warmup", "warmup_steps": "engine.warmup", "max_grad_norm": "engine.clip",
-    "optim": "engine.optimizer", "save_steps": "engine.save_every", "eval_steps": "engine.evaluate_every",
-    "cutoff_len": "data.max_tokens", "max_length": "data.max_tokens", "max_seq_length": "data.max_tokens", "sequence_len": "data.max_tokens",
-    "max_samples": "data.limit", "val_size": "data.held_out", "val_set_size": "data.held_out",
-    "dataset": "data.train", "datasets": "data.train", "dataset_dir": "data.dir",
-    "model_name_or_path": "model", "base_model": "model", "output_dir": "out", "adapter_name_or_path": "adapter",
-    "pref_beta": "objective.beta", "rl_beta": "objective.beta", "quantization_bit": "base.bits", "quantization_type": "base.type",
-    "adapter_path": "adapter", "lora_model_dir": "adapter", "eval_dataset": "data.held_out", "test_datasets": "data.held_out",
-    "default_system": "data.system", "early_stopping_steps": "engine.early_stop", "early_stopping_patience": "engine.early_stop",
-    "load_best_model_at_end": "engine.keep_best", "neftune_noise_alpha": "engine.neftune", "stage": "objective.kind", "rl": "objective.kind",
-}  # fmt: skip
+    "r": "method.rank",
+    "lora_r": "method.rank",
+    "lora_rank": "method.rank",
+    "lora_alpha": "method.alpha",
+    "lora_dropout": "method.dropout",
+    "lora_target": "method.targets",
+    "target_modules": "method.targets",
+    "lora_target_modules": "method.targets",
+    "finetuning_type": "method.kind",
+    "num_train_epochs": "engine.epochs",
+    "num_epochs": "engine.epochs",
+    "max_steps": "engine.steps",
+    "per_device_train_batch_size": "engine.batch_size",
+    "micro_batch_size": "engine.batch_size",
+    "lr": "engine.learning_rate",
+    "lr_scheduler_type": "engine.schedule",
+    "lr_scheduler": "engine.schedule",
+    "warmup_ratio": "engine.warmup",
+    "warmup_steps": "engine.warmup",
+    "max_grad_norm": "engine.clip",
+    "optim": "engine.optimizer",
+    "save_steps": "engine.save_every",
+    "eval_steps": "engine.evaluate_every",
+    "cutoff_len": "data.max_tokens",
+    "max_length": "data.max_tokens",
+    "max_seq_length": "data.max_tokens",
+    "sequence_len": "data.max_tokens",
+    "max_samples": "data.limit",
+    "val_size": "data.held_out",
+    "val_set_size": "data.held_out",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "dataset_dir": "data.dir",
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "output_dir": "out",
+    "adapter_name_or_path": "adapter",
+    "pref_beta": "objective.beta",
+    "rl_beta": "objective.beta",
+    "quantization_bit": "base.bits",
+    "quantization_type": "base.type",
+    "adapter_path": "adapter",
+    "lora_model_dir": "adapter",
+    "eval_dataset": "data.held_out",
+    "test_datasets": "data.held_out",
+    "default_system": "data.system",
+    "early_stopping_steps": "engine.early_stop",
+    "early_stopping_patience": "engine.early_stop",
+    "load_best_model_at_end": "engine.keep_best",
+    "neftune_noise_alpha": "engine.neftune",
+    "stage": "objective.kind",
+    "rl": "objective.kind",
+}
 STAGES = {"pt": "pretrain", "rm": "reward"}
-"""LLaMA-Factory's words for what is optimised, where ours differ; `tunewright import` turns a whole file of theirs into one of ours."""
+"""LLaMA-Factory's words for what is optimised, where ours differ; `tunewright import` turns a whole
+file of theirs into one of ours."""
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 WITHOUT_KEY = {
-    "template": "E-CONFIG-10", "gradient_checkpointing": "E-CONFIG-11", "packing": "E-CONFIG-12", "neat_packing": "E-CONFIG-12",
-    "sample_packing": "E-CONFIG-12", "train_on_inputs": "E-CONFIG-13", "train_on_prompt": "E-CONFIG-13", "trust_remote_code": "E-CONFIG-14",
-}  # fmt: skip
+    "template": "E-CONFIG-10",
+    "gradient_checkpointing": "E-CONFIG-11",
+    "packing": "E-CONFIG-12",
+    "neat_packing": "E-CONFIG-12",
+    "sample_packing": "E-CONFIG-12",
+    "train_on_inputs": "E-CONFIG-13",
+    "train_on_prompt": "E-CONFIG-13",
+    "trust_remote_code": "E-CONFIG-14",
+}
 """Keys that we do not have on purpose; each has a message of its own."""
 
 
 def translate(key: str, value: Any, siblings: dict[str, Any]) -> tuple[str, Any] | None:
-    """Our key and value for a key of another system, or None. `siblings` are all keys given, because some convert only together."""
+    """Our key and value for a key of another system, or None. `siblings` are all keys given,
+    because some convert only together."""
     name = key.rsplit(".", 1)[-1]
     if name in DTYPES:
         return "engine.dtype", DTYPES[name] if value in (True, "true", "auto") else "float32"
@@ -66,7 +110,9 @@ def _converted(ours: str, value: Any) -> Any:
     if ours == "engine.optimizer" and text.startswith("adamw"):
         return "adamw"
     if ours == "engine.schedule":
-        return next((shape for shape in ("cosine", "linear", "constant") if text.startswith(shape)), value)
+        return next(
+            (shape for shape in ("cosine", "linear", "constant") if text.startswith(shape)), value
+        )
     if ours == "method.targets":
         if text in ("all", "all-linear"):
             return ["linear"]

@@ -1,6 +1,8 @@
-"""Keys of 16 bytes and the number each stands for, in 24 bytes a key however many there are: a dictionary of Python objects takes about 150.
+"""Keys of 16 bytes and the number each stands for, in 24 bytes a key however many there are: a
+dictionary of Python objects takes about 150.
 
-New keys wait in a dictionary; every MOST_WAITING of them are merged into two sorted arrays. A key that is added again stands for the later number.
+New keys wait in a dictionary; every MOST_WAITING of them are merged into two sorted arrays. A key
+that is added again stands for the later number.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ class KeyIndex:
         if len(self._waiting) >= MOST_WAITING:
             import numpy as np
 
-            self._merge(b"".join(self._waiting), np.fromiter(self._waiting.values(), "<i8", len(self._waiting)))
+            self._merge(
+                b"".join(self._waiting),
+                np.fromiter(self._waiting.values(), "<i8", len(self._waiting)),
+            )
             self._waiting = {}
 
     def add_all(self, keys: bytes, first: int = 0) -> None:
@@ -46,7 +51,11 @@ class KeyIndex:
 
         wanted = np.frombuffer(key, self._keys.dtype)[0]
         place = int(np.searchsorted(self._keys, wanted))
-        return int(self._numbers[place]) if place < len(self._keys) and self._keys[place] == wanted else None
+        return (
+            int(self._numbers[place])
+            if place < len(self._keys) and self._keys[place] == wanted
+            else None
+        )
 
     def __contains__(self, key: bytes) -> bool:
         return self.find(key) is not None
@@ -54,13 +63,16 @@ class KeyIndex:
     def _merge(self, keys: bytes, numbers: np.ndarray) -> None:
         import numpy as np
 
-        # Bytes of one length compare as numpy's texts do: zeros at the end, which numpy leaves out, stand there in both.
+        # Bytes of one length compare as numpy's texts do: zeros at the end, which numpy leaves out,
+        # stand there in both.
         new = np.frombuffer(keys, f"S{KEY_BYTES}")
         all_keys = new if self._keys is None else np.concatenate([self._keys, new])
         all_numbers = numbers if self._numbers is None else np.concatenate([self._numbers, numbers])
         order = np.argsort(all_keys, kind="stable")
         all_keys, all_numbers = all_keys[order], all_numbers[order]
-        last = np.append(all_keys[1:] != all_keys[:-1], True)[: len(all_keys)]  # of equal keys the one that came last
+        last = np.append(all_keys[1:] != all_keys[:-1], True)[
+            : len(all_keys)
+        ]  # of equal keys the one that came last
         self._keys, self._numbers = all_keys[last], all_numbers[last]
 
 

@@ -1,8 +1,10 @@
-"""Where converted models lie, and how one appears there: built in a folder of its own, published by one rename, marker written last.
+"""Where converted models lie, and how one appears there: built in a folder of its own, published by
+one rename, marker written last.
 
-A folder without a marker, or with a file of another size than the marker says, is no model: an interrupted conversion leaves nothing that looks
-valid. Two processes that convert the same file build separately; they take turns to publish, and the second finds the first one's folder and
-uses it.
+A folder without a marker, or with a file of another size than the marker says, is no model: an
+interrupted conversion leaves nothing that looks valid. Two processes that convert the same file
+build separately; they take turns to publish, and the second finds the first one's folder and uses
+it.
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ STALE_SECONDS = 2 * 24 * 3600
 
 
 def cache_root() -> Path:
-    """The folder for what we make ourselves: TUNEWRIGHT_CACHE, else the platform's place for caches."""
+    """The folder for what we make ourselves: TUNEWRIGHT_CACHE, else the platform's place for
+    caches."""
     given = os.environ.get("TUNEWRIGHT_CACHE")
     if given:
         return Path(given).expanduser()
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tunewright"
+        return (
+            Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tunewright"
+        )
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "tunewright"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunewright"
@@ -49,20 +54,25 @@ def sha256_of(path: Path) -> str:
 
 
 def marker_of(folder: Path) -> dict[str, Any] | None:
-    """The marker of a published folder, or None when there is none or a file is missing or has another size."""
+    """The marker of a published folder, or None when there is none or a file is missing or has
+    another size."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == size for name, size in marker["files"].items())
+        whole = all(
+            (folder / name).stat().st_size == size for name, size in marker["files"].items()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return marker if whole and marker["files"] else None
 
 
 def publish(target: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Let `build` fill a temporary sibling of `target`, mark it, and rename it into place; returns the marker that stands there.
+    """Let `build` fill a temporary sibling of `target`, mark it, and rename it into place; returns
+    the marker that stands there.
 
-    `build(folder)` returns the facts for the marker. Whatever it raises is raised on, and the temporary folder is removed. If another
-    process published a valid `target` meanwhile, that one is kept.
+    `build(folder)` returns the facts for the marker. Whatever it raises is raised on, and the
+    temporary folder is removed. If another process published a valid `target` meanwhile, that one
+    is kept.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target.parent)
@@ -70,7 +80,11 @@ def publish(target: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, 
     temporary.mkdir()
     try:
         facts = build(temporary)
-        sizes = {p.relative_to(temporary).as_posix(): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
+        sizes = {
+            p.relative_to(temporary).as_posix(): p.stat().st_size
+            for p in sorted(temporary.rglob("*"))
+            if p.is_file()
+        }
         marker = {**facts, "files": sizes}
         write_json(temporary / MARKER, marker)
         return _rename(temporary, target) or marker
@@ -79,8 +93,10 @@ def publish(target: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, 
 
 
 def _rename(temporary: Path, target: Path) -> dict[str, Any] | None:
-    """Put `temporary` in the place of `target`. Returns the marker of somebody else's valid target, which then stays."""
-    # Looking and moving must be one act: a folder that another process published in between would be taken for the broken one and moved away.
+    """Put `temporary` in the place of `target`. Returns the marker of somebody else's valid target,
+    which then stays."""
+    # Looking and moving must be one act: a folder that another process published in between would
+    # be taken for the broken one and moved away.
     with FileLock(target.parent / f".{target.name}.lock"):
         there = marker_of(target)
         if there:

@@ -1,7 +1,9 @@
-"""Names to entries: how a method, an objective, a format or an exporter becomes a word in a run file.
+"""Names to entries: how a method, an objective, a format or an exporter becomes a word in a run
+file.
 
-A registry fills itself on first use by importing its room, then whatever installed packages offer under the entry point
-`tunewright.<axis>`. So floor 0 names no room in an import statement, and `import tunewright` loads none.
+A registry fills itself on first use by importing its room, then whatever installed packages offer
+under the entry point `tunewright.<axis>`. So floor 0 names no room in an import statement, and
+`import tunewright` loads none.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry(Generic[F]):
-    """One registered name: its frozen config class, the function behind it, and free facts shown in lists."""
+    """One registered name: its frozen config class, the function behind it, and free facts shown in
+    lists."""
 
     name: str
     config: type

@@ -1,4 +1,5 @@
-"""From a run file and `key=value` words to a `RunConfig`, with every problem found at once and where each value came from."""
+"""From a run file and `key=value` words to a `RunConfig`, with every problem found at once and
+where each value came from."""
 
 from __future__ import annotations
 
@@ -23,9 +24,11 @@ DEFAULT_KINDS = {"method": "lora", "objective": "sft"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: `2e-4` is a float, and `on`, `yes`, `no` are words. PyYAML's own rules are from YAML 1.1.
+    """YAML 1.2 numbers: `2e-4` is a float, and `on`, `yes`, `no` are words. PyYAML's own rules are
+    from YAML 1.1.
 
-    A key is the text that stands there: `5e-5: 3` has the key `5e-5`, so that it can be said and found again.
+    A key is the text that stands there: `5e-5: 3` has the key `5e-5`, so that it can be said and
+    found again.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -37,13 +40,22 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+    first: [
+        (tag, rule)
+        for tag, rule in rules
+        if tag
+        not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+    ]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
+    re.compile(
+        r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"
+    ),
     list("-+.0123456789"),
 )
 _Loader.yaml_implicit_resolvers = {
@@ -55,7 +67,8 @@ _Loader.yaml_implicit_resolvers = {
 
 @dataclass
 class ParsedRun:
-    """A valid run and, for every dotted key, where its value came from (`run.yaml, line 9`, `command line`, `default`)."""
+    """A valid run and, for every dotted key, where its value came from (`run.yaml, line 9`,
+    `command line`, `default`)."""
 
     config: RunConfig
     given: dict[str, Any]
@@ -76,7 +89,8 @@ def parse_value(text: str) -> Any:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to dotted keys. What stands in `WHOLE` stays whole: its keys are the user's."""
+    """Nested dictionaries to dotted keys. What stands in `WHOLE` stays whole: its keys are the
+    user's."""
     if value is None and prefix in ("data", "base", "engine", "method", "objective"):
         return {}  # a section whose keys are all commented out
     if isinstance(value, dict) and prefix not in WHOLE and (value or not prefix):
@@ -88,7 +102,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _lines(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, int], list[Problem]]:
-    """Dotted key -> 1-based line, and keys that stand twice (YAML would keep the last without a word) or are no keys."""
+    """Dotted key -> 1-based line, and keys that stand twice (YAML would keep the last without a
+    word) or are no keys."""
     found: dict[str, int] = {}
     twice: list[Problem] = []
     before: tuple[str, yaml.Node] | None = None
@@ -96,9 +111,21 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, int], li
         for key_node, value_node in node.value:
             key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
             place = f"line {key_node.start_mark.line + 1}"
-            if before is not None and node.flow_style and _is_rest_of_number(before[1], key_node, value_node):
+            if (
+                before is not None
+                and node.flow_style
+                and _is_rest_of_number(before[1], key_node, value_node)
+            ):
                 written = f"{before[1].value},{key_node.value}"
-                twice.append(problem("E-CONFIG-46", place, field=before[0], value=written, meant=yaml_mistakes.number_meant(written)))
+                twice.append(
+                    problem(
+                        "E-CONFIG-46",
+                        place,
+                        field=before[0],
+                        value=written,
+                        meant=yaml_mistakes.number_meant(written),
+                    )
+                )
             elif str(key_node.value).strip(yaml_mistakes.ODD_SPACES) != str(key_node.value):
                 twice.append(yaml_mistakes.mistake("odd_space", place, str(key_node.value)))
             before = key, value_node
@@ -112,7 +139,8 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, int], li
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The dotted keys of a run file and the place of each. Raises ConfigError for a file that is missing or is not a mapping."""
+    """The dotted keys of a run file and the place of each. Raises ConfigError for a file that is
+    missing or is not a mapping."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as e:
@@ -128,19 +156,31 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raise ConfigError(named) from e
         mark = getattr(e, "problem_mark", None)
         place = f"{path.name}, line {mark.line + 1}" if mark else path.name
-        raise ConfigError(problem("E-CONFIG-02", place, cause=getattr(e, "problem", None) or e)) from e
+        raise ConfigError(
+            problem("E-CONFIG-02", place, cause=getattr(e, "problem", None) or e)
+        ) from e
     if not isinstance(content, dict):
         if (named := yaml_mistakes.no_mapping(text, path.name)) is not None:
             raise ConfigError(named)
-        raise ConfigError(problem("E-CONFIG-02", path.name, cause="not a mapping of keys to values"))
+        raise ConfigError(
+            problem("E-CONFIG-02", path.name, cause="not a mapping of keys to values")
+        )
     lines, twice = _lines(node)
     raise_all([Problem(p.code, f"{path.name}, {p.where}", p.fields) for p in twice], ConfigError)
     return flatten(content), {key: f"{path.name}, line {line}" for key, line in lines.items()}
 
 
 def _is_rest_of_number(before: yaml.Node, key: yaml.Node, value: yaml.Node) -> bool:
-    """Whether `{rate: 2,5e-5}` was written: the comma ends the value 2, and `5e-5` stands as a key without a value."""
-    if not (isinstance(before, yaml.ScalarNode) and isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)) or value.value:
+    """Whether `{rate: 2,5e-5}` was written: the comma ends the value 2, and `5e-5` stands as a key
+    without a value."""
+    if (
+        not (
+            isinstance(before, yaml.ScalarNode)
+            and isinstance(key, yaml.ScalarNode)
+            and isinstance(value, yaml.ScalarNode)
+        )
+        or value.value
+    ):
         return False
     touches = key.start_mark.index == before.end_mark.index + 1
     return touches and bool(yaml_mistakes.number_meant(f"{before.value},{key.value}"))
@@ -167,8 +207,15 @@ def known_keys(kinds: dict[str, str]) -> list[str]:
 
 
 def _unknown(key: str, value: Any, given: dict[str, Any], keys: list[str], place: str) -> Problem:
-    # "steps:5" is a text to YAML: the key of a mapping in brackets, or the whole value of its section.
-    for text, section in ((key.rpartition(".")[2] if "." not in key.partition(":")[2] else "", key.rpartition(".")[0]), (value, key)):
+    # "steps:5" is a text to YAML: the key of a mapping in brackets, or the whole value of its
+    # section.
+    for text, section in (
+        (
+            key.rpartition(".")[2] if "." not in key.partition(":")[2] else "",
+            key.rpartition(".")[0],
+        ),
+        (value, key),
+    ):
         name, colon, _ = text.partition(":") if isinstance(text, str) else ("", "", "")
         if colon and (f"{section}.{name}" if section else name) in keys:
             return yaml_mistakes.mistake("no_space", place, text)
@@ -177,7 +224,9 @@ def _unknown(key: str, value: Any, given: dict[str, Any], keys: list[str], place
         return problem(foreign.WITHOUT_KEY[bare], place, field=key)
     ours = foreign.translate(key, value, given)
     if ours:
-        shown = ours[1] if not isinstance(ours[1], list) else "[" + ",".join(map(str, ours[1])) + "]"
+        shown = (
+            ours[1] if not isinstance(ours[1], list) else "[" + ",".join(map(str, ours[1])) + "]"
+        )
         return problem("E-CONFIG-04", place, field=key, ours=ours[0], value=shown)
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
     if not close:
@@ -187,39 +236,62 @@ def _unknown(key: str, value: Any, given: dict[str, Any], keys: list[str], place
     if close:
         return problem("E-CONFIG-03", place, field=key, guess=close[0])
     section = key.split(".")[0]
-    return problem("E-CONFIG-05", place, field=key, known=", ".join(k for k in keys if k.split(".")[0] == section) or ", ".join(keys))
+    return problem(
+        "E-CONFIG-05",
+        place,
+        field=key,
+        known=", ".join(k for k in keys if k.split(".")[0] == section) or ", ".join(keys),
+    )
 
 
 def _pydantic_problems(error: ValidationError, prefix: str, where: dict[str, str]) -> list[Problem]:
     found: list[Problem] = []
     for item in error.errors():
-        # Unions add a tag such as 'int' or "literal['auto']" to the location; the field is the part we know.
-        key = ".".join([prefix, str(item["loc"][0])] if prefix else [str(item["loc"][0])]) if item["loc"] else prefix
+        # Unions add a tag such as 'int' or "literal['auto']" to the location; the field is the part
+        # we know.
+        key = (
+            ".".join([prefix, str(item["loc"][0])] if prefix else [str(item["loc"][0])])
+            if item["loc"]
+            else prefix
+        )
         if prefix == "" and len(item["loc"]) > 1 and item["loc"][0] in ("data", "engine", "base"):
             key = f"{item['loc'][0]}.{item['loc'][1]}"
         if item["type"] == "missing":
             new = problem("E-CONFIG-07", where.get(key, ""), field=key)
         elif meant := yaml_mistakes.number_meant(item.get("input")):
-            new = problem("E-CONFIG-46", where.get(key, ""), field=key, value=item["input"], meant=meant)
+            new = problem(
+                "E-CONFIG-46", where.get(key, ""), field=key, value=item["input"], meant=meant
+            )
         else:
-            new = problem("E-CONFIG-08", where.get(key, ""), field=key, value=item.get("input"), reason=item["msg"])
+            new = problem(
+                "E-CONFIG-08",
+                where.get(key, ""),
+                field=key,
+                value=item.get("input"),
+                reason=item["msg"],
+            )
         if not any(p.fields.get("field") == key and p.code == new.code for p in found):
             found.append(new)
     return found
 
 
 def _gather_columns(given: dict[str, Any], where: dict[str, str]) -> None:
-    """`data.columns.instruction=question` for `data.columns={instruction: question}`, added to what the file says; `method.options` as well."""
+    """`data.columns.instruction=question` for `data.columns={instruction: question}`, added to what
+    the file says; `method.options` as well."""
     for whole in WHOLE:
         for key in [k for k in given if k.startswith(f"{whole}.")]:
             known, value = given.get(whole), given.pop(key)
             value = str(value) if whole == "data.columns" else value
-            given[whole] = {**(known if isinstance(known, dict) else {}), key.removeprefix(f"{whole}."): value}
+            given[whole] = {
+                **(known if isinstance(known, dict) else {}),
+                key.removeprefix(f"{whole}."): value,
+            }
             where[whole] = where.get(key, "")
 
 
 def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
-    """Build the run from dotted keys. Raises ConfigError with all problems: unknown keys, foreign keys, wrong values, missing ones."""
+    """Build the run from dotted keys. Raises ConfigError with all problems: unknown keys, foreign
+    keys, wrong values, missing ones."""
     _gather_columns(given, where)
     for axis, kind in list(DEFAULT_KINDS.items()):
         bare = given.pop(axis, None)
@@ -227,7 +299,9 @@ def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
             given[f"{axis}.kind"] = bare
             where[f"{axis}.kind"] = where.get(axis, "")
         given.setdefault(f"{axis}.kind", kind)
-    if isinstance(given.get("data"), str | list):  # `data: rows.json` for `data: {train: rows.json}`
+    if isinstance(
+        given.get("data"), str | list
+    ):  # `data: rows.json` for `data: {train: rows.json}`
         given["data.train"] = given.pop("data")
         where["data.train"] = where.get("data", "")
     kinds = {axis: given[f"{axis}.kind"] for axis in AXES}
@@ -248,16 +322,39 @@ def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
     for key in yaml_mistakes.PATHS:
         if cause := yaml_mistakes.in_path(given.get(key)):
             problems.append(yaml_mistakes.mistake(cause, where.get(key, ""), repr(given[key])))
-    if (meant := yaml_mistakes.number_meant(given.get("data.held_out"))) and not Path(str(given["data.held_out"])).exists():
-        problems.append(problem("E-CONFIG-46", where.get("data.held_out", ""), field="data.held_out", value=given["data.held_out"], meant=meant))
+    if (meant := yaml_mistakes.number_meant(given.get("data.held_out"))) and not Path(
+        str(given["data.held_out"])
+    ).exists():
+        problems.append(
+            problem(
+                "E-CONFIG-46",
+                where.get("data.held_out", ""),
+                field="data.held_out",
+                value=given["data.held_out"],
+                meant=meant,
+            )
+        )
     keys = known_keys(kinds)
     unknown = [key for key in given if key not in keys]
     batch_parts = {"gradient_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"}
     for key in unknown:
-        if any(_section_class(axis, kind) is None and key.startswith(axis + ".") for axis, kind in kinds.items()):
+        if any(
+            _section_class(axis, kind) is None and key.startswith(axis + ".")
+            for axis, kind in kinds.items()
+        ):
             continue  # its section is unknown already; a second complaint would only confuse
         problems.append(
-            _unknown(key, given[key], {k: v for k, v in given.items() if k.rsplit(".", 1)[-1] in batch_parts or k in keys}, keys, where.get(key, ""))
+            _unknown(
+                key,
+                given[key],
+                {
+                    k: v
+                    for k, v in given.items()
+                    if k.rsplit(".", 1)[-1] in batch_parts or k in keys
+                },
+                keys,
+                where.get(key, ""),
+            )
         )
     nested: dict[str, Any] = {}
     for key, value in given.items():
@@ -286,8 +383,11 @@ def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
     return ParsedRun(config, dict(given), dict(where))
 
 
-def load_run(source: Path | None, words: list[str] | None = None, flags: dict[str, Any] | None = None) -> ParsedRun:
-    """The run of a YAML file (or none), `key=value` words and flags; later ones win. Raises ConfigError."""
+def load_run(
+    source: Path | None, words: list[str] | None = None, flags: dict[str, Any] | None = None
+) -> ParsedRun:
+    """The run of a YAML file (or none), `key=value` words and flags; later ones win. Raises
+    ConfigError."""
     given: dict[str, Any] = {}
     where: dict[str, str] = {}
     if source is not None:
@@ -305,9 +405,11 @@ def load_run(source: Path | None, words: list[str] | None = None, flags: dict[st
 
 
 def columns_of(words: list[str] | None) -> dict[str, str] | None:
-    """The mapping of `--columns instruction=question,output=answer`, given once or several times; None where it was not given. Raises ConfigError.
+    """The mapping of `--columns instruction=question,output=answer`, given once or several times;
+    None where it was not given. Raises ConfigError.
 
-    A comma parts two pairs only where a name and `=` follow, so that a column of a file may have one in its name.
+    A comma parts two pairs only where a name and `=` follow, so that a column of a file may have
+    one in its name.
     """
     found: dict[str, str] = {}
     for pair in (pair for word in words or [] for pair in re.split(r",(?=\s*\w+=)", word)):

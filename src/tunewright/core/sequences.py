@@ -1,4 +1,5 @@
-"""Long sequences that are never held in memory: put one after the other, picked from, and taken in blocks."""
+"""Long sequences that are never held in memory: put one after the other, picked from, and taken in
+blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +30,11 @@ class Picked(Sequence[T]):
         return len(self.which)
 
     def __getitem__(self, place: Any) -> Any:
-        return [self.items[i] for i in self.which[place]] if isinstance(place, slice) else self.items[self.which[place]]
+        return (
+            [self.items[i] for i in self.which[place]]
+            if isinstance(place, slice)
+            else self.items[self.which[place]]
+        )
 
 
 class Joined(Sequence[T]):

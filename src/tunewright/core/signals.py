@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: finish the step, leave a verified checkpoint, end with the signal's exit code. A second one ends at once."""
+"""Ctrl-C and SIGTERM: finish the step, leave a verified checkpoint, end with the signal's exit
+code. A second one ends at once."""
 
 from __future__ import annotations
 
@@ -10,16 +11,22 @@ from typing import Any
 
 from tunewright.core.errors import Interrupted, problem
 
-WATCHED = [s for s in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")) if s is not None]
+WATCHED = [
+    s
+    for s in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"))
+    if s is not None
+]
 
 
 class StopFlag:
-    """Remembers the first signal. `check` is called wherever work can stop: between passes, batches of answers, rows."""
+    """Remembers the first signal. `check` is called wherever work can stop: between passes, batches
+    of answers, rows."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.deferred = False
-        """True while a stop must wait for the next `check` (weights are changing); False: stop where we are."""
+        """True while a stop must wait for the next `check` (weights are changing); False: stop
+        where we are."""
 
     def handle(self, number: int, frame: Any) -> None:
         """The signal handler."""
@@ -42,7 +49,8 @@ class StopFlag:
 
 @contextlib.contextmanager
 def watching() -> Iterator[StopFlag]:
-    """Install the handlers for the time of a run. In a thread (a notebook's, a server's) Python allows none: the flag then never fires."""
+    """Install the handlers for the time of a run. In a thread (a notebook's, a server's) Python
+    allows none: the flag then never fires."""
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag

@@ -16,7 +16,8 @@ def duration(seconds: float) -> str:
 
 
 class Tell:
-    """Lines and progress for people. Subclass it to show a run elsewhere (a notebook, a page); `Quiet` says nothing."""
+    """Lines and progress for people. Subclass it to show a run elsewhere (a notebook, a page);
+    `Quiet` says nothing."""
 
     def __init__(self, stream: TextIO | None = None):
         self._stream = stream if stream is not None else sys.stderr
@@ -43,10 +44,15 @@ class Tell:
         self._progress(what)
 
     def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total`, with the time left at the pace so far. Piped output gets a line every tenth."""
+        """`done` of `total`, with the time left at the pace so far. Piped output gets a line every
+        tenth."""
         spent = time.monotonic() - self._started
         left = duration(spent / done * (total - done)) if done else "?"
-        text = f"{what} {done}/{total}" + (f" · {note}" if note else "") + (f" · {left} ⏳" if self._live and done < total else f" · {left}")
+        text = (
+            f"{what} {done}/{total}"
+            + (f" · {note}" if note else "")
+            + (f" · {left} ⏳" if self._live and done < total else f" · {left}")
+        )
         if self._live:
             self._progress(text)
         elif done >= self._next_share * total:

@@ -1,6 +1,8 @@
-"""The types on which the axes meet: what a row becomes, and the one batch every objective and method sees.
+"""The types on which the axes meet: what a row becomes, and the one batch every objective and
+method sees.
 
-Plain Python integers and lists only, so that data can be read, checked and cut into passes without torch.
+Plain Python integers and lists only, so that data can be read, checked and cut into passes without
+torch.
 """
 
 from __future__ import annotations
@@ -17,20 +19,25 @@ from tunewright.core.written import spelt
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row came from. `line` is the 1-based line of the file on which the row starts; `row` counts rows from 1."""
+    """Where a row came from. `line` is the 1-based line of the file on which the row starts; `row`
+    counts rows from 1."""
 
     file: str
     line: int
     row: int
 
     def __str__(self) -> str:
-        # More rows than lines up to here: several stand on one line, and their number tells them apart.
-        return f"{self.file}:{self.line}" + (say("origin.row", row=self.row) if self.row > self.line else "")
+        # More rows than lines up to here: several stand on one line, and their number tells them
+        # apart.
+        return f"{self.file}:{self.line}" + (
+            say("origin.row", row=self.row) if self.row > self.line else ""
+        )
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a dialogue. `role` is system, user, assistant or tool. `weight` scales the loss of an assistant turn; 0 leaves it unlearnt."""
+    """One turn of a dialogue. `role` is system, user, assistant or tool. `weight` scales the loss
+    of an assistant turn; 0 leaves it unlearnt."""
 
     role: str
     content: str
@@ -51,7 +58,10 @@ class Conversation:
 
     def question(self) -> list[Message]:
         """The turns before the last assistant turn: what a probe asks."""
-        last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
+        last = max(
+            (i for i, m in enumerate(self.messages) if m.role == "assistant"),
+            default=len(self.messages),
+        )
         return self.messages[:last]
 
     def answer(self) -> str:
@@ -70,9 +80,11 @@ class PlainText:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two ways to go on after the same dialogue: `chosen` is to be preferred to `rejected`. Each is one or more turns and ends with an answer.
+    """Two ways to go on after the same dialogue: `chosen` is to be preferred to `rejected`. Each is
+    one or more turns and ends with an answer.
 
-    `margin` says by how much the chosen one is better, where the data knows (reward objectives with a margin).
+    `margin` says by how much the chosen one is better, where the data knows (reward objectives with
+    a margin).
     """
 
     prompt: list[Message]
@@ -113,14 +125,16 @@ class Judged:
 
 @dataclass(frozen=True)
 class Stepwise(Judged):
-    """A dialogue whose last answer was judged step by step (process rewards). `steps` are the steps' texts and whether each is right; `good`: all are."""
+    """A dialogue whose last answer was judged step by step (process rewards). `steps` are the
+    steps' texts and whether each is right; `good`: all are."""
 
     steps: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A dialogue that ends with a question: where a rollout starts. `facts` holds the row's other columns (an expected answer) for reward functions."""
+    """A dialogue that ends with a question: where a rollout starts. `facts` holds the row's other
+    columns (an expected answer) for reward functions."""
 
     messages: list[Message]
     origin: Origin
@@ -139,7 +153,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote after a prompt, as reward functions see it. `text` is without the stop token; `num_tokens` counts it where there is one."""
+    """What the model wrote after a prompt, as reward functions see it. `text` is without the stop
+    token; `num_tokens` counts it where there is one."""
 
     messages: list[Message]
     """The dialogue up to the answer."""
@@ -155,7 +170,14 @@ class Answer:
 Row = Conversation | PlainText | Preference | Judged | Prompt
 WITHOUT_DIFFERENCE = "groups_without_difference"
 """The figure of a round: the share of groups whose answers all have one reward."""
-ROW_KINDS = {Conversation: "conversation", PlainText: "text", Preference: "preference", Judged: "judged", Prompt: "prompt", Stepwise: "stepwise"}
+ROW_KINDS = {
+    Conversation: "conversation",
+    PlainText: "text",
+    Preference: "preference",
+    Judged: "judged",
+    Prompt: "prompt",
+    Stepwise: "stepwise",
+}
 """The words of `Needs.rows`."""
 
 
@@ -163,8 +185,9 @@ ROW_KINDS = {Conversation: "conversation", PlainText: "text", Preference: "prefe
 class Branch:
     """One token sequence of a sample, with the tokens that are learnt.
 
-    `tokens[i]` has position `positions[i]` (None: i). `learnt` are indices into `tokens`, each at least 1: the token at that index is predicted
-    from the row before it, with weight `weights[k]`. Rows after the last needed one are never computed.
+    `tokens[i]` has position `positions[i]` (None: i). `learnt` are indices into `tokens`, each at
+    least 1: the token at that index is predicted from the row before it, with weight `weights[k]`.
+    Rows after the last needed one are never computed.
     """
 
     tokens: list[int]
@@ -176,7 +199,8 @@ class Branch:
 
 @dataclass
 class Sample:
-    """What one row of data becomes: the branches of one non-linear term, which stay in one pass. SFT 1, a preference pair 2, a rollout group k."""
+    """What one row of data becomes: the branches of one non-linear term, which stay in one pass.
+    SFT 1, a preference pair 2, a rollout group k."""
 
     branches: list[Branch]
     index: int
@@ -187,10 +211,12 @@ class Sample:
 
 @dataclass
 class TokenTree:
-    """The branches of one pass merged into a radix tree, laid out depth first. T rows, L labels, B branches.
+    """The branches of one pass merged into a radix tree, laid out depth first. T rows, L labels, B
+    branches.
 
-    Row j is visible to row i exactly when `j <= i < subtree_end[j]`; `depth[i]` is the number of ancestors, so a sliding window of w keeps
-    `depth[i] - depth[j] < w`. Label l says: row `source[l]` predicts token `target[l]` with weight `weight[l]` for branch `branch[l]`.
+    Row j is visible to row i exactly when `j <= i < subtree_end[j]`; `depth[i]` is the number of
+    ancestors, so a sliding window of w keeps `depth[i] - depth[j] < w`. Label l says: row
+    `source[l]` predicts token `target[l]` with weight `weight[l]` for branch `branch[l]`.
     """
 
     token: list[int]
@@ -220,12 +246,14 @@ class TokenTree:
 
 
 Term = tuple[Any, float]
-"""(sum over the pass, coefficient). The engine divides the sum by what `plan` announced under the same name for the whole step."""
+"""(sum over the pass, coefficient). The engine divides the sum by what `plan` announced under the
+same name for the whole step."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method or objective asks of the others; read by `core/compat.py` before anything is loaded."""
+    """What a method or objective asks of the others; read by `core/compat.py` before anything is
+    loaded."""
 
     layout: str = "any"
     """`any` or `padded`."""
@@ -238,22 +266,27 @@ class Needs:
 
 @dataclass(frozen=True)
 class VirtualPrompt:
-    """What a learnt prompt puts before every branch. M virtual tokens; real tokens then have positions from M on. One of the two is given.
+    """What a learnt prompt puts before every branch. M virtual tokens; real tokens then have
+    positions from M on. One of the two is given.
 
-    A method offers it as `virtual_prompt() -> VirtualPrompt | None` on its root module, so that nothing that runs the model can forget it; it is
-    made anew for every pass, with gradient, and None while the method is switched off.
+    A method offers it as `virtual_prompt() -> VirtualPrompt | None` on its root module, so that
+    nothing that runs the model can forget it; it is made anew for every pass, with gradient, and
+    None while the method is switched off.
     """
 
     num_tokens: int
     rows: Any = None
-    """(M, D) input embeddings: rows at the root of the token tree, positions 0 to M - 1, seen by every branch and never predicting."""
+    """(M, D) input embeddings: rows at the root of the token tree, positions 0 to M - 1, seen by
+    every branch and never predicting."""
     keys_values: list[tuple[Any, Any]] | None = None
-    """For each layer (keys, values), each (K heads, M, head size), already turned by whatever the family does to keys: seen by every row."""
+    """For each layer (keys, values), each (K heads, M, head size), already turned by whatever the
+    family does to keys: seen by every row."""
 
 
 @dataclass
 class Attached:
-    """What a method returns: exactly what trains, and how to switch it off, fold it in, save and resume it (design, section 4)."""
+    """What a method returns: exactly what trains, and how to switch it off, fold it in, save and
+    resume it (design, section 4)."""
 
     parameters: list[str]
     model: Any
@@ -264,7 +297,8 @@ class Attached:
     saves_model: bool = False
     """Every weight may have changed: the run folder gets `model/` in place of `adapter/`."""
     generator: Any = None
-    """What generates, where that is not the causal model itself (a prompt that is learnt stands before every question)."""
+    """What generates, where that is not the causal model itself (a prompt that is learnt stands
+    before every question)."""
     disabled: Callable[[], AbstractContextManager[None]] | None = None
     disabled_reason: str = ""
     merge: Callable[[], Any] | None = None
@@ -278,21 +312,28 @@ class Attached:
     learning_rate: float = 2e-4
     """The rate that suits this method when the run file says `auto`."""
     rate_factors: dict[str, float] = field(default_factory=dict)
-    """Parameters that learn at another rate than the rest: name -> factor on the rate of the step."""
+    """Parameters that learn at another rate than the rest: name -> factor on the rate of the step.
+    """
     optimizer: Callable[[Any, list[tuple[str, Any]]], Any] | None = None
-    """(engine config, named parameters) -> the method's own optimiser, where its paper is about the update (GaLore)."""
+    """(engine config, named parameters) -> the method's own optimiser, where its paper is about the
+    update (GaLore)."""
     with_optimizer: Callable[[Any, Any], None] | None = None
-    """(engine config, optimiser): called once with the run's optimiser, for methods that drop parts of its state (LISA)."""
+    """(engine config, optimiser): called once with the run's optimiser, for methods that drop parts
+    of its state (LISA)."""
     look: Callable[[Sequence[list[int]]], None] | None = None
-    """Called once with token rows of training samples, after the method was put on and before `begin`, where its start depends on them (EVA)."""
+    """Called once with token rows of training samples, after the method was put on and before
+    `begin`, where its start depends on them (EVA)."""
     begin: Callable[[int], None] | None = None
-    """Called once before the first step with the number of steps of the whole run, for methods with a schedule of their own."""
+    """Called once before the first step with the number of steps of the whole run, for methods with
+    a schedule of their own."""
     complete_from: Callable[[], int] | None = None
-    """The first step after which the weights are what was asked for (a rank that falls over the run); those of earlier steps are not kept as the best."""
+    """The first step after which the weights are what was asked for (a rank that falls over the
+    run); those of earlier steps are not kept as the best."""
     notes: list[str] = field(default_factory=list)
     """Sentences to say when the method has been put on."""
     tensors: Callable[[], dict[str, Any]] | None = None
-    """Tensors beside the parameters that a resume needs, by name; restoring copies into the same tensors."""
+    """Tensors beside the parameters that a resume needs, by name; restoring copies into the same
+    tensors."""
 
 
 @dataclass(frozen=True)
@@ -308,12 +349,14 @@ class Teaching:
     temperature: float = 1.0
     """Both distributions are taken at this temperature."""
     top_k: int | None = None
-    """Compare the teacher's k likeliest tokens and all others as one; kept in the run folder, so that the teacher is in memory only before the first step."""
+    """Compare the teacher's k likeliest tokens and all others as one; kept in the run folder, so
+    that the teacher is in memory only before the first step."""
 
 
 @dataclass(frozen=True)
 class OwnAnswers:
-    """What an objective asks that learns on texts of the model's own, without judging them: in `share` of the steps answers are drawn to the rows' questions."""
+    """What an objective asks that learns on texts of the model's own, without judging them: in
+    `share` of the steps answers are drawn to the rows' questions."""
 
     share: float
     max_new_tokens: int
@@ -324,7 +367,8 @@ class OwnAnswers:
 
 @dataclass
 class Experience:
-    """One answer that the model wrote, and what is known of it when the model learns from it. n tokens; the last five are (n,) tensors."""
+    """One answer that the model wrote, and what is known of it when the model learns from it. n
+    tokens; the last five are (n,) tensors."""
 
     reward: float
     num_tokens: int
@@ -344,9 +388,11 @@ class Experience:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What an objective asks of the engine's rounds: answers are drawn, judged, and learnt from for `epochs` times `minibatches` updates.
+    """What an objective asks of the engine's rounds: answers are drawn, judged, and learnt from for
+    `epochs` times `minibatches` updates.
 
-    `judge(groups)` sets `advantage` (and `returns`) of every answer of a round, one group a prompt, and gives figures to look at; it runs without gradient.
+    `judge(groups)` sets `advantage` (and `returns`) of every answer of a round, one group a prompt,
+    and gives figures to look at; it runs without gradient.
     """
 
     num_answers: int
@@ -374,8 +420,10 @@ class Rollouts:
 class Objective:
     """What is optimised, as functions the engine calls (design, section 3).
 
-    `plan(samples)` announces, before the first backward and without a model, what each named term is divided by for the whole step.
-    `prepare(samples)` runs without gradient over the whole step. `terms(output)` gives `{name: (sum over the pass, coefficient)}`; `output` is an `engine.forward.PassOutput`.
+    `plan(samples)` announces, before the first backward and without a model, what each named term
+    is divided by for the whole step. `prepare(samples)` runs without gradient over the whole step.
+    `terms(output)` gives `{name: (sum over the pass, coefficient)}`; `output` is an
+    `engine.forward.PassOutput`.
     """
 
     plan: Callable[[list[Sample]], dict[str, float]]
@@ -383,15 +431,16 @@ class Objective:
     needs: Needs = Needs()
     prepare: Callable[[list[Sample]], None] | None = None
     reference: bool = False
-    """Wants `output.reference`: the summed log-probability of every branch under the model at step 0."""
+    """Wants `output.reference`: the summed log-probability of every branch under the model at step
+    0."""
     rate_factor: float = 1.0
     """What the method's usual learning rate is multiplied by when the run file says `auto`."""
     measure: Callable[[list[Sample], Callable[[list[Sample]], Iterable[Any]]], None] | None = None
-    """`measure(samples, run)`, after `prepare`: a baseline over the whole step. `run` takes samples, any number of them, and gives the outputs of their
-    passes without gradient."""
+    """`measure(samples, run)`, after `prepare`: a baseline over the whole step. `run` takes
+    samples, any number of them, and gives the outputs of their passes without gradient."""
     companions: Callable[[Sequence[Sample], int | None], Iterable[Sample]] | None = None
-    """Told all samples of a run, and how many tokens the model can take, before the first step; gives those that `measure` will run besides, so that
-    they have reference values, too."""
+    """Told all samples of a run, and how many tokens the model can take, before the first step;
+    gives those that `measure` will run besides, so that they have reference values, too."""
     spread: bool = False
     """Wants `output.log_z` and `output.mean_logprob`."""
     teacher: Teaching | None = None
@@ -399,4 +448,5 @@ class Objective:
     own_answers: OwnAnswers | None = None
     """Some steps are taken on answers that the model wrote itself (`engine.on_policy`)."""
     rollouts: Rollouts | None = None
-    """Learns from the model's own answers (`engine.rounds`); `plan` and `terms` then see samples whose `facts["experience"]` is an `Experience`."""
+    """Learns from the model's own answers (`engine.rounds`); `plan` and `terms` then see samples
+    whose `facts["experience"]` is an `Experience`."""

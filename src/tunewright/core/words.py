@@ -1,7 +1,8 @@
 """Every sentence the program says, looked up by key in the reader's language.
 
-Sentences live as data in `assets/locales/<language>/*.json`, one file a room, so a translator needs no Python and a test can
-compare the languages key by key. English is the fallback for a missing key only at run time; the tests allow no missing key.
+Sentences live as data in `assets/locales/<language>/*.json`, one file a room, so a translator needs
+no Python and a test can compare the languages key by key. English is the fallback for a missing key
+only at run time; the tests allow no missing key.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _chosen: str | None = None
 
 
 def language() -> str:
-    """The language of messages: `set_language`, else TUNEWRIGHT_LANG, else the locale of the terminal, else English."""
+    """The language of messages: `set_language`, else TUNEWRIGHT_LANG, else the locale of the
+    terminal, else English."""
     if _chosen:
         return _chosen
     for name in ("TUNEWRIGHT_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
@@ -52,7 +54,8 @@ class _Fields(dict[str, Any]):
 
 
 def say(key: str, /, lang: str | None = None, **fields: Any) -> str:
-    """The sentence of `key` with `fields` filled in. A key nobody wrote comes back as itself, so nothing fails while speaking."""
+    """The sentence of `key` with `fields` filled in. A key nobody wrote comes back as itself, so
+    nothing fails while speaking."""
     chosen = lang or language()
     text = catalogue(chosen).get(key, catalogue("en").get(key, key))
     if not isinstance(text, str):

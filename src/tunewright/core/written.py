@@ -1,7 +1,9 @@
-"""Numbers as their file writes them: 3.10, 1E5 and twenty digits are learnt with these characters, not with those Python would print.
+"""Numbers as their file writes them: 3.10, 1E5 and twenty digits are learnt with these characters,
+not with those Python would print.
 
-A decoder is given `read_float` and `read_int`. Where Python would print the very same characters they return a plain number; elsewhere one that
-counts and compares like it and keeps its text. `json_text` writes them back as they stood, `packed` and `unpacked` take them through `marshal`.
+A decoder is given `read_float` and `read_int`. Where Python would print the very same characters
+they return a plain number; elsewhere one that counts and compares like it and keeps its text.
+`json_text` writes them back as they stood, `packed` and `unpacked` take them through `marshal`.
 Numbers of columnar files have no spelling: `spelt` writes them as decimals.
 """
 
@@ -72,7 +74,8 @@ DECODER = json.JSONDecoder(parse_float=read_float, parse_int=read_int)
 
 
 def spelt(value: Any) -> str:
-    """The text of a number or a truth as its file has it, true and false as JSON writes them; of anything else what Python says."""
+    """The text of a number or a truth as its file has it, true and false as JSON writes them; of
+    anything else what Python says."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, WRITTEN) or not isinstance(value, float):
@@ -85,25 +88,36 @@ def spelt(value: Any) -> str:
 
 
 def json_text(value: Any) -> str:
-    """Compact JSON with every number as it was written; what JSON has no word for (a date) becomes its text."""
+    """Compact JSON with every number as it was written; what JSON has no word for (a date) becomes
+    its text."""
     if isinstance(value, WRITTEN):
         return value.text
     if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(str(key), ensure_ascii=False)}:{json_text(inner)}" for key, inner in value.items()) + "}"
+        return (
+            "{"
+            + ",".join(
+                f"{json.dumps(str(key), ensure_ascii=False)}:{json_text(inner)}"
+                for key, inner in value.items()
+            )
+            + "}"
+        )
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(json_text, value)) + "]"
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def plain_numbers(value: Any) -> tuple[Any, int]:
-    """A copy with Python's own numbers, and how many of them will not be written as the file wrote them."""
+    """A copy with Python's own numbers, and how many of them will not be written as the file wrote
+    them."""
     if isinstance(value, WrittenFloat):
         return float(value), int(repr(float(value)) != value.text)
     if isinstance(value, WrittenInt):
         return int(value), 1
     if isinstance(value, dict):
         pairs = {key: plain_numbers(inner) for key, inner in value.items()}
-        return {key: inner for key, (inner, _) in pairs.items()}, sum(count for _, count in pairs.values())
+        return {key: inner for key, (inner, _) in pairs.items()}, sum(
+            count for _, count in pairs.values()
+        )
     if isinstance(value, list):
         made = [plain_numbers(inner) for inner in value]
         return [inner for inner, _ in made], sum(count for _, count in made)

@@ -1,7 +1,8 @@
-"""The mistakes people make in a run file, named: YAML's own words say where its reader stopped, not what was meant.
+"""The mistakes people make in a run file, named: YAML's own words say where its reader stopped, not
+what was meant.
 
-`cause_of` looks at a text that YAML refused, `number_meant` at a value that is nearly a number. Causes are keys `yaml.*` of the locale, each with what
-is wrong and what to write.
+`cause_of` looks at a text that YAML refused, `number_meant` at a value that is nearly a number.
+Causes are keys `yaml.*` of the locale, each with what is wrong and what to write.
 """
 
 from __future__ import annotations
@@ -33,21 +34,30 @@ _percent = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 def mistake(key: str, place: str, line: str = "", **fields: Any) -> Problem:
     """The problem of a named mistake. `line` is the text that holds it."""
     shown = line.strip()[:SHOWN]
-    return problem("E-CONFIG-45", place, cause=say(f"yaml.{key}.what", shown=shown, **fields), remedy=say(f"yaml.{key}.do", shown=shown, **fields))
+    return problem(
+        "E-CONFIG-45",
+        place,
+        cause=say(f"yaml.{key}.what", shown=shown, **fields),
+        remedy=say(f"yaml.{key}.do", shown=shown, **fields),
+    )
 
 
 def cause_of(text: str, error: Any, name: str) -> Problem | None:
-    """What was probably done wrong in a text that YAML refused, with its line; None where nothing is recognised."""
+    """What was probably done wrong in a text that YAML refused, with its line; None where nothing
+    is recognised."""
     lines = text.split("\n")
     mark, begun = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
     at = min(mark.line, len(lines) - 1) if mark else 0
     said = f"{getattr(error, 'problem', '') or ''}"
-    key, line = _key_of(lines, at, begun.line if begun else at, said, str(getattr(error, "context", "") or ""))
+    key, line = _key_of(
+        lines, at, begun.line if begun else at, said, str(getattr(error, "context", "") or "")
+    )
     return mistake(key, f"{name}, line {line + 1}", lines[line]) if key else None
 
 
 def _key_of(lines: list[str], at: int, begun: int, said: str, context: str) -> tuple[str, int]:
-    """The cause and the index of its line. `at` is where the reader stopped, `begun` where what it was reading begins."""
+    """The cause and the index of its line. `at` is where the reader stopped, `begun` where what it
+    was reading begins."""
     if "escape" in said:
         return "backslash", at
     if "'\\t'" in said:
@@ -55,7 +65,11 @@ def _key_of(lines: list[str], at: int, begun: int, said: str, context: str) -> t
     if "quoted scalar" in context:
         return "open_quote", begun
     # The mistake is in the line where the reader stopped, or in the text just before it.
-    before = [number for number in range(at, max(-1, at - 6), -1) if lines[number].strip() and not lines[number].lstrip().startswith("#")]
+    before = [
+        number
+        for number in range(at, max(-1, at - 6), -1)
+        if lines[number].strip() and not lines[number].lstrip().startswith("#")
+    ]
     for pattern, key in (
         (_wide_colon, "wide_colon"),
         (_odd_indent, "odd_space"),
@@ -66,12 +80,20 @@ def _key_of(lines: list[str], at: int, begun: int, said: str, context: str) -> t
         for number in before:
             if pattern.search(lines[number]):
                 return key, number
-    for pattern, key in ((_special, "special"), (_quote_inside, "quote_inside"), (_two_colons, "colon_in_value")):
+    for pattern, key in (
+        (_special, "special"),
+        (_quote_inside, "quote_inside"),
+        (_two_colons, "colon_in_value"),
+    ):
         if pattern.search(lines[at]):
             return key, at
     if "expected ',' or" in said or "flow" in context:
         return "open_bracket", begun
-    if "mapping values are not allowed" in said or "expected <block end>" in said or "did not find expected" in said:
+    if (
+        "mapping values are not allowed" in said
+        or "expected <block end>" in said
+        or "did not find expected" in said
+    ):
         return "indent", at
     return "", at
 
@@ -94,16 +116,27 @@ def in_path(value: Any) -> str:
         return ""
     if any(character in value for character in "\a\b\t\n\v\f\r\x1b\0"):
         return "escape"
-    if len(value) > 1 and value[0] in "\u201c\u2018\u300c\u201d" and value[-1] in "\u201d\u2019\u300d\u201c":
+    if (
+        len(value) > 1
+        and value[0] in "\u201c\u2018\u300c\u201d"
+        and value[-1] in "\u201d\u2019\u300d\u201c"
+    ):
         return "curly_quotes"
     return "open_quote" if value.count('"') == 1 and value[-1:] == '"' else ""
 
 
 def number_meant(value: Any) -> str:
-    """How a value that is nearly a number is written here: `2.5e-5` for `2,5e-5`, `1000` for `1,000`; empty where it is none, or is one already."""
+    """How a value that is nearly a number is written here: `2.5e-5` for `2,5e-5`, `1000` for
+    `1,000`; empty where it is none, or is one already."""
     if not isinstance(value, str):
         return ""
-    plain = unicodedata.normalize("NFKC", value).strip().replace("\u2212", "-").replace("\u2013", "-").replace("\u3001", ",")
+    plain = (
+        unicodedata.normalize("NFKC", value)
+        .strip()
+        .replace("\u2212", "-")
+        .replace("\u2013", "-")
+        .replace("\u3001", ",")
+    )
     if (share := _percent.fullmatch(plain)) is not None:
         return f"{float(share[1]) / 100:g}"
     if (groups := _thousands.fullmatch(plain)) is not None and plain.lstrip("+-0"):

@@ -1,4 +1,5 @@
-"""Floor 2: files to rows, rows to samples, and a report of everything that was kept, dropped and learnt. Needs no torch."""
+"""Floor 2: files to rows, rows to samples, and a report of everything that was kept, dropped and
+learnt. Needs no torch."""
 
 from tunewright.data.describing import describe
 from tunewright.data.inspecting import DataSet, inspect

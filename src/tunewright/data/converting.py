@@ -1,8 +1,11 @@
-"""Rows of one form written in another: alpaca, sharegpt, messages, prompt_completion, preference, kto or text; JSON, JSONL, CSV or Parquet.
+"""Rows of one form written in another: alpaca, sharegpt, messages, prompt_completion, preference,
+kto or text; JSON, JSONL, CSV or Parquet.
 
-A form that cannot hold a row does not get a part of it. Each row is written as a candidate, the candidate is read back by the form's own reader, and
-only when that gives the same row is it kept; otherwise the row is left out with a reason, and the command refuses unless it was told to leave such
-rows out. The finished file is read back once more before it takes its place. Kinds are not turned into one another: a preference is not half an answer.
+A form that cannot hold a row does not get a part of it. Each row is written as a candidate, the
+candidate is read back by the form's own reader, and only when that gives the same row is it kept;
+otherwise the row is left out with a reason, and the command refuses unless it was told to leave
+such rows out. The finished file is read back once more before it takes its place. Kinds are not
+turned into one another: a preference is not half an answer.
 """
 
 from __future__ import annotations
@@ -20,7 +23,17 @@ from typing import Any
 from tunewright.core.errors import DataError, problem
 from tunewright.core.files import write_bytes
 from tunewright.core.registry import formats
-from tunewright.core.types import ROW_KINDS, Conversation, Judged, Message, Origin, PlainText, Preference, Row, Stepwise
+from tunewright.core.types import (
+    ROW_KINDS,
+    Conversation,
+    Judged,
+    Message,
+    Origin,
+    PlainText,
+    Preference,
+    Row,
+    Stepwise,
+)
 from tunewright.core.words import say
 from tunewright.data.catalogue.names import ResolvedEntry, chosen_rows, resolve
 from tunewright.data.checks.columns import column_findings
@@ -38,7 +51,8 @@ NOWHERE = Origin("", 0, 0)
 
 @dataclass
 class Converted:
-    """What a conversion wrote and left out. `unread` are rows that could not be used at all, `unheld` rows that the target cannot hold."""
+    """What a conversion wrote and left out. `unread` are rows that could not be used at all,
+    `unheld` rows that the target cannot hold."""
 
     file: str
     to: str
@@ -65,24 +79,50 @@ class Converted:
             "reasons": {name: {"what": _reason(name), **entry} for name, entry in reasons.items()},
             "notes": {name: count for name, count in sorted(self.notes.items()) if count},
             "parts": self.parts,
-            "columns": {"found": len(self.ledger.had), "used": self.ledger.used(), "unused": self.ledger.unused()},
+            "columns": {
+                "found": len(self.ledger.had),
+                "used": self.ledger.used(),
+                "unused": self.ledger.unused(),
+            },
         }
 
     def lines(self) -> list[str]:
         """For a terminal."""
         shown = self.as_dict()
-        out = [say("convert.done", **{key: shown[key] for key in ("file", "to", "format", "rows_read", "rows_written", "rows_dropped")})]
-        out += [f"  {e['count']}: {e['what']} ({', '.join(e['examples'])})" for e in shown["reasons"].values()]
+        out = [
+            say(
+                "convert.done",
+                **{
+                    key: shown[key]
+                    for key in ("file", "to", "format", "rows_read", "rows_written", "rows_dropped")
+                },
+            )
+        ]
+        out += [
+            f"  {e['count']}: {e['what']} ({', '.join(e['examples'])})"
+            for e in shown["reasons"].values()
+        ]
         out += [*self.parts, *(f"! {note(name, count)}" for name, count in shown["notes"].items())]
         return out + [f"! {one.what()}" for one in column_findings(shown)]
 
 
 def _counted(rows: list[Origin], stage: str) -> dict[str, Any]:
-    return {"count": len(rows), "stage": stage, "examples": [str(origin) for origin in rows[:EXAMPLES]]}
+    return {
+        "count": len(rows),
+        "stage": stage,
+        "examples": [str(origin) for origin in rows[:EXAMPLES]],
+    }
 
 
 def _reason(name: str) -> str:
-    return next((text for key in (f"convert.reason.{name}", f"data.reason.{name}") if (text := say(key)) != key), name)
+    return next(
+        (
+            text
+            for key in (f"convert.reason.{name}", f"data.reason.{name}")
+            if (text := say(key)) != key
+        ),
+        name,
+    )
 
 
 def convert(
@@ -96,10 +136,12 @@ def convert(
     drop: bool = False,
     force: bool = False,
 ) -> Converted:
-    """Read `source` (whatever `data.train` names) and write its rows to `out` in the form `to`, in their order.
+    """Read `source` (whatever `data.train` names) and write its rows to `out` in the form `to`, in
+    their order.
 
-    Raises DataError, with nothing written, where `out` exists and `force` is not set, where the form or the ending is not known, where no row is
-    left, and where the form cannot hold some rows and `drop` is not set.
+    Raises DataError, with nothing written, where `out` exists and `force` is not set, where the
+    form or the ending is not known, where no row is left, and where the form cannot hold some rows
+    and `drop` is not set.
     """
     if to not in WRITERS:
         raise DataError(problem("E-DATA-48", "--to", to=to, known=", ".join(WRITERS)))
@@ -120,8 +162,19 @@ def convert(
     made.rows_written = len(written)
     if not written or (made.unheld and not drop):
         shown = made.as_dict()["reasons"]
-        reasons = "; ".join(f"{e['count']} {e['what']} ({', '.join(e['examples'])})" for e in shown.values())
-        raise DataError(problem("E-DATA-49", source, rows=made.rows_read, fit=len(written), to=f"{to} ({ending})", reasons=reasons or "-"))
+        reasons = "; ".join(
+            f"{e['count']} {e['what']} ({', '.join(e['examples'])})" for e in shown.values()
+        )
+        raise DataError(
+            problem(
+                "E-DATA-49",
+                source,
+                rows=made.rows_read,
+                fit=len(written),
+                to=f"{to} ({ending})",
+                reasons=reasons or "-",
+            )
+        )
     content = FILES[ending](written, str(out))
     _prove(content, to, ending, kept, source)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -129,13 +182,25 @@ def convert(
     return made
 
 
-def _rows(source: str, data_format: str, columns: dict[str, str] | None, data_dir: str | None, made: Converted) -> Iterator[Row]:
+def _rows(
+    source: str,
+    data_format: str,
+    columns: dict[str, str] | None,
+    data_dir: str | None,
+    made: Converted,
+) -> Iterator[Row]:
     """The usable rows of everything that `source` names; the others are counted in `made`."""
-    for entry in resolve({"file": source, "format": data_format, "columns": columns or {}}, data_dir):
+    for entry in resolve(
+        {"file": source, "format": data_format, "columns": columns or {}}, data_dir
+    ):
         found: list[tuple[Any, Origin]] = []
         made.parts += filter(None, [entry.parts.said([])])
         for path in entry.files:
-            opened = stream(path, whole=True) if entry.convert is None and entry.format == "documents" else entry.stream(path)
+            opened = (
+                stream(path, whole=True)
+                if entry.convert is None and entry.format == "documents"
+                else entry.stream(path)
+            )
             found += [(row.value, row.origin) for row in opened.rows]
             made.notes += opened.notes
             made.parts += map(under_key, opened.under)
@@ -148,10 +213,14 @@ def _rows(source: str, data_format: str, columns: dict[str, str] | None, data_di
         made.ledger.merge(entry.notes.ledger.plain())
 
 
-def _shaped(entry: ResolvedEntry, found: list[tuple[Any, Origin]], made: Converted) -> Iterator[Row | tuple[str, Origin]]:
+def _shaped(
+    entry: ResolvedEntry, found: list[tuple[Any, Origin]], made: Converted
+) -> Iterator[Row | tuple[str, Origin]]:
     """Rows of one entry, or (reason, where) for those that cannot be used."""
     if entry.convert is not None:
-        entry.check_columns({name for value, _ in found if isinstance(value, dict) for name in value})
+        entry.check_columns(
+            {name for value, _ in found if isinstance(value, dict) for name in value}
+        )
         made.source_formats.append(entry.format)
         chosen = chosen_rows(len(found), entry.limit, entry.name)
         made.rows_read += len(chosen)
@@ -170,7 +239,8 @@ def _shaped(entry: ResolvedEntry, found: list[tuple[Any, Origin]], made: Convert
 
 
 def _prove(content: bytes, to: str, ending: str, kept: list[Row], source: str) -> None:
-    """Read the finished file as anybody would; raise DataError, before it stands anywhere, where it holds other rows than were written."""
+    """Read the finished file as anybody would; raise DataError, before it stands anywhere, where it
+    holds other rows than were written."""
     entry = formats.get(to)
     if entry is None:
         return
@@ -178,17 +248,31 @@ def _prove(content: bytes, to: str, ending: str, kept: list[Row], source: str) -
         path = Path(folder) / f"rows{ending}"
         path.write_bytes(content)
         again = [entry.function(row.value, row.origin, Columns()) for row in stream(path).rows]
-    wrong = [str(row.origin) for row, found in zip(kept, again, strict=False) if isinstance(found, Unusable) or _bare(found) != _bare(row)]
+    wrong = [
+        str(row.origin)
+        for row, found in zip(kept, again, strict=False)
+        if isinstance(found, Unusable) or _bare(found) != _bare(row)
+    ]
     if wrong or len(again) != len(kept):
         reasons = f"{_reason('differs_when_read')} ({', '.join(wrong[:EXAMPLES]) or len(again)})"
-        raise DataError(problem("E-DATA-49", source, rows=len(kept), fit=len(kept) - len(wrong), to=f"{to} ({ending})", reasons=reasons))
+        raise DataError(
+            problem(
+                "E-DATA-49",
+                source,
+                rows=len(kept),
+                fit=len(kept) - len(wrong),
+                to=f"{to} ({ending})",
+                reasons=reasons,
+            )
+        )
 
 
 # ---- forms
 
 
 def _held(row: Row, to: str, ending: str) -> dict[str, Any]:
-    """The row in the form `to`. Raises RowFault with a key of `convert.reason.*` where reading it back would not give the same row."""
+    """The row in the form `to`. Raises RowFault with a key of `convert.reason.*` where reading it
+    back would not give the same row."""
     candidate = WRITERS[to](row)
     if row.weight != 1:
         candidate["weight"] = row.weight
@@ -216,7 +300,9 @@ def _bare(row: Row) -> Row:
 def _messages(row: Row) -> list[Message]:
     if isinstance(row, PlainText):
         return []
-    return [*row.prompt, *row.chosen, *row.rejected] if isinstance(row, Preference) else row.messages
+    return (
+        [*row.prompt, *row.chosen, *row.rejected] if isinstance(row, Preference) else row.messages
+    )
 
 
 def _kind(row: Row, kind: type[Any]) -> Any:
@@ -241,11 +327,17 @@ def _to_messages(row: Row) -> dict[str, Any]:
 
 
 def _to_sharegpt(row: Row) -> dict[str, Any]:
-    return {"conversations": [{"from": SPEAKERS[m.role], "value": m.content, **_more(m)} for m in _kind(row, Conversation).messages]}
+    return {
+        "conversations": [
+            {"from": SPEAKERS[m.role], "value": m.content, **_more(m)}
+            for m in _kind(row, Conversation).messages
+        ]
+    }
 
 
 def _plain(messages: list[Message]) -> tuple[str | None, list[Message]]:
-    """The system prompt and the turns after it. Raises RowFault for turns of tools and for weights, which two text columns cannot hold."""
+    """The system prompt and the turns after it. Raises RowFault for turns of tools and for weights,
+    which two text columns cannot hold."""
     if any(m.tool_calls or m.role == "tool" for m in messages):
         raise RowFault("tool_turns")
     if any(m.weight not in (0, 1) for m in messages):
@@ -256,7 +348,8 @@ def _plain(messages: list[Message]) -> tuple[str | None, list[Message]]:
 
 
 def _to_alpaca(row: Row) -> dict[str, Any]:
-    """The last question and answer, the earlier ones as history; all answers are learnt, in this form as in the row."""
+    """The last question and answer, the earlier ones as history; all answers are learnt, in this
+    form as in the row."""
     system, turns = _plain(_kind(row, Conversation).messages)
     if any(m.weight != 1 for m in turns if m.role == "assistant"):
         raise RowFault("turn_weights")
@@ -269,7 +362,8 @@ def _to_alpaca(row: Row) -> dict[str, Any]:
 
 
 def _to_prompt_completion(row: Row) -> dict[str, Any]:
-    """Two texts for one question and answer. Earlier turns become a list of messages, where their answers are not learnt in the row either."""
+    """Two texts for one question and answer. Earlier turns become a list of messages, where their
+    answers are not learnt in the row either."""
     system, turns = _plain(_kind(row, Conversation).messages)
     out: dict[str, Any] = {"system": system} if system is not None else {}
     if any(m.weight != 0 for m in turns[:-1] if m.role == "assistant"):
@@ -287,19 +381,31 @@ def _given(turns: list[Message]) -> list[dict[str, Any]]:
 
 def _to_preference(row: Row) -> dict[str, Any]:
     pair: Preference = _kind(row, Preference)
-    out: dict[str, Any] = {"prompt": _turns(pair.prompt), "chosen": _turns(pair.chosen), "rejected": _turns(pair.rejected)}
+    out: dict[str, Any] = {
+        "prompt": _turns(pair.prompt),
+        "chosen": _turns(pair.chosen),
+        "rejected": _turns(pair.rejected),
+    }
     return out | ({"margin": pair.margin} if pair.margin is not None else {})
 
 
 def _to_kto(row: Row) -> dict[str, Any]:
     judged: Judged = _kind(row, Judged)
-    return {"prompt": _turns(judged.messages[:-1]), "completion": _turns(judged.messages[-1:]), "label": judged.good}
+    return {
+        "prompt": _turns(judged.messages[:-1]),
+        "completion": _turns(judged.messages[-1:]),
+        "label": judged.good,
+    }
 
 
 def _to_stepwise(row: Row) -> dict[str, Any]:
     judged: Stepwise = _kind(row, Stepwise)
     texts, labels = zip(*judged.steps, strict=True)
-    return {"prompt": _turns(judged.messages[:-1]), "completions": list(texts), "labels": list(labels)}
+    return {
+        "prompt": _turns(judged.messages[:-1]),
+        "completions": list(texts),
+        "labels": list(labels),
+    }
 
 
 def _to_text(row: Row) -> dict[str, Any]:
@@ -326,11 +432,14 @@ def _json(rows: list[dict[str, Any]], name: str) -> bytes:
 
 
 def _jsonl(rows: list[dict[str, Any]], name: str) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode("utf-8")
+    return "".join(
+        json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows
+    ).encode("utf-8")
 
 
 def _csv(rows: list[dict[str, Any]], name: str) -> bytes:
-    """Comma-separated, with a header of every column that any row has, and a byte order mark, without which spreadsheets show no Chinese."""
+    """Comma-separated, with a header of every column that any row has, and a byte order mark,
+    without which spreadsheets show no Chinese."""
     out = io.StringIO(newline="")
     columns = list(dict.fromkeys(column for row in rows for column in row))
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
@@ -345,7 +454,12 @@ def _parquet(rows: list[dict[str, Any]], name: str) -> bytes:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(
-            problem("E-DATA-48", name, to=".parquet (pip install pyarrow)", known=", ".join(k for k in FILES if k != ".parquet"))
+            problem(
+                "E-DATA-48",
+                name,
+                to=".parquet (pip install pyarrow)",
+                known=", ".join(k for k in FILES if k != ".parquet"),
+            )
         ) from error
     columns = list(dict.fromkeys(column for row in rows for column in row))
     out = io.BytesIO()
@@ -353,4 +467,9 @@ def _parquet(rows: list[dict[str, Any]], name: str) -> bytes:
     return out.getvalue()
 
 
-FILES: dict[str, Callable[[list[dict[str, Any]], str], bytes]] = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+FILES: dict[str, Callable[[list[dict[str, Any]], str], bytes]] = {
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

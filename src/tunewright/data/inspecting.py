@@ -1,9 +1,12 @@
-"""Everything about the data before anything is trained: what was read, kept, dropped and why, and which tokens will be learnt.
+"""Everything about the data before anything is trained: what was read, kept, dropped and why, and
+which tokens will be learnt.
 
-`inspect` is the only door of this room for a run. It refuses data from which nothing would be learnt: no usable row, no learnt token, or no
-answer whose stop token is learnt (a model trained so never stops). What is merely odd becomes a warning in the report.
+`inspect` is the only door of this room for a run. It refuses data from which nothing would be
+learnt: no usable row, no learnt token, or no answer whose stop token is learnt (a model trained so
+never stops). What is merely odd becomes a warning in the report.
 
-The rows go through `pipeline` into a store of columns, kept between runs where the set is large (`token_cache`); `reporting` makes the report of it.
+The rows go through `pipeline` into a store of columns, kept between runs where the set is large
+(`token_cache`); `reporting` makes the report of it.
 """
 
 from __future__ import annotations
@@ -36,15 +39,23 @@ from tunewright.data.store import cache, mixing
 from tunewright.data.store.columns import Rows, Samples, Store, Writer
 from tunewright.data.store.documents import Packed
 from tunewright.data.store.splitting import joined, split_groups, wanted_rows
-from tunewright.data.store.workers import Features, Gathered, Recipe, Source, Staff, gather, worker_count
+from tunewright.data.store.workers import (
+    Features,
+    Gathered,
+    Recipe,
+    Source,
+    Staff,
+    gather,
+    worker_count,
+)
 from tunewright.text.tokenizer import Light
 
 if TYPE_CHECKING:
     from tunewright.text.renderer import Renderer
 
 COUNTED = {"nothing_learnt", "no_stop", "empty", "too_long", "dropped"}
-"""Findings that are counts of what happened. A stop among them ends a run; one that is a guess from the wording of rows (exchanged roles) is a warning
-there, because nobody could overrule it."""
+"""Findings that are counts of what happened. A stop among them ends a run; one that is a guess from
+the wording of rows (exchanged roles) is a warning there, because nobody could overrule it."""
 ENTRY_KEYS = {"file", "format", "columns", "weight", *mixing.KEYS}
 
 
@@ -53,10 +64,12 @@ __all__ = ["DataSet", "inspect", "shared_prefix"]
 
 @dataclass
 class DataSet:
-    """What a run trains on and measures with. `train[i]` was made from `train_rows[i]`; without tokens the sample lists are empty. Documents that are
-    put together (`inspect(..., pack=...)`) are fewer samples than rows.
+    """What a run trains on and measures with. `train[i]` was made from `train_rows[i]`; without
+    tokens the sample lists are empty. Documents that are put together (`inspect(..., pack=...)`)
+    are fewer samples than rows.
 
-    The sequences are read from a store whenever they are asked: `len`, an index, a slice and a loop cost what they touch.
+    The sequences are read from a store whenever they are asked: `len`, an index, a slice and a loop
+    cost what they touch.
     """
 
     train: Sequence[Sample]
@@ -77,18 +90,31 @@ class _Entry:
 
 
 def inspect(
-    config: DataConfig, renderer: Renderer | None, context_length: int | None = None, seed: int = 0, needs_tokens: bool = True,
-    *, to_train: bool = True, workers: int | str | None = None, refuse: bool = True, check: bool = True, pack: int | None = None,
+    config: DataConfig,
+    renderer: Renderer | None,
+    context_length: int | None = None,
+    seed: int = 0,
+    needs_tokens: bool = True,
+    *,
+    to_train: bool = True,
+    workers: int | str | None = None,
+    refuse: bool = True,
+    check: bool = True,
+    pack: int | None = None,
     wants: Sequence[str] = (),
-) -> DataSet:  # fmt: skip
-    """Read, shape, encode, check and split the data of a run, and report on it (keys in `docs/data.md`).
+) -> DataSet:
+    """Read, shape, encode, check and split the data of a run, and report on it (keys in
+    `docs/data.md`).
 
-    `context_length` is the model's, in tokens; `config.max_tokens` may only lower it. Without tokens (`needs_tokens` False, or no renderer)
-    nothing is encoded and the token counts of the report are None. `workers` is `engine.threads`: how many processes a large set may use.
-    Raises DataError for everything that would make the run worthless; with `refuse` False only for files that cannot be read. `check` False leaves out
-    the checks of the rows; `to_train` False reads what folders have for measuring.
-    `pack` says that rows of running text are documents (`data.documents`), and how many tokens of short ones make a sample.
-    `wants` are the kinds of rows that the objective learns from, the best first: they decide where columns could be read as two formats.
+    `context_length` is the model's, in tokens; `config.max_tokens` may only lower it. Without
+    tokens (`needs_tokens` False, or no renderer) nothing is encoded and the token counts of the
+    report are None. `workers` is `engine.threads`: how many processes a large set may use. Raises
+    DataError for everything that would make the run worthless; with `refuse` False only for files
+    that cannot be read. `check` False leaves out the checks of the rows; `to_train` False reads
+    what folders have for measuring. `pack` says that rows of running text are documents
+    (`data.documents`), and how many tokens of short ones make a sample. `wants` are the kinds of
+    rows that the objective learns from, the best first: they decide where columns could be read as
+    two formats.
     """
     started = time.perf_counter()
     entries = _entries(config, to_train)
@@ -97,21 +123,47 @@ def inspect(
         renderer.thinking = replace(renderer.thinking, mode=config.thinking)
     limits = [n for n in (config.max_tokens, context_length) if n is not None]
     light = Light.of(renderer.tokenizer) if renderer is not None and tokens else None
-    recipe = _recipe(config, renderer if tokens else None, light, min(limits, default=None), check, pack is not None)
-    files = list(dict.fromkeys(path for entry in entries for one in entry.found for path in one.files))
+    recipe = _recipe(
+        config,
+        renderer if tokens else None,
+        light,
+        min(limits, default=None),
+        check,
+        pack is not None,
+    )
+    files = list(
+        dict.fromkeys(path for entry in entries for one in entry.found for path in one.files)
+    )
     size = sum(path.stat().st_size for path in files if path.is_file())
-    run = _Run(config, renderer if tokens else None, recipe, entries, seed, worker_count(size, workers) if light or not tokens else 0, wants)
+    run = _Run(
+        config,
+        renderer if tokens else None,
+        recipe,
+        entries,
+        seed,
+        worker_count(size, workers) if light or not tokens else 0,
+        wants,
+    )
     if size >= cache.SMALLEST_BYTES and (light or not tokens) and _is_ours(entries):
-        key = cache.key_of(_key_facts(config, recipe, light, seed, renderer) | {"wants": [*wants]}, [*files, *_registries(config, entries)])
+        key = cache.key_of(
+            _key_facts(config, recipe, light, seed, renderer) | {"wants": [*wants]},
+            [*files, *_registries(config, entries)],
+        )
         store, was_kept = cache.kept(key, run.build)
     else:
         store, was_kept = run.build(None), False
     report, findings = reporting.report_of(store, renderer if tokens else None)
     report["parts"] = [*_parts_said(entries, to_train), *report["parts"]]
     report["rendering"] = renderer.proof().as_dict() if renderer is not None and tokens else None
-    report["preparation"] = {"seconds": round(time.perf_counter() - started, 3), "from_cache": was_kept, "workers": 0 if was_kept else run.count}
+    report["preparation"] = {
+        "seconds": round(time.perf_counter() - started, 3),
+        "from_cache": was_kept,
+        "workers": 0 if was_kept else run.count,
+    }
     if refuse:
-        _refuse_worthless(report, findings, config.accept, asked_only=[*report["kinds"]] == ["prompt"])
+        _refuse_worthless(
+            report, findings, config.accept, asked_only=[*report["kinds"]] == ["prompt"]
+        )
     train, held = store.columns["train"], store.columns["held_out"]
     learnt, measured = (Samples(store, which if tokens else which[:0]) for which in (train, held))
     lists: tuple[Sequence[Sample], Sequence[Sample]] = (learnt, measured)
@@ -133,9 +185,21 @@ def _entries(config: DataConfig, to_train: bool) -> list[_Entry]:
     for number, entry in enumerate(listed):
         known = {"file": entry} if isinstance(entry, str) else entry
         if not isinstance(known.get("file"), str) or set(known) - ENTRY_KEYS:
-            raise DataError(problem("E-DATA-19", f"data.train[{number}]", keys=", ".join(map(str, known)), known=", ".join(sorted(ENTRY_KEYS))))
+            raise DataError(
+                problem(
+                    "E-DATA-19",
+                    f"data.train[{number}]",
+                    keys=", ".join(map(str, known)),
+                    known=", ".join(sorted(ENTRY_KEYS)),
+                )
+            )
         weight = known.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, (int, float))
+            or not math.isfinite(weight)
+            or weight < 0
+        ):
             raise DataError(problem("E-DATA-20", str(known["file"]), weight=weight))
         mixing.require_sensible(known, f"data.train[{number}]")
         found.append(_resolved(known, config, number, held=False, to_train=to_train))
@@ -144,26 +208,55 @@ def _entries(config: DataConfig, to_train: bool) -> list[_Entry]:
         return [*found, _resolved({"file": place}, config, len(listed), held=True, to_train=False)]
     if config.held_out is not None:
         return found
-    parts = [part for entry in found for one in entry.found if (part := catalogue.held_part(one)) is not None]
+    parts = [
+        part
+        for entry in found
+        for one in entry.found
+        if (part := catalogue.held_part(one)) is not None
+    ]
     return [*found, *([_Entry(parts, {}, len(listed), held=True)] if parts else [])]
 
 
-def _resolved(known: dict[str, Any], config: DataConfig, number: int, held: bool, to_train: bool) -> _Entry:
-    asked = {"file": known["file"], "weight": known.get("weight", 1.0), "format": known.get("format", config.format)}
+def _resolved(
+    known: dict[str, Any], config: DataConfig, number: int, held: bool, to_train: bool
+) -> _Entry:
+    asked = {
+        "file": known["file"],
+        "weight": known.get("weight", 1.0),
+        "format": known.get("format", config.format),
+    }
     asked["columns"] = known.get("columns", config.columns)
     return _Entry(catalogue.resolve(asked, config.dir, to_train=to_train), known, number, held)
 
 
 def _parts_said(entries: list[_Entry], to_train: bool) -> list[str]:
     """What becomes of the parts of folders, in sentences."""
-    measured = [path for entry in entries if entry.held or not to_train for one in entry.found for path in one.files]
-    found = ((entry, one) for entry in entries if entry.given for one in entry.found)  # the others are parts of entries that are trained on
-    return list(dict.fromkeys(said for entry, one in found if (said := one.parts.said(measured, trains=to_train and not entry.held))))
+    measured = [
+        path
+        for entry in entries
+        if entry.held or not to_train
+        for one in entry.found
+        for path in one.files
+    ]
+    found = (
+        (entry, one) for entry in entries if entry.given for one in entry.found
+    )  # the others are parts of entries that are trained on
+    return list(
+        dict.fromkeys(
+            said
+            for entry, one in found
+            if (said := one.parts.said(measured, trains=to_train and not entry.held))
+        )
+    )
 
 
 def _held_out_file(config: DataConfig) -> str | None:
     """The file of `held_out`, or None where it is a number or absent."""
-    return config.held_out if isinstance(config.held_out, str) and _number(config.held_out) is None else None
+    return (
+        config.held_out
+        if isinstance(config.held_out, str) and _number(config.held_out) is None
+        else None
+    )
 
 
 def _number(value: float | str | None) -> float | None:
@@ -177,9 +270,20 @@ def _number(value: float | str | None) -> float | None:
     return None
 
 
-def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, max_tokens: int | None, check: bool, documents: bool) -> Recipe:
+def _recipe(
+    config: DataConfig,
+    renderer: Renderer | None,
+    light: Light | None,
+    max_tokens: int | None,
+    check: bool,
+    documents: bool,
+) -> Recipe:
     control = sorted(renderer.control) if renderer is not None else []
-    added = {str(token.content) for token in renderer.tokenizer.added_tokens_decoder.values()} if renderer is not None else set()
+    added = (
+        {str(token.content) for token in renderer.tokenizer.added_tokens_decoder.values()}
+        if renderer is not None
+        else set()
+    )
     state = light.state() if light is not None else None
     return Recipe(
         state,
@@ -199,7 +303,8 @@ def _recipe(config: DataConfig, renderer: Renderer | None, light: Light | None, 
 
 
 def _is_ours(entries: list[_Entry]) -> bool:
-    """Whether every format is a module of this package: of others' functions nobody knows when they change."""
+    """Whether every format is a module of this package: of others' functions nobody knows when they
+    change."""
     formats.load()
     return all(entry.function.__module__.startswith("tunewright.") for entry in formats)
 
@@ -209,10 +314,16 @@ def _registries(config: DataConfig, entries: list[_Entry]) -> list[Path]:
     if not any(one.name for entry in entries for one in entry.found):
         return []
     places = [config.dir] if config.dir is not None else list(catalogue.DEFAULT_PLACES)
-    return [path for place in places if (path := Path(place).expanduser() / catalogue.REGISTRY).is_file()]
+    return [
+        path
+        for place in places
+        if (path := Path(place).expanduser() / catalogue.REGISTRY).is_file()
+    ]
 
 
-def _key_facts(config: DataConfig, recipe: Recipe, light: Light | None, seed: int, renderer: Renderer | None) -> dict[str, Any]:
+def _key_facts(
+    config: DataConfig, recipe: Recipe, light: Light | None, seed: int, renderer: Renderer | None
+) -> dict[str, Any]:
     """Everything besides the files that decides what is in the store."""
     from tunewright import __version__
 
@@ -223,9 +334,14 @@ def _key_facts(config: DataConfig, recipe: Recipe, light: Light | None, seed: in
     }
     dated = bool(light) and "strftime_now" in str(light.chat_template if light else "")
     return {
-        "config": config.model_dump(mode="json", exclude={"accept"}), "recipe": told, "seed": seed, "template": renderer.template_name if renderer else None,
-        "version": __version__, "today": time.strftime("%Y-%m-%d") if dated else "", "folder": str(Path.cwd()),
-    }  # fmt: skip
+        "config": config.model_dump(mode="json", exclude={"accept"}),
+        "recipe": told,
+        "seed": seed,
+        "template": renderer.template_name if renderer else None,
+        "version": __version__,
+        "today": time.strftime("%Y-%m-%d") if dated else "",
+        "folder": str(Path.cwd()),
+    }
 
 
 # ---- the work
@@ -235,10 +351,24 @@ class _Run:
     """One set being built."""
 
     def __init__(
-        self, config: DataConfig, renderer: Renderer | None, recipe: Recipe, entries: list[_Entry], seed: int, count: int, wants: Sequence[str] = ()
+        self,
+        config: DataConfig,
+        renderer: Renderer | None,
+        recipe: Recipe,
+        entries: list[_Entry],
+        seed: int,
+        count: int,
+        wants: Sequence[str] = (),
     ):
         self.wants = wants
-        self.config, self.renderer, self.recipe, self.entries, self.seed, self.count = config, renderer, recipe, entries, seed, count
+        self.config, self.renderer, self.recipe, self.entries, self.seed, self.count = (
+            config,
+            renderer,
+            recipe,
+            entries,
+            seed,
+            count,
+        )
         self.formats: list[str] = []
         self.encodings: list[str] = []
         self.left = config.limit
@@ -249,7 +379,8 @@ class _Run:
         files: list[str] = []
         with Writer(folder) as writer:
             with Features() as features:
-                # The workers are gone before the checks gather what they keep of every row: together they took more than a gigabyte at two million rows.
+                # The workers are gone before the checks gather what they keep of every row:
+                # together they took more than a gigabyte at two million rows.
                 with Staff(self.recipe, self.renderer, self.count) as staff:
                     gathered = gather(self._sources(), staff, writer, features, files)
                 warned = self._split(gathered, writer)
@@ -261,8 +392,12 @@ class _Run:
                 gathered.train.notes.update(notes)
             for entry in self.entries:
                 for one in entry.found:
-                    (gathered.held if entry.held else gathered.train).ledger.merge(one.notes.ledger.plain())
-            facts = reporting.facts_of(gathered, writer, self.renderer, files, self.formats, self.encodings) | {"checked": found, **warned}
+                    (gathered.held if entry.held else gathered.train).ledger.merge(
+                        one.notes.ledger.plain()
+                    )
+            facts = reporting.facts_of(
+                gathered, writer, self.renderer, files, self.formats, self.encodings
+            ) | {"checked": found, **warned}
             facts["under"] = [one for opened, _ in self._opened for one in opened.under]
             return writer.finish({"files": files, "facts": facts})
 
@@ -288,8 +423,20 @@ class _Run:
                 self.formats.append(name or one.format)
                 self.encodings.append(opened.encoding)
             finish = functools.partial(_after, one, name, there, seen, place == len(one.files) - 1)
-            limited = ((row.value, row.origin) for row in rows) if entry.held else self._limited(rows)
-            yield Source(str(path), limited, name, dict(one.columns), one.weight, entry.number, entry.held, one.convert, finish)
+            limited = (
+                ((row.value, row.origin) for row in rows) if entry.held else self._limited(rows)
+            )
+            yield Source(
+                str(path),
+                limited,
+                name,
+                dict(one.columns),
+                one.weight,
+                entry.number,
+                entry.held,
+                one.convert,
+                finish,
+            )
 
     def _limited(self, rows: Iterator[RawRow]) -> Iterator[tuple[Any, Origin]]:
         for row in rows:
@@ -299,19 +446,36 @@ class _Run:
                 self.left -= 1
             yield row.value, row.origin
 
-    def _format_of(self, one: catalogue.ResolvedEntry, rows: Iterator[RawRow]) -> tuple[str, Iterator[RawRow], list[str]]:
-        """The format's name, all rows again and the first rows' columns. It is told from the file's first rows, not from the few that a limit leaves."""
+    def _format_of(
+        self, one: catalogue.ResolvedEntry, rows: Iterator[RawRow]
+    ) -> tuple[str, Iterator[RawRow], list[str]]:
+        """The format's name, all rows again and the first rows' columns. It is told from the file's
+        first rows, not from the few that a limit leaves."""
         first = list(islice(rows, LOOKED_AT))
-        there = list(dict.fromkeys(key for row in first if isinstance(row.value, dict) for key in row.value))
+        there = list(
+            dict.fromkeys(key for row in first if isinstance(row.value, dict) for key in row.value)
+        )
         try:
-            shaper = Shaper(first, one.format, one.columns, wording=self.config.wording, labels=self.config.labels, wants=self.wants)
+            shaper = Shaper(
+                first,
+                one.format,
+                one.columns,
+                wording=self.config.wording,
+                labels=self.config.labels,
+                wants=self.wants,
+            )
             if one.columns:
                 for row in first:
                     shaper.row(row)
                 require_read(shaper.format, one.columns, shaper.ledger)
         except DataError:
             # A column that was named and does not exist is the cause, not the format.
-            every = {key for row in chain(first, rows) if isinstance(row.value, dict) for key in row.value}
+            every = {
+                key
+                for row in chain(first, rows)
+                if isinstance(row.value, dict)
+                for key in row.value
+            }
             _require_columns(one.columns, every, there)
             raise
         return shaper.format, chain(first, rows), there
@@ -322,7 +486,8 @@ class _Run:
         return catalogue.chosen_rows(total, one.limit, one.name)
 
     def _split(self, gathered: Gathered, writer: Writer) -> dict[str, Any]:
-        """Write which rows are trained on and which held out. Returns what was asked for and cannot be had."""
+        """Write which rows are trained on and which held out. Returns what was asked for and cannot
+        be had."""
         import numpy as np
 
         number, count = _number(self.config.held_out), gathered.num_train
@@ -337,7 +502,13 @@ class _Run:
         is_held = np.zeros(len(rows), bool)
         is_held[held] = True
         train = rows[:count][~is_held[:count]]
-        mixed, said = mixing.mixed(train, writer.column("source"), [e.given for e in self.entries if not e.held], self.config, self.seed)
+        mixed, said = mixing.mixed(
+            train,
+            writer.column("source"),
+            [e.given for e in self.entries if not e.held],
+            self.config,
+            self.seed,
+        )
         writer.put("train", mixed.astype("<i8").tobytes())
         writer.put("held_out", held.astype("<i8").tobytes())
         return short | ({"mixing": said} if said else {})
@@ -345,7 +516,11 @@ class _Run:
 
 def _open(one: catalogue.ResolvedEntry, path: Path) -> RawStream:
     """The rows of a file; a text file of the format `documents` is one row."""
-    return stream(path, whole=True, parts=one.read_parts) if one.convert is None and one.format == "documents" else one.stream(path)
+    return (
+        stream(path, whole=True, parts=one.read_parts)
+        if one.convert is None and one.format == "documents"
+        else one.stream(path)
+    )
 
 
 def _picked(rows: Iterator[RawRow], wanted: Counter[int], offset: list[int]) -> Iterator[RawRow]:
@@ -355,7 +530,15 @@ def _picked(rows: Iterator[RawRow], wanted: Counter[int], offset: list[int]) -> 
         offset[0] += 1
 
 
-def _after(one: catalogue.ResolvedEntry, name: str | None, there: list[str], seen: set[str], last: bool, found: set[str], ledger: Ledger) -> None:
+def _after(
+    one: catalogue.ResolvedEntry,
+    name: str | None,
+    there: list[str],
+    seen: set[str],
+    last: bool,
+    found: set[str],
+    ledger: Ledger,
+) -> None:
     """After a file: every column that was named has been seen, and read."""
     seen |= found
     if one.convert is None:
@@ -366,26 +549,49 @@ def _after(one: catalogue.ResolvedEntry, name: str | None, there: list[str], see
 
 
 def _require_columns(columns: dict[str, str], found: set[str], there: list[str]) -> None:
-    """Raise DataError for renamed columns that no row of a file has. `there` are the first rows' columns, for the message."""
+    """Raise DataError for renamed columns that no row of a file has. `there` are the first rows'
+    columns, for the message."""
     problems = []
     for ours, theirs in columns.items():
         if theirs not in found:
             close = difflib.get_close_matches(theirs, sorted({*there, *found}), n=1)
             shown = ", ".join(map(str, there[:20]))
-            problems.append(problem("E-DATA-11", f"data.columns.{ours}", column=theirs, guess=close[0] if close else "-", columns=shown))
+            problems.append(
+                problem(
+                    "E-DATA-11",
+                    f"data.columns.{ours}",
+                    column=theirs,
+                    guess=close[0] if close else "-",
+                    columns=shown,
+                )
+            )
     raise_all(problems, DataError)
 
 
-def _refuse_worthless(report: dict[str, Any], findings: Sequence[Finding], accepted: Sequence[str] = (), asked_only: bool = False) -> None:
-    """Raise DataError for data from which a run could not learn. Rows that only ask have nothing to learn from by themselves: the model will answer."""
+def _refuse_worthless(
+    report: dict[str, Any],
+    findings: Sequence[Finding],
+    accepted: Sequence[str] = (),
+    asked_only: bool = False,
+) -> None:
+    """Raise DataError for data from which a run could not learn. Rows that only ask have nothing to
+    learn from by themselves: the model will answer."""
     place = report["files"][0] if report["files"] else "data.train"
     if not report["rows_kept"]:
-        reasons = ", ".join(f"{entry['count']} {entry['what']} ({places(entry)[0]})" for entry in report["reasons"].values())
-        raise DataError(problem("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-"))
+        reasons = ", ".join(
+            f"{entry['count']} {entry['what']} ({places(entry)[0]})"
+            for entry in report["reasons"].values()
+        )
+        raise DataError(
+            problem("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
+        )
     if report["tokens_total"] is not None and not asked_only:
         if not report["learnt_tokens"]:
             raise DataError(problem("E-DATA-13", place, rows=report["rows_kept"]))
         if not report["stop_learnt_share"]:
             raise DataError(problem("E-DATA-14", place, answers=report["answers"]))
     stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]
-    raise_all((problem("E-DATA-61", place, what=f.what(), do=f.remedy(), name=f.key) for f in stopping), DataError)
+    raise_all(
+        (problem("E-DATA-61", place, what=f.what(), do=f.remedy(), name=f.key) for f in stopping),
+        DataError,
+    )

@@ -1,11 +1,13 @@
 """Rows to samples: the token ids of each row and the ones that are learnt.
 
-A dialogue is one branch: all assistant turns are learnt, each with its message's weight times its row's weight (a turn of weight 0 is context); running
-text is learnt from its second token on. A preference is two branches (`chosen`, `rejected`) in which only the turns after the shared prompt count; a
-judged answer is one branch (`good` or `bad`) in which only the last answer counts; a prompt is one branch without a learnt token.
-Tokens after the last learnt one are left out: nothing is ever predicted from them.
-A row longer than `max_tokens` is dropped, or the middle of its last answer is cut out and the stop token kept; both are counted. A mark stands where the
-middle was: it is not learnt, nor is the first token after it, so that no false word is taught.
+A dialogue is one branch: all assistant turns are learnt, each with its message's weight times its
+row's weight (a turn of weight 0 is context); running text is learnt from its second token on. A
+preference is two branches (`chosen`, `rejected`) in which only the turns after the shared prompt
+count; a judged answer is one branch (`good` or `bad`) in which only the last answer counts; a
+prompt is one branch without a learnt token. Tokens after the last learnt one are left out: nothing
+is ever predicted from them. A row longer than `max_tokens` is dropped, or the middle of its last
+answer is cut out and the stop token kept; both are counted. A mark stands where the middle was: it
+is not learnt, nor is the first token after it, so that no false word is taught.
 """
 
 from __future__ import annotations
@@ -15,7 +17,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunewright.core.types import Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample, Stepwise
+from tunewright.core.types import (
+    Branch,
+    Conversation,
+    Judged,
+    Message,
+    Origin,
+    PlainText,
+    Preference,
+    Prompt,
+    Row,
+    Sample,
+    Stepwise,
+)
 from tunewright.data.shaping import Dropped
 from tunewright.text.renderer import CannotRender
 
@@ -30,7 +44,8 @@ Span = tuple[int, int, float]
 
 @dataclass
 class Encoded:
-    """Samples in the order of their rows (`sample.index` is the row's index), what was dropped, and what happened on the way, counted."""
+    """Samples in the order of their rows (`sample.index` is the row's index), what was dropped, and
+    what happened on the way, counted."""
 
     samples: list[Sample]
     dropped: list[Dropped]
@@ -39,7 +54,8 @@ class Encoded:
 
 @dataclass
 class EncodedBranch:
-    """A branch whose learnt tokens are spans: a few numbers instead of two lists as long as the answer."""
+    """A branch whose learnt tokens are spans: a few numbers instead of two lists as long as the
+    answer."""
 
     tokens: list[int]
     spans: list[Span]
@@ -66,14 +82,24 @@ class EncodedRow:
     """Learnt tokens of thoughts."""
 
     def sample(self, index: int, origin: Origin) -> Sample:
-        """The sample. The row's weight stands in the branches already; sample.weight stays 1, so that nobody applies it twice."""
+        """The sample. The row's weight stands in the branches already; sample.weight stays 1, so
+        that nobody applies it twice."""
         return Sample([one.branch() for one in self.branches], index, origin, facts=self.facts)
 
 
-def encode(rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, oversize: Literal["drop", "truncate"] = "drop") -> Encoded:
-    """Render every row. `max_tokens` None: no limit. A row is dropped as `too_long`, `cannot_render`, `nothing_learnt` or `same_answers`."""
+def encode(
+    rows: Sequence[Row],
+    renderer: Renderer,
+    *,
+    max_tokens: int | None,
+    oversize: Literal["drop", "truncate"] = "drop",
+) -> Encoded:
+    """Render every row. `max_tokens` None: no limit. A row is dropped as `too_long`,
+    `cannot_render`, `nothing_learnt` or `same_answers`."""
     out = Encoded([], [])
-    for index, made in enumerate(encode_rows(rows, renderer, max_tokens=max_tokens, oversize=oversize)):
+    for index, made in enumerate(
+        encode_rows(rows, renderer, max_tokens=max_tokens, oversize=oversize)
+    ):
         if isinstance(made, Dropped):
             out.dropped.append(made)
         else:
@@ -84,15 +110,25 @@ def encode(rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, o
 
 
 def encode_rows(
-    rows: Sequence[Row], renderer: Renderer, *, max_tokens: int | None, oversize: Literal["drop", "truncate"] = "drop", documents: bool = False
+    rows: Sequence[Row],
+    renderer: Renderer,
+    *,
+    max_tokens: int | None,
+    oversize: Literal["drop", "truncate"] = "drop",
+    documents: bool = False,
 ) -> list[EncodedRow | Dropped]:
-    """For each row its tokens, or why there are none. Rows are rendered together, because a tokenizer is faster with many texts at once.
+    """For each row its tokens, or why there are none. Rows are rendered together, because a
+    tokenizer is faster with many texts at once.
 
     `documents`: running text may have any length, because `documents.windows` cuts it.
     """
     asked = [row for row in rows if not isinstance(row, (PlainText, Prompt))]
     wanted = [(messages, row.tools) for row in asked for messages in _dialogues(row)]
-    forms = [form for row in asked for form in [renderer.form_of_row(row)] * (2 if isinstance(row, Preference) else 1)]
+    forms = [
+        form
+        for row in asked
+        for form in [renderer.form_of_row(row)] * (2 if isinstance(row, Preference) else 1)
+    ]
     rendered = iter(renderer.render_many(wanted, forms))
     out: list[EncodedRow | Dropped] = []
     for row in rows:
@@ -100,7 +136,11 @@ def encode_rows(
             if isinstance(row, Prompt):
                 renderer.require_written(row.messages, row.tools)
                 tokens = renderer.prompt(row.messages, row.tools)
-                made = EncodedRow([EncodedBranch(tokens, [], "prompt")], {**row.facts, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)}, [])
+                made = EncodedRow(
+                    [EncodedBranch(tokens, [], "prompt")],
+                    {**row.facts, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)},
+                    [],
+                )
             elif isinstance(row, PlainText):
                 made = _encoded(row, [renderer.render_text(row)], renderer)
             else:
@@ -108,22 +148,42 @@ def encode_rows(
                 fault = next((one for one in found if isinstance(one, CannotRender)), None)
                 if fault:
                     raise fault
-                made = _encoded(row, [one for one in found if not isinstance(one, CannotRender)], renderer)
+                made = _encoded(
+                    row, [one for one in found if not isinstance(one, CannotRender)], renderer
+                )
                 if isinstance(row, Stepwise) and made.branches[0].spans:
                     made.facts["steps"] = _steps(row, made.branches[0], renderer)
-            if not isinstance(row, PlainText) and row.tools and not renderer.writes_tools(_dialogues(row)[0], row.tools):
+            if (
+                not isinstance(row, PlainText)
+                and row.tools
+                and not renderer.writes_tools(_dialogues(row)[0], row.tools)
+            ):
                 made.notes.append("tools_unwritten")
-            out.append(_judged(row, made, None if documents and isinstance(row, PlainText) else max_tokens, oversize, renderer))
+            out.append(
+                _judged(
+                    row,
+                    made,
+                    None if documents and isinstance(row, PlainText) else max_tokens,
+                    oversize,
+                    renderer,
+                )
+            )
         except CannotRender as error:
             out.append(Dropped(row.origin, error.reason, error.detail))
     return out
 
 
 def _dialogues(row: Conversation | Preference | Judged | Prompt) -> list[list[Message]]:
-    return [[*row.prompt, *row.chosen], [*row.prompt, *row.rejected]] if isinstance(row, Preference) else [row.messages]
+    return (
+        [[*row.prompt, *row.chosen], [*row.prompt, *row.rejected]]
+        if isinstance(row, Preference)
+        else [row.messages]
+    )
 
 
-def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str, renderer: Renderer) -> EncodedRow | Dropped:
+def _judged(
+    row: Row, made: EncodedRow, max_tokens: int | None, oversize: str, renderer: Renderer
+) -> EncodedRow | Dropped:
     """The row, cut where it is too long and may be, or why it is dropped."""
     asks = isinstance(row, Prompt)
     if not asks and not all(branch.spans for branch in made.branches):
@@ -147,7 +207,8 @@ def _judged(row: Row, made: EncodedRow, max_tokens: int | None, oversize: str, r
 
 
 def _steps(row: Stepwise, branch: EncodedBranch, renderer: Renderer) -> list[list[int]]:
-    """[tokens of the branch up to the end of a step, 1 for a right step] of every step. Raises CannotRender where the answer's tokens do not spell the steps."""
+    """[tokens of the branch up to the end of a step, 1 for a right step] of every step. Raises
+    CannotRender where the answer's tokens do not spell the steps."""
     first, after, _ = branch.spans[-1]
     ends = step_ends(branch.tokens[first:after], [text for text, _ in row.steps], renderer.decode)
     if ends is None:
@@ -155,8 +216,11 @@ def _steps(row: Stepwise, branch: EncodedBranch, renderer: Renderer) -> list[lis
     return [[first + end, int(good)] for end, (_, good) in zip(ends, row.steps, strict=True)]
 
 
-def step_ends(tokens: Sequence[int], steps: Sequence[str], decode: Callable[[Sequence[int]], str]) -> list[int] | None:
-    """For each step how many tokens of the answer write it and all before it, white space apart; None where the tokens write something else."""
+def step_ends(
+    tokens: Sequence[int], steps: Sequence[str], decode: Callable[[Sequence[int]], str]
+) -> list[int] | None:
+    """For each step how many tokens of the answer write it and all before it, white space apart;
+    None where the tokens write something else."""
     ends: list[int] = []
     written, whole = "", "".join(decode(tokens).split())
     for step in steps:
@@ -174,7 +238,11 @@ def step_ends(tokens: Sequence[int], steps: Sequence[str], decode: Callable[[Seq
     return ends
 
 
-def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list[Rendered], renderer: Renderer) -> EncodedRow:
+def _encoded(
+    row: Conversation | PlainText | Preference | Judged,
+    rendered: list[Rendered],
+    renderer: Renderer,
+) -> EncodedRow:
     """The branches of a row, with what is learnt of each and at which weight."""
     facts: dict[str, Any] = {"answers": 0, "stops_learnt": 0}
     if isinstance(row, PlainText):
@@ -183,12 +251,30 @@ def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list
         plans = [([row.weight * row.messages[turn].weight for turn in rendered[0].turns], "answer")]
     elif isinstance(row, Preference):
         plans, asked = [], len(row.prompt)
-        for one, turns, role in zip(rendered, (row.chosen, row.rejected), ("chosen", "rejected"), strict=True):
-            plans.append(([row.weight * turns[t - asked].weight if t >= asked else 0.0 for t in one.turns], role))
+        for one, turns, role in zip(
+            rendered, (row.chosen, row.rejected), ("chosen", "rejected"), strict=True
+        ):
+            plans.append(
+                (
+                    [
+                        row.weight * turns[t - asked].weight if t >= asked else 0.0
+                        for t in one.turns
+                    ],
+                    role,
+                )
+            )
         facts |= {"margin": row.margin} if row.margin is not None else {}
     else:
         last = len(row.messages) - 1
-        plans = [([row.weight * row.messages[turn].weight if turn == last else 0.0 for turn in rendered[0].turns], "good" if row.good else "bad")]
+        plans = [
+            (
+                [
+                    row.weight * row.messages[turn].weight if turn == last else 0.0
+                    for turn in rendered[0].turns
+                ],
+                "good" if row.good else "bad",
+            )
+        ]
     made = EncodedRow([], facts, [])
     for one, (weights, role) in zip(rendered, plans, strict=True):
         made.branches.append(_branch(one, weights, role, facts))
@@ -199,9 +285,14 @@ def _encoded(row: Conversation | PlainText | Preference | Judged, rendered: list
 
 
 def _note_thoughts(
-    row: Conversation | Preference | Judged, rendered: list[Rendered], weights: list[list[float]], renderer: Renderer, made: EncodedRow
+    row: Conversation | Preference | Judged,
+    rendered: list[Rendered],
+    weights: list[list[float]],
+    renderer: Renderer,
+    made: EncodedRow,
 ) -> None:
-    """Count a row with thoughts and their learnt tokens, or, where the template knows thinking, one without."""
+    """Count a row with thoughts and their learnt tokens, or, where the template knows thinking, one
+    without."""
     thinks = False
     for messages, one, factors in zip(_dialogues(row), rendered, weights, strict=True):
         for k, (turn, weight) in enumerate(zip(one.turns, factors, strict=True)):
@@ -214,11 +305,16 @@ def _note_thoughts(
         made.notes.append("rows_thinking" if thinks else "rows_not_thinking")
 
 
-def _branch(rendered: Rendered, weights: list[float], role: str, facts: dict[str, Any]) -> EncodedBranch:
-    """One branch. Adds to `facts` the answers learnt, how many of them with their stop token, and the first branch's last learnt span."""
+def _branch(
+    rendered: Rendered, weights: list[float], role: str, facts: dict[str, Any]
+) -> EncodedBranch:
+    """One branch. Adds to `facts` the answers learnt, how many of them with their stop token, and
+    the first branch's last learnt span."""
     spans: list[Span] = []
     last = (0, 0)
-    for (first, after), stop, weight in zip(rendered.spans, rendered.stop_index, weights, strict=True):
+    for (first, after), stop, weight in zip(
+        rendered.spans, rendered.stop_index, weights, strict=True
+    ):
         if weight <= 0:
             continue
         last = (max(first, 1), after)  # the very first token is predicted from nothing
@@ -231,7 +327,8 @@ def _branch(rendered: Rendered, weights: list[float], role: str, facts: dict[str
 
 
 def _cut(branch: EncodedBranch, max_tokens: int, joint: list[int]) -> bool:
-    """Put `joint` in the place of the middle of the last span until the branch fits. False where too little would stay; nothing is changed then."""
+    """Put `joint` in the place of the middle of the last span until the branch fits. False where
+    too little would stay; nothing is changed then."""
     first, after, weight = branch.spans[-1]
     excess = len(branch.tokens) - max_tokens + len(joint)
     keep = after - first - excess
@@ -240,6 +337,7 @@ def _cut(branch: EncodedBranch, max_tokens: int, joint: list[int]) -> bool:
     head = first + (keep + 1) // 2
     branch.tokens = [*branch.tokens[:head], *joint, *branch.tokens[head + excess :]]
     end, goes_on = len(branch.tokens), head + len(joint)
-    # What follows the mark begins anywhere, perhaps inside a word; the stop token is learnt also where it is all that is left.
+    # What follows the mark begins anywhere, perhaps inside a word; the stop token is learnt also
+    # where it is all that is left.
     branch.spans[-1:] = [(first, head, weight), (min(goes_on + 1, end - 1), end, weight)]
     return True

@@ -1,8 +1,10 @@
-"""Lists and objects as Python prints them, [{'role': 'user', 'content': None}], which data frames leave in tables; read without running anything.
+"""Lists and objects as Python prints them, [{'role': 'user', 'content': None}], which data frames
+leave in tables; read without running anything.
 
-The text is parsed, and only lists, tuples, objects, strings, numbers, None, True and False are taken from it, besides the call `array([...], dtype=object)` that numpy
-prints around a list. numpy also leaves out the commas between the elements of an array; two neighbouring values are taken for two elements, because Python itself
-never prints two strings side by side.
+The text is parsed, and only lists, tuples, objects, strings, numbers, None, True and False are
+taken from it, besides the call `array([...], dtype=object)` that numpy prints around a list. numpy
+also leaves out the commas between the elements of an array; two neighbouring values are taken for
+two elements, because Python itself never prints two strings side by side.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def python_value(text: str) -> Any:
             parsed = ast.parse(_with_commas(text.strip()), mode="eval")
         return _value(parsed.body, 0)
     except (SyntaxError, ValueError, MemoryError, RecursionError, tokenize.TokenError) as error:
-        raise NotLiteral(getattr(error, "msg", None) or str(error) or type(error).__name__) from error
+        raise NotLiteral(
+            getattr(error, "msg", None) or str(error) or type(error).__name__
+        ) from error
 
 
 def _with_commas(text: str) -> str:
@@ -49,11 +53,17 @@ def _with_commas(text: str) -> str:
             continue
         if token.type == tokenize.COMMENT:
             raise NotLiteral("#")
-        depth += (token.string in _OPENING) - (token.string in _CLOSING) if token.type == tokenize.OP else 0
+        depth += (
+            (token.string in _OPENING) - (token.string in _CLOSING)
+            if token.type == tokenize.OP
+            else 0
+        )
         if depth > MOST_DEPTH:
             raise NotLiteral("nested too deeply")
         begins = token.type == tokenize.STRING or token.string in ("{", "[")
-        ended = before is not None and (before.type == tokenize.STRING or before.string in ("}", "]", ")"))
+        ended = before is not None and (
+            before.type == tokenize.STRING or before.string in ("}", "]", ")")
+        )
         if begins and ended:
             places.append(starts[token.start[0] - 1] + token.start[1])
         before = token
@@ -63,7 +73,9 @@ def _with_commas(text: str) -> str:
 
 
 def _value(node: ast.expr, depth: int) -> Any:
-    if isinstance(node, ast.Constant) and (node.value is None or type(node.value) in (str, int, float, bool)):
+    if isinstance(node, ast.Constant) and (
+        node.value is None or type(node.value) in (str, int, float, bool)
+    ):
         return node.value
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(inner, depth + 1) for inner in node.elts]
@@ -79,6 +91,11 @@ def _value(node: ast.expr, depth: int) -> Any:
         and type(node.operand.value) in (int, float)
     ):
         return -node.operand.value  # type: ignore[operator]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array" and node.args:
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "array"
+        and node.args
+    ):
         return _value(node.args[0], depth + 1)
     raise NotLiteral(f"{type(node).__name__}")

@@ -1,8 +1,9 @@
 """Columns that were not understood: what is said about them, and the command that leads on.
 
-Nothing here decides how a row is read. It looks at the names and the first values of columns, and puts into words what was found, what it is most
-likely meant as, and flags that can be copied. A text that would be learnt alone while its answer stands beside it is refused here, and so is a name in
-`data.columns` that the format does not read.
+Nothing here decides how a row is read. It looks at the names and the first values of columns, and
+puts into words what was found, what it is most likely meant as, and flags that can be copied. A
+text that would be learnt alone while its answer stands beside it is refused here, and so is a name
+in `data.columns` that the format does not read.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ LABELS = _set(
     "label labels category categories sentiment class classes aspect intent emotion topic rating stars polarity stance tag tags label_name"
     " 标签 类别 分类 情感 意图 主题"
 )
-TAKEN_FOR_ANSWERS = ANSWERS - _set("answer solution correct_answer final_answer a ans model gpt keywords 标准答案") | {"text"}
+TAKEN_FOR_ANSWERS = ANSWERS - _set(
+    "answer solution correct_answer final_answer a ans model gpt keywords 标准答案"
+) | {"text"}
 """Beside a prompt; `answer` and `solution` are what reward functions compare with."""
 ROLES: dict[str, frozenset[str]] = {
     "instruction": _set("instruction instructions task_instruction 指令 任务 任务描述"),
@@ -61,7 +64,8 @@ TITLES = ("title", "subtitle", "标题")
 
 
 def printable(text: str) -> str:
-    """A text that any terminal and any file can take: half characters and control characters are written as escapes."""
+    """A text that any terminal and any file can take: half characters and control characters are
+    written as escapes."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
@@ -89,7 +93,8 @@ def example_of(value: Any) -> str:
 
 
 def flags(columns: Mapping[str, str]) -> str:
-    """The flag that says which column is which, ready to be copied; what keeps its name is left out."""
+    """The flag that says which column is which, ready to be copied; what keeps its name is left
+    out."""
     pairs = ",".join(f"{ours}={theirs}" for ours, theirs in columns.items() if ours != theirs)
     if not pairs:
         return ""
@@ -100,18 +105,41 @@ def flags(columns: Mapping[str, str]) -> str:
 
 
 def unknown(values: Sequence[Any], where: str) -> DataError:
-    """The error for rows of no format: what was found with examples, what is nearest, and the flags that lead on."""
+    """The error for rows of no format: what was found with examples, what is nearest, and the flags
+    that lead on."""
     first = _first_values(values)
     if not first:
         kind = type(values[0]).__name__ if values else "-"
-        return DataError(problem("E-DATA-08", where, found=f"- ({kind})", hint=say("data.hint.no_objects")))
-    listed = [f"`{_cut(name, SHOWN_CHARACTERS)}` ({example_of(value)})" for name, value in list(first.items())[:WITH_EXAMPLE]]
+        return DataError(
+            problem("E-DATA-08", where, found=f"- ({kind})", hint=say("data.hint.no_objects"))
+        )
+    listed = [
+        f"`{_cut(name, SHOWN_CHARACTERS)}` ({example_of(value)})"
+        for name, value in list(first.items())[:WITH_EXAMPLE]
+    ]
     found = ", ".join([*listed, "..."] if len(first) > WITH_EXAMPLE else listed)
-    wanted = suggested({name: value for name, value in first.items() if name.isprintable() and len(name) <= SHOWN_CHARACTERS})
-    turns = next((name for name, value in first.items() if isinstance(value, list) and value and isinstance(value[0], dict | list)), None)
+    wanted = suggested(
+        {
+            name: value
+            for name, value in first.items()
+            if name.isprintable() and len(name) <= SHOWN_CHARACTERS
+        }
+    )
+    turns = next(
+        (
+            name
+            for name, value in first.items()
+            if isinstance(value, list) and value and isinstance(value[0], dict | list)
+        ),
+        None,
+    )
     if wanted:
         read = {*wanted.values(), *(name for _, name in choice_columns(tuple(first)))}
-        left = [name for name in first if name not in read and not is_bookkeeping(name) and name not in known_names()]
+        left = [
+            name
+            for name in first
+            if name not in read and not is_bookkeeping(name) and name not in known_names()
+        ]
         rest = say("data.hint.left_out", names=shown_names(left)) if left else ""
         hint = say("data.hint.command", command=flags(wanted) or "--columns OURS=THEIRS", rest=rest)
     elif turns is not None:
@@ -132,20 +160,39 @@ def _first_values(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def suggested(first: Mapping[str, Any]) -> dict[str, str]:
-    """Our names to the file's, as they are most likely meant; empty where nothing can be said. `first` holds a value of every column."""
+    """Our names to the file's, as they are most likely meant; empty where nothing can be said.
+    `first` holds a value of every column."""
     choices = {name for _, name in choice_columns(tuple(first))}
-    columns = {name: plain_name(name) for name in first if name not in choices and (not is_bookkeeping(name) or plain_name(name) in ASKS | ANSWERS)}
-    roles = {role: name for role, names in ROLES.items() if (name := _named(columns, names)) is not None}
-    texts = [name for name in columns if isinstance(first[name], str) and any(map(str.isalpha, first[name][:1000]))]
+    columns = {
+        name: plain_name(name)
+        for name in first
+        if name not in choices and (not is_bookkeeping(name) or plain_name(name) in ASKS | ANSWERS)
+    }
+    roles = {
+        role: name for role, names in ROLES.items() if (name := _named(columns, names)) is not None
+    }
+    texts = [
+        name
+        for name in columns
+        if isinstance(first[name], str) and any(map(str.isalpha, first[name][:1000]))
+    ]
     rest = {name: plain for name, plain in columns.items() if name not in roles.values()}
     more = {ours: roles[ours] for ours in ("history", "reasoning", "system") if ours in roles}
     if "chosen" in roles and "rejected" in roles:
         ask = _named(rest, ASKS)
-        return ({"prompt": ask} if ask else {}) | {"chosen": roles["chosen"], "rejected": roles["rejected"]}
+        return ({"prompt": ask} if ask else {}) | {
+            "chosen": roles["chosen"],
+            "rejected": roles["rejected"],
+        }
     answer, label = _named(rest, ANSWERS), _named(rest, LABELS)
     ask = _named({name: plain for name, plain in rest.items() if name != answer}, ASKS)
     if "instruction" in roles and answer:
-        return {"instruction": roles["instruction"]} | ({"input": ask} if ask else {}) | {"output": answer} | more
+        return (
+            {"instruction": roles["instruction"]}
+            | ({"input": ask} if ask else {})
+            | {"output": answer}
+            | more
+        )
     if ask and answer:
         return {"prompt": ask, "completion": answer} | more
     if ask and label:
@@ -164,13 +211,30 @@ def suggested(first: Mapping[str, Any]) -> dict[str, str]:
     if ask and len(texts) == 2 and ask in texts:
         return {"prompt": ask, "completion": next(name for name in texts if name != ask)} | more
     if answer and len(texts) == 2 and answer in texts:
-        return {"prompt": next(name for name in texts if name != answer), "completion": answer} | more
+        return {
+            "prompt": next(name for name in texts if name != answer),
+            "completion": answer,
+        } | more
     if len(texts) == 2:
         return {"prompt": texts[0], "completion": texts[1]} | more
     return {"text": texts[0]} if len(texts) == 1 and len(columns) == 1 else {}
 
 
-MAIN = ("instruction", "input", "output", "prompt", "completion", "question", "answer", "response", "text", "label", "messages", "chosen", "rejected")
+MAIN = (
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "question",
+    "answer",
+    "response",
+    "text",
+    "label",
+    "messages",
+    "chosen",
+    "rejected",
+)
 
 
 def _named(columns: Mapping[str, str], names: Iterable[str]) -> str | None:
@@ -182,51 +246,104 @@ def _named(columns: Mapping[str, str], names: Iterable[str]) -> str | None:
 
 
 def refuse_text_with_answer(rows: Sequence[Seen], name: str, where: str) -> None:
-    """Raise E-DATA-86 where running text would be learnt and a column that looks like its answer thrown away. Naming the format says that this is meant."""
+    """Raise E-DATA-86 where running text would be learnt and a column that looks like its answer
+    thrown away. Naming the format says that this is meant."""
     having = [row for row in rows if first_of(row, DOCUMENT) is not None]
     if not having:
         return
     text = first_of(having[0], DOCUMENT) or "text"
-    beside = list(dict.fromkeys(column for row in having for column in row if column != text and column != "weight"))
-    cells = {column: [value for row in having if (value := dict.get(row, column)) not in (None, "")] for column in beside}
+    beside = list(
+        dict.fromkeys(
+            column for row in having for column in row if column != text and column != "weight"
+        )
+    )
+    cells = {
+        column: [value for row in having if (value := dict.get(row, column)) not in (None, "")]
+        for column in beside
+    }
     texts = [str(dict.get(row, text)) for row in having]
-    answers = [column for column in beside if _is_answer(having[0].theirs(column), cells[column], texts)]
+    answers = [
+        column for column in beside if _is_answer(having[0].theirs(column), cells[column], texts)
+    ]
     if not answers:
         return
-    answer = next((column for column in answers if plain_name(column) in ANSWERS | LABELS), answers[0])
+    answer = next(
+        (column for column in answers if plain_name(column) in ANSWERS | LABELS), answers[0]
+    )
     theirs = having[0].theirs
-    wanted = ("text", "label") if _are_labels(cells[answer]) or plain_name(answer) in LABELS else ("prompt", "completion")
+    wanted = (
+        ("text", "label")
+        if _are_labels(cells[answer]) or plain_name(answer) in LABELS
+        else ("prompt", "completion")
+    )
     command = flags({wanted[0]: theirs(text), wanted[1]: theirs(answer)})
-    shown = ", ".join(f"`{_cut(theirs(column), SHOWN_CHARACTERS)}` ({example_of(cells[column][0])})" for column in answers[:WITH_EXAMPLE])
-    raise DataError(problem("E-DATA-86", where, text=theirs(text), shown=shown, answer=theirs(answer), command=command, alone=f"--format {name}"))
+    shown = ", ".join(
+        f"`{_cut(theirs(column), SHOWN_CHARACTERS)}` ({example_of(cells[column][0])})"
+        for column in answers[:WITH_EXAMPLE]
+    )
+    raise DataError(
+        problem(
+            "E-DATA-86",
+            where,
+            text=theirs(text),
+            shown=shown,
+            answer=theirs(answer),
+            command=command,
+            alone=f"--format {name}",
+        )
+    )
 
 
 def refuse_prompt_with_answer(rows: Sequence[Seen], where: str) -> None:
-    """Raise E-DATA-88 for prompts with a text beside them that is an answer by its name: kept as a fact for reward functions it would teach nothing."""
+    """Raise E-DATA-88 for prompts with a text beside them that is an answer by its name: kept as a
+    fact for reward functions it would teach nothing."""
     having = [row for row in rows if "prompt" in row]
     for name in dict.fromkeys(name for row in having for name in row):
-        value = next((cell for row in having if isinstance(cell := dict.get(row, name), str) and any(map(str.isalpha, cell))), None)
+        value = next(
+            (
+                cell
+                for row in having
+                if isinstance(cell := dict.get(row, name), str) and any(map(str.isalpha, cell))
+            ),
+            None,
+        )
         if value is not None and plain_name(name) in TAKEN_FOR_ANSWERS:
             theirs = having[0].theirs(name)
             command = flags({"prompt": having[0].theirs("prompt"), "completion": theirs})
-            raise DataError(problem("E-DATA-88", where, answer=theirs, example=example_of(value), command=command))
+            raise DataError(
+                problem(
+                    "E-DATA-88", where, answer=theirs, example=example_of(value), command=command
+                )
+            )
 
 
 def _is_answer(name: str, values: Sequence[Any], texts: Sequence[str]) -> bool:
-    """Whether a column beside a text looks like its answer: by its name, as labels (a few short texts again and again), or as prose."""
+    """Whether a column beside a text looks like its answer: by its name, as labels (a few short
+    texts again and again), or as prose."""
     plain = plain_name(name)
     if not values or plain.endswith(TITLES) or plain == "text":
         return False
     if plain in LABELS or (plain in ANSWERS and any(isinstance(value, str) for value in values)):
         return True
     words = [value for value in values if isinstance(value, str)]
-    if is_bookkeeping(name) or len(words) < len(values) or not any(any(map(str.isalpha, word)) for word in words):
+    if (
+        is_bookkeeping(name)
+        or len(words) < len(values)
+        or not any(any(map(str.isalpha, word)) for word in words)
+    ):
         return False
     if len(values) > 1 and len(set(words)) == 1:
         return False
-    if sum(word in text or text in word for word, text in zip(words, texts, strict=False)) > len(words) / 2:
+    if (
+        sum(word in text or text in word for word, text in zip(words, texts, strict=False))
+        > len(words) / 2
+    ):
         return False  # the text once more, or a piece of it
-    is_prose = sum(len(word) >= PROSE_CHARACTERS and (" " in word.strip() or any("\u3040" <= c <= "\u9fff" for c in word)) for word in words)
+    is_prose = sum(
+        len(word) >= PROSE_CHARACTERS
+        and (" " in word.strip() or any("\u3040" <= c <= "\u9fff" for c in word))
+        for word in words
+    )
     return _are_labels(words) or is_prose > len(words) / 2
 
 
@@ -240,7 +357,8 @@ def _are_labels(values: Sequence[Any]) -> bool:
 
 
 def require_read(name: str, columns: Mapping[str, str] | None, ledger: Ledger) -> None:
-    """Raise DataError for a column that was named in `data.columns` and that the format `name` took from no row, though it holds something."""
+    """Raise DataError for a column that was named in `data.columns` and that the format `name` took
+    from no row, though it holds something."""
     entry = formats.get(name)
     if not columns or entry is None:
         return
@@ -252,9 +370,26 @@ def require_read(name: str, columns: Mapping[str, str] | None, ledger: Ledger) -
             continue
         if ours in reads:
             problems.append(
-                problem("E-DATA-87", f"data.columns.{ours}", ours=ours, theirs=theirs, format=name, used=shown_names(sorted(used)) or "-")
+                problem(
+                    "E-DATA-87",
+                    f"data.columns.{ours}",
+                    ours=ours,
+                    theirs=theirs,
+                    format=name,
+                    used=shown_names(sorted(used)) or "-",
+                )
             )
             continue
         close = difflib.get_close_matches(ours, reads, n=1) or ["-"]
-        problems.append(problem("E-DATA-85", f"data.columns.{ours}", ours=ours, theirs=theirs, format=name, guess=close[0], reads=", ".join(reads)))
+        problems.append(
+            problem(
+                "E-DATA-85",
+                f"data.columns.{ours}",
+                ours=ours,
+                theirs=theirs,
+                format=name,
+                guess=close[0],
+                reads=", ".join(reads),
+            )
+        )
     raise_all(problems, DataError)

@@ -1,4 +1,5 @@
-"""The data report: counts over a store, kept without sentences, and the sentences put to them in the reader's language."""
+"""The data report: counts over a store, kept without sentences, and the sentences put to them in
+the reader's language."""
 
 from __future__ import annotations
 
@@ -48,7 +49,12 @@ TOKEN_KEYS = (
 
 
 def facts_of(
-    gathered: Gathered, writer: Writer, renderer: Renderer | None, files: Sequence[str], formats: Sequence[str], encodings: Sequence[str]
+    gathered: Gathered,
+    writer: Writer,
+    renderer: Renderer | None,
+    files: Sequence[str],
+    formats: Sequence[str],
+    encodings: Sequence[str],
 ) -> dict[str, Any]:
     """The report without sentences. Everything in it is JSON."""
     import numpy as np
@@ -60,19 +66,33 @@ def facts_of(
     both = np.concatenate([whole[different], whole[held]])
     thinking = _thinking_facts(gathered.train.notes, renderer)
     facts: dict[str, Any] = {
-        "rows_read": tally.read, "rows_kept": gathered.num_train - gathered.train.notes[PIECES], "rows_dropped": tally.dropped, "reasons": tally.reasons,
+        "rows_read": tally.read,
+        "rows_kept": gathered.num_train - gathered.train.notes[PIECES],
+        "rows_dropped": tally.dropped,
+        "reasons": tally.reasons,
         "dropped": [text for _, _, text in sorted(tally.listed, key=lambda one: one[:2])[:LISTED]],
-        "format": ", ".join(dict.fromkeys(formats)), "files": list(dict.fromkeys(files)), "encoding": ", ".join(dict.fromkeys(encodings)),
-        "duplicates": len(both) - len(np.unique(both)), "held_out_overlap": int(np.isin(asked[held], asked[different]).sum()),
-        "train": len(train), "held_out": len(held), "held_out_dropped": gathered.held.dropped, "held_out_reasons": gathered.held.reasons,
-        "kinds": _kinds(writer, np.union1d(different, held), files), "columns": columns_of(gathered), "thinking": thinking,
+        "format": ", ".join(dict.fromkeys(formats)),
+        "files": list(dict.fromkeys(files)),
+        "encoding": ", ".join(dict.fromkeys(encodings)),
+        "duplicates": len(both) - len(np.unique(both)),
+        "held_out_overlap": int(np.isin(asked[held], asked[different]).sum()),
+        "train": len(train),
+        "held_out": len(held),
+        "held_out_dropped": gathered.held.dropped,
+        "held_out_reasons": gathered.held.reasons,
+        "kinds": _kinds(writer, np.union1d(different, held), files),
+        "columns": columns_of(gathered),
+        "thinking": thinking,
         "notes": {key: count for key, count in sorted((gathered.train.notes).items()) if count},
-    }  # fmt: skip
-    return facts | (_token_facts(writer, train, renderer) if renderer is not None else dict.fromkeys(TOKEN_KEYS))
+    }
+    return facts | (
+        _token_facts(writer, train, renderer) if renderer is not None else dict.fromkeys(TOKEN_KEYS)
+    )
 
 
 def columns_of(gathered: Gathered) -> dict[str, Any]:
-    """The column ledger of everything that was read: how many columns there are, which were used, and which were left."""
+    """The column ledger of everything that was read: how many columns there are, which were used,
+    and which were left."""
     whole = Ledger()
     for tally in (gathered.train, gathered.held):
         whole.merge(tally.ledger.plain())
@@ -100,11 +120,18 @@ def _thinking_facts(notes: Counter[str], renderer: Renderer | None) -> dict[str,
     elif thinking.by_rows and (found["rows_with_thoughts"] or found["rows_without"]):
         habit = found["rows_with_thoughts"] > 0
     kind = "switch" if renderer.has_switch else "shape" if renderer.thinks else "none"
-    return {"mode": thinking.mode, "template": kind, "asked": habit, "by_rows": thinking.by_rows, **found}
+    return {
+        "mode": thinking.mode,
+        "template": kind,
+        "asked": habit,
+        "by_rows": thinking.by_rows,
+        **found,
+    }
 
 
 def _kinds(writer: Writer, used: np.ndarray, files: Sequence[str]) -> dict[str, Any]:
-    """Kind of rows -> how many of the rows `used` are of it, and in which files: for each the number of its first such row."""
+    """Kind of rows -> how many of the rows `used` are of it, and in which files: for each the
+    number of its first such row."""
     import numpy as np
 
     kind, file, number = (writer.column(name) for name in ("kind", "file", "number"))
@@ -112,8 +139,14 @@ def _kinds(writer: Writer, used: np.ndarray, files: Sequence[str]) -> dict[str, 
     for code in np.unique(kind[used]):
         mine = used[kind[used] == code]
         _, first, counts = np.unique(file[mine], return_index=True, return_counts=True)
-        places = [{"file": files[file[mine[at]]], "rows": int(n), "first_row": int(number[mine[at]])} for at, n in zip(first, counts, strict=True)]
-        found[KINDS[code]] = {"rows": len(mine), "files": sorted(places, key=lambda place: -place["rows"])[:SHOWN_FILES]}
+        places = [
+            {"file": files[file[mine[at]]], "rows": int(n), "first_row": int(number[mine[at]])}
+            for at, n in zip(first, counts, strict=True)
+        ]
+        found[KINDS[code]] = {
+            "rows": len(mine),
+            "files": sorted(places, key=lambda place: -place["rows"])[:SHOWN_FILES],
+        }
     return dict(sorted(found.items()))
 
 
@@ -121,26 +154,55 @@ def _token_facts(writer: Writer, train: np.ndarray, renderer: Renderer) -> dict[
     """The keys of TOKEN_KEYS, over the rows that are trained on."""
     import numpy as np
 
-    store = Store({name: writer.column(name) for name in ("token_end", "span", "span_end", "branch_end", "answers", "stops", "tokens", "kind")}, {})
+    store = Store(
+        {
+            name: writer.column(name)
+            for name in (
+                "token_end",
+                "span",
+                "span_end",
+                "branch_end",
+                "answers",
+                "stops",
+                "tokens",
+                "kind",
+            )
+        },
+        {},
+    )
     c = store.columns
     which = store.branches_of(train)
     starts = np.concatenate([[0], c["token_end"][:-1]])[which] if len(which) else np.empty(0, "<i8")
     lengths = c["token_end"][which] - starts if len(which) else starts
     learnt = _learnt(c["span"], c["span_end"], which) if len(which) else 0
-    total, answers, stops = int(lengths.sum()), int(c["answers"][train].sum()), int(c["stops"][train].sum())
+    total, answers, stops = (
+        int(lengths.sum()),
+        int(c["answers"][train].sum()),
+        int(c["stops"][train].sum()),
+    )
     return {
-        "tokens_total": total, "learnt_tokens": learnt, "learnt_share": learnt / total if total else 0.0, "answers": answers,
-        "stop_learnt_share": stops / answers if answers else 0.0, "length_percentiles": percentiles(lengths),
-        "shared_prefix": _shared(c["tokens"], starts, lengths), "example": None, "template": renderer.template_name,
-    }  # fmt: skip
+        "tokens_total": total,
+        "learnt_tokens": learnt,
+        "learnt_share": learnt / total if total else 0.0,
+        "answers": answers,
+        "stop_learnt_share": stops / answers if answers else 0.0,
+        "length_percentiles": percentiles(lengths),
+        "shared_prefix": _shared(c["tokens"], starts, lengths),
+        "example": None,
+        "template": renderer.template_name,
+    }
 
 
 def _learnt(span: np.ndarray, span_end: np.ndarray, which: np.ndarray) -> int:
     """Learnt tokens of the chosen branches."""
     import numpy as np
 
-    summed = np.concatenate([[0], np.cumsum(np.diff(span.reshape(-1, 2), axis=1)[:, 0], dtype="<i8")])
-    return int((summed[span_end[which]] - summed[np.concatenate([[0], span_end[:-1]])[which]]).sum())
+    summed = np.concatenate(
+        [[0], np.cumsum(np.diff(span.reshape(-1, 2), axis=1)[:, 0], dtype="<i8")]
+    )
+    return int(
+        (summed[span_end[which]] - summed[np.concatenate([[0], span_end[:-1]])[which]]).sum()
+    )
 
 
 def percentiles(lengths: np.ndarray) -> dict[str, int]:
@@ -148,12 +210,16 @@ def percentiles(lengths: np.ndarray) -> dict[str, int]:
     import numpy as np
 
     ordered = np.sort(lengths) if len(lengths) else np.zeros(1, "<i8")
-    ranks = {name: int(ordered[max(0, -int(-share * len(ordered) // 1) - 1)]) for name, share in (("50", 0.5), ("90", 0.9), ("99", 0.99))}
+    ranks = {
+        name: int(ordered[max(0, -int(-share * len(ordered) // 1) - 1)])
+        for name, share in (("50", 0.5), ("90", 0.9), ("99", 0.99))
+    }
     return {"min": int(ordered[0]), **ranks, "max": int(ordered[-1])}
 
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> dict[str, float | int]:
-    """Token rows of all sequences, and how many are left when every common beginning is computed once (the size of their trie)."""
+    """Token rows of all sequences, and how many are left when every common beginning is computed
+    once (the size of their trie)."""
     import numpy as np
 
     lengths = np.array([len(s) for s in sequences], "<i8")
@@ -162,7 +228,8 @@ def shared_prefix(sequences: Sequence[Sequence[int]]) -> dict[str, float | int]:
 
 
 def _shared(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> dict[str, float | int]:
-    """`shared_prefix` of sequences in one column, level by level: sequences with the same beginning have one class, and one alone needs no more looks."""
+    """`shared_prefix` of sequences in one column, level by level: sequences with the same beginning
+    have one class, and one alone needs no more looks."""
     import numpy as np
 
     logical = int(lengths.sum())
@@ -170,9 +237,12 @@ def _shared(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> dict
     group = np.zeros(len(here), "<i8")
     nodes = depth = 0
     while len(here):
-        # Few levels at a time of many sequences: a block of two million rows and 16 levels, and its copies, took 400 MB.
+        # Few levels at a time of many sequences: a block of two million rows and 16 levels, and its
+        # copies, took 400 MB.
         width = min(BLOCK, max(1, BLOCK_TOKENS // len(here)), int((lengths[here] - depth).max()))
-        block = _block(tokens, starts[here] + depth, np.minimum(lengths[here] - depth, width), width)
+        block = _block(
+            tokens, starts[here] + depth, np.minimum(lengths[here] - depth, width), width
+        )
         for column in range(width):
             token = block[:, column]
             # Most levels of a shared beginning agree everywhere; only the others need sorting.
@@ -187,15 +257,26 @@ def _shared(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> dict
             nodes += int((lengths[here[alone]] - depth).sum())
             stays = ~alone & (lengths[here] > depth)
             if not stays.all():
-                here, block, group = here[stays], block[stays], np.unique(group[stays], return_inverse=True)[1]
+                here, block, group = (
+                    here[stays],
+                    block[stays],
+                    np.unique(group[stays], return_inverse=True)[1],
+                )
             if not len(here):
                 break
         _forget(tokens)
-    return {"rows_logical": logical, "rows_physical_estimate": nodes, "share": (logical - nodes) / logical if logical else 0.0}
+    return {
+        "rows_logical": logical,
+        "rows_physical_estimate": nodes,
+        "share": (logical - nodes) / logical if logical else 0.0,
+    }
 
 
-def _block(tokens: np.ndarray, starts: np.ndarray, sizes: np.ndarray, width: int, rows: int = 1 << 16) -> np.ndarray:
-    """`width` tokens from each start on, -1 behind a sequence's end; a mapped column's pages are let go on the way."""
+def _block(
+    tokens: np.ndarray, starts: np.ndarray, sizes: np.ndarray, width: int, rows: int = 1 << 16
+) -> np.ndarray:
+    """`width` tokens from each start on, -1 behind a sequence's end; a mapped column's pages are
+    let go on the way."""
     import numpy as np
 
     out = np.full((len(starts), width), -1, "<i4")
@@ -210,7 +291,8 @@ def _block(tokens: np.ndarray, starts: np.ndarray, sizes: np.ndarray, width: int
 
 
 def _forget(column: np.ndarray) -> None:
-    """Tell the system that the pages of a mapped column are not needed now: they would count as this program's memory."""
+    """Tell the system that the pages of a mapped column are not needed now: they would count as
+    this program's memory."""
     import mmap
 
     mapped = getattr(column, "_mmap", None)
@@ -222,10 +304,14 @@ def _forget(column: np.ndarray) -> None:
 # ---- checks
 
 
-def checked(features: Iterable[Sequence[Any]], writer: Writer, checks: list[Check], files: Sequence[str]) -> list[dict[str, Any]]:
-    """Give the checks every row's feature in order, and what they found, as plain values. Rows that a mixture leaves out are not looked at.
+def checked(
+    features: Iterable[Sequence[Any]], writer: Writer, checks: list[Check], files: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Give the checks every row's feature in order, and what they found, as plain values. Rows that
+    a mixture leaves out are not looked at.
 
-    `checks` is emptied: what one kept of every row is let go before the next one makes its findings.
+    `checks` is emptied: what one kept of every row is let go before the next one makes its
+    findings.
     """
     import numpy as np
 
@@ -250,7 +336,14 @@ def checked(features: Iterable[Sequence[Any]], writer: Writer, checks: list[Chec
     while checks:
         for one in checks.pop(0).findings():
             found.append(
-                {"key": one.key, "severity": one.severity, "count": one.count, "total": one.total, "places": one.places, "fields": one.fields}
+                {
+                    "key": one.key,
+                    "severity": one.severity,
+                    "count": one.count,
+                    "total": one.total,
+                    "places": one.places,
+                    "fields": one.fields,
+                }
             )
     return found
 
@@ -281,10 +374,17 @@ def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], 
     """The whole report in the reader's language, and its findings."""
     facts = dict(store.meta["facts"])
     kept = facts.pop("checked")
-    report = {key: value for key, value in facts.items() if key not in ("held_out_short", "mixing", "under")}
+    report = {
+        key: value
+        for key, value in facts.items()
+        if key not in ("held_out_short", "mixing", "under")
+    }
     reasons = {reason: {**e, "what": reason_text(reason)} for reason, e in facts["reasons"].items()}
     report["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0])))
-    report["held_out_reasons"] = {reason: {**e, "what": reason_text(reason)} for reason, e in facts["held_out_reasons"].items()}
+    report["held_out_reasons"] = {
+        reason: {**e, "what": reason_text(reason)}
+        for reason, e in facts["held_out_reasons"].items()
+    }
     report["parts"] = [under_key(one) for one in facts["under"]]
     report["dropped"] = {"total": facts["rows_dropped"], "rows": facts["dropped"]}
     train = store.columns["train"]
@@ -292,7 +392,15 @@ def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], 
         report["example"] = _example(store.sample(int(train[0]), 0), renderer)
     report |= {"mixing": facts["mixing"]} if "mixing" in facts else {}
     warnings = (
-        [say("data.warning.held_out_short", wanted=facts["held_out_short"][0], found=facts["held_out_short"][1])] if "held_out_short" in facts else []
+        [
+            say(
+                "data.warning.held_out_short",
+                wanted=facts["held_out_short"][0],
+                found=facts["held_out_short"][1],
+            )
+        ]
+        if "held_out_short" in facts
+        else []
     )
     report["warnings"] = warnings + _warnings(report)
     findings = conclude([_Found(kept)], report)
@@ -305,7 +413,9 @@ def under_key(one: dict[str, Any]) -> str:
     """Where the rows of a JSON file stand, and which lists beside them are left alone."""
     key = "data.parts.key_measured" if one["part"] != "train" else "data.parts.key_trained"
     said = say(key, file=one["file"], key=one["key"])
-    return said + (say("data.parts.key_others", others=", ".join(one["others"])) if one["others"] else "")
+    return said + (
+        say("data.parts.key_others", others=", ".join(one["others"])) if one["others"] else ""
+    )
 
 
 def reason_text(reason: str) -> str:
@@ -325,12 +435,18 @@ def _example(sample: Sample, renderer: Renderer) -> dict[str, Any]:
             runs.append((index in learnt, []))
         runs[-1][1].append(token)
     pieces = [{"text": renderer.decode(ids), "learnt": is_learnt} for is_learnt, ids in runs]
-    return {"origin": str(sample.origin), "pieces": pieces, "cut": len(branch.tokens) > EXAMPLE_TOKENS}
+    return {
+        "origin": str(sample.origin),
+        "pieces": pieces,
+        "cut": len(branch.tokens) > EXAMPLE_TOKENS,
+    }
 
 
 def _warnings(report: dict[str, Any]) -> list[str]:
     """Sentences for what is odd but can be trained."""
-    wanted = report["reasons"].get(LEFT_OUT, {"count": 0})["count"]  # left out because the run asked for it
+    wanted = report["reasons"].get(LEFT_OUT, {"count": 0})[
+        "count"
+    ]  # left out because the run asked for it
     lost = report["rows_dropped"] - wanted
     found = [say("data.warning.dropped", count=lost, rows=report["rows_read"])] if lost else []
     if len(report["kinds"]) > 1 and set(report["kinds"]) != {"conversation", "text"}:
@@ -338,26 +454,51 @@ def _warnings(report: dict[str, Any]) -> list[str]:
     for key in ("duplicates", "held_out_overlap"):
         if report[key]:
             found.append(say(f"data.warning.{key}", count=report[key]))
-    if report["stop_learnt_share"] is not None and report["stop_learnt_share"] < 1 and report["answers"]:
+    if (
+        report["stop_learnt_share"] is not None
+        and report["stop_learnt_share"] < 1
+        and report["answers"]
+    ):
         found.append(say("data.warning.stop_share", share=f"{report['stop_learnt_share']:.0%}"))
     if report["template"] == "plain":
         found.append(say("data.warning.plain_template"))
-    return found + _thinking_lines(report.get("thinking")) + [note(key, count) for key, count in report["notes"].items()]
+    return (
+        found
+        + _thinking_lines(report.get("thinking"))
+        + [note(key, count) for key, count in report["notes"].items()]
+    )
 
 
 def _thinking_lines(thinking: dict[str, Any] | None) -> list[str]:
-    """What was done with thoughts, in sentences; none where neither the rows nor the template have any and nothing was asked for."""
+    """What was done with thoughts, in sentences; none where neither the rows nor the template have
+    any and nothing was asked for."""
     if thinking is None:
         return []
     mode, rows, without = thinking["mode"], thinking["rows_with_thoughts"], thinking["rows_without"]
     found = []
     if rows:
         done = {"off": "left_out", "keep": "kept"}.get(mode, "learnt")
-        found.append(say(f"data.thinking.{done}", rows=rows, tokens=f"{thinking['tokens_learnt']:,}"))
+        found.append(
+            say(f"data.thinking.{done}", rows=rows, tokens=f"{thinking['tokens_learnt']:,}")
+        )
     if without:
-        found.append(say("data.thinking.answer_only" if thinking["template"] == "switch" else "data.thinking.answer_only_shape", rows=without))
+        found.append(
+            say(
+                "data.thinking.answer_only"
+                if thinking["template"] == "switch"
+                else "data.thinking.answer_only_shape",
+                rows=without,
+            )
+        )
     if thinking["empty_not_learnt"]:
         found.append(say("data.thinking.empty", count=thinking["empty_not_learnt"]))
     if mode in ("off", "keep") and thinking["template"] != "switch":
-        found.append(say("data.thinking.no_switch" if rows or thinking["template"] == "shape" else "data.thinking.no_effect", mode=mode))
+        found.append(
+            say(
+                "data.thinking.no_switch"
+                if rows or thinking["template"] == "shape"
+                else "data.thinking.no_effect",
+                mode=mode,
+            )
+        )
     return found

@@ -1,8 +1,9 @@
 """Raw rows to rows: which format a file has, and what could not be used.
 
-The format is told from the first rows: every registered format says how much each of them resembles it, and the highest sum wins. A tie, or
-nothing at all, is an error that lists the columns that were found and what each format needs; `data.format` and `data.columns` decide then. A tie is
-settled by the objective, where only one of the formats makes rows that it learns from, or learns from best.
+The format is told from the first rows: every registered format says how much each of them resembles
+it, and the highest sum wins. A tie, or nothing at all, is an error that lists the columns that were
+found and what each format needs; `data.format` and `data.columns` decide then. A tie is settled by
+the objective, where only one of the formats makes rows that it learns from, or learns from best.
 
 `Shaper` converts one row at a time, for sets that are streamed; `shape` converts a list.
 """
@@ -19,7 +20,15 @@ from tunewright.core.registry import formats
 from tunewright.core.types import ROW_KINDS, Origin, Row
 from tunewright.data.formats.common import Columns, Unusable, plain_name
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.naming import RUNNING_TEXT, printable, refuse_prompt_with_answer, refuse_text_with_answer, require_read, shown_names, unknown
+from tunewright.data.naming import (
+    RUNNING_TEXT,
+    printable,
+    refuse_prompt_with_answer,
+    refuse_text_with_answer,
+    require_read,
+    shown_names,
+    unknown,
+)
 from tunewright.data.reading import RawRow
 
 LOOKED_AT = 100
@@ -49,10 +58,12 @@ class Shaped:
 
 
 class Shaper:
-    """Rows of one source in one format, one at a time. `first` are its first rows (up to LOOKED_AT), from which `auto` tells the format; `wants` are the
-    kinds of rows that the objective learns from, the best first, which decide where the columns leave it open.
+    """Rows of one source in one format, one at a time. `first` are its first rows (up to
+    LOOKED_AT), from which `auto` tells the format; `wants` are the kinds of rows that the objective
+    learns from, the best first, which decide where the columns leave it open.
 
-    Raises DataError for a format that is unknown, ambiguous or absent. `format` is the name, `notes` counts what was converted.
+    Raises DataError for a format that is unknown, ambiguous or absent. `format` is the name,
+    `notes` counts what was converted.
     """
 
     def __init__(
@@ -70,7 +81,15 @@ class Shaper:
         entry = formats.get(self.format)
         if entry is None:
             guess = formats.guess(self.format) or "auto"
-            raise DataError(problem("E-DATA-10", "data.format", name=self.format, guess=guess, known=", ".join(formats.names())))
+            raise DataError(
+                problem(
+                    "E-DATA-10",
+                    "data.format",
+                    name=self.format,
+                    guess=guess,
+                    known=", ".join(formats.names()),
+                )
+            )
         self._function = entry.function
 
     @property
@@ -99,7 +118,8 @@ def shape(
     wording: str | None = None,
     labels: Sequence[str] | None = None,
 ) -> Shaped:
-    """Rows in the named or detected format. Raises DataError for a format that is unknown, ambiguous or absent, and for columns that do not exist."""
+    """Rows in the named or detected format. Raises DataError for a format that is unknown,
+    ambiguous or absent, and for columns that do not exist."""
     check_columns(raw, columns)
     shaper = Shaper(raw[:LOOKED_AT], format_name, columns, wording=wording, labels=labels)
     rows: list[Row] = []
@@ -115,16 +135,22 @@ def shape(
 
 
 def detect(raw: Sequence[RawRow], columns: Columns, wants: Sequence[str] = ()) -> str:
-    """The name of the format that the first rows resemble most. Raises DataError where none does, two do alike and `wants` does not decide, or a text has its
-    answer beside it."""
+    """The name of the format that the first rows resemble most. Raises DataError where none does,
+    two do alike and `wants` does not decide, or a text has its answer beside it."""
     objects = [columns.renamed(one.value) for one in raw[:LOOKED_AT] if isinstance(one.value, dict)]
-    scores = {entry.name: sum(entry.facts["looks_like"](row) for row in objects) for entry in formats if "looks_like" in entry.facts}
+    scores = {
+        entry.name: sum(entry.facts["looks_like"](row) for row in objects)
+        for entry in formats
+        if "looks_like" in entry.facts
+    }
     best = max(scores.values(), default=0)
     winners = [name for name, score in scores.items() if score == best and score]
     if len(winners) > 1:
         winners = _wanted(winners, raw, columns, wants)
     where = raw[0].origin.file if raw else "data.train"
-    if len(winners) == 1 and not (best <= len(objects) and _answers_nothing(winners[0], raw[:LOOKED_AT], columns)):
+    if len(winners) == 1 and not (
+        best <= len(objects) and _answers_nothing(winners[0], raw[:LOOKED_AT], columns)
+    ):
         if winners[0] in RUNNING_TEXT:
             refuse_text_with_answer(objects, winners[0], where)
         if winners[0] == "prompts":
@@ -132,15 +158,31 @@ def detect(raw: Sequence[RawRow], columns: Columns, wants: Sequence[str] = ()) -
         return winners[0]
     if len(winners) > 1:
         found = shown_names(_columns(raw))
-        needs = "; ".join(f"{entry.name}: {entry.facts.get('needs', '?')}" for entry in formats if entry.name in winners)
-        raise DataError(problem("E-DATA-09", where, formats=", ".join(winners), columns=found, needs=needs, format=winners[0]))
+        needs = "; ".join(
+            f"{entry.name}: {entry.facts.get('needs', '?')}"
+            for entry in formats
+            if entry.name in winners
+        )
+        raise DataError(
+            problem(
+                "E-DATA-09",
+                where,
+                formats=", ".join(winners),
+                columns=found,
+                needs=needs,
+                format=winners[0],
+            )
+        )
     raise unknown([one.value for one in raw[:LOOKED_AT]], where)
 
 
 def _answers_nothing(name: str, raw: Sequence[RawRow], columns: Columns) -> bool:
-    """Whether a format finds no answer in any of the rows, and they have columns it does not know: it was told from their questions alone."""
+    """Whether a format finds no answer in any of the rows, and they have columns it does not know:
+    it was told from their questions alone."""
     entry = formats.get(name)
-    if entry is None or not any(plain_name(column) not in entry.facts.get("reads", ()) for column in _columns(raw)):
+    if entry is None or not any(
+        plain_name(column) not in entry.facts.get("reads", ()) for column in _columns(raw)
+    ):
         return False
     looked = Columns(columns, columns.wording, columns.labels)
     for one in raw:
@@ -150,25 +192,39 @@ def _answers_nothing(name: str, raw: Sequence[RawRow], columns: Columns) -> bool
     return bool(raw)
 
 
-def _wanted(names: list[str], raw: Sequence[RawRow], columns: Columns, wants: Sequence[str]) -> list[str]:
-    """Those of several formats that make rows of the kind that is wanted most; all of them where none does."""
+def _wanted(
+    names: list[str], raw: Sequence[RawRow], columns: Columns, wants: Sequence[str]
+) -> list[str]:
+    """Those of several formats that make rows of the kind that is wanted most; all of them where
+    none does."""
     kinds: dict[str, str] = {}
     for name in names:
         entry = formats.get(name)
         assert entry is not None
         # Looked at only: what is converted on the way is counted when the rows are read.
-        made = [entry.function(one.value, one.origin, Columns(columns, columns.wording, columns.labels)) for one in raw[:LOOKED_AT]]
+        made = [
+            entry.function(one.value, one.origin, Columns(columns, columns.wording, columns.labels))
+            for one in raw[:LOOKED_AT]
+        ]
         kinds[name] = next((ROW_KINDS[type(row)] for row in made if type(row) in ROW_KINDS), "")
-    return next((found for kind in wants if (found := [name for name in names if kinds[name] == kind])), names)
+    return next(
+        (found for kind in wants if (found := [name for name in names if kinds[name] == kind])),
+        names,
+    )
 
 
 def _columns(raw: Sequence[RawRow]) -> list[str]:
     """Names of columns in the first rows, in the order in which they appear."""
-    return list(dict.fromkeys(name for one in raw[:LOOKED_AT] if isinstance(one.value, dict) for name in one.value))
+    return list(
+        dict.fromkeys(
+            name for one in raw[:LOOKED_AT] if isinstance(one.value, dict) for name in one.value
+        )
+    )
 
 
 def check_columns(raw: Sequence[RawRow], columns: Mapping[str, str] | None) -> None:
-    """Every renamed column exists in at least one of the rows. Raises DataError with the closest names."""
+    """Every renamed column exists in at least one of the rows. Raises DataError with the closest
+    names."""
     if not columns:
         return
     there = {name for one in raw if isinstance(one.value, dict) for name in one.value}
@@ -177,6 +233,14 @@ def check_columns(raw: Sequence[RawRow], columns: Mapping[str, str] | None) -> N
         if theirs not in there:
             close = difflib.get_close_matches(theirs, sorted(there)[:1000], n=1)
             guess = shown_names(close) or "-"
-            problems.append(problem("E-DATA-11", f"data.columns.{ours}", column=theirs, guess=guess, columns=shown_names(_columns(raw))))
+            problems.append(
+                problem(
+                    "E-DATA-11",
+                    f"data.columns.{ours}",
+                    column=theirs,
+                    guess=guess,
+                    columns=shown_names(_columns(raw)),
+                )
+            )
     if problems:
         raise DataError(problems)

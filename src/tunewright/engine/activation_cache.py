@@ -1,14 +1,18 @@
-"""Hidden states below the lowest block that trains: computed once for each branch, kept, and laid into every later pass.
+"""Hidden states below the lowest block that trains: computed once for each branch, kept, and laid
+into every later pass.
 
-Where only upper blocks train, what enters the first of them never changes: the weights below are frozen and their dropout is 0. For the last 2 of 30
-blocks that is nine tenths of the forward pass, and autograd needs nothing of it.
+Where only upper blocks train, what enters the first of them never changes: the weights below are
+frozen and their dropout is 0. For the last 2 of 30 blocks that is nine tenths of the forward pass,
+and autograd needs nothing of it.
 
-A branch's rows are always computed from that branch alone, in the layout of the run, and kept under a hash of its tokens and positions. So the
-numbers do not depend on how steps are cut into passes, on what else a pass held, or on whether the rows were kept or are computed again: a
-resumed run, whose store starts empty, sees the same bits. A row that branches share in a tree is taken from the last branch that has it; the copies
-differ by rounding only.
+A branch's rows are always computed from that branch alone, in the layout of the run, and kept under
+a hash of its tokens and positions. So the numbers do not depend on how steps are cut into passes,
+on what else a pass held, or on whether the rows were kept or are computed again: a resumed run,
+whose store starts empty, sees the same bits. A row that branches share in a tree is taken from the
+last branch that has it; the copies differ by rounding only.
 
-Models are not patched. In a pass with rows at hand the blocks below hand on what they are given, and a hook gives the first trained block its rows.
+Models are not patched. In a pass with rows at hand the blocks below hand on what they are given,
+and a hook gives the first trained block its rows.
 """
 
 from __future__ import annotations
@@ -33,23 +37,31 @@ from tunewright.engine.tree import build_tree, padded_rows, rows_needed, rows_of
 AUTO_SHARE = 0.25
 """Share of the memory that is free at the start which `auto` may use."""
 WORTH_IT = 0.25
-"""Least share of the blocks that must lie below, for `auto`: under that the time saved is not worth the memory."""
+"""Least share of the blocks that must lie below, for `auto`: under that the time saved is not worth
+the memory."""
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.06, "float16": 0.01}
-"""Largest difference of the hidden states after the last block, as a share of the largest one, in the check before the first step."""
+"""Largest difference of the hidden states after the last block, as a share of the largest one, in
+the check before the first step."""
 
 
 class ActivationCache:
     """The store of one run, for a `Policy`. `block` is the number of the first block that trains."""
 
     def __init__(self, policy: Any, block: int, limit_bytes: int, *, in_tuple: bool = False):
-        self.policy, self.block, self.limit_bytes, self.in_tuple = policy, block, limit_bytes, in_tuple
+        self.policy, self.block, self.limit_bytes, self.in_tuple = (
+            policy,
+            block,
+            limit_bytes,
+            in_tuple,
+        )
         self.blocks = blocks_of(policy.causal[0])
         self.kept: dict[bytes, Tensor] = {}
         self.kept_bytes = self.hits = self.misses = 0
         self._frozen = [p for b in self.blocks[:block] for p in b.parameters()]
 
     def holds(self) -> bool:
-        """Whether everything below is still frozen. A method that thaws a block later makes the store wrong from then on."""
+        """Whether everything below is still frozen. A method that thaws a block later makes the
+        store wrong from then on."""
         return not any(p.requires_grad for p in self._frozen)
 
     def rows(self, tree: TokenTree, shared: bool) -> Tensor:
@@ -106,7 +118,9 @@ class ActivationCache:
         def give(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
             place = given[0] if given else named["hidden_states"]
             rows = spread(rows_TD, place, tree)
-            return ((rows, *given[1:]), named) if given else (given, {**named, "hidden_states": rows})
+            return (
+                ((rows, *given[1:]), named) if given else (given, {**named, "hidden_states": rows})
+            )
 
         hook = self.blocks[self.block].register_forward_pre_hook(give, with_kwargs=True)
         try:
@@ -137,7 +151,8 @@ class ActivationCache:
 
 
 def spread(rows_TD: Tensor, place: Tensor, tree: TokenTree) -> Tensor:
-    """The rows of a pass in the shape that the model has them in: (1, T, D), or (B, longest, D) with zeros as padding."""
+    """The rows of a pass in the shape that the model has them in: (1, T, D), or (B, longest, D)
+    with zeros as padding."""
     if place.shape[:2] == (1, tree.num_rows):
         return rows_TD[None].to(place.dtype)
     depth = torch.tensor(tree.depth, device=place.device)
@@ -170,16 +185,23 @@ def free_bytes(device: str) -> int:
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     from tunewright.engine.placement import total_memory
 
-    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as handle:
-        return min(total_memory(), 1024 * int(next(line for line in handle if line.startswith("MemAvailable")).split()[1]))
+    with (
+        contextlib.suppress(OSError, ValueError, StopIteration),
+        open("/proc/meminfo", encoding="ascii") as handle,
+    ):
+        return min(
+            total_memory(),
+            1024 * int(next(line for line in handle if line.startswith("MemAvailable")).split()[1]),
+        )
     return total_memory() // 2
 
 
 def lowest_trained(policy: Any) -> tuple[int, bool] | None:
-    """(number of the first block whose input needs no gradient while all before it do not either, whether blocks return tuples), asked of autograd.
+    """(number of the first block whose input needs no gradient while all before it do not either,
+    whether blocks return tuples), asked of autograd.
 
-    Whatever a method puts into the model, a block's input carries a gradient exactly when something below it trains. None where a block returns
-    more than its hidden states.
+    Whatever a method puts into the model, a block's input carries a gradient exactly when something
+    below it trains. None where a block returns more than its hidden states.
     """
     from tunewright.engine.layout import probe_samples
 
@@ -193,8 +215,12 @@ def lowest_trained(policy: Any) -> tuple[int, bool] | None:
 
         return hook
 
-    hooks = [block.register_forward_pre_hook(look(i), with_kwargs=True) for i, block in enumerate(blocks)]
-    hooks.append(blocks[0].register_forward_hook(lambda module, given, output: outputs.append(output)))
+    hooks = [
+        block.register_forward_pre_hook(look(i), with_kwargs=True) for i, block in enumerate(blocks)
+    ]
+    hooks.append(
+        blocks[0].register_forward_hook(lambda module, given, output: outputs.append(output))
+    )
     try:
         with torch.enable_grad():
             probe = probe_samples(policy.causal[0].config.get_text_config().vocab_size)[:1]
@@ -208,8 +234,16 @@ def lowest_trained(policy: Any) -> tuple[int, bool] | None:
     return max((i for i, found in needs.items() if not found), default=0), in_tuple
 
 
-def install(policy: Any, engine: EngineConfig, sets: list[Sequence[Sample]], epochs: float, device: str, tell: Tell) -> tuple[int | str, str]:
-    """Give `policy` a store where it saves time. `sets` are the samples that are learnt and those that are measured.
+def install(
+    policy: Any,
+    engine: EngineConfig,
+    sets: list[Sequence[Sample]],
+    epochs: float,
+    device: str,
+    tell: Tell,
+) -> tuple[int | str, str]:
+    """Give `policy` a store where it saves time. `sets` are the samples that are learnt and those
+    that are measured.
 
     Returns what `engine.activation_cache` becomes (bytes or `off`) and why.
     """
@@ -250,8 +284,9 @@ def install(policy: Any, engine: EngineConfig, sets: list[Sequence[Sample]], epo
 
 
 def bytes_needed(samples: Iterable[Sample], row_bytes: int, limit: int) -> int | None:
-    """Bytes of the rows of all samples, each distinct branch once; counting ends above `limit`. None where a branch learns nothing by itself: such
-    a branch is a prompt, and what is learnt is made anew in each step."""
+    """Bytes of the rows of all samples, each distinct branch once; counting ends above `limit`.
+    None where a branch learns nothing by itself: such a branch is a prompt, and what is learnt is
+    made anew in each step."""
     seen: set[bytes] = set()
     total = 0
     for branch in (branch for sample in samples for branch in sample.branches):
@@ -268,7 +303,8 @@ def bytes_needed(samples: Iterable[Sample], row_bytes: int, limit: int) -> int |
 
 @torch.no_grad()
 def disagreement(cache: ActivationCache, sample: Sample) -> float:
-    """Largest difference between the last hidden states of `sample` with and without the store, as a share of the largest one."""
+    """Largest difference between the last hidden states of `sample` with and without the store, as
+    a share of the largest one."""
     policy = cache.policy
     tree = build_tree([sample]) if policy.layout == "tree" else padded_rows([sample])
     plain = policy.hidden(tree).float()

@@ -1,4 +1,5 @@
-"""From a plan to something that can take a step: weights, method, objective, layout and optimiser put together. Training and `bench` share this."""
+"""From a plan to something that can take a step: weights, method, objective, layout and optimiser
+put together. Training and `bench` share this."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ LOOKED_AT = 128
 
 @dataclass
 class Assembled:
-    """What a run trains with. `causal` is the causal language model inside `attached.model`; `rate` the resolved peak learning rate."""
+    """What a run trains with. `causal` is the causal language model inside `attached.model`; `rate`
+    the resolved peak learning rate."""
 
     causal: Any
     attached: Attached
@@ -65,16 +67,26 @@ class Assembled:
 
 
 def assemble(
-    config: RunConfig, folder: Path, base_path: str, world: World, num_samples: int, tell: Tell, *, samples: Sequence[Sample] = (),
-) -> Assembled:  # fmt: skip
-    """Read the weights of `folder`, put the run's method on them and choose the layout. Nothing is written.
+    config: RunConfig,
+    folder: Path,
+    base_path: str,
+    world: World,
+    num_samples: int,
+    tell: Tell,
+    *,
+    samples: Sequence[Sample] = (),
+) -> Assembled:
+    """Read the weights of `folder`, put the run's method on them and choose the layout. Nothing is
+    written.
 
-    `base_path` is what a saved adapter names as its base. Some of `samples` are shown to a method that asks for rows.
-    Adds to `world.reasons` what was decided and why.
-    Raises ModelError, CompatError and ConfigError for what does not fit.
+    `base_path` is what a saved adapter names as its base. Some of `samples` are shown to a method
+    that asks for rows. Adds to `world.reasons` what was decided and why. Raises ModelError,
+    CompatError and ConfigError for what does not fit.
     """
     notes: list[str] = []
-    causal = load.load_model(folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base)
+    causal = load.load_model(
+        folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base
+    )
     card = anatomy.of(causal)
     for note in [*notes, *card.notes]:
         tell.line(note)
@@ -86,7 +98,13 @@ def assemble(
     accelerate(causal)
     torch.manual_seed(stream_seed(config.engine.seed, "init"))
     if config.adapter:
-        attached = put_on(causal, Path(config.adapter), base_path=base_path, trainable=True, dropout=getattr(config.method, "dropout", None))
+        attached = put_on(
+            causal,
+            Path(config.adapter),
+            base_path=base_path,
+            trainable=True,
+            dropout=getattr(config.method, "dropout", None),
+        )
         if kind_of(config.method) == "lora_plus":
             faster_b(attached, config.method.ratio)
         tell.line(say("train.from_adapter", folder=config.adapter))
@@ -104,34 +122,63 @@ def assemble(
 
     @contextlib.contextmanager
     def policy_in(layout: str) -> Iterator[Any]:
-        # What picks rows by a threshold picks others where half precision rounds in another order, which says nothing about the layout: the base is compared.
+        # What picks rows by a threshold picks others where half precision rounds in another order,
+        # which says nothing about the layout: the base is compared.
         picks = attached.needs.layout == "padded" and attached.disabled is not None
-        with attached.disabled() if picks and attached.disabled else contextlib.nullcontext(), computing_in(causal, layout):
+        with (
+            attached.disabled() if picks and attached.disabled else contextlib.nullcontext(),
+            computing_in(causal, layout),
+        ):
             yield Policy(attached.model, causal, layout)
 
-    layout, world.reasons["engine.layout"] = choose(config.engine, causal, attached.needs.layout, policy_in, world.dtype)
+    layout, world.reasons["engine.layout"] = choose(
+        config.engine, causal, attached.needs.layout, policy_in, world.dtype
+    )
     use_layout(causal, layout)
     steps = total_steps(config.engine, num_samples)
     rate = config.engine.learning_rate
     if rate == "auto":
-        rate = objective.rate_factor * learning_rate_for(attached.learning_rate, steps, parameter_count(causal))
+        rate = objective.rate_factor * learning_rate_for(
+            attached.learning_rate, steps, parameter_count(causal)
+        )
     if attached.begin:
         attached.begin(steps)
     world.reasons["engine.batch_size"] = say("train.batch_reason", samples=num_samples)
-    world.reasons["engine.learning_rate"] = say("train.rate_reason", method=kind_of(config.method), steps=steps)
+    world.reasons["engine.learning_rate"] = say(
+        "train.rate_reason", method=kind_of(config.method), steps=steps
+    )
     parts: dict[str, Any] = {
-        "policy": Policy(attached.model, causal, layout), "attached": attached, "objective": objective,
-        "optimizer": optimizer_for(config.engine, attached, causal), "rows_per_pass": world.rows_per_pass, "clip": config.engine.clip,
-        "seed": config.engine.seed, "loss_scale": 4096.0 if world.dtype == "float16" else 1.0, "neftune": config.engine.neftune,
-    }  # fmt: skip
+        "policy": Policy(attached.model, causal, layout),
+        "attached": attached,
+        "objective": objective,
+        "optimizer": optimizer_for(config.engine, attached, causal),
+        "rows_per_pass": world.rows_per_pass,
+        "clip": config.engine.clip,
+        "seed": config.engine.seed,
+        "loss_scale": 4096.0 if world.dtype == "float16" else 1.0,
+        "neftune": config.engine.neftune,
+    }
     words = _words_of_its_own(config, folder)
     if objective.rollouts:
         wanted = rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)
         models = [
-            (weight, open_reward_model(run, spare if attached.needs.frozen_base else None, folder, layout, world, tell, words))
+            (
+                weight,
+                open_reward_model(
+                    run,
+                    spare if attached.needs.frozen_base else None,
+                    folder,
+                    layout,
+                    world,
+                    tell,
+                    words,
+                ),
+            )
             for weight, run in wanted.models
         ]
-        stepper: Stepper = RoundStepper(**parts, rollouts=objective.rollouts, rewards=wanted, reward_models=models)
+        stepper: Stepper = RoundStepper(
+            **parts, rollouts=objective.rollouts, rewards=wanted, reward_models=models
+        )
     elif objective.own_answers:
         stepper = OnPolicyStepper(**parts, own=objective.own_answers)
     else:
@@ -140,14 +187,21 @@ def assemble(
     stepper.policy.spread = objective.spread
     if objective.teacher:
         stepper.policy.teacher = open_teacher(
-            objective.teacher, folder, causal.config.get_text_config().vocab_size, config.engine, world, tell, words
+            objective.teacher,
+            folder,
+            causal.config.get_text_config().vocab_size,
+            config.engine,
+            world,
+            tell,
+            words,
         )
     return Assembled(causal, attached, stepper, layout, rate)
 
 
 @dataclass
 class Ready:
-    """What takes the steps of a run, with everything that decides what a step costs. `cache` is `engine.activation_cache` as it was decided."""
+    """What takes the steps of a run, with everything that decides what a step costs. `cache` is
+    `engine.activation_cache` as it was decided."""
 
     made: Assembled
     schedule: Schedule
@@ -155,15 +209,28 @@ class Ready:
 
 
 def ready(
-    config: RunConfig, folder: Path, base_path: str, world: World, data: DataSet, renderer: Any, tell: Tell, *,
+    config: RunConfig,
+    folder: Path,
+    base_path: str,
+    world: World,
+    data: DataSet,
+    renderer: Any,
+    tell: Tell,
+    *,
     check: Callable[[], None] | None = None,
-) -> Ready:  # fmt: skip
-    """`assemble`, and what a stepper needs besides: its questions and sampler, and the store of activations. `check` is called while answers are drawn."""
+) -> Ready:
+    """`assemble`, and what a stepper needs besides: its questions and sampler, and the store of
+    activations. `check` is called while answers are drawn."""
     made = assemble(config, folder, base_path, world, len(data.train), tell, samples=data.train)
     schedule = make_schedule(config.engine, len(data.train), made.rate)
     equip(made.stepper, renderer, renderer.tokenizer, check)
     cache, world.reasons["engine.activation_cache"] = activation_cache.install(
-        made.stepper.policy, config.engine, [data.train, data.held_out], schedule.epochs, world.device, tell
+        made.stepper.policy,
+        config.engine,
+        [data.train, data.held_out],
+        schedule.epochs,
+        world.device,
+        tell,
     )
     return Ready(made, schedule, cache)
 
@@ -171,14 +238,23 @@ def ready(
 def _tell_head(config: RunConfig, there: bool, wanted: bool, tell: Tell) -> None:
     """What becomes of the score head that the start brought with it, or that it lacks."""
     if there:
-        tell.line(say("train.score_kept" if wanted else "train.score_left", folder=config.adapter or config.model))
+        tell.line(
+            say(
+                "train.score_kept" if wanted else "train.score_left",
+                folder=config.adapter or config.model,
+            )
+        )
     elif wanted and config.adapter:
         tell.line(say("train.score_new", folder=config.adapter))
 
 
 def _words_of_its_own(config: RunConfig, folder: Path) -> dict[str, int] | None:
-    """Token -> id of the model that learns, where it may know more of them than its base in `folder`."""
-    added, own = vocabulary.tokens_of(config.method), tokenizer_folder(Path(config.adapter) if config.adapter else None, folder)
+    """Token -> id of the model that learns, where it may know more of them than its base in
+    `folder`."""
+    added, own = (
+        vocabulary.tokens_of(config.method),
+        tokenizer_folder(Path(config.adapter) if config.adapter else None, folder),
+    )
     if own == folder and not added:
         return None
     tokenizer = load.load_tokenizer(own)

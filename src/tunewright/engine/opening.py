@@ -1,7 +1,9 @@
-"""Open what a person names: a run folder, a bare PEFT folder, a merged or untouched model folder, a GGUF file, a hub id, all behind one door.
+"""Open what a person names: a run folder, a bare PEFT folder, a merged or untouched model folder, a
+GGUF file, a hub id, all behind one door.
 
-Chat, evaluation and merging start here, so a model is always rendered with the template and the stop tokens it was taught with.
-`find` says what a name means and reads no weights; `load_found` reads them; `open_target` does both.
+Chat, evaluation and merging start here, so a model is always rendered with the template and the
+stop tokens it was taught with. `find` says what a name means and reads no weights; `load_found`
+reads them; `open_target` does both.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Target:
-    """What a name means. `settings` are the run's values by dotted key, empty for anything that is not a run."""
+    """What a name means. `settings` are the run's values by dotted key, empty for anything that is
+    not a run."""
 
     name: str
     source: sources.Source
@@ -49,9 +52,16 @@ class Target:
     @property
     def thinking(self) -> Thinking:
         """What is done with thoughts: as in the run, unless told otherwise."""
-        known = run_folder.read_data_report(self.run).get("thinking") if self.run is not None else None
+        known = (
+            run_folder.read_data_report(self.run).get("thinking") if self.run is not None else None
+        )
         known = known if isinstance(known, dict) else {}
-        return Thinking(str(self.settings.get("data.thinking") or "auto"), self.think, known.get("by_rows", True), known.get("asked"))
+        return Thinking(
+            str(self.settings.get("data.thinking") or "auto"),
+            self.think,
+            known.get("by_rows", True),
+            known.get("asked"),
+        )
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -70,18 +80,24 @@ class Target:
         return found
 
     def renderer(self) -> Renderer:
-        """How what is opened is asked: its own tokenizer and template, and every stop token that its folders name."""
-        return renderer_of(load.load_tokenizer(self.tokenizer_folder), *self.stated, thinking=self.thinking)
+        """How what is opened is asked: its own tokenizer and template, and every stop token that
+        its folders name."""
+        return renderer_of(
+            load.load_tokenizer(self.tokenizer_folder), *self.stated, thinking=self.thinking
+        )
 
     def base_renderer(self) -> Renderer:
         """How the base is asked: as if nothing had been trained."""
-        return renderer_of(load.load_tokenizer(self.source.folder), self.source.folder, thinking=self.thinking)
+        return renderer_of(
+            load.load_tokenizer(self.source.folder), self.source.folder, thinking=self.thinking
+        )
 
 
 @dataclass
 class Opened:
-    """A loaded model with its tokenizer and template. `causal` is the causal model, with `attached`, the trained method, on it if there is any; whoever
-    wants answers asks `answering`. `vocabulary` is the number of tokens that the base knows."""
+    """A loaded model with its tokenizer and template. `causal` is the causal model, with
+    `attached`, the trained method, on it if there is any; whoever wants answers asks `answering`.
+    `vocabulary` is the number of tokens that the base knows."""
 
     causal: Any
     attached: Attached | None
@@ -107,24 +123,35 @@ class Opened:
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[AnsweringModel]:
-        """Inside, the model answers as its base does. Yields the base, to be asked with its own tokenizer, template and stops, knowing no added token:
-        the same as when the base is opened alone. Raises UsageError where the method cannot be switched off."""
+        """Inside, the model answers as its base does. Yields the base, to be asked with its own
+        tokenizer, template and stops, knowing no added token: the same as when the base is opened
+        alone. Raises UsageError where the method cannot be switched off."""
         if self.attached is None:
             if not self.switches:
-                raise UsageError(problem("E-RUN-15", self.target.name, reason=say("chat.whole_model")))
+                raise UsageError(
+                    problem("E-RUN-15", self.target.name, reason=say("chat.whole_model"))
+                )
             yield self.answering
         elif self.attached.disabled is None:
-            raise UsageError(problem("E-RUN-15", self.target.name, reason=self.attached.disabled_reason))
+            raise UsageError(
+                problem("E-RUN-15", self.target.name, reason=self.attached.disabled_reason)
+            )
         else:
             with self.attached.disabled():
-                yield answering(self.causal, self.attached, self.base_renderer, vocabulary=self.vocabulary)
+                yield answering(
+                    self.causal, self.attached, self.base_renderer, vocabulary=self.vocabulary
+                )
 
     @property
     def switches(self) -> bool:
-        """Whether `untouched` can answer: what was trained can be switched off, or nothing was. Of a whole model that was trained the base is another."""
+        """Whether `untouched` can answer: what was trained can be switched off, or nothing was. Of
+        a whole model that was trained the base is another."""
         if self.attached is not None:
             return self.attached.disabled is not None
-        return self.target.run is None or self.target.source.folder.resolve() != (self.target.run / "model").resolve()
+        return (
+            self.target.run is None
+            or self.target.source.folder.resolve() != (self.target.run / "model").resolve()
+        )
 
     @functools.cached_property
     def base_renderer(self) -> Renderer:
@@ -134,24 +161,39 @@ class Opened:
 
 def tokenizer_folder(adapter: Path | None, base: Path) -> Path:
     """The adapter's own tokenizer where it brings one, else the base's."""
-    return adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else base
+    return (
+        adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else base
+    )
 
 
 def find(target: str, tell: Tell, *, base: bool = False, think: bool | None = None) -> Target:
-    """What `target` names, its files on this machine. `base` leaves the adapter out, `think` says how it is asked.
+    """What `target` names, its files on this machine. `base` leaves the adapter out, `think` says
+    how it is asked.
 
     Raises UsageError for a run without trained weights and ModelError for what cannot be opened.
     """
     spec, adapter, run, settings = _named(target, tell, base)
-    return Target(target, sources.resolve(spec, report=tell.line), None if base else adapter, run, settings, think)
+    return Target(
+        target,
+        sources.resolve(spec, report=tell.line),
+        None if base else adapter,
+        run,
+        settings,
+        think,
+    )
 
 
 def config_folder(target: str) -> Path:
-    """The folder with the `config.json` of what `target` names; weights are not looked for. Raises as `find` does."""
-    return sources.resolve(_named(target, Quiet(), False)[0], report=Quiet().line, weights=False).folder
+    """The folder with the `config.json` of what `target` names; weights are not looked for. Raises
+    as `find` does."""
+    return sources.resolve(
+        _named(target, Quiet(), False)[0], report=Quiet().line, weights=False
+    ).folder
 
 
-def _named(target: str, tell: Tell, base: bool) -> tuple[str, Path | None, Path | None, dict[str, Any]]:
+def _named(
+    target: str, tell: Tell, base: bool
+) -> tuple[str, Path | None, Path | None, dict[str, Any]]:
     """(the model, the adapter on it, the run, the run's settings) that `target` stands for."""
     folder = Path(target)
     adapter: Path | None = None
@@ -162,26 +204,40 @@ def _named(target: str, tell: Tell, base: bool) -> tuple[str, Path | None, Path 
         run, settings = folder, run_folder.read_run(folder)
         adapter, spec = folder / "adapter", str(settings["model"])
         if (folder / "model" / "config.json").is_file() and not base:
-            adapter, spec = None, str(folder / "model")  # every weight was trained: the run holds a whole model
+            adapter, spec = (
+                None,
+                str(folder / "model"),
+            )  # every weight was trained: the run holds a whole model
         elif not is_saved(adapter) and not base:
-            raise UsageError(problem("E-RUN-05", str(folder), folder=folder, status=run_folder.read_summary(folder).get("status", "-")))
+            raise UsageError(
+                problem(
+                    "E-RUN-05",
+                    str(folder),
+                    folder=folder,
+                    status=run_folder.read_summary(folder).get("status", "-"),
+                )
+            )
     elif is_saved(folder):
         raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
         adapter = folder
         described = folder / "adapter_config.json"
         described = described if described.is_file() else folder / OWN
-        spec = json.loads(described.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        spec = (
+            json.loads(described.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        )
         tell.line(say("chat.base_of_adapter", base=spec))
     return spec, adapter, run, settings
 
 
 def renderer_of(tokenizer: Any, *stated: Any, thinking: Thinking | None = None) -> Renderer:
-    """The renderer that training used for this tokenizer and the stop tokens that `stated` name (`load.stop_ids`)."""
+    """The renderer that training used for this tokenizer and the stop tokens that `stated` name
+    (`load.stop_ids`)."""
     return Renderer(tokenizer, load.stop_ids(tokenizer, *stated), thinking)
 
 
 def require_words(folder: Path, name: str) -> None:
-    """Raise ModelError (E-METHOD-72) where the model of `folder` is a judge: it gives numbers and has no head that predicts words."""
+    """Raise ModelError (E-METHOD-72) where the model of `folder` is a judge: it gives numbers and
+    has no head that predicts words."""
     if load.is_scorer(folder):
         raise ModelError(problem("E-METHOD-72", name))
 
@@ -191,13 +247,32 @@ def read_config(found: Target) -> Any:
     return load.load_config(found.source.folder)
 
 
-def load_found(found: Target, *, dtype: str | None = None, device: str = "auto", threads: int | Literal["auto"] = "auto") -> Opened:
-    """Read the weights. `dtype` None: the run's own number type, else what suits the device. Raises ConfigError for values that do not fit."""
+def load_found(
+    found: Target,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
+) -> Opened:
+    """Read the weights. `dtype` None: the run's own number type, else what suits the device. Raises
+    ConfigError for values that do not fit."""
     wanted = dtype or str(found.settings.get("engine.dtype", "auto"))
     if wanted not in DTYPES:
-        raise ConfigError(problem("E-CONFIG-08", "--dtype", field="engine.dtype", value=wanted, reason=", ".join(DTYPES)))
-    world = placement.start(EngineConfig.model_validate({"dtype": wanted, "device": device, "threads": threads}))
-    causal: Any = load.load_model(found.source.folder, dtype=world.dtype, device=world.device, base=base_of(found.settings))
+        raise ConfigError(
+            problem(
+                "E-CONFIG-08",
+                "--dtype",
+                field="engine.dtype",
+                value=wanted,
+                reason=", ".join(DTYPES),
+            )
+        )
+    world = placement.start(
+        EngineConfig.model_validate({"dtype": wanted, "device": device, "threads": threads})
+    )
+    causal: Any = load.load_model(
+        found.source.folder, dtype=world.dtype, device=world.device, base=base_of(found.settings)
+    )
     vocabulary = int(causal.get_input_embeddings().weight.shape[0])
     accelerate(causal)
     attached = None if found.adapter is None else put_on(causal, found.adapter)
@@ -207,17 +282,32 @@ def load_found(found: Target, *, dtype: str | None = None, device: str = "auto",
 
 
 def base_of(settings: dict[str, Any]) -> BaseConfig:
-    """How the base of a run was held while it was trained; not quantised for anything that is not a run."""
+    """How the base of a run was held while it was trained; not quantised for anything that is not a
+    run."""
     names = ("bits", "type", "double", "block")
-    return BaseConfig(**{name: settings[f"base.{name}"] for name in names if settings.get(f"base.{name}") is not None})
+    return BaseConfig(
+        **{
+            name: settings[f"base.{name}"]
+            for name in names
+            if settings.get(f"base.{name}") is not None
+        }
+    )
 
 
 def open_target(
-    target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto", threads: int | Literal["auto"] = "auto",
+    target: str,
+    tell: Tell,
+    *,
+    base: bool = False,
+    dtype: str | None = None,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
     think: bool | None = None,
-) -> Opened:  # fmt: skip
+) -> Opened:
     """`find` and `load_found` in one: what `target` names, ready to answer."""
-    return load_found(find(target, tell, base=base, think=think), dtype=dtype, device=device, threads=threads)
+    return load_found(
+        find(target, tell, base=base, think=think), dtype=dtype, device=device, threads=threads
+    )
 
 
 def use_layout(causal: Any, layout: str) -> None:

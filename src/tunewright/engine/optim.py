@@ -1,4 +1,5 @@
-"""The update rules, from kept libraries, and their state by parameter name so that a checkpoint survives a change of order.
+"""The update rules, from kept libraries, and their state by parameter name so that a checkpoint
+survives a change of order.
 
 | `engine.optimizer` | rule | whose | state, bytes a number |
 | adamw | Loshchilov and Hutter 2019 | PyTorch | 8 |
@@ -35,50 +36,76 @@ class Together(torch.optim.Optimizer):
 
 
 def optimizer_for(engine: EngineConfig, attached: Attached, causal: Any) -> torch.optim.Optimizer:
-    """The optimiser of a run: the method's own where it has one, else the one that `engine.optimizer` names."""
+    """The optimiser of a run: the method's own where it has one, else the one that
+    `engine.optimizer` names."""
     wanted = set(attached.parameters)
     named = [(name, p) for name, p in attached.model.named_parameters() if name in wanted]
     own = attached.optimizer
-    made: torch.optim.Optimizer = own(engine, named) if own else make_optimizer(engine, named, attached.rate_factors, tables_of(causal))
+    made: torch.optim.Optimizer = (
+        own(engine, named)
+        if own
+        else make_optimizer(engine, named, attached.rate_factors, tables_of(causal))
+    )
     if attached.with_optimizer is not None:
         attached.with_optimizer(engine, made)
     return made
 
 
 def tables_of(causal: Any) -> set[int]:
-    """Identities of the parameters in embeddings and in the output head: matrices that look up or classify, and do not transform."""
-    places = [causal.get_input_embeddings(), causal.get_output_embeddings(), *(m for m in causal.modules() if isinstance(m, torch.nn.Embedding))]
+    """Identities of the parameters in embeddings and in the output head: matrices that look up or
+    classify, and do not transform."""
+    places = [
+        causal.get_input_embeddings(),
+        causal.get_output_embeddings(),
+        *(m for m in causal.modules() if isinstance(m, torch.nn.Embedding)),
+    ]
     return {id(p) for place in places if place is not None for p in place.parameters()}
 
 
 def make_optimizer(
-    engine: EngineConfig, named: list[tuple[str, torch.nn.Parameter]], rate_factors: dict[str, float] | None = None, tables: set[int] | None = None
+    engine: EngineConfig,
+    named: list[tuple[str, torch.nn.Parameter]],
+    rate_factors: dict[str, float] | None = None,
+    tables: set[int] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimiser that `engine.optimizer` names over the named parameters; vectors (biases, norms) are not decayed.
+    """The optimiser that `engine.optimizer` names over the named parameters; vectors (biases,
+    norms) are not decayed.
 
-    Parameters in `rate_factors` learn at that multiple of the step's rate. `tables` (identities of parameters) are kept from Muon.
-    Raises ConfigError (E-METHOD-08) when a library is missing.
+    Parameters in `rate_factors` learn at that multiple of the step's rate. `tables` (identities of
+    parameters) are kept from Muon. Raises ConfigError (E-METHOD-08) when a library is missing.
     """
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, p in sorted(named, key=lambda entry: entry[1].ndim <= 1):
         factor, vector = (rate_factors or {}).get(name, 1.0), p.ndim <= 1
         turns = engine.optimizer == "muon" and p.ndim == 2 and id(p) not in (tables or set())
-        new = {"params": [], "weight_decay": 0.0 if vector else engine.weight_decay, "rate_factor": factor}
+        new = {
+            "params": [],
+            "weight_decay": 0.0 if vector else engine.weight_decay,
+            "rate_factor": factor,
+        }
         groups.setdefault((factor, vector, turns), new)["params"].append(p)
     plain = [group for (_, _, turns), group in groups.items() if not turns]
     if engine.optimizer == "adafactor":
         from transformers.optimization import Adafactor
 
-        # Scaling by the size of the weights would leave LoRA's B, which starts at 0, a thousandth of the rate.
-        return Adafactor(plain, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False)
+        # Scaling by the size of the weights would leave LoRA's B, which starts at 0, a thousandth
+        # of the rate.
+        return Adafactor(
+            plain, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False
+        )
     if engine.optimizer == "adamw_8bit":
         adamw_8bit: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(plain, lr=0.0)
         return adamw_8bit
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(plain, lr=0.0)] if plain else []
     turned = [group for (_, _, turns), group in groups.items() if turns]
     if turned:
-        # The update of a matrix is brought to the size that AdamW's would have, so one rate suits both parts.
-        parts.append(torch.optim.Muon(turned, lr=0.0, weight_decay=engine.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        # The update of a matrix is brought to the size that AdamW's would have, so one rate suits
+        # both parts.
+        parts.append(
+            torch.optim.Muon(
+                turned, lr=0.0, weight_decay=engine.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
     return parts[0] if len(parts) == 1 else Together(parts)
 
 
@@ -90,20 +117,31 @@ def _bitsandbytes() -> Any:
     return bitsandbytes
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, named: list[tuple[str, torch.nn.Parameter]]) -> dict[str, torch.Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, named: list[tuple[str, torch.nn.Parameter]]
+) -> dict[str, torch.Tensor]:
     """`parameter/key` -> tensor of the optimiser's state, such as `...lora_A.weight/exp_avg`."""
     names = {id(p): name for name, p in named}
-    return {f"{names[id(p)]}/{key}": torch.as_tensor(value) for p, state in optimizer.state.items() for key, value in state.items()}
+    return {
+        f"{names[id(p)]}/{key}": torch.as_tensor(value)
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, named: list[tuple[str, torch.nn.Parameter]], tensors: dict[str, torch.Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    named: list[tuple[str, torch.nn.Parameter]],
+    tensors: dict[str, torch.Tensor],
+) -> None:
     """The inverse of `optimizer_tensors`."""
     parameters = dict(named)
     for full, tensor in tensors.items():
         name, key = full.rsplit("/", 1)
         p = parameters[name]
         if key == "step":
-            # AdamW counts in a float tensor on the CPU, others in a Python integer; moments live where the parameter does.
+            # AdamW counts in a float tensor on the CPU, others in a Python integer; moments live
+            # where the parameter does.
             optimizer.state[p][key] = tensor if tensor.is_floating_point() else int(tensor)
         else:
             optimizer.state[p][key] = tensor.to(p.device)

@@ -17,14 +17,16 @@ from tunewright.engine.tree import largest_sample
 CPU_ROWS, GPU_ROWS = 1024, 4096
 """Token rows of a pass."""
 MOST_CPU_ROWS = 4096
-"""Rows up to which passes follow the largest sample; beyond it larger passes make no row cheaper."""
+"""Rows up to which passes follow the largest sample; beyond it larger passes make no row cheaper.
+"""
 BFLOAT16_WORTH_IT = 1.25
 """Measured speed ratio over float32 from which bfloat16 is chosen on a CPU."""
 
 
 @dataclass
 class World:
-    """Where and how this run computes. `reasons` maps a dotted key to a sentence; both are printed and written to run.yaml."""
+    """Where and how this run computes. `reasons` maps a dotted key to a sentence; both are printed
+    and written to run.yaml."""
 
     device: str
     dtype: str
@@ -39,8 +41,11 @@ class World:
 
 
 def available_processors() -> int:
-    """Processors this process may use: affinity and the container's quota, not what the machine has."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors this process may use: affinity and the container's quota, not what the machine
+    has."""
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as handle:
             quota, period = handle.read().split()
@@ -66,10 +71,11 @@ def total_memory() -> int:
 
 
 def bfloat16_instructions() -> str | None:
-    """The name of the processor's bfloat16 matrix instructions ("amx_bf16", "avx512_bf16" ...), or None where none is reported.
+    """The name of the processor's bfloat16 matrix instructions ("amx_bf16", "avx512_bf16" ...), or
+    None where none is reported.
 
-    Both were measured faster than float32 by far more than `BFLOAT16_WORTH_IT`, so that nothing needs to be timed: a clock on a busy machine gave the
-    same run two number types.
+    Both were measured faster than float32 by far more than `BFLOAT16_WORTH_IT`, so that nothing
+    needs to be timed: a clock on a busy machine gave the same run two number types.
     """
     import torch
 
@@ -78,14 +84,18 @@ def bfloat16_instructions() -> str | None:
 
 
 def bfloat16_speedup() -> float:
-    """How many times as fast a matrix product is in bfloat16 as in float32 on this processor. Takes about 100 ms.
+    """How many times as fast a matrix product is in bfloat16 as in float32 on this processor. Takes
+    about 100 ms.
 
-    The two take turns, and the fastest of each counts: whatever else the machine does in these milliseconds hits both.
+    The two take turns, and the fastest of each counts: whatever else the machine does in these
+    milliseconds hits both.
     """
     import torch
 
     best: dict[torch.dtype, float] = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    pairs = {dtype: (torch.randn(384, 576).to(dtype), torch.randn(576, 1536).to(dtype)) for dtype in best}
+    pairs = {
+        dtype: (torch.randn(384, 576).to(dtype), torch.randn(576, 1536).to(dtype)) for dtype in best
+    }
     for _ in range(12):
         for dtype, (a, b) in pairs.items():
             start = time.perf_counter()
@@ -104,18 +114,35 @@ def resolve_device(wanted: str) -> tuple[str, str]:
         return "cpu", say("placement.cpu")
     kind = wanted.split(":")[0]
     index = wanted.split(":")[1] if ":" in wanted else "0"
-    known = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": bool(getattr(torch.backends, "mps", None)) and torch.backends.mps.is_available()}
-    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if known["mps"] else [])]
-    if not known.get(kind) or not index.isdigit() or (kind == "cuda" and int(index) >= torch.cuda.device_count()):
-        raise ConfigError(problem("E-CONFIG-16", "engine.device", device=wanted, known=", ".join(here)))
+    known = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": bool(getattr(torch.backends, "mps", None)) and torch.backends.mps.is_available(),
+    }
+    here = [
+        "cpu",
+        *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
+        *(["mps"] if known["mps"] else []),
+    ]
+    if (
+        not known.get(kind)
+        or not index.isdigit()
+        or (kind == "cuda" and int(index) >= torch.cuda.device_count())
+    ):
+        raise ConfigError(
+            problem("E-CONFIG-16", "engine.device", device=wanted, known=", ".join(here))
+        )
     return (f"cuda:{index}" if kind == "cuda" else kind), say("placement.asked")
 
 
-def start(engine: EngineConfig, data: tuple[Sequence[Sample], Mapping[str, Any]] | None = None) -> World:
+def start(
+    engine: EngineConfig, data: tuple[Sequence[Sample], Mapping[str, Any]] | None = None
+) -> World:
     """Resolve device, threads, dtype and rows per pass, and set the thread count of this process.
 
-    `data` are the samples that a run learns from and their report. A sample is never cut, so its largest one decides the memory of a pass:
-    on a CPU the other passes may be as large as that one, which makes them fewer and each row cheaper.
+    `data` are the samples that a run learns from and their report. A sample is never cut, so its
+    largest one decides the memory of a pass: on a CPU the other passes may be as large as that one,
+    which makes them fewer and each row cheaper.
     """
     import torch
 
@@ -134,10 +161,19 @@ def start(engine: EngineConfig, data: tuple[Sequence[Sample], Mapping[str, Any]]
         rows: int = engine.rows_per_pass
     else:
         usual = CPU_ROWS if device == "cpu" else GPU_ROWS
-        largest = largest_sample(*data, enough=MOST_CPU_ROWS) if data is not None and device == "cpu" else 0
+        largest = (
+            largest_sample(*data, enough=MOST_CPU_ROWS)
+            if data is not None and device == "cpu"
+            else 0
+        )
         rows = max(usual, largest)
         reasons["engine.rows_per_pass"] = say(
-            "placement.rows_largest" if rows > usual else "placement.rows_cpu" if device == "cpu" else "placement.rows_gpu", rows=rows
+            "placement.rows_largest"
+            if rows > usual
+            else "placement.rows_cpu"
+            if device == "cpu"
+            else "placement.rows_gpu",
+            rows=rows,
         )
     return World(device, dtype, threads, rows, reasons)
 
@@ -146,7 +182,11 @@ def _choose_dtype(device: str) -> tuple[str, str]:
     import torch
 
     if device.startswith("cuda"):
-        return ("bfloat16", say("placement.bf16_gpu")) if torch.cuda.is_bf16_supported() else ("float32", say("placement.fp32_gpu"))
+        return (
+            ("bfloat16", say("placement.bf16_gpu"))
+            if torch.cuda.is_bf16_supported()
+            else ("float32", say("placement.fp32_gpu"))
+        )
     if device == "mps":
         return "float32", say("placement.fp32_gpu")
     if name := bfloat16_instructions():

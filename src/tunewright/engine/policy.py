@@ -1,7 +1,9 @@
-"""One pass through the model: rows in, log-probabilities of the labels out. The only place that calls the model during training.
+"""One pass through the model: rows in, log-probabilities of the labels out. The only place that
+calls the model during training.
 
-Two layouts of the same batch. `tree` lays all branches into one row of tokens and computes shared beginnings once. `padded` gives every branch a row of
-its own with stock attention: it serves models whose layers are not plain attention, and it is the oracle the tree is tested against.
+Two layouts of the same batch. `tree` lays all branches into one row of tokens and computes shared
+beginnings once. `padded` gives every branch a row of its own with stock attention: it serves models
+whose layers are not plain attention, and it is the oracle the tree is tested against.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ KEEP_BYTES = 768 * 2**20
 
 @dataclass
 class PassOutput:
-    """What an objective sees of one pass. L labels in the order of the samples' branches; weights are the data's."""
+    """What an objective sees of one pass. L labels in the order of the samples' branches; weights
+    are the data's."""
 
     logprob: Tensor
     """(L,) float32 or wider, in nats."""
@@ -41,17 +44,21 @@ class PassOutput:
     samples: list[Sample]
     num_rows: int
     reference: Tensor | None = None
-    """(B,) float64: summed log-probability of each branch's learnt tokens under the model at step 0, where the objective asks for it."""
+    """(B,) float64: summed log-probability of each branch's learnt tokens under the model at step
+    0, where the objective asks for it."""
     score: Tensor | None = None
     """(B,) float32: what the score head says of each whole branch, where the objective has one."""
     value: Tensor | None = None
     """(L,) float32: what the value head says before each label, where the objective has one."""
     log_z: Tensor | None = None
-    """(L,): logarithm of the sum of exponentials of the logits before each label, where the objective asks for `spread`."""
+    """(L,): logarithm of the sum of exponentials of the logits before each label, where the
+    objective asks for `spread`."""
     mean_logprob: Tensor | None = None
-    """(L,): mean log-probability of all tokens of the vocabulary before each label, where the objective asks for `spread`."""
+    """(L,): mean log-probability of all tokens of the vocabulary before each label, where the
+    objective asks for `spread`."""
     divergence: Tensor | None = None
-    """(L,): how far the teacher's distribution before each label is from ours, in nats, where the objective has a teacher."""
+    """(L,): how far the teacher's distribution before each label is from ours, in nats, where the
+    objective has a teacher."""
     figures: dict[str, tuple[float, int]] = field(default_factory=dict)
     """What an objective found on the way, to be looked at: name -> (sum, count)."""
 
@@ -60,59 +67,88 @@ def head_of(model: Any) -> Head:
     """The output head of a causal language model, with the scale and softcap its config asks for."""
     module = model.get_output_embeddings()
     config = model.config.get_text_config()
-    # Granite divides by `logits_scaling`, HyperCLOVA X multiplies by it; Cohere multiplies by `logit_scale`.
-    scale = (getattr(config, "logits_scaling", None) or 1.0) ** (1 if config.model_type == "hyperclovax" else -1) * (
-        getattr(config, "logit_scale", None) or 1.0
-    )
-    # A method may have put layers on the head (LoRA on `head`) or hold its weight in float32: then its forward, not its weight, is the head.
+    # Granite divides by `logits_scaling`, HyperCLOVA X multiplies by it; Cohere multiplies by
+    # `logit_scale`.
+    scale = (getattr(config, "logits_scaling", None) or 1.0) ** (
+        1 if config.model_type == "hyperclovax" else -1
+    ) * (getattr(config, "logit_scale", None) or 1.0)
+    # A method may have put layers on the head (LoRA on `head`) or hold its weight in float32: then
+    # its forward, not its weight, is the head.
     own = None if type(module) is nn.Linear and "forward" not in vars(module) else module
-    return Head(module.weight, getattr(module, "bias", None), scale, getattr(config, "final_logit_softcapping", None), own)
+    return Head(
+        module.weight,
+        getattr(module, "bias", None),
+        scale,
+        getattr(config, "final_logit_softcapping", None),
+        own,
+    )
 
 
 class Policy(nn.Module):
-    """The root module of training: a pass of samples in, `PassOutput` out. Nobody touches the head outside of its forward."""
+    """The root module of training: a pass of samples in, `PassOutput` out. Nobody touches the head
+    outside of its forward."""
 
     def __init__(self, model: Any, causal: Any, layout: str):
-        """`model` is what trains (a PEFT model, or the causal model itself), `causal` the causal language model inside it."""
+        """`model` is what trains (a PEFT model, or the causal model itself), `causal` the causal
+        language model inside it."""
         super().__init__()
         self.model = model
         self.causal = [causal]  # in a list, so that its parameters are not registered twice
         self.layout = layout
         self.noise: Noise | None = None
-        """What is added to the input embeddings in the passes of this step that learn (`engine.neftune`)."""
+        """What is added to the input embeddings in the passes of this step that learn
+        (`engine.neftune`)."""
         self.cache: ActivationCache | None = None
         """Hidden states below the lowest trained block, where only upper blocks train."""
         self.reference: ReferenceStore | None = None
         """Log-probabilities under the model at step 0."""
         self.heads: tuple[str, ...] = ()
-        """Scalar heads that a pass is read by (`models.heads`). With `score`, whole branches are read and nothing is predicted."""
+        """Scalar heads that a pass is read by (`models.heads`). With `score`, whole branches are
+        read and nothing is predicted."""
         self.spread = False
         """Whether a pass also tells how each distribution is spread over the vocabulary."""
         self.teacher: Any = None
         """An `engine.teacher.Teacher`, whose distributions a pass is compared with."""
         self.temperature = 1.0
-        """Logits are divided by it: what learns from its own answers learns at the temperature at which it drew them."""
+        """Logits are divided by it: what learns from its own answers learns at the temperature at
+        which it drew them."""
         self.last: LastBlock | None = None
-        """What of the last block can leave out rows that nobody reads; found at the first pass over a tree."""
+        """What of the last block can leave out rows that nobody reads; found at the first pass over
+        a tree."""
         self.prompt_rows = 0
-        """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass; keys and values add none."""
+        """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass;
+        keys and values add none."""
 
     @property
     def device(self) -> torch.device:
         return next(self.causal[0].parameters()).device
 
     def forward(self, samples: list[Sample]) -> PassOutput:
-        """Log-probabilities of every label of `samples`, with gradient where the model has trainable parameters."""
+        """Log-probabilities of every label of `samples`, with gradient where the model has
+        trainable parameters."""
         read = read_whole(samples) if "score" in self.heads else samples
         tree = build_tree(read) if self.layout == "tree" else padded_rows(read)
         if self.cache is not None and not self.cache.holds():
             self.cache = None
         with self.cache.replaying(tree) if self.cache is not None else contextlib.nullcontext():
-            hidden_TD = self.hidden(tree, [*tree.source, *tree.last] if "score" in self.heads else tree.source, samples)
+            hidden_TD = self.hidden(
+                tree, [*tree.source, *tree.last] if "score" in self.heads else tree.source, samples
+            )
         device = hidden_TD.device
-        source, target = torch.tensor(tree.source, device=device), torch.tensor(tree.target, device=device)
-        score = head_module(self.causal[0], "score")(hidden_TD[torch.tensor(tree.last, device=device)]) if "score" in self.heads else None
-        value = head_module(self.causal[0], "value")(hidden_TD[source]) if "value" in self.heads else None
+        source, target = (
+            torch.tensor(tree.source, device=device),
+            torch.tensor(tree.target, device=device),
+        )
+        score = (
+            head_module(self.causal[0], "score")(hidden_TD[torch.tensor(tree.last, device=device)])
+            if "score" in self.heads
+            else None
+        )
+        value = (
+            head_module(self.causal[0], "value")(hidden_TD[source])
+            if "value" in self.heads
+            else None
+        )
         logprob_L = log_z_L = mean_L = divergence_L = None
         if not len(source):
             logprob_L = hidden_TD.new_zeros(0, dtype=torch.float32)
@@ -121,10 +157,16 @@ class Policy(nn.Module):
         else:
             logprob_L = label_logprobs(hidden_TD, source, target, self.head())
         if self.teacher is not None:
-            divergence_L = self.teacher.divergence(samples, hidden_TD, source, head_of(self.causal[0]))
+            divergence_L = self.teacher.divergence(
+                samples, hidden_TD, source, head_of(self.causal[0])
+            )
         weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
         more = self.prompt_rows
-        rows = tree.num_rows + more if self.layout == "tree" else len(tree.branch_sample) * (max(tree.depth) + 1 + more)
+        rows = (
+            tree.num_rows + more
+            if self.layout == "tree"
+            else len(tree.branch_sample) * (max(tree.depth) + 1 + more)
+        )
         branch_L = torch.tensor(tree.branch, device=device)
         reference = None
         if self.reference is not None:
@@ -132,8 +174,19 @@ class Policy(nn.Module):
                 self.reference.take(samples, logprob_L, weight_L, branch_L)
             reference = self.reference.of(samples, device)
         return PassOutput(
-            logprob_L, weight_L, branch_L, tree.branch_sample, samples, rows, reference, score, value, log_z_L, mean_L, divergence_L
-        )  # fmt: skip
+            logprob_L,
+            weight_L,
+            branch_L,
+            tree.branch_sample,
+            samples,
+            rows,
+            reference,
+            score,
+            value,
+            log_z_L,
+            mean_L,
+            divergence_L,
+        )
 
     def head(self) -> Head:
         """The output head at the temperature of this policy."""
@@ -141,23 +194,40 @@ class Policy(nn.Module):
         if self.temperature == 1.0:
             return head
         # Dividing the cap, too, divides what comes out of it.
-        return replace(head, scale=head.scale / self.temperature, softcap=head.softcap and head.softcap / self.temperature)
+        return replace(
+            head,
+            scale=head.scale / self.temperature,
+            softcap=head.softcap and head.softcap / self.temperature,
+        )
 
-    def hidden(self, tree: TokenTree, read: Sequence[int] | None = None, samples: list[Sample] | None = None) -> Tensor:
-        """(T, D): the rows of `tree` after the last norm. Where only the rows `read` are wanted, the others need not be right. `samples` are those of
-        the step, where the tree was built from copies of them."""
+    def hidden(
+        self,
+        tree: TokenTree,
+        read: Sequence[int] | None = None,
+        samples: list[Sample] | None = None,
+    ) -> Tensor:
+        """(T, D): the rows of `tree` after the last norm. Where only the rows `read` are wanted,
+        the others need not be right. `samples` are those of the step, where the tree was built from
+        copies of them."""
         with self._noisy(tree, samples):
-            return self._tree_hidden(tree, read) if self.layout == "tree" else self._padded_hidden(tree)
+            return (
+                self._tree_hidden(tree, read)
+                if self.layout == "tree"
+                else self._padded_hidden(tree)
+            )
 
     @contextlib.contextmanager
     def _noisy(self, tree: TokenTree, samples: list[Sample] | None) -> Iterator[None]:
-        """Inside, the input embeddings of `tree` get the noise of this step; only while the model learns, never while it is measured or answers."""
+        """Inside, the input embeddings of `tree` get the noise of this step; only while the model
+        learns, never while it is measured or answers."""
         if self.noise is None or not self.model.training or not torch.is_grad_enabled():
             yield
             return
         noise_TD = self.noise.rows(tree, self.layout == "tree", samples)
         table = self.causal[0].get_input_embeddings()
-        hook = table.register_forward_hook(lambda module, given, out: out + spread(noise_TD.to(out.device), out, tree))
+        hook = table.register_forward_hook(
+            lambda module, given, out: out + spread(noise_TD.to(out.device), out, tree)
+        )
         try:
             yield
         finally:
@@ -171,17 +241,24 @@ class Policy(nn.Module):
         """What a learnt prompt puts before every branch, where the method has one."""
         offered = getattr(self.model, "virtual_prompt", None)
         prompt: VirtualPrompt | None = offered() if offered is not None else None
-        self.prompt_rows = prompt.num_tokens if prompt is not None and prompt.rows is not None else 0
+        self.prompt_rows = (
+            prompt.num_tokens if prompt is not None and prompt.rows is not None else 0
+        )
         return prompt
 
     def _inputs(self, ids_BT: Tensor, prompt: VirtualPrompt | None) -> dict[str, Any]:
-        """What the body is called with: token ids, and in front of them learnt rows or, as a cache, learnt keys and values."""
+        """What the body is called with: token ids, and in front of them learnt rows or, as a cache,
+        learnt keys and values."""
         if prompt is None:
             return {"input_ids": ids_BT}
         B = len(ids_BT)
         if prompt.rows is not None:
             embedded_BTD = self.causal[0].get_input_embeddings()(ids_BT)
-            return {"inputs_embeds": torch.cat([prompt.rows.to(embedded_BTD.dtype).expand(B, -1, -1), embedded_BTD], 1)}
+            return {
+                "inputs_embeds": torch.cat(
+                    [prompt.rows.to(embedded_BTD.dtype).expand(B, -1, -1), embedded_BTD], 1
+                )
+            }
         from transformers import DynamicCache
 
         assert prompt.keys_values is not None
@@ -192,17 +269,30 @@ class Policy(nn.Module):
         """(T, D) of the tree's own rows, of which only `read` need be right."""
         prompt = self._virtual()
         ids = torch.tensor([tree.token], device=self.device)
-        before, unseen = (prompt.num_tokens, prompt.num_tokens if prompt.rows is None else 0) if prompt else (0, 0)
+        before, unseen = (
+            (prompt.num_tokens, prompt.num_tokens if prompt.rows is None else 0)
+            if prompt
+            else (0, 0)
+        )
         tree = under_root(tree, before)
-        plan = TreePlan(tree, self.device, KEEP_BYTES, self.causal[0].config.get_text_config().num_hidden_layers, unseen)
+        plan = TreePlan(
+            tree,
+            self.device,
+            KEEP_BYTES,
+            self.causal[0].config.get_text_config().num_hidden_layers,
+            unseen,
+        )
         positions = torch.tensor([tree.position[unseen:]], device=self.device)
         with self._reading(read, before - unseen, plan):
-            hidden = self._body()(**self._inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False).last_hidden_state[0]
+            hidden = self._body()(
+                **self._inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False
+            ).last_hidden_state[0]
         return hidden[before - unseen :]
 
     @contextlib.contextmanager
     def _reading(self, read: Sequence[int] | None, before: int, plan: TreePlan) -> Iterator[None]:
-        """Inside, a pass over the tree of `plan` computes in its last block only the rows `read`, which come after `before` rows of a learnt prompt."""
+        """Inside, a pass over the tree of `plan` computes in its last block only the rows `read`,
+        which come after `before` rows of a learnt prompt."""
         num_rows = plan.tree.num_rows - plan.num_virtual
         if read is None or not read:
             yield
@@ -235,6 +325,13 @@ class Policy(nn.Module):
             seen = torch.cat([mask.new_ones(len(mask), prompt.num_tokens), mask], 1)
             if prompt.rows is not None:
                 first = prompt.num_tokens
-                positions = torch.cat([torch.arange(first, device=self.device).expand(len(mask), -1), positions], 1)
-        hidden_BTD = self._body()(**self._inputs(ids, prompt), position_ids=positions, attention_mask=seen, use_cache=False).last_hidden_state
+                positions = torch.cat(
+                    [torch.arange(first, device=self.device).expand(len(mask), -1), positions], 1
+                )
+        hidden_BTD = self._body()(
+            **self._inputs(ids, prompt),
+            position_ids=positions,
+            attention_mask=seen,
+            use_cache=False,
+        ).last_hidden_state
         return hidden_BTD[:, first:][mask.bool()]

@@ -1,4 +1,5 @@
-"""Which samples a step sees and how fast it learns: pure functions of the step number, so a resumed run needs no stored cursor."""
+"""Which samples a step sees and how fast it learns: pure functions of the step number, so a resumed
+run needs no stored cursor."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tunewright.core.seeds import permutation
 END_SHARE = 0.1
 """All held-out rows are measured at the end where that costs at most this share of the training."""
 LEARNING_COST = 3
-"""What learning from a row costs, in passes that only measure it: forward, and twice as much backward."""
+"""What learning from a row costs, in passes that only measure it: forward, and twice as much
+backward."""
 
 
 @lru_cache(maxsize=2)
@@ -52,18 +54,22 @@ class Schedule:
         return order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 1, 2, ...: a linear warm-up to `peak`, then the chosen fall; the last step still learns."""
+        """Learning rate of step 1, 2, ...: a linear warm-up to `peak`, then the chosen fall; the
+        last step still learns."""
         if step <= self.warmup_steps:
             return self.peak * step / self.warmup_steps
         if self.shape == "constant":
             return self.peak
         left = (self.total_steps - step + 1) / max(1, self.total_steps - self.warmup_steps)
         left = min(1.0, left)
-        return self.peak * (left if self.shape == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
+        return self.peak * (
+            left if self.shape == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+        )
 
 
 def batch_size_for(engine: EngineConfig, num_samples: int) -> int:
-    """`engine.batch_size`, or an eighth of the samples between 1 and 16: three rows in steps of 16 would be learnt in one step an epoch, which is too few."""
+    """`engine.batch_size`, or an eighth of the samples between 1 and 16: three rows in steps of 16
+    would be learnt in one step an epoch, which is too few."""
     return min(16, max(1, num_samples // 8)) if engine.batch_size == "auto" else engine.batch_size
 
 
@@ -79,14 +85,24 @@ def make_schedule(engine: EngineConfig, num_samples: int, peak: float) -> Schedu
     """The schedule of a run with `peak` as its resolved learning rate."""
     steps = total_steps(engine, num_samples)
     warmup = round(engine.warmup * steps) if engine.warmup < 1 else int(engine.warmup)
-    return Schedule(num_samples, batch_size_for(engine, num_samples), steps, peak, engine.schedule, min(warmup, steps), engine.seed)
+    return Schedule(
+        num_samples,
+        batch_size_for(engine, num_samples),
+        steps,
+        peak,
+        engine.schedule,
+        min(warmup, steps),
+        engine.seed,
+    )
 
 
 def learning_rate_for(method_rate: float, steps: int, parameters: int = 0) -> float:
-    """The rate that suits a method whose usual rate is `method_rate` in a run of `steps` steps on a model of `parameters` parameters.
+    """The rate that suits a method whose usual rate is `method_rate` in a run of `steps` steps on a
+    model of `parameters` parameters.
 
-    A short run at the usual rate barely moves the weights: AdamW moves a weight by about rate * steps. So short runs get a higher rate; models above 2
-    billion parameters, whose wide layers add up more of these moves, get at most 2.5 times the usual one.
+    A short run at the usual rate barely moves the weights: AdamW moves a weight by about rate *
+    steps. So short runs get a higher rate; models above 2 billion parameters, whose wide layers add
+    up more of these moves, get at most 2.5 times the usual one.
     """
     factor = 5.0 if steps <= 200 else 2.5 if steps <= 1000 else 1.0
     return method_rate * (min(factor, 2.5) if parameters > 2e9 else factor)
@@ -103,7 +119,8 @@ def steps_between(setting: int | str | None, schedule: Schedule) -> int:
 
 @dataclass(frozen=True)
 class Measuring:
-    """Which held-out rows are measured. `rows` while the run learns, `times` in all; `all_at_end`: every held-out row once more at the end."""
+    """Which held-out rows are measured. `rows` while the run learns, `times` in all; `all_at_end`:
+    every held-out row once more at the end."""
 
     rows: Sequence[int]
     times: int
@@ -112,10 +129,19 @@ class Measuring:
     """Rows that are read without being learnt, over the whole run: what measuring costs."""
 
 
-def measuring_of(engine: EngineConfig, schedule: Schedule, num_held_out: int, *, reference: bool = False, rollouts: Any = None) -> Measuring:
-    """The plan of measurements, a function of numbers that are known before the first step, so that a resumed run keeps to it.
+def measuring_of(
+    engine: EngineConfig,
+    schedule: Schedule,
+    num_held_out: int,
+    *,
+    reference: bool = False,
+    rollouts: Any = None,
+) -> Measuring:
+    """The plan of measurements, a function of numbers that are known before the first step, so that
+    a resumed run keeps to it.
 
-    With `reference` every row that is measured is also read once by the model of step 0. `rollouts` says how many answers a row is learnt from.
+    With `reference` every row that is measured is also read once by the model of step 0. `rollouts`
+    says how many answers a row is learnt from.
     """
     most = num_held_out if engine.evaluate_rows is None else min(engine.evaluate_rows, num_held_out)
     rows: Sequence[int] = range(num_held_out)
@@ -127,4 +153,9 @@ def measuring_of(engine: EngineConfig, schedule: Schedule, num_held_out: int, *,
     answers = rollouts.num_answers if rollouts is not None else 1
     training = LEARNING_COST * answers * schedule.batch_size * schedule.total_steps
     rest = most < num_held_out and once * num_held_out <= END_SHARE * training
-    return Measuring(rows, times, rest, most * times + reference * (num_held_out if rest else most) + (num_held_out if rest else 0))
+    return Measuring(
+        rows,
+        times,
+        rest,
+        most * times + reference * (num_held_out if rest else most) + (num_held_out if rest else 0),
+    )

@@ -1,7 +1,9 @@
-"""What the token tree will save in a run, counted before its first step from the steps and passes as the engine will cut them.
+"""What the token tree will save in a run, counted before its first step from the steps and passes
+as the engine will cut them.
 
-The data report counts beginnings that are shared anywhere in the set; a step can only share among its own samples, so that figure promises too much.
-Here the schedule's own steps are taken (all of them, or some spread evenly over the run), cut into passes and laid out as rows.
+The data report counts beginnings that are shared anywhere in the set; a step can only share among
+its own samples, so that figure promises too much. Here the schedule's own steps are taken (all of
+them, or some spread evenly over the run), cut into passes and laid out as rows.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from tunewright.engine.schedule import Schedule
 from tunewright.engine.tree import build_tree, common_prefix, cut_passes, rows_needed
 
 MOST_STEPS = 64
-"""Steps that are counted; more change the figures by less than a percent and cost time before the run."""
+"""Steps that are counted; more change the figures by less than a percent and cost time before the
+run."""
 
 
 @dataclass(frozen=True)
 class StepSharing:
-    """Token rows of the counted steps. `logical` are the tokens of all samples, `needed` the rows that some label needs, `physical` those computed."""
+    """Token rows of the counted steps. `logical` are the tokens of all samples, `needed` the rows
+    that some label needs, `physical` those computed."""
 
     steps: int
     logical: int
@@ -34,7 +38,8 @@ class StepSharing:
 
     @property
     def physical_share(self) -> float:
-        """Rows computed for each token of a sample: what `physical_rows` / `logical_tokens` of the summary will be."""
+        """Rows computed for each token of a sample: what `physical_rows` / `logical_tokens` of the
+        summary will be."""
         return self.physical / self.logical if self.logical else 1.0
 
     @property
@@ -44,19 +49,29 @@ class StepSharing:
 
     @property
     def speed_up(self) -> float:
-        """Rows without sharing to rows with it: how much faster a step becomes, as far as its time goes with its rows."""
+        """Rows without sharing to rows with it: how much faster a step becomes, as far as its time
+        goes with its rows."""
         return self.needed / self.physical if self.physical else 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """For the data report."""
-        derived = {"physical_share": self.physical_share, "prompt_shared": self.prompt_shared, "speed_up": self.speed_up}
+        derived = {
+            "physical_share": self.physical_share,
+            "prompt_shared": self.prompt_shared,
+            "speed_up": self.speed_up,
+        }
         return asdict(self) | {name: round(value, 4) for name, value in derived.items()}
 
 
 def step_sharing(
-    samples: Sequence[Sample], schedule: Schedule, rows_per_pass: int, layout: str = "tree", most_steps: int = MOST_STEPS
+    samples: Sequence[Sample],
+    schedule: Schedule,
+    rows_per_pass: int,
+    layout: str = "tree",
+    most_steps: int = MOST_STEPS,
 ) -> StepSharing:
-    """Count what the steps of `schedule` compute, every one or `most_steps` spread evenly over the run."""
+    """Count what the steps of `schedule` compute, every one or `most_steps` spread evenly over the
+    run."""
     total = schedule.total_steps
     count = min(total, most_steps)
     logical = needed = physical = prompt = prompt_physical = 0
@@ -68,8 +83,13 @@ def step_sharing(
             logical += sum(len(branch.tokens) for branch in branches)
             needed += sum(rows)
             physical += build_tree(group).num_rows if layout == "tree" else len(rows) * max(rows)
-            asked = sorted(branch.tokens[: branch.learnt[0]] if branch.learnt else branch.tokens for branch in branches)
+            asked = sorted(
+                branch.tokens[: branch.learnt[0]] if branch.learnt else branch.tokens
+                for branch in branches
+            )
             length = sum(map(len, asked))
             prompt += length
-            prompt_physical += length - (sum(common_prefix(a, b) for a, b in pairwise(asked)) if layout == "tree" else 0)
+            prompt_physical += length - (
+                sum(common_prefix(a, b) for a, b in pairwise(asked)) if layout == "tree" else 0
+            )
     return StepSharing(count, logical, needed, physical, prompt, prompt_physical)

@@ -1,4 +1,5 @@
-"""One optimiser step: passes forward and backward, one division by the step's weights, a finite check, clipping, the update."""
+"""One optimiser step: passes forward and backward, one division by the step's weights, a finite
+check, clipping, the update."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def means(figures: Figures) -> dict[str, float]:
 
 @dataclass
 class StepReport:
-    """What one step did. `loss` is the sum of all terms after division; `applied` is False for a step that was not finite."""
+    """What one step did. `loss` is the sum of all terms after division; `applied` is False for a
+    step that was not finite."""
 
     loss: float
     terms: dict[str, float]
@@ -48,18 +50,21 @@ class StepReport:
     logical_tokens: int
     label_tokens: int
     where: str = ""
-    """For a step that was not finite: `loss` or the name of the first parameter with a bad gradient."""
+    """For a step that was not finite: `loss` or the name of the first parameter with a bad
+    gradient."""
     rows: list[str] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     """Means of what the objective found on the way: rewards, margins, accuracy."""
     overflow: bool = False
-    """The step was not finite while float16 gradients were scaled up: the scale is lowered and that is no fault of the data."""
+    """The step was not finite while float16 gradients were scaled up: the scale is lowered and that
+    is no fault of the data."""
     texts: list[dict[str, Any]] = field(default_factory=list)
     """Answers to look at, where the step drew some."""
 
 
 def runner(policy: Policy, rows_per_pass: int) -> Callable[[list[Sample]], Iterator[Any]]:
-    """What `Objective.measure` is given: samples in, the outputs of their passes out, without gradient and without dropout."""
+    """What `Objective.measure` is given: samples in, the outputs of their passes out, without
+    gradient and without dropout."""
 
     @torch.no_grad()
     def run(samples: list[Sample]) -> Iterator[Any]:
@@ -82,7 +87,8 @@ class Stepper:
     clip: float | None
     seed: int
     loss_scale: float = 1.0
-    """Above 1 only in float16, whose gradients would vanish; halved when they overflow, doubled after `GROW_AFTER` good steps."""
+    """Above 1 only in float16, whose gradients would vanish; halved when they overflow, doubled
+    after `GROW_AFTER` good steps."""
     good_steps: int = 0
     neftune: float | None = None
     """Strength of the noise on input embeddings; None: no noise."""
@@ -105,8 +111,16 @@ class Stepper:
         if self.neftune:
             # After `prepare`, which may have made the branches of this step.
             width = self.policy.causal[0].get_input_embeddings().weight.shape[1]
-            self.policy.noise = Noise.of_step(samples, self.neftune, width, self.seed, self.number, whole="score" in self.policy.heads)
-        # Loading, answering and measuring leave the model in eval mode, in which an adapter's dropout would silently do nothing.
+            self.policy.noise = Noise.of_step(
+                samples,
+                self.neftune,
+                width,
+                self.seed,
+                self.number,
+                whole="score" in self.policy.heads,
+            )
+        # Loading, answering and measuring leave the model in eval mode, in which an adapter's
+        # dropout would silently do nothing.
         self.policy.model.train()
         figures: Figures = {}
         for group in cut_passes(samples, self.rows_per_pass, padded=self.policy.layout == "padded"):
@@ -116,7 +130,9 @@ class Stepper:
             self._add(self.attached.penalties(), {}, report)
         return report
 
-    def _one_pass(self, group: list[Sample], totals: dict[str, float], report: StepReport, figures: Figures) -> None:
+    def _one_pass(
+        self, group: list[Sample], totals: dict[str, float], report: StepReport, figures: Figures
+    ) -> None:
         output = self.policy(group)
         self._add(self.objective.terms(output), totals, report)
         add_figures(figures, output.figures)
@@ -126,12 +142,18 @@ class Stepper:
         report.label_tokens += len(output.weight)
 
     def _add(self, terms: dict[str, Term], totals: dict[str, float], report: StepReport) -> None:
-        """Backward through the sum of the terms. A term that `plan` did not announce (a penalty on the weights) is divided by 1; one announced
-        as 0 has nothing to learn from in this step."""
-        parts = {name: coefficient * total / totals.get(name, 1.0) for name, (total, coefficient) in terms.items() if totals.get(name, 1.0)}
+        """Backward through the sum of the terms. A term that `plan` did not announce (a penalty on
+        the weights) is divided by 1; one announced as 0 has nothing to learn from in this step."""
+        parts = {
+            name: coefficient * total / totals.get(name, 1.0)
+            for name, (total, coefficient) in terms.items()
+            if totals.get(name, 1.0)
+        }
         if not parts:
             return
-        loss = torch.stack([part.float() if part.dtype.itemsize < 4 else part for part in parts.values()]).sum()
+        loss = torch.stack(
+            [part.float() if part.dtype.itemsize < 4 else part for part in parts.values()]
+        ).sum()
         if loss.requires_grad:
             (loss * self.loss_scale).backward()
         for name, part in parts.items():
@@ -139,7 +161,8 @@ class Stepper:
         report.loss = sum(report.terms.values())
 
     def step(self, samples: list[Sample], number: int, learning_rate: float) -> StepReport:
-        """Gradient, finite check, clipping, update. A step that is not finite changes no weight and says where it broke."""
+        """Gradient, finite check, clipping, update. A step that is not finite changes no weight and
+        says where it broke."""
         # Dropout draws depend on the step alone, so a resumed run draws the same.
         torch.manual_seed(stream_seed(self.seed, "dropout", number))
         self.number = number
@@ -164,7 +187,11 @@ class Stepper:
             self.attached.gradient_transform(dict(self.policy.model.named_parameters()))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("rate_factor", 1.0)
-        before = [p.detach().clone() for p in parameters] if self._could_overflow(learning_rate) else None
+        before = (
+            [p.detach().clone() for p in parameters]
+            if self._could_overflow(learning_rate)
+            else None
+        )
         if not self._update(before is not None):
             assert before is not None
             self._put_back(before)
@@ -192,8 +219,11 @@ class Stepper:
         return all(bool(torch.isfinite(p).all()) for p in self.parameters())
 
     def _could_overflow(self, learning_rate: float) -> bool:
-        # AdamW moves a weight by about the rate, so only an absurd rate can leave the finite numbers in one update.
-        return learning_rate > 1e-4 * min((torch.finfo(p.dtype).max for p in self.parameters()), default=0.0)
+        # AdamW moves a weight by about the rate, so only an absurd rate can leave the finite
+        # numbers in one update.
+        return learning_rate > 1e-4 * min(
+            (torch.finfo(p.dtype).max for p in self.parameters()), default=0.0
+        )
 
     def _put_back(self, before: list[torch.Tensor]) -> None:
         with torch.no_grad():
@@ -209,12 +239,18 @@ class Stepper:
 
 @torch.no_grad()
 def held_out_loss(
-    policy: Policy, objective: Objective, samples: Sequence[Sample], rows_per_pass: int, stop: Any = None, figures: Figures | None = None
+    policy: Policy,
+    objective: Objective,
+    samples: Sequence[Sample],
+    rows_per_pass: int,
+    stop: Any = None,
+    figures: Figures | None = None,
 ) -> float:
-    """The objective's loss over `samples` without gradient, divided once by the weights of all of them. NaN for no samples. Adds to `figures`.
+    """The objective's loss over `samples` without gradient, divided once by the weights of all of
+    them. NaN for no samples. Adds to `figures`.
 
-    Samples are taken in blocks, so that memory does not grow with their number; what an objective measures over a whole step (KTO's baseline) it measures
-    over a block.
+    Samples are taken in blocks, so that memory does not grow with their number; what an objective
+    measures over a whole step (KTO's baseline) it measures over a block.
     """
     totals: dict[str, float] = {}
     for block in blocks(samples):
@@ -236,5 +272,9 @@ def held_out_loss(
             terms = objective.terms(output)
             if figures is not None:
                 add_figures(figures, output.figures)
-            loss += sum(float(c * total / totals[name]) for name, (total, c) in terms.items() if totals.get(name))
+            loss += sum(
+                float(c * total / totals[name])
+                for name, (total, c) in terms.items()
+                if totals.get(name)
+            )
     return loss

@@ -1,8 +1,9 @@
 """Merge the branches of one pass into a token tree, and cut the samples of a step into passes.
 
-Pure integers in, pure integers out: no tensors, no files, so every rule here is property-tested. Two branches share a row exactly when
-they agree on every (token, position) up to it; forks may lie at any depth. Rows that no label needs are never laid out.
-Source: radix tree (Morrison 1968), laid out depth first so that "is an ancestor of" is one comparison (`TokenTree`).
+Pure integers in, pure integers out: no tensors, no files, so every rule here is property-tested.
+Two branches share a row exactly when they agree on every (token, position) up to it; forks may lie
+at any depth. Rows that no label needs are never laid out. Source: radix tree (Morrison 1968), laid
+out depth first so that "is an ancestor of" is one comparison (`TokenTree`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ Key = list[tuple[int, int]] | list[int]
 
 
 def rows_needed(branch: Branch) -> int:
-    """Rows a branch must compute: up to the one that predicts its last learnt token; all of them if it has no label but is read by a head."""
+    """Rows a branch must compute: up to the one that predicts its last learnt token; all of them if
+    it has no label but is read by a head."""
     return max(branch.learnt) if branch.learnt else len(branch.tokens)
 
 
@@ -26,7 +28,8 @@ def _row_keys(branch: Branch) -> Key:
     needed = rows_needed(branch)
     if branch.positions is None:
         return branch.tokens[:needed]
-    # A list of tuples never equals a list of integers, so a branch with positions of its own shares rows only with its like.
+    # A list of tuples never equals a list of integers, so a branch with positions of its own shares
+    # rows only with its like.
     return list(zip(branch.tokens[:needed], branch.positions[:needed], strict=True))
 
 
@@ -45,11 +48,15 @@ def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 def build_tree(samples: list[Sample]) -> TokenTree:
-    """The token tree of all branches of `samples`. Branch b of the tree counts through the samples in the given order."""
+    """The token tree of all branches of `samples`. Branch b of the tree counts through the samples
+    in the given order."""
     branches = [(branch, s) for s, sample in enumerate(samples) for branch in sample.branches]
     keys = [_row_keys(branch) for branch, _ in branches]
-    # Branches with positions of their own sort apart from those without; inside each group the order is by tokens.
-    order = sorted(range(len(branches)), key=lambda b: (branches[b][0].positions is not None, keys[b]))
+    # Branches with positions of their own sort apart from those without; inside each group the
+    # order is by tokens.
+    order = sorted(
+        range(len(branches)), key=lambda b: (branches[b][0].positions is not None, keys[b])
+    )
     tree = TokenTree([], [], [], [], [], [], [], [], [], [s for _, s in branches], samples)
     labels: dict[int, tuple[list[int], Branch]] = {}
     ends = [0] * len(branches)
@@ -87,17 +94,23 @@ def build_tree(samples: list[Sample]) -> TokenTree:
 
 
 def read_whole(samples: list[Sample]) -> list[Sample]:
-    """The same samples with every token computed and none predicted: what a head reads that judges whole answers."""
-    return [replace(s, branches=[replace(b, learnt=[], weights=[]) for b in s.branches]) for s in samples]
+    """The same samples with every token computed and none predicted: what a head reads that judges
+    whole answers."""
+    return [
+        replace(s, branches=[replace(b, learnt=[], weights=[]) for b in s.branches])
+        for s in samples
+    ]
 
 
 def _sort_key(key: Key) -> tuple[bool, Key]:
-    """Keys with positions of their own sort apart from those without: a tuple cannot be compared with an integer."""
+    """Keys with positions of their own sort apart from those without: a tuple cannot be compared
+    with an integer."""
     return bool(key) and isinstance(key[0], tuple), key
 
 
 def _sample_rows(sample: Sample) -> tuple[Key, int]:
-    """The first branch's row keys (what neighbours can share) and the rows of the sample's own tree."""
+    """The first branch's row keys (what neighbours can share) and the rows of the sample's own
+    tree."""
     keys = sorted((_row_keys(b) for b in sample.branches), key=_sort_key)
     rows = len(keys[0])
     for before, after in pairwise(keys):
@@ -106,7 +119,8 @@ def _sample_rows(sample: Sample) -> tuple[Key, int]:
 
 
 def largest_sample(samples: Sequence[Sample], report: Mapping[str, Any], enough: int) -> int:
-    """Rows of the largest sample of a run, counted up to `enough`. `report` is the data's report with tokens; samples of several branches are measured."""
+    """Rows of the largest sample of a run, counted up to `enough`. `report` is the data's report
+    with tokens; samples of several branches are measured."""
     if report.get("packed"):
         return min(enough, int(report["packed"]["tokens"]))
     if not samples or len(samples[0].branches) == 1:
@@ -122,7 +136,8 @@ def largest_sample(samples: Sequence[Sample], report: Mapping[str, Any], enough:
 
 
 def _cut_padded(samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:
-    """Passes of the padded layout, in which a pass computes branches x longest rows: samples of like length lie together."""
+    """Passes of the padded layout, in which a pass computes branches x longest rows: samples of
+    like length lie together."""
     passes: list[list[Sample]] = []
     branches = longest = 0
     for sample in sorted(samples, key=lambda s: -max(map(rows_needed, s.branches))):
@@ -135,15 +150,21 @@ def _cut_padded(samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]
     return passes
 
 
-def cut_passes(samples: list[Sample], rows_per_pass: int, padded: bool = False) -> list[list[Sample]]:
-    """Cut the samples of a step into passes of at most `rows_per_pass` rows; the branches of one sample stay together.
+def cut_passes(
+    samples: list[Sample], rows_per_pass: int, padded: bool = False
+) -> list[list[Sample]]:
+    """Cut the samples of a step into passes of at most `rows_per_pass` rows; the branches of one
+    sample stay together.
 
-    Samples that begin alike lie side by side, so sharing survives the cut. As few passes as possible, and of even size: the
-    cost of a row falls with the rows of its pass. A sample that alone is larger than a pass gets a pass of its own.
+    Samples that begin alike lie side by side, so sharing survives the cut. As few passes as
+    possible, and of even size: the cost of a row falls with the rows of its pass. A sample that
+    alone is larger than a pass gets a pass of its own.
     """
     if padded or not samples:
         return _cut_padded(samples, rows_per_pass)
-    measured = sorted(((*_sample_rows(sample), sample) for sample in samples), key=lambda item: _sort_key(item[0]))
+    measured = sorted(
+        ((*_sample_rows(sample), sample) for sample in samples), key=lambda item: _sort_key(item[0])
+    )
     shared = [0] + [common_prefix(a[0], b[0]) for a, b in pairwise(measured)]
 
     def starts(limit: int) -> list[int]:
@@ -166,18 +187,24 @@ def cut_passes(samples: list[Sample], rows_per_pass: int, padded: bool = False) 
         else:
             high = middle
     best = starts(high)
-    return [[item[2] for item in measured[a:b]] for a, b in zip(best, [*best[1:], len(measured)], strict=True)]
+    return [
+        [item[2] for item in measured[a:b]]
+        for a, b in zip(best, [*best[1:], len(measured)], strict=True)
+    ]
 
 
 def padded_rows(samples: list[Sample]) -> TokenTree:
-    """The same batch without sharing: every branch is a tree of its own, one after the other. What the padded layout computes, minus the padding."""
+    """The same batch without sharing: every branch is a tree of its own, one after the other. What
+    the padded layout computes, minus the padding."""
     tree = TokenTree([], [], [], [], [], [], [], [], [], [], samples)
     b = 0
     for s, sample in enumerate(samples):
         for branch in sample.branches:
             start, needed = len(tree.token), rows_needed(branch)
             tree.token += branch.tokens[:needed]
-            tree.position += list(range(needed)) if branch.positions is None else branch.positions[:needed]
+            tree.position += (
+                list(range(needed)) if branch.positions is None else branch.positions[:needed]
+            )
             tree.depth += range(needed)
             tree.subtree_end += [start + needed] * needed
             tree.multiplicity += [1] * needed
@@ -192,7 +219,8 @@ def padded_rows(samples: list[Sample]) -> TokenTree:
 
 
 def under_root(tree: TokenTree, count: int) -> TokenTree:
-    """The same rows below a chain of `count` virtual ones, which every row sees: what a learnt prompt needs. Token id 0 stands for a virtual row."""
+    """The same rows below a chain of `count` virtual ones, which every row sees: what a learnt
+    prompt needs. Token id 0 stands for a virtual row."""
     if not count:
         return tree
     total = count + tree.num_rows
@@ -210,11 +238,15 @@ def under_root(tree: TokenTree, count: int) -> TokenTree:
 
 
 def rows_of_branches(tree: TokenTree, shared: bool) -> list[list[int]]:
-    """For each branch the rows of its tokens in `tree`, in order. `shared`: made by `build_tree`; else by `padded_rows`."""
+    """For each branch the rows of its tokens in `tree`, in order. `shared`: made by `build_tree`;
+    else by `padded_rows`."""
     branches = [branch for sample in tree.samples for branch in sample.branches]
     if not shared:
         starts = accumulate((rows_needed(branch) for branch in branches), initial=0)
-        return [list(range(start, start + rows_needed(branch))) for start, branch in zip(starts, branches, strict=False)]
+        return [
+            list(range(start, start + rows_needed(branch)))
+            for start, branch in zip(starts, branches, strict=False)
+        ]
     path: list[int] = []
     child: dict[tuple[int, int, int], int] = {}
     for row, depth in enumerate(tree.depth):

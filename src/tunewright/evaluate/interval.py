@@ -1,7 +1,8 @@
 """How sure a share is: Wilson's interval for k right out of n.
 
-The usual p +- 1.96 sqrt(p(1-p)/n) says "100 % +- 0" after three right answers; Wilson's stays inside [0, 1] and covers close to 95 % for
-small n and for shares near 0 and 1. Source: Wilson 1927; Brown, Cai and DasGupta 2001 compare the choices.
+The usual p +- 1.96 sqrt(p(1-p)/n) says "100 % +- 0" after three right answers; Wilson's stays
+inside [0, 1] and covers close to 95 % for small n and for shares near 0 and 1. Source: Wilson 1927;
+Brown, Cai and DasGupta 2001 compare the choices.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ Z95 = 1.959963984540054
 
 
 def wilson(right: int, count: int, z: float = Z95) -> tuple[float, float]:
-    """(low, high) of the share `right / count`; (0, 1) for no rows, about which nothing is known. Raises ValueError unless 0 <= right <= count."""
+    """(low, high) of the share `right / count`; (0, 1) for no rows, about which nothing is known.
+    Raises ValueError unless 0 <= right <= count."""
     if not 0 <= right <= count:
         raise ValueError(f"{right} of {count}")
     if not count:

@@ -1,12 +1,15 @@
 """Log-probabilities of given answers, computed in as few rows as they need.
 
-Scoring is almost nothing but matrix products over rows, so what counts is how many rows there are (docs/LOG.md has the arithmetic). Three kinds are never computed:
+Scoring is almost nothing but matrix products over rows, so what counts is how many rows there are
+(docs/LOG.md has the arithmetic). Three kinds are never computed:
 
-- the beginning that all samples share (system prompt, instruction): once for the whole set, kept as keys and values before every pass;
+- the beginning that all samples share (system prompt, instruction): once for the whole set, kept as
+  keys and values before every pass;
 - in the last block, rows from which nothing is predicted (`models.last_block`);
 - the head, on rows without a label.
 
-Each changes the order of roundings and nothing else; the tests compare with plain Transformers, one option a forward pass.
+Each changes the order of roundings and nothing else; the tests compare with plain Transformers, one
+option a forward pass.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from tunewright.models.kernels.label_head import Head
 from tunewright.models.kernels.tree_attention import TreePlan
 
 HEAD_ROWS = 1024
-"""Labelled rows that wait for one visit to the head: the head's weights are as large as many layers, and are read once for all of them."""
+"""Labelled rows that wait for one visit to the head: the head's weights are as large as many
+layers, and are read once for all of them."""
 VOCABULARY_CHUNK = 16384
 SHORTEST_BEGINNING = 8
 """Tokens of a shared beginning that are worth keeping."""
@@ -41,12 +45,18 @@ Logprobs = list[list[list[float]]]
 
 
 def shared_beginning(samples: list[Sample]) -> list[int]:
-    """The tokens with which every branch of every sample begins, short enough that each branch keeps the row that predicts its first label."""
+    """The tokens with which every branch of every sample begins, short enough that each branch
+    keeps the row that predicts its first label."""
     branches = [branch for sample in samples for branch in sample.branches]
-    if not branches or any(branch.positions is not None or not branch.learnt for branch in branches):
+    if not branches or any(
+        branch.positions is not None or not branch.learnt for branch in branches
+    ):
         return []
     first = branches[0].tokens
-    length = min(min(min(branch.learnt) for branch in branches) - 1, *(common_prefix(first, branch.tokens) for branch in branches))
+    length = min(
+        min(min(branch.learnt) for branch in branches) - 1,
+        *(common_prefix(first, branch.tokens) for branch in branches),
+    )
     return first[: max(0, length)]
 
 
@@ -54,31 +64,57 @@ def without_beginning(samples: list[Sample], length: int) -> list[Sample]:
     """The same samples with the first `length` tokens of every branch taken off."""
 
     def shorter(branch: Branch) -> Branch:
-        return replace(branch, tokens=branch.tokens[length:], learnt=[i - length for i in branch.learnt])
+        return replace(
+            branch, tokens=branch.tokens[length:], learnt=[i - length for i in branch.learnt]
+        )
 
-    return [replace(sample, branches=[shorter(branch) for branch in sample.branches]) for sample in samples] if length else samples
+    return (
+        [
+            replace(sample, branches=[shorter(branch) for branch in sample.branches])
+            for sample in samples
+        ]
+        if length
+        else samples
+    )
 
 
 class RowReader(Policy):
-    """A policy for measuring: it keeps a shared beginning, and hands out the hidden rows of labels in place of their log-probabilities."""
+    """A policy for measuring: it keeps a shared beginning, and hands out the hidden rows of labels
+    in place of their log-probabilities."""
 
     def __init__(self, model: Any, causal: Any, layout: str):
         super().__init__(model, causal, layout)
         self.beginning: VirtualPrompt | None = None
 
     def keep(self, tokens: list[int]) -> bool:
-        """Compute the keys and values of `tokens`, which then stand before every branch. Returns whether the model gives any that can be kept."""
+        """Compute the keys and values of `tokens`, which then stand before every branch. Returns
+        whether the model gives any that can be kept."""
         if self.layout != "tree" or len(tokens) < SHORTEST_BEGINNING or self._virtual() is not None:
             return False
         from transformers import DynamicCache
 
         tree = build_tree([Sample([Branch(tokens, [], [])], 0)])
         layers = self.causal[0].config.get_text_config().num_hidden_layers
-        ids, positions = torch.tensor([tree.token], device=self.device), torch.tensor([tree.position], device=self.device)
+        ids, positions = (
+            torch.tensor([tree.token], device=self.device),
+            torch.tensor([tree.position], device=self.device),
+        )
         plan, cache = TreePlan(tree, self.device, KEEP_BYTES, layers), DynamicCache()
-        self._body()(input_ids=ids, position_ids=positions, tree_plan=plan, past_key_values=cache, use_cache=True)
-        found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
-        if len(found) != layers or any(part is None or part.ndim != 4 or part.shape[2] != len(tokens) for pair in found for part in pair):
+        self._body()(
+            input_ids=ids,
+            position_ids=positions,
+            tree_plan=plan,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        found = [
+            (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers
+        ]
+        if len(found) != layers or any(
+            part is None or part.ndim != 4 or part.shape[2] != len(tokens)
+            for pair in found
+            for part in pair
+        ):
             return False  # layers that share keys, or keep a state of their own
         self.beginning = VirtualPrompt(len(tokens), keys_values=found)
         return True
@@ -87,31 +123,47 @@ class RowReader(Policy):
         return self.beginning or super()._virtual()
 
     def labelled_rows(self, samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor, TokenTree]:
-        """(hidden_UD in float32 or wider, row_L, target_L, tree): each label's row among the U distinct rows, and its token."""
+        """(hidden_UD in float32 or wider, row_L, target_L, tree): each label's row among the U
+        distinct rows, and its token."""
         tree = build_tree(samples) if self.layout == "tree" else padded_rows(samples)
         hidden_TD = self.hidden(tree, tree.source)
-        rows, row_L = torch.unique(torch.tensor(tree.source, device=hidden_TD.device), return_inverse=True)
+        rows, row_L = torch.unique(
+            torch.tensor(tree.source, device=hidden_TD.device), return_inverse=True
+        )
         wide = torch.promote_types(hidden_TD.dtype, torch.float32)
-        return hidden_TD[rows].to(wide), row_L, torch.tensor(tree.target, device=hidden_TD.device), tree
+        return (
+            hidden_TD[rows].to(wide),
+            row_L,
+            torch.tensor(tree.target, device=hidden_TD.device),
+            tree,
+        )
 
 
 # ---- the head
 
 
 def exact_logprobs(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head) -> Tensor:
-    """log p(target | row), (L,), with logits in the dtype of `hidden_UD` whatever the head is stored in.
+    """log p(target | row), (L,), with logits in the dtype of `hidden_UD` whatever the head is
+    stored in.
 
-    A bfloat16 logit of 20 is a multiple of 0.125, so two options of one prompt would often tie. The vocabulary is visited in pieces of 16,384 tokens.
+    A bfloat16 logit of 20 is a multiple of 0.125, so two options of one prompt would often tie. The
+    vocabulary is visited in pieces of 16,384 tokens.
     """
     gold_L = torch.empty(len(target_L), dtype=hidden_UD.dtype, device=hidden_UD.device)
-    total_U = torch.full((len(hidden_UD),), -math.inf, dtype=hidden_UD.dtype, device=hidden_UD.device)
-    if head.module is not None:  # the head carries layers of its own: only they know what it computes
+    total_U = torch.full(
+        (len(hidden_UD),), -math.inf, dtype=hidden_UD.dtype, device=hidden_UD.device
+    )
+    if (
+        head.module is not None
+    ):  # the head carries layers of its own: only they know what it computes
         z = head.logits(hidden_UD.to(head.weight.dtype)).to(hidden_UD.dtype)
         return z[row_L, target_L] - torch.logsumexp(z, -1)[row_L]
     for start in range(0, len(head.weight), VOCABULARY_CHUNK):
         piece = slice(start, start + VOCABULARY_CHUNK)
         bias = None if head.bias is None else head.bias[piece].to(hidden_UD.dtype)
-        z = Head(head.weight[piece].to(hidden_UD.dtype), bias, head.scale, head.softcap).logits(hidden_UD)
+        z = Head(head.weight[piece].to(hidden_UD.dtype), bias, head.scale, head.softcap).logits(
+            hidden_UD
+        )
         total_U = torch.logaddexp(total_U, torch.logsumexp(z, -1))
         inside = (target_L >= start) & (target_L < start + z.shape[1])
         gold_L[inside] = z[row_L[inside], target_L[inside] - start]
@@ -132,8 +184,12 @@ class _Waiting:
         offsets = [0]
         for hidden, _, _, _ in self.parts:
             offsets.append(offsets[-1] + len(hidden))
-        row = torch.cat([part[1] + offset for part, offset in zip(self.parts, offsets, strict=False)])
-        logprob = exact_logprobs(torch.cat([p[0] for p in self.parts]), row, torch.cat([p[2] for p in self.parts]), head).tolist()
+        row = torch.cat(
+            [part[1] + offset for part, offset in zip(self.parts, offsets, strict=False)]
+        )
+        logprob = exact_logprobs(
+            torch.cat([p[0] for p in self.parts]), row, torch.cat([p[2] for p in self.parts]), head
+        ).tolist()
         start = 0
         for _, _, target, tree in self.parts:
             _hand_out(logprob[start : start + len(target)], tree.branch, tree.samples, into)
@@ -141,8 +197,11 @@ class _Waiting:
         self.parts, self.rows = [], 0
 
 
-def _hand_out(values: list[float], branch_L: list[int], samples: list[Sample], into: Logprobs) -> None:
-    """Log-probabilities of one pass to their samples. `branch_L` counts branches through the samples in order."""
+def _hand_out(
+    values: list[float], branch_L: list[int], samples: list[Sample], into: Logprobs
+) -> None:
+    """Log-probabilities of one pass to their samples. `branch_L` counts branches through the
+    samples in order."""
     where = [(sample.index, b) for sample in samples for b in range(len(sample.branches))]
     for sample in samples:
         into[sample.index] = [[] for _ in sample.branches]
@@ -163,7 +222,8 @@ def logprobs_of(
 ) -> Logprobs:
     """Log-probability of every learnt token of every branch. Sample i has index i.
 
-    `exact` computes the head in float32 and reads it once for many passes: right for few labels a row (options). Without it the engine's own head is used, as in training.
+    `exact` computes the head in float32 and reads it once for many passes: right for few labels a
+    row (options). Without it the engine's own head is used, as in training.
     """
     found: Logprobs = [[] for _ in samples]
     waiting, done = _Waiting(), 0

@@ -1,10 +1,12 @@
 """A small set of answers, scored by the log-probability that the model gives to each.
 
-The score of an option is the sum of the log-probabilities of its tokens AND of the token that ends the answer, given the prompt: the
-probability, in nats, that the model answers exactly this. Without the stop token "no" could never lose against "not at all", because it is its beginning.
-Nothing is divided by length: the options are alternatives, and the probability of a whole answer is what decides between them in greedy use.
-All options of a row are branches of one sample, so the prompt is computed once, and only rows from which an option's token is predicted
-reach the output head. Pure Python: tokens in, counts out; `scoring.py` owns the model.
+The score of an option is the sum of the log-probabilities of its tokens AND of the token that ends
+the answer, given the prompt: the probability, in nats, that the model answers exactly this. Without
+the stop token "no" could never lose against "not at all", because it is its beginning. Nothing is
+divided by length: the options are alternatives, and the probability of a whole answer is what
+decides between them in greedy use. All options of a row are branches of one sample, so the prompt
+is computed once, and only rows from which an option's token is predicted reach the output head.
+Pure Python: tokens in, counts out; `scoring.py` owns the model.
 """
 
 from __future__ import annotations
@@ -28,32 +30,48 @@ LONGEST = 40
 """Characters of the longest answer that is taken for a label."""
 LEAST_SEEN = 2
 LIKELY = 0.5
-"""Below this mean probability of all options together the model would more often write something else than one of them."""
+"""Below this mean probability of all options together the model would more often write something
+else than one of them."""
 
 
 def detect(rows: Sequence[Row]) -> list[str] | None:
-    """The options that the rows themselves show, in the order of their first row; None where the answers are free text.
+    """The options that the rows themselves show, in the order of their first row; None where the
+    answers are free text.
 
-    Every row is a dialogue; its last answer, stripped, is one line of 1 to 40 characters; there are 2 to 10 different ones, each in at least 2 rows.
+    Every row is a dialogue; its last answer, stripped, is one line of 1 to 40 characters; there are
+    2 to 10 different ones, each in at least 2 rows.
     """
     if not rows or not all(isinstance(row, Conversation) for row in rows):
         return None
     counts = Counter(row.answer().strip() for row in rows if isinstance(row, Conversation))
     short = all(answer and len(answer) <= LONGEST and "\n" not in answer for answer in counts)
-    return list(counts) if short and 2 <= len(counts) <= MOST_DETECTED and min(counts.values()) >= LEAST_SEEN else None
+    return (
+        list(counts)
+        if short and 2 <= len(counts) <= MOST_DETECTED and min(counts.values()) >= LEAST_SEEN
+        else None
+    )
 
 
 def checked(options: Sequence[str]) -> list[str]:
-    """Options a person gave, stripped. Raises UsageError unless there are 2 to 100 different ones, none empty."""
+    """Options a person gave, stripped. Raises UsageError unless there are 2 to 100 different ones,
+    none empty."""
     found = [option.strip() for option in options]
     if not 2 <= len(found) <= MOST_GIVEN or len(set(found)) != len(found) or not all(found):
-        raise UsageError(problem("E-EVAL-01", "--options", options=", ".join(map(repr, found)) or "-", most=MOST_GIVEN))
+        raise UsageError(
+            problem(
+                "E-EVAL-01",
+                "--options",
+                options=", ".join(map(repr, found)) or "-",
+                most=MOST_GIVEN,
+            )
+        )
     return found
 
 
 @dataclass
 class Question:
-    """One row with its options as branches. `right` is the index of its answer among the options; `stop` says that each branch ends in a stop token."""
+    """One row with its options as branches. `right` is the index of its answer among the options;
+    `stop` says that each branch ends in a stop token."""
 
     row: Conversation
     right: int
@@ -69,10 +87,15 @@ class Dropped:
 
 
 def build(
-    rows: Sequence[Row], samples: Sequence[Sample], options: Sequence[str], renderer: Renderer, context: int | None = None
+    rows: Sequence[Row],
+    samples: Sequence[Sample],
+    options: Sequence[str],
+    renderer: Renderer,
+    context: int | None = None,
 ) -> tuple[list[Question], list[Dropped]]:
-    """A question for every row whose answer is one of the options. Branch 0 of each sample is the row itself, whose learnt tokens give the loss;
-    branches 1 to k are the options. Raises DataError where no row can be asked, or two options are the same tokens."""
+    """A question for every row whose answer is one of the options. Branch 0 of each sample is the
+    row itself, whose learnt tokens give the loss; branches 1 to k are the options. Raises DataError
+    where no row can be asked, or two options are the same tokens."""
     place = {option: index for index, option in enumerate(options)}
     questions: list[Question] = []
     dropped: list[Dropped] = []
@@ -91,15 +114,29 @@ def build(
             dropped.append(Dropped(str(row.origin), "option_too_long"))
             continue
         own = sample.branches[0]
-        questions.append(Question(row, place[row.answer().strip()], Sample([own, *branches], len(questions), row.origin)))
+        questions.append(
+            Question(
+                row,
+                place[row.answer().strip()],
+                Sample([own, *branches], len(questions), row.origin),
+            )
+        )
     if not questions:
         first = rows[0].answer() if rows and isinstance(rows[0], Conversation) else "-"
-        raise DataError(problem("E-EVAL-02", str(rows[0].origin) if rows else "", options=", ".join(options), first=first[:60]))
+        raise DataError(
+            problem(
+                "E-EVAL-02",
+                str(rows[0].origin) if rows else "",
+                options=", ".join(options),
+                first=first[:60],
+            )
+        )
     return questions, dropped
 
 
 def _branch(row: Conversation, option: str, renderer: Renderer) -> Branch:
-    """The row's dialogue up to its last answer, with `option` as that answer, stop token included: exactly as training would render it."""
+    """The row's dialogue up to its last answer, with `option` as that answer, stop token included:
+    exactly as training would render it."""
     rendered = renderer.render([*row.question(), Message("assistant", option)], row.tools)
     first, after = rendered.spans[-1]
     return Branch(rendered.ids[:after], list(range(first, after)), [1.0] * (after - first))
@@ -107,7 +144,8 @@ def _branch(row: Conversation, option: str, renderer: Renderer) -> Branch:
 
 @dataclass
 class Decision:
-    """Scores of a question's options in nats, with and without the stop token, in the order of the options."""
+    """Scores of a question's options in nats, with and without the stop token, in the order of the
+    options."""
 
     scores: list[float]
     bare: list[float]
@@ -128,8 +166,14 @@ class Decision:
         return max(range(len(self.bare)), key=lambda i: (self.bare[i], -i))
 
 
-def report(options: Sequence[str], questions: Sequence[Question], decisions: Sequence[Decision], detected: bool) -> dict[str, Any]:
-    """Accuracy with its interval, the majority's share, every class and the confusion counts (keys in docs/evaluate.md)."""
+def report(
+    options: Sequence[str],
+    questions: Sequence[Question],
+    decisions: Sequence[Decision],
+    detected: bool,
+) -> dict[str, Any]:
+    """Accuracy with its interval, the majority's share, every class and the confusion counts (keys
+    in docs/evaluate.md)."""
     right = [question.right for question in questions]
     chosen = [decision.chosen for decision in decisions]
     hits, count = sum(a == b for a, b in zip(right, chosen, strict=True)), len(right)
@@ -140,37 +184,70 @@ def report(options: Sequence[str], questions: Sequence[Question], decisions: Seq
     classes = [_class_report(option, i, pairs, len(options)) for i, option in enumerate(options)]
     scored = [entry["f1"] for entry in classes if entry["f1"] is not None]
     return {
-        "options": list(options), "detected": detected, "n": count, "right": hits, "accuracy": hits / count, "interval_95": [low, high],
-        "majority": {"answer": options[most], "share": seen[most] / count}, "beats_majority": low > seen[most] / count,
-        "classes": classes, "macro_f1": sum(scored) / len(scored) if scored else None,
-        "confusion": {a: {b: pairs[i, j] for j, b in enumerate(options)} for i, a in enumerate(options)},
-        "probability": {"mean": sum(d.probability for d in decisions) / count, "least": min(d.probability for d in decisions)},
+        "options": list(options),
+        "detected": detected,
+        "n": count,
+        "right": hits,
+        "accuracy": hits / count,
+        "interval_95": [low, high],
+        "majority": {"answer": options[most], "share": seen[most] / count},
+        "beats_majority": low > seen[most] / count,
+        "classes": classes,
+        "macro_f1": sum(scored) / len(scored) if scored else None,
+        "confusion": {
+            a: {b: pairs[i, j] for j, b in enumerate(options)} for i, a in enumerate(options)
+        },
+        "probability": {
+            "mean": sum(d.probability for d in decisions) / count,
+            "least": min(d.probability for d in decisions),
+        },
         "mean_margin": sum(map(_margin, questions, decisions)) / count,
         "ties": sum(sorted(d.scores)[-1] == sorted(d.scores)[-2] for d in decisions),
         "stop_token_decides": sum(d.chosen != d.chosen_bare for d in decisions),
         "mistakes": _mistakes(options, questions, decisions),
-    }  # fmt: skip
+    }
 
 
-def _class_report(option: str, i: int, pairs: Counter[tuple[int, int]], count: int) -> dict[str, Any]:
-    """Precision is None for an option that was never chosen, recall for one that no row has: 0 would claim a measurement."""
+def _class_report(
+    option: str, i: int, pairs: Counter[tuple[int, int]], count: int
+) -> dict[str, Any]:
+    """Precision is None for an option that was never chosen, recall for one that no row has: 0
+    would claim a measurement."""
     hit = pairs[i, i]
     support, chosen = sum(pairs[i, j] for j in range(count)), sum(pairs[j, i] for j in range(count))
     return {
-        "answer": option, "rows": support, "chosen": chosen, "precision": hit / chosen if chosen else None,
-        "recall": hit / support if support else None, "f1": 2 * hit / (support + chosen) if support + chosen else None,
-    }  # fmt: skip
+        "answer": option,
+        "rows": support,
+        "chosen": chosen,
+        "precision": hit / chosen if chosen else None,
+        "recall": hit / support if support else None,
+        "f1": 2 * hit / (support + chosen) if support + chosen else None,
+    }
 
 
 def _margin(question: Question, decision: Decision) -> float:
-    """Score of the right option minus the best of the others, in nats: negative where the model decides wrongly."""
-    return decision.scores[question.right] - max(s for i, s in enumerate(decision.scores) if i != question.right)
+    """Score of the right option minus the best of the others, in nats: negative where the model
+    decides wrongly."""
+    return decision.scores[question.right] - max(
+        s for i, s in enumerate(decision.scores) if i != question.right
+    )
 
 
-def _mistakes(options: Sequence[str], questions: Sequence[Question], decisions: Sequence[Decision], most: int = 5) -> list[dict[str, Any]]:
+def _mistakes(
+    options: Sequence[str],
+    questions: Sequence[Question],
+    decisions: Sequence[Decision],
+    most: int = 5,
+) -> list[dict[str, Any]]:
     """The wrong decisions the model was surest of."""
     wrong = [(q, d) for q, d in zip(questions, decisions, strict=True) if d.chosen != q.right]
     wrong.sort(key=lambda pair: _margin(*pair))
     return [
-        {"origin": str(q.row.origin), "answer": options[q.right], "chosen": options[d.chosen], "margin": _margin(q, d)} for q, d in wrong[:most]
-    ]  # fmt: skip
+        {
+            "origin": str(q.row.origin),
+            "answer": options[q.right],
+            "chosen": options[d.chosen],
+            "margin": _margin(q, d),
+        }
+        for q, d in wrong[:most]
+    ]

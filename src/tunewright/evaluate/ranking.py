@@ -1,8 +1,11 @@
-"""How well a reward model ranks pairs, next to two judges that understand nothing: one that looks at length, one that counts words.
+"""How well a reward model ranks pairs, next to two judges that understand nothing: one that looks
+at length, one that counts words.
 
-Preference sets often reward the longer answer, and a model that learnt only that scores well. So the accuracy stands beside that of "the longer (or the
-shorter) answer is better", the direction chosen on the run's own training pairs, and of a logistic regression on differences of word counts, fitted on
-the same pairs. Where the training pairs are not at hand, the direction is the better one on the measured pairs, which flatters it, and words are not counted.
+Preference sets often reward the longer answer, and a model that learnt only that scores well. So
+the accuracy stands beside that of "the longer (or the shorter) answer is better", the direction
+chosen on the run's own training pairs, and of a logistic regression on differences of word counts,
+fitted on the same pairs. Where the training pairs are not at hand, the direction is the better one
+on the measured pairs, which flatters it, and words are not counted.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ def is_scorer(found: opening.Target) -> bool:
     from tunewright.models import load
     from tunewright.models.scalar_heads import stored_score
 
-    return load.is_scorer(found.source.folder) or (found.adapter is not None and stored_score(found.adapter) is not None)
+    return load.is_scorer(found.source.folder) or (
+        found.adapter is not None and stored_score(found.adapter) is not None
+    )
 
 
 def words_of(text: str) -> list[str]:
@@ -57,7 +62,8 @@ def prefers_longer(pairs: Sequence[Preference]) -> bool:
 
 
 class WordCounter:
-    """Logistic regression on the difference of two answers' word counts: -log sigmoid(w (c - r)) + |w|^2 / 2 lambda, by gradient steps."""
+    """Logistic regression on the difference of two answers' word counts: -log sigmoid(w (c - r)) +
+    |w|^2 / 2 lambda, by gradient steps."""
 
     def __init__(self, pairs: Sequence[Preference], steps: int = 300, decay: float = 1e-3):
         import torch
@@ -69,7 +75,10 @@ class WordCounter:
         optimizer = torch.optim.Adam([self.weight], lr=0.05)
         for _ in range(steps):
             optimizer.zero_grad()
-            loss = -torch.nn.functional.logsigmoid(x @ self.weight).mean() + decay * (self.weight**2).sum()
+            loss = (
+                -torch.nn.functional.logsigmoid(x @ self.weight).mean()
+                + decay * (self.weight**2).sum()
+            )
             loss.backward()
             optimizer.step()
 
@@ -93,23 +102,42 @@ class WordCounter:
 
 
 def training_pairs(found: opening.Target) -> list[Preference]:
-    """The pairs a run learnt from, where its data is still at hand; held-out ones are not among them."""
+    """The pairs a run learnt from, where its data is still at hand; held-out ones are not among
+    them."""
     from tunewright.core.config import DataConfig
     from tunewright.core.errors import TunewrightError
     from tunewright.data import inspect
 
     if found.run is None:
         return []
-    names = {name.removeprefix("data."): value for name, value in found.settings.items() if name.startswith("data.") and value is not None}
+    names = {
+        name.removeprefix("data."): value
+        for name, value in found.settings.items()
+        if name.startswith("data.") and value is not None
+    }
     try:
-        data = inspect(DataConfig.model_validate(names), None, seed=int(found.settings.get("engine.seed", 0)), needs_tokens=False, check=False)
+        data = inspect(
+            DataConfig.model_validate(names),
+            None,
+            seed=int(found.settings.get("engine.seed", 0)),
+            needs_tokens=False,
+            check=False,
+        )
     except (TunewrightError, ValueError):
         return []
     return [row for row in data.train_rows if isinstance(row, Preference)]
 
 
 def rank(
-    found: opening.Target, data: Any, name: str, *, dtype: str | None, device: str, threads: Any, details: bool, started: float
+    found: opening.Target,
+    data: Any,
+    name: str,
+    *,
+    dtype: str | None,
+    device: str,
+    threads: Any,
+    details: bool,
+    started: float,
 ) -> dict[str, Any]:
     """Score every pair of `data`. Raises UsageError where its rows are no pairs."""
     pairs = [row for row in data.train_rows if isinstance(row, Preference)]
@@ -122,12 +150,26 @@ def rank(
     known = training_pairs(found)
     longer = prefers_longer(known or pairs)
     ranking: dict[str, Any] = {
-        "n": len(gaps), "right": right, "ties": sum(gap == 0 for gap in gaps), "accuracy": right / len(gaps), "interval_95": wilson(right, len(gaps)),
-        "mean_margin": sum(gaps) / len(gaps), "length": {"longer": longer, "accuracy": by_length(pairs, longer), "chosen_on": "training" if known else "these"},
-        "words": {"accuracy": WordCounter(known).accuracy(pairs), "training_pairs": len(known)} if known else None,
-    }  # fmt: skip
+        "n": len(gaps),
+        "right": right,
+        "ties": sum(gap == 0 for gap in gaps),
+        "accuracy": right / len(gaps),
+        "interval_95": wilson(right, len(gaps)),
+        "mean_margin": sum(gaps) / len(gaps),
+        "length": {
+            "longer": longer,
+            "accuracy": by_length(pairs, longer),
+            "chosen_on": "training" if known else "these",
+        },
+        "words": {"accuracy": WordCounter(known).accuracy(pairs), "training_pairs": len(known)}
+        if known
+        else None,
+    }
     if details:
-        ranking["rows"] = [{"row": str(s.origin), "chosen": scores[s.index][0], "rejected": scores[s.index][1]} for s in data.train]
+        ranking["rows"] = [
+            {"row": str(s.origin), "chosen": scores[s.index][0], "rejected": scores[s.index][1]}
+            for s in data.train
+        ]
     return scored.result(found, data, name, started, ranking=ranking)
 
 
@@ -138,12 +180,29 @@ def lines(ranking: dict[str, Any]) -> list[str]:
         return f"{100 * share:.1f} %"
 
     low, high = ranking["interval_95"]
-    out = [say("evaluate.ranked", share=percent(ranking["accuracy"]), right=ranking["right"], n=ranking["n"], low=percent(low), high=percent(high))]
-    out.append(say("evaluate.rank_margin", margin=f"{ranking['mean_margin']:+.3f}", ties=ranking["ties"]))
+    out = [
+        say(
+            "evaluate.ranked",
+            share=percent(ranking["accuracy"]),
+            right=ranking["right"],
+            n=ranking["n"],
+            low=percent(low),
+            high=percent(high),
+        )
+    ]
+    out.append(
+        say("evaluate.rank_margin", margin=f"{ranking['mean_margin']:+.3f}", ties=ranking["ties"])
+    )
     key = "evaluate.rank_longer" if ranking["length"]["longer"] else "evaluate.rank_shorter"
     out.append(say(key, share=percent(ranking["length"]["accuracy"])))
     if ranking["words"]:
-        out.append(say("evaluate.rank_words", share=percent(ranking["words"]["accuracy"]), count=ranking["words"]["training_pairs"]))
+        out.append(
+            say(
+                "evaluate.rank_words",
+                share=percent(ranking["words"]["accuracy"]),
+                count=ranking["words"]["training_pairs"],
+            )
+        )
     best = max(ranking["length"]["accuracy"], (ranking["words"] or {}).get("accuracy", 0.0))
     if ranking["accuracy"] <= best:
         out.append(say("evaluate.rank_no_better"))

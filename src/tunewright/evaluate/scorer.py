@@ -1,4 +1,5 @@
-"""What a model says that answers with a number: opened once, every branch of every sample scored, not finite numbers refused."""
+"""What a model says that answers with a number: opened once, every branch of every sample scored,
+not finite numbers refused."""
 
 from __future__ import annotations
 
@@ -24,16 +25,35 @@ class Scored:
     loaded: float
     """`time.perf_counter()` when the model was open."""
 
-    def result(self, found: opening.Target, data: Any, name: str, started: float, **what: Any) -> dict[str, Any]:
+    def result(
+        self, found: opening.Target, data: Any, name: str, started: float, **what: Any
+    ) -> dict[str, Any]:
         """What `tunewright evaluate` gives: the figures `what`, and what every evaluation tells."""
         seconds = {"total": time.perf_counter() - started, "load": self.loaded - started}
-        return {"target": found.name, "data": name, "data_report": data.report, **what, "warnings": [], **self.about, "seconds": seconds}
+        return {
+            "target": found.name,
+            "data": name,
+            "data_report": data.report,
+            **what,
+            "warnings": [],
+            **self.about,
+            "seconds": seconds,
+        }
 
 
-def scores(found: opening.Target, samples: Sequence[Sample], name: str, *, dtype: str | None, device: str, threads: Any) -> Scored:
+def scores(
+    found: opening.Target,
+    samples: Sequence[Sample],
+    name: str,
+    *,
+    dtype: str | None,
+    device: str,
+    threads: Any,
+) -> Scored:
     """Score every branch of `samples` with the run `found`.
 
-    Raises UsageError (E-EVAL-04) for a score that is no finite number; `name` is the data's, for the message.
+    Raises UsageError (E-EVAL-04) for a score that is no finite number; `name` is the data's, for
+    the message.
     """
     import torch
 
@@ -51,11 +71,19 @@ def scores(found: opening.Target, samples: Sequence[Sample], name: str, *, dtype
     by_sample: dict[int, list[float]] = {}
     with torch.no_grad(), fused_without_gradient():
         policy.model.eval()
-        for group in cut_passes(list(samples), opened.world.rows_per_pass, padded=layout == "padded"):
+        for group in cut_passes(
+            list(samples), opened.world.rows_per_pass, padded=layout == "padded"
+        ):
             values = policy(group).score
             assert values is not None
-            for sample, value in zip(group, values.split([len(s.branches) for s in group]), strict=True):
+            for sample, value in zip(
+                group, values.split([len(s.branches) for s in group]), strict=True
+            ):
                 by_sample[sample.index] = value.tolist()
     if not all(math.isfinite(score) for one in by_sample.values() for score in one):
         raise UsageError(problem("E-EVAL-04", name, value="nan"))
-    return Scored(by_sample, {"device": opened.world.device, "dtype": opened.world.dtype, "layout": layout}, loaded)
+    return Scored(
+        by_sample,
+        {"device": opened.world.device, "dtype": opened.world.dtype, "layout": layout},
+        loaded,
+    )

@@ -1,8 +1,11 @@
-"""`tunewright evaluate`: how well a run or a model does on rows it can be asked: loss, exact answers, accuracy over a small set of answers.
+"""`tunewright evaluate`: how well a run or a model does on rows it can be asked: loss, exact
+answers, accuracy over a small set of answers.
 
-Rows are read, shaped and rendered by the same code as for training, so what is measured is what was taught. The loss is the objective's own: the mean
-negative log-probability of the learnt tokens. Options are scored in the same passes (`options.py` says how); answers are generated
-only for free text, or when asked, because writing an answer costs as many visits to the weights as it has tokens, and scoring one.
+Rows are read, shaped and rendered by the same code as for training, so what is measured is what was
+taught. The loss is the objective's own: the mean negative log-probability of the learnt tokens.
+Options are scored in the same passes (`options.py` says how); answers are generated only for free
+text, or when asked, because writing an answer costs as many visits to the weights as it has tokens,
+and scoring one.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ class EvaluationError(TunewrightError):
 
 
 def choose_layout(opened: opening.Opened) -> tuple[str, str]:
-    """(layout, reason): the tree where the model agrees with its own stock attention, else padded rows. Raises CompatError for a head nobody knows."""
+    """(layout, reason): the tree where the model agrees with its own stock attention, else padded
+    rows. Raises CompatError for a head nobody knows."""
     import contextlib
     from collections.abc import Iterator
 
@@ -60,12 +64,18 @@ def choose_layout(opened: opening.Opened) -> tuple[str, str]:
 
 
 def normalised(text: str) -> str:
-    """Text without case, punctuation and spacing: NFKC, casefold, Unicode's P categories dropped, runs of white space to one.
+    """Text without case, punctuation and spacing: NFKC, casefold, Unicode's P categories dropped,
+    runs of white space to one.
 
-    What makes a number stays: a sign before a digit, a point, comma or colon between two. "3.5" is not "35".
+    What makes a number stays: a sign before a digit, a point, comma or colon between two. "3.5" is
+    not "35".
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = (c for i, c in enumerate(folded) if not unicodedata.category(c).startswith("P") or _in_number(folded, i))
+    kept = (
+        c
+        for i, c in enumerate(folded)
+        if not unicodedata.category(c).startswith("P") or _in_number(folded, i)
+    )
     return " ".join("".join(kept).split())
 
 
@@ -76,37 +86,62 @@ def _in_number(text: str, i: int) -> bool:
 
 
 def matches(expected: str, given: str) -> tuple[bool, bool]:
-    """(exact after strip, equal when normalised). Where nothing but punctuation was expected, only an exact answer is right."""
+    """(exact after strip, equal when normalised). Where nothing but punctuation was expected, only
+    an exact answer is right."""
     exact = expected.strip() == given.strip()
-    return exact, exact or (bool(normalised(expected)) and normalised(expected) == normalised(given))
+    return exact, exact or (
+        bool(normalised(expected)) and normalised(expected) == normalised(given)
+    )
 
 
 def _share(right: int, count: int) -> dict[str, Any]:
-    return {"right": right, "share": right / count if count else None, "interval_95": list(wilson(right, count))}
+    return {
+        "right": right,
+        "share": right / count if count else None,
+        "interval_95": list(wilson(right, count)),
+    }
 
 
 def exact_match(
-    opened: opening.Opened, rows: Sequence[Conversation], max_new_tokens: int, tell: Tell, options: Sequence[str] | None = None
+    opened: opening.Opened,
+    rows: Sequence[Conversation],
+    max_new_tokens: int,
+    tell: Tell,
+    options: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Greedy answers to every row's question, compared with the row's answer, both without their thoughts. `context_full` counts answers that the end of the context cut off,
-    `no_room` questions that fill it."""
+    """Greedy answers to every row's question, compared with the row's answer, both without their
+    thoughts. `context_full` counts answers that the end of the context cut off, `no_room` questions
+    that fill it."""
     what = say("evaluate.answering")
     tell.start(what)
     model = opened.answering
     prompts = [model.renderer.question(row) for row in rows]
-    answers = answer(model, prompts, max_new_tokens=max_new_tokens, on_batch=lambda done: tell.progress(what, done, len(prompts)))
+    answers = answer(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        on_batch=lambda done: tell.progress(what, done, len(prompts)),
+    )
     tell.finish()
     texts = [one.text for one in answers]
     bare = model.renderer.without_thoughts
-    verdicts = [matches(bare(row.answer()), bare(text)) for row, text in zip(rows, texts, strict=True)]
+    verdicts = [
+        matches(bare(row.answer()), bare(text)) for row, text in zip(rows, texts, strict=True)
+    ]
     wrong = [
-        {"origin": str(row.origin), "expected": row.answer(), "answer": text} for row, text, v in zip(rows, texts, verdicts, strict=True) if not v[1]
+        {"origin": str(row.origin), "expected": row.answer(), "answer": text}
+        for row, text, v in zip(rows, texts, verdicts, strict=True)
+        if not v[1]
     ]
     found = {
-        "n": len(rows), "exact": _share(sum(v[0] for v in verdicts), len(rows)), "normalised": _share(sum(v[1] for v in verdicts), len(rows)),
-        "max_new_tokens": max_new_tokens, "context_full": sum(one.end == "context" for one in answers),
-        "no_room": sum(one.end == "no_room" for one in answers), "mistakes": wrong[:SHOWN],
-    }  # fmt: skip
+        "n": len(rows),
+        "exact": _share(sum(v[0] for v in verdicts), len(rows)),
+        "normalised": _share(sum(v[1] for v in verdicts), len(rows)),
+        "max_new_tokens": max_new_tokens,
+        "context_full": sum(one.end == "context" for one in answers),
+        "no_room": sum(one.end == "no_room" for one in answers),
+        "mistakes": wrong[:SHOWN],
+    }
     if options is not None:
         found["none_of_the_options"] = sum(text.strip() not in options for text in texts)
     return found
@@ -135,16 +170,23 @@ def evaluate_target(
     think: bool | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
-    """Measure `target` (run, adapter, model folder, hub id) on the rows of `data` and return the figures (keys in docs/evaluate.md).
+    """Measure `target` (run, adapter, model folder, hub id) on the rows of `data` and return the
+    figures (keys in docs/evaluate.md).
 
-    `options` None: detected; an empty list: never. `generate` None: answers are written only where there are no options. `base` leaves the adapter out.
-    `details` adds every row's scores; `think` asks with thinking or without, by default as the run was.
+    `options` None: detected; an empty list: never. `generate` None: answers are written only where
+    there are no options. `base` leaves the adapter out. `details` adds every row's scores; `think`
+    asks with thinking or without, by default as the run was.
 
-    Raises UsageError for what cannot be read or asked, EvaluationError for scores that are not numbers.
+    Raises UsageError for what cannot be read or asked, EvaluationError for scores that are not
+    numbers.
     """
     tell, started = tell or Tell(), time.perf_counter()
     wanted = choices.checked(options) if options else None
-    if (limit is not None and limit < 1) or (max_new_tokens is not None and max_new_tokens < 1) or (rows_per_pass is not None and rows_per_pass < 1):
+    if (
+        (limit is not None and limit < 1)
+        or (max_new_tokens is not None and max_new_tokens < 1)
+        or (rows_per_pass is not None and rows_per_pass < 1)
+    ):
         raise UsageError(problem("E-EVAL-05", "--limit --max-new-tokens --rows-per-pass"))
     found = opening.find(target, tell, base=base, think=think)
     config = opening.read_config(found)
@@ -155,7 +197,16 @@ def evaluate_target(
     rows = _read(found, data, context, limit, data_format, columns, data_dir)
     if ranking.is_scorer(found):  # not with `base`: the model under a reward model writes
         measure = step_judging.measure if step_judging.judges_steps(found) else ranking.rank
-        return measure(found, rows, data, dtype=dtype, device=device, threads=threads, details=details, started=started)
+        return measure(
+            found,
+            rows,
+            data,
+            dtype=dtype,
+            device=device,
+            threads=threads,
+            details=details,
+            started=started,
+        )
     asked = wanted or (choices.detect(rows.train_rows) if options is None else None)
     work = _Work(found, rows, context, asked, wanted is None, tell, started)
     work.load(dtype, device, threads, rows_per_pass)
@@ -166,27 +217,70 @@ def evaluate_target(
 
 
 def _read(
-    found: opening.Target, data: str, context: int | None, limit: int | None, data_format: str, columns: dict[str, str] | None, data_dir: str | None,
-) -> DataSet:  # fmt: skip
+    found: opening.Target,
+    data: str,
+    context: int | None,
+    limit: int | None,
+    data_format: str,
+    columns: dict[str, str] | None,
+    data_dir: str | None,
+) -> DataSet:
     """The rows, rendered as for training: with the run's own system prompt where a row brings none."""
-    settings: dict[str, Any] = {"train": data, "held_out": 0, "limit": limit, "format": data_format, "columns": columns or {}, "dir": data_dir}
-    settings |= {"system": found.system, "thinking": found.thinking.mode, "good_only": found.settings.get("data.good_only", False)}
-    return inspect(DataConfig.model_validate(settings), found.renderer(), context, to_train=False, wants=("conversation",))
+    settings: dict[str, Any] = {
+        "train": data,
+        "held_out": 0,
+        "limit": limit,
+        "format": data_format,
+        "columns": columns or {},
+        "dir": data_dir,
+    }
+    settings |= {
+        "system": found.system,
+        "thinking": found.thinking.mode,
+        "good_only": found.settings.get("data.good_only", False),
+    }
+    return inspect(
+        DataConfig.model_validate(settings),
+        found.renderer(),
+        context,
+        to_train=False,
+        wants=("conversation",),
+    )
 
 
 class _Work:
     """One measurement: what was read, what is loaded, what was found."""
 
     def __init__(
-        self, found: opening.Target, data: DataSet, context: int | None, asked: list[str] | None, detected: bool, tell: Tell, started: float
+        self,
+        found: opening.Target,
+        data: DataSet,
+        context: int | None,
+        asked: list[str] | None,
+        detected: bool,
+        tell: Tell,
+        started: float,
     ):
-        self.found, self.data, self.context, self.asked, self.detected, self.tell = found, data, context, asked, detected, tell
+        self.found, self.data, self.context, self.asked, self.detected, self.tell = (
+            found,
+            data,
+            context,
+            asked,
+            detected,
+            tell,
+        )
         self.started = started
         self.seconds: dict[str, float] = {"read": time.perf_counter() - started}
         self.figures: dict[str, Any] = {}
         self.warnings: list[str] = []
 
-    def load(self, dtype: str | None, device: str, threads: int | Literal["auto"], rows_per_pass: int | None) -> None:
+    def load(
+        self,
+        dtype: str | None,
+        device: str,
+        threads: int | Literal["auto"],
+        rows_per_pass: int | None,
+    ) -> None:
         """Read the weights and choose the layout."""
         start = time.perf_counter()
         self.opened = opening.load_found(self.found, dtype=dtype, device=device, threads=threads)
@@ -203,25 +297,46 @@ class _Work:
         samples, dropped = list(self.data.train), list[choices.Dropped]()
         questions: list[choices.Question] = []
         if self.asked is not None:
-            questions, dropped = choices.build(self.data.train_rows, samples, self.asked, self.opened.renderer, self.context)
+            questions, dropped = choices.build(
+                self.data.train_rows, samples, self.asked, self.opened.renderer, self.context
+            )
             samples = [question.sample for question in questions]
         what = say("evaluate.scoring")
         self.tell.start(what)
         logprobs = logprobs_of(
-            self.opened, samples, layout_name=self.layout, rows_per_pass=self.rows_per_pass, exact=self.asked is not None,
+            self.opened,
+            samples,
+            layout_name=self.layout,
+            rows_per_pass=self.rows_per_pass,
+            exact=self.asked is not None,
             on_samples=lambda done: self.tell.progress(what, done, len(samples)),
-        )  # fmt: skip
+        )
         self.tell.finish()
         self.figures["loss"] = _loss(samples, logprobs)
         if self.asked is not None:
-            decisions = [choices.Decision([sum(b) for b in found[1:]], [sum(b[:-1]) for b in found[1:]]) for found in logprobs]
-            self.figures["options"] = choices.report(self.asked, questions, decisions, self.detected)
+            decisions = [
+                choices.Decision([sum(b) for b in found[1:]], [sum(b[:-1]) for b in found[1:]])
+                for found in logprobs
+            ]
+            self.figures["options"] = choices.report(
+                self.asked, questions, decisions, self.detected
+            )
             if self.figures["options"]["probability"]["mean"] < choices.LIKELY:
-                self.warnings.append(say("evaluate.warning.unlikely", share=_percent(self.figures["options"]["probability"]["mean"])))
+                self.warnings.append(
+                    say(
+                        "evaluate.warning.unlikely",
+                        share=_percent(self.figures["options"]["probability"]["mean"]),
+                    )
+                )
             self._say_dropped(dropped)
             if details:
                 self.figures["rows"] = [
-                    {"origin": str(q.row.origin), "answer": self.asked[q.right], "chosen": self.asked[d.chosen], "scores": d.scores}
+                    {
+                        "origin": str(q.row.origin),
+                        "answer": self.asked[q.right],
+                        "chosen": self.asked[d.chosen],
+                        "scores": d.scores,
+                    }
                     for q, d in zip(questions, decisions, strict=True)
                 ]
         self.seconds["score"] = time.perf_counter() - start
@@ -230,21 +345,37 @@ class _Work:
         counts = Counter(one.reason for one in dropped)
         self.figures["options"]["rows_left_out"] = len(dropped)
         self.figures["options"]["left_out"] = {
-            reason: {"count": count, "what": say(f"evaluate.reason.{reason}"), "examples": [d.origin for d in dropped if d.reason == reason][:SHOWN]}
+            reason: {
+                "count": count,
+                "what": say(f"evaluate.reason.{reason}"),
+                "examples": [d.origin for d in dropped if d.reason == reason][:SHOWN],
+            }
             for reason, count in counts.items()
         }
-        self.warnings += [say("evaluate.warning.left_out", count=count, what=say(f"evaluate.reason.{reason}")) for reason, count in counts.items()]
+        self.warnings += [
+            say("evaluate.warning.left_out", count=count, what=say(f"evaluate.reason.{reason}"))
+            for reason, count in counts.items()
+        ]
 
     def write_answers(self, max_new_tokens: int | None, *, asked_for: bool = False) -> None:
-        """Greedy answers to the rows that are dialogues; that there are none is told where they were asked for."""
+        """Greedy answers to the rows that are dialogues; that there are none is told where they
+        were asked for."""
         start = time.perf_counter()
-        asked = [(row, sample) for row, sample in zip(self.data.train_rows, self.data.train, strict=True) if isinstance(row, Conversation)]
+        asked = [
+            (row, sample)
+            for row, sample in zip(self.data.train_rows, self.data.train, strict=True)
+            if isinstance(row, Conversation)
+        ]
         if not asked:
             self.warnings += [say("evaluate.warning.nothing_to_answer")] if asked_for else []
             return
-        lengths = [sample.facts["last_span"][1] - sample.facts["last_span"][0] for _, sample in asked]
+        lengths = [
+            sample.facts["last_span"][1] - sample.facts["last_span"][0] for _, sample in asked
+        ]
         room = max_new_tokens or min(MOST_NEW_TOKENS, max(lengths) + SPARE_TOKENS)
-        self.figures["exact_match"] = exact_match(self.opened, [row for row, _ in asked], room, self.tell, self.asked)
+        self.figures["exact_match"] = exact_match(
+            self.opened, [row for row, _ in asked], room, self.tell, self.asked
+        )
         cut = sum(length > room for length in lengths)
         self.figures["exact_match"]["answers_longer_than_room"] = cut
         if cut:
@@ -257,25 +388,44 @@ class _Work:
     def result(self, data: str) -> dict[str, Any]:
         """Everything as plain values."""
         report = self.data.report
-        kept = {key: report[key] for key in ("rows_read", "rows_kept", "rows_dropped", "reasons", "format", "parts")}
+        kept = {
+            key: report[key]
+            for key in ("rows_read", "rows_kept", "rows_dropped", "reasons", "format", "parts")
+        }
         seconds = {**self.seconds, "total": time.perf_counter() - self.started}
         if self.found.think is not None and not self.opened.renderer.thinks:
             self.warnings.append(say("chat.think_no_effect"))
         if report["rows_dropped"]:
-            self.warnings.insert(0, say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"]))
+            self.warnings.insert(
+                0,
+                say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"]),
+            )
         return {
-            "target": self.found.name, "model": self.found.source.spec, "adapter": str(self.found.adapter or ""), "data": data,
-            "data_report": kept, **self.figures, "layout": self.layout, "layout_reason": self.layout_reason, "dtype": self.world.dtype,
-            "device": self.world.device, "warnings": self.warnings, "seconds": {k: round(v, 3) for k, v in seconds.items()}, "versions": versions(),
-        }  # fmt: skip
+            "target": self.found.name,
+            "model": self.found.source.spec,
+            "adapter": str(self.found.adapter or ""),
+            "data": data,
+            "data_report": kept,
+            **self.figures,
+            "layout": self.layout,
+            "layout_reason": self.layout_reason,
+            "dtype": self.world.dtype,
+            "device": self.world.device,
+            "warnings": self.warnings,
+            "seconds": {k: round(v, 3) for k, v in seconds.items()},
+            "versions": versions(),
+        }
 
 
 def _loss(samples: list[Sample], logprobs: Logprobs) -> dict[str, Any]:
-    """Mean negative log-probability of the learnt tokens of branch 0 of each sample, weighted as in training. Raises EvaluationError where it is no number."""
+    """Mean negative log-probability of the learnt tokens of branch 0 of each sample, weighted as in
+    training. Raises EvaluationError where it is no number."""
     total = weights = 0.0
     tokens = 0
     for sample, found in zip(samples, logprobs, strict=True):
-        bad = next((value for branch in found for value in branch if not math.isfinite(value)), None)
+        bad = next(
+            (value for branch in found for value in branch if not math.isfinite(value)), None
+        )
         if bad is not None:
             raise EvaluationError(problem("E-EVAL-04", str(sample.origin), value=bad))
         own = sample.branches[0]
@@ -283,7 +433,12 @@ def _loss(samples: list[Sample], logprobs: Logprobs) -> dict[str, Any]:
         weights += sum(own.weights)
         tokens += len(own.weights)
     loss = total / weights
-    return {"token_mean": loss, "perplexity": math.exp(loss) if loss < 700 else None, "tokens": tokens, "rows": len(samples)}
+    return {
+        "token_mean": loss,
+        "perplexity": math.exp(loss) if loss < 700 else None,
+        "tokens": tokens,
+        "rows": len(samples),
+    }
 
 
 # ---- for a terminal
@@ -302,7 +457,13 @@ def lines(result: dict[str, Any]) -> list[str]:
     """The figures for a terminal, in the reader's language."""
     report = result["data_report"]
     out = [
-        say("evaluate.rows", target=result["target"], data=result["data"], kept=report["rows_kept"], read=report["rows_read"]),
+        say(
+            "evaluate.rows",
+            target=result["target"],
+            data=result["data"],
+            kept=report["rows_kept"],
+            read=report["rows_read"],
+        ),
         *report.get("parts", []),
     ]
     if "steps" in result:
@@ -317,33 +478,93 @@ def lines(result: dict[str, Any]) -> list[str]:
         out += _match_lines(result["exact_match"])
     out += result["warnings"]
     spent, where = duration(result["seconds"]["total"]), f"{result['device']} {result['dtype']}"
-    return [*out, say("evaluate.seconds", time=spent, load=f"{result['seconds']['load']:.0f}", where=where, layout=result["layout"])]
+    return [
+        *out,
+        say(
+            "evaluate.seconds",
+            time=spent,
+            load=f"{result['seconds']['load']:.0f}",
+            where=where,
+            layout=result["layout"],
+        ),
+    ]
 
 
 def _option_lines(found: dict[str, Any]) -> list[str]:
     low, high = found["interval_95"]
-    out = [say("evaluate.detected" if found["detected"] else "evaluate.given", options=" · ".join(found["options"]))]
+    out = [
+        say(
+            "evaluate.detected" if found["detected"] else "evaluate.given",
+            options=" · ".join(found["options"]),
+        )
+    ]
     out.append(
-        say("evaluate.accuracy", accuracy=_percent(found["accuracy"]), right=found["right"], n=found["n"], low=_percent(low), high=_percent(high))
+        say(
+            "evaluate.accuracy",
+            accuracy=_percent(found["accuracy"]),
+            right=found["right"],
+            n=found["n"],
+            low=_percent(low),
+            high=_percent(high),
+        )
     )
     key = "evaluate.beats" if found["beats_majority"] else "evaluate.no_better"
-    out.append(say(key, answer=found["majority"]["answer"], share=_percent(found["majority"]["share"])))
+    out.append(
+        say(key, answer=found["majority"]["answer"], share=_percent(found["majority"]["share"]))
+    )
     likely = {key: _probability(found["probability"][key]) for key in ("mean", "least")}
     out.append(say("evaluate.probability", **likely))
-    out.append(say("evaluate.margin", margin=f"{found['mean_margin']:+.2f}", ties=found["ties"], stops=found["stop_token_decides"]))
+    out.append(
+        say(
+            "evaluate.margin",
+            margin=f"{found['mean_margin']:+.2f}",
+            ties=found["ties"],
+            stops=found["stop_token_decides"],
+        )
+    )
     for entry in found["classes"]:
         shown = {key: _percent(entry[key]) for key in ("precision", "recall", "f1")}
-        out.append(say("evaluate.class", answer=entry["answer"], rows=entry["rows"], chosen=entry["chosen"], **shown))
+        out.append(
+            say(
+                "evaluate.class",
+                answer=entry["answer"],
+                rows=entry["rows"],
+                chosen=entry["chosen"],
+                **shown,
+            )
+        )
     for given, row in found["confusion"].items():
-        out.append(say("evaluate.confusion", answer=given, counts=" · ".join(f"{name} {count}" for name, count in row.items())))
+        out.append(
+            say(
+                "evaluate.confusion",
+                answer=given,
+                counts=" · ".join(f"{name} {count}" for name, count in row.items()),
+            )
+        )
     return out
 
 
 def _match_lines(found: dict[str, Any]) -> list[str]:
     exact, loose = found["exact"], found["normalised"]
     low, high = (_percent(v) for v in exact["interval_95"])
-    out = [say("evaluate.exact", share=_percent(exact["share"]), right=exact["right"], n=found["n"], low=low, high=high)]
-    out.append(say("evaluate.normalised", share=_percent(loose["share"]), right=loose["right"], n=found["n"]))
+    out = [
+        say(
+            "evaluate.exact",
+            share=_percent(exact["share"]),
+            right=exact["right"],
+            n=found["n"],
+            low=low,
+            high=high,
+        )
+    ]
+    out.append(
+        say(
+            "evaluate.normalised",
+            share=_percent(loose["share"]),
+            right=loose["right"],
+            n=found["n"],
+        )
+    )
     if "none_of_the_options" in found:
         out.append(say("evaluate.none_of", count=found["none_of_the_options"], n=found["n"]))
     return out

@@ -16,13 +16,24 @@ from tunewright.models import load
 
 def judges_steps(found: opening.Target) -> bool:
     """Whether a run was trained to judge steps, or a model scores every token."""
-    return found.settings.get("objective.kind") == "process_reward" or load.scores_tokens(found.source.folder)
+    return found.settings.get("objective.kind") == "process_reward" or load.scores_tokens(
+        found.source.folder
+    )
 
 
 def measure(
-    found: opening.Target, data: Any, name: str, *, dtype: str | None, device: str, threads: Any, details: bool, started: float
+    found: opening.Target,
+    data: Any,
+    name: str,
+    *,
+    dtype: str | None,
+    device: str,
+    threads: Any,
+    details: bool,
+    started: float,
 ) -> dict[str, Any]:
-    """Judge every step of `data`. Raises UsageError where its rows have no steps (E-EVAL-07) or a score is no number (E-EVAL-04)."""
+    """Judge every step of `data`. Raises UsageError where its rows have no steps (E-EVAL-07) or a
+    score is no number (E-EVAL-04)."""
     from tunewright.objectives.process_reward import first_wrong, step_branches
 
     if not data.train_rows or not all(isinstance(row, Stepwise) for row in data.train_rows):
@@ -38,13 +49,24 @@ def measure(
     steps = sum(map(len, truth.values()))
     first = sum(first_wrong(said[index]) == first_wrong(truth[index]) for index in said)
     judging: dict[str, Any] = {
-        "steps": steps, "right": right, "accuracy": right / steps, "interval_95": wilson(right, steps), "answers": len(samples), "first_error": first / len(samples),
-        "first_error_interval_95": wilson(first, len(samples)), "always_yes": sum(map(sum, truth.values())) / steps,
+        "steps": steps,
+        "right": right,
+        "accuracy": right / steps,
+        "interval_95": wilson(right, steps),
+        "answers": len(samples),
+        "first_error": first / len(samples),
+        "first_error_interval_95": wilson(first, len(samples)),
+        "always_yes": sum(map(sum, truth.values())) / steps,
         "always_yes_first_error": sum(all(one) for one in truth.values()) / len(samples),
-    }  # fmt: skip
+    }
     if details:
-        chances = {index: [1 / (1 + math.exp(-score)) for score in one] for index, one in scores.items()}
-        judging["rows"] = [{"row": str(s.origin), "chances": chances[s.index], "right": truth[s.index]} for s in samples]
+        chances = {
+            index: [1 / (1 + math.exp(-score)) for score in one] for index, one in scores.items()
+        }
+        judging["rows"] = [
+            {"row": str(s.origin), "chances": chances[s.index], "right": truth[s.index]}
+            for s in samples
+        ]
     return scored.result(found, data, name, started, steps=judging)
 
 
@@ -55,8 +77,20 @@ def lines(judging: dict[str, Any]) -> list[str]:
         return f"{100 * share:.1f} %"
 
     low, high = judging["interval_95"]
-    shares = {name: percent(judging[name]) for name in ("accuracy", "always_yes", "first_error", "always_yes_first_error")}
-    out = [say("evaluate.steps", **shares, right=judging["right"], n=judging["steps"], low=percent(low), high=percent(high))]
+    shares = {
+        name: percent(judging[name])
+        for name in ("accuracy", "always_yes", "first_error", "always_yes_first_error")
+    }
+    out = [
+        say(
+            "evaluate.steps",
+            **shares,
+            right=judging["right"],
+            n=judging["steps"],
+            low=percent(low),
+            high=percent(high),
+        )
+    ]
     out.append(say("evaluate.steps_first", **shares, answers=judging["answers"]))
     if judging["accuracy"] <= judging["always_yes"]:
         out.append(say("evaluate.steps_no_better"))

@@ -1,7 +1,9 @@
-"""A run that gives numbers, merged: a classifier with one label that plain Transformers opens, proven by its numbers.
+"""A run that gives numbers, merged: a classifier with one label that plain Transformers opens,
+proven by its numbers.
 
-A reward model becomes a sequence classifier, which scores a whole text; a judge of steps becomes a token classifier, which scores every token, where its
-family has one with such a head. Both hold the trained layers and the head `score`, and no head that predicts words.
+A reward model becomes a sequence classifier, which scores a whole text; a judge of steps becomes a
+token classifier, which scores every token, where its family has one with such a head. Both hold the
+trained layers and the head `score`, and no head that predicts words.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class MergeJudge(merge.Merge):
         body, parts = getattr(causal, causal.base_model_prefix), []
         with torch.inference_mode():
             for ids in prompts.ids:
-                hidden_TD = body(input_ids=torch.tensor([ids], device=causal.device), use_cache=False).last_hidden_state[0]
+                hidden_TD = body(
+                    input_ids=torch.tensor([ids], device=causal.device), use_cache=False
+                ).last_hidden_state[0]
                 parts.append(head_module(causal, "score")(hidden_TD))
         return _scores(torch.cat(parts)[:, None])
 
@@ -56,15 +60,27 @@ class MergeJudge(merge.Merge):
         self.kind = as_classifier(folder, weight, tokens=self.tokens)
 
     def _prove(self, folder: Path, prompts: merge.Prompts, run: merge.Logits) -> dict[str, Any]:
-        """Read the files back as anybody would, and compare the scores. Raises ExportError where they are not the run's."""
+        """Read the files back as anybody would, and compare the scores. Raises ExportError where
+        they are not the run's."""
         import torch
 
         by_token = not self.kind.endswith("ForSequenceClassification")
-        self.tell.line(say("export.proving_scores", kind=self.kind, prompts=len(prompts.ids), source=say(f"export.from.{prompts.kind}")))
+        self.tell.line(
+            say(
+                "export.proving_scores",
+                kind=self.kind,
+                prompts=len(prompts.ids),
+                source=say(f"export.from.{prompts.kind}"),
+            )
+        )
         changed = merge.changed_tensors(self.base, folder, self.dtype)
         if changed["tensors_changed"] == 0:
             raise merge.ExportError(problem("E-EXPORT-06", str(self.trained), dtype=self.dtype))
-        plain = merge.load_plain(folder, self.dtype, "AutoModelForTokenClassification" if by_token else "AutoModelForSequenceClassification")
+        plain = merge.load_plain(
+            folder,
+            self.dtype,
+            "AutoModelForTokenClassification" if by_token else "AutoModelForSequenceClassification",
+        )
         pad = json.loads((folder / "config.json").read_text(encoding="utf-8"))["pad_token_id"]
         said: list[Any] = []
         places: list[int] = []
@@ -79,21 +95,54 @@ class MergeJudge(merge.Merge):
                 start += len(ids)
         merged, wanted = _scores(torch.cat(said)), _scores(run.values[places])
         if not merged.is_finite:
-            raise merge.ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")))
+            raise merge.ExportError(
+                problem(
+                    "E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")
+                )
+            )
         gap, limit = merge.gap_of(wanted, merged), LARGEST_GAP[self.dtype]
         if not gap <= limit:
-            raise merge.ExportError(problem("E-EXPORT-12", str(self.out), dtype=self.dtype, gap=f"{gap:.1e}", limit=f"{limit:g}"))
-        warnings = [say("export.warning.scores", dtype=self.dtype, gap=f"{gap:.1e}")] if gap > EXPECTED_GAP else []
-        return {"class": self.kind, "largest_score_difference": gap, "scores": len(places), **changed, "warnings": warnings}
+            raise merge.ExportError(
+                problem(
+                    "E-EXPORT-12",
+                    str(self.out),
+                    dtype=self.dtype,
+                    gap=f"{gap:.1e}",
+                    limit=f"{limit:g}",
+                )
+            )
+        warnings = (
+            [say("export.warning.scores", dtype=self.dtype, gap=f"{gap:.1e}")]
+            if gap > EXPECTED_GAP
+            else []
+        )
+        return {
+            "class": self.kind,
+            "largest_score_difference": gap,
+            "scores": len(places),
+            **changed,
+            "warnings": warnings,
+        }
 
 
 def _scores(values: Any) -> merge.Logits:
     import torch
 
-    return merge.Logits(values, values.argmax(-1), float(values.abs().max()), bool(torch.isfinite(values).all()))
+    return merge.Logits(
+        values, values.argmax(-1), float(values.abs().max()), bool(torch.isfinite(values).all())
+    )
 
 
 def lines_of(verdict: dict[str, Any]) -> list[str]:
     """The verdict for a terminal."""
-    shown = {**verdict, "gap": f"{verdict['largest_score_difference']:.1e}", "size": readable_size(verdict["weight_bytes"]), "kind": verdict["class"]}
-    return [say("export.done_scores", **shown), *verdict["warnings"], say("export.next_scores", **shown)]
+    shown = {
+        **verdict,
+        "gap": f"{verdict['largest_score_difference']:.1e}",
+        "size": readable_size(verdict["weight_bytes"]),
+        "kind": verdict["class"],
+    }
+    return [
+        say("export.done_scores", **shown),
+        *verdict["warnings"],
+        say("export.next_scores", **shown),
+    ]

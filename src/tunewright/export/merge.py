@@ -1,11 +1,15 @@
-"""Fold what a run trained into its base: one plain model folder that every program can load, proven against the run before it appears.
+"""Fold what a run trained into its base: one plain model folder that every program can load, proven
+against the run before it appears.
 
-The base is read in float32, whatever the run computed in, because an update that is added to bfloat16 numbers is rounded twice. Base and run
-are asked first, then folded by the method itself, written in the wanted number type into a hidden sibling of OUT, read back with plain Transformers and
-asked the same. A run that trained every weight has nothing to fold: its model is written and proven in the same way. Only a folder that passed gets its
-name, by one rename; after any failure nothing is left. The verdict lies inside as `merge.json`.
+The base is read in float32, whatever the run computed in, because an update that is added to
+bfloat16 numbers is rounded twice. Base and run are asked first, then folded by the method itself,
+written in the wanted number type into a hidden sibling of OUT, read back with plain Transformers
+and asked the same. A run that trained every weight has nothing to fold: its model is written and
+proven in the same way. Only a folder that passed gets its name, by one rename; after any failure
+nothing is left. The verdict lies inside as `merge.json`.
 
-A run that gives numbers becomes a classifier with one label and is asked for its numbers (`judges.py`).
+A run that gives numbers becomes a classifier with one label and is asked for its numbers
+(`judges.py`).
 """
 
 from __future__ import annotations
@@ -44,11 +48,13 @@ VERDICT = "merge.json"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED_AS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 LARGEST_GAP = 1e-4
-"""float32: largest difference of a logit from the run's, as a share of the largest logit. Rounding alone makes about 1e-6."""
+"""float32: largest difference of a logit from the run's, as a share of the largest logit. Rounding
+alone makes about 1e-6."""
 NO_EFFECT = 1e-7
 """An adapter that moves no logit by more than this share of the largest one does nothing."""
 EXPECTED_AGREEMENT, LEAST_AGREEMENT = 0.99, 0.90
-"""Half precision: share of positions at which the most likely token is the run's. Below the first: a warning; below the second: refused."""
+"""Half precision: share of positions at which the most likely token is the run's. Below the first:
+a warning; below the second: refused."""
 SPARE_BYTES = 64 << 20
 MAX_PROMPTS, PROMPT_TOKENS = 16, 256
 LOGIT_BYTES = 256 << 20
@@ -56,7 +62,16 @@ LOGIT_BYTES = 256 << 20
 SHOWN_WORDS = 5
 """New words that are named in the terminal; `merge.json` has them all."""
 STALE_SECONDS = 2 * 24 * 3600
-SAMPLING_KEYS = {"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"}
+SAMPLING_KEYS = {
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "top_h",
+}
 QUESTIONS = (
     "What is the capital of France?",
     "请用一句话介绍你自己。",
@@ -73,7 +88,8 @@ class ExportError(TunewrightError):
 
 @dataclass
 class Prompts:
-    """Token ids that both models are asked, and where they came from: `data`, `questions` or `built-in`."""
+    """Token ids that both models are asked, and where they came from: `data`, `questions` or
+    `built-in`."""
 
     ids: list[list[int]]
     kind: str
@@ -86,7 +102,8 @@ class Prompts:
 
 @dataclass
 class Logits:
-    """What a model said to the prompts: logits (positions, vocabulary) and the most likely token at each position."""
+    """What a model said to the prompts: logits (positions, vocabulary) and the most likely token at
+    each position."""
 
     values: Any
     top: Any
@@ -94,17 +111,23 @@ class Logits:
     is_finite: bool
 
 
-def merge_run(run: Path, out: Path, *, dtype: str | None = None, tell: Tell | None = None) -> dict[str, Any]:
-    """Merge what a run folder (or a bare folder of an adapter or another method) holds into `out` and return the verdict that also lies there as `merge.json`.
+def merge_run(
+    run: Path, out: Path, *, dtype: str | None = None, tell: Tell | None = None
+) -> dict[str, Any]:
+    """Merge what a run folder (or a bare folder of an adapter or another method) holds into `out`
+    and return the verdict that also lies there as `merge.json`.
 
-    `dtype` None: as the base is stored. Raises UsageError before anything is written, ExportError for a merge that cannot be written or is not
-    the run, Interrupted when stopped; `out` exists afterwards only if this returns.
+    `dtype` None: as the base is stored. Raises UsageError before anything is written, ExportError
+    for a merge that cannot be written or is not the run, Interrupted when stopped; `out` exists
+    afterwards only if this returns.
     """
     tell = tell or Tell()
     started = time.perf_counter()
     require_free(out)
     if dtype is not None and dtype not in ITEM_BYTES:
-        raise UsageError(problem("E-EXPORT-03", "--dtype", dtype=dtype, known=", ".join(ITEM_BYTES)))
+        raise UsageError(
+            problem("E-EXPORT-03", "--dtype", dtype=dtype, known=", ".join(ITEM_BYTES))
+        )
     folder = Path(run)
     if not (folder / "run.yaml").is_file() and not is_saved(folder):
         raise UsageError(problem("E-EXPORT-02", str(run)))
@@ -112,15 +135,23 @@ def merge_run(run: Path, out: Path, *, dtype: str | None = None, tell: Tell | No
         target = opening.find(str(run), tell)
         trained = target.adapter or target.source.folder
         base = target if target.adapter is not None else opening.find(str(run), tell, base=True)
-        raise_all(vet.problems_of(trained, kind="adapter" if target.adapter else "model") + vet.problems_of(base.source.folder), ModelError)
+        raise_all(
+            vet.problems_of(trained, kind="adapter" if target.adapter else "model")
+            + vet.problems_of(base.source.folder),
+            ModelError,
+        )
         number_type = dtype or stored_dtype(base.source.folder)
         needed = _require_room(base.source.folder, out, number_type)
         score = stored_score(trained)
         if score is None:
-            return Merge(target, base.source, trained, Path(out), number_type, needed, tell, started).do()
+            return Merge(
+                target, base.source, trained, Path(out), number_type, needed, tell, started
+            ).do()
         from tunewright.export.judges import MergeJudge
 
-        return MergeJudge(target, base.source, trained, Path(out), number_type, needed, tell, started, score).do()
+        return MergeJudge(
+            target, base.source, trained, Path(out), number_type, needed, tell, started, score
+        ).do()
 
 
 def require_free(out: Path) -> None:
@@ -131,7 +162,8 @@ def require_free(out: Path) -> None:
 
 
 def stored_dtype(folder: Path) -> str:
-    """The number type that most bytes of a model's weights have; float32 where that is none of ours."""
+    """The number type that most bytes of a model's weights have; float32 where that is none of
+    ours."""
     sizes: Counter[str] = Counter()
     for path in vet.weight_files(folder)[0]:
         for kind, _, num_bytes in vet.read_safetensors_header(path).values():
@@ -140,15 +172,25 @@ def stored_dtype(folder: Path) -> str:
 
 
 def _require_room(base: Path, out: Path, dtype: str) -> int:
-    """Bytes the merged folder will take. Raises UsageError when the memory or the disk is too small for it."""
+    """Bytes the merged folder will take. Raises UsageError when the memory or the disk is too small
+    for it."""
     count = load.parameter_count(base)
     memory, needed = 4 * count, ITEM_BYTES[dtype] * count + SPARE_BYTES
     if memory > placement.total_memory():
-        raise UsageError(problem("E-EXPORT-10", str(base), needed=readable_size(memory), there=readable_size(placement.total_memory())))
+        raise UsageError(
+            problem(
+                "E-EXPORT-10",
+                str(base),
+                needed=readable_size(memory),
+                there=readable_size(placement.total_memory()),
+            )
+        )
     there = next(place for place in [out, *out.absolute().parents] if place.is_dir())
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise UsageError(problem("E-EXPORT-04", str(out), needed=readable_size(needed), free=readable_size(free)))
+        raise UsageError(
+            problem("E-EXPORT-04", str(out), needed=readable_size(needed), free=readable_size(free))
+        )
     return needed
 
 
@@ -158,16 +200,39 @@ class Merge:
     needs_effect = True
     """A run that moves no answer of its base is no result."""
 
-    def __init__(self, target: opening.Target, base: find.Source, trained: Path, out: Path, dtype: str, needed: int, tell: Tell, started: float):
-        """`trained` is the folder of the adapter, or of the whole model where every weight was trained."""
-        self.target, self.source, self.trained, self.out, self.dtype = target, base, trained, out, dtype
+    def __init__(
+        self,
+        target: opening.Target,
+        base: find.Source,
+        trained: Path,
+        out: Path,
+        dtype: str,
+        needed: int,
+        tell: Tell,
+        started: float,
+    ):
+        """`trained` is the folder of the adapter, or of the whole model where every weight was
+        trained."""
+        self.target, self.source, self.trained, self.out, self.dtype = (
+            target,
+            base,
+            trained,
+            out,
+            dtype,
+        )
         self.needed, self.tell, self.started = needed, tell, started
         self.base, self.whole = base.folder, target.adapter is None
         self.tokenizer = load.load_tokenizer(target.tokenizer_folder)
 
     def do(self) -> dict[str, Any]:
         """Merge, write, prove, publish."""
-        self.tell.line(say("export.loading", base=self.source.spec, size=readable_size(4 * load.parameter_count(self.base))))
+        self.tell.line(
+            say(
+                "export.loading",
+                base=self.source.spec,
+                size=readable_size(4 * load.parameter_count(self.base)),
+            )
+        )
         if self.target.settings.get("base.bits"):
             self.tell.line(say("export.quantised_base", bits=self.target.settings["base.bits"]))
         causal = load.load_model(self.base, dtype="float32")
@@ -176,7 +241,9 @@ class Merge:
         self.words = self._new_words()
         prompts = choose_prompts(self.target, self.renderer, budget, list(self.words.values()))
         if not self.whole and (self.trained / "adapter_config.json").is_file():
-            vocabulary.fit_rows(causal, self.trained)  # the base is asked in the run's words, so it needs the run's rows
+            vocabulary.fit_rows(
+                causal, self.trained
+            )  # the base is asked in the run's words, so it needs the run's rows
         untouched = self._ask(causal, causal, prompts)
         if self.whole:
             del causal
@@ -186,12 +253,21 @@ class Merge:
         else:
             attached = put_on(causal, self.trained)
             if attached.merge is None:
-                raise ExportError(problem("E-METHOD-10", str(self.trained), reason=attached.merge_reason))
+                raise ExportError(
+                    problem("E-METHOD-10", str(self.trained), reason=attached.merge_reason)
+                )
             _require_mergeable(causal, self.trained)
             model, merge = attached.model, attached.merge
         run = self._ask(model, causal, prompts)
         if not run.is_finite:
-            raise ExportError(problem("E-EXPORT-08", str(self.trained), dtype="float32", share=say("export.not_finite")))
+            raise ExportError(
+                problem(
+                    "E-EXPORT-08",
+                    str(self.trained),
+                    dtype="float32",
+                    share=say("export.not_finite"),
+                )
+            )
         effect = gap_of(run, untouched)
         if self.needs_effect and not effect > NO_EFFECT:
             raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype="float32"))
@@ -201,12 +277,28 @@ class Merge:
             self._write(merge, temporary)
             attached = causal = model = merge = None  # type: ignore[assignment]  # the merged files are read into this memory
             gc.collect()
-            verdict: dict[str, Any] = {"verdict": "equal" if self.dtype == "float32" else "agrees", "dtype": self.dtype}
+            verdict: dict[str, Any] = {
+                "verdict": "equal" if self.dtype == "float32" else "agrees",
+                "dtype": self.dtype,
+            }
             verdict |= self._prove(temporary, prompts, run) | self._effect(effect, changed_answers)
-            gap = verdict.get("largest_logit_difference", verdict.get("largest_score_difference", 0.0))
+            gap = verdict.get(
+                "largest_logit_difference", verdict.get("largest_score_difference", 0.0)
+            )
             if self.needs_effect and gap >= effect:
-                verdict["warnings"].append(say("export.warning.swallowed", dtype=self.dtype, gap=f"{gap:.1e}", effect=f"{effect:.1e}"))
-            verdict |= {"positions": prompts.positions, "prompts": len(prompts.ids), "prompts_from": prompts.kind} | self._record(temporary)
+                verdict["warnings"].append(
+                    say(
+                        "export.warning.swallowed",
+                        dtype=self.dtype,
+                        gap=f"{gap:.1e}",
+                        effect=f"{effect:.1e}",
+                    )
+                )
+            verdict |= {
+                "positions": prompts.positions,
+                "prompts": len(prompts.ids),
+                "prompts_from": prompts.kind,
+            } | self._record(temporary)
             write_json(temporary / VERDICT, verdict)
             self._publish(temporary)
         return {"folder": str(self.out), **verdict}
@@ -223,12 +315,17 @@ class Merge:
         """Word -> id of what the run's tokenizer has and the base's has not."""
         own = self.target.tokenizer_folder
         there = own != self.base and (self.base / "tokenizer_config.json").is_file()
-        return vocabulary.added_words(self.tokenizer, load.load_tokenizer(self.base)) if there else {}
+        return (
+            vocabulary.added_words(self.tokenizer, load.load_tokenizer(self.base)) if there else {}
+        )
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
-        """A hidden sibling of OUT, removed whatever happens; a rename takes it away first when all went well."""
-        temporary = self.out.with_name(f".{self.out.name}.merging-{os.getpid()}-{secrets.token_hex(4)}")
+        """A hidden sibling of OUT, removed whatever happens; a rename takes it away first when all
+        went well."""
+        temporary = self.out.with_name(
+            f".{self.out.name}.merging-{os.getpid()}-{secrets.token_hex(4)}"
+        )
         made = [place for place in self.out.absolute().parents if not place.exists()]
         done = False
         try:
@@ -238,7 +335,14 @@ class Merge:
             yield temporary
             done = True
         except OSError as e:
-            raise ExportError(problem("E-EXPORT-05", str(self.out), cause=e.strerror or vet.first_line(e), needed=readable_size(self.needed))) from e
+            raise ExportError(
+                problem(
+                    "E-EXPORT-05",
+                    str(self.out),
+                    cause=e.strerror or vet.first_line(e),
+                    needed=readable_size(self.needed),
+                )
+            ) from e
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             for place in made if not done else []:
@@ -246,11 +350,14 @@ class Merge:
                     place.rmdir()
 
     def _write(self, merge: Callable[[], Any], folder: Path) -> None:
-        """Fold the training in and write weights, configuration, generation settings, tokenizer and template."""
+        """Fold the training in and write weights, configuration, generation settings, tokenizer and
+        template."""
         import torch
         from safetensors import SafetensorError
 
-        self.tell.line(say("export.writing", dtype=self.dtype, size=readable_size(self.needed - SPARE_BYTES)))
+        self.tell.line(
+            say("export.writing", dtype=self.dtype, size=readable_size(self.needed - SPARE_BYTES))
+        )
         merged = merge()
         merged.to(getattr(torch, self.dtype))
         config = _stated_config(self.base, self.dtype, merged)
@@ -265,51 +372,97 @@ class Merge:
         write_json(folder / "generation_config.json", generation_settings(self.base, self.renderer))
 
     def _prove(self, folder: Path, prompts: Prompts, run: Logits) -> dict[str, Any]:
-        """Read the files back as anybody would, and compare. Raises ExportError where the folder is not the run."""
-        self.tell.line(say("export.proving", positions=prompts.positions, prompts=len(prompts.ids), kind=say(f"export.from.{prompts.kind}")))
+        """Read the files back as anybody would, and compare. Raises ExportError where the folder is
+        not the run."""
+        self.tell.line(
+            say(
+                "export.proving",
+                positions=prompts.positions,
+                prompts=len(prompts.ids),
+                kind=say(f"export.from.{prompts.kind}"),
+            )
+        )
         changed = changed_tensors(self.base, folder, self.dtype)
         if changed["tensors_changed"] == 0:
             raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype=self.dtype))
         words = self._prove_words(folder)
         merged = logits_of(load_plain(folder, self.dtype), prompts)
         if not merged.is_finite:
-            raise ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")))
+            raise ExportError(
+                problem(
+                    "E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")
+                )
+            )
         gap, agreement = gap_of(run, merged), _agreement(run, merged)
-        figures: dict[str, Any] = {"largest_logit_difference": gap, "top1_agreement": agreement, **changed, **words, "warnings": []}
+        figures: dict[str, Any] = {
+            "largest_logit_difference": gap,
+            "top1_agreement": agreement,
+            **changed,
+            **words,
+            "warnings": [],
+        }
         if self.dtype == "float32" and not gap <= LARGEST_GAP:
-            raise ExportError(problem("E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}"))
+            raise ExportError(
+                problem("E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}")
+            )
         if agreement < LEAST_AGREEMENT:
-            raise ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{100 * agreement:.1f} %"))
+            raise ExportError(
+                problem(
+                    "E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{100 * agreement:.1f} %"
+                )
+            )
         if agreement < EXPECTED_AGREEMENT:
-            figures["warnings"].append(say("export.warning.agreement", share=f"{100 * agreement:.1f}", dtype=self.dtype))
+            figures["warnings"].append(
+                say("export.warning.agreement", share=f"{100 * agreement:.1f}", dtype=self.dtype)
+            )
         return figures
 
     def _prove_words(self, folder: Path) -> dict[str, Any]:
-        """What became of the vocabulary. Raises ExportError unless the folder's own tokenizer makes of each new word what the run's does: one token."""
+        """What became of the vocabulary. Raises ExportError unless the folder's own tokenizer makes
+        of each new word what the run's does: one token."""
         if not self.words:
             return {}
         tokenizer = load.load_tokenizer(folder)
         for word, token in self.words.items():
-            found, meant = (t(word, add_special_tokens=False)["input_ids"] for t in (tokenizer, self.tokenizer))
+            found, meant = (
+                t(word, add_special_tokens=False)["input_ids"] for t in (tokenizer, self.tokenizer)
+            )
             if token not in found or found != meant:
-                raise ExportError(problem("E-EXPORT-15", str(self.out), word=word, token=token, found=found))
-        rows = [int(load.load_config(place).get_text_config().vocab_size) for place in (self.base, folder)]
-        return {"new_words": self.words, "vocabulary_rows_of_base": rows[0], "vocabulary_rows": rows[1]}
+                raise ExportError(
+                    problem("E-EXPORT-15", str(self.out), word=word, token=token, found=found)
+                )
+        rows = [
+            int(load.load_config(place).get_text_config().vocab_size)
+            for place in (self.base, folder)
+        ]
+        return {
+            "new_words": self.words,
+            "vocabulary_rows_of_base": rows[0],
+            "vocabulary_rows": rows[1],
+        }
 
     def _record(self, folder: Path) -> dict[str, Any]:
         """Where the folder came from."""
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         return {
-            "base": self.source.spec, "base_folder": str(self.base), "base_identity": self.source.identity,
-            "run": str(self.target.run or ""), "adapter": str(self.trained), "adapter_sha256": _sha256_of_weights(self.trained),
-            "weight_bytes": size, "seconds": round(time.perf_counter() - self.started, 2), "versions": versions(),
-        }  # fmt: skip
+            "base": self.source.spec,
+            "base_folder": str(self.base),
+            "base_identity": self.source.identity,
+            "run": str(self.target.run or ""),
+            "adapter": str(self.trained),
+            "adapter_sha256": _sha256_of_weights(self.trained),
+            "weight_bytes": size,
+            "seconds": round(time.perf_counter() - self.started, 2),
+            "versions": versions(),
+        }
 
     def _publish(self, temporary: Path) -> None:
         mode = (temporary / VERDICT).stat().st_mode
         for path in temporary.rglob("*"):
             if path.is_file():
-                path.chmod(mode)  # safetensors writes weights for the owner alone; a server runs as somebody else
+                path.chmod(
+                    mode
+                )  # safetensors writes weights for the owner alone; a server runs as somebody else
                 with open(path, "rb+") as handle:
                     os.fsync(handle.fileno())
         fsync_directory(temporary)
@@ -335,26 +488,37 @@ def _sha256_of_weights(folder: Path) -> str:
 
 
 def _require_mergeable(causal: Any, adapter: Path) -> None:
-    """Raise ExportError where folding in would change more than the adapter does: a matrix that stands in two places of the model."""
+    """Raise ExportError where folding in would change more than the adapter does: a matrix that
+    stands in two places of the model."""
     head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
-    tied = getattr(head, "weight", None) is not None and head.weight is getattr(embedding, "weight", None)
+    tied = getattr(head, "weight", None) is not None and head.weight is getattr(
+        embedding, "weight", None
+    )
     # Rows of tokens belong to both places of a tied matrix alike.
-    if tied and any(hasattr(part, "merge") and not hasattr(part, "trainable_tokens_delta") for part in (head, embedding)):
+    if tied and any(
+        hasattr(part, "merge") and not hasattr(part, "trainable_tokens_delta")
+        for part in (head, embedding)
+    ):
         raise ExportError(problem("E-EXPORT-09", str(adapter)))
 
 
 def _stated_config(base: Path, dtype: str, merged: Any) -> Any:
-    """The base's own configuration with the new number type: what was changed for training (dropouts at 0) is not passed on."""
+    """The base's own configuration with the new number type: what was changed for training
+    (dropouts at 0) is not passed on."""
     config = load.load_config(base)
     config.dtype = dtype
     config.architectures = [type(merged).__name__]
     stated, found = config.get_text_config(), merged.config.get_text_config()
     stated.vocab_size = found.vocab_size  # tokens may have been added
     head, table = merged.get_output_embeddings(), merged.get_input_embeddings()
-    if head is not None and head.weight is not table.weight:  # also where a run trained a copy of one of them
+    if (
+        head is not None and head.weight is not table.weight
+    ):  # also where a run trained a copy of one of them
         config.tie_word_embeddings = stated.tie_word_embeddings = False
     layers = stated.num_hidden_layers
-    if found.num_hidden_layers != layers:  # and blocks; what has an entry for each block goes with them
+    if (
+        found.num_hidden_layers != layers
+    ):  # and blocks; what has an entry for each block goes with them
         for key, value in list(vars(stated).items()):
             if isinstance(value, list) and len(value) == layers:
                 setattr(stated, key, getattr(found, key))
@@ -369,7 +533,8 @@ def _plain_generation_config(renderer: Any) -> Any:
 
 
 def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
-    """generation_config.json: the base's, with the stops that the run itself obeys and without settings that greedy decoding ignores."""
+    """generation_config.json: the base's, with the stops that the run itself obeys and without
+    settings that greedy decoding ignores."""
     path = base / "generation_config.json"
     stated: dict[str, Any] = vet.read_config(path)[0] if path.is_file() else {}
     if not stated.get("do_sample"):
@@ -382,15 +547,26 @@ def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
     return stated
 
 
-def choose_prompts(target: opening.Target, renderer: Any, max_positions: int, words: Sequence[int] = ()) -> Prompts:
-    """What both models are asked: whole training rows of the run, else its questions with their answers, else a few sentences. Before them stand the
-    tokens `words` that were added to the vocabulary: their rows are looked at whatever else is asked."""
+def choose_prompts(
+    target: opening.Target, renderer: Any, max_positions: int, words: Sequence[int] = ()
+) -> Prompts:
+    """What both models are asked: whole training rows of the run, else its questions with their
+    answers, else a few sentences. Before them stand the tokens `words` that were added to the
+    vocabulary: their rows are looked at whatever else is asked."""
     half = PROMPT_TOKENS // 2
     added = [[*renderer.lead, *words[i : i + half]] for i in range(0, len(words), half)]
-    for kind, found in (("data", _rows_of_data(target, renderer)), ("questions", _rows_of_questions(target, renderer))):
+    for kind, found in (
+        ("data", _rows_of_data(target, renderer)),
+        ("questions", _rows_of_questions(target, renderer)),
+    ):
         if found:
             return Prompts(_within(added + found, max_positions), kind)
-    return Prompts(_within(added + [renderer.prompt([Message("user", text)]) for text in QUESTIONS], max_positions), "built-in")
+    return Prompts(
+        _within(
+            added + [renderer.prompt([Message("user", text)]) for text in QUESTIONS], max_positions
+        ),
+        "built-in",
+    )
 
 
 def _within(rows: list[list[int]], max_positions: int) -> list[list[int]]:
@@ -404,14 +580,23 @@ def _within(rows: list[list[int]], max_positions: int) -> list[list[int]]:
 
 
 def _rows_of_data(target: opening.Target, renderer: Any) -> list[list[int]]:
-    """The first rows of the run's data as token ids; none where the data is no longer there or no longer readable."""
+    """The first rows of the run's data as token ids; none where the data is no longer there or no
+    longer readable."""
     from tunewright.data import inspect
 
-    names = {key.removeprefix("data."): value for key, value in target.settings.items() if key.startswith("data.") and value is not None}
+    names = {
+        key.removeprefix("data."): value
+        for key, value in target.settings.items()
+        if key.startswith("data.") and value is not None
+    }
     try:
         config = DataConfig.model_validate({**names, "held_out": 0, "limit": MAX_PROMPTS})
         # Of a pair both answers.
-        return [branch.tokens for sample in inspect(config, renderer).train for branch in sample.branches]
+        return [
+            branch.tokens
+            for sample in inspect(config, renderer).train
+            for branch in sample.branches
+        ]
     except (TunewrightError, ValueError, OSError):
         return []
 
@@ -425,7 +610,14 @@ def _rows_of_questions(target: opening.Target, renderer: Any) -> list[list[int]]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         for line in path.read_text(encoding="utf-8").splitlines()[:MAX_PROMPTS]:
             row = json.loads(line)
-            found.append(renderer.render([Message("user", row["question"]), Message("assistant", row.get("after") or "-")]).ids)
+            found.append(
+                renderer.render(
+                    [
+                        Message("user", row["question"]),
+                        Message("assistant", row.get("after") or "-"),
+                    ]
+                ).ids
+            )
     return found
 
 
@@ -444,34 +636,53 @@ def _quiet() -> Iterator[None]:
 
 
 def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> Any:
-    """The folder as plain Transformers loads it with its class `kind`, in its own number type. Nothing of ours touches the model. Raises ExportError where
-    it does not fit."""
+    """The folder as plain Transformers loads it with its class `kind`, in its own number type.
+    Nothing of ours touches the model. Raises ExportError where it does not fit."""
     import transformers
 
     place = place_of(folder)
     with _quiet():
         loaded: Any = getattr(transformers, kind).from_pretrained(
-            str(place.folder), dtype="auto", local_files_only=True, trust_remote_code=place.model, output_loading_info=True
-        )  # fmt: skip
+            str(place.folder),
+            dtype="auto",
+            local_files_only=True,
+            trust_remote_code=place.model,
+            output_loading_info=True,
+        )
     model, info = loaded
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    odd = [*(set(info["missing_keys"]) - tied), *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
+    odd = [
+        *(set(info["missing_keys"]) - tied),
+        *info["unexpected_keys"],
+        *map(str, info["mismatched_keys"]),
+    ]
     found = str(model.dtype).removeprefix("torch.")
     if odd or found != dtype:
-        raise ExportError(problem("E-EXPORT-11", str(folder), cause=", ".join(sorted(odd)[:3]) or f"{found}, {dtype}"))
+        raise ExportError(
+            problem(
+                "E-EXPORT-11", str(folder), cause=", ".join(sorted(odd)[:3]) or f"{found}, {dtype}"
+            )
+        )
     return model.eval()
 
 
 def logits_of(model: Any, prompts: Prompts) -> Logits:
-    """Logits in float32 at every position of every prompt, one prompt at a time, with the model's stock attention."""
+    """Logits in float32 at every position of every prompt, one prompt at a time, with the model's
+    stock attention."""
     import torch
 
     parts = []
     with torch.inference_mode():
         for ids in prompts.ids:
-            parts.append(model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float())
+            parts.append(
+                model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+                .logits[0]
+                .float()
+            )
         values = torch.cat(parts)
-        return Logits(values, values.argmax(-1), float(values.abs().max()), bool(torch.isfinite(values).all()))
+        return Logits(
+            values, values.argmax(-1), float(values.abs().max()), bool(torch.isfinite(values).all())
+        )
 
 
 def gap_of(run: Logits, other: Logits) -> float:
@@ -487,17 +698,35 @@ def _agreement(run: Logits, other: Logits) -> float:
 
 
 def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
-    """How many weights of the merged files differ from the base's, rounded to the same number type; read tensor by tensor from the files."""
+    """How many weights of the merged files differ from the base's, rounded to the same number type;
+    read tensor by tensor from the files."""
     import torch
     from safetensors import safe_open
 
-    where = {name: path for path in vet.weight_files(base)[0] for name in vet.read_safetensors_header(path)}
-    names = {name for path in vet.weight_files(merged)[0] for name in vet.read_safetensors_header(path)}
+    where = {
+        name: path
+        for path in vet.weight_files(base)[0]
+        for name in vet.read_safetensors_header(path)
+    }
+    names = {
+        name for path in vet.weight_files(merged)[0] for name in vet.read_safetensors_header(path)
+    }
     changed = total = numbers = all_numbers = 0
     with contextlib.ExitStack() as stack:
-        opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in set(where.values())}
-        # With blocks put between the old ones every later block has another name: then contents are looked for, not names.
-        known = {_digest(opened[path].get_tensor(n).to(getattr(torch, dtype))) for n, path in where.items()} if names > set(where) else set()
+        opened = {
+            path: stack.enter_context(safe_open(path, framework="pt"))
+            for path in set(where.values())
+        }
+        # With blocks put between the old ones every later block has another name: then contents are
+        # looked for, not names.
+        known = (
+            {
+                _digest(opened[path].get_tensor(n).to(getattr(torch, dtype)))
+                for n, path in where.items()
+            }
+            if names > set(where)
+            else set()
+        )
         for path in vet.weight_files(merged)[0]:
             with safe_open(path, framework="pt") as ours:
                 for name in ours.keys():  # noqa: SIM118  # not a dictionary
@@ -506,7 +735,9 @@ def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
                     all_numbers += value.numel()
                     if known and _digest(value) in known:
                         continue
-                    if known or name not in where:  # a layout of its own on disk: counted as changed, the logits decide
+                    if (
+                        known or name not in where
+                    ):  # a layout of its own on disk: counted as changed, the logits decide
                         changed, numbers = changed + 1, numbers + value.numel()
                         continue
                     before = opened[where[name]].get_tensor(name).to(getattr(torch, dtype))
@@ -516,7 +747,12 @@ def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
                         value, before = value[:shared], before[:shared]
                     differing = int((value != before).sum()) + max(more, 0)
                     changed, numbers = changed + bool(differing), numbers + differing
-    return {"tensors_changed": changed, "tensors": total, "numbers_changed": numbers, "numbers": all_numbers}
+    return {
+        "tensors_changed": changed,
+        "tensors": total,
+        "numbers_changed": numbers,
+        "numbers": all_numbers,
+    }
 
 
 def _digest(tensor: Any) -> str:
@@ -534,14 +770,26 @@ def lines(verdict: dict[str, Any]) -> list[str]:
         return lines_of(verdict)
     key = "export.done_exact" if verdict["dtype"] == "float32" else "export.done_half"
     shown = {
-        **verdict, "gap": f"{verdict['largest_logit_difference']:.1e}", "agreement": f"{100 * verdict['top1_agreement']:.1f}",
-        "size": readable_size(verdict["weight_bytes"]), "moved": f"{100 * verdict['adapter_changes_top1']:.1f}",
+        **verdict,
+        "gap": f"{verdict['largest_logit_difference']:.1e}",
+        "agreement": f"{100 * verdict['top1_agreement']:.1f}",
+        "size": readable_size(verdict["weight_bytes"]),
+        "moved": f"{100 * verdict['adapter_changes_top1']:.1f}",
         "share": f"{100 * verdict['numbers_changed'] / max(1, verdict['numbers']):.0f}",
-    }  # fmt: skip
+    }
     words = list(verdict.get("new_words") or {})
-    shown |= {"count": len(words), "words": ", ".join(words[:SHOWN_WORDS]) + (" ..." if len(words) > SHOWN_WORDS else "")}
+    shown |= {
+        "count": len(words),
+        "words": ", ".join(words[:SHOWN_WORDS]) + (" ..." if len(words) > SHOWN_WORDS else ""),
+    }
     added = [say("export.words", **shown)] if words else []
-    return [say(key, **shown), say("export.changed", **shown), *added, *verdict["warnings"], say("export.next", **shown)]
+    return [
+        say(key, **shown),
+        say("export.changed", **shown),
+        *added,
+        *verdict["warnings"],
+        say("export.next", **shown),
+    ]
 
 
 __all__ = ["ExportError", "lines", "merge_run"]

@@ -1,8 +1,11 @@
-"""A student of a model's own family: the same model with some of its blocks left out, as a folder to train from.
+"""A student of a model's own family: the same model with some of its blocks left out, as a folder
+to train from.
 
-Blocks that stand at even distances are kept, the first and the last among them, with the embeddings, norms and the head. Such a student answers nonsense until it
-is trained, but it starts far ahead of random weights (Sanh et al. 2019, DistilBERT, arXiv 1910.01108, who kept every second block). Before the folder is
-kept, its logits are compared with those of the model with the same blocks left out.
+Blocks that stand at even distances are kept, the first and the last among them, with the
+embeddings, norms and the head. Such a student answers nonsense until it is trained, but it starts
+far ahead of random weights (Sanh et al. 2019, DistilBERT, arXiv 1910.01108, who kept every second
+block). Before the folder is kept, its logits are compared with those of the model with the same
+blocks left out.
 """
 
 from __future__ import annotations
@@ -29,11 +32,14 @@ def kept_blocks(total: int, wanted: int) -> list[int]:
     return [round(i * (total - 1) / (wanted - 1)) for i in range(wanted)]
 
 
-def shrink(model: str, out: Path, *, blocks: str = "half", tell: Tell | None = None) -> dict[str, Any]:
+def shrink(
+    model: str, out: Path, *, blocks: str = "half", tell: Tell | None = None
+) -> dict[str, Any]:
     """Write `model` with fewer blocks into `out`. `blocks` is a number or `half`.
 
-    Returns `kept` (numbers of the blocks), `blocks` before and after, and the numbers of parameters. Raises UsageError for a number out of range (E-OBJ-08)
-    or an `out` that is taken, and ModelError for a model that is not plain (E-OBJ-07).
+    Returns `kept` (numbers of the blocks), `blocks` before and after, and the numbers of
+    parameters. Raises UsageError for a number out of range (E-OBJ-08) or an `out` that is taken,
+    and ModelError for a model that is not plain (E-OBJ-07).
     """
     from transformers import AutoModelForCausalLM
 
@@ -52,7 +58,9 @@ def shrink(model: str, out: Path, *, blocks: str = "half", tell: Tell | None = N
     config = copy.deepcopy(whole.config)
     text = config.get_text_config()
     for key, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == len(names):  # one entry a block, such as the kinds of layers
+        if isinstance(value, list) and len(value) == len(
+            names
+        ):  # one entry a block, such as the kinds of layers
             setattr(text, key, [value[i] for i in kept])
     text.num_hidden_layers = wanted
     small: Any = AutoModelForCausalLM.from_config(config, dtype=whole.dtype)
@@ -75,13 +83,18 @@ def shrink(model: str, out: Path, *, blocks: str = "half", tell: Tell | None = N
     small.save_pretrained(str(out))
     load.load_tokenizer(found.tokenizer_folder).save_pretrained(str(out))
     return {
-        "folder": str(out), "kept": kept, "blocks_before": len(names), "blocks": wanted,
-        "parameters_before": before, "parameters": sum(p.numel() for p in small.parameters()),
-    }  # fmt: skip
+        "folder": str(out),
+        "kept": kept,
+        "blocks_before": len(names),
+        "blocks": wanted,
+        "parameters_before": before,
+        "parameters": sum(p.numel() for p in small.parameters()),
+    }
 
 
 def _gap(whole: Any, small: Any, names: list[str], kept: list[int]) -> float:
-    """Largest difference of the two models' logits when the left-out blocks of `whole` hand on what they are given. Leaves `whole` so."""
+    """Largest difference of the two models' logits when the left-out blocks of `whole` hand on what
+    they are given. Leaves `whole` so."""
     import torch
 
     def hand_on(*given: Any, **named: Any) -> Any:
@@ -92,11 +105,21 @@ def _gap(whole: Any, small: Any, names: list[str], kept: list[int]) -> float:
             whole.get_submodule(name).forward = hand_on
     ids = torch.arange(3, 35)[None] % whole.config.get_text_config().vocab_size
     with torch.no_grad():
-        first, second = (m.float()(input_ids=ids, use_cache=False).logits for m in (whole, copy.deepcopy(small)))
+        first, second = (
+            m.float()(input_ids=ids, use_cache=False).logits for m in (whole, copy.deepcopy(small))
+        )
     return float((first - second).abs().max() / first.abs().max())
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The result for a reader."""
-    return [say("shrink.done", folder=result["folder"], blocks=result["blocks"], before=result["blocks_before"], parameters=f"{result['parameters']:,}",
-                parameters_before=f"{result['parameters_before']:,}")]  # fmt: skip
+    return [
+        say(
+            "shrink.done",
+            folder=result["folder"],
+            blocks=result["blocks"],
+            before=result["blocks_before"],
+            parameters=f"{result['parameters']:,}",
+            parameters_before=f"{result['parameters_before']:,}",
+        )
+    ]

@@ -1,7 +1,9 @@
-"""Run files of LLaMA-Factory and Axolotl, turned into ours, with every key of theirs answered: taken over, converted, not needed, or not to be had.
+"""Run files of LLaMA-Factory and Axolotl, turned into ours, with every key of theirs answered:
+taken over, converted, not needed, or not to be had.
 
-`translate` reads a file and says what becomes of each key; `write` puts the result down after `core.runfile` has accepted it, so a run file that
-would not load is never written. Values that the file leaves to the other system's defaults are written out where ours differ.
+`translate` reads a file and says what becomes of each key; `write` puts the result down after
+`core.runfile` has accepted it, so a run file that would not load is never written. Values that the
+file leaves to the other system's defaults are written out where ours differ.
 """
 
 from tunewright.importing.files import Imported, translate, write

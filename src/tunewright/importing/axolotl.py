@@ -1,4 +1,5 @@
-"""Axolotl's keys. Source: Axolotl 0.18, utils/schemas (defaults), core/builders (warm-up) and docs of its dataset formats."""
+"""Axolotl's keys. Source: Axolotl 0.18, utils/schemas (defaults), core/builders (warm-up) and docs
+of its dataset formats."""
 
 from __future__ import annotations
 
@@ -11,18 +12,57 @@ from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, SAME,
 
 NAME = "Axolotl"
 OWN = {
-    "base_model", "adapter", "datasets", "micro_batch_size", "num_epochs", "sequence_len", "lora_r", "lora_target_modules", "lora_target_linear",
-    "val_set_size", "sample_packing", "load_in_4bit", "load_in_8bit", "lr_scheduler", "optimizer", "chat_template", "rl", "dataset_prepared_path",
-    "evals_per_epoch", "saves_per_epoch", "train_on_inputs", "lora_model_dir", "pad_to_sequence_len",
-}  # fmt: skip
+    "base_model",
+    "adapter",
+    "datasets",
+    "micro_batch_size",
+    "num_epochs",
+    "sequence_len",
+    "lora_r",
+    "lora_target_modules",
+    "lora_target_linear",
+    "val_set_size",
+    "sample_packing",
+    "load_in_4bit",
+    "load_in_8bit",
+    "lr_scheduler",
+    "optimizer",
+    "chat_template",
+    "rl",
+    "dataset_prepared_path",
+    "evals_per_epoch",
+    "saves_per_epoch",
+    "train_on_inputs",
+    "lora_model_dir",
+    "pad_to_sequence_len",
+}
 """Keys by which its files are told."""
 GOALS = {"dpo": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo", "kto": "kto", "grpo": "grpo"}
 JUDGES = {"process_reward_model": "process_reward", "reward_model": "reward"}
 """Switches that say what is trained, and the objective here."""
-TYPES = {"alpaca": "alpaca", "chat_template": "auto", "sharegpt": "sharegpt", "completion": "text", "gpteacher": "alpaca", "alpaca_chat": "alpaca",
-         "chat_template.default": "preference", "chat_template.argilla": "preference", "passthrough": "auto", "stepwise_supervised": "stepwise"}  # fmt: skip
+TYPES = {
+    "alpaca": "alpaca",
+    "chat_template": "auto",
+    "sharegpt": "sharegpt",
+    "completion": "text",
+    "gpteacher": "alpaca",
+    "alpaca_chat": "alpaca",
+    "chat_template.default": "preference",
+    "chat_template.argilla": "preference",
+    "passthrough": "auto",
+    "stepwise_supervised": "stepwise",
+}
 ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt", ".gz")
-UNDERSTOOD = {"path", "data_files", "field", "field_messages", "field_chosen", "field_rejected", "field_system", "field_tools"}
+UNDERSTOOD = {
+    "path",
+    "data_files",
+    "field",
+    "field_messages",
+    "field_chosen",
+    "field_rejected",
+    "field_system",
+    "field_tools",
+}
 """Keys of a set that `_place` and `_form` take over."""
 ENTRY_NOT_NEEDED = {
     "ds_type": "told_by_ending",
@@ -32,44 +72,172 @@ ENTRY_NOT_NEEDED = {
     "name": "off",
 }
 ENTRY_LOST = {
-    "message_field_training_detail": "mark_detail", "shards": "shards", "shards_idx": "shards", "drop_system_message": "system_kept",
-    "revision": "entry_revision", "trust_remote_code": "remote_code", "skip": "entry_skip",
+    "message_field_training_detail": "mark_detail",
+    "shards": "shards",
+    "shards_idx": "shards",
+    "drop_system_message": "system_kept",
+    "revision": "entry_revision",
+    "trust_remote_code": "remote_code",
+    "skip": "entry_skip",
     **dict.fromkeys(("field_thinking", "template_thinking_key", "split_thinking"), "thinking"),
-    **dict.fromkeys(("field_human", "field_model", "input_format", "input_transform", "format", "conversation"), "entry_form"),
-}  # fmt: skip
+    **dict.fromkeys(
+        ("field_human", "field_model", "input_format", "input_transform", "format", "conversation"),
+        "entry_form",
+    ),
+}
 MARKS = ("loss", "train", "training", "trainable", "loss_mask", "weight")
 """Names on a turn that say whether it is learnt, as rows here may carry them."""
 VARIANTS = {"pissa": "pissa", "olora": "olora", "eva": "eva", "loftq": "loftq"}
 """Beginnings of `peft_init_lora_weights`, and the method here."""
 NOT_NEEDED_KEYS = {
-    **dict.fromkeys(("dataset_prepared_path", "dataset_processes", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory",
-                     "dataloader_prefetch_factor", "group_by_length", "dataset_exact_deduplication", "shuffle_merged_datasets"), "reads_itself"),
-    **dict.fromkeys(("sample_packing", "eval_sample_packing", "pad_to_sequence_len", "multipack_real_batches", "sample_packing_sequentially",
-                     "curriculum_sampling"), "packing"),
-    **dict.fromkeys(("model_type", "tokenizer_type", "is_llama_derived_model", "is_mistral_derived_model", "is_falcon_derived_model"), "told_by_config"),
+    **dict.fromkeys(
+        (
+            "dataset_prepared_path",
+            "dataset_processes",
+            "dataset_num_proc",
+            "dataloader_num_workers",
+            "dataloader_pin_memory",
+            "dataloader_prefetch_factor",
+            "group_by_length",
+            "dataset_exact_deduplication",
+            "shuffle_merged_datasets",
+        ),
+        "reads_itself",
+    ),
+    **dict.fromkeys(
+        (
+            "sample_packing",
+            "eval_sample_packing",
+            "pad_to_sequence_len",
+            "multipack_real_batches",
+            "sample_packing_sequentially",
+            "curriculum_sampling",
+        ),
+        "packing",
+    ),
+    **dict.fromkeys(
+        (
+            "model_type",
+            "tokenizer_type",
+            "is_llama_derived_model",
+            "is_mistral_derived_model",
+            "is_falcon_derived_model",
+        ),
+        "told_by_config",
+    ),
     **dict.fromkeys(("logging_steps", "debug", "include_tokens_per_second"), "every_step_logged"),
-    **dict.fromkeys(("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading", "low_cpu_mem_usage"), "memory"),
-    **dict.fromkeys(("flash_attention", "attn_implementation", "xformers_attention", "sdp_attention", "flex_attention", "flash_attn_rms_norm",
-                     "flash_attn_cross_entropy", "tf32", "torch_compile", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "liger_rms_norm", "liger_rope",
-                     "liger_glu_activation", "liger_fused_linear_cross_entropy", "liger_layer_norm", "lora_fan_in_fan_out"), "own_kernels"),
-    **dict.fromkeys(("save_total_limit", "save_safetensors", "save_only_model", "save_first_step", "eval_batch_size", "bnb_config_kwargs",
-                     "strict", "local_rank", "ddp_timeout", "use_tensorboard", "auto_resume_from_checkpoints", "eval_table_size",
-                     "eval_max_new_tokens", "remove_unused_columns"), "own_way"),
-    "chat_template": "template", "chat_template_jinja": "template", "special_tokens.pad_token": "padding",
-}  # fmt: skip
+    **dict.fromkeys(
+        (
+            "gradient_checkpointing",
+            "gradient_checkpointing_kwargs",
+            "activation_offloading",
+            "low_cpu_mem_usage",
+        ),
+        "memory",
+    ),
+    **dict.fromkeys(
+        (
+            "flash_attention",
+            "attn_implementation",
+            "xformers_attention",
+            "sdp_attention",
+            "flex_attention",
+            "flash_attn_rms_norm",
+            "flash_attn_cross_entropy",
+            "tf32",
+            "torch_compile",
+            "lora_mlp_kernel",
+            "lora_qkv_kernel",
+            "lora_o_kernel",
+            "liger_rms_norm",
+            "liger_rope",
+            "liger_glu_activation",
+            "liger_fused_linear_cross_entropy",
+            "liger_layer_norm",
+            "lora_fan_in_fan_out",
+        ),
+        "own_kernels",
+    ),
+    **dict.fromkeys(
+        (
+            "save_total_limit",
+            "save_safetensors",
+            "save_only_model",
+            "save_first_step",
+            "eval_batch_size",
+            "bnb_config_kwargs",
+            "strict",
+            "local_rank",
+            "ddp_timeout",
+            "use_tensorboard",
+            "auto_resume_from_checkpoints",
+            "eval_table_size",
+            "eval_max_new_tokens",
+            "remove_unused_columns",
+        ),
+        "own_way",
+    ),
+    "chat_template": "template",
+    "chat_template_jinja": "template",
+    "special_tokens.pad_token": "padding",
+}
 LOST_KEYS = {
-    "trust_remote_code": "remote_code", "train_on_inputs": "questions_unlearnt", "streaming": "streaming", "deepspeed": "one_device", "fsdp": "one_device",
-    "fsdp_config": "one_device", "fsdp_version": "one_device", "tensor_parallel_size": "one_device", "context_parallel_size": "one_device",
-    "resume_from_checkpoint": "resume", "lora_modules_to_save": "additional", "unfrozen_parameters": "unfrozen",
-    "added_tokens_overrides": "vocabulary", "special_tokens": "special_tokens", "loss_watchdog_threshold": "watchdog",
-    "loss_watchdog_patience": "watchdog", "plugins": "plugins", "hub_model_id": "hub", "hub_strategy": "hub", "peft": "not_here", "qat": "not_here",
-    "relora": "not_here", "lora_on_cpu": "not_here", "rope_theta": "rope",
-    "overrides_of_model_config": "rope", "revision_of_model": "revision", "tokenizer_config": "own_tokenizer", "base_model_config": "own_tokenizer",
-    **dict.fromkeys(("kd_trainer", "kd_alpha", "kd_ce_alpha", "kd_temperature", "kd_top_k_before_softmax"), "distill"),
-    "lr_groups": "adam", "embedding_lr": "adam", "embedding_lr_scale": "adam", "cosine_min_lr_ratio": "not_here",
-    **dict.fromkeys(("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "wandb_run_id", "wandb_mode", "use_mlflow",
-                     "mlflow_experiment_name", "mlflow_tracking_uri", "use_comet", "comet_project_name", "use_swanlab", "use_trackio"), "tracking"),
-}  # fmt: skip
+    "trust_remote_code": "remote_code",
+    "train_on_inputs": "questions_unlearnt",
+    "streaming": "streaming",
+    "deepspeed": "one_device",
+    "fsdp": "one_device",
+    "fsdp_config": "one_device",
+    "fsdp_version": "one_device",
+    "tensor_parallel_size": "one_device",
+    "context_parallel_size": "one_device",
+    "resume_from_checkpoint": "resume",
+    "lora_modules_to_save": "additional",
+    "unfrozen_parameters": "unfrozen",
+    "added_tokens_overrides": "vocabulary",
+    "special_tokens": "special_tokens",
+    "loss_watchdog_threshold": "watchdog",
+    "loss_watchdog_patience": "watchdog",
+    "plugins": "plugins",
+    "hub_model_id": "hub",
+    "hub_strategy": "hub",
+    "peft": "not_here",
+    "qat": "not_here",
+    "relora": "not_here",
+    "lora_on_cpu": "not_here",
+    "rope_theta": "rope",
+    "overrides_of_model_config": "rope",
+    "revision_of_model": "revision",
+    "tokenizer_config": "own_tokenizer",
+    "base_model_config": "own_tokenizer",
+    **dict.fromkeys(
+        ("kd_trainer", "kd_alpha", "kd_ce_alpha", "kd_temperature", "kd_top_k_before_softmax"),
+        "distill",
+    ),
+    "lr_groups": "adam",
+    "embedding_lr": "adam",
+    "embedding_lr_scale": "adam",
+    "cosine_min_lr_ratio": "not_here",
+    **dict.fromkeys(
+        (
+            "wandb_project",
+            "wandb_entity",
+            "wandb_watch",
+            "wandb_name",
+            "wandb_log_model",
+            "wandb_run_id",
+            "wandb_mode",
+            "use_mlflow",
+            "mlflow_experiment_name",
+            "mlflow_tracking_uri",
+            "use_comet",
+            "comet_project_name",
+            "use_swanlab",
+            "use_trackio",
+        ),
+        "tracking",
+    ),
+}
 
 
 def translate(sheet: Sheet, devices: int) -> None:
@@ -90,10 +258,18 @@ def translate(sheet: Sheet, devices: int) -> None:
         sheet.take_number(key, "engine.neftune")
     shared.number_type(sheet)
     shared.intervals(sheet)
-    for key, ours in (("saves_per_epoch", "engine.save_every"), ("evals_per_epoch", "engine.evaluate_every")):
+    for key, ours in (
+        ("saves_per_epoch", "engine.save_every"),
+        ("evals_per_epoch", "engine.evaluate_every"),
+    ):
         count = sheet.number(key)
         if count is not None:
-            sheet.take(key, ours, "epoch" if count == 1 else "auto", "once_an_epoch" if count == 1 else "per_epoch")
+            sheet.take(
+                key,
+                ours,
+                "epoch" if count == 1 else "auto",
+                "once_an_epoch" if count == 1 else "per_epoch",
+            )
     sheet.take_number("early_stopping_patience", "engine.early_stop")
     if not shared.no_rows_held_out(sheet):
         sheet.fill("load_best_model_at_end", {"engine.keep_best": False}, False)
@@ -106,9 +282,24 @@ def _method(sheet: Sheet) -> None:
     lisa = not adapter and sheet.has("lisa_n_layers")
     kind = "lisa" if lisa else kind
     dora, rslora = sheet.is_on("peft_use_dora"), sheet.is_on("peft_use_rslora")
-    start = next((ours for begin, ours in VARIANTS.items() if str(sheet.get("peft_init_lora_weights", "")).lower().startswith(begin)), "")
+    start = next(
+        (
+            ours
+            for begin, ours in VARIANTS.items()
+            if str(sheet.get("peft_init_lora_weights", "")).lower().startswith(begin)
+        ),
+        "",
+    )
     if kind == "lora":
-        kind = start or ("dora" if dora else "rslora" if rslora else "lora_plus" if sheet.has("loraplus_lr_ratio") else "lora")
+        kind = start or (
+            "dora"
+            if dora
+            else "rslora"
+            if rslora
+            else "lora_plus"
+            if sheet.has("loraplus_lr_ratio")
+            else "lora"
+        )
     sheet.run["method.kind"] = kind
     sheet.take("adapter", "method.kind", kind, "qlora" if adapter == "qlora" else "")
     if not adapter and not lisa:
@@ -122,7 +313,15 @@ def _method(sheet: Sheet) -> None:
         sheet.answer("lisa_layers_attribute", NOT_NEEDED, why="own_way")
     for key, name in (("peft_use_dora", "dora"), ("peft_use_rslora", "rslora")):
         if sheet.is_on(key):
-            sheet.answer(key, *((CHANGED, {"method.kind": name}, "variant") if kind == name else (LOST, {}, "one_variant")), kind=kind)
+            sheet.answer(
+                key,
+                *(
+                    (CHANGED, {"method.kind": name}, "variant")
+                    if kind == name
+                    else (LOST, {}, "one_variant")
+                ),
+                kind=kind,
+            )
         elif sheet.has(key):
             sheet.answer(key, NOT_NEEDED, why="off")
     if sheet.has("peft_init_lora_weights"):
@@ -145,7 +344,13 @@ def _method(sheet: Sheet) -> None:
             sheet.take_number(key, f"method.{ours}")
         _targets(sheet)
     else:
-        for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_linear"):
+        for key in (
+            "lora_r",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target_modules",
+            "lora_target_linear",
+        ):
             if sheet.has(key):
                 sheet.answer(key, NOT_NEEDED, why="other_method", kind=kind)
     sheet.take("lora_model_dir", "adapter")
@@ -155,9 +360,17 @@ def _targets(sheet: Sheet) -> None:
     names = words_of(sheet.get("lora_target_modules", ""))
     all_linear = sheet.is_on("lora_target_linear") or names == ["all-linear"]
     if sheet.has("lora_target_linear"):
-        sheet.answer("lora_target_linear", *((CHANGED, {"method.targets": ["linear"]}, "linear") if all_linear else (NOT_NEEDED, None, "off")))
+        sheet.answer(
+            "lora_target_linear",
+            *(
+                (CHANGED, {"method.targets": ["linear"]}, "linear")
+                if all_linear
+                else (NOT_NEEDED, None, "off")
+            ),
+        )
     if names:
-        # Axolotl adds the linear layers it finds to those that are named, so that `true` always means all of them.
+        # Axolotl adds the linear layers it finds to those that are named, so that `true` always
+        # means all of them.
         ours = ["linear"] if all_linear else names
         sheet.take("lora_target_modules", "method.targets", ours, "linear" if all_linear else "")
 
@@ -174,7 +387,15 @@ def _objective(sheet: Sheet) -> None:
         if sheet.has(key) and not sheet.is_on(key):
             sheet.answer(key, NOT_NEEDED, why="off")
         elif sheet.has(key):
-            sheet.answer(key, *((CHANGED, {"objective.kind": kind}, "stage") if kind == ours else (LOST, {}, "one_goal")), kind=kind)
+            sheet.answer(
+                key,
+                *(
+                    (CHANGED, {"objective.kind": kind}, "stage")
+                    if kind == ours
+                    else (LOST, {}, "one_goal")
+                ),
+                kind=kind,
+            )
     if kind == "pretrain":
         sheet.answer("rl", DEFAULT, {"objective.kind": kind}, "completion")
     for key, name in (
@@ -189,25 +410,42 @@ def _objective(sheet: Sheet) -> None:
         ("dpo_label_smoothing", "label_smoothing"),
     ):
         number = sheet.number(key)
-        sheet.take_if_known(key, "objective", name, number if number is not None else sheet.get(key))
+        sheet.take_if_known(
+            key, "objective", name, number if number is not None else sheet.get(key)
+        )
 
 
 def _types(sheet: Sheet) -> set[Any]:
     entries = sheet.get("datasets", [])
-    return {str(e.get("type")) for e in entries if isinstance(e, dict)} if isinstance(entries, list) else set()
+    return (
+        {str(e.get("type")) for e in entries if isinstance(e, dict)}
+        if isinstance(entries, list)
+        else set()
+    )
 
 
 def _data(sheet: Sheet) -> None:
-    for key, ours in (("datasets", "data.train"), ("pretraining_dataset", "data.train"), ("test_datasets", "data.held_out")):
+    for key, ours in (
+        ("datasets", "data.train"),
+        ("pretraining_dataset", "data.train"),
+        ("test_datasets", "data.held_out"),
+    ):
         if not sheet.has(key):
             continue
         entries = sheet.get(key)
         made = _entries(sheet, key, entries if isinstance(entries, list) else [entries])
         if ours == "data.held_out":
-            held: str = ",".join(entry if isinstance(entry, str) else str(entry["file"]) for entry in made)
+            held: str = ",".join(
+                entry if isinstance(entry, str) else str(entry["file"]) for entry in made
+            )
             sheet.answer(key, CHANGED, {ours: held}, "test_datasets")
         else:
-            sheet.answer(key, CHANGED, {ours: made[0] if len(made) == 1 and isinstance(made[0], str) else made}, "datasets")
+            sheet.answer(
+                key,
+                CHANGED,
+                {ours: made[0] if len(made) == 1 and isinstance(made[0], str) else made},
+                "datasets",
+            )
     if sheet.has("test_datasets"):
         sheet.answer("val_set_size", NOT_NEEDED, why="off")
     else:
@@ -218,7 +456,10 @@ def _data(sheet: Sheet) -> None:
     strategy = str(sheet.get("excess_length_strategy", "drop"))
     if sheet.has("excess_length_strategy"):
         sheet.take(
-            "excess_length_strategy", "data.oversize", "truncate" if strategy == "truncate" else "drop", "" if strategy == "drop" else "cutoff"
+            "excess_length_strategy",
+            "data.oversize",
+            "truncate" if strategy == "truncate" else "drop",
+            "" if strategy == "drop" else "cutoff",
         )
     sheet.take("default_system_message", "data.system")
 
@@ -239,7 +480,15 @@ def _entries(sheet: Sheet, key: str, entries: list[Any]) -> list[str | dict[str,
                 continue
             fate, why = _fate_in_entry(name, value, entry)
             if fate:
-                sheet.part(key, f"{key}[{number}].{name}", value, fate, why, kind=value, known=", ".join(MARKS))
+                sheet.part(
+                    key,
+                    f"{key}[{number}].{name}",
+                    value,
+                    fate,
+                    why,
+                    kind=value,
+                    known=", ".join(MARKS),
+                )
     return made
 
 
@@ -247,23 +496,42 @@ def _fate_in_entry(name: str, value: Any, entry: dict[str, Any]) -> tuple[str, s
     """What becomes of a key of a set: (fate, reason); no fate for what the set here says as well."""
     is_hub = _place(entry).startswith("hf:")
     if name == "type":
-        return (LOST, "entry_type") if isinstance(value, str) and value.split(":")[0] not in TYPES else ("", "")
+        return (
+            (LOST, "entry_type")
+            if isinstance(value, str) and value.split(":")[0] not in TYPES
+            else ("", "")
+        )
     if name == "split":
         is_whole = value == "train" or (is_hub and "[" not in str(value))
-        return ("", "") if is_whole else (LOST, "entry_slice" if "[" in str(value) else "entry_split")
+        return (
+            ("", "") if is_whole else (LOST, "entry_slice" if "[" in str(value) else "entry_split")
+        )
     if name == "message_field_training":
         return (SAME, "mark_kept") if value in MARKS else (LOST, "mark_name")
     if name == "roles_to_train":
-        learnt = value and {ROLES.get(str(role).lower()) for role in words_of(value)} == {"assistant"}
+        learnt = value and {ROLES.get(str(role).lower()) for role in words_of(value)} == {
+            "assistant"
+        }
         return (NOT_NEEDED, "answers_learnt") if learnt else (LOST, "roles_to_train")
     if name in ("train_on_eos", "train_on_eot"):
         return (NOT_NEEDED, "stops_learnt") if value == "turn" else (LOST, "train_on_eos")
     if name == "message_property_mappings":
-        return ("", "") if isinstance(value, dict) and sorted(value.values()) in (["content", "role"], ["from", "value"]) else (LOST, "turn_names")
+        return (
+            ("", "")
+            if isinstance(value, dict)
+            and sorted(value.values()) in (["content", "role"], ["from", "value"])
+            else (LOST, "turn_names")
+        )
     if name in ("message_field_role", "message_field_content"):
-        return (NOT_NEEDED, "turn_names_seen") if value in ("role", "from", "content", "value") else (LOST, "turn_names")
+        return (
+            (NOT_NEEDED, "turn_names_seen")
+            if value in ("role", "from", "content", "value")
+            else (LOST, "turn_names")
+        )
     if name == "roles":
-        known = isinstance(value, dict) and all(str(word).lower() in ROLES for words in value.values() for word in words_of(words))
+        known = isinstance(value, dict) and all(
+            str(word).lower() in ROLES for words in value.values() for word in words_of(words)
+        )
         return (NOT_NEEDED, "roles") if known else (LOST, "role_names")
     if name in UNDERSTOOD or (name == "name" and is_hub):
         return "", ""
@@ -273,11 +541,21 @@ def _fate_in_entry(name: str, value: Any, entry: dict[str, Any]) -> tuple[str, s
 
 
 def _place(entry: dict[str, Any]) -> str:
-    """A path stays a path; anything else is a set of the hub, said so, with its configuration and split."""
+    """A path stays a path; anything else is a set of the hub, said so, with its configuration and
+    split."""
     path = str(entry.get("path", ""))
-    if path.endswith(ENDINGS) or path.startswith((".", "/", "~")) or "/" not in path or Path(path).exists():
+    if (
+        path.endswith(ENDINGS)
+        or path.startswith((".", "/", "~"))
+        or "/" not in path
+        or Path(path).exists()
+    ):
         return path
-    return f"hf:{path}" + (f"/{entry['name']}" if entry.get("name") else "") + (f"#{entry['split']}" if entry.get("split") else "")
+    return (
+        f"hf:{path}"
+        + (f"/{entry['name']}" if entry.get("name") else "")
+        + (f"#{entry['split']}" if entry.get("split") else "")
+    )
 
 
 def _form(entry: dict[str, Any]) -> dict[str, Any]:
@@ -285,8 +563,17 @@ def _form(entry: dict[str, Any]) -> dict[str, Any]:
     kind = entry.get("type")
     columns: dict[str, str] = {}
     if isinstance(kind, dict):
-        names = (("field_instruction", "instruction"), ("field_input", "input"), ("field_output", "output"), ("field_system", "system"))
-        columns = {ours: str(kind[theirs]) for theirs, ours in names if kind.get(theirs) and kind[theirs] != ours}
+        names = (
+            ("field_instruction", "instruction"),
+            ("field_input", "input"),
+            ("field_output", "output"),
+            ("field_system", "system"),
+        )
+        columns = {
+            ours: str(kind[theirs])
+            for theirs, ours in names
+            if kind.get(theirs) and kind[theirs] != ours
+        }
         return {"format": "alpaca", **({"columns": columns} if columns else {})}
     form = TYPES.get(str(kind).split(":")[0], "auto")
     if kind == "completion" and entry.get("field", "text") != "text":
@@ -298,7 +585,15 @@ def _form(entry: dict[str, Any]) -> dict[str, Any]:
         ours = {"preference": "prompt", "sharegpt": "conversations"}.get(form, "messages")
         if entry["field_messages"] not in (ours, "messages" if form == "auto" else ours):
             columns[ours] = str(entry["field_messages"])
-    for theirs, ours in (("field_chosen", "chosen"), ("field_rejected", "rejected"), ("field_system", "system"), ("field_tools", "tools")):
+    for theirs, ours in (
+        ("field_chosen", "chosen"),
+        ("field_rejected", "rejected"),
+        ("field_system", "system"),
+        ("field_tools", "tools"),
+    ):
         if entry.get(theirs) and entry[theirs] != ours:
             columns[ours] = str(entry[theirs])
-    return {**({"format": form} if form != "auto" else {}), **({"columns": columns} if columns else {})}
+    return {
+        **({"format": form} if form != "auto" else {}),
+        **({"columns": columns} if columns else {}),
+    }

@@ -19,7 +19,8 @@ ORDER = ("model", "adapter", "data", "base", "method", "objective", "engine", "o
 
 @dataclass
 class Imported:
-    """A foreign file as a run. `problems` say why this version would not start it; empty for a run that loads."""
+    """A foreign file as a run. `problems` say why this version would not start it; empty for a run
+    that loads."""
 
     source: str
     system: str
@@ -31,20 +32,40 @@ class Imported:
         """The run file as text, with where it came from and what could not be kept."""
         import yaml
 
-        lost = [f"#   {line.key}: {line.value}  ({line.why})" for line in self.lines if line.fate == LOST]
-        head = [f"# {say('import.head', file=self.source, system=self.system)}", *([f"# {say('import.head_lost')}"] if lost else [])]
-        body = yaml.safe_dump(self.run, sort_keys=False, allow_unicode=True, width=150, default_flow_style=None)
+        lost = [
+            f"#   {line.key}: {line.value}  ({line.why})"
+            for line in self.lines
+            if line.fate == LOST
+        ]
+        head = [
+            f"# {say('import.head', file=self.source, system=self.system)}",
+            *([f"# {say('import.head_lost')}"] if lost else []),
+        ]
+        body = yaml.safe_dump(
+            self.run, sort_keys=False, allow_unicode=True, width=150, default_flow_style=None
+        )
         return "\n".join(" ".join(line.split("\n")) for line in [*head, *lost]) + "\n" + str(body)
 
     def describe(self) -> list[str]:
         """One line a key, for a terminal."""
-        out = [say("import.system", file=self.source, system=self.system, count=sum(line.fate != DEFAULT for line in self.lines))]
+        out = [
+            say(
+                "import.system",
+                file=self.source,
+                system=self.system,
+                count=sum(line.fate != DEFAULT for line in self.lines),
+            )
+        ]
         for line in self.lines:
             if line.fate == EMPTY:
                 continue
             ours = ", ".join(f"{key}: {_shown(value)}" for key, value in line.ours.items())
             reason = f"  ({line.why})" if line.why else ""
-            out.append(f"{say(f'import.fate.{line.fate}')}  {line.key}: {_shown(line.value)}" + (f" -> {ours}" if ours else "") + reason)
+            out.append(
+                f"{say(f'import.fate.{line.fate}')}  {line.key}: {_shown(line.value)}"
+                + (f" -> {ours}" if ours else "")
+                + reason
+            )
         empty = [line.key for line in self.lines if line.fate == EMPTY]
         if empty:
             out.append(f"{say('import.fate.empty')}  {', '.join(empty)}")
@@ -53,7 +74,13 @@ class Imported:
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         keys = [line.as_dict() for line in self.lines]
-        return {"source": self.source, "system": self.system, "keys": keys, "run": self.run, "problems": [p.as_dict() for p in self.problems]}
+        return {
+            "source": self.source,
+            "system": self.system,
+            "keys": keys,
+            "run": self.run,
+            "problems": [p.as_dict() for p in self.problems],
+        }
 
 
 def _shown(value: Any) -> str:
@@ -66,8 +93,9 @@ def _shown(value: Any) -> str:
 def translate(source: Path, devices: int = 1) -> Imported:
     """The run that a LLaMA-Factory or Axolotl file describes, and one line for every key of it.
 
-    `devices` is the number of processors the file was meant for: their batch is per device. Raises ConfigError for a file that cannot be read,
-    that is of neither system, or that is one of our own.
+    `devices` is the number of processors the file was meant for: their batch is per device. Raises
+    ConfigError for a file that cannot be read, that is of neither system, or that is one of our
+    own.
     """
     given, where = read_yaml(source)
     scores = {module: len(module.OWN & {key.split(".")[0] for key in given}) for module in SYSTEMS}
@@ -75,13 +103,17 @@ def translate(source: Path, devices: int = 1) -> Imported:
     if "model" in given and any(key.startswith("data") for key in given) and scores[best] < 2:
         raise ConfigError(problem("E-CONFIG-41", str(source), file=source.name))
     if scores[best] < 2 or len(set(scores.values())) == 1:
-        raise ConfigError(problem("E-CONFIG-40", str(source), file=source.name, found=", ".join(list(given)[:12])))
+        raise ConfigError(
+            problem("E-CONFIG-40", str(source), file=source.name, found=", ".join(list(given)[:12]))
+        )
     if best is llama_factory and "export_dir" in given and "dataset" not in given:
         raise ConfigError(problem("E-CONFIG-42", str(source), file=source.name))
     sheet = Sheet(best.NAME, _whole(given), where)
     best.translate(sheet, devices)
     lines = sheet.finish()
-    return Imported(source.name, best.NAME, lines, _nested(sheet.run), _problems(sheet, source.name))
+    return Imported(
+        source.name, best.NAME, lines, _nested(sheet.run), _problems(sheet, source.name)
+    )
 
 
 def _whole(given: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +133,9 @@ def _problems(sheet: Sheet, name: str) -> list[Problem]:
 def _nested(run: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for first in ORDER:
-        for key in sorted((k for k in run if k.split(".")[0] == first), key=lambda k: not k.endswith(".kind")):
+        for key in sorted(
+            (k for k in run if k.split(".")[0] == first), key=lambda k: not k.endswith(".kind")
+        ):
             section, dot, name = key.partition(".")
             if dot:
                 out.setdefault(section, {})[name] = run[key]
@@ -112,9 +146,12 @@ def _nested(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(made: Imported, out: Path, force: bool = False) -> None:
-    """Put the run file down. Raises ConfigError, with nothing written, where it would not load or `out` is there already."""
+    """Put the run file down. Raises ConfigError, with nothing written, where it would not load or
+    `out` is there already."""
     if made.problems:
-        raise ConfigError([problem("E-CONFIG-44", str(out), count=len(made.problems)), *made.problems])
+        raise ConfigError(
+            [problem("E-CONFIG-44", str(out), count=len(made.problems)), *made.problems]
+        )
     if out.exists() and (not force or out.is_dir()):
         raise ConfigError(problem("E-CONFIG-43", str(out), file=str(out)))
     out.parent.mkdir(parents=True, exist_ok=True)

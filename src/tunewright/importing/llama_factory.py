@@ -1,4 +1,5 @@
-"""LLaMA-Factory's keys. Source: LLaMA-Factory 0.9.5, hparams/*.py, and the training arguments of Transformers that it passes on."""
+"""LLaMA-Factory's keys. Source: LLaMA-Factory 0.9.5, hparams/*.py, and the training arguments of
+Transformers that it passes on."""
 
 from __future__ import annotations
 
@@ -10,50 +11,179 @@ from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, SAME,
 
 NAME = "LLaMA-Factory"
 OWN = {
-    "model_name_or_path", "finetuning_type", "stage", "dataset", "dataset_dir", "template", "cutoff_len", "do_train", "lora_target", "lora_rank", "eval_dataset",
-    "per_device_train_batch_size", "num_train_epochs", "lr_scheduler_type", "max_samples", "val_size", "pref_beta", "export_dir", "overwrite_cache", "plot_loss",
-}  # fmt: skip
+    "model_name_or_path",
+    "finetuning_type",
+    "stage",
+    "dataset",
+    "dataset_dir",
+    "template",
+    "cutoff_len",
+    "do_train",
+    "lora_target",
+    "lora_rank",
+    "eval_dataset",
+    "per_device_train_batch_size",
+    "num_train_epochs",
+    "lr_scheduler_type",
+    "max_samples",
+    "val_size",
+    "pref_beta",
+    "export_dir",
+    "overwrite_cache",
+    "plot_loss",
+}
 """Keys by which its files are told."""
 STAGES = {"sft": "sft", "pt": "pretrain", "rm": "reward", "dpo": "dpo", "kto": "kto", "ppo": "ppo"}
 LOSSES = {"sigmoid": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
 RANKED = ("dpo", "ipo", "orpo", "simpo", "kto")
 RULES = {"use_galore": "galore", "use_apollo": "apollo"}
 VARIANTS = {"use_dora": "dora", "pissa_init": "pissa", "use_rslora": "rslora"}
-PREFIXES = {"loraplus_": "lora_plus", "lora_": "lora", "freeze_": "freeze", "oft_": "oft", "module_dropout": "oft", "pissa_": "pissa"}
+PREFIXES = {
+    "loraplus_": "lora_plus",
+    "lora_": "lora",
+    "freeze_": "freeze",
+    "oft_": "oft",
+    "module_dropout": "oft",
+    "pissa_": "pissa",
+}
 """Beginnings of keys -> the method that they are for."""
 WORD_KEYS = ("add_tokens", "add_special_tokens", "new_special_tokens")
 """Words, with commas, that become tokens; the last is the older name of the second."""
 NOT_NEEDED_KEYS = {
     **dict.fromkeys(("do_train", "overwrite_output_dir"), "is_training"),
-    **dict.fromkeys(("overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size", "dataloader_num_workers", "dataloader_pin_memory",
-                     "data_shared_file_system", "tokenized_path", "group_by_length", "dataloader_drop_last"), "reads_itself"),
-    **dict.fromkeys(("logging_steps", "logging_strategy", "logging_first_step", "plot_loss", "log_level", "logging_dir", "include_num_input_tokens_seen",
-                     "include_effective_tokens_per_second", "disable_tqdm"), "every_step_logged"),
-    **dict.fromkeys(("save_only_model", "save_total_limit", "save_safetensors", "per_device_eval_batch_size", "eval_accumulation_steps",
-                     "bf16_full_eval", "eval_on_each_dataset"), "own_way"),
-    **dict.fromkeys(("ddp_timeout", "ddp_find_unused_parameters", "local_rank", "ddp_backend"), "no_processes"),
-    **dict.fromkeys(("gradient_checkpointing", "disable_gradient_checkpointing", "use_reentrant_gc", "use_unsloth_gc", "low_cpu_mem_usage"), "memory"),
-    **dict.fromkeys(("flash_attn", "attn", "enable_liger_kernel", "use_unsloth", "use_cache", "upcast_layernorm", "tf32", "torch_compile", "infer_backend"),
-                    "own_kernels"),
+    **dict.fromkeys(
+        (
+            "overwrite_cache",
+            "preprocessing_num_workers",
+            "preprocessing_batch_size",
+            "dataloader_num_workers",
+            "dataloader_pin_memory",
+            "data_shared_file_system",
+            "tokenized_path",
+            "group_by_length",
+            "dataloader_drop_last",
+        ),
+        "reads_itself",
+    ),
+    **dict.fromkeys(
+        (
+            "logging_steps",
+            "logging_strategy",
+            "logging_first_step",
+            "plot_loss",
+            "log_level",
+            "logging_dir",
+            "include_num_input_tokens_seen",
+            "include_effective_tokens_per_second",
+            "disable_tqdm",
+        ),
+        "every_step_logged",
+    ),
+    **dict.fromkeys(
+        (
+            "save_only_model",
+            "save_total_limit",
+            "save_safetensors",
+            "per_device_eval_batch_size",
+            "eval_accumulation_steps",
+            "bf16_full_eval",
+            "eval_on_each_dataset",
+        ),
+        "own_way",
+    ),
+    **dict.fromkeys(
+        ("ddp_timeout", "ddp_find_unused_parameters", "local_rank", "ddp_backend"), "no_processes"
+    ),
+    **dict.fromkeys(
+        (
+            "gradient_checkpointing",
+            "disable_gradient_checkpointing",
+            "use_reentrant_gc",
+            "use_unsloth_gc",
+            "low_cpu_mem_usage",
+        ),
+        "memory",
+    ),
+    **dict.fromkeys(
+        (
+            "flash_attn",
+            "attn",
+            "enable_liger_kernel",
+            "use_unsloth",
+            "use_cache",
+            "upcast_layernorm",
+            "tf32",
+            "torch_compile",
+            "infer_backend",
+        ),
+        "own_kernels",
+    ),
     **dict.fromkeys(("packing", "neat_packing"), "packing"),
     **dict.fromkeys(("double_quantization", "quantization_device_map"), "own_way"),
-    **dict.fromkeys(("cache_dir", "hf_hub_token", "ms_hub_token", "om_hub_token", "use_fast_tokenizer", "split_special_tokens", "print_param_status",
-                     "remove_unused_columns", "label_names", "ignore_pad_token_for_loss", "run_name", "project"), "own_way"),
+    **dict.fromkeys(
+        (
+            "cache_dir",
+            "hf_hub_token",
+            "ms_hub_token",
+            "om_hub_token",
+            "use_fast_tokenizer",
+            "split_special_tokens",
+            "print_param_status",
+            "remove_unused_columns",
+            "label_names",
+            "ignore_pad_token_for_loss",
+            "run_name",
+            "project",
+        ),
+        "own_way",
+    ),
     "template": "template",
-}  # fmt: skip
+}
 LOST_KEYS = {
-    "trust_remote_code": "remote_code", "train_on_prompt": "questions_unlearnt", "mask_history": "mask_history", "streaming": "streaming",
-    "deepspeed": "one_device", "fsdp": "one_device", "fsdp_config": "one_device", "use_ray": "one_device",
-    "report_to": "tracking", "use_swanlab": "tracking", "resume_from_checkpoint": "resume", "rope_scaling": "rope", "shift_attn": "rope",
-    "additional_target": "additional", "modules_to_save": "additional", "resize_vocab": "vocabulary", "init_special_tokens": "word_starts",
+    "trust_remote_code": "remote_code",
+    "train_on_prompt": "questions_unlearnt",
+    "mask_history": "mask_history",
+    "streaming": "streaming",
+    "deepspeed": "one_device",
+    "fsdp": "one_device",
+    "fsdp_config": "one_device",
+    "use_ray": "one_device",
+    "report_to": "tracking",
+    "use_swanlab": "tracking",
+    "resume_from_checkpoint": "resume",
+    "rope_scaling": "rope",
+    "shift_attn": "rope",
+    "additional_target": "additional",
+    "modules_to_save": "additional",
+    "resize_vocab": "vocabulary",
+    "init_special_tokens": "word_starts",
     "new_special_tokens_config": "word_starts",
-    "tool_format": "template", "ref_model": "reference", "ref_model_adapters": "reference", "ref_model_quantization_bit": "reference",
-    "predict_with_generate": "after", "do_predict": "after", "do_eval": "after", "compute_accuracy": "after", "media_dir": "media",
+    "tool_format": "template",
+    "ref_model": "reference",
+    "ref_model_adapters": "reference",
+    "ref_model_quantization_bit": "reference",
+    "predict_with_generate": "after",
+    "do_predict": "after",
+    "do_eval": "after",
+    "compute_accuracy": "after",
+    "media_dir": "media",
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini"), "no_rule"),
-    **dict.fromkeys(("use_dft_loss", "use_asft_loss", "use_eaft_loss", "use_mca",
-                     "pref_bco_weight", "ld_alpha", "ppo_score_norm", "ppo_whiten_rewards", "disable_shuffling"), "not_here"),
+    **dict.fromkeys(
+        (
+            "use_dft_loss",
+            "use_asft_loss",
+            "use_eaft_loss",
+            "use_mca",
+            "pref_bco_weight",
+            "ld_alpha",
+            "ppo_score_norm",
+            "ppo_whiten_rewards",
+            "disable_shuffling",
+        ),
+        "not_here",
+    ),
     "create_new_adapter": "new_adapter",
-}  # fmt: skip
+}
 
 
 def translate(sheet: Sheet, devices: int) -> None:
@@ -104,7 +234,15 @@ def _method(sheet: Sheet) -> None:
     sheet.take("finetuning_type", "method.kind", ours, "variant" if ours != kind else "", kind=ours)
     for key, name in VARIANTS.items():
         if sheet.is_on(key):
-            sheet.answer(key, *((CHANGED, {"method.kind": name}, "variant") if name == ours else (LOST, {}, "one_variant")), kind=ours)
+            sheet.answer(
+                key,
+                *(
+                    (CHANGED, {"method.kind": name}, "variant")
+                    if name == ours
+                    else (LOST, {}, "one_variant")
+                ),
+                kind=ours,
+            )
         elif sheet.has(key):
             sheet.answer(key, NOT_NEEDED, why="off")
     if kind == "lora":
@@ -112,9 +250,13 @@ def _method(sheet: Sheet) -> None:
     elif kind == "freeze":
         _freeze(sheet)
     elif kind == "oft":
-        sheet.take_if_known("oft_block_size", "method", "block_size", sheet.number("oft_block_size"))
+        sheet.take_if_known(
+            "oft_block_size", "method", "block_size", sheet.number("oft_block_size")
+        )
     for key in sheet.given:
-        owner = next((method for prefix, method in PREFIXES.items() if key.startswith(prefix)), None)
+        owner = next(
+            (method for prefix, method in PREFIXES.items() if key.startswith(prefix)), None
+        )
         if owner and owner not in (kind, ours) and key not in sheet.lines and sheet.has(key):
             sheet.answer(key, NOT_NEEDED, why="other_method", kind=ours)
     if shared.new_words(sheet, *WORD_KEYS) and sheet.has("resize_vocab"):
@@ -127,15 +269,24 @@ def _method(sheet: Sheet) -> None:
     elif bits is not None:
         sheet.answer("quantization_bit", LOST, why="bits")
     how = str(sheet.get("quantization_method", "bnb")).lower()
-    sheet.answer("quantization_method", NOT_NEEDED if how in ("bnb", "bitsandbytes") else LOST, why="own_way" if how.startswith("b") else "bits")
+    sheet.answer(
+        "quantization_method",
+        NOT_NEEDED if how in ("bnb", "bitsandbytes") else LOST,
+        why="own_way" if how.startswith("b") else "bits",
+    )
 
 
 def _grown(sheet: Sheet, kind: str) -> bool:
-    """Methods here that are switches there: new blocks between the old ones, and blocks that some tokens pass by. Returns whether the run is one."""
+    """Methods here that are switches there: new blocks between the old ones, and blocks that some
+    tokens pass by. Returns whether the run is one."""
     depths = str(sheet.get("mixture_of_depths", "")).lower()
     if sheet.is_on("use_llama_pro") and kind == "freeze":
         values: dict[str, Any]
-        ours, values, key = "llama_pro", {"method.blocks": sheet.number("freeze_trainable_layers", 2)}, "use_llama_pro"
+        ours, values, key = (
+            "llama_pro",
+            {"method.blocks": sheet.number("freeze_trainable_layers", 2)},
+            "use_llama_pro",
+        )
     elif depths == "convert" and kind == "full":
         ours, values, key = "mixture_of_depths", {"method.train": "model"}, "mixture_of_depths"
     else:
@@ -148,12 +299,21 @@ def _grown(sheet: Sheet, kind: str) -> bool:
         return False
     sheet.run["method.kind"] = ours
     sheet.take("finetuning_type", "method.kind", ours, "variant", kind=ours)
-    sheet.answer(key, CHANGED, {"method.kind": ours, **values}, "llama_pro" if ours == "llama_pro" else "depths")
+    sheet.answer(
+        key,
+        CHANGED,
+        {"method.kind": ours, **values},
+        "llama_pro" if ours == "llama_pro" else "depths",
+    )
     if ours == "llama_pro":
         sheet.take("freeze_trainable_layers", "method.blocks", values["method.blocks"], "llama_pro")
     others = {"use_llama_pro", "mixture_of_depths"} - {key}
     for name in sheet.given:
-        if name not in sheet.lines and (name in others or name.startswith((*PREFIXES, "quantization_"))) and sheet.has(name):
+        if (
+            name not in sheet.lines
+            and (name in others or name.startswith((*PREFIXES, "quantization_")))
+            and sheet.has(name)
+        ):
             sheet.answer(name, NOT_NEEDED, why="other_method", kind=ours)
     shared.new_words(sheet, *WORD_KEYS)
     return True
@@ -172,16 +332,34 @@ def _through(sheet: Sheet, rule: str) -> None:
     # APOLLO's authors multiply by the root of what they call the scale.
     usual = 2.0 if kind == "galore" else 32.0
     scale = sheet.number(f"{name}_scale", usual)
-    factor = {"method.scale": scale if kind == "galore" or scale is None else round(float(scale) ** 0.5, 6)}
+    factor = {
+        "method.scale": scale
+        if kind == "galore" or scale is None
+        else round(float(scale) ** 0.5, 6)
+    }
     if sheet.has(f"{name}_scale"):
-        sheet.answer(f"{name}_scale", SAME if kind == "galore" else CHANGED, factor, "" if kind == "galore" else "root")
+        sheet.answer(
+            f"{name}_scale",
+            SAME if kind == "galore" else CHANGED,
+            factor,
+            "" if kind == "galore" else "root",
+        )
     else:
         sheet.fill(f"{name}_scale", factor, usual)
     targets = words_of(sheet.get(f"{name}_target", "all"))
-    sheet.take(f"{name}_target", "method.targets", ["linear"] if targets == ["all"] else targets, "linear" if targets == ["all"] else "list")
+    sheet.take(
+        f"{name}_target",
+        "method.targets",
+        ["linear"] if targets == ["all"] else targets,
+        "linear" if targets == ["all"] else "list",
+    )
     if kind == "apollo":
         sheet.take("apollo_scale_type", "method.scaling")
-        sheet.answer("apollo_proj", NOT_NEEDED if str(sheet.get("apollo_proj", "random")) == "random" else LOST, why="off")
+        sheet.answer(
+            "apollo_proj",
+            NOT_NEEDED if str(sheet.get("apollo_proj", "random")) == "random" else LOST,
+            why="off",
+        )
     for key in VARIANTS:
         if sheet.has(key):
             sheet.answer(key, NOT_NEEDED, why="off")
@@ -196,7 +374,12 @@ def _lora(sheet: Sheet) -> None:
     if targets == ["all"]:
         sheet.take("lora_target", "method.targets", ["linear"], "linear")
     else:
-        sheet.take("lora_target", "method.targets", targets, "" if isinstance(sheet.get("lora_target"), list) else "list")
+        sheet.take(
+            "lora_target",
+            "method.targets",
+            targets,
+            "" if isinstance(sheet.get("lora_target"), list) else "list",
+        )
     sheet.take_if_known("loraplus_lr_ratio", "method", "ratio", sheet.number("loraplus_lr_ratio"))
     if sheet.is_on("pissa_init"):
         sheet.take_if_known("pissa_iter", "method", "pissa_niter", sheet.number("pissa_iter"))
@@ -250,12 +433,23 @@ def _objective(sheet: Sheet) -> None:
         ("ppo_target", "kl_target", None),
         ("dpo_label_smoothing", "label_smoothing", 0.0),
     ):
-        sheet.take_if_known(key, "objective", name, sheet.number(key) if sheet.number(key) is not None else sheet.get(key), default=default)
+        sheet.take_if_known(
+            key,
+            "objective",
+            name,
+            sheet.number(key) if sheet.number(key) is not None else sheet.get(key),
+            default=default,
+        )
 
     if sheet.is_on("ppo_whiten_rewards"):
         sheet.take_if_known("ppo_whiten_rewards", "objective", "whiten_rewards", True)
     if kind == "ppo":
-        for key in ("max_new_tokens", "temperature", "top_p", "top_k"):  # of its roll-outs; elsewhere they are about answers after training
+        for key in (
+            "max_new_tokens",
+            "temperature",
+            "top_p",
+            "top_k",
+        ):  # of its roll-outs; elsewhere they are about answers after training
             sheet.take_if_known(key, "objective", key, sheet.number(key))
 
 
@@ -279,14 +473,24 @@ def _data(sheet: Sheet) -> None:
         if names:
             sheet.fill("dataset_dir", {"data.dir": "data"}, "data")
     if names:
-        sheet.take("dataset", "data.train", names[0] if len(names) == 1 else names, "hub_name" if online else "list" if len(names) > 1 else "")
+        sheet.take(
+            "dataset",
+            "data.train",
+            names[0] if len(names) == 1 else names,
+            "hub_name" if online else "list" if len(names) > 1 else "",
+        )
     if sheet.has("eval_dataset"):
         sheet.take("eval_dataset", "data.held_out", ",".join(words_of(sheet.get("eval_dataset"))))
         sheet.answer("val_size", NOT_NEEDED, why="off")
     else:
         shared.held_out(sheet, "val_size")
     _several(sheet, names)
-    sheet.take("enable_thinking", "data.thinking", {True: "learn", False: "off"}.get(sheet.get("enable_thinking"), "auto"), "thinking")
+    sheet.take(
+        "enable_thinking",
+        "data.thinking",
+        {True: "learn", False: "off"}.get(sheet.get("enable_thinking"), "auto"),
+        "thinking",
+    )
     limit = sheet.number("cutoff_len", 2048)
     ours = {"data.max_tokens": limit, "data.oversize": "truncate"}
     if sheet.has("cutoff_len"):
@@ -310,11 +514,23 @@ def _several(sheet: Sheet, names: list[str]) -> None:
         entries = [{**entry, "cap": int(limit)} for entry in entries]
         sheet.answer("max_samples", CHANGED, {"data.train": entries}, "limit_each")
     if strategy != "concat" and len(shares) == len(names) > 1 and min(shares) > 0:
-        entries = [{**entry, "share": share / sum(shares)} for entry, share in zip(entries, shares, strict=True)]
+        entries = [
+            {**entry, "share": share / sum(shares)}
+            for entry, share in zip(entries, shares, strict=True)
+        ]
         for key in ("mix_strategy", "interleave_probs", "max_samples"):
             if key != "max_samples" or "cap" in entries[0]:
-                sheet.answer(key, CHANGED, {"data.train": entries}, "mixing" if key != "max_samples" else "limit_each")
+                sheet.answer(
+                    key,
+                    CHANGED,
+                    {"data.train": entries},
+                    "mixing" if key != "max_samples" else "limit_each",
+                )
     elif sheet.has("mix_strategy"):
-        sheet.answer("mix_strategy", NOT_NEEDED if strategy == "concat" else LOST, why="concat" if strategy == "concat" else "no_shares")
+        sheet.answer(
+            "mix_strategy",
+            NOT_NEEDED if strategy == "concat" else LOST,
+            why="concat" if strategy == "concat" else "no_shares",
+        )
     if sheet.has("interleave_probs") and "interleave_probs" not in sheet.lines:
         sheet.answer("interleave_probs", LOST, why="no_shares")

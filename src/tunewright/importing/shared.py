@@ -1,4 +1,5 @@
-"""What both systems hand to the same trainer of Transformers: batch, rate, schedule, number type, saving, measuring."""
+"""What both systems hand to the same trainer of Transformers: batch, rate, schedule, number type,
+saving, measuring."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ from tunewright.core.config import EngineConfig
 from tunewright.core.registry import methods
 from tunewright.importing.sheet import CHANGED, LOST, NOT_NEEDED, Sheet, words_of
 
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
+SCHEDULES = {
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+}
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 """The moments' factors; 0.9, 0.999 and 1e-8 are AdamW's usual ones, here too."""
 
@@ -44,17 +50,29 @@ def length(sheet: Sheet, epochs_key: str) -> None:
 
 def rate(sheet: Sheet, schedule_key: str) -> None:
     """Rate, its fall, its warm-up, decay, clipping."""
-    for key, ours in (("learning_rate", "engine.learning_rate"), ("weight_decay", "engine.weight_decay"), ("seed", "engine.seed")):
+    for key, ours in (
+        ("learning_rate", "engine.learning_rate"),
+        ("weight_decay", "engine.weight_decay"),
+        ("seed", "engine.seed"),
+    ):
         sheet.take_number(key, ours)
     theirs = str(sheet.get(schedule_key, "")).lower()
     known = {**{word: word for word in choices("schedule")}, **SCHEDULES}
     if theirs in known:
-        sheet.take(schedule_key, "engine.schedule", known[theirs], "" if known[theirs] == theirs else "schedule")
+        sheet.take(
+            schedule_key,
+            "engine.schedule",
+            known[theirs],
+            "" if known[theirs] == theirs else "schedule",
+        )
     elif theirs:
-        sheet.answer(schedule_key, LOST, why="no_schedule", known=", ".join(map(str, choices("schedule"))))
+        sheet.answer(
+            schedule_key, LOST, why="no_schedule", known=", ".join(map(str, choices("schedule")))
+        )
     steps, share = sheet.number("warmup_steps"), sheet.number("warmup_ratio")
     if theirs == "constant" and (steps or share):
-        # Their `constant` starts at the full rate whatever the warm-up says; that is what constant_with_warmup is for.
+        # Their `constant` starts at the full rate whatever the warm-up says; that is what
+        # constant_with_warmup is for.
         for key in ("warmup_steps", "warmup_ratio"):
             sheet.answer(key, CHANGED, {"engine.warmup": 0}, "constant_no_warmup")
     elif steps:
@@ -64,38 +82,67 @@ def rate(sheet: Sheet, schedule_key: str) -> None:
     else:
         sheet.take_number("warmup_ratio", "engine.warmup")
         if sheet.has("warmup_steps"):
-            sheet.answer("warmup_steps", NOT_NEEDED, why="off") if share else sheet.take("warmup_steps", "engine.warmup", 0)
+            sheet.answer("warmup_steps", NOT_NEEDED, why="off") if share else sheet.take(
+                "warmup_steps", "engine.warmup", 0
+            )
     clip = sheet.number("max_grad_norm")
     if clip is not None:
-        sheet.answer("max_grad_norm", *((CHANGED, {"engine.clip": None}, "no_clip") if clip <= 0 else ("same", {"engine.clip": clip})))
+        sheet.answer(
+            "max_grad_norm",
+            *(
+                (CHANGED, {"engine.clip": None}, "no_clip")
+                if clip <= 0
+                else ("same", {"engine.clip": clip})
+            ),
+        )
     for key, usual in ADAM.items():
         if sheet.has(key):
-            sheet.answer(key, NOT_NEEDED if sheet.number(key) == usual else LOST, why="usual_value" if sheet.number(key) == usual else "adam")
+            sheet.answer(
+                key,
+                NOT_NEEDED if sheet.number(key) == usual else LOST,
+                why="usual_value" if sheet.number(key) == usual else "adam",
+            )
 
 
 def optimizer(sheet: Sheet, key: str) -> None:
     """The update rule; every kind of AdamW gives the same steps up to rounding."""
     theirs = str(sheet.get(key, "")).lower()
     small = sheet.run.get("method.kind") not in ("full", "freeze")
-    if "adamw" in theirs and "8bit" in theirs and not small and "adamw_8bit" in choices("optimizer"):
+    if (
+        "adamw" in theirs
+        and "8bit" in theirs
+        and not small
+        and "adamw_8bit" in choices("optimizer")
+    ):
         sheet.take(key, "engine.optimizer", "adamw_8bit", "" if theirs == "adamw_8bit" else "adamw")
     elif theirs.startswith(("adamw", "paged_adamw")):
-        # Beside an adapter the optimiser's state is small: 8 bits would save little and need another library.
+        # Beside an adapter the optimiser's state is small: 8 bits would save little and need
+        # another library.
         sheet.take(key, "engine.optimizer", "adamw", "adamw" if theirs != "adamw" else "")
     elif theirs in choices("optimizer"):
         sheet.take(key, "engine.optimizer", theirs)
-    elif (method := next((name for name in ("galore", "apollo") if name in theirs), None)) is not None:
+    elif (
+        method := next((name for name in ("galore", "apollo") if name in theirs), None)
+    ) is not None:
         sheet.answer(key, LOST, why="rule_is_method", kind=method)
     elif theirs:
         sheet.answer(key, LOST, why="no_optimizer", known=", ".join(map(str, choices("optimizer"))))
 
 
 def new_words(sheet: Sheet, *keys: str) -> bool:
-    """Words that become tokens, listed under several keys. A method without room for them cannot train them in the same run; returns whether it has."""
+    """Words that become tokens, listed under several keys. A method without room for them cannot
+    train them in the same run; returns whether it has."""
     words = [word for key in keys for word in words_of(sheet.get(key, ""))]
     kind = str(sheet.run.get("method.kind", ""))
     entry = methods.get(kind)
-    name = next((name for name in ("new_tokens", "tokens") if entry and name in getattr(entry.config, "model_fields", {})), None)
+    name = next(
+        (
+            name
+            for name in ("new_tokens", "tokens")
+            if entry and name in getattr(entry.config, "model_fields", {})
+        ),
+        None,
+    )
     for key in keys:
         if not words or not sheet.has(key):
             continue
@@ -108,7 +155,10 @@ def new_words(sheet: Sheet, *keys: str) -> bool:
 
 def number_type(sheet: Sheet) -> None:
     """bf16 and fp16 as one word."""
-    for keys, ours in ((("bf16", "pure_bf16", "bfloat16"), "bfloat16"), (("fp16", "float16"), "float16")):
+    for keys, ours in (
+        (("bf16", "pure_bf16", "bfloat16"), "bfloat16"),
+        (("fp16", "float16"), "float16"),
+    ):
         for key in keys:
             if str(sheet.get(key)).lower() == "auto":
                 sheet.take(key, "engine.dtype", "auto")
@@ -125,10 +175,14 @@ def intervals(sheet: Sheet) -> None:
         ("eval", "engine.evaluate_every", ("eval_strategy", "evaluation_strategy")),
     ):
         key = f"{what}_steps"
-        strategy = next((str(sheet.get(name)).lower() for name in strategies if sheet.has(name)), "")
+        strategy = next(
+            (str(sheet.get(name)).lower() for name in strategies if sheet.has(name)), ""
+        )
         for name in strategies:
             if strategy in ("epoch", "no", "best"):
-                sheet.take(name, ours, "epoch", "best_epoch" if strategy == "best" else "") if strategy != "no" else sheet.answer(
+                sheet.take(
+                    name, ours, "epoch", "best_epoch" if strategy == "best" else ""
+                ) if strategy != "no" else sheet.answer(
                     name, CHANGED, {ours: None}, "only_at_the_end"
                 )
             else:
@@ -143,11 +197,14 @@ def intervals(sheet: Sheet) -> None:
         else:
             sheet.answer(key, LOST, why="share_of_steps")
     if sheet.has("load_best_model_at_end"):
-        sheet.take("load_best_model_at_end", "engine.keep_best", sheet.is_on("load_best_model_at_end"))
+        sheet.take(
+            "load_best_model_at_end", "engine.keep_best", sheet.is_on("load_best_model_at_end")
+        )
 
 
 def held_out(sheet: Sheet, key: str) -> None:
-    """A share or a count of rows that are not trained on; 0 is said, because ours would hold out a tenth."""
+    """A share or a count of rows that are not trained on; 0 is said, because ours would hold out a
+    tenth."""
     sheet.fill(key, {"data.held_out": 0}, 0)
     value = sheet.number(key)
     if value is not None:

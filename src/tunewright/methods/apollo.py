@@ -1,17 +1,22 @@
-"""APOLLO: every weight trains, and Adam only says how far each channel of a matrix should move (Zhu et al. 2024, arXiv 2412.05270).
+"""APOLLO: every weight trains, and Adam only says how far each channel of a matrix should move (Zhu
+et al. 2024, arXiv 2412.05270).
 
 For a matrix W (m x n, m <= n) with gradient G at update t:
 
-    P   = draws from N(0, 1/r), (r, m)                             drawn anew every `refresh` updates from a seed: never kept
+    P   = draws from N(0, 1/r), (r, m)                             drawn anew every `refresh`
+    updates from a seed: never kept
     R   = P G                                                      (r, n): what Adam sees
-    M   = b1 M + (1 - b1) R,   V = b2 V + (1 - b2) R^2             Adam's moments, r rows in place of m
+    M   = b1 M + (1 - b1) R,   V = b2 V + (1 - b2) R^2             Adam's moments, r rows in place
+    of m
     N   = (M / (1 - b1^t)) / (sqrt(V / (1 - b2^t)) + eps)
-    s_j = |N_j| / |R_j| for every column j                         `scaling: channel`; one number |N| / |R| with `tensor` (APOLLO-Mini)
+    s_j = |N_j| / |R_j| for every column j                         `scaling: channel`; one number
+    |N| / |R| with `tensor` (APOLLO-Mini)
     U   = G diag(s);  where |U| > limit |U of the last update|, U is shortened to that
     W  -= rate * scale * U
 
-For m > n rows and columns change places. No decomposition of the gradient is needed, and rank 1 is enough for `tensor`, whose state is then almost that
-of SGD. Weights that are no chosen matrices learn with AdamW. The tests hold the rule against a slow reference.
+For m > n rows and columns change places. No decomposition of the gradient is needed, and rank 1 is
+enough for `tensor`, whose state is then almost that of SGD. Weights that are no chosen matrices
+learn with AdamW. The tests hold the rule against a slow reference.
 """
 
 from __future__ import annotations
@@ -28,14 +33,17 @@ from tunewright.core.types import Attached
 from tunewright.methods.galore import BETAS, EPS, attach_with_groups, chosen_matrices
 
 LEARNING_RATE, MINI_RATE = 2e-4, 4e-5
-"""An update is about scale * sqrt(rank / smaller side) as long as AdamW's, so the rate may be some times that of `full`. Measured: docs/LOG.md."""
+"""An update is about scale * sqrt(rank / smaller side) as long as AdamW's, so the rate may be some
+times that of `full`. Measured: docs/LOG.md."""
 
 
 class ApolloConfig(Section):
-    """Every weight trains; the optimiser's state of the chosen matrices is a random sketch of low rank."""
+    """Every weight trains; the optimiser's state of the chosen matrices is a random sketch of low
+    rank."""
 
     rank: int = Field(default=64, gt=0)
-    """Rows of the sketch through which Adam sees the gradient of a matrix. Its state shrinks by rank / smaller side."""
+    """Rows of the sketch through which Adam sees the gradient of a matrix. Its state shrinks by
+    rank / smaller side."""
     refresh: int = Field(default=200, gt=0)
     """Updates after which the sketch is drawn anew."""
     scaling: Literal["channel", "tensor"] = "channel"
@@ -43,9 +51,11 @@ class ApolloConfig(Section):
     scale: float = Field(default=1.0, gt=0)
     """Factor on the updates of the chosen matrices, beside the rate."""
     limit: float = Field(default=1.01, ge=1)
-    """How much longer than the last an update of a matrix may be; the paper's guard against jumps at the start."""
+    """How much longer than the last an update of a matrix may be; the paper's guard against jumps
+    at the start."""
     targets: list[str] = ["linear"]
-    """Roles or module names of the matrices that are seen through a sketch. All other weights learn with AdamW."""
+    """Roles or module names of the matrices that are seen through a sketch. All other weights learn
+    with AdamW."""
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -60,7 +70,8 @@ class ApolloConfig(Section):
 
 
 class ApolloMiniConfig(ApolloConfig):
-    """APOLLO with one row of a sketch and one factor for each matrix: an optimiser state hardly larger than SGD's."""
+    """APOLLO with one row of a sketch and one factor for each matrix: an optimiser state hardly
+    larger than SGD's."""
 
     rank: int = Field(default=1, gt=0)
     """As in `apollo`; the paper's is 1."""
@@ -84,10 +95,20 @@ def _make_class() -> type[Any]:
     import torch
 
     class ApolloAdamW(torch.optim.Optimizer):
-        """AdamW whose groups may have a `rank`: their matrices are scaled by what Adam says of a sketch."""
+        """AdamW whose groups may have a `rank`: their matrices are scaled by what Adam says of a
+        sketch."""
 
         def __init__(self, groups: list[dict[str, Any]]):
-            defaults = {"lr": 0.0, "weight_decay": 0.0, "rank": 0, "refresh": 1, "scale": 1.0, "scaling": "channel", "limit": math.inf, "seed": 0}
+            defaults = {
+                "lr": 0.0,
+                "weight_decay": 0.0,
+                "rank": 0,
+                "refresh": 1,
+                "scale": 1.0,
+                "scaling": "channel",
+                "limit": math.inf,
+                "seed": 0,
+            }
             super().__init__(groups, defaults)
 
         @torch.no_grad()
@@ -104,7 +125,8 @@ def _make_class() -> type[Any]:
 
 
 def sketch(rank: int, side: int, seed: int, number: int, count: int, device: Any = "cpu") -> Any:
-    """P for the matrix `number` after `count` refreshes, (rank, side): a function of the seed, so it need not be kept."""
+    """P for the matrix `number` after `count` refreshes, (rank, side): a function of the seed, so
+    it need not be kept."""
     import torch
 
     generator = torch.Generator().manual_seed(stream_seed(seed, "sketch", number, count))
@@ -120,7 +142,9 @@ def _update(p: Any, state: dict[str, Any], group: dict[str, Any], number: int) -
     wide = p.shape[0] <= p.shape[-1]
     seen = gradient
     if rank:
-        P = sketch(rank, min(p.shape), group["seed"], number, count // group["refresh"], gradient.device)
+        P = sketch(
+            rank, min(p.shape), group["seed"], number, count // group["refresh"], gradient.device
+        )
         seen = P @ gradient if wide else gradient @ P.t()
     if not count:
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(seen), torch.zeros_like(seen)
@@ -143,24 +167,48 @@ def _update(p: Any, state: dict[str, Any], group: dict[str, Any], number: int) -
 
 
 def _scaled(gradient: Any, seen: Any, move: Any, wide: bool, scaling: str) -> Any:
-    """The gradient with every channel (or the whole) as long as Adam's answer is beside what Adam saw."""
+    """The gradient with every channel (or the whole) as long as Adam's answer is beside what Adam
+    saw."""
     if scaling == "tensor":
         return gradient * (move.norm() / (seen.norm() + EPS))
     along = 0 if wide else 1
-    return gradient * (move.norm(dim=along, keepdim=True) / (seen.norm(dim=along, keepdim=True) + EPS))
+    return gradient * (
+        move.norm(dim=along, keepdim=True) / (seen.norm(dim=along, keepdim=True) + EPS)
+    )
 
 
-@methods.register("apollo", ApolloConfig, source="arXiv 2412.05270", trains="every weight, scaled by an optimiser that sees a random sketch", on_quantised=False,
-                  own_optimizer=True, leaves="model")  # fmt: skip
+@methods.register(
+    "apollo",
+    ApolloConfig,
+    source="arXiv 2412.05270",
+    trains="every weight, scaled by an optimiser that sees a random sketch",
+    on_quantised=False,
+    own_optimizer=True,
+    leaves="model",
+)
 def apollo(config: ApolloConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Train every weight; matrices in `targets` through a sketch. Raises ModelError (E-METHOD-09) for a rank above a matrix's smaller side."""
+    """Train every weight; matrices in `targets` through a sketch. Raises ModelError (E-METHOD-09)
+    for a rank above a matrix's smaller side."""
     chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
-    through = {"rank": config.rank, "refresh": config.refresh, "scale": config.scale, "scaling": config.scaling, "limit": config.limit}
+    through = {
+        "rank": config.rank,
+        "refresh": config.refresh,
+        "scale": config.scale,
+        "scaling": config.scaling,
+        "limit": config.limit,
+    }
     return attach_with_groups(model, chosen, through, apollo_adamw, LEARNING_RATE)
 
 
-@methods.register("apollo_mini", ApolloMiniConfig, source="arXiv 2412.05270", trains="every weight, with an optimiser state of almost nothing", on_quantised=False,
-                  own_optimizer=True, leaves="model")  # fmt: skip
+@methods.register(
+    "apollo_mini",
+    ApolloMiniConfig,
+    source="arXiv 2412.05270",
+    trains="every weight, with an optimiser state of almost nothing",
+    on_quantised=False,
+    own_optimizer=True,
+    leaves="model",
+)
 def apollo_mini(config: ApolloMiniConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """As `apollo`."""
     attached = apollo(config, model, anatomy, base_path)

@@ -1,10 +1,14 @@
-"""Weights of the base itself that train: held in float32, used in the model's number type, switched back to what they were, saved.
+"""Weights of the base itself that train: held in float32, used in the model's number type, switched
+back to what they were, saved.
 
-An update of a bfloat16 weight w is lost when it is under |w| / 256, which is nearly every update of fine-tuning. So what trains stays in the model as a
-float32 parameter under its own name, and its module sees a copy in the number type of the model, made in each forward pass. Gradients, the optimiser's
-state and checkpoints are then float32 without any special case, and resuming is exact. In float32 there is no copy and nothing is wrapped.
+An update of a bfloat16 weight w is lost when it is under |w| / 256, which is nearly every update of
+fine-tuning. So what trains stays in the model as a float32 parameter under its own name, and its
+module sees a copy in the number type of the model, made in each forward pass. Gradients, the
+optimiser's state and checkpoints are then float32 without any special case, and resuming is exact.
+In float32 there is no copy and nothing is wrapped.
 
-Bytes for each number that trains in half precision, with AdamW: 4 weight, 4 gradient, 8 moments, 2 for the copy (from forward to backward).
+Bytes for each number that trains in half precision, with AdamW: 4 weight, 4 gradient, 8 moments, 2
+for the copy (from forward to backward).
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ HALF = ("torch.bfloat16", "torch.float16")
 
 
 class BaseWeights:
-    """The named parameters of `model`, from now on trained. `keep` holds on to what they were (in the model's number type) for `originals`.
+    """The named parameters of `model`, from now on trained. `keep` holds on to what they were (in
+    the model's number type) for `originals`.
 
-    Those in `asleep` stay in the model's number type and do not learn until somebody wakes them (`methods/lisa.py`).
+    Those in `asleep` stay in the model's number type and do not learn until somebody wakes them
+    (`methods/lisa.py`).
     """
 
     def __init__(self, model: Any, names: list[str], *, keep: bool, asleep: Collection[str] = ()):
@@ -30,7 +36,9 @@ class BaseWeights:
         by_name = dict(model.named_parameters())
         self.parameters = {name: by_name[name] for name in names}
         self.dtypes = {name: p.dtype for name, p in self.parameters.items()}
-        self.kept: dict[str, Any] = {name: p.detach().clone() for name, p in self.parameters.items()} if keep else {}
+        self.kept: dict[str, Any] = (
+            {name: p.detach().clone() for name, p in self.parameters.items()} if keep else {}
+        )
         self.wrapped: dict[Any, Any] = {}
         half = {id(p): p.dtype for p in self.parameters.values() if str(p.dtype) in HALF}
         for name, p in self.parameters.items():
@@ -38,16 +46,22 @@ class BaseWeights:
                 p.data = p.data.to(torch.float32)
             p.requires_grad_(name not in asleep)
         if half:
-            # A matrix that stands in two places (embedding and head) is one parameter: both modules see copies of it.
+            # A matrix that stands in two places (embedding and head) is one parameter: both modules
+            # see copies of it.
             for module in model.modules():
-                inside = {key: half[id(p)] for key, p in module._parameters.items() if p is not None and id(p) in half}
+                inside = {
+                    key: half[id(p)]
+                    for key, p in module._parameters.items()
+                    if p is not None and id(p) in half
+                }
                 if inside:
                     self.wrapped[module] = vars(module).get("forward")
                     module.forward = in_number_type_of(module, module.forward, inside)
 
     @contextlib.contextmanager
     def originals(self) -> Iterator[None]:
-        """Inside, the parameters hold what they held before training. Pointers are exchanged, so a backward pass that is under way is not disturbed."""
+        """Inside, the parameters hold what they held before training. Pointers are exchanged, so a
+        backward pass that is under way is not disturbed."""
         trained = {name: p.data for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             p.data = self.kept[name].to(p.dtype)
@@ -59,7 +73,8 @@ class BaseWeights:
 
     @contextlib.contextmanager
     def in_number_type(self) -> Iterator[None]:
-        """Inside, the parameters themselves have the number type that the model computes in: what a file should hold."""
+        """Inside, the parameters themselves have the number type that the model computes in: what a
+        file should hold."""
         masters = {name: p.data for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             p.data = p.data.to(self.dtypes[name])
@@ -70,7 +85,8 @@ class BaseWeights:
                 p.data = masters[name]
 
     def merge(self) -> Any:
-        """The plain model with the trained weights in its own number type. A second call changes nothing."""
+        """The plain model with the trained weights in its own number type. A second call changes
+        nothing."""
         for module, own in self.wrapped.items():
             if own is None:
                 del module.forward
@@ -85,13 +101,19 @@ class BaseWeights:
 
     def tensors(self) -> dict[str, Any]:
         """The trained weights on the CPU, in float32 where they were trained so."""
-        return {name: p.detach().to("cpu").contiguous().clone() for name, p in self.parameters.items()}
+        return {
+            name: p.detach().to("cpu").contiguous().clone() for name, p in self.parameters.items()
+        }
 
     def save_model(self, folder: Path) -> None:
-        """The whole model as a Hugging Face folder, in the number type in which it was computed, with the base's own configuration."""
+        """The whole model as a Hugging Face folder, in the number type in which it was computed,
+        with the base's own configuration."""
         folder = Path(folder)
         with self.in_number_type(), _quiet():
-            generation, self.model.generation_config = self.model.generation_config, _plain(self.model)
+            generation, self.model.generation_config = (
+                self.model.generation_config,
+                _plain(self.model),
+            )
             try:
                 self.model.save_pretrained(str(folder))
             finally:
@@ -101,11 +123,13 @@ class BaseWeights:
 
 
 def in_number_type_of(module: Any, own_forward: Any, dtypes: dict[str, Any]) -> Any:
-    """A forward in which the module finds, under the names of its float32 parameters, copies in the number types of `dtypes`."""
+    """A forward in which the module finds, under the names of its float32 parameters, copies in the
+    number types of `dtypes`."""
     import torch
 
     ready: dict[str, tuple[Any, Any]] = {}
-    """Copies made without gradient, kept while the weights stay: an answer calls a module once a token."""
+    """Copies made without gradient, kept while the weights stay: an answer calls a module once a
+    token."""
 
     def copy_of(name: str, dtype: Any) -> Any:
         p = module._parameters[name]
@@ -131,11 +155,17 @@ def in_number_type_of(module: Any, own_forward: Any, dtypes: dict[str, Any]) -> 
 
 
 def _plain(model: Any) -> Any:
-    """Generation settings that can always be written: Transformers refuses to save some that it loads. The base's own file replaces them."""
+    """Generation settings that can always be written: Transformers refuses to save some that it
+    loads. The base's own file replaces them."""
     from transformers import GenerationConfig
 
     given = getattr(model, "generation_config", None)
-    return GenerationConfig(**{key: getattr(given, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")})
+    return GenerationConfig(
+        **{
+            key: getattr(given, key, None)
+            for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
+    )
 
 
 @contextlib.contextmanager
@@ -152,7 +182,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _restate(model: Any, folder: Path, dtype: str) -> None:
-    """Put the base's own configuration files in place of what training changed in them (dropouts at 0), with the number type of the weights."""
+    """Put the base's own configuration files in place of what training changed in them (dropouts at
+    0), with the number type of the weights."""
     import shutil
 
     from tunewright.models.load import load_config

@@ -4,14 +4,19 @@ One adapter, with x of width D, a waist of R and a non-linearity f:
 
     A(x) = W_up f(W_down x + b_down) + b_up          W_down: R x D, W_up: D x R
 
-Where it stands decides its name. S is what a sublayer (attention or feed-forward) adds to the residual stream h:
+Where it stands decides its name. S is what a sublayer (attention or feed-forward) adds to the
+residual stream h:
 
-    houlsby    h + S(h)  becomes  h + S(h) + A(S(h)),   after attention and after feed-forward     Houlsby et al. 2019, arXiv 1902.00751
-    pfeiffer   the same, after feed-forward only                                                   Pfeiffer et al. 2020, arXiv 2005.00052
-    parallel   h + F(n)  becomes  h + F(n) + s A(n),    n what feed-forward F reads, s a constant  He et al. 2021, arXiv 2110.04366
+    houlsby    h + S(h)  becomes  h + S(h) + A(S(h)),   after attention and after feed-forward
+    Houlsby et al. 2019, arXiv 1902.00751
+    pfeiffer   the same, after feed-forward only
+    Pfeiffer et al. 2020, arXiv 2005.00052
+    parallel   h + F(n)  becomes  h + F(n) + s A(n),    n what feed-forward F reads, s a constant
+    He et al. 2021, arXiv 2110.04366
 
-W_up, b_down and b_up start at 0, so at step 0 nothing changes. An adapter works on one token row at a time, so every layout and the cache of keys
-and values stay as they are. It cannot be folded into plain weights: f stands between its two matrices. PEFT has none of the three.
+W_up, b_down and b_up start at 0, so at step 0 nothing changes. An adapter works on one token row at
+a time, so every layout and the cache of keys and values stay as they are. It cannot be folded into
+plain weights: f stands between its two matrices. PEFT has none of the three.
 """
 
 from __future__ import annotations
@@ -46,14 +51,20 @@ class AdapterConfig(Section):
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     """The non-linearity at the waist."""
     placement: Placement = "pfeiffer"
-    """pfeiffer: after each feed-forward part. houlsby: after each attention and each feed-forward part. parallel: beside each feed-forward part."""
+    """pfeiffer: after each feed-forward part. houlsby: after each attention and each feed-forward
+    part. parallel: beside each feed-forward part."""
     scale: float = Field(default=1.0, gt=0)
     """What the adapter's output is multiplied by. He et al. use 4 for the parallel placement."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before loading."""
+        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before
+        loading."""
         rank = waist(self, shape.hidden)
-        return int(shape.layers * (2 if self.placement == "houlsby" else 1) * (2 * shape.hidden * rank + rank + shape.hidden))
+        return int(
+            shape.layers
+            * (2 if self.placement == "houlsby" else 1)
+            * (2 * shape.hidden * rank + rank + shape.hidden)
+        )
 
 
 class HoulsbyConfig(AdapterConfig):
@@ -104,7 +115,8 @@ def _make_class() -> type[Any]:
     functions: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
 
     class Bottleneck(nn.Module):
-        """A(x) times the scale: (..., D) -> (..., D), in the number type of x with weights kept in float32 (or wider)."""
+        """A(x) times the scale: (..., D) -> (..., D), in the number type of x with weights kept in
+        float32 (or wider)."""
 
         def __init__(self, width: int, config: AdapterConfig, device: Any, dtype: Any):
             super().__init__()
@@ -118,7 +130,9 @@ def _make_class() -> type[Any]:
 
         def forward(self, x: Tensor) -> Tensor:
             kind = x.dtype
-            narrow = functions[self.activation](F.linear(x, self.down.to(kind), self.down_bias.to(kind)))
+            narrow = functions[self.activation](
+                F.linear(x, self.down.to(kind), self.down_bias.to(kind))
+            )
             out = F.linear(narrow, self.up.to(kind), self.up_bias.to(kind))
             return out * self.scale if self.scale != 1.0 else out
 
@@ -136,13 +150,23 @@ def bottleneck_class() -> type[Any]:
 
 
 @methods.register(
-    "adapter", AdapterConfig, source="arXiv 2005.00052", trains="a small network in every block", merges=NO_MERGE, on_quantised=True,
-    needs_layout="any", load=lambda *given: load(*given),
-)  # fmt: skip
-def adapter(config: AdapterConfig, model: Any, anatomy: Any, base_path: str, kind: str = "adapter") -> Attached:
-    """Put adapters into every block of `model`. Only they train, in float32 whatever the base computes in.
+    "adapter",
+    AdapterConfig,
+    source="arXiv 2005.00052",
+    trains="a small network in every block",
+    merges=NO_MERGE,
+    on_quantised=True,
+    needs_layout="any",
+    load=lambda *given: load(*given),
+)
+def adapter(
+    config: AdapterConfig, model: Any, anatomy: Any, base_path: str, kind: str = "adapter"
+) -> Attached:
+    """Put adapters into every block of `model`. Only they train, in float32 whatever the base
+    computes in.
 
-    Raises ModelError (E-METHOD-40) where a block has no module that an adapter could stand behind or beside.
+    Raises ModelError (E-METHOD-40) where a block has no module that an adapter could stand behind
+    or beside.
     """
     import torch
 
@@ -153,10 +177,16 @@ def adapter(config: AdapterConfig, model: Any, anatomy: Any, base_path: str, kin
     names: list[str] = []
     hooks = []
     for block, place, module, beside in _places(config.placement, anatomy):
-        part = bottleneck_class()(_width(model, config.placement, module, width), config, reference.device, dtype)
+        part = bottleneck_class()(
+            _width(model, config.placement, module, width), config, reference.device, dtype
+        )
         model.get_submodule(block).add_module(f"adapter_{place}", part)
         names += [f"{block}.adapter_{place}.{name}" for name, _ in part.named_parameters()]
-        hooks.append(model.get_submodule(module).register_forward_hook(_hook(part, switch, beside), with_kwargs=True))
+        hooks.append(
+            model.get_submodule(module).register_forward_hook(
+                _hook(part, switch, beside), with_kwargs=True
+            )
+        )
 
     @contextlib.contextmanager
     def disabled() -> Iterator[None]:
@@ -184,9 +214,15 @@ def adapter(config: AdapterConfig, model: Any, anatomy: Any, base_path: str, kin
 
 def _variant(kind: str, config_class: type[AdapterConfig], source: str) -> None:
     @methods.register(
-        kind, config_class, source=source, trains="a small network in every block", merges=NO_MERGE, on_quantised=True, needs_layout="any",
+        kind,
+        config_class,
+        source=source,
+        trains="a small network in every block",
+        merges=NO_MERGE,
+        on_quantised=True,
+        needs_layout="any",
         load=lambda *given: load(*given),
-    )  # fmt: skip
+    )
     def attach(config: AdapterConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
         return adapter(config, model, anatomy, base_path, kind)
 
@@ -196,12 +232,16 @@ _variant("pfeiffer", PfeifferConfig, "arXiv 2005.00052")
 _variant("parallel_adapter", ParallelConfig, "arXiv 2110.04366")
 
 
-def load(config: AdapterConfig, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
+def load(
+    config: AdapterConfig, model: Any, folder: Path, base_path: str, trainable: bool
+) -> Attached:
     """The saved adapters of `folder` on `model`."""
     from tunewright.models import anatomy
 
     described = own_folder.read(folder)
-    attached = adapter(config, model, anatomy.of(model), base_path or described.base, described.kind)
+    attached = adapter(
+        config, model, anatomy.of(model), base_path or described.base, described.kind
+    )
     own_folder.fill(model, attached.parameters, folder, trainable)
     if not trainable:
         model.eval()
@@ -209,7 +249,8 @@ def load(config: AdapterConfig, model: Any, folder: Path, base_path: str, traina
 
 
 def _places(placement: Placement, anatomy: Any) -> list[tuple[str, str, str, bool]]:
-    """(block, `attention` or `mlp`, name of the module whose output the adapter changes, whether it reads that module's input)."""
+    """(block, `attention` or `mlp`, name of the module whose output the adapter changes, whether it
+    reads that module's input)."""
     roles = {"attention": "attention.output", "mlp": "mlp.down"}
     if placement != "houlsby":
         del roles["attention"]
@@ -219,19 +260,29 @@ def _places(placement: Placement, anatomy: Any) -> list[tuple[str, str, str, boo
             inside = [name for name in anatomy.roles.get(role, []) if name.startswith(f"{block}.")]
             module = inside[0] if len(inside) == 1 else ""
             if module and placement == "parallel":
-                # What feed-forward reads is the input of the module around its matrices; some families have none.
+                # What feed-forward reads is the input of the module around its matrices; some
+                # families have none.
                 module = module.rpartition(".")[0]
                 module = "" if module == block else module
             if not module:
                 raise ModelError(
-                    problem("E-METHOD-40", "method", family=anatomy.family, block=block, role=role, placement=placement, count=len(inside))
+                    problem(
+                        "E-METHOD-40",
+                        "method",
+                        family=anatomy.family,
+                        block=block,
+                        role=role,
+                        placement=placement,
+                        count=len(inside),
+                    )
                 )
             found.append((block, place, module, placement == "parallel"))
     return found
 
 
 def _width(model: Any, placement: Placement, module: str, embedding: int) -> int:
-    """Width of the residual stream at a module: some families embed in fewer dimensions than their blocks work in."""
+    """Width of the residual stream at a module: some families embed in fewer dimensions than their
+    blocks work in."""
     from tunewright.models.anatomy import is_linear, shape_of
 
     inner = model.get_submodule(module)

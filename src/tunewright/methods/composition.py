@@ -1,12 +1,15 @@
-"""Several adapters on one base, by name: switch between them, let them add up, combine them with weights into one.
+"""Several adapters on one base, by name: switch between them, let them add up, combine them with
+weights into one.
 
-PEFT holds the adapters; this file loads them with every tensor accounted for and says what does not go together.
+PEFT holds the adapters; this file loads them with every tensor accounted for and says what does not
+go together.
 
     composed = compose(model, {"law": Path("runs/law/adapter"), "tone": Path("runs/tone/adapter")})
     composed.use("law")                                   # switch
     composed.use("law", "tone")                           # stack: their updates add up
     composed.use()                                        # the base
-    composed.combine("both", {"law": 0.7, "tone": 0.5})   # one adapter, W + 0.7 dW_law + 0.5 dW_tone
+    composed.combine("both", {"law": 0.7, "tone": 0.5})   # one adapter, W + 0.7 dW_law + 0.5
+    dW_tone
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ WAYS = (
     "magnitude_prune",
     "magnitude_prune_svd",
 )
-"""PEFT's ways to combine. `cat` is the exact weighted sum, of the rank of all together; `svd` cuts that back to the largest rank. The ways without `svd`
-in their names combine the A matrices and the B matrices each for themselves and multiply afterwards, so what they give holds products of one adapter's A
-with another's B: `linear` is not the weighted sum of the updates."""
+"""PEFT's ways to combine. `cat` is the exact weighted sum, of the rank of all together; `svd` cuts
+that back to the largest rank. The ways without `svd` in their names combine the A matrices and the
+B matrices each for themselves and multiply afterwards, so what they give holds products of one
+adapter's A with another's B: `linear` is not the weighted sum of the updates."""
 DENSITY = 0.5
 """Share of each update that the pruning ways keep."""
 
@@ -48,8 +52,16 @@ class Composed:
     names: list[str]
 
     def use(self, *names: str) -> None:
-        """Let exactly these adapters act: none is the base, one is a switch, several add up. Raises UsageError for a name that is not there."""
-        raise_all([problem("E-METHOD-33", name, name=name, known=", ".join(self.names)) for name in names if name not in self.names], UsageError)
+        """Let exactly these adapters act: none is the base, one is a switch, several add up. Raises
+        UsageError for a name that is not there."""
+        raise_all(
+            [
+                problem("E-METHOD-33", name, name=name, known=", ".join(self.names))
+                for name in names
+                if name not in self.names
+            ],
+            UsageError,
+        )
         if not names:
             self.wrapped.base_model.disable_adapter_layers()
             return
@@ -58,17 +70,29 @@ class Composed:
         self.wrapped.requires_grad_(False)
 
     def combine(self, name: str, weights: dict[str, float], way: str = "cat") -> None:
-        """Make one adapter out of several LoRA adapters and use it: W + sum of weight * update, exactly (`cat`) or in one of PEFT's other ways."""
-        more = {"density": DENSITY} if any(word in way for word in ("ties", "dare", "magnitude")) else {}
+        """Make one adapter out of several LoRA adapters and use it: W + sum of weight * update,
+        exactly (`cat`) or in one of PEFT's other ways."""
+        more = (
+            {"density": DENSITY}
+            if any(word in way for word in ("ties", "dare", "magnitude"))
+            else {}
+        )
         configs = self.wrapped.peft_config
         own = {part: configs[part] for part in weights}
         configs.update({part: self._plain(part) for part in weights})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.wrapped.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type=way, **more)
-        except (ValueError, RuntimeError) as e:  # a RuntimeError where layers of the same name have other ranks
-            raise CompatError(problem("E-METHOD-24", way, type=way, cause=str(e).splitlines()[0][:300])) from e
+                self.wrapped.add_weighted_adapter(
+                    list(weights), list(weights.values()), name, combination_type=way, **more
+                )
+        except (
+            ValueError,
+            RuntimeError,
+        ) as e:  # a RuntimeError where layers of the same name have other ranks
+            raise CompatError(
+                problem("E-METHOD-24", way, type=way, cause=str(e).splitlines()[0][:300])
+            ) from e
         finally:
             configs.update(own)
         self._state(name)
@@ -76,16 +100,24 @@ class Composed:
         self.use(name)
 
     def _plain(self, part: str) -> Any:
-        """The settings of an adapter as PEFT may build the combined one on: it takes over those of the first, whose scaling, start and choice of blocks are
-        not the sum's."""
+        """The settings of an adapter as PEFT may build the combined one on: it takes over those of
+        the first, whose scaling, start and choice of blocks are not the sum's."""
         ranks = {module: len(a) for module, (a, _, _) in self.products(part).items()}
         return replace(
-            self.wrapped.peft_config[part], use_rslora=False, init_lora_weights=True, eva_config=None, target_modules=set(ranks), layers_to_transform=None,
-            layers_pattern=None, exclude_modules=None, r=max(ranks.values()),
-        )  # fmt: skip
+            self.wrapped.peft_config[part],
+            use_rslora=False,
+            init_lora_weights=True,
+            eva_config=None,
+            target_modules=set(ranks),
+            layers_to_transform=None,
+            layers_pattern=None,
+            exclude_modules=None,
+            r=max(ranks.values()),
+        )
 
     def _state(self, name: str) -> None:
-        """Let the settings of a combined adapter say what its tensors are: the rank of each layer, and a scale of 1."""
+        """Let the settings of a combined adapter say what its tensors are: the rank of each layer,
+        and a scale of 1."""
         from tunewright.methods.lora import short_names
 
         config = self.wrapped.peft_config[name]
@@ -102,7 +134,9 @@ class Composed:
         """Write one adapter as a PEFT folder."""
         import shutil
 
-        self.wrapped.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)
+        self.wrapped.save_pretrained(
+            str(folder), selected_adapters=[name], save_embedding_layers=False
+        )
         # PEFT puts every adapter but `default` into a folder of its own name.
         inner = folder / name
         if inner.is_dir():
@@ -117,9 +151,17 @@ def products_of(wrapped: Any, name: str) -> dict[str, tuple[Any, Any, float]]:
     for full, layer in wrapped.named_modules():
         module = full.removeprefix("base_model.model.")
         if name in getattr(layer, "lora_A", {}):
-            found[module] = (layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), float(layer.scaling[name]))
+            found[module] = (
+                layer.lora_A[name].weight.detach(),
+                layer.lora_B[name].weight.detach(),
+                float(layer.scaling[name]),
+            )
         elif name in getattr(layer, "lora_embedding_A", {}):
-            found[module] = (layer.lora_embedding_A[name].detach(), layer.lora_embedding_B[name].detach(), float(layer.scaling[name]))
+            found[module] = (
+                layer.lora_embedding_A[name].detach(),
+                layer.lora_embedding_B[name].detach(),
+                float(layer.scaling[name]),
+            )
     return found
 
 
@@ -134,15 +176,26 @@ def products_in(folder: Path) -> dict[str, tuple[Any, Any, float]]:
 
     def said(pattern: str, module: str, usual: float) -> float:
         values = config.get(pattern) or {}
-        return float(next((value for key, value in values.items() if re.match(rf"(.*\.)?({key})$", module)), usual))
+        return float(
+            next(
+                (value for key, value in values.items() if re.match(rf"(.*\.)?({key})$", module)),
+                usual,
+            )
+        )
 
     found = {}
     for key, a in stored.items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(embedding_)?A(\.weight)?", key)
         if match is None:
             continue
-        module, b = match[1], stored[key.replace("lora_embedding_A", "lora_embedding_B").replace("lora_A", "lora_B")]
-        rank, alpha = said("rank_pattern", module, config["r"]), said("alpha_pattern", module, config["lora_alpha"])
+        module, b = (
+            match[1],
+            stored[key.replace("lora_embedding_A", "lora_embedding_B").replace("lora_A", "lora_B")],
+        )
+        rank, alpha = (
+            said("rank_pattern", module, config["r"]),
+            said("alpha_pattern", module, config["lora_alpha"]),
+        )
         found[module] = (a, b, alpha / (rank**0.5 if config.get("use_rslora") else rank))
     return found
 
@@ -157,11 +210,21 @@ def obstacles(folders: dict[str, Path]) -> list[Problem]:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         kind = str(config.get("peft_type", "?"))
         extras = {
-            "DoRA": config.get("use_dora"), "LoftQ": measured.is_bound(folder), "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),
-            **{name: config.get(name) for name in ("modules_to_save", "trainable_token_indices", "target_parameters", "megatron_config")},
+            "DoRA": config.get("use_dora"),
+            "LoftQ": measured.is_bound(folder),
+            "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),
+            **{
+                name: config.get(name)
+                for name in (
+                    "modules_to_save",
+                    "trainable_token_indices",
+                    "target_parameters",
+                    "megatron_config",
+                )
+            },
             # Rows of words are put in place of others, which is no sum; PEFT would leave them out.
             "embedding": kind == "LORA" and _holds_whole_matrices(folder),
-        }  # fmt: skip
+        }
         reason = next((word for word, there in extras.items() if there), "")
         if kind != "LORA" or reason:
             found.append(problem("E-METHOD-30", name, folder=folder, type=reason or kind))
@@ -169,16 +232,22 @@ def obstacles(folders: dict[str, Path]) -> list[Problem]:
 
 
 def _holds_whole_matrices(folder: Path) -> bool:
-    """Whether a LoRA's file holds more than LoRA: the embedding of a model that was made larger, for instance."""
+    """Whether a LoRA's file holds more than LoRA: the embedding of a model that was made larger,
+    for instance."""
     if vet.weight_problems(folder, "adapter"):
         return False  # said when it is opened
     files, _ = vet.weight_files(folder, "adapter")
-    return any(".lora_" not in name and not name.endswith(".score.weight") for path in files for name in vet.read_safetensors_header(path))
+    return any(
+        ".lora_" not in name and not name.endswith(".score.weight")
+        for path in files
+        for name in vet.read_safetensors_header(path)
+    )
 
 
 def compose(model: Any, folders: dict[str, Path]) -> Composed:
-    """The adapters of `folders` on the causal model `model`; the first is in use. Raises ModelError for a folder that does not fit, CompatError
-    for learnt prompts, of which only one can stand before an input."""
+    """The adapters of `folders` on the causal model `model`; the first is in use. Raises ModelError
+    for a folder that does not fit, CompatError for learnt prompts, of which only one can stand
+    before an input."""
     from tunewright.models.adapters import add_adapter, load_adapter
 
     (first, folder), *others = folders.items()

@@ -1,9 +1,12 @@
-"""`adapter:` brings its own method: what the saved folder holds is what goes on training, and what the run file says beside it must agree.
+"""`adapter:` brings its own method: what the saved folder holds is what goes on training, and what
+the run file says beside it must agree.
 
-Kind, rank, strength, targets and the like are the shape of the saved numbers; another value beside them would be recorded and never used. Dropout is no
-part of the shape but of the training: it may be given anew. Where nobody gives it, the adapter's own holds, except where the objective compares the
-model with a reference: a reference is measured without dropout, so learning with it would begin at another loss than the one of two equal models (TRL
-switches it off there as well). Read from the folder's description alone: no model is loaded for it.
+Kind, rank, strength, targets and the like are the shape of the saved numbers; another value beside
+them would be recorded and never used. Dropout is no part of the shape but of the training: it may
+be given anew. Where nobody gives it, the adapter's own holds, except where the objective compares
+the model with a reference: a reference is measured without dropout, so learning with it would begin
+at another loss than the one of two equal models (TRL switches it off there as well). Read from the
+folder's description alone: no model is loaded for it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ LORA = ("lora", "rslora", "dora", "lora_plus", "pissa", "olora", "eva", "loftq")
 
 @dataclass(frozen=True)
 class Type:
-    """A PEFT type: the kind that goes on with it, other kinds that leave it, and where its description holds our fields."""
+    """A PEFT type: the kind that goes on with it, other kinds that leave it, and where its
+    description holds our fields."""
 
     kind: str
     fields: dict[str, str] = field(default_factory=dict)
@@ -36,24 +40,76 @@ class Type:
 
 
 TYPES = {
-    "LORA": Type("lora", {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora"}, LORA),
-    "ADALORA": Type("adalora", {"rank": "target_r", "start_rank": "init_r", "alpha": "lora_alpha", "dropout": "lora_dropout"}),
+    "LORA": Type(
+        "lora",
+        {
+            "rank": "r",
+            "alpha": "lora_alpha",
+            "dropout": "lora_dropout",
+            "rslora": "use_rslora",
+            "dora": "use_dora",
+        },
+        LORA,
+    ),
+    "ADALORA": Type(
+        "adalora",
+        {
+            "rank": "target_r",
+            "start_rank": "init_r",
+            "alpha": "lora_alpha",
+            "dropout": "lora_dropout",
+        },
+    ),
     "LOHA": Type("loha", {"rank": "r", "alpha": "alpha"}),
-    "LOKR": Type("lokr", {"rank": "r", "alpha": "alpha", "decompose_factor": "decompose_factor", "decompose_both": "decompose_both"}),
+    "LOKR": Type(
+        "lokr",
+        {
+            "rank": "r",
+            "alpha": "alpha",
+            "decompose_factor": "decompose_factor",
+            "decompose_both": "decompose_both",
+        },
+    ),
     "IA3": Type("ia3"),
     "VERA": Type("vera", {"rank": "r", "dropout": "vera_dropout", "seed": "projection_prng_key"}),
     "OFT": Type("oft", {"block_size": "oft_block_size"}),
-    "BOFT": Type("boft", {"block_size": "boft_block_size", "factors": "boft_n_butterfly_factor", "dropout": "boft_dropout"}),
+    "BOFT": Type(
+        "boft",
+        {
+            "block_size": "boft_block_size",
+            "factors": "boft_n_butterfly_factor",
+            "dropout": "boft_dropout",
+        },
+    ),
     # A saved prompt goes on without the network that made it.
-    "PROMPT_TUNING": Type("prompt_tuning", {"num_tokens": "num_virtual_tokens"}, ("prompt_tuning", "p_tuning")),
-    "P_TUNING": Type("prompt_tuning", {"num_tokens": "num_virtual_tokens"}, ("prompt_tuning", "p_tuning")),
-    "PREFIX_TUNING": Type("p_tuning_v2", {"num_tokens": "num_virtual_tokens"}, ("p_tuning_v2", "prefix_tuning")),
+    "PROMPT_TUNING": Type(
+        "prompt_tuning", {"num_tokens": "num_virtual_tokens"}, ("prompt_tuning", "p_tuning")
+    ),
+    "P_TUNING": Type(
+        "prompt_tuning", {"num_tokens": "num_virtual_tokens"}, ("prompt_tuning", "p_tuning")
+    ),
+    "PREFIX_TUNING": Type(
+        "p_tuning_v2", {"num_tokens": "num_virtual_tokens"}, ("p_tuning_v2", "prefix_tuning")
+    ),
     "TRAINABLE_TOKENS": Type("new_tokens"),
-}  # fmt: skip
+}
 BEGINNING = {
-    "pissa", "pissa_niter", "olora", "eva", "loftq", "niter", "rho", "wait", "settle", "every", "orthogonality", "text", "encoder", "encoder_size",
+    "pissa",
+    "pissa_niter",
+    "olora",
+    "eva",
+    "loftq",
+    "niter",
+    "rho",
+    "wait",
+    "settle",
+    "every",
+    "orthogonality",
+    "text",
+    "encoder",
+    "encoder_size",
     "start",
-}  # fmt: skip
+}
 """Settings of how an adapter of PEFT begins. It has begun, so they do nothing, and that is said."""
 FREE = {"dropout", "ratio"}
 """Settings of the training, which may be given anew."""
@@ -65,7 +121,8 @@ WORDS = ("tokens", "new_tokens")
 
 @dataclass
 class Continued:
-    """A run with the method that its adapter really has, sentences to say, and the layers that were asked for, where they must still be compared."""
+    """A run with the method that its adapter really has, sentences to say, and the layers that were
+    asked for, where they must still be compared."""
 
     parsed: ParsedRun
     notes: list[str] = field(default_factory=list)
@@ -75,14 +132,19 @@ class Continued:
 def resolve(parsed: ParsedRun) -> Continued:
     """The run with the method of its `adapter`; without one, the run as it is.
 
-    Raises CompatError for a folder that holds no adapter (E-COMPAT-11), another kind (E-COMPAT-09) and every setting that contradicts (E-COMPAT-08).
+    Raises CompatError for a folder that holds no adapter (E-COMPAT-11), another kind (E-COMPAT-09)
+    and every setting that contradicts (E-COMPAT-08).
     """
     config = parsed.config
     if config.adapter is None:
         return Continued(parsed)
     folder = Path(config.adapter)
     own, described = _described(folder)
-    given = {key.removeprefix("method."): getattr(config.method, key.removeprefix("method."), None) for key in parsed.given if _is_field(key)}
+    given = {
+        key.removeprefix("method."): getattr(config.method, key.removeprefix("method."), None)
+        for key in parsed.given
+        if _is_field(key)
+    }
     kind = str(parsed.given.get("method.kind", DEFAULT_KINDS["method"]))
     asks_kind = "method.kind" in parsed.where or kind != DEFAULT_KINDS["method"]
     found = Continued(parsed)
@@ -93,15 +155,30 @@ def resolve(parsed: ParsedRun) -> Continued:
     else:
         held, values, kinds = _of_peft(described, kind if asks_kind else "")
     if asks_kind and kind not in kinds:
-        raise CompatError(problem("E-COMPAT-09", parsed.source("method.kind"), kind=kind, held=held, folder=folder))
+        raise CompatError(
+            problem(
+                "E-COMPAT-09", parsed.source("method.kind"), kind=kind, held=held, folder=folder
+            )
+        )
     problems = []
     for name, value in given.items():
         fault = None if own else _note(name, value, kind, config.method, found)
         if not fault and _contradicts(name, value, values, config.method, own):
             shown = values.get(name, "-")
-            problems.append(problem("E-COMPAT-08", parsed.source(f"method.{name}"), field=f"method.{name}", value=value, held=shown, folder=folder))
+            problems.append(
+                problem(
+                    "E-COMPAT-08",
+                    parsed.source(f"method.{name}"),
+                    field=f"method.{name}",
+                    value=value,
+                    held=shown,
+                    folder=folder,
+                )
+            )
     raise_all(problems, CompatError)
-    if not own and any(given.get(name) not in (None, [], values.get(name)) for name in ("targets", "layers")):
+    if not own and any(
+        given.get(name) not in (None, [], values.get(name)) for name in ("targets", "layers")
+    ):
         found.asked = config.method
     for name in WORDS:
         if given.get(name) and name in values:
@@ -124,16 +201,27 @@ def _described(folder: Path) -> tuple[bool, dict[str, Any]]:
             try:
                 content = json.loads((folder / name).read_text(encoding="utf-8"))
             except (OSError, ValueError) as e:
-                raise CompatError(problem("E-COMPAT-11", "adapter", folder=folder, hint=str(e).splitlines()[0][:160])) from e
+                raise CompatError(
+                    problem(
+                        "E-COMPAT-11", "adapter", folder=folder, hint=str(e).splitlines()[0][:160]
+                    )
+                ) from e
             if isinstance(content, dict):
                 return name == OWN, content
     inside = folder / "adapter"
-    hint = say("continuing.inside", folder=inside) if (inside / OWN).is_file() or (inside / DESCRIPTION).is_file() else ""
+    hint = (
+        say("continuing.inside", folder=inside)
+        if (inside / OWN).is_file() or (inside / DESCRIPTION).is_file()
+        else ""
+    )
     raise CompatError(problem("E-COMPAT-11", "adapter", folder=folder, hint=hint))
 
 
-def _of_peft(described: Mapping[str, Any], asked: str) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-    """(kind, its fields, kinds that may be named) of a PEFT folder. A type that has no kind here goes on as `peft`."""
+def _of_peft(
+    described: Mapping[str, Any], asked: str
+) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """(kind, its fields, kinds that may be named) of a PEFT folder. A type that has no kind here
+    goes on as `peft`."""
     name = str(described.get("peft_type"))
     known = TYPES.get(name)
     if known is None or asked == "peft":
@@ -147,18 +235,32 @@ def _of_peft(described: Mapping[str, Any], asked: str) -> tuple[str, dict[str, A
     held = known.kind
     if name == "LORA":
         rows = described.get("trainable_token_indices") or []
-        values["new_tokens"] = list(next(iter(rows.values()), [])) if isinstance(rows, dict) else list(rows)
-        flags = {"rslora": bool(values.pop("rslora", False)), "dora": bool(values.pop("dora", False))}
-        fits = {"lora": True, "rslora": flags["rslora"] and not flags["dora"], "dora": flags["dora"] and not flags["rslora"]}
+        values["new_tokens"] = (
+            list(next(iter(rows.values()), [])) if isinstance(rows, dict) else list(rows)
+        )
+        flags = {
+            "rslora": bool(values.pop("rslora", False)),
+            "dora": bool(values.pop("dora", False)),
+        }
+        fits = {
+            "lora": True,
+            "rslora": flags["rslora"] and not flags["dora"],
+            "dora": flags["dora"] and not flags["rslora"],
+        }
         plain = not any(flags.values())
         allowed = tuple(kind for kind in known.kinds if fits.get(kind, plain))
-        held = asked if asked in ("rslora", "dora", "lora_plus", "loftq") and asked in allowed else "lora"
+        held = (
+            asked
+            if asked in ("rslora", "dora", "lora_plus", "loftq") and asked in allowed
+            else "lora"
+        )
         return held, values | (flags if held == "lora" else {}), allowed
     return held, values, known.kinds or (known.kind,)
 
 
 def _note(name: str, value: Any, kind: str, section: Any, found: Continued) -> bool:
-    """Whether a setting says how an adapter begins; one that asks for something is told to do nothing."""
+    """Whether a setting says how an adapter begins; one that asks for something is told to do
+    nothing."""
     if name not in BEGINNING:
         return False
     if value != type(section).model_fields[name].default:
@@ -180,8 +282,13 @@ def _contradicts(name: str, value: Any, values: Mapping[str, Any], section: Any,
     if name not in values:
         return bool(value) or not own
     held = values[name]
-    if name in ("rank", "alpha") and (getattr(section, "pissa", False) or getattr(section, "olora", False) or kind_of(section) in ("pissa", "olora")):
-        # What these starts take out of the weights is saved beside what was learnt: twice the rank, at the same strength (`methods/started.py`).
+    if name in ("rank", "alpha") and (
+        getattr(section, "pissa", False)
+        or getattr(section, "olora", False)
+        or kind_of(section) in ("pissa", "olora")
+    ):
+        # What these starts take out of the weights is saved beside what was learnt: twice the rank,
+        # at the same strength (`methods/started.py`).
         factor = 2**0.5 if name == "alpha" and getattr(section, "rslora", False) else 2
         return bool(value != held and abs(value * factor - held) > 1e-6 * held)
     return bool(value != held)
@@ -194,12 +301,19 @@ def _set_dropout(found: Continued, values: dict[str, Any], given: Mapping[str, A
     if given.get("dropout") is not None:
         values["dropout"] = given["dropout"]
     elif values["dropout"] and compares(found.parsed.config):
-        found.notes.append(say("continuing.no_dropout", held=values["dropout"], objective=kind_of(found.parsed.config.objective)))
+        found.notes.append(
+            say(
+                "continuing.no_dropout",
+                held=values["dropout"],
+                objective=kind_of(found.parsed.config.objective),
+            )
+        )
         values["dropout"] = 0.0
 
 
 def compares(config: Any) -> bool:
-    """Whether the objective of a run compares the model with what it was before, so that noise in one of both would count as a difference."""
+    """Whether the objective of a run compares the model with what it was before, so that noise in
+    one of both would count as a difference."""
     entry = objectives.get(kind_of(config.objective))
     objective = entry.function(config.objective) if entry else None
     return objective is not None and (objective.reference or objective.rollouts is not None)
@@ -214,9 +328,17 @@ def _take(found: Continued, kind: str, values: dict[str, Any]) -> None:
     if kind == "peft":
         from tunewright.methods.peft_kinds import RESERVED
 
-        plain = {key: value for key, value in values["options"].items() if key not in RESERVED and value not in (None, False, {}, [])}
+        plain = {
+            key: value
+            for key, value in values["options"].items()
+            if key not in RESERVED and value not in (None, False, {}, [])
+        }
         values = {"type": values["type"], "options": plain}
-    values = {name: value for name, value in values.items() if name in entry.config.model_fields and value is not None}  # type: ignore[attr-defined]
+    values = {
+        name: value
+        for name, value in values.items()
+        if name in entry.config.model_fields and value is not None  # type: ignore[attr-defined]
+    }
     try:
         section = entry.config(**values)
     except ValidationError:
@@ -224,11 +346,14 @@ def _take(found: Continued, kind: str, values: dict[str, Any]) -> None:
     where = {**parsed.where}
     for name in ("kind", *values):
         where.setdefault(f"method.{name}", say("continuing.from", folder=folder))
-    found.parsed = ParsedRun(parsed.config.model_copy(update={"method": section}), parsed.given, where)
+    found.parsed = ParsedRun(
+        parsed.config.model_copy(update={"method": section}), parsed.given, where
+    )
 
 
 def wrong_layers(asked: Any, model: Any, anatomy: Any, folder: Path) -> list[Problem]:
-    """What is wrong where `targets` or `layers` choose other layers of `model` than the adapter of `folder` sits on."""
+    """What is wrong where `targets` or `layers` choose other layers of `model` than the adapter of
+    `folder` sits on."""
     from peft import PeftConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -236,12 +361,22 @@ def wrong_layers(asked: Any, model: Any, anatomy: Any, folder: Path) -> list[Pro
 
     settings = PeftConfig.from_pretrained(str(folder))
     held = {name for name, _ in model.named_modules() if check_target_module_exists(settings, name)}
-    names = set(chosen_layers(asked, model, anatomy) if isinstance(asked, TargetSection) else anatomy.select(asked.targets))
+    names = set(
+        chosen_layers(asked, model, anatomy)
+        if isinstance(asked, TargetSection)
+        else anatomy.select(asked.targets)
+    )
     if not held or names == held:
         return []
     odd = sorted(names ^ held)
     return [
         problem(
-            "E-COMPAT-10", "method.targets", targets=", ".join(map(str, asked.targets)), count=len(names), held=len(held), first=odd[0], folder=folder
+            "E-COMPAT-10",
+            "method.targets",
+            targets=", ".join(map(str, asked.targets)),
+            count=len(names),
+            held=len(held),
+            first=odd[0],
+            folder=folder,
         )
     ]

@@ -1,23 +1,30 @@
-"""Diff pruning: a sparse difference to a frozen model, and which weights may differ is learnt (Guo et al. 2021, arXiv 2012.07463).
+"""Diff pruning: a sparse difference to a frozen model, and which weights may differ is learnt (Guo
+et al. 2021, arXiv 2012.07463).
 
-Every weight i of the chosen matrices gets a difference w_i and a gate with parameter a_i (hard concrete, Louizos et al. 2018, arXiv 1712.01312):
+Every weight i of the chosen matrices gets a difference w_i and a gate with parameter a_i (hard
+concrete, Louizos et al. 2018, arXiv 1712.01312):
 
-    u ~ U(0, 1)     s = sigmoid((log u - log(1 - u) + a) / temperature)     z = min(1, max(0, low + s (high - low)))     y = x (W + z * w)^T
+    u ~ U(0, 1)     s = sigmoid((log u - log(1 - u) + a) / temperature)     z = min(1, max(0, low +
+    s (high - low)))     y = x (W + z * w)^T
 
-with low < 0 < 1 < high, so that z is exactly 0 or 1 with positive probability. The expected number of open gates is differentiable,
-sum_i sigmoid(a_i - temperature log(-low / high)), and its share of all gates times `l0` is a named term of the loss. `structured` multiplies every gate of
-a matrix by one more gate for the whole matrix. Without noise (measuring, answering, saving)
+with low < 0 < 1 < high, so that z is exactly 0 or 1 with positive probability. The expected number
+of open gates is differentiable, sum_i sigmoid(a_i - temperature log(-low / high)), and its share of
+all gates times `l0` is a named term of the loss. `structured` multiplies every gate of a matrix by
+one more gate for the whole matrix. Without noise (measuring, answering, saving)
 
     z = max(sigmoid(a) / 1000, min(1, low + sigmoid(a) (high - low)))
 
-The thousandth is ours: where fewer gates are open than weights may differ, the best of the closed ones fill up the share, nearly at zero.
+The thousandth is ours: where fewer gates are open than weights may differ, the best of the closed
+ones fill up the share, nearly at zero.
 
-Two phases, as in the paper (section 3.3): after `settle` of the steps the largest `target` of all differences z * w are kept and the mask is fixed; the
-rest of the steps trains the kept differences. Fine-tuning under the final mask repairs what the cut broke; without it the cut is the last thing that
-happens to the model. Measured without noise, the model is always the one that would be saved: only the kept share of differences counts.
+Two phases, as in the paper (section 3.3): after `settle` of the steps the largest `target` of all
+differences z * w are kept and the mask is fixed; the rest of the steps trains the kept differences.
+Fine-tuning under the final mask repairs what the cut broke; without it the cut is the last thing
+that happens to the model. Measured without noise, the model is always the one that would be saved:
+only the kept share of differences counts.
 
-The noise of a step is a pure function of (seed of the run, module, step): drawn again in the backward pass, equal in every pass and layout of a step
-and after a resume.
+The noise of a step is a pure function of (seed of the run, module, step): drawn again in the
+backward pass, equal in every pass and layout of a step and after a resume.
 """
 
 from __future__ import annotations
@@ -49,7 +56,8 @@ class DiffPruningConfig(Section):
     target: float = Field(default=0.005, gt=0, lt=1)
     """Share of all weights of the model that may differ at the end. 0.005 is the paper's."""
     targets: list[str] = ["linear"]
-    """Roles, groups or module names of the matrices that may differ. Each of their weights costs 32 bytes while training."""
+    """Roles, groups or module names of the matrices that may differ. Each of their weights costs 32
+    bytes while training."""
     l0: float = Field(default=10.0, ge=0)
     """Weight of the penalty on the expected share of open gates."""
     stretch: tuple[float, float] = (-1.5, 1.5)
@@ -59,11 +67,13 @@ class DiffPruningConfig(Section):
     open_at_start: float = 5.0
     """Parameter of every gate at the start: 5 is open with probability 0.99."""
     gate_rate: float = Field(default=500.0, gt=0)
-    """The gates learn at this multiple of the learning rate: their parameters are whole units, the differences are thousandths."""
+    """The gates learn at this multiple of the learning rate: their parameters are whole units, the
+    differences are thousandths."""
     structured: bool = False
     """One more gate for each matrix, so that whole matrices can stay as they are."""
     settle: float = Field(default=0.6, gt=0, le=1)
-    """Share of the steps after which the mask is fixed; the rest trains the differences that were kept. 1: cut at the end only."""
+    """Share of the steps after which the mask is fixed; the rest trains the differences that were
+    kept. 1: cut at the end only."""
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -77,7 +87,8 @@ class DiffPruningConfig(Section):
         return self
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py): a difference and a gate for each weight of the chosen matrices."""
+        """Numbers that train on a model of `shape` (advise/shape.py): a difference and a gate for
+        each weight of the chosen matrices."""
         from tunewright.models import anatomy
 
         wanted: set[str] = set()
@@ -86,17 +97,22 @@ class DiffPruningConfig(Section):
             wanted |= {
                 r
                 for r in shape.matrices
-                if target in anatomy.WHOLE or (group and r.startswith(f"{target}.")) or r == shape.targets.get(target, target)
+                if target in anatomy.WHOLE
+                or (group and r.startswith(f"{target}."))
+                or r == shape.targets.get(target, target)
             }
         return int(
-            2 * sum(shape.matrices[role].weights for role in wanted) + (sum(shape.matrices[r].count for r in wanted) if self.structured else 0)
+            2 * sum(shape.matrices[role].weights for role in wanted)
+            + (sum(shape.matrices[r].count for r in wanted) if self.structured else 0)
         )
 
 
 def gaps_of(positions: Any) -> Any:
-    """Increasing positions (n,) int64 -> bytes (m,) uint8: each distance to the one before, less 1, as a run of 255s and a rest below 255.
+    """Increasing positions (n,) int64 -> bytes (m,) uint8: each distance to the one before, less 1,
+    as a run of 255s and a rest below 255.
 
-    At a share of 0.5 % a position costs about 1.4 bytes, an eighth of 64 bits; all positions together never more than n + N / 255.
+    At a share of 0.5 % a position costs about 1.4 bytes, an eighth of 64 bits; all positions
+    together never more than n + N / 255.
     """
     import torch
 
@@ -143,7 +159,9 @@ class Shared:
         now = self.versions()
         if self.threshold_of[0] != now:
             with torch.no_grad():
-                sizes = torch.cat([part.mean_delta().abs_().flatten() for part in self.parts.values()])
+                sizes = torch.cat(
+                    [part.mean_delta().abs_().flatten() for part in self.parts.values()]
+                )
                 least = float(torch.topk(sizes, self.quota, sorted=False).values.min())
             self.threshold_of = (now, least)
         return self.threshold_of[1]
@@ -163,7 +181,15 @@ def _put(model: Any, names: list[str], shared: Shared, gated: bool) -> list[str]
         turned = type(module).__name__ == "Conv1D"  # GPT-2 stores its weights turned
         inputs, outputs = shape_of(module)
         shape = (inputs, outputs) if turned else (outputs, inputs)
-        part = Difference(name, shape, reference.device, torch.promote_types(reference.dtype, torch.float32), shared, gated, turned)
+        part = Difference(
+            name,
+            shape,
+            reference.device,
+            torch.promote_types(reference.dtype, torch.float32),
+            shared,
+            gated,
+            turned,
+        )
         module.add_module("difference", part)
         module.forward = _beside(module.forward, part, shared)
         shared.parts[name] = part
@@ -175,7 +201,8 @@ def _put(model: Any, names: list[str], shared: Shared, gated: bool) -> list[str]
 def _beside(own_forward: Any, part: Any, shared: Shared) -> Any:
     def forward(x: Any, *args: Any, **named: Any) -> Any:
         y = own_forward(x, *args, **named)
-        # Beside the frozen product, not inside its weight: in bfloat16 a sum W + z w would lose most differences.
+        # Beside the frozen product, not inside its weight: in bfloat16 a sum W + z w would lose
+        # most differences.
         return y + part(x) if shared.on else y
 
     return forward
@@ -186,18 +213,26 @@ def _weights_of(model: Any) -> int:
     from tunewright.models.anatomy import is_linear, shape_of
 
     plain = sum(p.numel() for p in model.parameters())
-    return plain + sum(math.prod(shape_of(m)) for m in model.modules() if is_linear(m) and "weight" not in m._parameters)
+    return plain + sum(
+        math.prod(shape_of(m))
+        for m in model.modules()
+        if is_linear(m) and "weight" not in m._parameters
+    )
 
 
 @methods.register(
-    "diff_pruning", DiffPruningConfig, source="arXiv 2012.07463", trains="a sparse difference whose places are learnt", on_quantised=True,
+    "diff_pruning",
+    DiffPruningConfig,
+    source="arXiv 2012.07463",
+    trains="a sparse difference whose places are learnt",
+    on_quantised=True,
     load=lambda *given: load(*given),
-)  # fmt: skip
+)
 def diff_pruning(config: DiffPruningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Put a gated difference beside every chosen matrix of `model`.
 
-    Raises ModelError (E-METHOD-44) for a target that is no matrix of a block and ConfigError (E-METHOD-43) when `target` asks for more weights than
-    the chosen matrices have.
+    Raises ModelError (E-METHOD-44) for a target that is no matrix of a block and ConfigError
+    (E-METHOD-43) when `target` asks for more weights than the chosen matrices have.
     """
     import torch
 
@@ -211,11 +246,20 @@ def diff_pruning(config: DiffPruningConfig, model: Any, anatomy: Any, base_path:
     parameters = _put(model, names, shared, gated=True)
     available = sum(part.w.numel() for part in shared.parts.values())
     if shared.quota > available:
-        raise ConfigError(problem("E-METHOD-43", "method.target", target=config.target, share=f"{available / total:.3f}"))
+        raise ConfigError(
+            problem(
+                "E-METHOD-43",
+                "method.target",
+                target=config.target,
+                share=f"{available / total:.3f}",
+            )
+        )
     return _attached(config, model, base_path, shared, parameters)
 
 
-def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: Shared, parameters: list[str]) -> Attached:
+def _attached(
+    config: DiffPruningConfig, model: Any, base_path: str, shared: Shared, parameters: list[str]
+) -> Attached:
     num_gates = sum(part.w.numel() for part in shared.parts.values())
     shift = config.temperature * math.log(-config.stretch[0] / config.stretch[1])
 
@@ -232,7 +276,9 @@ def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: Sha
             return {}
         from tunewright.methods.hard_concrete import OpenGates
 
-        open_gates = [OpenGates.apply(part.gate, part.group, shift) for part in shared.parts.values()]
+        open_gates = [
+            OpenGates.apply(part.gate, part.group, shift) for part in shared.parts.values()
+        ]
         return {"l0": (sum(open_gates) / num_gates, config.l0)}
 
     def begin(steps: int) -> None:
@@ -247,10 +293,16 @@ def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: Sha
         return {"seed": shared.seed, "step": shared.step, "fixed": shared.fixed}
 
     def load_state(given: dict[str, Any]) -> None:
-        shared.seed, shared.step, shared.fixed = int(given["seed"]), int(given["step"]), bool(given["fixed"])
+        shared.seed, shared.step, shared.fixed = (
+            int(given["seed"]),
+            int(given["step"]),
+            bool(given["fixed"]),
+        )
 
     def save(folder: Path) -> None:
-        save_differences(folder, config, base_path, {name: part.pruned() for name, part in shared.parts.items()})
+        save_differences(
+            folder, config, base_path, {name: part.pruned() for name, part in shared.parts.items()}
+        )
 
     trains = any(part.gate is not None for part in shared.parts.values())
     return Attached(
@@ -266,7 +318,9 @@ def _attached(config: DiffPruningConfig, model: Any, base_path: str, shared: Sha
         state=state,
         load_state=load_state,
         learning_rate=5e-5,
-        rate_factors={name: config.gate_rate for name in parameters if name.endswith((".gate", ".group"))},
+        rate_factors={
+            name: config.gate_rate for name in parameters if name.endswith((".gate", ".group"))
+        },
     )
 
 
@@ -300,8 +354,11 @@ def _merge(model: Any, shared: Shared) -> Any:
     return model
 
 
-def save_differences(folder: Path, config: DiffPruningConfig, base_path: str, differences: dict[str, Any]) -> dict[str, int]:
-    """Write the sparse differences: module name -> dense tensor, mostly 0, as its weight lies. Returns {"changed": how many weights differ}."""
+def save_differences(
+    folder: Path, config: DiffPruningConfig, base_path: str, differences: dict[str, Any]
+) -> dict[str, int]:
+    """Write the sparse differences: module name -> dense tensor, mostly 0, as its weight lies.
+    Returns {"changed": how many weights differ}."""
     import torch
 
     tensors: dict[str, Any] = {}
@@ -310,13 +367,17 @@ def save_differences(folder: Path, config: DiffPruningConfig, base_path: str, di
         flat = delta.detach().flatten().cpu()
         positions = torch.nonzero(flat).flatten()
         changed += len(positions)
-        tensors[f"{name}.gaps"], tensors[f"{name}.values"] = gaps_of(positions), flat[positions].contiguous()
+        tensors[f"{name}.gaps"], tensors[f"{name}.values"] = (
+            gaps_of(positions),
+            flat[positions].contiguous(),
+        )
     own_folder.write(folder, "diff_pruning", config, base_path, tensors, changed=changed)
     return {"changed": changed}
 
 
 def read_differences(folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Module name -> (positions, values) of a saved folder. Raises ModelError (E-METHOD-41) for a file that contradicts itself."""
+    """Module name -> (positions, values) of a saved folder. Raises ModelError (E-METHOD-41) for a
+    file that contradicts itself."""
     tensors = own_folder.read_tensors(folder)
     found = {}
     for name in sorted({key.rpartition(".")[0] for key in tensors}):
@@ -328,7 +389,9 @@ def read_differences(folder: Path) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def load(config: DiffPruningConfig, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
+def load(
+    config: DiffPruningConfig, model: Any, folder: Path, base_path: str, trainable: bool
+) -> Attached:
     """The saved difference of `folder` on `model`. Trained further, its places stay as they are."""
     import torch
 
@@ -350,7 +413,9 @@ def load(config: DiffPruningConfig, model: Any, folder: Path, base_path: str, tr
             if part.group is not None:
                 part.group.fill_(FIXED)
     shared.quota = max(1, sum(len(positions) for positions, _ in stored.values()))
-    attached = _attached(config, model, base_path or own_folder.read(folder).base, shared, parameters)
+    attached = _attached(
+        config, model, base_path or own_folder.read(folder).base, shared, parameters
+    )
     if not trainable:
         for part in shared.parts.values():
             part.requires_grad_(False)

@@ -1,15 +1,19 @@
-"""GaLore: every weight trains, but the optimiser sees the gradients of matrices through a narrow window (Zhao et al. 2024, arXiv 2403.03507).
+"""GaLore: every weight trains, but the optimiser sees the gradients of matrices through a narrow
+window (Zhao et al. 2024, arXiv 2403.03507).
 
 For a matrix W (m x n, m <= n) with gradient G at update t:
 
     P  = the first r left singular vectors of G                    every `refresh` updates; (m, r)
     R  = P^T G                                                     (r, n): what Adam sees
-    M  = b1 M + (1 - b1) R,   V = b2 V + (1 - b2) R^2              Adam's moments, r rows in place of m
+    M  = b1 M + (1 - b1) R,   V = b2 V + (1 - b2) R^2              Adam's moments, r rows in place
+    of m
     W -= rate * scale * P (M / (1 - b1^t)) / (sqrt(V / (1 - b2^t)) + eps)
 
-For m > n the window lies on the other side. The moments stay when P is renewed, as in the paper. Weights that are no chosen matrices learn with AdamW.
-The library of the paper's authors cannot be imported without bitsandbytes, so the rule is written here; the tests hold it against a slow reference.
-The paper's further trick, an update inside the backward pass so that no two gradients exist at once, is not done: gradients take their full room.
+For m > n the window lies on the other side. The moments stay when P is renewed, as in the paper.
+Weights that are no chosen matrices learn with AdamW. The library of the paper's authors cannot be
+imported without bitsandbytes, so the rule is written here; the tests hold it against a slow
+reference. The paper's further trick, an update inside the backward pass so that no two gradients
+exist at once, is not done: gradients take their full room.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ class GaLoreConfig(Section):
     """Every weight trains; the optimiser's state of the chosen matrices is of low rank."""
 
     rank: int = Field(default=64, gt=0)
-    """Width of the window through which the optimiser sees the gradient of a matrix. Its state shrinks by rank / smaller side."""
+    """Width of the window through which the optimiser sees the gradient of a matrix. Its state
+    shrinks by rank / smaller side."""
     refresh: int = Field(default=200, gt=0)
     """Updates after which the window is chosen anew from the current gradient."""
     scale: float = Field(default=0.25, gt=0)
@@ -40,7 +45,8 @@ class GaLoreConfig(Section):
     side: Literal["auto", "left", "right"] = "auto"
     """Side of the matrix on which the window lies; auto takes the shorter one, which saves most."""
     targets: list[str] = ["linear"]
-    """Roles or module names of the matrices that are seen through a window. All other weights learn with AdamW."""
+    """Roles or module names of the matrices that are seen through a window. All other weights learn
+    with AdamW."""
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -71,7 +77,17 @@ def _make_class() -> type[Any]:
         """AdamW whose groups may have a `rank`: their matrices are updated through a window."""
 
         def __init__(self, groups: list[dict[str, Any]]):
-            super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "rank": 0, "refresh": 1, "scale": 1.0, "side": "auto"})
+            super().__init__(
+                groups,
+                {
+                    "lr": 0.0,
+                    "weight_decay": 0.0,
+                    "rank": 0,
+                    "refresh": 1,
+                    "scale": 1.0,
+                    "side": "auto",
+                },
+            )
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -96,7 +112,10 @@ def _update(p: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
             state["window"] = window(gradient, rank, left)
         gradient = state["window"].t() @ gradient if left else gradient @ state["window"]
     if not count:
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        state["exp_avg"], state["exp_avg_sq"] = (
+            torch.zeros_like(gradient),
+            torch.zeros_like(gradient),
+        )
     state["step"] = count + 1
     first, second = state["exp_avg"], state["exp_avg_sq"]
     first.lerp_(gradient, 1 - BETAS[0])
@@ -112,7 +131,8 @@ def _update(p: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
 def window(gradient: Any, rank: int, left: bool) -> Any:
     """The first `rank` singular vectors of `gradient` on one side, (side, rank).
 
-    From the eigenvectors of G G^T, which is several times as fast as a whole decomposition of G and as exact for the large ones, which are wanted.
+    From the eigenvectors of G G^T, which is several times as fast as a whole decomposition of G and
+    as exact for the large ones, which are wanted.
     """
     import torch
 
@@ -120,29 +140,64 @@ def window(gradient: Any, rank: int, left: bool) -> Any:
     return torch.linalg.eigh(square).eigenvectors[:, -rank:].flip(1).contiguous()
 
 
-@methods.register("galore", GaLoreConfig, source="arXiv 2403.03507", trains="every weight, with an optimiser state of low rank", on_quantised=False,
-                  own_optimizer=True, leaves="model")  # fmt: skip
+@methods.register(
+    "galore",
+    GaLoreConfig,
+    source="arXiv 2403.03507",
+    trains="every weight, with an optimiser state of low rank",
+    on_quantised=False,
+    own_optimizer=True,
+    leaves="model",
+)
 def galore(config: GaLoreConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Train every weight; matrices in `targets` through a window. Raises ModelError (E-METHOD-09) for a rank that is no window."""
+    """Train every weight; matrices in `targets` through a window. Raises ModelError (E-METHOD-09)
+    for a rank that is no window."""
     chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
-    through = {"rank": config.rank, "refresh": config.refresh, "scale": config.scale, "side": config.side}
+    through = {
+        "rank": config.rank,
+        "refresh": config.refresh,
+        "scale": config.scale,
+        "side": config.side,
+    }
     return attach_with_groups(model, chosen, through, galore_adamw, LEARNING_RATE)
 
 
 def chosen_matrices(rank: int, targets: list[str], model: Any, anatomy: Any) -> set[int]:
-    """The ids of the weights that `targets` name and that are matrices. Raises ModelError (E-METHOD-09) for a rank above the smaller side of one."""
-    weights = {f"{name}.weight": model.get_submodule(name).weight for name in anatomy.select(targets)}
-    large = [name for name, weight in weights.items() if weight.ndim == 2 and rank > min(weight.shape)]
+    """The ids of the weights that `targets` name and that are matrices. Raises ModelError
+    (E-METHOD-09) for a rank above the smaller side of one."""
+    weights = {
+        f"{name}.weight": model.get_submodule(name).weight for name in anatomy.select(targets)
+    }
+    large = [
+        name for name, weight in weights.items() if weight.ndim == 2 and rank > min(weight.shape)
+    ]
     raise_all(
-        [problem("E-METHOD-09", "method.rank", rank=rank, name=name, largest=min(weights[name].shape), count=len(large)) for name in large[:1]],
+        [
+            problem(
+                "E-METHOD-09",
+                "method.rank",
+                rank=rank,
+                name=name,
+                largest=min(weights[name].shape),
+                count=len(large),
+            )
+            for name in large[:1]
+        ],
         ModelError,
     )
     # The embedding is chosen by its own name only; a head tied to it goes by that name, too.
     return {id(weight) for weight in weights.values() if weight.ndim == 2}
 
 
-def attach_with_groups(model: Any, chosen: set[int], through: dict[str, Any], optimizer_class: Callable[[], type[Any]], rate: float) -> Attached:
-    """A whole model that trains, with `through` as the options of the optimiser's group of chosen matrices."""
+def attach_with_groups(
+    model: Any,
+    chosen: set[int],
+    through: dict[str, Any],
+    optimizer_class: Callable[[], type[Any]],
+    rate: float,
+) -> Attached:
+    """A whole model that trains, with `through` as the options of the optimiser's group of chosen
+    matrices."""
     attached = attach_whole(model, rate)
 
     def optimizer(engine: Any, named: list[tuple[str, Any]]) -> Any:

@@ -1,6 +1,8 @@
-"""Gates of the hard concrete kind and the differences behind them (Louizos et al. 2018, arXiv 1712.01312; Guo et al. 2021), for `methods.diff_pruning`.
+"""Gates of the hard concrete kind and the differences behind them (Louizos et al. 2018, arXiv
+1712.01312; Guo et al. 2021), for `methods.diff_pruning`.
 
-Apart from the method because these classes need torch when they are defined, and the list of methods must load without it.
+Apart from the method because these classes need torch when they are defined, and the list of
+methods must load without it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ LEAK = 1e-3
 def noisy(shape: Any, a: Tensor, generator: Any, c: Settings) -> tuple[Tensor, Tensor]:
     """(z, dz / da) of gates with parameters a under the next noise of `generator`."""
     low, high = c.stretch
-    u = torch.rand(shape, generator=generator, device=a.device, dtype=a.dtype).clamp_(1e-6, 1 - 1e-6)
+    u = torch.rand(shape, generator=generator, device=a.device, dtype=a.dtype).clamp_(
+        1e-6, 1 - 1e-6
+    )
     s = torch.logit(u).add_(a).div_(c.temperature).sigmoid_()
     z = s * (high - low) + low
     inside = (z > 0) & (z < 1)
@@ -63,10 +67,13 @@ def quiet(a: Tensor, c: Settings) -> Tensor:
 
 
 class Gated(torch.autograd.Function):
-    """z * w under the noise of one seed. Saves its inputs only; the noise is drawn again for the gradient."""
+    """z * w under the noise of one seed. Saves its inputs only; the noise is drawn again for the
+    gradient."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, gate: Tensor, group: Tensor | None, seed: int, c: Settings) -> Tensor:
+    def forward(
+        ctx: Any, w: Tensor, gate: Tensor, group: Tensor | None, seed: int, c: Settings
+    ) -> Tensor:
         ctx.save_for_backward(w, gate, group)
         ctx.seed, ctx.config = seed, c
         generator = torch.Generator(device=w.device).manual_seed(seed)
@@ -107,14 +114,32 @@ class OpenGates(torch.autograd.Function):
 
 
 class Difference(nn.Module):
-    """The difference of one matrix, laid as its weight lies. Without gates (`gated` False) the difference is what it is."""
+    """The difference of one matrix, laid as its weight lies. Without gates (`gated` False) the
+    difference is what it is."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], device: Any, dtype: Any, shared: Shared, gated: bool, turned: bool):
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        device: Any,
+        dtype: Any,
+        shared: Shared,
+        gated: bool,
+        turned: bool,
+    ):
         super().__init__()
         c = shared.config
         self.w = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-        self.gate = nn.Parameter(torch.full(shape, c.open_at_start, device=device, dtype=dtype)) if gated else None
-        self.group = nn.Parameter(torch.tensor(c.open_at_start, device=device, dtype=dtype)) if gated and c.structured else None
+        self.gate = (
+            nn.Parameter(torch.full(shape, c.open_at_start, device=device, dtype=dtype))
+            if gated
+            else None
+        )
+        self.group = (
+            nn.Parameter(torch.tensor(c.open_at_start, device=device, dtype=dtype))
+            if gated and c.structured
+            else None
+        )
         self.name, self.shared, self.turned = name, shared, turned
         self.kept: tuple[Any, Tensor] | None = None
 
@@ -129,9 +154,14 @@ class Difference(nn.Module):
 
     @torch.no_grad()
     def pruned(self) -> Tensor:
-        """What is saved: the differences that are among the largest of the whole model, 0 elsewhere."""
+        """What is saved: the differences that are among the largest of the whole model, 0
+        elsewhere."""
         delta = self.mean_delta()
-        return delta if self.gate is None else delta.mul_(delta.abs() >= max(self.shared.threshold(), 1e-30))
+        return (
+            delta
+            if self.gate is None
+            else delta.mul_(delta.abs() >= max(self.shared.threshold(), 1e-30))
+        )
 
     def delta(self, kind: Any) -> Tensor:
         """The difference as this forward pass uses it, in number type `kind`."""

@@ -1,4 +1,5 @@
-"""LISA: embedding, head and a few blocks drawn by lot train, and the lot is drawn again every some steps (Pan et al. 2024, arXiv 2403.17919).
+"""LISA: embedding, head and a few blocks drawn by lot train, and the lot is drawn again every some
+steps (Pan et al. 2024, arXiv 2403.17919).
 
 For a model of L blocks, `blocks` awake at a time, and the update t:
 
@@ -6,9 +7,11 @@ For a model of L blocks, `blocks` awake at a time, and the update t:
     awake(p) = `blocks` of the L blocks, each equally likely, drawn from the run's seed and p
     what is awake, the embedding, the head and the last norm learn; all other blocks stand still
 
-A block that falls asleep loses its gradient and its optimiser state; when it wakes it starts with a fresh one, as in the paper. So gradients, moments and
-float32 copies exist for the awake part only. In half precision a sleeping block is held in the model's number type: what it learnt in float32 is rounded
-to one of the two neighbours by lot, so that small moves are kept on average, where rounding to the nearest would lose them.
+A block that falls asleep loses its gradient and its optimiser state; when it wakes it starts with a
+fresh one, as in the paper. So gradients, moments and float32 copies exist for the awake part only.
+In half precision a sleeping block is held in the model's number type: what it learnt in float32 is
+rounded to one of the two neighbours by lot, so that small moves are kept on average, where rounding
+to the nearest would lose them.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from tunewright.methods.selecting import attach_whole_part
 
 LEARNING_RATE = 1e-4
 LEAST_EVERY, PERIODS = 5, 50
-"""`every: auto`: the run is cut into so many periods, none shorter than this, because Adam's moments start anew in each."""
+"""`every: auto`: the run is cut into so many periods, none shorter than this, because Adam's
+moments start anew in each."""
 
 
 class LisaConfig(Section):
@@ -43,7 +47,11 @@ class LisaConfig(Section):
     def trainable_numbers(self, shape: Any) -> int:
         """Numbers that train at a time in a model of this shape, before it is loaded."""
         tables = shape.head_weights * (1 if shape.tied else 2) + shape.hidden
-        return int(tables + min(self.blocks, shape.layers) * (shape.block_weights // shape.layers + 2 * shape.hidden))
+        return int(
+            tables
+            + min(self.blocks, shape.layers)
+            * (shape.block_weights // shape.layers + 2 * shape.hidden)
+        )
 
 
 class Lots:
@@ -68,7 +76,9 @@ class Lots:
                 if number in awake:
                     self._wake(p)
                 else:
-                    self._sleep(name, p, stream_seed(self.seed, "lisa-rounding", period, number, place))
+                    self._sleep(
+                        name, p, stream_seed(self.seed, "lisa-rounding", period, number, place)
+                    )
 
     def _wake(self, p: Any) -> None:
         if str(p.dtype) in HALF:
@@ -86,7 +96,8 @@ class Lots:
 
 
 def rounded_by_lot(values: Any, dtype: Any, seed: int) -> Any:
-    """float32 values in a half-precision type, each rounded to a neighbour with a chance by its nearness, so that the expected value is the value.
+    """float32 values in a half-precision type, each rounded to a neighbour with a chance by its
+    nearness, so that the expected value is the value.
 
     What the type holds exactly stays as it is.
     """
@@ -94,7 +105,8 @@ def rounded_by_lot(values: Any, dtype: Any, seed: int) -> Any:
 
     near = values.to(dtype)
     lost = values - near.float()
-    # The neighbour on the other side of the value: one step of the type up or down from the nearest.
+    # The neighbour on the other side of the value: one step of the type up or down from the
+    # nearest.
     other = torch.nextafter(near, torch.where(lost > 0, torch.inf, -torch.inf).to(dtype))
     step = (other.float() - near.float()).abs()
     share = torch.where((lost != 0) & step.isfinite(), lost.abs() / step, torch.zeros_like(step))
@@ -102,16 +114,30 @@ def rounded_by_lot(values: Any, dtype: Any, seed: int) -> Any:
     return torch.where(draw < share, other, near)
 
 
-@methods.register("lisa", LisaConfig, source="arXiv 2403.17919", trains="embedding, head and a few blocks at a time, drawn by lot", on_quantised=False,
-                  leaves="model")  # fmt: skip
+@methods.register(
+    "lisa",
+    LisaConfig,
+    source="arXiv 2403.17919",
+    trains="embedding, head and a few blocks at a time, drawn by lot",
+    on_quantised=False,
+    leaves="model",
+)
 def lisa(config: LisaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Train the embedding, the head and a few blocks at a time. Raises ModelError (E-METHOD-02) for more blocks than the model has."""
+    """Train the embedding, the head and a few blocks at a time. Raises ModelError (E-METHOD-02) for
+    more blocks than the model has."""
     if config.blocks > len(anatomy.blocks):
-        raise ModelError(problem("E-METHOD-02", "method.blocks", blocks=config.blocks, there=len(anatomy.blocks)))
+        raise ModelError(
+            problem("E-METHOD-02", "method.blocks", blocks=config.blocks, there=len(anatomy.blocks))
+        )
     names = {id(p): name for name, p in model.named_parameters()}
-    blocks = [{names[id(p)]: p for p in model.get_submodule(block).parameters()} for block in anatomy.blocks]
+    blocks = [
+        {names[id(p)]: p for p in model.get_submodule(block).parameters()}
+        for block in anatomy.blocks
+    ]
     # All blocks sleep at first, so that the float32 of the whole model never exists.
-    part = BaseWeights(model, list(names.values()), keep=False, asleep={name for block in blocks for name in block})
+    part = BaseWeights(
+        model, list(names.values()), keep=False, asleep={name for block in blocks for name in block}
+    )
     lots = Lots(part, blocks, config.blocks)
     attached = attach_whole_part(part, LEARNING_RATE)
 
@@ -123,7 +149,11 @@ def lisa(config: LisaConfig, model: Any, anatomy: Any, base_path: str) -> Attach
         lots.seed, lots.optimizer = engine.seed, optimizer
         lots.move(lots.updates)
 
-    attached.begin, attached.with_optimizer, attached.after_update = begin, with_optimizer, lots.move
+    attached.begin, attached.with_optimizer, attached.after_update = (
+        begin,
+        with_optimizer,
+        lots.move,
+    )
     attached.state = lambda: {"updates": lots.updates}
     attached.load_state = lambda state: lots.move(int(state["updates"]))
     return attached

@@ -1,13 +1,17 @@
-"""LLaMA Pro: new blocks between the old ones train, and the old ones stay as they are (Wu et al. 2024, arXiv 2401.02415).
+"""LLaMA Pro: new blocks between the old ones train, and the old ones stay as they are (Wu et al.
+2024, arXiv 2401.02415).
 
-The L blocks are cut into `blocks` groups of (nearly) equal length, and after each group stands a copy of its last block. A block adds to its input,
+The L blocks are cut into `blocks` groups of (nearly) equal length, and after each group stands a
+copy of its last block. A block adds to its input,
 
     x' = x + attention(norm(x)),   x'' = x' + mlp(norm(x'))
 
-so a copy whose two output projections are zero hands on what it is given: at step 0 the larger model is the base, bit for bit. Only the copies learn, and
-what they learn adds to what the old blocks know. Putting the zeros back switches the method off.
+so a copy whose two output projections are zero hands on what it is given: at step 0 the larger
+model is the base, bit for bit. Only the copies learn, and what they learn adds to what the old
+blocks know. Putting the zeros back switches the method off.
 
-The result is a plain model with more blocks. Saved are the new blocks alone; `export merge` writes the whole.
+The result is a plain model with more blocks. Saved are the new blocks alone; `export merge` writes
+the whole.
 """
 
 from __future__ import annotations
@@ -39,11 +43,20 @@ BY_NUMBER = (
     "num_kv_shared_layers",
     "block_types",
 )
-"""Entries of configurations that name blocks by their numbers, which change when blocks are put between."""
-EVERY = ("attn_layer_period", "expert_layer_period", "decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step", "hybrid_layer_ids")
+"""Entries of configurations that name blocks by their numbers, which change when blocks are put
+between."""
+EVERY = (
+    "attn_layer_period",
+    "expert_layer_period",
+    "decoder_sparse_step",
+    "moe_layer_freq",
+    "interleave_moe_layer_step",
+    "hybrid_layer_ids",
+)
 """Entries that make every n-th block another one, where they are above 1."""
 WHOLE = ("hidden_size_per_layer_input", "altup_num_inputs")
-"""Entries under which a block is more than an addition to its input: tables with a row for each block, several streams of hidden rows."""
+"""Entries under which a block is more than an addition to its input: tables with a row for each
+block, several streams of hidden rows."""
 
 
 class LlamaProConfig(Section):
@@ -54,12 +67,17 @@ class LlamaProConfig(Section):
 
     def trainable_numbers(self, shape: Any) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
-        return int(wanted(self, shape.layers) * (shape.block_weights // shape.layers + 2 * shape.hidden))
+        return int(
+            wanted(self, shape.layers) * (shape.block_weights // shape.layers + 2 * shape.hidden)
+        )
 
     def grown(self, shape: Any) -> Any:
         """The shape that a model of this shape has with the new blocks."""
         layers = shape.layers + wanted(self, shape.layers)
-        matrices = {role: replace(m, count=m.count * layers // shape.layers) for role, m in shape.matrices.items()}
+        matrices = {
+            role: replace(m, count=m.count * layers // shape.layers)
+            for role, m in shape.matrices.items()
+        }
         return replace(shape, layers=layers, matrices=matrices)
 
 
@@ -76,23 +94,32 @@ def places(layers: int, new: int) -> list[int]:
 def expand(model: Any, config: LlamaProConfig, anatomy: Any) -> list[str]:
     """Put the new blocks into `model` and its configuration. Returns their names.
 
-    Raises ModelError: E-METHOD-70 for more new blocks than old ones, E-METHOD-71 for a family whose blocks cannot be numbered anew.
+    Raises ModelError: E-METHOD-70 for more new blocks than old ones, E-METHOD-71 for a family whose
+    blocks cannot be numbered anew.
     """
     layers, new = len(anatomy.blocks), wanted(config, len(anatomy.blocks))
     if new > layers:
         raise ModelError(problem("E-METHOD-70", "method.blocks", blocks=new, there=layers))
     root = anatomy.blocks[0].rpartition(".")[0]
     holder, text = model.get_submodule(root), model.config.get_text_config()
-    outputs = [name for role in ("attention.output", "mlp.down") for name in anatomy.roles.get(role, [])]
+    outputs = [
+        name for role in ("attention.output", "mlp.down") for name in anatomy.roles.get(role, [])
+    ]
     after = places(layers, new)
     reason = _why_not(holder, text, anatomy, outputs, [anatomy.blocks[i] for i in after])
     if reason:
         raise ModelError(problem("E-METHOD-71", "method", family=anatomy.family, cause=reason))
     before = _said(model)
-    order = [(i, made) for i in range(layers) for made in ((False, True) if i in after else (False,))]
-    blocks = [_silent(holder[i], anatomy.blocks[i], outputs) if made else holder[i] for i, made in order]
+    order = [
+        (i, made) for i in range(layers) for made in ((False, True) if i in after else (False,))
+    ]
+    blocks = [
+        _silent(holder[i], anatomy.blocks[i], outputs) if made else holder[i] for i, made in order
+    ]
     for key, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == layers:  # one entry a block, such as the kinds of layers
+        if (
+            isinstance(value, list) and len(value) == layers
+        ):  # one entry a block, such as the kinds of layers
             setattr(text, key, [value[i] for i, _ in order])
     text.num_hidden_layers = len(blocks)
     del holder[:]
@@ -102,7 +129,14 @@ def expand(model: Any, config: LlamaProConfig, anatomy: Any) -> list[str]:
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = number
     if not _hands_on(model, before):
-        raise ModelError(problem("E-METHOD-71", "method", family=anatomy.family, cause=say("methods.blocks_not_silent")))
+        raise ModelError(
+            problem(
+                "E-METHOD-71",
+                "method",
+                family=anatomy.family,
+                cause=say("methods.blocks_not_silent"),
+            )
+        )
     return [f"{root}.{number}" for number, (_, made) in enumerate(order) if made]
 
 
@@ -116,13 +150,24 @@ def _why_not(holder: Any, text: Any, anatomy: Any, outputs: list[str], copied: l
     if stated:
         return stated
     # Both halves of a block need an output that can be silenced.
-    return next((block for block in copied if sum(name.startswith(f"{block}.") for name in outputs) < 2), "")
+    return next(
+        (block for block in copied if sum(name.startswith(f"{block}.") for name in outputs) < 2), ""
+    )
 
 
 def _stated_reason(text: Any) -> str:
-    """The entry of a configuration because of which blocks cannot be put between; empty where there is none."""
-    found = [key for key in ("scale_attn_by_inverse_layer_idx", *BY_NUMBER, *WHOLE) if vars(text).get(key)]
-    found += [key for key in EVERY if isinstance(vars(text).get(key), list) or (vars(text).get(key) or 0) > 1]
+    """The entry of a configuration because of which blocks cannot be put between; empty where there
+    is none."""
+    found = [
+        key
+        for key in ("scale_attn_by_inverse_layer_idx", *BY_NUMBER, *WHOLE)
+        if vars(text).get(key)
+    ]
+    found += [
+        key
+        for key in EVERY
+        if isinstance(vars(text).get(key), list) or (vars(text).get(key) or 0) > 1
+    ]
     return found[0] if found else ""
 
 
@@ -130,7 +175,9 @@ def obstacles(config: LlamaProConfig, model_config: Any) -> list[Problem]:
     """What in a model's configuration speaks against new blocks, before its weights are read."""
     text = model_config.get_text_config()
     reason = _stated_reason(text)
-    return [problem("E-METHOD-71", "method", family=text.model_type, cause=reason)] if reason else []
+    return (
+        [problem("E-METHOD-71", "method", family=text.model_type, cause=reason)] if reason else []
+    )
 
 
 def _said(model: Any) -> Any:
@@ -146,25 +193,41 @@ def _said(model: Any) -> Any:
 
 
 def _hands_on(model: Any, before: Any) -> bool:
-    """Whether the model with new blocks still is the base. An expert or a scale that nobody silenced shows here."""
+    """Whether the model with new blocks still is the base. An expert or a scale that nobody
+    silenced shows here."""
     import torch
 
     try:
         after = _said(model)
-    except (RuntimeError, IndexError, ValueError, AttributeError, TypeError):  # a part of the model does not know so many blocks
+    except (
+        RuntimeError,
+        IndexError,
+        ValueError,
+        AttributeError,
+        TypeError,
+    ):  # a part of the model does not know so many blocks
         return False
-    return before is None or bool(torch.allclose(after, before, rtol=1e-3, atol=1e-3 * float(before.abs().max())))
+    return before is None or bool(
+        torch.allclose(after, before, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
+    )
 
 
 def _silent(block: Any, name: str, outputs: list[str]) -> Any:
     """A copy of a block that adds nothing."""
     import torch
 
-    # All modules share the model's configuration, which says by what attention they compute: a copy of its own would not follow a change of layout.
-    shared = {id(config): config for config in (getattr(module, "config", None) for module in block.modules()) if config is not None}
+    # All modules share the model's configuration, which says by what attention they compute: a copy
+    # of its own would not follow a change of layout.
+    shared = {
+        id(config): config
+        for config in (getattr(module, "config", None) for module in block.modules())
+        if config is not None
+    }
     made = copy.deepcopy(block, dict(shared))
     for module in made.modules():
-        vars(module).pop("forward", None)  # a faster form put on the old module (`models/fast.py`) would go on computing with the old weights
+        vars(module).pop(
+            "forward", None
+        )  # a faster form put on the old module (`models/fast.py`) would go on computing with the old weights
     with torch.no_grad():
         for output in outputs:
             if output.startswith(f"{name}."):
@@ -173,12 +236,16 @@ def _silent(block: Any, name: str, outputs: list[str]) -> Any:
     return made
 
 
-def attach(config: LlamaProConfig, model: Any, anatomy: Any, base_path: str) -> tuple[Attached, BaseWeights]:
+def attach(
+    config: LlamaProConfig, model: Any, anatomy: Any, base_path: str
+) -> tuple[Attached, BaseWeights]:
     """The larger model, of which the new blocks train, and the weights of those."""
     for p in model.parameters():
         p.requires_grad_(False)
     new = tuple(f"{name}." for name in expand(model, config, anatomy))
-    part = BaseWeights(model, [name for name, _ in model.named_parameters() if name.startswith(new)], keep=True)
+    part = BaseWeights(
+        model, [name for name, _ in model.named_parameters() if name.startswith(new)], keep=True
+    )
 
     def save(folder: Path) -> None:
         own_folder.write(folder, "llama_pro", config, base_path, part.tensors())
@@ -195,11 +262,16 @@ def attach(config: LlamaProConfig, model: Any, anatomy: Any, base_path: str) -> 
     return attached, part
 
 
-def load_blocks(config: LlamaProConfig, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
-    """The saved blocks of `folder` between those of `model`. Raises ModelError (E-METHOD-41, E-METHOD-42) where they do not fit."""
+def load_blocks(
+    config: LlamaProConfig, model: Any, folder: Path, base_path: str, trainable: bool
+) -> Attached:
+    """The saved blocks of `folder` between those of `model`. Raises ModelError (E-METHOD-41,
+    E-METHOD-42) where they do not fit."""
     from tunewright.models import anatomy
 
-    attached, part = attach(config, model, anatomy.of(model), base_path or own_folder.read(folder).base)
+    attached, part = attach(
+        config, model, anatomy.of(model), base_path or own_folder.read(folder).base
+    )
     own_folder.fill(model, part.names, folder, trainable)
     return attached
 

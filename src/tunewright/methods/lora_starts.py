@@ -1,9 +1,12 @@
-"""PiSSA and OLoRA: LoRA that starts at a part of the weights themselves, with the base left as it is.
+"""PiSSA and OLoRA: LoRA that starts at a part of the weights themselves, with the base left as it
+is.
 
-Both papers take what A and B start with out of the weight: y = (W - s B0 A0) x + s B A x. PEFT writes the difference into W. Here W stays and
-the start is subtracted beside it, y = W x + s [B, -B0] [A; A0] x, which is the same function, because then the base is the base for everybody:
-it can be switched to, a half-precision W is not rounded a second time, and what is saved is a plain LoRA of twice the rank that fits the
-untouched base. PEFT's own conversion after training has the same form. The price is the product with the frozen half.
+Both papers take what A and B start with out of the weight: y = (W - s B0 A0) x + s B A x. PEFT
+writes the difference into W. Here W stays and the start is subtracted beside it, y = W x + s [B,
+-B0] [A; A0] x, which is the same function, because then the base is the base for everybody: it can
+be switched to, a half-precision W is not rounded a second time, and what is saved is a plain LoRA
+of twice the rank that fits the untouched base. PEFT's own conversion after training has the same
+form. The price is the product with the frozen half.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def start_from_weights(wrapped: Any, how: str) -> Attached:
-    """Let PEFT compute the start of every LoRA layer (`pissa`, `pissa_niter_4`, `olora`), keep it beside what trains and put the weight back."""
+    """Let PEFT compute the start of every LoRA layer (`pissa`, `pissa_niter_4`, `olora`), keep it
+    beside what trains and put the weight back."""
     import torch
 
     from tunewright.methods.lora import attach_peft
@@ -37,7 +41,9 @@ def start_from_weights(wrapped: Any, how: str) -> Attached:
         layer.lora_B["default"] = _with_start()(layer.lora_B["default"].weight, 1, -1.0)
     attached = attach_peft(wrapped)
     attached.save = lambda folder: _save(wrapped, folder)
-    attached.tensors = lambda: {name: t for name, t in wrapped.named_buffers() if name.endswith(".start")}
+    attached.tensors = lambda: {
+        name: t for name, t in wrapped.named_buffers() if name.endswith(".start")
+    }
     attached.learning_rate = 1e-4
     return attached
 
@@ -48,7 +54,8 @@ def _with_start() -> Any:
     from torch import nn
 
     class WithStart(nn.Module):
-        """A trained matrix and, beside it along `axis`, `sign` times what it was at the start. Stands where PEFT has an nn.Linear."""
+        """A trained matrix and, beside it along `axis`, `sign` times what it was at the start.
+        Stands where PEFT has an nn.Linear."""
 
         bias = None
 
@@ -82,15 +89,24 @@ def _save(wrapped: Any, folder: Path) -> None:
     config.lora_alpha *= stronger
     config.r *= 2
     config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
-    config.alpha_pattern = {name: stronger * alpha for name, alpha in (config.alpha_pattern or {}).items()}
+    config.alpha_pattern = {
+        name: stronger * alpha for name, alpha in (config.alpha_pattern or {}).items()
+    }
     config.inference_mode = True
     tensors = {}
     for name, module in wrapped.named_modules():
         if "default" in getattr(module, "lora_A", {}):
             for part in ("lora_A", "lora_B"):
-                tensors[f"{name}.{part}.weight"] = getattr(module, part)["default"].weight.detach().cpu().contiguous()
-        elif "default" in getattr(module, "trainable_tokens_delta", {}) and module.tied_adapter is None:
-            tensors[f"{name}.trainable_tokens_delta"] = module.trainable_tokens_delta["default"].detach().cpu().contiguous()
+                tensors[f"{name}.{part}.weight"] = (
+                    getattr(module, part)["default"].weight.detach().cpu().contiguous()
+                )
+        elif (
+            "default" in getattr(module, "trainable_tokens_delta", {})
+            and module.tied_adapter is None
+        ):
+            tensors[f"{name}.trainable_tokens_delta"] = (
+                module.trainable_tokens_delta["default"].detach().cpu().contiguous()
+            )
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config.save_pretrained(str(folder))

@@ -1,11 +1,15 @@
-"""EVA and LoftQ: LoRA whose start is measured, on the rows of the run (EVA) or on what quantising did to the base (LoftQ).
+"""EVA and LoftQ: LoRA whose start is measured, on the rows of the run (EVA) or on what quantising
+did to the base (LoftQ).
 
-EVA (Paischer et al. 2024, arXiv 2410.07170): A starts at the directions in which the inputs of its layer vary most, B at zero, so the model is the base at
-step 0. PEFT finds the directions by an incremental decomposition while rows run through the model.
+EVA (Paischer et al. 2024, arXiv 2410.07170): A starts at the directions in which the inputs of its
+layer vary most, B at zero, so the model is the base at step 0. PEFT finds the directions by an
+incremental decomposition while rows run through the model.
 
-LoftQ (Li et al. 2023, arXiv 2310.08659), with one round of its alternation: for a base Q = quantised(W), B A is the best product of that rank for W - Q, so
-the model at step 0 is nearer to the unquantised base than the quantised one is. The weights W are read again from the model's files, one matrix at a
-time; the quantised base stays the base for everybody. PEFT offers the same for bases of bitsandbytes only (`replace_lora_weights_loftq`); ours are not.
+LoftQ (Li et al. 2023, arXiv 2310.08659), with one round of its alternation: for a base Q =
+quantised(W), B A is the best product of that rank for W - Q, so the model at step 0 is nearer to
+the unquantised base than the quantised one is. The weights W are read again from the model's files,
+one matrix at a time; the quantised base stays the base for everybody. PEFT offers the same for
+bases of bitsandbytes only (`replace_lora_weights_loftq`); ours are not.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ LONGEST, AT_ONCE, MOST_PASSES = 512, 8, 400
 
 
 def start_from_rows(attached: Attached, wrapped: Any, rank: int) -> Attached:
-    """Let the A matrices of a fresh PEFT LoRA (`init_lora_weights="eva"`) be set by `look`, before the first step."""
+    """Let the A matrices of a fresh PEFT LoRA (`init_lora_weights="eva"`) be set by `look`, before
+    the first step."""
 
     def look(rows: Sequence[list[int]]) -> None:
         import warnings
@@ -42,14 +47,27 @@ def start_from_rows(attached: Attached, wrapped: Any, rank: int) -> Attached:
         def forward(model: Any, inputs: Any) -> None:
             passes[0] += 1
             if passes[0] > MOST_PASSES:
-                raise CompatError(problem("E-METHOD-61", "method.rank", rank=rank, tokens=sum(len(row) for row in rows)))
+                raise CompatError(
+                    problem(
+                        "E-METHOD-61",
+                        "method.rank",
+                        rank=rank,
+                        tokens=sum(len(row) for row in rows),
+                    )
+                )
             model(**inputs, use_cache=False)
 
         if not batches:
-            raise CompatError(problem("E-METHOD-61", "method.rank", rank=rank, tokens=sum(len(row) for row in rows)))
+            raise CompatError(
+                problem(
+                    "E-METHOD-61", "method.rank", rank=rank, tokens=sum(len(row) for row in rows)
+                )
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            peft.initialize_lora_eva_weights(wrapped, batches, forward_fn=forward, show_progress_bar=False)
+            peft.initialize_lora_eva_weights(
+                wrapped, batches, forward_fn=forward, show_progress_bar=False
+            )
         wrapped.eval()
 
     attached.look = look
@@ -57,7 +75,8 @@ def start_from_rows(attached: Attached, wrapped: Any, rank: int) -> Attached:
 
 
 def _batches(rows: Sequence[list[int]], fewest: int, device: Any) -> list[dict[str, Any]]:
-    """Padded rows with their masks, each batch of at least `fewest` tokens: PEFT passes over smaller ones."""
+    """Padded rows with their masks, each batch of at least `fewest` tokens: PEFT passes over
+    smaller ones."""
     import torch
 
     groups: list[list[list[int]]] = []
@@ -74,21 +93,27 @@ def _batches(rows: Sequence[list[int]], fewest: int, device: Any) -> list[dict[s
             continue
         width = max(map(len, group))
         ids = torch.tensor([row + [row[-1]] * (width - len(row)) for row in group], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in group], device=device)
+        mask = torch.tensor(
+            [[1] * len(row) + [0] * (width - len(row)) for row in group], device=device
+        )
         batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
 
 
 def start_from_rounding(attached: Attached, wrapped: Any, niter: int | None) -> Attached:
-    """Set A and B of a fresh PEFT LoRA on a quantised base to the best product for what quantising took away.
+    """Set A and B of a fresh PEFT LoRA on a quantised base to the best product for what quantising
+    took away.
 
-    Raises CompatError (E-METHOD-60) where the base is not quantised, ModelError (E-METHOD-62) where its unquantised weights cannot be found.
+    Raises CompatError (E-METHOD-60) where the base is not quantised, ModelError (E-METHOD-62) where
+    its unquantised weights cannot be found.
     """
     import torch
 
     from tunewright.models.quantised import QuantLinear
 
-    layers = [(name, m) for name, m in wrapped.named_modules() if "default" in getattr(m, "lora_A", {})]
+    layers = [
+        (name, m) for name, m in wrapped.named_modules() if "default" in getattr(m, "lora_A", {})
+    ]
     if not all(isinstance(layer.get_base_layer(), QuantLinear) for _, layer in layers):
         raise CompatError(problem("E-METHOD-60", "base.bits"))
     originals = _Originals(Path(str(wrapped.get_base_model().name_or_path)))
@@ -96,7 +121,11 @@ def start_from_rounding(attached: Attached, wrapped: Any, niter: int | None) -> 
         quantised = layer.get_base_layer().weight.float()
         rest = originals.of(name.removeprefix("base_model.model."), quantised) - quantised
         rank = layer.r["default"]
-        U, S, V = torch.linalg.svd(rest, full_matrices=False) if niter is None else _fast_svd(rest, rank, niter)
+        U, S, V = (
+            torch.linalg.svd(rest, full_matrices=False)
+            if niter is None
+            else _fast_svd(rest, rank, niter)
+        )
         root = (S[:rank] / layer.scaling["default"]).sqrt()
         with torch.no_grad():
             layer.lora_A["default"].weight.copy_(root[:, None] * V[:rank])
@@ -112,7 +141,8 @@ def start_from_rounding(attached: Attached, wrapped: Any, niter: int | None) -> 
 
 
 def bound_to_its_base(attached: Attached) -> Attached:
-    """An adapter that holds a correction of its quantised base cannot be folded into the unquantised one: the correction would be made twice."""
+    """An adapter that holds a correction of its quantised base cannot be folded into the
+    unquantised one: the correction would be made twice."""
     attached.merge, attached.merge_reason = None, say("methods.loftq_no_merge")
     return attached
 
@@ -141,15 +171,20 @@ class _Originals:
                 self.place.update(dict.fromkeys(stored.keys(), path))
 
     def of(self, module: str, quantised: Tensor) -> Tensor:
-        """The weight of a module in float32, lying as `quantised` does. A name may lack the prefix under which Transformers puts the model."""
+        """The weight of a module in float32, lying as `quantised` does. A name may lack the prefix
+        under which Transformers puts the model."""
         from safetensors import safe_open
 
         parts = f"{module}.weight".split(".")
-        name = next((n for n in (".".join(parts[i:]) for i in range(len(parts) - 1)) if n in self.place), None)
+        name = next(
+            (n for n in (".".join(parts[i:]) for i in range(len(parts) - 1)) if n in self.place),
+            None,
+        )
         if name is not None:
             with safe_open(self.place[name], framework="pt") as stored:
                 weight = stored.get_tensor(name).float().to(quantised.device)
-            # GPT-2 stores its weights turned; which way they lie shows in which is near the quantised one.
+            # GPT-2 stores its weights turned; which way they lie shows in which is near the
+            # quantised one.
             for candidate in (weight, weight.T):
                 if candidate.shape == quantised.shape:
                     gap = float((candidate - quantised).norm() / candidate.norm())

@@ -1,28 +1,41 @@
-"""Mixture of depths: chosen blocks compute only the tokens that a learnt router picks; the others pass by on the residual (Raposo et al. 2024, arXiv 2404.02258).
+"""Mixture of depths: chosen blocks compute only the tokens that a learnt router picks; the others
+pass by on the residual (Raposo et al. 2024, arXiv 2404.02258).
 
-For row i of a sample of S rows, x_i its hidden state before a routed block f(x) + x, n(x) = x / rms(x), and a capacity c:
+For row i of a sample of S rows, x_i its hidden state before a routed block f(x) + x, n(x) = x /
+rms(x), and a capacity c:
 
-    r_i = 1 + w . n(x_i)                                              weight of the router (the paper has no 1: a trained block starts at full strength)
-    picked: the first row, and of the others the largest r until      of this sample alone, so neither padding nor the cut of a step matters
+    r_i = 1 + w . n(x_i)                                              weight of the router (the
+    paper has no 1: a trained block starts at full strength)
+    picked: the first row, and of the others the largest r until      of this sample alone, so
+    neither padding nor the cut of a step matters
             ceil(c S) are picked
     y_i = x_i + r_i f(picked rows up to i)_i  if i is picked          y_i = x_i  if not
 
-A picked row attends to picked rows only. Which rows are the largest is known only when all rows are there, so a model that writes cannot route like
-this. A predictor learns to say it from the row alone (section 3.5 of the paper, the second way):
+A picked row attends to picked rows only. Which rows are the largest is known only when all rows are
+there, so a model that writes cannot route like this. A predictor learns to say it from the row
+alone (section 3.5 of the paper, the second way):
 
-    p_i = sigmoid(v . relu(U n(x_i) + b) + a (r_i - t) + d)           with x_i and r_i detached: it changes nothing but itself
-    t: moving mean of the smallest r that was picked                  so a capacity that falls is followed at once
-    loss term `predictor`: mean over rows and routed blocks of the binary cross-entropy between p_i and "i is picked"
+    p_i = sigmoid(v . relu(U n(x_i) + b) + a (r_i - t) + d)           with x_i and r_i detached: it
+    changes nothing but itself
+    t: moving mean of the smallest r that was picked                  so a capacity that falls is
+    followed at once
+    loss term `predictor`: mean over rows and routed blocks of the binary cross-entropy between p_i
+    and "i is picked"
 
-Whenever the model is measured or answers, the rows with p_i > 0.5 are picked, so what is measured is what answers, with a cache and without; the cache
-of a routed block holds the picked rows only. While it learns, the largest are picked for the first `settle` of the steps, as in the paper; from then on the
-rows with p_i > 0.5, so that the weights end on the routing with which they will be used. The predictor learns from the largest to the end, which keeps the
-capacity. Without that second phase learning and writing agreed on only 82 to 87 % of the (block, token) decisions of a small model (docs/LOG.md): one
-sample has more heavy tokens than another, and every wrong guess changes the input of the blocks above. a (r_i - t) and the second phase are ours.
+Whenever the model is measured or answers, the rows with p_i > 0.5 are picked, so what is measured
+is what answers, with a cache and without; the cache of a routed block holds the picked rows only.
+While it learns, the largest are picked for the first `settle` of the steps, as in the paper; from
+then on the rows with p_i > 0.5, so that the weights end on the routing with which they will be
+used. The predictor learns from the largest to the end, which keeps the capacity. Without that
+second phase learning and writing agreed on only 82 to 87 % of the (block, token) decisions of a
+small model (docs/LOG.md): one sample has more heavy tokens than another, and every wrong guess
+changes the input of the blocks above. a (r_i - t) and the second phase are ours.
 
-The paper trains from scratch. For a model that is already trained three things here keep what it knows (figures in docs/LOG.md): the first row of a text
-is always picked, because trained attention rests on it; the blocks at either end are not routed; and the capacity falls from 1 to c over the first `ramp`
-of the steps, from a start at which w = 0 and every row is picked, which is the base model.
+The paper trains from scratch. For a model that is already trained three things here keep what it
+knows (figures in docs/LOG.md): the first row of a text is always picked, because trained attention
+rests on it; the blocks at either end are not routed; and the capacity falls from 1 to c over the
+first `ramp` of the steps, from a start at which w = 0 and every row is picked, which is the base
+model.
 """
 
 from __future__ import annotations
@@ -60,17 +73,22 @@ class MixtureOfDepthsConfig(Section):
     """Blocks that compute only the tokens a router picks."""
 
     capacity: float = Field(default=0.5, gt=0, le=1)
-    """Share of a sample's tokens that a routed block computes. The paper trains from scratch with 0.125; a trained model loses less with more."""
+    """Share of a sample's tokens that a routed block computes. The paper trains from scratch with
+    0.125; a trained model loses less with more."""
     every: int = Field(default=2, gt=0)
     """Every how many of the blocks between the ends one is routed, never the first of all."""
     ends: float = Field(default=0.1, ge=0, lt=0.5)
-    """Share of the blocks at either end of the model that compute every token. 0: as in the paper."""
+    """Share of the blocks at either end of the model that compute every token. 0: as in the paper.
+    """
     ramp: float = Field(default=0.4, ge=0, le=1)
-    """Share of the steps over which the capacity falls from 1 to `capacity`. 0: at `capacity` from the first step on, as in the paper."""
+    """Share of the steps over which the capacity falls from 1 to `capacity`. 0: at `capacity` from
+    the first step on, as in the paper."""
     train: Literal["blocks", "model", "router"] = "blocks"
-    """What trains besides routers and predictors: the routed blocks, the whole model, or nothing."""
+    """What trains besides routers and predictors: the routed blocks, the whole model, or nothing.
+    """
     settle: float = Field(default=0.5, gt=0, le=1)
-    """Share of the steps after which training, too, routes by the predictor, as answering does. 1: never, as in the paper."""
+    """Share of the steps after which training, too, routes by the predictor, as answering does. 1:
+    never, as in the paper."""
     predictor: int = Field(default=32, gt=0)
     """Width of the predictor."""
     predictor_weight: float = Field(default=0.01, gt=0)
@@ -84,12 +102,17 @@ class MixtureOfDepthsConfig(Section):
         """Numbers that train on a model of `shape` (advise/shape.py)."""
         routed = len(routed_places(self, shape.layers))
         new = routed * ((self.predictor + 1) * (shape.hidden + 1) + self.predictor + 1)
-        inside = {"router": 0, "model": shape.parameters, "blocks": routed * (shape.block_weights // shape.layers + 2 * shape.hidden)}
+        inside = {
+            "router": 0,
+            "model": shape.parameters,
+            "blocks": routed * (shape.block_weights // shape.layers + 2 * shape.hidden),
+        }
         return int(new + inside[self.train])
 
 
 def routed_places(config: MixtureOfDepthsConfig, blocks: int) -> range:
-    """Which of `blocks` blocks are routed. The first counts the rows of the cache for the whole model, so it is never among them."""
+    """Which of `blocks` blocks are routed. The first counts the rows of the cache for the whole
+    model, so it is never among them."""
     ends = int(config.ends * blocks)
     return range(max(1, ends, config.every - 1), blocks - ends, config.every)
 
@@ -110,7 +133,8 @@ class _Routing:
     capacity: float = 1.0
     """Share of the rows that the largest are taken from, now."""
     edges: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """For each routed block, the sum over this step's samples of the smallest weight that was picked, and their number."""
+    """For each routed block, the sum over this step's samples of the smallest weight that was
+    picked, and their number."""
     mask: Any = None
     """The (B, seen) attention mask that the model was called with; None: no padding."""
     pending: list[tuple[Any, int]] = field(default_factory=list)
@@ -134,8 +158,11 @@ def _make_class() -> type[Any]:
         def __init__(self, width: int, inner: int, ramp: bool, device: Any, dtype: Any):
             super().__init__()
             made: dict[str, Any] = {"device": device, "dtype": dtype}
-            # With a ramp all rows are picked at first, at weight 1; without one the first pick is by chance.
-            self.w = nn.Parameter(torch.zeros(width, **made) if ramp else torch.randn(width, **made) * 0.02)
+            # With a ramp all rows are picked at first, at weight 1; without one the first pick is
+            # by chance.
+            self.w = nn.Parameter(
+                torch.zeros(width, **made) if ramp else torch.randn(width, **made) * 0.02
+            )
             self.inner = nn.Parameter(torch.randn(inner, width, **made) / math.sqrt(width))
             self.bias = nn.Parameter(torch.zeros(inner, **made))
             self.out = nn.Parameter(torch.randn(inner, **made) * 0.002)
@@ -170,14 +197,17 @@ def _router_class() -> type[Any]:
 
 
 def largest(r_BT: Any, there_BT: Any, capacity: float) -> Any:
-    """(B, T) bool: for each sample ceil(capacity x its rows) of the rows that are there: the first, and the others with the largest weight."""
+    """(B, T) bool: for each sample ceil(capacity x its rows) of the rows that are there: the first,
+    and the others with the largest weight."""
     import torch
 
     # A sliver is taken off first: 0.1 x 30 is a little more than 3 in binary.
     quota_B1 = torch.ceil(capacity * there_BT.sum(-1, keepdim=True) - 1e-6).to(torch.int64)
     r_BT = r_BT.masked_fill(~there_BT, -math.inf).masked_fill(first_row(there_BT), math.inf)
     order = torch.argsort(r_BT, dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(r_BT.shape[1], device=r_BT.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(r_BT.shape[1], device=r_BT.device).expand_as(order)
+    )
     return (rank < quota_B1) & there_BT
 
 
@@ -198,20 +228,33 @@ def _routed_forward(block: Any, router: Any, routing: _Routing, name: str) -> An
         if not routing.on:
             return own_forward(*args, **named)
         bound = signature.bind(*args, **named)
-        given = {**{k: v for k, v in bound.arguments.items() if k != "kwargs"}, **bound.arguments.get("kwargs", {})}
+        given = {
+            **{k: v for k, v in bound.arguments.items() if k != "kwargs"},
+            **bound.arguments.get("kwargs", {}),
+        }
         x = given.pop("hidden_states")
         B, T, _ = x.shape
-        there = torch.ones(B, T, dtype=torch.bool, device=x.device) if routing.mask is None else routing.mask[:, -T:].bool()
+        there = (
+            torch.ones(B, T, dtype=torch.bool, device=x.device)
+            if routing.mask is None
+            else routing.mask[:, -T:].bool()
+        )
         n = router.normal(x)
         r = router.weights(n)
         learning = block.training and torch.is_grad_enabled()
         guess = router.predicted(n, r)
         # The first row of a text stands in the first call only.
-        always = first_row(there) if name not in _noted(given.get("past_key_values")) else torch.zeros_like(there)
+        always = (
+            first_row(there)
+            if name not in _noted(given.get("past_key_values"))
+            else torch.zeros_like(there)
+        )
         if learning:
             heavy = largest(r.detach(), there, routing.capacity)
             open_to = there & ~always
-            loss = F.binary_cross_entropy_with_logits(guess[open_to], heavy[open_to].to(guess.dtype), reduction="sum")
+            loss = F.binary_cross_entropy_with_logits(
+                guess[open_to], heavy[open_to].to(guess.dtype), reduction="sum"
+            )
             routing.pending.append((loss, int(open_to.sum())))
             routing.right.append((int(((guess > 0) == heavy)[open_to].sum()), int(open_to.sum())))
             edge = r.detach().masked_fill(~(heavy & open_to), math.inf).amin(-1)
@@ -224,7 +267,8 @@ def _routed_forward(block: Any, router: Any, routing: _Routing, name: str) -> An
         K = int(picked.sum(-1).max())
         if K == 0:
             return x
-        # Picked rows first, in their order; what fills up a shorter sample is hidden from the others and thrown away.
+        # Picked rows first, in their order; what fills up a shorter sample is hidden from the
+        # others and thrown away.
         at = torch.argsort(~picked, dim=-1, stable=True)[:, :K]
         real = torch.gather(picked, 1, at)
         chosen = torch.gather(x, 1, at[..., None].expand(-1, -1, x.shape[-1]))
@@ -233,7 +277,11 @@ def _routed_forward(block: Any, router: Any, routing: _Routing, name: str) -> An
         out = own_forward(hidden_states=chosen, **given)
         out = out[0] if isinstance(out, tuple) else out
         weight = torch.gather(r, 1, at)[..., None].to(x.dtype)
-        change = torch.where(real[..., None], (out - chosen) * weight, torch.zeros((), dtype=x.dtype, device=x.device))
+        change = torch.where(
+            real[..., None],
+            (out - chosen) * weight,
+            torch.zeros((), dtype=x.dtype, device=x.device),
+        )
         return x.scatter_add(1, at[..., None].expand(-1, -1, x.shape[-1]), change)
 
     return forward
@@ -255,7 +303,8 @@ def _gather_positions(given: dict[str, Any], at: Any) -> None:
 
 
 def _mask(block: Any, given: dict[str, Any], name: str, real: Any, chosen: Any) -> Any:
-    """(B, 1, K, seen + K): picked rows see picked rows before them and themselves. With a cache, which of its rows are real is noted on it."""
+    """(B, 1, K, seen + K): picked rows see picked rows before them and themselves. With a cache,
+    which of its rows are real is noted on it."""
     import torch
 
     B, K = real.shape
@@ -267,16 +316,22 @@ def _mask(block: Any, given: dict[str, Any], name: str, real: Any, chosen: Any) 
         noted[name] = torch.cat([seen, real], 1)
     before = seen[:, None, :].expand(-1, K, -1)
     among = torch.ones(K, K, dtype=torch.bool, device=real.device).tril()[None] & real[:, None, :]
-    among = among | torch.eye(K, dtype=torch.bool, device=real.device)  # a row that fills up sees itself, or its softmax would be empty
+    among = among | torch.eye(
+        K, dtype=torch.bool, device=real.device
+    )  # a row that fills up sees itself, or its softmax would be empty
     allowed = torch.cat([before, among], 2)[:, None]
     if getattr(block_config(block), "_attn_implementation", "sdpa") == "sdpa":
         return allowed
-    return torch.zeros(allowed.shape, dtype=chosen.dtype, device=chosen.device).masked_fill_(~allowed, torch.finfo(chosen.dtype).min)
+    return torch.zeros(allowed.shape, dtype=chosen.dtype, device=chosen.device).masked_fill_(
+        ~allowed, torch.finfo(chosen.dtype).min
+    )
 
 
 def _noted(cache: Any) -> dict[str, Any]:
     """For each routed block by name, which of its rows in `cache` are real: (B, seen) bool."""
-    found: dict[str, Any] = {} if cache is None else vars(cache).setdefault("tunewright_real_rows", {})
+    found: dict[str, Any] = (
+        {} if cache is None else vars(cache).setdefault("tunewright_real_rows", {})
+    )
     return found
 
 
@@ -286,26 +341,48 @@ def block_config(block: Any) -> Any:
 
 
 def _routed_blocks(config: MixtureOfDepthsConfig, anatomy: Any, model: Any) -> list[str]:
-    """Names of the blocks to route. Raises CompatError (E-METHOD-46) for a model whose blocks do not all see everything, or with too few blocks."""
+    """Names of the blocks to route. Raises CompatError (E-METHOD-46) for a model whose blocks do
+    not all see everything, or with too few blocks."""
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    window = (
+        getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    )
     routed = [anatomy.blocks[i] for i in routed_places(config, len(anatomy.blocks))]
     if kinds != {"full_attention"} or window or not routed:
-        raise CompatError(problem("E-METHOD-46", "method.kind", family=anatomy.family, kinds=", ".join(sorted(kinds)), blocks=len(anatomy.blocks)))
+        raise CompatError(
+            problem(
+                "E-METHOD-46",
+                "method.kind",
+                family=anatomy.family,
+                kinds=", ".join(sorted(kinds)),
+                blocks=len(anatomy.blocks),
+            )
+        )
     return routed
 
 
 @methods.register(
-    "mixture_of_depths", MixtureOfDepthsConfig, source="arXiv 2404.02258", trains="routers that let tokens skip blocks, and those blocks", merges=NO_MERGE,
-    on_quantised=False, needs_layout="padded", load=lambda *given: load(*given),
-)  # fmt: skip
-def mixture_of_depths(config: MixtureOfDepthsConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Route every `every`-th block of `model`. Routers and predictors train in float32, and so do the weights of the base that `train` names."""
+    "mixture_of_depths",
+    MixtureOfDepthsConfig,
+    source="arXiv 2404.02258",
+    trains="routers that let tokens skip blocks, and those blocks",
+    merges=NO_MERGE,
+    on_quantised=False,
+    needs_layout="padded",
+    load=lambda *given: load(*given),
+)
+def mixture_of_depths(
+    config: MixtureOfDepthsConfig, model: Any, anatomy: Any, base_path: str
+) -> Attached:
+    """Route every `every`-th block of `model`. Routers and predictors train in float32, and so do
+    the weights of the base that `train` names."""
     import torch
 
     names = _routed_blocks(config, anatomy, model)
-    chosen = {"blocks": tuple(f"{name}." for name in names), "model": ("",), "router": ()}[config.train]
+    chosen = {"blocks": tuple(f"{name}." for name in names), "model": ("",), "router": ()}[
+        config.train
+    ]
     inside = [n for n, _ in model.named_parameters() if n.startswith(chosen)] if chosen else []
     routing = _Routing(config, capacity=1.0 if config.ramp else config.capacity)
     reference = next(model.parameters())
@@ -315,7 +392,11 @@ def mixture_of_depths(config: MixtureOfDepthsConfig, model: Any, anatomy: Any, b
     for name in names:
         block = model.get_submodule(name)
         router = _router_class()(
-            width, config.predictor, config.ramp > 0, reference.device, torch.promote_types(part_dtype(part, reference), torch.float32)
+            width,
+            config.predictor,
+            config.ramp > 0,
+            reference.device,
+            torch.promote_types(part_dtype(part, reference), torch.float32),
         )
         block.add_module(ROUTER, router)
         block.forward = _routed_forward(block, router, routing, name)
@@ -329,7 +410,11 @@ def mixture_of_depths(config: MixtureOfDepthsConfig, model: Any, anatomy: Any, b
 
 def _routers(model: Any) -> dict[str, Any]:
     """The routers by the names of their blocks."""
-    return {name.removesuffix(f".{ROUTER}"): m for name, m in model.named_modules() if name.endswith(f".{ROUTER}")}
+    return {
+        name.removesuffix(f".{ROUTER}"): m
+        for name, m in model.named_modules()
+        if name.endswith(f".{ROUTER}")
+    }
 
 
 def part_dtype(part: BaseWeights, reference: Any) -> Any:
@@ -338,7 +423,8 @@ def part_dtype(part: BaseWeights, reference: Any) -> Any:
 
 
 def _watch_mask(model: Any, routing: _Routing) -> None:
-    """Note the attention mask with which the body of `model` is called: blocks see only what was made of it."""
+    """Note the attention mask with which the body of `model` is called: blocks see only what was
+    made of it."""
     body = getattr(model, model.base_model_prefix)
 
     def note(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -349,7 +435,13 @@ def _watch_mask(model: Any, routing: _Routing) -> None:
 
 
 def _attached(
-    config: MixtureOfDepthsConfig, model: Any, base_path: str, routing: _Routing, part: BaseWeights, parameters: list[str], new: set[str]
+    config: MixtureOfDepthsConfig,
+    model: Any,
+    base_path: str,
+    routing: _Routing,
+    part: BaseWeights,
+    parameters: list[str],
+    new: set[str],
 ) -> Attached:
     routers = _routers(model)
 
@@ -363,7 +455,10 @@ def _attached(
             routing.on = True
 
     def penalties() -> dict[str, Term]:
-        losses, rows = [loss for loss, _ in routing.pending], sum(count for _, count in routing.pending)
+        losses, rows = (
+            [loss for loss, _ in routing.pending],
+            sum(count for _, count in routing.pending),
+        )
         right = sum(count for count, _ in routing.right)
         routing.pending, routing.right = [], []
         if not losses:
@@ -392,7 +487,11 @@ def _attached(
         move(number)
 
     def state() -> dict[str, Any]:
-        return {"agreement": routing.agreement, "updates": routing.updates, "edges": {name: router.edge for name, router in routers.items()}}
+        return {
+            "agreement": routing.agreement,
+            "updates": routing.updates,
+            "edges": {name: router.edge for name, router in routers.items()},
+        }
 
     def load_state(given: dict[str, Any]) -> None:
         routing.agreement = [float(share) for share in given["agreement"]]
@@ -404,7 +503,15 @@ def _attached(
         share = sum(routing.agreement) / len(routing.agreement) if routing.agreement else None
         edges = {name: router.edge for name, router in routers.items()}
         tensors = own_folder.tensors_of(model, parameters)
-        own_folder.write(folder, "mixture_of_depths", config, base_path, tensors, predictor_agreement=share, edges=edges)
+        own_folder.write(
+            folder,
+            "mixture_of_depths",
+            config,
+            base_path,
+            tensors,
+            predictor_agreement=share,
+            edges=edges,
+        )
 
     return Attached(
         parameters=parameters,
@@ -424,12 +531,17 @@ def _attached(
     )
 
 
-def load(config: MixtureOfDepthsConfig, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
-    """The saved routers and weights of `folder` on `model`. Raises ModelError (E-METHOD-42) where they do not fit."""
+def load(
+    config: MixtureOfDepthsConfig, model: Any, folder: Path, base_path: str, trainable: bool
+) -> Attached:
+    """The saved routers and weights of `folder` on `model`. Raises ModelError (E-METHOD-42) where
+    they do not fit."""
     from tunewright.models import anatomy
 
     try:
-        attached = mixture_of_depths(config, model, anatomy.of(model), base_path or own_folder.read(folder).base)
+        attached = mixture_of_depths(
+            config, model, anatomy.of(model), base_path or own_folder.read(folder).base
+        )
     except CompatError as e:
         raise ModelError(e.problems) from e
     own_folder.fill(model, attached.parameters, folder, trainable)
@@ -437,7 +549,13 @@ def load(config: MixtureOfDepthsConfig, model: Any, folder: Path, base_path: str
     edges = own_folder.read(folder).more.get("edges", {})
     for name, router in _routers(model).items():
         if name not in edges:
-            raise ModelError(problem("E-METHOD-41", str(folder), cause=f"no edge of {name} in {own_folder.DESCRIPTION}"))
+            raise ModelError(
+                problem(
+                    "E-METHOD-41",
+                    str(folder),
+                    cause=f"no edge of {name} in {own_folder.DESCRIPTION}",
+                )
+            )
         router.edge = float(edges[name])
     if not trainable:
         model.eval()
@@ -445,9 +563,11 @@ def load(config: MixtureOfDepthsConfig, model: Any, folder: Path, base_path: str
 
 
 def agreement(model: Any, ids_BT: Any, mask_BT: Any = None) -> float:
-    """Share of (routed block, token) decisions that come out the same when the model learns and when it writes, on the given texts.
+    """Share of (routed block, token) decisions that come out the same when the model learns and
+    when it writes, on the given texts.
 
-    Two forward passes, each routed its own way from the first block on, so differences of lower blocks count with their consequences.
+    Two forward passes, each routed its own way from the first block on, so differences of lower
+    blocks count with their consequences.
     """
     import torch
 
@@ -463,4 +583,6 @@ def agreement(model: Any, ids_BT: Any, mask_BT: Any = None) -> float:
     routing.pending, routing.right = [], []
     model.train(was_training)
     same = found[0] == found[1]
-    return float(same[:, mask_BT.bool()].float().mean() if mask_BT is not None else same.float().mean())
+    return float(
+        same[:, mask_BT.bool()].float().mean() if mask_BT is not None else same.float().mean()
+    )

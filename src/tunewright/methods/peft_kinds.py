@@ -1,4 +1,5 @@
-"""Methods that PEFT implements and that are neither LoRA nor prompts: LoHa, LoKr, AdaLoRA, IA3, VeRA, OFT, and any other PEFT type by its name."""
+"""Methods that PEFT implements and that are neither LoRA nor prompts: LoHa, LoKr, AdaLoRA, IA3,
+VeRA, OFT, and any other PEFT type by its name."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from tunewright.core.errors import CompatError, ConfigError, problem, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Term
 from tunewright.core.words import say
-from tunewright.methods.lora import TargetSection, attach_peft, cap_rank, chosen_layers, placing, require_linear, wrap
+from tunewright.methods.lora import (
+    TargetSection,
+    attach_peft,
+    cap_rank,
+    chosen_layers,
+    placing,
+    require_linear,
+    wrap,
+)
 
 
 class LohaConfig(TargetSection):
@@ -26,7 +35,12 @@ class LohaConfig(TargetSection):
 
     def trainable_numbers(self, shape: Any) -> int:
         """Numbers that train on a model of `shape` (advise/shape.py): two products for each matrix."""
-        return int(sum(2 * self.rank * m.count * (m.inputs + m.outputs) for m in _matrices(shape, self.targets)))
+        return int(
+            sum(
+                2 * self.rank * m.count * (m.inputs + m.outputs)
+                for m in _matrices(shape, self.targets)
+            )
+        )
 
 
 class LokrConfig(TargetSection):
@@ -37,15 +51,19 @@ class LokrConfig(TargetSection):
     alpha: float | None = Field(default=None, gt=0)
     """Strength: the update is multiplied by alpha / rank. Default: the rank."""
     decompose_factor: int = -1
-    """Size of the small factor; -1: as near to the square root of the layer's size as divides it."""
+    """Size of the small factor; -1: as near to the square root of the layer's size as divides it.
+    """
     decompose_both: bool = False
     """Make the small factor a low-rank product, too."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape`: for each matrix two factors, whole or as products, as PEFT cuts its sides."""
+        """Numbers that train on a model of `shape`: for each matrix two factors, whole or as
+        products, as PEFT cuts its sides."""
         total = 0
         for m in _matrices(shape, self.targets):
-            (small_in, large_in), (small_out, large_out) = (_factors(n, self.decompose_factor) for n in (m.inputs, m.outputs))
+            (small_in, large_in), (small_out, large_out) = (
+                _factors(n, self.decompose_factor) for n in (m.inputs, m.outputs)
+            )
             thin_first = self.decompose_both and self.rank < max(small_in, small_out) / 2
             thin_second = self.rank < max(large_in, large_out) / 2
             first = self.rank * (small_in + small_out) if thin_first else small_in * small_out
@@ -77,7 +95,11 @@ class AdaloraConfig(TargetSection):
     def trainable_numbers(self, shape: Any) -> int:
         """Numbers that train on a model of `shape` at the start, when every layer has `start_rank`."""
         first = self.start_rank or -(-3 * self.rank // 2)
-        return int(sum(m.count * first * (m.inputs + m.outputs + 1) for m in _matrices(shape, self.targets)))
+        return int(
+            sum(
+                m.count * first * (m.inputs + m.outputs + 1) for m in _matrices(shape, self.targets)
+            )
+        )
 
     @model_validator(mode="after")
     def _room(self) -> AdaloraConfig:
@@ -92,20 +114,29 @@ class Ia3Config(Section):
     """One learnt factor for each key, value and feed-forward activation."""
 
     targets: list[str] = []
-    """Roles, groups or module names whose outputs are scaled. Empty: keys, values and the feed-forward's last layer, or what has them fused."""
+    """Roles, groups or module names whose outputs are scaled. Empty: keys, values and the
+    feed-forward's last layer, or what has them fused."""
     feedforward: list[str] = ["mlp.down"]
     """Those of the targets whose input is scaled in place of the output."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py) with the usual targets, for the estimate before loading."""
+        """Numbers that train on a model of `shape` (advise/shape.py) with the usual targets, for
+        the estimate before loading."""
         fused = "attention.key" not in shape.matrices
-        outputs = [shape.matrices[r] for r in (["attention.qkv"] if fused else ["attention.key", "attention.value"]) if r in shape.matrices]
+        outputs = [
+            shape.matrices[r]
+            for r in (["attention.qkv"] if fused else ["attention.key", "attention.value"])
+            if r in shape.matrices
+        ]
         down = shape.matrices.get("mlp.down")
-        return int(sum(m.count * m.outputs for m in outputs) + (down.count * down.inputs if down else 0))
+        return int(
+            sum(m.count * m.outputs for m in outputs) + (down.count * down.inputs if down else 0)
+        )
 
 
 class VeraConfig(TargetSection):
-    """Two random matrices that all layers share and that do not train; each layer trains two vectors."""
+    """Two random matrices that all layers share and that do not train; each layer trains two
+    vectors."""
 
     rank: int = Field(default=256, gt=0)
     """Rank of the shared matrices; it may be above a layer's size, for they do not train."""
@@ -115,7 +146,8 @@ class VeraConfig(TargetSection):
     """Start of the random stream of the shared matrices."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape`: an output vector and a rank vector for each matrix."""
+        """Numbers that train on a model of `shape`: an output vector and a rank vector for each
+        matrix."""
         return int(sum(m.count * (m.outputs + self.rank) for m in _matrices(shape, self.targets)))
 
 
@@ -127,22 +159,35 @@ class OftConfig(TargetSection):
 
     def trainable_numbers(self, shape: Any) -> int:
         """Numbers that train on a model of `shape`: half a square for each block of inputs."""
-        return int(sum(m.count * m.inputs * (self.block_size - 1) // 2 for m in _matrices(shape, self.targets)))
+        return int(
+            sum(
+                m.count * m.inputs * (self.block_size - 1) // 2
+                for m in _matrices(shape, self.targets)
+            )
+        )
 
 
 class BoftConfig(TargetSection):
-    """Each layer's outputs are turned by learnt rotations, block by block, and multiplied by a learnt factor each."""
+    """Each layer's outputs are turned by learnt rotations, block by block, and multiplied by a
+    learnt factor each."""
 
     block_size: int = Field(default=4, gt=1)
     """Numbers that turn together; it must divide the layer's inputs."""
     factors: int = Field(default=1, gt=0)
-    """Rotations in a row, each over differently mixed blocks, so that few numbers make a dense rotation. More than 1 needs PEFT's CUDA kernel."""
+    """Rotations in a row, each over differently mixed blocks, so that few numbers make a dense
+    rotation. More than 1 needs PEFT's CUDA kernel."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of blocks that are left unturned while training."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape`: a square for each block and factor, and one number an output."""
-        return int(sum(m.count * (self.factors * m.inputs * self.block_size + m.outputs) for m in _matrices(shape, self.targets)))
+        """Numbers that train on a model of `shape`: a square for each block and factor, and one
+        number an output."""
+        return int(
+            sum(
+                m.count * (self.factors * m.inputs * self.block_size + m.outputs)
+                for m in _matrices(shape, self.targets)
+            )
+        )
 
 
 class PeftConfig(Section):
@@ -156,13 +201,20 @@ class PeftConfig(Section):
     """Roles, groups or module names, where the type sits on modules and the options name none."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """About as many numbers as a LoRA of that rank has: PEFT's types are many, and none of the common ones has more."""
+        """About as many numbers as a LoRA of that rank has: PEFT's types are many, and none of the
+        common ones has more."""
         rank = self.options.get("r", 16)
-        return int(sum((rank if isinstance(rank, int) else 16) * m.count * (m.inputs + m.outputs) for m in _matrices(shape, self.targets)))
+        return int(
+            sum(
+                (rank if isinstance(rank, int) else 16) * m.count * (m.inputs + m.outputs)
+                for m in _matrices(shape, self.targets)
+            )
+        )
 
 
 def _matrices(shape: Any, targets: list[str]) -> list[Any]:
-    """The linear layers of a shape that targets choose; what matches nothing is left for the loaded model to refuse."""
+    """The linear layers of a shape that targets choose; what matches nothing is left for the loaded
+    model to refuse."""
     from tunewright.models.anatomy import WHOLE
 
     wanted = {shape.targets.get(t, t) for t in targets}
@@ -170,11 +222,14 @@ def _matrices(shape: Any, targets: list[str]) -> list[Any]:
 
 
 def _factors(size: int, wanted: int) -> tuple[int, int]:
-    """(small, large) with small * large = size, as PEFT cuts a side: with `wanted` where that divides it, else the pair nearest to a square whose
-    smaller factor is at most `wanted` (-1: any)."""
+    """(small, large) with small * large = size, as PEFT cuts a side: with `wanted` where that
+    divides it, else the pair nearest to a square whose smaller factor is at most `wanted` (-1:
+    any)."""
     if wanted > 0 and size % wanted == 0:
         return min(wanted, size // wanted), max(wanted, size // wanted)
-    small = max(n for n in range(1, int(size**0.5) + 1) if size % n == 0 and (wanted == -1 or n <= wanted))
+    small = max(
+        n for n in range(1, int(size**0.5) + 1) if size % n == 0 and (wanted == -1 or n <= wanted)
+    )
     return small, size // small
 
 
@@ -183,23 +238,35 @@ def _scale(config: Any) -> float:
 
 
 @methods.register(
-    "loha", LohaConfig, by="PEFT", source="arXiv 2108.06098", trains="two thin products, multiplied number by number, beside chosen linear layers"
+    "loha",
+    LohaConfig,
+    by="PEFT",
+    source="arXiv 2108.06098",
+    trains="two thin products, multiplied number by number, beside chosen linear layers",
 )
 def loha(config: LohaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Low-rank Hadamard product (Hyeon-Woo et al. 2021; LyCORIS): W' = W + (alpha / rank) (A1 B1) * (A2 B2)."""
+    """Low-rank Hadamard product (Hyeon-Woo et al. 2021; LyCORIS): W' = W + (alpha / rank) (A1 B1) *
+    (A2 B2)."""
     import peft
 
     names = chosen_layers(config, model, anatomy)
     require_linear(model, names, "loha")
     capped = cap_rank(model, names, config.rank)
     settings = peft.LoHaConfig(
-        r=config.rank, alpha=_scale(config), **capped.patterns(_scale(config)), **placing(model, names)  # type: ignore[arg-type]
-    )  # fmt: skip
+        r=config.rank,
+        alpha=_scale(config),  # type: ignore[arg-type]
+        **capped.patterns(_scale(config)),
+        **placing(model, names),
+    )
     return capped.told(attach_peft(wrap(model, settings, base_path)))
 
 
 @methods.register(
-    "lokr", LokrConfig, by="PEFT", source="arXiv 2309.14859", trains="a small matrix and a thin product, Kronecker-multiplied, beside linear layers"
+    "lokr",
+    LokrConfig,
+    by="PEFT",
+    source="arXiv 2309.14859",
+    trains="a small matrix and a thin product, Kronecker-multiplied, beside linear layers",
 )
 def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron (A B)."""
@@ -207,7 +274,9 @@ def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attach
 
     names = chosen_layers(config, model, anatomy)
     require_linear(model, names, "lokr")
-    cap_rank(model, names, config.rank)  # a factor that is smaller than the rank stays whole, so only a rank above every layer is refused
+    cap_rank(
+        model, names, config.rank
+    )  # a factor that is smaller than the rank stays whole, so only a rank above every layer is refused
     settings = peft.LoKrConfig(
         r=config.rank,
         alpha=_scale(config),  # type: ignore[arg-type]
@@ -219,52 +288,98 @@ def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attach
 
 
 @methods.register(
-    "ia3", Ia3Config, by="PEFT", source="arXiv 2205.05638", trains="one factor for each key, value and feed-forward activation", on_quantised=True
+    "ia3",
+    Ia3Config,
+    by="PEFT",
+    source="arXiv 2205.05638",
+    trains="one factor for each key, value and feed-forward activation",
+    on_quantised=True,
 )
 def ia3(config: Ia3Config, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """(IA)^3 (Liu et al. 2022): keys, values and the input of the feed-forward's last layer are multiplied by learnt factors that start at 1."""
+    """(IA)^3 (Liu et al. 2022): keys, values and the input of the feed-forward's last layer are
+    multiplied by learnt factors that start at 1."""
     import peft
 
     fused = "attention.qkv" in anatomy.roles and "attention.key" not in anatomy.roles
-    usual = ["attention.qkv" if fused else "attention.key", "attention.qkv" if fused else "attention.value", "mlp.down"]
+    usual = [
+        "attention.qkv" if fused else "attention.key",
+        "attention.qkv" if fused else "attention.value",
+        "mlp.down",
+    ]
     names = anatomy.select(config.targets or usual)
     forward = set(anatomy.select(config.feedforward)) & set(names) if config.feedforward else set()
     found = placing(model, names)
-    # PEFT asks that feed-forward names are among the target names, so both are written the same way.
+    # PEFT asks that feed-forward names are among the target names, so both are written the same
+    # way.
     if forward and set(found["target_modules"]) != set(names):
         short = {name.rsplit(".", 1)[-1] for name in forward}
         if {n for n in names if n.rsplit(".", 1)[-1] in short} == forward:
-            return attach_peft(wrap(model, peft.IA3Config(feedforward_modules=sorted(short), **found), base_path))
+            return attach_peft(
+                wrap(model, peft.IA3Config(feedforward_modules=sorted(short), **found), base_path)
+            )
         found["target_modules"] = sorted(names)
-    return attach_peft(wrap(model, peft.IA3Config(feedforward_modules=sorted(forward), **found), base_path))
+    return attach_peft(
+        wrap(model, peft.IA3Config(feedforward_modules=sorted(forward), **found), base_path)
+    )
 
 
 @methods.register(
-    "vera", VeraConfig, by="PEFT", source="arXiv 2310.11454", trains="two vectors for each linear layer, around random matrices that all share"
+    "vera",
+    VeraConfig,
+    by="PEFT",
+    source="arXiv 2310.11454",
+    trains="two vectors for each linear layer, around random matrices that all share",
 )
 def vera(config: VeraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Vector-based random matrix adaptation (Kopiczko et al. 2023): W' = W + diag(b) B diag(d) A with A, B random and shared; b starts at 0."""
+    """Vector-based random matrix adaptation (Kopiczko et al. 2023): W' = W + diag(b) B diag(d) A
+    with A, B random and shared; b starts at 0."""
     import peft
 
     names = chosen_layers(config, model, anatomy)
-    settings = peft.VeraConfig(r=config.rank, vera_dropout=config.dropout, projection_prng_key=config.seed, **placing(model, names))
+    settings = peft.VeraConfig(
+        r=config.rank,
+        vera_dropout=config.dropout,
+        projection_prng_key=config.seed,
+        **placing(model, names),
+    )
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register("oft", OftConfig, by="PEFT", source="arXiv 2306.07280", trains="a rotation of each linear layer's inputs, in blocks")
+@methods.register(
+    "oft",
+    OftConfig,
+    by="PEFT",
+    source="arXiv 2306.07280",
+    trains="a rotation of each linear layer's inputs, in blocks",
+)
 def oft(config: OftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Orthogonal fine-tuning (Qiu et al. 2023), turning the inputs: y = W (R x) with R block-diagonal and orthogonal by Cayley's transform."""
+    """Orthogonal fine-tuning (Qiu et al. 2023), turning the inputs: y = W (R x) with R
+    block-diagonal and orthogonal by Cayley's transform."""
     import peft
 
     names = chosen_layers(config, model, anatomy)
     require_linear(model, names, "oft")
-    return attach_peft(wrap(model, peft.OFTConfig(r=0, oft_block_size=config.block_size, **placing(model, names)), base_path))
+    return attach_peft(
+        wrap(
+            model,
+            peft.OFTConfig(r=0, oft_block_size=config.block_size, **placing(model, names)),
+            base_path,
+        )
+    )
 
 
-@methods.register("boft", BoftConfig, by="PEFT", source="arXiv 2311.06243", trains="rotations of each layer's inputs, and a factor for each output")
+@methods.register(
+    "boft",
+    BoftConfig,
+    by="PEFT",
+    source="arXiv 2311.06243",
+    trains="rotations of each layer's inputs, and a factor for each output",
+)
 def boft(config: BoftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Butterfly orthogonal fine-tuning (Liu et al. 2023): W' = diag(s) (W R) with R = B_1 ... B_m, each B_i block-diagonal and orthogonal (Cayley) after a
-    butterfly permutation. Raises CompatError (E-METHOD-64) for m above 1 where PEFT would silently take 1, because its kernel is not there."""
+    """Butterfly orthogonal fine-tuning (Liu et al. 2023): W' = diag(s) (W R) with R = B_1 ... B_m,
+    each B_i block-diagonal and orthogonal (Cayley) after a butterfly permutation. Raises
+    CompatError (E-METHOD-64) for m above 1 where PEFT would silently take 1, because its kernel is
+    not there."""
     import peft
     import torch
 
@@ -275,19 +390,41 @@ def boft(config: BoftConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     for name in names:
         inputs = model.get_submodule(name).in_features
         if inputs % config.block_size:
-            sizes = [n for n in range(2, 65) if all(model.get_submodule(other).in_features % n == 0 for other in names)]
-            raise CompatError(problem("E-METHOD-65", "method.block_size", size=config.block_size, module=name, inputs=inputs,
-                                      sizes=", ".join(map(str, sizes))))  # fmt: skip
+            sizes = [
+                n
+                for n in range(2, 65)
+                if all(model.get_submodule(other).in_features % n == 0 for other in names)
+            ]
+            raise CompatError(
+                problem(
+                    "E-METHOD-65",
+                    "method.block_size",
+                    size=config.block_size,
+                    module=name,
+                    inputs=inputs,
+                    sizes=", ".join(map(str, sizes)),
+                )
+            )
     settings = peft.BOFTConfig(
-        boft_block_size=config.block_size, boft_n_butterfly_factor=config.factors, boft_dropout=config.dropout, **placing(model, names)
+        boft_block_size=config.block_size,
+        boft_n_butterfly_factor=config.factors,
+        boft_dropout=config.dropout,
+        **placing(model, names),
     )
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register("adalora", AdaloraConfig, by="PEFT", source="arXiv 2303.10512", trains="low-rank updates whose ranks move to where they are needed")
+@methods.register(
+    "adalora",
+    AdaloraConfig,
+    by="PEFT",
+    source="arXiv 2303.10512",
+    trains="low-rank updates whose ranks move to where they are needed",
+)
 def adalora(config: AdaloraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Adaptive budget allocation (Zhang et al. 2023): W' = W + s P diag(e) Q; the least important entries of e are set to 0 until the mean rank is
-    `rank`, on a cubic schedule over the run; a penalty keeps P and Q near orthogonal."""
+    """Adaptive budget allocation (Zhang et al. 2023): W' = W + s P diag(e) Q; the least important
+    entries of e are set to 0 until the mean rank is `rank`, on a cubic schedule over the run; a
+    penalty keeps P and Q near orthogonal."""
     import peft
 
     names = chosen_layers(config, model, anatomy)
@@ -305,15 +442,23 @@ def adalora(config: AdaloraConfig, model: Any, anatomy: Any, base_path: str) -> 
     wrapped = wrap(model, settings, base_path)
     attached = attach_peft(wrapped)
     schedule_ranks(attached, wrapped, config.wait, config.settle, config.every)
-    return capped.told(attached, "methods.rank_above")  # PEFT starts all layers at one rank, and what is above a layer's size can fall away
+    return capped.told(
+        attached, "methods.rank_above"
+    )  # PEFT starts all layers at one rank, and what is above a layer's size can fall away
 
 
-def schedule_ranks(attached: Attached, wrapped: Any, wait: float, settle: float, every: int | None) -> None:
+def schedule_ranks(
+    attached: Attached, wrapped: Any, wait: float, settle: float, every: int | None
+) -> None:
     """Let PEFT's allocator follow the engine's steps, and let its memory survive a resume."""
     import torch
 
     settings, allocator = wrapped.peft_config["default"], wrapped.base_model.rankallocator
-    trained = [(name, p) for name, p in wrapped.base_model.model.named_parameters() if "lora_" in name and "default" in name]
+    trained = [
+        (name, p)
+        for name, p in wrapped.base_model.model.named_parameters()
+        if "lora_" in name and "default" in name
+    ]
 
     def begin(total_steps: int) -> None:
         settings.total_step = total_steps
@@ -321,18 +466,24 @@ def schedule_ranks(attached: Attached, wrapped: Any, wait: float, settle: float,
         settings.deltaT = every or max(1, total_steps // 100)
 
     def tensors() -> dict[str, Any]:
-        # PEFT makes these with zeros at the first update and forgets them when the ranks settle; zeros made earlier change nothing.
+        # PEFT makes these with zeros at the first update and forgets them when the ranks settle;
+        # zeros made earlier change nothing.
         for store in (allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc):
             for name, p in trained:
                 store.setdefault(name, torch.zeros_like(p))
         parts = {"mean": allocator.exp_avg_ipt, "spread": allocator.exp_avg_unc}
-        return {f"{name}/{part}": store[name].detach() for part, store in parts.items() for name, _ in trained}
+        return {
+            f"{name}/{part}": store[name].detach()
+            for part, store in parts.items()
+            for name, _ in trained
+        }
 
     def load_state(state: dict[str, Any]) -> None:
         settings.rank_pattern = state["rank_pattern"]
 
     def save(folder: Path) -> None:
-        # Entries set to 0 stay in the file: leaving them out would change the order in which numbers are added.
+        # Entries set to 0 stay in the file: leaving them out would change the order in which
+        # numbers are added.
         ranks, settings.rank_pattern = settings.rank_pattern, None
         wrapped.save_pretrained(str(folder), save_embedding_layers=False)
         settings.rank_pattern = ranks
@@ -342,7 +493,9 @@ def schedule_ranks(attached: Attached, wrapped: Any, wait: float, settle: float,
 
     def after_update(step: int) -> None:
         if step == settles_at() and not allocator.exp_avg_ipt:
-            allocator.update_ipt(wrapped.base_model.model)  # the ranks are decided at the very first step, before PEFT has looked at any gradient
+            allocator.update_ipt(
+                wrapped.base_model.model
+            )  # the ranks are decided at the very first step, before PEFT has looked at any gradient
         wrapped.base_model.update_and_allocate(step)
 
     attached.begin, attached.after_update, attached.complete_from = begin, after_update, settles_at
@@ -352,37 +505,67 @@ def schedule_ranks(attached: Attached, wrapped: Any, wait: float, settle: float,
 
 
 def orthogonality(trained: list[tuple[str, Any]], weight: float) -> Term:
-    """The mean of ||Q Q^T - I|| and ||P^T P - I|| (Frobenius) over all layers, as PEFT adds it to a loss; Q is `lora_A`, P is `lora_B`."""
+    """The mean of ||Q Q^T - I|| and ||P^T P - I|| (Frobenius) over all layers, as PEFT adds it to a
+    loss; Q is `lora_A`, P is `lora_B`."""
     import torch
 
     gaps = []
     for name, p in trained:
         if "lora_A" in name or "lora_B" in name:
             square = p @ p.T if "lora_A" in name else p.T @ p
-            gaps.append(torch.linalg.matrix_norm(square - torch.eye(len(square), dtype=p.dtype, device=p.device)))
+            gaps.append(
+                torch.linalg.matrix_norm(
+                    square - torch.eye(len(square), dtype=p.dtype, device=p.device)
+                )
+            )
     return torch.stack(gaps).mean(), weight
 
 
-RESERVED = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version"}
+RESERVED = {
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "inference_mode",
+    "revision",
+    "auto_mapping",
+    "peft_version",
+}
 IMPOSSIBLE = {
-    "XLORA": "lora", "POLY": "lora", "SHADOW": "lora", "MULTITASK_PROMPT_TUNING": "prompt_tuning", "CPT": "prompt_tuning", "CARTRIDGE": "prefix_tuning",
-}  # fmt: skip
-"""PEFT types that a run cannot train, and the kind to use instead; the reasons are sentences of the catalogue."""
+    "XLORA": "lora",
+    "POLY": "lora",
+    "SHADOW": "lora",
+    "MULTITASK_PROMPT_TUNING": "prompt_tuning",
+    "CPT": "prompt_tuning",
+    "CARTRIDGE": "prefix_tuning",
+}
+"""PEFT types that a run cannot train, and the kind to use instead; the reasons are sentences of the
+catalogue."""
 
 
-@methods.register("peft", PeftConfig, by="PEFT", source="github.com/huggingface/peft", trains="what the PEFT type trains")
+@methods.register(
+    "peft",
+    PeftConfig,
+    by="PEFT",
+    source="github.com/huggingface/peft",
+    trains="what the PEFT type trains",
+)
 def peft_type(config: PeftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Any PEFT type on the model. Raises ConfigError for a type or option that PEFT does not have, CompatError for what cannot be trained here."""
+    """Any PEFT type on the model. Raises ConfigError for a type or option that PEFT does not have,
+    CompatError for what cannot be trained here."""
     settings_class = config_class(config)
     options = dict(config.options)
     known = settings_class.__dataclass_fields__
     if "target_modules" in known and not options.get("target_modules"):
-        options |= {k: v for k, v in placing(model, anatomy.select(config.targets)).items() if k in known}
+        options |= {
+            k: v for k, v in placing(model, anatomy.select(config.targets)).items() if k in known
+        }
     try:
         settings = settings_class(**{"task_type": "CAUSAL_LM", **options})
     except (TypeError, ValueError, ImportError) as e:
         cause = str(e).splitlines()[0][:300]
-        raise CompatError(problem("E-METHOD-24", "method.options", type=config.type, cause=cause)) from e
+        raise CompatError(
+            problem("E-METHOD-24", "method.options", type=config.type, cause=cause)
+        ) from e
     if settings.is_prompt_learning:
         from tunewright.methods.prompts import wrap_prompt
 
@@ -402,10 +585,22 @@ def config_class(config: PeftConfig) -> Any:
     name = config.type.upper().replace("-", "_")
     if name not in types:
         guess = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
-        raise ConfigError(problem("E-METHOD-22", "method.type", type=config.type, guess=guess[0], known=", ".join(sorted(types))))
+        raise ConfigError(
+            problem(
+                "E-METHOD-22",
+                "method.type",
+                type=config.type,
+                guess=guess[0],
+                known=", ".join(sorted(types)),
+            )
+        )
     if name in IMPOSSIBLE:
         reason = say(f"methods.impossible.{name}")
-        raise CompatError(problem("E-METHOD-25", "method.type", type=name, reason=reason, instead=IMPOSSIBLE[name]))
+        raise CompatError(
+            problem(
+                "E-METHOD-25", "method.type", type=name, reason=reason, instead=IMPOSSIBLE[name]
+            )
+        )
     known = [field for field in types[name].__dataclass_fields__ if field not in RESERVED]
     wrong = []
     for option in config.options:
@@ -413,6 +608,15 @@ def config_class(config: PeftConfig) -> Any:
             wrong.append(problem("E-METHOD-26", f"method.options.{option}", option=option))
         elif option not in known:
             guess = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
-            wrong.append(problem("E-METHOD-23", f"method.options.{option}", type=name, option=option, guess=guess[0], known=", ".join(known)))
+            wrong.append(
+                problem(
+                    "E-METHOD-23",
+                    f"method.options.{option}",
+                    type=name,
+                    option=option,
+                    guess=guess[0],
+                    known=", ".join(known),
+                )
+            )
     raise_all(wrong, ConfigError)
     return types[name]

@@ -1,9 +1,11 @@
 """Learnt prompts: the model stays as it is, and virtual tokens stand before every input.
 
-Two ways to give the model a token that is no word. As an input embedding (prompt tuning, P-tuning): the token runs through all layers like any
-other. As ready keys and values in every layer (prefix tuning, P-tuning v2): nothing runs, every row just sees them. PEFT's encoders make both;
-the layouts place them (`engine/forward.py`), so that a token tree has them once at its root. Positions are counted as PEFT counts them: M virtual
-tokens take 0 to M - 1, real ones begin at M. What is saved is PEFT's folder: the embeddings, or the keys and values, without the encoder.
+Two ways to give the model a token that is no word. As an input embedding (prompt tuning, P-tuning):
+the token runs through all layers like any other. As ready keys and values in every layer (prefix
+tuning, P-tuning v2): nothing runs, every row just sees them. PEFT's encoders make both; the layouts
+place them (`engine/forward.py`), so that a token tree has them once at its root. Positions are
+counted as PEFT counts them: M virtual tokens take 0 to M - 1, real ones begin at M. What is saved
+is PEFT's folder: the embeddings, or the keys and values, without the encoder.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from tunewright.core.words import say
 from tunewright.methods.lora import wrap
 
 PROMPT_RATES = {"PROMPT_TUNING": 1e-2, "P_TUNING": 2e-4, "PREFIX_TUNING": 1e-2}
-"""Rates that suit the PEFT types in long runs; a prefix with a projection learns at that of P_TUNING."""
+"""Rates that suit the PEFT types in long runs; a prefix with a projection learns at that of
+P_TUNING."""
 
 
 class PromptTuningConfig(Section):
@@ -33,10 +36,12 @@ class PromptTuningConfig(Section):
     num_tokens: int = Field(default=20, gt=0)
     """Virtual tokens; they take room in the context."""
     text: str | None = None
-    """Start at the embeddings of this text, repeated or cut to `num_tokens`. Default: at embeddings of words drawn from the vocabulary."""
+    """Start at the embeddings of this text, repeated or cut to `num_tokens`. Default: at embeddings
+    of words drawn from the vocabulary."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before loading."""
+        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before
+        loading."""
         return int(self.num_tokens * shape.hidden)
 
 
@@ -46,7 +51,8 @@ class PTuningConfig(Section):
     num_tokens: int = Field(default=20, gt=0)
     """Virtual tokens; they take room in the context."""
     encoder: Literal["mlp", "lstm"] = "mlp"
-    """The network that makes the embeddings; the paper's is a two-way LSTM with a small network behind it."""
+    """The network that makes the embeddings; the paper's is a two-way LSTM with a small network
+    behind it."""
     encoder_size: int | None = Field(default=None, gt=0)
     """Width of the network. Default: the model's own."""
 
@@ -56,7 +62,9 @@ class PTuningConfig(Section):
         S = self.encoder_size or D
         if self.encoder == "mlp":
             return int(self.num_tokens * D + D * S + S + S * S + S + S * D + D)
-        lstm = 8 * (D * S + S * S + 2 * S) + 8 * (2 * S * S + S * S + 2 * S)  # two layers, two ways, four gates
+        lstm = 8 * (D * S + S * S + 2 * S) + 8 * (
+            2 * S * S + S * S + 2 * S
+        )  # two layers, two ways, four gates
         return int(self.num_tokens * D + lstm + 4 * S * S + 2 * S + 2 * S * D + D)
 
 
@@ -66,10 +74,12 @@ class PrefixTuningConfig(Section):
     num_tokens: int = Field(default=20, gt=0)
     """Virtual tokens; they take room in the context."""
     encoder_size: int | None = Field(default=None, gt=0)
-    """Width of the network that makes keys and values; it trains and is not saved. Default: 512, or the model's width if that is smaller."""
+    """Width of the network that makes keys and values; it trains and is not saved. Default: 512, or
+    the model's width if that is smaller."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape`: the embeddings and the network that makes keys and values of all layers."""
+        """Numbers that train on a model of `shape`: the embeddings and the network that makes keys
+        and values of all layers."""
         K, S = shape.kv_heads * shape.head_dim, self.encoder_size or min(512, shape.hidden)
         return int(self.num_tokens * K + K * S + S + (S + 1) * shape.layers * 2 * K)
 
@@ -80,10 +90,12 @@ class PTuningV2Config(Section):
     num_tokens: int = Field(default=20, gt=0)
     """Virtual tokens; they take room in the context."""
     text: str | None = None
-    """Start at the keys and values that the model has for this text, repeated or cut to `num_tokens`. Default: for words drawn from the vocabulary."""
+    """Start at the keys and values that the model has for this text, repeated or cut to
+    `num_tokens`. Default: for words drawn from the vocabulary."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape`: a key and a value for each layer and virtual token."""
+        """Numbers that train on a model of `shape`: a key and a value for each layer and virtual
+        token."""
         return int(self.num_tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim)
 
 
@@ -92,14 +104,20 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attent
 
 
 def rows_obstacles(config: Any, model_config: Any) -> list[Problem]:
-    """What in a model's configuration speaks against learnt input embeddings, before its weights are read."""
+    """What in a model's configuration speaks against learnt input embeddings, before its weights
+    are read."""
     text = model_config.get_text_config()
     # A virtual token is no token of the vocabulary, so its rows for the blocks cannot be looked up.
-    return [problem("E-METHOD-75", "method.kind", family=text.model_type)] if vars(text).get("hidden_size_per_layer_input") else []
+    return (
+        [problem("E-METHOD-75", "method.kind", family=text.model_type)]
+        if vars(text).get("hidden_size_per_layer_input")
+        else []
+    )
 
 
 def keys_obstacles(config: Any, model_config: Any) -> list[Problem]:
-    """What in a model's configuration speaks against learnt keys and values, before its weights are read."""
+    """What in a model's configuration speaks against learnt keys and values, before its weights are
+    read."""
     text = model_config.get_text_config()
     kinds = sorted({str(kind) for kind in getattr(text, "layer_types", None) or ()} - ATTENTION)
     if not kinds and not hasattr(text, "num_attention_heads"):
@@ -107,7 +125,11 @@ def keys_obstacles(config: Any, model_config: Any) -> list[Problem]:
     # Keys that are made anew from a short row for each token have other sizes than the values.
     kinds += ["kv_lora_rank"] if getattr(text, "kv_lora_rank", None) else []
     kinds += ["altup_num_inputs"] if vars(text).get("altup_num_inputs") else []
-    return [problem("E-METHOD-74", "method.kind", family=text.model_type, kinds=", ".join(kinds))] if kinds else []
+    return (
+        [problem("E-METHOD-74", "method.kind", family=text.model_type, kinds=", ".join(kinds))]
+        if kinds
+        else []
+    )
 
 
 _NO_MERGE = "a learnt prompt stands before the input"
@@ -128,12 +150,18 @@ def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_pat
     import peft
     import torch
 
-    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=config.num_tokens, prompt_tuning_init="SAMPLE_VOCAB")
+    settings = peft.PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=config.num_tokens,
+        prompt_tuning_init="SAMPLE_VOCAB",
+    )
     ids = None if config.text is None else _tokens_of(config.text, model, config.num_tokens)
     wrapped = wrap_prompt(model, settings, base_path)
     if ids is not None:
         with torch.no_grad():
-            wrapped.prompt_encoder["default"].embedding.weight.copy_(model.get_input_embeddings()(ids))
+            wrapped.prompt_encoder["default"].embedding.weight.copy_(
+                model.get_input_embeddings()(ids)
+            )
     return attach_prompt(wrapped)
 
 
@@ -148,7 +176,8 @@ def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_pat
     obstacles=rows_obstacles,
 )
 def p_tuning(config: PTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """P-tuning (Liu et al. 2021): the model reads [f(E); X] with E (M, D) and the network f trained. It changes nothing inside the model."""
+    """P-tuning (Liu et al. 2021): the model reads [f(E); X] with E (M, D) and the network f
+    trained. It changes nothing inside the model."""
     import peft
 
     settings = peft.PromptEncoderConfig(
@@ -161,11 +190,18 @@ def p_tuning(config: PTuningConfig, model: Any, anatomy: Any, base_path: str) ->
 
 
 @methods.register(
-    "prefix_tuning", PrefixTuningConfig, by="PEFT", source="arXiv 2101.00190", trains="a network that makes keys and values for every layer",
-    merges=_NO_MERGE, on_quantised=True, obstacles=keys_obstacles,
-)  # fmt: skip
+    "prefix_tuning",
+    PrefixTuningConfig,
+    by="PEFT",
+    source="arXiv 2101.00190",
+    trains="a network that makes keys and values for every layer",
+    merges=_NO_MERGE,
+    on_quantised=True,
+    obstacles=keys_obstacles,
+)
 def prefix_tuning(config: PrefixTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Prefix tuning (Li and Liang 2021): in every layer attention reads [K_p; K] and [V_p; V], where (K_p, V_p) = MLP(E) for all layers at once."""
+    """Prefix tuning (Li and Liang 2021): in every layer attention reads [K_p; K] and [V_p; V],
+    where (K_p, V_p) = MLP(E) for all layers at once."""
     import peft
 
     width = config.encoder_size or min(512, model.config.get_text_config().hidden_size)
@@ -189,39 +225,55 @@ def prefix_tuning(config: PrefixTuningConfig, model: Any, anatomy: Any, base_pat
     obstacles=keys_obstacles,
 )
 def p_tuning_v2(config: PTuningV2Config, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """P-tuning v2 (Liu et al. 2021): the keys and values of a prefix in every layer, trained directly: no network, no projection.
+    """P-tuning v2 (Liu et al. 2021): the keys and values of a prefix in every layer, trained
+    directly: no network, no projection.
 
-    They start as keys and values that the model has for real words (Li and Liang 2021, section 7.4): random ones cost the model most of what it knows.
+    They start as keys and values that the model has for real words (Li and Liang 2021, section
+    7.4): random ones cost the model most of what it knows.
     """
     import peft
     import torch
     from transformers import DynamicCache
 
-    drawn = torch.randint(model.config.get_text_config().vocab_size, (config.num_tokens,), device=model.device)
+    drawn = torch.randint(
+        model.config.get_text_config().vocab_size, (config.num_tokens,), device=model.device
+    )
     ids = drawn if config.text is None else _tokens_of(config.text, model, config.num_tokens)
-    settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=config.num_tokens, prefix_projection=False)
+    settings = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=config.num_tokens, prefix_projection=False
+    )
     wrapped = wrap_prompt(model, settings, base_path)
     prefix = wrapped.peft_config["default"]
     with torch.no_grad():
-        seen = model(input_ids=ids[None], past_key_values=DynamicCache(), use_cache=True).past_key_values
-        # PEFT's order: for each virtual token, for each layer, keys then values. Layers that have fewer or smaller ones, or none, leave the rest at 0.
+        seen = model(
+            input_ids=ids[None], past_key_values=DynamicCache(), use_cache=True
+        ).past_key_values
+        # PEFT's order: for each virtual token, for each layer, keys then values. Layers that have
+        # fewer or smaller ones, or none, leave the rest at 0.
         heads = prefix.num_attention_heads
-        made_MLKD = torch.zeros(len(ids), 2 * prefix.num_layers, heads, prefix.token_dim // heads, device=model.device)
+        made_MLKD = torch.zeros(
+            len(ids), 2 * prefix.num_layers, heads, prefix.token_dim // heads, device=model.device
+        )
         for number, layer in enumerate(seen.layers[: prefix.num_layers]):
             for part, t in enumerate((layer.keys, layer.values)):
                 if t is not None and t.shape[-2] == len(ids):
-                    made_MLKD[:, 2 * number + part, : t.shape[1], : t.shape[3]] = t[0].transpose(0, 1)
+                    made_MLKD[:, 2 * number + part, : t.shape[1], : t.shape[3]] = t[0].transpose(
+                        0, 1
+                    )
         wrapped.prompt_encoder["default"].embedding.weight.copy_(made_MLKD.flatten(1))
     return attach_prompt(wrapped)
 
 
 def _tokens_of(text: str, model: Any, count: int) -> Any:
-    """(count,) token ids of a text, repeated or cut, by the tokenizer that lies beside the model's weights. Raises ConfigError when there are none."""
+    """(count,) token ids of a text, repeated or cut, by the tokenizer that lies beside the model's
+    weights. Raises ConfigError when there are none."""
     import torch
 
     from tunewright.models.load import load_tokenizer
 
-    ids: list[int] = load_tokenizer(Path(model.name_or_path))(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = load_tokenizer(Path(model.name_or_path))(text, add_special_tokens=False)[
+        "input_ids"
+    ]
     if not ids:
         raise ConfigError(problem("E-METHOD-29", "method.text", reason=repr(text)))
     return torch.tensor((ids * (-(-count // len(ids))))[:count], device=model.device)
@@ -234,21 +286,32 @@ def key_shapes(text: Any) -> list[tuple[int, int]]:
     for number in range(text.num_hidden_layers):
         layer = text if by_layer is None else by_layer[number]
         size = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
-        shapes.append((getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads, size))
+        shapes.append(
+            (getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads, size)
+        )
     return shapes
 
 
 def wrap_prompt(model: Any, settings: Any, base_path: str) -> Any:
-    """PEFT's model with a prompt encoder. Raises CompatError for a prompt that fills the context, or that the model cannot take."""
+    """PEFT's model with a prompt encoder. Raises CompatError for a prompt that fills the context,
+    or that the model cannot take."""
     text = model.config.get_text_config()
     context = getattr(text, "max_position_embeddings", None)
     if context is not None and settings.num_virtual_tokens >= context:
-        raise CompatError(problem("E-METHOD-27", "method.num_tokens", tokens=settings.num_virtual_tokens, context=context))
+        raise CompatError(
+            problem(
+                "E-METHOD-27",
+                "method.num_tokens",
+                tokens=settings.num_virtual_tokens,
+                context=context,
+            )
+        )
     by_keys = settings.peft_type.value == "PREFIX_TUNING"
     raise_all((keys_obstacles if by_keys else rows_obstacles)(None, model.config), CompatError)
     if by_keys and settings.token_dim is None:
-        # What a layer's keys are, read from the model: PEFT takes the hidden size, which is not heads x head size in every family.
-        # Where layers differ there is room for the largest, and a smaller one takes what it needs, as in PEFT.
+        # What a layer's keys are, read from the model: PEFT takes the hidden size, which is not
+        # heads x head size in every family. Where layers differ there is room for the largest, and
+        # a smaller one takes what it needs, as in PEFT.
         shapes = key_shapes(text)
         heads, size = max(h for h, _ in shapes), max(d for _, d in shapes)
         settings.num_attention_heads, settings.token_dim = heads, heads * size
@@ -258,18 +321,32 @@ def wrap_prompt(model: Any, settings: Any, base_path: str) -> Any:
 
 
 def _require_taken(wrapped: Any, by_keys: bool) -> None:
-    """Raise CompatError where the model falls over with a prompt before its input: a family that nobody thought of."""
+    """Raise CompatError where the model falls over with a prompt before its input: a family that
+    nobody thought of."""
     import torch
 
     if wrapped.device.type == "meta":  # only looked at; it is asked again when it has weights
         return
-    ids = torch.arange(3, 7, device=wrapped.device)[None] % wrapped.config.get_text_config().vocab_size
+    ids = (
+        torch.arange(3, 7, device=wrapped.device)[None]
+        % wrapped.config.get_text_config().vocab_size
+    )
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrapped(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, NotImplementedError) as e:
-        cause, family = (str(e) or type(e).__name__).splitlines()[0][:200], wrapped.config.get_text_config().model_type
+    except (
+        RuntimeError,
+        ValueError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+    ) as e:
+        cause, family = (
+            (str(e) or type(e).__name__).splitlines()[0][:200],
+            wrapped.config.get_text_config().model_type,
+        )
         raise CompatError(problem("E-METHOD-76", "method.kind", family=family, cause=cause)) from e
 
 
@@ -300,12 +377,15 @@ def attach_prompt(wrapped: Any) -> Attached:
         generator=PromptGenerator(wrapped),
         disabled=disabled,
         merge_reason=say("methods.no_merge_prompt"),
-        learning_rate=PROMPT_RATES["P_TUNING"] if projected else PROMPT_RATES.get(config.peft_type.value, 1e-3),
+        learning_rate=PROMPT_RATES["P_TUNING"]
+        if projected
+        else PROMPT_RATES.get(config.peft_type.value, 1e-3),
     )
 
 
 def _virtual(wrapped: Any) -> VirtualPrompt:
-    """What PEFT's encoder gives now: rows (M, D), or for each layer keys and values (K, M, head size)."""
+    """What PEFT's encoder gives now: rows (M, D), or for each layer keys and values (K, M, head
+    size)."""
     config = wrapped.peft_config["default"]
     M = config.num_virtual_tokens
     if config.peft_type.value != "PREFIX_TUNING":
@@ -315,16 +395,25 @@ def _virtual(wrapped: Any) -> VirtualPrompt:
     made = stored if config.inference_mode else encoder(tokens.to(stored.device)[None])[0]
     made = made.to(wrapped.base_model_torch_dtype or made.dtype)
     # PEFT's order: for each virtual token, for each layer, keys then values.
-    made_LKMD = made.view(M, config.num_layers * 2, config.num_attention_heads, -1).permute(1, 2, 0, 3)
+    made_LKMD = made.view(M, config.num_layers * 2, config.num_attention_heads, -1).permute(
+        1, 2, 0, 3
+    )
     shapes = key_shapes(wrapped.get_base_model().config.get_text_config())
-    return VirtualPrompt(M, keys_values=[(made_LKMD[2 * i, :h, :, :d], made_LKMD[2 * i + 1, :h, :, :d]) for i, (h, d) in enumerate(shapes)])
+    return VirtualPrompt(
+        M,
+        keys_values=[
+            (made_LKMD[2 * i, :h, :, :d], made_LKMD[2 * i + 1, :h, :, :d])
+            for i, (h, d) in enumerate(shapes)
+        ],
+    )
 
 
 class PromptGenerator:
     """PEFT's wrapped `generate`, one length of question at a time; everything else is PEFT's model.
 
-    Questions of several lengths are filled up on the left. Between the virtual tokens and a short question the filling would then take
-    positions, so the same question would be answered differently alone and in company.
+    Questions of several lengths are filled up on the left. Between the virtual tokens and a short
+    question the filling would then take positions, so the same question would be answered
+    differently alone and in company.
     """
 
     def __init__(self, wrapped: Any):
@@ -346,9 +435,15 @@ class PromptGenerator:
             with warnings.catch_warnings():
                 # Positions follow from the rows, and all rows have one length, so none is lost.
                 warnings.filterwarnings("ignore", message="Position ids are not supported")
-                out = self._wrapped.generate(input_ids=input_ids[rows, count:], attention_mask=attention_mask[rows, count:], **settings)
+                out = self._wrapped.generate(
+                    input_ids=input_ids[rows, count:],
+                    attention_mask=attention_mask[rows, count:],
+                    **settings,
+                )
             for i, row in zip(rows, out, strict=True):
                 answers[i] = torch.cat([input_ids[i, :count], row])
         longest = max(len(row) for row in answers)
         pad = getattr(settings.get("generation_config"), "pad_token_id", None) or 0
-        return torch.stack([torch.nn.functional.pad(row, (0, longest - len(row)), value=pad) for row in answers])
+        return torch.stack(
+            [torch.nn.functional.pad(row, (0, longest - len(row)), value=pad) for row in answers]
+        )

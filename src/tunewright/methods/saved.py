@@ -1,6 +1,8 @@
-"""What a run saved, put on its base again: a PEFT folder, or a folder of a method that PEFT does not know.
+"""What a run saved, put on its base again: a PEFT folder, or a folder of a method that PEFT does
+not know.
 
-A folder of ours holds `tunewright_method.json` ({"kind", "config"}) beside its tensors; the registered method's `load` fact reads them.
+A folder of ours holds `tunewright_method.json` ({"kind", "config"}) beside its tensors; the
+registered method's `load` fact reads them.
 """
 
 from __future__ import annotations
@@ -23,16 +25,30 @@ def is_saved(folder: Path) -> bool:
 
 
 def virtual_tokens(folder: Path) -> int:
-    """Tokens that the learnt prompt of a saved folder puts before every input; 0 where it holds none."""
+    """Tokens that the learnt prompt of a saved folder puts before every input; 0 where it holds
+    none."""
     described = folder / "adapter_config.json"
-    return int(json.loads(described.read_text(encoding="utf-8")).get("num_virtual_tokens") or 0) if described.is_file() else 0
+    return (
+        int(json.loads(described.read_text(encoding="utf-8")).get("num_virtual_tokens") or 0)
+        if described.is_file()
+        else 0
+    )
 
 
-def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = False, dropout: float | None = None) -> Attached:
-    """The saved method of `folder` on the causal model `model`. `base_path` is what it names as its base when it is saved again. `dropout` takes the place
-    of the one that it was trained with (PEFT folders).
+def put_on(
+    model: Any,
+    folder: Path,
+    *,
+    base_path: str = "",
+    trainable: bool = False,
+    dropout: float | None = None,
+) -> Attached:
+    """The saved method of `folder` on the causal model `model`. `base_path` is what it names as its
+    base when it is saved again. `dropout` takes the place of the one that it was trained with (PEFT
+    folders).
 
-    Raises ModelError when the folder is not safe to open, does not fit the model, or holds a tensor that finds no place.
+    Raises ModelError when the folder is not safe to open, does not fit the model, or holds a tensor
+    that finds no place.
     """
     if (folder / OWN).is_file():
         from tunewright.models.scalar_heads import put_stored_score, stored_score
@@ -40,8 +56,17 @@ def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = F
         described = json.loads((folder / OWN).read_text(encoding="utf-8"))
         entry = methods.get(str(described.get("kind")))
         if entry is None or "load" not in entry.facts:
-            raise ModelError(problem("E-MODEL-42", str(folder), kind=described.get("kind"), known=", ".join(methods.names())))
-        attached = entry.facts["load"](entry.config(**described.get("config", {})), model, folder, base_path, trainable)
+            raise ModelError(
+                problem(
+                    "E-MODEL-42",
+                    str(folder),
+                    kind=described.get("kind"),
+                    known=", ".join(methods.names()),
+                )
+            )
+        attached = entry.facts["load"](
+            entry.config(**described.get("config", {})), model, folder, base_path, trainable
+        )
         assert isinstance(attached, Attached)
         score = stored_score(folder)
         if score is not None:
@@ -68,19 +93,28 @@ def put_on(model: Any, folder: Path, *, base_path: str = "", trainable: bool = F
 
 
 def _whole_rows(model: Any, folder: Path) -> list[tuple[Any, Any]]:
-    """(table, copy of its rows that the base has) for embedding and head, where the adapter's file holds them whole and they will be written over."""
+    """(table, copy of its rows that the base has) for embedding and head, where the adapter's file
+    holds them whole and they will be written over."""
     from tunewright.models.vocabulary import fit_rows, whole_matrices
 
     known = int(model.get_input_embeddings().weight.shape[0])
     fit_rows(model, folder)
     if not whole_matrices(model, folder):
         return []
-    tables = [module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
-    return [(table, table[:known].detach().clone()) for table in {id(table): table for table in tables}.values()]
+    tables = [
+        module.weight
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        if module is not None
+    ]
+    return [
+        (table, table[:known].detach().clone())
+        for table in {id(table): table for table in tables}.values()
+    ]
 
 
 def _take_rows_along(attached: Attached, wrapped: Any, held: list[tuple[Any, Any]]) -> None:
-    """An adapter that brought the whole embedding takes it along when it is saved again; where it is not the base's, there is no way back to the base."""
+    """An adapter that brought the whole embedding takes it along when it is saved again; where it
+    is not the base's, there is no way back to the base."""
     attached.save = lambda folder: wrapped.save_pretrained(str(folder), save_embedding_layers=True)
     if any(not table[: len(rows)].equal(rows) for table, rows in held):
         attached.disabled, attached.disabled_reason = None, say("methods.rows_replaced")

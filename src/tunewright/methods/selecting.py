@@ -1,7 +1,9 @@
-"""Methods that train weights of the model itself: all of them, the last blocks, the biases, the norms, the token embedding.
+"""Methods that train weights of the model itself: all of them, the last blocks, the biases, the
+norms, the token embedding.
 
-Nothing is added to the model, so nothing has to be folded in afterwards. `full` leaves a whole model; the others leave only the weights they changed.
-Sources: freezing all but the last blocks: Yosinski et al. 2014; biases: Ben Zaken et al. 2022 (BitFit); norms: Zhao et al. 2023 (LN-tuning).
+Nothing is added to the model, so nothing has to be folded in afterwards. `full` leaves a whole
+model; the others leave only the weights they changed. Sources: freezing all but the last blocks:
+Yosinski et al. 2014; biases: Ben Zaken et al. 2022 (BitFit); norms: Zhao et al. 2023 (LN-tuning).
 """
 
 from __future__ import annotations
@@ -35,11 +37,14 @@ class FreezeConfig(Section):
     """Only the last blocks train, or named parts."""
 
     blocks: int | None = Field(default=None, gt=0)
-    """How many blocks at the end of the model train. Default: 2 where neither `targets` nor `patterns` is given."""
+    """How many blocks at the end of the model train. Default: 2 where neither `targets` nor
+    `patterns` is given."""
     targets: list[str] = []
-    """Roles (attention, mlp.down, norm, head) or module names. With `blocks`, those that lie in blocks are limited to the last ones."""
+    """Roles (attention, mlp.down, norm, head) or module names. With `blocks`, those that lie in
+    blocks are limited to the last ones."""
     patterns: list[str] = []
-    """Names of weights with `*`, for example `model.layers.2?.mlp.*`; they train besides the rest."""
+    """Names of weights with `*`, for example `model.layers.2?.mlp.*`; they train besides the rest.
+    """
 
     @field_validator("targets", "patterns", mode="before")
     @classmethod
@@ -50,21 +55,42 @@ class FreezeConfig(Section):
 
     def trainable_numbers(self, shape: Any) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
-        matrices = {role: m.weights for role, m in shape.matrices.items() if not self.targets or _touches(role, self.targets)}
-        blocks = min(shape.layers, self.blocks or (2 if not self.targets and not self.patterns else shape.layers))
+        matrices = {
+            role: m.weights
+            for role, m in shape.matrices.items()
+            if not self.targets or _touches(role, self.targets)
+        }
+        blocks = min(
+            shape.layers,
+            self.blocks or (2 if not self.targets and not self.patterns else shape.layers),
+        )
         tables = shape.head_weights if {"embedding", "head"} & set(self.targets) else 0
         norms = 0 if self.targets else 2 * shape.hidden * blocks
         return int(sum(matrices.values()) * blocks // shape.layers + norms + tables)
 
 
 def _touches(role: str, targets: list[str]) -> bool:
-    """Whether targets may select a role; a name that is no role counts as one, so that an estimate is not too low."""
+    """Whether targets may select a role; a name that is no role counts as one, so that an estimate
+    is not too low."""
     return any(
-        t in (role, role.split(".")[0], "linear", "all", "all-linear") or ("." not in t and t not in ("norm", "head", "embedding")) for t in targets
+        t in (role, role.split(".")[0], "linear", "all", "all-linear")
+        or ("." not in t and t not in ("norm", "head", "embedding"))
+        for t in targets
     )
 
 
-NO_BIAS = {"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "smollm3", "olmo2", "phi3"}
+NO_BIAS = {
+    "llama",
+    "mistral",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "smollm3",
+    "olmo2",
+    "phi3",
+}
 """Families whose layers have none."""
 
 
@@ -100,7 +126,8 @@ class EmbeddingsConfig(Section):
     """Only the token embedding trains."""
 
     head: bool = False
-    """Train the output head as well, where it is a matrix of its own. A head that is tied to the embedding is the same matrix and always trains with it."""
+    """Train the output head as well, where it is a matrix of its own. A head that is tied to the
+    embedding is the same matrix and always trains with it."""
 
     trains_base: ClassVar[bool] = True
 
@@ -110,13 +137,18 @@ class EmbeddingsConfig(Section):
 
 
 def load_part(config: Any, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
-    """The saved weights of `folder` in `model`. Raises ModelError (E-METHOD-41, E-METHOD-42) where they do not fit."""
+    """The saved weights of `folder` in `model`. Raises ModelError (E-METHOD-41, E-METHOD-42) where
+    they do not fit."""
     import torch
 
     described = own_folder.read(folder)
     stored = own_folder.read_tensors(folder)
     by_name = dict(model.named_parameters())
-    odd = [name for name, tensor in stored.items() if name not in by_name or by_name[name].shape != tensor.shape]
+    odd = [
+        name
+        for name, tensor in stored.items()
+        if name not in by_name or by_name[name].shape != tensor.shape
+    ]
     if odd:
         raise ModelError(problem("E-METHOD-42", str(folder), count=len(odd), first=sorted(odd)[0]))
     part = BaseWeights(model, [name for name in by_name if name in stored], keep=True)
@@ -128,7 +160,8 @@ def load_part(config: Any, model: Any, folder: Path, base_path: str, trainable: 
 
 
 RATES = {"full": 2e-5, "freeze": 5e-5, "bitfit": 1e-3, "norms": 1e-3, "embeddings": 2e-4}
-"""Rates of long runs. Biases and norms are few and need larger moves; a matrix of the base is easily spoilt."""
+"""Rates of long runs. Biases and norms are few and need larger moves; a matrix of the base is
+easily spoilt."""
 
 
 def attach_part(part: BaseWeights, kind: str, config: Any, base_path: str) -> Attached:
@@ -148,7 +181,14 @@ def attach_part(part: BaseWeights, kind: str, config: Any, base_path: str) -> At
     )
 
 
-@methods.register("full", FullConfig, source="arXiv 1801.06146", trains="every weight of the model", on_quantised=False, leaves="model")
+@methods.register(
+    "full",
+    FullConfig,
+    source="arXiv 1801.06146",
+    trains="every weight of the model",
+    on_quantised=False,
+    leaves="model",
+)
 def full(config: FullConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
     """Train every weight, in float32 whatever the model computes in."""
     return attach_whole(model, RATES["full"])
@@ -156,7 +196,10 @@ def full(config: FullConfig, model: Any, anatomy: Any, base_path: str) -> Attach
 
 def attach_whole(model: Any, learning_rate: float) -> Attached:
     """The `Attached` of a model of which every weight trains. The run leaves a whole model."""
-    return attach_whole_part(BaseWeights(model, [name for name, _ in model.named_parameters()], keep=False), learning_rate)
+    return attach_whole_part(
+        BaseWeights(model, [name for name, _ in model.named_parameters()], keep=False),
+        learning_rate,
+    )
 
 
 def attach_whole_part(part: BaseWeights, learning_rate: float) -> Attached:
@@ -174,35 +217,66 @@ def attach_whole_part(part: BaseWeights, learning_rate: float) -> Attached:
     )
 
 
-@methods.register("freeze", FreezeConfig, source="arXiv 1411.1792", trains="the last blocks, or named parts", on_quantised=False, load=load_part)
+@methods.register(
+    "freeze",
+    FreezeConfig,
+    source="arXiv 1411.1792",
+    trains="the last blocks, or named parts",
+    on_quantised=False,
+    load=load_part,
+)
 def freeze(config: FreezeConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Train the last blocks or named parts; the rest stays. Raises ModelError for what the model does not have."""
-    return attach_part(BaseWeights(model, frozen_but(config, model, anatomy), keep=True), "freeze", config, base_path)
+    """Train the last blocks or named parts; the rest stays. Raises ModelError for what the model
+    does not have."""
+    return attach_part(
+        BaseWeights(model, frozen_but(config, model, anatomy), keep=True),
+        "freeze",
+        config,
+        base_path,
+    )
 
 
 def frozen_but(config: FreezeConfig, model: Any, anatomy: Any) -> list[str]:
     """Names of the parameters that a freeze config lets train, in the model's order."""
     blocks = config.blocks if config.blocks is not None or config.targets or config.patterns else 2
     if blocks is not None and blocks > len(anatomy.blocks):
-        raise ModelError(problem("E-METHOD-02", "method.blocks", blocks=blocks, there=len(anatomy.blocks)))
+        raise ModelError(
+            problem("E-METHOD-02", "method.blocks", blocks=blocks, there=len(anatomy.blocks))
+        )
     last = anatomy.blocks if blocks is None else anatomy.blocks[-blocks:]
     early = tuple(f"{name}." for name in anatomy.blocks if name not in last)
-    modules = [name for name in anatomy.select(config.targets) if not name.startswith(early)] if config.targets else []
+    modules = (
+        [name for name in anatomy.select(config.targets) if not name.startswith(early)]
+        if config.targets
+        else []
+    )
     if blocks is not None and not config.targets:
         modules = list(last)
     names = parameters_of(model, modules)
     for pattern in config.patterns:
         found = [name for name, _ in model.named_parameters() if fnmatchcase(name, pattern)]
         if not found:
-            raise ModelError(problem("E-METHOD-03", "method.patterns", pattern=pattern, example=next(name for name, _ in model.named_parameters())))
+            raise ModelError(
+                problem(
+                    "E-METHOD-03",
+                    "method.patterns",
+                    pattern=pattern,
+                    example=next(name for name, _ in model.named_parameters()),
+                )
+            )
         names += found
     if not names:
-        raise ModelError(problem("E-METHOD-04", "method.targets", targets=", ".join(config.targets), blocks=blocks))
+        raise ModelError(
+            problem(
+                "E-METHOD-04", "method.targets", targets=", ".join(config.targets), blocks=blocks
+            )
+        )
     return in_order(model, names)
 
 
 def parameters_of(model: Any, modules: list[str]) -> list[str]:
-    """Names, as `named_parameters` gives them, of all parameters in the named modules. A tied matrix goes by its first name."""
+    """Names, as `named_parameters` gives them, of all parameters in the named modules. A tied
+    matrix goes by its first name."""
     inside = {id(p) for name in modules for p in model.get_submodule(name).parameters()}
     return [name for name, p in model.named_parameters() if id(p) in inside]
 
@@ -213,31 +287,73 @@ def in_order(model: Any, names: list[str]) -> list[str]:
     return [name for name, _ in model.named_parameters() if name in wanted]
 
 
-@methods.register("bitfit", BitFitConfig, source="arXiv 2106.10199", trains="the biases", on_quantised=False, load=load_part)
+@methods.register(
+    "bitfit",
+    BitFitConfig,
+    source="arXiv 2106.10199",
+    trains="the biases",
+    on_quantised=False,
+    load=load_part,
+)
 def bitfit(config: BitFitConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Train the biases. Raises ModelError (E-METHOD-01) for a model that has none, which is most of the Llama kind."""
+    """Train the biases. Raises ModelError (E-METHOD-01) for a model that has none, which is most of
+    the Llama kind."""
     modules = anatomy.select(config.targets) if config.targets else anatomy.modules
     names = [name for name in parameters_of(model, modules) if name.rpartition(".")[2] == "bias"]
     if not names:
         having = [
-            role for role, found in anatomy.roles.items() if any(getattr(model.get_submodule(name), "bias", None) is not None for name in found)
+            role
+            for role, found in anatomy.roles.items()
+            if any(getattr(model.get_submodule(name), "bias", None) is not None for name in found)
         ]
         code = "E-METHOD-05" if having else "E-METHOD-01"
-        raise ModelError(problem(code, "method", family=anatomy.family, targets=", ".join(config.targets), having=", ".join(having)))
+        raise ModelError(
+            problem(
+                code,
+                "method",
+                family=anatomy.family,
+                targets=", ".join(config.targets),
+                having=", ".join(having),
+            )
+        )
     return attach_part(BaseWeights(model, names, keep=True), "bitfit", config, base_path)
 
 
-@methods.register("norms", NormsConfig, source="arXiv 2312.11420", trains="the scales of the normalisations", on_quantised=False, load=load_part)
+@methods.register(
+    "norms",
+    NormsConfig,
+    source="arXiv 2312.11420",
+    trains="the scales of the normalisations",
+    on_quantised=False,
+    load=load_part,
+)
 def norms(config: NormsConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Train the scales and shifts of every normalisation. Raises ModelError (E-METHOD-06) where none has any."""
+    """Train the scales and shifts of every normalisation. Raises ModelError (E-METHOD-06) where
+    none has any."""
     names = parameters_of(model, anatomy.roles.get("norm", []))
     if not names:
         raise ModelError(problem("E-METHOD-06", "method", family=anatomy.family))
     return attach_part(BaseWeights(model, names, keep=True), "norms", config, base_path)
 
 
-@methods.register("embeddings", EmbeddingsConfig, source="arXiv 1910.11856", trains="the token embedding", on_quantised=False, load=load_part)
+@methods.register(
+    "embeddings",
+    EmbeddingsConfig,
+    source="arXiv 1910.11856",
+    trains="the token embedding",
+    on_quantised=False,
+    load=load_part,
+)
 def embeddings(config: EmbeddingsConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
-    """Train the token embedding, and with `head` the output head; where they are tied they are one matrix and stay one."""
-    modules = [*anatomy.roles.get("embedding", []), *(anatomy.roles.get("head", []) if config.head else [])]
-    return attach_part(BaseWeights(model, parameters_of(model, modules), keep=True), "embeddings", config, base_path)
+    """Train the token embedding, and with `head` the output head; where they are tied they are one
+    matrix and stay one."""
+    modules = [
+        *anatomy.roles.get("embedding", []),
+        *(anatomy.roles.get("head", []) if config.head else []),
+    ]
+    return attach_part(
+        BaseWeights(model, parameters_of(model, modules), keep=True),
+        "embeddings",
+        config,
+        base_path,
+    )

@@ -16,11 +16,15 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> Any:
-    """The adapter of `folder`, of any PEFT type, on the causal model `model`, as a PEFT model. The base named inside the adapter is never followed.
+def load_adapter(
+    model: Any, folder: Path, *, trainable: bool = False, name: str = "default"
+) -> Any:
+    """The adapter of `folder`, of any PEFT type, on the causal model `model`, as a PEFT model. The
+    base named inside the adapter is never followed.
 
-    A folder of a learnt prompt holds what its encoder made, not the encoder; `trainable` goes on from there, without one.
-    Raises ModelError when the folder is not safe to open, does not fit the model, or holds a tensor that finds no place.
+    A folder of a learnt prompt holds what its encoder made, not the encoder; `trainable` goes on
+    from there, without one. Raises ModelError when the folder is not safe to open, does not fit the
+    model, or holds a tensor that finds no place.
     """
     import warnings
 
@@ -40,7 +44,9 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str
             wrapped = (
                 _prompt_to_train(model, config, folder)
                 if prompt
-                else PeftModel.from_pretrained(model, folder, name, is_trainable=trainable, config=config)
+                else PeftModel.from_pretrained(
+                    model, folder, name, is_trainable=trainable, config=config
+                )
             )
     except Exception as e:
         raise _does_not_fit(folder, e) from e
@@ -56,7 +62,8 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False, name: str
 
 
 def add_adapter(wrapped: Any, folder: Path, name: str) -> None:
-    """Another adapter under a name of its own on a model that has one already. Raises ModelError as `load_adapter` does."""
+    """Another adapter under a name of its own on a model that has one already. Raises ModelError as
+    `load_adapter` does."""
     import warnings
 
     raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
@@ -73,22 +80,31 @@ def add_adapter(wrapped: Any, folder: Path, name: str) -> None:
 
 def _does_not_fit(folder: Path, cause: Exception) -> ModelError:
     """The error for an adapter that PEFT cannot put on the model, in PEFT's own words."""
-    return ModelError(problem("E-MODEL-40", str(folder), cause=vet.first_line(cause), base=_base_named_in(folder)))
+    return ModelError(
+        problem("E-MODEL-40", str(folder), cause=vet.first_line(cause), base=_base_named_in(folder))
+    )
 
 
 def _base_named_in(folder: Path) -> str:
-    return str(vet.read_config(folder / "adapter_config.json")[0].get("base_model_name_or_path") or "-")
+    return str(
+        vet.read_config(folder / "adapter_config.json")[0].get("base_model_name_or_path") or "-"
+    )
 
 
 def _widen(wrapped: Any, folder: Path, name: str, base: set[int]) -> None:
-    """Hold the adapter in the number type of its file: PEFT rounds some types to that of the base when it loads them. `base`: ids of what was there."""
+    """Hold the adapter in the number type of its file: PEFT rounds some types to that of the base
+    when it loads them. `base`: ids of what was there."""
     import warnings
 
     import torch
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    rounded = [p for p in wrapped.parameters() if id(p) not in base and p.is_floating_point() and p.dtype.itemsize < 4]
+    rounded = [
+        p
+        for p in wrapped.parameters()
+        if id(p) not in base and p.is_floating_point() and p.dtype.itemsize < 4
+    ]
     stored = load_file(folder / "adapter_model.safetensors")
     if not rounded or all(t.dtype.itemsize < 4 for t in stored.values() if t.is_floating_point()):
         return
@@ -102,7 +118,8 @@ def _widen(wrapped: Any, folder: Path, name: str, base: set[int]) -> None:
 def _require_all_placed(wrapped: Any, folder: Path, name: str) -> None:
     """Raise ModelError where a tensor of the folder found no place, or a place got none.
 
-    A folder may hold more than the adapter needs: PEFT saves embedding and head too (and copies of a tied head) where the vocabulary grew.
+    A folder may hold more than the adapter needs: PEFT saves embedding and head too (and copies of
+    a tied head) where the vocabulary grew.
     """
     import peft
     from safetensors import safe_open
@@ -113,20 +130,30 @@ def _require_all_placed(wrapped: Any, folder: Path, name: str) -> None:
     lost, missing = sorted(given - known), sorted(needed - given)
     if lost or missing:
         raise ModelError(
-            problem("E-MODEL-41", str(folder), lost=len(lost), missing=len(missing), first=[*lost, *missing][0], base=_base_named_in(folder),
-                    version=peft.__version__)
-        )  # fmt: skip
+            problem(
+                "E-MODEL-41",
+                str(folder),
+                lost=len(lost),
+                missing=len(missing),
+                first=[*lost, *missing][0],
+                base=_base_named_in(folder),
+                version=peft.__version__,
+            )
+        )
 
 
 def _places_of(wrapped: Any, name: str, whole: bool) -> set[str]:
-    """Names of the tensors that an adapter's file has, with the whole embedding and head or without."""
+    """Names of the tensors that an adapter's file has, with the whole embedding and head or
+    without."""
     import warnings
 
     from peft import get_peft_model_state_dict
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=whole))
+        return set(
+            get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=whole)
+        )
 
 
 def _prompt_to_train(model: Any, config: Any, folder: Path) -> Any:
@@ -135,11 +162,23 @@ def _prompt_to_train(model: Any, config: Any, folder: Path) -> Any:
     from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
     from safetensors.torch import load_file
 
-    common = {name: getattr(config, name) for name in ("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers")}
+    common = {
+        name: getattr(config, name)
+        for name in ("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers")
+    }
     prefix = config.peft_type.value == "PREFIX_TUNING"
-    settings: Any = PrefixTuningConfig(prefix_projection=False, **common) if prefix else PromptTuningConfig(prompt_tuning_init="RANDOM", **common)
-    settings.task_type, settings.num_transformer_submodules = config.task_type, config.num_transformer_submodules
+    settings: Any = (
+        PrefixTuningConfig(prefix_projection=False, **common)
+        if prefix
+        else PromptTuningConfig(prompt_tuning_init="RANDOM", **common)
+    )
+    settings.task_type, settings.num_transformer_submodules = (
+        config.task_type,
+        config.num_transformer_submodules,
+    )
     wrapped = get_peft_model(model, settings)
     with torch.no_grad():
-        wrapped.prompt_encoder["default"].embedding.weight.copy_(load_file(folder / "adapter_model.safetensors")["prompt_embeddings"])
+        wrapped.prompt_encoder["default"].embedding.weight.copy_(
+            load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+        )
     return wrapped

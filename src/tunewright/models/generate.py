@@ -1,7 +1,9 @@
-"""Answers from a model: greedy or sampled, many questions at once, with the model's stock attention.
+"""Answers from a model: greedy or sampled, many questions at once, with the model's stock
+attention.
 
-Whoever wants an answer, in whatever command, gives an `AnsweringModel`, and `answering` alone makes one: it puts the method where it generates and knows
-the stops and the room of the context, so no command can ask the base in place of the run, run past a stop or past the end of the context.
+Whoever wants an answer, in whatever command, gives an `AnsweringModel`, and `answering` alone makes
+one: it puts the method where it generates and knows the stops and the room of the context, so no
+command can ask the base in place of the run, run past a stop or past the end of the context.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from tunewright.core.types import Attached
 from tunewright.models.load import context_of, silent
 
 End = Literal["stop", "limit", "context", "no_room"]
-"""How an answer ended: by a stop token; at the most tokens asked for; at the end of the context; before it began, because the question fills the context."""
+"""How an answer ended: by a stop token; at the most tokens asked for; at the end of the context;
+before it began, because the question fills the context."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnsweringModel:
-    """What answers: the model with its method on it, and the form in which it is asked. Made by `answering` only."""
+    """What answers: the model with its method on it, and the form in which it is asked. Made by
+    `answering` only."""
 
     causal: Any
     attached: Attached | None
     renderer: Any
     """Template, tokenizer and stop tokens."""
     vocabulary: int | None = None
-    """Ids from here on are never written: rows that a method added to the base, when the base itself is asked."""
+    """Ids from here on are never written: rows that a method added to the base, when the base
+    itself is asked."""
 
     @property
     def tokenizer(self) -> Any:
@@ -53,18 +58,24 @@ class AnsweringModel:
         return self.causal if self.attached is None else self.attached.generator or self.causal
 
     def room(self, asked: int) -> int | None:
-        """Tokens that an answer may have after a question of `asked` tokens; None where the model names no limit."""
-        context = room_of(self.causal, self.causal if self.attached is None else self.attached.model)
+        """Tokens that an answer may have after a question of `asked` tokens; None where the model
+        names no limit."""
+        context = room_of(
+            self.causal, self.causal if self.attached is None else self.attached.model
+        )
         return None if context is None else max(0, context - asked)
 
 
-def answering(causal: Any, attached: Attached | None, renderer: Any, *, vocabulary: int | None = None) -> AnsweringModel:
+def answering(
+    causal: Any, attached: Attached | None, renderer: Any, *, vocabulary: int | None = None
+) -> AnsweringModel:
     """The causal model with the method that is on it, ready to be asked: the one way to an answer."""
     return AnsweringModel(causal, attached, renderer, vocabulary)
 
 
 def room_of(causal: Any, model: Any) -> int | None:
-    """Tokens that question and answer may have together: the context less what a learnt prompt takes of it. None where the model names no limit."""
+    """Tokens that question and answer may have together: the context less what a learnt prompt
+    takes of it. None where the model names no limit."""
     context = context_of(causal.config)
     prompt = getattr(model, "virtual_prompt", lambda: None)()
     return None if context is None else context - (prompt.num_tokens if prompt is not None else 0)
@@ -72,7 +83,8 @@ def room_of(causal: Any, model: Any) -> int | None:
 
 @contextmanager
 def stock_attention(model: Any) -> Iterator[None]:
-    """Inside, `model` (the causal model) uses a stock attention, as it will wherever it is used after training."""
+    """Inside, `model` (the causal model) uses a stock attention, as it will wherever it is used
+    after training."""
     before = model.config._attn_implementation
     was_training = model.training
     model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", True) else "eager")
@@ -88,11 +100,16 @@ def stock_attention(model: Any) -> Iterator[None]:
 def dense_head_input(model: Any) -> Iterator[None]:
     """Inside, the output head sees contiguous rows.
 
-    While it reads prompts, Transformers hands the head a strided slice (the last row of each), and PyTorch's product then copies the whole head weight
-    once per prompt: 60 prompts cost SmolLM2 3.3 GiB and more than a second.
+    While it reads prompts, Transformers hands the head a strided slice (the last row of each), and
+    PyTorch's product then copies the whole head weight once per prompt: 60 prompts cost SmolLM2 3.3
+    GiB and more than a second.
     """
     head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:])) if head is not None else None
+    hook = (
+        head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+        if head is not None
+        else None
+    )
     try:
         yield
     finally:
@@ -102,9 +119,11 @@ def dense_head_input(model: Any) -> Iterator[None]:
 
 @contextmanager
 def own_settings(model: Any) -> Iterator[None]:
-    """Inside, `generate` of the causal model follows our settings alone, and libraries say nothing into the answer.
+    """Inside, `generate` of the causal model follows our settings alone, and libraries say nothing
+    into the answer.
 
-    Transformers fills what is not set from the folder's generation config (a repetition penalty, a longest length), with a notice for some of it.
+    Transformers fills what is not set from the folder's generation config (a repetition penalty, a
+    longest length), with a notice for some of it.
     """
     from transformers import GenerationConfig
 
@@ -129,27 +148,43 @@ def answer(
 ) -> list[Answer]:
     """Greedy answers to `prompts` (token ids that end where the answer begins), in their order.
 
-    Prompts of similar length are answered together, at most `batch_tokens` prompt tokens at once. An answer ends at the end of the context; a question
-    that fills the context gets an empty one. `check` is called between batches and may raise.
+    Prompts of similar length are answered together, at most `batch_tokens` prompt tokens at once.
+    An answer ends at the end of the context; a question that fills the context gets an empty one.
+    `check` is called between batches and may raise.
     """
     import torch
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     whole = model.room(0)
-    rooms = [max_new_tokens if whole is None else max(0, min(max_new_tokens, whole - len(p))) for p in prompts]
+    rooms = [
+        max_new_tokens if whole is None else max(0, min(max_new_tokens, whole - len(p)))
+        for p in prompts
+    ]
     answers = [Answer("", "no_room")] * len(prompts)
-    with stock_attention(model.causal), dense_head_input(model.causal), own_settings(model.causal), torch.inference_mode():
+    with (
+        stock_attention(model.causal),
+        dense_head_input(model.causal),
+        own_settings(model.causal),
+        torch.inference_mode(),
+    ):
         start = 0
         while start < len(order):
             stop, room = start + 1, rooms[order[start]]
             while (
-                stop < len(order) and rooms[order[stop]] == room and (stop - start + 1) * (len(prompts[order[stop]]) + max_new_tokens) <= batch_tokens
+                stop < len(order)
+                and rooms[order[stop]] == room
+                and (stop - start + 1) * (len(prompts[order[stop]]) + max_new_tokens)
+                <= batch_tokens
             ):
                 stop += 1
             batch = order[start:stop]
             if room:
-                for i, written in zip(batch, _one_batch(model, [prompts[i] for i in batch], room), strict=True):
-                    answers[i] = _answer(model, written, "context" if room < max_new_tokens else "limit")
+                for i, written in zip(
+                    batch, _one_batch(model, [prompts[i] for i in batch], room), strict=True
+                ):
+                    answers[i] = _answer(
+                        model, written, "context" if room < max_new_tokens else "limit"
+                    )
             start = stop
             if on_batch:
                 on_batch(start)
@@ -158,7 +193,9 @@ def answer(
     return answers
 
 
-def _one_batch(model: AnsweringModel, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+def _one_batch(
+    model: AnsweringModel, prompts: list[list[int]], max_new_tokens: int
+) -> list[list[int]]:
     """The token ids that were written after each prompt; what follows a stop token means nothing."""
     import torch
 
@@ -168,53 +205,88 @@ def _one_batch(model: AnsweringModel, prompts: list[list[int]], max_new_tokens: 
     device = model.causal.device
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    settings = generation_config(model.causal, model.stop_ids, max_new_tokens, pad, vocabulary=model.vocabulary)
+    settings = generation_config(
+        model.causal, model.stop_ids, max_new_tokens, pad, vocabulary=model.vocabulary
+    )
     out = model.generator.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     return [row[longest:].tolist() for row in out]
 
 
-def generation_config(model: Any, stop_ids: list[int], max_new_tokens: int, pad: int, temperature: float = 0.0, vocabulary: int | None = None) -> Any:
-    """Greedy at temperature 0. Settings that a model's folder brings are left out on purpose: before and after must differ by training alone."""
+def generation_config(
+    model: Any,
+    stop_ids: list[int],
+    max_new_tokens: int,
+    pad: int,
+    temperature: float = 0.0,
+    vocabulary: int | None = None,
+) -> Any:
+    """Greedy at temperature 0. Settings that a model's folder brings are left out on purpose:
+    before and after must differ by training alone."""
     from transformers import GenerationConfig
 
-    settings: dict[str, Any] = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    settings: dict[str, Any] = (
+        {"do_sample": False}
+        if temperature == 0
+        else {"do_sample": True, "temperature": temperature}
+    )
     rows = model.get_input_embeddings().weight.shape[0]
     if vocabulary is not None and vocabulary < rows:
         settings["suppress_tokens"] = list(range(vocabulary, rows))
-    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stop_ids or None, pad_token_id=pad, **settings)
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=stop_ids or None, pad_token_id=pad, **settings
+    )
 
 
 def _answer(model: AnsweringModel, ids: list[int], cut: End) -> Answer:
-    """The answer that token ids spell up to the first stop token; `cut` is how it ended where there is none."""
+    """The answer that token ids spell up to the first stop token; `cut` is how it ended where there
+    is none."""
     stop = next((i for i, token in enumerate(ids) if token in model.stop_ids), None)
-    return Answer(str(model.tokenizer.decode(ids[:stop], skip_special_tokens=True)).strip(), cut if stop is None else "stop")
+    return Answer(
+        str(model.tokenizer.decode(ids[:stop], skip_special_tokens=True)).strip(),
+        cut if stop is None else "stop",
+    )
 
 
 def stream(
-    model: AnsweringModel, prompt: list[int], on_piece: Callable[[str], None], *, max_new_tokens: int = 512, temperature: float = 0.0
+    model: AnsweringModel,
+    prompt: list[int],
+    on_piece: Callable[[str], None],
+    *,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
 ) -> Answer:
-    """One answer; `on_piece` gets it in pieces as they are made. Raises ModelError for a question that fills the context."""
+    """One answer; `on_piece` gets it in pieces as they are made. Raises ModelError for a question
+    that fills the context."""
     import threading
 
     import torch
 
     room = model.room(len(prompt))
     if room == 0:
-        raise ModelError(problem("E-MODEL-57", "", tokens=f"{len(prompt):,}", context=f"{model.room(0):,}"))
+        raise ModelError(
+            problem("E-MODEL-57", "", tokens=f"{len(prompt):,}", context=f"{model.room(0):,}")
+        )
     most = max_new_tokens if room is None else min(room, max_new_tokens)
     streamer = _streamer(model)
     pad = model.stop_ids[0] if model.stop_ids else 0
     ids = torch.tensor([prompt], device=model.causal.device)
-    settings = generation_config(model.causal, model.stop_ids, most, pad, temperature, model.vocabulary)
+    settings = generation_config(
+        model.causal, model.stop_ids, most, pad, temperature, model.vocabulary
+    )
     written: list[Any] = []
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
             with torch.inference_mode(), dense_head_input(model.causal):
-                written.append(model.generator.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=streamer
-                ))  # fmt: skip
+                written.append(
+                    model.generator.generate(
+                        input_ids=ids,
+                        attention_mask=torch.ones_like(ids),
+                        generation_config=settings,
+                        streamer=streamer,
+                    )
+                )
         except BaseException as e:
             failed.append(e)
             streamer.end()
@@ -227,11 +299,16 @@ def stream(
         thread.join()
     if failed:
         raise failed[0]
-    return _answer(model, written[0][0, len(prompt) :].tolist(), "context" if most < max_new_tokens else "limit")
+    return _answer(
+        model,
+        written[0][0, len(prompt) :].tolist(),
+        "context" if most < max_new_tokens else "limit",
+    )
 
 
 def _streamer(model: AnsweringModel) -> Any:
-    """The text of an answer as its tokens come, without the stop token, which need not be a special one."""
+    """The text of an answer as its tokens come, without the stop token, which need not be a special
+    one."""
     from transformers import TextIteratorStreamer
 
     stops = set(model.stop_ids)

@@ -1,8 +1,10 @@
-"""Open a vetted folder: the tokenizer, the model with every weight accounted for, and what the folder says about itself.
+"""Open a vetted folder: the tokenizer, the model with every weight accounted for, and what the
+folder says about itself.
 
-Transformers builds the model; this room decides how: safetensors only, no code but what was allowed by its hash, no network, dropouts of the config set
-to 0 (and said), and an error when a single weight of the checkpoint finds no place or a single weight of the model is not in the
-checkpoint, because a model that is partly random trains and answers as if nothing were wrong.
+Transformers builds the model; this room decides how: safetensors only, no code but what was allowed
+by its hash, no network, dropouts of the config set to 0 (and said), and an error when a single
+weight of the checkpoint finds no place or a single weight of the model is not in the checkpoint,
+because a model that is partly random trains and answers as if nothing were wrong.
 """
 
 from __future__ import annotations
@@ -31,10 +33,21 @@ if TYPE_CHECKING:
 
 DROPOUT = re.compile(r"dropout|_pdrop$|drop_prob|layerdrop|drop_path", re.IGNORECASE)
 DOCUMENT_ENDS = {
-    "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[EOS]", "<|endofdocument|>", "<|eos|>", "<EOS>",
-}  # fmt: skip
-"""Tokens that end a document in pretraining; a base model knows them too, so they prove nothing about chat."""
-CHAT_NAME = re.compile(r"(?:^|[-_./ ])(instruct|chat|it|sft|dpo|rlhf|assistant|zephyr)(?:$|[-_./ ])", re.IGNORECASE)
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|end▁of▁sentence|>",
+    "[EOS]",
+    "<|endofdocument|>",
+    "<|eos|>",
+    "<EOS>",
+}
+"""Tokens that end a document in pretraining; a base model knows them too, so they prove nothing
+about chat."""
+CHAT_NAME = re.compile(
+    r"(?:^|[-_./ ])(instruct|chat|it|sft|dpo|rlhf|assistant|zephyr)(?:$|[-_./ ])", re.IGNORECASE
+)
 MARK = "tunewrightanswer"
 
 
@@ -47,7 +60,8 @@ class ModelKind:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. Raises ModelError when the configuration asks for code or no tokenizer can be built. No network."""
+    """The tokenizer of a folder. Raises ModelError when the configuration asks for code or no
+    tokenizer can be built. No network."""
     from transformers import AutoTokenizer
 
     folder = Path(folder)
@@ -56,17 +70,22 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     raise_all(vet.problems_of(place.folder, kind=kind, weights=False), ModelError)
     try:
         with silent():
-            return AutoTokenizer.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=place.tokenizer)
+            return AutoTokenizer.from_pretrained(
+                str(place.folder), local_files_only=True, trust_remote_code=place.tokenizer
+            )
     except Exception as e:
         raise ModelError(problem("E-MODEL-31", str(folder), cause=vet.first_line(e))) from e
 
 
 def load_config(folder: Path) -> Any:
-    """The model's configuration as Transformers reads it. Judged by whoever found the folder; no weights are read."""
+    """The model's configuration as Transformers reads it. Judged by whoever found the folder; no
+    weights are read."""
     from transformers import AutoConfig
 
     place = place_of(folder)
-    config = AutoConfig.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=place.model)
+    config = AutoConfig.from_pretrained(
+        str(place.folder), local_files_only=True, trust_remote_code=place.model
+    )
     if not place.model:
         # Opened natively: what is saved from it must not point to code that is not there.
         vars(config).pop("auto_map", None)
@@ -74,15 +93,22 @@ def load_config(folder: Path) -> Any:
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype | str, device: torch.device | str = "cpu", attention: str = "sdpa", notes: list[str] | None = None,
+    folder: Path,
+    *,
+    dtype: torch.dtype | str,
+    device: torch.device | str = "cpu",
+    attention: str = "sdpa",
+    notes: list[str] | None = None,
     base: BaseConfig | None = None,
-) -> PreTrainedModel:  # fmt: skip
+) -> PreTrainedModel:
     """The causal language model of a folder, in eval mode, no parameter requiring a gradient.
 
-    `attention` is a name of Transformers' attention interface; a model that refuses it gets `eager`. `base` says whether the matrices of the blocks are
-    quantised (`quantised.py`). Sentences about what was changed (dropouts set to 0, another attention) are appended to `notes`. Raises ModelError
-    when `vet.problems_of` finds anything, when the model cannot be built, or when a weight is missing, left over or of another shape. No network;
-    code from the folder only as `remote_code.py` says.
+    `attention` is a name of Transformers' attention interface; a model that refuses it gets
+    `eager`. `base` says whether the matrices of the blocks are quantised (`quantised.py`).
+    Sentences about what was changed (dropouts set to 0, another attention) are appended to `notes`.
+    Raises ModelError when `vet.problems_of` finds anything, when the model cannot be built, or when
+    a weight is missing, left over or of another shape. No network; code from the folder only as
+    `remote_code.py` says.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -93,12 +119,19 @@ def load_model(
     scorer = is_scorer(folder)
     if not scorer and _is_classifier(folder):
         raise ModelError(
-            problem("E-METHOD-73", str(folder), found=say("models.labels", count=len(_raw(folder, "config.json").get("id2label") or "12")))
+            problem(
+                "E-METHOD-73",
+                str(folder),
+                found=say(
+                    "models.labels", count=len(_raw(folder, "config.json").get("id2label") or "12")
+                ),
+            )
         )
     wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": place.model}
     number_type = base.number_type if base is not None else None
-    # What will be quantised is read on the CPU: a device that needs few bits has no room for the wide model.
+    # What will be quantised is read on the CPU: a device that needs few bits has no room for the
+    # wide model.
     placed = {} if str(device) == "cpu" or number_type else {"device_map": {"": str(device)}}
     try:
         config = load_config(folder)
@@ -107,14 +140,22 @@ def load_model(
             try:
                 with silent():
                     loaded: Any = AutoModelForCausalLM.from_pretrained(
-                        str(place.folder), config=config, dtype=wanted, attn_implementation=way, use_safetensors=True, output_loading_info=True,
-                        **common, **placed,
-                    )  # fmt: skip
+                        str(place.folder),
+                        config=config,
+                        dtype=wanted,
+                        attn_implementation=way,
+                        use_safetensors=True,
+                        output_loading_info=True,
+                        **common,
+                        **placed,
+                    )
                 break
             except ValueError as e:
                 if way == "eager" or "attention" not in str(e).lower():
                     raise
-                said.append(say("models.attention_eager", asked=attention, model_type=config.model_type))
+                said.append(
+                    say("models.attention_eager", asked=attention, model_type=config.model_type)
+                )
     except Exception as e:
         raise ModelError(problem("E-MODEL-32", str(folder), cause=vet.first_line(e))) from e
     model, info = loaded
@@ -142,8 +183,11 @@ def load_model(
 
 
 def is_scorer(folder: Path) -> bool:
-    """Whether a folder holds a classifier with one label, of whole texts or of every token: a reward model or a judge of steps."""
-    return _is_classifier(folder) and len(_raw(Path(folder), "config.json").get("id2label") or {}) == 1
+    """Whether a folder holds a classifier with one label, of whole texts or of every token: a
+    reward model or a judge of steps."""
+    return (
+        _is_classifier(folder) and len(_raw(Path(folder), "config.json").get("id2label") or {}) == 1
+    )
 
 
 def scores_tokens(folder: Path) -> bool:
@@ -159,20 +203,32 @@ def _architecture(folder: Path) -> str:
     return str((_raw(Path(folder), "config.json").get("architectures") or [""])[0])
 
 
-def _quantise(model: PreTrainedModel, base: BaseConfig, device: torch.device | str, said: list[str]) -> None:
+def _quantise(
+    model: PreTrainedModel, base: BaseConfig, device: torch.device | str, said: list[str]
+) -> None:
     """Keep the matrices of the blocks in few bits and say so."""
     from tunewright.models.kernels.fused import return_freed_memory
     from tunewright.models.quantised import quantise_model
 
     assert base.number_type is not None
-    count = quantise_model(model, base.number_type, base.double, base.block, None if str(device) == "cpu" else device)
+    count = quantise_model(
+        model, base.number_type, base.double, base.block, None if str(device) == "cpu" else device
+    )
     return_freed_memory()
-    said.append(say("models.quantised", count=count, type=base.number_type, bits=f"{base.bits_per_weight:.2f}"))
+    said.append(
+        say(
+            "models.quantised",
+            count=count,
+            type=base.number_type,
+            bits=f"{base.bits_per_weight:.2f}",
+        )
+    )
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """No progress bars and no reports from Transformers; what is wrong comes back as an exception or in the loading info."""
+    """No progress bars and no reports from Transformers; what is wrong comes back as an exception
+    or in the loading info."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -187,13 +243,23 @@ def silent() -> Iterator[None]:
 
 
 def _require_whole(folder: Path, model: PreTrainedModel, info: Any) -> None:
-    """Raise ModelError unless checkpoint and model hold the same weights. A head tied to the embedding need not be stored."""
+    """Raise ModelError unless checkpoint and model hold the same weights. A head tied to the
+    embedding need not be stored."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     missing = sorted(set(info["missing_keys"]) - tied)
     left_over = sorted(info["unexpected_keys"])
-    other_shape = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
+    other_shape = sorted(
+        str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]
+    )
     found = [
-        problem("E-MODEL-33", str(folder), missing=len(missing), left_over=len(left_over), shapes=len(other_shape), names=", ".join(names[:3]))
+        problem(
+            "E-MODEL-33",
+            str(folder),
+            missing=len(missing),
+            left_over=len(left_over),
+            shapes=len(other_shape),
+            names=", ".join(names[:3]),
+        )
         for names in [[*missing, *left_over, *other_shape]]
         if names
     ]
@@ -201,9 +267,17 @@ def _require_whole(folder: Path, model: PreTrainedModel, info: Any) -> None:
 
 
 def silence_dropout(config: Any) -> list[str]:
-    """Set every dropout of a config, and of the configs inside it, to 0; one sentence for each that was not 0 before."""
+    """Set every dropout of a config, and of the configs inside it, to 0; one sentence for each that
+    was not 0 before."""
     said = []
-    for inner in [config, *(getattr(config, name) for name in getattr(config, "sub_configs", {}) if getattr(config, name, None) is not None)]:
+    for inner in [
+        config,
+        *(
+            getattr(config, name)
+            for name in getattr(config, "sub_configs", {})
+            if getattr(config, name, None) is not None
+        ),
+    ]:
         for name, value in list(vars(inner).items()):
             if DROPOUT.search(name) and type(value) is float and value > 0:
                 setattr(inner, name, 0.0)
@@ -212,23 +286,36 @@ def silence_dropout(config: Any) -> list[str]:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of all weights, from the headers; 0 when there are none. Raises ModelError for a header that cannot be believed."""
+    """Bytes of all weights, from the headers; 0 when there are none. Raises ModelError for a header
+    that cannot be believed."""
     return sum(num_bytes for _, _, num_bytes in _headers(folder).values())
 
 
 def parameter_count(folder: Path) -> int:
-    """Weights of the model, from the headers; a head that is tied to the embedding but stored all the same is counted once.
+    """Weights of the model, from the headers; a head that is tied to the embedding but stored all
+    the same is counted once.
 
-    Counts stored numbers: in a checkpoint that packs several weights into one integer that is fewer than the model has.
+    Counts stored numbers: in a checkpoint that packs several weights into one integer that is fewer
+    than the model has.
     """
     tensors = _headers(folder)
-    tied = _raw(folder, "config.json").get("tie_word_embeddings") is True and any("embed" in name or ".wte." in name for name in tensors)
-    return sum(prod(shape) for name, (_, shape, _) in tensors.items() if not (tied and name.endswith("lm_head.weight")))
+    tied = _raw(folder, "config.json").get("tie_word_embeddings") is True and any(
+        "embed" in name or ".wte." in name for name in tensors
+    )
+    return sum(
+        prod(shape)
+        for name, (_, shape, _) in tensors.items()
+        if not (tied and name.endswith("lm_head.weight"))
+    )
 
 
 def _headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     raise_all(vet.weight_problems(Path(folder)), ModelError)
-    return {name: entry for path in vet.weight_files(Path(folder))[0] for name, entry in vet.read_safetensors_header(path).items()}
+    return {
+        name: entry
+        for path in vet.weight_files(Path(folder))[0]
+        for name, entry in vet.read_safetensors_header(path).items()
+    }
 
 
 def _raw(folder: Path, name: str) -> dict[str, Any]:
@@ -237,14 +324,20 @@ def _raw(folder: Path, name: str) -> dict[str, Any]:
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, *stated: Any) -> list[int]:
-    """Every id that ends an answer, sorted: those that each of `stated` names (a model's or adapter's folder, a config or a dict), the tokenizer's end of
-    text, and the special token that the chat template writes after an assistant turn. What a run stops at, and what is written when it is exported."""
+    """Every id that ends an answer, sorted: those that each of `stated` names (a model's or
+    adapter's folder, a config or a dict), the tokenizer's end of text, and the special token that
+    the chat template writes after an assistant turn. What a run stops at, and what is written when
+    it is exported."""
     ids = {tokenizer.eos_token_id, turn_end_id(tokenizer)}
     for one in stated:
         if isinstance(one, Path):
             ids |= set(stop_ids_of_folder(one))
         else:
-            found = one.get("eos_token_id") if isinstance(one, dict) else getattr(one, "eos_token_id", None)
+            found = (
+                one.get("eos_token_id")
+                if isinstance(one, dict)
+                else getattr(one, "eos_token_id", None)
+            )
             ids |= {found} if isinstance(found, int) else set(found or ())
     return sorted(i for i in ids if i is not None)
 
@@ -256,7 +349,8 @@ def context_of(config: Any) -> int | None:
 
 
 def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template writes right after an assistant's answer, or None. The template is rendered, not searched."""
+    """The special token that the chat template writes right after an assistant's answer, or None.
+    The template is rendered, not searched."""
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
@@ -265,23 +359,33 @@ def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     except Exception:
         return None
     tail = text.rpartition(MARK)[2] if MARK in text else ""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
-    first = next((t for t in sorted(special, key=len, reverse=True) if tail.strip().startswith(t)), None)
+    special = {
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+    } | set(tokenizer.all_special_tokens)
+    first = next(
+        (t for t in sorted(special, key=len, reverse=True) if tail.strip().startswith(t)), None
+    )
     found = tokenizer.convert_tokens_to_ids(first) if first else None
     return found if isinstance(found, int) else None
 
 
 def kind_of_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ModelKind:
-    """Chat or base, with the reason. A template alone proves nothing: base models are published with one, too.
+    """Chat or base, with the reason. A template alone proves nothing: base models are published
+    with one, too.
 
-    The evidence, strongest first: does the model's own generation config stop at the template's end of turn; the name; the template.
+    The evidence, strongest first: does the model's own generation config stop at the template's end
+    of turn; the name; the template.
     """
     turn_end = turn_end_id(tokenizer)
     name = _published_name(Path(folder))
     named = CHAT_NAME.search(name)
     if turn_end is None and not tokenizer.chat_template:
-        return ModelKind(bool(named), say("models.kind_name" if named else "models.kind_no_template", name=name))
-    stated = _raw(folder, "generation_config.json").get("eos_token_id", _raw(folder, "config.json").get("eos_token_id"))
+        return ModelKind(
+            bool(named), say("models.kind_name" if named else "models.kind_no_template", name=name)
+        )
+    stated = _raw(folder, "generation_config.json").get(
+        "eos_token_id", _raw(folder, "config.json").get("eos_token_id")
+    )
     stops = {stated} if isinstance(stated, int) else set(stated or ())
     token = str(tokenizer.convert_ids_to_tokens(turn_end)) if turn_end is not None else ""
     if token and token not in DOCUMENT_ENDS and stops:
@@ -294,11 +398,14 @@ def kind_of_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ModelKind
         return ModelKind(True, say("models.kind_name", name=name))
     if re.search(r"(?:^|[-_./ ])(base|pt|pretrained)(?:$|[-_./ ])", name, re.IGNORECASE):
         return ModelKind(False, say("models.kind_base_name", name=name))
-    return ModelKind(bool(token), say("models.kind_template_only" if token else "models.kind_no_turn_end"))
+    return ModelKind(
+        bool(token), say("models.kind_template_only" if token else "models.kind_no_turn_end")
+    )
 
 
 def _published_name(folder: Path) -> str:
-    """What the model was called where it came from: our marker, the hub's cache folder, the config, else the folder's name."""
+    """What the model was called where it came from: our marker, the hub's cache folder, the config,
+    else the folder's name."""
     with contextlib.suppress(OSError, ValueError):
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         return str(marker.get("name") or marker.get("spec"))
@@ -306,4 +413,8 @@ def _published_name(folder: Path) -> str:
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")
     stated = _raw(folder, "config.json").get("_name_or_path")
-    return folder.resolve().name if not isinstance(stated, str) or not stated else f"{stated} {folder.resolve().name}"
+    return (
+        folder.resolve().name
+        if not isinstance(stated, str) or not stated
+        else f"{stated} {folder.resolve().name}"
+    )

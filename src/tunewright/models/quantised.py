@@ -1,17 +1,25 @@
-"""A frozen base in 4 or 8 bits: linear layers whose weights are kept as small integers and made wide again, block by block, when they are used.
+"""A frozen base in 4 or 8 bits: linear layers whose weights are kept as small integers and made
+wide again, block by block, when they are used.
 
-    nf4    16 levels at the quantiles of a normal distribution, times the largest magnitude of a block of weights. `double`: those magnitudes in 8 bits,
-           too, 256 of them to one float: 4.13 bits a weight with blocks of 64, 4.5 with blocks of 16 (QLoRA, Dettmers et al. 2023, arXiv 2305.14314)
+    nf4    16 levels at the quantiles of a normal distribution, times the largest magnitude of a
+    block of weights. `double`: those magnitudes in 8 bits,
+           too, 256 of them to one float: 4.13 bits a weight with blocks of 64, 4.5 with blocks of
+           16 (QLoRA, Dettmers et al. 2023, arXiv 2305.14314)
     int4   16 even steps between the smallest and the largest of 64 weights: 4.5 bits
-    int8   255 even steps, times the largest magnitude of a row: 8 bits (the vector-wise part of LLM.int8, Dettmers et al. 2022, arXiv 2208.07339)
+    int8   255 even steps, times the largest magnitude of a row: 8 bits (the vector-wise part of
+    LLM.int8, Dettmers et al. 2022, arXiv 2208.07339)
 
-Runs use blocks of 16: untrained, a model as small as SmolLM2-135M loses 13 % with QLoRA's 64 and 8 % with 16 (docs/LOG.md). nf4 and int8 hold the
-same numbers as bitsandbytes, which is the oracle of the tests. It is not used here, because on a CPU (version 0.50.2) it looks for kernels on a hub when
-it computes, and makes nf4 matrices wide wrongly when their width is no multiple of 64 (relative error 0.28 in place of 0.09).
+Runs use blocks of 16: untrained, a model as small as SmolLM2-135M loses 13 % with QLoRA's 64 and 8
+% with 16 (docs/LOG.md). nf4 and int8 hold the same numbers as bitsandbytes, which is the oracle of
+the tests. It is not used here, because on a CPU (version 0.50.2) it looks for kernels on a hub when
+it computes, and makes nf4 matrices wide wrongly when their width is no multiple of 64 (relative
+error 0.28 in place of 0.09).
 
-The product keeps nothing for the backward pass but the layer itself, and makes the weights wide again there: memory is what a quantised base is for. It
-costs time: 1.3 times the CPU time of a LoRA step of 512 rows (SmolLM2-135M, bfloat16, one core), less with more rows. A layer is a `torch.nn.Linear` to
-whoever asks (PEFT's layers stand on it unchanged); its `weight` is computed when it is read and must not be written to.
+The product keeps nothing for the backward pass but the layer itself, and makes the weights wide
+again there: memory is what a quantised base is for. It costs time: 1.3 times the CPU time of a LoRA
+step of 512 rows (SmolLM2-135M, bfloat16, one core), less with more rows. A layer is a
+`torch.nn.Linear` to whoever asks (PEFT's layers stand on it unchanged); its `weight` is computed
+when it is read and must not be written to.
 """
 
 from __future__ import annotations
@@ -34,16 +42,32 @@ SCALES_BLOCK = 256
 WIDE_NUMBERS = 1 << 24
 """Weights that are wide at once in a product: 32 MiB in bfloat16."""
 CHUNK = 1 << 19
-"""Weights that are looked up at once: they pass through float32 and should stay in the processor's cache."""
+"""Weights that are looked up at once: they pass through float32 and should stay in the processor's
+cache."""
 NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 """The levels of the paper's appendix E."""
 
 
 def dynamic_levels() -> Tensor:
-    """The 256 sorted levels of the signed dynamic 8-bit type (Dettmers et al. 2021, arXiv 2110.02861, section 1.3): seven decades, the highest with most levels."""
+    """The 256 sorted levels of the signed dynamic 8-bit type (Dettmers et al. 2021, arXiv
+    2110.02861, section 1.3): seven decades, the highest with most levels."""
     levels = [0.0, 1.0]
     for decade in range(7):
         edges = torch.linspace(0.1, 1, 2**decade + 1, dtype=torch.float32)
@@ -69,8 +93,11 @@ def _pack(codes: Tensor) -> Tensor:
     return (pairs[:, 0] << 4) | pairs[:, 1]
 
 
-def quantise(weight: Tensor, number_type: str, double: bool = True, block: int = BLOCK) -> dict[str, Tensor]:
-    """The integers and scales of a weight (O, I). nf4 and int4 see it as one long row; int8 row by row."""
+def quantise(
+    weight: Tensor, number_type: str, double: bool = True, block: int = BLOCK
+) -> dict[str, Tensor]:
+    """The integers and scales of a weight (O, I). nf4 and int4 see it as one long row; int8 row by
+    row."""
     wide = weight.detach().float()
     if number_type == "int8":
         scales = wide.abs().amax(1).clamp_(min=1e-30) / 127
@@ -78,9 +105,14 @@ def quantise(weight: Tensor, number_type: str, double: bool = True, block: int =
     blocks = _blocks(wide.flatten(), block if number_type == "nf4" else BLOCK)
     if number_type == "int4":
         low, high = blocks.amin(1), blocks.amax(1)
-        # Half precision carries scale and start; codes are chosen for the values that it really holds. Below 1e-6 it would lose them.
+        # Half precision carries scale and start; codes are chosen for the values that it really
+        # holds. Below 1e-6 it would lose them.
         scales, starts = ((high - low) / 15).clamp_(min=1e-6).half(), low.half()
-        codes = torch.round((blocks - starts.float()[:, None]) / scales.float()[:, None]).clamp_(0, 15).to(torch.uint8)
+        codes = (
+            torch.round((blocks - starts.float()[:, None]) / scales.float()[:, None])
+            .clamp_(0, 15)
+            .to(torch.uint8)
+        )
         return {"codes": _pack(codes), "scales": scales, "starts": starts}
     largest = blocks.abs().amax(1)
     levels = torch.tensor(NF4, device=wide.device)
@@ -90,14 +122,21 @@ def quantise(weight: Tensor, number_type: str, double: bool = True, block: int =
     mean = largest.mean()
     centred = _blocks(largest - mean, SCALES_BLOCK)
     peak = centred.abs().amax(1)
-    small = _nearest(centred / peak.clamp(min=1e-30)[:, None], dynamic_levels().to(wide.device)).flatten()[: len(largest)]
+    small = _nearest(
+        centred / peak.clamp(min=1e-30)[:, None], dynamic_levels().to(wide.device)
+    ).flatten()[: len(largest)]
     return out | {"scale_codes": small, "scale_scales": peak, "scale_mean": mean[None]}
 
 
 def _pairs(levels: tuple[float, ...]) -> Tensor:
     """(256,) int64: for each byte the two float32 levels it stands for, as one number to look up."""
     table = torch.tensor(levels, dtype=torch.float32)
-    return torch.stack([table.repeat_interleave(16), table.repeat(16)], 1).contiguous().view(torch.int64).flatten()
+    return (
+        torch.stack([table.repeat_interleave(16), table.repeat(16)], 1)
+        .contiguous()
+        .view(torch.int64)
+        .flatten()
+    )
 
 
 class _Tables:
@@ -108,7 +147,11 @@ class _Tables:
 
     def get(self, name: str, device: torch.device) -> Tensor:
         if (name, device) not in self.made:
-            made = {"nf4": lambda: _pairs(NF4), "int4": lambda: _pairs(tuple(map(float, range(16)))), "dynamic": dynamic_levels}[name]()
+            made = {
+                "nf4": lambda: _pairs(NF4),
+                "int4": lambda: _pairs(tuple(map(float, range(16)))),
+                "dynamic": dynamic_levels,
+            }[name]()
             self.made[name, device] = made.to(device)
         return self.made[name, device]
 
@@ -117,7 +160,8 @@ _tables = _Tables()
 
 
 class QuantLinear(nn.Linear):
-    """A frozen linear layer in few bits. `weight` is a new (O, I) tensor in `wide_dtype` each time it is read."""
+    """A frozen linear layer in few bits. `weight` is a new (O, I) tensor in `wide_dtype` each time
+    it is read."""
 
     codes: Tensor
     scales: Tensor
@@ -126,11 +170,22 @@ class QuantLinear(nn.Linear):
     scale_scales: Tensor
     scale_mean: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, number_type: str = "nf4", double: bool = True, block: int = BLOCK):
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        number_type: str = "nf4",
+        double: bool = True,
+        block: int = BLOCK,
+    ):
         """`weight` (O, I) is read and not kept; `wide_dtype` is its number type."""
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
-        self.number_type, self.doubled, self.wide_dtype = number_type, double and number_type == "nf4", weight.dtype
+        self.number_type, self.doubled, self.wide_dtype = (
+            number_type,
+            double and number_type == "nf4",
+            weight.dtype,
+        )
         self.block = block if number_type == "nf4" else BLOCK
         for name, tensor in quantise(weight, number_type, double, block).items():
             self.register_buffer(name, tensor)
@@ -158,7 +213,11 @@ class QuantLinear(nn.Linear):
         scales = self._scales(low, high)
         for a in range(low, high, max(1, step)):
             b = min(high, a + max(1, step))
-            wide = table.index_select(0, self.codes[a * block // 2 : b * block // 2].int()).view(torch.float32).view(-1, block)
+            wide = (
+                table.index_select(0, self.codes[a * block // 2 : b * block // 2].int())
+                .view(torch.float32)
+                .view(-1, block)
+            )
             wide.mul_(scales[a - low : b - low, None])
             if self.number_type == "int4":
                 wide.add_(self.starts[a:b, None].float())
@@ -185,7 +244,8 @@ class QuantLinear(nn.Linear):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantLinear:
-        """Move, but never change the number type of the scales: `model.to(bfloat16)` is about what it computes in, and a scale is part of a weight."""
+        """Move, but never change the number type of the scales: `model.to(bfloat16)` is about what
+        it computes in, and a scale is part of a weight."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, tensor in before.items():
@@ -201,7 +261,8 @@ class QuantLinear(nn.Linear):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """y = x W^T for a quantised W. x (N, I), y (N, O). Keeps the layer and no tensor; the backward pass makes W wide again."""
+    """y = x W^T for a quantised W. x (N, I), y (N, O). Keeps the layer and no tensor; the backward
+    pass makes W wide again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantLinear) -> Tensor:
@@ -226,17 +287,23 @@ class _FrozenProduct(torch.autograd.Function):
         return dx, None
 
 
-def quantise_model(model: Any, number_type: str, double: bool = True, block: int = BLOCK, device: Any = None) -> int:
-    """Replace every linear layer inside the blocks of `model`, one at a time, so that never two copies of the model are in memory. Returns how many.
+def quantise_model(
+    model: Any, number_type: str, double: bool = True, block: int = BLOCK, device: Any = None
+) -> int:
+    """Replace every linear layer inside the blocks of `model`, one at a time, so that never two
+    copies of the model are in memory. Returns how many.
 
-    Embedding, norms, output head, routers and fused experts stay as they are. With a `device` each layer is quantised there and the rest is moved after.
+    Embedding, norms, output head, routers and fused experts stay as they are. With a `device` each
+    layer is quantised there and the rest is moved after.
     """
     names = anatomy.of(model).linear
     for name in names:
         parent, _, last = name.rpartition(".")
         owner = model.get_submodule(parent)
         old = getattr(owner, last)
-        weight = old.weight if isinstance(old, nn.Linear) else old.weight.t()  # GPT-2 stores its weights turned
+        weight = (
+            old.weight if isinstance(old, nn.Linear) else old.weight.t()
+        )  # GPT-2 stores its weights turned
         if device is not None:
             weight = weight.to(device)
         setattr(owner, last, QuantLinear(weight.detach(), old.bias, number_type, double, block))
@@ -253,8 +320,9 @@ def quantise_model(model: Any, number_type: str, double: bool = True, block: int
 def _move_together(layers: list[QuantLinear]) -> None:
     """Put all integers and scales into one piece of memory.
 
-    They were allocated between weights that are gone, and the many small holes that these left cannot be given back: a tenth of the wide weights' bytes
-    stayed resident (docs/LOG.md). A piece of this size is mapped by itself.
+    They were allocated between weights that are gone, and the many small holes that these left
+    cannot be given back: a tenth of the wide weights' bytes stayed resident (docs/LOG.md). A piece
+    of this size is mapped by itself.
     """
     places: list[tuple[QuantLinear, str, int]] = []
     end = 0
@@ -271,7 +339,8 @@ def _move_together(layers: list[QuantLinear]) -> None:
 
 
 def keep_base(attached: Attached, model: Any) -> None:
-    """Where `model` stands on quantised layers, let a method not be folded into them: what is written to their wide weights would be lost."""
+    """Where `model` stands on quantised layers, let a method not be folded into them: what is
+    written to their wide weights would be lost."""
     if is_quantised(model):
         attached.merge, attached.merge_reason = None, say("methods.merge_quantised")
 
@@ -284,4 +353,6 @@ def is_quantised(model: Any) -> bool:
 def parameter_count(model: Any) -> int:
     """Numbers of a model, what is quantised counted by the weights it stands for."""
     plain = sum(p.numel() for p in model.parameters())
-    return plain + sum(math.prod(anatomy.shape_of(m)) for m in model.modules() if isinstance(m, QuantLinear))
+    return plain + sum(
+        math.prod(anatomy.shape_of(m)) for m in model.modules() if isinstance(m, QuantLinear)
+    )

@@ -1,13 +1,17 @@
-"""Scalar heads beside the output head: `score` (one number for a whole answer) and `value` (what is still to be won, at every token).
+"""Scalar heads beside the output head: `score` (one number for a whole answer) and `value` (what is
+still to be won, at every token).
 
-A head is one row of weights over the last hidden state, in float32 whatever the model computes in. It is a module of the causal model, so that the
-optimiser, the checkpoints and the finite check see it as they see every other parameter. A reward run is saved as what Transformers calls a sequence
-classifier with one label: PEFT's SEQ_CLS adapter with `score` beside it, or a whole model of that class. Whoever reads such files puts the stored head on
-the model (`put_stored_score`); what trains on from there goes on with it.
+A head is one row of weights over the last hidden state, in float32 whatever the model computes in.
+It is a module of the causal model, so that the optimiser, the checkpoints and the finite check see
+it as they see every other parameter. A reward run is saved as what Transformers calls a sequence
+classifier with one label: PEFT's SEQ_CLS adapter with `score` beside it, or a whole model of that
+class. Whoever reads such files puts the stored head on the model (`put_stored_score`); what trains
+on from there goes on with it.
 
-A trap of that class: it reads the score at the last token that is not padding, and where padding and stop token are the same id (SmolLM2, Llama 2) it
-reads one token too early. What is saved therefore names another padding id in the configuration; on a base whose configuration says otherwise, set
-`model.config.pad_token_id` to an id that no answer ends with.
+A trap of that class: it reads the score at the last token that is not padding, and where padding
+and stop token are the same id (SmolLM2, Llama 2) it reads one token too early. What is saved
+therefore names another padding id in the configuration; on a base whose configuration says
+otherwise, set `model.config.pad_token_id` to an id that no answer ends with.
 """
 
 from __future__ import annotations
@@ -32,13 +36,16 @@ SCORE_KEY = "base_model.model.score.weight"
 
 
 class ScalarHead(nn.Module):
-    """hidden (..., D) -> (...,) in float32 or wider. `score` has no bias, because Transformers' has none; `value` starts at 0 everywhere and has one,
-    which is where the mean reward of a run is learnt first."""
+    """hidden (..., D) -> (...,) in float32 or wider. `score` has no bias, because Transformers' has
+    none; `value` starts at 0 everywhere and has one, which is where the mean reward of a run is
+    learnt first."""
 
     def __init__(self, width: int, device: Any = None, value: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, width, dtype=torch.float32, device=device))
-        self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float32, device=device)) if value else None
+        self.bias = (
+            nn.Parameter(torch.zeros(1, dtype=torch.float32, device=device)) if value else None
+        )
         if not value:
             nn.init.normal_(self.weight, std=1 / (width + 1) ** 0.5)
 
@@ -60,19 +67,27 @@ def has_score(causal: Any) -> bool:
 
 
 def put_heads(causal: Any, attached: Attached, wanted: tuple[str, ...]) -> None:
-    """Let the heads an objective needs train: the one that a judge brought with it, else a new one. A `score` head is saved with the method's own files."""
+    """Let the heads an objective needs train: the one that a judge brought with it, else a new one.
+    A `score` head is saved with the method's own files."""
     for name in wanted:
         if name == "score" and has_score(causal):
             head = causal.score.requires_grad_(True)
         else:
-            head = ScalarHead(width_of(causal), next(causal.parameters()).device, value=name == "value")
+            head = ScalarHead(
+                width_of(causal), next(causal.parameters()).device, value=name == "value"
+            )
             setattr(causal, MODULES[name], head)
         found = next(full for full, module in attached.model.named_modules() if module is head)
         new = [f"{found}.{part}" for part, _ in head.named_parameters()]
-        # A method that trains every weight of a judge has its head among them. The list may be the method's own, which says what its files hold.
-        attached.parameters = [*attached.parameters, *(full for full in new if full not in attached.parameters)]
+        # A method that trains every weight of a judge has its head among them. The list may be the
+        # method's own, which says what its files hold.
+        attached.parameters = [
+            *attached.parameters,
+            *(full for full in new if full not in attached.parameters),
+        ]
         if name == "value":
-            # It starts from nothing while the policy moves with care, and advantages are only as good as it is.
+            # It starts from nothing while the policy moves with care, and advantages are only as
+            # good as it is.
             attached.rate_factors = {**attached.rate_factors, **dict.fromkeys(new, VALUE_RATE)}
     if "score" in wanted:
         _save_with_score(causal, attached)
@@ -109,12 +124,15 @@ def _into_adapter(folder: Path, weight: Tensor) -> None:
     save_file({**load_file(path), SCORE_KEY: weight}, path, metadata={"format": "pt"})
     described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     described |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def as_classifier(folder: Path, weight: Tensor, *, tokens: bool = False) -> str:
-    """Turn a saved causal model into a sequence classifier with one label, in place; with `tokens` into a token classifier, which scores every token,
-    where the family has one. Returns the name of the class. Raises ModelError for a family that has none."""
+    """Turn a saved causal model into a sequence classifier with one label, in place; with `tokens`
+    into a token classifier, which scores every token, where the family has one. Returns the name of
+    the class. Raises ModelError for a family that has none."""
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig
 
@@ -128,19 +146,33 @@ def as_classifier(folder: Path, weight: Tensor, *, tokens: bool = False) -> str:
     stops = set(stop if isinstance(stop, list) else [stop])
     pad = next(i for i in range(config.get_text_config().vocab_size) if i not in stops)
     for path in sorted(folder.glob("*.safetensors")):
-        tensors = {k: v for k, v in load_file(path).items() if not k.startswith(("lm_head.", "score."))}
-        if path.name in ("model.safetensors", "model-00001-of-00001.safetensors") or "00001-of" in path.name:
+        tensors = {
+            k: v for k, v in load_file(path).items() if not k.startswith(("lm_head.", "score."))
+        }
+        if (
+            path.name in ("model.safetensors", "model-00001-of-00001.safetensors")
+            or "00001-of" in path.name
+        ):
             tensors |= head
         save_file(tensors, path, metadata={"format": "pt"})
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         listed = json.loads(index.read_text(encoding="utf-8"))
         first = min(listed["weight_map"].values())
-        kept = {k: v for k, v in listed["weight_map"].items() if not k.startswith(("lm_head.", "score."))}
+        kept = {
+            k: v
+            for k, v in listed["weight_map"].items()
+            if not k.startswith(("lm_head.", "score."))
+        }
         listed["weight_map"] = kept | dict.fromkeys(head, first)
         index.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    described |= {"architectures": [name], "id2label": {"0": "score"}, "label2id": {"score": 0}, "pad_token_id": pad}
+    described |= {
+        "architectures": [name],
+        "id2label": {"0": "score"},
+        "label2id": {"score": 0},
+        "pad_token_id": pad,
+    }
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return name
 
@@ -155,7 +187,8 @@ def _sequence_class(config: Any, folder: Path) -> str:
 
 
 def _token_class(config: Any) -> str | None:
-    """The family's token classifier, where its head is one matrix called `score` as that of the sequence classifiers is."""
+    """The family's token classifier, where its head is one matrix called `score` as that of the
+    sequence classifiers is."""
     import copy
 
     from transformers import AutoModelForTokenClassification
@@ -168,11 +201,14 @@ def _token_class(config: Any) -> str | None:
     with torch.device("meta"):
         made = mapping[type(config)](described)
     head = getattr(made, "score", None)
-    return str(type(made).__name__) if isinstance(head, nn.Linear) and head.bias is not None else None
+    return (
+        str(type(made).__name__) if isinstance(head, nn.Linear) and head.bias is not None else None
+    )
 
 
 def stored_score(folder: Path) -> Tensor | None:
-    """The `score` weight (1, D) of a saved reward run's files, or None where the folder is not one. Raises ModelError for a head with a bias that is not 0."""
+    """The `score` weight (1, D) of a saved reward run's files, or None where the folder is not one.
+    Raises ModelError for a head with a bias that is not 0."""
     from safetensors import safe_open
 
     for name, key in (("adapter_model.safetensors", SCORE_KEY), (FILES["score"], "score.weight")):
@@ -192,10 +228,13 @@ def stored_score(folder: Path) -> Tensor | None:
 
 
 def put_stored_score(causal: Any, weight: Tensor, folder: Path) -> None:
-    """A score head with these weights, read from `folder`, on `causal`, frozen. Raises ModelError (E-METHOD-73) for a head that gives several numbers."""
+    """A score head with these weights, read from `folder`, on `causal`, frozen. Raises ModelError
+    (E-METHOD-73) for a head that gives several numbers."""
     width = width_of(causal)
     if tuple(weight.shape) != (1, width):
-        raise ModelError(problem("E-METHOD-73", str(folder), found=" x ".join(map(str, weight.shape))))
+        raise ModelError(
+            problem("E-METHOD-73", str(folder), found=" x ".join(map(str, weight.shape)))
+        )
     head = ScalarHead(width, next(causal.parameters()).device)
     with torch.no_grad():
         head.weight.copy_(weight)

@@ -1,4 +1,5 @@
-"""Tokens put into a tokenizer after pre-training, and room for them in the model's embedding and head."""
+"""Tokens put into a tokenizer after pre-training, and room for them in the model's embedding and
+head."""
 
 from __future__ import annotations
 
@@ -7,44 +8,64 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-WHOLE = ("weight", "modules_to_save.weight", "base_layer.weight", "original_module.weight", "token_adapter.base_layer.weight")
-"""Names, behind that of the embedding or the head, under which an adapter's file holds the whole matrix."""
+WHOLE = (
+    "weight",
+    "modules_to_save.weight",
+    "base_layer.weight",
+    "original_module.weight",
+    "token_adapter.base_layer.weight",
+)
+"""Names, behind that of the embedding or the head, under which an adapter's file holds the whole
+matrix."""
 
 
 def tokens_of(method: Any) -> list[str | int]:
-    """The tokens whose rows a method's configuration trains: words to be added, or numbers of tokens that are there. Most methods have none."""
+    """The tokens whose rows a method's configuration trains: words to be added, or numbers of
+    tokens that are there. Most methods have none."""
     return list(getattr(method, "tokens", None) or getattr(method, "new_tokens", None) or [])
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str | int]) -> list[int]:
-    """The ids of tokens: words are put into the tokenizer where it has them not (in order, so that the ids are always the same), numbers are ids."""
+    """The ids of tokens: words are put into the tokenizer where it has them not (in order, so that
+    the ids are always the same), numbers are ids."""
     from tokenizers import AddedToken
 
     words = [token for token in tokens if isinstance(token, str)]
-    # A mark of a format is part of an answer, so it is no special token: those vanish when text is made of tokens.
+    # A mark of a format is part of an answer, so it is no special token: those vanish when text is
+    # made of tokens.
     tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in words])
-    return [int(tokenizer.convert_tokens_to_ids(token)) if isinstance(token, str) else token for token in tokens]
+    return [
+        int(tokenizer.convert_tokens_to_ids(token)) if isinstance(token, str) else token
+        for token in tokens
+    ]
 
 
 def size_of(tokenizer: Any) -> int:
-    """The rows that a tokenizer needs: one more than its highest id. Ids that no token has (they occur) count as well."""
+    """The rows that a tokenizer needs: one more than its highest id. Ids that no token has (they
+    occur) count as well."""
     return max(len(tokenizer), *(i + 1 for i in tokenizer.added_tokens_decoder), 0)
 
 
 def added_words(tokenizer: Any, base: Any) -> dict[str, int]:
     """Word -> id of what `tokenizer` has and that of the base has not, in the order of the ids."""
     known = base.get_vocab()
-    return {str(token.content): i for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.content not in known}
+    return {
+        str(token.content): i
+        for i, token in sorted(tokenizer.added_tokens_decoder.items())
+        if token.content not in known
+    }
 
 
 def make_room(model: Any, count: int) -> int:
-    """Give embedding and head at least `count` rows; new ones are the mean of the old. Returns how many rows were added."""
+    """Give embedding and head at least `count` rows; new ones are the mean of the old. Returns how
+    many rows were added."""
     old = int(model.get_input_embeddings().weight.shape[0])
     return set_rows(model, count) if count > old else 0
 
 
 def set_rows(model: Any, count: int) -> int:
-    """Give embedding and head exactly `count` rows: rows at the end are cut off, or added as the mean of the old. Returns how many were added."""
+    """Give embedding and head exactly `count` rows: rows at the end are cut off, or added as the
+    mean of the old. Returns how many were added."""
     import torch
 
     old = int(model.get_input_embeddings().weight.shape[0])
@@ -63,10 +84,12 @@ def set_rows(model: Any, count: int) -> int:
 
 
 def fit_rows(model: Any, folder: Path) -> int:
-    """Give `model` as many rows as the adapter in the PEFT folder was made with. Returns how many were added (below 0: cut off).
+    """Give `model` as many rows as the adapter in the PEFT folder was made with. Returns how many
+    were added (below 0: cut off).
 
-    A whole embedding or head in the adapter's file settles it. Otherwise there is room for every token whose row the adapter holds and, as PEFT's
-    AutoPeftModel makes it, for every token of the tokenizer beside it.
+    A whole embedding or head in the adapter's file settles it. Otherwise there is room for every
+    token whose row the adapter holds and, as PEFT's AutoPeftModel makes it, for every token of the
+    tokenizer beside it.
     """
     stated = _rows_in_file(model, folder)
     if stated:
@@ -75,26 +98,34 @@ def fit_rows(model: Any, folder: Path) -> int:
 
 
 def whole_matrices(model: Any, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors in the adapter's file that are the whole embedding or head of `model`, on which no adapter is yet."""
+    """Name -> shape of the tensors in the adapter's file that are the whole embedding or head of
+    `model`, on which no adapter is yet."""
     from tunewright.sources import vet
 
     places = [f"base_model.model.{name}." for name in _row_modules(model)]
     found = {}
     for path in vet.weight_files(folder, "adapter")[0]:
         for name, (_, shape, _) in vet.read_safetensors_header(path).items():
-            if any(name.startswith(place) and name.removeprefix(place) in WHOLE for place in places):
+            if any(
+                name.startswith(place) and name.removeprefix(place) in WHOLE for place in places
+            ):
                 found[name] = shape
     return found
 
 
 def _row_modules(model: Any) -> list[str]:
     """Names of the embedding and the head."""
-    wanted = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    wanted = [
+        module
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        if module is not None
+    ]
     return [name for name, module in model.named_modules() if any(module is one for one in wanted)]
 
 
 def _rows_in_file(model: Any, folder: Path) -> int:
-    """Rows of the embedding and head that the adapter in `folder` was made for, where its file shows them; else 0."""
+    """Rows of the embedding and head that the adapter in `folder` was made for, where its file
+    shows them; else 0."""
     from tunewright.sources import vet
 
     found = [shape[0] for shape in whole_matrices(model, folder).values()]
@@ -111,7 +142,8 @@ def _rows_in_file(model: Any, folder: Path) -> int:
 
 
 def _rows_of_tokenizer(model: Any, folder: Path) -> int:
-    """Rows that the tokenizer of an adapter's folder needs, where it knows more tokens than the base's own; else 0."""
+    """Rows that the tokenizer of an adapter's folder needs, where it knows more tokens than the
+    base's own; else 0."""
     from tunewright.models.load import load_tokenizer
 
     folder, base = Path(folder), Path(str(model.name_or_path))
@@ -121,7 +153,11 @@ def _rows_of_tokenizer(model: Any, folder: Path) -> int:
     if size <= int(model.get_input_embeddings().weight.shape[0]):
         return 0
     # Some bases have tokens without rows; that is no word of the adapter's.
-    return size if not (base / "tokenizer_config.json").is_file() or size > size_of(load_tokenizer(base)) else 0
+    return (
+        size
+        if not (base / "tokenizer_config.json").is_file() or size > size_of(load_tokenizer(base))
+        else 0
+    )
 
 
 def highest_token(folder: Path) -> int:

@@ -1,4 +1,5 @@
-"""Floor 2: what is optimised. Each objective is two or three small pure functions of log-probabilities and weights."""
+"""Floor 2: what is optimised. Each objective is two or three small pure functions of
+log-probabilities and weights."""
 
 from tunewright.objectives import distill as distill
 from tunewright.objectives import kto as kto

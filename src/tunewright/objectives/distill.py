@@ -1,11 +1,14 @@
-"""A small model learns from a large one: not only which token came next, but how likely the teacher held every other.
+"""A small model learns from a large one: not only which token came next, but how likely the teacher
+held every other.
 
-The engine runs the teacher over the same rows and gives the divergence of the two distributions before each learnt token (`engine.teacher`,
-`models.divergence`); here it is weighted and mixed with the likelihood of the data.
+The engine runs the teacher over the same rows and gives the divergence of the two distributions
+before each learnt token (`engine.teacher`, `models.divergence`); here it is weighted and mixed with
+the likelihood of the data.
 
-Sources: Hinton et al. 2015 (arXiv 1503.02531), from whom the temperature and its square before the loss, which keeps the gradient's size; reverse
-divergence, Gu et al. 2023 (MiniLLM, 2306.08543), here on given texts; generalised Jensen-Shannon divergence and learning on the student's own answers,
-Agarwal et al. 2023 (GKD, 2306.13649).
+Sources: Hinton et al. 2015 (arXiv 1503.02531), from whom the temperature and its square before the
+loss, which keeps the gradient's size; reverse divergence, Gu et al. 2023 (MiniLLM, 2306.08543),
+here on given texts; generalised Jensen-Shannon divergence and learning on the student's own
+answers, Agarwal et al. 2023 (GKD, 2306.13649).
 """
 
 from __future__ import annotations
@@ -23,42 +26,56 @@ ROWS = ("conversation", "text")
 
 
 class DistillConfig(Section):
-    """Learning to predict as a larger model predicts, on given texts. Data: rows with a question and an answer, or plain text."""
+    """Learning to predict as a larger model predicts, on given texts. Data: rows with a question
+    and an answer, or plain text."""
 
     teacher: str
-    """The model to learn from: hub id, folder, adapter or run. Its vocabulary must be the student's."""
+    """The model to learn from: hub id, folder, adapter or run. Its vocabulary must be the
+    student's."""
     divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward"
-    """forward covers all that the teacher would say; reverse keeps to what it says most; jensen_shannon lies between, see beta."""
+    """forward covers all that the teacher would say; reverse keeps to what it says most;
+    jensen_shannon lies between, see beta."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """With jensen_shannon, the teacher's share in the mixture that both are compared with."""
     temperature: float = Field(default=1.0, gt=0)
-    """Both distributions are taken at this temperature; above 1 unlikely tokens count more. The loss is multiplied by its square."""
+    """Both distributions are taken at this temperature; above 1 unlikely tokens count more. The
+    loss is multiplied by its square."""
     alpha: float = Field(default=0.5, ge=0, lt=1)
     """Share of the data's own likelihood in the loss; 0: the teacher alone."""
     top_k: int | None = Field(default=None, gt=0)
-    """Keep only the teacher's k likeliest tokens, computed once and kept in the run folder, so that the teacher does not stay in memory; null: all, live."""
+    """Keep only the teacher's k likeliest tokens, computed once and kept in the run folder, so that
+    the teacher does not stay in memory; null: all, live."""
 
 
 @objectives.register("distill", DistillConfig, source="arXiv 1503.02531", rows=ROWS)
 def distill(config: DistillConfig) -> Objective:
-    """loss = alpha * mean of -log p(token) + (1 - alpha) * temperature^2 * mean of D(teacher, student), both over the learnt tokens of the step."""
-    teaching = Teaching(config.teacher, config.divergence, config.beta, config.temperature, config.top_k)
-    return Objective(*_functions(config.temperature, config.alpha), Needs(rows=ROWS), teacher=teaching)
+    """loss = alpha * mean of -log p(token) + (1 - alpha) * temperature^2 * mean of D(teacher,
+    student), both over the learnt tokens of the step."""
+    teaching = Teaching(
+        config.teacher, config.divergence, config.beta, config.temperature, config.top_k
+    )
+    return Objective(
+        *_functions(config.temperature, config.alpha), Needs(rows=ROWS), teacher=teaching
+    )
 
 
 class GkdConfig(Section):
-    """Learning to predict as a larger model predicts, on answers that the student writes itself. Data: rows with a question and an answer."""
+    """Learning to predict as a larger model predicts, on answers that the student writes itself.
+    Data: rows with a question and an answer."""
 
     teacher: str
-    """The model to learn from: hub id, folder, adapter or run. Its vocabulary must be the student's."""
+    """The model to learn from: hub id, folder, adapter or run. Its vocabulary must be the
+    student's."""
     on_policy: float = Field(default=0.5, gt=0, le=1)
-    """Share of the steps that are taken on the student's own answers; the others take the rows' answers."""
+    """Share of the steps that are taken on the student's own answers; the others take the rows'
+    answers."""
     divergence: Literal["forward", "reverse", "jensen_shannon"] = "jensen_shannon"
     """As in `distill`."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """With jensen_shannon, the teacher's share in the mixture that both are compared with."""
     temperature: float = Field(default=1.0, gt=0)
-    """Both distributions are taken at this temperature, and answers are drawn at it. The loss is multiplied by its square."""
+    """Both distributions are taken at this temperature, and answers are drawn at it. The loss is
+    multiplied by its square."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest answer that the student writes, in tokens."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -69,13 +86,21 @@ class GkdConfig(Section):
 
 @objectives.register("gkd", GkdConfig, source="arXiv 2306.13649", rows=("conversation",))
 def gkd(config: GkdConfig) -> Objective:
-    """loss = temperature^2 * mean of D(teacher, student) over the tokens of the step's answers, in `on_policy` of the steps the student's own.
+    """loss = temperature^2 * mean of D(teacher, student) over the tokens of the step's answers, in
+    `on_policy` of the steps the student's own.
 
     What the student drew is taken as given: no gradient goes through the drawing, as in the paper.
     """
     teaching = Teaching(config.teacher, config.divergence, config.beta, config.temperature, None)
-    own = OwnAnswers(config.on_policy, config.max_new_tokens, config.temperature, config.top_p, config.top_k)
-    return Objective(*_functions(config.temperature, 0.0), Needs(rows=("conversation",)), teacher=teaching, own_answers=own)
+    own = OwnAnswers(
+        config.on_policy, config.max_new_tokens, config.temperature, config.top_p, config.top_k
+    )
+    return Objective(
+        *_functions(config.temperature, 0.0),
+        Needs(rows=("conversation",)),
+        teacher=teaching,
+        own_answers=own,
+    )
 
 
 def _functions(temperature: float, alpha: float) -> tuple[Any, Any]:
@@ -89,8 +114,9 @@ def _functions(temperature: float, alpha: float) -> tuple[Any, Any]:
     def terms(output: Any) -> dict[str, Term]:
         count = len(output.weight)
         output.figures |= {
-            "nll": (-float(output.logprob.detach().sum()), count), "divergence": (float(output.divergence.detach().sum()), count)
-        }  # fmt: skip
+            "nll": (-float(output.logprob.detach().sum()), count),
+            "divergence": (float(output.divergence.detach().sum()), count),
+        }
         found = {"teacher": (square * (output.weight * output.divergence).sum(), 1 - alpha)}
         return found | ({"sft": (-(output.weight * output.logprob).sum(), alpha)} if alpha else {})
 

@@ -1,13 +1,18 @@
-"""Learning from single judgements: answers that somebody called good become likelier, answers called bad less likely.
+"""Learning from single judgements: answers that somebody called good become likelier, answers
+called bad less likely.
 
-Legend: B answers. `reward_B` is the change of an answer's summed log-probability since step 0, in nats. The point from which gain and loss are felt is
-`z0`, the Kullback-Leibler divergence of the model from where it started: the mean change over answers put under another row's question, never below
-zero, measured without gradient over the whole optimiser step. So how a step is cut into passes changes nothing.
+Legend: B answers. `reward_B` is the change of an answer's summed log-probability since step 0, in
+nats. The point from which gain and loss are felt is `z0`, the Kullback-Leibler divergence of the
+model from where it started: the mean change over answers put under another row's question, never
+below zero, measured without gradient over the whole optimiser step. So how a step is cut into
+passes changes nothing.
 
-Which question gets whose answer is fixed for a run: each row's question meets the answer of a row before it. So the values under the model of step 0
-are computed once, with the others. TRL 1.16 pairs them so too, inside blocks of rows as large as a batch.
+Which question gets whose answer is fixed for a run: each row's question meets the answer of a row
+before it. So the values under the model of step 0 are computed once, with the others. TRL 1.16
+pairs them so too, inside blocks of rows as large as a batch.
 
-Source: Ethayarajh et al. 2024 (arXiv 2402.01306), equations 7 and 8; `apo_zero`: D'Oosterlinck et al. 2024 (arXiv 2408.06266), equation 7, unpaired.
+Source: Ethayarajh et al. 2024 (arXiv 2402.01306), equations 7 and 8; `apo_zero`: D'Oosterlinck et
+al. 2024 (arXiv 2408.06266), equation 7, unpaired.
 """
 
 from __future__ import annotations
@@ -33,20 +38,24 @@ LOOK_BACK = 64
 
 
 class KtoConfig(Section):
-    """Good answers become likelier and bad ones less likely, each judged by itself. Data: judged answers; pairs count as one good and one bad."""
+    """Good answers become likelier and bad ones less likely, each judged by itself. Data: judged
+    answers; pairs count as one good and one bad."""
 
     beta: float = Field(default=0.1, gt=0)
     """How strongly the model is held to where it started; larger moves it less."""
     good_weight: float = Field(default=1.0, ge=0)
-    """Weight of answers called good. Where they are rare, raise it until this weight times their number is 1 to 4/3 times the other product."""
+    """Weight of answers called good. Where they are rare, raise it until this weight times their
+    number is 1 to 4/3 times the other product."""
     bad_weight: float = Field(default=1.0, ge=0)
     """Weight of answers called bad."""
     loss: Literal["kto", "apo_zero"] = "kto"
-    """kto measures gains from the KL divergence to the start; apo_zero from zero, which saves a pass without gradient in each step."""
+    """kto measures gains from the KL divergence to the start; apo_zero from zero, which saves a
+    pass without gradient in each step."""
 
 
 class Mismatched:
-    """Questions under other rows' answers. `gather` is told the rows of a run; `of` gives each row its partner's answers."""
+    """Questions under other rows' answers. `gather` is told the rows of a run; `of` gives each row
+    its partner's answers."""
 
     def __init__(self) -> None:
         self.rows: Sequence[Sample] = ()
@@ -54,8 +63,9 @@ class Mismatched:
         self.room: int | None = None
 
     def gather(self, rows: Sequence[Sample], room: int | None = None) -> Iterator[Sample]:
-        """Choose every row's partner: the nearest row before it with another question, else the row before it. `room` is the most tokens that a branch may
-        have. Raises DataError for a single row."""
+        """Choose every row's partner: the nearest row before it with another question, else the row
+        before it. `room` is the most tokens that a branch may have. Raises DataError for a single
+        row."""
         if len(rows) < 2:
             raise DataError(problem("E-OBJ-01", "data.train", rows=len(rows)))
         self.rows, self.room = rows, room
@@ -67,24 +77,33 @@ class Mismatched:
 
         for i, row in enumerate(rows):
             near = (j % len(rows) for j in range(i - 1, max(i - LOOK_BACK, i - len(rows)) - 1, -1))
-            self.partner.add(_key(row), next((j for j in near if asked(j) != asked(i)), (i - 1) % len(rows)))
+            self.partner.add(
+                _key(row), next((j for j in near if asked(j) != asked(i)), (i - 1) % len(rows))
+            )
         return (self.of(row) for row in rows)
 
     def of(self, row: Sample) -> Sample:
-        """The questions of `row` with its partner's answers. Raises KeyError for a row that was not gathered: that cannot happen in a run."""
+        """The questions of `row` with its partner's answers. Raises KeyError for a row that was not
+        gathered: that cannot happen in a run."""
         partner = self.partner.find(_key(row))
         if partner is None:
             raise KeyError(str(row.origin))
         other = self.rows[partner].branches
-        branches = [self._put(branch, other[b % len(other)]) for b, branch in enumerate(row.branches)]
+        branches = [
+            self._put(branch, other[b % len(other)]) for b, branch in enumerate(row.branches)
+        ]
         return replace(row, branches=branches, facts={})
 
     def _put(self, asked: Branch, answered: Branch) -> Branch:
         before, first = question(asked), answered.learnt[0]
-        answer = answered.tokens[first : None if self.room is None else first + max(1, self.room - len(before))]
+        answer = answered.tokens[
+            first : None if self.room is None else first + max(1, self.room - len(before))
+        ]
         shift = len(before) - first
         learnt = [i + shift for i in answered.learnt if i < first + len(answer)]
-        return Branch(before + answer, learnt, [max(asked.weights)] * len(learnt), role="mismatched")
+        return Branch(
+            before + answer, learnt, [max(asked.weights)] * len(learnt), role="mismatched"
+        )
 
 
 def question(branch: Branch) -> list[int]:
@@ -97,17 +116,23 @@ def _digest(tokens: list[int]) -> bytes:
 
 
 def _key(row: Sample) -> bytes:
-    return hashlib.blake2b(b"".join(_digest(branch.tokens) for branch in row.branches), digest_size=KEY_BYTES).digest()
+    return hashlib.blake2b(
+        b"".join(_digest(branch.tokens) for branch in row.branches), digest_size=KEY_BYTES
+    ).digest()
 
 
 def rewards(output: Any) -> tuple[Any, Any]:
     """(B,) change of each branch's log-probability since step 0, and (B,) weight of each branch."""
     import torch
 
-    zero = torch.zeros(len(output.branch_sample), dtype=output.logprob.dtype, device=output.logprob.device)
+    zero = torch.zeros(
+        len(output.branch_sample), dtype=output.logprob.dtype, device=output.logprob.device
+    )
     total = zero.index_add(0, output.branch, output.logprob * (output.weight > 0))
     weight = [max(branch.weights) for sample in output.samples for branch in sample.branches]
-    return total - output.reference.to(total.dtype), torch.tensor(weight, dtype=zero.dtype, device=zero.device)
+    return total - output.reference.to(total.dtype), torch.tensor(
+        weight, dtype=zero.dtype, device=zero.device
+    )
 
 
 def kto_loss(reward_B: Any, good_B: Any, z0: float, beta: float, loss: str = "kto") -> Any:
@@ -120,7 +145,8 @@ def kto_loss(reward_B: Any, good_B: Any, z0: float, beta: float, loss: str = "kt
 
 @objectives.register("kto", KtoConfig, source="arXiv 2402.01306", rows=ROWS)
 def kto(config: KtoConfig) -> Objective:
-    """loss = sum_b w_b * side_b * sigmoid(-+ beta * (reward_b - z0)) / sum_b w_b; minus for good answers, plus for bad ones; side_b is their weight."""
+    """loss = sum_b w_b * side_b * sigmoid(-+ beta * (reward_b - z0)) / sum_b w_b; minus for good
+    answers, plus for bad ones; side_b is their weight."""
     mismatched = Mismatched()
     baseline = {"z0": 0.0}
 
@@ -148,12 +174,18 @@ def kto(config: KtoConfig) -> Objective:
         output.figures |= {
             "rewards_good": (config.beta * float(found[good_B].sum()), int(good_B.sum())),
             "rewards_bad": (config.beta * float(found[~good_B].sum()), int((~good_B).sum())),
-            "right": (float(right.sum()), len(roles)), "z0": (baseline["z0"] * len(roles), len(roles)),
-        }  # fmt: skip
+            "right": (float(right.sum()), len(roles)),
+            "z0": (baseline["z0"] * len(roles), len(roles)),
+        }
         return {"kto": ((weight_B * side_B * value).sum(), 1.0)}
 
     needs_baseline = config.loss == "kto"
     return Objective(
-        plan, terms, Needs(rows=ROWS), reference=True, rate_factor=0.25,
-        measure=measure if needs_baseline else None, companions=mismatched.gather if needs_baseline else None,
-    )  # fmt: skip
+        plan,
+        terms,
+        Needs(rows=ROWS),
+        reference=True,
+        rate_factor=0.25,
+        measure=measure if needs_baseline else None,
+        companions=mismatched.gather if needs_baseline else None,
+    )

@@ -1,13 +1,17 @@
-"""Learning from pairs: of two answers to the same question, the chosen one is to become likelier than the rejected one.
+"""Learning from pairs: of two answers to the same question, the chosen one is to become likelier
+than the rejected one.
 
-Legend: P pairs. `chosen_P` and `rejected_P` are summed log-probabilities of the answers in nats, `length` their numbers of learnt tokens. Each loss
-returns one value a pair; the engine divides their weighted sum by the weights of the whole step. A pair's weight is its row's.
+Legend: P pairs. `chosen_P` and `rejected_P` are summed log-probabilities of the answers in nats,
+`length` their numbers of learnt tokens. Each loss returns one value a pair; the engine divides
+their weighted sum by the weights of the whole step. A pair's weight is its row's.
 
-Sources: DPO, Rafailov et al. 2023 (arXiv 2305.18290); conservative DPO, Mitchell 2023 (label smoothing); IPO, Azar et al. 2023 (2310.12036), with lengths
-divided out as its authors recommend for texts; hinge, Zhao et al. 2023 (SLiC, 2305.10425); the SFT term, Pang et al. 2024 (2404.19733); robust DPO,
-Chowdhury et al. 2024 (2403.00409); EXO, Ji et al. 2024 (2402.00856, equation 16); NCA, Chen et al. 2024 (2402.05369); SPPO, Wu et al. 2024 (2405.00675);
-APO, D'Oosterlinck et al. 2024 (2408.06266, equations 7 and 8); ORPO, Hong et al. 2024 (2403.07691); SimPO, Meng et al. 2024 (2405.14734); CPO, Xu et al.
-2024 (2401.08417).
+Sources: DPO, Rafailov et al. 2023 (arXiv 2305.18290); conservative DPO, Mitchell 2023 (label
+smoothing); IPO, Azar et al. 2023 (2310.12036), with lengths divided out as its authors recommend
+for texts; hinge, Zhao et al. 2023 (SLiC, 2305.10425); the SFT term, Pang et al. 2024 (2404.19733);
+robust DPO, Chowdhury et al. 2024 (2403.00409); EXO, Ji et al. 2024 (2402.00856, equation 16); NCA,
+Chen et al. 2024 (2402.05369); SPPO, Wu et al. 2024 (2405.00675); APO, D'Oosterlinck et al. 2024
+(2408.06266, equations 7 and 8); ORPO, Hong et al. 2024 (2403.07691); SimPO, Meng et al. 2024
+(2405.14734); CPO, Xu et al. 2024 (2401.08417).
 """
 
 from __future__ import annotations
@@ -22,20 +26,25 @@ from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Needs, Objective, Sample, Term
 
 ROWS = ("preference",)
-DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"]
+DpoLoss = Literal[
+    "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"
+]
 EXO_SMOOTHING = 1e-3
 """What exo_pair takes where nobody gave a smoothing: its target must not be certain."""
 
 
 class DpoConfig(Section):
-    """Direct preference optimisation: the chosen answer against the rejected one, measured from where training started. Data: pairs."""
+    """Direct preference optimisation: the chosen answer against the rejected one, measured from
+    where training started. Data: pairs."""
 
     beta: float = Field(default=0.1, gt=0)
     """How strongly the model is held to where it started; larger moves it less."""
     loss: DpoLoss = "sigmoid"
-    """sigmoid is DPO; hinge stops at a margin of 1; ipo aims at a fixed margin and cannot run away; the others: docs/objectives/dpo.md."""
+    """sigmoid is DPO; hinge stops at a margin of 1; ipo aims at a fixed margin and cannot run away;
+    the others: docs/objectives/dpo.md."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of pairs that are assumed to be the wrong way round (with sigmoid, robust and exo_pair)."""
+    """Share of pairs that are assumed to be the wrong way round (with sigmoid, robust and
+    exo_pair)."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of an SFT term on the chosen answers: keeps their own probability from falling."""
 
@@ -48,12 +57,14 @@ class IpoConfig(DpoConfig):
 
 
 class OrpoConfig(Section):
-    """SFT on the chosen answers plus an odds ratio against the rejected ones; needs no reference. Data: pairs."""
+    """SFT on the chosen answers plus an odds ratio against the rejected ones; needs no reference.
+    Data: pairs."""
 
     beta: float = Field(default=0.1, gt=0)
     """Weight of the odds-ratio term (lambda in the paper)."""
     sft_on: Literal["answer", "all"] = "answer"
-    """What the SFT term is taken over: answer is the chosen answer, as in the paper; all is its question too, as TRL does it."""
+    """What the SFT term is taken over: answer is the chosen answer, as in the paper; all is its
+    question too, as TRL does it."""
 
 
 class CpoConfig(Section):
@@ -68,7 +79,8 @@ class CpoConfig(Section):
 
 
 class SimpoConfig(Section):
-    """The mean log-probability a token of the chosen answer against the rejected one's, with a margin; needs no reference. Data: pairs."""
+    """The mean log-probability a token of the chosen answer against the rejected one's, with a
+    margin; needs no reference. Data: pairs."""
 
     beta: float = Field(default=2.0, gt=0)
     """Scale of the reward."""
@@ -88,11 +100,17 @@ class Pairs:
         total = zero.index_add(0, output.branch, output.logprob * learnt)
         length = zero.index_add(0, output.branch, learnt)
         roles = [branch.role for sample in output.samples for branch in sample.branches]
-        chosen = torch.tensor([i for i, role in enumerate(roles) if role == "chosen"], device=zero.device)
-        rejected = torch.tensor([i for i, role in enumerate(roles) if role == "rejected"], device=zero.device)
+        chosen = torch.tensor(
+            [i for i, role in enumerate(roles) if role == "chosen"], device=zero.device
+        )
+        rejected = torch.tensor(
+            [i for i, role in enumerate(roles) if role == "rejected"], device=zero.device
+        )
         self.chosen_P, self.rejected_P = total[chosen], total[rejected]
         self.chosen_length, self.rejected_length = length[chosen], length[rejected]
-        self.weight_P = torch.tensor([pair_weight(sample) for sample in output.samples], dtype=zero.dtype, device=zero.device)
+        self.weight_P = torch.tensor(
+            [pair_weight(sample) for sample in output.samples], dtype=zero.dtype, device=zero.device
+        )
         self.chosen_branch = chosen
         if output.reference is not None:
             reference = output.reference.to(total.dtype)
@@ -100,7 +118,8 @@ class Pairs:
 
 
 def pair_weight(sample: Sample) -> float:
-    """The weight of a pair: the largest of its learnt tokens' (all have the row's weight unless a turn brings its own)."""
+    """The weight of a pair: the largest of its learnt tokens' (all have the row's weight unless a
+    turn brings its own)."""
     return max(sample.branches[0].weights)
 
 
@@ -112,7 +131,9 @@ def dpo_loss(pairs: Any, config: DpoConfig) -> Any:
     chosen, rejected = pairs.chosen_P - pairs.chosen_ref, pairs.rejected_P - pairs.rejected_ref
     if config.loss == "ipo":
         # Per token, else the squared distance grows with the square of the length.
-        return (chosen / pairs.chosen_length - rejected / pairs.rejected_length - 1 / (2 * config.beta)) ** 2
+        return (
+            chosen / pairs.chosen_length - rejected / pairs.rejected_length - 1 / (2 * config.beta)
+        ) ** 2
     z = config.beta * (chosen - rejected)
     smooth = config.label_smoothing
     if config.loss == "hinge":
@@ -148,11 +169,14 @@ def odds_ratio_loss(pairs: Any) -> Any:
     from torch.nn.functional import logsigmoid
 
     def log_odds(mean: Any) -> Any:
-        # log(p / (1 - p)) from log p. Near p = 1 the difference to 1 is lost in float32: the largest mean stays a little under 0.
+        # log(p / (1 - p)) from log p. Near p = 1 the difference to 1 is lost in float32: the
+        # largest mean stays a little under 0.
         mean = mean.clamp(max=-1e-7)
         return mean - torch.log(-torch.expm1(mean))
 
-    z = log_odds(pairs.chosen_P / pairs.chosen_length) - log_odds(pairs.rejected_P / pairs.rejected_length)
+    z = log_odds(pairs.chosen_P / pairs.chosen_length) - log_odds(
+        pairs.rejected_P / pairs.rejected_length
+    )
     return -logsigmoid(z)
 
 
@@ -160,7 +184,10 @@ def simpo_loss(pairs: Any, beta: float, gamma: float) -> Any:
     """-log sigmoid(beta * (difference of mean token log-probabilities) - gamma), (P,)."""
     from torch.nn.functional import logsigmoid
 
-    return -logsigmoid(beta * (pairs.chosen_P / pairs.chosen_length - pairs.rejected_P / pairs.rejected_length) - gamma)
+    return -logsigmoid(
+        beta * (pairs.chosen_P / pairs.chosen_length - pairs.rejected_P / pairs.rejected_length)
+        - gamma
+    )
 
 
 def _figures(pairs: Any, chosen_reward: Any, rejected_reward: Any) -> dict[str, Any]:
@@ -168,10 +195,13 @@ def _figures(pairs: Any, chosen_reward: Any, rejected_reward: Any) -> dict[str, 
     margin = (chosen_reward - rejected_reward).detach()
     count = len(margin)
     return {
-        "rewards_chosen": (float(chosen_reward.detach().sum()), count), "rewards_rejected": (float(rejected_reward.detach().sum()), count),
-        "margin": (float(margin.sum()), count), "accuracy": (float((margin > 0).sum()), count),
-        "chosen_logprob": (float(pairs.chosen_P.detach().sum()), count), "rejected_logprob": (float(pairs.rejected_P.detach().sum()), count),
-    }  # fmt: skip
+        "rewards_chosen": (float(chosen_reward.detach().sum()), count),
+        "rewards_rejected": (float(rejected_reward.detach().sum()), count),
+        "margin": (float(margin.sum()), count),
+        "accuracy": (float((margin > 0).sum()), count),
+        "chosen_logprob": (float(pairs.chosen_P.detach().sum()), count),
+        "rejected_logprob": (float(pairs.rejected_P.detach().sum()), count),
+    }
 
 
 def _chosen_likelihood(output: Any, pairs: Any) -> Any:
@@ -191,17 +221,26 @@ WHOLE = "whole"
 
 
 def add_whole(samples: list[Sample]) -> None:
-    """Give each pair a third branch: the chosen answer with its question, every token learnt. Its rows are the chosen branch's own, so a tree computes
-    nothing twice."""
+    """Give each pair a third branch: the chosen answer with its question, every token learnt. Its
+    rows are the chosen branch's own, so a tree computes nothing twice."""
     for sample in samples:
         if sample.branches[-1].role != WHOLE:
             chosen = sample.branches[0]
             learnt = list(range(1, len(chosen.tokens)))
-            sample.branches.append(Branch(chosen.tokens, learnt, [pair_weight(sample)] * len(learnt), chosen.positions, role=WHOLE))
+            sample.branches.append(
+                Branch(
+                    chosen.tokens,
+                    learnt,
+                    [pair_weight(sample)] * len(learnt),
+                    chosen.positions,
+                    role=WHOLE,
+                )
+            )
 
 
 def _whole_likelihood(output: Any) -> Any:
-    """Weighted negative log-likelihood of the branches that `add_whole` made, summed over their tokens."""
+    """Weighted negative log-likelihood of the branches that `add_whole` made, summed over their
+    tokens."""
     import torch
 
     roles = [branch.role for sample in output.samples for branch in sample.branches]
@@ -212,7 +251,8 @@ def _whole_likelihood(output: Any) -> Any:
 @objectives.register("dpo", DpoConfig, source="arXiv 2305.18290", rows=ROWS)
 @objectives.register("ipo", IpoConfig, source="arXiv 2310.12036", rows=ROWS)
 def dpo(config: DpoConfig) -> Objective:
-    """loss = sum_p w_p * f(beta * ((chosen - chosen_ref) - (rejected - rejected_ref))) / sum_p w_p, f = -log sigmoid or as `loss` says."""
+    """loss = sum_p w_p * f(beta * ((chosen - chosen_ref) - (rejected - rejected_ref))) / sum_p w_p,
+    f = -log sigmoid or as `loss` says."""
     name = "ipo" if config.loss == "ipo" else "dpo"
 
     def plan(samples: list[Sample]) -> dict[str, float]:
@@ -221,59 +261,105 @@ def dpo(config: DpoConfig) -> Objective:
 
     def terms(output: Any) -> dict[str, Term]:
         pairs = Pairs(output)
-        output.figures |= _figures(pairs, config.beta * (pairs.chosen_P - pairs.chosen_ref), config.beta * (pairs.rejected_P - pairs.rejected_ref))
+        output.figures |= _figures(
+            pairs,
+            config.beta * (pairs.chosen_P - pairs.chosen_ref),
+            config.beta * (pairs.rejected_P - pairs.rejected_ref),
+        )
         found = {name: ((pairs.weight_P * dpo_loss(pairs, config)).sum(), 1.0)}
-        return found | ({"sft": (_chosen_likelihood(output, pairs), config.sft_weight)} if config.sft_weight else {})
+        return found | (
+            {"sft": (_chosen_likelihood(output, pairs), config.sft_weight)}
+            if config.sft_weight
+            else {}
+        )
 
     return Objective(plan, terms, Needs(rows=ROWS), reference=True, rate_factor=0.25)
 
 
 @objectives.register("orpo", OrpoConfig, source="arXiv 2403.07691", rows=ROWS)
 def orpo(config: OrpoConfig) -> Objective:
-    """loss = mean over chosen tokens of -log p + beta * mean over pairs of -log sigmoid(log odds(chosen) - log odds(rejected))."""
+    """loss = mean over chosen tokens of -log p + beta * mean over pairs of -log sigmoid(log
+    odds(chosen) - log odds(rejected))."""
     whole = config.sft_on == "all"
 
     def plan(samples: list[Sample]) -> dict[str, float]:
-        tokens = sum(sum(sample.branches[-1].weights) for sample in samples) if whole else _chosen_tokens(samples)
+        tokens = (
+            sum(sum(sample.branches[-1].weights) for sample in samples)
+            if whole
+            else _chosen_tokens(samples)
+        )
         return {"sft": tokens, "odds_ratio": sum(map(pair_weight, samples))}
 
     def terms(output: Any) -> dict[str, Term]:
         pairs = Pairs(output)
-        mean_c, mean_r = pairs.chosen_P / pairs.chosen_length, pairs.rejected_P / pairs.rejected_length
+        mean_c, mean_r = (
+            pairs.chosen_P / pairs.chosen_length,
+            pairs.rejected_P / pairs.rejected_length,
+        )
         output.figures |= _figures(pairs, config.beta * mean_c, config.beta * mean_r)
         likelihood = _whole_likelihood(output) if whole else _chosen_likelihood(output, pairs)
-        return {"sft": (likelihood, 1.0), "odds_ratio": ((pairs.weight_P * odds_ratio_loss(pairs)).sum(), config.beta)}
+        return {
+            "sft": (likelihood, 1.0),
+            "odds_ratio": ((pairs.weight_P * odds_ratio_loss(pairs)).sum(), config.beta),
+        }
 
-    return Objective(plan, terms, Needs(rows=ROWS), prepare=add_whole if whole else None, rate_factor=0.25)
+    return Objective(
+        plan, terms, Needs(rows=ROWS), prepare=add_whole if whole else None, rate_factor=0.25
+    )
 
 
 @objectives.register("cpo", CpoConfig, source="arXiv 2401.08417", rows=ROWS)
 def cpo(config: CpoConfig) -> Objective:
-    """loss = mean over pairs of -log sigmoid(beta * (log p(chosen) - log p(rejected))) + sft_weight * mean over chosen tokens of -log p."""
+    """loss = mean over pairs of -log sigmoid(beta * (log p(chosen) - log p(rejected))) + sft_weight
+    * mean over chosen tokens of -log p."""
 
     def plan(samples: list[Sample]) -> dict[str, float]:
-        return {"cpo": sum(map(pair_weight, samples))} | ({"sft": _chosen_tokens(samples)} if config.sft_weight else {})
+        return {"cpo": sum(map(pair_weight, samples))} | (
+            {"sft": _chosen_tokens(samples)} if config.sft_weight else {}
+        )
 
     def terms(output: Any) -> dict[str, Term]:
         pairs = Pairs(output)
-        output.figures |= _figures(pairs, config.beta * pairs.chosen_P, config.beta * pairs.rejected_P)
-        found = {"cpo": ((pairs.weight_P * smoothed(config.beta * (pairs.chosen_P - pairs.rejected_P), config.label_smoothing)).sum(), 1.0)}
-        return found | ({"sft": (_chosen_likelihood(output, pairs), config.sft_weight)} if config.sft_weight else {})
+        output.figures |= _figures(
+            pairs, config.beta * pairs.chosen_P, config.beta * pairs.rejected_P
+        )
+        found = {
+            "cpo": (
+                (
+                    pairs.weight_P
+                    * smoothed(
+                        config.beta * (pairs.chosen_P - pairs.rejected_P), config.label_smoothing
+                    )
+                ).sum(),
+                1.0,
+            )
+        }
+        return found | (
+            {"sft": (_chosen_likelihood(output, pairs), config.sft_weight)}
+            if config.sft_weight
+            else {}
+        )
 
     return Objective(plan, terms, Needs(rows=ROWS), rate_factor=0.25)
 
 
 @objectives.register("simpo", SimpoConfig, source="arXiv 2405.14734", rows=ROWS)
 def simpo(config: SimpoConfig) -> Objective:
-    """loss = mean over pairs of -log sigmoid(beta * (mean log p(chosen) - mean log p(rejected)) - gamma)."""
+    """loss = mean over pairs of -log sigmoid(beta * (mean log p(chosen) - mean log p(rejected)) -
+    gamma)."""
 
     def plan(samples: list[Sample]) -> dict[str, float]:
         return {"simpo": sum(map(pair_weight, samples))}
 
     def terms(output: Any) -> dict[str, Term]:
         pairs = Pairs(output)
-        mean_c, mean_r = pairs.chosen_P / pairs.chosen_length, pairs.rejected_P / pairs.rejected_length
+        mean_c, mean_r = (
+            pairs.chosen_P / pairs.chosen_length,
+            pairs.rejected_P / pairs.rejected_length,
+        )
         output.figures |= _figures(pairs, config.beta * mean_c, config.beta * mean_r)
-        return {"simpo": ((pairs.weight_P * simpo_loss(pairs, config.beta, config.gamma)).sum(), 1.0)}
+        return {
+            "simpo": ((pairs.weight_P * simpo_loss(pairs, config.beta, config.gamma)).sum(), 1.0)
+        }
 
     return Objective(plan, terms, Needs(rows=ROWS), rate_factor=0.25)

@@ -1,7 +1,9 @@
-"""A process reward model: is each step of an answer right? Learnt from answers that were judged step by step (Lightman et al. 2023, arXiv 2305.20050).
+"""A process reward model: is each step of an answer right? Learnt from answers that were judged
+step by step (Lightman et al. 2023, arXiv 2305.20050).
 
-A head on the hidden state of a step's last token gives a number s, and p = sigmoid(s) is how likely the step is right, given all before it. Steps of one
-answer begin alike, so as branches of the token tree they cost what the answer costs: the beginnings are the same rows.
+A head on the hidden state of a step's last token gives a number s, and p = sigmoid(s) is how likely
+the step is right, given all before it. Steps of one answer begin alike, so as branches of the token
+tree they cost what the answer costs: the beginnings are the same rows.
 """
 
 from __future__ import annotations
@@ -19,20 +21,28 @@ RIGHT, WRONG = "good", "bad"
 
 
 class ProcessRewardConfig(Section):
-    """A reward model that judges every step of an answer. Data: answers as lists of steps, each with a verdict."""
+    """A reward model that judges every step of an answer. Data: answers as lists of steps, each
+    with a verdict."""
 
     whole: Literal["min", "product", "mean", "last"] = "min"
-    """How the steps' chances make the reward of a whole answer: the worst step, all steps together, their mean, or the last."""
+    """How the steps' chances make the reward of a whole answer: the worst step, all steps together,
+    their mean, or the last."""
 
 
 def step_branches(tokens: Sequence[int], steps: Sequence[Sequence[int]]) -> list[Branch]:
-    """A branch for each step: everything up to its end, for the head to read there. `steps` are (tokens up to the end, right or not)."""
-    return [Branch(list(tokens[:end]), [], [], role=RIGHT if right else WRONG) for end, right in steps]
+    """A branch for each step: everything up to its end, for the head to read there. `steps` are
+    (tokens up to the end, right or not)."""
+    return [
+        Branch(list(tokens[:end]), [], [], role=RIGHT if right else WRONG) for end, right in steps
+    ]
 
 
-@objectives.register("process_reward", ProcessRewardConfig, source="arXiv 2305.20050", rows=ROWS, leaves="scores")
+@objectives.register(
+    "process_reward", ProcessRewardConfig, source="arXiv 2305.20050", rows=ROWS, leaves="scores"
+)
 def process_reward(config: ProcessRewardConfig) -> Objective:
-    """loss = mean over steps of -log sigmoid(s) for a right step and -log sigmoid(-s) for a wrong one, rows weighted."""
+    """loss = mean over steps of -log sigmoid(s) for a right step and -log sigmoid(-s) for a wrong
+    one, rows weighted."""
 
     def prepare(samples: list[Sample]) -> None:
         for sample in samples:
@@ -42,27 +52,51 @@ def process_reward(config: ProcessRewardConfig) -> Objective:
                 sample.branches = step_branches(whole.tokens, sample.facts["steps"])
 
     def plan(samples: list[Sample]) -> dict[str, float]:
-        return {"process_reward": sum(sample.facts["weight"] * len(sample.branches) for sample in samples)}
+        return {
+            "process_reward": sum(
+                sample.facts["weight"] * len(sample.branches) for sample in samples
+            )
+        }
 
     def terms(output: Any) -> dict[str, Term]:
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits
 
         score_B = output.score
-        right_B = torch.tensor([float(b.role == RIGHT) for s in output.samples for b in s.branches], dtype=score_B.dtype, device=score_B.device)
-        weight_B = torch.tensor([s.facts["weight"] for s in output.samples for _ in s.branches], dtype=score_B.dtype, device=score_B.device)
+        right_B = torch.tensor(
+            [float(b.role == RIGHT) for s in output.samples for b in s.branches],
+            dtype=score_B.dtype,
+            device=score_B.device,
+        )
+        weight_B = torch.tensor(
+            [s.facts["weight"] for s in output.samples for _ in s.branches],
+            dtype=score_B.dtype,
+            device=score_B.device,
+        )
         said = (score_B.detach() > 0) == right_B.bool()
         counts = [len(s.branches) for s in output.samples]
         answers = zip(score_B.detach().split(counts), right_B.split(counts), strict=True)
-        found = [first_wrong((score > 0).tolist()) == first_wrong(right.bool().tolist()) for score, right in answers]
+        found = [
+            first_wrong((score > 0).tolist()) == first_wrong(right.bool().tolist())
+            for score, right in answers
+        ]
         steps = len(right_B)
         output.figures |= {
-            "accuracy": (float(said.sum()), steps), "steps_right": (float(right_B.sum()), steps), "said_right": (float((score_B.detach() > 0).sum()), steps),
+            "accuracy": (float(said.sum()), steps),
+            "steps_right": (float(right_B.sum()), steps),
+            "said_right": (float((score_B.detach() > 0).sum()), steps),
             "first_error": (float(sum(found)), len(found)),
-        }  # fmt: skip
-        return {"process_reward": (binary_cross_entropy_with_logits(score_B, right_B, weight_B, reduction="sum"), 1.0)}
+        }
+        return {
+            "process_reward": (
+                binary_cross_entropy_with_logits(score_B, right_B, weight_B, reduction="sum"),
+                1.0,
+            )
+        }
 
-    return Objective(plan, terms, Needs(heads=("score",), rows=ROWS), prepare=prepare, rate_factor=0.5)
+    return Objective(
+        plan, terms, Needs(heads=("score",), rows=ROWS), prepare=prepare, rate_factor=0.5
+    )
 
 
 def first_wrong(right: Sequence[bool]) -> int:
@@ -82,4 +116,6 @@ def whole_answer(chances: Sequence[float], how: str) -> float:
 
 def by_steps(sample: Sample, ends: Sequence[int]) -> Sample:
     """The same answer, read at the end of every step."""
-    return replace(sample, branches=step_branches(sample.branches[0].tokens, [(end, 1) for end in ends]))
+    return replace(
+        sample, branches=step_branches(sample.branches[0].tokens, [(end, 1) for end in ends])
+    )

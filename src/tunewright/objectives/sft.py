@@ -1,7 +1,9 @@
-"""Supervised fine-tuning: the mean negative log-likelihood of the learnt tokens of a whole optimiser step.
+"""Supervised fine-tuning: the mean negative log-likelihood of the learnt tokens of a whole
+optimiser step.
 
-Sources: label smoothing, Szegedy et al. 2016 (arXiv 1512.00567), in the form of torch's cross entropy (the smoothed share goes to all tokens of the
-vocabulary alike); z-loss, Chowdhery et al. 2022 (PaLM, 2204.02311), which keeps the logarithm of the softmax's denominator near 0.
+Sources: label smoothing, Szegedy et al. 2016 (arXiv 1512.00567), in the form of torch's cross
+entropy (the smoothed share goes to all tokens of the vocabulary alike); z-loss, Chowdhery et al.
+2022 (PaLM, 2204.02311), which keeps the logarithm of the softmax's denominator near 0.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ class SftConfig(Section):
     """Supervised fine-tuning on answers. Data: rows with a question and an answer, or plain text."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target that is spread evenly over the whole vocabulary: 0.1 keeps a model from becoming too sure; 0 is plain likelihood."""
+    """Share of the target that is spread evenly over the whole vocabulary: 0.1 keeps a model from
+    becoming too sure; 0 is plain likelihood."""
     z_loss: float = Field(default=0.0, ge=0)
-    """Weight of the squared logarithm of the softmax's denominator; 1e-4 keeps the scale of the logits steady in long runs. 0: none."""
+    """Weight of the squared logarithm of the softmax's denominator; 1e-4 keeps the scale of the
+    logits steady in long runs. 0: none."""
 
 
 def learnt_weight(samples: list[Sample]) -> float:
@@ -30,7 +34,8 @@ def learnt_weight(samples: list[Sample]) -> float:
 
 
 def likelihood(name: str, smoothing: float, z_loss: float, rows: tuple[str, ...]) -> Objective:
-    """sum_l w_l * (-(1 - s) log p(token_l) - s * mean over the vocabulary of log p) / sum_l w_l + z_loss * sum_l w_l * (log Z_l)^2 / sum_l w_l."""
+    """sum_l w_l * (-(1 - s) log p(token_l) - s * mean over the vocabulary of log p) / sum_l w_l +
+    z_loss * sum_l w_l * (log Z_l)^2 / sum_l w_l."""
 
     def plan(samples: list[Sample]) -> dict[str, float]:
         total = learnt_weight(samples)
@@ -42,14 +47,20 @@ def likelihood(name: str, smoothing: float, z_loss: float, rows: tuple[str, ...]
         target = (1 - smoothing) * output.logprob + smoothing * output.mean_logprob
         count = len(output.weight)
         # What smoothing adds is no error of the model: the plain loss is shown beside it.
-        output.figures |= {"nll": (-float(output.logprob.detach().sum()), count), "log_z": (float(output.log_z.detach().sum()), count)}
+        output.figures |= {
+            "nll": (-float(output.logprob.detach().sum()), count),
+            "log_z": (float(output.log_z.detach().sum()), count),
+        }
         found = {name: (-(output.weight * target).sum(), 1.0)}
-        return found | ({"z_loss": ((output.weight * output.log_z**2).sum(), z_loss)} if z_loss else {})
+        return found | (
+            {"z_loss": ((output.weight * output.log_z**2).sum(), z_loss)} if z_loss else {}
+        )
 
     return Objective(plan, terms, Needs(rows=rows), spread=bool(smoothing or z_loss))
 
 
 @objectives.register("sft", SftConfig, source="maximum likelihood", rows=("conversation", "text"))
 def sft(config: SftConfig) -> Objective:
-    """loss = sum_l w_l * (-log p(token_l)) / sum_l w_l over all learnt tokens l of the step, however it is cut into passes."""
+    """loss = sum_l w_l * (-log p(token_l)) / sum_l w_l over all learnt tokens l of the step,
+    however it is cut into passes."""
     return likelihood("sft", config.label_smoothing, config.z_loss, ("conversation", "text"))

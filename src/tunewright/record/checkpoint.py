@@ -1,8 +1,10 @@
 """Checkpoints that survive a crash at any instant.
 
-Everything is written into a temporary folder, flushed and synced; a manifest with the SHA-256 of every file comes last; then the folder is renamed.
-A folder without a manifest that verifies does not count as a checkpoint, whatever its name says. Loading takes the newest one that verifies and moves
-the others into quarantine with the reason. Nothing is pickled: tensors are safetensors, the rest is JSON.
+Everything is written into a temporary folder, flushed and synced; a manifest with the SHA-256 of
+every file comes last; then the folder is renamed. A folder without a manifest that verifies does
+not count as a checkpoint, whatever its name says. Loading takes the newest one that verifies and
+moves the others into quarantine with the reason. Nothing is pickled: tensors are safetensors, the
+rest is JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ HEADROOM = 1.3
 
 @dataclass
 class Checkpoint:
-    """A checkpoint that was verified: its folder, step and `state` (plain JSON). Tensors are read by `tensors`."""
+    """A checkpoint that was verified: its folder, step and `state` (plain JSON). Tensors are read
+    by `tensors`."""
 
     folder: Path
     step: int
@@ -65,7 +68,9 @@ def steps_in(root: Path) -> list[int]:
     """Steps of all published folders, verified or not, ascending."""
     if not root.is_dir():
         return []
-    return sorted(int(m.group(1)) for p in root.iterdir() if (m := NAME.match(p.name)) and p.is_dir())
+    return sorted(
+        int(m.group(1)) for p in root.iterdir() if (m := NAME.match(p.name)) and p.is_dir()
+    )
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -75,14 +80,25 @@ def folder_of(root: Path, step: int) -> Path:
 
 def bytes_needed(tensors: dict[str, dict[str, Any]]) -> int:
     """Bytes of a checkpoint with these tensors, a little over."""
-    return sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()) + 65536
+    return (
+        sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+        + 65536
+    )
 
 
-def save(root: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any], *, protect: int | None = None) -> Path:
-    """Publish the checkpoint of `step` and prune older ones: the last two and `protect` (the best) stay.
+def save(
+    root: Path,
+    step: int,
+    tensors: dict[str, dict[str, Any]],
+    state: dict[str, Any],
+    *,
+    protect: int | None = None,
+) -> Path:
+    """Publish the checkpoint of `step` and prune older ones: the last two and `protect` (the best)
+    stay.
 
-    `tensors` maps a file name to named tensors. Raises CheckpointError with the bytes needed when the disk is full or not writable;
-    the checkpoints published before are then untouched.
+    `tensors` maps a file name to named tensors. Raises CheckpointError with the bytes needed when
+    the disk is full or not writable; the checkpoints published before are then untouched.
     """
     needed = bytes_needed(tensors)
     try:
@@ -93,21 +109,30 @@ def save(root: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[
         target = folder_of(root, step)
         if target.exists():
             if _flaw(target) is None:
-                return target  # a resumed run came to the same step again; the same bytes stand there
+                return (
+                    target  # a resumed run came to the same step again; the same bytes stand there
+                )
             _quarantine(target)
         _publish(root, target, step, tensors, state)
     except OSError as e:
         last = [str(folder_of(root, s)) for s in steps_in(root)]
         code = "E-CKPT-01" if e.errno in FULL else "E-CKPT-02"
         raise CheckpointError(
-            problem(code, str(root), needed=readable_size(HEADROOM * needed), cause=e.strerror or e, last=last[-1] if last else "-")
+            problem(
+                code,
+                str(root),
+                needed=readable_size(HEADROOM * needed),
+                cause=e.strerror or e,
+                last=last[-1] if last else "-",
+            )
         ) from e
     prune(root, protect)
     return target
 
 
 def _write_tensors(group: dict[str, Any], path: Path) -> None:
-    """safetensors' `save_file`, whose I/O errors are no OSErrors: they come back as what they are, so that a full disk is known as one."""
+    """safetensors' `save_file`, whose I/O errors are no OSErrors: they come back as what they are,
+    so that a full disk is known as one."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -119,7 +144,9 @@ def _write_tensors(group: dict[str, Any], path: Path) -> None:
         raise OSError(code, os.strerror(code) if os.name != "nt" and number else str(e)) from e
 
 
-def _publish(root: Path, target: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
+def _publish(
+    root: Path, target: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any]
+) -> None:
     temporary = root / f"{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
     temporary.mkdir()
     try:
@@ -128,7 +155,10 @@ def _publish(root: Path, target: Path, step: int, tensors: dict[str, dict[str, A
             _write_tensors(group, path)
             _sync(path)
         write_json(temporary / "state.json", {"step": step, **state})
-        files = {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(temporary.iterdir())}
+        files = {
+            p.name: {"size": p.stat().st_size, "sha256": sha256(p)}
+            for p in sorted(temporary.iterdir())
+        }
         write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
         fsync_directory(temporary)
         with_retry(lambda: os.rename(temporary, target))
@@ -141,14 +171,16 @@ def _publish(root: Path, target: Path, step: int, tensors: dict[str, dict[str, A
 
 
 def prune(root: Path, protect: int | None = None, keep: int = 2) -> None:
-    """Remove all but the newest `keep` verified checkpoints and `protect`. A folder that cannot be removed is left, not an error."""
+    """Remove all but the newest `keep` verified checkpoints and `protect`. A folder that cannot be
+    removed is left, not an error."""
     kept = 0
     for step in reversed(steps_in(root)):
         folder = folder_of(root, step)
         if step == protect:
             continue
         if kept < keep:
-            # Only verified ones count, so that two good ones stay whatever the others are; unverified ones are left for the next load to judge.
+            # Only verified ones count, so that two good ones stay whatever the others are;
+            # unverified ones are left for the next load to judge.
             kept += _flaw(folder, hashes=False) is None
             continue
         trash = root / f".trash-{folder.name}-{secrets.token_hex(4)}"
@@ -164,7 +196,11 @@ def _flaw(folder: Path, hashes: bool = True) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
-        if manifest["format"] != FORMAT or folder.name != f"step-{manifest['step']:06d}" or not {"state.json"} <= set(files):
+        if (
+            manifest["format"] != FORMAT
+            or folder.name != f"step-{manifest['step']:06d}"
+            or not {"state.json"} <= set(files)
+        ):
             return "manifest does not describe this folder"
         for name, facts in files.items():
             path = folder / name
@@ -188,12 +224,16 @@ def _quarantine(folder: Path) -> None:
 
 
 def load_latest(root: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; newer ones that do not go to quarantine. None if none was ever published.
+    """The newest checkpoint that verifies; newer ones that do not go to quarantine. None if none
+    was ever published.
 
-    Raises CheckpointError if checkpoints exist and none verifies: a run never starts over in silence.
+    Raises CheckpointError if checkpoints exist and none verifies: a run never starts over in
+    silence.
     """
     if root.is_dir():
-        for leftover in root.glob("step-*.tmp-*"):  # of a process that died; its pid may live again, but nobody else writes here
+        for leftover in root.glob(
+            "step-*.tmp-*"
+        ):  # of a process that died; its pid may live again, but nobody else writes here
             shutil.rmtree(leftover, ignore_errors=True)
     bad: list[tuple[str, str]] = []
     for step in reversed(steps_in(root)):
@@ -203,7 +243,9 @@ def load_latest(root: Path) -> Checkpoint | None:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(folder, step, state, bad)
         bad.append((folder.name, flaw))
-        with contextlib.suppress(OSError):  # a disk that is read-only now; the folder is judged again next time
+        with contextlib.suppress(
+            OSError
+        ):  # a disk that is read-only now; the folder is judged again next time
             _quarantine(folder)
     if bad or (root / "quarantine").is_dir():
         found = "; ".join(f"{name}: {why}" for name, why in bad) or "quarantine"

@@ -1,4 +1,5 @@
-"""`events.jsonl`: one JSON object a line, append-only, flushed line by line, so that a crash leaves every full line readable."""
+"""`events.jsonl`: one JSON object a line, append-only, flushed line by line, so that a crash leaves
+every full line readable."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """A value JSON can hold: NaN and infinities become the words "NaN", "Infinity", "-Infinity", which float() reads back."""
+    """A value JSON can hold: NaN and infinities become the words "NaN", "Infinity", "-Infinity",
+    which float() reads back."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, dict):
@@ -30,7 +32,9 @@ class EventLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event."""
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **plain(fields)}, ensure_ascii=False)
+        line = json.dumps(
+            {"event": event, "time": round(time.time(), 3), **plain(fields)}, ensure_ascii=False
+        )
         self._handle.write(line + "\n")
         self._handle.flush()
 
@@ -54,7 +58,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     events = []
-    # split, not splitlines: JSON allows U+2028 and U+0085 inside of a string, and splitlines would cut there.
+    # split, not splitlines: JSON allows U+2028 and U+0085 inside of a string, and splitlines would
+    # cut there.
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             events.append(json.loads(line))

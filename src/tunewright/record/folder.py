@@ -1,4 +1,5 @@
-"""The run folder is the record: it appears by a rename with `run.yaml` already inside, and is the only thing other parts read."""
+"""The run folder is the record: it appears by a rename with `run.yaml` already inside, and is the
+only thing other parts read."""
 
 from __future__ import annotations
 
@@ -42,24 +43,39 @@ def require_free(out: Path) -> None:
 
 
 def raise_if_finished(folder: Path) -> None:
-    """Raise UsageError, with the way on, for the folder of a run or a pipeline that is done: nothing is left to continue there."""
+    """Raise UsageError, with the way on, for the folder of a run or a pipeline that is done:
+    nothing is left to continue there."""
     if read_summary(folder).get("status") == "done":
         raise UsageError(problem("E-RUN-18", str(folder), further=further(folder)))
 
 
 def further(folder: Path) -> str:
-    """The command that trains on what a finished run, or the last stage of a finished pipeline, has learnt: the same run from there in a new folder."""
+    """The command that trains on what a finished run, or the last stage of a finished pipeline, has
+    learnt: the same run from there in a new folder."""
     stages = read_summary(folder).get("stages")
     run = folder / str(stages[-1]["folder"]) if stages else folder
     n = 2
     while folder.with_name(f"{folder.name}-{n}").exists():
         n += 1
-    start = f"model={run / 'model'}" if (run / "model" / "config.json").is_file() else f"adapter={run / 'adapter'}"
-    return shlex.join(["tunewright", "train", str(run / "run.yaml"), start, f"out={folder.with_name(f'{folder.name}-{n}')}"])
+    start = (
+        f"model={run / 'model'}"
+        if (run / "model" / "config.json").is_file()
+        else f"adapter={run / 'adapter'}"
+    )
+    return shlex.join(
+        [
+            "tunewright",
+            "train",
+            str(run / "run.yaml"),
+            start,
+            f"out={folder.with_name(f'{folder.name}-{n}')}",
+        ]
+    )
 
 
 def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
-    """Publish the run folder with `run.yaml` and `data_report.json` inside. Raises UsageError when it cannot be written."""
+    """Publish the run folder with `run.yaml` and `data_report.json` inside. Raises UsageError when
+    it cannot be written."""
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,20 +94,29 @@ def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).replace("\n...\n", "").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+        .replace("\n...\n", "")
+        .strip()
+    )
 
 
 def run_text(parsed: ParsedRun, resolved: dict[str, Any], reasons: dict[str, str]) -> str:
-    """run.yaml: every value as resolved, with where it came from as a comment at the end of the line."""
+    """run.yaml: every value as resolved, with where it came from as a comment at the end of the
+    line."""
     lines: list[str] = []
     for section, content in as_dict(parsed.config).items():
         if isinstance(content, dict):
             lines.append(f"{section}:")
             for name, value in content.items():
                 key = f"{section}.{name}"
-                lines.append(f"  {name}: {_shown(resolved.get(key, value))}  # {_origin(key, parsed, resolved, reasons)}")
+                lines.append(
+                    f"  {name}: {_shown(resolved.get(key, value))}  # {_origin(key, parsed, resolved, reasons)}"
+                )
         else:
-            lines.append(f"{section}: {_shown(resolved.get(section, content))}  # {_origin(section, parsed, resolved, reasons)}")
+            lines.append(
+                f"{section}: {_shown(resolved.get(section, content))}  # {_origin(section, parsed, resolved, reasons)}"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -101,7 +126,8 @@ def _origin(key: str, parsed: ParsedRun, resolved: dict[str, Any], reasons: dict
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The values of a run folder's run.yaml, by dotted key. Raises ConfigError for a folder that is not a run."""
+    """The values of a run folder's run.yaml, by dotted key. Raises ConfigError for a folder that is
+    not a run."""
     path = folder / "run.yaml"
     if not path.is_file():
         raise ConfigError(problem("E-RUN-04", str(folder)))
@@ -120,8 +146,12 @@ def read_data_report(folder: Path) -> dict[str, Any]:
 
 
 def note_end(folder: Path, status: str, reason: str, **figures: Any) -> None:
-    """Say in summary.json how a run ended, keeping what stands there from before. Raises OSError when it cannot be written."""
-    write_json(folder / "summary.json", {**read_summary(folder), "status": status, "reason": reason, **figures})
+    """Say in summary.json how a run ended, keeping what stands there from before. Raises OSError
+    when it cannot be written."""
+    write_json(
+        folder / "summary.json",
+        {**read_summary(folder), "status": status, "reason": reason, **figures},
+    )
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Charts as inline SVG: axes with round ticks, points with a title each, colours from the page's variables. No script, no library.
+"""Charts as inline SVG: axes with round ticks, points with a title each, colours from the page's
+variables. No script, no library.
 
-Every chart is drawn twice, wide and narrow, because text in a scaled drawing is either too small on a phone or too large on a desk.
+Every chart is drawn twice, wide and narrow, because text in a scaled drawing is either too small on
+a phone or too large on a desk.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ LOW_WIDE, LOW_NARROW = Size("wide", 860, 160), Size("narrow", 360, 160, left=58)
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) from at most `low` to at least `high`; about `wanted` of them."""
+    """Round numbers (1, 2 or 5 times a power of ten) from at most `low` to at least `high`; about
+    `wanted` of them."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         high = low + (abs(low) or 1.0)
     raw = (high - low) / max(1, wanted)
@@ -58,7 +61,8 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """The mean over about a tenth of the run around each value, so the line does not lag behind; windows shrink evenly towards both ends."""
+    """The mean over about a tenth of the run around each value, so the line does not lag behind;
+    windows shrink evenly towards both ends."""
     total = [0.0]
     for value in values:
         total.append(total[-1] + value)
@@ -88,18 +92,27 @@ def chart(
     show: Callable[[float], str],
     lost: Sequence[tuple[float, str]] = (),
 ) -> Html:
-    """The two drawings of one chart. `lost` are places on the x axis without a finite value, each with its title."""
+    """The two drawings of one chart. `lost` are places on the x axis without a finite value, each
+    with its title."""
     return join([_drawing(series, size, x_name, y_name, label, show, lost) for size in sizes])
 
 
 def _drawing(
-    series: list[Series], size: Size, x_name: str, y_name: str, label: str, show: Callable[[float], str], lost: Sequence[tuple[float, str]]
+    series: list[Series],
+    size: Size,
+    x_name: str,
+    y_name: str,
+    label: str,
+    show: Callable[[float], str],
+    lost: Sequence[tuple[float, str]],
 ) -> Html:
     xs = [x for s in series for x, _ in s.points] + [x for x, _ in lost]
     ys = [y for s in series for _, y in s.points]
     x_low, x_high = min(xs, default=0.0), max(xs, default=1.0)
     x_high = x_high if x_high > x_low else x_low + 1
-    y_ticks = ticks(min(0.0, min(ys, default=0.0)), max(ys, default=1.0), 5 if size.height > 200 else 3)
+    y_ticks = ticks(
+        min(0.0, min(ys, default=0.0)), max(ys, default=1.0), 5 if size.height > 200 else 3
+    )
     y_low, y_high = y_ticks[0], y_ticks[-1]
     width, height = size.width - size.left - size.right, size.height - size.top - size.bottom
 
@@ -109,19 +122,60 @@ def _drawing(
     def py(y: float) -> float:
         return size.top + (y_high - y) / (y_high - y_low) * height
 
-    parts = [_axes(size, y_ticks, [t for t in ticks(x_low, x_high, 8 if width > 500 else 4) if x_low <= t <= x_high], px, py, x_name, y_name, show)]
+    parts = [
+        _axes(
+            size,
+            y_ticks,
+            [t for t in ticks(x_low, x_high, 8 if width > 500 else 4) if x_low <= t <= x_high],
+            px,
+            py,
+            x_name,
+            y_name,
+            show,
+        )
+    ]
     for s in series:
         if s.line and len(s.points) > 1:
-            parts.append(el("polyline", class_=s.class_, points=" ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in s.points)))
+            parts.append(
+                el(
+                    "polyline",
+                    class_=s.class_,
+                    points=" ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in s.points),
+                )
+            )
         if s.dots:
             titles = s.titles or [""] * len(s.points)
             parts += [
-                el("circle", el("title", t), class_=s.class_, cx=f"{px(x):.1f}", cy=f"{py(y):.1f}", r=_radius(s))
+                el(
+                    "circle",
+                    el("title", t),
+                    class_=s.class_,
+                    cx=f"{px(x):.1f}",
+                    cy=f"{py(y):.1f}",
+                    r=_radius(s),
+                )
                 for (x, y), t in zip(s.points, titles, strict=True)
             ]
     for x, title in lost:
-        parts.append(el("text", el("title", title), "×", class_="lost", x=f"{px(x):.1f}", y=f"{size.top + 12}", text_anchor="middle"))
-    return el("svg", *parts, class_=f"chart {size.class_}", viewBox=f"0 0 {size.width} {size.height}", role="img", aria_label=label)
+        parts.append(
+            el(
+                "text",
+                el("title", title),
+                "×",
+                class_="lost",
+                x=f"{px(x):.1f}",
+                y=f"{size.top + 12}",
+                text_anchor="middle",
+            )
+        )
+    return el(
+        "svg",
+        *parts,
+        class_=f"chart {size.class_}",
+        viewBox=f"0 0 {size.width} {size.height}",
+        role="img",
+        aria_label=label,
+    )
 
 
 def _radius(s: Series) -> str:
@@ -149,12 +203,39 @@ def _axes(
     for t in x_ticks:
         x = f"{px(t):.1f}"
         parts.append(el("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 5))
-        parts.append(el("text", f"{t:,.0f}" if t == int(t) else f"{t:g}", x=x, y=bottom + 19, text_anchor="middle"))
+        parts.append(
+            el(
+                "text",
+                f"{t:,.0f}" if t == int(t) else f"{t:g}",
+                x=x,
+                y=bottom + 19,
+                text_anchor="middle",
+            )
+        )
     parts.append(el("line", class_="axis", x1=size.left, x2=right, y1=bottom, y2=bottom))
-    parts.append(el("text", x_name, class_="name", x=f"{(size.left + right) / 2:.0f}", y=size.height - 6, text_anchor="middle"))
+    parts.append(
+        el(
+            "text",
+            x_name,
+            class_="name",
+            x=f"{(size.left + right) / 2:.0f}",
+            y=size.height - 6,
+            text_anchor="middle",
+        )
+    )
     middle = (size.top + bottom) / 2
     if y_name:
-        parts.append(el("text", y_name, class_="name", x=12, y=f"{middle:.0f}", text_anchor="middle", transform=f"rotate(-90 12 {middle:.0f})"))
+        parts.append(
+            el(
+                "text",
+                y_name,
+                class_="name",
+                x=12,
+                y=f"{middle:.0f}",
+                text_anchor="middle",
+                transform=f"rotate(-90 12 {middle:.0f})",
+            )
+        )
     return join(parts)
 
 
@@ -166,6 +247,24 @@ def bar(parts: Sequence[tuple[str, float]], label: str) -> Html:
     x, cells = 0.0, []
     for i, (title, value) in enumerate(parts):
         width = 1000 * value / total
-        cells.append(el("rect", el("title", title), class_=f"part p{i % 6}", x=f"{x:.1f}", y=0, width=f"{max(0.0, width):.1f}", height=22))
+        cells.append(
+            el(
+                "rect",
+                el("title", title),
+                class_=f"part p{i % 6}",
+                x=f"{x:.1f}",
+                y=0,
+                width=f"{max(0.0, width):.1f}",
+                height=22,
+            )
+        )
         x += width
-    return el("svg", *cells, class_="bar", viewBox="0 0 1000 22", preserveAspectRatio="none", role="img", aria_label=label)
+    return el(
+        "svg",
+        *cells,
+        class_="bar",
+        viewBox="0 0 1000 22",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=label,
+    )

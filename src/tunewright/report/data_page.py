@@ -1,4 +1,5 @@
-"""Two pages about data, each one file without script or network: what a check found, and the tokens of one row."""
+"""Two pages about data, each one file without script or network: what a check found, and the tokens
+of one row."""
 
 from __future__ import annotations
 
@@ -31,20 +32,40 @@ def write_check_page(target: Path, checked: Checked, name: str) -> None:
 def check_page(checked: Checked, name: str) -> str:
     """The page of a check as text."""
     report = checked.report
-    tiles = [("score", f"{checked.score} / 100"), ("kept", f"{report['rows_kept']:,}"), ("dropped", f"{report['rows_dropped']:,}")]
+    tiles = [
+        ("score", f"{checked.score} / 100"),
+        ("kept", f"{report['rows_kept']:,}"),
+        ("dropped", f"{report['rows_dropped']:,}"),
+    ]
     lengths = next((f for f in checked.findings if f.key == "lengths"), None)
     findings = [f for f in checked.findings if f.key != "lengths"]
     parts: list[Child] = [
-        el("div", *(el("div", el("b", value), el("span", say(f"check.page.{key}")), class_="tile") for key, value in tiles), class_="tiles"),
+        el(
+            "div",
+            *(
+                el("div", el("b", value), el("span", say(f"check.page.{key}")), class_="tile")
+                for key, value in tiles
+            ),
+            class_="tiles",
+        ),
         el("h2", say("check.page.findings")),
-        el("ul", *map(_finding, findings), class_="findings") if findings else el("p", say("check.page.none")),
+        el("ul", *map(_finding, findings), class_="findings")
+        if findings
+        else el("p", say("check.page.none")),
     ]
     if lengths is not None:
         parts += [el("h2", say("check.page.lengths")), el("p", lengths.what()), histogram(lengths)]
     example = report.get("example")
     if example:
-        pieces = [el("mark", p["text"], class_="token learnt") if p["learnt"] else p["text"] for p in example["pieces"]]
-        parts += [el("h2", say("check.page.example")), el("p", example["origin"], class_="muted"), el("pre", *pieces, class_="tokens")]
+        pieces = [
+            el("mark", p["text"], class_="token learnt") if p["learnt"] else p["text"]
+            for p in example["pieces"]
+        ]
+        parts += [
+            el("h2", say("check.page.example")),
+            el("p", example["origin"], class_="muted"),
+            el("pre", *pieces, class_="tokens"),
+        ]
     return _page(say("check.page.title", name=name), parts)
 
 
@@ -55,7 +76,9 @@ def _finding(finding: Finding) -> Html:
         el("b", f"{mark} · {finding.name()}"),
         el("br"),
         finding.what(),
-        el("small", say("check.say.places", places=", ".join(finding.places))) if finding.places else None,
+        el("small", say("check.say.places", places=", ".join(finding.places)))
+        if finding.places
+        else None,
         el("small", finding.remedy()) if finding.severity != "info" else None,
         class_=TONES[finding.severity],
     )
@@ -71,11 +94,35 @@ def histogram(lengths: Finding) -> Html:
     for k, (low, high, count) in enumerate(bins):
         y = k * height
         long = max(1.0, (width - left - 70) * count / most) if count else 0.0
-        parts.append(el("text", f"{low:,}-{high:,}" if low < high else f"{low:,}", x=left - 8, y=y + 15, text_anchor="end"))
-        parts.append(el("rect", el("title", f"{low:,}-{high:,} {unit}: {count:,}"), x=left, y=y + 3, width=f"{long:.1f}", height=height - 6))
+        parts.append(
+            el(
+                "text",
+                f"{low:,}-{high:,}" if low < high else f"{low:,}",
+                x=left - 8,
+                y=y + 15,
+                text_anchor="end",
+            )
+        )
+        parts.append(
+            el(
+                "rect",
+                el("title", f"{low:,}-{high:,} {unit}: {count:,}"),
+                x=left,
+                y=y + 3,
+                width=f"{long:.1f}",
+                height=height - 6,
+            )
+        )
         parts.append(el("text", f"{count:,}", x=f"{left + long + 6:.1f}", y=y + 15))
     label = say("check.say.histogram", unit=unit)
-    return el("svg", *parts, class_="histogram", viewBox=f"0 0 {width} {len(bins) * height}", role="img", aria_label=label)
+    return el(
+        "svg",
+        *parts,
+        class_="histogram",
+        viewBox=f"0 0 {width} {len(bins) * height}",
+        role="img",
+        aria_label=label,
+    )
 
 
 def write_row_page(target: Path, row: Shown, name: str) -> None:
@@ -84,17 +131,30 @@ def write_row_page(target: Path, row: Shown, name: str) -> None:
 
 
 def row_page(row: Shown, name: str) -> str:
-    """The page of one row as text: every token a span with its number and weight; learnt ones marked, underlined and named for a screen reader."""
-    parts: list[Child] = [el("p", say("show.head", row=row.row, origin=row.origin, kind=row.kind), class_="muted")]
+    """The page of one row as text: every token a span with its number and weight; learnt ones
+    marked, underlined and named for a screen reader."""
+    parts: list[Child] = [
+        el("p", say("show.head", row=row.row, origin=row.origin, kind=row.kind), class_="muted")
+    ]
     if not row.branches:
         parts.append(el("p", say("show.no_model")))
-        parts += [el("section", el("h3", role), el("pre", text, class_="tokens")) for role, text in row.turns]
+        parts += [
+            el("section", el("h3", role), el("pre", text, class_="tokens"))
+            for role, text in row.turns
+        ]
     else:
         parts.append(el("p", say("show.page.legend")))
     for branch in row.branches:
-        head = say("show.branch", role=say(f"show.role.{branch.role}"), tokens=f"{branch.length:,}", learnt=f"{branch.learnt:,}")
+        head = say(
+            "show.branch",
+            role=say(f"show.role.{branch.role}"),
+            tokens=f"{branch.length:,}",
+            learnt=f"{branch.learnt:,}",
+        )
         cut = " ..." if branch.length > len(branch.tokens) else None
-        parts.append(el("section", el("h3", head), el("pre", *_tokens(branch.tokens), cut, class_="tokens")))
+        parts.append(
+            el("section", el("h3", head), el("pre", *_tokens(branch.tokens), cut, class_="tokens"))
+        )
     return _page(say("show.page.title", row=row.row, name=name), parts)
 
 
@@ -106,7 +166,9 @@ def _tokens(tokens: list[Token]) -> list[Html]:
             continue
         ids = " ".join(str(t.id) for t in tokens[token.start : index + 1])
         if token.learnt:
-            out.append(el("mark", token.text, class_="token learnt", title=f"{ids} · {token.weight:g}"))
+            out.append(
+                el("mark", token.text, class_="token learnt", title=f"{ids} · {token.weight:g}")
+            )
         else:
             out.append(el("span", token.text, class_="token", title=ids))
     return out
@@ -124,4 +186,6 @@ def _page(title: str, parts: list[Any]) -> str:
         el("style", Html(_style() + STYLE)),
     )
     body = el("body", el("header", el("h1", title)), el("main", join(parts)))
-    return "<!doctype html>\n" + el("html", head, body, lang="zh-CN" if lang == "zh" else lang) + "\n"
+    return (
+        "<!doctype html>\n" + el("html", head, body, lang="zh-CN" if lang == "zh" else lang) + "\n"
+    )

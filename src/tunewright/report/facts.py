@@ -11,8 +11,18 @@ from tunewright.report.markup import Child, Html, el
 from tunewright.report.page import Page, mapping, ratio, share, size, strings, whole
 from tunewright.report.record import finite
 
-FOLDER = ("adapter", "model", "checkpoints", "run.yaml", "data_report.json", "events.jsonl", "before_after.jsonl", "summary.json")
-"""Files of a run folder in the order in which a reader needs them; each has a sentence under `report.sizes.file.*`."""
+FOLDER = (
+    "adapter",
+    "model",
+    "checkpoints",
+    "run.yaml",
+    "data_report.json",
+    "events.jsonl",
+    "before_after.jsonl",
+    "summary.json",
+)
+"""Files of a run folder in the order in which a reader needs them; each has a sentence under
+`report.sizes.file.*`."""
 TEMPLATES = {"model's own": "data.template_own", "plain": "data.template_plain"}
 PHASES = ("load", "train", "evaluate", "checkpoint", "answer")
 
@@ -26,38 +36,83 @@ def data_section(page: Page) -> Html:
     rows: list[tuple[Child, Child]] = [
         (
             page.say("data.rows"),
-            page.say("data.rows_value", read=whole(d.get("rows_read")), kept=whole(d.get("rows_kept")), dropped=whole(d.get("rows_dropped"))),
+            page.say(
+                "data.rows_value",
+                read=whole(d.get("rows_read")),
+                kept=whole(d.get("rows_kept")),
+                dropped=whole(d.get("rows_dropped")),
+            ),
         ),
-        (page.say("data.split"), page.say("data.split_value", train=whole(d.get("train")), held_out=whole(d.get("held_out")))),
+        (
+            page.say("data.split"),
+            page.say(
+                "data.split_value", train=whole(d.get("train")), held_out=whole(d.get("held_out"))
+            ),
+        ),
         (page.say("data.files"), ", ".join(strings(d.get("files")))),
         (page.say("data.format"), d.get("format")),
-        (page.say("data.template"), page.say(TEMPLATES[d["template"]]) if str(d.get("template")) in TEMPLATES else d.get("template")),
+        (
+            page.say("data.template"),
+            page.say(TEMPLATES[d["template"]])
+            if str(d.get("template")) in TEMPLATES
+            else d.get("template"),
+        ),
     ]
     if finite(d.get("tokens_total")) is not None:
         learnt = page.say(
-            "data.learnt_value", learnt=whole(d.get("learnt_tokens")), total=whole(d.get("tokens_total")), share=share(d.get("learnt_share"))
+            "data.learnt_value",
+            learnt=whole(d.get("learnt_tokens")),
+            total=whole(d.get("tokens_total")),
+            share=share(d.get("learnt_share")),
         )
         rows += [
             (page.say("data.learnt"), learnt),
-            (page.say("data.stop"), page.say("data.stop_value", share=share(d.get("stop_learnt_share")), answers=whole(d.get("answers")))),
+            (
+                page.say("data.stop"),
+                page.say(
+                    "data.stop_value",
+                    share=share(d.get("stop_learnt_share")),
+                    answers=whole(d.get("answers")),
+                ),
+            ),
             (
                 page.say("data.lengths"),
-                page.say("data.lengths_value", **{f"p{k}" if k.isdigit() else k: whole(lengths.get(k)) for k in ("min", "50", "90", "99", "max")}),
+                page.say(
+                    "data.lengths_value",
+                    **{
+                        f"p{k}" if k.isdigit() else k: whole(lengths.get(k))
+                        for k in ("min", "50", "90", "99", "max")
+                    },
+                ),
             ),
             (
                 page.say("data.shared"),
-                page.say("data.shared_value", share=share(prefix.get("share")), rows=whole(prefix.get("rows_physical_estimate"))),
+                page.say(
+                    "data.shared_value",
+                    share=share(prefix.get("share")),
+                    rows=whole(prefix.get("rows_physical_estimate")),
+                ),
             ),
         ]
     if finite(d.get("duplicates")) or finite(d.get("held_out_overlap")):
         rows.append(
             (
                 page.say("data.repeats"),
-                page.say("data.repeats_value", duplicates=whole(d.get("duplicates")), overlap=whole(d.get("held_out_overlap"))),
+                page.say(
+                    "data.repeats_value",
+                    duplicates=whole(d.get("duplicates")),
+                    overlap=whole(d.get("held_out_overlap")),
+                ),
             )
         )
     warnings = [el("li", text, class_="warn") for text in strings(d.get("warnings"))]
-    return page.section("data", page.table(rows), el("ul", *warnings, class_="findings") if warnings else None, _dropped(page), _example(page))
+    return page.section(
+        "data",
+        page.table(rows),
+        el("ul", *warnings, class_="findings") if warnings else None,
+        _dropped(page),
+        _example(page),
+    )
 
 
 def _dropped(page: Page) -> Html | None:
@@ -65,13 +120,28 @@ def _dropped(page: Page) -> Html | None:
     items = []
     for key, entry in reasons.items():
         known = f"data.reason.{key}"
-        what = say(known, lang=page.lang) if known in catalogue("en") else str(mapping(entry).get("what") or key)
+        what = (
+            say(known, lang=page.lang)
+            if known in catalogue("en")
+            else str(mapping(entry).get("what") or key)
+        )
         places = ", ".join(strings(mapping(entry).get("examples")))
         items.append(
-            el("li", page.say("data.reason_line", count=whole(mapping(entry).get("count")), what=what), " ", el("span", places, class_="muted"))
+            el(
+                "li",
+                page.say("data.reason_line", count=whole(mapping(entry).get("count")), what=what),
+                " ",
+                el("span", places, class_="muted"),
+            )
         )
     return (
-        page.fold(page.say("data.dropped_title", count=whole(page.record.data.get("rows_dropped"))), el("ul", *items), open_=True) if items else None
+        page.fold(
+            page.say("data.dropped_title", count=whole(page.record.data.get("rows_dropped"))),
+            el("ul", *items),
+            open_=True,
+        )
+        if items
+        else None
     )
 
 
@@ -80,7 +150,10 @@ def _example(page: Page) -> Html | None:
     pieces = example.get("pieces")
     if not isinstance(pieces, list):
         return None
-    shown = [el("mark" if mapping(p).get("learnt") else "span", str(mapping(p).get("text", ""))) for p in pieces]
+    shown = [
+        el("mark" if mapping(p).get("learnt") else "span", str(mapping(p).get("text", "")))
+        for p in pieces
+    ]
     return page.fold(
         page.say("data.example", origin=str(example.get("origin", ""))),
         el("pre", *shown, " …" if example.get("cut") else None, class_="example", dir="auto"),
@@ -97,7 +170,12 @@ def sizes_section(page: Page) -> Html:
         parts.append(
             el(
                 "p",
-                page.say("sizes.share", trained=whole(trained), total=whole(total), share=share(trained / total, 2 if trained / total < 0.1 else 0)),
+                page.say(
+                    "sizes.share",
+                    trained=whole(trained),
+                    total=whole(total),
+                    share=share(trained / total, 2 if trained / total < 0.1 else 0),
+                ),
             )
         )
     kind = page.record.setting("method.kind") or "lora"
@@ -110,7 +188,10 @@ def sizes_section(page: Page) -> Html:
             "kind": kind,
         }
         known = finite(s.get("adapter_bytes")) and finite(s.get("base_bytes"))
-        parts += [el("p", page.say("sizes.why" if known else "sizes.why_short", **fields)), el("p", page.say("sizes.unchanged", **fields))]
+        parts += [
+            el("p", page.say("sizes.why" if known else "sizes.why_short", **fields)),
+            el("p", page.say("sizes.unchanged", **fields)),
+        ]
     parts += [_files(page), el("h3", page.say("sizes.use")), _use(page, adapter)]
     return page.section("sizes", *parts)
 
@@ -122,7 +203,17 @@ def _files(page: Page) -> Html:
         if not path.exists():
             continue
         shown = name + "/" if path.is_dir() else name
-        rows.append((el("code", shown), el("span", page.say(f"sizes.file.{name.split('.')[0]}"), " ", el("span", _bytes_of(path), class_="muted"))))
+        rows.append(
+            (
+                el("code", shown),
+                el(
+                    "span",
+                    page.say(f"sizes.file.{name.split('.')[0]}"),
+                    " ",
+                    el("span", _bytes_of(path), class_="muted"),
+                ),
+            )
+        )
     rows.append((el("code", "report.html"), page.say("sizes.file.report")))
     return page.fold(page.say("sizes.files"), page.table(rows, "facts files"), open_=True)
 
@@ -160,12 +251,20 @@ def speed_section(page: Page) -> Html:
     s = page.record.summary
     if not s:
         return page.section("speed", el("p", page.say("speed.none"), class_="muted"))
-    samples, tokens = ratio(s.get("samples"), s.get("train_seconds")), ratio(s.get("logical_tokens"), s.get("train_seconds"))
+    samples, tokens = (
+        ratio(s.get("samples"), s.get("train_seconds")),
+        ratio(s.get("logical_tokens"), s.get("train_seconds")),
+    )
     computed = ratio(s.get("physical_rows"), s.get("logical_tokens"))
     saved = None
     if computed is not None:
         key = "speed.padded_value" if s.get("layout") == "padded" else "speed.saved_value"
-        saved = page.say(key, logical=whole(s.get("logical_tokens")), physical=whole(s.get("physical_rows")), share=share(1 - computed))
+        saved = page.say(
+            key,
+            logical=whole(s.get("logical_tokens")),
+            physical=whole(s.get("physical_rows")),
+            share=share(1 - computed),
+        )
     rows: list[tuple[Child, Child]] = [
         (page.say("speed.samples"), f"{samples:.2f}" if samples is not None else None),
         (page.say("speed.tokens"), whole(tokens) if tokens is not None else None),
@@ -173,7 +272,11 @@ def speed_section(page: Page) -> Html:
         (page.say("speed.labels"), whole(s.get("label_tokens"))),
         (
             page.say("speed.steps"),
-            page.say("speed.steps_value", steps=whole(s.get("steps")), samples=whole(s.get("samples"))) if finite(s.get("steps")) else None,
+            page.say(
+                "speed.steps_value", steps=whole(s.get("steps")), samples=whole(s.get("samples"))
+            )
+            if finite(s.get("steps"))
+            else None,
         ),
         (page.say("speed.memory"), size(s.get("peak_memory_bytes"))),
     ]
@@ -188,10 +291,32 @@ def _phases(page: Page, s: dict[str, Any]) -> Html | None:
     told = [(key, value) for key, value in told if value > 0]
     if not told:
         return None
-    drawing = bar([(f"{page.text(f'speed.phase.{key}')}: {page.seconds(value)}", value) for key, value in told], page.text("speed.phases"))
+    drawing = bar(
+        [
+            (f"{page.text(f'speed.phase.{key}')}: {page.seconds(value)}", value)
+            for key, value in told
+        ],
+        page.text("speed.phases"),
+    )
     legend = [
-        el("span", el("i", class_=f"key p{i % 6}"), page.say(f"speed.phase.{key}"), " ", el("b", page.seconds(value)), class_="legend")
+        el(
+            "span",
+            el("i", class_=f"key p{i % 6}"),
+            page.say(f"speed.phase.{key}"),
+            " ",
+            el("b", page.seconds(value)),
+            class_="legend",
+        )
         for i, (key, value) in enumerate(told)
     ]
-    total = el("span", page.say("speed.wall", time=page.seconds(wall)), class_="legend") if wall is not None else None
-    return el("figure", el("figcaption", page.say("speed.phases")), drawing, el("p", *legend, total, class_="legends"))
+    total = (
+        el("span", page.say("speed.wall", time=page.seconds(wall)), class_="legend")
+        if wall is not None
+        else None
+    )
+    return el(
+        "figure",
+        el("figcaption", page.say("speed.phases")),
+        drawing,
+        el("p", *legend, total, class_="legends"),
+    )

@@ -1,4 +1,5 @@
-"""What an objective watches beside its loss: rewards, KL, margins, accuracy, lengths; and texts that the model wrote on the way."""
+"""What an objective watches beside its loss: rewards, KL, margins, accuracy, lengths; and texts
+that the model wrote on the way."""
 
 from __future__ import annotations
 
@@ -12,10 +13,28 @@ from tunewright.report.record import Record, finite, number
 from tunewright.report.verdict import Finding, show
 
 SHOWN = (
-    "reward", "accuracy", "first_error", "said_right", "margin", "rewards_chosen", "rewards_rejected", "kl", "kl_coefficient", "entropy", "clip_share", "answer_tokens", "finished",
-    "explained_variance", "groups_without_difference", "empty_answers", "left_out", "divergence", "own_answers",
-)  # fmt: skip
-"""Figures that get a drawing, in this order; each part of a reward (`reward_NAME`) follows the whole."""
+    "reward",
+    "accuracy",
+    "first_error",
+    "said_right",
+    "margin",
+    "rewards_chosen",
+    "rewards_rejected",
+    "kl",
+    "kl_coefficient",
+    "entropy",
+    "clip_share",
+    "answer_tokens",
+    "finished",
+    "explained_variance",
+    "groups_without_difference",
+    "empty_answers",
+    "left_out",
+    "divergence",
+    "own_answers",
+)
+"""Figures that get a drawing, in this order; each part of a reward (`reward_NAME`) follows the
+whole."""
 MOST_TEXTS = 24
 SURE = 2.0
 """Standard errors of a change from which it is called one."""
@@ -24,8 +43,16 @@ SURE = 2.0
 def names_of(record: Record) -> list[str]:
     """The figures of a run that are drawn."""
     found = {name for e in [*record.steps, *measured(record)] for name in mapping(e.get("figures"))}
-    parts = sorted(name for name in found if name.startswith("reward_") and name not in ("reward_spread", "reward_change", "reward_change_error"))
-    if len(parts) == 1 and all(finite(values[parts[0]]) == finite(values["reward"]) for values in _both(record, "reward", parts[0])):
+    parts = sorted(
+        name
+        for name in found
+        if name.startswith("reward_")
+        and name not in ("reward_spread", "reward_change", "reward_change_error")
+    )
+    if len(parts) == 1 and all(
+        finite(values[parts[0]]) == finite(values["reward"])
+        for values in _both(record, "reward", parts[0])
+    ):
         parts = []  # the whole reward once more
     order = ["reward", *parts, *SHOWN[1:]] if "reward" in found else [*SHOWN[1:]]
     return [name for name in order if name in found]
@@ -33,12 +60,20 @@ def names_of(record: Record) -> list[str]:
 
 def _both(record: Record, one: str, other: str) -> list[dict[str, Any]]:
     """The figures of every event that has both."""
-    return [figures for e in [*record.steps, *measured(record)] if {one, other} <= set(figures := mapping(e.get("figures")))]
+    return [
+        figures
+        for e in [*record.steps, *measured(record)]
+        if {one, other} <= set(figures := mapping(e.get("figures")))
+    ]
 
 
 def measured(record: Record) -> list[dict[str, Any]]:
     """Evaluation events by step."""
-    last = {int(n): e for e in record.events if e.get("event") == "evaluation" and (n := finite(e.get("step"))) is not None}
+    last = {
+        int(n): e
+        for e in record.events
+        if e.get("event") == "evaluation" and (n := finite(e.get("step"))) is not None
+    }
     return [last[n] for n in sorted(last)]
 
 
@@ -48,24 +83,38 @@ def is_rewarded(record: Record) -> bool:
 
 
 def reward_headline(record: Record) -> Finding:
-    """Did the reward rise? By the held-out prompts where there are some, else by the first and last quarter of the rounds."""
+    """Did the reward rise? By the held-out prompts where there are some, else by the first and last
+    quarter of the rounds."""
     held = mapping(record.summary.get("held_out_figures"))
-    change, error, after = (finite(held.get(name)) for name in ("reward_change", "reward_change_error", "reward"))
+    change, error, after = (
+        finite(held.get(name)) for name in ("reward_change", "reward_change_error", "reward")
+    )
     if change is not None and error is not None and after is not None:
         fields = {"before": show(after - change), "after": show(after), "error": show(error)}
     else:
-        values = [v for e in record.steps if (v := finite(mapping(e.get("figures")).get("reward"))) is not None]
+        values = [
+            v
+            for e in record.steps
+            if (v := finite(mapping(e.get("figures")).get("reward"))) is not None
+        ]
         if len(values) < 4:
             return Finding("report.learnt.unknown", "warn")
         part = max(1, len(values) // 4)
         first, last = values[:part], values[-part:]
         before, after = sum(first) / part, sum(last) / part
-        spread = math.sqrt(sum((v - before) ** 2 for v in first) / part + sum((v - after) ** 2 for v in last) / part)
+        spread = math.sqrt(
+            sum((v - before) ** 2 for v in first) / part
+            + sum((v - after) ** 2 for v in last) / part
+        )
         change, error = after - before, spread / math.sqrt(part)
         fields = {"before": show(before), "after": show(after), "error": show(error)}
     if change > SURE * error and change > 0:
         return Finding("report.learnt.reward_rose", "good", fields)
-    return Finding("report.learnt.reward_fell" if change < -SURE * error else "report.learnt.reward_same", "bad", fields)
+    return Finding(
+        "report.learnt.reward_fell" if change < -SURE * error else "report.learnt.reward_same",
+        "bad",
+        fields,
+    )
 
 
 def section(page: Page) -> Html | None:
@@ -80,7 +129,11 @@ def section(page: Page) -> Html | None:
 def _label(page: Page, name: str) -> str:
     if name == "accuracy" and "first_error" in names_of(page.record):
         return page.text("figures.step_accuracy")
-    return page.text(f"figures.{name}") if name in SHOWN else page.text("figures.part", name=name.removeprefix("reward_"))
+    return (
+        page.text(f"figures.{name}")
+        if name in SHOWN
+        else page.text("figures.part", name=name.removeprefix("reward_"))
+    )
 
 
 def _points(events: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -97,32 +150,70 @@ def _drawing(page: Page, name: str) -> Html | None:
     def title(x: float, y: float) -> str:
         return page.text("figures.at_step", name=label, step=f"{x:g}", value=show(y))
 
-    series = [Series("steps", shown, "dot", dots=True, line=False, titles=[title(x, y) for x, y in shown])]
+    series = [
+        Series("steps", shown, "dot", dots=True, line=False, titles=[title(x, y) for x, y in shown])
+    ]
     if points:
-        series.append(Series("smooth", thin(list(zip([x for x, _ in points], smooth([y for _, y in points]), strict=True))), "smooth"))
+        series.append(
+            Series(
+                "smooth",
+                thin(
+                    list(zip([x for x, _ in points], smooth([y for _, y in points]), strict=True))
+                ),
+                "smooth",
+            )
+        )
     if held:
-        series.append(Series("held", held, "held", dots=True, titles=[title(x, y) for x, y in held]))
+        series.append(
+            Series("held", held, "held", dots=True, titles=[title(x, y) for x, y in held])
+        )
     every = points or held
-    caption = page.say("figures.caption", name=label, first=show(every[0][1]), last=show(every[-1][1]))
+    caption = page.say(
+        "figures.caption", name=label, first=show(every[0][1]), last=show(every[-1][1])
+    )
     # The caption names the figure; along the axis a long name would be cut off.
-    drawing = chart(series, (LOW_WIDE, LOW_NARROW), page.text("loss.step"), "", f"{label}: {show(every[0][1])} → {show(every[-1][1])}", show)
+    drawing = chart(
+        series,
+        (LOW_WIDE, LOW_NARROW),
+        page.text("loss.step"),
+        "",
+        f"{label}: {show(every[0][1])} → {show(every[-1][1])}",
+        show,
+    )
     return el("figure", el("figcaption", caption), drawing)
 
 
 def _texts(page: Page) -> Html | None:
-    told = [(e.get("step"), mapping(answer)) for e in page.record.events if e.get("event") == "answers" for answer in e.get("answers") or []]
+    told = [
+        (e.get("step"), mapping(answer))
+        for e in page.record.events
+        if e.get("event") == "answers"
+        for answer in e.get("answers") or []
+    ]
     judged = any("reward" in answer for _, answer in told)
     rows = []
     for step, answer in told:
-        cells = [whole(step), str(answer.get("question", ""))[:300], str(answer.get("answer", ""))[:600]]
+        cells = [
+            whole(step),
+            str(answer.get("question", ""))[:300],
+            str(answer.get("answer", ""))[:600],
+        ]
         cells += [show(number(answer.get("reward")))] if judged else []
         rows.append(el("tr", *(el("td", cell) for cell in cells)))
     if not rows:
         return None
     head = el(
         "thead",
-        el("tr", *(el("th", page.say(f"figures.texts.{n}"), scope="col") for n in ("step", "question", "answer", *(["reward"] if judged else [])))),
+        el(
+            "tr",
+            *(
+                el("th", page.say(f"figures.texts.{n}"), scope="col")
+                for n in ("step", "question", "answer", *(["reward"] if judged else []))
+            ),
+        ),
     )
-    kept = rows if len(rows) <= MOST_TEXTS else [*rows[: MOST_TEXTS // 2], *rows[-MOST_TEXTS // 2 :]]
+    kept = (
+        rows if len(rows) <= MOST_TEXTS else [*rows[: MOST_TEXTS // 2], *rows[-MOST_TEXTS // 2 :]]
+    )
     table = el("div", el("table", head, el("tbody", *kept)), class_="scroll")
     return page.fold(page.say("figures.texts", count=len(rows)), table, open_=True)

@@ -1,7 +1,8 @@
 """`report.html`: one file that says what a run did, question by question, and what to do next.
 
-Opens from the disk without network, script or any other file; the page forbids them itself. It reads the run folder and nothing else, so it can be
-made again at any time, in another language too. Whatever is missing in the folder is named in the page.
+Opens from the disk without network, script or any other file; the page forbids them itself. It
+reads the run folder and nothing else, so it can be made again at any time, in another language too.
+Whatever is missing in the folder is named in the page.
 """
 
 from __future__ import annotations
@@ -16,14 +17,23 @@ from tunewright.report import answers, curves, facts, figures
 from tunewright.report.markup import Child, Html, el, join, words
 from tunewright.report.page import Page, mapping, size, whole
 from tunewright.report.record import finite, read_record
-from tunewright.report.verdict import advice, count_of, headline, losses_of, show, status_of, warnings_of
+from tunewright.report.verdict import (
+    advice,
+    count_of,
+    headline,
+    losses_of,
+    show,
+    status_of,
+    warnings_of,
+)
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SECTIONS = ("answers", "loss", "data", "sizes", "speed", "settings", "next")
 
 
 def write_report(run: Path, lang: str | None = None) -> Path:
-    """Write `run/report.html` from what is in the run folder, in `lang` or the reader's language, and say where it is."""
+    """Write `run/report.html` from what is in the run folder, in `lang` or the reader's language,
+    and say where it is."""
     target = Path(run) / "report.html"
     write_text(target, render(Path(run), lang))
     return target
@@ -43,7 +53,11 @@ def render(run: Path, lang: str | None = None) -> str:
         el("style", Html(_style())),
     )
     body = el("body", _top(page, title), el("main", *_sections(page)), _foot(page))
-    return "<!doctype html>\n" + el("html", head, body, lang="zh-CN" if page.lang == "zh" else page.lang) + "\n"
+    return (
+        "<!doctype html>\n"
+        + el("html", head, body, lang="zh-CN" if page.lang == "zh" else page.lang)
+        + "\n"
+    )
 
 
 @cache
@@ -56,7 +70,8 @@ def _name(page: Page) -> str:
 
 
 def _names(page: Page) -> list[str]:
-    """The sections of this page, in order. Of a run that learnt from rewards the loss says nothing; what it watched takes its place."""
+    """The sections of this page, in order. Of a run that learnt from rewards the loss says nothing;
+    what it watched takes its place."""
     drawn, rewarded = bool(figures.names_of(page.record)), figures.is_rewarded(page.record)
     middle = [name for name, there in (("loss", not rewarded), ("figures", drawn)) if there]
     return [SECTIONS[0], *middle, *SECTIONS[2:]]
@@ -72,7 +87,11 @@ def _sections(page: Page) -> list[Html]:
         facts.sizes_section(page),
         facts.speed_section(page),
         _settings(page),
-        page.section("next", el("p", page.say("next.intro")), el("ul", *(page.finding(f) for f in advice(page.record)), class_="findings advice")),
+        page.section(
+            "next",
+            el("p", page.say("next.intro")),
+            el("ul", *(page.finding(f) for f in advice(page.record)), class_="findings advice"),
+        ),
     ]
 
 
@@ -85,10 +104,17 @@ def _top(page: Page, title: str) -> Html:
         el(
             "p",
             _sentence(page),
-            class_="verdict " + (figures.reward_headline(page.record) if figures.is_rewarded(page.record) else headline(page.record)).tone,
+            class_="verdict "
+            + (
+                figures.reward_headline(page.record)
+                if figures.is_rewarded(page.record)
+                else headline(page.record)
+            ).tone,
         ),
         el("ul", *(page.finding(f) for f in found), class_="findings") if found else None,
-        el("pre", str(page.record.summary["reason"])) if page.record.summary.get("reason") else None,
+        el("pre", str(page.record.summary["reason"]))
+        if page.record.summary.get("reason")
+        else None,
         _tiles(page),
         _faults(page),
         el("nav", *links, aria_label=page.text("contents")),
@@ -96,11 +122,16 @@ def _top(page: Page, title: str) -> Html:
 
 
 def _sentence(page: Page) -> Html:
-    """What was trained, on how much, for how long, and whether it learnt: one sentence made of three clauses."""
+    """What was trained, on how much, for how long, and whether it learnt: one sentence made of
+    three clauses."""
     record, s = page.record, page.record.summary
     rewarded = figures.is_rewarded(record)
     first = figures.reward_headline(record) if rewarded else headline(record)
-    train = record.data.get("train") if finite(record.data.get("train")) is not None else record.data.get("rows_kept")
+    train = (
+        record.data.get("train")
+        if finite(record.data.get("train")) is not None
+        else record.data.get("rows_kept")
+    )
     steps = finite(s.get("steps"))
     clauses = [
         page.say(
@@ -117,11 +148,18 @@ def _sentence(page: Page) -> Html:
     if rewarded:
         pass
     elif losses.held_before is not None and losses.held_after is not None:
-        clauses.append(page.say("verdict.held_out", before=show(losses.held_before), after=show(losses.held_after)))
+        clauses.append(
+            page.say(
+                "verdict.held_out", before=show(losses.held_before), after=show(losses.held_after)
+            )
+        )
     elif losses.held_after is not None:
         clauses.append(page.say("verdict.held_out_after", after=show(losses.held_after)))
     glue = page.say("verdict.glue")
-    return join([part if i == 0 else join([glue, part]) for i, part in enumerate(clauses)] + [page.say("verdict.end")])
+    return join(
+        [part if i == 0 else join([glue, part]) for i, part in enumerate(clauses)]
+        + [page.say("verdict.end")]
+    )
 
 
 def _short_model(spec: str) -> str:
@@ -141,7 +179,15 @@ def _tiles(page: Page) -> Html:
 
     def tile(key: str, value: str, note: str = "") -> None:
         if value and value != "–":
-            tiles.append(el("div", el("b", value), el("span", page.say(f"tile.{key}")), el("small", note) if note else None, class_="tile"))
+            tiles.append(
+                el(
+                    "div",
+                    el("b", value),
+                    el("span", page.say(f"tile.{key}")),
+                    el("small", note) if note else None,
+                    class_="tile",
+                )
+            )
 
     held = mapping(s.get("held_out_figures"))
     if figures.is_rewarded(page.record):
@@ -168,7 +214,10 @@ def _tiles(page: Page) -> Html:
 def _faults(page: Page) -> Html | None:
     if not page.record.faults:
         return None
-    items = [el("li", page.say(f"fault.{what}", file=name, count=count)) for name, what, count in page.record.faults]
+    items = [
+        el("li", page.say(f"fault.{what}", file=name, count=count))
+        for name, what, count in page.record.faults
+    ]
     return el("div", el("b", page.say("fault.title")), el("ul", *items), class_="faults")
 
 
@@ -181,7 +230,9 @@ def _settings(page: Page) -> Html:
         value, hash_, comment = line.partition("  # ")
         lines += [value, el("span", f"  # {comment}", class_="comment") if hash_ else None, "\n"]
     return page.section(
-        "settings", el("p", page.say("settings.explained")), page.fold(page.say("settings.open"), el("pre", *lines, class_="code settings"))
+        "settings",
+        el("p", page.say("settings.explained")),
+        page.fold(page.say("settings.open"), el("pre", *lines, class_="code settings")),
     )
 
 
@@ -189,6 +240,10 @@ def _foot(page: Page) -> Html:
     s = page.record.summary
     versions = mapping(s.get("versions"))
     shown = [f"{name} {value}" for name, value in versions.items()]
-    known = [f"{page.text(f'foot.{key}')} {s[key]}" for key in ("device", "dtype", "layout") if s.get(key)]
+    known = [
+        f"{page.text(f'foot.{key}')} {s[key]}"
+        for key in ("device", "dtype", "layout")
+        if s.get(key)
+    ]
     lines = [el("p", " · ".join(part)) for part in (known, shown) if part]
     return el("footer", *lines, el("p", page.say("foot.made")))

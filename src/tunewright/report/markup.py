@@ -1,6 +1,7 @@
 """HTML that is safe by construction: `el` escapes every child that is not itself made by `el`.
 
-Answers of a model may hold anything, a script or half a character included. Nothing reaches the page but through this file.
+Answers of a model may hold anything, a script or half a character included. Nothing reaches the
+page but through this file.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any
 from tunewright.core.words import say
 
 VOID = {"meta", "br", "hr", "line", "path", "circle", "rect", "polyline"}
-# What a page cannot hold: control characters but for tab and line break, halves of characters, and marks that turn the writing direction.
-_BAD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+# What a page cannot hold: control characters but for tab and line break, halves of characters, and
+# marks that turn the writing direction.
+_BAD = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
+)
 _CODE = re.compile("`([^`]+)`")
 
 
@@ -49,7 +53,8 @@ def _one(child: Child) -> str:
 
 
 def el(name: str, /, *children: Child, **attributes: Any) -> Html:
-    """An element. `class_` is `class`; underscores are hyphens; True is a bare attribute, None and False leave it out."""
+    """An element. `class_` is `class`; underscores are hyphens; True is a bare attribute, None and
+    False leave it out."""
     parts = [name]
     for key, value in attributes.items():
         if value is None or value is False:

@@ -40,7 +40,11 @@ class Page:
 
     def table(self, rows: Sequence[tuple[Child, Child]], class_: str = "facts") -> Html:
         """Names and values, one pair a row; pairs without a value are left out."""
-        cells = [el("tr", el("th", name, scope="row"), el("td", value)) for name, value in rows if value not in (None, "", DASH)]
+        cells = [
+            el("tr", el("th", name, scope="row"), el("td", value))
+            for name, value in rows
+            if value not in (None, "", DASH)
+        ]
         return el("table", *cells, class_=class_) if cells else Html("")
 
     def fold(self, summary: Child, *children: Child, open_: bool = False) -> Html:

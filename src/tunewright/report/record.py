@@ -1,6 +1,8 @@
-"""The run folder as the report sees it: every file may be missing, cut short or damaged, and the record says which.
+"""The run folder as the report sees it: every file may be missing, cut short or damaged, and the
+record says which.
 
-Counts are made here from `before_after.jsonl` itself, so that a number in the page can be recomputed from the rows below it.
+Counts are made here from `before_after.jsonl` itself, so that a number in the page can be
+recomputed from the rows below it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ KINDS = ("train", "held_out", "probe", "general")
 
 
 def number(value: Any) -> float | None:
-    """A figure of a JSON file: numbers, and the words "NaN", "Infinity", "-Infinity"; None for anything else."""
+    """A figure of a JSON file: numbers, and the words "NaN", "Infinity", "-Infinity"; None for
+    anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -42,7 +45,8 @@ def _flat(text: str) -> str:
 
 
 def contains(answer: str, expected: str) -> bool:
-    """Whether the answer holds what was expected. Case, width of characters and runs of spaces do not count; an empty expectation is never met."""
+    """Whether the answer holds what was expected. Case, width of characters and runs of spaces do
+    not count; an empty expectation is never met."""
     return bool(expected.strip()) and _flat(expected) in _flat(answer)
 
 
@@ -50,7 +54,8 @@ _LOOP = re.compile(r"((\S.{1,119}?)\2{3,})\s*\S{0,120}\Z", re.DOTALL)
 
 
 def goes_in_circles(answer: str) -> bool:
-    """Whether the answer ends by saying the same four times or more: what a model does that never learnt where to stop."""
+    """Whether the answer ends by saying the same four times or more: what a model does that never
+    learnt where to stop."""
     found = _LOOP.search(answer[-600:])
     return found is not None and len(found.group(1)) >= 40
 
@@ -85,7 +90,8 @@ class Answer:
 
     @property
     def outcome(self) -> str:
-        """`none` without an expectation, else `learnt`, `known` (right both times), `forgotten` or `not_yet`."""
+        """`none` without an expectation, else `learnt`, `known` (right both times), `forgotten` or
+        `not_yet`."""
         if self.pending or not self.expected.strip():
             return "none"
         if self.right_after:
@@ -121,8 +127,13 @@ class Record:
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """Step events by number. A step that was taken again after a resume counts once, as it was taken last."""
-        last = {int(n): e for e in self.events if e.get("event") == "step" and (n := finite(e.get("step"))) is not None}
+        """Step events by number. A step that was taken again after a resume counts once, as it was
+        taken last."""
+        last = {
+            int(n): e
+            for e in self.events
+            if e.get("event") == "step" and (n := finite(e.get("step"))) is not None
+        }
         return [last[n] for n in sorted(last)]
 
     @property
@@ -138,13 +149,30 @@ class Record:
     @property
     def counts(self) -> list[Count]:
         """One entry for every kind that was asked, in the order of `KINDS`."""
-        kinds = dict.fromkeys([*(k for k in KINDS if any(a.kind == k for a in self.answers)), *(a.kind for a in self.answers)])
+        kinds = dict.fromkeys(
+            [
+                *(k for k in KINDS if any(a.kind == k for a in self.answers)),
+                *(a.kind for a in self.answers),
+            ]
+        )
         found = []
         for kind in kinds:
             mine = [a for a in self.answers if a.kind == kind]
             asked = [a for a in mine if a.expected.strip() and not a.pending]
-            right_before, right_after = sum(a.right_before for a in asked), sum(a.right_after for a in asked)
-            found.append(Count(kind, len(asked), right_before, right_after, sum(a.forgotten for a in asked), len(mine)))
+            right_before, right_after = (
+                sum(a.right_before for a in asked),
+                sum(a.right_after for a in asked),
+            )
+            found.append(
+                Count(
+                    kind,
+                    len(asked),
+                    right_before,
+                    right_after,
+                    sum(a.forgotten for a in asked),
+                    len(mine),
+                )
+            )
         return found
 
     def setting(self, key: str) -> str:
@@ -164,7 +192,8 @@ def status_of_summary(summary: Mapping[str, Any]) -> str:
 
 
 def read_record(run: Path) -> Record:
-    """Read a run folder. Never raises for what is in the files: what cannot be read stands in `faults`."""
+    """Read a run folder. Never raises for what is in the files: what cannot be read stands in
+    `faults`."""
     record = Record(run)
     record.summary = _json(record, "summary.json")
     record.data = _json(record, "data_report.json")
@@ -224,12 +253,24 @@ def _lines(record: Record, name: str) -> list[dict[str, Any]]:
 def _answer(line: Mapping[str, Any]) -> Answer:
     def text(key: str) -> str:
         value = line.get(key)
-        return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return (
+            ""
+            if value is None
+            else value
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False)
+        )
 
     after, reload = text("after"), line.get("after_reload")
     cut = line.get("after_cut") is True or goes_in_circles(after)
     return Answer(
-        text("question"), text("expected"), text("before"), after, text("kind") or "probe", reload if isinstance(reload, str) else None, cut
+        text("question"),
+        text("expected"),
+        text("before"),
+        after,
+        text("kind") or "probe",
+        reload if isinstance(reload, str) else None,
+        cut,
     )
 
 

@@ -1,6 +1,7 @@
 """What the figures of a run mean: one sentence, plain warnings, and what to try next.
 
-Every judgement is a rule over figures that stand in the page, with its threshold here and nowhere else. Rules speak only when their figures exist.
+Every judgement is a rule over figures that stand in the page, with its threshold here and nowhere
+else. Rules speak only when their figures exist.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Finding:
 
 
 def show(value: float | None) -> str:
-    """A loss or rate for people: four digits that count, NaN and infinities as what they are, a dash for nothing."""
+    """A loss or rate for people: four digits that count, NaN and infinities as what they are, a
+    dash for nothing."""
     if value is None:
         return "–"
     if math.isnan(value):
@@ -56,7 +58,12 @@ class Losses:
     @property
     def fall(self) -> float | None:
         """Share by which the training loss fell; None where it cannot be said."""
-        if self.first is None or self.final is None or not (math.isfinite(self.first) and math.isfinite(self.final)) or self.first <= 0:
+        if (
+            self.first is None
+            or self.final is None
+            or not (math.isfinite(self.first) and math.isfinite(self.final))
+            or self.first <= 0
+        ):
             return None
         return 1 - self.final / self.first
 
@@ -72,7 +79,9 @@ def losses_of(record: Record) -> Losses:
     return Losses(
         figure("first_loss", from_steps[0] if from_steps else None),
         figure("final_loss", from_steps[-1] if from_steps else None),
-        figure("held_out_loss_before", measured[0][1] if measured and measured[0][0] == 0 else None),
+        figure(
+            "held_out_loss_before", measured[0][1] if measured and measured[0][0] == 0 else None
+        ),
         figure("held_out_loss", measured[-1][1] if measured else None),
     )
 
@@ -83,7 +92,8 @@ def status_of(record: Record) -> str:
 
 
 def skipped_steps(record: Record) -> int:
-    """Steps whose update was not applied because a value was not finite. The summary counts them as a number or lists them."""
+    """Steps whose update was not applied because a value was not finite. The summary counts them as
+    a number or lists them."""
     value = record.summary.get("skipped_steps")
     if isinstance(value, list):
         return len(value)
@@ -92,7 +102,8 @@ def skipped_steps(record: Record) -> int:
 
 
 def circling(record: Record) -> int:
-    """Answers after training that hit the length limit or go in circles; those that did so before are no news but count too."""
+    """Answers after training that hit the length limit or go in circles; those that did so before
+    are no news but count too."""
     told = finite(record.summary.get("answers_at_limit"))
     return max(int(told or 0), sum(a.after_cut for a in record.answers))
 
@@ -112,7 +123,9 @@ def headline(record: Record) -> Finding:
         return Finding("report.learnt.not_finite", "bad", known)
     known["fall"] = f"{100 * losses.fall:.0f} %"
     if losses.fall < BARELY:
-        return Finding("report.learnt.barely" if losses.fall >= 0 else "report.learnt.rose", "bad", known)
+        return Finding(
+            "report.learnt.barely" if losses.fall >= 0 else "report.learnt.rose", "bad", known
+        )
     return Finding("report.learnt.yes", "good", known)
 
 
@@ -120,18 +133,30 @@ def warnings_of(record: Record) -> list[Finding]:
     """All that a reader must know before trusting the run."""
     losses, found = losses_of(record), []
     if any("reward" in (e.get("figures") or {}) for e in record.steps):
-        losses = Losses(None, None, None, None)  # of a run that learns from rewards the loss says nothing
+        losses = Losses(
+            None, None, None, None
+        )  # of a run that learns from rewards the loss says nothing
     status = status_of(record)
     if status != "done":
-        found.append(Finding(f"report.warn.status_{status}", "bad" if status == "failed" else "warn"))
+        found.append(
+            Finding(f"report.warn.status_{status}", "bad" if status == "failed" else "warn")
+        )
     if losses.fall is not None and losses.fall < BARELY:
-        found.append(Finding("report.warn.barely", "bad", {"fall": f"{100 * max(0.0, losses.fall):.0f} %"}))
+        found.append(
+            Finding("report.warn.barely", "bad", {"fall": f"{100 * max(0.0, losses.fall):.0f} %"})
+        )
     found += _held_out_warnings(record, losses)
     skipped = skipped_steps(record)
     if skipped:
         found.append(Finding("report.warn.skipped", "bad", {"count": skipped}))
     if circling(record):
-        found.append(Finding("report.warn.endless", "warn", {"count": circling(record), "total": len(record.answers)}))
+        found.append(
+            Finding(
+                "report.warn.endless",
+                "warn",
+                {"count": circling(record), "total": len(record.answers)},
+            )
+        )
     forgotten = sum(c.forgotten for c in record.counts)
     if forgotten:
         found.append(Finding("report.warn.forgotten", "warn", {"count": forgotten}))
@@ -144,19 +169,27 @@ def warnings_of(record: Record) -> list[Finding]:
 def _held_out_warnings(record: Record, losses: Losses) -> list[Finding]:
     before, after = finite(losses.held_before), finite(losses.held_after)
     if before is not None and after is not None and after > before * ROSE:
-        return [Finding("report.warn.held_out_rose", "bad", {"before": show(before), "after": show(after)})]
+        return [
+            Finding(
+                "report.warn.held_out_rose", "bad", {"before": show(before), "after": show(after)}
+            )
+        ]
     low = lowest(record)
     points = [p for p in record.evaluations if math.isfinite(p[1])]
     if low and points[-1][1] > low[1] * ROSE and points[-1][0] > low[0]:
         kept = after is not None and after <= low[1] * ROSE
         key = "report.warn.overfit_kept" if kept else "report.warn.overfit"
-        return [Finding(key, "warn", {"step": low[0], "low": show(low[1]), "last": show(points[-1][1])})]
+        return [
+            Finding(key, "warn", {"step": low[0], "low": show(low[1]), "last": show(points[-1][1])})
+        ]
     return []
 
 
 def lowest(record: Record) -> tuple[int, float] | None:
     """The evaluation with the lowest held-out loss."""
-    return min((p for p in record.evaluations if math.isfinite(p[1])), key=lambda p: p[1], default=None)
+    return min(
+        (p for p in record.evaluations if math.isfinite(p[1])), key=lambda p: p[1], default=None
+    )
 
 
 def advice(record: Record) -> list[Finding]:
@@ -169,12 +202,20 @@ def advice(record: Record) -> list[Finding]:
         found.append(Finding("report.next.not_finite", "bad", {"rate": _scaled(record, 0.25)}))
     if "report.warn.endless" in keys:
         found.append(Finding("report.next.endless"))
-    memorised = keys & {"report.warn.held_out_rose", "report.warn.overfit", "report.warn.overfit_kept"}
+    memorised = keys & {
+        "report.warn.held_out_rose",
+        "report.warn.overfit",
+        "report.warn.overfit_kept",
+    }
     early = _best_too_early(record) if "report.warn.overfit_kept" in keys else None
     if early:
         found.append(early)
     elif memorised:
-        found.append(Finding("report.next.memorised", "warn", {"epochs": _factor(record, "engine.epochs", 0.5)}))
+        found.append(
+            Finding(
+                "report.next.memorised", "warn", {"epochs": _factor(record, "engine.epochs", 0.5)}
+            )
+        )
     if "report.warn.forgotten" in keys:
         found.append(Finding("report.next.forgotten"))
     found += _answers_advice(record, bool(memorised)) if not early else []
@@ -193,17 +234,29 @@ def _best_too_early(record: Record) -> Finding | None:
     train = count_of(record, "train")
     if train is None or not _is_poor(train):
         return None
-    return Finding("report.next.best_too_early", "warn", {"right": train.right_after, "asked": train.asked})
+    return Finding(
+        "report.next.best_too_early", "warn", {"right": train.right_after, "asked": train.asked}
+    )
 
 
 def _answers_advice(record: Record, memorised: bool) -> list[Finding]:
     train, held = count_of(record, "train"), count_of(record, "held_out")
     fall = losses_of(record).fall
     if _is_poor(train) or (fall is not None and fall < BARELY):
-        more = {"epochs": _factor(record, "engine.epochs", 2), "rate": _scaled(record, 2), "rank": _factor(record, "method.rank", 2)}
-        return [Finding("report.next.poor", "warn" if fall is None or fall >= BARELY else "bad", more)]
+        more = {
+            "epochs": _factor(record, "engine.epochs", 2),
+            "rate": _scaled(record, 2),
+            "rank": _factor(record, "method.rank", 2),
+        }
+        return [
+            Finding("report.next.poor", "warn" if fall is None or fall >= BARELY else "bad", more)
+        ]
     if held and held.right_after < GOOD_HELD_OUT * held.asked and not memorised:
-        return [Finding("report.next.wordings", "warn", {"right": held.right_after, "asked": held.asked})]
+        return [
+            Finding(
+                "report.next.wordings", "warn", {"right": held.right_after, "asked": held.asked}
+            )
+        ]
     if any(not a.pending for a in record.answers) and not any(c.asked for c in record.counts):
         return [Finding("report.next.no_expected", "warn")]
     return []
@@ -214,7 +267,11 @@ def _data_advice(record: Record) -> list[Finding]:
     found = []
     if read and dropped and dropped > DROPPED * read:
         found.append(Finding("report.next.dropped", "warn", {"count": int(dropped)}))
-    if record.data.get("held_out") == 0 and finite(losses_of(record).held_after) is None and count_of(record, "held_out") is None:
+    if (
+        record.data.get("held_out") == 0
+        and finite(losses_of(record).held_after) is None
+        and count_of(record, "held_out") is None
+    ):
         found.append(Finding("report.next.no_held_out", "warn"))
     return found
 
@@ -227,7 +284,9 @@ def _factor(record: Record, key: str, factor: float) -> str:
 
 def _scaled(record: Record, factor: float) -> str:
     """The learning rate that was used, times `factor`."""
-    rate = finite(record.summary.get("learning_rate")) or finite(record.settings.get("engine.learning_rate"))
+    rate = finite(record.summary.get("learning_rate")) or finite(
+        record.settings.get("engine.learning_rate")
+    )
     return f"{rate * factor:.1e}".replace("e-0", "e-") if rate else "2e-4"
 
 

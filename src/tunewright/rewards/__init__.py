@@ -1,9 +1,11 @@
-"""Floor 2: what an answer is worth. Reward functions for roll-outs: plain Python that sees `core.types.Answer` and nothing of models or tensors.
+"""Floor 2: what an answer is worth. Reward functions for roll-outs: plain Python that sees
+`core.types.Answer` and nothing of models or tensors.
 
     wanted = read([{"kind": "numeric", "weight": 2}, "finished"])
     scores = wanted.score(answers)          # scores.total, scores.parts, scores.bad
 
-A registered entry is a frozen config class and a factory: `(config) -> (answers -> one value, or None for no opinion, an answer)`.
+A registered entry is a frozen config class and a factory: `(config) -> (answers -> one value, or
+None for no opinion, an answer)`.
 """
 
 from tunewright.rewards import matching as matching

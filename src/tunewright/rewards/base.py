@@ -1,4 +1,5 @@
-"""What reward functions share: one judgement an answer, the part of a text that counts, and the row's own columns."""
+"""What reward functions share: one judgement an answer, the part of a text that counts, and the
+row's own columns."""
 
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ RewardFunction = Callable[[list[Answer]], "list[float | None]"]
 
 
 class UnfitRow(Exception):
-    """This row cannot be judged, and why: its own columns are wrong. Never raised for what a model wrote, which is worth 0 at worst."""
+    """This row cannot be judged, and why: its own columns are wrong. Never raised for what a model
+    wrote, which is worth 0 at worst."""
 
 
 class TextConfig(Section):
     """Functions that look at the text of an answer."""
 
     inside: str | None = Field(default=None, pattern=r"^[A-Za-z][\w-]*$")
-    """Look only at what stands between the last `<inside>` and its `</inside>`, for example `answer`; an answer without them is worth 0."""
+    """Look only at what stands between the last `<inside>` and its `</inside>`, for example
+    `answer`; an answer without them is worth 0."""
 
 
 def each(judge: Judge) -> RewardFunction:
@@ -34,7 +37,8 @@ def each(judge: Judge) -> RewardFunction:
 
 
 def text_of(answer: Answer, inside: str | None) -> str | None:
-    """The text that counts: all of it, or the inside of the last complete pair of tags; None where there is none."""
+    """The text that counts: all of it, or the inside of the last complete pair of tags; None where
+    there is none."""
     if inside is None:
         return answer.text
     close = answer.text.rfind(f"</{inside}>")
@@ -43,7 +47,8 @@ def text_of(answer: Answer, inside: str | None) -> str | None:
 
 
 def expected_texts(answer: Answer, column: str) -> list[str]:
-    """The accepted answers in a column of the row: one value or a list of them; empty where the row has none.
+    """The accepted answers in a column of the row: one value or a list of them; empty where the row
+    has none.
 
     Raises UnfitRow for values that are no texts or numbers.
     """
@@ -65,5 +70,6 @@ _WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+(?:['’-][^\W_{_ALONE}]+)*")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text: runs of letters and digits; in scripts without spaces (Chinese, kana) every character is one."""
+    """The words of a text: runs of letters and digits; in scripts without spaces (Chinese, kana)
+    every character is one."""
     return _WORD.findall(text)

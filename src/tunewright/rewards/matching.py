@@ -12,7 +12,15 @@ from tunewright.core.errors import ConfigError, problem
 from tunewright.core.registry import rewards
 from tunewright.core.types import Answer
 from tunewright.core.words import say
-from tunewright.rewards.base import RewardFunction, TextConfig, UnfitRow, each, expected_texts, short, text_of
+from tunewright.rewards.base import (
+    RewardFunction,
+    TextConfig,
+    UnfitRow,
+    each,
+    expected_texts,
+    short,
+    text_of,
+)
 from tunewright.rewards.patterns import PatternError, matches
 
 
@@ -20,7 +28,8 @@ class ComparingConfig(TextConfig):
     """Functions that compare texts."""
 
     column: str = "answer"
-    """Column of the row that holds what is expected: one value, or a list of which any will do. A row without it is not judged by this function."""
+    """Column of the row that holds what is expected: one value, or a list of which any will do. A
+    row without it is not judged by this function."""
     ignore_case: bool = False
     """A and a are the same."""
     ignore_space: bool = False
@@ -39,7 +48,8 @@ class ContainsConfig(ComparingConfig):
     texts: list[str] | None = Field(default=None, min_length=1)
     """What to look for in every answer, in place of a column."""
     mode: Literal["any", "all", "share", "none"] = "any"
-    """any: one of the texts is enough; all: every one; share: the share of them that is there; none: 1 where no one is there."""
+    """any: one of the texts is enough; all: every one; share: the share of them that is there;
+    none: 1 where no one is there."""
 
 
 class RegexConfig(TextConfig):
@@ -48,9 +58,11 @@ class RegexConfig(TextConfig):
     pattern: str | None = None
     """The expression. Default: the row's own, from `column`."""
     column: str = "pattern"
-    """Column of the row that holds its expression, where no `pattern` is given. A row without it is not judged by this function."""
+    """Column of the row that holds its expression, where no `pattern` is given. A row without it is
+    not judged by this function."""
     mode: Literal["search", "fullmatch"] = "search"
-    """search: anywhere in the answer; fullmatch: the whole answer, white space at both ends aside."""
+    """search: anywhere in the answer; fullmatch: the whole answer, white space at both ends aside.
+    """
     ignore_case: bool = False
     """A and a are the same."""
     multiline: bool = False
@@ -58,7 +70,8 @@ class RegexConfig(TextConfig):
     dot_all: bool = False
     """The dot also matches a line end."""
     seconds: float = Field(default=1.0, gt=0, le=60)
-    """Longest time for one answer. Some patterns take years on some texts ((a+)+$); they are stopped, and the answer counts as not judged."""
+    """Longest time for one answer. Some patterns take years on some texts ((a+)+$); they are
+    stopped, and the answer counts as not judged."""
 
 
 def flattened(text: str, config: ComparingConfig) -> str:
@@ -79,7 +92,10 @@ def exact_match(config: ExactMatchConfig) -> RewardFunction:
         if not wanted:
             return None
         text = text_of(answer, config.inside)
-        return float(text is not None and flattened(text, config) in {flattened(one, config) for one in wanted})
+        return float(
+            text is not None
+            and flattened(text, config) in {flattened(one, config) for one in wanted}
+        )
 
     return each(judge)
 
@@ -99,7 +115,12 @@ def contains(config: ContainsConfig) -> RewardFunction:
         if text is None:
             return 0.0
         found = sum(one in flattened(text, config) for one in flat)
-        return {"any": float(found > 0), "all": float(found == len(flat)), "share": found / len(flat), "none": float(found == 0)}[config.mode]
+        return {
+            "any": float(found > 0),
+            "all": float(found == len(flat)),
+            "share": found / len(flat),
+            "none": float(found == 0),
+        }[config.mode]
 
     return each(judge)
 
@@ -107,12 +128,27 @@ def contains(config: ContainsConfig) -> RewardFunction:
 @rewards.register("regex", RegexConfig, needs="pattern")
 def regex(config: RegexConfig) -> RewardFunction:
     """1 or 0 an answer. Raises ConfigError for a pattern that is none."""
-    flags = sum(flag for wanted, flag in ((config.ignore_case, re.I), (config.multiline, re.M), (config.dot_all, re.S)) if wanted)
+    flags = sum(
+        flag
+        for wanted, flag in (
+            (config.ignore_case, re.I),
+            (config.multiline, re.M),
+            (config.dot_all, re.S),
+        )
+        if wanted
+    )
     if config.pattern is not None:
         try:
             re.compile(config.pattern, flags)
         except (re.error, RecursionError, OverflowError) as e:
-            raise ConfigError(problem("E-REWARD-11", "pattern", pattern=short(config.pattern), cause=str(e) or type(e).__name__)) from e
+            raise ConfigError(
+                problem(
+                    "E-REWARD-11",
+                    "pattern",
+                    pattern=short(config.pattern),
+                    cause=str(e) or type(e).__name__,
+                )
+            ) from e
 
     def judge(answer: Answer) -> float | None:
         pattern = config.pattern if config.pattern is not None else answer.facts.get(config.column)
@@ -124,7 +160,15 @@ def regex(config: RegexConfig) -> RewardFunction:
         if text is None:
             return 0.0
         try:
-            return float(matches(pattern, text.strip() if config.mode == "fullmatch" else text, config.mode, flags, config.seconds))
+            return float(
+                matches(
+                    pattern,
+                    text.strip() if config.mode == "fullmatch" else text,
+                    config.mode,
+                    flags,
+                    config.seconds,
+                )
+            )
         except PatternError as e:
             raise UnfitRow(str(e)) from e
 

@@ -1,4 +1,5 @@
-"""What can be measured on an answer alone: its length, its repetitions, its script, whether it ended."""
+"""What can be measured on an answer alone: its length, its repetitions, its script, whether it
+ended."""
 
 from __future__ import annotations
 
@@ -12,14 +13,34 @@ from tunewright.core.registry import rewards
 from tunewright.core.types import Answer
 from tunewright.rewards.base import RewardFunction, TextConfig, each, text_of, words_of
 
-_HAN = ((0x2E80, 0x2FDF), (0x3005, 0x3005), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
+_HAN = (
+    (0x2E80, 0x2FDF),
+    (0x3005, 0x3005),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x323AF),
+)
 _LATIN = (
-    (0x41, 0x7A), (0xC0, 0x2AF), (0x1E00, 0x1EFF), (0x2C60, 0x2C7F), (0xA722, 0xA7FF), (0xAB30, 0xAB64), (0xFB00, 0xFB06), (0xFF21, 0xFF5A),
-)  # fmt: skip
+    (0x41, 0x7A),
+    (0xC0, 0x2AF),
+    (0x1E00, 0x1EFF),
+    (0x2C60, 0x2C7F),
+    (0xA722, 0xA7FF),
+    (0xAB30, 0xAB64),
+    (0xFB00, 0xFB06),
+    (0xFF21, 0xFF5A),
+)
 SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "zh": _HAN,
     "ja": (*_HAN, (0x3041, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F)),
-    "ko": ((0x1100, 0x11FF), (0x3131, 0x318E), (0xA960, 0xA97C), (0xAC00, 0xD7A3), (0xD7B0, 0xD7FB)),
+    "ko": (
+        (0x1100, 0x11FF),
+        (0x3131, 0x318E),
+        (0xA960, 0xA97C),
+        (0xAC00, 0xD7A3),
+        (0xD7B0, 0xD7FB),
+    ),
     "en": _LATIN,
     "ru": ((0x400, 0x52F), (0x1C80, 0x1C8F), (0x2DE0, 0x2DFF), (0xA640, 0xA69F)),
     "el": ((0x370, 0x3E1), (0x3F0, 0x3FF), (0x1F00, 0x1FFF)),
@@ -28,14 +49,16 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "hi": ((0x900, 0x97F), (0xA8E0, 0xA8FF)),
     "th": ((0xE01, 0xE5B),),
 }
-"""Code points of the script of a language, from the Unicode blocks. Only characters that are letters are looked up."""
+"""Code points of the script of a language, from the Unicode blocks. Only characters that are
+letters are looked up."""
 
 
 class LengthConfig(Section):
     """1 where the answer's length lies in a range, falling to 0 outside of it."""
 
     unit: Literal["tokens", "words", "characters"] = "tokens"
-    """What is counted: tokens as the model wrote them, the stop token among them; words (in Chinese and Japanese, characters); or characters."""
+    """What is counted: tokens as the model wrote them, the stop token among them; words (in Chinese
+    and Japanese, characters); or characters."""
     min: int = Field(default=0, ge=0)
     """Shortest length that is worth 1."""
     max: int | None = Field(default=None, ge=0)
@@ -53,14 +76,16 @@ class LengthConfig(Section):
 
 
 class RepetitionConfig(TextConfig):
-    """A penalty from 0 to -1: the share of n-grams of words that had come before in the same answer."""
+    """A penalty from 0 to -1: the share of n-grams of words that had come before in the same
+    answer."""
 
     ngram: int = Field(default=3, ge=1)
     """Words in a row that are compared."""
 
 
 class LanguageConfig(TextConfig):
-    """The share of letters that belong to the script of a language. Scripts, not languages: English and French look alike."""
+    """The share of letters that belong to the script of a language. Scripts, not languages: English
+    and French look alike."""
 
     language: Literal["zh", "ja", "ko", "en", "ru", "el", "ar", "he", "hi", "th"]
     """The language whose script is counted; en stands for every language in Latin letters."""
@@ -77,9 +102,11 @@ def length(config: LengthConfig) -> RewardFunction:
     """From 0 to 1 an answer."""
 
     def judge(answer: Answer) -> float:
-        count = {"tokens": lambda: answer.num_tokens, "words": lambda: len(words_of(answer.text)), "characters": lambda: len(answer.text)}[
-            config.unit
-        ]()
+        count = {
+            "tokens": lambda: answer.num_tokens,
+            "words": lambda: len(words_of(answer.text)),
+            "characters": lambda: len(answer.text),
+        }[config.unit]()
         outside = max(config.min - count, count - config.max if config.max is not None else 0, 0)
         return max(0.0, 1 - outside / config.slope) if config.slope else float(outside == 0)
 
@@ -99,7 +126,8 @@ def repetition(config: RepetitionConfig) -> RewardFunction:
 
 
 def share_in_script(text: str, language: str) -> float:
-    """Share of the letters of a text that belong to a language's script; 0 for a text without letters."""
+    """Share of the letters of a text that belong to a language's script; 0 for a text without
+    letters."""
     ranges = sorted(SCRIPTS[language])
     starts = [first for first, _ in ranges]
 

@@ -1,7 +1,10 @@
-r"""The number an answer ends with, as in GSM8K and MATH: after `####`, in \boxed{}, or the last one in the text; compared exactly, as a fraction.
+r"""The number an answer ends with, as in GSM8K and MATH: after `####`, in \boxed{}, or the last one
+in the text; compared exactly, as a fraction.
 
-Read: 1,234.5 · -3 · .5 · 3/4 · 1 1/2 · \frac{3}{4} · 1e-3 · 2 \times 10^{5} · 12 % (read as 12) · $42 · full-width digits. A comma parts thousands where
-groups of three follow, else it ends the number. Sources: Cobbe et al. 2021 (arXiv 2110.14168) for `####`, Hendrycks et al. 2021 (2103.03874) for \boxed.
+Read: 1,234.5 · -3 · .5 · 3/4 · 1 1/2 · \frac{3}{4} · 1e-3 · 2 \times 10^{5} · 12 % (read as 12) ·
+$42 · full-width digits. A comma parts thousands where groups of three follow, else it ends the
+number. Sources: Cobbe et al. 2021 (arXiv 2110.14168) for `####`, Hendrycks et al. 2021 (2103.03874)
+for \boxed.
 """
 
 from __future__ import annotations
@@ -15,10 +18,19 @@ from pydantic import Field
 from tunewright.core.registry import rewards
 from tunewright.core.types import Answer
 from tunewright.core.words import say
-from tunewright.rewards.base import RewardFunction, TextConfig, UnfitRow, each, expected_texts, short, text_of
+from tunewright.rewards.base import (
+    RewardFunction,
+    TextConfig,
+    UnfitRow,
+    each,
+    expected_texts,
+    short,
+    text_of,
+)
 
 MOST_DIGITS = 400
-"""Longer numbers and larger exponents are no answers: exact arithmetic with them could fill the memory."""
+"""Longer numbers and larger exponents are no answers: exact arithmetic with them could fill the
+memory."""
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+"
 _NUMBER = re.compile(
     rf"""
@@ -41,7 +53,8 @@ class NumericConfig(TextConfig):
     """1 where the number the answer ends with is the expected one, else 0."""
 
     column: str = "answer"
-    """Column of the row with the expected number, or a text that ends with it, as GSM8K's do. A row without it is not judged by this function."""
+    """Column of the row with the expected number, or a text that ends with it, as GSM8K's do. A row
+    without it is not judged by this function."""
     tolerance: float = Field(default=1e-6, ge=0)
     """Largest difference that still counts as equal."""
     relative: float = Field(default=0.0, ge=0)
@@ -95,7 +108,8 @@ def _boxed(text: str) -> str | None:
 
 
 def final_number(text: str) -> Fraction | None:
-    r"""The number a text ends with: the first after the last `####`, else the last inside the last \boxed{}, else the last in the text."""
+    r"""The number a text ends with: the first after the last `####`, else the last inside the last
+    \boxed{}, else the last in the text."""
     # Unicode's plain forms would make 102 of 10² and 11/2 of 1½.
     text = _ONE_SIGN_FRACTION.sub(" ", _RAISED.sub(" ", text))
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
@@ -127,6 +141,12 @@ def numeric(config: NumericConfig) -> RewardFunction:
         if found is None:
             return 0.0
         absolute, relative = Fraction(config.tolerance), Fraction(config.relative)
-        return float(any(abs(found - one) <= max(absolute, relative * abs(one)) for one in numbers if one is not None))
+        return float(
+            any(
+                abs(found - one) <= max(absolute, relative * abs(one))
+                for one in numbers
+                if one is not None
+            )
+        )
 
     return each(judge)

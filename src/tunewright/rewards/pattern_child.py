@@ -1,4 +1,5 @@
-"""The process that matches patterns. Started by `patterns.py` as `python -I -S -B`, never imported there: one JSON question a line, one answer a line."""
+"""The process that matches patterns. Started by `patterns.py` as `python -I -S -B`, never imported
+there: one JSON question a line, one answer a line."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import sys
 
 
 def _alarm(seconds: float) -> None:
-    """End this process after `seconds`, 0: never. If our parent was killed in the middle of a match, nobody else would."""
+    """End this process after `seconds`, 0: never. If our parent was killed in the middle of a
+    match, nobody else would."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -23,7 +25,9 @@ def main() -> None:
         asked = json.loads(line)
         _alarm(2 * asked["seconds"] + 5)
         try:
-            found = getattr(re.compile(asked["pattern"], asked["flags"]), asked["mode"])(asked["text"])
+            found = getattr(re.compile(asked["pattern"], asked["flags"]), asked["mode"])(
+                asked["text"]
+            )
             answer: dict[str, object] = {"matches": found is not None}
         except (re.error, RecursionError, OverflowError) as e:
             answer = {"error": str(e) or type(e).__name__}

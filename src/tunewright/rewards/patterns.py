@@ -1,7 +1,9 @@
-"""Regular expressions with a time limit: a small process beside ours does the matching and is ended when it takes too long.
+"""Regular expressions with a time limit: a small process beside ours does the matching and is ended
+when it takes too long.
 
-Python's `re` cannot be interrupted from a thread, and a pattern such as (a+)+$ takes time exponential in the text. A process can be ended on every
-system. It holds nothing but `re`, starts in a few hundredths of a second with the first pattern and is kept for the next ones.
+Python's `re` cannot be interrupted from a thread, and a pattern such as (a+)+$ takes time
+exponential in the text. A process can be ended on every system. It holds nothing but `re`, starts
+in a few hundredths of a second with the first pattern and is kept for the next ones.
 """
 
 from __future__ import annotations
@@ -29,11 +31,20 @@ class PatternError(Exception):
 
 
 class _Matcher:
-    """One child process and the thread that reads its answers. Belongs to the process that started it; a fork starts its own."""
+    """One child process and the thread that reads its answers. Belongs to the process that started
+    it; a fork starts its own."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-I", "-S", "-B", str(Path(__file__).with_name("pattern_child.py"))]
-        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-B",
+            str(Path(__file__).with_name("pattern_child.py")),
+        ]
+        self.child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         self.answers: queue.Queue[bytes] = queue.Queue()
         self.owner = os.getpid()
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -67,7 +78,9 @@ class _Matcher:
         if self.owner == os.getpid():
             self.child.kill()
             self.child.wait()
-            self.reader.join(timeout=5)  # it sees the end of the pipe; closing under it would be an error in the thread
+            self.reader.join(
+                timeout=5
+            )  # it sees the end of the pipe; closing under it would be an error in the thread
             for pipe in (self.child.stdin, self.child.stdout):
                 with contextlib.suppress(OSError):
                     if pipe:
@@ -89,19 +102,35 @@ atexit.register(_end)
 
 
 def matches(pattern: str, text: str, mode: str, flags: int, seconds: float) -> bool:
-    """Whether `pattern` matches `text`; `mode` is search or fullmatch. Raises PatternError for a pattern that is none or takes longer than `seconds`."""
+    """Whether `pattern` matches `text`; `mode` is search or fullmatch. Raises PatternError for a
+    pattern that is none or takes longer than `seconds`."""
     global _matcher
     with _lock:
         if _matcher is None or _matcher.owner != os.getpid() or _matcher.child.poll() is not None:
             _matcher = _Matcher()
         answer: Any = None
         try:
-            answer = _matcher.ask({"pattern": pattern, "text": text, "mode": mode, "flags": flags, "seconds": seconds}, seconds)
+            answer = _matcher.ask(
+                {
+                    "pattern": pattern,
+                    "text": text,
+                    "mode": mode,
+                    "flags": flags,
+                    "seconds": seconds,
+                },
+                seconds,
+            )
         finally:
-            if answer is None:  # too slow, or interrupted: a late answer must not be taken for the next one's
+            if (
+                answer is None
+            ):  # too slow, or interrupted: a late answer must not be taken for the next one's
                 _end()
     if answer is None:
-        raise PatternError(say("rewards.why.slow_pattern", pattern=short(pattern), seconds=f"{seconds:g}"))
+        raise PatternError(
+            say("rewards.why.slow_pattern", pattern=short(pattern), seconds=f"{seconds:g}")
+        )
     if "error" in answer:
-        raise PatternError(say("rewards.why.pattern", pattern=short(pattern), cause=answer["error"]))
+        raise PatternError(
+            say("rewards.why.pattern", pattern=short(pattern), cause=answer["error"])
+        )
     return bool(answer["matches"])

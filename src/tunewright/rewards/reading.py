@@ -1,7 +1,9 @@
-"""From `objective.reward` to values: every mistake named at once before anything is loaded, and nothing silent while answers are judged.
+"""From `objective.reward` to values: every mistake named at once before anything is loaded, and
+nothing silent while answers are judged.
 
-A value of a function is a number, or None for no opinion. A function that raises, gives NaN, too few values or something else is a fault of an answer: it
-ends the run (`on_bad: stop`, with the function, the row and the reason) or leaves that answer out and counts it (`on_bad: skip`).
+A value of a function is a number, or None for no opinion. A function that raises, gives NaN, too
+few values or something else is a fault of an answer: it ends the run (`on_bad: stop`, with the
+function, the row and the reason) or leaves that answer out and counts it (`on_bad: skip`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from tunewright.core.config import Section
-from tunewright.core.errors import ConfigError, Interrupted, Problem, TrainingError, TunewrightError, problem, raise_all
+from tunewright.core.errors import (
+    ConfigError,
+    Interrupted,
+    Problem,
+    TrainingError,
+    TunewrightError,
+    problem,
+    raise_all,
+)
 from tunewright.core.registry import Entry, rewards
 from tunewright.core.types import Answer
 from tunewright.core.words import say
@@ -35,15 +45,18 @@ class ItemConfig(Section):
     """What every reward may say beside its own options."""
 
     weight: float = 1.0
-    """What its values are multiplied by before all are added up; negative makes it a penalty, 0 only records it."""
+    """What its values are multiplied by before all are added up; negative makes it a penalty, 0
+    only records it."""
     name: str | None = Field(default=None, min_length=1)
     """Its name among the figures of the run. Default: the kind."""
     on_bad: OnBad | None = None
-    """stop: a fault of the function ends the run; skip: the answer is left out and counted. Default: stop."""
+    """stop: a fault of the function ends the run; skip: the answer is left out and counted.
+    Default: stop."""
 
 
 class ModelConfig(Section):
-    """A reward model that was trained with `objective: {kind: reward}`; answers are scored by it in the engine."""
+    """A reward model that was trained with `objective: {kind: reward}`; answers are scored by it in
+    the engine."""
 
     run: str
     """The run folder of the reward model."""
@@ -76,8 +89,12 @@ class Scores:
         return {index for index, _, _ in self.bad}
 
     def means(self) -> dict[str, float]:
-        """The mean value of each function over the answers that count and that it has an opinion on."""
-        kept = {name: [v for i, v in enumerate(values) if v is not None and i not in self.left_out] for name, values in self.parts.items()}
+        """The mean value of each function over the answers that count and that it has an opinion
+        on."""
+        kept = {
+            name: [v for i, v in enumerate(values) if v is not None and i not in self.left_out]
+            for name, values in self.parts.items()
+        }
         return {name: sum(values) / len(values) for name, values in kept.items() if values}
 
 
@@ -87,14 +104,16 @@ class FaultError(Exception):
 
 @dataclass
 class RewardSet:
-    """The rewards of a run. `models` are (weight, run folder) of trained reward models, which the engine scores and adds to `Scores.total`."""
+    """The rewards of a run. `models` are (weight, run folder) of trained reward models, which the
+    engine scores and adds to `Scores.total`."""
 
     functions: list[Part]
     models: list[tuple[float, Path]] = field(default_factory=list)
     on_bad: OnBad = "stop"
 
     def score(self, answers: list[Answer]) -> Scores:
-        """Judge a batch. Raises TrainingError (E-REWARD-14) for the first faults of a function whose policy is to stop."""
+        """Judge a batch. Raises TrainingError (E-REWARD-14) for the first faults of a function
+        whose policy is to stop."""
         scores = Scores([0.0] * len(answers), {})
         for part in self.functions:
             values, faults = _judge(part, answers)
@@ -114,7 +133,9 @@ class RewardSet:
         if self.models:
             return
         alone = {
-            i: say("rewards.why.nobody") for i in range(len(answers)) if i not in scores.left_out and all(v[i] is None for v in scores.parts.values())
+            i: say("rewards.why.nobody")
+            for i in range(len(answers))
+            if i not in scores.left_out and all(v[i] is None for v in scores.parts.values())
         }
         names = ", ".join(scores.parts)
         if alone and self.on_bad == "stop":
@@ -125,13 +146,20 @@ class RewardSet:
 def _stopped(name: str, answers: list[Answer], faults: dict[int, str]) -> TrainingError:
     shown = sorted(faults.items())[:SHOWN_FAULTS]
     return TrainingError(
-        problem("E-REWARD-14", str(answers[i].origin or say("rewards.answer", number=i + 1)), function=name, reason=why, count=len(faults))
+        problem(
+            "E-REWARD-14",
+            str(answers[i].origin or say("rewards.answer", number=i + 1)),
+            function=name,
+            reason=why,
+            count=len(faults),
+        )
         for i, why in shown
     )
 
 
 def _judge(part: Part, answers: list[Answer]) -> tuple[list[float | None], dict[int, str]]:
-    """The values of one function, and for each answer that it failed on why. A batch that fails is taken apart to find the answers that did it."""
+    """The values of one function, and for each answer that it failed on why. A batch that fails is
+    taken apart to find the answers that did it."""
     faults: dict[int, str] = {}
     values: list[float | None] = [None] * len(answers)
     left = list(range(len(answers)))
@@ -145,8 +173,13 @@ def _judge(part: Part, answers: list[Answer]) -> tuple[list[float | None], dict[
                 faults[index] = str(alone)
         left = [index for index in left if index not in faults]
         try:
-            # The others again as one batch: a function may compare the answers it is given with one another.
-            raw = _call(part.function, [answers[i] for i in left]) if faults and left else _raise(whole)
+            # The others again as one batch: a function may compare the answers it is given with one
+            # another.
+            raw = (
+                _call(part.function, [answers[i] for i in left])
+                if faults and left
+                else _raise(whole)
+            )
         except FaultError as again:
             return values, faults | dict.fromkeys(left, str(again))
     for index, value in zip(left, raw, strict=True):
@@ -162,7 +195,8 @@ def _raise(fault: FaultError) -> Any:
 
 
 def _call(function: RewardFunction, answers: list[Answer]) -> list[float | None]:
-    """One call. Raises FaultError for an exception and for everything that is not one number or None an answer."""
+    """One call. Raises FaultError for an exception and for everything that is not one number or
+    None an answer."""
     if not answers:
         return []
     try:
@@ -172,7 +206,9 @@ def _call(function: RewardFunction, answers: list[Answer]) -> list[float | None]
     except UnfitRow as e:
         raise FaultError(str(e)) from e
     except (Exception, SystemExit) as e:
-        raise FaultError(say("rewards.why.raised", error=type(e).__name__, message=short(str(e), 200))) from e
+        raise FaultError(
+            say("rewards.why.raised", error=type(e).__name__, message=short(str(e), 200))
+        ) from e
     if hasattr(raw, "tolist"):  # an array or a tensor
         raw = raw.tolist()
     if not isinstance(raw, list | tuple):
@@ -191,12 +227,15 @@ def _call(function: RewardFunction, answers: list[Answer]) -> list[float | None]
 # ---- from the run file
 
 
-_coming: ContextVar[frozenset[Path]] = ContextVar("tunewright_reward_runs_to_come", default=frozenset())
+_coming: ContextVar[frozenset[Path]] = ContextVar(
+    "tunewright_reward_runs_to_come", default=frozenset()
+)
 
 
 @contextmanager
 def expecting(folders: Iterable[Path]) -> Iterator[None]:
-    """Inside, these run folders of reward models count as there: earlier stages of a pipeline that is only being checked."""
+    """Inside, these run folders of reward models count as there: earlier stages of a pipeline that
+    is only being checked."""
     token = _coming.set(frozenset(folders))
     try:
         yield
@@ -205,9 +244,11 @@ def expecting(folders: Iterable[Path]) -> Iterator[None]:
 
 
 def read(spec: Any, *, on_bad: OnBad = "stop", place: str = "objective.reward") -> RewardSet:
-    """The rewards that `spec` asks for: a name, a mapping with `kind`, a run folder, or a list of these. `on_bad` holds where an entry says nothing.
+    """The rewards that `spec` asks for: a name, a mapping with `kind`, a run folder, or a list of
+    these. `on_bad` holds where an entry says nothing.
 
-    Raises ConfigError with every mistake: names, options, patterns, schemas, templates, files, folders.
+    Raises ConfigError with every mistake: names, options, patterns, schemas, templates, files,
+    folders.
     """
     items = spec if isinstance(spec, list) else [spec]
     problems: list[Problem] = []
@@ -233,7 +274,15 @@ def _as_mapping(item: Any, place: str) -> dict[str, Any]:
         return dict(item)
     if isinstance(item, str) and item and (item == MODEL or rewards.get(item)):
         return {"kind": item}
-    if isinstance(item, str) and item and (any(sign in item for sign in "/\\") or item.startswith((".", "~")) or Path(item).is_dir()):
+    if (
+        isinstance(item, str)
+        and item
+        and (
+            any(sign in item for sign in "/\\")
+            or item.startswith((".", "~"))
+            or Path(item).is_dir()
+        )
+    ):
         return {"kind": MODEL, "run": item}
     if isinstance(item, str) and item:
         return {"kind": item}  # a name that nobody knows; said with a guess
@@ -248,7 +297,9 @@ def _add(made: RewardSet, item: Any, place: str) -> float:
     if entry is None:
         names = [*rewards.names(), MODEL]
         close = difflib.get_close_matches(kind, names, n=1, cutoff=0.6)
-        raise ConfigError(problem("E-REWARD-01", place, name=kind, known=", ".join(names), guess=_guess(close)))
+        raise ConfigError(
+            problem("E-REWARD-01", place, name=kind, known=", ".join(names), guess=_guess(close))
+        )
     common = {key: options.pop(key) for key in ItemConfig.model_fields if key in options}
     problems: list[Problem] = []
     shared: Any = _validated(ItemConfig, common, kind, place, problems)
@@ -261,13 +312,22 @@ def _add(made: RewardSet, item: Any, place: str) -> float:
         function = entry.function(config)
     except TunewrightError as e:
         raise ConfigError(
-            Problem(p.code, f"{place}.{p.where}" if p.where and ":" not in p.where else p.where or place, p.fields) for p in e.problems
+            Problem(
+                p.code,
+                f"{place}.{p.where}" if p.where and ":" not in p.where else p.where or place,
+                p.fields,
+            )
+            for p in e.problems
         ) from e
     name = shared.name or kind
     taken = {part.name for part in made.functions}
     if shared.name in taken:
         raise ConfigError(problem("E-REWARD-16", f"{place}.name", name=name))
-    name = next(one for one in [name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))] if one not in taken)
+    name = next(
+        one
+        for one in [name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))]
+        if one not in taken
+    )
     made.functions.append(Part(name, shared.weight, shared.on_bad or made.on_bad, function))
     return float(shared.weight)
 
@@ -280,14 +340,25 @@ def _no_function(config: Any) -> Any:
     raise AssertionError("a reward model is scored by the engine")
 
 
-def _validated(section: type[Any], options: dict[str, Any], kind: str, place: str, problems: list[Problem]) -> Any:
+def _validated(
+    section: type[Any], options: dict[str, Any], kind: str, place: str, problems: list[Problem]
+) -> Any:
     """An instance of a config class, or None with what is wrong added to `problems`."""
     keys = [info.alias or name for name, info in section.model_fields.items()]
     for key in options:
         if key not in keys and section is not ItemConfig:
             known = [*keys, *ItemConfig.model_fields]
             close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-            problems.append(problem("E-REWARD-03", f"{place}.{key}", option=key, kind=kind, known=", ".join(known), guess=_guess(close)))
+            problems.append(
+                problem(
+                    "E-REWARD-03",
+                    f"{place}.{key}",
+                    option=key,
+                    kind=kind,
+                    known=", ".join(known),
+                    guess=_guess(close),
+                )
+            )
     try:
         return section.model_validate({key: value for key, value in options.items() if key in keys})
     except ValidationError as e:
@@ -298,7 +369,16 @@ def _validated(section: type[Any], options: dict[str, Any], kind: str, place: st
             elif not any(p.fields.get("option") == key for p in problems):
                 shown = error["msg"].removeprefix("Value error, ")
                 value = short(options if not key else error.get("input"))
-                problems.append(problem("E-REWARD-04", f"{place}.{key}".rstrip("."), option=key or kind, kind=kind, value=value, reason=shown))
+                problems.append(
+                    problem(
+                        "E-REWARD-04",
+                        f"{place}.{key}".rstrip("."),
+                        option=key or kind,
+                        kind=kind,
+                        value=value,
+                        reason=shown,
+                    )
+                )
     return None
 
 
@@ -320,7 +400,8 @@ def _reward_run(folder: Path, place: str) -> Path:
 
 
 def recorded(spec: Any) -> Any:
-    """`spec` as it belongs into run.yaml: functions of a person's file with that file's SHA-256, so that a resume accepts no other."""
+    """`spec` as it belongs into run.yaml: functions of a person's file with that file's SHA-256, so
+    that a resume accepts no other."""
     if isinstance(spec, list):
         return [recorded(item) for item in spec]
     code = allowed()

@@ -1,8 +1,10 @@
-"""A subset of JSON Schema 2020-12, small enough to read: what is in `KEYWORDS`, and nothing is ignored in silence.
+"""A subset of JSON Schema 2020-12, small enough to read: what is in `KEYWORDS`, and nothing is
+ignored in silence.
 
-`faults(schema)` names every keyword that is not in the subset or has a value of the wrong kind; `follows(value, schema)` judges. Left out are `pattern`
-and `format` (patterns have their own function with a time limit), references, and keywords that are rare in answers of models.
-Source: json-schema.org, draft 2020-12, validation vocabulary.
+`faults(schema)` names every keyword that is not in the subset or has a value of the wrong kind;
+`follows(value, schema)` judges. Left out are `pattern` and `format` (patterns have their own
+function with a time limit), references, and keywords that are rare in answers of models. Source:
+json-schema.org, draft 2020-12, validation vocabulary.
 """
 
 from __future__ import annotations
@@ -20,9 +22,23 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda v: isinstance(v, dict),
     "number": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
     # 3.0 is an integer: JSON knows one kind of number.
-    "integer": lambda v: (isinstance(v, int) and not isinstance(v, bool)) or (isinstance(v, float) and v.is_integer()),
+    "integer": lambda v: (
+        (isinstance(v, int) and not isinstance(v, bool))
+        or (isinstance(v, float) and v.is_integer())
+    ),
 }
-NOTES = {"$schema", "$id", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
+NOTES = {
+    "$schema",
+    "$id",
+    "$comment",
+    "title",
+    "description",
+    "default",
+    "examples",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+}
 """Keywords that say nothing about validity."""
 
 
@@ -56,10 +72,15 @@ def _additional(value: dict[str, Any], rule: Any, schema: dict[str, Any]) -> boo
     return all(follows(inner, rule) for key, inner in value.items() if key not in known)
 
 
-# keyword -> (type it speaks about or None, check of the keyword's own value, judgement(value, rule, whole schema))
+# keyword -> (type it speaks about or None, check of the keyword's own value, judgement(value, rule,
+# whole schema))
 _Judge = Callable[[Any, Any, dict[str, Any]], bool]
 KEYWORDS: dict[str, tuple[str | None, Callable[[Any], bool], _Judge]] = {
-    "type": (None, _types, lambda v, r, s: any(TYPES[name](v) for name in (r if isinstance(r, list) else [r]))),
+    "type": (
+        None,
+        _types,
+        lambda v, r, s: any(TYPES[name](v) for name in (r if isinstance(r, list) else [r])),
+    ),
     "enum": (None, lambda r: isinstance(r, list), lambda v, r, s: any(same(v, one) for one in r)),
     "const": (None, lambda r: True, lambda v, r, s: same(v, r)),
     "properties": (
@@ -71,7 +92,11 @@ KEYWORDS: dict[str, tuple[str | None, Callable[[Any], bool], _Judge]] = {
     "additionalProperties": ("object", lambda r: isinstance(r, bool | dict), _additional),
     "minProperties": ("object", _is_count, lambda v, r, s: len(v) >= r),
     "maxProperties": ("object", _is_count, lambda v, r, s: len(v) <= r),
-    "items": ("array", lambda r: isinstance(r, bool | dict), lambda v, r, s: all(follows(one, r) for one in v)),
+    "items": (
+        "array",
+        lambda r: isinstance(r, bool | dict),
+        lambda v, r, s: all(follows(one, r) for one in v),
+    ),
     "minItems": ("array", _is_count, lambda v, r, s: len(v) >= r),
     "maxItems": ("array", _is_count, lambda v, r, s: len(v) <= r),
     "uniqueItems": (
@@ -85,9 +110,21 @@ KEYWORDS: dict[str, tuple[str | None, Callable[[Any], bool], _Judge]] = {
     "exclusiveMaximum": ("number", TYPES["number"], lambda v, r, s: v < r),
     "minLength": ("string", _is_count, lambda v, r, s: len(v) >= r),
     "maxLength": ("string", _is_count, lambda v, r, s: len(v) <= r),
-    "anyOf": (None, lambda r: isinstance(r, list) and bool(r), lambda v, r, s: any(follows(v, one) for one in r)),
-    "allOf": (None, lambda r: isinstance(r, list) and bool(r), lambda v, r, s: all(follows(v, one) for one in r)),
-    "oneOf": (None, lambda r: isinstance(r, list) and bool(r), lambda v, r, s: sum(follows(v, one) for one in r) == 1),
+    "anyOf": (
+        None,
+        lambda r: isinstance(r, list) and bool(r),
+        lambda v, r, s: any(follows(v, one) for one in r),
+    ),
+    "allOf": (
+        None,
+        lambda r: isinstance(r, list) and bool(r),
+        lambda v, r, s: all(follows(v, one) for one in r),
+    ),
+    "oneOf": (
+        None,
+        lambda r: isinstance(r, list) and bool(r),
+        lambda v, r, s: sum(follows(v, one) for one in r) == 1,
+    ),
     "not": (None, lambda r: isinstance(r, bool | dict), lambda v, r, s: not follows(v, r)),
 }
 
@@ -125,5 +162,7 @@ def faults(schema: Any, place: str = "") -> list[tuple[str, str]]:
         elif keyword in ("anyOf", "allOf", "oneOf"):
             found += [fault for i, one in enumerate(rule) for fault in faults(one, f"{here}[{i}]")]
         elif keyword == "properties":
-            found += [fault for name, one in rule.items() for fault in faults(one, f"{here}.{name}")]
+            found += [
+                fault for name, one in rule.items() for fault in faults(one, f"{here}.{name}")
+            ]
     return found

@@ -23,12 +23,15 @@ MOST_NUMBER = 4000
 
 
 class JsonSchemaConfig(TextConfig):
-    """1 where the answer is valid JSON and follows a schema, else 0. Without a schema, valid JSON is enough."""
+    """1 where the answer is valid JSON and follows a schema, else 0. Without a schema, valid JSON
+    is enough."""
 
     rule: dict[str, Any] | None = Field(default=None, alias="schema")
-    """The schema, in the subset of JSON Schema that docs/rewards.md lists; a keyword outside of it is an error, never ignored. Default: the row's own."""
+    """The schema, in the subset of JSON Schema that docs/rewards.md lists; a keyword outside of it
+    is an error, never ignored. Default: the row's own."""
     column: str = "schema"
-    """Column of the row that holds its schema (a mapping, or JSON as text), where none is given here."""
+    """Column of the row that holds its schema (a mapping, or JSON as text), where none is given
+    here."""
     fenced: bool = True
     """Accept JSON that stands alone in a Markdown code fence."""
 
@@ -37,13 +40,16 @@ class FormatConfig(Section):
     """1 where the answer has the form of a template, else 0."""
 
     template: str = "<think>...</think><answer>...</answer>"
-    """Tags and words in order; `...` stands for any text that is not empty. Every tag must stand in the answer exactly once; white space around tags is free."""
+    """Tags and words in order; `...` stands for any text that is not empty. Every tag must stand in
+    the answer exactly once; white space around tags is free."""
     partial: bool = False
-    """Give the share of the template's tags that stand exactly once and in order, where the whole is missed; half of it at most."""
+    """Give the share of the template's tags that stand exactly once and in order, where the whole
+    is missed; half of it at most."""
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text as the standard has it. Raises ValueError for anything else: NaN, trailing words, nesting without end."""
+    """The value of a JSON text as the standard has it. Raises ValueError for anything else: NaN,
+    trailing words, nesting without end."""
 
     def refuse(word: str) -> Any:
         raise ValueError(word)
@@ -63,7 +69,12 @@ def json_schema(config: JsonSchemaConfig) -> RewardFunction:
     if config.rule is not None:
         faults = schema.faults(config.rule)
         if faults:
-            raise ConfigError([problem("E-REWARD-12", "schema", place=place or "schema", fault=fault) for place, fault in faults])
+            raise ConfigError(
+                [
+                    problem("E-REWARD-12", "schema", place=place or "schema", fault=fault)
+                    for place, fault in faults
+                ]
+            )
 
     def rule_of(answer: Answer) -> Any:
         if config.rule is not None:
@@ -73,10 +84,19 @@ def json_schema(config: JsonSchemaConfig) -> RewardFunction:
             try:
                 found = parse_json(found)
             except ValueError as e:
-                raise UnfitRow(say("rewards.why.column", column=config.column, value=short(found))) from e
+                raise UnfitRow(
+                    say("rewards.why.column", column=config.column, value=short(found))
+                ) from e
         faults = schema.faults(found) if found is not None else []
         if faults:
-            raise UnfitRow(say("rewards.why.schema", column=config.column, place=faults[0][0] or config.column, fault=faults[0][1]))
+            raise UnfitRow(
+                say(
+                    "rewards.why.schema",
+                    column=config.column,
+                    place=faults[0][0] or config.column,
+                    fault=faults[0][1],
+                )
+            )
         return found
 
     def judge(answer: Answer) -> float:
@@ -95,7 +115,8 @@ def json_schema(config: JsonSchemaConfig) -> RewardFunction:
 
 
 class Template:
-    """A template as blocks of literals (white space between them is free) with gaps before, between or after the blocks."""
+    """A template as blocks of literals (white space between them is free) with gaps before, between
+    or after the blocks."""
 
     def __init__(self, template: str):
         """Raises ValueError for a template without a gap, without a tag or with one tag twice."""
@@ -111,7 +132,12 @@ class Template:
                 gap = False
         inner = template.strip()
         self.opens, self.ends = inner.startswith("..."), inner.endswith("...")
-        self.tags = [one for block in blocks for one in block if one.startswith("<") and one.endswith(">") and len(one) > 2]
+        self.tags = [
+            one
+            for block in blocks
+            for one in block
+            if one.startswith("<") and one.endswith(">") and len(one) > 2
+        ]
         if not self.tags or (len(blocks) == 1 and not self.opens and not self.ends):
             raise ValueError(say("rewards.template.empty"))
         if len(set(self.tags)) < len(self.tags):
@@ -120,7 +146,8 @@ class Template:
         self.last = re.compile(self.blocks[-1].pattern + r"\Z")
 
     def fits(self, text: str) -> bool:
-        """Whether a text has this form. Every block is looked for once, from left to right: no text makes it slow."""
+        """Whether a text has this form. Every block is looked for once, from left to right: no text
+        makes it slow."""
         if any(text.count(tag) != 1 for tag in self.tags):
             return False
         text, blocks, place = text.strip(), list(self.blocks), 0
@@ -160,7 +187,9 @@ def form(config: FormatConfig) -> RewardFunction:
     try:
         template = Template(config.template)
     except ValueError as e:
-        raise ConfigError(problem("E-REWARD-13", "template", template=short(config.template), fault=str(e))) from e
+        raise ConfigError(
+            problem("E-REWARD-13", "template", template=short(config.template), fault=str(e))
+        ) from e
 
     def judge(answer: Answer) -> float:
         if template.fits(answer.text):

@@ -1,7 +1,8 @@
 """A person's own reward function, from a Python file given on the command line and nowhere else.
 
-A run file may name the function and the SHA-256 of the file it expects, and can never make a file run: the consent is held in a context that only
-`--reward-code FILE.py` opens, for one command. The bytes that were hashed are the bytes that run.
+A run file may name the function and the SHA-256 of the file it expects, and can never make a file
+run: the consent is held in a context that only `--reward-code FILE.py` opens, for one command. The
+bytes that were hashed are the bytes that run.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class PythonConfig(Section):
     function: str
     """Its name in the file. It takes a list of answers and gives one number, or None, for each."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """The SHA-256 of the file. Written into run.yaml by the program; where it is given, no other file is accepted."""
+    """The SHA-256 of the file. Written into run.yaml by the program; where it is given, no other
+    file is accepted."""
     file: str | None = None
     """Where the file lay; a note for people, written by the program. It makes nothing run."""
 
@@ -55,14 +57,17 @@ _allowed: ContextVar[UserCode | None] = ContextVar("tunewright_reward_code", def
 
 @contextlib.contextmanager
 def allowing(path: Path | None) -> Iterator[None]:
-    """Inside, functions of this file may be used as rewards. Only the command line calls this. Raises UsageError for a file that cannot be read."""
+    """Inside, functions of this file may be used as rewards. Only the command line calls this.
+    Raises UsageError for a file that cannot be read."""
     if path is None:
         yield
         return
     try:
         code = UserCode(path, path.read_bytes())
     except OSError as e:
-        raise UsageError(problem("E-REWARD-10", "--reward-code", file=path, cause=e.strerror or e)) from e
+        raise UsageError(
+            problem("E-REWARD-10", "--reward-code", file=path, cause=e.strerror or e)
+        ) from e
     token = _allowed.set(code)
     try:
         yield
@@ -76,7 +81,8 @@ def allowed() -> UserCode | None:
 
 
 def _namespace(code: UserCode) -> dict[str, Any]:
-    """Run the file once, as a module of its own name. Raises ConfigError with the line where it fails."""
+    """Run the file once, as a module of its own name. Raises ConfigError with the line where it
+    fails."""
     name = f"tunewright_reward_{code.sha256[:12]}"
     known = sys.modules.get(name)
     if known is not None:
@@ -93,7 +99,11 @@ def _namespace(code: UserCode) -> dict[str, Any]:
     except BaseException as e:  # SystemExit as well: a file must not end the program with success
         del sys.modules[name]
         cause = f"{type(e).__name__}: {short(str(e))}"
-        line = e.lineno if isinstance(e, SyntaxError) else next((n for n in reversed(_lines_of(e, code.path))), None)
+        line = (
+            e.lineno
+            if isinstance(e, SyntaxError)
+            else next((n for n in reversed(_lines_of(e, code.path))), None)
+        )
         place = f"{code.path}:{line}" if line else str(code.path)
         raise ConfigError(problem("E-REWARD-10", place, file=code.path, cause=cause)) from e
     return vars(module)
@@ -111,20 +121,43 @@ def _lines_of(error: BaseException, path: Path) -> list[int]:
 
 @rewards.register("python", PythonConfig)
 def python(config: PythonConfig) -> RewardFunction:
-    """The function of the file. Raises ConfigError when no file was given, another file was, or it has no such function."""
+    """The function of the file. Raises ConfigError when no file was given, another file was, or it
+    has no such function."""
     code = allowed()
     if code is None:
-        raise ConfigError(problem("E-REWARD-07", "function", function=config.function, file=config.file or "FILE.py"))
+        raise ConfigError(
+            problem(
+                "E-REWARD-07", "function", function=config.function, file=config.file or "FILE.py"
+            )
+        )
     if config.sha256 is not None and config.sha256 != code.sha256:
-        raise ConfigError(problem("E-REWARD-08", "sha256", file=code.path, expected=config.sha256, found=code.sha256))
+        raise ConfigError(
+            problem(
+                "E-REWARD-08", "sha256", file=code.path, expected=config.sha256, found=code.sha256
+            )
+        )
     names = _namespace(code)
     function = names.get(config.function)
     if not callable(function):
-        known = ", ".join(sorted(n for n, v in names.items() if isinstance(v, types.FunctionType) and not n.startswith("_"))) or "-"
-        raise ConfigError(problem("E-REWARD-09", "function", function=config.function, file=code.path, known=known))
+        known = (
+            ", ".join(
+                sorted(
+                    n
+                    for n, v in names.items()
+                    if isinstance(v, types.FunctionType) and not n.startswith("_")
+                )
+            )
+            or "-"
+        )
+        raise ConfigError(
+            problem(
+                "E-REWARD-09", "function", function=config.function, file=code.path, known=known
+            )
+        )
 
     def judge(answers: list[Answer]) -> Any:
-        # What it prints must not land among our own results, and what it changes must not reach the functions after it.
+        # What it prints must not land among our own results, and what it changes must not reach the
+        # functions after it.
         with contextlib.redirect_stdout(sys.stderr):
             return function(copy.deepcopy(answers))
 

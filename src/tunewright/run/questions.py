@@ -1,4 +1,5 @@
-"""The questions of a run: asked of the untouched model, of the trained one, and of the files that were saved."""
+"""The questions of a run: asked of the untouched model, of the trained one, and of the files that
+were saved."""
 
 from __future__ import annotations
 
@@ -7,7 +8,16 @@ from typing import Any
 
 from tunewright.core.errors import DataError, problem
 from tunewright.core.seeds import permutation
-from tunewright.core.types import Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Stepwise
+from tunewright.core.types import (
+    Conversation,
+    Judged,
+    Message,
+    Origin,
+    PlainText,
+    Preference,
+    Prompt,
+    Stepwise,
+)
 from tunewright.data import DataSet
 from tunewright.data.reading import RawRow
 from tunewright.data.shaping import shape
@@ -38,15 +48,25 @@ class Probe:
 
 
 def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
-    """The questions asked before and after: as given, or `setting` rows of the data, held-out ones first."""
+    """The questions asked before and after: as given, or `setting` rows of the data, held-out ones
+    first."""
     if isinstance(setting, list):
         return [_given_probe(item, i) for i, item in enumerate(setting)]
     # Only the chosen rows are read: the others may be millions.
     held, trained = asking_places(data.held_out_rows), asking_places(data.train_rows)
     pool = len(held) if len(held) >= setting else len(held) + len(trained)
     chosen = sorted(permutation(0, "probes", pool)[:setting])
-    rows = [(data.held_out_rows[held[i]], "held_out") if i < len(held) else (data.train_rows[trained[i - len(held)]], "train") for i in chosen]
-    return [Probe(_last_question(row), row.question(), row.answer(), kind) for row, kind in rows if not isinstance(row, PlainText)]
+    rows = [
+        (data.held_out_rows[held[i]], "held_out")
+        if i < len(held)
+        else (data.train_rows[trained[i - len(held)]], "train")
+        for i in chosen
+    ]
+    return [
+        Probe(_last_question(row), row.question(), row.answer(), kind)
+        for row, kind in rows
+        if not isinstance(row, PlainText)
+    ]
 
 
 def under(system: str | None, probes: list[Probe]) -> list[Probe]:
@@ -58,21 +78,31 @@ def under(system: str | None, probes: list[Probe]) -> list[Probe]:
 
 
 def pair_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
-    """Pairs whose two answers are scored before and after, or answers whose steps are: as many rows as asked for, held-out ones first.
+    """Pairs whose two answers are scored before and after, or answers whose steps are: as many rows
+    as asked for, held-out ones first.
 
     Questions of one's own have no answers to score.
     """
     wanted = setting if isinstance(setting, int) else len(setting)
     found: list[Probe] = []
-    for rows, samples, kind in ((data.held_out_rows, data.held_out, "held_out"), (data.train_rows, data.train, "train")):
+    for rows, samples, kind in (
+        (data.held_out_rows, data.held_out, "held_out"),
+        (data.train_rows, data.train, "train"),
+    ):
         for i in sorted(permutation(0, "probes", len(samples))[: wanted - len(found)]):
             row = rows[i]
             if isinstance(row, Preference):
                 expected = f"{row.answer()}  ≻  {row.rejected[-1].content}"
-                found.append(Probe(_last_question(row), row.question(), expected, kind, sample=samples[i]))
+                found.append(
+                    Probe(_last_question(row), row.question(), expected, kind, sample=samples[i])
+                )
             elif isinstance(row, Stepwise):
-                expected = "\n".join(f"{'✓' if right else '✗'} {text.strip()}" for text, right in row.steps)
-                found.append(Probe(_last_question(row), row.question(), expected, kind, sample=samples[i]))
+                expected = "\n".join(
+                    f"{'✓' if right else '✗'} {text.strip()}" for text, right in row.steps
+                )
+                found.append(
+                    Probe(_last_question(row), row.question(), expected, kind, sample=samples[i])
+                )
     return found
 
 
@@ -81,19 +111,28 @@ def _last_question(row: Asking) -> str:
 
 
 def _bare_question(item: Any) -> Probe | None:
-    """The probe of a row without an answer, which no data format would take: `{question: ...}` or `{messages: [..., user]}`; None for other rows."""
+    """The probe of a row without an answer, which no data format would take: `{question: ...}` or
+    `{messages: [..., user]}`; None for other rows."""
     if not isinstance(item, dict):
         return None
     messages = item.get("messages")
     if isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") in ("system", "user") for m in messages
+        isinstance(m, dict)
+        and isinstance(m.get("content"), str)
+        and m.get("role") in ("system", "user")
+        for m in messages
     ):
         turns = [Message(m["role"], m["content"]) for m in messages]
         return Probe(turns[-1].content, turns) if turns and turns[-1].role == "user" else None
-    text = next((item[k] for k in ("question", "instruction", "prompt") if isinstance(item.get(k), str)), None)
+    text = next(
+        (item[k] for k in ("question", "instruction", "prompt") if isinstance(item.get(k), str)),
+        None,
+    )
     if text is None or any(item.get(k) for k in ("answer", "output", "completion", "response")):
         return None
-    text = text + (f"\n{item['input']}" if isinstance(item.get("input"), str) and item["input"] else "")
+    text = text + (
+        f"\n{item['input']}" if isinstance(item.get("input"), str) and item["input"] else ""
+    )
     return Probe(text, [Message("user", text)])
 
 

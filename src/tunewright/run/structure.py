@@ -1,4 +1,5 @@
-"""Whether a method finds its place in a model, said from the configuration alone: roles it does not have, ranks above a matrix, blocks there are not."""
+"""Whether a method finds its place in a model, said from the configuration alone: roles it does not
+have, ranks above a matrix, blocks there are not."""
 
 from __future__ import annotations
 
@@ -14,13 +15,16 @@ from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 
 NEEDS_WEIGHTS = {"eva", "loftq", "new_tokens", "olora", "peft", "pissa"}
-"""Kinds that start from the weights themselves, or from words that the configuration does not have."""
+"""Kinds that start from the weights themselves, or from words that the configuration does not have.
+"""
 
 
 def require_place(config: RunConfig, model_config: Any) -> None:
-    """Put the method on a model without weights, so that what it refuses is refused before weights are read. Raises what the method raises.
+    """Put the method on a model without weights, so that what it refuses is refused before weights
+    are read. Raises what the method raises.
 
-    What such a model cannot show (values) is left to the real one: any failure that is not the method's own word is passed over.
+    What such a model cannot show (values) is left to the real one: any failure that is not the
+    method's own word is passed over.
     """
     kind = kind_of(config.method)
     entry = methods.get(kind)
@@ -33,10 +37,14 @@ def require_place(config: RunConfig, model_config: Any) -> None:
 
 
 def require_same_layers(asked: Any, adapter: Path, model_config: Any) -> None:
-    """Raise CompatError where `targets` and `layers` of a method section choose other layers than an adapter sits on."""
+    """Raise CompatError where `targets` and `layers` of a method section choose other layers than
+    an adapter sits on."""
     from tunewright.methods.continuing import wrong_layers
 
-    _on_meta(model_config, lambda model, card: raise_all(wrong_layers(asked, model, card, adapter), CompatError))
+    _on_meta(
+        model_config,
+        lambda model, card: raise_all(wrong_layers(asked, model, card, adapter), CompatError),
+    )
 
 
 def _on_meta(model_config: Any, look: Callable[[Any, Any], object]) -> None:

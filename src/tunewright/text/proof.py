@@ -1,8 +1,11 @@
-"""Does our rendering of a dialogue equal what the model's own chat template writes? Compared byte for byte on a set of dialogues.
+"""Does our rendering of a dialogue equal what the model's own chat template writes? Compared byte
+for byte on a set of dialogues.
 
-Other programs ask a model through its template. So what was trained on must be the same text and the same ids: one to eight turns, with and without a
-system prompt, with tools, tool calls and results, and with thinking before the last answer. Where we write more than the template does (an end token that
-it forgets, a system prompt that it refuses) the dialogue counts as `completed`, never as equal.
+Other programs ask a model through its template. So what was trained on must be the same text and
+the same ids: one to eight turns, with and without a system prompt, with tools, tool calls and
+results, and with thinking before the last answer. Where we write more than the template does (an
+end token that it forgets, a system prompt that it refuses) the dialogue counts as `completed`,
+never as equal.
 """
 
 from __future__ import annotations
@@ -24,7 +27,11 @@ TOOLS = [
         "function": {
             "name": "weather",
             "description": "The weather of a city.",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
         },
     }
 ]
@@ -33,7 +40,8 @@ CALLS = [{"type": "function", "function": {"name": "weather", "arguments": {"cit
 
 @dataclass
 class Proof:
-    """How many of `checked` dialogues came out `equal` or `completed`; which ones the template refuses, and where we differ from it."""
+    """How many of `checked` dialogues came out `equal` or `completed`; which ones the template
+    refuses, and where we differ from it."""
 
     checked: int = 0
     equal: int = 0
@@ -58,19 +66,37 @@ def dialogues() -> dict[str, tuple[list[Message], list[dict[str, Any]] | None]]:
     found: dict[str, tuple[list[Message], list[dict[str, Any]] | None]] = {}
     system = Message("system", "You answer in one sentence.")
     for count in range(1, MOST_TURNS + 1):
-        turns = [m for k in range(count) for m in (Message("user", f"Question {k + 1}: what is {k} + {k}?"), Message("assistant", f"It is {2 * k}."))]
+        turns = [
+            m
+            for k in range(count)
+            for m in (
+                Message("user", f"Question {k + 1}: what is {k} + {k}?"),
+                Message("assistant", f"It is {2 * k}."),
+            )
+        ]
         found[f"{count} turns"] = (turns, None)
         found[f"{count} turns, system"] = ([system, *turns], None)
     asks = [Message("user", "How is the weather in Oslo?")]
     answer = Message("assistant", "It rains in Oslo.")
     found["tools offered"] = ([*asks, answer], TOOLS)
     found["tools offered, system"] = ([system, *asks, answer], TOOLS)
-    called = [*asks, Message("assistant", "", tool_calls=CALLS), Message("tool", '{"weather": "rain"}', name="weather"), answer]
+    called = [
+        *asks,
+        Message("assistant", "", tool_calls=CALLS),
+        Message("tool", '{"weather": "rain"}', name="weather"),
+        answer,
+    ]
     found["tool call and result"] = (called, TOOLS)
-    found["tool call and result, system, second question"] = ([system, *called, Message("user", "Thanks!"), Message("assistant", "Any time.")], TOOLS)
+    found["tool call and result, system, second question"] = (
+        [system, *called, Message("user", "Thanks!"), Message("assistant", "Any time.")],
+        TOOLS,
+    )
     thought = Message("assistant", "<think>\nOslo lies in Norway.\n</think>\n\nIt rains.")
     found["thinking"] = ([*asks, thought], None)
-    found["thinking in the first turn"] = ([*asks, thought, Message("user", "And now?"), Message("assistant", "The sun shines.")], None)
+    found["thinking in the first turn"] = (
+        [*asks, thought, Message("user", "And now?"), Message("assistant", "The sun shines.")],
+        None,
+    )
     return found
 
 
@@ -101,34 +127,51 @@ def prove(renderer: Renderer) -> Proof:
         elif _completed(renderer, ours, text, messages):
             proof.completed += 1
         else:
-            proof.differences[name] = _difference(ours.text, text) if ours.text != text else f"ids {ours.ids[:SHOWN]} != {ids[:SHOWN]}"
+            proof.differences[name] = (
+                _difference(ours.text, text)
+                if ours.text != text
+                else f"ids {ours.ids[:SHOWN]} != {ids[:SHOWN]}"
+            )
     return proof
 
 
-def _theirs(renderer: Renderer, messages: Sequence[Message], tools: Any, variables: dict[str, Any]) -> tuple[str, list[int]] | Exception:
+def _theirs(
+    renderer: Renderer, messages: Sequence[Message], tools: Any, variables: dict[str, Any]
+) -> tuple[str, list[int]] | Exception:
     """Text and ids as another program gets them from the tokenizer."""
     raw = [
-        {"role": m.role, "content": m.content} | ({"tool_calls": m.tool_calls} if m.tool_calls else {}) | ({"name": m.name} if m.name else {})
+        {"role": m.role, "content": m.content}
+        | ({"tool_calls": m.tool_calls} if m.tool_calls else {})
+        | ({"name": m.name} if m.name else {})
         for m in messages
     ]
     try:
-        text = str(renderer.tokenizer.apply_chat_template(raw, tools=tools, tokenize=False, **renderer.template_arguments(), **variables))
+        text = str(
+            renderer.tokenizer.apply_chat_template(
+                raw, tools=tools, tokenize=False, **renderer.template_arguments(), **variables
+            )
+        )
     except Exception as error:  # a template is somebody's program
         return error
     return text, [*renderer.lead, *renderer.tokenizer.encode(text, add_special_tokens=False)]
 
 
 def _completed(renderer: Renderer, ours: Rendered, text: str, messages: list[Message]) -> bool:
-    """We wrote the same and then the end token, merged a system prompt that the template would have left out, or kept the last answer's thought, which it
-    leaves out."""
+    """We wrote the same and then the end token, merged a system prompt that the template would have
+    left out, or kept the last answer's thought, which it leaves out."""
     if "thought_restored" in ours.notes:
-        return ours.text.startswith(text[: text.rindex(renderer.without_thoughts(messages[-1].content).strip())].rstrip())
+        return ours.text.startswith(
+            text[: text.rindex(renderer.without_thoughts(messages[-1].content).strip())].rstrip()
+        )
     if "system_merged" in ours.notes:
         return messages[0].role == "system" and messages[0].content not in text
     return ours.text == text.rstrip() + renderer.end_text or ours.text == text + renderer.end_text
 
 
 def _difference(ours: str, theirs: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
     begin = max(0, at - SHOWN // 2)
     return f"{ours[begin : begin + SHOWN]!r} != {theirs[begin : begin + SHOWN]!r}"

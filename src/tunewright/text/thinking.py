@@ -1,8 +1,10 @@
-"""Thoughts of an answer, and the form in which a template is asked: with thinking, without, or as it comes.
+"""Thoughts of an answer, and the form in which a template is asked: with thinking, without, or as
+it comes.
 
-A thought stands between <think> and </think> before the answer. An empty pair is no thought: templates write it to say "answer at once", so it is
-context and never learnt. Templates switch by a variable (`enable_thinking`, `thinking`); others open the thought in every question, or write an empty
-pair before every answer that has none.
+A thought stands between <think> and </think> before the answer. An empty pair is no thought:
+templates write it to say "answer at once", so it is context and never learnt. Templates switch by a
+variable (`enable_thinking`, `thinking`); others open the thought in every question, or write an
+empty pair before every answer that has none.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ OPEN, CLOSE = "<think>", "</think>"
 SWITCHES = ("enable_thinking", "thinking")
 """Names of the variable by which templates switch thinking."""
 Form = Literal["default", "thinking", "answer"]
-"""How a template is used: as it comes, in its form with thinking, or in its form without (an answer at once)."""
+"""How a template is used: as it comes, in its form with thinking, or in its form without (an answer
+at once)."""
 
 _thought = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _unopened = re.compile(r"(?:(?!<think>).)*?</think>\s*", re.DOTALL)
@@ -34,7 +37,8 @@ class Thinking:
     by_rows: bool = True
     """A row's answer decides its form. False where answers are not learnt from rows (rollouts)."""
     habit: bool | None = None
-    """How a question without an answer is asked under `auto`: as the run's rows were learnt. None: as the template comes."""
+    """How a question without an answer is asked under `auto`: as the run's rows were learnt. None:
+    as the template comes."""
 
     @property
     def leaves_out(self) -> bool:
@@ -54,7 +58,8 @@ def has_thought(content: str) -> bool:
 
 
 def without_thoughts(content: str, unopened: bool = False) -> str:
-    """The answer without its thoughts; `unopened`: also without one whose opening stood in the question."""
+    """The answer without its thoughts; `unopened`: also without one whose opening stood in the
+    question."""
     if CLOSE not in content:
         return content
     rest = _thought.sub("", content)
@@ -69,7 +74,11 @@ def without_empty_thought(content: str) -> str:
 
 def opened(content: str) -> str:
     """The answer with the opening that a question ended with."""
-    return f"{OPEN}\n{content}" if CLOSE in content and OPEN not in content.partition(CLOSE)[0] else content
+    return (
+        f"{OPEN}\n{content}"
+        if CLOSE in content and OPEN not in content.partition(CLOSE)[0]
+        else content
+    )
 
 
 def ends_open(question: str) -> bool:
@@ -89,7 +98,8 @@ def empty_end(question: str) -> str | None:
 
 
 def empty_start(text: str, start: int, tail: str) -> int:
-    """The place behind an empty thought that stands at `start`, with `tail` of the white space after it; `start` where none does."""
+    """The place behind an empty thought that stands at `start`, with `tail` of the white space
+    after it; `start` where none does."""
     found = _empty.match(text, start)
     if found is None:
         return start
@@ -97,5 +107,6 @@ def empty_start(text: str, start: int, tail: str) -> int:
 
 
 def bare(question: str) -> str:
-    """A question without an opened or an empty thought at its end: what a template writes before the same answer in an earlier turn."""
+    """A question without an opened or an empty thought at its end: what a template writes before
+    the same answer in an earlier turn."""
     return question[: _opening.search(question).start()]  # type: ignore[union-attr]  # it matches an empty text at the end

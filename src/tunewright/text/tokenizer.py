@@ -1,10 +1,14 @@
-"""A tokenizer with its chat template, read with `tokenizers` and `jinja2` alone: what rendering needs, without loading Transformers or torch.
+"""A tokenizer with its chat template, read with `tokenizers` and `jinja2` alone: what rendering
+needs, without loading Transformers or torch.
 
-`Light.of_folder` reads the folder as Transformers' AutoTokenizer does (tests compare ids and text), and raises NotLight with the reason where it
-cannot be sure of that: no tokenizer.json, code in the folder, or a tokenizer class that builds another pipeline than the file holds. `Light.of`
-takes a tokenizer that Transformers loaded; `state` and `Light.from_state` carry one to another process as plain text.
+`Light.of_folder` reads the folder as Transformers' AutoTokenizer does (tests compare ids and text),
+and raises NotLight with the reason where it cannot be sure of that: no tokenizer.json, code in the
+folder, or a tokenizer class that builds another pipeline than the file holds. `Light.of` takes a
+tokenizer that Transformers loaded; `state` and `Light.from_state` carry one to another process as
+plain text.
 
-Templates run in jinja's sandbox with the names Transformers gives them. Source: Transformers 5.23, `chat_template_utils` and `tokenization_utils_base`.
+Templates run in jinja's sandbox with the names Transformers gives them. Source: Transformers 5.23,
+`chat_template_utils` and `tokenization_utils_base`.
 """
 
 from __future__ import annotations
@@ -25,18 +29,53 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
 BUILT = {
     "Qwen2Tokenizer": (
         {"type": "NFC"},
-        [{"type": "Split", "pattern": {"Regex": QWEN_WORDS}, "behavior": "Isolated", "invert": False}, {**_BYTE_LEVEL, "use_regex": False}],
+        [
+            {
+                "type": "Split",
+                "pattern": {"Regex": QWEN_WORDS},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            {**_BYTE_LEVEL, "use_regex": False},
+        ],
     ),
     "GPT2Tokenizer": (None, [{**_BYTE_LEVEL, "use_regex": True}]),
 }
-"""Classes that build their own pipeline: its normaliser and pre-tokenizers. A file with the same ones gives the same ids."""
+"""Classes that build their own pipeline: its normaliser and pre-tokenizers. A file with the same
+ones gives the same ids."""
 DECIDED_BY_MODEL = {"qwen2": "Qwen2Tokenizer", "phi3": "TokenizersBackend"}
 """Model types whose class AutoTokenizer takes instead of the one that the folder states."""
 UNSURE_MODELS = {
-    "arctic", "chatlm", "ernie4_5", "ernie4_5_moe", "fuyu", "h2ovl_chat", "hyperclovax", "internlm2", "internlm3", "jamba", "llava", "llava_next",
-    "minicpm3", "minicpmv", "minimax_m2", "molmo", "nemotron", "phi3_v", "phimoe", "qwen3_5", "qwen3_5_moe", "step3_vl", "mistral", "mixtral", "ministral",
-    "ministral3", "mistral3", "pixtral", "voxtral",
-}  # fmt: skip
+    "arctic",
+    "chatlm",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "fuyu",
+    "h2ovl_chat",
+    "hyperclovax",
+    "internlm2",
+    "internlm3",
+    "jamba",
+    "llava",
+    "llava_next",
+    "minicpm3",
+    "minicpmv",
+    "minimax_m2",
+    "molmo",
+    "nemotron",
+    "phi3_v",
+    "phimoe",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "step3_vl",
+    "mistral",
+    "mixtral",
+    "ministral",
+    "ministral3",
+    "mistral3",
+    "pixtral",
+    "voxtral",
+}
 """Model types for which AutoTokenizer decides by rules of their own."""
 
 
@@ -45,10 +84,14 @@ class NotLight(Exception):
 
 
 class Light:
-    """A tokenizer. The names are those of Transformers, as far as rendering and tokenising use them."""
+    """A tokenizer. The names are those of Transformers, as far as rendering and tokenising use
+    them."""
 
-    def __init__(self, backend: Any, special: Mapping[str, str], chat_template: str | dict[str, str] | None):
-        """`backend` is a `tokenizers.Tokenizer` of its own: its truncation and padding are switched off. `special` maps `eos_token` ... to tokens."""
+    def __init__(
+        self, backend: Any, special: Mapping[str, str], chat_template: str | dict[str, str] | None
+    ):
+        """`backend` is a `tokenizers.Tokenizer` of its own: its truncation and padding are switched
+        off. `special` maps `eos_token` ... to tokens."""
         backend.no_truncation()
         backend.no_padding()
         self.backend_tokenizer = backend
@@ -59,7 +102,8 @@ class Light:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Light | None:
-        """The same tokenizer without Transformers, or None for one that does not run on `tokenizers`."""
+        """The same tokenizer without Transformers, or None for one that does not run on
+        `tokenizers`."""
         if isinstance(tokenizer, Light):
             return tokenizer
         from tokenizers import Tokenizer
@@ -67,15 +111,23 @@ class Light:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer) or getattr(tokenizer, "split_special_tokens", False):
             return None
-        return cls(Tokenizer.from_str(backend.to_str()), tokenizer.special_tokens_map, tokenizer.chat_template)
+        return cls(
+            Tokenizer.from_str(backend.to_str()),
+            tokenizer.special_tokens_map,
+            tokenizer.chat_template,
+        )
 
     @classmethod
     def of_folder(cls, folder: Path) -> Light:
-        """The tokenizer of a model folder, as AutoTokenizer reads it. Raises NotLight with the reason where only Transformers can."""
+        """The tokenizer of a model folder, as AutoTokenizer reads it. Raises NotLight with the
+        reason where only Transformers can."""
         from tokenizers import AddedToken, Tokenizer
 
         folder = Path(folder)
-        settings, text = _json_of(folder / "tokenizer_config.json"), _text_of(folder / "tokenizer.json")
+        settings, text = (
+            _json_of(folder / "tokenizer_config.json"),
+            _text_of(folder / "tokenizer.json"),
+        )
         if text is None:
             raise NotLight("tokenizer.json")
         parsed = _parsed(text)
@@ -100,13 +152,20 @@ class Light:
 
     def state(self) -> dict[str, Any]:
         """Everything about it, in JSON."""
-        return {"backend": self.backend_tokenizer.to_str(), "special": self.special_tokens_map, "template": self.chat_template}
+        return {
+            "backend": self.backend_tokenizer.to_str(),
+            "special": self.special_tokens_map,
+            "template": self.chat_template,
+        }
 
     def fingerprint(self, state: Mapping[str, Any] | None = None) -> str:
-        """SHA-256 of everything that decides ids and text: equal for two tokenizers that cannot differ. `state` is what `state()` gave, where it is at hand."""
+        """SHA-256 of everything that decides ids and text: equal for two tokenizers that cannot
+        differ. `state` is what `state()` gave, where it is at hand."""
         import tokenizers
 
-        text = json.dumps([state or self.state(), tokenizers.__version__], sort_keys=True, ensure_ascii=True)
+        text = json.dumps(
+            [state or self.state(), tokenizers.__version__], sort_keys=True, ensure_ascii=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     # ---- tokens
@@ -119,7 +178,14 @@ class Light:
     @property
     def all_special_tokens(self) -> list[str]:
         """Tokens with a name, and the added ones that are marked special."""
-        return list(dict.fromkeys([*self.special_tokens_map.values(), *(t.content for t in self.added_tokens_decoder.values() if t.special)]))
+        return list(
+            dict.fromkeys(
+                [
+                    *self.special_tokens_map.values(),
+                    *(t.content for t in self.added_tokens_decoder.values() if t.special),
+                ]
+            )
+        )
 
     def __len__(self) -> int:
         return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
@@ -135,7 +201,8 @@ class Light:
         raise AttributeError(name)
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """The id of a token, or of each of several; the unknown token's for one that does not exist."""
+        """The id of a token, or of each of several; the unknown token's for one that does not
+        exist."""
         if tokens is None:
             return None
         if not isinstance(tokens, str):
@@ -161,15 +228,24 @@ class Light:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **ignored: Any) -> str:
         """The text of ids."""
-        return str(self.backend_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return str(
+            self.backend_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        )
 
     # ---- the template
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
-        """The template's source: the given one, by name or as it is, else the model's; of several the one for tools where there are any."""
+        """The template's source: the given one, by name or as it is, else the model's; of several
+        the one for tools where there are any."""
         own = self.chat_template
         if isinstance(own, dict):
-            name = chat_template if chat_template is not None else "tool_use" if tools is not None and "tool_use" in own else "default"
+            name = (
+                chat_template
+                if chat_template is not None
+                else "tool_use"
+                if tools is not None and "tool_use" in own
+                else "default"
+            )
             if name in own:
                 return own[name]
             if chat_template is None:
@@ -180,23 +256,39 @@ class Light:
         return found
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], tools: Any = None, *, tokenize: bool = False, add_generation_prompt: bool = False,
-        chat_template: str | None = None, **variables: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Any = None,
+        *,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> Any:
         """The template's text of a dialogue, or its ids."""
         source = self.get_chat_template(chat_template, tools)
         if not messages:
             raise ValueError("a dialogue without messages")
-        chat = [_reasoning({k: v for k, v in plain_data(m).items() if v is not None}) for m in messages]
+        chat = [
+            _reasoning({k: v for k, v in plain_data(m).items() if v is not None}) for m in messages
+        ]
         values = plain_data({**self.special_tokens_map, **variables})
-        text = compiled(source).render(messages=chat, tools=plain_data(tools), documents=None, add_generation_prompt=add_generation_prompt, **values)
+        text = compiled(source).render(
+            messages=chat,
+            tools=plain_data(tools),
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **values,
+        )
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
 def load_light(folder: Path) -> tuple[Any, str | None]:
-    """The tokenizer of a folder: a `Light`, or Transformers' with the reason why it had to be. Raises ModelError as `load.load_tokenizer` does.
+    """The tokenizer of a folder: a `Light`, or Transformers' with the reason why it had to be.
+    Raises ModelError as `load.load_tokenizer` does.
 
-    A `Light` runs nothing of the folder but its template, in the sandbox; what a folder may hold is judged where its weights are read.
+    A `Light` runs nothing of the folder but its template, in the sandbox; what a folder may hold is
+    judged where its weights are read.
     """
     try:
         return Light.of_folder(folder), None
@@ -207,14 +299,19 @@ def load_light(folder: Path) -> tuple[Any, str | None]:
 
 
 def stop_ids_of_folder(folder: Path) -> list[int]:
-    """The ids that end an answer as the folder states them, in its generation config or its config (an id or a list of them), sorted."""
+    """The ids that end an answer as the folder states them, in its generation config or its config
+    (an id or a list of them), sorted."""
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         config = _json_of(Path(folder) / name)
         text = config.get("text_config")
         for place in (config, text if isinstance(text, dict) else {}):
             stated = place.get("eos_token_id")
-            ids |= {i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int) and not isinstance(i, bool)}
+            ids |= {
+                i
+                for i in (stated if isinstance(stated, list) else [stated])
+                if isinstance(i, int) and not isinstance(i, bool)
+            }
     return sorted(ids)
 
 
@@ -245,13 +342,19 @@ def _require_plain(folder: Path, settings: dict[str, Any], tokenizer: dict[str, 
     """Raise NotLight unless AutoTokenizer would use the pipeline of tokenizer.json as it stands."""
     config = _json_of(folder / "config.json")
     model_type = str(config.get("model_type", ""))
-    if "auto_map" in settings or "fast_tokenizer_files" in settings or "auto_map" in config.get("tokenizer_config", {}):
+    if (
+        "auto_map" in settings
+        or "fast_tokenizer_files" in settings
+        or "auto_map" in config.get("tokenizer_config", {})
+    ):
         raise NotLight("auto_map")
     if settings.get("split_special_tokens"):
         raise NotLight("split_special_tokens")
     if model_type in UNSURE_MODELS:
         raise NotLight(model_type)
-    stated = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
+    stated = str(
+        settings.get("tokenizer_class") or config.get("tokenizer_class") or ""
+    ).removesuffix("Fast")
     name = DECIDED_BY_MODEL.get(model_type, stated)
     if name in PLAIN_CLASSES:
         return
@@ -260,10 +363,20 @@ def _require_plain(folder: Path, settings: dict[str, Any], tokenizer: dict[str, 
     normalizer, words = BUILT[name]
     model, own = tokenizer.get("model", {}), tokenizer.get("pre_tokenizer") or {}
     own_words = own.get("pretokenizers", [own]) if isinstance(own, dict) else []
-    same_model = model.get("type") == "BPE" and not any(model.get(k) for k in ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges"))
-    plain_pieces = not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
+    same_model = model.get("type") == "BPE" and not any(
+        model.get(k) for k in ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+    )
+    plain_pieces = not model.get("continuing_subword_prefix") and not model.get(
+        "end_of_word_suffix"
+    )
     decodes_bytes = (tokenizer.get("decoder") or {}).get("type") == "ByteLevel"
-    if not (same_model and plain_pieces and decodes_bytes and tokenizer.get("normalizer") == normalizer and _bare(own_words) == _bare(words)):
+    if not (
+        same_model
+        and plain_pieces
+        and decodes_bytes
+        and tokenizer.get("normalizer") == normalizer
+        and _bare(own_words) == _bare(words)
+    ):
         raise NotLight(f"{name}: another pipeline")
 
 
@@ -272,8 +385,11 @@ def _bare(words: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in one.items() if k != "trim_offsets"} for one in words]
 
 
-def _special_tokens(folder: Path, settings: dict[str, Any], tokenizer: dict[str, Any]) -> tuple[dict[str, str], list[str], list[dict[str, Any]]]:
-    """Named tokens, further special ones, and the added tokens as AddedToken takes them, by id. `added_tokens_decoder` replaces special_tokens_map.json."""
+def _special_tokens(
+    folder: Path, settings: dict[str, Any], tokenizer: dict[str, Any]
+) -> tuple[dict[str, str], list[str], list[dict[str, Any]]]:
+    """Named tokens, further special ones, and the added tokens as AddedToken takes them, by id.
+    `added_tokens_decoder` replaces special_tokens_map.json."""
     decoder = settings.get("added_tokens_decoder")
     merged = dict(settings)
     if decoder is None:
@@ -281,14 +397,25 @@ def _special_tokens(folder: Path, settings: dict[str, Any], tokenizer: dict[str,
         if (folder / "added_tokens.json").is_file() and tokenizer.get("added_tokens") is None:
             raise NotLight("added_tokens.json")
     extra = merged.get("extra_special_tokens") or merged.get("additional_special_tokens") or []
-    named = {k: _content(v) for k, v in merged.items() if k.endswith("_token") and isinstance(v, (str, dict)) and _content(v)}
+    named = {
+        k: _content(v)
+        for k, v in merged.items()
+        if k.endswith("_token") and isinstance(v, (str, dict)) and _content(v)
+    }
     if isinstance(extra, dict):
         named |= {k: _content(v) for k, v in extra.items()}
         extra = []
     ordered = {k: named[k] for k in NAMED if k in named}
     keys = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-    added = [{k: v for k, v in token.items() if k in keys} for _, token in sorted((decoder or {}).items(), key=lambda item: int(item[0]))]
-    return ordered | {k: v for k, v in named.items() if k not in ordered}, [_content(t) for t in extra], added
+    added = [
+        {k: v for k, v in token.items() if k in keys}
+        for _, token in sorted((decoder or {}).items(), key=lambda item: int(item[0]))
+    ]
+    return (
+        ordered | {k: v for k, v in named.items() if k not in ordered},
+        [_content(t) for t in extra],
+        added,
+    )
 
 
 def _content(token: Any) -> str:
@@ -296,10 +423,15 @@ def _content(token: Any) -> str:
 
 
 def _template_of(folder: Path, settings: dict[str, Any]) -> str | dict[str, str] | None:
-    """A file goes before the configuration. chat_template.json, which belongs to processors, is read where nothing else states a template."""
+    """A file goes before the configuration. chat_template.json, which belongs to processors, is
+    read where nothing else states a template."""
     files = {"default": folder / "chat_template.jinja"}
-    files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    found = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+    files |= {
+        path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    found = {
+        name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()
+    }
     if found:
         return found["default"] if list(found) == ["default"] else found
     stated = settings.get("chat_template")
@@ -314,7 +446,8 @@ def _template_of(folder: Path, settings: dict[str, Any]) -> str | dict[str, str]
 
 
 def plain_data(value: Any) -> Any:
-    """A copy made of JSON's types only, so that a template finds no method on its input that the sandbox does not know."""
+    """A copy made of JSON's types only, so that a template finds no method on its input that the
+    sandbox does not know."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
@@ -326,7 +459,14 @@ def plain_data(value: Any) -> Any:
 
 def _reasoning(message: dict[str, Any]) -> dict[str, Any]:
     """A message's thinking under every name that templates read."""
-    given = next((message[k] for k in ("reasoning_content", "thinking", "reasoning") if message.get(k) is not None), None)
+    given = next(
+        (
+            message[k]
+            for k in ("reasoning_content", "thinking", "reasoning")
+            if message.get(k) is not None
+        ),
+        None,
+    )
     return message if given is None else {"thinking": given, **message, "reasoning_content": given}
 
 
@@ -337,7 +477,8 @@ def compiled(source: str) -> Any:
 
 
 def environment() -> Any:
-    """Jinja's sandbox as Transformers sets it up: blocks trimmed, loop controls, `generation` blocks, `tojson` without escapes."""
+    """Jinja's sandbox as Transformers sets it up: blocks trimmed, loop controls, `generation`
+    blocks, `tojson` without escapes."""
     import jinja2.ext
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateError
@@ -384,15 +525,32 @@ def environment() -> Any:
         def fromkeys(self, *args: Any) -> dict[Any, Any]:
             return dict.fromkeys(*args)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
     made.filters["tojson"] = tojson
     made.globals |= {
-        "raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form), "dict": SafeDict(), "namespace": SafeNamespace,
-    }  # fmt: skip
+        "raise_exception": raise_exception,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+        "dict": SafeDict(),
+        "namespace": SafeNamespace,
+    }
     return made

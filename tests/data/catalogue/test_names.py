@@ -1,5 +1,6 @@
-"""dataset_info.json read to the letter. What LLaMA-Factory keeps of each table below was found by running its own 0.9.5 parser, converter and
-processors over the same rows; where Tunewright keeps fewer, the reason stands in OURS."""
+"""dataset_info.json read to the letter. What LLaMA-Factory keeps of each table below was found by
+running its own 0.9.5 parser, converter and processors over the same rows; where Tunewright keeps
+fewer, the reason stands in OURS."""
 
 from __future__ import annotations
 
@@ -12,13 +13,31 @@ import pytest
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
-from tunewright.core.types import Conversation, Judged, Message, Origin, PlainText, Preference, Prompt
+from tunewright.core.types import (
+    Conversation,
+    Judged,
+    Message,
+    Origin,
+    PlainText,
+    Preference,
+    Prompt,
+)
 from tunewright.data import inspect
 from tunewright.data.catalogue.names import chosen_rows, resolve
 from tunewright.data.formats.common import Unusable
 
-ROLE_TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-OPENAI_TAGS = {**ROLE_TAGS, "system_tag": "system", "observation_tag": "tool", "function_tag": "function"}
+ROLE_TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+}
+OPENAI_TAGS = {
+    **ROLE_TAGS,
+    "system_tag": "system",
+    "observation_tag": "tool",
+    "function_tag": "function",
+}
 CALL = json.dumps({"name": "sum", "arguments": {"a": 1}})
 TOOLS = json.dumps([{"name": "sum", "parameters": {}}])
 
@@ -64,8 +83,16 @@ SHAREGPT = [
 ]
 RANKED = [
     {"conversations": talk("h:q"), "chosen": talk("g:good")[0], "rejected": talk("g:bad")[0]},
-    {"conversations": talk("h:q", "g:a"), "chosen": talk("g:good")[0], "rejected": talk("g:bad")[0]},
-    {"conversations": talk("s:s", "h:q", "g:a", "h:r"), "chosen": talk("g:good")[0], "rejected": talk("g:bad")[0]},
+    {
+        "conversations": talk("h:q", "g:a"),
+        "chosen": talk("g:good")[0],
+        "rejected": talk("g:bad")[0],
+    },
+    {
+        "conversations": talk("s:s", "h:q", "g:a", "h:r"),
+        "chosen": talk("g:good")[0],
+        "rejected": talk("g:bad")[0],
+    },
     {"conversations": talk("h:q"), "chosen": None, "rejected": talk("g:bad")[0]},
     {"conversations": talk("h:q"), "chosen": talk("h:good")[0], "rejected": talk("g:bad")[0]},
 ]
@@ -80,7 +107,10 @@ JUDGED = [
 ASKED = [{"id": "1", "type": "function", "function": {"name": "sum", "arguments": '{"a": 1}'}}]
 OPENAI: list[dict[str, Any]] = [
     {"messages": [{**turn, "tool_calls": None} for turn in chat("h:q", "g:a")], "tools": None},
-    {"messages": [{**turn, "tool_calls": None} for turn in chat("s:be kind", "h:q", "g:a")], "tools": None},
+    {
+        "messages": [{**turn, "tool_calls": None} for turn in chat("s:be kind", "h:q", "g:a")],
+        "tools": None,
+    },
     {
         "messages": [
             {"role": "user", "content": "q", "tool_calls": None},
@@ -97,8 +127,16 @@ OPENAI: list[dict[str, Any]] = [
         ],
         "tools": None,
     },
-    {"messages": [{**turn, "tool_calls": None} for turn in chat("h:q", "s:late", "h:r", "g:a")], "tools": None},
-    {"messages": [{**turn, "tool_calls": None} for turn in chat("s:detailed thinking on", "h:q", "g:a")], "tools": None},
+    {
+        "messages": [{**turn, "tool_calls": None} for turn in chat("h:q", "s:late", "h:r", "g:a")],
+        "tools": None,
+    },
+    {
+        "messages": [
+            {**turn, "tool_calls": None} for turn in chat("s:detailed thinking on", "h:q", "g:a")
+        ],
+        "tools": None,
+    },
 ]
 PAIRS = [
     {"instruction": "q", "input": "", "good": "a", "bad": "b"},
@@ -129,12 +167,15 @@ OURS = {
     "alpaca": {4: "empty_question", 5: "empty_answer"}, "sharegpt": {9: "empty_answer"}, "untagged": {9: "empty_answer"},
     "ranked": {4: "turn_order"}, "documents": {1: "empty_text", 2: "empty_text"},
 }  # fmt: skip
-"""The rows that LLaMA-Factory would train on and Tunewright does not, with the reason in the report."""
+"""The rows that LLaMA-Factory would train on and Tunewright does not, with the reason in the
+report."""
 
 
 def registry(folder: Path, **entries: Any) -> str:
     """A dataset_info.json in `folder`; returns the folder."""
-    (folder / "dataset_info.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    (folder / "dataset_info.json").write_text(
+        json.dumps(entries, ensure_ascii=False), encoding="utf-8"
+    )
     return str(folder)
 
 
@@ -142,11 +183,16 @@ def lay_out(folder: Path) -> str:
     """All tables as files with their registry."""
     for name, (_, _, rows) in TABLES.items():
         (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
-    return registry(folder, **{name: {"file_name": f"{name}.json", **entry} for name, (entry, _, _) in TABLES.items()})
+    return registry(
+        folder,
+        **{name: {"file_name": f"{name}.json", **entry} for name, (entry, _, _) in TABLES.items()},
+    )
 
 
 def convert(entry: Any, rows: list[Any]) -> list[Any]:
-    return [entry.convert(row, Origin("rows.json", number, number)) for number, row in enumerate(rows)]
+    return [
+        entry.convert(row, Origin("rows.json", number, number)) for number, row in enumerate(rows)
+    ]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -178,13 +224,29 @@ def test_alpaca_history_stands_before_the_question_and_its_answers_are_learnt(tm
 
 def test_alpaca_question_joins_prompt_and_query_with_a_line_break_and_a_blank_counts(tmp_path):
     (entry,) = resolve("alpaca", lay_out(tmp_path))
-    assert [row.messages[0].content for row in convert(entry, ALPACA)[:4]] == ["a\nb", "a", "a\n  ", "b"]
+    assert [row.messages[0].content for row in convert(entry, ALPACA)[:4]] == [
+        "a\nb",
+        "a",
+        "a\n  ",
+        "b",
+    ]
 
 
 def test_sharegpt_tool_turns_become_calls_and_tool_messages(tmp_path):
-    rows = [{**SHAREGPT[6], "tools": TOOLS}, {**SHAREGPT[6], "tools": "[{"}, {"conversations": talk("h:q", "f:no json"), "tools": ""}]
+    rows = [
+        {**SHAREGPT[6], "tools": TOOLS},
+        {**SHAREGPT[6], "tools": "[{"},
+        {"conversations": talk("h:q", "f:no json"), "tools": ""},
+    ]
     (tmp_path / "t.json").write_text(json.dumps(rows), encoding="utf-8")
-    folder = registry(tmp_path, t={"file_name": "t.json", "formatting": "sharegpt", "columns": {"messages": "conversations", "tools": "tools"}})
+    folder = registry(
+        tmp_path,
+        t={
+            "file_name": "t.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations", "tools": "tools"},
+        },
+    )
     good, bad_tools, bad_call = convert(resolve("t", folder)[0], rows)
     call = {"type": "function", "function": {"name": "sum", "arguments": {"a": 1}}}
     assert [(m.role, m.content, m.tool_calls) for m in good.messages] == [
@@ -199,9 +261,16 @@ def test_ranking_gives_preferences_and_kto_tag_gives_judged_answers(tmp_path):
     pair = convert(resolve("ranked", folder)[0], RANKED)[2]
     assert isinstance(pair, Preference)
     assert [m.role for m in pair.prompt] == ["system", "user", "assistant", "user"]
-    assert (pair.chosen, pair.rejected) == ([Message("assistant", "good")], [Message("assistant", "bad")])
+    assert (pair.chosen, pair.rejected) == (
+        [Message("assistant", "good")],
+        [Message("assistant", "bad")],
+    )
     judged = convert(resolve("judged", folder)[0], JUDGED)
-    assert [(row.good, row.messages[-1].content) for row in judged if isinstance(row, Judged)] == [(True, "a"), (False, "a"), (False, "b")]
+    assert [(row.good, row.messages[-1].content) for row in judged if isinstance(row, Judged)] == [
+        (True, "a"),
+        (False, "a"),
+        (False, "b"),
+    ]
     assert judged[2] == Unusable("kto_tag_no_bool", "None")
 
 
@@ -210,10 +279,14 @@ def test_openai_sentence_about_thinking_is_reported_and_not_copied(tmp_path):
     rows = convert(entry, OPENAI)
     assert [m.content for m in rows[0].messages] == ["q", "a"]
     assert rows[1].messages[0] == Message("system", "be kind")
-    assert entry.notes.notes["thinking_off_left_out"] == 3  # not where tools are given, nor where the system prompt says it already
+    assert (
+        entry.notes.notes["thinking_off_left_out"] == 3
+    )  # not where tools are given, nor where the system prompt says it already
     assert entry.notes.notes["tool_answer_at_end"] == 1
     assert [m.role for m in rows[2].messages] == ["user", "assistant", "tool", "tool", "assistant"]
-    assert rows[2].messages[1].tool_calls == [{"type": "function", "function": {"name": "sum", "arguments": {"a": 1}}}]
+    assert rows[2].messages[1].tool_calls == [
+        {"type": "function", "function": {"name": "sum", "arguments": {"a": 1}}}
+    ]
 
 
 def test_a_block_replaces_all_its_defaults(tmp_path):
@@ -226,7 +299,13 @@ def test_a_block_replaces_all_its_defaults(tmp_path):
     ("entry", "role"),
     [
         ({"formatting": "sharegpt", "columns": {"tools": "tools"}}, "messages"),
-        ({"formatting": "sharegpt", "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user"}}, "assistant_tag"),
+        (
+            {
+                "formatting": "sharegpt",
+                "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user"},
+            },
+            "assistant_tag",
+        ),
         ({"columns": {"response": "answer"}}, "prompt"),
         ({"ranking": True}, "chosen"),
     ],
@@ -252,9 +331,17 @@ def test_a_default_lost_to_a_block_is_named(tmp_path, entry, role):
         ({"file_name": "a.json", "split": "validation"}, "split: 'validation'", "E-DATA-42"),
         ({"file_name": "a.json", "ranking": "yes"}, "ranking: 'yes'", "E-DATA-42"),
         ({"file_name": "a.json", "num_samples": 0}, "num_samples: 0", "E-DATA-42"),
-        ({"file_name": "a.json", "columns": {"prompt": "p", "images": "pictures"}}, "columns.images", "E-DATA-42"),
+        (
+            {"file_name": "a.json", "columns": {"prompt": "p", "images": "pictures"}},
+            "columns.images",
+            "E-DATA-42",
+        ),
         ({"file_name": "a.json", "columns": "p"}, "columns", "E-DATA-42"),
-        ({"file_name": "a.json", "columns": {"instruction": "p"}}, "columns.instruction", "E-DATA-44"),
+        (
+            {"file_name": "a.json", "columns": {"instruction": "p"}},
+            "columns.instruction",
+            "E-DATA-44",
+        ),
         ({"file_name": "a.json", "formating": "sharegpt"}, "formating", "E-DATA-44"),
     ],
 )
@@ -269,17 +356,36 @@ def test_what_an_entry_asks_and_cannot_have_is_refused_by_name(tmp_path, entry, 
 
 def test_all_that_is_wrong_with_an_entry_comes_at_once(tmp_path):
     with pytest.raises(DataError) as caught:
-        resolve("x", registry(tmp_path, x={"script_url": "a/b", "formatting": "no", "colums": {}, "num_samples": True}))
-    assert [p.code for p in caught.value.problems] == ["E-DATA-44", "E-DATA-42", "E-DATA-42", "E-DATA-42"]
+        resolve(
+            "x",
+            registry(
+                tmp_path,
+                x={"script_url": "a/b", "formatting": "no", "colums": {}, "num_samples": True},
+            ),
+        )
+    assert [p.code for p in caught.value.problems] == [
+        "E-DATA-44",
+        "E-DATA-42",
+        "E-DATA-42",
+        "E-DATA-42",
+    ]
 
 
 def test_subset_and_a_changed_file_are_reported(tmp_path):
     body = b'[{"instruction": "a", "output": "b"}]'
     (tmp_path / "a.json").write_bytes(body)
-    right = {"file_name": "a.json", "file_sha1": hashlib.sha1(body, usedforsecurity=False).hexdigest()}
-    folder = registry(tmp_path, right=right, wrong={**right, "file_sha1": "0" * 40, "subset": "s", "folder": "f"})
+    right = {
+        "file_name": "a.json",
+        "file_sha1": hashlib.sha1(body, usedforsecurity=False).hexdigest(),
+    }
+    folder = registry(
+        tmp_path, right=right, wrong={**right, "file_sha1": "0" * 40, "subset": "s", "folder": "f"}
+    )
     assert +resolve("right", folder)[0].notes.notes == {}
-    assert +resolve("wrong", folder)[0].notes.notes == {"file_changed": 1, "entry_key_without_effect": 2}
+    assert +resolve("wrong", folder)[0].notes.notes == {
+        "file_changed": 1,
+        "entry_key_without_effect": 2,
+    }
 
 
 def test_an_unknown_name_lists_close_ones_and_where_was_looked(tmp_path):
@@ -288,39 +394,57 @@ def test_an_unknown_name_lists_close_ones_and_where_was_looked(tmp_path):
         resolve("alpacca", folder)
     (found,) = caught.value.problems
     assert (
-        found.code == "E-DATA-40" and found.fields["close"].startswith("alpaca") and found.fields["looked"] == str(Path(folder, "dataset_info.json"))
+        found.code == "E-DATA-40"
+        and found.fields["close"].startswith("alpaca")
+        and found.fields["looked"] == str(Path(folder, "dataset_info.json"))
     )
 
 
 def test_a_missing_file_of_an_entry_is_named(tmp_path):
     with pytest.raises(DataError) as caught:
         resolve("x", registry(tmp_path, x={"file_name": "gone.json"}))
-    assert caught.value.problems[0].code == "E-DATA-43" and "gone.json" in caught.value.problems[0].line()
+    assert (
+        caught.value.problems[0].code == "E-DATA-43"
+        and "gone.json" in caught.value.problems[0].line()
+    )
 
 
 def test_names_with_commas_and_lists_and_paths_mix(tmp_path, monkeypatch):
     folder = lay_out(tmp_path)
     found = resolve({"file": "alpaca, sharegpt", "weight": 2}, folder)
     assert [(e.name, e.weight) for e in found] == [("alpaca", 2.0), ("sharegpt", 2.0)]
-    (path,) = resolve({"file": "judged.json", "format": "messages", "columns": {"messages": "m"}}, folder)
-    assert (path.name, path.convert, path.format, path.columns) == ("", None, "messages", {"messages": "m"})
+    (path,) = resolve(
+        {"file": "judged.json", "format": "messages", "columns": {"messages": "m"}}, folder
+    )
+    assert (path.name, path.convert, path.format, path.columns) == (
+        "",
+        None,
+        "messages",
+        {"messages": "m"},
+    )
     (tmp_path / "a,b.json").write_text("[1]", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert [e.files for e in resolve("a,b.json")] == [[Path("a,b.json")]]
 
 
-def test_without_data_dir_the_registry_of_data_or_of_here_is_used_and_a_path_goes_first(tmp_path, monkeypatch):
+def test_without_data_dir_the_registry_of_data_or_of_here_is_used_and_a_path_goes_first(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     lay_out(tmp_path)
     assert resolve("alpaca")[0].name == "alpaca"
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "rows.json").write_text('[{"instruction": "a", "output": "b"}]', encoding="utf-8")
+    (tmp_path / "data" / "rows.json").write_text(
+        '[{"instruction": "a", "output": "b"}]', encoding="utf-8"
+    )
     registry(tmp_path / "data", alpaca={"file_name": "rows.json"})
     assert resolve("alpaca")[0].files == [Path("data/rows.json")]
     (tmp_path / "alpaca").mkdir()
     (tmp_path / "alpaca" / "x.json").write_text("[1]", encoding="utf-8")
     assert resolve("alpaca")[0].name == ""
-    assert resolve("alpaca", str(tmp_path))[0].name == "alpaca"  # a folder that was named goes before a path
+    assert (
+        resolve("alpaca", str(tmp_path))[0].name == "alpaca"
+    )  # a folder that was named goes before a path
 
 
 def test_form_and_columns_are_the_entry_s_but_text_and_prompts_may_be_asked_for(tmp_path):
@@ -338,10 +462,20 @@ def test_text_files_hold_a_row_a_line_and_a_folder_all_its_files(tmp_path):
     (tmp_path / "t.txt").write_bytes("one\r\n\r\ntwo\n".encode("utf-8-sig"))
     (tmp_path / "many").mkdir()
     for name in ("b.jsonl", "a.jsonl"):
-        (tmp_path / "many" / name).write_text('{"instruction": "q", "output": "a"}\n', encoding="utf-8")
-    folder = registry(tmp_path, t={"file_name": "t.txt", "columns": {"prompt": "text"}}, many={"file_name": "many"})
+        (tmp_path / "many" / name).write_text(
+            '{"instruction": "q", "output": "a"}\n', encoding="utf-8"
+        )
+    folder = registry(
+        tmp_path,
+        t={"file_name": "t.txt", "columns": {"prompt": "text"}},
+        many={"file_name": "many"},
+    )
     (entry,) = resolve("t", folder)
-    assert [(row.value["text"], row.origin.line) for row in entry.stream(entry.files[0]).rows] == [("one", 1), ("", 2), ("two", 3)]
+    assert [(row.value["text"], row.origin.line) for row in entry.stream(entry.files[0]).rows] == [
+        ("one", 1),
+        ("", 2),
+        ("two", 3),
+    ]
     assert [file.name for file in resolve("many", folder)[0].files] == ["a.jsonl", "b.jsonl"]
 
 
@@ -356,14 +490,21 @@ def test_a_column_that_no_row_has_is_an_error(tmp_path):
 def test_num_samples_draws_without_repeats_first_and_repeats_itself_every_time():
     assert chosen_rows(4, None) == [0, 1, 2, 3]
     few = chosen_rows(100, 10, "x")
-    assert len(set(few)) == 10 and few == sorted(few) == chosen_rows(100, 10, "x") and few != chosen_rows(100, 10, "y") and few[-1] > 9
+    assert (
+        len(set(few)) == 10
+        and few == sorted(few) == chosen_rows(100, 10, "x")
+        and few != chosen_rows(100, 10, "y")
+        and few[-1] > 9
+    )
     more = chosen_rows(5, 12, "x")
     assert len(more) == 12 and set(more) == {0, 1, 2, 3, 4}
 
 
 def test_a_run_reads_names_and_its_report_counts_every_row(tmp_path, renderer):
     folder = lay_out(tmp_path)
-    report = inspect(DataConfig(train="alpaca, openai", dir=folder, held_out=0), None, refuse=False).report
+    report = inspect(
+        DataConfig(train="alpaca, openai", dir=folder, held_out=0), None, refuse=False
+    ).report
     assert (report["rows_read"], report["rows_kept"]) == (len(ALPACA) + len(OPENAI), 4 + 5)
     assert {name: entry["count"] for name, entry in report["reasons"].items()} == {
         "no_answer": 1,
@@ -371,12 +512,26 @@ def test_a_run_reads_names_and_its_report_counts_every_row(tmp_path, renderer):
         "empty_answer": 1,
         "turn_order": 1,
     }
-    assert report["notes"]["thinking_off_left_out"] == 3 and any("detailed thinking off" in warning for warning in report["warnings"])
+    assert report["notes"]["thinking_off_left_out"] == 3 and any(
+        "detailed thinking off" in warning for warning in report["warnings"]
+    )
     assert report["format"] == "alpaca (alpaca), openai (openai)"
-    pairs = inspect(DataConfig(train=["ranked"], dir=folder, held_out="pairs"), renderer, 2000, refuse=False)
-    assert [type(row) for row in pairs.train_rows] == [Preference] * 2 and [row.answer() for row in pairs.held_out_rows] == ["a"]
+    pairs = inspect(
+        DataConfig(train=["ranked"], dir=folder, held_out="pairs"), renderer, 2000, refuse=False
+    )
+    assert [type(row) for row in pairs.train_rows] == [Preference] * 2 and [
+        row.answer() for row in pairs.held_out_rows
+    ] == ["a"]
     with pytest.raises(DataError) as caught:
-        inspect(DataConfig(train="history", dir=registry(tmp_path, history={"file_name": "alpaca.json", "columns": {"prompt": "nix"}})), None)
+        inspect(
+            DataConfig(
+                train="history",
+                dir=registry(
+                    tmp_path, history={"file_name": "alpaca.json", "columns": {"prompt": "nix"}}
+                ),
+            ),
+            None,
+        )
     assert [p.code for p in caught.value.problems] == ["E-DATA-46"]
 
 
@@ -392,7 +547,10 @@ def test_a_broken_registry_is_named(tmp_path, text):
     ("entry", "place"),
     [
         ({"hf_hub_url": "a/b"}, "hf:a/b#train"),
-        ({"hf_hub_url": "a/b", "file_name": "x.json", "split": "test", "subset": "en"}, "hf:a/b/en#test"),
+        (
+            {"hf_hub_url": "a/b", "file_name": "x.json", "split": "test", "subset": "en"},
+            "hf:a/b/en#test",
+        ),
         ({"ms_hub_url": "c/d", "hf_hub_url": "a/b"}, "hf:a/b#train"),
         ({"ms_hub_url": "c/d", "om_hub_url": "e/f"}, "modelscope:c/d#train"),
     ],
@@ -400,7 +558,10 @@ def test_a_broken_registry_is_named(tmp_path, text):
 def test_a_set_of_a_hub_is_fetched_and_its_rows_converted(tmp_path, monkeypatch, entry, place):
     (tmp_path / "fetched.jsonl").write_text('{"q": "x"}', encoding="utf-8")
     asked = []
-    monkeypatch.setattr("tunewright.data.files.hub.fetch", lambda name: asked.append(name) or [tmp_path / "fetched.jsonl"])
+    monkeypatch.setattr(
+        "tunewright.data.files.hub.fetch",
+        lambda name: asked.append(name) or [tmp_path / "fetched.jsonl"],
+    )
     (found,) = resolve("x", registry(tmp_path, x={**entry, "columns": {"prompt": "q"}}))
     assert asked == [place] and found.files == [tmp_path / "fetched.jsonl"]
     assert convert(found, [{"q": "x"}]) == [PlainText("x", Origin("rows.json", 0, 0))]

@@ -1,4 +1,5 @@
-"""What people paste becomes JSON where it can mean one thing only; the original is never touched and a guess is never written."""
+"""What people paste becomes JSON where it can mean one thing only; the original is never touched
+and a guess is never written."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from tunewright.core.errors import DataError
 from tunewright.data.files.repairing import describe_repair, mend_text, repair_file
 
 ROWS = [
-    {"instruction": "What is it?", "output": 'a "thing", isn\'t it? (yes: [no])', "n": [1, -2.5e3, None, True, False, {}, []]},
+    {
+        "instruction": "What is it?",
+        "output": 'a "thing", isn\'t it? (yes: [no])',
+        "n": [1, -2.5e3, None, True, False, {}, []],
+    },
     {"a": {"b": "it's\n中文 // # no comment"}},
 ]
 STRICT = json.dumps(ROWS, ensure_ascii=False, indent=1)
@@ -24,7 +29,11 @@ def values(*left_out):
     """JSON values whose strings hold no characters of these Unicode categories."""
     texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", *left_out]), max_size=12)
     plain = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | texts
-    return st.recursive(plain, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4), max_leaves=12)
+    return st.recursive(
+        plain,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+        max_leaves=12,
+    )
 
 
 def mended(text, ending=".json"):
@@ -60,7 +69,8 @@ def test_each_mistake_is_mended(text, value, kind):
     assert found.changes[kind] >= 1
 
 
-# Python writes what cannot be printed as \\x80, which a string between double quotes leaves uncertain.
+# Python writes what cannot be printed as \\x80, which a string between double quotes leaves
+# uncertain.
 @given(value=values("Cc", "Cf", "Zl", "Zp", "Zs", "Co", "Cn"))
 @settings(max_examples=250, deadline=None)
 def test_what_python_prints_becomes_the_same_value_in_json(value):
@@ -77,10 +87,18 @@ def _with_mojibake_undone(value):
         return repair(value)
     if isinstance(value, list):
         return [_with_mojibake_undone(v) for v in value]
-    return {repair(k): _with_mojibake_undone(v) for k, v in value.items()} if isinstance(value, dict) else value
+    return (
+        {repair(k): _with_mojibake_undone(v) for k, v in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
-@given(value=values(), commas=st.booleans(), comment=st.sampled_from(["", "// x\n", "/* y */", "# z\n"]))
+@given(
+    value=values(),
+    commas=st.booleans(),
+    comment=st.sampled_from(["", "// x\n", "/* y */", "# z\n"]),
+)
 @settings(max_examples=150, deadline=None)
 def test_comments_and_commas_leave_every_value_as_it_was(value, commas, comment):
     text = json.dumps([value, 1], ensure_ascii=False)
@@ -98,7 +116,10 @@ def test_comments_and_commas_leave_every_value_as_it_was(value, commas, comment)
 def test_what_may_mean_two_things_is_refused_with_its_place(text):
     with pytest.raises(DataError) as error:
         mended(text)
-    assert error.value.problems[0].code == "E-DATA-50" and "line 1, column" in error.value.problems[0].where
+    assert (
+        error.value.problems[0].code == "E-DATA-50"
+        and "line 1, column" in error.value.problems[0].where
+    )
 
 
 def test_lines_of_jsonl_are_mended_one_by_one_and_all_bad_ones_are_named():
@@ -106,7 +127,10 @@ def test_lines_of_jsonl_are_mended_one_by_one_and_all_bad_ones_are_named():
     assert [json.loads(line) for line in found.text.split("\n") if line] == [{"a": 1}, {"a": None}]
     with pytest.raises(DataError) as error:
         mended("['it's']\n{}\n[1\n", ".jsonl")
-    assert [p.where for p in error.value.problems] == ["f.jsonl, line 1, column 6", "f.jsonl, line 3, column 3"]
+    assert [p.where for p in error.value.problems] == [
+        "f.jsonl, line 1, column 6",
+        "f.jsonl, line 3, column 3",
+    ]
 
 
 def test_a_copy_is_written_with_its_difference_and_the_original_stays(tmp_path: Path):
@@ -116,9 +140,15 @@ def test_a_copy_is_written_with_its_difference_and_the_original_stays(tmp_path: 
     found = repair_file(file, out)
     assert file.read_text(encoding="utf-8") == text
     assert json.loads(out.read_text(encoding="utf-8")) == [{"a": "x"}, {"a": "y"}]
-    assert "-{'a': 'x'}," in found.diff and '+{"a": "x"},' in found.diff and found.changed_lines == 2
+    assert (
+        "-{'a': 'x'}," in found.diff and '+{"a": "x"},' in found.diff and found.changed_lines == 2
+    )
     said = describe_repair(file, out, found)
-    assert "single quotes made double: 2" in said and "commas before a closing bracket removed: 1" in said and '+{"a": "x"},' in said
+    assert (
+        "single quotes made double: 2" in said
+        and "commas before a closing bracket removed: 1" in said
+        and '+{"a": "x"},' in said
+    )
 
 
 def test_nothing_is_written_where_nothing_is_wrong_or_something_lies_there(tmp_path: Path):

@@ -1,4 +1,5 @@
-"""Held-out rows: exact counts, repeated questions on one side, an order that other rows cannot change."""
+"""Held-out rows: exact counts, repeated questions on one side, an order that other rows cannot
+change."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ few = settings(max_examples=60, deadline=None)
 
 
 def row(question, answer="a", number=1):
-    return Conversation([Message("user", question), Message("assistant", answer)], Origin("f", number, number))
+    return Conversation(
+        [Message("user", question), Message("assistant", answer)], Origin("f", number, number)
+    )
 
 
 def rows_of(questions):
@@ -30,13 +33,21 @@ def test_different_questions_give_the_exact_count(count, seed, share):
     assert sorted(train + held, key=lambda r: r.origin.row) == rows
 
 
-@given(questions=st.lists(st.integers(0, 12), min_size=2, max_size=60), seed=st.integers(0, 5), share=st.floats(0.05, 0.9))
+@given(
+    questions=st.lists(st.integers(0, 12), min_size=2, max_size=60),
+    seed=st.integers(0, 5),
+    share=st.floats(0.05, 0.9),
+)
 @few
 def test_the_same_question_is_never_on_both_sides(questions, seed, share):
     train, held = split(rows_of(questions), share, seed)
     assert train and not {question_key(r) for r in train} & {question_key(r) for r in held}
     largest = max(questions.count(q) for q in questions)
-    assert wanted_rows(share, len(questions)) - largest < len(held) <= wanted_rows(share, len(questions))
+    assert (
+        wanted_rows(share, len(questions)) - largest
+        < len(held)
+        <= wanted_rows(share, len(questions))
+    )
 
 
 @given(count=st.integers(20, 60), more=st.integers(1, 40))
@@ -71,8 +82,12 @@ def test_all_rows_asking_the_same_leaves_them_all_for_training():
 
 
 def test_system_prompt_and_earlier_turns_are_part_of_the_question():
-    one = Conversation([Message("system", "s"), Message("user", "q"), Message("assistant", "a")], Origin("f", 1, 1))
-    assert question_key(one) != question_key(row("q")) and question_key(row("q", "a")) == question_key(row("q", "b"))
+    one = Conversation(
+        [Message("system", "s"), Message("user", "q"), Message("assistant", "a")], Origin("f", 1, 1)
+    )
+    assert question_key(one) != question_key(row("q")) and question_key(
+        row("q", "a")
+    ) == question_key(row("q", "b"))
     assert question_key(PlainText("t", Origin("f", 1, 1))) == "t"
 
 
@@ -85,7 +100,12 @@ def dialogue_of(*questions, answer="a", **more):
 @few
 def test_growing_copies_of_a_dialogue_and_other_spellings_of_a_question_stay_together(firsts, seed):
     spellings = ["question {}", "Question  {}", " QUESTION\n{} "]
-    rows = [dialogue_of(spellings[i % 3].format(f), *[f"more {k}" for k in range(i % 4)], answer=f"a{i}") for i, f in enumerate(firsts)]
+    rows = [
+        dialogue_of(
+            spellings[i % 3].format(f), *[f"more {k}" for k in range(i % 4)], answer=f"a{i}"
+        )
+        for i, f in enumerate(firsts)
+    ]
     train, held = split(rows, 0.3, seed)
     first = lambda row: row.messages[0].content.split()[-1]  # noqa: E731
     assert train and not {first(r) for r in train} & {first(r) for r in held}
@@ -97,7 +117,9 @@ def test_rows_of_one_conversation_stay_together_through_chains(data):
     import numpy as np
 
     count = data.draw(st.integers(5, 40))
-    groups = np.array(data.draw(st.lists(st.integers(0, 15), min_size=count, max_size=count)), "<u8")
+    groups = np.array(
+        data.draw(st.lists(st.integers(0, 15), min_size=count, max_size=count)), "<u8"
+    )
     ids = np.array(data.draw(st.lists(st.integers(0, 12), min_size=count, max_size=count)), "<u8")
     found = joined(groups, ids)
     # An oracle: colours spread over shared groups and shared conversations until nothing changes.
@@ -107,13 +129,22 @@ def test_rows_of_one_conversation_stay_together_through_chains(data):
             for j in range(count):
                 if groups[i] == groups[j] or (ids[i] and ids[i] == ids[j]):
                     colour[i] = colour[j] = min(colour[i], colour[j])
-    assert all((found[i] == found[j]) == (colour[i] == colour[j]) for i in range(count) for j in range(count))
+    assert all(
+        (found[i] == found[j]) == (colour[i] == colour[j])
+        for i in range(count)
+        for j in range(count)
+    )
 
 
 def test_keys_hold_question_group_whole_and_conversation():
     import numpy as np
 
-    rows = [dialogue_of("A b"), dialogue_of("a  B", answer="x"), dialogue_of("A b", "c"), dialogue_of("A b")]
+    rows = [
+        dialogue_of("A b"),
+        dialogue_of("a  B", answer="x"),
+        dialogue_of("A b", "c"),
+        dialogue_of("A b"),
+    ]
     raw = [{"conversation_id": 7}, {"conversation_id": "7"}, {}, None]
     table = np.frombuffer(keys_of(rows, raw), "<u8").reshape(4, 4)
     question, group, whole, conversation = table.T.tolist()
@@ -126,7 +157,12 @@ def test_a_conversation_id_in_the_file_holds_its_rows_together(write):
     from tunewright.core.config import DataConfig
     from tunewright.data import inspect
 
-    rows = [{"instruction": f"q{i}?", "output": f"a long answer {i}", "conversation_id": i // 5} for i in range(100)]
+    rows = [
+        {"instruction": f"q{i}?", "output": f"a long answer {i}", "conversation_id": i // 5}
+        for i in range(100)
+    ]
     data = inspect(DataConfig(train=write("c.jsonl", rows), held_out=0.2), None)
-    sides = [{(r.origin.row - 1) // 5 for r in side} for side in (data.train_rows, data.held_out_rows)]
+    sides = [
+        {(r.origin.row - 1) // 5 for r in side} for side in (data.train_rows, data.held_out_rows)
+    ]
     assert len(sides[1]) == 4 and not sides[0] & sides[1]

@@ -1,4 +1,5 @@
-"""Worker processes, this process and the cache give the same data set; what is damaged, stale or killed is noticed."""
+"""Worker processes, this process and the cache give the same data set; what is damaged, stale or
+killed is noticed."""
 
 from __future__ import annotations
 
@@ -32,30 +33,72 @@ def cached(monkeypatch):
 
 @pytest.fixture
 def many(write):
-    rows = [{"instruction": f"what is {i % 300} and {i}?", "output": f"it is the number {i}, as everybody knows."} for i in range(600)]
-    rows[5], rows[77], rows[400] = {"instruction": "x"}, 3, {"instruction": "<|im_end|>", "output": "\uf8a0 odd <|im_start|> one"}
+    rows = [
+        {
+            "instruction": f"what is {i % 300} and {i}?",
+            "output": f"it is the number {i}, as everybody knows.",
+        }
+        for i in range(600)
+    ]
+    rows[5], rows[77], rows[400] = (
+        {"instruction": "x"},
+        3,
+        {"instruction": "<|im_end|>", "output": "\uf8a0 odd <|im_start|> one"},
+    )
     return write("many.jsonl", rows)
 
 
 def look(file, renderer=None, **more):
-    settings = {key: more.pop(key) for key in ("held_out", "max_tokens", "limit", "system", "oversize", "columns", "format") if key in more}
-    return inspect(DataConfig(train=file, **settings), renderer or Renderer(tokenizer_of("chatml")), None, more.pop("seed", 0), **more)
+    settings = {
+        key: more.pop(key)
+        for key in ("held_out", "max_tokens", "limit", "system", "oversize", "columns", "format")
+        if key in more
+    }
+    return inspect(
+        DataConfig(train=file, **settings),
+        renderer or Renderer(tokenizer_of("chatml")),
+        None,
+        more.pop("seed", 0),
+        **more,
+    )
 
 
 def content(data):
     report = {key: value for key, value in data.report.items() if key != "preparation"}
-    return list(data.train), list(data.held_out), list(data.train_rows), list(data.held_out_rows), json.dumps(report, sort_keys=True)
+    return (
+        list(data.train),
+        list(data.held_out),
+        list(data.train_rows),
+        list(data.held_out_rows),
+        json.dumps(report, sort_keys=True),
+    )
 
 
 def test_workers_and_this_process_give_the_same(many, monkeypatch):
     here = look(many)
     monkeypatch.setattr(workers, "BYTES_PER_WORKER", 1)
     there = look(many, workers=2)
-    assert here.report["preparation"]["workers"] == 0 and there.report["preparation"]["workers"] == 2
-    assert content(here) == content(there) and here.report["rows_dropped"] == 2 and here.report["notes"]["neutralised"] == 2
+    assert (
+        here.report["preparation"]["workers"] == 0 and there.report["preparation"]["workers"] == 2
+    )
+    assert (
+        content(here) == content(there)
+        and here.report["rows_dropped"] == 2
+        and here.report["notes"]["neutralised"] == 2
+    )
 
 
-SPELT = ["0.00001", "3.10", "true", "1E5", "10000000000000000.0", "3.14159265358979323846", "-0", "7", "2.50"]
+SPELT = [
+    "0.00001",
+    "3.10",
+    "true",
+    "1E5",
+    "10000000000000000.0",
+    "3.14159265358979323846",
+    "-0",
+    "7",
+    "2.50",
+]
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl", "csv"])
@@ -63,7 +106,10 @@ def test_numbers_are_learnt_as_the_file_writes_them_here_and_in_workers(write, m
     lines = [f'{{"question": "q{i}", "answer": {text}}}' for i, text in enumerate(SPELT * 60)]
     file = write(f"a.{ending}", "\n".join(lines) if ending == "jsonl" else f"[{','.join(lines)}]")
     if ending == "csv":
-        file = write("a.csv", "question,answer\n" + "\n".join(f"q{i},{text}" for i, text in enumerate(SPELT * 60)))
+        file = write(
+            "a.csv",
+            "question,answer\n" + "\n".join(f"q{i},{text}" for i, text in enumerate(SPELT * 60)),
+        )
     here = look(file, held_out=0)
     assert [row.answer() for row in here.train_rows] == SPELT * 60
     told = here.report["notes"].get("number_as_text", 0)
@@ -82,14 +128,35 @@ def test_numbers_are_learnt_as_the_file_writes_them_here_and_in_workers(write, m
 
 def test_labels_contents_and_facts_keep_their_spelling_and_numbers_in_calls_are_told(write):
     rows = ['{"text": "a", "label": true}', '{"text": "b", "label": 2.50}']
-    assert [row.answer() for row in look(write("l.jsonl", "\n".join(rows))).train_rows] == ["true", "2.50"]
+    assert [row.answer() for row in look(write("l.jsonl", "\n".join(rows))).train_rows] == [
+        "true",
+        "2.50",
+    ]
     turns = '[{"role": "user", "content": 1E5}, {"role": "assistant", "content": %s}]'
-    assert [m.content for m in look(write("m.jsonl", '{"messages": ' + turns % "0.00001" + "}")).train_rows[0].messages] == ["1E5", "0.00001"]
-    (asked,) = look(write("p.jsonl", '{"prompt": "q", "ground_truth": 3.10, "answer": false}'), format="prompts").train_rows
-    assert str(asked.facts["ground_truth"]) == "3.10" and asked.facts["ground_truth"] == 3.1 and asked.answer() == "false"
+    assert [
+        m.content
+        for m in look(write("m.jsonl", '{"messages": ' + turns % "0.00001" + "}"))
+        .train_rows[0]
+        .messages
+    ] == ["1E5", "0.00001"]
+    (asked,) = look(
+        write("p.jsonl", '{"prompt": "q", "ground_truth": 3.10, "answer": false}'), format="prompts"
+    ).train_rows
+    assert (
+        str(asked.facts["ground_truth"]) == "3.10"
+        and asked.facts["ground_truth"] == 3.1
+        and asked.answer() == "false"
+    )
     call = '{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 3.10, "y": 0.5}}}]}'
-    data = look(write("c.jsonl", '{"messages": [{"role": "user", "content": "q"}, ' + call + "]}"), Renderer(tokenizer_of("hermes")))
-    assert data.report["notes"]["numbers_respelt"] == 1 and "3.10 is written 3.1" in " ".join(data.report["warnings"]) and data.report["score"] < 100
+    data = look(
+        write("c.jsonl", '{"messages": [{"role": "user", "content": "q"}, ' + call + "]}"),
+        Renderer(tokenizer_of("hermes")),
+    )
+    assert (
+        data.report["notes"]["numbers_respelt"] == 1
+        and "3.10 is written 3.1" in " ".join(data.report["warnings"])
+        and data.report["score"] < 100
+    )
 
 
 ASKED = [{"role": "user", "content": "q"}]
@@ -102,27 +169,46 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("row", KINDS, ids=["conversation", "preference", "judged", "prompt", "stepwise"])
+@pytest.mark.parametrize(
+    "row", KINDS, ids=["conversation", "preference", "judged", "prompt", "stepwise"]
+)
 @pytest.mark.parametrize("system", ["be brief", "", None])
 def test_the_system_prompt_of_the_run_stands_before_every_kind_of_row(write, row, system):
     renderer = Renderer(tokenizer_of("chatml"))
     text = "You are helpful." if system is None else system
-    for given, expected in ((row, text), (row | {"system": "own"}, "own"), (row | {"system": None}, text)):
+    for given, expected in (
+        (row, text),
+        (row | {"system": "own"}, "own"),
+        (row | {"system": None}, text),
+    ):
         data = look(write("a.jsonl", [given]), renderer, system=system)
         for branch in data.train[0].branches:
-            assert renderer.decode(branch.tokens).startswith(f"<|im_start|>system\n{expected}<|im_end|>\n<|im_start|>user\nq<|im_end|>")
+            assert renderer.decode(branch.tokens).startswith(
+                f"<|im_start|>system\n{expected}<|im_end|>\n<|im_start|>user\nq<|im_end|>"
+            )
         asks = data.train_rows[0].question()
-        assert [m.content for m in asks if m.role == "system"] == ([] if system is None and expected == text else [expected])
+        assert [m.content for m in asks if m.role == "system"] == (
+            [] if system is None and expected == text else [expected]
+        )
 
 
 def test_running_text_has_no_system_prompt(write):
-    assert look(write("a.jsonl", [{"text": "only this"}]), system="be brief").train_rows[0].text == "only this"
+    assert (
+        look(write("a.jsonl", [{"text": "only this"}]), system="be brief").train_rows[0].text
+        == "only this"
+    )
 
 
 def test_what_stands_in_a_dropped_row_is_told_with_its_place(write):
     rows = [
         {"messages": [*ASKED, {"role": "bing", "content": "a"}]},
-        {"messages": [*ASKED, {"role": "tool", "content": "r"}, {"role": "assistant", "content": "a"}]},
+        {
+            "messages": [
+                *ASKED,
+                {"role": "tool", "content": "r"},
+                {"role": "assistant", "content": "a"},
+            ]
+        },
         {"messages": [*ASKED, {"role": "assistant", "content": "a"}]},
     ]
     file = write("a.jsonl", rows)
@@ -133,10 +219,15 @@ def test_what_stands_in_a_dropped_row_is_told_with_its_place(write):
 
 
 def test_tools_that_the_template_does_not_write_lower_the_score_for_every_kind_of_row(write):
-    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+    }
     for row in KINDS:
         for family, count in (("chatml", 1), ("hermes", 0)):
-            report = look(write("a.jsonl", [row | {"tools": [tool]}]), Renderer(tokenizer_of(family))).report
+            report = look(
+                write("a.jsonl", [row | {"tools": [tool]}]), Renderer(tokenizer_of(family))
+            ).report
             assert report["notes"].get("tools_unwritten", 0) == count
             assert any(one["key"] == "tools_unwritten" for one in report["findings"]) == bool(count)
             assert report["score"] < 100 or not count
@@ -144,13 +235,17 @@ def test_tools_that_the_template_does_not_write_lower_the_score_for_every_kind_o
 
 def test_a_second_look_comes_from_the_cache_and_is_the_same(many, cached):
     first, again = look(many), look(many)
-    assert not first.report["preparation"]["from_cache"] and again.report["preparation"]["from_cache"]
+    assert (
+        not first.report["preparation"]["from_cache"] and again.report["preparation"]["from_cache"]
+    )
     assert content(first) == content(again)
     assert content(look(many, Renderer(Light.of(tokenizer_of("chatml"))))) == content(first)
     assert len(list(cache.data_cache().glob("[!.]*"))) == 1
 
 
-@pytest.mark.parametrize("change", ["file", "template", "held_out", "seed", "max_tokens", "system", "stop ids", "tokens"])
+@pytest.mark.parametrize(
+    "change", ["file", "template", "held_out", "seed", "max_tokens", "system", "stop ids", "tokens"]
+)
 def test_whatever_changes_the_result_makes_another_set(many, cached, change):
     look(many)
     more = {
@@ -160,7 +255,10 @@ def test_whatever_changes_the_result_makes_another_set(many, cached, change):
         "system": {"system": "s"},
         "tokens": {"needs_tokens": False},
     }
-    renderer = Renderer(tokenizer_of("chatml_eos_differs" if change == "template" else "chatml"), [0] if change == "stop ids" else [])
+    renderer = Renderer(
+        tokenizer_of("chatml_eos_differs" if change == "template" else "chatml"),
+        [0] if change == "stop ids" else [],
+    )
     if change == "file":
         with open(many, "a") as handle:
             handle.write("\n" + json.dumps({"instruction": "new", "output": "row"}))
@@ -194,7 +292,9 @@ def test_what_fails_while_it_is_built_leaves_nothing(write, cached):
     assert [p for p in cache.data_cache().iterdir() if p.is_dir()] == []
 
 
-def test_old_sets_and_those_beyond_the_bound_are_removed_and_the_newest_stays(many, cached, monkeypatch):
+def test_old_sets_and_those_beyond_the_bound_are_removed_and_the_newest_stays(
+    many, cached, monkeypatch
+):
     look(many)
     (old,) = cache.data_cache().glob("[!.]*")
     os.utime(old / "tunewright.json", (1, time.time() - (cache.MOST_DAYS + 1) * 86400))
@@ -222,7 +322,10 @@ def test_a_worker_that_is_killed_is_an_error_with_its_code(many, monkeypatch):
 
 def test_a_fault_in_a_worker_is_told_with_its_place(many, monkeypatch):
     recipe = workers.Recipe(None, [], None, "drop", None, None, None, [])
-    with workers.Staff(recipe, None, 1) as staff, pytest.raises(RuntimeError, match="no_such_format"):
+    with (
+        workers.Staff(recipe, None, 1) as staff,
+        pytest.raises(RuntimeError, match="no_such_format"),
+    ):
         list(staff.results([workers.Job("f", "no_such_format", {}, 1.0, [({}, 1, 1)])]))
 
 
@@ -230,7 +333,9 @@ def test_values_that_no_pipe_takes_are_worked_on_here():
     import datetime
 
     row = {"instruction": "q", "output": "a", "when": datetime.date(2026, 1, 1)}
-    with workers.Staff(workers.Recipe(None, [], None, "drop", None, None, None, []), None, 1) as staff:
+    with workers.Staff(
+        workers.Recipe(None, [], None, "drop", None, None, None, []), None, 1
+    ) as staff:
         ((_, done),) = staff.results([workers.Job("f", "alpaca", {}, 1.0, [(row, 1, 1)])])
     assert done.kept == 1
 
@@ -241,7 +346,9 @@ def test_a_script_without_a_main_guard_may_use_workers(many, tmp_path):
         "import sys; from tunewright.core.config import DataConfig; from tunewright.data import inspect, pipeline; pipeline.BYTES_PER_WORKER = 1;"
         f"print(len(inspect(DataConfig(train={many!r}), None, None, 0, workers=2).train_rows), sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "538 []"
 
@@ -255,16 +362,27 @@ def test_workers_are_as_many_as_told_or_as_the_processors_shared_by_the_ranks(mo
 
 
 def test_a_column_that_appears_late_is_found_and_one_that_never_does_is_named(write):
-    rows = [{"instruction": f"q{i}", "output": "a"} for i in range(300)] + [{"q": "late", "output": "a"}]
+    rows = [{"instruction": f"q{i}", "output": "a"} for i in range(300)] + [
+        {"q": "late", "output": "a"}
+    ]
     # Rows that have our own name keep it.
-    assert look(write("late.jsonl", rows), columns={"instruction": "q"}, format="alpaca", refuse=False).report["rows_kept"] == 301
+    assert (
+        look(
+            write("late.jsonl", rows), columns={"instruction": "q"}, format="alpaca", refuse=False
+        ).report["rows_kept"]
+        == 301
+    )
     with pytest.raises(DataError, match="E-DATA-11.*nowhere"):
         look(write("late.jsonl", rows), columns={"instruction": "nowhere"}, format="alpaca")
 
 
 def test_without_refusing_the_whole_report_is_shown(write):
     report = look(write("a.json", [{"instruction": "x"}] * 3), refuse=False, format="alpaca").report
-    assert report["rows_kept"] == 0 and report["reasons"]["no_answer"]["count"] == 3 and report["score"] == 0
+    assert (
+        report["rows_kept"] == 0
+        and report["reasons"]["no_answer"]["count"] == 3
+        and report["score"] == 0
+    )
 
 
 def test_the_rendering_proof_stands_in_the_report(many):

@@ -18,12 +18,17 @@ COLUMNS = {"tokens": ("<i4", 3), "logprobs": ("<f4", 4)}
 
 
 def sample(i: int) -> Sample:
-    return Sample([Branch([1, 2, i, i + 1, 7], [3, 4], [1.0, 1.0]), Branch([1, 2, i, 9], [3], [1.0])], i)
+    return Sample(
+        [Branch([1, 2, i, i + 1, 7], [3, 4], [1.0, 1.0]), Branch([1, 2, i, 9], [3], [1.0])], i
+    )
 
 
 def lines(i: int, count: int) -> dict[str, np.ndarray]:
     draw = np.random.default_rng([i, count])
-    return {"tokens": draw.integers(0, 99, (count, 3), "<i4"), "logprobs": draw.random((count, 4), "<f4")}
+    return {
+        "tokens": draw.integers(0, 99, (count, 3), "<i4"),
+        "logprobs": draw.random((count, 4), "<f4"),
+    }
 
 
 def filled(folder: Path | None, which: Any) -> KeptValues:
@@ -60,7 +65,9 @@ def test_what_was_added_is_found_before_a_save_after_it_and_after_loading(tmp_pa
 def test_the_file_is_one_that_safetensors_reads(tmp_path: Path) -> None:
     filled(tmp_path, range(3)).save(tmp_path / "v.safetensors", {})
     found = load_file(tmp_path / "v.safetensors")
-    assert found["keys"].tobytes() == b"".join(key_of(b) for i in range(3) for b in sample(i).branches)
+    assert found["keys"].tobytes() == b"".join(
+        key_of(b) for i in range(3) for b in sample(i).branches
+    )
     assert found["ends"].tolist() == [2, 3, 5, 6, 8, 9]
     assert np.array_equal(found["tokens"][3:5], lines(1, 2)["tokens"])
 
@@ -68,19 +75,27 @@ def test_the_file_is_one_that_safetensors_reads(tmp_path: Path) -> None:
 def test_files_of_the_version_before_are_read(tmp_path: Path) -> None:
     """They had one value a branch and no column of ends."""
     keys = np.frombuffer(b"".join(key_of(b) for b in sample(4).branches), np.uint8).reshape(-1, 16)
-    save_file({"keys": keys, "values": np.array([-1.5, -2.5])}, tmp_path / "v.safetensors", {"about": json.dumps({"x": 1})})
+    save_file(
+        {"keys": keys, "values": np.array([-1.5, -2.5])},
+        tmp_path / "v.safetensors",
+        {"about": json.dumps({"x": 1})},
+    )
     kept = KeptValues.load(tmp_path / "v.safetensors", {"values": ("<f8", 0)})
     assert kept.get([sample(4)])["values"].tolist() == [-1.5, -2.5]
 
 
-def test_a_later_value_takes_the_place_of_an_earlier_one_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+def test_a_later_value_takes_the_place_of_an_earlier_one_and_a_missing_one_is_an_error(
+    tmp_path: Path,
+) -> None:
     kept = KeptValues({"values": ("<f8", 0)})
     branch = sample(0).branches[0]
     kept.add(branch, values=np.array([1.0]))
     kept.add(branch, values=np.array([2.0]))
     assert kept.get([Sample([branch], 0)])["values"].tolist() == [2.0]
     kept.save(tmp_path / "v.safetensors", {})
-    assert KeptValues.load(tmp_path / "v.safetensors", {"values": ("<f8", 0)}).get([Sample([branch], 0)])["values"].tolist() == [2.0]
+    assert KeptValues.load(tmp_path / "v.safetensors", {"values": ("<f8", 0)}).get(
+        [Sample([branch], 0)]
+    )["values"].tolist() == [2.0]
     with pytest.raises(KeyError):
         kept.get([sample(1)])
 
@@ -89,7 +104,16 @@ def test_a_later_value_takes_the_place_of_an_earlier_one_and_a_missing_one_is_an
 def test_a_file_that_does_not_hold_just_that_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "v.safetensors"
     filled(tmp_path, range(3)).save(path, {})
-    columns = {**COLUMNS, **({"tokens": ("<f4", 3)} if damage == "type" else {"tokens": ("<i4", 2)} if damage == "width" else {})}
+    columns = {
+        **COLUMNS,
+        **(
+            {"tokens": ("<f4", 3)}
+            if damage == "type"
+            else {"tokens": ("<i4", 2)}
+            if damage == "width"
+            else {}
+        ),
+    }
     data = path.read_bytes()
     if damage == "short":
         path.write_bytes(data[:-40])
@@ -103,7 +127,8 @@ def test_a_file_that_does_not_hold_just_that_is_refused(tmp_path: Path, damage: 
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    """A dictionary of 40,000 branches and their values takes about 40 MB here; the index takes 24 bytes a branch and a bounded number that wait."""
+    """A dictionary of 40,000 branches and their values takes about 40 MB here; the index takes 24
+    bytes a branch and a bounded number that wait."""
     values = {"tokens": np.zeros((20, 3), "<i4"), "logprobs": np.zeros((20, 4), "<f4")}
     kept = KeptValues(COLUMNS, tmp_path)
     tracemalloc.start()

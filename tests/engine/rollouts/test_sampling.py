@@ -1,4 +1,5 @@
-"""Answers while training: the same tokens as Transformers' own greedy generation, log-probabilities equal to a plain forward pass, honest draws."""
+"""Answers while training: the same tokens as Transformers' own greedy generation, log-probabilities
+equal to a plain forward pass, honest draws."""
 
 from __future__ import annotations
 
@@ -16,9 +17,17 @@ PROMPTS = [[5, 9, 17, 33, 40], [6, 6], [5, 9, 17], [8, 3, 100, 44, 21, 60, 7, 7,
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "phi3"]
 
 
-def sampler(model: Any, attached: Any = None, layout: str = "tree", stops: tuple[int, ...] = (), rows: int = 96) -> Sampler:
+def sampler(
+    model: Any,
+    attached: Any = None,
+    layout: str = "tree",
+    stops: tuple[int, ...] = (),
+    rows: int = 96,
+) -> Sampler:
     use_layout(model, layout)
-    return Sampler(Policy(attached.model if attached else model, model, layout), frozenset(stops), rows)
+    return Sampler(
+        Policy(attached.model if attached else model, model, layout), frozenset(stops), rows
+    )
 
 
 def plain_logprobs(model: Any, tokens: list[int], temperature: float = 1.0) -> torch.Tensor:
@@ -41,21 +50,32 @@ def test_log_probabilities_equal_those_of_a_plain_pass(family: str, layout: str)
     for prompt, answers in zip(PROMPTS, drawn, strict=True):
         for answer in answers:
             expected = plain_logprobs(model, prompt + answer.tokens, 0.7)[len(prompt) - 1 :]
-            assert len(answer.tokens) == 12 and answer.logprobs == pytest.approx(expected.tolist(), abs=2e-4)
+            assert len(answer.tokens) == 12 and answer.logprobs == pytest.approx(
+                expected.tolist(), abs=2e-4
+            )
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_greedy_answers_are_transformers_own_and_end_at_a_stop_token(family: str, layout: str) -> None:
+def test_greedy_answers_are_transformers_own_and_end_at_a_stop_token(
+    family: str, layout: str
+) -> None:
     model = tiny.make_model(family, seed=5)
     free = sampler(model, layout=layout).draw(PROMPTS, How(1, 16, temperature=0), 0, 1)
     stop = free[0][0].tokens[4]
-    drawn = sampler(model, layout=layout, stops=(stop,)).draw(PROMPTS, How(1, 16, temperature=0), 0, 1)
+    drawn = sampler(model, layout=layout, stops=(stop,)).draw(
+        PROMPTS, How(1, 16, temperature=0), 0, 1
+    )
     model.set_attn_implementation("eager")
     for prompt, (answer,) in zip(PROMPTS, drawn, strict=True):
         ids = torch.tensor([prompt])
         out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16, eos_token_id=stop, pad_token_id=0
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=16,
+            eos_token_id=stop,
+            pad_token_id=0,
         )
         assert answer.tokens == out[0, len(prompt) :].tolist()
         assert answer.finished == (answer.tokens[-1] == stop)
@@ -68,11 +88,20 @@ def test_draws_depend_on_seed_step_and_answer_and_not_on_the_batches() -> None:
     stops = tuple(range(3, 60))  # many, so that answers leave the batch at different times
     whole = sampler(model, stops=stops).draw(PROMPTS, how, 7, 2)
     apart = sampler(model, stops=stops, rows=4).draw(PROMPTS, how, 7, 2)
-    assert [[a.tokens for a in answers] for answers in whole] == [[a.tokens for a in answers] for answers in apart]
+    assert [[a.tokens for a in answers] for answers in whole] == [
+        [a.tokens for a in answers] for answers in apart
+    ]
     lengths = {len(a.tokens) for answers in whole for a in answers}
-    assert len(lengths) > 2 and any(not a.finished for answers in whole for a in answers) | (max(lengths) <= 10)
-    for other in (sampler(model, stops=stops).draw(PROMPTS, how, 8, 2), sampler(model, stops=stops).draw(PROMPTS, how, 7, 3)):
-        assert [[a.tokens for a in answers] for answers in whole] != [[a.tokens for a in answers] for answers in other]
+    assert len(lengths) > 2 and any(not a.finished for answers in whole for a in answers) | (
+        max(lengths) <= 10
+    )
+    for other in (
+        sampler(model, stops=stops).draw(PROMPTS, how, 8, 2),
+        sampler(model, stops=stops).draw(PROMPTS, how, 7, 3),
+    ):
+        assert [[a.tokens for a in answers] for answers in whole] != [
+            [a.tokens for a in answers] for answers in other
+        ]
     for prompt, answers in zip(PROMPTS, whole, strict=True):
         for answer in answers:
             expected = plain_logprobs(model, prompt + answer.tokens)[len(prompt) - 1 :]
@@ -98,7 +127,9 @@ def test_what_trains_takes_part_in_the_answers(kind: str, layout: str) -> None:
     for prompt, answers in zip(PROMPTS, drawn, strict=True):
         for answer in answers:
             tokens = prompt + answer.tokens
-            branch = Branch(tokens, list(range(len(prompt), len(tokens))), [1.0] * len(answer.tokens))
+            branch = Branch(
+                tokens, list(range(len(prompt), len(tokens))), [1.0] * len(answer.tokens)
+            )
             with torch.no_grad():
                 again = made.policy([Sample([branch], 0)]).logprob
             assert answer.logprobs == pytest.approx(again.tolist(), abs=2e-4)

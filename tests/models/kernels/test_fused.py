@@ -1,4 +1,5 @@
-"""The fused forms: the same function and the same gradient as the modules they stand in for, or they step aside."""
+"""The fused forms: the same function and the same gradient as the modules they stand in for, or
+they step aside."""
 
 from __future__ import annotations
 
@@ -23,20 +24,42 @@ def norms(model: Any) -> list[tuple[str, Any]]:
 def outputs(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = x.clone().requires_grad_()
     y = module(x)
-    (gradient,) = torch.autograd.grad((y * torch.linspace(-1, 2, y.shape[-1], dtype=y.dtype)).sin().sum(), x)
+    (gradient,) = torch.autograd.grad(
+        (y * torch.linspace(-1, 2, y.shape[-1], dtype=y.dtype)).sin().sum(), x
+    )
     return y.detach(), gradient
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-14), (torch.float32, 2e-6)])
-def test_a_norm_equals_its_own_forward_and_autograd(family: str, dtype: torch.dtype, most: float) -> None:
+def test_a_norm_equals_its_own_forward_and_autograd(
+    family: str, dtype: torch.dtype, most: float
+) -> None:
     model = tiny.make_model(family, str(dtype).removeprefix("torch."))
     with full_width():
-        own = {n: outputs(m, torch.randn(2, 5, len(m.weight), dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3) for n, m in norms(model)}
+        own = {
+            n: outputs(
+                m,
+                torch.randn(
+                    2, 5, len(m.weight), dtype=dtype, generator=torch.Generator().manual_seed(1)
+                )
+                * 3,
+            )
+            for n, m in norms(model)
+        }
         assert fused.accelerate(model) == len(own) > 0
         for name, module in norms(model):
             assert "forward" in vars(module)
-            x = torch.randn(2, 5, len(module.weight), dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3
+            x = (
+                torch.randn(
+                    2,
+                    5,
+                    len(module.weight),
+                    dtype=dtype,
+                    generator=torch.Generator().manual_seed(1),
+                )
+                * 3
+            )
             for ours, theirs in zip(outputs(module, x), own[name], strict=True):
                 assert ours.dtype is theirs.dtype
                 assert float((ours - theirs).norm() / theirs.norm()) <= most, name
@@ -44,11 +67,18 @@ def test_a_norm_equals_its_own_forward_and_autograd(family: str, dtype: torch.dt
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_norms_are_no_further_from_the_truth_than_their_own(family: str, dtype: torch.dtype) -> None:
+def test_half_precision_norms_are_no_further_from_the_truth_than_their_own(
+    family: str, dtype: torch.dtype
+) -> None:
     model = tiny.make_model(family, str(dtype).removeprefix("torch."))
     truth = tiny.make_model(family, str(dtype).removeprefix("torch.")).double()
     exact = dict(norms(truth))
-    own = {n: outputs(m, torch.randn(5, len(m.weight), generator=torch.Generator().manual_seed(1)).to(dtype)) for n, m in norms(model)}
+    own = {
+        n: outputs(
+            m, torch.randn(5, len(m.weight), generator=torch.Generator().manual_seed(1)).to(dtype)
+        )
+        for n, m in norms(model)
+    }
     fused.accelerate(model)
     for name, module in norms(model):
         x = torch.randn(5, len(module.weight), generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -85,10 +115,18 @@ def test_a_norm_of_another_arithmetic_is_left_alone() -> None:
     class OddRMSNorm(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight, self.variance_epsilon = nn.Parameter(torch.ones(8), requires_grad=False), 1e-6
+            self.weight, self.variance_epsilon = (
+                nn.Parameter(torch.ones(8), requires_grad=False),
+                1e-6,
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 1.01 * self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+            return (
+                1.01
+                * self.weight
+                * x
+                * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+            )
 
     module = OddRMSNorm()
     assert fused.accelerate(nn.Sequential(module, nn.LayerNorm(8), nn.Linear(8, 8))) == 0
@@ -135,8 +173,15 @@ def test_adapters_stay_float32_over_a_bfloat16_base() -> None:
     a, b = torch.randn(2, 8, requires_grad=True), torch.randn(5, 2, requires_grad=True)
     y = fused.low_rank_linear(x, weight, None, a, b, 2.0)
     y.sum().backward()
-    assert (y.dtype, x.grad.dtype, a.grad.dtype, b.grad.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)
-    exact = (x.double() @ weight.double().T + 2.0 * x.double() @ a.double().T @ b.double().T).detach()
+    assert (y.dtype, x.grad.dtype, a.grad.dtype, b.grad.dtype) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
+    exact = (
+        x.double() @ weight.double().T + 2.0 * x.double() @ a.double().T @ b.double().T
+    ).detach()
     assert float((y.detach().double() - exact).norm() / exact.norm()) < 0.02
 
 
@@ -145,7 +190,9 @@ def test_keeping_freed_memory_says_whether_it_was_done(monkeypatch: pytest.Monke
     assert fused.keep_freed_memory() is False
 
 
-def test_fewer_compiled_products_are_kept_unless_the_user_said_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_compiled_products_are_kept_unless_the_user_said_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.setenv(name, "1")
     del os.environ[name]

@@ -20,12 +20,16 @@ def pairs() -> list[Sample]:
     made = []
     for k in range(2):
         question = [3 + (7 * i + k) % 50 for i in range(20)]
-        branches = [Branch([*question, 60 + a, 61 + k, 62], [20, 21, 22], [1.0] * 3) for a in range(2)]
+        branches = [
+            Branch([*question, 60 + a, 61 + k, 62], [20, 21, 22], [1.0] * 3) for a in range(2)
+        ]
         made.append(Sample(branches, k))
     return made
 
 
-def gradients(family: str, whole: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[int]]:
+def gradients(
+    family: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[int]]:
     """(log-probabilities, gradient of each parameter, rows of each product of the last MLP)."""
     model = tiny.make_model(family).requires_grad_(True)
     with monkeypatch.context() as patch, opening.computing_in(model, "tree"):
@@ -34,14 +38,22 @@ def gradients(family: str, whole: bool, monkeypatch: pytest.MonkeyPatch) -> tupl
         policy, seen = Policy(model, model, "tree"), list[int]()
         mlp = LastBlock(model).mlp
         assert mlp is not None
-        next(mlp.children()).register_forward_hook(lambda module, given, out: seen.append(given[0].shape[-2]))
+        next(mlp.children()).register_forward_hook(
+            lambda module, given, out: seen.append(given[0].shape[-2])
+        )
         out = policy(pairs()).logprob
         (out * torch.linspace(0.5, 1.5, len(out))).sum().backward()
-    return out.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, seen
+    return (
+        out.detach(),
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+        seen,
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_probabilities_and_gradients_are_those_of_all_rows(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_probabilities_and_gradients_are_those_of_all_rows(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few, all_rows = (gradients(family, whole, monkeypatch) for whole in (False, True))
     assert few[2][-1] < all_rows[2][-1]
     assert torch.allclose(few[0], all_rows[0], atol=1e-5)
@@ -75,8 +87,12 @@ def test_where_blocks_share_modules_nothing_is_left_out() -> None:
 
 def test_looking_at_the_mlp_draws_nothing_and_leaves_its_dropout_on() -> None:
     model = tiny.make_model("llama").train()
-    model.model.layers[-1].mlp.act_fn = torch.nn.Sequential(model.model.layers[-1].mlp.act_fn, torch.nn.Dropout(0.5))
+    model.model.layers[-1].mlp.act_fn = torch.nn.Sequential(
+        model.model.layers[-1].mlp.act_fn, torch.nn.Dropout(0.5)
+    )
     torch.manual_seed(0)
     before = torch.get_rng_state()
     assert LastBlock(model).mlp is not None
-    assert torch.equal(before, torch.get_rng_state()) and model.model.layers[-1].mlp.act_fn[1].training
+    assert (
+        torch.equal(before, torch.get_rng_state()) and model.model.layers[-1].mlp.act_fn[1].training
+    )

@@ -1,4 +1,5 @@
-"""Tree attention against a dense masked softmax in float64, forward and gradient, and the planning of its blocks."""
+"""Tree attention against a dense masked softmax in float64, forward and gradient, and the planning
+of its blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def tree_of(name: str) -> TokenTree:
 
 
 def sees(tree: TokenTree, i: int, j: int, window: int | None) -> bool:
-    """Whether j lies on the path from the root to i, found by walking up; not by the engine's comparison."""
+    """Whether j lies on the path from the root to i, found by walking up; not by the engine's
+    comparison."""
     row = i
     while True:
         if row == j:
@@ -46,7 +48,14 @@ def mask_of(tree: TokenTree, window: int | None) -> torch.Tensor:
     return mask
 
 
-def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+def naive(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
     """Softmax attention as the papers write it: q (H, T, D), k and v (K, T, D) -> (T, H, D)."""
     group = q.shape[0] // k.shape[0]
     k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
@@ -56,13 +65,29 @@ def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor,
     return (scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v).transpose(0, 1)
 
 
-def inputs(rows: int, heads: int = HEADS, keys: int = KEYS, dtype: torch.dtype = torch.float64, values: int = WIDTH) -> list[torch.Tensor]:
+def inputs(
+    rows: int,
+    heads: int = HEADS,
+    keys: int = KEYS,
+    dtype: torch.dtype = torch.float64,
+    values: int = WIDTH,
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(heads, rows, WIDTH), (keys, rows, WIDTH), (keys, rows, values)]
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for s in shapes
+    ]
 
 
-def compare(tree: TokenTree, window: int | None, softcap: float | None, *, keep_bytes: int = 1 << 30, **shape: Any) -> float:
+def compare(
+    tree: TokenTree,
+    window: int | None,
+    softcap: float | None,
+    *,
+    keep_bytes: int = 1 << 30,
+    **shape: Any,
+) -> float:
     """Largest relative difference of output and gradients between the tree and the naive form."""
     q, k, v = inputs(tree.num_rows, **shape)
     plan = TreePlan(tree, torch.device("cpu"), keep_bytes, 1)
@@ -70,20 +95,28 @@ def compare(tree: TokenTree, window: int | None, softcap: float | None, *, keep_
         None, q[None], k[None], v[None], None, scaling=0.7, sliding_window=window, softcap=softcap, tree_plan=plan
     )[0][0]  # fmt: skip
     theirs = naive(q, k, v, mask_of(tree, window), 0.7, softcap)
-    towards = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(ours.dtype)
+    towards = torch.randn(
+        ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).to(ours.dtype)
     gaps = [(ours - theirs).norm() / theirs.norm()]
     got = torch.autograd.grad(ours, (q, k, v), towards)
     wanted = torch.autograd.grad(theirs, (q, k, v), towards)
-    # With a window of 1 a row sees itself only: the gradient towards queries and keys is exactly zero.
+    # With a window of 1 a row sees itself only: the gradient towards queries and keys is exactly
+    # zero.
     size = torch.stack([w.norm() for w in wanted]).max()
-    gaps += [(a - b).norm() / (b.norm() if window != 1 else size) for a, b in zip(got, wanted, strict=True)]
+    gaps += [
+        (a - b).norm() / (b.norm() if window != 1 else size)
+        for a, b in zip(got, wanted, strict=True)
+    ]
     return float(torch.stack(gaps).detach().max())
 
 
 @pytest.mark.parametrize("name", tiny.SETS)
 @pytest.mark.parametrize("window", [None, 1, 2, 7, 10**6])
 @pytest.mark.parametrize("softcap", [None, 1.5])
-def test_output_and_gradients_equal_a_dense_masked_softmax(name: str, window: int | None, softcap: float | None) -> None:
+def test_output_and_gradients_equal_a_dense_masked_softmax(
+    name: str, window: int | None, softcap: float | None
+) -> None:
     assert compare(tree_of(name), window, softcap) <= 1e-12
 
 
@@ -91,7 +124,11 @@ def test_the_reference_mask_agrees_with_walking_up_the_tree() -> None:
     tree = tree_of("dialogues")
     for window in (None, 5):
         mask = mask_of(tree, window)
-        assert all(bool(mask[i, j]) == (j <= i and sees(tree, i, j, window)) for i in range(tree.num_rows) for j in range(tree.num_rows))
+        assert all(
+            bool(mask[i, j]) == (j <= i and sees(tree, i, j, window))
+            for i in range(tree.num_rows)
+            for j in range(tree.num_rows)
+        )
 
 
 @pytest.mark.parametrize(("heads", "keys", "values"), [(1, 1, 8), (6, 2, 8), (4, 4, 8), (4, 1, 5)])
@@ -107,7 +144,9 @@ def test_probabilities_computed_again_give_the_same_bits(softcap: float | None) 
         q, k, v = inputs(tree.num_rows)
         plan = TreePlan(tree, torch.device("cpu"), keep_bytes, 1)
         assert plan.keeps(plan.blocks_for(None), HEADS, 8) is bool(keep_bytes)
-        out = tree_attention.tree_attention(None, q[None], k[None], v[None], None, softcap=softcap, tree_plan=plan)[0]
+        out = tree_attention.tree_attention(
+            None, q[None], k[None], v[None], None, softcap=softcap, tree_plan=plan
+        )[0]
         results.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -120,14 +159,20 @@ def test_lower_precisions_come_close(dtype: torch.dtype, most: float) -> None:
 @pytest.mark.parametrize("name", tiny.SETS)
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("few", [True, False])
-def test_where_few_rows_are_read_those_and_their_gradients_are_the_same(name: str, window: int | None, few: bool) -> None:
+def test_where_few_rows_are_read_those_and_their_gradients_are_the_same(
+    name: str, window: int | None, few: bool
+) -> None:
     tree, module = tree_of(name), torch.nn.Identity()
     read = [tree.num_rows - 1] if few else sorted({tree.num_rows - 1, *range(0, tree.num_rows, 5)})
     results = []
     for rows in (None, read):
         q, k, v = inputs(tree.num_rows)
-        plan = TreePlan(tree, torch.device("cpu"), 1 << 30, 1, read=rows, reading=frozenset({id(module)}))
-        out = tree_attention.tree_attention(module, q[None], k[None], v[None], None, sliding_window=window, tree_plan=plan)[0][0]
+        plan = TreePlan(
+            tree, torch.device("cpu"), 1 << 30, 1, read=rows, reading=frozenset({id(module)})
+        )
+        out = tree_attention.tree_attention(
+            module, q[None], k[None], v[None], None, sliding_window=window, tree_plan=plan
+        )[0][0]
         results.append((out[read], *torch.autograd.grad(out[read].sin().sum(), (q, k, v))))
         queries = sum(block.stop - block.start for block in plan.blocks_for(window, module))
         assert queries == tree.num_rows if rows is None else len(read) <= queries <= tree.num_rows
@@ -141,7 +186,9 @@ def test_the_inputs_are_left_as_they_were() -> None:
     q, k, v = inputs(tree.num_rows)
     before = [x.detach().clone() for x in (q, k, v)]
     plan = TreePlan(tree, torch.device("cpu"), 1 << 30, 1)
-    out = tree_attention.tree_attention(None, q[None], k[None], v[None], None, softcap=2.0, tree_plan=plan)[0]
+    out = tree_attention.tree_attention(
+        None, q[None], k[None], v[None], None, softcap=2.0, tree_plan=plan
+    )[0]
     out.sum().backward()
     assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True))
 
@@ -151,7 +198,15 @@ def test_without_a_tree_or_with_a_dropout_it_refuses() -> None:
     with pytest.raises(AssertionError, match="without a tree"):
         tree_attention.tree_attention(None, x, x, x, None)
     with pytest.raises(AssertionError, match="dropout"):
-        tree_attention.tree_attention(None, x, x, x, None, dropout=0.1, tree_plan=TreePlan(tree_of("pairs"), torch.device("cpu"), 0, 1))
+        tree_attention.tree_attention(
+            None,
+            x,
+            x,
+            x,
+            None,
+            dropout=0.1,
+            tree_plan=TreePlan(tree_of("pairs"), torch.device("cpu"), 0, 1),
+        )
 
 
 # Block planning: pure integers.
@@ -179,8 +234,15 @@ def check_blocks(blocks: list[Block], tree: TokenTree, window: int | None, longe
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([None, 1, 3, 8]), st.sampled_from([1, 4, 128]), st.sampled_from([0, 30, 10**9]))
-def test_blocks_cover_every_row_once_and_hold_every_key_it_sees(seed: int, window: int | None, longest: int, merge: int) -> None:
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([None, 1, 3, 8]),
+    st.sampled_from([1, 4, 128]),
+    st.sampled_from([0, 30, 10**9]),
+)
+def test_blocks_cover_every_row_once_and_hold_every_key_it_sees(
+    seed: int, window: int | None, longest: int, merge: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree_attention, "MAX_BLOCK", longest)
         patch.setattr(tree_attention, "MERGE_PAIRS", merge)
@@ -191,7 +253,9 @@ def test_blocks_cover_every_row_once_and_hold_every_key_it_sees(seed: int, windo
 def test_siblings_do_not_see_one_another_and_their_trunk_is_not_copied() -> None:
     draw = random.Random(0)
     trunk = tiny.words(draw, 300)
-    samples = [tiny.single(trunk + [50 + i, *tiny.words(draw, 120)], [(310, 421)], i) for i in range(3)]
+    samples = [
+        tiny.single(trunk + [50 + i, *tiny.words(draw, 120)], [(310, 421)], i) for i in range(3)
+    ]
     tree = build_tree(samples)
     blocks = plan_blocks(tree, None)
     leaf = [b for b in blocks if b.start >= 300]

@@ -1,4 +1,5 @@
-"""The fast way against the slow way: the same text, ids, spans and reasons for every template family, and no shape that could differ unseen."""
+"""The fast way against the slow way: the same text, ids, spans and reasons for every template
+family, and no shape that could differ unseen."""
 
 from __future__ import annotations
 
@@ -15,9 +16,15 @@ from tunewright.text.fast.splicing import Splicer
 from tunewright.text.renderer import CannotRender, Renderer
 from tunewright.text.tokenizer import Light
 
-FAST = {name for name in NAMES if name != "deepseek"}  # whose question depends on the answer: its rows always take the slow way
-words = st.text(alphabet=st.sampled_from(list("ab \n\t.é你🙂<|>{}'\u00a0\uf8a0")), min_size=1, max_size=12).filter(lambda t: t.strip())
-contents = words | st.sampled_from(["</think>x", "<think>a</think>b", " <|im_end|>", "</s>", "hello world", "[INST]", "x\n\n"])
+FAST = {
+    name for name in NAMES if name != "deepseek"
+}  # whose question depends on the answer: its rows always take the slow way
+words = st.text(
+    alphabet=st.sampled_from(list("ab \n\t.é你🙂<|>{}'\u00a0\uf8a0")), min_size=1, max_size=12
+).filter(lambda t: t.strip())
+contents = words | st.sampled_from(
+    ["</think>x", "<think>a</think>b", " <|im_end|>", "</s>", "hello world", "[INST]", "x\n\n"]
+)
 
 
 @cache
@@ -33,7 +40,10 @@ def slowly(renderer, messages, tools=None):
 
 
 def quickly(renderer, dialogues):
-    return [str(one) if isinstance(one, CannotRender) else one for one in renderer.render_many(dialogues)]
+    return [
+        str(one) if isinstance(one, CannotRender) else one
+        for one in renderer.render_many(dialogues)
+    ]
 
 
 def splicer_of(template, name="chatml"):
@@ -49,9 +59,15 @@ def splicer_of(template, name="chatml"):
 def test_both_ways_agree_on_every_family(name, data):
     renderer = renderer_of(name)
     dialogues = []
-    for turns in data.draw(st.lists(st.lists(st.tuples(contents, contents), min_size=1, max_size=8), min_size=1, max_size=5)):
+    for turns in data.draw(
+        st.lists(
+            st.lists(st.tuples(contents, contents), min_size=1, max_size=8), min_size=1, max_size=5
+        )
+    ):
         messages = [Message("system", data.draw(contents))] if data.draw(st.booleans()) else []
-        messages += [m for ask, answer in turns for m in (Message("user", ask), Message("assistant", answer))]
+        messages += [
+            m for ask, answer in turns for m in (Message("user", ask), Message("assistant", answer))
+        ]
         dialogues.append((messages, None))
     assert quickly(renderer, dialogues) == [slowly(renderer, *one) for one in dialogues]
 
@@ -59,7 +75,10 @@ def test_both_ways_agree_on_every_family(name, data):
 @pytest.mark.parametrize("name", sorted(FAST))
 @pytest.mark.parametrize("system", [False, True])
 def test_ordinary_dialogues_take_the_fast_way(name, system):
-    messages = ([Message("system", "s")] if system else []) + [Message("user", "question"), Message("assistant", "answer")]
+    messages = ([Message("system", "s")] if system else []) + [
+        Message("user", "question"),
+        Message("assistant", "answer"),
+    ]
     renderer = renderer_of(name)
     renderer.render_many([])
     (made,) = renderer._splicer.splice([messages])
@@ -70,14 +89,27 @@ def test_ordinary_dialogues_take_the_fast_way(name, system):
 def test_tools_and_names_agree_too(name):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
-    dialogue = [Message("user", "q"), Message("assistant", "", tool_calls=calls), Message("tool", "r", name="f"), Message("assistant", "a")]
+    dialogue = [
+        Message("user", "q"),
+        Message("assistant", "", tool_calls=calls),
+        Message("tool", "r", name="f"),
+        Message("assistant", "a"),
+    ]
     renderer = renderer_of(name)
-    asked = [(dialogue, tools), (dialogue[:1] + dialogue[3:], tools), ([Message("user", "q", name="n"), dialogue[3]], None)]
+    asked = [
+        (dialogue, tools),
+        (dialogue[:1] + dialogue[3:], tools),
+        ([Message("user", "q", name="n"), dialogue[3]], None),
+    ]
     assert quickly(renderer, asked) == [slowly(renderer, *one) for one in asked]
 
 
 TURN = "{{ '<|im_start|>' + m.role + '\n' + CONTENT + '<|im_end|>\n' }}"
-WHOLE = "{% for m in messages %}" + TURN + "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+WHOLE = (
+    "{% for m in messages %}"
+    + TURN
+    + "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 OPAQUE = [
     "m.content | upper", "m.content[:3]", "m.content | replace('a', m.content)", "m.content.split('a') | join('b')", "(m.content | length) | string",
     "('%s%s' % (m.content, ''))", "m.content | tojson", "'{}'.format(m.content)", "('x' in m.content and 'y' or m.content)",
@@ -96,7 +128,9 @@ def test_templates_that_work_on_a_content_are_never_spliced_wrongly(expression, 
         renderer, splicer = splicer_of(WHOLE.replace("CONTENT", f"({expression})"))
     except Exception:  # a template that cannot render x and y is refused before
         return
-    dialogues = [[m for ask, answer in texts for m in (Message("user", ask), Message("assistant", answer))]]
+    dialogues = [
+        [m for ask, answer in texts for m in (Message("user", ask), Message("assistant", answer))]
+    ]
     for messages, made in zip(dialogues, splicer.splice(dialogues), strict=True):
         if made is not None:
             slow = renderer.render(messages)
@@ -117,7 +151,9 @@ def test_questions_about_a_content_become_conditions_of_the_row(expression, text
     renderer, splicer = splicer_of(WHOLE.replace("CONTENT", expression))
     plain = [Message("user", "q"), Message("assistant", "plain")]
     assert splicer.splice([plain])[0] is not None
-    messages = [m for ask, answer in texts for m in (Message("user", ask), Message("assistant", answer))]
+    messages = [
+        m for ask, answer in texts for m in (Message("user", ask), Message("assistant", answer))
+    ]
     (made,) = splicer.splice([messages])
     if made is not None:
         slow = renderer.render(messages)
@@ -138,7 +174,9 @@ def test_texts_that_are_put_together_first_stay_exact(source, texts):
         renderer, splicer = splicer_of(source)
     except Exception:
         return
-    messages = [m for ask, answer in texts for m in (Message("user", ask), Message("assistant", answer))]
+    messages = [
+        m for ask, answer in texts for m in (Message("user", ask), Message("assistant", answer))
+    ]
     (made,) = splicer.splice([messages])
     if made is not None:
         slow = renderer.render(messages)
@@ -149,16 +187,25 @@ def test_control_tokens_that_overlap_are_no_places_to_cut():
     from tokenizers import AddedToken
 
     tokenizer = families.tokenizer_of("chatml")
-    tokenizer.backend_tokenizer.add_tokens([AddedToken("\n<|im_start|>", normalized=False), AddedToken("<|im_end|>x", normalized=False)])
+    tokenizer.backend_tokenizer.add_tokens(
+        [
+            AddedToken("\n<|im_start|>", normalized=False),
+            AddedToken("<|im_end|>x", normalized=False),
+        ]
+    )
     renderer = Renderer(tokenizer)
     renderer.render_many([])
-    assert not {"<|im_start|>", "<|im_end|>"} & renderer._splicer._splits.keys() and "<|endoftext|>" in renderer._splicer._splits
+    assert (
+        not {"<|im_start|>", "<|im_end|>"} & renderer._splicer._splits.keys()
+        and "<|endoftext|>" in renderer._splicer._splits
+    )
     messages = [Message("user", "q"), Message("assistant", "a")]
     assert quickly(renderer, [(messages, None)]) == [slowly(renderer, messages)]
 
 
 def test_an_answer_whose_tokens_spell_something_else_is_left_to_the_slow_way():
-    """Ids that nobody has proven are compared with their text, and refused where they are another's."""
+    """Ids that nobody has proven are compared with their text, and refused where they are
+    another's."""
 
     class Wrong:
         proves = False

@@ -1,4 +1,5 @@
-"""Ids from the memory of words are the library's, for every kind of splitting it follows; the rest is left to the library."""
+"""Ids from the memory of words are the library's, for every kind of splitting it follows; the rest
+is left to the library."""
 
 from __future__ import annotations
 
@@ -15,16 +16,54 @@ LLAMA3 = QWEN_WORDS.replace(r"\p{N}|", r"\p{N}{1,3}|")
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 SPLITS = {
     "gpt2": (pre_tokenizers.ByteLevel(add_prefix_space=False), None),
-    "digits": (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]), None),
-    "qwen": (pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated"), BYTES]), normalizers.NFC()),
-    "llama3": (pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), behavior="isolated"), BYTES]), None),
+    "digits": (
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        ),
+        None,
+    ),
+    "qwen": (
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated"), BYTES]
+        ),
+        normalizers.NFC(),
+    ),
+    "llama3": (
+        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), behavior="isolated"), BYTES]),
+        None,
+    ),
 }
 texts = st.text(
-    alphabet=st.sampled_from(list("abzAZéüЖж你是テす '\"\n\r\t\x0b\x0c\x1b\x1c\x7f\u00a0\u3000\u0301Ⅷ²0123456789,.!?-_()<>[]\\，。“”’…🙂ſK")),
+    alphabet=st.sampled_from(
+        list(
+            "abzAZéüЖж你是テす '\"\n\r\t\x0b\x0c\x1b\x1c\x7f\u00a0\u3000\u0301Ⅷ²0123456789,.!?-_()<>[]\\，。“”’…🙂ſK"
+        )
+    ),
     max_size=30,
 )
 pieces = st.lists(
-    st.sampled_from(["'s", "'LL", " the", "  ", "\n\n", "\r\n", " 12", "don't", "你好。", "\t", "<|im_end|>", "!?", "   x"]) | texts, max_size=6
+    st.sampled_from(
+        [
+            "'s",
+            "'LL",
+            " the",
+            "  ",
+            "\n\n",
+            "\r\n",
+            " 12",
+            "don't",
+            "你好。",
+            "\t",
+            "<|im_end|>",
+            "!?",
+            "   x",
+        ]
+    )
+    | texts,
+    max_size=6,
 )
 
 
@@ -52,18 +91,27 @@ def test_ids_are_the_librarys(name, parts):
 
 @pytest.mark.parametrize("name", sorted(SPLITS))
 def test_ordinary_text_is_taken_and_odd_text_is_left(name):
-    assert all(WORDS[name].ids(text) is not None for text in ("It's 5 o'clock.\n\n你好，世界。", "Привет, café!", ""))
-    assert all(WORDS[name].ids(text) is None for text in ("🙂", "a\u00a0b", "e\u0301", "x<|im_end|>", "\u3000", "²"))
+    assert all(
+        WORDS[name].ids(text) is not None
+        for text in ("It's 5 o'clock.\n\n你好，世界。", "Привет, café!", "")
+    )
+    assert all(
+        WORDS[name].ids(text) is None
+        for text in ("🙂", "a\u00a0b", "e\u0301", "x<|im_end|>", "\u3000", "²")
+    )
 
 
 def test_every_character_taken_has_the_class_that_is_assumed():
-    """An oracle from the Unicode database: letters are letters, other marks neither letters, numbers nor spaces, and NFC leaves both alone."""
+    """An oracle from the Unicode database: letters are letters, other marks neither letters,
+    numbers nor spaces, and NFC leaves both alone."""
     import re
     import unicodedata
 
     for group, wanted in ((LETTERS, "L"), (OTHERS, "P")):
         for character in filter(re.compile(f"[{group}]").match, map(chr, range(0x10000))):
-            assert unicodedata.category(character)[0] == wanted or (wanted == "P" and unicodedata.category(character)[0] == "S"), hex(ord(character))
+            assert unicodedata.category(character)[0] == wanted or (
+                wanted == "P" and unicodedata.category(character)[0] == "S"
+            ), hex(ord(character))
             assert unicodedata.normalize("NFC", character) == character
 
 
@@ -73,7 +121,9 @@ def test_other_pipelines_are_left_to_the_library(change):
     if change == "prefix":
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     elif change == "unknown regex":
-        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\p{Lu}+|."), behavior="isolated"), BYTES])
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(r"\p{Lu}+|."), behavior="isolated"), BYTES]
+        )
     elif change == "normalizer":
         made.normalizer = normalizers.Lowercase()
     else:
@@ -94,7 +144,8 @@ def test_patterns_that_could_mean_something_else_are_not_translated(pattern):
 @given(parts=pieces, other=pieces)
 @settings(max_examples=80, deadline=None)
 def test_tokens_are_spelt_as_the_library_decodes_them(name, parts, other):
-    """`spell` is true exactly where the library's decoding is the text; half a character is left to the library."""
+    """`spell` is true exactly where the library's decoding is the text; half a character is left to
+    the library."""
     ids = list(BACKENDS[name].encode("".join(parts), add_special_tokens=False).ids)
     theirs = BACKENDS[name].decode(ids, skip_special_tokens=False)
     assert SPELLINGS[name].spell(ids, theirs) == ("�" not in theirs)

@@ -1,12 +1,15 @@
-"""Names of a dataset_info.json: how data that was registered for LLaMA-Factory is found and read here.
+"""Names of a dataset_info.json: how data that was registered for LLaMA-Factory is found and read
+here.
 
-`resolve` turns one entry of `data.train` (a path, a name, several with commas between them, or a mapping with `file`) into the files to read, each
-with the function that converts its rows; a plain path comes back without one and is read by our own formats. The registry is
-`data.dir`/dataset_info.json; without `data.dir` it is looked for in ./data and then here. A name in a given `data.dir` goes before a path, a path
-goes before a name in a registry that was only found.
+`resolve` turns one entry of `data.train` (a path, a name, several with commas between them, or a
+mapping with `file`) into the files to read, each with the function that converts its rows; a plain
+path comes back without one and is read by our own formats. The registry is
+`data.dir`/dataset_info.json; without `data.dir` it is looked for in ./data and then here. A name in
+a given `data.dir` goes before a path, a path goes before a name in a registry that was only found.
 
-Every key of an entry is honoured or refused with the reason. One rule surprises people and is kept: a `columns` (or `tags`) block replaces all its
-defaults, so `{"columns": {"prompt": "text"}}` names no answer column, and the rows are running text. Source: LLaMA-Factory 0.9.5, data/parser.py.
+Every key of an entry is honoured or refused with the reason. One rule surprises people and is kept:
+a `columns` (or `tags`) block replaces all its defaults, so `{"columns": {"prompt": "text"}}` names
+no answer column, and the rows are running text. Source: LLaMA-Factory 0.9.5, data/parser.py.
 """
 
 from __future__ import annotations
@@ -30,7 +33,17 @@ from tunewright.data.files import hub
 from tunewright.data.files.encodings import find_encoding
 from tunewright.data.files.source import find
 from tunewright.data.formats.common import Columns, Unusable
-from tunewright.data.reading import HELD, MEASURED, TRAINED, Parts, RawRow, RawStream, find_parts, parts_inside, stream
+from tunewright.data.reading import (
+    HELD,
+    MEASURED,
+    TRAINED,
+    Parts,
+    RawRow,
+    RawStream,
+    find_parts,
+    parts_inside,
+    stream,
+)
 
 REGISTRY = "dataset_info.json"
 DEFAULT_PLACES = ("data", ".")
@@ -39,23 +52,39 @@ HUBS = {"hf_hub_url": "hf:", "ms_hub_url": "modelscope:"}
 REFUSED = {"om_hub_url": "openmind", "script_url": "script", "cloud_file_name": "cloud"}
 OF_A_HUB = ("subset", "folder")
 """Keys that choose a part of a hub set; LLaMA-Factory passes over them for files."""
-KNOWN = {*HUBS, *REFUSED, *OF_A_HUB, "file_name", "file_sha1", "formatting", "ranking", "split", "num_samples", "columns", "tags"}
+KNOWN = {
+    *HUBS,
+    *REFUSED,
+    *OF_A_HUB,
+    "file_name",
+    "file_sha1",
+    "formatting",
+    "ranking",
+    "split",
+    "num_samples",
+    "columns",
+    "tags",
+}
 MEDIA = ("images", "videos", "audios")
 KINDS = {"auto": "auto", "text": "text", "prompt": "prompt", "prompts": "prompt"}
-"""What `format` may say beside a name: LLaMA-Factory tells the same rows apart by its stage (pt, ppo)."""
+"""What `format` may say beside a name: LLaMA-Factory tells the same rows apart by its stage (pt,
+ppo)."""
 
 
 @dataclass
 class ResolvedEntry:
-    """Files to read alike, and how. Without `convert` the rows are read by our own formats, with `format` and `columns`."""
+    """Files to read alike, and how. Without `convert` the rows are read by our own formats, with
+    `format` and `columns`."""
 
     files: list[Path]
     format: str = "auto"
     columns: dict[str, str] = field(default_factory=dict)
-    """Our column names to the file's; for a catalogue entry the roles that its `columns` block names."""
+    """Our column names to the file's; for a catalogue entry the roles that its `columns` block
+    names."""
     convert: Callable[[Any, Origin], Row | Unusable] | None = None
     limit: int | None = None
-    """`num_samples`: take this many rows, drawn at random, some twice where the files have fewer (`chosen_rows`)."""
+    """`num_samples`: take this many rows, drawn at random, some twice where the files have fewer
+    (`chosen_rows`)."""
     weight: float = 1.0
     name: str = ""
     """The name in the registry; empty for a path."""
@@ -67,17 +96,24 @@ class ResolvedEntry:
     """Which part is read of a file that has several."""
 
     def stream(self, path: Path) -> RawStream:
-        """The rows of one of the files, while it is read. Text files of the catalogue hold a row a line, empty ones too, as LLaMA-Factory reads them."""
+        """The rows of one of the files, while it is read. Text files of the catalogue hold a row a
+        line, empty ones too, as LLaMA-Factory reads them."""
         opened = stream(path, parts=self.read_parts)
         if self.convert is not None and path.suffix.lower() == ".txt":
             opened.rows = _lines(path)
         return opened
 
     def check_columns(self, found: set[str]) -> None:
-        """Raise DataError for a column that the entry names and no row has. `found` are the names of all columns of all rows."""
+        """Raise DataError for a column that the entry names and no row has. `found` are the names
+        of all columns of all rows."""
         raise_all(
             (
-                problem("E-DATA-46", f"{self.name}: columns.{role}", column=column, found=", ".join(sorted(found)[:20]) or "-")
+                problem(
+                    "E-DATA-46",
+                    f"{self.name}: columns.{role}",
+                    column=column,
+                    found=", ".join(sorted(found)[:20]) or "-",
+                )
                 for role, column in self.columns.items()
                 if self.convert is not None and column not in found
             ),
@@ -85,8 +121,11 @@ class ResolvedEntry:
         )
 
 
-def resolve(entry: str | dict[str, Any], data_dir: str | None = None, *, to_train: bool = True) -> list[ResolvedEntry]:
-    """What an entry of `data.train` stands for, in its order; without `to_train` what is measured of it.
+def resolve(
+    entry: str | dict[str, Any], data_dir: str | None = None, *, to_train: bool = True
+) -> list[ResolvedEntry]:
+    """What an entry of `data.train` stands for, in its order; without `to_train` what is measured
+    of it.
 
     Raises DataError for what is not there or cannot be used, with what was looked up.
     """
@@ -94,7 +133,11 @@ def resolve(entry: str | dict[str, Any], data_dir: str | None = None, *, to_trai
     place, weight = str(known["file"]), float(known.get("weight", 1.0))
     kind = str(known.get("format", "auto"))
     columns: Any = known.get("columns") or {}
-    parts = [part.strip() for part in place.split(",")] if "," in place and not _is_path(place, data_dir) else [place]
+    parts = (
+        [part.strip() for part in place.split(",")]
+        if "," in place and not _is_path(place, data_dir)
+        else [place]
+    )
     found = []
     for part in parts:
         registry = _registry_with(part, data_dir)
@@ -103,14 +146,23 @@ def resolve(entry: str | dict[str, Any], data_dir: str | None = None, *, to_trai
         else:
             if not _is_path(part, data_dir):
                 _refuse_unknown(part, data_dir)
-            one = ResolvedEntry([], kind, dict(columns), weight=weight, parts=find_parts(part, data_dir, to_train=to_train))
-        one.files, one.read_parts = (one.parts.train, TRAINED) if to_train else (one.parts.measured, MEASURED)
+            one = ResolvedEntry(
+                [],
+                kind,
+                dict(columns),
+                weight=weight,
+                parts=find_parts(part, data_dir, to_train=to_train),
+            )
+        one.files, one.read_parts = (
+            (one.parts.train, TRAINED) if to_train else (one.parts.measured, MEASURED)
+        )
         found.append(one)
     return found
 
 
 def held_part(one: ResolvedEntry) -> ResolvedEntry | None:
-    """What is measured beside an entry that is trained on: the files, or the part of its one file, that are named for it. None where there is nothing."""
+    """What is measured beside an entry that is trained on: the files, or the part of its one file,
+    that are named for it. None where there is nothing."""
     if one.parts.valid:
         return replace(one, files=one.parts.valid, limit=None)
     inside = [path for path in one.files if path.is_file() and "valid" in parts_inside(path)]
@@ -118,14 +170,19 @@ def held_part(one: ResolvedEntry) -> ResolvedEntry | None:
 
 
 def chosen_rows(total: int, wanted: int | None, name: str = "") -> list[int]:
-    """Indices of the rows that `num_samples` takes, in file order: all of them, a random part, or all and some again.
+    """Indices of the rows that `num_samples` takes, in file order: all of them, a random part, or
+    all and some again.
 
-    LLaMA-Factory draws them anew in every run; here the draw depends on the entry's name and the numbers alone, so that runs can be repeated.
+    LLaMA-Factory draws them anew in every run; here the draw depends on the entry's name and the
+    numbers alone, so that runs can be repeated.
     """
     if wanted is None or not total:
         return list(range(total))
     draw = random.Random(stream_seed(0, f"num_samples:{name}:{total}:{wanted}"))
-    return sorted(draw.sample(range(total), min(wanted, total)) + [draw.randrange(total) for _ in range(max(0, wanted - total))])
+    return sorted(
+        draw.sample(range(total), min(wanted, total))
+        + [draw.randrange(total) for _ in range(max(0, wanted - total))]
+    )
 
 
 def _lines(path: Path) -> Iterator[RawRow]:
@@ -143,7 +200,9 @@ def _is_path(place: str, data_dir: str | None) -> bool:
     if hub.is_named(place):
         return True
     try:
-        return Path(place).expanduser().exists() or (data_dir is not None and (Path(data_dir).expanduser() / place).exists())
+        return Path(place).expanduser().exists() or (
+            data_dir is not None and (Path(data_dir).expanduser() / place).exists()
+        )
     except (OSError, ValueError, RuntimeError):
         return True  # a name that no system can open: the reader of paths says so
 
@@ -157,7 +216,15 @@ def _places(data_dir: str | None) -> list[Path]:
 def _registry_with(name: str, data_dir: str | None) -> tuple[Path, dict[str, Any]] | None:
     """The first registry that has the name, and its content."""
     if data_dir is not None and (data_dir == "ONLINE" or data_dir.startswith("REMOTE:")):
-        raise DataError(problem("E-DATA-42", "data.dir", name=name, key=f"dataset_dir: {data_dir}", reason=say("catalogue.why.online")))
+        raise DataError(
+            problem(
+                "E-DATA-42",
+                "data.dir",
+                name=name,
+                key=f"dataset_dir: {data_dir}",
+                reason=say("catalogue.why.online"),
+            )
+        )
     for path in _places(data_dir):
         if path.is_file() and name in (content := _content(path)):
             return path, content
@@ -169,34 +236,56 @@ def _content(path: Path) -> dict[str, Any]:
         # LLaMA-Factory opens it in the machine's own encoding; the file is UTF-8 whoever reads it.
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(problem("E-DATA-41", str(path), file=str(path), cause=str(error))) from error
-    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise DataError(problem("E-DATA-41", str(path), file=str(path), cause=say("catalogue.why.no_object")))
+        raise DataError(
+            problem("E-DATA-41", str(path), file=str(path), cause=str(error))
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(entry, dict) for entry in content.values()
+    ):
+        raise DataError(
+            problem("E-DATA-41", str(path), file=str(path), cause=say("catalogue.why.no_object"))
+        )
     return content
 
 
 def _refuse_unknown(name: str, data_dir: str | None) -> None:
-    """Raise E-DATA-40 for something that can only be a name; a missing path is for the reader of paths."""
+    """Raise E-DATA-40 for something that can only be a name; a missing path is for the reader of
+    paths."""
     there = [path for path in _places(data_dir) if path.is_file()]
     names = list(dict.fromkeys(known for path in there for known in _content(path)))
     if not there or "/" in name or "\\" in name or Path(name).suffix:
         return
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names[:10]
     looked = ", ".join(map(str, there))
-    raise DataError(problem("E-DATA-40", name, name=name, looked=looked, close=", ".join(close) or "-"))
+    raise DataError(
+        problem("E-DATA-40", name, name=name, looked=looked, close=", ".join(close) or "-")
+    )
 
 
 # ---- one entry
 
 
-def _catalogued(name: str, path: Path, content: dict[str, Any], kind: str, columns: dict[str, str], weight: float, to_train: bool) -> ResolvedEntry:
-    """The entry `name` of the registry at `path`. Raises DataError with everything that stands against using it."""
+def _catalogued(
+    name: str,
+    path: Path,
+    content: dict[str, Any],
+    kind: str,
+    columns: dict[str, str],
+    weight: float,
+    to_train: bool,
+) -> ResolvedEntry:
+    """The entry `name` of the registry at `path`. Raises DataError with everything that stands
+    against using it."""
     entry = content[name]
     where = f"{path}: {name}"
     problems = [*_unknown_keys(entry, where), *_refused(entry, name, where)]
     if columns or kind not in KINDS:
         key = "columns" if columns else f"format: {kind}"
-        problems.append(problem("E-DATA-42", where, name=name, key=key, reason=say("catalogue.why.entry_decides")))
+        problems.append(
+            problem(
+                "E-DATA-42", where, name=name, key=key, reason=say("catalogue.why.entry_decides")
+            )
+        )
     if not problems:
         problems += _missing_roles(entry, where)
     raise_all(problems, DataError)
@@ -205,27 +294,62 @@ def _catalogued(name: str, path: Path, content: dict[str, Any], kind: str, colum
     block = {role: str(column) for role, column in (entry.get("columns") or {}).items() if column}
     named = Columns(block)
     if not _hub_of(entry):
-        named.notes["entry_key_without_effect"] += sum(entry.get(key) is not None for key in OF_A_HUB)
-        named.notes["file_changed"] += bool(entry.get("file_sha1")) and len(files) == 1 and not _same_file(files[0], str(entry["file_sha1"]))
+        named.notes["entry_key_without_effect"] += sum(
+            entry.get(key) is not None for key in OF_A_HUB
+        )
+        named.notes["file_changed"] += (
+            bool(entry.get("file_sha1"))
+            and len(files) == 1
+            and not _same_file(files[0], str(entry["file_sha1"]))
+        )
     made = converter(_attributes(entry), named, KINDS[kind])
-    return ResolvedEntry(files, f"{name} ({entry.get('formatting', 'alpaca')})", block, made, entry.get("num_samples"), weight, name, named, parts)
+    return ResolvedEntry(
+        files,
+        f"{name} ({entry.get('formatting', 'alpaca')})",
+        block,
+        made,
+        entry.get("num_samples"),
+        weight,
+        name,
+        named,
+        parts,
+    )
 
 
 def _attributes(entry: dict[str, Any]) -> Attributes:
     """Column roles and role words with LLaMA-Factory's defaults, which a block replaces as a whole."""
-    columns = {role: entry["columns"].get(role) for role in COLUMNS} if "columns" in entry else dict(COLUMNS)
+    columns = (
+        {role: entry["columns"].get(role) for role in COLUMNS}
+        if "columns" in entry
+        else dict(COLUMNS)
+    )
     tags = {tag: entry["tags"].get(tag) for tag in TAGS} if "tags" in entry else dict(TAGS)
-    return Attributes(entry.get("formatting", "alpaca"), bool(entry.get("ranking", False)), columns, tags)
+    return Attributes(
+        entry.get("formatting", "alpaca"), bool(entry.get("ranking", False)), columns, tags
+    )
 
 
 def _unknown_keys(entry: dict[str, Any], where: str) -> list[Any]:
-    """Keys that LLaMA-Factory would pass over in silence; a misspelt one changes which rows are trained on."""
+    """Keys that LLaMA-Factory would pass over in silence; a misspelt one changes which rows are
+    trained on."""
     found = []
-    for block, keys, known in (("", entry, KNOWN), ("columns.", entry.get("columns"), COLUMNS), ("tags.", entry.get("tags"), TAGS)):
+    for block, keys, known in (
+        ("", entry, KNOWN),
+        ("columns.", entry.get("columns"), COLUMNS),
+        ("tags.", entry.get("tags"), TAGS),
+    ):
         for key in keys if isinstance(keys, dict) else ():
             if key not in known:
                 close = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.6)
-                found.append(problem("E-DATA-44", where, key=f"{block}{key}", guess=close[0] if close else "-", known=", ".join(sorted(known))))
+                found.append(
+                    problem(
+                        "E-DATA-44",
+                        where,
+                        key=f"{block}{key}",
+                        guess=close[0] if close else "-",
+                        known=", ".join(sorted(known)),
+                    )
+                )
     return found
 
 
@@ -234,7 +358,8 @@ def _refused(entry: dict[str, Any], name: str, where: str) -> list[Any]:
     reasons: list[tuple[str, str]] = []
     remote = _hub_of(entry)
     for key, why in REFUSED.items():
-        # An OpenMind id beside another hub's is never asked for, as there; a script or a bucket gives way to any hub.
+        # An OpenMind id beside another hub's is never asked for, as there; a script or a bucket
+        # gives way to any hub.
         if key in entry and not remote:
             reasons.append((f"{key}: {entry[key]}", say(f"catalogue.why.{why}")))
     if not remote and not reasons and not isinstance(entry.get("file_name"), str):
@@ -243,21 +368,36 @@ def _refused(entry: dict[str, Any], name: str, where: str) -> list[Any]:
         reasons.append((f"folder: {entry['folder']}", say("catalogue.why.folder")))
     for block in ("columns", "tags"):
         values = entry.get(block, {})
-        if not isinstance(values, dict) or not all(value is None or isinstance(value, str) for value in values.values()):
+        if not isinstance(values, dict) or not all(
+            value is None or isinstance(value, str) for value in values.values()
+        ):
             reasons.append((block, say("catalogue.why.block")))
         elif block == "columns":
-            reasons += [(f"columns.{role}", say("catalogue.why.media")) for role in MEDIA if values.get(role)]
+            reasons += [
+                (f"columns.{role}", say("catalogue.why.media"))
+                for role in MEDIA
+                if values.get(role)
+            ]
     samples = entry.get("num_samples")
-    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+    if samples is not None and (
+        isinstance(samples, bool) or not isinstance(samples, int) or samples < 1
+    ):
         reasons.append((f"num_samples: {samples!r}", say("catalogue.why.count")))
     if not isinstance(entry.get("ranking", False), bool):
         reasons.append((f"ranking: {entry['ranking']!r}", say("catalogue.why.truth")))
     if entry.get("formatting", "alpaca") not in FORMS:
-        reasons.append((f"formatting: {entry['formatting']!r}", say("catalogue.why.form", known=", ".join(FORMS))))
+        reasons.append(
+            (
+                f"formatting: {entry['formatting']!r}",
+                say("catalogue.why.form", known=", ".join(FORMS)),
+            )
+        )
     split = entry.get("split", "train")
     if split != "train" and not (remote and isinstance(split, str) and split.isidentifier()):
         reasons.append((f"split: {split!r}", say("catalogue.why.split")))
-    return [problem("E-DATA-42", where, name=name, key=key, reason=reason) for key, reason in reasons]
+    return [
+        problem("E-DATA-42", where, name=name, key=key, reason=reason) for key, reason in reasons
+    ]
 
 
 def _missing_roles(entry: dict[str, Any], where: str) -> list[Any]:
@@ -269,14 +409,26 @@ def _missing_roles(entry: dict[str, Any], where: str) -> list[Any]:
             needed.append(("columns", "prompt"))
     else:
         needed += [("columns", "messages")] if not about.columns["messages"] else []
-        needed += [("tags", tag) for tag in ("role_tag", "content_tag", "user_tag", "assistant_tag") if not about.tags[tag]]
-    needed += [("columns", role) for role in ("chosen", "rejected") if about.ranking and not about.columns[role]]
+        needed += [
+            ("tags", tag)
+            for tag in ("role_tag", "content_tag", "user_tag", "assistant_tag")
+            if not about.tags[tag]
+        ]
+    needed += [
+        ("columns", role)
+        for role in ("chosen", "rejected")
+        if about.ranking and not about.columns[role]
+    ]
     defaults = {**COLUMNS, **TAGS}
-    return [problem("E-DATA-45", where, block=block, role=role, default=defaults[role] or role) for block, role in needed]
+    return [
+        problem("E-DATA-45", where, block=block, role=role, default=defaults[role] or role)
+        for block, role in needed
+    ]
 
 
 def _hub_of(entry: dict[str, Any]) -> str | None:
-    """The hub key that is followed. Any of them hides the keys of files; ModelScope goes first where USE_MODELSCOPE_HUB says so."""
+    """The hub key that is followed. Any of them hides the keys of files; ModelScope goes first
+    where USE_MODELSCOPE_HUB says so."""
     found = [key for key in HUBS if key in entry]
     if len(found) == 2 and os.environ.get("USE_MODELSCOPE_HUB", "0").lower() in ("true", "y", "1"):
         return "ms_hub_url"
@@ -284,9 +436,14 @@ def _hub_of(entry: dict[str, Any]) -> str | None:
 
 
 def _files(entry: dict[str, Any], folder: Path, name: str, where: str, to_train: bool) -> Parts:
-    """The file, or all data files of the folder, that `file_name` names below the registry's folder; or those of the hub set, fetched."""
+    """The file, or all data files of the folder, that `file_name` names below the registry's
+    folder; or those of the hub set, fetched."""
     if remote := _hub_of(entry):
-        place = HUBS[remote] + str(entry[remote]) + (f"/{entry['subset']}" if entry.get("subset") else "")
+        place = (
+            HUBS[remote]
+            + str(entry[remote])
+            + (f"/{entry['subset']}" if entry.get("subset") else "")
+        )
         return find_parts(f"{place}#{entry.get('split', 'train')}")
     path = folder / str(entry["file_name"])
     if not path.exists():
@@ -295,4 +452,6 @@ def _files(entry: dict[str, Any], folder: Path, name: str, where: str, to_train:
 
 
 def _same_file(path: Path, sha1: str) -> bool:
-    return hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest() == sha1.strip().lower()
+    return (
+        hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest() == sha1.strip().lower()
+    )

@@ -1,12 +1,15 @@
 """Rows of a dataset_info.json entry, converted as LLaMA-Factory converts them.
 
-An entry has one of three forms (alpaca, sharegpt, openai), column roles and role words. Each row is first aligned: the turns in strict
-alternation, question and answer, and what answers them; then it becomes a row type. Where LLaMA-Factory drops a row with a line in the log, the
-row is `Unusable` here with a reason of its own; where it stops the whole run (a tool list that is no JSON, a role nobody knows), only that row is.
-Four things differ on purpose, each said in the report: an empty question or answer is not trained on, several answers of tools stay several
-messages (the model's own template joins them), turns that a mark calls not to be learnt are not, and the sentence "detailed thinking off", which
-LLaMA-Factory's openai form adds to system prompts, is counted and left out. Source: LLaMA-Factory 0.9.5, data/parser.py, data/converter.py and the
-processors' rules for dropping rows.
+An entry has one of three forms (alpaca, sharegpt, openai), column roles and role words. Each row is
+first aligned: the turns in strict alternation, question and answer, and what answers them; then it
+becomes a row type. Where LLaMA-Factory drops a row with a line in the log, the row is `Unusable`
+here with a reason of its own; where it stops the whole run (a tool list that is no JSON, a role
+nobody knows), only that row is. Four things differ on purpose, each said in the report: an empty
+question or answer is not trained on, several answers of tools stay several messages (the model's
+own template joins them), turns that a mark calls not to be learnt are not, and the sentence
+"detailed thinking off", which LLaMA-Factory's openai form adds to system prompts, is counted and
+left out. Source: LLaMA-Factory 0.9.5, data/parser.py, data/converter.py and the processors' rules
+for dropping rows.
 """
 
 from __future__ import annotations
@@ -16,21 +19,53 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tunewright.core.types import Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row
+from tunewright.core.types import (
+    Conversation,
+    Judged,
+    Message,
+    Origin,
+    PlainText,
+    Preference,
+    Prompt,
+    Row,
+)
 from tunewright.core.written import DECODER
-from tunewright.data.formats.common import Columns, RowFault, Unusable, file_ending, json_cell, text_of
+from tunewright.data.formats.common import (
+    Columns,
+    RowFault,
+    Unusable,
+    file_ending,
+    json_cell,
+    text_of,
+)
 from tunewright.data.formats.dialogue import own, unfilled, with_plain_numbers
 from tunewright.data.formats.ledger import Seen
 from tunewright.data.formats.marks import ANSWERS, by_turn, marked, no_list, row_weight, turn_weight
 
 COLUMNS: dict[str, str | None] = {
-    "prompt": "instruction", "query": "input", "response": "output", "history": None, "messages": "conversations", "system": None, "tools": None,
-    "images": None, "videos": None, "audios": None, "chosen": None, "rejected": None, "kto_tag": None,
-}  # fmt: skip
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "history": None,
+    "messages": "conversations",
+    "system": None,
+    "tools": None,
+    "images": None,
+    "videos": None,
+    "audios": None,
+    "chosen": None,
+    "rejected": None,
+    "kto_tag": None,
+}
 TAGS: dict[str, str | None] = {
-    "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "observation_tag": "observation",
-    "function_tag": "function_call", "system_tag": "system",
-}  # fmt: skip
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
 FORMS = ("alpaca", "sharegpt", "openai")
 THINKING = ("detailed thinking on", "detailed thinking off")
 _thought = re.compile(r"<think>.*?</think>", re.DOTALL)
@@ -38,7 +73,8 @@ _thought = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Attributes:
-    """What an entry says about its rows. `columns` and `tags` hold every role; a role that the entry leaves out of a block it gives is None."""
+    """What an entry says about its rows. `columns` and `tags` hold every role; a role that the
+    entry leaves out of a block it gives is None."""
 
     form: str = "alpaca"
     ranking: bool = False
@@ -48,7 +84,8 @@ class Attributes:
 
 @dataclass
 class _Aligned:
-    """One row in LLaMA-Factory's middle form: an odd number of prompt slots, each one turn (or several answers of tools), and what answers them."""
+    """One row in LLaMA-Factory's middle form: an odd number of prompt slots, each one turn (or
+    several answers of tools), and what answers them."""
 
     prompt: list[list[Message]]
     answer: list[Message] = field(default_factory=list)
@@ -58,14 +95,23 @@ class _Aligned:
     good: bool | None = None
 
 
-def converter(about: Attributes, named: Columns, wanted: str = "auto") -> Callable[[Any, Origin], Row | Unusable]:
-    """The function that turns a raw row into a row. `named.notes` counts what was converted on the way.
+def converter(
+    about: Attributes, named: Columns, wanted: str = "auto"
+) -> Callable[[Any, Origin], Row | Unusable]:
+    """The function that turns a raw row into a row. `named.notes` counts what was converted on the
+    way.
 
-    `wanted` is `auto` (a judged answer, a preference, a conversation, or, where the entry names no answer column, plain text), `text`
-    (LLaMA-Factory's stage pt: the first question is the text) or `prompt` (its stage ppo: the questions without the answer).
+    `wanted` is `auto` (a judged answer, a preference, a conversation, or, where the entry names no
+    answer column, plain text), `text` (LLaMA-Factory's stage pt: the first question is the text) or
+    `prompt` (its stage ppo: the questions without the answer).
     """
     align = {"alpaca": _alpaca, "sharegpt": _sharegpt, "openai": _openai}[about.form]
-    if wanted == "auto" and about.form == "alpaca" and not about.ranking and not about.columns["response"]:
+    if (
+        wanted == "auto"
+        and about.form == "alpaca"
+        and not about.ranking
+        and not about.columns["response"]
+    ):
         wanted = "text"
 
     def convert(raw: Any, origin: Origin) -> Row | Unusable:
@@ -75,7 +121,9 @@ def converter(about: Attributes, named: Columns, wanted: str = "auto") -> Callab
         seen = Seen(raw)
         named.fields.clear()
         try:
-            made = _marked(_row(align(_Reader(seen, about, named), wanted), origin, wanted), seen, about, named)
+            made = _marked(
+                _row(align(_Reader(seen, about, named), wanted), origin, wanted), seen, about, named
+            )
         except RowFault as fault:
             named.ledger.drop(raw)
             return fault.unusable
@@ -86,7 +134,8 @@ def converter(about: Attributes, named: Columns, wanted: str = "auto") -> Callab
 
 
 def _marked(row: Row, raw: dict[str, Any], about: Attributes, named: Columns) -> Row:
-    """The row with what its marks say of it. LLaMA-Factory passes over them and learns what somebody marked as not to be learnt."""
+    """The row with what its marks say of it. LLaMA-Factory passes over them and learns what
+    somebody marked as not to be learnt."""
     if isinstance(row, Prompt):
         return row
     if isinstance(row, Conversation | Judged) and about.form == "alpaca":
@@ -145,7 +194,8 @@ class _Reader:
         return self.text(self.cell("system"), "system")
 
     def tools(self) -> list[dict[str, Any]] | None:
-        """The tools of the row in the form chat templates expect: a JSON text or a list; a bare function is wrapped."""
+        """The tools of the row in the form chat templates expect: a JSON text or a list; a bare
+        function is wrapped."""
         value = self.cell("tools")
         if not isinstance(value, str):
             value = own(value, "tools", self.named)
@@ -162,10 +212,14 @@ class _Reader:
             return None
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise RowFault("bad_tools", type(value).__name__)
-        return [tool if tool.get("type") == "function" else {"type": "function", "function": tool} for tool in tools]
+        return [
+            tool if tool.get("type") == "function" else {"type": "function", "function": tool}
+            for tool in tools
+        ]
 
     def judgement(self) -> bool | None:
-        """The kto_tag; None where the entry names no such column. Only true and false count: 1 and "true" do not, there as here."""
+        """The kto_tag; None where the entry names no such column. Only true and false count: 1 and
+        "true" do not, there as here."""
         if not self.about.columns["kto_tag"]:
             return None
         value = self.cell("kto_tag")
@@ -174,23 +228,35 @@ class _Reader:
         return value
 
     def turns(self) -> tuple[str, list[dict[str, Any]]]:
-        """System prompt and the remaining turns of the messages column. A leading system turn wins over the system column."""
+        """System prompt and the remaining turns of the messages column. A leading system turn wins
+        over the system column."""
         value = self.cell("messages")
-        value = json_cell(value, str(self.about.columns["messages"]), self.named) if isinstance(value, str) else unfilled(value, self.named)
+        value = (
+            json_cell(value, str(self.about.columns["messages"]), self.named)
+            if isinstance(value, str)
+            else unfilled(value, self.named)
+        )
         if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-            raise RowFault("wrong_type", f"{self.about.columns['messages']}: {type(value).__name__}")
+            raise RowFault(
+                "wrong_type", f"{self.about.columns['messages']}: {type(value).__name__}"
+            )
         tag = self.about.tags["system_tag"]
         if tag and value and self.part(value[0], "role_tag") == tag:
             return self.text(self.part(value[0], "content_tag"), "system"), value[1:]
         return self.system(), value
 
     def roles(self) -> dict[str, str]:
-        """The file's role words to LLaMA-Factory's five; built in its order, so that a word used twice means the later one, there as here."""
-        words = {role: self.about.tags[f"{role}_tag"] for role in ("user", "assistant", "observation", "function", "system")}
+        """The file's role words to LLaMA-Factory's five; built in its order, so that a word used
+        twice means the later one, there as here."""
+        words = {
+            role: self.about.tags[f"{role}_tag"]
+            for role in ("user", "assistant", "observation", "function", "system")
+        }
         return {word: role for role, word in words.items() if word}
 
     def calls(self, content: str) -> Message:
-        """An assistant turn that calls tools, from the JSON text of one {name, arguments} or a list of them, with any thought before it."""
+        """An assistant turn that calls tools, from the JSON text of one {name, arguments} or a list
+        of them, with any thought before it."""
         thought = _thought.search(content)
         found = content.replace(thought.group(0), "") if thought else content
         try:
@@ -198,7 +264,9 @@ class _Reader:
         except (ValueError, RecursionError) as error:
             raise RowFault("bad_tool_call", str(error)[:80]) from error
         return Message(
-            "assistant", thought.group(0) if thought else "", tool_calls=_tool_calls(value if isinstance(value, list) else [value], self.named)
+            "assistant",
+            thought.group(0) if thought else "",
+            tool_calls=_tool_calls(value if isinstance(value, list) else [value], self.named),
         )
 
 
@@ -214,18 +282,30 @@ def _tool_calls(calls: list[Any], named: Columns) -> list[dict[str, Any]]:
                 arguments = DECODER.decode(arguments)
             except (ValueError, RecursionError) as error:
                 raise RowFault("bad_tool_call", str(error)[:80]) from error
-        made.append({"type": "function", "function": {"name": call["name"], "arguments": with_plain_numbers(arguments, named)}})
+        made.append(
+            {
+                "type": "function",
+                "function": {
+                    "name": call["name"],
+                    "arguments": with_plain_numbers(arguments, named),
+                },
+            }
+        )
     return made
 
 
 def _alpaca(row: _Reader, wanted: str) -> _Aligned:
-    """Question from prompt and query, after the pairs of `history`. A cell counts when it is not empty; a blank is a value, there as here."""
+    """Question from prompt and query, after the pairs of `history`. A cell counts when it is not
+    empty; a blank is a value, there as here."""
     slots: list[list[Message]] = []
     history = row.cell("history")
     for pair in history if isinstance(history, list) else []:
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowFault("wrong_type", "history")
-        slots += [[Message(role, row.text(cell, "history"))] for role, cell in zip(("user", "assistant"), pair, strict=True)]
+        slots += [
+            [Message(role, row.text(cell, "history"))]
+            for role, cell in zip(("user", "assistant"), pair, strict=True)
+        ]
     parts = [row.text(row.cell(role), role) for role in ("prompt", "query")]
     slots.append([Message("user", "\n".join(part for part in parts if part))])
     made = _Aligned(slots, system=row.system(), tools=row.tools())
@@ -233,12 +313,21 @@ def _alpaca(row: _Reader, wanted: str) -> _Aligned:
         return made
     good = row.judgement()
     if good is None and row.about.ranking:
-        return _with_pair(made, [Message("assistant", c) if isinstance(c := row.cell(r), str) else None for r in ("chosen", "rejected")])
+        return _with_pair(
+            made,
+            [
+                Message("assistant", c) if isinstance(c := row.cell(r), str) else None
+                for r in ("chosen", "rejected")
+            ],
+        )
     answer = row.cell("response")
     if isinstance(answer, str):
         made.answer = [Message("assistant", row.text(answer, "response"))]
     elif wanted != "prompt":
-        raise RowFault("no_answer", "" if answer is None else f"{row.about.columns['response']}: {type(answer).__name__}")
+        raise RowFault(
+            "no_answer",
+            "" if answer is None else f"{row.about.columns['response']}: {type(answer).__name__}",
+        )
     made.good = good
     return made
 
@@ -256,7 +345,10 @@ def _answered(row: _Reader, slots: list[list[Message]], system: str) -> _Aligned
         raise RowFault("turn_count", str(len(slots)))
     good = row.judgement()
     if good is None and row.about.ranking:
-        return _with_pair(_Aligned(slots, system=system, tools=row.tools()), [_compared(row, name) for name in ("chosen", "rejected")])
+        return _with_pair(
+            _Aligned(slots, system=system, tools=row.tools()),
+            [_compared(row, name) for name in ("chosen", "rejected")],
+        )
     if not slots or row.about.ranking:
         raise RowFault("turn_count", str(len(slots)))
     return _Aligned(slots[:-1], slots[-1], system=system, tools=row.tools(), good=good)
@@ -298,7 +390,10 @@ def _weights(row: _Reader, turns: list[dict[str, Any]]) -> list[float]:
     kinds = [roles.get(str(row.part(turn, "role_tag")), "") for turn in turns]
     named = ["function_call" if kind == "function" else kind for kind in kinds]
     marks = by_turn(row.raw, named, row.named)
-    return [turn_weight(turn, row.named, kind in ANSWERS, mark) for turn, kind, mark in zip(turns, named, marks, strict=True)]
+    return [
+        turn_weight(turn, row.named, kind in ANSWERS, mark)
+        for turn, kind, mark in zip(turns, named, marks, strict=True)
+    ]
 
 
 def _message(row: _Reader, kind: str | None, content: str) -> Message:
@@ -327,8 +422,14 @@ def _openai(row: _Reader, wanted: str) -> _Aligned:
             waiting = []
         calls = turn.get("tool_calls")
         if kind in ("assistant", "function") and calls:
-            inner = [call.get("function") if isinstance(call, dict) else None for call in calls] if isinstance(calls, list) else [None]
-            slots.append([Message("assistant", content, weight, tool_calls=_tool_calls(inner, row.named))])
+            inner = (
+                [call.get("function") if isinstance(call, dict) else None for call in calls]
+                if isinstance(calls, list)
+                else [None]
+            )
+            slots.append(
+                [Message("assistant", content, weight, tool_calls=_tool_calls(inner, row.named))]
+            )
         else:
             slots.append([replace(_message(row, kind, content), weight=weight)])
         kinds.append((kind, word))

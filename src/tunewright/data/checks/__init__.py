@@ -1,7 +1,8 @@
 """Checks of the data: what a row shows, gathered over a whole set, with counts and places.
 
-`all_checks` makes the checks, whoever walks over the rows gives each row's `feature` to `add`, and `conclude` turns all of it into findings and a score.
-A new check is a class as in `base.Check`, one entry in `all_checks`, and three sentences in the locale.
+`all_checks` makes the checks, whoever walks over the rows gives each row's `feature` to `add`, and
+`conclude` turns all of it into findings and a score. A new check is a class as in `base.Check`, one
+entry in `all_checks`, and three sentences in the locale.
 """
 
 from __future__ import annotations
@@ -24,24 +25,48 @@ _ORDER = {"stop": 0, "warn": 1, "info": 2}
 
 
 def all_checks(control: Iterable[str] = (), words: Iterable[str] = ()) -> list[Check]:
-    """A fresh instance of every check. `control` are the control tokens of the model's own tokenizer, `words` its other added tokens."""
-    return [Lengths(), Learning(), Repeats(), Roles(), Labels(), Judgements(), Languages(), ControlTokens(control, words), Personal(), Encodings()]
+    """A fresh instance of every check. `control` are the control tokens of the model's own
+    tokenizer, `words` its other added tokens."""
+    return [
+        Lengths(),
+        Learning(),
+        Repeats(),
+        Roles(),
+        Labels(),
+        Judgements(),
+        Languages(),
+        ControlTokens(control, words),
+        Personal(),
+        Encodings(),
+    ]
 
 
 def conclude(checks: Iterable[Check], report: dict[str, Any]) -> list[Finding]:
     """The findings of all checks and of the report's counts, one for each key, the gravest first."""
     found: dict[str, Finding] = {}
-    for finding in [*dropped_findings(report), *column_findings(report), *noted_findings(report), *(f for check in checks for f in check.findings())]:
+    for finding in [
+        *dropped_findings(report),
+        *column_findings(report),
+        *noted_findings(report),
+        *(f for check in checks for f in check.findings()),
+    ]:
         found.setdefault(finding.key, finding)
-    return sorted(found.values(), key=lambda f: (_ORDER[f.severity], -(f.count / f.total if f.total else 0)))
+    return sorted(
+        found.values(), key=lambda f: (_ORDER[f.severity], -(f.count / f.total if f.total else 0))
+    )
 
 
 def points(finding: Finding) -> int:
-    """What a finding takes from the score: 40 for a stop; 2 and up to 20 more by the share of rows for a warning; nothing for an info."""
+    """What a finding takes from the score: 40 for a stop; 2 and up to 20 more by the share of rows
+    for a warning; nothing for an info."""
     if finding.severity == "info":
         return 0
     share = min(1.0, finding.count / finding.total) if finding.total else 0.0
-    return STOP_POINTS if finding.severity == "stop" else WARN_POINTS + round(WARN_SHARE_POINTS * share)
+    return (
+        STOP_POINTS
+        if finding.severity == "stop"
+        else WARN_POINTS + round(WARN_SHARE_POINTS * share)
+    )
 
 
 def score(findings: Sequence[Finding], report: dict[str, Any]) -> int:
@@ -54,4 +79,14 @@ def stops(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.severity == "stop"]
 
 
-__all__ = ["HELD_OUT", "TRAIN", "Check", "Finding", "all_checks", "conclude", "points", "score", "stops"]
+__all__ = [
+    "HELD_OUT",
+    "TRAIN",
+    "Check",
+    "Finding",
+    "all_checks",
+    "conclude",
+    "points",
+    "score",
+    "stops",
+]

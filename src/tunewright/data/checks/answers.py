@@ -14,7 +14,8 @@ UNEVEN = 10
 
 
 class Labels:
-    """The answers of a set that has few different short ones, and whether one of them crowds out the rest."""
+    """The answers of a set that has few different short ones, and whether one of them crowds out
+    the rest."""
 
     name = "labels"
 
@@ -45,12 +46,20 @@ class Labels:
                 self._counts = None
 
     def findings(self) -> list[Finding]:
-        """`labels` with every count, or `uneven_labels` where one is ten times as frequent as another."""
+        """`labels` with every count, or `uneven_labels` where one is ten times as frequent as
+        another."""
         counts = self._counts
-        if counts is None or counts.get("") or self._rows < max(FEWEST_ROWS, ROWS_A_LABEL * len(counts)) or len(counts) < 2:
+        if (
+            counts is None
+            or counts.get("")
+            or self._rows < max(FEWEST_ROWS, ROWS_A_LABEL * len(counts))
+            or len(counts) < 2
+        ):
             return []
         ordered = counts.most_common()
-        shown = ", ".join(f"{label} {count}" for label, count in ordered[:10]) + (" ..." if len(ordered) > 10 else "")
+        shown = ", ".join(f"{label} {count}" for label, count in ordered[:10]) + (
+            " ..." if len(ordered) > 10 else ""
+        )
         fields = {
             "labels": dict(ordered),
             "shown": shown,

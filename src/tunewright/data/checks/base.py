@@ -1,7 +1,9 @@
-"""What a check of the data is: something cheap is taken from every row, gathered in row order, and turned into findings with places.
+"""What a check of the data is: something cheap is taken from every row, gathered in row order, and
+turned into findings with places.
 
-`feature` runs wherever the rows are encoded (perhaps in worker processes) and is all a check ever sees of a row's text; `add` runs in one process
-in the order of the rows. What a check keeps for a row is a few numbers, never its text, so that sets larger than memory can be checked.
+`feature` runs wherever the rows are encoded (perhaps in worker processes) and is all a check ever
+sees of a row's text; `add` runs in one process in the order of the rows. What a check keeps for a
+row is a few numbers, never its text, so that sets larger than memory can be checked.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, Protocol
 
-from tunewright.core.types import Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample
+from tunewright.core.types import (
+    Judged,
+    Message,
+    Origin,
+    PlainText,
+    Preference,
+    Prompt,
+    Row,
+    Sample,
+)
 from tunewright.core.words import say
 
 Severity = Literal["stop", "warn", "info"]
@@ -23,10 +34,11 @@ TRAIN, HELD_OUT = "train", "held_out"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found. `count` of `total` rows (or answers, or tokens) are concerned; `places` are up to five file:line.
+    """One thing that was found. `count` of `total` rows (or answers, or tokens) are concerned;
+    `places` are up to five file:line.
 
-    A `stop` makes training meaningless, a `warn` makes it worse, an `info` is worth knowing. The sentences stand in the locale under
-    `check.<key>.what` and `check.<key>.do`.
+    A `stop` makes training meaningless, a `warn` makes it worse, an `info` is worth knowing. The
+    sentences stand in the locale under `check.<key>.what` and `check.<key>.do`.
     """
 
     key: str
@@ -55,7 +67,11 @@ class Finding:
 
     def _spoken(self, lang: str | None) -> dict[str, Any]:
         share = f"{self.count / self.total:.1%}".replace(".0%", "%") if self.total else "-"
-        shown = {k: f"{v:,}" if isinstance(v, int) else v for k, v in self.fields.items() if not isinstance(v, (dict, list))}
+        shown = {
+            k: f"{v:,}" if isinstance(v, int) else v
+            for k, v in self.fields.items()
+            if not isinstance(v, (dict, list))
+        }
         if "unit" in shown:
             shown["unit"] = say(f"check.unit.{shown['unit']}", lang)
         return {"count": f"{self.count:,}", "total": f"{self.total:,}", "share": share, **shown}
@@ -71,7 +87,8 @@ class Check(Protocol):
     name: str
 
     def feature(self, row: Row, sample: Sample | None) -> Any:
-        """What is kept of a row: small, picklable, the same in every process. `sample` is None without a tokenizer. Never changes the check."""
+        """What is kept of a row: small, picklable, the same in every process. `sample` is None
+        without a tokenizer. Never changes the check."""
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
         """Take one row's feature, in row order. `side` is `train` or `held_out`."""
@@ -87,13 +104,15 @@ class View:
     users: tuple[str, ...]
     """What was asked: user turns; nothing for running text."""
     answers: tuple[str, ...]
-    """What is learnt: assistant turns (chosen ones first, then rejected), or the running text itself."""
+    """What is learnt: assistant turns (chosen ones first, then rejected), or the running text
+    itself."""
     others: tuple[str, ...]
     """System prompts and tool results."""
     kind: str
     """`dialogue` or `text`."""
     last: str = ""
-    """The last answer (of a preference the chosen one): what two rows with the same question are compared by."""
+    """The last answer (of a preference the chosen one): what two rows with the same question are
+    compared by."""
 
     @property
     def question(self) -> str:
@@ -109,7 +128,8 @@ _latest: tuple[Row, View] | None = None
 
 
 def view_of(row: Row) -> View:
-    """The parts of a row. All checks ask for the same row one after the other, so the latest answer is remembered."""
+    """The parts of a row. All checks ask for the same row one after the other, so the latest answer
+    is remembered."""
     global _latest
     if _latest is None or _latest[0] is not row:
         _latest = (row, _view(row))
@@ -147,8 +167,11 @@ def asks_only(row: Row) -> bool:
 
 
 def hash64(text: str) -> int:
-    """A hash that is the same in every process and run, 64 bits: two of two million texts collide with a chance of one in nine million."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    """A hash that is the same in every process and run, 64 bits: two of two million texts collide
+    with a chance of one in nine million."""
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 @dataclass
@@ -166,7 +189,8 @@ class Tally:
 
 
 class Places:
-    """file:line of every row in ten bytes each, because only the findings know at the end which rows they name."""
+    """file:line of every row in ten bytes each, because only the findings know at the end which
+    rows they name."""
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
@@ -178,7 +202,8 @@ class Places:
 
     def add(self, origin: Origin) -> None:
         """Remember the next row's place."""
-        # Past 65,535 files the last number stands for all further ones; a set of so many files is named by its first ones.
+        # Past 65,535 files the last number stands for all further ones; a set of so many files is
+        # named by its first ones.
         self._file.append(min(self._files.setdefault(origin.file, len(self._files)), 0xFFFF))
         self._line.append(origin.line)
 

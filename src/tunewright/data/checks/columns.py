@@ -11,7 +11,8 @@ SHOWN_COLUMNS, NAME_CHARACTERS = 8, 60
 
 
 def column_findings(report: dict[str, Any]) -> list[Finding]:
-    """`unused_columns`: what differs from row to row and looks like a part of the lesson. `passed_over`: the others, which cost nothing."""
+    """`unused_columns`: what differs from row to row and looks like a part of the lesson.
+    `passed_over`: the others, which cost nothing."""
     columns = report.get("columns")
     if not columns:
         return []
@@ -21,9 +22,27 @@ def column_findings(report: dict[str, Any]) -> list[Finding]:
     if lesson:
         places = [one["place"] for one in lesson if one["place"]][:SHOWN_PLACES]
         fields = {"shown": _listed(lesson), "first": _short(lesson[0]["name"])}
-        found.append(Finding("unused_columns", "warn", len(lesson), max(columns["found"], len(lesson)), places, fields))
+        found.append(
+            Finding(
+                "unused_columns",
+                "warn",
+                len(lesson),
+                max(columns["found"], len(lesson)),
+                places,
+                fields,
+            )
+        )
     if others:
-        found.append(Finding("passed_over", "info", len(others), max(columns["found"], len(others)), [], {"shown": _listed(others)}))
+        found.append(
+            Finding(
+                "passed_over",
+                "info",
+                len(others),
+                max(columns["found"], len(others)),
+                [],
+                {"shown": _listed(others)},
+            )
+        )
     return found
 
 
@@ -31,9 +50,19 @@ def _listed(unused: list[dict[str, Any]]) -> str:
     """The columns with an example each, and in how many rows where that is not all."""
     said = []
     for one in unused[:SHOWN_COLUMNS]:
-        parts = [say(f"data.left.{one['why']}")] if one["why"] in ("empty", "same", "copy", "dropped") else []
-        parts += [say("data.left.rows", rows=one["rows"], of=one["of"])] if one["rows"] < one["of"] else []
-        parts += [say("data.left.example", example=_plain(one["example"]))] if one["example"] else []
+        parts = (
+            [say(f"data.left.{one['why']}")]
+            if one["why"] in ("empty", "same", "copy", "dropped")
+            else []
+        )
+        parts += (
+            [say("data.left.rows", rows=one["rows"], of=one["of"])]
+            if one["rows"] < one["of"]
+            else []
+        )
+        parts += (
+            [say("data.left.example", example=_plain(one["example"]))] if one["example"] else []
+        )
         said.append(f"`{_short(one['name'])}`" + (f" ({', '.join(parts)})" if parts else ""))
     return ", ".join([*said, "..."] if len(unused) > SHOWN_COLUMNS else said)
 

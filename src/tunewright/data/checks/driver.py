@@ -37,14 +37,26 @@ class Checked:
 
 
 def check(config: DataConfig, opened: Opened | None, objective: str | None = None) -> Checked:
-    """Check the data of a run. Raises DataError only for files that cannot be read: what a run would refuse is described. With the name of an
-    `objective`, raises CompatError for rows that it cannot learn from."""
+    """Check the data of a run. Raises DataError only for files that cannot be read: what a run
+    would refuse is described. With the name of an `objective`, raises CompatError for rows that it
+    cannot learn from."""
     from tunewright.data.inspecting import inspect
 
-    data = inspect(config, opened.renderer if opened else None, opened.context if opened else None, needs_tokens=opened is not None, refuse=False)
-    raise_all(compat.rows_for(objective, data.report["kinds"]) if objective is not None else [], CompatError)
+    data = inspect(
+        config,
+        opened.renderer if opened else None,
+        opened.context if opened else None,
+        needs_tokens=opened is not None,
+        refuse=False,
+    )
+    raise_all(
+        compat.rows_for(objective, data.report["kinds"]) if objective is not None else [],
+        CompatError,
+    )
     found = [Finding.of_dict(one) for one in data.report["findings"]]
-    return Checked({**data.report, "warnings": _left(data.report, found)}, found, data.report["score"])
+    return Checked(
+        {**data.report, "warnings": _left(data.report, found)}, found, data.report["score"]
+    )
 
 
 def check_rows(
@@ -55,7 +67,8 @@ def check_rows(
     report: dict[str, Any],
     control: Iterable[str] = (),
 ) -> list[Finding]:
-    """Every check over rows in memory; the sample lists are empty where nothing was encoded. `report` gives the counts of dropped rows."""
+    """Every check over rows in memory; the sample lists are empty where nothing was encoded.
+    `report` gives the counts of dropped rows."""
     checks = all_checks(control)
     for side, rows, samples in ((TRAIN, train_rows, train), (HELD_OUT, held_rows, held)):
         for index, row in enumerate(rows):
@@ -68,7 +81,11 @@ def check_rows(
 def _left(report: dict[str, Any], findings: Sequence[Finding]) -> list[str]:
     """The report's warnings without those that stand among the findings."""
     said = {say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"])}
-    said |= {say(f"data.warning.{key}", count=report[key]) for key in ("duplicates", "held_out_overlap") if key in report}
+    said |= {
+        say(f"data.warning.{key}", count=report[key])
+        for key in ("duplicates", "held_out_overlap")
+        if key in report
+    }
     said |= {finding.what() for finding in findings}
     if report.get("stop_learnt_share") is not None:
         said.add(say("data.warning.stop_share", share=f"{report['stop_learnt_share']:.0%}"))

@@ -1,4 +1,5 @@
-"""Findings that stand in the counts of the report: rows that were dropped before any check saw them, and notes on what is learnt otherwise than it stands."""
+"""Findings that stand in the counts of the report: rows that were dropped before any check saw
+them, and notes on what is learnt otherwise than it stands."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _too_long = re.compile(r"^(?P<place>.*): too_long \((?P<length>\d+) > (?P<limit>
 
 
 def dropped_findings(report: dict[str, Any]) -> list[Finding]:
-    """`empty`, `too_long` and one `dropped` for all the other reasons, from a data report; a giant row among those that were too long."""
+    """`empty`, `too_long` and one `dropped` for all the other reasons, from a data report; a giant
+    row among those that were too long."""
     reasons, read = report["reasons"], report["rows_read"]
     found = []
 
@@ -28,31 +30,63 @@ def dropped_findings(report: dict[str, Any]) -> list[Finding]:
 
     empty = [name for name in reasons if name in EMPTY]
     if empty:
-        finding("empty", empty, shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in empty))
+        finding(
+            "empty",
+            empty,
+            shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in empty),
+        )
     if "too_long" in reasons:
         finding("too_long", ["too_long"])
         found += _giants(report)
     rest = [name for name in reasons if name not in EMPTY and name not in ("too_long", LEFT_OUT)]
     if rest:
-        finding("dropped", rest, shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in rest))
+        finding(
+            "dropped",
+            rest,
+            shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in rest),
+        )
     return found
 
 
 def noted_findings(report: dict[str, Any]) -> list[Finding]:
     """One finding for each note of NOTED."""
     rows, notes = report["rows_read"], report.get("notes", {})
-    return [Finding(key, "warn", min(notes[key], rows), rows, [], {"times": notes[key]}) for key in NOTED if notes.get(key)]
+    return [
+        Finding(key, "warn", min(notes[key], rows), rows, [], {"times": notes[key]})
+        for key in NOTED
+        if notes.get(key)
+    ]
 
 
 def _giants(report: dict[str, Any]) -> list[Finding]:
-    """A dropped row that dwarfs the other ones: five times the next percent, or the limit where it is alone."""
+    """A dropped row that dwarfs the other ones: five times the next percent, or the limit where it
+    is alone."""
     matches = [m for m in map(_too_long.match, report["dropped"]["rows"]) if m]
     if not matches:
         return []
     lengths = sorted(int(m["length"]) for m in matches)
-    usual = max(lengths[max(0, int(len(lengths) * 0.98) - 1)] if len(lengths) > 1 else 0, int(matches[0]["limit"]))
-    giants = sorted((m for m in matches if int(m["length"]) > GIANT * usual), key=lambda m: -int(m["length"]))
+    usual = max(
+        lengths[max(0, int(len(lengths) * 0.98) - 1)] if len(lengths) > 1 else 0,
+        int(matches[0]["limit"]),
+    )
+    giants = sorted(
+        (m for m in matches if int(m["length"]) > GIANT * usual), key=lambda m: -int(m["length"])
+    )
     if not giants:
         return []
-    fields = {"unit": "tokens", "longest": lengths[-1], "p99": usual, "p50": lengths[len(lengths) // 2]}
-    return [Finding("giant_row", "warn", len(giants), report["rows_read"], [m["place"] for m in giants[:SHOWN_PLACES]], fields)]
+    fields = {
+        "unit": "tokens",
+        "longest": lengths[-1],
+        "p99": usual,
+        "p50": lengths[len(lengths) // 2],
+    }
+    return [
+        Finding(
+            "giant_row",
+            "warn",
+            len(giants),
+            report["rows_read"],
+            [m["place"] for m in giants[:SHOWN_PLACES]],
+            fields,
+        )
+    ]

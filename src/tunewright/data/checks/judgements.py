@@ -1,4 +1,5 @@
-"""What judgements can teach: good and bad answers, right and wrong steps, pairs that differ. All of one side, there is nothing to tell apart."""
+"""What judgements can teach: good and bad answers, right and wrong steps, pairs that differ. All of
+one side, there is nothing to tell apart."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ FEWEST_PAIRS = 5
 
 
 class Judgements:
-    """Judged answers of which all are good or all bad, steps that are all right or all wrong, margins that are all alike, and pairs in which one side is
-    the same text everywhere."""
+    """Judged answers of which all are good or all bad, steps that are all right or all wrong,
+    margins that are all alike, and pairs in which one side is the same text everywhere."""
 
     name = "judgements"
 
@@ -30,7 +31,11 @@ class Judgements:
         if isinstance(row, Judged):
             return "answer", row.good
         if isinstance(row, Preference):
-            return "pair", (hash64(row.chosen[-1].content), hash64(row.rejected[-1].content), row.margin)
+            return "pair", (
+                hash64(row.chosen[-1].content),
+                hash64(row.rejected[-1].content),
+                row.margin,
+            )
         return None
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
@@ -46,18 +51,41 @@ class Judgements:
         else:
             self._pairs.add(origin)
             for name, value in zip(self._alike, said, strict=True):
-                self._alike[name] = self._alike[name] and value is not None and value == self._first.setdefault(name, value)
+                self._alike[name] = (
+                    self._alike[name]
+                    and value is not None
+                    and value == self._first.setdefault(name, value)
+                )
 
     def findings(self) -> list[Finding]:
         """`one_sided_answers`, `one_sided_steps`, `one_margin`, `one_chosen`, `one_rejected`."""
         found = []
-        for key, tallies in (("one_sided_answers", self._answers), ("one_sided_steps", self._steps)):
+        for key, tallies in (
+            ("one_sided_answers", self._answers),
+            ("one_sided_steps", self._steps),
+        ):
             there = [good for good in tallies if tallies[good].count]
             if len(there) == 1:
                 kept = tallies[there[0]]
-                found.append(Finding(f"{key}_{'good' if there[0] else 'bad'}", "warn", kept.count, kept.count, kept.places))
+                found.append(
+                    Finding(
+                        f"{key}_{'good' if there[0] else 'bad'}",
+                        "warn",
+                        kept.count,
+                        kept.count,
+                        kept.places,
+                    )
+                )
         if self._pairs.count >= FEWEST_PAIRS:
             for name, severity in (("chosen", "warn"), ("rejected", "warn"), ("margin", "info")):
                 if self._alike[name]:
-                    found.append(Finding(f"one_{name}", severity, self._pairs.count, self._pairs.count, self._pairs.places))  # type: ignore[arg-type]
+                    found.append(
+                        Finding(
+                            f"one_{name}",
+                            severity,  # type: ignore[arg-type]
+                            self._pairs.count,
+                            self._pairs.count,
+                            self._pairs.places,
+                        )
+                    )
         return found

@@ -1,4 +1,5 @@
-"""What a check needs of a model: its tokenizer and template and how long a row may be. Neither torch nor, for most models, Transformers is loaded."""
+"""What a check needs of a model: its tokenizer and template and how long a row may be. Neither
+torch nor, for most models, Transformers is loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Opened:
 
 @dataclass
 class _Named:
-    """What a name means: the folder that states context and stop tokens, the folder of tokenizer and template, a run's system prompt and thinking."""
+    """What a name means: the folder that states context and stop tokens, the folder of tokenizer
+    and template, a run's system prompt and thinking."""
 
     base: Path
     tokenizer: Path
@@ -41,7 +43,8 @@ class _Named:
 
 
 def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
-    """The renderer of a model (fetched without weights), a run, an adapter or a folder; None where neither is given. Raises DataError for both, ModelError."""
+    """The renderer of a model (fetched without weights), a run, an adapter or a folder; None where
+    neither is given. Raises DataError for both, ModelError."""
     if model is not None and tokenizer is not None:
         raise DataError(problem("E-DATA-55"))
     if model is None and tokenizer is None:
@@ -52,17 +55,25 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
     folder = Path(tokenizer).expanduser() if tokenizer is not None else None
     named = _named(str(model)) if folder is None else _Named(folder, folder)
     loaded, _ = load_light(named.tokenizer)
-    return Opened(Renderer(loaded, stop_ids_of_folder(named.base)), _context(named.base), named.system, named.thinking)
+    return Opened(
+        Renderer(loaded, stop_ids_of_folder(named.base)),
+        _context(named.base),
+        named.system,
+        named.thinking,
+    )
 
 
 def _named(model: str) -> _Named:
-    """A run folder or a saved adapter stands for its base with its own tokenizer; anything else is a model."""
+    """A run folder or a saved adapter stands for its base with its own tokenizer; anything else is
+    a model."""
     place = Path(model).expanduser()
     adapter, system, thinking = place, None, "auto"
     if (place / RUN).is_file():
         model, system, thinking = _of_run(place)
         adapter = place / "adapter"
-        if (place / "model" / "config.json").is_file():  # every weight was trained: the run holds a whole model
+        if (
+            place / "model" / "config.json"
+        ).is_file():  # every weight was trained: the run holds a whole model
             return _Named(place / "model", place / "model", system, thinking)
     else:
         described = next((place / name for name in ADAPTERS if (place / name).is_file()), None)
@@ -71,7 +82,9 @@ def _named(model: str) -> _Named:
             return _Named(folder, folder)
         model = str(_json_of(described).get("base_model_name_or_path") or "")
     base = _resolved(model)
-    return _Named(base, adapter if (adapter / "tokenizer_config.json").is_file() else base, system, thinking)
+    return _Named(
+        base, adapter if (adapter / "tokenizer_config.json").is_file() else base, system, thinking
+    )
 
 
 def _resolved(model: str) -> Path:
@@ -81,7 +94,8 @@ def _resolved(model: str) -> Path:
 
 
 def _of_run(folder: Path) -> tuple[str, str | None, str]:
-    """(model, system prompt, what was done with thoughts) of a run folder. Raises DataError where its run.yaml names no model."""
+    """(model, system prompt, what was done with thoughts) of a run folder. Raises DataError where
+    its run.yaml names no model."""
     import yaml
 
     try:
@@ -93,7 +107,11 @@ def _of_run(folder: Path) -> tuple[str, str | None, str]:
     data = said.get("data")
     settings = data if isinstance(data, dict) else {}
     system, thinking = settings.get("system"), settings.get("thinking")
-    return said["model"], system if isinstance(system, str) else None, thinking if isinstance(thinking, str) else "auto"
+    return (
+        said["model"],
+        system if isinstance(system, str) else None,
+        thinking if isinstance(thinking, str) else "auto",
+    )
 
 
 def _json_of(path: Path) -> dict[str, Any]:
@@ -105,11 +123,14 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 
 def with_system(config: DataConfig, opened: Opened | None) -> DataConfig:
-    """`config` with the run's system prompt, and what it did with thoughts, where it names none of its own."""
+    """`config` with the run's system prompt, and what it did with thoughts, where it names none of
+    its own."""
     if opened is None:
         return config
     found = {"system": opened.system} if opened.system is not None and config.system is None else {}
-    return config.model_copy(update=found | ({"thinking": opened.thinking} if config.thinking == "auto" else {}))
+    return config.model_copy(
+        update=found | ({"thinking": opened.thinking} if config.thinking == "auto" else {})
+    )
 
 
 def _context(folder: Path) -> int | None:

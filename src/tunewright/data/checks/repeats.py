@@ -1,4 +1,5 @@
-"""Rows that stand there more than once: word for word, nearly, on both sides of the split, or with another answer."""
+"""Rows that stand there more than once: word for word, nearly, on both sides of the split, or with
+another answer."""
 
 from __future__ import annotations
 
@@ -7,7 +8,16 @@ from typing import Any
 
 from tunewright.core.types import Judged, Origin, PlainText, Preference, Prompt, Row, Sample
 from tunewright.data.checks import shingles
-from tunewright.data.checks.base import HELD_OUT, SHOWN_PLACES, Finding, Places, Severity, hash64, turns_of, view_of
+from tunewright.data.checks.base import (
+    HELD_OUT,
+    SHOWN_PLACES,
+    Finding,
+    Places,
+    Severity,
+    hash64,
+    turns_of,
+    view_of,
+)
 from tunewright.data.store.splitting import question_key
 
 SHORT_ANSWER = 40
@@ -22,19 +32,27 @@ def _plain(text: str) -> str:
 
 
 class Repeats:
-    """Exact and near duplicates, held-out rows that are also trained on, the same question with other answers, one answer for most rows."""
+    """Exact and near duplicates, held-out rows that are also trained on, the same question with
+    other answers, one answer for most rows."""
 
     name = "repeats"
 
     def __init__(self) -> None:
-        # For a row: 8 bytes each for the whole, question, subject and answer, 128 for the signature, 10 for the place, 1 for the rest.
-        self._whole, self._question, self._subject, self._answer = array("Q"), array("Q"), array("Q"), array("Q")
+        # For a row: 8 bytes each for the whole, question, subject and answer, 128 for the
+        # signature, 10 for the place, 1 for the rest.
+        self._whole, self._question, self._subject, self._answer = (
+            array("Q"),
+            array("Q"),
+            array("Q"),
+            array("Q"),
+        )
         self._flags = bytearray()
         self._signatures = bytearray()
         self._places = Places()
 
     def feature(self, row: Row, sample: Sample | None) -> tuple[int, int, int, int, int, bytes]:
-        """Hashes of the whole row, its question, what its answer depends on, and its answer; flags; the signature."""
+        """Hashes of the whole row, its question, what its answer depends on, and its answer; flags;
+        the signature."""
         view = view_of(row)
         answer = _plain(view.last)
         question = question_key(row)
@@ -42,20 +60,46 @@ class Repeats:
             whole, subject, said = row.text, "", ""
         elif isinstance(row, Preference):
             pair = sorted((row.chosen[-1].content, row.rejected[-1].content))
-            whole, subject, said = _turns(row), "\x1e".join([question, *pair]), row.chosen[-1].content
+            whole, subject, said = (
+                _turns(row),
+                "\x1e".join([question, *pair]),
+                row.chosen[-1].content,
+            )
         elif isinstance(row, Judged):
-            whole, subject, said = f"{_turns(row)}\x1e{row.good}{getattr(row, 'steps', '')}", _turns(row), str(row.good)
+            whole, subject, said = (
+                f"{_turns(row)}\x1e{row.good}{getattr(row, 'steps', '')}",
+                _turns(row),
+                str(row.good),
+            )
         else:
-            whole, subject, said = _turns(row), "" if isinstance(row, Prompt) else _plain(question), answer
-        flags = (len(said) <= SHORT_ANSWER) | (bool(subject) << 1) | ((view.kind == "dialogue" and bool(answer)) << 2)
+            whole, subject, said = (
+                _turns(row),
+                "" if isinstance(row, Prompt) else _plain(question),
+                answer,
+            )
+        flags = (
+            (len(said) <= SHORT_ANSWER)
+            | (bool(subject) << 1)
+            | ((view.kind == "dialogue" and bool(answer)) << 2)
+        )
         text = "\n".join((*view.users, *view.answers))
-        hashes = (hash64(whole), hash64(question), hash64(subject) if subject else 0, hash64(_plain(said)))
+        hashes = (
+            hash64(whole),
+            hash64(question),
+            hash64(subject) if subject else 0,
+            hash64(_plain(said)),
+        )
         return (*hashes, flags, shingles.signature(text))
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
         """Keep the hashes of the next row."""
         whole, question, subject, answer, flags, signature = feature
-        for column, value in ((self._whole, whole), (self._question, question), (self._subject, subject), (self._answer, answer)):
+        for column, value in (
+            (self._whole, whole),
+            (self._question, question),
+            (self._subject, subject),
+            (self._answer, answer),
+        ):
             column.append(value)
         self._flags.append(flags | ((side == HELD_OUT) << 3) | (bool(signature) << 4))
         self._signatures += signature or shingles.EMPTY
@@ -69,7 +113,9 @@ class Repeats:
             return []
         flags = numpy.frombuffer(bytes(self._flags), numpy.uint8)
         held = (flags & 8) > 0
-        whole, question = (numpy.frombuffer(column, numpy.uint64) for column in (self._whole, self._question))
+        whole, question = (
+            numpy.frombuffer(column, numpy.uint64) for column in (self._whole, self._question)
+        )
         first = numpy.zeros(len(whole), dtype=bool)
         first[numpy.unique(whole, return_index=True)[1]] = True
         near = shingles.near_pairs(self._signatures, first & ((flags & 16) > 0))
@@ -77,14 +123,20 @@ class Repeats:
         near = {
             right: left
             for right, left in near.items()
-            if not (flags[right] & 1 and self._subject[right] and self._subject[right] == self._subject[left])
+            if not (
+                flags[right] & 1
+                and self._subject[right]
+                and self._subject[right] == self._subject[left]
+            )
         }
         found = self._repeated(held, first, near)
         found += self._leaked(held, whole, question, near)
         found += self._contradictions(flags)
         return found + self._constant(flags)
 
-    def _finding(self, key: str, severity: Severity, found: Any, total: int, **fields: Any) -> Finding:
+    def _finding(
+        self, key: str, severity: Severity, found: Any, total: int, **fields: Any
+    ) -> Finding:
         places = [self._places[int(i)] for i in found[:SHOWN_PLACES]]
         return Finding(key, severity, len(found), total, places, fields)
 
@@ -97,11 +149,19 @@ class Repeats:
         found = [self._finding("duplicates", "warn", exact, train)] if len(exact) else []
         close = sorted(right for right, left in near.items() if not held[right] and not held[left])
         if close:
-            examples = [f"{self._places[near[i]]} = {self._places[i]}" for i in close[:SHOWN_PLACES]]
+            examples = [
+                f"{self._places[near[i]]} = {self._places[i]}" for i in close[:SHOWN_PLACES]
+            ]
             severity: Severity = "warn" if len(close) >= 0.02 * train else "info"
             found.append(
                 self._finding(
-                    "near_duplicates", severity, close, train, threshold=f"{shingles.THRESHOLD:.0%}", first_pair=examples[0], pairs=examples
+                    "near_duplicates",
+                    severity,
+                    close,
+                    train,
+                    threshold=f"{shingles.THRESHOLD:.0%}",
+                    first_pair=examples[0],
+                    pairs=examples,
                 )
             )
         return found
@@ -116,17 +176,32 @@ class Repeats:
         exact = held & (numpy.isin(question, question[~held]) | numpy.isin(whole, whole[~held]))
         rows = numpy.flatnonzero(exact)
         found = [self._finding("held_out_repeated", "warn", rows, total)] if len(rows) else []
-        close = {(right if held[right] else left) for right, left in near.items() if held[right] != held[left]}
+        close = {
+            (right if held[right] else left)
+            for right, left in near.items()
+            if held[right] != held[left]
+        }
         close = {row for row in close if not exact[row]}
         if close:
-            found.append(self._finding("held_out_near", "warn", sorted(close), total, threshold=f"{shingles.THRESHOLD:.0%}"))
+            found.append(
+                self._finding(
+                    "held_out_near",
+                    "warn",
+                    sorted(close),
+                    total,
+                    threshold=f"{shingles.THRESHOLD:.0%}",
+                )
+            )
         return found
 
     def _contradictions(self, flags: Any) -> list[Finding]:
-        """Questions with more than one answer: labels that contradict each other, or simply several texts."""
+        """Questions with more than one answer: labels that contradict each other, or simply several
+        texts."""
         import numpy
 
-        subject, answer = (numpy.frombuffer(column, numpy.uint64) for column in (self._subject, self._answer))
+        subject, answer = (
+            numpy.frombuffer(column, numpy.uint64) for column in (self._subject, self._answer)
+        )
         rows = numpy.flatnonzero((flags & 2) > 0)
         order = rows[numpy.lexsort((rows, subject[rows]))]
         bounds = numpy.flatnonzero(numpy.diff(subject[order])) + 1
@@ -134,7 +209,8 @@ class Repeats:
         texts: list[int] = []
         counted = {"labels": 0, "texts": 0}
         starts, stops = numpy.append(0, bounds), numpy.append(bounds, len(order))
-        # Only groups of several rows are looked at: an array for each of two million single rows took 300 MB.
+        # Only groups of several rows are looked at: an array for each of two million single rows
+        # took 300 MB.
         for which in numpy.flatnonzero(stops - starts > 1):
             group = order[starts[which] : stops[which]]
             if len(set(answer[group].tolist())) > 1:
@@ -143,10 +219,16 @@ class Repeats:
                 (labels if short else texts).append(int(group[1]))
         found = []
         if labels:
-            found.append(self._finding("contradictory_labels", "warn", labels, len(rows), rows=counted["labels"]))
+            found.append(
+                self._finding(
+                    "contradictory_labels", "warn", labels, len(rows), rows=counted["labels"]
+                )
+            )
         if texts:
             severity: Severity = "warn" if len(texts) >= 0.2 * len(bounds) else "info"
-            found.append(self._finding("several_answers", severity, texts, len(rows), rows=counted["texts"]))
+            found.append(
+                self._finding("several_answers", severity, texts, len(rows), rows=counted["texts"])
+            )
         return found
 
     def _constant(self, flags: Any) -> list[Finding]:
@@ -165,7 +247,14 @@ class Repeats:
         if share < needed:
             return []
         severity: Severity = "stop" if share >= CONSTANT_STOP else "warn"
-        return [self._finding("constant_answers", severity, rows[answers == values[int(counts.argmax())]], len(rows))]
+        return [
+            self._finding(
+                "constant_answers",
+                severity,
+                rows[answers == values[int(counts.argmax())]],
+                len(rows),
+            )
+        ]
 
 
 def _turns(row: Row) -> str:

@@ -1,11 +1,14 @@
 """Questions in the assistant's place: rows in which two columns, or two roles, were exchanged.
 
-A row is judged against the rest of its set: how turns begin, how they end, how long they are and whether they have lines tells users from assistants
-in almost any set (naive Bayes; rows that fit better the other way round are counted so, and the counting is repeated). The first guess comes from what
-requests look like in English and Chinese, so that a set in which most rows are exchanged is seen as well.
-Measured with 3 to 30 % of the rows exchanged on purpose, two plantings each (docs/LOG.md has the table): the count is 100 % of what was planted in GSM8K, 95 to
-100 % in English and 82 to 98 % in Chinese Alpaca rows, 80 to 107 % where tasks are mixed; untouched, none of nine sets has a finding. Counting a row without
-itself and adding bags of the first 8 or 16 words found no more and named more rows wrongly.
+A row is judged against the rest of its set: how turns begin, how they end, how long they are and
+whether they have lines tells users from assistants in almost any set (naive Bayes; rows that fit
+better the other way round are counted so, and the counting is repeated). The first guess comes from
+what requests look like in English and Chinese, so that a set in which most rows are exchanged is
+seen as well. Measured with 3 to 30 % of the rows exchanged on purpose, two plantings each
+(docs/LOG.md has the table): the count is 100 % of what was planted in GSM8K, 95 to 100 % in English
+and 82 to 98 % in Chinese Alpaca rows, 80 to 107 % where tasks are mixed; untouched, none of nine
+sets has a finding. Counting a row without itself and adding bags of the first 8 or 16 words found
+no more and named more rows wrongly.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from tunewright.core.types import Origin, Prompt, Row, Sample
 from tunewright.data.checks.base import SHOWN_PLACES, TRAIN, Finding, Places, Severity, view_of
 
 SWAPPED_WARN, SWAPPED_STOP, SWAPPED_ROWS = 0.015, 0.5, 5
-"""Single rows like that occur by themselves (a form is filled in), so a few of them are no finding."""
+"""Single rows like that occur by themselves (a form is filled in), so a few of them are no finding.
+"""
 LONGEST_QUESTION = 600
 LONGER = 2
 FEWEST_ROWS = 40
@@ -50,7 +54,8 @@ _ends_asking = re.compile(r"[?？؟][\s\"'”’)\]」】》*]*$")
 
 
 def asks(text: str) -> bool:
-    """Whether a turn looks like a question or a request: it ends with a question mark, or begins as requests do and is short."""
+    """Whether a turn looks like a question or a request: it ends with a question mark, or begins as
+    requests do and is short."""
     shown = text.strip()
     if _ends_asking.search(shown[-40:]):
         return True
@@ -58,16 +63,29 @@ def asks(text: str) -> bool:
 
 
 def _is_task(text: str) -> bool:
-    """Whether a turn cannot be an answer: a question stands anywhere in it, or it begins by setting a task."""
+    """Whether a turn cannot be an answer: a question stands anywhere in it, or it begins by setting
+    a task."""
     return "?" in text or "？" in text or bool(_tasks.search(text))
 
 
 def traits(text: str) -> tuple[int, int, int, int]:
-    """Hashes of the first word and the first two; how the text ends and whether it has several lines; its length in powers of two."""
+    """Hashes of the first word and the first two; how the text ends and whether it has several
+    lines; its length in powers of two."""
     words = [*_words.findall(text[:60].lower())[:2], "", ""]
     last = text.rstrip()[-1:]
-    end = 1 if last in ("?", "？") else 2 if last in (".", "。", "!", "！") else 3 if last in (":", "：") else 0
-    first, second = (zlib.crc32(part.encode("utf-8", "surrogatepass")) & 0xFFF for part in (words[0], f"{words[0]} {words[1]}"))
+    end = (
+        1
+        if last in ("?", "？")
+        else 2
+        if last in (".", "。", "!", "！")
+        else 3
+        if last in (":", "：")
+        else 0
+    )
+    first, second = (
+        zlib.crc32(part.encode("utf-8", "surrogatepass")) & 0xFFF
+        for part in (words[0], f"{words[0]} {words[1]}")
+    )
     return first, second, 2 * end + ("\n" in text.strip()), min(15, len(text).bit_length())
 
 
@@ -82,14 +100,27 @@ class Roles:
         self._places = Places()
 
     def feature(self, row: Row, sample: Sample | None) -> tuple[int, ...] | None:
-        """What the texts look like by themselves, and the traits of the last question and the last answer; None without both."""
+        """What the texts look like by themselves, and the traits of the last question and the last
+        answer; None without both."""
         view = view_of(row)
-        if view.kind != "dialogue" or isinstance(row, Prompt) or not view.question.strip() or not view.last.strip():
+        if (
+            view.kind != "dialogue"
+            or isinstance(row, Prompt)
+            or not view.question.strip()
+            or not view.last.strip()
+        ):
             return None
         asking, answering = asks(view.question) or _is_task(view.question), asks(view.last)
-        # A system prompt may say that questions are wanted, and who asks back (which size, which day) says more than the other did.
+        # A system prompt may say that questions are wanted, and who asks back (which size, which
+        # day) says more than the other did.
         doubtful = view.others or len(view.last) > LONGER * len(view.question)
-        look = USUAL if asking and not answering else SWAPPED if answering and not asking and not doubtful else UNKNOWN
+        look = (
+            USUAL
+            if asking and not answering
+            else SWAPPED
+            if answering and not asking and not doubtful
+            else UNKNOWN
+        )
         return (look, *traits(view.question), *traits(view.last))
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
@@ -110,17 +141,30 @@ class Roles:
         swapped = looks == SWAPPED
         if total >= FEWEST_ROWS:
             traits_R2K = numpy.frombuffer(self._traits, numpy.uint16).reshape(total, 2, len(SIZES))
-            guess = numpy.zeros(total, bool) if int(swapped.sum()) > int((looks == USUAL).sum()) else ~swapped
+            guess = (
+                numpy.zeros(total, bool)
+                if int(swapped.sum()) > int((looks == USUAL).sum())
+                else ~swapped
+            )
             swapped = (_log_odds(traits_R2K, guess) < SURE) & (looks != USUAL)
         rows = numpy.flatnonzero(swapped)
         if len(rows) < max(SWAPPED_ROWS, SWAPPED_WARN * total):
             return []
         severity: Severity = "stop" if len(rows) >= SWAPPED_STOP * total else "warn"
-        return [Finding("swapped_roles", severity, len(rows), total, [self._places[int(i)] for i in rows[:SHOWN_PLACES]])]
+        return [
+            Finding(
+                "swapped_roles",
+                severity,
+                len(rows),
+                total,
+                [self._places[int(i)] for i in rows[:SHOWN_PLACES]],
+            )
+        ]
 
 
 def _log_odds(traits_R2K: Any, fits_R: Any) -> Any:
-    """How much likelier each of R rows is as it stands than with its two turns exchanged, in nats; K traits of 2 turns. `fits_R` is a first guess."""
+    """How much likelier each of R rows is as it stands than with its two turns exchanged, in nats;
+    K traits of 2 turns. `fits_R` is a first guess."""
     import numpy
 
     users, answers = traits_R2K[:, 0], traits_R2K[:, 1]
@@ -132,7 +176,10 @@ def _log_odds(traits_R2K: Any, fits_R: Any) -> Any:
             # Rows that fit better exchanged are counted as if they were.
             asked = numpy.where(fits, users[:, k], answers[:, k])
             said = numpy.where(fits, answers[:, k], users[:, k])
-            ratio = numpy.log((numpy.bincount(asked, minlength=size) + 0.5) / (numpy.bincount(said, minlength=size) + 0.5))
+            ratio = numpy.log(
+                (numpy.bincount(asked, minlength=size) + 0.5)
+                / (numpy.bincount(said, minlength=size) + 0.5)
+            )
             odds += ratio[users[:, k]] - ratio[answers[:, k]]
         fits = odds > 0
     return odds

@@ -1,9 +1,14 @@
-"""Near-duplicates without keeping texts: MinHash signatures of word triples, candidates by bands, verified by the estimated overlap.
+"""Near-duplicates without keeping texts: MinHash signatures of word triples, candidates by bands,
+verified by the estimated overlap.
 
-A text becomes the set of its runs of three words (Chinese: three characters), lower case, without punctuation. 64 hash functions keep their smallest
-value each, 16 bits of it: 128 bytes a text. The share of equal values estimates the Jaccard overlap of two sets, with a standard deviation of 0.05 at
-0.8. Rows that agree in one of 16 bands of four values are compared; at an overlap of 0.8 a pair is missed with a chance of 0.02 %.
-What stands in more than a tenth of all rows (an instruction before every text) is left out of the comparison.
+A text becomes the set of its runs of three words (Chinese: three characters), lower case, without
+punctuation. 64 hash functions keep their smallest
+value each, 16 bits of it: 128 bytes a text. The share of equal values estimates the Jaccard overlap
+of two sets, with a standard deviation of 0.05 at
+0.8. Rows that agree in one of 16 bands of four values are compared; at an overlap of 0.8 a pair is
+missed with a chance of 0.02 %.
+What stands in more than a tenth of all rows (an instruction before every text) is left out of the
+comparison.
 Sources: Broder 1997 (resemblance), Li and König 2010 (b-bit MinHash).
 """
 
@@ -19,7 +24,8 @@ from typing import Any
 SLOTS, BANDS = 64, 16
 WIDTH = SLOTS // BANDS
 THRESHOLD = 0.7
-"""From this estimated overlap on, two rows are near-duplicates: about one changed word in seventeen."""
+"""From this estimated overlap on, two rows are near-duplicates: about one changed word in
+seventeen."""
 FEWEST = 8
 """Shorter texts have too few triples to compare; they count only as exact duplicates."""
 MOST_CHARACTERS = 30_000
@@ -28,7 +34,9 @@ BOILERPLATE_SHARE, BOILERPLATE_ROWS = 0.1, 50
 FEWEST_SLOTS = 16
 EMPTY = b"\0" * (2 * SLOTS)
 
-_words = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+_words = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
+)
 
 
 @cache
@@ -37,7 +45,9 @@ def _functions() -> tuple[Any, Any]:
     import numpy
 
     draw = random.Random(20260)
-    factors = numpy.array([draw.getrandbits(64) | 1 for _ in range(SLOTS)], dtype=numpy.uint64)[:, None]
+    factors = numpy.array([draw.getrandbits(64) | 1 for _ in range(SLOTS)], dtype=numpy.uint64)[
+        :, None
+    ]
     addends = numpy.array([draw.getrandbits(64) for _ in range(SLOTS)], dtype=numpy.uint64)[:, None]
     return factors, addends
 
@@ -49,9 +59,15 @@ def signature(text: str) -> bytes:
     words = _words.findall(text[:MOST_CHARACTERS].lower())
     if len(words) < FEWEST + 2:
         return b""
-    one = numpy.fromiter((zlib.crc32(w.encode("utf-8", "surrogatepass")) for w in words), dtype=numpy.uint64, count=len(words))
+    one = numpy.fromiter(
+        (zlib.crc32(w.encode("utf-8", "surrogatepass")) for w in words),
+        dtype=numpy.uint64,
+        count=len(words),
+    )
     triples = (
-        (one[:-2] * numpy.uint64(0x9E3779B97F4A7C15)) ^ (one[1:-1] * numpy.uint64(0xC2B2AE3D27D4EB4F)) ^ (one[2:] * numpy.uint64(0x165667B19E3779F9))
+        (one[:-2] * numpy.uint64(0x9E3779B97F4A7C15))
+        ^ (one[1:-1] * numpy.uint64(0xC2B2AE3D27D4EB4F))
+        ^ (one[2:] * numpy.uint64(0x165667B19E3779F9))
     )
     factors, addends = _functions()
     smallest = (triples[None, :] * factors + addends).min(axis=1)
@@ -67,7 +83,8 @@ def overlap(left: bytes, right: bytes) -> float:
 
 
 def near_pairs(signatures: bytearray, usable: Any) -> dict[int, int]:
-    """For every row that nearly repeats an earlier one, that earlier row. `usable[i]` says that row i has a signature and is no exact repetition."""
+    """For every row that nearly repeats an earlier one, that earlier row. `usable[i]` says that row
+    i has a signature and is no exact repetition."""
     import numpy
 
     table = numpy.frombuffer(signatures, "<u2").reshape(-1, SLOTS)
@@ -97,7 +114,8 @@ def near_pairs(signatures: bytearray, usable: Any) -> dict[int, int]:
 
 
 def _boilerplate(table: Any, rows: Any) -> Any:
-    """For each slot, which of its 65,536 values are shared by so many rows that they belong to a form and not to the row."""
+    """For each slot, which of its 65,536 values are shared by so many rows that they belong to a
+    form and not to the row."""
     import numpy
 
     common = numpy.zeros((SLOTS, 1 << 16), dtype=bool)
@@ -108,7 +126,8 @@ def _boilerplate(table: Any, rows: Any) -> Any:
 
 
 def _candidates(order: Any, same: Any) -> Iterator[tuple[int, int]]:
-    """Pairs to compare: each row of a run of equal keys with the row before it and with the run's first. Earlier rows stand first."""
+    """Pairs to compare: each row of a run of equal keys with the row before it and with the run's
+    first. Earlier rows stand first."""
     import numpy
 
     first, last = 0, -2

@@ -23,16 +23,22 @@ def bars(rows: Sequence[Sequence[int]]) -> list[str]:
     lines = []
     for name, (_, _, count) in zip(names, rows, strict=True):
         eighths = max(1, round(8 * BAR * count / most)) if count else 0
-        lines.append(f"  {name:>{width}} {PARTS[8] * (eighths // 8)}{PARTS[eighths % 8].strip()} {count:,}".rstrip())
+        lines.append(
+            f"  {name:>{width}} {PARTS[8] * (eighths // 8)}{PARTS[eighths % 8].strip()} {count:,}".rstrip()
+        )
     return lines
 
 
 def describe_findings(findings: Sequence[Finding], score: int) -> str:
-    """Every finding with its places and remedy, the lengths as a chart, and the score with what lowers it."""
+    """Every finding with its places and remedy, the lengths as a chart, and the score with what
+    lowers it."""
     lines: list[str] = []
     for finding in findings:
         if finding.key == "lengths":
-            lines += [say("check.say.histogram", unit=say(f"check.unit.{finding.fields['unit']}")), *bars(finding.fields["bins"])]
+            lines += [
+                say("check.say.histogram", unit=say(f"check.unit.{finding.fields['unit']}")),
+                *bars(finding.fields["bins"]),
+            ]
     for finding in findings:
         if finding.key in QUIET:
             continue
@@ -42,7 +48,11 @@ def describe_findings(findings: Sequence[Finding], score: int) -> str:
             lines.append("    " + say("check.say.places", places=", ".join(finding.places)))
         if finding.severity != "info":
             lines.append("    " + finding.remedy())
-    parts = [say("check.say.part", name=finding.name(), points=points(finding)) for finding in findings if points(finding)]
+    parts = [
+        say("check.say.part", name=finding.name(), points=points(finding))
+        for finding in findings
+        if points(finding)
+    ]
     lowered, total = say("check.say.lowered", parts=", ".join(parts)), sum(map(points, findings))
     said = [say("check.say.score", score=score)]
     if score < 100 - total:
@@ -63,6 +73,11 @@ def describe_checked(checked: Checked, colour: bool = False) -> str:
     return "\n".join(
         [
             *lines,
-            *([say("check.say.no_model")] if report.get("tokens_total") is None and not any(f.key == "learnt" for f in checked.findings) else []),
+            *(
+                [say("check.say.no_model")]
+                if report.get("tokens_total") is None
+                and not any(f.key == "learnt" for f in checked.findings)
+                else []
+            ),
         ]
     )

@@ -7,7 +7,15 @@ from array import array
 from typing import Any
 
 from tunewright.core.types import Origin, Prompt, Row, Sample
-from tunewright.data.checks.base import SHOWN_PLACES, TRAIN, Finding, Places, Severity, Tally, view_of
+from tunewright.data.checks.base import (
+    SHOWN_PLACES,
+    TRAIN,
+    Finding,
+    Places,
+    Severity,
+    Tally,
+    view_of,
+)
 
 HALF = 0.5
 """From this share of the answers on, a model without their stop tokens never learns to end."""
@@ -41,7 +49,8 @@ def histogram(ordered: Any) -> list[list[int]]:
 
 
 class Lengths:
-    """How long the rows are, in tokens where there is a tokenizer and in characters otherwise, and single rows that dwarf the rest."""
+    """How long the rows are, in tokens where there is a tokenizer and in characters otherwise, and
+    single rows that dwarf the rest."""
 
     name = "lengths"
 
@@ -65,22 +74,50 @@ class Lengths:
             self._places.add(origin)
 
     def findings(self) -> list[Finding]:
-        """`lengths` always, `giant_row` for rows five times as long as 99 of 100 (ten times as nine of ten in small sets)."""
+        """`lengths` always, `giant_row` for rows five times as long as 99 of 100 (ten times as nine
+        of ten in small sets)."""
         import numpy
 
         if not self._lengths:
             return []
         lengths = numpy.frombuffer(self._lengths, numpy.uint64)
         ordered = numpy.sort(lengths)
-        facts = {"min": int(ordered[0]), **{f"p{k}": percentile(ordered, k / 100) for k in (50, 90, 99)}, "max": int(ordered[-1])}
+        facts = {
+            "min": int(ordered[0]),
+            **{f"p{k}": percentile(ordered, k / 100) for k in (50, 90, 99)},
+            "max": int(ordered[-1]),
+        }
         unit = self._unit
-        found = [Finding("lengths", "info", len(ordered), len(ordered), [], {"unit": unit, **facts, "bins": histogram(ordered)})]
+        found = [
+            Finding(
+                "lengths",
+                "info",
+                len(ordered),
+                len(ordered),
+                [],
+                {"unit": unit, **facts, "bins": histogram(ordered)},
+            )
+        ]
         limit = GIANT * facts["p99"] if len(ordered) >= MANY else GIANT_OF_FEW * facts["p90"]
         giants = numpy.flatnonzero(lengths > max(limit, SHORTEST_GIANT))
         if len(giants):
             order = giants[numpy.argsort(lengths[giants])[::-1]]
-            fields = {"unit": unit, "longest": int(lengths[order[0]]), "p99": facts["p99"], "p50": facts["p50"]}
-            found.append(Finding("giant_row", "warn", len(giants), len(ordered), [self._places[int(i)] for i in order[:SHOWN_PLACES]], fields))
+            fields = {
+                "unit": unit,
+                "longest": int(lengths[order[0]]),
+                "p99": facts["p99"],
+                "p50": facts["p50"],
+            }
+            found.append(
+                Finding(
+                    "giant_row",
+                    "warn",
+                    len(giants),
+                    len(ordered),
+                    [self._places[int(i)] for i in order[:SHOWN_PLACES]],
+                    fields,
+                )
+            )
         return found
 
 
@@ -93,13 +130,26 @@ class Learning:
         self._rows = self._tokens = self._learnt = self._answers = self._stops = 0
         self._unstopped, self._cut, self._nothing = Tally(), Tally(), Tally()
 
-    def feature(self, row: Row, sample: Sample | None) -> tuple[int, int, int, int, bool, bool] | None:
-        """Tokens, learnt ones, answers, stop tokens learnt, cut, only a question; None without a tokenizer."""
+    def feature(
+        self, row: Row, sample: Sample | None
+    ) -> tuple[int, int, int, int, bool, bool] | None:
+        """Tokens, learnt ones, answers, stop tokens learnt, cut, only a question; None without a
+        tokenizer."""
         if sample is None:
             return None
-        tokens, learnt = sum(len(b.tokens) for b in sample.branches), sum(len(b.learnt) for b in sample.branches)
+        tokens, learnt = (
+            sum(len(b.tokens) for b in sample.branches),
+            sum(len(b.learnt) for b in sample.branches),
+        )
         facts = sample.facts
-        return tokens, learnt, facts.get("answers", 0), facts.get("stops_learnt", 0), bool(facts.get("truncated")), isinstance(row, Prompt)
+        return (
+            tokens,
+            learnt,
+            facts.get("answers", 0),
+            facts.get("stops_learnt", 0),
+            bool(facts.get("truncated")),
+            isinstance(row, Prompt),
+        )
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
         """Count a row that is trained on."""
@@ -119,18 +169,34 @@ class Learning:
             self._nothing.add(origin)
 
     def findings(self) -> list[Finding]:
-        """`learnt` and `stops` always (with tokens); `nothing_learnt`, `little_learnt`, `no_stop`, `truncated` where they apply."""
+        """`learnt` and `stops` always (with tokens); `nothing_learnt`, `little_learnt`, `no_stop`,
+        `truncated` where they apply."""
         if not self._rows:
             return []
-        found = [Finding("learnt", "info", self._learnt, self._tokens), Finding("stops", "info", self._stops, self._answers)]
+        found = [
+            Finding("learnt", "info", self._learnt, self._tokens),
+            Finding("stops", "info", self._stops, self._answers),
+        ]
         if not self._learnt:
-            found.append(Finding("nothing_learnt", "stop", self._rows, self._rows, self._nothing.places))
+            found.append(
+                Finding("nothing_learnt", "stop", self._rows, self._rows, self._nothing.places)
+            )
         elif self._learnt < LITTLE_LEARNT * self._tokens:
             found.append(Finding("little_learnt", "warn", self._learnt, self._tokens))
         if self._unstopped.count:
             severity: Severity = "stop" if self._unstopped.count >= HALF * self._answers else "warn"
-            found.append(Finding("no_stop", severity, self._unstopped.count, self._answers, self._unstopped.places))
+            found.append(
+                Finding(
+                    "no_stop",
+                    severity,
+                    self._unstopped.count,
+                    self._answers,
+                    self._unstopped.places,
+                )
+            )
         if self._cut.count:
             # Somebody asked for it, and the stop tokens are kept.
-            found.append(Finding("truncated", "warn", self._cut.count, self._rows, self._cut.places))
+            found.append(
+                Finding("truncated", "warn", self._cut.count, self._rows, self._cut.places)
+            )
         return found

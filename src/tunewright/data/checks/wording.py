@@ -1,4 +1,5 @@
-"""What stands in the texts: languages, control tokens and whole templates, personal data, characters read in a wrong encoding."""
+"""What stands in the texts: languages, control tokens and whole templates, personal data,
+characters read in a wrong encoding."""
 
 from __future__ import annotations
 
@@ -70,14 +71,18 @@ _code = re.compile(r"```|[{};]\s*$|=>|def |import |</\w+>|\bSELECT\b|https?://",
 
 
 def language_of(text: str) -> str:
-    """zh, en, latin (another language in Latin letters), ja, ko, cyrillic, arabic, other; mixed; "" where too few letters stand."""
+    """zh, en, latin (another language in Latin letters), ja, ko, cyrillic, arabic, other; mixed; ""
+    where too few letters stand."""
     sample = text[:LOOKED_AT]
     if sample.isascii():
         letters = len(_SCRIPTS["latin"].findall(sample))
         return _latin(sample) if letters >= FEWEST_LETTERS else ""
     counts = {name: len(pattern.findall(sample)) for name, pattern in _SCRIPTS.items()}
     # A Chinese character says about as much as three letters.
-    weighed = {name: count * (3 if name in ("han", "kana") else 2 if name == "hangul" else 1) for name, count in counts.items()}
+    weighed = {
+        name: count * (3 if name in ("han", "kana") else 2 if name == "hangul" else 1)
+        for name, count in counts.items()
+    }
     total = sum(weighed.values())
     if total < FEWEST_LETTERS:
         return ""
@@ -91,7 +96,10 @@ def language_of(text: str) -> str:
 
 def _latin(text: str) -> str:
     words = [word.lower() for word in _latin_word.findall(text)]
-    english, others = sum(word in _ENGLISH for word in words), sum(word in _EUROPEAN for word in words)
+    english, others = (
+        sum(word in _ENGLISH for word in words),
+        sum(word in _EUROPEAN for word in words),
+    )
     return "latin" if others > english and others >= 3 else "en"
 
 
@@ -108,11 +116,14 @@ class Languages:
         self._ways: Counter[str] = Counter()
 
     def feature(self, row: Row, sample: Sample | None) -> tuple[str, str, bool]:
-        """Language of the last question, of the last answer, and whether the two were meant to differ."""
+        """Language of the last question, of the last answer, and whether the two were meant to
+        differ."""
         view = view_of(row)
         asked, said = language_of(view.question), language_of(view.last)
         meant = asked != said and bool(
-            _translation.search(view.question[:2000]) or any(map(_translation.search, view.others)) or _code.search(view.last[:LOOKED_AT])
+            _translation.search(view.question[:2000])
+            or any(map(_translation.search, view.others))
+            or _code.search(view.last[:LOOKED_AT])
         )
         return asked, said, meant
 
@@ -143,7 +154,14 @@ class Languages:
         if self._other.count >= max(OTHER_ROWS, OTHER_WARN * self._pairs):
             ways = {name: count for name, count in self._ways.most_common()}
             found.append(
-                Finding("other_language", "warn", self._other.count, self._pairs, self._other.places, {"ways": ways, "shown": _shares(ways)})
+                Finding(
+                    "other_language",
+                    "warn",
+                    self._other.count,
+                    self._pairs,
+                    self._other.places,
+                    {"ways": ways, "shown": _shares(ways)},
+                )
             )
         return found
 
@@ -154,20 +172,74 @@ def _writing(language: str) -> str:
 
 def _shares(counts: dict[str, int]) -> str:
     total = sum(counts.values())
-    return ", ".join(f"{name} {count / total:.1%}" if count < total else f"{name} 100%" for name, count in list(counts.items())[:6])
+    return ", ".join(
+        f"{name} {count / total:.1%}" if count < total else f"{name} 100%"
+        for name, count in list(counts.items())[:6]
+    )
 
 
 # ---- control tokens
 
 CONTROL = (
-    "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eot_id|>", "<|eom_id|>", "<|python_tag|>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<start_of_turn>", "<end_of_turn>", "<|user|>",
-    "<|assistant|>", "<|system|>", "<|end|>", "<|observation|>", "[gMASK]", "<sop>", "<eop>", "<|User|>", "<|Assistant|>", "<｜User｜>", "<｜Assistant｜>",
-    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<bos>", "<eos>", "<|channel|>", "<|message|>", "<|start|>", "<|return|>", "<|START_OF_TURN_TOKEN|>",
-    "<|END_OF_TURN_TOKEN|>", "[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "<|eot|>", "<|header_start|>", "<|header_end|>", "<unused0>", "</s>",
-)  # fmt: skip
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_sep|>",
+    "<|endoftext|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|python_tag|>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|end|>",
+    "<|observation|>",
+    "[gMASK]",
+    "<sop>",
+    "<eop>",
+    "<|User|>",
+    "<|Assistant|>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<bos>",
+    "<eos>",
+    "<|channel|>",
+    "<|message|>",
+    "<|start|>",
+    "<|return|>",
+    "<|START_OF_TURN_TOKEN|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "[AVAILABLE_TOOLS]",
+    "[TOOL_CALLS]",
+    "<|eot|>",
+    "<|header_start|>",
+    "<|header_end|>",
+    "<unused0>",
+    "</s>",
+)
 """Tokens that structure dialogues in well-known families of models."""
-WRITTEN = frozenset(["<s>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"])
+WRITTEN = frozenset(
+    [
+        "<s>",
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "<tool_response>",
+        "</tool_response>",
+    ]
+)
 """Added tokens of some models that answers may well contain."""
 _TEMPLATES = re.compile(
     r"<\|im_start\|>\s*(?:system|user|assistant)|<\|start_header_id\|>\s*(?:system|user|assistant)|\[INST\].*?\[/INST\]|<<SYS>>"
@@ -176,24 +248,29 @@ _TEMPLATES = re.compile(
     r"|(?:^|\n)(?:Human|USER|User) ?: .*?\n\s*(?:Assistant|ASSISTANT) ?:",
     re.DOTALL,
 )
-_maybe_template = re.compile(r"<\||\[/?INST\]|<<SYS>>|<start_of_turn>|<｜|##|(?:Assistant|ASSISTANT) ?:")
+_maybe_template = re.compile(
+    r"<\||\[/?INST\]|<<SYS>>|<start_of_turn>|<｜|##|(?:Assistant|ASSISTANT) ?:"
+)
 _strike = re.compile(r"<s>[^<\[\n]{1,200}</s>")
 WRONG_STOP = 0.5
 
 
 class ControlTokens:
-    """Control tokens that stand in the data as text, and rows that are a rendered dialogue of some template already.
+    """Control tokens that stand in the data as text, and rows that are a rendered dialogue of some
+    template already.
 
-    `own` are the control tokens of the model that will be trained; those of other families are looked for always, except `words`, which are tokens of this
-    model that rows may use. A control token typed by a person stays text
-    (it is neutralised). A rendered template inside a turn means that the data was written for another program: the model would learn to
-    write the markup.
+    `own` are the control tokens of the model that will be trained; those of other families are
+    looked for always, except `words`, which are tokens of this model that rows may use. A control
+    token typed by a person stays text (it is neutralised). A rendered template inside a turn means
+    that the data was written for another program: the model would learn to write the markup.
     """
 
     name = "control_tokens"
 
     def __init__(self, own: Iterable[str] = (), words: Iterable[str] = ()):
-        strings = {s for s in (*CONTROL, *own) if len(s) > 2 and not s.isspace() and s not in WRITTEN}.difference(words)
+        strings = {
+            s for s in (*CONTROL, *own) if len(s) > 2 and not s.isspace() and s not in WRITTEN
+        }.difference(words)
         self._pattern = "|".join(map(re.escape, sorted(strings, key=lambda s: (-len(s), s))))
         self._compiled: re.Pattern[str] | None = None
         self._rows = 0
@@ -212,8 +289,14 @@ class ControlTokens:
         for text in view.all():
             if "<" in text or "[" in text:
                 found += self._compiled.findall(_strike.sub("", text) if "</s>" in text else text)
-            # Running text and system prompts may describe a template; a turn that contains one is one.
-            if not form and view.kind == "dialogue" and text not in view.others and _maybe_template.search(text):
+            # Running text and system prompts may describe a template; a turn that contains one is
+            # one.
+            if (
+                not form
+                and view.kind == "dialogue"
+                and text not in view.others
+                and _maybe_template.search(text)
+            ):
                 match = _TEMPLATES.search(text)
                 form = match.group().strip()[:24].split("\n")[0] if match else ""
         return tuple(found[:50]), form
@@ -236,53 +319,96 @@ class ControlTokens:
         """`wrong_template` and `control_tokens`; a row is in one of them only."""
         found = []
         if self._templates.count:
-            # Headings such as "### Instruction:" are only words and can be learnt; control tokens that became text are noise in every row.
+            # Headings such as "### Instruction:" are only words and can be learnt; control tokens
+            # that became text are noise in every row.
             severity: Severity = "stop" if self._with_tokens >= WRONG_STOP * self._rows else "warn"
             shown = ", ".join(form for form, _ in self._forms.most_common(3))
-            found.append(Finding("wrong_template", severity, self._templates.count, self._rows, self._templates.places, {"shown": shown}))
+            found.append(
+                Finding(
+                    "wrong_template",
+                    severity,
+                    self._templates.count,
+                    self._rows,
+                    self._templates.places,
+                    {"shown": shown},
+                )
+            )
         if self._typed.count:
             shown = ", ".join(f"{token} {count}" for token, count in self._tokens.most_common(5))
             fields = {"tokens": sum(self._tokens.values()), "shown": shown}
             severity = "warn" if self._typed.count >= 0.005 * self._rows else "info"
-            found.append(Finding("control_tokens", severity, self._typed.count, self._rows, self._typed.places, fields))
+            found.append(
+                Finding(
+                    "control_tokens",
+                    severity,
+                    self._typed.count,
+                    self._rows,
+                    self._typed.places,
+                    fields,
+                )
+            )
         return found
 
 
 # ---- personal data
 
 _email = re.compile(r"[\w.+-]{1,64}@(?P<host>[\w-]+(?:\.[\w-]+)*\.[a-zA-Z]{2,12})\b")
-_EXAMPLES = re.compile(r"(?:^|\.)(?:example|test|email|domain|yourdomain|company|mail)\.|localhost|\.(?:invalid|example|test)$", re.IGNORECASE)
+_EXAMPLES = re.compile(
+    r"(?:^|\.)(?:example|test|email|domain|yourdomain|company|mail)\.|localhost|\.(?:invalid|example|test)$",
+    re.IGNORECASE,
+)
 _chinese_mobile = re.compile(r"(?<![\d.])(?:\+?86[- ]?)?1[3-9]\d(?:[- ]?\d{4}){2}(?![\d.]*\d)")
-_phone = re.compile(r"(?<![\w.+-])(?:\+\d{1,3}[ -.]?(?:\(?\d{1,4}\)?[ -.]?){2,4}\d{2,4}|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4})(?![\w-])")
-_chinese_id = re.compile(r"(?<!\d)[1-8]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)")
-_card = re.compile(r"(?<![\d.-])(?:(?:4\d|5[1-5]|6\d)\d{2}(?:[ -]?\d{4}){3}|3[47]\d{2}[ -]?\d{6}[ -]?\d{5}|62\d{15,17})(?![\d-]|\.\d)")
+_phone = re.compile(
+    r"(?<![\w.+-])(?:\+\d{1,3}[ -.]?(?:\(?\d{1,4}\)?[ -.]?){2,4}\d{2,4}|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4})(?![\w-])"
+)
+_chinese_id = re.compile(
+    r"(?<!\d)[1-8]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)"
+)
+_card = re.compile(
+    r"(?<![\d.-])(?:(?:4\d|5[1-5]|6\d)\d{2}(?:[ -]?\d{4}){3}|3[47]\d{2}[ -]?\d{6}[ -]?\d{5}|62\d{15,17})(?![\d-]|\.\d)"
+)
 _digits = re.compile(r"\d(?:[ ().-]?\d){8}")
 ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 
 
 def chinese_id_is_valid(number: str) -> bool:
-    """The check character of an 18-digit identity number. Source: GB 11643-1999 (ISO 7064, MOD 11-2)."""
-    return "10X98765432"[sum(int(d) * w for d, w in zip(number[:17], ID_WEIGHTS, strict=True)) % 11] == number[17].upper()
+    """The check character of an 18-digit identity number. Source: GB 11643-1999 (ISO 7064, MOD
+    11-2)."""
+    return (
+        "10X98765432"[sum(int(d) * w for d, w in zip(number[:17], ID_WEIGHTS, strict=True)) % 11]
+        == number[17].upper()
+    )
 
 
 def luhn_is_valid(number: str) -> bool:
     """The check digit of a payment card, without blanks. Source: ISO/IEC 7812-1."""
     digits = [int(d) for d in reversed(number)]
-    return sum(d if i % 2 == 0 else (2 * d - 9 if d > 4 else 2 * d) for i, d in enumerate(digits)) % 10 == 0
+    return (
+        sum(d if i % 2 == 0 else (2 * d - 9 if d > 4 else 2 * d) for i, d in enumerate(digits)) % 10
+        == 0
+    )
 
 
 def personal_data(text: str) -> Counter[str]:
-    """How many `email`, `phone`, `id_number` and `card` a text seems to hold. Numbers with a check digit must have the right one."""
+    """How many `email`, `phone`, `id_number` and `card` a text seems to hold. Numbers with a check
+    digit must have the right one."""
     found: Counter[str] = Counter()
     if "@" in text:
         found["email"] += sum(not _EXAMPLES.search(m["host"]) for m in _email.finditer(text))
     if not _digits.search(text):
         return +found
     taken: list[tuple[int, int]] = []
-    for kind, pattern in (("id_number", _chinese_id), ("card", _card), ("phone", _chinese_mobile), ("phone", _phone)):
+    for kind, pattern in (
+        ("id_number", _chinese_id),
+        ("card", _card),
+        ("phone", _chinese_mobile),
+        ("phone", _phone),
+    ):
         for m in pattern.finditer(text):
             bare = re.sub(r"[^\dXx]", "", m.group())
-            if any(m.start() < after and first < m.end() for first, after in taken) or not _is_real(kind, bare):
+            if any(m.start() < after and first < m.end() for first, after in taken) or not _is_real(
+                kind, bare
+            ):
                 continue
             taken.append(m.span())
             found[kind] += 1
@@ -295,7 +421,12 @@ def _is_real(kind: str, bare: str) -> bool:
     if kind == "card":
         return 13 <= len(bare) <= 19 and len(set(bare)) > 3 and luhn_is_valid(bare)
     # Numbers for films and examples: 555, 123456789, one digit repeated.
-    return 7 <= len(bare) <= 15 and "555" not in bare[:6] and "123456" not in bare and len(set(bare)) > 3
+    return (
+        7 <= len(bare) <= 15
+        and "555" not in bare[:6]
+        and "123456" not in bare
+        and len(set(bare)) > 3
+    )
 
 
 class Personal:
@@ -328,8 +459,21 @@ class Personal:
             return []
         kinds = dict(self._kinds.most_common())
         shown = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
-        severity: Severity = "warn" if self._found.count >= 0.005 * self._rows or kinds.keys() & {"id_number", "card"} else "info"
-        return [Finding("personal_data", severity, self._found.count, self._rows, self._found.places, {"kinds": kinds, "shown": shown})]
+        severity: Severity = (
+            "warn"
+            if self._found.count >= 0.005 * self._rows or kinds.keys() & {"id_number", "card"}
+            else "info"
+        )
+        return [
+            Finding(
+                "personal_data",
+                severity,
+                self._found.count,
+                self._rows,
+                self._found.places,
+                {"kinds": kinds, "shown": shown},
+            )
+        ]
 
 
 # ---- encoding

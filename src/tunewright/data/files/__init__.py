@@ -1,4 +1,5 @@
-"""Files to raw rows, one module a kind of file. Each registers its readers with `files.kinds.reads`; `data/reading.py` is the door."""
+"""Files to raw rows, one module a kind of file. Each registers its readers with
+`files.kinds.reads`; `data/reading.py` is the door."""
 
 from tunewright.data.files import columnar, json_files, tables, texts
 

@@ -1,7 +1,8 @@
 """Parquet, Arrow and Feather, a small batch at a time, through pyarrow.
 
-Values become what JSON could hold: times are ISO texts, decimals and bytes that are UTF-8 are texts. Where the file says what its labels are called
-(the `ClassLabel` of the datasets library, kept in the file's own metadata) a label's number becomes its name, counted.
+Values become what JSON could hold: times are ISO texts, decimals and bytes that are UTF-8 are
+texts. Where the file says what its labels are called (the `ClassLabel` of the datasets library,
+kept in the file's own metadata) a label's number becomes its name, counted.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def read_parquet(source: Source) -> Iterator[RawRow]:
 
 @reads("arrow", ".arrow", ".feather", is_text=False)
 def read_arrow(source: Source) -> Iterator[RawRow]:
-    """Rows of an Arrow file or stream, or of a Feather file (version 2 is an Arrow file). Raises DataError for one that is cut off or damaged."""
+    """Rows of an Arrow file or stream, or of a Feather file (version 2 is an Arrow file). Raises
+    DataError for one that is cut off or damaged."""
     return _rows(source, _arrow_batches)
 
 
@@ -58,9 +60,12 @@ def _arrow_batches(file: IO[bytes]) -> Iterator[Any]:
     file.seek(0)
     opened = arrow.ipc.open_file(file) if is_file else arrow.ipc.open_stream(file)
     yield opened.schema
-    batches = (opened.get_batch(i) for i in range(opened.num_record_batches)) if is_file else iter(opened)
+    batches = (
+        (opened.get_batch(i) for i in range(opened.num_record_batches)) if is_file else iter(opened)
+    )
     for batch in batches:
-        # Offsets come from the file as they are; unchecked, a damaged one would be read outside its buffer.
+        # Offsets come from the file as they are; unchecked, a damaged one would be read outside its
+        # buffer.
         batch.validate(full=True)
         rows = _batch_rows(batch.num_columns, batch.nbytes // max(1, batch.num_rows))
         yield from (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
@@ -79,25 +84,44 @@ def _rows(source: Source, batches: Callable[[IO[bytes]], Iterator[Any]]) -> Iter
         found = batches(opened)
         try:
             schema = next(found)
-            twice = sorted({name for name in schema.names if schema.names.count(name) > 1}) if len(set(schema.names)) < len(schema.names) else []
+            twice = (
+                sorted({name for name in schema.names if schema.names.count(name) > 1})
+                if len(set(schema.names)) < len(schema.names)
+                else []
+            )
             if twice:
                 raise DataError(problem("E-DATA-35", source.name, columns=", ".join(twice[:5])))
             labels = _label_names(schema)
-            narrow = {field.name: convert for field in schema if (convert := _narrow(field.type)) is not None}
+            narrow = {
+                field.name: convert
+                for field in schema
+                if (convert := _narrow(field.type)) is not None
+            }
             for batch in found:
                 for value in batch.to_pylist():
                     row += 1
                     for column, convert in narrow.items():
                         value[column] = convert(value[column])
                     yield RawRow(_named(value, labels, source), Origin(source.name, row, row))
-        except (arrow.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError, TypeError) as error:
+        except (
+            arrow.ArrowException,
+            OSError,
+            ValueError,
+            OverflowError,
+            MemoryError,
+            RecursionError,
+            TypeError,
+        ) as error:
             cause = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DataError(problem("E-DATA-37", source.name, file=source.name, cause=cause)) from error
+            raise DataError(
+                problem("E-DATA-37", source.name, file=source.name, cause=cause)
+            ) from error
 
 
 @contextmanager
 def _seekable(source: Source) -> Iterator[IO[bytes]]:
-    """The file itself; one that is packed is unpacked to a temporary file, because these formats are read from their end."""
+    """The file itself; one that is packed is unpacked to a temporary file, because these formats
+    are read from their end."""
     with source.bytes() as content:
         if not source.packed:
             yield content
@@ -109,7 +133,8 @@ def _seekable(source: Source) -> Iterator[IO[bytes]]:
 
 
 def _narrow(kind: Any) -> Callable[[Any], Any] | None:
-    """Turns the numbers of a column of 32 or 16 bits into the ones that their shortest decimals name (0.1, not 0.10000000149011612); None for other columns."""
+    """Turns the numbers of a column of 32 or 16 bits into the ones that their shortest decimals
+    name (0.1, not 0.10000000149011612); None for other columns."""
     import numpy
     from pyarrow import types
 
@@ -118,11 +143,23 @@ def _narrow(kind: Any) -> Callable[[Any], Any] | None:
         return lambda value: None if value is None else float(str(number(value)))
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = _narrow(kind.value_type)
-        return None if inner is None else lambda value: None if value is None else [inner(one) for one in value]
-    if types.is_struct(kind):
-        fields = {field.name: convert for field in kind if (convert := _narrow(field.type)) is not None}
         return (
-            None if not fields else lambda value: None if value is None else value | {name: convert(value[name]) for name, convert in fields.items()}
+            None
+            if inner is None
+            else lambda value: None if value is None else [inner(one) for one in value]
+        )
+    if types.is_struct(kind):
+        fields = {
+            field.name: convert for field in kind if (convert := _narrow(field.type)) is not None
+        }
+        return (
+            None
+            if not fields
+            else lambda value: (
+                None
+                if value is None
+                else value | {name: convert(value[name]) for name, convert in fields.items()}
+            )
         )
     return None
 
@@ -132,14 +169,24 @@ def _label_names(schema: Any) -> dict[str, list[str]]:
     try:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = about["info"]["features"]
-        found = {column: feature["names"] for column, feature in features.items() if feature.get("_type") == "ClassLabel"}
+        found = {
+            column: feature["names"]
+            for column, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
+        }
     except (ValueError, KeyError, AttributeError, TypeError):
         return {}
-    return {column: names for column, names in found.items() if isinstance(names, list) and all(isinstance(name, str) for name in names)}
+    return {
+        column: names
+        for column, names in found.items()
+        if isinstance(names, list) and all(isinstance(name, str) for name in names)
+    }
 
 
 def _named(value: dict[str, Any], labels: dict[str, list[str]], source: Source) -> dict[str, Any]:
-    row = {column: cell if isinstance(cell, PLAIN) else _plain(cell) for column, cell in value.items()}
+    row = {
+        column: cell if isinstance(cell, PLAIN) else _plain(cell) for column, cell in value.items()
+    }
     for column, names in labels.items():
         number = row.get(column)
         if isinstance(number, int) and not isinstance(number, bool):

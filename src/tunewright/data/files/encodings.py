@@ -1,11 +1,15 @@
 """Which encoding a text file has: found, never assumed, and always said.
 
-In this order: a byte order mark; zero bytes at every second or fourth place (UTF-16 and UTF-32 without a mark); strict UTF-8; then GB18030 (which
-contains GBK and GB2312) and Big5 where they fit strictly *and* the characters that come out are those that Chinese text is made of. Latin-1 fits any
-bytes at all, so it is never guessed. The whole file is decoded once before its first row is given out, a piece at a time.
+In this order: a byte order mark; zero bytes at every second or fourth place (UTF-16 and UTF-32
+without a mark); strict UTF-8; then GB18030 (which contains GBK and GB2312) and Big5 where they fit
+strictly *and* the characters that come out are those that Chinese text is made of. Latin-1 fits any
+bytes at all, so it is never guessed. The whole file is decoded once before its first row is given
+out, a piece at a time.
 
-Plausible means: nine in ten characters beyond ASCII stand in the rows of frequent characters or punctuation of the national standard (GB 2312 level 1,
-Big5 level 1), and enough of them are among the few hundred most used ones. Korean in EUC-KR passes the first test as GB 2312 and fails the second.
+Plausible means: nine in ten characters beyond ASCII stand in the rows of frequent characters or
+punctuation of the national standard (GB 2312 level 1, Big5 level 1), and enough of them are among
+the few hundred most used ones. Korean in EUC-KR passes the first test as GB 2312 and fails the
+second.
 """
 
 from __future__ import annotations
@@ -52,7 +56,8 @@ BINARY = (
     (b"\xfd7zXZ\x00", "xz"),
     (b"\x7fELF", "program"),
 )
-# The characters that make up most of written Chinese, simplified and traditional; single ones are public knowledge of any frequency list.
+# The characters that make up most of written Chinese, simplified and traditional; single ones are
+# public knowledge of any frequency list.
 FREQUENT = frozenset(
     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方多经么去法学如都同现当没动"
     "面起看定天分还进好小部其些主样理心她本前开但因只从想实日军者意无力它与长把机十民第公此已工使情明性知全三又关点正业外将两高间由问很最重并物手应战向"
@@ -65,7 +70,8 @@ FREQUENT = frozenset(
 
 @dataclass(frozen=True)
 class Encoding:
-    """A Python codec, how many bytes its mark takes, and whether it was told from the characters instead of from a mark or from being UTF-8."""
+    """A Python codec, how many bytes its mark takes, and whether it was told from the characters
+    instead of from a mark or from being UTF-8."""
 
     codec: str
     mark_bytes: int = 0
@@ -90,7 +96,8 @@ class _Misfit:
 
 
 def find_encoding(opener: Callable[[], BinaryIO], name: str) -> Encoding:
-    """The encoding of a text file. `opener` gives its bytes from the start. Raises DataError naming the first byte and line that do not fit."""
+    """The encoding of a text file. `opener` gives its bytes from the start. Raises DataError naming
+    the first byte and line that do not fit."""
     with opener() as content:
         head = content.read(4096)
     marked = next(((mark, codec) for mark, codec in BOMS if head.startswith(mark)), None)
@@ -114,13 +121,17 @@ def find_encoding(opener: Callable[[], BinaryIO], name: str) -> Encoding:
 
 
 def decode(data: bytes, name: str) -> tuple[str, str]:
-    """Text and encoding of a file's bytes. Raises DataError naming the first byte and line that do not fit."""
+    """Text and encoding of a file's bytes. Raises DataError naming the first byte and line that do
+    not fit."""
     found = find_encoding(lambda: io.BytesIO(data), name)
     return data[found.mark_bytes :].decode(found.codec), found.name
 
 
-def _first_misfit(opener: Callable[[], BinaryIO], encoding: Encoding, tally: Counter[str] | None = None) -> _Misfit | None:
-    """Where the file stops being text of this encoding; None: nowhere. `tally` counts the characters of its beginning."""
+def _first_misfit(
+    opener: Callable[[], BinaryIO], encoding: Encoding, tally: Counter[str] | None = None
+) -> _Misfit | None:
+    """Where the file stops being text of this encoding; None: nowhere. `tally` counts the
+    characters of its beginning."""
     decoder = codecs.getincrementaldecoder(encoding.codec)("strict")
     line, seen = 1, 0
     with opener() as content:
@@ -133,7 +144,9 @@ def _first_misfit(opener: Callable[[], BinaryIO], encoding: Encoding, tally: Cou
             except UnicodeDecodeError as error:
                 good = (waiting + piece)[: error.start].decode(encoding.codec, errors="ignore")
                 start = min(error.start, len(waiting) + len(piece) - 1)
-                return _Misfit(read - len(waiting) + start, (waiting + piece)[start], line + good.count("\n"))
+                return _Misfit(
+                    read - len(waiting) + start, (waiting + piece)[start], line + good.count("\n")
+                )
             if tally is not None and seen < SAMPLED_CHARACTERS:
                 tally.update(text)
             seen += len(text)
@@ -152,7 +165,8 @@ def _refuse_binary(head: bytes, name: str) -> None:
 
 
 def _by_zero_bytes(head: bytes) -> Encoding | None:
-    """UTF-16 or UTF-32 by where the zero bytes stand: the high half of every ASCII character, and nearly nowhere else."""
+    """UTF-16 or UTF-32 by where the zero bytes stand: the high half of every ASCII character, and
+    nearly nowhere else."""
     even = len(head) - len(head) % 4
     zeros = [head[place:even:4].count(0) for place in range(4)]
     quarter = even // 4
@@ -185,7 +199,8 @@ class _Fit:
 
 
 def _chinese(opener: Callable[[], BinaryIO]) -> Encoding | None:
-    """The Chinese encoding that fits and gives plausible text; None where none does, or two do about equally well."""
+    """The Chinese encoding that fits and gives plausible text; None where none does, or two do
+    about equally well."""
     fits: list[_Fit] = []
     for codec in ("gb18030", "big5", "cp950", "utf-16-le", "utf-16-be"):
         if codec == "cp950" and any(fit.encoding.codec == "big5" for fit in fits):
@@ -195,7 +210,9 @@ def _chinese(opener: Callable[[], BinaryIO]) -> Encoding | None:
         if _first_misfit(opener, encoding, tally) is None:
             fits.append(_fit(encoding, tally))
     plausible = sorted((fit for fit in fits if fit.is_plausible()), key=lambda fit: -fit.frequent)
-    if not plausible or (len(plausible) > 1 and plausible[0].frequent < CLEARLY * plausible[1].frequent):
+    if not plausible or (
+        len(plausible) > 1 and plausible[0].frequent < CLEARLY * plausible[1].frequent
+    ):
         return None
     return plausible[0].encoding
 
@@ -204,13 +221,20 @@ def _fit(encoding: Encoding, tally: Counter[str]) -> _Fit:
     standards = ("big5",) if encoding.codec in ("big5", "cp950") else ("gb2312", "big5")
     beyond = {character: count for character, count in tally.items() if character > "\x7f"}
     total = sum(beyond.values())
-    common = sum(count for character, count in beyond.items() if any(_is_common(character, one) for one in standards))
+    common = sum(
+        count
+        for character, count in beyond.items()
+        if any(_is_common(character, one) for one in standards)
+    )
     frequent = sum(count for character, count in beyond.items() if character in FREQUENT)
-    return _Fit(encoding, common / total if total else 0.0, frequent / total if total else 0.0, total)
+    return _Fit(
+        encoding, common / total if total else 0.0, frequent / total if total else 0.0, total
+    )
 
 
 def _is_common(character: str, standard: str) -> bool:
-    """Whether a character stands in the rows of frequent characters or of punctuation of its standard."""
+    """Whether a character stands in the rows of frequent characters or of punctuation of its
+    standard."""
     try:
         lead = character.encode(standard)[0]
     except UnicodeEncodeError:
@@ -224,7 +248,16 @@ def _no_fit(opener: Callable[[], BinaryIO], name: str, codec: str, misfit: _Misf
     where = f"{name}, line {misfit.line}"
     with opener() as content:
         guess = _guess(content.read(CHUNK_BYTES))
-    return DataError(problem("E-DATA-05", where, codec=codec, byte=misfit.offset, value=f"0x{misfit.value:02x}", guess=guess))
+    return DataError(
+        problem(
+            "E-DATA-05",
+            where,
+            codec=codec,
+            byte=misfit.offset,
+            value=f"0x{misfit.value:02x}",
+            guess=guess,
+        )
+    )
 
 
 def _guess(data: bytes) -> str:
@@ -236,7 +269,11 @@ def _guess(data: bytes) -> str:
             text = data.decode(codec)
         except UnicodeDecodeError:
             continue
-        # Latin text in a Chinese codec comes out as rare characters; real Chinese is mostly common ones.
-        if codec == "cp1252" or sum("\u4e00" <= c <= "\u9fff" for c in text[:4000]) > len(text[:4000]) // 20:
+        # Latin text in a Chinese codec comes out as rare characters; real Chinese is mostly common
+        # ones.
+        if (
+            codec == "cp1252"
+            or sum("\u4e00" <= c <= "\u9fff" for c in text[:4000]) > len(text[:4000]) // 20
+        ):
             return {"gb18030": "GBK", "cp1252": "Windows-1252"}.get(codec, codec)
     return "?"

@@ -1,8 +1,11 @@
-"""Sets of the Hugging Face Hub and of ModelScope: fetched by their own libraries, then read from the Arrow files these leave on this machine.
+"""Sets of the Hugging Face Hub and of ModelScope: fetched by their own libraries, then read from
+the Arrow files these leave on this machine.
 
-`hf:owner/name`, `modelscope:owner/name`, or plain `owner/name` where no such path exists (the Hub). A configuration and a split may follow:
-`hf:owner/name/config#test`; the split is `train` otherwise. Code of a set is never run. Only whole splits are read: of a slice such as `train[:10]`
-the libraries leave the files of the whole split and keep the slice in memory, so reading the files would train on rows that nobody asked for.
+`hf:owner/name`, `modelscope:owner/name`, or plain `owner/name` where no such path exists (the Hub).
+A configuration and a split may follow: `hf:owner/name/config#test`; the split is `train` otherwise.
+Code of a set is never run. Only whole splits are read: of a slice such as `train[:10]` the
+libraries leave the files of the whole split and keep the slice in memory, so reading the files
+would train on rows that nobody asked for.
 """
 
 from __future__ import annotations
@@ -26,25 +29,31 @@ def is_named(place: str) -> bool:
 
 
 def could_be(place: str) -> bool:
-    """Whether a place that is no path here has the form of a set of the Hub, and not of a file that is missing."""
+    """Whether a place that is no path here has the form of a set of the Hub, and not of a file that
+    is missing."""
     from tunewright.data.files.kinds import READERS, ending_of
 
     return bool(_id.fullmatch(place)) and ending_of(Path(place.partition("#")[0]))[0] not in READERS
 
 
 def fetch(place: str) -> list[Path]:
-    """The files of a set, fetched if they are not here yet. Raises DataError where the library or the set is missing."""
+    """The files of a set, fetched if they are not here yet. Raises DataError where the library or
+    the set is missing."""
     prefix = next((p for p in PREFIXES if place.startswith(p)), "hf:")
     bare = place.removeprefix(prefix)
     if not _id.fullmatch(bare):
-        raise DataError(problem("E-DATA-39", place, name=place, cause=f"{prefix}owner/name[/config][#split]"))
+        raise DataError(
+            problem("E-DATA-39", place, name=place, cause=f"{prefix}owner/name[/config][#split]")
+        )
     library = PREFIXES[prefix]
     try:
         module = importlib.import_module(library)
         if library == "modelscope":
             module = importlib.import_module("modelscope.msdatasets")
     except ImportError as error:
-        raise DataError(problem("E-DATA-38", place, name=bare, library=library, install=INSTALL)) from error
+        raise DataError(
+            problem("E-DATA-38", place, name=bare, library=library, install=INSTALL)
+        ) from error
     path, _, split = bare.partition("#")
     if split and not _whole_split.fullmatch(split):
         raise DataError(problem("E-DATA-80", place, name=bare, part=split))
@@ -58,7 +67,11 @@ def fetch(place: str) -> list[Path]:
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(problem("E-DATA-39", place, name=bare, cause=cause)) from error
     if given is not None and given != stored:
-        raise DataError(problem("E-DATA-80", place, name=bare, part=f"{split or 'train'}: {given:,} / {stored:,}"))
+        raise DataError(
+            problem(
+                "E-DATA-80", place, name=bare, part=f"{split or 'train'}: {given:,} / {stored:,}"
+            )
+        )
     return files
 
 
@@ -79,7 +92,8 @@ def _arrow_files(found: Any) -> list[Path]:
 
 
 def _rows_in(files: list[Path]) -> int:
-    """Rows that stand in Arrow files, streams and random-access files alike; nothing is copied into memory."""
+    """Rows that stand in Arrow files, streams and random-access files alike; nothing is copied into
+    memory."""
     import pyarrow as pa
 
     count = 0

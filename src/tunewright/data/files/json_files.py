@@ -1,8 +1,10 @@
 """JSON and JSONL, one row at a time.
 
-An array is decoded element by element with the standard library's scanner over a window of the text that is filled as it is used up, so neither the
-file nor the rows are held, and every row knows its line. In JSONL a syntax error does not stop the count: all bad lines are counted and the first
-five shown; no row after a bad one is given out. The same name twice in one object is an error: which value was meant cannot be known.
+An array is decoded element by element with the standard library's scanner over a window of the text
+that is filled as it is used up, so neither the file nor the rows are held, and every row knows its
+line. In JSONL a syntax error does not stop the count: all bad lines are counted and the first five
+shown; no row after a bad one is given out. The same name twice in one object is an error: which
+value was meant cannot be known.
 """
 
 from __future__ import annotations
@@ -19,11 +21,19 @@ from tunewright.core.written import read_float, read_int
 from tunewright.data.files.folders import part_of
 from tunewright.data.files.kinds import SHOWN_PROBLEMS, RawRow, reads
 from tunewright.data.files.source import Source
-from tunewright.data.files.syntax import CONSTANT, find_constant, likely_cause, refuse_constant, refuse_twice
+from tunewright.data.files.syntax import (
+    CONSTANT,
+    find_constant,
+    likely_cause,
+    refuse_constant,
+    refuse_twice,
+)
 
 WINDOW = 2**18
 KEPT_BEHIND = 2000  # characters before the scanner's place that tell the cause of an error
-NEAR_END = 16  # a word, an escape or a number cut by the window's end fails at most this far before it
+NEAR_END = (
+    16  # a word, an escape or a number cut by the window's end fails at most this far before it
+)
 WRAPPERS = frozenset(
     [
         "data",
@@ -43,14 +53,21 @@ WRAPPERS = frozenset(
         "数据",
     ]
 )
-"""Keys under which programs put the list of rows; a part's name (`train`, `test`, ...) is one as well."""
+"""Keys under which programs put the list of rows; a part's name (`train`, `test`, ...) is one as
+well."""
 _space = re.compile(r"[ \t\r\n]*")
 _begins_a_turn = re.compile(r'\[\s*\{\s*"(?:role|from|content|value)"\s*:')
-_decoder = json.JSONDecoder(parse_constant=refuse_constant, object_pairs_hook=refuse_twice, parse_float=read_float, parse_int=read_int)
+_decoder = json.JSONDecoder(
+    parse_constant=refuse_constant,
+    object_pairs_hook=refuse_twice,
+    parse_float=read_float,
+    parse_int=read_int,
+)
 
 
 def json_value(text: str, at: int = 0) -> tuple[Any, int]:
-    """The JSON value at `at` and the index after it. Raises json.JSONDecodeError for everything that can be wrong with one."""
+    """The JSON value at `at` and the index after it. Raises json.JSONDecodeError for everything
+    that can be wrong with one."""
     try:
         return _decoder.raw_decode(text, at)
     except json.JSONDecodeError:
@@ -58,17 +75,25 @@ def json_value(text: str, at: int = 0) -> tuple[Any, int]:
     except RecursionError as error:
         raise json.JSONDecodeError("too deep", text, at) from error
     except ValueError as error:
-        # Not JSON's own complaint: a number of more digits than Python converts, a name that stands twice, or a constant such as NaN.
+        # Not JSON's own complaint: a number of more digits than Python converts, a name that stands
+        # twice, or a constant such as NaN.
         place = find_constant(text, at) if str(error).startswith(CONSTANT) else at
         raise json.JSONDecodeError(str(error), text, place) from error
 
 
-def _syntax_problem(name: str, text: str, position: int, message: str, line: int = 1, column: int = 0) -> Problem:
-    """The problem at a character of `text`, whose first character stands in `line` after `column` others."""
+def _syntax_problem(
+    name: str, text: str, position: int, message: str, line: int = 1, column: int = 0
+) -> Problem:
+    """The problem at a character of `text`, whose first character stands in `line` after `column`
+    others."""
     start = text.rfind("\n", 0, position)
     at_line = line + text.count("\n", 0, position)
     at_column = position - start if start >= 0 else column + position + 1
-    return problem("E-DATA-03", f"{name}, line {at_line}, column {at_column}", cause=likely_cause(text, position, message))
+    return problem(
+        "E-DATA-03",
+        f"{name}, line {at_line}, column {at_column}",
+        cause=likely_cause(text, position, message),
+    )
 
 
 class _Window:
@@ -82,7 +107,8 @@ class _Window:
         self._ended = False
 
     def more(self) -> bool:
-        """Drop what was scanned and read on, as much as there is already; False, with nothing dropped, at the end of the file."""
+        """Drop what was scanned and read on, as much as there is already; False, with nothing
+        dropped, at the end of the file."""
         piece = "" if self._ended else self._rest.read(max(WINDOW, len(self.text)))
         if not piece:
             self._ended = True
@@ -106,7 +132,8 @@ class _Window:
         return self._row_line
 
     def skip_space(self) -> str:
-        """Go to the next character that is no white space and return it; an empty string at the end of the file."""
+        """Go to the next character that is no white space and return it; an empty string at the end
+        of the file."""
         while True:
             found = _space.match(self.text, self.at)
             self.at = found.end() if found else self.at
@@ -121,8 +148,12 @@ class _Window:
             try:
                 value, end = json_value(self.text, self.at)
             except json.JSONDecodeError as error:
-                # Only what fails at the window's end may be whole further on; a text that never ends stops at the next line break.
-                is_cut = error.msg.startswith("Unterminated string") or not self.text[error.pos + NEAR_END :].strip()
+                # Only what fails at the window's end may be whole further on; a text that never
+                # ends stops at the next line break.
+                is_cut = (
+                    error.msg.startswith("Unterminated string")
+                    or not self.text[error.pos + NEAR_END :].strip()
+                )
                 if is_cut and self.more():
                     continue
                 raise self.fault(error.pos, error.msg) from error
@@ -138,12 +169,15 @@ class _Window:
             if not self.more():
                 break
             position -= dropped
-        return DataError(_syntax_problem(self.name, self.text, position, message, self._line, self._column))
+        return DataError(
+            _syntax_problem(self.name, self.text, position, message, self._line, self._column)
+        )
 
 
 @reads("json", ".json")
 def read_json(source: Source) -> Iterator[RawRow]:
-    """Rows of an array, of objects one after the other, of one object a line, or of the list that stands under a key of the only object."""
+    """Rows of an array, of objects one after the other, of one object a line, or of the list that
+    stands under a key of the only object."""
     keys = wrapped_keys(source)
     with source.text() as text:
         head, first = _beginning(text)
@@ -159,14 +193,17 @@ def read_json(source: Source) -> Iterator[RawRow]:
 
 @reads("jsonl", ".jsonl", ".ndjson")
 def read_jsonl(source: Source) -> Iterator[RawRow]:
-    """One JSON value a line; blank lines are skipped. A file that is an array after all, or objects over several lines, is read as that."""
+    """One JSON value a line; blank lines are skipped. A file that is an array after all, or objects
+    over several lines, is read as that."""
     keys = wrapped_keys(source)
     with source.text() as text:
         head, first = _beginning(text)
         first = first.strip()
         if keys:
             yield from _under(_Window(source.name, head, text), _chosen_key(keys, source))
-        elif first.startswith("[") and (first == "[" or first.endswith((",", "{")) or first.startswith(("[{", "[[{"))):
+        elif first.startswith("[") and (
+            first == "[" or first.endswith((",", "{")) or first.startswith(("[{", "[[{"))
+        ):
             yield from _arrays(source.name, head, text)
         elif first == "{":
             yield from _one_after_another(_Window(source.name, head, text))
@@ -220,7 +257,13 @@ def _is_turn(value: Any) -> bool:
 
     if type(value) is not dict:
         return False
-    role = value.get("role") if "content" in value or "tool_calls" in value else value.get("from") if "value" in value else None
+    role = (
+        value.get("role")
+        if "content" in value or "tool_calls" in value
+        else value.get("from")
+        if "value" in value
+        else None
+    )
     return isinstance(role, str) and role.strip().lower() in ROLES
 
 
@@ -239,7 +282,8 @@ def _row(value: Any) -> Any:
 
 
 def wrapped_keys(source: Source) -> dict[str, str]:
-    """Part -> the key under which its rows stand, for a file that is one object around lists of rows; empty for any other file.
+    """Part -> the key under which its rows stand, for a file that is one object around lists of
+    rows; empty for any other file.
 
     Raises DataError where several lists could be meant.
     """
@@ -256,8 +300,16 @@ def wrapped_keys(source: Source) -> dict[str, str]:
                 return {}
         except DataError:
             return {}  # the reader says what is wrong
-    if len(shapes) > 1 and len(set(shapes.values())) == 1 and next(iter(shapes.values()))[0] == "column":
-        raise DataError(problem("E-DATA-98", source.name, file=source.name, columns=", ".join(list(shapes)[:10])))
+    if (
+        len(shapes) > 1
+        and len(set(shapes.values())) == 1
+        and next(iter(shapes.values()))[0] == "column"
+    ):
+        raise DataError(
+            problem(
+                "E-DATA-98", source.name, file=source.name, columns=", ".join(list(shapes)[:10])
+            )
+        )
     rows = [name for name, (kind, _) in shapes.items() if kind == "rows"]
     parts = {name: part_of(name) for name in rows}
     named = [name for name in rows if parts[name] or name.strip().lower() in WRAPPERS]
@@ -267,27 +319,41 @@ def wrapped_keys(source: Source) -> dict[str, str]:
     for name in named:
         part = parts[name] or "train"
         if part in keys:
-            raise DataError(problem("E-DATA-97", source.name, file=source.name, first=keys[part], second=name))
+            raise DataError(
+                problem("E-DATA-97", source.name, file=source.name, first=keys[part], second=name)
+            )
         keys[part] = name
     return keys
 
 
 def _shape_of(window: _Window) -> tuple[str, int]:
-    """What the value at the window's place is, and how long: `rows` (objects that are no turns, or dialogues), a `column` of plain values, or `other`."""
+    """What the value at the window's place is, and how long: `rows` (objects that are no turns, or
+    dialogues), a `column` of plain values, or `other`."""
     if window.skip_space() != "[":
         value = window.value()
-        is_column = type(value) is dict and all(name.isdigit() and type(one) not in (dict, list) for name, one in value.items())
+        is_column = type(value) is dict and all(
+            name.isdigit() and type(one) not in (dict, list) for name, one in value.items()
+        )
         return ("column", len(value)) if is_column and value else ("other", 0)
     count, are_rows, are_plain = 0, True, True
     for one in _array(window, closed=True):
         count += 1
-        are_rows = are_rows and ((type(one.value) is dict and not _is_turn(one.value)) or _are_turns(one.value))
+        are_rows = are_rows and (
+            (type(one.value) is dict and not _is_turn(one.value)) or _are_turns(one.value)
+        )
         are_plain = are_plain and type(one.value) not in (dict, list)
-    return ("rows", count) if are_rows and count else ("column", count) if are_plain and count else ("other", count)
+    return (
+        ("rows", count)
+        if are_rows and count
+        else ("column", count)
+        if are_plain and count
+        else ("other", count)
+    )
 
 
 def _names(window: _Window) -> Iterator[str]:
-    """The names of the object at the window's place; whoever asks for the next one has gone behind the value."""
+    """The names of the object at the window's place; whoever asks for the next one has gone behind
+    the value."""
     window.skip_space()
     window.at += 1
     while window.skip_space() not in ("}", ""):
@@ -304,12 +370,22 @@ def _names(window: _Window) -> Iterator[str]:
 
 
 def _chosen_key(keys: dict[str, str], source: Source) -> str:
-    """The key of the part that this reading is for. Raises DataError where the file has no such part."""
+    """The key of the part that this reading is for. Raises DataError where the file has no such
+    part."""
     part = next((part for part in source.parts if part in keys), None)
     if part is None:
         names = ", ".join(keys.values())
-        raise DataError(problem("E-DATA-95", source.name, folder=source.name, files=names, first=source.name))
-    source.under.append({"file": source.name, "key": keys[part], "part": part, "others": [name for name in keys.values() if name != keys[part]]})
+        raise DataError(
+            problem("E-DATA-95", source.name, folder=source.name, files=names, first=source.name)
+        )
+    source.under.append(
+        {
+            "file": source.name,
+            "key": keys[part],
+            "part": part,
+            "others": [name for name in keys.values() if name != keys[part]],
+        }
+    )
     return keys[part]
 
 
@@ -328,9 +404,11 @@ def _under(window: _Window, key: str) -> Iterator[RawRow]:
 
 
 def _beginning(text: TextIO) -> tuple[str, str]:
-    """What was read of the file, at least up to its first text, and the first line with text as far as it was read.
+    """What was read of the file, at least up to its first text, and the first line with text as far
+    as it was read.
 
-    A line that goes on and does not begin with a bracket is read to its end, because how it ends tells lines from one long value.
+    A line that goes on and does not begin with a bracket is read to its end, because how it ends
+    tells lines from one long value.
     """
     head = ""
     while not head.strip():
@@ -346,7 +424,8 @@ def _beginning(text: TextIO) -> tuple[str, str]:
 
 
 def _array(window: _Window, closed: bool = False) -> Iterator[RawRow]:
-    """Elements of the array at the window's place, with their lines. `closed`: more may follow behind it."""
+    """Elements of the array at the window's place, with their lines. `closed`: more may follow
+    behind it."""
     window.skip_space()
     window.at += 1
     row = 0
@@ -378,7 +457,8 @@ def _one_after_another(window: _Window) -> Iterator[RawRow]:
 
 
 def _lines(name: str, head: str, text: TextIO) -> Iterator[RawRow]:
-    # Only line ends of files end a line: str.splitlines would also cut at U+2028, which JSON allows inside strings.
+    # Only line ends of files end a line: str.splitlines would also cut at U+2028, which JSON allows
+    # inside strings.
     begun = head.split("\n")
     begun[-1] += text.readline()
     problems: list[Problem] = []
@@ -396,7 +476,9 @@ def _lines(name: str, head: str, text: TextIO) -> Iterator[RawRow]:
         except json.JSONDecodeError as error:
             bad += 1
             if bad <= SHOWN_PROBLEMS:
-                problems.append(_syntax_problem(name, line.rstrip("\n"), error.pos, error.msg, number))
+                problems.append(
+                    _syntax_problem(name, line.rstrip("\n"), error.pos, error.msg, number)
+                )
             continue
         row += 1
         if not bad:

@@ -1,7 +1,7 @@
 """Rows as files have them, and which function reads a file of which ending.
 
-A reader is a generator `(Source) -> Iterator[RawRow]` that holds one row, or one small batch, at a time. Another kind of file is one such function
-under `@reads`.
+A reader is a generator `(Source) -> Iterator[RawRow]` that holds one row, or one small batch, at a
+time. Another kind of file is one such function under `@reads`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ SHOWN_PROBLEMS = 5
 
 
 class RawRow(NamedTuple):
-    """One row as the file has it: any JSON value, and where it starts. In Parquet and Arrow files, which have no lines, a line is a row."""
+    """One row as the file has it: any JSON value, and where it starts. In Parquet and Arrow files,
+    which have no lines, a line is a row."""
 
     value: Any
     origin: Origin
@@ -30,7 +31,8 @@ class RawRow(NamedTuple):
 
 @dataclass
 class RawFile:
-    """The rows of one file. `encoding` is a Python codec name, with `+bom` where a byte order mark stood. `notes` are keys of `data.note.*`, counted."""
+    """The rows of one file. `encoding` is a Python codec name, with `+bom` where a byte order mark
+    stood. `notes` are keys of `data.note.*`, counted."""
 
     path: Path
     kind: str
@@ -41,7 +43,8 @@ class RawFile:
 
 @dataclass
 class RawStream:
-    """Like `RawFile`, but `rows` can be gone through once and is read while it is. `notes` is complete when the rows are."""
+    """Like `RawFile`, but `rows` can be gone through once and is read while it is. `notes` is
+    complete when the rows are."""
 
     path: Path
     kind: str
@@ -78,7 +81,8 @@ def reads(kind: str, *endings: str, is_text: bool = True) -> Callable[[Reader], 
 
 
 def ending_of(path: Path) -> tuple[str, bool]:
-    """The ending that tells the kind, and whether the file is packed: (".json", True) for `a.json.gz`."""
+    """The ending that tells the kind, and whether the file is packed: (".json", True) for
+    `a.json.gz`."""
     name = path.name.lower()
     packed = name.endswith(PACKED)
     return Path(name.removesuffix(PACKED) if packed else name).suffix, packed

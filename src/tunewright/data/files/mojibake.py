@@ -1,11 +1,13 @@
 """UTF-8 that somebody read as another encoding: found, and undone where every byte comes back.
 
-"cafÃ©" is "café" read as Latin-1 or Windows-1252, "ÅŸ" and "Åž" hide Turkish letters, "浣犲ソ" is "你好" read as GBK; a text may have gone through it twice.
-The way back is exact or not taken: the whole text (or each of its lines) is encoded again and must be valid UTF-8. That alone would still change
-innocent text ("caf茅台" and “groß“ happen to have valid bytes), so both readings get a cost for what nobody writes (control characters, a capital
-inside a word, a symbol after an accented letter, rare Chinese characters, scripts mixed in a word), and only a cheaper reading is taken.
-A text that looks damaged and cannot be undone as a whole is `lost`: it is named and never changed by halves.
-Source: the byte tables of the encodings; the 3,755 common characters of GB 2312-80.
+"cafÃ©" is "café" read as Latin-1 or Windows-1252, "ÅŸ" and "Åž" hide Turkish letters, "浣犲ソ" is "你好"
+read as GBK; a text may have gone through it twice. The way back is exact or not taken: the whole
+text (or each of its lines) is encoded again and must be valid UTF-8. That alone would still change
+innocent text ("caf茅台" and “groß“ happen to have valid bytes), so both readings get a cost for what
+nobody writes (control characters, a capital inside a word, a symbol after an accented letter, rare
+Chinese characters, scripts mixed in a word), and only a cheaper reading is taken. A text that looks
+damaged and cannot be undone as a whole is `lost`: it is named and never changed by halves. Source:
+the byte tables of the encodings; the 3,755 common characters of GB 2312-80.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ _AFTER = re.escape("".join(c for c in _HIGH if _WESTERN.get(ord(c), ord(c)) < 0x
 _pair = re.compile(f"[À-ßĞİŞ][{_AFTER}]|[à-ïğ][{_AFTER}]{{2}}|[ðğ][{_AFTER}]{{3}}")
 """What any multi-byte character of UTF-8 looks like in the western encodings."""
 _inside = re.compile(r"(?<=[a-z])[\u4e00-\u9fa5](?=[a-z])|[鈥馃]")
-"""A Chinese character inside a Latin word is an accented letter read as GBK; 鈥 begins every typographic quote or dash, 馃 every emoji."""
+"""A Chinese character inside a Latin word is an accented letter read as GBK; 鈥 begins every
+typographic quote or dash, 馃 every emoji."""
 _EVIDENCE = (
     (3.0, re.compile(r"[\x80-\x9f]")),
     (2.0, re.compile("[a-zß-öø-ÿğışœšž][À-ÖØ-ÞĞİŞŒŠŽŸ]")),
@@ -53,8 +56,12 @@ _EVIDENCE = (
     (2.0, _inside),
 )
 _HAN = re.compile(r"[\u4e00-\u9fff]")
-_glued = re.compile("(?<=[a-zA-Zà-ÿ])([\u4e00-\u9fff])(?![\u4e00-\u9fff])|(?<![\u4e00-\u9fff])([\u4e00-\u9fff])(?=[a-z])")
-_MARKS = frozenset("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0323\u0327\u0328\u0331\ufe0f\u20e3")
+_glued = re.compile(
+    "(?<=[a-zA-Zà-ÿ])([\u4e00-\u9fff])(?![\u4e00-\u9fff])|(?<![\u4e00-\u9fff])([\u4e00-\u9fff])(?=[a-z])"
+)
+_MARKS = frozenset(
+    "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0323\u0327\u0328\u0331\ufe0f\u20e3"
+)
 _LATIN_B = frozenset("ƠơƯưƏəȘșȚțǍǎǏǐǑǒǓǔǕǖǗǘǙǚǛǜƒǾǿǼǽ")
 _replaced = re.compile("\ufffd|锟斤拷|锟斤|ï¿½")
 _typical = re.compile(
@@ -64,7 +71,8 @@ _typical_gbk = re.compile("[锛銆鈥鐨绗璇鍙鏄浣涓鎴杩鍦鍜鏈浜鍒�
 
 
 def repair(text: str) -> str:
-    """The text as it was written, or the same text where nothing is wrong or not everything can be brought back."""
+    """The text as it was written, or the same text where nothing is wrong or not everything can be
+    brought back."""
     if text.isascii():
         return text
     whole = _undone(text)
@@ -92,9 +100,12 @@ def _undone(text: str) -> str | None:
         readings.append(before)
     if len(readings) == 1:
         return None
-    cost, best = min(((_cost(reading), reading) for reading in readings[1:]), key=lambda found: found[0])
+    cost, best = min(
+        ((_cost(reading), reading) for reading in readings[1:]), key=lambda found: found[0]
+    )
     written = _cost(text)
-    # The bytes of Chinese text are pairs that chance fills more easily than it writes "Ã©", so more must speak for the other reading.
+    # The bytes of Chinese text are pairs that chance fills more easily than it writes "Ã©", so more
+    # must speak for the other reading.
     if _pair.search(text):
         needed = 0.0
     elif _HAN.search(best):
@@ -102,7 +113,8 @@ def _undone(text: str) -> str | None:
     elif sum(c > "\x7f" for c in best) > 4:
         needed = 1.0
     else:
-        # Two rare characters alone may be a word of traditional Chinese; inside a Latin word they are not.
+        # Two rare characters alone may be a word of traditional Chinese; inside a Latin word they
+        # are not.
         needed = 2.0 if _inside.search(text) or _glued.search(text) else float("inf")
     return best if written > cost and written - cost >= needed else None
 
@@ -133,7 +145,9 @@ def _cost(text: str) -> float:
     before = " "
     for char in text:
         if char > "\x7f" or before > "\x7f":
-            total += _odd(char) + (_mixed(before, char) if before.isalpha() and char.isalpha() else 0.0)
+            total += _odd(char) + (
+                _mixed(before, char) if before.isalpha() and char.isalpha() else 0.0
+            )
         before = char
     return total + _lonely(text)
 
@@ -172,9 +186,18 @@ def _script(char: str) -> str:
 
 
 def _mixed(left: str, right: str) -> float:
-    """Two letters side by side that belong to different scripts; Chinese beside Latin is usual, Greek is in formulas."""
+    """Two letters side by side that belong to different scripts; Chinese beside Latin is usual,
+    Greek is in formulas."""
     scripts = {_script(left), _script(right)}
-    if len(scripts) == 1 or scripts & {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "IDEOGRAPHIC", "FULLWIDTH"}:
+    if len(scripts) == 1 or scripts & {
+        "CJK",
+        "HIRAGANA",
+        "KATAKANA",
+        "KATAKANA-HIRAGANA",
+        "HANGUL",
+        "IDEOGRAPHIC",
+        "FULLWIDTH",
+    }:
         return 0.0
     return 0.5 if scripts == {"LATIN", "GREEK"} else 3.0
 
@@ -189,4 +212,6 @@ def _looks_damaged(text: str) -> bool:
     if _replaced.search(text) or _typical.search(text):
         return True
     odd = len(_typical_gbk.findall(text))
-    return odd >= 3 and sum(_rare(c) > 0 for c in text if "\u4e00" <= c <= "\u9fff") * 3 >= len(_HAN.findall(text))
+    return odd >= 3 and sum(_rare(c) > 0 for c in text if "\u4e00" <= c <= "\u9fff") * 3 >= len(
+        _HAN.findall(text)
+    )

@@ -1,9 +1,12 @@
-"""JSON as people paste it, mended where it can mean one thing only: a copy is written, the original is never touched.
+"""JSON as people paste it, mended where it can mean one thing only: a copy is written, the original
+is never touched.
 
-Mended are comments, commas before a closing bracket, single and curly quotes around strings, None, True and False, Chinese commas and colons, names
-without quotes, line breaks and control characters inside strings, and text read in a wrong encoding (`mojibake.py`). Everything else keeps its
-place and spelling, so that the difference shows what was done and nothing more. Where a string may end in two places, a bracket is missing or a
-number is none, the mender stops and names the place; it never guesses.
+Mended are comments, commas before a closing bracket, single and curly quotes around strings, None,
+True and False, Chinese commas and colons, names without quotes, line breaks and control characters
+inside strings, and text read in a wrong encoding (`mojibake.py`). Everything else keeps its place
+and spelling, so that the difference shows what was done and nothing more. Where a string may end in
+two places, a bracket is missing or a number is none, the mender stops and names the place; it never
+guesses.
 """
 
 from __future__ import annotations
@@ -28,19 +31,29 @@ SHOWN_LINES = 40
 MOST_PROBLEMS = 5
 _CLOSING = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u300c": "\u300d"}
 _CURLY = frozenset("\u201c\u2018\u300c\u201d\u2019")
-_CONSTANTS = {"None": "null", "True": "true", "False": "false", "null": "null", "true": "true", "false": "false"}
+_CONSTANTS = {
+    "None": "null",
+    "True": "true",
+    "False": "false",
+    "null": "null",
+    "true": "true",
+    "false": "false",
+}
 _COMMAS, _COLONS = ",\uff0c", ":\uff1a"
 _space = re.compile(r"[ \t\r\n]+")
 _comment = re.compile(r"//[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
 _number = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.])")
 _word = re.compile(r"[^\W\d]\w*")
-_escape = re.compile(r'\\(?:(["\\/bfnrt])|u([0-9a-fA-F]{4})|(\')|(?:x([0-9a-fA-F]{2})|U([0-9a-fA-F]{8})))')
+_escape = re.compile(
+    r'\\(?:(["\\/bfnrt])|u([0-9a-fA-F]{4})|(\')|(?:x([0-9a-fA-F]{2})|U([0-9a-fA-F]{8})))'
+)
 _stop = re.compile(r'["\\\x00-\x1f\u201c\u201d\u2018\u2019\u300c\u300d\']')
 
 
 @dataclass
 class Mended:
-    """A file as it would be written, and what was done to it: counts by kind, a unified diff, places that stay damaged."""
+    """A file as it would be written, and what was done to it: counts by kind, a unified diff,
+    places that stay damaged."""
 
     text: str
     changes: Counter[str] = field(default_factory=Counter)
@@ -60,7 +73,8 @@ class _Unsure(Exception):
 def repair_file(file: Path, out: Path) -> Mended:
     """Write a mended copy of `file` to `out`; nothing is written where nothing was wrong.
 
-    Raises DataError for a place that cannot be mended with certainty, for a kind of file that is not mended, and where `out` exists.
+    Raises DataError for a place that cannot be mended with certainty, for a kind of file that is
+    not mended, and where `out` exists.
     """
     if out.exists() or out.is_symlink():
         raise DataError(problem("E-DATA-51", str(out), out=str(out)))
@@ -73,7 +87,9 @@ def repair_file(file: Path, out: Path) -> Mended:
 def mend_file(file: Path) -> Mended:
     """What `repair_file` would write."""
     if file.suffix.lower() not in ENDINGS:
-        raise DataError(problem("E-DATA-52", str(file), ending=file.suffix or "-", endings=", ".join(ENDINGS)))
+        raise DataError(
+            problem("E-DATA-52", str(file), ending=file.suffix or "-", endings=", ".join(ENDINGS))
+        )
     if not file.is_file():
         key = "E-DATA-56" if file.exists() else "E-DATA-01"
         raise DataError(problem(key, str(file), file=str(file), here=str(Path.cwd())))
@@ -83,13 +99,18 @@ def mend_file(file: Path) -> Mended:
     if encoding != "utf-8":
         mended.changes["bom" if encoding == "utf-8+bom" else "encoding"] += 1
     before, after = text.split("\n"), mended.text.split("\n")
-    mended.diff = list(difflib.unified_diff(before, after, file.name, file.name, lineterm="", n=0)) if before != after else []
+    mended.diff = (
+        list(difflib.unified_diff(before, after, file.name, file.name, lineterm="", n=0))
+        if before != after
+        else []
+    )
     mended.changed_lines = sum(line.startswith("-") for line in mended.diff[2:])
     return mended
 
 
 def mend_text(text: str, name: str, ending: str) -> Mended:
-    """The mended text of a file with this ending. Raises DataError with up to five places that are not certain."""
+    """The mended text of a file with this ending. Raises DataError with up to five places that are
+    not certain."""
     mended = _mend(text, name, ending)
     mended.changes = +mended.changes
     return mended
@@ -98,12 +119,19 @@ def mend_text(text: str, name: str, ending: str) -> Mended:
 def _mend(text: str, name: str, ending: str) -> Mended:
     mended = Mended("")
     if ending not in (*LINE_ENDINGS, ".json"):
-        lines = [_sound(line, mended, f"{name}:{number}") for number, line in enumerate(text.split("\n"), start=1)]
+        lines = [
+            _sound(line, mended, f"{name}:{number}")
+            for number, line in enumerate(text.split("\n"), start=1)
+        ]
         mended.text = "\n".join(lines)
         return mended
     first = text.lstrip().split("\n", 1)[0].strip()
     # As the reader tells them apart: an array in a .jsonl file, and lines that are arrays.
-    is_array = first == "[" or first.startswith("[{") or (first.startswith("[") and first.endswith((",", "{")))
+    is_array = (
+        first == "["
+        or first.startswith("[{")
+        or (first.startswith("[") and first.endswith((",", "{")))
+    )
     if ending in LINE_ENDINGS and not is_array:
         return _mend_lines(text, name, mended)
     try:
@@ -123,7 +151,16 @@ def _mend_lines(text: str, name: str, mended: Mended) -> Mended:
             problems.append(_uncertain(line, unsure, name, number))
     if problems:
         rest = len(problems) - MOST_PROBLEMS
-        raise DataError([*problems[:MOST_PROBLEMS], *([problem("E-DATA-04", name, count=rest, total=len(problems))] if rest > 0 else [])])
+        raise DataError(
+            [
+                *problems[:MOST_PROBLEMS],
+                *(
+                    [problem("E-DATA-04", name, count=rest, total=len(problems))]
+                    if rest > 0
+                    else []
+                ),
+            ]
+        )
     mended.text = "\n".join(lines)
     return mended
 
@@ -131,7 +168,11 @@ def _mend_lines(text: str, name: str, mended: Mended) -> Mended:
 def _uncertain(text: str, unsure: _Unsure, name: str, first_line: int) -> Problem:
     line = first_line + text.count("\n", 0, unsure.at)
     column = unsure.at - (text.rfind("\n", 0, unsure.at) + 1) + 1
-    return problem("E-DATA-50", f"{name}, line {line}, column {column}", cause=likely_cause(text, unsure.at, unsure.message))
+    return problem(
+        "E-DATA-50",
+        f"{name}, line {line}, column {column}",
+        cause=likely_cause(text, unsure.at, unsure.message),
+    )
 
 
 def _sound(value: str, mended: Mended, place: str) -> str:
@@ -146,7 +187,8 @@ def _sound(value: str, mended: Mended, place: str) -> str:
 
 
 class _Mender:
-    """One walk over relaxed JSON that writes strict JSON. `at` is the next character to read; `out` holds what was written."""
+    """One walk over relaxed JSON that writes strict JSON. `at` is the next character to read; `out`
+    holds what was written."""
 
     def __init__(self, text: str, mended: Mended, name: str, first_line: int):
         self.text, self.mended, self.name, self.first_line = text, mended, name, first_line
@@ -272,7 +314,8 @@ class _Mender:
             raise _Unsure(self.at, "Expecting value")
 
     def string(self) -> None:
-        """A string between any of the quotes. It ends at the first closing quote, and what follows must fit; otherwise it is not certain."""
+        """A string between any of the quotes. It ends at the first closing quote, and what follows
+        must fit; otherwise it is not certain."""
         begin, opening = self.at, self.text[self.at]
         value, kinds = self.characters(_CLOSING[opening])
         end = self.at
@@ -288,7 +331,8 @@ class _Mender:
         self.out.append(raw)
 
     def characters(self, closing: str) -> tuple[str, Counter[str]]:
-        """The text of the string at `at`, and what in it was no JSON. Curly quotes inside curly quotes must come in pairs."""
+        """The text of the string at `at`, and what in it was no JSON. Curly quotes inside curly
+        quotes must come in pairs."""
         begin, opening = self.at, self.text[self.at]
         at, depth = begin + 1, 1
         parts: list[str] = []
@@ -301,13 +345,16 @@ class _Mender:
             at, char = found.start(), found.group()
             if char == "\\":
                 escape = _escape.match(self.text, at)
-                # \' and \x41 are Python's; in a string between double quotes nobody can tell whether the backslash was meant.
+                # \' and \x41 are Python's; in a string between double quotes nobody can tell
+                # whether the backslash was meant.
                 if not escape or (opening != "'" and (escape[3] or escape[4] or escape[5])):
                     raise _Unsure(at, "Invalid \\escape")
                 code = escape[2] or escape[4] or escape[5]
                 if code and int(code, 16) > 0x10FFFF:
                     raise _Unsure(at, "Invalid \\escape")
-                parts.append(chr(int(code, 16)) if code else escape[3] or json.loads(f'"{escape.group()}"'))
+                parts.append(
+                    chr(int(code, 16)) if code else escape[3] or json.loads(f'"{escape.group()}"')
+                )
                 at = escape.end()
                 continue
             at += 1
@@ -321,14 +368,16 @@ class _Mender:
             parts.append(char)
 
     def _joined(self, text: str, begin: int) -> str:
-        """Two halves of a character, written as two escapes, are one character; a half alone is not text."""
+        """Two halves of a character, written as two escapes, are one character; a half alone is not
+        text."""
         try:
             return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError as error:
             raise _Unsure(begin, "Invalid \\uXXXX escape") from error
 
     def require_end(self, opening: str) -> None:
-        """After a string comes a comma, a colon, a closing bracket, a comment or the end; anything else says that it ended too early."""
+        """After a string comes a comma, a colon, a closing bracket, a comment or the end; anything
+        else says that it ended too early."""
         at = self.at
         while True:
             space = _space.match(self.text, at) or _comment.match(self.text, at)
@@ -350,16 +399,40 @@ class _Mender:
                 break
             at = space.end()
         rest = self.text[at : at + 1]
-        return not rest or rest in "[{]}" or rest in _CLOSING or bool(_number.match(self.text, at)) or bool(_word.match(self.text, at))
+        return (
+            not rest
+            or rest in "[{]}"
+            or rest in _CLOSING
+            or bool(_number.match(self.text, at))
+            or bool(_word.match(self.text, at))
+        )
 
 
 def describe_repair(file: Path, out: Path, mended: Mended) -> str:
-    """What was mended, for a terminal: counts, the first lines of the difference, and what stays damaged."""
-    lost = [say("repair.lost", count=len(mended.lost), places=", ".join(mended.lost[:MOST_PROBLEMS]))] if mended.lost else []
+    """What was mended, for a terminal: counts, the first lines of the difference, and what stays
+    damaged."""
+    lost = (
+        [say("repair.lost", count=len(mended.lost), places=", ".join(mended.lost[:MOST_PROBLEMS]))]
+        if mended.lost
+        else []
+    )
     if not mended.changes:
         return "\n".join([say("repair.none", file=file), *lost])
-    kinds = ", ".join(say(f"repair.kind.{kind}", count=count) for kind, count in mended.changes.most_common() if count)
-    lines = [say("repair.done", out=out, changes=sum(mended.changes.values()), lines=mended.changed_lines, kinds=kinds), *lost]
+    kinds = ", ".join(
+        say(f"repair.kind.{kind}", count=count)
+        for kind, count in mended.changes.most_common()
+        if count
+    )
+    lines = [
+        say(
+            "repair.done",
+            out=out,
+            changes=sum(mended.changes.values()),
+            lines=mended.changed_lines,
+            kinds=kinds,
+        ),
+        *lost,
+    ]
     lines += mended.diff[:SHOWN_LINES]
     if len(mended.diff) > SHOWN_LINES:
         lines.append(say("repair.more", count=len(mended.diff) - SHOWN_LINES))

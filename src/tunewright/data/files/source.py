@@ -1,7 +1,9 @@
-"""One file on disk as bytes or characters, opened as often as a reader likes, unpacked on the way if it is packed.
+"""One file on disk as bytes or characters, opened as often as a reader likes, unpacked on the way
+if it is packed.
 
-Only regular files are read: a pipe or a device may never end. A packed file may hold at most `MOST_RATIO` times its own size once that is more than
-`FREE_BYTES`: text packs 3 to 20 times, a file made to fill a memory 1,000 times (deflate can do 1,032).
+Only regular files are read: a pipe or a device may never end. A packed file may hold at most
+`MOST_RATIO` times its own size once that is more than `FREE_BYTES`: text packs 3 to 20 times, a
+file made to fill a memory 1,000 times (deflate can do 1,032).
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ CHUNK_BYTES = 2**18
 
 @dataclass
 class Source:
-    """A file to read. `name` stands in messages; `whole` asks a text reader for one row a file; `notes` counts what was converted."""
+    """A file to read. `name` stands in messages; `whole` asks a text reader for one row a file;
+    `notes` counts what was converted."""
 
     path: Path
     ending: str
@@ -47,20 +50,29 @@ class Source:
         return str(self.path)
 
     def bytes(self) -> BinaryIO:
-        """The content, unpacked. Reading raises DataError for a packed file that is damaged, cut off or unreasonably large."""
+        """The content, unpacked. Reading raises DataError for a packed file that is damaged, cut
+        off or unreasonably large."""
         try:
             opened = self.path.open("rb")
         except OSError as error:
             raise refused(self.name, error) from error
         if not self.packed:
             return opened
-        return cast(BinaryIO, io.BufferedReader(_Unpacked(opened, self.name, self.size), CHUNK_BYTES))
+        return cast(
+            BinaryIO, io.BufferedReader(_Unpacked(opened, self.name, self.size), CHUNK_BYTES)
+        )
 
     def text(self, newline: str | None = None) -> TextIO:
-        """The content as characters, after its byte order mark. `newline` as in `open`: None makes every line end "\\n"."""
+        """The content as characters, after its byte order mark. `newline` as in `open`: None makes
+        every line end "\\n"."""
         content = self.bytes()
         content.read(self.encoding.mark_bytes)
-        return io.TextIOWrapper(cast("IO[bytes]", content), encoding=self.encoding.codec, errors="strict", newline=newline)
+        return io.TextIOWrapper(
+            cast("IO[bytes]", content),
+            encoding=self.encoding.codec,
+            errors="strict",
+            newline=newline,
+        )
 
 
 def find(path: Path) -> Source:
@@ -71,13 +83,22 @@ def find(path: Path) -> Source:
     except (OSError, ValueError) as error:
         raise refused(str(path), error) from error
     if not stat.S_ISREG(found.st_mode):
-        raise DataError(problem("E-DATA-30", str(path), file=str(path), kind=say(f"data.kind.{_kind(found.st_mode)}")))
+        raise DataError(
+            problem(
+                "E-DATA-30",
+                str(path),
+                file=str(path),
+                kind=say(f"data.kind.{_kind(found.st_mode)}"),
+            )
+        )
     return Source(path, ending, packed, found.st_size)
 
 
 def refused(name: str, error: Exception) -> DataError:
     """The operating system's refusal as ours."""
-    return DataError(problem("E-DATA-02", name, file=name, cause=getattr(error, "strerror", None) or str(error)))
+    return DataError(
+        problem("E-DATA-02", name, file=name, cause=getattr(error, "strerror", None) or str(error))
+    )
 
 
 def _kind(mode: int) -> str:
@@ -102,11 +123,22 @@ class _Unpacked(io.RawIOBase):
         except EOFError as error:
             raise DataError(problem("E-DATA-31", self._name, file=self._name)) from error
         except (OSError, zlib.error) as error:
-            raise DataError(problem("E-DATA-32", self._name, file=self._name, cause=str(error))) from error
+            raise DataError(
+                problem("E-DATA-32", self._name, file=self._name, cause=str(error))
+            ) from error
         self._read += count
         if self._read > self._most:
             most = self._most // 2**20
-            raise DataError(problem("E-DATA-33", self._name, file=self._name, size=self._size, most=most, ratio=MOST_RATIO))
+            raise DataError(
+                problem(
+                    "E-DATA-33",
+                    self._name,
+                    file=self._name,
+                    size=self._size,
+                    most=most,
+                    ratio=MOST_RATIO,
+                )
+            )
         return count
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Why a piece of text is not JSON: the mistakes people make, named.
 
-The causes are keys `data.cause.*` of the locale. They are guesses from what stands around the place where the scanner stopped.
+The causes are keys `data.cause.*` of the locale. They are guesses from what stands around the place
+where the scanner stopped.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ CONSTANT, TWICE = "Not JSON: ", "Name twice: "
 SHOWN_CHARACTERS = 60
 _constant = re.compile(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b', re.DOTALL)
 _word = re.compile(r"[A-Za-z_]+")
-_curly = re.compile(r"[{\[,:]\s*[\u201c\u201d\u201e\u201f\u2018\u2019]|[\u201c\u201d\u201e\u201f\u2018\u2019]\s*[:,}\]]")
+_curly = re.compile(
+    r"[{\[,:]\s*[\u201c\u201d\u201e\u201f\u2018\u2019]|[\u201c\u201d\u201e\u201f\u2018\u2019]\s*[:,}\]]"
+)
 _curly_before = re.compile(r'[\u201c\u201d\u201e\u201f\u2018\u2019]\s*[:,]\s*"$')
-CURLY_QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u300c\u300d\u2033\u2032\uff02\uff07\u00ab\u00bb"
+CURLY_QUOTES = (
+    "\u201c\u201d\u201e\u201f\u2018\u2019\u300c\u300d\u2033\u2032\uff02\uff07\u00ab\u00bb"
+)
 WIDE_MARKS = "\uff0c\uff1a\u3001\uff5b\uff5d\uff3b\uff3d\u3010\u3011"
 ODD_SPACES = "\u00a0\u3000\u200b\u200c\u200d\u2028\u2029\u2060\u0085\x0b\x0c"
 PYTHON_WORDS = ("None", "True", "False")
@@ -29,7 +34,8 @@ def refuse_constant(name: str) -> NoReturn:
 
 
 def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Given to the decoder: an object whose names differ. JSON itself would keep the last of two values without a word."""
+    """Given to the decoder: an object whose names differ. JSON itself would keep the last of two
+    values without a word."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -39,15 +45,23 @@ def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def find_constant(text: str, at: int) -> int:
     """Index of the first NaN or Infinity outside a string, from `at` on; `at` where there is none."""
-    return next((m.start() for m in _constant.finditer(text, at) if not m.group().startswith('"')), at)
+    return next(
+        (m.start() for m in _constant.finditer(text, at) if not m.group().startswith('"')), at
+    )
 
 
 def likely_cause(text: str, position: int, message: str) -> str:
     """A sentence with the probable mistake at `position`. `message` is the decoder's."""
     key = _cause_key(text, position, message)
-    found = message.removeprefix(TWICE) if key == "name_twice" else text[position : position + 20].split("\n")[0]
+    found = (
+        message.removeprefix(TWICE)
+        if key == "name_twice"
+        else text[position : position + 20].split("\n")[0]
+    )
     code = f"U+{ord(text[position]):04X}" if position < len(text) else "-"
-    return say(f"data.cause.{key}", message=message[:SHOWN_CHARACTERS], found=_printable(found), code=code)
+    return say(
+        f"data.cause.{key}", message=message[:SHOWN_CHARACTERS], found=_printable(found), code=code
+    )
 
 
 def _printable(text: str) -> str:
@@ -56,14 +70,23 @@ def _printable(text: str) -> str:
 
 
 def _cause_key(text: str, position: int, message: str) -> str:
-    for begin, key in ((CONSTANT, "constant"), (TWICE, "name_twice"), ("too deep", "too_deep"), ("Exceeds the limit", "long_number")):
+    for begin, key in (
+        (CONSTANT, "constant"),
+        (TWICE, "name_twice"),
+        ("too deep", "too_deep"),
+        ("Exceeds the limit", "long_number"),
+    ):
         if message.startswith(begin):
             return key
     if message.startswith("Extra data"):
         return _of_extra_data(text, position)
-    if message.startswith(("Invalid control character", "Unterminated string", "Expecting ':'")) and _curly.search(_line_before(text, position)):
+    if message.startswith(
+        ("Invalid control character", "Unterminated string", "Expecting ':'")
+    ) and _curly.search(_line_before(text, position)):
         return "curly_quotes"
-    if message.startswith("Expecting ',' delimiter") and _curly_before.search(text[max(0, position - 20) : position]):
+    if message.startswith("Expecting ',' delimiter") and _curly_before.search(
+        text[max(0, position - 20) : position]
+    ):
         return "curly_quotes"
     if message.startswith("Invalid control character"):
         return "line_break" if text[position : position + 1] in "\r\n" else "control_character"
@@ -77,7 +100,9 @@ def _cause_key(text: str, position: int, message: str) -> str:
 def _line_before(text: str, position: int) -> str:
     """The line of a position, up to the end of the string that begins or breaks there."""
     end = text.find("\n", position)
-    return text[text.rfind("\n", 0, position) + 1 : min(end if end >= 0 else len(text), position + 200)]
+    return text[
+        text.rfind("\n", 0, position) + 1 : min(end if end >= 0 else len(text), position + 200)
+    ]
 
 
 def _of_extra_data(text: str, position: int) -> str:
@@ -103,9 +128,16 @@ def _by_character(text: str, position: int, message: str) -> str:
     if _is_comment(text, position):
         return "comment"
     # Newer decoders stop at the comma itself, older ones after it.
-    if (here in "]}" and before == ",") or (here == "," and text[position + 1 :].lstrip()[:1] in ("]", "}")):
+    if (here in "]}" and before == ",") or (
+        here == "," and text[position + 1 :].lstrip()[:1] in ("]", "}")
+    ):
         return "trailing_comma"
-    for characters, key in ((CURLY_QUOTES, "curly_quotes"), (WIDE_MARKS, "wide_punctuation"), (ODD_SPACES, "odd_space"), ("\ufeff", "mark_inside")):
+    for characters, key in (
+        (CURLY_QUOTES, "curly_quotes"),
+        (WIDE_MARKS, "wide_punctuation"),
+        (ODD_SPACES, "odd_space"),
+        ("\ufeff", "mark_inside"),
+    ):
         if here in characters:
             return key
     if here == "'":

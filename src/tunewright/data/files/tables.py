@@ -1,7 +1,8 @@
 """CSV and TSV: the first row names the columns, every other row is an object of texts.
 
-A row with another number of cells than the header has lost or gained a comma or a quote: it is an error with its line, all counted, five shown.
-The delimiter of a `.csv` file is the one of `,` `;` and tab that stands most often in its first line; a first line `sep=;`, as Excel writes it, says so.
+A row with another number of cells than the header has lost or gained a comma or a quote: it is an
+error with its line, all counted, five shown. The delimiter of a `.csv` file is the one of `,` `;`
+and tab that stands most often in its first line; a first line `sep=;`, as Excel writes it, says so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from tunewright.data.files.kinds import SHOWN_PROBLEMS, RawRow, reads
 from tunewright.data.files.source import Source
 
 DELIMITERS = ",;\t"
-# The csv module refuses cells over 128 KiB, and a quote that is never closed makes one cell of the rest of the file.
+# The csv module refuses cells over 128 KiB, and a quote that is never closed makes one cell of the
+# rest of the file.
 MOST_CELL_CHARACTERS = 64 * 2**20
 SHOWN_NAMES, SHOWN_NAME_CHARACTERS = 5, 60
 
@@ -78,9 +80,13 @@ def _rows(name: str, reader: Iterator[list[str]], skipped: int) -> Iterator[RawR
         if "\x00" in "".join(cells):  # newer csv modules let it pass
             bad += 1
             if bad <= SHOWN_PROBLEMS:
-                problems.append(problem("E-DATA-36", f"{name}, line {started}", cause=say("data.table.nul")))
+                problems.append(
+                    problem("E-DATA-36", f"{name}, line {started}", cause=say("data.table.nul"))
+                )
             continue
-        if len(cells) != len(header) and (len(cells) < len(header) or any(cell.strip() for cell in cells[len(header) :])):
+        if len(cells) != len(header) and (
+            len(cells) < len(header) or any(cell.strip() for cell in cells[len(header) :])
+        ):
             bad += 1
             if bad <= SHOWN_PROBLEMS:
                 cause = say("data.table.cells", found=len(cells), wanted=len(header))
@@ -90,7 +96,13 @@ def _rows(name: str, reader: Iterator[list[str]], skipped: int) -> Iterator[RawR
         if not bad:
             yield RawRow(dict(zip(header, cells, strict=False)), Origin(name, started, row))
     if bad > SHOWN_PROBLEMS:
-        problems.append(problem("E-DATA-36", name, cause=say("data.table.more", count=bad - len(problems), total=bad)))
+        problems.append(
+            problem(
+                "E-DATA-36",
+                name,
+                cause=say("data.table.more", count=bad - len(problems), total=bad),
+            )
+        )
     if problems:
         raise DataError(problems)
 
@@ -98,12 +110,26 @@ def _rows(name: str, reader: Iterator[list[str]], skipped: int) -> Iterator[RawR
 def _broken(name: str, line: int, error: csv.Error) -> Problem:
     """What the csv module complained about, at the line on which its row begins."""
     message = str(error)
-    key = next((key for part, key in (("end of data", "open_quote"), ("field larger", "open_quote"), ("NUL", "nul")) if part in message), "quote")
-    return problem("E-DATA-36", f"{name}, line {line}", cause=say(f"data.table.{key}", message=message))
+    key = next(
+        (
+            key
+            for part, key in (
+                ("end of data", "open_quote"),
+                ("field larger", "open_quote"),
+                ("NUL", "nul"),
+            )
+            if part in message
+        ),
+        "quote",
+    )
+    return problem(
+        "E-DATA-36", f"{name}, line {line}", cause=say(f"data.table.{key}", message=message)
+    )
 
 
 def _names(name: str, cells: list[str], line: int) -> list[str]:
-    """The names of the columns. A column without a name, as an index column has none, is called by its number."""
+    """The names of the columns. A column without a name, as an index column has none, is called by
+    its number."""
     names = [cell.strip() or f"column_{number}" for number, cell in enumerate(cells, start=1)]
     while len(cells) > 1 and not cells[len(names) - 1].strip() and len(names) > 1:
         names.pop()  # cells that a spreadsheet left behind the table

@@ -1,4 +1,5 @@
-"""Running text: a row is a block of lines between blank lines; in a file without any blank line every line is a row; or the file is one row."""
+"""Running text: a row is a block of lines between blank lines; in a file without any blank line
+every line is a row; or the file is one row."""
 
 from __future__ import annotations
 

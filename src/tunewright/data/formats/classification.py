@@ -1,7 +1,9 @@
-"""Texts with labels: `text` (or `sentence`) and `label`; the label's name (`label_text`, `label_name`) is learnt where there is one.
+"""Texts with labels: `text` (or `sentence`) and `label`; the label's name (`label_text`,
+`label_name`) is learnt where there is one.
 
-The question is the text in a wording that asks for the label, `data.wording`, which may name other columns
-too (`{aspect}`). Labels may be numbers; `data.labels` or the file's own metadata names them.
+The question is the text in a wording that asks for the label, `data.wording`, which may name other
+columns too (`{aspect}`). Labels may be numbers; `data.labels` or the file's own metadata names
+them.
 """
 
 from __future__ import annotations
@@ -11,8 +13,22 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Conversation, Message, Origin
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, number_of, text_of, worded
-from tunewright.data.formats.dialogue import BESIDE, REASONING, conversation, with_system, with_thought
+from tunewright.data.formats.common import (
+    Columns,
+    RowFault,
+    first_of,
+    guarded,
+    number_of,
+    text_of,
+    worded,
+)
+from tunewright.data.formats.dialogue import (
+    BESIDE,
+    REASONING,
+    conversation,
+    with_system,
+    with_thought,
+)
 
 WORDING = "{text}\n\nLabel:"
 TEXTS, LABELS = ("text", "sentence"), ("label_text", "label_name", "label")
@@ -28,7 +44,13 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 2 if first_of(raw, TEXTS) and first_of(raw, LABELS) else 0
 
 
-@formats.register("classification", Classification, needs="text, label (label_text)", reads=READS, looks_like=looks_like)
+@formats.register(
+    "classification",
+    Classification,
+    needs="text, label (label_text)",
+    reads=READS,
+    looks_like=looks_like,
+)
 @guarded
 def classification(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """The text in its wording, and the label."""

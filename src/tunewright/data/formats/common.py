@@ -1,7 +1,9 @@
-"""What the formats share: renamed columns, and cells that become text, numbers, lists or yes and no.
+"""What the formats share: renamed columns, and cells that become text, numbers, lists or yes and
+no.
 
-A row that cannot be used is no exception for the caller: a format returns `Unusable` with a short reason, which the report counts and whose
-sentence stands in the locale under `data.reason.*`. Inside a format `RowFault` carries it; `guarded` turns one into the other.
+A row that cannot be used is no exception for the caller: a format returns `Unusable` with a short
+reason, which the report counts and whose sentence stands in the locale under `data.reason.*`.
+Inside a format `RowFault` carries it; `guarded` turns one into the other.
 """
 
 from __future__ import annotations
@@ -48,14 +50,21 @@ class RowFault(Exception):
 
 
 class Columns(dict[str, str]):
-    """Our column names to the file's (`{instruction: question}`), and `notes`: what was converted on the way, counted.
+    """Our column names to the file's (`{instruction: question}`), and `notes`: what was converted
+    on the way, counted.
 
-    `wording` is how a question is made of several columns (`data.wording`), `labels` the names of the labels 0, 1, ... (`data.labels`); None where the
-    run says nothing. `ending` is that of the file whose row is read. `ledger` counts which columns were used; `fields` is what the turns of the row at hand
-    hold that nobody took.
+    `wording` is how a question is made of several columns (`data.wording`), `labels` the names of
+    the labels 0, 1, ... (`data.labels`); None where the run says nothing. `ending` is that of the
+    file whose row is read. `ledger` counts which columns were used; `fields` is what the turns of
+    the row at hand hold that nobody took.
     """
 
-    def __init__(self, names: Mapping[str, str] | None = None, wording: str | None = None, labels: Sequence[str] | None = None):
+    def __init__(
+        self,
+        names: Mapping[str, str] | None = None,
+        wording: str | None = None,
+        labels: Sequence[str] | None = None,
+    ):
         super().__init__(names or {})
         self.wording, self.labels = wording, labels
         self.notes: Counter[str] = Counter()
@@ -75,14 +84,16 @@ class Columns(dict[str, str]):
         return self.ending in COLUMNAR
 
     def renamed(self, raw: Mapping[str, Any]) -> Seen:
-        """The row with our names; a column that was not renamed keeps its own, in small letters where that makes it a name of ours (`Instruction`)."""
+        """The row with our names; a column that was not renamed keeps its own, in small letters
+        where that makes it a name of ours (`Instruction`)."""
         theirs, _ = self.plan(tuple(raw))
         if not theirs:
             return Seen(raw)
         return Seen({ours: raw[name] for ours, name in theirs.items()}, theirs)
 
     def plan(self, columns: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-        """For a row with these columns: our names to the file's (empty where they are the same), and columns that had to make way for a renamed one."""
+        """For a row with these columns: our names to the file's (empty where they are the same),
+        and columns that had to make way for a renamed one."""
         plan = self._plans.get(columns)
         if plan is None:
             if len(self._plans) >= MOST_PLANS:
@@ -103,7 +114,11 @@ class Columns(dict[str, str]):
             found[ours] = name
         shadowed = [name for ours, name in found.items() if ours in given]
         found |= given
-        return ({} if all(ours == name for ours, name in found.items()) and len(found) == len(columns) else found), shadowed
+        return (
+            {}
+            if all(ours == name for ours, name in found.items()) and len(found) == len(columns)
+            else found
+        ), shadowed
 
 
 Format = Callable[[Any, Origin, Columns], "Row | Unusable"]
@@ -111,7 +126,9 @@ Format = Callable[[Any, Origin, Columns], "Row | Unusable"]
 
 def plain_name(name: str) -> str:
     """A name in small letters, with _ for spaces and hyphens."""
-    return name.strip().lower().replace(" ", "_").replace("-", "_") if isinstance(name, str) else name
+    return (
+        name.strip().lower().replace(" ", "_").replace("-", "_") if isinstance(name, str) else name
+    )
 
 
 @functools.cache
@@ -121,7 +138,8 @@ def known_names() -> frozenset[str]:
 
 
 def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Format:
-    """Give `function` a renamed object only, return what it could not use as `Unusable`, and enter in the ledger which columns it took."""
+    """Give `function` a renamed object only, return what it could not use as `Unusable`, and enter
+    in the ledger which columns it took."""
 
     @functools.wraps(function)
     def convert(raw: Any, origin: Origin, columns: Columns | dict[str, str]) -> Row | Unusable:
@@ -151,7 +169,9 @@ def file_ending(file: str) -> str:
     return ending_of(Path(file))[0]
 
 
-def entered(columns: Columns, raw: Mapping[str, Any], seen: Seen, origin: Origin, made: Row) -> None:
+def entered(
+    columns: Columns, raw: Mapping[str, Any], seen: Seen, origin: Origin, made: Row
+) -> None:
     """Enter a row that was used in the ledger."""
     names = tuple(raw)
     columns.ledger.keep(seen, names, columns.fields, origin, made)
@@ -160,8 +180,9 @@ def entered(columns: Columns, raw: Mapping[str, Any], seen: Seen, origin: Origin
 
 
 def text_of(value: Any, name: str, columns: Columns) -> str:
-    """The text of a cell, its line ends as one character. Numbers and booleans are legal (a label 1 or 0), counted, and spelt as the file spells them; null is
-    empty; a list of text parts is joined."""
+    """The text of a cell, its line ends as one character. Numbers and booleans are legal (a label 1
+    or 0), counted, and spelt as the file spells them; null is empty; a list of text parts is
+    joined."""
     if value is None:
         return ""
     if isinstance(value, float) and not math.isfinite(value):
@@ -178,7 +199,8 @@ def text_of(value: Any, name: str, columns: Columns) -> str:
 
 
 def with_line_ends(text: str, columns: Columns) -> str:
-    """The text with the line ends of Windows as one character, which models write; a carriage return by itself stays. Both are counted."""
+    """The text with the line ends of Windows as one character, which models write; a carriage
+    return by itself stays. Both are counted."""
     if "\r" not in text:
         return text
     made = text.replace("\r\n", "\n")
@@ -234,9 +256,11 @@ def truth_of(value: Any) -> bool | None:
 
 
 def json_cell(value: Any, name: str, columns: Columns) -> Any:
-    """The value of a cell that holds a list or an object as text, as tables and some sets write them; blank is none, any other cell as it is.
+    """The value of a cell that holds a list or an object as text, as tables and some sets write
+    them; blank is none, any other cell as it is.
 
-    The text is JSON, or what Python prints, which is counted. Raises RowFault for text that begins like one and is neither.
+    The text is JSON, or what Python prints, which is counted. Raises RowFault for text that begins
+    like one and is neither.
     """
     if not isinstance(value, str):
         return value
@@ -251,7 +275,9 @@ def json_cell(value: Any, name: str, columns: Columns) -> Any:
         try:
             found = python_value(text)
         except NotLiteral as reason:
-            raise RowFault("not_json", f"{name}: {text[:SHOWN_CELL]} ({_where(error) or reason})") from error
+            raise RowFault(
+                "not_json", f"{name}: {text[:SHOWN_CELL]} ({_where(error) or reason})"
+            ) from error
     columns.notes["python_lists"] += 1
     return found
 
@@ -262,7 +288,8 @@ def _where(error: Exception) -> str:
 
 
 def looked_into(value: Any) -> Any:
-    """Like `json_cell`, for looking only: a text that begins like a list but is none stays a text, and only lists of objects are read as Python's."""
+    """Like `json_cell`, for looking only: a text that begins like a list but is none stays a text,
+    and only lists of objects are read as Python's."""
     if not isinstance(value, str):
         return value
     if value.lstrip()[:1] == "[":
@@ -287,7 +314,8 @@ def first_of(raw: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def worded(wording: str, raw: Mapping[str, Any], columns: Columns, **texts: str) -> str:
-    """A wording with its places filled in, by `texts` or by any other column of the row; braces inside the texts stay as they are."""
+    """A wording with its places filled in, by `texts` or by any other column of the row; braces
+    inside the texts stay as they are."""
 
     def filled(place: re.Match[str]) -> str:
         name = place.group(1)

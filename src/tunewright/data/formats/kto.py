@@ -1,7 +1,8 @@
-"""Judged answers (KTO): a dialogue in any of the usual shapes and whether its last answer is good: `kto_tag`, or `label`.
+"""Judged answers (KTO): a dialogue in any of the usual shapes and whether its last answer is good:
+`kto_tag`, or `label`.
 
-`label` counts as a judgement beside `prompt` and `completion`, and beside messages or an instruction where it is true or false; elsewhere it is the
-label of a classification.
+`label` counts as a judgement beside `prompt` and `completion`, and beside messages or an
+instruction where it is true or false; elsewhere it is the label of a classification.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from tunewright.data.formats.dialogue import (
 from tunewright.data.formats.marks import marked, row_weight
 from tunewright.data.formats.prompt_completion import pair_of
 
-READS = tuple(dict.fromkeys(("kto_tag", "label", *TURN_COLUMNS, *alpaca.READS, *prompt_completion.READS)))
+READS = tuple(
+    dict.fromkeys(("kto_tag", "label", *TURN_COLUMNS, *alpaca.READS, *prompt_completion.READS))
+)
 
 
 class KTO(Section):
@@ -44,12 +47,20 @@ def looks_like(raw: dict[str, Any]) -> int:
         return 3
     label = raw.get("label")
     if isinstance(label, bool):
-        return 3 if turn_column(raw) or pair_of(raw) or ("instruction" in raw and first_of(raw, OUTPUTS)) else 0
+        return (
+            3
+            if turn_column(raw) or pair_of(raw) or ("instruction" in raw and first_of(raw, OUTPUTS))
+            else 0
+        )
     return 3 if truth_of(label) is not None and "prompt" in raw and "completion" in raw else 0
 
 
 @formats.register(
-    "kto", KTO, needs="messages | instruction, output | prompt, completion; kto_tag | label (true, false)", reads=READS, looks_like=looks_like
+    "kto",
+    KTO,
+    needs="messages | instruction, output | prompt, completion; kto_tag | label (true, false)",
+    reads=READS,
+    looks_like=looks_like,
 )
 @guarded
 def kto(raw: dict[str, Any], origin: Origin, columns: Columns) -> Judged:
@@ -59,23 +70,37 @@ def kto(raw: dict[str, Any], origin: Origin, columns: Columns) -> Judged:
     if good is None:
         raise RowFault("bad_label", repr(tag)[:40])
     turns = with_system(_dialogue(raw, columns), raw, columns)
-    found = ordered(up_to_last_answer(turns if turn_column(raw) else marked(turns, raw, columns), columns), columns)
+    found = ordered(
+        up_to_last_answer(turns if turn_column(raw) else marked(turns, raw, columns), columns),
+        columns,
+    )
     return Judged(found, good, origin, tools_of(raw, columns), row_weight(raw, columns))
 
 
 def _dialogue(raw: dict[str, Any], columns: Columns) -> list[Message]:
     name = turn_column(raw)
     if name is not None:
-        return with_thought(messages_of(raw[name], *keys_of(raw[name]), columns, name, raw), raw, columns, of_last=False)
+        return with_thought(
+            messages_of(raw[name], *keys_of(raw[name]), columns, name, raw),
+            raw,
+            columns,
+            of_last=False,
+        )
     if "instruction" in raw:
         output = first_of(raw, OUTPUTS)
         if output is None:
             raise RowFault("no_answer")
         answer = text_of(right_choice(raw[output], raw, columns), output, columns)
-        return thoughtful([*asked(raw, columns), Message("assistant", answer)], raw, columns, output)
+        return thoughtful(
+            [*asked(raw, columns), Message("assistant", answer)], raw, columns, output
+        )
     pair = pair_of(raw)
     if pair is None:
         raise RowFault("no_answer")
     ask, answer = pair
-    completion = turns_or_text(right_choice(raw[answer], raw, columns), answer, "assistant", columns)
-    return thoughtful([*as_context(question_of(raw, ask, columns)), *completion], raw, columns, answer)
+    completion = turns_or_text(
+        right_choice(raw[answer], raw, columns), answer, "assistant", columns
+    )
+    return thoughtful(
+        [*as_context(question_of(raw, ask, columns)), *completion], raw, columns, answer
+    )

@@ -1,11 +1,13 @@
 """The column ledger: which columns of the rows were read, which were left, and what those held.
 
-A format is given its row as a `Seen`, a dictionary that remembers what was taken out of it; what nobody took is left. So no format has to say what
-it reads, a new column is counted the day somebody reads it, and the sum always holds: the columns of a file are those that were used and those
-that are named as left. A column counts as used where at least one kept row used it. Asking whether a column is there (`in`) takes nothing;
-`peek` looks at a value that may turn out not to be needed.
+A format is given its row as a `Seen`, a dictionary that remembers what was taken out of it; what
+nobody took is left. So no format has to say what it reads, a new column is counted the day somebody
+reads it, and the sum always holds: the columns of a file are those that were used and those that
+are named as left. A column counts as used where at least one kept row used it. Asking whether a
+column is there (`in`) takes nothing; `peek` looks at a value that may turn out not to be needed.
 
-Everything is plain and can be added up, so that worker processes send theirs home and the token cache keeps the sum.
+Everything is plain and can be added up, so that worker processes send theirs home and the token
+cache keeps the sum.
 """
 
 from __future__ import annotations
@@ -21,20 +23,89 @@ from tunewright.core.types import PlainText, Preference, Row
 
 SHOWN_CHARACTERS = 80
 COMPARED_CHARACTERS = 200
-"""Of a value that is left so much is kept, to tell whether the next row has another and to show it."""
+"""Of a value that is left so much is kept, to tell whether the next row has another and to show it.
+"""
 HARMLESS_CHARACTERS = 300
-"""A column called `source` whose cells are longer than this is no note about where a row came from."""
+"""A column called `source` whose cells are longer than this is no note about where a row came from.
+"""
 MOST_NAMES = 10_000
 OF_TURNS = "turns[]."
 """Before the name of what turns hold besides role and content."""
 COPY_CHARACTERS, MOSTLY = 12, 0.9
-BOOKKEEPING = frozenset({
-    "id", "ids", "idx", "index", "no", "nr", "uid", "uuid", "guid", "key", "hash", "source", "sources", "url", "urls", "uri", "link", "lang",
-    "language", "locale", "date", "datetime", "time", "timestamp", "created", "updated", "added", "dataset", "datasource", "split", "license",
-    "licence", "author", "username", "file", "filename", "path", "filepath", "version", "model", "generator", "engine", "dump", "meta",
-    "metadata", "commit", "revision", "annotator", "worker", "size", "length", "tokens", "domain_name", "website", "site", "repo", "extension",
-    "ext", "mimetype", "seed", "编号", "序号", "来源", "链接", "网址", "日期", "时间", "语言", "作者", "数据集",
-})  # fmt: skip
+BOOKKEEPING = frozenset(
+    {
+        "id",
+        "ids",
+        "idx",
+        "index",
+        "no",
+        "nr",
+        "uid",
+        "uuid",
+        "guid",
+        "key",
+        "hash",
+        "source",
+        "sources",
+        "url",
+        "urls",
+        "uri",
+        "link",
+        "lang",
+        "language",
+        "locale",
+        "date",
+        "datetime",
+        "time",
+        "timestamp",
+        "created",
+        "updated",
+        "added",
+        "dataset",
+        "datasource",
+        "split",
+        "license",
+        "licence",
+        "author",
+        "username",
+        "file",
+        "filename",
+        "path",
+        "filepath",
+        "version",
+        "model",
+        "generator",
+        "engine",
+        "dump",
+        "meta",
+        "metadata",
+        "commit",
+        "revision",
+        "annotator",
+        "worker",
+        "size",
+        "length",
+        "tokens",
+        "domain_name",
+        "website",
+        "site",
+        "repo",
+        "extension",
+        "ext",
+        "mimetype",
+        "seed",
+        "编号",
+        "序号",
+        "来源",
+        "链接",
+        "网址",
+        "日期",
+        "时间",
+        "语言",
+        "作者",
+        "数据集",
+    }
+)
 """Names of columns that say where a row came from."""
 _ending = re.compile(
     r"_(?:ids?|idx|index|no|uuid|uid|key|hash|hexsha|md5|sha\d*|urls?|uri|link|path|file|filename|date|datetime|time|timestamp|at|lang|language|license|"
@@ -44,11 +115,16 @@ _camel = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 class Seen(dict[str, Any]):
-    """A row, or a turn of one, that remembers which of its values were taken out. `names` says what the file calls a column that was renamed."""
+    """A row, or a turn of one, that remembers which of its values were taken out. `names` says what
+    the file calls a column that was renamed."""
 
     __slots__ = ("names", "taken")
 
-    def __init__(self, values: Iterable[tuple[str, Any]] | Mapping[str, Any], names: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        values: Iterable[tuple[str, Any]] | Mapping[str, Any],
+        names: Mapping[str, str] | None = None,
+    ):
         super().__init__(values)
         self.taken: set[str] = set()
         self.names = names or {}
@@ -86,7 +162,8 @@ class Left:
     texts: int = 0
     """Rows in which that is more than a number."""
     copies: int = 0
-    """Rows in which it holds the question and the answer once more, as a text that was made of them does."""
+    """Rows in which it holds the question and the answer once more, as a text that was made of them
+    does."""
     differs: bool = False
     longest: int = 0
     first: str = ""
@@ -119,7 +196,8 @@ class Left:
         self.longest = max(self.longest, other.longest)
 
     def why(self, name: str) -> str:
-        """`lesson`: text that differs from row to row, so that something is lost; else why nothing is: `bookkeeping`, `empty`, `same`, `copy`, `number`."""
+        """`lesson`: text that differs from row to row, so that something is lost; else why nothing
+        is: `bookkeeping`, `empty`, `same`, `copy`, `number`."""
         if not self.filled:
             return "empty"
         if is_bookkeeping(name) and self.longest <= HARMLESS_CHARACTERS:
@@ -134,7 +212,9 @@ class Left:
 
 def is_bookkeeping(name: str) -> bool:
     """Whether a name is one of those that say where a row came from."""
-    plain = _camel.sub("_", name.rpartition(".")[2].strip()).lower().replace("-", "_").replace(" ", "_")
+    plain = (
+        _camel.sub("_", name.rpartition(".")[2].strip()).lower().replace("-", "_").replace(" ", "_")
+    )
     return plain in BOOKKEEPING or bool(_ending.search(plain))
 
 
@@ -170,12 +250,21 @@ class Ledger:
     left: dict[str, Left] = field(default_factory=dict)
     _kept: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
-    def keep(self, row: Seen, columns: tuple[str, ...], fields: Mapping[str, Any], place: object, made: Row) -> None:
-        """A row that was used. `columns` are the file's names, `fields` what its turns hold that nobody took, `made` is what it became."""
+    def keep(
+        self,
+        row: Seen,
+        columns: tuple[str, ...],
+        fields: Mapping[str, Any],
+        place: object,
+        made: Row,
+    ) -> None:
+        """A row that was used. `columns` are the file's names, `fields` what its turns hold that
+        nobody took, `made` is what it became."""
         self._kept[columns] += 1
         names = row.left()
         if names and row.names:
-            # One column of the file may stand under two names of ours; taken under one of them it is used.
+            # One column of the file may stand under two names of ours; taken under one of them it
+            # is used.
             taken = {row.theirs(name) for name in row.taken}
             names = {name for name in names if row.theirs(name) not in taken}
         if names:
@@ -211,10 +300,15 @@ class Ledger:
     def plain(self) -> dict[str, Any]:
         """Plain values, for a pipe or a file."""
         self._count()
-        return {"had": dict(self.had), "dropped": dict(self.dropped), "left": {name: list(vars(one).values()) for name, one in self.left.items()}}
+        return {
+            "had": dict(self.had),
+            "dropped": dict(self.dropped),
+            "left": {name: list(vars(one).values()) for name, one in self.left.items()},
+        }
 
     def merge(self, plain: Mapping[str, Any]) -> None:
-        """Add what another ledger says in plain values. In the order of the rows, so that the examples are the first ones."""
+        """Add what another ledger says in plain values. In the order of the rows, so that the
+        examples are the first ones."""
         self._count()
         self.had.update(plain["had"])
         self.dropped.update(plain["dropped"])
@@ -224,19 +318,44 @@ class Ledger:
     def used(self) -> list[str]:
         """The columns that at least one kept row used."""
         self._count()
-        return [_whole(name) for name, rows in self.had.items() if name not in self.left or self.left[name].rows < rows]
+        return [
+            _whole(name)
+            for name, rows in self.had.items()
+            if name not in self.left or self.left[name].rows < rows
+        ]
 
     def unused(self) -> list[dict[str, Any]]:
-        """The columns that some kept row did not use, and those that only unusable rows have: name, in how many rows of how many, why, an example."""
+        """The columns that some kept row did not use, and those that only unusable rows have: name,
+        in how many rows of how many, why, an example."""
         self._count()
         found = []
         for name, one in self.left.items():
             total = self.had.get(name, one.rows)
-            example = _whole(one.first[:SHOWN_CHARACTERS]) + ("..." if len(one.first) > SHOWN_CHARACTERS else "")
-            found.append({"name": _whole(name), "rows": one.rows, "of": total, "why": one.why(name), "example": example, "place": one.place})
+            example = _whole(one.first[:SHOWN_CHARACTERS]) + (
+                "..." if len(one.first) > SHOWN_CHARACTERS else ""
+            )
+            found.append(
+                {
+                    "name": _whole(name),
+                    "rows": one.rows,
+                    "of": total,
+                    "why": one.why(name),
+                    "example": example,
+                    "place": one.place,
+                }
+            )
         for name, rows in self.dropped.items():
             if name not in self.had:
-                found.append({"name": _whole(name), "rows": rows, "of": rows, "why": "dropped", "example": "", "place": ""})
+                found.append(
+                    {
+                        "name": _whole(name),
+                        "rows": rows,
+                        "of": rows,
+                        "why": "dropped",
+                        "example": "",
+                        "place": "",
+                    }
+                )
         order = {_whole(name): i for i, name in enumerate(self.had)}
         return sorted(found, key=lambda one: (order.get(one["name"], len(order)), one["name"]))
 
@@ -245,16 +364,26 @@ def _whole_text(made: Row) -> str:
     """Everything that the turns of a row say; nothing for running text."""
     if isinstance(made, PlainText):
         return ""
-    turns = [*made.prompt, *made.chosen, *made.rejected] if isinstance(made, Preference) else made.messages
+    turns = (
+        [*made.prompt, *made.chosen, *made.rejected]
+        if isinstance(made, Preference)
+        else made.messages
+    )
     return "\n".join(turn.content for turn in turns)
 
 
 def _is_copy(value: Any, made: Row, whole: str) -> bool:
-    """Whether a text stands in the turns already, or holds question and answer once more (the `text` of Stanford's Alpaca rows)."""
+    """Whether a text stands in the turns already, or holds question and answer once more (the
+    `text` of Stanford's Alpaca rows)."""
     if not isinstance(value, str) or isinstance(made, PlainText):
         return False
     if len(value) >= COPY_CHARACTERS and value.strip() in whole:
         return True
     asked = next((m.content for m in reversed(made.question()) if m.role == "user"), "")
     begins, answer = asked.partition("\n")[0], made.answer()
-    return len(begins) + len(answer) >= COPY_CHARACTERS and bool(answer) and answer in value and begins in value
+    return (
+        len(begins) + len(answer) >= COPY_CHARACTERS
+        and bool(answer)
+        and answer in value
+        and begins in value
+    )

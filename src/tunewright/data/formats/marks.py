@@ -1,8 +1,11 @@
-"""Marks that say which turns are learnt, as other tools write them: `loss: false` on a turn, `loss_mask: [0, 1]` on a row.
+"""Marks that say which turns are learnt, as other tools write them: `loss: false` on a turn,
+`loss_mask: [0, 1]` on a row.
 
-A mark is true or false, 1 or 0, a share between them, or one of these as text; null is no mark. `masked` says the opposite of the others. Only answers
-are learnt, so a mark that asks for another turn is counted and has no effect. What cannot be honoured is a fault of the row: a value that is no mark,
-a list of another length than the turns, `mask` (which says either in one tool or the other), marks on parts of a turn.
+A mark is true or false, 1 or 0, a share between them, or one of these as text; null is no mark.
+`masked` says the opposite of the others. Only answers are learnt, so a mark that asks for another
+turn is counted and has no effect. What cannot be honoured is a fault of the row: a value that is no
+mark, a list of another length than the turns, `mask` (which says either in one tool or the other),
+marks on parts of a turn.
 """
 
 from __future__ import annotations
@@ -12,7 +15,14 @@ from dataclasses import replace
 from typing import Any
 
 from tunewright.core.types import Message
-from tunewright.data.formats.common import Columns, RowFault, json_cell, number_of, truth_of, weight_of
+from tunewright.data.formats.common import (
+    Columns,
+    RowFault,
+    json_cell,
+    number_of,
+    truth_of,
+    weight_of,
+)
 from tunewright.data.formats.ledger import peek
 
 MARKS = ("loss", "train", "training", "trainable", "loss_mask", "learn")
@@ -36,15 +46,25 @@ def _share(value: Any, name: str) -> float | None:
     return 1 - share if name in OPPOSITE else share
 
 
-def turn_weight(turn: Mapping[str, Any], columns: Columns, is_answer: bool, of_row: tuple[str, Any] | None = None) -> float:
-    """The weight of a turn: its `weight` times what its marks say, and what the row's list says of it (name and value). Raises RowFault."""
+def turn_weight(
+    turn: Mapping[str, Any],
+    columns: Columns,
+    is_answer: bool,
+    of_row: tuple[str, Any] | None = None,
+) -> float:
+    """The weight of a turn: its `weight` times what its marks say, and what the row's list says of
+    it (name and value). Raises RowFault."""
     if of_row is None and _ANY.isdisjoint(turn):
         return 1.0
     weight = weight_of(turn)
-    unclear = next((name for name in UNCLEAR if turn.get(name) is not None), None) if is_answer else None
+    unclear = (
+        next((name for name in UNCLEAR if turn.get(name) is not None), None) if is_answer else None
+    )
     if unclear is not None:
         raise RowFault("unclear_mark", f"{unclear}: {str(turn[unclear])[:40]}")
-    marks = [(name, turn[name]) for name in (*MARKS, *OPPOSITE) if name in turn] + ([of_row] if of_row is not None else [])
+    marks = [(name, turn[name]) for name in (*MARKS, *OPPOSITE) if name in turn] + (
+        [of_row] if of_row is not None else []
+    )
     if is_answer and weight == 0:
         columns.notes["not_learnt:weight"] += 1
     for name, value in marks:
@@ -58,7 +78,8 @@ def turn_weight(turn: Mapping[str, Any], columns: Columns, is_answer: bool, of_r
 
 
 def list_of(raw: Mapping[str, Any], columns: Columns) -> tuple[str, list[Any]] | None:
-    """The list of marks of a row, with the name of its column. Raises RowFault for two of them, and for one whose meaning is unclear."""
+    """The list of marks of a row, with the name of its column. Raises RowFault for two of them, and
+    for one whose meaning is unclear."""
     if _ANY.isdisjoint(raw):
         return None
     found = []
@@ -69,12 +90,17 @@ def list_of(raw: Mapping[str, Any], columns: Columns) -> tuple[str, list[Any]] |
         return None
     name, value = found[0]
     if len(found) > 1 or name == "mask":
-        raise RowFault("unclear_mark", ", ".join(f"{name}: {str(value)[:40]}" for name, value in found))
+        raise RowFault(
+            "unclear_mark", ", ".join(f"{name}: {str(value)[:40]}" for name, value in found)
+        )
     return name, value
 
 
-def by_turn(raw: Mapping[str, Any], roles: Sequence[str], columns: Columns) -> list[tuple[str, Any] | None]:
-    """For each turn what the row's list says of it: a list for all turns, for all but a system prompt, or for the answers alone.
+def by_turn(
+    raw: Mapping[str, Any], roles: Sequence[str], columns: Columns
+) -> list[tuple[str, Any] | None]:
+    """For each turn what the row's list says of it: a list for all turns, for all but a system
+    prompt, or for the answers alone.
 
     Raises RowFault for a list of another length.
     """
@@ -82,7 +108,11 @@ def by_turn(raw: Mapping[str, Any], roles: Sequence[str], columns: Columns) -> l
     if found is None:
         return [None] * len(roles)
     name, values = found
-    meant = (list(range(len(roles))), [i for i, role in enumerate(roles) if role != "system"], [i for i, role in enumerate(roles) if role in ANSWERS])
+    meant = (
+        list(range(len(roles))),
+        [i for i, role in enumerate(roles) if role != "system"],
+        [i for i, role in enumerate(roles) if role in ANSWERS],
+    )
     places = next((one for one in meant if len(one) == len(values)), None)
     if places is None:
         raise RowFault("bad_mark", f"{name}: {len(values)} / {len(roles)}")
@@ -96,22 +126,27 @@ def marked(messages: list[Message], raw: Mapping[str, Any], columns: Columns) ->
         return messages
     marks = by_turn(raw, [m.role for m in messages], columns)
     return [
-        m if mark is None else replace(m, weight=m.weight * turn_weight({}, columns, m.role in ANSWERS, mark))
+        m
+        if mark is None
+        else replace(m, weight=m.weight * turn_weight({}, columns, m.role in ANSWERS, mark))
         for m, mark in zip(messages, marks, strict=True)
     ]
 
 
 def no_list(raw: Mapping[str, Any], columns: Columns) -> None:
-    """Raises RowFault for a list of marks beside two answers or steps: which turns it means cannot be known."""
+    """Raises RowFault for a list of marks beside two answers or steps: which turns it means cannot
+    be known."""
     found = list_of(raw, columns)
     if found is not None:
         raise RowFault("unclear_mark", f"{found[0]}: {str(found[1])[:40]}")
 
 
 def row_weight(raw: Mapping[str, Any], columns: Columns) -> float:
-    """The weight of a row: its `weight`, or 0 where a mark of the whole row says that it is not learnt.
+    """The weight of a row: its `weight`, or 0 where a mark of the whole row says that it is not
+    learnt.
 
-    Columns of these names also hold other things, such as a measured loss or the name of a split: only truths, 0 and 1 are marks there.
+    Columns of these names also hold other things, such as a measured loss or the name of a split:
+    only truths, 0 and 1 are marks there.
     """
     if _ANY.isdisjoint(raw):
         return 1.0

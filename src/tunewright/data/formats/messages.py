@@ -1,4 +1,5 @@
-"""Chat rows as OpenAI writes them: `messages` (or `conversations`), a list of {role, content}; also turns under other names (`turn_names.py`).
+"""Chat rows as OpenAI writes them: `messages` (or `conversations`), a list of {role, content}; also
+turns under other names (`turn_names.py`).
 
 `tools`, `tool_calls`, results of tools and per-message `weight` are honoured (`dialogue.py`).
 """
@@ -31,8 +32,11 @@ class Messages(Section):
 
 
 def looks_like(raw: dict[str, Any]) -> int:
-    """2 with a list of {role, content} or of turns that are respelt, 1 with a `messages` column of another shape."""
-    if any(turns_look_like(raw.get(name), "role", "content") for name in TURN_COLUMNS) or under_other_names(raw):
+    """2 with a list of {role, content} or of turns that are respelt, 1 with a `messages` column of
+    another shape."""
+    if any(
+        turns_look_like(raw.get(name), "role", "content") for name in TURN_COLUMNS
+    ) or under_other_names(raw):
         return 2
     return int("messages" in raw and not turns_look_like(raw["messages"], "from", "value"))
 
@@ -50,5 +54,7 @@ def messages(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversat
     name = turn_column(raw)
     if name is None:
         raise RowFault("no_answer")
-    said = with_thought(messages_of(raw[name], "role", "content", columns, name, raw), raw, columns, of_last=False)
+    said = with_thought(
+        messages_of(raw[name], "role", "content", columns, name, raw), raw, columns, of_last=False
+    )
     return conversation(with_system(said, raw, columns), origin, raw, columns, is_marked=True)

@@ -1,9 +1,12 @@
-"""Preferences: two ways to go on, `chosen` better than `rejected`, after a question in any of the shapes in use.
+"""Preferences: two ways to go on, `chosen` better than `rejected`, after a question in any of the
+shapes in use.
 
-- Alpaca: `instruction`, `input`, and two texts; or `prompt` (also `question`, `query`) and two texts.
+- Alpaca: `instruction`, `input`, and two texts; or `prompt` (also `question`, `query`) and two
+  texts.
 - ShareGPT: `conversations` (or `messages`) up to the question, and two turns {from, value}.
 - `prompt` as a text or messages, and two lists of messages.
-- No prompt: chosen and rejected are whole dialogues, as lists of messages or as transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ..."); their common
+- No prompt: chosen and rejected are whole dialogues, as lists of messages or as transcripts
+  ("\\n\\nHuman: ...\\n\\nAssistant: ..."); their common
   beginning is the prompt.
 
 `margin`, or the difference of `score_chosen` and `score_rejected`, says by how much.
@@ -21,7 +24,15 @@ from tunewright.core.types import Message, Origin, Preference
 from tunewright.data.formats import alpaca
 from tunewright.data.formats.alpaca import asked
 from tunewright.data.formats.beside import BESIDE_QUESTION, question_of
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, looked_into, number_of, text_of
+from tunewright.data.formats.common import (
+    Columns,
+    RowFault,
+    first_of,
+    guarded,
+    looked_into,
+    number_of,
+    text_of,
+)
 from tunewright.data.formats.dialogue import (
     BESIDE,
     TURN_COLUMNS,
@@ -51,7 +62,13 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 3 if "chosen" in raw and "rejected" in raw else 0
 
 
-@formats.register("preference", PreferencePairs, needs="chosen, rejected (prompt | instruction | conversations)", reads=READS, looks_like=looks_like)
+@formats.register(
+    "preference",
+    PreferencePairs,
+    needs="chosen, rejected (prompt | instruction | conversations)",
+    reads=READS,
+    looks_like=looks_like,
+)
 @guarded
 def preference(raw: dict[str, Any], origin: Origin, columns: Columns) -> Preference:
     """A question and its two answers."""
@@ -60,7 +77,9 @@ def preference(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prefere
     no_list(raw, columns)
     sides = [looked_into(raw[name]) for name in ("chosen", "rejected")]
     prompt = [] if all(map(_is_whole, sides)) else _prompt(raw, columns)
-    chosen, rejected = (_answers(raw[name], name, prompt, columns) for name in ("chosen", "rejected"))
+    chosen, rejected = (
+        _answers(raw[name], name, prompt, columns) for name in ("chosen", "rejected")
+    )
     if not prompt:
         prompt, chosen, rejected = _split(chosen, rejected)
     prompt = with_system(prompt, raw, columns)
@@ -76,7 +95,15 @@ def preference(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prefere
             raise RowFault("no_answer")
         made.append(whole[len(whole) - len(turns) :])
         length = len(whole) - len(turns)
-    return Preference(prompt[len(prompt) - length :], made[0], made[1], origin, tools_of(raw, columns), row_weight(raw, columns), _margin(raw))
+    return Preference(
+        prompt[len(prompt) - length :],
+        made[0],
+        made[1],
+        origin,
+        tools_of(raw, columns),
+        row_weight(raw, columns),
+        _margin(raw),
+    )
 
 
 def _prompt(raw: dict[str, Any], columns: Columns) -> list[Message]:
@@ -96,7 +123,8 @@ def _prompt(raw: dict[str, Any], columns: Columns) -> list[Message]:
 
 
 def _answers(value: Any, name: str, prompt: list[Message], columns: Columns) -> list[Message]:
-    """The turns of one side: a text is one answer after a prompt, and a transcript where there is none."""
+    """The turns of one side: a text is one answer after a prompt, and a transcript where there is
+    none."""
     turns = turns_or_text(value, name, "assistant", columns)
     if prompt or not isinstance(value, str) or len(turns) != 1 or turns[0].role != "assistant":
         return turns
@@ -120,7 +148,9 @@ def _is_whole(side: Any) -> bool:
     return first_role(side) in ("user", "system")
 
 
-def _split(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
+def _split(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
     """The common beginning of two dialogues, up to a question, and how each goes on."""
     common = 0
     while common < min(len(chosen), len(rejected)) and _same(chosen[common], rejected[common]):

@@ -1,7 +1,9 @@
-"""One prompt, one answer, under the names in use: `prompt` and `completion`, `question` and `answer`, `prompt` and `response`, ... (`PAIRS`).
+"""One prompt, one answer, under the names in use: `prompt` and `completion`, `question` and
+`answer`, `prompt` and `response`, ... (`PAIRS`).
 
-The two cells may also be lists of messages; then only the assistant turns of the completion are learnt. What belongs to the question or the answer and
-stands in columns of its own (history, input, context, choices, reasoning) is read with them (`beside.py`).
+The two cells may also be lists of messages; then only the assistant turns of the completion are
+learnt. What belongs to the question or the answer and stands in columns of its own (history, input,
+context, choices, reasoning) is read with them (`beside.py`).
 """
 
 from __future__ import annotations
@@ -12,9 +14,23 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Conversation, Message, Origin
-from tunewright.data.formats.beside import ANSWER_KEYS, BESIDE_ANSWER, BESIDE_QUESTION, has_choices, question_of, right_choice, thoughtful
+from tunewright.data.formats.beside import (
+    ANSWER_KEYS,
+    BESIDE_ANSWER,
+    BESIDE_QUESTION,
+    has_choices,
+    question_of,
+    right_choice,
+    thoughtful,
+)
 from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, looked_into
-from tunewright.data.formats.dialogue import BESIDE, as_context, conversation, turns_or_text, with_system
+from tunewright.data.formats.dialogue import (
+    BESIDE,
+    as_context,
+    conversation,
+    turns_or_text,
+    with_system,
+)
 from tunewright.data.formats.ledger import peek
 
 PAIRS = (
@@ -46,7 +62,17 @@ PAIRS = (
     ("user", "bot"),
 )
 ASKS = tuple(dict.fromkeys(ask for ask, _ in PAIRS))
-READS = tuple(dict.fromkeys((*(name for pair in PAIRS for name in pair), *ANSWER_KEYS, *BESIDE_QUESTION, *BESIDE_ANSWER, *BESIDE)))
+READS = tuple(
+    dict.fromkeys(
+        (
+            *(name for pair in PAIRS for name in pair),
+            *ANSWER_KEYS,
+            *BESIDE_QUESTION,
+            *BESIDE_ANSWER,
+            *BESIDE,
+        )
+    )
+)
 
 
 class PromptCompletion(Section):
@@ -56,7 +82,14 @@ class PromptCompletion(Section):
 def pair_of(raw: Mapping[str, Any]) -> tuple[str, str] | None:
     """The columns of question and answer; an `input` beside an instruction is no question."""
     has_instruction = "instruction" in raw
-    found = next(((a, b) for a, b in PAIRS if a in raw and b in raw and not (has_instruction and a == "input")), None)
+    found = next(
+        (
+            (a, b)
+            for a, b in PAIRS
+            if a in raw and b in raw and not (has_instruction and a == "input")
+        ),
+        None,
+    )
     if found is not None or has_instruction:
         return found
     ask, key = first_of(raw, ASKS), first_of(raw, ANSWER_KEYS)
@@ -64,14 +97,21 @@ def pair_of(raw: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def looks_like(raw: dict[str, Any]) -> int:
-    """2 with both columns of a pair, 1 with the first of one. A question under an instruction belongs to it (`alpaca`)."""
+    """2 with both columns of a pair, 1 with the first of one. A question under an instruction
+    belongs to it (`alpaca`)."""
     pair = pair_of(raw)
     if pair and ("instruction" not in raw or pair[0] == "prompt"):
         return 2
     return int("prompt" in raw or ("question" in raw and "instruction" not in raw))
 
 
-@formats.register("prompt_completion", PromptCompletion, needs="prompt, completion | question, answer", reads=READS, looks_like=looks_like)
+@formats.register(
+    "prompt_completion",
+    PromptCompletion,
+    needs="prompt, completion | question, answer",
+    reads=READS,
+    looks_like=looks_like,
+)
 @guarded
 def prompt_completion(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """One question and its answer."""
@@ -80,7 +120,9 @@ def prompt_completion(raw: dict[str, Any], origin: Origin, columns: Columns) -> 
         raise RowFault("no_answer")
     ask, answer = pair
     prompt = _given(question_of(raw, ask, columns), raw, ask)
-    completion = turns_or_text(right_choice(raw[answer], raw, columns), answer, "assistant", columns)
+    completion = turns_or_text(
+        right_choice(raw[answer], raw, columns), answer, "assistant", columns
+    )
     if not any(m.role == "assistant" for m in completion):
         raise RowFault("no_answer")
     said = thoughtful([*prompt, *completion], raw, columns, answer)
@@ -88,5 +130,6 @@ def prompt_completion(raw: dict[str, Any], origin: Origin, columns: Columns) -> 
 
 
 def _given(turns: list[Message], raw: Mapping[str, Any], ask: str) -> list[Message]:
-    """Answers in a prompt that is a list of messages are context; those of a history are learnt, as they are beside an instruction."""
+    """Answers in a prompt that is a list of messages are context; those of a history are learnt, as
+    they are beside an instruction."""
     return as_context(turns) if isinstance(looked_into(peek(raw, ask)), list) else turns

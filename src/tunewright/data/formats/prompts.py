@@ -1,4 +1,5 @@
-"""Prompts only, where rollouts start: `prompt`, or messages that end with a question. All other columns are kept as facts for reward functions."""
+"""Prompts only, where rollouts start: `prompt`, or messages that end with a question. All other
+columns are kept as facts for reward functions."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Message, Origin, Prompt
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, weight_of, with_line_ends
+from tunewright.data.formats.common import (
+    Columns,
+    RowFault,
+    first_of,
+    guarded,
+    weight_of,
+    with_line_ends,
+)
 from tunewright.data.formats.dialogue import (
     BESIDE,
     TURN_COLUMNS,
@@ -36,16 +44,27 @@ class Prompts(Section):
 def looks_like(raw: dict[str, Any]) -> int:
     """3 with messages that end with a question, 2 with a prompt and no column that answers it.
 
-    A `prompt` beside an `answer` could be either, so that both formats come out alike and the run has to say which.
+    A `prompt` beside an `answer` could be either, so that both formats come out alike and the run
+    has to say which.
     """
     name = turn_column(raw)
     if name is not None:
-        return 3 if last_role(raw[name]) in ("user", "tool") and "chosen" not in raw and "rejected" not in raw else 0
+        return (
+            3
+            if last_role(raw[name]) in ("user", "tool")
+            and "chosen" not in raw
+            and "rejected" not in raw
+            else 0
+        )
     return 2 if "prompt" in raw and first_of(raw, ANSWERS) is None else 0
 
 
 @formats.register(
-    "prompts", Prompts, needs="prompt | messages that end with a question", reads=(*TURN_COLUMNS, *ASKS, *BESIDE), looks_like=looks_like
+    "prompts",
+    Prompts,
+    needs="prompt | messages that end with a question",
+    reads=(*TURN_COLUMNS, *ASKS, *BESIDE),
+    looks_like=looks_like,
 )
 @guarded
 def prompts(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prompt:
@@ -57,8 +76,15 @@ def prompts(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prompt:
     if not found or found[-1].role not in ("user", "tool"):
         raise RowFault("not_a_prompt", found[-1].role if found else "")
     found = ordered(as_context(with_system(found, raw, columns)), columns)
-    kept = {_own(raw, key): value for key in raw if key != name and key not in USED and _can_be_kept(value := raw[key], columns)}
-    facts = {key: with_line_ends(value, columns) if isinstance(value, str) else value for key, value in kept.items()}
+    kept = {
+        _own(raw, key): value
+        for key in raw
+        if key != name and key not in USED and _can_be_kept(value := raw[key], columns)
+    }
+    facts = {
+        key: with_line_ends(value, columns) if isinstance(value, str) else value
+        for key, value in kept.items()
+    }
     return Prompt(found, origin, tools_of(raw, columns), weight_of(raw), facts)
 
 
@@ -74,7 +100,8 @@ def _turns(raw: dict[str, Any], name: str, columns: Columns) -> list[Message]:
 
 
 def _can_be_kept(value: Any, columns: Columns) -> bool:
-    """Whether a fact can be written down again: plain values, no half characters, no endless numbers."""
+    """Whether a fact can be written down again: plain values, no half characters, no endless
+    numbers."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (TypeError, ValueError, RecursionError):

@@ -1,6 +1,8 @@
-"""A question about a given text: `question`, `context` and `answer`, or `answers` as SQuAD writes them ({"text": [...], "answer_start": [...]}).
+"""A question about a given text: `question`, `context` and `answer`, or `answers` as SQuAD writes
+them ({"text": [...], "answer_start": [...]}).
 
-The context stands first and the question after a blank line, so that the questions of one context share its tokens; `data.wording` changes that.
+The context stands first and the question after a blank line, so that the questions of one context
+share its tokens; `data.wording` changes that.
 """
 
 from __future__ import annotations
@@ -10,7 +12,16 @@ from typing import Any
 from tunewright.core.config import Section
 from tunewright.core.registry import formats
 from tunewright.core.types import Conversation, Message, Origin
-from tunewright.data.formats.beside import BESIDE_ANSWER, CHOICES, HISTORIES, earlier, in_context, right_choice, thoughtful, with_choices
+from tunewright.data.formats.beside import (
+    BESIDE_ANSWER,
+    CHOICES,
+    HISTORIES,
+    earlier,
+    in_context,
+    right_choice,
+    thoughtful,
+    with_choices,
+)
 from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, json_cell, text_of
 from tunewright.data.formats.dialogue import BESIDE, conversation, with_system
 
@@ -27,7 +38,13 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 3 if "question" in raw and "context" in raw and first_of(raw, ANSWERS) else 0
 
 
-@formats.register("question_context", QuestionContext, needs="question, context, answer | answers", reads=READS, looks_like=looks_like)
+@formats.register(
+    "question_context",
+    QuestionContext,
+    needs="question, context, answer | answers",
+    reads=READS,
+    looks_like=looks_like,
+)
 @guarded
 def question_context(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """One question with its context, and the answer."""
@@ -37,7 +54,12 @@ def question_context(raw: dict[str, Any], origin: Origin, columns: Columns) -> C
     if not text_of(raw.get("context"), "context", columns).strip():
         raise RowFault("no_context")
     asked = Message("user", with_choices(in_context(question, raw, columns), raw, columns))
-    said = thoughtful([*earlier(raw, columns), asked, Message("assistant", _answer(raw, columns))], raw, columns, first_of(raw, ANSWERS) or "answer")
+    said = thoughtful(
+        [*earlier(raw, columns), asked, Message("assistant", _answer(raw, columns))],
+        raw,
+        columns,
+        first_of(raw, ANSWERS) or "answer",
+    )
     return conversation(with_system(said, raw, columns), origin, raw, columns)
 
 

@@ -1,4 +1,5 @@
-"""ShareGPT rows: `conversations`, a list of {from, value} with from human, gpt, system (also user, assistant, function_call, observation).
+"""ShareGPT rows: `conversations`, a list of {from, value} with from human, gpt, system (also user,
+assistant, function_call, observation).
 
 Also `system`, and `tools` as a list or as JSON text.
 """
@@ -32,7 +33,9 @@ def looks_like(raw: dict[str, Any]) -> int:
     """2 with a list of {from, value}, 1 with a `conversations` column of another shape."""
     if any(turns_look_like(raw.get(name), "from", "value") for name in TURN_COLUMNS):
         return 2
-    return int("conversations" in raw and not turns_look_like(raw["conversations"], "role", "content"))
+    return int(
+        "conversations" in raw and not turns_look_like(raw["conversations"], "role", "content")
+    )
 
 
 @formats.register(
@@ -48,5 +51,7 @@ def sharegpt(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversat
     name = "conversations" if "conversations" in raw else turn_column(raw)
     if name is None:
         raise RowFault("no_answer")
-    said = with_thought(messages_of(raw[name], "from", "value", columns, name, raw), raw, columns, of_last=False)
+    said = with_thought(
+        messages_of(raw[name], "from", "value", columns, name, raw), raw, columns, of_last=False
+    )
     return conversation(with_system(said, raw, columns), origin, raw, columns, is_marked=True)

@@ -1,6 +1,8 @@
-"""Answers judged step by step: `prompt`, `completions` (the steps) and `labels` (true or false for each), as TRL's data for process rewards is.
+"""Answers judged step by step: `prompt`, `completions` (the steps) and `labels` (true or false for
+each), as TRL's data for process rewards is.
 
-The steps become one answer of as many parts, a line break between two that have no white space there.
+The steps become one answer of as many parts, a line break between two that have no white space
+there.
 """
 
 from __future__ import annotations
@@ -46,9 +48,13 @@ def stepwise(raw: dict[str, Any], origin: Origin, columns: Columns) -> Stepwise:
         raise RowFault("no_answer")
     asked = as_context(question_of(raw, "prompt", columns))
     no_list(raw, columns)
-    turns = ordered(with_system([*asked, Message("assistant", joined(steps))], raw, columns), columns)
+    turns = ordered(
+        with_system([*asked, Message("assistant", joined(steps))], raw, columns), columns
+    )
     judged = tuple((step, bool(verdict)) for step, verdict in zip(steps, verdicts, strict=True))
-    return Stepwise(turns, all(verdicts), origin, tools_of(raw, columns), row_weight(raw, columns), judged)
+    return Stepwise(
+        turns, all(verdicts), origin, tools_of(raw, columns), row_weight(raw, columns), judged
+    )
 
 
 def joined(steps: list[str]) -> str:

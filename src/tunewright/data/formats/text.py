@@ -22,9 +22,11 @@ class Documents(Section):
 
 
 def looks_like(raw: dict[str, Any]) -> int:
-    """1 with a text column: rows of other formats often carry one as well, so any other format wins.
+    """1 with a text column: rows of other formats often carry one as well, so any other format
+    wins.
 
-    0 for single messages of a tree of dialogues (OpenAssistant's export): one message alone is no document.
+    0 for single messages of a tree of dialogues (OpenAssistant's export): one message alone is no
+    document.
     """
     return int("text" in raw and not ("role" in raw and "parent_id" in raw))
 
@@ -41,14 +43,22 @@ def text(raw: dict[str, Any], origin: Origin, columns: Columns) -> PlainText:
     return _plain_text(raw, ("text",), origin, columns)
 
 
-@formats.register("documents", Documents, needs="document | content | text", reads=(*DOCUMENT, "weight"), looks_like=looks_like_documents)
+@formats.register(
+    "documents",
+    Documents,
+    needs="document | content | text",
+    reads=(*DOCUMENT, "weight"),
+    looks_like=looks_like_documents,
+)
 @guarded
 def documents(raw: dict[str, Any], origin: Origin, columns: Columns) -> PlainText:
     """One document, under any of its usual names."""
     return _plain_text(raw, DOCUMENT, origin, columns)
 
 
-def _plain_text(raw: dict[str, Any], names: tuple[str, ...], origin: Origin, columns: Columns) -> PlainText:
+def _plain_text(
+    raw: dict[str, Any], names: tuple[str, ...], origin: Origin, columns: Columns
+) -> PlainText:
     name = first_of(raw, names)
     if name is None:
         raise RowFault("no_text")

@@ -1,8 +1,11 @@
 """Lists of turns as the tools of others write them, respelt as {role, content}.
 
-- other names for role and content: {role, parts: [{text}]} (Gemini), {from, content}, {speaker, text}, also with capitals;
-- a question and an answer in one object: {human, assistant} (Firefly), {input, output} with `system` in the first (XTuner), {user, bot}, ...;
-- texts only, question and answer in turn: [q, a, q, a] (UltraChat), or lists of two: [[q, a], [q, a]].
+- other names for role and content: {role, parts: [{text}]} (Gemini), {from, content}, {speaker,
+  text}, also with capitals;
+- a question and an answer in one object: {human, assistant} (Firefly), {input, output} with
+  `system` in the first (XTuner), {user, bot}, ...;
+- texts only, question and answer in turn: [q, a, q, a] (UltraChat), or lists of two: [[q, a], [q,
+  a]].
 
 What an object holds besides is kept on its turn, or noted as left where it became two turns.
 """
@@ -39,7 +42,8 @@ SPEAKING = ("user", "assistant")
 
 
 def respelt(turns: Any, columns: Columns | None = None) -> list[dict[str, Any]] | None:
-    """The turns as {role, content}; None for what is none of the shapes above. Raises RowFault where the first turn has a shape and a later one not."""
+    """The turns as {role, content}; None for what is none of the shapes above. Raises RowFault
+    where the first turn has a shape and a later one not."""
     if not isinstance(turns, list) or not turns:
         return None
     first = turns[0]
@@ -60,7 +64,14 @@ def respelt(turns: Any, columns: Columns | None = None) -> list[dict[str, Any]] 
 def is_respellable(turns: Any) -> bool:
     """Whether a list has one of the shapes above, for looking only."""
     try:
-        return respelt(turns[:1] if isinstance(turns, list) and turns and not isinstance(turns[0], str) else turns) is not None
+        return (
+            respelt(
+                turns[:1]
+                if isinstance(turns, list) and turns and not isinstance(turns[0], str)
+                else turns
+            )
+            is not None
+        )
     except RowFault:
         return False
 
@@ -83,7 +94,11 @@ def _renamed(turn: Any) -> dict[str, Any]:
     keys = _keys(_object(turn))
     role, content = _one_of(keys, ROLE_KEYS), _one_of(keys, CONTENT_KEYS)
     others = {name: turn[key] for name, key in keys.items() if key not in (role, content)}
-    return {"role": turn[role] if role else None, "content": turn[content] if content else None, **others}
+    return {
+        "role": turn[role] if role else None,
+        "content": turn[content] if content else None,
+        **others,
+    }
 
 
 def _of_texts(turns: list[Any]) -> list[dict[str, Any]] | None:
@@ -93,16 +108,24 @@ def _of_texts(turns: list[Any]) -> list[dict[str, Any]] | None:
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+    )
 
 
 def _of_lists(turns: list[Any]) -> list[dict[str, Any]]:
     if not all(map(_is_pair, turns)):
         raise RowFault("wrong_type", "turns")
-    return [{"role": role, "content": text} for pair in turns for role, text in zip(SPEAKING, pair, strict=True)]
+    return [
+        {"role": role, "content": text}
+        for pair in turns
+        for role, text in zip(SPEAKING, pair, strict=True)
+    ]
 
 
-def _of_pairs(turns: list[Any], pair: tuple[str, str], columns: Columns | None) -> list[dict[str, Any]]:
+def _of_pairs(
+    turns: list[Any], pair: tuple[str, str], columns: Columns | None
+) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for turn in turns:
         keys = _keys(_object(turn))
@@ -111,12 +134,24 @@ def _of_pairs(turns: list[Any], pair: tuple[str, str], columns: Columns | None) 
         system = turn[keys["system"]] if "system" in keys else None
         found += [{"role": "system", "content": system}] if system not in (None, "") else []
         asked = turn[keys[pair[0]]]
-        if pair[0] == "instruction" and isinstance(more := turn.get(keys.get("input", "")), str) and more:
+        if (
+            pair[0] == "instruction"
+            and isinstance(more := turn.get(keys.get("input", "")), str)
+            and more
+        ):
             asked = f"{asked}\n{more}"
         # A dialogue that the assistant opens has no question in its first object.
-        found += [{"role": "user", "content": asked}] if asked not in (None, "") or not found else []
+        found += (
+            [{"role": "user", "content": asked}] if asked not in (None, "") or not found else []
+        )
         found.append({"role": "assistant", "content": turn[keys[pair[1]]]})
         if columns is not None:
             taken = {"system", *pair} | ({"input"} if pair[0] == "instruction" else set())
-            columns.fields.update({name: turn[key] for name, key in keys.items() if name not in taken and turn[key] not in (None, "", [], {})})
+            columns.fields.update(
+                {
+                    name: turn[key]
+                    for name, key in keys.items()
+                    if name not in taken and turn[key] not in (None, "", [], {})
+                }
+            )
     return found

@@ -1,8 +1,11 @@
-"""Where tokenised sets are kept between runs: one folder a set, named by the hash of everything that decides what is in it.
+"""Where tokenised sets are kept between runs: one folder a set, named by the hash of everything
+that decides what is in it.
 
-The key holds the SHA-256 of every data file, the tokenizer and template, every setting that changes a row, a token or the split, and CACHE_VERSION,
-which rises with every change of ours to the result. So a folder is never wrong, only unused: what was not opened for MOST_DAYS, and the least lately used
-beyond MOST_BYTES, is removed when a new set is published. A folder whose columns do not have their check sums is built again.
+The key holds the SHA-256 of every data file, the tokenizer and template, every setting that changes
+a row, a token or the split, and CACHE_VERSION, which rises with every change of ours to the result.
+So a folder is never wrong, only unused: what was not opened for MOST_DAYS, and the least lately
+used beyond MOST_BYTES, is removed when a new set is published. A folder whose columns do not have
+their check sums is built again.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from tunewright.data.store.columns import Damaged, Store
 
 CACHE_VERSION = 5
 SMALLEST_BYTES = 1 << 20
-"""Sets of less text than this are worked on anew each time: that takes less than two seconds, and a folder on disk would be a surprise."""
+"""Sets of less text than this are worked on anew each time: that takes less than two seconds, and a
+folder on disk would be a surprise."""
 MOST_DAYS, MOST_BYTES = 30, 20 << 30
 
 
@@ -34,12 +38,15 @@ def data_cache() -> Path:
 def key_of(facts: dict[str, Any], files: list[Path]) -> str:
     """The name of a set: `facts` are plain values, `files` whatever was read."""
     hashes = [[str(path), sha256_of(path)] for path in files]
-    text = json.dumps([CACHE_VERSION, facts, hashes], sort_keys=True, ensure_ascii=True, default=str)
+    text = json.dumps(
+        [CACHE_VERSION, facts, hashes], sort_keys=True, ensure_ascii=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def kept(key: str, build: Callable[[Path], object]) -> tuple[Store, bool]:
-    """The store of `key`, and whether it was there. `build(folder)` writes it otherwise; several processes that want the same set build it once."""
+    """The store of `key`, and whether it was there. `build(folder)` writes it otherwise; several
+    processes that want the same set build it once."""
     from filelock import FileLock
 
     folder = data_cache() / key
@@ -78,7 +85,12 @@ def sweep(newest: Path) -> None:
     """Remove what the bounds of this module no longer allow. `newest` always stays."""
     held = 0
     aged = sorted(
-        ((_last_used(folder), folder) for folder in newest.parent.iterdir() if folder.is_dir() and not folder.name.startswith(".")), reverse=True
+        (
+            (_last_used(folder), folder)
+            for folder in newest.parent.iterdir()
+            if folder.is_dir() and not folder.name.startswith(".")
+        ),
+        reverse=True,
     )
     for used, folder in aged:
         held += sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

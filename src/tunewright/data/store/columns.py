@@ -1,8 +1,11 @@
-"""Samples and rows as columns of numbers, in memory or memory-mapped from a folder, read one at a time.
+"""Samples and rows as columns of numbers, in memory or memory-mapped from a folder, read one at a
+time.
 
-A set of two million rows as Python lists would fill a machine; as columns it is a few bytes a token, and a step touches only the pages it reads.
-Columns are written front to back while rows arrive, and a published folder is never changed. Each file's CRC-32 stands in `store.json`, so that a
-cut or damaged one is noticed when it is opened. Nothing is pickled: numbers are raw little-endian columns, rows are JSON.
+A set of two million rows as Python lists would fill a machine; as columns it is a few bytes a
+token, and a step touches only the pages it reads. Columns are written front to back while rows
+arrive, and a published folder is never changed. Each file's CRC-32 stands in `store.json`, so that
+a cut or damaged one is noticed when it is opened. Nothing is pickled: numbers are raw little-endian
+columns, rows are JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunewright.core import written
-from tunewright.core.types import ROW_KINDS, Branch, Conversation, Judged, Message, Origin, PlainText, Preference, Prompt, Row, Sample, Stepwise
+from tunewright.core.types import (
+    ROW_KINDS,
+    Branch,
+    Conversation,
+    Judged,
+    Message,
+    Origin,
+    PlainText,
+    Preference,
+    Prompt,
+    Row,
+    Sample,
+    Stepwise,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +44,37 @@ ROLES = ("answer", "chosen", "rejected", "good", "bad", "prompt")
 KINDS = tuple(ROW_KINDS.values())
 COLUMNS = {
     # of each branch
-    "tokens": "<i4", "token_end": "<i8", "span": "<i4", "span_weight": "<f8", "span_end": "<i8", "role": "u1",
+    "tokens": "<i4",
+    "token_end": "<i8",
+    "span": "<i4",
+    "span_weight": "<f8",
+    "span_end": "<i8",
+    "role": "u1",
     # of each row
-    "branch_end": "<i8", "answers": "<i4", "stops": "<i4", "last_span": "<i4", "facts": "u1", "facts_end": "<i8",
-    "kind": "u1", "source": "<i4", "file": "<i4", "line": "<i8", "number": "<i8", "text": "u1", "text_end": "<i8",
+    "branch_end": "<i8",
+    "answers": "<i4",
+    "stops": "<i4",
+    "last_span": "<i4",
+    "facts": "u1",
+    "facts_end": "<i8",
+    "kind": "u1",
+    "source": "<i4",
+    "file": "<i4",
+    "line": "<i8",
+    "number": "<i8",
+    "text": "u1",
+    "text_end": "<i8",
     # of the set: which rows are trained on and which are held out
-    "train": "<i8", "held_out": "<i8",
-}  # fmt: skip
-ENDS = {"token_end": "tokens", "span_end": "span_weight", "branch_end": "role", "facts_end": "facts", "text_end": "text"}
+    "train": "<i8",
+    "held_out": "<i8",
+}
+ENDS = {
+    "token_end": "tokens",
+    "span_end": "span_weight",
+    "branch_end": "role",
+    "facts_end": "facts",
+    "text_end": "text",
+}
 """Columns that hold, for each item, where its part of another column ends."""
 
 
@@ -53,7 +92,11 @@ def row_bytes(row: Row) -> bytes:
         fields["text"] = row.text
     else:
         if isinstance(row, Preference):
-            fields |= {"prompt": _turns(row.prompt), "chosen": _turns(row.chosen), "rejected": _turns(row.rejected)}
+            fields |= {
+                "prompt": _turns(row.prompt),
+                "chosen": _turns(row.chosen),
+                "rejected": _turns(row.rejected),
+            }
             fields |= {"margin": row.margin} if row.margin is not None else {}
         else:
             fields["messages"] = _turns(row.messages)
@@ -67,8 +110,11 @@ def row_bytes(row: Row) -> bytes:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Compact JSON. Half a surrogate pair, which a tool call may hold, survives; what JSON has no word for (a date) becomes its text."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass")
+    """Compact JSON. Half a surrogate pair, which a tool call may hold, survives; what JSON has no
+    word for (a date) becomes its text."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def _as_written(value: Any) -> bytes:
@@ -103,13 +149,22 @@ def row_of(kind: str, data: bytes, origin: Origin) -> Row:
     if kind == "text":
         return PlainText(fields["text"], origin, weight)
     if kind == "preference":
-        prompt, chosen, rejected = (_messages(fields[name]) for name in ("prompt", "chosen", "rejected"))
+        prompt, chosen, rejected = (
+            _messages(fields[name]) for name in ("prompt", "chosen", "rejected")
+        )
         return Preference(prompt, chosen, rejected, origin, tools, weight, fields.get("margin"))
     messages = _messages(fields["messages"])
     if kind == "judged":
         return Judged(messages, fields["good"], origin, tools, weight)
     if kind == "stepwise":
-        return Stepwise(messages, fields["good"], origin, tools, weight, tuple((text, good) for text, good in fields["steps"]))
+        return Stepwise(
+            messages,
+            fields["good"],
+            origin,
+            tools,
+            weight,
+            tuple((text, good) for text, good in fields["steps"]),
+        )
     if kind == "prompt":
         return Prompt(messages, origin, tools, weight, fields.get("facts", {}))
     return Conversation(messages, origin, tools, weight)
@@ -118,7 +173,9 @@ def row_of(kind: str, data: bytes, origin: Origin) -> Row:
 # ---- writing
 
 
-def pack(rows: Sequence[Row], encoded: Sequence[EncodedRow] | None, source: int, file: int) -> dict[str, bytes]:
+def pack(
+    rows: Sequence[Row], encoded: Sequence[EncodedRow] | None, source: int, file: int
+) -> dict[str, bytes]:
     """Columns of some rows; ends count from the first of them. `encoded` None: rows without tokens."""
     import numpy as np
 
@@ -146,11 +203,19 @@ def pack(rows: Sequence[Row], encoded: Sequence[EncodedRow] | None, source: int,
     parts["text_end"] = list(map(len, text))
     parts["kind"] = [KINDS.index(ROW_KINDS[type(row)]) for row in rows]
     parts["source"], parts["file"] = [source] * len(rows), [file] * len(rows)
-    parts["line"], parts["number"] = [row.origin.line for row in rows], [row.origin.row for row in rows]
-    made = {name: np.asarray(values, dtype=COLUMNS[name]) for name, values in parts.items()} | {"tokens": np.asarray(tokens, dtype=COLUMNS["tokens"])}
+    parts["line"], parts["number"] = (
+        [row.origin.line for row in rows],
+        [row.origin.row for row in rows],
+    )
+    made = {name: np.asarray(values, dtype=COLUMNS[name]) for name, values in parts.items()} | {
+        "tokens": np.asarray(tokens, dtype=COLUMNS["tokens"])
+    }
     for name in ENDS:
         made[name] = np.cumsum(made[name], dtype="<i8")
-    return {name: array.tobytes() for name, array in made.items()} | {"text": b"".join(text), "facts": b"".join(facts)}
+    return {name: array.tobytes() for name, array in made.items()} | {
+        "text": b"".join(text),
+        "facts": b"".join(facts),
+    }
 
 
 class Writer:
@@ -160,7 +225,9 @@ class Writer:
         self.folder = folder
         self.sizes = dict.fromkeys(COLUMNS, 0)
         self._crc = dict.fromkeys(COLUMNS, 0)
-        self._files = {name: open(folder / f"{name}.bin", "wb") for name in COLUMNS} if folder else {}  # noqa: SIM115 - closed in __exit__
+        self._files = (
+            {name: (folder / f"{name}.bin").open("wb") for name in COLUMNS} if folder else {}
+        )
         self._parts: dict[str, list[bytes]] = {name: [] for name in COLUMNS}
 
     def __enter__(self) -> Writer:
@@ -174,7 +241,8 @@ class Writer:
         """Append what `pack` made."""
         import numpy as np
 
-        # Ends count from the start of the whole column, so they are moved by what lies before; the columns they point into grow afterwards.
+        # Ends count from the start of the whole column, so they are moved by what lies before; the
+        # columns they point into grow afterwards.
         begins = {name: self.count(into) for name, into in ENDS.items()}
         for name, data in columns.items():
             if name in ENDS and begins[name]:
@@ -214,7 +282,10 @@ class Writer:
             handle.close()
         check = {name: [self.sizes[name], self._crc[name]] for name in COLUMNS}
         (self.folder / META).write_bytes(json_bytes({**meta, "columns": check}))
-        return Store({name: _mapped(self.folder / f"{name}.bin", kind) for name, kind in COLUMNS.items()}, meta)
+        return Store(
+            {name: _mapped(self.folder / f"{name}.bin", kind) for name, kind in COLUMNS.items()},
+            meta,
+        )
 
 
 def _mapped(path: Path, kind: str) -> np.ndarray:
@@ -237,13 +308,21 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path, verify: bool = True) -> Store:
-        """The store of a folder. Raises Damaged when a column is missing, cut or (not looked for without `verify`) changed."""
+        """The store of a folder. Raises Damaged when a column is missing, cut or (not looked for
+        without `verify`) changed."""
         try:
             meta = from_json_bytes((folder / META).read_bytes())
             for name, (size, crc) in meta["columns"].items():
-                if name not in COLUMNS or (folder / f"{name}.bin").stat().st_size != size or (verify and _crc_of(folder / f"{name}.bin") != crc):
+                if (
+                    name not in COLUMNS
+                    or (folder / f"{name}.bin").stat().st_size != size
+                    or (verify and _crc_of(folder / f"{name}.bin") != crc)
+                ):
                     raise Damaged(name)
-            return cls({name: _mapped(folder / f"{name}.bin", kind) for name, kind in COLUMNS.items()}, meta)
+            return cls(
+                {name: _mapped(folder / f"{name}.bin", kind) for name, kind in COLUMNS.items()},
+                meta,
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(str(error)) from error
 
@@ -255,7 +334,9 @@ class Store:
     def origin(self, row: int) -> Origin:
         """Where a row came from."""
         c = self.columns
-        return Origin(self.meta["files"][c["file"][row]], int(c["line"][row]), int(c["number"][row]))
+        return Origin(
+            self.meta["files"][c["file"][row]], int(c["line"][row]), int(c["number"][row])
+        )
 
     def row(self, row: int) -> Row:
         """One row, read again from its JSON."""
@@ -269,31 +350,52 @@ class Store:
         learnt: list[int] = []
         weights: list[float] = []
         for (first, after), weight in zip(
-            c["span"][2 * spans.start : 2 * spans.stop].reshape(-1, 2).tolist(), c["span_weight"][spans].tolist(), strict=True
+            c["span"][2 * spans.start : 2 * spans.stop].reshape(-1, 2).tolist(),
+            c["span_weight"][spans].tolist(),
+            strict=True,
         ):
             learnt += range(first, after)
             weights += [weight] * (after - first)
-        return Branch(c["tokens"][self.part("token_end", number)].tolist(), learnt, weights, role=ROLES[c["role"][number]])
+        return Branch(
+            c["tokens"][self.part("token_end", number)].tolist(),
+            learnt,
+            weights,
+            role=ROLES[c["role"][number]],
+        )
 
     def sample(self, row: int, index: int) -> Sample:
         """The sample of a row. `index` is its place in the list it is read from."""
         c = self.columns
         part = self.part("branch_end", row)
-        facts: dict[str, Any] = {"answers": int(c["answers"][row]), "stops_learnt": int(c["stops"][row])}
+        facts: dict[str, Any] = {
+            "answers": int(c["answers"][row]),
+            "stops_learnt": int(c["stops"][row]),
+        }
         facts["last_span"] = tuple(c["last_span"][2 * row : 2 * row + 2].tolist())
         rest = self.part("facts_end", row)
         if rest.stop > rest.start:
             facts |= from_json_bytes(c["facts"][rest].tobytes())
-        return Sample([self.branch(b) for b in range(part.start, part.stop)], index, self.origin(row), facts=facts)
+        return Sample(
+            [self.branch(b) for b in range(part.start, part.stop)],
+            index,
+            self.origin(row),
+            facts=facts,
+        )
 
     def branches_of(self, rows: np.ndarray) -> np.ndarray:
         """Numbers of the branches of `rows`, in their order."""
         import numpy as np
 
         ends = self.columns["branch_end"]
-        starts = np.concatenate([np.zeros(1, "<i8"), ends[:-1]])[rows] if len(rows) else np.empty(0, "<i8")
+        starts = (
+            np.concatenate([np.zeros(1, "<i8"), ends[:-1]])[rows]
+            if len(rows)
+            else np.empty(0, "<i8")
+        )
         counts = ends[rows] - starts
-        return np.repeat(starts - np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(rows) else starts, counts) + np.arange(int(counts.sum()))
+        return np.repeat(
+            starts - np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(rows) else starts, counts
+        ) + np.arange(int(counts.sum()))
 
 
 def _crc_of(path: Path) -> int:
@@ -328,7 +430,11 @@ class _View(Sequence[T]):
         return (self._make(i) for i in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(a == b for a, b in zip(self, other, strict=True))
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -351,17 +457,21 @@ class Rows(_View[Row]):
 
 
 def asking_places(rows: Sequence[Row]) -> Sequence[int]:
-    """Places of the rows that ask something (all but running text), without reading rows of a store."""
+    """Places of the rows that ask something (all but running text), without reading rows of a
+    store."""
     if not isinstance(rows, Rows):
         return [i for i, row in enumerate(rows) if not isinstance(row, PlainText)]
     import numpy as np
 
-    places: list[int] = np.flatnonzero(rows.store.columns["kind"][rows.which] != KINDS.index("text")).tolist()
+    places: list[int] = np.flatnonzero(
+        rows.store.columns["kind"][rows.which] != KINDS.index("text")
+    ).tolist()
     return places
 
 
 def asked_lengths(samples: Sequence[Sample]) -> Sequence[int]:
-    """Tokens of each sample's question, up to where its last learnt answer begins, without making the samples of a store."""
+    """Tokens of each sample's question, up to where its last learnt answer begins, without making
+    the samples of a store."""
     if not isinstance(samples, Samples):
         return [s.facts["last_span"][0] or len(s.branches[0].tokens) for s in samples]
     c, rows = samples.store.columns, samples.which

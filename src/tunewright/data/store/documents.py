@@ -1,9 +1,11 @@
-"""Running text as documents: long ones cut into windows, short ones put side by side, nothing left out and nothing mixed.
+"""Running text as documents: long ones cut into windows, short ones put side by side, nothing left
+out and nothing mixed.
 
-A window is as long as the context, and the next one starts with the last token of the one before, so that every token but a document's first is predicted
-exactly once; the last window ends with the stop token. Windows are rows of their own from then on: each may be trained on or held out.
-Documents side by side in one sample are branches of it, and no branch sees another. They are put together in the order of the rows, the next one into the
-sample before it as long as it fits.
+A window is as long as the context, and the next one starts with the last token of the one before,
+so that every token but a document's first is predicted exactly once; the last window ends with the
+stop token. Windows are rows of their own from then on: each may be trained on or held out.
+Documents side by side in one sample are branches of it, and no branch sees another. They are put
+together in the order of the rows, the next one into the sample before it as long as it fits.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ if TYPE_CHECKING:
     from tunewright.text.renderer import Renderer
 
 PIECES = "pieces"
-"""Note of the data report: samples that a document longer than the context was cut into, beyond its first."""
+"""Note of the data report: samples that a document longer than the context was cut into, beyond its
+first."""
 
 
-def windows(row: PlainText, made: EncodedRow, max_tokens: int | None, renderer: Renderer) -> list[tuple[PlainText, EncodedRow]]:
-    """The windows of a document, each with the part of the text it holds; the document itself where it is short enough."""
+def windows(
+    row: PlainText, made: EncodedRow, max_tokens: int | None, renderer: Renderer
+) -> list[tuple[PlainText, EncodedRow]]:
+    """The windows of a document, each with the part of the text it holds; the document itself where
+    it is short enough."""
     branch = made.branches[0]
     total = len(branch.tokens)
     if max_tokens is None or total <= max_tokens:
@@ -43,7 +49,8 @@ def windows(row: PlainText, made: EncodedRow, max_tokens: int | None, renderer: 
 
 
 class Packed(Sequence[Sample]):
-    """Samples of several short documents each. `limit` is the most tokens they have together; a longer one stays alone."""
+    """Samples of several short documents each. `limit` is the most tokens they have together; a
+    longer one stays alone."""
 
     def __init__(self, samples: Samples, limit: int):
         self.samples = samples
@@ -66,7 +73,12 @@ class Packed(Sequence[Sample]):
             raise IndexError(place)
         after = self.starts[found + 1] if found + 1 < len(self) else len(self.samples)
         parts = self.samples[self.starts[found] : after]
-        return Sample([branch for part in parts for branch in part.branches], found, parts[0].origin, facts={"documents": len(parts)})
+        return Sample(
+            [branch for part in parts for branch in part.branches],
+            found,
+            parts[0].origin,
+            facts={"documents": len(parts)},
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))

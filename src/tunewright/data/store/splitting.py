@@ -1,12 +1,15 @@
-"""Which rows are held out: by a hash of the question, so that rows that belong together never stand on both sides.
+"""Which rows are held out: by a hash of the question, so that rows that belong together never stand
+on both sides.
 
-Together belong: rows whose first question (with its system prompt) is the same up to case and white space, which covers duplicates and the growing
-copies of one dialogue, and rows with the same conversation id where the data has one. The order in which such groups are chosen depends on the seed
-and the question alone, not on the other rows. Groups are taken in that order as long as they fit, so the count is met exactly unless large groups
-make that impossible. Rows for training always remain.
+Together belong: rows whose first question (with its system prompt) is the same up to case and white
+space, which covers duplicates and the growing copies of one dialogue, and rows with the same
+conversation id where the data has one. The order in which such groups are chosen depends on the
+seed and the question alone, not on the other rows. Groups are taken in that order as long as they
+fit, so the count is met exactly unless large groups make that impossible. Rows for training always
+remain.
 
-Keys are 64-bit hashes, so that two million rows take 64 MB: two of so many texts collide with a chance of one in nine million, and then two
-questions merely stand on the same side.
+Keys are 64-bit hashes, so that two million rows take 64 MB: two of so many texts collide with a
+chance of one in nine million, and then two questions merely stand on the same side.
 """
 
 from __future__ import annotations
@@ -25,7 +28,14 @@ if TYPE_CHECKING:
 DEFAULT_SHARE = 0.1
 FEWEST_ROWS = 20
 KEYS = ("question", "group", "whole", "conversation")
-CONVERSATION_IDS = ("conversation_id", "dialogue_id", "dialog_id", "conv_id", "thread_id", "session_id")
+CONVERSATION_IDS = (
+    "conversation_id",
+    "dialogue_id",
+    "dialog_id",
+    "conv_id",
+    "thread_id",
+    "session_id",
+)
 """Columns that say which rows are parts of one dialogue."""
 
 
@@ -38,7 +48,8 @@ def normalised(text: str) -> str:
 
 
 def question_key(row: Row) -> str:
-    """What makes two rows ask the same: the turns before the last answer, or a text itself. Weights do not count."""
+    """What makes two rows ask the same: the turns before the last answer, or a text itself. Weights
+    do not count."""
     if isinstance(row, PlainText):
         return row.text
     return "\x1e".join(f"{m.role}\x1f{m.content}" for m in row.question())
@@ -52,7 +63,8 @@ def normalised_question(row: Row) -> str:
 
 
 def group_key(row: Row) -> str:
-    """What holds rows together: the system prompt and the first question, or a text, up to case and white space."""
+    """What holds rows together: the system prompt and the first question, or a text, up to case and
+    white space."""
     if isinstance(row, PlainText):
         return normalised(row.text)
     asked = row.prompt if isinstance(row, Preference) else row.messages
@@ -61,7 +73,8 @@ def group_key(row: Row) -> str:
 
 
 def _asks_once(row: Row) -> bool:
-    """Whether the first question is the whole question, so that `group_key` and `normalised_question` are the same text."""
+    """Whether the first question is the whole question, so that `group_key` and
+    `normalised_question` are the same text."""
     if not isinstance(row, (Conversation, Judged)):
         return False
     asked = row.question()
@@ -72,9 +85,15 @@ def whole_key(row: Row) -> str:
     """Everything two exact duplicates share."""
     if isinstance(row, PlainText):
         return row.text
-    turns = [*row.prompt, *row.chosen, Message("rejected", ""), *row.rejected] if isinstance(row, Preference) else row.messages
+    turns = (
+        [*row.prompt, *row.chosen, Message("rejected", ""), *row.rejected]
+        if isinstance(row, Preference)
+        else row.messages
+    )
     label = f"{row.good}{getattr(row, 'steps', '')}" if isinstance(row, Judged) else ""
-    return "\x1e".join([*(f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}" for m in turns), label])
+    return "\x1e".join(
+        [*(f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}" for m in turns), label]
+    )
 
 
 def _hash(text: str) -> bytes:
@@ -82,10 +101,22 @@ def _hash(text: str) -> bytes:
 
 
 def keys_of(rows: Sequence[Row], raw: Sequence[Any]) -> bytes:
-    """Four 64-bit hashes for each row, in the order of KEYS. `raw[i]` is what row i was made from; without a conversation id the last is 0."""
+    """Four 64-bit hashes for each row, in the order of KEYS. `raw[i]` is what row i was made from;
+    without a conversation id the last is 0."""
     found = []
     for row, value in zip(rows, raw, strict=True):
-        named = next((value[name] for name in CONVERSATION_IDS if isinstance(value.get(name), (str, int))), None) if isinstance(value, dict) else None
+        named = (
+            next(
+                (
+                    value[name]
+                    for name in CONVERSATION_IDS
+                    if isinstance(value.get(name), (str, int))
+                ),
+                None,
+            )
+            if isinstance(value, dict)
+            else None
+        )
         question = normalised_question(row)
         group = question if _asks_once(row) else group_key(row)
         first = _hash(question)
@@ -98,7 +129,8 @@ def keys_of(rows: Sequence[Row], raw: Sequence[Any]) -> bytes:
 
 
 def wanted_rows(held_out: float | None, num_rows: int) -> int:
-    """How many rows a share, a count or None (0.1, and 0 under 20 rows) asks for. Raises DataError for what cannot be done."""
+    """How many rows a share, a count or None (0.1, and 0 under 20 rows) asks for. Raises DataError
+    for what cannot be done."""
     if held_out is None:
         return round(DEFAULT_SHARE * num_rows) if num_rows >= FEWEST_ROWS else 0
     # 1 is one row; 1.0 would be a share of everything.
@@ -111,7 +143,8 @@ def wanted_rows(held_out: float | None, num_rows: int) -> int:
 
 
 def split_groups(groups: np.ndarray, held_out: float | None, seed: int) -> np.ndarray:
-    """Indices of the held-out rows, ascending. Rows with the same number in `groups` (uint64) stay on one side."""
+    """Indices of the held-out rows, ascending. Rows with the same number in `groups` (uint64) stay
+    on one side."""
     import numpy as np
 
     wanted = wanted_rows(held_out, len(groups))
@@ -132,7 +165,8 @@ def split_groups(groups: np.ndarray, held_out: float | None, seed: int) -> np.nd
 
 
 def joined(groups: np.ndarray, conversations: np.ndarray) -> np.ndarray:
-    """`groups`, where rows of one conversation (0: none) and rows of one group have one number, also through a chain of others."""
+    """`groups`, where rows of one conversation (0: none) and rows of one group have one number,
+    also through a chain of others."""
     import numpy as np
 
     if not conversations.any():
@@ -154,9 +188,12 @@ def joined(groups: np.ndarray, conversations: np.ndarray) -> np.ndarray:
 
 
 def split(rows: Sequence[Row], held_out: float | None, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows to train on and rows held out, each in their own order. `held_out` is a share under 1, a count, or None for the default."""
+    """Rows to train on and rows held out, each in their own order. `held_out` is a share under 1, a
+    count, or None for the default."""
     import numpy as np
 
     groups = np.frombuffer(b"".join(_hash(group_key(row)) for row in rows), "<u8")
     chosen = set(split_groups(groups, held_out, seed).tolist())
-    return [r for i, r in enumerate(rows) if i not in chosen], [r for i, r in enumerate(rows) if i in chosen]
+    return [r for i, r in enumerate(rows) if i not in chosen], [
+        r for i, r in enumerate(rows) if i in chosen
+    ]

@@ -1,8 +1,11 @@
-"""Rows read here, shaped, checked, rendered and tokenised in other processes, and written to a store in the order in which they were read.
+"""Rows read here, shaped, checked, rendered and tokenised in other processes, and written to a
+store in the order in which they were read.
 
-A worker is this program started anew with a pipe at each end: nothing of the parent is inherited or run again (a script without a main guard, a
-notebook, a loaded model), and it ends when its pipe does. It knows the tokenizer as text and jinja's sandbox, so it loads neither torch nor Transformers.
-Messages are plain values in Python's `marshal` form, which can hold no code. Small sets are worked on here: starting a worker takes longer.
+A worker is this program started anew with a pipe at each end: nothing of the parent is inherited or
+run again (a script without a main guard, a notebook, a loaded model), and it ends when its pipe
+does. It knows the tokenizer as text and jinja's sandbox, so it loads neither torch nor
+Transformers. Messages are plain values in Python's `marshal` form, which can hold no code. Small
+sets are worked on here: starting a worker takes longer.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 256
 BYTES_PER_WORKER = 4 << 20
-"""A worker is worth starting for this much text: it takes about a second to load, in which one process does as much."""
+"""A worker is worth starting for this much text: it takes about a second to load, in which one
+process does as much."""
 EXAMPLES, LISTED = 5, 1000
 FEATURES_IN_MEMORY = 8 << 20
 
@@ -74,7 +78,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Job:
-    """Some rows of one file. `items` are (value, line, row) for a format, or (kind, JSON, line, row) for rows that a catalogue's converter made."""
+    """Some rows of one file. `items` are (value, line, row) for a format, or (kind, JSON, line,
+    row) for rows that a catalogue's converter made."""
 
     file: str
     format: str | None
@@ -87,7 +92,8 @@ class Job:
 
 @dataclass
 class Done:
-    """What became of a job. `columns`, `keys` and `features` are bytes, kept as they are until they are needed."""
+    """What became of a job. `columns`, `keys` and `features` are bytes, kept as they are until they
+    are needed."""
 
     columns: dict[str, bytes]
     kept: int
@@ -115,40 +121,81 @@ class Kitchen:
         if self.renderer is not None:
             r = self.recipe
             cut: Literal["truncate", "drop"] = "truncate" if r.oversize == "truncate" else "drop"
-            made = encode_rows(rows, self.renderer, max_tokens=r.max_tokens, oversize=cut, documents=r.documents)
+            made = encode_rows(
+                rows, self.renderer, max_tokens=r.max_tokens, oversize=cut, documents=r.documents
+            )
             dropped += [one for one in made if isinstance(one, Dropped)]
-            found = [(row, value, one) for row, value, one in zip(rows, raw, made, strict=True) if not isinstance(one, Dropped)]
+            found = [
+                (row, value, one)
+                for row, value, one in zip(rows, raw, made, strict=True)
+                if not isinstance(one, Dropped)
+            ]
             if r.documents:
-                found = [(piece, value, part) for row, value, one in found for piece, part in self._windows(row, one)]
-            rows, raw, encoded = [row for row, _, _ in found], [value for _, value, _ in found], [one for _, _, one in found]
+                found = [
+                    (piece, value, part)
+                    for row, value, one in found
+                    for piece, part in self._windows(row, one)
+                ]
+            rows, raw, encoded = (
+                [row for row, _, _ in found],
+                [value for _, value, _ in found],
+                [one for _, _, one in found],
+            )
             for one in encoded:
                 notes.update(one.notes)
                 if one.thought_tokens:
                     notes["thought_tokens"] += one.thought_tokens
         lost = [(one.origin.line, one.origin.row, one.reason, one.detail) for one in dropped]
         columns = token_store.pack(rows, encoded, 0, 0)
-        return Done(columns, len(rows), keys_of(rows, raw), lost, dict(notes), seen, marshal.dumps(self._features(rows, encoded)), ledger)
+        return Done(
+            columns,
+            len(rows),
+            keys_of(rows, raw),
+            lost,
+            dict(notes),
+            seen,
+            marshal.dumps(self._features(rows, encoded)),
+            ledger,
+        )
 
     def _windows(self, row: Row, made: EncodedRow) -> list[tuple[Row, EncodedRow]]:
         assert self.renderer is not None
-        return [*windows(row, made, self.recipe.max_tokens, self.renderer)] if isinstance(row, PlainText) else [(row, made)]
+        return (
+            [*windows(row, made, self.recipe.max_tokens, self.renderer)]
+            if isinstance(row, PlainText)
+            else [(row, made)]
+        )
 
     def _features(self, rows: list[Row], encoded: list[EncodedRow] | None) -> list[list[Any]]:
         found = []
         for i, row in enumerate(rows):
-            sample = encoded[i].sample(i, row.origin) if encoded is not None and self.checks else None
+            sample = (
+                encoded[i].sample(i, row.origin) if encoded is not None and self.checks else None
+            )
             found.append([check.feature(row, sample) for check in self.checks])
         return found
 
-    def _shaped(self, job: Job, raw: list[Any]) -> tuple[list[Row], list[Dropped], Counter[str], list[str], dict[str, Any]]:
+    def _shaped(
+        self, job: Job, raw: list[Any]
+    ) -> tuple[list[Row], list[Dropped], Counter[str], list[str], dict[str, Any]]:
         rows: list[Row] = []
         dropped: list[Dropped] = []
         if job.format is None:
             notes = Counter[str]()
             for kind, data, line, number in job.items:
-                self._take(token_store.row_of(kind, data, Origin(job.file, line, number)), None, job, rows, raw, dropped, notes)
+                self._take(
+                    token_store.row_of(kind, data, Origin(job.file, line, number)),
+                    None,
+                    job,
+                    rows,
+                    raw,
+                    dropped,
+                    notes,
+                )
             return rows, dropped, notes, [], {}
-        shaper = Shaper([], job.format, job.columns, wording=self.recipe.wording, labels=self.recipe.labels)
+        shaper = Shaper(
+            [], job.format, job.columns, wording=self.recipe.wording, labels=self.recipe.labels
+        )
         wanted, seen = set(job.columns.values()), set()
         for value, line, number in job.items:
             value = unpacked(value) if job.is_packed else value
@@ -158,7 +205,16 @@ class Kitchen:
             self._take(made, value, job, rows, raw, dropped, shaper.notes)
         return rows, dropped, shaper.notes, sorted(seen), shaper.ledger.plain()
 
-    def _take(self, made: Row | Dropped, value: Any, job: Job, rows: list[Row], raw: list[Any], dropped: list[Dropped], notes: Counter[str]) -> None:
+    def _take(
+        self,
+        made: Row | Dropped,
+        value: Any,
+        job: Job,
+        rows: list[Row],
+        raw: list[Any],
+        dropped: list[Dropped],
+        notes: Counter[str],
+    ) -> None:
         """Put a row, finished, to the others, or to those that were dropped."""
         if self.recipe.good_only and not isinstance(made, Dropped):
             before, made = made, only_good(made)
@@ -171,14 +227,23 @@ class Kitchen:
 
 
 def _finished(row: Row, system: str | None, weight: float) -> Row:
-    """The row with the run's system prompt where it has turns and brings none, and its source's weight."""
+    """The row with the run's system prompt where it has turns and brings none, and its source's
+    weight."""
     if system is not None and not isinstance(row, PlainText):
-        row = replace(row, prompt=_begun(row.prompt, system)) if isinstance(row, Preference) else replace(row, messages=_begun(row.messages, system))
+        row = (
+            replace(row, prompt=_begun(row.prompt, system))
+            if isinstance(row, Preference)
+            else replace(row, messages=_begun(row.messages, system))
+        )
     return replace(row, weight=row.weight * weight) if weight != 1 else row
 
 
 def _begun(messages: list[Message], system: str) -> list[Message]:
-    return messages if messages and messages[0].role == "system" else [Message("system", system), *messages]
+    return (
+        messages
+        if messages and messages[0].role == "system"
+        else [Message("system", system), *messages]
+    )
 
 
 # ---- workers
@@ -211,16 +276,22 @@ def serve() -> None:
     from tunewright.text.thinking import Thinking
     from tunewright.text.tokenizer import Light
 
-    # Ctrl-C is the parent's; a worker ends with its pipe. Whatever prints must not write between the messages.
+    # Ctrl-C is the parent's; a worker ends with its pipe. Whatever prints must not write between
+    # the messages.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
         recipe = Recipe(**_receive(sys.stdin.buffer))
         thinking = Thinking(**recipe.thinking)
-        renderer = Renderer(Light.from_state(recipe.tokenizer), recipe.stop_ids, thinking) if recipe.tokenizer else None
+        renderer = (
+            Renderer(Light.from_state(recipe.tokenizer), recipe.stop_ids, thinking)
+            if recipe.tokenizer
+            else None
+        )
         kitchen = Kitchen(recipe, renderer)
-        # What was loaded stays; jobs make lists by the hundred thousand and hardly a cycle, so looking for cycles every 700 objects is time lost.
+        # What was loaded stays; jobs make lists by the hundred thousand and hardly a cycle, so
+        # looking for cycles every 700 objects is time lost.
         gc.freeze()
         gc.set_threshold(50_000)
         while True:
@@ -230,16 +301,25 @@ def serve() -> None:
             except Exception:
                 _send(answers, {"error": traceback.format_exc()})
     except EOFError:
-        # The answers are flushed; taking a hundred megabytes of words and tokens apart object by object would keep the parent waiting.
+        # The answers are flushed; taking a hundred megabytes of words and tokens apart object by
+        # object would keep the parent waiting.
         os._exit(0)
 
 
 class _Worker:
     def __init__(self, recipe: Recipe):
-        # The child finds this package where the parent found it; tokenizers' own threads would only compete with the other workers.
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        # The child finds this package where the parent found it; tokenizers' own threads would only
+        # compete with the other workers.
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, "-c", "from tunewright.data.store.workers import serve; serve()"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+        )
         self._put(vars(recipe))
 
     def _put(self, value: Any) -> None:
@@ -257,10 +337,19 @@ class _Worker:
         try:
             self._put(vars(job))
         except ValueError:
-            # Numbers that keep their spelling are no plain values; few sets have any, so only those are gone through.
+            # Numbers that keep their spelling are no plain values; few sets have any, so only those
+            # are gone through.
             if job.format is None:
                 raise
-            self._put(vars(replace(job, items=[(packed(value), line, row) for value, line, row in job.items], is_packed=True)))
+            self._put(
+                vars(
+                    replace(
+                        job,
+                        items=[(packed(value), line, row) for value, line, row in job.items],
+                        is_packed=True,
+                    )
+                )
+            )
         try:
             answer = _receive(self.process.stdout)
         except EOFError as error:
@@ -278,7 +367,8 @@ class _Worker:
 
 
 class Staff:
-    """Workers, or (`count` 0) this process. `results` gives what became of jobs, in their order, with a few of them under way at a time."""
+    """Workers, or (`count` 0) this process. `results` gives what became of jobs, in their order,
+    with a few of them under way at a time."""
 
     def __init__(self, recipe: Recipe, renderer: Renderer | None, count: int):
         self.here = Kitchen(recipe, renderer)
@@ -326,7 +416,8 @@ class Staff:
 
 
 def processors(threads: int | str | None = None) -> int:
-    """Processors for this process: as told, else those it may use, shared with the other ranks of this machine."""
+    """Processors for this process: as told, else those it may use, shared with the other ranks of
+    this machine."""
     if isinstance(threads, int):
         return max(1, threads)
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -362,7 +453,8 @@ class Source:
 
 @dataclass
 class Tally:
-    """What happened to the rows of a set, without sentences, so that it can be kept and told in any language."""
+    """What happened to the rows of a set, without sentences, so that it can be kept and told in any
+    language."""
 
     read: int = 0
     dropped: int = 0
@@ -419,8 +511,11 @@ class Gathered:
     """uint64, rows x `splitting.KEYS`."""
 
 
-def gather(sources: Iterable[Source], staff: Staff, writer: Writer, features: Features, files: list[str]) -> Gathered:
-    """Work through all files. Appends their names to `files`. Raises DataError for what a file or a worker has to say."""
+def gather(
+    sources: Iterable[Source], staff: Staff, writer: Writer, features: Features, files: list[str]
+) -> Gathered:
+    """Work through all files. Appends their names to `files`. Raises DataError for what a file or a
+    worker has to say."""
     import numpy as np
 
     tallies = {False: Tally(), True: Tally()}
@@ -432,7 +527,13 @@ def gather(sources: Iterable[Source], staff: Staff, writer: Writer, features: Fe
         mapped = Ledger()
         converted: list[Dropped] = []
         for job, done in staff.results(_jobs(source, tally, seen, converted)):
-            for one in [*converted, *(Dropped(Origin(job.file, line, number), reason, detail) for line, number, reason, detail in done.dropped)]:
+            for one in [
+                *converted,
+                *(
+                    Dropped(Origin(job.file, line, number), reason, detail)
+                    for line, number, reason, detail in done.dropped
+                ),
+            ]:
                 tally.drop(one, listed)
                 listed += 1
             converted.clear()
@@ -453,17 +554,28 @@ def gather(sources: Iterable[Source], staff: Staff, writer: Writer, features: Fe
             tally.drop(one, listed)
         if source.after is not None:
             source.after(seen, mapped)
-    table = np.frombuffer(keys, "<u8").reshape(kept[False] + kept[True], -1) if keys else np.empty((0, 4), "<u8")
+    table = (
+        np.frombuffer(keys, "<u8").reshape(kept[False] + kept[True], -1)
+        if keys
+        else np.empty((0, 4), "<u8")
+    )
     return Gathered(tallies[False], tallies[True], kept[False], table)
 
 
 def _jobs(source: Source, tally: Tally, seen: set[str], converted: list[Dropped]) -> Iterator[Job]:
-    """The rows of a file in jobs. A catalogue's converter is a function of this process, so its rows are made here."""
+    """The rows of a file in jobs. A catalogue's converter is a function of this process, so its
+    rows are made here."""
     rows = iter(source.rows)
     while chunk := list(islice(rows, CHUNK_ROWS)):
         tally.read += len(chunk)
         if source.convert is None:
-            yield Job(source.file, source.format, source.columns, source.weight, [(value, at.line, at.row) for value, at in chunk])
+            yield Job(
+                source.file,
+                source.format,
+                source.columns,
+                source.weight,
+                [(value, at.line, at.row) for value, at in chunk],
+            )
             continue
         items = []
         for value, at in chunk:

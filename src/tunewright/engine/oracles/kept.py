@@ -1,8 +1,11 @@
-"""What another model says of the branches of a run, on disk: memory stays flat however many rows there are.
+"""What another model says of the branches of a run, on disk: memory stays flat however many rows
+there are.
 
-A branch has one record: `count` lines in every column (one for a summed log-probability, one a label for a teacher's scores). Records are appended to
-nameless files beside the run; `save` writes them into one safetensors file in one rename, and `load` maps that file. In memory stays an index of 24 bytes
-a branch. A branch is known by its content, so rows may come in any order and as often as they like.
+A branch has one record: `count` lines in every column (one for a summed log-probability, one a
+label for a teacher's scores). Records are appended to nameless files beside the run; `save` writes
+them into one safetensors file in one rename, and `load` maps that file. In memory stays an index of
+24 bytes a branch. A branch is known by its content, so rows may come in any order and as often as
+they like.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ def key_of(branch: Branch) -> bytes:
 
 
 class KeptValues:
-    """Records of branches in columns `{name: (number type, width)}`, width 0 for plain numbers. `folder` is where files wait until `save`."""
+    """Records of branches in columns `{name: (number type, width)}`, width 0 for plain numbers.
+    `folder` is where files wait until `save`."""
 
     def __init__(self, columns: dict[str, tuple[str, int]], folder: Path | None = None):
         self.columns, self.folder = columns, folder
@@ -69,7 +73,10 @@ class KeptValues:
         """The record of a branch: for every column its lines. It takes the place of an earlier one."""
         key = key_of(branch)
         if not self._written:
-            self._written = {name: tempfile.TemporaryFile(dir=self.folder) for name in ("keys", *self.columns)}  # noqa: SIM115
+            self._written = {
+                name: tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - they live as long as this object
+                for name in ("keys", *self.columns)
+            }
         self._written["keys"].write(key)
         count = 0
         for name, (kind, _) in self.columns.items():
@@ -81,7 +88,8 @@ class KeptValues:
         self._views = {}
 
     def get(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
-        """The lines of all branches, one after the other. Raises KeyError for a branch that nobody added."""
+        """The lines of all branches, one after the other. Raises KeyError for a branch that nobody
+        added."""
         found: dict[str, list[np.ndarray]] = {name: [] for name in self.columns}
         for branch in (b for s in samples for b in s.branches):
             number = self.index.find(key_of(branch))
@@ -90,10 +98,14 @@ class KeptValues:
             part, begin, end = self._lines(number)
             for name, lines in found.items():
                 lines.append(part[name][begin:end])
-        return {name: np.concatenate(lines) if lines else self._empty(name) for name, lines in found.items()}
+        return {
+            name: np.concatenate(lines) if lines else self._empty(name)
+            for name, lines in found.items()
+        }
 
     def _lines(self, number: int) -> tuple[dict[str, np.ndarray], int, int]:
-        """Where the lines of a record stand: the columns, the first line and the one after the last."""
+        """Where the lines of a record stand: the columns, the first line and the one after the
+        last."""
         mapped = self._num_mapped
         ends: Any = self._mapped["ends"] if number < mapped else self._ends
         place = number if number < mapped else number - mapped
@@ -111,7 +123,11 @@ class KeptValues:
         file, (kind, width) = self._written[name], self.columns[name]
         file.flush()
         lines = self._ends[-1]
-        return np.memmap(file, kind, "r", shape=(lines, width) if width else (lines,)) if lines else self._empty(name)
+        return (
+            np.memmap(file, kind, "r", shape=(lines, width) if width else (lines,))
+            if lines
+            else self._empty(name)
+        )
 
     def _empty(self, name: str) -> np.ndarray:
         kind, width = self.columns[name]
@@ -120,11 +136,17 @@ class KeptValues:
     # ---- files
 
     def save(self, path: Path, about: dict[str, Any]) -> None:
-        """Write everything into `path` in one rename, with `about` in its head. From then on the file is what is read."""
+        """Write everything into `path` in one rename, with `about` in its head. From then on the
+        file is what is read."""
         temporary = path.with_name(f".{path.name}")
-        lines = (int(self._mapped["ends"][-1]) if self._num_mapped else 0) + (self._ends[-1] if self._ends else 0)
+        lines = (int(self._mapped["ends"][-1]) if self._num_mapped else 0) + (
+            self._ends[-1] if self._ends else 0
+        )
         shapes = {"keys": ("|u1", [len(self), KEY_BYTES]), "ends": ("<i8", [len(self)])}
-        shapes |= {name: (kind, [lines, width] if width else [lines]) for name, (kind, width) in self.columns.items()}
+        shapes |= {
+            name: (kind, [lines, width] if width else [lines])
+            for name, (kind, width) in self.columns.items()
+        }
         head: dict[str, Any] = {"__metadata__": {"about": json.dumps(about, sort_keys=True)}}
         at = 0
         for name, (kind, shape) in shapes.items():
@@ -145,10 +167,18 @@ class KeptValues:
     def _copy(self, name: str, out: Any) -> None:
         if self._mapped:
             for start in range(0, len(self._mapped[name]), COPY_BYTES // KEY_BYTES):
-                out.write(np.ascontiguousarray(self._mapped[name][start : start + COPY_BYTES // KEY_BYTES]).tobytes())
+                out.write(
+                    np.ascontiguousarray(
+                        self._mapped[name][start : start + COPY_BYTES // KEY_BYTES]
+                    ).tobytes()
+                )
         if name == "ends":
             before = int(self._mapped["ends"][-1]) if self._num_mapped else 0
-            out.write((np.frombuffer(self._ends, "<i8") + before).astype("<i8").tobytes() if self._ends else b"")
+            out.write(
+                (np.frombuffer(self._ends, "<i8") + before).astype("<i8").tobytes()
+                if self._ends
+                else b""
+            )
         elif self._written:
             file = self._written[name]
             file.seek(0)
@@ -162,7 +192,8 @@ class KeptValues:
 
     @classmethod
     def load(cls, path: Path, columns: dict[str, tuple[str, int]]) -> KeptValues:
-        """What was saved in `path`. Raises ValueError, OSError or KeyError for a file that does not hold just that."""
+        """What was saved in `path`. Raises ValueError, OSError or KeyError for a file that does not
+        hold just that."""
         kept = cls(columns, path.parent)
         kept._map(path)
         keys = kept._mapped["keys"]
@@ -183,11 +214,21 @@ class KeptValues:
             begin, end = head[name]["data_offsets"]
             shape = tuple(head[name]["shape"])
             fits = head[name]["dtype"] == NAMES[kind] and (shape[1:] == ((width,) if width else ()))
-            if not fits or not 0 <= begin <= end <= size or end - begin != int(np.prod(shape)) * np.dtype(kind).itemsize:
+            if (
+                not fits
+                or not 0 <= begin <= end <= size
+                or end - begin != int(np.prod(shape)) * np.dtype(kind).itemsize
+            ):
                 raise ValueError(f"{name}: {head[name]}")
-            found[name] = np.memmap(path, kind, "r", 8 + length + begin, shape) if end > begin else np.empty(shape, kind)
+            found[name] = (
+                np.memmap(path, kind, "r", 8 + length + begin, shape)
+                if end > begin
+                else np.empty(shape, kind)
+            )
         lines = int(found["ends"][-1]) if len(found["ends"]) else 0
-        if len(found["ends"]) != len(found["keys"]) or any(len(found[name]) != lines for name in self.columns):
+        if len(found["ends"]) != len(found["keys"]) or any(
+            len(found[name]) != lines for name in self.columns
+        ):
             raise ValueError("columns of different length")
         if expected is not None and len(found["keys"]) != expected:
             raise ValueError(f"{expected} records were written, {len(found['keys'])} are there")

@@ -1,7 +1,9 @@
-"""A trained reward model beside the model that learns from it, on the same base weights where it can be.
+"""A trained reward model beside the model that learns from it, on the same base weights where it
+can be.
 
-A copy of the module tree that shares every weight costs no memory; the reward run's adapter and its score head go on the copy. So policy, value,
-reference and reward need one base between them. Where the policy changes base weights, or the reward run has another base, a base of its own is loaded.
+A copy of the module tree that shares every weight costs no memory; the reward run's adapter and its
+score head go on the copy. So policy, value, reference and reward need one base between them. Where
+the policy changes base weights, or the reward run has another base, a base of its own is loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from tunewright.objectives.process_reward import by_steps, whole_answer
 
 
 def twin(causal: Any) -> Any:
-    """A second module tree over the same parameter tensors, to be made before anything is put on `causal` or replaced in it."""
+    """A second module tree over the same parameter tensors, to be made before anything is put on
+    `causal` or replaced in it."""
     shared = {id(t): t for t in [*causal.parameters(), *causal.buffers()]}
     return copy.deepcopy(causal, shared)
 
@@ -43,7 +46,8 @@ class Steps:
     decode: Callable[[Sequence[int]], str]
 
     def cut(self, sample: Sample) -> Sample:
-        """The answer with a branch up to the end of each step. An answer without a word is one step."""
+        """The answer with a branch up to the end of each step. An answer without a word is one
+        step."""
         branch = sample.branches[0]
         start = branch.learnt[0] if branch.learnt else len(branch.tokens)
         answer = branch.tokens[start:]
@@ -64,7 +68,8 @@ class RewardModel:
 
     @torch.no_grad()
     def score(self, samples: list[Sample]) -> list[float]:
-        """One number a sample, in order; each has one branch: prompt and answer, whose tokens are the branch's learnt ones."""
+        """One number a sample, in order; each has one branch: prompt and answer, whose tokens are
+        the branch's learnt ones."""
         self.policy.model.eval()
         if self.steps is not None:
             samples = [self.steps.cut(sample) for sample in samples]
@@ -77,25 +82,46 @@ class RewardModel:
             values = score.split([len(sample.branches) for sample in group])
             whole = self.steps.whole if self.steps is not None else None
             for sample, value in zip(group, values, strict=True):
-                found[place[id(sample)]] = whole_answer(torch.sigmoid(value.double()).tolist(), whole) if whole else float(value)
+                found[place[id(sample)]] = (
+                    whole_answer(torch.sigmoid(value.double()).tolist(), whole)
+                    if whole
+                    else float(value)
+                )
         return [found[i] for i in range(len(samples))]
 
 
 def open_reward_model(
-    run: Path, base: Any, base_folder: Path, layout: str, world: Any, tell: Tell, words: dict[str, int] | None = None
+    run: Path,
+    base: Any,
+    base_folder: Path,
+    layout: str,
+    world: Any,
+    tell: Tell,
+    words: dict[str, int] | None = None,
 ) -> RewardModel:
-    """The reward model of a run folder. `base` is a twin of the untouched base, or None where its weights will change; `words` are the token ids of the
-    model that learns, where it has more of them than its base.
+    """The reward model of a run folder. `base` is a twin of the untouched base, or None where its
+    weights will change; `words` are the token ids of the model that learns, where it has more of
+    them than its base.
 
-    Raises ModelError for a run that gives no scores, or whose words have other token ids than the policy's.
+    Raises ModelError for a run that gives no scores, or whose words have other token ids than the
+    policy's.
     """
     found = opening.find(str(run), tell)
     _require_same_words(run, found.tokenizer_folder, base_folder, words)
-    if found.adapter is not None and base is not None and _same_weights(found.source.folder, base_folder):
+    if (
+        found.adapter is not None
+        and base is not None
+        and _same_weights(found.source.folder, base_folder)
+    ):
         causal = base
         tell.line(say("rounds.reward_shared", folder=run))
     else:
-        causal = load.load_model(found.source.folder, dtype=world.torch_dtype(), device=world.device, base=opening.base_of(found.settings))
+        causal = load.load_model(
+            found.source.folder,
+            dtype=world.torch_dtype(),
+            device=world.device,
+            base=opening.base_of(found.settings),
+        )
         tell.line(say("rounds.reward_own", folder=run))
     accelerate(causal)
     model = put_on(causal, found.adapter).model if found.adapter is not None else causal
@@ -109,7 +135,10 @@ def open_reward_model(
     steps = None
     if found.settings.get("objective.kind") == "process_reward":
         tokenizer = load.load_tokenizer(found.tokenizer_folder)
-        steps = Steps(str(found.settings.get("objective.whole") or "min"), lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)))
+        steps = Steps(
+            str(found.settings.get("objective.whole") or "min"),
+            lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+        )
     return RewardModel(policy, f"reward_{run.name}", world.rows_per_pass, steps)
 
 
@@ -120,9 +149,21 @@ def _same_weights(one: Path, other: Path) -> bool:
 
 
 def _require_same_words(run: Path, theirs: Path, ours: Path, words: dict[str, int] | None) -> None:
-    """Raise ModelError unless both tokenizers give every word the same id: the reward model reads the policy's tokens."""
+    """Raise ModelError unless both tokenizers give every word the same id: the reward model reads
+    the policy's tokens."""
     if theirs.resolve() == ours.resolve() and words is None:
         return
-    one, other = load.load_tokenizer(theirs).get_vocab(), words or load.load_tokenizer(ours).get_vocab()
+    one, other = (
+        load.load_tokenizer(theirs).get_vocab(),
+        words or load.load_tokenizer(ours).get_vocab(),
+    )
     if one != other:
-        raise ModelError(problem("E-OBJ-35", str(run), theirs=len(one), ours=len(other), differ=len(set(one.items()) ^ set(other.items()))))
+        raise ModelError(
+            problem(
+                "E-OBJ-35",
+                str(run),
+                theirs=len(one),
+                ours=len(other),
+                differ=len(set(one.items()) ^ set(other.items())),
+            )
+        )

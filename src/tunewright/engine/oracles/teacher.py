@@ -1,10 +1,14 @@
-"""The teacher of a distillation: its distribution before every label of a pass, compared with the student's a chunk of rows at a time.
+"""The teacher of a distillation: its distribution before every label of a pass, compared with the
+student's a chunk of rows at a time.
 
-The teacher runs over the same samples through a `Policy` of its own, in the layout that suits it. A label has the same number in both, so a row of the
-student is compared with the row of the teacher that predicts the same label; a row that several branches share is compared once.
+The teacher runs over the same samples through a `Policy` of its own, in the layout that suits it. A
+label has the same number in both, so a row of the student is compared with the row of the teacher
+that predicts the same label; a row that several branches share is compared once.
 
-With `top_k` the teacher's k likeliest tokens before every label of the run are computed once, before the first step, and kept in the run folder as
-reference values are: bound to the rows by the content of every branch and to the teacher by a digest of its weights. All other tokens count as one.
+With `top_k` the teacher's k likeliest tokens before every label of the run are computed once,
+before the first step, and kept in the run folder as reference values are: bound to the rows by the
+content of every branch and to the teacher by a digest of its weights. All other tokens count as
+one.
 """
 
 from __future__ import annotations
@@ -34,14 +38,23 @@ from tunewright.models.kernels.label_head import VALUE_CHUNK, Head, row_values
 
 FILE = "teacher.safetensors"
 Scores = tuple[Tensor, Tensor]
-"""(L, K) int32 tokens and (L, K + 1) float32 log-probabilities, all others together in the last column."""
+"""(L, K) int32 tokens and (L, K + 1) float32 log-probabilities, all others together in the last
+column."""
 
 
 class Teacher:
-    """What the student is compared with. `open_policy` reads the teacher's weights; that happens when they are first needed."""
+    """What the student is compared with. `open_policy` reads the teacher's weights; that happens
+    when they are first needed."""
 
-    def __init__(self, teaching: Teaching, vocabulary: int, open_policy: Callable[[], Any], about: Callable[[], dict[str, Any]]):
-        """`vocabulary` is the number of tokens both models know; a head may have more rows, which stand for nothing. `about` describes the teacher."""
+    def __init__(
+        self,
+        teaching: Teaching,
+        vocabulary: int,
+        open_policy: Callable[[], Any],
+        about: Callable[[], dict[str, Any]],
+    ):
+        """`vocabulary` is the number of tokens both models know; a head may have more rows, which
+        stand for nothing. `about` describes the teacher."""
         self.teaching, self.vocabulary = teaching, vocabulary
         self._open, self.about = open_policy, about
         self._policy: Any = None
@@ -56,29 +69,48 @@ class Teacher:
             self._policy.model.eval()
         return self._policy
 
-    def divergence(self, samples: list[Sample], hidden_TD: Tensor, source_L: Tensor, head: Head) -> Tensor:
-        """(L,) nats, with gradient towards the student. `hidden_TD` and `source_L` are the student's rows and the row of each label."""
+    def divergence(
+        self, samples: list[Sample], hidden_TD: Tensor, source_L: Tensor, head: Head
+    ) -> Tensor:
+        """(L,) nats, with gradient towards the student. `hidden_TD` and `source_L` are the
+        student's rows and the row of each label."""
         rows, inverse = torch.unique(source_L, return_inverse=True)
         number = torch.arange(len(source_L), device=source_L.device)
-        first_U = torch.full((len(rows),), len(source_L), device=source_L.device).scatter_reduce(0, inverse, number, "amin")
-        compare = self._with_kept(samples, first_U) if self.teaching.top_k else self._with_all(samples, first_U)
+        first_U = torch.full((len(rows),), len(source_L), device=source_L.device).scatter_reduce(
+            0, inverse, number, "amin"
+        )
+        compare = (
+            self._with_kept(samples, first_U)
+            if self.teaching.top_k
+            else self._with_all(samples, first_U)
+        )
         return row_values(hidden_TD[rows], head, compare)[inverse]
 
-    def _with_all(self, samples: list[Sample], label_U: Tensor) -> Callable[[Tensor, slice], Tensor]:
+    def _with_all(
+        self, samples: list[Sample], label_U: Tensor
+    ) -> Callable[[Tensor, slice], Tensor]:
         hidden_UD, head = self._rows(samples, label_U)
         t = self.teaching
 
         def compare(z: Tensor, rows: slice) -> Tensor:
             with torch.no_grad():
                 taught = self._logits(hidden_UD[rows], head)
-            log_t, log_s = (torch.log_softmax(logits / t.temperature, -1) for logits in (taught.to(z.device, z.dtype), z[:, : self.vocabulary]))
+            log_t, log_s = (
+                torch.log_softmax(logits / t.temperature, -1)
+                for logits in (taught.to(z.device, z.dtype), z[:, : self.vocabulary])
+            )
             return divergence(log_t, log_s, t.divergence, t.beta)
 
         return compare
 
-    def _with_kept(self, samples: list[Sample], label_U: Tensor) -> Callable[[Tensor, slice], Tensor]:
+    def _with_kept(
+        self, samples: list[Sample], label_U: Tensor
+    ) -> Callable[[Tensor, slice], Tensor]:
         token_LK, log_LK = self._scores(samples)
-        token_UK, log_UK = token_LK.to(label_U.device)[label_U].long(), log_LK.to(label_U.device)[label_U]
+        token_UK, log_UK = (
+            token_LK.to(label_U.device)[label_U].long(),
+            log_LK.to(label_U.device)[label_U],
+        )
         t = self.teaching
 
         def compare(z: Tensor, rows: slice) -> Tensor:
@@ -88,7 +120,8 @@ class Teacher:
         return compare
 
     def _scores(self, samples: list[Sample]) -> Scores:
-        """Of all labels of `samples`: kept ones, or (a measurement of a few steps, which keeps nothing) computed now."""
+        """Of all labels of `samples`: kept ones, or (a measurement of a few steps, which keeps
+        nothing) computed now."""
         if self.store is None:
             return self._score(samples)
         found = self.store.get(samples)
@@ -103,32 +136,52 @@ class Teacher:
         tree: TokenTree = build_tree(samples) if policy.layout == "tree" else padded_rows(samples)
         hidden_TD = policy.hidden(tree, tree.source)
         source_L = torch.tensor(tree.source, device=hidden_TD.device)
-        return hidden_TD[source_L if label_U is None else source_L[label_U.to(source_L.device)]], head_of(policy.causal[0])
+        return hidden_TD[
+            source_L if label_U is None else source_L[label_U.to(source_L.device)]
+        ], head_of(policy.causal[0])
 
     def _logits(self, hidden: Tensor, head: Head) -> Tensor:
-        return head.logits(hidden)[:, : self.vocabulary].to(torch.promote_types(hidden.dtype, torch.float32))
+        return head.logits(hidden)[:, : self.vocabulary].to(
+            torch.promote_types(hidden.dtype, torch.float32)
+        )
 
     @torch.no_grad()
     def _score(self, samples: list[Sample]) -> Scores:
         hidden_LD, head = self._rows(samples)
         tokens, logs = [], []
         for start in range(0, len(hidden_LD), VALUE_CHUNK):
-            token, log = kept(self._logits(hidden_LD[start : start + VALUE_CHUNK], head), self.teaching.temperature, self.teaching.top_k or 1)
+            token, log = kept(
+                self._logits(hidden_LD[start : start + VALUE_CHUNK], head),
+                self.teaching.temperature,
+                self.teaching.top_k or 1,
+            )
             tokens.append(token.int().cpu())
             logs.append(log.float().cpu())
         return torch.cat(tokens), torch.cat(logs)
 
     def fill(
-        self, samples: Iterable[Sample], rows_per_pass: int, folder: Path | None = None, *, on_pass: Callable[[int], None] | None = None
+        self,
+        samples: Iterable[Sample],
+        rows_per_pass: int,
+        folder: Path | None = None,
+        *,
+        on_pass: Callable[[int], None] | None = None,
     ) -> None:
-        """Keep the scores of all samples; they wait in `folder` until `save`. `on_pass` is told how many samples are done and may raise."""
+        """Keep the scores of all samples; they wait in `folder` until `save`. `on_pass` is told how
+        many samples are done and may raise."""
         self.store = KeptValues(self._columns, folder) if self.store is None else self.store
         done = 0
         for block in blocks(samples):
             for group in cut_passes(block, rows_per_pass, padded=self.policy.layout == "padded"):
                 if not self.store.has(group):
                     branches = [branch for sample in group for branch in sample.branches]
-                    parts = zip(*(part.split([len(b.learnt) for b in branches]) for part in self._score(group)), strict=True)
+                    parts = zip(
+                        *(
+                            part.split([len(b.learnt) for b in branches])
+                            for part in self._score(group)
+                        ),
+                        strict=True,
+                    )
                     for branch, (token, log) in zip(branches, parts, strict=True):
                         if branch not in self.store:
                             self.store.add(branch, tokens=token.numpy(), logprobs=log.numpy())
@@ -151,50 +204,97 @@ class Teacher:
         self.store.save(folder / FILE, self._about())
 
     def load(self, folder: Path) -> bool:
-        """Take what a run kept; False where it kept nothing. Raises CheckpointError for a file that cannot be read or is another teacher's."""
+        """Take what a run kept; False where it kept nothing. Raises CheckpointError for a file that
+        cannot be read or is another teacher's."""
         if not (folder / FILE).is_file():
             return False
         try:
             stated = about_of(folder / FILE)
-            found = KeptValues.load(folder / FILE, self._columns) if stated == self._about() else None
+            found = (
+                KeptValues.load(folder / FILE, self._columns) if stated == self._about() else None
+            )
         except Exception as e:
-            raise CheckpointError(problem("E-OBJ-05", str(folder / FILE), cause=str(e).splitlines()[0][:160])) from e
+            raise CheckpointError(
+                problem("E-OBJ-05", str(folder / FILE), cause=str(e).splitlines()[0][:160])
+            ) from e
         if stated != self._about():
-            raise CheckpointError(problem("E-OBJ-06", str(folder / FILE), stated=stated, found=self._about()))
+            raise CheckpointError(
+                problem("E-OBJ-06", str(folder / FILE), stated=stated, found=self._about())
+            )
         self.store = found
         return True
 
     def _about(self) -> dict[str, Any]:
-        return {**self.about(), "top_k": self.teaching.top_k, "temperature": self.teaching.temperature}
+        return {
+            **self.about(),
+            "top_k": self.teaching.top_k,
+            "temperature": self.teaching.temperature,
+        }
 
 
 def open_teacher(
-    teaching: Teaching, student: Path, student_size: int, engine: EngineConfig, world: World, tell: Tell, own_words: dict[str, int] | None = None
+    teaching: Teaching,
+    student: Path,
+    student_size: int,
+    engine: EngineConfig,
+    world: World,
+    tell: Tell,
+    own_words: dict[str, int] | None = None,
 ) -> Teacher:
-    """The teacher a run names. Its files are found and its vocabulary is compared with that of the model in `student`, whose head has `student_size` rows.
+    """The teacher a run names. Its files are found and its vocabulary is compared with that of the
+    model in `student`, whose head has `student_size` rows.
 
     `own_words` are the student's token ids where it has more of them than the model in `student`.
 
-    Its weights are read when they are needed. Raises CompatError for another vocabulary and what `opening.find` raises.
+    Its weights are read when they are needed. Raises CompatError for another vocabulary and what
+    `opening.find` raises.
     """
     found = opening.find(teaching.model, tell)
     size = int(opening.read_config(found).get_text_config().vocab_size)
     words = own_words or _words(student), _words(found.tokenizer_folder)
     if words[0] and words[1]:
         if len(words[0]) != len(words[1]):
-            raise CompatError(problem("E-OBJ-02", "objective.teacher", teacher=teaching.model, size=len(words[1]), student=len(words[0])))
+            raise CompatError(
+                problem(
+                    "E-OBJ-02",
+                    "objective.teacher",
+                    teacher=teaching.model,
+                    size=len(words[1]),
+                    student=len(words[0]),
+                )
+            )
         wrong = sum(words[1].get(word) != number for word, number in words[0].items())
         if wrong:
             raise CompatError(
-                problem("E-OBJ-03", "objective.teacher", teacher=teaching.model, wrong=wrong, size=len(words[1]), student=len(words[0]))
+                problem(
+                    "E-OBJ-03",
+                    "objective.teacher",
+                    teacher=teaching.model,
+                    wrong=wrong,
+                    size=len(words[1]),
+                    student=len(words[0]),
+                )
             )
     elif size != student_size:
-        raise CompatError(problem("E-OBJ-02", "objective.teacher", teacher=teaching.model, size=size, student=student_size))
+        raise CompatError(
+            problem(
+                "E-OBJ-02",
+                "objective.teacher",
+                teacher=teaching.model,
+                size=size,
+                student=student_size,
+            )
+        )
 
     def opened() -> Any:
         from tunewright.engine.policy import Policy
 
-        causal = load.load_model(found.source.folder, dtype=world.torch_dtype(), device=world.device, base=opening.base_of(found.settings))
+        causal = load.load_model(
+            found.source.folder,
+            dtype=world.torch_dtype(),
+            device=world.device,
+            base=opening.base_of(found.settings),
+        )
         attached = None
         if found.adapter is not None:
             attached = opening.put_on(causal, found.adapter)
@@ -206,14 +306,20 @@ def open_teacher(
             return opening.computing_in(causal, layout, Policy(model, causal, layout))
 
         needs = "any" if attached is None else attached.needs.layout
-        layout, why = choose(engine.model_copy(update={"layout": "auto"}), causal, needs, policy_in, world.dtype)
+        layout, why = choose(
+            engine.model_copy(update={"layout": "auto"}), causal, needs, policy_in, world.dtype
+        )
         opening.use_layout(causal, layout)
         tell.line(say("distill.teacher", teacher=teaching.model, layout=layout, why=why))
         return Policy(model, causal, layout)
 
     def about() -> dict[str, Any]:
         adapter = weights_digest(found.adapter) if found.adapter is not None else ""
-        return {"weights": weights_digest(found.source.folder), "adapter": adapter, "dtype": world.dtype}
+        return {
+            "weights": weights_digest(found.source.folder),
+            "adapter": adapter,
+            "dtype": world.dtype,
+        }
 
     return Teacher(teaching, min(size, student_size), opened, about)
 

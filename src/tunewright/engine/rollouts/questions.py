@@ -1,11 +1,21 @@
-"""Rows as questions: what a run that learns from its own answers asks, whatever kind of rows it was given."""
+"""Rows as questions: what a run that learns from its own answers asks, whatever kind of rows it was
+given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
-from tunewright.core.types import Branch, Conversation, Judged, Message, Preference, Prompt, Row, Sample
+from tunewright.core.types import (
+    Branch,
+    Conversation,
+    Judged,
+    Message,
+    Preference,
+    Prompt,
+    Row,
+    Sample,
+)
 from tunewright.engine.rollouts.on_policy import OnPolicyStepper
 from tunewright.engine.rollouts.rounds import Asking, RoundStepper
 from tunewright.engine.rollouts.sampling import Sampler
@@ -13,7 +23,8 @@ from tunewright.text.thinking import without_thoughts
 
 
 def facts_of(row: Row) -> dict[str, Any]:
-    """What reward functions may know of a row: its own columns, and the answer it came with, without its thoughts, as `answer`."""
+    """What reward functions may know of a row: its own columns, and the answer it came with,
+    without its thoughts, as `answer`."""
     if isinstance(row, Prompt):
         return dict(row.facts)
     if isinstance(row, (Conversation, Preference, Judged)):
@@ -22,7 +33,8 @@ def facts_of(row: Row) -> dict[str, Any]:
 
 
 class Questions(Sequence[Sample]):
-    """The rows as samples of one branch without a learnt token: the prompt. Rendered when asked for."""
+    """The rows as samples of one branch without a learnt token: the prompt. Rendered when asked
+    for."""
 
     def __init__(self, rows: Sequence[Any], renderer: Any):
         self.rows, self.renderer = rows, renderer
@@ -39,21 +51,31 @@ class Questions(Sequence[Sample]):
             return [self[k] for k in range(*i.indices(len(self)))]
         row = self.rows[i]
         tokens = self.renderer.prompt(row.question(), row.tools)
-        return Sample([Branch(tokens, [], [], role="prompt")], i, row.origin, getattr(row, "weight", 1.0), {"row": row})
+        return Sample(
+            [Branch(tokens, [], [], role="prompt")],
+            i,
+            row.origin,
+            getattr(row, "weight", 1.0),
+            {"row": row},
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
 
-def equip(stepper: Any, renderer: Any, tokenizer: Any, check: Callable[[], None] | None = None) -> None:
-    """Give a stepper that draws answers what it needs of words, and its sampler; other steppers are left alone."""
+def equip(
+    stepper: Any, renderer: Any, tokenizer: Any, check: Callable[[], None] | None = None
+) -> None:
+    """Give a stepper that draws answers what it needs of words, and its sampler; other steppers are
+    left alone."""
     if isinstance(stepper, (RoundStepper, OnPolicyStepper)):
         stepper.asking = asking(renderer, tokenizer, answered=isinstance(stepper, OnPolicyStepper))
         stepper.sampler = Sampler(stepper.policy, stepper.asking.stop_ids, check=check)
 
 
 def asking(renderer: Any, tokenizer: Any, answered: bool = False) -> Asking:
-    """How a run's samples are asked, with its own template and stop tokens. `answered`: the samples are rows with their last answer, not `Questions`."""
+    """How a run's samples are asked, with its own template and stop tokens. `answered`: the samples
+    are rows with their last answer, not `Questions`."""
 
     def question(sample: Sample) -> list[Message]:
         found: list[Message] = sample.facts["row"].question()
@@ -64,6 +86,9 @@ def asking(renderer: Any, tokenizer: Any, answered: bool = False) -> Asking:
         return tokens[: sample.facts["last_span"][0]] if answered else tokens
 
     return Asking(
-        prompt=prompt, question=question, facts=lambda sample: facts_of(sample.facts["row"]),
-        decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), stop_ids=frozenset(renderer.stop_ids),
-    )  # fmt: skip
+        prompt=prompt,
+        question=question,
+        facts=lambda sample: facts_of(sample.facts["row"]),
+        decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+        stop_ids=frozenset(renderer.stop_ids),
+    )

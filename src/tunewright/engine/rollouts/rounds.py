@@ -1,11 +1,14 @@
-"""A step of learning from the model's own answers: draw, judge, and then several updates on what was drawn.
+"""A step of learning from the model's own answers: draw, judge, and then several updates on what
+was drawn.
 
-One step of the run is one round: answers to `engine.batch_size` prompts, then `epochs` x `minibatches` updates. Checkpoints lie between rounds, and a
-round is a function of the weights, the seed and its number, so a run that was killed in the middle of a round takes the same round again.
+One step of the run is one round: answers to `engine.batch_size` prompts, then `epochs` x
+`minibatches` updates. Checkpoints lie between rounds, and a round is a function of the weights, the
+seed and its number, so a run that was killed in the middle of a round takes the same round again.
 
-The old values are computed in the very passes of the first updates, so that with dropout 0 the first ratio is exactly 1; a round of one update, whose old
-values nothing else needs, takes them from that update itself. The reference is the model
-at step 0: where the policy objective asks for it, a copy of what trains, put in place while reference values are computed.
+The old values are computed in the very passes of the first updates, so that with dropout 0 the
+first ratio is exactly 1; a round of one update, whose old values nothing else needs, takes them
+from that update itself. The reference is the model at step 0: where the policy objective asks for
+it, a copy of what trains, put in place while reference values are computed.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ SHOWN = 2
 
 @dataclass
 class Asking:
-    """What rounds need to know of words: the row behind a sample, its prompt, and how tokens become text."""
+    """What rounds need to know of words: the row behind a sample, its prompt, and how tokens become
+    text."""
 
     prompt: Callable[[Sample], list[int]]
     question: Callable[[Sample], Any]
@@ -99,7 +103,8 @@ class RoundStepper(Stepper):
     # ---- one round
 
     def step(self, samples: list[Sample], number: int, learning_rate: float) -> StepReport:
-        """A round over the prompts of `samples`. Raises TrainingError where no answer of the round could be judged."""
+        """A round over the prompts of `samples`. Raises TrainingError where no answer of the round
+        could be judged."""
         rollouts = self._rollouts()
         judged = self.draw_and_judge(samples, number)
         parts = self._minibatches(judged.samples, number)
@@ -126,7 +131,8 @@ class RoundStepper(Stepper):
         return self.rollouts
 
     def _minibatches(self, samples: list[Sample], number: int) -> list[list[Sample]]:
-        """The samples of each update: `minibatches` parts of even size in every epoch, in an order of its own."""
+        """The samples of each update: `minibatches` parts of even size in every epoch, in an order
+        of its own."""
         rollouts = self._rollouts()
         count = min(rollouts.minibatches, len(samples))
         parts = []
@@ -137,34 +143,59 @@ class RoundStepper(Stepper):
         return parts
 
     def _old_values(self, parts: list[list[Sample]]) -> None:
-        """Log-probabilities and values before the first update, in the passes in which the first epoch will learn."""
+        """Log-probabilities and values before the first update, in the passes in which the first
+        epoch will learn."""
         self.policy.model.eval()
         for part in parts:
-            for group in cut_passes(part, self.rows_per_pass, padded=self.policy.layout == "padded"):
+            for group in cut_passes(
+                part, self.rows_per_pass, padded=self.policy.layout == "padded"
+            ):
                 with torch.no_grad(), fused_without_gradient():
                     output = self.policy(group)
                 counts = [len(s.branches[0].learnt) for s in group]
-                values = output.value.split(counts) if output.value is not None else [None] * len(group)
-                for sample, old, value in zip(group, output.logprob.split(counts), values, strict=True):
+                values = (
+                    output.value.split(counts) if output.value is not None else [None] * len(group)
+                )
+                for sample, old, value in zip(
+                    group, output.logprob.split(counts), values, strict=True
+                ):
                     sample.facts["experience"].old, sample.facts["experience"].value = old, value
 
     def _reference_values(self, samples: list[Sample]) -> None:
         self.policy.model.eval()
         with self.at_start(), torch.no_grad(), fused_without_gradient():
-            for group in cut_passes(samples, self.rows_per_pass, padded=self.policy.layout == "padded"):
+            for group in cut_passes(
+                samples, self.rows_per_pass, padded=self.policy.layout == "padded"
+            ):
                 counts = [len(s.branches[0].learnt) for s in group]
-                for sample, values in zip(group, self.policy(group).logprob.split(counts), strict=True):
+                for sample, values in zip(
+                    group, self.policy(group).logprob.split(counts), strict=True
+                ):
                     sample.facts["experience"].reference = values
 
-    def draw_and_judge(self, prompts: Sequence[Sample], number: int, num_answers: int | None = None) -> Judged:
-        """Answers to `prompts` and their rewards. Round 0 is measuring: its draws are the same whenever it is taken."""
+    def draw_and_judge(
+        self, prompts: Sequence[Sample], number: int, num_answers: int | None = None
+    ) -> Judged:
+        """Answers to `prompts` and their rewards. Round 0 is measuring: its draws are the same
+        whenever it is taken."""
         rollouts, asking = self._rollouts(), self.asking
         assert asking is not None and self.sampler is not None
-        how = How(num_answers or rollouts.num_answers, rollouts.max_new_tokens, rollouts.temperature, rollouts.top_p, rollouts.top_k)
+        how = How(
+            num_answers or rollouts.num_answers,
+            rollouts.max_new_tokens,
+            rollouts.temperature,
+            rollouts.top_p,
+            rollouts.top_k,
+        )
         asked = [asking.prompt(sample) for sample in prompts]
         drawn = self.sampler.draw(asked, how, self.seed, number, version=self.version)
-        samples = [[drawn_sample(p, prompt, one) for one in answers] for p, prompt, answers in zip(prompts, asked, drawn, strict=True)]
-        answers = [self._answer(p, one) for p, group in zip(prompts, drawn, strict=True) for one in group]
+        samples = [
+            [drawn_sample(p, prompt, one) for one in answers]
+            for p, prompt, answers in zip(prompts, asked, drawn, strict=True)
+        ]
+        answers = [
+            self._answer(p, one) for p, group in zip(prompts, drawn, strict=True) for one in group
+        ]
         flat = [s for group in samples for s in group]
         scores = self.rewards.score(answers)
         total = list(scores.total)
@@ -177,12 +208,30 @@ class RoundStepper(Stepper):
         self._require_some(answers, bad, len(scores.bad))
         for i, one in enumerate(one for group in drawn for one in group):
             total[i] -= 0.0 if one.finished else rollouts.unfinished_penalty
-            flat[i].facts["experience"] = Experience(total[i], len(one.tokens), one.finished, one.logprobs)
+            flat[i].facts["experience"] = Experience(
+                total[i], len(one.tokens), one.finished, one.logprobs
+            )
         kept = [i for i in range(len(flat)) if i not in bad]
-        groups = [[s.facts["experience"] for i, s in enumerate(group, g * how.num_answers) if i not in bad] for g, group in enumerate(samples)]
-        figures |= self._figures([total[i] for i in kept], [answers[i] for i in kept], [flat[i].facts["experience"] for i in kept], len(bad))
+        groups = [
+            [
+                s.facts["experience"]
+                for i, s in enumerate(group, g * how.num_answers)
+                if i not in bad
+            ]
+            for g, group in enumerate(samples)
+        ]
+        figures |= self._figures(
+            [total[i] for i in kept],
+            [answers[i] for i in kept],
+            [flat[i].facts["experience"] for i in kept],
+            len(bad),
+        )
         texts = [
-            {"question": answers[i].messages[-1].content if answers[i].messages else "", "answer": answers[i].text, "reward": round(total[i], 4)}
+            {
+                "question": answers[i].messages[-1].content if answers[i].messages else "",
+                "answer": answers[i].text,
+                "reward": round(total[i], 4),
+            }
             for i in kept[:: max(1, how.num_answers)][:SHOWN]
         ]
         return Judged([g for g in groups if g], [flat[i] for i in kept], figures, texts)
@@ -191,43 +240,76 @@ class RoundStepper(Stepper):
         assert self.asking is not None
         ids = drawn.tokens[:-1] if drawn.finished else drawn.tokens
         facts = self.asking.facts(prompt)
-        return Answer(self.asking.question(prompt), self.asking.decode(ids).strip(), len(drawn.tokens), drawn.finished, facts, prompt.origin)
+        return Answer(
+            self.asking.question(prompt),
+            self.asking.decode(ids).strip(),
+            len(drawn.tokens),
+            drawn.finished,
+            facts,
+            prompt.origin,
+        )
 
     @staticmethod
     def _require_some(answers: list[Answer], bad: set[int], count: int) -> None:
         if len(bad) == len(answers):
-            raise TrainingError(problem("E-OBJ-36", str(answers[0].origin or ""), answers=len(answers), faults=count))
+            raise TrainingError(
+                problem(
+                    "E-OBJ-36", str(answers[0].origin or ""), answers=len(answers), faults=count
+                )
+            )
 
     @staticmethod
-    def _figures(rewards: list[float], answers: list[Answer], experiences: list[Experience], left_out: int) -> Figures:
+    def _figures(
+        rewards: list[float], answers: list[Answer], experiences: list[Experience], left_out: int
+    ) -> Figures:
         count = len(rewards)
         mean = sum(rewards) / count
         spread = (sum((r - mean) ** 2 for r in rewards) / max(1, count - 1)) ** 0.5
         tokens = sum(e.num_tokens for e in experiences)
         return {
-            "reward": (sum(rewards), count), "reward_spread": (spread, 1), "answer_tokens": (float(tokens), count),
-            "finished": (float(sum(a.finished for a in answers)), count), "empty_answers": (float(sum(not a.text for a in answers)), count),
-            "entropy": (-sum(sum(e.sampled) for e in experiences), tokens), "left_out": (float(left_out), 1),
-        }  # fmt: skip
+            "reward": (sum(rewards), count),
+            "reward_spread": (spread, 1),
+            "answer_tokens": (float(tokens), count),
+            "finished": (float(sum(a.finished for a in answers)), count),
+            "empty_answers": (float(sum(not a.text for a in answers)), count),
+            "entropy": (-sum(sum(e.sampled) for e in experiences), tokens),
+            "left_out": (float(left_out), 1),
+        }
 
     def _together(self, reports: list[StepReport]) -> StepReport:
         """The updates of a round as one report. A round counts as applied when every update was."""
         count = len(reports)
         bad = next((r for r in reports if not r.applied), None)
-        figures = {name: sum(r.figures[name] for r in reports) / count for name in reports[0].figures}
+        figures = {
+            name: sum(r.figures[name] for r in reports) / count for name in reports[0].figures
+        }
         figures["first_ratio_gap"] = reports[0].figures.get("ratio_gap", 0.0)
         figures["updates"] = float(count)
         return StepReport(
-            sum(r.loss for r in reports) / count, {name: sum(r.terms.get(name, 0.0) for r in reports) / count for name in reports[0].terms},
-            sum(r.gradient_norm for r in reports) / count, bad is None, sum(r.passes for r in reports), sum(r.physical_rows for r in reports),
-            sum(r.logical_tokens for r in reports), sum(r.label_tokens for r in reports), bad.where if bad else "", bad.rows if bad else [], figures,
+            sum(r.loss for r in reports) / count,
+            {
+                name: sum(r.terms.get(name, 0.0) for r in reports) / count
+                for name in reports[0].terms
+            },
+            sum(r.gradient_norm for r in reports) / count,
+            bad is None,
+            sum(r.passes for r in reports),
+            sum(r.physical_rows for r in reports),
+            sum(r.logical_tokens for r in reports),
+            sum(r.label_tokens for r in reports),
+            bad.where if bad else "",
+            bad.rows if bad else [],
+            figures,
             bad.overflow if bad else False,
-        )  # fmt: skip
+        )
 
     # ---- measuring
 
-    def measure(self, prompts: Sequence[Sample], figures: Figures | None = None) -> tuple[float, list[float]]:
-        """(minus the mean reward of one answer to each prompt, the rewards): always the same draws, so that two measurements differ by the weights."""
+    def measure(
+        self, prompts: Sequence[Sample], figures: Figures | None = None
+    ) -> tuple[float, list[float]]:
+        """(minus the mean reward of one answer to each prompt, the rewards): always the same draws,
+        so that two measurements differ by the weights."""
         found = self.draw_and_judge(prompts, 0, 1)
         rewards = [e.reward for group in found.groups for e in group]
         if figures is not None:
@@ -238,7 +320,8 @@ class RoundStepper(Stepper):
 
 
 def drawn_sample(prompt: Sample, tokens: list[int], drawn: Drawn) -> Sample:
-    """A drawn answer as something to learn from. A prompt's weight stands in the weights of its answers' tokens."""
+    """A drawn answer as something to learn from. A prompt's weight stands in the weights of its
+    answers' tokens."""
     learnt = list(range(len(tokens), len(tokens) + len(drawn.tokens)))
     branch = Branch(tokens + drawn.tokens, learnt, [prompt.weight] * len(learnt), role="drawn")
     return Sample([branch], prompt.index, prompt.origin, prompt.weight)

@@ -1,8 +1,11 @@
-"""The same arithmetic in fewer visits to memory, for the parts of a block that are not matrix products, on a CPU.
+"""The same arithmetic in fewer visits to memory, for the parts of a block that are not matrix
+products, on a CPU.
 
-Half of a small model's step is not matrix products: a norm written in float32 steps makes nine tensors of the size of its input, and every one is
-paid in page faults. Each replacement here is put on single module instances, is checked against the module's own forward on random rows when it is
-put there, and steps aside where they differ or where the module's own weights train. Nothing of a model's code is copied.
+Half of a small model's step is not matrix products: a norm written in float32 steps makes nine
+tensors of the size of its input, and every one is paid in page faults. Each replacement here is put
+on single module instances, is checked against the module's own forward on random rows when it is
+put there, and steps aside where they differ or where the module's own weights train. Nothing of a
+model's code is copied.
 """
 
 from __future__ import annotations
@@ -19,15 +22,17 @@ import torch
 from torch import Tensor, nn
 
 KERNELS = 512
-"""Compiled products that oneDNN keeps. A pass over a tree needs up to about 400, and the same ones in every block; each takes a third of a megabyte, and its
-own 1,024 filled up with the row counts of earlier steps: 0.3 GiB of a small model's run, and holes between tensors."""
+"""Compiled products that oneDNN keeps. A pass over a tree needs up to about 400, and the same ones
+in every block; each takes a third of a megabyte, and its own 1,024 filled up with the row counts of
+earlier steps: 0.3 GiB of a small model's run, and holes between tensors."""
 
 _without_gradient: ContextVar[bool] = ContextVar("fused_without_gradient", default=False)
 
 
 @contextlib.contextmanager
 def fused_without_gradient() -> Iterator[None]:
-    """Inside, the fused forms also serve passes without gradient. Outside of it such a pass is an answer being written, which stays the model's own to the bit."""
+    """Inside, the fused forms also serve passes without gradient. Outside of it such a pass is an
+    answer being written, which stays the model's own to the bit."""
     token = _without_gradient.set(True)
     try:
         yield
@@ -41,10 +46,13 @@ def may_fuse() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to reuse freed blocks up to 32 MiB instead of returning them to the system, which costs a page fault per 4 KiB at the next use.
+    """Ask glibc to reuse freed blocks up to 32 MiB instead of returning them to the system, which
+    costs a page fault per 4 KiB at the next use.
 
-    Returns whether it was done (Linux with glibc only). Worth 5 to 8 % of a step (docs/LOG.md); costs a few per cent of resident memory. Where the user has
-    not said otherwise and no product was computed before, oneDNN is told to keep `KERNELS` compiled products, which gives more than that back.
+    Returns whether it was done (Linux with glibc only). Worth 5 to 8 % of a step (docs/LOG.md);
+    costs a few per cent of resident memory. Where the user has not said otherwise and no product
+    was computed before, oneDNN is told to keep `KERNELS` compiled products, which gives more than
+    that back.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
     if not sys.platform.startswith("linux"):
@@ -53,13 +61,18 @@ def keep_freed_memory() -> bool:
         libc = ctypes.CDLL("libc.so.6")
         M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
         # 32 MiB is the largest threshold that glibc accepts.
-        return bool(libc.mallopt(M_MMAP_THRESHOLD, 32 << 20) and libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1) and libc.mallopt(M_TOP_PAD, 64 << 20))
+        return bool(
+            libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+            and libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+            and libc.mallopt(M_TOP_PAD, 64 << 20)
+        )
     except (OSError, AttributeError):
         return False
 
 
 def return_freed_memory() -> None:
-    """Give what glibc kept back to the system: once, between training and the fresh load that proves the saved files."""
+    """Give what glibc kept back to the system: once, between training and the fresh load that
+    proves the saved files."""
     if sys.platform.startswith("linux"):
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -72,7 +85,8 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = x / sqrt(mean(x^2) + eps) * scale, for a scale that does not train (Zhang and Sennrich 2019). x (..., D)."""
+    """y = x / sqrt(mean(x^2) + eps) * scale, for a scale that does not train (Zhang and Sennrich
+    2019). x (..., D)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float, round_first: bool) -> Tensor:
@@ -80,7 +94,8 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, 2, -1, keepdim=True, dtype=wide)
         r = torch.rsqrt(norm * norm / x.shape[-1] + eps)
         ctx.save_for_backward(x, scale, r)
-        # Converting first is one pass over whole vectors; a product of two number types goes number by number.
+        # Converting first is one pass over whole vectors; a product of two number types goes number
+        # by number.
         y = x.to(wide).mul_(r) if x.dtype != wide else x * r
         # Llama rounds before it scales, Gemma after.
         return y.to(x.dtype).mul_(scale) if round_first else (y * scale).to(x.dtype)
@@ -95,10 +110,13 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _LowRankLinear(torch.autograd.Function):
-    """y = x W^T + b + s (x A^T) B^T with W, b frozen. x (N, I), W (O, I), A (R, I), B (O, R). The sums stay in one buffer each way."""
+    """y = x W^T + b + s (x A^T) B^T with W, b frozen. x (N, I), W (O, I), A (R, I), B (O, R). The
+    sums stay in one buffer each way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
         a16, b16 = a.to(x.dtype), (b * scale).to(x.dtype)
         low = x @ a16.t()
         y = torch.nn.functional.linear(x, weight, bias)
@@ -122,28 +140,39 @@ class _LowRankLinear(torch.autograd.Function):
         return dx, None, None, da, db, None
 
 
-def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def low_rank_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> Tensor:
     """A frozen linear layer with a LoRA update (Hu et al. 2021): x (..., I) -> (..., O)."""
     flat = x.reshape(-1, x.shape[-1])
-    return _LowRankLinear.apply(flat, weight, bias, a, b, scale).view(*x.shape[:-1], weight.shape[0])
+    return _LowRankLinear.apply(flat, weight, bias, a, b, scale).view(
+        *x.shape[:-1], weight.shape[0]
+    )
 
 
 def _scale(weight: Tensor, one: bool) -> Tensor:
-    """Gemma adds 1 to the weight in float32: in bfloat16 the sum would round every channel's scale to 8 bits."""
+    """Gemma adds 1 to the weight in float32: in bfloat16 the sum would round every channel's scale
+    to 8 bits."""
     return weight.to(_wide(weight)) + 1 if one else weight
 
 
 def _norm_parts(module: nn.Module) -> tuple[Tensor, float] | None:
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or weight.ndim != 1 or not isinstance(eps, float):
+    if (
+        not type(module).__name__.endswith("RMSNorm")
+        or not isinstance(weight, Tensor)
+        or weight.ndim != 1
+        or not isinstance(eps, float)
+    ):
         return None
     return weight, eps
 
 
 @torch.no_grad()
 def _fitting_form(module: nn.Module, weight: Tensor, eps: float) -> tuple[bool, bool] | None:
-    """(adds one to the weight, rounds before scaling) of the form that equals the module's own forward best on random rows, or None."""
+    """(adds one to the weight, rounds before scaling) of the form that equals the module's own
+    forward best on random rows, or None."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(64, len(weight), generator=generator) * 3).to(weight.dtype)
     own = module(x)
@@ -151,8 +180,11 @@ def _fitting_form(module: nn.Module, weight: Tensor, eps: float) -> tuple[bool, 
     for one in (False, True):
         for round_first in (True, False):
             ours = _RMSNorm.apply(x, _scale(weight, one), eps, round_first)
-            if own.dtype == ours.dtype and torch.allclose(ours, own, rtol=4 * torch.finfo(weight.dtype).eps, atol=0):
-                # In half precision both orders of rounding are within the tolerance; the module's own is the closest.
+            if own.dtype == ours.dtype and torch.allclose(
+                ours, own, rtol=4 * torch.finfo(weight.dtype).eps, atol=0
+            ):
+                # In half precision both orders of rounding are within the tolerance; the module's
+                # own is the closest.
                 fitting.append((float((ours - own).double().abs().sum()), (one, round_first)))
     return min(fitting, key=lambda entry: entry[0])[1] if fitting else None
 
@@ -176,7 +208,8 @@ def _replace_norm(module: nn.Module) -> bool:
 
 
 def accelerate(model: nn.Module) -> int:
-    """Put the fused forms on `model`, which stays the same function. Returns how many modules were replaced; 0 away from a CPU."""
+    """Put the fused forms on `model`, which stays the same function. Returns how many modules were
+    replaced; 0 away from a CPU."""
     if next(model.parameters()).device.type != "cpu":
         return 0
     return sum(_replace_norm(module) for module in model.modules() if not list(module.children()))

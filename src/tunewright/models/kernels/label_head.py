@@ -1,11 +1,14 @@
-"""Log-probabilities of the labels, through the output head, on labelled rows only and a few hundred rows at a time.
+"""Log-probabilities of the labels, through the output head, on labelled rows only and a few hundred
+rows at a time.
 
-Nothing of size rows x vocabulary outlives a chunk. With a frozen head the gradient towards the hidden rows is made in the same visit:
-for a row with probabilities p, d logprob / d hidden = (onehot(target) - p) @ W, and p @ W is shared by all labels of the row, so a fork costs one product.
+Nothing of size rows x vocabulary outlives a chunk. With a frozen head the gradient towards the
+hidden rows is made in the same visit: for a row with probabilities p, d logprob / d hidden =
+(onehot(target) - p) @ W, and p @ W is shared by all labels of the row, so a fork costs one product.
 With a trainable head the chunk is computed again in the backward pass.
 
-Three things can be asked of a row: the log-probabilities of its labels (`label_logprobs`), also how its distribution is spread (`label_scores`), and any
-function of all its logits (`row_values`; distillation).
+Three things can be asked of a row: the log-probabilities of its labels (`label_logprobs`), also how
+its distribution is spread (`label_scores`), and any function of all its logits (`row_values`;
+distillation).
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     module: Any = None
-    """A head that is more than its weight (it carries an adapter): called in place of the product."""
+    """A head that is more than its weight (it carries an adapter): called in place of the product.
+    """
 
     def logits(self, hidden_LD: Tensor, scratch: Tensor | None = None) -> Tensor:
-        """(rows, vocabulary), in the dtype of the hidden rows. `scratch` (at least as many rows) receives the product; only without autograd."""
+        """(rows, vocabulary), in the dtype of the hidden rows. `scratch` (at least as many rows)
+        receives the product; only without autograd."""
         if self.module is not None:
             z = self.module(hidden_LD)
         elif scratch is None:
@@ -55,32 +60,51 @@ class Head:
 
 
 def _row_sums(e: Tensor, wide: torch.dtype) -> Tensor:
-    """Sum over the vocabulary, (rows,). Asking PyTorch for a float32 sum of bfloat16 copies the whole chunk first (11 % of a head's time); sums of
-    256 words are accumulated in float32 inside the kernel and rounded once, far below the rounding of the logits themselves."""
+    """Sum over the vocabulary, (rows,). Asking PyTorch for a float32 sum of bfloat16 copies the
+    whole chunk first (11 % of a head's time); sums of 256 words are accumulated in float32 inside
+    the kernel and rounded once, far below the rounding of the logits themselves."""
     if e.dtype == wide or e.shape[1] % 256:
         return e.sum(-1, dtype=wide)
     return e.view(len(e), -1, 256).sum(-1).sum(-1, dtype=wide)
 
 
 class _FrozenHead(torch.autograd.Function):
-    """hidden_UD, one row per distinct source; row_L and target_L say which row predicts which token. Returns logprob_L in float32 or wider, and with
-    `spread` for each row the logarithm of its sum of exponentials and its mean logit, (U,) each."""
+    """hidden_UD, one row per distinct source; row_L and target_L say which row predicts which
+    token. Returns logprob_L in float32 or wider, and with `spread` for each row the logarithm of
+    its sum of exponentials and its mean logit, (U,) each."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head, spread: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head, spread: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(hidden_UD.dtype, torch.float32)
         logprob_L = torch.empty(len(target_L), dtype=wide, device=hidden_UD.device)
         needed = ctx.needs_input_grad[0]
         mean_UD = torch.empty_like(hidden_UD) if needed else None
-        # One buffer for all chunks: fresh memory of this size costs more in page faults than its exponentials.
-        scratch = torch.empty(min(CHUNK, len(hidden_UD)), head.weight.shape[0], dtype=hidden_UD.dtype, device=hidden_UD.device) if needed else None
-        slope_L = torch.ones(len(target_L), dtype=wide, device=hidden_UD.device) if head.softcap else None
+        # One buffer for all chunks: fresh memory of this size costs more in page faults than its
+        # exponentials.
+        scratch = (
+            torch.empty(
+                min(CHUNK, len(hidden_UD)),
+                head.weight.shape[0],
+                dtype=hidden_UD.dtype,
+                device=hidden_UD.device,
+            )
+            if needed
+            else None
+        )
+        slope_L = (
+            torch.ones(len(target_L), dtype=wide, device=hidden_UD.device) if head.softcap else None
+        )
         log_z_U = torch.zeros(len(hidden_UD) if spread else 0, dtype=wide, device=hidden_UD.device)
         mean_z_U = torch.zeros_like(log_z_U)
-        # Of the mean logit: the mean row of the head, for all rows the same; each row its own where a softcap bends it.
+        # Of the mean logit: the mean row of the head, for all rows the same; each row its own where
+        # a softcap bends it.
         level_UD = torch.empty_like(hidden_UD) if spread and needed and head.softcap else None
         # Labels are sorted by row, so the labels of a chunk of rows are a slice.
-        bounds = torch.searchsorted(row_L, torch.arange(0, len(hidden_UD) + CHUNK, CHUNK, device=row_L.device)).tolist()
+        bounds = torch.searchsorted(
+            row_L, torch.arange(0, len(hidden_UD) + CHUNK, CHUNK, device=row_L.device)
+        ).tolist()
         for c, start in enumerate(range(0, len(hidden_UD), CHUNK)):
             rows = slice(start, start + CHUNK)
             labels = slice(bounds[c], bounds[c + 1])
@@ -107,7 +131,9 @@ class _FrozenHead(torch.autograd.Function):
                 mean_UD[rows] = e @ head.weight
         if mean_UD is not None:
             if spread and level_UD is None:
-                level_UD = (head.weight.sum(0, dtype=wide) / len(head.weight))[None].to(hidden_UD.dtype)
+                level_UD = (head.weight.sum(0, dtype=wide) / len(head.weight))[None].to(
+                    hidden_UD.dtype
+                )
             ctx.save_for_backward(mean_UD, row_L, target_L, slope_L, level_UD)
             ctx.head = head
         return logprob_L, log_z_U, mean_z_U
@@ -117,7 +143,9 @@ class _FrozenHead(torch.autograd.Function):
         mean_UD, row_L, target_L, slope_L, level_UD = ctx.saved_tensors
         head: Head = ctx.head
         g_L, log_z_g_U, mean_z_g_U = grads
-        per_row = torch.zeros(len(mean_UD), dtype=g_L.dtype, device=g_L.device).index_add_(0, row_L, g_L)
+        per_row = torch.zeros(len(mean_UD), dtype=g_L.dtype, device=g_L.device).index_add_(
+            0, row_L, g_L
+        )
         towards = g_L if slope_L is None else g_L * slope_L
         wide = torch.promote_types(mean_UD.dtype, torch.float32)
         dh = mean_UD.to(wide) * ((log_z_g_U if level_UD is not None else 0.0) - per_row)[:, None]
@@ -129,45 +157,73 @@ class _FrozenHead(torch.autograd.Function):
         return dh.to(mean_UD.dtype), None, None, None, None
 
 
-def _trainable_chunk(hidden: Tensor, row: Tensor, target: Tensor, head: Head, spread: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _trainable_chunk(
+    hidden: Tensor, row: Tensor, target: Tensor, head: Head, spread: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(hidden.dtype, torch.float32)
     z = head.logits(hidden).to(wide)
     log_z = torch.logsumexp(z, -1)
-    return z[row, target] - log_z[row], log_z if spread else log_z[:0], z.mean(-1) if spread else log_z[:0]
+    return (
+        z[row, target] - log_z[row],
+        log_z if spread else log_z[:0],
+        z.mean(-1) if spread else log_z[:0],
+    )
 
 
 def label_logprobs(hidden_TD: Tensor, source_L: Tensor, target_L: Tensor, head: Head) -> Tensor:
-    """log p(target[l] | row source[l]) in nats, shape (L,), float32 or wider. `hidden_TD` are all rows of the pass, after the final norm."""
+    """log p(target[l] | row source[l]) in nats, shape (L,), float32 or wider. `hidden_TD` are all
+    rows of the pass, after the final norm."""
     return _scored(hidden_TD, source_L, target_L, head, False)[0]
 
 
-def label_scores(hidden_TD: Tensor, source_L: Tensor, target_L: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
-    """`label_logprobs`, and for each label log Z (the logarithm of the sum of exponentials of its row's logits) and the mean log-probability over the
-    whole vocabulary; (L,) each. What label smoothing and the z-loss are made of."""
+def label_scores(
+    hidden_TD: Tensor, source_L: Tensor, target_L: Tensor, head: Head
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`label_logprobs`, and for each label log Z (the logarithm of the sum of exponentials of its
+    row's logits) and the mean log-probability over the whole vocabulary; (L,) each. What label
+    smoothing and the z-loss are made of."""
     return _scored(hidden_TD, source_L, target_L, head, True)
 
 
 def _trains(head: Head) -> bool:
-    return head.module is not None or head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
+    return (
+        head.module is not None
+        or head.weight.requires_grad
+        or (head.bias is not None and head.bias.requires_grad)
+    )
 
 
-def _scored(hidden_TD: Tensor, source_L: Tensor, target_L: Tensor, head: Head, spread: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _scored(
+    hidden_TD: Tensor, source_L: Tensor, target_L: Tensor, head: Head, spread: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, inverse = torch.unique(source_L, return_inverse=True)
     order = torch.argsort(inverse, stable=True)
     hidden_UD, row, target = hidden_TD[rows], inverse[order], target_L[order]
     through = _through_trainable if _trains(head) else _FrozenHead.apply
     sorted_L, log_z_U, mean_z_U = through(hidden_UD, row, target, head, spread)
     logprob_L = torch.empty_like(sorted_L).index_copy(0, order, sorted_L)
-    return (logprob_L, log_z_U[inverse], (mean_z_U - log_z_U)[inverse]) if spread else (logprob_L, log_z_U, mean_z_U)
+    return (
+        (logprob_L, log_z_U[inverse], (mean_z_U - log_z_U)[inverse])
+        if spread
+        else (logprob_L, log_z_U, mean_z_U)
+    )
 
 
-def _through_trainable(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head, spread: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _through_trainable(
+    hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head, spread: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     from torch.utils.checkpoint import checkpoint
 
     parts = []
     for start in range(0, len(hidden_UD), CHUNK):
         inside = (row_L >= start) & (row_L < start + CHUNK)
-        given = (hidden_UD[start : start + CHUNK], row_L[inside] - start, target_L[inside], head, spread)
+        given = (
+            hidden_UD[start : start + CHUNK],
+            row_L[inside] - start,
+            target_L[inside],
+            head,
+            spread,
+        )
         parts.append(checkpoint(_trainable_chunk, *given, use_reentrant=False))
     first, second, third = (torch.cat(part) for part in zip(*parts, strict=True))
     return first, second, third
@@ -178,13 +234,17 @@ RowFunction = Callable[[Tensor, slice], Tensor]
 
 
 def row_values(hidden_UD: Tensor, head: Head, function: RowFunction) -> Tensor:
-    """`function` of the logits of every row, (U,), a chunk of rows at a time, with gradient towards the hidden rows and a trainable head.
+    """`function` of the logits of every row, (U,), a chunk of rows at a time, with gradient towards
+    the hidden rows and a trainable head.
 
-    With a frozen head `function` is called once a chunk and its gradient is taken at once; with a trainable one it is called again in the backward
-    pass, so it must give the same both times.
+    With a frozen head `function` is called once a chunk and its gradient is taken at once; with a
+    trainable one it is called again in the backward pass, so it must give the same both times.
     """
     if not len(hidden_UD):
-        return hidden_UD.new_zeros(0, dtype=torch.promote_types(hidden_UD.dtype, torch.float32)) + 0 * hidden_UD.sum()
+        return (
+            hidden_UD.new_zeros(0, dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
+            + 0 * hidden_UD.sum()
+        )
     if not _trains(head):
         return _FrozenRows.apply(hidden_UD, head, function)
     from torch.utils.checkpoint import checkpoint
@@ -192,7 +252,9 @@ def row_values(hidden_UD: Tensor, head: Head, function: RowFunction) -> Tensor:
     parts = []
     for start in range(0, len(hidden_UD), VALUE_CHUNK):
         rows = slice(start, min(start + VALUE_CHUNK, len(hidden_UD)))
-        parts.append(checkpoint(_row_chunk, hidden_UD[rows], head, function, rows, use_reentrant=False))
+        parts.append(
+            checkpoint(_row_chunk, hidden_UD[rows], head, function, rows, use_reentrant=False)
+        )
     return torch.cat(parts)
 
 

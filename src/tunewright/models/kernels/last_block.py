@@ -1,8 +1,9 @@
 """The last block of a model, computed only for the rows that somebody reads.
 
-Every row of a token tree must give its keys and values to the last block, and nothing more: its attention output and its MLP are read by nobody unless a
-label or a score hangs on it. With 30 blocks and prompts that are not learnt, leaving them out saves up to 3 % of a step, and nothing that is read changes
-by more than the order of roundings.
+Every row of a token tree must give its keys and values to the last block, and nothing more: its
+attention output and its MLP are read by nobody unless a label or a score hangs on it. With 30
+blocks and prompts that are not learnt, leaving them out saves up to 3 % of a step, and nothing that
+is read changes by more than the order of roundings.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ WORTH_IT = 0.9
 
 
 class LastBlock:
-    """What of a model's last block can leave rows out: its attention (asked by `models.tree_attention`) and its MLP.
+    """What of a model's last block can leave rows out: its attention (asked by
+    `models.tree_attention`) and its MLP.
 
-    `mlp` is None where the block has no module that is an MLP by name and treats rows one by one, which is tried on random rows. `modules` is empty where
-    the blocks cannot be told apart or share modules: then nothing is left out.
+    `mlp` is None where the block has no module that is an MLP by name and treats rows one by one,
+    which is tried on random rows. `modules` is empty where the blocks cannot be told apart or share
+    modules: then nothing is left out.
     """
 
     def __init__(self, causal: Any):
@@ -48,7 +51,8 @@ class LastBlock:
 
     @contextlib.contextmanager
     def only(self, read: Sequence[int], num_rows: int, device: torch.device) -> Iterator[None]:
-        """Inside, the MLP computes `read` (distinct rows) alone of an input of exactly `num_rows` rows; the others get zeros."""
+        """Inside, the MLP computes `read` (distinct rows) alone of an input of exactly `num_rows`
+        rows; the others get zeros."""
         if self.mlp is None:
             yield
             return
@@ -74,7 +78,9 @@ class LastBlock:
 @torch.no_grad()
 def _row_wise_mlp(causal: Any, parts: anatomy.Anatomy) -> Any:
     last = f"{parts.blocks[-1]}."
-    down = next((name for name in reversed(parts.roles.get("mlp.down", [])) if name.startswith(last)), "")
+    down = next(
+        (name for name in reversed(parts.roles.get("mlp.down", [])) if name.startswith(last)), ""
+    )
     parent = down.rpartition(".")[0]
     if not parent.startswith(last):
         return None
@@ -82,11 +88,16 @@ def _row_wise_mlp(causal: Any, parts: anatomy.Anatomy) -> Any:
     if not type(module).__name__.lower().endswith(("mlp", "feedforward")):
         return None
     table = causal.get_input_embeddings().weight
-    x = torch.randn(1, 6, table.shape[1], generator=torch.Generator().manual_seed(0)).to(table.device, causal.dtype)
-    dropping = [inner for inner in module.modules() if isinstance(inner, nn.Dropout) and inner.training]
+    x = torch.randn(1, 6, table.shape[1], generator=torch.Generator().manual_seed(0)).to(
+        table.device, causal.dtype
+    )
+    dropping = [
+        inner for inner in module.modules() if isinstance(inner, nn.Dropout) and inner.training
+    ]
     try:
         for inner in dropping:
-            inner.training = False  # a resumed run must find what the run found at its start, and draw what it drew
+            # a resumed run must find what the run found at its start, and draw what it drew
+            inner.training = False
         whole, part = module(x), module(x[:, [1, 4]])
     except RuntimeError:  # weights of another type or on another device than the model says: it is not known what this module takes
         return None
@@ -95,4 +106,8 @@ def _row_wise_mlp(causal: Any, parts: anatomy.Anatomy) -> Any:
             inner.training = True
     if not isinstance(whole, Tensor) or whole.shape != x.shape:
         return None
-    return module if float((whole[:, [1, 4]] - part).float().norm()) <= 0.05 * float(part.float().norm()) else None
+    return (
+        module
+        if float((whole[:, [1, 4]] - part).float().norm()) <= 0.05 * float(part.float().norm())
+        else None
+    )

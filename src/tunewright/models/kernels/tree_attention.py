@@ -1,9 +1,11 @@
 """Attention over a token tree, registered through Transformers' attention interface.
 
-The rows of a tree are cut into query blocks. A block sees a few contiguous key ranges (its ancestors and itself), so its scores are one
-batched matrix product over the gathered keys; what the block's rows must not see is masked. Query heads that share a key head are stacked into rows.
-All blocks live in one autograd function: slicing q, k and v outside of it costs 8 % in zero fills and 11 % in copies.
-Measured against masked SDPA, the CPU flash kernel per part and SDPA per leaf: docs/LOG.md. Block planning is pure integers.
+The rows of a tree are cut into query blocks. A block sees a few contiguous key ranges (its
+ancestors and itself), so its scores are one batched matrix product over the gathered keys; what the
+block's rows must not see is masked. Query heads that share a key head are stacked into rows. All
+blocks live in one autograd function: slicing q, k and v outside of it costs 8 % in zero fills and
+11 % in copies. Measured against masked SDPA, the CPU flash kernel per part and SDPA per leaf:
+docs/LOG.md. Block planning is pure integers.
 """
 
 from __future__ import annotations
@@ -20,17 +22,21 @@ from tunewright.core.types import TokenTree
 
 NAME = "tunewright_tree"
 MAX_BLOCK = 128
-"""Rows of the longest query block: a causal block computes twice the pairs it needs, so blocks stay short."""
+"""Rows of the longest query block: a causal block computes twice the pairs it needs, so blocks stay
+short."""
 MERGE_PAIRS = 3000
-"""Query-key pairs that cost as much as one more block (about 25 kernel calls forward and backward). Only speed depends on it."""
+"""Query-key pairs that cost as much as one more block (about 25 kernel calls forward and backward).
+Only speed depends on it."""
 
 
 @dataclass
 class Block:
-    """Query rows [start, stop) and the key ranges they see; `hidden` (queries, keys from `first_hidden` on) marks what is masked, None for nothing.
+    """Query rows [start, stop) and the key ranges they see; `hidden` (queries, keys from
+    `first_hidden` on) marks what is masked, None for nothing.
 
     Ancestors come first and are seen by all rows, so most of a long block's scores need no mask.
-    Keys are counted in rows of the tree, queries in rows that have one: virtual rows at the root have only keys.
+    Keys are counted in rows of the tree, queries in rows that have one: virtual rows at the root
+    have only keys.
     """
 
     start: int
@@ -49,10 +55,13 @@ class Block:
         return sum(b - a for a, b in self.ranges)
 
     def hidden_as(self, dtype: torch.dtype) -> Tensor:
-        """`hidden` as numbers to add: 0, and minus infinity where it is True. A third of the time that filling by a mask takes."""
+        """`hidden` as numbers to add: 0, and minus infinity where it is True. A third of the time
+        that filling by a mask takes."""
         assert self.hidden is not None
         if dtype not in self.unseen:
-            self.unseen[dtype] = torch.zeros(self.hidden.shape, dtype=dtype, device=self.hidden.device).masked_fill_(self.hidden, float("-inf"))
+            self.unseen[dtype] = torch.zeros(
+                self.hidden.shape, dtype=dtype, device=self.hidden.device
+            ).masked_fill_(self.hidden, float("-inf"))
         return self.unseen[dtype]
 
 
@@ -63,10 +72,12 @@ class TreePlan:
     tree: TokenTree
     device: torch.device
     keep_bytes: int
-    """Probabilities are kept for the backward pass while all layers together stay under this; above it they are computed again."""
+    """Probabilities are kept for the backward pass while all layers together stay under this; above
+    it they are computed again."""
     num_layers: int
     num_virtual: int = 0
-    """The first rows of the tree that are only keys and values (a learnt prefix): the model brings no queries for them."""
+    """The first rows of the tree that are only keys and values (a learnt prefix): the model brings
+    no queries for them."""
     read: Sequence[int] | None = None
     """Query rows that are read after the last block, ascending; None: all."""
     reading: frozenset[int] = frozenset()
@@ -74,7 +85,8 @@ class TreePlan:
     blocks: dict[tuple[int | None, bool], list[Block]] = field(default_factory=dict)
 
     def blocks_for(self, window: int | None, module: Any = None) -> list[Block]:
-        """The blocks for a sliding window of `window` (distance in depth), or for full attention, in the attention of `module`."""
+        """The blocks for a sliding window of `window` (distance in depth), or for full attention,
+        in the attention of `module`."""
         if window is not None and window >= max(self.tree.depth, default=0) + 1:
             window = None
         few = self.read is not None and id(module) in self.reading
@@ -82,7 +94,9 @@ class TreePlan:
             planned = plan_blocks(self.tree, window, self.num_virtual)
             if few and self.read is not None:
                 planned = _around(planned, self.read, self.num_virtual)
-            self.blocks[window, few] = _with_masks(planned, self.tree, window, self.device, self.num_virtual)
+            self.blocks[window, few] = _with_masks(
+                planned, self.tree, window, self.device, self.num_virtual
+            )
         return self.blocks[window, few]
 
     def keeps(self, blocks: list[Block], heads: int, item_bytes: int) -> bool:
@@ -92,7 +106,8 @@ class TreePlan:
 
 
 def _chains(tree: TokenTree) -> list[tuple[int, int, list[tuple[int, int]]]]:
-    """Maximal runs of rows in which each row is the child of the one before: (start, stop, ranges of all ancestors of the first row)."""
+    """Maximal runs of rows in which each row is the child of the one before: (start, stop, ranges
+    of all ancestors of the first row)."""
     depth = tree.depth
     found: list[tuple[int, int, list[tuple[int, int]]]] = []
     on_path: list[tuple[int, int]] = []  # ranges of the current root-to-here path, by row
@@ -104,7 +119,12 @@ def _chains(tree: TokenTree) -> list[tuple[int, int, list[tuple[int, int]]]]:
         head_depth = depth[start]
         kept: list[tuple[int, int]] = []
         left = head_depth
-        for a, b in on_path:  # the path down to the parent of this chain's head holds exactly head_depth rows
+        for (
+            a,
+            b,
+        ) in (
+            on_path
+        ):  # the path down to the parent of this chain's head holds exactly head_depth rows
             take = min(b - a, left)
             if take <= 0:
                 break
@@ -128,7 +148,8 @@ def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def plan_blocks(tree: TokenTree, window: int | None, num_virtual: int = 0) -> list[Block]:
-    """Cut the rows into query blocks: long chains into pieces, small neighbours joined while a masked product is cheaper than another block.
+    """Cut the rows into query blocks: long chains into pieces, small neighbours joined while a
+    masked product is cheaper than another block.
 
     The first `num_virtual` rows get no query.
     """
@@ -137,7 +158,9 @@ def plan_blocks(tree: TokenTree, window: int | None, num_virtual: int = 0) -> li
         for a in range(max(start, num_virtual), stop, MAX_BLOCK):
             b = min(stop, a + MAX_BLOCK)
             ranges = _merge([*ancestors, (start, b)])
-            pieces.append(Block(a - num_virtual, b - num_virtual, _within_window(ranges, tree, a, window)))
+            pieces.append(
+                Block(a - num_virtual, b - num_virtual, _within_window(ranges, tree, a, window))
+            )
     joined: list[Block] = []
     for piece in pieces:
         if joined and piece.stop - joined[-1].start <= MAX_BLOCK:
@@ -152,13 +175,16 @@ def plan_blocks(tree: TokenTree, window: int | None, num_virtual: int = 0) -> li
 
 
 def _around(blocks: list[Block], read: Sequence[int], num_virtual: int) -> list[Block]:
-    """The blocks without the query rows before the first and after the last of `read` (ascending) in each; none where a block has none of them."""
+    """The blocks without the query rows before the first and after the last of `read` (ascending)
+    in each; none where a block has none of them."""
     found = []
     for block in blocks:
         rows = read[bisect_left(read, block.start) : bisect_left(read, block.stop)]
         if rows:
             start, stop = rows[0], rows[-1] + 1
-            seen = [(a, min(b, stop + num_virtual)) for a, b in block.ranges if a < stop + num_virtual]
+            seen = [
+                (a, min(b, stop + num_virtual)) for a, b in block.ranges if a < stop + num_virtual
+            ]
             found.append(Block(start, stop, seen))
     return found
 
@@ -167,14 +193,18 @@ def _pairs(block: Block) -> int:
     return (block.stop - block.start) * block.num_keys
 
 
-def _within_window(ranges: list[tuple[int, int]], tree: TokenTree, first: int, window: int | None) -> list[tuple[int, int]]:
-    """Drop key rows that lie too far above the first query row of a chain piece for any of its rows to see."""
+def _within_window(
+    ranges: list[tuple[int, int]], tree: TokenTree, first: int, window: int | None
+) -> list[tuple[int, int]]:
+    """Drop key rows that lie too far above the first query row of a chain piece for any of its rows
+    to see."""
     if window is None:
         return ranges
     lowest = tree.depth[first] - window + 1
     kept = []
     for a, b in ranges:
-        # Inside one range depth need not be monotone (ranges were joined), so cut only a leading run of too shallow rows.
+        # Inside one range depth need not be monotone (ranges were joined), so cut only a leading
+        # run of too shallow rows.
         while a < b and tree.depth[a] < lowest:
             a += 1
         if a < b:
@@ -182,7 +212,13 @@ def _within_window(ranges: list[tuple[int, int]], tree: TokenTree, first: int, w
     return kept
 
 
-def _with_masks(blocks: list[Block], tree: TokenTree, window: int | None, device: torch.device, num_virtual: int = 0) -> list[Block]:
+def _with_masks(
+    blocks: list[Block],
+    tree: TokenTree,
+    window: int | None,
+    device: torch.device,
+    num_virtual: int = 0,
+) -> list[Block]:
     end = torch.tensor(tree.subtree_end, device=device)
     depth = torch.tensor(tree.depth, device=device)
     for block in blocks:
@@ -206,31 +242,48 @@ def _take(x_HTD: Tensor, block: Block) -> Tensor:
     return torch.cat([x_HTD[:, a:b] for a, b in block.ranges], 1)
 
 
-def _probabilities(queries: Tensor, keys: Tensor, block: Block, group: int, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """(P, t) for one block: queries (K, group*n, D), keys (K, m, D). t is tanh(s / cap), whose square the backward pass of a softcap needs."""
+def _probabilities(
+    queries: Tensor, keys: Tensor, block: Block, group: int, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """(P, t) for one block: queries (K, group*n, D), keys (K, m, D). t is tanh(s / cap), whose
+    square the backward pass of a softcap needs."""
     scores = torch.bmm(queries, keys.transpose(1, 2))
     t = None
     if softcap:
         t = scores.div_(softcap).tanh_()
         scores = t * softcap
     if block.hidden is not None:
-        part = scores.view(scores.shape[0], group, block.stop - block.start, -1)[..., block.first_hidden :]
+        part = scores.view(scores.shape[0], group, block.stop - block.start, -1)[
+            ..., block.first_hidden :
+        ]
         part += block.hidden_as(scores.dtype)
     return torch.softmax(scores, -1), t
 
 
 class _TreeAttention(torch.autograd.Function):
-    """q (H, T, D), not yet scaled; k, v (K, M + T, D) with H a multiple of K and M virtual rows in front. Returns (T, H, D), zeros in rows of no block."""
+    """q (H, T, D), not yet scaled; k, v (K, M + T, D) with H a multiple of K and M virtual rows in
+    front. Returns (T, H, D), zeros in rows of no block."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, blocks: list[Block], keep: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        softcap: float | None,
+        blocks: list[Block],
+        keep: bool,
+    ) -> Tensor:
         (H, T, D), K = q.shape, k.shape[0]
         group = H // K
         # Products over key heads that lie apart are a sixth slower, and they are few.
         k, v = k.contiguous(), v.contiguous()
         qs = q * scale
         ctx.whole = sum(block.stop - block.start for block in blocks) == T
-        out = (torch.empty if ctx.whole else torch.zeros)(T, H, v.shape[2], dtype=q.dtype, device=q.device)
+        out = (torch.empty if ctx.whole else torch.zeros)(
+            T, H, v.shape[2], dtype=q.dtype, device=q.device
+        )
         kept, asked = [], []
         for block in blocks:
             a, b = block.start, block.stop
@@ -242,7 +295,13 @@ class _TreeAttention(torch.autograd.Function):
                 asked.append(queries)
         # The queries of kept blocks are kept in the form that the products take.
         ctx.save_for_backward(k, v, *(asked if keep else [qs]))
-        ctx.kept, ctx.blocks, ctx.scale, ctx.softcap, ctx.shape = kept, blocks, scale, softcap, q.shape
+        ctx.kept, ctx.blocks, ctx.scale, ctx.softcap, ctx.shape = (
+            kept,
+            blocks,
+            scale,
+            softcap,
+            q.shape,
+        )
         return out
 
     @staticmethod
@@ -252,8 +311,13 @@ class _TreeAttention(torch.autograd.Function):
         group = H // K
         # Sums over many rows go to at least float32: a trunk row collects from every leaf.
         wide = torch.promote_types(k.dtype, torch.float32)
-        dq = (torch.empty if ctx.whole else torch.zeros)(T, H, D, dtype=k.dtype, device=k.device).transpose(0, 1)
-        dk, dv = torch.zeros(k.shape, dtype=wide, device=k.device), torch.zeros(v.shape, dtype=wide, device=v.device)
+        dq = (torch.empty if ctx.whole else torch.zeros)(
+            T, H, D, dtype=k.dtype, device=k.device
+        ).transpose(0, 1)
+        dk, dv = (
+            torch.zeros(k.shape, dtype=wide, device=k.device),
+            torch.zeros(v.shape, dtype=wide, device=v.device),
+        )
         g_HTD = grads[0].transpose(0, 1)
         for i, block in enumerate(ctx.blocks):
             a, b = block.start, block.stop
@@ -265,7 +329,9 @@ class _TreeAttention(torch.autograd.Function):
                 queries = asked[0][:, a:b].reshape(K, group * n, D)
                 p, t = _probabilities(queries, keys, block, group, ctx.softcap)
             grad = g_HTD[:, a:b].reshape(K, group * n, -1)
-            ds = torch._softmax_backward_data(torch.bmm(grad, values.transpose(1, 2)), p, -1, p.dtype)
+            ds = torch._softmax_backward_data(
+                torch.bmm(grad, values.transpose(1, 2)), p, -1, p.dtype
+            )
             if t is not None:
                 ds.mul_(1 - t * t)
             dq[:, a:b] = torch.bmm(ds, keys).view(H, n, D)
@@ -296,13 +362,17 @@ def tree_attention(
     tree_plan: TreePlan | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function as Transformers calls it: query (1, H, T, D), key and value (1, K, M + T, D) -> (1, T, H, D), M virtual rows in front.
+    """The attention function as Transformers calls it: query (1, H, T, D), key and value (1, K, M +
+    T, D) -> (1, T, H, D), M virtual rows in front.
 
-    Raises AssertionError without a plan: a model set to this attention is only ever called through `engine/forward.py`.
+    Raises AssertionError without a plan: a model set to this attention is only ever called through
+    `engine/forward.py`.
     """
     assert tree_plan is not None, "tree attention was called without a tree"
     assert not dropout, "dropouts of a model's config are set to 0 at load"
-    assert key.shape[2] == query.shape[2] + tree_plan.num_virtual == tree_plan.tree.num_rows, "keys and rows of the tree differ in number"
+    assert key.shape[2] == query.shape[2] + tree_plan.num_virtual == tree_plan.tree.num_rows, (
+        "keys and rows of the tree differ in number"
+    )
     blocks = tree_plan.blocks_for(sliding_window, module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keep = tree_plan.keeps(blocks, query.shape[1], query.element_size() * (2 if softcap else 1))

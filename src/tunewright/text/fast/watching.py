@@ -1,9 +1,12 @@
-"""Run a chat template with contents that watch what is done to them, so that its text can be put together for other contents without running it again.
+"""Run a chat template with contents that watch what is done to them, so that its text can be put
+together for other contents without running it again.
 
-A content is a string that is asked for everything: being written, joined and stripped is followed; a question about it ("does it hold </think>?")
-becomes a condition that another content must answer alike; anything else raises Opaque. What the interpreter would do to a string without asking it
-(`in`, `%`, `join`, a plain string's methods) is compiled as a call of ours. So where a run comes to its end, the same run with any contents that meet
-the conditions would have taken the same way and written the same text around them.
+A content is a string that is asked for everything: being written, joined and stripped is followed;
+a question about it ("does it hold </think>?") becomes a condition that another content must answer
+alike; anything else raises Opaque. What the interpreter would do to a string without asking it
+(`in`, `%`, `join`, a plain string's methods) is compiled as a call of ours. So where a run comes to
+its end, the same run with any contents that meet the conditions would have taken the same way and
+written the same text around them.
 """
 
 from __future__ import annotations
@@ -19,9 +22,26 @@ from tunewright.text.tokenizer import environment
 _OPEN, _CLOSE = "\U0010fff0", "\U0010fff1"
 _watched = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 FOLLOWED_FILTERS = {
-    "trim", "string", "default", "d", "list", "first", "last", "length", "count", "map", "select", "reject", "selectattr", "rejectattr", "items",
-    "upper", "lower", "capitalize", "reverse",
-}  # fmt: skip
+    "trim",
+    "string",
+    "default",
+    "d",
+    "list",
+    "first",
+    "last",
+    "length",
+    "count",
+    "map",
+    "select",
+    "reject",
+    "selectattr",
+    "rejectattr",
+    "items",
+    "upper",
+    "lower",
+    "capitalize",
+    "reverse",
+}
 FOLLOWED_TESTS = {
     "defined",
     "undefined",
@@ -39,7 +59,8 @@ FOLLOWED_TESTS = {
     "ne",
     "!=",
 }
-"""Filters and tests that reach a text only through its own methods. The others may not be given a content."""
+"""Filters and tests that reach a text only through its own methods. The others may not be given a
+content."""
 
 
 class Opaque(Exception):
@@ -105,7 +126,8 @@ def _plain(value: Any) -> bool:
 
 
 class Watched(str):
-    """A text that stands for a content (or, with `number` None, is joined from some) and raises Opaque where it cannot be followed."""
+    """A text that stands for a content (or, with `number` None, is joined from some) and raises
+    Opaque where it cannot be followed."""
 
     trace: Trace
     number: int | None
@@ -154,9 +176,12 @@ class Watched(str):
         return self.trace.text(turn, (*steps, (name, characters)))
 
     def _strip_ends(self, name: str, characters: str | None) -> Watched:
-        """A joined text loses what its first and last piece lose, as long as something of each stays."""
+        """A joined text loses what its first and last piece lose, as long as something of each
+        stays."""
         parts: list[str] = _watched.split(str.__str__(self))
-        ends = ([("lstrip", 0)] if name != "rstrip" else []) + ([("rstrip", -1)] if name != "lstrip" else [])
+        ends = ([("lstrip", 0)] if name != "rstrip" else []) + (
+            [("rstrip", -1)] if name != "lstrip" else []
+        )
         for side, place in ends:
             if parts[place]:
                 parts[place] = getattr(parts[place], side)(characters)
@@ -168,7 +193,9 @@ class Watched(str):
                 shorter = self.trace.text(turn, (*steps, (side, characters)))
                 assert bool(shorter) and shorter.number is not None
                 parts[inner] = str(shorter.number)
-        return self._joined("".join(f"{_OPEN}{part}{_CLOSE}" if i % 2 else part for i, part in enumerate(parts)))
+        return self._joined(
+            "".join(f"{_OPEN}{part}{_CLOSE}" if i % 2 else part for i, part in enumerate(parts))
+        )
 
     def strip(self, characters: Any = None, /) -> Watched:
         return self._strip("strip", characters)
@@ -180,10 +207,18 @@ class Watched(str):
         return self._strip("rstrip", characters)
 
     def startswith(self, part: Any, *more: Any) -> bool:
-        return self.trace.ask(self, "startswith", part, False) if _plain(part) and part and not more else _refuse("startswith")
+        return (
+            self.trace.ask(self, "startswith", part, False)
+            if _plain(part) and part and not more
+            else _refuse("startswith")
+        )
 
     def endswith(self, part: Any, *more: Any) -> bool:
-        return self.trace.ask(self, "endswith", part, False) if _plain(part) and part and not more else _refuse("endswith")
+        return (
+            self.trace.ask(self, "endswith", part, False)
+            if _plain(part) and part and not more
+            else _refuse("endswith")
+        )
 
     def split(self, part: Any = None, *more: Any) -> list[Any]:
         """A content without the separator is its own only part."""
@@ -207,8 +242,26 @@ def _refusing(name: str) -> Any:
     return method
 
 
-_FOLLOWED = {*vars(Watched), "__class__", "__init__", "__new__", "__getattribute__", "__setattr__", "__delattr__", "__repr__", "__dir__", "__doc__",
-             "__init_subclass__", "__subclasshook__", "__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getstate__", "__dict__"}  # fmt: skip
+_FOLLOWED = {
+    *vars(Watched),
+    "__class__",
+    "__init__",
+    "__new__",
+    "__getattribute__",
+    "__setattr__",
+    "__delattr__",
+    "__repr__",
+    "__dir__",
+    "__doc__",
+    "__init_subclass__",
+    "__subclasshook__",
+    "__sizeof__",
+    "__reduce__",
+    "__reduce_ex__",
+    "__getnewargs__",
+    "__getstate__",
+    "__dict__",
+}
 for _name in {*dir(str), "__radd__", "__rmod__", "__rmul__", "__iter__", "__hash__"} - _FOLLOWED:
     setattr(Watched, _name, _refusing(_name))
 Watched.__hash__ = _refusing("__hash__")  # type: ignore[method-assign]
@@ -235,22 +288,32 @@ def _guarded(function: Any, first: int = 0) -> Any:
 
 
 class Tracer:
-    """A chat template compiled so that joined texts stay watched, and that raises Opaque where the interpreter itself would read a content."""
+    """A chat template compiled so that joined texts stay watched, and that raises Opaque where the
+    interpreter itself would read a content."""
 
     def __init__(self, source: str):
         made = environment()
-        made.filters = {name: f if name in FOLLOWED_FILTERS else _guarded(f) for name, f in made.filters.items()}
+        made.filters = {
+            name: f if name in FOLLOWED_FILTERS else _guarded(f) for name, f in made.filters.items()
+        }
         made.filters |= {"join": _join, "replace": _replace, "_remainder": _remainder}
-        made.tests = {name: f if name in FOLLOWED_TESTS else _guarded(f) for name, f in made.tests.items()} | {"_among": _among}
+        made.tests = {
+            name: f if name in FOLLOWED_TESTS else _guarded(f) for name, f in made.tests.items()
+        } | {"_among": _among}
         call = made.call
 
         def watched_call(context: Any, function: Any, /, *given: Any, **more: Any) -> Any:
             owner = getattr(function, "__self__", None)
-            # A plain text's method reads its arguments in C. Macros, namespaces, lists and a content's own methods do not.
+            # A plain text's method reads its arguments in C. Macros, namespaces, lists and a
+            # content's own methods do not.
             named = [
                 value for name, value in more.items() if name not in ("_loop_vars", "_block_vars")
             ]  # jinja's own, for functions that ask for them
-            if isinstance(owner, str) and not isinstance(owner, Watched) and _holds_watched([*given, *named]):
+            if (
+                isinstance(owner, str)
+                and not isinstance(owner, Watched)
+                and _holds_watched([*given, *named])
+            ):
                 raise Opaque("call")
             return call(context, function, *given, **more)
 
@@ -260,10 +323,26 @@ class Tracer:
         self.template = made.template_class.from_code(made, code, made.make_globals(None))
         self.template.root_render_func.__globals__.update(str_join=_concat, markup_join=_concat)
 
-    def run(self, roles: Sequence[str], upto: int, trace: Trace, generation: bool, variables: dict[str, Any]) -> str:
-        """The text of the first `upto` turns, with a stand-in for each content. Raises Opaque, and whatever the template raises."""
+    def run(
+        self,
+        roles: Sequence[str],
+        upto: int,
+        trace: Trace,
+        generation: bool,
+        variables: dict[str, Any],
+    ) -> str:
+        """The text of the first `upto` turns, with a stand-in for each content. Raises Opaque, and
+        whatever the template raises."""
         messages = [{"role": role, "content": trace.text(k)} for k, role in enumerate(roles[:upto])]
-        return str.__str__(self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=generation, **variables))
+        return str.__str__(
+            self.template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=generation,
+                **variables,
+            )
+        )
 
 
 def _concat(parts: Any) -> str:
@@ -301,7 +380,8 @@ def _remainder(left: Any, right: Any) -> Any:
 
 
 def _visible(tree: Any) -> Any:
-    """The template with `a in b` and `a % b` as calls of ours: the interpreter's own ask no method of a content."""
+    """The template with `a in b` and `a % b` as calls of ours: the interpreter's own ask no method
+    of a content."""
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
 
@@ -313,12 +393,16 @@ def _visible(tree: Any) -> Any:
             if len(node.ops) > 1:
                 raise Opaque("in")
             (operand,) = node.ops
-            test = nodes.Test(node.expr, "_among", [operand.expr], [], None, None, lineno=node.lineno)
+            test = nodes.Test(
+                node.expr, "_among", [operand.expr], [], None, None, lineno=node.lineno
+            )
             return nodes.Not(test, lineno=node.lineno) if operand.op == "notin" else test
 
         def visit_Mod(self, node: Any) -> Any:
             self.generic_visit(node)
-            return nodes.Filter(node.left, "_remainder", [node.right], [], None, None, lineno=node.lineno)
+            return nodes.Filter(
+                node.left, "_remainder", [node.right], [], None, None, lineno=node.lineno
+            )
 
     return Rewrite().visit(tree).set_environment(tree.environment)
 
