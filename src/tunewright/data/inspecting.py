@@ -48,6 +48,7 @@ from tunewright.data.store.workers import (
     gather,
     worker_count,
 )
+from tunewright.text.proof import prove
 from tunewright.text.tokenizer import Light
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def inspect(
         store, was_kept = run.build(None), False
     report, findings = reporting.report_of(store, renderer if tokens else None)
     report["parts"] = [*_parts_said(entries, to_train), *report["parts"]]
-    report["rendering"] = renderer.proof().as_dict() if renderer is not None and tokens else None
+    report["rendering"] = prove(renderer).as_dict() if renderer is not None and tokens else None
     report["preparation"] = {
         "seconds": round(time.perf_counter() - started, 3),
         "from_cache": was_kept,

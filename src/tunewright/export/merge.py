@@ -30,7 +30,14 @@ from typing import Any
 
 from tunewright.core import signals
 from tunewright.core.config import DataConfig
-from tunewright.core.errors import ModelError, TunewrightError, UsageError, problem, raise_all
+from tunewright.core.errors import (
+    ModelError,
+    TunewrightError,
+    UsageError,
+    first_line,
+    problem,
+    raise_all,
+)
 from tunewright.core.files import fsync_directory, readable_size, with_retry, write_json
 from tunewright.core.machine import versions
 from tunewright.core.publish import sha256_of
@@ -41,8 +48,9 @@ from tunewright.engine import opening, placement
 from tunewright.methods.saved import is_saved, put_on
 from tunewright.models import load, vocabulary
 from tunewright.models.scalar_heads import stored_score
-from tunewright.sources import find, vet
+from tunewright.sources import find, headers, vet
 from tunewright.sources.remote_code import place_of
+from tunewright.text.tokenizer import load_tokenizer
 
 VERDICT = "merge.json"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -165,8 +173,8 @@ def stored_dtype(folder: Path) -> str:
     """The number type that most bytes of a model's weights have; float32 where that is none of
     ours."""
     sizes: Counter[str] = Counter()
-    for path in vet.weight_files(folder)[0]:
-        for kind, _, num_bytes in vet.read_safetensors_header(path).values():
+    for path in headers.weight_files(folder)[0]:
+        for kind, _, num_bytes in headers.read_safetensors_header(path).values():
             sizes[kind] += num_bytes
     return STORED_AS.get(sizes.most_common(1)[0][0], "float32")
 
@@ -222,7 +230,7 @@ class Merge:
         )
         self.needed, self.tell, self.started = needed, tell, started
         self.base, self.whole = base.folder, target.adapter is None
-        self.tokenizer = load.load_tokenizer(target.tokenizer_folder)
+        self.tokenizer = load_tokenizer(target.tokenizer_folder)
 
     def do(self) -> dict[str, Any]:
         """Merge, write, prove, publish."""
@@ -315,9 +323,7 @@ class Merge:
         """Word -> id of what the run's tokenizer has and the base's has not."""
         own = self.target.tokenizer_folder
         there = own != self.base and (self.base / "tokenizer_config.json").is_file()
-        return (
-            vocabulary.added_words(self.tokenizer, load.load_tokenizer(self.base)) if there else {}
-        )
+        return vocabulary.added_words(self.tokenizer, load_tokenizer(self.base)) if there else {}
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
@@ -339,7 +345,7 @@ class Merge:
                 problem(
                     "E-EXPORT-05",
                     str(self.out),
-                    cause=e.strerror or vet.first_line(e),
+                    cause=e.strerror or first_line(e),
                     needed=readable_size(self.needed),
                 )
             ) from e
@@ -366,7 +372,7 @@ class Merge:
                 merged.generation_config = _plain_generation_config(self.renderer)
                 merged.save_pretrained(str(folder))
             except SafetensorError as e:  # it words what the system said, a full disk for instance
-                raise OSError(vet.first_line(e)) from e
+                raise OSError(first_line(e)) from e
             config.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(str(folder))
         write_json(folder / "generation_config.json", generation_settings(self.base, self.renderer))
@@ -422,7 +428,7 @@ class Merge:
         of each new word what the run's does: one token."""
         if not self.words:
             return {}
-        tokenizer = load.load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         for word, token in self.words.items():
             found, meant = (
                 t(word, add_special_tokens=False)["input_ids"] for t in (tokenizer, self.tokenizer)
@@ -536,7 +542,7 @@ def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
     """generation_config.json: the base's, with the stops that the run itself obeys and without
     settings that greedy decoding ignores."""
     path = base / "generation_config.json"
-    stated: dict[str, Any] = vet.read_config(path)[0] if path.is_file() else {}
+    stated: dict[str, Any] = headers.read_config(path)[0] if path.is_file() else {}
     if not stated.get("do_sample"):
         stated = {key: value for key, value in stated.items() if key not in SAMPLING_KEYS}
     stops = list(renderer.stop_ids)
@@ -705,11 +711,13 @@ def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
 
     where = {
         name: path
-        for path in vet.weight_files(base)[0]
-        for name in vet.read_safetensors_header(path)
+        for path in headers.weight_files(base)[0]
+        for name in headers.read_safetensors_header(path)
     }
     names = {
-        name for path in vet.weight_files(merged)[0] for name in vet.read_safetensors_header(path)
+        name
+        for path in headers.weight_files(merged)[0]
+        for name in headers.read_safetensors_header(path)
     }
     changed = total = numbers = all_numbers = 0
     with contextlib.ExitStack() as stack:
@@ -727,7 +735,7 @@ def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
             if names > set(where)
             else set()
         )
-        for path in vet.weight_files(merged)[0]:
+        for path in headers.weight_files(merged)[0]:
             with safe_open(path, framework="pt") as ours:
                 for name in ours.keys():  # noqa: SIM118  # not a dictionary
                     total += 1
