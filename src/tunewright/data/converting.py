@@ -38,11 +38,11 @@ from tunewright.core.words import say
 from tunewright.data.catalogue.names import ResolvedEntry, chosen_rows, resolve
 from tunewright.data.checks.columns import column_findings
 from tunewright.data.describing import note
+from tunewright.data.files.reading import RawRow, stream
 from tunewright.data.formats.common import Columns, RowFault, Unusable
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.reading import RawRow, stream
+from tunewright.data.formats.shaping import shape
 from tunewright.data.reporting import under_key
-from tunewright.data.shaping import shape
 
 EXAMPLES = 5
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}

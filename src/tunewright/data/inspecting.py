@@ -30,11 +30,11 @@ from tunewright.data import reporting
 from tunewright.data.catalogue import names as catalogue
 from tunewright.data.checks import Finding, stops
 from tunewright.data.describing import places
+from tunewright.data.files.reading import RawRow, RawStream, stream
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.naming import require_read
-from tunewright.data.reading import RawRow, RawStream, stream
+from tunewright.data.formats.naming import require_read
+from tunewright.data.formats.shaping import LOOKED_AT, Shaper
 from tunewright.data.reporting import shared_prefix
-from tunewright.data.shaping import LOOKED_AT, Shaper
 from tunewright.data.store import cache, mixing
 from tunewright.data.store.columns import Rows, Samples, Store, Writer
 from tunewright.data.store.documents import Packed

@@ -31,9 +31,7 @@ from tunewright.core.words import say
 from tunewright.data.catalogue.rows import COLUMNS, FORMS, TAGS, Attributes, converter
 from tunewright.data.files import hub
 from tunewright.data.files.encodings import find_encoding
-from tunewright.data.files.source import find
-from tunewright.data.formats.common import Columns, Unusable
-from tunewright.data.reading import (
+from tunewright.data.files.reading import (
     HELD,
     MEASURED,
     TRAINED,
@@ -44,6 +42,8 @@ from tunewright.data.reading import (
     parts_inside,
     stream,
 )
+from tunewright.data.files.source import find
+from tunewright.data.formats.common import Columns, Unusable
 
 REGISTRY = "dataset_info.json"
 DEFAULT_PLACES = ("data", ".")

@@ -22,8 +22,8 @@ from tunewright.core.errors import DataError, Problem, problem
 from tunewright.core.files import write_text
 from tunewright.core.words import say
 from tunewright.data.files.mojibake import damage, repair
+from tunewright.data.files.reading import decode
 from tunewright.data.files.syntax import likely_cause
-from tunewright.data.reading import decode
 
 ENDINGS = (".json", ".jsonl", ".md", ".ndjson", ".txt")
 LINE_ENDINGS = (".jsonl", ".ndjson")

@@ -29,15 +29,15 @@ from tunewright.core.errors import DataError, problem
 from tunewright.core.types import ROW_KINDS, Message, Origin, PlainText, Preference, Row
 from tunewright.core.written import packed, unpacked
 from tunewright.data.checks import Check, all_checks
+from tunewright.data.files.reading import RawRow
 from tunewright.data.formats.common import Unusable
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.good_answers import only_good
+from tunewright.data.formats.shaping import Dropped, Shaper, printable
 from tunewright.data.labels import EncodedRow, encode_rows
-from tunewright.data.reading import RawRow
-from tunewright.data.shaping import Dropped, Shaper, printable
 from tunewright.data.store import columns as token_store
 from tunewright.data.store.columns import Writer
 from tunewright.data.store.documents import windows
+from tunewright.data.store.good_answers import only_good
 from tunewright.data.store.splitting import keys_of
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from tunewright.core.errors import DataError, problem
 from tunewright.core.registry import formats
 from tunewright.core.types import ROW_KINDS, Origin, Row
+from tunewright.data.files.reading import RawRow
 from tunewright.data.formats.common import Columns, Unusable, plain_name
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.naming import (
+from tunewright.data.formats.naming import (
     RUNNING_TEXT,
     printable,
     refuse_prompt_with_answer,
@@ -29,7 +30,6 @@ from tunewright.data.naming import (
     shown_names,
     unknown,
 )
-from tunewright.data.reading import RawRow
 
 LOOKED_AT = 100
 
