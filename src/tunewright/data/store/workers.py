@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.types import ROW_KINDS, Message, Origin, PlainText, Preference, Row
 from tunewright.core.written import packed, unpacked
 from tunewright.data.checks import Check, all_checks
@@ -330,7 +330,7 @@ class _Worker:
             raise self._gone() from error
 
     def _gone(self) -> DataError:
-        return DataError(problem("E-DATA-60", "data.train", code=self.process.wait()))
+        return DataError.of("E-DATA-60", "data.train", code=self.process.wait())
 
     def do(self, job: Job) -> Done:
         assert self.process.stdout is not None
