@@ -30,8 +30,8 @@ from tunewright.core.types import (
     Sample,
     Stepwise,
 )
-from tunewright.text.rendered import CannotRender
 from tunewright.data.formats.shaping import Dropped
+from tunewright.text.rendered import CannotRender
 
 if TYPE_CHECKING:
     from tunewright.text.rendered import Rendered
