@@ -22,7 +22,8 @@ from tunewright.core.machine import versions
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.export.merge import ExportError, require_free
+from tunewright.export.merge import require_free
+from tunewright.export.proof import ExportError
 from tunewright.methods import composition
 from tunewright.models import load
 from tunewright.text.tokenizer import load_tokenizer
