@@ -583,8 +583,6 @@ def _refuse_worthless(
         )
         raise DataError.of("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
     if report["tokens_total"] is not None and not asked_only:
-        if not report["learnt_tokens"]:
-            raise DataError.of("E-DATA-13", place, rows=report["rows_kept"])
         if not report["stop_learnt_share"]:
             raise DataError.of("E-DATA-14", place, answers=report["answers"])
     stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]
