@@ -95,7 +95,7 @@ def test_the_stated_shape_is_the_one_counted_on():
 
 @pytest.mark.parametrize(
     "kind", sorted(set(registry.methods.names()) - {"loftq"})
-)  # it needs a quantised base: tests/methods/test_measured.py
+)  # it needs a quantised base: tests/methods/test_lora_starts.py
 def test_whose_implementation_it_is_shows_on_the_model(kind):
     import peft
 

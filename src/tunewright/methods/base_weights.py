@@ -14,6 +14,7 @@ for the copy (from forward to backward).
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,6 @@ def _quiet() -> Iterator[None]:
 def _restate(model: Any, folder: Path, dtype: str) -> None:
     """Put the base's own configuration files in place of what training changed in them (dropouts at
     0), with the number type of the weights."""
-    import shutil
-
     from tunewright.models.load import load_config
 
     base = Path(str(getattr(model, "name_or_path", "") or ""))

@@ -22,6 +22,7 @@ plain weights: f stands between its two matrices. PEFT has none of the three.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,9 @@ from tunewright.core.errors import ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
-from tunewright.methods import own_folder
+from tunewright.methods import saved
+from tunewright.models.anatomy import is_linear, shape_of
+from tunewright.models.anatomy import of as anatomy_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,8 +109,6 @@ class _Switch:
 
 def _make_class() -> type[Any]:
     """The module, made on first use because this file loads without torch."""
-    import math
-
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -197,7 +198,7 @@ def adapter(
             switch.on = True
 
     def save(folder: Path) -> None:
-        own_folder.write(folder, kind, config, base_path, own_folder.tensors_of(model, names))
+        saved.write(folder, kind, config, base_path, saved.tensors_of(model, names))
 
     wanted = set(names)
     return Attached(
@@ -236,13 +237,11 @@ def load(
     config: AdapterConfig, model: Any, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved adapters of `folder` on `model`."""
-    from tunewright.models import anatomy
-
-    described = own_folder.read(folder)
+    described = saved.read(folder)
     attached = adapter(
-        config, model, anatomy.of(model), base_path or described.base, described.kind
+        config, model, anatomy_of(model), base_path or described.base, described.kind
     )
-    own_folder.fill(model, attached.parameters, folder, trainable)
+    saved.fill(model, attached.parameters, folder, trainable)
     if not trainable:
         model.eval()
     return attached
@@ -283,8 +282,6 @@ def _places(placement: Placement, anatomy: Any) -> list[tuple[str, str, str, boo
 def _width(model: Any, placement: Placement, module: str, embedding: int) -> int:
     """Width of the residual stream at a module: some families embed in fewer dimensions than their
     blocks work in."""
-    from tunewright.models.anatomy import is_linear, shape_of
-
     inner = model.get_submodule(module)
     if placement != "parallel":
         return shape_of(inner)[1]

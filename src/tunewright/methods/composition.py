@@ -15,12 +15,16 @@ go together.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import CompatError, Problem, UsageError, problem, raise_all
+from tunewright.methods import lora_starts
+from tunewright.methods.peft import short_names
 from tunewright.sources import vet
 
 WAYS = (
@@ -118,8 +122,6 @@ class Composed:
     def _state(self, name: str) -> None:
         """Let the settings of a combined adapter say what its tensors are: the rank of each layer,
         and a scale of 1."""
-        from tunewright.methods.lora import short_names
-
         config = self.wrapped.peft_config[name]
         ranks = {module: len(a) for module, (a, _, _) in self.products(name).items()}
         config.rank_pattern = {module: rank for module, rank in ranks.items() if rank != config.r}
@@ -132,8 +134,6 @@ class Composed:
 
     def save(self, name: str, folder: Path) -> None:
         """Write one adapter as a PEFT folder."""
-        import shutil
-
         self.wrapped.save_pretrained(
             str(folder), selected_adapters=[name], save_embedding_layers=False
         )
@@ -167,8 +167,6 @@ def products_of(wrapped: Any, name: str) -> dict[str, tuple[Any, Any, float]]:
 
 def products_in(folder: Path) -> dict[str, tuple[Any, Any, float]]:
     """Module -> (A, B, scale) as the files of a LoRA folder say, read without PEFT."""
-    import re
-
     from safetensors.torch import load_file
 
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -202,8 +200,6 @@ def products_in(folder: Path) -> dict[str, tuple[Any, Any, float]]:
 
 def obstacles(folders: dict[str, Path]) -> list[Problem]:
     """Why these folders cannot be combined into one adapter, judged by their configurations."""
-    from tunewright.methods import measured
-
     found = []
     for name, folder in folders.items():
         path = folder / "adapter_config.json"
@@ -211,7 +207,7 @@ def obstacles(folders: dict[str, Path]) -> list[Problem]:
         kind = str(config.get("peft_type", "?"))
         extras = {
             "DoRA": config.get("use_dora"),
-            "LoftQ": measured.is_bound(folder),
+            "LoftQ": lora_starts.is_bound(folder),
             "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),
             **{
                 name: config.get(name)

@@ -23,7 +23,9 @@ from tunewright.core.errors import CompatError, Problem, problem, raise_all
 from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, kind_of
 from tunewright.core.words import say
+from tunewright.methods.peft_kinds import RESERVED
 from tunewright.methods.saved import OWN
+from tunewright.methods.targets import TargetSection, chosen_layers
 
 DESCRIPTION = "adapter_config.json"
 LORA = ("lora", "rslora", "dora", "lora_plus", "pissa", "olora", "eva", "loftq")
@@ -288,7 +290,7 @@ def _contradicts(name: str, value: Any, values: Mapping[str, Any], section: Any,
         or kind_of(section) in ("pissa", "olora")
     ):
         # What these starts take out of the weights is saved beside what was learnt: twice the rank,
-        # at the same strength (`methods/started.py`).
+        # at the same strength (`methods/lora_starts.py`).
         factor = 2**0.5 if name == "alpha" and getattr(section, "rslora", False) else 2
         return bool(value != held and abs(value * factor - held) > 1e-6 * held)
     return bool(value != held)
@@ -326,8 +328,6 @@ def _take(found: Continued, kind: str, values: dict[str, Any]) -> None:
         return  # opening the folder says so
     parsed, folder = found.parsed, found.parsed.config.adapter
     if kind == "peft":
-        from tunewright.methods.peft_kinds import RESERVED
-
         plain = {
             key: value
             for key, value in values["options"].items()
@@ -356,8 +356,6 @@ def wrong_layers(asked: Any, model: Any, anatomy: Any, folder: Path) -> list[Pro
     `folder` sits on."""
     from peft import PeftConfig
     from peft.tuners.tuners_utils import check_target_module_exists
-
-    from tunewright.methods.lora import TargetSection, chosen_layers
 
     settings = PeftConfig.from_pretrained(str(folder))
     held = {name for name, _ in model.named_modules() if check_target_module_exists(settings, name)}

@@ -42,7 +42,8 @@ from tunewright.core.config import Section
 from tunewright.core.errors import ConfigError, ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs, Term
-from tunewright.methods import own_folder
+from tunewright.methods import saved
+from tunewright.models.anatomy import WHOLE, is_linear, shape_of
 
 FIXED = 1e4
 """Gate parameter of a weight whose gate is fixed: + open, - closed, whatever the noise."""
@@ -89,15 +90,13 @@ class DiffPruningConfig(Section):
     def trainable_numbers(self, shape: Any) -> int:
         """Numbers that train on a model of `shape` (advise/shape.py): a difference and a gate for
         each weight of the chosen matrices."""
-        from tunewright.models import anatomy
-
         wanted: set[str] = set()
         for target in self.targets:
             group = target in ("attention", "mlp")
             wanted |= {
                 r
                 for r in shape.matrices
-                if target in anatomy.WHOLE
+                if target in WHOLE
                 or (group and r.startswith(f"{target}."))
                 or r == shape.targets.get(target, target)
             }
@@ -172,7 +171,6 @@ def _put(model: Any, names: list[str], shared: Shared, gated: bool) -> list[str]
     import torch
 
     from tunewright.methods.hard_concrete import Difference
-    from tunewright.models.anatomy import shape_of
 
     made = []
     reference = next(model.parameters())
@@ -210,8 +208,6 @@ def _beside(own_forward: Any, part: Any, shared: Shared) -> Any:
 
 def _weights_of(model: Any) -> int:
     """Numbers of the model, quantised matrices counted by what they stand for."""
-    from tunewright.models.anatomy import is_linear, shape_of
-
     plain = sum(p.numel() for p in model.parameters())
     return plain + sum(
         math.prod(shape_of(m))
@@ -371,14 +367,14 @@ def save_differences(
             gaps_of(positions),
             flat[positions].contiguous(),
         )
-    own_folder.write(folder, "diff_pruning", config, base_path, tensors, changed=changed)
+    saved.write(folder, "diff_pruning", config, base_path, tensors, changed=changed)
     return {"changed": changed}
 
 
 def read_differences(folder: Path) -> dict[str, tuple[Any, Any]]:
     """Module name -> (positions, values) of a saved folder. Raises ModelError (E-METHOD-41) for a
     file that contradicts itself."""
-    tensors = own_folder.read_tensors(folder)
+    tensors = saved.read_tensors(folder)
     found = {}
     for name in sorted({key.rpartition(".")[0] for key in tensors}):
         gaps, values = tensors.get(f"{name}.gaps"), tensors.get(f"{name}.values")
@@ -413,9 +409,7 @@ def load(
             if part.group is not None:
                 part.group.fill_(FIXED)
     shared.quota = max(1, sum(len(positions) for positions, _ in stored.values()))
-    attached = _attached(
-        config, model, base_path or own_folder.read(folder).base, shared, parameters
-    )
+    attached = _attached(config, model, base_path or saved.read(folder).base, shared, parameters)
     if not trainable:
         for part in shared.parts.values():
             part.requires_grad_(False)

@@ -28,8 +28,9 @@ from tunewright.core.errors import ModelError, Problem, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
-from tunewright.methods import own_folder
+from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
+from tunewright.models.anatomy import of as anatomy_of
 
 LEARNING_RATE = 1e-4
 SHARE = 4
@@ -248,7 +249,7 @@ def attach(
     )
 
     def save(folder: Path) -> None:
-        own_folder.write(folder, "llama_pro", config, base_path, part.tensors())
+        saved.write(folder, "llama_pro", config, base_path, part.tensors())
 
     attached = Attached(
         parameters=part.names,
@@ -267,12 +268,8 @@ def load_blocks(
 ) -> Attached:
     """The saved blocks of `folder` between those of `model`. Raises ModelError (E-METHOD-41,
     E-METHOD-42) where they do not fit."""
-    from tunewright.models import anatomy
-
-    attached, part = attach(
-        config, model, anatomy.of(model), base_path or own_folder.read(folder).base
-    )
-    own_folder.fill(model, part.names, folder, trainable)
+    attached, part = attach(config, model, anatomy_of(model), base_path or saved.read(folder).base)
+    saved.fill(model, part.names, folder, trainable)
     return attached
 
 

@@ -55,8 +55,9 @@ from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs, Term
 from tunewright.core.words import say
-from tunewright.methods import own_folder
+from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
+from tunewright.models.anatomy import of as anatomy_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -502,8 +503,8 @@ def _attached(
     def save(folder: Path) -> None:
         share = sum(routing.agreement) / len(routing.agreement) if routing.agreement else None
         edges = {name: router.edge for name, router in routers.items()}
-        tensors = own_folder.tensors_of(model, parameters)
-        own_folder.write(
+        tensors = saved.tensors_of(model, parameters)
+        saved.write(
             folder,
             "mixture_of_depths",
             config,
@@ -536,25 +537,19 @@ def load(
 ) -> Attached:
     """The saved routers and weights of `folder` on `model`. Raises ModelError (E-METHOD-42) where
     they do not fit."""
-    from tunewright.models import anatomy
-
     try:
         attached = mixture_of_depths(
-            config, model, anatomy.of(model), base_path or own_folder.read(folder).base
+            config, model, anatomy_of(model), base_path or saved.read(folder).base
         )
     except CompatError as e:
         raise ModelError(e.problems) from e
-    own_folder.fill(model, attached.parameters, folder, trainable)
+    saved.fill(model, attached.parameters, folder, trainable)
     model.depth_routing.ramps, model.depth_routing.capacity = False, config.capacity
-    edges = own_folder.read(folder).more.get("edges", {})
+    edges = saved.read(folder).more.get("edges", {})
     for name, router in _routers(model).items():
         if name not in edges:
             raise ModelError(
-                problem(
-                    "E-METHOD-41",
-                    str(folder),
-                    cause=f"no edge of {name} in {own_folder.DESCRIPTION}",
-                )
+                problem("E-METHOD-41", str(folder), cause=f"no edge of {name} in {saved.OWN}")
             )
         router.edge = float(edges[name])
     if not trainable:

@@ -21,7 +21,7 @@ from tunewright.core.config import Section
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached
 from tunewright.methods import word_rows
-from tunewright.methods.lora import attach_peft, wrap
+from tunewright.methods.peft import attach_peft, wrap
 from tunewright.methods.word_rows import checked_tokens
 
 

@@ -14,15 +14,10 @@ from tunewright.core.errors import CompatError, ConfigError, problem, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Term
 from tunewright.core.words import say
-from tunewright.methods.lora import (
-    TargetSection,
-    attach_peft,
-    cap_rank,
-    chosen_layers,
-    placing,
-    require_linear,
-    wrap,
-)
+from tunewright.methods.peft import attach_peft, placing, require_linear, wrap
+from tunewright.methods.prompts import attach_prompt, wrap_prompt
+from tunewright.methods.targets import TargetSection, cap_rank, chosen_layers
+from tunewright.models.anatomy import WHOLE
 
 
 class LohaConfig(TargetSection):
@@ -215,8 +210,6 @@ class PeftConfig(Section):
 def _matrices(shape: Any, targets: list[str]) -> list[Any]:
     """The linear layers of a shape that targets choose; what matches nothing is left for the loaded
     model to refuse."""
-    from tunewright.models.anatomy import WHOLE
-
     wanted = {shape.targets.get(t, t) for t in targets}
     return [m for role, m in shape.matrices.items() if wanted & {*WHOLE, role, role.split(".")[0]}]
 
@@ -567,9 +560,7 @@ def peft_type(config: PeftConfig, model: Any, anatomy: Any, base_path: str) -> A
             problem("E-METHOD-24", "method.options", type=config.type, cause=cause)
         ) from e
     if settings.is_prompt_learning:
-        from tunewright.methods.prompts import wrap_prompt
-
-        return attach_peft(wrap_prompt(model, settings, base_path))
+        return attach_prompt(wrap_prompt(model, settings, base_path))
     wrapped = wrap(model, settings, base_path)
     attached = attach_peft(wrapped)
     if settings.peft_type.value == "ADALORA":

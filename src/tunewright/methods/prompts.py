@@ -23,7 +23,7 @@ from tunewright.core.errors import CompatError, ConfigError, Problem, problem, r
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs, VirtualPrompt
 from tunewright.core.words import say
-from tunewright.methods.lora import wrap
+from tunewright.methods.peft import wrap
 
 PROMPT_RATES = {"PROMPT_TUNING": 1e-2, "P_TUNING": 2e-4, "PREFIX_TUNING": 1e-2}
 """Rates that suit the PEFT types in long runs; a prefix with a projection learns at that of

@@ -19,7 +19,7 @@ from tunewright.core.errors import ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
-from tunewright.methods import own_folder
+from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
 
 
@@ -141,8 +141,8 @@ def load_part(config: Any, model: Any, folder: Path, base_path: str, trainable: 
     they do not fit."""
     import torch
 
-    described = own_folder.read(folder)
-    stored = own_folder.read_tensors(folder)
+    described = saved.read(folder)
+    stored = saved.read_tensors(folder)
     by_name = dict(model.named_parameters())
     odd = [
         name
@@ -168,7 +168,7 @@ def attach_part(part: BaseWeights, kind: str, config: Any, base_path: str) -> At
     """The `Attached` of some weights of the base that train."""
 
     def save(folder: Path) -> None:
-        own_folder.write(folder, kind, config, base_path, part.tensors())
+        saved.write(folder, kind, config, base_path, part.tensors())
 
     return Attached(
         parameters=part.names,
