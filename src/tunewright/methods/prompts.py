@@ -24,6 +24,7 @@ from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs, VirtualPrompt
 from tunewright.core.words import say
 from tunewright.methods.peft import wrap
+from tunewright.text.tokenizer import load_tokenizer
 
 PROMPT_RATES = {"PROMPT_TUNING": 1e-2, "P_TUNING": 2e-4, "PREFIX_TUNING": 1e-2}
 """Rates that suit the PEFT types in long runs; a prefix with a projection learns at that of
@@ -268,8 +269,6 @@ def _tokens_of(text: str, model: Any, count: int) -> Any:
     """(count,) token ids of a text, repeated or cut, by the tokenizer that lies beside the model's
     weights. Raises ConfigError when there are none."""
     import torch
-
-    from tunewright.models.load import load_tokenizer
 
     ids: list[int] = load_tokenizer(Path(model.name_or_path))(text, add_special_tokens=False)[
         "input_ids"

@@ -16,6 +16,7 @@ from typing import Any
 
 from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.models import vocabulary
+from tunewright.text.tokenizer import load_tokenizer
 
 
 def checked_tokens(value: Any) -> Any:
@@ -101,8 +102,6 @@ def _look_up(
     and the size of the old vocabulary, 0: not asked."""
     if not any(isinstance(token, str) for token in tokens):
         return [None for _ in tokens], [int(token) for token in tokens], 0
-    from tunewright.models.load import load_tokenizer
-
     folder = Path(str(model.name_or_path))
     if not folder.is_dir():
         raise ModelError(problem("E-METHOD-66", field, folder=folder))
