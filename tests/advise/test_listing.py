@@ -12,12 +12,12 @@ import torch
 from helpers import story, tiny
 
 from tunewright.advise import listing
-from tunewright.advise.shape import ModelShape, trainable_parameters
 from tunewright.core import registry
 from tunewright.core.errors import TunewrightError
 from tunewright.core.families import cards
 from tunewright.core.words import catalogue, error_codes, set_language
 from tunewright.models import anatomy
+from tunewright.models.shape import ModelShape, trainable_parameters
 
 AXES = {"methods": registry.methods, "objectives": registry.objectives, "formats": registry.formats}
 

@@ -60,7 +60,7 @@ class AdapterConfig(Section):
     """What the adapter's output is multiplied by. He et al. use 4 for the parallel placement."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before
+        """Numbers that train on a model of `shape` (models/shape.py), for the estimate before
         loading."""
         rank = waist(self, shape.hidden)
         return int(

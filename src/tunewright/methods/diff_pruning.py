@@ -88,7 +88,7 @@ class DiffPruningConfig(Section):
         return self
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py): a difference and a gate for
+        """Numbers that train on a model of `shape` (models/shape.py): a difference and a gate for
         each weight of the chosen matrices."""
         wanted: set[str] = set()
         for target in self.targets:

@@ -100,7 +100,7 @@ class MixtureOfDepthsConfig(Section):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py)."""
+        """Numbers that train on a model of `shape` (models/shape.py)."""
         routed = len(routed_places(self, shape.layers))
         new = routed * ((self.predictor + 1) * (shape.hidden + 1) + self.predictor + 1)
         inside = {

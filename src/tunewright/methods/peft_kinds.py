@@ -29,7 +29,7 @@ class LohaConfig(TargetSection):
     """Strength: the update is multiplied by alpha / rank. Default: the rank."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py): two products for each matrix."""
+        """Numbers that train on a model of `shape` (models/shape.py): two products for each matrix."""
         return int(
             sum(
                 2 * self.rank * m.count * (m.inputs + m.outputs)
@@ -115,7 +115,7 @@ class Ia3Config(Section):
     """Those of the targets whose input is scaled in place of the output."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py) with the usual targets, for
+        """Numbers that train on a model of `shape` (models/shape.py) with the usual targets, for
         the estimate before loading."""
         fused = "attention.key" not in shape.matrices
         outputs = [

@@ -41,7 +41,7 @@ class PromptTuningConfig(Section):
     of words drawn from the vocabulary."""
 
     def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before
+        """Numbers that train on a model of `shape` (models/shape.py), for the estimate before
         loading."""
         return int(self.num_tokens * shape.hidden)
 
