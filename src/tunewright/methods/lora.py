@@ -8,7 +8,7 @@ and in how fast B learns (LoRA+).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,10 @@ from tunewright.methods import word_rows
 from tunewright.methods.lora_starts import start_from_rounding, start_from_rows, start_from_weights
 from tunewright.methods.peft import attach_peft, placing, require_linear, wrap
 from tunewright.methods.targets import LowRankSection, cap_rank, chosen_layers
+from tunewright.models.anatomy import Anatomy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EVA_WITHOUT_WORDS = "new_tokens does not go with eva, whose start in PEFT takes every layer of an adapter for a low-rank one: use another kind"
 
@@ -114,7 +118,7 @@ _PRODUCT = "a thin product of two matrices beside chosen linear layers"
 @methods.register(
     "lora", LoraConfig, by="PEFT", source="arXiv 2106.09685", trains=_PRODUCT, on_quantised=True
 )
-def lora(config: LoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def lora(config: LoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Put LoRA layers on `model`. Only A and B train, in float32 whatever the base computes in; B
     starts at 0, so nothing changes at step 0.
 
@@ -136,7 +140,9 @@ def lora(config: LoraConfig, model: Any, anatomy: Any, base_path: str) -> Attach
 @methods.register(
     "rslora", RsLoraConfig, by="PEFT", source="arXiv 2312.03732", trains=_PRODUCT, on_quantised=True
 )
-def rslora(config: RsLoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def rslora(
+    config: RsLoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Rank-stabilised LoRA (Kalajdzievski 2023): y = W x + (alpha / sqrt(rank)) B A x."""
     return _attach(config, model, anatomy, base_path, rslora=True)
 
@@ -149,7 +155,7 @@ def rslora(config: RsLoraConfig, model: Any, anatomy: Any, base_path: str) -> At
     trains="a thin product and the length of each output's weights",
     on_quantised=True,
 )
-def dora(config: DoraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def dora(config: DoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Weight-decomposed LoRA (Liu et al. 2024): W' = m (W + s B A) / ||W + s B A||, the norm taken
     for each output; m starts at ||W||."""
     return _attach(config, model, anatomy, base_path, dora=True)
@@ -163,7 +169,9 @@ def dora(config: DoraConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     trains=f"{_PRODUCT}, B at a higher rate",
     on_quantised=True,
 )
-def lora_plus(config: LoraPlusConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def lora_plus(
+    config: LoraPlusConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """LoRA+ (Hayou et al. 2024): the update of LoRA, with B learning `ratio` times as fast as A."""
     attached = _attach(config, model, anatomy, base_path)
     faster_b(attached, config.ratio)
@@ -177,7 +185,9 @@ def lora_plus(config: LoraPlusConfig, model: Any, anatomy: Any, base_path: str) 
     source="arXiv 2404.02948",
     trains="a thin product that starts at the largest singular directions",
 )
-def pissa(config: PissaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def pissa(
+    config: PissaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Principal singular values and vectors adaptation (Meng et al. 2024): with W = U S V^T, A =
     sqrt(S_r) V_r^T, B = U_r sqrt(S_r), and y = (W - s B0 A0) x + s B A x. What B0 A0 takes away is
     subtracted beside the weights, which stay as they are (`methods/lora_starts.py`)."""
@@ -191,7 +201,9 @@ def pissa(config: PissaConfig, model: Any, anatomy: Any, base_path: str) -> Atta
     source="arXiv 2406.01775",
     trains="a thin product that starts at an orthonormal basis",
 )
-def olora(config: OloraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def olora(
+    config: OloraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Orthonormal LoRA (Büyükakyüz 2024): with W = Q R, B = Q_r and A = R_r, and y = (W - s B0 A0)
     x + s B A x, as `pissa` does it."""
     return _attach(config, model, anatomy, base_path, start="olora")
@@ -205,7 +217,7 @@ def olora(config: OloraConfig, model: Any, anatomy: Any, base_path: str) -> Atta
     trains="a thin product that starts at your rows",
     on_quantised=True,
 )
-def eva(config: EvaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def eva(config: EvaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Explained variance adaptation (Paischer et al. 2024): y = W x + s B A x; with the inputs of
     the layer on some rows X = U S V^T, A starts at the first rows of V^T and B at 0.
     `Attached.look` is told the rows."""
@@ -221,7 +233,9 @@ def eva(config: EvaConfig, model: Any, anatomy: Any, base_path: str) -> Attached
     on_quantised=True,
     merges="it mends the rounding of its quantised base",
 )
-def loftq(config: LoftqConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def loftq(
+    config: LoftqConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """LoRA-aware quantisation (Li et al. 2023): y = Q x + s B A x with Q = quantised(W); s B A
     starts as the best product of its rank for W - Q."""
     return _attach(config, model, anatomy, base_path, start="loftq", niter=config.niter)
@@ -229,8 +243,8 @@ def loftq(config: LoftqConfig, model: Any, anatomy: Any, base_path: str) -> Atta
 
 def _attach(
     config: LowRankSection,
-    model: Any,
-    anatomy: Any,
+    model: PreTrainedModel,
+    anatomy: Anatomy,
     base_path: str,
     *,
     rslora: bool = False,

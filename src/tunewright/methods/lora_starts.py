@@ -32,10 +32,13 @@ from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.core.files import write_json
 from tunewright.core.types import Attached
 from tunewright.core.words import say
-from tunewright.methods.peft import attach_peft
+from tunewright.methods.peft import attach_peft, settings_of
 
 if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 MARK = "tunewright_start.json"
 """Stands in the folder of an adapter that fits only a base quantised as its own was."""
@@ -43,12 +46,14 @@ LONGEST, AT_ONCE, MOST_PASSES = 512, 8, 400
 """Tokens of a row that EVA reads, rows in one pass, and passes after which it gives up."""
 
 
-def start_from_weights(wrapped: Any, how: str) -> Attached:
+def start_from_weights(wrapped: PeftModel, how: str) -> Attached:
     """Let PEFT compute the start of every LoRA layer (`pissa`, `pissa_niter_4`, `olora`), keep it
     beside what trains and put the weight back."""
     import torch
 
-    layers = [m for m in wrapped.modules() if "default" in getattr(m, "lora_A", {})]
+    from tunewright.methods.layers import WithStart
+
+    layers: list[Any] = [m for m in wrapped.modules() if "default" in getattr(m, "lora_A", {})]
     for layer in layers:
         weight = layer.get_base_layer().weight
         untouched = weight.detach().clone()  # OLoRA writes into the tensor, PiSSA replaces it
@@ -58,8 +63,8 @@ def start_from_weights(wrapped: Any, how: str) -> Attached:
             else:
                 layer.pissa_init("default", how)
         weight.data = untouched
-        layer.lora_A["default"] = _with_start()(layer.lora_A["default"].weight, 0, 1.0)
-        layer.lora_B["default"] = _with_start()(layer.lora_B["default"].weight, 1, -1.0)
+        layer.lora_A["default"] = WithStart(layer.lora_A["default"].weight, 0, 1.0)
+        layer.lora_B["default"] = WithStart(layer.lora_B["default"].weight, 1, -1.0)
     attached = attach_peft(wrapped)
     attached.save = lambda folder: _save(wrapped, folder)
     attached.tensors = lambda: {
@@ -69,40 +74,12 @@ def start_from_weights(wrapped: Any, how: str) -> Attached:
     return attached
 
 
-def _with_start() -> Any:
-    """The class of one of the two matrices, made late because it needs torch."""
-    import torch
-    from torch import nn
-
-    class WithStart(nn.Module):
-        """A trained matrix and, beside it along `axis`, `sign` times what it was at the start.
-        Stands where PEFT has an nn.Linear."""
-
-        bias = None
-
-        def __init__(self, weight: Tensor, axis: int, sign: float):
-            super().__init__()
-            self.trained = nn.Parameter(weight.detach().float().contiguous())
-            self.register_buffer("start", sign * self.trained.detach().clone())
-            self.axis = axis
-
-        @property
-        def weight(self) -> Tensor:
-            start: Any = self.start
-            return torch.cat([self.trained, start], self.axis)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.nn.functional.linear(x, self.weight)
-
-    return WithStart
-
-
-def _save(wrapped: Any, folder: Path) -> None:
+def _save(wrapped: PeftModel, folder: Path) -> None:
     """A plain LoRA of twice the rank in PEFT's layout: [A; A0] and [B, -B0] with the same scale."""
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import save_file
 
-    config = copy.copy(wrapped.peft_config["default"])
+    config = copy.copy(settings_of(wrapped))
     # rsLoRA divides by the root of the rank, the others by the rank.
     stronger = 2**0.5 if config.use_rslora else 2
     config.lora_alpha *= stronger
@@ -113,6 +90,7 @@ def _save(wrapped: Any, folder: Path) -> None:
     }
     config.inference_mode = True
     tensors = {}
+    module: Any
     for name, module in wrapped.named_modules():
         if "default" in getattr(module, "lora_A", {}):
             for part in ("lora_A", "lora_B"):
@@ -131,7 +109,7 @@ def _save(wrapped: Any, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def start_from_rows(attached: Attached, wrapped: Any, rank: int) -> Attached:
+def start_from_rows(attached: Attached, wrapped: PeftModel, rank: int) -> Attached:
     """Let the A matrices of a fresh PEFT LoRA (`init_lora_weights="eva"`) be set by `look`, before
     the first step."""
 
@@ -140,7 +118,7 @@ def start_from_rows(attached: Attached, wrapped: Any, rank: int) -> Attached:
 
         batches, passes = _batches(rows, 2 * rank, wrapped.device), [0]
 
-        def forward(model: Any, inputs: Any) -> None:
+        def forward(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
             passes[0] += 1
             if passes[0] > MOST_PASSES:
                 raise CompatError(
@@ -170,7 +148,9 @@ def start_from_rows(attached: Attached, wrapped: Any, rank: int) -> Attached:
     return attached
 
 
-def _batches(rows: Sequence[list[int]], fewest: int, device: Any) -> list[dict[str, Any]]:
+def _batches(
+    rows: Sequence[list[int]], fewest: int, device: torch.device
+) -> list[dict[str, Tensor]]:
     """Padded rows with their masks, each batch of at least `fewest` tokens: PEFT passes over
     smaller ones."""
     import torch
@@ -196,7 +176,7 @@ def _batches(rows: Sequence[list[int]], fewest: int, device: Any) -> list[dict[s
     return batches
 
 
-def start_from_rounding(attached: Attached, wrapped: Any, niter: int | None) -> Attached:
+def start_from_rounding(attached: Attached, wrapped: PeftModel, niter: int | None) -> Attached:
     """Set A and B of a fresh PEFT LoRA on a quantised base to the best product for what quantising
     took away.
 

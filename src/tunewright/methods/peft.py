@@ -7,13 +7,20 @@ or loaded. Learnt prompts stand before the input and not on layers: `methods/pro
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import CompatError, first_line, problem
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
 from tunewright.methods.base_weights import in_number_type_of
+
+if TYPE_CHECKING:
+    import peft
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 RATES = {
     "LORA": 2e-4,
@@ -30,7 +37,7 @@ RATES = {
 """The rate that suits a PEFT type in runs of more than 1,000 steps; 2e-4 for types not named."""
 
 
-def wrap(model: Any, settings: Any, base_path: str) -> Any:
+def wrap(model: PreTrainedModel, settings: peft.PeftConfig, base_path: str) -> PeftModel:
     """PEFT's model around `model`, all its own parameters in float32. Raises CompatError with
     PEFT's own words where it refuses."""
     import peft
@@ -54,7 +61,12 @@ def wrap(model: Any, settings: Any, base_path: str) -> Any:
         AssertionError,
     ) as e:
         raise CompatError(
-            problem("E-METHOD-24", "method", type=settings.peft_type.value, cause=first_line(e))
+            problem(
+                "E-METHOD-24",
+                "method",
+                type=str(getattr(settings.peft_type, "value", "")),
+                cause=first_line(e),
+            )
         ) from e
     wrapped.peft_config["default"].base_model_name_or_path = base_path
     for p in wrapped.parameters():
@@ -63,7 +75,12 @@ def wrap(model: Any, settings: Any, base_path: str) -> Any:
     return wrapped
 
 
-def set_dropout(wrapped: Any, share: float) -> None:
+def settings_of(wrapped: PeftModel) -> Any:
+    """The settings of the adapter: an instance of PEFT's config class of its type."""
+    return wrapped.peft_config["default"]
+
+
+def set_dropout(wrapped: PeftModel, share: float) -> None:
     """Let a PEFT adapter of any type drop this share of its inputs while it trains, and say so in
     its description."""
     from torch import nn
@@ -88,9 +105,9 @@ def set_dropout(wrapped: Any, share: float) -> None:
                 layers["default"].train(before.training)
 
 
-def attach_peft(wrapped: Any) -> Attached:
+def attach_peft(wrapped: PeftModel) -> Attached:
     """The `Attached` of a model that already carries a PEFT adapter of any type, new or loaded."""
-    config = wrapped.peft_config["default"]
+    config = settings_of(wrapped)
     kind = config.peft_type.value
     for name, p in wrapped.named_parameters():
         if (
@@ -129,7 +146,7 @@ def attach_peft(wrapped: Any) -> Attached:
     )
 
 
-def _compute_as_the_base(wrapped: Any) -> None:
+def _compute_as_the_base(wrapped: PeftModel) -> None:
     """Copies of whole modules that an adapter trains (`modules_to_save`) are held in float32 and
     used in the number type of what they stand for."""
     from peft.utils.other import ModulesToSaveWrapper
@@ -144,16 +161,18 @@ def _compute_as_the_base(wrapped: Any) -> None:
             None,
         )
         for module in wrapper.modules_to_save.modules():
-            wide = {
-                key: narrow
+            wide = [
+                key
                 for key, p in module._parameters.items()
                 if p is not None and p.is_floating_point() and p.dtype.itemsize >= 4
-            }
+            ]
             if narrow and wide:
-                module.forward = in_number_type_of(module, module.forward, wide)
+                module.forward = in_number_type_of(
+                    module, module.forward, dict.fromkeys(wide, narrow)
+                )
 
 
-def can_merge(wrapped: Any) -> bool:
+def can_merge(wrapped: PeftModel) -> bool:
     """Whether every layer of the adapter has a form as plain weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -165,17 +184,16 @@ def can_merge(wrapped: Any) -> bool:
     )
 
 
-def fuse(wrapped: Any) -> int:
+def fuse(wrapped: PeftModel) -> int:
     """Let plain LoRA layers run as one autograd function while they train. Returns how many; the
     others keep PEFT's own forward."""
-    import torch
     from peft.tuners.lora import Linear
     from torch import nn
 
     from tunewright.models.kernels.fused import low_rank_linear, may_fuse
 
-    def fused(layer: Any, own_forward: Any) -> Any:
-        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def fused(layer: Any, own_forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor:
             name = layer.active_adapters[0] if len(layer.active_adapters) == 1 else None
             if (
                 name is None
@@ -186,19 +204,15 @@ def fuse(wrapped: Any) -> int:
                 or kwargs
             ):
                 return own_forward(x, *args, **kwargs)
-            base = layer.get_base_layer()
+            base, first, second = layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name]
             return low_rank_linear(
-                x,
-                base.weight,
-                base.bias,
-                layer.lora_A[name].weight,
-                layer.lora_B[name].weight,
-                layer.scaling[name],
+                x, base.weight, base.bias, first.weight, second.weight, layer.scaling[name]
             )
 
         return forward
 
     count = 0
+    module: Any
     for module in wrapped.modules():
         # DoRA, dropout and quantised bases have terms that the fused form lacks.
         plain = (
@@ -228,14 +242,14 @@ def fuse(wrapped: Any) -> int:
     return count
 
 
-def require_linear(model: Any, names: list[str], kind: str) -> None:
+def require_linear(model: PreTrainedModel, names: list[str], kind: str) -> None:
     """Raise CompatError where PEFT's layers of this kind have no form for GPT-2's Conv1D."""
     for name in names:
         if type(model.get_submodule(name)).__name__ == "Conv1D":
             raise CompatError(problem("E-METHOD-21", "method.kind", kind=kind, module=name))
 
 
-def placing(model: Any, names: list[str]) -> dict[str, Any]:
+def placing(model: PreTrainedModel, names: list[str]) -> dict[str, Any]:
     """What every layer-wise PEFT config says about where it sits."""
     found: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": short_names(model, names)}
     if all(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names):
@@ -243,7 +257,7 @@ def placing(model: Any, names: list[str]) -> dict[str, Any]:
     return found
 
 
-def short_names(model: Any, names: list[str]) -> list[str]:
+def short_names(model: PreTrainedModel, names: list[str]) -> list[str]:
     """Last components of module names where they select exactly `names` in `model`, else the full
     names: keeps adapter_config.json readable."""
     suffixes = {name.rsplit(".", 1)[-1] for name in names}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.files import write_json
@@ -18,9 +18,15 @@ from tunewright.core.registry import methods
 from tunewright.core.types import Attached
 from tunewright.core.words import say
 from tunewright.methods import lora_starts
-from tunewright.methods.peft import attach_peft, set_dropout
+from tunewright.methods.peft import attach_peft, set_dropout, settings_of
 from tunewright.methods.prompts import attach_prompt
-from tunewright.models.vocabulary import fit_rows, whole_matrices
+from tunewright.methods.targets import MethodSection
+from tunewright.models.vocabulary import fit_rows, num_rows, whole_matrices
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 OWN, TENSORS = "tunewright_method.json", "method.safetensors"
 
@@ -42,7 +48,7 @@ def virtual_tokens(folder: Path) -> int:
 
 
 def put_on(
-    model: Any,
+    model: PreTrainedModel,
     folder: Path,
     *,
     base_path: str = "",
@@ -91,24 +97,22 @@ def put_on(
     if dropout is not None:
         set_dropout(wrapped, dropout)
     attached = (
-        attach_prompt(wrapped)
-        if wrapped.peft_config["default"].is_prompt_learning
-        else attach_peft(wrapped)
+        attach_prompt(wrapped) if settings_of(wrapped).is_prompt_learning else attach_peft(wrapped)
     )
     if held:
         _take_rows_along(attached, wrapped, held)
     return lora_starts.bound_to_its_base(attached) if bound else attached
 
 
-def _whole_rows(model: Any, folder: Path) -> list[tuple[Any, Any]]:
+def _whole_rows(model: PreTrainedModel, folder: Path) -> list[tuple[Tensor, Tensor]]:
     """(table, copy of its rows that the base has) for embedding and head, where the adapter's file
     holds them whole and they will be written over."""
-    known = int(model.get_input_embeddings().weight.shape[0])
+    known = num_rows(model)
     fit_rows(model, folder)
     if not whole_matrices(model, folder):
         return []
     tables = [
-        module.weight
+        module.get_parameter("weight")
         for module in (model.get_input_embeddings(), model.get_output_embeddings())
         if module is not None
     ]
@@ -118,7 +122,9 @@ def _whole_rows(model: Any, folder: Path) -> list[tuple[Any, Any]]:
     ]
 
 
-def _take_rows_along(attached: Attached, wrapped: Any, held: list[tuple[Any, Any]]) -> None:
+def _take_rows_along(
+    attached: Attached, wrapped: PeftModel, held: list[tuple[Tensor, Tensor]]
+) -> None:
     """An adapter that brought the whole embedding takes it along when it is saved again; where it
     is not the base's, there is no way back to the base."""
     attached.save = lambda folder: wrapped.save_pretrained(str(folder), save_embedding_layers=True)
@@ -141,7 +147,12 @@ class Described:
 
 
 def write(
-    folder: Path, kind: str, config: Any, base_path: str, tensors: dict[str, Any], **more: Any
+    folder: Path,
+    kind: str,
+    config: MethodSection,
+    base_path: str,
+    tensors: dict[str, Tensor],
+    **more: object,
 ) -> None:
     """Write both files; `more` are further entries of the description."""
     from safetensors.torch import save_file
@@ -166,7 +177,7 @@ def read(folder: Path) -> Described:
     )
 
 
-def tensors_of(model: Any, names: list[str]) -> dict[str, Any]:
+def tensors_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
     """Copies of the named parameters on the CPU."""
     wanted = set(names)
     return {
@@ -176,7 +187,7 @@ def tensors_of(model: Any, names: list[str]) -> dict[str, Any]:
     }
 
 
-def read_tensors(folder: Path) -> dict[str, Any]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder. Raises ModelError (E-METHOD-41) for a file that cannot be read."""
     from safetensors.torch import load_file
 
@@ -188,7 +199,7 @@ def read_tensors(folder: Path) -> dict[str, Any]:
         ) from e
 
 
-def fill(model: Any, names: list[str], folder: Path, trainable: bool) -> None:
+def fill(model: PreTrainedModel, names: list[str], folder: Path, trainable: bool) -> None:
     """Copy the tensors of a folder into the parameters of the same names.
 
     Raises ModelError (E-METHOD-42) when a tensor finds no place, has another shape, or a parameter

@@ -1,35 +1,63 @@
-"""Which layers a method sits on, and the ranks that fit them."""
+"""What the configs of methods share: what they cost, the layers that they sit on, the ranks that
+fit those."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from tunewright.core.config import Section
 from tunewright.core.errors import CompatError, problem
 from tunewright.core.types import Attached
 from tunewright.core.words import say
 from tunewright.methods.word_rows import checked_tokens
-from tunewright.models.anatomy import is_linear, shape_of
+from tunewright.models.anatomy import WHOLE, Anatomy, is_linear, shape_of
+from tunewright.models.shape import Matrix, ModelShape, roles_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-class TargetSection(Section):
+def _one_is_a_list(value: object) -> object:
+    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_one_is_a_list)]
+"""Roles, groups, module names; one alone may stand without a list."""
+
+
+class MethodSection(Section):
+    """The config of a method, and what it costs before anything is loaded."""
+
+    trains_base: ClassVar[bool] = False
+    """Weights of the model itself train, not numbers beside them."""
+
+    def trainable_numbers(self, shape: ModelShape) -> int:
+        """How many numbers train on a model of `shape`."""
+        raise NotImplementedError
+
+    def grown(self, shape: ModelShape) -> ModelShape:
+        """The shape that a model of `shape` has under the method."""
+        return shape
+
+
+class TargetSection(MethodSection):
     """Which layers a method sits on."""
 
-    targets: list[str] = ["linear"]
+    targets: Names = ["linear"]
     """Roles (attention.query, mlp.down), groups (attention, mlp, linear) or module names (q_proj).
     """
-    layers: list[int] | None = None
+    layers: Annotated[list[int] | None, BeforeValidator(_one_is_a_list)] = None
     """Only these blocks, counted from 0; negative numbers count from the last block. Default: all.
     """
 
-    @field_validator("targets", "layers", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+    def matrices(self, shape: ModelShape) -> list[Matrix]:
+        """The linear layers of a shape that `targets` choose; what matches nothing is left for the
+        loaded model to refuse."""
+        return [shape.matrices[role] for role in chosen_roles(self.targets, shape)]
 
 
 class LowRankSection(TargetSection):
@@ -49,12 +77,25 @@ class LowRankSection(TargetSection):
 
     _new_tokens = field_validator("new_tokens", mode="before")(checked_tokens)
 
-    def rows_beside(self, shape: Any) -> int:
-        """Numbers in the rows of `new_tokens` that train on a model of `shape`."""
-        return int(len(self.new_tokens) * shape.hidden * (1 if shape.tied else 2))
+    def trainable_numbers(self, shape: ModelShape) -> int:
+        """rank x (inputs + outputs) of every chosen matrix, and the rows of `new_tokens`."""
+        outside = {
+            "embedding": Matrix(1, shape.vocabulary, shape.hidden),
+            "head": Matrix(1, shape.hidden, shape.vocabulary),
+        }
+        chosen = [(shape.matrices | outside)[role] for role in roles_of(shape, self.targets)]
+        rows = len(self.new_tokens) * shape.hidden * (1 if shape.tied else 2)
+        lengths = sum(m.count * m.outputs for m in chosen) if getattr(self, "dora", False) else 0
+        return rows + lengths + sum(self.rank * m.count * (m.inputs + m.outputs) for m in chosen)
 
 
-def chosen_layers(config: TargetSection, model: Any, anatomy: Any) -> list[str]:
+def chosen_roles(targets: list[str], shape: ModelShape) -> list[str]:
+    """The roles inside the blocks of a shape that roles, groups and module names choose."""
+    wanted = {shape.targets.get(target, target) for target in targets}
+    return [role for role in shape.matrices if wanted & {*WHOLE, role, role.split(".")[0]}]
+
+
+def chosen_layers(config: TargetSection, model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
     """Names of the modules that `targets` and `layers` choose. Raises ModelError for a target that
     matches nothing, CompatError for a block that does not exist."""
     names: list[str] = anatomy.select(config.targets)
@@ -124,7 +165,9 @@ class Capped:
         return attached
 
 
-def cap_rank(model: Any, names: list[str], rank: int, *, all_alike: bool = False) -> Capped:
+def cap_rank(
+    model: PreTrainedModel, names: list[str], rank: int, *, all_alike: bool = False
+) -> Capped:
     """Which of the layers `names` are too small for a rank: a product of higher rank would train
     numbers that cannot change what the layer does.
 
@@ -134,7 +177,11 @@ def cap_rank(model: Any, names: list[str], rank: int, *, all_alike: bool = False
     widest = ("", 0, 0)
     for name in names:
         module = model.get_submodule(name)
-        inputs, outputs = shape_of(module) if is_linear(module) else tuple(module.weight.shape)[:2]
+        inputs, outputs = (
+            shape_of(module)
+            if is_linear(module)
+            else tuple(module.get_parameter("weight").shape)[:2]
+        )
         widest = max(widest, (name, inputs, outputs), key=lambda one: min(one[1:]))
         if rank > min(inputs, outputs):
             found.most[name] = min(inputs, outputs)
