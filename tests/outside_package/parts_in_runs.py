@@ -66,7 +66,7 @@ def test_a_run_tells_the_format_learns_and_is_recorded(run: Any) -> None:
 
 def test_what_was_learnt_opens_evaluates_and_merges(run: Any, data: Path, tmp_path: Path) -> None:
     found = evaluate_target(str(run.folder), str(data), dtype="float32", threads=1, tell=Quiet())
-    assert found["rows"] > 0
+    assert found["loss"]["tokens"] > 0
     merge_run(run.folder, tmp_path / "merged", tell=Quiet())
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
