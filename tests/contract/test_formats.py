@@ -97,7 +97,7 @@ OURS: dict[str, Row] = {
         [{"question": "what is {}?", "context": "the {}", "answer": "a", "id": 1}],
         [{"question": "what?", "context": "the", "answers": {"text": [], "answer_start": []}}],
     ),
-    "text": Row("text", [{"text": "all about {}", "url": "u"}], [{"text": ""}, {"text": 3}]),
+    "text": Row("text", [{"text": "all about {}", "url": "u"}], [{"text": ""}, {"text": []}]),
     "documents": Row("text", [{"document": "all about {}", "title": "t"}], [{"document": ""}]),
     "preference": Row(
         "preference",
