@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import compat
 from tunewright.core.errors import problem
 from tunewright.core.files import readable_size
 from tunewright.core.words import say
@@ -40,7 +41,7 @@ class MergeJudge(merge.Merge):
         """As `Merge`, and the weights of the run's score head."""
         *rest, self.score = given
         super().__init__(*rest)
-        self.tokens = self.target.settings.get("objective.kind") == "process_reward"
+        self.tokens = compat.judges(self.target.settings.get("objective.kind")) == "steps"
 
     def _ask(self, model: Any, causal: Any, prompts: Prompts) -> Logits:
         """The run's head over the hidden states at every position."""

@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import CompatError, Problem, problem, raise_all
-from tunewright.core.registry import methods, objectives
-from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, kind_of
+from tunewright.core.registry import methods
+from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, kind_of, objective_of
 from tunewright.core.words import say
 from tunewright.methods.peft_kinds import RESERVED
 from tunewright.methods.saved import OWN
@@ -323,9 +323,8 @@ def _set_dropout(found: Continued, values: dict[str, Any], given: Mapping[str, A
 def compares(config: RunConfig) -> bool:
     """Whether the objective of a run compares the model with what it was before, so that noise in
     one of both would count as a difference."""
-    entry = objectives.get(kind_of(config.objective))
-    objective = entry.function(config.objective) if entry else None
-    return objective is not None and (objective.reference or objective.rollouts is not None)
+    objective = objective_of(config)
+    return objective.reference or objective.rollouts is not None
 
 
 def _take(found: Continued, kind: str, values: dict[str, Any]) -> None:
