@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import signals
-from tunewright.core.errors import CompatError, UsageError, problem, raise_all
+from tunewright.core.errors import CompatError, UsageError, first_line, problem, raise_all
 from tunewright.core.files import write_json
 from tunewright.core.machine import versions
 from tunewright.core.telling import Tell
@@ -22,7 +22,7 @@ from tunewright.engine import opening
 from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.methods import composition
 from tunewright.models import load
-from tunewright.sources import vet
+from tunewright.text.tokenizer import load_tokenizer
 
 VERDICT = "combine.json"
 LARGEST_ERROR = 1e-5
@@ -79,7 +79,7 @@ def combine(
     try:
         with signals.watching(), appearing(out, "combining") as temporary:
             composed.save("combined", temporary)
-            load.load_tokenizer(found[0].tokenizer_folder).save_pretrained(str(temporary))
+            load_tokenizer(found[0].tokenizer_folder).save_pretrained(str(temporary))
             made |= _prove(composed, temporary, list(folders.values()), shares, way)
             write_json(temporary / VERDICT, {**made, "versions": versions()})
     except OSError as e:
@@ -109,7 +109,7 @@ def _prove(
                 composition.products_of(PeftModel.from_pretrained(base, str(folder)), "default")
             )
     except Exception as e:
-        raise ExportError(problem("E-EXPORT-14", str(folder), cause=vet.first_line(e))) from e
+        raise ExportError(problem("E-EXPORT-14", str(folder), cause=first_line(e))) from e
     wanted: dict[str, Any] = {}
     size = 0.0
     for path, weight in zip(parts, weights, strict=True):

@@ -20,6 +20,7 @@ from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export.folder import appearing, require_free
 from tunewright.models import load
+from tunewright.text.tokenizer import load_tokenizer
 
 
 def export_difference(
@@ -76,7 +77,7 @@ def export_difference(
     with appearing(Path(out), "writing") as temporary:
         settings = DiffPruningConfig(target=share)
         written = save_differences(temporary, settings, base_path, differences)
-        load.load_tokenizer(Path(run) / "model").save_pretrained(str(temporary))
+        load_tokenizer(Path(run) / "model").save_pretrained(str(temporary))
     size = (Path(out) / "method.safetensors").stat().st_size
     return {
         "folder": str(out),

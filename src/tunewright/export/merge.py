@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import signals
-from tunewright.core.errors import ModelError, UsageError, problem, raise_all
+from tunewright.core.errors import ModelError, UsageError, first_line, problem, raise_all
 from tunewright.core.files import readable_size, sha256_of, write_json
 from tunewright.core.machine import versions
 from tunewright.core.telling import Tell
@@ -49,7 +49,8 @@ from tunewright.export.proof import (
 from tunewright.methods.saved import is_saved, put_on
 from tunewright.models import load, vocabulary
 from tunewright.models.scalar_heads import stored_score
-from tunewright.sources import find, vet
+from tunewright.sources import find, headers, vet
+from tunewright.text.tokenizer import load_tokenizer
 
 VERDICT = "merge.json"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -116,8 +117,8 @@ def stored_dtype(folder: Path) -> str:
     """The number type that most bytes of a model's weights have; float32 where that is none of
     ours."""
     sizes: Counter[str] = Counter()
-    for path in vet.weight_files(folder)[0]:
-        for kind, _, num_bytes in vet.read_safetensors_header(path).values():
+    for path in headers.weight_files(folder)[0]:
+        for kind, _, num_bytes in headers.read_safetensors_header(path).values():
             sizes[kind] += num_bytes
     return STORED_AS.get(sizes.most_common(1)[0][0], "float32")
 
@@ -162,7 +163,7 @@ class Merge:
 
     def __post_init__(self) -> None:
         self.base, self.whole = self.source.folder, self.target.adapter is None
-        self.tokenizer = load.load_tokenizer(self.target.tokenizer_folder)
+        self.tokenizer = load_tokenizer(self.target.tokenizer_folder)
         self.renderer = opening.renderer_of(self.tokenizer, self.base, *self.target.stated)
         self.words = self._new_words()
         given = (self.base, self.trained, self.out, self.dtype, self.tell)
@@ -178,7 +179,7 @@ class Merge:
         own = self.target.tokenizer_folder
         if own == self.base or not (self.base / "tokenizer_config.json").is_file():
             return {}
-        return vocabulary.added_words(self.tokenizer, load.load_tokenizer(self.base))
+        return vocabulary.added_words(self.tokenizer, load_tokenizer(self.base))
 
     def do(self) -> dict[str, Any]:
         """Merge, write, prove, publish."""
@@ -206,7 +207,7 @@ class Merge:
                 }
                 write_json(temporary / VERDICT, verdict)
         except OSError as e:
-            cause, needed = e.strerror or vet.first_line(e), readable_size(self.needed)
+            cause, needed = e.strerror or first_line(e), readable_size(self.needed)
             raise ExportError(
                 problem("E-EXPORT-05", str(self.out), cause=cause, needed=needed)
             ) from e
@@ -264,7 +265,7 @@ class Merge:
                 merged.generation_config = _plain_generation_config(self.renderer)
                 merged.save_pretrained(str(folder))
             except SafetensorError as e:  # it words what the system said, a full disk for instance
-                raise OSError(vet.first_line(e)) from e
+                raise OSError(first_line(e)) from e
             config.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(str(folder))
         write_json(folder / "generation_config.json", generation_settings(self.base, self.renderer))
@@ -348,7 +349,7 @@ class WordsProof(Proof):
         of each new word what the run's does: one token."""
         if not self.words:
             return {}
-        tokenizer = load.load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         for word, token in self.words.items():
             found, meant = (
                 t(word, add_special_tokens=False)["input_ids"] for t in (tokenizer, self.tokenizer)
@@ -423,7 +424,7 @@ def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
     """generation_config.json: the base's, with the stops that the run itself obeys and without
     settings that greedy decoding ignores."""
     path = base / "generation_config.json"
-    stated: dict[str, Any] = vet.read_config(path)[0] if path.is_file() else {}
+    stated: dict[str, Any] = headers.read_config(path)[0] if path.is_file() else {}
     if not stated.get("do_sample"):
         stated = {key: value for key, value in stated.items() if key not in SAMPLING_KEYS}
     stops = list(renderer.stop_ids)

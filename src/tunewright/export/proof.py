@@ -22,7 +22,7 @@ from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export.folder import ExportError
-from tunewright.sources import vet
+from tunewright.sources import headers
 from tunewright.sources.remote_code import place_of
 
 MAX_PROMPTS, PROMPT_TOKENS = 16, 256
@@ -273,11 +273,13 @@ def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
 
     where = {
         name: path
-        for path in vet.weight_files(base)[0]
-        for name in vet.read_safetensors_header(path)
+        for path in headers.weight_files(base)[0]
+        for name in headers.read_safetensors_header(path)
     }
     names = {
-        name for path in vet.weight_files(merged)[0] for name in vet.read_safetensors_header(path)
+        name
+        for path in headers.weight_files(merged)[0]
+        for name in headers.read_safetensors_header(path)
     }
     changed = total = numbers = all_numbers = 0
     with contextlib.ExitStack() as stack:
@@ -295,7 +297,7 @@ def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
             if names > set(where)
             else set()
         )
-        for path in vet.weight_files(merged)[0]:
+        for path in headers.weight_files(merged)[0]:
             with safe_open(path, framework="pt") as ours:
                 for name in ours.keys():  # noqa: SIM118  # not a dictionary
                     total += 1

@@ -20,6 +20,7 @@ from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export.folder import appearing, require_free
 from tunewright.models import load
+from tunewright.text.tokenizer import load_tokenizer
 
 TOLERANCE = 1e-4
 """Largest difference of the logits, as a share of the largest one, in float32."""
@@ -82,7 +83,7 @@ def shrink(
     small.generation_config = whole.generation_config
     with appearing(out, "shrinking") as temporary:
         small.save_pretrained(str(temporary))
-        load.load_tokenizer(found.tokenizer_folder).save_pretrained(str(temporary))
+        load_tokenizer(found.tokenizer_folder).save_pretrained(str(temporary))
     return {
         "folder": str(out),
         "kept": kept,
