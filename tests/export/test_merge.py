@@ -248,7 +248,7 @@ def test_too_little_room_is_said_with_the_bytes_needed(tmp_path, run, monkeypatc
             merge.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 10, 1000)
         )
     else:
-        monkeypatch.setattr(merge.placement, "total_memory", lambda: 1000)
+        monkeypatch.setattr(merge.machine, "total_memory", lambda: 1000)
     with pytest.raises(UsageError) as error:
         merge.merge_run(run, tmp_path / "a" / "m", tell=Quiet())
     assert code_of(error) == code and "iB" in str(error.value) and left_in(tmp_path) == []

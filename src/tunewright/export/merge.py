@@ -25,13 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunewright.core import signals
+from tunewright.core import machine, signals
 from tunewright.core.errors import ModelError, UsageError, first_line, problem, raise_all
 from tunewright.core.files import readable_size, sha256_of, write_json
-from tunewright.core.machine import versions
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
-from tunewright.engine import opening, placement
+from tunewright.engine import opening
 from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.export.judges import ScoresProof, lines_of_scores
 from tunewright.export.proof import (
@@ -128,13 +127,13 @@ def _require_room(base: Path, out: Path, dtype: str) -> int:
     for it."""
     count = load.parameter_count(base)
     memory, needed = 4 * count, ITEM_BYTES[dtype] * count + SPARE_BYTES
-    if memory > placement.total_memory():
+    if memory > machine.total_memory():
         raise UsageError(
             problem(
                 "E-EXPORT-10",
                 str(base),
                 needed=readable_size(memory),
-                there=readable_size(placement.total_memory()),
+                there=readable_size(machine.total_memory()),
             )
         )
     there = next(place for place in [out, *out.absolute().parents] if place.is_dir())
@@ -203,7 +202,7 @@ class Merge:
                     "prompts_from": asked.prompts.kind,
                     **self._record(temporary),
                     "seconds": round(time.perf_counter() - started, 2),
-                    "versions": versions(),
+                    "versions": machine.versions(),
                 }
                 write_json(temporary / VERDICT, verdict)
         except OSError as e:
