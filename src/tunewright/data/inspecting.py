@@ -26,6 +26,7 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row, Sample
+from tunewright.core.version import __version__
 from tunewright.data import reporting
 from tunewright.data.catalogue import names as catalogue
 from tunewright.data.checks import Finding, stops
@@ -324,8 +325,6 @@ def _key_facts(
     config: DataConfig, recipe: Recipe, light: Light | None, seed: int, renderer: Renderer | None
 ) -> dict[str, Any]:
     """Everything besides the files that decides what is in the store."""
-    from tunewright import __version__
-
     told = {
         **asdict(recipe),
         "tokenizer": light.fingerprint(recipe.tokenizer) if light else None,

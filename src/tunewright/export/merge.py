@@ -28,7 +28,7 @@ from typing import Any
 from tunewright.core import machine, signals
 from tunewright.core.errors import ModelError, UsageError, first_line, problem, raise_all
 from tunewright.core.files import readable_size, sha256_of, write_json
-from tunewright.core.telling import Tell
+from tunewright.core.telling import Tell, silent
 from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export.folder import ExportError, appearing, require_free
@@ -43,7 +43,6 @@ from tunewright.export.proof import (
     gap_of,
     load_plain,
     logits_of,
-    quiet,
 )
 from tunewright.methods.saved import is_saved, put_on
 from tunewright.models import load, vocabulary
@@ -259,7 +258,7 @@ class Merge:
         merged = fold()
         merged.to(getattr(torch, self.dtype))
         config = _stated_config(self.base, self.dtype, merged)
-        with quiet():
+        with silent():
             try:
                 merged.generation_config = _plain_generation_config(self.renderer)
                 merged.save_pretrained(str(folder))

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import TunewrightError, problem
-from tunewright.core.telling import Tell
+from tunewright.core.telling import Tell, silent
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening
@@ -192,27 +192,13 @@ def _rows_of_questions(target: opening.Target, renderer: Any) -> list[list[int]]
     return found
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of Transformers: the command has lines of its own."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
 def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> Any:
     """The folder as plain Transformers loads it with its class `kind`, in its own number type.
     Nothing of ours touches the model. Raises ExportError where it does not fit."""
     import transformers
 
     place = place_of(folder)
-    with quiet():
+    with silent():
         loaded: Any = getattr(transformers, kind).from_pretrained(
             str(place.folder),
             dtype="auto",
