@@ -39,6 +39,7 @@ from tunewright.models import anatomy, load, vocabulary
 from tunewright.models.kernels.fused import accelerate
 from tunewright.models.quantised import keep_base, parameter_count
 from tunewright.models.scalar_heads import has_score, put_heads
+from tunewright.text.tokenizer import load_tokenizer
 
 LOOKED_AT = 128
 """Samples that a method may see before the first step."""
@@ -257,7 +258,7 @@ def _words_of_its_own(config: RunConfig, folder: Path) -> dict[str, int] | None:
     )
     if own == folder and not added:
         return None
-    tokenizer = load.load_tokenizer(own)
+    tokenizer = load_tokenizer(own)
     vocabulary.add_tokens(tokenizer, added)
     return dict(tokenizer.get_vocab())
 
