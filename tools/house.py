@@ -133,6 +133,17 @@ class House:
             name = name.rpartition(".")[0]
         return None
 
+    def only_late(self) -> set[str]:
+        """Modules that another one imports, and only in functions: layers of a method, for instance.
+        They are loaded with torch or not at all."""
+        found: dict[str, set[bool]] = {}
+        for module in self.files:
+            for one in self.imports(module):
+                target = self.target(one.name) if one.name.startswith(PACKAGE) else None
+                if target is not None and target != module:
+                    found.setdefault(target, set()).add(one.at_top)
+        return {name for name, ways in found.items() if ways == {False}}
+
     def edges(self) -> dict[str, set[str]]:
         """Module -> modules of this package that it imports, wherever the imports stand."""
         found: dict[str, set[str]] = {name: set() for name in self.files}
@@ -167,11 +178,13 @@ def faults(root: Path) -> list[str]:
     """Everything in the package at `root` that breaks the plan, one line each."""
     house = House.at(root)
     found: list[str] = []
+    late = house.only_late()
     for module in house.files:
         room = house.room(module)
         for one in house.imports(module):
             place = f"{one.file.relative_to(root)}:{one.line} imports {one.name}"
-            if one.at_top and room in LIGHT and one.name.split(".")[0] in HEAVY:
+            heavy = one.at_top and one.name.split(".")[0] in HEAVY
+            if heavy and room in LIGHT and module not in late:
                 found.append(f"{place}: heavy at module level")
             if not one.name.startswith(f"{PACKAGE}.") or room == "__init__":
                 continue
