@@ -16,8 +16,8 @@ from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row
 from tunewright.data.converting import FILES, WRITERS, convert
+from tunewright.data.files.reading import read
 from tunewright.data.formats.common import Columns, Unusable
-from tunewright.data.reading import read
 
 # A text that is JSON may be read as what it says, because cells of tables hold such. Letters beyond
 # ASCII, line ends, quotes and separators: everything a cell of a file may trip over. No lone
@@ -215,7 +215,7 @@ def test_a_row_that_would_be_read_back_otherwise_is_left_out(write, tmp_path, mo
         convert(
             write("a.json", [{"instruction": "q", "output": "a"}]), tmp_path / "o.json", "messages"
         )
-    assert "read back" in caught.value.problems[0].line()
+    assert "reading it back" in caught.value.problems[0].line()
 
 
 def test_preferences_and_judged_answers_of_a_catalogue_are_written_as_trl_names_them(tmp_path):

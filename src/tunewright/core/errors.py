@@ -20,9 +20,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tunewright.core.words import _Fields, error_text, say
+
+E = TypeVar("E", bound="TunewrightError")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class TunewrightError(Exception):
     def __init__(self, problems: Problem | Iterable[Problem]):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(p.line() for p in self.problems))
+
+    @classmethod
+    def of(cls: type[E], code: str, where: str = "", /, **fields: Any) -> E:
+        """The error of a single problem."""
+        return cls(Problem(code, where, fields))
 
     def add(self, one: Problem) -> None:
         """Say one thing more."""

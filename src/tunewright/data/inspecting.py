@@ -26,15 +26,16 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row, Sample
+from tunewright.core.version import __version__
 from tunewright.data import reporting
 from tunewright.data.catalogue import names as catalogue
 from tunewright.data.checks import Finding, stops
 from tunewright.data.describing import places
+from tunewright.data.files.reading import RawRow, RawStream, stream
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.naming import require_read
-from tunewright.data.reading import RawRow, RawStream, stream
+from tunewright.data.formats.naming import require_read
+from tunewright.data.formats.shaping import LOOKED_AT, Shaper
 from tunewright.data.reporting import shared_prefix
-from tunewright.data.shaping import LOOKED_AT, Shaper
 from tunewright.data.store import cache, mixing
 from tunewright.data.store.columns import Rows, Samples, Store, Writer
 from tunewright.data.store.documents import Packed
@@ -181,18 +182,16 @@ def _entries(config: DataConfig, to_train: bool) -> list[_Entry]:
     """The entries of `config.train` and what is held out beside them, resolved."""
     listed = config.train if isinstance(config.train, list) else [config.train]
     if not listed:
-        raise DataError(problem("E-DATA-01", "data.train", file="data.train", here=str(Path.cwd())))
+        raise DataError.of("E-DATA-01", "data.train", file="data.train", here=str(Path.cwd()))
     found = []
     for number, entry in enumerate(listed):
         known = {"file": entry} if isinstance(entry, str) else entry
         if not isinstance(known.get("file"), str) or set(known) - ENTRY_KEYS:
-            raise DataError(
-                problem(
-                    "E-DATA-19",
-                    f"data.train[{number}]",
-                    keys=", ".join(map(str, known)),
-                    known=", ".join(sorted(ENTRY_KEYS)),
-                )
+            raise DataError.of(
+                "E-DATA-19",
+                f"data.train[{number}]",
+                keys=", ".join(map(str, known)),
+                known=", ".join(sorted(ENTRY_KEYS)),
             )
         weight = known.get("weight", 1.0)
         if (
@@ -201,7 +200,7 @@ def _entries(config: DataConfig, to_train: bool) -> list[_Entry]:
             or not math.isfinite(weight)
             or weight < 0
         ):
-            raise DataError(problem("E-DATA-20", str(known["file"]), weight=weight))
+            raise DataError.of("E-DATA-20", str(known["file"]), weight=weight)
         mixing.require_sensible(known, f"data.train[{number}]")
         found.append(_resolved(known, config, number, held=False, to_train=to_train))
     place = _held_out_file(config)
@@ -326,8 +325,6 @@ def _key_facts(
     config: DataConfig, recipe: Recipe, light: Light | None, seed: int, renderer: Renderer | None
 ) -> dict[str, Any]:
     """Everything besides the files that decides what is in the store."""
-    from tunewright import __version__
-
     told = {
         **asdict(recipe),
         "tokenizer": light.fingerprint(recipe.tokenizer) if light else None,
@@ -583,14 +580,10 @@ def _refuse_worthless(
             f"{entry['count']} {entry['what']} ({places(entry)[0]})"
             for entry in report["reasons"].values()
         )
-        raise DataError(
-            problem("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
-        )
-    if report["tokens_total"] is not None and not asked_only:
-        if not report["learnt_tokens"]:
-            raise DataError(problem("E-DATA-13", place, rows=report["rows_kept"]))
-        if not report["stop_learnt_share"]:
-            raise DataError(problem("E-DATA-14", place, answers=report["answers"]))
+        raise DataError.of("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
+    reads_tokens = report["tokens_total"] is not None and not asked_only
+    if reads_tokens and not report["stop_learnt_share"]:
+        raise DataError.of("E-DATA-14", place, answers=report["answers"])
     stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]
     raise_all(
         (problem("E-DATA-61", place, what=f.what(), do=f.remedy(), name=f.key) for f in stopping),

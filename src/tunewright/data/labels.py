@@ -30,7 +30,7 @@ from tunewright.core.types import (
     Sample,
     Stepwise,
 )
-from tunewright.data.shaping import Dropped
+from tunewright.data.formats.shaping import Dropped
 from tunewright.text.rendered import CannotRender
 
 if TYPE_CHECKING:
