@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.seeds import stream_seed
 from tunewright.core.types import Attached
 from tunewright.methods.galore import (
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-LEARNING_RATE, MINI_RATE = 2e-4, 4e-5
-"""An update is about scale * sqrt(rank / smaller side) as long as AdamW's, so the rate may be some
-times that of `full`. Measured: docs/LOG.md."""
 
 
 class ApolloConfig(MethodSection):
@@ -182,14 +178,16 @@ def _scaled(gradient: Tensor, seen: Tensor, move: Tensor, wide: bool, scaling: s
     )
 
 
-@methods.register(
+@method(
     "apollo",
     ApolloConfig,
     source="arXiv 2412.05270",
     trains="every weight, scaled by an optimiser that sees a random sketch",
-    on_quantised=False,
     own_optimizer=True,
     leaves="model",
+    # An update is about scale * sqrt(rank / smaller side) as long as AdamW's, so the rate may be
+    # some times that of `full`. Measured: docs/LOG.md.
+    rate=2e-4,
 )
 def apollo(
     config: ApolloConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -204,22 +202,22 @@ def apollo(
         "scaling": config.scaling,
         "limit": config.limit,
     }
-    return attach_with_groups(model, chosen, through, apollo_adamw, LEARNING_RATE)
+    return attach_with_groups(model, chosen, through, apollo_adamw, usual_rate("apollo"))
 
 
-@methods.register(
+@method(
     "apollo_mini",
     ApolloMiniConfig,
     source="arXiv 2412.05270",
     trains="every weight, with an optimiser state of almost nothing",
-    on_quantised=False,
     own_optimizer=True,
     leaves="model",
+    rate=4e-5,
 )
 def apollo_mini(
     config: ApolloMiniConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """As `apollo`."""
     attached = apollo(config, model, anatomy, base_path)
-    attached.learning_rate = MINI_RATE
+    attached.learning_rate = usual_rate("apollo_mini")
     return attached

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from tunewright.core.errors import ModelError, problem
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
 from tunewright.methods import saved
@@ -108,15 +108,15 @@ class _Switch:
     on: bool = True
 
 
-@methods.register(
+@method(
     "adapter",
     AdapterConfig,
     source="arXiv 2005.00052",
     trains="a small network in every block",
     merges=NO_MERGE,
     on_quantised=True,
-    needs_layout="any",
     load=lambda *given: load(*given),
+    rate=3e-4,
 )
 def adapter(
     config: AdapterConfig,
@@ -174,19 +174,19 @@ def adapter(
         disabled=disabled,
         merge=None,
         merge_reason=say("methods.adapter_no_merge"),
-        learning_rate=1e-4 if config.scale > 1 else 3e-4,
+        learning_rate=usual_rate("parallel_adapter" if config.scale > 1 else "adapter"),
     )
 
 
-def _variant(kind: str, config_class: type[AdapterConfig], source: str) -> None:
-    @methods.register(
+def _variant(kind: str, config_class: type[AdapterConfig], source: str, rate: float) -> None:
+    @method(
         kind,
         config_class,
         source=source,
         trains="a small network in every block",
         merges=NO_MERGE,
         on_quantised=True,
-        needs_layout="any",
+        rate=rate,
         load=lambda *given: load(*given),
     )
     def attach(
@@ -195,9 +195,9 @@ def _variant(kind: str, config_class: type[AdapterConfig], source: str) -> None:
         return adapter(config, model, anatomy, base_path, kind)
 
 
-_variant("houlsby", HoulsbyConfig, "arXiv 1902.00751")
-_variant("pfeiffer", PfeifferConfig, "arXiv 2005.00052")
-_variant("parallel_adapter", ParallelConfig, "arXiv 2110.04366")
+_variant("houlsby", HoulsbyConfig, "arXiv 1902.00751", 3e-4)
+_variant("pfeiffer", PfeifferConfig, "arXiv 2005.00052", 3e-4)
+_variant("parallel_adapter", ParallelConfig, "arXiv 2110.04366", 1e-4)
 
 
 def load(

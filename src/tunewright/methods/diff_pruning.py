@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import ConfigError, ModelError, problem
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Needs, Term
 from tunewright.methods import saved
 from tunewright.methods.targets import MethodSection, Names
@@ -220,13 +220,14 @@ def _weights_of(model: PreTrainedModel) -> int:
     )
 
 
-@methods.register(
+@method(
     "diff_pruning",
     DiffPruningConfig,
     source="arXiv 2012.07463",
     trains="a sparse difference whose places are learnt",
     on_quantised=True,
     load=lambda *given: load(*given),
+    rate=5e-5,
 )
 def diff_pruning(
     config: DiffPruningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -323,7 +324,7 @@ def _attached(
         after_update=after_update if trains else None,
         state=state,
         load_state=load_state,
-        learning_rate=5e-5,
+        learning_rate=usual_rate("diff_pruning"),
         rate_factors={
             name: config.gate_rate for name in parameters if name.endswith((".gate", ".group"))
         },

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ModelError, problem, raise_all
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached
 from tunewright.methods.selecting import attach_whole
 from tunewright.methods.targets import MethodSection, Names
@@ -142,14 +142,14 @@ def window(gradient: Tensor, rank: int, left: bool) -> Tensor:
     return torch.linalg.eigh(square).eigenvectors[:, -rank:].flip(1).contiguous()
 
 
-@methods.register(
+@method(
     "galore",
     GaLoreConfig,
     source="arXiv 2403.03507",
     trains="every weight, with an optimiser state of low rank",
-    on_quantised=False,
     own_optimizer=True,
     leaves="model",
+    rate=4e-5,  # for long runs at scale 0.25: docs/methods/galore.md
 )
 def galore(
     config: GaLoreConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -163,7 +163,7 @@ def galore(
         "scale": config.scale,
         "side": config.side,
     }
-    return attach_with_groups(model, chosen, through, galore_adamw, LEARNING_RATE)
+    return attach_with_groups(model, chosen, through, galore_adamw, usual_rate("galore"))
 
 
 def chosen_matrices(
@@ -220,7 +220,3 @@ def attach_with_groups(
 
     attached.optimizer = optimizer
     return attached
-
-
-LEARNING_RATE = 4e-5
-"""For long runs at scale 0.25; see docs/methods/galore.md for what was measured."""

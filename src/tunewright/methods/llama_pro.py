@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tunewright.core.errors import ModelError, Problem, problem
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
 from tunewright.methods import saved
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-LEARNING_RATE = 1e-4
 SHARE = 4
 """Default: one new block for so many old ones, as 8 for the paper's 32."""
 BY_NUMBER = (
@@ -273,7 +272,7 @@ def attach(
         save=save,
         disabled=part.originals,
         merge=part.merge,
-        learning_rate=LEARNING_RATE,
+        learning_rate=usual_rate("llama_pro"),
     )
     return attached, part
 
@@ -288,14 +287,14 @@ def load_blocks(
     return attached
 
 
-@methods.register(
+@method(
     "llama_pro",
     LlamaProConfig,
     source="arXiv 2401.02415",
     trains="new blocks between the old ones",
-    on_quantised=False,
     load=load_blocks,
     obstacles=obstacles,
+    rate=1e-4,
 )
 def llama_pro(
     config: LlamaProConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str

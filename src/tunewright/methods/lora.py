@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import CompatError, problem
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached
 from tunewright.methods import word_rows
 from tunewright.methods.lora_starts import start_from_rounding, start_from_rows, start_from_weights
@@ -112,11 +112,27 @@ class LoftqConfig(LowRankSection):
     which takes minutes on a large model."""
 
 
+FIELDS = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+}
+"""Where PEFT's description of a LoRA holds our fields."""
 _PRODUCT = "a thin product of two matrices beside chosen linear layers"
 
 
-@methods.register(
-    "lora", LoraConfig, by="PEFT", source="arXiv 2106.09685", trains=_PRODUCT, on_quantised=True
+@method(
+    "lora",
+    LoraConfig,
+    by="PEFT",
+    source="arXiv 2106.09685",
+    trains=_PRODUCT,
+    on_quantised=True,
+    rate=2e-4,
+    peft_types=("LORA",),
+    peft_fields=FIELDS,
 )
 def lora(config: LoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Put LoRA layers on `model`. Only A and B train, in float32 whatever the base computes in; B
@@ -137,8 +153,16 @@ def lora(config: LoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     )
 
 
-@methods.register(
-    "rslora", RsLoraConfig, by="PEFT", source="arXiv 2312.03732", trains=_PRODUCT, on_quantised=True
+@method(
+    "rslora",
+    RsLoraConfig,
+    by="PEFT",
+    source="arXiv 2312.03732",
+    trains=_PRODUCT,
+    on_quantised=True,
+    rate=2e-4,
+    peft_types=("LORA",),
+    goes_on=False,
 )
 def rslora(
     config: RsLoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -147,13 +171,16 @@ def rslora(
     return _attach(config, model, anatomy, base_path, rslora=True)
 
 
-@methods.register(
+@method(
     "dora",
     DoraConfig,
     by="PEFT",
     source="arXiv 2402.09353",
     trains="a thin product and the length of each output's weights",
     on_quantised=True,
+    rate=2e-4,
+    peft_types=("LORA",),
+    goes_on=False,
 )
 def dora(config: DoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Weight-decomposed LoRA (Liu et al. 2024): W' = m (W + s B A) / ||W + s B A||, the norm taken
@@ -161,13 +188,17 @@ def dora(config: DoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     return _attach(config, model, anatomy, base_path, dora=True)
 
 
-@methods.register(
+@method(
     "lora_plus",
     LoraPlusConfig,
     by="PEFT",
     source="arXiv 2402.12354",
     trains=f"{_PRODUCT}, B at a higher rate",
     on_quantised=True,
+    rate=5e-5,
+    peft_types=("LORA",),
+    goes_on=False,
+    continued=lambda attached, config: faster_b(attached, config.ratio),
 )
 def lora_plus(
     config: LoraPlusConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -178,12 +209,16 @@ def lora_plus(
     return attached
 
 
-@methods.register(
+@method(
     "pissa",
     PissaConfig,
     by="PEFT",
     source="arXiv 2404.02948",
     trains="a thin product that starts at the largest singular directions",
+    rate=1e-4,
+    peft_types=("LORA",),
+    goes_on=False,
+    needs_weights=True,
 )
 def pissa(
     config: PissaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -194,12 +229,16 @@ def pissa(
     return _attach(config, model, anatomy, base_path, start="pissa", niter=config.pissa_niter)
 
 
-@methods.register(
+@method(
     "olora",
     OloraConfig,
     by="PEFT",
     source="arXiv 2406.01775",
     trains="a thin product that starts at an orthonormal basis",
+    rate=1e-4,
+    peft_types=("LORA",),
+    goes_on=False,
+    needs_weights=True,
 )
 def olora(
     config: OloraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -209,13 +248,17 @@ def olora(
     return _attach(config, model, anatomy, base_path, start="olora")
 
 
-@methods.register(
+@method(
     "eva",
     EvaConfig,
     by="PEFT",
     source="arXiv 2410.07170",
     trains="a thin product that starts at your rows",
     on_quantised=True,
+    rate=2e-4,
+    peft_types=("LORA",),
+    goes_on=False,
+    needs_weights=True,
 )
 def eva(config: EvaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Explained variance adaptation (Paischer et al. 2024): y = W x + s B A x; with the inputs of
@@ -224,7 +267,7 @@ def eva(config: EvaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: 
     return _attach(config, model, anatomy, base_path, start="eva", rho=config.rho)
 
 
-@methods.register(
+@method(
     "loftq",
     LoftqConfig,
     by="PEFT",
@@ -232,6 +275,10 @@ def eva(config: EvaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: 
     trains="a thin product that starts by mending the rounding of the base",
     on_quantised=True,
     merges="it mends the rounding of its quantised base",
+    rate=2e-4,
+    peft_types=("LORA",),
+    goes_on=False,
+    needs_weights=True,
 )
 def loftq(
     config: LoftqConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -322,4 +369,4 @@ def faster_b(attached: Attached, ratio: float) -> None:
         for name in attached.parameters
         if ".lora_B." in name or ".lora_embedding_B." in name
     }
-    attached.learning_rate = 5e-5
+    attached.learning_rate = usual_rate("lora_plus")

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.core.files import write_json
+from tunewright.core.registry import usual_rate
 from tunewright.core.types import Attached
 from tunewright.core.words import say
 from tunewright.methods.peft import attach_peft, settings_of
@@ -70,7 +71,7 @@ def start_from_weights(wrapped: PeftModel, how: str) -> Attached:
     attached.tensors = lambda: {
         name: t for name, t in wrapped.named_buffers() if name.endswith(".start")
     }
-    attached.learning_rate = 1e-4
+    attached.learning_rate = usual_rate("pissa")
     return attached
 
 

@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from tunewright.core.errors import CompatError, ModelError, problem
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Needs, Term
 from tunewright.core.words import say
 from tunewright.methods import saved
@@ -326,15 +326,14 @@ def _routed_blocks(
     return routed
 
 
-@methods.register(
+@method(
     "mixture_of_depths",
     MixtureOfDepthsConfig,
     source="arXiv 2404.02258",
     trains="routers that let tokens skip blocks, and those blocks",
     merges=NO_MERGE,
-    on_quantised=False,
-    needs_layout="padded",
     load=lambda *given: load(*given),
+    rate=5e-5,
 )
 def mixture_of_depths(
     config: MixtureOfDepthsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -490,7 +489,7 @@ def _attached(
         after_update=after_update,
         state=state,
         load_state=load_state,
-        learning_rate=5e-5,
+        learning_rate=usual_rate("mixture_of_depths"),
         rate_factors={name: config.router_rate for name in parameters if name in new},
     )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from tunewright.core.registry import methods
+from tunewright.core.registry import method
 from tunewright.core.types import Attached
 from tunewright.methods import word_rows
 from tunewright.methods.peft import attach_peft, wrap
@@ -48,13 +48,16 @@ class NewTokensConfig(MethodSection):
         return int(len(self.tokens) * shape.hidden * (1 if shape.tied else 2))
 
 
-@methods.register(
+@method(
     "new_tokens",
     NewTokensConfig,
     by="PEFT",
     source="github.com/huggingface/peft",
     trains="embedding rows of added tokens",
     on_quantised=True,
+    rate=1e-3,
+    needs_weights=True,
+    peft_types=("TRAINABLE_TOKENS",),
 )
 def new_tokens(
     config: NewTokensConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import CompatError, ConfigError, problem, raise_all
-from tunewright.core.registry import methods
+from tunewright.core.registry import method
 from tunewright.core.types import Attached, Term
 from tunewright.core.words import say
 from tunewright.methods.peft import attach_peft, placing, require_linear, settings_of, wrap
@@ -225,12 +225,15 @@ def _scale(config: LohaConfig | LokrConfig) -> float:
     return config.alpha if config.alpha is not None else config.rank
 
 
-@methods.register(
+@method(
     "loha",
     LohaConfig,
     by="PEFT",
     source="arXiv 2108.06098",
     trains="two thin products, multiplied number by number, beside chosen linear layers",
+    rate=1e-3,
+    peft_types=("LOHA",),
+    peft_fields={"rank": "r", "alpha": "alpha"},
 )
 def loha(config: LohaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Low-rank Hadamard product (Hyeon-Woo et al. 2021; LyCORIS): W' = W + (alpha / rank) (A1 B1) *
@@ -249,12 +252,20 @@ def loha(config: LohaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     return capped.told(attach_peft(wrap(model, settings, base_path)))
 
 
-@methods.register(
+@method(
     "lokr",
     LokrConfig,
     by="PEFT",
     source="arXiv 2309.14859",
     trains="a small matrix and a thin product, Kronecker-multiplied, beside linear layers",
+    rate=1e-3,
+    peft_types=("LOKR",),
+    peft_fields={
+        "rank": "r",
+        "alpha": "alpha",
+        "decompose_factor": "decompose_factor",
+        "decompose_both": "decompose_both",
+    },
 )
 def lokr(config: LokrConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron (A B)."""
@@ -275,13 +286,15 @@ def lokr(config: LokrConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "ia3",
     Ia3Config,
     by="PEFT",
     source="arXiv 2205.05638",
     trains="one factor for each key, value and feed-forward activation",
     on_quantised=True,
+    rate=5e-3,
+    peft_types=("IA3",),
 )
 def ia3(config: Ia3Config, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """(IA)^3 (Liu et al. 2022): keys, values and the input of the feed-forward's last layer are
@@ -311,12 +324,15 @@ def ia3(config: Ia3Config, model: PreTrainedModel, anatomy: Anatomy, base_path: 
     )
 
 
-@methods.register(
+@method(
     "vera",
     VeraConfig,
     by="PEFT",
     source="arXiv 2310.11454",
     trains="two vectors for each linear layer, around random matrices that all share",
+    rate=4e-3,
+    peft_types=("VERA",),
+    peft_fields={"rank": "r", "dropout": "vera_dropout", "seed": "projection_prng_key"},
 )
 def vera(config: VeraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Vector-based random matrix adaptation (Kopiczko et al. 2023): W' = W + diag(b) B diag(d) A
@@ -333,12 +349,15 @@ def vera(config: VeraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "oft",
     OftConfig,
     by="PEFT",
     source="arXiv 2306.07280",
     trains="a rotation of each linear layer's inputs, in blocks",
+    rate=5e-4,
+    peft_types=("OFT",),
+    peft_fields={"block_size": "oft_block_size"},
 )
 def oft(config: OftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Orthogonal fine-tuning (Qiu et al. 2023), turning the inputs: y = W (R x) with R
@@ -356,12 +375,19 @@ def oft(config: OftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: 
     )
 
 
-@methods.register(
+@method(
     "boft",
     BoftConfig,
     by="PEFT",
     source="arXiv 2311.06243",
     trains="rotations of each layer's inputs, and a factor for each output",
+    rate=5e-4,
+    peft_types=("BOFT",),
+    peft_fields={
+        "block_size": "boft_block_size",
+        "factors": "boft_n_butterfly_factor",
+        "dropout": "boft_dropout",
+    },
 )
 def boft(config: BoftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Butterfly orthogonal fine-tuning (Liu et al. 2023): W' = diag(s) (W R) with R = B_1 ... B_m,
@@ -399,12 +425,20 @@ def boft(config: BoftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "adalora",
     AdaloraConfig,
     by="PEFT",
     source="arXiv 2303.10512",
     trains="low-rank updates whose ranks move to where they are needed",
+    rate=1e-3,
+    peft_types=("ADALORA",),
+    peft_fields={
+        "rank": "target_r",
+        "start_rank": "init_r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+    },
 )
 def adalora(
     config: AdaloraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -531,12 +565,13 @@ IMPOSSIBLE = {
 catalogue."""
 
 
-@methods.register(
+@method(
     "peft",
     PeftConfig,
     by="PEFT",
     source="github.com/huggingface/peft",
     trains="what the PEFT type trains",
+    needs_weights=True,
 )
 def peft_type(
     config: PeftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from tunewright.core.errors import CompatError, ConfigError, Problem, problem, raise_all
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Needs, VirtualPrompt
 from tunewright.core.words import say
-from tunewright.methods.peft import settings_of, wrap
+from tunewright.methods.peft import rate_of_type, settings_of, wrap
 from tunewright.methods.targets import MethodSection
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.shape import ModelShape
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-PROMPT_RATES = {"PROMPT_TUNING": 1e-2, "P_TUNING": 2e-4, "PREFIX_TUNING": 1e-2}
-"""Rates that suit the PEFT types in long runs; a prefix with a projection learns at that of
-P_TUNING."""
+FIELDS = {"num_tokens": "num_virtual_tokens"}
+"""Where PEFT's descriptions of prompts hold our fields."""
 
 
 class PromptTuningConfig(MethodSection):
@@ -111,7 +110,7 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attent
 """Kinds of layers that keep a key and a value of every token."""
 
 
-def rows_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
+def rows_obstacles(config: MethodSection | None, model_config: PreTrainedConfig) -> list[Problem]:
     """What in a model's configuration speaks against learnt input embeddings, before its weights
     are read."""
     text = model_config.get_text_config()
@@ -123,7 +122,7 @@ def rows_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
     )
 
 
-def keys_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
+def keys_obstacles(config: MethodSection | None, model_config: PreTrainedConfig) -> list[Problem]:
     """What in a model's configuration speaks against learnt keys and values, before its weights are
     read."""
     text = model_config.get_text_config()
@@ -143,7 +142,7 @@ def keys_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
 _NO_MERGE = "a learnt prompt stands before the input"
 
 
-@methods.register(
+@method(
     "prompt_tuning",
     PromptTuningConfig,
     by="PEFT",
@@ -152,6 +151,9 @@ _NO_MERGE = "a learnt prompt stands before the input"
     merges=_NO_MERGE,
     on_quantised=True,
     obstacles=rows_obstacles,
+    rate=1e-2,
+    peft_types=("PROMPT_TUNING", "P_TUNING"),
+    peft_fields=FIELDS,
 )
 def prompt_tuning(
     config: PromptTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -173,7 +175,7 @@ def prompt_tuning(
     return attach_prompt(wrapped)
 
 
-@methods.register(
+@method(
     "p_tuning",
     PTuningConfig,
     by="PEFT",
@@ -182,6 +184,9 @@ def prompt_tuning(
     merges=_NO_MERGE,
     on_quantised=True,
     obstacles=rows_obstacles,
+    rate=2e-4,
+    peft_types=("P_TUNING", "PROMPT_TUNING"),
+    goes_on=False,
 )
 def p_tuning(
     config: PTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -199,7 +204,7 @@ def p_tuning(
     return attach_prompt(wrap_prompt(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "prefix_tuning",
     PrefixTuningConfig,
     by="PEFT",
@@ -208,6 +213,9 @@ def p_tuning(
     merges=_NO_MERGE,
     on_quantised=True,
     obstacles=keys_obstacles,
+    rate=2e-4,
+    peft_types=("PREFIX_TUNING",),
+    goes_on=False,
 )
 def prefix_tuning(
     config: PrefixTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -226,7 +234,7 @@ def prefix_tuning(
     return attach_prompt(wrap_prompt(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "p_tuning_v2",
     PTuningV2Config,
     by="PEFT",
@@ -235,6 +243,9 @@ def prefix_tuning(
     merges=_NO_MERGE,
     on_quantised=True,
     obstacles=keys_obstacles,
+    rate=1e-2,
+    peft_types=("PREFIX_TUNING",),
+    peft_fields=FIELDS,
 )
 def p_tuning_v2(
     config: PTuningV2Config, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -326,7 +337,7 @@ def wrap_prompt(model: PreTrainedModel, settings: Any, base_path: str) -> PeftMo
             )
         )
     by_keys = settings.peft_type.value == "PREFIX_TUNING"
-    raise_all((keys_obstacles if by_keys else rows_obstacles)(model.config), CompatError)
+    raise_all((keys_obstacles if by_keys else rows_obstacles)(None, model.config), CompatError)
     if by_keys and settings.token_dim is None:
         # What a layer's keys are, read from the model: PEFT takes the hidden size, which is not
         # heads x head size in every family. Where layers differ there is room for the largest, and
@@ -397,9 +408,9 @@ def attach_prompt(wrapped: PeftModel) -> Attached:
         generator=PromptGenerator(wrapped),
         disabled=disabled,
         merge_reason=say("methods.no_merge_prompt"),
-        learning_rate=PROMPT_RATES["P_TUNING"]
+        learning_rate=usual_rate("prefix_tuning")
         if projected
-        else PROMPT_RATES.get(config.peft_type.value, 1e-3),
+        else rate_of_type(config.peft_type.value),
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tunewright.core.errors import ModelError, problem
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
 from tunewright.methods import saved
@@ -156,11 +156,6 @@ def load_part(
     return attach_part(part, described.kind, config, base_path or described.base)
 
 
-RATES = {"full": 2e-5, "freeze": 5e-5, "bitfit": 1e-3, "norms": 1e-3, "embeddings": 2e-4}
-"""Rates of long runs. Biases and norms are few and need larger moves; a matrix of the base is
-easily spoilt."""
-
-
 def attach_part(part: BaseWeights, kind: str, config: MethodSection, base_path: str) -> Attached:
     """The `Attached` of some weights of the base that train."""
 
@@ -174,21 +169,21 @@ def attach_part(part: BaseWeights, kind: str, config: MethodSection, base_path: 
         save=save,
         disabled=part.originals,
         merge=part.merge,
-        learning_rate=RATES[kind],
+        learning_rate=usual_rate(kind),
     )
 
 
-@methods.register(
+@method(
     "full",
     FullConfig,
     source="arXiv 1801.06146",
     trains="every weight of the model",
-    on_quantised=False,
     leaves="model",
+    rate=2e-5,
 )
 def full(config: FullConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Train every weight, in float32 whatever the model computes in."""
-    return attach_whole(model, RATES["full"])
+    return attach_whole(model, usual_rate("full"))
 
 
 def attach_whole(model: PreTrainedModel, learning_rate: float) -> Attached:
@@ -214,13 +209,13 @@ def attach_whole_part(part: BaseWeights, learning_rate: float) -> Attached:
     )
 
 
-@methods.register(
+@method(
     "freeze",
     FreezeConfig,
     source="arXiv 1411.1792",
     trains="the last blocks, or named parts",
-    on_quantised=False,
     load=load_part,
+    rate=5e-5,
 )
 def freeze(
     config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -286,13 +281,13 @@ def in_order(model: PreTrainedModel, names: list[str]) -> list[str]:
     return [name for name, _ in model.named_parameters() if name in wanted]
 
 
-@methods.register(
+@method(
     "bitfit",
     BitFitConfig,
     source="arXiv 2106.10199",
     trains="the biases",
-    on_quantised=False,
     load=load_part,
+    rate=1e-3,  # biases and norms are few and need larger moves; a matrix is easily spoilt
 )
 def bitfit(
     config: BitFitConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -320,13 +315,13 @@ def bitfit(
     return attach_part(BaseWeights(model, names, keep=True), "bitfit", config, base_path)
 
 
-@methods.register(
+@method(
     "norms",
     NormsConfig,
     source="arXiv 2312.11420",
     trains="the scales of the normalisations",
-    on_quantised=False,
     load=load_part,
+    rate=1e-3,  # biases and norms are few and need larger moves; a matrix is easily spoilt
 )
 def norms(
     config: NormsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
@@ -339,13 +334,13 @@ def norms(
     return attach_part(BaseWeights(model, names, keep=True), "norms", config, base_path)
 
 
-@methods.register(
+@method(
     "embeddings",
     EmbeddingsConfig,
     source="arXiv 1910.11856",
     trains="the token embedding",
-    on_quantised=False,
     load=load_part,
+    rate=2e-4,
 )
 def embeddings(
     config: EmbeddingsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
