@@ -162,10 +162,18 @@ class MethodFacts(TypedDict, total=False):
     methods that PEFT does not know."""
 
 
-def method(name: str, config: type, **facts: Unpack[MethodFacts]) -> Callable[[F], F]:
+M = TypeVar("M", bound="Callable[..., Attached]")
+
+
+def method(name: str, config: type, **facts: Unpack[MethodFacts]) -> Callable[[M], M]:
     """Decorator: the function puts the method `name` on a model, `(config, model, anatomy,
     base_path) -> Attached`."""
-    return methods.register(name, config, **facts)
+
+    def keep(function: M) -> M:
+        methods.register(name, config, **facts)(function)
+        return function
+
+    return keep
 
 
 def usual_rate(kind: str) -> float:

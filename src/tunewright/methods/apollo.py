@@ -31,10 +31,10 @@ from tunewright.core.registry import method, usual_rate
 from tunewright.core.seeds import stream_seed
 from tunewright.core.types import Attached
 from tunewright.methods.galore import (
-    BETAS,
     EPS,
     Group,
     OptimizerClass,
+    adam_move,
     attach_with_groups,
     chosen_matrices,
 )
@@ -71,8 +71,7 @@ class ApolloConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int(shape.parameters)
+        return shape.parameters
 
 
 class ApolloMiniConfig(ApolloConfig):
@@ -135,7 +134,6 @@ def sketch(
 
 def _update(p: nn.Parameter, state: dict[str, Any], group: Group, number: int) -> None:
     """One update of one parameter."""
-    import torch
 
     assert p.grad is not None
     gradient, rank = p.grad.float(), group["rank"]
@@ -147,14 +145,7 @@ def _update(p: nn.Parameter, state: dict[str, Any], group: Group, number: int) -
             rank, min(p.shape), group["seed"], number, count // group["refresh"], gradient.device
         )
         seen = P @ gradient if wide else gradient @ P.t()
-    if not count:
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(seen), torch.zeros_like(seen)
-    state["step"] = count + 1
-    first, second = state["exp_avg"], state["exp_avg_sq"]
-    first.lerp_(seen, 1 - BETAS[0])
-    second.mul_(BETAS[1]).addcmul_(seen, seen, value=1 - BETAS[1])
-    size = (second / (1 - BETAS[1] ** (count + 1))).sqrt_().add_(EPS)
-    move = (first / (1 - BETAS[0] ** (count + 1))).div_(size)
+    move = adam_move(seen, state)
     if rank:
         move = _scaled(gradient, seen, move, wide, group["scaling"])
         length = move.norm()

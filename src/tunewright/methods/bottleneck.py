@@ -61,8 +61,6 @@ class AdapterConfig(MethodSection):
     """What the adapter's output is multiplied by. He et al. use 4 for the parallel placement."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py), for the estimate before
-        loading."""
         rank = waist(self, shape.hidden)
         return int(
             shape.layers
@@ -165,9 +163,8 @@ def adapter(
     def save(folder: Path) -> None:
         saved.write(folder, kind, config, base_path, saved.tensors_of(model, names))
 
-    wanted = set(names)
     return Attached(
-        parameters=[name for name, _ in model.named_parameters() if name in wanted],
+        parameters=saved.in_order(model, names),
         model=model,
         needs=Needs(frozen_base=True),
         save=save,

@@ -43,7 +43,7 @@ from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Needs, Term
 from tunewright.methods import saved
 from tunewright.methods.targets import MethodSection, Names
-from tunewright.models.anatomy import WHOLE, Anatomy, is_linear, shape_of
+from tunewright.models.anatomy import WHOLE, Anatomy, shape_of
 from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -194,8 +194,7 @@ def _put(model: PreTrainedModel, names: list[str], shared: Shared, gated: bool) 
         module.forward = _beside(module.forward, part, shared)
         shared.parts[name] = part
         made += [f"{name}.difference.{n}" for n, _ in part.named_parameters()]
-    wanted = set(made)
-    return [n for n, _ in model.named_parameters() if n in wanted]
+    return saved.in_order(model, made)
 
 
 def _beside(
@@ -208,16 +207,6 @@ def _beside(
         return y + part(x) if shared.on else y
 
     return forward
-
-
-def _weights_of(model: PreTrainedModel) -> int:
-    """Numbers of the model, quantised matrices counted by what they stand for."""
-    plain = sum(p.numel() for p in model.parameters())
-    return plain + sum(
-        math.prod(shape_of(m))
-        for m in model.modules()
-        if is_linear(m) and "weight" not in m._parameters
-    )
 
 
 @method(
@@ -239,12 +228,14 @@ def diff_pruning(
     """
     import torch
 
+    from tunewright.models.quantised import parameter_count
+
     names = anatomy.select(config.targets)
     outside = [name for name in names if name not in set(anatomy.linear)]
     if outside:
         raise ModelError(problem("E-METHOD-44", "method.targets", name=outside[0]))
     shared = Shared(config, int(torch.randint(2**31, ()).item()))
-    total = _weights_of(model)
+    total = parameter_count(model)
     shared.quota = max(1, round(config.target * total))
     parameters = _put(model, names, shared, gated=True)
     available = sum(part.w.numel() for part in shared.parts.values())

@@ -60,8 +60,7 @@ class GaLoreConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int(shape.parameters)
+        return shape.parameters
 
 
 Group: TypeAlias = dict[str, Any]
@@ -103,7 +102,6 @@ def galore_adamw() -> OptimizerClass:
 
 def _update(p: nn.Parameter, state: dict[str, Any], group: Group) -> None:
     """One update of one parameter."""
-    import torch
 
     assert p.grad is not None
     gradient, rank = p.grad.float(), group["rank"]
@@ -113,21 +111,27 @@ def _update(p: nn.Parameter, state: dict[str, Any], group: Group) -> None:
         if count % group["refresh"] == 0:
             state["window"] = window(gradient, rank, left)
         gradient = state["window"].t() @ gradient if left else gradient @ state["window"]
-    if not count:
-        state["exp_avg"], state["exp_avg_sq"] = (
-            torch.zeros_like(gradient),
-            torch.zeros_like(gradient),
-        )
-    state["step"] = count + 1
-    first, second = state["exp_avg"], state["exp_avg_sq"]
-    first.lerp_(gradient, 1 - BETAS[0])
-    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-    size = (second / (1 - BETAS[1] ** (count + 1))).sqrt_().add_(EPS)
-    move = (first / (1 - BETAS[0] ** (count + 1))).div_(size)
+    move = adam_move(gradient, state)
     if rank:
         move = (state["window"] @ move if left else move @ state["window"].t()).mul_(group["scale"])
     p.mul_(1 - group["lr"] * group["weight_decay"])
     p.add_(move.to(p.dtype), alpha=-group["lr"])
+
+
+def adam_move(seen: Tensor, state: dict[str, Any]) -> Tensor:
+    """Adam's answer to what it sees, of the same shape; its moments and the count of updates stand
+    in `state`."""
+    import torch
+
+    count = state.get("step", 0)
+    if not count:
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(seen), torch.zeros_like(seen)
+    state["step"] = count + 1
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    first.lerp_(seen, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(seen, seen, value=1 - BETAS[1])
+    size = (second / (1 - BETAS[1] ** (count + 1))).sqrt_().add_(EPS)
+    return (first / (1 - BETAS[0] ** (count + 1))).div_(size)
 
 
 def window(gradient: Tensor, rank: int, left: bool) -> Tensor:

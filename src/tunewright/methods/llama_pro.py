@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tunewright.core.errors import ModelError, Problem, problem
-from tunewright.core.registry import method, usual_rate
-from tunewright.core.types import Attached, Needs
+from tunewright.core.registry import method
+from tunewright.core.types import Attached
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
+from tunewright.methods.selecting import attach_part
 from tunewright.methods.targets import MethodSection
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.anatomy import of as anatomy_of
@@ -72,7 +73,6 @@ class LlamaProConfig(MethodSection):
     """How many new blocks. Default: one for each 4 of the model, at least one."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
         return int(
             wanted(self, shape.layers) * (shape.block_weights // shape.layers + 2 * shape.hidden)
         )
@@ -251,39 +251,13 @@ def _silent(block: nn.Module, name: str, outputs: list[str]) -> nn.Module:
     return made
 
 
-def attach(
-    config: LlamaProConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> tuple[Attached, BaseWeights]:
-    """The larger model, of which the new blocks train, and the weights of those."""
-    for p in model.parameters():
-        p.requires_grad_(False)
-    new = tuple(f"{name}." for name in expand(model, config, anatomy))
-    part = BaseWeights(
-        model, [name for name, _ in model.named_parameters() if name.startswith(new)], keep=True
-    )
-
-    def save(folder: Path) -> None:
-        saved.write(folder, "llama_pro", config, base_path, part.tensors())
-
-    attached = Attached(
-        parameters=part.names,
-        model=model,
-        needs=Needs(),
-        save=save,
-        disabled=part.originals,
-        merge=part.merge,
-        learning_rate=usual_rate("llama_pro"),
-    )
-    return attached, part
-
-
 def load_blocks(
     config: LlamaProConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved blocks of `folder` between those of `model`. Raises ModelError (E-METHOD-41,
     E-METHOD-42) where they do not fit."""
-    attached, part = attach(config, model, anatomy_of(model), base_path or saved.read(folder).base)
-    saved.fill(model, part.names, folder, trainable)
+    attached = llama_pro(config, model, anatomy_of(model), base_path or saved.read(folder).base)
+    saved.fill(model, attached.parameters, folder, trainable)
     return attached
 
 
@@ -300,4 +274,10 @@ def llama_pro(
     config: LlamaProConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Train new blocks between the frozen ones. Raises ModelError (E-METHOD-70, E-METHOD-71)."""
-    return attach(config, model, anatomy, base_path)[0]
+    for p in model.parameters():
+        p.requires_grad_(False)
+    new = tuple(f"{name}." for name in expand(model, config, anatomy))
+    part = BaseWeights(
+        model, [name for name, _ in model.named_parameters() if name.startswith(new)], keep=True
+    )
+    return attach_part(part, "llama_pro", config, base_path)

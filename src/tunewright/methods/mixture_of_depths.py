@@ -106,7 +106,6 @@ class MixtureOfDepthsConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py)."""
         routed = len(routed_places(self, shape.layers))
         new = routed * ((self.predictor + 1) * (shape.hidden + 1) + self.predictor + 1)
         inside = {
@@ -368,8 +367,7 @@ def mixture_of_depths(
         new += [f"{name}.{ROUTER}.{n}" for n, _ in router.named_parameters()]
     _watch_mask(model, routing)
     vars(model)["depth_routing"] = routing
-    wanted = {*inside, *new}
-    parameters = [n for n, _ in model.named_parameters() if n in wanted]
+    parameters = saved.in_order(model, [*inside, *new])
     return _attached(config, model, base_path, routing, part, parameters, set(new))
 
 

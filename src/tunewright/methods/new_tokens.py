@@ -45,7 +45,7 @@ class NewTokensConfig(MethodSection):
     def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: a row for each token, two where the head is a
         matrix of its own."""
-        return int(len(self.tokens) * shape.hidden * (1 if shape.tied else 2))
+        return len(self.tokens) * shape.hidden * (1 if shape.tied else 2)
 
 
 @method(

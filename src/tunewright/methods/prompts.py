@@ -47,9 +47,7 @@ class PromptTuningConfig(MethodSection):
     of words drawn from the vocabulary."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py), for the estimate before
-        loading."""
-        return int(self.num_tokens * shape.hidden)
+        return self.num_tokens * shape.hidden
 
 
 class PTuningConfig(MethodSection):
@@ -88,7 +86,7 @@ class PrefixTuningConfig(MethodSection):
         """Numbers that train on a model of `shape`: the embeddings and the network that makes keys
         and values of all layers."""
         K, S = shape.kv_heads * shape.head_dim, self.encoder_size or min(512, shape.hidden)
-        return int(self.num_tokens * K + K * S + S + (S + 1) * shape.layers * 2 * K)
+        return self.num_tokens * K + K * S + S + (S + 1) * shape.layers * 2 * K
 
 
 class PTuningV2Config(MethodSection):
@@ -103,7 +101,7 @@ class PTuningV2Config(MethodSection):
     def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: a key and a value for each layer and virtual
         token."""
-        return int(self.num_tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim)
+        return self.num_tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim
 
 
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}

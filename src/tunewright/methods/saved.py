@@ -8,6 +8,7 @@ which are read back with every tensor accounted for; the registered method's `lo
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,12 @@ def read(folder: Path) -> Described:
         str(given.get("base_model_name_or_path", "")),
         given,
     )
+
+
+def in_order(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """The named parameters, each once, in the model's order."""
+    wanted = set(names)
+    return [name for name, _ in model.named_parameters() if name in wanted]
 
 
 def tensors_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:

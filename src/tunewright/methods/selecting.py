@@ -34,8 +34,7 @@ class FullConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int(shape.parameters)
+        return shape.parameters
 
 
 class FreezeConfig(MethodSection):
@@ -54,7 +53,6 @@ class FreezeConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
         matrices = {
             role: m.weights
             for role, m in shape.matrices.items()
@@ -103,7 +101,6 @@ class BitFitConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
         return 0 if shape.family in NO_BIAS else int(shape.layers * 4 * shape.hidden)
 
 
@@ -113,8 +110,7 @@ class NormsConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int((2 * shape.layers + 1) * shape.hidden)
+        return (2 * shape.layers + 1) * shape.hidden
 
 
 class EmbeddingsConfig(MethodSection):
@@ -127,8 +123,7 @@ class EmbeddingsConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int(shape.head_weights * (2 if self.head and not shape.tied else 1))
+        return shape.head_weights * (2 if self.head and not shape.tied else 1)
 
 
 def load_part(
@@ -265,7 +260,7 @@ def frozen_but(config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy) -
                 "E-METHOD-04", "method.targets", targets=", ".join(config.targets), blocks=blocks
             )
         )
-    return in_order(model, names)
+    return saved.in_order(model, names)
 
 
 def parameters_of(model: PreTrainedModel, modules: list[str]) -> list[str]:
@@ -273,12 +268,6 @@ def parameters_of(model: PreTrainedModel, modules: list[str]) -> list[str]:
     matrix goes by its first name."""
     inside = {id(p) for name in modules for p in model.get_submodule(name).parameters()}
     return [name for name, p in model.named_parameters() if id(p) in inside]
-
-
-def in_order(model: PreTrainedModel, names: list[str]) -> list[str]:
-    """Each name once, in the model's order."""
-    wanted = set(names)
-    return [name for name, _ in model.named_parameters() if name in wanted]
 
 
 @method(
