@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
     from typing_extensions import Unpack
 
     from tunewright.core.errors import Problem
-    from tunewright.core.types import Attached
+    from tunewright.core.types import Attached, Model
 
 from tunewright.core.errors import ConfigError, problem
 
@@ -157,7 +157,7 @@ class MethodFacts(TypedDict, total=False):
     """What is left to do when a saved adapter goes on under a config of this kind."""
     obstacles: Callable[[Any, PreTrainedConfig], list[Problem]]
     """(method config, model config) -> why the method cannot be put on such a model."""
-    load: Callable[[Any, PreTrainedModel, Path, str, bool], Attached]
+    load: Callable[[Any, Model, Path, str, bool], Attached]
     """(method config, model, folder, base path, trainable): puts on what `Attached.save` wrote, for
     methods that PEFT does not know."""
 

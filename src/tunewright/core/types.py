@@ -19,6 +19,7 @@ from tunewright.core.written import spelt
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
+    from transformers import PreTrainedModel
 
     from tunewright.core.config import EngineConfig
 
@@ -285,6 +286,8 @@ class PassOutput:
 
 Passes: TypeAlias = Callable[[list[Sample]], Iterable[PassOutput]]
 """Samples in, any number of them; the outputs of their passes out, without gradient."""
+Model: TypeAlias = "PreTrainedModel"
+"""A causal language model as Transformers has it: what a method is put on."""
 Term: TypeAlias = "tuple[Tensor, float]"
 """(sum over the pass, coefficient). The engine divides the sum by what `plan` announced under the
 same name for the whole step."""

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from tunewright.core.registry import method, usual_rate
 from tunewright.core.seeds import stream_seed
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.methods.galore import (
     EPS,
     Group,
@@ -45,7 +45,6 @@ from tunewright.models.shape import ModelShape
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
 
 class ApolloConfig(MethodSection):
@@ -180,9 +179,7 @@ def _scaled(gradient: Tensor, seen: Tensor, move: Tensor, wide: bool, scaling: s
     # some times that of `full`. Measured: docs/LOG.md.
     rate=2e-4,
 )
-def apollo(
-    config: ApolloConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def apollo(config: ApolloConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train every weight; matrices in `targets` through a sketch. Raises ModelError (E-METHOD-09)
     for a rank above a matrix's smaller side."""
     chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
@@ -206,7 +203,7 @@ def apollo(
     rate=4e-5,
 )
 def apollo_mini(
-    config: ApolloMiniConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: ApolloMiniConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """As `apollo`."""
     attached = apollo(config, model, anatomy, base_path)

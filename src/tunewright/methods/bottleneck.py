@@ -31,7 +31,7 @@ from pydantic import Field
 
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.registry import method, usual_rate
-from tunewright.core.types import Attached, Needs
+from tunewright.core.types import Attached, Model, Needs
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.targets import MethodSection
@@ -41,7 +41,6 @@ from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
 NO_MERGE = "a non-linear function stands between the two matrices"
 Placement = Literal["pfeiffer", "houlsby", "parallel"]
@@ -117,11 +116,7 @@ class _Switch:
     rate=3e-4,
 )
 def adapter(
-    config: AdapterConfig,
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    base_path: str,
-    kind: str = "adapter",
+    config: AdapterConfig, model: Model, anatomy: Anatomy, base_path: str, kind: str = "adapter"
 ) -> Attached:
     """Put adapters into every block of `model`. Only they train, in float32 whatever the base
     computes in.
@@ -186,9 +181,7 @@ def _variant(kind: str, config_class: type[AdapterConfig], source: str, rate: fl
         rate=rate,
         load=lambda *given: load(*given),
     )
-    def attach(
-        config: AdapterConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-    ) -> Attached:
+    def attach(config: AdapterConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
         return adapter(config, model, anatomy, base_path, kind)
 
 
@@ -198,7 +191,7 @@ _variant("parallel_adapter", ParallelConfig, "arXiv 2110.04366", 1e-4)
 
 
 def load(
-    config: AdapterConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
+    config: AdapterConfig, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved adapters of `folder` on `model`."""
     described = saved.read(folder)
@@ -243,7 +236,7 @@ def _places(placement: Placement, anatomy: Anatomy) -> list[tuple[str, str, str,
     return found
 
 
-def _width(model: PreTrainedModel, placement: Placement, module: str, embedding: int) -> int:
+def _width(model: Model, placement: Placement, module: str, embedding: int) -> int:
     """Width of the residual stream at a module: some families embed in fewer dimensions than their
     blocks work in."""
     inner = model.get_submodule(module)

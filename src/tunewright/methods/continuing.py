@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,14 +23,12 @@ from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import CompatError, Problem, problem, raise_all
 from tunewright.core.registry import kinds_of_peft_type, methods
 from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, kind_of, objective_of
+from tunewright.core.types import Model
 from tunewright.core.words import say
 from tunewright.methods.peft_kinds import RESERVED
 from tunewright.methods.saved import OWN
 from tunewright.methods.targets import MethodSection, TargetSection, chosen_layers
 from tunewright.models.anatomy import Anatomy
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 DESCRIPTION = "adapter_config.json"
 BEGINNING = {
@@ -293,7 +291,7 @@ def _take(found: Continued, kind: str, values: dict[str, Any]) -> None:
 
 
 def wrong_layers(
-    asked: MethodSection, model: PreTrainedModel, anatomy: Anatomy, folder: Path
+    asked: MethodSection, model: Model, anatomy: Anatomy, folder: Path
 ) -> list[Problem]:
     """What is wrong where `targets` or `layers` choose other layers of `model` than the adapter of
     `folder` sits on."""

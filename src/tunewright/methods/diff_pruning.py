@@ -40,7 +40,7 @@ from pydantic import Field, model_validator
 
 from tunewright.core.errors import ConfigError, ModelError, problem
 from tunewright.core.registry import method, usual_rate
-from tunewright.core.types import Attached, Needs, Term
+from tunewright.core.types import Attached, Model, Needs, Term
 from tunewright.methods import saved
 from tunewright.methods.targets import MethodSection, Names
 from tunewright.models.anatomy import WHOLE, Anatomy, shape_of
@@ -48,7 +48,6 @@ from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from tunewright.methods.hard_concrete import Difference
 
@@ -168,7 +167,7 @@ class Shared:
         return self.threshold_of[1]
 
 
-def _put(model: PreTrainedModel, names: list[str], shared: Shared, gated: bool) -> list[str]:
+def _put(model: Model, names: list[str], shared: Shared, gated: bool) -> list[str]:
     """Differences beside the named linear modules. Returns the names of their parameters."""
     import torch
 
@@ -219,7 +218,7 @@ def _beside(
     rate=5e-5,
 )
 def diff_pruning(
-    config: DiffPruningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: DiffPruningConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Put a gated difference beside every chosen matrix of `model`.
 
@@ -252,11 +251,7 @@ def diff_pruning(
 
 
 def _attached(
-    config: DiffPruningConfig,
-    model: PreTrainedModel,
-    base_path: str,
-    shared: Shared,
-    parameters: list[str],
+    config: DiffPruningConfig, model: Model, base_path: str, shared: Shared, parameters: list[str]
 ) -> Attached:
     num_gates = sum(part.w.numel() for part in shared.parts.values())
     shift = config.temperature * math.log(-config.stretch[0] / config.stretch[1])
@@ -338,7 +333,7 @@ def _fix(shared: Shared) -> None:
     shared.fixed = True
 
 
-def _merge(model: PreTrainedModel, shared: Shared) -> PreTrainedModel:
+def _merge(model: Model, shared: Shared) -> Model:
     """Add the differences to the weights; the second time there is nothing left to add."""
     import torch
 
@@ -390,7 +385,7 @@ def read_differences(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def load(
-    config: DiffPruningConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
+    config: DiffPruningConfig, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved difference of `folder` on `model`. Trained further, its places stay as they are."""
     import torch

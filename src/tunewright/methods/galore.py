@@ -27,7 +27,7 @@ from pydantic import Field
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.core.registry import method, usual_rate
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.methods.selecting import attach_whole
 from tunewright.methods.targets import MethodSection, Names
 from tunewright.models.anatomy import Anatomy
@@ -36,7 +36,6 @@ from tunewright.models.shape import ModelShape
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
-    from transformers import PreTrainedModel
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -155,9 +154,7 @@ def window(gradient: Tensor, rank: int, left: bool) -> Tensor:
     leaves="model",
     rate=4e-5,  # for long runs at scale 0.25: docs/methods/galore.md
 )
-def galore(
-    config: GaLoreConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def galore(config: GaLoreConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train every weight; matrices in `targets` through a window. Raises ModelError (E-METHOD-09)
     for a rank that is no window."""
     chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
@@ -170,9 +167,7 @@ def galore(
     return attach_with_groups(model, chosen, through, galore_adamw, usual_rate("galore"))
 
 
-def chosen_matrices(
-    rank: int, targets: list[str], model: PreTrainedModel, anatomy: Anatomy
-) -> set[int]:
+def chosen_matrices(rank: int, targets: list[str], model: Model, anatomy: Anatomy) -> set[int]:
     """The ids of the weights that `targets` name and that are matrices. Raises ModelError
     (E-METHOD-09) for a rank above the smaller side of one."""
     weights = {
@@ -201,7 +196,7 @@ def chosen_matrices(
 
 
 def attach_with_groups(
-    model: PreTrainedModel,
+    model: Model,
     chosen: set[int],
     through: Group,
     optimizer_class: Callable[[], OptimizerClass],

@@ -24,7 +24,7 @@ from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.registry import method, usual_rate
 from tunewright.core.seeds import stream, stream_seed
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.methods.base_weights import HALF, BaseWeights
 from tunewright.methods.selecting import attach_whole_part
 from tunewright.methods.targets import MethodSection
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
-    from transformers import PreTrainedModel
 
 LEAST_EVERY, PERIODS = 5, 50
 """`every: auto`: the run is cut into so many periods, none shorter than this, because Adam's
@@ -130,7 +129,7 @@ def rounded_by_lot(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     leaves="model",
     rate=1e-4,
 )
-def lisa(config: LisaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def lisa(config: LisaConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the embedding, the head and a few blocks at a time. Raises ModelError (E-METHOD-02) for
     more blocks than the model has."""
     if config.blocks > len(anatomy.blocks):

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from tunewright.core.errors import ModelError, Problem, problem
 from tunewright.core.registry import method
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
@@ -37,7 +37,7 @@ from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 SHARE = 4
 """Default: one new block for so many old ones, as 8 for the paper's 32."""
@@ -97,7 +97,7 @@ def places(layers: int, new: int) -> list[int]:
     return [round((group + 1) * layers / new) - 1 for group in range(new)]
 
 
-def expand(model: PreTrainedModel, config: LlamaProConfig, anatomy: Anatomy) -> list[str]:
+def expand(model: Model, config: LlamaProConfig, anatomy: Anatomy) -> list[str]:
     """Put the new blocks into `model` and its configuration. Returns their names.
 
     Raises ModelError: E-METHOD-70 for more new blocks than old ones, E-METHOD-71 for a family whose
@@ -193,7 +193,7 @@ def obstacles(config: LlamaProConfig, model_config: PreTrainedConfig) -> list[Pr
     )
 
 
-def _said(model: PreTrainedModel) -> Tensor | None:
+def _said(model: Model) -> Tensor | None:
     """The logits of a few tokens; None on the meta device."""
     import torch
 
@@ -205,7 +205,7 @@ def _said(model: PreTrainedModel) -> Tensor | None:
         return model(input_ids=ids, use_cache=False).logits
 
 
-def _hands_on(model: PreTrainedModel, before: Tensor | None) -> bool:
+def _hands_on(model: Model, before: Tensor | None) -> bool:
     """Whether the model with new blocks still is the base. An expert or a scale that nobody
     silenced shows here."""
     import torch
@@ -252,7 +252,7 @@ def _silent(block: nn.Module, name: str, outputs: list[str]) -> nn.Module:
 
 
 def load_blocks(
-    config: LlamaProConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
+    config: LlamaProConfig, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved blocks of `folder` between those of `model`. Raises ModelError (E-METHOD-41,
     E-METHOD-42) where they do not fit."""
@@ -270,9 +270,7 @@ def load_blocks(
     obstacles=obstacles,
     rate=1e-4,
 )
-def llama_pro(
-    config: LlamaProConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def llama_pro(config: LlamaProConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train new blocks between the frozen ones. Raises ModelError (E-METHOD-70, E-METHOD-71)."""
     for p in model.parameters():
         p.requires_grad_(False)

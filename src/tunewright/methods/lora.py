@@ -8,21 +8,18 @@ and in how fast B learns (LoRA+).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import CompatError, problem
 from tunewright.core.registry import method, usual_rate
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.methods import word_rows
 from tunewright.methods.lora_starts import start_from_rounding, start_from_rows, start_from_weights
 from tunewright.methods.peft import attach_peft, placing, require_linear, wrap
 from tunewright.methods.targets import LowRankSection, cap_rank, chosen_layers
 from tunewright.models.anatomy import Anatomy
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 EVA_WITHOUT_WORDS = "new_tokens does not go with eva, whose start in PEFT takes every layer of an adapter for a low-rank one: use another kind"
 
@@ -134,7 +131,7 @@ _PRODUCT = "a thin product of two matrices beside chosen linear layers"
     peft_types=("LORA",),
     peft_fields=FIELDS,
 )
-def lora(config: LoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def lora(config: LoraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Put LoRA layers on `model`. Only A and B train, in float32 whatever the base computes in; B
     starts at 0, so nothing changes at step 0.
 
@@ -164,9 +161,7 @@ def lora(config: LoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     peft_types=("LORA",),
     goes_on=False,
 )
-def rslora(
-    config: RsLoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def rslora(config: RsLoraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Rank-stabilised LoRA (Kalajdzievski 2023): y = W x + (alpha / sqrt(rank)) B A x."""
     return _attach(config, model, anatomy, base_path, rslora=True)
 
@@ -182,7 +177,7 @@ def rslora(
     peft_types=("LORA",),
     goes_on=False,
 )
-def dora(config: DoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def dora(config: DoraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Weight-decomposed LoRA (Liu et al. 2024): W' = m (W + s B A) / ||W + s B A||, the norm taken
     for each output; m starts at ||W||."""
     return _attach(config, model, anatomy, base_path, dora=True)
@@ -200,9 +195,7 @@ def dora(config: DoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     goes_on=False,
     continued=lambda attached, config: faster_b(attached, config.ratio),
 )
-def lora_plus(
-    config: LoraPlusConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def lora_plus(config: LoraPlusConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """LoRA+ (Hayou et al. 2024): the update of LoRA, with B learning `ratio` times as fast as A."""
     attached = _attach(config, model, anatomy, base_path)
     faster_b(attached, config.ratio)
@@ -220,9 +213,7 @@ def lora_plus(
     goes_on=False,
     needs_weights=True,
 )
-def pissa(
-    config: PissaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def pissa(config: PissaConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Principal singular values and vectors adaptation (Meng et al. 2024): with W = U S V^T, A =
     sqrt(S_r) V_r^T, B = U_r sqrt(S_r), and y = (W - s B0 A0) x + s B A x. What B0 A0 takes away is
     subtracted beside the weights, which stay as they are (`methods/lora_starts.py`)."""
@@ -240,9 +231,7 @@ def pissa(
     goes_on=False,
     needs_weights=True,
 )
-def olora(
-    config: OloraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def olora(config: OloraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Orthonormal LoRA (Büyükakyüz 2024): with W = Q R, B = Q_r and A = R_r, and y = (W - s B0 A0)
     x + s B A x, as `pissa` does it."""
     return _attach(config, model, anatomy, base_path, start="olora")
@@ -260,7 +249,7 @@ def olora(
     goes_on=False,
     needs_weights=True,
 )
-def eva(config: EvaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def eva(config: EvaConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Explained variance adaptation (Paischer et al. 2024): y = W x + s B A x; with the inputs of
     the layer on some rows X = U S V^T, A starts at the first rows of V^T and B at 0.
     `Attached.look` is told the rows."""
@@ -280,9 +269,7 @@ def eva(config: EvaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: 
     goes_on=False,
     needs_weights=True,
 )
-def loftq(
-    config: LoftqConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def loftq(config: LoftqConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """LoRA-aware quantisation (Li et al. 2023): y = Q x + s B A x with Q = quantised(W); s B A
     starts as the best product of its rank for W - Q."""
     return _attach(config, model, anatomy, base_path, start="loftq", niter=config.niter)
@@ -290,7 +277,7 @@ def loftq(
 
 def _attach(
     config: LowRankSection,
-    model: PreTrainedModel,
+    model: Model,
     anatomy: Anatomy,
     base_path: str,
     *,

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.core.files import write_json
 from tunewright.core.registry import usual_rate
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.core.words import say
 from tunewright.methods.peft import attach_peft, settings_of
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 MARK = "tunewright_start.json"
 """Stands in the folder of an adapter that fits only a base quantised as its own was."""
@@ -119,7 +118,7 @@ def start_from_rows(attached: Attached, wrapped: PeftModel, rank: int) -> Attach
 
         batches, passes = _batches(rows, 2 * rank, wrapped.device), [0]
 
-        def forward(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
+        def forward(model: Model, inputs: dict[str, Tensor]) -> None:
             passes[0] += 1
             if passes[0] > MOST_PASSES:
                 raise CompatError(

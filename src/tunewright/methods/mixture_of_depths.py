@@ -52,7 +52,7 @@ from pydantic import Field
 
 from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.core.registry import method, usual_rate
-from tunewright.core.types import Attached, Needs, Term
+from tunewright.core.types import Attached, Model, Needs, Term
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
@@ -64,7 +64,7 @@ from tunewright.models.shape import ModelShape
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache
 
     from tunewright.methods.layers import Router
 
@@ -301,9 +301,7 @@ def block_config(block: nn.Module) -> object:
     return next((m.config for m in block.modules() if hasattr(m, "config")), None)
 
 
-def _routed_blocks(
-    config: MixtureOfDepthsConfig, anatomy: Anatomy, model: PreTrainedModel
-) -> list[str]:
+def _routed_blocks(config: MixtureOfDepthsConfig, anatomy: Anatomy, model: Model) -> list[str]:
     """Names of the blocks to route. Raises CompatError (E-METHOD-46) for a model whose blocks do
     not all see everything, or with too few blocks."""
     text = model.config.get_text_config()
@@ -335,7 +333,7 @@ def _routed_blocks(
     rate=5e-5,
 )
 def mixture_of_depths(
-    config: MixtureOfDepthsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: MixtureOfDepthsConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Route every `every`-th block of `model`. Routers and predictors train in float32, and so do
     the weights of the base that `train` names."""
@@ -371,7 +369,7 @@ def mixture_of_depths(
     return _attached(config, model, base_path, routing, part, parameters, set(new))
 
 
-def _routers(model: PreTrainedModel) -> dict[str, Router]:
+def _routers(model: Model) -> dict[str, Router]:
     """The routers by the names of their blocks."""
     return {
         name.removesuffix(f".{ROUTER}"): m
@@ -385,7 +383,7 @@ def part_dtype(part: BaseWeights, reference: Tensor) -> torch.dtype:
     return next(iter(part.dtypes.values()), reference.dtype)
 
 
-def _watch_mask(model: PreTrainedModel, routing: _Routing) -> None:
+def _watch_mask(model: Model, routing: _Routing) -> None:
     """Note the attention mask with which the body of `model` is called: blocks see only what was
     made of it."""
     body = getattr(model, model.base_model_prefix)
@@ -399,7 +397,7 @@ def _watch_mask(model: PreTrainedModel, routing: _Routing) -> None:
 
 def _attached(
     config: MixtureOfDepthsConfig,
-    model: PreTrainedModel,
+    model: Model,
     base_path: str,
     routing: _Routing,
     part: BaseWeights,
@@ -493,11 +491,7 @@ def _attached(
 
 
 def load(
-    config: MixtureOfDepthsConfig,
-    model: PreTrainedModel,
-    folder: Path,
-    base_path: str,
-    trainable: bool,
+    config: MixtureOfDepthsConfig, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved routers and weights of `folder` on `model`. Raises ModelError (E-METHOD-42) where
     they do not fit."""
@@ -522,13 +516,13 @@ def load(
     return attached
 
 
-def routing_of(model: PreTrainedModel) -> _Routing:
+def routing_of(model: Model) -> _Routing:
     """The routing that `mixture_of_depths` left on a model."""
     routing: _Routing = vars(model)["depth_routing"]
     return routing
 
 
-def agreement(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor | None = None) -> float:
+def agreement(model: Model, ids_BT: Tensor, mask_BT: Tensor | None = None) -> float:
     """Share of (routed block, token) decisions that come out the same when the model learns and
     when it writes, on the given texts.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import CompatError, first_line, problem
 from tunewright.core.registry import kinds_of_peft_type, usual_rate
-from tunewright.core.types import Attached, Needs
+from tunewright.core.types import Attached, Model, Needs
 from tunewright.core.words import say
 from tunewright.methods.base_weights import in_number_type_of
 
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     import peft
     from peft import PeftModel
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 RATE, OTHER_RATES = 2e-4, {"LN_TUNING": 1e-3}
 """The rate of PEFT types that no kind is saved as; of those that one is, its own."""
 
 
-def wrap(model: PreTrainedModel, settings: peft.PeftConfig, base_path: str) -> PeftModel:
+def wrap(model: Model, settings: peft.PeftConfig, base_path: str) -> PeftModel:
     """PEFT's model around `model`, all its own parameters in float32. Raises CompatError with
     PEFT's own words where it refuses."""
     import peft
@@ -260,14 +259,14 @@ def fuse(wrapped: PeftModel) -> int:
     return count
 
 
-def require_linear(model: PreTrainedModel, names: list[str], kind: str) -> None:
+def require_linear(model: Model, names: list[str], kind: str) -> None:
     """Raise CompatError where PEFT's layers of this kind have no form for GPT-2's Conv1D."""
     for name in names:
         if type(model.get_submodule(name)).__name__ == "Conv1D":
             raise CompatError(problem("E-METHOD-21", "method.kind", kind=kind, module=name))
 
 
-def placing(model: PreTrainedModel, names: list[str]) -> dict[str, Any]:
+def placing(model: Model, names: list[str]) -> dict[str, Any]:
     """What every layer-wise PEFT config says about where it sits."""
     found: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": short_names(model, names)}
     if all(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names):
@@ -275,7 +274,7 @@ def placing(model: PreTrainedModel, names: list[str]) -> dict[str, Any]:
     return found
 
 
-def short_names(model: PreTrainedModel, names: list[str]) -> list[str]:
+def short_names(model: Model, names: list[str]) -> list[str]:
     """Last components of module names where they select exactly `names` in `model`, else the full
     names: keeps adapter_config.json readable."""
     suffixes = {name.rsplit(".", 1)[-1] for name in names}

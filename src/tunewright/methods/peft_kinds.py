@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from tunewright.core.errors import CompatError, ConfigError, problem, raise_all
 from tunewright.core.registry import method
-from tunewright.core.types import Attached, Term
+from tunewright.core.types import Attached, Model, Term
 from tunewright.core.words import say
 from tunewright.methods.peft import attach_peft, placing, require_linear, settings_of, wrap
 from tunewright.methods.prompts import attach_prompt, wrap_prompt
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import peft
     from peft import PeftModel
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
 
 class LohaConfig(TargetSection):
@@ -235,7 +234,7 @@ def _scale(config: LohaConfig | LokrConfig) -> float:
     peft_types=("LOHA",),
     peft_fields={"rank": "r", "alpha": "alpha"},
 )
-def loha(config: LohaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def loha(config: LohaConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Low-rank Hadamard product (Hyeon-Woo et al. 2021; LyCORIS): W' = W + (alpha / rank) (A1 B1) *
     (A2 B2)."""
     import peft
@@ -267,7 +266,7 @@ def loha(config: LohaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
         "decompose_both": "decompose_both",
     },
 )
-def lokr(config: LokrConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def lokr(config: LokrConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron (A B)."""
     import peft
 
@@ -296,7 +295,7 @@ def lokr(config: LokrConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     rate=5e-3,
     peft_types=("IA3",),
 )
-def ia3(config: Ia3Config, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def ia3(config: Ia3Config, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """(IA)^3 (Liu et al. 2022): keys, values and the input of the feed-forward's last layer are
     multiplied by learnt factors that start at 1."""
     import peft
@@ -334,7 +333,7 @@ def ia3(config: Ia3Config, model: PreTrainedModel, anatomy: Anatomy, base_path: 
     peft_types=("VERA",),
     peft_fields={"rank": "r", "dropout": "vera_dropout", "seed": "projection_prng_key"},
 )
-def vera(config: VeraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def vera(config: VeraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Vector-based random matrix adaptation (Kopiczko et al. 2023): W' = W + diag(b) B diag(d) A
     with A, B random and shared; b starts at 0."""
     import peft
@@ -359,7 +358,7 @@ def vera(config: VeraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     peft_types=("OFT",),
     peft_fields={"block_size": "oft_block_size"},
 )
-def oft(config: OftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def oft(config: OftConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Orthogonal fine-tuning (Qiu et al. 2023), turning the inputs: y = W (R x) with R
     block-diagonal and orthogonal by Cayley's transform."""
     import peft
@@ -389,7 +388,7 @@ def oft(config: OftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: 
         "dropout": "boft_dropout",
     },
 )
-def boft(config: BoftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def boft(config: BoftConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Butterfly orthogonal fine-tuning (Liu et al. 2023): W' = diag(s) (W R) with R = B_1 ... B_m,
     each B_i block-diagonal and orthogonal (Cayley) after a butterfly permutation. Raises
     CompatError (E-METHOD-64) for m above 1 where PEFT would silently take 1, because its kernel is
@@ -440,9 +439,7 @@ def boft(config: BoftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
         "dropout": "lora_dropout",
     },
 )
-def adalora(
-    config: AdaloraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def adalora(config: AdaloraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Adaptive budget allocation (Zhang et al. 2023): W' = W + s P diag(e) Q; the least important
     entries of e are set to 0 until the mean rank is `rank`, on a cubic schedule over the run; a
     penalty keeps P and Q near orthogonal."""
@@ -573,9 +570,7 @@ catalogue."""
     trains="what the PEFT type trains",
     needs_weights=True,
 )
-def peft_type(
-    config: PeftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def peft_type(config: PeftConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Any PEFT type on the model. Raises ConfigError for a type or option that PEFT does not have,
     CompatError for what cannot be trained here."""
     settings_class = config_class(config)

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from tunewright.core.errors import CompatError, ConfigError, Problem, problem, raise_all
 from tunewright.core.registry import method, usual_rate
-from tunewright.core.types import Attached, Needs, VirtualPrompt
+from tunewright.core.types import Attached, Model, Needs, VirtualPrompt
 from tunewright.core.words import say
 from tunewright.methods.peft import rate_of_type, settings_of, wrap
 from tunewright.methods.targets import MethodSection
@@ -31,7 +31,7 @@ from tunewright.text.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 FIELDS = {"num_tokens": "num_virtual_tokens"}
 """Where PEFT's descriptions of prompts hold our fields."""
@@ -154,7 +154,7 @@ _NO_MERGE = "a learnt prompt stands before the input"
     peft_fields=FIELDS,
 )
 def prompt_tuning(
-    config: PromptTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: PromptTuningConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Prompt tuning (Lester et al. 2021): the model reads [P; X] with P (M, D) trained."""
     import peft
@@ -186,9 +186,7 @@ def prompt_tuning(
     peft_types=("P_TUNING", "PROMPT_TUNING"),
     goes_on=False,
 )
-def p_tuning(
-    config: PTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def p_tuning(config: PTuningConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """P-tuning (Liu et al. 2021): the model reads [f(E); X] with E (M, D) and the network f
     trained. It changes nothing inside the model."""
     import peft
@@ -216,7 +214,7 @@ def p_tuning(
     goes_on=False,
 )
 def prefix_tuning(
-    config: PrefixTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: PrefixTuningConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Prefix tuning (Li and Liang 2021): in every layer attention reads [K_p; K] and [V_p; V],
     where (K_p, V_p) = MLP(E) for all layers at once."""
@@ -246,7 +244,7 @@ def prefix_tuning(
     peft_fields=FIELDS,
 )
 def p_tuning_v2(
-    config: PTuningV2Config, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: PTuningV2Config, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """P-tuning v2 (Liu et al. 2021): the keys and values of a prefix in every layer, trained
     directly: no network, no projection.
@@ -294,7 +292,7 @@ def embedding_of(wrapped: PeftModel) -> nn.Embedding:
     return embedding
 
 
-def _tokens_of(text: str, model: PreTrainedModel, count: int) -> Tensor:
+def _tokens_of(text: str, model: Model, count: int) -> Tensor:
     """(count,) token ids of a text, repeated or cut, by the tokenizer that lies beside the model's
     weights. Raises ConfigError when there are none."""
     import torch
@@ -320,7 +318,7 @@ def key_shapes(text: PreTrainedConfig) -> list[tuple[int, int]]:
     return shapes
 
 
-def wrap_prompt(model: PreTrainedModel, settings: Any, base_path: str) -> PeftModel:
+def wrap_prompt(model: Model, settings: Any, base_path: str) -> PeftModel:
     """PEFT's model with a prompt encoder. Raises CompatError for a prompt that fills the context,
     or that the model cannot take."""
     text = model.config.get_text_config()

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.registry import method, usual_rate
-from tunewright.core.types import Attached, Needs
+from tunewright.core.types import Attached, Model, Needs
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
 from tunewright.methods.targets import MethodSection, Names
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.shape import ModelShape
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class FullConfig(MethodSection):
@@ -127,7 +124,7 @@ class EmbeddingsConfig(MethodSection):
 
 
 def load_part(
-    config: MethodSection, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
+    config: MethodSection, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved weights of `folder` in `model`. Raises ModelError (E-METHOD-41, E-METHOD-42) where
     they do not fit."""
@@ -176,12 +173,12 @@ def attach_part(part: BaseWeights, kind: str, config: MethodSection, base_path: 
     leaves="model",
     rate=2e-5,
 )
-def full(config: FullConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def full(config: FullConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train every weight, in float32 whatever the model computes in."""
     return attach_whole(model, usual_rate("full"))
 
 
-def attach_whole(model: PreTrainedModel, learning_rate: float) -> Attached:
+def attach_whole(model: Model, learning_rate: float) -> Attached:
     """The `Attached` of a model of which every weight trains. The run leaves a whole model."""
     return attach_whole_part(
         BaseWeights(model, [name for name, _ in model.named_parameters()], keep=False),
@@ -212,9 +209,7 @@ def attach_whole_part(part: BaseWeights, learning_rate: float) -> Attached:
     load=load_part,
     rate=5e-5,
 )
-def freeze(
-    config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def freeze(config: FreezeConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the last blocks or named parts; the rest stays. Raises ModelError for what the model
     does not have."""
     return attach_part(
@@ -225,7 +220,7 @@ def freeze(
     )
 
 
-def frozen_but(config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
+def frozen_but(config: FreezeConfig, model: Model, anatomy: Anatomy) -> list[str]:
     """Names of the parameters that a freeze config lets train, in the model's order."""
     blocks = config.blocks if config.blocks is not None or config.targets or config.patterns else 2
     if blocks is not None and blocks > len(anatomy.blocks):
@@ -263,7 +258,7 @@ def frozen_but(config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy) -
     return saved.in_order(model, names)
 
 
-def parameters_of(model: PreTrainedModel, modules: list[str]) -> list[str]:
+def parameters_of(model: Model, modules: list[str]) -> list[str]:
     """Names, as `named_parameters` gives them, of all parameters in the named modules. A tied
     matrix goes by its first name."""
     inside = {id(p) for name in modules for p in model.get_submodule(name).parameters()}
@@ -278,9 +273,7 @@ def parameters_of(model: PreTrainedModel, modules: list[str]) -> list[str]:
     load=load_part,
     rate=1e-3,  # biases and norms are few and need larger moves; a matrix is easily spoilt
 )
-def bitfit(
-    config: BitFitConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def bitfit(config: BitFitConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the biases. Raises ModelError (E-METHOD-01) for a model that has none, which is most of
     the Llama kind."""
     modules = anatomy.select(config.targets) if config.targets else anatomy.modules
@@ -312,9 +305,7 @@ def bitfit(
     load=load_part,
     rate=1e-3,  # biases and norms are few and need larger moves; a matrix is easily spoilt
 )
-def norms(
-    config: NormsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def norms(config: NormsConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the scales and shifts of every normalisation. Raises ModelError (E-METHOD-06) where
     none has any."""
     names = parameters_of(model, anatomy.roles.get("norm", []))
@@ -332,7 +323,7 @@ def norms(
     rate=2e-4,
 )
 def embeddings(
-    config: EmbeddingsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: EmbeddingsConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Train the token embedding, and with `head` the output head; where they are tied they are one
     matrix and stay one."""
