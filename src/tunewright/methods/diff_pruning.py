@@ -42,8 +42,8 @@ from tunewright.core.errors import ConfigError, ModelError, problem
 from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Model, Needs, Term
 from tunewright.methods import saved
-from tunewright.methods.targets import MethodSection, Names
-from tunewright.models.anatomy import WHOLE, Anatomy, shape_of
+from tunewright.methods.targets import MethodSection, Names, chosen_roles
+from tunewright.models.anatomy import Anatomy, shape_of
 from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -89,22 +89,9 @@ class DiffPruningConfig(MethodSection):
         return self
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py): a difference and a gate for
-        each weight of the chosen matrices."""
-        wanted: set[str] = set()
-        for target in self.targets:
-            group = target in ("attention", "mlp")
-            wanted |= {
-                r
-                for r in shape.matrices
-                if target in WHOLE
-                or (group and r.startswith(f"{target}."))
-                or r == shape.targets.get(target, target)
-            }
-        return int(
-            2 * sum(shape.matrices[role].weights for role in wanted)
-            + (sum(shape.matrices[r].count for r in wanted) if self.structured else 0)
-        )
+        """A difference and a gate for each weight of the chosen matrices."""
+        chosen = [shape.matrices[role] for role in chosen_roles(self.targets, shape)]
+        return 2 * sum(m.weights for m in chosen) + sum(m.count * self.structured for m in chosen)
 
 
 def gaps_of(positions: Tensor) -> Tensor:

@@ -240,9 +240,8 @@ def _silent(block: nn.Module, name: str, outputs: list[str]) -> nn.Module:
     }
     made = copy.deepcopy(block, dict(shared))
     for module in made.modules():
-        vars(module).pop(
-            "forward", None
-        )  # a faster form put on the old module (`models/fast.py`) would go on computing with the old weights
+        # A faster form on the old module (`kernels/fused.py`) would compute with the old weights.
+        vars(module).pop("forward", None)
     with torch.no_grad():
         for output in outputs:
             if output.startswith(f"{name}."):

@@ -21,7 +21,10 @@ from tunewright.methods.peft import attach_peft, placing, require_linear, wrap
 from tunewright.methods.targets import LowRankSection, cap_rank, chosen_layers
 from tunewright.models.anatomy import Anatomy
 
-EVA_WITHOUT_WORDS = "new_tokens does not go with eva, whose start in PEFT takes every layer of an adapter for a low-rank one: use another kind"
+EVA_WITHOUT_WORDS = (
+    "new_tokens does not go with eva, whose start in PEFT takes every layer of an adapter for a "
+    "low-rank one: use another kind"
+)
 
 
 class LoraConfig(LowRankSection):
@@ -87,7 +90,7 @@ class OloraConfig(LowRankSection):
 
 
 class EvaConfig(LowRankSection):
-    """LoRA that starts at the directions in which the inputs of each layer vary most on your rows."""
+    """LoRA that starts at the directions in which each layer's inputs vary most on your rows."""
 
     rho: float = Field(default=1.0, ge=1)
     """Above 1, ranks move to layers whose inputs have more directions: a layer gets at most rho *

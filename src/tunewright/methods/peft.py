@@ -1,4 +1,4 @@
-"""What every method of PEFT's shares: PEFT's layers put on a model, and what a run must know of them.
+"""What all methods of PEFT's share: layers put on a model, and what a run must know of them.
 
 `wrap` puts an adapter of any type on a model, `attach_peft` is the end that all of them share, new
 or loaded. Learnt prompts stand before the input and not on layers: `methods/prompts.py`.

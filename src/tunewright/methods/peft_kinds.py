@@ -40,7 +40,7 @@ class LohaConfig(TargetSection):
     """Strength: the update is multiplied by alpha / rank. Default: the rank."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py): two products for each matrix."""
+        """Two products for each matrix."""
         return int(
             sum(2 * self.rank * m.count * (m.inputs + m.outputs) for m in self.matrices(shape))
         )
@@ -96,7 +96,7 @@ class AdaloraConfig(TargetSection):
     """Weight of the penalty that keeps the directions of each layer apart."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` at the start, when every layer has `start_rank`."""
+        """As at the start, when every layer has `start_rank`."""
         first = self.start_rank or -(-3 * self.rank // 2)
         return int(sum(m.count * first * (m.inputs + m.outputs + 1) for m in self.matrices(shape)))
 
@@ -267,14 +267,14 @@ def loha(config: LohaConfig, model: Model, anatomy: Anatomy, base_path: str) -> 
     },
 )
 def lokr(config: LokrConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
-    """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron (A B)."""
+    """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron
+    (A B)."""
     import peft
 
     names = chosen_layers(config, model, anatomy)
     require_linear(model, names, "lokr")
-    cap_rank(
-        model, names, config.rank
-    )  # a factor that is smaller than the rank stays whole, so only a rank above every layer is refused
+    # A factor smaller than the rank stays whole, so only a rank above every layer is refused.
+    cap_rank(model, names, config.rank)
     settings = peft.LoKrConfig(
         r=config.rank,
         alpha=_scale(config),  # type: ignore[arg-type]
@@ -513,9 +513,8 @@ def schedule_ranks(
 
     def after_update(step: int) -> None:
         if step == settles_at() and not allocator.exp_avg_ipt:
-            allocator.update_ipt(
-                tuner.model
-            )  # the ranks are decided at the very first step, before PEFT has looked at any gradient
+            # The ranks are decided at the very first step, before PEFT has looked at any gradient.
+            allocator.update_ipt(tuner.model)
         tuner.update_and_allocate(step)
 
     attached.begin, attached.after_update, attached.complete_from = begin, after_update, settles_at

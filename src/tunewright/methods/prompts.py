@@ -306,7 +306,7 @@ def _tokens_of(text: str, model: Model, count: int) -> Tensor:
 
 
 def key_shapes(text: PreTrainedConfig) -> list[tuple[int, int]]:
-    """For each layer (heads, head size) of its keys, which differ between layers in some families."""
+    """For each layer (heads, head size) of its keys; in some families layers differ."""
     by_layer = getattr(text, "per_layer_config", None)
     shapes = []
     for number in range(text.num_hidden_layers):
