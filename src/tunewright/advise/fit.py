@@ -17,7 +17,6 @@ from typing import Any
 
 from tunewright.advise import memory, speed
 from tunewright.advise.memory import Work
-from tunewright.advise.shape import BYTES, ModelShape, rank_of, trainable_parameters
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import ConfigError, Problem, TunewrightError, UsageError, problem
 from tunewright.core.files import readable_size
@@ -27,6 +26,7 @@ from tunewright.core.telling import duration
 from tunewright.core.types import Objective, OwnAnswers, Rollouts, Sample
 from tunewright.core.words import say
 from tunewright.engine.schedule import batch_size_for, make_schedule, measuring_of
+from tunewright.models.shape import BYTES, ModelShape, rank_of, trainable_parameters
 from tunewright.sources import headers
 
 TIGHT = 0.85

@@ -1,7 +1,7 @@
 """What there is to choose from: methods with what they cost, objectives, formats, families of
 models, error codes; as rows and as a table.
 
-Shares are counted from sizes alone (`advise/shape.py`) with each method's default options, so a
+Shares are counted from sizes alone (`models/shape.py`) with each method's default options, so a
 list needs no weights and no torch.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunewright.advise.shape import ModelShape, trainable_parameters
 from tunewright.core import registry
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.words import error_codes, error_text, say
+from tunewright.models.shape import ModelShape, trainable_parameters
 
 SHAPE = {
     "model_type": "llama",
