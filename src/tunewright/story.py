@@ -25,6 +25,7 @@ from tunewright.core.errors import (
     raise_all,
 )
 from tunewright.core.files import readable_size, write_json, write_text
+from tunewright.core.machine import available_bytes, keep_freed_memory, return_freed_memory
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, objective_of, parse_run
 from tunewright.core.telling import Tell, duration
@@ -340,7 +341,6 @@ class _Story:
 
     def tell_it(self) -> Finished:
         from tunewright.engine import placement
-        from tunewright.models.kernels.fused import keep_freed_memory
 
         world = placement.start(self.config.engine, (self.p.data.train, self.p.data.report))
         if world.device == "cpu":
@@ -434,7 +434,7 @@ class _Story:
             layout=layout,
             probes=len(self.probes),
         )
-        fit.require(found, fit.available_bytes(w.device))
+        fit.require(found, available_bytes(w.device))
 
     def _resume_point(self) -> checkpoint.Checkpoint | None:
         if not self.resume:
@@ -707,7 +707,6 @@ class _Story:
         from tunewright.methods.saved import put_on
         from tunewright.models import load
         from tunewright.models.generate import answering
-        from tunewright.models.kernels.fused import return_freed_memory
 
         self.doing = "train.doing.ask_after"
         whole = self.attached.saves_model

@@ -296,7 +296,7 @@ MEMORY = """
 import gc, sys, torch
 torch.set_num_threads(1)
 from transformers import LlamaConfig, LlamaForCausalLM
-from tunewright.models.kernels.fused import keep_freed_memory, return_freed_memory
+from tunewright.core.machine import keep_freed_memory, return_freed_memory
 from tunewright.models.quantised import quantise_model
 keep_freed_memory()
 

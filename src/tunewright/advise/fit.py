@@ -400,17 +400,6 @@ def shape_of(folder: Path) -> ModelShape:
     )
 
 
-def available_bytes(device: str) -> int:
-    """Memory of the device in all, not what happens to be free now."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    from tunewright.engine.placement import total_memory
-
-    return total_memory()
-
-
 # ---- what would fit
 
 
@@ -639,7 +628,6 @@ __all__ = [
     "Estimate",
     "ModelShape",
     "SampleFacts",
-    "available_bytes",
     "describe",
     "estimate",
     "largest_fitting",
