@@ -35,7 +35,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 3},
     "rslora": {"rank": 5},
     "dora": {"rank": 2},
-    "ia3": {},
     "bitfit": {},
     "diff_pruning": {"target": 0.2},
     "full": {},
@@ -102,6 +101,10 @@ EXPORTERS: dict[str, Exporter] = {
     "safetensors": Exporter(lambda at, out: convert(at.pickled, out, lambda line: None)),
 }
 every_name = pytest.mark.parametrize("name", list(EXPORTERS))
+each_way = pytest.mark.parametrize(
+    "name", ["merge lora", *(n for n in EXPORTERS if n.removeprefix("merge ") not in KINDS)]
+)
+"""Of adapters one kind, where it makes no difference which."""
 
 
 def save(base: Path, folder: Path, kind: str) -> Path:
@@ -171,7 +174,7 @@ def logits(target: Path) -> torch.Tensor:
     return found
 
 
-@every_name
+@each_way
 def test_what_is_there_already_is_never_touched(name: str, at: Places, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -230,7 +233,7 @@ def put(failing: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "save_file", failing, raising=False)
 
 
-@every_name
+@each_way
 def test_a_failure_leaves_nothing(
     name: str, at: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +252,7 @@ def full_disk(place: Path, plan: Any) -> list[str]:
     raise OSError(28, "No space left on device")
 
 
-@every_name
+@each_way
 def test_a_folder_that_cannot_get_its_name_leaves_nothing(
     name: str, at: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +269,7 @@ def test_a_folder_that_cannot_get_its_name_leaves_nothing(
     assert left_in(tmp_path) == []
 
 
-@every_name
+@each_way
 def test_a_tensor_that_is_wrong_in_the_files_is_noticed(
     name: str, at: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
