@@ -9,13 +9,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunewright.core import publish
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import ConfigError, UsageError, problem
 from tunewright.core.files import write_json, write_text
-from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_value
+from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_value, value_text
 
 
 def default_out(config: RunConfig, kind: str) -> Path:
@@ -82,30 +80,21 @@ def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
         raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
 
 
-def _shown(value: Any) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-        .replace("\n...\n", "")
-        .strip()
-    )
-
-
 def run_text(parsed: ParsedRun, resolved: dict[str, Any], reasons: dict[str, str]) -> str:
     """run.yaml: every value as resolved, with where it came from as a comment at the end of the
     line."""
+
+    def line(indent: str, key: str, value: Any) -> str:
+        name, text = key.rpartition(".")[2], value_text(resolved.get(key, value))
+        return f"{indent}{name}: {text}  # {_origin(key, parsed, resolved, reasons)}"
+
     lines: list[str] = []
     for section, content in as_dict(parsed.config).items():
         if isinstance(content, dict):
             lines.append(f"{section}:")
-            for name, value in content.items():
-                key = f"{section}.{name}"
-                lines.append(
-                    f"  {name}: {_shown(resolved.get(key, value))}  # {_origin(key, parsed, resolved, reasons)}"
-                )
+            lines += [line("  ", f"{section}.{name}", value) for name, value in content.items()]
         else:
-            lines.append(
-                f"{section}: {_shown(resolved.get(section, content))}  # {_origin(section, parsed, resolved, reasons)}"
-            )
+            lines.append(line("", section, content))
     return "\n".join(lines) + "\n"
 
 
