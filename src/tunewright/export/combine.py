@@ -120,34 +120,24 @@ def _prove(
     if way == "cat":
         error = max(error, distance)
     elif way == "svd":
-        least = (
-            sum(
-                float(torch.linalg.svdvals(update)[rank:].square().sum())
-                for update in wanted.values()
-            )
-            ** 0.5
-        )
-        whole = max(
-            sum(float(update.square().sum()) for update in wanted.values()) ** 0.5,
-            1e-2 * size,
-            1e-30,
-        )
-        error = max(error, distance - (1 + BEST) * least / whole)
+        error = max(error, distance - (1 + BEST) * _least_distance(wanted, rank, size))
     if not error <= LARGEST_ERROR:
-        raise ExportError(
-            problem(
-                "E-EXPORT-13",
-                str(folder),
-                way=way,
-                error=f"{error:.1e}",
-                limit=f"{LARGEST_ERROR:g}",
-            )
-        )
+        shown = {"way": way, "error": f"{error:.1e}", "limit": f"{LARGEST_ERROR:g}"}
+        raise ExportError(problem("E-EXPORT-13", str(folder), **shown))
     return {
         "verdict": "equal" if way == "cat" else "as stated",
         "relative_error": max(error, 0.0),
         "distance_from_sum": distance,
     }
+
+
+def _least_distance(wanted: dict[str, Any], rank: int, size: float) -> float:
+    """How far the best update of a rank is from the wanted one, measured as `_distance` does."""
+    import torch
+
+    least = sum(float(torch.linalg.svdvals(w)[rank:].square().sum()) for w in wanted.values())
+    whole = sum(float(w.square().sum()) for w in wanted.values())
+    return least**0.5 / max(whole**0.5, 1e-2 * size, 1e-30)
 
 
 def _updates(products: dict[str, tuple[Any, Any, float]]) -> dict[str, Any]:

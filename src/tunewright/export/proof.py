@@ -20,6 +20,7 @@ from tunewright.core.errors import TunewrightError, problem
 from tunewright.core.telling import Tell, silent
 from tunewright.core.types import Message
 from tunewright.core.words import say
+from tunewright.data import inspect
 from tunewright.engine import opening
 from tunewright.export.folder import ExportError
 from tunewright.sources import headers
@@ -153,8 +154,6 @@ def _within(rows: list[list[int]], max_positions: int) -> list[list[int]]:
 def _rows_of_data(target: opening.Target, renderer: Any) -> list[list[int]]:
     """The first rows of the run's data as token ids; none where the data is no longer there or no
     longer readable."""
-    from tunewright.data import inspect
-
     names = {
         key.removeprefix("data."): value
         for key, value in target.settings.items()
