@@ -48,6 +48,8 @@ from tunewright.core.telling import Quiet, Tell
 from tunewright.core.words import say
 from tunewright.methods import continuing
 from tunewright.record import folder as run_folder
+from tunewright.report import html
+from tunewright.report.stages import write_stages_report
 from tunewright.sources import find
 
 RECORD, SUMMARY = "pipeline.yaml", "summary.json"
@@ -211,14 +213,10 @@ class _Resolver:
         )
         try:
             made.parsed = parse_run(dict(given), dict(self.layer.where))
-            if (
-                "adapter" in real
-            ):  # the earlier stage's own words; what its adapter really has is read when it is there
-                for key in [
-                    key
-                    for key in made.parsed.given
-                    if key.startswith("method.") and key not in ("method.kind", *TRAINING)
-                ]:
+            # The earlier stage's own words; what its adapter really has is read when it is there.
+            own = ("method.kind", *TRAINING)
+            for key in list(made.parsed.given) if "adapter" in real else []:
+                if key.startswith("method.") and key not in own:
                     del made.parsed.given[key]
             beginning = {
                 key: value
@@ -542,76 +540,74 @@ def _create(pipeline: Pipeline) -> None:
 
 
 def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
+    """Run the stages that are not done. Whatever ends that, the summary says how far it came."""
+    rows: list[dict[str, Any]] = []
+    try:
+        _run_stages(pipeline, rows, tell)
+    except (TunewrightError, KeyboardInterrupt) as e:
+        stopped = isinstance(e, Interrupted | KeyboardInterrupt)
+        _remember_end(pipeline, rows, "stopped" if stopped else "failed", e)
+        tell.line(say("pipeline.stopped", folder=pipeline.out))
+        raise
+    except faults.UNFORESEEN as e:
+        doing = say("pipeline.doing", done=len(rows), count=len(pipeline.stages))
+        fault = faults.caught(e, pipeline.out, doing)
+        _remember_end(pipeline, rows, "failed", fault)
+        raise fault from e
+    summary = run_folder.read_summary(pipeline.out)
+    if summary.get("status") == "done":
+        further = run_folder.further(pipeline.out)
+        tell.line(say("train.already_done", folder=pipeline.out, further=further))
+        return story.Finished(pipeline.out, summary)
+    summary = _remember(pipeline, rows, "done")
+    last, page = pipeline.stages[-1].folder, pipeline.out / "report.html"
+    tell.line(say("pipeline.done", count=len(rows), page=page, folder=last))
+    return story.Finished(pipeline.out, summary)
+
+
+def _run_stages(pipeline: Pipeline, rows: list[dict[str, Any]], tell: Tell) -> None:
+    """Verify the stages that are done and run the others, one after the other; `rows` gets what the
+    summary keeps of each."""
     # A stage whose run is done and whose files nobody counted yet is looked at again.
     known = {
         row["name"]: row
         for row in run_folder.read_summary(pipeline.out).get("stages", [])
         if row.get("status") == "done" and "files" in row
     }
-    rows: list[dict[str, Any]] = []
+    for stage in pipeline.stages:
+        row = known.get(stage.name)
+        if row is not None:
+            _verify(stage, row)
+            rows.append(row)
+            tell.line(say("pipeline.verified", name=stage.name, count=len(row["files"])))
+            continue
+        tell.line(_heading(pipeline, stage))
+        _run_stage(stage, tell)
+        rows.append(_result_of(stage))
+        _remember(pipeline, rows, "running")
+
+
+def _remember_end(
+    pipeline: Pipeline, rows: list[dict[str, Any]], status: str, error: BaseException
+) -> None:
+    """Say in the summary what ended the pipeline; where that cannot be written, `error` says so."""
     try:
-        for stage in pipeline.stages:
-            if stage.name in known:
-                _verify(stage, known[stage.name])
-                rows.append(known[stage.name])
-                tell.line(
-                    say("pipeline.verified", name=stage.name, count=len(known[stage.name]["files"]))
-                )
-                continue
-            tell.line(_heading(pipeline, stage))
-            _run_stage(stage, tell)
-            rows.append(_result_of(stage))
-            _remember(pipeline, rows, "running")
-    except (TunewrightError, KeyboardInterrupt) as e:
-        stopped = isinstance(e, Interrupted | KeyboardInterrupt)
-        try:
-            _remember(pipeline, rows, "stopped" if stopped else "failed", str(e))
-        except faults.UNFORESEEN as unwritten:
-            if isinstance(e, TunewrightError):
-                e.add(faults.unwritten(unwritten, pipeline.out))
-        tell.line(say("pipeline.stopped", folder=pipeline.out))
-        raise
-    except faults.UNFORESEEN as e:
-        fault = faults.caught(
-            e, pipeline.out, say("pipeline.doing", done=len(rows), count=len(pipeline.stages))
-        )
-        try:
-            _remember(pipeline, rows, "failed", str(fault))
-        except faults.UNFORESEEN as unwritten:
-            fault.add(faults.unwritten(unwritten, pipeline.out))
-        raise fault from e
-    summary = run_folder.read_summary(pipeline.out)
-    if summary.get("status") == "done":
-        tell.line(
-            say("train.already_done", folder=pipeline.out, further=run_folder.further(pipeline.out))
-        )
-        return story.Finished(pipeline.out, summary)
-    summary = _remember(pipeline, rows, "done")
-    tell.line(
-        say(
-            "pipeline.done",
-            count=len(rows),
-            page=pipeline.out / "report.html",
-            folder=pipeline.stages[-1].folder,
-        )
-    )
-    return story.Finished(pipeline.out, summary)
+        _remember(pipeline, rows, status, str(error))
+    except faults.UNFORESEEN as unwritten:
+        if isinstance(error, TunewrightError):
+            error.add(faults.unwritten(unwritten, pipeline.out))
 
 
 def _run_stage(stage: Planned, tell: Tell) -> None:
     """Start or continue the run of a stage."""
-    from tunewright.report.html import write_report
-
     # Of a process that died while the folder appeared; nobody else writes here.
     publish.remove_left_overs(stage.folder.parent, f".{stage.folder.name}.tmp-")
     if (stage.folder / "run.yaml").is_file():
         story.resume_run(stage.folder, tell=tell)
     else:
         story.train(stage.run, tell=tell)
-    if not (
-        stage.folder / "report.html"
-    ).is_file():  # it was killed between its summary and its page
-        write_report(stage.folder)
+    if not (stage.folder / "report.html").is_file():
+        html.write_report(stage.folder)  # it was killed between its summary and its page
     gc.collect()
 
 
@@ -679,8 +675,6 @@ def _remember(
     pipeline: Pipeline, rows: list[dict[str, Any]], status: str, reason: str = ""
 ) -> dict[str, Any]:
     """summary.json and report.html of the pipeline."""
-    from tunewright.report.stages import write_stages_report
-
     waiting = [
         {
             "name": s.name,

@@ -128,7 +128,7 @@ class BaseConfig(Section):
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Bits that one quantised weight takes with its share of the scales (models/quantised.py)."""
+        """Bits of one quantised weight with its share of the scales (models/quantised.py)."""
         kind = self.number_type
         if kind is None:
             return None
