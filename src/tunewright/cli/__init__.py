@@ -7,6 +7,7 @@ PyYAML or PyTorch when it runs, and only light words (`core.errors`, `telling`, 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -29,7 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(export_app, name="export")
 app.add_typer(data_app, name="data")
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "demo": demo,
     "chat": chat,

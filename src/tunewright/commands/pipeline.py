@@ -30,7 +30,7 @@ from tunewright.commands.pipeline_file import (
     read_pipeline,
     write_text_of,
 )
-from tunewright.core import faults, publish
+from tunewright.core import compat, faults, publish
 from tunewright.core.errors import (
     CheckpointError,
     ConfigError,
@@ -42,7 +42,7 @@ from tunewright.core.errors import (
     raise_all,
 )
 from tunewright.core.files import sha256_of, write_json, write_text
-from tunewright.core.registry import methods, objectives
+from tunewright.core.registry import methods
 from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, parse_run
 from tunewright.core.telling import Quiet, Tell
 from tunewright.core.words import say
@@ -422,12 +422,7 @@ class _Resolver:
 
 def _leaves(kinds: dict[str, str]) -> str:
     """What a run of these kinds leaves, known before it is run."""
-    objective = objectives.get(kinds["objective"])
-    return (
-        SCORES
-        if objective is not None and objective.facts.get("leaves") == SCORES
-        else _saved(kinds)
-    )
+    return SCORES if compat.judges(kinds["objective"]) else _saved(kinds)
 
 
 def _saved(kinds: dict[str, str]) -> str:

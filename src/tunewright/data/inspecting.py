@@ -581,9 +581,9 @@ def _refuse_worthless(
             for entry in report["reasons"].values()
         )
         raise DataError.of("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
-    if report["tokens_total"] is not None and not asked_only:
-        if not report["stop_learnt_share"]:
-            raise DataError.of("E-DATA-14", place, answers=report["answers"])
+    reads_tokens = report["tokens_total"] is not None and not asked_only
+    if reads_tokens and not report["stop_learnt_share"]:
+        raise DataError.of("E-DATA-14", place, answers=report["answers"])
     stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]
     raise_all(
         (problem("E-DATA-61", place, what=f.what(), do=f.remedy(), name=f.key) for f in stopping),

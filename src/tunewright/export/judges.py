@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import compat
 from tunewright.core.errors import problem
 from tunewright.core.files import readable_size
 from tunewright.core.words import say
@@ -55,7 +56,7 @@ class ScoresProof(Proof):
 
         (folder / "generation_config.json").unlink()  # it generates nothing
         weight = self.score.to(getattr(torch, self.dtype)).contiguous()
-        self.kind = as_classifier(folder, weight, tokens=self.objective == "process_reward")
+        self.kind = as_classifier(folder, weight, tokens=compat.judges(self.objective) == "steps")
 
     def prove(self, folder: Path, asked: Asked) -> dict[str, Any]:
         """Read the files back as anybody would, and compare the scores. Raises ExportError where
