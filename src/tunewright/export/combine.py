@@ -19,8 +19,8 @@ from tunewright.core.machine import versions
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
+from tunewright.export import composition
 from tunewright.export.folder import ExportError, appearing, require_free
-from tunewright.methods import composition
 from tunewright.models import load
 from tunewright.text.tokenizer import load_tokenizer
 
