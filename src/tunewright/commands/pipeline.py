@@ -193,9 +193,7 @@ class _Resolver:
                 and isinstance(value, str)
                 and value.startswith(REFERENCE)
             ):
-                self.problems.append(
-                    problem("E-PIPE-04", self.layer.where.get(key, ""), field=key, value=value)
-                )
+                self._wrong("E-PIPE-04", key, field=key, value=value)
         kinds = {
             axis: str(self.given.get(f"{axis}.kind", default))
             for axis, default in DEFAULT_KINDS.items()
@@ -228,6 +226,10 @@ class _Resolver:
             self.problems += e.problems
         return made
 
+    def _wrong(self, code: str, key: str, /, **fields: Any) -> None:
+        """Keep a problem of the stage's key."""
+        self.problems.append(problem(code, self.layer.where.get(key, ""), **fields))
+
     def _refers(self, key: str) -> bool:
         value = self.given.get(key)
         return isinstance(value, str) and value.startswith(REFERENCE)
@@ -245,16 +247,7 @@ class _Resolver:
                 if close
                 else ""
             )
-            self.problems.append(
-                problem(
-                    "E-PIPE-03",
-                    self.layer.where.get(key, ""),
-                    field=key,
-                    name=name,
-                    known=known,
-                    hint=hint,
-                )
-            )
+            self._wrong("E-PIPE-03", key, field=key, name=name, known=known, hint=hint)
         return self.earlier.get(name)
 
     def _continue_adapter(self) -> dict[str, Any]:
@@ -262,40 +255,33 @@ class _Resolver:
         x = self._find("adapter", self.given["adapter"])
         if x is None:
             return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
-        place = self.layer.where.get("adapter", "")
         if x.saved != ADAPTER or self._wants_words(x):
-            self.problems.append(
-                problem(
-                    "E-PIPE-07" if self._wants_words(x) else "E-PIPE-05",
-                    place,
-                    field="adapter",
-                    name=x.name,
-                    method=x.kinds["method"],
-                )
+            self._wrong(
+                "E-PIPE-07" if self._wants_words(x) else "E-PIPE-05",
+                "adapter",
+                field="adapter",
+                name=x.name,
+                method=x.kinds["method"],
             )
             return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
         if "model" in self.own and self.given["model"] != x.layer.given.get("model"):
-            self.problems.append(
-                problem(
-                    "E-PIPE-09",
-                    self.layer.where.get("model", ""),
-                    model=self.given["model"],
-                    name=x.name,
-                    base=x.layer.given.get("model"),
-                )
+            self._wrong(
+                "E-PIPE-09",
+                "model",
+                model=self.given["model"],
+                name=x.name,
+                base=x.layer.given.get("model"),
             )
         if (
             self.given.get("method.kind", x.kinds["method"]) != x.kinds["method"]
             and "method.kind" in self.own
         ):
-            self.problems.append(
-                problem(
-                    "E-PIPE-10",
-                    self.layer.where.get("method.kind", ""),
-                    kind=self.given["method.kind"],
-                    name=x.name,
-                    method=x.kinds["method"],
-                )
+            self._wrong(
+                "E-PIPE-10",
+                "method.kind",
+                kind=self.given["method.kind"],
+                name=x.name,
+                method=x.kinds["method"],
             )
         else:
             self._compare_method(x)
@@ -333,9 +319,7 @@ class _Resolver:
                     "folder": f"stage:{x.name}",
                     "kind": kind,
                 }
-                self.problems.append(
-                    problem("E-COMPAT-08", self.layer.where.get(key, ""), **fields)
-                )
+                self._wrong("E-COMPAT-08", key, **fields)
 
     def _wants_words(self, x: Planned) -> bool:
         """Whether `x` leaves a judge and this stage trains something that answers: only another
@@ -360,16 +344,13 @@ class _Resolver:
         x = self._find("model", self.given["model"])
         if x is None:
             return {"model": "-"}
-        place = self.layer.where.get("model", "")
         if x.saved != MODEL or self._wants_words(x):
-            self.problems.append(
-                problem(
-                    "E-PIPE-07" if self._wants_words(x) else "E-PIPE-06",
-                    place,
-                    field="model",
-                    name=x.name,
-                    method=x.kinds["method"],
-                )
+            self._wrong(
+                "E-PIPE-07" if self._wants_words(x) else "E-PIPE-06",
+                "model",
+                field="model",
+                name=x.name,
+                method=x.kinds["method"],
             )
         if "adapter" not in self.own:
             self.given.pop(
@@ -384,13 +365,8 @@ class _Resolver:
         if self._refers("objective.teacher"):
             x = self._find("objective.teacher", self.given["objective.teacher"])
             if x is not None and x.leaves == SCORES:
-                self.problems.append(
-                    problem(
-                        "E-PIPE-07",
-                        self.layer.where.get("objective.teacher", ""),
-                        field="objective.teacher",
-                        name=x.name,
-                    )
+                self._wrong(
+                    "E-PIPE-07", "objective.teacher", field="objective.teacher", name=x.name
                 )
             real["objective.teacher"] = str(x.folder) if x else "-"
         if "objective.reward" in self.given:
@@ -409,13 +385,8 @@ class _Resolver:
             return spec
         x = self._find("objective.reward", spec)
         if x is not None and x.leaves != SCORES:
-            self.problems.append(
-                problem(
-                    "E-PIPE-08",
-                    self.layer.where.get("objective.reward", ""),
-                    name=x.name,
-                    objective=x.kinds["objective"],
-                )
+            self._wrong(
+                "E-PIPE-08", "objective.reward", name=x.name, objective=x.kinds["objective"]
             )
         return str(x.folder) if x else "./-"
 
@@ -447,7 +418,7 @@ def check_pipeline(pipeline: Pipeline, *, tell: Tell | None = None) -> dict[str,
 def _require_free(out: Path) -> None:
     if (out / RECORD).is_file():
         run_folder.raise_if_finished(out)
-        raise UsageError(problem("E-PIPE-12", str(out), folder=out))
+        raise UsageError.of("E-PIPE-12", str(out), folder=out)
     run_folder.require_free(out)
 
 
@@ -506,7 +477,7 @@ def resume_pipeline(out: Path, *, tell: Tell | None = None) -> story.Finished:
     continues, the others start."""
     tell = tell or Tell()
     if not (out / RECORD).is_file():
-        raise ConfigError(problem("E-PIPE-15", str(out)))
+        raise ConfigError.of("E-PIPE-15", str(out))
     pipeline = plan(read_pipeline(out / RECORD), out)
     _check(
         pipeline,
@@ -531,7 +502,7 @@ def _create(pipeline: Pipeline) -> None:
         with publish.folder(out) as temporary:
             write_text(temporary / RECORD, text)
     except OSError as e:
-        raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
+        raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e
 
 
 def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
@@ -619,9 +590,7 @@ def _result_of(stage: Planned) -> dict[str, Any]:
         for p in _files(result)
     }
     if not any(name.endswith(".safetensors") for name in files):
-        raise CheckpointError(
-            problem("E-PIPE-16", str(stage.folder), name=stage.name, folder=result)
-        )
+        raise CheckpointError.of("E-PIPE-16", str(stage.folder), name=stage.name, folder=result)
     return {
         "name": stage.name,
         "folder": stage.folder.name,
@@ -655,14 +624,12 @@ def _verify(stage: Planned, row: dict[str, Any]) -> None:
         ):
             wrong.append(name)
     if wrong:
-        raise CheckpointError(
-            problem(
-                "E-PIPE-11",
-                str(stage.folder),
-                name=stage.name,
-                files=", ".join(wrong[:5]),
-                count=len(wrong),
-            )
+        raise CheckpointError.of(
+            "E-PIPE-11",
+            str(stage.folder),
+            name=stage.name,
+            files=", ".join(wrong[:5]),
+            count=len(wrong),
         )
 
 

@@ -153,10 +153,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as e:
-        raise ConfigError(problem("E-CONFIG-01", str(path), file=path)) from e
+        raise ConfigError.of("E-CONFIG-01", str(path), file=path) from e
     except (OSError, UnicodeDecodeError) as e:
         cause = say("yaml.encoding.what") if isinstance(e, UnicodeDecodeError) else e
-        raise ConfigError(problem("E-CONFIG-02", str(path), cause=cause)) from e
+        raise ConfigError.of("E-CONFIG-02", str(path), cause=cause) from e
     try:
         node = yaml.compose(text, Loader=Loader)
         content = yaml.load(text, Loader=Loader)  # noqa: S506
@@ -165,15 +165,11 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raise ConfigError(named) from e
         mark = getattr(e, "problem_mark", None)
         place = f"{path.name}, line {mark.line + 1}" if mark else path.name
-        raise ConfigError(
-            problem("E-CONFIG-02", place, cause=getattr(e, "problem", None) or e)
-        ) from e
+        raise ConfigError.of("E-CONFIG-02", place, cause=getattr(e, "problem", None) or e) from e
     if not isinstance(content, dict):
         if (named := yaml_mistakes.no_mapping(text, path.name)) is not None:
             raise ConfigError(named)
-        raise ConfigError(
-            problem("E-CONFIG-02", path.name, cause="not a mapping of keys to values")
-        )
+        raise ConfigError.of("E-CONFIG-02", path.name, cause="not a mapping of keys to values")
     lines, twice = lines_of_keys(node)
     raise_all([Problem(p.code, f"{path.name}, {p.where}", p.fields) for p in twice], ConfigError)
     return flatten(content), {key: f"{path.name}, line {line}" for key, line in lines.items()}
@@ -405,7 +401,7 @@ def load_run(
     for word in words or []:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise ConfigError(problem("E-CONFIG-15", "command line", word=word))
+            raise ConfigError.of("E-CONFIG-15", "command line", word=word)
         for inner, value in flatten(parse_value(text), key.strip()).items():
             given[inner], where[inner] = value, "command line"
     return parse_run(given, where)
@@ -422,7 +418,7 @@ def columns_of(words: list[str] | None) -> dict[str, str] | None:
     for pair in (pair for word in words or [] for pair in re.split(r",(?=\s*\w+=)", word)):
         ours, equals, theirs = pair.partition("=")
         if not (equals and ours.strip() and theirs.strip()):
-            raise ConfigError(problem("E-CONFIG-15", "--columns", word=pair))
+            raise ConfigError.of("E-CONFIG-15", "--columns", word=pair)
         found[ours.strip()] = theirs.strip()
     return found or None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.errors import UsageError
 from tunewright.core.files import readable_size
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -39,9 +39,9 @@ def export_difference(
     tell = tell or Tell()
     require_free(out)
     if not 0 < share < 1:
-        raise UsageError(problem("E-METHOD-48", "--share", share=share))
+        raise UsageError.of("E-METHOD-48", "--share", share=share)
     if not (Path(run) / "model" / "config.json").is_file():
-        raise UsageError(problem("E-METHOD-47", str(run)))
+        raise UsageError.of("E-METHOD-47", str(run))
     found = opening.find(str(run), tell, base=True)
     base, tuned = (
         load.load_model(folder, dtype="float32")
@@ -49,7 +49,7 @@ def export_difference(
     )
     largest = _largest_changes(base, tuned, share)
     if largest.kept == 0:
-        raise UsageError(problem("E-METHOD-49", str(run)))
+        raise UsageError.of("E-METHOD-49", str(run))
     base_path = (
         found.source.spec
         if found.source.kind == "hub" and "@" not in found.source.spec

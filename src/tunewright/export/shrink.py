@@ -14,7 +14,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import ModelError, UsageError, problem
+from tunewright.core.errors import ModelError, UsageError
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
@@ -47,23 +47,23 @@ def shrink(
     require_free(out)
     found = opening.find(model, tell or Tell())
     if found.adapter is not None:
-        raise ModelError(problem("E-OBJ-07", model, cause=say("shrink.adapter")))
+        raise ModelError.of("E-OBJ-07", model, cause=say("shrink.adapter"))
     whole: Any = load.load_model(found.source.folder, dtype="auto")
     names = anatomy.of(whole).blocks
     wanted = len(names) // 2 if blocks == "half" else int(blocks) if blocks.isdigit() else 0
     if not 1 <= wanted < len(names):
-        raise UsageError(problem("E-OBJ-08", "--blocks", blocks=blocks, most=len(names) - 1))
+        raise UsageError.of("E-OBJ-08", "--blocks", blocks=blocks, most=len(names) - 1)
     kept = kept_blocks(len(names), wanted)
     small: Any = AutoModelForCausalLM.from_config(
         _config(whole, kept, len(names)), dtype=whole.dtype
     )
     missing, extra = small.load_state_dict(_state(whole, names, kept), strict=False)
     if missing or extra:
-        raise ModelError(problem("E-OBJ-07", model, cause=", ".join([*missing, *extra][:3])))
+        raise ModelError.of("E-OBJ-07", model, cause=", ".join([*missing, *extra][:3]))
     before = sum(p.numel() for p in whole.parameters())
     gap = _gap(whole, small.eval(), names, kept)
     if not gap <= TOLERANCE:
-        raise ModelError(problem("E-OBJ-07", model, cause=say("shrink.differs", gap=f"{gap:.1e}")))
+        raise ModelError.of("E-OBJ-07", model, cause=say("shrink.differs", gap=f"{gap:.1e}"))
     small.generation_config = whole.generation_config
     with appearing(out, "shrinking") as temporary:
         small.save_pretrained(str(temporary))

@@ -465,7 +465,7 @@ def _data(sheet: Sheet) -> None:
 
 
 def _entries(sheet: Sheet, key: str, entries: list[Any]) -> list[str | dict[str, Any]]:
-    """Their list of sets as ours. Every key of a set that is not taken over gets a line of its own."""
+    """Their list of sets as ours. A key of a set that is not taken over gets a line of its own."""
     made: list[str | dict[str, Any]] = []
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
@@ -493,7 +493,7 @@ def _entries(sheet: Sheet, key: str, entries: list[Any]) -> list[str | dict[str,
 
 
 def _fate_in_entry(name: str, value: Any, entry: dict[str, Any]) -> tuple[str, str]:
-    """What becomes of a key of a set: (fate, reason); no fate for what the set here says as well."""
+    """What becomes of a key of a set: (fate, reason); no fate for what our set says as well."""
     is_hub = _place(entry).startswith("hf:")
     if name == "type":
         return (

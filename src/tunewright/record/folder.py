@@ -11,7 +11,7 @@ from typing import Any
 
 from tunewright.core import publish
 from tunewright.core.config import RunConfig
-from tunewright.core.errors import ConfigError, UsageError, problem
+from tunewright.core.errors import ConfigError, UsageError
 from tunewright.core.files import write_json, write_text
 from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_value, value_text
 
@@ -33,16 +33,16 @@ def require_free(out: Path) -> None:
         return
     if (out / "run.yaml").is_file():
         raise_if_finished(out)
-        raise UsageError(problem("E-RUN-01", str(out)))
+        raise UsageError.of("E-RUN-01", str(out))
     if not out.is_dir() or any(out.iterdir()):
-        raise UsageError(problem("E-RUN-02", str(out)))
+        raise UsageError.of("E-RUN-02", str(out))
 
 
 def raise_if_finished(folder: Path) -> None:
     """Raise UsageError, with the way on, for the folder of a run or a pipeline that is done:
     nothing is left to continue there."""
     if read_summary(folder).get("status") == "done":
-        raise UsageError(problem("E-RUN-18", str(folder), further=further(folder)))
+        raise UsageError.of("E-RUN-18", str(folder), further=further(folder))
 
 
 def further(folder: Path) -> str:
@@ -77,7 +77,7 @@ def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
             write_json(temporary / "data_report.json", data_report)
             write_text(temporary / "run.yaml", text)
     except OSError as e:
-        raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
+        raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e
 
 
 def run_text(parsed: ParsedRun, resolved: dict[str, Any], reasons: dict[str, str]) -> str:
@@ -108,10 +108,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     not a run."""
     path = folder / "run.yaml"
     if not path.is_file():
-        raise ConfigError(problem("E-RUN-04", str(folder)))
+        raise ConfigError.of("E-RUN-04", str(folder))
     content = parse_value(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ConfigError(problem("E-RUN-04", str(folder)))
+        raise ConfigError.of("E-RUN-04", str(folder))
     return flatten(content)
 
 
