@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-PositiveInt = Field(gt=0)
-
 
 class Section(BaseModel):
     """A part of the run file: frozen, no unknown keys, documented beside each field."""
