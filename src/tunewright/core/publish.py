@@ -127,7 +127,7 @@ def _take_place(temporary: Path, target: Path) -> None:
     for path in [*temporary.rglob("*"), temporary]:
         if path.is_dir():
             fsync_directory(path)
-        else:
+        elif path.is_file():
             fsync_file(path)
     if target.is_dir():
         target.rmdir()  # Windows renames over no folder, an empty one neither
