@@ -109,7 +109,7 @@ def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
     """Bytes of each part while training."""
     adapter = work.trainable * 4 if work.rank else 0
     # A gradient and two moments in float32 for each number that trains. An adapter's is used as a
-    # copy in the number type of the model; a weight of a half-precision base is held in float32
+    # copy in the dtype of the model; a weight of a half-precision base is held in float32
     # besides (`methods/base_weights.py`).
     state = work.trainable * 4 * 3 + work.trainable * (
         work.item if work.rank else 4 if work.item < 4 else 0

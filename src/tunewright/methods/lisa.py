@@ -9,7 +9,7 @@ For a model of L blocks, `blocks` awake at a time, and the update t:
 
 A block that falls asleep loses its gradient and its optimiser state; when it wakes it starts with a
 fresh one, as in the paper. So gradients, moments and float32 copies exist for the awake part only.
-In half precision a sleeping block is held in the model's number type: what it learnt in float32 is
+In half precision a sleeping block is held in the model's dtype: what it learnt in float32 is
 rounded to one of the two neighbours by lot, so that small moves are kept on average, where rounding
 to the nearest would lose them.
 """
@@ -47,7 +47,7 @@ class LisaConfig(MethodSection):
     """Embedding, head and a few blocks at a time train; which ones is drawn again and again."""
 
     blocks: int = Field(default=2, gt=0)
-    """How many blocks are awake at a time."""
+    """How many blocks are trained at a time."""
     every: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     """Updates after which the blocks are drawn again. `auto`: a fiftieth of the run, at least 5."""
 

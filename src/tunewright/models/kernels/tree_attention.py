@@ -48,7 +48,7 @@ class Block:
     """Row indices of all key ranges, None where one slice serves."""
 
     unseen: dict[torch.dtype, Tensor] = field(default_factory=dict)
-    """What is added to the scores where `hidden` says so, by number type."""
+    """What is added to the scores where `hidden` says so, by dtype."""
 
     @property
     def num_keys(self) -> int:
