@@ -1,2 +1,2 @@
-"""Floor 0: words, errors, configuration, registry and the types on which the three axes meet.
+"""Words, errors, configuration, registry and the types on which the three axes meet.
 Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Any method goes with any objective unless this file says why not; all reasons at once, before
+"""Any method works with any objective unless this file says why not; all reasons at once, before
 anything is loaded."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Floor 2: files to rows, rows to samples, and a report of everything that was kept, dropped and
+"""Files to rows, rows to samples, and a report of everything that was kept, dropped and
 learnt. Needs no torch."""
 
 from tunewright.data.describing import describe

@@ -1,2 +1,1 @@
-"""Floor 4: measure what the engine and a run really do: the gradient certificate, and later losses
-and answers on data of one's own."""
+"""Measure what a model really does: losses and answers on data of one's own."""

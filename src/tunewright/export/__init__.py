@@ -1,2 +1,2 @@
-"""Floor 4: turn a run into files that other programs use, and prove each of them against the run
+"""Turn a run into files that other programs use, and prove each of them against the run
 before it appears."""

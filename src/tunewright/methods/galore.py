@@ -1,4 +1,4 @@
-"""GaLore: every weight trains, but the optimiser sees the gradients of matrices through a narrow
+"""GaLore: every weight trains, but the optimiser sees the gradients of matrices through a low-rank
 window (Zhao et al. 2024, arXiv 2403.03507).
 
 For a matrix W (m x n, m <= n) with gradient G at update t:

@@ -1,5 +1,5 @@
-"""LISA: embedding, head and a few blocks drawn by lot train, and the lot is drawn again every some
-steps (Pan et al. 2024, arXiv 2403.17919).
+"""LISA: embedding, head and a few blocks drawn at random are trained, and the blocks are drawn
+again every few steps (Pan et al. 2024, arXiv 2403.17919).
 
 For a model of L blocks, `blocks` awake at a time, and the update t:
 

@@ -243,7 +243,7 @@ def _silent(block: nn.Module, name: str, outputs: list[str]) -> nn.Module:
     for module in made.modules():
         vars(module).pop(
             "forward", None
-        )  # a faster form put on the old module (`models/fast.py`) would go on computing with the old weights
+        )  # a faster form put on the old module (`models/kernels/fused.py`) would go on computing with the old weights
     with torch.no_grad():
         for output in outputs:
             if output.startswith(f"{name}."):

@@ -1,4 +1,4 @@
-"""LoRA and its closest kin: a frozen linear layer plus a trained product of two thin matrices (Hu
+"""LoRA and its closest variants: a frozen linear layer plus a trained low-rank product (Hu
 et al. 2021, arXiv 2106.09685).
 
 The layers are PEFT's. Kin differ in the scale (rsLoRA), in a trained length for each output (DoRA),

@@ -1,5 +1,5 @@
-"""A frozen base in 4 or 8 bits: linear layers whose weights are kept as small integers and made
-wide again, block by block, when they are used.
+"""A frozen base in 4 or 8 bits: linear layers whose weights are stored as small integers and
+dequantised, block by block, when they are used.
 
     nf4    16 levels at the quantiles of a normal distribution, times the largest magnitude of a
     block of weights. `double`: those magnitudes in 8 bits,

@@ -1,4 +1,4 @@
-"""Floor 2: what is optimised. Each objective is two or three small pure functions of
+"""What is optimised. Each objective is two or three small pure functions of
 log-probabilities and weights."""
 
 from tunewright.objectives import distill as distill

@@ -1,5 +1,5 @@
-"""Learning from single judgements: answers that somebody called good become likelier, answers
-called bad less likely.
+"""Learning from single judgements: answers marked good become more likely, answers marked bad less
+likely.
 
 Legend: B answers. `reward_B` is the change of an answer's summed log-probability since step 0, in
 nats. The point from which gain and loss are felt is `z0`, the Kullback-Leibler divergence of the

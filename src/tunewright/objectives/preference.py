@@ -1,4 +1,4 @@
-"""Learning from pairs: of two answers to the same question, the chosen one is to become likelier
+"""Learning from pairs: of two answers to the same question, the chosen one is to become more likely
 than the rejected one.
 
 Legend: P pairs. `chosen_P` and `rejected_P` are summed log-probabilities of the answers in nats,

@@ -1,4 +1,4 @@
-"""Floor 2: what an answer is worth. Reward functions for roll-outs: plain Python that sees
+"""What an answer is worth. Reward functions for rollouts: plain Python that sees
 `core.types.Answer` and nothing of models or tensors.
 
     wanted = read([{"kind": "numeric", "weight": 2}, "finished"])

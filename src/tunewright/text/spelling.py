@@ -1,5 +1,5 @@
-"""Text to token ids, piece by piece where it must be: control tokens that somebody typed are spelt,
-never meant.
+"""Text to token ids, piece by piece where it must be: control tokens typed into a text are encoded
+as text, never as control tokens.
 
 A typed control token arrives wrapped in two private-use marks. It is cut after its first character,
 so that no part of it is the token any more; the result is checked. Pieces from the middle of a text

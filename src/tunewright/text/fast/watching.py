@@ -1,5 +1,5 @@
-"""Run a chat template with contents that watch what is done to them, so that its text can be put
-together for other contents without running it again.
+"""Run a chat template with contents that record what is done to them, so that its text can be
+assembled for other contents without running it again.
 
 A content is a string that is asked for everything: being written, joined and stripped is followed;
 a question about it ("does it hold </think>?") becomes a condition that another content must answer

@@ -1,4 +1,4 @@
-"""Token ids of ordinary text word by word, from a memory of words: several times as fast as the
+"""Token ids of ordinary text word by word, from a cache of words: several times as fast as the
 library, and the same ids.
 
 Byte-level BPE cuts a text into words with a regular expression and tokenises each word alone, so a
