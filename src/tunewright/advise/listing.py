@@ -12,8 +12,6 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import ValidationError
-
 from tunewright.core import registry
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.words import error_codes, error_text, say
@@ -59,11 +57,8 @@ def methods(shape: ModelShape | None = None) -> Rows:
 
 
 def _trainable(entry: registry.Entry[Any], shape: ModelShape) -> int | None:
-    try:
-        config = entry.config()
-    except ValidationError:
-        return None  # it has an option without a default, on which the count depends
-    return trainable_parameters(shape, config)
+    """None where the count depends on an option that has no default."""
+    return trainable_parameters(shape, entry.config()) if entry.has_defaults else None
 
 
 def objectives() -> Rows:

@@ -1,1 +1,1 @@
-"""Measure what a model really does: losses and answers on data of one's own."""
+"""How good a model is on rows of data: loss, answers, options, judges."""

@@ -18,7 +18,7 @@ from tunewright.core.files import readable_size
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.export.folder import appearing, require_free
+from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.models import load
 from tunewright.text.tokenizer import load_tokenizer
 
@@ -77,6 +77,7 @@ def export_difference(
     with appearing(Path(out), "writing") as temporary:
         settings = DiffPruningConfig(target=share)
         written = save_differences(temporary, settings, base_path, differences)
+        _prove(temporary, differences)
         load_tokenizer(Path(run) / "model").save_pretrained(str(temporary))
     size = (Path(out) / "method.safetensors").stat().st_size
     return {
@@ -87,6 +88,21 @@ def export_difference(
         "outside": (whole - inside) / whole,
         "bytes": size,
     }
+
+
+def _prove(folder: Path, differences: dict[str, Any]) -> None:
+    """Read the file back. Raises ExportError (E-EXPORT-16) where it holds another difference."""
+    import torch
+
+    from tunewright.methods.diff_pruning import read_differences
+
+    stored = read_differences(folder)
+    for name, delta in differences.items():
+        positions, values = stored[name]
+        again = torch.zeros(delta.numel(), dtype=values.dtype)
+        again[positions] = values
+        if not torch.equal(again, delta.flatten().cpu()):
+            raise ExportError(problem("E-EXPORT-16", name))
 
 
 def lines(result: dict[str, Any]) -> list[str]:

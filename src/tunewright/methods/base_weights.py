@@ -19,10 +19,12 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core.types import Model
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig
 
 HALF = ("torch.bfloat16", "torch.float16")
 
@@ -35,9 +37,7 @@ class BaseWeights:
     (`methods/lisa.py`).
     """
 
-    def __init__(
-        self, model: PreTrainedModel, names: list[str], *, keep: bool, asleep: Collection[str] = ()
-    ):
+    def __init__(self, model: Model, names: list[str], *, keep: bool, asleep: Collection[str] = ()):
         import torch
 
         self.model, self.names = model, names
@@ -92,7 +92,7 @@ class BaseWeights:
             for name, p in self.parameters.items():
                 p.data = masters[name]
 
-    def merge(self) -> PreTrainedModel:
+    def merge(self) -> Model:
         """The plain model with the trained weights in its own dtype. A second call changes
         nothing."""
         for module, own in self.wrapped.items():
@@ -165,7 +165,7 @@ def in_number_type_of(
     return forward
 
 
-def _plain(model: PreTrainedModel) -> GenerationConfig:
+def _plain(model: Model) -> GenerationConfig:
     """Generation settings that can always be written: Transformers refuses to save some that it
     loads. The base's own file replaces them."""
     from transformers import GenerationConfig
@@ -192,7 +192,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _restate(model: PreTrainedModel, folder: Path, dtype: str) -> None:
+def _restate(model: Model, folder: Path, dtype: str) -> None:
     """Put the base's own configuration files in place of what training changed in them (dropouts at
     0), with the dtype of the weights."""
     from tunewright.models.load import load_config

@@ -1,4 +1,4 @@
-"""Modules that methods put on a model: a bottleneck adapter, a router of depths, a matrix beside its
+"""Modules that methods put on a model: a bottleneck adapter, a depth router, a matrix beside its
 start.
 
 Apart from their methods because these classes need torch when they are defined, and the list of

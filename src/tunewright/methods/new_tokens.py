@@ -13,21 +13,18 @@ rows). `word_rows.py` does that, for LoRA too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached
+from tunewright.core.registry import method
+from tunewright.core.types import Attached, Model
 from tunewright.methods import word_rows
 from tunewright.methods.peft import attach_peft, wrap
 from tunewright.methods.targets import MethodSection
 from tunewright.methods.word_rows import checked_tokens
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.shape import ModelShape
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class NewTokensConfig(MethodSection):
@@ -45,20 +42,21 @@ class NewTokensConfig(MethodSection):
     def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: a row for each token, two where the head is a
         matrix of its own."""
-        return int(len(self.tokens) * shape.hidden * (1 if shape.tied else 2))
+        return len(self.tokens) * shape.hidden * (1 if shape.tied else 2)
 
 
-@methods.register(
+@method(
     "new_tokens",
     NewTokensConfig,
     by="PEFT",
     source="github.com/huggingface/peft",
     trains="embedding rows of added tokens",
     on_quantised=True,
+    rate=1e-3,
+    needs_weights=True,
+    peft_types=("TRAINABLE_TOKENS",),
 )
-def new_tokens(
-    config: NewTokensConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def new_tokens(config: NewTokensConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the rows of some tokens. Raises what `word_rows.make` raises."""
     import peft
 

@@ -129,7 +129,7 @@ def quantise(
 
 
 def _pairs(levels: tuple[float, ...]) -> Tensor:
-    """(256,) int64: for each byte the two float32 levels it stands for, as one number to look up."""
+    """(256,) int64: for each byte the two float32 levels it stands for, as one number."""
     table = torch.tensor(levels, dtype=torch.float32)
     return (
         torch.stack([table.repeat_interleave(16), table.repeat(16)], 1)
