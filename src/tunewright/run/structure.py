@@ -1,5 +1,5 @@
-"""Whether a method finds its place in a model, said from the configuration alone: roles it does not
-have, ranks above a matrix, blocks there are not."""
+"""Whether a method fits a model, checked from the configuration alone: missing roles, ranks above a
+matrix's size, blocks that do not exist."""
 
 from __future__ import annotations
 
