@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.rows import read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row
 from tunewright.data.converting import FILES, WRITERS, convert
-from tunewright.data.files.reading import read
 from tunewright.data.formats.common import Columns, Unusable
 
 # A text that is JSON may be read as what it says, because cells of tables hold such. Letters beyond

@@ -21,7 +21,7 @@ from tunewright.core.types import (
     Stepwise,
 )
 from tunewright.core.words import catalogue
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.formats.shaping import shape
 

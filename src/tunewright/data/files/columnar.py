@@ -20,8 +20,7 @@ from typing import IO, Any, cast
 
 from tunewright.core.errors import DataError
 from tunewright.core.types import Origin
-from tunewright.data.files.kinds import RawRow, reads
-from tunewright.data.files.source import CHUNK_BYTES, Source
+from tunewright.data.files.source import CHUNK_BYTES, RawRow, Source, reads
 
 BATCH_BYTES = 8 * 2**20
 BATCH_ROWS, BATCH_CELLS = 1024, 100_000

@@ -88,7 +88,7 @@ UTF8 = Encoding("utf-8")
 
 @dataclass
 class _Misfit:
-    """The first byte that a codec cannot read: its offset in the file, its value, the 1-based line."""
+    """The first byte that a codec cannot read: its offset in the file, value and 1-based line."""
 
     offset: int
     value: int

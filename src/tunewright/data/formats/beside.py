@@ -35,24 +35,17 @@ from tunewright.data.formats.dialogue import (
 )
 from tunewright.data.formats.ledger import peek
 
-HISTORIES = (
-    "history",
-    "chat_history",
-    "conversation_history",
-    "dialogue_history",
-    "dialog_history",
+HISTORIES = tuple(
+    """
+    history chat_history conversation_history dialogue_history dialog_history
+    """.split()
 )
 CONTEXTS = ("context", "passage", "article", "document", "paragraph", "background")
 CHOICES = ("choices", "options")
-ANSWER_KEYS = (
-    "answerkey",
-    "answer_key",
-    "correct_answer",
-    "correct_option",
-    "correct",
-    "label",
-    "answer_idx",
-    "answer_index",
+ANSWER_KEYS = tuple(
+    """
+    answerkey answer_key correct_answer correct_option correct label answer_idx answer_index
+    """.split()
 )
 """Columns that name the right choice, where there are choices and none of the usual columns of an
 answer."""

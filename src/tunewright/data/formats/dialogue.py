@@ -17,6 +17,7 @@ from typing import Any
 
 from tunewright.core.types import Conversation, Message, Origin
 from tunewright.core.written import plain_numbers
+from tunewright.data.files.turns import CALL, ROLES
 from tunewright.data.formats.common import (
     Columns,
     RowFault,
@@ -30,42 +31,14 @@ from tunewright.data.formats.ledger import Seen, peek
 from tunewright.data.formats.marks import LISTS, by_turn, marked, row_weight, turn_weight
 from tunewright.data.formats.turn_names import CONTENT_KEYS, is_respellable, respelt
 
-CALL = "function_call"
 _turns = re.compile(r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|from)["']\s*:""")
 _return = re.compile(r"(?<!\\)(?:\\\\)*\\r")
 CALLING = ("tool_calls", CALL, "content", "value")
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "ipython": "tool",
-    CALL: CALL,
-    "tool_call": CALL,
-}
-REASONING = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "thinking_content",
-    "thought",
-    "thoughts",
-    "think",
-    "cot",
-    "chain_of_thought",
-    "complex_cot",
-    "reasoning_trace",
-    "rationale",
+REASONING = tuple(
+    """
+    reasoning_content reasoning thinking thinking_content thought thoughts think cot
+    chain_of_thought complex_cot reasoning_trace rationale
+    """.split()
 )
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction")
 TOOLS = ("tools", "functions")
@@ -202,7 +175,7 @@ def messages_of(
 def _spelt(
     turns: list[Any], role_key: str, content_key: str, columns: Columns
 ) -> tuple[list[Any], str, str]:
-    """The turns and what they call role and content, respelt where the first one has other names."""
+    """The turns and what they call role and content, respelt where the first has other names."""
     first = turns[0] if turns else None
     if (
         isinstance(first, dict)
@@ -443,7 +416,7 @@ def tools_of(raw: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]] |
 
 
 def _plain(value: Any, name: str, columns: Columns) -> None:
-    """Raises RowFault for what cannot be written as JSON text; a carriage return in it is counted."""
+    """Raises RowFault for what cannot be written as JSON; counts a carriage return in it."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         check_unicode(text, name)
@@ -526,6 +499,29 @@ def conversation(
         tools_of(raw, columns),
         row_weight(raw, columns),
     )
+
+
+def conversation_of_turns(
+    raw: Mapping[str, Any],
+    name: str | None,
+    keys: tuple[str, str],
+    origin: Origin,
+    columns: Columns,
+) -> Conversation:
+    """The dialogue that the list of turns in the column `name` is; `keys` are what the turns call
+    role and content."""
+    if name is None:
+        raise RowFault("no_answer")
+    said = turns_of_column(raw, name, keys, columns)
+    return conversation(with_system(said, raw, columns), origin, raw, columns, is_marked=True)
+
+
+def turns_of_column(
+    raw: Mapping[str, Any], name: str, keys: tuple[str, str], columns: Columns
+) -> list[Message]:
+    """The turns of a column, marked, with the reasoning of the row before its only answer."""
+    found = messages_of(raw[name], *keys, columns, name, raw)
+    return with_thought(found, raw, columns, of_last=False)
 
 
 def turns_or_text(value: Any, name: str, role: str, columns: Columns) -> list[Message]:
