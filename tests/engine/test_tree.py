@@ -83,7 +83,6 @@ def test_the_padded_rows_say_the_same_without_sharing(samples: list[Sample]) -> 
     tree = padded_rows(samples)
     check_tree(tree, samples)
     assert tree.num_rows == sum(max(b.learnt) for b in all_branches(samples))
-    assert set(tree.multiplicity) == {1}
 
 
 @FAST
@@ -94,26 +93,9 @@ def test_rows_are_the_distinct_prefixes_that_a_label_needs(samples: list[Sample]
 
 @FAST
 @given(sample_lists())
-def test_multiplicity_counts_the_branches_through_a_row(samples: list[Sample]) -> None:
-    tree = build_tree(samples)
-    for row in range(tree.num_rows):
-        prefix = [tree.token[j] for j in ancestors(tree, row)]
-        through = sum(
-            b.tokens[: max(b.learnt)][: len(prefix)] == prefix for b in all_branches(samples)
-        )
-        assert tree.multiplicity[row] == through
-
-
-@FAST
-@given(sample_lists())
 def test_the_tree_does_not_depend_on_the_order_of_the_samples(samples: list[Sample]) -> None:
     one, other = build_tree(samples), build_tree(samples[::-1])
-    assert (one.token, one.depth, one.subtree_end, one.multiplicity) == (
-        other.token,
-        other.depth,
-        other.subtree_end,
-        other.multiplicity,
-    )
+    assert (one.token, one.depth, one.subtree_end) == (other.token, other.depth, other.subtree_end)
 
 
 def test_the_same_tokens_at_other_positions_share_nothing() -> None:

@@ -22,8 +22,8 @@ from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
 from tunewright.engine import opening
 from tunewright.export import merge
-from tunewright.models.load import load_tokenizer
 from tunewright.story import resume_run, train
+from tunewright.text.tokenizer import load_tokenizer
 
 WORDS = ["<plan>", "</plan>"]
 TEXT = "<plan>a small model 3</plan> what is it?"
@@ -414,7 +414,8 @@ def test_eva_takes_no_words() -> None:
 def test_a_lora_with_words_trains_its_matrices_and_the_rows_and_counts_them(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    from tunewright.advise import fit, shape
+    from tunewright.advise import fit
+    from tunewright.models import shape
 
     for base in ("tied", "untied"):
         plainly = run(

@@ -156,7 +156,7 @@ def test_what_agrees_may_stand_beside_it_and_what_contradicts_is_named_key_by_ke
 
 
 def test_how_an_adapter_begins_is_over_and_said(tmp_path: Path) -> None:
-    # PiSSA leaves a plain LoRA of twice the rank at the same strength (`methods/started.py`).
+    # PiSSA leaves a plain LoRA of twice the rank at the same strength (`methods/lora_starts.py`).
     saved = adapter(tmp_path / "a", r=8, lora_alpha=8)
     assert (
         codes(saved, method__kind="pissa", method__rank=4, method__alpha=4)

@@ -19,12 +19,10 @@ from tunewright.engine.policy import Policy
 from tunewright.engine.rollouts.rounds import Asking, RoundStepper
 from tunewright.engine.rollouts.sampling import Sampler
 from tunewright.models.scalar_heads import head_module, put_heads
-from tunewright.objectives.policy import (
-    deviation,
-    generalised_advantages,
-    group_advantages,
-    leave_one_out,
-)
+from tunewright.objectives.grpo import group_advantages
+from tunewright.objectives.policy import deviation
+from tunewright.objectives.ppo import generalised_advantages
+from tunewright.objectives.reinforce import leave_one_out
 from tunewright.rewards import Scores
 
 PROMPTS = [[5, 9, 17, 33], [5, 9, 17, 40, 41], [6, 6], [8, 3, 100]]
@@ -66,14 +64,14 @@ def stepper_for(
     torch.manual_seed(3)
     model = tiny.make_model(family)
     attached = tiny.attach_lora(model)
-    put_heads(model, attached, objective.needs.heads)
+    put_heads(model, attached, objective.heads)
     tiny.randomise(attached, spread=0.05)
     common = tiny.make_stepper(
         model, attached, layout=layout, rows_per_pass=rows, learning_rate=0.01
     )
     use_layout(model, layout)
     policy = Policy(attached.model, model, layout)
-    policy.heads = objective.needs.heads
+    policy.heads = objective.heads
     made = RoundStepper(
         policy, attached, objective, common.optimizer, rows, None, seed, rollouts=objective.rollouts, rewards=rewards or Vowels(),
         asking=Asking(

@@ -12,7 +12,8 @@ import pytest
 from helpers.fake_run import DATA, PEOPLE, RUN_YAML, SCRIPT, SUMMARY, events, rows, write_run
 
 from tunewright.core.words import ASSETS, catalogue
-from tunewright.report.html import POLICY, render, write_report
+from tunewright.report.html import render, write_report
+from tunewright.report.markup import POLICY
 from tunewright.report.record import FILES
 
 LANGUAGES = ["en", "zh"]

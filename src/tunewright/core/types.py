@@ -1,8 +1,8 @@
 """The types on which the axes meet: what a row becomes, and the one batch every objective and
 method sees.
 
-Plain Python integers and lists only, so that data can be read, checked and cut into passes without
-torch.
+Plain Python integers and lists, so that data can be read, checked and cut into passes without
+torch; tensors stand in what a pass gives, and are named for the type checker only.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tunewright.core.words import say
 from tunewright.core.written import spelt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ ROW_KINDS = {
     Prompt: "prompt",
     Stepwise: "stepwise",
 }
-"""The words of `Needs.rows`."""
+"""The words of the fact `rows` of an objective."""
 
 
 def turns_of(row: Row) -> list[Message]:
@@ -233,7 +236,6 @@ class TokenTree:
     position: list[int]
     depth: list[int]
     subtree_end: list[int]
-    multiplicity: list[int]
     source: list[int]
     target: list[int]
     weight: list[float]
@@ -249,29 +251,59 @@ class TokenTree:
         """T: token rows really computed."""
         return len(self.token)
 
-    @property
-    def logical_tokens(self) -> int:
-        """Tokens of all branches, shared ones counted each time."""
-        return sum(len(b.tokens) for s in self.samples for b in s.branches)
+
+Figures: TypeAlias = dict[str, tuple[float, int]]
+"""Name -> (sum, count)."""
 
 
-Term = tuple[Any, float]
+@dataclass
+class PassOutput:
+    """What an objective sees of one pass. L labels in the order of the samples' branches; weights
+    are the data's."""
+
+    logprob: Tensor
+    """(L,) float32 or wider, in nats."""
+    weight: Tensor
+    """(L,)"""
+    branch: Tensor
+    """(L,) index of the branch."""
+    branch_sample: list[int]
+    samples: list[Sample]
+    num_rows: int
+    reference: Tensor | None = None
+    """(B,) float64: summed log-probability of each branch's learnt tokens under the model at step
+    0, where the objective asks for it."""
+    score: Tensor | None = None
+    """(B,) float32: what the score head says of each whole branch, where the objective has one."""
+    value: Tensor | None = None
+    """(L,) float32: what the value head says before each label, where the objective has one."""
+    log_z: Tensor | None = None
+    """(L,): logarithm of the sum of exponentials of the logits before each label, where the
+    objective asks for `spread`."""
+    mean_logprob: Tensor | None = None
+    """(L,): mean log-probability of all tokens of the vocabulary before each label, where the
+    objective asks for `spread`."""
+    divergence: Tensor | None = None
+    """(L,): how far the teacher's distribution before each label is from ours, in nats, where the
+    objective has a teacher."""
+    figures: Figures = field(default_factory=dict)
+    """What an objective found on the way, to be looked at."""
+
+
+Passes: TypeAlias = Callable[[list[Sample]], Iterable[PassOutput]]
+"""Samples in, any number of them; the outputs of their passes out, without gradient."""
+Term: TypeAlias = "tuple[Tensor, float]"
 """(sum over the pass, coefficient). The engine divides the sum by what `plan` announced under the
 same name for the whole step."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method or objective asks of the others; read by `core/compat.py` before anything is
-    loaded."""
+    """What a method asks of the engine."""
 
     layout: str = "any"
     """`any` or `padded`."""
-    heads: tuple[str, ...] = ()
-    """`value`, `reward`."""
     frozen_base: bool = False
-    rows: tuple[str, ...] = ()
-    """Kinds of rows it can use: `conversation`, `text`, `preference` ...; empty: any."""
 
 
 @dataclass(frozen=True)
@@ -285,10 +317,10 @@ class VirtualPrompt:
     """
 
     num_tokens: int
-    rows: Any = None
+    rows: Tensor | None = None
     """(M, D) input embeddings: rows at the root of the token tree, positions 0 to M - 1, seen by
     every branch and never predicting."""
-    keys_values: list[tuple[Any, Any]] | None = None
+    keys_values: list[tuple[Tensor, Tensor]] | None = None
     """For each layer (keys, values), each (K heads, M, head size), already turned by whatever the
     family does to keys: seen by every row."""
 
@@ -316,7 +348,6 @@ class Attached:
     merge_reason: str = ""
     penalties: Callable[[], dict[str, Term]] | None = None
     after_update: Callable[[int], None] | None = None
-    gradient_transform: Callable[[dict[str, Any]], None] | None = None
     state: Callable[[], dict[str, Any]] | None = None
     load_state: Callable[[dict[str, Any]], None] | None = None
     learning_rate: float = 2e-4
@@ -383,11 +414,11 @@ class Experience:
     reward: float
     num_tokens: int
     finished: bool
-    sampled: Any
+    sampled: Sequence[float]
     """Log-probabilities as the sampler saw them."""
     old: Any = None
     """Log-probabilities before the first update of the round."""
-    reference: Any = None
+    reference: Tensor | None = None
     """Log-probabilities under the model at step 0, where the objective asks for it."""
     value: Any = None
     """What the value head said before each token, where there is one."""
@@ -414,7 +445,7 @@ class Rollouts:
     """`objective.reward` as it was given."""
     on_bad: Any
     """`stop` or `skip`."""
-    judge: Callable[[list[list[Experience]]], dict[str, tuple[float, int]]]
+    judge: Callable[[list[list[Experience]]], Figures]
     epochs: int = 1
     minibatches: int = 1
     unfinished_penalty: float = 0.0
@@ -428,35 +459,37 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is optimised, as functions the engine calls (design, section 3).
+    """What is optimised, as functions the engine calls.
 
     `plan(samples)` announces, before the first backward and without a model, what each named term
-    is divided by for the whole step. `prepare(samples)` runs without gradient over the whole step.
-    `terms(output)` gives `{name: (sum over the pass, coefficient)}`; `output` is an
-    `engine.forward.PassOutput`.
+    is divided by for the whole step. `terms(output)` gives the same names' sums over one pass, with
+    their coefficients. `prepare(samples)` runs over the whole step before both, and may change the
+    samples' branches.
     """
 
     plan: Callable[[list[Sample]], dict[str, float]]
-    terms: Callable[[Any], dict[str, Term]]
-    needs: Needs = Needs()
+    terms: Callable[[PassOutput], dict[str, Term]]
     prepare: Callable[[list[Sample]], None] | None = None
-    reference: bool = False
-    """Wants `output.reference`: the summed log-probability of every branch under the model at step
-    0."""
-    rate_factor: float = 1.0
-    """What the method's usual learning rate is multiplied by when the run file says `auto`."""
-    measure: Callable[[list[Sample], Callable[[list[Sample]], Iterable[Any]]], None] | None = None
-    """`measure(samples, run)`, after `prepare`: a baseline over the whole step. `run` takes
-    samples, any number of them, and gives the outputs of their passes without gradient."""
+    measure: Callable[[list[Sample], Passes], None] | None = None
+    """`measure(samples, run)`, after `prepare`: a baseline over the whole step."""
     companions: Callable[[Sequence[Sample], int | None], Iterable[Sample]] | None = None
     """Told all samples of a run, and how many tokens the model can take, before the first step;
     gives those that `measure` will run besides, so that they have reference values, too."""
+    heads: tuple[str, ...] = ()
+    """Heads that it reads and trains: `value` (`output.value`), `score` (`output.score`)."""
+    reference: bool = False
+    """Wants `output.reference`: log-probabilities under the model at step 0."""
     spread: bool = False
     """Wants `output.log_z` and `output.mean_logprob`."""
     teacher: Teaching | None = None
     """Wants `output.divergence`, from this teacher."""
     own_answers: OwnAnswers | None = None
-    """Some steps are taken on answers that the model wrote itself (`engine.on_policy`)."""
+    """Some steps are taken on answers that the model wrote itself."""
     rollouts: Rollouts | None = None
-    """Learns from the model's own answers (`engine.rounds`); `plan` and `terms` then see samples
-    whose `facts["experience"]` is an `Experience`."""
+    """Learns from the model's own answers; `plan` and `terms` then see samples whose
+    `facts["experience"]` is an `Experience`."""
+    pack: int | None = None
+    """Learns from whole documents: long ones in windows, short ones side by side in samples of up
+    to this many tokens (0: each by itself)."""
+    rate_factor: float = 1.0
+    """What the method's usual learning rate is multiplied by when the run file says `auto`."""

@@ -25,6 +25,7 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
 from tunewright.core.types import Row, Sample
+from tunewright.core.version import __version__
 from tunewright.data import reporting
 from tunewright.data.catalogue import names as catalogue
 from tunewright.data.checks import Finding, stops
@@ -39,6 +40,7 @@ from tunewright.data.store.gathering import Features, Gathered, Source, gather
 from tunewright.data.store.preparing import Recipe
 from tunewright.data.store.splitting import joined, split_groups, wanted_rows
 from tunewright.data.store.workers import Workers, worker_count
+from tunewright.text.proof import prove
 from tunewright.text.tokenizer import Light
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ def inspect(
         store, was_kept = run.build(None), False
     report, findings = reporting.report_of(store, shown)
     report["parts"] = [*_parts_said(entries, to_train), *report["parts"]]
-    report["rendering"] = shown.proof().as_dict() if shown is not None else None
+    report["rendering"] = prove(shown).as_dict() if shown is not None else None
     report["preparation"] = {
         "seconds": round(time.perf_counter() - started, 3),
         "from_cache": was_kept,
@@ -273,8 +275,6 @@ def _key_facts(
     config: DataConfig, recipe: Recipe, light: Light | None, seed: int, renderer: Renderer | None
 ) -> dict[str, Any]:
     """Everything besides the files that decides what is in the store."""
-    from tunewright import __version__
-
     told = {
         **asdict(recipe),
         "tokenizer": light.fingerprint(recipe.tokenizer) if light else None,
@@ -478,11 +478,9 @@ def _refuse_worthless(
             for entry in report["reasons"].values()
         )
         raise DataError.of("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
-    if report["tokens_total"] is not None and [*report["kinds"]] != ["prompt"]:
-        if not report["learnt_tokens"]:
-            raise DataError.of("E-DATA-13", place, rows=report["rows_kept"])
-        if not report["stop_learnt_share"]:
-            raise DataError.of("E-DATA-14", place, answers=report["answers"])
+    learns = report["tokens_total"] is not None and [*report["kinds"]] != ["prompt"]
+    if learns and not report["stop_learnt_share"]:
+        raise DataError.of("E-DATA-14", place, answers=report["answers"])
     stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]
     raise_all(
         (problem("E-DATA-61", place, what=f.what(), do=f.remedy(), name=f.key) for f in stopping),

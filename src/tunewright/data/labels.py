@@ -30,10 +30,11 @@ from tunewright.core.types import (
     Stepwise,
 )
 from tunewright.data.formats.shaping import Dropped
-from tunewright.text.renderer import CannotRender
+from tunewright.text.rendered import CannotRender
 
 if TYPE_CHECKING:
-    from tunewright.text.renderer import Rendered, Renderer
+    from tunewright.text.rendered import Rendered
+    from tunewright.text.renderer import Renderer
 
 CUT_MARK = " [...] "
 FEWEST_ANSWER_TOKENS = 2  # one token of the answer and its stop token: less teaches nothing

@@ -13,8 +13,8 @@ import torch
 
 from tunewright import rewards
 from tunewright.core.config import RunConfig
-from tunewright.core.registry import methods, objectives
-from tunewright.core.runfile import kind_of
+from tunewright.core.registry import methods
+from tunewright.core.runfile import kind_of, objective_of
 from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.types import Attached, Sample
@@ -39,6 +39,7 @@ from tunewright.models import anatomy, load, vocabulary
 from tunewright.models.kernels.fused import accelerate
 from tunewright.models.quantised import keep_base, parameter_count
 from tunewright.models.scalar_heads import has_score, put_heads
+from tunewright.text.tokenizer import load_tokenizer
 
 LOOKED_AT = 128
 """Samples that a method may see before the first step."""
@@ -90,9 +91,7 @@ def assemble(
     card = anatomy.of(causal)
     for note in [*notes, *card.notes]:
         tell.line(note)
-    objective_entry = objectives.get(kind_of(config.objective))
-    assert objective_entry is not None
-    objective = objective_entry.function(config.objective)
+    objective = objective_of(config)
     # Before anything is put on the base: what a reward model of the same base will go on.
     spare = twin(causal) if objective.rollouts and config.base.bits is None else None
     accelerate(causal)
@@ -117,8 +116,8 @@ def assemble(
     if attached.look is not None:
         attached.look(_some_rows(samples))
     keep_base(attached, causal)
-    _tell_head(config, has_score(causal), "score" in objective.needs.heads, tell)
-    put_heads(causal, attached, objective.needs.heads)
+    _tell_head(config, has_score(causal), "score" in objective.heads, tell)
+    put_heads(causal, attached, objective.heads)
 
     @contextlib.contextmanager
     def policy_in(layout: str) -> Iterator[Any]:
@@ -183,7 +182,7 @@ def assemble(
         stepper = OnPolicyStepper(**parts, own=objective.own_answers)
     else:
         stepper = Stepper(**parts)
-    stepper.policy.heads = objective.needs.heads
+    stepper.policy.heads = objective.heads
     stepper.policy.spread = objective.spread
     if objective.teacher:
         stepper.policy.teacher = open_teacher(
@@ -257,7 +256,7 @@ def _words_of_its_own(config: RunConfig, folder: Path) -> dict[str, int] | None:
     )
     if own == folder and not added:
         return None
-    tokenizer = load.load_tokenizer(own)
+    tokenizer = load_tokenizer(own)
     vocabulary.add_tokens(tokenizer, added)
     return dict(tokenizer.get_vocab())
 

@@ -19,14 +19,14 @@ from tunewright.core.machine import peak_memory_bytes
 from tunewright.core.sequences import Joined, Picked
 from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Tell
-from tunewright.core.types import WITHOUT_DIFFERENCE, Sample
+from tunewright.core.types import WITHOUT_DIFFERENCE, Figures, Sample
 from tunewright.core.words import say
 from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
 from tunewright.engine.oracles.reference import FILE as REFERENCE_FILE
 from tunewright.engine.oracles.reference import ReferenceStore
 from tunewright.engine.rollouts.rounds import RoundStepper
 from tunewright.engine.schedule import Measuring, Schedule, measuring_of, steps_between
-from tunewright.engine.step import Figures, Stepper, StepReport, held_out_loss, means
+from tunewright.engine.step import Stepper, StepReport, held_out_loss, means
 from tunewright.models.generate import room_of
 from tunewright.record import checkpoint
 from tunewright.record.events import EventLog

@@ -30,8 +30,10 @@ from tunewright.models.quantised import keep_base
 from tunewright.record import folder as run_folder
 from tunewright.sources import find as sources
 from tunewright.sources import vet
+from tunewright.text.chat_kind import stop_ids
 from tunewright.text.renderer import Renderer
 from tunewright.text.thinking import Thinking
+from tunewright.text.tokenizer import load_tokenizer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -83,13 +85,13 @@ class Target:
         """How what is opened is asked: its own tokenizer and template, and every stop token that
         its folders name."""
         return renderer_of(
-            load.load_tokenizer(self.tokenizer_folder), *self.stated, thinking=self.thinking
+            load_tokenizer(self.tokenizer_folder), *self.stated, thinking=self.thinking
         )
 
     def base_renderer(self) -> Renderer:
         """How the base is asked: as if nothing had been trained."""
         return renderer_of(
-            load.load_tokenizer(self.source.folder), self.source.folder, thinking=self.thinking
+            load_tokenizer(self.source.folder), self.source.folder, thinking=self.thinking
         )
 
 
@@ -231,8 +233,8 @@ def _named(
 
 def renderer_of(tokenizer: Any, *stated: Any, thinking: Thinking | None = None) -> Renderer:
     """The renderer that training used for this tokenizer and the stop tokens that `stated` name
-    (`load.stop_ids`)."""
-    return Renderer(tokenizer, load.stop_ids(tokenizer, *stated), thinking)
+    (`stop_ids`)."""
+    return Renderer(tokenizer, stop_ids(tokenizer, *stated), thinking)
 
 
 def require_words(folder: Path, name: str) -> None:

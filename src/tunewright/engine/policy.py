@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tunewright.core.types import Sample, TokenTree, VirtualPrompt
+from tunewright.core.types import PassOutput, Sample, TokenTree, VirtualPrompt
 from tunewright.engine.activation_cache import ActivationCache, spread
 from tunewright.engine.neftune import Noise
 from tunewright.engine.oracles.reference import ReferenceStore
@@ -27,40 +27,6 @@ from tunewright.models.kernels.tree_attention import TreePlan
 from tunewright.models.scalar_heads import head_module
 
 KEEP_BYTES = 768 * 2**20
-
-
-@dataclass
-class PassOutput:
-    """What an objective sees of one pass. L labels in the order of the samples' branches; weights
-    are the data's."""
-
-    logprob: Tensor
-    """(L,) float32 or wider, in nats."""
-    weight: Tensor
-    """(L,)"""
-    branch: Tensor
-    """(L,) index of the branch."""
-    branch_sample: list[int]
-    samples: list[Sample]
-    num_rows: int
-    reference: Tensor | None = None
-    """(B,) float64: summed log-probability of each branch's learnt tokens under the model at step
-    0, where the objective asks for it."""
-    score: Tensor | None = None
-    """(B,) float32: what the score head says of each whole branch, where the objective has one."""
-    value: Tensor | None = None
-    """(L,) float32: what the value head says before each label, where the objective has one."""
-    log_z: Tensor | None = None
-    """(L,): logarithm of the sum of exponentials of the logits before each label, where the
-    objective asks for `spread`."""
-    mean_logprob: Tensor | None = None
-    """(L,): mean log-probability of all tokens of the vocabulary before each label, where the
-    objective asks for `spread`."""
-    divergence: Tensor | None = None
-    """(L,): how far the teacher's distribution before each label is from ours, in nats, where the
-    objective has a teacher."""
-    figures: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """What an objective found on the way, to be looked at: name -> (sum, count)."""
 
 
 def head_of(model: Any) -> Head:

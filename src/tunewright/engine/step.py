@@ -4,7 +4,7 @@ check, clipping, the update."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,12 @@ import torch
 
 from tunewright.core.seeds import stream_seed
 from tunewright.core.sequences import blocks
-from tunewright.core.types import Attached, Objective, Sample, Term
+from tunewright.core.types import Attached, Figures, Objective, Passes, PassOutput, Sample, Term
 from tunewright.engine.neftune import Noise
 from tunewright.engine.policy import Policy
 from tunewright.engine.tree import cut_passes
 
 GROW_AFTER = 200
-
-
-Figures = dict[str, tuple[float, int]]
-"""name -> (sum, count)."""
 
 
 def add_figures(into: Figures, found: Figures) -> None:
@@ -62,12 +58,12 @@ class StepReport:
     """Answers to look at, where the step drew some."""
 
 
-def runner(policy: Policy, rows_per_pass: int) -> Callable[[list[Sample]], Iterator[Any]]:
+def runner(policy: Policy, rows_per_pass: int) -> Passes:
     """What `Objective.measure` is given: samples in, the outputs of their passes out, without
     gradient and without dropout."""
 
     @torch.no_grad()
-    def run(samples: list[Sample]) -> Iterator[Any]:
+    def run(samples: list[Sample]) -> Iterator[PassOutput]:
         policy.model.eval()
         for group in cut_passes(samples, rows_per_pass, padded=policy.layout == "padded"):
             yield policy(group)
@@ -183,8 +179,6 @@ class Stepper:
             return report
         if self.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-        if self.attached.gradient_transform:
-            self.attached.gradient_transform(dict(self.policy.model.named_parameters()))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("rate_factor", 1.0)
         before = (

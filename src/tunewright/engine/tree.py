@@ -57,7 +57,7 @@ def build_tree(samples: list[Sample]) -> TokenTree:
     order = sorted(
         range(len(branches)), key=lambda b: (branches[b][0].positions is not None, keys[b])
     )
-    tree = TokenTree([], [], [], [], [], [], [], [], [], [s for _, s in branches], samples)
+    tree = TokenTree([], [], [], [], [], [], [], [], [s for _, s in branches], samples)
     labels: dict[int, tuple[list[int], Branch]] = {}
     ends = [0] * len(branches)
     path: list[int] = []
@@ -69,15 +69,12 @@ def build_tree(samples: list[Sample]) -> TokenTree:
         for row in path[shared:]:
             tree.subtree_end[row] = len(tree.token)
         del path[shared:]
-        for row in path:
-            tree.multiplicity[row] += 1
         for i in range(shared, len(key)):
             path.append(len(tree.token))
             tree.token.append(branch.tokens[i])
             tree.position.append(i if branch.positions is None else branch.positions[i])
             tree.depth.append(i)
             tree.subtree_end.append(0)
-            tree.multiplicity.append(1)
         labels[b] = ([path[i - 1] for i in branch.learnt], branch)
         ends[b] = path[-1]
         previous = key
@@ -196,7 +193,7 @@ def cut_passes(
 def padded_rows(samples: list[Sample]) -> TokenTree:
     """The same batch without sharing: every branch is a tree of its own, one after the other. What
     the padded layout computes, minus the padding."""
-    tree = TokenTree([], [], [], [], [], [], [], [], [], [], samples)
+    tree = TokenTree([], [], [], [], [], [], [], [], [], samples)
     b = 0
     for s, sample in enumerate(samples):
         for branch in sample.branches:
@@ -207,7 +204,6 @@ def padded_rows(samples: list[Sample]) -> TokenTree:
             )
             tree.depth += range(needed)
             tree.subtree_end += [start + needed] * needed
-            tree.multiplicity += [1] * needed
             tree.source += [start + i - 1 for i in branch.learnt]
             tree.target += [branch.tokens[i] for i in branch.learnt]
             tree.weight += branch.weights
@@ -231,7 +227,6 @@ def under_root(tree: TokenTree, count: int) -> TokenTree:
         position=first + [count + n for n in tree.position],
         depth=first + [count + n for n in tree.depth],
         subtree_end=[total] * count + [count + n for n in tree.subtree_end],
-        multiplicity=[len(tree.branch_sample)] * count + tree.multiplicity,
         source=[count + n for n in tree.source],
         last=[count + n for n in tree.last],
     )

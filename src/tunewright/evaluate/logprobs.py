@@ -107,7 +107,7 @@ class RowReader(Policy):
             past_key_values=cache,
             use_cache=True,
         )
-        found = [
+        found: list[tuple[Any, Any]] = [
             (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers
         ]
         if len(found) != layers or any(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.families import tokenizer_of
 
+from tunewright.core import machine
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.data import describe, inspect
@@ -351,10 +352,10 @@ def test_a_script_without_a_main_guard_may_use_workers(many, tmp_path):
 
 
 def test_workers_are_as_many_as_told_or_as_the_processors_shared_by_the_ranks(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert workers.processors(3) == 3 and workers.processors("auto") == 8 == workers.processors()
+    monkeypatch.setattr(machine, "available_processors", lambda: 8)
+    assert machine.processors(3) == 3 and machine.processors("auto") == 8 == machine.processors()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert workers.processors() == 2
+    assert machine.processors() == 2
     assert workers.worker_count(1 << 30, 5) == 5 and workers.worker_count(5 << 20) == 0
 
 

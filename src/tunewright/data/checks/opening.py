@@ -49,8 +49,9 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
         raise DataError.of("E-DATA-55")
     if model is None and tokenizer is None:
         return None
+    from tunewright.text.chat_kind import stop_ids_of_folder
     from tunewright.text.renderer import Renderer
-    from tunewright.text.tokenizer import load_light, stop_ids_of_folder
+    from tunewright.text.tokenizer import load_light
 
     folder = Path(tokenizer).expanduser() if tokenizer is not None else None
     named = _named(str(model)) if folder is None else _Named(folder, folder)

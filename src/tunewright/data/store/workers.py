@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import DataError
+from tunewright.core.machine import processors
 from tunewright.data.store.preparing import Job, Prepared, Preparer, Recipe
 from tunewright.text.thinking import Thinking
 from tunewright.text.tokenizer import Light
@@ -148,16 +149,6 @@ def _code() -> int:
     codes = [worker.exitcode for worker in started if worker.exitcode]
     told = -signal.SIGTERM
     return next((code for code in codes if code != told), codes[0] if codes else 1)
-
-
-def processors(threads: int | str | None = None) -> int:
-    """Processors for this process: as told, else those it may use, shared with the other ranks of
-    this machine."""
-    if isinstance(threads, int):
-        return max(1, threads)
-    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, free // max(1, int(ranks) if ranks.isdigit() else 1))
 
 
 def worker_count(num_bytes: int, threads: int | str | None = None) -> int:

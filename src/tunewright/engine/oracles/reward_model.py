@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tunewright.core import compat
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.telling import Tell
 from tunewright.core.types import Sample
@@ -28,6 +29,7 @@ from tunewright.methods.saved import put_on
 from tunewright.models import load
 from tunewright.models.kernels.fused import accelerate, fused_without_gradient
 from tunewright.objectives.process_reward import by_steps, whole_answer
+from tunewright.text.tokenizer import load_tokenizer
 
 
 def twin(causal: Any) -> Any:
@@ -133,8 +135,8 @@ def open_reward_model(
     policy = Policy(model, causal, layout)
     policy.heads = ("score",)
     steps = None
-    if found.settings.get("objective.kind") == "process_reward":
-        tokenizer = load.load_tokenizer(found.tokenizer_folder)
+    if compat.judges(found.settings.get("objective.kind")) == "steps":
+        tokenizer = load_tokenizer(found.tokenizer_folder)
         steps = Steps(
             str(found.settings.get("objective.whole") or "min"),
             lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
@@ -153,10 +155,7 @@ def _require_same_words(run: Path, theirs: Path, ours: Path, words: dict[str, in
     the policy's tokens."""
     if theirs.resolve() == ours.resolve() and words is None:
         return
-    one, other = (
-        load.load_tokenizer(theirs).get_vocab(),
-        words or load.load_tokenizer(ours).get_vocab(),
-    )
+    one, other = (load_tokenizer(theirs).get_vocab(), words or load_tokenizer(ours).get_vocab())
     if one != other:
         raise ModelError(
             problem(

@@ -35,6 +35,7 @@ from tunewright.engine.tree import build_tree, cut_passes, padded_rows
 from tunewright.models import load
 from tunewright.models.kernels.divergence import bucketed, divergence, kept
 from tunewright.models.kernels.label_head import VALUE_CHUNK, Head, row_values
+from tunewright.text.tokenizer import load_tokenizer
 
 FILE = "teacher.safetensors"
 Scores = tuple[Tensor, Tensor]
@@ -327,6 +328,6 @@ def open_teacher(
 def _words(folder: Path) -> dict[str, int]:
     """Token -> id of a folder's tokenizer; empty where it brings none."""
     try:
-        return dict(load.load_tokenizer(folder).get_vocab())
+        return dict(load_tokenizer(folder).get_vocab())
     except ModelError:
         return {}

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from tunewright.core.errors import TrainingError, problem
 from tunewright.core.seeds import permutation
-from tunewright.core.types import Answer, Branch, Experience, Rollouts, Sample
+from tunewright.core.types import Answer, Branch, Experience, Figures, Rollouts, Sample
 from tunewright.engine.oracles.reward_model import RewardModel
 from tunewright.engine.rollouts.sampling import Drawn, How, Sampler
-from tunewright.engine.step import Figures, Stepper, StepReport, add_figures, means
+from tunewright.engine.step import Stepper, StepReport, add_figures, means
 from tunewright.engine.tree import cut_passes
 from tunewright.models.kernels.fused import fused_without_gradient
 
