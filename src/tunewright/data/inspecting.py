@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem, raise_all
@@ -41,10 +41,8 @@ from tunewright.data.store.preparing import Recipe
 from tunewright.data.store.splitting import joined, split_groups, wanted_rows
 from tunewright.data.store.workers import Workers, worker_count
 from tunewright.text.proof import prove
+from tunewright.text.renderer import Renderer
 from tunewright.text.tokenizer import Light
-
-if TYPE_CHECKING:
-    from tunewright.text.renderer import Renderer
 
 COUNTED = {"nothing_learnt", "no_stop", "empty", "too_long", "dropped"}
 """Findings that are counts of what happened. A stop among them ends a run; one that is a guess from

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from tunewright.core.types import (
     Branch,
@@ -30,11 +30,8 @@ from tunewright.core.types import (
     Stepwise,
 )
 from tunewright.data.formats.shaping import Dropped
-from tunewright.text.rendered import CannotRender
-
-if TYPE_CHECKING:
-    from tunewright.text.rendered import Rendered
-    from tunewright.text.renderer import Renderer
+from tunewright.text.rendered import CannotRender, Rendered
+from tunewright.text.renderer import Renderer
 
 CUT_MARK = " [...] "
 FEWEST_ANSWER_TOKENS = 2  # one token of the answer and its stop token: less teaches nothing

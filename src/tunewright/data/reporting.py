@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core.compat import kinds_text
 from tunewright.core.types import Origin, Sample
@@ -18,9 +18,7 @@ from tunewright.data.store.counting import TOKEN_KEYS, kinds_of, token_facts
 from tunewright.data.store.documents import PIECES
 from tunewright.data.store.gathering import LISTED, Gathered
 from tunewright.data.store.good_answers import LEFT_OUT
-
-if TYPE_CHECKING:
-    from tunewright.text.renderer import Renderer
+from tunewright.text.renderer import Renderer
 
 EXAMPLE_TOKENS = 600
 MOST_COLUMNS = 1000

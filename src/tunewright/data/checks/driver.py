@@ -5,18 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core import compat
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import CompatError, raise_all
 from tunewright.core.words import say
 from tunewright.data.checks import Finding, points, stops
+from tunewright.data.checks.opening import Opened
 from tunewright.data.inspecting import inspect
 from tunewright.data.reporting import describe
-
-if TYPE_CHECKING:
-    from tunewright.data.checks.opening import Opened
 
 BAR = 40
 PARTS = (" ", "\u258f", "\u258e", "\u258d", "\u258c", "\u258b", "\u258a", "\u2589", "\u2588")

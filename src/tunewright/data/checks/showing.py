@@ -11,21 +11,19 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.core.types import ROW_KINDS, PlainText, Row, Sample, turns_of
 from tunewright.core.words import say
 from tunewright.data.checks.columns import column_findings
+from tunewright.data.checks.opening import Opened
 from tunewright.data.formats.shaping import Dropped
 from tunewright.data.inspecting import inspect
 from tunewright.data.labels import encode_rows
 from tunewright.data.reporting import GREEN, PLAIN, reason_text, safe
-
-if TYPE_CHECKING:
-    from tunewright.data.checks.opening import Opened
-    from tunewright.text.renderer import Renderer
+from tunewright.text.renderer import Renderer
 
 OPEN, CLOSE = "[[", "]]"
 UNDERLINED_GREEN = "\x1b[4m" + GREEN

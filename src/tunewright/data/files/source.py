@@ -87,7 +87,7 @@ class Source:
         if not self.packed:
             return opened
         return cast(
-            BinaryIO, io.BufferedReader(_Unpacked(opened, self.name, self.size), CHUNK_BYTES)
+            "BinaryIO", io.BufferedReader(_Unpacked(opened, self.name, self.size), CHUNK_BYTES)
         )
 
     def text(self, newline: str | None = None) -> TextIO:

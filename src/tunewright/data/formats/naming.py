@@ -167,7 +167,8 @@ def suggested(first: Mapping[str, Any]) -> dict[str, str]:
         ask = _named(rest, ASKS)
         pair = {side: found[side] for side in ("chosen", "rejected")}
         return ({"prompt": ask} if ask else {}) | pair
-    more = {ours: found[ours] for ours in ("history", "reasoning", "system") if ours in found}
+    beside = ("history", "reasoning", "system")
+    more: dict[str, str] = {ours: found[ours] for ours in beside if ours in found}
     texts = [name for name in columns if _is_text(first[name])]
     answer, label = _named(rest, ANSWERS), _named(rest, LABELS)
     ask = _named({name: plain for name, plain in rest.items() if name != answer}, ASKS)

@@ -128,7 +128,7 @@ def _of_pairs(
         if asked not in (None, "") or not found:
             found.append({"role": "user", "content": asked})
         found.append({"role": "assistant", "content": turn[keys[pair[1]]]})
-        for name, key in keys.items() if columns is not None else ():
-            if name not in taken and turn[key] not in (None, "", [], {}):
-                columns.fields[name] = turn[key]
+        if columns is not None:
+            left = {name: turn[key] for name, key in keys.items() if name not in taken}
+            columns.fields.update({n: v for n, v in left.items() if v not in (None, "", [], {})})
     return found

@@ -6,7 +6,7 @@ import marshal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tunewright.core.types import Message, Origin, PlainText, Preference, Row
 from tunewright.data.checks import Check, all_checks
@@ -18,9 +18,7 @@ from tunewright.data.store import columns as token_store
 from tunewright.data.store.documents import windows
 from tunewright.data.store.good_answers import only_good
 from tunewright.data.store.splitting import keys_of
-
-if TYPE_CHECKING:
-    from tunewright.text.renderer import Renderer
+from tunewright.text.renderer import Renderer
 
 
 @dataclass(frozen=True)

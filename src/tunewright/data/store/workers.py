@@ -22,16 +22,14 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core.errors import DataError
 from tunewright.core.machine import processors
 from tunewright.data.store.preparing import Job, Prepared, Preparer, Recipe
+from tunewright.text.renderer import Renderer
 from tunewright.text.thinking import Thinking
 from tunewright.text.tokenizer import Light
-
-if TYPE_CHECKING:
-    from tunewright.text.renderer import Renderer
 
 BYTES_PER_WORKER = 4 << 20
 """A worker is worth starting for this much text: it takes about a second to load, in which one
@@ -69,7 +67,6 @@ def _begin(recipe: Recipe) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # tokenizers' own threads would only compete with the other workers.
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    from tunewright.text.renderer import Renderer
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Taking a hundred megabytes of words and tokens apart object by object would keep the parent
