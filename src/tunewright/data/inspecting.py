@@ -116,11 +116,9 @@ def inspect(
     run = _Run(config, shown, recipe, entries, seed, wants)
     # Whether the tokenizer can be told to workers and named in a key.
     can_share = light is not None or shown is None
-    size = sum(path.stat().st_size for path in run.files if path.is_file())
-    run.workers = worker_count(size, workers) if can_share else 0
-    if size >= cache.SMALLEST_BYTES and can_share and _is_ours():
-        facts = _key_facts(config, recipe, light, seed, shown) | {"wants": [*wants]}
-        key = cache.key_of(facts, [*run.files, *_registries(config, entries)])
+    run.workers = worker_count(run.size, workers) if can_share else 0
+    if run.size >= cache.SMALLEST_BYTES and can_share and _is_ours():
+        key = cache.key_of(_key_facts(run, light), [*run.files, *_registries(config, entries)])
         store, was_kept = cache.kept(key, run.build)
     else:
         store, was_kept = run.build(None), False
@@ -269,10 +267,9 @@ def _registries(config: DataConfig, entries: list[_Entry]) -> list[Path]:
     return [path for path in catalogue.registries(config.dir) if path.is_file()]
 
 
-def _key_facts(
-    config: DataConfig, recipe: Recipe, light: Light | None, seed: int, renderer: Renderer | None
-) -> dict[str, Any]:
+def _key_facts(run: _Run, light: Light | None) -> dict[str, Any]:
     """Everything besides the files that decides what is in the store."""
+    config, recipe, renderer = run.config, run.recipe, run.renderer
     told = {
         **asdict(recipe),
         "tokenizer": light.fingerprint(recipe.tokenizer) if light else None,
@@ -282,11 +279,12 @@ def _key_facts(
     return {
         "config": config.model_dump(mode="json", exclude={"accept"}),
         "recipe": told,
-        "seed": seed,
+        "seed": run.seed,
         "template": renderer.template_name if renderer else None,
         "version": __version__,
         "today": time.strftime("%Y-%m-%d") if dated else "",
         "folder": str(Path.cwd()),
+        "wants": [*run.wants],
     }
 
 
@@ -309,6 +307,8 @@ class _Run:
         self.entries, self.seed, self.wants = entries, seed, wants
         read = [one for entry in entries for one in entry.found]
         self.files = list(dict.fromkeys(path for one in read for path in one.files))
+        self.size = sum(path.stat().st_size for path in self.files if path.is_file())
+        """Bytes of all files."""
         self.workers = 0
         self.formats: list[str] = []
         self.encodings: list[str] = []

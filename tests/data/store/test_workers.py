@@ -351,6 +351,40 @@ def test_a_script_without_a_main_guard_may_use_workers(many, tmp_path):
     assert done.stdout.strip() == "538 []"
 
 
+KILLED = """
+import os
+from tunewright.data.store import preparing, workers
+staff = workers.Workers(preparing.Recipe(check=False), None, 2)
+row = ({"instruction": "q", "output": "a"}, 1, 1)
+list(staff.results(preparing.Job("f", "alpaca", {}, 1.0, [row]) for _ in range(8)))
+print(*(worker.pid for worker in workers.started), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals and process ids of POSIX")
+def test_workers_end_with_a_parent_that_is_killed():
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], capture_output=True, text=True, check=False
+    )
+    left = {int(pid) for pid in done.stdout.split()}
+    assert done.returncode == -9 and left
+    ends = time.monotonic() + 30
+    while left and time.monotonic() < ends:
+        left = {pid for pid in left if _runs(pid)}
+        time.sleep(0.05)
+    assert not left
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def test_workers_are_as_many_as_told_or_as_the_processors_shared_by_the_ranks(monkeypatch):
     monkeypatch.setattr(machine, "available_processors", lambda: 8)
     assert machine.processors(3) == 3 and machine.processors("auto") == 8 == machine.processors()

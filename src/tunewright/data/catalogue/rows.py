@@ -38,9 +38,9 @@ from tunewright.data.formats.common import (
     json_cell,
     text_of,
 )
-from tunewright.data.formats.dialogue import own, unfilled, with_plain_numbers
 from tunewright.data.formats.ledger import Seen
 from tunewright.data.formats.marks import ANSWERS, by_turn, marked, no_list, row_weight, turn_weight
+from tunewright.data.formats.tool_calls import own, unfilled, with_plain_numbers
 
 COLUMNS: dict[str, str | None] = {
     "prompt": "instruction",

@@ -248,14 +248,8 @@ def _no_fit(opener: Callable[[], BinaryIO], name: str, codec: str, misfit: _Misf
     where = f"{name}, line {misfit.line}"
     with opener() as content:
         guess = _guess(content.read(CHUNK_BYTES))
-    return DataError.of(
-        "E-DATA-05",
-        where,
-        codec=codec,
-        byte=misfit.offset,
-        value=f"0x{misfit.value:02x}",
-        guess=guess,
-    )
+    told = {"byte": misfit.offset, "value": f"0x{misfit.value:02x}", "guess": guess}
+    return DataError.of("E-DATA-05", where, codec=codec, **told)
 
 
 def _guess(data: bytes) -> str:

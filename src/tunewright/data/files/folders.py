@@ -142,8 +142,7 @@ def parts_of_folder(folder: Path) -> Parts:
     for path in named:
         parts[part_of(path.name)] += _below(path)
     whole = folder / DATA_FOLDER
-    kept_in_it = _below(whole) if whole in folders and not rows and not any(parts.values()) else []
-    if kept_in_it and (all(map(_is_about, files)) or not all(map(_is_text, kept_in_it))):
+    if whole in folders and not rows and not any(parts.values()) and _is_kept_in(whole, files):
         found = parts_of_folder(whole)
         beside = {**found.beside, "text": [*files, *found.beside.get("text", [])]}
         return Parts(found.train, found.valid, found.test, beside, folder)
@@ -159,6 +158,12 @@ def parts_of_folder(folder: Path) -> Parts:
     train, unnamed = (parts["train"], parts[None]) if parts["train"] else (parts[None], [])
     beside = {"text": texts, "folder": others, "unnamed": unnamed}
     return Parts(train, parts["valid"], parts["test"], beside, folder)
+
+
+def _is_kept_in(whole: Path, texts: Sequence[Path]) -> bool:
+    """Whether the subfolder is the set, and the texts beside it are about it."""
+    inside = _below(whole)
+    return bool(inside) and (all(map(_is_about, texts)) or not all(map(_is_text, inside)))
 
 
 def _refuse_folder(folder: Path, others: Sequence[Path]) -> NoReturn:

@@ -67,9 +67,8 @@ def fetch(place: str) -> list[Path]:
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError.of("E-DATA-39", place, name=bare, cause=cause) from error
     if given is not None and given != stored:
-        raise DataError.of(
-            "E-DATA-80", place, name=bare, part=f"{split or 'train'}: {given:,} / {stored:,}"
-        )
+        part = f"{split or 'train'}: {given:,} / {stored:,}"
+        raise DataError.of("E-DATA-80", place, name=bare, part=part)
     return files
 
 

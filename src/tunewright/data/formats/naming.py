@@ -153,13 +153,7 @@ def _first_values(values: Sequence[Any]) -> dict[str, Any]:
 def suggested(first: Mapping[str, Any]) -> dict[str, str]:
     """Our names to the file's, as they are most likely meant; empty where nothing can be said.
     `first` holds a value of every column."""
-    choices = {name for _, name in choice_columns(tuple(first))}
-    columns = {name: plain_name(name) for name in first if name not in choices}
-    columns = {
-        name: plain
-        for name, plain in columns.items()
-        if not is_bookkeeping(name) or plain in ASKS | ANSWERS
-    }
+    columns = _telling_columns(first)
     roles = {role: _named(columns, names) for role, names in ROLES.items()}
     found = {role: name for role, name in roles.items() if name is not None}
     rest = {name: plain for name, plain in columns.items() if name not in found.values()}
@@ -181,18 +175,33 @@ def suggested(first: Mapping[str, Any]) -> dict[str, str]:
         return {"text": ask, "label": label}
     if label and texts and label != texts[0]:
         return {"text": texts[0], "label": label}
-    close = {
-        ours: name
-        for name in columns
-        if not isinstance(first[name], list | dict)
-        for ours in difflib.get_close_matches(columns[name][:40], MAIN, n=1, cutoff=CLOSE)
-    }
-    if close and (len(close) > 1 or "text" in close):
+    plain = {name: columns[name] for name in columns if not isinstance(first[name], list | dict)}
+    if close := _nearly_ours(plain):
         return close
     texts = [name for name in texts if name not in found.values()]
-    return _of_two_texts(texts, ask, answer, more) or (
-        {"text": texts[0]} if len(texts) == 1 and len(columns) == 1 else {}
-    )
+    if len(texts) == len(columns) == 1:
+        return {"text": texts[0]}
+    return _of_two_texts(texts, ask, answer, more)
+
+
+def _telling_columns(first: Iterable[str]) -> dict[str, str]:
+    """Columns whose names may say something, with their plain names: neither choices nor where the
+    row came from."""
+    names = tuple(first)
+    choices = {name for _, name in choice_columns(names)}
+    found = {name: plain_name(name) for name in names if name not in choices}
+    known = ASKS | ANSWERS
+    return {n: plain for n, plain in found.items() if plain in known or not is_bookkeeping(n)}
+
+
+def _nearly_ours(columns: Mapping[str, str]) -> dict[str, str]:
+    """Columns whose names are ours but for a letter or two; one alone says too little, unless it is
+    the text."""
+    found: dict[str, str] = {}
+    for name, plain in columns.items():
+        for ours in difflib.get_close_matches(plain[:40], MAIN, n=1, cutoff=CLOSE):
+            found[ours] = name
+    return found if len(found) > 1 or "text" in found else {}
 
 
 def _of_two_texts(

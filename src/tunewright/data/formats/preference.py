@@ -39,12 +39,12 @@ from tunewright.data.formats.dialogue import (
     keys_of,
     messages_of,
     ordered,
-    tools_of,
     turn_column,
     turns_or_text,
     with_system,
 )
 from tunewright.data.formats.marks import no_list, row_weight
+from tunewright.data.formats.tool_calls import tools_of
 from tunewright.data.formats.writing import as_turns, of_kind
 
 PROMPTS = ("prompt", "question", "query", "problem")

@@ -24,13 +24,13 @@ from tunewright.data.formats.dialogue import (
     last_role,
     messages_of,
     ordered,
-    tools_of,
     turn_column,
     turns_or_text,
     with_system,
 )
 from tunewright.data.formats.ledger import Seen
 from tunewright.data.formats.naming import refuse_prompt_with_answer
+from tunewright.data.formats.tool_calls import tools_of
 
 ANSWERS = ("completion", "response", "output", "chosen", "rejected")
 ASKS = ("prompt", "question", "instruction")

@@ -20,8 +20,9 @@ from tunewright.data.formats.common import (
     text_of,
     truth_of,
 )
-from tunewright.data.formats.dialogue import BESIDE, as_context, ordered, tools_of, with_system
+from tunewright.data.formats.dialogue import BESIDE, as_context, ordered, with_system
 from tunewright.data.formats.marks import no_list, row_weight
+from tunewright.data.formats.tool_calls import tools_of
 from tunewright.data.formats.writing import as_turns, of_kind
 
 
