@@ -19,7 +19,7 @@ from tunewright.core.types import (
     Stepwise,
 )
 from tunewright.data import DataSet
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.shaping import shape
 from tunewright.data.store.columns import asking_places
 from tunewright.text.renderer import said
