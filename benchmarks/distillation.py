@@ -55,12 +55,14 @@ def train(
     from tunewright.engine.assembly import assemble
     from tunewright.engine.schedule import make_schedule
     from tunewright.engine.step import held_out_loss
+    from tunewright.run.prepare import objective_of
 
     given = {"model": str(student), "data.train": "-", "method.kind": "full", "engine.dtype": args.dtype, "engine.threads": args.threads, "engine.steps": steps,
              "engine.batch_size": args.batch, "engine.learning_rate": args.rate, "engine.seed": seed, **{f"objective.{k}": v for k, v in objective.items()}}  # fmt: skip
     config = parse_run(given, dict.fromkeys(given, "run.yaml")).config
     world = placement.start(config.engine)
-    made = assemble(config, student, str(student), world, len(data), Quiet())
+    objective = objective_of(config)
+    made = assemble(config, student, str(student), world, objective, len(data), Quiet())
     schedule = make_schedule(config.engine, len(data), made.rate)
     entry = objectives.get("sft")
     assert entry is not None

@@ -34,6 +34,7 @@ def make(kind: str, args: argparse.Namespace, source: Any, data: Any, epochs: in
     from tunewright.core.telling import Quiet
     from tunewright.engine import activation_cache, placement
     from tunewright.engine.assembly import assemble
+    from tunewright.run.prepare import objective_of
 
     given = {
         "model": args.model,
@@ -49,7 +50,8 @@ def make(kind: str, args: argparse.Namespace, source: Any, data: Any, epochs: in
     )
     config = parse_run(given, dict.fromkeys(given, "run.yaml")).config
     world = placement.start(config.engine)
-    made = assemble(config, source.folder, str(source.folder), world, len(data), Quiet())
+    objective, folder = objective_of(config), source.folder
+    made = assemble(config, folder, str(folder), world, objective, len(data), Quiet())
     limit, _ = activation_cache.install(
         made.stepper.policy, config.engine, [data], epochs, world.device, Quiet()
     )

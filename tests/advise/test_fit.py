@@ -17,8 +17,11 @@ from tunewright.advise import fit, memory, speed
 from tunewright.advise.shape import ModelShape, roles_of, trainable_parameters
 from tunewright.core.config import DataConfig, RunConfig
 from tunewright.core.errors import UsageError
+from tunewright.core.registry import objectives
 from tunewright.core.runfile import parse_run
+from tunewright.core.types import Objective
 from tunewright.methods.lora import LoraConfig
+from tunewright.run.prepare import objective_of
 
 LLAMA_70B = {
     "model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 28672,
@@ -26,6 +29,13 @@ LLAMA_70B = {
 }  # fmt: skip
 FACTS = fit.SampleFacts(samples=540, rows_per_epoch=17_000, label_rows_per_epoch=8300, longest=67)
 GiB = 2**30
+
+
+def sft() -> Objective:
+    entry = objectives.get("sft")
+    assert entry is not None
+    found: Objective = entry.function(entry.config())
+    return found
 
 
 def asked(shape: ModelShape, **changes: Any) -> fit.Estimate:
@@ -155,6 +165,7 @@ start = time.perf_counter()
 from pathlib import Path
 from tunewright.advise import fit
 from tunewright.methods.lora import LoraConfig
+from tunewright.run.prepare import objective_of
 shape = fit.shape_of(Path({str(tmp_path)!r}))
 facts = fit.SampleFacts(540, 17000, 8300, 67)
 found = fit.estimate(shape, trainable=fit.trainable_parameters(shape, LoraConfig()), rows_per_pass=1024, facts=facts, steps=10, batch_size=16,
@@ -327,7 +338,7 @@ def test_experts_are_held_but_not_all_computed() -> None:
 def test_a_run_file_gives_the_same_estimate(big: ModelShape) -> None:
     config = RunConfig(model="m", data=DataConfig(train="d"), method=LoraConfig())
     found = fit.of_run(
-        config, big, FACTS, steps=100, dtype="bfloat16", device="cpu", rows_per_pass=1024
+        config, sft(), big, FACTS, steps=100, dtype="bfloat16", device="cpu", rows_per_pass=1024
     )
     assert found.peak_bytes == asked(big).peak_bytes
 
@@ -352,6 +363,7 @@ def test_a_teacher_is_held_and_read_and_a_judge_only_where_it_cannot_share_the_b
         config = parse_run(given, dict.fromkeys(given, "test")).config
         return fit.of_run(
             config,
+            objective_of(config),
             small,
             FACTS,
             steps=100,

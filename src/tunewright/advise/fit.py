@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from tunewright.advise.shape import BYTES, ModelShape, rank_of, trainable_parame
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
 from tunewright.core.files import readable_size
-from tunewright.core.registry import methods, objectives
+from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 from tunewright.core.telling import duration
-from tunewright.core.types import OwnAnswers, Rollouts, Sample
+from tunewright.core.types import Objective, OwnAnswers, Rollouts, Sample
 from tunewright.core.words import say
 from tunewright.engine.schedule import batch_size_for, make_schedule, measuring_of
 from tunewright.sources import headers
@@ -133,16 +133,18 @@ class Estimate:
     measure_seconds: float | None
     """Of measuring held-out rows, which comes on top of the steps."""
     flops: float
-    reasons: list[str] = field(default_factory=list)
-    steps: int = 0
-    rows: int = 0
+    reasons: list[str]
+    steps: int
+    rows: int
     """Token rows of the largest pass."""
-    question: _Question | None = None
+    question: Question
     """What was asked, so that `require` can try other settings."""
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
+    """A run as its estimate sees it."""
+
     shape: ModelShape
     work: Work
     facts: SampleFacts
@@ -208,7 +210,7 @@ def estimate(
         probes,
         base_bits,
     )
-    question = _Question(
+    question = Question(
         asked, work, facts, steps, batch_size, rows_per_pass, device, method, tuple(beside)
     )
     parts = memory.parts_of(shape, work) | {
@@ -305,6 +307,7 @@ def estimate(
 
 def of_run(
     config: RunConfig,
+    objective: Objective,
     shape: ModelShape,
     facts: SampleFacts,
     *,
@@ -318,23 +321,12 @@ def of_run(
 ) -> Estimate:
     """`estimate` with what a run file says filled in."""
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
-    objective = objectives.get(kind_of(config.objective)) if config.objective is not None else None
-    # A run whose objective says too little is refused elsewhere.
-    told = objective is not None and (
-        getattr(config.objective, "reward", None) is not None
-        or not hasattr(config.objective, "reward")
-    )
-    asks = objective.function(config.objective) if objective is not None and told else None
-    rollouts = asks.rollouts if asks is not None else None
+    rollouts = objective.rollouts
     schedule = replace(make_schedule(config.engine, facts.samples, 0.0), total_steps=steps)
     measuring = measuring_of(
-        config.engine,
-        schedule,
-        facts.held_out,
-        reference=asks is not None and asks.reference,
-        rollouts=rollouts,
+        config.engine, schedule, facts.held_out, reference=objective.reference, rollouts=rollouts
     )
-    facts = facts.drawing(rollouts, asks.own_answers) if asks is not None else facts
+    facts = facts.drawing(rollouts, objective.own_answers)
     return estimate(
         shape,
         trainable=trainable_parameters(shape, config.method),
@@ -350,11 +342,9 @@ def of_run(
         flops_per_second=flops_per_second,
         base_bits=config.base.bits_per_weight,
         beside=models_beside(config),
-        reference=asks is not None and asks.reference,
-        measured_rows=measuring.passes
-        / (
-            rollouts.num_answers if rollouts is not None else 1
-        ),  # one answer is drawn to a prompt that is measured
+        reference=objective.reference,
+        # One answer is drawn to a prompt that is measured.
+        measured_rows=measuring.passes / (rollouts.num_answers if rollouts is not None else 1),
     )
 
 
@@ -412,7 +402,7 @@ def available_bytes(device: str) -> int:
 # ---- what would fit
 
 
-def _again(question: _Question, **changes: Any) -> Estimate:
+def _again(question: Question, **changes: Any) -> Estimate:
     """The estimate of the same run with another shape, number type, rows a pass or longest sample."""
     shape, method = changes.get("shape", question.shape), question.method
     facts = question.facts
@@ -460,7 +450,6 @@ def ladder() -> list[ModelShape]:
 def largest_fitting(found: Estimate, available: int) -> ModelShape | None:
     """The largest common shape, smaller than the model asked for, with which the same run fits;
     None if not even the smallest does."""
-    assert found.question is not None
     asked = found.question
     fits = [
         s
@@ -474,8 +463,6 @@ def largest_fitting(found: Estimate, available: int) -> ModelShape | None:
 def what_fits(found: Estimate, available: int) -> list[str]:
     """Sentences for what to change so that the run fits, the smallest change first."""
     asked = found.question
-    if asked is None:
-        return []
     tries: list[str] = []
     rows, longest = asked.rows_per_pass, asked.facts.longest
     fewer = next(
@@ -518,7 +505,7 @@ def what_fits(found: Estimate, available: int) -> list[str]:
     return tries or [say("fit.try.nothing")]
 
 
-def _can_quantise(asked: _Question) -> bool:
+def _can_quantise(asked: Question) -> bool:
     """Whether the base is wide and the method can stand on a quantised one."""
     entry = methods.get(kind_of(asked.method)) if asked.method is not None else None
     return (

