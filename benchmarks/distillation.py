@@ -49,13 +49,12 @@ def train(
 ) -> dict[str, float]:
     """Held-out losses before and after, and the seconds of all steps."""
     from tunewright.core.registry import objectives
-    from tunewright.core.runfile import parse_run
+    from tunewright.core.runfile import objective_of, parse_run
     from tunewright.core.telling import Quiet
     from tunewright.engine import placement
     from tunewright.engine.assembly import assemble
     from tunewright.engine.schedule import make_schedule
     from tunewright.engine.step import held_out_loss
-    from tunewright.run.prepare import objective_of
 
     given = {"model": str(student), "data.train": "-", "method.kind": "full", "engine.dtype": args.dtype, "engine.threads": args.threads, "engine.steps": steps,
              "engine.batch_size": args.batch, "engine.learning_rate": args.rate, "engine.seed": seed, **{f"objective.{k}": v for k, v in objective.items()}}  # fmt: skip

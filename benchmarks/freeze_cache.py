@@ -30,11 +30,10 @@ KINDS = {
 
 def make(kind: str, args: argparse.Namespace, source: Any, data: Any, epochs: int) -> Any:
     """A stepper and its learning rate, as a run puts it together."""
-    from tunewright.core.runfile import parse_run
+    from tunewright.core.runfile import objective_of, parse_run
     from tunewright.core.telling import Quiet
     from tunewright.engine import activation_cache, placement
     from tunewright.engine.assembly import assemble
-    from tunewright.run.prepare import objective_of
 
     given = {
         "model": args.model,

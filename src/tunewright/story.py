@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tunewright.advise import fit
 from tunewright.core import signals
 from tunewright.core.errors import TrainingError, problem
-from tunewright.core.machine import versions
+from tunewright.core.machine import available_bytes, return_freed_memory, versions
 from tunewright.core.runfile import ParsedRun, parse_run
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -42,10 +42,9 @@ def train(
     with signals.watching() as stop, evidence.of_a_resumed(resume):
         plan = prepare(parsed, tell, resume, extra_probes=extra_probes)
         world = decided.place(plan)
-        fit.require(plan.estimate(world), fit.available_bytes(world.device))
+        fit.require(plan.estimate(world), available_bytes(world.device))
         found = _newest_checkpoint(plan.out, tell) if resume else None
 
-        from tunewright.models.kernels.fused import return_freed_memory
         from tunewright.run import saved  # torch is loaded with the first weight
         from tunewright.run.asking import Asker
 

@@ -64,14 +64,14 @@ def stepper_for(
     torch.manual_seed(3)
     model = tiny.make_model(family)
     attached = tiny.attach_lora(model)
-    put_heads(model, attached, objective.needs.heads)
+    put_heads(model, attached, objective.heads)
     tiny.randomise(attached, spread=0.05)
     common = tiny.make_stepper(
         model, attached, layout=layout, rows_per_pass=rows, learning_rate=0.01
     )
     use_layout(model, layout)
     policy = Policy(attached.model, model, layout)
-    policy.heads = objective.needs.heads
+    policy.heads = objective.heads
     made = RoundStepper(
         policy, attached, objective, common.optimizer, rows, None, seed, rollouts=objective.rollouts, rewards=rewards or Vowels(),
         asking=Asking(

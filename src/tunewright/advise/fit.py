@@ -17,7 +17,6 @@ from typing import Any
 
 from tunewright.advise import memory, speed
 from tunewright.advise.memory import Work
-from tunewright.advise.shape import BYTES, ModelShape, rank_of, trainable_parameters
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
 from tunewright.core.files import readable_size
@@ -27,6 +26,7 @@ from tunewright.core.telling import duration
 from tunewright.core.types import Objective, OwnAnswers, Rollouts, Sample
 from tunewright.core.words import say
 from tunewright.engine.schedule import batch_size_for, make_schedule, measuring_of
+from tunewright.models.shape import BYTES, ModelShape, rank_of, trainable_parameters
 from tunewright.sources import headers
 
 TIGHT = 0.85
@@ -341,21 +341,21 @@ def of_run(
         probes=asked if probes is None else probes,
         flops_per_second=flops_per_second,
         base_bits=config.base.bits_per_weight,
-        beside=models_beside(config),
+        beside=models_beside(config, objective),
         reference=objective.reference,
         # One answer is drawn to a prompt that is measured.
         measured_rows=measuring.passes / (rollouts.num_answers if rollouts is not None else 1),
     )
 
 
-def models_beside(config: RunConfig) -> list[ModelShape]:
+def models_beside(config: RunConfig, objective: Objective) -> list[ModelShape]:
     """Shapes of the models that a run holds besides its own: a teacher, and reward models that
     cannot stand on the run's base.
 
     What cannot be found here is refused, with its reason, where it is opened.
     """
-    teacher, reward = (getattr(config.objective, name, None) for name in ("teacher", "reward"))
-    stands_alone = reward is not None and (
+    teacher, rollouts = objective.teacher, objective.rollouts
+    stands_alone = rollouts is not None and (
         getattr(config.method, "trains_base", False) or config.base.bits is not None
     )
     if teacher is None and not stands_alone:
@@ -365,12 +365,10 @@ def models_beside(config: RunConfig) -> list[ModelShape]:
 
     found = []
     try:
-        wanted = [teacher] if teacher is not None else []
-        wanted += (
-            [str(run) for _, run in rewards.read(reward, on_bad="stop").models]
-            if stands_alone
-            else []
-        )
+        wanted = [teacher.model] if teacher is not None else []
+        if rollouts is not None and stands_alone:
+            judged = rewards.read(rollouts.rewards, on_bad="stop")
+            wanted += [str(run) for _, run in judged.models]
         for target in wanted:
             raw, _ = headers.read_config(opening.config_folder(target) / "config.json")
             found.append(ModelShape.from_config(raw))
@@ -386,17 +384,6 @@ def shape_of(folder: Path) -> ModelShape:
     return ModelShape.from_config(
         config, sum(p.stat().st_size for p in Path(folder).glob("*.safetensors") if p.is_file())
     )
-
-
-def available_bytes(device: str) -> int:
-    """Memory of the device in all, not what happens to be free now."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    from tunewright.engine.placement import total_memory
-
-    return total_memory()
 
 
 # ---- what would fit
@@ -624,7 +611,6 @@ __all__ = [
     "Estimate",
     "ModelShape",
     "SampleFacts",
-    "available_bytes",
     "describe",
     "estimate",
     "largest_fitting",

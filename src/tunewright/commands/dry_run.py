@@ -8,15 +8,16 @@ from typing import Any
 from tunewright.advise import fit
 from tunewright.advise.speed import measured_rate
 from tunewright.core.errors import ModelError, UsageError, raise_all
+from tunewright.core.machine import available_bytes
 from tunewright.core.registry import AXES
-from tunewright.core.runfile import ParsedRun, kind_of
+from tunewright.core.runfile import ParsedRun, kind_of, objective_of
 from tunewright.core.telling import Once, Tell
 from tunewright.core.words import say
 from tunewright.data import describe
 from tunewright.engine import placement
 from tunewright.engine.schedule import total_steps
 from tunewright.run import decided
-from tunewright.run.prepare import Begun, begin, complete, objective_of
+from tunewright.run.prepare import Begun, begin, complete
 from tunewright.sources import find, vet
 
 
@@ -38,7 +39,7 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
         tell.line(line)
     found = _of_shape(begun, shape, tell) if missing else _of_plan(begun, shape, tell)
     asked = found.question
-    available = fit.available_bytes(asked.device)
+    available = available_bytes(asked.device)
     for line in fit.describe(found, available):
         tell.line(line)
     raise_all(fit.problems(found, available), UsageError)

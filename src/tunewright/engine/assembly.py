@@ -116,8 +116,8 @@ def assemble(
     if attached.look is not None:
         attached.look(_some_rows(samples))
     keep_base(attached, causal)
-    _tell_head(config, has_score(causal), "score" in objective.needs.heads, tell)
-    put_heads(causal, attached, objective.needs.heads)
+    _tell_head(config, has_score(causal), "score" in objective.heads, tell)
+    put_heads(causal, attached, objective.heads)
 
     @contextlib.contextmanager
     def policy_in(layout: str) -> Iterator[Any]:
@@ -182,7 +182,7 @@ def assemble(
         stepper = OnPolicyStepper(**parts, own=objective.own_answers)
     else:
         stepper = Stepper(**parts)
-    stepper.policy.heads = objective.needs.heads
+    stepper.policy.heads = objective.heads
     stepper.policy.spread = objective.spread
     if objective.teacher:
         stepper.policy.teacher = open_teacher(

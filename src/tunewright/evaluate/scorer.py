@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.core.errors import UsageError, problem
+from tunewright.core.machine import keep_freed_memory
 from tunewright.core.types import Sample
 from tunewright.engine import opening
 
@@ -59,7 +60,7 @@ def scores(
 
     from tunewright.engine.policy import Policy
     from tunewright.engine.tree import cut_passes
-    from tunewright.models.kernels.fused import fused_without_gradient, keep_freed_memory
+    from tunewright.models.kernels.fused import fused_without_gradient
 
     keep_freed_memory()
     opened = opening.load_found(found, dtype=dtype, device=device, threads=threads)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright import rewards
+from tunewright.core.machine import keep_freed_memory
 from tunewright.core.runfile import kind_of
 from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Tell
@@ -51,8 +52,6 @@ def place(plan: Plan) -> World:
     """Resolve the device, number type, threads and rows of a pass."""
     world = placement.start(plan.config.engine, (plan.data.train, plan.data.report))
     if world.device == "cpu":
-        from tunewright.models.kernels.fused import keep_freed_memory
-
         keep_freed_memory()
     return world
 

@@ -16,8 +16,8 @@ from tunewright.advise import fit
 from tunewright.core import compat
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, problem, raise_all
-from tunewright.core.registry import methods, objectives
-from tunewright.core.runfile import ParsedRun, kind_of
+from tunewright.core.registry import methods
+from tunewright.core.runfile import ParsedRun, kind_of, objective_of
 from tunewright.core.telling import Tell
 from tunewright.core.types import Objective
 from tunewright.core.words import say
@@ -193,14 +193,6 @@ def complete(begun: Begun, tell: Tell, extra_probes: Sequence[Probe] = ()) -> Pl
     )
 
 
-def objective_of(config: RunConfig) -> Objective:
-    """What the run optimises. Raises ConfigError where its section says too little."""
-    entry = objectives.get(kind_of(config.objective))
-    assert entry is not None
-    objective: Objective = entry.function(config.objective)
-    return objective
-
-
 def _renderers(config: RunConfig, base: Path, objective: Objective) -> tuple[Renderer, Renderer]:
     """How the run's rows are rendered, and how its base is asked.
 
@@ -225,8 +217,7 @@ def _require_words(config: RunConfig, folder: Path) -> None:
     one."""
     from tunewright.engine import opening
 
-    entry = objectives.get(kind_of(config.objective))
-    if entry is not None and entry.facts.get("leaves") != "scores":
+    if not compat.judges(kind_of(config.objective)):
         opening.require_words(folder, config.model)
 
 
@@ -282,7 +273,7 @@ def _tokens(
         config.engine.seed,
         workers=config.engine.threads,
         # Objectives that learn from documents take them whole, however long they are.
-        pack=getattr(config.objective, "pack", None),
+        pack=objective.pack,
         wants=compat.wanted_rows(config),
     )
     own = objective.own_answers

@@ -78,7 +78,7 @@ def questions_of(
 ) -> Questions:
     """The questions of a run and `extra` ones, without those that fill the context, which is said.
     Raises DataError for a probe that asks nothing."""
-    if "score" in objective.needs.heads:
+    if "score" in objective.heads:
         return Questions(pair_probes(config.probes, data), True, ANSWER_TOKENS)
     found = under(config.data.system, [*choose_probes(config.probes, data), *extra])
     kept = [

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tunewright.core import compat
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.telling import Tell
 from tunewright.core.types import Sample
@@ -134,7 +135,7 @@ def open_reward_model(
     policy = Policy(model, causal, layout)
     policy.heads = ("score",)
     steps = None
-    if found.settings.get("objective.kind") == "process_reward":
+    if compat.judges(found.settings.get("objective.kind")) == "steps":
         tokenizer = load_tokenizer(found.tokenizer_folder)
         steps = Steps(
             str(found.settings.get("objective.whole") or "min"),
