@@ -43,7 +43,7 @@ def asked(shape: ModelShape, **changes: Any) -> fit.Estimate:
         "rows_per_pass": 1024, "facts": FACTS, "steps": 100, "batch_size": 16, "dtype": "bfloat16", "method": method,
         "trainable": trainable_parameters(shape, method), **changes,
     }  # fmt: skip
-    return fit.estimate(shape, **given)
+    return fit.estimate(fit.Question(shape=shape, **given))
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ from tunewright.methods.lora import LoraConfig
 from tunewright.run.prepare import objective_of
 shape = fit.shape_of(Path({str(tmp_path)!r}))
 facts = fit.SampleFacts(540, 17000, 8300, 67)
-found = fit.estimate(shape, trainable=fit.trainable_parameters(shape, LoraConfig()), rows_per_pass=1024, facts=facts, steps=10, batch_size=16,
-                     dtype="bfloat16", method=LoraConfig())
+found = fit.estimate(fit.Question(shape=shape, trainable=fit.trainable_parameters(shape, LoraConfig()), rows_per_pass=1024, facts=facts, steps=10, batch_size=16,
+                     dtype="bfloat16", method=LoraConfig()))
 print(*fit.what_is_missing(Path({str(tmp_path)!r}), shape), *fit.describe(found, 24 * 2**30), sep="\\n")
 assert "torch" not in sys.modules and time.perf_counter() - start < 3
 fit.require(found, 24 * 2**30)

@@ -1,8 +1,8 @@
 """Bytes at the highest point of a run: loading, training, answering, each counted from the model's
 sizes. Pure integers, no torch.
 
-What autograd keeps for a row of a block was counted from the code (`models/fast.py`,
-`models/tree_attention.py`, Transformers' Llama) and compared with runs: docs/fit.md has the table.
+What autograd keeps for a row of a block was counted from the code (`kernels/fused.py`,
+`kernels/tree_attention.py`, Transformers' Llama) and compared with runs: docs/fit.md has the table.
 T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunewright.models.limits import ANSWER_ROWS, ANSWER_TOKENS, HEAD_ROWS, KEEP_BYTES, WIDE_NUMBERS
 from tunewright.models.shape import BYTES, ModelShape, roles_of
 
 MiB = 2**20
@@ -18,14 +19,6 @@ PROCESS_BYTES = 410 * MiB
 without CUDA (measured: 391 to 410 MiB)."""
 TOKEN_BYTES = 400
 """Of Python and Rust objects for each token of a vocabulary beyond those 50,000."""
-KEEP_BYTES = 768 * MiB
-"""Attention probabilities are kept for the backward pass up to here (`engine/forward.py`)."""
-HEAD_ROWS = 512
-"""Rows that visit the output head at once (`models/head.py`)."""
-ANSWER_TOKENS, ANSWER_ROWS = 96, 8192
-"""New tokens of an answer, and token rows that are answered at once (`models/generate.py`)."""
-WIDE_NUMBERS = 1 << 24
-"""Weights of a quantised matrix that are wide at once (`models/quantised.py`)."""
 SLACK = 1.15
 """What the allocator holds beyond the tensors that live in it: freed blocks of another size, and
 temporaries of the backward pass."""
@@ -57,7 +50,8 @@ class Work:
 
 
 def row_bytes(shape: ModelShape, work: Work) -> float:
-    """Bytes that autograd keeps for one token row over all blocks, attention probabilities apart."""
+    """Bytes that autograd keeps for one token row over all blocks, without attention
+    probabilities."""
     D, Q, K, F = (
         shape.hidden,
         shape.heads * shape.head_dim,

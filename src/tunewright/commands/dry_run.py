@@ -55,7 +55,7 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
         "train_seconds": found.seconds,
         "train_seconds_range": found.seconds_range,
         "measure_seconds": found.measure_seconds,
-        "dtype": asked.work.dtype,
+        "dtype": asked.dtype,
         "device": asked.device,
         "parameters": shape.parameters,
         "kinds": {axis: kind_of(getattr(begun.config, axis)) for axis in AXES},

@@ -27,11 +27,9 @@ from tunewright.data import DataSet
 from tunewright.data.files.reading import RawRow
 from tunewright.data.formats.shaping import shape
 from tunewright.data.store.columns import asking_places
+from tunewright.models.limits import ANSWER_TOKENS
 from tunewright.text.renderer import said
 
-ANSWER_TOKENS = 96
-"""Longest answer to a probe without an expected answer, in tokens; with one, an answer may be a
-quarter longer than it."""
 SHORT_ANSWER_TOKENS = 48
 Asking = Conversation | Preference | Judged | Prompt
 
