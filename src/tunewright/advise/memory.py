@@ -1,9 +1,9 @@
-"""Bytes at the highest point of a run: loading, training, answering, each counted from the model's
-sizes. Pure integers, no torch.
+"""Peak memory of a run: loading, training, answering, each counted from the model's sizes. Pure
+integers, no torch.
 
-What autograd keeps for a row of a block was counted from the code (`kernels/fused.py`,
-`kernels/tree_attention.py`, Transformers' Llama) and compared with runs: docs/fit.md has the table.
-T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
+What autograd keeps for a row of a block was counted from the code (`models/kernels/fused.py`,
+`models/kernels/tree_attention.py`, Transformers' Llama) and compared with runs: docs/fit.md has the
+table. T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
     """Bytes of each part while training."""
     adapter = work.trainable * 4 if work.rank else 0
     # A gradient and two moments in float32 for each number that trains. An adapter's is used as a
-    # copy in the number type of the model; a weight of a half-precision base is held in float32
+    # copy in the dtype of the model; a weight of a half-precision base is held in float32
     # besides (`methods/base_weights.py`).
     state = work.trainable * 4 * 3 + work.trainable * (
         work.item if work.rank else 4 if work.item < 4 else 0

@@ -33,7 +33,6 @@ from tunewright.engine.rollouts.questions import equip
 from tunewright.engine.rollouts.rounds import RoundStepper
 from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
 from tunewright.engine.step import Stepper
-from tunewright.methods.lora import faster_b
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load, vocabulary
 from tunewright.models.kernels.fused import accelerate
@@ -104,8 +103,9 @@ def assemble(
             trainable=True,
             dropout=getattr(config.method, "dropout", None),
         )
-        if kind_of(config.method) == "lora_plus":
-            faster_b(attached, config.method.ratio)
+        method = methods.get(kind_of(config.method))
+        if method is not None and "continued" in method.facts:
+            method.facts["continued"](attached, config.method)
         tell.line(say("train.from_adapter", folder=config.adapter))
     else:
         entry = methods.get(kind_of(config.method))
