@@ -43,7 +43,7 @@ def require_same_layers(asked: Any, adapter: Path, model_config: Any) -> None:
 
 
 def _on_meta(model_config: Any, look: Callable[[Any, Any], object]) -> None:
-    """`look` at a model without weights and its anatomy; only what it says in words of ours counts."""
+    """`look` at a model without weights and its anatomy; only what it says in our words counts."""
     import torch
     from transformers import AutoModelForCausalLM
 
