@@ -115,7 +115,7 @@ class Certificate:
 def certify(
     build: Build,
     attach: Attach,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     *,
     dtypes: tuple[str, ...] = ("float64", "float32"),
     rows_per_pass: tuple[int, ...] = (1 << 30, 64, 1),
@@ -245,7 +245,7 @@ def _width(dtype: str) -> Any:
 def _oracle(
     build: Build,
     attach: Attach,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     dtype: str,
     values: Gradients,
     attention: str | None,
@@ -296,7 +296,7 @@ def _taken(attached: Attached) -> Gradients:
 def _engine(
     build: Build,
     attach: Attach,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     dtype: str,
     values: Gradients,
     rows_per_pass: tuple[int, ...],
@@ -335,7 +335,7 @@ def _engine(
     gc.collect()
 
 
-def pick(samples: list[Sample], count: int = 6, max_tokens: int = 256) -> list[Sample]:
+def pick(samples: Sequence[Sample], count: int = 6, max_tokens: int = 256) -> list[Sample]:
     """A few short samples of weight 1 for a certificate that takes seconds. Prefers the shortest;
     an empty list if none is short enough."""
     plain = [
@@ -350,7 +350,7 @@ def pick(samples: list[Sample], count: int = 6, max_tokens: int = 256) -> list[S
 
 def bench_certificate(
     folder: Path,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     *,
     method: str = "lora",
     config: Any = None,
