@@ -453,22 +453,22 @@ class _Story:
     def _load_and_attach(self) -> Any:
         """Weights, method, layout, optimiser and the store of activations. Nothing has been written
         yet."""
-        from tunewright.engine.assembly import ready
         from tunewright.engine.loop import Loop
+        from tunewright.engine.opening import to_train
 
         start = time.perf_counter()
         p = self.p
-        found = ready(
+        made = to_train(
             self.config,
             p.source.folder,
             base_path_of(p.source),
             self.world,
-            p.data,
+            p.data.train,
+            p.data.held_out,
             p.renderer,
             self.tell,
             check=self.stop.check,
         )
-        made = found.made
         self.causal: Any = made.causal
         self.attached: Any = made.attached
         self.layout, self.rate, self.trainable, self.total = (
@@ -477,12 +477,12 @@ class _Story:
             made.trainable,
             made.total,
         )
-        self.cache_bytes = found.cache
+        self.cache_bytes = made.cache
         self.seconds["load"] += time.perf_counter() - start
         log: Any = None
         return Loop(
             made.stepper,
-            found.schedule,
+            made.schedule,
             p.data.train,
             p.data.held_out,
             self.config.engine,
@@ -710,8 +710,7 @@ class _Story:
     def _save_and_ask_again(self, loop: Any) -> None:
         """Save, forget the model, load the saved files afresh, compare, and ask what was asked
         before."""
-        from tunewright.methods.saved import put_on
-        from tunewright.models import load
+        from tunewright.engine.opening import from_files
         from tunewright.models.generate import answering
         from tunewright.models.kernels.fused import return_freed_memory
 
@@ -734,42 +733,32 @@ class _Story:
         gc.collect()
         return_freed_memory()
         start = time.perf_counter()
-        fresh = load.load_model(
+        fresh = from_files(
             folder if whole else self.p.source.folder,
-            dtype=self.world.torch_dtype(),
-            device=self.world.device,
-            base=None if whole else self.config.base,
+            None if whole else folder,
+            self.world,
+            None if whole else self.config.base,
         )
-        put = None if whole else put_on(fresh, folder)
-        tuned = put.model if put else fresh
         self.seconds["load"] += time.perf_counter() - start
-        gap = float((self._fingerprint(tuned) - fingerprint).abs().max() / fingerprint.abs().max())
+        gap = float(
+            (self._fingerprint(fresh.model) - fingerprint).abs().max() / fingerprint.abs().max()
+        )
         assert self.log is not None
         self.log.write("reloaded", largest_logit_difference=gap)
         if not gap <= 1e-3:
             raise TrainingError(problem("E-TRAIN-04", str(folder), gap=gap))
         reloaded = (
-            self._scored(self._scoring(tuned, fresh))
+            self._scored(fresh.policy(self.layout, heads=("score",)))
             if self.scores
-            else self._answers(answering(fresh, put, self.p.renderer), say("train.ask_reloaded"))
+            else self._answers(
+                answering(fresh.causal, fresh.attached, self.p.renderer), say("train.ask_reloaded")
+            )
         )
         for i, (probe, text) in enumerate(zip(self.probes, reloaded, strict=True)):
             probe.after, probe.after_reload = (in_memory[i] if in_memory else text), text
             if probe.after != text:
                 self.tell.line(say("train.reload_differs", question=probe.question[:60]))
         self._write_answers()
-
-    def _scoring(self, model: Any, causal: Any) -> Any:
-        """A freshly loaded reward model, laid out as the run was."""
-        from tunewright.engine.opening import use_layout
-        from tunewright.engine.policy import Policy
-        from tunewright.models.kernels.fused import accelerate
-
-        accelerate(causal)
-        use_layout(causal, self.layout)
-        policy = Policy(model, causal, self.layout)
-        policy.heads = ("score",)
-        return policy
 
     def _fingerprint(self, model: Any) -> Any:
         """Logits of the last row of one training sample, through stock attention: equal before

@@ -25,6 +25,7 @@ from tunewright.core.telling import Quiet
 from tunewright.core.types import Message
 from tunewright.evaluate.scoring import evaluate_target
 from tunewright.models import anatomy
+from tunewright.models.generate import answer
 from tunewright.models.load import load_model
 from tunewright.serve.answering import Answerer, open_target
 
@@ -137,6 +138,13 @@ def measured(target: Path, rows: Path, **more: Any) -> list[str]:
     return [one["answer"] for one in found["exact_match"]["mistakes"]]
 
 
+def together(answerer: Answerer, questions: list[str], tokens: int) -> list[str]:
+    """Greedy answers to many questions at once."""
+    model = answerer.answering
+    prompts = [model.renderer.prompt([Message("user", q)]) for q in questions]
+    return [one.text for one in answer(model, prompts, max_new_tokens=tokens)]
+
+
 def asked(answerer: Answerer, base: bool = False) -> list[str]:
     return [
         answerer.ask([Message("user", q)], base=base, max_new_tokens=TOKENS).text for q in QUESTIONS
@@ -156,7 +164,7 @@ def test_every_command_that_answers_has_the_method_on_and_the_base_without_it(
     )
     answerer = open_target(str(run), Quiet(), dtype="float32", device="cpu")
     assert asked(answerer) == wanted
-    assert answerer.answers([[Message("user", q)] for q in QUESTIONS], TOKENS) == wanted
+    assert together(answerer, QUESTIONS, TOKENS) == wanted
     assert measured(run, rows) == wanted
     assert [tunewright.Run(run).chat(q, max_new_tokens=TOKENS) for q in QUESTIONS[:1]] == wanted[:1]
     plain = (

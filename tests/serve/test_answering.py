@@ -36,6 +36,13 @@ def opened(target: Path, **more: Any) -> Answerer:
     return open_target(str(target), Quiet(), dtype="float32", device="cpu", **more)
 
 
+def together(answerer: Answerer, questions: list[str], tokens: int) -> list[str]:
+    """Greedy answers to many questions at once."""
+    model = answerer.answering
+    prompts = [model.renderer.prompt([Message("user", q)]) for q in questions]
+    return [one.text for one in answer(model, prompts, max_new_tokens=tokens)]
+
+
 def written(
     folder: Path, count: int, messages: list[dict[str, str]] | None = None, **settings: Any
 ) -> list[int]:
@@ -229,7 +236,7 @@ def test_an_answer_ends_at_a_stop_that_only_the_generation_config_names(
     pieces: list[str] = []
     found = model.ask([Message("user", QUESTION)], max_new_tokens=12, on_piece=pieces.append)
     assert found.end == "stop" and found.text == text == "".join(pieces).strip()
-    assert model.answers([[Message("user", QUESTION)]], 12) == [text]
+    assert together(model, [QUESTION], 12) == [text]
     # A run of an adapter on it, one that saved the whole model, and what is exported, all have the
     # same list.
     adapted = run_in(tmp_path / "run", folder)
@@ -278,7 +285,7 @@ def test_answers_that_are_drawn_stop_there_too(base: Path, tmp_path: Path) -> No
         parse_run({**given, "objective.reward": "finished", "objective.max_new_tokens": 16}, {}),
         Quiet(),
     )
-    assert 77 in asking(prepared.renderer, prepared.tokenizer).stop_ids
+    assert 77 in asking(prepared.renderer).stop_ids
 
 
 def test_settings_of_the_folder_that_change_greedy_answers_are_left_out(
@@ -325,7 +332,7 @@ def test_nothing_of_a_library_is_printed_while_it_answers(
     model = opened(folder)
     capfd.readouterr()
     model.ask([Message("user", QUESTION)], max_new_tokens=4)
-    model.answers([[Message("user", QUESTION)]], 4)
+    together(model, [QUESTION], 4)
     assert capfd.readouterr() == ("", "")
 
 

@@ -304,19 +304,13 @@ def _engine(
 ) -> Iterator[tuple[int, Gradients, Any]]:
     """(rows_per_pass, gradients, step report) of our engine as a run uses it, for every way of
     cutting the step."""
+    from tunewright.engine.opening import use_layout
     from tunewright.engine.policy import Policy
     from tunewright.engine.step import Stepper
-    from tunewright.models.kernels import tree_attention
     from tunewright.models.kernels.fused import accelerate
 
     causal, attached = _start(build, attach, dtype, values)
-    if layout == "tree":
-        tree_attention.register()
-        causal.set_attn_implementation(tree_attention.NAME)
-    else:
-        causal.set_attn_implementation(
-            "sdpa" if getattr(causal, "_supports_sdpa", False) else "eager"
-        )
+    use_layout(causal, layout)
     entry = objectives.get("sft")
     assert entry is not None
     with _width(dtype):
@@ -370,6 +364,7 @@ def bench_certificate(
     `config` is the method's config (None: its defaults). Raises ValueError when no sample is short
     enough and of weight 1.
     """
+    from tunewright.engine.opening import put_new
     from tunewright.models import anatomy
     from tunewright.models.load import load_model
 
@@ -381,7 +376,7 @@ def bench_certificate(
     settings = entry.config() if config is None else config
 
     def attach(model: Any) -> Attached:
-        return entry.function(settings, model, anatomy.of(model), str(folder))
+        return put_new(settings, model, anatomy.of(model), str(folder))
 
     return certify(
         lambda dtype: load_model(folder, dtype=dtype),

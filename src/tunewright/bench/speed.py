@@ -40,7 +40,7 @@ def bench(
 def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[str, Any]:
     from tunewright.core.machine import peak_memory_bytes, versions
     from tunewright.engine import placement
-    from tunewright.engine.assembly import ready
+    from tunewright.engine.opening import to_train
     from tunewright.models.kernels.fused import keep_freed_memory
 
     config, data = parsed.config, prepared.data
@@ -48,17 +48,18 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
     if world.device == "cpu":
         keep_freed_memory()
     start = time.perf_counter()
-    found = ready(
+    made = to_train(
         config,
         prepared.source.folder,
         base_path_of(prepared.source),
         world,
-        data,
+        data.train,
+        data.held_out,
         prepared.renderer,
         tell,
     )
     load_seconds = time.perf_counter() - start
-    stepper, layout, schedule = found.made.stepper, found.made.layout, found.schedule
+    stepper, layout, schedule = made.stepper, made.layout, made.schedule
     tell.line(
         say(
             "train.where",
@@ -114,7 +115,7 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
         "train_seconds": round(seconds, 3),
         "seconds_per_step": [round(s, 3) for s in timed[0]],
         **cached,
-        "activation_cache": found.cache,
+        "activation_cache": made.cache,
         "load_seconds": round(load_seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(world.device),
         "device": world.device,

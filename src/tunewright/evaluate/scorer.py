@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.types import Sample
 from tunewright.engine import opening
+from tunewright.engine.tree import cut_passes
+from tunewright.models.kernels.fused import fused_without_gradient, keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -55,25 +59,15 @@ def scores(
     Raises UsageError (E-EVAL-04) for a score that is no finite number; `name` is the data's, for
     the message.
     """
-    import torch
-
-    from tunewright.engine.policy import Policy
-    from tunewright.engine.tree import cut_passes
-    from tunewright.models.kernels.fused import fused_without_gradient, keep_freed_memory
-
     keep_freed_memory()
-    opened = opening.load_found(found, dtype=dtype, device=device, threads=threads)
-    loaded = time.perf_counter()
+    world = opening.world_of(found, dtype, device, threads)
     layout = str(found.settings.get("engine.layout", "padded"))
-    opening.use_layout(opened.causal, layout)
-    policy = Policy(opened.model, opened.causal, layout)
-    policy.heads = ("score",)
+    policy = opening.to_score(found, layout, world)
+    loaded = time.perf_counter()
     by_sample: dict[int, list[float]] = {}
     with torch.no_grad(), fused_without_gradient():
         policy.model.eval()
-        for group in cut_passes(
-            list(samples), opened.world.rows_per_pass, padded=layout == "padded"
-        ):
+        for group in cut_passes(list(samples), world.rows_per_pass, padded=layout == "padded"):
             values = policy(group).score
             assert values is not None
             for sample, value in zip(
@@ -83,7 +77,5 @@ def scores(
     if not all(math.isfinite(score) for one in by_sample.values() for score in one):
         raise UsageError(problem("E-EVAL-04", name, value="nan"))
     return Scored(
-        by_sample,
-        {"device": opened.world.device, "dtype": opened.world.dtype, "layout": layout},
-        loaded,
+        by_sample, {"device": world.device, "dtype": world.dtype, "layout": layout}, loaded
     )

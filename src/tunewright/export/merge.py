@@ -38,7 +38,7 @@ from tunewright.core.telling import Tell
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening, placement
-from tunewright.methods.saved import is_saved, put_on
+from tunewright.methods.saved import is_saved
 from tunewright.models import load, vocabulary
 from tunewright.models.scalar_heads import stored_score
 from tunewright.sources import find, vet
@@ -251,7 +251,7 @@ class Merge:
             causal = load.load_model(self.trained, dtype="float32")
             model, merge = causal, lambda: causal
         else:
-            attached = put_on(causal, self.trained)
+            attached = opening.put_saved(causal, self.trained)
             if attached.merge is None:
                 raise ExportError(
                     problem("E-METHOD-10", str(self.trained), reason=attached.merge_reason)
