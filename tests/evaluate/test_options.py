@@ -7,10 +7,10 @@ import math
 
 import pytest
 
+from tunewright.core.comparing import matches, normalised
 from tunewright.core.types import Conversation, Message, Origin, PlainText, Sample
 from tunewright.evaluate import options as choices
 from tunewright.evaluate.interval import wilson
-from tunewright.evaluate.scoring import matches, normalised
 
 
 def row(answer: str, number: int = 1) -> Conversation:
