@@ -29,7 +29,8 @@ OURS = """
     from pathlib import Path
     from tunewright.core.config import DataConfig
     from tunewright.data import inspect
-    from tunewright.text.tokenizer import load_light, stop_ids_of_folder
+    from tunewright.text.tokenizer import load_light
+    from tunewright.text.chat_kind import stop_ids_of_folder
     from tunewright.text.renderer import Renderer
 
     data, model, check = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "report"

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tunewright.text.tokenizer import load_tokenizer
+
 
 def windows(texts: list[str], renderer: Any, tokens: int, folder: Path) -> list[Any]:
     """Samples of `tokens` tokens each, of whole texts in order."""
@@ -114,10 +116,9 @@ def main() -> None:
     from tunewright.core.telling import Quiet
     from tunewright.engine.opening import find, read_config, renderer_of
     from tunewright.export.shrink import shrink
-    from tunewright.models import load
 
     found = find(args.model, Quiet())
-    renderer = renderer_of(load.load_tokenizer(found.tokenizer_folder), read_config(found))
+    renderer = renderer_of(load_tokenizer(found.tokenizer_folder), read_config(found))
     with open(args.texts, encoding="utf-8") as handle:
         texts = [json.loads(line)["text"] for line in handle if line.strip()]
     with tempfile.TemporaryDirectory() as place:

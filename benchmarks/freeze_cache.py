@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tunewright.text.tokenizer import load_tokenizer
+
 KINDS = {
     "lora": {"method.kind": "lora"},
     "freeze_cached": {"method.kind": "freeze"},
@@ -71,7 +73,7 @@ def main() -> None:
 
     source = find.resolve(args.model)
     renderer = renderer_of(
-        load.load_tokenizer(Path(source.folder)), load.load_config(Path(source.folder))
+        load_tokenizer(Path(source.folder)), load.load_config(Path(source.folder))
     )
     data = list(inspect(DataConfig(train=args.rows, limit=args.limit, held_out=0), renderer).train)
     batches = [data[i : i + 16] for i in range(0, len(data), 16)]

@@ -20,6 +20,8 @@ from typing import Any
 
 from sft_against_trl import child
 
+from tunewright.text.tokenizer import load_tokenizer
+
 TRL = """
 import json, sys, torch
 from datasets import Dataset
@@ -52,9 +54,8 @@ print(json.dumps({"pairs_per_second": len(data) / result.metrics["train_runtime"
 def prepared(rows: Path, folder: Path, limit: int, longest: int) -> list[dict[str, Any]]:
     """The first pairs whose longer side stays under `longest` tokens, as explicit prompt, chosen
     and rejected messages."""
-    from tunewright.models import load
 
-    tokenizer = load.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     roles, found = {"human": "user", "gpt": "assistant", "system": "system"}, []
     for row in json.loads(rows.read_text(encoding="utf-8")):
         prompt = [{"role": roles[m["from"]], "content": m["value"]} for m in row["conversations"]]

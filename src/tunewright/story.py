@@ -37,6 +37,8 @@ from tunewright.record.events import EventLog, plain
 from tunewright.run.questions import Probe, choose_probes, pair_probes, under
 from tunewright.run.structure import require_place, require_same_layers
 from tunewright.sources import find
+from tunewright.text.chat_kind import kind_of_model
+from tunewright.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tunewright.models.generate import AnsweringModel
@@ -145,10 +147,10 @@ def prepare(
         tokenizer_folder(Path(config.adapter) if config.adapter else None, source.folder),
         vocabulary.tokens_of(config.method),
     )
-    tokenizer = load.load_tokenizer(source.folder)
+    tokenizer = load_tokenizer(source.folder)
     renderer = base_renderer = renderer_of(tokenizer, source.folder, thinking=thinking)
     if own != source.folder or added:
-        tokenizer = load.load_tokenizer(own)
+        tokenizer = load_tokenizer(own)
         vocabulary.add_tokens(tokenizer, added)
         renderer = renderer_of(tokenizer, source.folder, own, thinking=thinking)
     model_config = _model_config(source.folder)
@@ -193,7 +195,7 @@ def prepare(
             train=Questions(data.train_rows, renderer),
             held_out=Questions(data.held_out_rows, renderer),
         )
-    chat = load.kind_of_model(source.folder, tokenizer)
+    chat = kind_of_model(source.folder, tokenizer)
     tell.line(
         say(
             "train.model",

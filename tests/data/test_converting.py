@@ -16,8 +16,8 @@ from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row
 from tunewright.data.converting import FILES, WRITERS, convert
+from tunewright.data.files.reading import read
 from tunewright.data.formats.common import Columns, Unusable
-from tunewright.data.reading import read
 
 # A text that is JSON may be read as what it says, because cells of tables hold such. Letters beyond
 # ASCII, line ends, quotes and separators: everything a cell of a file may trip over. No lone

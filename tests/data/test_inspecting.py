@@ -177,7 +177,8 @@ def test_all_reasons_stand_in_the_refusal(renderer, write):
 def test_answers_without_learnt_stop_tokens_are_refused(write):
     from helpers.families import tokenizer_of
 
-    from tunewright.text.renderer import Rendered, Renderer
+    from tunewright.text.rendered import Rendered
+    from tunewright.text.renderer import Renderer
 
     renderer = Renderer(tokenizer_of("chatml"))
     rendered = renderer.render_many

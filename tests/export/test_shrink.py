@@ -11,6 +11,7 @@ from helpers import story, tiny
 from tunewright.core.errors import ModelError, UsageError
 from tunewright.export.shrink import kept_blocks, shrink
 from tunewright.models import load
+from tunewright.text.tokenizer import load_tokenizer
 
 
 def test_blocks_are_kept_at_even_distances_the_first_and_the_last_among_them() -> None:
@@ -57,7 +58,7 @@ def test_the_folder_holds_the_kept_blocks_and_everything_around_them(
         and result["parameters"] < result["parameters_before"]
     )
     small = load.load_model(tmp_path / "small", dtype="float32")
-    load.load_tokenizer(tmp_path / "small")
+    load_tokenizer(tmp_path / "small")
     # By hand: the hidden rows go through the kept blocks only.
     model.model.layers = torch.nn.ModuleList([model.model.layers[i] for i in kept])
     model.config.num_hidden_layers = len(kept)

@@ -36,6 +36,9 @@ def _arm(module: str, attribute: str, wanted: int) -> None:
         return real(*args, **kwargs)
 
     setattr(owner, name, counted)
+    # Who imported the function by name calls it by that name.
+    for other in [m for m in sys.modules.values() if getattr(m, name, None) is real]:
+        setattr(other, name, counted)
 
 
 def attempt(words: list[str], moment: list[Any] | None, log: Path) -> int:

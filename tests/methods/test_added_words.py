@@ -22,8 +22,8 @@ from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
 from tunewright.engine import opening
 from tunewright.export import merge
-from tunewright.models.load import load_tokenizer
 from tunewright.story import resume_run, train
+from tunewright.text.tokenizer import load_tokenizer
 
 WORDS = ["<plan>", "</plan>"]
 TEXT = "<plan>a small model 3</plan> what is it?"

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
 from tunewright.models import anatomy, vocabulary
-from tunewright.models.load import load_model, load_tokenizer
+from tunewright.models.load import load_model
+from tunewright.text.tokenizer import load_tokenizer
 
 WORDS = ["<plan>", "</plan>"]
 

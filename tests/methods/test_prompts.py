@@ -249,7 +249,8 @@ def test_a_prompt_can_start_as_a_text(tmp_path: Path) -> None:
     from helpers import story
 
     folder = story.model_folder(tmp_path / "model")
-    from tunewright.models.load import load_model, load_tokenizer
+    from tunewright.models.load import load_model
+    from tunewright.text.tokenizer import load_tokenizer
 
     model = load_model(folder, dtype="float32")
     attached = put("prompt_tuning", model, text="hello there", num_tokens=7)

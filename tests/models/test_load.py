@@ -13,6 +13,8 @@ from helpers.building import CHATML, codes, make_model, make_tokenizer
 
 from tunewright.core.errors import ModelError
 from tunewright.models import load
+from tunewright.text.chat_kind import kind_of_model, stop_ids, turn_end_id
+from tunewright.text.tokenizer import load_tokenizer
 
 Edit = Callable[..., Path]
 
@@ -35,7 +37,7 @@ def test_a_model_comes_ready_and_frozen_without_touching_the_network(
         torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), original.state_dict().values(), strict=True)
     )
-    assert load.load_tokenizer(folder).decode([5, 6])
+    assert load_tokenizer(folder).decode([5, 6])
     assert load.load_model(folder, dtype=torch.bfloat16, attention="eager").dtype is torch.bfloat16
 
 
@@ -108,18 +110,18 @@ def test_a_folder_without_a_tokenizer_says_so(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(ModelError) as caught:
-        load.load_tokenizer(folder)
+        load_tokenizer(folder)
     assert codes(caught.value) == ["E-MODEL-31"]
 
 
 def test_every_way_to_end_an_answer_is_a_stop(tokenizer: Any) -> None:
     from transformers import GenerationConfig
 
-    assert load.turn_end_id(tokenizer) == 2
-    assert load.stop_ids(tokenizer) == [2]
-    assert load.stop_ids(tokenizer, GenerationConfig(eos_token_id=[0])) == [0, 2]
-    assert load.stop_ids(make_tokenizer(eos="<|endoftext|>"), {"eos_token_id": 0}) == [0, 2]
-    assert load.stop_ids(make_tokenizer(template=None, eos="<|endoftext|>")) == [0]
+    assert turn_end_id(tokenizer) == 2
+    assert stop_ids(tokenizer) == [2]
+    assert stop_ids(tokenizer, GenerationConfig(eos_token_id=[0])) == [0, 2]
+    assert stop_ids(make_tokenizer(eos="<|endoftext|>"), {"eos_token_id": 0}) == [0, 2]
+    assert stop_ids(make_tokenizer(template=None, eos="<|endoftext|>")) == [0]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_every_way_to_end_an_answer_is_a_stop(tokenizer: Any) -> None:
     ["{{ raise_exception('no') }}", "{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "{{ messages[0]['content'] }}", "{{ ''.__class__.__mro__ }}"],
 )  # fmt: skip
 def test_a_template_that_ends_no_turn_gives_no_stop_and_no_crash(template: str) -> None:
-    assert load.turn_end_id(make_tokenizer(template=template)) is None
+    assert turn_end_id(make_tokenizer(template=template)) is None
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,6 @@ def test_base_and_chat_are_told_apart_with_a_reason(
     (folder / "generation_config.json").write_text(
         json.dumps({"eos_token_id": stops}), encoding="utf-8"
     )
-    found = load.kind_of_model(folder, make_tokenizer(template=template, eos="<|endoftext|>"))
+    found = kind_of_model(folder, make_tokenizer(template=template, eos="<|endoftext|>"))
     assert found.is_chat is is_chat
     assert word in found.reason

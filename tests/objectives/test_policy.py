@@ -19,12 +19,10 @@ from tunewright.engine.policy import Policy
 from tunewright.engine.rollouts.rounds import Asking, RoundStepper
 from tunewright.engine.rollouts.sampling import Sampler
 from tunewright.models.scalar_heads import head_module, put_heads
-from tunewright.objectives.policy import (
-    deviation,
-    generalised_advantages,
-    group_advantages,
-    leave_one_out,
-)
+from tunewright.objectives.grpo import group_advantages
+from tunewright.objectives.policy import deviation
+from tunewright.objectives.ppo import generalised_advantages
+from tunewright.objectives.reinforce import leave_one_out
 from tunewright.rewards import Scores
 
 PROMPTS = [[5, 9, 17, 33], [5, 9, 17, 40, 41], [6, 6], [8, 3, 100]]

@@ -394,8 +394,9 @@ def test_a_learnt_prompt_takes_its_room_of_the_context_and_gives_it_back_when_it
 ) -> None:
     from tunewright.core.registry import methods
     from tunewright.models import anatomy
-    from tunewright.models.load import load_model, load_tokenizer
+    from tunewright.models.load import load_model
     from tunewright.text.renderer import Renderer
+    from tunewright.text.tokenizer import load_tokenizer
 
     folder = short(tmp_path / "model", "gpt2")
     causal, entry = load_model(folder, dtype="float32"), methods.get(kind)

@@ -23,6 +23,8 @@ from tunewright.core.errors import ModelError
 from tunewright.models import load
 from tunewright.sources import find, gguf
 from tunewright.sources.find import resolve
+from tunewright.text.chat_kind import kind_of_model, stop_ids
+from tunewright.text.tokenizer import load_tokenizer
 
 Said = list[str]
 
@@ -125,7 +127,7 @@ def test_a_gguf_file_is_converted_once_and_found_again(
     source = resolve(str(file), said.append)
     assert source.identity == f"gguf:sha256:{publish.sha256_of(file)}"
     assert str(source.folder) in " ".join(said)
-    assert load.kind_of_model(source.folder, load.load_tokenizer(source.folder)).is_chat
+    assert kind_of_model(source.folder, load_tokenizer(source.folder)).is_chat
     monkeypatch.setattr(gguf, "convert", lambda *_: pytest.fail("converted again"))
     assert resolve(str(file), said.append) == source
     assert resolve(str(file.parent), said.append).folder == source.folder
@@ -546,17 +548,17 @@ def test_smollm2_from_its_wheel_answers_and_opens_fast() -> None:
     started = time.process_time()
     model, tokenizer = (
         load.load_model(source.folder, dtype="float32"),
-        load.load_tokenizer(source.folder),
+        load_tokenizer(source.folder),
     )
     assert time.process_time() - started < 10
     assert load.parameter_count(source.folder) == 134_515_008
-    assert load.kind_of_model(source.folder, tokenizer).is_chat
+    assert kind_of_model(source.folder, tokenizer).is_chat
     assert [t for t in tokenizer.tokenize("in 2026") if t.isdigit()] == ["2", "0", "2", "6"]
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    stops = load.stop_ids(tokenizer, model.generation_config)
+    stops = stop_ids(tokenizer, model.generation_config)
     answer = model.generate(**ids, max_new_tokens=24, do_sample=False, eos_token_id=stops)[
         0, ids["input_ids"].shape[1] :
     ]

@@ -15,6 +15,7 @@ from helpers.building import codes, make_model, make_tokenizer, write_gguf
 from tunewright.core.errors import ModelError
 from tunewright.models import load
 from tunewright.sources import gguf, vet
+from tunewright.text.tokenizer import load_tokenizer
 
 pytest.importorskip("gguf")
 
@@ -47,7 +48,7 @@ def test_the_converted_weights_are_those_of_the_original_bit_for_bit(
 
 
 def test_digits_are_split_one_by_one_for_smollm(converted: tuple[Path, list[str]]) -> None:
-    tokens = load.load_tokenizer(converted[0]).tokenize("of 2026 Paris")
+    tokens = load_tokenizer(converted[0]).tokenize("of 2026 Paris")
     assert [t for t in tokens if t.isdigit()] == ["2", "0", "2", "6"]
 
 
@@ -99,7 +100,7 @@ def test_padding_is_not_the_end_of_a_turn_and_both_configs_agree(
     converted: tuple[Path, list[str]],
 ) -> None:
     folder, said = converted
-    tokenizer = load.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     config, generation = (
         json.loads((folder / name).read_text(encoding="utf-8"))
         for name in ("config.json", "generation_config.json")
@@ -123,7 +124,7 @@ def test_every_token_that_the_file_calls_an_end_is_kept(tmp_path: Path, tokenize
 def test_special_tokens_and_the_chat_template_survive(
     converted: tuple[Path, list[str]], tokenizer: Any
 ) -> None:
-    again = load.load_tokenizer(converted[0])
+    again = load_tokenizer(converted[0])
     assert again.chat_template == tokenizer.chat_template
     assert again("<|im_start|>Paris<|im_end|>").input_ids[0] == 1
     assert again("<|im_start|>Paris<|im_end|>").input_ids[-1] == 2

@@ -34,6 +34,7 @@ from tunewright.core.errors import ModelError, UsageError
 from tunewright.models import load
 from tunewright.sources import pickle_child, pickled, remote_code, vet
 from tunewright.sources.find import resolve
+from tunewright.text.tokenizer import load_tokenizer
 
 Edit = Callable[..., Path]
 SOURCE = Path(tunewright.__file__).parent
@@ -793,7 +794,7 @@ def test_a_type_that_transformers_knows_is_opened_without_its_code(
     with remote_code.trusting(["sha256:" + "0" * 64]):
         resolve(str(folder), said.append)
         model = load.load_model(folder, dtype="float32")
-        load.load_tokenizer(folder)
+        load_tokenizer(folder)
     assert type(model).__module__.startswith("transformers.models.llama") and not canary.exists()
     assert sum("opened natively" in line for line in said) == 2 and any(
         "no effect" in line for line in said

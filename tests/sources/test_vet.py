@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from helpers.building import codes, write_safetensors
 
-from tunewright.core.errors import ModelError, error_text
+from tunewright.core.errors import ModelError, error_text, first_line
 from tunewright.models import load
 from tunewright.sources import vet
 from tunewright.sources.find import resolve
+from tunewright.text.tokenizer import load_tokenizer
 
 Edit = Callable[..., Path]
 
@@ -126,7 +127,7 @@ def test_a_config_that_asks_for_code_is_refused_and_nothing_runs(
     assert code in codes(vet.problems_of(folder))
     for opening in (
         lambda: load.load_model(folder, dtype="float32"),
-        lambda: load.load_tokenizer(folder),
+        lambda: load_tokenizer(folder),
         lambda: resolve(str(folder)),
     ):
         with pytest.raises(ModelError) as caught:
@@ -293,16 +294,16 @@ def test_an_adapter_that_names_a_module_to_import_or_has_only_a_pickle_is_refuse
 def test_secrets_are_blotted_out_of_causes() -> None:
     fits_not = "Error(s) in loading state_dict for A:\n\tsize mismatch for w: (4, 64) in the file, (4, 48) in the model.\n\tsize mismatch for v: more."
     assert (
-        vet.first_line(fits_not)
+        first_line(fits_not)
         == "Error(s) in loading state_dict for A: size mismatch for w: (4, 64) in the file, (4, 48) in the model"
     )
     assert (
-        vet.first_line("one:\ntwo:") == "one: two"
-        and vet.first_line(ValueError()) == "ValueError"
-        and vet.first_line("a.\nb") == "a"
+        first_line("one:\ntwo:") == "one: two"
+        and first_line(ValueError()) == "ValueError"
+        and first_line("a.\nb") == "a"
     )
     assert (
-        vet.first_line("\n got https://me:pass@host/x with hf_abcdefghijkl\nmore")
+        first_line("\n got https://me:pass@host/x with hf_abcdefghijkl\nmore")
         == "got https://***@host/x with ***"
     )
 

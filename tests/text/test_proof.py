@@ -11,7 +11,7 @@ from test_tokenizer import NAMES
 
 from tunewright.core.types import Message
 from tunewright.data.describing import rendering_line
-from tunewright.text.proof import CALLS, TOOLS, dialogues
+from tunewright.text.proof import CALLS, TOOLS, dialogues, prove
 from tunewright.text.renderer import Renderer
 from tunewright.text.tokenizer import Light
 
@@ -31,7 +31,7 @@ def test_there_are_enough_families():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_our_rendering_is_the_templates_byte_for_byte(name):
-    proof = RENDERERS[name].proof()
+    proof = prove(RENDERERS[name])
     assert proof.holds and not proof.differences and proof.equal + proof.completed == proof.checked
     assert proof.checked + len(proof.refused) == len(dialogues()) and proof.checked >= 20
     assert len(proof.refused) == (0 if families.FAMILIES[name].tools else 2) + (
@@ -40,12 +40,12 @@ def test_our_rendering_is_the_templates_byte_for_byte(name):
     assert ("byte for byte" in rendering_line(proof.as_dict())) and (
         "tool call" in rendering_line(proof.as_dict())
     ) == bool(proof.refused)
-    assert proof.as_dict() == Renderer(Light.of(families.tokenizer_of(name))).proof().as_dict()
+    assert proof.as_dict() == prove(Renderer(Light.of(families.tokenizer_of(name)))).as_dict()
 
 
 def test_what_we_add_is_not_called_equal():
-    assert RENDERERS["gemma"].proof().completed == 9  # a system prompt that the template refuses
-    assert RENDERERS["header_is_stop"].proof().equal == 0  # no stop token after the last answer
+    assert prove(RENDERERS["gemma"]).completed == 9  # a system prompt that the template refuses
+    assert prove(RENDERERS["header_is_stop"]).equal == 0  # no stop token after the last answer
 
 
 @pytest.mark.parametrize("fault", ["text", "ids"])
@@ -62,7 +62,7 @@ def test_a_difference_is_found_and_shown(fault, monkeypatch):
         return made
 
     monkeypatch.setattr(renderer, "render_many", wrong)
-    proof = renderer.proof()
+    proof = prove(renderer)
     assert not proof.holds and list(proof.differences) == ["2 turns, system"]
     assert rendering_line(proof.as_dict()).startswith("! ") and (
         "Question 3" in rendering_line(proof.as_dict())

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.types import Message
-from tunewright.text.renderer import CannotRender, Renderer
+from tunewright.text.rendered import CannotRender
+from tunewright.text.renderer import Renderer
 
 FAMILIES, tokenizer_of = families.FAMILIES, families.tokenizer_of
 

@@ -7,6 +7,7 @@ import pytest
 from helpers import families
 
 from tunewright.core.types import Message
+from tunewright.text.proof import prove
 from tunewright.text.renderer import Renderer
 from tunewright.text.thinking import Thinking
 from tunewright.text.tokenizer import Light
@@ -220,7 +221,7 @@ def test_a_tool_call_between_question_and_answer_is_rendered_without_thinking(na
 @pytest.mark.parametrize("name", THINKING)
 def test_proof_holds_with_the_switch(name):
     for mode in ("auto", "off"):
-        proof = renderer_of(name, mode=mode).proof()
+        proof = prove(renderer_of(name, mode=mode))
         assert proof.holds and not proof.differences, proof
 
 
@@ -236,7 +237,7 @@ def test_asking_follows_the_switch_the_habit_and_the_mode():
 
 
 def test_an_answer_of_thoughts_alone_cannot_be_learnt_without_them():
-    from tunewright.text.renderer import CannotRender
+    from tunewright.text.rendered import CannotRender
 
     with pytest.raises(CannotRender, match="only_thoughts"):
         renderer_of("qwen3", mode="off").render(dialogue("<think>\nhm\n</think>"))

@@ -19,8 +19,10 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from tunewright.core.types import Message
-from tunewright.text.renderer import CannotRender, Renderer
-from tunewright.text.tokenizer import QWEN_WORDS, Light, NotLight, load_light, stop_ids_of_folder
+from tunewright.text.chat_kind import stop_ids_of_folder
+from tunewright.text.rendered import CannotRender
+from tunewright.text.renderer import Renderer
+from tunewright.text.tokenizer import QWEN_WORDS, Light, NotLight, load_light
 
 NAMES = sorted(families.FAMILIES)
 TEXTS = [

@@ -27,7 +27,7 @@ from tunewright.core.telling import duration
 from tunewright.core.types import OwnAnswers, Rollouts, Sample
 from tunewright.core.words import say
 from tunewright.engine.schedule import batch_size_for, make_schedule, measuring_of
-from tunewright.sources import vet
+from tunewright.sources import headers
 
 TIGHT = 0.85
 """Share of the memory from which the estimate says that it is tight: the system and other programs
@@ -382,7 +382,7 @@ def models_beside(config: RunConfig) -> list[ModelShape]:
             else []
         )
         for target in wanted:
-            raw, _ = vet.read_config(opening.config_folder(target) / "config.json")
+            raw, _ = headers.read_config(opening.config_folder(target) / "config.json")
             found.append(ModelShape.from_config(raw))
     except TunewrightError:
         return found
@@ -392,7 +392,7 @@ def models_beside(config: RunConfig) -> list[ModelShape]:
 def shape_of(folder: Path) -> ModelShape:
     """The shape of the model in a folder: its raw config, and the sizes of its weight files where
     they are. Raises UsageError (E-FIT-02)."""
-    config, _ = vet.read_config(Path(folder) / "config.json")
+    config, _ = headers.read_config(Path(folder) / "config.json")
     return ModelShape.from_config(
         config, sum(p.stat().st_size for p in Path(folder).glob("*.safetensors") if p.is_file())
     )
@@ -566,7 +566,7 @@ def what_is_missing(folder: Path, shape: ModelShape) -> list[str]:
     tokenizer, room on the disk for the download."""
     folder = Path(folder)
     lines = []
-    files, _ = vet.weight_files(folder)
+    files, _ = headers.weight_files(folder)
     if not files:
         lines.append(
             say(

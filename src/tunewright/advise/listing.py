@@ -100,8 +100,8 @@ def models() -> Rows:
     model."""
     import json
 
+    from tunewright.core.families import cards
     from tunewright.core.words import ASSETS
-    from tunewright.models import anatomy
 
     families = [
         {
@@ -110,7 +110,7 @@ def models() -> Rows:
             "blocks": list(card["blocks"]),
             "roles": list(card["roles"]),
         }
-        for name, card in anatomy.cards().items()
+        for name, card in cards().items()
     ]
     wheels = json.loads((ASSETS / "models" / "known.json").read_text(encoding="utf-8"))["wheels"]
     return [

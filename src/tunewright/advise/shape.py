@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.core.errors import UsageError, problem
+from tunewright.core.families import cards
 from tunewright.models import anatomy
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -180,7 +181,7 @@ def _matrices(
     family: str, layers: int, hidden: int, query: int, kv: int, inner: int
 ) -> tuple[dict[str, Matrix], dict[str, str]]:
     """Role -> matrices, and module name -> role, by the family's card."""
-    card = anatomy.cards().get(family) or anatomy.cards()["llama"]
+    card = cards().get(family) or cards()["llama"]
     sizes = {
         "attention.query": (hidden, query),
         "attention.key": (hidden, kv),

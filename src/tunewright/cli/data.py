@@ -145,7 +145,7 @@ def data_show(
 ) -> None:
     """Show."""
     from tunewright.data.checks.opening import open_tokenizer, with_system
-    from tunewright.data.showing import describe_row, show_row
+    from tunewright.data.checks.showing import describe_row, show_row
 
     config = _data_config(file, columns, dir=data_dir, format=data_format, held_out=0)
     opened = open_tokenizer(model, tokenizer)

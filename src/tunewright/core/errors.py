@@ -17,11 +17,14 @@ Each carries a list of problems, so all that is wrong is said at once. The texts
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tunewright.core.words import _Fields, error_text, say
+
+E = TypeVar("E", bound="TunewrightError")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ class TunewrightError(Exception):
     def __init__(self, problems: Problem | Iterable[Problem]):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(p.line() for p in self.problems))
+
+    @classmethod
+    def of(cls: type[E], code: str, where: str = "", /, **fields: Any) -> E:
+        """The error of a single problem."""
+        return cls(Problem(code, where, fields))
 
     def add(self, one: Problem) -> None:
         """Say one thing more."""
@@ -131,3 +139,18 @@ def raise_all(problems: Iterable[Problem], kind: type[TunewrightError] = UsageEr
     found = list(problems)
     if found:
         raise kind(found)
+
+
+def first_line(cause: object, limit: int = 300) -> str:
+    """The first line of an error's text, with passwords in addresses and hub tokens blotted out, so
+    that no secret reaches a log.
+
+    A first line that only announces the next (it ends with a colon, as PyTorch's about weights that
+    do not fit) is said together with it.
+    """
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [
+        type(cause).__name__
+    ]
+    said = next((n for n, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    text = " ".join(lines[:said])[:limit].rstrip(" .:")
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "***", re.sub(r"//[^/@\s]+@", "//***@", text))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 
@@ -117,3 +119,20 @@ class Quiet(Tell):
 
     def progress(self, what: str, done: int, total: int, note: str = "") -> None:
         """Nothing."""
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """No progress bars and no reports from Transformers; what is wrong comes back as an exception
+    or in the loading info."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

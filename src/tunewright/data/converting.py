@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.files import write_bytes
 from tunewright.core.registry import formats
 from tunewright.core.types import (
@@ -38,11 +38,11 @@ from tunewright.core.words import say
 from tunewright.data.catalogue.names import ResolvedEntry, chosen_rows, resolve
 from tunewright.data.checks.columns import column_findings
 from tunewright.data.describing import note
+from tunewright.data.files.reading import RawRow, stream
 from tunewright.data.formats.common import Columns, RowFault, Unusable
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.reading import RawRow, stream
+from tunewright.data.formats.shaping import shape
 from tunewright.data.reporting import under_key
-from tunewright.data.shaping import shape
 
 EXAMPLES = 5
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
@@ -144,12 +144,12 @@ def convert(
     and `drop` is not set.
     """
     if to not in WRITERS:
-        raise DataError(problem("E-DATA-48", "--to", to=to, known=", ".join(WRITERS)))
+        raise DataError.of("E-DATA-48", "--to", to=to, known=", ".join(WRITERS))
     ending = out.suffix.lower()
     if ending not in FILES:
-        raise DataError(problem("E-DATA-48", str(out), to=ending or "-", known=", ".join(FILES)))
+        raise DataError.of("E-DATA-48", str(out), to=ending or "-", known=", ".join(FILES))
     if out.exists() and (not force or out.is_dir()):
-        raise DataError(problem("E-DATA-47", str(out), file=str(out)))
+        raise DataError.of("E-DATA-47", str(out), file=str(out))
     made = Converted(str(out), to, [])
     written: list[dict[str, Any]] = []
     kept: list[Row] = []
@@ -165,15 +165,13 @@ def convert(
         reasons = "; ".join(
             f"{e['count']} {e['what']} ({', '.join(e['examples'])})" for e in shown.values()
         )
-        raise DataError(
-            problem(
-                "E-DATA-49",
-                source,
-                rows=made.rows_read,
-                fit=len(written),
-                to=f"{to} ({ending})",
-                reasons=reasons or "-",
-            )
+        raise DataError.of(
+            "E-DATA-49",
+            source,
+            rows=made.rows_read,
+            fit=len(written),
+            to=f"{to} ({ending})",
+            reasons=reasons or "-",
         )
     content = FILES[ending](written, str(out))
     _prove(content, to, ending, kept, source)
@@ -255,15 +253,13 @@ def _prove(content: bytes, to: str, ending: str, kept: list[Row], source: str) -
     ]
     if wrong or len(again) != len(kept):
         reasons = f"{_reason('differs_when_read')} ({', '.join(wrong[:EXAMPLES]) or len(again)})"
-        raise DataError(
-            problem(
-                "E-DATA-49",
-                source,
-                rows=len(kept),
-                fit=len(kept) - len(wrong),
-                to=f"{to} ({ending})",
-                reasons=reasons,
-            )
+        raise DataError.of(
+            "E-DATA-49",
+            source,
+            rows=len(kept),
+            fit=len(kept) - len(wrong),
+            to=f"{to} ({ending})",
+            reasons=reasons,
         )
 
 
@@ -453,13 +449,11 @@ def _parquet(rows: list[dict[str, Any]], name: str) -> bytes:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise DataError(
-            problem(
-                "E-DATA-48",
-                name,
-                to=".parquet (pip install pyarrow)",
-                known=", ".join(k for k in FILES if k != ".parquet"),
-            )
+        raise DataError.of(
+            "E-DATA-48",
+            name,
+            to=".parquet (pip install pyarrow)",
+            known=", ".join(k for k in FILES if k != ".parquet"),
         ) from error
     columns = list(dict.fromkeys(column for row in rows for column in row))
     out = io.BytesIO()

@@ -30,11 +30,11 @@ from tunewright.data import reporting
 from tunewright.data.catalogue import names as catalogue
 from tunewright.data.checks import Finding, stops
 from tunewright.data.describing import places
+from tunewright.data.files.reading import RawRow, RawStream, stream
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.naming import require_read
-from tunewright.data.reading import RawRow, RawStream, stream
+from tunewright.data.formats.naming import require_read
+from tunewright.data.formats.shaping import LOOKED_AT, Shaper
 from tunewright.data.reporting import shared_prefix
-from tunewright.data.shaping import LOOKED_AT, Shaper
 from tunewright.data.store import cache, mixing
 from tunewright.data.store.columns import Rows, Samples, Store, Writer
 from tunewright.data.store.documents import Packed
@@ -48,6 +48,7 @@ from tunewright.data.store.workers import (
     gather,
     worker_count,
 )
+from tunewright.text.proof import prove
 from tunewright.text.tokenizer import Light
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def inspect(
         store, was_kept = run.build(None), False
     report, findings = reporting.report_of(store, renderer if tokens else None)
     report["parts"] = [*_parts_said(entries, to_train), *report["parts"]]
-    report["rendering"] = renderer.proof().as_dict() if renderer is not None and tokens else None
+    report["rendering"] = prove(renderer).as_dict() if renderer is not None and tokens else None
     report["preparation"] = {
         "seconds": round(time.perf_counter() - started, 3),
         "from_cache": was_kept,
@@ -180,18 +181,16 @@ def _entries(config: DataConfig, to_train: bool) -> list[_Entry]:
     """The entries of `config.train` and what is held out beside them, resolved."""
     listed = config.train if isinstance(config.train, list) else [config.train]
     if not listed:
-        raise DataError(problem("E-DATA-01", "data.train", file="data.train", here=str(Path.cwd())))
+        raise DataError.of("E-DATA-01", "data.train", file="data.train", here=str(Path.cwd()))
     found = []
     for number, entry in enumerate(listed):
         known = {"file": entry} if isinstance(entry, str) else entry
         if not isinstance(known.get("file"), str) or set(known) - ENTRY_KEYS:
-            raise DataError(
-                problem(
-                    "E-DATA-19",
-                    f"data.train[{number}]",
-                    keys=", ".join(map(str, known)),
-                    known=", ".join(sorted(ENTRY_KEYS)),
-                )
+            raise DataError.of(
+                "E-DATA-19",
+                f"data.train[{number}]",
+                keys=", ".join(map(str, known)),
+                known=", ".join(sorted(ENTRY_KEYS)),
             )
         weight = known.get("weight", 1.0)
         if (
@@ -200,7 +199,7 @@ def _entries(config: DataConfig, to_train: bool) -> list[_Entry]:
             or not math.isfinite(weight)
             or weight < 0
         ):
-            raise DataError(problem("E-DATA-20", str(known["file"]), weight=weight))
+            raise DataError.of("E-DATA-20", str(known["file"]), weight=weight)
         mixing.require_sensible(known, f"data.train[{number}]")
         found.append(_resolved(known, config, number, held=False, to_train=to_train))
     place = _held_out_file(config)
@@ -582,14 +581,10 @@ def _refuse_worthless(
             f"{entry['count']} {entry['what']} ({places(entry)[0]})"
             for entry in report["reasons"].values()
         )
-        raise DataError(
-            problem("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
-        )
+        raise DataError.of("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
     if report["tokens_total"] is not None and not asked_only:
-        if not report["learnt_tokens"]:
-            raise DataError(problem("E-DATA-13", place, rows=report["rows_kept"]))
         if not report["stop_learnt_share"]:
-            raise DataError(problem("E-DATA-14", place, answers=report["answers"]))
+            raise DataError.of("E-DATA-14", place, answers=report["answers"])
     stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]
     raise_all(
         (problem("E-DATA-61", place, what=f.what(), do=f.remedy(), name=f.key) for f in stopping),

@@ -30,11 +30,12 @@ from tunewright.core.types import (
     Sample,
     Stepwise,
 )
-from tunewright.data.shaping import Dropped
-from tunewright.text.renderer import CannotRender
+from tunewright.data.formats.shaping import Dropped
+from tunewright.text.rendered import CannotRender
 
 if TYPE_CHECKING:
-    from tunewright.text.renderer import Rendered, Renderer
+    from tunewright.text.rendered import Rendered
+    from tunewright.text.renderer import Renderer
 
 CUT_MARK = " [...] "
 FEWEST_ANSWER_TOKENS = 2  # one token of the answer and its stop token: less teaches nothing

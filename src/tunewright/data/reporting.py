@@ -14,9 +14,9 @@ from tunewright.core.words import say
 from tunewright.data.checks import Check, Finding, conclude, score
 from tunewright.data.describing import note
 from tunewright.data.formats.ledger import OF_TURNS, Ledger
-from tunewright.data.good_answers import LEFT_OUT
 from tunewright.data.store.columns import KINDS, Store, Writer
 from tunewright.data.store.documents import PIECES
+from tunewright.data.store.good_answers import LEFT_OUT
 from tunewright.data.store.workers import LISTED, Gathered
 
 if TYPE_CHECKING:

@@ -59,8 +59,10 @@ from tunewright.models.scalar_heads import has_score, put_heads
 from tunewright.record import folder as run_folder
 from tunewright.sources import find as sources
 from tunewright.sources import vet
+from tunewright.text.chat_kind import stop_ids
 from tunewright.text.renderer import Renderer
 from tunewright.text.thinking import Thinking
+from tunewright.text.tokenizer import load_tokenizer
 
 LOOKED_AT = 128
 """Samples that a method may see before the first step."""
@@ -114,13 +116,13 @@ class Target:
         """How what is opened is asked: its own tokenizer and template, and every stop token that
         its folders name."""
         return renderer_of(
-            load.load_tokenizer(self.tokenizer_folder), *self.stated, thinking=self.thinking
+            load_tokenizer(self.tokenizer_folder), *self.stated, thinking=self.thinking
         )
 
     def base_renderer(self) -> Renderer:
         """How the base is asked: as if nothing had been trained."""
         return renderer_of(
-            load.load_tokenizer(self.source.folder), self.source.folder, thinking=self.thinking
+            load_tokenizer(self.source.folder), self.source.folder, thinking=self.thinking
         )
 
 
@@ -292,8 +294,8 @@ def _named(
 
 def renderer_of(tokenizer: Any, *stated: Any, thinking: Thinking | None = None) -> Renderer:
     """The renderer that training used for this tokenizer and the stop tokens that `stated` name
-    (`load.stop_ids`)."""
-    return Renderer(tokenizer, load.stop_ids(tokenizer, *stated), thinking)
+    (`stop_ids`)."""
+    return Renderer(tokenizer, stop_ids(tokenizer, *stated), thinking)
 
 
 def require_words(folder: Path, name: str) -> None:
@@ -677,7 +679,7 @@ def reward_model_of(
     policy = to_score(found, layout, world, causal=base if shared else None)
     steps = None
     if found.settings.get("objective.kind") == "process_reward":
-        tokenizer = load.load_tokenizer(found.tokenizer_folder)
+        tokenizer = load_tokenizer(found.tokenizer_folder)
         steps = Steps(
             str(found.settings.get("objective.whole") or "min"),
             lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
@@ -707,7 +709,7 @@ def _words_of_its_own(config: RunConfig, folder: Path) -> dict[str, int] | None:
     )
     if own == folder and not added:
         return None
-    tokenizer = load.load_tokenizer(own)
+    tokenizer = load_tokenizer(own)
     vocabulary.add_tokens(tokenizer, added)
     return dict(tokenizer.get_vocab())
 

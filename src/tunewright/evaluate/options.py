@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.errors import DataError, UsageError, problem
 from tunewright.core.types import Branch, Conversation, Message, Row, Sample
 from tunewright.evaluate.interval import wilson
-from tunewright.text.renderer import CannotRender
+from tunewright.text.rendered import CannotRender
 
 if TYPE_CHECKING:
     from tunewright.text.renderer import Renderer

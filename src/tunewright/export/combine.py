@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import signals
-from tunewright.core.errors import CompatError, UsageError, problem, raise_all
+from tunewright.core.errors import CompatError, UsageError, first_line, problem, raise_all
 from tunewright.core.files import fsync_directory, with_retry, write_json
 from tunewright.core.machine import versions
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.export.merge import ExportError, require_free
+from tunewright.export.merge import require_free
+from tunewright.export.proof import ExportError
 from tunewright.methods import composition
 from tunewright.models import load
-from tunewright.sources import vet
+from tunewright.text.tokenizer import load_tokenizer
 
 VERDICT = "combine.json"
 LARGEST_ERROR = 1e-5
@@ -84,7 +85,7 @@ def combine(
         try:
             temporary.mkdir(parents=True)
             composed.save("combined", temporary)
-            load.load_tokenizer(found[0].tokenizer_folder).save_pretrained(str(temporary))
+            load_tokenizer(found[0].tokenizer_folder).save_pretrained(str(temporary))
             made |= _prove(composed, temporary, list(folders.values()), shares, way)
             write_json(temporary / VERDICT, {**made, "versions": versions()})
             fsync_directory(temporary)
@@ -120,7 +121,7 @@ def _prove(
                 composition.products_of(PeftModel.from_pretrained(base, str(folder)), "default")
             )
     except Exception as e:
-        raise ExportError(problem("E-EXPORT-14", str(folder), cause=vet.first_line(e))) from e
+        raise ExportError(problem("E-EXPORT-14", str(folder), cause=first_line(e))) from e
     wanted: dict[str, Any] = {}
     size = 0.0
     for path, weight in zip(parts, weights, strict=True):

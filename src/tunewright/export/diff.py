@@ -20,6 +20,7 @@ from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export.merge import require_free
 from tunewright.models import load
+from tunewright.text.tokenizer import load_tokenizer
 
 
 def export_difference(
@@ -74,7 +75,7 @@ def export_difference(
         else str(found.source.folder)
     )
     written = save_differences(Path(out), DiffPruningConfig(target=share), base_path, differences)
-    load.load_tokenizer(Path(run) / "model").save_pretrained(str(out))
+    load_tokenizer(Path(run) / "model").save_pretrained(str(out))
     size = (Path(out) / "method.safetensors").stat().st_size
     return {
         "folder": str(out),

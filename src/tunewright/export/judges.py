@@ -16,6 +16,14 @@ from tunewright.core.errors import problem
 from tunewright.core.files import readable_size
 from tunewright.core.words import say
 from tunewright.export import merge
+from tunewright.export.proof import (
+    ExportError,
+    Logits,
+    Prompts,
+    changed_tensors,
+    gap_of,
+    load_plain,
+)
 from tunewright.models.scalar_heads import as_classifier, head_module, put_stored_score
 
 LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.25}
@@ -34,7 +42,7 @@ class MergeJudge(merge.Merge):
         super().__init__(*rest)
         self.tokens = self.target.settings.get("objective.kind") == "process_reward"
 
-    def _ask(self, model: Any, causal: Any, prompts: merge.Prompts) -> merge.Logits:
+    def _ask(self, model: Any, causal: Any, prompts: Prompts) -> Logits:
         """The run's head over the hidden states at every position."""
         import torch
 
@@ -59,7 +67,7 @@ class MergeJudge(merge.Merge):
         weight = self.score.to(getattr(torch, self.dtype)).contiguous()
         self.kind = as_classifier(folder, weight, tokens=self.tokens)
 
-    def _prove(self, folder: Path, prompts: merge.Prompts, run: merge.Logits) -> dict[str, Any]:
+    def _prove(self, folder: Path, prompts: Prompts, run: Logits) -> dict[str, Any]:
         """Read the files back as anybody would, and compare the scores. Raises ExportError where
         they are not the run's."""
         import torch
@@ -73,10 +81,10 @@ class MergeJudge(merge.Merge):
                 source=say(f"export.from.{prompts.kind}"),
             )
         )
-        changed = merge.changed_tensors(self.base, folder, self.dtype)
+        changed = changed_tensors(self.base, folder, self.dtype)
         if changed["tensors_changed"] == 0:
-            raise merge.ExportError(problem("E-EXPORT-06", str(self.trained), dtype=self.dtype))
-        plain = merge.load_plain(
+            raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype=self.dtype))
+        plain = load_plain(
             folder,
             self.dtype,
             "AutoModelForTokenClassification" if by_token else "AutoModelForSequenceClassification",
@@ -95,14 +103,14 @@ class MergeJudge(merge.Merge):
                 start += len(ids)
         merged, wanted = _scores(torch.cat(said)), _scores(run.values[places])
         if not merged.is_finite:
-            raise merge.ExportError(
+            raise ExportError(
                 problem(
                     "E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")
                 )
             )
-        gap, limit = merge.gap_of(wanted, merged), LARGEST_GAP[self.dtype]
+        gap, limit = gap_of(wanted, merged), LARGEST_GAP[self.dtype]
         if not gap <= limit:
-            raise merge.ExportError(
+            raise ExportError(
                 problem(
                     "E-EXPORT-12",
                     str(self.out),
@@ -125,10 +133,10 @@ class MergeJudge(merge.Merge):
         }
 
 
-def _scores(values: Any) -> merge.Logits:
+def _scores(values: Any) -> Logits:
     import torch
 
-    return merge.Logits(
+    return Logits(
         values, values.argmax(-1), float(values.abs().max()), bool(torch.isfinite(values).all())
     )
 

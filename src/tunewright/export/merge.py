@@ -17,32 +17,40 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import json
 import os
 import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tunewright.core import signals
-from tunewright.core.config import DataConfig
-from tunewright.core.errors import ModelError, TunewrightError, UsageError, problem, raise_all
+from tunewright.core.errors import ModelError, UsageError, first_line, problem, raise_all
 from tunewright.core.files import fsync_directory, readable_size, with_retry, write_json
 from tunewright.core.machine import versions
 from tunewright.core.publish import sha256_of
 from tunewright.core.telling import Tell
-from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening, placement
+from tunewright.export.proof import (
+    ExportError,
+    Logits,
+    Prompts,
+    agreement,
+    changed_tensors,
+    choose_prompts,
+    gap_of,
+    load_plain,
+    logits_of,
+    quiet,
+)
 from tunewright.methods.saved import is_saved
 from tunewright.models import load, vocabulary
 from tunewright.models.scalar_heads import stored_score
-from tunewright.sources import find, vet
-from tunewright.sources.remote_code import place_of
+from tunewright.sources import find, headers, vet
+from tunewright.text.tokenizer import load_tokenizer
 
 VERDICT = "merge.json"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -56,7 +64,6 @@ EXPECTED_AGREEMENT, LEAST_AGREEMENT = 0.99, 0.90
 """Half precision: share of positions at which the most likely token is the run's. Below the first:
 a warning; below the second: refused."""
 SPARE_BYTES = 64 << 20
-MAX_PROMPTS, PROMPT_TOKENS = 16, 256
 LOGIT_BYTES = 256 << 20
 """Room for the run's logits while its model is replaced by the merged one."""
 SHOWN_WORDS = 5
@@ -72,43 +79,6 @@ SAMPLING_KEYS = {
     "eta_cutoff",
     "top_h",
 }
-QUESTIONS = (
-    "What is the capital of France?",
-    "请用一句话介绍你自己。",
-    "Write two lines about the sea.",
-    "Count from one to ten.",
-    "为什么天空是蓝色的？",
-)
-"""Asked when neither the run's data nor its questions can be read."""
-
-
-class ExportError(TunewrightError):
-    """An export that failed; nothing was left behind."""
-
-
-@dataclass
-class Prompts:
-    """Token ids that both models are asked, and where they came from: `data`, `questions` or
-    `built-in`."""
-
-    ids: list[list[int]]
-    kind: str
-
-    @property
-    def positions(self) -> int:
-        """Rows of logits that are compared."""
-        return sum(map(len, self.ids))
-
-
-@dataclass
-class Logits:
-    """What a model said to the prompts: logits (positions, vocabulary) and the most likely token at
-    each position."""
-
-    values: Any
-    top: Any
-    largest: float
-    is_finite: bool
 
 
 def merge_run(
@@ -165,8 +135,8 @@ def stored_dtype(folder: Path) -> str:
     """The number type that most bytes of a model's weights have; float32 where that is none of
     ours."""
     sizes: Counter[str] = Counter()
-    for path in vet.weight_files(folder)[0]:
-        for kind, _, num_bytes in vet.read_safetensors_header(path).values():
+    for path in headers.weight_files(folder)[0]:
+        for kind, _, num_bytes in headers.read_safetensors_header(path).values():
             sizes[kind] += num_bytes
     return STORED_AS.get(sizes.most_common(1)[0][0], "float32")
 
@@ -222,7 +192,7 @@ class Merge:
         )
         self.needed, self.tell, self.started = needed, tell, started
         self.base, self.whole = base.folder, target.adapter is None
-        self.tokenizer = load.load_tokenizer(target.tokenizer_folder)
+        self.tokenizer = load_tokenizer(target.tokenizer_folder)
 
     def do(self) -> dict[str, Any]:
         """Merge, write, prove, publish."""
@@ -271,7 +241,7 @@ class Merge:
         effect = gap_of(run, untouched)
         if self.needs_effect and not effect > NO_EFFECT:
             raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype="float32"))
-        changed_answers = 1 - _agreement(run, untouched)
+        changed_answers = 1 - agreement(run, untouched)
         del untouched
         with self._temporary() as temporary:
             self._write(merge, temporary)
@@ -315,9 +285,7 @@ class Merge:
         """Word -> id of what the run's tokenizer has and the base's has not."""
         own = self.target.tokenizer_folder
         there = own != self.base and (self.base / "tokenizer_config.json").is_file()
-        return (
-            vocabulary.added_words(self.tokenizer, load.load_tokenizer(self.base)) if there else {}
-        )
+        return vocabulary.added_words(self.tokenizer, load_tokenizer(self.base)) if there else {}
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
@@ -339,7 +307,7 @@ class Merge:
                 problem(
                     "E-EXPORT-05",
                     str(self.out),
-                    cause=e.strerror or vet.first_line(e),
+                    cause=e.strerror or first_line(e),
                     needed=readable_size(self.needed),
                 )
             ) from e
@@ -361,12 +329,12 @@ class Merge:
         merged = merge()
         merged.to(getattr(torch, self.dtype))
         config = _stated_config(self.base, self.dtype, merged)
-        with _quiet():
+        with quiet():
             try:
                 merged.generation_config = _plain_generation_config(self.renderer)
                 merged.save_pretrained(str(folder))
             except SafetensorError as e:  # it words what the system said, a full disk for instance
-                raise OSError(vet.first_line(e)) from e
+                raise OSError(first_line(e)) from e
             config.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(str(folder))
         write_json(folder / "generation_config.json", generation_settings(self.base, self.renderer))
@@ -393,10 +361,10 @@ class Merge:
                     "E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")
                 )
             )
-        gap, agreement = gap_of(run, merged), _agreement(run, merged)
+        gap, share = gap_of(run, merged), agreement(run, merged)
         figures: dict[str, Any] = {
             "largest_logit_difference": gap,
-            "top1_agreement": agreement,
+            "top1_agreement": share,
             **changed,
             **words,
             "warnings": [],
@@ -405,15 +373,15 @@ class Merge:
             raise ExportError(
                 problem("E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}")
             )
-        if agreement < LEAST_AGREEMENT:
+        if share < LEAST_AGREEMENT:
             raise ExportError(
                 problem(
-                    "E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{100 * agreement:.1f} %"
+                    "E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{100 * share:.1f} %"
                 )
             )
-        if agreement < EXPECTED_AGREEMENT:
+        if share < EXPECTED_AGREEMENT:
             figures["warnings"].append(
-                say("export.warning.agreement", share=f"{100 * agreement:.1f}", dtype=self.dtype)
+                say("export.warning.agreement", share=f"{100 * share:.1f}", dtype=self.dtype)
             )
         return figures
 
@@ -422,7 +390,7 @@ class Merge:
         of each new word what the run's does: one token."""
         if not self.words:
             return {}
-        tokenizer = load.load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         for word, token in self.words.items():
             found, meant = (
                 t(word, add_special_tokens=False)["input_ids"] for t in (tokenizer, self.tokenizer)
@@ -536,7 +504,7 @@ def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
     """generation_config.json: the base's, with the stops that the run itself obeys and without
     settings that greedy decoding ignores."""
     path = base / "generation_config.json"
-    stated: dict[str, Any] = vet.read_config(path)[0] if path.is_file() else {}
+    stated: dict[str, Any] = headers.read_config(path)[0] if path.is_file() else {}
     if not stated.get("do_sample"):
         stated = {key: value for key, value in stated.items() if key not in SAMPLING_KEYS}
     stops = list(renderer.stop_ids)
@@ -545,221 +513,6 @@ def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
         pad = renderer.tokenizer.pad_token_id
         stated["pad_token_id"] = stops[0] if pad is None else pad
     return stated
-
-
-def choose_prompts(
-    target: opening.Target, renderer: Any, max_positions: int, words: Sequence[int] = ()
-) -> Prompts:
-    """What both models are asked: whole training rows of the run, else its questions with their
-    answers, else a few sentences. Before them stand the tokens `words` that were added to the
-    vocabulary: their rows are looked at whatever else is asked."""
-    half = PROMPT_TOKENS // 2
-    added = [[*renderer.lead, *words[i : i + half]] for i in range(0, len(words), half)]
-    for kind, found in (
-        ("data", _rows_of_data(target, renderer)),
-        ("questions", _rows_of_questions(target, renderer)),
-    ):
-        if found:
-            return Prompts(_within(added + found, max_positions), kind)
-    return Prompts(
-        _within(
-            added + [renderer.prompt([Message("user", text)]) for text in QUESTIONS], max_positions
-        ),
-        "built-in",
-    )
-
-
-def _within(rows: list[list[int]], max_positions: int) -> list[list[int]]:
-    kept: list[list[int]] = []
-    left = max_positions
-    for row in rows[:MAX_PROMPTS]:
-        cut = row[: min(PROMPT_TOKENS, left)]
-        left -= len(cut)
-        kept += [cut] if cut else []
-    return kept
-
-
-def _rows_of_data(target: opening.Target, renderer: Any) -> list[list[int]]:
-    """The first rows of the run's data as token ids; none where the data is no longer there or no
-    longer readable."""
-    from tunewright.data import inspect
-
-    names = {
-        key.removeprefix("data."): value
-        for key, value in target.settings.items()
-        if key.startswith("data.") and value is not None
-    }
-    try:
-        config = DataConfig.model_validate({**names, "held_out": 0, "limit": MAX_PROMPTS})
-        # Of a pair both answers.
-        return [
-            branch.tokens
-            for sample in inspect(config, renderer).train
-            for branch in sample.branches
-        ]
-    except (TunewrightError, ValueError, OSError):
-        return []
-
-
-def _rows_of_questions(target: opening.Target, renderer: Any) -> list[list[int]]:
-    """The questions that the run asked before and after, each with the tuned answer."""
-    path = (target.run or Path()) / "before_after.jsonl"
-    if target.run is None or not path.is_file():
-        return []
-    found = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for line in path.read_text(encoding="utf-8").splitlines()[:MAX_PROMPTS]:
-            row = json.loads(line)
-            found.append(
-                renderer.render(
-                    [
-                        Message("user", row["question"]),
-                        Message("assistant", row.get("after") or "-"),
-                    ]
-                ).ids
-            )
-    return found
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of Transformers: the command has lines of its own."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
-def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> Any:
-    """The folder as plain Transformers loads it with its class `kind`, in its own number type.
-    Nothing of ours touches the model. Raises ExportError where it does not fit."""
-    import transformers
-
-    place = place_of(folder)
-    with _quiet():
-        loaded: Any = getattr(transformers, kind).from_pretrained(
-            str(place.folder),
-            dtype="auto",
-            local_files_only=True,
-            trust_remote_code=place.model,
-            output_loading_info=True,
-        )
-    model, info = loaded
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    odd = [
-        *(set(info["missing_keys"]) - tied),
-        *info["unexpected_keys"],
-        *map(str, info["mismatched_keys"]),
-    ]
-    found = str(model.dtype).removeprefix("torch.")
-    if odd or found != dtype:
-        raise ExportError(
-            problem(
-                "E-EXPORT-11", str(folder), cause=", ".join(sorted(odd)[:3]) or f"{found}, {dtype}"
-            )
-        )
-    return model.eval()
-
-
-def logits_of(model: Any, prompts: Prompts) -> Logits:
-    """Logits in float32 at every position of every prompt, one prompt at a time, with the model's
-    stock attention."""
-    import torch
-
-    parts = []
-    with torch.inference_mode():
-        for ids in prompts.ids:
-            parts.append(
-                model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-                .logits[0]
-                .float()
-            )
-        values = torch.cat(parts)
-        return Logits(
-            values, values.argmax(-1), float(values.abs().max()), bool(torch.isfinite(values).all())
-        )
-
-
-def gap_of(run: Logits, other: Logits) -> float:
-    """Largest difference of a logit, as a share of the run's largest logit."""
-    # Row by row: a difference of all rows at once would double the memory.
-    largest = max(float((a - b).abs().max()) for a, b in zip(run.values, other.values, strict=True))
-    return largest / max(run.largest, 1e-30)
-
-
-def _agreement(run: Logits, other: Logits) -> float:
-    """Share of positions with the same most likely token."""
-    return float((run.top == other.top).double().mean())
-
-
-def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
-    """How many weights of the merged files differ from the base's, rounded to the same number type;
-    read tensor by tensor from the files."""
-    import torch
-    from safetensors import safe_open
-
-    where = {
-        name: path
-        for path in vet.weight_files(base)[0]
-        for name in vet.read_safetensors_header(path)
-    }
-    names = {
-        name for path in vet.weight_files(merged)[0] for name in vet.read_safetensors_header(path)
-    }
-    changed = total = numbers = all_numbers = 0
-    with contextlib.ExitStack() as stack:
-        opened = {
-            path: stack.enter_context(safe_open(path, framework="pt"))
-            for path in set(where.values())
-        }
-        # With blocks put between the old ones every later block has another name: then contents are
-        # looked for, not names.
-        known = (
-            {
-                _digest(opened[path].get_tensor(n).to(getattr(torch, dtype)))
-                for n, path in where.items()
-            }
-            if names > set(where)
-            else set()
-        )
-        for path in vet.weight_files(merged)[0]:
-            with safe_open(path, framework="pt") as ours:
-                for name in ours.keys():  # noqa: SIM118  # not a dictionary
-                    total += 1
-                    value = ours.get_tensor(name)
-                    all_numbers += value.numel()
-                    if known and _digest(value) in known:
-                        continue
-                    if (
-                        known or name not in where
-                    ):  # a layout of its own on disk: counted as changed, the logits decide
-                        changed, numbers = changed + 1, numbers + value.numel()
-                        continue
-                    before = opened[where[name]].get_tensor(name).to(getattr(torch, dtype))
-                    more = value.numel() - before.numel()  # rows may have been added, or cut off
-                    if more:
-                        shared = min(len(value), len(before))
-                        value, before = value[:shared], before[:shared]
-                    differing = int((value != before).sum()) + max(more, 0)
-                    changed, numbers = changed + bool(differing), numbers + differing
-    return {
-        "tensors_changed": changed,
-        "tensors": total,
-        "numbers_changed": numbers,
-        "numbers": all_numbers,
-    }
-
-
-def _digest(tensor: Any) -> str:
-    """SHA-256 of a tensor's bytes."""
-    import torch
-
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def lines(verdict: dict[str, Any]) -> list[str]:

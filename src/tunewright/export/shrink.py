@@ -20,6 +20,7 @@ from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export.merge import require_free
 from tunewright.models import load
+from tunewright.text.tokenizer import load_tokenizer
 
 TOLERANCE = 1e-4
 """Largest difference of the logits, as a share of the largest one, in float32."""
@@ -81,7 +82,7 @@ def shrink(
         raise ModelError(problem("E-OBJ-07", model, cause=say("shrink.differs", gap=f"{gap:.1e}")))
     small.generation_config = whole.generation_config
     small.save_pretrained(str(out))
-    load.load_tokenizer(found.tokenizer_folder).save_pretrained(str(out))
+    load_tokenizer(found.tokenizer_folder).save_pretrained(str(out))
     return {
         "folder": str(out),
         "kept": kept,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import CompatError, Problem, UsageError, problem, raise_all
-from tunewright.sources import vet
+from tunewright.sources import headers, vet
 
 WAYS = (
     "cat",
@@ -236,11 +236,11 @@ def _holds_whole_matrices(folder: Path) -> bool:
     for instance."""
     if vet.weight_problems(folder, "adapter"):
         return False  # said when it is opened
-    files, _ = vet.weight_files(folder, "adapter")
+    files, _ = headers.weight_files(folder, "adapter")
     return any(
         ".lora_" not in name and not name.endswith(".score.weight")
         for path in files
-        for name in vet.read_safetensors_header(path)
+        for name in headers.read_safetensors_header(path)
     )
 
 

@@ -17,12 +17,11 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from tunewright.core.config import Section
-from tunewright.core.errors import CompatError, problem
+from tunewright.core.errors import CompatError, first_line, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
 from tunewright.methods.word_rows import checked_tokens
-from tunewright.sources import vet
 
 RATES = {
     "LORA": 2e-4,
@@ -510,7 +509,7 @@ def wrap(model: Any, settings: Any, base_path: str) -> Any:
         AssertionError,
     ) as e:
         raise CompatError(
-            problem("E-METHOD-24", "method", type=settings.peft_type.value, cause=vet.first_line(e))
+            problem("E-METHOD-24", "method", type=settings.peft_type.value, cause=first_line(e))
         ) from e
     wrapped.peft_config["default"].base_model_name_or_path = base_path
     for p in wrapped.parameters():

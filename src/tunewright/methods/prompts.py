@@ -269,7 +269,7 @@ def _tokens_of(text: str, model: Any, count: int) -> Any:
     weights. Raises ConfigError when there are none."""
     import torch
 
-    from tunewright.models.load import load_tokenizer
+    from tunewright.text.tokenizer import load_tokenizer
 
     ids: list[int] = load_tokenizer(Path(model.name_or_path))(text, add_special_tokens=False)[
         "input_ids"

@@ -101,7 +101,7 @@ def _look_up(
     and the size of the old vocabulary, 0: not asked."""
     if not any(isinstance(token, str) for token in tokens):
         return [None for _ in tokens], [int(token) for token in tokens], 0
-    from tunewright.models.load import load_tokenizer
+    from tunewright.text.tokenizer import load_tokenizer
 
     folder = Path(str(model.name_or_path))
     if not folder.is_dir():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import ModelError, problem, raise_all
+from tunewright.core.errors import ModelError, first_line, problem, raise_all
 from tunewright.models.scalar_heads import SCORE_KEY, put_stored_score, stored_score
 from tunewright.models.vocabulary import fit_rows
-from tunewright.sources import vet
+from tunewright.sources import headers, vet
 
 
 def is_adapter(folder: Path) -> bool:
@@ -81,13 +81,13 @@ def add_adapter(wrapped: Any, folder: Path, name: str) -> None:
 def _does_not_fit(folder: Path, cause: Exception) -> ModelError:
     """The error for an adapter that PEFT cannot put on the model, in PEFT's own words."""
     return ModelError(
-        problem("E-MODEL-40", str(folder), cause=vet.first_line(cause), base=_base_named_in(folder))
+        problem("E-MODEL-40", str(folder), cause=first_line(cause), base=_base_named_in(folder))
     )
 
 
 def _base_named_in(folder: Path) -> str:
     return str(
-        vet.read_config(folder / "adapter_config.json")[0].get("base_model_name_or_path") or "-"
+        headers.read_config(folder / "adapter_config.json")[0].get("base_model_name_or_path") or "-"
     )
 
 

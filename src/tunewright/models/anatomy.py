@@ -11,14 +11,13 @@ and shapes are looked at. Source of the idea: the adapter interface of AdapterHu
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import ModelError, Problem, problem, raise_all
-from tunewright.core.words import ASSETS, say
+from tunewright.core.families import cards
+from tunewright.core.words import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -260,16 +259,6 @@ def model_types(config: Any) -> tuple[str, str]:
     come in as well."""
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     return str(config.model_type), str(text.model_type)
-
-
-@cache
-def cards() -> dict[str, dict[str, Any]]:
-    """Model type -> card (`blocks`: names of the list of blocks; `roles`: role -> names inside a
-    block), from `assets/anatomies.json`."""
-    families: dict[str, dict[str, Any]] = json.loads(
-        (ASSETS / "anatomies.json").read_text(encoding="utf-8")
-    )
-    return {model_type: card for card in families.values() for model_type in card["model_types"]}
 
 
 def is_linear(module: Any) -> bool:

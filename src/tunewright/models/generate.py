@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunewright.core.errors import ModelError, problem
+from tunewright.core.telling import silent
 from tunewright.core.types import Attached
-from tunewright.models.load import context_of, silent
+from tunewright.models.load import context_of
 
 End = Literal["stop", "limit", "context", "no_room"]
 """How an answer ended: by a stop token; at the most tokens asked for; at the end of the context;

@@ -9,72 +9,24 @@ because a model that is partly random trains and answers as if nothing were wron
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import BaseConfig
-from tunewright.core.errors import ModelError, problem, raise_all
-from tunewright.core.publish import MARKER
+from tunewright.core.errors import ModelError, first_line, problem, raise_all
+from tunewright.core.telling import silent
 from tunewright.core.words import say
 from tunewright.models.scalar_heads import put_stored_score, stored_score
-from tunewright.sources import vet
+from tunewright.sources import headers, vet
 from tunewright.sources.remote_code import place_of
-from tunewright.text.tokenizer import stop_ids_of_folder
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 DROPOUT = re.compile(r"dropout|_pdrop$|drop_prob|layerdrop|drop_path", re.IGNORECASE)
-DOCUMENT_ENDS = {
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "<|end▁of▁sentence|>",
-    "[EOS]",
-    "<|endofdocument|>",
-    "<|eos|>",
-    "<EOS>",
-}
-"""Tokens that end a document in pretraining; a base model knows them too, so they prove nothing
-about chat."""
-CHAT_NAME = re.compile(
-    r"(?:^|[-_./ ])(instruct|chat|it|sft|dpo|rlhf|assistant|zephyr)(?:$|[-_./ ])", re.IGNORECASE
-)
-MARK = "tunewrightanswer"
-
-
-@dataclass(frozen=True)
-class ModelKind:
-    """Whether a model was trained to hold a dialogue, and the evidence in one sentence."""
-
-    is_chat: bool
-    reason: str
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. Raises ModelError when the configuration asks for code or no
-    tokenizer can be built. No network."""
-    from transformers import AutoTokenizer
-
-    folder = Path(folder)
-    kind: Literal["model", "adapter"] = "model" if (folder / "config.json").is_file() else "adapter"
-    place = place_of(folder)
-    raise_all(vet.problems_of(place.folder, kind=kind, weights=False), ModelError)
-    try:
-        with silent():
-            return AutoTokenizer.from_pretrained(
-                str(place.folder), local_files_only=True, trust_remote_code=place.tokenizer
-            )
-    except Exception as e:
-        raise ModelError(problem("E-MODEL-31", str(folder), cause=vet.first_line(e))) from e
 
 
 def load_config(folder: Path) -> Any:
@@ -123,7 +75,8 @@ def load_model(
                 "E-METHOD-73",
                 str(folder),
                 found=say(
-                    "models.labels", count=len(_raw(folder, "config.json").get("id2label") or "12")
+                    "models.labels",
+                    count=len(headers.config_of(folder, "config.json").get("id2label") or "12"),
                 ),
             )
         )
@@ -157,7 +110,7 @@ def load_model(
                     say("models.attention_eager", asked=attention, model_type=config.model_type)
                 )
     except Exception as e:
-        raise ModelError(problem("E-MODEL-32", str(folder), cause=vet.first_line(e))) from e
+        raise ModelError(problem("E-MODEL-32", str(folder), cause=first_line(e))) from e
     model, info = loaded
     # Where code ran from a private copy, adapters still name the folder that the person gave.
     model.name_or_path = model.config._name_or_path = str(folder)
@@ -186,7 +139,8 @@ def is_scorer(folder: Path) -> bool:
     """Whether a folder holds a classifier with one label, of whole texts or of every token: a
     reward model or a judge of steps."""
     return (
-        _is_classifier(folder) and len(_raw(Path(folder), "config.json").get("id2label") or {}) == 1
+        _is_classifier(folder)
+        and len(headers.config_of(Path(folder), "config.json").get("id2label") or {}) == 1
     )
 
 
@@ -200,7 +154,7 @@ def _is_classifier(folder: Path) -> bool:
 
 
 def _architecture(folder: Path) -> str:
-    return str((_raw(Path(folder), "config.json").get("architectures") or [""])[0])
+    return str((headers.config_of(Path(folder), "config.json").get("architectures") or [""])[0])
 
 
 def _quantise(
@@ -223,23 +177,6 @@ def _quantise(
             bits=f"{base.bits_per_weight:.2f}",
         )
     )
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """No progress bars and no reports from Transformers; what is wrong comes back as an exception
-    or in the loading info."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _require_whole(folder: Path, model: PreTrainedModel, info: Any) -> None:
@@ -299,7 +236,7 @@ def parameter_count(folder: Path) -> int:
     than the model has.
     """
     tensors = _headers(folder)
-    tied = _raw(folder, "config.json").get("tie_word_embeddings") is True and any(
+    tied = headers.config_of(folder, "config.json").get("tie_word_embeddings") is True and any(
         "embed" in name or ".wte." in name for name in tensors
     )
     return sum(
@@ -313,108 +250,12 @@ def _headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     raise_all(vet.weight_problems(Path(folder)), ModelError)
     return {
         name: entry
-        for path in vet.weight_files(Path(folder))[0]
-        for name, entry in vet.read_safetensors_header(path).items()
+        for path in headers.weight_files(Path(folder))[0]
+        for name, entry in headers.read_safetensors_header(path).items()
     }
-
-
-def _raw(folder: Path, name: str) -> dict[str, Any]:
-    path = Path(folder) / name
-    return vet.read_config(path)[0] if path.is_file() else {}
-
-
-def stop_ids(tokenizer: PreTrainedTokenizerBase, *stated: Any) -> list[int]:
-    """Every id that ends an answer, sorted: those that each of `stated` names (a model's or
-    adapter's folder, a config or a dict), the tokenizer's end of text, and the special token that
-    the chat template writes after an assistant turn. What a run stops at, and what is written when
-    it is exported."""
-    ids = {tokenizer.eos_token_id, turn_end_id(tokenizer)}
-    for one in stated:
-        if isinstance(one, Path):
-            ids |= set(stop_ids_of_folder(one))
-        else:
-            found = (
-                one.get("eos_token_id")
-                if isinstance(one, dict)
-                else getattr(one, "eos_token_id", None)
-            )
-            ids |= {found} if isinstance(found, int) else set(found or ())
-    return sorted(i for i in ids if i is not None)
 
 
 def context_of(config: Any) -> int | None:
     """Tokens that a model can take, as its configuration states them; None where it states none."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 1 else None
-
-
-def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template writes right after an assistant's answer, or None.
-    The template is rendered, not searched."""
-    if not tokenizer.chat_template:
-        return None
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
-    try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception:
-        return None
-    tail = text.rpartition(MARK)[2] if MARK in text else ""
-    special = {
-        token.content for token in tokenizer.added_tokens_decoder.values() if token.special
-    } | set(tokenizer.all_special_tokens)
-    first = next(
-        (t for t in sorted(special, key=len, reverse=True) if tail.strip().startswith(t)), None
-    )
-    found = tokenizer.convert_tokens_to_ids(first) if first else None
-    return found if isinstance(found, int) else None
-
-
-def kind_of_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ModelKind:
-    """Chat or base, with the reason. A template alone proves nothing: base models are published
-    with one, too.
-
-    The evidence, strongest first: does the model's own generation config stop at the template's end
-    of turn; the name; the template.
-    """
-    turn_end = turn_end_id(tokenizer)
-    name = _published_name(Path(folder))
-    named = CHAT_NAME.search(name)
-    if turn_end is None and not tokenizer.chat_template:
-        return ModelKind(
-            bool(named), say("models.kind_name" if named else "models.kind_no_template", name=name)
-        )
-    stated = _raw(folder, "generation_config.json").get(
-        "eos_token_id", _raw(folder, "config.json").get("eos_token_id")
-    )
-    stops = {stated} if isinstance(stated, int) else set(stated or ())
-    token = str(tokenizer.convert_ids_to_tokens(turn_end)) if turn_end is not None else ""
-    if token and token not in DOCUMENT_ENDS and stops:
-        if turn_end in stops:
-            return ModelKind(True, say("models.kind_stops", token=token))
-        if not named:
-            ends = ", ".join(str(tokenizer.convert_ids_to_tokens(s)) for s in sorted(stops))
-            return ModelKind(False, say("models.kind_never_stops", token=token, ends=ends))
-    if named:
-        return ModelKind(True, say("models.kind_name", name=name))
-    if re.search(r"(?:^|[-_./ ])(base|pt|pretrained)(?:$|[-_./ ])", name, re.IGNORECASE):
-        return ModelKind(False, say("models.kind_base_name", name=name))
-    return ModelKind(
-        bool(token), say("models.kind_template_only" if token else "models.kind_no_turn_end")
-    )
-
-
-def _published_name(folder: Path) -> str:
-    """What the model was called where it came from: our marker, the hub's cache folder, the config,
-    else the folder's name."""
-    with contextlib.suppress(OSError, ValueError):
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return str(marker.get("name") or marker.get("spec"))
-    for part in folder.resolve().parts[::-1]:
-        if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/")
-    stated = _raw(folder, "config.json").get("_name_or_path")
-    return (
-        folder.resolve().name
-        if not isinstance(stated, str) or not stated
-        else f"{stated} {folder.resolve().name}"
-    )

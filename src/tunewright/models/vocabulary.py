@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunewright.sources import headers
+
 WHOLE = (
     "weight",
     "modules_to_save.weight",
@@ -100,12 +102,11 @@ def fit_rows(model: Any, folder: Path) -> int:
 def whole_matrices(model: Any, folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors in the adapter's file that are the whole embedding or head of
     `model`, on which no adapter is yet."""
-    from tunewright.sources import vet
 
     places = [f"base_model.model.{name}." for name in _row_modules(model)]
     found = {}
-    for path in vet.weight_files(folder, "adapter")[0]:
-        for name, (_, shape, _) in vet.read_safetensors_header(path).items():
+    for path in headers.weight_files(folder, "adapter")[0]:
+        for name, (_, shape, _) in headers.read_safetensors_header(path).items():
             if any(
                 name.startswith(place) and name.removeprefix(place) in WHOLE for place in places
             ):
@@ -126,12 +127,11 @@ def _row_modules(model: Any) -> list[str]:
 def _rows_in_file(model: Any, folder: Path) -> int:
     """Rows of the embedding and head that the adapter in `folder` was made for, where its file
     shows them; else 0."""
-    from tunewright.sources import vet
 
     found = [shape[0] for shape in whole_matrices(model, folder).values()]
     table = model.get_input_embeddings()
-    for path in vet.weight_files(folder, "adapter")[0]:
-        for name, (_, shape, _) in vet.read_safetensors_header(path).items():
+    for path in headers.weight_files(folder, "adapter")[0]:
+        for name, (_, shape, _) in headers.read_safetensors_header(path).items():
             for place in _row_modules(model):
                 rest = name.removeprefix(f"base_model.model.{place}.")
                 if rest == "lora_embedding_A" and len(shape) == 2:
@@ -144,7 +144,7 @@ def _rows_in_file(model: Any, folder: Path) -> int:
 def _rows_of_tokenizer(model: Any, folder: Path) -> int:
     """Rows that the tokenizer of an adapter's folder needs, where it knows more tokens than the
     base's own; else 0."""
-    from tunewright.models.load import load_tokenizer
+    from tunewright.text.tokenizer import load_tokenizer
 
     folder, base = Path(folder), Path(str(model.name_or_path))
     if not (folder / "tokenizer_config.json").is_file():

@@ -10,7 +10,7 @@ from tunewright.core.files import write_text
 from tunewright.core.words import language, say
 from tunewright.data.checks.base import Finding
 from tunewright.data.checks.driver import Checked
-from tunewright.data.showing import Shown, Token
+from tunewright.data.checks.showing import Shown, Token
 from tunewright.report.html import POLICY, _style
 from tunewright.report.markup import Child, Html, el, join
 

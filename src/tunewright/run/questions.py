@@ -19,8 +19,8 @@ from tunewright.core.types import (
     Stepwise,
 )
 from tunewright.data import DataSet
-from tunewright.data.reading import RawRow
-from tunewright.data.shaping import shape
+from tunewright.data.files.reading import RawRow
+from tunewright.data.formats.shaping import shape
 from tunewright.data.store.columns import asking_places
 from tunewright.text.renderer import said
 

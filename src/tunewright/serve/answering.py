@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.core.errors import UsageError, problem
-from tunewright.core.telling import Tell
+from tunewright.core.telling import Tell, silent
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.models.generate import Answer, AnsweringModel, stream
-from tunewright.models.load import silent
 from tunewright.models.scalar_heads import has_score
 
 

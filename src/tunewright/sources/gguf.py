@@ -21,11 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import ModelError, problem
+from tunewright.core.errors import ModelError, first_line, problem
 from tunewright.core.files import write_json
 from tunewright.core.words import ASSETS, say
 from tunewright.sources.gguf_header import Header, read_header
-from tunewright.sources.vet import first_line
 
 CONVERTER = 1
 """Goes up when a conversion would give another folder; older cached folders are then not used."""

@@ -16,8 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import ModelError, problem
-from tunewright.sources.vet import first_line
+from tunewright.core.errors import ModelError, first_line, problem
 
 MAX_ARRAY = 4_000_000
 MAX_STRING_BYTES = 16 << 20

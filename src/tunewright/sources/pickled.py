@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -22,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.core.errors import ModelError, problem, raise_all
+from tunewright.core.errors import ModelError, first_line, problem, raise_all
 from tunewright.core.files import readable_size, write_json
 from tunewright.core.publish import publish, sha256_of
 from tunewright.core.words import say
-from tunewright.sources import vet
+from tunewright.sources import headers, vet
 
 CONVERTER = 1
 CHILD = Path(__file__).with_name("pickle_child.py")
@@ -61,12 +60,6 @@ class Plan:
         return sum(path.stat().st_size for path, _ in self.files)
 
 
-def command_for(folder: str, out: str | None = None) -> str:
-    """The command that converts a folder, as a person would type it."""
-    bare = folder.rstrip("/\\") or folder
-    return f"tunewright export safetensors {shlex.quote(bare)} {shlex.quote(out or bare + '-safetensors')}"
-
-
 def plan_of(folder: Path) -> Plan:
     """What Transformers or PEFT would read from `folder`. Raises ModelError when that is no pickle,
     or parts are missing."""
@@ -75,7 +68,7 @@ def plan_of(folder: Path) -> Plan:
         if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file()
         else "adapter"
     )
-    ready, _ = vet.weight_files(folder, kind)
+    ready, _ = headers.weight_files(folder, kind)
     stem = "adapter_model" if kind == "adapter" else "pytorch_model"
     index = folder / f"{stem}.bin.index.json"
     if ready:
@@ -106,7 +99,7 @@ def plan_of(folder: Path) -> Plan:
                 reason=say("models.no_checkpoint", names=f"{stem}.bin"),
             )
         )
-    content, trouble = vet.read_config(index)
+    content, trouble = headers.read_config(index)
     table = content.get("weight_map")
     if trouble or not isinstance(table, dict) or not table:
         raise ModelError(
@@ -270,9 +263,11 @@ def _run_child(place: Path, plan: Plan) -> list[str]:
             if done.returncode == 0
             else {}
         )
-        cause = f"exit {done.returncode}: {vet.first_line((done.stderr.strip().splitlines() or ['-'])[-1])}"
+        cause = (
+            f"exit {done.returncode}: {first_line((done.stderr.strip().splitlines() or ['-'])[-1])}"
+        )
     except (subprocess.TimeoutExpired, ValueError) as e:
-        answer, cause = {}, vet.first_line(e)
+        answer, cause = {}, first_line(e)
     if not isinstance(answer, dict) or not answer:
         raise ModelError(problem("E-MODEL-48", str(plan.files[0][0].parent), cause=cause))
     if "refused" in answer:
@@ -311,7 +306,7 @@ def _checked(folder: Path, place: Path, plan: Plan) -> dict[str, Any]:
     total = 0
     for name in sorted(expected):
         try:
-            header = vet.read_safetensors_header(place / name)
+            header = headers.read_safetensors_header(place / name)
         except ValueError as e:
             raise wrong(str(e)) from e
         twice = next((t for t in header if t in table), None)

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import ModelError, Problem, UsageError, problem, raise_all
+from tunewright.core.families import cards
 from tunewright.core.words import say
-from tunewright.models.anatomy import cards
+from tunewright.sources.headers import CONFIG_FILES, read_config
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 REFERENCE = re.compile(r"(?P<module>[A-Za-z_]\w*)\.[A-Za-z_]\w*")
@@ -177,8 +178,6 @@ def needing(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def notes(folder: Path) -> list[str]:
     """Sentences for people: code that is not needed, and consent that nothing asked for."""
-    from tunewright.sources.vet import read_config
-
     found = {name: read_config(folder / name)[0] for name in OPENED if (folder / name).is_file()}
     needed = needing(found)
     said = [
@@ -364,8 +363,6 @@ def place_of(folder: Path) -> Place:
 
     Raises ModelError when code is needed and was not allowed.
     """
-    from tunewright.sources.vet import CONFIG_FILES, read_config
-
     folder = Path(folder)
     consent = _consent.get()
     if consent is not None and folder.resolve() in consent.places:

@@ -10,36 +10,22 @@ whose sizes exceed the file. A key nobody knows is refused, not ignored.
 
 from __future__ import annotations
 
-import json
-import re
-import struct
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.errors import Problem, problem
 from tunewright.sources import remote_code
-
-CONFIG_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "adapter_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "quantize_config.json",
-    "hf_quant_config.json",
-    "tunewright_method.json",
+from tunewright.sources.headers import (
+    CONFIG_FILES,
+    OWN_METHOD,
+    PICKLE_SUFFIXES,
+    command_for,
+    read_config,
+    read_safetensors_header,
+    weight_files,
 )
-OWN_METHOD = "tunewright_method.json"
-"""Describes the weights of a method that PEFT does not know; they lie beside it in
-`method.safetensors`."""
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mdl", ".joblib")
-MAX_CONFIG_BYTES = 16 << 20
-MAX_HEADER_BYTES = 100 << 20
-"""The limit of the safetensors format itself."""
+
 MAX_DEPTH = 64
 
 PLAIN_UNDERSCORE_KEYS = {
@@ -74,32 +60,6 @@ ATTENTION_NAMES = {
     "batched_mm",
 }
 KERNEL_KEYS = {"use_kernels", "kernel_config", "kernels"}
-DTYPE_BITS = {
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-    "C64": 64,
-    "F32": 32,
-    "I32": 32,
-    "U32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "I16": 16,
-    "U16": 16,
-    "I8": 8,
-    "U8": 8,
-    "BOOL": 8,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-}
-"""Bits of one element of each type a safetensors header may name."""
-SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 
 
 def problems_of(
@@ -152,35 +112,6 @@ def problems_of(
     if kind == "adapter" and needed != OWN_METHOD:
         found += _adapter_problems(folder / "adapter_config.json", configs["adapter_config.json"])
     return found + (weight_problems(folder, kind) if weights else [])
-
-
-def read_config(path: Path) -> tuple[dict[str, Any], list[Problem]]:
-    """The JSON object of a configuration file, and what is wrong with it. A broken file gives an
-    empty object and one problem."""
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        return {}, [problem("E-MODEL-03", str(path), file=path.name, cause=first_line(e))]
-    if not isinstance(config, dict):
-        return {}, [problem("E-MODEL-03", str(path), file=path.name, cause=type(config).__name__)]
-    return config, []
-
-
-def first_line(cause: object, limit: int = 300) -> str:
-    """The first line of an error's text, with passwords in addresses and hub tokens blotted out, so
-    that no secret reaches a log.
-
-    A first line that only announces the next (it ends with a colon, as PyTorch's about weights that
-    do not fit) is said together with it.
-    """
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [
-        type(cause).__name__
-    ]
-    said = next((n for n, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
-    text = " ".join(lines[:said])[:limit].rstrip(" .:")
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "***", re.sub(r"//[^/@\s]+@", "//***@", text))
 
 
 def _walk(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, str, Any]]:
@@ -282,46 +213,6 @@ def _adapter_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
     return found
 
 
-def weight_files(
-    folder: Path, kind: Literal["model", "adapter"] = "model"
-) -> tuple[list[Path], list[Problem]]:
-    """The safetensors files that Transformers (or PEFT) would read from `folder`, and what is wrong
-    with the list."""
-    if kind == "adapter":
-        own = (folder / OWN_METHOD).is_file() and not (folder / "adapter_config.json").is_file()
-        single = folder / ("method.safetensors" if own else "adapter_model.safetensors")
-        return ([single], []) if single.is_file() else ([], [])
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"], []
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [], []
-    content, trouble = read_config(index)
-    names = content.get("weight_map")
-    if trouble or not isinstance(names, dict) or not names:
-        return [], trouble or [
-            problem("E-MODEL-03", str(index), file=index.name, cause="no weight_map")
-        ]
-    shards = sorted({str(name) for name in names.values()})
-    unsafe = [s for s in shards if not SHARD_NAME.fullmatch(s)]
-    if unsafe:
-        return [], [
-            problem("E-MODEL-03", str(index), file=index.name, cause=f"shard name {unsafe[0]!r}")
-        ]
-    missing = [s for s in shards if not (folder / s).is_file()]
-    if missing:
-        return [], [
-            problem(
-                "E-MODEL-13",
-                str(folder),
-                count=len(missing),
-                total=len(shards),
-                names=", ".join(missing[:3]),
-            )
-        ]
-    return [folder / s for s in shards], []
-
-
 def weight_problems(folder: Path, kind: Literal["model", "adapter"] = "model") -> list[Problem]:
     """Weights that are missing, pickled, or whose headers disagree with the file. Reads headers
     only."""
@@ -331,8 +222,6 @@ def weight_problems(folder: Path, kind: Literal["model", "adapter"] = "model") -
             p.name for p in folder.iterdir() if p.suffix.lower() in PICKLE_SUFFIXES and p.is_file()
         )
         if pickled:
-            from tunewright.sources.pickled import command_for
-
             return [
                 problem(
                     "E-MODEL-10",
@@ -354,54 +243,3 @@ def weight_problems(folder: Path, kind: Literal["model", "adapter"] = "model") -
         except ValueError as e:
             found.append(problem("E-MODEL-14", str(path), file=path.name, cause=str(e)))
     return found
-
-
-def read_safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
-    """Name -> (type, shape, bytes) of every tensor, from the header alone.
-
-    Raises ValueError when the header is unreadable, names an unknown type, or its offsets do not
-    fill the file exactly (a truncated download, or a header that lies). Reads at most the header,
-    which must be smaller than the file. Source: the safetensors format.
-    """
-    size = path.stat().st_size
-    with open(path, "rb") as handle:
-        start = handle.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise ValueError(f"header length {length}, file size {size}")
-        try:
-            header = json.loads(handle.read(length))
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"header is not JSON ({first_line(e)})") from e
-    if not isinstance(header, dict):
-        raise ValueError("header is not an object")
-    tensors: dict[str, tuple[str, tuple[int, ...], int]] = {}
-    spans = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype, shape, begin, end = _tensor_entry(name, entry)
-        spans.append((begin, end))
-        tensors[name] = (dtype, shape, end - begin)
-    position = 0
-    for begin, end in sorted(spans):
-        if begin != position:
-            raise ValueError(f"hole or overlap at byte {begin}")
-        position = end
-    if position != size - 8 - length:
-        raise ValueError(
-            f"header promises {position} bytes of weights, the file holds {size - 8 - length}"
-        )
-    return tensors
-
-
-def _tensor_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        bits = DTYPE_BITS[dtype]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"entry of {name[:80]!r} is malformed") from e
-    if not whole or len(shape) > 16 or (end - begin) * 8 != prod(shape) * bits:
-        raise ValueError(f"size of {name[:80]!r} does not fit its shape")
-    return dtype, shape, begin, end

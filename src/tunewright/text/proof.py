@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.types import Message
+from tunewright.text.rendered import CannotRender, Rendered
 
 if TYPE_CHECKING:
-    from tunewright.text.renderer import Rendered, Renderer
+    from tunewright.text.renderer import Renderer
 
 MOST_TURNS = 8
 SHOWN = 40
@@ -102,8 +103,6 @@ def dialogues() -> dict[str, tuple[list[Message], list[dict[str, Any]] | None]]:
 
 def prove(renderer: Renderer) -> Proof:
     """Compare every dialogue. Never raises for a template's own faults: they are the result."""
-    from tunewright.text.renderer import CannotRender
-
     proof = Proof()
     named = dialogues()
     rendered = renderer.render_many(list(named.values()))

@@ -17,7 +17,6 @@ that somebody typed ("<|im_end|>" in a question) stay text. Source: the rules of
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -28,44 +27,14 @@ from tunewright.core.types import Conversation, Judged, Message, PlainText, Pref
 from tunewright.core.words import ASSETS
 from tunewright.text import thinking as thoughts
 from tunewright.text.fast.splicing import Splicer
-from tunewright.text.proof import Proof, prove
+from tunewright.text.rendered import MODELS_OWN, PLAIN, CannotRender, Rendered, compact, same
 from tunewright.text.spelling import Marks, Speller, mark, pattern_of, unmark
 from tunewright.text.thinking import CLOSE, SWITCHES, Form, Thinking
 from tunewright.text.tokenizer import Light
 
 PRIVATE_USE = [chr(code) for code in range(0xF8A0, 0xF8FF)]
-MODELS_OWN, PLAIN = "model's own", "plain"
 MOST_SHAPES = 20_000
 """Sequences of roles of which it is remembered what the template leaves out."""
-
-
-class CannotRender(Exception):
-    """This dialogue has no provable rendering. `reason` is a short key of the data report, `detail`
-    the cause in the template's own words."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        self.reason, self.detail = reason, detail
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-
-
-@dataclass
-class Rendered:
-    """One dialogue as tokens. `spans[k]` is the token range [a, b) of the k-th assistant turn, stop
-    token included."""
-
-    text: str
-    ids: list[int]
-    spans: list[tuple[int, int]]
-    stop_index: list[int | None]
-    """Index of each turn's stop token in `ids`; None where the template writes none between two
-    turns."""
-    turns: list[int]
-    """Index of each span's message in the messages that were given."""
-    neutralised: int = 0
-    """Control tokens that stood in the data as text and were kept as text."""
-    notes: list[str] = field(default_factory=list)
-    """`system_merged`, `thinking_stripped`, `prompt_differs`: what the template made of this row.
-    `empty_thought`, once for each that is not learnt."""
 
 
 @dataclass
@@ -107,21 +76,6 @@ def plain_template() -> str:
 def said(messages: Iterable[Message]) -> list[str]:
     """The answers of a dialogue."""
     return [m.content for m in messages if m.role == "assistant"]
-
-
-def _compact(text: str) -> str:
-    return "".join(text.split())
-
-
-def _same(left: str, right: str) -> bool:
-    """Equal up to whitespace and to what a tokenizer's normaliser may change (Unicode form, case,
-    the metaspace)."""
-    if _compact(left) == _compact(right):
-        return True
-    one, two = (
-        unicodedata.normalize("NFKC", t.replace("\u2581", " ")).casefold() for t in (left, right)
-    )
-    return _compact(one) == _compact(two)
 
 
 def _names(calls: list[dict[str, Any]]) -> list[str]:
@@ -413,11 +367,6 @@ class Renderer:
         """Ids of a piece of text from the middle of a longer one."""
         return self._speller.ids(text, ("\uf8a0", "\uf8a1"), inside=True)
 
-    def proof(self) -> Proof:
-        """Our rendering against the model's own chat template, byte for byte, on a set of
-        dialogues."""
-        return prove(self)
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens shown."""
         return str(
@@ -536,8 +485,6 @@ class Renderer:
             role in ("assistant", "system")
             and self.tokenizer.convert_tokens_to_ids(token) not in self.stop_ids
         )
-
-    same = staticmethod(_same)
 
     # ---- what the template is like, found once
 
@@ -881,12 +828,12 @@ class Renderer:
         """The span is the content, or what is left of it without its thinking, perhaps after an
         opening that the template wrote."""
         bare = text[len(glue) :] if glue and text.startswith(glue) else text
-        if any(_compact(t) == _compact(content) for t in (text, bare)):
+        if any(compact(t) == compact(content) for t in (text, bare)):
             return
-        if opened and _compact(text) == _compact(thoughts.after_opening(content)):
+        if opened and compact(text) == compact(thoughts.after_opening(content)):
             return
         _, thought, rest = content.rpartition("</think>")
-        if thought and any(_compact(t) == _compact(rest) for t in (text, bare)):
+        if thought and any(compact(t) == compact(rest) for t in (text, bare)):
             turns.notes.append("thinking_stripped")
             return
         raise CannotRender("cannot_render", "the template rewrites the answer")
@@ -1020,7 +967,7 @@ class Renderer:
         else:
             after = edges[place.end]
         expected = unmark(text[place.start : place.end], marks)
-        if self.tokenizer.unk_token_id not in ids[first : after - 1] and not _same(
+        if self.tokenizer.unk_token_id not in ids[first : after - 1] and not same(
             self.decode(ids[first:after]), expected
         ):
             raise CannotRender("cannot_render", "the tokens do not spell the answer")

@@ -16,10 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunewright.core.errors import ModelError, first_line, problem, raise_all
+from tunewright.core.telling import silent
+from tunewright.sources.remote_code import place_of
+from tunewright.sources.vet import problems_of
+from tunewright.text.template import compiled, plain_data, with_reasoning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 PLAIN_CLASSES = {"TokenizersBackend", "PreTrainedTokenizer"}
@@ -270,7 +278,8 @@ class Light:
         if not messages:
             raise ValueError("a dialogue without messages")
         chat = [
-            _reasoning({k: v for k, v in plain_data(m).items() if v is not None}) for m in messages
+            with_reasoning({k: v for k, v in plain_data(m).items() if v is not None})
+            for m in messages
         ]
         values = plain_data({**self.special_tokens_map, **variables})
         text = compiled(source).render(
@@ -285,7 +294,7 @@ class Light:
 
 def load_light(folder: Path) -> tuple[Any, str | None]:
     """The tokenizer of a folder: a `Light`, or Transformers' with the reason why it had to be.
-    Raises ModelError as `load.load_tokenizer` does.
+    Raises ModelError as `load_tokenizer` does.
 
     A `Light` runs nothing of the folder but its template, in the sandbox; what a folder may hold is
     judged where its weights are read.
@@ -293,26 +302,25 @@ def load_light(folder: Path) -> tuple[Any, str | None]:
     try:
         return Light.of_folder(folder), None
     except NotLight as reason:
-        from tunewright.models.load import load_tokenizer
-
         return load_tokenizer(folder), str(reason)
 
 
-def stop_ids_of_folder(folder: Path) -> list[int]:
-    """The ids that end an answer as the folder states them, in its generation config or its config
-    (an id or a list of them), sorted."""
-    ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        config = _json_of(Path(folder) / name)
-        text = config.get("text_config")
-        for place in (config, text if isinstance(text, dict) else {}):
-            stated = place.get("eos_token_id")
-            ids |= {
-                i
-                for i in (stated if isinstance(stated, list) else [stated])
-                if isinstance(i, int) and not isinstance(i, bool)
-            }
-    return sorted(ids)
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. Raises ModelError when the configuration asks for code or no
+    tokenizer can be built. No network."""
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    kind: Literal["model", "adapter"] = "model" if (folder / "config.json").is_file() else "adapter"
+    place = place_of(folder)
+    raise_all(problems_of(place.folder, kind=kind, weights=False), ModelError)
+    try:
+        with silent():
+            return AutoTokenizer.from_pretrained(
+                str(place.folder), local_files_only=True, trust_remote_code=place.tokenizer
+            )
+    except Exception as e:
+        raise ModelError(problem("E-MODEL-31", str(folder), cause=first_line(e))) from e
 
 
 # ---- files
@@ -440,117 +448,3 @@ def _template_of(folder: Path, settings: dict[str, Any]) -> str | dict[str, str]
     if stated is None:
         stated = _json_of(folder / "chat_template.json").get("chat_template")
     return stated if isinstance(stated, (str, dict)) else None
-
-
-# ---- the sandbox
-
-
-def plain_data(value: Any) -> Any:
-    """A copy made of JSON's types only, so that a template finds no method on its input that the
-    sandbox does not know."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Mapping):
-        return {plain_data(k): plain_data(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_data(v) for v in value]
-    return str.__str__(value) if isinstance(value, str) else f"<{type(value).__name__}>"
-
-
-def _reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """A message's thinking under every name that templates read."""
-    given = next(
-        (
-            message[k]
-            for k in ("reasoning_content", "thinking", "reasoning")
-            if message.get(k) is not None
-        ),
-        None,
-    )
-    return message if given is None else {"thinking": given, **message, "reasoning_content": given}
-
-
-@lru_cache(maxsize=16)
-def compiled(source: str) -> Any:
-    """The compiled template, in an environment of its own."""
-    return environment().from_string(source)
-
-
-def environment() -> Any:
-    """Jinja's sandbox as Transformers sets it up: blocks trimmed, loop controls, `generation`
-    blocks, `tojson` without escapes."""
-    import jinja2.ext
-    from jinja2 import nodes
-    from jinja2.exceptions import SecurityError, TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
-
-    class Generation(jinja2.ext.Extension):
-        """`{% generation %}` marks what the model writes; the text inside is written as it is."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
-
-        def _written(self, caller: Any) -> str:
-            return str(caller())
-
-    class SafeNamespace(Namespace):
-        """Jinja's namespace without names that begin with an underscore."""
-
-        def __init__(*args: Any, **given: Any) -> None:
-            self, rest = args[0], args[1:]
-            values = dict(*rest, **given)
-            for name in values:
-                _no_underscore(name)
-            Namespace.__init__(self, values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _no_underscore(name)
-            super().__setitem__(name, value)
-
-    def _no_underscore(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a template may not store {name!r} on a namespace")
-
-    class SafeDict:
-        """`dict(...)` of a template, without the class behind it."""
-
-        def __call__(self, *args: Any, **given: Any) -> dict[Any, Any]:
-            return dict(*args, **given)
-
-        def fromkeys(self, *args: Any) -> dict[Any, Any]:
-            return dict.fromkeys(*args)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: Any = None,
-        separators: Any = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    made.filters["tojson"] = tojson
-    made.globals |= {
-        "raise_exception": raise_exception,
-        "strftime_now": lambda form: datetime.now().strftime(form),
-        "dict": SafeDict(),
-        "namespace": SafeNamespace,
-    }
-    return made

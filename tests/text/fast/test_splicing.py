@@ -13,7 +13,8 @@ from test_tokenizer import NAMES
 
 from tunewright.core.types import Message
 from tunewright.text.fast.splicing import Splicer
-from tunewright.text.renderer import CannotRender, Renderer
+from tunewright.text.rendered import CannotRender
+from tunewright.text.renderer import Renderer
 from tunewright.text.tokenizer import Light
 
 FAST = {

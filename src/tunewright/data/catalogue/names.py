@@ -31,9 +31,7 @@ from tunewright.core.words import say
 from tunewright.data.catalogue.rows import COLUMNS, FORMS, TAGS, Attributes, converter
 from tunewright.data.files import hub
 from tunewright.data.files.encodings import find_encoding
-from tunewright.data.files.source import find
-from tunewright.data.formats.common import Columns, Unusable
-from tunewright.data.reading import (
+from tunewright.data.files.reading import (
     HELD,
     MEASURED,
     TRAINED,
@@ -44,6 +42,8 @@ from tunewright.data.reading import (
     parts_inside,
     stream,
 )
+from tunewright.data.files.source import find
+from tunewright.data.formats.common import Columns, Unusable
 
 REGISTRY = "dataset_info.json"
 DEFAULT_PLACES = ("data", ".")
@@ -216,14 +216,12 @@ def _places(data_dir: str | None) -> list[Path]:
 def _registry_with(name: str, data_dir: str | None) -> tuple[Path, dict[str, Any]] | None:
     """The first registry that has the name, and its content."""
     if data_dir is not None and (data_dir == "ONLINE" or data_dir.startswith("REMOTE:")):
-        raise DataError(
-            problem(
-                "E-DATA-42",
-                "data.dir",
-                name=name,
-                key=f"dataset_dir: {data_dir}",
-                reason=say("catalogue.why.online"),
-            )
+        raise DataError.of(
+            "E-DATA-42",
+            "data.dir",
+            name=name,
+            key=f"dataset_dir: {data_dir}",
+            reason=say("catalogue.why.online"),
         )
     for path in _places(data_dir):
         if path.is_file() and name in (content := _content(path)):
@@ -236,14 +234,12 @@ def _content(path: Path) -> dict[str, Any]:
         # LLaMA-Factory opens it in the machine's own encoding; the file is UTF-8 whoever reads it.
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            problem("E-DATA-41", str(path), file=str(path), cause=str(error))
-        ) from error
+        raise DataError.of("E-DATA-41", str(path), file=str(path), cause=str(error)) from error
     if not isinstance(content, dict) or not all(
         isinstance(entry, dict) for entry in content.values()
     ):
-        raise DataError(
-            problem("E-DATA-41", str(path), file=str(path), cause=say("catalogue.why.no_object"))
+        raise DataError.of(
+            "E-DATA-41", str(path), file=str(path), cause=say("catalogue.why.no_object")
         )
     return content
 
@@ -257,9 +253,7 @@ def _refuse_unknown(name: str, data_dir: str | None) -> None:
         return
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names[:10]
     looked = ", ".join(map(str, there))
-    raise DataError(
-        problem("E-DATA-40", name, name=name, looked=looked, close=", ".join(close) or "-")
-    )
+    raise DataError.of("E-DATA-40", name, name=name, looked=looked, close=", ".join(close) or "-")
 
 
 # ---- one entry
@@ -447,7 +441,7 @@ def _files(entry: dict[str, Any], folder: Path, name: str, where: str, to_train:
         return find_parts(f"{place}#{entry.get('split', 'train')}")
     path = folder / str(entry["file_name"])
     if not path.exists():
-        raise DataError(problem("E-DATA-43", where, name=name, file=str(path)))
+        raise DataError.of("E-DATA-43", where, name=name, file=str(path))
     return find_parts(str(path), to_train=to_train)
 
 

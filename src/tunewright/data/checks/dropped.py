@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from tunewright.data.checks.base import SHOWN_PLACES, Finding, Severity
-from tunewright.data.good_answers import LEFT_OUT
+from tunewright.data.store.good_answers import LEFT_OUT
 
 EMPTY = ("empty_answer", "empty_question", "empty_text", "no_answer", "no_text")
 NOTED = ("tools_unwritten", "numbers_respelt", "carriage_returns", "marks_on_questions")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 
 if TYPE_CHECKING:
     from tunewright.core.config import DataConfig
@@ -46,11 +46,12 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
     """The renderer of a model (fetched without weights), a run, an adapter or a folder; None where
     neither is given. Raises DataError for both, ModelError."""
     if model is not None and tokenizer is not None:
-        raise DataError(problem("E-DATA-55"))
+        raise DataError.of("E-DATA-55")
     if model is None and tokenizer is None:
         return None
+    from tunewright.text.chat_kind import stop_ids_of_folder
     from tunewright.text.renderer import Renderer
-    from tunewright.text.tokenizer import load_light, stop_ids_of_folder
+    from tunewright.text.tokenizer import load_light
 
     folder = Path(tokenizer).expanduser() if tokenizer is not None else None
     named = _named(str(model)) if folder is None else _Named(folder, folder)
@@ -103,7 +104,7 @@ def _of_run(folder: Path) -> tuple[str, str | None, str]:
     except (OSError, ValueError, yaml.YAMLError):
         said = None
     if not isinstance(said, dict) or not isinstance(said.get("model"), str):
-        raise DataError(problem("E-DATA-81", str(folder / RUN), folder=folder))
+        raise DataError.of("E-DATA-81", str(folder / RUN), folder=folder)
     data = said.get("data")
     settings = data if isinstance(data, dict) else {}
     system, thinking = settings.get("system"), settings.get("thinking")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.types import Origin
 from tunewright.data.files.kinds import RawRow, reads
 from tunewright.data.files.source import CHUNK_BYTES, Source
@@ -90,7 +90,7 @@ def _rows(source: Source, batches: Callable[[IO[bytes]], Iterator[Any]]) -> Iter
                 else []
             )
             if twice:
-                raise DataError(problem("E-DATA-35", source.name, columns=", ".join(twice[:5])))
+                raise DataError.of("E-DATA-35", source.name, columns=", ".join(twice[:5]))
             labels = _label_names(schema)
             narrow = {
                 field.name: convert
@@ -113,9 +113,7 @@ def _rows(source: Source, batches: Callable[[IO[bytes]], Iterator[Any]]) -> Iter
             TypeError,
         ) as error:
             cause = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DataError(
-                problem("E-DATA-37", source.name, file=source.name, cause=cause)
-            ) from error
+            raise DataError.of("E-DATA-37", source.name, file=source.name, cause=cause) from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.words import say
 
 CHUNK_BYTES = 2**18
@@ -161,7 +161,7 @@ def _refuse_binary(head: bytes, name: str) -> None:
     if kind is None and head.count(0) > len(head) // 2 and _by_zero_bytes(head) is None:
         kind = "zero_bytes"
     if kind is not None:
-        raise DataError(problem("E-DATA-34", name, file=name, kind=say(f"data.kind.{kind}")))
+        raise DataError.of("E-DATA-34", name, file=name, kind=say(f"data.kind.{kind}"))
 
 
 def _by_zero_bytes(head: bytes) -> Encoding | None:
@@ -248,15 +248,13 @@ def _no_fit(opener: Callable[[], BinaryIO], name: str, codec: str, misfit: _Misf
     where = f"{name}, line {misfit.line}"
     with opener() as content:
         guess = _guess(content.read(CHUNK_BYTES))
-    return DataError(
-        problem(
-            "E-DATA-05",
-            where,
-            codec=codec,
-            byte=misfit.offset,
-            value=f"0x{misfit.value:02x}",
-            guess=guess,
-        )
+    return DataError.of(
+        "E-DATA-05",
+        where,
+        codec=codec,
+        byte=misfit.offset,
+        value=f"0x{misfit.value:02x}",
+        guess=guess,
     )
 
 

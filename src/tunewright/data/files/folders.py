@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.words import say
 from tunewright.data.files.kinds import READERS, ending_of, endings
 
@@ -105,14 +105,12 @@ class Parts:
         with."""
         if not self.train:
             named = [*self.valid, *self.test]
-            raise DataError(
-                problem(
-                    "E-DATA-95",
-                    str(self.folder),
-                    folder=str(self.folder),
-                    files=self._names(named),
-                    first=str(named[0]),
-                )
+            raise DataError.of(
+                "E-DATA-95",
+                str(self.folder),
+                folder=str(self.folder),
+                files=self._names(named),
+                first=str(named[0]),
             )
 
     def said(self, measured: Sequence[Path], trains: bool = True) -> str:
@@ -221,16 +219,14 @@ def parts_of_folder(folder: Path) -> Parts:
         others and all(_is_about(path) for path in files) and not gone_into
     ):
         if others:
-            raise DataError(
-                problem(
-                    "E-DATA-96",
-                    str(folder),
-                    folder=str(folder),
-                    folders=", ".join(p.name for p in others[:10]),
-                    first=str(others[0]),
-                )
+            raise DataError.of(
+                "E-DATA-96",
+                str(folder),
+                folder=str(folder),
+                folders=", ".join(p.name for p in others[:10]),
+                first=str(others[0]),
             )
-        raise DataError(problem("E-DATA-07", str(folder), folder=str(folder), endings=endings()))
+        raise DataError.of("E-DATA-07", str(folder), folder=str(folder), endings=endings())
     # As the datasets library does: where one file is named as a part to train on, files without
     # such a name are something else.
     train = parts["train"] or parts[None]

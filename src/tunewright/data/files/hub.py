@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 
 PREFIXES = {"hf:": "datasets", "modelscope:": "modelscope"}
 INSTALL = "pip install 'tunewright[hub]'"
@@ -42,8 +42,8 @@ def fetch(place: str) -> list[Path]:
     prefix = next((p for p in PREFIXES if place.startswith(p)), "hf:")
     bare = place.removeprefix(prefix)
     if not _id.fullmatch(bare):
-        raise DataError(
-            problem("E-DATA-39", place, name=place, cause=f"{prefix}owner/name[/config][#split]")
+        raise DataError.of(
+            "E-DATA-39", place, name=place, cause=f"{prefix}owner/name[/config][#split]"
         )
     library = PREFIXES[prefix]
     try:
@@ -51,12 +51,12 @@ def fetch(place: str) -> list[Path]:
         if library == "modelscope":
             module = importlib.import_module("modelscope.msdatasets")
     except ImportError as error:
-        raise DataError(
-            problem("E-DATA-38", place, name=bare, library=library, install=INSTALL)
+        raise DataError.of(
+            "E-DATA-38", place, name=bare, library=library, install=INSTALL
         ) from error
     path, _, split = bare.partition("#")
     if split and not _whole_split.fullmatch(split):
-        raise DataError(problem("E-DATA-80", place, name=bare, part=split))
+        raise DataError.of("E-DATA-80", place, name=bare, part=split)
     owner, name, *rest = path.split("/")
     config = rest[0] if rest else None
     try:
@@ -65,12 +65,10 @@ def fetch(place: str) -> list[Path]:
         given, stored = getattr(found, "num_rows", None), _rows_in(files)
     except Exception as error:  # a library's own errors, of many kinds: no network, no such set, a set that needs code
         cause = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(problem("E-DATA-39", place, name=bare, cause=cause)) from error
+        raise DataError.of("E-DATA-39", place, name=bare, cause=cause) from error
     if given is not None and given != stored:
-        raise DataError(
-            problem(
-                "E-DATA-80", place, name=bare, part=f"{split or 'train'}: {given:,} / {stored:,}"
-            )
+        raise DataError.of(
+            "E-DATA-80", place, name=bare, part=f"{split or 'train'}: {given:,} / {stored:,}"
         )
     return files
 

@@ -305,10 +305,8 @@ def wrapped_keys(source: Source) -> dict[str, str]:
         and len(set(shapes.values())) == 1
         and next(iter(shapes.values()))[0] == "column"
     ):
-        raise DataError(
-            problem(
-                "E-DATA-98", source.name, file=source.name, columns=", ".join(list(shapes)[:10])
-            )
+        raise DataError.of(
+            "E-DATA-98", source.name, file=source.name, columns=", ".join(list(shapes)[:10])
         )
     rows = [name for name, (kind, _) in shapes.items() if kind == "rows"]
     parts = {name: part_of(name) for name in rows}
@@ -319,8 +317,8 @@ def wrapped_keys(source: Source) -> dict[str, str]:
     for name in named:
         part = parts[name] or "train"
         if part in keys:
-            raise DataError(
-                problem("E-DATA-97", source.name, file=source.name, first=keys[part], second=name)
+            raise DataError.of(
+                "E-DATA-97", source.name, file=source.name, first=keys[part], second=name
             )
         keys[part] = name
     return keys
@@ -375,8 +373,8 @@ def _chosen_key(keys: dict[str, str], source: Source) -> str:
     part = next((part for part in source.parts if part in keys), None)
     if part is None:
         names = ", ".join(keys.values())
-        raise DataError(
-            problem("E-DATA-95", source.name, folder=source.name, files=names, first=source.name)
+        raise DataError.of(
+            "E-DATA-95", source.name, folder=source.name, files=names, first=source.name
         )
     source.under.append(
         {

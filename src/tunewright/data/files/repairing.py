@@ -22,8 +22,8 @@ from tunewright.core.errors import DataError, Problem, problem
 from tunewright.core.files import write_text
 from tunewright.core.words import say
 from tunewright.data.files.mojibake import damage, repair
+from tunewright.data.files.reading import decode
 from tunewright.data.files.syntax import likely_cause
-from tunewright.data.reading import decode
 
 ENDINGS = (".json", ".jsonl", ".md", ".ndjson", ".txt")
 LINE_ENDINGS = (".jsonl", ".ndjson")
@@ -77,7 +77,7 @@ def repair_file(file: Path, out: Path) -> Mended:
     not mended, and where `out` exists.
     """
     if out.exists() or out.is_symlink():
-        raise DataError(problem("E-DATA-51", str(out), out=str(out)))
+        raise DataError.of("E-DATA-51", str(out), out=str(out))
     mended = mend_file(file)
     if mended.changes:
         write_text(out, mended.text)
@@ -87,12 +87,12 @@ def repair_file(file: Path, out: Path) -> Mended:
 def mend_file(file: Path) -> Mended:
     """What `repair_file` would write."""
     if file.suffix.lower() not in ENDINGS:
-        raise DataError(
-            problem("E-DATA-52", str(file), ending=file.suffix or "-", endings=", ".join(ENDINGS))
+        raise DataError.of(
+            "E-DATA-52", str(file), ending=file.suffix or "-", endings=", ".join(ENDINGS)
         )
     if not file.is_file():
         key = "E-DATA-56" if file.exists() else "E-DATA-01"
-        raise DataError(problem(key, str(file), file=str(file), here=str(Path.cwd())))
+        raise DataError.of(key, str(file), file=str(file), here=str(Path.cwd()))
     data = file.read_bytes()
     text, encoding = decode(data, str(file))
     mended = mend_text(text, str(file), file.suffix.lower())

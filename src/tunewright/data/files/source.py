@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO, cast
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.words import say
 from tunewright.data.files.encodings import UTF8, Encoding
 from tunewright.data.files.kinds import ending_of
@@ -83,21 +83,16 @@ def find(path: Path) -> Source:
     except (OSError, ValueError) as error:
         raise refused(str(path), error) from error
     if not stat.S_ISREG(found.st_mode):
-        raise DataError(
-            problem(
-                "E-DATA-30",
-                str(path),
-                file=str(path),
-                kind=say(f"data.kind.{_kind(found.st_mode)}"),
-            )
+        raise DataError.of(
+            "E-DATA-30", str(path), file=str(path), kind=say(f"data.kind.{_kind(found.st_mode)}")
         )
     return Source(path, ending, packed, found.st_size)
 
 
 def refused(name: str, error: Exception) -> DataError:
     """The operating system's refusal as ours."""
-    return DataError(
-        problem("E-DATA-02", name, file=name, cause=getattr(error, "strerror", None) or str(error))
+    return DataError.of(
+        "E-DATA-02", name, file=name, cause=getattr(error, "strerror", None) or str(error)
     )
 
 
@@ -121,23 +116,21 @@ class _Unpacked(io.RawIOBase):
         try:
             count = self._file.readinto(into)
         except EOFError as error:
-            raise DataError(problem("E-DATA-31", self._name, file=self._name)) from error
+            raise DataError.of("E-DATA-31", self._name, file=self._name) from error
         except (OSError, zlib.error) as error:
-            raise DataError(
-                problem("E-DATA-32", self._name, file=self._name, cause=str(error))
+            raise DataError.of(
+                "E-DATA-32", self._name, file=self._name, cause=str(error)
             ) from error
         self._read += count
         if self._read > self._most:
             most = self._most // 2**20
-            raise DataError(
-                problem(
-                    "E-DATA-33",
-                    self._name,
-                    file=self._name,
-                    size=self._size,
-                    most=most,
-                    ratio=MOST_RATIO,
-                )
+            raise DataError.of(
+                "E-DATA-33",
+                self._name,
+                file=self._name,
+                size=self._size,
+                most=most,
+                ratio=MOST_RATIO,
             )
         return count
 

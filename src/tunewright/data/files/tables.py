@@ -137,5 +137,5 @@ def _names(name: str, cells: list[str], line: int) -> list[str]:
     twice = [one for one in names if one in seen or seen.add(one)]  # type: ignore[func-returns-value]
     if twice:
         shown = ", ".join(one[:SHOWN_NAME_CHARACTERS] for one in dict.fromkeys(twice[:SHOWN_NAMES]))
-        raise DataError(problem("E-DATA-35", f"{name}, line {line}", columns=shown))
+        raise DataError.of("E-DATA-35", f"{name}, line {line}", columns=shown)
     return names

@@ -23,7 +23,7 @@ from tunewright.core.types import Origin, Row
 from tunewright.core.written import DECODER, spelt
 from tunewright.data.files.kinds import ending_of
 from tunewright.data.formats.ledger import Ledger, Seen
-from tunewright.data.literals import ARRAY, NotLiteral, python_value
+from tunewright.data.formats.literals import ARRAY, NotLiteral, python_value
 
 MOST_PLANS = 1000
 YES, NO = {"true", "1", "yes"}, {"false", "0", "no"}

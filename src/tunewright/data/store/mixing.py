@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import DataConfig
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.seeds import permutation
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def require_sensible(entry: dict[str, Any], where: str) -> None:
             or (key == "cap" and not isinstance(value, int))
             or (key == "share" and value > 1)
         ):
-            raise DataError(problem("E-DATA-62", where, key=key, value=value))
+            raise DataError.of("E-DATA-62", where, key=key, value=value)
     if entry.get("repeat") is not None and entry.get("share") is not None:
-        raise DataError(problem("E-DATA-63", where))
+        raise DataError.of("E-DATA-63", where)
 
 
 def counts_of(
@@ -86,7 +86,7 @@ def counts_of(
             sum(wanted[i] for i in range(len(entries)) if i not in shared),
         )
         if (taken > 1 + 1e-9) or (rest and taken > 1 - 1e-9):
-            raise DataError(problem("E-DATA-64", "data.train", total=f"{taken:g}"))
+            raise DataError.of("E-DATA-64", "data.train", total=f"{taken:g}")
         total = rest / (1 - taken) if rest else sum(wanted[i] for i in shared) / taken
         for i, share in shared.items():
             wanted[i] = total * share

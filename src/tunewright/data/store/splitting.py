@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.seeds import stream_seed
 from tunewright.core.types import Conversation, Judged, Message, PlainText, Preference, Row
 
@@ -136,7 +136,7 @@ def wanted_rows(held_out: float | None, num_rows: int) -> int:
     # 1 is one row; 1.0 would be a share of everything.
     whole = float(held_out).is_integer() and not (isinstance(held_out, float) and held_out == 1)
     if held_out < 0 or (held_out >= 1 and (not whole or held_out >= num_rows)):
-        raise DataError(problem("E-DATA-15", "data.held_out", value=held_out, rows=num_rows))
+        raise DataError.of("E-DATA-15", "data.held_out", value=held_out, rows=num_rows)
     if held_out >= 1 or held_out == 0:
         return int(held_out)
     return min(max(1, round(held_out * num_rows)), num_rows - 1)

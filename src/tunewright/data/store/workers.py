@@ -25,19 +25,19 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.types import ROW_KINDS, Message, Origin, PlainText, Preference, Row
 from tunewright.core.written import packed, unpacked
 from tunewright.data.checks import Check, all_checks
+from tunewright.data.files.reading import RawRow
 from tunewright.data.formats.common import Unusable
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.good_answers import only_good
+from tunewright.data.formats.shaping import Dropped, Shaper, printable
 from tunewright.data.labels import EncodedRow, encode_rows
-from tunewright.data.reading import RawRow
-from tunewright.data.shaping import Dropped, Shaper, printable
 from tunewright.data.store import columns as token_store
 from tunewright.data.store.columns import Writer
 from tunewright.data.store.documents import windows
+from tunewright.data.store.good_answers import only_good
 from tunewright.data.store.splitting import keys_of
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ class _Worker:
             raise self._gone() from error
 
     def _gone(self) -> DataError:
-        return DataError(problem("E-DATA-60", "data.train", code=self.process.wait()))
+        return DataError.of("E-DATA-60", "data.train", code=self.process.wait())
 
     def do(self, job: Job) -> Done:
         assert self.process.stdout is not None

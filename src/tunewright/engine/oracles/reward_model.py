@@ -21,9 +21,9 @@ from tunewright.core.types import Sample
 from tunewright.data.labels import step_ends
 from tunewright.engine.oracles.reference import weights_digest
 from tunewright.engine.policy import Policy
-from tunewright.models import load
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.objectives.process_reward import by_steps, whole_answer
+from tunewright.text.tokenizer import load_tokenizer
 
 
 def sharing_weights(causal: Any) -> Any:
@@ -96,10 +96,7 @@ def require_same_words(run: Path, theirs: Path, ours: Path, words: dict[str, int
     the policy's tokens."""
     if theirs.resolve() == ours.resolve() and words is None:
         return
-    one, other = (
-        load.load_tokenizer(theirs).get_vocab(),
-        words or load.load_tokenizer(ours).get_vocab(),
-    )
+    one, other = (load_tokenizer(theirs).get_vocab(), words or load_tokenizer(ours).get_vocab())
     if one != other:
         raise ModelError(
             problem(

@@ -25,9 +25,9 @@ from tunewright.core.types import Sample, Teaching, TokenTree
 from tunewright.engine.oracles.kept import KeptValues, load_bound
 from tunewright.engine.policy import Policy, head_of
 from tunewright.engine.tree import build_tree, padded_rows
-from tunewright.models import load
 from tunewright.models.kernels.divergence import bucketed, divergence, kept
 from tunewright.models.kernels.label_head import VALUE_CHUNK, Head, row_values
+from tunewright.text.tokenizer import load_tokenizer
 
 FILE = "teacher.safetensors"
 Scores = tuple[Tensor, Tensor]
@@ -256,6 +256,6 @@ def require_same_vocabulary(
 def _words(folder: Path) -> dict[str, int]:
     """Token -> id of a folder's tokenizer; empty where it brings none."""
     try:
-        return dict(load.load_tokenizer(folder).get_vocab())
+        return dict(load_tokenizer(folder).get_vocab())
     except ModelError:
         return {}

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.types import Message
 from tunewright.text.fast.watching import Condition, Piece, Trace, Tracer, pieces_of, stripped
 from tunewright.text.fast.words import Spellings, Words
+from tunewright.text.rendered import same
 from tunewright.text.thinking import CLOSE, Form
 from tunewright.text.tokenizer import Light
 
@@ -241,7 +242,7 @@ class Splicer:
         for (number, _, expected), text in zip(
             proofs, self.backend.decode_batch(spoken, skip_special_tokens=False), strict=True
         ):
-            if text != expected and not self.renderer.same(text, expected):
+            if text != expected and not same(text, expected):
                 out[number] = None
         return out
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunewright.text.tokenizer import environment
+from tunewright.text.template import environment
 
 _OPEN, _CLOSE = "\U0010fff0", "\U0010fff1"
 _watched = re.compile(f"{_OPEN}(\\d+){_CLOSE}")

@@ -14,8 +14,16 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.core.types import Conversation, Message, Origin, Preference
 from tunewright.data.checks.opening import Opened
+from tunewright.data.checks.showing import (
+    CLOSE,
+    OPEN,
+    describe_row,
+    runs,
+    show_row,
+    shown,
+    tokens_of,
+)
 from tunewright.data.labels import encode
-from tunewright.data.showing import CLOSE, OPEN, describe_row, runs, show_row, shown, tokens_of
 from tunewright.text.renderer import Renderer
 
 

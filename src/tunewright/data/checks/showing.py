@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import DataConfig
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.types import ROW_KINDS, PlainText, Row, Sample
 from tunewright.core.words import say
 from tunewright.data.checks.base import turns_of
@@ -110,16 +110,14 @@ def show_row(config: DataConfig, opened: Opened | None, number: int | None) -> S
     more = {"parts": data.report["parts"], "unused": ledger["unused"], "columns": ledger["found"]}
     number = random.SystemRandom().randint(1, len(rows)) if number is None else number
     if number > len(rows):
-        raise DataError(problem("E-DATA-53", str(config.train), row=number, rows=len(rows)))
+        raise DataError.of("E-DATA-53", str(config.train), row=number, rows=len(rows))
     row = rows[number - 1]
     if opened is None:
         return replace(shown(number, row, None, None), **more)
     opened.renderer.thinking = replace(opened.renderer.thinking, mode=config.thinking)
     made = encode([row], opened.renderer, max_tokens=None)
     if not made.samples:
-        raise DataError(
-            problem("E-DATA-57", str(row.origin), reason=reason_text(made.dropped[0].reason))
-        )
+        raise DataError.of("E-DATA-57", str(row.origin), reason=reason_text(made.dropped[0].reason))
     return replace(shown(number, row, made.samples[0], opened.renderer), **more)
 
 

@@ -12,8 +12,8 @@ from tunewright.core.errors import DataError
 from tunewright.core.runfile import columns_of
 from tunewright.core.types import Conversation, Origin, PlainText, Preference
 from tunewright.core.words import set_language
-from tunewright.data.reading import RawRow
-from tunewright.data.shaping import shape
+from tunewright.data.files.reading import RawRow
+from tunewright.data.formats.shaping import shape
 
 
 def shaped(*values, **more):

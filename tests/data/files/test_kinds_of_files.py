@@ -22,8 +22,8 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.core.types import Origin
 from tunewright.data.files import hub
-from tunewright.data.reading import READERS, RawRow, data_files, read, stream
-from tunewright.data.shaping import shape
+from tunewright.data.files.reading import READERS, RawRow, data_files, read, stream
+from tunewright.data.formats.shaping import shape
 
 ROW = {"instruction": "q", "output": "a"}
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)

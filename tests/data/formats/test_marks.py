@@ -11,10 +11,10 @@ from tunewright.core.config import DataConfig
 from tunewright.core.types import Conversation, Judged, Origin, Preference
 from tunewright.data import inspect
 from tunewright.data.catalogue.rows import Attributes, converter
+from tunewright.data.files.reading import RawRow
 from tunewright.data.formats.common import Columns
+from tunewright.data.formats.shaping import shape
 from tunewright.data.labels import encode
-from tunewright.data.reading import RawRow
-from tunewright.data.shaping import shape
 
 NAMES = ["loss", "train", "training", "trainable", "loss_mask", "learn"]
 OPENAI = {

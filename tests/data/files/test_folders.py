@@ -11,10 +11,10 @@ import pytest
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.data import describe, inspect
+from tunewright.data.checks.showing import describe_row, show_row
 from tunewright.data.converting import convert
 from tunewright.data.files.folders import part_of
-from tunewright.data.reading import data_files, find_parts
-from tunewright.data.showing import describe_row, show_row
+from tunewright.data.files.reading import data_files, find_parts
 
 
 def rows(first: int, count: int) -> list[dict[str, str]]:

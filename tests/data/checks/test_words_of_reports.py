@@ -11,9 +11,9 @@ from tunewright.core.config import DataConfig
 from tunewright.core.telling import Once, Tell
 from tunewright.data.checks.driver import check
 from tunewright.data.checks.opening import Opened
+from tunewright.data.checks.showing import describe_row, show_row
 from tunewright.data.checks.telling import describe_checked
 from tunewright.data.inspecting import inspect
-from tunewright.data.showing import describe_row, show_row
 from tunewright.models import vocabulary
 from tunewright.text.renderer import Renderer
 

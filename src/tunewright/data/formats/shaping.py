@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from tunewright.core.errors import DataError, problem
 from tunewright.core.registry import formats
 from tunewright.core.types import ROW_KINDS, Origin, Row
+from tunewright.data.files.reading import RawRow
 from tunewright.data.formats.common import Columns, Unusable, plain_name
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.naming import (
+from tunewright.data.formats.naming import (
     RUNNING_TEXT,
     printable,
     refuse_prompt_with_answer,
@@ -29,7 +30,6 @@ from tunewright.data.naming import (
     shown_names,
     unknown,
 )
-from tunewright.data.reading import RawRow
 
 LOOKED_AT = 100
 
@@ -81,14 +81,12 @@ class Shaper:
         entry = formats.get(self.format)
         if entry is None:
             guess = formats.guess(self.format) or "auto"
-            raise DataError(
-                problem(
-                    "E-DATA-10",
-                    "data.format",
-                    name=self.format,
-                    guess=guess,
-                    known=", ".join(formats.names()),
-                )
+            raise DataError.of(
+                "E-DATA-10",
+                "data.format",
+                name=self.format,
+                guess=guess,
+                known=", ".join(formats.names()),
             )
         self._function = entry.function
 
@@ -163,15 +161,13 @@ def detect(raw: Sequence[RawRow], columns: Columns, wants: Sequence[str] = ()) -
             for entry in formats
             if entry.name in winners
         )
-        raise DataError(
-            problem(
-                "E-DATA-09",
-                where,
-                formats=", ".join(winners),
-                columns=found,
-                needs=needs,
-                format=winners[0],
-            )
+        raise DataError.of(
+            "E-DATA-09",
+            where,
+            formats=", ".join(winners),
+            columns=found,
+            needs=needs,
+            format=winners[0],
         )
     raise unknown([one.value for one in raw[:LOOKED_AT]], where)
 

@@ -21,9 +21,9 @@ from tunewright.core.types import (
     Stepwise,
 )
 from tunewright.core.words import catalogue
+from tunewright.data.files.reading import RawRow
 from tunewright.data.formats.common import Columns, Unusable
-from tunewright.data.reading import RawRow
-from tunewright.data.shaping import shape
+from tunewright.data.formats.shaping import shape
 
 HERE = Origin("f.json", 1, 1)
 NAMES = [

@@ -18,9 +18,9 @@ from tunewright.core.types import (
     Preference,
     Prompt,
 )
+from tunewright.data.files.reading import RawRow
 from tunewright.data.formats.common import Columns, Unusable
-from tunewright.data.reading import RawRow
-from tunewright.data.shaping import Shaper, shape
+from tunewright.data.formats.shaping import Shaper, shape
 
 
 def said(role, text):

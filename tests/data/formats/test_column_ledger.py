@@ -18,10 +18,10 @@ from tunewright.core.types import Origin
 from tunewright.data import inspect
 from tunewright.data.checks.driver import check
 from tunewright.data.checks.telling import describe_checked
+from tunewright.data.files.reading import RawRow, stream
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.formats.ledger import Ledger, Seen, is_bookkeeping
-from tunewright.data.reading import RawRow, stream
-from tunewright.data.shaping import shape
+from tunewright.data.formats.shaping import shape
 
 HERE = Origin("f.json", 1, 1)
 QA = [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.words import error_text
-from tunewright.data.reading import READERS, data_files, decode, read, stream
+from tunewright.data.files.reading import READERS, data_files, decode, read, stream
 
 ROW = {"instruction": "q", "output": "a"}
 values = st.recursive(

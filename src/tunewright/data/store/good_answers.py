@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tunewright.core.types import Conversation, Judged, Message, Preference, Row
-from tunewright.data.shaping import Dropped
+from tunewright.data.formats.shaping import Dropped
 
 LEFT_OUT = "not_good"
 """The reason of a row whose answer was called bad."""

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.data import files
 from tunewright.data.files import hub
 from tunewright.data.files.encodings import decode, find_encoding
@@ -89,7 +89,7 @@ def find_parts(place: str, folder: str | None = None, *, to_train: bool = True) 
         return Parts([path])
     if hub.could_be(place):
         return Parts(hub.fetch(place))
-    raise DataError(problem("E-DATA-01", str(place), file=str(place), here=str(Path.cwd())))
+    raise DataError.of("E-DATA-01", str(place), file=str(place), here=str(Path.cwd()))
 
 
 def _exists(path: Path) -> bool:
@@ -125,9 +125,7 @@ def stream(path: Path, *, whole: bool = False, parts: tuple[str, ...] = TRAINED)
     source = find(path)
     kind = READERS.get(source.ending)
     if kind is None:
-        raise DataError(
-            problem("E-DATA-16", str(path), ending=path.suffix or "-", endings=endings())
-        )
+        raise DataError.of("E-DATA-16", str(path), ending=path.suffix or "-", endings=endings())
     source.whole, source.parts = whole, parts
     if kind.is_text:
         source.encoding = find_encoding(source.bytes, source.name)
@@ -153,7 +151,7 @@ def _checked(rows: Iterator[RawRow], source: Source) -> Iterator[RawRow]:
         # The whole file was decoded once before: it was changed meanwhile, or the disk failed.
         raise refused(source.name, error) from error
     if is_empty:
-        raise DataError(problem("E-DATA-06", source.name, file=source.name))
+        raise DataError.of("E-DATA-06", source.name, file=source.name)
 
 
 def read(path: Path, *, whole: bool = False) -> RawFile:

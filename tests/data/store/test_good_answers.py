@@ -12,8 +12,8 @@ import pytest
 from tunewright.core.config import DataConfig
 from tunewright.core.types import Conversation, Judged, Message, Origin, Preference, Stepwise
 from tunewright.data import inspect
-from tunewright.data.good_answers import only_good
-from tunewright.data.shaping import Dropped
+from tunewright.data.formats.shaping import Dropped
+from tunewright.data.store.good_answers import only_good
 from tunewright.text.renderer import Renderer
 
 Write = Callable[[str, Any], str]

@@ -34,7 +34,7 @@ def gone_through(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     caught here."""
     folder = tmp_path_factory.mktemp("hostile")
     environment = {**os.environ, "TUNEWRIGHT_LANG": "en", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE.parent / "helpers" / "hostile.py"), str(folder)]
+    command = [sys.executable, str(HERE.parents[1] / "helpers" / "hostile.py"), str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, env=environment
     )

@@ -110,8 +110,8 @@ def unknown(values: Sequence[Any], where: str) -> DataError:
     first = _first_values(values)
     if not first:
         kind = type(values[0]).__name__ if values else "-"
-        return DataError(
-            problem("E-DATA-08", where, found=f"- ({kind})", hint=say("data.hint.no_objects"))
+        return DataError.of(
+            "E-DATA-08", where, found=f"- ({kind})", hint=say("data.hint.no_objects")
         )
     listed = [
         f"`{_cut(name, SHOWN_CHARACTERS)}` ({example_of(value)})"
@@ -146,7 +146,7 @@ def unknown(values: Sequence[Any], where: str) -> DataError:
         hint = say("data.hint.turns", name=_cut(turns, SHOWN_CHARACTERS))
     else:
         hint = say("data.hint.none")
-    return DataError(problem("E-DATA-08", where, found=found, hint=hint))
+    return DataError.of("E-DATA-08", where, found=found, hint=hint)
 
 
 def _first_values(values: Sequence[Any]) -> dict[str, Any]:
@@ -281,16 +281,14 @@ def refuse_text_with_answer(rows: Sequence[Seen], name: str, where: str) -> None
         f"`{_cut(theirs(column), SHOWN_CHARACTERS)}` ({example_of(cells[column][0])})"
         for column in answers[:WITH_EXAMPLE]
     )
-    raise DataError(
-        problem(
-            "E-DATA-86",
-            where,
-            text=theirs(text),
-            shown=shown,
-            answer=theirs(answer),
-            command=command,
-            alone=f"--format {name}",
-        )
+    raise DataError.of(
+        "E-DATA-86",
+        where,
+        text=theirs(text),
+        shown=shown,
+        answer=theirs(answer),
+        command=command,
+        alone=f"--format {name}",
     )
 
 
@@ -310,10 +308,8 @@ def refuse_prompt_with_answer(rows: Sequence[Seen], where: str) -> None:
         if value is not None and plain_name(name) in TAKEN_FOR_ANSWERS:
             theirs = having[0].theirs(name)
             command = flags({"prompt": having[0].theirs("prompt"), "completion": theirs})
-            raise DataError(
-                problem(
-                    "E-DATA-88", where, answer=theirs, example=example_of(value), command=command
-                )
+            raise DataError.of(
+                "E-DATA-88", where, answer=theirs, example=example_of(value), command=command
             )
 
 
