@@ -596,14 +596,10 @@ class _Story:
 
     def _reference_model(self) -> dict[str, str]:
         """What the model at step 0 is, for values that are kept."""
-        from tunewright.engine.oracles.reference import weights_digest
+        from tunewright.engine.oracles.reference import describe
 
-        adapter = weights_digest(Path(self.config.adapter)) if self.config.adapter else ""
-        return {
-            "weights": weights_digest(self.p.source.folder),
-            "adapter": adapter,
-            "dtype": self.world.dtype,
-        }
+        adapter = Path(self.config.adapter) if self.config.adapter else None
+        return describe(self.p.source.folder, adapter, self.world.dtype)
 
     def _continue(self, loop: Any, found: checkpoint.Checkpoint | None) -> None:
         if found is None:

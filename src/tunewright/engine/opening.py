@@ -32,7 +32,7 @@ from tunewright.core.words import say
 from tunewright.engine import activation_cache, placement
 from tunewright.engine.layout import choose
 from tunewright.engine.optim import optimizer_for
-from tunewright.engine.oracles.reference import weights_digest
+from tunewright.engine.oracles.reference import describe
 from tunewright.engine.oracles.reward_model import (
     RewardModel,
     Steps,
@@ -641,14 +641,7 @@ def teacher_of(
         tell.line(say("distill.teacher", teacher=teaching.model, layout=layout, why=why))
         return loaded.policy(layout)
 
-    def about() -> dict[str, Any]:
-        adapter = weights_digest(found.adapter) if found.adapter is not None else ""
-        return {
-            "weights": weights_digest(found.source.folder),
-            "adapter": adapter,
-            "dtype": world.dtype,
-        }
-
+    about = functools.partial(describe, found.source.folder, found.adapter, world.dtype)
     return Teacher(teaching, min(size, student_size), opened, about)
 
 

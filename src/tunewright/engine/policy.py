@@ -24,6 +24,7 @@ from tunewright.engine.activation_cache import ActivationCache, spread
 from tunewright.engine.neftune import Noise
 from tunewright.engine.oracles.reference import ReferenceStore
 from tunewright.engine.tree import build_tree, cut_passes, padded_rows, read_whole, under_root
+from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.models.kernels.label_head import Head, label_logprobs, label_scores
 from tunewright.models.kernels.last_block import LastBlock
 from tunewright.models.kernels.tree_attention import TreePlan
@@ -111,6 +112,17 @@ class Policy(nn.Module):
         """Any number of samples in passes, cut a block at a time."""
         for block in blocks(samples):
             yield from self.cut(block, rows_per_pass)
+
+    def scores(self, samples: list[Sample], rows_per_pass: int) -> Iterator[tuple[Sample, Tensor]]:
+        """Each sample, in the order of the passes, with what the score head says of its branches,
+        (branches,); without gradient."""
+        self.model.eval()
+        for group in self.cut(samples, rows_per_pass):
+            with torch.no_grad(), fused_without_gradient():
+                score_B = self(group).score
+            assert score_B is not None
+            counts = [len(sample.branches) for sample in group]
+            yield from zip(group, score_B.split(counts), strict=True)
 
     def forward(self, samples: list[Sample], noise: Noise | None = None) -> PassOutput:
         """Log-probabilities of every label of `samples`, with gradient where the model has

@@ -80,12 +80,11 @@ def restore(stepper: Stepper, found: Checkpoint) -> Progress:
     if stepper.attached.load_state:
         stepper.attached.load_state(found.state["method"])
     # JSON could hold numbers that are not finite only as words.
-    return Progress(
-        **{
-            name: float(value) if isinstance(value, str) else value
-            for name, value in found.state["progress"].items()
-        }
-    )
+    known: dict[str, Any] = {
+        name: float(value) if isinstance(value, str) else value
+        for name, value in found.state["progress"].items()
+    }
+    return Progress(**known)
 
 
 @torch.no_grad()

@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.types import Sample
 from tunewright.engine import opening
-from tunewright.engine.tree import cut_passes
-from tunewright.models.kernels.fused import fused_without_gradient, keep_freed_memory
+from tunewright.models.kernels.fused import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,10 @@ def scores(
     layout = str(found.settings.get("engine.layout", "padded"))
     policy = opening.to_score(found, layout, world)
     loaded = time.perf_counter()
-    by_sample: dict[int, list[float]] = {}
-    with torch.no_grad(), fused_without_gradient():
-        policy.model.eval()
-        for group in cut_passes(list(samples), world.rows_per_pass, padded=layout == "padded"):
-            values = policy(group).score
-            assert values is not None
-            for sample, value in zip(
-                group, values.split([len(s.branches) for s in group]), strict=True
-            ):
-                by_sample[sample.index] = value.tolist()
+    by_sample = {
+        sample.index: score.tolist()
+        for sample, score in policy.scores(list(samples), world.rows_per_pass)
+    }
     if not all(math.isfinite(score) for one in by_sample.values() for score in one):
         raise UsageError(problem("E-EVAL-04", name, value="nan"))
     return Scored(

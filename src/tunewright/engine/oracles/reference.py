@@ -52,6 +52,15 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def describe(folder: Path, adapter: Path | None, dtype: str) -> dict[str, str]:
+    """What a model is, for values that are kept: digests of its files, and what it computes in."""
+    return {
+        "weights": weights_digest(folder),
+        "adapter": weights_digest(adapter) if adapter is not None else "",
+        "dtype": dtype,
+    }
+
+
 class ReferenceStore:
     """Branch -> summed log-probability of its learnt tokens, in nats. `about` describes the model
     at step 0; values wait in `folder` until `save`."""

@@ -21,7 +21,6 @@ from tunewright.core.types import Sample
 from tunewright.data.labels import step_ends
 from tunewright.engine.oracles.reference import weights_digest
 from tunewright.engine.policy import Policy
-from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.objectives.process_reward import by_steps, whole_answer
 from tunewright.text.tokenizer import load_tokenizer
 
@@ -62,28 +61,19 @@ class RewardModel:
     steps: Steps | None = None
     """How answers are cut and put together, where the model judges steps."""
 
-    @torch.no_grad()
     def score(self, samples: list[Sample]) -> list[float]:
         """One number a sample, in order; each has one branch: prompt and answer, whose tokens are
         the branch's learnt ones."""
-        self.policy.model.eval()
-        if self.steps is not None:
-            samples = [self.steps.cut(sample) for sample in samples]
-        found: dict[int, float] = {}
-        place = {id(sample): i for i, sample in enumerate(samples)}
-        for group in self.policy.cut(samples, self.rows_per_pass):
-            with fused_without_gradient():
-                score = self.policy(group).score
-            assert score is not None
-            values = score.split([len(sample.branches) for sample in group])
-            whole = self.steps.whole if self.steps is not None else None
-            for sample, value in zip(group, values, strict=True):
-                found[place[id(sample)]] = (
-                    whole_answer(torch.sigmoid(value.double()).tolist(), whole)
-                    if whole
-                    else float(value)
-                )
-        return [found[i] for i in range(len(samples))]
+        cut = samples if self.steps is None else [self.steps.cut(sample) for sample in samples]
+        place = {id(sample): i for i, sample in enumerate(cut)}
+        found = [0.0] * len(cut)
+        for sample, score in self.policy.scores(cut, self.rows_per_pass):
+            found[place[id(sample)]] = (
+                float(score)
+                if self.steps is None
+                else whole_answer(torch.sigmoid(score.double()).tolist(), self.steps.whole)
+            )
+        return found
 
 
 def same_weights(one: Path, other: Path) -> bool:

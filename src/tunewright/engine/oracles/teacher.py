@@ -44,7 +44,7 @@ class Teacher:
         teaching: Teaching,
         vocabulary: int,
         open_policy: Callable[[], Policy],
-        about: Callable[[], dict[str, Any]],
+        about: Callable[[], dict[str, str]],
     ):
         """`vocabulary` is the number of tokens both models know; a head may have more rows, which
         stand for nothing. `about` describes the teacher."""
@@ -160,7 +160,8 @@ class Teacher:
     ) -> None:
         """Keep the scores of all samples; they wait in `folder` until `save`. `on_pass` is told how
         many samples are done and may raise."""
-        store = self.store = self.store or KeptValues(self._columns, folder)
+        store = KeptValues(self._columns, folder) if self.store is None else self.store
+        self.store = store
         done = 0
         for group in self.policy.visit(samples, rows_per_pass):
             if not store.has(group):
