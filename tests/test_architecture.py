@@ -24,7 +24,7 @@ def test_imports_only_go_down_and_heavy_libraries_load_late() -> None:
     [
         ("core/bad.py", "from tunewright.models import load", "upward"),
         ("core/bad.py", "def f():\n    import tunewright.engine.step", "upward"),
-        ("data/bad.py", "from tunewright.methods.lora import fuse", "sideways"),
+        ("data/bad.py", "from tunewright.methods.peft import fuse", "sideways"),
         ("data/bad.py", "from ..methods import lora", "sideways"),
         ("report/bad.py", "from tunewright import serve", "sideways"),
         ("story.py", "from tunewright import cli", "upward"),

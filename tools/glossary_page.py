@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tunewright.advise.glossary import PLACE, Term, terms
 from tunewright.core.files import write_text
+from tunewright.core.registry import AXES
 
 NAMES = {"en": "glossary.md", "zh": "glossary.zh-CN.md"}
 # (heading, introduction, "also called", "here", "page", "see also", link to the other language)
@@ -107,7 +108,28 @@ def key_help(docs: Path, lang: str) -> dict[str, dict[str, str]]:
             found.setdefault(key, {}).setdefault(
                 of_kind, re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text)
             )
+    _inherit(found)
     return dict(sorted(found.items()))
+
+
+def _inherit(found: dict[str, dict[str, str]]) -> None:
+    """A key that one kind's page leaves to another page has that page's sentence, where the two
+    fields are described alike in the code."""
+    for axis, registry in AXES.items():
+        fields = [
+            (f"{axis}.{name}", entry.name, info.description)
+            for entry in registry
+            for name, info in entry.config.model_fields.items()
+            if entry.is_ours
+        ]
+        said = {
+            (key, described): found[key][kind]
+            for key, kind, described in fields
+            if kind in found.get(key, {})
+        }
+        for key, kind, described in fields:
+            if (key, described) in said:
+                found[key].setdefault(kind, said[key, described])
 
 
 def main(argv: list[str]) -> int:

@@ -25,8 +25,9 @@ from tunewright.core.errors import (
     raise_all,
 )
 from tunewright.core.files import readable_size, write_json, write_text
-from tunewright.core.registry import methods, objectives
-from tunewright.core.runfile import ParsedRun, kind_of, parse_run
+from tunewright.core.machine import available_bytes, keep_freed_memory, return_freed_memory
+from tunewright.core.registry import methods
+from tunewright.core.runfile import ParsedRun, kind_of, objective_of, parse_run
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 from tunewright.data import DataSet, describe, inspect
@@ -173,7 +174,7 @@ def prepare(
             )
         context -= prompt
     # Objectives that learn from documents take them whole, however long they are.
-    documents = getattr(config.objective, "pack", None)
+    documents = objective_of(config).pack
     data = inspect(
         config.data,
         renderer,
@@ -215,11 +216,11 @@ def prepare(
 def _require_teacher(config: RunConfig) -> None:
     """Refuse a teacher that is not there, or has no words, before weights are read. Raises what
     opening it would raise."""
-    teacher = getattr(config.objective, "teacher", None)
+    teacher = objective_of(config).teacher
     if teacher is not None:
         from tunewright.engine import opening
 
-        opening.require_words(opening.config_folder(teacher), teacher)
+        opening.require_words(opening.config_folder(teacher.model), teacher.model)
 
 
 def _require_fitting(config: RunConfig, model_config: Any) -> None:
@@ -238,22 +239,16 @@ def _require_words(config: RunConfig, folder: Path) -> None:
     one."""
     from tunewright.engine import opening
 
-    entry = objectives.get(kind_of(config.objective))
-    if entry is not None and entry.facts.get("leaves") != "scores":
+    if not compat.judges(kind_of(config.objective)):
         opening.require_words(folder, config.model)
 
 
 def _require_room(config: RunConfig, data: DataSet, context: int | None) -> None:
     """Refuse a run that draws answers where the longest question leaves no room for one. Raises
     CompatError."""
-    entry = objectives.get(kind_of(config.objective))
-    objective = entry.function(config.objective) if entry else None
-    own = (
-        objective.own_answers
-        if objective and objective.own_answers and objective.own_answers.share
-        else None
-    )
-    drawing = own or (objective and objective.rollouts)
+    objective = objective_of(config)
+    own = objective.own_answers
+    drawing = own if own is not None and own.share else objective.rollouts
     if drawing:
         from tunewright.data.store.columns import asked_lengths
         from tunewright.engine.rollouts.sampling import require_room
@@ -268,8 +263,7 @@ def _require_room(config: RunConfig, data: DataSet, context: int | None) -> None
 def learns_from_answers(config: RunConfig) -> bool:
     """Whether the run draws answers from the model; then its rewards are read, too. Raises
     ConfigError for rewards that cannot work."""
-    entry = objectives.get(kind_of(config.objective))
-    rollouts = entry.function(config.objective).rollouts if entry else None
+    rollouts = objective_of(config).rollouts
     if rollouts is None:
         return False
     rewards.read(rollouts.rewards, on_bad=rollouts.on_bad)
@@ -303,14 +297,13 @@ class _Story:
         self.p, self.tell, self.stop, self.started, self.resume = p, tell, stop, started, resume
         self.config = p.parsed.config
         self.out = p.out
-        entry = objectives.get(kind_of(self.config.objective))
-        objective = entry.function(self.config.objective) if entry else None
-        self.rolls = objective is not None and objective.rollouts is not None
+        objective = objective_of(self.config)
+        self.rolls = objective.rollouts is not None
         """The run learns from its own answers."""
-        self.scores = objective is not None and "score" in objective.needs.heads
+        self.scores = "score" in objective.heads
         """The run trains a head that gives numbers, so it is asked for numbers and not for words.
         """
-        self.prepare_samples = objective.prepare if objective is not None else None
+        self.prepare_samples = objective.prepare
         self.probes = (
             pair_probes(self.config.probes, p.data)
             if self.scores
@@ -348,7 +341,6 @@ class _Story:
 
     def tell_it(self) -> Finished:
         from tunewright.engine import placement
-        from tunewright.models.kernels.fused import keep_freed_memory
 
         world = placement.start(self.config.engine, (self.p.data.train, self.p.data.report))
         if world.device == "cpu":
@@ -442,7 +434,7 @@ class _Story:
             layout=layout,
             probes=len(self.probes),
         )
-        fit.require(found, fit.available_bytes(w.device))
+        fit.require(found, available_bytes(w.device))
 
     def _resume_point(self) -> checkpoint.Checkpoint | None:
         if not self.resume:
@@ -710,7 +702,6 @@ class _Story:
         before."""
         from tunewright.engine.opening import from_files
         from tunewright.models.generate import answering
-        from tunewright.models.kernels.fused import return_freed_memory
 
         self.doing = "train.doing.ask_after"
         whole = self.attached.saves_model

@@ -14,11 +14,11 @@ import pytest
 from helpers import tiny
 
 from tunewright.advise import fit, memory, speed
-from tunewright.advise.shape import ModelShape, roles_of, trainable_parameters
 from tunewright.core.config import DataConfig, RunConfig
 from tunewright.core.errors import UsageError
 from tunewright.core.runfile import parse_run
 from tunewright.methods.lora import LoraConfig
+from tunewright.models.shape import ModelShape, roles_of, trainable_parameters
 
 LLAMA_70B = {
     "model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 28672,

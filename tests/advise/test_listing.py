@@ -12,12 +12,12 @@ import torch
 from helpers import story, tiny
 
 from tunewright.advise import listing
-from tunewright.advise.shape import ModelShape, trainable_parameters
 from tunewright.core import registry
 from tunewright.core.errors import TunewrightError
 from tunewright.core.families import cards
 from tunewright.core.words import catalogue, error_codes, set_language
 from tunewright.models import anatomy
+from tunewright.models.shape import ModelShape, trainable_parameters
 
 AXES = {"methods": registry.methods, "objectives": registry.objectives, "formats": registry.formats}
 
@@ -96,7 +96,7 @@ def test_the_stated_shape_is_the_one_counted_on():
 
 @pytest.mark.parametrize(
     "kind", sorted(set(registry.methods.names()) - {"loftq"})
-)  # it needs a quantised base: tests/methods/test_measured.py
+)  # it needs a quantised base: tests/methods/test_lora_starts.py
 def test_whose_implementation_it_is_shows_on_the_model(kind):
     import peft
 
@@ -147,7 +147,7 @@ def test_a_chinese_sign_takes_two_places():
         (1.0, "100 %"),
         (0.4, "40 %"),
         (0, "none here"),
-        (None, "as chosen"),
+        (None, "depends on the choice"),
     ],
 )
 def test_a_share_has_two_digits(share, shown):

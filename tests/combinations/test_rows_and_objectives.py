@@ -12,10 +12,17 @@ from typing import Any
 
 import parts
 import pytest
+import yaml
 from helpers import story
 
+import tunewright
+from tunewright import story as the_story
+from tunewright.commands import pipeline
+from tunewright.commands.dry_run import dry_run
+from tunewright.core import compat
 from tunewright.core.errors import UsageError
 from tunewright.core.registry import objectives
+from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
 from tunewright.story import Prepared, prepare
 
@@ -95,6 +102,34 @@ def combinations() -> list[tuple[str, ...]]:
 def test_every_objective_is_looked_at() -> None:
     assert set(parts.LEARNT) == set(objectives.names())
     assert set(parts.TYPE) == set(parts.ROWS)
+
+
+def kinds(*names: str) -> dict[str, Any]:
+    """Kinds of rows as a data report names them."""
+    return {
+        name: {"rows": 3, "files": [{"file": f"{name}.json", "rows": 3, "first_row": 7}]}
+        for name in names
+    }
+
+
+@pytest.mark.parametrize("objective", sorted(parts.LEARNT))
+def test_each_objective_takes_the_kinds_it_names_and_refuses_every_other_in_any_company(
+    objective: str,
+) -> None:
+    usable = set(parts.LEARNT[objective])
+    for one in OTHERS:
+        assert bool(compat.rows_for(objective, kinds(one))) == (one not in usable), one
+        for other in OTHERS:
+            if other == one:
+                continue
+            found = compat.rows_for(objective, kinds(one, other))
+            assert [p.code for p in found] == (
+                []
+                if {one, other} <= usable
+                else ["E-COMPAT-06" if {one, other} & usable else "E-COMPAT-05"]
+            )
+            for wrong in {one, other} - usable:
+                assert f"{wrong}.json" in found[0].line() and " 7 " in found[0].line()
 
 
 @pytest.mark.parametrize("objective", sorted(parts.LEARNT))
@@ -188,18 +223,132 @@ def test_of_judged_rows_the_good_answers_alone_are_learnt_where_that_is_asked_fo
         ), name
 
 
-def test_a_kind_that_comes_last_among_many_rows_is_seen(
-    model: Path, files: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_pair_that_is_the_last_of_ten_thousand_rows_is_found(model: Path, tmp_path: Path) -> None:
     many = parts.write(
         tmp_path / "many.jsonl",
-        [{"instruction": f"what is {i}?", "output": f"it is {i}"} for i in range(2000)],
+        [{"instruction": f"what is {i}?", "output": f"it is {i}"} for i in range(9_999)],
     )
-    for order in ([many, files["preference"]], [files["preference"], many]):
+    pair = parts.write(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    for order in ([many, pair], [pair, many]):
         found, message = codes(model, "sft", [str(path) for path in order])
+        assert found == ["E-COMPAT-06"] and "many.jsonl" in message and "pairs.jsonl" in message
+        assert "preference (1 in " in message and "9,999" in message
+
+
+# ---- before anything is loaded, whichever way a run is started
+
+
+def given(train: list[str], out: Path, **more: Any) -> dict[str, Any]:
+    # There is no such model: what is refused here is refused before anybody looks for it.
+    return {"model": str(out.parent / "nowhere"), "data.train": train, "out": str(out), **more}
+
+
+def refused(start: Any) -> list[Any]:
+    with pytest.raises(UsageError) as caught:
+        start()
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pairs_beside_answers_are_refused_with_both_files_in_both_orders(
+    files: dict[str, Path], tmp_path: Path, turned: bool
+) -> None:
+    made = {"alpaca": str(files["alpaca"]), "pairs": str(files["preference"])}
+    train = [made["alpaca"], made["pairs"]][:: -1 if turned else 1]
+    keys = given(train, tmp_path / "out")
+    for start in (
+        lambda: the_story.train(parse_run(dict(keys), {}), tell=Quiet()),
+        lambda: dry_run(parse_run(dict(keys), {}), tell=Quiet()),
+        lambda: tunewright.train(model=keys["model"], data=train, out=keys["out"], tell=Quiet()),
+    ):
+        (found,) = refused(start)
         assert (
-            found == ["E-COMPAT-06"] and "many.jsonl" in message and "preference.jsonl" in message
+            found.code == "E-COMPAT-06"
+            and made["alpaca"] in found.line()
+            and made["pairs"] in found.line()
         )
+        assert "data.good_only=true" in found.line()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_of_a_pipeline_is_refused_with_its_name(
+    model: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    made = {"alpaca": str(files["alpaca"]), "pairs": str(files["preference"])}
+    stages = [{"name": "first", "data": {"train": [made["alpaca"], made["pairs"]]}}]
+    (tmp_path / "pipe.yaml").write_text(
+        yaml.safe_dump({"model": str(model), "stages": stages}), encoding="utf-8"
+    )
+    planned = pipeline.load_pipeline(tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")})
+    (found,) = refused(lambda: pipeline.run_pipeline(planned, tell=Quiet()))
+    assert found.code == "E-COMPAT-06" and "first" in found.line() and made["pairs"] in found.line()
+
+
+def test_the_check_of_data_holds_rows_against_an_objective_where_one_is_named(
+    files: dict[str, Path],
+) -> None:
+    made = {"pairs": str(files["preference"])}
+    for words, code in (
+        ([], ""),
+        (["--good-only"], "E-COMPAT-05"),
+        (["--objective", "dpo"], ""),
+        (["--objective", "sft"], "E-COMPAT-05"),
+    ):
+        more = ["--objective", "dpo"] if words == ["--good-only"] else []
+        result = story.tunewright("data", "check", made["pairs"], *words, *more)
+        assert (result.returncode, code in result.stderr) == (2 if code else 0, True), result.stderr
+    assert (
+        story.tunewright(
+            "data", "check", made["pairs"], "--objective", "sft", "--good-only"
+        ).returncode
+        == 0
+    )
+    assert (
+        "E-CONFIG-09"
+        in story.tunewright("data", "check", made["pairs"], "--objective", "sfft").stderr
+    )
+
+
+def test_good_only_beside_an_objective_that_compares_is_refused_before_the_rows_are_read(
+    tmp_path: Path,
+) -> None:
+    keys = given(
+        [str(tmp_path / "nothing.json")],
+        tmp_path / "out",
+        **{"objective.kind": "dpo", "data.good_only": True},
+    )
+    assert [
+        p.code for p in refused(lambda: the_story.train(parse_run(keys, {}), tell=Quiet()))
+    ] == ["E-COMPAT-07"]
+
+
+def test_a_run_of_good_answers_is_measured_on_them_and_answers_asked_for_of_other_rows_are_not_left_out_in_silence(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    from tunewright.evaluate.scoring import evaluate_target
+
+    model = story.model_folder(tmp_path / "m", max_position_embeddings=64)
+    data = str(files["preference"])
+    shared = {"engine": {"steps": 1, "dtype": "float32"}, "probes": 0, "tell": Quiet()}
+    run = tunewright.train(
+        model=str(model),
+        data={"train": data, "good_only": True, "held_out": 0},
+        out=str(tmp_path / "o"),
+        **shared,
+    )  # type: ignore[arg-type]
+    found = evaluate_target(
+        str(run.folder), data, generate=True, dtype="float32", threads=1, tell=Quiet()
+    )
+    assert (
+        found["exact_match"]["n"] == 3
+        and found["exact_match"]["mistakes"][0]["expected"] == parts.ANSWERS[0]
+    )
+    bare = evaluate_target(
+        str(model), data, generate=True, dtype="float32", threads=1, tell=Quiet()
+    )
+    assert "exact_match" not in bare and any(
+        "No answer was written" in line for line in bare["warnings"]
+    )
 
 
 def _as_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:

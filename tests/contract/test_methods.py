@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from asked import names, rows
 from helpers import tiny
 
 from tunewright.bench.certificate import distance
@@ -304,7 +305,7 @@ def is_prefix(case: Case, projected: bool) -> bool:
 NO_CONV1D = {"gpt2": "E-METHOD-21"}
 PROMPT = {"num_tokens": 20}
 
-ROWS: dict[str, Row] = {
+OURS: dict[str, Row] = {
     "lora": Row(is_plain_lora, {"rank": 4}),
     "rslora": Row(is_rslora, {"rank": 4}),
     "dora": Row(has("lora_A", "lora_B", "lora_magnitude_vector"), {"rank": 4}),
@@ -418,6 +419,7 @@ ROWS: dict[str, Row] = {
         why="of two blocks the first is frozen and the second computes half of the tokens",
     ),
 }
+ROWS = rows("METHODS", Row, OURS)
 
 
 def plain_name(name: str) -> str:
@@ -538,7 +540,7 @@ def eight_rows() -> list[Sample]:
 
 
 def test_every_registered_kind_has_a_row_and_every_row_a_kind() -> None:
-    assert sorted(ROWS) == methods.names()
+    assert sorted(ROWS) == names(methods)
 
 
 @pytest.mark.parametrize("name", list(ROWS))

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunewright.core.errors import ModelError, TunewrightError, UsageError
 from tunewright.core.telling import Quiet
-from tunewright.export import merge
+from tunewright.export import merge, proof
 
 IDS = torch.tensor([[5, 17, 200, 9, 33, 120, 64, 7, 250, 11, 300, 2]])
 
@@ -60,7 +60,7 @@ def test_the_folder_equals_the_adapter_in_plain_transformers(merged, base, run):
 
 
 def test_the_verdict_lies_in_the_folder_with_its_evidence(merged, run):
-    from tunewright.core.publish import sha256_of
+    from tunewright.core.files import sha256_of
 
     out, verdict = merged
     stored = json.loads((out / "merge.json").read_text(encoding="utf-8"))
@@ -171,9 +171,9 @@ def test_a_change_that_rounding_swallows_is_said_or_refused(tmp_path, base, make
         verdict["warnings"]
         and verdict["largest_logit_difference"] > verdict["adapter_moves_logits"]
     )
-    own = merge.changed_tensors
+    own = proof.changed_tensors
     monkeypatch.setattr(
-        merge, "changed_tensors", lambda base, merged, dtype: own(base, base, "float32")
+        proof, "changed_tensors", lambda base, merged, dtype: own(base, base, "float32")
     )
     with pytest.raises(merge.ExportError) as error:
         merge.merge_run(run, tmp_path / "n", dtype="bfloat16", tell=Quiet())
@@ -248,7 +248,7 @@ def test_too_little_room_is_said_with_the_bytes_needed(tmp_path, run, monkeypatc
             merge.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 10, 1000)
         )
     else:
-        monkeypatch.setattr(merge.placement, "total_memory", lambda: 1000)
+        monkeypatch.setattr(merge.machine, "total_memory", lambda: 1000)
     with pytest.raises(UsageError) as error:
         merge.merge_run(run, tmp_path / "a" / "m", tell=Quiet())
     assert code_of(error) == code and "iB" in str(error.value) and left_in(tmp_path) == []
@@ -298,7 +298,7 @@ def _fail_rename(monkeypatch: pytest.MonkeyPatch) -> None:
     def rename(*names: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(merge.os, "rename", rename)
+    monkeypatch.setattr("os.rename", rename)
 
 
 def _stop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,33 @@ def rows_file(path: Path, count: int = 12) -> Path:
 
 
 def tunewright(
+    *words: str, cwd: Path | None = None, stdin: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process: the same entry, streams and exit code without the
+    seconds in which torch is imported. What needs a process of its own asks for `process`."""
+    import torch
+    from typer.testing import CliRunner
+
+    from tunewright.cli import app
+
+    threads, here = torch.get_num_threads(), Path.cwd()
+    env = {"TUNEWRIGHT_LANG": "en", "HF_HUB_OFFLINE": "1", **environment}
+    try:
+        os.chdir(cwd or here)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as a user sees a command
+            done = CliRunner().invoke(
+                app, list(words), env=env, input=stdin, prog_name="tunewright"
+            )
+    finally:
+        os.chdir(here)
+        torch.set_num_threads(threads)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+
+def process(
     *words: str, cwd: Path | None = None, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""

@@ -218,7 +218,7 @@ def _opt() -> Any:
 
 
 def test_the_estimate_counts_what_trains() -> None:
-    from tunewright.advise.shape import ModelShape, trainable_parameters
+    from tunewright.models.shape import ModelShape, trainable_parameters
 
     model = tiny.make_model("llama")
     shape = ModelShape.from_config(model.config.to_dict())

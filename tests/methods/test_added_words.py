@@ -414,7 +414,8 @@ def test_eva_takes_no_words() -> None:
 def test_a_lora_with_words_trains_its_matrices_and_the_rows_and_counts_them(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    from tunewright.advise import fit, shape
+    from tunewright.advise import fit
+    from tunewright.models import shape
 
     for base in ("tied", "untied"):
         plainly = run(

@@ -156,7 +156,7 @@ def test_what_agrees_may_stand_beside_it_and_what_contradicts_is_named_key_by_ke
 
 
 def test_how_an_adapter_begins_is_over_and_said(tmp_path: Path) -> None:
-    # PiSSA leaves a plain LoRA of twice the rank at the same strength (`methods/started.py`).
+    # PiSSA leaves a plain LoRA of twice the rank at the same strength (`methods/lora_starts.py`).
     saved = adapter(tmp_path / "a", r=8, lora_alpha=8)
     assert (
         codes(saved, method__kind="pissa", method__rank=4, method__alpha=4)
@@ -267,7 +267,7 @@ def test_dpo_on_an_adapter_that_learnt_with_dropout_begins_at_the_logarithm_of_t
     assert summary["first_loss"] == pytest.approx(
         math.log(2), abs=1e-6
     )  # two equal models; TRL's first loss
-    assert any("dropout off" in line and "0.4" in line for line in tell.said)
+    assert any("dropout is off" in line and "0.4" in line for line in tell.said)
     record = yaml.safe_load((tmp_path / "off" / "run.yaml").read_text())["method"]
     assert (record["kind"], record["rank"], record["dropout"]) == ("lora", 4, 0.0)
     assert (

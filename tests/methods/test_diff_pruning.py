@@ -316,7 +316,7 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_estimate_counts_what_trains() -> None:
-    from tunewright.advise.shape import ModelShape, trainable_parameters
+    from tunewright.models.shape import ModelShape, trainable_parameters
 
     entry = methods.get("diff_pruning")
     assert entry is not None

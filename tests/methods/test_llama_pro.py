@@ -174,7 +174,7 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 def test_the_estimate_counts_the_blocks_it_will_have() -> None:
-    from tunewright.advise.shape import ModelShape
+    from tunewright.models.shape import ModelShape
 
     shape = ModelShape.from_config(tiny.make_config("llama", num_hidden_layers=4).to_dict())
     entry = methods.get("llama_pro")

@@ -451,7 +451,7 @@ def test_windows_mixed_blocks_and_single_blocks_are_refused(
 
 
 def test_the_estimate_counts_what_trains() -> None:
-    from tunewright.advise.shape import ModelShape
+    from tunewright.models.shape import ModelShape
 
     entry = methods.get("mixture_of_depths")
     assert entry is not None

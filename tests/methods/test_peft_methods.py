@@ -238,7 +238,7 @@ def test_what_trains_is_float32_on_a_half_precision_base_and_the_base_is_not_rou
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_estimate_before_loading_counts_what_really_trains(kind: str, family: str) -> None:
-    from tunewright.advise.shape import ModelShape, trainable_parameters
+    from tunewright.models.shape import ModelShape, trainable_parameters
 
     if (kind, family) == ("oft", "gpt2"):
         return  # refused there

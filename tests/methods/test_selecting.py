@@ -347,7 +347,7 @@ def test_weights_of_another_base_are_refused(tmp_path: Path) -> None:
     "kind", ["full", "freeze", "bitfit", "norms", "embeddings", "galore", "apollo"]
 )
 def test_the_estimate_before_loading_knows_how_much_of_the_base_trains(kind: str) -> None:
-    from tunewright.advise.shape import ModelShape, rank_of, trainable_parameters
+    from tunewright.models.shape import ModelShape, rank_of, trainable_parameters
 
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 320}
     model = tiny.make_model("qwen2", **sizes)

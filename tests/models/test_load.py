@@ -72,7 +72,7 @@ def test_dropouts_of_the_config_are_set_to_zero_and_said(edit: Edit) -> None:
     notes: list[str] = []
     model = load.load_model(edit(attention_dropout=0.25), dtype="float32", notes=notes)
     assert model.config.attention_dropout == 0.0
-    assert notes == ["attention_dropout 0.25 of the model's config is set to 0"]
+    assert notes == ["attention_dropout 0.25 of the model's config was set to 0"]
 
 
 def test_dropout_modules_of_older_families_are_silent_too(tmp_path: Path, tokenizer: Any) -> None:

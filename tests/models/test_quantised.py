@@ -296,7 +296,7 @@ MEMORY = """
 import gc, sys, torch
 torch.set_num_threads(1)
 from transformers import LlamaConfig, LlamaForCausalLM
-from tunewright.models.kernels.fused import keep_freed_memory, return_freed_memory
+from tunewright.core.machine import keep_freed_memory, return_freed_memory
 from tunewright.models.quantised import quantise_model
 keep_freed_memory()
 
@@ -412,7 +412,7 @@ def test_a_run_whose_base_and_method_do_not_go_together_is_refused_before_loadin
 
 def test_the_estimate_knows_the_bits_of_the_base() -> None:
     from tunewright.advise import fit
-    from tunewright.advise.shape import ModelShape
+    from tunewright.models.shape import ModelShape
 
     config = {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32,
               "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True}  # fmt: skip

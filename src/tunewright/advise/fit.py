@@ -17,16 +17,16 @@ from typing import Any
 
 from tunewright.advise import memory, speed
 from tunewright.advise.memory import Work
-from tunewright.advise.shape import BYTES, ModelShape, rank_of, trainable_parameters
 from tunewright.core.config import RunConfig
-from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
+from tunewright.core.errors import ConfigError, Problem, TunewrightError, UsageError, problem
 from tunewright.core.files import readable_size
-from tunewright.core.registry import methods, objectives
-from tunewright.core.runfile import kind_of
+from tunewright.core.registry import methods
+from tunewright.core.runfile import kind_of, objective_of
 from tunewright.core.telling import duration
-from tunewright.core.types import OwnAnswers, Rollouts, Sample
+from tunewright.core.types import Objective, OwnAnswers, Rollouts, Sample
 from tunewright.core.words import say
 from tunewright.engine.schedule import batch_size_for, make_schedule, measuring_of
+from tunewright.models.shape import BYTES, ModelShape, rank_of, trainable_parameters
 from tunewright.sources import headers
 
 TIGHT = 0.85
@@ -318,13 +318,7 @@ def of_run(
 ) -> Estimate:
     """`estimate` with what a run file says filled in."""
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
-    objective = objectives.get(kind_of(config.objective)) if config.objective is not None else None
-    # A run whose objective says too little is refused elsewhere.
-    told = objective is not None and (
-        getattr(config.objective, "reward", None) is not None
-        or not hasattr(config.objective, "reward")
-    )
-    asks = objective.function(config.objective) if objective is not None and told else None
+    asks = _asked_by(config)
     rollouts = asks.rollouts if asks is not None else None
     schedule = replace(make_schedule(config.engine, facts.samples, 0.0), total_steps=steps)
     measuring = measuring_of(
@@ -358,14 +352,24 @@ def of_run(
     )
 
 
+def _asked_by(config: RunConfig) -> Objective | None:
+    """The objective of a run; None for one that says too little, which is refused elsewhere."""
+    try:
+        return objective_of(config) if config.objective is not None else None
+    except ConfigError:
+        return None
+
+
 def models_beside(config: RunConfig) -> list[ModelShape]:
     """Shapes of the models that a run holds besides its own: a teacher, and reward models that
     cannot stand on the run's base.
 
     What cannot be found here is refused, with its reason, where it is opened.
     """
-    teacher, reward = (getattr(config.objective, name, None) for name in ("teacher", "reward"))
-    stands_alone = reward is not None and (
+    asks = _asked_by(config)
+    teacher = asks.teacher if asks is not None else None
+    rollouts = asks.rollouts if asks is not None else None
+    stands_alone = rollouts is not None and (
         getattr(config.method, "trains_base", False) or config.base.bits is not None
     )
     if teacher is None and not stands_alone:
@@ -375,12 +379,10 @@ def models_beside(config: RunConfig) -> list[ModelShape]:
 
     found = []
     try:
-        wanted = [teacher] if teacher is not None else []
-        wanted += (
-            [str(run) for _, run in rewards.read(reward, on_bad="stop").models]
-            if stands_alone
-            else []
-        )
+        wanted = [teacher.model] if teacher is not None else []
+        if rollouts is not None and stands_alone:
+            judged = rewards.read(rollouts.rewards, on_bad="stop")
+            wanted += [str(run) for _, run in judged.models]
         for target in wanted:
             raw, _ = headers.read_config(opening.config_folder(target) / "config.json")
             found.append(ModelShape.from_config(raw))
@@ -396,17 +398,6 @@ def shape_of(folder: Path) -> ModelShape:
     return ModelShape.from_config(
         config, sum(p.stat().st_size for p in Path(folder).glob("*.safetensors") if p.is_file())
     )
-
-
-def available_bytes(device: str) -> int:
-    """Memory of the device in all, not what happens to be free now."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    from tunewright.engine.placement import total_memory
-
-    return total_memory()
 
 
 # ---- what would fit
@@ -637,7 +628,6 @@ __all__ = [
     "Estimate",
     "ModelShape",
     "SampleFacts",
-    "available_bytes",
     "describe",
     "estimate",
     "largest_fitting",

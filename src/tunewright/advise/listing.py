@@ -1,22 +1,23 @@
 """What there is to choose from: methods with what they cost, objectives, formats, families of
 models, error codes; as rows and as a table.
 
-Shares are counted from sizes alone (`advise/shape.py`) with each method's default options, so a
+Shares are counted from sizes alone (`models/shape.py`) with each method's default options, so a
 list needs no weights and no torch.
 """
 
 from __future__ import annotations
 
+import inspect
 import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
-from tunewright.advise.shape import ModelShape, trainable_parameters
 from tunewright.core import registry
 from tunewright.core.errors import UsageError, problem
-from tunewright.core.words import catalogue, error_codes, error_text, say
+from tunewright.core.words import error_codes, error_text, say
+from tunewright.models.shape import ModelShape, trainable_parameters
 
 SHAPE = {
     "model_type": "llama",
@@ -50,7 +51,7 @@ def methods(shape: ModelShape | None = None) -> Rows:
                 "share": None if count is None else count / shape.parameters,
                 "merges": entry.facts.get("merges", True) is True,
                 "on_quantised": entry.facts.get("on_quantised", False) is True,
-                "by": entry.facts.get("by", "Tunewright"),
+                "by": entry.facts.get("by", "Tunewright" if entry.is_ours else entry.package),
                 "source": entry.facts.get("source", ""),
             }
         )
@@ -167,11 +168,11 @@ def shape_of(model: str | None) -> ModelShape | None:
 
 def about(axis: str, entry: registry.Entry[Any]) -> str:
     """One line about a registered name in the reader's language; for a name of another package, the
-    first line of its config class."""
-    key = f"list.{axis}.{entry.name}"
-    return (
-        say(key) if key in catalogue("en") else (entry.config.__doc__ or "").strip().splitlines()[0]
-    )
+    first paragraph of its config class."""
+    if entry.is_ours:
+        return say(f"list.{axis}.{entry.name}")
+    paragraph = inspect.cleandoc(entry.config.__doc__ or entry.package).split("\n\n")[0]
+    return " ".join(paragraph.split())
 
 
 # ---- as a table

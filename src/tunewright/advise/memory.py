@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunewright.advise.shape import BYTES, ModelShape, roles_of
+from tunewright.models.shape import BYTES, ModelShape, roles_of
 
 MiB = 2**20
 PROCESS_BYTES = 410 * MiB

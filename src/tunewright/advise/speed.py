@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tunewright.advise.shape import ModelShape
+from tunewright.models.shape import ModelShape
 
 EFFICIENCY = 0.65
 """Share of the probe's rate that a whole step reaches: norms, attention, copies and the optimiser

@@ -8,9 +8,8 @@ from typing import Any
 
 from tunewright.core.comparing import contains
 from tunewright.core.files import write_text
-from tunewright.core.words import ASSETS, language
-from tunewright.report.html import POLICY
-from tunewright.report.markup import Child, Html, el, words
+from tunewright.core.words import language
+from tunewright.report.markup import Child, Html, document, el, words
 from tunewright.report.record import finite
 
 BAR, ROW, LEFT, RIGHT, FIGURE = 560, 26, 170, 130, 56
@@ -27,15 +26,6 @@ def write_methods_page(
     `bench_methods`, and say where it is."""
     chosen = lang or language()
     title = words("compare.title", chosen)
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", title),
-        el("style", Html((ASSETS / "report" / "style.css").read_text(encoding="utf-8"))),
-    )
     done = [row for row in rows if "problem" not in row]
     failed = [row for row in rows if "problem" in row]
     sections: list[Child] = [
@@ -55,14 +45,9 @@ def write_methods_page(
         ]
     if any(row["answers"] for row in done):
         sections += [el("h2", words("compare.answers", chosen)), *_answers(done, chosen)]
-    body = el("body", el("header", el("h1", title)), el("main", *sections))
+    header, main = el("header", el("h1", title)), el("main", *sections)
     target = out / "methods.html"
-    write_text(
-        target,
-        "<!doctype html>\n"
-        + el("html", head, body, lang="zh-CN" if chosen == "zh" else chosen)
-        + "\n",
-    )
+    write_text(target, document(chosen, title, header, main))
     return target
 
 

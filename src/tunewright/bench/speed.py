@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from tunewright.core.machine import keep_freed_memory
 from tunewright.core.runfile import ParsedRun, kind_of
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -41,7 +42,6 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
     from tunewright.core.machine import peak_memory_bytes, versions
     from tunewright.engine import placement
     from tunewright.engine.opening import to_train
-    from tunewright.models.kernels.fused import keep_freed_memory
 
     config, data = parsed.config, prepared.data
     world = placement.start(config.engine, (data.train, data.report))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from tunewright.core.errors import TunewrightError, UnexpectedError, problem
 from tunewright.core.words import say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,8 +34,6 @@ def speaks(command: F) -> F:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        from tunewright.core.errors import TunewrightError
-
         try:
             if kwargs.get("trust_code"):
                 from tunewright.sources.remote_code import trusting
@@ -57,7 +56,7 @@ def speaks(command: F) -> F:
     return run  # type: ignore[return-value]
 
 
-def _told(error: Any, *, as_json: bool) -> typer.Exit:
+def _told(error: TunewrightError, *, as_json: bool) -> typer.Exit:
     """Say an error of ours; the exit to raise."""
     if as_json:
         print(json.dumps({"problems": [p.as_dict() for p in error.problems]}, ensure_ascii=False))
@@ -69,7 +68,6 @@ def _unforeseen(error: Exception, *, as_json: bool) -> typer.Exit:
     """Say that something happened that nobody foresaw, with its traceback in a file and not on the
     screen; the exit to raise."""
     from tunewright.core import faults
-    from tunewright.core.errors import UnexpectedError, problem
     from tunewright.core.publish import cache_root
 
     code = "E-RUN-17" if faults.is_memory(error) else "E-RUN-16"
@@ -82,3 +80,11 @@ def _unforeseen(error: Exception, *, as_json: bool) -> typer.Exit:
 def print_json(value: Any) -> None:
     """A result for machines, on stdout."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def show(result: Any, lines: Callable[[Any], list[str]], *, as_json: bool) -> None:
+    """A result on stdout: for machines, or in `lines` for people."""
+    if as_json:
+        print_json(result)
+    else:
+        print("\n".join(lines(result)))

@@ -9,6 +9,7 @@ from typing import Any
 from tunewright.advise import fit
 from tunewright.core import compat
 from tunewright.core.errors import CompatError, ModelError, UsageError, raise_all
+from tunewright.core.machine import available_bytes
 from tunewright.core.registry import AXES
 from tunewright.core.runfile import ParsedRun, kind_of
 from tunewright.core.telling import Once, Tell
@@ -86,7 +87,7 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
         layout=layout,
         flops_per_second=rate,
     )
-    available = fit.available_bytes(device)
+    available = available_bytes(device)
     for line in fit.describe(found, available):
         tell.line(line)
     raise_all(fit.problems(found, available), UsageError)

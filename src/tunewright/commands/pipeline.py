@@ -13,10 +13,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gc
-import os
 import re
-import secrets
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,7 @@ from tunewright.commands.pipeline_file import (
     read_pipeline,
     write_text_of,
 )
-from tunewright.core import faults
+from tunewright.core import compat, faults, publish
 from tunewright.core.errors import (
     CheckpointError,
     ConfigError,
@@ -44,14 +41,13 @@ from tunewright.core.errors import (
     problem,
     raise_all,
 )
-from tunewright.core.files import fsync_directory, with_retry, write_json, write_text
-from tunewright.core.registry import methods, objectives
+from tunewright.core.files import sha256_of, write_json, write_text
+from tunewright.core.registry import methods
 from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, parse_run
 from tunewright.core.telling import Quiet, Tell
 from tunewright.core.words import say
 from tunewright.methods import continuing
 from tunewright.record import folder as run_folder
-from tunewright.record.checkpoint import sha256
 from tunewright.sources import find
 
 RECORD, SUMMARY = "pipeline.yaml", "summary.json"
@@ -428,12 +424,7 @@ class _Resolver:
 
 def _leaves(kinds: dict[str, str]) -> str:
     """What a run of these kinds leaves, known before it is run."""
-    objective = objectives.get(kinds["objective"])
-    return (
-        SCORES
-        if objective is not None and objective.facts.get("leaves") == SCORES
-        else _saved(kinds)
-    )
+    return SCORES if compat.judges(kinds["objective"]) else _saved(kinds)
 
 
 def _saved(kinds: dict[str, str]) -> str:
@@ -537,23 +528,12 @@ def _create(pipeline: Pipeline) -> None:
     """Let the folder appear by a rename with its record inside. Raises UsageError when it cannot be
     written."""
     out = pipeline.out
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    text = write_text_of([(stage.name, stage.layer) for stage in pipeline.stages])
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        write_text(
-            temporary / RECORD,
-            write_text_of([(stage.name, stage.layer) for stage in pipeline.stages]),
-        )
-        fsync_directory(temporary)
-        if out.is_dir():
-            out.rmdir()  # it is empty, `_require_free` made sure
-        with_retry(lambda: os.rename(temporary, out))
-        fsync_directory(out.parent)
+        with publish.folder(out) as temporary:
+            write_text(temporary / RECORD, text)
     except OSError as e:
         raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
@@ -617,10 +597,8 @@ def _run_stage(stage: Planned, tell: Tell) -> None:
     """Start or continue the run of a stage."""
     from tunewright.report.html import write_report
 
-    for leftover in stage.folder.parent.glob(
-        f".{stage.folder.name}.tmp-*"
-    ):  # of a process that died while the folder appeared
-        shutil.rmtree(leftover, ignore_errors=True)
+    # Of a process that died while the folder appeared; nobody else writes here.
+    publish.remove_left_overs(stage.folder.parent, f".{stage.folder.name}.tmp-")
     if (stage.folder / "run.yaml").is_file():
         story.resume_run(stage.folder, tell=tell)
     else:
@@ -640,7 +618,7 @@ def _result_of(stage: Planned) -> dict[str, Any]:
     files = {
         f"{result.name}/{p.relative_to(result).as_posix()}": {
             "size": p.stat().st_size,
-            "sha256": sha256(p),
+            "sha256": sha256_of(p),
         }
         for p in _files(result)
     }
@@ -677,7 +655,7 @@ def _verify(stage: Planned, row: dict[str, Any]) -> None:
         if (
             not path.is_file()
             or path.stat().st_size != facts["size"]
-            or sha256(path) != facts["sha256"]
+            or sha256_of(path) != facts["sha256"]
         ):
             wrong.append(name)
     if wrong:

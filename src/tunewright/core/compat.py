@@ -13,15 +13,6 @@ from tunewright.core.registry import methods, objectives
 from tunewright.core.runfile import kind_of
 from tunewright.core.words import say
 
-USUAL = {
-    "preference": "dpo",
-    "judged": "kto",
-    "stepwise": "process_reward",
-    "prompt": "grpo",
-    "text": "pretrain",
-    "conversation": "sft",
-}
-"""The objective that most people want for a kind of rows."""
 JUDGED = ("preference", "judged", "stepwise")
 """Kinds that hold good and bad answers: `data.good_only` makes dialogues of the good ones."""
 
@@ -90,6 +81,18 @@ def _good_only_problems(run: RunConfig) -> list[Problem]:
     ]
 
 
+def usual_for(kind: str) -> str:
+    """The objective that most people want for a kind of rows."""
+    return next(e.name for e in objectives if kind in e.facts.get("usual_for", ()))
+
+
+def judges(objective: str | None) -> str:
+    """What a run of this objective gives numbers to: `answers`, the `steps` of answers, or nothing
+    (an empty text)."""
+    entry = objectives.get(objective) if objective is not None else None
+    return str(entry.facts.get("judges", "")) if entry is not None else ""
+
+
 def row_problems(run: RunConfig, kinds: Mapping[str, Any]) -> list[Problem]:
     """What the objective of a run cannot learn from, among the kinds of rows that its data has
     (`kinds` of the data report): every one that occurs."""
@@ -120,7 +123,7 @@ def rows_for(objective: str, kinds: Mapping[str, Any]) -> list[Problem]:
         "also": also,
     }
     if len(wrong) == len(kinds):
-        return [problem("E-COMPAT-05", "data.train", guess=USUAL[wrong[0]], **fields)]
+        return [problem("E-COMPAT-05", "data.train", guess=usual_for(wrong[0]), **fields)]
     return [
         problem(
             "E-COMPAT-06",

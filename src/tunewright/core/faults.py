@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tunewright.core.errors import Problem, UnexpectedError, problem
 from tunewright.core.files import readable_size
+from tunewright.core.version import __version__
 
 FILE = "traceback.txt"
 LONGEST_CAUSE = 300
@@ -63,9 +64,8 @@ def cause_of(error: BaseException) -> str:
 def keep(error: BaseException, folder: Path) -> str:
     """Append the traceback to `FILE` in `folder`, or where that cannot be written to one for
     temporary files. Returns the file, or why there is none."""
-    from tunewright import __version__
-
-    head = f"tunewright {__version__} · Python {sys.version.split()[0]} · {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+    python, now = sys.version.split()[0], time.strftime("%Y-%m-%d %H:%M:%S")
+    head = f"tunewright {__version__} · Python {python} · {now}\n"
     text = head + "".join(traceback.format_exception(error)) + "\n"
     why = ""
     for place in (folder, Path(tempfile.gettempdir()) / "tunewright"):

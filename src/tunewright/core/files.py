@@ -8,6 +8,7 @@ only on the errors that a virus scanner causes, never fsync a directory on Windo
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -43,6 +44,22 @@ def fsync_directory(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the contents of a file durable."""
+    # Windows syncs only what is open for writing; elsewhere a file may be read-only.
+    with open(path, "rb+" if os.name == "nt" else "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces of 4 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(4 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

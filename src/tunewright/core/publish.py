@@ -1,31 +1,31 @@
-"""Where converted models lie, and how one appears there: built in a folder of its own, published by
-one rename, marker written last.
+"""How a folder appears: filled under a hidden name beside its place, made durable, then renamed.
 
-A folder without a marker, or with a file of another size than the marker says, is no model: an
-interrupted conversion leaves nothing that looks valid. Two processes that convert the same file
-build separately; they take turns to publish, and the second finds the first one's folder and uses
-it.
+A reader sees all of it or nothing. After a failure nothing is left; what a killed process left is
+removed by the next one that makes the same folder, once it is two days old. Run folders, pipelines,
+checkpoints and exports appear so (`folder`), and the entries of the cache of converted models
+(`publish`), which have a marker besides: an entry without one, or with a file of another size than
+the marker says, is no model. Two processes that convert the same file build separately; they take
+turns to publish, and the second finds the first one's folder and uses it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from tunewright.core.files import with_retry, write_json
+from tunewright.core.files import fsync_directory, fsync_file, with_retry, write_json
 
-MARKER = "tunewright.json"
+MARKER, BUILDING = "tunewright.json", ".building-"
 STALE_SECONDS = 2 * 24 * 3600
 
 
@@ -42,15 +42,6 @@ def cache_root() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "tunewright"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunewright"
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces of 4 MiB."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while piece := handle.read(4 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def marker_of(folder: Path) -> dict[str, Any] | None:
@@ -74,11 +65,7 @@ def publish(target: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, 
     temporary folder is removed. If another process published a valid `target` meanwhile, that one
     is kept.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target.parent)
-    temporary = target.parent / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir()
-    try:
+    with _temporary(target.parent, BUILDING) as temporary:
         facts = build(temporary)
         sizes = {
             p.relative_to(temporary).as_posix(): p.stat().st_size
@@ -87,32 +74,71 @@ def publish(target: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, 
         }
         marker = {**facts, "files": sizes}
         write_json(temporary / MARKER, marker)
-        return _rename(temporary, target) or marker
+        # Looking and moving must be one act: a folder that another process published in between
+        # would be taken for the broken one and moved away.
+        with FileLock(target.parent / f".{target.name}.lock"):
+            there = marker_of(target)
+            if there:
+                return there
+            if target.exists():
+                # Moved away in one step, so nobody sees a half-deleted folder, then removed.
+                aside = target.parent / f"{BUILDING}broken-{secrets.token_hex(4)}"
+                with_retry(lambda: os.rename(target, aside))
+                shutil.rmtree(aside, ignore_errors=True)
+            _take_place(temporary, target)
+        return marker
+
+
+@contextlib.contextmanager
+def folder(target: Path, word: str = "tmp") -> Iterator[Path]:
+    """A hidden sibling of `target` to fill, which gets its name at the end of the block.
+
+    `target` must be free then: an empty folder gives way, anything else is an OSError. Whatever is
+    raised in the block, nothing is left, not even the parents that were made for it. `word` says in
+    the hidden name what was going on.
+    """
+    made = [place for place in target.absolute().parents if not place.exists()]
+    try:
+        with _temporary(target.parent, f".{target.name}.{word}-") as temporary:
+            yield temporary
+            _take_place(temporary, target)
+    except BaseException:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _temporary(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `parent` that is gone after the block, unless it was renamed."""
+    temporary = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        remove_left_overs(parent, prefix, STALE_SECONDS)
+        temporary.mkdir()
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _rename(temporary: Path, target: Path) -> dict[str, Any] | None:
-    """Put `temporary` in the place of `target`. Returns the marker of somebody else's valid target,
-    which then stays."""
-    # Looking and moving must be one act: a folder that another process published in between would
-    # be taken for the broken one and moved away.
-    with FileLock(target.parent / f".{target.name}.lock"):
-        there = marker_of(target)
-        if there:
-            return there
-        if target.exists():
-            # Moved away in one step, so nobody sees a half-deleted folder, then removed.
-            aside = target.parent / f".building-broken-{uuid.uuid4().hex[:8]}"
-            with_retry(lambda: os.rename(target, aside))
-            shutil.rmtree(aside, ignore_errors=True)
-        with_retry(lambda: os.rename(temporary, target))
-        return None
+def _take_place(temporary: Path, target: Path) -> None:
+    """Make a folder and all in it durable, then rename it to `target`."""
+    for path in [*temporary.rglob("*"), temporary]:
+        if path.is_dir():
+            fsync_directory(path)
+        else:
+            fsync_file(path)
+    if target.is_dir():
+        target.rmdir()  # Windows renames over no folder, an empty one neither
+    with_retry(lambda: os.rename(temporary, target))
+    fsync_directory(target.parent)
 
 
-def _sweep(parent: Path) -> None:
-    """Remove what interrupted conversions left more than two days ago."""
-    for left in parent.glob(".building-*"):
+def remove_left_overs(parent: Path, prefix: str, older_than: float = 0) -> None:
+    """Remove the hidden folders that processes left which died `older_than` seconds ago or
+    earlier."""
+    for left in [place for place in parent.iterdir() if place.name.startswith(prefix)]:
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+            if time.time() - left.stat().st_mtime >= older_than:
                 shutil.rmtree(left, ignore_errors=True)

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from tunewright.core import foreign, yaml_mistakes
 from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import ConfigError, Problem, problem, raise_all
-from tunewright.core.registry import AXES
+from tunewright.core.registry import AXES, objectives
+from tunewright.core.types import Objective
 from tunewright.core.words import say
 
 WHOLE = ("data.columns", "data.mixing", "method.options", "objective.reward")
@@ -427,6 +428,14 @@ def kind_of(section: Section) -> str:
             if type(section) is entry.config:
                 return entry.name
     raise AssertionError(f"{type(section).__name__} is not registered")
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """What the run optimises. Raises ConfigError for settings with which it cannot work."""
+    entry = objectives.get(kind_of(config.objective))
+    assert entry is not None
+    made: Objective = entry.function(config.objective)
+    return made
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

@@ -181,7 +181,7 @@ ROW_KINDS = {
     Prompt: "prompt",
     Stepwise: "stepwise",
 }
-"""The words of `Needs.rows`."""
+"""The words of the fact `rows` of an objective."""
 
 
 @dataclass
@@ -289,16 +289,11 @@ same name for the whole step."""
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method or objective asks of the others; read by `core/compat.py` before anything is
-    loaded."""
+    """What a method asks of the engine."""
 
     layout: str = "any"
     """`any` or `padded`."""
-    heads: tuple[str, ...] = ()
-    """`value`, `reward`."""
     frozen_base: bool = False
-    rows: tuple[str, ...] = ()
-    """Kinds of rows it can use: `conversation`, `text`, `preference` ...; empty: any."""
 
 
 @dataclass(frozen=True)
@@ -454,34 +449,37 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is optimised, as functions the engine calls (design, section 3).
+    """What is optimised, as functions the engine calls.
 
     `plan(samples)` announces, before the first backward and without a model, what each named term
-    is divided by for the whole step. `prepare(samples)` runs without gradient over the whole step.
-    `terms(output)` gives `{name: (sum over the pass, coefficient)}`.
+    is divided by for the whole step. `terms(output)` gives the same names' sums over one pass, with
+    their coefficients. `prepare(samples)` runs over the whole step before both, and may change the
+    samples' branches.
     """
 
     plan: Callable[[list[Sample]], dict[str, float]]
     terms: Callable[[PassOutput], dict[str, Term]]
-    needs: Needs = Needs()
     prepare: Callable[[list[Sample]], None] | None = None
-    reference: bool = False
-    """Wants `output.reference`: the summed log-probability of every branch under the model at step
-    0."""
-    rate_factor: float = 1.0
-    """What the method's usual learning rate is multiplied by when the run file says `auto`."""
     measure: Callable[[list[Sample], Passes], None] | None = None
-    """`measure(samples, run)`, after `prepare`: a baseline over the whole step. `run` takes
-    samples, any number of them, and gives the outputs of their passes without gradient."""
+    """`measure(samples, run)`, after `prepare`: a baseline over the whole step."""
     companions: Callable[[Sequence[Sample], int | None], Iterable[Sample]] | None = None
     """Told all samples of a run, and how many tokens the model can take, before the first step;
     gives those that `measure` will run besides, so that they have reference values, too."""
+    heads: tuple[str, ...] = ()
+    """Heads that it reads and trains: `value` (`output.value`), `score` (`output.score`)."""
+    reference: bool = False
+    """Wants `output.reference`: log-probabilities under the model at step 0."""
     spread: bool = False
     """Wants `output.log_z` and `output.mean_logprob`."""
     teacher: Teaching | None = None
     """Wants `output.divergence`, from this teacher."""
     own_answers: OwnAnswers | None = None
-    """Some steps are taken on answers that the model wrote itself (`engine.on_policy`)."""
+    """Some steps are taken on answers that the model wrote itself."""
     rollouts: Rollouts | None = None
-    """Learns from the model's own answers (`engine.rounds`); `plan` and `terms` then see samples
-    whose `facts["experience"]` is an `Experience`."""
+    """Learns from the model's own answers; `plan` and `terms` then see samples whose
+    `facts["experience"]` is an `Experience`."""
+    pack: int | None = None
+    """Learns from whole documents: long ones in windows, short ones side by side in samples of up
+    to this many tokens (0: each by itself)."""
+    rate_factor: float = 1.0
+    """What the method's usual learning rate is multiplied by when the run file says `auto`."""

@@ -12,48 +12,40 @@ from __future__ import annotations
 import json
 import math
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LEAST, MOST = 1e-7, 1e21
 """Plain numbers between these are written without an exponent, as JavaScript writes them."""
 
 
-class WrittenFloat(float):
+class _Written:
+    """A number that keeps its text; what it counts and compares as is said by its other base."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        made = super().__new__(cls, text)  # type: ignore[call-arg]  # that of the number
+        made.text = text
+        return made
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.text,))
+
+
+class WrittenFloat(_Written, float):
     """A number with a point or an exponent, and its text."""
 
-    text: str
 
-    def __new__(cls, text: str) -> WrittenFloat:
-        made = super().__new__(cls, text)
-        made.text = text
-        return made
-
-    def __str__(self) -> str:
-        return self.text
-
-    __repr__ = __str__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (WrittenFloat, (self.text,))
-
-
-class WrittenInt(int):
+class WrittenInt(_Written, int):
     """A whole number that Python would print otherwise (-0), and its text."""
-
-    text: str
-
-    def __new__(cls, text: str) -> WrittenInt:
-        made = super().__new__(cls, text)
-        made.text = text
-        return made
-
-    def __str__(self) -> str:
-        return self.text
-
-    __repr__ = __str__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (WrittenInt, (self.text,))
 
 
 WRITTEN = (WrittenFloat, WrittenInt)

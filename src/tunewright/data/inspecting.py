@@ -26,6 +26,7 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row, Sample
+from tunewright.core.version import __version__
 from tunewright.data import reporting
 from tunewright.data.catalogue import names as catalogue
 from tunewright.data.checks import Finding, stops
@@ -324,8 +325,6 @@ def _key_facts(
     config: DataConfig, recipe: Recipe, light: Light | None, seed: int, renderer: Renderer | None
 ) -> dict[str, Any]:
     """Everything besides the files that decides what is in the store."""
-    from tunewright import __version__
-
     told = {
         **asdict(recipe),
         "tokenizer": light.fingerprint(recipe.tokenizer) if light else None,
@@ -582,9 +581,9 @@ def _refuse_worthless(
             for entry in report["reasons"].values()
         )
         raise DataError.of("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
-    if report["tokens_total"] is not None and not asked_only:
-        if not report["stop_learnt_share"]:
-            raise DataError.of("E-DATA-14", place, answers=report["answers"])
+    reads_tokens = report["tokens_total"] is not None and not asked_only
+    if reads_tokens and not report["stop_learnt_share"]:
+        raise DataError.of("E-DATA-14", place, answers=report["answers"])
     stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]
     raise_all(
         (problem("E-DATA-61", place, what=f.what(), do=f.remedy(), name=f.key) for f in stopping),

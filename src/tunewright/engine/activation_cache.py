@@ -29,11 +29,11 @@ from torch import Tensor
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.files import readable_size
+from tunewright.core.machine import free_bytes
 from tunewright.core.telling import Tell
 from tunewright.core.types import Branch, Sample, TokenTree
 from tunewright.core.words import say
 from tunewright.engine.layout import probe_samples
-from tunewright.engine.placement import total_memory
 from tunewright.engine.tree import build_tree, padded_rows, rows_needed, rows_of_branches
 from tunewright.models import anatomy
 
@@ -178,21 +178,6 @@ def blocks_of(causal: Any) -> list[Any]:
     """The model's blocks, in order."""
     by_name = dict(causal.named_modules())
     return [by_name[name] for name in anatomy.of(causal).blocks]
-
-
-def free_bytes(device: str) -> int:
-    """Memory that is free now: of the GPU, or of this machine within its container's limit."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    with (
-        contextlib.suppress(OSError, ValueError, StopIteration),
-        open("/proc/meminfo", encoding="ascii") as handle,
-    ):
-        return min(
-            total_memory(),
-            1024 * int(next(line for line in handle if line.startswith("MemAvailable")).split()[1]),
-        )
-    return total_memory() // 2
 
 
 def lowest_trained(policy: Any) -> tuple[int, bool] | None:

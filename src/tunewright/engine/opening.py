@@ -21,10 +21,11 @@ from typing import Any, Literal
 import torch
 
 from tunewright import rewards
+from tunewright.core import compat
 from tunewright.core.config import BaseConfig, EngineConfig, RunConfig, Section
 from tunewright.core.errors import ConfigError, ModelError, UsageError, problem, raise_all
-from tunewright.core.registry import methods, objectives
-from tunewright.core.runfile import kind_of
+from tunewright.core.registry import methods
+from tunewright.core.runfile import kind_of, objective_of
 from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Quiet, Tell
 from tunewright.core.types import Attached, Objective, Sample, Teaching
@@ -492,9 +493,7 @@ def to_train(
     and may raise. Adds to `world.reasons` what was decided and why. Raises ModelError, CompatError
     and ConfigError for what does not fit.
     """
-    entry = objectives.get(kind_of(config.objective))
-    assert entry is not None
-    objective: Objective = entry.function(config.objective)
+    objective = objective_of(config)
     loaded, attached, spare = _learner(config, folder, base_path, world, objective, train, tell)
     layout, reason = loaded.choose_layout(config.engine, world.dtype)
     steps = total_steps(config.engine, len(train))
@@ -560,8 +559,8 @@ def _learner(
         tell.line(note)
     if attached.look is not None:
         attached.look(_some_rows(samples))
-    _tell_head(config, has_score(causal), "score" in objective.needs.heads, tell)
-    put_heads(causal, attached, objective.needs.heads)
+    _tell_head(config, has_score(causal), "score" in objective.heads, tell)
+    put_heads(causal, attached, objective.heads)
     return Loaded(causal, attached, known), attached, spare if attached.needs.frozen_base else None
 
 
@@ -585,7 +584,7 @@ def _stepper(
     parts: dict[str, Any] = {
         "policy": loaded.policy(
             layout,
-            heads=objective.needs.heads,
+            heads=objective.heads,
             spread=objective.spread,
             teacher=teacher,
             temperature=rollouts.temperature if rollouts else 1.0,
@@ -671,7 +670,7 @@ def reward_model_of(
     tell.line(say("rounds.reward_shared" if shared else "rounds.reward_own", folder=run))
     policy = to_score(found, layout, world, causal=base if shared else None)
     steps = None
-    if found.settings.get("objective.kind") == "process_reward":
+    if compat.judges(found.settings.get("objective.kind")) == "steps":
         tokenizer = load_tokenizer(found.tokenizer_folder)
         steps = Steps(
             str(found.settings.get("objective.whole") or "min"),

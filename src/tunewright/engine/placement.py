@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ConfigError, problem
+from tunewright.core.machine import available_processors
 from tunewright.core.types import Sample
 from tunewright.core.words import say
 from tunewright.engine.tree import largest_sample
@@ -38,36 +38,6 @@ class World:
         import torch
 
         return getattr(torch, self.dtype)
-
-
-def available_processors() -> int:
-    """Processors this process may use: affinity and the container's quota, not what the machine
-    has."""
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as handle:
-            quota, period = handle.read().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(1, count)
-
-
-def total_memory() -> int:
-    """Bytes of memory this process may use in all: the machine's, or the container's limit."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 8 * 2**30
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as handle:
-            limit = handle.read().strip()
-        return min(total, int(limit)) if limit != "max" else total
-    except (OSError, ValueError):
-        return total
 
 
 def bfloat16_instructions() -> str | None:

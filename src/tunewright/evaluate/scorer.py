@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.core.errors import UsageError, problem
+from tunewright.core.machine import keep_freed_memory
 from tunewright.core.types import Sample
 from tunewright.engine import opening
-from tunewright.models.kernels.fused import keep_freed_memory
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from tunewright.core.comparing import matches
 from tunewright.core.config import DataConfig, EngineConfig
 from tunewright.core.errors import TunewrightError, UsageError, problem
-from tunewright.core.machine import versions
+from tunewright.core.machine import keep_freed_memory, versions
 from tunewright.core.telling import Tell, duration
 from tunewright.core.types import Conversation, Sample
 from tunewright.core.words import say
@@ -32,7 +32,6 @@ from tunewright.evaluate.logprobs import Logprobs, logprobs_of
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import load
 from tunewright.models.generate import answer
-from tunewright.models.kernels.fused import keep_freed_memory
 
 MOST_NEW_TOKENS, SPARE_TOKENS = 512, 8
 SHOWN = 5

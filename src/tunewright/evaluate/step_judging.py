@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tunewright.core import compat
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.types import Stepwise
 from tunewright.core.words import say
@@ -17,9 +18,8 @@ from tunewright.objectives.process_reward import first_wrong, step_branches
 
 def judges_steps(found: opening.Target) -> bool:
     """Whether a run was trained to judge steps, or a model scores every token."""
-    return found.settings.get("objective.kind") == "process_reward" or load.scores_tokens(
-        found.source.folder
-    )
+    judged = compat.judges(found.settings.get("objective.kind"))
+    return judged == "steps" or load.scores_tokens(found.source.folder)
 
 
 def measure(

@@ -9,21 +9,17 @@ folder that passed gets its name; after any failure nothing is left. The verdict
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tunewright.core import signals
 from tunewright.core.errors import CompatError, UsageError, first_line, problem, raise_all
-from tunewright.core.files import fsync_directory, with_retry, write_json
+from tunewright.core.files import write_json
 from tunewright.core.machine import versions
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.export.merge import require_free
-from tunewright.export.proof import ExportError
+from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.methods import composition
 from tunewright.models import load
 from tunewright.text.tokenizer import load_tokenizer
@@ -80,22 +76,14 @@ def combine(
         "rank": settings.r,
         "base": str(first),
     }
-    temporary = out.with_name(f".{out.name}.combining-{os.getpid()}-{secrets.token_hex(4)}")
-    with signals.watching():
-        try:
-            temporary.mkdir(parents=True)
+    try:
+        with signals.watching(), appearing(out, "combining") as temporary:
             composed.save("combined", temporary)
             load_tokenizer(found[0].tokenizer_folder).save_pretrained(str(temporary))
             made |= _prove(composed, temporary, list(folders.values()), shares, way)
             write_json(temporary / VERDICT, {**made, "versions": versions()})
-            fsync_directory(temporary)
-            if out.is_dir():
-                out.rmdir()  # empty, as `require_free` has seen
-            with_retry(lambda: os.rename(temporary, out))
-        except OSError as e:
-            raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as e:
+        raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
     return made
 
 

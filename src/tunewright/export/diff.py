@@ -18,7 +18,7 @@ from tunewright.core.files import readable_size
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.export.merge import require_free
+from tunewright.export.folder import appearing, require_free
 from tunewright.models import load
 from tunewright.text.tokenizer import load_tokenizer
 
@@ -74,8 +74,10 @@ def export_difference(
         if found.source.kind == "hub" and "@" not in found.source.spec
         else str(found.source.folder)
     )
-    written = save_differences(Path(out), DiffPruningConfig(target=share), base_path, differences)
-    load_tokenizer(Path(run) / "model").save_pretrained(str(out))
+    with appearing(Path(out), "writing") as temporary:
+        settings = DiffPruningConfig(target=share)
+        written = save_differences(temporary, settings, base_path, differences)
+        load_tokenizer(Path(run) / "model").save_pretrained(str(temporary))
     size = (Path(out) / "method.safetensors").stat().st_size
     return {
         "folder": str(out),

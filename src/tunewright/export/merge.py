@@ -14,37 +14,35 @@ A run that gives numbers becomes a classifier with one label and is asked for it
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
-import os
-import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunewright.core import signals
+from tunewright.core import machine, signals
 from tunewright.core.errors import ModelError, UsageError, first_line, problem, raise_all
-from tunewright.core.files import fsync_directory, readable_size, with_retry, write_json
-from tunewright.core.machine import versions
-from tunewright.core.publish import sha256_of
-from tunewright.core.telling import Tell
+from tunewright.core.files import readable_size, sha256_of, write_json
+from tunewright.core.telling import Tell, silent
 from tunewright.core.words import say
-from tunewright.engine import opening, placement
+from tunewright.engine import opening
+from tunewright.export.folder import ExportError, appearing, require_free
+from tunewright.export.judges import ScoresProof, lines_of_scores
 from tunewright.export.proof import (
-    ExportError,
+    Asked,
     Logits,
     Prompts,
+    Proof,
     agreement,
-    changed_tensors,
     choose_prompts,
     gap_of,
     load_plain,
     logits_of,
-    quiet,
 )
 from tunewright.methods.saved import is_saved
 from tunewright.models import load, vocabulary
@@ -68,7 +66,6 @@ LOGIT_BYTES = 256 << 20
 """Room for the run's logits while its model is replaced by the merged one."""
 SHOWN_WORDS = 5
 """New words that are named in the terminal; `merge.json` has them all."""
-STALE_SECONDS = 2 * 24 * 3600
 SAMPLING_KEYS = {
     "temperature",
     "top_p",
@@ -92,7 +89,6 @@ def merge_run(
     afterwards only if this returns.
     """
     tell = tell or Tell()
-    started = time.perf_counter()
     require_free(out)
     if dtype is not None and dtype not in ITEM_BYTES:
         raise UsageError(
@@ -112,23 +108,7 @@ def merge_run(
         )
         number_type = dtype or stored_dtype(base.source.folder)
         needed = _require_room(base.source.folder, out, number_type)
-        score = stored_score(trained)
-        if score is None:
-            return Merge(
-                target, base.source, trained, Path(out), number_type, needed, tell, started
-            ).do()
-        from tunewright.export.judges import MergeJudge
-
-        return MergeJudge(
-            target, base.source, trained, Path(out), number_type, needed, tell, started, score
-        ).do()
-
-
-def require_free(out: Path) -> None:
-    """Raise UsageError unless `out` is free: nothing there, or an empty folder."""
-    out = Path(out)
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UsageError(problem("E-EXPORT-01", str(out)))
+        return Merge(target, base.source, trained, Path(out), number_type, needed, tell).do()
 
 
 def stored_dtype(folder: Path) -> str:
@@ -146,13 +126,13 @@ def _require_room(base: Path, out: Path, dtype: str) -> int:
     for it."""
     count = load.parameter_count(base)
     memory, needed = 4 * count, ITEM_BYTES[dtype] * count + SPARE_BYTES
-    if memory > placement.total_memory():
+    if memory > machine.total_memory():
         raise UsageError(
             problem(
                 "E-EXPORT-10",
                 str(base),
                 needed=readable_size(memory),
-                there=readable_size(placement.total_memory()),
+                there=readable_size(machine.total_memory()),
             )
         )
     there = next(place for place in [out, *out.absolute().parents] if place.is_dir())
@@ -164,62 +144,90 @@ def _require_room(base: Path, out: Path, dtype: str) -> int:
     return needed
 
 
+@dataclass
 class Merge:
     """One merge from files to a proven folder. Methods stand in the order in which they happen."""
 
-    needs_effect = True
-    """A run that moves no answer of its base is no result."""
+    target: opening.Target
+    source: find.Source
+    """The base."""
+    trained: Path
+    """The folder of the adapter, or of the whole model where every weight was trained."""
+    out: Path
+    dtype: str
+    needed: int
+    """Bytes that the folder will take."""
+    tell: Tell
 
-    def __init__(
-        self,
-        target: opening.Target,
-        base: find.Source,
-        trained: Path,
-        out: Path,
-        dtype: str,
-        needed: int,
-        tell: Tell,
-        started: float,
-    ):
-        """`trained` is the folder of the adapter, or of the whole model where every weight was
-        trained."""
-        self.target, self.source, self.trained, self.out, self.dtype = (
-            target,
-            base,
-            trained,
-            out,
-            dtype,
+    def __post_init__(self) -> None:
+        self.base, self.whole = self.source.folder, self.target.adapter is None
+        self.tokenizer = load_tokenizer(self.target.tokenizer_folder)
+        self.renderer = opening.renderer_of(self.tokenizer, self.base, *self.target.stated)
+        self.words = self._new_words()
+        given = (self.base, self.trained, self.out, self.dtype, self.tell)
+        score = stored_score(self.trained)
+        self.proof: Proof = (
+            WordsProof(*given, self.tokenizer, self.words)
+            if score is None
+            else ScoresProof(*given, score, self.target.settings.get("objective.kind"))
         )
-        self.needed, self.tell, self.started = needed, tell, started
-        self.base, self.whole = base.folder, target.adapter is None
-        self.tokenizer = load_tokenizer(target.tokenizer_folder)
+
+    def _new_words(self) -> dict[str, int]:
+        """Word -> id of what the run's tokenizer has and the base's has not."""
+        own = self.target.tokenizer_folder
+        if own == self.base or not (self.base / "tokenizer_config.json").is_file():
+            return {}
+        return vocabulary.added_words(self.tokenizer, load_tokenizer(self.base))
 
     def do(self) -> dict[str, Any]:
         """Merge, write, prove, publish."""
-        self.tell.line(
-            say(
-                "export.loading",
-                base=self.source.spec,
-                size=readable_size(4 * load.parameter_count(self.base)),
-            )
-        )
+        started = time.perf_counter()
+        size = readable_size(4 * load.parameter_count(self.base))
+        self.tell.line(say("export.loading", base=self.source.spec, size=size))
         if self.target.settings.get("base.bits"):
             self.tell.line(say("export.quantised_base", bits=self.target.settings["base.bits"]))
-        causal = load.load_model(self.base, dtype="float32")
-        self.renderer = opening.renderer_of(self.tokenizer, self.base, *self.target.stated)
+        asked, fold = self._ask()
+        try:
+            with appearing(self.out, "merging") as temporary:
+                self._write(fold, temporary)
+                del fold  # the merged files are read into this memory
+                gc.collect()
+                verdict: dict[str, Any] = {
+                    "verdict": "equal" if self.dtype == "float32" else "agrees",
+                    "dtype": self.dtype,
+                    **self.proof.prove(temporary, asked),
+                    "positions": asked.prompts.positions,
+                    "prompts": len(asked.prompts.ids),
+                    "prompts_from": asked.prompts.kind,
+                    **self._record(temporary),
+                    "seconds": round(time.perf_counter() - started, 2),
+                    "versions": machine.versions(),
+                }
+                write_json(temporary / VERDICT, verdict)
+        except OSError as e:
+            cause, needed = e.strerror or first_line(e), readable_size(self.needed)
+            raise ExportError(
+                problem("E-EXPORT-05", str(self.out), cause=cause, needed=needed)
+            ) from e
+        return {"folder": str(self.out), **verdict}
+
+    def _ask(self) -> tuple[Asked, Callable[[], Any]]:
+        """What base and run say to the prompts, and what folds the training into the base. Raises
+        ExportError for a run that cannot be folded or moves nothing."""
+        causal: Any = load.load_model(self.base, dtype="float32")
         budget = min(4096, max(64, LOGIT_BYTES // (4 * causal.config.get_text_config().vocab_size)))
-        self.words = self._new_words()
         prompts = choose_prompts(self.target, self.renderer, budget, list(self.words.values()))
         if not self.whole and (self.trained / "adapter_config.json").is_file():
-            vocabulary.fit_rows(
-                causal, self.trained
-            )  # the base is asked in the run's words, so it needs the run's rows
-        untouched = self._ask(causal, causal, prompts)
+            # The base is asked in the run's words, so it needs the run's rows.
+            vocabulary.fit_rows(causal, self.trained)
+        untouched = self.proof.ask(causal, causal, prompts)
+        model: Any
+        fold: Callable[[], Any]
         if self.whole:
             del causal
             gc.collect()
-            causal = load.load_model(self.trained, dtype="float32")
-            model, merge = causal, lambda: causal
+            model = causal = load.load_model(self.trained, dtype="float32")
+            fold = partial(_itself, model)
         else:
             attached = opening.put_saved(causal, self.trained)
             if attached.merge is None:
@@ -227,109 +235,30 @@ class Merge:
                     problem("E-METHOD-10", str(self.trained), reason=attached.merge_reason)
                 )
             _require_mergeable(causal, self.trained)
-            model, merge = attached.model, attached.merge
-        run = self._ask(model, causal, prompts)
+            model, fold = attached.model, attached.merge
+        run = self.proof.ask(model, causal, prompts)
         if not run.is_finite:
+            share = say("export.not_finite")
             raise ExportError(
-                problem(
-                    "E-EXPORT-08",
-                    str(self.trained),
-                    dtype="float32",
-                    share=say("export.not_finite"),
-                )
+                problem("E-EXPORT-08", str(self.trained), dtype="float32", share=share)
             )
         effect = gap_of(run, untouched)
-        if self.needs_effect and not effect > NO_EFFECT:
+        if self.proof.needs_effect and not effect > NO_EFFECT:
             raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype="float32"))
-        changed_answers = 1 - agreement(run, untouched)
-        del untouched
-        with self._temporary() as temporary:
-            self._write(merge, temporary)
-            attached = causal = model = merge = None  # type: ignore[assignment]  # the merged files are read into this memory
-            gc.collect()
-            verdict: dict[str, Any] = {
-                "verdict": "equal" if self.dtype == "float32" else "agrees",
-                "dtype": self.dtype,
-            }
-            verdict |= self._prove(temporary, prompts, run) | self._effect(effect, changed_answers)
-            gap = verdict.get(
-                "largest_logit_difference", verdict.get("largest_score_difference", 0.0)
-            )
-            if self.needs_effect and gap >= effect:
-                verdict["warnings"].append(
-                    say(
-                        "export.warning.swallowed",
-                        dtype=self.dtype,
-                        gap=f"{gap:.1e}",
-                        effect=f"{effect:.1e}",
-                    )
-                )
-            verdict |= {
-                "positions": prompts.positions,
-                "prompts": len(prompts.ids),
-                "prompts_from": prompts.kind,
-            } | self._record(temporary)
-            write_json(temporary / VERDICT, verdict)
-            self._publish(temporary)
-        return {"folder": str(self.out), **verdict}
+        return Asked(prompts, run, effect, 1 - agreement(run, untouched)), fold
 
-    def _ask(self, model: Any, causal: Any, prompts: Prompts) -> Logits:
-        """What `model` (the causal model `causal`, or a method on it) says to the prompts."""
-        return logits_of(model, prompts)
-
-    def _effect(self, effect: float, changed: float) -> dict[str, Any]:
-        """What the verdict says of how far the run is from its base."""
-        return {"adapter_moves_logits": effect, "adapter_changes_top1": changed}
-
-    def _new_words(self) -> dict[str, int]:
-        """Word -> id of what the run's tokenizer has and the base's has not."""
-        own = self.target.tokenizer_folder
-        there = own != self.base and (self.base / "tokenizer_config.json").is_file()
-        return vocabulary.added_words(self.tokenizer, load_tokenizer(self.base)) if there else {}
-
-    @contextlib.contextmanager
-    def _temporary(self) -> Iterator[Path]:
-        """A hidden sibling of OUT, removed whatever happens; a rename takes it away first when all
-        went well."""
-        temporary = self.out.with_name(
-            f".{self.out.name}.merging-{os.getpid()}-{secrets.token_hex(4)}"
-        )
-        made = [place for place in self.out.absolute().parents if not place.exists()]
-        done = False
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(self.out)
-            temporary.mkdir()
-            yield temporary
-            done = True
-        except OSError as e:
-            raise ExportError(
-                problem(
-                    "E-EXPORT-05",
-                    str(self.out),
-                    cause=e.strerror or first_line(e),
-                    needed=readable_size(self.needed),
-                )
-            ) from e
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            for place in made if not done else []:
-                with contextlib.suppress(OSError):
-                    place.rmdir()
-
-    def _write(self, merge: Callable[[], Any], folder: Path) -> None:
+    def _write(self, fold: Callable[[], Any], folder: Path) -> None:
         """Fold the training in and write weights, configuration, generation settings, tokenizer and
         template."""
         import torch
         from safetensors import SafetensorError
 
-        self.tell.line(
-            say("export.writing", dtype=self.dtype, size=readable_size(self.needed - SPARE_BYTES))
-        )
-        merged = merge()
+        size = readable_size(self.needed - SPARE_BYTES)
+        self.tell.line(say("export.writing", dtype=self.dtype, size=size))
+        merged = fold()
         merged.to(getattr(torch, self.dtype))
         config = _stated_config(self.base, self.dtype, merged)
-        with quiet():
+        with silent():
             try:
                 merged.generation_config = _plain_generation_config(self.renderer)
                 merged.save_pretrained(str(folder))
@@ -338,52 +267,80 @@ class Merge:
             config.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(str(folder))
         write_json(folder / "generation_config.json", generation_settings(self.base, self.renderer))
+        self.proof.finish(folder)
 
-    def _prove(self, folder: Path, prompts: Prompts, run: Logits) -> dict[str, Any]:
+    def _record(self, folder: Path) -> dict[str, Any]:
+        """Where the folder came from."""
+        return {
+            "base": self.source.spec,
+            "base_folder": str(self.base),
+            "base_identity": self.source.identity,
+            "run": str(self.target.run or ""),
+            "adapter": str(self.trained),
+            "adapter_sha256": _sha256_of_weights(self.trained),
+            "weight_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        }
+
+
+def _itself(model: Any) -> Any:
+    """A run that trained every weight has nothing to fold."""
+    return model
+
+
+@dataclass
+class WordsProof(Proof):
+    """A merged model that answers in words is compared with the run by its logits, and by what its
+    tokenizer makes of new words."""
+
+    tokenizer: Any
+    """The run's."""
+    words: dict[str, int]
+    """Word -> id of what the run's tokenizer has and the base's has not."""
+    needs_effect = True
+
+    def ask(self, model: Any, causal: Any, prompts: Prompts) -> Logits:
+        """Its logits."""
+        return logits_of(model, prompts)
+
+    def prove(self, folder: Path, asked: Asked) -> dict[str, Any]:
         """Read the files back as anybody would, and compare. Raises ExportError where the folder is
         not the run."""
+        prompts, run = asked.prompts, asked.run
+        source = say(f"export.from.{prompts.kind}")
         self.tell.line(
             say(
-                "export.proving",
-                positions=prompts.positions,
-                prompts=len(prompts.ids),
-                kind=say(f"export.from.{prompts.kind}"),
+                "export.proving", positions=prompts.positions, prompts=len(prompts.ids), kind=source
             )
         )
-        changed = changed_tensors(self.base, folder, self.dtype)
-        if changed["tensors_changed"] == 0:
-            raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype=self.dtype))
+        changed = self.changed(folder)
         words = self._prove_words(folder)
         merged = logits_of(load_plain(folder, self.dtype), prompts)
-        if not merged.is_finite:
-            raise ExportError(
-                problem(
-                    "E-EXPORT-08", str(self.out), dtype=self.dtype, share=say("export.not_finite")
-                )
-            )
+        self.require_finite(merged)
         gap, share = gap_of(run, merged), agreement(run, merged)
-        figures: dict[str, Any] = {
-            "largest_logit_difference": gap,
-            "top1_agreement": share,
-            **changed,
-            **words,
-            "warnings": [],
-        }
         if self.dtype == "float32" and not gap <= LARGEST_GAP:
             raise ExportError(
                 problem("E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}")
             )
+        percent = f"{100 * share:.1f}"
         if share < LEAST_AGREEMENT:
             raise ExportError(
-                problem(
-                    "E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{100 * share:.1f} %"
-                )
+                problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{percent} %")
             )
+        warnings = []
         if share < EXPECTED_AGREEMENT:
-            figures["warnings"].append(
-                say("export.warning.agreement", share=f"{100 * share:.1f}", dtype=self.dtype)
-            )
-        return figures
+            warnings.append(say("export.warning.agreement", share=percent, dtype=self.dtype))
+        if gap >= asked.effect:
+            figures = {"gap": f"{gap:.1e}", "effect": f"{asked.effect:.1e}"}
+            warnings.append(say("export.warning.swallowed", dtype=self.dtype, **figures))
+        return {
+            "largest_logit_difference": gap,
+            "top1_agreement": share,
+            **changed,
+            **words,
+            "warnings": warnings,
+            "adapter_moves_logits": asked.effect,
+            "adapter_changes_top1": asked.changed,
+        }
 
     def _prove_words(self, folder: Path) -> dict[str, Any]:
         """What became of the vocabulary. Raises ExportError unless the folder's own tokenizer makes
@@ -408,45 +365,6 @@ class Merge:
             "vocabulary_rows_of_base": rows[0],
             "vocabulary_rows": rows[1],
         }
-
-    def _record(self, folder: Path) -> dict[str, Any]:
-        """Where the folder came from."""
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        return {
-            "base": self.source.spec,
-            "base_folder": str(self.base),
-            "base_identity": self.source.identity,
-            "run": str(self.target.run or ""),
-            "adapter": str(self.trained),
-            "adapter_sha256": _sha256_of_weights(self.trained),
-            "weight_bytes": size,
-            "seconds": round(time.perf_counter() - self.started, 2),
-            "versions": versions(),
-        }
-
-    def _publish(self, temporary: Path) -> None:
-        mode = (temporary / VERDICT).stat().st_mode
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                path.chmod(
-                    mode
-                )  # safetensors writes weights for the owner alone; a server runs as somebody else
-                with open(path, "rb+") as handle:
-                    os.fsync(handle.fileno())
-        fsync_directory(temporary)
-        require_free(self.out)
-        if self.out.is_dir():
-            self.out.rmdir()  # empty, as `require_free` has just seen
-        with_retry(lambda: os.rename(temporary, self.out))
-        fsync_directory(self.out.parent)
-
-
-def _sweep(out: Path) -> None:
-    """Remove what merges that were killed more than two days ago left beside OUT."""
-    for left in out.parent.glob(f".{out.name}.merging-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _sha256_of_weights(folder: Path) -> str:
@@ -518,9 +436,7 @@ def generation_settings(base: Path, renderer: Any) -> dict[str, Any]:
 def lines(verdict: dict[str, Any]) -> list[str]:
     """The verdict for a terminal."""
     if "largest_score_difference" in verdict:
-        from tunewright.export.judges import lines_of
-
-        return lines_of(verdict)
+        return lines_of_scores(verdict)
     key = "export.done_exact" if verdict["dtype"] == "float32" else "export.done_half"
     shown = {
         **verdict,

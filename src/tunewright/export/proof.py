@@ -10,21 +10,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import TunewrightError, problem
+from tunewright.core.telling import Tell, silent
 from tunewright.core.types import Message
+from tunewright.core.words import say
 from tunewright.engine import opening
+from tunewright.export.folder import ExportError
 from tunewright.sources import headers
 from tunewright.sources.remote_code import place_of
 
 MAX_PROMPTS, PROMPT_TOKENS = 16, 256
-
-
 QUESTIONS = (
     "What is the capital of France?",
     "请用一句话介绍你自己。",
@@ -33,10 +34,6 @@ QUESTIONS = (
     "为什么天空是蓝色的？",
 )
 """Asked when neither the run's data nor its questions can be read."""
-
-
-class ExportError(TunewrightError):
-    """An export that failed; nothing was left behind."""
 
 
 @dataclass
@@ -62,6 +59,63 @@ class Logits:
     top: Any
     largest: float
     is_finite: bool
+
+    @classmethod
+    def of(cls, values: Any) -> Logits:
+        """Of logits (positions, vocabulary) in float32."""
+        largest = float(values.abs().max())
+        return cls(values, values.argmax(-1), largest, bool(values.isfinite().all()))
+
+
+@dataclass
+class Asked:
+    """What a run said before it was exported."""
+
+    prompts: Prompts
+    run: Logits
+    effect: float
+    """How far the run is from its base: the largest difference of a logit, as a share of the
+    largest logit."""
+    changed: float
+    """Share of positions whose most likely token is not the base's."""
+
+
+@dataclass
+class Proof:
+    """How the folder `out` is shown to be the run in `trained`."""
+
+    base: Path
+    trained: Path
+    out: Path
+    dtype: str
+    tell: Tell
+    needs_effect: ClassVar[bool]
+    """Whether a run that moves no answer of its base is no result."""
+
+    def ask(self, model: Any, causal: Any, prompts: Prompts) -> Logits:
+        """What `model` (the causal model `causal`, or a method on it) says to the prompts."""
+        raise NotImplementedError
+
+    def finish(self, folder: Path) -> None:
+        """Make of the written model what it is to be."""
+
+    def prove(self, folder: Path, asked: Asked) -> dict[str, Any]:
+        """What the verdict says of the written files, which stand in `folder` until they are
+        proven. Raises ExportError where they are not the run."""
+        raise NotImplementedError
+
+    def changed(self, folder: Path) -> dict[str, int]:
+        """How much of the base the files changed. Raises ExportError where that is nothing."""
+        found = changed_tensors(self.base, folder, self.dtype)
+        if found["tensors_changed"] == 0:
+            raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype=self.dtype))
+        return found
+
+    def require_finite(self, merged: Logits) -> None:
+        """Raise ExportError for numbers that are not finite."""
+        if not merged.is_finite:
+            share = say("export.not_finite")
+            raise ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=share))
 
 
 def choose_prompts(
@@ -138,27 +192,13 @@ def _rows_of_questions(target: opening.Target, renderer: Any) -> list[list[int]]
     return found
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of Transformers: the command has lines of its own."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
 def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> Any:
     """The folder as plain Transformers loads it with its class `kind`, in its own number type.
     Nothing of ours touches the model. Raises ExportError where it does not fit."""
     import transformers
 
     place = place_of(folder)
-    with quiet():
+    with silent():
         loaded: Any = getattr(transformers, kind).from_pretrained(
             str(place.folder),
             dtype="auto",
@@ -196,10 +236,7 @@ def logits_of(model: Any, prompts: Prompts) -> Logits:
                 .logits[0]
                 .float()
             )
-        values = torch.cat(parts)
-        return Logits(
-            values, values.argmax(-1), float(values.abs().max()), bool(torch.isfinite(values).all())
-        )
+        return Logits.of(torch.cat(parts))
 
 
 def gap_of(run: Logits, other: Logits) -> float:

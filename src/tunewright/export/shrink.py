@@ -18,7 +18,7 @@ from tunewright.core.errors import ModelError, UsageError, problem
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.export.merge import require_free
+from tunewright.export.folder import appearing, require_free
 from tunewright.models import load
 from tunewright.text.tokenizer import load_tokenizer
 
@@ -81,8 +81,9 @@ def shrink(
     if not gap <= TOLERANCE:
         raise ModelError(problem("E-OBJ-07", model, cause=say("shrink.differs", gap=f"{gap:.1e}")))
     small.generation_config = whole.generation_config
-    small.save_pretrained(str(out))
-    load_tokenizer(found.tokenizer_folder).save_pretrained(str(out))
+    with appearing(out, "shrinking") as temporary:
+        small.save_pretrained(str(temporary))
+        load_tokenizer(found.tokenizer_folder).save_pretrained(str(temporary))
     return {
         "folder": str(out),
         "kept": kept,

@@ -22,22 +22,37 @@ learn with AdamW. The tests hold the rule against a slow reference.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from tunewright.core.config import Section
 from tunewright.core.registry import methods
 from tunewright.core.seeds import stream_seed
 from tunewright.core.types import Attached
-from tunewright.methods.galore import BETAS, EPS, attach_with_groups, chosen_matrices
+from tunewright.methods.galore import (
+    BETAS,
+    EPS,
+    Group,
+    OptimizerClass,
+    attach_with_groups,
+    chosen_matrices,
+)
+from tunewright.methods.targets import MethodSection, Names
+from tunewright.models.anatomy import Anatomy
+from tunewright.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 LEARNING_RATE, MINI_RATE = 2e-4, 4e-5
 """An update is about scale * sqrt(rank / smaller side) as long as AdamW's, so the rate may be some
 times that of `full`. Measured: docs/LOG.md."""
 
 
-class ApolloConfig(Section):
+class ApolloConfig(MethodSection):
     """Every weight trains; the optimiser's state of the chosen matrices is a random sketch of low
     rank."""
 
@@ -53,18 +68,13 @@ class ApolloConfig(Section):
     limit: float = Field(default=1.01, ge=1)
     """How much longer than the last an update of a matrix may be; the paper's guard against jumps
     at the start."""
-    targets: list[str] = ["linear"]
+    targets: Names = ["linear"]
     """Roles or module names of the matrices that are seen through a sketch. All other weights learn
     with AdamW."""
 
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     trains_base: ClassVar[bool] = True
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
         return int(shape.parameters)
 
@@ -81,24 +91,16 @@ class ApolloMiniConfig(ApolloConfig):
     """As in `apollo`; makes up for the single row, the paper's value."""
 
 
-_class: list[type[Any]] = []
-
-
-def apollo_adamw() -> type[Any]:
+@cache
+def apollo_adamw() -> OptimizerClass:
     """The optimiser's class; torch is imported when it is first asked for."""
-    if not _class:
-        _class.append(_make_class())
-    return _class[0]
-
-
-def _make_class() -> type[Any]:
     import torch
 
     class ApolloAdamW(torch.optim.Optimizer):
         """AdamW whose groups may have a `rank`: their matrices are scaled by what Adam says of a
         sketch."""
 
-        def __init__(self, groups: list[dict[str, Any]]):
+        def __init__(self, groups: list[Group]):
             defaults = {
                 "lr": 0.0,
                 "weight_decay": 0.0,
@@ -112,7 +114,7 @@ def _make_class() -> type[Any]:
             super().__init__(groups, defaults)
 
         @torch.no_grad()
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
             del closure
             number = 0
             for group in self.param_groups:
@@ -124,7 +126,9 @@ def _make_class() -> type[Any]:
     return ApolloAdamW
 
 
-def sketch(rank: int, side: int, seed: int, number: int, count: int, device: Any = "cpu") -> Any:
+def sketch(
+    rank: int, side: int, seed: int, number: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """P for the matrix `number` after `count` refreshes, (rank, side): a function of the seed, so
     it need not be kept."""
     import torch
@@ -133,10 +137,11 @@ def sketch(rank: int, side: int, seed: int, number: int, count: int, device: Any
     return (torch.randn(rank, side, generator=generator) / math.sqrt(rank)).to(device)
 
 
-def _update(p: Any, state: dict[str, Any], group: dict[str, Any], number: int) -> None:
+def _update(p: nn.Parameter, state: dict[str, Any], group: Group, number: int) -> None:
     """One update of one parameter."""
     import torch
 
+    assert p.grad is not None
     gradient, rank = p.grad.float(), group["rank"]
     count = state.get("step", 0)
     wide = p.shape[0] <= p.shape[-1]
@@ -166,7 +171,7 @@ def _update(p: Any, state: dict[str, Any], group: dict[str, Any], number: int) -
     p.add_(move.to(p.dtype), alpha=-group["lr"])
 
 
-def _scaled(gradient: Any, seen: Any, move: Any, wide: bool, scaling: str) -> Any:
+def _scaled(gradient: Tensor, seen: Tensor, move: Tensor, wide: bool, scaling: str) -> Tensor:
     """The gradient with every channel (or the whole) as long as Adam's answer is beside what Adam
     saw."""
     if scaling == "tensor":
@@ -186,7 +191,9 @@ def _scaled(gradient: Any, seen: Any, move: Any, wide: bool, scaling: str) -> An
     own_optimizer=True,
     leaves="model",
 )
-def apollo(config: ApolloConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def apollo(
+    config: ApolloConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Train every weight; matrices in `targets` through a sketch. Raises ModelError (E-METHOD-09)
     for a rank above a matrix's smaller side."""
     chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
@@ -209,7 +216,9 @@ def apollo(config: ApolloConfig, model: Any, anatomy: Any, base_path: str) -> At
     own_optimizer=True,
     leaves="model",
 )
-def apollo_mini(config: ApolloMiniConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def apollo_mini(
+    config: ApolloMiniConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """As `apollo`."""
     attached = apollo(config, model, anatomy, base_path)
     attached.learning_rate = MINI_RATE

@@ -14,9 +14,15 @@ for the copy (from forward to backward).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import shutil
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import GenerationConfig, PreTrainedModel
 
 HALF = ("torch.bfloat16", "torch.float16")
 
@@ -29,17 +35,19 @@ class BaseWeights:
     (`methods/lisa.py`).
     """
 
-    def __init__(self, model: Any, names: list[str], *, keep: bool, asleep: Collection[str] = ()):
+    def __init__(
+        self, model: PreTrainedModel, names: list[str], *, keep: bool, asleep: Collection[str] = ()
+    ):
         import torch
 
         self.model, self.names = model, names
         by_name = dict(model.named_parameters())
         self.parameters = {name: by_name[name] for name in names}
         self.dtypes = {name: p.dtype for name, p in self.parameters.items()}
-        self.kept: dict[str, Any] = (
+        self.kept: dict[str, Tensor] = (
             {name: p.detach().clone() for name, p in self.parameters.items()} if keep else {}
         )
-        self.wrapped: dict[Any, Any] = {}
+        self.wrapped: dict[nn.Module, Callable[..., Any] | None] = {}
         half = {id(p): p.dtype for p in self.parameters.values() if str(p.dtype) in HALF}
         for name, p in self.parameters.items():
             if id(p) in half and name not in asleep:
@@ -84,7 +92,7 @@ class BaseWeights:
             for name, p in self.parameters.items():
                 p.data = masters[name]
 
-    def merge(self) -> Any:
+    def merge(self) -> PreTrainedModel:
         """The plain model with the trained weights in its own number type. A second call changes
         nothing."""
         for module, own in self.wrapped.items():
@@ -99,7 +107,7 @@ class BaseWeights:
             p.requires_grad_(False)
         return self.model
 
-    def tensors(self) -> dict[str, Any]:
+    def tensors(self) -> dict[str, Tensor]:
         """The trained weights on the CPU, in float32 where they were trained so."""
         return {
             name: p.detach().to("cpu").contiguous().clone() for name, p in self.parameters.items()
@@ -122,17 +130,20 @@ class BaseWeights:
         _restate(self.model, folder, dtype)
 
 
-def in_number_type_of(module: Any, own_forward: Any, dtypes: dict[str, Any]) -> Any:
+def in_number_type_of(
+    module: nn.Module, own_forward: Callable[..., Any], dtypes: dict[str, torch.dtype]
+) -> Callable[..., Any]:
     """A forward in which the module finds, under the names of its float32 parameters, copies in the
     number types of `dtypes`."""
     import torch
 
-    ready: dict[str, tuple[Any, Any]] = {}
+    ready: dict[str, tuple[object, Tensor]] = {}
     """Copies made without gradient, kept while the weights stay: an answer calls a module once a
     token."""
 
-    def copy_of(name: str, dtype: Any) -> Any:
+    def copy_of(name: str, dtype: torch.dtype) -> Tensor:
         p = module._parameters[name]
+        assert p is not None
         if torch.is_grad_enabled():
             ready.clear()
             return p.to(dtype)
@@ -141,7 +152,7 @@ def in_number_type_of(module: Any, own_forward: Any, dtypes: dict[str, Any]) -> 
             ready[name] = (version, p.to(dtype))
         return ready[name][1]
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: object, **kwargs: object) -> object:
         seen = vars(module)
         # An attribute of the instance hides the registered parameter of the same name.
         seen.update({name: copy_of(name, dtype) for name, dtype in dtypes.items()})
@@ -154,7 +165,7 @@ def in_number_type_of(module: Any, own_forward: Any, dtypes: dict[str, Any]) -> 
     return forward
 
 
-def _plain(model: Any) -> Any:
+def _plain(model: PreTrainedModel) -> GenerationConfig:
     """Generation settings that can always be written: Transformers refuses to save some that it
     loads. The base's own file replaces them."""
     from transformers import GenerationConfig
@@ -181,11 +192,9 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _restate(model: Any, folder: Path, dtype: str) -> None:
+def _restate(model: PreTrainedModel, folder: Path, dtype: str) -> None:
     """Put the base's own configuration files in place of what training changed in them (dropouts at
     0), with the number type of the weights."""
-    import shutil
-
     from tunewright.models.load import load_config
 
     base = Path(str(getattr(model, "name_or_path", "") or ""))

@@ -22,28 +22,32 @@ plain weights: f stands between its two matrices. PEFT has none of the three.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tunewright.core.config import Section
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
-from tunewright.methods import own_folder
+from tunewright.methods import saved
+from tunewright.methods.targets import MethodSection
+from tunewright.models.anatomy import Anatomy, is_linear, shape_of
+from tunewright.models.anatomy import of as anatomy_of
+from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 NO_MERGE = "a non-linear function stands between the two matrices"
 Placement = Literal["pfeiffer", "houlsby", "parallel"]
 
 
-class AdapterConfig(Section):
+class AdapterConfig(MethodSection):
     """Small two-layer networks inside the blocks."""
 
     bottleneck: int = Field(default=64, gt=0)
@@ -56,8 +60,8 @@ class AdapterConfig(Section):
     scale: float = Field(default=1.0, gt=0)
     """What the adapter's output is multiplied by. He et al. use 4 for the parallel placement."""
 
-    def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before
+    def trainable_numbers(self, shape: ModelShape) -> int:
+        """Numbers that train on a model of `shape` (models/shape.py), for the estimate before
         loading."""
         rank = waist(self, shape.hidden)
         return int(
@@ -104,51 +108,6 @@ class _Switch:
     on: bool = True
 
 
-def _make_class() -> type[Any]:
-    """The module, made on first use because this file loads without torch."""
-    import math
-
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    functions: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
-
-    class Bottleneck(nn.Module):
-        """A(x) times the scale: (..., D) -> (..., D), in the number type of x with weights kept in
-        float32 (or wider)."""
-
-        def __init__(self, width: int, config: AdapterConfig, device: Any, dtype: Any):
-            super().__init__()
-            rank = waist(config, width)
-            self.down = nn.Parameter(torch.empty(rank, width, device=device, dtype=dtype))
-            self.down_bias = nn.Parameter(torch.zeros(rank, device=device, dtype=dtype))
-            self.up = nn.Parameter(torch.zeros(width, rank, device=device, dtype=dtype))
-            self.up_bias = nn.Parameter(torch.zeros(width, device=device, dtype=dtype))
-            nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
-            self.activation, self.scale = config.activation, config.scale
-
-        def forward(self, x: Tensor) -> Tensor:
-            kind = x.dtype
-            narrow = functions[self.activation](
-                F.linear(x, self.down.to(kind), self.down_bias.to(kind))
-            )
-            out = F.linear(narrow, self.up.to(kind), self.up_bias.to(kind))
-            return out * self.scale if self.scale != 1.0 else out
-
-    return Bottleneck
-
-
-_class: list[type[Any]] = []
-
-
-def bottleneck_class() -> type[Any]:
-    """The adapter's module class."""
-    if not _class:
-        _class.append(_make_class())
-    return _class[0]
-
-
 @methods.register(
     "adapter",
     AdapterConfig,
@@ -160,7 +119,11 @@ def bottleneck_class() -> type[Any]:
     load=lambda *given: load(*given),
 )
 def adapter(
-    config: AdapterConfig, model: Any, anatomy: Any, base_path: str, kind: str = "adapter"
+    config: AdapterConfig,
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    base_path: str,
+    kind: str = "adapter",
 ) -> Attached:
     """Put adapters into every block of `model`. Only they train, in float32 whatever the base
     computes in.
@@ -170,15 +133,18 @@ def adapter(
     """
     import torch
 
+    from tunewright.methods.layers import Bottleneck
+
     switch = _Switch()
-    width = int(model.get_input_embeddings().embedding_dim)
+    width = model.get_input_embeddings().get_parameter("weight").shape[1]
     reference = next(model.parameters())
     dtype = torch.promote_types(reference.dtype, torch.float32)
     names: list[str] = []
     hooks = []
     for block, place, module, beside in _places(config.placement, anatomy):
-        part = bottleneck_class()(
-            _width(model, config.placement, module, width), config, reference.device, dtype
+        size = _width(model, config.placement, module, width)
+        part = Bottleneck(
+            size, waist(config, size), config.activation, config.scale, reference.device, dtype
         )
         model.get_submodule(block).add_module(f"adapter_{place}", part)
         names += [f"{block}.adapter_{place}.{name}" for name, _ in part.named_parameters()]
@@ -197,7 +163,7 @@ def adapter(
             switch.on = True
 
     def save(folder: Path) -> None:
-        own_folder.write(folder, kind, config, base_path, own_folder.tensors_of(model, names))
+        saved.write(folder, kind, config, base_path, saved.tensors_of(model, names))
 
     wanted = set(names)
     return Attached(
@@ -223,7 +189,9 @@ def _variant(kind: str, config_class: type[AdapterConfig], source: str) -> None:
         needs_layout="any",
         load=lambda *given: load(*given),
     )
-    def attach(config: AdapterConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+    def attach(
+        config: AdapterConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    ) -> Attached:
         return adapter(config, model, anatomy, base_path, kind)
 
 
@@ -233,22 +201,20 @@ _variant("parallel_adapter", ParallelConfig, "arXiv 2110.04366")
 
 
 def load(
-    config: AdapterConfig, model: Any, folder: Path, base_path: str, trainable: bool
+    config: AdapterConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved adapters of `folder` on `model`."""
-    from tunewright.models import anatomy
-
-    described = own_folder.read(folder)
+    described = saved.read(folder)
     attached = adapter(
-        config, model, anatomy.of(model), base_path or described.base, described.kind
+        config, model, anatomy_of(model), base_path or described.base, described.kind
     )
-    own_folder.fill(model, attached.parameters, folder, trainable)
+    saved.fill(model, attached.parameters, folder, trainable)
     if not trainable:
         model.eval()
     return attached
 
 
-def _places(placement: Placement, anatomy: Any) -> list[tuple[str, str, str, bool]]:
+def _places(placement: Placement, anatomy: Anatomy) -> list[tuple[str, str, str, bool]]:
     """(block, `attention` or `mlp`, name of the module whose output the adapter changes, whether it
     reads that module's input)."""
     roles = {"attention": "attention.output", "mlp": "mlp.down"}
@@ -280,19 +246,19 @@ def _places(placement: Placement, anatomy: Any) -> list[tuple[str, str, str, boo
     return found
 
 
-def _width(model: Any, placement: Placement, module: str, embedding: int) -> int:
+def _width(model: PreTrainedModel, placement: Placement, module: str, embedding: int) -> int:
     """Width of the residual stream at a module: some families embed in fewer dimensions than their
     blocks work in."""
-    from tunewright.models.anatomy import is_linear, shape_of
-
     inner = model.get_submodule(module)
     if placement != "parallel":
         return shape_of(inner)[1]
     return next((shape_of(m)[0] for m in inner.modules() if is_linear(m)), embedding)
 
 
-def _hook(part: Any, switch: _Switch, beside: bool) -> Any:
-    def after(module: Any, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+def _hook(part: nn.Module, switch: _Switch, beside: bool) -> Callable[..., Tensor | None]:
+    def after(
+        module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+    ) -> Tensor | None:
         if not switch.on:
             return None
         if not beside:

@@ -15,13 +15,22 @@ go together.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tunewright.core.errors import CompatError, Problem, UsageError, problem, raise_all
+from tunewright.methods import lora_starts
+from tunewright.methods.peft import short_names
 from tunewright.sources import headers, vet
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 WAYS = (
     "cat",
@@ -40,6 +49,8 @@ WAYS = (
 that back to the largest rank. The ways without `svd` in their names combine the A matrices and the
 B matrices each for themselves and multiply afterwards, so what they give holds products of one
 adapter's A with another's B: `linear` is not the weighted sum of the updates."""
+Products: TypeAlias = "dict[str, tuple[Tensor, Tensor, float]]"
+"""Module -> (A, B, scale) of one adapter: its update is scale * B A."""
 DENSITY = 0.5
 """Share of each update that the pruning ways keep."""
 
@@ -99,12 +110,13 @@ class Composed:
         self.names.append(name)
         self.use(name)
 
-    def _plain(self, part: str) -> Any:
+    def _plain(self, part: str) -> LoraConfig:
         """The settings of an adapter as PEFT may build the combined one on: it takes over those of
         the first, whose scaling, start and choice of blocks are not the sum's."""
         ranks = {module: len(a) for module, (a, _, _) in self.products(part).items()}
-        return replace(
-            self.wrapped.peft_config[part],
+        settings: Any = self.wrapped.peft_config[part]
+        plain: LoraConfig = replace(
+            settings,
             use_rslora=False,
             init_lora_weights=True,
             eva_config=None,
@@ -114,26 +126,23 @@ class Composed:
             exclude_modules=None,
             r=max(ranks.values()),
         )
+        return plain
 
     def _state(self, name: str) -> None:
         """Let the settings of a combined adapter say what its tensors are: the rank of each layer,
         and a scale of 1."""
-        from tunewright.methods.lora import short_names
-
         config = self.wrapped.peft_config[name]
         ranks = {module: len(a) for module, (a, _, _) in self.products(name).items()}
         config.rank_pattern = {module: rank for module, rank in ranks.items() if rank != config.r}
         config.alpha_pattern = dict(config.rank_pattern)
         config.target_modules = set(short_names(self.wrapped.get_base_model(), list(ranks)))
 
-    def products(self, name: str) -> dict[str, tuple[Any, Any, float]]:
+    def products(self, name: str) -> Products:
         """Module -> (A, B, scale) of one adapter as PEFT holds it: its update is scale * B A."""
         return products_of(self.wrapped, name)
 
     def save(self, name: str, folder: Path) -> None:
         """Write one adapter as a PEFT folder."""
-        import shutil
-
         self.wrapped.save_pretrained(
             str(folder), selected_adapters=[name], save_embedding_layers=False
         )
@@ -145,7 +154,7 @@ class Composed:
             inner.rmdir()
 
 
-def products_of(wrapped: Any, name: str) -> dict[str, tuple[Any, Any, float]]:
+def products_of(wrapped: PeftModel, name: str) -> Products:
     """Module -> (A, B, scale) of one adapter on a PEFT model."""
     found = {}
     for full, layer in wrapped.named_modules():
@@ -165,10 +174,8 @@ def products_of(wrapped: Any, name: str) -> dict[str, tuple[Any, Any, float]]:
     return found
 
 
-def products_in(folder: Path) -> dict[str, tuple[Any, Any, float]]:
+def products_in(folder: Path) -> Products:
     """Module -> (A, B, scale) as the files of a LoRA folder say, read without PEFT."""
-    import re
-
     from safetensors.torch import load_file
 
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -202,8 +209,6 @@ def products_in(folder: Path) -> dict[str, tuple[Any, Any, float]]:
 
 def obstacles(folders: dict[str, Path]) -> list[Problem]:
     """Why these folders cannot be combined into one adapter, judged by their configurations."""
-    from tunewright.methods import measured
-
     found = []
     for name, folder in folders.items():
         path = folder / "adapter_config.json"
@@ -211,7 +216,7 @@ def obstacles(folders: dict[str, Path]) -> list[Problem]:
         kind = str(config.get("peft_type", "?"))
         extras = {
             "DoRA": config.get("use_dora"),
-            "LoftQ": measured.is_bound(folder),
+            "LoftQ": lora_starts.is_bound(folder),
             "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),
             **{
                 name: config.get(name)
@@ -244,7 +249,7 @@ def _holds_whole_matrices(folder: Path) -> bool:
     )
 
 
-def compose(model: Any, folders: dict[str, Path]) -> Composed:
+def compose(model: PreTrainedModel, folders: dict[str, Path]) -> Composed:
     """The adapters of `folders` on the causal model `model`; the first is in use. Raises ModelError
     for a folder that does not fit, CompatError for learnt prompts, of which only one can stand
     before an input."""

@@ -15,15 +15,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import CompatError, Problem, problem, raise_all
-from tunewright.core.registry import methods, objectives
-from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, kind_of
+from tunewright.core.registry import methods
+from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, kind_of, objective_of
 from tunewright.core.words import say
+from tunewright.methods.peft_kinds import RESERVED
 from tunewright.methods.saved import OWN
+from tunewright.methods.targets import MethodSection, TargetSection, chosen_layers
+from tunewright.models.anatomy import Anatomy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DESCRIPTION = "adapter_config.json"
 LORA = ("lora", "rslora", "dora", "lora_plus", "pissa", "olora", "eva", "loftq")
@@ -126,7 +133,7 @@ class Continued:
 
     parsed: ParsedRun
     notes: list[str] = field(default_factory=list)
-    asked: Any = None
+    asked: MethodSection | None = None
 
 
 def resolve(parsed: ParsedRun) -> Continued:
@@ -258,7 +265,7 @@ def _of_peft(
     return held, values, known.kinds or (known.kind,)
 
 
-def _note(name: str, value: Any, kind: str, section: Any, found: Continued) -> bool:
+def _note(name: str, value: object, kind: str, section: Section, found: Continued) -> bool:
     """Whether a setting says how an adapter begins; one that asks for something is told to do
     nothing."""
     if name not in BEGINNING:
@@ -268,7 +275,9 @@ def _note(name: str, value: Any, kind: str, section: Any, found: Continued) -> b
     return True
 
 
-def _contradicts(name: str, value: Any, values: Mapping[str, Any], section: Any, own: bool) -> bool:
+def _contradicts(
+    name: str, value: Any, values: Mapping[str, Any], section: Section, own: bool
+) -> bool:
     if name in FREE and not own:
         return name == "dropout" and bool(value) and "dropout" not in values
     if value is None or (name in FORMS and not own):
@@ -288,7 +297,7 @@ def _contradicts(name: str, value: Any, values: Mapping[str, Any], section: Any,
         or kind_of(section) in ("pissa", "olora")
     ):
         # What these starts take out of the weights is saved beside what was learnt: twice the rank,
-        # at the same strength (`methods/started.py`).
+        # at the same strength (`methods/lora_starts.py`).
         factor = 2**0.5 if name == "alpha" and getattr(section, "rslora", False) else 2
         return bool(value != held and abs(value * factor - held) > 1e-6 * held)
     return bool(value != held)
@@ -311,12 +320,11 @@ def _set_dropout(found: Continued, values: dict[str, Any], given: Mapping[str, A
         values["dropout"] = 0.0
 
 
-def compares(config: Any) -> bool:
+def compares(config: RunConfig) -> bool:
     """Whether the objective of a run compares the model with what it was before, so that noise in
     one of both would count as a difference."""
-    entry = objectives.get(kind_of(config.objective))
-    objective = entry.function(config.objective) if entry else None
-    return objective is not None and (objective.reference or objective.rollouts is not None)
+    objective = objective_of(config)
+    return objective.reference or objective.rollouts is not None
 
 
 def _take(found: Continued, kind: str, values: dict[str, Any]) -> None:
@@ -326,8 +334,6 @@ def _take(found: Continued, kind: str, values: dict[str, Any]) -> None:
         return  # opening the folder says so
     parsed, folder = found.parsed, found.parsed.config.adapter
     if kind == "peft":
-        from tunewright.methods.peft_kinds import RESERVED
-
         plain = {
             key: value
             for key, value in values["options"].items()
@@ -351,20 +357,21 @@ def _take(found: Continued, kind: str, values: dict[str, Any]) -> None:
     )
 
 
-def wrong_layers(asked: Any, model: Any, anatomy: Any, folder: Path) -> list[Problem]:
+def wrong_layers(
+    asked: MethodSection, model: PreTrainedModel, anatomy: Anatomy, folder: Path
+) -> list[Problem]:
     """What is wrong where `targets` or `layers` choose other layers of `model` than the adapter of
     `folder` sits on."""
     from peft import PeftConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    from tunewright.methods.lora import TargetSection, chosen_layers
-
     settings = PeftConfig.from_pretrained(str(folder))
     held = {name for name, _ in model.named_modules() if check_target_module_exists(settings, name)}
+    targets: list[str] = getattr(asked, "targets", [])
     names = set(
         chosen_layers(asked, model, anatomy)
         if isinstance(asked, TargetSection)
-        else anatomy.select(asked.targets)
+        else anatomy.select(targets)
     )
     if not held or names == held:
         return []
@@ -373,7 +380,7 @@ def wrong_layers(asked: Any, model: Any, anatomy: Any, folder: Path) -> list[Pro
         problem(
             "E-COMPAT-10",
             "method.targets",
-            targets=", ".join(map(str, asked.targets)),
+            targets=", ".join(map(str, targets)),
             count=len(names),
             held=len(held),
             first=odd[0],

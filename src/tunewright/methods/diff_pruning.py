@@ -31,18 +31,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from tunewright.core.config import Section
 from tunewright.core.errors import ConfigError, ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs, Term
-from tunewright.methods import own_folder
+from tunewright.methods import saved
+from tunewright.methods.targets import MethodSection, Names
+from tunewright.models.anatomy import WHOLE, Anatomy, is_linear, shape_of
+from tunewright.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from tunewright.methods.hard_concrete import Difference
 
 FIXED = 1e4
 """Gate parameter of a weight whose gate is fixed: + open, - closed, whatever the noise."""
@@ -50,12 +58,12 @@ ESCAPE = 255
 """Code of a gap of 255 that goes on in the next byte."""
 
 
-class DiffPruningConfig(Section):
+class DiffPruningConfig(MethodSection):
     """A learnt sparse difference to the frozen model."""
 
     target: float = Field(default=0.005, gt=0, lt=1)
     """Share of all weights of the model that may differ at the end. 0.005 is the paper's."""
-    targets: list[str] = ["linear"]
+    targets: Names = ["linear"]
     """Roles, groups or module names of the matrices that may differ. Each of their weights costs 32
     bytes while training."""
     l0: float = Field(default=10.0, ge=0)
@@ -75,29 +83,22 @@ class DiffPruningConfig(Section):
     """Share of the steps after which the mask is fixed; the rest trains the differences that were
     kept. 1: cut at the end only."""
 
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _around(self) -> DiffPruningConfig:
         if not self.stretch[0] < 0 < 1 < self.stretch[1]:
             raise ValueError("stretch must begin below 0 and end above 1")
         return self
 
-    def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py): a difference and a gate for
+    def trainable_numbers(self, shape: ModelShape) -> int:
+        """Numbers that train on a model of `shape` (models/shape.py): a difference and a gate for
         each weight of the chosen matrices."""
-        from tunewright.models import anatomy
-
         wanted: set[str] = set()
         for target in self.targets:
             group = target in ("attention", "mlp")
             wanted |= {
                 r
                 for r in shape.matrices
-                if target in anatomy.WHOLE
+                if target in WHOLE
                 or (group and r.startswith(f"{target}."))
                 or r == shape.targets.get(target, target)
             }
@@ -107,7 +108,7 @@ class DiffPruningConfig(Section):
         )
 
 
-def gaps_of(positions: Any) -> Any:
+def gaps_of(positions: Tensor) -> Tensor:
     """Increasing positions (n,) int64 -> bytes (m,) uint8: each distance to the one before, less 1,
     as a run of 255s and a rest below 255.
 
@@ -125,7 +126,7 @@ def gaps_of(positions: Any) -> Any:
     return codes
 
 
-def positions_of(codes: Any) -> Any:
+def positions_of(codes: Tensor) -> Tensor:
     """The inverse of `gaps_of`."""
     import torch
 
@@ -145,7 +146,7 @@ class Shared:
     fixed: bool = False
     settle_step: int | None = None
     quota: int = 0
-    parts: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Difference] = field(default_factory=dict)
     threshold_of: tuple[tuple[int, ...], float] = ((), 0.0)
 
     def versions(self) -> tuple[int, ...]:
@@ -167,12 +168,11 @@ class Shared:
         return self.threshold_of[1]
 
 
-def _put(model: Any, names: list[str], shared: Shared, gated: bool) -> list[str]:
+def _put(model: PreTrainedModel, names: list[str], shared: Shared, gated: bool) -> list[str]:
     """Differences beside the named linear modules. Returns the names of their parameters."""
     import torch
 
     from tunewright.methods.hard_concrete import Difference
-    from tunewright.models.anatomy import shape_of
 
     made = []
     reference = next(model.parameters())
@@ -198,8 +198,10 @@ def _put(model: Any, names: list[str], shared: Shared, gated: bool) -> list[str]
     return [n for n, _ in model.named_parameters() if n in wanted]
 
 
-def _beside(own_forward: Any, part: Any, shared: Shared) -> Any:
-    def forward(x: Any, *args: Any, **named: Any) -> Any:
+def _beside(
+    own_forward: Callable[..., Tensor], part: Difference, shared: Shared
+) -> Callable[..., Tensor]:
+    def forward(x: Tensor, *args: object, **named: object) -> Tensor:
         y = own_forward(x, *args, **named)
         # Beside the frozen product, not inside its weight: in bfloat16 a sum W + z w would lose
         # most differences.
@@ -208,10 +210,8 @@ def _beside(own_forward: Any, part: Any, shared: Shared) -> Any:
     return forward
 
 
-def _weights_of(model: Any) -> int:
+def _weights_of(model: PreTrainedModel) -> int:
     """Numbers of the model, quantised matrices counted by what they stand for."""
-    from tunewright.models.anatomy import is_linear, shape_of
-
     plain = sum(p.numel() for p in model.parameters())
     return plain + sum(
         math.prod(shape_of(m))
@@ -228,7 +228,9 @@ def _weights_of(model: Any) -> int:
     on_quantised=True,
     load=lambda *given: load(*given),
 )
-def diff_pruning(config: DiffPruningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def diff_pruning(
+    config: DiffPruningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Put a gated difference beside every chosen matrix of `model`.
 
     Raises ModelError (E-METHOD-44) for a target that is no matrix of a block and ConfigError
@@ -258,7 +260,11 @@ def diff_pruning(config: DiffPruningConfig, model: Any, anatomy: Any, base_path:
 
 
 def _attached(
-    config: DiffPruningConfig, model: Any, base_path: str, shared: Shared, parameters: list[str]
+    config: DiffPruningConfig,
+    model: PreTrainedModel,
+    base_path: str,
+    shared: Shared,
+    parameters: list[str],
 ) -> Attached:
     num_gates = sum(part.w.numel() for part in shared.parts.values())
     shift = config.temperature * math.log(-config.stretch[0] / config.stretch[1])
@@ -333,13 +339,14 @@ def _fix(shared: Shared) -> None:
         kept = {name: part.pruned() for name, part in shared.parts.items()}
         for name, part in shared.parts.items():
             part.w.copy_(kept[name])
-            part.gate.copy_(torch.where(kept[name] != 0, FIXED, -FIXED))
+            if part.gate is not None:
+                part.gate.copy_(torch.where(kept[name] != 0, FIXED, -FIXED))
             if part.group is not None:
                 part.group.fill_(FIXED)
     shared.fixed = True
 
 
-def _merge(model: Any, shared: Shared) -> Any:
+def _merge(model: PreTrainedModel, shared: Shared) -> PreTrainedModel:
     """Add the differences to the weights; the second time there is nothing left to add."""
     import torch
 
@@ -347,7 +354,8 @@ def _merge(model: Any, shared: Shared) -> Any:
         kept = {name: part.pruned() for name, part in shared.parts.items()}
         for name, delta in kept.items():
             module = model.get_submodule(name)
-            module.weight.copy_((module.weight.to(delta.dtype) + delta).to(module.weight.dtype))
+            weight = module.get_parameter("weight")
+            weight.copy_((weight.to(delta.dtype) + delta).to(weight.dtype))
             del module.forward
             del module.difference
     shared.parts.clear()
@@ -355,13 +363,13 @@ def _merge(model: Any, shared: Shared) -> Any:
 
 
 def save_differences(
-    folder: Path, config: DiffPruningConfig, base_path: str, differences: dict[str, Any]
+    folder: Path, config: DiffPruningConfig, base_path: str, differences: dict[str, Tensor]
 ) -> dict[str, int]:
     """Write the sparse differences: module name -> dense tensor, mostly 0, as its weight lies.
     Returns {"changed": how many weights differ}."""
     import torch
 
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     changed = 0
     for name, delta in differences.items():
         flat = delta.detach().flatten().cpu()
@@ -371,14 +379,14 @@ def save_differences(
             gaps_of(positions),
             flat[positions].contiguous(),
         )
-    own_folder.write(folder, "diff_pruning", config, base_path, tensors, changed=changed)
+    saved.write(folder, "diff_pruning", config, base_path, tensors, changed=changed)
     return {"changed": changed}
 
 
-def read_differences(folder: Path) -> dict[str, tuple[Any, Any]]:
+def read_differences(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Module name -> (positions, values) of a saved folder. Raises ModelError (E-METHOD-41) for a
     file that contradicts itself."""
-    tensors = own_folder.read_tensors(folder)
+    tensors = saved.read_tensors(folder)
     found = {}
     for name in sorted({key.rpartition(".")[0] for key in tensors}):
         gaps, values = tensors.get(f"{name}.gaps"), tensors.get(f"{name}.values")
@@ -390,7 +398,7 @@ def read_differences(folder: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def load(
-    config: DiffPruningConfig, model: Any, folder: Path, base_path: str, trainable: bool
+    config: DiffPruningConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved difference of `folder` on `model`. Trained further, its places stay as they are."""
     import torch
@@ -413,9 +421,7 @@ def load(
             if part.group is not None:
                 part.group.fill_(FIXED)
     shared.quota = max(1, sum(len(positions) for positions, _ in stored.values()))
-    attached = _attached(
-        config, model, base_path or own_folder.read(folder).base, shared, parameters
-    )
+    attached = _attached(config, model, base_path or saved.read(folder).base, shared, parameters)
     if not trainable:
         for part in shared.parts.values():
             part.requires_grad_(False)

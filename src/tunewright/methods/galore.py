@@ -19,20 +19,29 @@ exist at once, is not done: gradients take their full room.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from tunewright.core.config import Section
+from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached
 from tunewright.methods.selecting import attach_whole
+from tunewright.methods.targets import MethodSection, Names
+from tunewright.models.anatomy import Anatomy
+from tunewright.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
-class GaLoreConfig(Section):
+class GaLoreConfig(MethodSection):
     """Every weight trains; the optimiser's state of the chosen matrices is of low rank."""
 
     rank: int = Field(default=64, gt=0)
@@ -44,39 +53,31 @@ class GaLoreConfig(Section):
     """Factor on the updates of the chosen matrices, beside the rate."""
     side: Literal["auto", "left", "right"] = "auto"
     """Side of the matrix on which the window lies; auto takes the shorter one, which saves most."""
-    targets: list[str] = ["linear"]
+    targets: Names = ["linear"]
     """Roles or module names of the matrices that are seen through a window. All other weights learn
     with AdamW."""
 
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     trains_base: ClassVar[bool] = True
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
         return int(shape.parameters)
 
 
-_class: list[type[Any]] = []
+Group: TypeAlias = dict[str, Any]
+"""A parameter group of torch's optimisers."""
+OptimizerClass: TypeAlias = "Callable[[list[Group]], Optimizer]"
 
 
-def galore_adamw() -> type[Any]:
+@cache
+def galore_adamw() -> OptimizerClass:
     """The optimiser's class; torch is imported when it is first asked for."""
-    if not _class:
-        _class.append(_make_class())
-    return _class[0]
-
-
-def _make_class() -> type[Any]:
     import torch
 
     class GaLoreAdamW(torch.optim.Optimizer):
         """AdamW whose groups may have a `rank`: their matrices are updated through a window."""
 
-        def __init__(self, groups: list[dict[str, Any]]):
+        def __init__(self, groups: list[Group]):
             super().__init__(
                 groups,
                 {
@@ -90,7 +91,7 @@ def _make_class() -> type[Any]:
             )
 
         @torch.no_grad()
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
             del closure
             for group in self.param_groups:
                 for p in group["params"]:
@@ -100,10 +101,11 @@ def _make_class() -> type[Any]:
     return GaLoreAdamW
 
 
-def _update(p: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _update(p: nn.Parameter, state: dict[str, Any], group: Group) -> None:
     """One update of one parameter."""
     import torch
 
+    assert p.grad is not None
     gradient, rank = p.grad.float(), group["rank"]
     left = group["side"] == "left" or (group["side"] == "auto" and p.shape[0] <= p.shape[-1])
     count = state.get("step", 0)
@@ -128,7 +130,7 @@ def _update(p: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
     p.add_(move.to(p.dtype), alpha=-group["lr"])
 
 
-def window(gradient: Any, rank: int, left: bool) -> Any:
+def window(gradient: Tensor, rank: int, left: bool) -> Tensor:
     """The first `rank` singular vectors of `gradient` on one side, (side, rank).
 
     From the eigenvectors of G G^T, which is several times as fast as a whole decomposition of G and
@@ -149,7 +151,9 @@ def window(gradient: Any, rank: int, left: bool) -> Any:
     own_optimizer=True,
     leaves="model",
 )
-def galore(config: GaLoreConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def galore(
+    config: GaLoreConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Train every weight; matrices in `targets` through a window. Raises ModelError (E-METHOD-09)
     for a rank that is no window."""
     chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
@@ -162,11 +166,14 @@ def galore(config: GaLoreConfig, model: Any, anatomy: Any, base_path: str) -> At
     return attach_with_groups(model, chosen, through, galore_adamw, LEARNING_RATE)
 
 
-def chosen_matrices(rank: int, targets: list[str], model: Any, anatomy: Any) -> set[int]:
+def chosen_matrices(
+    rank: int, targets: list[str], model: PreTrainedModel, anatomy: Anatomy
+) -> set[int]:
     """The ids of the weights that `targets` name and that are matrices. Raises ModelError
     (E-METHOD-09) for a rank above the smaller side of one."""
     weights = {
-        f"{name}.weight": model.get_submodule(name).weight for name in anatomy.select(targets)
+        f"{name}.weight": model.get_submodule(name).get_parameter("weight")
+        for name in anatomy.select(targets)
     }
     large = [
         name for name, weight in weights.items() if weight.ndim == 2 and rank > min(weight.shape)
@@ -190,17 +197,17 @@ def chosen_matrices(rank: int, targets: list[str], model: Any, anatomy: Any) -> 
 
 
 def attach_with_groups(
-    model: Any,
+    model: PreTrainedModel,
     chosen: set[int],
-    through: dict[str, Any],
-    optimizer_class: Callable[[], type[Any]],
+    through: Group,
+    optimizer_class: Callable[[], OptimizerClass],
     rate: float,
 ) -> Attached:
     """A whole model that trains, with `through` as the options of the optimiser's group of chosen
     matrices."""
     attached = attach_whole(model, rate)
 
-    def optimizer(engine: Any, named: list[tuple[str, Any]]) -> Any:
+    def optimizer(engine: EngineConfig, named: list[tuple[str, nn.Parameter]]) -> Optimizer:
         seen = [p for _, p in named if id(p) in chosen]
         plain = [p for _, p in named if id(p) not in chosen and p.ndim > 1]
         vectors = [p for _, p in named if id(p) not in chosen and p.ndim <= 1]

@@ -48,7 +48,9 @@ LEAK = 1e-3
 """What a gate that is closed without noise lets through, times sigmoid(a)."""
 
 
-def noisy(shape: Any, a: Tensor, generator: Any, c: Settings) -> tuple[Tensor, Tensor]:
+def noisy(
+    shape: tuple[int, ...], a: Tensor, generator: torch.Generator, c: Settings
+) -> tuple[Tensor, Tensor]:
     """(z, dz / da) of gates with parameters a under the next noise of `generator`."""
     low, high = c.stretch
     u = torch.rand(shape, generator=generator, device=a.device, dtype=a.dtype).clamp_(
@@ -121,8 +123,8 @@ class Difference(nn.Module):
         self,
         name: str,
         shape: tuple[int, ...],
-        device: Any,
-        dtype: Any,
+        device: torch.device,
+        dtype: torch.dtype,
         shared: Shared,
         gated: bool,
         turned: bool,
@@ -141,7 +143,7 @@ class Difference(nn.Module):
             else None
         )
         self.name, self.shared, self.turned = name, shared, turned
-        self.kept: tuple[Any, Tensor] | None = None
+        self.kept: tuple[object, Tensor] | None = None
 
     def mean_delta(self) -> Tensor:
         """z * w without noise, a new tensor; nothing is cut."""
@@ -163,7 +165,7 @@ class Difference(nn.Module):
             else delta.mul_(delta.abs() >= max(self.shared.threshold(), 1e-30))
         )
 
-    def delta(self, kind: Any) -> Tensor:
+    def delta(self, kind: torch.dtype) -> Tensor:
         """The difference as this forward pass uses it, in number type `kind`."""
         if self.training and torch.is_grad_enabled() and self.w.requires_grad:
             self.kept = None

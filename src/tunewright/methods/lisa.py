@@ -16,17 +16,26 @@ to the nearest would lose them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tunewright.core.config import Section
+from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.seeds import stream, stream_seed
 from tunewright.core.types import Attached
 from tunewright.methods.base_weights import HALF, BaseWeights
 from tunewright.methods.selecting import attach_whole_part
+from tunewright.methods.targets import MethodSection
+from tunewright.models.anatomy import Anatomy
+from tunewright.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
 
 LEARNING_RATE = 1e-4
 LEAST_EVERY, PERIODS = 5, 50
@@ -34,7 +43,7 @@ LEAST_EVERY, PERIODS = 5, 50
 moments start anew in each."""
 
 
-class LisaConfig(Section):
+class LisaConfig(MethodSection):
     """Embedding, head and a few blocks at a time train; which ones is drawn again and again."""
 
     blocks: int = Field(default=2, gt=0)
@@ -44,7 +53,7 @@ class LisaConfig(Section):
 
     trains_base: ClassVar[bool] = True
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train at a time in a model of this shape, before it is loaded."""
         tables = shape.head_weights * (1 if shape.tied else 2) + shape.hidden
         return int(
@@ -57,10 +66,10 @@ class LisaConfig(Section):
 class Lots:
     """Which blocks are awake. `blocks` holds for each block its parameters by name."""
 
-    def __init__(self, part: BaseWeights, blocks: list[dict[str, Any]], count: int):
+    def __init__(self, part: BaseWeights, blocks: list[dict[str, nn.Parameter]], count: int):
         self.part, self.blocks, self.count = part, blocks, count
         self.every, self.seed, self.updates = 1, 0, 0
-        self.optimizer: Any = None
+        self.optimizer: Optimizer | None = None
 
     def drawn(self, period: int) -> list[int]:
         """Numbers of the blocks that are awake in a period."""
@@ -80,12 +89,12 @@ class Lots:
                         name, p, stream_seed(self.seed, "lisa-rounding", period, number, place)
                     )
 
-    def _wake(self, p: Any) -> None:
+    def _wake(self, p: nn.Parameter) -> None:
         if str(p.dtype) in HALF:
             p.data = p.data.float()
         p.requires_grad_(True)
 
-    def _sleep(self, name: str, p: Any, seed: int) -> None:
+    def _sleep(self, name: str, p: nn.Parameter, seed: int) -> None:
         p.requires_grad_(False)
         p.grad = None
         if self.optimizer is not None:
@@ -95,7 +104,7 @@ class Lots:
             p.data = rounded_by_lot(p.data, wanted, seed)
 
 
-def rounded_by_lot(values: Any, dtype: Any, seed: int) -> Any:
+def rounded_by_lot(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     """float32 values in a half-precision type, each rounded to a neighbour with a chance by its
     nearness, so that the expected value is the value.
 
@@ -122,7 +131,7 @@ def rounded_by_lot(values: Any, dtype: Any, seed: int) -> Any:
     on_quantised=False,
     leaves="model",
 )
-def lisa(config: LisaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def lisa(config: LisaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the embedding, the head and a few blocks at a time. Raises ModelError (E-METHOD-02) for
     more blocks than the model has."""
     if config.blocks > len(anatomy.blocks):
@@ -145,7 +154,7 @@ def lisa(config: LisaConfig, model: Any, anatomy: Any, base_path: str) -> Attach
         lots.every = max(LEAST_EVERY, steps // PERIODS) if config.every == "auto" else config.every
         lots.move(0)
 
-    def with_optimizer(engine: Any, optimizer: Any) -> None:
+    def with_optimizer(engine: EngineConfig, optimizer: Optimizer) -> None:
         lots.seed, lots.optimizer = engine.seed, optimizer
         lots.move(lots.updates)
 

@@ -19,17 +19,24 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tunewright.core.config import Section
 from tunewright.core.errors import ModelError, Problem, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
-from tunewright.methods import own_folder
+from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
+from tunewright.methods.targets import MethodSection
+from tunewright.models.anatomy import Anatomy
+from tunewright.models.anatomy import of as anatomy_of
+from tunewright.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 LEARNING_RATE = 1e-4
 SHARE = 4
@@ -59,19 +66,19 @@ WHOLE = ("hidden_size_per_layer_input", "altup_num_inputs")
 block, several streams of hidden rows."""
 
 
-class LlamaProConfig(Section):
+class LlamaProConfig(MethodSection):
     """New blocks, which start as doing nothing, train between the frozen ones."""
 
     blocks: int | None = Field(default=None, gt=0)
     """How many new blocks. Default: one for each 4 of the model, at least one."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
         return int(
             wanted(self, shape.layers) * (shape.block_weights // shape.layers + 2 * shape.hidden)
         )
 
-    def grown(self, shape: Any) -> Any:
+    def grown(self, shape: ModelShape) -> ModelShape:
         """The shape that a model of this shape has with the new blocks."""
         layers = shape.layers + wanted(self, shape.layers)
         matrices = {
@@ -91,7 +98,7 @@ def places(layers: int, new: int) -> list[int]:
     return [round((group + 1) * layers / new) - 1 for group in range(new)]
 
 
-def expand(model: Any, config: LlamaProConfig, anatomy: Any) -> list[str]:
+def expand(model: PreTrainedModel, config: LlamaProConfig, anatomy: Anatomy) -> list[str]:
     """Put the new blocks into `model` and its configuration. Returns their names.
 
     Raises ModelError: E-METHOD-70 for more new blocks than old ones, E-METHOD-71 for a family whose
@@ -101,7 +108,8 @@ def expand(model: Any, config: LlamaProConfig, anatomy: Any) -> list[str]:
     if new > layers:
         raise ModelError(problem("E-METHOD-70", "method.blocks", blocks=new, there=layers))
     root = anatomy.blocks[0].rpartition(".")[0]
-    holder, text = model.get_submodule(root), model.config.get_text_config()
+    text = model.config.get_text_config()
+    holder: Any = model.get_submodule(root)
     outputs = [
         name for role in ("attention.output", "mlp.down") for name in anatomy.roles.get(role, [])
     ]
@@ -140,7 +148,13 @@ def expand(model: Any, config: LlamaProConfig, anatomy: Any) -> list[str]:
     return [f"{root}.{number}" for number, (_, made) in enumerate(order) if made]
 
 
-def _why_not(holder: Any, text: Any, anatomy: Any, outputs: list[str], copied: list[str]) -> str:
+def _why_not(
+    holder: nn.Module,
+    text: PreTrainedConfig,
+    anatomy: Anatomy,
+    outputs: list[str],
+    copied: list[str],
+) -> str:
     """Why the blocks of a model cannot be copied and numbered anew; empty where they can."""
     import torch
 
@@ -155,7 +169,7 @@ def _why_not(holder: Any, text: Any, anatomy: Any, outputs: list[str], copied: l
     )
 
 
-def _stated_reason(text: Any) -> str:
+def _stated_reason(text: PreTrainedConfig) -> str:
     """The entry of a configuration because of which blocks cannot be put between; empty where there
     is none."""
     found = [
@@ -171,7 +185,7 @@ def _stated_reason(text: Any) -> str:
     return found[0] if found else ""
 
 
-def obstacles(config: LlamaProConfig, model_config: Any) -> list[Problem]:
+def obstacles(config: LlamaProConfig, model_config: PreTrainedConfig) -> list[Problem]:
     """What in a model's configuration speaks against new blocks, before its weights are read."""
     text = model_config.get_text_config()
     reason = _stated_reason(text)
@@ -180,7 +194,7 @@ def obstacles(config: LlamaProConfig, model_config: Any) -> list[Problem]:
     )
 
 
-def _said(model: Any) -> Any:
+def _said(model: PreTrainedModel) -> Tensor | None:
     """The logits of a few tokens; None on the meta device."""
     import torch
 
@@ -192,7 +206,7 @@ def _said(model: Any) -> Any:
         return model(input_ids=ids, use_cache=False).logits
 
 
-def _hands_on(model: Any, before: Any) -> bool:
+def _hands_on(model: PreTrainedModel, before: Tensor | None) -> bool:
     """Whether the model with new blocks still is the base. An expert or a scale that nobody
     silenced shows here."""
     import torch
@@ -207,12 +221,14 @@ def _hands_on(model: Any, before: Any) -> bool:
         TypeError,
     ):  # a part of the model does not know so many blocks
         return False
-    return before is None or bool(
-        torch.allclose(after, before, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
+    return (
+        before is None
+        or after is None
+        or bool(torch.allclose(after, before, rtol=1e-3, atol=1e-3 * float(before.abs().max())))
     )
 
 
-def _silent(block: Any, name: str, outputs: list[str]) -> Any:
+def _silent(block: nn.Module, name: str, outputs: list[str]) -> nn.Module:
     """A copy of a block that adds nothing."""
     import torch
 
@@ -237,7 +253,7 @@ def _silent(block: Any, name: str, outputs: list[str]) -> Any:
 
 
 def attach(
-    config: LlamaProConfig, model: Any, anatomy: Any, base_path: str
+    config: LlamaProConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
 ) -> tuple[Attached, BaseWeights]:
     """The larger model, of which the new blocks train, and the weights of those."""
     for p in model.parameters():
@@ -248,7 +264,7 @@ def attach(
     )
 
     def save(folder: Path) -> None:
-        own_folder.write(folder, "llama_pro", config, base_path, part.tensors())
+        saved.write(folder, "llama_pro", config, base_path, part.tensors())
 
     attached = Attached(
         parameters=part.names,
@@ -263,16 +279,12 @@ def attach(
 
 
 def load_blocks(
-    config: LlamaProConfig, model: Any, folder: Path, base_path: str, trainable: bool
+    config: LlamaProConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved blocks of `folder` between those of `model`. Raises ModelError (E-METHOD-41,
     E-METHOD-42) where they do not fit."""
-    from tunewright.models import anatomy
-
-    attached, part = attach(
-        config, model, anatomy.of(model), base_path or own_folder.read(folder).base
-    )
-    own_folder.fill(model, part.names, folder, trainable)
+    attached, part = attach(config, model, anatomy_of(model), base_path or saved.read(folder).base)
+    saved.fill(model, part.names, folder, trainable)
     return attached
 
 
@@ -285,6 +297,8 @@ def load_blocks(
     load=load_blocks,
     obstacles=obstacles,
 )
-def llama_pro(config: LlamaProConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def llama_pro(
+    config: LlamaProConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Train new blocks between the frozen ones. Raises ModelError (E-METHOD-70, E-METHOD-71)."""
     return attach(config, model, anatomy, base_path)[0]

@@ -43,23 +43,30 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tunewright.core.config import Section
 from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs, Term
 from tunewright.core.words import say
-from tunewright.methods import own_folder
+from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
+from tunewright.methods.targets import MethodSection
+from tunewright.models.anatomy import Anatomy
+from tunewright.models.anatomy import of as anatomy_of
+from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
+    from transformers import Cache, PreTrainedModel
+
+    from tunewright.methods.layers import Router
 
 NO_MERGE = "which tokens a block computes is decided anew for every text"
 ROUTER = "depth_router"
@@ -69,7 +76,7 @@ RECENT = 50
 """Steps over which the agreement of predictor and router is averaged."""
 
 
-class MixtureOfDepthsConfig(Section):
+class MixtureOfDepthsConfig(MethodSection):
     """Blocks that compute only the tokens a router picks."""
 
     capacity: float = Field(default=0.5, gt=0, le=1)
@@ -98,8 +105,8 @@ class MixtureOfDepthsConfig(Section):
 
     trains_base: ClassVar[bool] = True
 
-    def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py)."""
+    def trainable_numbers(self, shape: ModelShape) -> int:
+        """Numbers that train on a model of `shape` (models/shape.py)."""
         routed = len(routed_places(self, shape.layers))
         new = routed * ((self.predictor + 1) * (shape.hidden + 1) + self.predictor + 1)
         inside = {
@@ -135,68 +142,19 @@ class _Routing:
     edges: dict[str, tuple[float, int]] = field(default_factory=dict)
     """For each routed block, the sum over this step's samples of the smallest weight that was
     picked, and their number."""
-    mask: Any = None
+    mask: Tensor | None = None
     """The (B, seen) attention mask that the model was called with; None: no padding."""
-    pending: list[tuple[Any, int]] = field(default_factory=list)
+    pending: list[tuple[Tensor, int]] = field(default_factory=list)
     """(sum of the predictor's cross-entropy, rows) of each routed block and pass of this step."""
     right: list[tuple[int, int]] = field(default_factory=list)
     """(rows on which predictor and router agree, rows) of the blocks and passes of this step."""
     agreement: list[float] = field(default_factory=list)
     """The same as a share, of the last steps."""
-    record: list[Any] | None = None
+    record: list[Tensor] | None = None
     """Where the picked rows of each block are put, when somebody looks."""
 
 
-def _make_class() -> type[Any]:
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    class Router(nn.Module):
-        """w, and the predictor beside it. Computes in float32 or wider."""
-
-        def __init__(self, width: int, inner: int, ramp: bool, device: Any, dtype: Any):
-            super().__init__()
-            made: dict[str, Any] = {"device": device, "dtype": dtype}
-            # With a ramp all rows are picked at first, at weight 1; without one the first pick is
-            # by chance.
-            self.w = nn.Parameter(
-                torch.zeros(width, **made) if ramp else torch.randn(width, **made) * 0.02
-            )
-            self.inner = nn.Parameter(torch.randn(inner, width, **made) / math.sqrt(width))
-            self.bias = nn.Parameter(torch.zeros(inner, **made))
-            self.out = nn.Parameter(torch.randn(inner, **made) * 0.002)
-            self.slope = nn.Parameter(torch.ones(1, **made))
-            self.offset = nn.Parameter(torch.zeros(1, **made))
-            # At first every row (with a ramp), or each whose weight is above 1, about half.
-            self.edge = -1.0 if ramp else 1.0
-
-        def normal(self, x: Tensor) -> Tensor:
-            wide = x.to(self.w.dtype)
-            return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
-
-        def weights(self, n: Tensor) -> Tensor:
-            """r, (B, T)."""
-            return 1 + n @ self.w
-
-        def predicted(self, n: Tensor, r: Tensor) -> Tensor:
-            """The logit of p, (B, T)."""
-            hidden = F.relu(F.linear(n.detach(), self.inner, self.bias))
-            return hidden @ self.out + self.slope * (r.detach() - self.edge) + self.offset
-
-    return Router
-
-
-_class: list[type[Any]] = []
-
-
-def _router_class() -> type[Any]:
-    if not _class:
-        _class.append(_make_class())
-    return _class[0]
-
-
-def largest(r_BT: Any, there_BT: Any, capacity: float) -> Any:
+def largest(r_BT: Tensor, there_BT: Tensor, capacity: float) -> Tensor:
     """(B, T) bool: for each sample ceil(capacity x its rows) of the rows that are there: the first,
     and the others with the largest weight."""
     import torch
@@ -211,12 +169,14 @@ def largest(r_BT: Any, there_BT: Any, capacity: float) -> Any:
     return (rank < quota_B1) & there_BT
 
 
-def first_row(there_BT: Any) -> Any:
+def first_row(there_BT: Tensor) -> Tensor:
     """(B, T) bool: of each sample the first row that is there."""
     return there_BT & (there_BT.cumsum(-1) == 1)
 
 
-def _routed_forward(block: Any, router: Any, routing: _Routing, name: str) -> Any:
+def _routed_forward(
+    block: nn.Module, router: Router, routing: _Routing, name: str
+) -> Callable[..., Tensor]:
     """The forward of a block that computes picked rows only."""
     import torch
     from torch.nn import functional as F
@@ -224,7 +184,7 @@ def _routed_forward(block: Any, router: Any, routing: _Routing, name: str) -> An
     own_forward = block.forward
     signature = inspect.signature(own_forward)
 
-    def forward(*args: Any, **named: Any) -> Any:
+    def forward(*args: Any, **named: Any) -> Tensor:
         if not routing.on:
             return own_forward(*args, **named)
         bound = signature.bind(*args, **named)
@@ -287,11 +247,11 @@ def _routed_forward(block: Any, router: Any, routing: _Routing, name: str) -> An
     return forward
 
 
-def _gather_positions(given: dict[str, Any], at: Any) -> None:
+def _gather_positions(given: dict[str, Any], at: Tensor) -> None:
     """Positions and their sines and cosines of the picked rows, in place."""
     import torch
 
-    def rows(t: Any) -> Any:
+    def rows(t: Tensor) -> Tensor:
         t = t.expand(len(at), *t.shape[1:]) if t.shape[0] == 1 else t
         index = at if t.dim() == 2 else at[..., None].expand(-1, -1, t.shape[-1])
         return torch.gather(t, 1, index)
@@ -302,7 +262,9 @@ def _gather_positions(given: dict[str, Any], at: Any) -> None:
         given["position_embeddings"] = tuple(rows(part) for part in given["position_embeddings"])
 
 
-def _mask(block: Any, given: dict[str, Any], name: str, real: Any, chosen: Any) -> Any:
+def _mask(
+    block: nn.Module, given: dict[str, Any], name: str, real: Tensor, chosen: Tensor
+) -> Tensor:
     """(B, 1, K, seen + K): picked rows see picked rows before them and themselves. With a cache,
     which of its rows are real is noted on it."""
     import torch
@@ -327,20 +289,22 @@ def _mask(block: Any, given: dict[str, Any], name: str, real: Any, chosen: Any) 
     )
 
 
-def _noted(cache: Any) -> dict[str, Any]:
+def _noted(cache: Cache | None) -> dict[str, Tensor]:
     """For each routed block by name, which of its rows in `cache` are real: (B, seen) bool."""
-    found: dict[str, Any] = (
+    found: dict[str, Tensor] = (
         {} if cache is None else vars(cache).setdefault("tunewright_real_rows", {})
     )
     return found
 
 
-def block_config(block: Any) -> Any:
+def block_config(block: nn.Module) -> object:
     """The configuration that the attention of a block reads."""
     return next((m.config for m in block.modules() if hasattr(m, "config")), None)
 
 
-def _routed_blocks(config: MixtureOfDepthsConfig, anatomy: Any, model: Any) -> list[str]:
+def _routed_blocks(
+    config: MixtureOfDepthsConfig, anatomy: Anatomy, model: PreTrainedModel
+) -> list[str]:
     """Names of the blocks to route. Raises CompatError (E-METHOD-46) for a model whose blocks do
     not all see everything, or with too few blocks."""
     text = model.config.get_text_config()
@@ -373,11 +337,13 @@ def _routed_blocks(config: MixtureOfDepthsConfig, anatomy: Any, model: Any) -> l
     load=lambda *given: load(*given),
 )
 def mixture_of_depths(
-    config: MixtureOfDepthsConfig, model: Any, anatomy: Any, base_path: str
+    config: MixtureOfDepthsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Route every `every`-th block of `model`. Routers and predictors train in float32, and so do
     the weights of the base that `train` names."""
     import torch
+
+    from tunewright.methods.layers import Router
 
     names = _routed_blocks(config, anatomy, model)
     chosen = {"blocks": tuple(f"{name}." for name in names), "model": ("",), "router": ()}[
@@ -391,7 +357,7 @@ def mixture_of_depths(
     new: list[str] = []
     for name in names:
         block = model.get_submodule(name)
-        router = _router_class()(
+        router = Router(
             width,
             config.predictor,
             config.ramp > 0,
@@ -402,13 +368,13 @@ def mixture_of_depths(
         block.forward = _routed_forward(block, router, routing, name)
         new += [f"{name}.{ROUTER}.{n}" for n, _ in router.named_parameters()]
     _watch_mask(model, routing)
-    model.depth_routing = routing
+    vars(model)["depth_routing"] = routing
     wanted = {*inside, *new}
     parameters = [n for n, _ in model.named_parameters() if n in wanted]
     return _attached(config, model, base_path, routing, part, parameters, set(new))
 
 
-def _routers(model: Any) -> dict[str, Any]:
+def _routers(model: PreTrainedModel) -> dict[str, Router]:
     """The routers by the names of their blocks."""
     return {
         name.removesuffix(f".{ROUTER}"): m
@@ -417,17 +383,17 @@ def _routers(model: Any) -> dict[str, Any]:
     }
 
 
-def part_dtype(part: BaseWeights, reference: Any) -> Any:
+def part_dtype(part: BaseWeights, reference: Tensor) -> torch.dtype:
     """The number type that the model computes in, also where its weights are now held wider."""
     return next(iter(part.dtypes.values()), reference.dtype)
 
 
-def _watch_mask(model: Any, routing: _Routing) -> None:
+def _watch_mask(model: PreTrainedModel, routing: _Routing) -> None:
     """Note the attention mask with which the body of `model` is called: blocks see only what was
     made of it."""
     body = getattr(model, model.base_model_prefix)
 
-    def note(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def note(module: nn.Module, args: tuple[object, ...], named: dict[str, Tensor]) -> None:
         mask = named.get("attention_mask")
         routing.mask = mask if mask is not None and mask.dim() == 2 else None
 
@@ -436,7 +402,7 @@ def _watch_mask(model: Any, routing: _Routing) -> None:
 
 def _attached(
     config: MixtureOfDepthsConfig,
-    model: Any,
+    model: PreTrainedModel,
     base_path: str,
     routing: _Routing,
     part: BaseWeights,
@@ -455,16 +421,14 @@ def _attached(
             routing.on = True
 
     def penalties() -> dict[str, Term]:
-        losses, rows = (
-            [loss for loss, _ in routing.pending],
-            sum(count for _, count in routing.pending),
-        )
+        losses = [loss for loss, _ in routing.pending]
+        rows = sum(count for _, count in routing.pending)
         right = sum(count for count, _ in routing.right)
         routing.pending, routing.right = [], []
         if not losses:
             return {}
         routing.agreement = [*routing.agreement, right / rows][-RECENT:]
-        return {"predictor": (sum(losses) / rows, config.predictor_weight)}
+        return {"predictor": (sum(losses[1:], losses[0]) / rows, config.predictor_weight)}
 
     def move(updates: int) -> None:
         """Take the capacity and the way of routing that the step after `updates` updates has."""
@@ -502,8 +466,8 @@ def _attached(
     def save(folder: Path) -> None:
         share = sum(routing.agreement) / len(routing.agreement) if routing.agreement else None
         edges = {name: router.edge for name, router in routers.items()}
-        tensors = own_folder.tensors_of(model, parameters)
-        own_folder.write(
+        tensors = saved.tensors_of(model, parameters)
+        saved.write(
             folder,
             "mixture_of_depths",
             config,
@@ -532,29 +496,28 @@ def _attached(
 
 
 def load(
-    config: MixtureOfDepthsConfig, model: Any, folder: Path, base_path: str, trainable: bool
+    config: MixtureOfDepthsConfig,
+    model: PreTrainedModel,
+    folder: Path,
+    base_path: str,
+    trainable: bool,
 ) -> Attached:
     """The saved routers and weights of `folder` on `model`. Raises ModelError (E-METHOD-42) where
     they do not fit."""
-    from tunewright.models import anatomy
-
     try:
         attached = mixture_of_depths(
-            config, model, anatomy.of(model), base_path or own_folder.read(folder).base
+            config, model, anatomy_of(model), base_path or saved.read(folder).base
         )
     except CompatError as e:
         raise ModelError(e.problems) from e
-    own_folder.fill(model, attached.parameters, folder, trainable)
-    model.depth_routing.ramps, model.depth_routing.capacity = False, config.capacity
-    edges = own_folder.read(folder).more.get("edges", {})
+    saved.fill(model, attached.parameters, folder, trainable)
+    routing = routing_of(model)
+    routing.ramps, routing.capacity = False, config.capacity
+    edges = saved.read(folder).more.get("edges", {})
     for name, router in _routers(model).items():
         if name not in edges:
             raise ModelError(
-                problem(
-                    "E-METHOD-41",
-                    str(folder),
-                    cause=f"no edge of {name} in {own_folder.DESCRIPTION}",
-                )
+                problem("E-METHOD-41", str(folder), cause=f"no edge of {name} in {saved.OWN}")
             )
         router.edge = float(edges[name])
     if not trainable:
@@ -562,7 +525,13 @@ def load(
     return attached
 
 
-def agreement(model: Any, ids_BT: Any, mask_BT: Any = None) -> float:
+def routing_of(model: PreTrainedModel) -> _Routing:
+    """The routing that `mixture_of_depths` left on a model."""
+    routing: _Routing = vars(model)["depth_routing"]
+    return routing
+
+
+def agreement(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor | None = None) -> float:
     """Share of (routed block, token) decisions that come out the same when the model learns and
     when it writes, on the given texts.
 
@@ -571,7 +540,7 @@ def agreement(model: Any, ids_BT: Any, mask_BT: Any = None) -> float:
     """
     import torch
 
-    routing: _Routing = model.depth_routing
+    routing = routing_of(model)
     was_training, found = model.training, []
     for learning in (True, False):
         model.train(learning)

@@ -13,19 +13,24 @@ rows). `word_rows.py` does that, for LoRA too.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from tunewright.core.config import Section
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached
 from tunewright.methods import word_rows
-from tunewright.methods.lora import attach_peft, wrap
+from tunewright.methods.peft import attach_peft, wrap
+from tunewright.methods.targets import MethodSection
 from tunewright.methods.word_rows import checked_tokens
+from tunewright.models.anatomy import Anatomy
+from tunewright.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-class NewTokensConfig(Section):
+class NewTokensConfig(MethodSection):
     """Only the embedding rows of tokens that are named here train."""
 
     tokens: list[str | int] = Field(min_length=1)
@@ -37,7 +42,7 @@ class NewTokensConfig(Section):
 
     _tokens = field_validator("tokens", mode="before")(checked_tokens)
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: a row for each token, two where the head is a
         matrix of its own."""
         return int(len(self.tokens) * shape.hidden * (1 if shape.tied else 2))
@@ -51,7 +56,9 @@ class NewTokensConfig(Section):
     trains="embedding rows of added tokens",
     on_quantised=True,
 )
-def new_tokens(config: NewTokensConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def new_tokens(
+    config: NewTokensConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Train the rows of some tokens. Raises what `word_rows.make` raises."""
     import peft
 

@@ -5,24 +5,31 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from tunewright.core.config import Section
 from tunewright.core.errors import CompatError, ConfigError, problem, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Term
 from tunewright.core.words import say
-from tunewright.methods.lora import (
+from tunewright.methods.peft import attach_peft, placing, require_linear, settings_of, wrap
+from tunewright.methods.prompts import attach_prompt, wrap_prompt
+from tunewright.methods.targets import (
+    MethodSection,
     TargetSection,
-    attach_peft,
     cap_rank,
     chosen_layers,
-    placing,
-    require_linear,
-    wrap,
+    chosen_roles,
 )
+from tunewright.models.anatomy import Anatomy, shape_of
+from tunewright.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    import peft
+    from peft import PeftModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 
 class LohaConfig(TargetSection):
@@ -33,13 +40,10 @@ class LohaConfig(TargetSection):
     alpha: float | None = Field(default=None, gt=0)
     """Strength: the update is multiplied by alpha / rank. Default: the rank."""
 
-    def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py): two products for each matrix."""
+    def trainable_numbers(self, shape: ModelShape) -> int:
+        """Numbers that train on a model of `shape` (models/shape.py): two products for each matrix."""
         return int(
-            sum(
-                2 * self.rank * m.count * (m.inputs + m.outputs)
-                for m in _matrices(shape, self.targets)
-            )
+            sum(2 * self.rank * m.count * (m.inputs + m.outputs) for m in self.matrices(shape))
         )
 
 
@@ -56,11 +60,11 @@ class LokrConfig(TargetSection):
     decompose_both: bool = False
     """Make the small factor a low-rank product, too."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: for each matrix two factors, whole or as
         products, as PEFT cuts its sides."""
         total = 0
-        for m in _matrices(shape, self.targets):
+        for m in self.matrices(shape):
             (small_in, large_in), (small_out, large_out) = (
                 _factors(n, self.decompose_factor) for n in (m.inputs, m.outputs)
             )
@@ -92,14 +96,10 @@ class AdaloraConfig(TargetSection):
     orthogonality: float = Field(default=0.1, ge=0)
     """Weight of the penalty that keeps the directions of each layer apart."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape` at the start, when every layer has `start_rank`."""
         first = self.start_rank or -(-3 * self.rank // 2)
-        return int(
-            sum(
-                m.count * first * (m.inputs + m.outputs + 1) for m in _matrices(shape, self.targets)
-            )
-        )
+        return int(sum(m.count * first * (m.inputs + m.outputs + 1) for m in self.matrices(shape)))
 
     @model_validator(mode="after")
     def _room(self) -> AdaloraConfig:
@@ -110,7 +110,7 @@ class AdaloraConfig(TargetSection):
         return self
 
 
-class Ia3Config(Section):
+class Ia3Config(MethodSection):
     """One learnt factor for each key, value and feed-forward activation."""
 
     targets: list[str] = []
@@ -119,8 +119,8 @@ class Ia3Config(Section):
     feedforward: list[str] = ["mlp.down"]
     """Those of the targets whose input is scaled in place of the output."""
 
-    def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py) with the usual targets, for
+    def trainable_numbers(self, shape: ModelShape) -> int:
+        """Numbers that train on a model of `shape` (models/shape.py) with the usual targets, for
         the estimate before loading."""
         fused = "attention.key" not in shape.matrices
         outputs = [
@@ -145,10 +145,10 @@ class VeraConfig(TargetSection):
     seed: int = 0
     """Start of the random stream of the shared matrices."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: an output vector and a rank vector for each
         matrix."""
-        return int(sum(m.count * (m.outputs + self.rank) for m in _matrices(shape, self.targets)))
+        return int(sum(m.count * (m.outputs + self.rank) for m in self.matrices(shape)))
 
 
 class OftConfig(TargetSection):
@@ -157,13 +157,10 @@ class OftConfig(TargetSection):
     block_size: int = Field(default=32, gt=1)
     """Inputs that turn together; PEFT takes the nearest size that divides the layer's inputs."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: half a square for each block of inputs."""
         return int(
-            sum(
-                m.count * m.inputs * (self.block_size - 1) // 2
-                for m in _matrices(shape, self.targets)
-            )
+            sum(m.count * m.inputs * (self.block_size - 1) // 2 for m in self.matrices(shape))
         )
 
 
@@ -179,18 +176,18 @@ class BoftConfig(TargetSection):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of blocks that are left unturned while training."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: a square for each block and factor, and one
         number an output."""
         return int(
             sum(
                 m.count * (self.factors * m.inputs * self.block_size + m.outputs)
-                for m in _matrices(shape, self.targets)
+                for m in self.matrices(shape)
             )
         )
 
 
-class PeftConfig(Section):
+class PeftConfig(MethodSection):
     """Any method of the installed PEFT, by PEFT's own name and options."""
 
     type: str
@@ -200,25 +197,16 @@ class PeftConfig(Section):
     targets: list[str] = ["linear"]
     """Roles, groups or module names, where the type sits on modules and the options name none."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """About as many numbers as a LoRA of that rank has: PEFT's types are many, and none of the
         common ones has more."""
         rank = self.options.get("r", 16)
         return int(
             sum(
                 (rank if isinstance(rank, int) else 16) * m.count * (m.inputs + m.outputs)
-                for m in _matrices(shape, self.targets)
+                for m in map(shape.matrices.__getitem__, chosen_roles(self.targets, shape))
             )
         )
-
-
-def _matrices(shape: Any, targets: list[str]) -> list[Any]:
-    """The linear layers of a shape that targets choose; what matches nothing is left for the loaded
-    model to refuse."""
-    from tunewright.models.anatomy import WHOLE
-
-    wanted = {shape.targets.get(t, t) for t in targets}
-    return [m for role, m in shape.matrices.items() if wanted & {*WHOLE, role, role.split(".")[0]}]
 
 
 def _factors(size: int, wanted: int) -> tuple[int, int]:
@@ -233,7 +221,7 @@ def _factors(size: int, wanted: int) -> tuple[int, int]:
     return small, size // small
 
 
-def _scale(config: Any) -> float:
+def _scale(config: LohaConfig | LokrConfig) -> float:
     return config.alpha if config.alpha is not None else config.rank
 
 
@@ -244,7 +232,7 @@ def _scale(config: Any) -> float:
     source="arXiv 2108.06098",
     trains="two thin products, multiplied number by number, beside chosen linear layers",
 )
-def loha(config: LohaConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def loha(config: LohaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Low-rank Hadamard product (Hyeon-Woo et al. 2021; LyCORIS): W' = W + (alpha / rank) (A1 B1) *
     (A2 B2)."""
     import peft
@@ -268,7 +256,7 @@ def loha(config: LohaConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     source="arXiv 2309.14859",
     trains="a small matrix and a thin product, Kronecker-multiplied, beside linear layers",
 )
-def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def lokr(config: LokrConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron (A B)."""
     import peft
 
@@ -295,7 +283,7 @@ def lokr(config: LokrConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     trains="one factor for each key, value and feed-forward activation",
     on_quantised=True,
 )
-def ia3(config: Ia3Config, model: Any, anatomy: Any, base_path: str) -> Attached:
+def ia3(config: Ia3Config, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """(IA)^3 (Liu et al. 2022): keys, values and the input of the feed-forward's last layer are
     multiplied by learnt factors that start at 1."""
     import peft
@@ -330,7 +318,7 @@ def ia3(config: Ia3Config, model: Any, anatomy: Any, base_path: str) -> Attached
     source="arXiv 2310.11454",
     trains="two vectors for each linear layer, around random matrices that all share",
 )
-def vera(config: VeraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def vera(config: VeraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Vector-based random matrix adaptation (Kopiczko et al. 2023): W' = W + diag(b) B diag(d) A
     with A, B random and shared; b starts at 0."""
     import peft
@@ -352,7 +340,7 @@ def vera(config: VeraConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     source="arXiv 2306.07280",
     trains="a rotation of each linear layer's inputs, in blocks",
 )
-def oft(config: OftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def oft(config: OftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Orthogonal fine-tuning (Qiu et al. 2023), turning the inputs: y = W (R x) with R
     block-diagonal and orthogonal by Cayley's transform."""
     import peft
@@ -375,7 +363,7 @@ def oft(config: OftConfig, model: Any, anatomy: Any, base_path: str) -> Attached
     source="arXiv 2311.06243",
     trains="rotations of each layer's inputs, and a factor for each output",
 )
-def boft(config: BoftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def boft(config: BoftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Butterfly orthogonal fine-tuning (Liu et al. 2023): W' = diag(s) (W R) with R = B_1 ... B_m,
     each B_i block-diagonal and orthogonal (Cayley) after a butterfly permutation. Raises
     CompatError (E-METHOD-64) for m above 1 where PEFT would silently take 1, because its kernel is
@@ -387,14 +375,11 @@ def boft(config: BoftConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     require_linear(model, names, "boft")
     if config.factors > 1 and not torch.cuda.is_available():
         raise CompatError(problem("E-METHOD-64", "method.factors", factors=config.factors))
+    widths = {name: shape_of(model.get_submodule(name))[0] for name in names}
     for name in names:
-        inputs = model.get_submodule(name).in_features
+        inputs = widths[name]
         if inputs % config.block_size:
-            sizes = [
-                n
-                for n in range(2, 65)
-                if all(model.get_submodule(other).in_features % n == 0 for other in names)
-            ]
+            sizes = [n for n in range(2, 65) if all(w % n == 0 for w in widths.values())]
             raise CompatError(
                 problem(
                     "E-METHOD-65",
@@ -421,7 +406,9 @@ def boft(config: BoftConfig, model: Any, anatomy: Any, base_path: str) -> Attach
     source="arXiv 2303.10512",
     trains="low-rank updates whose ranks move to where they are needed",
 )
-def adalora(config: AdaloraConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def adalora(
+    config: AdaloraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Adaptive budget allocation (Zhang et al. 2023): W' = W + s P diag(e) Q; the least important
     entries of e are set to 0 until the mean rank is `rank`, on a cubic schedule over the run; a
     penalty keeps P and Q near orthogonal."""
@@ -448,15 +435,17 @@ def adalora(config: AdaloraConfig, model: Any, anatomy: Any, base_path: str) -> 
 
 
 def schedule_ranks(
-    attached: Attached, wrapped: Any, wait: float, settle: float, every: int | None
+    attached: Attached, wrapped: PeftModel, wait: float, settle: float, every: int | None
 ) -> None:
     """Let PEFT's allocator follow the engine's steps, and let its memory survive a resume."""
     import torch
 
-    settings, allocator = wrapped.peft_config["default"], wrapped.base_model.rankallocator
+    settings = settings_of(wrapped)
+    tuner: Any = wrapped.base_model
+    allocator = tuner.rankallocator
     trained = [
         (name, p)
-        for name, p in wrapped.base_model.model.named_parameters()
+        for name, p in tuner.model.named_parameters()
         if "lora_" in name and "default" in name
     ]
 
@@ -465,7 +454,7 @@ def schedule_ranks(
         settings.tinit, settings.tfinal = int(wait * total_steps), int(settle * total_steps)
         settings.deltaT = every or max(1, total_steps // 100)
 
-    def tensors() -> dict[str, Any]:
+    def tensors() -> dict[str, Tensor]:
         # PEFT makes these with zeros at the first update and forgets them when the ranks settle;
         # zeros made earlier change nothing.
         for store in (allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc):
@@ -494,9 +483,9 @@ def schedule_ranks(
     def after_update(step: int) -> None:
         if step == settles_at() and not allocator.exp_avg_ipt:
             allocator.update_ipt(
-                wrapped.base_model.model
+                tuner.model
             )  # the ranks are decided at the very first step, before PEFT has looked at any gradient
-        wrapped.base_model.update_and_allocate(step)
+        tuner.update_and_allocate(step)
 
     attached.begin, attached.after_update, attached.complete_from = begin, after_update, settles_at
     attached.penalties = lambda: {"orthogonality": orthogonality(trained, settings.orth_reg_weight)}
@@ -504,7 +493,7 @@ def schedule_ranks(
     attached.state = lambda: {"rank_pattern": settings.rank_pattern}
 
 
-def orthogonality(trained: list[tuple[str, Any]], weight: float) -> Term:
+def orthogonality(trained: list[tuple[str, nn.Parameter]], weight: float) -> Term:
     """The mean of ||Q Q^T - I|| and ||P^T P - I|| (Frobenius) over all layers, as PEFT adds it to a
     loss; Q is `lora_A`, P is `lora_B`."""
     import torch
@@ -549,7 +538,9 @@ catalogue."""
     source="github.com/huggingface/peft",
     trains="what the PEFT type trains",
 )
-def peft_type(config: PeftConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def peft_type(
+    config: PeftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Any PEFT type on the model. Raises ConfigError for a type or option that PEFT does not have,
     CompatError for what cannot be trained here."""
     settings_class = config_class(config)
@@ -559,6 +550,7 @@ def peft_type(config: PeftConfig, model: Any, anatomy: Any, base_path: str) -> A
         options |= {
             k: v for k, v in placing(model, anatomy.select(config.targets)).items() if k in known
         }
+    settings: Any
     try:
         settings = settings_class(**{"task_type": "CAUSAL_LM", **options})
     except (TypeError, ValueError, ImportError) as e:
@@ -567,9 +559,7 @@ def peft_type(config: PeftConfig, model: Any, anatomy: Any, base_path: str) -> A
             problem("E-METHOD-24", "method.options", type=config.type, cause=cause)
         ) from e
     if settings.is_prompt_learning:
-        from tunewright.methods.prompts import wrap_prompt
-
-        return attach_peft(wrap_prompt(model, settings, base_path))
+        return attach_prompt(wrap_prompt(model, settings, base_path))
     wrapped = wrap(model, settings, base_path)
     attached = attach_peft(wrapped)
     if settings.peft_type.value == "ADALORA":
@@ -577,7 +567,7 @@ def peft_type(config: PeftConfig, model: Any, anatomy: Any, base_path: str) -> A
     return attached
 
 
-def config_class(config: PeftConfig) -> Any:
+def config_class(config: PeftConfig) -> type[peft.PeftConfig]:
     """PEFT's config class for `type`, every option checked against its fields."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 

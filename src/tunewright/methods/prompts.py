@@ -14,23 +14,31 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tunewright.core.config import Section
 from tunewright.core.errors import CompatError, ConfigError, Problem, problem, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs, VirtualPrompt
 from tunewright.core.words import say
-from tunewright.methods.lora import wrap
+from tunewright.methods.peft import settings_of, wrap
+from tunewright.methods.targets import MethodSection
+from tunewright.models.anatomy import Anatomy
+from tunewright.models.shape import ModelShape
+from tunewright.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 PROMPT_RATES = {"PROMPT_TUNING": 1e-2, "P_TUNING": 2e-4, "PREFIX_TUNING": 1e-2}
 """Rates that suit the PEFT types in long runs; a prefix with a projection learns at that of
 P_TUNING."""
 
 
-class PromptTuningConfig(Section):
+class PromptTuningConfig(MethodSection):
     """Learnt input embeddings before every input."""
 
     num_tokens: int = Field(default=20, gt=0)
@@ -39,13 +47,13 @@ class PromptTuningConfig(Section):
     """Start at the embeddings of this text, repeated or cut to `num_tokens`. Default: at embeddings
     of words drawn from the vocabulary."""
 
-    def trainable_numbers(self, shape: Any) -> int:
-        """Numbers that train on a model of `shape` (advise/shape.py), for the estimate before
+    def trainable_numbers(self, shape: ModelShape) -> int:
+        """Numbers that train on a model of `shape` (models/shape.py), for the estimate before
         loading."""
         return int(self.num_tokens * shape.hidden)
 
 
-class PTuningConfig(Section):
+class PTuningConfig(MethodSection):
     """Learnt input embeddings that a small network makes."""
 
     num_tokens: int = Field(default=20, gt=0)
@@ -56,7 +64,7 @@ class PTuningConfig(Section):
     encoder_size: int | None = Field(default=None, gt=0)
     """Width of the network. Default: the model's own."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: the embeddings and the network over them."""
         D = shape.hidden
         S = self.encoder_size or D
@@ -68,7 +76,7 @@ class PTuningConfig(Section):
         return int(self.num_tokens * D + lstm + 4 * S * S + 2 * S + 2 * S * D + D)
 
 
-class PrefixTuningConfig(Section):
+class PrefixTuningConfig(MethodSection):
     """Learnt keys and values in every layer, made by a small network."""
 
     num_tokens: int = Field(default=20, gt=0)
@@ -77,14 +85,14 @@ class PrefixTuningConfig(Section):
     """Width of the network that makes keys and values; it trains and is not saved. Default: 512, or
     the model's width if that is smaller."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: the embeddings and the network that makes keys
         and values of all layers."""
         K, S = shape.kv_heads * shape.head_dim, self.encoder_size or min(512, shape.hidden)
         return int(self.num_tokens * K + K * S + S + (S + 1) * shape.layers * 2 * K)
 
 
-class PTuningV2Config(Section):
+class PTuningV2Config(MethodSection):
     """Learnt keys and values in every layer, trained directly."""
 
     num_tokens: int = Field(default=20, gt=0)
@@ -93,7 +101,7 @@ class PTuningV2Config(Section):
     """Start at the keys and values that the model has for this text, repeated or cut to
     `num_tokens`. Default: for words drawn from the vocabulary."""
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: a key and a value for each layer and virtual
         token."""
         return int(self.num_tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim)
@@ -103,7 +111,7 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attent
 """Kinds of layers that keep a key and a value of every token."""
 
 
-def rows_obstacles(config: Any, model_config: Any) -> list[Problem]:
+def rows_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
     """What in a model's configuration speaks against learnt input embeddings, before its weights
     are read."""
     text = model_config.get_text_config()
@@ -115,7 +123,7 @@ def rows_obstacles(config: Any, model_config: Any) -> list[Problem]:
     )
 
 
-def keys_obstacles(config: Any, model_config: Any) -> list[Problem]:
+def keys_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
     """What in a model's configuration speaks against learnt keys and values, before its weights are
     read."""
     text = model_config.get_text_config()
@@ -145,7 +153,9 @@ _NO_MERGE = "a learnt prompt stands before the input"
     on_quantised=True,
     obstacles=rows_obstacles,
 )
-def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def prompt_tuning(
+    config: PromptTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Prompt tuning (Lester et al. 2021): the model reads [P; X] with P (M, D) trained."""
     import peft
     import torch
@@ -159,9 +169,7 @@ def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_pat
     wrapped = wrap_prompt(model, settings, base_path)
     if ids is not None:
         with torch.no_grad():
-            wrapped.prompt_encoder["default"].embedding.weight.copy_(
-                model.get_input_embeddings()(ids)
-            )
+            embedding_of(wrapped).weight.copy_(model.get_input_embeddings()(ids))
     return attach_prompt(wrapped)
 
 
@@ -175,7 +183,9 @@ def prompt_tuning(config: PromptTuningConfig, model: Any, anatomy: Any, base_pat
     on_quantised=True,
     obstacles=rows_obstacles,
 )
-def p_tuning(config: PTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def p_tuning(
+    config: PTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """P-tuning (Liu et al. 2021): the model reads [f(E); X] with E (M, D) and the network f
     trained. It changes nothing inside the model."""
     import peft
@@ -199,7 +209,9 @@ def p_tuning(config: PTuningConfig, model: Any, anatomy: Any, base_path: str) ->
     on_quantised=True,
     obstacles=keys_obstacles,
 )
-def prefix_tuning(config: PrefixTuningConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def prefix_tuning(
+    config: PrefixTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Prefix tuning (Li and Liang 2021): in every layer attention reads [K_p; K] and [V_p; V],
     where (K_p, V_p) = MLP(E) for all layers at once."""
     import peft
@@ -224,7 +236,9 @@ def prefix_tuning(config: PrefixTuningConfig, model: Any, anatomy: Any, base_pat
     on_quantised=True,
     obstacles=keys_obstacles,
 )
-def p_tuning_v2(config: PTuningV2Config, model: Any, anatomy: Any, base_path: str) -> Attached:
+def p_tuning_v2(
+    config: PTuningV2Config, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """P-tuning v2 (Liu et al. 2021): the keys and values of a prefix in every layer, trained
     directly: no network, no projection.
 
@@ -243,7 +257,7 @@ def p_tuning_v2(config: PTuningV2Config, model: Any, anatomy: Any, base_path: st
         task_type="CAUSAL_LM", num_virtual_tokens=config.num_tokens, prefix_projection=False
     )
     wrapped = wrap_prompt(model, settings, base_path)
-    prefix = wrapped.peft_config["default"]
+    prefix = settings_of(wrapped)
     with torch.no_grad():
         seen = model(
             input_ids=ids[None], past_key_values=DynamicCache(), use_cache=True
@@ -260,18 +274,23 @@ def p_tuning_v2(config: PTuningV2Config, model: Any, anatomy: Any, base_path: st
                     made_MLKD[:, 2 * number + part, : t.shape[1], : t.shape[3]] = t[0].transpose(
                         0, 1
                     )
-        wrapped.prompt_encoder["default"].embedding.weight.copy_(made_MLKD.flatten(1))
+        embedding_of(wrapped).weight.copy_(made_MLKD.flatten(1))
     return attach_prompt(wrapped)
 
 
-def _tokens_of(text: str, model: Any, count: int) -> Any:
+def embedding_of(wrapped: PeftModel) -> nn.Embedding:
+    """The embedding of PEFT's prompt encoder."""
+    encoder: Any = wrapped.prompt_encoder["default"]
+    embedding: nn.Embedding = encoder.embedding
+    return embedding
+
+
+def _tokens_of(text: str, model: PreTrainedModel, count: int) -> Tensor:
     """(count,) token ids of a text, repeated or cut, by the tokenizer that lies beside the model's
     weights. Raises ConfigError when there are none."""
     import torch
 
-    from tunewright.text.tokenizer import load_tokenizer
-
-    ids: list[int] = load_tokenizer(Path(model.name_or_path))(text, add_special_tokens=False)[
+    ids: list[int] = load_tokenizer(Path(str(model.name_or_path)))(text, add_special_tokens=False)[
         "input_ids"
     ]
     if not ids:
@@ -279,7 +298,7 @@ def _tokens_of(text: str, model: Any, count: int) -> Any:
     return torch.tensor((ids * (-(-count // len(ids))))[:count], device=model.device)
 
 
-def key_shapes(text: Any) -> list[tuple[int, int]]:
+def key_shapes(text: PreTrainedConfig) -> list[tuple[int, int]]:
     """For each layer (heads, head size) of its keys, which differ between layers in some families."""
     by_layer = getattr(text, "per_layer_config", None)
     shapes = []
@@ -292,7 +311,7 @@ def key_shapes(text: Any) -> list[tuple[int, int]]:
     return shapes
 
 
-def wrap_prompt(model: Any, settings: Any, base_path: str) -> Any:
+def wrap_prompt(model: PreTrainedModel, settings: Any, base_path: str) -> PeftModel:
     """PEFT's model with a prompt encoder. Raises CompatError for a prompt that fills the context,
     or that the model cannot take."""
     text = model.config.get_text_config()
@@ -307,7 +326,7 @@ def wrap_prompt(model: Any, settings: Any, base_path: str) -> Any:
             )
         )
     by_keys = settings.peft_type.value == "PREFIX_TUNING"
-    raise_all((keys_obstacles if by_keys else rows_obstacles)(None, model.config), CompatError)
+    raise_all((keys_obstacles if by_keys else rows_obstacles)(model.config), CompatError)
     if by_keys and settings.token_dim is None:
         # What a layer's keys are, read from the model: PEFT takes the hidden size, which is not
         # heads x head size in every family. Where layers differ there is room for the largest, and
@@ -320,7 +339,7 @@ def wrap_prompt(model: Any, settings: Any, base_path: str) -> Any:
     return wrapped
 
 
-def _require_taken(wrapped: Any, by_keys: bool) -> None:
+def _require_taken(wrapped: PeftModel, by_keys: bool) -> None:
     """Raise CompatError where the model falls over with a prompt before its input: a family that
     nobody thought of."""
     import torch
@@ -350,9 +369,10 @@ def _require_taken(wrapped: Any, by_keys: bool) -> None:
         raise CompatError(problem("E-METHOD-76", "method.kind", family=family, cause=cause)) from e
 
 
-def attach_prompt(wrapped: Any) -> Attached:
+def attach_prompt(wrapped: PeftModel) -> Attached:
     """The `Attached` of a model that carries a learnt prompt, new or loaded."""
-    config = wrapped.peft_config["default"]
+    config = settings_of(wrapped)
+    root: Any = wrapped
     off = [False]
 
     def virtual_prompt() -> VirtualPrompt | None:
@@ -367,7 +387,7 @@ def attach_prompt(wrapped: Any) -> Attached:
             finally:
                 off[0] = False
 
-    wrapped.virtual_prompt = virtual_prompt
+    root.virtual_prompt = virtual_prompt
     projected = getattr(config, "prefix_projection", False)
     return Attached(
         parameters=[name for name, p in wrapped.named_parameters() if p.requires_grad],
@@ -383,22 +403,23 @@ def attach_prompt(wrapped: Any) -> Attached:
     )
 
 
-def _virtual(wrapped: Any) -> VirtualPrompt:
+def _virtual(wrapped: PeftModel) -> VirtualPrompt:
     """What PEFT's encoder gives now: rows (M, D), or for each layer keys and values (K, M, head
     size)."""
-    config = wrapped.peft_config["default"]
+    config = settings_of(wrapped)
     M = config.num_virtual_tokens
     if config.peft_type.value != "PREFIX_TUNING":
         return VirtualPrompt(M, rows=wrapped.get_prompt(1)[0])
-    encoder = wrapped.prompt_encoder["default"]
-    stored, tokens = encoder.embedding.weight, wrapped.prompt_tokens["default"][:M]
+    root: Any = wrapped
+    stored, tokens = embedding_of(wrapped).weight, root.prompt_tokens["default"][:M]
+    encoder, dtype = root.prompt_encoder["default"], root.base_model_torch_dtype
     made = stored if config.inference_mode else encoder(tokens.to(stored.device)[None])[0]
-    made = made.to(wrapped.base_model_torch_dtype or made.dtype)
+    made = made.to(dtype or made.dtype)
     # PEFT's order: for each virtual token, for each layer, keys then values.
     made_LKMD = made.view(M, config.num_layers * 2, config.num_attention_heads, -1).permute(
         1, 2, 0, 3
     )
-    shapes = key_shapes(wrapped.get_base_model().config.get_text_config())
+    shapes = key_shapes(wrapped.config.get_text_config())
     return VirtualPrompt(
         M,
         keys_values=[
@@ -416,20 +437,22 @@ class PromptGenerator:
     differently alone and in company.
     """
 
-    def __init__(self, wrapped: Any):
+    def __init__(self, wrapped: PeftModel):
         self._wrapped = wrapped
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wrapped, name)
 
-    def generate(self, input_ids: Any, attention_mask: Any = None, **settings: Any) -> Any:
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: Any
+    ) -> Tensor:
         """As `generate` of Transformers: (B, T) with filling on the left -> (B, T + new)."""
         import torch
 
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         filled = (attention_mask == 0).sum(1).tolist()
-        answers: list[Any] = [None] * len(input_ids)
+        answers = [input_ids[0]] * len(input_ids)
         for count in sorted(set(filled)):
             rows = [i for i, n in enumerate(filled) if n == count]
             with warnings.catch_warnings():

@@ -10,50 +10,50 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from tunewright.core.config import Section
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Needs
 from tunewright.core.words import say
-from tunewright.methods import own_folder
+from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
+from tunewright.methods.targets import MethodSection, Names
+from tunewright.models.anatomy import Anatomy
+from tunewright.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-class FullConfig(Section):
+class FullConfig(MethodSection):
     """Every weight trains."""
 
     trains_base: ClassVar[bool] = True
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
         return int(shape.parameters)
 
 
-class FreezeConfig(Section):
+class FreezeConfig(MethodSection):
     """Only the last blocks train, or named parts."""
 
     blocks: int | None = Field(default=None, gt=0)
     """How many blocks at the end of the model train. Default: 2 where neither `targets` nor
     `patterns` is given."""
-    targets: list[str] = []
+    targets: Names = []
     """Roles (attention, mlp.down, norm, head) or module names. With `blocks`, those that lie in
     blocks are limited to the last ones."""
-    patterns: list[str] = []
+    patterns: Names = []
     """Names of weights with `*`, for example `model.layers.2?.mlp.*`; they train besides the rest.
     """
 
-    @field_validator("targets", "patterns", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     trains_base: ClassVar[bool] = True
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
         matrices = {
             role: m.weights
@@ -94,35 +94,30 @@ NO_BIAS = {
 """Families whose layers have none."""
 
 
-class BitFitConfig(Section):
+class BitFitConfig(MethodSection):
     """Only biases train."""
 
-    targets: list[str] = []
+    targets: Names = []
     """Roles or module names whose biases train. Default: every bias of the model."""
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     trains_base: ClassVar[bool] = True
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
         return 0 if shape.family in NO_BIAS else int(shape.layers * 4 * shape.hidden)
 
 
-class NormsConfig(Section):
+class NormsConfig(MethodSection):
     """Only the scales (and shifts) of normalisations train."""
 
     trains_base: ClassVar[bool] = True
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
         return int((2 * shape.layers + 1) * shape.hidden)
 
 
-class EmbeddingsConfig(Section):
+class EmbeddingsConfig(MethodSection):
     """Only the token embedding trains."""
 
     head: bool = False
@@ -131,18 +126,20 @@ class EmbeddingsConfig(Section):
 
     trains_base: ClassVar[bool] = True
 
-    def trainable_numbers(self, shape: Any) -> int:
+    def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train in a model of this shape, before it is loaded."""
         return int(shape.head_weights * (2 if self.head and not shape.tied else 1))
 
 
-def load_part(config: Any, model: Any, folder: Path, base_path: str, trainable: bool) -> Attached:
+def load_part(
+    config: MethodSection, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
+) -> Attached:
     """The saved weights of `folder` in `model`. Raises ModelError (E-METHOD-41, E-METHOD-42) where
     they do not fit."""
     import torch
 
-    described = own_folder.read(folder)
-    stored = own_folder.read_tensors(folder)
+    described = saved.read(folder)
+    stored = saved.read_tensors(folder)
     by_name = dict(model.named_parameters())
     odd = [
         name
@@ -164,11 +161,11 @@ RATES = {"full": 2e-5, "freeze": 5e-5, "bitfit": 1e-3, "norms": 1e-3, "embedding
 easily spoilt."""
 
 
-def attach_part(part: BaseWeights, kind: str, config: Any, base_path: str) -> Attached:
+def attach_part(part: BaseWeights, kind: str, config: MethodSection, base_path: str) -> Attached:
     """The `Attached` of some weights of the base that train."""
 
     def save(folder: Path) -> None:
-        own_folder.write(folder, kind, config, base_path, part.tensors())
+        saved.write(folder, kind, config, base_path, part.tensors())
 
     return Attached(
         parameters=part.names,
@@ -189,12 +186,12 @@ def attach_part(part: BaseWeights, kind: str, config: Any, base_path: str) -> At
     on_quantised=False,
     leaves="model",
 )
-def full(config: FullConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def full(config: FullConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
     """Train every weight, in float32 whatever the model computes in."""
     return attach_whole(model, RATES["full"])
 
 
-def attach_whole(model: Any, learning_rate: float) -> Attached:
+def attach_whole(model: PreTrainedModel, learning_rate: float) -> Attached:
     """The `Attached` of a model of which every weight trains. The run leaves a whole model."""
     return attach_whole_part(
         BaseWeights(model, [name for name, _ in model.named_parameters()], keep=False),
@@ -225,7 +222,9 @@ def attach_whole_part(part: BaseWeights, learning_rate: float) -> Attached:
     on_quantised=False,
     load=load_part,
 )
-def freeze(config: FreezeConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def freeze(
+    config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Train the last blocks or named parts; the rest stays. Raises ModelError for what the model
     does not have."""
     return attach_part(
@@ -236,7 +235,7 @@ def freeze(config: FreezeConfig, model: Any, anatomy: Any, base_path: str) -> At
     )
 
 
-def frozen_but(config: FreezeConfig, model: Any, anatomy: Any) -> list[str]:
+def frozen_but(config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
     """Names of the parameters that a freeze config lets train, in the model's order."""
     blocks = config.blocks if config.blocks is not None or config.targets or config.patterns else 2
     if blocks is not None and blocks > len(anatomy.blocks):
@@ -274,14 +273,14 @@ def frozen_but(config: FreezeConfig, model: Any, anatomy: Any) -> list[str]:
     return in_order(model, names)
 
 
-def parameters_of(model: Any, modules: list[str]) -> list[str]:
+def parameters_of(model: PreTrainedModel, modules: list[str]) -> list[str]:
     """Names, as `named_parameters` gives them, of all parameters in the named modules. A tied
     matrix goes by its first name."""
     inside = {id(p) for name in modules for p in model.get_submodule(name).parameters()}
     return [name for name, p in model.named_parameters() if id(p) in inside]
 
 
-def in_order(model: Any, names: list[str]) -> list[str]:
+def in_order(model: PreTrainedModel, names: list[str]) -> list[str]:
     """Each name once, in the model's order."""
     wanted = set(names)
     return [name for name, _ in model.named_parameters() if name in wanted]
@@ -295,7 +294,9 @@ def in_order(model: Any, names: list[str]) -> list[str]:
     on_quantised=False,
     load=load_part,
 )
-def bitfit(config: BitFitConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def bitfit(
+    config: BitFitConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Train the biases. Raises ModelError (E-METHOD-01) for a model that has none, which is most of
     the Llama kind."""
     modules = anatomy.select(config.targets) if config.targets else anatomy.modules
@@ -327,7 +328,9 @@ def bitfit(config: BitFitConfig, model: Any, anatomy: Any, base_path: str) -> At
     on_quantised=False,
     load=load_part,
 )
-def norms(config: NormsConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def norms(
+    config: NormsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Train the scales and shifts of every normalisation. Raises ModelError (E-METHOD-06) where
     none has any."""
     names = parameters_of(model, anatomy.roles.get("norm", []))
@@ -344,7 +347,9 @@ def norms(config: NormsConfig, model: Any, anatomy: Any, base_path: str) -> Atta
     on_quantised=False,
     load=load_part,
 )
-def embeddings(config: EmbeddingsConfig, model: Any, anatomy: Any, base_path: str) -> Attached:
+def embeddings(
+    config: EmbeddingsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+) -> Attached:
     """Train the token embedding, and with `head` the output head; where they are tied they are one
     matrix and stay one."""
     modules = [

@@ -12,13 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.models import vocabulary
+from tunewright.models.anatomy import Anatomy
+from tunewright.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
-def checked_tokens(value: Any) -> Any:
+def checked_tokens(value: object) -> object:
     """A list of words and numbers as it was written, one alone as a list. Raises ValueError for
     what is neither, and for a token that stands twice."""
     given = [value] if isinstance(value, str | int) else value
@@ -43,13 +49,14 @@ class WordRows:
     """Names of the modules with the rows: the embedding, and the head where it is a matrix of its
     own."""
 
-    def start(self, wrapped: Any, start: str) -> None:
+    def start(self, wrapped: PeftModel, start: str) -> None:
         """Set the rows of words that are new on PEFT's model: to the mean of their pieces' rows, or
         of the rows of all tokens (`mean`)."""
         import torch
 
         seen: set[int] = set()
         with torch.no_grad():
+            module: Any
             for module in wrapped.modules():
                 trained = getattr(module, "trainable_tokens_delta", None)
                 if trained is None or id(trained) in seen:
@@ -65,15 +72,16 @@ class WordRows:
                         )
 
 
-def make(tokens: Sequence[str | int], model: Any, anatomy: Any, field: str) -> WordRows:
+def make(
+    tokens: Sequence[str | int], model: PreTrainedModel, anatomy: Anatomy, field: str
+) -> WordRows:
     """Find the ids of `tokens` and give the model room for them. `field` is where the tokens were
     written.
 
     Raises ModelError (E-METHOD-66) where words are to be added and the model's folder has no
     tokenizer, CompatError (E-METHOD-67) for the number of a token that is not there.
     """
-    table = model.get_input_embeddings()
-    rows = int(table.weight.shape[0])
+    rows = vocabulary.num_rows(model)
     wrong = [token for token in tokens if isinstance(token, int) and not 0 <= token < rows]
     if wrong:
         raise CompatError(
@@ -95,14 +103,12 @@ def make(tokens: Sequence[str | int], model: Any, anatomy: Any, field: str) -> W
 
 
 def _look_up(
-    tokens: Sequence[str | int], model: Any, field: str
+    tokens: Sequence[str | int], model: PreTrainedModel, field: str
 ) -> tuple[list[list[int] | None], list[int], int]:
     """For each token its pieces in the old vocabulary (None for one that was there) and its own id;
     and the size of the old vocabulary, 0: not asked."""
     if not any(isinstance(token, str) for token in tokens):
         return [None for _ in tokens], [int(token) for token in tokens], 0
-    from tunewright.text.tokenizer import load_tokenizer
-
     folder = Path(str(model.name_or_path))
     if not folder.is_dir():
         raise ModelError(problem("E-METHOD-66", field, folder=folder))

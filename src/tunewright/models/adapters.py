@@ -11,11 +11,6 @@ from tunewright.models.vocabulary import fit_rows
 from tunewright.sources import headers, vet
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
-    return (folder / "adapter_config.json").is_file()
-
-
 def load_adapter(
     model: Any, folder: Path, *, trainable: bool = False, name: str = "default"
 ) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import BaseConfig
 from tunewright.core.errors import ModelError, first_line, problem, raise_all
+from tunewright.core.machine import return_freed_memory
 from tunewright.core.telling import silent
 from tunewright.core.words import say
 from tunewright.models.scalar_heads import put_stored_score, stored_score
@@ -161,7 +162,6 @@ def _quantise(
     model: PreTrainedModel, base: BaseConfig, device: torch.device | str, said: list[str]
 ) -> None:
     """Keep the matrices of the blocks in few bits and say so."""
-    from tunewright.models.kernels.fused import return_freed_memory
     from tunewright.models.quantised import quantise_model
 
     assert base.number_type is not None

@@ -6,7 +6,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 from tunewright.sources import headers
 
@@ -58,26 +61,33 @@ def added_words(tokenizer: Any, base: Any) -> dict[str, int]:
     }
 
 
-def make_room(model: Any, count: int) -> int:
+def num_rows(model: PreTrainedModel) -> int:
+    """Rows of the input embedding."""
+    table: Any = model.get_input_embeddings()
+    return int(table.weight.shape[0])
+
+
+def make_room(model: PreTrainedModel, count: int) -> int:
     """Give embedding and head at least `count` rows; new ones are the mean of the old. Returns how
     many rows were added."""
-    old = int(model.get_input_embeddings().weight.shape[0])
+    old = num_rows(model)
     return set_rows(model, count) if count > old else 0
 
 
-def set_rows(model: Any, count: int) -> int:
+def set_rows(model: PreTrainedModel, count: int) -> int:
     """Give embedding and head exactly `count` rows: rows at the end are cut off, or added as the
     mean of the old. Returns how many were added."""
     import torch
 
-    old = int(model.get_input_embeddings().weight.shape[0])
+    old = num_rows(model)
     if count == old:
         return 0
     trains = {id(p): p.requires_grad for p in model.parameters()}
     model.resize_token_embeddings(count, mean_resizing=False)
     model.requires_grad_(any(trains.values()))
     with torch.no_grad():
-        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        tables: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+        for module in tables:
             if module is not None and count > old:
                 module.weight[old:] = module.weight[:old].float().mean(0).to(module.weight.dtype)
                 if getattr(module, "bias", None) is not None:
@@ -85,7 +95,7 @@ def set_rows(model: Any, count: int) -> int:
     return count - old
 
 
-def fit_rows(model: Any, folder: Path) -> int:
+def fit_rows(model: PreTrainedModel, folder: Path) -> int:
     """Give `model` as many rows as the adapter in the PEFT folder was made with. Returns how many
     were added (below 0: cut off).
 
@@ -99,7 +109,7 @@ def fit_rows(model: Any, folder: Path) -> int:
     return make_room(model, max(highest_token(folder) + 1, _rows_of_tokenizer(model, folder)))
 
 
-def whole_matrices(model: Any, folder: Path) -> dict[str, tuple[int, ...]]:
+def whole_matrices(model: PreTrainedModel, folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors in the adapter's file that are the whole embedding or head of
     `model`, on which no adapter is yet."""
 
@@ -114,7 +124,7 @@ def whole_matrices(model: Any, folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _row_modules(model: Any) -> list[str]:
+def _row_modules(model: PreTrainedModel) -> list[str]:
     """Names of the embedding and the head."""
     wanted = [
         module
@@ -124,7 +134,7 @@ def _row_modules(model: Any) -> list[str]:
     return [name for name, module in model.named_modules() if any(module is one for one in wanted)]
 
 
-def _rows_in_file(model: Any, folder: Path) -> int:
+def _rows_in_file(model: PreTrainedModel, folder: Path) -> int:
     """Rows of the embedding and head that the adapter in `folder` was made for, where its file
     shows them; else 0."""
 
@@ -141,7 +151,7 @@ def _rows_in_file(model: Any, folder: Path) -> int:
     return max(found, default=0)
 
 
-def _rows_of_tokenizer(model: Any, folder: Path) -> int:
+def _rows_of_tokenizer(model: PreTrainedModel, folder: Path) -> int:
     """Rows that the tokenizer of an adapter's folder needs, where it knows more tokens than the
     base's own; else 0."""
     from tunewright.text.tokenizer import load_tokenizer
@@ -150,7 +160,7 @@ def _rows_of_tokenizer(model: Any, folder: Path) -> int:
     if not (folder / "tokenizer_config.json").is_file():
         return 0
     size = size_of(load_tokenizer(folder))
-    if size <= int(model.get_input_embeddings().weight.shape[0]):
+    if size <= num_rows(model):
         return 0
     # Some bases have tokens without rows; that is no word of the adapter's.
     return (

@@ -13,16 +13,15 @@ answers, Agarwal et al. 2023 (GKD, 2306.13649).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.registry import objectives
-from tunewright.core.types import Needs, Objective, OwnAnswers, Sample, Teaching, Term
-from tunewright.objectives.sft import learnt_weight
-
-ROWS = ("conversation", "text")
+from tunewright.core.types import Objective, OwnAnswers, PassOutput, Sample, Teaching, Term
+from tunewright.objectives.branches import learnt_weight
 
 
 class DistillConfig(Section):
@@ -47,16 +46,16 @@ class DistillConfig(Section):
     the teacher does not stay in memory; null: all, live."""
 
 
-@objectives.register("distill", DistillConfig, source="arXiv 1503.02531", rows=ROWS)
+@objectives.register(
+    "distill", DistillConfig, source="arXiv 1503.02531", rows=("conversation", "text")
+)
 def distill(config: DistillConfig) -> Objective:
     """loss = alpha * mean of -log p(token) + (1 - alpha) * temperature^2 * mean of D(teacher,
     student), both over the learnt tokens of the step."""
     teaching = Teaching(
         config.teacher, config.divergence, config.beta, config.temperature, config.top_k
     )
-    return Objective(
-        *_functions(config.temperature, config.alpha), Needs(rows=ROWS), teacher=teaching
-    )
+    return Objective(*_functions(config.temperature, config.alpha), teacher=teaching)
 
 
 class GkdConfig(Section):
@@ -95,15 +94,12 @@ def gkd(config: GkdConfig) -> Objective:
     own = OwnAnswers(
         config.on_policy, config.max_new_tokens, config.temperature, config.top_p, config.top_k
     )
-    return Objective(
-        *_functions(config.temperature, 0.0),
-        Needs(rows=("conversation",)),
-        teacher=teaching,
-        own_answers=own,
-    )
+    return Objective(*_functions(config.temperature, 0.0), teacher=teaching, own_answers=own)
 
 
-def _functions(temperature: float, alpha: float) -> tuple[Any, Any]:
+def _functions(
+    temperature: float, alpha: float
+) -> tuple[Callable[[list[Sample]], dict[str, float]], Callable[[PassOutput], dict[str, Term]]]:
     """`plan` and `terms`: the divergence, and `alpha` of the data's own likelihood."""
     square = temperature**2
 
@@ -111,13 +107,16 @@ def _functions(temperature: float, alpha: float) -> tuple[Any, Any]:
         total = learnt_weight(samples)
         return {"teacher": total} | ({"sft": total} if alpha else {})
 
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
+        assert output.divergence is not None
         count = len(output.weight)
         output.figures |= {
             "nll": (-float(output.logprob.detach().sum()), count),
             "divergence": (float(output.divergence.detach().sum()), count),
         }
         found = {"teacher": (square * (output.weight * output.divergence).sum(), 1 - alpha)}
-        return found | ({"sft": (-(output.weight * output.logprob).sum(), alpha)} if alpha else {})
+        if alpha:
+            found["sft"] = (-(output.weight * output.logprob).sum(), alpha)
+        return found
 
     return plan, terms

@@ -9,15 +9,16 @@ divergence", 2020.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from tunewright.core.registry import objectives
-from tunewright.core.types import Experience, Needs, Objective, Sample, Term
+from tunewright.core.types import Figures, Objective, PassOutput, Sample, Term
+from tunewright.objectives.branches import learnt_weight, per_branch
 from tunewright.objectives.policy import (
     ROWS,
-    Figures,
+    Groups,
     RolloutSection,
     alike,
     clipped_policy_loss,
@@ -26,12 +27,13 @@ from tunewright.objectives.policy import (
     kl_of,
     lengths,
     num_answers,
-    num_tokens,
-    per_answer,
     ratio_of,
     rollouts_of,
     watch,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GrpoConfig(RolloutSection):
@@ -86,45 +88,44 @@ def group_advantages(rewards: list[float], scale: str, spread: float) -> list[fl
     return [(r - mean) / (divisor + 1e-4) if scale != "none" else r - mean for r in rewards]
 
 
-def k3(logprob_L: Any, ref_L: Any) -> Any:
+def k3(logprob_L: Tensor, ref_L: Tensor) -> Tensor:
     """An estimate of KL(policy || reference) at each token that is never negative: exp(d) - d - 1
     with d = ref - logprob."""
     difference = ref_L - logprob_L
     return ratio_of(difference) - difference - 1
 
 
-@objectives.register("grpo", GrpoConfig, source="arXiv 2402.03300", rows=ROWS)
+@objectives.register(
+    "grpo", GrpoConfig, source="arXiv 2402.03300", rows=ROWS, usual_for=("prompt",)
+)
 @objectives.register("dr_grpo", DrGrpoConfig, source="arXiv 2503.20783", rows=ROWS)
 def grpo(config: GrpoConfig) -> Objective:
     """loss = mean of -min(ratio A, clip(ratio) A) + beta k3(logprob, ref), A = (reward - mean of
     the group) / spread; `loss` says what the mean is over."""
     high = config.clip if config.clip_high is None else config.clip_high
 
-    def judge(groups: list[list[Experience]]) -> Figures:
+    def judge(groups: Groups) -> Figures:
         import torch
 
         spread = deviation([e.reward for group in groups for e in group])
         for group in groups:
-            rewards = [e.reward for e in group]
-            for e, advantage in zip(
-                group, group_advantages(rewards, config.scale, spread), strict=True
-            ):
+            advantages = group_advantages([e.reward for e in group], config.scale, spread)
+            for e, advantage in zip(group, advantages, strict=True):
                 e.advantage = torch.full((e.num_tokens,), advantage)
         return alike(groups) | ({"kl": (kl_of(groups), 1)} if config.beta else {})
 
     def plan(samples: list[Sample]) -> dict[str, float]:
-        answers = num_answers(samples)
-        return {
-            "policy": {"grpo": answers, "dr_grpo": answers * config.max_new_tokens}.get(
-                config.loss, num_tokens(samples)
-            )
-        }
+        if config.loss == "grpo":
+            return {"policy": num_answers(samples)}
+        if config.loss == "dr_grpo":
+            return {"policy": num_answers(samples) * config.max_new_tokens}
+        return {"policy": learnt_weight(samples)}
 
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
         old_L, advantage_L = joined(output, "old"), joined(output, "advantage")
         log_ratio = output.logprob - old_L
         if config.ratio == "answer":
-            mean_A = per_answer(log_ratio, output) / lengths(output)
+            mean_A = per_branch(log_ratio, output) / lengths(output)
             # The value is the answer's mean; the gradient goes through each token's own
             # log-probability (GSPO-token, equation 14).
             log_ratio = mean_A.detach()[output.branch] + output.logprob - output.logprob.detach()
@@ -139,8 +140,8 @@ def grpo(config: GrpoConfig) -> Objective:
             loss_L = loss_L + config.beta * (kl_L * ratio if config.weigh_kl else kl_L)
         if config.loss == "grpo":
             loss_L = loss_L / lengths(output)[output.branch]
-        watch(output, output.logprob, old_L, clipped)
+        watch(output, old_L, clipped)
         return {"policy": ((output.weight * loss_L).sum(), 1.0)}
 
     rollouts = rollouts_of(config, judge, reference=config.beta > 0)
-    return Objective(plan, terms, Needs(rows=ROWS), rollouts=rollouts, rate_factor=0.5)
+    return Objective(plan, terms, rollouts=rollouts, rate_factor=0.5)

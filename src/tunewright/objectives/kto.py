@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -29,7 +29,11 @@ from tunewright.core.config import Section
 from tunewright.core.errors import DataError, problem
 from tunewright.core.key_index import KEY_BYTES, KeyIndex
 from tunewright.core.registry import objectives
-from tunewright.core.types import Branch, Needs, Objective, Sample, Term
+from tunewright.core.types import Branch, Objective, Passes, PassOutput, Sample, Term
+from tunewright.objectives.branches import per_branch, roles
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS = ("judged", "preference")
 GOOD = ("good", "chosen")
@@ -121,21 +125,15 @@ def _key(row: Sample) -> bytes:
     ).digest()
 
 
-def rewards(output: Any) -> tuple[Any, Any]:
+def rewards(output: PassOutput) -> tuple[Tensor, Tensor]:
     """(B,) change of each branch's log-probability since step 0, and (B,) weight of each branch."""
-    import torch
-
-    zero = torch.zeros(
-        len(output.branch_sample), dtype=output.logprob.dtype, device=output.logprob.device
-    )
-    total = zero.index_add(0, output.branch, output.logprob * (output.weight > 0))
-    weight = [max(branch.weights) for sample in output.samples for branch in sample.branches]
-    return total - output.reference.to(total.dtype), torch.tensor(
-        weight, dtype=zero.dtype, device=zero.device
-    )
+    assert output.reference is not None
+    total = per_branch(output.logprob * (output.weight > 0), output)
+    weights = [max(branch.weights) for sample in output.samples for branch in sample.branches]
+    return total - output.reference.to(total.dtype), total.new_tensor(weights)
 
 
-def kto_loss(reward_B: Any, good_B: Any, z0: float, beta: float, loss: str = "kto") -> Any:
+def kto_loss(reward_B: Tensor, good_B: Tensor, z0: float, beta: float, loss: str = "kto") -> Tensor:
     """One value an answer, (B,), between 0 and 1. `good_B` is True for good answers."""
     import torch
 
@@ -143,14 +141,14 @@ def kto_loss(reward_B: Any, good_B: Any, z0: float, beta: float, loss: str = "kt
     return torch.where(good_B, torch.sigmoid(-z), torch.sigmoid(z))
 
 
-@objectives.register("kto", KtoConfig, source="arXiv 2402.01306", rows=ROWS)
+@objectives.register("kto", KtoConfig, source="arXiv 2402.01306", rows=ROWS, usual_for=("judged",))
 def kto(config: KtoConfig) -> Objective:
     """loss = sum_b w_b * side_b * sigmoid(-+ beta * (reward_b - z0)) / sum_b w_b; minus for good
     answers, plus for bad ones; side_b is their weight."""
     mismatched = Mismatched()
     baseline = {"z0": 0.0}
 
-    def measure(samples: list[Sample], run: Callable[[list[Sample]], Iterable[Any]]) -> None:
+    def measure(samples: list[Sample], run: Passes) -> None:
         total = weights = 0.0
         for output in run([mismatched.of(sample) for sample in samples]):
             reward_B, weight_B = rewards(output)
@@ -161,21 +159,20 @@ def kto(config: KtoConfig) -> Objective:
     def plan(samples: list[Sample]) -> dict[str, float]:
         return {"kto": sum(max(branch.weights) for sample in samples for branch in sample.branches)}
 
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
         import torch
 
         reward_B, weight_B = rewards(output)
-        roles = [branch.role for sample in output.samples for branch in sample.branches]
-        good_B = torch.tensor([role in GOOD for role in roles], device=reward_B.device)
+        good_B = torch.tensor([role in GOOD for role in roles(output)], device=reward_B.device)
         side_B = torch.where(good_B, config.good_weight, config.bad_weight)
         value = kto_loss(reward_B, good_B, baseline["z0"], config.beta, config.loss)
-        found = reward_B.detach()
+        found, count = reward_B.detach(), len(reward_B)
         right = torch.where(good_B, found > baseline["z0"], found < baseline["z0"])
         output.figures |= {
             "rewards_good": (config.beta * float(found[good_B].sum()), int(good_B.sum())),
             "rewards_bad": (config.beta * float(found[~good_B].sum()), int((~good_B).sum())),
-            "right": (float(right.sum()), len(roles)),
-            "z0": (baseline["z0"] * len(roles), len(roles)),
+            "right": (float(right.sum()), count),
+            "z0": (baseline["z0"] * count, count),
         }
         return {"kto": ((weight_B * side_B * value).sum(), 1.0)}
 
@@ -183,7 +180,6 @@ def kto(config: KtoConfig) -> Objective:
     return Objective(
         plan,
         terms,
-        Needs(rows=ROWS),
         reference=True,
         rate_factor=0.25,
         measure=measure if needs_baseline else None,

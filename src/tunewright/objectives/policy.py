@@ -10,16 +10,29 @@ files of the objectives is the arithmetic: advantages from rewards, and the loss
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.errors import ConfigError, problem
-from tunewright.core.types import WITHOUT_DIFFERENCE, Experience, Rollouts, Sample
+from tunewright.core.types import (
+    WITHOUT_DIFFERENCE,
+    Experience,
+    Figures,
+    PassOutput,
+    Rollouts,
+    Sample,
+)
+from tunewright.objectives.branches import per_branch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS = ("prompt", "conversation", "preference", "judged")
-Figures = dict[str, tuple[float, int]]
+Groups: TypeAlias = list[list[Experience]]
+"""The answers of a round, one group a prompt."""
+Judge: TypeAlias = Callable[[Groups], Figures]
 
 
 class RolloutSection(Section):
@@ -43,21 +56,21 @@ class RolloutSection(Section):
     """Draw among this many likeliest tokens; 0 for all."""
 
 
-def rollouts_of(
-    config: Any, judge: Callable[[list[list[Experience]]], Figures], **more: Any
-) -> Rollouts:
-    """What an objective asks of the rounds. Raises ConfigError where no reward is named."""
+def rollouts_of(config: Any, judge: Judge, **more: Any) -> Rollouts:
+    """What an objective asks of the rounds. `config` is a `RolloutSection` with `generations`,
+    `epochs`, `minibatches` and `unfinished_penalty`. Raises ConfigError where no reward is named.
+    """
     if config.reward is None:
         raise ConfigError(problem("E-OBJ-33", "objective.reward"))
     return Rollouts(
-        config.generations,
-        config.max_new_tokens,
-        config.temperature,
-        config.top_p,
-        config.top_k,
-        config.reward,
-        config.on_bad,
-        judge,
+        num_answers=config.generations,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        rewards=config.reward,
+        on_bad=config.on_bad,
+        judge=judge,
         epochs=config.epochs,
         minibatches=config.minibatches,
         unfinished_penalty=config.unfinished_penalty,
@@ -65,14 +78,10 @@ def rollouts_of(
     )
 
 
-def alike(groups: list[list[Experience]]) -> Figures:
+def alike(groups: Groups) -> Figures:
     """How many groups have one reward for all of their answers, and teach nothing."""
-    return {
-        WITHOUT_DIFFERENCE: (
-            float(sum(deviation([e.reward for e in group]) == 0 for group in groups)),
-            len(groups),
-        )
-    }
+    flat = sum(deviation([e.reward for e in group]) == 0 for group in groups)
+    return {WITHOUT_DIFFERENCE: (float(flat), len(groups))}
 
 
 def deviation(values: list[float]) -> float:
@@ -83,48 +92,41 @@ def deviation(values: list[float]) -> float:
     return float((sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5)
 
 
-def kl_of(groups: list[list[Experience]]) -> float:
-    """Mean over answers of the summed log-ratio to the reference, in nats."""
+def distance_of(answer: Experience) -> float:
+    """The summed log-ratio of an answer to the reference, in nats; 0 where there is none."""
+    return 0.0 if answer.reference is None else float((answer.old - answer.reference).sum())
+
+
+def kl_of(groups: Groups) -> float:
+    """Mean over answers of their distance to the reference, in nats."""
     answers = [e for group in groups for e in group if e.reference is not None]
-    return (
-        sum(float((e.old - e.reference).sum()) for e in answers) / len(answers) if answers else 0.0
-    )
+    return sum(map(distance_of, answers)) / len(answers) if answers else 0.0
+
+
+def less_distance(answers: list[Experience], beta: float) -> list[float]:
+    """The reward of each answer, minus `beta` for each nat of its distance to the reference."""
+    return [e.reward - beta * distance_of(e) for e in answers]
 
 
 # ---- what a pass is made of
 
 
-def joined(output: Any, name: str) -> Any:
+def joined(output: PassOutput, name: str) -> Tensor:
     """A field of the experiences of a pass, in the order of its labels, (L,)."""
     import torch
 
     parts = [getattr(sample.facts["experience"], name) for sample in output.samples]
     if name == "old" and all(part is None for part in parts):
         return output.logprob.detach()  # the only update of its round: what it finds is what was
-    return torch.cat([torch.as_tensor(part, dtype=torch.float32) for part in parts]).to(
-        output.logprob.device
-    )
+    whole = torch.cat([torch.as_tensor(part, dtype=torch.float32) for part in parts])
+    return whole.to(output.logprob.device)
 
 
-def per_answer(values_L: Any, output: Any) -> Any:
-    """Sums over the tokens of each answer, (A,)."""
-    import torch
-
-    return torch.zeros(
-        len(output.branch_sample), dtype=values_L.dtype, device=values_L.device
-    ).index_add(0, output.branch, values_L)
-
-
-def lengths(output: Any) -> Any:
+def lengths(output: PassOutput) -> Tensor:
     """Tokens of each answer, (A,)."""
     import torch
 
-    return per_answer(torch.ones_like(output.logprob), output)
-
-
-def num_tokens(samples: list[Sample]) -> float:
-    """Learnt tokens of a minibatch, each with its row's weight."""
-    return float(sum(sum(branch.weights) for sample in samples for branch in sample.branches))
+    return per_branch(torch.ones_like(output.logprob), output)
 
 
 def num_answers(samples: list[Sample]) -> float:
@@ -132,13 +134,15 @@ def num_answers(samples: list[Sample]) -> float:
     return float(sum(branch.weights[0] for sample in samples for branch in sample.branches))
 
 
-def ratio_of(log_ratio: Any) -> Any:
+def ratio_of(log_ratio: Tensor) -> Tensor:
     """exp of a difference of log-probabilities, which of whole answers may be hundreds of nats:
     beyond 40 it stays finite and teaches nothing."""
     return log_ratio.clamp(-40.0, 40.0).exp()
 
 
-def clipped_policy_loss(ratio: Any, advantage: Any, low: float, high: float) -> tuple[Any, Any]:
+def clipped_policy_loss(
+    ratio: Tensor, advantage: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
     """(loss, whether the clipped side counts): -min(ratio A, clip(ratio, 1 - low, 1 + high) A),
     element by element."""
     import torch
@@ -147,9 +151,9 @@ def clipped_policy_loss(ratio: Any, advantage: Any, low: float, high: float) -> 
     return -torch.minimum(free, held), held < free
 
 
-def watch(output: Any, logprob_L: Any, old_L: Any, clipped: Any) -> None:
+def watch(output: PassOutput, old_L: Tensor, clipped: Tensor) -> None:
     """Figures that every policy objective shows, as (sum over tokens or answers, number)."""
-    ratio = (logprob_L - old_L).detach().exp()
+    ratio = (output.logprob - old_L).detach().exp()
     output.figures |= {
         "clip_share": (float(clipped.sum()), clipped.numel()),
         "ratio": (float(ratio.sum()), ratio.numel()),

@@ -7,25 +7,28 @@ Sources: Schulman et al. 2017 (arXiv 1707.06347), for language models Ziegler et
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from tunewright.core.registry import objectives
-from tunewright.core.types import Experience, Needs, Objective, Sample, Term
+from tunewright.core.types import Figures, Objective, PassOutput, Sample, Term
+from tunewright.objectives.branches import learnt_weight
 from tunewright.objectives.policy import (
     ROWS,
-    Figures,
+    Groups,
     RolloutSection,
     clipped_policy_loss,
     deviation,
     joined,
     kl_of,
-    num_tokens,
     ratio_of,
     rollouts_of,
     watch,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PpoConfig(RolloutSection):
@@ -62,8 +65,8 @@ class PpoConfig(RolloutSection):
 
 
 def generalised_advantages(
-    rewards_n: Any, values_n: Any, gamma: float, lam: float
-) -> tuple[Any, Any]:
+    rewards_n: Tensor, values_n: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """(advantages, returns), each (n,): delta_t = r_t + gamma V_(t+1) - V_t, A_t = delta_t + gamma
     lam A_(t+1), R_t = A_t + V_t. After the end V is 0."""
     import torch
@@ -79,7 +82,7 @@ def generalised_advantages(
     return advantages, advantages + values_n.float().cpu()
 
 
-def clipped_value_loss(value: Any, old: Any, returns: Any, clip: float) -> Any:
+def clipped_value_loss(value: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
     """0.5 max((V - R)^2, (V_old + clip(V - V_old) - R)^2), element by element."""
     import torch
 
@@ -87,7 +90,7 @@ def clipped_value_loss(value: Any, old: Any, returns: Any, clip: float) -> Any:
     return 0.5 * torch.maximum((value - returns) ** 2, (held - returns) ** 2)
 
 
-class _Kl:
+class KlCoefficient:
     """The KL coefficient of a run: fixed, or led towards a target (Ziegler et al. 2019)."""
 
     def __init__(self, beta: float, target: float | None, horizon: int):
@@ -115,9 +118,9 @@ def ppo(config: PpoConfig) -> Objective:
     The reward of a token is -beta (old - ref), that of the last token also the answer's; A and R by
     generalised advantage estimation, A whitened over the round.
     """
-    kl = _Kl(config.beta, config.kl_target, config.kl_horizon)
+    kl = KlCoefficient(config.beta, config.kl_target, config.kl_horizon)
 
-    def judge(groups: list[list[Experience]]) -> Figures:
+    def judge(groups: Groups) -> Figures:
         import torch
 
         answers = [e for group in groups for e in group]
@@ -151,9 +154,10 @@ def ppo(config: PpoConfig) -> Objective:
         }
 
     def plan(samples: list[Sample]) -> dict[str, float]:
-        return {"policy": num_tokens(samples), "value": num_tokens(samples)}
+        return dict.fromkeys(("policy", "value"), learnt_weight(samples))
 
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
+        assert output.value is not None
         old_L, advantage_L = joined(output, "old"), joined(output, "advantage")
         loss_L, clipped = clipped_policy_loss(
             ratio_of(output.logprob - old_L), advantage_L, config.clip, config.clip
@@ -161,7 +165,7 @@ def ppo(config: PpoConfig) -> Objective:
         value_L = clipped_value_loss(
             output.value, joined(output, "value"), joined(output, "returns"), config.value_clip
         )
-        watch(output, output.logprob, old_L, clipped)
+        watch(output, old_L, clipped)
         return {
             "policy": ((output.weight * loss_L).sum(), 1.0),
             "value": ((output.weight * value_L).sum(), config.value_weight),
@@ -176,6 +180,4 @@ def ppo(config: PpoConfig) -> Objective:
         state=kl.state,
         load_state=kl.load_state,
     )
-    return Objective(
-        plan, terms, Needs(heads=("value",), rows=ROWS), rollouts=rollouts, rate_factor=0.2
-    )
+    return Objective(plan, terms, heads=("value",), rollouts=rollouts, rate_factor=0.2)

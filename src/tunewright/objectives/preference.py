@@ -17,18 +17,24 @@ Chen et al. 2024 (2402.05369); SPPO, Wu et al. 2024 (2405.00675); APO, D'Oosterl
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.registry import objectives
-from tunewright.core.types import Branch, Needs, Objective, Sample, Term
+from tunewright.core.types import Branch, Figures, Objective, PassOutput, Sample, Term
+from tunewright.objectives.branches import per_branch, places_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS = ("preference",)
 DpoLoss = Literal[
     "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"
 ]
+RATE_FACTOR = 0.25
 EXO_SMOOTHING = 1e-3
 """What exo_pair takes where nobody gave a smoothing: its target must not be certain."""
 
@@ -91,30 +97,23 @@ class SimpoConfig(Section):
 class Pairs:
     """The pairs of one pass as tensors of P values."""
 
-    def __init__(self, output: Any):
-        import torch
-
-        num_branches = len(output.branch_sample)
-        zero = torch.zeros(num_branches, dtype=output.logprob.dtype, device=output.logprob.device)
+    def __init__(self, output: PassOutput):
+        self.chosen = places_of("chosen", output)
+        """Indices of the chosen answers' branches."""
+        rejected = places_of("rejected", output)
         learnt = (output.weight > 0).to(output.logprob.dtype)
-        total = zero.index_add(0, output.branch, output.logprob * learnt)
-        length = zero.index_add(0, output.branch, learnt)
-        roles = [branch.role for sample in output.samples for branch in sample.branches]
-        chosen = torch.tensor(
-            [i for i, role in enumerate(roles) if role == "chosen"], device=zero.device
-        )
-        rejected = torch.tensor(
-            [i for i, role in enumerate(roles) if role == "rejected"], device=zero.device
-        )
-        self.chosen_P, self.rejected_P = total[chosen], total[rejected]
-        self.chosen_length, self.rejected_length = length[chosen], length[rejected]
-        self.weight_P = torch.tensor(
-            [pair_weight(sample) for sample in output.samples], dtype=zero.dtype, device=zero.device
-        )
-        self.chosen_branch = chosen
+        total = per_branch(output.logprob * learnt, output)
+        length = per_branch(learnt, output)
+        self.chosen_P, self.rejected_P = total[self.chosen], total[rejected]
+        self.chosen_length, self.rejected_length = length[self.chosen], length[rejected]
+        self.weight_P = total.new_tensor([pair_weight(sample) for sample in output.samples])
         if output.reference is not None:
             reference = output.reference.to(total.dtype)
-            self.chosen_ref, self.rejected_ref = reference[chosen], reference[rejected]
+            self.chosen_ref, self.rejected_ref = reference[self.chosen], reference[rejected]
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """The mean log-probability a token of the chosen and of the rejected answers, each (P,)."""
+        return self.chosen_P / self.chosen_length, self.rejected_P / self.rejected_length
 
 
 def pair_weight(sample: Sample) -> float:
@@ -123,7 +122,7 @@ def pair_weight(sample: Sample) -> float:
     return max(sample.branches[0].weights)
 
 
-def dpo_loss(pairs: Any, config: DpoConfig) -> Any:
+def dpo_loss(pairs: Pairs, config: DpoConfig) -> Tensor:
     """One value a pair, (P,), from the difference of log-ratios."""
     import torch
     from torch.nn.functional import logsigmoid, relu
@@ -131,9 +130,8 @@ def dpo_loss(pairs: Any, config: DpoConfig) -> Any:
     chosen, rejected = pairs.chosen_P - pairs.chosen_ref, pairs.rejected_P - pairs.rejected_ref
     if config.loss == "ipo":
         # Per token, else the squared distance grows with the square of the length.
-        return (
-            chosen / pairs.chosen_length - rejected / pairs.rejected_length - 1 / (2 * config.beta)
-        ) ** 2
+        apart = chosen / pairs.chosen_length - rejected / pairs.rejected_length
+        return (apart - 1 / (2 * config.beta)) ** 2
     z = config.beta * (chosen - rejected)
     smooth = config.label_smoothing
     if config.loss == "hinge":
@@ -156,64 +154,78 @@ def dpo_loss(pairs: Any, config: DpoConfig) -> Any:
     return smoothed(z, smooth)
 
 
-def smoothed(z: Any, smooth: float) -> Any:
+def smoothed(z: Tensor, smooth: float) -> Tensor:
     """-log sigmoid(z), with a share of the pairs taken the other way round."""
     from torch.nn.functional import logsigmoid
 
     return -logsigmoid(z) * (1 - smooth) - logsigmoid(-z) * smooth
 
 
-def odds_ratio_loss(pairs: Any) -> Any:
+def odds_ratio_loss(pairs: Pairs) -> Tensor:
     """-log sigmoid of the log odds ratio of mean token probabilities, (P,)."""
     import torch
     from torch.nn.functional import logsigmoid
 
-    def log_odds(mean: Any) -> Any:
+    def log_odds(mean: Tensor) -> Tensor:
         # log(p / (1 - p)) from log p. Near p = 1 the difference to 1 is lost in float32: the
         # largest mean stays a little under 0.
         mean = mean.clamp(max=-1e-7)
         return mean - torch.log(-torch.expm1(mean))
 
-    z = log_odds(pairs.chosen_P / pairs.chosen_length) - log_odds(
-        pairs.rejected_P / pairs.rejected_length
-    )
-    return -logsigmoid(z)
+    chosen, rejected = pairs.means()
+    return -logsigmoid(log_odds(chosen) - log_odds(rejected))
 
 
-def simpo_loss(pairs: Any, beta: float, gamma: float) -> Any:
+def simpo_loss(pairs: Pairs, beta: float, gamma: float) -> Tensor:
     """-log sigmoid(beta * (difference of mean token log-probabilities) - gamma), (P,)."""
     from torch.nn.functional import logsigmoid
 
-    return -logsigmoid(
-        beta * (pairs.chosen_P / pairs.chosen_length - pairs.rejected_P / pairs.rejected_length)
-        - gamma
-    )
+    chosen, rejected = pairs.means()
+    return -logsigmoid(beta * (chosen - rejected) - gamma)
 
 
-def _figures(pairs: Any, chosen_reward: Any, rejected_reward: Any) -> dict[str, Any]:
-    """What people watch, as (weighted sum over pairs, number of pairs)."""
-    margin = (chosen_reward - rejected_reward).detach()
-    count = len(margin)
+def reward_figures(chosen_P: Tensor, rejected_P: Tensor) -> Figures:
+    """What people watch of the two answers' rewards, as (sum over pairs, number of pairs)."""
+    margin, count = (chosen_P - rejected_P).detach(), len(chosen_P)
     return {
-        "rewards_chosen": (float(chosen_reward.detach().sum()), count),
-        "rewards_rejected": (float(rejected_reward.detach().sum()), count),
+        "rewards_chosen": (float(chosen_P.detach().sum()), count),
+        "rewards_rejected": (float(rejected_P.detach().sum()), count),
         "margin": (float(margin.sum()), count),
         "accuracy": (float((margin > 0).sum()), count),
+    }
+
+
+def _figures(pairs: Pairs, chosen_reward: Tensor, rejected_reward: Tensor) -> Figures:
+    """The same, and the answers' log-probabilities."""
+    count = len(pairs.chosen_P)
+    return reward_figures(chosen_reward, rejected_reward) | {
         "chosen_logprob": (float(pairs.chosen_P.detach().sum()), count),
         "rejected_logprob": (float(pairs.rejected_P.detach().sum()), count),
     }
 
 
-def _chosen_likelihood(output: Any, pairs: Any) -> Any:
-    """Weighted negative log-likelihood of the chosen answers, summed over their tokens."""
+def _likelihood_of(places: Tensor, output: PassOutput) -> Tensor:
+    """Weighted negative log-likelihood of these branches, summed over their tokens."""
     import torch
 
-    of_chosen = torch.isin(output.branch, pairs.chosen_branch)
-    return -(output.weight * output.logprob * of_chosen).sum()
+    return -(output.weight * output.logprob * torch.isin(output.branch, places)).sum()
 
 
-def _chosen_tokens(samples: list[Sample]) -> float:
-    return sum(sum(sample.branches[0].weights) for sample in samples)
+def _also_likely(output: PassOutput, pairs: Pairs, weight: float) -> dict[str, Term]:
+    """The SFT term on the chosen answers, where it has a weight."""
+    return {"sft": (_likelihood_of(pairs.chosen, output), weight)} if weight else {}
+
+
+def _plan(name: str, also_likely: bool) -> Callable[[list[Sample]], dict[str, float]]:
+    """The weights of the pairs and, for an SFT term, of the chosen answers' tokens."""
+
+    def plan(samples: list[Sample]) -> dict[str, float]:
+        found = {name: sum(map(pair_weight, samples))}
+        if also_likely:
+            found["sft"] = sum(sum(sample.branches[0].weights) for sample in samples)
+        return found
+
+    return plan
 
 
 WHOLE = "whole"
@@ -238,28 +250,16 @@ def add_whole(samples: list[Sample]) -> None:
             )
 
 
-def _whole_likelihood(output: Any) -> Any:
-    """Weighted negative log-likelihood of the branches that `add_whole` made, summed over their
-    tokens."""
-    import torch
-
-    roles = [branch.role for sample in output.samples for branch in sample.branches]
-    whole = torch.tensor([role == WHOLE for role in roles], device=output.logprob.device)
-    return -(output.weight * output.logprob * whole[output.branch]).sum()
-
-
-@objectives.register("dpo", DpoConfig, source="arXiv 2305.18290", rows=ROWS)
+@objectives.register(
+    "dpo", DpoConfig, source="arXiv 2305.18290", rows=ROWS, usual_for=("preference",)
+)
 @objectives.register("ipo", IpoConfig, source="arXiv 2310.12036", rows=ROWS)
 def dpo(config: DpoConfig) -> Objective:
     """loss = sum_p w_p * f(beta * ((chosen - chosen_ref) - (rejected - rejected_ref))) / sum_p w_p,
     f = -log sigmoid or as `loss` says."""
     name = "ipo" if config.loss == "ipo" else "dpo"
 
-    def plan(samples: list[Sample]) -> dict[str, float]:
-        weights = {name: sum(map(pair_weight, samples))}
-        return weights | ({"sft": _chosen_tokens(samples)} if config.sft_weight else {})
-
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
         pairs = Pairs(output)
         output.figures |= _figures(
             pairs,
@@ -267,13 +267,11 @@ def dpo(config: DpoConfig) -> Objective:
             config.beta * (pairs.rejected_P - pairs.rejected_ref),
         )
         found = {name: ((pairs.weight_P * dpo_loss(pairs, config)).sum(), 1.0)}
-        return found | (
-            {"sft": (_chosen_likelihood(output, pairs), config.sft_weight)}
-            if config.sft_weight
-            else {}
-        )
+        return found | _also_likely(output, pairs, config.sft_weight)
 
-    return Objective(plan, terms, Needs(rows=ROWS), reference=True, rate_factor=0.25)
+    return Objective(
+        _plan(name, config.sft_weight > 0), terms, reference=True, rate_factor=RATE_FACTOR
+    )
 
 
 @objectives.register("orpo", OrpoConfig, source="arXiv 2403.07691", rows=ROWS)
@@ -283,29 +281,20 @@ def orpo(config: OrpoConfig) -> Objective:
     whole = config.sft_on == "all"
 
     def plan(samples: list[Sample]) -> dict[str, float]:
-        tokens = (
-            sum(sum(sample.branches[-1].weights) for sample in samples)
-            if whole
-            else _chosen_tokens(samples)
-        )
+        tokens = sum(sum(sample.branches[-1 if whole else 0].weights) for sample in samples)
         return {"sft": tokens, "odds_ratio": sum(map(pair_weight, samples))}
 
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
         pairs = Pairs(output)
-        mean_c, mean_r = (
-            pairs.chosen_P / pairs.chosen_length,
-            pairs.rejected_P / pairs.rejected_length,
-        )
-        output.figures |= _figures(pairs, config.beta * mean_c, config.beta * mean_r)
-        likelihood = _whole_likelihood(output) if whole else _chosen_likelihood(output, pairs)
+        chosen, rejected = pairs.means()
+        output.figures |= _figures(pairs, config.beta * chosen, config.beta * rejected)
+        learnt = places_of(WHOLE, output) if whole else pairs.chosen
         return {
-            "sft": (likelihood, 1.0),
+            "sft": (_likelihood_of(learnt, output), 1.0),
             "odds_ratio": ((pairs.weight_P * odds_ratio_loss(pairs)).sum(), config.beta),
         }
 
-    return Objective(
-        plan, terms, Needs(rows=ROWS), prepare=add_whole if whole else None, rate_factor=0.25
-    )
+    return Objective(plan, terms, prepare=add_whole if whole else None, rate_factor=RATE_FACTOR)
 
 
 @objectives.register("cpo", CpoConfig, source="arXiv 2401.08417", rows=ROWS)
@@ -313,34 +302,16 @@ def cpo(config: CpoConfig) -> Objective:
     """loss = mean over pairs of -log sigmoid(beta * (log p(chosen) - log p(rejected))) + sft_weight
     * mean over chosen tokens of -log p."""
 
-    def plan(samples: list[Sample]) -> dict[str, float]:
-        return {"cpo": sum(map(pair_weight, samples))} | (
-            {"sft": _chosen_tokens(samples)} if config.sft_weight else {}
-        )
-
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
         pairs = Pairs(output)
         output.figures |= _figures(
             pairs, config.beta * pairs.chosen_P, config.beta * pairs.rejected_P
         )
-        found = {
-            "cpo": (
-                (
-                    pairs.weight_P
-                    * smoothed(
-                        config.beta * (pairs.chosen_P - pairs.rejected_P), config.label_smoothing
-                    )
-                ).sum(),
-                1.0,
-            )
-        }
-        return found | (
-            {"sft": (_chosen_likelihood(output, pairs), config.sft_weight)}
-            if config.sft_weight
-            else {}
-        )
+        z = config.beta * (pairs.chosen_P - pairs.rejected_P)
+        found = {"cpo": ((pairs.weight_P * smoothed(z, config.label_smoothing)).sum(), 1.0)}
+        return found | _also_likely(output, pairs, config.sft_weight)
 
-    return Objective(plan, terms, Needs(rows=ROWS), rate_factor=0.25)
+    return Objective(_plan("cpo", config.sft_weight > 0), terms, rate_factor=RATE_FACTOR)
 
 
 @objectives.register("simpo", SimpoConfig, source="arXiv 2405.14734", rows=ROWS)
@@ -348,18 +319,11 @@ def simpo(config: SimpoConfig) -> Objective:
     """loss = mean over pairs of -log sigmoid(beta * (mean log p(chosen) - mean log p(rejected)) -
     gamma)."""
 
-    def plan(samples: list[Sample]) -> dict[str, float]:
-        return {"simpo": sum(map(pair_weight, samples))}
-
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
         pairs = Pairs(output)
-        mean_c, mean_r = (
-            pairs.chosen_P / pairs.chosen_length,
-            pairs.rejected_P / pairs.rejected_length,
-        )
-        output.figures |= _figures(pairs, config.beta * mean_c, config.beta * mean_r)
-        return {
-            "simpo": ((pairs.weight_P * simpo_loss(pairs, config.beta, config.gamma)).sum(), 1.0)
-        }
+        chosen, rejected = pairs.means()
+        output.figures |= _figures(pairs, config.beta * chosen, config.beta * rejected)
+        loss_P = simpo_loss(pairs, config.beta, config.gamma)
+        return {"simpo": ((pairs.weight_P * loss_P).sum(), 1.0)}
 
-    return Objective(plan, terms, Needs(rows=ROWS), rate_factor=0.25)
+    return Objective(_plan("simpo", False), terms, rate_factor=RATE_FACTOR)

@@ -8,14 +8,14 @@ they are branches of one token tree, of which none sees another, so packing mixe
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.registry import objectives
 from tunewright.core.types import Objective
 from tunewright.objectives.sft import likelihood
-
-ROWS = ("text",)
 
 
 class PretrainConfig(Section):
@@ -31,8 +31,11 @@ class PretrainConfig(Section):
     logits steady in long runs. 0: none."""
 
 
-@objectives.register("pretrain", PretrainConfig, source="maximum likelihood", rows=ROWS)
+@objectives.register(
+    "pretrain", PretrainConfig, source="maximum likelihood", rows=("text",), usual_for=("text",)
+)
 def pretrain(config: PretrainConfig) -> Objective:
     """loss = mean of -log p(token) over all tokens of all documents of the step but the first of
     each."""
-    return likelihood("pretrain", config.label_smoothing, config.z_loss, ROWS)
+    learning = likelihood("pretrain", config.label_smoothing, config.z_loss)
+    return replace(learning, pack=config.pack)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from tunewright.core.config import Section
 from tunewright.core.registry import objectives
-from tunewright.core.types import Branch, Needs, Objective, Sample, Term
+from tunewright.core.types import Branch, Objective, PassOutput, Sample, Term
+from tunewright.objectives.branches import roles
 
-ROWS = ("stepwise",)
 RIGHT, WRONG = "good", "bad"
 
 
@@ -38,7 +38,12 @@ def step_branches(tokens: Sequence[int], steps: Sequence[Sequence[int]]) -> list
 
 
 @objectives.register(
-    "process_reward", ProcessRewardConfig, source="arXiv 2305.20050", rows=ROWS, leaves="scores"
+    "process_reward",
+    ProcessRewardConfig,
+    source="arXiv 2305.20050",
+    rows=("stepwise",),
+    usual_for=("stepwise",),
+    judges="steps",
 )
 def process_reward(config: ProcessRewardConfig) -> Objective:
     """loss = mean over steps of -log sigmoid(s) for a right step and -log sigmoid(-s) for a wrong
@@ -52,26 +57,16 @@ def process_reward(config: ProcessRewardConfig) -> Objective:
                 sample.branches = step_branches(whole.tokens, sample.facts["steps"])
 
     def plan(samples: list[Sample]) -> dict[str, float]:
-        return {
-            "process_reward": sum(
-                sample.facts["weight"] * len(sample.branches) for sample in samples
-            )
-        }
+        return {"process_reward": sum(s.facts["weight"] * len(s.branches) for s in samples)}
 
-    def terms(output: Any) -> dict[str, Term]:
-        import torch
+    def terms(output: PassOutput) -> dict[str, Term]:
         from torch.nn.functional import binary_cross_entropy_with_logits
 
         score_B = output.score
-        right_B = torch.tensor(
-            [float(b.role == RIGHT) for s in output.samples for b in s.branches],
-            dtype=score_B.dtype,
-            device=score_B.device,
-        )
-        weight_B = torch.tensor(
-            [s.facts["weight"] for s in output.samples for _ in s.branches],
-            dtype=score_B.dtype,
-            device=score_B.device,
+        assert score_B is not None
+        right_B = score_B.new_tensor([float(role == RIGHT) for role in roles(output)])
+        weight_B = score_B.new_tensor(
+            [s.facts["weight"] for s in output.samples for _ in s.branches]
         )
         said = (score_B.detach() > 0) == right_B.bool()
         counts = [len(s.branches) for s in output.samples]
@@ -87,16 +82,10 @@ def process_reward(config: ProcessRewardConfig) -> Objective:
             "said_right": (float((score_B.detach() > 0).sum()), steps),
             "first_error": (float(sum(found)), len(found)),
         }
-        return {
-            "process_reward": (
-                binary_cross_entropy_with_logits(score_B, right_B, weight_B, reduction="sum"),
-                1.0,
-            )
-        }
+        loss = binary_cross_entropy_with_logits(score_B, right_B, weight_B, reduction="sum")
+        return {"process_reward": (loss, 1.0)}
 
-    return Objective(
-        plan, terms, Needs(heads=("score",), rows=ROWS), prepare=prepare, rate_factor=0.5
-    )
+    return Objective(plan, terms, heads=("score",), prepare=prepare, rate_factor=0.5)
 
 
 def first_wrong(right: Sequence[bool]) -> int:

@@ -7,15 +7,16 @@ Sources: RLOO, Ahmadian et al. 2024 (arXiv 2402.14740); REINFORCE, Williams 1992
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from tunewright.core.registry import objectives
-from tunewright.core.types import Experience, Needs, Objective, Sample, Term
+from tunewright.core.types import Figures, Objective, PassOutput, Sample, Term
+from tunewright.objectives.branches import per_branch
 from tunewright.objectives.policy import (
     ROWS,
-    Figures,
+    Groups,
     RolloutSection,
     alike,
     clipped_policy_loss,
@@ -23,8 +24,8 @@ from tunewright.objectives.policy import (
     joined,
     kl_of,
     lengths,
+    less_distance,
     num_answers,
-    per_answer,
     ratio_of,
     rollouts_of,
     watch,
@@ -81,17 +82,11 @@ def rloo(config: RlooConfig) -> Objective:
     """loss = mean over answers of -min(ratio A, clip(ratio) A), ratio of whole answers, A = R -
     mean of the other answers' R, R = reward - beta KL."""
 
-    def judge(groups: list[list[Experience]]) -> Figures:
+    def judge(groups: Groups) -> Figures:
         import torch
 
         for group in groups:
-            far = [
-                float((e.old - e.reference).sum()) if e.reference is not None else 0.0
-                for e in group
-            ]
-            rewards = [
-                e.reward - config.beta * distance for e, distance in zip(group, far, strict=True)
-            ]
+            rewards = less_distance(group, config.beta)
             for e, advantage in zip(group, leave_one_out(rewards), strict=True):
                 e.advantage = torch.full((e.num_tokens,), advantage)
         return alike(groups) | ({"kl": (kl_of(groups), 1)} if config.beta else {})
@@ -99,17 +94,17 @@ def rloo(config: RlooConfig) -> Objective:
     def plan(samples: list[Sample]) -> dict[str, float]:
         return {"policy": num_answers(samples)}
 
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
         old_L = joined(output, "old")
-        ratio_A = ratio_of(per_answer(output.logprob - old_L, output))
-        advantage_A = per_answer(joined(output, "advantage"), output) / lengths(output)
+        ratio_A = ratio_of(per_branch(output.logprob - old_L, output))
+        advantage_A = per_branch(joined(output, "advantage"), output) / lengths(output)
         loss_A, clipped = clipped_policy_loss(ratio_A, advantage_A, config.clip, config.clip)
-        watch(output, output.logprob, old_L, clipped)
-        weight_A = per_answer(output.weight, output) / lengths(output)
+        watch(output, old_L, clipped)
+        weight_A = per_branch(output.weight, output) / lengths(output)
         return {"policy": ((weight_A * loss_A).sum(), 1.0)}
 
     rollouts = rollouts_of(config, judge, reference=config.beta > 0)
-    return Objective(plan, terms, Needs(rows=ROWS), rollouts=rollouts, rate_factor=0.5)
+    return Objective(plan, terms, rollouts=rollouts, rate_factor=0.5)
 
 
 @objectives.register("reinforce", ReinforceConfig, source="doi 10.1007/BF00992696", rows=ROWS)
@@ -117,16 +112,11 @@ def reinforce(config: ReinforceConfig) -> Objective:
     """loss = mean over answers of -A log p(answer), A = R - mean of the other R of the step, R =
     reward - beta KL."""
 
-    def judge(groups: list[list[Experience]]) -> Figures:
+    def judge(groups: Groups) -> Figures:
         import torch
 
         answers = [e for group in groups for e in group]
-        far = [
-            float((e.old - e.reference).sum()) if e.reference is not None else 0.0 for e in answers
-        ]
-        rewards = [
-            e.reward - config.beta * distance for e, distance in zip(answers, far, strict=True)
-        ]
+        rewards = less_distance(answers, config.beta)
         divisor = deviation(rewards) + 1e-4 if config.normalise else 1.0
         for e, advantage in zip(answers, leave_one_out(rewards), strict=True):
             e.advantage = torch.full((e.num_tokens,), advantage / divisor)
@@ -135,16 +125,13 @@ def reinforce(config: ReinforceConfig) -> Objective:
     def plan(samples: list[Sample]) -> dict[str, float]:
         return {"policy": num_answers(samples)}
 
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
         import torch
 
-        old_L = joined(output, "old")
-        watch(
-            output, output.logprob, old_L, torch.zeros(len(output.branch_sample), dtype=torch.bool)
-        )
-        return {
-            "policy": (-(output.weight * joined(output, "advantage") * output.logprob).sum(), 1.0)
-        }
+        never = torch.zeros(len(output.branch_sample), dtype=torch.bool)
+        watch(output, joined(output, "old"), never)
+        loss = -(output.weight * joined(output, "advantage") * output.logprob).sum()
+        return {"policy": (loss, 1.0)}
 
     rollouts = rollouts_of(config, judge, reference=config.beta > 0)
-    return Objective(plan, terms, Needs(rows=ROWS), rollouts=rollouts, rate_factor=0.5)
+    return Objective(plan, terms, rollouts=rollouts, rate_factor=0.5)

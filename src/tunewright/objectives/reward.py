@@ -8,16 +8,13 @@ they can be compared between prompts, is Eisenstein et al. 2023 (2312.09244).
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.registry import objectives
-from tunewright.core.types import Needs, Objective, Sample, Term
-from tunewright.objectives.preference import pair_weight
-
-ROWS = ("preference",)
+from tunewright.core.types import Objective, PassOutput, Sample, Term
+from tunewright.objectives.branches import places_of
+from tunewright.objectives.preference import pair_weight, reward_figures
 
 
 class RewardConfig(Section):
@@ -29,7 +26,9 @@ class RewardConfig(Section):
     """Weight of the term that keeps the two rewards of a pair around 0; 0.01 is common."""
 
 
-@objectives.register("reward", RewardConfig, source="arXiv 2203.02155", rows=ROWS, leaves="scores")
+@objectives.register(
+    "reward", RewardConfig, source="arXiv 2203.02155", rows=("preference",), judges="answers"
+)
 def reward(config: RewardConfig) -> Objective:
     """loss = mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin) + center *
     (r(chosen) + r(rejected))^2."""
@@ -38,41 +37,23 @@ def reward(config: RewardConfig) -> Objective:
         total = sum(map(pair_weight, samples))
         return {"reward": total} | ({"center": total} if config.center else {})
 
-    def terms(output: Any) -> dict[str, Term]:
-        import torch
+    def terms(output: PassOutput) -> dict[str, Term]:
         from torch.nn.functional import logsigmoid
 
         score_B = output.score
-        roles = [branch.role for sample in output.samples for branch in sample.branches]
-        chosen_P = score_B[
-            torch.tensor(
-                [i for i, role in enumerate(roles) if role == "chosen"], device=score_B.device
-            )
-        ]
-        rejected_P = score_B[
-            torch.tensor(
-                [i for i, role in enumerate(roles) if role == "rejected"], device=score_B.device
-            )
-        ]
-        weight_P = torch.tensor(
-            [pair_weight(s) for s in output.samples], dtype=score_B.dtype, device=score_B.device
-        )
+        assert score_B is not None
+        chosen_P = score_B[places_of("chosen", output)]
+        rejected_P = score_B[places_of("rejected", output)]
+        weight_P = score_B.new_tensor([pair_weight(s) for s in output.samples])
         margins = [
             float(s.facts.get("margin") or 0.0) if config.margin else 0.0 for s in output.samples
         ]
-        margin_P = torch.tensor(margins, dtype=score_B.dtype, device=score_B.device)
-        gap, count = (chosen_P - rejected_P).detach(), len(margins)
-        output.figures |= {
-            "rewards_chosen": (float(chosen_P.detach().sum()), count),
-            "rewards_rejected": (float(rejected_P.detach().sum()), count),
-            "margin": (float(gap.sum()), count),
-            "accuracy": (float((gap > 0).sum()), count),
-        }
-        found = {"reward": (-(weight_P * logsigmoid(chosen_P - rejected_P - margin_P)).sum(), 1.0)}
-        return found | (
-            {"center": ((weight_P * (chosen_P + rejected_P) ** 2).sum(), config.center)}
-            if config.center
-            else {}
-        )
+        output.figures |= reward_figures(chosen_P, rejected_P)
+        gap_P = chosen_P - rejected_P - score_B.new_tensor(margins)
+        found = {"reward": (-(weight_P * logsigmoid(gap_P)).sum(), 1.0)}
+        if config.center:
+            apart = (weight_P * (chosen_P + rejected_P) ** 2).sum()
+            found["center"] = (apart, config.center)
+        return found
 
-    return Objective(plan, terms, Needs(heads=("score",), rows=ROWS), rate_factor=0.5)
+    return Objective(plan, terms, heads=("score",), rate_factor=0.5)

@@ -8,17 +8,19 @@ entropy (the smoothed share goes to all tokens of the vocabulary alike); z-loss,
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.registry import objectives
-from tunewright.core.types import Needs, Objective, Sample, Term
+from tunewright.core.types import Objective, PassOutput, Sample, Term
+from tunewright.objectives.branches import learnt_weight
+
+ROWS = ("conversation", "text")
 
 
 class SftConfig(Section):
-    """Supervised fine-tuning on answers. Data: rows with a question and an answer, or plain text."""
+    """Supervised fine-tuning on answers. Data: rows with a question and an answer, or plain
+    text."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over the whole vocabulary: 0.1 keeps a model from
@@ -28,12 +30,7 @@ class SftConfig(Section):
     logits steady in long runs. 0: none."""
 
 
-def learnt_weight(samples: list[Sample]) -> float:
-    """The weights of all learnt tokens."""
-    return sum(sum(branch.weights) for sample in samples for branch in sample.branches)
-
-
-def likelihood(name: str, smoothing: float, z_loss: float, rows: tuple[str, ...]) -> Objective:
+def likelihood(name: str, smoothing: float, z_loss: float) -> Objective:
     """sum_l w_l * (-(1 - s) log p(token_l) - s * mean over the vocabulary of log p) / sum_l w_l +
     z_loss * sum_l w_l * (log Z_l)^2 / sum_l w_l."""
 
@@ -41,9 +38,10 @@ def likelihood(name: str, smoothing: float, z_loss: float, rows: tuple[str, ...]
         total = learnt_weight(samples)
         return {name: total} | ({"z_loss": total} if z_loss else {})
 
-    def terms(output: Any) -> dict[str, Term]:
+    def terms(output: PassOutput) -> dict[str, Term]:
         if not smoothing and not z_loss:
             return {name: (-(output.weight * output.logprob).sum(), 1.0)}
+        assert output.mean_logprob is not None and output.log_z is not None
         target = (1 - smoothing) * output.logprob + smoothing * output.mean_logprob
         count = len(output.weight)
         # What smoothing adds is no error of the model: the plain loss is shown beside it.
@@ -52,15 +50,17 @@ def likelihood(name: str, smoothing: float, z_loss: float, rows: tuple[str, ...]
             "log_z": (float(output.log_z.detach().sum()), count),
         }
         found = {name: (-(output.weight * target).sum(), 1.0)}
-        return found | (
-            {"z_loss": ((output.weight * output.log_z**2).sum(), z_loss)} if z_loss else {}
-        )
+        if z_loss:
+            found["z_loss"] = ((output.weight * output.log_z**2).sum(), z_loss)
+        return found
 
-    return Objective(plan, terms, Needs(rows=rows), spread=bool(smoothing or z_loss))
+    return Objective(plan, terms, spread=bool(smoothing or z_loss))
 
 
-@objectives.register("sft", SftConfig, source="maximum likelihood", rows=("conversation", "text"))
+@objectives.register(
+    "sft", SftConfig, source="maximum likelihood", rows=ROWS, usual_for=("conversation",)
+)
 def sft(config: SftConfig) -> Objective:
     """loss = sum_l w_l * (-log p(token_l)) / sum_l w_l over all learnt tokens l of the step,
     however it is cut into passes."""
-    return likelihood("sft", config.label_smoothing, config.z_loss, ("conversation", "text"))
+    return likelihood("sft", config.label_smoothing, config.z_loss)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -21,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import publish
 from tunewright.core.errors import CheckpointError, problem
-from tunewright.core.files import fsync_directory, readable_size, with_retry, write_json, write_text
+from tunewright.core.files import readable_size, sha256_of, with_retry, write_json, write_text
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -48,20 +48,6 @@ class Checkpoint:
         from safetensors.torch import load_file
 
         return load_file(self.folder / f"{name}.safetensors")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read a MiB at a time."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with open(path, "r+b") as handle:
-        os.fsync(handle.fileno())
 
 
 def steps_in(root: Path) -> list[int]:
@@ -147,25 +133,15 @@ def _write_tensors(group: dict[str, Any], path: Path) -> None:
 def _publish(
     root: Path, target: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any]
 ) -> None:
-    temporary = root / f"{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary.mkdir()
-    try:
+    with publish.folder(target) as temporary:
         for name, group in tensors.items():
-            path = temporary / f"{name}.safetensors"
-            _write_tensors(group, path)
-            _sync(path)
+            _write_tensors(group, temporary / f"{name}.safetensors")
         write_json(temporary / "state.json", {"step": step, **state})
         files = {
-            p.name: {"size": p.stat().st_size, "sha256": sha256(p)}
+            p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)}
             for p in sorted(temporary.iterdir())
         }
         write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
-        fsync_directory(temporary)
-        with_retry(lambda: os.rename(temporary, target))
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    fsync_directory(root)
     with contextlib.suppress(OSError):  # a hint for people; loading never reads it
         write_text(root / "LATEST", target.name + "\n")
 
@@ -208,7 +184,7 @@ def _flaw(folder: Path, hashes: bool = True) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != facts["size"]:
                 return f"{name} has {path.stat().st_size} bytes, not {facts['size']}"
-            if hashes and sha256(path) != facts["sha256"]:
+            if hashes and sha256_of(path) != facts["sha256"]:
                 return f"{name} was changed after it was written (SHA-256 differs)"
     except FileNotFoundError:
         return "no manifest: the save did not finish"
@@ -231,10 +207,11 @@ def load_latest(root: Path) -> Checkpoint | None:
     silence.
     """
     if root.is_dir():
-        for leftover in root.glob(
-            "step-*.tmp-*"
-        ):  # of a process that died; its pid may live again, but nobody else writes here
-            shutil.rmtree(leftover, ignore_errors=True)
+        # Of processes that died (the second were written so before they were hidden); a pid may
+        # live again, but nobody else writes here.
+        for pattern in (".step-*.tmp-*", "step-*.tmp-*"):
+            for leftover in root.glob(pattern):
+                shutil.rmtree(leftover, ignore_errors=True)
     bad: list[tuple[str, str]] = []
     for step in reversed(steps_in(root)):
         folder = folder_of(root, step)

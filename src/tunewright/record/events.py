@@ -51,18 +51,3 @@ def _drop_half_line(path: Path) -> None:
     if data and not data.endswith(b"\n"):
         with open(path, "r+b") as handle:
             handle.truncate(data.rfind(b"\n") + 1)
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """All full lines; a cut or damaged last line is left out."""
-    if not path.exists():
-        return []
-    events = []
-    # split, not splitlines: JSON allows U+2028 and U+0085 inside of a string, and splitlines would
-    # cut there.
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events

@@ -4,19 +4,17 @@ only thing other parts read."""
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tunewright.core import publish
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import ConfigError, UsageError, problem
-from tunewright.core.files import fsync_directory, with_retry, write_json, write_text
+from tunewright.core.files import write_json, write_text
 from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_value
 
 
@@ -76,21 +74,12 @@ def further(folder: Path) -> str:
 def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
     """Publish the run folder with `run.yaml` and `data_report.json` inside. Raises UsageError when
     it cannot be written."""
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        write_json(temporary / "data_report.json", data_report)
-        write_text(temporary / "run.yaml", text)
-        fsync_directory(temporary)
-        if out.is_dir():
-            out.rmdir()  # it is empty, `require_free` made sure
-        with_retry(lambda: os.rename(temporary, out))
-        fsync_directory(out.parent)
+        with publish.folder(out) as temporary:
+            write_json(temporary / "data_report.json", data_report)
+            write_text(temporary / "run.yaml", text)
     except OSError as e:
         raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _shown(value: Any) -> str:

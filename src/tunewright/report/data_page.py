@@ -11,8 +11,7 @@ from tunewright.core.words import language, say
 from tunewright.data.checks.base import Finding
 from tunewright.data.checks.driver import Checked
 from tunewright.data.checks.showing import Shown, Token
-from tunewright.report.html import POLICY, _style
-from tunewright.report.markup import Child, Html, el, join
+from tunewright.report.markup import Child, Html, document, el, join
 
 TONES = {"stop": "bad", "warn": "warn", "info": "good"}
 STYLE = """
@@ -175,17 +174,5 @@ def _tokens(tokens: list[Token]) -> list[Html]:
 
 
 def _page(title: str, parts: list[Any]) -> str:
-    lang = language()
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", title),
-        el("style", Html(_style() + STYLE)),
-    )
-    body = el("body", el("header", el("h1", title)), el("main", join(parts)))
-    return (
-        "<!doctype html>\n" + el("html", head, body, lang="zh-CN" if lang == "zh" else lang) + "\n"
-    )
+    header, main = el("header", el("h1", title)), el("main", join(parts))
+    return document(language(), title, header, main, style=STYLE)

@@ -8,13 +8,12 @@ Whatever is missing in the folder is named in the page.
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 
 from tunewright.core.files import write_text
-from tunewright.core.words import ASSETS, language
+from tunewright.core.words import language
 from tunewright.report import answers, curves, facts, figures
-from tunewright.report.markup import Child, Html, el, join, words
+from tunewright.report.markup import Child, Html, document, el, join, words
 from tunewright.report.page import Page, mapping, size, whole
 from tunewright.report.record import finite, read_record
 from tunewright.report.verdict import (
@@ -27,7 +26,6 @@ from tunewright.report.verdict import (
     warnings_of,
 )
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SECTIONS = ("answers", "loss", "data", "sizes", "speed", "settings", "next")
 
 
@@ -43,26 +41,8 @@ def render(run: Path, lang: str | None = None) -> str:
     """The page as text."""
     page = Page(read_record(run), lang or language())
     title = page.text("title", name=_name(page))
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", title),
-        el("style", Html(_style())),
-    )
-    body = el("body", _top(page, title), el("main", *_sections(page)), _foot(page))
-    return (
-        "<!doctype html>\n"
-        + el("html", head, body, lang="zh-CN" if page.lang == "zh" else page.lang)
-        + "\n"
-    )
-
-
-@cache
-def _style() -> str:
-    return (ASSETS / "report" / "style.css").read_text(encoding="utf-8")
+    main = el("main", *_sections(page))
+    return document(page.lang, title, _top(page, title), main, _foot(page))
 
 
 def _name(page: Page) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
-from tunewright.core.words import say
+from tunewright.core.words import ASSETS, say
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 VOID = {"meta", "br", "hr", "line", "path", "circle", "rect", "polyline"}
 # What a page cannot hold: control characters but for tab and line break, halves of characters, and
 # marks that turn the writing direction.
@@ -70,3 +72,23 @@ def el(name: str, /, *children: Child, **attributes: Any) -> Html:
 def words(key: str, lang: str, **fields: Any) -> Html:
     """The sentence of `key`, escaped, with `code` between backticks set as code."""
     return Html(_CODE.sub(r"<code>\1</code>", esc(say(key, lang=lang, **fields))))
+
+
+@cache
+def _style() -> str:
+    return (ASSETS / "report" / "style.css").read_text(encoding="utf-8")
+
+
+def document(lang: str, title: str, *body: Child, style: str = "") -> str:
+    """A whole page that asks nobody for anything; `style` is added to the style of all pages."""
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", title),
+        el("style", Html(_style() + style)),
+    )
+    page = el("html", head, el("body", *body), lang="zh-CN" if lang == "zh" else lang)
+    return f"<!doctype html>\n{page}\n"

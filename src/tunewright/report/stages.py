@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.files import write_text
-from tunewright.core.words import ASSETS, language
+from tunewright.core.words import language
 from tunewright.record.folder import read_summary
-from tunewright.report.html import POLICY
-from tunewright.report.markup import Child, Html, el, words
+from tunewright.report.markup import Child, Html, document, el, words
 from tunewright.report.page import Page
 from tunewright.report.record import finite, read_record
 from tunewright.report.verdict import headline, losses_of, show
@@ -30,15 +29,6 @@ def render_stages(out: Path, lang: str | None = None) -> str:
     summary = read_summary(out)
     stages = [row for row in summary.get("stages", []) if isinstance(row, dict)]
     title = words("pipeline.title", chosen, name=out.resolve().name)
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", title),
-        el("style", Html((ASSETS / "report" / "style.css").read_text(encoding="utf-8"))),
-    )
     done = sum(row.get("status") == "done" for row in stages)
     tone = "good" if done == len(stages) else "warn"
     heads = el(
@@ -49,8 +39,9 @@ def render_stages(out: Path, lang: str | None = None) -> str:
         ),
     )
     rows = [_row(out, row, chosen) for row in stages]
-    body = el(
-        "body",
+    return document(
+        chosen,
+        title,
         el(
             "header",
             el("h1", title),
@@ -66,11 +57,6 @@ def render_stages(out: Path, lang: str | None = None) -> str:
             el("div", el("table", el("thead", heads), el("tbody", *rows)), class_="scroll"),
             el("p", words("pipeline.explained", chosen)),
         ),
-    )
-    return (
-        "<!doctype html>\n"
-        + el("html", head, body, lang="zh-CN" if chosen == "zh" else chosen)
-        + "\n"
     )
 
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import ModelError, Problem, first_line, problem, raise_all
-from tunewright.core.files import readable_size
-from tunewright.core.publish import cache_root, marker_of, publish, sha256_of
+from tunewright.core.files import readable_size, sha256_of
+from tunewright.core.publish import cache_root, marker_of, publish
 from tunewright.core.words import say
 from tunewright.sources import gguf, headers, remote_code, vet
 from tunewright.sources.headers import command_for

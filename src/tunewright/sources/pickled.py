@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.errors import ModelError, first_line, problem, raise_all
-from tunewright.core.files import readable_size, write_json
-from tunewright.core.publish import publish, sha256_of
+from tunewright.core.files import readable_size, sha256_of, write_json
+from tunewright.core.publish import publish
 from tunewright.core.words import say
 from tunewright.sources import headers, vet
 

@@ -102,8 +102,8 @@ def test_train_is_trained_on_valid_is_measured_and_test_is_left_alone(
     train, valid, test = LAYOUTS[layout]
     assert (
         f"trained on: {train}" in text
-        and f"measured: {valid}" in text
-        and f"named as a test: {test}" in text
+        and f"used for measuring: {valid}" in text
+        and f"the name says test set: {test}" in text
         and "README.md" in text
     )
 
@@ -328,8 +328,8 @@ def test_lists_of_a_file_that_are_named_as_parts_are_parts(tmp_path: Path) -> No
     ]
     text = describe(found.report)
     assert (
-        "under its key `train`; other lists of rows there: validation, test" in text
-        and "measured: the rows of" in text
+        "under its key `train`; other lists of rows in it: validation, test" in text
+        and "used for measuring: the rows of" in text
     )
     assert doors(looked_at(Path(place), held_out=0).train_rows) == [*range(30)]
     put(tmp_path / "rows.jsonl", 300)

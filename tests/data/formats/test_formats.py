@@ -2,102 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
-from tunewright.core.types import (
-    Conversation,
-    Judged,
-    Origin,
-    PlainText,
-    Preference,
-    Prompt,
-    Stepwise,
-)
-from tunewright.core.words import catalogue
+from tunewright.core.types import Origin
 from tunewright.data.files.reading import RawRow
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.formats.shaping import shape
 
 HERE = Origin("f.json", 1, 1)
-NAMES = [
-    "alpaca",
-    "classification",
-    "documents",
-    "kto",
-    "messages",
-    "preference",
-    "prompt_completion",
-    "prompts",
-    "question_context",
-    "sharegpt",
-    "stepwise",
-    "text",
-]
-KEYS = st.sampled_from(
-    [
-        "instruction",
-        "input",
-        "output",
-        "history",
-        "system",
-        "messages",
-        "conversations",
-        "role",
-        "content",
-        "from",
-        "value",
-    ]
-)
-KEYS |= st.sampled_from(
-    ["prompt", "completion", "question", "answer", "text", "weight", "tools", "tool_calls", "name"]
-)
-KEYS |= st.sampled_from(
-    [
-        "chosen",
-        "rejected",
-        "label",
-        "kto_tag",
-        "completions",
-        "labels",
-        "context",
-        "answers",
-        "document",
-        "margin",
-        "tool_call_id",
-        "reasoning_content",
-    ]
-)
-TEXTS = st.sampled_from(
-    [
-        "",
-        " ",
-        "user",
-        "assistant",
-        "system",
-        "gpt",
-        "human",
-        "x",
-        "\ud800",
-        "\x00",
-        "<|im_end|>",
-        "[]",
-        "[{",
-        "true",
-        "1e999",
-    ]
-)
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
-    max_leaves=12,
-)
 
 
 def made(name, raw, columns=None):
@@ -114,32 +28,6 @@ def user(text):
 
 def assistant(text, **more):
     return {"role": "assistant", "content": text, **more}
-
-
-def test_all_formats_are_registered_with_needs_and_looks():
-    assert set(NAMES) <= set(formats.names())
-    for name in NAMES:
-        assert formats.get(name).facts["needs"] and formats.get(name).config.__doc__
-
-
-@pytest.mark.parametrize("name", NAMES)
-@given(raw=values | st.dictionaries(KEYS, values, max_size=5))
-@settings(max_examples=200, derandomize=True, deadline=None)
-def test_any_value_is_a_row_or_a_reason_with_a_sentence(name, raw):
-    row = made(name, raw)
-    if isinstance(row, Unusable):
-        assert f"data.reason.{row.reason}" in catalogue(
-            "en"
-        ) and f"data.reason.{row.reason}" in catalogue("zh")
-    else:
-        json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode("utf-8")
-
-
-@pytest.mark.parametrize("name", NAMES)
-@given(raw=st.dictionaries(KEYS, values, max_size=5))
-@settings(max_examples=100, deadline=None)
-def test_looking_at_any_object_never_fails(name, raw):
-    assert formats.get(name).facts["looks_like"](raw) in (0, 1, 2, 3)
 
 
 def test_alpaca_puts_the_input_on_a_line_under_the_instruction():
@@ -379,36 +267,12 @@ def test_line_ends_of_windows_become_one_character_everywhere_and_lone_returns_a
 GOOD = {
     "alpaca": {"instruction": "i", "output": "o", "text": "all of it"},
     "messages": {"messages": [user("q"), assistant("a")], "prompt": "q"},
-    "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     "prompt_completion": {"question": "q", "answer": "a"},
-    "text": {"text": "t", "url": "u"},
-    "classification": {"text": "t", "label": 1},
-    "documents": {"document": "d", "title": "t"},
-    "kto": {"prompt": "q", "completion": "a", "label": True},
-    "preference": {"instruction": "q", "input": "", "chosen": "a", "rejected": "b", "output": "c"},
-    "prompts": {"prompt": "q", "facts": 1},
-    "stepwise": {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]},
-    "question_context": {"question": "q", "context": "c", "answer": "a", "id": 1},
-}
-KINDS = {
-    "text": PlainText,
-    "documents": PlainText,
-    "kto": Judged,
-    "preference": Preference,
-    "prompts": Prompt,
-    "stepwise": Stepwise,
 }
 
 
 def raw_rows(*values):
     return [RawRow(value, Origin("f.json", i, i)) for i, value in enumerate(values, 1)]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_format_is_told_from_the_rows_even_when_most_are_bad(name):
-    shaped = shape(raw_rows(7, {}, GOOD[name], "x"))
-    assert shaped.format == name and len(shaped.rows) == 1 and len(shaped.dropped) == 3
-    assert type(shaped.rows[0]) is KINDS.get(name, Conversation)
 
 
 def test_conversations_with_role_and_content_are_messages():

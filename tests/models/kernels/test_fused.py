@@ -3,7 +3,6 @@ they step aside."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -183,21 +182,3 @@ def test_adapters_stay_float32_over_a_bfloat16_base() -> None:
         x.double() @ weight.double().T + 2.0 * x.double() @ a.double().T @ b.double().T
     ).detach()
     assert float((y.detach().double() - exact).norm() / exact.norm()) < 0.02
-
-
-def test_keeping_freed_memory_says_whether_it_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused.sys, "platform", "win32")
-    assert fused.keep_freed_memory() is False
-
-
-def test_fewer_compiled_products_are_kept_unless_the_user_said_how_many(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.setenv(name, "1")
-    del os.environ[name]
-    fused.keep_freed_memory()
-    assert os.environ[name] == str(fused.KERNELS)
-    monkeypatch.setenv(name, "64")
-    fused.keep_freed_memory()
-    assert os.environ[name] == "64"

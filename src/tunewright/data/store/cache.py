@@ -20,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.publish import MARKER, cache_root, marker_of, publish, sha256_of
+from tunewright.core.files import sha256_of
+from tunewright.core.publish import MARKER, cache_root, marker_of, publish
 from tunewright.data.store.columns import Damaged, Store
 
 CACHE_VERSION = 5

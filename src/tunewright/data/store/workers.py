@@ -26,6 +26,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from tunewright.core.errors import DataError
+from tunewright.core.machine import processors
 from tunewright.core.types import ROW_KINDS, Message, Origin, PlainText, Preference, Row
 from tunewright.core.written import packed, unpacked
 from tunewright.data.checks import Check, all_checks
@@ -413,16 +414,6 @@ class Staff:
                 yield done, result.result()
         for done, result in under_way:
             yield done, result.result()
-
-
-def processors(threads: int | str | None = None) -> int:
-    """Processors for this process: as told, else those it may use, shared with the other ranks of
-    this machine."""
-    if isinstance(threads, int):
-        return max(1, threads)
-    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, free // max(1, int(ranks) if ranks.isdigit() else 1))
 
 
 def worker_count(num_bytes: int, threads: int | str | None = None) -> int:

@@ -11,20 +11,12 @@ model's code is copied.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-KERNELS = 512
-"""Compiled products that oneDNN keeps. A pass over a tree needs up to about 400, and the same ones
-in every block; each takes a third of a megabyte, and its own 1,024 filled up with the row counts of
-earlier steps: 0.3 GiB of a small model's run, and holes between tensors."""
 
 _without_gradient: ContextVar[bool] = ContextVar("fused_without_gradient", default=False)
 
@@ -43,41 +35,6 @@ def fused_without_gradient() -> Iterator[None]:
 def may_fuse() -> bool:
     """Whether fused forms serve the pass that is running."""
     return torch.is_grad_enabled() or _without_gradient.get()
-
-
-def keep_freed_memory() -> bool:
-    """Ask glibc to reuse freed blocks up to 32 MiB instead of returning them to the system, which
-    costs a page fault per 4 KiB at the next use.
-
-    Returns whether it was done (Linux with glibc only). Worth 5 to 8 % of a step (docs/LOG.md);
-    costs a few per cent of resident memory. Where the user has not said otherwise and no product
-    was computed before, oneDNN is told to keep `KERNELS` compiled products, which gives more than
-    that back.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-        # 32 MiB is the largest threshold that glibc accepts.
-        return bool(
-            libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-            and libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-            and libc.mallopt(M_TOP_PAD, 64 << 20)
-        )
-    except (OSError, AttributeError):
-        return False
-
-
-def return_freed_memory() -> None:
-    """Give what glibc kept back to the system: once, between training and the fresh load that
-    proves the saved files."""
-    if sys.platform.startswith("linux"):
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):
-            return
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -54,10 +54,6 @@ class Head:
             z = torch.tanh(z / self.softcap) * self.softcap
         return z
 
-    @property
-    def is_plain(self) -> bool:
-        return self.bias is None and self.scale == 1.0 and not self.softcap
-
 
 def _row_sums(e: Tensor, wide: torch.dtype) -> Tensor:
     """Sum over the vocabulary, (rows,). Asking PyTorch for a float32 sum of bfloat16 copies the

@@ -245,26 +245,6 @@ def rank_of(method: Any) -> int | None:
 
 
 def trainable_parameters(shape: ModelShape, method: Any) -> int:
-    """Numbers that train, as the method's config counts them where it does. For LoRA and its kin:
-    rank x (inputs + outputs) of every chosen matrix; for a method without a rank: all weights."""
+    """Numbers that train, as the method's config counts them; all weights where it does not."""
     own = getattr(method, "trainable_numbers", None)
-    if own is not None:
-        return int(own(shape))
-    rank = getattr(method, "rank", None)
-    if not isinstance(rank, int):
-        return shape.parameters
-    outside = {
-        "embedding": Matrix(1, shape.vocabulary, shape.hidden),
-        "head": Matrix(1, shape.hidden, shape.vocabulary),
-    }
-    chosen = [
-        (shape.matrices | outside)[role]
-        for role in roles_of(shape, list(getattr(method, "targets", ["linear"])))
-    ]
-    lengths = sum(m.count * m.outputs for m in chosen) if getattr(method, "dora", False) else 0
-    beside = getattr(method, "rows_beside", None)  # rows of words that are added
-    return (
-        (beside(shape) if beside else 0)
-        + lengths
-        + sum(rank * m.count * (m.inputs + m.outputs) for m in chosen)
-    )
+    return shape.parameters if own is None else int(own(shape))

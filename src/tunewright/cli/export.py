@@ -1,0 +1,95 @@
+"""`tunewright export ...`: a run as something that other programs open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunewright.cli.speaking import JsonFlag, TrustFlag, show, speaks
+from tunewright.core.errors import UsageError, problem
+from tunewright.core.telling import Tell
+from tunewright.core.words import say
+
+export_app = typer.Typer(help=say("cli.export"), no_args_is_help=True, rich_markup_mode=None)
+
+
+@export_app.command("diff", help=say("cli.export.diff"))
+@speaks
+def export_diff(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help=say("cli.export.run"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    share: Annotated[float, typer.Option(help=say("cli.export.share"))] = 0.005,
+    as_json: JsonFlag = False,
+) -> None:
+    """Difference."""
+    from tunewright.export.diff import export_difference, lines
+
+    show(export_difference(run, out, share=share), lines, as_json=as_json)
+
+
+@export_app.command("shrink", help=say("cli.export.shrink"))
+@speaks
+def export_shrink(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=say("cli.shrink.model"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    blocks: Annotated[str, typer.Option(metavar="N|half", help=say("cli.shrink.blocks"))] = "half",
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Shrink."""
+    from tunewright.export.shrink import lines, shrink
+
+    show(shrink(model, out, blocks=blocks), lines, as_json=as_json)
+
+
+@export_app.command("merge", help=say("cli.export.merge"))
+@speaks
+def export_merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help=say("cli.export.run"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Merge."""
+    from tunewright.export.merge import lines, merge_run
+
+    show(merge_run(run, out, dtype=dtype), lines, as_json=as_json)
+
+
+@export_app.command("combine", help=say("cli.export.combine"))
+@speaks
+def export_combine(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.combine.out"))],
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER...", help=say("cli.combine.adapters"))
+    ],
+    weights: Annotated[str | None, typer.Option(help=say("cli.combine.weights"))] = None,
+    way: Annotated[str, typer.Option(help=say("cli.combine.way"))] = "cat",
+    as_json: JsonFlag = False,
+) -> None:
+    """Combine."""
+    from tunewright.export.combine import combine, lines
+
+    try:
+        shares = [float(word) for word in weights.split(",")] if weights else None
+    except ValueError as e:
+        raise UsageError(
+            problem("E-METHOD-32", "--weights", count=len(adapters), given=weights)
+        ) from e
+    show(combine(adapters, out, weights=shares, way=way), lines, as_json=as_json)
+
+
+@export_app.command("safetensors", help=say("cli.export.safetensors"))
+@speaks
+def export_safetensors(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help=say("cli.export.pickled"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    as_json: JsonFlag = False,
+) -> None:
+    """Safetensors."""
+    from tunewright.sources.pickled import convert, lines
+
+    show(convert(folder, out, Tell().line), lines, as_json=as_json)

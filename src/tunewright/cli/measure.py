@@ -1,0 +1,123 @@
+"""`tunewright evaluate` and `bench`: how good a model is, and how fast a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunewright.cli.speaking import (
+    ColumnsFlag,
+    JsonFlag,
+    ThinkFlag,
+    TrustFlag,
+    print_json,
+    show,
+    speaks,
+)
+from tunewright.core.errors import TrainingError, problem
+from tunewright.core.files import readable_size
+from tunewright.core.words import say
+
+
+@speaks
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.chat.target"))],
+    data: Annotated[str, typer.Option(help=say("cli.evaluate.data"))],
+    options: Annotated[str | None, typer.Option(help=say("cli.evaluate.options"))] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help=say("cli.evaluate.limit"))] = None,
+    generate: Annotated[
+        bool | None, typer.Option("--generate/--no-generate", help=say("cli.evaluate.generate"))
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help=say("cli.chat.base"))] = False,
+    dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    data_format: Annotated[str, typer.Option("--format", help=say("cli.evaluate.format"))] = "auto",
+    columns: ColumnsFlag = None,
+    data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
+    details: Annotated[bool, typer.Option("--details", help=say("cli.evaluate.details"))] = False,
+    think: ThinkFlag = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Evaluate."""
+    from tunewright.core.runfile import columns_of
+    from tunewright.evaluate.scoring import evaluate_target, lines
+
+    chosen = None if options is None else [o.strip() for o in options.split(",") if o.strip()]
+    result = evaluate_target(
+        target,
+        data,
+        options=chosen,
+        limit=limit,
+        generate=generate,
+        base=base,
+        dtype=dtype,
+        data_format=data_format,
+        columns=columns_of(columns),
+        data_dir=data_dir,
+        details=details,
+        think=think,
+    )
+    show(result, lines, as_json=as_json)
+
+
+@speaks
+def bench(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[methods] [RUN.yaml|MODEL] [KEY=VALUE]...", help=say("cli.bench.words")
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
+    data: Annotated[str | None, typer.Option(help=say("cli.data"))] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help=say("cli.bench.steps"))] = None,
+    certificate: Annotated[bool, typer.Option(help=say("cli.bench.certificate"))] = True,
+    kinds: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help=say("cli.bench.kinds"))
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help=say("cli.bench.seconds"))] = None,
+    out: Annotated[Path, typer.Option(help=say("cli.bench.out"))] = Path("runs/bench-methods"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Bench."""
+    from tunewright.core.runfile import load_run
+
+    given = list(words or [])
+    compare = bool(given) and given[0] == "methods"
+    given = given[1:] if compare else given
+    first = given.pop(0) if given and "=" not in given[0] else None
+    if compare and first is not None and model is None and not first.endswith((".yaml", ".yml")):
+        first, model = None, first
+    parsed = load_run(Path(first) if first else None, given, {"model": model, "data.train": data})
+    if compare:
+        from tunewright.bench.methods import bench_methods, table
+
+        result = bench_methods(
+            parsed,
+            out,
+            kinds=kinds.split(",") if kinds else None,
+            steps=steps or 50,
+            seconds=seconds,
+        )
+        if as_json:
+            print_json(result)
+        else:
+            print("\n".join(table(result["rows"])))
+            print(say("compare.page", path=result["page"]))
+        return
+    from tunewright.bench.speed import bench as start
+
+    figures = start(parsed, steps=steps or 4, certificate=certificate)
+    if as_json:
+        print_json(figures)
+    else:
+        shown = {
+            **figures,
+            "share": f"{100 * figures['share_saved']:.0f}",
+            "memory": readable_size(figures["peak_memory_bytes"]),
+        }
+        print(say("bench.figures", **shown))
+    if figures.get("certificate", {}).get("passed") is False:
+        raise TrainingError(problem("E-TRAIN-05"))
