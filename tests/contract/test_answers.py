@@ -138,13 +138,6 @@ def measured(target: Path, rows: Path, **more: Any) -> list[str]:
     return [one["answer"] for one in found["exact_match"]["mistakes"]]
 
 
-def together(answerer: Answerer, questions: list[str], tokens: int) -> list[str]:
-    """Greedy answers to many questions at once."""
-    model = answerer.answering
-    prompts = [model.renderer.prompt([Message("user", q)]) for q in questions]
-    return [one.text for one in answer(model, prompts, max_new_tokens=tokens)]
-
-
 def asked(answerer: Answerer, base: bool = False) -> list[str]:
     return [
         answerer.ask([Message("user", q)], base=base, max_new_tokens=TOKENS).text for q in QUESTIONS
@@ -164,7 +157,10 @@ def test_every_command_that_answers_has_the_method_on_and_the_base_without_it(
     )
     answerer = open_target(str(run), Quiet(), dtype="float32", device="cpu")
     assert asked(answerer) == wanted
-    assert together(answerer, QUESTIONS, TOKENS) == wanted
+    asking = answerer.answering
+    prompts = [asking.renderer.prompt([Message("user", q)]) for q in QUESTIONS]
+    at_once = answer(asking, prompts, max_new_tokens=TOKENS)
+    assert [one.text for one in at_once] == wanted
     assert measured(run, rows) == wanted
     assert [tunewright.Run(run).chat(q, max_new_tokens=TOKENS) for q in QUESTIONS[:1]] == wanted[:1]
     plain = (

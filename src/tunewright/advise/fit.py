@@ -404,7 +404,7 @@ def shape_of(folder: Path) -> ModelShape:
 
 
 def _again(question: _Question, **changes: Any) -> Estimate:
-    """The estimate of the same run with another shape, number type, rows a pass or longest sample."""
+    """The estimate of the same run with another shape, dtype, rows a pass or longest sample."""
     shape, method = changes.get("shape", question.shape), question.method
     facts = question.facts
     if "longest" in changes:

@@ -1,9 +1,9 @@
-"""Bytes at the highest point of a run: loading, training, answering, each counted from the model's
-sizes. Pure integers, no torch.
+"""Peak memory of a run: loading, training, answering, each counted from the model's sizes. Pure
+integers, no torch.
 
-What autograd keeps for a row of a block was counted from the code (`models/fast.py`,
-`models/tree_attention.py`, Transformers' Llama) and compared with runs: docs/fit.md has the table.
-T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
+What autograd keeps for a row of a block was counted from the code (`models/kernels/fused.py`,
+`models/kernels/tree_attention.py`, Transformers' Llama) and compared with runs: docs/fit.md has the
+table. T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ without CUDA (measured: 391 to 410 MiB)."""
 TOKEN_BYTES = 400
 """Of Python and Rust objects for each token of a vocabulary beyond those 50,000."""
 KEEP_BYTES = 768 * MiB
-"""Attention probabilities are kept for the backward pass up to here (`engine/forward.py`)."""
+"""Attention probabilities are kept for the backward pass up to here (`engine/policy.py`)."""
 HEAD_ROWS = 512
-"""Rows that visit the output head at once (`models/head.py`)."""
+"""Rows that visit the output head at once (`models/kernels/label_head.py`)."""
 ANSWER_TOKENS, ANSWER_ROWS = 96, 8192
 """New tokens of an answer, and token rows that are answered at once (`models/generate.py`)."""
 WIDE_NUMBERS = 1 << 24
@@ -109,7 +109,7 @@ def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
     """Bytes of each part while training."""
     adapter = work.trainable * 4 if work.rank else 0
     # A gradient and two moments in float32 for each number that trains. An adapter's is used as a
-    # copy in the number type of the model; a weight of a half-precision base is held in float32
+    # copy in the dtype of the model; a weight of a half-precision base is held in float32
     # besides (`methods/base_weights.py`).
     state = work.trainable * 4 * 3 + work.trainable * (
         work.item if work.rank else 4 if work.item < 4 else 0

@@ -1,4 +1,4 @@
-"""The gradient certificate: our engine's gradient against stock Transformers, one sample at a time,
+"""The gradient certificate: the engine's gradient against stock Transformers, one sample at a time,
 on the same model and the same rows.
 
 The oracle shares nothing with the engine but the model's files: its own attention, its own norms

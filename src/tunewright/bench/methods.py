@@ -30,9 +30,6 @@ from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 from tunewright.report.record import read_record
 
-LEFT_OUT = {"peft", "new_tokens"}
-"""Kinds that cannot run without an option of their own; `--kinds` may still name them, with the
-option in the run file."""
 FIXED = {
     "probes": 12,
     "engine.save_every": None,
@@ -98,7 +95,7 @@ def bench_methods(
     entrants = (
         [Entrant.read(word) for word in kinds]
         if kinds
-        else [Entrant(kind) for kind in methods.names() if kind not in LEFT_OUT]
+        else [Entrant(entry.name) for entry in methods if entry.has_defaults]
     )
     rows = []
     out.mkdir(parents=True, exist_ok=True)

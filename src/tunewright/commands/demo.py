@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.comparing import contains
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.errors import UsageError
 from tunewright.core.files import write_json, write_text
 from tunewright.core.runfile import load_run
 from tunewright.core.telling import Tell
@@ -73,8 +73,7 @@ def _probe(question: str, expected: str, kind: str) -> Probe:
 
 
 def score(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """The counts of `summary.json`'s `demo`, from rows with question, expected, base, tuned and kind:
-    an answer is right that contains what was expected."""
+    """The counts of `demo` in summary.json, from rows of question, expected, base, tuned, kind."""
 
     def count(kind: str, who: str) -> int:
         return sum(contains(r[who], r["expected"]) for r in rows if r["kind"] == kind)
@@ -104,7 +103,7 @@ def demo(
     Chinese is asked for without a model that speaks it."""
     tell = tell or Tell()
     if lang != "en" and model is None:
-        raise UsageError(problem("E-RUN-07", "--model", lang=lang))
+        raise UsageError.of("E-RUN-07", "--model", lang=lang)
     out = out or _free_name()
     data = demo_data(lang)
     if resume:

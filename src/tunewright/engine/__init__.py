@@ -1,1 +1,1 @@
-"""How the steps are taken. Trees and passes are pure integers; torch comes in with `policy`."""
+"""How the steps are taken: trees and passes of integers, then tensors."""

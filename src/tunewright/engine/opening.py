@@ -49,7 +49,6 @@ from tunewright.engine.rollouts.questions import equip
 from tunewright.engine.rollouts.rounds import RoundStepper
 from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
 from tunewright.engine.step import Stepper
-from tunewright.methods.lora import faster_b
 from tunewright.methods.saved import OWN, is_saved, put_on
 from tunewright.models import anatomy, load, vocabulary
 from tunewright.models.generate import AnsweringModel, answering
@@ -352,7 +351,7 @@ def from_files(
 def world_of(
     found: Target, dtype: str | None, device: str, threads: int | Literal["auto"]
 ) -> World:
-    """Where and how `found` will compute. `dtype` None: the run's own number type, else what suits
+    """Where and how `found` will compute. `dtype` None: the run's own dtype, else what suits
     the device. Raises ConfigError for values that do not fit."""
     wanted = dtype or str(found.settings.get("engine.dtype", "auto"))
     if wanted not in DTYPES:
@@ -377,8 +376,8 @@ def to_answer(
     device: str = "auto",
     threads: int | Literal["auto"] = "auto",
 ) -> Opened:
-    """Read the weights of `found`, to be asked or measured. `dtype` None: the run's own number
-    type, else what suits the device. Raises ConfigError for values that do not fit and ModelError
+    """Read the weights of `found`, to be asked or measured. `dtype` None: the run's own dtype,
+    else what suits the device. Raises ConfigError for values that do not fit and ModelError
     for files that do not."""
     world = world_of(found, dtype, device, threads)
     loaded = from_files(found.source.folder, found.adapter, world, base_of(found.settings))
@@ -550,8 +549,9 @@ def _learner(
             trainable=True,
             dropout=getattr(config.method, "dropout", None),
         )
-        if kind_of(config.method) == "lora_plus":
-            faster_b(attached, config.method.ratio)
+        method = methods.get(kind_of(config.method))
+        if method is not None and "continued" in method.facts:
+            method.facts["continued"](attached, config.method)
         tell.line(say("train.from_adapter", folder=config.adapter))
     else:
         attached = put_new(config.method, causal, card, base_path)

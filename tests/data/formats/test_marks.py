@@ -275,7 +275,7 @@ def test_the_report_counts_what_is_not_learnt_and_marks_without_effect(write, re
     said_of = " ".join(data.report["warnings"])
     assert (
         "3 turns are read but not learnt, because `loss` says so" in said_of
-        and "1 turns that are no answers" in said_of
+        and "1 turns that are not answers" in said_of
     )
     assert data.report["score"] < 100
     learnt = "".join(
