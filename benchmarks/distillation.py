@@ -52,8 +52,7 @@ def train(
     from tunewright.core.runfile import objective_of, parse_run
     from tunewright.core.telling import Quiet
     from tunewright.engine import placement
-    from tunewright.engine.assembly import assemble
-    from tunewright.engine.schedule import make_schedule
+    from tunewright.engine.opening import to_train
     from tunewright.engine.step import held_out_loss
 
     given = {"model": str(student), "data.train": "-", "method.kind": "full", "engine.dtype": args.dtype, "engine.threads": args.threads, "engine.steps": steps,
@@ -61,8 +60,8 @@ def train(
     config = parse_run(given, dict.fromkeys(given, "run.yaml")).config
     world = placement.start(config.engine)
     objective = objective_of(config)
-    made = assemble(config, student, str(student), world, objective, len(data), Quiet())
-    schedule = make_schedule(config.engine, len(data), made.rate)
+    made = to_train(config, student, str(student), world, objective, data, [], None, Quiet())
+    schedule = made.schedule
     entry = objectives.get("sft")
     assert entry is not None
     plain, teacher = entry.function(entry.config()), made.stepper.policy.teacher

@@ -11,7 +11,7 @@ from helpers import story
 from tunewright.bench.speed import bench
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
-from tunewright.engine import assembly
+from tunewright.engine import opening
 from tunewright.story import train
 
 
@@ -41,9 +41,11 @@ def test_bench_keeps_activations_where_training_does(
     cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
-    ready = assembly.ready
+    to_train = opening.to_train
     monkeypatch.setattr(
-        assembly, "ready", lambda *words, **named: made.append(ready(*words, **named)) or made[-1]
+        opening,
+        "to_train",
+        lambda *words, **named: made.append(to_train(*words, **named)) or made[-1],
     )
     parsed = parse_run({**given(tmp_path), "engine.activation_cache": cache}, {})
     figures = bench(parsed, steps=2, certificate=False, tell=Quiet())

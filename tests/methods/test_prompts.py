@@ -15,7 +15,6 @@ from tunewright.bench.certificate import distance, full_width
 from tunewright.core.errors import CompatError, ConfigError
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Sample
-from tunewright.engine import layout
 from tunewright.engine.tree import build_tree, under_root
 from tunewright.models import anatomy
 from tunewright.models.kernels import tree_attention
@@ -102,19 +101,13 @@ def test_a_fault_in_where_the_prompt_stands_is_seen_by_the_choice_of_layout(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunewright.core.config import EngineConfig
-    from tunewright.engine.opening import computing_in
-    from tunewright.engine.policy import Policy
+    from tunewright.engine.opening import Loaded
 
     model = tiny.make_model("llama")
     attached = put(kind, model)
 
     def chosen() -> str:
-        return layout.choose(
-            EngineConfig(),
-            model,
-            "any",
-            lambda name: computing_in(model, name, Policy(attached.model, model, name)),
-        )[0]
+        return Loaded(model, attached, 0).choose_layout(EngineConfig(), "float32")[0]
 
     assert chosen() == "tree"
     real = under_root

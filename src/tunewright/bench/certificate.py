@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -329,7 +329,7 @@ def _engine(
         )
         for rows in rows_per_pass:
             stepper.rows_per_pass = rows
-            report = stepper.gradients(samples)
+            report = stepper.gradients(list(samples))
             yield rows, _taken(attached), report
     del causal, attached, stepper
     gc.collect()
@@ -364,6 +364,7 @@ def bench_certificate(
     `config` is the method's config (None: its defaults). Raises ValueError when no sample is short
     enough and of weight 1.
     """
+    from tunewright.engine.opening import put_new
     from tunewright.models import anatomy
     from tunewright.models.load import load_model
 
@@ -375,7 +376,7 @@ def bench_certificate(
     settings = entry.config() if config is None else config
 
     def attach(model: Any) -> Attached:
-        return entry.function(settings, model, anatomy.of(model), str(folder))
+        return put_new(settings, model, anatomy.of(model), str(folder))
 
     return certify(
         lambda dtype: load_model(folder, dtype=dtype),

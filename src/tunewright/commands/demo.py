@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.comparing import contains
 from tunewright.core.errors import UsageError
 from tunewright.core.files import write_json, write_text
 from tunewright.core.runfile import load_run
@@ -15,7 +16,6 @@ from tunewright.core.telling import Tell
 from tunewright.core.types import Message
 from tunewright.core.words import ASSETS, say
 from tunewright.record import folder as run_folder
-from tunewright.report.record import contains
 from tunewright.run.questions import Probe
 from tunewright.story import Finished, resume_run, train
 

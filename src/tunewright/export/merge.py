@@ -44,7 +44,7 @@ from tunewright.export.proof import (
     load_plain,
     logits_of,
 )
-from tunewright.methods.saved import is_saved, put_on
+from tunewright.methods.saved import is_saved
 from tunewright.models import load, vocabulary
 from tunewright.models.scalar_heads import stored_score
 from tunewright.sources import find, headers, vet
@@ -223,7 +223,7 @@ class Merge:
             model = causal = load.load_model(self.trained, dtype="float32")
             fold = partial(_itself, model)
         else:
-            attached = put_on(causal, self.trained)
+            attached = opening.put_saved(causal, self.trained)
             if attached.merge is None:
                 raise ExportError.of("E-METHOD-10", str(self.trained), reason=attached.merge_reason)
             _require_mergeable(causal, self.trained)

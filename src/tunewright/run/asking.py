@@ -19,7 +19,7 @@ from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.run.prepare import Plan
 
 if TYPE_CHECKING:
-    from tunewright.engine.assembly import Ready
+    from tunewright.engine.opening import Ready
     from tunewright.engine.policy import Policy
     from tunewright.run.saved import Fresh
 
@@ -48,7 +48,7 @@ class Asker:
             model = answering(opened.causal, opened.attached, self.plan.renderer)
             found = self._answers(model, say("train.ask_start"))
         else:
-            off = opened.attached.disabled
+            off = opened.stepper.attached.disabled
             config = load.load_config(self.plan.source.folder).get_text_config()
             base = answering(
                 opened.causal,
@@ -78,7 +78,7 @@ class Asker:
             self._scores(fresh.policy())
             if self.scored
             else self._answers(
-                answering(fresh.causal, fresh.attached, self.plan.renderer),
+                answering(fresh.loaded.causal, fresh.loaded.attached, self.plan.renderer),
                 say("train.ask_reloaded"),
             )
         )

@@ -22,8 +22,8 @@ from tunewright.record.events import EventLog
 from tunewright.run.prepare import Plan
 
 if TYPE_CHECKING:
-    from tunewright.engine.assembly import Ready
     from tunewright.engine.loop import Loop
+    from tunewright.engine.opening import Ready
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,16 @@ def open_to_train(
 ) -> tuple[Ready, Decided]:
     """Read the weights and make what takes the run's steps; nothing is written. `check` is called
     while answers are drawn."""
-    from tunewright.engine.assembly import ready
+    from tunewright.engine.opening import to_train
 
-    opened = ready(
+    opened = to_train(
         plan.config,
         plan.source.folder,
         plan.base_path,
         world,
         plan.objective,
-        plan.data,
+        plan.data.train,
+        plan.data.held_out,
         plan.renderer,
         tell,
         check=check,
@@ -82,7 +83,7 @@ def open_to_train(
         opened.trainable,
         opened.total,
         opened.cache,
-        opened.attached.saves_model,
+        opened.stepper.attached.saves_model,
     )
     return opened, decided
 
