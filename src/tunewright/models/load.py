@@ -146,7 +146,7 @@ def is_scorer(folder: Path) -> bool:
 
 
 def scores_tokens(folder: Path) -> bool:
-    """Whether a folder holds a classifier with one label that scores every token: a judge of steps."""
+    """Whether a folder holds a classifier with one label for every token: a judge of steps."""
     return is_scorer(folder) and _architecture(folder).endswith("ForTokenClassification")
 
 

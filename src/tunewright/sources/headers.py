@@ -175,4 +175,5 @@ def _tensor_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int
 def command_for(folder: str, out: str | None = None) -> str:
     """The command that converts a folder, as a person would type it."""
     bare = folder.rstrip("/\\") or folder
-    return f"tunewright export safetensors {shlex.quote(bare)} {shlex.quote(out or bare + '-safetensors')}"
+    target = out or f"{bare}-safetensors"
+    return f"tunewright export safetensors {shlex.quote(bare)} {shlex.quote(target)}"

@@ -49,7 +49,7 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
         raise DataError.of("E-DATA-55")
     if model is None and tokenizer is None:
         return None
-    from tunewright.text.chat_kind import stop_ids_of_folder
+    from tunewright.text.chat_kind import stop_ids
     from tunewright.text.renderer import Renderer
     from tunewright.text.tokenizer import load_light
 
@@ -57,7 +57,7 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
     named = _named(str(model)) if folder is None else _Named(folder, folder)
     loaded, _ = load_light(named.tokenizer)
     return Opened(
-        Renderer(loaded, stop_ids_of_folder(named.base)),
+        Renderer(loaded, stop_ids(loaded, named.base)),
         _context(named.base),
         named.system,
         named.thinking,
