@@ -259,7 +259,7 @@ class Light:
             with_reasoning({k: v for k, v in plain_data(m).items() if v is not None})
             for m in messages
         ]
-        values = plain_data({**self.special_tokens_map, **variables})
+        values = {**self.special_tokens_map, **plain_data(variables)}
         text = compiled(source).render(
             messages=chat,
             tools=plain_data(tools),
