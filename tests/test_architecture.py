@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import HEAVY, faults
+from house import HEAVY, House, attaching, faults
 
 import tunewright
 
@@ -60,6 +60,24 @@ def test_the_checker_finds_a_planted_cycle_and_lets_a_late_import_pass(tmp_path:
         encoding="utf-8",
     )
     assert faults(tmp_path) == []
+
+
+def test_one_file_puts_methods_on_models() -> None:
+    assert attaching(House.at(SOURCE)) == ["engine/opening.py"]
+
+
+def test_the_checker_finds_whoever_puts_a_method_on_a_model(tmp_path: Path) -> None:
+    new = "entry = methods.get(kind)\nentry.function(config, model, card, base)"
+    for file, text in {
+        "story.py": "put_on(model, folder)",
+        "bench/a.py": new,
+        "bench/b.py": "methods.get(kind).function(config, model, card, base)",
+        "data/c.py": "entry = formats.get(kind)\nentry.function(value, origin, columns)",
+        "methods/d.py": new,
+    }.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    assert attaching(House.at(tmp_path)) == ["bench/a.py", "bench/b.py", "story.py"]
 
 
 @pytest.mark.parametrize(

@@ -454,9 +454,9 @@ def test_what_reads_the_runs_tokens_must_know_its_words(
             **{"objective.kind": "distill", "objective.teacher": str(bases["tied"])},
         )
     known = load_tokenizer(bases["tied"]).get_vocab()
-    reward_model._require_same_words(tmp_path, bases["tied"], bases["tied"], known)
+    reward_model.require_same_words(tmp_path, bases["tied"], bases["tied"], known)
     with pytest.raises(TunewrightError, match="E-OBJ-35"):
-        reward_model._require_same_words(
+        reward_model.require_same_words(
             tmp_path, bases["tied"], bases["tied"], {**known, "<plan>": len(known)}
         )
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tunewright.core.errors import CompatError, Problem, UsageError, problem, raise_all
+from tunewright.core.types import Model
 from tunewright.methods import lora_starts
 from tunewright.methods.peft import short_names
 from tunewright.sources import headers, vet
@@ -30,7 +31,6 @@ from tunewright.sources import headers, vet
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 WAYS = (
     "cat",
@@ -249,7 +249,7 @@ def _holds_whole_matrices(folder: Path) -> bool:
     )
 
 
-def compose(model: PreTrainedModel, folders: dict[str, Path]) -> Composed:
+def compose(model: Model, folders: dict[str, Path]) -> Composed:
     """The adapters of `folders` on the causal model `model`; the first is in use. Raises ModelError
     for a folder that does not fit, CompatError for learnt prompts, of which only one can stand
     before an input."""

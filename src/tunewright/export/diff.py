@@ -19,7 +19,7 @@ from tunewright.core.files import readable_size
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.export.folder import appearing, require_free
+from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.methods.diff_pruning import DiffPruningConfig, save_differences
 from tunewright.models import anatomy, load
 from tunewright.text.tokenizer import load_tokenizer
@@ -58,6 +58,7 @@ def export_difference(
     with appearing(Path(out), "writing") as temporary:
         settings = DiffPruningConfig(target=share)
         written = save_differences(temporary, settings, base_path, largest.differences)
+        _prove(temporary, largest.differences)
         load_tokenizer(Path(run) / "model").save_pretrained(str(temporary))
     return {
         "folder": str(out),
@@ -106,6 +107,21 @@ def _largest_changes(base: Any, tuned: Any, share: float) -> _Largest:
             delta.mul_(delta.abs() >= least)
         kept = sum(float(d.double().square().sum()) for d in differences.values())
     return _Largest(differences, total, whole, inside, kept)
+
+
+def _prove(folder: Path, differences: dict[str, Any]) -> None:
+    """Read the file back. Raises ExportError (E-EXPORT-16) where it holds another difference."""
+    import torch
+
+    from tunewright.methods.diff_pruning import read_differences
+
+    stored = read_differences(folder)
+    for name, delta in differences.items():
+        positions, values = stored[name]
+        again = torch.zeros(delta.numel(), dtype=values.dtype)
+        again[positions] = values
+        if not torch.equal(again, delta.flatten().cpu()):
+            raise ExportError.of("E-EXPORT-16", name)
 
 
 def lines(result: dict[str, Any]) -> list[str]:

@@ -61,12 +61,13 @@ def shrink(
     if missing or extra:
         raise ModelError.of("E-OBJ-07", model, cause=", ".join([*missing, *extra][:3]))
     before = sum(p.numel() for p in whole.parameters())
-    gap = _gap(whole, small.eval(), names, kept)
-    if not gap <= TOLERANCE:
-        raise ModelError.of("E-OBJ-07", model, cause=say("shrink.differs", gap=f"{gap:.1e}"))
     small.generation_config = whole.generation_config
     with appearing(out, "shrinking") as temporary:
         small.save_pretrained(str(temporary))
+        gap = _gap(whole, load.load_model(temporary, dtype="auto"), names, kept)
+        if not gap <= TOLERANCE:
+            cause = say("shrink.differs", gap=f"{gap:.1e}")
+            raise ModelError.of("E-OBJ-07", model, cause=cause)
         load_tokenizer(found.tokenizer_folder).save_pretrained(str(temporary))
     return {
         "folder": str(out),
@@ -116,9 +117,7 @@ def _gap(whole: Any, small: Any, names: list[str], kept: list[int]) -> float:
             whole.get_submodule(name).forward = hand_on
     ids = torch.arange(3, 35)[None] % whole.config.get_text_config().vocab_size
     with torch.no_grad():
-        first, second = (
-            m.float()(input_ids=ids, use_cache=False).logits for m in (whole, copy.deepcopy(small))
-        )
+        first, second = (m.float()(input_ids=ids, use_cache=False).logits for m in (whole, small))
     return float((first - second).abs().max() / first.abs().max())
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.comparing import contains
 from tunewright.core.errors import TunewrightError
 from tunewright.core.runfile import read_yaml
 
@@ -38,16 +38,6 @@ def finite(value: Any) -> float | None:
     """`number`, and None for what is not finite."""
     found = number(value)
     return found if found is not None and math.isfinite(found) else None
-
-
-def _flat(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def contains(answer: str, expected: str) -> bool:
-    """Whether the answer holds what was expected. Case, width of characters and runs of spaces do
-    not count; an empty expectation is never met."""
-    return bool(expected.strip()) and _flat(expected) in _flat(answer)
 
 
 _LOOP = re.compile(r"((\S.{1,119}?)\2{3,})\s*\S{0,120}\Z", re.DOTALL)

@@ -17,6 +17,7 @@ from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.models.generate import Answer, AnsweringModel, stream
+from tunewright.models.scalar_heads import has_score
 
 
 @dataclass
@@ -98,6 +99,6 @@ def open_target(
     opened = opening.open_target(target, tell, base=base, dtype=dtype, device=device, think=think)
     if think is not None and not opened.renderer.thinks:
         tell.line(say("chat.think_no_effect"))
-    if hasattr(opened.causal, "score"):
+    if has_score(opened.causal):
         raise UsageError(problem("E-OBJ-37", target, target=target))
     return Answerer(**vars(opened))

@@ -18,7 +18,7 @@ from tunewright.core.types import (
     Preference,
     Prompt,
 )
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.formats.shaping import Shaper, shape
 
@@ -395,7 +395,7 @@ def test_a_tool_call_id_reaches_the_chat_template(renderer):
         Message("tool", "1", name="f", tool_call_id="abc"),
         Message("assistant", "a"),
     ]
-    assert renderer._prepare(messages, None).messages[2]["tool_call_id"] == "abc"
+    assert renderer.template.prepare(messages).messages[2]["tool_call_id"] == "abc"
 
 
 def test_lists_may_be_json_text_as_tables_write_them():
