@@ -32,6 +32,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def at_once(model: Any, max_new_tokens: int) -> list[Any]:
+    """What the model says to the question as `evaluate` asks it, many at once."""
+    prompt = model.answering.renderer.prompt([Message("user", QUESTION)])
+    return answer(model.answering, [prompt], max_new_tokens=max_new_tokens)
+
+
 def opened(target: Path, **more: Any) -> Answerer:
     return open_target(str(target), Quiet(), dtype="float32", device="cpu", **more)
 
@@ -229,7 +235,7 @@ def test_an_answer_ends_at_a_stop_that_only_the_generation_config_names(
     pieces: list[str] = []
     found = model.ask([Message("user", QUESTION)], max_new_tokens=12, on_piece=pieces.append)
     assert found.end == "stop" and found.text == text == "".join(pieces).strip()
-    assert model.answers([[Message("user", QUESTION)]], 12) == [text]
+    assert [one.text for one in at_once(model, 12)] == [text]
     # A run of an adapter on it, one that saved the whole model, and what is exported, all have the
     # same list.
     adapted = run_in(tmp_path / "run", folder)
@@ -325,7 +331,7 @@ def test_nothing_of_a_library_is_printed_while_it_answers(
     model = opened(folder)
     capfd.readouterr()
     model.ask([Message("user", QUESTION)], max_new_tokens=4)
-    model.answers([[Message("user", QUESTION)]], 4)
+    at_once(model, 4)
     assert capfd.readouterr() == ("", "")
 
 

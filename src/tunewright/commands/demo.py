@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.errors import UsageError
 from tunewright.core.files import write_json, write_text
 from tunewright.core.runfile import load_run
 from tunewright.core.telling import Tell
@@ -77,7 +77,7 @@ def is_right(expected: str, answer: str) -> bool:
 
 
 def score(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """The counts of `summary.json`'s `demo`, from rows with question, expected, base, tuned, kind."""
+    """The counts of `demo` in summary.json, from rows of question, expected, base, tuned, kind."""
 
     def count(kind: str, who: str) -> int:
         return sum(is_right(r["expected"], r[who]) for r in rows if r["kind"] == kind)
@@ -107,7 +107,7 @@ def demo(
     Chinese is asked for without a model that speaks it."""
     tell = tell or Tell()
     if lang != "en" and model is None:
-        raise UsageError(problem("E-RUN-07", "--model", lang=lang))
+        raise UsageError.of("E-RUN-07", "--model", lang=lang)
     out = out or _free_name()
     data = demo_data(lang)
     if resume:

@@ -375,7 +375,8 @@ class Attached:
 
 @dataclass(frozen=True)
 class Teaching:
-    """How far a student is from its teacher, token by token; computed by `engine.teacher`."""
+    """How far a student is from its teacher, token by token; computed by
+    `engine.oracles.teacher`."""
 
     model: str
     """What `engine.opening.find` takes: a model, an adapter or a run."""

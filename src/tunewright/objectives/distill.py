@@ -2,8 +2,8 @@
 held every other.
 
 The engine runs the teacher over the same rows and gives the divergence of the two distributions
-before each learnt token (`engine.teacher`, `models.divergence`); here it is weighted and mixed with
-the likelihood of the data.
+before each learnt token (`engine.oracles.teacher`, `models.kernels.divergence`); here it is
+weighted and mixed with the likelihood of the data.
 
 Sources: Hinton et al. 2015 (arXiv 1503.02531), from whom the temperature and its square before the
 loss, which keeps the gradient's size; reverse divergence, Gu et al. 2023 (MiniLLM, 2306.08543),
@@ -52,9 +52,7 @@ class DistillConfig(Section):
 def distill(config: DistillConfig) -> Objective:
     """loss = alpha * mean of -log p(token) + (1 - alpha) * temperature^2 * mean of D(teacher,
     student), both over the learnt tokens of the step."""
-    teaching = Teaching(
-        config.teacher, config.divergence, config.beta, config.temperature, config.top_k
-    )
+    teaching = _teaching(config, top_k=config.top_k)
     return Objective(*_functions(config.temperature, config.alpha), teacher=teaching)
 
 
@@ -90,11 +88,25 @@ def gkd(config: GkdConfig) -> Objective:
 
     What the student drew is taken as given: no gradient goes through the drawing, as in the paper.
     """
-    teaching = Teaching(config.teacher, config.divergence, config.beta, config.temperature, None)
+    teaching = _teaching(config, top_k=None)
     own = OwnAnswers(
-        config.on_policy, config.max_new_tokens, config.temperature, config.top_p, config.top_k
+        share=config.on_policy,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
     )
     return Objective(*_functions(config.temperature, 0.0), teacher=teaching, own_answers=own)
+
+
+def _teaching(config: DistillConfig | GkdConfig, top_k: int | None) -> Teaching:
+    return Teaching(
+        model=config.teacher,
+        divergence=config.divergence,
+        beta=config.beta,
+        temperature=config.temperature,
+        top_k=top_k,
+    )
 
 
 def _functions(

@@ -127,12 +127,21 @@ class Record:
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """Step events by number. A step that was taken again after a resume counts once, as it was
-        taken last."""
+        """Step events by number."""
+        return self._by_step("step")
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """Evaluation events by step."""
+        return self._by_step("evaluation")
+
+    def _by_step(self, event: str) -> list[dict[str, Any]]:
+        """Events of one name by step. One that came again after a resume counts once, as it came
+        last."""
         last = {
             int(n): e
             for e in self.events
-            if e.get("event") == "step" and (n := finite(e.get("step"))) is not None
+            if e.get("event") == event and (n := finite(e.get("step"))) is not None
         }
         return [last[n] for n in sorted(last)]
 

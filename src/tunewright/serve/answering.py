@@ -16,7 +16,7 @@ from tunewright.core.telling import Tell, silent
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.models.generate import Answer, AnsweringModel, answer, stream
+from tunewright.models.generate import Answer, AnsweringModel, stream
 
 
 @dataclass
@@ -70,16 +70,6 @@ class Answerer(opening.Opened):
             return stream(
                 model, prompt, on_piece, max_new_tokens=max_new_tokens, temperature=temperature
             )
-
-    def answers(self, questions: list[list[Message]], max_new_tokens: int = 128) -> list[str]:
-        """Greedy answers to many dialogues at once."""
-        model = self.answering
-        return [
-            one.text
-            for one in answer(
-                model, [model.renderer.prompt(q) for q in questions], max_new_tokens=max_new_tokens
-            )
-        ]
 
 
 def _raw(tokenizer: Any, text: str) -> list[int]:
