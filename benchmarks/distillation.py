@@ -49,7 +49,7 @@ def train(
 ) -> dict[str, float]:
     """Held-out losses before and after, and the seconds of all steps."""
     from tunewright.core.registry import objectives
-    from tunewright.core.runfile import parse_run
+    from tunewright.core.runfile import objective_of, parse_run
     from tunewright.core.telling import Quiet
     from tunewright.engine import placement
     from tunewright.engine.assembly import assemble
@@ -60,7 +60,8 @@ def train(
              "engine.batch_size": args.batch, "engine.learning_rate": args.rate, "engine.seed": seed, **{f"objective.{k}": v for k, v in objective.items()}}  # fmt: skip
     config = parse_run(given, dict.fromkeys(given, "run.yaml")).config
     world = placement.start(config.engine)
-    made = assemble(config, student, str(student), world, len(data), Quiet())
+    objective = objective_of(config)
+    made = assemble(config, student, str(student), world, objective, len(data), Quiet())
     schedule = make_schedule(config.engine, len(data), made.rate)
     entry = objectives.get("sft")
     assert entry is not None

@@ -30,7 +30,7 @@ KINDS = {
 
 def make(kind: str, args: argparse.Namespace, source: Any, data: Any, epochs: int) -> Any:
     """A stepper and its learning rate, as a run puts it together."""
-    from tunewright.core.runfile import parse_run
+    from tunewright.core.runfile import objective_of, parse_run
     from tunewright.core.telling import Quiet
     from tunewright.engine import activation_cache, placement
     from tunewright.engine.assembly import assemble
@@ -49,7 +49,8 @@ def make(kind: str, args: argparse.Namespace, source: Any, data: Any, epochs: in
     )
     config = parse_run(given, dict.fromkeys(given, "run.yaml")).config
     world = placement.start(config.engine)
-    made = assemble(config, source.folder, str(source.folder), world, len(data), Quiet())
+    objective, folder = objective_of(config), source.folder
+    made = assemble(config, folder, str(folder), world, objective, len(data), Quiet())
     limit, _ = activation_cache.install(
         made.stepper.policy, config.engine, [data], epochs, world.device, Quiet()
     )

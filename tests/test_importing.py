@@ -516,7 +516,7 @@ def test_a_form_of_a_set_that_is_not_known_is_not_kept(tmp_path):
         "datasets: [{path: a.json}, {path: b.json, type: context_qa.load_v2, shards: 4}]\n",
     )
     assert (
-        "context_qa.load_v2 is not known" in line(made, "datasets[2].type").why
+        "context_qa.load_v2 is unknown" in line(made, "datasets[2].type").why
         and line(made, "datasets[2].shards").fate == "lost"
     )
     assert made.run["data"]["train"] == ["a.json", "b.json"]

@@ -285,7 +285,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_weight_is_read_a
     from tunewright.core.runfile import load_run
     from tunewright.core.telling import Quiet
     from tunewright.models.load import load_config
-    from tunewright.story import prepare
+    from tunewright.run.prepare import prepare
 
     folder, rows = (
         story.model_folder(tmp_path / "model"),
@@ -393,7 +393,7 @@ def test_a_prompt_that_a_run_goes_on_with_takes_its_room_of_the_context_as_a_new
     from tunewright.core.telling import Quiet
     from tunewright.methods.saved import virtual_tokens
     from tunewright.models.load import load_config, load_model
-    from tunewright.story import prepare
+    from tunewright.run.prepare import prepare
 
     folder, data = story.model_folder(tmp_path / "model"), story.rows_file(tmp_path / "rows.json")
     context = load_config(folder).max_position_embeddings

@@ -215,7 +215,7 @@ def test_a_file_that_was_cut_short_never_breaks_the_page(run, name, share):
 def test_a_line_that_was_cut_is_counted(run):
     path = run / "events.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
-    assert "Lines of events.jsonl that are cut short or damaged and left out: 1." in words_of(
+    assert "Lines of events.jsonl that are cut off or damaged and were skipped: 1." in words_of(
         render(run, "en")
     )
 

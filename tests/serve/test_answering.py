@@ -267,7 +267,7 @@ def test_an_answer_ends_at_a_stop_that_only_the_generation_config_names(
 
 def test_answers_that_are_drawn_stop_there_too(base: Path, tmp_path: Path) -> None:
     from tunewright.engine.rollouts.questions import asking
-    from tunewright.story import prepare
+    from tunewright.run.prepare import prepare
 
     folder = tmp_path / "model"
     shutil.copytree(base, folder)
@@ -284,7 +284,7 @@ def test_answers_that_are_drawn_stop_there_too(base: Path, tmp_path: Path) -> No
         parse_run({**given, "objective.reward": "finished", "objective.max_new_tokens": 16}, {}),
         Quiet(),
     )
-    assert 77 in asking(prepared.renderer, prepared.tokenizer).stop_ids
+    assert 77 in asking(prepared.renderer, prepared.renderer.tokenizer).stop_ids
 
 
 def test_settings_of_the_folder_that_change_greedy_answers_are_left_out(
@@ -460,7 +460,8 @@ def test_answers_that_cannot_fit_are_refused_before_the_first_step(
         "model": str(folder), "data.train": str(rows), "data.held_out": 0, "engine.steps": 1, "engine.dtype": "float32", "engine.threads": 1, "probes": 0,
         "out": str(tmp_path / "run"), "objective.kind": kind, **more, **teacher,
     }  # fmt: skip
-    from tunewright.story import prepare, train
+    from tunewright.run.prepare import prepare
+    from tunewright.story import train
 
     with pytest.raises(CompatError, match="E-MODEL-58") as error:
         train(parse_run({**given, "objective.max_new_tokens": 60}, {}), tell=Quiet())

@@ -1,4 +1,4 @@
-"""What there is to choose from: methods with what they cost, objectives, formats, families of
+"""What can be chosen: methods with what they cost, objectives, formats, families of
 models, error codes; as rows and as a table.
 
 Shares are counted from sizes alone (`models/shape.py`) with each method's default options, so a

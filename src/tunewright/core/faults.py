@@ -1,5 +1,5 @@
-"""What nobody foresaw: one message with a code for the person, and the traceback in a file for
-whoever mends it.
+"""Unexpected errors: one message with a code for the person, and the traceback in a file for
+whoever fixes it.
 
 An exception that is not one of ours says nothing to a person and must not be lost either. It
 becomes an `UnexpectedError` whose `__cause__` it is.

@@ -1,7 +1,7 @@
 """Names to entries: how a method, an objective, a format or a reward becomes a word in a run file.
 
 A registry fills itself on first use by importing its room, then whatever installed packages offer
-under the entry point `tunewright.<axis>`. So floor 0 names no room in an import statement, and
+under the entry point `tunewright.<axis>`. So core names no other room in an import statement, and
 `import tunewright` loads none.
 """
 

@@ -14,10 +14,10 @@ import torch
 from tunewright import rewards
 from tunewright.core.config import RunConfig
 from tunewright.core.registry import methods
-from tunewright.core.runfile import kind_of, objective_of
+from tunewright.core.runfile import kind_of
 from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
-from tunewright.core.types import Attached, Sample
+from tunewright.core.types import Attached, Objective, Sample
 from tunewright.core.words import say
 from tunewright.data import DataSet
 from tunewright.engine import activation_cache
@@ -71,6 +71,7 @@ def assemble(
     folder: Path,
     base_path: str,
     world: World,
+    objective: Objective,
     num_samples: int,
     tell: Tell,
     *,
@@ -90,7 +91,6 @@ def assemble(
     card = anatomy.of(causal)
     for note in [*notes, *card.notes]:
         tell.line(note)
-    objective = objective_of(config)
     # Before anything is put on the base: what a reward model of the same base will go on.
     spare = twin(causal) if objective.rollouts and config.base.bits is None else None
     accelerate(causal)
@@ -198,11 +198,10 @@ def assemble(
 
 
 @dataclass
-class Ready:
+class Ready(Assembled):
     """What takes the steps of a run, with everything that decides what a step costs. `cache` is
     `engine.activation_cache` as it was decided."""
 
-    made: Assembled
     schedule: Schedule
     cache: int | str
 
@@ -212,6 +211,7 @@ def ready(
     folder: Path,
     base_path: str,
     world: World,
+    objective: Objective,
     data: DataSet,
     renderer: Any,
     tell: Tell,
@@ -220,7 +220,9 @@ def ready(
 ) -> Ready:
     """`assemble`, and what a stepper needs besides: its questions and sampler, and the store of
     activations. `check` is called while answers are drawn."""
-    made = assemble(config, folder, base_path, world, len(data.train), tell, samples=data.train)
+    made = assemble(
+        config, folder, base_path, world, objective, len(data.train), tell, samples=data.train
+    )
     schedule = make_schedule(config.engine, len(data.train), made.rate)
     equip(made.stepper, renderer, renderer.tokenizer, check)
     cache, world.reasons["engine.activation_cache"] = activation_cache.install(
@@ -231,7 +233,7 @@ def ready(
         world.device,
         tell,
     )
-    return Ready(made, schedule, cache)
+    return Ready(**vars(made), schedule=schedule, cache=cache)
 
 
 def _tell_head(config: RunConfig, there: bool, wanted: bool, tell: Tell) -> None:

@@ -256,7 +256,7 @@ def load_found(
     device: str = "auto",
     threads: int | Literal["auto"] = "auto",
 ) -> Opened:
-    """Read the weights. `dtype` None: the run's own number type, else what suits the device. Raises
+    """Read the weights. `dtype` None: the run's own dtype, else what suits the device. Raises
     ConfigError for values that do not fit."""
     wanted = dtype or str(found.settings.get("engine.dtype", "auto"))
     if wanted not in DTYPES:

@@ -24,9 +24,8 @@ from tunewright.engine.tree import build_tree, padded_rows, read_whole, under_ro
 from tunewright.models.kernels.label_head import Head, label_logprobs, label_scores
 from tunewright.models.kernels.last_block import LastBlock
 from tunewright.models.kernels.tree_attention import TreePlan
+from tunewright.models.limits import KEEP_BYTES
 from tunewright.models.scalar_heads import head_module
-
-KEEP_BYTES = 768 * 2**20
 
 
 def head_of(model: Any) -> Head:

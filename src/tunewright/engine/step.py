@@ -208,7 +208,7 @@ class Stepper:
             return True
         try:
             self.optimizer.step()
-        except RuntimeError:  # PyTorch refuses a rate that does not fit the weights' number type, half-way through the parameters
+        except RuntimeError:  # PyTorch refuses a rate that does not fit the weights' dtype, half-way through the parameters
             return False
         return all(bool(torch.isfinite(p).all()) for p in self.parameters())
 

@@ -3,7 +3,7 @@ against the run before it appears.
 
 The base is read in float32, whatever the run computed in, because an update that is added to
 bfloat16 numbers is rounded twice. Base and run are asked first, then folded by the method itself,
-written in the wanted number type into a hidden sibling of OUT, read back with plain Transformers
+written in the wanted dtype into a hidden sibling of OUT, read back with plain Transformers
 and asked the same. A run that trained every weight has nothing to fold: its model is written and
 proven in the same way. Only a folder that passed gets its name, by one rename; after any failure
 nothing is left. The verdict lies inside as `merge.json`.
@@ -110,7 +110,7 @@ def merge_run(
 
 
 def stored_dtype(folder: Path) -> str:
-    """The number type that most bytes of a model's weights have; float32 where that is none of
+    """The dtype that most bytes of a model's weights have; float32 where that is none of
     ours."""
     sizes: Counter[str] = Counter()
     for path in headers.weight_files(folder)[0]:
@@ -379,7 +379,7 @@ def _require_mergeable(causal: Any, adapter: Path) -> None:
 
 
 def _stated_config(base: Path, dtype: str, merged: Any) -> Any:
-    """The base's own configuration with the new number type: what was changed for training
+    """The base's own configuration with the new dtype: what was changed for training
     (dropouts at 0) is not passed on."""
     config = load.load_config(base)
     config.dtype = dtype

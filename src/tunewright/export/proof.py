@@ -192,7 +192,7 @@ def _rows_of_questions(target: opening.Target, renderer: Any) -> list[list[int]]
 
 
 def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> Any:
-    """The folder as plain Transformers loads it with its class `kind`, in its own number type.
+    """The folder as plain Transformers loads it with its class `kind`, in its own dtype.
     Nothing of ours touches the model. Raises ExportError where it does not fit."""
     import transformers
 
@@ -249,7 +249,7 @@ def agreement(run: Logits, other: Logits) -> float:
 
 
 def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
-    """How many weights of the merged files differ from the base's, rounded to the same number type;
+    """How many weights of the merged files differ from the base's, rounded to the same dtype;
     read tensor by tensor from the files."""
     import torch
     from safetensors import safe_open

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunewright.data.formats.dialogue import ROLES
+from tunewright.data.files.turns import ROLES
 from tunewright.importing import shared
 from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, SAME, Sheet, words_of
 

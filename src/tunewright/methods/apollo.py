@@ -52,20 +52,20 @@ class ApolloConfig(MethodSection):
     rank."""
 
     rank: int = Field(default=64, gt=0)
-    """Rows of the sketch through which Adam sees the gradient of a matrix. Its state shrinks by
-    rank / smaller side."""
+    """Rows of the random projection through which Adam sees the gradient of a matrix. Its state
+    shrinks by rank / smaller side."""
     refresh: int = Field(default=200, gt=0)
-    """Updates after which the sketch is drawn anew."""
+    """Updates after which a new projection is drawn."""
     scaling: Literal["channel", "tensor"] = "channel"
     """Scale the gradient column by column, or by one number for the whole matrix."""
     scale: float = Field(default=1.0, gt=0)
-    """Factor on the updates of the chosen matrices, beside the rate."""
+    """Factor on the updates of the chosen matrices, on top of the learning rate."""
     limit: float = Field(default=1.01, ge=1)
     """How much longer than the last an update of a matrix may be; the paper's guard against jumps
     at the start."""
     targets: Names = ["linear"]
-    """Roles or module names of the matrices that are seen through a sketch. All other weights learn
-    with AdamW."""
+    """Roles or module names of the matrices whose gradient is projected. All other weights use
+    AdamW."""
 
     trains_base: ClassVar[bool] = True
 

@@ -50,9 +50,9 @@ class AdapterConfig(MethodSection):
     """Small two-layer networks inside the blocks."""
 
     bottleneck: int = Field(default=64, gt=0)
-    """Width of the waist. Trained parameters grow linearly; 16 to 256 covers most tasks."""
+    """Width of the bottleneck. Trained parameters grow linearly; 16 to 256 covers most tasks."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    """The non-linearity at the waist."""
+    """The non-linearity in the bottleneck."""
     placement: Placement = "pfeiffer"
     """pfeiffer: after each feed-forward part. houlsby: after each attention and each feed-forward
     part. parallel: beside each feed-forward part."""
@@ -72,23 +72,23 @@ class HoulsbyConfig(AdapterConfig):
     """Adapters after attention and after feed-forward."""
 
     placement: Literal["houlsby"] = "houlsby"
-    """Where the adapters stand; fixed by the kind."""
+    """Where the adapters are placed; fixed by the kind."""
 
 
 class PfeifferConfig(AdapterConfig):
     """Adapters after feed-forward only."""
 
     bottleneck: int | None = Field(default=None, gt=0)  # type: ignore[assignment]
-    """Width of the waist. Default: a sixteenth of the model's width, as AdapterHub has it."""
+    """Width of the bottleneck. Default: a sixteenth of the model's width, as in AdapterHub."""
     placement: Literal["pfeiffer"] = "pfeiffer"
-    """Where the adapters stand; fixed by the kind."""
+    """Where the adapters are placed; fixed by the kind."""
 
 
 class ParallelConfig(AdapterConfig):
     """Adapters beside feed-forward."""
 
     placement: Literal["parallel"] = "parallel"
-    """Where the adapters stand; fixed by the kind."""
+    """Where the adapters are placed; fixed by the kind."""
     scale: float = Field(default=4.0, gt=0)
     """What the adapter's output is multiplied by; He et al. use 4."""
 

@@ -1,5 +1,5 @@
-"""`adapter:` brings its own method: what the saved folder holds is what goes on training, and what
-the run file says beside it must agree.
+"""`adapter:` brings its own method: what the saved folder holds is trained further, and settings
+beside it in the run file must agree.
 
 Kind, rank, strength, targets and the like are the shape of the saved numbers; another value beside
 them would be recorded and never used. Dropout is no part of the shape but of the training: it may

@@ -64,7 +64,7 @@ class DiffPruningConfig(MethodSection):
     """Share of all weights of the model that may differ at the end. 0.005 is the paper's."""
     targets: Names = ["linear"]
     """Roles, groups or module names of the matrices that may differ. Each of their weights costs 32
-    bytes while training."""
+    bytes during training."""
     l0: float = Field(default=10.0, ge=0)
     """Weight of the penalty on the expected share of open gates."""
     stretch: tuple[float, float] = (-1.5, 1.5)
@@ -74,8 +74,8 @@ class DiffPruningConfig(MethodSection):
     open_at_start: float = 5.0
     """Parameter of every gate at the start: 5 is open with probability 0.99."""
     gate_rate: float = Field(default=500.0, gt=0)
-    """The gates learn at this multiple of the learning rate: their parameters are whole units, the
-    differences are thousandths."""
+    """The gates learn at this multiple of the learning rate, because their parameters are around 1
+    and the differences around a thousandth."""
     structured: bool = False
     """One more gate for each matrix, so that whole matrices can stay as they are."""
     settle: float = Field(default=0.6, gt=0, le=1)

@@ -1,4 +1,4 @@
-"""GaLore: every weight trains, but the optimiser sees the gradients of matrices through a narrow
+"""GaLore: every weight trains, but the optimiser sees the gradients of matrices through a low-rank
 window (Zhao et al. 2024, arXiv 2403.03507).
 
 For a matrix W (m x n, m <= n) with gradient G at update t:
@@ -47,14 +47,14 @@ class GaLoreConfig(MethodSection):
     """Width of the window through which the optimiser sees the gradient of a matrix. Its state
     shrinks by rank / smaller side."""
     refresh: int = Field(default=200, gt=0)
-    """Updates after which the window is chosen anew from the current gradient."""
+    """Updates after which a new window is chosen from the current gradient."""
     scale: float = Field(default=0.25, gt=0)
-    """Factor on the updates of the chosen matrices, beside the rate."""
+    """Factor on the updates of the chosen matrices, on top of the learning rate."""
     side: Literal["auto", "left", "right"] = "auto"
     """Side of the matrix on which the window lies; auto takes the shorter one, which saves most."""
     targets: Names = ["linear"]
-    """Roles or module names of the matrices that are seen through a window. All other weights learn
-    with AdamW."""
+    """Roles or module names of the matrices that are seen through a window. All other weights use
+    AdamW."""
 
     trains_base: ClassVar[bool] = True
 

@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "
 
 
 class Bottleneck(nn.Module):
-    """A(x) times the scale: (..., D) -> (..., D), in the number type of x with weights kept in
+    """A(x) times the scale: (..., D) -> (..., D), in the dtype of x with weights kept in
     float32 (or wider)."""
 
     def __init__(

@@ -1,5 +1,5 @@
-"""LISA: embedding, head and a few blocks drawn by lot train, and the lot is drawn again every some
-steps (Pan et al. 2024, arXiv 2403.17919).
+"""LISA: embedding, head and a few blocks drawn at random are trained, and the blocks are drawn
+again every few steps (Pan et al. 2024, arXiv 2403.17919).
 
 For a model of L blocks, `blocks` awake at a time, and the update t:
 
@@ -9,7 +9,7 @@ For a model of L blocks, `blocks` awake at a time, and the update t:
 
 A block that falls asleep loses its gradient and its optimiser state; when it wakes it starts with a
 fresh one, as in the paper. So gradients, moments and float32 copies exist for the awake part only.
-In half precision a sleeping block is held in the model's number type: what it learnt in float32 is
+In half precision a sleeping block is held in the model's dtype: what it learnt in float32 is
 rounded to one of the two neighbours by lot, so that small moves are kept on average, where rounding
 to the nearest would lose them.
 """
@@ -45,7 +45,7 @@ class LisaConfig(MethodSection):
     """Embedding, head and a few blocks at a time train; which ones is drawn again and again."""
 
     blocks: int = Field(default=2, gt=0)
-    """How many blocks are awake at a time."""
+    """How many blocks are trained at a time."""
     every: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     """Updates after which the blocks are drawn again. `auto`: a fiftieth of the run, at least 5."""
 

@@ -1,4 +1,4 @@
-"""LoRA and its closest kin: a frozen linear layer plus a trained product of two thin matrices (Hu
+"""LoRA and its closest variants: a frozen linear layer plus a trained low-rank product (Hu
 et al. 2021, arXiv 2106.09685).
 
 The layers are PEFT's. Kin differ in the scale (rsLoRA), in a trained length for each output (DoRA),
@@ -34,7 +34,8 @@ class LoraConfig(LowRankSection):
     """Divide by the root of the rank, so that large ranks learn as fast as small ones
     (Kalajdzievski 2023)."""
     dora: bool = False
-    """Train the length of each output's weights apart from their direction (Liu et al. 2024)."""
+    """Train the length of each output's weights separately from their direction (Liu et al.
+    2024)."""
     pissa: bool = False
     """Start A and B at the largest singular directions of each weight (Meng et al. 2024)."""
     pissa_niter: int | None = Field(default=None, gt=0)
@@ -43,11 +44,11 @@ class LoraConfig(LowRankSection):
     olora: bool = False
     """Start A and B at an orthonormal decomposition of each weight (Büyükakyüz 2024)."""
     eva: bool = False
-    """Start A at the directions in which the inputs of its layer vary most on your rows (Paischer
+    """Start A at the directions in which the inputs of its layer vary most on your data (Paischer
     et al. 2024)."""
     loftq: bool = False
-    """Start A and B at what quantising took from each weight (Li et al. 2023). Needs `base.bits`.
-    """
+    """Start A and B at the quantisation error of each weight (Li et al. 2023). Needs
+    `base.bits`."""
 
     @model_validator(mode="after")
     def _one_start(self) -> LoraConfig:

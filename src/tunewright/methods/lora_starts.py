@@ -1,5 +1,5 @@
-"""Where LoRA starts: at a part of the weights (PiSSA, OLoRA), at the rows of the run (EVA), at what
-quantising did to the base (LoftQ).
+"""Where LoRA starts: at a part of the weights (PiSSA, OLoRA), at the data of the run (EVA), at the
+quantisation error of the base (LoftQ).
 
 PiSSA and OLoRA take what A and B start with out of the weight: y = (W - s B0 A0) x + s B A x. PEFT
 writes the difference into W. Here W stays and the start is subtracted beside it, y = W x + s [B,

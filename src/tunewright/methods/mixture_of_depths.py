@@ -91,15 +91,15 @@ class MixtureOfDepthsConfig(MethodSection):
     """Share of the steps over which the capacity falls from 1 to `capacity`. 0: at `capacity` from
     the first step on, as in the paper."""
     train: Literal["blocks", "model", "router"] = "blocks"
-    """What trains besides routers and predictors: the routed blocks, the whole model, or nothing.
-    """
+    """What is trained besides routers and predictors: the routed blocks, the whole model, or
+    nothing."""
     settle: float = Field(default=0.5, gt=0, le=1)
-    """Share of the steps after which training, too, routes by the predictor, as answering does. 1:
+    """Share of the steps after which training also routes by the predictor, as answering does. 1:
     never, as in the paper."""
     predictor: int = Field(default=32, gt=0)
     """Width of the predictor."""
     predictor_weight: float = Field(default=0.01, gt=0)
-    """Weight of the predictor's loss term. It moves the predictor only."""
+    """Weight of the predictor's loss term, which trains only the predictor."""
     router_rate: float = Field(default=20.0, gt=0)
     """Routers and predictors, which start new, learn at this multiple of the learning rate."""
 
@@ -405,7 +405,7 @@ def _routers(model: Model) -> dict[str, Router]:
 
 
 def part_dtype(part: BaseWeights, reference: Tensor) -> torch.dtype:
-    """The number type that the model computes in, also where its weights are now held wider."""
+    """The dtype that the model computes in, also where its weights are now held wider."""
     return next(iter(part.dtypes.values()), reference.dtype)
 
 

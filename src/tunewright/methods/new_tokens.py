@@ -31,10 +31,10 @@ class NewTokensConfig(MethodSection):
     """Only the embedding rows of tokens that are named here train."""
 
     tokens: list[str | int] = Field(min_length=1)
-    """Words that become one token each, such as ["<plan>", "</plan>"]; a number names a token that
-    is there already (a reserved one)."""
+    """Words that become one token each, such as ["<plan>", "</plan>"]; a number is the id of an
+    existing token (a reserved one, for instance)."""
     start: Literal["pieces", "mean"] = "pieces"
-    """Where the row of a new word begins: at the mean of its pieces' rows, or at the mean of the
+    """Starting value for the row of a new word: the mean of its pieces' rows, or the mean of the
     rows of all tokens."""
 
     _tokens = field_validator("tokens", mode="before")(checked_tokens)

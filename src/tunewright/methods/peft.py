@@ -149,7 +149,7 @@ def attach_peft(wrapped: PeftModel) -> Attached:
 
 def _compute_as_the_base(wrapped: PeftModel) -> None:
     """Copies of whole modules that an adapter trains (`modules_to_save`) are held in float32 and
-    used in the number type of what they stand for."""
+    used in the dtype of what they stand for."""
     from peft.utils.other import ModulesToSaveWrapper
 
     for wrapper in [m for m in wrapped.modules() if isinstance(m, ModulesToSaveWrapper)]:
@@ -245,7 +245,7 @@ def fuse(wrapped: PeftModel) -> int:
             and not any(m.bias is not None for m in module.lora_B.values())
             and not module.get_base_layer().weight.requires_grad
         ):
-            # The fused form rounds A and B to the base's number type; PiSSA and OLoRA subtract
+            # The fused form rounds A and B to the base's dtype; PiSSA and OLoRA subtract
             # where they started, which would leave the rounding.
             exact = all(
                 type(m) is nn.Linear for m in (*module.lora_A.values(), *module.lora_B.values())

@@ -50,7 +50,7 @@ class LokrConfig(TargetSection):
     """A small matrix and a low-rank product, combined as a Kronecker product."""
 
     rank: int = Field(default=8, gt=0)
-    """Rank of the larger factor; where the factor is small already, it stays whole."""
+    """Rank of the larger factor; if the factor is small already, it is not decomposed."""
     alpha: float | None = Field(default=None, gt=0)
     """Strength: the update is multiplied by alpha / rank. Default: the rank."""
     decompose_factor: int = -1

@@ -1,9 +1,9 @@
-"""Learnt prompts: the model stays as it is, and virtual tokens stand before every input.
+"""Learnt prompts: the model stays as it is, and virtual tokens come before every input.
 
 Two ways to give the model a token that is no word. As an input embedding (prompt tuning, P-tuning):
 the token runs through all layers like any other. As ready keys and values in every layer (prefix
 tuning, P-tuning v2): nothing runs, every row just sees them. PEFT's encoders make both; the layouts
-place them (`engine/forward.py`), so that a token tree has them once at its root. Positions are
+place them (`engine/policy.py`), so that a token tree has them once at its root. Positions are
 counted as PEFT counts them: M virtual tokens take 0 to M - 1, real ones begin at M. What is saved
 is PEFT's folder: the embeddings, or the keys and values, without the encoder.
 """

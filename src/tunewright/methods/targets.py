@@ -69,8 +69,8 @@ class LowRankSection(TargetSection):
     """Share of inputs of the update set to 0 while training; one draw for each row, which samples
     that share the row share."""
     new_tokens: list[str | int] = []
-    """Words that become one token each, such as ["<plan>", "</plan>"], whose rows of the embedding
-    train as well; a number names a token that is there."""
+    """Words that become one token each, such as ["<plan>", "</plan>"], whose embedding rows are
+    trained as well; a number is the id of an existing token."""
 
     _new_tokens = field_validator("new_tokens", mode="before")(checked_tokens)
 

@@ -1,5 +1,5 @@
 """Rows of the embedding (and of a head that is a matrix of its own) for words that are added: which
-they are, where they stand and where they start.
+they are, their positions and their starting values.
 
 `new_tokens` trains nothing but such rows; LoRA and its kin train them beside their own
 (`method.new_tokens`). The layers are PEFT's in both, which keep the rows beside the table. A word

@@ -161,7 +161,7 @@ class ModelShape:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the checkpoint: as found, else as the config's number type makes them."""
+        """Bytes of the checkpoint: as found, else as the config's dtype makes them."""
         return self.weight_bytes or self.parameters * BYTES.get(self.stored_dtype, 2)
 
 

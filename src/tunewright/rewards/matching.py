@@ -28,8 +28,8 @@ class ComparingConfig(TextConfig):
     """Functions that compare texts."""
 
     column: str = "answer"
-    """Column of the row that holds what is expected: one value, or a list of which any will do. A
-    row without it is not judged by this function."""
+    """Column with the expected answer: one value, or a list of which any will do. A row without it
+    is not scored by this function."""
     ignore_case: bool = False
     """A and a are the same."""
     ignore_space: bool = False
@@ -46,10 +46,10 @@ class ContainsConfig(ComparingConfig):
     """1 where the answer contains the expected text, else 0."""
 
     texts: list[str] | None = Field(default=None, min_length=1)
-    """What to look for in every answer, in place of a column."""
+    """What to look for in every answer, instead of a column."""
     mode: Literal["any", "all", "share", "none"] = "any"
-    """any: one of the texts is enough; all: every one; share: the share of them that is there;
-    none: 1 where no one is there."""
+    """any: one of the texts is enough; all: every one; share: the share of them found; none: 1 if
+    none is found."""
 
 
 class RegexConfig(TextConfig):
@@ -58,8 +58,8 @@ class RegexConfig(TextConfig):
     pattern: str | None = None
     """The expression. Default: the row's own, from `column`."""
     column: str = "pattern"
-    """Column of the row that holds its expression, where no `pattern` is given. A row without it is
-    not judged by this function."""
+    """Column with the row's own expression, if no `pattern` is given. A row without it is not
+    scored by this function."""
     mode: Literal["search", "fullmatch"] = "search"
     """search: anywhere in the answer; fullmatch: the whole answer, white space at both ends aside.
     """
@@ -71,7 +71,7 @@ class RegexConfig(TextConfig):
     """The dot also matches a line end."""
     seconds: float = Field(default=1.0, gt=0, le=60)
     """Longest time for one answer. Some patterns take years on some texts ((a+)+$); they are
-    stopped, and the answer counts as not judged."""
+    stopped, and the answer counts as a failure of the function."""
 
 
 def flattened(text: str, config: ComparingConfig) -> str:

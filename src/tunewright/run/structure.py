@@ -1,5 +1,5 @@
-"""Whether a method finds its place in a model, said from the configuration alone: roles it does not
-have, ranks above a matrix, blocks there are not."""
+"""Whether a method fits a model, checked from the configuration alone: missing roles, ranks above a
+matrix's size, blocks that do not exist."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def require_same_layers(asked: Any, adapter: Path, model_config: Any) -> None:
 
 
 def _on_meta(model_config: Any, look: Callable[[Any, Any], object]) -> None:
-    """`look` at a model without weights and its anatomy; only what it says in words of ours counts."""
+    """`look` at a model without weights and its anatomy; only what it says in our words counts."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -10,12 +10,15 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from helpers.rows import data_files, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.words import error_text
-from tunewright.data.files.reading import READERS, data_files, decode, read, stream
+from tunewright.data.files.encodings import decode
+from tunewright.data.files.reading import stream
+from tunewright.data.files.source import READERS
 
 ROW = {"instruction": "q", "output": "a"}
 values = st.recursive(
@@ -163,7 +166,7 @@ def test_a_damaged_character_is_rows_or_a_data_error(tmp_path, rows, data):
         ('[{"a": 1},\n\ufeff{"a": 1}]', 2, 1, "byte order mark in the middle"),
         ('[\n{"a":\u00a01}\n]', 2, 6, "U+00A0"),
         ('[\n{"a": "x\u201d, "b": 2}\n]', 2, 13, "curly"),
-        ('[\n{"a": 1, "b": {"c": 1, "c": 2}}\n]', 2, 1, "`c` stands twice"),
+        ('[\n{"a": 1, "b": {"c": 1, "c": 2}}\n]', 2, 1, "`c` appears twice"),
         ("<html><body>404</body></html>", 1, 1, "HTML"),
         ("[\n{&quot;a&quot;: 1}\n]", 2, 2, "&quot;"),
         ('```json\n[{"a": 1}]\n```', 1, 1, "code fence"),

@@ -25,7 +25,7 @@ from tunewright.core.key_index import KEY_BYTES, KeyIndex
 from tunewright.core.types import Branch, Sample
 
 NAMES = {"<f8": "F64", "<f4": "F32", "<i4": "I32", "<i8": "I64", "|u1": "U8"}
-"""numpy's number types as safetensors calls them."""
+"""numpy's dtypes as safetensors calls them."""
 COPY_BYTES = 16 << 20
 
 
@@ -37,7 +37,7 @@ def key_of(branch: Branch) -> bytes:
 
 
 class KeptValues:
-    """Records of branches in columns `{name: (number type, width)}`, width 0 for plain numbers.
+    """Records of branches in columns `{name: (dtype, width)}`, width 0 for plain numbers.
     `folder` is where files wait until `save`."""
 
     def __init__(self, columns: dict[str, tuple[str, int]], folder: Path | None = None):
