@@ -393,8 +393,9 @@ class Lazy(Sequence[T]):
         return (self.make(i) for i in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        is_list = isinstance(other, Sequence) and len(self) == len(other)
-        return is_list and all(a == b for a, b in zip(self, other, strict=True))
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(a == b for a, b in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 
