@@ -204,7 +204,7 @@ def test_every_key_of_a_file_is_answered_once_and_with_a_reason_where_it_changes
         assert not one.why.startswith("import.") and "{" not in one.why, one
         assert (one.fate == "changed") <= bool(one.ours), one
         assert one.fate == "default" or one.where.startswith("theirs.yaml, line "), one
-    assert not [one for one in made.lines if "known here" in one.why]
+    assert not [one for one in made.lines if "known key of" in one.why]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -277,7 +277,7 @@ def test_a_step_has_as_many_samples_as_there(tmp_path, each, rounds, devices, wa
     )
     assert made.run["engine"]["batch_size"] == wanted
     assert (
-        f"{each} rows on a device x {rounds} accumulated x {devices} devices"
+        f"{each} rows per device x {rounds} accumulation steps x {devices} devices"
         in line(made, "gradient_accumulation_steps").why
     )
 
@@ -467,10 +467,10 @@ MARKED = "datasets: [{path: a.jsonl, type: chat_template, %s}]\n"
 @pytest.mark.parametrize(
     ("key", "value", "word"),
     [
-        ("message_field_training", "is_learnt", "call the field `train`"),
+        ("message_field_training", "is_learnt", "rename the field to `train`"),
         ("message_field_training_detail", "parts", "whole or not at all"),
-        ("roles_to_train", "[]", "of the assistant are learnt"),
-        ("roles_to_train", "[assistant, user]", "of the assistant are learnt"),
+        ("roles_to_train", "[]", "assistant's turns are learnt"),
+        ("roles_to_train", "[assistant, user]", "assistant's turns are learnt"),
         ("train_on_eos", "last", "would not stop"),
         ("train_on_eos", "all", "would not stop"),
         ("train_on_eot", "none", "would not stop"),
@@ -516,7 +516,7 @@ def test_a_form_of_a_set_that_is_not_known_is_not_kept(tmp_path):
         "datasets: [{path: a.json}, {path: b.json, type: context_qa.load_v2, shards: 4}]\n",
     )
     assert (
-        "context_qa.load_v2 is not known" in line(made, "datasets[2].type").why
+        "context_qa.load_v2 is unknown" in line(made, "datasets[2].type").why
         and line(made, "datasets[2].shards").fate == "lost"
     )
     assert made.run["data"]["train"] == ["a.json", "b.json"]

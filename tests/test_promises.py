@@ -110,7 +110,7 @@ def test_the_third_step_in_a_row_that_is_no_number_ends_the_run(
 ) -> None:
     error = failure(broken, place, tmp_path / "run", steps=8)
     (found,) = error.problems
-    assert found.code == "E-TRAIN-01" and "3 times in a row" in str(error)
+    assert found.code == "E-TRAIN-01" and "3 steps in a row" in str(error)
     steps = events(tmp_path / "run", "step")
     assert [(one["step"], one["applied"]) for one in steps] == [(1, False), (2, False), (3, False)]
     assert all(one["loss"] == "NaN" for one in steps)

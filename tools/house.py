@@ -16,11 +16,13 @@ import argparse
 import ast
 import io
 import sys
+import textwrap
 import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 HERE = Path(__file__).resolve().parents[1]
 PACKAGE = "tunewright"
@@ -76,6 +78,8 @@ LIGHT = {
 }
 """Rooms that load nothing heavy when they are imported: `--help` and `data check` start at once."""
 LONG_FUNCTION_LINES = 60
+WIDTH, HEIGHT, GAP, TOP = 1000, 74, 112, 56
+"""Of the picture, in its own units."""
 COLUMNS = 100
 
 
@@ -133,6 +137,17 @@ class House:
             name = name.rpartition(".")[0]
         return None
 
+    def only_late(self) -> set[str]:
+        """Modules that another one imports, and only in functions: layers of a method, for instance.
+        They are loaded with torch or not at all."""
+        found: dict[str, set[bool]] = {}
+        for module in self.files:
+            for one in self.imports(module):
+                target = self.target(one.name) if one.name.startswith(PACKAGE) else None
+                if target is not None and target != module:
+                    found.setdefault(target, set()).add(one.at_top)
+        return {name for name, ways in found.items() if ways == {False}}
+
     def edges(self) -> dict[str, set[str]]:
         """Module -> modules of this package that it imports, wherever the imports stand."""
         found: dict[str, set[str]] = {name: set() for name in self.files}
@@ -167,11 +182,13 @@ def faults(root: Path) -> list[str]:
     """Everything in the package at `root` that breaks the plan, one line each."""
     house = House.at(root)
     found: list[str] = []
+    late = house.only_late()
     for module in house.files:
         room = house.room(module)
         for one in house.imports(module):
             place = f"{one.file.relative_to(root)}:{one.line} imports {one.name}"
-            if one.at_top and room in LIGHT and one.name.split(".")[0] in HEAVY:
+            heavy = one.at_top and one.name.split(".")[0] in HEAVY
+            if heavy and room in LIGHT and module not in late:
                 found.append(f"{place}: heavy at module level")
             if not one.name.startswith(f"{PACKAGE}.") or room == "__init__":
                 continue
@@ -273,15 +290,27 @@ def any_in_signatures(house: House, room: str) -> int:
 
 
 def attaching(house: House) -> list[str]:
-    """Files outside methods/ that put a method on a model: they call the function of a registered
-    method."""
+    """Files outside methods/ that put a method on a model: they call `put_on`, or the function of
+    an entry that they got from the registry of methods (`entry = methods.get(...)`, in whatever
+    function)."""
     found = set()
     for module, tree in house.trees.items():
         if house.room(module) == "methods":
             continue
+        entries = {
+            target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and "methods.get(" in ast.unparse(node.value)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
         for node in ast.walk(tree):
-            text = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if text.endswith("put_on") or (text.endswith(".function") and len(node.args) >= 3):  # type: ignore[attr-defined]
+            if not isinstance(node, ast.Call):
+                continue
+            name, _, last = ast.unparse(node.func).rpartition(".")
+            calls_entry = last == "function" and (name in entries or "methods.get(" in name)
+            # An entry of another registry may have the same name; only a method is given a model.
+            if last == "put_on" or (calls_entry and len(node.args) >= 3):
                 found.add(str(house.files[module].relative_to(house.root)))
     return sorted(found)
 
@@ -328,44 +357,69 @@ def figures(root: Path) -> dict[str, str]:
 
 
 def picture(root: Path) -> str:
-    """The floors as SVG: a room is a box with its number of lines, an arrow's width grows with the
-    imports it stands for."""
+    """The floors as SVG: each room with its question, and an arrow to each room that it imports.
+    An arrow that follows from two others is left out."""
     house = House.at(root)
-    size: Counter[str] = Counter()
-    arrows: Counter[tuple[str, str]] = Counter()
+    edges: dict[str, set[str]] = {}
     for module, targets in house.edges().items():
-        size[house.room(module)] += len(
-            house.files[module].read_text(encoding="utf-8").splitlines()
-        )
-        for target in targets:
-            if house.room(module) != house.room(target):
-                arrows[house.room(module), house.room(target)] += 1
-    width, box, height, gap = 900, 130, 44, 84
-    at: dict[str, tuple[float, float]] = {}
-    for number, rooms in enumerate(FLOORS):
-        shown = [room for room in rooms if size[room] and room != "__main__"]
-        for i, room in enumerate(shown):
-            at[room] = (width * (i + 1) / (len(shown) + 1), 40 + gap * (len(FLOORS) - 1 - number))
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {60 + gap * len(FLOORS)}" font-family="sans-serif">',
-        "<title>The floors of the house: imports only go down</title>",
-        '<rect width="100%" height="100%" fill="#fff"/>',
-    ]
-    for (here, there), count in sorted(arrows.items()):
-        if here in at and there in at:
-            (x1, y1), (x2, y2) = at[here], at[there]
-            stroke = min(0.5 + count / 12, 6)
-            out.append(
-                f'<line x1="{x1:.0f}" y1="{y1 + height / 2:.0f}" x2="{x2:.0f}" y2="{y2 - height / 2:.0f}" '
-                f'stroke="#7a93b0" stroke-opacity="0.35" stroke-width="{stroke:.1f}"/>'
+        here = house.room(module)
+        edges.setdefault(here, set()).update(house.room(t) for t in targets)
+    for here in edges:
+        edges[here].discard(here)
+    below = {room: _reached(room, edges) for room in edges}
+    shown = [[r for r in rooms if r in edges and r != "__main__"] for rooms in FLOORS]
+    at: dict[str, tuple[int, int]] = {}
+    for number, rooms in enumerate(shown):
+        for i, room in enumerate(rooms):
+            at[room] = (
+                WIDTH * (2 * i + 1) // (2 * len(rooms)),
+                TOP + GAP * (len(shown) - 1 - number),
             )
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {2 * TOP + GAP * (len(shown) - 1)}" '
+        'font-family="sans-serif">',
+        "<title>The floors of the house: imports only go down</title>",
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+    ]
+    for here in sorted(at):
+        for there in sorted(edges[here]):
+            implied = any(there in below[other] for other in edges[here] if other != there)
+            if there in at and not implied:
+                (x1, y1), (x2, y2) = at[here], at[there]
+                out.append(
+                    f'<line x1="{x1}" y1="{y1 + HEIGHT // 2}" x2="{x2}" y2="{y2 - HEIGHT // 2}" '
+                    'stroke="#8aa1b8" stroke-width="1.5"/>'
+                )
     for room, (x, y) in at.items():
+        width = min(WIDTH // max(len(rooms) for rooms in shown if room in rooms) - 12, 330)
         out.append(
-            f'<rect x="{x - box / 2:.0f}" y="{y - height / 2:.0f}" width="{box}" height="{height}" rx="6" fill="#eef3f8" '
-            f'stroke="#35516e"/><text x="{x:.0f}" y="{y - 2:.0f}" text-anchor="middle" font-size="15">{room}</text>'
-            f'<text x="{x:.0f}" y="{y + 14:.0f}" text-anchor="middle" font-size="11" fill="#555">{round(size[room], -2):,} lines</text>'
+            f'<rect x="{x - width // 2}" y="{y - HEIGHT // 2}" width="{width}" height="{HEIGHT}" rx="6" '
+            'fill="#eef3f8" stroke="#35516e"/>'
+            f'<text x="{x}" y="{y - 16}" text-anchor="middle" font-size="15" font-weight="bold">{room}</text>'
         )
+        for line, words in enumerate(textwrap.wrap(_question(house, room), width // 7)[:4]):
+            out.append(
+                f'<text x="{x}" y="{y + 2 * (line > 9) + 14 * line}" text-anchor="middle" font-size="11" '
+                f'fill="#333333">{escape(words)}</text>'
+            )
     return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def _reached(room: str, edges: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(edges.get(room, ()))
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting += edges.get(one, ())
+    return found
+
+
+def _question(house: House, room: str) -> str:
+    """The first sentence of a room's docstring."""
+    text = ast.get_docstring(house.trees[f"{PACKAGE}.{room}"]) or ""
+    return text.split("\n\n")[0].split(". ")[0].replace("\n", " ").rstrip(".")
 
 
 def main(argv: list[str]) -> int:

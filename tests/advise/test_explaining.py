@@ -140,7 +140,7 @@ def test_a_key_tells_type_default_and_help_and_which_methods_differ():
     defaults = {kind: form["default"] for form in forms for kind in form["kinds"]}
     assert (defaults["lora"], defaults["loha"], defaults["vera"]) == ("16", "8", "256")
     assert {form["type"] for form in forms} == {"whole number > 0"}
-    assert explaining.explain("data.train")["keys"][0]["forms"][0]["default"] == "must be given"
+    assert explaining.explain("data.train")["keys"][0]["forms"][0]["default"] == "required"
     assert [key["key"] for key in explaining.explain("early_stop")["keys"]] == ["engine.early_stop"]
     assert [key["key"] for key in explaining.explain("accept")["keys"]] == ["data.accept"]
     set_language(None)

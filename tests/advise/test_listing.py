@@ -147,7 +147,7 @@ def test_a_chinese_sign_takes_two_places():
         (1.0, "100 %"),
         (0.4, "40 %"),
         (0, "none here"),
-        (None, "as chosen"),
+        (None, "depends on the choice"),
     ],
 )
 def test_a_share_has_two_digits(share, shown):

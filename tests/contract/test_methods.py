@@ -8,6 +8,7 @@ say what the kind promises and where it does not promise (with the reason in wor
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import random
@@ -452,11 +453,16 @@ def base_of(kind: str, family: str) -> Any:
     """The tiny model that a kind is put on; a quantised one is read from files, as in a run."""
     if ROWS[kind].bits is None:
         return tiny.make_model(family)
-    return load_model(saved_base(family), dtype="float32", base=BaseConfig(bits=4))
+    return copy.deepcopy(quantised_base(family))
 
 
 PLACE = tempfile.TemporaryDirectory()
 """Goes away with the process: LoftQ reads the weights of its base again when it is attached."""
+
+
+@functools.cache
+def quantised_base(family: str) -> Any:
+    return load_model(saved_base(family), dtype="float32", base=BaseConfig(bits=4))
 
 
 @functools.cache
@@ -733,7 +739,7 @@ def test_a_run_that_was_resumed_ends_with_the_same_bits(
 
 
 CHILD = """
-import json, sys, torch
+import copy, functools, json, sys, torch
 from pathlib import Path
 from tunewright.methods.saved import put_on
 from tunewright.core.config import BaseConfig
@@ -741,11 +747,14 @@ from tunewright.models.load import load_model
 torch.set_num_threads(1)
 ids = torch.tensor(json.loads(sys.argv[2]))
 from safetensors.torch import save_file
+@functools.cache
+def opened(folder, bits):
+    return load_model(Path(folder), dtype="float32", base=BaseConfig(bits=bits))
 out = {}
 for job in json.loads(Path(sys.argv[1]).read_text()):
     try:
-        base = load_model(Path(job["folder"] if job["whole"] else job["base"]), dtype="float32", base=BaseConfig(bits=job["bits"]))
-        model = base if job["whole"] else put_on(base, Path(job["folder"])).model
+        loaded = opened(job["folder"] if job["whole"] else job["base"], job["bits"])
+        model = loaded if job["whole"] else put_on(copy.deepcopy(loaded), Path(job["folder"])).model
         model.eval()
         with torch.no_grad():
             out[job["name"]] = model(input_ids=ids, use_cache=False).logits[:, -ids.shape[1] :].contiguous()

@@ -215,7 +215,8 @@ class World:
         passes = [list(one) for one in passes]
         whole = [sample for one in passes for sample in one]
         if self.objective.measure is not None:
-            self.objective.measure(whole, lambda found: [self.output([sample]) for sample in found])
+            with torch.no_grad():
+                self.objective.measure(whole, lambda found: [self.output([s]) for s in found])
         announced = self.objective.plan(whole)
         total = torch.zeros((), dtype=torch.float64)
         for one in passes:
@@ -353,7 +354,8 @@ def test_a_row_of_weight_two_is_learnt_as_two_rows_of_it(name: str) -> None:
         if "weight" in one.facts:
             one.facts["weight"] /= 2
     if objective.measure is not None:
-        objective.measure(samples, lambda found: [world.output([s]) for s in found])
+        with torch.no_grad():
+            objective.measure(samples, lambda found: [world.output([s]) for s in found])
         object.__setattr__(objective, "measure", None)
     whole, parts = world.loss([heavy]).detach(), world.loss([[*twice, again]]).detach()
     assert float(parts) == pytest.approx(float(whole), rel=1e-10)

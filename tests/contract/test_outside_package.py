@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers import story
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tests" / "outside_package"
 SUITES = ("test_methods.py", "test_objectives.py", "test_formats.py", "test_rewards.py")
@@ -41,5 +39,3 @@ def test_a_package_that_adds_to_every_axis_passes_our_suites_and_runs(tmp_path: 
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    listed = story.tunewright("list", "methods", PYTHONPATH=environment["PYTHONPATH"])
-    assert listed.returncode == 0 and "tunewright_outside" in listed.stdout, listed.stderr

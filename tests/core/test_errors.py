@@ -73,7 +73,7 @@ def test_one_line_holds_code_what_where_and_remedy() -> None:
     found = problem("E-CONFIG-04", "run.yaml, line 9", field="r", ours="method.rank", value=8)
     assert (
         found.line()
-        == "E-CONFIG-04  r: this key is from another system; here it is `method.rank`.  (run.yaml, line 9) Write `method.rank=8`."
+        == "E-CONFIG-04  r: this key belongs to another tool; here it is `method.rank`.  (run.yaml, line 9) Write `method.rank=8`."
     )
     assert found.as_dict()["code"] == "E-CONFIG-04"
 

@@ -216,7 +216,7 @@ def test_a_row_that_would_be_read_back_otherwise_is_left_out(write, tmp_path, mo
         convert(
             write("a.json", [{"instruction": "q", "output": "a"}]), tmp_path / "o.json", "messages"
         )
-    assert "read back" in caught.value.problems[0].line()
+    assert "reading it back" in caught.value.problems[0].line()
 
 
 def test_preferences_and_judged_answers_of_a_catalogue_are_written_as_trl_names_them(tmp_path):

@@ -214,7 +214,7 @@ DATA = {
             },
         ],
     },
-    "warnings": ["2 of 402 rows cannot be used; the reasons stand above and in data_report.json"],
+    "warnings": ["2 of 402 rows cannot be used; the reasons are above and in data_report.json"],
     "template": "model's own",
 }
 

@@ -66,7 +66,23 @@ def make_config(family: str, **changes: Any) -> Any:
 
 def make_model(family: str, dtype: str = "float32", seed: int = 0, **changes: Any) -> Any:
     """A causal language model in eval mode; the weights are drawn in float32, so they are the same
-    numbers in every dtype."""
+    numbers in every dtype. Each is built once; what is given is a copy."""
+    import copy
+
+    import torch
+
+    key = repr((family, dtype, seed, sorted(changes.items())))
+    if key not in _built:
+        _built[key] = (_build(family, dtype, seed, changes), torch.get_rng_state())
+    model, state = _built[key]
+    torch.set_rng_state(state)  # as if it had been built now
+    return copy.deepcopy(model)
+
+
+_built: dict[str, tuple[Any, Any]] = {}
+
+
+def _build(family: str, dtype: str, seed: int, changes: dict[str, Any]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -267,7 +267,7 @@ def test_dpo_on_an_adapter_that_learnt_with_dropout_begins_at_the_logarithm_of_t
     assert summary["first_loss"] == pytest.approx(
         math.log(2), abs=1e-6
     )  # two equal models; TRL's first loss
-    assert any("dropout off" in line and "0.4" in line for line in tell.said)
+    assert any("dropout is off" in line and "0.4" in line for line in tell.said)
     record = yaml.safe_load((tmp_path / "off" / "run.yaml").read_text())["method"]
     assert (record["kind"], record["rank"], record["dropout"]) == ("lora", 4, 0.0)
     assert (

@@ -164,6 +164,24 @@ def test_every_method_trains_on_every_odd_family_or_is_refused(family: str, kind
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_oft_turns_rows_of_four_dimensions_as_its_merged_weights_do() -> None:
+    """DeepSeek-V3 gives one of its projections rows for each head, which PEFT's layer takes for an
+    image."""
+    entry, model = methods.get("oft"), copy.deepcopy(base("deepseek_v3"))
+    assert entry is not None
+    attached = entry.function(entry.config(block_size=4), model, anatomy.of(model), "tiny")
+    tiny.randomise(attached)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        tuned = attached.model.eval()(input_ids=ids).logits
+        assert attached.merge is not None
+        merged = attached.merge()(input_ids=ids).logits
+        plain = base("deepseek_v3")(input_ids=ids).logits
+    assert torch.allclose(tuned, merged, atol=1e-4)
+    assert not torch.allclose(tuned, plain, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["prefix_tuning", "p_tuning_v2"])
 def test_a_prefix_on_layers_with_keys_of_two_sizes_is_that_of_plain_peft(
     tmp_path: Any, kind: str

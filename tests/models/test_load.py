@@ -51,14 +51,14 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def test_a_missing_weight_is_an_error_not_a_random_number(folder: Path) -> None:
     rewrite(folder, lambda w: w.pop("model.layers.1.mlp.down_proj.weight"))
-    with pytest.raises(ModelError, match="1 missing, 0 left over") as caught:
+    with pytest.raises(ModelError, match="1 missing, 0 unexpected") as caught:
         load.load_model(folder, dtype="float32")
     assert codes(caught.value) == ["E-MODEL-33"]
 
 
 def test_a_weight_without_a_place_is_an_error(folder: Path) -> None:
     rewrite(folder, lambda w: w.update(extra=w["model.norm.weight"].clone()))
-    with pytest.raises(ModelError, match="0 missing, 1 left over"):
+    with pytest.raises(ModelError, match="0 missing, 1 unexpected"):
         load.load_model(folder, dtype="float32")
 
 
@@ -72,7 +72,7 @@ def test_dropouts_of_the_config_are_set_to_zero_and_said(edit: Edit) -> None:
     notes: list[str] = []
     model = load.load_model(edit(attention_dropout=0.25), dtype="float32", notes=notes)
     assert model.config.attention_dropout == 0.0
-    assert notes == ["attention_dropout 0.25 of the model's config is set to 0"]
+    assert notes == ["attention_dropout 0.25 in the model's config was set to 0"]
 
 
 def test_dropout_modules_of_older_families_are_silent_too(tmp_path: Path, tokenizer: Any) -> None:
@@ -142,7 +142,7 @@ def test_a_template_that_ends_no_turn_gives_no_stop_and_no_crash(template: str) 
         ("model-it", None, 0, True, "name"),
         ("model-base", CHATML.replace("<|im_end|>", "<|endoftext|>"), 0, False, "base"),
         ("model", CHATML.replace("<|im_end|>", "<|endoftext|>"), 0, True, "no stronger evidence"),
-        ("edition", CHATML.replace("<|im_end|>", ""), 0, False, "no end"),
+        ("edition", CHATML.replace("<|im_end|>", ""), 0, False, "does not mark the end"),
     ],
 )
 def test_base_and_chat_are_told_apart_with_a_reason(

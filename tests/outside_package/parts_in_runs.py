@@ -48,26 +48,28 @@ def settings(model: Path, data: Path, out: Path, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "one"
-    given = settings(model, data, out, method={"kind": "gain"}, objective={"kind": "focal"})
-    return tunewright.train(**given, tell=Quiet())
+    words = story.words(model, data, out, "method.kind=gain", "objective.kind=focal")
+    done = story.tunewright(*words)
+    assert done.returncode == 0, done.stderr
+    return out
 
 
-def test_a_run_tells_the_format_learns_and_is_recorded(run: Any) -> None:
-    record = (run.folder / "run.yaml").read_text(encoding="utf-8")
+def test_a_run_tells_the_format_learns_and_is_recorded(run: Path) -> None:
+    record = (run / "run.yaml").read_text(encoding="utf-8")
     assert "kind: gain" in record and "kind: focal" in record
-    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert summary["status"] == "done"
-    assert (run.folder / "report.html").stat().st_size > 1000
-    report = (run.folder / "data_report.json").read_text(encoding="utf-8")
+    assert (run / "report.html").stat().st_size > 1000
+    report = (run / "data_report.json").read_text(encoding="utf-8")
     assert '"quiz"' in report
 
 
-def test_what_was_learnt_opens_evaluates_and_merges(run: Any, data: Path, tmp_path: Path) -> None:
-    found = evaluate_target(str(run.folder), str(data), dtype="float32", threads=1, tell=Quiet())
+def test_what_was_learnt_opens_evaluates_and_merges(run: Path, data: Path, tmp_path: Path) -> None:
+    found = evaluate_target(str(run), str(data), dtype="float32", threads=1, tell=Quiet())
     assert found["loss"]["tokens"] > 0
-    merge_run(run.folder, tmp_path / "merged", tell=Quiet())
+    merge_run(run, tmp_path / "merged", tell=Quiet())
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
@@ -81,6 +83,7 @@ def test_a_run_that_draws_answers_is_judged_by_the_reward(
 
 
 def test_the_lists_name_every_part_with_its_own_words() -> None:
+    assert "tunewright_outside" in story.tunewright("list", "methods").stdout
     for axis, name in PARTS.items():
         (row,) = [row for row in listing.rows_of(axis) if row["name"] == name]
         assert row["about"] and "\n" not in row["about"]

@@ -171,7 +171,7 @@ def test_a_final_loss_without_a_number_is_no_success(tmp_path, word):
     text = words_of(
         render(write_run(tmp_path / "r", summary={**SUMMARY, "final_loss": word}), "en")
     )
-    assert f"went from 3.213 to {word}" in text and "it learnt" not in text
+    assert f"went from 3.213 to {word}" in text and "the model learnt" not in text
 
 
 def test_counts_can_be_recomputed_from_the_rows(run):
@@ -215,7 +215,7 @@ def test_a_file_that_was_cut_short_never_breaks_the_page(run, name, share):
 def test_a_line_that_was_cut_is_counted(run):
     path = run / "events.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
-    assert "Lines of events.jsonl that are cut short or damaged and left out: 1." in words_of(
+    assert "Lines of events.jsonl that are cut off or damaged and were skipped: 1." in words_of(
         render(run, "en")
     )
 
@@ -250,7 +250,7 @@ def test_a_step_taken_again_after_a_resume_counts_once(tmp_path):
 
 def test_a_long_run_is_drawn_with_few_points(tmp_path):
     page = render(write_run(tmp_path / "r", events=events(5000)), "en")
-    assert len(page) < 700_000 and "means of neighbouring steps" in page
+    assert len(page) < 700_000 and "mean over neighbouring steps" in page
 
 
 def test_the_report_is_written_into_the_run(run):
@@ -334,7 +334,7 @@ def test_the_only_part_of_a_reward_is_not_drawn_a_second_time_and_every_drawing_
 
 
 def test_marks_are_explained_only_where_answers_are_counted(tmp_path):
-    legend = "A mark means"
+    legend = "A mark shows"
     assert legend in render(write_run(tmp_path / "counted"), "en")
     bare = [{**row, "expected": "", "kind": "probe"} for row in rows()]
     assert legend not in render(write_run(tmp_path / "bare", rows=bare), "en")
@@ -352,8 +352,8 @@ def test_shares_of_steps_are_not_called_shares_of_pairs(tmp_path):
             }
     page = render(write_run(tmp_path, events=made), "en")
     assert (
-        "steps judged right" in page
+        "steps judged correctly" in page
         and "first mistake" in page
-        and "steps called right" in page
-        and "pairs ranked right" not in page
+        and "steps judged as right" in page
+        and "pairs ranked correctly" not in page
     )

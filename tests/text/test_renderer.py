@@ -331,7 +331,7 @@ def test_turns_in_any_order_are_written_as_the_template_does_or_refused(name, or
     assert [bare(renderer.decode(made.ids[a:b]), FAMILIES[name]) for a, b in made.spans] == answers
     raw = [{"role": m.role, "content": m.content} for m in messages]
     stock = renderer.tokenizer.apply_chat_template(
-        raw, tokenize=False, **renderer.template_arguments()
+        raw, tokenize=False, **renderer.template.arguments()
     )
     assert (
         made.text.removesuffix(renderer.end_text).rstrip()
@@ -374,10 +374,10 @@ def test_an_empty_system_prompt_is_written_as_the_template_writes_one(name):
     (made,) = renderer.render_many([(messages, None)])
     raw = [
         {"role": m.role, "content": m.content}
-        for m in (messages[1:] if renderer.system_merged else messages)
+        for m in (messages[1:] if renderer.template.refuses_system else messages)
     ]
     stock = renderer.tokenizer.apply_chat_template(
-        raw, tokenize=False, **renderer.template_arguments()
+        raw, tokenize=False, **renderer.template.arguments()
     )
     assert (
         made.text.removesuffix(renderer.end_text).rstrip()
@@ -403,7 +403,7 @@ def test_a_call_is_written_or_the_row_is_refused_as_the_template_knows_none(name
     ]
     try:
         stock = renderer.tokenizer.apply_chat_template(
-            raw, tokenize=False, **renderer.template_arguments()
+            raw, tokenize=False, **renderer.template.arguments()
         )
     except Exception:
         stock = ""

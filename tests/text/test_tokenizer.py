@@ -251,12 +251,9 @@ def test_the_sandbox_is_that_of_transformers(parts):
 def test_a_renderer_over_it_renders_the_same(name):
     theirs = families.tokenizer_of(name)
     ours, stock = Renderer(Light.of(theirs)), Renderer(theirs)
-    assert (ours.stop_id, ours.stop_ids, ours.system_merged, ours.header) == (
-        stock.stop_id,
-        stock.stop_ids,
-        stock.system_merged,
-        stock.header,
-    )
+    assert (ours.stop_id, ours.stop_ids) == (stock.stop_id, stock.stop_ids)
+    for found in ("refuses_system", "header"):
+        assert getattr(ours.template, found) == getattr(stock.template, found)
     for chat in CHATS:
         messages = [Message(role, content) for role, content in chat]
         assert outcome(ours.render, messages) == outcome(stock.render, messages)

@@ -1,2 +1,1 @@
-"""What a run will need before it starts, and how to start one: memory, time, and the first run
-file."""
+"""What a run will need before it starts, what words mean, and a first run file."""

@@ -1,4 +1,4 @@
-"""What there is to choose from: methods with what they cost, objectives, formats, families of
+"""What can be chosen: methods with what they cost, objectives, formats, families of
 models, error codes; as rows and as a table.
 
 Shares are counted from sizes alone (`models/shape.py`) with each method's default options, so a
@@ -11,8 +11,6 @@ import inspect
 import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
-
-from pydantic import ValidationError
 
 from tunewright.core import registry
 from tunewright.core.errors import UsageError, problem
@@ -59,11 +57,8 @@ def methods(shape: ModelShape | None = None) -> Rows:
 
 
 def _trainable(entry: registry.Entry[Any], shape: ModelShape) -> int | None:
-    try:
-        config = entry.config()
-    except ValidationError:
-        return None  # it has an option without a default, on which the count depends
-    return trainable_parameters(shape, config)
+    """None where the count depends on an option that has no default."""
+    return trainable_parameters(shape, entry.config()) if entry.has_defaults else None
 
 
 def objectives() -> Rows:

@@ -1,15 +1,16 @@
-"""Bytes at the highest point of a run: loading, training, answering, each counted from the model's
-sizes. Pure integers, no torch.
+"""Peak memory of a run: loading, training, answering, each counted from the model's sizes. Pure
+integers, no torch.
 
-What autograd keeps for a row of a block was counted from the code (`models/fast.py`,
-`models/tree_attention.py`, Transformers' Llama) and compared with runs: docs/fit.md has the table.
-T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
+What autograd keeps for a row of a block was counted from the code (`models/kernels/fused.py`,
+`models/kernels/tree_attention.py`, Transformers' Llama) and compared with runs: docs/fit.md has the
+table. T rows of a pass, D hidden, Q query width, K key width, F inner width, V vocabulary, R rank.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunewright.models.limits import ANSWER_ROWS, ANSWER_TOKENS, HEAD_ROWS, KEEP_BYTES, WIDE_NUMBERS
 from tunewright.models.shape import BYTES, ModelShape, roles_of
 
 MiB = 2**20
@@ -18,14 +19,6 @@ PROCESS_BYTES = 410 * MiB
 without CUDA (measured: 391 to 410 MiB)."""
 TOKEN_BYTES = 400
 """Of Python and Rust objects for each token of a vocabulary beyond those 50,000."""
-KEEP_BYTES = 768 * MiB
-"""Attention probabilities are kept for the backward pass up to here (`engine/forward.py`)."""
-HEAD_ROWS = 512
-"""Rows that visit the output head at once (`models/head.py`)."""
-ANSWER_TOKENS, ANSWER_ROWS = 96, 8192
-"""New tokens of an answer, and token rows that are answered at once (`models/generate.py`)."""
-WIDE_NUMBERS = 1 << 24
-"""Weights of a quantised matrix that are wide at once (`models/quantised.py`)."""
 SLACK = 1.15
 """What the allocator holds beyond the tensors that live in it: freed blocks of another size, and
 temporaries of the backward pass."""
@@ -57,7 +50,8 @@ class Work:
 
 
 def row_bytes(shape: ModelShape, work: Work) -> float:
-    """Bytes that autograd keeps for one token row over all blocks, attention probabilities apart."""
+    """Bytes that autograd keeps for one token row over all blocks, without attention
+    probabilities."""
     D, Q, K, F = (
         shape.hidden,
         shape.heads * shape.head_dim,
@@ -109,7 +103,7 @@ def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
     """Bytes of each part while training."""
     adapter = work.trainable * 4 if work.rank else 0
     # A gradient and two moments in float32 for each number that trains. An adapter's is used as a
-    # copy in the number type of the model; a weight of a half-precision base is held in float32
+    # copy in the dtype of the model; a weight of a half-precision base is held in float32
     # besides (`methods/base_weights.py`).
     state = work.trainable * 4 * 3 + work.trainable * (
         work.item if work.rank else 4 if work.item < 4 else 0

@@ -21,17 +21,15 @@ import yaml
 
 from tunewright.bench.page import write_methods_page
 from tunewright.core import compat
+from tunewright.core.comparing import contains
 from tunewright.core.errors import UsageError, problem, raise_all
 from tunewright.core.files import readable_size, write_json, write_text
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, parse_run
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
-from tunewright.report.record import contains, read_record
+from tunewright.report.record import read_record
 
-LEFT_OUT = {"peft", "new_tokens"}
-"""Kinds that cannot run without an option of their own; `--kinds` may still name them, with the
-option in the run file."""
 FIXED = {
     "probes": 12,
     "engine.save_every": None,
@@ -97,7 +95,7 @@ def bench_methods(
     entrants = (
         [Entrant.read(word) for word in kinds]
         if kinds
-        else [Entrant(kind) for kind in methods.names() if kind not in LEFT_OUT]
+        else [Entrant(entry.name) for entry in methods if entry.has_defaults]
     )
     rows = []
     out.mkdir(parents=True, exist_ok=True)

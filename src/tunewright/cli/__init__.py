@@ -1,4 +1,4 @@
-"""The command line. It speaks to people and holds no logic.
+"""The command line: it speaks to people and holds no logic.
 
 `tunewright --help` answers in less than half a second, so a command imports what loads pydantic,
 PyYAML or PyTorch when it runs, and only light words (`core.errors`, `telling`, `words`) at the top.

@@ -1,5 +1,5 @@
 """`tunewright data ...`: what the model would learn from, checked, shown and converted. Speaks to
-people and holds no logic, like `cli.py`."""
+people and holds no logic."""
 
 from __future__ import annotations
 

@@ -1,2 +1,1 @@
-"""Floor 0: words, errors, configuration, registry and the types on which the three axes meet.
-Nothing here imports torch."""
+"""Words, errors, configuration, registry and the types that all rooms share. Without torch."""

@@ -1,4 +1,4 @@
-"""Any method goes with any objective unless this file says why not; all reasons at once, before
+"""Any method works with any objective unless this file says why not; all reasons at once, before
 anything is loaded."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def problems(run: RunConfig) -> list[Problem]:
 
 
 def _base_problems(run: RunConfig) -> list[Problem]:
-    """A quantised base carries only methods that leave it as it is, and its number type has as many
+    """A quantised base carries only methods that leave it as it is, and its dtype has as many
     bits as it says."""
     base, kind = run.base, kind_of(run.method)
     if base.bits is None:

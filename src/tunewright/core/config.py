@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-PositiveInt = Field(gt=0)
-
 
 class Section(BaseModel):
     """A part of the run file: frozen, no unknown keys, documented beside each field."""
@@ -34,8 +32,8 @@ class MixingConfig(Section):
     """How much of an epoch each entry of `data.train` makes up, where it does not say so itself."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """1: as many rows as it has; higher: small entries weigh more (shares follow rows to the power
-    1 / temperature)."""
+    """1: each entry counts by its number of rows; higher: small entries count more (shares are
+    proportional to rows to the power 1 / temperature)."""
 
 
 class DataConfig(Section):
@@ -45,19 +43,19 @@ class DataConfig(Section):
     """A file, a folder, a name in a dataset_info.json, or a list of these."""
     held_out: float | int | str | None = None
     """Rows kept for measuring, never trained on: a share (0.1), a count (50) or a file. Default:
-    the valid part of a folder; else 0.1, and 0 under 20 rows."""
+    the valid part of a folder; otherwise 0.1, or 0 with fewer than 20 rows."""
     dir: str | None = None
     """Folder in which names are looked up in a dataset_info.json."""
     format: str = "auto"
     """alpaca, messages, sharegpt, prompt_completion, text, preference, ... (`tunewright list
-    formats`); auto looks at the rows."""
+    formats`); auto detects it from the rows."""
     columns: dict[str, str] = {}
-    """Names of your columns for ours, for example {instruction: question, output: answer}."""
+    """Maps our column names to yours, for example {instruction: question, output: answer}."""
     wording: str | None = None
-    """How a question is made of columns: {text} for texts with labels, {question} and {context} for
-    questions about a text. Default: as docs/data.md says."""
+    """How a question is composed from columns: {text} for texts with labels, {question} and
+    {context} for questions about a text. Default: as docs/data.md says."""
     labels: list[str] | None = None
-    """Names of labels that are numbers, in order: [negative, positive] for 0 and 1."""
+    """Names for numeric labels, in order: [negative, positive] for 0 and 1."""
     limit: int | None = Field(default=None, gt=0)
     """Use only the first n rows; applied before the split."""
     max_tokens: int | None = Field(default=None, gt=1)
@@ -66,16 +64,16 @@ class DataConfig(Section):
     """What happens to a longer row: drop it (counted), or cut its answer's middle and keep the stop
     token."""
     system: str | None = None
-    """A system prompt for rows that bring none."""
+    """A system prompt for rows that have none."""
     thinking: Literal["auto", "learn", "keep", "off"] = "auto"
-    """Thoughts of answers: learn; keep (shown, not learnt); off (taken out). auto: learn, and rows
-    without one in the template's form without thinking."""
+    """What to do with thoughts before answers: learn them; keep them (shown, not learnt); off
+    (removed). auto: learn, and rows without thoughts in the template's non-thinking form."""
     good_only: bool = False
-    """Of pairs only the chosen answer, of judged answers only the good ones, as dialogues: so sft
-    can learn from them. Default: such rows are refused there."""
+    """Use only the chosen answer of pairs and the good ones of judged answers, as dialogues, so
+    that sft can learn from them. Default: sft refuses such rows."""
     accept: list[str] = []
-    """Names of findings that would stop the run (`swapped_roles`, `too_long`, ...) and are known
-    and wanted."""
+    """Names of findings (`swapped_roles`, `too_long`, ...) that would stop the run but that you
+    accept."""
     mixing: MixingConfig = MixingConfig()
     """How entries of `data.train` are mixed; an entry may also say `repeat`, `share` or `cap`
     itself."""
@@ -112,14 +110,14 @@ class BaseConfig(Section):
     """4 or 8: keep the frozen matrices of the blocks quantised. Saves memory and costs time.
     Default: not quantised."""
     type: Literal["nf4", "int4", "int8"] | None = None
-    """Number type of a quantised base: nf4 (QLoRA's) or int4 for 4 bits, int8 for 8. Default: nf4
-    for 4 bits."""
+    """dtype of a quantised base: nf4 (QLoRA's) or int4 for 4 bits, int8 for 8. Default: nf4 for 4
+    bits."""
     double: bool = True
-    """nf4 keeps its scales in 8 bits as well: 4.5 bits a weight in place of 6 with blocks of 16,
-    4.13 in place of 4.5 with blocks of 64."""
+    """nf4 keeps its scales in 8 bits as well: 4.5 bits per weight instead of 6 with blocks of 16,
+    4.13 instead of 4.5 with blocks of 64."""
     block: Literal[16, 32, 64] = 16
-    """Weights that share one scale in nf4. 64 is QLoRA's and takes 4.13 bits a weight; 16 takes 4.5
-    and costs a small model much less of its quality."""
+    """Weights that share one scale in nf4. 64 is QLoRA's and takes 4.13 bits per weight; 16 takes
+    4.5 and preserves much more of a small model's quality."""
 
     @property
     def number_type(self) -> str | None:
@@ -128,7 +126,7 @@ class BaseConfig(Section):
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Bits that one quantised weight takes with its share of the scales (models/quantised.py)."""
+        """Bits of one quantised weight with its share of the scales (models/quantised.py)."""
         kind = self.number_type
         if kind is None:
             return None
@@ -141,19 +139,18 @@ class EngineConfig(Section):
     """How the steps are taken."""
 
     epochs: float = Field(default=3.0, gt=0)
-    """Times every row is seen."""
+    """How often every data row is seen."""
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many optimiser steps; overrides epochs."""
     batch_size: int | Literal["auto"] = "auto"
     """Samples per optimiser step, always; how many fit in memory at once is `rows_per_pass`. auto:
-    16, and fewer under 128 samples, so that few rows still make many steps."""
+    16, and fewer with less than 128 samples, so that little data still gives many steps."""
     learning_rate: float | Literal["auto"] = "auto"
-    """Peak rate of the optimiser; auto takes what suits the method and the number of steps, and
-    says so."""
+    """Peak learning rate; auto takes what suits the method and the number of steps, and says so."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls after the warm-up."""
+    """How the learning rate falls after the warm-up."""
     warmup: float = Field(default=0.05, ge=0)
-    """Under 1: share of all steps; from 1 on: number of steps."""
+    """Below 1: share of all steps; from 1: number of steps."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     clip: float | None = Field(default=1.0, gt=0)
@@ -162,14 +159,15 @@ class EngineConfig(Section):
     """The update rule. adafactor keeps almost no state; adamw_8bit (bitsandbytes) a quarter of
     AdamW's; muon is for matrices, with AdamW for the rest."""
     neftune: float | None = Field(default=None, gt=0)
-    """Strength of uniform noise on the input embeddings while training (5 is usual); null: none."""
+    """Strength of uniform noise on the input embeddings during training (5 is usual); null:
+    none."""
     activation_cache: int | Literal["auto", "off"] = "auto"
-    """Where only upper blocks train: bytes in which the hidden states below them may be kept from
-    the first epoch on; auto: a quarter of the free memory."""
+    """If only upper blocks are trained: bytes for keeping the hidden states below them from the
+    first epoch on; auto: a quarter of the free memory."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the computation; auto times this processor and says what it found."""
+    """dtype of the computation; auto measures this processor and says what it found."""
     layout: Literal["auto", "tree", "padded"] = "auto"
-    """tree computes shared beginnings once; padded is one row a sample."""
+    """tree computes shared prefixes once; padded puts one sample in a row."""
     rows_per_pass: int | Literal["auto"] = "auto"
     """Token rows computed at once. Changes memory and speed, never the gradient."""
     threads: int | Literal["auto"] = "auto"
@@ -181,8 +179,8 @@ class EngineConfig(Section):
     evaluate_every: int | Literal["auto", "epoch"] | None = "auto"
     """Steps between measurements on the held-out rows, or `epoch`; null: only at the end."""
     evaluate_rows: int | None = Field(default=512, gt=0)
-    """Most held-out rows that are measured while the run learns, the same ones each time; all at
-    the end where that costs under a tenth of the training. null: all."""
+    """At most this many held-out rows are measured during training, the same ones each time; all of
+    them at the end if that takes less than a tenth of the training time. null: always all."""
     keep_best: bool = True
     """Return to the weights with the lowest held-out loss at the end."""
     early_stop: int | None = Field(default=None, gt=0)

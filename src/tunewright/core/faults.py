@@ -1,5 +1,5 @@
-"""What nobody foresaw: one message with a code for the person, and the traceback in a file for
-whoever mends it.
+"""Unexpected errors: one message with a code for the person, and the traceback in a file for
+whoever fixes it.
 
 An exception that is not one of ours says nothing to a person and must not be lost either. It
 becomes an `UnexpectedError` whose `__cause__` it is.
@@ -30,7 +30,7 @@ def caught(error: BaseException, folder: Path, doing: str) -> UnexpectedError:
     """The error to raise `from` one that is not ours. Appends the traceback to `FILE` in `folder`.
     `doing` says during what it came."""
     place = keep(error, folder)
-    return UnexpectedError(problem(_code(error), place, doing=doing, cause=cause_of(error)))
+    return UnexpectedError.of(_code(error), place, doing=doing, cause=cause_of(error))
 
 
 def _code(error: BaseException) -> str:

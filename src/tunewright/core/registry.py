@@ -1,7 +1,7 @@
 """Names to entries: how a method, an objective, a format or a reward becomes a word in a run file.
 
 A registry fills itself on first use by importing its room, then whatever installed packages offer
-under the entry point `tunewright.<axis>`. So floor 0 names no room in an import statement, and
+under the entry point `tunewright.<axis>`. So core names no other room in an import statement, and
 `import tunewright` loads none.
 """
 
@@ -12,7 +12,16 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedConfig
+    from typing_extensions import Unpack
+
+    from tunewright.core.errors import Problem
+    from tunewright.core.types import Attached, Model
 
 from tunewright.core.errors import ConfigError, problem
 
@@ -28,6 +37,12 @@ class Entry(Generic[F]):
     config: type
     function: F
     facts: dict[str, Any]
+
+    @property
+    def has_defaults(self) -> bool:
+        """Whether every option has a default, so that the name alone says what to do."""
+        fields: dict[str, Any] = getattr(self.config, "model_fields", {})
+        return not any(field.is_required() for field in fields.values())
 
     @property
     def package(self) -> str:
@@ -103,8 +118,75 @@ class Registry(Generic[F]):
         return close[0] if close else None
 
 
-methods: Registry[Callable[..., Any]] = Registry("methods", "tunewright.methods")
+methods: Registry[Callable[..., Attached]] = Registry("methods", "tunewright.methods")
 objectives: Registry[Callable[..., Any]] = Registry("objectives", "tunewright.objectives")
 formats: Registry[Callable[..., Any]] = Registry("formats", "tunewright.data.formats")
 rewards: Registry[Callable[..., Any]] = Registry("rewards", "tunewright.rewards")
 AXES = {"method": methods, "objective": objectives}
+
+
+class MethodFacts(TypedDict, total=False):
+    """What is known of a method before anything is loaded."""
+
+    source: str
+    """Its paper, or where its code is."""
+    trains: str
+    """What trains, in a few words."""
+    rate: float
+    """The learning rate that suits it in long runs, when the run file says `auto`."""
+    by: str
+    """Whose implementation it is; Tunewright's where nothing is said."""
+    merges: str
+    """Why it cannot be folded into plain weights; left out where it can."""
+    on_quantised: bool
+    """It can stand on a base in few bits."""
+    own_optimizer: bool
+    """Its paper is about the update: it brings its optimiser."""
+    leaves: str
+    """`model`: a run leaves a whole model and no adapter."""
+    needs_weights: bool
+    """It starts from the weights or from words, so a model without weights cannot show whether it
+    fits."""
+    peft_types: tuple[str, ...]
+    """PEFT's types with whose saved folders it goes on; the first is the one it is saved as."""
+    peft_fields: dict[str, str]
+    """Our field -> where PEFT's description of the first type holds it."""
+    goes_on: bool
+    """False where a saved folder goes on as another kind unless this one is named."""
+    continued: Callable[[Attached, Any], None]
+    """What is left to do when a saved adapter goes on under a config of this kind."""
+    obstacles: Callable[[Any, PreTrainedConfig], list[Problem]]
+    """(method config, model config) -> why the method cannot be put on such a model."""
+    load: Callable[[Any, Model, Path, str, bool], Attached]
+    """(method config, model, folder, base path, trainable): puts on what `Attached.save` wrote, for
+    methods that PEFT does not know."""
+
+
+M = TypeVar("M", bound="Callable[..., Attached]")
+
+
+def method(name: str, config: type, **facts: Unpack[MethodFacts]) -> Callable[[M], M]:
+    """Decorator: the function puts the method `name` on a model, `(config, model, anatomy,
+    base_path) -> Attached`."""
+
+    def keep(function: M) -> M:
+        methods.register(name, config, **facts)(function)
+        return function
+
+    return keep
+
+
+def usual_rate(kind: str) -> float:
+    """The registered learning rate of a method."""
+    entry = methods.get(kind)
+    assert entry is not None
+    return float(entry.facts["rate"])
+
+
+def kinds_of_peft_type(name: str) -> list[Entry[Callable[..., Attached]]]:
+    """The methods that go on with saved folders of a PEFT type: first those that are saved so, and
+    of these first the one that goes on where no kind is named."""
+    found = [entry for entry in methods if name in entry.facts.get("peft_types", ())]
+    return sorted(
+        found, key=lambda e: (e.facts["peft_types"][0] != name, not e.facts.get("goes_on", True))
+    )

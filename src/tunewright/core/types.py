@@ -17,7 +17,11 @@ from tunewright.core.words import say
 from tunewright.core.written import spelt
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
+
+    from tunewright.core.config import EngineConfig
 
 
 @dataclass(frozen=True)
@@ -292,6 +296,8 @@ class PassOutput:
 
 Passes: TypeAlias = Callable[[list[Sample]], Iterable[PassOutput]]
 """Samples in, any number of them; the outputs of their passes out, without gradient."""
+Model: TypeAlias = "PreTrainedModel"
+"""A causal language model as Transformers has it: what a method is put on."""
 Term: TypeAlias = "tuple[Tensor, float]"
 """(sum over the pass, coefficient). The engine divides the sum by what `plan` announced under the
 same name for the whole step."""
@@ -355,10 +361,10 @@ class Attached:
     rate_factors: dict[str, float] = field(default_factory=dict)
     """Parameters that learn at another rate than the rest: name -> factor on the rate of the step.
     """
-    optimizer: Callable[[Any, list[tuple[str, Any]]], Any] | None = None
+    optimizer: Callable[[EngineConfig, list[tuple[str, nn.Parameter]]], Optimizer] | None = None
     """(engine config, named parameters) -> the method's own optimiser, where its paper is about the
     update (GaLore)."""
-    with_optimizer: Callable[[Any, Any], None] | None = None
+    with_optimizer: Callable[[EngineConfig, Optimizer], None] | None = None
     """(engine config, optimiser): called once with the run's optimiser, for methods that drop parts
     of its state (LISA)."""
     look: Callable[[Sequence[list[int]]], None] | None = None
@@ -372,14 +378,15 @@ class Attached:
     run); those of earlier steps are not kept as the best."""
     notes: list[str] = field(default_factory=list)
     """Sentences to say when the method has been put on."""
-    tensors: Callable[[], dict[str, Any]] | None = None
+    tensors: Callable[[], dict[str, Tensor]] | None = None
     """Tensors beside the parameters that a resume needs, by name; restoring copies into the same
     tensors."""
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """How far a student is from its teacher, token by token; computed by `engine.teacher`."""
+    """How far a student is from its teacher, token by token; computed by
+    `engine.oracles.teacher`."""
 
     model: str
     """What `engine.opening.find` takes: a model, an adapter or a run."""

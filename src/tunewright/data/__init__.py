@@ -1,5 +1,4 @@
-"""Floor 2: files to rows, rows to samples, and a report of everything that was kept, dropped and
-learnt. Needs no torch."""
+"""From files to labelled samples, and a report of every row. Without torch."""
 
 from tunewright.data.inspecting import DataSet, inspect
 from tunewright.data.reporting import describe

@@ -1,1 +1,1 @@
-"""Floor 3: how the steps are taken. Trees and passes are pure integers; torch comes in with `step`."""
+"""How the steps are taken: trees and passes of integers, then tensors."""

@@ -1,4 +1,4 @@
-"""Resolve every `auto` of the engine once, with its reason: device, threads, dtype, rows per pass."""
+"""Resolve every `auto` of the engine once, with its reason: device, threads, dtype, pass size."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bfloat16_instructions() -> str | None:
     None where none is reported.
 
     Both were measured faster than float32 by far more than `BFLOAT16_WORTH_IT`, so that nothing
-    needs to be timed: a clock on a busy machine gave the same run two number types.
+    needs to be timed: a clock on a busy machine gave the same run two dtypes.
     """
     import torch
 

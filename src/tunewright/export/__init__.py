@@ -1,2 +1,1 @@
-"""Floor 4: turn a run into files that other programs use, and prove each of them against the run
-before it appears."""
+"""Files for other programs, each proved against the run before it appears."""

@@ -1,5 +1,4 @@
-"""Run files of LLaMA-Factory and Axolotl, turned into ours, with every key of theirs answered:
-taken over, converted, not needed, or not to be had.
+"""Run files of LLaMA-Factory and Axolotl, turned into ours key by key.
 
 `translate` reads a file and says what becomes of each key; `write` puts the result down after
 `core.runfile` has accepted it, so a run file that would not load is never written. Values that the

@@ -1,4 +1,4 @@
-"""What both systems hand to the same trainer of Transformers: batch, rate, schedule, number type,
+"""What both systems hand to the same trainer of Transformers: batch, rate, schedule, dtype,
 saving, measuring."""
 
 from __future__ import annotations

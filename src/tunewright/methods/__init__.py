@@ -1,4 +1,4 @@
-"""Floor 2: what part of the model may change. Each method returns an `Attached`."""
+"""What part of the model may change: one file a method."""
 
 from tunewright.methods import apollo as apollo
 from tunewright.methods import bottleneck as bottleneck

@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.seeds import stream_seed
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.methods.galore import (
-    BETAS,
     EPS,
     Group,
     OptimizerClass,
+    adam_move,
     attach_with_groups,
     chosen_matrices,
 )
@@ -45,11 +45,6 @@ from tunewright.models.shape import ModelShape
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
-
-LEARNING_RATE, MINI_RATE = 2e-4, 4e-5
-"""An update is about scale * sqrt(rank / smaller side) as long as AdamW's, so the rate may be some
-times that of `full`. Measured: docs/LOG.md."""
 
 
 class ApolloConfig(MethodSection):
@@ -57,26 +52,25 @@ class ApolloConfig(MethodSection):
     rank."""
 
     rank: int = Field(default=64, gt=0)
-    """Rows of the sketch through which Adam sees the gradient of a matrix. Its state shrinks by
-    rank / smaller side."""
+    """Rows of the random projection through which Adam sees the gradient of a matrix. Its state
+    shrinks by rank / smaller side."""
     refresh: int = Field(default=200, gt=0)
-    """Updates after which the sketch is drawn anew."""
+    """Updates after which a new projection is drawn."""
     scaling: Literal["channel", "tensor"] = "channel"
     """Scale the gradient column by column, or by one number for the whole matrix."""
     scale: float = Field(default=1.0, gt=0)
-    """Factor on the updates of the chosen matrices, beside the rate."""
+    """Factor on the updates of the chosen matrices, on top of the learning rate."""
     limit: float = Field(default=1.01, ge=1)
     """How much longer than the last an update of a matrix may be; the paper's guard against jumps
     at the start."""
     targets: Names = ["linear"]
-    """Roles or module names of the matrices that are seen through a sketch. All other weights learn
-    with AdamW."""
+    """Roles or module names of the matrices whose gradient is projected. All other weights use
+    AdamW."""
 
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int(shape.parameters)
+        return shape.parameters
 
 
 class ApolloMiniConfig(ApolloConfig):
@@ -139,7 +133,6 @@ def sketch(
 
 def _update(p: nn.Parameter, state: dict[str, Any], group: Group, number: int) -> None:
     """One update of one parameter."""
-    import torch
 
     assert p.grad is not None
     gradient, rank = p.grad.float(), group["rank"]
@@ -151,14 +144,7 @@ def _update(p: nn.Parameter, state: dict[str, Any], group: Group, number: int) -
             rank, min(p.shape), group["seed"], number, count // group["refresh"], gradient.device
         )
         seen = P @ gradient if wide else gradient @ P.t()
-    if not count:
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(seen), torch.zeros_like(seen)
-    state["step"] = count + 1
-    first, second = state["exp_avg"], state["exp_avg_sq"]
-    first.lerp_(seen, 1 - BETAS[0])
-    second.mul_(BETAS[1]).addcmul_(seen, seen, value=1 - BETAS[1])
-    size = (second / (1 - BETAS[1] ** (count + 1))).sqrt_().add_(EPS)
-    move = (first / (1 - BETAS[0] ** (count + 1))).div_(size)
+    move = adam_move(seen, state)
     if rank:
         move = _scaled(gradient, seen, move, wide, group["scaling"])
         length = move.norm()
@@ -182,18 +168,18 @@ def _scaled(gradient: Tensor, seen: Tensor, move: Tensor, wide: bool, scaling: s
     )
 
 
-@methods.register(
+@method(
     "apollo",
     ApolloConfig,
     source="arXiv 2412.05270",
     trains="every weight, scaled by an optimiser that sees a random sketch",
-    on_quantised=False,
     own_optimizer=True,
     leaves="model",
+    # An update is about scale * sqrt(rank / smaller side) as long as AdamW's, so the rate may be
+    # some times that of `full`. Measured: docs/LOG.md.
+    rate=2e-4,
 )
-def apollo(
-    config: ApolloConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def apollo(config: ApolloConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train every weight; matrices in `targets` through a sketch. Raises ModelError (E-METHOD-09)
     for a rank above a matrix's smaller side."""
     chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
@@ -204,22 +190,22 @@ def apollo(
         "scaling": config.scaling,
         "limit": config.limit,
     }
-    return attach_with_groups(model, chosen, through, apollo_adamw, LEARNING_RATE)
+    return attach_with_groups(model, chosen, through, apollo_adamw, usual_rate("apollo"))
 
 
-@methods.register(
+@method(
     "apollo_mini",
     ApolloMiniConfig,
     source="arXiv 2412.05270",
     trains="every weight, with an optimiser state of almost nothing",
-    on_quantised=False,
     own_optimizer=True,
     leaves="model",
+    rate=4e-5,
 )
 def apollo_mini(
-    config: ApolloMiniConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: ApolloMiniConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """As `apollo`."""
     attached = apollo(config, model, anatomy, base_path)
-    attached.learning_rate = MINI_RATE
+    attached.learning_rate = usual_rate("apollo_mini")
     return attached

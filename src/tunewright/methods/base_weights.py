@@ -1,9 +1,9 @@
-"""Weights of the base itself that train: held in float32, used in the model's number type, switched
+"""Weights of the base itself that train: held in float32, used in the model's dtype, switched
 back to what they were, saved.
 
 An update of a bfloat16 weight w is lost when it is under |w| / 256, which is nearly every update of
 fine-tuning. So what trains stays in the model as a float32 parameter under its own name, and its
-module sees a copy in the number type of the model, made in each forward pass. Gradients, the
+module sees a copy in the dtype of the model, made in each forward pass. Gradients, the
 optimiser's state and checkpoints are then float32 without any special case, and resuming is exact.
 In float32 there is no copy and nothing is wrapped.
 
@@ -19,25 +19,25 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core.types import Model
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig
 
 HALF = ("torch.bfloat16", "torch.float16")
 
 
 class BaseWeights:
     """The named parameters of `model`, from now on trained. `keep` holds on to what they were (in
-    the model's number type) for `originals`.
+    the model's dtype) for `originals`.
 
-    Those in `asleep` stay in the model's number type and do not learn until somebody wakes them
+    Those in `asleep` stay in the model's dtype and do not learn until somebody wakes them
     (`methods/lisa.py`).
     """
 
-    def __init__(
-        self, model: PreTrainedModel, names: list[str], *, keep: bool, asleep: Collection[str] = ()
-    ):
+    def __init__(self, model: Model, names: list[str], *, keep: bool, asleep: Collection[str] = ()):
         import torch
 
         self.model, self.names = model, names
@@ -81,7 +81,7 @@ class BaseWeights:
 
     @contextlib.contextmanager
     def in_number_type(self) -> Iterator[None]:
-        """Inside, the parameters themselves have the number type that the model computes in: what a
+        """Inside, the parameters themselves have the dtype that the model computes in: what a
         file should hold."""
         masters = {name: p.data for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
@@ -92,8 +92,8 @@ class BaseWeights:
             for name, p in self.parameters.items():
                 p.data = masters[name]
 
-    def merge(self) -> PreTrainedModel:
-        """The plain model with the trained weights in its own number type. A second call changes
+    def merge(self) -> Model:
+        """The plain model with the trained weights in its own dtype. A second call changes
         nothing."""
         for module, own in self.wrapped.items():
             if own is None:
@@ -114,7 +114,7 @@ class BaseWeights:
         }
 
     def save_model(self, folder: Path) -> None:
-        """The whole model as a Hugging Face folder, in the number type in which it was computed,
+        """The whole model as a Hugging Face folder, in the dtype in which it was computed,
         with the base's own configuration."""
         folder = Path(folder)
         with self.in_number_type(), _quiet():
@@ -134,7 +134,7 @@ def in_number_type_of(
     module: nn.Module, own_forward: Callable[..., Any], dtypes: dict[str, torch.dtype]
 ) -> Callable[..., Any]:
     """A forward in which the module finds, under the names of its float32 parameters, copies in the
-    number types of `dtypes`."""
+    dtypes of `dtypes`."""
     import torch
 
     ready: dict[str, tuple[object, Tensor]] = {}
@@ -165,7 +165,7 @@ def in_number_type_of(
     return forward
 
 
-def _plain(model: PreTrainedModel) -> GenerationConfig:
+def _plain(model: Model) -> GenerationConfig:
     """Generation settings that can always be written: Transformers refuses to save some that it
     loads. The base's own file replaces them."""
     from transformers import GenerationConfig
@@ -192,9 +192,9 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _restate(model: PreTrainedModel, folder: Path, dtype: str) -> None:
+def _restate(model: Model, folder: Path, dtype: str) -> None:
     """Put the base's own configuration files in place of what training changed in them (dropouts at
-    0), with the number type of the weights."""
+    0), with the dtype of the weights."""
     from tunewright.models.load import load_config
 
     base = Path(str(getattr(model, "name_or_path", "") or ""))

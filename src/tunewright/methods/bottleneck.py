@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from tunewright.core.errors import ModelError, problem
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached, Needs
+from tunewright.core.registry import method, usual_rate
+from tunewright.core.types import Attached, Model, Needs
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.targets import MethodSection
@@ -41,7 +41,6 @@ from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
 NO_MERGE = "a non-linear function stands between the two matrices"
 Placement = Literal["pfeiffer", "houlsby", "parallel"]
@@ -51,9 +50,9 @@ class AdapterConfig(MethodSection):
     """Small two-layer networks inside the blocks."""
 
     bottleneck: int = Field(default=64, gt=0)
-    """Width of the waist. Trained parameters grow linearly; 16 to 256 covers most tasks."""
+    """Width of the bottleneck. Trained parameters grow linearly; 16 to 256 covers most tasks."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    """The non-linearity at the waist."""
+    """The non-linearity in the bottleneck."""
     placement: Placement = "pfeiffer"
     """pfeiffer: after each feed-forward part. houlsby: after each attention and each feed-forward
     part. parallel: beside each feed-forward part."""
@@ -61,8 +60,6 @@ class AdapterConfig(MethodSection):
     """What the adapter's output is multiplied by. He et al. use 4 for the parallel placement."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py), for the estimate before
-        loading."""
         rank = waist(self, shape.hidden)
         return int(
             shape.layers
@@ -75,23 +72,23 @@ class HoulsbyConfig(AdapterConfig):
     """Adapters after attention and after feed-forward."""
 
     placement: Literal["houlsby"] = "houlsby"
-    """Where the adapters stand; fixed by the kind."""
+    """Where the adapters are placed; fixed by the kind."""
 
 
 class PfeifferConfig(AdapterConfig):
     """Adapters after feed-forward only."""
 
     bottleneck: int | None = Field(default=None, gt=0)  # type: ignore[assignment]
-    """Width of the waist. Default: a sixteenth of the model's width, as AdapterHub has it."""
+    """Width of the bottleneck. Default: a sixteenth of the model's width, as in AdapterHub."""
     placement: Literal["pfeiffer"] = "pfeiffer"
-    """Where the adapters stand; fixed by the kind."""
+    """Where the adapters are placed; fixed by the kind."""
 
 
 class ParallelConfig(AdapterConfig):
     """Adapters beside feed-forward."""
 
     placement: Literal["parallel"] = "parallel"
-    """Where the adapters stand; fixed by the kind."""
+    """Where the adapters are placed; fixed by the kind."""
     scale: float = Field(default=4.0, gt=0)
     """What the adapter's output is multiplied by; He et al. use 4."""
 
@@ -108,22 +105,18 @@ class _Switch:
     on: bool = True
 
 
-@methods.register(
+@method(
     "adapter",
     AdapterConfig,
     source="arXiv 2005.00052",
     trains="a small network in every block",
     merges=NO_MERGE,
     on_quantised=True,
-    needs_layout="any",
     load=lambda *given: load(*given),
+    rate=3e-4,
 )
 def adapter(
-    config: AdapterConfig,
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    base_path: str,
-    kind: str = "adapter",
+    config: AdapterConfig, model: Model, anatomy: Anatomy, base_path: str, kind: str = "adapter"
 ) -> Attached:
     """Put adapters into every block of `model`. Only they train, in float32 whatever the base
     computes in.
@@ -165,43 +158,40 @@ def adapter(
     def save(folder: Path) -> None:
         saved.write(folder, kind, config, base_path, saved.tensors_of(model, names))
 
-    wanted = set(names)
     return Attached(
-        parameters=[name for name, _ in model.named_parameters() if name in wanted],
+        parameters=saved.in_order(model, names),
         model=model,
         needs=Needs(frozen_base=True),
         save=save,
         disabled=disabled,
         merge=None,
         merge_reason=say("methods.adapter_no_merge"),
-        learning_rate=1e-4 if config.scale > 1 else 3e-4,
+        learning_rate=usual_rate("parallel_adapter" if config.scale > 1 else "adapter"),
     )
 
 
-def _variant(kind: str, config_class: type[AdapterConfig], source: str) -> None:
-    @methods.register(
+def _variant(kind: str, config_class: type[AdapterConfig], source: str, rate: float) -> None:
+    @method(
         kind,
         config_class,
         source=source,
         trains="a small network in every block",
         merges=NO_MERGE,
         on_quantised=True,
-        needs_layout="any",
+        rate=rate,
         load=lambda *given: load(*given),
     )
-    def attach(
-        config: AdapterConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-    ) -> Attached:
+    def attach(config: AdapterConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
         return adapter(config, model, anatomy, base_path, kind)
 
 
-_variant("houlsby", HoulsbyConfig, "arXiv 1902.00751")
-_variant("pfeiffer", PfeifferConfig, "arXiv 2005.00052")
-_variant("parallel_adapter", ParallelConfig, "arXiv 2110.04366")
+_variant("houlsby", HoulsbyConfig, "arXiv 1902.00751", 3e-4)
+_variant("pfeiffer", PfeifferConfig, "arXiv 2005.00052", 3e-4)
+_variant("parallel_adapter", ParallelConfig, "arXiv 2110.04366", 1e-4)
 
 
 def load(
-    config: AdapterConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
+    config: AdapterConfig, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved adapters of `folder` on `model`."""
     described = saved.read(folder)
@@ -246,7 +236,7 @@ def _places(placement: Placement, anatomy: Anatomy) -> list[tuple[str, str, str,
     return found
 
 
-def _width(model: PreTrainedModel, placement: Placement, module: str, embedding: int) -> int:
+def _width(model: Model, placement: Placement, module: str, embedding: int) -> int:
     """Width of the residual stream at a module: some families embed in fewer dimensions than their
     blocks work in."""
     inner = model.get_submodule(module)

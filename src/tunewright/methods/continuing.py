@@ -1,5 +1,5 @@
-"""`adapter:` brings its own method: what the saved folder holds is what goes on training, and what
-the run file says beside it must agree.
+"""`adapter:` brings its own method: what the saved folder holds is trained further, and settings
+beside it in the run file must agree.
 
 Kind, rank, strength, targets and the like are the shape of the saved numbers; another value beside
 them would be recorded and never used. Dropout is no part of the shape but of the training: it may
@@ -15,91 +15,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import CompatError, Problem, problem, raise_all
-from tunewright.core.registry import methods
+from tunewright.core.registry import kinds_of_peft_type, methods
 from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, kind_of, objective_of
+from tunewright.core.types import Model
 from tunewright.core.words import say
 from tunewright.methods.peft_kinds import RESERVED
 from tunewright.methods.saved import OWN
 from tunewright.methods.targets import MethodSection, TargetSection, chosen_layers
 from tunewright.models.anatomy import Anatomy
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 DESCRIPTION = "adapter_config.json"
-LORA = ("lora", "rslora", "dora", "lora_plus", "pissa", "olora", "eva", "loftq")
-
-
-@dataclass(frozen=True)
-class Type:
-    """A PEFT type: the kind that goes on with it, other kinds that leave it, and where its
-    description holds our fields."""
-
-    kind: str
-    fields: dict[str, str] = field(default_factory=dict)
-    kinds: tuple[str, ...] = ()
-
-
-TYPES = {
-    "LORA": Type(
-        "lora",
-        {
-            "rank": "r",
-            "alpha": "lora_alpha",
-            "dropout": "lora_dropout",
-            "rslora": "use_rslora",
-            "dora": "use_dora",
-        },
-        LORA,
-    ),
-    "ADALORA": Type(
-        "adalora",
-        {
-            "rank": "target_r",
-            "start_rank": "init_r",
-            "alpha": "lora_alpha",
-            "dropout": "lora_dropout",
-        },
-    ),
-    "LOHA": Type("loha", {"rank": "r", "alpha": "alpha"}),
-    "LOKR": Type(
-        "lokr",
-        {
-            "rank": "r",
-            "alpha": "alpha",
-            "decompose_factor": "decompose_factor",
-            "decompose_both": "decompose_both",
-        },
-    ),
-    "IA3": Type("ia3"),
-    "VERA": Type("vera", {"rank": "r", "dropout": "vera_dropout", "seed": "projection_prng_key"}),
-    "OFT": Type("oft", {"block_size": "oft_block_size"}),
-    "BOFT": Type(
-        "boft",
-        {
-            "block_size": "boft_block_size",
-            "factors": "boft_n_butterfly_factor",
-            "dropout": "boft_dropout",
-        },
-    ),
-    # A saved prompt goes on without the network that made it.
-    "PROMPT_TUNING": Type(
-        "prompt_tuning", {"num_tokens": "num_virtual_tokens"}, ("prompt_tuning", "p_tuning")
-    ),
-    "P_TUNING": Type(
-        "prompt_tuning", {"num_tokens": "num_virtual_tokens"}, ("prompt_tuning", "p_tuning")
-    ),
-    "PREFIX_TUNING": Type(
-        "p_tuning_v2", {"num_tokens": "num_virtual_tokens"}, ("p_tuning_v2", "prefix_tuning")
-    ),
-    "TRAINABLE_TOKENS": Type("new_tokens"),
-}
 BEGINNING = {
     "pissa",
     "pissa_niter",
@@ -230,16 +161,18 @@ def _of_peft(
     """(kind, its fields, kinds that may be named) of a PEFT folder. A type that has no kind here
     goes on as `peft`."""
     name = str(described.get("peft_type"))
-    known = TYPES.get(name)
-    if known is None or asked == "peft":
+    entries = kinds_of_peft_type(name)
+    if not entries or asked == "peft":
         return "peft", {"type": name, "options": dict(described)}, ("peft",)
-    values = {ours: described.get(theirs) for ours, theirs in known.fields.items()}
+    goes_on = next(entry for entry in entries if entry.facts.get("goes_on", True))
+    held, kinds = goes_on.name, tuple(entry.name for entry in entries)
+    fields: dict[str, str] = goes_on.facts.get("peft_fields", {})
+    values = {ours: described.get(theirs) for ours, theirs in fields.items()}
     targets = described.get("target_modules")
     if targets is not None:
         values["targets"] = sorted(targets) if isinstance(targets, list) else [str(targets)]
     if name == "TRAINABLE_TOKENS":
         values["tokens"] = list(described.get("token_indices") or [])
-    held = known.kind
     if name == "LORA":
         rows = described.get("trainable_token_indices") or []
         values["new_tokens"] = (
@@ -255,14 +188,14 @@ def _of_peft(
             "dora": flags["dora"] and not flags["rslora"],
         }
         plain = not any(flags.values())
-        allowed = tuple(kind for kind in known.kinds if fits.get(kind, plain))
+        allowed = tuple(kind for kind in kinds if fits.get(kind, plain))
         held = (
             asked
             if asked in ("rslora", "dora", "lora_plus", "loftq") and asked in allowed
             else "lora"
         )
         return held, values | (flags if held == "lora" else {}), allowed
-    return held, values, known.kinds or (known.kind,)
+    return held, values, kinds
 
 
 def _note(name: str, value: object, kind: str, section: Section, found: Continued) -> bool:
@@ -358,7 +291,7 @@ def _take(found: Continued, kind: str, values: dict[str, Any]) -> None:
 
 
 def wrong_layers(
-    asked: MethodSection, model: PreTrainedModel, anatomy: Anatomy, folder: Path
+    asked: MethodSection, model: Model, anatomy: Anatomy, folder: Path
 ) -> list[Problem]:
     """What is wrong where `targets` or `layers` choose other layers of `model` than the adapter of
     `folder` sits on."""

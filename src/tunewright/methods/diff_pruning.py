@@ -39,16 +39,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import ConfigError, ModelError, problem
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached, Needs, Term
+from tunewright.core.registry import method, usual_rate
+from tunewright.core.types import Attached, Model, Needs, Term
 from tunewright.methods import saved
-from tunewright.methods.targets import MethodSection, Names
-from tunewright.models.anatomy import WHOLE, Anatomy, is_linear, shape_of
+from tunewright.methods.targets import MethodSection, Names, chosen_roles
+from tunewright.models.anatomy import Anatomy, shape_of
 from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from tunewright.methods.hard_concrete import Difference
 
@@ -65,7 +64,7 @@ class DiffPruningConfig(MethodSection):
     """Share of all weights of the model that may differ at the end. 0.005 is the paper's."""
     targets: Names = ["linear"]
     """Roles, groups or module names of the matrices that may differ. Each of their weights costs 32
-    bytes while training."""
+    bytes during training."""
     l0: float = Field(default=10.0, ge=0)
     """Weight of the penalty on the expected share of open gates."""
     stretch: tuple[float, float] = (-1.5, 1.5)
@@ -75,8 +74,8 @@ class DiffPruningConfig(MethodSection):
     open_at_start: float = 5.0
     """Parameter of every gate at the start: 5 is open with probability 0.99."""
     gate_rate: float = Field(default=500.0, gt=0)
-    """The gates learn at this multiple of the learning rate: their parameters are whole units, the
-    differences are thousandths."""
+    """The gates learn at this multiple of the learning rate, because their parameters are around 1
+    and the differences around a thousandth."""
     structured: bool = False
     """One more gate for each matrix, so that whole matrices can stay as they are."""
     settle: float = Field(default=0.6, gt=0, le=1)
@@ -90,22 +89,9 @@ class DiffPruningConfig(MethodSection):
         return self
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py): a difference and a gate for
-        each weight of the chosen matrices."""
-        wanted: set[str] = set()
-        for target in self.targets:
-            group = target in ("attention", "mlp")
-            wanted |= {
-                r
-                for r in shape.matrices
-                if target in WHOLE
-                or (group and r.startswith(f"{target}."))
-                or r == shape.targets.get(target, target)
-            }
-        return int(
-            2 * sum(shape.matrices[role].weights for role in wanted)
-            + (sum(shape.matrices[r].count for r in wanted) if self.structured else 0)
-        )
+        """A difference and a gate for each weight of the chosen matrices."""
+        chosen = [shape.matrices[role] for role in chosen_roles(self.targets, shape)]
+        return 2 * sum(m.weights for m in chosen) + sum(m.count * self.structured for m in chosen)
 
 
 def gaps_of(positions: Tensor) -> Tensor:
@@ -168,7 +154,7 @@ class Shared:
         return self.threshold_of[1]
 
 
-def _put(model: PreTrainedModel, names: list[str], shared: Shared, gated: bool) -> list[str]:
+def _put(model: Model, names: list[str], shared: Shared, gated: bool) -> list[str]:
     """Differences beside the named linear modules. Returns the names of their parameters."""
     import torch
 
@@ -194,8 +180,7 @@ def _put(model: PreTrainedModel, names: list[str], shared: Shared, gated: bool) 
         module.forward = _beside(module.forward, part, shared)
         shared.parts[name] = part
         made += [f"{name}.difference.{n}" for n, _ in part.named_parameters()]
-    wanted = set(made)
-    return [n for n, _ in model.named_parameters() if n in wanted]
+    return saved.in_order(model, made)
 
 
 def _beside(
@@ -210,26 +195,17 @@ def _beside(
     return forward
 
 
-def _weights_of(model: PreTrainedModel) -> int:
-    """Numbers of the model, quantised matrices counted by what they stand for."""
-    plain = sum(p.numel() for p in model.parameters())
-    return plain + sum(
-        math.prod(shape_of(m))
-        for m in model.modules()
-        if is_linear(m) and "weight" not in m._parameters
-    )
-
-
-@methods.register(
+@method(
     "diff_pruning",
     DiffPruningConfig,
     source="arXiv 2012.07463",
     trains="a sparse difference whose places are learnt",
     on_quantised=True,
     load=lambda *given: load(*given),
+    rate=5e-5,
 )
 def diff_pruning(
-    config: DiffPruningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: DiffPruningConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Put a gated difference beside every chosen matrix of `model`.
 
@@ -238,12 +214,14 @@ def diff_pruning(
     """
     import torch
 
+    from tunewright.models.quantised import parameter_count
+
     names = anatomy.select(config.targets)
     outside = [name for name in names if name not in set(anatomy.linear)]
     if outside:
         raise ModelError(problem("E-METHOD-44", "method.targets", name=outside[0]))
     shared = Shared(config, int(torch.randint(2**31, ()).item()))
-    total = _weights_of(model)
+    total = parameter_count(model)
     shared.quota = max(1, round(config.target * total))
     parameters = _put(model, names, shared, gated=True)
     available = sum(part.w.numel() for part in shared.parts.values())
@@ -260,11 +238,7 @@ def diff_pruning(
 
 
 def _attached(
-    config: DiffPruningConfig,
-    model: PreTrainedModel,
-    base_path: str,
-    shared: Shared,
-    parameters: list[str],
+    config: DiffPruningConfig, model: Model, base_path: str, shared: Shared, parameters: list[str]
 ) -> Attached:
     num_gates = sum(part.w.numel() for part in shared.parts.values())
     shift = config.temperature * math.log(-config.stretch[0] / config.stretch[1])
@@ -323,7 +297,7 @@ def _attached(
         after_update=after_update if trains else None,
         state=state,
         load_state=load_state,
-        learning_rate=5e-5,
+        learning_rate=usual_rate("diff_pruning"),
         rate_factors={
             name: config.gate_rate for name in parameters if name.endswith((".gate", ".group"))
         },
@@ -346,7 +320,7 @@ def _fix(shared: Shared) -> None:
     shared.fixed = True
 
 
-def _merge(model: PreTrainedModel, shared: Shared) -> PreTrainedModel:
+def _merge(model: Model, shared: Shared) -> Model:
     """Add the differences to the weights; the second time there is nothing left to add."""
     import torch
 
@@ -398,7 +372,7 @@ def read_differences(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def load(
-    config: DiffPruningConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
+    config: DiffPruningConfig, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved difference of `folder` on `model`. Trained further, its places stay as they are."""
     import torch

@@ -1,4 +1,4 @@
-"""GaLore: every weight trains, but the optimiser sees the gradients of matrices through a narrow
+"""GaLore: every weight trains, but the optimiser sees the gradients of matrices through a low-rank
 window (Zhao et al. 2024, arXiv 2403.03507).
 
 For a matrix W (m x n, m <= n) with gradient G at update t:
@@ -26,8 +26,8 @@ from pydantic import Field
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ModelError, problem, raise_all
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached
+from tunewright.core.registry import method, usual_rate
+from tunewright.core.types import Attached, Model
 from tunewright.methods.selecting import attach_whole
 from tunewright.methods.targets import MethodSection, Names
 from tunewright.models.anatomy import Anatomy
@@ -36,7 +36,6 @@ from tunewright.models.shape import ModelShape
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
-    from transformers import PreTrainedModel
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -48,20 +47,19 @@ class GaLoreConfig(MethodSection):
     """Width of the window through which the optimiser sees the gradient of a matrix. Its state
     shrinks by rank / smaller side."""
     refresh: int = Field(default=200, gt=0)
-    """Updates after which the window is chosen anew from the current gradient."""
+    """Updates after which a new window is chosen from the current gradient."""
     scale: float = Field(default=0.25, gt=0)
-    """Factor on the updates of the chosen matrices, beside the rate."""
+    """Factor on the updates of the chosen matrices, on top of the learning rate."""
     side: Literal["auto", "left", "right"] = "auto"
     """Side of the matrix on which the window lies; auto takes the shorter one, which saves most."""
     targets: Names = ["linear"]
-    """Roles or module names of the matrices that are seen through a window. All other weights learn
-    with AdamW."""
+    """Roles or module names of the matrices that are seen through a window. All other weights use
+    AdamW."""
 
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int(shape.parameters)
+        return shape.parameters
 
 
 Group: TypeAlias = dict[str, Any]
@@ -103,7 +101,6 @@ def galore_adamw() -> OptimizerClass:
 
 def _update(p: nn.Parameter, state: dict[str, Any], group: Group) -> None:
     """One update of one parameter."""
-    import torch
 
     assert p.grad is not None
     gradient, rank = p.grad.float(), group["rank"]
@@ -113,21 +110,27 @@ def _update(p: nn.Parameter, state: dict[str, Any], group: Group) -> None:
         if count % group["refresh"] == 0:
             state["window"] = window(gradient, rank, left)
         gradient = state["window"].t() @ gradient if left else gradient @ state["window"]
-    if not count:
-        state["exp_avg"], state["exp_avg_sq"] = (
-            torch.zeros_like(gradient),
-            torch.zeros_like(gradient),
-        )
-    state["step"] = count + 1
-    first, second = state["exp_avg"], state["exp_avg_sq"]
-    first.lerp_(gradient, 1 - BETAS[0])
-    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-    size = (second / (1 - BETAS[1] ** (count + 1))).sqrt_().add_(EPS)
-    move = (first / (1 - BETAS[0] ** (count + 1))).div_(size)
+    move = adam_move(gradient, state)
     if rank:
         move = (state["window"] @ move if left else move @ state["window"].t()).mul_(group["scale"])
     p.mul_(1 - group["lr"] * group["weight_decay"])
     p.add_(move.to(p.dtype), alpha=-group["lr"])
+
+
+def adam_move(seen: Tensor, state: dict[str, Any]) -> Tensor:
+    """Adam's answer to what it sees, of the same shape; its moments and the count of updates stand
+    in `state`."""
+    import torch
+
+    count = state.get("step", 0)
+    if not count:
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(seen), torch.zeros_like(seen)
+    state["step"] = count + 1
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    first.lerp_(seen, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(seen, seen, value=1 - BETAS[1])
+    size = (second / (1 - BETAS[1] ** (count + 1))).sqrt_().add_(EPS)
+    return (first / (1 - BETAS[0] ** (count + 1))).div_(size)
 
 
 def window(gradient: Tensor, rank: int, left: bool) -> Tensor:
@@ -142,18 +145,16 @@ def window(gradient: Tensor, rank: int, left: bool) -> Tensor:
     return torch.linalg.eigh(square).eigenvectors[:, -rank:].flip(1).contiguous()
 
 
-@methods.register(
+@method(
     "galore",
     GaLoreConfig,
     source="arXiv 2403.03507",
     trains="every weight, with an optimiser state of low rank",
-    on_quantised=False,
     own_optimizer=True,
     leaves="model",
+    rate=4e-5,  # for long runs at scale 0.25: docs/methods/galore.md
 )
-def galore(
-    config: GaLoreConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def galore(config: GaLoreConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train every weight; matrices in `targets` through a window. Raises ModelError (E-METHOD-09)
     for a rank that is no window."""
     chosen = chosen_matrices(config.rank, config.targets, model, anatomy)
@@ -163,12 +164,10 @@ def galore(
         "scale": config.scale,
         "side": config.side,
     }
-    return attach_with_groups(model, chosen, through, galore_adamw, LEARNING_RATE)
+    return attach_with_groups(model, chosen, through, galore_adamw, usual_rate("galore"))
 
 
-def chosen_matrices(
-    rank: int, targets: list[str], model: PreTrainedModel, anatomy: Anatomy
-) -> set[int]:
+def chosen_matrices(rank: int, targets: list[str], model: Model, anatomy: Anatomy) -> set[int]:
     """The ids of the weights that `targets` name and that are matrices. Raises ModelError
     (E-METHOD-09) for a rank above the smaller side of one."""
     weights = {
@@ -197,7 +196,7 @@ def chosen_matrices(
 
 
 def attach_with_groups(
-    model: PreTrainedModel,
+    model: Model,
     chosen: set[int],
     through: Group,
     optimizer_class: Callable[[], OptimizerClass],
@@ -220,7 +219,3 @@ def attach_with_groups(
 
     attached.optimizer = optimizer
     return attached
-
-
-LEARNING_RATE = 4e-5
-"""For long runs at scale 0.25; see docs/methods/galore.md for what was measured."""

@@ -166,7 +166,7 @@ class Difference(nn.Module):
         )
 
     def delta(self, kind: torch.dtype) -> Tensor:
-        """The difference as this forward pass uses it, in number type `kind`."""
+        """The difference as this forward pass uses it, in dtype `kind`."""
         if self.training and torch.is_grad_enabled() and self.w.requires_grad:
             self.kept = None
             assert self.gate is not None

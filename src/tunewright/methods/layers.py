@@ -1,4 +1,4 @@
-"""Modules that methods put on a model: a bottleneck adapter, a router of depths, a matrix beside its
+"""Modules that methods put on a model: a bottleneck adapter, a depth router, a matrix beside its
 start.
 
 Apart from their methods because these classes need torch when they are defined, and the list of
@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Any] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "
 
 
 class Bottleneck(nn.Module):
-    """A(x) times the scale: (..., D) -> (..., D), in the number type of x with weights kept in
+    """A(x) times the scale: (..., D) -> (..., D), in the dtype of x with weights kept in
     float32 (or wider)."""
 
     def __init__(

@@ -1,5 +1,5 @@
-"""LISA: embedding, head and a few blocks drawn by lot train, and the lot is drawn again every some
-steps (Pan et al. 2024, arXiv 2403.17919).
+"""LISA: embedding, head and a few blocks drawn at random are trained, and the blocks are drawn
+again every few steps (Pan et al. 2024, arXiv 2403.17919).
 
 For a model of L blocks, `blocks` awake at a time, and the update t:
 
@@ -9,7 +9,7 @@ For a model of L blocks, `blocks` awake at a time, and the update t:
 
 A block that falls asleep loses its gradient and its optimiser state; when it wakes it starts with a
 fresh one, as in the paper. So gradients, moments and float32 copies exist for the awake part only.
-In half precision a sleeping block is held in the model's number type: what it learnt in float32 is
+In half precision a sleeping block is held in the model's dtype: what it learnt in float32 is
 rounded to one of the two neighbours by lot, so that small moves are kept on average, where rounding
 to the nearest would lose them.
 """
@@ -22,9 +22,9 @@ from pydantic import Field
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ModelError, problem
-from tunewright.core.registry import methods
+from tunewright.core.registry import method, usual_rate
 from tunewright.core.seeds import stream, stream_seed
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.methods.base_weights import HALF, BaseWeights
 from tunewright.methods.selecting import attach_whole_part
 from tunewright.methods.targets import MethodSection
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
-    from transformers import PreTrainedModel
 
-LEARNING_RATE = 1e-4
 LEAST_EVERY, PERIODS = 5, 50
 """`every: auto`: the run is cut into so many periods, none shorter than this, because Adam's
 moments start anew in each."""
@@ -47,7 +45,7 @@ class LisaConfig(MethodSection):
     """Embedding, head and a few blocks at a time train; which ones is drawn again and again."""
 
     blocks: int = Field(default=2, gt=0)
-    """How many blocks are awake at a time."""
+    """How many blocks are trained at a time."""
     every: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     """Updates after which the blocks are drawn again. `auto`: a fiftieth of the run, at least 5."""
 
@@ -123,15 +121,15 @@ def rounded_by_lot(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     return torch.where(draw < share, other, near)
 
 
-@methods.register(
+@method(
     "lisa",
     LisaConfig,
     source="arXiv 2403.17919",
     trains="embedding, head and a few blocks at a time, drawn by lot",
-    on_quantised=False,
     leaves="model",
+    rate=1e-4,
 )
-def lisa(config: LisaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def lisa(config: LisaConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the embedding, the head and a few blocks at a time. Raises ModelError (E-METHOD-02) for
     more blocks than the model has."""
     if config.blocks > len(anatomy.blocks):
@@ -148,7 +146,7 @@ def lisa(config: LisaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
         model, list(names.values()), keep=False, asleep={name for block in blocks for name in block}
     )
     lots = Lots(part, blocks, config.blocks)
-    attached = attach_whole_part(part, LEARNING_RATE)
+    attached = attach_whole_part(part, usual_rate("lisa"))
 
     def begin(steps: int) -> None:
         lots.every = max(LEAST_EVERY, steps // PERIODS) if config.every == "auto" else config.every

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tunewright.core.errors import ModelError, Problem, problem
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached, Needs
+from tunewright.core.registry import method
+from tunewright.core.types import Attached, Model
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
+from tunewright.methods.selecting import attach_part
 from tunewright.methods.targets import MethodSection
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.anatomy import of as anatomy_of
@@ -36,9 +37,8 @@ from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
-LEARNING_RATE = 1e-4
 SHARE = 4
 """Default: one new block for so many old ones, as 8 for the paper's 32."""
 BY_NUMBER = (
@@ -73,7 +73,6 @@ class LlamaProConfig(MethodSection):
     """How many new blocks. Default: one for each 4 of the model, at least one."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
         return int(
             wanted(self, shape.layers) * (shape.block_weights // shape.layers + 2 * shape.hidden)
         )
@@ -98,7 +97,7 @@ def places(layers: int, new: int) -> list[int]:
     return [round((group + 1) * layers / new) - 1 for group in range(new)]
 
 
-def expand(model: PreTrainedModel, config: LlamaProConfig, anatomy: Anatomy) -> list[str]:
+def expand(model: Model, config: LlamaProConfig, anatomy: Anatomy) -> list[str]:
     """Put the new blocks into `model` and its configuration. Returns their names.
 
     Raises ModelError: E-METHOD-70 for more new blocks than old ones, E-METHOD-71 for a family whose
@@ -194,7 +193,7 @@ def obstacles(config: LlamaProConfig, model_config: PreTrainedConfig) -> list[Pr
     )
 
 
-def _said(model: PreTrainedModel) -> Tensor | None:
+def _said(model: Model) -> Tensor | None:
     """The logits of a few tokens; None on the meta device."""
     import torch
 
@@ -206,7 +205,7 @@ def _said(model: PreTrainedModel) -> Tensor | None:
         return model(input_ids=ids, use_cache=False).logits
 
 
-def _hands_on(model: PreTrainedModel, before: Tensor | None) -> bool:
+def _hands_on(model: Model, before: Tensor | None) -> bool:
     """Whether the model with new blocks still is the base. An expert or a scale that nobody
     silenced shows here."""
     import torch
@@ -241,9 +240,8 @@ def _silent(block: nn.Module, name: str, outputs: list[str]) -> nn.Module:
     }
     made = copy.deepcopy(block, dict(shared))
     for module in made.modules():
-        vars(module).pop(
-            "forward", None
-        )  # a faster form put on the old module (`models/fast.py`) would go on computing with the old weights
+        # A faster form on the old module (`kernels/fused.py`) would compute with the old weights.
+        vars(module).pop("forward", None)
     with torch.no_grad():
         for output in outputs:
             if output.startswith(f"{name}."):
@@ -252,53 +250,31 @@ def _silent(block: nn.Module, name: str, outputs: list[str]) -> nn.Module:
     return made
 
 
-def attach(
-    config: LlamaProConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> tuple[Attached, BaseWeights]:
-    """The larger model, of which the new blocks train, and the weights of those."""
+def load_blocks(
+    config: LlamaProConfig, model: Model, folder: Path, base_path: str, trainable: bool
+) -> Attached:
+    """The saved blocks of `folder` between those of `model`. Raises ModelError (E-METHOD-41,
+    E-METHOD-42) where they do not fit."""
+    attached = llama_pro(config, model, anatomy_of(model), base_path or saved.read(folder).base)
+    saved.fill(model, attached.parameters, folder, trainable)
+    return attached
+
+
+@method(
+    "llama_pro",
+    LlamaProConfig,
+    source="arXiv 2401.02415",
+    trains="new blocks between the old ones",
+    load=load_blocks,
+    obstacles=obstacles,
+    rate=1e-4,
+)
+def llama_pro(config: LlamaProConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
+    """Train new blocks between the frozen ones. Raises ModelError (E-METHOD-70, E-METHOD-71)."""
     for p in model.parameters():
         p.requires_grad_(False)
     new = tuple(f"{name}." for name in expand(model, config, anatomy))
     part = BaseWeights(
         model, [name for name, _ in model.named_parameters() if name.startswith(new)], keep=True
     )
-
-    def save(folder: Path) -> None:
-        saved.write(folder, "llama_pro", config, base_path, part.tensors())
-
-    attached = Attached(
-        parameters=part.names,
-        model=model,
-        needs=Needs(),
-        save=save,
-        disabled=part.originals,
-        merge=part.merge,
-        learning_rate=LEARNING_RATE,
-    )
-    return attached, part
-
-
-def load_blocks(
-    config: LlamaProConfig, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
-) -> Attached:
-    """The saved blocks of `folder` between those of `model`. Raises ModelError (E-METHOD-41,
-    E-METHOD-42) where they do not fit."""
-    attached, part = attach(config, model, anatomy_of(model), base_path or saved.read(folder).base)
-    saved.fill(model, part.names, folder, trainable)
-    return attached
-
-
-@methods.register(
-    "llama_pro",
-    LlamaProConfig,
-    source="arXiv 2401.02415",
-    trains="new blocks between the old ones",
-    on_quantised=False,
-    load=load_blocks,
-    obstacles=obstacles,
-)
-def llama_pro(
-    config: LlamaProConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
-    """Train new blocks between the frozen ones. Raises ModelError (E-METHOD-70, E-METHOD-71)."""
-    return attach(config, model, anatomy, base_path)[0]
+    return attach_part(part, "llama_pro", config, base_path)

@@ -1,4 +1,4 @@
-"""LoRA and its closest kin: a frozen linear layer plus a trained product of two thin matrices (Hu
+"""LoRA and its closest variants: a frozen linear layer plus a trained low-rank product (Hu
 et al. 2021, arXiv 2106.09685).
 
 The layers are PEFT's. Kin differ in the scale (rsLoRA), in a trained length for each output (DoRA),
@@ -8,23 +8,23 @@ and in how fast B learns (LoRA+).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import CompatError, problem
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached
+from tunewright.core.registry import method, usual_rate
+from tunewright.core.types import Attached, Model
 from tunewright.methods import word_rows
 from tunewright.methods.lora_starts import start_from_rounding, start_from_rows, start_from_weights
 from tunewright.methods.peft import attach_peft, placing, require_linear, wrap
 from tunewright.methods.targets import LowRankSection, cap_rank, chosen_layers
 from tunewright.models.anatomy import Anatomy
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-EVA_WITHOUT_WORDS = "new_tokens does not go with eva, whose start in PEFT takes every layer of an adapter for a low-rank one: use another kind"
+EVA_WITHOUT_WORDS = (
+    "new_tokens does not go with eva, whose start in PEFT takes every layer of an adapter for a "
+    "low-rank one: use another kind"
+)
 
 
 class LoraConfig(LowRankSection):
@@ -34,7 +34,8 @@ class LoraConfig(LowRankSection):
     """Divide by the root of the rank, so that large ranks learn as fast as small ones
     (Kalajdzievski 2023)."""
     dora: bool = False
-    """Train the length of each output's weights apart from their direction (Liu et al. 2024)."""
+    """Train the length of each output's weights separately from their direction (Liu et al.
+    2024)."""
     pissa: bool = False
     """Start A and B at the largest singular directions of each weight (Meng et al. 2024)."""
     pissa_niter: int | None = Field(default=None, gt=0)
@@ -43,11 +44,11 @@ class LoraConfig(LowRankSection):
     olora: bool = False
     """Start A and B at an orthonormal decomposition of each weight (Büyükakyüz 2024)."""
     eva: bool = False
-    """Start A at the directions in which the inputs of its layer vary most on your rows (Paischer
+    """Start A at the directions in which the inputs of its layer vary most on your data (Paischer
     et al. 2024)."""
     loftq: bool = False
-    """Start A and B at what quantising took from each weight (Li et al. 2023). Needs `base.bits`.
-    """
+    """Start A and B at the quantisation error of each weight (Li et al. 2023). Needs
+    `base.bits`."""
 
     @model_validator(mode="after")
     def _one_start(self) -> LoraConfig:
@@ -90,7 +91,7 @@ class OloraConfig(LowRankSection):
 
 
 class EvaConfig(LowRankSection):
-    """LoRA that starts at the directions in which the inputs of each layer vary most on your rows."""
+    """LoRA that starts at the directions in which each layer's inputs vary most on your rows."""
 
     rho: float = Field(default=1.0, ge=1)
     """Above 1, ranks move to layers whose inputs have more directions: a layer gets at most rho *
@@ -112,13 +113,29 @@ class LoftqConfig(LowRankSection):
     which takes minutes on a large model."""
 
 
+FIELDS = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+}
+"""Where PEFT's description of a LoRA holds our fields."""
 _PRODUCT = "a thin product of two matrices beside chosen linear layers"
 
 
-@methods.register(
-    "lora", LoraConfig, by="PEFT", source="arXiv 2106.09685", trains=_PRODUCT, on_quantised=True
+@method(
+    "lora",
+    LoraConfig,
+    by="PEFT",
+    source="arXiv 2106.09685",
+    trains=_PRODUCT,
+    on_quantised=True,
+    rate=2e-4,
+    peft_types=("LORA",),
+    peft_fields=FIELDS,
 )
-def lora(config: LoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def lora(config: LoraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Put LoRA layers on `model`. Only A and B train, in float32 whatever the base computes in; B
     starts at 0, so nothing changes at step 0.
 
@@ -137,94 +154,113 @@ def lora(config: LoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     )
 
 
-@methods.register(
-    "rslora", RsLoraConfig, by="PEFT", source="arXiv 2312.03732", trains=_PRODUCT, on_quantised=True
+@method(
+    "rslora",
+    RsLoraConfig,
+    by="PEFT",
+    source="arXiv 2312.03732",
+    trains=_PRODUCT,
+    on_quantised=True,
+    rate=2e-4,
+    peft_types=("LORA",),
+    goes_on=False,
 )
-def rslora(
-    config: RsLoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def rslora(config: RsLoraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Rank-stabilised LoRA (Kalajdzievski 2023): y = W x + (alpha / sqrt(rank)) B A x."""
     return _attach(config, model, anatomy, base_path, rslora=True)
 
 
-@methods.register(
+@method(
     "dora",
     DoraConfig,
     by="PEFT",
     source="arXiv 2402.09353",
     trains="a thin product and the length of each output's weights",
     on_quantised=True,
+    rate=2e-4,
+    peft_types=("LORA",),
+    goes_on=False,
 )
-def dora(config: DoraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def dora(config: DoraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Weight-decomposed LoRA (Liu et al. 2024): W' = m (W + s B A) / ||W + s B A||, the norm taken
     for each output; m starts at ||W||."""
     return _attach(config, model, anatomy, base_path, dora=True)
 
 
-@methods.register(
+@method(
     "lora_plus",
     LoraPlusConfig,
     by="PEFT",
     source="arXiv 2402.12354",
     trains=f"{_PRODUCT}, B at a higher rate",
     on_quantised=True,
+    rate=5e-5,
+    peft_types=("LORA",),
+    goes_on=False,
+    continued=lambda attached, config: faster_b(attached, config.ratio),
 )
-def lora_plus(
-    config: LoraPlusConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def lora_plus(config: LoraPlusConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """LoRA+ (Hayou et al. 2024): the update of LoRA, with B learning `ratio` times as fast as A."""
     attached = _attach(config, model, anatomy, base_path)
     faster_b(attached, config.ratio)
     return attached
 
 
-@methods.register(
+@method(
     "pissa",
     PissaConfig,
     by="PEFT",
     source="arXiv 2404.02948",
     trains="a thin product that starts at the largest singular directions",
+    rate=1e-4,
+    peft_types=("LORA",),
+    goes_on=False,
+    needs_weights=True,
 )
-def pissa(
-    config: PissaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def pissa(config: PissaConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Principal singular values and vectors adaptation (Meng et al. 2024): with W = U S V^T, A =
     sqrt(S_r) V_r^T, B = U_r sqrt(S_r), and y = (W - s B0 A0) x + s B A x. What B0 A0 takes away is
     subtracted beside the weights, which stay as they are (`methods/lora_starts.py`)."""
     return _attach(config, model, anatomy, base_path, start="pissa", niter=config.pissa_niter)
 
 
-@methods.register(
+@method(
     "olora",
     OloraConfig,
     by="PEFT",
     source="arXiv 2406.01775",
     trains="a thin product that starts at an orthonormal basis",
+    rate=1e-4,
+    peft_types=("LORA",),
+    goes_on=False,
+    needs_weights=True,
 )
-def olora(
-    config: OloraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def olora(config: OloraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Orthonormal LoRA (Büyükakyüz 2024): with W = Q R, B = Q_r and A = R_r, and y = (W - s B0 A0)
     x + s B A x, as `pissa` does it."""
     return _attach(config, model, anatomy, base_path, start="olora")
 
 
-@methods.register(
+@method(
     "eva",
     EvaConfig,
     by="PEFT",
     source="arXiv 2410.07170",
     trains="a thin product that starts at your rows",
     on_quantised=True,
+    rate=2e-4,
+    peft_types=("LORA",),
+    goes_on=False,
+    needs_weights=True,
 )
-def eva(config: EvaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def eva(config: EvaConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Explained variance adaptation (Paischer et al. 2024): y = W x + s B A x; with the inputs of
     the layer on some rows X = U S V^T, A starts at the first rows of V^T and B at 0.
     `Attached.look` is told the rows."""
     return _attach(config, model, anatomy, base_path, start="eva", rho=config.rho)
 
 
-@methods.register(
+@method(
     "loftq",
     LoftqConfig,
     by="PEFT",
@@ -232,10 +268,12 @@ def eva(config: EvaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: 
     trains="a thin product that starts by mending the rounding of the base",
     on_quantised=True,
     merges="it mends the rounding of its quantised base",
+    rate=2e-4,
+    peft_types=("LORA",),
+    goes_on=False,
+    needs_weights=True,
 )
-def loftq(
-    config: LoftqConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def loftq(config: LoftqConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """LoRA-aware quantisation (Li et al. 2023): y = Q x + s B A x with Q = quantised(W); s B A
     starts as the best product of its rank for W - Q."""
     return _attach(config, model, anatomy, base_path, start="loftq", niter=config.niter)
@@ -243,7 +281,7 @@ def loftq(
 
 def _attach(
     config: LowRankSection,
-    model: PreTrainedModel,
+    model: Model,
     anatomy: Anatomy,
     base_path: str,
     *,
@@ -322,4 +360,4 @@ def faster_b(attached: Attached, ratio: float) -> None:
         for name in attached.parameters
         if ".lora_B." in name or ".lora_embedding_B." in name
     }
-    attached.learning_rate = 5e-5
+    attached.learning_rate = usual_rate("lora_plus")

@@ -1,5 +1,5 @@
-"""Where LoRA starts: at a part of the weights (PiSSA, OLoRA), at the rows of the run (EVA), at what
-quantising did to the base (LoftQ).
+"""Where LoRA starts: at a part of the weights (PiSSA, OLoRA), at the data of the run (EVA), at the
+quantisation error of the base (LoftQ).
 
 PiSSA and OLoRA take what A and B start with out of the weight: y = (W - s B0 A0) x + s B A x. PEFT
 writes the difference into W. Here W stays and the start is subtracted beside it, y = W x + s [B,
@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.core.files import write_json
-from tunewright.core.types import Attached
+from tunewright.core.registry import usual_rate
+from tunewright.core.types import Attached, Model
 from tunewright.core.words import say
 from tunewright.methods.peft import attach_peft, settings_of
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 MARK = "tunewright_start.json"
 """Stands in the folder of an adapter that fits only a base quantised as its own was."""
@@ -70,7 +70,7 @@ def start_from_weights(wrapped: PeftModel, how: str) -> Attached:
     attached.tensors = lambda: {
         name: t for name, t in wrapped.named_buffers() if name.endswith(".start")
     }
-    attached.learning_rate = 1e-4
+    attached.learning_rate = usual_rate("pissa")
     return attached
 
 
@@ -118,7 +118,7 @@ def start_from_rows(attached: Attached, wrapped: PeftModel, rank: int) -> Attach
 
         batches, passes = _batches(rows, 2 * rank, wrapped.device), [0]
 
-        def forward(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
+        def forward(model: Model, inputs: dict[str, Tensor]) -> None:
             passes[0] += 1
             if passes[0] > MOST_PASSES:
                 raise CompatError(

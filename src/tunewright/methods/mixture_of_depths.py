@@ -51,8 +51,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from tunewright.core.errors import CompatError, ModelError, problem
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached, Needs, Term
+from tunewright.core.registry import method, usual_rate
+from tunewright.core.types import Attached, Model, Needs, Term
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
@@ -64,7 +64,7 @@ from tunewright.models.shape import ModelShape
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache
 
     from tunewright.methods.layers import Router
 
@@ -91,22 +91,21 @@ class MixtureOfDepthsConfig(MethodSection):
     """Share of the steps over which the capacity falls from 1 to `capacity`. 0: at `capacity` from
     the first step on, as in the paper."""
     train: Literal["blocks", "model", "router"] = "blocks"
-    """What trains besides routers and predictors: the routed blocks, the whole model, or nothing.
-    """
+    """What is trained besides routers and predictors: the routed blocks, the whole model, or
+    nothing."""
     settle: float = Field(default=0.5, gt=0, le=1)
-    """Share of the steps after which training, too, routes by the predictor, as answering does. 1:
+    """Share of the steps after which training also routes by the predictor, as answering does. 1:
     never, as in the paper."""
     predictor: int = Field(default=32, gt=0)
     """Width of the predictor."""
     predictor_weight: float = Field(default=0.01, gt=0)
-    """Weight of the predictor's loss term. It moves the predictor only."""
+    """Weight of the predictor's loss term, which trains only the predictor."""
     router_rate: float = Field(default=20.0, gt=0)
     """Routers and predictors, which start new, learn at this multiple of the learning rate."""
 
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py)."""
         routed = len(routed_places(self, shape.layers))
         new = routed * ((self.predictor + 1) * (shape.hidden + 1) + self.predictor + 1)
         inside = {
@@ -302,9 +301,7 @@ def block_config(block: nn.Module) -> object:
     return next((m.config for m in block.modules() if hasattr(m, "config")), None)
 
 
-def _routed_blocks(
-    config: MixtureOfDepthsConfig, anatomy: Anatomy, model: PreTrainedModel
-) -> list[str]:
+def _routed_blocks(config: MixtureOfDepthsConfig, anatomy: Anatomy, model: Model) -> list[str]:
     """Names of the blocks to route. Raises CompatError (E-METHOD-46) for a model whose blocks do
     not all see everything, or with too few blocks."""
     text = model.config.get_text_config()
@@ -326,18 +323,17 @@ def _routed_blocks(
     return routed
 
 
-@methods.register(
+@method(
     "mixture_of_depths",
     MixtureOfDepthsConfig,
     source="arXiv 2404.02258",
     trains="routers that let tokens skip blocks, and those blocks",
     merges=NO_MERGE,
-    on_quantised=False,
-    needs_layout="padded",
     load=lambda *given: load(*given),
+    rate=5e-5,
 )
 def mixture_of_depths(
-    config: MixtureOfDepthsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: MixtureOfDepthsConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Route every `every`-th block of `model`. Routers and predictors train in float32, and so do
     the weights of the base that `train` names."""
@@ -369,12 +365,11 @@ def mixture_of_depths(
         new += [f"{name}.{ROUTER}.{n}" for n, _ in router.named_parameters()]
     _watch_mask(model, routing)
     vars(model)["depth_routing"] = routing
-    wanted = {*inside, *new}
-    parameters = [n for n, _ in model.named_parameters() if n in wanted]
+    parameters = saved.in_order(model, [*inside, *new])
     return _attached(config, model, base_path, routing, part, parameters, set(new))
 
 
-def _routers(model: PreTrainedModel) -> dict[str, Router]:
+def _routers(model: Model) -> dict[str, Router]:
     """The routers by the names of their blocks."""
     return {
         name.removesuffix(f".{ROUTER}"): m
@@ -384,11 +379,11 @@ def _routers(model: PreTrainedModel) -> dict[str, Router]:
 
 
 def part_dtype(part: BaseWeights, reference: Tensor) -> torch.dtype:
-    """The number type that the model computes in, also where its weights are now held wider."""
+    """The dtype that the model computes in, also where its weights are now held wider."""
     return next(iter(part.dtypes.values()), reference.dtype)
 
 
-def _watch_mask(model: PreTrainedModel, routing: _Routing) -> None:
+def _watch_mask(model: Model, routing: _Routing) -> None:
     """Note the attention mask with which the body of `model` is called: blocks see only what was
     made of it."""
     body = getattr(model, model.base_model_prefix)
@@ -402,7 +397,7 @@ def _watch_mask(model: PreTrainedModel, routing: _Routing) -> None:
 
 def _attached(
     config: MixtureOfDepthsConfig,
-    model: PreTrainedModel,
+    model: Model,
     base_path: str,
     routing: _Routing,
     part: BaseWeights,
@@ -490,17 +485,13 @@ def _attached(
         after_update=after_update,
         state=state,
         load_state=load_state,
-        learning_rate=5e-5,
+        learning_rate=usual_rate("mixture_of_depths"),
         rate_factors={name: config.router_rate for name in parameters if name in new},
     )
 
 
 def load(
-    config: MixtureOfDepthsConfig,
-    model: PreTrainedModel,
-    folder: Path,
-    base_path: str,
-    trainable: bool,
+    config: MixtureOfDepthsConfig, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved routers and weights of `folder` on `model`. Raises ModelError (E-METHOD-42) where
     they do not fit."""
@@ -525,13 +516,13 @@ def load(
     return attached
 
 
-def routing_of(model: PreTrainedModel) -> _Routing:
+def routing_of(model: Model) -> _Routing:
     """The routing that `mixture_of_depths` left on a model."""
     routing: _Routing = vars(model)["depth_routing"]
     return routing
 
 
-def agreement(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor | None = None) -> float:
+def agreement(model: Model, ids_BT: Tensor, mask_BT: Tensor | None = None) -> float:
     """Share of (routed block, token) decisions that come out the same when the model learns and
     when it writes, on the given texts.
 

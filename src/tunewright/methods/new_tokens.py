@@ -13,12 +13,12 @@ rows). `word_rows.py` does that, for LoRA too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached
+from tunewright.core.registry import method
+from tunewright.core.types import Attached, Model
 from tunewright.methods import word_rows
 from tunewright.methods.peft import attach_peft, wrap
 from tunewright.methods.targets import MethodSection
@@ -26,18 +26,15 @@ from tunewright.methods.word_rows import checked_tokens
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.shape import ModelShape
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 class NewTokensConfig(MethodSection):
     """Only the embedding rows of tokens that are named here train."""
 
     tokens: list[str | int] = Field(min_length=1)
-    """Words that become one token each, such as ["<plan>", "</plan>"]; a number names a token that
-    is there already (a reserved one)."""
+    """Words that become one token each, such as ["<plan>", "</plan>"]; a number is the id of an
+    existing token (a reserved one, for instance)."""
     start: Literal["pieces", "mean"] = "pieces"
-    """Where the row of a new word begins: at the mean of its pieces' rows, or at the mean of the
+    """Starting value for the row of a new word: the mean of its pieces' rows, or the mean of the
     rows of all tokens."""
 
     _tokens = field_validator("tokens", mode="before")(checked_tokens)
@@ -45,20 +42,21 @@ class NewTokensConfig(MethodSection):
     def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: a row for each token, two where the head is a
         matrix of its own."""
-        return int(len(self.tokens) * shape.hidden * (1 if shape.tied else 2))
+        return len(self.tokens) * shape.hidden * (1 if shape.tied else 2)
 
 
-@methods.register(
+@method(
     "new_tokens",
     NewTokensConfig,
     by="PEFT",
     source="github.com/huggingface/peft",
     trains="embedding rows of added tokens",
     on_quantised=True,
+    rate=1e-3,
+    needs_weights=True,
+    peft_types=("TRAINABLE_TOKENS",),
 )
-def new_tokens(
-    config: NewTokensConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def new_tokens(config: NewTokensConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the rows of some tokens. Raises what `word_rows.make` raises."""
     import peft
 

@@ -1,4 +1,4 @@
-"""What every method of PEFT's shares: PEFT's layers put on a model, and what a run must know of them.
+"""What all methods of PEFT's share: layers put on a model, and what a run must know of them.
 
 `wrap` puts an adapter of any type on a model, `attach_peft` is the end that all of them share, new
 or loaded. Learnt prompts stand before the input and not on layers: `methods/prompts.py`.
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import CompatError, first_line, problem
-from tunewright.core.types import Attached, Needs
+from tunewright.core.registry import kinds_of_peft_type, usual_rate
+from tunewright.core.types import Attached, Model, Needs
 from tunewright.core.words import say
 from tunewright.methods.base_weights import in_number_type_of
 
@@ -20,24 +21,12 @@ if TYPE_CHECKING:
     import peft
     from peft import PeftModel
     from torch import Tensor
-    from transformers import PreTrainedModel
 
-RATES = {
-    "LORA": 2e-4,
-    "ADALORA": 1e-3,
-    "LOHA": 1e-3,
-    "LOKR": 1e-3,
-    "IA3": 5e-3,
-    "VERA": 4e-3,
-    "OFT": 5e-4,
-    "BOFT": 5e-4,
-    "LN_TUNING": 1e-3,
-    "TRAINABLE_TOKENS": 1e-3,
-}
-"""The rate that suits a PEFT type in runs of more than 1,000 steps; 2e-4 for types not named."""
+RATE, OTHER_RATES = 2e-4, {"LN_TUNING": 1e-3}
+"""The rate of PEFT types that no kind is saved as; of those that one is, its own."""
 
 
-def wrap(model: PreTrainedModel, settings: peft.PeftConfig, base_path: str) -> PeftModel:
+def wrap(model: Model, settings: peft.PeftConfig, base_path: str) -> PeftModel:
     """PEFT's model around `model`, all its own parameters in float32. Raises CompatError with
     PEFT's own words where it refuses."""
     import peft
@@ -73,6 +62,16 @@ def wrap(model: PreTrainedModel, settings: peft.PeftConfig, base_path: str) -> P
         if id(p) not in base and p.is_floating_point() and p.dtype.itemsize < 4:
             p.data = p.data.to(torch.float32)
     return wrapped
+
+
+def rate_of_type(name: str) -> float:
+    """The learning rate that suits a PEFT type in runs of more than 1,000 steps."""
+    rates = [
+        usual_rate(entry.name)
+        for entry in kinds_of_peft_type(name)
+        if entry.facts["peft_types"][0] == name
+    ]
+    return rates[0] if rates else OTHER_RATES.get(name, RATE)
 
 
 def settings_of(wrapped: PeftModel) -> Any:
@@ -115,6 +114,8 @@ def attach_peft(wrapped: PeftModel) -> Attached:
         ):  # AdaLoRA's divisor: PEFT lets it train on a half-precision base and never saves it
             p.requires_grad_(False)
     _compute_as_the_base(wrapped)
+    if kind == "OFT":
+        _rotate_rows(wrapped)
     fuse(wrapped)
 
     def save(folder: Path) -> None:
@@ -142,13 +143,13 @@ def attach_peft(wrapped: PeftModel) -> Attached:
         disabled_reason=say(why) if why else "",
         merge=None if reason else wrapped.merge_and_unload,
         merge_reason=reason,
-        learning_rate=RATES.get(kind, 2e-4),
+        learning_rate=rate_of_type(kind),
     )
 
 
 def _compute_as_the_base(wrapped: PeftModel) -> None:
     """Copies of whole modules that an adapter trains (`modules_to_save`) are held in float32 and
-    used in the number type of what they stand for."""
+    used in the dtype of what they stand for."""
     from peft.utils.other import ModulesToSaveWrapper
 
     for wrapper in [m for m in wrapped.modules() if isinstance(m, ModulesToSaveWrapper)]:
@@ -170,6 +171,22 @@ def _compute_as_the_base(wrapped: PeftModel) -> None:
                 module.forward = in_number_type_of(
                     module, module.forward, dict.fromkeys(wide, narrow)
                 )
+
+
+def _rotate_rows(wrapped: PeftModel) -> None:
+    """PEFT's OFT takes an input of four dimensions for images; on a linear layer they are rows, as
+    DeepSeek-V3 has them for each head."""
+    from peft.tuners.oft.layer import Linear
+
+    def by_rows(own_forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            return own_forward(x.flatten(0, -2)).view(x.shape) if x.dim() == 4 else own_forward(x)
+
+        return forward
+
+    for layer in [m for m in wrapped.modules() if isinstance(m, Linear)]:
+        for rotation in layer.oft_R.values():
+            rotation.forward = by_rows(rotation.forward)
 
 
 def can_merge(wrapped: PeftModel) -> bool:
@@ -228,7 +245,7 @@ def fuse(wrapped: PeftModel) -> int:
             and not any(m.bias is not None for m in module.lora_B.values())
             and not module.get_base_layer().weight.requires_grad
         ):
-            # The fused form rounds A and B to the base's number type; PiSSA and OLoRA subtract
+            # The fused form rounds A and B to the base's dtype; PiSSA and OLoRA subtract
             # where they started, which would leave the rounding.
             exact = all(
                 type(m) is nn.Linear for m in (*module.lora_A.values(), *module.lora_B.values())
@@ -242,14 +259,14 @@ def fuse(wrapped: PeftModel) -> int:
     return count
 
 
-def require_linear(model: PreTrainedModel, names: list[str], kind: str) -> None:
+def require_linear(model: Model, names: list[str], kind: str) -> None:
     """Raise CompatError where PEFT's layers of this kind have no form for GPT-2's Conv1D."""
     for name in names:
         if type(model.get_submodule(name)).__name__ == "Conv1D":
             raise CompatError(problem("E-METHOD-21", "method.kind", kind=kind, module=name))
 
 
-def placing(model: PreTrainedModel, names: list[str]) -> dict[str, Any]:
+def placing(model: Model, names: list[str]) -> dict[str, Any]:
     """What every layer-wise PEFT config says about where it sits."""
     found: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": short_names(model, names)}
     if all(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names):
@@ -257,7 +274,7 @@ def placing(model: PreTrainedModel, names: list[str]) -> dict[str, Any]:
     return found
 
 
-def short_names(model: PreTrainedModel, names: list[str]) -> list[str]:
+def short_names(model: Model, names: list[str]) -> list[str]:
     """Last components of module names where they select exactly `names` in `model`, else the full
     names: keeps adapter_config.json readable."""
     suffixes = {name.rsplit(".", 1)[-1] for name in names}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import CompatError, ConfigError, problem, raise_all
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached, Term
+from tunewright.core.registry import method
+from tunewright.core.types import Attached, Model, Term
 from tunewright.core.words import say
 from tunewright.methods.peft import attach_peft, placing, require_linear, settings_of, wrap
 from tunewright.methods.prompts import attach_prompt, wrap_prompt
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import peft
     from peft import PeftModel
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
 
 class LohaConfig(TargetSection):
@@ -41,7 +40,7 @@ class LohaConfig(TargetSection):
     """Strength: the update is multiplied by alpha / rank. Default: the rank."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py): two products for each matrix."""
+        """Two products for each matrix."""
         return int(
             sum(2 * self.rank * m.count * (m.inputs + m.outputs) for m in self.matrices(shape))
         )
@@ -51,7 +50,7 @@ class LokrConfig(TargetSection):
     """A small matrix and a low-rank product, combined as a Kronecker product."""
 
     rank: int = Field(default=8, gt=0)
-    """Rank of the larger factor; where the factor is small already, it stays whole."""
+    """Rank of the larger factor; if the factor is small already, it is not decomposed."""
     alpha: float | None = Field(default=None, gt=0)
     """Strength: the update is multiplied by alpha / rank. Default: the rank."""
     decompose_factor: int = -1
@@ -97,7 +96,7 @@ class AdaloraConfig(TargetSection):
     """Weight of the penalty that keeps the directions of each layer apart."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` at the start, when every layer has `start_rank`."""
+        """As at the start, when every layer has `start_rank`."""
         first = self.start_rank or -(-3 * self.rank // 2)
         return int(sum(m.count * first * (m.inputs + m.outputs + 1) for m in self.matrices(shape)))
 
@@ -225,14 +224,17 @@ def _scale(config: LohaConfig | LokrConfig) -> float:
     return config.alpha if config.alpha is not None else config.rank
 
 
-@methods.register(
+@method(
     "loha",
     LohaConfig,
     by="PEFT",
     source="arXiv 2108.06098",
     trains="two thin products, multiplied number by number, beside chosen linear layers",
+    rate=1e-3,
+    peft_types=("LOHA",),
+    peft_fields={"rank": "r", "alpha": "alpha"},
 )
-def loha(config: LohaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def loha(config: LohaConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Low-rank Hadamard product (Hyeon-Woo et al. 2021; LyCORIS): W' = W + (alpha / rank) (A1 B1) *
     (A2 B2)."""
     import peft
@@ -249,22 +251,30 @@ def loha(config: LohaConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     return capped.told(attach_peft(wrap(model, settings, base_path)))
 
 
-@methods.register(
+@method(
     "lokr",
     LokrConfig,
     by="PEFT",
     source="arXiv 2309.14859",
     trains="a small matrix and a thin product, Kronecker-multiplied, beside linear layers",
+    rate=1e-3,
+    peft_types=("LOKR",),
+    peft_fields={
+        "rank": "r",
+        "alpha": "alpha",
+        "decompose_factor": "decompose_factor",
+        "decompose_both": "decompose_both",
+    },
 )
-def lokr(config: LokrConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
-    """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron (A B)."""
+def lokr(config: LokrConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
+    """Low-rank Kronecker product (Yeh et al. 2023, LyCORIS): W' = W + (alpha / rank) C kron
+    (A B)."""
     import peft
 
     names = chosen_layers(config, model, anatomy)
     require_linear(model, names, "lokr")
-    cap_rank(
-        model, names, config.rank
-    )  # a factor that is smaller than the rank stays whole, so only a rank above every layer is refused
+    # A factor smaller than the rank stays whole, so only a rank above every layer is refused.
+    cap_rank(model, names, config.rank)
     settings = peft.LoKrConfig(
         r=config.rank,
         alpha=_scale(config),  # type: ignore[arg-type]
@@ -275,15 +285,17 @@ def lokr(config: LokrConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "ia3",
     Ia3Config,
     by="PEFT",
     source="arXiv 2205.05638",
     trains="one factor for each key, value and feed-forward activation",
     on_quantised=True,
+    rate=5e-3,
+    peft_types=("IA3",),
 )
-def ia3(config: Ia3Config, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def ia3(config: Ia3Config, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """(IA)^3 (Liu et al. 2022): keys, values and the input of the feed-forward's last layer are
     multiplied by learnt factors that start at 1."""
     import peft
@@ -311,14 +323,17 @@ def ia3(config: Ia3Config, model: PreTrainedModel, anatomy: Anatomy, base_path: 
     )
 
 
-@methods.register(
+@method(
     "vera",
     VeraConfig,
     by="PEFT",
     source="arXiv 2310.11454",
     trains="two vectors for each linear layer, around random matrices that all share",
+    rate=4e-3,
+    peft_types=("VERA",),
+    peft_fields={"rank": "r", "dropout": "vera_dropout", "seed": "projection_prng_key"},
 )
-def vera(config: VeraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def vera(config: VeraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Vector-based random matrix adaptation (Kopiczko et al. 2023): W' = W + diag(b) B diag(d) A
     with A, B random and shared; b starts at 0."""
     import peft
@@ -333,14 +348,17 @@ def vera(config: VeraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "oft",
     OftConfig,
     by="PEFT",
     source="arXiv 2306.07280",
     trains="a rotation of each linear layer's inputs, in blocks",
+    rate=5e-4,
+    peft_types=("OFT",),
+    peft_fields={"block_size": "oft_block_size"},
 )
-def oft(config: OftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def oft(config: OftConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Orthogonal fine-tuning (Qiu et al. 2023), turning the inputs: y = W (R x) with R
     block-diagonal and orthogonal by Cayley's transform."""
     import peft
@@ -356,14 +374,21 @@ def oft(config: OftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: 
     )
 
 
-@methods.register(
+@method(
     "boft",
     BoftConfig,
     by="PEFT",
     source="arXiv 2311.06243",
     trains="rotations of each layer's inputs, and a factor for each output",
+    rate=5e-4,
+    peft_types=("BOFT",),
+    peft_fields={
+        "block_size": "boft_block_size",
+        "factors": "boft_n_butterfly_factor",
+        "dropout": "boft_dropout",
+    },
 )
-def boft(config: BoftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def boft(config: BoftConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Butterfly orthogonal fine-tuning (Liu et al. 2023): W' = diag(s) (W R) with R = B_1 ... B_m,
     each B_i block-diagonal and orthogonal (Cayley) after a butterfly permutation. Raises
     CompatError (E-METHOD-64) for m above 1 where PEFT would silently take 1, because its kernel is
@@ -399,16 +424,22 @@ def boft(config: BoftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path
     return attach_peft(wrap(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "adalora",
     AdaloraConfig,
     by="PEFT",
     source="arXiv 2303.10512",
     trains="low-rank updates whose ranks move to where they are needed",
+    rate=1e-3,
+    peft_types=("ADALORA",),
+    peft_fields={
+        "rank": "target_r",
+        "start_rank": "init_r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+    },
 )
-def adalora(
-    config: AdaloraConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def adalora(config: AdaloraConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Adaptive budget allocation (Zhang et al. 2023): W' = W + s P diag(e) Q; the least important
     entries of e are set to 0 until the mean rank is `rank`, on a cubic schedule over the run; a
     penalty keeps P and Q near orthogonal."""
@@ -482,9 +513,8 @@ def schedule_ranks(
 
     def after_update(step: int) -> None:
         if step == settles_at() and not allocator.exp_avg_ipt:
-            allocator.update_ipt(
-                tuner.model
-            )  # the ranks are decided at the very first step, before PEFT has looked at any gradient
+            # The ranks are decided at the very first step, before PEFT has looked at any gradient.
+            allocator.update_ipt(tuner.model)
         tuner.update_and_allocate(step)
 
     attached.begin, attached.after_update, attached.complete_from = begin, after_update, settles_at
@@ -531,16 +561,15 @@ IMPOSSIBLE = {
 catalogue."""
 
 
-@methods.register(
+@method(
     "peft",
     PeftConfig,
     by="PEFT",
     source="github.com/huggingface/peft",
     trains="what the PEFT type trains",
+    needs_weights=True,
 )
-def peft_type(
-    config: PeftConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def peft_type(config: PeftConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Any PEFT type on the model. Raises ConfigError for a type or option that PEFT does not have,
     CompatError for what cannot be trained here."""
     settings_class = config_class(config)

@@ -1,9 +1,9 @@
-"""Learnt prompts: the model stays as it is, and virtual tokens stand before every input.
+"""Learnt prompts: the model stays as it is, and virtual tokens come before every input.
 
 Two ways to give the model a token that is no word. As an input embedding (prompt tuning, P-tuning):
 the token runs through all layers like any other. As ready keys and values in every layer (prefix
 tuning, P-tuning v2): nothing runs, every row just sees them. PEFT's encoders make both; the layouts
-place them (`engine/forward.py`), so that a token tree has them once at its root. Positions are
+place them (`engine/policy.py`), so that a token tree has them once at its root. Positions are
 counted as PEFT counts them: M virtual tokens take 0 to M - 1, real ones begin at M. What is saved
 is PEFT's folder: the embeddings, or the keys and values, without the encoder.
 """
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from tunewright.core.errors import CompatError, ConfigError, Problem, problem, raise_all
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached, Needs, VirtualPrompt
+from tunewright.core.registry import method, usual_rate
+from tunewright.core.types import Attached, Model, Needs, VirtualPrompt
 from tunewright.core.words import say
-from tunewright.methods.peft import settings_of, wrap
+from tunewright.methods.peft import rate_of_type, settings_of, wrap
 from tunewright.methods.targets import MethodSection
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.shape import ModelShape
@@ -31,11 +31,10 @@ from tunewright.text.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
-PROMPT_RATES = {"PROMPT_TUNING": 1e-2, "P_TUNING": 2e-4, "PREFIX_TUNING": 1e-2}
-"""Rates that suit the PEFT types in long runs; a prefix with a projection learns at that of
-P_TUNING."""
+FIELDS = {"num_tokens": "num_virtual_tokens"}
+"""Where PEFT's descriptions of prompts hold our fields."""
 
 
 class PromptTuningConfig(MethodSection):
@@ -48,9 +47,7 @@ class PromptTuningConfig(MethodSection):
     of words drawn from the vocabulary."""
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train on a model of `shape` (models/shape.py), for the estimate before
-        loading."""
-        return int(self.num_tokens * shape.hidden)
+        return self.num_tokens * shape.hidden
 
 
 class PTuningConfig(MethodSection):
@@ -89,7 +86,7 @@ class PrefixTuningConfig(MethodSection):
         """Numbers that train on a model of `shape`: the embeddings and the network that makes keys
         and values of all layers."""
         K, S = shape.kv_heads * shape.head_dim, self.encoder_size or min(512, shape.hidden)
-        return int(self.num_tokens * K + K * S + S + (S + 1) * shape.layers * 2 * K)
+        return self.num_tokens * K + K * S + S + (S + 1) * shape.layers * 2 * K
 
 
 class PTuningV2Config(MethodSection):
@@ -104,14 +101,14 @@ class PTuningV2Config(MethodSection):
     def trainable_numbers(self, shape: ModelShape) -> int:
         """Numbers that train on a model of `shape`: a key and a value for each layer and virtual
         token."""
-        return int(self.num_tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim)
+        return self.num_tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim
 
 
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 """Kinds of layers that keep a key and a value of every token."""
 
 
-def rows_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
+def rows_obstacles(config: MethodSection | None, model_config: PreTrainedConfig) -> list[Problem]:
     """What in a model's configuration speaks against learnt input embeddings, before its weights
     are read."""
     text = model_config.get_text_config()
@@ -123,7 +120,7 @@ def rows_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
     )
 
 
-def keys_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
+def keys_obstacles(config: MethodSection | None, model_config: PreTrainedConfig) -> list[Problem]:
     """What in a model's configuration speaks against learnt keys and values, before its weights are
     read."""
     text = model_config.get_text_config()
@@ -143,7 +140,7 @@ def keys_obstacles(model_config: PreTrainedConfig) -> list[Problem]:
 _NO_MERGE = "a learnt prompt stands before the input"
 
 
-@methods.register(
+@method(
     "prompt_tuning",
     PromptTuningConfig,
     by="PEFT",
@@ -152,9 +149,12 @@ _NO_MERGE = "a learnt prompt stands before the input"
     merges=_NO_MERGE,
     on_quantised=True,
     obstacles=rows_obstacles,
+    rate=1e-2,
+    peft_types=("PROMPT_TUNING", "P_TUNING"),
+    peft_fields=FIELDS,
 )
 def prompt_tuning(
-    config: PromptTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: PromptTuningConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Prompt tuning (Lester et al. 2021): the model reads [P; X] with P (M, D) trained."""
     import peft
@@ -173,7 +173,7 @@ def prompt_tuning(
     return attach_prompt(wrapped)
 
 
-@methods.register(
+@method(
     "p_tuning",
     PTuningConfig,
     by="PEFT",
@@ -182,10 +182,11 @@ def prompt_tuning(
     merges=_NO_MERGE,
     on_quantised=True,
     obstacles=rows_obstacles,
+    rate=2e-4,
+    peft_types=("P_TUNING", "PROMPT_TUNING"),
+    goes_on=False,
 )
-def p_tuning(
-    config: PTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def p_tuning(config: PTuningConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """P-tuning (Liu et al. 2021): the model reads [f(E); X] with E (M, D) and the network f
     trained. It changes nothing inside the model."""
     import peft
@@ -199,7 +200,7 @@ def p_tuning(
     return attach_prompt(wrap_prompt(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "prefix_tuning",
     PrefixTuningConfig,
     by="PEFT",
@@ -208,9 +209,12 @@ def p_tuning(
     merges=_NO_MERGE,
     on_quantised=True,
     obstacles=keys_obstacles,
+    rate=2e-4,
+    peft_types=("PREFIX_TUNING",),
+    goes_on=False,
 )
 def prefix_tuning(
-    config: PrefixTuningConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: PrefixTuningConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Prefix tuning (Li and Liang 2021): in every layer attention reads [K_p; K] and [V_p; V],
     where (K_p, V_p) = MLP(E) for all layers at once."""
@@ -226,7 +230,7 @@ def prefix_tuning(
     return attach_prompt(wrap_prompt(model, settings, base_path))
 
 
-@methods.register(
+@method(
     "p_tuning_v2",
     PTuningV2Config,
     by="PEFT",
@@ -235,9 +239,12 @@ def prefix_tuning(
     merges=_NO_MERGE,
     on_quantised=True,
     obstacles=keys_obstacles,
+    rate=1e-2,
+    peft_types=("PREFIX_TUNING",),
+    peft_fields=FIELDS,
 )
 def p_tuning_v2(
-    config: PTuningV2Config, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: PTuningV2Config, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """P-tuning v2 (Liu et al. 2021): the keys and values of a prefix in every layer, trained
     directly: no network, no projection.
@@ -285,7 +292,7 @@ def embedding_of(wrapped: PeftModel) -> nn.Embedding:
     return embedding
 
 
-def _tokens_of(text: str, model: PreTrainedModel, count: int) -> Tensor:
+def _tokens_of(text: str, model: Model, count: int) -> Tensor:
     """(count,) token ids of a text, repeated or cut, by the tokenizer that lies beside the model's
     weights. Raises ConfigError when there are none."""
     import torch
@@ -299,7 +306,7 @@ def _tokens_of(text: str, model: PreTrainedModel, count: int) -> Tensor:
 
 
 def key_shapes(text: PreTrainedConfig) -> list[tuple[int, int]]:
-    """For each layer (heads, head size) of its keys, which differ between layers in some families."""
+    """For each layer (heads, head size) of its keys; in some families layers differ."""
     by_layer = getattr(text, "per_layer_config", None)
     shapes = []
     for number in range(text.num_hidden_layers):
@@ -311,7 +318,7 @@ def key_shapes(text: PreTrainedConfig) -> list[tuple[int, int]]:
     return shapes
 
 
-def wrap_prompt(model: PreTrainedModel, settings: Any, base_path: str) -> PeftModel:
+def wrap_prompt(model: Model, settings: Any, base_path: str) -> PeftModel:
     """PEFT's model with a prompt encoder. Raises CompatError for a prompt that fills the context,
     or that the model cannot take."""
     text = model.config.get_text_config()
@@ -326,7 +333,7 @@ def wrap_prompt(model: PreTrainedModel, settings: Any, base_path: str) -> PeftMo
             )
         )
     by_keys = settings.peft_type.value == "PREFIX_TUNING"
-    raise_all((keys_obstacles if by_keys else rows_obstacles)(model.config), CompatError)
+    raise_all((keys_obstacles if by_keys else rows_obstacles)(None, model.config), CompatError)
     if by_keys and settings.token_dim is None:
         # What a layer's keys are, read from the model: PEFT takes the hidden size, which is not
         # heads x head size in every family. Where layers differ there is room for the largest, and
@@ -397,9 +404,9 @@ def attach_prompt(wrapped: PeftModel) -> Attached:
         generator=PromptGenerator(wrapped),
         disabled=disabled,
         merge_reason=say("methods.no_merge_prompt"),
-        learning_rate=PROMPT_RATES["P_TUNING"]
+        learning_rate=usual_rate("prefix_tuning")
         if projected
-        else PROMPT_RATES.get(config.peft_type.value, 1e-3),
+        else rate_of_type(config.peft_type.value),
     )
 
 

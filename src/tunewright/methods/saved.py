@@ -8,6 +8,7 @@ which are read back with every tensor accounted for; the registered method's `lo
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.files import write_json
 from tunewright.core.registry import methods
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.core.words import say
 from tunewright.methods import lora_starts
 from tunewright.methods.peft import attach_peft, set_dropout, settings_of
@@ -26,7 +27,6 @@ from tunewright.models.vocabulary import fit_rows, num_rows, whole_matrices
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 OWN, TENSORS = "tunewright_method.json", "method.safetensors"
 
@@ -48,7 +48,7 @@ def virtual_tokens(folder: Path) -> int:
 
 
 def put_on(
-    model: PreTrainedModel,
+    model: Model,
     folder: Path,
     *,
     base_path: str = "",
@@ -104,7 +104,7 @@ def put_on(
     return lora_starts.bound_to_its_base(attached) if bound else attached
 
 
-def _whole_rows(model: PreTrainedModel, folder: Path) -> list[tuple[Tensor, Tensor]]:
+def _whole_rows(model: Model, folder: Path) -> list[tuple[Tensor, Tensor]]:
     """(table, copy of its rows that the base has) for embedding and head, where the adapter's file
     holds them whole and they will be written over."""
     known = num_rows(model)
@@ -177,7 +177,13 @@ def read(folder: Path) -> Described:
     )
 
 
-def tensors_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
+def in_order(model: Model, names: Iterable[str]) -> list[str]:
+    """The named parameters, each once, in the model's order."""
+    wanted = set(names)
+    return [name for name, _ in model.named_parameters() if name in wanted]
+
+
+def tensors_of(model: Model, names: list[str]) -> dict[str, Tensor]:
     """Copies of the named parameters on the CPU."""
     wanted = set(names)
     return {
@@ -199,7 +205,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         ) from e
 
 
-def fill(model: PreTrainedModel, names: list[str], folder: Path, trainable: bool) -> None:
+def fill(model: Model, names: list[str], folder: Path, trainable: bool) -> None:
     """Copy the tensors of a folder into the parameters of the same names.
 
     Raises ModelError (E-METHOD-42) when a tensor finds no place, has another shape, or a parameter

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from tunewright.core.errors import ModelError, problem
-from tunewright.core.registry import methods
-from tunewright.core.types import Attached, Needs
+from tunewright.core.registry import method, usual_rate
+from tunewright.core.types import Attached, Model, Needs
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
 from tunewright.methods.targets import MethodSection, Names
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.shape import ModelShape
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class FullConfig(MethodSection):
@@ -34,8 +31,7 @@ class FullConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int(shape.parameters)
+        return shape.parameters
 
 
 class FreezeConfig(MethodSection):
@@ -54,7 +50,6 @@ class FreezeConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
         matrices = {
             role: m.weights
             for role, m in shape.matrices.items()
@@ -103,7 +98,6 @@ class BitFitConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
         return 0 if shape.family in NO_BIAS else int(shape.layers * 4 * shape.hidden)
 
 
@@ -113,8 +107,7 @@ class NormsConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int((2 * shape.layers + 1) * shape.hidden)
+        return (2 * shape.layers + 1) * shape.hidden
 
 
 class EmbeddingsConfig(MethodSection):
@@ -127,12 +120,11 @@ class EmbeddingsConfig(MethodSection):
     trains_base: ClassVar[bool] = True
 
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """Numbers that train in a model of this shape, before it is loaded."""
-        return int(shape.head_weights * (2 if self.head and not shape.tied else 1))
+        return shape.head_weights * (2 if self.head and not shape.tied else 1)
 
 
 def load_part(
-    config: MethodSection, model: PreTrainedModel, folder: Path, base_path: str, trainable: bool
+    config: MethodSection, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved weights of `folder` in `model`. Raises ModelError (E-METHOD-41, E-METHOD-42) where
     they do not fit."""
@@ -156,11 +148,6 @@ def load_part(
     return attach_part(part, described.kind, config, base_path or described.base)
 
 
-RATES = {"full": 2e-5, "freeze": 5e-5, "bitfit": 1e-3, "norms": 1e-3, "embeddings": 2e-4}
-"""Rates of long runs. Biases and norms are few and need larger moves; a matrix of the base is
-easily spoilt."""
-
-
 def attach_part(part: BaseWeights, kind: str, config: MethodSection, base_path: str) -> Attached:
     """The `Attached` of some weights of the base that train."""
 
@@ -174,24 +161,24 @@ def attach_part(part: BaseWeights, kind: str, config: MethodSection, base_path: 
         save=save,
         disabled=part.originals,
         merge=part.merge,
-        learning_rate=RATES[kind],
+        learning_rate=usual_rate(kind),
     )
 
 
-@methods.register(
+@method(
     "full",
     FullConfig,
     source="arXiv 1801.06146",
     trains="every weight of the model",
-    on_quantised=False,
     leaves="model",
+    rate=2e-5,
 )
-def full(config: FullConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str) -> Attached:
+def full(config: FullConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train every weight, in float32 whatever the model computes in."""
-    return attach_whole(model, RATES["full"])
+    return attach_whole(model, usual_rate("full"))
 
 
-def attach_whole(model: PreTrainedModel, learning_rate: float) -> Attached:
+def attach_whole(model: Model, learning_rate: float) -> Attached:
     """The `Attached` of a model of which every weight trains. The run leaves a whole model."""
     return attach_whole_part(
         BaseWeights(model, [name for name, _ in model.named_parameters()], keep=False),
@@ -214,17 +201,15 @@ def attach_whole_part(part: BaseWeights, learning_rate: float) -> Attached:
     )
 
 
-@methods.register(
+@method(
     "freeze",
     FreezeConfig,
     source="arXiv 1411.1792",
     trains="the last blocks, or named parts",
-    on_quantised=False,
     load=load_part,
+    rate=5e-5,
 )
-def freeze(
-    config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def freeze(config: FreezeConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the last blocks or named parts; the rest stays. Raises ModelError for what the model
     does not have."""
     return attach_part(
@@ -235,7 +220,7 @@ def freeze(
     )
 
 
-def frozen_but(config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
+def frozen_but(config: FreezeConfig, model: Model, anatomy: Anatomy) -> list[str]:
     """Names of the parameters that a freeze config lets train, in the model's order."""
     blocks = config.blocks if config.blocks is not None or config.targets or config.patterns else 2
     if blocks is not None and blocks > len(anatomy.blocks):
@@ -270,33 +255,25 @@ def frozen_but(config: FreezeConfig, model: PreTrainedModel, anatomy: Anatomy) -
                 "E-METHOD-04", "method.targets", targets=", ".join(config.targets), blocks=blocks
             )
         )
-    return in_order(model, names)
+    return saved.in_order(model, names)
 
 
-def parameters_of(model: PreTrainedModel, modules: list[str]) -> list[str]:
+def parameters_of(model: Model, modules: list[str]) -> list[str]:
     """Names, as `named_parameters` gives them, of all parameters in the named modules. A tied
     matrix goes by its first name."""
     inside = {id(p) for name in modules for p in model.get_submodule(name).parameters()}
     return [name for name, p in model.named_parameters() if id(p) in inside]
 
 
-def in_order(model: PreTrainedModel, names: list[str]) -> list[str]:
-    """Each name once, in the model's order."""
-    wanted = set(names)
-    return [name for name, _ in model.named_parameters() if name in wanted]
-
-
-@methods.register(
+@method(
     "bitfit",
     BitFitConfig,
     source="arXiv 2106.10199",
     trains="the biases",
-    on_quantised=False,
     load=load_part,
+    rate=1e-3,  # biases and norms are few and need larger moves; a matrix is easily spoilt
 )
-def bitfit(
-    config: BitFitConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def bitfit(config: BitFitConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the biases. Raises ModelError (E-METHOD-01) for a model that has none, which is most of
     the Llama kind."""
     modules = anatomy.select(config.targets) if config.targets else anatomy.modules
@@ -320,17 +297,15 @@ def bitfit(
     return attach_part(BaseWeights(model, names, keep=True), "bitfit", config, base_path)
 
 
-@methods.register(
+@method(
     "norms",
     NormsConfig,
     source="arXiv 2312.11420",
     trains="the scales of the normalisations",
-    on_quantised=False,
     load=load_part,
+    rate=1e-3,  # biases and norms are few and need larger moves; a matrix is easily spoilt
 )
-def norms(
-    config: NormsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
-) -> Attached:
+def norms(config: NormsConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
     """Train the scales and shifts of every normalisation. Raises ModelError (E-METHOD-06) where
     none has any."""
     names = parameters_of(model, anatomy.roles.get("norm", []))
@@ -339,16 +314,16 @@ def norms(
     return attach_part(BaseWeights(model, names, keep=True), "norms", config, base_path)
 
 
-@methods.register(
+@method(
     "embeddings",
     EmbeddingsConfig,
     source="arXiv 1910.11856",
     trains="the token embedding",
-    on_quantised=False,
     load=load_part,
+    rate=2e-4,
 )
 def embeddings(
-    config: EmbeddingsConfig, model: PreTrainedModel, anatomy: Anatomy, base_path: str
+    config: EmbeddingsConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Train the token embedding, and with `head` the output head; where they are tied they are one
     matrix and stay one."""

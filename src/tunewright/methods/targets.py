@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from tunewright.core.config import Section
 from tunewright.core.errors import CompatError, problem
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Model
 from tunewright.core.words import say
 from tunewright.methods.word_rows import checked_tokens
 from tunewright.models.anatomy import WHOLE, Anatomy, is_linear, shape_of
 from tunewright.models.shape import Matrix, ModelShape, roles_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def _one_is_a_list(value: object) -> object:
@@ -72,8 +69,8 @@ class LowRankSection(TargetSection):
     """Share of inputs of the update set to 0 while training; one draw for each row, which samples
     that share the row share."""
     new_tokens: list[str | int] = []
-    """Words that become one token each, such as ["<plan>", "</plan>"], whose rows of the embedding
-    train as well; a number names a token that is there."""
+    """Words that become one token each, such as ["<plan>", "</plan>"], whose embedding rows are
+    trained as well; a number is the id of an existing token."""
 
     _new_tokens = field_validator("new_tokens", mode="before")(checked_tokens)
 
@@ -95,7 +92,7 @@ def chosen_roles(targets: list[str], shape: ModelShape) -> list[str]:
     return [role for role in shape.matrices if wanted & {*WHOLE, role, role.split(".")[0]}]
 
 
-def chosen_layers(config: TargetSection, model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
+def chosen_layers(config: TargetSection, model: Model, anatomy: Anatomy) -> list[str]:
     """Names of the modules that `targets` and `layers` choose. Raises ModelError for a target that
     matches nothing, CompatError for a block that does not exist."""
     names: list[str] = anatomy.select(config.targets)
@@ -165,9 +162,7 @@ class Capped:
         return attached
 
 
-def cap_rank(
-    model: PreTrainedModel, names: list[str], rank: int, *, all_alike: bool = False
-) -> Capped:
+def cap_rank(model: Model, names: list[str], rank: int, *, all_alike: bool = False) -> Capped:
     """Which of the layers `names` are too small for a rank: a product of higher rank would train
     numbers that cannot change what the layer does.
 

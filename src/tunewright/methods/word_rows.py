@@ -1,5 +1,5 @@
 """Rows of the embedding (and of a head that is a matrix of its own) for words that are added: which
-they are, where they stand and where they start.
+they are, their positions and their starting values.
 
 `new_tokens` trains nothing but such rows; LoRA and its kin train them beside their own
 (`method.new_tokens`). The layers are PEFT's in both, which keep the rows beside the table. A word
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import CompatError, ModelError, problem
+from tunewright.core.types import Model
 from tunewright.models import vocabulary
 from tunewright.models.anatomy import Anatomy
 from tunewright.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
 
 
 def checked_tokens(value: object) -> object:
@@ -72,9 +72,7 @@ class WordRows:
                         )
 
 
-def make(
-    tokens: Sequence[str | int], model: PreTrainedModel, anatomy: Anatomy, field: str
-) -> WordRows:
+def make(tokens: Sequence[str | int], model: Model, anatomy: Anatomy, field: str) -> WordRows:
     """Find the ids of `tokens` and give the model room for them. `field` is where the tokens were
     written.
 
@@ -103,7 +101,7 @@ def make(
 
 
 def _look_up(
-    tokens: Sequence[str | int], model: PreTrainedModel, field: str
+    tokens: Sequence[str | int], model: Model, field: str
 ) -> tuple[list[list[int] | None], list[int], int]:
     """For each token its pieces in the old vocabulary (None for one that was there) and its own id;
     and the size of the old vocabulary, 0: not asked."""

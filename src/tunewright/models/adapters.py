@@ -87,7 +87,7 @@ def _base_named_in(folder: Path) -> str:
 
 
 def _widen(wrapped: Any, folder: Path, name: str, base: set[int]) -> None:
-    """Hold the adapter in the number type of its file: PEFT rounds some types to that of the base
+    """Hold the adapter in the dtype of its file: PEFT rounds some types to that of the base
     when it loads them. `base`: ids of what was there."""
     import warnings
 

@@ -1,5 +1,5 @@
-"""A frozen base in 4 or 8 bits: linear layers whose weights are kept as small integers and made
-wide again, block by block, when they are used.
+"""A frozen base in 4 or 8 bits: linear layers whose weights are stored as small integers and
+dequantised, block by block, when they are used.
 
     nf4    16 levels at the quantiles of a normal distribution, times the largest magnitude of a
     block of weights. `double`: those magnitudes in 8 bits,
@@ -34,13 +34,12 @@ from torch import Tensor, nn
 from tunewright.core.types import Attached
 from tunewright.core.words import say
 from tunewright.models import anatomy
+from tunewright.models.limits import WIDE_NUMBERS
 
 BLOCK = 64
 """Weights that share one scale (int4; nf4 where nothing else is asked for)."""
 SCALES_BLOCK = 256
 """Scales that share one scale (double)."""
-WIDE_NUMBERS = 1 << 24
-"""Weights that are wide at once in a product: 32 MiB in bfloat16."""
 CHUNK = 1 << 19
 """Weights that are looked up at once: they pass through float32 and should stay in the processor's
 cache."""
@@ -129,7 +128,7 @@ def quantise(
 
 
 def _pairs(levels: tuple[float, ...]) -> Tensor:
-    """(256,) int64: for each byte the two float32 levels it stands for, as one number to look up."""
+    """(256,) int64: for each byte the two float32 levels it stands for, as one number."""
     table = torch.tensor(levels, dtype=torch.float32)
     return (
         torch.stack([table.repeat_interleave(16), table.repeat(16)], 1)
@@ -178,7 +177,7 @@ class QuantLinear(nn.Linear):
         double: bool = True,
         block: int = BLOCK,
     ):
-        """`weight` (O, I) is read and not kept; `wide_dtype` is its number type."""
+        """`weight` (O, I) is read and not kept; `wide_dtype` is its dtype."""
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         self.number_type, self.doubled, self.wide_dtype = (
@@ -244,7 +243,7 @@ class QuantLinear(nn.Linear):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantLinear:
-        """Move, but never change the number type of the scales: `model.to(bfloat16)` is about what
+        """Move, but never change the dtype of the scales: `model.to(bfloat16)` is about what
         it computes in, and a scale is part of a weight."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)

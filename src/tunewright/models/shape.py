@@ -161,7 +161,7 @@ class ModelShape:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the checkpoint: as found, else as the config's number type makes them."""
+        """Bytes of the checkpoint: as found, else as the config's dtype makes them."""
         return self.weight_bytes or self.parameters * BYTES.get(self.stored_dtype, 2)
 
 
@@ -202,7 +202,7 @@ def _matrices(
 def _expert_matrices(
     text: Mapping[str, Any], layers: int, hidden: int, inner: int, experts: int
 ) -> dict[str, Matrix]:
-    """The feed-forward parts of a mixture of experts: all are held, a token passes through a few."""
+    """The feed-forward parts of a mixture of experts: all are held, a token passes a few."""
     width = _number(text, ("moe_intermediate_size",)) or inner
     chosen = _number(text, ("num_experts_per_tok", "num_experts_per_token")) or 2
     share = min(1.0, chosen / experts)

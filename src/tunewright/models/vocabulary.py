@@ -171,7 +171,7 @@ def _rows_of_tokenizer(model: PreTrainedModel, folder: Path) -> int:
 
 
 def highest_token(folder: Path) -> int:
-    """The highest token of which the adapter in a PEFT folder holds a row; -1 where it holds none."""
+    """The highest token of which the adapter in a PEFT folder holds a row; -1 if none."""
     config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
     found = config.get("token_indices") or config.get("trainable_token_indices") or []
     lists = list(found.values()) if isinstance(found, dict) else [found]

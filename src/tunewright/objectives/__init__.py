@@ -1,5 +1,4 @@
-"""Floor 2: what is optimised. Each objective is two or three small pure functions of
-log-probabilities and weights."""
+"""What is optimised: small pure functions of log-probabilities and weights."""
 
 from tunewright.objectives import distill as distill
 from tunewright.objectives import grpo as grpo

@@ -2,8 +2,8 @@
 held every other.
 
 The engine runs the teacher over the same rows and gives the divergence of the two distributions
-before each learnt token (`engine.teacher`, `models.divergence`); here it is weighted and mixed with
-the likelihood of the data.
+before each learnt token (`engine.oracles.teacher`, `models.kernels.divergence`); here it is
+weighted and mixed with the likelihood of the data.
 
 Sources: Hinton et al. 2015 (arXiv 1503.02531), from whom the temperature and its square before the
 loss, which keeps the gradient's size; reverse divergence, Gu et al. 2023 (MiniLLM, 2306.08543),
@@ -32,8 +32,8 @@ class DistillConfig(Section):
     """The model to learn from: hub id, folder, adapter or run. Its vocabulary must be the
     student's."""
     divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward"
-    """forward covers all that the teacher would say; reverse keeps to what it says most;
-    jensen_shannon lies between, see beta."""
+    """forward covers everything the teacher would say; reverse keeps to what it says most;
+    jensen_shannon is in between, see beta."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """With jensen_shannon, the teacher's share in the mixture that both are compared with."""
     temperature: float = Field(default=1.0, gt=0)
@@ -42,8 +42,8 @@ class DistillConfig(Section):
     alpha: float = Field(default=0.5, ge=0, lt=1)
     """Share of the data's own likelihood in the loss; 0: the teacher alone."""
     top_k: int | None = Field(default=None, gt=0)
-    """Keep only the teacher's k likeliest tokens, computed once and kept in the run folder, so that
-    the teacher does not stay in memory; null: all, live."""
+    """Keep only the teacher's k most likely tokens, computed once and kept in the run folder, so
+    that the teacher does not stay in memory; null: all, live."""
 
 
 @objectives.register(
@@ -52,9 +52,7 @@ class DistillConfig(Section):
 def distill(config: DistillConfig) -> Objective:
     """loss = alpha * mean of -log p(token) + (1 - alpha) * temperature^2 * mean of D(teacher,
     student), both over the learnt tokens of the step."""
-    teaching = Teaching(
-        config.teacher, config.divergence, config.beta, config.temperature, config.top_k
-    )
+    teaching = _teaching(config, top_k=config.top_k)
     return Objective(*_functions(config.temperature, config.alpha), teacher=teaching)
 
 
@@ -66,21 +64,21 @@ class GkdConfig(Section):
     """The model to learn from: hub id, folder, adapter or run. Its vocabulary must be the
     student's."""
     on_policy: float = Field(default=0.5, gt=0, le=1)
-    """Share of the steps that are taken on the student's own answers; the others take the rows'
-    answers."""
+    """Share of the steps that use the student's own answers; the others use the answers of the
+    data."""
     divergence: Literal["forward", "reverse", "jensen_shannon"] = "jensen_shannon"
     """As in `distill`."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """With jensen_shannon, the teacher's share in the mixture that both are compared with."""
     temperature: float = Field(default=1.0, gt=0)
-    """Both distributions are taken at this temperature, and answers are drawn at it. The loss is
+    """Both distributions are taken at this temperature, and answers are sampled at it. The loss is
     multiplied by its square."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest answer that the student writes, in tokens."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Draw among the likeliest tokens that sum to this probability."""
+    """Sample among the most likely tokens whose probabilities sum to this."""
     top_k: int = Field(default=0, ge=0)
-    """Draw among this many likeliest tokens; 0 for all."""
+    """Sample among this many most likely tokens; 0: all."""
 
 
 @objectives.register("gkd", GkdConfig, source="arXiv 2306.13649", rows=("conversation",))
@@ -90,11 +88,25 @@ def gkd(config: GkdConfig) -> Objective:
 
     What the student drew is taken as given: no gradient goes through the drawing, as in the paper.
     """
-    teaching = Teaching(config.teacher, config.divergence, config.beta, config.temperature, None)
+    teaching = _teaching(config, top_k=None)
     own = OwnAnswers(
-        config.on_policy, config.max_new_tokens, config.temperature, config.top_p, config.top_k
+        share=config.on_policy,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
     )
     return Objective(*_functions(config.temperature, 0.0), teacher=teaching, own_answers=own)
+
+
+def _teaching(config: DistillConfig | GkdConfig, top_k: int | None) -> Teaching:
+    return Teaching(
+        model=config.teacher,
+        divergence=config.divergence,
+        beta=config.beta,
+        temperature=config.temperature,
+        top_k=top_k,
+    )
 
 
 def _functions(

@@ -41,14 +41,14 @@ class GrpoConfig(RolloutSection):
     group; no value head."""
 
     generations: int = Field(default=8, ge=2)
-    """Answers drawn to each prompt: the group."""
+    """Answers sampled for each prompt: the group."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL term towards the model at step 0; the paper used 0.04, later work 0."""
     weigh_kl: bool = False
     """Multiply the KL term by the ratio, which makes its gradient unbiased after the first update
     (DeepSeek-V3.2; TRL's default)."""
     loss: Literal["grpo", "dr_grpo", "dapo", "cispo"] = "dapo"
-    """grpo: mean over each answer's tokens, then over answers; dr_grpo: sum over tokens by
+    """grpo: mean over each answer's tokens, then over answers; dr_grpo: sum over tokens divided by
     `max_new_tokens`; dapo: mean over all tokens of the step; cispo: dapo's mean with the clipped
     ratio as a weight only."""
     scale: Literal["group", "batch", "none"] = "group"
@@ -62,11 +62,11 @@ class GrpoConfig(RolloutSection):
     ratio: Literal["token", "answer"] = "token"
     """Ratios token by token, or one for each whole answer, by its mean token (GSPO)."""
     epochs: int = Field(default=1, ge=1)
-    """Times the answers of a round are learnt from."""
+    """How often the answers of a round are trained on."""
     minibatches: int = Field(default=1, ge=1)
     """Updates in each of these epochs."""
     unfinished_penalty: float = Field(default=0.0, ge=0)
-    """Taken off the reward of an answer that was cut off before it ended."""
+    """Subtracted from the reward of an answer that was cut off before it ended."""
 
 
 class DrGrpoConfig(GrpoConfig):

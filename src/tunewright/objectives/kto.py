@@ -1,5 +1,5 @@
-"""Learning from single judgements: answers that somebody called good become likelier, answers
-called bad less likely.
+"""Learning from single judgements: answers marked good become more likely, answers marked bad less
+likely.
 
 Legend: B answers. `reward_B` is the change of an answer's summed log-probability since step 0, in
 nats. The point from which gain and loss are felt is `z0`, the Kullback-Leibler divergence of the
@@ -46,12 +46,12 @@ class KtoConfig(Section):
     answers; pairs count as one good and one bad."""
 
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the model is held to where it started; larger moves it less."""
+    """How strongly the model is kept near its starting point; larger moves it less."""
     good_weight: float = Field(default=1.0, ge=0)
-    """Weight of answers called good. Where they are rare, raise it until this weight times their
-    number is 1 to 4/3 times the other product."""
+    """Weight of answers marked good. If they are rare, raise it until this weight times their
+    number is 1 to 4/3 times `bad_weight` times the number of bad ones."""
     bad_weight: float = Field(default=1.0, ge=0)
-    """Weight of answers called bad."""
+    """Weight of answers marked bad."""
     loss: Literal["kto", "apo_zero"] = "kto"
     """kto measures gains from the KL divergence to the start; apo_zero from zero, which saves a
     pass without gradient in each step."""

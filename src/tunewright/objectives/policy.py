@@ -40,20 +40,20 @@ class RolloutSection(Section):
     (they remain at hand for reward functions)."""
 
     reward: Any = None
-    """What an answer is worth: the name of a reward function, a mapping with `kind` and its
-    options, a reward run's folder, or a list of these."""
+    """The reward: the name of a reward function, a mapping with `kind` and its options, the run
+    folder of a reward model, or a list of these."""
     on_bad: Literal["stop", "skip"] = "stop"
     """When a reward function fails on an answer: stop the run, or leave that answer out and count
     it."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest answer, in tokens."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of the draws; the model also learns at this temperature, so that it is judged as it answered.
-    """
+    """Sampling temperature; the model is also trained at this temperature, so that it is judged as
+    it answered."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Draw among the likeliest tokens that sum to this probability."""
+    """Sample among the most likely tokens whose probabilities sum to this."""
     top_k: int = Field(default=0, ge=0)
-    """Draw among this many likeliest tokens; 0 for all."""
+    """Sample among this many most likely tokens; 0: all."""
 
 
 def rollouts_of(config: Any, judge: Judge, **more: Any) -> Rollouts:

@@ -36,7 +36,7 @@ class PpoConfig(RolloutSection):
     the model at step 0 by a KL term."""
 
     generations: int = Field(default=1, ge=1)
-    """Answers drawn to each prompt of a step."""
+    """Answers sampled for each prompt of a step."""
     beta: float = Field(default=0.05, ge=0)
     """KL coefficient: what a nat of distance from the model at step 0 costs, in reward."""
     kl_target: float | None = Field(default=None, gt=0)
@@ -45,7 +45,7 @@ class PpoConfig(RolloutSection):
     kl_horizon: int = Field(default=1000, ge=1)
     """Answers over which the coefficient adapts."""
     epochs: int = Field(default=2, ge=1)
-    """Times the answers of a round are learnt from."""
+    """How often the answers of a round are trained on."""
     minibatches: int = Field(default=1, ge=1)
     """Updates in each of these epochs."""
     gamma: float = Field(default=1.0, gt=0, le=1)
@@ -61,7 +61,7 @@ class PpoConfig(RolloutSection):
     whiten_rewards: bool = False
     """Divide the rewards of a round by their standard deviation."""
     unfinished_penalty: float = Field(default=1.0, ge=0)
-    """Taken off the reward of an answer that was cut off before it ended."""
+    """Subtracted from the reward of an answer that was cut off before it ended."""
 
 
 def generalised_advantages(

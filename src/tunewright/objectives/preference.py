@@ -1,4 +1,4 @@
-"""Learning from pairs: of two answers to the same question, the chosen one is to become likelier
+"""Learning from pairs: of two answers to the same question, the chosen one is to become more likely
 than the rejected one.
 
 Legend: P pairs. `chosen_P` and `rejected_P` are summed log-probabilities of the answers in nats,
@@ -44,7 +44,7 @@ class DpoConfig(Section):
     where training started. Data: pairs."""
 
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the model is held to where it started; larger moves it less."""
+    """How strongly the model is kept near its starting point; larger moves it less."""
     loss: DpoLoss = "sigmoid"
     """sigmoid is DPO; hinge stops at a margin of 1; ipo aims at a fixed margin and cannot run away;
     the others: docs/objectives/dpo.md."""

@@ -2,8 +2,8 @@
 another document.
 
 The data room cuts a document that is longer than the context into windows that follow one another,
-and puts short ones side by side into samples of about equal size (`data.documents`). Side by side
-they are branches of one token tree, of which none sees another, so packing mixes nothing.
+and puts short ones side by side into samples of about equal size (`data.store.documents`). Side by
+side they are branches of one token tree, of which none sees another, so packing mixes nothing.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ class ProcessRewardConfig(Section):
     with a verdict."""
 
     whole: Literal["min", "product", "mean", "last"] = "min"
-    """How the steps' chances make the reward of a whole answer: the worst step, all steps together,
-    their mean, or the last."""
+    """How the steps' probabilities combine into the reward of a whole answer: the worst step, all
+    steps together, their mean, or the last."""
 
 
 def step_branches(tokens: Sequence[int], steps: Sequence[Sequence[int]]) -> list[Branch]:

@@ -37,18 +37,18 @@ class RlooConfig(RolloutSection):
     its prompt, as one action."""
 
     generations: int = Field(default=4, ge=2)
-    """Answers drawn to each prompt."""
+    """Answers sampled for each prompt."""
     beta: float = Field(default=0.05, ge=0)
     """KL coefficient: what a nat of distance from the model at step 0 costs, in reward."""
     clip: float = Field(default=0.2, gt=0)
     """The ratio of an answer's probability to the old one counts only up to this distance from 1;
     without effect in the first update of a round."""
     epochs: int = Field(default=1, ge=1)
-    """Times the answers of a round are learnt from."""
+    """How often the answers of a round are trained on."""
     minibatches: int = Field(default=1, ge=1)
     """Updates in each of these epochs."""
     unfinished_penalty: float = Field(default=0.0, ge=0)
-    """Taken off the reward of an answer that was cut off before it ended."""
+    """Subtracted from the reward of an answer that was cut off before it ended."""
 
 
 class ReinforceConfig(RolloutSection):
@@ -56,17 +56,17 @@ class ReinforceConfig(RolloutSection):
     the step."""
 
     generations: int = Field(default=1, ge=1)
-    """Answers drawn to each prompt."""
+    """Answers sampled for each prompt."""
     beta: float = Field(default=0.05, ge=0)
     """KL coefficient: what a nat of distance from the model at step 0 costs, in reward."""
     normalise: bool = False
     """Divide the advantages of a step by the standard deviation of its rewards (as REINFORCE++
     does)."""
     unfinished_penalty: float = Field(default=0.0, ge=0)
-    """Taken off the reward of an answer that was cut off before it ended."""
+    """Subtracted from the reward of an answer that was cut off before it ended."""
     epochs: Literal[1] = 1
-    """A policy gradient holds for the weights that drew the answers, so they are learnt from once.
-    """
+    """A policy gradient is valid only for the weights that sampled the answers, so they are trained
+    on once."""
     minibatches: Literal[1] = 1
     """The same."""
 

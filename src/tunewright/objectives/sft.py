@@ -24,7 +24,7 @@ class SftConfig(Section):
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over the whole vocabulary: 0.1 keeps a model from
-    becoming too sure; 0 is plain likelihood."""
+    becoming overconfident; 0 is the plain likelihood."""
     z_loss: float = Field(default=0.0, ge=0)
     """Weight of the squared logarithm of the softmax's denominator; 1e-4 keeps the scale of the
     logits steady in long runs. 0: none."""

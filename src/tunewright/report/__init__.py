@@ -1,2 +1,1 @@
-"""Floor 4: what a run has to show. Reads the run folder only; `html.write_report` makes the page,
-`side_by_side.table` the terminal's view."""
+"""What a run has to show: a page made of its folder alone."""

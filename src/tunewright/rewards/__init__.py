@@ -1,5 +1,4 @@
-"""Floor 2: what an answer is worth. Reward functions for roll-outs: plain Python that sees
-`core.types.Answer` and nothing of models or tensors.
+"""What an answer is worth: plain Python without models or tensors.
 
     wanted = read([{"kind": "numeric", "weight": 2}, "finished"])
     scores = wanted.score(answers)          # scores.total, scores.parts, scores.bad

@@ -27,8 +27,8 @@ class TextConfig(Section):
     """Functions that look at the text of an answer."""
 
     inside: str | None = Field(default=None, pattern=r"^[A-Za-z][\w-]*$")
-    """Look only at what stands between the last `<inside>` and its `</inside>`, for example
-    `answer`; an answer without them is worth 0."""
+    """Look only at the text between the last `<inside>` and its `</inside>`, for example `answer`;
+    an answer without them is worth 0."""
 
 
 def each(judge: Judge) -> RewardFunction:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Literal
 
 from pydantic import Field
 
+from tunewright.core.comparing import without_punctuation
 from tunewright.core.errors import ConfigError, problem
 from tunewright.core.registry import rewards
 from tunewright.core.types import Answer
@@ -28,14 +28,15 @@ class ComparingConfig(TextConfig):
     """Functions that compare texts."""
 
     column: str = "answer"
-    """Column of the row that holds what is expected: one value, or a list of which any will do. A
-    row without it is not judged by this function."""
+    """Column with the expected answer: one value, or a list of which any will do. A row without it
+    is not scored by this function."""
     ignore_case: bool = False
     """A and a are the same."""
     ignore_space: bool = False
     """White space does not count anywhere; at both ends it never does."""
     ignore_punctuation: bool = False
-    """Punctuation does not count; for numbers use `numeric`, which keeps signs and points."""
+    """Punctuation does not count, but what makes a number does (3.5 is not 35); `numeric` compares
+    values."""
 
 
 class ExactMatchConfig(ComparingConfig):
@@ -46,10 +47,10 @@ class ContainsConfig(ComparingConfig):
     """1 where the answer contains the expected text, else 0."""
 
     texts: list[str] | None = Field(default=None, min_length=1)
-    """What to look for in every answer, in place of a column."""
+    """What to look for in every answer, instead of a column."""
     mode: Literal["any", "all", "share", "none"] = "any"
-    """any: one of the texts is enough; all: every one; share: the share of them that is there;
-    none: 1 where no one is there."""
+    """any: one of the texts is enough; all: every one; share: the share of them found; none: 1 if
+    none is found."""
 
 
 class RegexConfig(TextConfig):
@@ -58,8 +59,8 @@ class RegexConfig(TextConfig):
     pattern: str | None = None
     """The expression. Default: the row's own, from `column`."""
     column: str = "pattern"
-    """Column of the row that holds its expression, where no `pattern` is given. A row without it is
-    not judged by this function."""
+    """Column with the row's own expression, if no `pattern` is given. A row without it is not
+    scored by this function."""
     mode: Literal["search", "fullmatch"] = "search"
     """search: anywhere in the answer; fullmatch: the whole answer, white space at both ends aside.
     """
@@ -71,7 +72,7 @@ class RegexConfig(TextConfig):
     """The dot also matches a line end."""
     seconds: float = Field(default=1.0, gt=0, le=60)
     """Longest time for one answer. Some patterns take years on some texts ((a+)+$); they are
-    stopped, and the answer counts as not judged."""
+    stopped, and the answer counts as a failure of the function."""
 
 
 def flattened(text: str, config: ComparingConfig) -> str:
@@ -79,7 +80,7 @@ def flattened(text: str, config: ComparingConfig) -> str:
     if config.ignore_case:
         text = text.casefold()
     if config.ignore_punctuation:
-        text = "".join(c for c in text if not unicodedata.category(c).startswith("P"))
+        text = without_punctuation(text)
     return "".join(text.split()) if config.ignore_space else text.strip()
 
 

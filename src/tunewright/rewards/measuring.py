@@ -64,7 +64,7 @@ class LengthConfig(Section):
     max: int | None = Field(default=None, ge=0)
     """Longest length that is worth 1; null: no bound."""
     slope: int = Field(default=0, ge=0)
-    """How far outside of the range the value reaches 0, falling evenly; 0: at once."""
+    """How far outside the range the value reaches 0, falling linearly; 0: at once."""
 
     @model_validator(mode="after")
     def _a_range(self) -> LengthConfig:
@@ -80,7 +80,7 @@ class RepetitionConfig(TextConfig):
     answer."""
 
     ngram: int = Field(default=3, ge=1)
-    """Words in a row that are compared."""
+    """Length of the word sequences that are compared."""
 
 
 class LanguageConfig(TextConfig):

@@ -54,7 +54,7 @@ class NumericConfig(TextConfig):
 
     column: str = "answer"
     """Column of the row with the expected number, or a text that ends with it, as GSM8K's do. A row
-    without it is not judged by this function."""
+    without it is not scored by this function."""
     tolerance: float = Field(default=1e-6, ge=0)
     """Largest difference that still counts as equal."""
     relative: float = Field(default=0.0, ge=0)

@@ -48,9 +48,9 @@ class ItemConfig(Section):
     """What its values are multiplied by before all are added up; negative makes it a penalty, 0
     only records it."""
     name: str | None = Field(default=None, min_length=1)
-    """Its name among the figures of the run. Default: the kind."""
+    """Its name in the figures of the run. Default: the kind."""
     on_bad: OnBad | None = None
-    """stop: a fault of the function ends the run; skip: the answer is left out and counted.
+    """stop: a failure of the function ends the run; skip: the answer is left out and counted.
     Default: stop."""
 
 

@@ -1,5 +1,4 @@
-"""A subset of JSON Schema 2020-12, judged by the `jsonschema` library; nothing is ignored in
-silence.
+"""A subset of JSON Schema 2020-12, judged by the `jsonschema` library; nothing is silently ignored.
 
 `faults(schema)` names every keyword that is not in the subset or has a value of the wrong kind;
 `follows(value, schema)` judges. Left out are `pattern` and `format` (patterns have their own

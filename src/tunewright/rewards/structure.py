@@ -30,7 +30,7 @@ class JsonSchemaConfig(TextConfig):
     """The schema, in the subset of JSON Schema that docs/rewards.md lists; a keyword outside of it
     is an error, never ignored. Default: the row's own."""
     column: str = "schema"
-    """Column of the row that holds its schema (a mapping, or JSON as text), where none is given
+    """Column of the row that holds its schema (a mapping, or JSON as text), if none is given
     here."""
     fenced: bool = True
     """Accept JSON that stands alone in a Markdown code fence."""
@@ -40,11 +40,11 @@ class FormatConfig(Section):
     """1 where the answer has the form of a template, else 0."""
 
     template: str = "<think>...</think><answer>...</answer>"
-    """Tags and words in order; `...` stands for any text that is not empty. Every tag must stand in
+    """Tags and words in order; `...` stands for any text that is not empty. Every tag must occur in
     the answer exactly once; white space around tags is free."""
     partial: bool = False
-    """Give the share of the template's tags that stand exactly once and in order, where the whole
-    is missed; half of it at most."""
+    """If the template is missed, give half of the share of its tags that occur exactly once and in
+    order."""
 
 
 def parse_json(text: str) -> Any:

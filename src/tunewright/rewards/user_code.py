@@ -33,10 +33,10 @@ class PythonConfig(Section):
     function: str
     """Its name in the file. It takes a list of answers and gives one number, or None, for each."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """The SHA-256 of the file. Written into run.yaml by the program; where it is given, no other
-    file is accepted."""
+    """The SHA-256 of the file. Written into run.yaml by the program; if given, no other file is
+    accepted."""
     file: str | None = None
-    """Where the file lay; a note for people, written by the program. It makes nothing run."""
+    """Where the file was; for information only, written by the program. It never makes code run."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The parts of a run's story."""
+"""The parts of a run's story: prepared, asked, decided, proved."""

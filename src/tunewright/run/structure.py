@@ -1,5 +1,5 @@
-"""Whether a method finds its place in a model, said from the configuration alone: roles it does not
-have, ranks above a matrix, blocks there are not."""
+"""Whether a method fits a model, checked from the configuration alone: missing roles, ranks above a
+matrix's size, blocks that do not exist."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from tunewright.core.errors import CompatError, TunewrightError, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 
-NEEDS_WEIGHTS = {"eva", "loftq", "new_tokens", "olora", "peft", "pissa"}
-"""Kinds that start from the weights themselves, or from words that the configuration does not have.
-"""
-
 
 def require_place(config: RunConfig, model_config: Any) -> None:
     """Put the method on a model without weights, so that what it refuses is refused before weights
@@ -26,14 +22,15 @@ def require_place(config: RunConfig, model_config: Any) -> None:
     What such a model cannot show (values) is left to the real one: any failure that is not the
     method's own word is passed over.
     """
-    kind = kind_of(config.method)
-    entry = methods.get(kind)
-    if entry is None or config.adapter or kind in NEEDS_WEIGHTS:
+    entry = methods.get(kind_of(config.method))
+    if entry is None or config.adapter or entry.facts.get("needs_weights"):
         return
     method = config.method
     if getattr(method, "new_tokens", None):  # their words are no part of the configuration either
         method = method.model_copy(update={"new_tokens": []})
-    _on_meta(model_config, lambda model, card: entry.function(method, model, card, "-"))
+    from tunewright.engine.opening import put_new
+
+    _on_meta(model_config, lambda model, card: put_new(method, model, card, "-"))
 
 
 def require_same_layers(asked: Any, adapter: Path, model_config: Any) -> None:
@@ -48,7 +45,7 @@ def require_same_layers(asked: Any, adapter: Path, model_config: Any) -> None:
 
 
 def _on_meta(model_config: Any, look: Callable[[Any, Any], object]) -> None:
-    """`look` at a model without weights and its anatomy; only what it says in words of ours counts."""
+    """`look` at a model without weights and its anatomy; only what it says in our words counts."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,1 +1,1 @@
-"""Floor 4: talking to a trained model."""
+"""Talking to a trained model."""

@@ -1,6 +1,5 @@
-"""What stands in a model folder: its configuration files, the list of its weight files, and their
-headers. Nothing is loaded or allocated by what a file claims.
-"""
+"""What is in a model folder: its configuration files, the list of its weight files, and their
+headers. Nothing is loaded or allocated by what a file claims."""
 
 from __future__ import annotations
 

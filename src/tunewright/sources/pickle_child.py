@@ -1,5 +1,5 @@
-"""The closed process that reads a pickled checkpoint and writes its tensors as safetensors. Started
-by `pickled.py` as `python -I -B`, never imported there.
+"""The isolated process that reads a pickled checkpoint and writes its tensors as safetensors.
+Started by `pickled.py` as `python -I -B`, never imported there.
 
 Before anything of the file is looked at, the process gives up what it does not need: the network (a
 namespace of its own, else Landlock), writing outside the output folder and starting programs

@@ -1,1 +1,1 @@
-"""What is a token: chat templates, rendering, and the proof that what is learnt is what is asked."""
+"""What is a token: chat templates, and the proof that what is learnt is what is asked."""

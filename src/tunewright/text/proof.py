@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.types import Message
 from tunewright.text.rendered import CannotRender, Rendered
+from tunewright.text.thinking import Form
 
 if TYPE_CHECKING:
     from tunewright.text.renderer import Renderer
@@ -108,7 +109,7 @@ def prove(renderer: Renderer) -> Proof:
     rendered = renderer.render_many(list(named.values()))
     for (name, (messages, tools)), ours in zip(named.items(), rendered, strict=True):
         form = renderer.form_of([m.content for m in messages if m.role == "assistant"])
-        theirs = _theirs(renderer, renderer.shaped(messages, form), tools, renderer.variables(form))
+        theirs = _theirs(renderer, renderer.shaped(messages)[0], tools, form)
         if isinstance(ours, CannotRender):
             proof.refused[name] = str(ours)
             continue
@@ -135,9 +136,10 @@ def prove(renderer: Renderer) -> Proof:
 
 
 def _theirs(
-    renderer: Renderer, messages: Sequence[Message], tools: Any, variables: dict[str, Any]
+    renderer: Renderer, messages: Sequence[Message], tools: Any, form: Form
 ) -> tuple[str, list[int]] | Exception:
     """Text and ids as another program gets them from the tokenizer."""
+    template = renderer.template
     raw = [
         {"role": m.role, "content": m.content}
         | ({"tool_calls": m.tool_calls} if m.tool_calls else {})
@@ -147,7 +149,7 @@ def _theirs(
     try:
         text = str(
             renderer.tokenizer.apply_chat_template(
-                raw, tools=tools, tokenize=False, **renderer.template_arguments(), **variables
+                raw, tools=tools, tokenize=False, **template.arguments(), **template.variables(form)
             )
         )
     except Exception as error:  # a template is somebody's program

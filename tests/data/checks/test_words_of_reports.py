@@ -84,7 +84,7 @@ def test_parts_of_a_score_add_up_or_their_sum_is_told(tmp_path):
         )
         parts = sum(int(n) for n in re.findall(r" -(\d+)", last))
         assert checked.score == max(0, 100 - parts)
-        assert (f"together {parts}" in last) == (parts > 100)
+        assert (f"{parts} in total" in last) == (parts > 100)
 
 
 def test_running_text_is_shown_as_running_text(tmp_path):

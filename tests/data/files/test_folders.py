@@ -103,8 +103,8 @@ def test_train_is_trained_on_valid_is_measured_and_test_is_left_alone(
     train, valid, test = LAYOUTS[layout]
     assert (
         f"trained on: {train}" in text
-        and f"measured: {valid}" in text
-        and f"named as a test: {test}" in text
+        and f"used for measuring: {valid}" in text
+        and f"the name says test set: {test}" in text
         and "README.md" in text
     )
 
@@ -118,7 +118,7 @@ def test_held_out_rows_that_a_person_chose_win_over_the_valid_part(tmp_path: Pat
         len(by_count.held_out_rows) == 3
         and max(doors([*by_count.train_rows, *by_count.held_out_rows])) == 29
     )
-    assert "data.held_out): valid.jsonl" in describe(by_count.report)
+    assert "rows to measure on: valid.jsonl" in describe(by_count.report)
     assert doors(
         looked_at(tmp_path / "set", held_out=str(tmp_path / "mine.jsonl")).held_out_rows
     ) == [200, 201, 202, 203]
@@ -188,7 +188,7 @@ def test_files_without_a_part_are_trained_on_unless_another_is_named_train(tmp_p
     assert [path.name for path in data_files(str(tmp_path))] == ["questions.jsonl"]
     put(tmp_path / "train.jsonl", 200)
     assert [path.name for path in data_files(str(tmp_path))] == ["train.jsonl"]
-    assert "named as the part to train on: questions.jsonl" in find_parts(str(tmp_path)).said([])
+    assert "named as the training set: questions.jsonl" in find_parts(str(tmp_path)).said([])
 
 
 def test_texts_beside_data_are_no_lessons_and_a_folder_of_texts_is(tmp_path: Path) -> None:
@@ -197,7 +197,9 @@ def test_texts_beside_data_are_no_lessons_and_a_folder_of_texts_is(tmp_path: Pat
     assert [path.name for path in data_files(str(tmp_path))] == ["LICENSE.txt", "a.txt", "b.md"]
     put(tmp_path / "rows.jsonl", 0)
     assert [path.name for path in data_files(str(tmp_path))] == ["rows.jsonl"]
-    assert "texts beside data files: LICENSE.txt, a.txt, b.md" in find_parts(str(tmp_path)).said([])
+    assert "text files beside data files: LICENSE.txt, a.txt, b.md" in find_parts(
+        str(tmp_path)
+    ).said([])
 
 
 def test_a_readme_above_subfolders_is_no_lesson(tmp_path: Path) -> None:
@@ -271,9 +273,11 @@ def test_show_and_convert_say_which_part_they_took(tmp_path: Path) -> None:
     put(tmp_path / "set" / "train.jsonl", 0)
     put(tmp_path / "set" / "test.jsonl", 100)
     shown = show_row(DataConfig(train=str(tmp_path / "set"), held_out=0), None, 1)
-    assert "named as a test: test.jsonl" in describe_row(shown)
+    assert "the name says test set: test.jsonl" in describe_row(shown)
     made = convert(str(tmp_path / "set"), tmp_path / "out.jsonl", "messages")
-    assert made.rows_written == 4 and "named as a test: test.jsonl" in "\n".join(made.lines())
+    assert made.rows_written == 4 and "the name says test set: test.jsonl" in "\n".join(
+        made.lines()
+    )
 
 
 def test_a_measurement_of_a_folder_takes_what_is_named_for_it(tmp_path: Path) -> None:
@@ -282,10 +286,13 @@ def test_a_measurement_of_a_folder_takes_what_is_named_for_it(tmp_path: Path) ->
     found = inspect(
         DataConfig(train=str(tmp_path), held_out=0), None, needs_tokens=False, to_train=False
     )
-    assert doors(found.train_rows) == [100, 101, 102, 103] and "measured: test.jsonl" in describe(
-        found.report
-    )
-    assert "named as the part to train on: train.jsonl" in describe(found.report)
+    assert doors(found.train_rows) == [
+        100,
+        101,
+        102,
+        103,
+    ] and "used for measuring: test.jsonl" in describe(found.report)
+    assert "the name says training set: train.jsonl" in describe(found.report)
 
 
 # ---- a file that is one object around its rows
@@ -329,8 +336,8 @@ def test_lists_of_a_file_that_are_named_as_parts_are_parts(tmp_path: Path) -> No
     ]
     text = describe(found.report)
     assert (
-        "under its key `train`; other lists of rows there: validation, test" in text
-        and "measured: the rows of" in text
+        "under its key `train`; other lists of rows in it: validation, test" in text
+        and "used for measuring: the rows of" in text
     )
     assert doors(looked_at(Path(place), held_out=0).train_rows) == [*range(30)]
     put(tmp_path / "rows.jsonl", 300)

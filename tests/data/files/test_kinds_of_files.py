@@ -488,7 +488,7 @@ def test_the_told_encoding_stands_in_the_report(write):
         needs_tokens=False,
     ).report
     assert report["encoding"] == "gb18030" and any(
-        "encoding was told" in line for line in report["warnings"]
+        "encoding was detected" in line for line in report["warnings"]
     )
 
 

@@ -145,7 +145,7 @@ def test_a_copy_is_written_with_its_difference_and_the_original_stays(tmp_path: 
     )
     said = describe_repair(file, out, found)
     assert (
-        "single quotes made double: 2" in said
+        "single quotes changed to double: 2" in said
         and "commas before a closing bracket removed: 1" in said
         and '+{"a": "x"},' in said
     )

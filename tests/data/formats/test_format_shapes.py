@@ -395,7 +395,7 @@ def test_a_tool_call_id_reaches_the_chat_template(renderer):
         Message("tool", "1", name="f", tool_call_id="abc"),
         Message("assistant", "a"),
     ]
-    assert renderer._prepare(messages, None).messages[2]["tool_call_id"] == "abc"
+    assert renderer.template.prepare(messages).messages[2]["tool_call_id"] == "abc"
 
 
 def test_lists_may_be_json_text_as_tables_write_them():

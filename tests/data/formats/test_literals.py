@@ -121,7 +121,7 @@ def test_a_cell_that_is_neither_is_named_with_what_stands_there(write):
 def test_the_report_counts_such_cells(write, renderer):
     cell = repr(TURNS).replace('"', '""')
     data: DataSet = inspect(DataConfig(train=write("a.csv", f'messages\n"{cell}"\n')), renderer)
-    assert data.report["notes"]["python_lists"] == 1 and "as Python prints them" in " ".join(
+    assert data.report["notes"]["python_lists"] == 1 and "in Python's notation" in " ".join(
         data.report["warnings"]
     )
     assert [m.content for m in data.train_rows[0].messages] == [t["content"] for t in TURNS]

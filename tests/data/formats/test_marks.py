@@ -274,8 +274,8 @@ def test_the_report_counts_what_is_not_learnt_and_marks_without_effect(write, re
     assert data.report["reasons"]["nothing_learnt"]["count"] == 1
     said_of = " ".join(data.report["warnings"])
     assert (
-        "3 turns are read but not learnt: `loss` marks them so" in said_of
-        and "1 turns that are no answers" in said_of
+        "3 turns are read but not learnt, because `loss` says so" in said_of
+        and "1 turns that are not answers" in said_of
     )
     assert data.report["score"] < 100
     learnt = "".join(

@@ -155,7 +155,7 @@ def test_labels_contents_and_facts_keep_their_spelling_and_numbers_in_calls_are_
     )
     assert (
         data.report["notes"]["numbers_respelt"] == 1
-        and "3.10 is written 3.1" in " ".join(data.report["warnings"])
+        and "3.10 becomes 3.1" in " ".join(data.report["warnings"])
         and data.report["score"] < 100
     )
 

@@ -1,4 +1,4 @@
-"""Findings that stand in the column ledger of the report: columns that were left."""
+"""Findings from the column ledger of the report: columns that were not used."""
 
 from __future__ import annotations
 

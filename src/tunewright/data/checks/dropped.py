@@ -1,5 +1,5 @@
-"""Findings that stand in the counts of the report: rows that were dropped before any check saw
-them, and notes on what is learnt otherwise than it stands."""
+"""Findings from the counts of the report: rows that were dropped before any check saw them, and
+notes on content that is learnt in a changed form."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What judgements can teach: good and bad answers, right and wrong steps, pairs that differ. All of
-one side, there is nothing to tell apart."""
+"""Whether judgements can teach anything: good and bad answers, right and wrong steps, pairs that
+differ. If all are the same, there is nothing to tell apart."""
 
 from __future__ import annotations
 

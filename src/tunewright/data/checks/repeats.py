@@ -1,5 +1,4 @@
-"""Rows that stand there more than once: word for word, nearly, on both sides of the split, or with
-another answer."""
+"""Repeated rows: word for word, nearly, on both sides of the split, or with another answer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What stands in the texts: languages, control tokens and whole templates, personal data,
-characters read in a wrong encoding."""
+"""What the texts contain: languages, control tokens and whole templates, personal data, characters
+read in a wrong encoding."""
 
 from __future__ import annotations
 

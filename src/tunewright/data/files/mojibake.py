@@ -1,4 +1,4 @@
-"""UTF-8 that somebody read as another encoding: found, and undone where every byte comes back.
+"""UTF-8 that was decoded as another encoding: found, and undone where every byte comes back.
 
 "cafÃ©" is "café" read as Latin-1 or Windows-1252, "ÅŸ" and "Åž" hide Turkish letters, "浣犲ソ" is
 "你好" read as GBK; a text may have gone through it twice. The way back is exact or not taken: the

@@ -1,5 +1,5 @@
-"""JSON as people paste it, mended where it can mean one thing only: a copy is written, the original
-is never touched.
+"""JSON as people paste it, repaired where it has a single possible meaning: a copy is written, the
+original is never touched.
 
 Mended are comments, commas before a closing bracket, single and curly quotes around strings, None,
 True and False, Chinese commas and colons, names without quotes, line breaks and control characters

@@ -1,4 +1,4 @@
-"""What stands beside question and answer in columns of its own and belongs to them: earlier turns,
+"""What belongs to question and answer but is in separate columns: earlier turns,
 an input, a context, choices, a worked solution.
 
 One place for all formats with a question. The turns of `history` go before the question, an `input`

@@ -1,4 +1,4 @@
-"""Columns that were not understood: what is said about them, and the command that leads on.
+"""Columns that were not understood: the message about them, and the command to copy.
 
 Nothing here decides how a row is read. It looks at the names and the first values of columns, and
 puts into words what was found, what it is most likely meant as, and flags that can be copied. A

@@ -51,7 +51,7 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, 2, -1, keepdim=True, dtype=wide)
         r = torch.rsqrt(norm * norm / x.shape[-1] + eps)
         ctx.save_for_backward(x, scale, r)
-        # Converting first is one pass over whole vectors; a product of two number types goes number
+        # Converting first is one pass over whole vectors; a product of two dtypes goes number
         # by number.
         y = x.to(wide).mul_(r) if x.dtype != wide else x * r
         # Llama rounds before it scales, Gemma after.

@@ -1,4 +1,4 @@
-"""The last block of a model, computed only for the rows that somebody reads.
+"""The last block of a model, computed only for rows whose output is used.
 
 Every row of a token tree must give its keys and values to the last block, and nothing more: its
 attention output and its MLP are read by nobody unless a label or a score hangs on it. With 30

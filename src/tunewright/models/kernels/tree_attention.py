@@ -48,7 +48,7 @@ class Block:
     """Row indices of all key ranges, None where one slice serves."""
 
     unseen: dict[torch.dtype, Tensor] = field(default_factory=dict)
-    """What is added to the scores where `hidden` says so, by number type."""
+    """What is added to the scores where `hidden` says so, by dtype."""
 
     @property
     def num_keys(self) -> int:
@@ -366,7 +366,7 @@ def tree_attention(
     T, D) -> (1, T, H, D), M virtual rows in front.
 
     Raises AssertionError without a plan: a model set to this attention is only ever called through
-    `engine/forward.py`.
+    `engine/policy.py`.
     """
     assert tree_plan is not None, "tree attention was called without a tree"
     assert not dropout, "dropouts of a model's config are set to 0 at load"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tunewright.core.errors import CompatError, Problem, UsageError, problem, raise_all
+from tunewright.core.types import Model
 from tunewright.methods import lora_starts
 from tunewright.methods.peft import short_names
 from tunewright.sources import headers, vet
@@ -30,7 +31,6 @@ from tunewright.sources import headers, vet
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 WAYS = (
     "cat",
@@ -101,8 +101,8 @@ class Composed:
             ValueError,
             RuntimeError,
         ) as e:  # a RuntimeError where layers of the same name have other ranks
-            raise CompatError(
-                problem("E-METHOD-24", way, type=way, cause=str(e).splitlines()[0][:300])
+            raise CompatError.of(
+                "E-METHOD-24", way, type=way, cause=str(e).splitlines()[0][:300]
             ) from e
         finally:
             configs.update(own)
@@ -249,7 +249,7 @@ def _holds_whole_matrices(folder: Path) -> bool:
     )
 
 
-def compose(model: PreTrainedModel, folders: dict[str, Path]) -> Composed:
+def compose(model: Model, folders: dict[str, Path]) -> Composed:
     """The adapters of `folders` on the causal model `model`; the first is in use. Raises ModelError
     for a folder that does not fit, CompatError for learnt prompts, of which only one can stand
     before an input."""
@@ -260,7 +260,7 @@ def compose(model: PreTrainedModel, folders: dict[str, Path]) -> Composed:
     for name, other in others:
         add_adapter(wrapped, other, name)
     if any(config.is_prompt_learning for config in wrapped.peft_config.values()) and others:
-        raise CompatError(problem("E-METHOD-30", "", folder=folder, type="prompt"))
+        raise CompatError.of("E-METHOD-30", "", folder=folder, type="prompt")
     composed = Composed(wrapped, list(folders))
     composed.use(first)
     return composed

@@ -1,1 +1,0 @@
-"""The same rendering, faster; text/proof.py says when it may be used."""
