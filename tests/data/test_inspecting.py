@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers.rows import shared_prefix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.core.words import set_language
 from tunewright.data import describe, inspect
-from tunewright.data.store.counting import shared_prefix
 
 
 def alpaca(count, start=0):

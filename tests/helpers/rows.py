@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from tunewright.core.types import Row, Sample
 from tunewright.data.checks import HELD_OUT, TRAIN, Finding, all_checks, conclude
 from tunewright.data.files.reading import find_parts, stream
 from tunewright.data.files.source import RawRow
 from tunewright.data.formats.shaping import Dropped
 from tunewright.data.labels import encode_rows
+from tunewright.data.store import counting
+from tunewright.data.store.splitting import group_key, hash64, split_groups
 from tunewright.text.renderer import Renderer
 
 
@@ -86,3 +90,18 @@ def check_rows(
             for one in checks:
                 one.add(side, index, row.origin, one.feature(row, sample))
     return conclude((found for one in checks for found in one.findings()), report)
+
+
+def split(rows: Sequence[Row], held_out: float | None, seed: int) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and rows held out, each in their own order."""
+    groups = np.frombuffer(b"".join(hash64(group_key(row)) for row in rows), "<u8")
+    chosen = set(split_groups(groups, held_out, seed).tolist())
+    kept = [row for i, row in enumerate(rows) if i not in chosen]
+    return kept, [row for i, row in enumerate(rows) if i in chosen]
+
+
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> dict[str, float | int]:
+    """`counting.shared_prefix` of lists of tokens."""
+    lengths = np.array([len(s) for s in sequences], "<i8")
+    tokens = np.array([t for s in sequences for t in s], "<i4")
+    return counting.shared_prefix(tokens, np.cumsum(lengths) - lengths, lengths)

@@ -4,12 +4,13 @@ change."""
 from __future__ import annotations
 
 import pytest
+from helpers.rows import split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.types import Conversation, Message, Origin, PlainText
-from tunewright.data.store.splitting import joined, keys_of, question_key, split, wanted_rows
+from tunewright.data.store.splitting import joined, keys_of, question_key, wanted_rows
 
 few = settings(max_examples=60, deadline=None)
 

@@ -8,7 +8,6 @@ row is a few numbers, never its text, so that sets larger than memory can be che
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -142,14 +141,6 @@ def _view(row: Row) -> View:
     else:
         last = answers[-1] if answers else ""
     return View(users, answers, others, "dialogue", last)
-
-
-def hash64(text: str) -> int:
-    """A hash that is the same in every process and run, 64 bits: two of two million texts collide
-    with a chance of one in nine million."""
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
-    )
 
 
 @dataclass

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.types import Judged, Origin, Preference, Row, Sample, Stepwise
-from tunewright.data.checks.base import TRAIN, Finding, Severity, Tally, hash64
+from tunewright.data.checks.base import TRAIN, Finding, Severity, Tally
+from tunewright.data.store.splitting import key_of
 
 FEWEST_PAIRS = 5
 
@@ -31,11 +32,8 @@ class Judgements:
         if isinstance(row, Judged):
             return "answer", row.good
         if isinstance(row, Preference):
-            return "pair", (
-                hash64(row.chosen[-1].content),
-                hash64(row.rejected[-1].content),
-                row.margin,
-            )
+            chosen, rejected = (key_of(turns[-1].content) for turns in (row.chosen, row.rejected))
+            return "pair", (chosen, rejected, row.margin)
         return None
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:

@@ -23,10 +23,9 @@ from tunewright.data.checks.base import (
     Places,
     Severity,
     by_share,
-    hash64,
     view_of,
 )
-from tunewright.data.store.splitting import question_key
+from tunewright.data.store.splitting import key_of, question_key
 
 SHORT_ANSWER = 40
 """Characters up to which an answer is a label rather than a text."""
@@ -73,8 +72,8 @@ class Repeats:
             subject = _plain(question)
         is_answered = view.kind == "dialogue" and bool(answer)
         flags = (len(said) <= SHORT_ANSWER) | (bool(subject) << 1) | (is_answered << 2)
-        asked = hash64(subject) if subject else 0
-        hashes = (hash64(whole), hash64(question), asked, hash64(_plain(said)))
+        asked = key_of(subject) if subject else 0
+        hashes = (key_of(whole), key_of(question), asked, key_of(_plain(said)))
         text = "\n".join((*view.users, *view.answers))
         return (*hashes, flags, shingles.signature(text))
 

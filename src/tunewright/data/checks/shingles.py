@@ -75,13 +75,6 @@ def signature(text: str) -> bytes:
     return bytes(((smallest >> numpy.uint64(20)) & numpy.uint64(0xFFFF)).astype("<u2").tobytes())
 
 
-def overlap(left: bytes, right: bytes) -> float:
-    """The estimated Jaccard overlap of two signatures."""
-    import numpy
-
-    return float((numpy.frombuffer(left, "<u2") == numpy.frombuffer(right, "<u2")).mean())
-
-
 def near_pairs(signatures: bytearray, usable: Any) -> dict[int, int]:
     """For every row that nearly repeats an earlier one, that earlier row. `usable[i]` says that row
     i has a signature and is no exact repetition."""

@@ -82,5 +82,6 @@ def _turns(raw: dict[str, Any], columns: Columns) -> list[Message]:
     if pair is None:
         raise RowFault("no_answer")
     ask, answer = pair
+    completion = completion_of(raw, answer, columns)
     asked = as_context(question_of(raw, ask, columns))
-    return thoughtful([*asked, *completion_of(raw, answer, columns)], raw, columns, answer)
+    return thoughtful([*asked, *completion], raw, columns, answer)

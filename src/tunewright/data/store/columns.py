@@ -373,35 +373,29 @@ def _crc_of(path: Path) -> int:
     return found
 
 
-class _View(Sequence[T]):
-    """Some rows of a store, read when they are asked for. A slice is a list."""
+class Lazy(Sequence[T]):
+    """Items made when they are asked for: the same values every time, never the same object. A
+    slice is a list."""
 
-    def __init__(self, store: Store, which: Any):
-        self.store, self.which = store, which
-
-    def _make(self, place: int) -> T:
+    def make(self, place: int) -> T:
+        """Item `place`, counted from 0."""
         raise NotImplementedError
-
-    def __len__(self) -> int:
-        return len(self.which)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return [self._make(i) for i in range(*place.indices(len(self)))]
+            return [self.make(i) for i in range(*place.indices(len(self)))]
         found = place + len(self) if place < 0 else place
         if not 0 <= found < len(self):
             raise IndexError(place)
-        return self._make(found)
+        return self.make(found)
 
     def __iter__(self) -> Iterator[T]:
-        return (self._make(i) for i in range(len(self)))
+        return (self.make(i) for i in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Sequence)
-            and len(self) == len(other)
-            and all(a == b for a, b in zip(self, other, strict=True))
-        )
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(a == b for a, b in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -409,17 +403,29 @@ class _View(Sequence[T]):
         return f"<{type(self).__name__} of {len(self)}>"
 
 
-class Samples(_View[Sample]):
-    """Samples made when they are asked for: the same values every time, never the same object."""
+class _OfStore(Lazy[T]):
+    """Some rows of a store."""
 
-    def _make(self, place: int) -> Sample:
+    def __init__(self, store: Store, which: np.ndarray):
+        self.store, self.which = store, which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+
+class Samples(_OfStore[Sample]):
+    """Samples of some rows."""
+
+    def make(self, place: int) -> Sample:
+        """The sample of a row."""
         return self.store.sample(int(self.which[place]), place)
 
 
-class Rows(_View[Row]):
-    """Rows read again when they are asked for."""
+class Rows(_OfStore[Row]):
+    """Some rows."""
 
-    def _make(self, place: int) -> Row:
+    def make(self, place: int) -> Row:
+        """The row, read again."""
         return self.store.row(int(self.which[place]))
 
 

@@ -72,7 +72,7 @@ def token_facts(writer: Writer, train: np.ndarray, template: str) -> dict[str, A
         "answers": answers,
         "stop_learnt_share": stops / answers if answers else 0.0,
         "length_percentiles": percentiles(lengths),
-        "shared_prefix": _shared(c["tokens"], starts, lengths),
+        "shared_prefix": shared_prefix(c["tokens"], starts, lengths),
         "example": None,
         "template": template,
     }
@@ -100,19 +100,15 @@ def percentiles(lengths: np.ndarray) -> dict[str, int]:
     return {"min": int(ordered[0]), **ranks, "max": int(ordered[-1])}
 
 
-def shared_prefix(sequences: Sequence[Sequence[int]]) -> dict[str, float | int]:
-    """Token rows of all sequences, and how many are left when every common beginning is computed
-    once (the size of their trie)."""
-    import numpy as np
+def shared_prefix(
+    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+) -> dict[str, float | int]:
+    """Tokens of sequences in one column, and how many are left when every common beginning is
+    computed once (the size of their trie).
 
-    lengths = np.array([len(s) for s in sequences], "<i8")
-    tokens = np.array([t for s in sequences for t in s], "<i4")
-    return _shared(tokens, np.cumsum(lengths) - lengths, lengths)
-
-
-def _shared(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> dict[str, float | int]:
-    """`shared_prefix` of sequences in one column, level by level: sequences with the same beginning
-    have one class, and one alone needs no more looks."""
+    Level by level: sequences with the same beginning have one class, and one alone needs no more
+    looks.
+    """
     import numpy as np
 
     logical = int(lengths.sum())

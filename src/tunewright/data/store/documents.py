@@ -10,13 +10,11 @@ together in the order of the rows, the next one into the sample before it as lon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from tunewright.core.types import PlainText, Sample
 from tunewright.data.labels import EncodedBranch, EncodedRow
-from tunewright.data.store.columns import Samples
+from tunewright.data.store.columns import Lazy, Samples
 from tunewright.text.renderer import Renderer
 
 PIECES = "pieces"
@@ -46,7 +44,7 @@ def windows(
     return found
 
 
-class Packed(Sequence[Sample]):
+class Packed(Lazy[Sample]):
     """Samples of several short documents each. `limit` is the most tokens they have together; a
     longer one stays alone."""
 
@@ -63,23 +61,16 @@ class Packed(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        found = place + len(self) if place < 0 else place
-        if not 0 <= found < len(self):
-            raise IndexError(place)
-        after = self.starts[found + 1] if found + 1 < len(self) else len(self.samples)
-        parts = self.samples[self.starts[found] : after]
+    def make(self, place: int) -> Sample:
+        """The documents that stand side by side in one sample."""
+        after = self.starts[place + 1] if place + 1 < len(self) else len(self.samples)
+        parts = self.samples[self.starts[place] : after]
         return Sample(
             [branch for part in parts for branch in part.branches],
-            found,
+            place,
             parts[0].origin,
             facts={"documents": len(parts)},
         )
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[i] for i in range(len(self)))
 
 
 def _lengths(samples: Samples) -> list[int]:

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import DataError
 from tunewright.core.seeds import stream_seed
-from tunewright.core.types import Conversation, Judged, Message, PlainText, Preference, Row
+from tunewright.core.types import (
+    Conversation,
+    Judged,
+    Message,
+    PlainText,
+    Preference,
+    Row,
+    turns_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,13 +36,8 @@ if TYPE_CHECKING:
 DEFAULT_SHARE = 0.1
 FEWEST_ROWS = 20
 KEYS = ("question", "group", "whole", "conversation")
-CONVERSATION_IDS = (
-    "conversation_id",
-    "dialogue_id",
-    "dialog_id",
-    "conv_id",
-    "thread_id",
-    "session_id",
+CONVERSATION_IDS = tuple(
+    "conversation_id dialogue_id dialog_id conv_id thread_id session_id".split()
 )
 """Columns that say which rows are parts of one dialogue."""
 
@@ -85,19 +88,23 @@ def whole_key(row: Row) -> str:
     """Everything two exact duplicates share."""
     if isinstance(row, PlainText):
         return row.text
-    turns = (
-        [*row.prompt, *row.chosen, Message("rejected", ""), *row.rejected]
-        if isinstance(row, Preference)
-        else row.messages
-    )
+    turns = turns_of(row)
+    if isinstance(row, Preference):
+        turns.insert(len(turns) - len(row.rejected), Message("rejected", ""))
     label = f"{row.good}{getattr(row, 'steps', '')}" if isinstance(row, Judged) else ""
-    return "\x1e".join(
-        [*(f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}" for m in turns), label]
-    )
+    texts = [f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}" for m in turns]
+    return "\x1e".join([*texts, label])
 
 
-def _hash(text: str) -> bytes:
+def hash64(text: str) -> bytes:
+    """A hash that is the same in every process and run, 64 bits: two of two million texts collide
+    with a chance of one in nine million."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def key_of(text: str) -> int:
+    """`hash64` as a number."""
+    return int.from_bytes(hash64(text), "little")
 
 
 def keys_of(rows: Sequence[Row], raw: Sequence[Any]) -> bytes:
@@ -105,23 +112,13 @@ def keys_of(rows: Sequence[Row], raw: Sequence[Any]) -> bytes:
     without a conversation id the last is 0."""
     found = []
     for row, value in zip(rows, raw, strict=True):
-        named = (
-            next(
-                (
-                    value[name]
-                    for name in CONVERSATION_IDS
-                    if isinstance(value.get(name), (str, int))
-                ),
-                None,
-            )
-            if isinstance(value, dict)
-            else None
-        )
+        ids = (value.get(name) for name in CONVERSATION_IDS if isinstance(value, dict))
+        named = next((one for one in ids if isinstance(one, (str, int))), None)
         question = normalised_question(row)
         group = question if _asks_once(row) else group_key(row)
-        first = _hash(question)
-        found += [first, first if group == question else _hash(group), _hash(whole_key(row))]
-        found.append(b"\0" * 8 if named is None else _hash(f"{type(named).__name__}:{named}"))
+        first = hash64(question)
+        found += [first, first if group == question else hash64(group), hash64(whole_key(row))]
+        found.append(b"\0" * 8 if named is None else hash64(f"{type(named).__name__}:{named}"))
     return b"".join(found)
 
 
@@ -185,15 +182,3 @@ def joined(groups: np.ndarray, conversations: np.ndarray) -> np.ndarray:
         if np.array_equal(label, before):
             break
     return names[label][group]
-
-
-def split(rows: Sequence[Row], held_out: float | None, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows to train on and rows held out, each in their own order. `held_out` is a share under 1, a
-    count, or None for the default."""
-    import numpy as np
-
-    groups = np.frombuffer(b"".join(_hash(group_key(row)) for row in rows), "<u8")
-    chosen = set(split_groups(groups, held_out, seed).tolist())
-    return [r for i, r in enumerate(rows) if i not in chosen], [
-        r for i, r in enumerate(rows) if i in chosen
-    ]
