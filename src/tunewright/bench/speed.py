@@ -22,6 +22,7 @@ from tunewright.run import decided
 from tunewright.run.prepare import Plan, prepare
 
 if TYPE_CHECKING:
+    from tunewright.engine.schedule import Schedule
     from tunewright.engine.step import Stepper
 
 COUNTED = ("logical_tokens", "physical_rows", "label_tokens")
@@ -61,21 +62,7 @@ def _measure(plan: Plan, steps: int, tell: Tell) -> dict[str, Any]:
         [plan.data.train[i] for i in schedule.samples_of(number)] for number in range(1, count + 1)
     ]
     _prepare_reference(stepper, [sample for step in chosen for sample in step])
-    totals = dict.fromkeys(("samples", *COUNTED), 0)
-    timed: list[list[float]] = []
-    tell.start(say("train.steps"))
-    for visit in range(1 + keeps):
-        timed.append([])
-        for number, samples in enumerate(chosen, 1):
-            begin = time.perf_counter()
-            report = stepper.step(samples, number, schedule.rate(number))
-            timed[-1].append(time.perf_counter() - begin)
-            tell.progress(say("train.step"), visit * count + number, (1 + keeps) * count)
-            if not visit:
-                totals["samples"] += len(samples)
-                for name in COUNTED:
-                    totals[name] += getattr(report, name)
-    tell.finish()
+    totals, timed = _timed(stepper, schedule, chosen, 1 + keeps, tell)
     first = min(1.0, 1 / schedule.epochs) if keeps else 1.0
     seconds = first * sum(timed[0]) + (1 - first) * sum(timed[-1])
     rates = {f"{name}_per_second": round(value / seconds, 2) for name, value in totals.items()}
@@ -98,6 +85,29 @@ def _measure(plan: Plan, steps: int, tell: Tell) -> dict[str, Any]:
         "rows_per_pass": world.rows_per_pass,
         "versions": versions(),
     }
+
+
+def _timed(
+    stepper: Stepper, schedule: Schedule, chosen: list[list[Sample]], visits: int, tell: Tell
+) -> tuple[dict[str, int], list[list[float]]]:
+    """Take the steps of `chosen` `visits` times. Returns what one visit computed, and the seconds
+    of each step of each visit."""
+    totals, timed = dict.fromkeys(("samples", *COUNTED), 0), list[list[float]]()
+    tell.start(say("train.steps"))
+    for visit in range(visits):
+        timed.append([])
+        for number, samples in enumerate(chosen, 1):
+            begin = time.perf_counter()
+            report = stepper.step(samples, number, schedule.rate(number))
+            timed[-1].append(time.perf_counter() - begin)
+            done, total = visit * len(chosen) + number, visits * len(chosen)
+            tell.progress(say("train.step"), done, total)
+            if not visit:
+                totals["samples"] += len(samples)
+                for name in COUNTED:
+                    totals[name] += getattr(report, name)
+    tell.finish()
+    return totals, timed
 
 
 def _prepare_reference(stepper: Stepper, samples: Sequence[Sample]) -> None:
