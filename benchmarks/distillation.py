@@ -49,19 +49,19 @@ def train(
 ) -> dict[str, float]:
     """Held-out losses before and after, and the seconds of all steps."""
     from tunewright.core.registry import objectives
-    from tunewright.core.runfile import parse_run
+    from tunewright.core.runfile import objective_of, parse_run
     from tunewright.core.telling import Quiet
     from tunewright.engine import placement
-    from tunewright.engine.assembly import assemble
-    from tunewright.engine.schedule import make_schedule
+    from tunewright.engine.opening import to_train
     from tunewright.engine.step import held_out_loss
 
     given = {"model": str(student), "data.train": "-", "method.kind": "full", "engine.dtype": args.dtype, "engine.threads": args.threads, "engine.steps": steps,
              "engine.batch_size": args.batch, "engine.learning_rate": args.rate, "engine.seed": seed, **{f"objective.{k}": v for k, v in objective.items()}}  # fmt: skip
     config = parse_run(given, dict.fromkeys(given, "run.yaml")).config
     world = placement.start(config.engine)
-    made = assemble(config, student, str(student), world, len(data), Quiet())
-    schedule = make_schedule(config.engine, len(data), made.rate)
+    objective = objective_of(config)
+    made = to_train(config, student, str(student), world, objective, data, [], None, Quiet())
+    schedule = made.schedule
     entry = objectives.get("sft")
     assert entry is not None
     plain, teacher = entry.function(entry.config()), made.stepper.policy.teacher

@@ -30,10 +30,10 @@ KINDS = {
 
 def make(kind: str, args: argparse.Namespace, source: Any, data: Any, epochs: int) -> Any:
     """A stepper and its learning rate, as a run puts it together."""
-    from tunewright.core.runfile import parse_run
+    from tunewright.core.runfile import objective_of, parse_run
     from tunewright.core.telling import Quiet
-    from tunewright.engine import activation_cache, placement
-    from tunewright.engine.assembly import assemble
+    from tunewright.engine import placement
+    from tunewright.engine.opening import to_train
 
     given = {
         "model": args.model,
@@ -49,11 +49,9 @@ def make(kind: str, args: argparse.Namespace, source: Any, data: Any, epochs: in
     )
     config = parse_run(given, dict.fromkeys(given, "run.yaml")).config
     world = placement.start(config.engine)
-    made = assemble(config, source.folder, str(source.folder), world, len(data), Quiet())
-    limit, _ = activation_cache.install(
-        made.stepper.policy, config.engine, [data], epochs, world.device, Quiet()
-    )
-    assert (limit == "off") == (kind != "freeze_cached"), limit
+    objective, folder = objective_of(config), source.folder
+    made = to_train(config, folder, str(folder), world, objective, data, [], None, Quiet())
+    assert (made.cache == "off") == (kind != "freeze_cached"), made.cache
     return made
 
 

@@ -1,5 +1,5 @@
-"""Seven floors: imports only go down, rooms on one floor do not know each other, and heavy
-libraries load where they are used."""
+"""The floors of the house: imports only go down, rooms on one floor do not know each other, no files
+import each other in a circle, and heavy libraries load where they are used."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import HEAVY, faults
+from house import FLOORS, HEAVY, faults, picture
 
 import tunewright
 
 SOURCE = Path(tunewright.__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_imports_only_go_down_and_heavy_libraries_load_late() -> None:
@@ -28,7 +29,8 @@ def test_imports_only_go_down_and_heavy_libraries_load_late() -> None:
         ("data/bad.py", "from ..methods import lora", "sideways"),
         ("report/bad.py", "from tunewright import serve", "sideways"),
         ("story.py", "from tunewright import cli", "upward"),
-        ("story.py", "import tunewright.api", "sideways"),
+        ("story.py", "import tunewright.api", "upward"),
+        ("api.py", "def f():\n    from tunewright.commands import demo", "sideways"),
         ("methods/bad.py", "import torch", "heavy"),
         (
             "cli.py",
@@ -46,20 +48,46 @@ def test_the_checker_finds_a_planted_fault(tmp_path: Path, file: str, text: str,
     assert file in found
 
 
-def test_the_checker_finds_a_planted_cycle_and_lets_a_late_import_pass(tmp_path: Path) -> None:
-    (tmp_path / "core").mkdir()
-    (tmp_path / "core" / "a.py").write_text("from tunewright.core.b import x", encoding="utf-8")
-    (tmp_path / "core" / "b.py").write_text("from tunewright.core import a", encoding="utf-8")
-    assert [f.split(":")[0] for f in faults(tmp_path)] == ["import cycle"]
-    (tmp_path / "core" / "b.py").write_text(
-        "def f():\n    from tunewright.core import a", encoding="utf-8"
-    )
+def plant(root: Path, **files: str) -> None:
+    (root / "core").mkdir(exist_ok=True)
+    for name, text in files.items():
+        (root / "core" / f"{name}.py").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "late", ["from tunewright.core import a", "def f():\n    from tunewright.core import a"]
+)
+def test_the_checker_finds_a_planted_cycle_wherever_the_imports_stand(
+    tmp_path: Path, late: str
+) -> None:
+    plant(tmp_path, a="from tunewright.core.b import x", b=late)
+    assert faults(tmp_path) == [
+        "import cycle: tunewright.core.a -> tunewright.core.b -> tunewright.core.a"
+    ]
+
+
+def test_what_only_the_type_checker_reads_is_no_import(tmp_path: Path) -> None:
+    names = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n"
+    plant(tmp_path, a=names + "    from tunewright.models import load")
     assert faults(tmp_path) == []
-    (tmp_path / "core" / "c.py").write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n    from tunewright.models import load",
-        encoding="utf-8",
-    )
+
+
+def test_a_file_that_only_functions_import_may_load_torch_at_its_top(tmp_path: Path) -> None:
+    plant(tmp_path, layers="import torch", a="def f():\n    from tunewright.core import layers")
     assert faults(tmp_path) == []
+    plant(tmp_path, b="from tunewright.core import layers")
+    assert faults(tmp_path) == ["core/layers.py:1 imports torch: heavy at module level"]
+
+
+def test_the_picture_of_the_floors_is_that_of_the_code() -> None:
+    drawn = (DOCS / "house.svg").read_text(encoding="utf-8")
+    assert drawn == picture(SOURCE), "run: python tools/house.py --picture docs"
+
+
+def test_contributing_names_every_room() -> None:
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = {room for rooms in FLOORS for room in rooms} - {"__main__"}
+    assert sorted(room for room in rooms if room not in text) == []
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from tunewright.core.telling import Quiet
 from tunewright.engine import loop
 from tunewright.engine.step import Stepper
 from tunewright.models import generate, load
+from tunewright.record import folder
+from tunewright.run import evidence
 
 Plant = Callable[[pytest.MonkeyPatch, BaseException], None]
 
@@ -73,6 +75,12 @@ def after(owner: Any, name: str, calls: int) -> Plant:
     return plant
 
 
+def plant_saving(patch: pytest.MonkeyPatch, error: BaseException) -> None:
+    from peft import PeftModel
+
+    after(PeftModel, "save_pretrained", 0)(patch, error)
+
+
 PLACES: dict[str, tuple[Plant, int, str]] = {
     "the first question": (after(generate, "answer", 0), 0, "asking before"),
     "the first measurement": (after(loop, "held_out_loss", 0), 0, "learning"),
@@ -80,20 +88,11 @@ PLACES: dict[str, tuple[Plant, int, str]] = {
     "a later measurement": (after(loop, "held_out_loss", 1), 2, "learning"),
     "a checkpoint": (after(loop.checkpoint, "save", 2), 2, "learning"),
     "the question after training": (after(generate, "answer", 1), 4, "asking after"),
-    "saving": (after(the_story.run_folder, "read_summary", 10**9), 4, ""),
+    "saving": (plant_saving, 4, "saving"),
     "opening again": (after(load, "load_model", 1), 4, "opening what was saved"),
     "the last question": (after(generate, "answer", 2), 4, "opening what was saved"),
 }
 """Where -> (how it is planted, steps that were taken, what the message says it was doing)."""
-
-
-def plant_saving(patch: pytest.MonkeyPatch, error: BaseException) -> None:
-    from peft import PeftModel
-
-    after(PeftModel, "save_pretrained", 0)(patch, error)
-
-
-PLACES["saving"] = (plant_saving, 4, "saving")
 
 
 def ended(place: Path, out: Path, error: BaseException, plant: Plant) -> TunewrightError:
@@ -190,7 +189,7 @@ def test_a_summary_that_cannot_be_written_is_told_and_the_first_fault_with_it(
 
     def both(patch: pytest.MonkeyPatch, error: BaseException) -> None:
         after(Stepper, "step", 2)(patch, error)
-        for owner in (the_story, the_story.run_folder):
+        for owner in (evidence, folder):
             real = owner.write_json
             patch.setattr(
                 owner,

@@ -290,15 +290,27 @@ def any_in_signatures(house: House, room: str) -> int:
 
 
 def attaching(house: House) -> list[str]:
-    """Files outside methods/ that put a method on a model: they call the function of a registered
-    method."""
+    """Files outside methods/ that put a method on a model: they call `put_on`, or the function of
+    an entry that they got from the registry of methods (`entry = methods.get(...)`, in whatever
+    function)."""
     found = set()
     for module, tree in house.trees.items():
         if house.room(module) == "methods":
             continue
+        entries = {
+            target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and "methods.get(" in ast.unparse(node.value)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
         for node in ast.walk(tree):
-            text = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if text.endswith("put_on") or (text.endswith(".function") and len(node.args) >= 3):  # type: ignore[attr-defined]
+            if not isinstance(node, ast.Call):
+                continue
+            name, _, last = ast.unparse(node.func).rpartition(".")
+            calls_entry = last == "function" and (name in entries or "methods.get(" in name)
+            # An entry of another registry may have the same name; only a method is given a model.
+            if last == "put_on" or (calls_entry and len(node.args) >= 3):
                 found.add(str(house.files[module].relative_to(house.root)))
     return sorted(found)
 

@@ -16,7 +16,9 @@ from helpers import tiny
 from tunewright.advise import fit, memory, speed
 from tunewright.core.config import DataConfig, RunConfig
 from tunewright.core.errors import UsageError
-from tunewright.core.runfile import parse_run
+from tunewright.core.registry import objectives
+from tunewright.core.runfile import objective_of, parse_run
+from tunewright.core.types import Objective
 from tunewright.methods.lora import LoraConfig
 from tunewright.models.shape import ModelShape, roles_of, trainable_parameters
 
@@ -28,13 +30,20 @@ FACTS = fit.SampleFacts(samples=540, rows_per_epoch=17_000, label_rows_per_epoch
 GiB = 2**30
 
 
+def sft() -> Objective:
+    entry = objectives.get("sft")
+    assert entry is not None
+    found: Objective = entry.function(entry.config())
+    return found
+
+
 def asked(shape: ModelShape, **changes: Any) -> fit.Estimate:
     method = changes.pop("method", LoraConfig())
     given: dict[str, Any] = {
         "rows_per_pass": 1024, "facts": FACTS, "steps": 100, "batch_size": 16, "dtype": "bfloat16", "method": method,
         "trainable": trainable_parameters(shape, method), **changes,
     }  # fmt: skip
-    return fit.estimate(shape, **given)
+    return fit.estimate(fit.Question(shape=shape, **given))
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +164,11 @@ start = time.perf_counter()
 from pathlib import Path
 from tunewright.advise import fit
 from tunewright.methods.lora import LoraConfig
+from tunewright.run.prepare import objective_of
 shape = fit.shape_of(Path({str(tmp_path)!r}))
 facts = fit.SampleFacts(540, 17000, 8300, 67)
-found = fit.estimate(shape, trainable=fit.trainable_parameters(shape, LoraConfig()), rows_per_pass=1024, facts=facts, steps=10, batch_size=16,
-                     dtype="bfloat16", method=LoraConfig())
+found = fit.estimate(fit.Question(shape=shape, trainable=fit.trainable_parameters(shape, LoraConfig()), rows_per_pass=1024, facts=facts, steps=10, batch_size=16,
+                     dtype="bfloat16", method=LoraConfig()))
 print(*fit.what_is_missing(Path({str(tmp_path)!r}), shape), *fit.describe(found, 24 * 2**30), sep="\\n")
 assert "torch" not in sys.modules and time.perf_counter() - start < 3
 fit.require(found, 24 * 2**30)
@@ -327,7 +337,7 @@ def test_experts_are_held_but_not_all_computed() -> None:
 def test_a_run_file_gives_the_same_estimate(big: ModelShape) -> None:
     config = RunConfig(model="m", data=DataConfig(train="d"), method=LoraConfig())
     found = fit.of_run(
-        config, big, FACTS, steps=100, dtype="bfloat16", device="cpu", rows_per_pass=1024
+        config, sft(), big, FACTS, steps=100, dtype="bfloat16", device="cpu", rows_per_pass=1024
     )
     assert found.peak_bytes == asked(big).peak_bytes
 
@@ -352,6 +362,7 @@ def test_a_teacher_is_held_and_read_and_a_judge_only_where_it_cannot_share_the_b
         config = parse_run(given, dict.fromkeys(given, "test")).config
         return fit.of_run(
             config,
+            objective_of(config),
             small,
             FACTS,
             steps=100,

@@ -11,7 +11,7 @@ from helpers import story
 from tunewright.bench.speed import bench
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
-from tunewright.engine import assembly
+from tunewright.engine import opening
 from tunewright.story import train
 
 
@@ -41,9 +41,11 @@ def test_bench_keeps_activations_where_training_does(
     cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
-    ready = assembly.ready
+    to_train = opening.to_train
     monkeypatch.setattr(
-        assembly, "ready", lambda *words, **named: made.append(ready(*words, **named)) or made[-1]
+        opening,
+        "to_train",
+        lambda *words, **named: made.append(to_train(*words, **named)) or made[-1],
     )
     parsed = parse_run({**given(tmp_path), "engine.activation_cache": cache}, {})
     figures = bench(parsed, steps=2, certificate=False, tell=Quiet())
@@ -53,17 +55,13 @@ def test_bench_keeps_activations_where_training_does(
     assert (ours.cache == "off") == (theirs.cache == "off") and figures[
         "activation_cache"
     ] == ours.cache
-    assert (ours.made.rate, ours.made.layout, ours.schedule) == (
-        theirs.made.rate,
-        theirs.made.layout,
-        theirs.schedule,
-    )
+    assert (ours.rate, ours.layout, ours.schedule) == (theirs.rate, theirs.layout, theirs.schedule)
     if cache == "off":
         assert "seconds_per_step_cached" not in figures
         return
     # Every row was looked at twice, and the second time nothing below the trained block was
     # computed.
     first, again = (sum(figures[key]) for key in ("seconds_per_step", "seconds_per_step_cached"))
-    assert ours.made.stepper.policy.cache.hits >= 8 and ours.made.stepper.policy.cache.misses <= 8
+    assert ours.stepper.policy.cache.hits >= 8 and ours.stepper.policy.cache.misses <= 8
     assert figures["train_seconds"] == pytest.approx(first / 3 + again * 2 / 3, abs=0.01)
     assert figures["samples_per_second"] == pytest.approx(8 / figures["train_seconds"], rel=0.05)

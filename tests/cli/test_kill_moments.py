@@ -18,29 +18,26 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS, SAVE_EVERY = 15, 2
 SETTINGS = ["engine.epochs=5", f"engine.save_every={SAVE_EVERY}"]
 BEFORE_THE_FOLDER = [
-    ["tunewright.story", "inspect", 1],  # reading the rows
-    ["tunewright.story", "inspect", 2],  # rendering and tokenising
+    ["tunewright.run.prepare", "inspect", 1],  # reading the rows
+    ["tunewright.run.prepare", "inspect", 2],  # rendering and tokenising
     ["tunewright.text.tokenizer", "load_tokenizer", 1],
     ["tunewright.models.load", "load_model", 1],
     ["tunewright.record.folder", "create", 1],
     ["os", "replace", 1],
 ]
 STEPPING = [
-    ["tunewright.story", "_Story._ask_before", 1],
+    ["tunewright.run.asking", "Asker.before", 1],
     ["tunewright.engine.step", "Stepper.step", 1],  # before the first checkpoint
     ["tunewright.models.load", "load_model", 1],  # loading, with a folder there
 ]
 ENDING = [
     ["tunewright.engine.loop", "Loop._return_to_best", 1],
-    ["tunewright.story", "_Story._save_and_ask_again", 1],
-    [
-        "tunewright.story",
-        "_Story._fingerprint",
-        1,
-    ],  # the adapter's files are written, the reload is not done
-    ["tunewright.story", "_Story._fingerprint", 2],
-    ["tunewright.story", "_Story._finish", 1],
-    ["tunewright.story", "write_json", 1],  # the summary
+    ["tunewright.run.asking", "Asker.after", 1],
+    # The adapter's files are written, the reload is not done.
+    ["tunewright.run.saved", "_logits", 1],
+    ["tunewright.run.saved", "_logits", 2],
+    ["tunewright.run.evidence", "finish", 1],
+    ["tunewright.run.evidence", "write_json", 1],  # the summary
     ["tunewright.report.html", "write_report", 1],
 ]
 

@@ -23,7 +23,7 @@ CHECKING = [
 ]
 FIRST = [
     ["tunewright.story", "train", 1], ["tunewright.record.folder", "create", 1], ["tunewright.engine.step", "Stepper.step", 2],
-    ["safetensors.torch", "save_file", 2], ["tunewright.engine.step", "Stepper.step", 3], ["tunewright.story", "_Story._fingerprint", 1],
+    ["safetensors.torch", "save_file", 2], ["tunewright.engine.step", "Stepper.step", 3], ["tunewright.run.saved", "_logits", 1],
     ["tunewright.report.html", "write_report", 1],
 ]  # fmt: skip
 BETWEEN = [
@@ -32,7 +32,7 @@ BETWEEN = [
 ]  # fmt: skip
 SECOND = [
     ["tunewright.models.load", "load_model", 1], ["tunewright.engine.oracles.reference", "ReferenceStore.save", 1], ["tunewright.engine.step", "Stepper.step", 2],
-    ["tunewright.engine.step", "Stepper.step", 3], ["os", "fsync", 5], ["tunewright.story", "_Story._save_and_ask_again", 1],
+    ["tunewright.engine.step", "Stepper.step", 3], ["os", "fsync", 5], ["tunewright.run.asking", "Asker.after", 1],
     ["tunewright.commands.pipeline", "_result_of", 1], ["tunewright.commands.pipeline", "_remember", 1],
 ]  # fmt: skip
 """Each list is in the order of a pipeline, so that every kill comes later than the one before it.

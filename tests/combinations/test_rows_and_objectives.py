@@ -24,7 +24,7 @@ from tunewright.core.errors import UsageError
 from tunewright.core.registry import objectives
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
-from tunewright.story import Prepared, prepare
+from tunewright.run.prepare import Plan, prepare
 
 OTHERS = {
     "conversation": "alpaca",
@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: parts.write(place / f"{name}.jsonl", rows) for name, rows in parts.ROWS.items()}
 
 
-def opened(model: Path, objective: str, data: Any, name: str | None, **more: Any) -> Prepared:
+def opened(model: Path, objective: str, data: Any, name: str | None, **more: Any) -> Plan:
     """The run up to its rows, as `train` goes. Prompts beside an answer could be read in two ways,
     so drawing runs name the format."""
     named = (
@@ -64,14 +64,14 @@ def opened(model: Path, objective: str, data: Any, name: str | None, **more: Any
     )
 
 
-def learnt(prepared: Prepared, samples: Any = None) -> list[str]:
+def learnt(prepared: Plan, samples: Any = None) -> list[str]:
     """The texts of the tokens that count, without the stop token."""
     found = []
     for sample in prepared.data.train if samples is None else samples:
         for branch in sample.branches:
             if branch.learnt:
                 found.append(
-                    prepared.tokenizer.decode(
+                    prepared.renderer.tokenizer.decode(
                         [branch.tokens[i] for i in branch.learnt], skip_special_tokens=True
                     ).strip()
                 )

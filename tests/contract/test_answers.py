@@ -25,6 +25,7 @@ from tunewright.core.telling import Quiet
 from tunewright.core.types import Message
 from tunewright.evaluate.scoring import evaluate_target
 from tunewright.models import anatomy
+from tunewright.models.generate import answer
 from tunewright.models.load import load_model
 from tunewright.serve.answering import Answerer, open_target
 
@@ -156,7 +157,10 @@ def test_every_command_that_answers_has_the_method_on_and_the_base_without_it(
     )
     answerer = open_target(str(run), Quiet(), dtype="float32", device="cpu")
     assert asked(answerer) == wanted
-    assert answerer.answers([[Message("user", q)] for q in QUESTIONS], TOKENS) == wanted
+    asking = answerer.answering
+    prompts = [asking.renderer.prompt([Message("user", q)]) for q in QUESTIONS]
+    at_once = answer(asking, prompts, max_new_tokens=TOKENS)
+    assert [one.text for one in at_once] == wanted
     assert measured(run, rows) == wanted
     assert [tunewright.Run(run).chat(q, max_new_tokens=TOKENS) for q in QUESTIONS[:1]] == wanted[:1]
     plain = (

@@ -22,7 +22,7 @@ from tunewright.core.types import ROW_KINDS, Origin
 from tunewright.core.types import Row as Made
 from tunewright.core.words import catalogue
 from tunewright.data.converting import WRITERS
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.formats.shaping import shape
 

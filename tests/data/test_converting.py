@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.rows import read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row
-from tunewright.data.converting import FILES, WRITERS, convert
-from tunewright.data.files.reading import read
+from tunewright.data.converting import convert
+from tunewright.data.files.writing import WRITERS as FILES
 from tunewright.data.formats.common import Columns, Unusable
 
 # A text that is JSON may be read as what it says, because cells of tables hold such. Letters beyond
@@ -205,8 +206,8 @@ def test_answers_given_in_the_question_fit_into_prompt_completion(write, tmp_pat
 
 def test_a_row_that_would_be_read_back_otherwise_is_left_out(write, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        WRITERS,
-        "messages",
+        formats.get("messages").facts,
+        "write",
         lambda row: {
             "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
         },
@@ -317,7 +318,7 @@ def test_a_text_stays_as_it_is_in_every_kind_of_file(write, tmp_path, ending):
 def test_a_file_that_holds_other_rows_than_were_written_never_takes_its_place(
     write, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(FILES, ".jsonl", lambda rows, name: b'{"text": "other"}\n' * len(rows))
+    monkeypatch.setitem(FILES, ".jsonl", lambda rows: b'{"text": "other"}\n' * len(rows))
     with pytest.raises(DataError) as caught:
         convert(write("t.json", [{"text": "one"}]), tmp_path / "o.jsonl", "text")
     assert caught.value.problems[0].code == "E-DATA-49" and not (tmp_path / "o.jsonl").exists()

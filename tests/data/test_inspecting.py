@@ -15,7 +15,7 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.core.words import set_language
 from tunewright.data import describe, inspect
-from tunewright.data.inspecting import shared_prefix
+from tunewright.data.store.counting import shared_prefix
 
 
 def alpaca(count, start=0):

@@ -4,11 +4,11 @@ long."""
 from __future__ import annotations
 
 import pytest
+from helpers.rows import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.types import Conversation, Message, Origin, PlainText
-from tunewright.data.labels import encode
 
 HERE = Origin("f", 1, 1)
 

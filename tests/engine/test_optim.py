@@ -14,12 +14,8 @@ from helpers import tiny
 
 from tunewright.core.config import EngineConfig
 from tunewright.core.runfile import parse_run
-from tunewright.engine.optim import (
-    Together,
-    load_optimizer_tensors,
-    make_optimizer,
-    optimizer_tensors,
-)
+from tunewright.engine.optim import JoinedOptimizer, make_optimizer
+from tunewright.engine.state import load_optimizer_tensors, optimizer_tensors
 
 RATE = 1e-2
 RULES = ["adamw", "adafactor", "muon", "adamw_8bit"]
@@ -88,7 +84,7 @@ def test_muon_turns_matrices_inside_blocks_and_leaves_tables_and_vectors_to_adam
         model = tiny.make_model(family)
         attached = tiny.attach_all(model)
         optimizer: Any = tiny.make_stepper(model, attached, optimizer="muon").optimizer
-        assert isinstance(optimizer, Together)
+        assert isinstance(optimizer, JoinedOptimizer)
         names = {id(p): n for n, p in model.named_parameters()}
         rules = {
             names[id(p)]: type(part).__name__

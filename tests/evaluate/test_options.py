@@ -10,7 +10,6 @@ import pytest
 from tunewright.core.types import Conversation, Message, Origin, PlainText, Sample
 from tunewright.evaluate import options as choices
 from tunewright.evaluate.interval import wilson
-from tunewright.evaluate.scoring import matches, normalised
 
 
 def row(answer: str, number: int = 1) -> Conversation:
@@ -112,19 +111,3 @@ def test_how_likely_any_option_is_stands_beside_which_is_likelier():
 
 def test_the_first_of_equal_options_wins():
     assert choices.Decision([1.0, 1.0], [0.0, 1.0]).chosen == 0
-
-
-@pytest.mark.parametrize(
-    ("expected", "given", "verdict"),
-    [
-        ("Paris", " Paris\n", (True, True)), ("Paris", "paris.", (False, True)), ("好评", "好评。", (False, True)), ("Ａ 1", "a  1", (False, True)),
-        ("Paris", "Rome", (False, False)), ("?", "!", (False, False)), ("?", "?", (True, True)), ("don't", "dont", (False, True)),
-    ],
-)  # fmt: skip
-def test_answers_are_compared_exactly_and_loosely(expected, given, verdict):
-    assert matches(expected, given) == verdict
-
-
-@pytest.mark.parametrize(("one", "other", "same"), [("-5 °C", "5 °C", False), ("3.5%", "35%", False), ("3.5 %.", "3.5 %", True), ("well-known", "wellknown", True), ("10:30!", "10:30", True)])  # fmt: skip
-def test_what_makes_a_number_is_not_dropped(one, other, same):
-    assert (normalised(one) == normalised(other)) is same

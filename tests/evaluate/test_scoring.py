@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunewright.core.errors import ModelError, TunewrightError, UsageError
 from tunewright.core.telling import Quiet
+from tunewright.engine import opening
 from tunewright.evaluate import logprobs, scoring
 from tunewright.evaluate.scoring import evaluate_target
 
@@ -158,7 +159,9 @@ def test_loss_of_free_text_equals_transformers_own_loss(model, tmp_path):
 
 def test_padded_and_tree_agree(model, data, monkeypatch):
     tree = measure(model, data, details=True)
-    monkeypatch.setattr(scoring, "choose_layout", lambda opened: ("padded", "as asked"))
+    monkeypatch.setattr(
+        opening.Opened, "choose_layout", lambda opened, engine, dtype: ("padded", "as asked")
+    )
     padded = measure(model, data, details=True)
     assert (
         padded["layout"] == "padded"

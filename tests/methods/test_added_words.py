@@ -454,9 +454,9 @@ def test_what_reads_the_runs_tokens_must_know_its_words(
             **{"objective.kind": "distill", "objective.teacher": str(bases["tied"])},
         )
     known = load_tokenizer(bases["tied"]).get_vocab()
-    reward_model._require_same_words(tmp_path, bases["tied"], bases["tied"], known)
+    reward_model.require_same_words(tmp_path, bases["tied"], bases["tied"], known)
     with pytest.raises(TunewrightError, match="E-OBJ-35"):
-        reward_model._require_same_words(
+        reward_model.require_same_words(
             tmp_path, bases["tied"], bases["tied"], {**known, "<plan>": len(known)}
         )
 
@@ -473,7 +473,7 @@ def test_what_reads_the_runs_tokens_must_know_its_words(
 def test_rows_of_words_are_not_left_out_of_a_sum_in_silence(
     bases: dict[str, Path], tmp_path: Path, kind: str, said: str
 ) -> None:
-    from tunewright.methods.composition import obstacles
+    from tunewright.export.composition import obstacles
 
     made_with_peft(bases["untied"], tmp_path / "theirs", kind)
     [found] = obstacles({"part0": tmp_path / "theirs"})

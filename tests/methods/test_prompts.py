@@ -15,7 +15,6 @@ from tunewright.bench.certificate import distance, full_width
 from tunewright.core.errors import CompatError, ConfigError
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Sample
-from tunewright.engine import layout
 from tunewright.engine.tree import build_tree, under_root
 from tunewright.models import anatomy
 from tunewright.models.kernels import tree_attention
@@ -102,19 +101,13 @@ def test_a_fault_in_where_the_prompt_stands_is_seen_by_the_choice_of_layout(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tunewright.core.config import EngineConfig
-    from tunewright.engine.opening import computing_in
-    from tunewright.engine.policy import Policy
+    from tunewright.engine.opening import Loaded
 
     model = tiny.make_model("llama")
     attached = put(kind, model)
 
     def chosen() -> str:
-        return layout.choose(
-            EngineConfig(),
-            model,
-            "any",
-            lambda name: computing_in(model, name, Policy(attached.model, model, name)),
-        )[0]
+        return Loaded(model, attached, 0).choose_layout(EngineConfig(), "float32")[0]
 
     assert chosen() == "tree"
     real = under_root
@@ -285,7 +278,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_weight_is_read_a
     from tunewright.core.runfile import load_run
     from tunewright.core.telling import Quiet
     from tunewright.models.load import load_config
-    from tunewright.story import prepare
+    from tunewright.run.prepare import prepare
 
     folder, rows = (
         story.model_folder(tmp_path / "model"),
@@ -393,7 +386,7 @@ def test_a_prompt_that_a_run_goes_on_with_takes_its_room_of_the_context_as_a_new
     from tunewright.core.telling import Quiet
     from tunewright.methods.saved import virtual_tokens
     from tunewright.models.load import load_config, load_model
-    from tunewright.story import prepare
+    from tunewright.run.prepare import prepare
 
     folder, data = story.model_folder(tmp_path / "model"), story.rows_file(tmp_path / "rows.json")
     context = load_config(folder).max_position_embeddings

@@ -209,7 +209,7 @@ def test_updates_too_small_for_bfloat16_are_not_lost() -> None:
 
 @pytest.mark.parametrize("kind", ["full", "freeze", "galore", "apollo"])
 def test_in_bfloat16_a_resumed_run_goes_on_with_the_same_bits(kind: str) -> None:
-    from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
+    from tunewright.engine.state import load_optimizer_tensors, optimizer_tensors
 
     def start() -> tuple[Any, Any, list[Any]]:
         model = tiny.make_model("llama", "bfloat16")

@@ -426,7 +426,10 @@ def test_the_estimate_knows_the_bits_of_the_base() -> None:
         "batch_size": 4,
         "dtype": "bfloat16",
     }
-    plain, four = fit.estimate(shape, **settings), fit.estimate(shape, **settings, base_bits=4.127)
+    plain, four = (
+        fit.estimate(fit.Question(shape=shape, base_bits=bits, **settings))
+        for bits in (None, 4.127)
+    )
     saved = plain.parts["weights"] - four.parts["weights"]
     wanted = shape.block_weights * (2 - 4.127 / 8)
     assert saved == pytest.approx(

@@ -19,8 +19,8 @@ from tunewright.core.errors import CheckpointError, CompatError
 from tunewright.core.registry import objectives
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Sample, Teaching
-from tunewright.engine.opening import use_layout
-from tunewright.engine.oracles.teacher import Teacher, open_teacher
+from tunewright.engine.opening import teacher_of, use_layout
+from tunewright.engine.oracles.teacher import Teacher
 from tunewright.engine.placement import World
 from tunewright.engine.policy import Policy
 from tunewright.models.kernels.divergence import FLOOR, bucketed, divergence, kept
@@ -300,7 +300,7 @@ def world() -> World:
 
 def opened(student: Path, teacher: Path) -> Teacher:
     size = json.loads((student / "config.json").read_text())["vocab_size"]
-    return open_teacher(Teaching(str(teacher)), student, size, EngineConfig(), world(), Quiet())
+    return teacher_of(Teaching(str(teacher)), student, size, EngineConfig(), world(), Quiet())
 
 
 def test_a_teacher_is_opened_when_it_is_needed_and_compared_through_its_own_layout(

@@ -70,8 +70,13 @@ def stepper_for(
         model, attached, layout=layout, rows_per_pass=rows, learning_rate=0.01
     )
     use_layout(model, layout)
-    policy = Policy(attached.model, model, layout)
-    policy.heads = objective.heads
+    policy = Policy(
+        attached.model,
+        model,
+        layout,
+        heads=objective.heads,
+        temperature=objective.rollouts.temperature if objective.rollouts else 1.0,
+    )
     made = RoundStepper(
         policy, attached, objective, common.optimizer, rows, None, seed, rollouts=objective.rollouts, rewards=rewards or Vowels(),
         asking=Asking(

@@ -57,7 +57,7 @@ def codes(spec: Any) -> list[str]:
     [
         ({}, " Paris\n", "Paris", 1), ({}, "paris", "Paris", 0), ({"ignore_case": True}, "pARIS", "Paris", 1), ({"ignore_case": True}, "STRASSE", "straße", 1),
         ({}, "New  York", "New York", 0), ({"ignore_space": True}, "New \n York", "NewYork", 1), ({"ignore_punctuation": True}, "«Paris!»", "Paris", 1),
-        ({"ignore_punctuation": True}, "北京。", "北京", 1), ({}, "42", 42, 1), ({}, "B", ["A", "B"], 1), ({}, "C", ["A", "B"], 0), ({}, "", "x", 0),
+        ({"ignore_punctuation": True}, "北京。", "北京", 1), ({"ignore_punctuation": True}, "3.5", "35", 0), ({}, "42", 42, 1), ({}, "B", ["A", "B"], 1), ({}, "C", ["A", "B"], 0), ({}, "", "x", 0),
         ({"inside": "answer"}, "<answer>no</answer> so <answer> Paris </answer>.", "Paris", 1), ({"inside": "answer"}, "Paris", "Paris", 0),
         ({"inside": "answer"}, "<answer>Paris", "Paris", 0), ({"inside": "answer"}, "</answer><answer>", "Paris", 0),
     ],

@@ -32,6 +32,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def at_once(model: Any, max_new_tokens: int) -> list[Any]:
+    """What the model says to the question as `evaluate` asks it, many at once."""
+    prompt = model.answering.renderer.prompt([Message("user", QUESTION)])
+    return answer(model.answering, [prompt], max_new_tokens=max_new_tokens)
+
+
 def opened(target: Path, **more: Any) -> Answerer:
     return open_target(str(target), Quiet(), dtype="float32", device="cpu", **more)
 
@@ -229,7 +235,7 @@ def test_an_answer_ends_at_a_stop_that_only_the_generation_config_names(
     pieces: list[str] = []
     found = model.ask([Message("user", QUESTION)], max_new_tokens=12, on_piece=pieces.append)
     assert found.end == "stop" and found.text == text == "".join(pieces).strip()
-    assert model.answers([[Message("user", QUESTION)]], 12) == [text]
+    assert [one.text for one in at_once(model, 12)] == [text]
     # A run of an adapter on it, one that saved the whole model, and what is exported, all have the
     # same list.
     adapted = run_in(tmp_path / "run", folder)
@@ -261,7 +267,7 @@ def test_an_answer_ends_at_a_stop_that_only_the_generation_config_names(
 
 def test_answers_that_are_drawn_stop_there_too(base: Path, tmp_path: Path) -> None:
     from tunewright.engine.rollouts.questions import asking
-    from tunewright.story import prepare
+    from tunewright.run.prepare import prepare
 
     folder = tmp_path / "model"
     shutil.copytree(base, folder)
@@ -278,7 +284,7 @@ def test_answers_that_are_drawn_stop_there_too(base: Path, tmp_path: Path) -> No
         parse_run({**given, "objective.reward": "finished", "objective.max_new_tokens": 16}, {}),
         Quiet(),
     )
-    assert 77 in asking(prepared.renderer, prepared.tokenizer).stop_ids
+    assert 77 in asking(prepared.renderer, prepared.renderer.tokenizer).stop_ids
 
 
 def test_settings_of_the_folder_that_change_greedy_answers_are_left_out(
@@ -325,7 +331,7 @@ def test_nothing_of_a_library_is_printed_while_it_answers(
     model = opened(folder)
     capfd.readouterr()
     model.ask([Message("user", QUESTION)], max_new_tokens=4)
-    model.answers([[Message("user", QUESTION)]], 4)
+    at_once(model, 4)
     assert capfd.readouterr() == ("", "")
 
 
@@ -454,7 +460,8 @@ def test_answers_that_cannot_fit_are_refused_before_the_first_step(
         "model": str(folder), "data.train": str(rows), "data.held_out": 0, "engine.steps": 1, "engine.dtype": "float32", "engine.threads": 1, "probes": 0,
         "out": str(tmp_path / "run"), "objective.kind": kind, **more, **teacher,
     }  # fmt: skip
-    from tunewright.story import prepare, train
+    from tunewright.run.prepare import prepare
+    from tunewright.story import train
 
     with pytest.raises(CompatError, match="E-MODEL-58") as error:
         train(parse_run({**given, "objective.max_new_tokens": 60}, {}), tell=Quiet())

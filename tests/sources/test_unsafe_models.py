@@ -845,7 +845,7 @@ def forbidden(tree: ast.AST) -> list[str]:
                 "yaml.unsafe_load",
             ):
                 found.append(name)
-            if name == "yaml.load" and ast.unparse(keywords.get("Loader", node)) != "_Loader":
+            if name == "yaml.load" and ast.unparse(keywords.get("Loader", node)) != "Loader":
                 found.append(name)
             if name == "torch.load":
                 safe = (
@@ -873,7 +873,7 @@ def test_only_the_closed_process_opens_pickles_and_nothing_trusts_code_outright(
         "rewards/user_code.py": ["exec"],
     }
     assert {name: what for name, what in found.items() if what} == allowed
-    assert issubclass(runfile._Loader, yaml.SafeLoader)
+    assert issubclass(runfile.Loader, yaml.SafeLoader)
     planted = "import pickle\ntorch.load(x)\nyaml.load(x)\neval(y)\nf(shell=True, trust_remote_code=True)\nmodel.eval()"
     assert forbidden(ast.parse(planted)) == [
         "import pickle",

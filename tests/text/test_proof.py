@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_tokenizer import NAMES
 
 from tunewright.core.types import Message
-from tunewright.data.describing import rendering_line
+from tunewright.data.reporting import rendering_line
 from tunewright.text.proof import CALLS, TOOLS, dialogues, prove
 from tunewright.text.renderer import Renderer
 from tunewright.text.tokenizer import Light

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tunewright.advise import glossary
+from tunewright.advise import glossary, listing
 from tunewright.core import registry
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import UsageError, problem
@@ -118,8 +118,6 @@ def _registered(word: str, *axes: str) -> dict[str, Any] | None:
         ours, page = PLACES[axis]
         entry = getattr(registry, axis).get(word.lower().replace("-", "_"))
         if entry is not None:
-            from tunewright.advise import listing
-
             page = f"docs/{glossary.page_in(language(), page.format(entry.name))}"
             return {
                 "is": "name",
@@ -192,10 +190,9 @@ def _key_lines(key: dict[str, Any]) -> list[str]:
     out = [key["key"]]
     for form in key["forms"]:
         kinds = f"  {say('explain.kinds')} {', '.join(form['kinds'])}" if form["kinds"] else ""
-        out += [
-            f"  {say('explain.type')}: {form['type']} · {say('explain.default')}: {form['default']}{kinds}",
-            f"  {form['help']}",
-        ]
+        form_type = f"{say('explain.type')}: {form['type']}"
+        default = f"{say('explain.default')}: {form['default']}"
+        out += [f"  {form_type} · {default}{kinds}", f"  {form['help']}"]
     return out
 
 

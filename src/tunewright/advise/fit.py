@@ -11,17 +11,17 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunewright.advise import memory, speed
 from tunewright.advise.memory import Work
-from tunewright.core.config import RunConfig
-from tunewright.core.errors import ConfigError, Problem, TunewrightError, UsageError, problem
+from tunewright.core.config import BaseConfig, RunConfig
+from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
 from tunewright.core.files import readable_size
 from tunewright.core.registry import methods
-from tunewright.core.runfile import kind_of, objective_of
+from tunewright.core.runfile import kind_of
 from tunewright.core.telling import duration
 from tunewright.core.types import Objective, OwnAnswers, Rollouts, Sample
 from tunewright.core.words import say
@@ -34,8 +34,7 @@ TIGHT = 0.85
 need some, too."""
 GUESSED_TOKENS = 256
 """Tokens of a row that nobody could count."""
-FOUR_BITS = 4.51
-"""Bits of a weight in nf4 as `base.bits=4` takes it (`BaseConfig.bits_per_weight`)."""
+FOUR_BITS = BaseConfig(bits=4).bits_per_weight
 LADDER = (
     # (hidden, layers, inner, heads, key heads, vocabulary, tied) of models people fine-tune, 0.1 to
     # 72 billion weights.
@@ -133,178 +132,189 @@ class Estimate:
     measure_seconds: float | None
     """Of measuring held-out rows, which comes on top of the steps."""
     flops: float
-    reasons: list[str] = field(default_factory=list)
-    steps: int = 0
-    rows: int = 0
+    reasons: list[str]
+    steps: int
+    rows: int
     """Token rows of the largest pass."""
-    question: _Question | None = None
+    question: Question
     """What was asked, so that `require` can try other settings."""
 
 
-@dataclass(frozen=True)
-class _Question:
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A run as its estimate sees it."""
+
     shape: ModelShape
-    work: Work
+    trainable: int
+    rows_per_pass: int
     facts: SampleFacts
     steps: int
     batch_size: int
-    rows_per_pass: int
-    device: str
-    method: Any
-    beside: tuple[ModelShape, ...] = ()
+    dtype: str
+    device: str = "cpu"
+    layout: str = "tree"
+    method: Any = None
+    probes: int = 5
+    flops_per_second: float | None = None
+    """What this machine reaches (`speed.measured_rate`); None: no time is given."""
+    base_bits: float | None = None
+    beside: Sequence[ModelShape] = ()
+    """Further models that are held in memory and read every row without learning: a teacher, a
+    reward model of its own."""
+    reference: bool = False
+    """The model itself reads every row once before the first step."""
+    measured_rows: float = 0.0
+    """Samples that are read without being learnt, over the whole run."""
 
+    @property
+    def grown(self) -> ModelShape:
+        """The model with the blocks that the method adds."""
+        method = self.method
+        return method.grown(self.shape) if hasattr(method, "grown") else self.shape
 
-def estimate(
-    shape: ModelShape,
-    *,
-    trainable: int,
-    rows_per_pass: int,
-    facts: SampleFacts,
-    steps: int,
-    batch_size: int,
-    dtype: str,
-    device: str = "cpu",
-    layout: str = "tree",
-    method: Any = None,
-    probes: int = 5,
-    flops_per_second: float | None = None,
-    base_bits: float | None = None,
-    beside: Sequence[ModelShape] = (),
-    reference: bool = False,
-    measured_rows: float = 0.0,
-) -> Estimate:
-    """Peak bytes and seconds of a run of `steps` steps. Without `flops_per_second`
-    (`speed.measured_rate`) no time is given.
+    @property
+    def share(self) -> float:
+        """The part of an epoch that one step is."""
+        return self.batch_size / max(1, self.facts.samples)
 
-    `beside` are further models that are held in memory and read every row without learning: a
-    teacher, a reward model of its own. With `reference` the model itself reads every row once
-    before the first step. `measured_rows` are samples read without being learnt, over the whole
-    run.
-    """
-    asked, shape = shape, method.grown(shape) if hasattr(method, "grown") else shape
-    rank = rank_of(method)
-    targets = tuple(getattr(method, "targets", ("linear",)))
-    share = batch_size / max(1, facts.samples)
-    step_rows = math.ceil(facts.rows_per_epoch * share)
-    # Steps differ: the largest of many is some rows above the mean, by about two spreads of a sum
-    # of samples.
-    largest = (
-        math.ceil(step_rows * (1 + 0.4 / math.sqrt(batch_size)))
-        if facts.samples > batch_size
-        else facts.rows_per_epoch
-    )
-    rows = max(1, min(max(rows_per_pass, facts.longest), max(largest, facts.longest)))
-    labels = max(1, round(rows * facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)))
-    work = Work(
-        trainable,
-        rows,
-        labels,
-        facts.longest,
-        dtype,
-        device == "cpu",
-        layout == "tree",
-        targets,
-        rank,
-        probes,
-        base_bits,
-    )
-    question = _Question(
-        asked, work, facts, steps, batch_size, rows_per_pass, device, method, tuple(beside)
-    )
-    parts = memory.parts_of(shape, work) | {
-        "beside": sum(other.parameters * work.item for other in beside)
-    }
-    train, answers, mapped = (
-        sum(parts.values()),
-        memory.answering_bytes(shape, work),
-        memory.loading_bytes(shape, work),
-    )
-    parts |= {"answers": answers, "loading": mapped}
-    if device == "cpu":
-        # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at
-        # the end, for the reload that proves the adapter.
-        peak, needed = train + answers + mapped, train + answers
-    else:
-        peak = needed = max(train, parts["weights"] + parts["adapter"] + answers)
-    if (
-        base_bits is not None
-    ):  # the wide model is read first, on the CPU, and quantised matrix by matrix
-        wide = shape.parameters * work.item + parts["process"]
-        peak, needed = (
-            (max(peak, wide + mapped), max(needed, wide)) if device == "cpu" else (peak, needed)
+    @property
+    def step_rows(self) -> int:
+        """Token rows of a step."""
+        return math.ceil(self.facts.rows_per_epoch * self.share)
+
+    @property
+    def label_share(self) -> float:
+        """The part of the rows that predicts a token."""
+        return self.facts.label_rows_per_epoch / max(1, self.facts.rows_per_epoch)
+
+    @property
+    def pass_rows(self) -> int:
+        """Token rows of the largest pass."""
+        facts = self.facts
+        largest = facts.rows_per_epoch
+        if facts.samples > self.batch_size:
+            # Steps differ: the largest of many is some rows above the mean, by about two spreads of
+            # a sum of samples.
+            largest = math.ceil(self.step_rows * (1 + 0.4 / math.sqrt(self.batch_size)))
+        most = max(self.rows_per_pass, facts.longest)
+        return max(1, min(most, max(largest, facts.longest)))
+
+    @property
+    def work(self) -> Work:
+        """What decides memory besides the model."""
+        rows, facts = self.pass_rows, self.facts
+        labels = rows * facts.label_rows_per_epoch / max(1, facts.rows_per_epoch)
+        return Work(
+            self.trainable,
+            rows,
+            max(1, round(labels)),
+            facts.longest,
+            self.dtype,
+            self.device == "cpu",
+            self.layout == "tree",
+            tuple(getattr(self.method, "targets", ("linear",))),
+            rank_of(self.method),
+            self.probes,
+            self.base_bits,
         )
+
+
+def estimate(question: Question) -> Estimate:
+    """Peak bytes and seconds of a run."""
+    parts, peak, needed = _bytes(question)
+    flops, rate = _flops(question), question.flops_per_second
+    seconds = spread = measure = None
+    if rate:
+        reached, facts = rate * speed.EFFICIENCY, question.facts
+        seconds = flops / reached
+        spread = (seconds / speed.SPREAD, seconds * speed.SPREAD)
+        epoch = sum(
+            _reading(one, facts.rows_per_epoch, facts.label_rows_per_epoch)
+            for one in (question.grown, *question.beside)
+        )
+        measure = question.measured_rows * epoch / max(1, facts.samples) / reached
+    return Estimate(
+        peak,
+        needed,
+        parts,
+        seconds,
+        spread,
+        measure,
+        flops,
+        _reasons(question, parts),
+        question.steps,
+        question.pass_rows,
+        question,
+    )
+
+
+def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
+    """(parts, peak, needed) in bytes."""
+    shape, work = question.grown, question.work
+    beside = sum(other.parameters * work.item for other in question.beside)
+    parts = memory.parts_of(shape, work) | {"beside": beside}
+    train = sum(parts.values())
+    answers, mapped = memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
+    parts |= {"answers": answers, "loading": mapped}
+    if not work.on_cpu:
+        peak = max(train, parts["weights"] + parts["adapter"] + answers)
+        return parts, peak, peak
+    # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at the
+    # end, for the reload that proves the adapter.
+    peak, needed = train + answers + mapped, train + answers
+    if work.base_bits is not None:
+        # The wide model is read first and quantised matrix by matrix.
+        wide = shape.parameters * work.item + parts["process"]
+        peak, needed = max(peak, wide + mapped), max(needed, wide)
+    return parts, peak, needed
+
+
+def _flops(question: Question) -> float:
+    """Operations of all steps, and of the passes that learn nothing."""
+    shape, facts = question.grown, question.facts
+    rows = question.step_rows * question.steps
+    labels = facts.label_rows_per_epoch * question.share * question.steps
+    is_tree = question.layout == "tree"
     flops = speed.run_flops(
         shape,
-        rows=round(step_rows * steps),
-        label_rows=round(facts.label_rows_per_epoch * share * steps),
-        trainable=trainable,
-        frozen=rank is not None,
-        mean_keys=min(rows, facts.longest / 2 + 64 if layout == "tree" else facts.longest),
-        unread=max(0.0, 1 - facts.label_rows_per_epoch / max(1, facts.rows_per_epoch))
-        if layout == "tree"
-        else 0.0,
+        rows=round(rows),
+        label_rows=round(labels),
+        trainable=question.trainable,
+        frozen=rank_of(question.method) is not None,
+        mean_keys=min(question.pass_rows, facts.longest / 2 + 64 if is_tree else facts.longest),
+        unread=max(0.0, 1 - question.label_share) if is_tree else 0.0,
     )
-    flops += sum(
-        2.0
-        * (
-            step_rows * steps * other.active_weights
-            + facts.label_rows_per_epoch * share * steps * other.head_weights
-        )
-        for other in beside
-    )
-    flops += (
-        2.0
-        * (
-            facts.rows_per_epoch * shape.active_weights
-            + facts.label_rows_per_epoch * shape.head_weights
-        )
-        if reference
-        else 0.0
-    )
-    seconds = flops / (flops_per_second * speed.EFFICIENCY) if flops_per_second else None
-    per_sample = sum(
-        2.0
-        * (
-            facts.rows_per_epoch * one.active_weights
-            + facts.label_rows_per_epoch * one.head_weights
-        )
-        for one in (shape, *beside)
-    )
-    measure = (
-        measured_rows * per_sample / max(1, facts.samples) / (flops_per_second * speed.EFFICIENCY)
-        if flops_per_second
-        else None
-    )
-    spread = (seconds / speed.SPREAD, seconds * speed.SPREAD) if seconds is not None else None
-    reasons = [say("fit.reason.rows", rows=f"{rows:,}", longest=f"{facts.longest:,}")]
-    if flops_per_second:
-        reasons.append(
-            say(
-                "fit.reason.rate",
-                rate=f"{flops_per_second / 1e9:,.0f}",
-                dtype=dtype,
-                share=f"{speed.EFFICIENCY:.0%}",
-            )
-        )
-    if shape.experts > 1:
-        reasons.append(say("fit.reason.experts", count=shape.experts))
+    flops += sum(_reading(other, rows, labels) for other in question.beside)
+    if question.reference:
+        flops += _reading(shape, facts.rows_per_epoch, facts.label_rows_per_epoch)
+    return flops
+
+
+def _reading(shape: ModelShape, rows: float, labels: float) -> float:
+    """Operations of a pass that learns nothing."""
+    return 2.0 * (rows * shape.active_weights + labels * shape.head_weights)
+
+
+def _reasons(question: Question, parts: dict[str, int]) -> list[str]:
+    """What the figures rest on, in sentences."""
+    rate, experts, beside = question.flops_per_second, question.grown.experts, question.beside
+    rows, longest = f"{question.pass_rows:,}", f"{question.facts.longest:,}"
+    reasons = [say("fit.reason.rows", rows=rows, longest=longest)]
+    if rate:
+        speed_text, share = f"{rate / 1e9:,.0f}", f"{speed.EFFICIENCY:.0%}"
+        reasons.append(say("fit.reason.rate", rate=speed_text, dtype=question.dtype, share=share))
+    if experts > 1:
+        reasons.append(say("fit.reason.experts", count=experts))
     if beside:
-        size = sum(other.parameters for other in beside)
-        reasons.append(
-            say(
-                "fit.reason.beside",
-                count=len(beside),
-                size=f"{size / 1e9:.2f}",
-                memory=readable_size(parts["beside"]),
-            )
-        )
-    return Estimate(
-        peak, needed, parts, seconds, spread, measure, flops, reasons, steps, rows, question
-    )
+        size = f"{sum(other.parameters for other in beside) / 1e9:.2f}"
+        held = readable_size(parts["beside"])
+        reasons.append(say("fit.reason.beside", count=len(beside), size=size, memory=held))
+    return reasons
 
 
 def of_run(
     config: RunConfig,
+    objective: Objective,
     shape: ModelShape,
     facts: SampleFacts,
     *,
@@ -316,59 +326,44 @@ def of_run(
     probes: int | None = None,
     flops_per_second: float | None = None,
 ) -> Estimate:
-    """`estimate` with what a run file says filled in."""
+    """The estimate of what a run file says. `probes` None: as many as the file asks for."""
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
-    asks = _asked_by(config)
-    rollouts = asks.rollouts if asks is not None else None
+    rollouts = objective.rollouts
     schedule = replace(make_schedule(config.engine, facts.samples, 0.0), total_steps=steps)
     measuring = measuring_of(
-        config.engine,
-        schedule,
-        facts.held_out,
-        reference=asks is not None and asks.reference,
-        rollouts=rollouts,
+        config.engine, schedule, facts.held_out, reference=objective.reference, rollouts=rollouts
     )
-    facts = facts.drawing(rollouts, asks.own_answers) if asks is not None else facts
+    # One answer is drawn to a prompt that is measured.
+    answers = rollouts.num_answers if rollouts is not None else 1
     return estimate(
-        shape,
-        trainable=trainable_parameters(shape, config.method),
-        rows_per_pass=rows_per_pass,
-        facts=facts,
-        steps=steps,
-        batch_size=batch_size_for(config.engine, facts.samples),
-        dtype=dtype,
-        device=device,
-        layout=layout,
-        method=config.method,
-        probes=asked if probes is None else probes,
-        flops_per_second=flops_per_second,
-        base_bits=config.base.bits_per_weight,
-        beside=models_beside(config),
-        reference=asks is not None and asks.reference,
-        measured_rows=measuring.passes
-        / (
-            rollouts.num_answers if rollouts is not None else 1
-        ),  # one answer is drawn to a prompt that is measured
+        Question(
+            shape=shape,
+            trainable=trainable_parameters(shape, config.method),
+            rows_per_pass=rows_per_pass,
+            facts=facts.drawing(rollouts, objective.own_answers),
+            steps=steps,
+            batch_size=batch_size_for(config.engine, facts.samples),
+            dtype=dtype,
+            device=device,
+            layout=layout,
+            method=config.method,
+            probes=asked if probes is None else probes,
+            flops_per_second=flops_per_second,
+            base_bits=config.base.bits_per_weight,
+            beside=models_beside(config, objective),
+            reference=objective.reference,
+            measured_rows=measuring.passes / answers,
+        )
     )
 
 
-def _asked_by(config: RunConfig) -> Objective | None:
-    """The objective of a run; None for one that says too little, which is refused elsewhere."""
-    try:
-        return objective_of(config) if config.objective is not None else None
-    except ConfigError:
-        return None
-
-
-def models_beside(config: RunConfig) -> list[ModelShape]:
+def models_beside(config: RunConfig, objective: Objective) -> list[ModelShape]:
     """Shapes of the models that a run holds besides its own: a teacher, and reward models that
     cannot stand on the run's base.
 
     What cannot be found here is refused, with its reason, where it is opened.
     """
-    asks = _asked_by(config)
-    teacher = asks.teacher if asks is not None else None
-    rollouts = asks.rollouts if asks is not None else None
+    teacher, rollouts = objective.teacher, objective.rollouts
     stands_alone = rollouts is not None and (
         getattr(config.method, "trains_base", False) or config.base.bits is not None
     )
@@ -403,32 +398,22 @@ def shape_of(folder: Path) -> ModelShape:
 # ---- what would fit
 
 
-def _again(question: _Question, **changes: Any) -> Estimate:
-    """The estimate of the same run with another shape, dtype, rows a pass or longest sample."""
-    shape, method = changes.get("shape", question.shape), question.method
-    facts = question.facts
-    if "longest" in changes:
-        facts = replace(facts, longest=min(facts.longest, changes["longest"]))
-    trainable = (
-        trainable_parameters(shape, method)
-        if method is not None
-        else question.work.trainable * shape.parameters // question.shape.parameters
-    )
-    return estimate(
-        shape,
-        trainable=trainable,
-        rows_per_pass=changes.get("rows_per_pass", question.rows_per_pass),
-        facts=facts,
-        steps=question.steps,
-        batch_size=question.batch_size,
-        dtype=changes.get("dtype", question.work.dtype),
-        device=question.device,
-        layout="tree" if question.work.tree else "padded",
-        method=method,
-        probes=question.work.probes,
-        base_bits=changes.get("base_bits", question.work.base_bits),
-        beside=question.beside,
-    )
+def _fits(question: Question, available: int, **changes: Any) -> bool:
+    """Whether the same run would fit with other settings."""
+    return _needed(question, **changes) <= TIGHT * available
+
+
+def _needed(question: Question, *, longest: int | None = None, **changes: Any) -> int:
+    """Bytes that the same run needs with another longest sample or other parts of the question."""
+    asked = replace(question, **changes)
+    shape, facts = asked.shape, asked.facts
+    if asked.method is not None:
+        trainable = trainable_parameters(shape, asked.method)
+    else:
+        trainable = question.trainable * shape.parameters // question.shape.parameters
+    if longest is not None:
+        facts = replace(facts, longest=min(facts.longest, longest))
+    return _bytes(replace(asked, trainable=trainable, facts=facts))[2]
 
 
 def ladder() -> list[ModelShape]:
@@ -451,13 +436,11 @@ def ladder() -> list[ModelShape]:
 def largest_fitting(found: Estimate, available: int) -> ModelShape | None:
     """The largest common shape, smaller than the model asked for, with which the same run fits;
     None if not even the smallest does."""
-    assert found.question is not None
     asked = found.question
     fits = [
         s
         for s in ladder()
-        if s.parameters < asked.shape.parameters
-        and _again(asked, shape=s).needed_bytes <= TIGHT * available
+        if s.parameters < asked.shape.parameters and _fits(asked, available, shape=s)
     ]
     return max(fits, key=lambda s: s.parameters, default=None)
 
@@ -465,58 +448,37 @@ def largest_fitting(found: Estimate, available: int) -> ModelShape | None:
 def what_fits(found: Estimate, available: int) -> list[str]:
     """Sentences for what to change so that the run fits, the smallest change first."""
     asked = found.question
-    if asked is None:
-        return []
     tries: list[str] = []
-    rows, longest = asked.rows_per_pass, asked.facts.longest
-    fewer = next(
-        (
-            r
-            for r in _halves(rows)
-            if r >= longest and _again(asked, rows_per_pass=r).needed_bytes <= TIGHT * available
-        ),
-        None,
-    )
+    longest = asked.facts.longest
+    fewer = [
+        n
+        for n in _halves(asked.rows_per_pass)
+        if n >= longest and _fits(asked, available, rows_per_pass=n)
+    ]
+    shorter = [
+        n
+        for n in _halves(longest, 128)
+        if not fewer and _fits(asked, available, rows_per_pass=n, longest=n)
+    ]
     if fewer:
-        tries.append(say("fit.try.rows", rows=fewer))
-    else:
-        shorter = next(
-            (
-                n
-                for n in _halves(longest, 128)
-                if _again(asked, rows_per_pass=n, longest=n).needed_bytes <= TIGHT * available
-            ),
-            None,
-        )
-        if shorter:
-            tries.append(say("fit.try.tokens", tokens=shorter, rows=shorter))
-    if asked.work.item > 2 and _again(asked, dtype="bfloat16").needed_bytes <= TIGHT * available:
+        tries.append(say("fit.try.rows", rows=fewer[0]))
+    elif shorter:
+        tries.append(say("fit.try.tokens", tokens=shorter[0], rows=shorter[0]))
+    if asked.work.item > 2 and _fits(asked, available, dtype="bfloat16"):
         tries.append(say("fit.try.dtype"))
-    if (
-        _can_quantise(asked)
-        and _again(asked, base_bits=FOUR_BITS).needed_bytes <= TIGHT * available
-    ):
+    if _can_quantise(asked) and _fits(asked, available, base_bits=FOUR_BITS):
         tries.append(say("fit.try.bits"))
     smaller = largest_fitting(found, available)
     if smaller is not None:
-        tries.append(
-            say(
-                "fit.try.model",
-                size=billions(smaller.parameters),
-                memory=readable_size(_again(asked, shape=smaller).needed_bytes),
-            )
-        )
+        needed = readable_size(_needed(asked, shape=smaller))
+        tries.append(say("fit.try.model", size=billions(smaller.parameters), memory=needed))
     return tries or [say("fit.try.nothing")]
 
 
-def _can_quantise(asked: _Question) -> bool:
+def _can_quantise(asked: Question) -> bool:
     """Whether the base is wide and the method can stand on a quantised one."""
     entry = methods.get(kind_of(asked.method)) if asked.method is not None else None
-    return (
-        asked.work.base_bits is None
-        and entry is not None
-        and entry.facts.get("on_quantised") is True
-    )
+    return asked.base_bits is None and entry is not None and entry.facts.get("on_quantised") is True
 
 
 def _halves(start: int, least: int = 64) -> list[int]:
@@ -627,6 +589,7 @@ __all__ = [
     "BYTES",
     "Estimate",
     "ModelShape",
+    "Question",
     "SampleFacts",
     "describe",
     "estimate",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunewright.models.limits import ANSWER_ROWS, ANSWER_TOKENS, HEAD_ROWS, KEEP_BYTES, WIDE_NUMBERS
 from tunewright.models.shape import BYTES, ModelShape, roles_of
 
 MiB = 2**20
@@ -18,14 +19,6 @@ PROCESS_BYTES = 410 * MiB
 without CUDA (measured: 391 to 410 MiB)."""
 TOKEN_BYTES = 400
 """Of Python and Rust objects for each token of a vocabulary beyond those 50,000."""
-KEEP_BYTES = 768 * MiB
-"""Attention probabilities are kept for the backward pass up to here (`engine/policy.py`)."""
-HEAD_ROWS = 512
-"""Rows that visit the output head at once (`models/kernels/label_head.py`)."""
-ANSWER_TOKENS, ANSWER_ROWS = 96, 8192
-"""New tokens of an answer, and token rows that are answered at once (`models/generate.py`)."""
-WIDE_NUMBERS = 1 << 24
-"""Weights of a quantised matrix that are wide at once (`models/quantised.py`)."""
 SLACK = 1.15
 """What the allocator holds beyond the tensors that live in it: freed blocks of another size, and
 temporaries of the backward pass."""
@@ -57,7 +50,8 @@ class Work:
 
 
 def row_bytes(shape: ModelShape, work: Work) -> float:
-    """Bytes that autograd keeps for one token row over all blocks, attention probabilities apart."""
+    """Bytes that autograd keeps for one token row over all blocks, without attention
+    probabilities."""
     D, Q, K, F = (
         shape.hidden,
         shape.heads * shape.head_dim,

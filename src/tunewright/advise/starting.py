@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 
 from tunewright.core.config import DataConfig
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.errors import UsageError
 from tunewright.core.files import write_text
 from tunewright.core.types import PlainText, Row
 from tunewright.core.words import ASSETS, LANGUAGES, language, say
@@ -165,6 +165,6 @@ def write(path: Path, text: str) -> None:
     that name."""
     path = Path(path)
     if path.exists() or path.is_symlink():
-        raise UsageError(problem("E-INIT-01", str(path)))
+        raise UsageError.of("E-INIT-01", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

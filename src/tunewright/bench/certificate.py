@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class Certificate:
 def certify(
     build: Build,
     attach: Attach,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     *,
     dtypes: tuple[str, ...] = ("float64", "float32"),
     rows_per_pass: tuple[int, ...] = (1 << 30, 64, 1),
@@ -245,7 +245,7 @@ def _width(dtype: str) -> Any:
 def _oracle(
     build: Build,
     attach: Attach,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     dtype: str,
     values: Gradients,
     attention: str | None,
@@ -296,7 +296,7 @@ def _taken(attached: Attached) -> Gradients:
 def _engine(
     build: Build,
     attach: Attach,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     dtype: str,
     values: Gradients,
     rows_per_pass: tuple[int, ...],
@@ -304,19 +304,13 @@ def _engine(
 ) -> Iterator[tuple[int, Gradients, Any]]:
     """(rows_per_pass, gradients, step report) of our engine as a run uses it, for every way of
     cutting the step."""
+    from tunewright.engine.opening import use_layout
     from tunewright.engine.policy import Policy
     from tunewright.engine.step import Stepper
-    from tunewright.models.kernels import tree_attention
     from tunewright.models.kernels.fused import accelerate
 
     causal, attached = _start(build, attach, dtype, values)
-    if layout == "tree":
-        tree_attention.register()
-        causal.set_attn_implementation(tree_attention.NAME)
-    else:
-        causal.set_attn_implementation(
-            "sdpa" if getattr(causal, "_supports_sdpa", False) else "eager"
-        )
+    use_layout(causal, layout)
     entry = objectives.get("sft")
     assert entry is not None
     with _width(dtype):
@@ -335,13 +329,13 @@ def _engine(
         )
         for rows in rows_per_pass:
             stepper.rows_per_pass = rows
-            report = stepper.gradients(samples)
+            report = stepper.gradients(list(samples))
             yield rows, _taken(attached), report
     del causal, attached, stepper
     gc.collect()
 
 
-def pick(samples: list[Sample], count: int = 6, max_tokens: int = 256) -> list[Sample]:
+def pick(samples: Sequence[Sample], count: int = 6, max_tokens: int = 256) -> list[Sample]:
     """A few short samples of weight 1 for a certificate that takes seconds. Prefers the shortest;
     an empty list if none is short enough."""
     plain = [
@@ -356,7 +350,7 @@ def pick(samples: list[Sample], count: int = 6, max_tokens: int = 256) -> list[S
 
 def bench_certificate(
     folder: Path,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     *,
     method: str = "lora",
     config: Any = None,
@@ -370,6 +364,7 @@ def bench_certificate(
     `config` is the method's config (None: its defaults). Raises ValueError when no sample is short
     enough and of weight 1.
     """
+    from tunewright.engine.opening import put_new
     from tunewright.models import anatomy
     from tunewright.models.load import load_model
 
@@ -381,7 +376,7 @@ def bench_certificate(
     settings = entry.config() if config is None else config
 
     def attach(model: Any) -> Attached:
-        return entry.function(settings, model, anatomy.of(model), str(folder))
+        return put_new(settings, model, anatomy.of(model), str(folder))
 
     return certify(
         lambda dtype: load_model(folder, dtype=dtype),

@@ -21,13 +21,14 @@ import yaml
 
 from tunewright.bench.page import write_methods_page
 from tunewright.core import compat
+from tunewright.core.comparing import contains
 from tunewright.core.errors import UsageError, problem, raise_all
 from tunewright.core.files import readable_size, write_json, write_text
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, parse_run
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
-from tunewright.report.record import contains, read_record
+from tunewright.report.record import read_record
 
 FIXED = {
     "probes": 12,

@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.comparing import contains
 from tunewright.core.files import write_text
 from tunewright.core.words import language
 from tunewright.report.markup import Child, Html, document, el, words
-from tunewright.report.record import contains, finite
+from tunewright.report.record import finite
 
 BAR, ROW, LEFT, RIGHT, FIGURE = 560, 26, 170, 130, 56
 """Pixels: the longest bar, the height of a row, room for names, right of the bars, and for a

@@ -1,22 +1,30 @@
 """`tunewright bench`: what a run would cost on this machine, and whether its gradients are right,
 on the user's own model and rows.
 
-Takes the first optimiser steps of the run as `tunewright train` would, made ready by the same
-function, in memory; writes nothing. Where the run keeps activations, the first visit of a row costs
-more than the later ones: the steps are then taken twice, and the rates are those of the whole run,
-whose first epoch is made of first visits.
+The story of a run, stopped after its first optimiser steps: the same plan, made ready by the same
+function, in memory; nothing is written. Where the run keeps activations, the first visit of a row
+costs more than the later ones: the steps are then taken twice, and the rates are those of the whole
+run, whose first epoch is made of first visits.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from tunewright.core.machine import keep_freed_memory
+from tunewright.core.machine import peak_memory_bytes, versions
 from tunewright.core.runfile import ParsedRun, kind_of
 from tunewright.core.telling import Tell
+from tunewright.core.types import Sample
 from tunewright.core.words import say
-from tunewright.story import base_path_of, prepare
+from tunewright.run import decided
+from tunewright.run.prepare import Plan, prepare
+
+if TYPE_CHECKING:
+    from tunewright.engine.step import Stepper
+
+COUNTED = ("logical_tokens", "physical_rows", "label_tokens")
 
 
 def bench(
@@ -30,62 +38,30 @@ def bench(
     what `train` would refuse.
     """
     tell = tell or Tell()
-    prepared = prepare(parsed, tell, out_matters=False)
-    parsed = prepared.parsed
-    figures = _measure(parsed, prepared, steps, tell)
+    plan = prepare(parsed, tell, out_matters=False)
+    figures = _measure(plan, steps, tell)
     if certificate:
-        figures["certificate"] = _certify(parsed, prepared, tell)
+        figures["certificate"] = _certify(plan, tell)
     return figures
 
 
-def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[str, Any]:
-    from tunewright.core.machine import peak_memory_bytes, versions
-    from tunewright.engine import placement
-    from tunewright.engine.assembly import ready
-
-    config, data = parsed.config, prepared.data
-    world = placement.start(config.engine, (data.train, data.report))
-    if world.device == "cpu":
-        keep_freed_memory()
+def _measure(plan: Plan, steps: int, tell: Tell) -> dict[str, Any]:
+    world = decided.place(plan)
     start = time.perf_counter()
-    found = ready(
-        config,
-        prepared.source.folder,
-        base_path_of(prepared.source),
-        world,
-        data,
-        prepared.renderer,
-        tell,
-    )
+    opened, made = decided.open_to_train(plan, world, tell)
     load_seconds = time.perf_counter() - start
-    stepper, layout, schedule = found.made.stepper, found.made.layout, found.schedule
-    tell.line(
-        say(
-            "train.where",
-            device=world.device,
-            device_why=world.reasons["engine.device"],
-            dtype=world.dtype,
-            dtype_why=world.reasons.get("engine.dtype", say("placement.asked")),
-        )
-    )
-    tell.line(
-        say(
-            "train.layout",
-            layout=layout,
-            why=world.reasons["engine.layout"],
-            threads=world.threads,
-            rows=world.rows_per_pass,
-        )
-    )
-    totals = {"samples": 0, "logical_tokens": 0, "physical_rows": 0, "label_tokens": 0}
-    count = min(steps, schedule.total_steps)
+    decided.say_where(world, tell)
+    decided.say_layout(made, tell)
+    stepper, schedule = opened.stepper, made.schedule
     keeps = stepper.policy.cache is not None
-    if keeps:
-        count = min(count, schedule.steps_per_epoch)  # the rows of later steps would be known
+    # With a cache, the rows of later epochs would be known.
+    most = min(schedule.total_steps, schedule.steps_per_epoch) if keeps else schedule.total_steps
+    count = min(steps, most)
     chosen = [
-        [data.train[i] for i in schedule.samples_of(number)] for number in range(1, count + 1)
+        [plan.data.train[i] for i in schedule.samples_of(number)] for number in range(1, count + 1)
     ]
     _prepare_reference(stepper, [sample for step in chosen for sample in step])
+    totals = dict.fromkeys(("samples", *COUNTED), 0)
     timed: list[list[float]] = []
     tell.start(say("train.steps"))
     for visit in range(1 + keeps):
@@ -95,12 +71,10 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
             report = stepper.step(samples, number, schedule.rate(number))
             timed[-1].append(time.perf_counter() - begin)
             tell.progress(say("train.step"), visit * count + number, (1 + keeps) * count)
-            if visit:
-                continue
-            totals["samples"] += len(samples)
-            totals["logical_tokens"] += report.logical_tokens
-            totals["physical_rows"] += report.physical_rows
-            totals["label_tokens"] += report.label_tokens
+            if not visit:
+                totals["samples"] += len(samples)
+                for name in COUNTED:
+                    totals[name] += getattr(report, name)
     tell.finish()
     first = min(1.0, 1 / schedule.epochs) if keeps else 1.0
     seconds = first * sum(timed[0]) + (1 - first) * sum(timed[-1])
@@ -114,19 +88,19 @@ def _measure(parsed: ParsedRun, prepared: Any, steps: int, tell: Tell) -> dict[s
         "train_seconds": round(seconds, 3),
         "seconds_per_step": [round(s, 3) for s in timed[0]],
         **cached,
-        "activation_cache": found.cache,
+        "activation_cache": made.cache,
         "load_seconds": round(load_seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(world.device),
         "device": world.device,
         "dtype": world.dtype,
-        "layout": layout,
+        "layout": made.layout,
         "threads": world.threads,
         "rows_per_pass": world.rows_per_pass,
         "versions": versions(),
     }
 
 
-def _prepare_reference(stepper: Any, samples: list[Any]) -> None:
+def _prepare_reference(stepper: Stepper, samples: Sequence[Sample]) -> None:
     """What the model says before the first step of the rows that will be seen, for objectives that
     measure from there."""
     from tunewright.engine.oracles.reference import ReferenceStore
@@ -141,18 +115,18 @@ def _prepare_reference(stepper: Any, samples: list[Any]) -> None:
     stepper.policy.reference = store
 
 
-def _certify(parsed: ParsedRun, prepared: Any, tell: Tell) -> dict[str, Any]:
+def _certify(plan: Plan, tell: Tell) -> dict[str, Any]:
     from tunewright.bench.certificate import bench_certificate, pick
 
-    if not pick(prepared.data.train):
+    if not pick(plan.data.train):
         tell.line(say("bench.no_short_sample"))
         return {"passed": None}
     tell.line(say("bench.certifying"))
     found = bench_certificate(
-        prepared.source.folder,
-        prepared.data.train,
-        method=kind_of(parsed.config.method),
-        config=parsed.config.method,
+        plan.source.folder,
+        plan.data.train,
+        method=kind_of(plan.config.method),
+        config=plan.config.method,
     )
     for line in found.lines():
         tell.line(line)

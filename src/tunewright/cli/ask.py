@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tunewright.cli.speaking import JsonFlag, ThinkFlag, TrustFlag, print_json, show, speaks
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.errors import UsageError
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 
@@ -35,10 +35,10 @@ def chat(
     from tunewright.serve.chatting import converse, reply
 
     if base and compare:
-        raise UsageError(problem("E-RUN-11", "--base --compare"))
+        raise UsageError.of("E-RUN-11", "--base --compare")
     answerer = open_target(target, Tell(), base=base, think=think)
     if compare and answerer.attached is None:
-        raise UsageError(problem("E-RUN-12", "--compare", target=target))
+        raise UsageError.of("E-RUN-12", "--compare", target=target)
     how: dict[str, Any] = {
         "complete": complete,
         "max_new_tokens": max_new_tokens,

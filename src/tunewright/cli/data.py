@@ -91,9 +91,8 @@ def data_check(
     as_json: JsonFlag = False,
 ) -> None:
     """Check."""
-    from tunewright.data.checks.driver import check
+    from tunewright.data.checks.driver import check, describe_checked
     from tunewright.data.checks.opening import open_tokenizer, with_system
-    from tunewright.data.checks.telling import describe_checked
 
     if repair is not None:
         _repair(file, repair, as_json)

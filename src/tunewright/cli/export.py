@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tunewright.cli.speaking import JsonFlag, TrustFlag, show, speaks
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.errors import UsageError
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 
@@ -76,9 +76,7 @@ def export_combine(
     try:
         shares = [float(word) for word in weights.split(",")] if weights else None
     except ValueError as e:
-        raise UsageError(
-            problem("E-METHOD-32", "--weights", count=len(adapters), given=weights)
-        ) from e
+        raise UsageError.of("E-METHOD-32", "--weights", count=len(adapters), given=weights) from e
     show(combine(adapters, out, weights=shares, way=way), lines, as_json=as_json)
 
 

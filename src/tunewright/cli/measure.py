@@ -16,7 +16,7 @@ from tunewright.cli.speaking import (
     show,
     speaks,
 )
-from tunewright.core.errors import TrainingError, problem
+from tunewright.core.errors import TrainingError
 from tunewright.core.files import readable_size
 from tunewright.core.words import say
 
@@ -120,4 +120,4 @@ def bench(
         }
         print(say("bench.figures", **shown))
     if figures.get("certificate", {}).get("passed") is False:
-        raise TrainingError(problem("E-TRAIN-05"))
+        raise TrainingError.of("E-TRAIN-05")

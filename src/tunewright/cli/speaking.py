@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from tunewright.core.errors import TunewrightError, UnexpectedError, problem
+from tunewright.core.errors import TunewrightError, UnexpectedError
 from tunewright.core.words import say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,9 +72,7 @@ def _unforeseen(error: Exception, *, as_json: bool) -> typer.Exit:
 
     code = "E-RUN-17" if faults.is_memory(error) else "E-RUN-16"
     place = faults.keep(error, cache_root() / "tracebacks")
-    return _told(
-        UnexpectedError(problem(code, place, cause=faults.cause_of(error))), as_json=as_json
-    )
+    return _told(UnexpectedError.of(code, place, cause=faults.cause_of(error)), as_json=as_json)
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tunewright.cli.speaking import ColumnsFlag, JsonFlag, TrustFlag, print_json, speaks
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.errors import UsageError
 from tunewright.core.words import say
 
 
@@ -44,7 +44,7 @@ def train(
     ):
         if first is not None:
             raise_if_finished(Path(first))
-        raise UsageError(problem("E-RUN-08", "--resume"))
+        raise UsageError.of("E-RUN-08", "--resume")
     flags = {
         "model": model,
         "data.train": data,
@@ -77,7 +77,7 @@ def _train(
         return story.resume_run(first).summary
     if first is not None and first.is_dir():
         raise_if_finished(first)
-        raise UsageError(problem("E-RUN-09", str(first)))
+        raise UsageError.of("E-RUN-09", str(first))
     if first is not None and is_pipeline(first):
         planned = pipeline.load_pipeline(first, words, flags)
         if dry_run:
@@ -102,7 +102,7 @@ def demo(
     from tunewright.commands.demo import demo as start
 
     if lang not in ("en", "zh"):
-        raise UsageError(problem("E-RUN-10", "--lang", lang=lang))
+        raise UsageError.of("E-RUN-10", "--lang", lang=lang)
     run = start(out, lang=lang, model=model, words=words, resume=resume)
     if as_json:
         print_json(run.summary)

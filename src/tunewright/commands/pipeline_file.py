@@ -18,7 +18,15 @@ import yaml
 
 from tunewright.core.errors import ConfigError, Problem, problem, raise_all
 from tunewright.core.registry import AXES
-from tunewright.core.runfile import DEFAULT_KINDS, _lines, _Loader, flatten, parse_value, read_yaml
+from tunewright.core.runfile import (
+    DEFAULT_KINDS,
+    Loader,
+    flatten,
+    lines_of_keys,
+    parse_value,
+    read_yaml,
+    value_text,
+)
 from tunewright.core.words import say
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -81,7 +89,7 @@ def is_pipeline(path: Path) -> bool:
     """Whether a file is YAML with a key `stages`. Says nothing about files that cannot be read:
     whoever opens them will."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)  # noqa: S506 - a SafeLoader with other number rules
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Loader)  # noqa: S506 - a SafeLoader with other number rules
     except (OSError, ValueError, yaml.YAMLError):
         return False
     return isinstance(content, dict) and PREFIX in content
@@ -120,7 +128,7 @@ def _stages(path: Path, items: Any, place: str, problems: list[Problem]) -> list
     nodes = _nodes(path)
     stages: list[Stage] = []
     for number, (item, node) in enumerate(zip(items, nodes, strict=True), 1):
-        lines, twice = _lines(node)
+        lines, twice = lines_of_keys(node)
         here = f"{path.name}, line {node.start_mark.line + 1}"
         problems += [Problem(p.code, f"{path.name}, {p.where}", p.fields) for p in twice]
         if not isinstance(item, dict):
@@ -147,7 +155,7 @@ def _stages(path: Path, items: Any, place: str, problems: list[Problem]) -> list
 
 def _nodes(path: Path) -> list[yaml.Node]:
     """The nodes of the stages, for their lines."""
-    root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=Loader)
     assert isinstance(root, yaml.MappingNode)
     found = next(value for key, value in root.value if key.value == PREFIX)
     return list(found.value)
@@ -196,11 +204,7 @@ def write_text_of(stages: list[tuple[str, Layer]]) -> str:
         sections: dict[str, list[str]] = {}
         for key, value in layer.given.items():
             section, _, inner = key.partition(".")
-            shown = (
-                yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-                .replace("\n...\n", "")
-                .strip()
-            )
+            shown = value_text(value)
             place = " ".join(layer.where.get(key, "").split())
             sections.setdefault(section, []).append(
                 (f"      {inner}" if inner else f"    {section}")

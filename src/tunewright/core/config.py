@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-PositiveInt = Field(gt=0)
-
 
 class Section(BaseModel):
     """A part of the run file: frozen, no unknown keys, documented beside each field."""
@@ -128,7 +126,7 @@ class BaseConfig(Section):
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Bits that one quantised weight takes with its share of the scales (models/quantised.py)."""
+        """Bits of one quantised weight with its share of the scales (models/quantised.py)."""
         kind = self.number_type
         if kind is None:
             return None

@@ -30,7 +30,7 @@ def caught(error: BaseException, folder: Path, doing: str) -> UnexpectedError:
     """The error to raise `from` one that is not ours. Appends the traceback to `FILE` in `folder`.
     `doing` says during what it came."""
     place = keep(error, folder)
-    return UnexpectedError(problem(_code(error), place, doing=doing, cause=cause_of(error)))
+    return UnexpectedError.of(_code(error), place, doing=doing, cause=cause_of(error))
 
 
 def _code(error: BaseException) -> str:

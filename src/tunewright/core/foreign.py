@@ -103,7 +103,7 @@ def translate(key: str, value: Any, siblings: dict[str, Any]) -> tuple[str, Any]
 
 
 def _converted(ours: str, value: Any) -> Any:
-    """A value in our words: their names of optimisers and schedules, and lists written with commas."""
+    """A value in our words: names of optimisers and schedules, lists written with commas."""
     text = str(value).lower()
     if ours == "objective.kind":
         return STAGES.get(text, value)

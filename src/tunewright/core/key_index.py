@@ -37,7 +37,7 @@ class KeyIndex:
             self._waiting = {}
 
     def add_all(self, keys: bytes, first: int = 0) -> None:
-        """Let the keys that stand one after the other in `keys` stand for `first`, `first` + 1, ..."""
+        """Let keys that lie one after the other in `keys` stand for `first`, `first` + 1, ..."""
         import numpy as np
 
         self._merge(keys, np.arange(first, first + len(keys) // KEY_BYTES))

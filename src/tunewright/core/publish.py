@@ -127,7 +127,7 @@ def _take_place(temporary: Path, target: Path) -> None:
     for path in [*temporary.rglob("*"), temporary]:
         if path.is_dir():
             fsync_directory(path)
-        else:
+        elif path.is_file():
             fsync_file(path)
     if target.is_dir():
         target.rmdir()  # Windows renames over no folder, an empty one neither
@@ -136,9 +136,9 @@ def _take_place(temporary: Path, target: Path) -> None:
 
 
 def remove_left_overs(parent: Path, prefix: str, older_than: float = 0) -> None:
-    """Remove the hidden folders that processes left which died `older_than` seconds ago or
-    earlier."""
-    for left in [place for place in parent.iterdir() if place.name.startswith(prefix)]:
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime >= older_than:
+    """Remove the hidden folders that processes left which died `older_than` seconds ago or earlier;
+    with 0 all of them, whatever their clocks said."""
+    with contextlib.suppress(OSError):
+        for left in [place for place in parent.iterdir() if place.name.startswith(prefix)]:
+            if not older_than or time.time() - left.stat().st_mtime > older_than:
                 shutil.rmtree(left, ignore_errors=True)

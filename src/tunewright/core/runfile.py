@@ -22,9 +22,11 @@ from tunewright.core.words import say
 WHOLE = ("data.columns", "data.mixing", "method.options", "objective.reward")
 """Keys whose value is a mapping with keys of its own."""
 DEFAULT_KINDS = {"method": "lora", "objective": "sft"}
+BATCH_PARTS = {"gradient_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"}
+"""Keys of other systems that convert only together."""
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML 1.2 numbers: `2e-4` is a float, and `on`, `yes`, `no` are words. PyYAML's own rules are
     from YAML 1.1.
 
@@ -40,7 +42,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: [
         (tag, rule)
         for tag, rule in rules
@@ -49,20 +51,20 @@ _Loader.yaml_implicit_resolvers = {
     ]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
         r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"
     ),
     list("-+.0123456789"),
 )
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     # Integers first: "16" also matches the float rule.
     first: sorted(rules, key=lambda pair: pair[0] != "tag:yaml.org,2002:int")
-    for first, rules in _Loader.yaml_implicit_resolvers.items()
+    for first, rules in Loader.yaml_implicit_resolvers.items()
 }
 
 
@@ -84,9 +86,15 @@ class ParsedRun:
 def parse_value(text: str) -> Any:
     """A value as YAML reads it: `3`, `2e-4`, `true`, `[a, b]`, `null`, or a plain word."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with other number rules
+        return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader with other number rules
     except yaml.YAMLError:
         return text
+
+
+def value_text(value: Any) -> str:
+    """A value in one line, as `parse_value` reads it again."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.replace("\n...\n", "").strip()
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -102,7 +110,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
-def _lines(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, int], list[Problem]]:
+def lines_of_keys(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, int], list[Problem]]:
     """Dotted key -> 1-based line, and keys that stand twice (YAML would keep the last without a
     word) or are no keys."""
     found: dict[str, int] = {}
@@ -133,7 +141,7 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, int], li
             if key in found:
                 twice.append(problem("E-CONFIG-06", place, field=key, line=found[key]))
             found[key] = key_node.start_mark.line + 1
-            inner, more = _lines(value_node, key)
+            inner, more = lines_of_keys(value_node, key)
             found.update(inner)
             twice.extend(more)
     return found, twice
@@ -145,28 +153,24 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as e:
-        raise ConfigError(problem("E-CONFIG-01", str(path), file=path)) from e
+        raise ConfigError.of("E-CONFIG-01", str(path), file=path) from e
     except (OSError, UnicodeDecodeError) as e:
         cause = say("yaml.encoding.what") if isinstance(e, UnicodeDecodeError) else e
-        raise ConfigError(problem("E-CONFIG-02", str(path), cause=cause)) from e
+        raise ConfigError.of("E-CONFIG-02", str(path), cause=cause) from e
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506
+        node = yaml.compose(text, Loader=Loader)
+        content = yaml.load(text, Loader=Loader)  # noqa: S506
     except yaml.YAMLError as e:
         if (named := yaml_mistakes.cause_of(text, e, path.name)) is not None:
             raise ConfigError(named) from e
         mark = getattr(e, "problem_mark", None)
         place = f"{path.name}, line {mark.line + 1}" if mark else path.name
-        raise ConfigError(
-            problem("E-CONFIG-02", place, cause=getattr(e, "problem", None) or e)
-        ) from e
+        raise ConfigError.of("E-CONFIG-02", place, cause=getattr(e, "problem", None) or e) from e
     if not isinstance(content, dict):
         if (named := yaml_mistakes.no_mapping(text, path.name)) is not None:
             raise ConfigError(named)
-        raise ConfigError(
-            problem("E-CONFIG-02", path.name, cause="not a mapping of keys to values")
-        )
-    lines, twice = _lines(node)
+        raise ConfigError.of("E-CONFIG-02", path.name, cause="not a mapping of keys to values")
+    lines, twice = lines_of_keys(node)
     raise_all([Problem(p.code, f"{path.name}, {p.where}", p.fields) for p in twice], ConfigError)
     return flatten(content), {key: f"{path.name}, line {line}" for key, line in lines.items()}
 
@@ -246,34 +250,23 @@ def _unknown(key: str, value: Any, given: dict[str, Any], keys: list[str], place
 
 
 def _pydantic_problems(error: ValidationError, prefix: str, where: dict[str, str]) -> list[Problem]:
-    found: list[Problem] = []
+    """What pydantic found, one problem a key."""
+    found: dict[tuple[str, str], Problem] = {}
     for item in error.errors():
         # Unions add a tag such as 'int' or "literal['auto']" to the location; the field is the part
         # we know.
-        key = (
-            ".".join([prefix, str(item["loc"][0])] if prefix else [str(item["loc"][0])])
-            if item["loc"]
-            else prefix
-        )
-        if prefix == "" and len(item["loc"]) > 1 and item["loc"][0] in ("data", "engine", "base"):
-            key = f"{item['loc'][0]}.{item['loc'][1]}"
-        if item["type"] == "missing":
-            new = problem("E-CONFIG-07", where.get(key, ""), field=key)
-        elif meant := yaml_mistakes.number_meant(item.get("input")):
-            new = problem(
-                "E-CONFIG-46", where.get(key, ""), field=key, value=item["input"], meant=meant
-            )
-        else:
-            new = problem(
-                "E-CONFIG-08",
-                where.get(key, ""),
-                field=key,
-                value=item.get("input"),
-                reason=item["msg"],
-            )
-        if not any(p.fields.get("field") == key and p.code == new.code for p in found):
-            found.append(new)
-    return found
+        depth = 2 if not prefix and item["loc"][:1] in [("data",), ("engine",), ("base",)] else 1
+        parts = [str(part) for part in item["loc"][:depth]]
+        key = ".".join([prefix, *parts] if prefix else parts)
+        fields: dict[str, Any] = {"field": key}
+        code = "E-CONFIG-07"
+        if item["type"] != "missing":
+            fields["value"] = item.get("input")
+            meant = yaml_mistakes.number_meant(item.get("input"))
+            code = "E-CONFIG-46" if meant else "E-CONFIG-08"
+            fields |= {"meant": meant} if meant else {"reason": item["msg"]}
+        found.setdefault((key, code), problem(code, where.get(key, ""), **fields))
+    return list(found.values())
 
 
 def _gather_columns(given: dict[str, Any], where: dict[str, str]) -> None:
@@ -290,94 +283,103 @@ def _gather_columns(given: dict[str, Any], where: dict[str, str]) -> None:
             where[whole] = where.get(key, "")
 
 
-def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
-    """Build the run from dotted keys. Raises ConfigError with all problems: unknown keys, foreign
-    keys, wrong values, missing ones."""
+def _put_in_long_form(given: dict[str, Any], where: dict[str, str]) -> None:
+    """`method=lora` becomes `method.kind=lora`, and `data: rows.json` `data.train`; kinds that are
+    not given are the usual ones."""
     _gather_columns(given, where)
-    for axis, kind in list(DEFAULT_KINDS.items()):
+    for axis, kind in DEFAULT_KINDS.items():
         bare = given.pop(axis, None)
-        if isinstance(bare, str):  # `method=lora` for `method.kind=lora`
+        if isinstance(bare, str):
             given[f"{axis}.kind"] = bare
             where[f"{axis}.kind"] = where.get(axis, "")
         given.setdefault(f"{axis}.kind", kind)
-    if isinstance(
-        given.get("data"), str | list
-    ):  # `data: rows.json` for `data: {train: rows.json}`
+    if isinstance(given.get("data"), str | list):
         given["data.train"] = given.pop("data")
         where["data.train"] = where.get("data", "")
-    kinds = {axis: given[f"{axis}.kind"] for axis in AXES}
-    problems: list[Problem] = []
+
+
+def _wrong_kinds(kinds: dict[str, Any], where: dict[str, str]) -> list[Problem]:
+    """Methods and objectives that are not registered."""
+    found = []
     for axis, kind in kinds.items():
         if _section_class(axis, kind) is None:
-            registry = AXES[axis]
-            problems.append(
-                problem(
-                    "E-CONFIG-09",
-                    where.get(f"{axis}.kind", ""),
-                    axis=axis,
-                    kind=kind,
-                    known=", ".join(registry.names()),
-                    guess=registry.guess(str(kind)) or "",
-                )
-            )
-    for key in yaml_mistakes.PATHS:
-        if cause := yaml_mistakes.in_path(given.get(key)):
-            problems.append(yaml_mistakes.mistake(cause, where.get(key, ""), repr(given[key])))
-    if (meant := yaml_mistakes.number_meant(given.get("data.held_out"))) and not Path(
-        str(given["data.held_out"])
-    ).exists():
-        problems.append(
-            problem(
-                "E-CONFIG-46",
-                where.get("data.held_out", ""),
-                field="data.held_out",
-                value=given["data.held_out"],
-                meant=meant,
-            )
-        )
-    keys = known_keys(kinds)
-    unknown = [key for key in given if key not in keys]
-    batch_parts = {"gradient_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"}
-    for key in unknown:
-        if any(
-            _section_class(axis, kind) is None and key.startswith(axis + ".")
-            for axis, kind in kinds.items()
-        ):
-            continue  # its section is unknown already; a second complaint would only confuse
-        problems.append(
-            _unknown(
-                key,
-                given[key],
-                {
-                    k: v
-                    for k, v in given.items()
-                    if k.rsplit(".", 1)[-1] in batch_parts or k in keys
-                },
-                keys,
-                where.get(key, ""),
-            )
-        )
-    nested: dict[str, Any] = {}
+            fields = {
+                "axis": axis,
+                "kind": kind,
+                "known": ", ".join(AXES[axis].names()),
+                "guess": AXES[axis].guess(str(kind)) or "",
+            }
+            found.append(problem("E-CONFIG-09", where.get(f"{axis}.kind", ""), **fields))
+    return found
+
+
+def _wrong_paths(given: dict[str, Any], where: dict[str, str]) -> list[Problem]:
+    """Paths that YAML took without complaint and nobody meant, and a share of held-out rows that is
+    taken for a path."""
+    found = [
+        yaml_mistakes.mistake(cause, where.get(key, ""), repr(given[key]))
+        for key in yaml_mistakes.PATHS
+        if (cause := yaml_mistakes.in_path(given.get(key)))
+    ]
+    key, value = "data.held_out", given.get("data.held_out")
+    meant = yaml_mistakes.number_meant(value)
+    if meant and not Path(str(value)).exists():
+        fields = {"field": key, "value": value, "meant": meant}
+        found.append(problem("E-CONFIG-46", where.get(key, ""), **fields))
+    return found
+
+
+def _unknown_keys(
+    unknown: list[str],
+    given: dict[str, Any],
+    where: dict[str, str],
+    keys: list[str],
+    kinds: dict[str, Any],
+) -> list[Problem]:
+    """A problem for each key that no section has. Where the section itself is unknown a second
+    complaint would only confuse."""
+    siblings = {k: v for k, v in given.items() if k.rsplit(".", 1)[-1] in BATCH_PARTS or k in keys}
+    sections = [f"{axis}." for axis, kind in kinds.items() if _section_class(axis, kind) is None]
+    return [
+        _unknown(key, given[key], siblings, keys, where.get(key, ""))
+        for key in unknown
+        if not key.startswith(tuple(sections))
+    ]
+
+
+def _nested(given: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested dictionaries."""
+    nested: dict[str, Any] = {"data": {}}
     for key, value in given.items():
-        if key in unknown:
-            continue
         *sections, name = key.split(".")
         target = nested
         for section in sections:
             target = target.setdefault(section, {})
         target[name] = value
-    parts: dict[str, Any] = {}
+    return nested
+
+
+def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
+    """Build the run from dotted keys. Raises ConfigError with all problems: unknown keys, foreign
+    keys, wrong values, missing ones."""
+    _put_in_long_form(given, where)
+    kinds = {axis: given[f"{axis}.kind"] for axis in AXES}
+    keys = known_keys(kinds)
+    unknown = [key for key in given if key not in keys]
+    problems = _wrong_kinds(kinds, where) + _wrong_paths(given, where)
+    problems += _unknown_keys(unknown, given, where, keys, kinds)
+    nested = _nested({key: value for key, value in given.items() if key not in unknown})
     for axis in AXES:
         section_class = _section_class(axis, kinds[axis])
-        values = {k: v for k, v in nested.pop(axis, {}).items() if k != "kind"}
+        values = nested.pop(axis)
+        del values["kind"]
         if section_class:
             try:
-                parts[axis] = section_class.model_validate(values)
+                nested[axis] = section_class.model_validate(values)
             except ValidationError as e:
                 problems += _pydantic_problems(e, axis, where)
-    nested.setdefault("data", {})
     try:
-        config = RunConfig.model_validate({**nested, **parts})
+        config = RunConfig.model_validate(nested)
     except ValidationError as e:
         problems += _pydantic_problems(e, "", where)
     raise_all(problems, ConfigError)
@@ -399,7 +401,7 @@ def load_run(
     for word in words or []:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise ConfigError(problem("E-CONFIG-15", "command line", word=word))
+            raise ConfigError.of("E-CONFIG-15", "command line", word=word)
         for inner, value in flatten(parse_value(text), key.strip()).items():
             given[inner], where[inner] = value, "command line"
     return parse_run(given, where)
@@ -416,7 +418,7 @@ def columns_of(words: list[str] | None) -> dict[str, str] | None:
     for pair in (pair for word in words or [] for pair in re.split(r",(?=\s*\w+=)", word)):
         ours, equals, theirs = pair.partition("=")
         if not (equals and ours.strip() and theirs.strip()):
-            raise ConfigError(problem("E-CONFIG-15", "--columns", word=pair))
+            raise ConfigError.of("E-CONFIG-15", "--columns", word=pair)
         found[ours.strip()] = theirs.strip()
     return found or None
 

@@ -1,4 +1,4 @@
-"""How a long job speaks while it works: lines and one progress line, on stderr, plain when piped."""
+"""How a long job speaks: lines and one line of progress, on stderr, plain when piped."""
 
 from __future__ import annotations
 

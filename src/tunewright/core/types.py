@@ -188,6 +188,16 @@ ROW_KINDS = {
 """The words of the fact `rows` of an objective."""
 
 
+def turns_of(row: Row) -> list[Message]:
+    """All turns of a row, of a preference the chosen ones before the rejected ones; none of running
+    text."""
+    if isinstance(row, PlainText):
+        return []
+    if isinstance(row, Preference):
+        return [*row.prompt, *row.chosen, *row.rejected]
+    return row.messages
+
+
 @dataclass
 class Branch:
     """One token sequence of a sample, with the tokens that are learnt.

@@ -3,8 +3,8 @@ not with those Python would print.
 
 A decoder is given `read_float` and `read_int`. Where Python would print the very same characters
 they return a plain number; elsewhere one that counts and compares like it and keeps its text.
-`json_text` writes them back as they stood, `packed` and `unpacked` take them through `marshal`.
-Numbers of columnar files have no spelling: `spelt` writes them as decimals.
+`json_text` writes them back as they stood. Numbers of columnar files have no spelling: `spelt`
+writes them as decimals.
 """
 
 from __future__ import annotations
@@ -114,21 +114,3 @@ def plain_numbers(value: Any) -> tuple[Any, int]:
         made = [plain_numbers(inner) for inner in value]
         return [inner for inner, _ in made], sum(count for _, count in made)
     return value, 0
-
-
-def packed(value: Any) -> Any:
-    """A copy in which every such number is a pair (kind, text); JSON has no pairs of its own."""
-    if isinstance(value, WRITTEN):
-        return (WRITTEN.index(type(value)), value.text)
-    if isinstance(value, dict):
-        return {key: packed(inner) for key, inner in value.items()}
-    return [packed(inner) for inner in value] if isinstance(value, list) else value
-
-
-def unpacked(value: Any) -> Any:
-    """What `packed` was given."""
-    if isinstance(value, tuple):
-        return WRITTEN[value[0]](value[1])
-    if isinstance(value, dict):
-        return {key: unpacked(inner) for key, inner in value.items()}
-    return [unpacked(inner) for inner in value] if isinstance(value, list) else value

@@ -5,13 +5,12 @@ which tokens will be learnt.
 learnt: no usable row, no learnt token, or no answer whose stop token is learnt (a model trained so
 never stops). What is merely odd becomes a warning in the report.
 
-The rows go through `pipeline` into a store of columns, kept between runs where the set is large
-(`token_cache`); `reporting` makes the report of it.
+The rows go through `store/gathering` into a store of columns, kept between runs where the set is
+large (`store/cache`); `reporting` makes the report of it.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import time
@@ -20,48 +19,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
-from tunewright.core.types import Origin, Row, Sample
+from tunewright.core.types import Row, Sample
 from tunewright.core.version import __version__
 from tunewright.data import reporting
 from tunewright.data.catalogue import names as catalogue
 from tunewright.data.checks import Finding, stops
-from tunewright.data.describing import places
-from tunewright.data.files.reading import RawRow, RawStream, stream
+from tunewright.data.files.source import RawRow, RawStream
 from tunewright.data.formats.ledger import Ledger
-from tunewright.data.formats.naming import require_read
+from tunewright.data.formats.naming import columns_of, require_columns, require_read
 from tunewright.data.formats.shaping import LOOKED_AT, Shaper
-from tunewright.data.reporting import shared_prefix
 from tunewright.data.store import cache, mixing
 from tunewright.data.store.columns import Rows, Samples, Store, Writer
 from tunewright.data.store.documents import Packed
+from tunewright.data.store.gathering import Features, Gathered, Source, gather
+from tunewright.data.store.preparing import Recipe
 from tunewright.data.store.splitting import joined, split_groups, wanted_rows
-from tunewright.data.store.workers import (
-    Features,
-    Gathered,
-    Recipe,
-    Source,
-    Staff,
-    gather,
-    worker_count,
-)
+from tunewright.data.store.workers import Workers, worker_count
 from tunewright.text.proof import prove
+from tunewright.text.renderer import Renderer
 from tunewright.text.tokenizer import Light
-
-if TYPE_CHECKING:
-    from tunewright.text.renderer import Renderer
 
 COUNTED = {"nothing_learnt", "no_stop", "empty", "too_long", "dropped"}
 """Findings that are counts of what happened. A stop among them ends a run; one that is a guess from
 the wording of rows (exchanged roles) is a warning there, because nobody could overrule it."""
 ENTRY_KEYS = {"file", "format", "columns", "weight", *mixing.KEYS}
-
-
-__all__ = ["DataSet", "inspect", "shared_prefix"]
 
 
 @dataclass
@@ -119,57 +105,44 @@ def inspect(
     two formats.
     """
     started = time.perf_counter()
-    entries = _entries(config, to_train)
-    tokens = needs_tokens and renderer is not None
     if renderer is not None:
         renderer.thinking = replace(renderer.thinking, mode=config.thinking)
+    shown = renderer if needs_tokens else None
+    entries = _entries(config, to_train)
+    light = Light.of(shown.tokenizer) if shown is not None else None
     limits = [n for n in (config.max_tokens, context_length) if n is not None]
-    light = Light.of(renderer.tokenizer) if renderer is not None and tokens else None
-    recipe = _recipe(
-        config,
-        renderer if tokens else None,
-        light,
-        min(limits, default=None),
-        check,
-        pack is not None,
-    )
-    files = list(
-        dict.fromkeys(path for entry in entries for one in entry.found for path in one.files)
-    )
-    size = sum(path.stat().st_size for path in files if path.is_file())
-    run = _Run(
-        config,
-        renderer if tokens else None,
-        recipe,
-        entries,
-        seed,
-        worker_count(size, workers) if light or not tokens else 0,
-        wants,
-    )
-    if size >= cache.SMALLEST_BYTES and (light or not tokens) and _is_ours(entries):
-        key = cache.key_of(
-            _key_facts(config, recipe, light, seed, renderer) | {"wants": [*wants]},
-            [*files, *_registries(config, entries)],
-        )
+    most = min(limits, default=None)
+    recipe = _recipe(config, shown, light, most, check, pack is not None)
+    run = _Run(config, shown, recipe, entries, seed, wants)
+    # Whether the tokenizer can be told to workers and named in a key.
+    can_share = light is not None or shown is None
+    run.workers = worker_count(run.size, workers) if can_share else 0
+    if run.size >= cache.SMALLEST_BYTES and can_share and _is_ours():
+        key = cache.key_of(_key_facts(run, light), [*run.files, *_registries(config, entries)])
         store, was_kept = cache.kept(key, run.build)
     else:
         store, was_kept = run.build(None), False
-    report, findings = reporting.report_of(store, renderer if tokens else None)
+    report, findings = reporting.report_of(store, shown)
     report["parts"] = [*_parts_said(entries, to_train), *report["parts"]]
-    report["rendering"] = prove(renderer).as_dict() if renderer is not None and tokens else None
+    report["rendering"] = prove(shown).as_dict() if shown is not None else None
     report["preparation"] = {
         "seconds": round(time.perf_counter() - started, 3),
         "from_cache": was_kept,
-        "workers": 0 if was_kept else run.count,
+        "workers": 0 if was_kept else run.workers,
     }
     if refuse:
-        _refuse_worthless(
-            report, findings, config.accept, asked_only=[*report["kinds"]] == ["prompt"]
-        )
+        _refuse_worthless(report, findings, config.accept)
+    return _data_set(store, report, shown is not None, pack)
+
+
+def _data_set(store: Store, report: dict[str, Any], has_tokens: bool, pack: int | None) -> DataSet:
+    """The rows of a store and their samples; short documents together up to `pack` tokens."""
     train, held = store.columns["train"], store.columns["held_out"]
-    learnt, measured = (Samples(store, which if tokens else which[:0]) for which in (train, held))
+    learnt, measured = (
+        Samples(store, which if has_tokens else which[:0]) for which in (train, held)
+    )
     lists: tuple[Sequence[Sample], Sequence[Sample]] = (learnt, measured)
-    if pack is not None and tokens:
+    if pack is not None and has_tokens:
         lists = (Packed(learnt, pack), Packed(measured, pack))
         report["packed"] = {"train": len(lists[0]), "held_out": len(lists[1]), "tokens": pack}
     return DataSet(*lists, Rows(store, train), Rows(store, held), report)
@@ -186,35 +159,28 @@ def _entries(config: DataConfig, to_train: bool) -> list[_Entry]:
     found = []
     for number, entry in enumerate(listed):
         known = {"file": entry} if isinstance(entry, str) else entry
-        if not isinstance(known.get("file"), str) or set(known) - ENTRY_KEYS:
-            raise DataError.of(
-                "E-DATA-19",
-                f"data.train[{number}]",
-                keys=", ".join(map(str, known)),
-                known=", ".join(sorted(ENTRY_KEYS)),
-            )
-        weight = known.get("weight", 1.0)
-        if (
-            isinstance(weight, bool)
-            or not isinstance(weight, (int, float))
-            or not math.isfinite(weight)
-            or weight < 0
-        ):
-            raise DataError.of("E-DATA-20", str(known["file"]), weight=weight)
-        mixing.require_sensible(known, f"data.train[{number}]")
+        _require_sensible(known, f"data.train[{number}]")
         found.append(_resolved(known, config, number, held=False, to_train=to_train))
-    place = _held_out_file(config)
-    if place is not None:
+    place = config.held_out
+    if isinstance(place, str) and _number(place) is None:
         return [*found, _resolved({"file": place}, config, len(listed), held=True, to_train=False)]
-    if config.held_out is not None:
+    if place is not None:
         return found
-    parts = [
-        part
-        for entry in found
-        for one in entry.found
-        if (part := catalogue.held_part(one)) is not None
-    ]
+    read = [one for entry in found for one in entry.found]
+    parts = [part for one in read if (part := catalogue.held_part(one)) is not None]
     return [*found, *([_Entry(parts, {}, len(listed), held=True)] if parts else [])]
+
+
+def _require_sensible(known: dict[str, Any], where: str) -> None:
+    """Raise DataError for an entry with a key that is not known, or a number that is none."""
+    if not isinstance(known.get("file"), str) or set(known) - ENTRY_KEYS:
+        keys, every = ", ".join(map(str, known)), ", ".join(sorted(ENTRY_KEYS))
+        raise DataError.of("E-DATA-19", where, keys=keys, known=every)
+    weight = known.get("weight", 1.0)
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not is_number or not math.isfinite(weight) or weight < 0:
+        raise DataError.of("E-DATA-20", str(known["file"]), weight=weight)
+    mixing.require_sensible(known, where)
 
 
 def _resolved(
@@ -224,39 +190,25 @@ def _resolved(
         "file": known["file"],
         "weight": known.get("weight", 1.0),
         "format": known.get("format", config.format),
+        "columns": known.get("columns", config.columns),
     }
-    asked["columns"] = known.get("columns", config.columns)
     return _Entry(catalogue.resolve(asked, config.dir, to_train=to_train), known, number, held)
 
 
 def _parts_said(entries: list[_Entry], to_train: bool) -> list[str]:
     """What becomes of the parts of folders, in sentences."""
-    measured = [
-        path
+    measured: list[Path] = []
+    for entry in entries:
+        if entry.held or not to_train:
+            measured += (path for one in entry.found for path in one.files)
+    # Entries without `given` are parts of entries that are trained on.
+    said = [
+        one.parts.said(measured, trains=to_train and not entry.held)
         for entry in entries
-        if entry.held or not to_train
+        if entry.given
         for one in entry.found
-        for path in one.files
     ]
-    found = (
-        (entry, one) for entry in entries if entry.given for one in entry.found
-    )  # the others are parts of entries that are trained on
-    return list(
-        dict.fromkeys(
-            said
-            for entry, one in found
-            if (said := one.parts.said(measured, trains=to_train and not entry.held))
-        )
-    )
-
-
-def _held_out_file(config: DataConfig) -> str | None:
-    """The file of `held_out`, or None where it is a number or absent."""
-    return (
-        config.held_out
-        if isinstance(config.held_out, str) and _number(config.held_out) is None
-        else None
-    )
+    return list(dict.fromkeys(filter(None, said)))
 
 
 def _number(value: float | str | None) -> float | None:
@@ -278,31 +230,30 @@ def _recipe(
     check: bool,
     documents: bool,
 ) -> Recipe:
-    control = sorted(renderer.control) if renderer is not None else []
-    added = (
-        {str(token.content) for token in renderer.tokenizer.added_tokens_decoder.values()}
-        if renderer is not None
-        else set()
+    recipe = Recipe(
+        tokenizer=light.state() if light is not None else None,
+        max_tokens=max_tokens,
+        oversize=config.oversize,
+        system=config.system,
+        wording=config.wording,
+        labels=config.labels,
+        check=check,
+        documents=documents,
+        good_only=config.good_only,
     )
-    state = light.state() if light is not None else None
-    return Recipe(
-        state,
-        renderer.extra_stop_ids if renderer is not None else [],
-        max_tokens,
-        config.oversize,
-        config.system,
-        config.wording,
-        config.labels,
-        control,
-        check,
-        documents,
-        asdict(renderer.thinking) if renderer is not None else {},
-        sorted(added.difference(control)),
-        config.good_only,
+    if renderer is None:
+        return recipe
+    added = {str(one.content) for one in renderer.tokenizer.added_tokens_decoder.values()}
+    return replace(
+        recipe,
+        stop_ids=renderer.extra_stop_ids,
+        control=sorted(renderer.control),
+        words=sorted(added.difference(renderer.control)),
+        thinking=asdict(renderer.thinking),
     )
 
 
-def _is_ours(entries: list[_Entry]) -> bool:
+def _is_ours() -> bool:
     """Whether every format is a module of this package: of others' functions nobody knows when they
     change."""
     formats.load()
@@ -313,32 +264,27 @@ def _registries(config: DataConfig, entries: list[_Entry]) -> list[Path]:
     """The dataset_info.json files that names were looked up in."""
     if not any(one.name for entry in entries for one in entry.found):
         return []
-    places = [config.dir] if config.dir is not None else list(catalogue.DEFAULT_PLACES)
-    return [
-        path
-        for place in places
-        if (path := Path(place).expanduser() / catalogue.REGISTRY).is_file()
-    ]
+    return [path for path in catalogue.registries(config.dir) if path.is_file()]
 
 
-def _key_facts(
-    config: DataConfig, recipe: Recipe, light: Light | None, seed: int, renderer: Renderer | None
-) -> dict[str, Any]:
+def _key_facts(run: _Run, light: Light | None) -> dict[str, Any]:
     """Everything besides the files that decides what is in the store."""
+    config, recipe, renderer = run.config, run.recipe, run.renderer
     told = {
         **asdict(recipe),
         "tokenizer": light.fingerprint(recipe.tokenizer) if light else None,
         "stop_ids": sorted(renderer.stop_ids) if renderer else [],
     }
-    dated = bool(light) and "strftime_now" in str(light.chat_template if light else "")
+    dated = light is not None and "strftime_now" in str(light.chat_template)
     return {
         "config": config.model_dump(mode="json", exclude={"accept"}),
         "recipe": told,
-        "seed": seed,
+        "seed": run.seed,
         "template": renderer.template_name if renderer else None,
         "version": __version__,
         "today": time.strftime("%Y-%m-%d") if dated else "",
         "folder": str(Path.cwd()),
+        "wants": [*run.wants],
     }
 
 
@@ -355,18 +301,15 @@ class _Run:
         recipe: Recipe,
         entries: list[_Entry],
         seed: int,
-        count: int,
-        wants: Sequence[str] = (),
+        wants: Sequence[str],
     ):
-        self.wants = wants
-        self.config, self.renderer, self.recipe, self.entries, self.seed, self.count = (
-            config,
-            renderer,
-            recipe,
-            entries,
-            seed,
-            count,
-        )
+        self.config, self.renderer, self.recipe = config, renderer, recipe
+        self.entries, self.seed, self.wants = entries, seed, wants
+        read = [one for entry in entries for one in entry.found]
+        self.files = list(dict.fromkeys(path for one in read for path in one.files))
+        self.size = sum(path.stat().st_size for path in self.files if path.is_file())
+        """Bytes of all files."""
+        self.workers = 0
         self.formats: list[str] = []
         self.encodings: list[str] = []
         self.left = config.limit
@@ -379,23 +322,21 @@ class _Run:
             with Features() as features:
                 # The workers are gone before the checks gather what they keep of every row:
                 # together they took more than a gigabyte at two million rows.
-                with Staff(self.recipe, self.renderer, self.count) as staff:
-                    gathered = gather(self._sources(), staff, writer, features, files)
+                with Workers(self.recipe, self.renderer, self.workers) as workers:
+                    gathered = gather(self._sources(), workers, writer, features, files)
                 warned = self._split(gathered, writer)
-                found = reporting.checked(features, writer, staff.here.checks, files)
-            for notes in [
-                *(s.notes for s, held in self._opened if not held),
-                *(one.notes.notes for e in self.entries if not e.held for one in e.found),
-            ]:
-                gathered.train.notes.update(notes)
+                found = reporting.checked(features, writer, workers.here.checks, files)
+            for opened, is_held in self._opened:
+                gathered.train.notes.update({} if is_held else opened.notes)
             for entry in self.entries:
+                tally = gathered.held if entry.held else gathered.train
                 for one in entry.found:
-                    (gathered.held if entry.held else gathered.train).ledger.merge(
-                        one.notes.ledger.plain()
-                    )
+                    gathered.train.notes.update({} if entry.held else one.notes.notes)
+                    tally.ledger.merge(one.notes.ledger.plain())
             facts = reporting.facts_of(
                 gathered, writer, self.renderer, files, self.formats, self.encodings
-            ) | {"checked": found, **warned}
+            )
+            facts |= {"checked": found, **warned}
             facts["under"] = [one for opened, _ in self._opened for one in opened.under]
             return writer.finish({"files": files, "facts": facts})
 
@@ -411,7 +352,7 @@ class _Run:
         for place, path in enumerate(one.files):
             if self.left == 0 and not entry.held:
                 return
-            opened = _open(one, path)
+            opened = one.stream(path)
             self._opened.append((opened, entry.held))
             rows = iter(opened.rows) if drawn is None else _picked(iter(opened.rows), drawn, offset)
             name, there = None, list[str]()
@@ -420,29 +361,27 @@ class _Run:
             if not entry.held:
                 self.formats.append(name or one.format)
                 self.encodings.append(opened.encoding)
-            finish = functools.partial(_after, one, name, there, seen, place == len(one.files) - 1)
-            limited = (
-                ((row.value, row.origin) for row in rows) if entry.held else self._limited(rows)
-            )
+                rows = self._limited(rows)
+            is_last = place == len(one.files) - 1
             yield Source(
                 str(path),
-                limited,
+                rows,
                 name,
                 dict(one.columns),
                 one.weight,
                 entry.number,
                 entry.held,
                 one.convert,
-                finish,
+                functools.partial(_after, one, name, there, seen, is_last),
             )
 
-    def _limited(self, rows: Iterator[RawRow]) -> Iterator[tuple[Any, Origin]]:
+    def _limited(self, rows: Iterator[RawRow]) -> Iterator[RawRow]:
         for row in rows:
             if self.left == 0:
                 return
             if self.left is not None:
                 self.left -= 1
-            yield row.value, row.origin
+            yield row
 
     def _format_of(
         self, one: catalogue.ResolvedEntry, rows: Iterator[RawRow]
@@ -450,16 +389,15 @@ class _Run:
         """The format's name, all rows again and the first rows' columns. It is told from the file's
         first rows, not from the few that a limit leaves."""
         first = list(islice(rows, LOOKED_AT))
-        there = list(
-            dict.fromkeys(key for row in first if isinstance(row.value, dict) for key in row.value)
-        )
+        there = columns_of(first)
+        config = self.config
         try:
             shaper = Shaper(
                 first,
                 one.format,
                 one.columns,
-                wording=self.config.wording,
-                labels=self.config.labels,
+                wording=config.wording,
+                labels=config.labels,
                 wants=self.wants,
             )
             if one.columns:
@@ -468,19 +406,13 @@ class _Run:
                 require_read(shaper.format, one.columns, shaper.ledger)
         except DataError:
             # A column that was named and does not exist is the cause, not the format.
-            every = {
-                key
-                for row in chain(first, rows)
-                if isinstance(row.value, dict)
-                for key in row.value
-            }
-            _require_columns(one.columns, every, there)
+            require_columns(one.columns, set(columns_of(chain(first, rows))), there)
             raise
         return shaper.format, chain(first, rows), there
 
     def _drawn(self, one: catalogue.ResolvedEntry) -> list[int]:
         """Which of an entry's rows its `num_samples` takes."""
-        total = sum(1 for path in one.files for _ in _open(one, path).rows)
+        total = sum(1 for path in one.files for _ in one.stream(path).rows)
         return catalogue.chosen_rows(total, one.limit, one.name)
 
     def _split(self, gathered: Gathered, writer: Writer) -> dict[str, Any]:
@@ -500,25 +432,11 @@ class _Run:
         is_held = np.zeros(len(rows), bool)
         is_held[held] = True
         train = rows[:count][~is_held[:count]]
-        mixed, said = mixing.mixed(
-            train,
-            writer.column("source"),
-            [e.given for e in self.entries if not e.held],
-            self.config,
-            self.seed,
-        )
+        given = [e.given for e in self.entries if not e.held]
+        mixed, said = mixing.mixed(train, writer.column("source"), given, self.config, self.seed)
         writer.put("train", mixed.astype("<i8").tobytes())
         writer.put("held_out", held.astype("<i8").tobytes())
         return short | ({"mixing": said} if said else {})
-
-
-def _open(one: catalogue.ResolvedEntry, path: Path) -> RawStream:
-    """The rows of a file; a text file of the format `documents` is one row."""
-    return (
-        stream(path, whole=True, parts=one.read_parts)
-        if one.convert is None and one.format == "documents"
-        else one.stream(path)
-    )
 
 
 def _picked(rows: Iterator[RawRow], wanted: Counter[int], offset: list[int]) -> Iterator[RawRow]:
@@ -540,49 +458,26 @@ def _after(
     """After a file: every column that was named has been seen, and read."""
     seen |= found
     if one.convert is None:
-        _require_columns(one.columns, found, there)
+        require_columns(one.columns, found, there)
         require_read(name or "", one.columns, ledger)
     elif last:
         one.check_columns(seen)
 
 
-def _require_columns(columns: dict[str, str], found: set[str], there: list[str]) -> None:
-    """Raise DataError for renamed columns that no row of a file has. `there` are the first rows'
-    columns, for the message."""
-    problems = []
-    for ours, theirs in columns.items():
-        if theirs not in found:
-            close = difflib.get_close_matches(theirs, sorted({*there, *found}), n=1)
-            shown = ", ".join(map(str, there[:20]))
-            problems.append(
-                problem(
-                    "E-DATA-11",
-                    f"data.columns.{ours}",
-                    column=theirs,
-                    guess=close[0] if close else "-",
-                    columns=shown,
-                )
-            )
-    raise_all(problems, DataError)
-
-
 def _refuse_worthless(
-    report: dict[str, Any],
-    findings: Sequence[Finding],
-    accepted: Sequence[str] = (),
-    asked_only: bool = False,
+    report: dict[str, Any], findings: Sequence[Finding], accepted: Sequence[str]
 ) -> None:
     """Raise DataError for data from which a run could not learn. Rows that only ask have nothing to
     learn from by themselves: the model will answer."""
     place = report["files"][0] if report["files"] else "data.train"
     if not report["rows_kept"]:
         reasons = ", ".join(
-            f"{entry['count']} {entry['what']} ({places(entry)[0]})"
+            f"{entry['count']} {entry['what']} ({reporting.places(entry)[0]})"
             for entry in report["reasons"].values()
         )
         raise DataError.of("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
-    reads_tokens = report["tokens_total"] is not None and not asked_only
-    if reads_tokens and not report["stop_learnt_share"]:
+    learns = report["tokens_total"] is not None and [*report["kinds"]] != ["prompt"]
+    if learns and not report["stop_learnt_share"]:
         raise DataError.of("E-DATA-14", place, answers=report["answers"])
     stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]
     raise_all(

@@ -12,10 +12,9 @@ is not learnt, nor is the first token after it, so that no false word is taught.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 from tunewright.core.types import (
     Branch,
@@ -31,26 +30,13 @@ from tunewright.core.types import (
     Stepwise,
 )
 from tunewright.data.formats.shaping import Dropped
-from tunewright.text.rendered import CannotRender
-
-if TYPE_CHECKING:
-    from tunewright.text.rendered import Rendered
-    from tunewright.text.renderer import Renderer
+from tunewright.text.rendered import CannotRender, Rendered
+from tunewright.text.renderer import Renderer
 
 CUT_MARK = " [...] "
 FEWEST_ANSWER_TOKENS = 2  # one token of the answer and its stop token: less teaches nothing
 Span = tuple[int, int, float]
 """Learnt tokens [first, after) and their weight."""
-
-
-@dataclass
-class Encoded:
-    """Samples in the order of their rows (`sample.index` is the row's index), what was dropped, and
-    what happened on the way, counted."""
-
-    samples: list[Sample]
-    dropped: list[Dropped]
-    notes: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -88,28 +74,6 @@ class EncodedRow:
         return Sample([one.branch() for one in self.branches], index, origin, facts=self.facts)
 
 
-def encode(
-    rows: Sequence[Row],
-    renderer: Renderer,
-    *,
-    max_tokens: int | None,
-    oversize: Literal["drop", "truncate"] = "drop",
-) -> Encoded:
-    """Render every row. `max_tokens` None: no limit. A row is dropped as `too_long`,
-    `cannot_render`, `nothing_learnt` or `same_answers`."""
-    out = Encoded([], [])
-    for index, made in enumerate(
-        encode_rows(rows, renderer, max_tokens=max_tokens, oversize=oversize)
-    ):
-        if isinstance(made, Dropped):
-            out.dropped.append(made)
-        else:
-            out.samples.append(made.sample(index, rows[index].origin))
-            out.notes.update(made.notes)
-            out.notes.update({"thought_tokens": made.thought_tokens} if made.thought_tokens else ())
-    return out
-
-
 def encode_rows(
     rows: Sequence[Row],
     renderer: Renderer,
@@ -123,55 +87,49 @@ def encode_rows(
 
     `documents`: running text may have any length, because `documents.windows` cuts it.
     """
-    asked = [row for row in rows if not isinstance(row, (PlainText, Prompt))]
-    wanted = [(messages, row.tools) for row in asked for messages in _dialogues(row)]
-    forms = [
-        form
-        for row in asked
-        for form in [renderer.form_of_row(row)] * (2 if isinstance(row, Preference) else 1)
-    ]
+    wanted, forms = [], []
+    for row in rows:
+        if isinstance(row, (PlainText, Prompt)):
+            continue
+        form = renderer.form_of_row(row)
+        for messages in _dialogues(row):
+            wanted.append((messages, row.tools))
+            forms.append(form)
     rendered = iter(renderer.render_many(wanted, forms))
     out: list[EncodedRow | Dropped] = []
     for row in rows:
         try:
-            if isinstance(row, Prompt):
-                renderer.require_written(row.messages, row.tools)
-                tokens = renderer.prompt(row.messages, row.tools)
-                made = EncodedRow(
-                    [EncodedBranch(tokens, [], "prompt")],
-                    {**row.facts, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)},
-                    [],
-                )
-            elif isinstance(row, PlainText):
-                made = _encoded(row, [renderer.render_text(row)], renderer)
-            else:
-                found = [next(rendered) for _ in _dialogues(row)]
-                fault = next((one for one in found if isinstance(one, CannotRender)), None)
-                if fault:
-                    raise fault
-                made = _encoded(
-                    row, [one for one in found if not isinstance(one, CannotRender)], renderer
-                )
-                if isinstance(row, Stepwise) and made.branches[0].spans:
-                    made.facts["steps"] = _steps(row, made.branches[0], renderer)
-            if (
-                not isinstance(row, PlainText)
-                and row.tools
-                and not renderer.writes_tools(_dialogues(row)[0], row.tools)
-            ):
-                made.notes.append("tools_unwritten")
-            out.append(
-                _judged(
-                    row,
-                    made,
-                    None if documents and isinstance(row, PlainText) else max_tokens,
-                    oversize,
-                    renderer,
-                )
-            )
+            made = _tokens_of(row, rendered, renderer)
+            most = None if documents and isinstance(row, PlainText) else max_tokens
+            out.append(_judged(row, made, most, oversize, renderer))
         except CannotRender as error:
             out.append(Dropped(row.origin, error.reason, error.detail))
     return out
+
+
+def _tokens_of(
+    row: Row, rendered: Iterator[Rendered | CannotRender], renderer: Renderer
+) -> EncodedRow:
+    """A row with its tokens, whatever their number. Takes the dialogues of the row from `rendered`.
+    Raises CannotRender."""
+    if isinstance(row, PlainText):
+        return _encoded(row, [renderer.render_text(row)], renderer)
+    if isinstance(row, Prompt):
+        renderer.require_written(row.messages, row.tools)
+        branch = EncodedBranch(renderer.prompt(row.messages, row.tools), [], "prompt")
+        facts = {**row.facts, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)}
+        made = EncodedRow([branch], facts, [])
+    else:
+        found = [next(rendered) for _ in _dialogues(row)]
+        for one in found:
+            if isinstance(one, CannotRender):
+                raise one
+        made = _encoded(row, cast("list[Rendered]", found), renderer)
+        if isinstance(row, Stepwise) and made.branches[0].spans:
+            made.facts["steps"] = _steps(row, made.branches[0], renderer)
+    if row.tools and not renderer.writes_tools(_dialogues(row)[0], row.tools):
+        made.notes.append("tools_unwritten")
+    return made
 
 
 def _dialogues(row: Conversation | Preference | Judged | Prompt) -> list[list[Message]]:
@@ -249,33 +207,17 @@ def _encoded(
     if isinstance(row, PlainText):
         plans = [([row.weight], "answer")]
     elif isinstance(row, Conversation):
-        plans = [([row.weight * row.messages[turn].weight for turn in rendered[0].turns], "answer")]
+        plans = [(_weights(row, rendered[0], row.messages, 0), "answer")]
     elif isinstance(row, Preference):
-        plans, asked = [], len(row.prompt)
+        plans = []
         for one, turns, role in zip(
             rendered, (row.chosen, row.rejected), ("chosen", "rejected"), strict=True
         ):
-            plans.append(
-                (
-                    [
-                        row.weight * turns[t - asked].weight if t >= asked else 0.0
-                        for t in one.turns
-                    ],
-                    role,
-                )
-            )
+            plans.append((_weights(row, one, [*row.prompt, *turns], len(row.prompt)), role))
         facts |= {"margin": row.margin} if row.margin is not None else {}
     else:
-        last = len(row.messages) - 1
-        plans = [
-            (
-                [
-                    row.weight * row.messages[turn].weight if turn == last else 0.0
-                    for turn in rendered[0].turns
-                ],
-                "good" if row.good else "bad",
-            )
-        ]
+        weights = _weights(row, rendered[0], row.messages, len(row.messages) - 1)
+        plans = [(weights, "good" if row.good else "bad")]
     made = EncodedRow([], facts, [])
     for one, (weights, role) in zip(rendered, plans, strict=True):
         made.branches.append(_branch(one, weights, role, facts))
@@ -283,6 +225,13 @@ def _encoded(
     if not isinstance(row, PlainText) and renderer.thinking.by_rows:
         _note_thoughts(row, rendered, [weights for weights, _ in plans], renderer, made)
     return made
+
+
+def _weights(
+    row: Conversation | Preference | Judged, one: Rendered, turns: list[Message], first: int
+) -> list[float]:
+    """The weight of each answer that was rendered; none before the turn `first` is learnt."""
+    return [row.weight * turns[t].weight if t >= first else 0.0 for t in one.turns]
 
 
 def _note_thoughts(

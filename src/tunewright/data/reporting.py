@@ -1,48 +1,32 @@
-"""The data report: counts over a store, kept without sentences, and the sentences put to them in
-the reader's language."""
+"""The data report: counts over a store, kept without sentences; the sentences put to them in the
+reader's language; and the whole for a terminal."""
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core.compat import kinds_text
 from tunewright.core.types import Origin, Sample
 from tunewright.core.words import say
 from tunewright.data.checks import Check, Finding, conclude, score
-from tunewright.data.describing import note
+from tunewright.data.checks.dropped import NOTED
 from tunewright.data.formats.ledger import OF_TURNS, Ledger
-from tunewright.data.store.columns import KINDS, Store, Writer
+from tunewright.data.store.columns import Store, Writer
+from tunewright.data.store.counting import TOKEN_KEYS, kinds_of, token_facts
 from tunewright.data.store.documents import PIECES
+from tunewright.data.store.gathering import LISTED, Gathered
 from tunewright.data.store.good_answers import LEFT_OUT
-from tunewright.data.store.workers import LISTED, Gathered
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from tunewright.text.renderer import Renderer
+from tunewright.text.renderer import Renderer
 
 EXAMPLE_TOKENS = 600
 MOST_COLUMNS = 1000
-SHOWN_FILES = 5
-"""Files that are named for each kind of rows."""
-BLOCK = 16
-"""Tokens of every sequence that are looked at together when common beginnings are counted."""
-BLOCK_TOKENS = 1 << 22
-"""Tokens that are looked at together at most."""
-TOKEN_KEYS = (
-    "tokens_total",
-    "learnt_tokens",
-    "learnt_share",
-    "answers",
-    "stop_learnt_share",
-    "length_percentiles",
-    "shared_prefix",
-    "example",
-    "template",
-)
+TOLD_BY_COUNTS = {"empty", "too_long", "dropped", "duplicates", "held_out_overlap", *NOTED}
+SHOWN_DETAIL = 100
+GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
+OPEN, CLOSE = "\u27e6", "\u27e7"
+_SHOWN = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 
 
 # ---- counts
@@ -80,13 +64,15 @@ def facts_of(
         "held_out": len(held),
         "held_out_dropped": gathered.held.dropped,
         "held_out_reasons": gathered.held.reasons,
-        "kinds": _kinds(writer, np.union1d(different, held), files),
+        "kinds": kinds_of(writer, np.union1d(different, held), files),
         "columns": columns_of(gathered),
         "thinking": thinking,
         "notes": {key: count for key, count in sorted((gathered.train.notes).items()) if count},
     }
     return facts | (
-        _token_facts(writer, train, renderer) if renderer is not None else dict.fromkeys(TOKEN_KEYS)
+        token_facts(writer, train, renderer.template_name)
+        if renderer is not None
+        else dict.fromkeys(TOKEN_KEYS)
     )
 
 
@@ -129,178 +115,6 @@ def _thinking_facts(notes: Counter[str], renderer: Renderer | None) -> dict[str,
     }
 
 
-def _kinds(writer: Writer, used: np.ndarray, files: Sequence[str]) -> dict[str, Any]:
-    """Kind of rows -> how many of the rows `used` are of it, and in which files: for each the
-    number of its first such row."""
-    import numpy as np
-
-    kind, file, number = (writer.column(name) for name in ("kind", "file", "number"))
-    found: dict[str, Any] = {}
-    for code in np.unique(kind[used]):
-        mine = used[kind[used] == code]
-        _, first, counts = np.unique(file[mine], return_index=True, return_counts=True)
-        places = [
-            {"file": files[file[mine[at]]], "rows": int(n), "first_row": int(number[mine[at]])}
-            for at, n in zip(first, counts, strict=True)
-        ]
-        found[KINDS[code]] = {
-            "rows": len(mine),
-            "files": sorted(places, key=lambda place: -place["rows"])[:SHOWN_FILES],
-        }
-    return dict(sorted(found.items()))
-
-
-def _token_facts(writer: Writer, train: np.ndarray, renderer: Renderer) -> dict[str, Any]:
-    """The keys of TOKEN_KEYS, over the rows that are trained on."""
-    import numpy as np
-
-    store = Store(
-        {
-            name: writer.column(name)
-            for name in (
-                "token_end",
-                "span",
-                "span_end",
-                "branch_end",
-                "answers",
-                "stops",
-                "tokens",
-                "kind",
-            )
-        },
-        {},
-    )
-    c = store.columns
-    which = store.branches_of(train)
-    starts = np.concatenate([[0], c["token_end"][:-1]])[which] if len(which) else np.empty(0, "<i8")
-    lengths = c["token_end"][which] - starts if len(which) else starts
-    learnt = _learnt(c["span"], c["span_end"], which) if len(which) else 0
-    total, answers, stops = (
-        int(lengths.sum()),
-        int(c["answers"][train].sum()),
-        int(c["stops"][train].sum()),
-    )
-    return {
-        "tokens_total": total,
-        "learnt_tokens": learnt,
-        "learnt_share": learnt / total if total else 0.0,
-        "answers": answers,
-        "stop_learnt_share": stops / answers if answers else 0.0,
-        "length_percentiles": percentiles(lengths),
-        "shared_prefix": _shared(c["tokens"], starts, lengths),
-        "example": None,
-        "template": renderer.template_name,
-    }
-
-
-def _learnt(span: np.ndarray, span_end: np.ndarray, which: np.ndarray) -> int:
-    """Learnt tokens of the chosen branches."""
-    import numpy as np
-
-    summed = np.concatenate(
-        [[0], np.cumsum(np.diff(span.reshape(-1, 2), axis=1)[:, 0], dtype="<i8")]
-    )
-    return int(
-        (summed[span_end[which]] - summed[np.concatenate([[0], span_end[:-1]])[which]]).sum()
-    )
-
-
-def percentiles(lengths: np.ndarray) -> dict[str, int]:
-    """Nearest-rank percentiles of lengths in tokens."""
-    import numpy as np
-
-    ordered = np.sort(lengths) if len(lengths) else np.zeros(1, "<i8")
-    ranks = {
-        name: int(ordered[max(0, -int(-share * len(ordered) // 1) - 1)])
-        for name, share in (("50", 0.5), ("90", 0.9), ("99", 0.99))
-    }
-    return {"min": int(ordered[0]), **ranks, "max": int(ordered[-1])}
-
-
-def shared_prefix(sequences: Sequence[Sequence[int]]) -> dict[str, float | int]:
-    """Token rows of all sequences, and how many are left when every common beginning is computed
-    once (the size of their trie)."""
-    import numpy as np
-
-    lengths = np.array([len(s) for s in sequences], "<i8")
-    tokens = np.array([t for s in sequences for t in s], "<i4")
-    return _shared(tokens, np.cumsum(lengths) - lengths, lengths)
-
-
-def _shared(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> dict[str, float | int]:
-    """`shared_prefix` of sequences in one column, level by level: sequences with the same beginning
-    have one class, and one alone needs no more looks."""
-    import numpy as np
-
-    logical = int(lengths.sum())
-    here = np.flatnonzero(lengths > 0)
-    group = np.zeros(len(here), "<i8")
-    nodes = depth = 0
-    while len(here):
-        # Few levels at a time of many sequences: a block of two million rows and 16 levels, and its
-        # copies, took 400 MB.
-        width = min(BLOCK, max(1, BLOCK_TOKENS // len(here)), int((lengths[here] - depth).max()))
-        block = _block(
-            tokens, starts[here] + depth, np.minimum(lengths[here] - depth, width), width
-        )
-        for column in range(width):
-            token = block[:, column]
-            # Most levels of a shared beginning agree everywhere; only the others need sorting.
-            first = np.zeros(int(group.max()) + 1, "<i8")
-            first[group[::-1]] = np.arange(len(group))[::-1]
-            if not (token == token[first[group]]).all():
-                group = np.unique(group << 32 | token.astype("<i8"), return_inverse=True)[1]
-            sizes = np.bincount(group)
-            nodes += int((sizes > 0).sum())
-            depth += 1
-            alone = sizes[group] == 1
-            nodes += int((lengths[here[alone]] - depth).sum())
-            stays = ~alone & (lengths[here] > depth)
-            if not stays.all():
-                here, block, group = (
-                    here[stays],
-                    block[stays],
-                    np.unique(group[stays], return_inverse=True)[1],
-                )
-            if not len(here):
-                break
-        _forget(tokens)
-    return {
-        "rows_logical": logical,
-        "rows_physical_estimate": nodes,
-        "share": (logical - nodes) / logical if logical else 0.0,
-    }
-
-
-def _block(
-    tokens: np.ndarray, starts: np.ndarray, sizes: np.ndarray, width: int, rows: int = 1 << 16
-) -> np.ndarray:
-    """`width` tokens from each start on, -1 behind a sequence's end; a mapped column's pages are
-    let go on the way."""
-    import numpy as np
-
-    out = np.full((len(starts), width), -1, "<i4")
-    steps = np.arange(width)
-    for at in range(0, len(starts), rows):
-        begin, size = starts[at : at + rows], sizes[at : at + rows]
-        inside = steps[None, :] < size[:, None]
-        place = np.where(inside, begin[:, None] + steps[None, :], 0)
-        out[at : at + rows] = np.where(inside, tokens[place], -1)
-        _forget(tokens)
-    return out
-
-
-def _forget(column: np.ndarray) -> None:
-    """Tell the system that the pages of a mapped column are not needed now: they would count as
-    this program's memory."""
-    import mmap
-
-    mapped = getattr(column, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        with contextlib.suppress(OSError, ValueError):
-            mapped.madvise(mmap.MADV_DONTNEED)
-
-
 # ---- checks
 
 
@@ -317,8 +131,7 @@ def checked(
 
     if not checks:
         return []
-    names = ("file", "line", "number")
-    file, line, number = (writer.column(name) for name in names)
+    file, line, number = (writer.column(name) for name in ("file", "line", "number"))
     sides = np.zeros(len(line), "u1")
     sides[writer.column("train")] = 1
     sides[writer.column("held_out")] = 2
@@ -331,40 +144,11 @@ def checked(
             for add, feature in zip(adds, of_row, strict=True):
                 add("train" if side == 1 else "held_out", at[side], origin, feature)
             at[side] += 1
-    found = []
+    found: list[dict[str, Any]] = []
     adds.clear()
     while checks:
-        for one in checks.pop(0).findings():
-            found.append(
-                {
-                    "key": one.key,
-                    "severity": one.severity,
-                    "count": one.count,
-                    "total": one.total,
-                    "places": one.places,
-                    "fields": one.fields,
-                }
-            )
+        found += map(vars, checks.pop(0).findings())
     return found
-
-
-class _Found:
-    """Findings of an earlier walk, in the place of the check that made them."""
-
-    name = "found"
-
-    def __init__(self, findings: Sequence[dict[str, Any]]):
-        self._findings = [Finding(**one) for one in findings]
-
-    def feature(self, row: Any, sample: Any) -> Any:
-        """Nothing is looked at again."""
-
-    def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
-        """Nothing is looked at again."""
-
-    def findings(self) -> list[Finding]:
-        """What was found."""
-        return self._findings
 
 
 # ---- sentences
@@ -379,31 +163,22 @@ def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], 
         for key, value in facts.items()
         if key not in ("held_out_short", "mixing", "under")
     }
-    reasons = {reason: {**e, "what": reason_text(reason)} for reason, e in facts["reasons"].items()}
-    report["reasons"] = dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0])))
-    report["held_out_reasons"] = {
-        reason: {**e, "what": reason_text(reason)}
-        for reason, e in facts["held_out_reasons"].items()
-    }
+    for key in ("reasons", "held_out_reasons"):
+        report[key] = {name: {**e, "what": reason_text(name)} for name, e in facts[key].items()}
+    frequent = sorted(report["reasons"].items(), key=lambda item: (-item[1]["count"], item[0]))
+    report["reasons"] = dict(frequent)
     report["parts"] = [under_key(one) for one in facts["under"]]
     report["dropped"] = {"total": facts["rows_dropped"], "rows": facts["dropped"]}
     train = store.columns["train"]
     if renderer is not None and len(train):
         report["example"] = _example(store.sample(int(train[0]), 0), renderer)
     report |= {"mixing": facts["mixing"]} if "mixing" in facts else {}
-    warnings = (
-        [
-            say(
-                "data.warning.held_out_short",
-                wanted=facts["held_out_short"][0],
-                found=facts["held_out_short"][1],
-            )
-        ]
-        if "held_out_short" in facts
-        else []
-    )
-    report["warnings"] = warnings + _warnings(report)
-    findings = conclude([_Found(kept)], report)
+    report["warnings"] = _warnings(report)
+    if "held_out_short" in facts:
+        wanted, there = facts["held_out_short"]
+        short = say("data.warning.held_out_short", wanted=wanted, found=there)
+        report["warnings"].insert(0, short)
+    findings = conclude((Finding(**one) for one in kept), report)
     report["findings"] = [one.as_dict() for one in findings]
     report["score"] = score(findings, report)
     return report, findings
@@ -412,10 +187,9 @@ def report_of(store: Store, renderer: Renderer | None) -> tuple[dict[str, Any], 
 def under_key(one: dict[str, Any]) -> str:
     """Where the rows of a JSON file stand, and which lists beside them are left alone."""
     key = "data.parts.key_measured" if one["part"] != "train" else "data.parts.key_trained"
-    said = say(key, file=one["file"], key=one["key"])
-    return said + (
-        say("data.parts.key_others", others=", ".join(one["others"])) if one["others"] else ""
-    )
+    others = ", ".join(one["others"])
+    rest = say("data.parts.key_others", others=others) if others else ""
+    return say(key, file=one["file"], key=one["key"]) + rest
 
 
 def reason_text(reason: str) -> str:
@@ -444,29 +218,21 @@ def _example(sample: Sample, renderer: Renderer) -> dict[str, Any]:
 
 def _warnings(report: dict[str, Any]) -> list[str]:
     """Sentences for what is odd but can be trained."""
-    wanted = report["reasons"].get(LEFT_OUT, {"count": 0})[
-        "count"
-    ]  # left out because the run asked for it
-    lost = report["rows_dropped"] - wanted
+    # What the run asked to be left out is not lost.
+    lost = report["rows_dropped"] - report["reasons"].get(LEFT_OUT, {"count": 0})["count"]
     found = [say("data.warning.dropped", count=lost, rows=report["rows_read"])] if lost else []
     if len(report["kinds"]) > 1 and set(report["kinds"]) != {"conversation", "text"}:
         found.append(say("data.warning.kinds", found=kinds_text(report["kinds"])))
     for key in ("duplicates", "held_out_overlap"):
         if report[key]:
             found.append(say(f"data.warning.{key}", count=report[key]))
-    if (
-        report["stop_learnt_share"] is not None
-        and report["stop_learnt_share"] < 1
-        and report["answers"]
-    ):
-        found.append(say("data.warning.stop_share", share=f"{report['stop_learnt_share']:.0%}"))
+    stops = report["stop_learnt_share"]
+    if stops is not None and stops < 1 and report["answers"]:
+        found.append(say("data.warning.stop_share", share=f"{stops:.0%}"))
     if report["template"] == "plain":
         found.append(say("data.warning.plain_template"))
-    return (
-        found
-        + _thinking_lines(report.get("thinking"))
-        + [note(key, count) for key, count in report["notes"].items()]
-    )
+    found += _thinking_lines(report.get("thinking"))
+    return found + [note(key, count) for key, count in report["notes"].items()]
 
 
 def _thinking_lines(thinking: dict[str, Any] | None) -> list[str]:
@@ -478,27 +244,120 @@ def _thinking_lines(thinking: dict[str, Any] | None) -> list[str]:
     found = []
     if rows:
         done = {"off": "left_out", "keep": "kept"}.get(mode, "learnt")
-        found.append(
-            say(f"data.thinking.{done}", rows=rows, tokens=f"{thinking['tokens_learnt']:,}")
-        )
+        tokens = f"{thinking['tokens_learnt']:,}"
+        found.append(say(f"data.thinking.{done}", rows=rows, tokens=tokens))
     if without:
-        found.append(
-            say(
-                "data.thinking.answer_only"
-                if thinking["template"] == "switch"
-                else "data.thinking.answer_only_shape",
-                rows=without,
-            )
-        )
+        shape = "" if thinking["template"] == "switch" else "_shape"
+        found.append(say(f"data.thinking.answer_only{shape}", rows=without))
     if thinking["empty_not_learnt"]:
         found.append(say("data.thinking.empty", count=thinking["empty_not_learnt"]))
     if mode in ("off", "keep") and thinking["template"] != "switch":
-        found.append(
-            say(
-                "data.thinking.no_switch"
-                if rows or thinking["template"] == "shape"
-                else "data.thinking.no_effect",
-                mode=mode,
-            )
-        )
+        why = "no_switch" if rows or thinking["template"] == "shape" else "no_effect"
+        found.append(say(f"data.thinking.{why}", mode=mode))
     return found
+
+
+# ---- for a terminal
+
+
+def describe(report: dict[str, Any], colour: bool = False) -> str:
+    """The report in the reader's language. Learnt tokens are green, or stand between double
+    brackets without colour."""
+    rows = {key: report[f"rows_{key}"] for key in ("read", "kept", "dropped")}
+    lines = [say("data.say.rows", **rows), *_reason_lines("reason", report["reasons"])]
+    facts = {key: report[key] for key in ("train", "held_out", "format", "encoding")}
+    lines.append(say("data.say.split", **facts))
+    lines += _reason_lines("held_out_reason", report.get("held_out_reasons", {}))
+    findings = report.get("findings", ())
+    lines += report.get("parts", [])
+    lines += [one["what"] for one in findings if one["key"] == "passed_over"]
+    if report["tokens_total"] is not None and report["train"]:
+        lines += _token_lines(report)
+    for number, one in enumerate(report.get("mixing", ()), start=1):
+        lines.append(say("data.say.mixing", entry=number, **one))
+    lines += [f"! {warning}" for warning in report["warnings"]]
+    for one in findings:
+        if one["severity"] != "info" and one["key"] not in TOLD_BY_COUNTS:
+            lines.append(f"! {one['what']}")
+    if report["example"]:
+        asks = report["tokens_total"] is not None and not _is_learnt(report)
+        head = "data.say.example_question" if asks else "data.say.example"
+        origin = report["example"]["origin"]
+        lines += ["", say(head, origin=origin), _marked(report["example"], colour)]
+    return "\n".join(lines)
+
+
+def _reason_lines(kind: str, reasons: dict[str, Any]) -> list[str]:
+    return [
+        "  "
+        + say(f"data.say.{kind}", count=e["count"], what=e["what"], examples=", ".join(places(e)))
+        for e in reasons.values()
+    ]
+
+
+def _is_learnt(report: dict[str, Any]) -> bool:
+    """Whether the rows have something to learn, and do not only ask."""
+    return bool(report["answers"] or report["learnt_tokens"])
+
+
+def places(entry: dict[str, Any]) -> list[str]:
+    """Where rows with one reason stand (file:line), with what was found there."""
+    details = entry.get("details") or [""] * len(entry["examples"])
+    return [
+        f"{place} {detail[:SHOWN_DETAIL]}".rstrip()
+        for place, detail in zip(entry["examples"], details, strict=True)
+    ]
+
+
+def note(key: str, count: int) -> str:
+    """The sentence of a note; what stands behind a colon is a name in it."""
+    name, _, about = key.partition(":")
+    return say(f"data.note.{name}", count=count, name=about)
+
+
+def _token_lines(report: dict[str, Any]) -> list[str]:
+    lengths, shared, template = (
+        report[key] for key in ("length_percentiles", "shared_prefix", "template")
+    )
+    total, learnt = (f"{report[key]:,}" for key in ("tokens_total", "learnt_tokens"))
+    lines = [
+        say("data.say.tokens", total=total, learnt=learnt, share=f"{report['learnt_share']:.0%}")
+    ]
+    if _is_learnt(report):
+        stops = f"{report['stop_learnt_share']:.0%}"
+        answers = report["answers"]
+        lines.append(say("data.say.answers", answers=answers, share=stops, template=template))
+    else:
+        lines.append(say("data.say.asks", template=template))
+    named = {f"p{key}" if key.isdigit() else key: value for key, value in lengths.items()}
+    rows = f"{shared['rows_physical_estimate']:,}"
+    lines.append(say("data.say.lengths", **named))
+    lines.append(say("data.say.shared", share=f"{shared['share']:.0%}", rows=rows))
+    return lines + ([rendering_line(report["rendering"])] if report.get("rendering") else [])
+
+
+def rendering_line(proof: dict[str, Any]) -> str:
+    """The rendering proof in one line."""
+    differences, checked = proof["differences"], proof["checked"]
+    if differences:
+        name, shown = next(iter(differences.items()))
+        told = {"count": len(differences), "checked": checked, "name": name, "shown": safe(shown)}
+        return "! " + say("data.say.rendering_differs", **told)
+    said = say("data.say.rendering", equal=proof["equal"], checked=checked)
+    if proof["completed"]:
+        said += say("data.say.rendering_completed", count=proof["completed"])
+    if proof["refused"]:
+        said += say("data.say.rendering_refused", names="; ".join(proof["refused"]))
+    return said
+
+
+def safe(text: str) -> str:
+    """Text from a file must not move the cursor or recolour the screen."""
+    return text.translate(_SHOWN)
+
+
+def _marked(example: dict[str, Any], colour: bool) -> str:
+    begin, end = (GREEN, PLAIN) if colour else (OPEN, CLOSE)
+    pieces = ((safe(piece["text"]), piece["learnt"]) for piece in example["pieces"])
+    text = "".join(f"{begin}{text}{end}" if learnt else text for text, learnt in pieces)
+    return text + (" ..." if example["cut"] else "")

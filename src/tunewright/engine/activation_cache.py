@@ -33,7 +33,9 @@ from tunewright.core.machine import free_bytes
 from tunewright.core.telling import Tell
 from tunewright.core.types import Branch, Sample, TokenTree
 from tunewright.core.words import say
+from tunewright.engine.layout import probe_samples
 from tunewright.engine.tree import build_tree, padded_rows, rows_needed, rows_of_branches
+from tunewright.models import anatomy
 
 AUTO_SHARE = 0.25
 """Share of the memory that is free at the start which `auto` may use."""
@@ -46,7 +48,7 @@ the check before the first step."""
 
 
 class ActivationCache:
-    """The store of one run, for a `Policy`. `block` is the number of the first block that trains."""
+    """The store of one run, for a `Policy`. `block` is the number of the first that trains."""
 
     def __init__(self, policy: Any, block: int, limit_bytes: int, *, in_tuple: bool = False):
         self.policy, self.block, self.limit_bytes, self.in_tuple = (
@@ -174,8 +176,6 @@ def key_of(branch: Branch) -> bytes:
 
 def blocks_of(causal: Any) -> list[Any]:
     """The model's blocks, in order."""
-    from tunewright.models import anatomy
-
     by_name = dict(causal.named_modules())
     return [by_name[name] for name in anatomy.of(causal).blocks]
 
@@ -187,8 +187,6 @@ def lowest_trained(policy: Any) -> tuple[int, bool] | None:
     Whatever a method puts into the model, a block's input carries a gradient exactly when something
     below it trains. None where a block returns more than its hidden states.
     """
-    from tunewright.engine.layout import probe_samples
-
     blocks = blocks_of(policy.causal[0])
     needs: dict[int, bool] = {}
     outputs: list[Any] = []

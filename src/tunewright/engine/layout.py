@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tunewright.core.config import EngineConfig
+from tunewright.core.errors import CompatError, problem
 from tunewright.core.seeds import stream
 from tunewright.core.types import Branch, Sample
 from tunewright.core.words import say
@@ -51,8 +54,6 @@ def disagreement(policy_of: Any, vocabulary: int, layout: str) -> float:
 
     `policy_of(layout)` gives a context manager around a `Policy`.
     """
-    import torch
-
     samples = probe_samples(vocabulary)
     with policy_of("padded") as policy, torch.no_grad():
         parts = []
@@ -93,8 +94,6 @@ def choose(
                 return "tree", say("layout.agrees", gap=f"{gap:.1e}")
             why = say("layout.differs", gap=f"{gap:.2g}")
     if engine.layout == "tree":
-        from tunewright.core.errors import CompatError, problem
-
         raise CompatError(problem("E-COMPAT-01", "engine.layout", reason=why))
     _require_known_head(policy_of, vocabulary, tolerance)
     return "padded", why
@@ -105,6 +104,4 @@ def _require_known_head(policy_of: Any, vocabulary: int, tolerance: float) -> No
     log-probabilities: its head does something we do not know."""
     gap = disagreement(policy_of, vocabulary, "padded")
     if not gap <= tolerance:
-        from tunewright.core.errors import CompatError, problem
-
         raise CompatError(problem("E-COMPAT-04", "model", gap=f"{gap:.2g}"))

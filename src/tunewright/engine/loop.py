@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tunewright.core.config import EngineConfig
-from tunewright.core.errors import CheckpointError, TrainingError, problem
+from tunewright.core.errors import TrainingError, problem
 from tunewright.core.faults import cause_of, is_memory
 from tunewright.core.machine import peak_memory_bytes
 from tunewright.core.sequences import Joined, Picked
@@ -21,57 +20,16 @@ from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Tell
 from tunewright.core.types import WITHOUT_DIFFERENCE, Figures, Sample
 from tunewright.core.words import say
-from tunewright.engine.optim import load_optimizer_tensors, optimizer_tensors
-from tunewright.engine.oracles.reference import FILE as REFERENCE_FILE
-from tunewright.engine.oracles.reference import ReferenceStore
-from tunewright.engine.rollouts.rounds import RoundStepper
+from tunewright.engine import state
+from tunewright.engine.oracles import reference
 from tunewright.engine.schedule import Measuring, Schedule, measuring_of, steps_between
-from tunewright.engine.step import Stepper, StepReport, held_out_loss, means
-from tunewright.models.generate import room_of
+from tunewright.engine.state import Progress
+from tunewright.engine.step import Stepper, StepReport, means
 from tunewright.record import checkpoint
 from tunewright.record.events import EventLog
 
 PATIENCE = 3
 """Steps in a row that may be non-finite before the run ends."""
-
-
-@dataclass
-class Progress:
-    """What a run has done so far; stored in every checkpoint and the source of the summary's
-    figures."""
-
-    step: int = 0
-    samples: int = 0
-    logical_tokens: int = 0
-    physical_rows: int = 0
-    label_tokens: int = 0
-    train_seconds: float = 0.0
-    evaluate_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
-    first_loss: float | None = None
-    final_loss: float | None = None
-    held_out_loss_before: float | None = None
-    held_out_loss: float | None = None
-    held_out_figures: dict[str, float] = field(default_factory=dict)
-    """What the objective watches (accuracy, margin), as last measured on the held-out rows."""
-    held_out_loss_all: float | None = None
-    """Over all held-out rows at the end, where only some of them were measured on the way."""
-    held_out_figures_all: dict[str, float] = field(default_factory=dict)
-    held_out_rewards_before: list[float] = field(default_factory=list)
-    """Rewards of the answers to the held-out prompts before training, where a run learns from
-    rewards."""
-    groups_alike: float | None = None
-    """Summed over the steps: the share of groups whose answers all had one reward, where a run
-    compares answers with others to the same question."""
-    best_step: int | None = None
-    best_loss: float | None = None
-    best_figures: dict[str, float] = field(default_factory=dict)
-    """`held_out_figures` at the best step: what is told of the weights that are handed out."""
-    worse_in_a_row: int = 0
-    """Measurements since the lowest held-out loss."""
-    stopped_early: bool = False
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
 
 
 @dataclass
@@ -145,117 +103,51 @@ class Loop:
             self.stop.deferred = False
 
     def prepare_reference(self, describe: Callable[[], dict[str, str]]) -> None:
-        """Log-probabilities under the model at step 0, from the run folder or computed now, while
-        the weights are those of step 0.
+        """What other models say of the rows, from the run folder or computed now: a teacher that is
+        not to stay in memory, and the model at step 0, which `describe` describes.
 
-        Raises CheckpointError when the run is past step 0 and what it kept is gone, and the method
-        cannot be switched off to compute it again.
+        Raises CheckpointError when the run is past step 0 and what it kept is gone.
         """
-        self._prepare_teacher()
-        if not self.stepper.objective.reference:
-            return
-        start, about = time.perf_counter(), describe()
-        also = self.stepper.objective.companions
+        policy = self.stepper.policy
         measured = self.held_out if self.measuring.all_at_end else self.measured
-        everything = Joined(self.samples, measured)
-        extra: Iterable[Sample] = (
-            also(everything, room_of(self.stepper.policy.causal[0], self.stepper.policy.model))
-            if also
-            else ()
-        )  # also in a run that is taken up again: partners are chosen here
-        store = ReferenceStore.load(self.run, about)
-        if store is None:
-            if self.progress.step:
-                raise CheckpointError(
-                    problem("E-CKPT-05", str(self.run / REFERENCE_FILE), cause="-")
-                )
-            store, rows = ReferenceStore(about, self.run), self.stepper.rows_per_pass
-            # In the passes in which the first epoch will learn, so that half precision rounds both
-            # alike: at step 1 nothing differs.
-            steps = range(
-                1 + self._learns_as_it_measures(),
-                min(self.schedule.steps_per_epoch, self.schedule.total_steps) + 1,
+        teacher = policy.teacher
+        if teacher is not None and teacher.teaching.top_k and not teacher.load(self.run):
+            rows, everything = self.stepper.rows_per_pass, Joined(self.samples, measured)
+            self._watched(
+                "teacher",
+                say("distill.scoring"),
+                len(everything),
+                lambda on_pass: teacher.keep(everything, rows, self.run, on_pass),
             )
-            learnt = sum(len(self.schedule.samples_of(number)) for number in steps)
-            total = learnt + len(measured) + (len(everything) if also else 0)
-            what, done = say("train.reference"), 0
-            self.tell.start(what)
-            for number in steps:
-                part = [self.samples[i] for i in self.schedule.samples_of(number)]
-                store.fill(
-                    self.stepper.policy,
-                    part,
-                    rows,
-                    on_pass=partial(self._reference_done, what, total=total, before=done),
-                )
-                done += len(part)
-            for rest, before in ((measured, done), (extra, done + len(measured))):
-                store.fill(
-                    self.stepper.policy,
-                    rest,
-                    rows,
-                    on_pass=partial(self._reference_done, what, total=total, before=before),
-                )
-            self.tell.finish()
-            if len(store):
-                store.save(self.run)
-            self.progress.train_seconds += time.perf_counter() - start
-            self.log.write(
-                "reference", branches=len(store), seconds=round(time.perf_counter() - start, 3)
+        if self.stepper.objective.reference:
+            policy.reference = reference.prepare(
+                self.stepper,
+                self.schedule,
+                self.samples,
+                measured,
+                self.run,
+                describe(),
+                self.progress.step > 0,
+                partial(self._watched, "reference", say("train.reference")),
             )
-        store.taking = self.progress.step == 0 and self._learns_as_it_measures()
-        self.stepper.policy.reference = store
 
-    def _learns_as_it_measures(self) -> bool:
-        """Whether a pass that learns computes what a pass that measures does: no dropout, no noise
-        on embeddings or gates."""
-        drops = any(
-            "Dropout" in type(m).__name__ and getattr(m, "p", 0)
-            for m in self.stepper.policy.model.modules()
-        )
-        return not drops and not self.stepper.neftune and self.stepper.attached.penalties is None
+    def _watched(
+        self, event: str, what: str, total: int, compute: Callable[[Callable[[int], None]], int]
+    ) -> None:
+        """Let `compute` take its time: it is stopped when asked, told of and written down. It gives
+        the number of branches."""
 
-    def _keep_first_values(self, report: StepReport, chosen: Sequence[Sample]) -> None:
-        """After the first step: what its passes left is the last of the reference. A step that was
-        not finite is measured again, as it changed nothing."""
-        store = self.stepper.policy.reference
-        if store is None or not store.taking:
-            return
-        store.taking = False
-        if not report.applied:
-            self.stepper.policy.reference = None
-            store.fill(self.stepper.policy, chosen, self.stepper.rows_per_pass, again=True)
-            self.stepper.policy.reference = store
-        store.save(self.run)
+        def on_pass(done: int) -> None:
+            self.stop.check()
+            self.tell.progress(what, done, total)
 
-    def _prepare_teacher(self) -> None:
-        """The scores of a teacher that is not to stay in memory, from the run folder or computed
-        now."""
-        teacher = self.stepper.policy.teacher
-        if teacher is None or not teacher.teaching.top_k or teacher.load(self.run):
-            return
-        start, rows, what = time.perf_counter(), self.stepper.rows_per_pass, say("distill.scoring")
-        everything = Joined(
-            self.samples, self.held_out if self.measuring.all_at_end else self.measured
-        )
+        start = time.perf_counter()
         self.tell.start(what)
-        teacher.fill(
-            everything,
-            rows,
-            self.run,
-            on_pass=lambda done: self._reference_done(what, done, len(everything)),
-        )
+        branches = compute(on_pass)
         self.tell.finish()
-        teacher.save(self.run)
-        teacher.close()
-        self.progress.train_seconds += time.perf_counter() - start
-        self.log.write(
-            "teacher", branches=len(teacher.store), seconds=round(time.perf_counter() - start, 3)
-        )
-
-    def _reference_done(self, what: str, done: int, total: int, before: int = 0) -> None:
-        self.stop.check()
-        self.tell.progress(what, before + done, total)
+        seconds = time.perf_counter() - start
+        self.progress.train_seconds += seconds
+        self.log.write(event, branches=branches, seconds=round(seconds, 3))
 
     def _one_step(self) -> None:
         p = self.progress
@@ -277,7 +169,11 @@ class Loop:
                     rows=self.stepper.rows_per_pass,
                 )
             ) from e
-        self._keep_first_values(report, chosen)
+        policy = self.stepper.policy
+        if policy.reference is not None:
+            policy.reference.after_first_step(
+                policy, chosen, self.stepper.rows_per_pass, self.run, report.applied
+            )
         seconds = time.perf_counter() - start
         p.step, p.samples, p.train_seconds = (
             number,
@@ -362,16 +258,9 @@ class Loop:
     def _evaluate(self, step: int) -> float:
         start = time.perf_counter()
         figures: Figures = {}
-        if isinstance(self.stepper, RoundStepper):
-            loss = self._measure_rewards(self.stepper, step, figures)
-        else:
-            loss = held_out_loss(
-                self.stepper.policy,
-                self.stepper.objective,
-                self.measured,
-                self.stepper.rows_per_pass,
-                figures=figures,
-            )
+        loss, rewards = self.stepper.held_out(self.measured, figures)
+        if rewards:
+            self._compare_rewards(rewards, step, figures)
         self.progress.evaluate_seconds += time.perf_counter() - start
         self.progress.held_out_loss = loss
         found = means(figures)
@@ -382,20 +271,18 @@ class Loop:
         )
         return loss
 
-    def _measure_rewards(self, stepper: RoundStepper, step: int, figures: Figures) -> float:
-        """Rewards of the same draws to the same held-out prompts at every measurement; against
-        those of step 0, with the standard error of the change."""
-        loss, rewards = stepper.measure(self.measured, figures)
+    def _compare_rewards(self, rewards: list[float], step: int, figures: Figures) -> None:
+        """Rewards of the same draws to the same held-out prompts, against those of step 0, with the
+        standard error of the change."""
         before = self.progress.held_out_rewards_before
         if step == 0 or len(before) != len(rewards):
             self.progress.held_out_rewards_before = rewards
-            return loss
+            return
         change = [b - a for a, b in zip(before, rewards, strict=True)]
         mean = sum(change) / len(change)
         spread = (sum((c - mean) ** 2 for c in change) / max(1, len(change) - 1)) ** 0.5
         figures["reward_change"] = (mean, 1)
         figures["reward_change_error"] = (spread / len(change) ** 0.5, 1)
-        return loss
 
     def _measure_all(self) -> None:
         """All held-out rows under the weights that are handed out, where only some of them were
@@ -405,17 +292,7 @@ class Loop:
         start, p = time.perf_counter(), self.progress
         figures: Figures = {}
         self.tell.start(say("train.measuring_all", rows=f"{len(self.held_out):,}"))
-        if isinstance(self.stepper, RoundStepper):
-            p.held_out_loss_all = self.stepper.measure(self.held_out, figures)[0]
-        else:
-            p.held_out_loss_all = held_out_loss(
-                self.stepper.policy,
-                self.stepper.objective,
-                self.held_out,
-                self.stepper.rows_per_pass,
-                self.stop.check,
-                figures,
-            )
+        p.held_out_loss_all, _ = self.stepper.held_out(self.held_out, figures, self.stop.check)
         self.tell.finish()
         p.held_out_figures_all = means(figures)
         p.evaluate_seconds += time.perf_counter() - start
@@ -446,41 +323,12 @@ class Loop:
             self.log.write("stopped_early", step=p.step, best_step=p.best_step, held_out_loss=loss)
             self.tell.line(say("train.early", step=p.step, count=p.worse_in_a_row))
 
-    def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
-        wanted = set(self.stepper.attached.parameters)
-        return [
-            (name, q)
-            for name, q in self.stepper.attached.model.named_parameters()
-            if name in wanted
-        ]
-
     def _save(self) -> None:
         start = time.perf_counter()
-        named = self._named()
-        tensors: dict[str, dict[str, Any]] = {
-            "model": dict(named),
-            "optimizer": optimizer_tensors(self.stepper.optimizer, named),
-        }
-        if self.stepper.attached.tensors:
-            tensors["method"] = self.stepper.attached.tensors()
-        state: dict[str, Any] = {
-            "progress": asdict(self.progress),
-            "loss_scale": self.stepper.loss_scale,
-            "good_steps": self.stepper.good_steps,
-        }
-        if self.stepper.attached.state:
-            state["method"] = self.stepper.attached.state()
-        if (
-            isinstance(self.stepper, RoundStepper)
-            and self.stepper.rollouts
-            and self.stepper.rollouts.state
-        ):
-            state["objective"] = self.stepper.rollouts.state()
         folder = checkpoint.save(
             self.checkpoints,
             self.progress.step,
-            tensors,
-            _json(state),
+            *state.gather(self.stepper, self.progress),
             protect=self.progress.best_step,
         )
         self.progress.checkpoint_seconds += time.perf_counter() - start
@@ -488,35 +336,7 @@ class Loop:
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Continue from a verified checkpoint."""
-        self._load_weights(found)
-        load_optimizer_tensors(self.stepper.optimizer, self._named(), found.tensors("optimizer"))
-        self.stepper.loss_scale, self.stepper.good_steps = (
-            found.state["loss_scale"],
-            found.state["good_steps"],
-        )
-        self.progress = Progress(**_floats(found.state["progress"]))
-        if self.stepper.attached.load_state:
-            self.stepper.attached.load_state(found.state["method"])
-        if (
-            isinstance(self.stepper, RoundStepper)
-            and self.stepper.rollouts
-            and self.stepper.rollouts.load_state
-        ):
-            self.stepper.rollouts.load_state(found.state["objective"])
-
-    def _load_weights(self, found: checkpoint.Checkpoint) -> None:
-        stored = found.tensors("model")
-        with torch.no_grad():
-            if self.stepper.attached.tensors:
-                kept = found.tensors("method")
-                for name, tensor in self.stepper.attached.tensors().items():
-                    tensor.copy_(kept[name])
-            for name, q in self._named():
-                if (
-                    q.dtype != stored[name].dtype
-                ):  # a weight that slept then is held in fewer bits than one that learns
-                    q.data = q.data.to(stored[name].dtype)
-                q.copy_(stored[name])
+        self.progress = state.restore(self.stepper, found)
 
     def _return_to_best(self) -> None:
         p = self.progress
@@ -526,18 +346,7 @@ class Loop:
         if found is None:
             self.tell.line(say("train.best_lost", step=p.best_step))
             return
-        self._load_weights(found)
+        state.load_weights(self.stepper, found)
         p.held_out_loss, p.held_out_figures = p.best_loss, p.best_figures or p.held_out_figures
         self.log.write("returned_to_best", step=p.best_step, held_out_loss=p.best_loss)
         self.tell.line(say("train.best", step=p.best_step, loss=f"{p.best_loss:.4f}"))
-
-
-def _json(value: Any) -> Any:
-    from tunewright.record.events import plain
-
-    return plain(value)
-
-
-def _floats(progress: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that JSON could only hold as words become floats again."""
-    return {k: float(v) if isinstance(v, str) else v for k, v in progress.items()}

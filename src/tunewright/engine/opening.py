@@ -1,9 +1,11 @@
-"""Open what a person names: a run folder, a bare PEFT folder, a merged or untouched model folder, a
-GGUF file, a hub id, all behind one door.
+"""The one door to a model that computes: what a name means, and how it is opened to answer, to
+score or to train.
 
-Chat, evaluation and merging start here, so a model is always rendered with the template and the
-stop tokens it was taught with. `find` says what a name means and reads no weights; `load_found`
-reads them; `open_target` does both.
+The order is the same for all: weights as they are stored, fused forms on them, the method, its
+heads, the layout, and last a `Policy`. Chat, evaluation and merging start with `find`, so a model
+is always rendered with the template and the stop tokens it was taught with. `find` says what a name
+means and reads no weights; `to_answer` and `to_score` read them; `to_train` puts a run's method on
+its base and makes what takes the steps. No other file puts a method on a model.
 """
 
 from __future__ import annotations
@@ -11,22 +13,49 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.core.config import BaseConfig, EngineConfig
+import torch
+
+from tunewright import rewards
+from tunewright.core import compat
+from tunewright.core.config import BaseConfig, EngineConfig, RunConfig, Section
 from tunewright.core.errors import ConfigError, ModelError, UsageError, problem, raise_all
+from tunewright.core.registry import methods
+from tunewright.core.runfile import kind_of
+from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Quiet, Tell
-from tunewright.core.types import Attached
+from tunewright.core.types import Attached, Objective, Sample, Teaching
 from tunewright.core.words import say
-from tunewright.engine import placement
+from tunewright.engine import activation_cache, placement
+from tunewright.engine.layout import choose
+from tunewright.engine.optim import optimizer_for
+from tunewright.engine.oracles.reference import describe
+from tunewright.engine.oracles.reward_model import (
+    RewardModel,
+    Steps,
+    require_same_words,
+    same_weights,
+    sharing_weights,
+)
+from tunewright.engine.oracles.teacher import Teacher, require_same_vocabulary
+from tunewright.engine.placement import World
+from tunewright.engine.policy import Policy
+from tunewright.engine.rollouts.on_policy import OnPolicyStepper
+from tunewright.engine.rollouts.questions import equip
+from tunewright.engine.rollouts.rounds import RoundStepper
+from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
+from tunewright.engine.step import Stepper
 from tunewright.methods.saved import OWN, is_saved, put_on
-from tunewright.models import load
+from tunewright.models import anatomy, load, vocabulary
 from tunewright.models.generate import AnsweringModel, answering
+from tunewright.models.kernels import tree_attention
 from tunewright.models.kernels.fused import accelerate
-from tunewright.models.quantised import keep_base
+from tunewright.models.quantised import keep_base, parameter_count
+from tunewright.models.scalar_heads import has_score, put_heads
 from tunewright.record import folder as run_folder
 from tunewright.sources import find as sources
 from tunewright.sources import vet
@@ -35,6 +64,8 @@ from tunewright.text.renderer import Renderer
 from tunewright.text.thinking import Thinking
 from tunewright.text.tokenizer import load_tokenizer
 
+LOOKED_AT = 128
+"""Samples that a method may see before the first step."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -96,27 +127,57 @@ class Target:
 
 
 @dataclass
-class Opened:
-    """A loaded model with its tokenizer and template. `causal` is the causal model, with
-    `attached`, the trained method, on it if there is any; whoever wants answers asks `answering`.
-    `vocabulary` is the number of tokens that the base knows."""
+class Loaded:
+    """A causal model in memory with the method that is on it, if there is any."""
 
     causal: Any
     attached: Attached | None
-    renderer: Renderer
-    target: Target
-    world: placement.World
     vocabulary: int
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer that the model was taught with."""
-        return self.renderer.tokenizer
+    """Tokens that the base knows: a method may have added some."""
 
     @property
     def model(self) -> Any:
         """What computes logits: the method on its base, or the model itself."""
         return self.causal if self.attached is None else self.attached.model
+
+    def choose_layout(self, engine: EngineConfig, dtype: str) -> tuple[str, str]:
+        """(layout, reason): what `engine.layout` asks for, or the tree where the model agrees with
+        its own stock attention, else padded rows. `dtype` is what it computes in.
+
+        Raises CompatError for a layout that cannot be right and for a head that nobody knows.
+        """
+        needs = "any" if self.attached is None else self.attached.needs.layout
+        # What picks rows by a threshold picks others where half precision rounds in another order,
+        # which says nothing about the layout: the base is compared.
+        off = self.attached.disabled if self.attached is not None and needs == "padded" else None
+
+        @contextlib.contextmanager
+        def policy_in(layout: str) -> Iterator[Policy]:
+            with off() if off else contextlib.nullcontext(), computing_in(self.causal, layout):
+                yield Policy(self.model, self.causal, layout)
+
+        return choose(engine, self.causal, needs, policy_in, dtype)
+
+    def policy(self, layout: str, **read: Any) -> Policy:
+        """What passes go through; from now on the model computes in `layout`. `read`: what a pass
+        gives besides log-probabilities (`Policy`)."""
+        use_layout(self.causal, layout)
+        return Policy(self.model, self.causal, layout, **read)
+
+
+@dataclass
+class Opened(Loaded):
+    """A model that a person named, with its tokenizer and template. Whoever wants answers asks
+    `answering`."""
+
+    renderer: Renderer
+    target: Target
+    world: World
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that the model was taught with."""
+        return self.renderer.tokenizer
 
     @property
     def answering(self) -> AnsweringModel:
@@ -249,15 +310,49 @@ def read_config(found: Target) -> Any:
     return load.load_config(found.source.folder)
 
 
-def load_found(
-    found: Target,
+def put_new(method: Section, causal: Any, card: Any, base_path: str) -> Attached:
+    """The method that a section of a run file describes on `causal`, whose anatomy is `card`.
+    `base_path` is what it names as its base when it is saved. Raises what the method raises."""
+    entry = methods.get(kind_of(method))
+    assert entry is not None
+    attached: Attached = entry.function(method, causal, card, base_path)
+    keep_base(attached, causal)
+    return attached
+
+
+def put_saved(causal: Any, folder: Path, **how: Any) -> Attached:
+    """The method saved in `folder` on `causal`; arguments, and what is raised, as of
+    `methods.saved.put_on`."""
+    attached = put_on(causal, folder, **how)
+    keep_base(attached, causal)
+    return attached
+
+
+def from_files(
+    folder: Path,
+    adapter: Path | None,
+    world: World,
+    base: BaseConfig | None = None,
     *,
-    dtype: str | None = None,
-    device: str = "auto",
-    threads: int | Literal["auto"] = "auto",
-) -> Opened:
-    """Read the weights. `dtype` None: the run's own dtype, else what suits the device. Raises
-    ConfigError for values that do not fit."""
+    causal: Any = None,
+) -> Loaded:
+    """The model of `folder` with the method saved in `adapter` on it, nothing of which trains.
+
+    `base` says how it is held; `causal` is the model of `folder` where it is in memory already.
+    Raises ModelError for what cannot be opened or does not fit.
+    """
+    if causal is None:
+        causal = load.load_model(folder, dtype=world.torch_dtype(), device=world.device, base=base)
+    known = int(causal.get_input_embeddings().weight.shape[0])
+    accelerate(causal)
+    return Loaded(causal, None if adapter is None else put_saved(causal, adapter), known)
+
+
+def world_of(
+    found: Target, dtype: str | None, device: str, threads: int | Literal["auto"]
+) -> World:
+    """Where and how `found` will compute. `dtype` None: the run's own dtype, else what suits
+    the device. Raises ConfigError for values that do not fit."""
     wanted = dtype or str(found.settings.get("engine.dtype", "auto"))
     if wanted not in DTYPES:
         raise ConfigError(
@@ -269,18 +364,40 @@ def load_found(
                 reason=", ".join(DTYPES),
             )
         )
-    world = placement.start(
+    return placement.start(
         EngineConfig.model_validate({"dtype": wanted, "device": device, "threads": threads})
     )
-    causal: Any = load.load_model(
-        found.source.folder, dtype=world.dtype, device=world.device, base=base_of(found.settings)
+
+
+def to_answer(
+    found: Target,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
+) -> Opened:
+    """Read the weights of `found`, to be asked or measured. `dtype` None: the run's own dtype,
+    else what suits the device. Raises ConfigError for values that do not fit and ModelError
+    for files that do not."""
+    world = world_of(found, dtype, device, threads)
+    loaded = from_files(found.source.folder, found.adapter, world, base_of(found.settings))
+    return Opened(**vars(loaded), renderer=found.renderer(), target=found, world=world)
+
+
+def to_score(found: Target, layout: str, world: World, *, causal: Any = None) -> Policy:
+    """Read the weights of `found`, which gives numbers: a policy whose passes have `score`.
+
+    `causal` is its base where that is in memory already. Raises ModelError for a model without a
+    score head.
+    """
+    loaded = from_files(
+        found.source.folder, found.adapter, world, base_of(found.settings), causal=causal
     )
-    vocabulary = int(causal.get_input_embeddings().weight.shape[0])
-    accelerate(causal)
-    attached = None if found.adapter is None else put_on(causal, found.adapter)
-    if attached is not None:
-        keep_base(attached, causal)
-    return Opened(causal, attached, found.renderer(), found, world, vocabulary)
+    if not has_score(loaded.causal):
+        raise ModelError(problem("E-OBJ-34", found.name))
+    if causal is None:
+        loaded.model.requires_grad_(False)
+    return loaded.policy(layout, heads=("score",))
 
 
 def base_of(settings: dict[str, Any]) -> BaseConfig:
@@ -306,27 +423,290 @@ def open_target(
     threads: int | Literal["auto"] = "auto",
     think: bool | None = None,
 ) -> Opened:
-    """`find` and `load_found` in one: what `target` names, ready to answer."""
-    return load_found(
+    """`find` and `to_answer` in one: what `target` names, ready to answer."""
+    return to_answer(
         find(target, tell, base=base, think=think), dtype=dtype, device=device, threads=threads
     )
 
 
 def use_layout(causal: Any, layout: str) -> None:
     """Let `causal` compute in `layout`: our attention for the tree, a stock one for padded rows."""
-    from tunewright.models.kernels import tree_attention
-
     tree_attention.register()
     stock = "sdpa" if getattr(causal, "_supports_sdpa", True) else "eager"
     causal.set_attn_implementation(tree_attention.NAME if layout == "tree" else stock)
 
 
 @contextlib.contextmanager
-def computing_in(causal: Any, layout: str, inside: Any = None) -> Iterator[Any]:
-    """Inside, `causal` computes in `layout`; afterwards as before. Yields `inside`."""
+def computing_in(causal: Any, layout: str) -> Iterator[None]:
+    """Inside, `causal` computes in `layout`; afterwards as before."""
     before = causal.config._attn_implementation
     use_layout(causal, layout)
     try:
-        yield inside
+        yield
     finally:
         causal.set_attn_implementation(before)
+
+
+# ---- to train
+
+
+@dataclass
+class Ready(Loaded):
+    """What takes the steps of a run, with everything that decides what a step costs."""
+
+    stepper: Stepper
+    layout: str
+    rate: float
+    """The resolved peak learning rate."""
+    schedule: Schedule
+    cache: int | str
+    """`engine.activation_cache` as it was decided."""
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that train."""
+        return sum(q.numel() for q in self.stepper.parameters())
+
+    @property
+    def total(self) -> int:
+        """Numbers in all: base and method."""
+        return parameter_count(self.model)
+
+
+def to_train(
+    config: RunConfig,
+    folder: Path,
+    base_path: str,
+    world: World,
+    objective: Objective,
+    train: Sequence[Sample],
+    held_out: Sequence[Sample],
+    renderer: Any,
+    tell: Tell,
+    *,
+    check: Callable[[], None] | None = None,
+) -> Ready:
+    """Read the weights of `folder`, put the run's method on them, choose the layout and make the
+    stepper. Nothing is written.
+
+    `base_path` is what a saved adapter names as its base. `check` is called while answers are drawn
+    and may raise. Adds to `world.reasons` what was decided and why. Raises ModelError, CompatError
+    and ConfigError for what does not fit.
+    """
+    loaded, attached, spare = _learner(config, folder, base_path, world, objective, train, tell)
+    layout, reason = loaded.choose_layout(config.engine, world.dtype)
+    steps = total_steps(config.engine, len(train))
+    rate = config.engine.learning_rate
+    if rate == "auto":
+        count = parameter_count(loaded.causal)
+        rate = objective.rate_factor * learning_rate_for(attached.learning_rate, steps, count)
+    if attached.begin:
+        attached.begin(steps)
+    world.reasons["engine.layout"] = reason
+    world.reasons["engine.batch_size"] = say("train.batch_reason", samples=len(train))
+    world.reasons["engine.learning_rate"] = say(
+        "train.rate_reason", method=kind_of(config.method), steps=steps
+    )
+    stepper = _stepper(config, objective, loaded, attached, layout, spare, folder, world, tell)
+    schedule = make_schedule(config.engine, len(train), rate)
+    equip(stepper, renderer, check)
+    cache, world.reasons["engine.activation_cache"] = activation_cache.install(
+        stepper.policy, config.engine, [train, held_out], schedule.epochs, world.device, tell
+    )
+    return Ready(
+        **vars(loaded), stepper=stepper, layout=layout, rate=rate, schedule=schedule, cache=cache
+    )
+
+
+def _learner(
+    config: RunConfig,
+    folder: Path,
+    base_path: str,
+    world: World,
+    objective: Objective,
+    samples: Sequence[Sample],
+    tell: Tell,
+) -> tuple[Loaded, Attached, Any]:
+    """The base with the run's method and heads on it, and a second tree over the same untouched
+    weights where reward models may stand on it."""
+    notes: list[str] = []
+    causal: Any = load.load_model(
+        folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base
+    )
+    card = anatomy.of(causal)
+    for note in [*notes, *card.notes]:
+        tell.line(note)
+    known = int(causal.get_input_embeddings().weight.shape[0])
+    # Before anything is put on the base: what a reward model of the same base will go on.
+    spare = sharing_weights(causal) if objective.rollouts and config.base.bits is None else None
+    accelerate(causal)
+    torch.manual_seed(stream_seed(config.engine.seed, "init"))
+    if config.adapter:
+        attached = put_saved(
+            causal,
+            Path(config.adapter),
+            base_path=base_path,
+            trainable=True,
+            dropout=getattr(config.method, "dropout", None),
+        )
+        method = methods.get(kind_of(config.method))
+        if method is not None and "continued" in method.facts:
+            method.facts["continued"](attached, config.method)
+        tell.line(say("train.from_adapter", folder=config.adapter))
+    else:
+        attached = put_new(config.method, causal, card, base_path)
+    for note in attached.notes:
+        tell.line(note)
+    if attached.look is not None:
+        attached.look(_some_rows(samples))
+    _tell_head(config, has_score(causal), "score" in objective.heads, tell)
+    put_heads(causal, attached, objective.heads)
+    return Loaded(causal, attached, known), attached, spare if attached.needs.frozen_base else None
+
+
+def _stepper(
+    config: RunConfig,
+    objective: Objective,
+    loaded: Loaded,
+    attached: Attached,
+    layout: str,
+    spare: Any,
+    folder: Path,
+    world: World,
+    tell: Tell,
+) -> Stepper:
+    """What takes the steps, with the models that its objective asks besides."""
+    engine, words = config.engine, _words_of_its_own(config, folder)
+    rollouts, teacher = objective.rollouts, None
+    if objective.teacher:
+        size = loaded.causal.config.get_text_config().vocab_size
+        teacher = teacher_of(objective.teacher, folder, size, engine, world, tell, words)
+    parts: dict[str, Any] = {
+        "policy": loaded.policy(
+            layout,
+            heads=objective.heads,
+            spread=objective.spread,
+            teacher=teacher,
+            temperature=rollouts.temperature if rollouts else 1.0,
+        ),
+        "attached": attached,
+        "objective": objective,
+        "optimizer": optimizer_for(engine, attached, loaded.causal),
+        "rows_per_pass": world.rows_per_pass,
+        "clip": engine.clip,
+        "seed": engine.seed,
+        "loss_scale": 4096.0 if world.dtype == "float16" else 1.0,
+        "neftune": engine.neftune,
+    }
+    if rollouts:
+        wanted = rewards.read(rollouts.rewards, on_bad=rollouts.on_bad)
+        judges = [
+            (weight, reward_model_of(run, spare, folder, layout, world, tell, words))
+            for weight, run in wanted.models
+        ]
+        return RoundStepper(**parts, rollouts=rollouts, rewards=wanted, reward_models=judges)
+    if objective.own_answers:
+        return OnPolicyStepper(**parts, own=objective.own_answers)
+    return Stepper(**parts)
+
+
+def teacher_of(
+    teaching: Teaching,
+    student: Path,
+    student_size: int,
+    engine: EngineConfig,
+    world: World,
+    tell: Tell,
+    own_words: dict[str, int] | None = None,
+) -> Teacher:
+    """The teacher a run names. Its files are found and its vocabulary is compared with that of the
+    model in `student`, whose head has `student_size` rows; `own_words` are the student's token ids
+    where it has more of them than that model.
+
+    Its weights are read when they are needed. Raises CompatError for another vocabulary and what
+    `find` raises.
+    """
+    found = find(teaching.model, tell)
+    size = int(read_config(found).get_text_config().vocab_size)
+    require_same_vocabulary(
+        teaching.model, found.tokenizer_folder, size, student, student_size, own_words
+    )
+
+    def opened() -> Policy:
+        loaded = from_files(found.source.folder, found.adapter, world, base_of(found.settings))
+        layout, why = loaded.choose_layout(
+            engine.model_copy(update={"layout": "auto"}), world.dtype
+        )
+        tell.line(say("distill.teacher", teacher=teaching.model, layout=layout, why=why))
+        return loaded.policy(layout)
+
+    about = functools.partial(describe, found.source.folder, found.adapter, world.dtype)
+    return Teacher(teaching, min(size, student_size), opened, about)
+
+
+def reward_model_of(
+    run: Path,
+    base: Any,
+    base_folder: Path,
+    layout: str,
+    world: World,
+    tell: Tell,
+    words: dict[str, int] | None = None,
+) -> RewardModel:
+    """The reward model of a run folder. `base` is a second tree over the untouched base, or None
+    where its weights will change; `words` are the token ids of the model that learns, where it has
+    more of them than its base.
+
+    Raises ModelError for a run that gives no scores, or whose words have other token ids than the
+    policy's.
+    """
+    found = find(str(run), tell)
+    require_same_words(run, found.tokenizer_folder, base_folder, words)
+    shared = (
+        found.adapter is not None
+        and base is not None
+        and same_weights(found.source.folder, base_folder)
+    )
+    tell.line(say("rounds.reward_shared" if shared else "rounds.reward_own", folder=run))
+    policy = to_score(found, layout, world, causal=base if shared else None)
+    steps = None
+    if compat.judges(found.settings.get("objective.kind")) == "steps":
+        tokenizer = load_tokenizer(found.tokenizer_folder)
+        steps = Steps(
+            str(found.settings.get("objective.whole") or "min"),
+            lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+        )
+    return RewardModel(policy, f"reward_{run.name}", world.rows_per_pass, steps)
+
+
+def _tell_head(config: RunConfig, there: bool, wanted: bool, tell: Tell) -> None:
+    """What becomes of the score head that the start brought with it, or that it lacks."""
+    if there:
+        tell.line(
+            say(
+                "train.score_kept" if wanted else "train.score_left",
+                folder=config.adapter or config.model,
+            )
+        )
+    elif wanted and config.adapter:
+        tell.line(say("train.score_new", folder=config.adapter))
+
+
+def _words_of_its_own(config: RunConfig, folder: Path) -> dict[str, int] | None:
+    """Token -> id of the model that learns, where it may know more of them than its base in
+    `folder`."""
+    added, own = (
+        vocabulary.tokens_of(config.method),
+        tokenizer_folder(Path(config.adapter) if config.adapter else None, folder),
+    )
+    if own == folder and not added:
+        return None
+    tokenizer = load_tokenizer(own)
+    vocabulary.add_tokens(tokenizer, added)
+    return dict(tokenizer.get_vocab())
+
+
+def _some_rows(samples: Sequence[Sample]) -> list[list[int]]:
+    """Token rows of samples from everywhere in the data."""
+    step = max(1, len(samples) // LOOKED_AT)
+    return [branch.tokens for sample in samples[::step][:LOOKED_AT] for branch in sample.branches]

@@ -1,11 +1,10 @@
-"""The update rules, from kept libraries, and their state by parameter name so that a checkpoint
-survives a change of order.
+"""The update rules, from kept libraries.
 
 | `engine.optimizer` | rule | whose | state, bytes a number |
 | adamw | Loshchilov and Hutter 2019 | PyTorch | 8 |
-| adafactor | Shazeer and Stern 2018, at the run's own rate, without a first moment | Transformers | about 0 (one row and one column a matrix) |
+| adafactor | Shazeer and Stern 2018, the run's own rate, no first moment | Transformers | about 0 |
 | adamw_8bit | Dettmers et al. 2022 | bitsandbytes | 2 |
-| muon | Jordan et al. 2024 for matrices inside the blocks, AdamW for the rest | PyTorch | 4 for those matrices |
+| muon | Jordan et al. 2024 for matrices inside the blocks, AdamW for the rest | PyTorch | 4 |
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tunewright.core.errors import ConfigError, problem
 from tunewright.core.types import Attached
 
 
-class Together(torch.optim.Optimizer):
+class JoinedOptimizer(torch.optim.Optimizer):
     """Several optimisers as one: their groups side by side, their state in one place, one step."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]):
@@ -106,7 +105,7 @@ def make_optimizer(
                 turned, lr=0.0, weight_decay=engine.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
         )
-    return parts[0] if len(parts) == 1 else Together(parts)
+    return parts[0] if len(parts) == 1 else JoinedOptimizer(parts)
 
 
 def _bitsandbytes() -> Any:
@@ -115,33 +114,3 @@ def _bitsandbytes() -> Any:
     except ImportError as e:
         raise ConfigError(problem("E-METHOD-08", "engine.optimizer")) from e
     return bitsandbytes
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, named: list[tuple[str, torch.nn.Parameter]]
-) -> dict[str, torch.Tensor]:
-    """`parameter/key` -> tensor of the optimiser's state, such as `...lora_A.weight/exp_avg`."""
-    names = {id(p): name for name, p in named}
-    return {
-        f"{names[id(p)]}/{key}": torch.as_tensor(value)
-        for p, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
-    named: list[tuple[str, torch.nn.Parameter]],
-    tensors: dict[str, torch.Tensor],
-) -> None:
-    """The inverse of `optimizer_tensors`."""
-    parameters = dict(named)
-    for full, tensor in tensors.items():
-        name, key = full.rsplit("/", 1)
-        p = parameters[name]
-        if key == "step":
-            # AdamW counts in a float tensor on the CPU, others in a Python integer; moments live
-            # where the parameter does.
-            optimizer.state[p][key] = tensor if tensor.is_floating_point() else int(tensor)
-        else:
-            optimizer.state[p][key] = tensor.to(p.device)

@@ -1,4 +1,4 @@
-"""Resolve every `auto` of the engine once, with its reason: device, threads, dtype, rows per pass."""
+"""Resolve every `auto` of the engine once, with its reason: device, threads, dtype, pass size."""
 
 from __future__ import annotations
 

@@ -9,28 +9,34 @@ whose layers are not plain attention, and it is the oracle the tree is tested ag
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
+from tunewright.core.sequences import blocks
 from tunewright.core.types import PassOutput, Sample, TokenTree, VirtualPrompt
 from tunewright.engine.activation_cache import ActivationCache, spread
 from tunewright.engine.neftune import Noise
 from tunewright.engine.oracles.reference import ReferenceStore
-from tunewright.engine.tree import build_tree, padded_rows, read_whole, under_root
+from tunewright.engine.tree import build_tree, cut_passes, padded_rows, read_whole, under_root
+from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.models.kernels.label_head import Head, label_logprobs, label_scores
 from tunewright.models.kernels.last_block import LastBlock
 from tunewright.models.kernels.tree_attention import TreePlan
+from tunewright.models.limits import KEEP_BYTES
 from tunewright.models.scalar_heads import head_module
 
-KEEP_BYTES = 768 * 2**20
+if TYPE_CHECKING:
+    from tunewright.engine.oracles.teacher import Teacher
 
 
 def head_of(model: Any) -> Head:
-    """The output head of a causal language model, with the scale and softcap its config asks for."""
+    """The output head of a causal language model, with its config's scale and softcap."""
     module = model.get_output_embeddings()
     config = model.config.get_text_config()
     # Granite divides by `logits_scaling`, HyperCLOVA X multiplies by it; Cohere multiplies by
@@ -54,33 +60,36 @@ class Policy(nn.Module):
     """The root module of training: a pass of samples in, `PassOutput` out. Nobody touches the head
     outside of its forward."""
 
-    def __init__(self, model: Any, causal: Any, layout: str):
+    def __init__(
+        self,
+        model: Any,
+        causal: Any,
+        layout: str,
+        *,
+        heads: tuple[str, ...] = (),
+        spread: bool = False,
+        teacher: Teacher | None = None,
+        temperature: float = 1.0,
+    ):
         """`model` is what trains (a PEFT model, or the causal model itself), `causal` the causal
-        language model inside it."""
+        language model inside it.
+
+        A pass is read by the scalar `heads` (`models.scalar_heads`); with `score`, whole branches
+        are read and nothing is predicted. `spread`: it also tells how each distribution is spread
+        over the vocabulary. `teacher`: its distributions are compared with the pass's. Logits are
+        divided by `temperature`: what learns from its own answers learns at the temperature at
+        which it drew them.
+        """
         super().__init__()
         self.model = model
         self.causal = [causal]  # in a list, so that its parameters are not registered twice
         self.layout = layout
-        self.noise: Noise | None = None
-        """What is added to the input embeddings in the passes of this step that learn
-        (`engine.neftune`)."""
+        self.heads, self.spread, self.teacher = heads, spread, teacher
+        self.temperature = temperature
         self.cache: ActivationCache | None = None
         """Hidden states below the lowest trained block, where only upper blocks train."""
         self.reference: ReferenceStore | None = None
         """Log-probabilities under the model at step 0."""
-        self.heads: tuple[str, ...] = ()
-        """Scalar heads that a pass is read by (`models.heads`). With `score`, whole branches are
-        read and nothing is predicted."""
-        self.spread = False
-        """Whether a pass also tells how each distribution is spread over the vocabulary."""
-        self.teacher: Any = None
-        """An `engine.teacher.Teacher`, whose distributions a pass is compared with."""
-        self.temperature = 1.0
-        """Logits are divided by it: what learns from its own answers learns at the temperature at
-        which it drew them."""
-        self.last: LastBlock | None = None
-        """What of the last block can leave out rows that nobody reads; found at the first pass over
-        a tree."""
         self.prompt_rows = 0
         """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass;
         keys and values add none."""
@@ -89,70 +98,92 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return next(self.causal[0].parameters()).device
 
-    def forward(self, samples: list[Sample]) -> PassOutput:
+    @functools.cached_property
+    def last(self) -> LastBlock:
+        """What of the last block can leave out rows that nobody reads."""
+        return LastBlock(self.causal[0])
+
+    def cut(self, samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:
+        """The samples of a step in passes of at most `rows_per_pass` rows (`tree.cut_passes`)."""
+        return cut_passes(samples, rows_per_pass, padded=self.layout == "padded")
+
+    def visit(self, samples: Iterable[Sample], rows_per_pass: int) -> Iterator[list[Sample]]:
+        """Any number of samples in passes, cut a block at a time."""
+        for block in blocks(samples):
+            yield from self.cut(block, rows_per_pass)
+
+    def scores(self, samples: list[Sample], rows_per_pass: int) -> Iterator[tuple[Sample, Tensor]]:
+        """Each sample, in the order of the passes, with what the score head says of its branches,
+        (branches,); without gradient."""
+        self.model.eval()
+        for group in self.cut(samples, rows_per_pass):
+            with torch.no_grad(), fused_without_gradient():
+                score_B = self(group).score
+            assert score_B is not None
+            counts = [len(sample.branches) for sample in group]
+            yield from zip(group, score_B.split(counts), strict=True)
+
+    def forward(self, samples: list[Sample], noise: Noise | None = None) -> PassOutput:
         """Log-probabilities of every label of `samples`, with gradient where the model has
-        trainable parameters."""
-        read = read_whole(samples) if "score" in self.heads else samples
+        trainable parameters. `noise` is added to the input embeddings while the model learns."""
+        scoring = "score" in self.heads
+        read = read_whole(samples) if scoring else samples
         tree = build_tree(read) if self.layout == "tree" else padded_rows(read)
         if self.cache is not None and not self.cache.holds():
             self.cache = None
         with self.cache.replaying(tree) if self.cache is not None else contextlib.nullcontext():
-            hidden_TD = self.hidden(
-                tree, [*tree.source, *tree.last] if "score" in self.heads else tree.source, samples
-            )
-        device = hidden_TD.device
-        source, target = (
-            torch.tensor(tree.source, device=device),
-            torch.tensor(tree.target, device=device),
-        )
-        score = (
-            head_module(self.causal[0], "score")(hidden_TD[torch.tensor(tree.last, device=device)])
-            if "score" in self.heads
-            else None
-        )
-        value = (
-            head_module(self.causal[0], "value")(hidden_TD[source])
-            if "value" in self.heads
-            else None
-        )
-        logprob_L = log_z_L = mean_L = divergence_L = None
-        if not len(source):
+            rows = [*tree.source, *tree.last] if scoring else tree.source
+            hidden_TD = self.hidden(tree, rows, noise, samples)
+        device, causal = hidden_TD.device, self.causal[0]
+        source_L = torch.tensor(tree.source, device=device)
+        target_L = torch.tensor(tree.target, device=device)
+        score_B = value_L = log_z_L = mean_L = divergence_L = None
+        if scoring:
+            last_B = torch.tensor(tree.last, device=device)
+            score_B = head_module(causal, "score")(hidden_TD[last_B])
+        if "value" in self.heads:
+            value_L = head_module(causal, "value")(hidden_TD[source_L])
+        if not len(source_L):
             logprob_L = hidden_TD.new_zeros(0, dtype=torch.float32)
         elif self.spread:
-            logprob_L, log_z_L, mean_L = label_scores(hidden_TD, source, target, self.head())
+            logprob_L, log_z_L, mean_L = label_scores(hidden_TD, source_L, target_L, self.head())
         else:
-            logprob_L = label_logprobs(hidden_TD, source, target, self.head())
+            logprob_L = label_logprobs(hidden_TD, source_L, target_L, self.head())
         if self.teacher is not None:
-            divergence_L = self.teacher.divergence(
-                samples, hidden_TD, source, head_of(self.causal[0])
-            )
+            divergence_L = self.teacher.divergence(samples, hidden_TD, source_L, head_of(causal))
         weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
-        more = self.prompt_rows
-        rows = (
-            tree.num_rows + more
-            if self.layout == "tree"
-            else len(tree.branch_sample) * (max(tree.depth) + 1 + more)
-        )
         branch_L = torch.tensor(tree.branch, device=device)
-        reference = None
-        if self.reference is not None:
-            if self.reference.taking and torch.is_grad_enabled():
-                self.reference.take(samples, logprob_L, weight_L, branch_L)
-            reference = self.reference.of(samples, device)
         return PassOutput(
             logprob_L,
             weight_L,
             branch_L,
             tree.branch_sample,
             samples,
-            rows,
-            reference,
-            score,
-            value,
+            self._num_rows(tree),
+            self._reference(samples, logprob_L, weight_L, branch_L),
+            score_B,
+            value_L,
             log_z_L,
             mean_L,
             divergence_L,
         )
+
+    def _num_rows(self, tree: TokenTree) -> int:
+        """Rows that the pass over `tree` has just computed, those of a learnt prompt among them."""
+        if self.layout == "tree":
+            return tree.num_rows + self.prompt_rows
+        return len(tree.branch_sample) * (max(tree.depth) + 1 + self.prompt_rows)
+
+    def _reference(
+        self, samples: list[Sample], logprob_L: Tensor, weight_L: Tensor, branch_L: Tensor
+    ) -> Tensor | None:
+        """(B,): what the model at step 0 says of the branches; a pass that learns in step 1 says so
+        itself."""
+        if self.reference is None:
+            return None
+        if self.reference.taking and torch.is_grad_enabled():
+            self.reference.take(samples, logprob_L, weight_L, branch_L)
+        return self.reference.of(samples, logprob_L.device)
 
     def head(self) -> Head:
         """The output head at the temperature of this policy."""
@@ -170,12 +201,13 @@ class Policy(nn.Module):
         self,
         tree: TokenTree,
         read: Sequence[int] | None = None,
+        noise: Noise | None = None,
         samples: list[Sample] | None = None,
     ) -> Tensor:
         """(T, D): the rows of `tree` after the last norm. Where only the rows `read` are wanted,
-        the others need not be right. `samples` are those of the step, where the tree was built from
-        copies of them."""
-        with self._noisy(tree, samples):
+        the others need not be right. `samples` are those that `noise` was drawn for, where the tree
+        was built from copies of them."""
+        with self._noisy(tree, noise, samples):
             return (
                 self._tree_hidden(tree, read)
                 if self.layout == "tree"
@@ -183,13 +215,15 @@ class Policy(nn.Module):
             )
 
     @contextlib.contextmanager
-    def _noisy(self, tree: TokenTree, samples: list[Sample] | None) -> Iterator[None]:
+    def _noisy(
+        self, tree: TokenTree, noise: Noise | None, samples: list[Sample] | None
+    ) -> Iterator[None]:
         """Inside, the input embeddings of `tree` get the noise of this step; only while the model
         learns, never while it is measured or answers."""
-        if self.noise is None or not self.model.training or not torch.is_grad_enabled():
+        if noise is None or not self.model.training or not torch.is_grad_enabled():
             yield
             return
-        noise_TD = self.noise.rows(tree, self.layout == "tree", samples)
+        noise_TD = noise.rows(tree, self.layout == "tree", samples)
         table = self.causal[0].get_input_embeddings()
         hook = table.register_forward_hook(
             lambda module, given, out: out + spread(noise_TD.to(out.device), out, tree)
@@ -199,11 +233,13 @@ class Policy(nn.Module):
         finally:
             hook.remove()
 
-    def _body(self) -> Any:
+    @property
+    def body(self) -> Any:
+        """The causal model without its head."""
         causal = self.causal[0]
         return getattr(causal, causal.base_model_prefix)
 
-    def _virtual(self) -> VirtualPrompt | None:
+    def virtual(self) -> VirtualPrompt | None:
         """What a learnt prompt puts before every branch, where the method has one."""
         offered = getattr(self.model, "virtual_prompt", None)
         prompt: VirtualPrompt | None = offered() if offered is not None else None
@@ -212,7 +248,7 @@ class Policy(nn.Module):
         )
         return prompt
 
-    def _inputs(self, ids_BT: Tensor, prompt: VirtualPrompt | None) -> dict[str, Any]:
+    def inputs(self, ids_BT: Tensor, prompt: VirtualPrompt | None) -> dict[str, Any]:
         """What the body is called with: token ids, and in front of them learnt rows or, as a cache,
         learnt keys and values."""
         if prompt is None:
@@ -225,15 +261,13 @@ class Policy(nn.Module):
                     [prompt.rows.to(embedded_BTD.dtype).expand(B, -1, -1), embedded_BTD], 1
                 )
             }
-        from transformers import DynamicCache
-
         assert prompt.keys_values is not None
         seen = [(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in prompt.keys_values]
         return {"input_ids": ids_BT, "past_key_values": DynamicCache(seen)}
 
     def _tree_hidden(self, tree: TokenTree, read: Sequence[int] | None = None) -> Tensor:
         """(T, D) of the tree's own rows, of which only `read` need be right."""
-        prompt = self._virtual()
+        prompt = self.virtual()
         ids = torch.tensor([tree.token], device=self.device)
         before, unseen = (
             (prompt.num_tokens, prompt.num_tokens if prompt.rows is None else 0)
@@ -250,8 +284,8 @@ class Policy(nn.Module):
         )
         positions = torch.tensor([tree.position[unseen:]], device=self.device)
         with self._reading(read, before - unseen, plan):
-            hidden = self._body()(
-                **self._inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False
+            hidden = self.body(
+                **self.inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False
             ).last_hidden_state[0]
         return hidden[before - unseen :]
 
@@ -263,8 +297,6 @@ class Policy(nn.Module):
         if read is None or not read:
             yield
             return
-        if self.last is None:
-            self.last = LastBlock(self.causal[0])
         rows = [before + row for row in sorted(set(read))]
         if not self.last.worth(rows, num_rows):
             yield
@@ -284,7 +316,7 @@ class Policy(nn.Module):
             positions[row, :length] = torch.tensor(tree.position[start : start + length])
             mask[row, :length] = 1
         ids, positions, mask = ids.to(self.device), positions.to(self.device), mask.to(self.device)
-        prompt = self._virtual()
+        prompt = self.virtual()
         seen, first = mask, 0
         if prompt is not None:
             positions = positions + prompt.num_tokens
@@ -294,10 +326,7 @@ class Policy(nn.Module):
                 positions = torch.cat(
                     [torch.arange(first, device=self.device).expand(len(mask), -1), positions], 1
                 )
-        hidden_BTD = self._body()(
-            **self._inputs(ids, prompt),
-            position_ids=positions,
-            attention_mask=seen,
-            use_cache=False,
+        hidden_BTD = self.body(
+            **self.inputs(ids, prompt), position_ids=positions, attention_mask=seen, use_cache=False
         ).last_hidden_state
         return hidden_BTD[:, first:][mask.bool()]

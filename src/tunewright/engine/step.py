@@ -4,7 +4,7 @@ check, clipping, the update."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,6 @@ from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Figures, Objective, Passes, PassOutput, Sample, Term
 from tunewright.engine.neftune import Noise
 from tunewright.engine.policy import Policy
-from tunewright.engine.tree import cut_passes
 
 GROW_AFTER = 200
 
@@ -65,7 +64,7 @@ def runner(policy: Policy, rows_per_pass: int) -> Passes:
     @torch.no_grad()
     def run(samples: list[Sample]) -> Iterator[PassOutput]:
         policy.model.eval()
-        for group in cut_passes(samples, rows_per_pass, padded=policy.layout == "padded"):
+        for group in policy.cut(samples, rows_per_pass):
             yield policy(group)
 
     return run
@@ -95,6 +94,29 @@ class Stepper:
         """What trains."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """What trains, by name, in the order of the model."""
+        wanted = set(self.attached.parameters)
+        return [(name, p) for name, p in self.attached.model.named_parameters() if name in wanted]
+
+    def state(self) -> dict[str, Any]:
+        """What the next step needs to know besides weights and the optimiser's state."""
+        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.loss_scale, self.good_steps = state["loss_scale"], state["good_steps"]
+
+    def held_out(
+        self, samples: Sequence[Sample], figures: Figures, stop: Callable[[], None] | None = None
+    ) -> tuple[float, list[float]]:
+        """(the loss over `samples`, rewards where there are any). Adds to `figures`; `stop` is
+        called before each pass and may raise."""
+        loss = held_out_loss(
+            self.policy, self.objective, samples, self.rows_per_pass, stop, figures
+        )
+        return loss, []
+
     def gradients(self, samples: list[Sample]) -> StepReport:
         """Leave the gradient of the step's loss in the parameters, without an update."""
         if self.objective.prepare:
@@ -104,32 +126,36 @@ class Stepper:
             self.objective.measure(samples, runner(self.policy, self.rows_per_pass))
         totals = self.objective.plan(samples)
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
-        if self.neftune:
-            # After `prepare`, which may have made the branches of this step.
-            width = self.policy.causal[0].get_input_embeddings().weight.shape[1]
-            self.policy.noise = Noise.of_step(
-                samples,
-                self.neftune,
-                width,
-                self.seed,
-                self.number,
-                whole="score" in self.policy.heads,
-            )
+        # After `prepare`, which may have made the branches of this step.
+        noise = self._noise(samples)
         # Loading, answering and measuring leave the model in eval mode, in which an adapter's
         # dropout would silently do nothing.
         self.policy.model.train()
         figures: Figures = {}
-        for group in cut_passes(samples, self.rows_per_pass, padded=self.policy.layout == "padded"):
-            self._one_pass(group, totals, report, figures)
+        for group in self.policy.cut(samples, self.rows_per_pass):
+            self._one_pass(group, noise, totals, report, figures)
         report.figures = means(figures)
         if self.attached.penalties:
             self._add(self.attached.penalties(), {}, report)
         return report
 
+    def _noise(self, samples: list[Sample]) -> Noise | None:
+        """What is added to the input embeddings of this step, where the run asks for it."""
+        if not self.neftune:
+            return None
+        width = self.policy.causal[0].get_input_embeddings().weight.shape[1]
+        whole = "score" in self.policy.heads
+        return Noise.of_step(samples, self.neftune, width, self.seed, self.number, whole=whole)
+
     def _one_pass(
-        self, group: list[Sample], totals: dict[str, float], report: StepReport, figures: Figures
+        self,
+        group: list[Sample],
+        noise: Noise | None,
+        totals: dict[str, float],
+        report: StepReport,
+        figures: Figures,
     ) -> None:
-        output = self.policy(group)
+        output = self.policy(group, noise)
         self._add(self.objective.terms(output), totals, report)
         add_figures(figures, output.figures)
         report.passes += 1
@@ -208,7 +234,8 @@ class Stepper:
             return True
         try:
             self.optimizer.step()
-        except RuntimeError:  # PyTorch refuses a rate that does not fit the weights' dtype, half-way through the parameters
+        except RuntimeError:
+            # PyTorch refuses a rate that does not fit the weights' dtype, half-way through them.
             return False
         return all(bool(torch.isfinite(p).all()) for p in self.parameters())
 
@@ -237,7 +264,7 @@ def held_out_loss(
     objective: Objective,
     samples: Sequence[Sample],
     rows_per_pass: int,
-    stop: Any = None,
+    stop: Callable[[], None] | None = None,
     figures: Figures | None = None,
 ) -> float:
     """The objective's loss over `samples` without gradient, divided once by the weights of all of
@@ -259,7 +286,7 @@ def held_out_loss(
             objective.prepare(block)
         if objective.measure:
             objective.measure(block, runner(policy, rows_per_pass))
-        for group in cut_passes(block, rows_per_pass, padded=policy.layout == "padded"):
+        for group in policy.cut(block, rows_per_pass):
             if stop is not None:
                 stop()
             output = policy(group)

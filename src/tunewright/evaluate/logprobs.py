@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from tunewright.core.types import Branch, Sample, TokenTree, VirtualPrompt
 from tunewright.engine import opening
@@ -89,10 +90,8 @@ class RowReader(Policy):
     def keep(self, tokens: list[int]) -> bool:
         """Compute the keys and values of `tokens`, which then stand before every branch. Returns
         whether the model gives any that can be kept."""
-        if self.layout != "tree" or len(tokens) < SHORTEST_BEGINNING or self._virtual() is not None:
+        if self.layout != "tree" or len(tokens) < SHORTEST_BEGINNING or self.virtual() is not None:
             return False
-        from transformers import DynamicCache
-
         tree = build_tree([Sample([Branch(tokens, [], [])], 0)])
         layers = self.causal[0].config.get_text_config().num_hidden_layers
         ids, positions = (
@@ -100,7 +99,7 @@ class RowReader(Policy):
             torch.tensor([tree.position], device=self.device),
         )
         plan, cache = TreePlan(tree, self.device, KEEP_BYTES, layers), DynamicCache()
-        self._body()(
+        self.body(
             input_ids=ids,
             position_ids=positions,
             tree_plan=plan,
@@ -119,8 +118,8 @@ class RowReader(Policy):
         self.beginning = VirtualPrompt(len(tokens), keys_values=found)
         return True
 
-    def _virtual(self) -> VirtualPrompt | None:
-        return self.beginning or super()._virtual()
+    def virtual(self) -> VirtualPrompt | None:
+        return self.beginning or super().virtual()
 
     def labelled_rows(self, samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor, TokenTree]:
         """(hidden_UD in float32 or wider, row_L, target_L, tree): each label's row among the U

@@ -15,12 +15,18 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tunewright.core.errors import UsageError, problem
+import torch
+
+from tunewright.core.config import DataConfig
+from tunewright.core.errors import TunewrightError, UsageError, problem
 from tunewright.core.types import Preference
 from tunewright.core.words import say
+from tunewright.data import inspect
 from tunewright.engine import opening
 from tunewright.evaluate import scorer
 from tunewright.evaluate.interval import wilson
+from tunewright.models import load
+from tunewright.models.scalar_heads import stored_score
 
 WORD = re.compile(r"[^\W_]+", re.UNICODE)
 HAN = re.compile(r"[\u3400-\u9fff]")
@@ -29,9 +35,6 @@ MOST_WORDS = 4000
 
 def is_scorer(found: opening.Target) -> bool:
     """Whether a target gives numbers and not words."""
-    from tunewright.models import load
-    from tunewright.models.scalar_heads import stored_score
-
     return load.is_scorer(found.source.folder) or (
         found.adapter is not None and stored_score(found.adapter) is not None
     )
@@ -48,7 +51,7 @@ def _sides(row: Preference) -> tuple[str, str]:
 
 
 def by_length(pairs: Sequence[Preference], longer: bool) -> float:
-    """Share of pairs in which the longer (or shorter) answer is the chosen one; a tie counts half."""
+    """Share of pairs whose chosen answer is the longer (or shorter) one; a tie counts half."""
     right = 0.0
     for row in pairs:
         gap = len(words_of(_sides(row)[0])) - len(words_of(_sides(row)[1]))
@@ -66,8 +69,6 @@ class WordCounter:
     |w|^2 / 2 lambda, by gradient steps."""
 
     def __init__(self, pairs: Sequence[Preference], steps: int = 300, decay: float = 1e-3):
-        import torch
-
         seen = Counter(w for row in pairs for side in _sides(row) for w in set(words_of(side)))
         self.place = {w: i for i, (w, _) in enumerate(seen.most_common(MOST_WORDS))}
         x = torch.stack([self._difference(row) for row in pairs])
@@ -83,8 +84,6 @@ class WordCounter:
             optimizer.step()
 
     def _difference(self, row: Preference) -> Any:
-        import torch
-
         x = torch.zeros(max(1, len(self.place)))[: len(self.place)]
         for sign, side in zip((1.0, -1.0), _sides(row), strict=True):
             for word in words_of(side):
@@ -104,10 +103,6 @@ class WordCounter:
 def training_pairs(found: opening.Target) -> list[Preference]:
     """The pairs a run learnt from, where its data is still at hand; held-out ones are not among
     them."""
-    from tunewright.core.config import DataConfig
-    from tunewright.core.errors import TunewrightError
-    from tunewright.data import inspect
-
     if found.run is None:
         return []
     names = {

@@ -56,35 +56,17 @@ def scores(
     Raises UsageError (E-EVAL-04) for a score that is no finite number; `name` is the data's, for
     the message.
     """
-    import torch
-
-    from tunewright.engine.policy import Policy
-    from tunewright.engine.tree import cut_passes
-    from tunewright.models.kernels.fused import fused_without_gradient
-
     keep_freed_memory()
-    opened = opening.load_found(found, dtype=dtype, device=device, threads=threads)
-    loaded = time.perf_counter()
+    world = opening.world_of(found, dtype, device, threads)
     layout = str(found.settings.get("engine.layout", "padded"))
-    opening.use_layout(opened.causal, layout)
-    policy = Policy(opened.model, opened.causal, layout)
-    policy.heads = ("score",)
-    by_sample: dict[int, list[float]] = {}
-    with torch.no_grad(), fused_without_gradient():
-        policy.model.eval()
-        for group in cut_passes(
-            list(samples), opened.world.rows_per_pass, padded=layout == "padded"
-        ):
-            values = policy(group).score
-            assert values is not None
-            for sample, value in zip(
-                group, values.split([len(s.branches) for s in group]), strict=True
-            ):
-                by_sample[sample.index] = value.tolist()
+    policy = opening.to_score(found, layout, world)
+    loaded = time.perf_counter()
+    by_sample = {
+        sample.index: score.tolist()
+        for sample, score in policy.scores(list(samples), world.rows_per_pass)
+    }
     if not all(math.isfinite(score) for one in by_sample.values() for score in one):
         raise UsageError(problem("E-EVAL-04", name, value="nan"))
     return Scored(
-        by_sample,
-        {"device": opened.world.device, "dtype": opened.world.dtype, "layout": layout},
-        loaded,
+        by_sample, {"device": world.device, "dtype": world.dtype, "layout": layout}, loaded
     )

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from tunewright.core.comparing import matches
 from tunewright.core.config import DataConfig, EngineConfig
 from tunewright.core.errors import TunewrightError, UsageError, problem
 from tunewright.core.machine import keep_freed_memory, versions
@@ -24,8 +24,7 @@ from tunewright.core.telling import Tell, duration
 from tunewright.core.types import Conversation, Sample
 from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
-from tunewright.engine import layout, opening, placement
-from tunewright.engine.policy import Policy
+from tunewright.engine import opening, placement
 from tunewright.evaluate import options as choices
 from tunewright.evaluate import ranking, step_judging
 from tunewright.evaluate.interval import wilson
@@ -42,55 +41,7 @@ class EvaluationError(TunewrightError):
     """A measurement that could not be made."""
 
 
-# ---- the layout
-
-
-def choose_layout(opened: opening.Opened) -> tuple[str, str]:
-    """(layout, reason): the tree where the model agrees with its own stock attention, else padded
-    rows. Raises CompatError for a head nobody knows."""
-    import contextlib
-    from collections.abc import Iterator
-
-    @contextlib.contextmanager
-    def policy_of(name: str) -> Iterator[Policy]:
-        with opening.computing_in(opened.causal, name):
-            yield Policy(opened.model, opened.causal, name)
-
-    return layout.choose(EngineConfig(), opened.causal, "any", policy_of)
-
-
 # ---- answers in full
-
-
-def normalised(text: str) -> str:
-    """Text without case, punctuation and spacing: NFKC, casefold, Unicode's P categories dropped,
-    runs of white space to one.
-
-    What makes a number stays: a sign before a digit, a point, comma or colon between two. "3.5" is
-    not "35".
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = (
-        c
-        for i, c in enumerate(folded)
-        if not unicodedata.category(c).startswith("P") or _in_number(folded, i)
-    )
-    return " ".join("".join(kept).split())
-
-
-def _in_number(text: str, i: int) -> bool:
-    after = i + 1 < len(text) and text[i + 1].isdigit()
-    before = i > 0 and text[i - 1].isdigit()
-    return after and (before or (text[i] in "-\u2212" and not (i > 0 and text[i - 1].isalnum())))
-
-
-def matches(expected: str, given: str) -> tuple[bool, bool]:
-    """(exact after strip, equal when normalised). Where nothing but punctuation was expected, only
-    an exact answer is right."""
-    exact = expected.strip() == given.strip()
-    return exact, exact or (
-        bool(normalised(expected)) and normalised(expected) == normalised(given)
-    )
 
 
 def _share(right: int, count: int) -> dict[str, Any]:
@@ -181,11 +132,7 @@ def evaluate_target(
     """
     tell, started = tell or Tell(), time.perf_counter()
     wanted = choices.checked(options) if options else None
-    if (
-        (limit is not None and limit < 1)
-        or (max_new_tokens is not None and max_new_tokens < 1)
-        or (rows_per_pass is not None and rows_per_pass < 1)
-    ):
+    if any(n is not None and n < 1 for n in (limit, max_new_tokens, rows_per_pass)):
         raise UsageError(problem("E-EVAL-05", "--limit --max-new-tokens --rows-per-pass"))
     found = opening.find(target, tell, base=base, think=think)
     config = opening.read_config(found)
@@ -224,7 +171,7 @@ def _read(
     columns: dict[str, str] | None,
     data_dir: str | None,
 ) -> DataSet:
-    """The rows, rendered as for training: with the run's own system prompt where a row brings none."""
+    """The rows, rendered as for training: under the run's system prompt where they bring none."""
     settings: dict[str, Any] = {
         "train": data,
         "held_out": 0,
@@ -282,11 +229,13 @@ class _Work:
     ) -> None:
         """Read the weights and choose the layout."""
         start = time.perf_counter()
-        self.opened = opening.load_found(self.found, dtype=dtype, device=device, threads=threads)
+        self.opened = opening.to_answer(self.found, dtype=dtype, device=device, threads=threads)
         self.world: placement.World = self.opened.world
         if self.world.device == "cpu":
             keep_freed_memory()
-        self.layout, self.layout_reason = choose_layout(self.opened)
+        self.layout, self.layout_reason = self.opened.choose_layout(
+            EngineConfig(), self.world.dtype
+        )
         self.rows_per_pass = rows_per_pass or self.world.rows_per_pass
         self.seconds["load"] = time.perf_counter() - start
 

@@ -13,6 +13,7 @@ from tunewright.engine import opening
 from tunewright.evaluate import scorer
 from tunewright.evaluate.interval import wilson
 from tunewright.models import load
+from tunewright.objectives.process_reward import first_wrong, step_branches
 
 
 def judges_steps(found: opening.Target) -> bool:
@@ -34,8 +35,6 @@ def measure(
 ) -> dict[str, Any]:
     """Judge every step of `data`. Raises UsageError where its rows have no steps (E-EVAL-07) or a
     score is no number (E-EVAL-04)."""
-    from tunewright.objectives.process_reward import first_wrong, step_branches
-
     if not data.train_rows or not all(isinstance(row, Stepwise) for row in data.train_rows):
         raise UsageError(problem("E-EVAL-07", name, target=found.name))
     samples = list(data.train)

@@ -19,8 +19,8 @@ from tunewright.core.machine import versions
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
+from tunewright.export import composition
 from tunewright.export.folder import ExportError, appearing, require_free
-from tunewright.methods import composition
 from tunewright.models import load
 from tunewright.text.tokenizer import load_tokenizer
 
@@ -48,12 +48,10 @@ def combine(
     tell = tell or Tell()
     require_free(out)
     if way not in composition.WAYS:
-        raise UsageError(
-            problem("E-METHOD-34", "--way", way=way, known=", ".join(composition.WAYS))
-        )
+        raise UsageError.of("E-METHOD-34", "--way", way=way, known=", ".join(composition.WAYS))
     shares = weights or [1 / len(targets)] * len(targets)
     if len(shares) != len(targets):
-        raise UsageError(problem("E-METHOD-32", "--weights", count=len(targets), given=len(shares)))
+        raise UsageError.of("E-METHOD-32", "--weights", count=len(targets), given=len(shares))
     found = [opening.find(target, tell) for target in targets]
     raise_all([problem("E-EXPORT-02", f.name) for f in found if f.adapter is None], UsageError)
     folders = {f"part{i}": f.adapter for i, f in enumerate(found) if f.adapter is not None}
@@ -83,7 +81,7 @@ def combine(
             made |= _prove(composed, temporary, list(folders.values()), shares, way)
             write_json(temporary / VERDICT, {**made, "versions": versions()})
     except OSError as e:
-        raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
+        raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e
     return made
 
 
@@ -109,7 +107,7 @@ def _prove(
                 composition.products_of(PeftModel.from_pretrained(base, str(folder)), "default")
             )
     except Exception as e:
-        raise ExportError(problem("E-EXPORT-14", str(folder), cause=first_line(e))) from e
+        raise ExportError.of("E-EXPORT-14", str(folder), cause=first_line(e)) from e
     wanted: dict[str, Any] = {}
     size = 0.0
     for path, weight in zip(parts, weights, strict=True):
@@ -120,34 +118,24 @@ def _prove(
     if way == "cat":
         error = max(error, distance)
     elif way == "svd":
-        least = (
-            sum(
-                float(torch.linalg.svdvals(update)[rank:].square().sum())
-                for update in wanted.values()
-            )
-            ** 0.5
-        )
-        whole = max(
-            sum(float(update.square().sum()) for update in wanted.values()) ** 0.5,
-            1e-2 * size,
-            1e-30,
-        )
-        error = max(error, distance - (1 + BEST) * least / whole)
+        error = max(error, distance - (1 + BEST) * _least_distance(wanted, rank, size))
     if not error <= LARGEST_ERROR:
-        raise ExportError(
-            problem(
-                "E-EXPORT-13",
-                str(folder),
-                way=way,
-                error=f"{error:.1e}",
-                limit=f"{LARGEST_ERROR:g}",
-            )
-        )
+        shown = {"way": way, "error": f"{error:.1e}", "limit": f"{LARGEST_ERROR:g}"}
+        raise ExportError.of("E-EXPORT-13", str(folder), **shown)
     return {
         "verdict": "equal" if way == "cat" else "as stated",
         "relative_error": max(error, 0.0),
         "distance_from_sum": distance,
     }
+
+
+def _least_distance(wanted: dict[str, Any], rank: int, size: float) -> float:
+    """How far the best update of a rank is from the wanted one, measured as `_distance` does."""
+    import torch
+
+    least = sum(float(torch.linalg.svdvals(w)[rank:].square().sum()) for w in wanted.values())
+    whole = sum(float(w.square().sum()) for w in wanted.values())
+    return least**0.5 / max(whole**0.5, 1e-2 * size, 1e-30)
 
 
 def _updates(products: dict[str, tuple[Any, Any, float]]) -> dict[str, Any]:

@@ -10,16 +10,18 @@ that `diff_pruning` writes, and chat, evaluate and training further open it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.errors import UsageError
 from tunewright.core.files import readable_size
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export.folder import ExportError, appearing, require_free
-from tunewright.models import load
+from tunewright.methods.diff_pruning import DiffPruningConfig, save_differences
+from tunewright.models import anatomy, load
 from tunewright.text.tokenizer import load_tokenizer
 
 
@@ -34,27 +36,64 @@ def export_difference(
     norms and head and is left out), `bytes`. Raises UsageError for a run without a whole model
     (E-METHOD-47), a share out of range (E-METHOD-48) or an `out` that is taken.
     """
-    import torch
-
-    from tunewright.methods.diff_pruning import DiffPruningConfig, save_differences
-    from tunewright.models import anatomy
-
     tell = tell or Tell()
     require_free(out)
     if not 0 < share < 1:
-        raise UsageError(problem("E-METHOD-48", "--share", share=share))
+        raise UsageError.of("E-METHOD-48", "--share", share=share)
     if not (Path(run) / "model" / "config.json").is_file():
-        raise UsageError(problem("E-METHOD-47", str(run)))
+        raise UsageError.of("E-METHOD-47", str(run))
     found = opening.find(str(run), tell, base=True)
     base, tuned = (
         load.load_model(folder, dtype="float32")
         for folder in (found.source.folder, Path(run) / "model")
     )
+    largest = _largest_changes(base, tuned, share)
+    if largest.kept == 0:
+        raise UsageError.of("E-METHOD-49", str(run))
+    base_path = (
+        found.source.spec
+        if found.source.kind == "hub" and "@" not in found.source.spec
+        else str(found.source.folder)
+    )
+    with appearing(Path(out), "writing") as temporary:
+        settings = DiffPruningConfig(target=share)
+        written = save_differences(temporary, settings, base_path, largest.differences)
+        _prove(temporary, largest.differences)
+        load_tokenizer(Path(run) / "model").save_pretrained(str(temporary))
+    return {
+        "folder": str(out),
+        "changed": written["changed"],
+        "changed_share": written["changed"] / largest.total,
+        "kept": largest.kept / largest.inside,
+        "outside": (largest.whole - largest.inside) / largest.whole,
+        "bytes": (Path(out) / "method.safetensors").stat().st_size,
+    }
+
+
+@dataclass
+class _Largest:
+    """The largest changes of the blocks' matrices, the others set to 0, and squared changes."""
+
+    differences: dict[str, Any]
+    """Matrix -> its change."""
+    total: int
+    """Weights of the model."""
+    whole: float
+    """Squared change of all of them."""
+    inside: float
+    """That of the blocks' matrices."""
+    kept: float
+
+
+def _largest_changes(base: Any, tuned: Any, share: float) -> _Largest:
+    """What is kept of the change from `base` to `tuned` when `share` of all weights may differ."""
+    import torch
+
     names = set(anatomy.of(base).linear)
-    before, after = dict(base.named_parameters()), dict(tuned.named_parameters())
+    after = dict(tuned.named_parameters())
     total, whole, differences = 0, 0.0, {}
     with torch.no_grad():
-        for name, p in before.items():
+        for name, p in base.named_parameters():
             delta = after[name] - p
             total += p.numel()
             whole += float(delta.double().square().sum())
@@ -67,27 +106,7 @@ def export_difference(
         for delta in differences.values():
             delta.mul_(delta.abs() >= least)
         kept = sum(float(d.double().square().sum()) for d in differences.values())
-    if kept == 0:
-        raise UsageError(problem("E-METHOD-49", str(run)))
-    base_path = (
-        found.source.spec
-        if found.source.kind == "hub" and "@" not in found.source.spec
-        else str(found.source.folder)
-    )
-    with appearing(Path(out), "writing") as temporary:
-        settings = DiffPruningConfig(target=share)
-        written = save_differences(temporary, settings, base_path, differences)
-        _prove(temporary, differences)
-        load_tokenizer(Path(run) / "model").save_pretrained(str(temporary))
-    size = (Path(out) / "method.safetensors").stat().st_size
-    return {
-        "folder": str(out),
-        "changed": written["changed"],
-        "changed_share": written["changed"] / total,
-        "kept": kept / inside,
-        "outside": (whole - inside) / whole,
-        "bytes": size,
-    }
+    return _Largest(differences, total, whole, inside, kept)
 
 
 def _prove(folder: Path, differences: dict[str, Any]) -> None:
@@ -102,7 +121,7 @@ def _prove(folder: Path, differences: dict[str, Any]) -> None:
         again = torch.zeros(delta.numel(), dtype=values.dtype)
         again[positions] = values
         if not torch.equal(again, delta.flatten().cpu()):
-            raise ExportError(problem("E-EXPORT-16", name))
+            raise ExportError.of("E-EXPORT-16", name)
 
 
 def lines(result: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright.core import publish
-from tunewright.core.errors import TunewrightError, UsageError, problem
+from tunewright.core.errors import TunewrightError, UsageError
 
 
 class ExportError(TunewrightError):
@@ -18,7 +18,7 @@ def require_free(out: Path) -> None:
     """Raise UsageError unless `out` is free: nothing there, or an empty folder."""
     out = Path(out)
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UsageError(problem("E-EXPORT-01", str(out)))
+        raise UsageError.of("E-EXPORT-01", str(out))
 
 
 @contextlib.contextmanager

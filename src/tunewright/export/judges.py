@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import compat
-from tunewright.core.errors import problem
 from tunewright.core.files import readable_size
 from tunewright.core.words import say
 from tunewright.export.folder import ExportError
@@ -70,7 +69,7 @@ class ScoresProof(Proof):
         gap, limit = gap_of(wanted, merged), LARGEST_GAP[self.dtype]
         shown = {"dtype": self.dtype, "gap": f"{gap:.1e}"}
         if not gap <= limit:
-            raise ExportError(problem("E-EXPORT-12", str(self.out), **shown, limit=f"{limit:g}"))
+            raise ExportError.of("E-EXPORT-12", str(self.out), **shown, limit=f"{limit:g}")
         return {
             "class": self.kind,
             "largest_score_difference": gap,

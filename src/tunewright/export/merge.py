@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import machine, signals
-from tunewright.core.errors import ModelError, UsageError, first_line, problem, raise_all
+from tunewright.core.errors import ModelError, UsageError, first_line, raise_all
 from tunewright.core.files import readable_size, sha256_of, write_json
 from tunewright.core.telling import Tell, silent
 from tunewright.core.words import say
@@ -44,7 +44,7 @@ from tunewright.export.proof import (
     load_plain,
     logits_of,
 )
-from tunewright.methods.saved import is_saved, put_on
+from tunewright.methods.saved import is_saved
 from tunewright.models import load, vocabulary
 from tunewright.models.scalar_heads import stored_score
 from tunewright.sources import find, headers, vet
@@ -91,12 +91,10 @@ def merge_run(
     tell = tell or Tell()
     require_free(out)
     if dtype is not None and dtype not in ITEM_BYTES:
-        raise UsageError(
-            problem("E-EXPORT-03", "--dtype", dtype=dtype, known=", ".join(ITEM_BYTES))
-        )
+        raise UsageError.of("E-EXPORT-03", "--dtype", dtype=dtype, known=", ".join(ITEM_BYTES))
     folder = Path(run)
     if not (folder / "run.yaml").is_file() and not is_saved(folder):
-        raise UsageError(problem("E-EXPORT-02", str(run)))
+        raise UsageError.of("E-EXPORT-02", str(run))
     with signals.watching():
         target = opening.find(str(run), tell)
         trained = target.adapter or target.source.folder
@@ -127,19 +125,17 @@ def _require_room(base: Path, out: Path, dtype: str) -> int:
     count = load.parameter_count(base)
     memory, needed = 4 * count, ITEM_BYTES[dtype] * count + SPARE_BYTES
     if memory > machine.total_memory():
-        raise UsageError(
-            problem(
-                "E-EXPORT-10",
-                str(base),
-                needed=readable_size(memory),
-                there=readable_size(machine.total_memory()),
-            )
+        raise UsageError.of(
+            "E-EXPORT-10",
+            str(base),
+            needed=readable_size(memory),
+            there=readable_size(machine.total_memory()),
         )
     there = next(place for place in [out, *out.absolute().parents] if place.is_dir())
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise UsageError(
-            problem("E-EXPORT-04", str(out), needed=readable_size(needed), free=readable_size(free))
+        raise UsageError.of(
+            "E-EXPORT-04", str(out), needed=readable_size(needed), free=readable_size(free)
         )
     return needed
 
@@ -206,9 +202,7 @@ class Merge:
                 write_json(temporary / VERDICT, verdict)
         except OSError as e:
             cause, needed = e.strerror or first_line(e), readable_size(self.needed)
-            raise ExportError(
-                problem("E-EXPORT-05", str(self.out), cause=cause, needed=needed)
-            ) from e
+            raise ExportError.of("E-EXPORT-05", str(self.out), cause=cause, needed=needed) from e
         return {"folder": str(self.out), **verdict}
 
     def _ask(self) -> tuple[Asked, Callable[[], Any]]:
@@ -229,22 +223,18 @@ class Merge:
             model = causal = load.load_model(self.trained, dtype="float32")
             fold = partial(_itself, model)
         else:
-            attached = put_on(causal, self.trained)
+            attached = opening.put_saved(causal, self.trained)
             if attached.merge is None:
-                raise ExportError(
-                    problem("E-METHOD-10", str(self.trained), reason=attached.merge_reason)
-                )
+                raise ExportError.of("E-METHOD-10", str(self.trained), reason=attached.merge_reason)
             _require_mergeable(causal, self.trained)
             model, fold = attached.model, attached.merge
         run = self.proof.ask(model, causal, prompts)
         if not run.is_finite:
             share = say("export.not_finite")
-            raise ExportError(
-                problem("E-EXPORT-08", str(self.trained), dtype="float32", share=share)
-            )
+            raise ExportError.of("E-EXPORT-08", str(self.trained), dtype="float32", share=share)
         effect = gap_of(run, untouched)
         if self.proof.needs_effect and not effect > NO_EFFECT:
-            raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype="float32"))
+            raise ExportError.of("E-EXPORT-06", str(self.trained), dtype="float32")
         return Asked(prompts, run, effect, 1 - agreement(run, untouched)), fold
 
     def _write(self, fold: Callable[[], Any], folder: Path) -> None:
@@ -318,13 +308,13 @@ class WordsProof(Proof):
         self.require_finite(merged)
         gap, share = gap_of(run, merged), agreement(run, merged)
         if self.dtype == "float32" and not gap <= LARGEST_GAP:
-            raise ExportError(
-                problem("E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}")
+            raise ExportError.of(
+                "E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}"
             )
         percent = f"{100 * share:.1f}"
         if share < LEAST_AGREEMENT:
-            raise ExportError(
-                problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{percent} %")
+            raise ExportError.of(
+                "E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{percent} %"
             )
         warnings = []
         if share < EXPECTED_AGREEMENT:
@@ -353,8 +343,8 @@ class WordsProof(Proof):
                 t(word, add_special_tokens=False)["input_ids"] for t in (tokenizer, self.tokenizer)
             )
             if token not in found or found != meant:
-                raise ExportError(
-                    problem("E-EXPORT-15", str(self.out), word=word, token=token, found=found)
+                raise ExportError.of(
+                    "E-EXPORT-15", str(self.out), word=word, token=token, found=found
                 )
         rows = [
             int(load.load_config(place).get_text_config().vocab_size)
@@ -385,7 +375,7 @@ def _require_mergeable(causal: Any, adapter: Path) -> None:
         hasattr(part, "merge") and not hasattr(part, "trainable_tokens_delta")
         for part in (head, embedding)
     ):
-        raise ExportError(problem("E-EXPORT-09", str(adapter)))
+        raise ExportError.of("E-EXPORT-09", str(adapter))
 
 
 def _stated_config(base: Path, dtype: str, merged: Any) -> Any:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tunewright.core.config import DataConfig
-from tunewright.core.errors import TunewrightError, problem
+from tunewright.core.errors import TunewrightError
 from tunewright.core.telling import Tell, silent
 from tunewright.core.types import Message
 from tunewright.core.words import say
+from tunewright.data import inspect
 from tunewright.engine import opening
 from tunewright.export.folder import ExportError
 from tunewright.sources import headers
@@ -108,14 +109,14 @@ class Proof:
         """How much of the base the files changed. Raises ExportError where that is nothing."""
         found = changed_tensors(self.base, folder, self.dtype)
         if found["tensors_changed"] == 0:
-            raise ExportError(problem("E-EXPORT-06", str(self.trained), dtype=self.dtype))
+            raise ExportError.of("E-EXPORT-06", str(self.trained), dtype=self.dtype)
         return found
 
     def require_finite(self, merged: Logits) -> None:
         """Raise ExportError for numbers that are not finite."""
         if not merged.is_finite:
             share = say("export.not_finite")
-            raise ExportError(problem("E-EXPORT-08", str(self.out), dtype=self.dtype, share=share))
+            raise ExportError.of("E-EXPORT-08", str(self.out), dtype=self.dtype, share=share)
 
 
 def choose_prompts(
@@ -153,8 +154,6 @@ def _within(rows: list[list[int]], max_positions: int) -> list[list[int]]:
 def _rows_of_data(target: opening.Target, renderer: Any) -> list[list[int]]:
     """The first rows of the run's data as token ids; none where the data is no longer there or no
     longer readable."""
-    from tunewright.data import inspect
-
     names = {
         key.removeprefix("data."): value
         for key, value in target.settings.items()
@@ -215,10 +214,8 @@ def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> 
     ]
     found = str(model.dtype).removeprefix("torch.")
     if odd or found != dtype:
-        raise ExportError(
-            problem(
-                "E-EXPORT-11", str(folder), cause=", ".join(sorted(odd)[:3]) or f"{found}, {dtype}"
-            )
+        raise ExportError.of(
+            "E-EXPORT-11", str(folder), cause=", ".join(sorted(odd)[:3]) or f"{found}, {dtype}"
         )
     return model.eval()
 

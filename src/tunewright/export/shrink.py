@@ -14,12 +14,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import ModelError, UsageError, problem
+from tunewright.core.errors import ModelError, UsageError
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export.folder import appearing, require_free
-from tunewright.models import load
+from tunewright.models import anatomy, load
 from tunewright.text.tokenizer import load_tokenizer
 
 TOLERANCE = 1e-4
@@ -44,38 +44,22 @@ def shrink(
     """
     from transformers import AutoModelForCausalLM
 
-    from tunewright.models import anatomy
-
     require_free(out)
     found = opening.find(model, tell or Tell())
     if found.adapter is not None:
-        raise ModelError(problem("E-OBJ-07", model, cause=say("shrink.adapter")))
+        raise ModelError.of("E-OBJ-07", model, cause=say("shrink.adapter"))
     whole: Any = load.load_model(found.source.folder, dtype="auto")
     names = anatomy.of(whole).blocks
     wanted = len(names) // 2 if blocks == "half" else int(blocks) if blocks.isdigit() else 0
     if not 1 <= wanted < len(names):
-        raise UsageError(problem("E-OBJ-08", "--blocks", blocks=blocks, most=len(names) - 1))
+        raise UsageError.of("E-OBJ-08", "--blocks", blocks=blocks, most=len(names) - 1)
     kept = kept_blocks(len(names), wanted)
-    config = copy.deepcopy(whole.config)
-    text = config.get_text_config()
-    for key, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == len(
-            names
-        ):  # one entry a block, such as the kinds of layers
-            setattr(text, key, [value[i] for i in kept])
-    text.num_hidden_layers = wanted
-    small: Any = AutoModelForCausalLM.from_config(config, dtype=whole.dtype)
-    renamed = {f"{names[old]}.": f"{names[new]}." for new, old in enumerate(kept)}
-    state = {}
-    for name, tensor in whole.state_dict().items():
-        prefix = next((block + "." for block in names if name.startswith(block + ".")), None)
-        if prefix is None:
-            state[name] = tensor
-        elif prefix in renamed:
-            state[renamed[prefix] + name.removeprefix(prefix)] = tensor
-    missing, extra = small.load_state_dict(state, strict=False)
+    small: Any = AutoModelForCausalLM.from_config(
+        _config(whole, kept, len(names)), dtype=whole.dtype
+    )
+    missing, extra = small.load_state_dict(_state(whole, names, kept), strict=False)
     if missing or extra:
-        raise ModelError(problem("E-OBJ-07", model, cause=", ".join([*missing, *extra][:3])))
+        raise ModelError.of("E-OBJ-07", model, cause=", ".join([*missing, *extra][:3]))
     before = sum(p.numel() for p in whole.parameters())
     small.generation_config = whole.generation_config
     with appearing(out, "shrinking") as temporary:
@@ -83,7 +67,7 @@ def shrink(
         gap = _gap(whole, load.load_model(temporary, dtype="auto"), names, kept)
         if not gap <= TOLERANCE:
             cause = say("shrink.differs", gap=f"{gap:.1e}")
-            raise ModelError(problem("E-OBJ-07", model, cause=cause))
+            raise ModelError.of("E-OBJ-07", model, cause=cause)
         load_tokenizer(found.tokenizer_folder).save_pretrained(str(temporary))
     return {
         "folder": str(out),
@@ -93,6 +77,31 @@ def shrink(
         "parameters_before": before,
         "parameters": sum(p.numel() for p in small.parameters()),
     }
+
+
+def _config(whole: Any, kept: list[int], total: int) -> Any:
+    """The configuration of the model with the `kept` ones of its `total` blocks."""
+    config = copy.deepcopy(whole.config)
+    text = config.get_text_config()
+    for key, value in list(vars(text).items()):
+        # One entry a block, such as the kinds of layers.
+        if isinstance(value, list) and len(value) == total:
+            setattr(text, key, [value[i] for i in kept])
+    text.num_hidden_layers = len(kept)
+    return config
+
+
+def _state(whole: Any, names: list[str], kept: list[int]) -> dict[str, Any]:
+    """The weights of the `kept` blocks under their new names, and all that is in no block."""
+    renamed = {f"{names[old]}.": f"{names[new]}." for new, old in enumerate(kept)}
+    state = {}
+    for name, tensor in whole.state_dict().items():
+        prefix = next((block + "." for block in names if name.startswith(block + ".")), None)
+        if prefix is None:
+            state[name] = tensor
+        elif prefix in renamed:
+            state[renamed[prefix] + name.removeprefix(prefix)] = tensor
+    return state
 
 
 def _gap(whole: Any, small: Any, names: list[str], kept: list[int]) -> float:

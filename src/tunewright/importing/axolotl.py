@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tunewright.data.formats.dialogue import ROLES
+from tunewright.data.files.turns import ROLES
 from tunewright.importing import shared
 from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, SAME, Sheet, words_of
 
@@ -87,6 +87,7 @@ ENTRY_LOST = {
 }
 MARKS = ("loss", "train", "training", "trainable", "loss_mask", "weight")
 """Names on a turn that say whether it is learnt, as rows here may carry them."""
+SWITCHES = {"peft_use_dora": "dora", "peft_use_rslora": "rslora"}
 VARIANTS = {"pissa": "pissa", "olora": "olora", "eva": "eva", "loftq": "loftq"}
 """Beginnings of `peft_init_lora_weights`, and the method here."""
 NOT_NEEDED_KEYS = {
@@ -276,62 +277,56 @@ def translate(sheet: Sheet, devices: int) -> None:
     sheet.pass_over(NOT_NEEDED_KEYS, LOST_KEYS)
 
 
+def _kind(sheet: Sheet, adapter: str, start: str) -> str:
+    """The method here. `start` is the method of a start of LoRA's matrices."""
+    if not adapter:
+        return "lisa" if sheet.has("lisa_n_layers") else "full"
+    if adapter not in ("lora", "qlora"):
+        return adapter
+    if start:
+        return start
+    for key, name in SWITCHES.items():
+        if sheet.is_on(key):
+            return name
+    return "lora_plus" if sheet.has("loraplus_lr_ratio") else "lora"
+
+
+def _variants(sheet: Sheet, kind: str, start: str) -> None:
+    """Answer the switches of LoRA's variants: of several, one is the method."""
+    for key, name in SWITCHES.items():
+        if not sheet.is_on(key):
+            if sheet.has(key):
+                sheet.answer(key, NOT_NEEDED, why="off")
+        elif kind == name:
+            sheet.answer(key, CHANGED, {"method.kind": name}, "variant", kind=kind)
+        else:
+            sheet.answer(key, LOST, why="one_variant", kind=kind)
+    key = "peft_init_lora_weights"
+    if start and kind == start:
+        sheet.answer(key, CHANGED, {"method.kind": kind}, "variant", kind=kind)
+    elif str(sheet.get(key)).lower() == "true":
+        sheet.answer(key, NOT_NEEDED, why="off", kind=kind)
+    elif sheet.has(key):
+        sheet.answer(key, LOST, why="no_start", kind=kind)
+
+
 def _method(sheet: Sheet) -> None:
     adapter = str(sheet.get("adapter", ""))
-    kind = {"": "full", "lora": "lora", "qlora": "lora"}.get(adapter, adapter)
-    lisa = not adapter and sheet.has("lisa_n_layers")
-    kind = "lisa" if lisa else kind
-    dora, rslora = sheet.is_on("peft_use_dora"), sheet.is_on("peft_use_rslora")
-    start = next(
-        (
-            ours
-            for begin, ours in VARIANTS.items()
-            if str(sheet.get("peft_init_lora_weights", "")).lower().startswith(begin)
-        ),
-        "",
-    )
-    if kind == "lora":
-        kind = start or (
-            "dora"
-            if dora
-            else "rslora"
-            if rslora
-            else "lora_plus"
-            if sheet.has("loraplus_lr_ratio")
-            else "lora"
-        )
+    begun = str(sheet.get("peft_init_lora_weights", "")).lower()
+    start = next((ours for begin, ours in VARIANTS.items() if begun.startswith(begin)), "")
+    kind = _kind(sheet, adapter, start)
     sheet.run["method.kind"] = kind
     sheet.take("adapter", "method.kind", kind, "qlora" if adapter == "qlora" else "")
-    if not adapter and not lisa:
+    if not adapter and kind == "full":
         sheet.answer("adapter", DEFAULT, {"method.kind": "full"}, "no_adapter")
     for key, ours in (("lisa_n_layers", "method.blocks"), ("lisa_step_interval", "method.every")):
-        if lisa:
+        if kind == "lisa":
             sheet.take_number(key, ours)
         elif sheet.has(key):
             sheet.answer(key, NOT_NEEDED, why="other_method", kind=kind)
     if sheet.has("lisa_layers_attribute"):
         sheet.answer("lisa_layers_attribute", NOT_NEEDED, why="own_way")
-    for key, name in (("peft_use_dora", "dora"), ("peft_use_rslora", "rslora")):
-        if sheet.is_on(key):
-            sheet.answer(
-                key,
-                *(
-                    (CHANGED, {"method.kind": name}, "variant")
-                    if kind == name
-                    else (LOST, {}, "one_variant")
-                ),
-                kind=kind,
-            )
-        elif sheet.has(key):
-            sheet.answer(key, NOT_NEEDED, why="off")
-    if sheet.has("peft_init_lora_weights"):
-        usual = str(sheet.get("peft_init_lora_weights")).lower() == "true"
-        fate = (
-            (CHANGED, {"method.kind": kind}, "variant")
-            if start and kind == start
-            else (NOT_NEEDED if usual else LOST, {}, "off" if usual else "no_start")
-        )
-        sheet.answer("peft_init_lora_weights", *fate, kind=kind)
+    _variants(sheet, kind, start)
     sheet.take_if_known("loraplus_lr_ratio", "method", "ratio", sheet.number("loraplus_lr_ratio"))
     shared.new_words(sheet, "tokens")
     for key, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)):
@@ -465,7 +460,7 @@ def _data(sheet: Sheet) -> None:
 
 
 def _entries(sheet: Sheet, key: str, entries: list[Any]) -> list[str | dict[str, Any]]:
-    """Their list of sets as ours. Every key of a set that is not taken over gets a line of its own."""
+    """Their list of sets as ours. A key of a set that is not taken over gets a line of its own."""
     made: list[str | dict[str, Any]] = []
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
@@ -493,7 +488,7 @@ def _entries(sheet: Sheet, key: str, entries: list[Any]) -> list[str | dict[str,
 
 
 def _fate_in_entry(name: str, value: Any, entry: dict[str, Any]) -> tuple[str, str]:
-    """What becomes of a key of a set: (fate, reason); no fate for what the set here says as well."""
+    """What becomes of a key of a set: (fate, reason); no fate for what our set says as well."""
     is_hub = _place(entry).startswith("hf:")
     if name == "type":
         return (

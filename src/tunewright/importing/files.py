@@ -101,13 +101,13 @@ def translate(source: Path, devices: int = 1) -> Imported:
     scores = {module: len(module.OWN & {key.split(".")[0] for key in given}) for module in SYSTEMS}
     best = max(scores, key=lambda module: scores[module])
     if "model" in given and any(key.startswith("data") for key in given) and scores[best] < 2:
-        raise ConfigError(problem("E-CONFIG-41", str(source), file=source.name))
+        raise ConfigError.of("E-CONFIG-41", str(source), file=source.name)
     if scores[best] < 2 or len(set(scores.values())) == 1:
-        raise ConfigError(
-            problem("E-CONFIG-40", str(source), file=source.name, found=", ".join(list(given)[:12]))
+        raise ConfigError.of(
+            "E-CONFIG-40", str(source), file=source.name, found=", ".join(list(given)[:12])
         )
     if best is llama_factory and "export_dir" in given and "dataset" not in given:
-        raise ConfigError(problem("E-CONFIG-42", str(source), file=source.name))
+        raise ConfigError.of("E-CONFIG-42", str(source), file=source.name)
     sheet = Sheet(best.NAME, _whole(given), where)
     best.translate(sheet, devices)
     lines = sheet.finish()
@@ -153,6 +153,6 @@ def write(made: Imported, out: Path, force: bool = False) -> None:
             [problem("E-CONFIG-44", str(out), count=len(made.problems)), *made.problems]
         )
     if out.exists() and (not force or out.is_dir()):
-        raise ConfigError(problem("E-CONFIG-43", str(out), file=str(out)))
+        raise ConfigError.of("E-CONFIG-43", str(out), file=str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, made.yaml())

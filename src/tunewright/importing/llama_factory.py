@@ -320,7 +320,7 @@ def _grown(sheet: Sheet, kind: str) -> bool:
 
 
 def _through(sheet: Sheet, rule: str) -> None:
-    """Every weight trains and the optimiser sees little of the gradients: a method of its own here."""
+    """Every weight trains and the optimiser sees little of the gradients: a method here."""
     kind = RULES[rule]
     name = rule.removeprefix("use_")
     sheet.run["method.kind"] = kind

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.telling import silent
 from tunewright.core.types import Attached
+from tunewright.models.limits import ANSWER_ROWS
 from tunewright.models.load import context_of
 
 End = Literal["stop", "limit", "context", "no_room"]
@@ -143,7 +144,7 @@ def answer(
     prompts: list[list[int]],
     *,
     max_new_tokens: int = 64,
-    batch_tokens: int = 8192,
+    batch_tokens: int = ANSWER_ROWS,
     check: Callable[[], None] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Answer]:

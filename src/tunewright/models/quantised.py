@@ -34,13 +34,12 @@ from torch import Tensor, nn
 from tunewright.core.types import Attached
 from tunewright.core.words import say
 from tunewright.models import anatomy
+from tunewright.models.limits import WIDE_NUMBERS
 
 BLOCK = 64
 """Weights that share one scale (int4; nf4 where nothing else is asked for)."""
 SCALES_BLOCK = 256
 """Scales that share one scale (double)."""
-WIDE_NUMBERS = 1 << 24
-"""Weights that are wide at once in a product: 32 MiB in bfloat16."""
 CHUNK = 1 << 19
 """Weights that are looked up at once: they pass through float32 and should stay in the processor's
 cache."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import publish
-from tunewright.core.errors import CheckpointError, problem
+from tunewright.core.errors import CheckpointError
 from tunewright.core.files import readable_size, sha256_of, with_retry, write_json, write_text
 
 FORMAT = 1
@@ -103,14 +103,12 @@ def save(
     except OSError as e:
         last = [str(folder_of(root, s)) for s in steps_in(root)]
         code = "E-CKPT-01" if e.errno in FULL else "E-CKPT-02"
-        raise CheckpointError(
-            problem(
-                code,
-                str(root),
-                needed=readable_size(HEADROOM * needed),
-                cause=e.strerror or e,
-                last=last[-1] if last else "-",
-            )
+        raise CheckpointError.of(
+            code,
+            str(root),
+            needed=readable_size(HEADROOM * needed),
+            cause=e.strerror or e,
+            last=last[-1] if last else "-",
         ) from e
     prune(root, protect)
     return target
@@ -226,7 +224,7 @@ def load_latest(root: Path) -> Checkpoint | None:
             _quarantine(folder)
     if bad or (root / "quarantine").is_dir():
         found = "; ".join(f"{name}: {why}" for name, why in bad) or "quarantine"
-        raise CheckpointError(problem("E-CKPT-03", str(root), found=found))
+        raise CheckpointError.of("E-CKPT-03", str(root), found=found)
     return None
 
 

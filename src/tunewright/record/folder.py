@@ -9,13 +9,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunewright.core import publish
 from tunewright.core.config import RunConfig
-from tunewright.core.errors import ConfigError, UsageError, problem
+from tunewright.core.errors import ConfigError, UsageError
 from tunewright.core.files import write_json, write_text
-from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_value
+from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_value, value_text
 
 
 def default_out(config: RunConfig, kind: str) -> Path:
@@ -35,16 +33,16 @@ def require_free(out: Path) -> None:
         return
     if (out / "run.yaml").is_file():
         raise_if_finished(out)
-        raise UsageError(problem("E-RUN-01", str(out)))
+        raise UsageError.of("E-RUN-01", str(out))
     if not out.is_dir() or any(out.iterdir()):
-        raise UsageError(problem("E-RUN-02", str(out)))
+        raise UsageError.of("E-RUN-02", str(out))
 
 
 def raise_if_finished(folder: Path) -> None:
     """Raise UsageError, with the way on, for the folder of a run or a pipeline that is done:
     nothing is left to continue there."""
     if read_summary(folder).get("status") == "done":
-        raise UsageError(problem("E-RUN-18", str(folder), further=further(folder)))
+        raise UsageError.of("E-RUN-18", str(folder), further=further(folder))
 
 
 def further(folder: Path) -> str:
@@ -79,33 +77,24 @@ def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
             write_json(temporary / "data_report.json", data_report)
             write_text(temporary / "run.yaml", text)
     except OSError as e:
-        raise UsageError(problem("E-RUN-03", str(out), cause=e.strerror or e)) from e
-
-
-def _shown(value: Any) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-        .replace("\n...\n", "")
-        .strip()
-    )
+        raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e
 
 
 def run_text(parsed: ParsedRun, resolved: dict[str, Any], reasons: dict[str, str]) -> str:
     """run.yaml: every value as resolved, with where it came from as a comment at the end of the
     line."""
+
+    def line(indent: str, key: str, value: Any) -> str:
+        name, text = key.rpartition(".")[2], value_text(resolved.get(key, value))
+        return f"{indent}{name}: {text}  # {_origin(key, parsed, resolved, reasons)}"
+
     lines: list[str] = []
     for section, content in as_dict(parsed.config).items():
         if isinstance(content, dict):
             lines.append(f"{section}:")
-            for name, value in content.items():
-                key = f"{section}.{name}"
-                lines.append(
-                    f"  {name}: {_shown(resolved.get(key, value))}  # {_origin(key, parsed, resolved, reasons)}"
-                )
+            lines += [line("  ", f"{section}.{name}", value) for name, value in content.items()]
         else:
-            lines.append(
-                f"{section}: {_shown(resolved.get(section, content))}  # {_origin(section, parsed, resolved, reasons)}"
-            )
+            lines.append(line("", section, content))
     return "\n".join(lines) + "\n"
 
 
@@ -119,10 +108,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     not a run."""
     path = folder / "run.yaml"
     if not path.is_file():
-        raise ConfigError(problem("E-RUN-04", str(folder)))
+        raise ConfigError.of("E-RUN-04", str(folder))
     content = parse_value(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ConfigError(problem("E-RUN-04", str(folder)))
+        raise ConfigError.of("E-RUN-04", str(folder))
     return flatten(content)
 
 

@@ -115,6 +115,7 @@ def _drawing(
     )
     y_low, y_high = y_ticks[0], y_ticks[-1]
     width, height = size.width - size.left - size.right, size.height - size.top - size.bottom
+    x_ticks = [t for t in ticks(x_low, x_high, 8 if width > 500 else 4) if x_low <= t <= x_high]
 
     def px(x: float) -> float:
         return size.left + (x - x_low) / (x_high - x_low) * width
@@ -122,51 +123,13 @@ def _drawing(
     def py(y: float) -> float:
         return size.top + (y_high - y) / (y_high - y_low) * height
 
-    parts = [
-        _axes(
-            size,
-            y_ticks,
-            [t for t in ticks(x_low, x_high, 8 if width > 500 else 4) if x_low <= t <= x_high],
-            px,
-            py,
-            x_name,
-            y_name,
-            show,
-        )
-    ]
+    parts = [_axes(size, y_ticks, x_ticks, px, py, x_name, y_name, show)]
     for s in series:
-        if s.line and len(s.points) > 1:
-            parts.append(
-                el(
-                    "polyline",
-                    class_=s.class_,
-                    points=" ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in s.points),
-                )
-            )
-        if s.dots:
-            titles = s.titles or [""] * len(s.points)
-            parts += [
-                el(
-                    "circle",
-                    el("title", t),
-                    class_=s.class_,
-                    cx=f"{px(x):.1f}",
-                    cy=f"{py(y):.1f}",
-                    r=_radius(s),
-                )
-                for (x, y), t in zip(s.points, titles, strict=True)
-            ]
+        parts += _marks(s, [(f"{px(x):.1f}", f"{py(y):.1f}") for x, y in s.points])
     for x, title in lost:
+        place = {"x": f"{px(x):.1f}", "y": f"{size.top + 12}"}
         parts.append(
-            el(
-                "text",
-                el("title", title),
-                "×",
-                class_="lost",
-                x=f"{px(x):.1f}",
-                y=f"{size.top + 12}",
-                text_anchor="middle",
-            )
+            el("text", el("title", title), "×", class_="lost", **place, text_anchor="middle")
         )
     return el(
         "svg",
@@ -176,6 +139,22 @@ def _drawing(
         role="img",
         aria_label=label,
     )
+
+
+def _marks(s: Series, places: list[tuple[str, str]]) -> list[Html]:
+    """The line and the dots of a series through (x, y) in pixels."""
+    marks = []
+    if s.line and len(places) > 1:
+        marks.append(
+            el("polyline", class_=s.class_, points=" ".join(f"{x},{y}" for x, y in places))
+        )
+    if s.dots:
+        titles = s.titles or [""] * len(places)
+        marks += [
+            el("circle", el("title", title), class_=s.class_, cx=x, cy=y, r=_radius(s))
+            for (x, y), title in zip(places, titles, strict=True)
+        ]
+    return marks
 
 
 def _radius(s: Series) -> str:

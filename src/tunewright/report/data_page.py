@@ -15,10 +15,12 @@ from tunewright.report.markup import Child, Html, document, el, join
 
 TONES = {"stop": "bad", "warn": "warn", "info": "good"}
 STYLE = """
-.token.learnt { background: var(--mark); text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: 3px; }
+.token.learnt { background: var(--mark); text-decoration: underline; text-decoration-thickness: 2px;
+  text-underline-offset: 3px; }
 pre.tokens { white-space: pre-wrap; overflow-wrap: anywhere; }
 .histogram { width: 100%; max-width: 46rem; height: auto; }
-.histogram rect { fill: var(--accent); } .histogram text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+.histogram rect { fill: var(--accent); }
+.histogram text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 .findings small { display: block; }
 """
 

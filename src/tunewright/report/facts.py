@@ -32,79 +32,19 @@ def data_section(page: Page) -> Html:
     d = page.record.data
     if not d:
         return page.section("data", el("p", page.say("data.none"), class_="muted"))
-    lengths, prefix = mapping(d.get("length_percentiles")), mapping(d.get("shared_prefix"))
+    template = str(d.get("template"))
+    known = page.say(TEMPLATES[template]) if template in TEMPLATES else d.get("template")
     rows: list[tuple[Child, Child]] = [
-        (
-            page.say("data.rows"),
-            page.say(
-                "data.rows_value",
-                read=whole(d.get("rows_read")),
-                kept=whole(d.get("rows_kept")),
-                dropped=whole(d.get("rows_dropped")),
-            ),
-        ),
-        (
-            page.say("data.split"),
-            page.say(
-                "data.split_value", train=whole(d.get("train")), held_out=whole(d.get("held_out"))
-            ),
-        ),
+        _row(page, "rows", read="rows_read", kept="rows_kept", dropped="rows_dropped"),
+        _row(page, "split", train="train", held_out="held_out"),
         (page.say("data.files"), ", ".join(strings(d.get("files")))),
         (page.say("data.format"), d.get("format")),
-        (
-            page.say("data.template"),
-            page.say(TEMPLATES[d["template"]])
-            if str(d.get("template")) in TEMPLATES
-            else d.get("template"),
-        ),
+        (page.say("data.template"), known),
     ]
     if finite(d.get("tokens_total")) is not None:
-        learnt = page.say(
-            "data.learnt_value",
-            learnt=whole(d.get("learnt_tokens")),
-            total=whole(d.get("tokens_total")),
-            share=share(d.get("learnt_share")),
-        )
-        rows += [
-            (page.say("data.learnt"), learnt),
-            (
-                page.say("data.stop"),
-                page.say(
-                    "data.stop_value",
-                    share=share(d.get("stop_learnt_share")),
-                    answers=whole(d.get("answers")),
-                ),
-            ),
-            (
-                page.say("data.lengths"),
-                page.say(
-                    "data.lengths_value",
-                    **{
-                        f"p{k}" if k.isdigit() else k: whole(lengths.get(k))
-                        for k in ("min", "50", "90", "99", "max")
-                    },
-                ),
-            ),
-            (
-                page.say("data.shared"),
-                page.say(
-                    "data.shared_value",
-                    share=share(prefix.get("share")),
-                    rows=whole(prefix.get("rows_physical_estimate")),
-                ),
-            ),
-        ]
+        rows += _token_rows(page, d)
     if finite(d.get("duplicates")) or finite(d.get("held_out_overlap")):
-        rows.append(
-            (
-                page.say("data.repeats"),
-                page.say(
-                    "data.repeats_value",
-                    duplicates=whole(d.get("duplicates")),
-                    overlap=whole(d.get("held_out_overlap")),
-                ),
-            )
-        )
+        rows.append(_row(page, "repeats", duplicates="duplicates", overlap="held_out_overlap"))
     warnings = [el("li", text, class_="warn") for text in strings(d.get("warnings"))]
     return page.section(
         "data",
@@ -113,6 +53,36 @@ def data_section(page: Page) -> Html:
         _dropped(page),
         _example(page),
     )
+
+
+def _row(page: Page, name: str, **counts: str) -> tuple[Child, Child]:
+    """A name and a sentence with counts of the data report: field of the sentence -> key of the
+    report."""
+    told = {field: whole(page.record.data.get(key)) for field, key in counts.items()}
+    return page.say(f"data.{name}"), page.say(f"data.{name}_value", **told)
+
+
+def _token_rows(page: Page, d: dict[str, Any]) -> list[tuple[Child, Child]]:
+    """What is said of tokens, where the rows were tokenised."""
+    lengths, prefix = mapping(d.get("length_percentiles")), mapping(d.get("shared_prefix"))
+    percentiles = {"min": "min", "p50": "50", "p90": "90", "p99": "99", "max": "max"}
+    values = {
+        "learnt": {
+            "learnt": whole(d.get("learnt_tokens")),
+            "total": whole(d.get("tokens_total")),
+            "share": share(d.get("learnt_share")),
+        },
+        "stop": {"share": share(d.get("stop_learnt_share")), "answers": whole(d.get("answers"))},
+        "lengths": {field: whole(lengths.get(key)) for field, key in percentiles.items()},
+        "shared": {
+            "share": share(prefix.get("share")),
+            "rows": whole(prefix.get("rows_physical_estimate")),
+        },
+    }
+    return [
+        (page.say(f"data.{name}"), page.say(f"data.{name}_value", **fields))
+        for name, fields in values.items()
+    ]
 
 
 def _dropped(page: Page) -> Html | None:

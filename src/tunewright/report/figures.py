@@ -42,7 +42,7 @@ SURE = 2.0
 
 def names_of(record: Record) -> list[str]:
     """The figures of a run that are drawn."""
-    found = {name for e in [*record.steps, *measured(record)] for name in mapping(e.get("figures"))}
+    found = {name for e in [*record.steps, *record.measured] for name in mapping(e.get("figures"))}
     parts = sorted(
         name
         for name in found
@@ -62,19 +62,9 @@ def _both(record: Record, one: str, other: str) -> list[dict[str, Any]]:
     """The figures of every event that has both."""
     return [
         figures
-        for e in [*record.steps, *measured(record)]
+        for e in [*record.steps, *record.measured]
         if {one, other} <= set(figures := mapping(e.get("figures")))
     ]
-
-
-def measured(record: Record) -> list[dict[str, Any]]:
-    """Evaluation events by step."""
-    last = {
-        int(n): e
-        for e in record.events
-        if e.get("event") == "evaluation" and (n := finite(e.get("step"))) is not None
-    }
-    return [last[n] for n in sorted(last)]
 
 
 def is_rewarded(record: Record) -> bool:
@@ -142,7 +132,7 @@ def _points(events: list[dict[str, Any]], name: str) -> list[tuple[float, float]
 
 
 def _drawing(page: Page, name: str) -> Html | None:
-    points, held = _points(page.record.steps, name), _points(measured(page.record), name)
+    points, held = _points(page.record.steps, name), _points(page.record.measured, name)
     if len(points) + len(held) < 2:
         return None
     shown, label = thin(points), _label(page, name)

@@ -1,4 +1,4 @@
-"""What every section of the report shares: the record, the language, and how figures are written."""
+"""What the sections of a report share: the record, the language, how figures are written."""
 
 from __future__ import annotations
 

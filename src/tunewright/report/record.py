@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.comparing import contains
 from tunewright.core.errors import TunewrightError
 from tunewright.core.runfile import read_yaml
 
@@ -38,16 +38,6 @@ def finite(value: Any) -> float | None:
     """`number`, and None for what is not finite."""
     found = number(value)
     return found if found is not None and math.isfinite(found) else None
-
-
-def _flat(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def contains(answer: str, expected: str) -> bool:
-    """Whether the answer holds what was expected. Case, width of characters and runs of spaces do
-    not count; an empty expectation is never met."""
-    return bool(expected.strip()) and _flat(expected) in _flat(answer)
 
 
 _LOOP = re.compile(r"((\S.{1,119}?)\2{3,})\s*\S{0,120}\Z", re.DOTALL)
@@ -127,12 +117,21 @@ class Record:
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """Step events by number. A step that was taken again after a resume counts once, as it was
-        taken last."""
+        """Step events by number."""
+        return self._by_step("step")
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """Evaluation events by step."""
+        return self._by_step("evaluation")
+
+    def _by_step(self, event: str) -> list[dict[str, Any]]:
+        """Events of one name by step. One that came again after a resume counts once, as it came
+        last."""
         last = {
             int(n): e
             for e in self.events
-            if e.get("event") == "step" and (n := finite(e.get("step"))) is not None
+            if e.get("event") == event and (n := finite(e.get("step"))) is not None
         }
         return [last[n] for n in sorted(last)]
 

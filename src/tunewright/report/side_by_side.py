@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core.comparing import contains
 from tunewright.core.words import say
-from tunewright.report.record import contains
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Literal
 
 from pydantic import Field
 
+from tunewright.core.comparing import without_punctuation
 from tunewright.core.errors import ConfigError, problem
 from tunewright.core.registry import rewards
 from tunewright.core.types import Answer
@@ -35,7 +35,8 @@ class ComparingConfig(TextConfig):
     ignore_space: bool = False
     """White space does not count anywhere; at both ends it never does."""
     ignore_punctuation: bool = False
-    """Punctuation does not count; for numbers use `numeric`, which keeps signs and points."""
+    """Punctuation does not count, but what makes a number does (3.5 is not 35); `numeric` compares
+    values."""
 
 
 class ExactMatchConfig(ComparingConfig):
@@ -79,7 +80,7 @@ def flattened(text: str, config: ComparingConfig) -> str:
     if config.ignore_case:
         text = text.casefold()
     if config.ignore_punctuation:
-        text = "".join(c for c in text if not unicodedata.category(c).startswith("P"))
+        text = without_punctuation(text)
     return "".join(text.split()) if config.ignore_space else text.strip()
 
 

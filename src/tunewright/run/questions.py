@@ -1,29 +1,36 @@
-"""The questions of a run: asked of the untouched model, of the trained one, and of the files that
-were saved."""
+"""The questions of a run, chosen: its own, or some rows of its data. `asking` puts them to the
+models."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunewright.core.config import RunConfig
 from tunewright.core.errors import DataError, problem
 from tunewright.core.seeds import permutation
+from tunewright.core.telling import Tell
 from tunewright.core.types import (
     Conversation,
     Judged,
     Message,
+    Objective,
     Origin,
     PlainText,
     Preference,
     Prompt,
     Stepwise,
 )
+from tunewright.core.words import say
 from tunewright.data import DataSet
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.shaping import shape
 from tunewright.data.store.columns import asking_places
+from tunewright.models.limits import ANSWER_TOKENS
 from tunewright.text.renderer import said
 
+SHORT_ANSWER_TOKENS = 48
 Asking = Conversation | Preference | Judged | Prompt
 
 
@@ -45,6 +52,49 @@ class Probe:
     def form(self, renderer: Any) -> Any:
         """The form in which it is asked: that of its row, where it has an answer."""
         return renderer.form_of([*said(self.messages), self.expected] if self.expected else None)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a run asks before and after."""
+
+    probes: list[Probe]
+    scored: bool
+    """The run trains a head that gives numbers, so it is asked for numbers and not for words."""
+    answer_tokens: int
+    """Most tokens of an answer."""
+
+
+def questions_of(
+    config: RunConfig,
+    data: DataSet,
+    objective: Objective,
+    renderer: Any,
+    context: int | None,
+    extra: Sequence[Probe],
+    tell: Tell,
+) -> Questions:
+    """The questions of a run and `extra` ones, without those that fill the context, which is said.
+    Raises DataError for a probe that asks nothing."""
+    if "score" in objective.heads:
+        return Questions(pair_probes(config.probes, data), True, ANSWER_TOKENS)
+    found = under(config.data.system, [*choose_probes(config.probes, data), *extra])
+    kept = [
+        probe
+        for probe in found
+        if context is None or len(renderer.prompt(probe.messages)) < context
+    ]
+    if len(kept) < len(found):
+        lost = len(found) - len(kept)
+        tell.line(say("train.probes_too_long", count=lost, context=context))
+    return Questions(kept, False, _longest_answer(kept, renderer.tokenizer))
+
+
+def _longest_answer(probes: Sequence[Probe], tokenizer: Any) -> int:
+    if any(not probe.expected for probe in probes):
+        return ANSWER_TOKENS
+    lengths = [len(tokenizer(probe.expected)["input_ids"]) for probe in probes]
+    return max(SHORT_ANSWER_TOKENS, max(lengths, default=0) * 5 // 4 + 8)
 
 
 def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:

@@ -28,7 +28,9 @@ def require_place(config: RunConfig, model_config: Any) -> None:
     method = config.method
     if getattr(method, "new_tokens", None):  # their words are no part of the configuration either
         method = method.model_copy(update={"new_tokens": []})
-    _on_meta(model_config, lambda model, card: entry.function(method, model, card, "-"))
+    from tunewright.engine.opening import put_new
+
+    _on_meta(model_config, lambda model, card: put_new(method, model, card, "-"))
 
 
 def require_same_layers(asked: Any, adapter: Path, model_config: Any) -> None:
@@ -43,7 +45,7 @@ def require_same_layers(asked: Any, adapter: Path, model_config: Any) -> None:
 
 
 def _on_meta(model_config: Any, look: Callable[[Any, Any], object]) -> None:
-    """`look` at a model without weights and its anatomy; only what it says in words of ours counts."""
+    """`look` at a model without weights and its anatomy; only what it says in our words counts."""
     import torch
     from transformers import AutoModelForCausalLM
 

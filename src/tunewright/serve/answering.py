@@ -16,7 +16,8 @@ from tunewright.core.telling import Tell, silent
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.models.generate import Answer, AnsweringModel, answer, stream
+from tunewright.models.generate import Answer, AnsweringModel, stream
+from tunewright.models.scalar_heads import has_score
 
 
 @dataclass
@@ -71,16 +72,6 @@ class Answerer(opening.Opened):
                 model, prompt, on_piece, max_new_tokens=max_new_tokens, temperature=temperature
             )
 
-    def answers(self, questions: list[list[Message]], max_new_tokens: int = 128) -> list[str]:
-        """Greedy answers to many dialogues at once."""
-        model = self.answering
-        return [
-            one.text
-            for one in answer(
-                model, [model.renderer.prompt(q) for q in questions], max_new_tokens=max_new_tokens
-            )
-        ]
-
 
 def _raw(tokenizer: Any, text: str) -> list[int]:
     """Token ids of running text. The tokenizer's own notice about long ones is not ours: the
@@ -108,6 +99,6 @@ def open_target(
     opened = opening.open_target(target, tell, base=base, dtype=dtype, device=device, think=think)
     if think is not None and not opened.renderer.thinks:
         tell.line(say("chat.think_no_effect"))
-    if hasattr(opened.causal, "score"):
+    if has_score(opened.causal):
         raise UsageError(problem("E-OBJ-37", target, target=target))
     return Answerer(**vars(opened))

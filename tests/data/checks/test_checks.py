@@ -8,6 +8,7 @@ import random
 
 import pytest
 from helpers import planting
+from helpers.rows import check_rows
 
 from tunewright.core.config import DataConfig
 from tunewright.core.types import (
@@ -32,10 +33,9 @@ from tunewright.data.checks import (
     shingles,
     stops,
 )
-from tunewright.data.checks.driver import check, check_rows
+from tunewright.data.checks.driver import bars, check, describe_checked
 from tunewright.data.checks.opening import Opened
 from tunewright.data.checks.roles import asks
-from tunewright.data.checks.telling import bars, describe_checked
 from tunewright.data.checks.tokens import histogram
 from tunewright.data.checks.wording import (
     CONTROL,

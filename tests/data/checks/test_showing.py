@@ -7,6 +7,7 @@ import json
 
 import pytest
 from helpers.families import FAMILIES, tokenizer_of
+from helpers.rows import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,6 @@ from tunewright.data.checks.showing import (
     shown,
     tokens_of,
 )
-from tunewright.data.labels import encode
 from tunewright.text.renderer import Renderer
 
 

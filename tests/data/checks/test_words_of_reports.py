@@ -9,10 +9,9 @@ from helpers.families import tokenizer_of
 
 from tunewright.core.config import DataConfig
 from tunewright.core.telling import Once, Tell
-from tunewright.data.checks.driver import check
+from tunewright.data.checks.driver import check, describe_checked
 from tunewright.data.checks.opening import Opened
 from tunewright.data.checks.showing import describe_row, show_row
-from tunewright.data.checks.telling import describe_checked
 from tunewright.data.inspecting import inspect
 from tunewright.models import vocabulary
 from tunewright.text.renderer import Renderer
@@ -162,9 +161,9 @@ def test_off_is_a_word_in_yaml():
 
 def test_both_answers_of_a_pair_are_asked_in_one_form(tmp_path):
     from helpers.families import THINKING
+    from helpers.rows import encode
 
     from tunewright.core.types import Message, Origin, Preference
-    from tunewright.data.labels import encode
 
     renderer = Renderer(tokenizer_of("qwen3.5", THINKING))
     for chosen, opens in (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.rows import data_files
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
@@ -14,7 +15,7 @@ from tunewright.data import describe, inspect
 from tunewright.data.checks.showing import describe_row, show_row
 from tunewright.data.converting import convert
 from tunewright.data.files.folders import part_of
-from tunewright.data.files.reading import data_files, find_parts
+from tunewright.data.files.reading import find_parts
 
 
 def rows(first: int, count: int) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers.hostile import CHINESE, TRADITIONAL, _damaged, arrow_bytes, parquet_bytes
+from helpers.rows import data_files, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,8 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.core.types import Origin
 from tunewright.data.files import hub
-from tunewright.data.files.reading import READERS, RawRow, data_files, read, stream
+from tunewright.data.files.reading import stream
+from tunewright.data.files.source import READERS, RawRow
 from tunewright.data.formats.shaping import shape
 
 ROW = {"instruction": "q", "output": "a"}

@@ -10,12 +10,15 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from helpers.rows import data_files, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.core.words import error_text
-from tunewright.data.files.reading import READERS, data_files, decode, read, stream
+from tunewright.data.files.encodings import decode
+from tunewright.data.files.reading import stream
+from tunewright.data.files.source import READERS
 
 ROW = {"instruction": "q", "output": "a"}
 values = st.recursive(

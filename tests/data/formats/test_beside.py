@@ -9,7 +9,7 @@ import pytest
 
 from tunewright.core.errors import DataError
 from tunewright.core.types import Judged, Origin, Preference, Stepwise
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.beside import choice_columns
 from tunewright.data.formats.shaping import shape
 

@@ -16,9 +16,9 @@ from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin
 from tunewright.data import inspect
-from tunewright.data.checks.driver import check
-from tunewright.data.checks.telling import describe_checked
-from tunewright.data.files.reading import RawRow, stream
+from tunewright.data.checks.driver import check, describe_checked
+from tunewright.data.files.reading import stream
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.formats.ledger import Ledger, Seen, is_bookkeeping
 from tunewright.data.formats.shaping import shape

@@ -18,7 +18,7 @@ from tunewright.core.types import (
     Preference,
     Prompt,
 )
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.formats.shaping import Shaper, shape
 

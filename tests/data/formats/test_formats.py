@@ -7,7 +7,7 @@ import pytest
 from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.common import Columns, Unusable
 from tunewright.data.formats.shaping import shape
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tunewright.core.config import DataConfig
 from tunewright.core.types import Origin
 from tunewright.data import DataSet, inspect
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.common import Columns, RowFault, json_cell, looked_into
 from tunewright.data.formats.literals import MOST_CHARACTERS, NotLiteral, python_value
 from tunewright.data.formats.shaping import shape

@@ -6,15 +6,15 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.rows import encode
 
 from tunewright.core.config import DataConfig
 from tunewright.core.types import Conversation, Judged, Origin, Preference
 from tunewright.data import inspect
 from tunewright.data.catalogue.rows import Attributes, converter
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.common import Columns
 from tunewright.data.formats.shaping import shape
-from tunewright.data.labels import encode
 
 NAMES = ["loss", "train", "training", "trainable", "loss_mask", "learn"]
 OPENAI = {

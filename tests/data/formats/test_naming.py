@@ -12,7 +12,7 @@ from tunewright.core.errors import DataError
 from tunewright.core.runfile import columns_of
 from tunewright.core.types import Conversation, Origin, PlainText, Preference
 from tunewright.core.words import set_language
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.shaping import shape
 
 

@@ -17,7 +17,7 @@ from tunewright.core import machine
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.data import describe, inspect
-from tunewright.data.store import cache, workers
+from tunewright.data.store import cache, preparing, workers
 from tunewright.text.renderer import Renderer
 from tunewright.text.tokenizer import Light
 
@@ -116,14 +116,14 @@ def test_numbers_are_learnt_as_the_file_writes_them_here_and_in_workers(write, m
     told = here.report["notes"].get("number_as_text", 0)
     assert told == (0 if ending == "csv" else len(lines))
     monkeypatch.setattr(workers, "BYTES_PER_WORKER", 1)
-    here_again = workers.Kitchen.do
+    here_again = preparing.Preparer.do
 
     def never(self, job):
         raise AssertionError("worked on by the parent")
 
-    monkeypatch.setattr(workers.Kitchen, "do", never)
+    monkeypatch.setattr(preparing.Preparer, "do", never)
     there = look(file, held_out=0, workers=2)
-    monkeypatch.setattr(workers.Kitchen, "do", here_again)
+    monkeypatch.setattr(preparing.Preparer, "do", here_again)
     assert content(here) == content(there)
 
 
@@ -309,42 +309,39 @@ def test_old_sets_and_those_beyond_the_bound_are_removed_and_the_newest_stays(
 
 def test_a_worker_that_is_killed_is_an_error_with_its_code(many, monkeypatch):
     monkeypatch.setattr(workers, "BYTES_PER_WORKER", 1)
-    start = workers._Worker.__init__
+    start = workers._Process.start
 
-    def start_and_kill(self, recipe):
-        start(self, recipe)
-        self.process.kill()
-        self.process.wait()
+    def start_and_kill(self):
+        start(self)
+        self.kill()
 
-    monkeypatch.setattr(workers._Worker, "__init__", start_and_kill)
+    monkeypatch.setattr(workers._Process, "start", start_and_kill)
     with pytest.raises(DataError, match="E-DATA-60.*-9"):
         look(many, workers=2)
 
 
 def test_a_fault_in_a_worker_is_told_with_its_place(many, monkeypatch):
-    recipe = workers.Recipe(None, [], None, "drop", None, None, None, [])
+    recipe = preparing.Recipe()
     with (
-        workers.Staff(recipe, None, 1) as staff,
+        workers.Workers(recipe, None, 1) as staff,
         pytest.raises(RuntimeError, match="no_such_format"),
     ):
-        list(staff.results([workers.Job("f", "no_such_format", {}, 1.0, [({}, 1, 1)])]))
+        list(staff.results([preparing.Job("f", "no_such_format", {}, 1.0, [({}, 1, 1)])]))
 
 
-def test_values_that_no_pipe_takes_are_worked_on_here():
+def test_values_that_are_no_json_reach_a_worker():
     import datetime
 
     row = {"instruction": "q", "output": "a", "when": datetime.date(2026, 1, 1)}
-    with workers.Staff(
-        workers.Recipe(None, [], None, "drop", None, None, None, []), None, 1
-    ) as staff:
-        ((_, done),) = staff.results([workers.Job("f", "alpaca", {}, 1.0, [(row, 1, 1)])])
+    with workers.Workers(preparing.Recipe(), None, 1) as staff:
+        ((_, done),) = staff.results([preparing.Job("f", "alpaca", {}, 1.0, [(row, 1, 1)])])
     assert done.kept == 1
 
 
 def test_a_script_without_a_main_guard_may_use_workers(many, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys; from tunewright.core.config import DataConfig; from tunewright.data import inspect, pipeline; pipeline.BYTES_PER_WORKER = 1;"
+        "import sys; from tunewright.core.config import DataConfig; from tunewright.data import inspect; from tunewright.data.store import workers; workers.BYTES_PER_WORKER = 1;"
         f"print(len(inspect(DataConfig(train={many!r}), None, None, 0, workers=2).train_rows), sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -352,6 +349,40 @@ def test_a_script_without_a_main_guard_may_use_workers(many, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "538 []"
+
+
+KILLED = """
+import os
+from tunewright.data.store import preparing, workers
+staff = workers.Workers(preparing.Recipe(check=False), None, 2)
+row = ({"instruction": "q", "output": "a"}, 1, 1)
+list(staff.results(preparing.Job("f", "alpaca", {}, 1.0, [row]) for _ in range(8)))
+print(*(worker.pid for worker in workers.started), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals and process ids of POSIX")
+def test_workers_end_with_a_parent_that_is_killed():
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], capture_output=True, text=True, check=False
+    )
+    left = {int(pid) for pid in done.stdout.split()}
+    assert done.returncode == -9 and left
+    ends = time.monotonic() + 30
+    while left and time.monotonic() < ends:
+        left = {pid for pid in left if _runs(pid)}
+        time.sleep(0.05)
+    assert not left
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_workers_are_as_many_as_told_or_as_the_processors_shared_by_the_ranks(monkeypatch):

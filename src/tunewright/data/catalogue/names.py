@@ -25,24 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import DataError, problem, raise_all
+from tunewright.core.registry import formats
 from tunewright.core.seeds import stream_seed
 from tunewright.core.types import Origin, Row
 from tunewright.core.words import say
 from tunewright.data.catalogue.rows import COLUMNS, FORMS, TAGS, Attributes, converter
 from tunewright.data.files import hub
 from tunewright.data.files.encodings import find_encoding
-from tunewright.data.files.reading import (
-    HELD,
-    MEASURED,
-    TRAINED,
-    Parts,
-    RawRow,
-    RawStream,
-    find_parts,
-    parts_inside,
-    stream,
-)
-from tunewright.data.files.source import find
+from tunewright.data.files.folders import Parts
+from tunewright.data.files.reading import HELD, MEASURED, TRAINED, find_parts, parts_inside, stream
+from tunewright.data.files.source import RawRow, RawStream, find
 from tunewright.data.formats.common import Columns, Unusable
 
 REGISTRY = "dataset_info.json"
@@ -96,9 +88,12 @@ class ResolvedEntry:
     """Which part is read of a file that has several."""
 
     def stream(self, path: Path) -> RawStream:
-        """The rows of one of the files, while it is read. Text files of the catalogue hold a row a
-        line, empty ones too, as LLaMA-Factory reads them."""
-        opened = stream(path, parts=self.read_parts)
+        """The rows of one of the files, while it is read. Text files hold one row each where the
+        format says so; those of the catalogue a row a line, empty ones too, as LLaMA-Factory reads
+        them."""
+        entry = formats.get(self.format) if self.convert is None else None
+        whole = entry is not None and entry.facts.get("whole_file", False)
+        opened = stream(path, whole=whole, parts=self.read_parts)
         if self.convert is not None and path.suffix.lower() == ".txt":
             opened.rows = _lines(path)
         return opened
@@ -106,19 +101,14 @@ class ResolvedEntry:
     def check_columns(self, found: set[str]) -> None:
         """Raise DataError for a column that the entry names and no row has. `found` are the names
         of all columns of all rows."""
-        raise_all(
-            (
-                problem(
-                    "E-DATA-46",
-                    f"{self.name}: columns.{role}",
-                    column=column,
-                    found=", ".join(sorted(found)[:20]) or "-",
-                )
-                for role, column in self.columns.items()
-                if self.convert is not None and column not in found
-            ),
-            DataError,
-        )
+        named = self.columns.items() if self.convert is not None else ()
+        told = {"found": ", ".join(sorted(found)[:20]) or "-"}
+        problems = [
+            problem("E-DATA-46", f"{self.name}: columns.{role}", column=column, **told)
+            for role, column in named
+            if column not in found
+        ]
+        raise_all(problems, DataError)
 
 
 def resolve(
@@ -179,10 +169,8 @@ def chosen_rows(total: int, wanted: int | None, name: str = "") -> list[int]:
     if wanted is None or not total:
         return list(range(total))
     draw = random.Random(stream_seed(0, f"num_samples:{name}:{total}:{wanted}"))
-    return sorted(
-        draw.sample(range(total), min(wanted, total))
-        + [draw.randrange(total) for _ in range(max(0, wanted - total))]
-    )
+    once = draw.sample(range(total), min(wanted, total))
+    return sorted(once + [draw.randrange(total) for _ in range(max(0, wanted - total))])
 
 
 def _lines(path: Path) -> Iterator[RawRow]:
@@ -207,7 +195,7 @@ def _is_path(place: str, data_dir: str | None) -> bool:
         return True  # a name that no system can open: the reader of paths says so
 
 
-def _places(data_dir: str | None) -> list[Path]:
+def registries(data_dir: str | None) -> list[Path]:
     """The files in which names are looked up, in order."""
     folders = [data_dir] if data_dir is not None else list(DEFAULT_PLACES)
     return [Path(folder).expanduser() / REGISTRY for folder in folders]
@@ -216,14 +204,9 @@ def _places(data_dir: str | None) -> list[Path]:
 def _registry_with(name: str, data_dir: str | None) -> tuple[Path, dict[str, Any]] | None:
     """The first registry that has the name, and its content."""
     if data_dir is not None and (data_dir == "ONLINE" or data_dir.startswith("REMOTE:")):
-        raise DataError.of(
-            "E-DATA-42",
-            "data.dir",
-            name=name,
-            key=f"dataset_dir: {data_dir}",
-            reason=say("catalogue.why.online"),
-        )
-    for path in _places(data_dir):
+        told = {"key": f"dataset_dir: {data_dir}", "reason": say("catalogue.why.online")}
+        raise DataError.of("E-DATA-42", "data.dir", name=name, **told)
+    for path in registries(data_dir):
         if path.is_file() and name in (content := _content(path)):
             return path, content
     return None
@@ -235,19 +218,17 @@ def _content(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError.of("E-DATA-41", str(path), file=str(path), cause=str(error)) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(entry, dict) for entry in content.values()
-    ):
-        raise DataError.of(
-            "E-DATA-41", str(path), file=str(path), cause=say("catalogue.why.no_object")
-        )
+    values = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(entry, dict) for entry in values):
+        cause = say("catalogue.why.no_object")
+        raise DataError.of("E-DATA-41", str(path), file=str(path), cause=cause)
     return content
 
 
 def _refuse_unknown(name: str, data_dir: str | None) -> None:
     """Raise E-DATA-40 for something that can only be a name; a missing path is for the reader of
     paths."""
-    there = [path for path in _places(data_dir) if path.is_file()]
+    there = [path for path in registries(data_dir) if path.is_file()]
     names = list(dict.fromkeys(known for path in there for known in _content(path)))
     if not there or "/" in name or "\\" in name or Path(name).suffix:
         return
@@ -275,11 +256,8 @@ def _catalogued(
     problems = [*_unknown_keys(entry, where), *_refused(entry, name, where)]
     if columns or kind not in KINDS:
         key = "columns" if columns else f"format: {kind}"
-        problems.append(
-            problem(
-                "E-DATA-42", where, name=name, key=key, reason=say("catalogue.why.entry_decides")
-            )
-        )
+        told = {"key": key, "reason": say("catalogue.why.entry_decides")}
+        problems.append(problem("E-DATA-42", where, name=name, **told))
     if not problems:
         problems += _missing_roles(entry, where)
     raise_all(problems, DataError)
@@ -297,30 +275,16 @@ def _catalogued(
             and not _same_file(files[0], str(entry["file_sha1"]))
         )
     made = converter(_attributes(entry), named, KINDS[kind])
-    return ResolvedEntry(
-        files,
-        f"{name} ({entry.get('formatting', 'alpaca')})",
-        block,
-        made,
-        entry.get("num_samples"),
-        weight,
-        name,
-        named,
-        parts,
-    )
+    shown, limit = f"{name} ({_attributes(entry).form})", entry.get("num_samples")
+    return ResolvedEntry(files, shown, block, made, limit, weight, name, named, parts)
 
 
 def _attributes(entry: dict[str, Any]) -> Attributes:
-    """Column roles and role words with LLaMA-Factory's defaults, which a block replaces as a whole."""
-    columns = (
-        {role: entry["columns"].get(role) for role in COLUMNS}
-        if "columns" in entry
-        else dict(COLUMNS)
-    )
-    tags = {tag: entry["tags"].get(tag) for tag in TAGS} if "tags" in entry else dict(TAGS)
-    return Attributes(
-        entry.get("formatting", "alpaca"), bool(entry.get("ranking", False)), columns, tags
-    )
+    """Column roles and role words, LLaMA-Factory's unless a block replaces them as a whole."""
+    columns = {role: entry.get("columns", COLUMNS).get(role) for role in COLUMNS}
+    tags = {tag: entry.get("tags", TAGS).get(tag) for tag in TAGS}
+    form = entry.get("formatting", FORMS[0])
+    return Attributes(form, bool(entry.get("ranking", False)), columns, tags)
 
 
 def _unknown_keys(entry: dict[str, Any], where: str) -> list[Any]:
@@ -334,16 +298,9 @@ def _unknown_keys(entry: dict[str, Any], where: str) -> list[Any]:
     ):
         for key in keys if isinstance(keys, dict) else ():
             if key not in known:
-                close = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.6)
-                found.append(
-                    problem(
-                        "E-DATA-44",
-                        where,
-                        key=f"{block}{key}",
-                        guess=close[0] if close else "-",
-                        known=", ".join(sorted(known)),
-                    )
-                )
+                close = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.6) or ["-"]
+                told = {"key": f"{block}{key}", "guess": close[0]}
+                found.append(problem("E-DATA-44", where, known=", ".join(sorted(known)), **told))
     return found
 
 
@@ -366,26 +323,18 @@ def _refused(entry: dict[str, Any], name: str, where: str) -> list[Any]:
             value is None or isinstance(value, str) for value in values.values()
         ):
             reasons.append((block, say("catalogue.why.block")))
-        elif block == "columns":
-            reasons += [
-                (f"columns.{role}", say("catalogue.why.media"))
-                for role in MEDIA
-                if values.get(role)
-            ]
-    samples = entry.get("num_samples")
-    if samples is not None and (
-        isinstance(samples, bool) or not isinstance(samples, int) or samples < 1
-    ):
+        else:
+            media = [role for role in MEDIA if block == "columns" and values.get(role)]
+            reasons += [(f"columns.{role}", say("catalogue.why.media")) for role in media]
+    samples = entry.get("num_samples", 1)
+    is_count = samples is None or (isinstance(samples, int) and not isinstance(samples, bool))
+    if not is_count or (samples is not None and samples < 1):
         reasons.append((f"num_samples: {samples!r}", say("catalogue.why.count")))
     if not isinstance(entry.get("ranking", False), bool):
         reasons.append((f"ranking: {entry['ranking']!r}", say("catalogue.why.truth")))
-    if entry.get("formatting", "alpaca") not in FORMS:
-        reasons.append(
-            (
-                f"formatting: {entry['formatting']!r}",
-                say("catalogue.why.form", known=", ".join(FORMS)),
-            )
-        )
+    if (form := entry.get("formatting", FORMS[0])) not in FORMS:
+        why = say("catalogue.why.form", known=", ".join(FORMS))
+        reasons.append((f"formatting: {form!r}", why))
     split = entry.get("split", "train")
     if split != "train" and not (remote and isinstance(split, str) and split.isidentifier()):
         reasons.append((f"split: {split!r}", say("catalogue.why.split")))
@@ -398,21 +347,14 @@ def _missing_roles(entry: dict[str, Any], where: str) -> list[Any]:
     """Roles without which no row can be read, lost because a block replaces all its defaults."""
     about = _attributes(entry)
     needed: list[tuple[str, str]] = []
-    if about.form == "alpaca":
-        if not (about.columns["prompt"] or about.columns["query"]):
-            needed.append(("columns", "prompt"))
-    else:
-        needed += [("columns", "messages")] if not about.columns["messages"] else []
-        needed += [
-            ("tags", tag)
-            for tag in ("role_tag", "content_tag", "user_tag", "assistant_tag")
-            if not about.tags[tag]
-        ]
-    needed += [
-        ("columns", role)
-        for role in ("chosen", "rejected")
-        if about.ranking and not about.columns[role]
-    ]
+    roles = ["chosen", "rejected"] if about.ranking else []
+    tags = ("role_tag", "content_tag", "user_tag", "assistant_tag")
+    if about.has_turns:
+        roles.insert(0, "messages")
+        needed += [("tags", tag) for tag in tags if not about.tags[tag]]
+    elif not about.columns["query"]:
+        roles.insert(0, "prompt")
+    needed += [("columns", role) for role in roles if not about.columns[role]]
     defaults = {**COLUMNS, **TAGS}
     return [
         problem("E-DATA-45", where, block=block, role=role, default=defaults[role] or role)
@@ -433,11 +375,8 @@ def _files(entry: dict[str, Any], folder: Path, name: str, where: str, to_train:
     """The file, or all data files of the folder, that `file_name` names below the registry's
     folder; or those of the hub set, fetched."""
     if remote := _hub_of(entry):
-        place = (
-            HUBS[remote]
-            + str(entry[remote])
-            + (f"/{entry['subset']}" if entry.get("subset") else "")
-        )
+        subset = f"/{entry['subset']}" if entry.get("subset") else ""
+        place = f"{HUBS[remote]}{entry[remote]}{subset}"
         return find_parts(f"{place}#{entry.get('split', 'train')}")
     path = folder / str(entry["file_name"])
     if not path.exists():
@@ -446,6 +385,5 @@ def _files(entry: dict[str, Any], folder: Path, name: str, where: str, to_train:
 
 
 def _same_file(path: Path, sha1: str) -> bool:
-    return (
-        hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest() == sha1.strip().lower()
-    )
+    found = hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
+    return found == sha1.strip().lower()

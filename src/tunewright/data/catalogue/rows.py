@@ -38,9 +38,9 @@ from tunewright.data.formats.common import (
     json_cell,
     text_of,
 )
-from tunewright.data.formats.dialogue import own, unfilled, with_plain_numbers
 from tunewright.data.formats.ledger import Seen
 from tunewright.data.formats.marks import ANSWERS, by_turn, marked, no_list, row_weight, turn_weight
+from tunewright.data.formats.tool_calls import own, unfilled, with_plain_numbers
 
 COLUMNS: dict[str, str | None] = {
     "prompt": "instruction",
@@ -81,6 +81,11 @@ class Attributes:
     columns: dict[str, str | None] = field(default_factory=lambda: dict(COLUMNS))
     tags: dict[str, str | None] = field(default_factory=lambda: dict(TAGS))
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether a row is a list of turns, and not a question and its answer in columns."""
+        return self.form != FORMS[0]
+
 
 @dataclass
 class _Aligned:
@@ -105,13 +110,9 @@ def converter(
     answer column, plain text), `text` (LLaMA-Factory's stage pt: the first question is the text) or
     `prompt` (its stage ppo: the questions without the answer).
     """
-    align = {"alpaca": _alpaca, "sharegpt": _sharegpt, "openai": _openai}[about.form]
-    if (
-        wanted == "auto"
-        and about.form == "alpaca"
-        and not about.ranking
-        and not about.columns["response"]
-    ):
+    align = dict(zip(FORMS, (_alpaca, _sharegpt, _openai), strict=True))[about.form]
+    has_answer = about.has_turns or about.ranking or about.columns["response"]
+    if wanted == "auto" and not has_answer:
         wanted = "text"
 
     def convert(raw: Any, origin: Origin) -> Row | Unusable:
@@ -121,9 +122,8 @@ def converter(
         seen = Seen(raw)
         named.fields.clear()
         try:
-            made = _marked(
-                _row(align(_Reader(seen, about, named), wanted), origin, wanted), seen, about, named
-            )
+            made = _row(align(_Reader(seen, about, named), wanted), origin, wanted)
+            made = _marked(made, seen, about, named)
         except RowFault as fault:
             named.ledger.drop(raw)
             return fault.unusable
@@ -138,9 +138,10 @@ def _marked(row: Row, raw: dict[str, Any], about: Attributes, named: Columns) ->
     somebody marked as not to be learnt."""
     if isinstance(row, Prompt):
         return row
-    if isinstance(row, Conversation | Judged) and about.form == "alpaca":
-        row = replace(row, messages=marked(row.messages, raw, named))
-    elif not isinstance(row, Conversation | Judged):
+    if isinstance(row, Conversation | Judged):
+        if not about.has_turns:
+            row = replace(row, messages=marked(row.messages, raw, named))
+    else:
         no_list(raw, named)
     return replace(row, weight=row_weight(raw, named))
 
@@ -231,15 +232,13 @@ class _Reader:
         """System prompt and the remaining turns of the messages column. A leading system turn wins
         over the system column."""
         value = self.cell("messages")
-        value = (
-            json_cell(value, str(self.about.columns["messages"]), self.named)
-            if isinstance(value, str)
-            else unfilled(value, self.named)
-        )
+        column = str(self.about.columns["messages"])
+        if isinstance(value, str):
+            value = json_cell(value, column, self.named)
+        else:
+            value = unfilled(value, self.named)
         if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-            raise RowFault(
-                "wrong_type", f"{self.about.columns['messages']}: {type(value).__name__}"
-            )
+            raise RowFault("wrong_type", f"{column}: {type(value).__name__}")
         tag = self.about.tags["system_tag"]
         if tag and value and self.part(value[0], "role_tag") == tag:
             return self.text(self.part(value[0], "content_tag"), "system"), value[1:]
@@ -282,15 +281,8 @@ def _tool_calls(calls: list[Any], named: Columns) -> list[dict[str, Any]]:
                 arguments = DECODER.decode(arguments)
             except (ValueError, RecursionError) as error:
                 raise RowFault("bad_tool_call", str(error)[:80]) from error
-        made.append(
-            {
-                "type": "function",
-                "function": {
-                    "name": call["name"],
-                    "arguments": with_plain_numbers(arguments, named),
-                },
-            }
-        )
+        function = {"name": call["name"], "arguments": with_plain_numbers(arguments, named)}
+        made.append({"type": "function", "function": function})
     return made
 
 
@@ -313,21 +305,15 @@ def _alpaca(row: _Reader, wanted: str) -> _Aligned:
         return made
     good = row.judgement()
     if good is None and row.about.ranking:
-        return _with_pair(
-            made,
-            [
-                Message("assistant", c) if isinstance(c := row.cell(r), str) else None
-                for r in ("chosen", "rejected")
-            ],
-        )
+        cells = (row.cell(role) for role in ("chosen", "rejected"))
+        said = [Message("assistant", c) if isinstance(c, str) else None for c in cells]
+        return _with_pair(made, said)
     answer = row.cell("response")
     if isinstance(answer, str):
         made.answer = [Message("assistant", row.text(answer, "response"))]
     elif wanted != "prompt":
-        raise RowFault(
-            "no_answer",
-            "" if answer is None else f"{row.about.columns['response']}: {type(answer).__name__}",
-        )
+        found = f"{row.about.columns['response']}: {type(answer).__name__}"
+        raise RowFault("no_answer", "" if answer is None else found)
     made.good = good
     return made
 
@@ -422,14 +408,10 @@ def _openai(row: _Reader, wanted: str) -> _Aligned:
             waiting = []
         calls = turn.get("tool_calls")
         if kind in ("assistant", "function") and calls:
-            inner = (
-                [call.get("function") if isinstance(call, dict) else None for call in calls]
-                if isinstance(calls, list)
-                else [None]
-            )
-            slots.append(
-                [Message("assistant", content, weight, tool_calls=_tool_calls(inner, row.named))]
-            )
+            listed = calls if isinstance(calls, list) else [None]
+            inner = [call.get("function") if isinstance(call, dict) else None for call in listed]
+            made_calls = _tool_calls(inner, row.named)
+            slots.append([Message("assistant", content, weight, tool_calls=made_calls)])
         else:
             slots.append([replace(_message(row, kind, content), weight=weight)])
         kinds.append((kind, word))

@@ -41,14 +41,14 @@ def all_checks(control: Iterable[str] = (), words: Iterable[str] = ()) -> list[C
     ]
 
 
-def conclude(checks: Iterable[Check], report: dict[str, Any]) -> list[Finding]:
-    """The findings of all checks and of the report's counts, one for each key, the gravest first."""
+def conclude(findings: Iterable[Finding], report: dict[str, Any]) -> list[Finding]:
+    """What the checks found and what the report's counts say, one of a key, the gravest first."""
     found: dict[str, Finding] = {}
     for finding in [
         *dropped_findings(report),
         *column_findings(report),
         *noted_findings(report),
-        *(f for check in checks for f in check.findings()),
+        *findings,
     ]:
         found.setdefault(finding.key, finding)
     return sorted(
@@ -61,12 +61,10 @@ def points(finding: Finding) -> int:
     for a warning; nothing for an info."""
     if finding.severity == "info":
         return 0
+    if finding.severity == "stop":
+        return STOP_POINTS
     share = min(1.0, finding.count / finding.total) if finding.total else 0.0
-    return (
-        STOP_POINTS
-        if finding.severity == "stop"
-        else WARN_POINTS + round(WARN_SHARE_POINTS * share)
-    )
+    return WARN_POINTS + round(WARN_SHARE_POINTS * share)
 
 
 def score(findings: Sequence[Finding], report: dict[str, Any]) -> int:

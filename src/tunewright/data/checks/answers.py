@@ -49,25 +49,21 @@ class Labels:
         """`labels` with every count, or `uneven_labels` where one is ten times as frequent as
         another."""
         counts = self._counts
-        if (
-            counts is None
-            or counts.get("")
-            or self._rows < max(FEWEST_ROWS, ROWS_A_LABEL * len(counts))
-            or len(counts) < 2
-        ):
+        if counts is None or counts.get("") or len(counts) < 2:
+            return []
+        if self._rows < max(FEWEST_ROWS, ROWS_A_LABEL * len(counts)):
             return []
         ordered = counts.most_common()
-        shown = ", ".join(f"{label} {count}" for label, count in ordered[:10]) + (
-            " ..." if len(ordered) > 10 else ""
-        )
+        (top, most), (least, fewest) = ordered[0], ordered[-1]
+        shown = ", ".join(f"{label} {count}" for label, count in ordered[:10])
         fields = {
             "labels": dict(ordered),
-            "shown": shown,
+            "shown": shown + (" ..." if len(ordered) > 10 else ""),
             "different": len(ordered),
-            "top": ordered[0][0],
-            "least": ordered[-1][0],
-            "fewest": ordered[-1][1],
+            "top": top,
+            "least": least,
+            "fewest": fewest,
         }
-        if ordered[0][1] >= UNEVEN * ordered[-1][1]:
-            return [Finding("uneven_labels", "warn", ordered[0][1], self._rows, [], fields)]
+        if most >= UNEVEN * fewest:
+            return [Finding("uneven_labels", "warn", most, self._rows, [], fields)]
         return [Finding("labels", "info", self._rows, self._rows, [], fields)]

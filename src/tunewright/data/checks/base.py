@@ -10,25 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
+from itertools import islice
 from typing import Any, Literal, Protocol
 
-from tunewright.core.types import (
-    Judged,
-    Message,
-    Origin,
-    PlainText,
-    Preference,
-    Prompt,
-    Row,
-    Sample,
-)
+from tunewright.core.types import Judged, Origin, PlainText, Preference, Row, Sample, turns_of
 from tunewright.core.words import say
 
 Severity = Literal["stop", "warn", "info"]
-SHOWN_PLACES = 5
+SHOWN_PLACES, WORTH_A_WARNING = 5, 0.005
 TRAIN, HELD_OUT = "train", "held_out"
 
 
@@ -152,20 +144,6 @@ def _view(row: Row) -> View:
     return View(users, answers, others, "dialogue", last)
 
 
-def turns_of(row: Row) -> list[Message]:
-    """All turns of a row that has turns."""
-    if isinstance(row, PlainText):
-        return []
-    if isinstance(row, Preference):
-        return [*row.prompt, *row.chosen, *row.rejected]
-    return row.messages
-
-
-def asks_only(row: Row) -> bool:
-    """A row without an answer of its own."""
-    return isinstance(row, Prompt)
-
-
 def hash64(text: str) -> int:
     """A hash that is the same in every process and run, 64 bits: two of two million texts collide
     with a chance of one in nine million."""
@@ -186,6 +164,18 @@ class Tally:
         self.count += count
         if len(self.places) < SHOWN_PLACES:
             self.places.append(str(origin))
+
+    def finding(
+        self, key: str, severity: Severity, total: int | None = None, **fields: Any
+    ) -> Finding:
+        """What was counted as a finding, of `total` (or of all that was counted)."""
+        whole = self.count if total is None else total
+        return Finding(key, severity, self.count, whole, self.places, fields)
+
+
+def by_share(count: int, total: int, least: float = WORTH_A_WARNING) -> Severity:
+    """A warning from this share of the rows on; fewer are worth knowing."""
+    return "warn" if count >= least * total else "info"
 
 
 class Places:
@@ -210,3 +200,7 @@ class Places:
     def __getitem__(self, row: int) -> str:
         files = list(self._files)
         return f"{files[self._file[row]]}:{self._line[row]}"
+
+    def first(self, rows: Iterable[int]) -> list[str]:
+        """Where the first few of these rows stand."""
+        return [self[int(row)] for row in islice(rows, SHOWN_PLACES)]

@@ -22,27 +22,11 @@ def column_findings(report: dict[str, Any]) -> list[Finding]:
     if lesson:
         places = [one["place"] for one in lesson if one["place"]][:SHOWN_PLACES]
         fields = {"shown": _listed(lesson), "first": _short(lesson[0]["name"])}
-        found.append(
-            Finding(
-                "unused_columns",
-                "warn",
-                len(lesson),
-                max(columns["found"], len(lesson)),
-                places,
-                fields,
-            )
-        )
+        count, total = len(lesson), max(columns["found"], len(lesson))
+        found.append(Finding("unused_columns", "warn", count, total, places, fields))
     if others:
-        found.append(
-            Finding(
-                "passed_over",
-                "info",
-                len(others),
-                max(columns["found"], len(others)),
-                [],
-                {"shown": _listed(others)},
-            )
-        )
+        count, total = len(others), max(columns["found"], len(others))
+        found.append(Finding("passed_over", "info", count, total, [], {"shown": _listed(others)}))
     return found
 
 
@@ -50,19 +34,13 @@ def _listed(unused: list[dict[str, Any]]) -> str:
     """The columns with an example each, and in how many rows where that is not all."""
     said = []
     for one in unused[:SHOWN_COLUMNS]:
-        parts = (
-            [say(f"data.left.{one['why']}")]
-            if one["why"] in ("empty", "same", "copy", "dropped")
-            else []
-        )
-        parts += (
-            [say("data.left.rows", rows=one["rows"], of=one["of"])]
-            if one["rows"] < one["of"]
-            else []
-        )
-        parts += (
-            [say("data.left.example", example=_plain(one["example"]))] if one["example"] else []
-        )
+        parts = []
+        if one["why"] in ("empty", "same", "copy", "dropped"):
+            parts.append(say(f"data.left.{one['why']}"))
+        if one["rows"] < one["of"]:
+            parts.append(say("data.left.rows", rows=one["rows"], of=one["of"]))
+        if one["example"]:
+            parts.append(say("data.left.example", example=_plain(one["example"])))
         said.append(f"`{_short(one['name'])}`" + (f" ({', '.join(parts)})" if parts else ""))
     return ", ".join([*said, "..."] if len(unused) > SHOWN_COLUMNS else said)
 

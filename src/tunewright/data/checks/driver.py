@@ -1,20 +1,25 @@
-"""A whole check of a data set: the report that `inspect` makes, with its findings."""
+"""A whole check of a data set: the report that `inspect` makes, its findings, and both for a
+terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core import compat
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import CompatError, raise_all
-from tunewright.core.types import Row, Sample
 from tunewright.core.words import say
-from tunewright.data.checks import HELD_OUT, TRAIN, Finding, all_checks, conclude, points, stops
+from tunewright.data.checks import Finding, points, stops
+from tunewright.data.checks.opening import Opened
+from tunewright.data.inspecting import inspect
+from tunewright.data.reporting import describe
 
-if TYPE_CHECKING:
-    from tunewright.data.checks.opening import Opened
+BAR = 40
+PARTS = (" ", "\u258f", "\u258e", "\u258d", "\u258c", "\u258b", "\u258a", "\u2589", "\u2588")
+QUIET = ("learnt", "stops", "lengths", "passed_over")
+"""Findings whose figures stand in the report above already."""
 
 
 @dataclass
@@ -40,53 +45,81 @@ def check(config: DataConfig, opened: Opened | None, objective: str | None = Non
     """Check the data of a run. Raises DataError only for files that cannot be read: what a run
     would refuse is described. With the name of an `objective`, raises CompatError for rows that it
     cannot learn from."""
-    from tunewright.data.inspecting import inspect
-
-    data = inspect(
-        config,
-        opened.renderer if opened else None,
-        opened.context if opened else None,
-        needs_tokens=opened is not None,
-        refuse=False,
-    )
-    raise_all(
-        compat.rows_for(objective, data.report["kinds"]) if objective is not None else [],
-        CompatError,
-    )
-    found = [Finding.of_dict(one) for one in data.report["findings"]]
-    return Checked(
-        {**data.report, "warnings": _left(data.report, found)}, found, data.report["score"]
-    )
-
-
-def check_rows(
-    train_rows: Sequence[Row],
-    train: Sequence[Sample],
-    held_rows: Sequence[Row],
-    held: Sequence[Sample],
-    report: dict[str, Any],
-    control: Iterable[str] = (),
-) -> list[Finding]:
-    """Every check over rows in memory; the sample lists are empty where nothing was encoded.
-    `report` gives the counts of dropped rows."""
-    checks = all_checks(control)
-    for side, rows, samples in ((TRAIN, train_rows, train), (HELD_OUT, held_rows, held)):
-        for index, row in enumerate(rows):
-            sample = samples[index] if len(samples) else None
-            for one in checks:
-                one.add(side, index, row.origin, one.feature(row, sample))
-    return conclude(checks, report)
+    renderer, context = (opened.renderer, opened.context) if opened else (None, None)
+    report = inspect(config, renderer, context, refuse=False).report
+    if objective is not None:
+        raise_all(compat.rows_for(objective, report["kinds"]), CompatError)
+    found = [Finding.of_dict(one) for one in report["findings"]]
+    return Checked({**report, "warnings": _left(report, found)}, found, report["score"])
 
 
 def _left(report: dict[str, Any], findings: Sequence[Finding]) -> list[str]:
     """The report's warnings without those that stand among the findings."""
     said = {say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"])}
-    said |= {
-        say(f"data.warning.{key}", count=report[key])
-        for key in ("duplicates", "held_out_overlap")
-        if key in report
-    }
+    for key in ("duplicates", "held_out_overlap"):
+        said.add(say(f"data.warning.{key}", count=report[key]))
     said |= {finding.what() for finding in findings}
     if report.get("stop_learnt_share") is not None:
         said.add(say("data.warning.stop_share", share=f"{report['stop_learnt_share']:.0%}"))
     return [warning for warning in report["warnings"] if warning not in said]
+
+
+# ---- for a terminal
+
+
+def bars(rows: Sequence[Sequence[int]]) -> list[str]:
+    """One line for each [from, to, count]: range, bar in eighths of a character, count."""
+    most = max((count for _, _, count in rows), default=0)
+    names = [f"{low:,}" if low >= high else f"{low:,}-{high:,}" for low, high, _ in rows]
+    width = max(map(len, names), default=0)
+    lines = []
+    for name, (_, _, count) in zip(names, rows, strict=True):
+        whole, part = divmod(max(1, round(8 * BAR * count / most)) if count else 0, 8)
+        bar = PARTS[8] * whole + PARTS[part].strip()
+        lines.append(f"  {name:>{width}} {bar} {count:,}".rstrip())
+    return lines
+
+
+def describe_findings(findings: Sequence[Finding], score: int) -> str:
+    """Every finding with its places and remedy, the lengths as a chart, and the score with what
+    lowers it."""
+    lines: list[str] = []
+    for finding in findings:
+        if finding.key == "lengths":
+            unit = say(f"check.unit.{finding.fields['unit']}")
+            lines += [say("check.say.histogram", unit=unit), *bars(finding.fields["bins"])]
+    for finding in findings:
+        if finding.key in QUIET:
+            continue
+        mark = say(f"check.say.{finding.severity}")
+        lines.append(say("check.say.finding", mark=mark, name=finding.name(), what=finding.what()))
+        if finding.places:
+            lines.append("    " + say("check.say.places", places=", ".join(finding.places)))
+        if finding.severity != "info":
+            lines.append("    " + finding.remedy())
+    parts = [
+        say("check.say.part", name=finding.name(), points=points(finding))
+        for finding in findings
+        if points(finding)
+    ]
+    lowered, total = say("check.say.lowered", parts=", ".join(parts)), sum(map(points, findings))
+    said = [say("check.say.score", score=score)]
+    if score < 100 - total:
+        said += [say("check.say.nothing_left"), *([lowered] if parts else [])]
+    elif parts:
+        said += [lowered, *([say("check.say.least", total=total)] if total > 100 else [])]
+    else:
+        said.append(say("check.say.clean"))
+    lines.append(" · ".join(said))
+    grave = stops(findings)
+    return "\n".join([*lines, *([say("check.say.stopped", count=len(grave))] if grave else [])])
+
+
+def describe_checked(checked: Checked, colour: bool = False) -> str:
+    """The data report and everything that was found in it."""
+    report = checked.report
+    lines = [describe(report, colour), "", describe_findings(checked.findings, checked.score)]
+    is_learnt = any(finding.key == "learnt" for finding in checked.findings)
+    if report.get("tokens_total") is None and not is_learnt:
+        lines.append(say("check.say.no_model"))
+    return "\n".join(lines)

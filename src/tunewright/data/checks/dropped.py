@@ -22,29 +22,21 @@ def dropped_findings(report: dict[str, Any]) -> list[Finding]:
     reasons, read = report["reasons"], report["rows_read"]
     found = []
 
-    def finding(key: str, names: list[str], **fields: Any) -> None:
+    def finding(key: str, names: list[str]) -> None:
         count = sum(reasons[name]["count"] for name in names)
         places = [place for name in names for place in reasons[name]["examples"]][:SHOWN_PLACES]
+        shown = ", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in names)
+        fields = {"shown": shown} if key != "too_long" else {}
         severity: Severity = "stop" if count >= HALF * read else "warn"
         found.append(Finding(key, severity, count, read, places, fields))
 
-    empty = [name for name in reasons if name in EMPTY]
-    if empty:
-        finding(
-            "empty",
-            empty,
-            shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in empty),
-        )
+    if empty := [name for name in reasons if name in EMPTY]:
+        finding("empty", empty)
     if "too_long" in reasons:
         finding("too_long", ["too_long"])
         found += _giants(report)
-    rest = [name for name in reasons if name not in EMPTY and name not in ("too_long", LEFT_OUT)]
-    if rest:
-        finding(
-            "dropped",
-            rest,
-            shown=", ".join(f"{reasons[name]['what']}: {reasons[name]['count']}" for name in rest),
-        )
+    if rest := [name for name in reasons if name not in (*EMPTY, "too_long", LEFT_OUT)]:
+        finding("dropped", rest)
     return found
 
 
@@ -65,28 +57,13 @@ def _giants(report: dict[str, Any]) -> list[Finding]:
     if not matches:
         return []
     lengths = sorted(int(m["length"]) for m in matches)
-    usual = max(
-        lengths[max(0, int(len(lengths) * 0.98) - 1)] if len(lengths) > 1 else 0,
-        int(matches[0]["limit"]),
-    )
-    giants = sorted(
-        (m for m in matches if int(m["length"]) > GIANT * usual), key=lambda m: -int(m["length"])
-    )
+    next_percent = lengths[max(0, int(len(lengths) * 0.98) - 1)] if len(lengths) > 1 else 0
+    usual = max(next_percent, int(matches[0]["limit"]))
+    giants = [m for m in matches if int(m["length"]) > GIANT * usual]
+    giants.sort(key=lambda m: -int(m["length"]))
     if not giants:
         return []
-    fields = {
-        "unit": "tokens",
-        "longest": lengths[-1],
-        "p99": usual,
-        "p50": lengths[len(lengths) // 2],
-    }
-    return [
-        Finding(
-            "giant_row",
-            "warn",
-            len(giants),
-            report["rows_read"],
-            [m["place"] for m in giants[:SHOWN_PLACES]],
-            fields,
-        )
-    ]
+    middle = lengths[len(lengths) // 2]
+    fields = {"unit": "tokens", "longest": lengths[-1], "p99": usual, "p50": middle}
+    places = [m["place"] for m in giants[:SHOWN_PLACES]]
+    return [Finding("giant_row", "warn", len(giants), report["rows_read"], places, fields)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.types import Judged, Origin, Preference, Row, Sample, Stepwise
-from tunewright.data.checks.base import TRAIN, Finding, Tally, hash64
+from tunewright.data.checks.base import TRAIN, Finding, Severity, Tally, hash64
 
 FEWEST_PAIRS = 5
 
@@ -60,32 +60,13 @@ class Judgements:
     def findings(self) -> list[Finding]:
         """`one_sided_answers`, `one_sided_steps`, `one_margin`, `one_chosen`, `one_rejected`."""
         found = []
-        for key, tallies in (
-            ("one_sided_answers", self._answers),
-            ("one_sided_steps", self._steps),
-        ):
+        for key, tallies in (("answers", self._answers), ("steps", self._steps)):
             there = [good for good in tallies if tallies[good].count]
             if len(there) == 1:
-                kept = tallies[there[0]]
-                found.append(
-                    Finding(
-                        f"{key}_{'good' if there[0] else 'bad'}",
-                        "warn",
-                        kept.count,
-                        kept.count,
-                        kept.places,
-                    )
-                )
-        if self._pairs.count >= FEWEST_PAIRS:
-            for name, severity in (("chosen", "warn"), ("rejected", "warn"), ("margin", "info")):
-                if self._alike[name]:
-                    found.append(
-                        Finding(
-                            f"one_{name}",
-                            severity,  # type: ignore[arg-type]
-                            self._pairs.count,
-                            self._pairs.count,
-                            self._pairs.places,
-                        )
-                    )
+                side = "good" if there[0] else "bad"
+                found.append(tallies[there[0]].finding(f"one_sided_{key}_{side}", "warn"))
+        for name, is_alike in self._alike.items():
+            if is_alike and self._pairs.count >= FEWEST_PAIRS:
+                severity: Severity = "info" if name == "margin" else "warn"
+                found.append(self._pairs.finding(f"one_{name}", severity))
         return found

@@ -7,13 +7,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
-
-if TYPE_CHECKING:
-    from tunewright.core.config import DataConfig
-    from tunewright.text.renderer import Renderer
+from tunewright.sources.find import resolve
+from tunewright.text.chat_kind import stop_ids_of_folder
+from tunewright.text.renderer import Renderer
+from tunewright.text.tokenizer import load_light
 
 RUN = "run.yaml"
 ADAPTERS = ("adapter_config.json", "tunewright_method.json")
@@ -49,10 +50,6 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
         raise DataError.of("E-DATA-55")
     if model is None and tokenizer is None:
         return None
-    from tunewright.text.chat_kind import stop_ids_of_folder
-    from tunewright.text.renderer import Renderer
-    from tunewright.text.tokenizer import load_light
-
     folder = Path(tokenizer).expanduser() if tokenizer is not None else None
     named = _named(str(model)) if folder is None else _Named(folder, folder)
     loaded, _ = load_light(named.tokenizer)
@@ -89,8 +86,6 @@ def _named(model: str) -> _Named:
 
 
 def _resolved(model: str) -> Path:
-    from tunewright.sources.find import resolve
-
     return resolve(model, lambda line: print(line, file=sys.stderr), weights=False).folder
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from tunewright.core.types import Judged, Origin, PlainText, Preference, Prompt, Row, Sample
+from tunewright.core.types import (
+    Judged,
+    Origin,
+    PlainText,
+    Preference,
+    Prompt,
+    Row,
+    Sample,
+    turns_of,
+)
 from tunewright.data.checks import shingles
 from tunewright.data.checks.base import (
     HELD_OUT,
@@ -13,8 +22,8 @@ from tunewright.data.checks.base import (
     Finding,
     Places,
     Severity,
+    by_share,
     hash64,
-    turns_of,
     view_of,
 )
 from tunewright.data.store.splitting import question_key
@@ -24,6 +33,7 @@ SHORT_ANSWER = 40
 CONSTANT_WARN, CONSTANT_LABELS, CONSTANT_STOP = 0.5, 0.9, 0.98
 FEWEST_ROWS = 10
 FEW_LABELS = 50
+THRESHOLD = f"{shingles.THRESHOLD:.0%}"
 
 
 def _plain(text: str) -> str:
@@ -39,12 +49,7 @@ class Repeats:
     def __init__(self) -> None:
         # For a row: 8 bytes each for the whole, question, subject and answer, 128 for the
         # signature, 10 for the place, 1 for the rest.
-        self._whole, self._question, self._subject, self._answer = (
-            array("Q"),
-            array("Q"),
-            array("Q"),
-            array("Q"),
-        )
+        self._whole, self._question, self._subject, self._answer = (array("Q") for _ in range(4))
         self._flags = bytearray()
         self._signatures = bytearray()
         self._places = Places()
@@ -55,50 +60,29 @@ class Repeats:
         view = view_of(row)
         answer = _plain(view.last)
         question = question_key(row)
+        whole, subject, said = _turns(row), "", answer
         if isinstance(row, PlainText):
-            whole, subject, said = row.text, "", ""
+            whole, said = row.text, ""
         elif isinstance(row, Preference):
             pair = sorted((row.chosen[-1].content, row.rejected[-1].content))
-            whole, subject, said = (
-                _turns(row),
-                "\x1e".join([question, *pair]),
-                row.chosen[-1].content,
-            )
+            subject, said = "\x1e".join([question, *pair]), row.chosen[-1].content
         elif isinstance(row, Judged):
-            whole, subject, said = (
-                f"{_turns(row)}\x1e{row.good}{getattr(row, 'steps', '')}",
-                _turns(row),
-                str(row.good),
-            )
-        else:
-            whole, subject, said = (
-                _turns(row),
-                "" if isinstance(row, Prompt) else _plain(question),
-                answer,
-            )
-        flags = (
-            (len(said) <= SHORT_ANSWER)
-            | (bool(subject) << 1)
-            | ((view.kind == "dialogue" and bool(answer)) << 2)
-        )
+            subject, said = whole, str(row.good)
+            whole += f"\x1e{row.good}{getattr(row, 'steps', '')}"
+        elif not isinstance(row, Prompt):
+            subject = _plain(question)
+        is_answered = view.kind == "dialogue" and bool(answer)
+        flags = (len(said) <= SHORT_ANSWER) | (bool(subject) << 1) | (is_answered << 2)
+        asked = hash64(subject) if subject else 0
+        hashes = (hash64(whole), hash64(question), asked, hash64(_plain(said)))
         text = "\n".join((*view.users, *view.answers))
-        hashes = (
-            hash64(whole),
-            hash64(question),
-            hash64(subject) if subject else 0,
-            hash64(_plain(said)),
-        )
         return (*hashes, flags, shingles.signature(text))
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
         """Keep the hashes of the next row."""
-        whole, question, subject, answer, flags, signature = feature
-        for column, value in (
-            (self._whole, whole),
-            (self._question, question),
-            (self._subject, subject),
-            (self._answer, answer),
-        ):
+        *hashes, flags, signature = feature
+        columns = (self._whole, self._question, self._subject, self._answer)
+        for column, value in zip(columns, hashes, strict=True):
             column.append(value)
         self._flags.append(flags | ((side == HELD_OUT) << 3) | (bool(signature) << 4))
         self._signatures += signature or shingles.EMPTY
@@ -118,26 +102,23 @@ class Repeats:
         first = numpy.zeros(len(whole), dtype=bool)
         first[numpy.unique(whole, return_index=True)[1]] = True
         near = shingles.near_pairs(self._signatures, first & ((flags & 16) > 0))
-        # The same question with another label is a finding of its own.
         near = {
-            right: left
-            for right, left in near.items()
-            if not (
-                flags[right] & 1
-                and self._subject[right]
-                and self._subject[right] == self._subject[left]
-            )
+            right: left for right, left in near.items() if not self._relabels(flags, right, left)
         }
         found = self._repeated(held, first, near)
         found += self._leaked(held, whole, question, near)
         found += self._contradictions(flags)
         return found + self._constant(flags)
 
+    def _relabels(self, flags: Any, right: int, left: int) -> bool:
+        """Whether two rows are one question with other labels, which is a finding of its own."""
+        subject = self._subject[right]
+        return bool(flags[right] & 1) and bool(subject) and subject == self._subject[left]
+
     def _finding(
         self, key: str, severity: Severity, found: Any, total: int, **fields: Any
     ) -> Finding:
-        places = [self._places[int(i)] for i in found[:SHOWN_PLACES]]
-        return Finding(key, severity, len(found), total, places, fields)
+        return Finding(key, severity, len(found), total, self._places.first(found), fields)
 
     def _repeated(self, held: Any, first: Any, near: dict[int, int]) -> list[Finding]:
         """Rows that repeat an earlier one of the rows that are trained on."""
@@ -148,21 +129,10 @@ class Repeats:
         found = [self._finding("duplicates", "warn", exact, train)] if len(exact) else []
         close = sorted(right for right, left in near.items() if not held[right] and not held[left])
         if close:
-            examples = [
-                f"{self._places[near[i]]} = {self._places[i]}" for i in close[:SHOWN_PLACES]
-            ]
-            severity: Severity = "warn" if len(close) >= 0.02 * train else "info"
-            found.append(
-                self._finding(
-                    "near_duplicates",
-                    severity,
-                    close,
-                    train,
-                    threshold=f"{shingles.THRESHOLD:.0%}",
-                    first_pair=examples[0],
-                    pairs=examples,
-                )
-            )
+            pairs = [f"{self._places[near[i]]} = {self._places[i]}" for i in close[:SHOWN_PLACES]]
+            told = {"threshold": THRESHOLD, "first_pair": pairs[0], "pairs": pairs}
+            severity = by_share(len(close), train, 0.02)
+            found.append(self._finding("near_duplicates", severity, close, train, **told))
         return found
 
     def _leaked(self, held: Any, whole: Any, question: Any, near: dict[int, int]) -> list[Finding]:
@@ -175,22 +145,11 @@ class Repeats:
         exact = held & (numpy.isin(question, question[~held]) | numpy.isin(whole, whole[~held]))
         rows = numpy.flatnonzero(exact)
         found = [self._finding("held_out_repeated", "warn", rows, total)] if len(rows) else []
-        close = {
-            (right if held[right] else left)
-            for right, left in near.items()
-            if held[right] != held[left]
-        }
-        close = {row for row in close if not exact[row]}
+        across = [pair for pair in near.items() if held[pair[0]] != held[pair[1]]]
+        sides = {right if held[right] else left for right, left in across}
+        close = sorted(row for row in sides if not exact[row])
         if close:
-            found.append(
-                self._finding(
-                    "held_out_near",
-                    "warn",
-                    sorted(close),
-                    total,
-                    threshold=f"{shingles.THRESHOLD:.0%}",
-                )
-            )
+            found.append(self._finding("held_out_near", "warn", close, total, threshold=THRESHOLD))
         return found
 
     def _contradictions(self, flags: Any) -> list[Finding]:
@@ -217,17 +176,13 @@ class Repeats:
                 counted["labels" if short else "texts"] += len(group)
                 (labels if short else texts).append(int(group[1]))
         found = []
+        total = len(rows)
         if labels:
-            found.append(
-                self._finding(
-                    "contradictory_labels", "warn", labels, len(rows), rows=counted["labels"]
-                )
-            )
+            count = counted["labels"]
+            found.append(self._finding("contradictory_labels", "warn", labels, total, rows=count))
         if texts:
-            severity: Severity = "warn" if len(texts) >= 0.2 * len(bounds) else "info"
-            found.append(
-                self._finding("several_answers", severity, texts, len(rows), rows=counted["texts"])
-            )
+            severity, count = by_share(len(texts), len(bounds), 0.2), counted["texts"]
+            found.append(self._finding("several_answers", severity, texts, total, rows=count))
         return found
 
     def _constant(self, flags: Any) -> list[Finding]:
@@ -246,14 +201,8 @@ class Repeats:
         if share < needed:
             return []
         severity: Severity = "stop" if share >= CONSTANT_STOP else "warn"
-        return [
-            self._finding(
-                "constant_answers",
-                severity,
-                rows[answers == values[int(counts.argmax())]],
-                len(rows),
-            )
-        ]
+        constant = rows[answers == values[int(counts.argmax())]]
+        return [self._finding("constant_answers", severity, constant, len(rows))]
 
 
 def _turns(row: Row) -> str:

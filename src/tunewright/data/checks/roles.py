@@ -19,7 +19,7 @@ from array import array
 from typing import Any
 
 from tunewright.core.types import Origin, Prompt, Row, Sample
-from tunewright.data.checks.base import SHOWN_PLACES, TRAIN, Finding, Places, Severity, view_of
+from tunewright.data.checks.base import TRAIN, Finding, Places, Severity, view_of
 
 SWAPPED_WARN, SWAPPED_STOP, SWAPPED_ROWS = 0.015, 0.5, 5
 """Single rows like that occur by themselves (a form is filled in), so a few of them are no finding.
@@ -32,21 +32,32 @@ ROUNDS = 4
 SURE = -4.0
 """Log-odds: fifty times likelier the other way round."""
 SIZES = (4096, 4096, 8, 16)
+ENDS = {"?": 1, "？": 1, ".": 2, "。": 2, "!": 2, "！": 2, ":": 3, "：": 3}
+"""How a text may end: asking, closed, or with something to follow."""
 USUAL, SWAPPED, UNKNOWN = 1, 2, 3
 
 _asking = re.compile(
-    r"^[\s\"'“‘(\[]*(?:who|what|whats|what's|when|where|which|whose|why|how|can|could|would|will|should|do|does|did|is|are|was|were|am|have|has|may|"
-    r"explain|describe|write|give|list|name|tell|find|create|generate|make|suggest|summari[sz]e|translate|compare|calculate|compute|identify|classify|rewrite|"
-    r"provide|define|design|discuss|analy[sz]e|evaluate|choose|convert|edit|develop|construct|compose|outline|please|help|solve|propose|determine|brainstorm|reword|transform|"
-    r"produce|invent|rephrase|select|organi[sz]e|arrange|categori[sz]e|sort|rank|estimate|predict|imagine|illustrate|come up|add|remove|replace|insert|fill|complete|"
-    r"combine|paraphrase|assign|detect|recommend|formulate|draft|devise|change|respond|simplify|extract|describe|draw|plan|research|pick|count|build|assess|correct)\b",
+    r"^[\s\"'“‘(\[]*(?:who|what|whats|what's|when|where|which|whose|why|how|can|could|would|will"
+    r"|should|do|does|did|is|are|was|were|am|have|has|may|"
+    r"explain|describe|write|give|list|name|tell|find|create|generate|make|suggest|summari[sz]e"
+    r"|translate|compare|calculate|compute|identify|classify|rewrite|"
+    r"provide|define|design|discuss|analy[sz]e|evaluate|choose|convert|edit|develop|construct"
+    r"|compose|outline|please|help|solve|propose|determine|brainstorm|reword|transform|"
+    r"produce|invent|rephrase|select|organi[sz]e|arrange|categori[sz]e|sort|rank|estimate|predict"
+    r"|imagine|illustrate|come up|add|remove|replace|insert|fill|complete|"
+    r"combine|paraphrase|assign|detect|recommend|formulate|draft|devise|change|respond|simplify"
+    r"|extract|describe|draw|plan|research|pick|count|build|assess|correct)\b",
     re.IGNORECASE,
 )
 _asking_zh = re.compile(
-    r"^[\s“「]*(?:请|写|列出|解释|描述|说明|介绍|什么|为什么|怎么|怎样|如何|哪|谁|是否|能否|能不能|可以|给出|给我|告诉|帮|翻译|总结|生成|设计|分析|比较|计算|提供|推荐|简述|判断|编写|创建|创作|讨论|识别|分类|列举|改写|重写|构造|想象|输入|用|将|把|去掉|找出|估计|评估|选择|确定)"
+    r"^[\s“「]*(?:请|写|列出|解释|描述|说明|介绍|什么|为什么|怎么|怎样|如何|哪|谁|是否|能否"
+    r"|能不能|可以|给出|给我|告诉|帮|翻译|总结|生成|设计|分析|比较|计算|提供|推荐|简述|判断|编写"
+    r"|创建|创作|讨论|识别|分类|列举|改写|重写|构造|想象|输入|用|将|把|去掉|找出|估计|评估|选择"
+    r"|确定)"
 )
 _tasks = re.compile(
-    r"^[\s\"'“]*(?:given|in this task|you will|you are|you should|instructions?:|question:|q:|task:|给定|指示|问题[：:]|任务|在这个任务|你将|您将)",
+    r"^[\s\"'“]*(?:given|in this task|you will|you are|you should|instructions?:|question:|q:"
+    r"|task:|给定|指示|问题[：:]|任务|在这个任务|你将|您将)",
     re.IGNORECASE,
 )
 _words = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{1,2}|[^\W\u3040-\u30ff\u3400-\u9fff]+")
@@ -73,15 +84,7 @@ def traits(text: str) -> tuple[int, int, int, int]:
     lines; its length in powers of two."""
     words = [*_words.findall(text[:60].lower())[:2], "", ""]
     last = text.rstrip()[-1:]
-    end = (
-        1
-        if last in ("?", "？")
-        else 2
-        if last in (".", "。", "!", "！")
-        else 3
-        if last in (":", "：")
-        else 0
-    )
+    end = ENDS.get(last, 0)
     first, second = (
         zlib.crc32(part.encode("utf-8", "surrogatepass")) & 0xFFF
         for part in (words[0], f"{words[0]} {words[1]}")
@@ -103,24 +106,17 @@ class Roles:
         """What the texts look like by themselves, and the traits of the last question and the last
         answer; None without both."""
         view = view_of(row)
-        if (
-            view.kind != "dialogue"
-            or isinstance(row, Prompt)
-            or not view.question.strip()
-            or not view.last.strip()
-        ):
+        if view.kind != "dialogue" or isinstance(row, Prompt):
+            return None
+        if not view.question.strip() or not view.last.strip():
             return None
         asking, answering = asks(view.question) or _is_task(view.question), asks(view.last)
         # A system prompt may say that questions are wanted, and who asks back (which size, which
         # day) says more than the other did.
         doubtful = view.others or len(view.last) > LONGER * len(view.question)
-        look = (
-            USUAL
-            if asking and not answering
-            else SWAPPED
-            if answering and not asking and not doubtful
-            else UNKNOWN
-        )
+        look = USUAL if asking and not answering else UNKNOWN
+        if answering and not asking and not doubtful:
+            look = SWAPPED
         return (look, *traits(view.question), *traits(view.last))
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
@@ -141,25 +137,14 @@ class Roles:
         swapped = looks == SWAPPED
         if total >= FEWEST_ROWS:
             traits_R2K = numpy.frombuffer(self._traits, numpy.uint16).reshape(total, 2, len(SIZES))
-            guess = (
-                numpy.zeros(total, bool)
-                if int(swapped.sum()) > int((looks == USUAL).sum())
-                else ~swapped
-            )
+            mostly_swapped = int(swapped.sum()) > int((looks == USUAL).sum())
+            guess = numpy.zeros(total, bool) if mostly_swapped else ~swapped
             swapped = (_log_odds(traits_R2K, guess) < SURE) & (looks != USUAL)
         rows = numpy.flatnonzero(swapped)
         if len(rows) < max(SWAPPED_ROWS, SWAPPED_WARN * total):
             return []
         severity: Severity = "stop" if len(rows) >= SWAPPED_STOP * total else "warn"
-        return [
-            Finding(
-                "swapped_roles",
-                severity,
-                len(rows),
-                total,
-                [self._places[int(i)] for i in rows[:SHOWN_PLACES]],
-            )
-        ]
+        return [Finding("swapped_roles", severity, len(rows), total, self._places.first(rows))]
 
 
 def _log_odds(traits_R2K: Any, fits_R: Any) -> Any:

@@ -11,26 +11,25 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
-from tunewright.core.types import ROW_KINDS, PlainText, Row, Sample
+from tunewright.core.types import ROW_KINDS, PlainText, Row, Sample, turns_of
 from tunewright.core.words import say
-from tunewright.data.checks.base import turns_of
 from tunewright.data.checks.columns import column_findings
-from tunewright.data.describing import GREEN, PLAIN
-
-if TYPE_CHECKING:
-    from tunewright.data.checks.opening import Opened
-    from tunewright.text.renderer import Renderer
+from tunewright.data.checks.opening import Opened
+from tunewright.data.formats.shaping import Dropped
+from tunewright.data.inspecting import inspect
+from tunewright.data.labels import encode_rows
+from tunewright.data.reporting import GREEN, PLAIN, reason_text, safe
+from tunewright.text.renderer import Renderer
 
 OPEN, CLOSE = "[[", "]]"
 UNDERLINED_GREEN = "\x1b[4m" + GREEN
 MOST_TOKENS = 20_000
 """Longer branches are shown up to here, and it is said."""
 INCOMPLETE = "\ufffd"
-_SHOWN = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,6 @@ class Shown:
 def show_row(config: DataConfig, opened: Opened | None, number: int | None) -> Shown:
     """Row `number` (from 1, in the order of the file) of the usable rows, or one at random. Raises
     DataError for a row that is not there or cannot be encoded."""
-    from tunewright.data.inspecting import inspect
-    from tunewright.data.labels import encode
-    from tunewright.data.reporting import reason_text
-
     data = inspect(config, None, needs_tokens=False, check=False)
     rows, ledger = data.train_rows, data.report["columns"]
     more = {"parts": data.report["parts"], "unused": ledger["unused"], "columns": ledger["found"]}
@@ -115,10 +110,10 @@ def show_row(config: DataConfig, opened: Opened | None, number: int | None) -> S
     if opened is None:
         return replace(shown(number, row, None, None), **more)
     opened.renderer.thinking = replace(opened.renderer.thinking, mode=config.thinking)
-    made = encode([row], opened.renderer, max_tokens=None)
-    if not made.samples:
-        raise DataError.of("E-DATA-57", str(row.origin), reason=reason_text(made.dropped[0].reason))
-    return replace(shown(number, row, made.samples[0], opened.renderer), **more)
+    (made,) = encode_rows([row], opened.renderer, max_tokens=None)
+    if isinstance(made, Dropped):
+        raise DataError.of("E-DATA-57", str(row.origin), reason=reason_text(made.reason))
+    return replace(shown(number, row, made.sample(0, row.origin), opened.renderer), **more)
 
 
 def shown(number: int, row: Row, sample: Sample | None, renderer: Renderer | None) -> Shown:
@@ -177,7 +172,7 @@ def runs(tokens: Sequence[Token]) -> list[tuple[bool, str]]:
 
 
 def describe_row(row: Shown, colour: bool = False) -> str:
-    """The row for a terminal: green and underlined, or between double brackets, is what is learnt."""
+    """The row for a terminal; what is learnt is green and underlined, or in double brackets."""
     lines = [say("show.head", row=row.row, origin=row.origin, kind=row.kind), *row.parts]
     lines += [
         ("! " if one.severity == "warn" else "") + one.what()
@@ -185,7 +180,7 @@ def describe_row(row: Shown, colour: bool = False) -> str:
     ]
     if not row.branches:
         lines.append(say("show.no_model"))
-        return "\n".join([*lines, *(f"\n{role}:\n{_safe(text)}" for role, text in row.turns)])
+        return "\n".join([*lines, *(f"\n{role}:\n{safe(text)}" for role, text in row.turns)])
     lines.append(say("show.legend_colour" if colour else "show.legend"))
     begin, end = (UNDERLINED_GREEN, PLAIN) if colour else (OPEN, CLOSE)
     for branch in row.branches:
@@ -196,13 +191,8 @@ def describe_row(row: Shown, colour: bool = False) -> str:
             learnt=f"{branch.learnt:,}",
         )
         text = "".join(
-            f"{begin}{_safe(piece)}{end}" if learnt else _safe(piece)
+            f"{begin}{safe(piece)}{end}" if learnt else safe(piece)
             for learnt, piece in runs(branch.tokens)
         )
         lines += ["", head, text + (" ..." if branch.length > len(branch.tokens) else "")]
     return "\n".join(lines)
-
-
-def _safe(text: str) -> str:
-    """Text from a file must not move the cursor or recolour the screen."""
-    return text.translate(_SHOWN)

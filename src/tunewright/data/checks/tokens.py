@@ -7,15 +7,7 @@ from array import array
 from typing import Any
 
 from tunewright.core.types import Origin, Prompt, Row, Sample
-from tunewright.data.checks.base import (
-    SHOWN_PLACES,
-    TRAIN,
-    Finding,
-    Places,
-    Severity,
-    Tally,
-    view_of,
-)
+from tunewright.data.checks.base import TRAIN, Finding, Places, Severity, Tally, view_of
 
 HALF = 0.5
 """From this share of the answers on, a model without their stop tokens never learns to end."""
@@ -87,42 +79,22 @@ class Lengths:
             **{f"p{k}": percentile(ordered, k / 100) for k in (50, 90, 99)},
             "max": int(ordered[-1]),
         }
-        unit = self._unit
-        found = [
-            Finding(
-                "lengths",
-                "info",
-                len(ordered),
-                len(ordered),
-                [],
-                {"unit": unit, **facts, "bins": histogram(ordered)},
-            )
-        ]
-        limit = GIANT * facts["p99"] if len(ordered) >= MANY else GIANT_OF_FEW * facts["p90"]
+        unit, total = self._unit, len(ordered)
+        fields = {"unit": unit, **facts, "bins": histogram(ordered)}
+        found = [Finding("lengths", "info", total, total, [], fields)]
+        limit = GIANT * facts["p99"] if total >= MANY else GIANT_OF_FEW * facts["p90"]
         giants = numpy.flatnonzero(lengths > max(limit, SHORTEST_GIANT))
         if len(giants):
             order = giants[numpy.argsort(lengths[giants])[::-1]]
-            fields = {
-                "unit": unit,
-                "longest": int(lengths[order[0]]),
-                "p99": facts["p99"],
-                "p50": facts["p50"],
-            }
-            found.append(
-                Finding(
-                    "giant_row",
-                    "warn",
-                    len(giants),
-                    len(ordered),
-                    [self._places[int(i)] for i in order[:SHOWN_PLACES]],
-                    fields,
-                )
-            )
+            fields = {"unit": unit, "longest": int(lengths[order[0]])}
+            fields |= {"p99": facts["p99"], "p50": facts["p50"]}
+            places = self._places.first(order)
+            found.append(Finding("giant_row", "warn", len(giants), total, places, fields))
         return found
 
 
 class Learning:
-    """Which share of the tokens is learnt, whether the answers' stop tokens are, and what was cut."""
+    """Which share of the tokens is learnt, with which stop tokens, and what was cut."""
 
     name = "learning"
 
@@ -137,19 +109,11 @@ class Learning:
         tokenizer."""
         if sample is None:
             return None
-        tokens, learnt = (
-            sum(len(b.tokens) for b in sample.branches),
-            sum(len(b.learnt) for b in sample.branches),
-        )
+        tokens = sum(len(b.tokens) for b in sample.branches)
+        learnt = sum(len(b.learnt) for b in sample.branches)
         facts = sample.facts
-        return (
-            tokens,
-            learnt,
-            facts.get("answers", 0),
-            facts.get("stops_learnt", 0),
-            bool(facts.get("truncated")),
-            isinstance(row, Prompt),
-        )
+        answers, stops = facts.get("answers", 0), facts.get("stops_learnt", 0)
+        return tokens, learnt, answers, stops, bool(facts.get("truncated")), isinstance(row, Prompt)
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
         """Count a row that is trained on."""
@@ -178,25 +142,13 @@ class Learning:
             Finding("stops", "info", self._stops, self._answers),
         ]
         if not self._learnt:
-            found.append(
-                Finding("nothing_learnt", "stop", self._rows, self._rows, self._nothing.places)
-            )
+            found.append(self._nothing.finding("nothing_learnt", "stop"))
         elif self._learnt < LITTLE_LEARNT * self._tokens:
             found.append(Finding("little_learnt", "warn", self._learnt, self._tokens))
         if self._unstopped.count:
             severity: Severity = "stop" if self._unstopped.count >= HALF * self._answers else "warn"
-            found.append(
-                Finding(
-                    "no_stop",
-                    severity,
-                    self._unstopped.count,
-                    self._answers,
-                    self._unstopped.places,
-                )
-            )
+            found.append(self._unstopped.finding("no_stop", severity, self._answers))
         if self._cut.count:
             # Somebody asked for it, and the stop tokens are kept.
-            found.append(
-                Finding("truncated", "warn", self._cut.count, self._rows, self._cut.places)
-            )
+            found.append(self._cut.finding("truncated", "warn", self._rows))
         return found

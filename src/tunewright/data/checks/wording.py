@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tunewright.core.types import Origin, Row, Sample
-from tunewright.data.checks.base import TRAIN, Finding, Severity, Tally, view_of
+from tunewright.data.checks.base import TRAIN, Finding, Severity, Tally, by_share, view_of
 from tunewright.data.files.mojibake import damage
 
 # ---- languages
@@ -28,42 +28,21 @@ _SCRIPTS = {
     "other": re.compile(r"[\u0370-\u03ff\u0590-\u05ff\u0900-\u0dff\u0e00-\u0fff]"),
 }
 _ENGLISH = frozenset(
-    [
-        "the",
-        "of",
-        "and",
-        "to",
-        "is",
-        "in",
-        "that",
-        "it",
-        "for",
-        "you",
-        "with",
-        "are",
-        "what",
-        "how",
-        "this",
-        "be",
-        "on",
-        "your",
-        "a",
-        "i",
-        "by",
-        "from",
-        "an",
-    ]
+    "the of and to is in that it for you with are what how this be on your a i by from an".split()
 )
 _EUROPEAN = frozenset(
     re.findall(
         r"\w+",
-        "der die das und ist nicht ein eine zu den mit von für auf wie le la les des et est une un du que qui dans pour pas el los las y es una por con para "
-        "como il di che non per una sono come o os e da do que não uma em com ve bir bu için ne nasıl ile da de het een van en dat niet się na jest nie do jak",
+        "der die das und ist nicht ein eine zu den mit von für auf wie le la les des et est une "
+        "un du que qui dans pour pas el los las y es una por con para "
+        "como il di che non per una sono come o os e da do que não uma em com ve bir bu için ne "
+        "nasıl ile da de het een van en dat niet się na jest nie do jak",
     )
 )
 _latin_word = re.compile(r"[^\W\d_]+")
 _translation = re.compile(
-    r"translat|翻译|译成|译为|traduc|traduis|übersetz|中文|英文|英语|汉语|法语|日语|德语|西班牙语|\b(?:in|into|to) (?:english|chinese|french|spanish|german|japanese)\b"
+    r"translat|翻译|译成|译为|traduc|traduis|übersetz|中文|英文|英语|汉语|法语|日语|德语|西班牙语"
+    r"|\b(?:in|into|to) (?:english|chinese|french|spanish|german|japanese)\b"
     r"|\b(?:chinese|english)\b",
     re.IGNORECASE,
 )
@@ -96,10 +75,8 @@ def language_of(text: str) -> str:
 
 def _latin(text: str) -> str:
     words = [word.lower() for word in _latin_word.findall(text)]
-    english, others = (
-        sum(word in _ENGLISH for word in words),
-        sum(word in _EUROPEAN for word in words),
-    )
+    english = sum(word in _ENGLISH for word in words)
+    others = sum(word in _EUROPEAN for word in words)
     return "latin" if others > english and others >= 3 else "en"
 
 
@@ -147,22 +124,13 @@ class Languages:
         found = []
         total = sum(self._answers.values())
         if total:
-            counts = {name: count for name, count in self._answers.most_common() if count}
-            asked = {name: count for name, count in self._questions.most_common() if count}
+            counts, asked = (dict((+c).most_common()) for c in (self._answers, self._questions))
             fields = {"answers": counts, "questions": asked, "shown": _shares(counts)}
             found.append(Finding("languages", "info", total, total, [], fields))
         if self._other.count >= max(OTHER_ROWS, OTHER_WARN * self._pairs):
-            ways = {name: count for name, count in self._ways.most_common()}
-            found.append(
-                Finding(
-                    "other_language",
-                    "warn",
-                    self._other.count,
-                    self._pairs,
-                    self._other.places,
-                    {"ways": ways, "shown": _shares(ways)},
-                )
-            )
+            ways = dict(self._ways.most_common())
+            told = {"ways": ways, "shown": _shares(ways)}
+            found.append(self._other.finding("other_language", "warn", self._pairs, **told))
         return found
 
 
@@ -180,71 +148,29 @@ def _shares(counts: dict[str, int]) -> str:
 
 # ---- control tokens
 
-CONTROL = (
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|im_sep|>",
-    "<|endoftext|>",
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|python_tag|>",
-    "[INST]",
-    "[/INST]",
-    "<<SYS>>",
-    "<</SYS>>",
-    "<start_of_turn>",
-    "<end_of_turn>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|system|>",
-    "<|end|>",
-    "<|observation|>",
-    "[gMASK]",
-    "<sop>",
-    "<eop>",
-    "<|User|>",
-    "<|Assistant|>",
-    "<｜User｜>",
-    "<｜Assistant｜>",
-    "<｜begin▁of▁sentence｜>",
-    "<｜end▁of▁sentence｜>",
-    "<bos>",
-    "<eos>",
-    "<|channel|>",
-    "<|message|>",
-    "<|start|>",
-    "<|return|>",
-    "<|START_OF_TURN_TOKEN|>",
-    "<|END_OF_TURN_TOKEN|>",
-    "[AVAILABLE_TOOLS]",
-    "[TOOL_CALLS]",
-    "<|eot|>",
-    "<|header_start|>",
-    "<|header_end|>",
-    "<unused0>",
-    "</s>",
+CONTROL = tuple(
+    """
+    <|im_start|> <|im_end|> <|im_sep|> <|endoftext|> <|begin_of_text|> <|end_of_text|>
+    <|start_header_id|> <|end_header_id|> <|eot_id|> <|eom_id|> <|python_tag|> [INST] [/INST]
+    <<SYS>> <</SYS>> <start_of_turn> <end_of_turn> <|user|> <|assistant|> <|system|> <|end|>
+    <|observation|> [gMASK] <sop> <eop> <|User|> <|Assistant|> <｜User｜> <｜Assistant｜>
+    <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <bos> <eos> <|channel|> <|message|> <|start|>
+    <|return|> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> [AVAILABLE_TOOLS] [TOOL_CALLS]
+    <|eot|> <|header_start|> <|header_end|> <unused0> </s>
+    """.split()
 )
 """Tokens that structure dialogues in well-known families of models."""
 WRITTEN = frozenset(
-    [
-        "<s>",
-        "<think>",
-        "</think>",
-        "<tool_call>",
-        "</tool_call>",
-        "<tool_response>",
-        "</tool_response>",
-    ]
+    "<s> <think> </think> <tool_call> </tool_call> <tool_response> </tool_response>".split()
 )
 """Added tokens of some models that answers may well contain."""
 _TEMPLATES = re.compile(
-    r"<\|im_start\|>\s*(?:system|user|assistant)|<\|start_header_id\|>\s*(?:system|user|assistant)|\[INST\].*?\[/INST\]|<<SYS>>"
-    r"|<start_of_turn>\s*(?:user|model)|<\|(?:user|system)\|>.*?<\|(?:assistant|end)\|>|<[|｜]User[|｜]>.*?<[|｜]Assistant[|｜]>"
-    r"|<\|START_OF_TURN_TOKEN\|>|#{2,3} ?(?:Instruction|指令|Human|User) ?[:：].*?#{2,3} ?(?:Response|Answer|回答|Assistant|Output) ?[:：]"
+    r"<\|im_start\|>\s*(?:system|user|assistant)|<\|start_header_id\|>\s*(?:system|user"
+    r"|assistant)|\[INST\].*?\[/INST\]|<<SYS>>"
+    r"|<start_of_turn>\s*(?:user|model)|<\|(?:user|system)\|>.*?<\|(?:assistant|end)\|>|<["
+    r"|｜]User[|｜]>.*?<[|｜]Assistant[|｜]>"
+    r"|<\|START_OF_TURN_TOKEN\|>|#{2,3} ?(?:Instruction|指令|Human"
+    r"|User) ?[:：].*?#{2,3} ?(?:Response|Answer|回答|Assistant|Output) ?[:：]"
     r"|(?:^|\n)(?:Human|USER|User) ?: .*?\n\s*(?:Assistant|ASSISTANT) ?:",
     re.DOTALL,
 )
@@ -324,29 +250,13 @@ class ControlTokens:
             severity: Severity = "stop" if self._with_tokens >= WRONG_STOP * self._rows else "warn"
             shown = ", ".join(form for form, _ in self._forms.most_common(3))
             found.append(
-                Finding(
-                    "wrong_template",
-                    severity,
-                    self._templates.count,
-                    self._rows,
-                    self._templates.places,
-                    {"shown": shown},
-                )
+                self._templates.finding("wrong_template", severity, self._rows, shown=shown)
             )
         if self._typed.count:
             shown = ", ".join(f"{token} {count}" for token, count in self._tokens.most_common(5))
             fields = {"tokens": sum(self._tokens.values()), "shown": shown}
-            severity = "warn" if self._typed.count >= 0.005 * self._rows else "info"
-            found.append(
-                Finding(
-                    "control_tokens",
-                    severity,
-                    self._typed.count,
-                    self._rows,
-                    self._typed.places,
-                    fields,
-                )
-            )
+            severity = by_share(self._typed.count, self._rows)
+            found.append(self._typed.finding("control_tokens", severity, self._rows, **fields))
         return found
 
 
@@ -354,39 +264,44 @@ class ControlTokens:
 
 _email = re.compile(r"[\w.+-]{1,64}@(?P<host>[\w-]+(?:\.[\w-]+)*\.[a-zA-Z]{2,12})\b")
 _EXAMPLES = re.compile(
-    r"(?:^|\.)(?:example|test|email|domain|yourdomain|company|mail)\.|localhost|\.(?:invalid|example|test)$",
+    r"(?:^|\.)(?:example|test|email|domain|yourdomain|company|mail)\.|localhost|\.(?:invalid"
+    r"|example|test)$",
     re.IGNORECASE,
 )
 _chinese_mobile = re.compile(r"(?<![\d.])(?:\+?86[- ]?)?1[3-9]\d(?:[- ]?\d{4}){2}(?![\d.]*\d)")
 _phone = re.compile(
-    r"(?<![\w.+-])(?:\+\d{1,3}[ -.]?(?:\(?\d{1,4}\)?[ -.]?){2,4}\d{2,4}|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4})(?![\w-])"
+    r"(?<![\w.+-])(?:\+\d{1,3}[ -.]?(?:\(?\d{1,4}\)?[ -.]?){2,4}\d{2,4}|\(\d{3}\) ?\d{3}-\d{4}"
+    r"|\d{3}-\d{3}-\d{4})(?![\w-])"
 )
 _chinese_id = re.compile(
     r"(?<!\d)[1-8]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)"
 )
 _card = re.compile(
-    r"(?<![\d.-])(?:(?:4\d|5[1-5]|6\d)\d{2}(?:[ -]?\d{4}){3}|3[47]\d{2}[ -]?\d{6}[ -]?\d{5}|62\d{15,17})(?![\d-]|\.\d)"
+    r"(?<![\d.-])(?:(?:4\d|5[1-5]|6\d)\d{2}(?:[ -]?\d{4}){3}|3[47]\d{2}[ -]?\d{6}[ -]?\d{5}"
+    r"|62\d{15,17})(?![\d-]|\.\d)"
 )
 _digits = re.compile(r"\d(?:[ ().-]?\d){8}")
+_NUMBERS = (
+    ("id_number", _chinese_id),
+    ("card", _card),
+    ("phone", _chinese_mobile),
+    ("phone", _phone),
+)
 ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 
 
 def chinese_id_is_valid(number: str) -> bool:
     """The check character of an 18-digit identity number. Source: GB 11643-1999 (ISO 7064, MOD
     11-2)."""
-    return (
-        "10X98765432"[sum(int(d) * w for d, w in zip(number[:17], ID_WEIGHTS, strict=True)) % 11]
-        == number[17].upper()
-    )
+    total = sum(int(d) * w for d, w in zip(number[:17], ID_WEIGHTS, strict=True))
+    return "10X98765432"[total % 11] == number[17].upper()
 
 
 def luhn_is_valid(number: str) -> bool:
     """The check digit of a payment card, without blanks. Source: ISO/IEC 7812-1."""
     digits = [int(d) for d in reversed(number)]
-    return (
-        sum(d if i % 2 == 0 else (2 * d - 9 if d > 4 else 2 * d) for i, d in enumerate(digits)) % 10
-        == 0
-    )
+    doubled = (2 * d - 9 if d > 4 else 2 * d for d in digits[1::2])
+    return (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
 def personal_data(text: str) -> Counter[str]:
@@ -398,20 +313,13 @@ def personal_data(text: str) -> Counter[str]:
     if not _digits.search(text):
         return +found
     taken: list[tuple[int, int]] = []
-    for kind, pattern in (
-        ("id_number", _chinese_id),
-        ("card", _card),
-        ("phone", _chinese_mobile),
-        ("phone", _phone),
-    ):
+    for kind, pattern in _NUMBERS:
         for m in pattern.finditer(text):
             bare = re.sub(r"[^\dXx]", "", m.group())
-            if any(m.start() < after and first < m.end() for first, after in taken) or not _is_real(
-                kind, bare
-            ):
-                continue
-            taken.append(m.span())
-            found[kind] += 1
+            overlaps = any(m.start() < after and first < m.end() for first, after in taken)
+            if not overlaps and _is_real(kind, bare):
+                taken.append(m.span())
+                found[kind] += 1
     return +found
 
 
@@ -459,21 +367,11 @@ class Personal:
             return []
         kinds = dict(self._kinds.most_common())
         shown = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
-        severity: Severity = (
-            "warn"
-            if self._found.count >= 0.005 * self._rows or kinds.keys() & {"id_number", "card"}
-            else "info"
-        )
-        return [
-            Finding(
-                "personal_data",
-                severity,
-                self._found.count,
-                self._rows,
-                self._found.places,
-                {"kinds": kinds, "shown": shown},
-            )
-        ]
+        severity = by_share(self._found.count, self._rows)
+        if kinds.keys() & {"id_number", "card"}:
+            severity = "warn"
+        told = {"kinds": kinds, "shown": shown}
+        return [self._found.finding("personal_data", severity, self._rows, **told)]
 
 
 # ---- encoding
@@ -504,6 +402,5 @@ class Encodings:
         found = []
         for key, tally in (("mojibake", self._repairable), ("mojibake_lost", self._lost)):
             if tally.count:
-                severity: Severity = "warn" if tally.count >= 0.005 * self._rows else "info"
-                found.append(Finding(key, severity, tally.count, self._rows, tally.places))
+                found.append(tally.finding(key, by_share(tally.count, self._rows), self._rows))
         return found

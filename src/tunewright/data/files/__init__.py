@@ -1,5 +1,5 @@
 """Files to raw rows, one module a kind of file. Each registers its readers with
-`files.kinds.reads`; `reading.py` is the door."""
+`source.reads`; `reading.py` is the door."""
 
 from tunewright.data.files import columnar, json_files, tables, texts
 

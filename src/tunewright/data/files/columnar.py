@@ -14,14 +14,13 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from tunewright.core.errors import DataError
 from tunewright.core.types import Origin
-from tunewright.data.files.kinds import RawRow, reads
-from tunewright.data.files.source import CHUNK_BYTES, Source
+from tunewright.data.files.source import CHUNK_BYTES, RawRow, Source, reads
 
 BATCH_BYTES = 8 * 2**20
 BATCH_ROWS, BATCH_CELLS = 1024, 100_000
@@ -84,19 +83,11 @@ def _rows(source: Source, batches: Callable[[IO[bytes]], Iterator[Any]]) -> Iter
         found = batches(opened)
         try:
             schema = next(found)
-            twice = (
-                sorted({name for name in schema.names if schema.names.count(name) > 1})
-                if len(set(schema.names)) < len(schema.names)
-                else []
-            )
-            if twice:
+            if len(set(schema.names)) < len(schema.names):
+                twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
                 raise DataError.of("E-DATA-35", source.name, columns=", ".join(twice[:5]))
             labels = _label_names(schema)
-            narrow = {
-                field.name: convert
-                for field in schema
-                if (convert := _narrow(field.type)) is not None
-            }
+            narrow = _narrow_fields(schema)
             for batch in found:
                 for value in batch.to_pylist():
                     row += 1
@@ -141,25 +132,19 @@ def _narrow(kind: Any) -> Callable[[Any], Any] | None:
         return lambda value: None if value is None else float(str(number(value)))
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = _narrow(kind.value_type)
-        return (
-            None
-            if inner is None
-            else lambda value: None if value is None else [inner(one) for one in value]
-        )
-    if types.is_struct(kind):
-        fields = {
-            field.name: convert for field in kind if (convert := _narrow(field.type)) is not None
-        }
-        return (
-            None
-            if not fields
-            else lambda value: (
-                None
-                if value is None
-                else value | {name: convert(value[name]) for name, convert in fields.items()}
-            )
+        if inner is not None:
+            return lambda value: None if value is None else [inner(one) for one in value]
+    if types.is_struct(kind) and (fields := _narrow_fields(kind)):
+        return lambda value: (
+            None if value is None else value | {name: fields[name](value[name]) for name in fields}
         )
     return None
+
+
+def _narrow_fields(fields: Iterable[Any]) -> dict[str, Callable[[Any], Any]]:
+    """`_narrow` of the fields of a schema or an object that have such numbers."""
+    found = {field.name: _narrow(field.type) for field in fields}
+    return {name: convert for name, convert in found.items() if convert is not None}
 
 
 def _label_names(schema: Any) -> dict[str, list[str]]:

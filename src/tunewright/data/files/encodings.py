@@ -88,7 +88,7 @@ UTF8 = Encoding("utf-8")
 
 @dataclass
 class _Misfit:
-    """The first byte that a codec cannot read: its offset in the file, its value, the 1-based line."""
+    """The first byte that a codec cannot read: its offset in the file, value and 1-based line."""
 
     offset: int
     value: int
@@ -248,14 +248,8 @@ def _no_fit(opener: Callable[[], BinaryIO], name: str, codec: str, misfit: _Misf
     where = f"{name}, line {misfit.line}"
     with opener() as content:
         guess = _guess(content.read(CHUNK_BYTES))
-    return DataError.of(
-        "E-DATA-05",
-        where,
-        codec=codec,
-        byte=misfit.offset,
-        value=f"0x{misfit.value:02x}",
-        guess=guess,
-    )
+    told = {"byte": misfit.offset, "value": f"0x{misfit.value:02x}", "guess": guess}
+    return DataError.of("E-DATA-05", where, codec=codec, **told)
 
 
 def _guess(data: bytes) -> str:

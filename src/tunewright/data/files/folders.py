@@ -14,66 +14,34 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from tunewright.core.errors import DataError
 from tunewright.core.words import say
-from tunewright.data.files.kinds import READERS, ending_of, endings
+from tunewright.data.files.source import READERS, ending_of, endings
 
 PART_NAMES = {
-    **dict.fromkeys(("train", "training", "训练"), "train"),
-    **dict.fromkeys(
-        (
-            "valid",
-            "validation",
-            "val",
-            "dev",
-            "development",
-            "eval",
-            "evaluation",
-            "验证",
-            "校验",
-            "开发",
-            "评估",
-        ),
-        "valid",
-    ),
-    **dict.fromkeys(("test", "testing", "heldout", "holdout", "测试"), "test"),
+    word: part
+    for part, words in {
+        "train": "train training 训练",
+        "valid": "valid validation val dev development eval evaluation 验证 校验 开发 评估",
+        "test": "test testing heldout holdout 测试",
+    }.items()
+    for word in words.split()
 }
 """Words in the names of files and folders, and the part they mean."""
 DATA_FOLDER = "data"
 """The subfolder in which sets of the hubs keep their files."""
 OF_LIBRARIES = frozenset(
-    {
-        "dataset_info.json",
-        "dataset_infos.json",
-        "dataset_dict.json",
-        "state.json",
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "adapter_config.json",
-        "preprocessor_config.json",
-        "trainer_state.json",
-        "model.safetensors.index.json",
-    }
+    """
+    dataset_info.json dataset_infos.json dataset_dict.json state.json config.json
+    generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json
+    added_tokens.json vocab.json vocab.txt merges.txt adapter_config.json
+    preprocessor_config.json trainer_state.json model.safetensors.index.json
+    """.split()
 )
 """Files that libraries write beside data and models; in a folder they are not data."""
-ABOUT = (
-    "readme",
-    "license",
-    "licence",
-    "copying",
-    "notice",
-    "changelog",
-    "citation",
-    "contributing",
-)
+ABOUT = tuple("readme license licence copying notice changelog citation contributing".split())
 SHOWN_NAMES = 6
 _cache = re.compile(
     r"(?:cache|indices)-.*\.arrow$"
@@ -105,13 +73,8 @@ class Parts:
         with."""
         if not self.train:
             named = [*self.valid, *self.test]
-            raise DataError.of(
-                "E-DATA-95",
-                str(self.folder),
-                folder=str(self.folder),
-                files=self._names(named),
-                first=str(named[0]),
-            )
+            told = {"files": self._names(named), "first": str(named[0])}
+            raise DataError.of("E-DATA-95", str(self.folder), folder=str(self.folder), **told)
 
     def said(self, measured: Sequence[Path], trains: bool = True) -> str:
         """What becomes of a folder whose files are not all trained on; empty where there is nothing
@@ -123,44 +86,26 @@ class Parts:
         held = {path.resolve() for path in measured}
         done = []
         for part, files in (("train", self.train), ("valid", self.valid), ("test", self.test)):
-            is_held = {path.resolve() for path in files} <= held
-            if files:
-                fate = (
-                    "measured"
-                    if is_held
-                    else "beside.train"
-                    if part == "train" and not trains
-                    else part
-                )
-                done.append(say(f"data.parts.{fate}", files=self._names(files)))
-        done += [
-            say(f"data.parts.beside.{why}", files=self._names(files))
-            for why, files in self.beside.items()
-            if files
+            fate = "beside.train" if part == "train" and not trains else part
+            if {path.resolve() for path in files} <= held:
+                fate = "measured"
+            done.append((fate, files))
+        done += [(f"beside.{why}", files) for why, files in self.beside.items()]
+        said = [
+            say(f"data.parts.{fate}", files=self._names(files)) for fate, files in done if files
         ]
-        return (
-            say("data.parts.say", folder=self.folder, parts=" · ".join(done))
-            if len(done) > 1
-            else ""
-        )
+        if len(said) < 2:
+            return ""
+        return say("data.parts.say", folder=self.folder, parts=" · ".join(said))
 
     def _names(self, files: Sequence[Path]) -> str:
-        names = [
-            str(path.relative_to(self.folder))
-            if self.folder and path.is_relative_to(self.folder)
-            else path.name
-            for path in files
-        ]
-        return ", ".join(
-            [
-                *names[:SHOWN_NAMES],
-                *(
-                    [say("data.parts.more", count=len(names) - SHOWN_NAMES)]
-                    if len(names) > SHOWN_NAMES
-                    else []
-                ),
-            ]
-        )
+        names = []
+        for path in files:
+            is_inside = self.folder is not None and path.is_relative_to(self.folder)
+            names.append(str(path.relative_to(str(self.folder))) if is_inside else path.name)
+        more = len(names) - SHOWN_NAMES
+        rest = [say("data.parts.more", count=more)] if more > 0 else []
+        return ", ".join([*names[:SHOWN_NAMES], *rest])
 
 
 def part_of(name: str) -> str | None:
@@ -175,12 +120,9 @@ def part_of(name: str) -> str | None:
     if ending_of(path)[0] in READERS:
         bare = path.with_suffix("").stem if ending_of(path)[1] else path.stem
     joined = _held_out.sub("heldout", bare.lower())
-    words = [
-        word
-        for word in _between_words.split(joined)
-        if (len(word) > 1 and word != "of") or word in PART_NAMES
-    ]
-    for word in (words[-1:] + words[:1]) if words else []:
+    every = _between_words.split(joined)
+    words = [word for word in every if (len(word) > 1 and word != "of") or word in PART_NAMES]
+    for word in words[-1:] + words[:1]:
         if (found := PART_NAMES.get(_after_part.sub("", word), PART_NAMES.get(word))) is not None:
             return found
     return None
@@ -189,49 +131,47 @@ def part_of(name: str) -> str | None:
 def parts_of_folder(folder: Path) -> Parts:
     """The files of a folder and of its subfolders that are parts. Raises DataError where there is
     nothing to read."""
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    folders = [path for path in inside if path.is_dir()]
     if (saved := _saved(folder)) is not None:
         return Parts(saved, folder=folder)
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    folders = [path for path in inside if path.is_dir()]
     files = [path for path in inside if _is_data(path)]
     rows = [path for path in files if not _is_text(path)]
     parts: dict[str | None, list[Path]] = {"train": [], "valid": [], "test": [], None: []}
-    for path in folders:
-        if (part := part_of(path.name)) is not None:
-            parts[part] += _below(path)
+    named = [path for path in folders if part_of(path.name) is not None]
+    for path in named:
+        parts[part_of(path.name)] += _below(path)
     whole = folder / DATA_FOLDER
-    kept_in_it = _below(whole) if whole in folders and not rows and not any(parts.values()) else []
-    if kept_in_it and (all(map(_is_about, files)) or not all(map(_is_text, kept_in_it))):
+    if whole in folders and not rows and not any(parts.values()) and _is_kept_in(whole, files):
         found = parts_of_folder(whole)
-        return Parts(
-            found.train, found.valid, found.test, _merged({"text": files}, found.beside), folder
-        )
-    gone_into = [path for path in folders if part_of(path.name) is not None]
-    others = [path for path in folders if path not in gone_into and _below(path)]
-    beside = {
-        "text": [path for path in files if _is_text(path)] if rows or any(parts.values()) else [],
-        "folder": others,
-    }
+        beside = {**found.beside, "text": [*files, *found.beside.get("text", [])]}
+        return Parts(found.train, found.valid, found.test, beside, folder)
+    others = [path for path in folders if path not in named and _below(path)]
+    texts = [path for path in files if _is_text(path)] if rows or any(parts.values()) else []
     for path in files:
-        if path not in beside["text"]:
+        if path not in texts:
             parts[part_of(path.name)].append(path)
-    if not any(parts.values()) or (
-        others and all(_is_about(path) for path in files) and not gone_into
-    ):
-        if others:
-            raise DataError.of(
-                "E-DATA-96",
-                str(folder),
-                folder=str(folder),
-                folders=", ".join(p.name for p in others[:10]),
-                first=str(others[0]),
-            )
-        raise DataError.of("E-DATA-07", str(folder), folder=str(folder), endings=endings())
+    if not any(parts.values()) or (others and all(map(_is_about, files)) and not named):
+        _refuse_folder(folder, others)
     # As the datasets library does: where one file is named as a part to train on, files without
     # such a name are something else.
-    train = parts["train"] or parts[None]
-    beside["unnamed"] = parts[None] if parts["train"] else []
+    train, unnamed = (parts["train"], parts[None]) if parts["train"] else (parts[None], [])
+    beside = {"text": texts, "folder": others, "unnamed": unnamed}
     return Parts(train, parts["valid"], parts["test"], beside, folder)
+
+
+def _is_kept_in(whole: Path, texts: Sequence[Path]) -> bool:
+    """Whether the subfolder is the set, and the texts beside it are about it."""
+    inside = _below(whole)
+    return bool(inside) and (all(map(_is_about, texts)) or not all(map(_is_text, inside)))
+
+
+def _refuse_folder(folder: Path, others: Sequence[Path]) -> NoReturn:
+    """Raise DataError for a folder without data, naming the subfolders that have some."""
+    if others:
+        told = {"folders": ", ".join(p.name for p in others[:10]), "first": str(others[0])}
+        raise DataError.of("E-DATA-96", str(folder), folder=str(folder), **told)
+    raise DataError.of("E-DATA-07", str(folder), folder=str(folder), endings=endings())
 
 
 def _below(folder: Path) -> list[Path]:
@@ -256,12 +196,6 @@ def _saved(folder: Path) -> list[Path] | None:
         return None
     # A name never leads out of the folder.
     return [folder / Path(name).name for name in names] or None
-
-
-def _merged(first: dict[str, list[Path]], second: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    return {
-        why: [*first.get(why, []), *second.get(why, [])] for why in dict.fromkeys([*first, *second])
-    }
 
 
 def _is_text(path: Path) -> bool:

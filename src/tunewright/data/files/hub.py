@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import DataError
+from tunewright.data.files.source import READERS, ending_of
 
 PREFIXES = {"hf:": "datasets", "modelscope:": "modelscope"}
 INSTALL = "pip install 'tunewright[hub]'"
@@ -31,8 +32,6 @@ def is_named(place: str) -> bool:
 def could_be(place: str) -> bool:
     """Whether a place that is no path here has the form of a set of the Hub, and not of a file that
     is missing."""
-    from tunewright.data.files.kinds import READERS, ending_of
-
     return bool(_id.fullmatch(place)) and ending_of(Path(place.partition("#")[0]))[0] not in READERS
 
 
@@ -63,13 +62,13 @@ def fetch(place: str) -> list[Path]:
         found = _load(module, library, f"{owner}/{name}", config, split or "train")
         files = _arrow_files(found)
         given, stored = getattr(found, "num_rows", None), _rows_in(files)
-    except Exception as error:  # a library's own errors, of many kinds: no network, no such set, a set that needs code
+    except Exception as error:
+        # A library's own errors, of many kinds: no network, no such set, a set that needs code.
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError.of("E-DATA-39", place, name=bare, cause=cause) from error
     if given is not None and given != stored:
-        raise DataError.of(
-            "E-DATA-80", place, name=bare, part=f"{split or 'train'}: {given:,} / {stored:,}"
-        )
+        part = f"{split or 'train'}: {given:,} / {stored:,}"
+        raise DataError.of("E-DATA-80", place, name=bare, part=part)
     return files
 
 

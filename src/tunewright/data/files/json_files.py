@@ -19,8 +19,7 @@ from tunewright.core.errors import DataError, Problem, problem
 from tunewright.core.types import Origin
 from tunewright.core.written import read_float, read_int
 from tunewright.data.files.folders import part_of
-from tunewright.data.files.kinds import SHOWN_PROBLEMS, RawRow, reads
-from tunewright.data.files.source import Source
+from tunewright.data.files.source import SHOWN_PROBLEMS, RawRow, Source, reads
 from tunewright.data.files.syntax import (
     CONSTANT,
     find_constant,
@@ -28,6 +27,7 @@ from tunewright.data.files.syntax import (
     refuse_constant,
     refuse_twice,
 )
+from tunewright.data.files.turns import are_turns, is_turn
 
 WINDOW = 2**18
 KEPT_BEHIND = 2000  # characters before the scanner's place that tell the cause of an error
@@ -35,23 +35,10 @@ NEAR_END = (
     16  # a word, an escape or a number cut by the window's end fails at most this far before it
 )
 WRAPPERS = frozenset(
-    [
-        "data",
-        "rows",
-        "examples",
-        "items",
-        "records",
-        "samples",
-        "instances",
-        "entries",
-        "dataset",
-        "results",
-        "conversations",
-        "dialogues",
-        "dialogs",
-        "questions",
-        "数据",
-    ]
+    """
+    data rows examples items records samples instances entries dataset results conversations
+    dialogues dialogs questions 数据
+    """.split()
 )
 """Keys under which programs put the list of rows; a part's name (`train`, `test`, ...) is one as
 well."""
@@ -89,11 +76,8 @@ def _syntax_problem(
     start = text.rfind("\n", 0, position)
     at_line = line + text.count("\n", 0, position)
     at_column = position - start if start >= 0 else column + position + 1
-    return problem(
-        "E-DATA-03",
-        f"{name}, line {at_line}, column {at_column}",
-        cause=likely_cause(text, position, message),
-    )
+    where = f"{name}, line {at_line}, column {at_column}"
+    return problem("E-DATA-03", where, cause=likely_cause(text, position, message))
 
 
 class _Window:
@@ -150,10 +134,8 @@ class _Window:
             except json.JSONDecodeError as error:
                 # Only what fails at the window's end may be whole further on; a text that never
                 # ends stops at the next line break.
-                is_cut = (
-                    error.msg.startswith("Unterminated string")
-                    or not self.text[error.pos + NEAR_END :].strip()
-                )
+                is_open = error.msg.startswith("Unterminated string")
+                is_cut = is_open or not self.text[error.pos + NEAR_END :].strip()
                 if is_cut and self.more():
                     continue
                 raise self.fault(error.pos, error.msg) from error
@@ -215,7 +197,7 @@ def _arrays(name: str, head: str, text: TextIO) -> Iterator[RawRow]:
     """A file that begins with a bracket: one array of rows, or a dialogue a line."""
     start = len(head) - len(head.lstrip())
     # A first turn may be longer than what is read so far.
-    if _is_turn(_first_element(head, start)) or _begins_a_turn.match(head, start):
+    if is_turn(_first_element(head, start)) or _begins_a_turn.match(head, start):
         if "\n" not in head[start:]:
             head += text.readline()
         end = head.find("\n", start)
@@ -224,7 +206,7 @@ def _arrays(name: str, head: str, text: TextIO) -> Iterator[RawRow]:
             return
     turns: list[RawRow] | None = []
     for one in _array(_Window(name, head, text)):
-        if turns is not None and _is_turn(one.value):
+        if turns is not None and is_turn(one.value):
             turns.append(one)
             continue
         yield from turns or ()
@@ -248,32 +230,12 @@ def _is_dialogue(line: str) -> bool:
         value, end = json_value(line)
     except json.JSONDecodeError:
         return False
-    return not line[end:].strip() and _are_turns(value)
-
-
-def _is_turn(value: Any) -> bool:
-    """Whether an object is one turn of a dialogue: a role that is known, and what it says or calls."""
-    from tunewright.data.formats.dialogue import ROLES
-
-    if type(value) is not dict:
-        return False
-    role = (
-        value.get("role")
-        if "content" in value or "tool_calls" in value
-        else value.get("from")
-        if "value" in value
-        else None
-    )
-    return isinstance(role, str) and role.strip().lower() in ROLES
-
-
-def _are_turns(value: Any) -> bool:
-    return type(value) is list and bool(value) and all(map(_is_turn, value))
+    return not line[end:].strip() and are_turns(value)
 
 
 def _row(value: Any) -> Any:
     """The value as a row: a list of turns is a dialogue whose object was left out."""
-    if type(value) is list and _are_turns(value):
+    if type(value) is list and are_turns(value):
         return {"messages" if "role" in value[0] else "conversations": value}
     return value
 
@@ -300,14 +262,10 @@ def wrapped_keys(source: Source) -> dict[str, str]:
                 return {}
         except DataError:
             return {}  # the reader says what is wrong
-    if (
-        len(shapes) > 1
-        and len(set(shapes.values())) == 1
-        and next(iter(shapes.values()))[0] == "column"
-    ):
-        raise DataError.of(
-            "E-DATA-98", source.name, file=source.name, columns=", ".join(list(shapes)[:10])
-        )
+    kinds = set(shapes.values())
+    if len(shapes) > 1 and len(kinds) == 1 and kinds.pop()[0] == "column":
+        columns = ", ".join(list(shapes)[:10])
+        raise DataError.of("E-DATA-98", source.name, file=source.name, columns=columns)
     rows = [name for name, (kind, _) in shapes.items() if kind == "rows"]
     parts = {name: part_of(name) for name in rows}
     named = [name for name in rows if parts[name] or name.strip().lower() in WRAPPERS]
@@ -317,9 +275,8 @@ def wrapped_keys(source: Source) -> dict[str, str]:
     for name in named:
         part = parts[name] or "train"
         if part in keys:
-            raise DataError.of(
-                "E-DATA-97", source.name, file=source.name, first=keys[part], second=name
-            )
+            told = {"first": keys[part], "second": name}
+            raise DataError.of("E-DATA-97", source.name, file=source.name, **told)
         keys[part] = name
     return keys
 
@@ -337,16 +294,11 @@ def _shape_of(window: _Window) -> tuple[str, int]:
     for one in _array(window, closed=True):
         count += 1
         are_rows = are_rows and (
-            (type(one.value) is dict and not _is_turn(one.value)) or _are_turns(one.value)
+            (type(one.value) is dict and not is_turn(one.value)) or are_turns(one.value)
         )
         are_plain = are_plain and type(one.value) not in (dict, list)
-    return (
-        ("rows", count)
-        if are_rows and count
-        else ("column", count)
-        if are_plain and count
-        else ("other", count)
-    )
+    kind = "rows" if are_rows else "column" if are_plain else "other"
+    return (kind if count else "other"), count
 
 
 def _names(window: _Window) -> Iterator[str]:
@@ -373,18 +325,12 @@ def _chosen_key(keys: dict[str, str], source: Source) -> str:
     part = next((part for part in source.parts if part in keys), None)
     if part is None:
         names = ", ".join(keys.values())
-        raise DataError.of(
-            "E-DATA-95", source.name, folder=source.name, files=names, first=source.name
-        )
-    source.under.append(
-        {
-            "file": source.name,
-            "key": keys[part],
-            "part": part,
-            "others": [name for name in keys.values() if name != keys[part]],
-        }
-    )
-    return keys[part]
+        told = {"folder": source.name, "files": names, "first": source.name}
+        raise DataError.of("E-DATA-95", source.name, **told)
+    key = keys[part]
+    others = [name for name in keys.values() if name != key]
+    source.under.append({"file": source.name, "key": key, "part": part, "others": others})
+    return key
 
 
 def _under(window: _Window, key: str) -> Iterator[RawRow]:
@@ -474,9 +420,8 @@ def _lines(name: str, head: str, text: TextIO) -> Iterator[RawRow]:
         except json.JSONDecodeError as error:
             bad += 1
             if bad <= SHOWN_PROBLEMS:
-                problems.append(
-                    _syntax_problem(name, line.rstrip("\n"), error.pos, error.msg, number)
-                )
+                bare = line.rstrip("\n")
+                problems.append(_syntax_problem(name, bare, error.pos, error.msg, number))
             continue
         row += 1
         if not bad:

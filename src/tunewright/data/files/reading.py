@@ -1,14 +1,13 @@
-"""Files to raw rows, each with the file and line it came from. This is the door; `data/files` holds
-one module a kind of file.
+"""Files to raw rows, each with the file and line it came from. This is the door of the readers.
 
-`stream` gives the rows while it reads and holds neither the file nor the rows; `read` is the same
-with all rows in a list. A syntax error stops the run: half a file is not what somebody meant to
-train on. The encoding is found and said (`files/encodings.py`); bytes that fit none are an error
-that names the byte and the line. Files packed with gzip are read as what they hold.
+`stream` gives the rows while it reads and holds neither the file nor the rows. A syntax error stops
+the run: half a file is not what somebody meant to train on. The encoding is found and said
+(`encodings.py`); bytes that fit none are an error that names the byte and the line. Files packed
+with gzip are read as what they hold.
 
 A place is a file, a folder, or a set of the Hugging Face Hub or ModelScope, which becomes files on
-this machine first (`files/hub.py`). A folder has parts, told from the names of its files and
-subfolders (`files/folders.py`).
+this machine first (`hub.py`). A folder has parts, told from the names of its files and
+subfolders (`folders.py`).
 """
 
 from __future__ import annotations
@@ -18,49 +17,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright.core.errors import DataError
-from tunewright.data import files
 from tunewright.data.files import hub
-from tunewright.data.files.encodings import decode, find_encoding
-from tunewright.data.files.folders import Parts, part_of, parts_of_folder
+from tunewright.data.files.encodings import find_encoding
+from tunewright.data.files.folders import Parts, parts_of_folder
 from tunewright.data.files.json_files import wrapped_keys
-from tunewright.data.files.kinds import (
+from tunewright.data.files.source import (
     READERS,
-    RawFile,
     RawRow,
     RawStream,
-    Reader,
+    Source,
     ending_of,
     endings,
-    reads,
+    find,
+    refused,
 )
-from tunewright.data.files.source import Source, find, refused
-
-__all__ = [
-    "READERS",
-    "Parts",
-    "RawFile",
-    "RawRow",
-    "RawStream",
-    "Reader",
-    "data_files",
-    "decode",
-    "files",
-    "find_parts",
-    "part_of",
-    "read",
-    "reads",
-    "stream",
-]
 
 FIRST_BYTES = 1 << 16
 TRAINED, HELD, MEASURED = ("train",), ("valid",), ("valid", "test", "train")
 """Which part of a file is read: to train on, to measure beside it, and to measure with a file that
 was named for that."""
-
-
-def data_files(place: str, folder: str | None = None) -> list[Path]:
-    """The files that `place` names and that are trained on: the `train` part of `find_parts`."""
-    return find_parts(place, folder).train
 
 
 def find_parts(place: str, folder: str | None = None, *, to_train: bool = True) -> Parts:
@@ -130,14 +105,8 @@ def stream(path: Path, *, whole: bool = False, parts: tuple[str, ...] = TRAINED)
     if kind.is_text:
         source.encoding = find_encoding(source.bytes, source.name)
         source.notes["encoding_told"] += source.encoding.was_told
-    return RawStream(
-        path,
-        kind.name,
-        source.encoding.name,
-        _checked(kind.reader(source), source),
-        source.notes,
-        source.under,
-    )
+    rows = _checked(kind.reader(source), source)
+    return RawStream(kind.name, source.encoding.name, rows, source.notes, source.under)
 
 
 def _checked(rows: Iterator[RawRow], source: Source) -> Iterator[RawRow]:
@@ -152,11 +121,3 @@ def _checked(rows: Iterator[RawRow], source: Source) -> Iterator[RawRow]:
         raise refused(source.name, error) from error
     if is_empty:
         raise DataError.of("E-DATA-06", source.name, file=source.name)
-
-
-def read(path: Path, *, whole: bool = False) -> RawFile:
-    """All rows of one file. Raises DataError for a file that is missing, empty, of an unknown kind
-    or encoding, damaged or not valid."""
-    opened = stream(path, whole=whole)
-    rows = list(opened.rows)
-    return RawFile(opened.path, opened.kind, opened.encoding, rows, opened.notes)

@@ -1,9 +1,13 @@
-"""One file on disk as bytes or characters, opened as often as a reader likes, unpacked on the way
-if it is packed.
+"""Files on disk as bytes or characters, rows as files have them, and which function reads a file of
+which ending.
 
-Only regular files are read: a pipe or a device may never end. A packed file may hold at most
+A `Source` is opened as often as a reader likes, and unpacked on the way if it is packed. Only
+regular files are read: a pipe or a device may never end. A packed file may hold at most
 `MOST_RATIO` times its own size once that is more than `FREE_BYTES`: text packs 3 to 20 times, a
 file made to fill a memory 1,000 times (deflate can do 1,032).
+
+A reader is a generator `(Source) -> Iterator[RawRow]` that holds one row, or one small batch, at a
+time. Another kind of file is one such function under `@reads`.
 """
 
 from __future__ import annotations
@@ -13,18 +17,42 @@ import io
 import stat
 import zlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TextIO, cast
+from typing import IO, Any, BinaryIO, NamedTuple, TextIO, cast
 
 from tunewright.core.errors import DataError
+from tunewright.core.types import Origin
 from tunewright.core.words import say
-from tunewright.data.files.encodings import UTF8, Encoding
-from tunewright.data.files.kinds import ending_of
+from tunewright.data.files.encodings import CHUNK_BYTES, UTF8, Encoding
 
+PACKED = ".gz"
+SHOWN_PROBLEMS = 5
 FREE_BYTES = 64 * 2**20
 MOST_RATIO = 200
-CHUNK_BYTES = 2**18
+
+
+class RawRow(NamedTuple):
+    """One row as the file has it: any JSON value, and where it starts. In Parquet and Arrow files,
+    which have no lines, a line is a row."""
+
+    value: Any
+    origin: Origin
+
+
+@dataclass
+class RawStream:
+    """The rows of one file, gone through once and read while they are. `encoding` is
+    a Python codec name, with `+bom` where a byte order mark stood. `notes` are keys of
+    `data.note.*`, counted, complete when the rows are."""
+
+    kind: str
+    encoding: str
+    rows: Iterator[RawRow]
+    notes: Counter[str] = field(default_factory=Counter)
+    under: list[dict[str, Any]] = field(default_factory=list)
+    """`Source.under`; known from the first row on."""
 
 
 @dataclass
@@ -59,7 +87,7 @@ class Source:
         if not self.packed:
             return opened
         return cast(
-            BinaryIO, io.BufferedReader(_Unpacked(opened, self.name, self.size), CHUNK_BYTES)
+            "BinaryIO", io.BufferedReader(_Unpacked(opened, self.name, self.size), CHUNK_BYTES)
         )
 
     def text(self, newline: str | None = None) -> TextIO:
@@ -139,3 +167,44 @@ class _Unpacked(io.RawIOBase):
             self._file.close()
             self._packed.close()
         super().close()
+
+
+# ---- kinds of files
+
+
+Reader = Callable[[Source], Iterator[RawRow]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file. `is_text`: the reader wants characters, so the encoding is found first."""
+
+    name: str
+    reader: Reader
+    is_text: bool = True
+
+
+READERS: dict[str, Kind] = {}
+
+
+def reads(kind: str, *endings: str, is_text: bool = True) -> Callable[[Reader], Reader]:
+    """Decorator: the function reads files with these endings, and the same packed with gzip."""
+
+    def keep(function: Reader) -> Reader:
+        READERS.update({ending: Kind(kind, function, is_text) for ending in endings})
+        return function
+
+    return keep
+
+
+def ending_of(path: Path) -> tuple[str, bool]:
+    """The ending that tells the kind, and whether the file is packed: (".json", True) for
+    `a.json.gz`."""
+    name = path.name.lower()
+    packed = name.endswith(PACKED)
+    return Path(name.removesuffix(PACKED) if packed else name).suffix, packed
+
+
+def endings() -> str:
+    """All endings that are read, for messages."""
+    return ", ".join(sorted(READERS)) + f" (+ {PACKED})"

@@ -44,7 +44,7 @@ def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def find_constant(text: str, at: int) -> int:
-    """Index of the first NaN or Infinity outside a string, from `at` on; `at` where there is none."""
+    """Index of the first NaN or Infinity outside a string from `at` on, or `at`."""
     return next(
         (m.start() for m in _constant.finditer(text, at) if not m.group().startswith('"')), at
     )

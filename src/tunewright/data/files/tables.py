@@ -14,8 +14,7 @@ from typing import TextIO
 from tunewright.core.errors import DataError, Problem, problem
 from tunewright.core.types import Origin
 from tunewright.core.words import say
-from tunewright.data.files.kinds import SHOWN_PROBLEMS, RawRow, reads
-from tunewright.data.files.source import Source
+from tunewright.data.files.source import SHOWN_PROBLEMS, RawRow, Source, reads
 
 DELIMITERS = ",;\t"
 # The csv module refuses cells over 128 KiB, and a quote that is never closed makes one cell of the

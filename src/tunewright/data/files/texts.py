@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tunewright.core.types import Origin
-from tunewright.data.files.kinds import RawRow, reads
-from tunewright.data.files.source import Source
+from tunewright.data.files.source import RawRow, Source, reads
 
 
 @reads("text", ".txt", ".md")

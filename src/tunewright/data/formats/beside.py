@@ -35,24 +35,17 @@ from tunewright.data.formats.dialogue import (
 )
 from tunewright.data.formats.ledger import peek
 
-HISTORIES = (
-    "history",
-    "chat_history",
-    "conversation_history",
-    "dialogue_history",
-    "dialog_history",
+HISTORIES = tuple(
+    """
+    history chat_history conversation_history dialogue_history dialog_history
+    """.split()
 )
 CONTEXTS = ("context", "passage", "article", "document", "paragraph", "background")
 CHOICES = ("choices", "options")
-ANSWER_KEYS = (
-    "answerkey",
-    "answer_key",
-    "correct_answer",
-    "correct_option",
-    "correct",
-    "label",
-    "answer_idx",
-    "answer_index",
+ANSWER_KEYS = tuple(
+    """
+    answerkey answer_key correct_answer correct_option correct label answer_idx answer_index
+    """.split()
 )
 """Columns that name the right choice, where there are choices and none of the usual columns of an
 answer."""
@@ -135,11 +128,8 @@ def choice_columns(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     labels = sorted(found, key=lambda label: (len(label), label))
     whole = [str(ord(label) - ord("A") + 1) if label.isalpha() else label for label in labels]
     begins = int(whole[0]) if whole else 0
-    if (
-        len(labels) < 2
-        or begins > 1
-        or [int(number) for number in whole] != list(range(begins, begins + len(whole)))
-    ):
+    is_whole = [int(number) for number in whole] == list(range(begins, begins + len(whole)))
+    if len(labels) < 2 or begins > 1 or not is_whole:
         return ()
     return tuple((label, found[label]) for label in labels)
 
@@ -160,11 +150,8 @@ def choices_of(raw: Mapping[str, Any], columns: Columns) -> list[tuple[str, str]
     column of choices that cannot be read as such."""
     apart = choice_columns(tuple(raw))
     if apart:
-        return [
-            (label, text)
-            for label, name in apart
-            if (text := text_of(raw[name], name, columns)).strip()
-        ]
+        cells = [(label, text_of(raw[name], name, columns)) for label, name in apart]
+        return [(label, text) for label, text in cells if text.strip()]
     name = first_of(raw, CHOICES)
     value = json_cell(raw[name], name, columns) if name else None
     if value is None or value in ("", [], {}):
@@ -228,11 +215,8 @@ def right_choice(value: Any, raw: Mapping[str, Any], columns: Columns) -> Any:
     found = choices_of(raw, columns)
     labels = [label for label, _ in found]
     shown = str(value).strip()
-    if (
-        not found
-        or shown in labels
-        or (isinstance(value, str) and shown in [text.strip() for _, text in found])
-    ):
+    is_text = isinstance(value, str) and shown in [text.strip() for _, text in found]
+    if not found or shown in labels or is_text:
         return value
     if not 0 <= number < len(labels):
         raise RowFault("bad_choice", f"{shown}: {', '.join(labels)}"[:60])

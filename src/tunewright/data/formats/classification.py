@@ -11,24 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
 from tunewright.core.types import Conversation, Message, Origin
-from tunewright.data.formats.common import (
-    Columns,
-    RowFault,
-    first_of,
-    guarded,
-    number_of,
-    text_of,
-    worded,
-)
-from tunewright.data.formats.dialogue import (
-    BESIDE,
-    REASONING,
-    conversation,
-    with_system,
-    with_thought,
-)
+from tunewright.data.formats import common, dialogue
+from tunewright.data.formats.common import Columns, RowFault, first_of, number_of, text_of
+from tunewright.data.formats.dialogue import BESIDE, REASONING
 
 WORDING = "{text}\n\nLabel:"
 TEXTS, LABELS = ("text", "sentence"), ("label_text", "label_name", "label")
@@ -44,14 +30,13 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 2 if first_of(raw, TEXTS) and first_of(raw, LABELS) else 0
 
 
-@formats.register(
+@common.row_format(
     "classification",
     Classification,
     needs="text, label (label_text)",
     reads=READS,
     looks_like=looks_like,
 )
-@guarded
 def classification(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """The text in its wording, and the label."""
     name = first_of(raw, TEXTS)
@@ -59,9 +44,10 @@ def classification(raw: dict[str, Any], origin: Origin, columns: Columns) -> Con
     if not found.strip():
         raise RowFault("empty_text" if name else "no_text")
     wording = columns.wording if columns.wording and "{text}" in columns.wording else WORDING
-    asked = Message("user", worded(wording, raw, columns, text=found))
-    said = with_thought([asked, Message("assistant", _label(raw, columns))], raw, columns)
-    return conversation(with_system(said, raw, columns), origin, raw, columns)
+    asked = Message("user", common.worded(wording, raw, columns, text=found))
+    said = [asked, Message("assistant", _label(raw, columns))]
+    said = dialogue.with_system(dialogue.with_thought(said, raw, columns), raw, columns)
+    return dialogue.conversation(said, origin, raw, columns)
 
 
 def _label(raw: dict[str, Any], columns: Columns) -> str:

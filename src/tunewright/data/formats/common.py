@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tunewright.core.registry import formats
 from tunewright.core.types import Origin, Row
 from tunewright.core.written import DECODER, spelt
-from tunewright.data.files.kinds import ending_of
+from tunewright.data.files.source import ending_of
 from tunewright.data.formats.ledger import Ledger, Seen
 from tunewright.data.formats.literals import ARRAY, NotLiteral, python_value
 
@@ -114,21 +114,19 @@ class Columns(dict[str, str]):
             found[ours] = name
         shadowed = [name for ours, name in found.items() if ours in given]
         found |= given
-        return (
-            {}
-            if all(ours == name for ours, name in found.items()) and len(found) == len(columns)
-            else found
-        ), shadowed
+        is_same = len(found) == len(columns) and all(ours == name for ours, name in found.items())
+        return ({} if is_same else found), shadowed
 
 
 Format = Callable[[Any, Origin, Columns], "Row | Unusable"]
+R = TypeVar("R", bound=Row)
 
 
 def plain_name(name: str) -> str:
     """A name in small letters, with _ for spaces and hyphens."""
-    return (
-        name.strip().lower().replace(" ", "_").replace("-", "_") if isinstance(name, str) else name
-    )
+    if not isinstance(name, str):
+        return name
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 @functools.cache
@@ -137,9 +135,18 @@ def known_names() -> frozenset[str]:
     return frozenset(name for entry in formats for name in entry.facts.get("reads", ()))
 
 
-def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Format:
-    """Give `function` a renamed object only, return what it could not use as `Unusable`, and enter
-    in the ledger which columns it took."""
+def row_format(
+    name: str, config: type, **facts: Any
+) -> Callable[[Callable[[dict[str, Any], Origin, Columns], R]], Format]:
+    """Decorator: the function reads rows of the format `name` (`formats/__init__` tells the facts).
+
+    It is given a renamed object only; what it could not use is returned as `Unusable`, and the
+    ledger is told which columns it took.
+    """
+    return lambda function: formats.register(name, config, **facts)(_guarded(function))
+
+
+def _guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Format:
 
     @functools.wraps(function)
     def convert(raw: Any, origin: Origin, columns: Columns | dict[str, str]) -> Row | Unusable:
@@ -157,7 +164,10 @@ def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Forma
         except RecursionError:
             named.ledger.drop(raw)
             return Unusable("wrong_type", "nested too deeply")
-        entered(named, raw, seen, origin, made)
+        names = tuple(raw)
+        named.ledger.keep(seen, names, named.fields, origin, made)
+        for name in named.plan(names)[1] if named else ():
+            named.ledger.shadowed(name, raw[name], origin)
         return made
 
     return convert
@@ -167,16 +177,6 @@ def guarded(function: Callable[[dict[str, Any], Origin, Columns], Row]) -> Forma
 def file_ending(file: str) -> str:
     """The ending that tells what kind of file a row comes from."""
     return ending_of(Path(file))[0]
-
-
-def entered(
-    columns: Columns, raw: Mapping[str, Any], seen: Seen, origin: Origin, made: Row
-) -> None:
-    """Enter a row that was used in the ledger."""
-    names = tuple(raw)
-    columns.ledger.keep(seen, names, columns.fields, origin, made)
-    for name in columns.plan(names)[1] if columns else ():
-        columns.ledger.shadowed(name, raw[name], origin)
 
 
 def text_of(value: Any, name: str, columns: Columns) -> str:
@@ -275,9 +275,8 @@ def json_cell(value: Any, name: str, columns: Columns) -> Any:
         try:
             found = python_value(text)
         except NotLiteral as reason:
-            raise RowFault(
-                "not_json", f"{name}: {text[:SHOWN_CELL]} ({_where(error) or reason})"
-            ) from error
+            shown = f"{name}: {text[:SHOWN_CELL]} ({_where(error) or reason})"
+            raise RowFault("not_json", shown) from error
     columns.notes["python_lists"] += 1
     return found
 
@@ -307,10 +306,7 @@ def looked_into(value: Any) -> Any:
 
 def first_of(raw: Mapping[str, Any], names: Iterable[str]) -> str | None:
     """The first of these columns that the row has."""
-    for name in names:
-        if name in raw:
-            return name
-    return None
+    return next((name for name in names if name in raw), None)
 
 
 def worded(wording: str, raw: Mapping[str, Any], columns: Columns, **texts: str) -> str:

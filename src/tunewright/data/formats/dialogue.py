@@ -1,22 +1,19 @@
 """Turns as messages, and dialogues that make sense: what the formats with several turns share.
 
-Tool calls are kept as `tool_calls` of the assistant's message with their arguments as objects,
-whichever way they were written: OpenAI's arguments as JSON text, ShareGPT's `function_call` turns,
-the older `function_call` field. A reasoning that stands in a field or column of its own (REASONING)
-goes before the answer, between <think> and </think>, as the models that reason write it. Turns
-under other names are respelt first (`turn_names.py`).
+A reasoning that stands in a field or column of its own (REASONING) goes before the answer, between
+<think> and </think>, as the models that reason write it. Turns under other names are respelt first
+(`turn_names.py`); calls of tools are read by `tool_calls.py`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tunewright.core.types import Conversation, Message, Origin
-from tunewright.core.written import plain_numbers
+from tunewright.data.files.turns import CALL, ROLES
 from tunewright.data.formats.common import (
     Columns,
     RowFault,
@@ -28,47 +25,24 @@ from tunewright.data.formats.common import (
 )
 from tunewright.data.formats.ledger import Seen, peek
 from tunewright.data.formats.marks import LISTS, by_turn, marked, row_weight, turn_weight
+from tunewright.data.formats.tool_calls import (
+    TOOLS,
+    calls_of,
+    calls_of_text,
+    tools_of,
+    unfilled,
+    with_tool_names,
+)
 from tunewright.data.formats.turn_names import CONTENT_KEYS, is_respellable, respelt
 
-CALL = "function_call"
 _turns = re.compile(r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|from)["']\s*:""")
-_return = re.compile(r"(?<!\\)(?:\\\\)*\\r")
-CALLING = ("tool_calls", CALL, "content", "value")
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "ipython": "tool",
-    CALL: CALL,
-    "tool_call": CALL,
-}
-REASONING = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "thinking_content",
-    "thought",
-    "thoughts",
-    "think",
-    "cot",
-    "chain_of_thought",
-    "complex_cot",
-    "reasoning_trace",
-    "rationale",
+REASONING = tuple(
+    """
+    reasoning_content reasoning thinking thinking_content thought thoughts think cot
+    chain_of_thought complex_cot reasoning_trace rationale
+    """.split()
 )
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction")
-TOOLS = ("tools", "functions")
 TURN_COLUMNS = ("messages", "conversations", "conversation")
 MORE_TURN_COLUMNS = ("contents", "turns", "dialogue", "dialog", "data", "chat")
 """Also looked at where there is none of TURN_COLUMNS, and taken where they hold a list of turns:
@@ -168,41 +142,37 @@ def messages_of(
     found: list[Message] = []
     for turn, kind, of_row in zip(turns, kinds, marks, strict=True):
         # Of a turn with a role and a content and nothing else nothing can be left.
-        seen = None if len(turn) == 2 and role_key in turn and content_key in turn else Seen(turn)
-        read = turn if seen is None else seen
-        message = _message(
-            read,
-            kind,
-            content_key,
-            columns,
-            turn_weight(read, columns, kind in ("assistant", CALL), of_row),
-        )
-        for left in seen.left() - {role_key} if seen is not None else ():
+        is_bare = len(turn) == 2 and role_key in turn and content_key in turn
+        read = turn if is_bare else Seen(turn)
+        weight = turn_weight(read, columns, kind in ("assistant", CALL), of_row)
+        message = _message(read, kind, content_key, columns, weight)
+        for left in read.left() - {role_key} if isinstance(read, Seen) else ():
             if (value := turn[left]) not in (None, "", [], {}):
                 columns.fields[left] = value
-        before = found[-1] if found else None
-        if (
-            before
-            and before.role == message.role == "assistant"
-            and message.tool_calls
-            and before.weight == message.weight
-        ):
-            # Words and the call that follows them are one turn of the assistant; so are calls one
-            # after the other.
-            joined = "\n".join(part for part in (before.content, message.content) if part)
-            found[-1] = replace(
-                before, content=joined, tool_calls=[*(before.tool_calls or []), *message.tool_calls]
-            )
+        joined = _joined(found[-1], message) if found else None
+        if joined is not None:
+            found[-1] = joined
             columns.notes["turns_joined"] += 1
         else:
             found.append(message)
-    return _with_tool_names(found)
+    return with_tool_names(found)
+
+
+def _joined(before: Message, message: Message) -> Message | None:
+    """Words and the call that follows them are one turn of the assistant; so are calls one after
+    the other. None for two turns."""
+    is_same = before.role == message.role == "assistant" and before.weight == message.weight
+    if not message.tool_calls or not is_same:
+        return None
+    content = "\n".join(part for part in (before.content, message.content) if part)
+    calls = [*(before.tool_calls or []), *message.tool_calls]
+    return replace(before, content=content, tool_calls=calls)
 
 
 def _spelt(
     turns: list[Any], role_key: str, content_key: str, columns: Columns
 ) -> tuple[list[Any], str, str]:
-    """The turns and what they call role and content, respelt where the first one has other names."""
+    """The turns and what they call role and content, respelt where the first has other names."""
     first = turns[0] if turns else None
     if (
         isinstance(first, dict)
@@ -229,9 +199,9 @@ def _message(
     turn: Mapping[str, Any], known: str, content_key: str, columns: Columns, weight: float
 ) -> Message:
     if known == CALL:
-        return Message("assistant", "", weight, _calls_of_text(turn.get(content_key), columns))
+        return Message("assistant", "", weight, calls_of_text(turn.get(content_key), columns))
     content = text_of(turn.get(content_key), content_key, columns)
-    calls = _calls(turn, columns) if known == "assistant" else None
+    calls = calls_of(turn, columns) if known == "assistant" else None
     if known == "assistant":
         content = _with_reasoning(turn, content, columns)
     name, call_id = turn.get("name"), turn.get("tool_call_id")
@@ -293,164 +263,6 @@ def with_thought(
         replace(last, content=_with_reasoning(raw, last.content, columns, names)),
         *messages[answers[-1] + 1 :],
     ]
-
-
-def _calls(turn: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]] | None:
-    """The tool calls of an assistant's message, arguments as objects."""
-    if turn.get("tool_calls") is None and CALL not in turn:
-        return None
-    calls = json_cell(turn.get("tool_calls"), "tool_calls", columns) or None
-    if calls is None and isinstance(turn.get(CALL), dict):
-        calls = [{"type": "function", "function": turn[CALL]}]
-    if calls is None:
-        return None
-    if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise RowFault("wrong_type", "tool_calls")
-    return [_call(call, columns) for call in calls]
-
-
-def own(value: Any, name: str, columns: Columns) -> Any:
-    """The value of a cell without the nulls that the one schema of a columnar file put into its
-    objects; what stands there as text has none of those."""
-    if isinstance(value, str) or not columns.fills_objects:
-        return json_cell(value, name, columns)
-    made, count = _without_nulls(value)
-    if count:
-        columns.notes["schema_nulls"] += count
-    return made
-
-
-def unfilled(turns: Any, columns: Columns) -> Any:
-    """The turns, as a columnar file has them, without the nulls of its schema in their calls
-    (`own`); other turns as they are."""
-    if not columns.fills_objects or not isinstance(turns, list):
-        return turns
-    found = []
-    for turn in turns:
-        calls = (
-            [key for key, cell in turn.items() if key in CALLING and isinstance(cell, dict | list)]
-            if isinstance(turn, dict)
-            else ()
-        )
-        found.append(
-            {**turn, **{key: own(turn[key], key, columns) for key in calls}} if calls else turn
-        )
-    return found
-
-
-def _without_nulls(value: Any, name: str = "") -> tuple[Any, int]:
-    """The value without fields that are null, on every level, and how many there were; a property
-    of a tool that held nothing else is left out as well."""
-    if isinstance(value, list):
-        items = [_without_nulls(inner) for inner in value]
-        return [inner for inner, _ in items], sum(count for _, count in items)
-    if not isinstance(value, dict):
-        return value, 0
-    made, total = {}, 0
-    for key, inner in value.items():
-        left, count = _without_nulls(inner, key)
-        total += count + (inner is None)
-        if inner is not None and not (name == "properties" and inner and left == {}):
-            made[key] = left
-    return made, total
-
-
-def with_plain_numbers(value: Any, columns: Columns) -> Any:
-    """The value with numbers as JSON libraries write them, for a template writes them so; those
-    that its file spells otherwise are counted."""
-    made, count = plain_numbers(value)
-    if count:
-        columns.notes["numbers_respelt"] += count
-    return made
-
-
-def _call(call: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    function = call["function"] if isinstance(call.get("function"), dict) else call
-    if not isinstance(function.get("name"), str):
-        raise RowFault("bad_tool_call", "name")
-    arguments = function.get("arguments", function.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = json_cell(arguments, "arguments", columns) or {}
-        except RowFault as fault:
-            raise RowFault("bad_tool_call", "arguments") from fault
-    if isinstance(arguments, str):
-        raise RowFault("bad_tool_call", "arguments")
-    made = {k: v for k, v in function.items() if k not in ("arguments", "parameters")} | {
-        "arguments": {} if arguments is None else arguments
-    }
-    whole = with_plain_numbers(call | {"function": made} if function is not call else made, columns)
-    _plain(whole, "tool_calls", columns)
-    return dict(whole)
-
-
-def _calls_of_text(value: Any, columns: Columns) -> list[dict[str, Any]]:
-    """The calls of a ShareGPT turn: JSON text (or the value itself) with a name and arguments, or a
-    list of those."""
-    try:
-        found = json_cell(value, CALL, columns)
-    except RowFault as fault:
-        raise RowFault("bad_tool_call", "JSON") from fault
-    calls = found if isinstance(found, list) else [found]
-    if not calls or not all(isinstance(call, dict) for call in calls):
-        raise RowFault("bad_tool_call", type(found).__name__)
-    return [
-        {"type": "function", "function": made}
-        if "function" not in (made := _call(call, columns))
-        else made
-        for call in calls
-    ]
-
-
-def _with_tool_names(messages: list[Message]) -> list[Message]:
-    """Results of tools with the name of the tool, found by the id of the call, for templates that
-    write it."""
-    names: dict[str, str] = {}
-    out = []
-    for message in messages:
-        for call in message.tool_calls or []:
-            if isinstance(call.get("id"), str):
-                names[call["id"]] = str(call.get("function", call).get("name", ""))
-        if message.role == "tool" and message.name is None and message.tool_call_id in names:
-            message = replace(message, name=names[message.tool_call_id])
-        out.append(message)
-    return out
-
-
-def tools_of(raw: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]] | None:
-    """The tools of a row (`functions`, as they were once called): a list or JSON text of one; a
-    bare function is put into the form of chat templates."""
-    name = "functions" if "functions" in raw and not peek(raw, "tools") else "tools"
-    if raw.get(name) is None:
-        return None
-    tools = own(raw[name], name, columns) or None
-    if isinstance(tools, dict):
-        tools = [tools]
-    if tools is None:
-        return None
-    if isinstance(tools, list):
-        tools = [json_cell(tool, "tools", columns) for tool in tools]
-    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise RowFault("wrong_type", "tools")
-    tools = with_plain_numbers(tools, columns)
-    _plain(tools, "tools", columns)
-    return [
-        {"type": "function", "function": tool}
-        if "name" in tool and "function" not in tool and "type" not in tool
-        else tool
-        for tool in tools
-    ]
-
-
-def _plain(value: Any, name: str, columns: Columns) -> None:
-    """Raises RowFault for what cannot be written as JSON text; a carriage return in it is counted."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        check_unicode(text, name)
-        if "\\r" in text and _return.search(text):
-            columns.notes["carriage_returns"] += 1
-    except (TypeError, ValueError) as error:
-        raise RowFault("wrong_type", name) from error
 
 
 def with_system(messages: list[Message], raw: Mapping[str, Any], columns: Columns) -> list[Message]:
@@ -526,6 +338,29 @@ def conversation(
         tools_of(raw, columns),
         row_weight(raw, columns),
     )
+
+
+def conversation_of_turns(
+    raw: Mapping[str, Any],
+    name: str | None,
+    keys: tuple[str, str],
+    origin: Origin,
+    columns: Columns,
+) -> Conversation:
+    """The dialogue that the list of turns in the column `name` is; `keys` are what the turns call
+    role and content."""
+    if name is None:
+        raise RowFault("no_answer")
+    said = turns_of_column(raw, name, keys, columns)
+    return conversation(with_system(said, raw, columns), origin, raw, columns, is_marked=True)
+
+
+def turns_of_column(
+    raw: Mapping[str, Any], name: str, keys: tuple[str, str], columns: Columns
+) -> list[Message]:
+    """The turns of a column, marked, with the reasoning of the row before its only answer."""
+    found = messages_of(raw[name], *keys, columns, name, raw)
+    return with_thought(found, raw, columns, of_last=False)
 
 
 def turns_or_text(value: Any, name: str, role: str, columns: Columns) -> list[Message]:

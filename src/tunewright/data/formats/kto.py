@@ -10,27 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
-from tunewright.core.types import Judged, Message, Origin
+from tunewright.core.types import Judged, Message, Origin, Row
 from tunewright.data.formats import alpaca, prompt_completion
-from tunewright.data.formats.alpaca import OUTPUTS, asked
-from tunewright.data.formats.beside import question_of, right_choice, thoughtful
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, text_of, truth_of
+from tunewright.data.formats.beside import question_of, thoughtful
+from tunewright.data.formats.common import Columns, RowFault, first_of, row_format, truth_of
 from tunewright.data.formats.dialogue import (
     TURN_COLUMNS,
     as_context,
+    conversation,
     keys_of,
-    messages_of,
-    ordered,
-    tools_of,
     turn_column,
-    turns_or_text,
-    up_to_last_answer,
+    turns_of_column,
     with_system,
-    with_thought,
 )
-from tunewright.data.formats.marks import marked, row_weight
-from tunewright.data.formats.prompt_completion import pair_of
+from tunewright.data.formats.prompt_completion import completion_of, pair_of
+from tunewright.data.formats.writing import as_turns, of_kind
 
 READS = tuple(
     dict.fromkeys(("kto_tag", "label", *TURN_COLUMNS, *alpaca.READS, *prompt_completion.READS))
@@ -47,60 +41,46 @@ def looks_like(raw: dict[str, Any]) -> int:
         return 3
     label = raw.get("label")
     if isinstance(label, bool):
-        return (
-            3
-            if turn_column(raw) or pair_of(raw) or ("instruction" in raw and first_of(raw, OUTPUTS))
-            else 0
-        )
+        told = "instruction" in raw and first_of(raw, alpaca.OUTPUTS)
+        return 3 if turn_column(raw) or pair_of(raw) or told else 0
     return 3 if truth_of(label) is not None and "prompt" in raw and "completion" in raw else 0
 
 
-@formats.register(
+def write(row: Row) -> dict[str, Any]:
+    """The dialogue before the last answer, that answer, and what it was called."""
+    judged = of_kind(row, Judged)
+    asked, answer = as_turns(judged.messages[:-1]), as_turns(judged.messages[-1:])
+    return {"prompt": asked, "completion": answer, "label": judged.good}
+
+
+@row_format(
     "kto",
     KTO,
     needs="messages | instruction, output | prompt, completion; kto_tag | label (true, false)",
     reads=READS,
     looks_like=looks_like,
+    write=write,
 )
-@guarded
 def kto(raw: dict[str, Any], origin: Origin, columns: Columns) -> Judged:
     """A dialogue and whether its last answer is good."""
     tag = raw["kto_tag"] if "kto_tag" in raw else raw.get("label")
     good = truth_of(tag)
     if good is None:
         raise RowFault("bad_label", repr(tag)[:40])
-    turns = with_system(_dialogue(raw, columns), raw, columns)
-    found = ordered(
-        up_to_last_answer(turns if turn_column(raw) else marked(turns, raw, columns), columns),
-        columns,
-    )
-    return Judged(found, good, origin, tools_of(raw, columns), row_weight(raw, columns))
+    turns, is_marked = with_system(_turns(raw, columns), raw, columns), bool(turn_column(raw))
+    made = conversation(turns, origin, raw, columns, is_marked=is_marked)
+    return Judged(made.messages, good, origin, made.tools, made.weight)
 
 
-def _dialogue(raw: dict[str, Any], columns: Columns) -> list[Message]:
+def _turns(raw: dict[str, Any], columns: Columns) -> list[Message]:
     name = turn_column(raw)
     if name is not None:
-        return with_thought(
-            messages_of(raw[name], *keys_of(raw[name]), columns, name, raw),
-            raw,
-            columns,
-            of_last=False,
-        )
+        return turns_of_column(raw, name, keys_of(raw[name]), columns)
     if "instruction" in raw:
-        output = first_of(raw, OUTPUTS)
-        if output is None:
-            raise RowFault("no_answer")
-        answer = text_of(right_choice(raw[output], raw, columns), output, columns)
-        return thoughtful(
-            [*asked(raw, columns), Message("assistant", answer)], raw, columns, output
-        )
+        return alpaca.answered(raw, columns)
     pair = pair_of(raw)
     if pair is None:
         raise RowFault("no_answer")
     ask, answer = pair
-    completion = turns_or_text(
-        right_choice(raw[answer], raw, columns), answer, "assistant", columns
-    )
-    return thoughtful(
-        [*as_context(question_of(raw, ask, columns)), *completion], raw, columns, answer
-    )
+    asked = as_context(question_of(raw, ask, columns))
+    return thoughtful([*asked, *completion_of(raw, answer, columns)], raw, columns, answer)

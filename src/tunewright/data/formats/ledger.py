@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunewright.core.types import PlainText, Preference, Row
+from tunewright.core.types import PlainText, Row, turns_of
 
 SHOWN_CHARACTERS = 80
 COMPARED_CHARACTERS = 200
@@ -33,78 +33,13 @@ OF_TURNS = "turns[]."
 """Before the name of what turns hold besides role and content."""
 COPY_CHARACTERS, MOSTLY = 12, 0.9
 BOOKKEEPING = frozenset(
-    {
-        "id",
-        "ids",
-        "idx",
-        "index",
-        "no",
-        "nr",
-        "uid",
-        "uuid",
-        "guid",
-        "key",
-        "hash",
-        "source",
-        "sources",
-        "url",
-        "urls",
-        "uri",
-        "link",
-        "lang",
-        "language",
-        "locale",
-        "date",
-        "datetime",
-        "time",
-        "timestamp",
-        "created",
-        "updated",
-        "added",
-        "dataset",
-        "datasource",
-        "split",
-        "license",
-        "licence",
-        "author",
-        "username",
-        "file",
-        "filename",
-        "path",
-        "filepath",
-        "version",
-        "model",
-        "generator",
-        "engine",
-        "dump",
-        "meta",
-        "metadata",
-        "commit",
-        "revision",
-        "annotator",
-        "worker",
-        "size",
-        "length",
-        "tokens",
-        "domain_name",
-        "website",
-        "site",
-        "repo",
-        "extension",
-        "ext",
-        "mimetype",
-        "seed",
-        "编号",
-        "序号",
-        "来源",
-        "链接",
-        "网址",
-        "日期",
-        "时间",
-        "语言",
-        "作者",
-        "数据集",
-    }
+    """
+    id ids idx index no nr uid uuid guid key hash source sources url urls uri link lang language
+    locale date datetime time timestamp created updated added dataset datasource split license
+    licence author username file filename path filepath version model generator engine dump meta
+    metadata commit revision annotator worker size length tokens domain_name website site repo
+    extension ext mimetype seed 编号 序号 来源 链接 网址 日期 时间 语言 作者 数据集
+    """.split()
 )
 """Names of columns that say where a row came from."""
 _ending = re.compile(
@@ -212,9 +147,8 @@ class Left:
 
 def is_bookkeeping(name: str) -> bool:
     """Whether a name is one of those that say where a row came from."""
-    plain = (
-        _camel.sub("_", name.rpartition(".")[2].strip()).lower().replace("-", "_").replace(" ", "_")
-    )
+    plain = _camel.sub("_", name.rpartition(".")[2].strip()).lower()
+    plain = plain.replace("-", "_").replace(" ", "_")
     return plain in BOOKKEEPING or bool(_ending.search(plain))
 
 
@@ -268,7 +202,7 @@ class Ledger:
             taken = {row.theirs(name) for name in row.taken}
             names = {name for name in names if row.theirs(name) not in taken}
         if names:
-            whole = _whole_text(made)
+            whole = "\n".join(turn.content for turn in turns_of(made))
             for name in names:
                 value = dict.get(row, name)
                 self._entry(row.theirs(name)).add(value, place, _is_copy(value, made, whole))
@@ -330,46 +264,21 @@ class Ledger:
         self._count()
         found = []
         for name, one in self.left.items():
-            total = self.had.get(name, one.rows)
-            example = _whole(one.first[:SHOWN_CHARACTERS]) + (
-                "..." if len(one.first) > SHOWN_CHARACTERS else ""
-            )
-            found.append(
-                {
-                    "name": _whole(name),
-                    "rows": one.rows,
-                    "of": total,
-                    "why": one.why(name),
-                    "example": example,
-                    "place": one.place,
-                }
-            )
+            total, example = self.had.get(name, one.rows), _whole(one.first[:SHOWN_CHARACTERS])
+            example += "..." if len(one.first) > SHOWN_CHARACTERS else ""
+            found.append(_unused(name, one.rows, total, one.why(name), example, one.place))
         for name, rows in self.dropped.items():
             if name not in self.had:
-                found.append(
-                    {
-                        "name": _whole(name),
-                        "rows": rows,
-                        "of": rows,
-                        "why": "dropped",
-                        "example": "",
-                        "place": "",
-                    }
-                )
+                found.append(_unused(name, rows, rows, "dropped"))
         order = {_whole(name): i for i, name in enumerate(self.had)}
         return sorted(found, key=lambda one: (order.get(one["name"], len(order)), one["name"]))
 
 
-def _whole_text(made: Row) -> str:
-    """Everything that the turns of a row say; nothing for running text."""
-    if isinstance(made, PlainText):
-        return ""
-    turns = (
-        [*made.prompt, *made.chosen, *made.rejected]
-        if isinstance(made, Preference)
-        else made.messages
-    )
-    return "\n".join(turn.content for turn in turns)
+def _unused(
+    name: str, rows: int, of: int, why: str, example: str = "", place: str = ""
+) -> dict[str, Any]:
+    about = {"name": _whole(name), "rows": rows, "of": of, "why": why}
+    return about | {"example": example, "place": place}
 
 
 def _is_copy(value: Any, made: Row, whole: str) -> bool:
@@ -381,9 +290,6 @@ def _is_copy(value: Any, made: Row, whole: str) -> bool:
         return True
     asked = next((m.content for m in reversed(made.question()) if m.role == "user"), "")
     begins, answer = asked.partition("\n")[0], made.answer()
-    return (
-        len(begins) + len(answer) >= COPY_CHARACTERS
-        and bool(answer)
-        and answer in value
-        and begins in value
-    )
+    if not answer or len(begins) + len(answer) < COPY_CHARACTERS:
+        return False
+    return answer in value and begins in value

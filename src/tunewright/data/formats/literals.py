@@ -26,7 +26,7 @@ class NotLiteral(Exception):
 
 
 def python_value(text: str) -> Any:
-    """The value of a list or object in Python's spelling, as JSON would hold it. Raises NotLiteral."""
+    """The value of a list or object in Python's spelling, as JSON has it. Raises NotLiteral."""
     if len(text) > MOST_CHARACTERS:
         raise NotLiteral(f"more than {MOST_CHARACTERS:,} characters")
     try:

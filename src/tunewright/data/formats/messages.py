@@ -9,22 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
-from tunewright.core.types import Conversation, Origin
-from tunewright.data.formats.common import Columns, RowFault, guarded
+from tunewright.core.types import Conversation, Origin, Row
+from tunewright.data.formats.common import Columns, row_format
 from tunewright.data.formats.dialogue import (
     BESIDE,
     MORE_TURN_COLUMNS,
     REASONING,
     TURN_COLUMNS,
-    conversation,
-    messages_of,
+    conversation_of_turns,
     turn_column,
     turns_look_like,
     under_other_names,
-    with_system,
-    with_thought,
 )
+from tunewright.data.formats.writing import as_turns, of_kind
 
 
 class Messages(Section):
@@ -34,27 +31,25 @@ class Messages(Section):
 def looks_like(raw: dict[str, Any]) -> int:
     """2 with a list of {role, content} or of turns that are respelt, 1 with a `messages` column of
     another shape."""
-    if any(
-        turns_look_like(raw.get(name), "role", "content") for name in TURN_COLUMNS
-    ) or under_other_names(raw):
+    known = any(turns_look_like(raw.get(name), "role", "content") for name in TURN_COLUMNS)
+    if known or under_other_names(raw):
         return 2
     return int("messages" in raw and not turns_look_like(raw["messages"], "from", "value"))
 
 
-@formats.register(
+def write(row: Row) -> dict[str, Any]:
+    """The turns of a dialogue."""
+    return {"messages": as_turns(of_kind(row, Conversation).messages)}
+
+
+@row_format(
     "messages",
     Messages,
     needs="messages: [{role, content}, ...]",
     reads=(*TURN_COLUMNS, *MORE_TURN_COLUMNS, *REASONING, *BESIDE),
     looks_like=looks_like,
+    write=write,
 )
-@guarded
 def messages(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """A dialogue whose assistant turns are learnt."""
-    name = turn_column(raw)
-    if name is None:
-        raise RowFault("no_answer")
-    said = with_thought(
-        messages_of(raw[name], "role", "content", columns, name, raw), raw, columns, of_last=False
-    )
-    return conversation(with_system(said, raw, columns), origin, raw, columns, is_marked=True)
+    return conversation_of_turns(raw, turn_column(raw), ("role", "content"), origin, columns)

@@ -17,13 +17,14 @@ from typing import Any
 from tunewright.core.errors import DataError, problem, raise_all
 from tunewright.core.registry import formats
 from tunewright.core.words import say
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.beside import HISTORIES, choice_columns
 from tunewright.data.formats.common import first_of, known_names, plain_name
 from tunewright.data.formats.dialogue import REASONING, SYSTEMS
 from tunewright.data.formats.ledger import Ledger, Seen, is_bookkeeping
-from tunewright.data.formats.text import DOCUMENT
 
-RUNNING_TEXT = ("text", "documents")
+DOCUMENT = ("text", "document", "content")
+"""Columns of running text."""
 SHOWN_COLUMNS, SHOWN_CHARACTERS, EXAMPLE_CHARACTERS = 20, 60, 40
 WITH_EXAMPLE = 8
 LABEL_CHARACTERS, PROSE_CHARACTERS, LEAST_ROWS = 40, 15, 4
@@ -36,16 +37,21 @@ def _set(names: str, *more: str) -> frozenset[str]:
 
 
 ASKS = _set(
-    "prompt question query problem q ask user human user_input user_message user_prompt question_text input input_text inputs source src source_text article"
-    " dialogue document content text passage post sentence premise context request utterance 问题 提问 题目 输入 原文 内容 文章 用户 文本 正文 对话"
+    "prompt question query problem q ask user human user_input user_message user_prompt "
+    "question_text input input_text inputs source src source_text article"
+    " dialogue document content text passage post sentence premise context request utterance "
+    "问题 提问 题目 输入 原文 内容 文章 用户 文本 正文 对话"
 )
 ANSWERS = _set(
-    "completion answer response output solution a ans reply assistant bot gpt model assistant_message output_text target tgt target_text targets summary"
-    " summaries highlights abstract tldr headline translation correct_answer final_answer best_answer answer_text paraphrase rewrite correction keywords"
+    "completion answer response output solution a ans reply assistant bot gpt model "
+    "assistant_message output_text target tgt target_text targets summary"
+    " summaries highlights abstract tldr headline translation correct_answer final_answer "
+    "best_answer answer_text paraphrase rewrite correction keywords"
     " 答案 回答 回复 输出 摘要 总结 概括 译文 翻译 助手 解答 标准答案"
 )
 LABELS = _set(
-    "label labels category categories sentiment class classes aspect intent emotion topic rating stars polarity stance tag tags label_name"
+    "label labels category categories sentiment class classes aspect intent emotion topic rating "
+    "stars polarity stance tag tags label_name"
     " 标签 类别 分类 情感 意图 主题"
 )
 TAKEN_FOR_ANSWERS = ANSWERS - _set(
@@ -110,36 +116,21 @@ def unknown(values: Sequence[Any], where: str) -> DataError:
     first = _first_values(values)
     if not first:
         kind = type(values[0]).__name__ if values else "-"
-        return DataError.of(
-            "E-DATA-08", where, found=f"- ({kind})", hint=say("data.hint.no_objects")
-        )
+        hint = say("data.hint.no_objects")
+        return DataError.of("E-DATA-08", where, found=f"- ({kind})", hint=hint)
     listed = [
         f"`{_cut(name, SHOWN_CHARACTERS)}` ({example_of(value)})"
         for name, value in list(first.items())[:WITH_EXAMPLE]
     ]
     found = ", ".join([*listed, "..."] if len(first) > WITH_EXAMPLE else listed)
-    wanted = suggested(
-        {
-            name: value
-            for name, value in first.items()
-            if name.isprintable() and len(name) <= SHOWN_CHARACTERS
-        }
-    )
-    turns = next(
-        (
-            name
-            for name, value in first.items()
-            if isinstance(value, list) and value and isinstance(value[0], dict | list)
-        ),
-        None,
-    )
+    short = [name for name in first if name.isprintable() and len(name) <= SHOWN_CHARACTERS]
+    wanted = suggested({name: first[name] for name in short})
+    lists = (name for name, value in first.items() if isinstance(value, list) and value)
+    turns = next((name for name in lists if isinstance(first[name][0], dict | list)), None)
     if wanted:
         read = {*wanted.values(), *(name for _, name in choice_columns(tuple(first)))}
-        left = [
-            name
-            for name in first
-            if name not in read and not is_bookkeeping(name) and name not in known_names()
-        ]
+        read |= known_names()
+        left = [name for name in first if name not in read and not is_bookkeeping(name)]
         rest = say("data.hint.left_out", names=shown_names(left)) if left else ""
         hint = say("data.hint.command", command=flags(wanted) or "--columns OURS=THEIRS", rest=rest)
     elif turns is not None:
@@ -162,78 +153,79 @@ def _first_values(values: Sequence[Any]) -> dict[str, Any]:
 def suggested(first: Mapping[str, Any]) -> dict[str, str]:
     """Our names to the file's, as they are most likely meant; empty where nothing can be said.
     `first` holds a value of every column."""
-    choices = {name for _, name in choice_columns(tuple(first))}
-    columns = {
-        name: plain_name(name)
-        for name in first
-        if name not in choices and (not is_bookkeeping(name) or plain_name(name) in ASKS | ANSWERS)
-    }
-    roles = {
-        role: name for role, names in ROLES.items() if (name := _named(columns, names)) is not None
-    }
-    texts = [
-        name
-        for name in columns
-        if isinstance(first[name], str) and any(map(str.isalpha, first[name][:1000]))
-    ]
-    rest = {name: plain for name, plain in columns.items() if name not in roles.values()}
-    more = {ours: roles[ours] for ours in ("history", "reasoning", "system") if ours in roles}
-    if "chosen" in roles and "rejected" in roles:
+    columns = _telling_columns(first)
+    roles = {role: _named(columns, names) for role, names in ROLES.items()}
+    found = {role: name for role, name in roles.items() if name is not None}
+    rest = {name: plain for name, plain in columns.items() if name not in found.values()}
+    if "chosen" in found and "rejected" in found:
         ask = _named(rest, ASKS)
-        return ({"prompt": ask} if ask else {}) | {
-            "chosen": roles["chosen"],
-            "rejected": roles["rejected"],
-        }
+        pair = {side: found[side] for side in ("chosen", "rejected")}
+        return ({"prompt": ask} if ask else {}) | pair
+    beside = ("history", "reasoning", "system")
+    more: dict[str, str] = {ours: found[ours] for ours in beside if ours in found}
+    texts = [name for name in columns if _is_text(first[name])]
     answer, label = _named(rest, ANSWERS), _named(rest, LABELS)
     ask = _named({name: plain for name, plain in rest.items() if name != answer}, ASKS)
-    if "instruction" in roles and answer:
-        return (
-            {"instruction": roles["instruction"]}
-            | ({"input": ask} if ask else {})
-            | {"output": answer}
-            | more
-        )
+    if "instruction" in found and answer:
+        pair = {"instruction": found["instruction"]} | ({"input": ask} if ask else {})
+        return pair | {"output": answer} | more
     if ask and answer:
         return {"prompt": ask, "completion": answer} | more
     if ask and label:
         return {"text": ask, "label": label}
     if label and texts and label != texts[0]:
         return {"text": texts[0], "label": label}
-    close = {
-        ours: name
-        for name in columns
-        if not isinstance(first[name], list | dict)
-        for ours in difflib.get_close_matches(columns[name][:40], MAIN, n=1, cutoff=CLOSE)
-    }
-    if close and (len(close) > 1 or "text" in close):
+    plain = {name: columns[name] for name in columns if not isinstance(first[name], list | dict)}
+    if close := _nearly_ours(plain):
         return close
-    texts = [name for name in texts if name not in roles.values()]
-    if ask and len(texts) == 2 and ask in texts:
-        return {"prompt": ask, "completion": next(name for name in texts if name != ask)} | more
-    if answer and len(texts) == 2 and answer in texts:
-        return {
-            "prompt": next(name for name in texts if name != answer),
-            "completion": answer,
-        } | more
-    if len(texts) == 2:
-        return {"prompt": texts[0], "completion": texts[1]} | more
-    return {"text": texts[0]} if len(texts) == 1 and len(columns) == 1 else {}
+    texts = [name for name in texts if name not in found.values()]
+    if len(texts) == len(columns) == 1:
+        return {"text": texts[0]}
+    return _of_two_texts(texts, ask, answer, more)
 
 
-MAIN = (
-    "instruction",
-    "input",
-    "output",
-    "prompt",
-    "completion",
-    "question",
-    "answer",
-    "response",
-    "text",
-    "label",
-    "messages",
-    "chosen",
-    "rejected",
+def _telling_columns(first: Iterable[str]) -> dict[str, str]:
+    """Columns whose names may say something, with their plain names: neither choices nor where the
+    row came from."""
+    names = tuple(first)
+    choices = {name for _, name in choice_columns(names)}
+    found = {name: plain_name(name) for name in names if name not in choices}
+    known = ASKS | ANSWERS
+    return {n: plain for n, plain in found.items() if plain in known or not is_bookkeeping(n)}
+
+
+def _nearly_ours(columns: Mapping[str, str]) -> dict[str, str]:
+    """Columns whose names are ours but for a letter or two; one alone says too little, unless it is
+    the text."""
+    found: dict[str, str] = {}
+    for name, plain in columns.items():
+        for ours in difflib.get_close_matches(plain[:40], MAIN, n=1, cutoff=CLOSE):
+            found[ours] = name
+    return found if len(found) > 1 or "text" in found else {}
+
+
+def _of_two_texts(
+    texts: Sequence[str], ask: str | None, answer: str | None, more: Mapping[str, str]
+) -> dict[str, str]:
+    """Which of two texts asks and which answers, where one is known by its name; else the first
+    asks."""
+    if len(texts) != 2:
+        return {}
+    first, second = texts
+    if ask == second or answer == first:
+        first, second = second, first
+    return {"prompt": first, "completion": second, **more}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and any(map(str.isalpha, value[:1000]))
+
+
+MAIN = tuple(
+    """
+    instruction input output prompt completion question answer response text label messages
+    chosen rejected
+    """.split()
 )
 
 
@@ -252,11 +244,8 @@ def refuse_text_with_answer(rows: Sequence[Seen], name: str, where: str) -> None
     if not having:
         return
     text = first_of(having[0], DOCUMENT) or "text"
-    beside = list(
-        dict.fromkeys(
-            column for row in having for column in row if column != text and column != "weight"
-        )
-    )
+    every = dict.fromkeys(column for row in having for column in row)
+    beside = [column for column in every if column not in (text, "weight")]
     cells = {
         column: [value for row in having if (value := dict.get(row, column)) not in (None, "")]
         for column in beside
@@ -281,36 +270,22 @@ def refuse_text_with_answer(rows: Sequence[Seen], name: str, where: str) -> None
         f"`{_cut(theirs(column), SHOWN_CHARACTERS)}` ({example_of(cells[column][0])})"
         for column in answers[:WITH_EXAMPLE]
     )
-    raise DataError.of(
-        "E-DATA-86",
-        where,
-        text=theirs(text),
-        shown=shown,
-        answer=theirs(answer),
-        command=command,
-        alone=f"--format {name}",
-    )
+    told = {"text": theirs(text), "shown": shown, "answer": theirs(answer)}
+    raise DataError.of("E-DATA-86", where, **told, command=command, alone=f"--format {name}")
 
 
-def refuse_prompt_with_answer(rows: Sequence[Seen], where: str) -> None:
+def refuse_prompt_with_answer(rows: Sequence[Seen], name: str, where: str) -> None:
     """Raise E-DATA-88 for prompts with a text beside them that is an answer by its name: kept as a
     fact for reward functions it would teach nothing."""
     having = [row for row in rows if "prompt" in row]
-    for name in dict.fromkeys(name for row in having for name in row):
-        value = next(
-            (
-                cell
-                for row in having
-                if isinstance(cell := dict.get(row, name), str) and any(map(str.isalpha, cell))
-            ),
-            None,
-        )
-        if value is not None and plain_name(name) in TAKEN_FOR_ANSWERS:
-            theirs = having[0].theirs(name)
+    for column in dict.fromkeys(column for row in having for column in row):
+        cells = (dict.get(row, column) for row in having)
+        value = next((cell for cell in cells if _is_text(cell)), None)
+        if value is not None and plain_name(column) in TAKEN_FOR_ANSWERS:
+            theirs = having[0].theirs(column)
             command = flags({"prompt": having[0].theirs("prompt"), "completion": theirs})
-            raise DataError.of(
-                "E-DATA-88", where, answer=theirs, example=example_of(value), command=command
-            )
+            told = {"answer": theirs, "example": example_of(value), "command": command}
+            raise DataError.of("E-DATA-88", where, **told)
 
 
 def _is_answer(name: str, values: Sequence[Any], texts: Sequence[str]) -> bool:
@@ -322,18 +297,14 @@ def _is_answer(name: str, values: Sequence[Any], texts: Sequence[str]) -> bool:
     if plain in LABELS or (plain in ANSWERS and any(isinstance(value, str) for value in values)):
         return True
     words = [value for value in values if isinstance(value, str)]
-    if (
-        is_bookkeeping(name)
-        or len(words) < len(values)
-        or not any(any(map(str.isalpha, word)) for word in words)
-    ):
+    if is_bookkeeping(name) or len(words) < len(values):
+        return False
+    if not any(any(map(str.isalpha, word)) for word in words):
         return False
     if len(values) > 1 and len(set(words)) == 1:
         return False
-    if (
-        sum(word in text or text in word for word, text in zip(words, texts, strict=False))
-        > len(words) / 2
-    ):
+    pairs = zip(words, texts, strict=False)
+    if sum(word in text or text in word for word, text in pairs) > len(words) / 2:
         return False  # the text once more, or a piece of it
     is_prose = sum(
         len(word) >= PROSE_CHARACTERS
@@ -349,7 +320,27 @@ def _are_labels(values: Sequence[Any]) -> bool:
     return few and all(len(word) <= LABEL_CHARACTERS for word in words)
 
 
-# ---- a name that is not read
+# ---- a name that is not there, or not read
+
+
+def columns_of(rows: Iterable[RawRow]) -> list[str]:
+    """Names of columns of these rows, in the order in which they appear."""
+    objects = (row.value for row in rows if isinstance(row.value, dict))
+    return list(dict.fromkeys(name for value in objects for name in value))
+
+
+def require_columns(columns: Mapping[str, str], found: Iterable[str], there: Sequence[str]) -> None:
+    """Raise DataError for renamed columns that are not `found` in any row, with the closest names.
+    `there` are the first rows' columns, for the message."""
+    known, problems = {*found}, []
+    for ours, theirs in columns.items():
+        if theirs in known:
+            continue
+        near = sorted(name for name in {*there, *known} if isinstance(name, str))[:1000]
+        guess = shown_names(difflib.get_close_matches(theirs, near, n=1)) or "-"
+        told = {"column": theirs, "guess": guess, "columns": shown_names(map(str, there))}
+        problems.append(problem("E-DATA-11", f"data.columns.{ours}", **told))
+    raise_all(problems, DataError)
 
 
 def require_read(name: str, columns: Mapping[str, str] | None, ledger: Ledger) -> None:
@@ -364,28 +355,12 @@ def require_read(name: str, columns: Mapping[str, str] | None, ledger: Ledger) -
         left = ledger.left.get(theirs)
         if left is None or not left.filled or theirs in used:
             continue
+        told = {"ours": ours, "theirs": theirs, "format": name}
         if ours in reads:
-            problems.append(
-                problem(
-                    "E-DATA-87",
-                    f"data.columns.{ours}",
-                    ours=ours,
-                    theirs=theirs,
-                    format=name,
-                    used=shown_names(sorted(used)) or "-",
-                )
-            )
-            continue
-        close = difflib.get_close_matches(ours, reads, n=1) or ["-"]
-        problems.append(
-            problem(
-                "E-DATA-85",
-                f"data.columns.{ours}",
-                ours=ours,
-                theirs=theirs,
-                format=name,
-                guess=close[0],
-                reads=", ".join(reads),
-            )
-        )
+            told["used"] = shown_names(sorted(used)) or "-"
+        else:
+            close = difflib.get_close_matches(ours, reads, n=1) or ["-"]
+            told |= {"guess": close[0], "reads": ", ".join(reads)}
+        code = "E-DATA-87" if ours in reads else "E-DATA-85"
+        problems.append(problem(code, f"data.columns.{ours}", **told))
     raise_all(problems, DataError)

@@ -19,8 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
-from tunewright.core.types import Message, Origin, Preference
+from tunewright.core.types import Message, Origin, Preference, Row
 from tunewright.data.formats import alpaca
 from tunewright.data.formats.alpaca import asked
 from tunewright.data.formats.beside import BESIDE_QUESTION, question_of
@@ -28,9 +27,9 @@ from tunewright.data.formats.common import (
     Columns,
     RowFault,
     first_of,
-    guarded,
     looked_into,
     number_of,
+    row_format,
     text_of,
 )
 from tunewright.data.formats.dialogue import (
@@ -40,12 +39,13 @@ from tunewright.data.formats.dialogue import (
     keys_of,
     messages_of,
     ordered,
-    tools_of,
     turn_column,
     turns_or_text,
     with_system,
 )
 from tunewright.data.formats.marks import no_list, row_weight
+from tunewright.data.formats.tool_calls import tools_of
+from tunewright.data.formats.writing import as_turns, of_kind
 
 PROMPTS = ("prompt", "question", "query", "problem")
 SIDES = ("chosen", "rejected", "margin", "score_chosen", "score_rejected")
@@ -62,14 +62,22 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 3 if "chosen" in raw and "rejected" in raw else 0
 
 
-@formats.register(
+def write(row: Row) -> dict[str, Any]:
+    """The question and both ways to go on, as lists of messages."""
+    pair = of_kind(row, Preference)
+    sides = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    out: dict[str, Any] = {name: as_turns(turns) for name, turns in sides.items()}
+    return out | ({"margin": pair.margin} if pair.margin is not None else {})
+
+
+@row_format(
     "preference",
     PreferencePairs,
     needs="chosen, rejected (prompt | instruction | conversations)",
     reads=READS,
     looks_like=looks_like,
+    write=write,
 )
-@guarded
 def preference(raw: dict[str, Any], origin: Origin, columns: Columns) -> Preference:
     """A question and its two answers."""
     if raw.get("chosen") is None or raw.get("rejected") is None:

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
-from tunewright.core.types import Conversation, Message, Origin
+from tunewright.core.types import Conversation, Message, Origin, Row
 from tunewright.data.formats.beside import (
     ANSWER_KEYS,
     BESIDE_ANSWER,
@@ -23,7 +22,7 @@ from tunewright.data.formats.beside import (
     right_choice,
     thoughtful,
 )
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, looked_into
+from tunewright.data.formats.common import Columns, RowFault, first_of, looked_into, row_format
 from tunewright.data.formats.dialogue import (
     BESIDE,
     as_context,
@@ -32,47 +31,21 @@ from tunewright.data.formats.dialogue import (
     with_system,
 )
 from tunewright.data.formats.ledger import peek
+from tunewright.data.formats.turn_names import pairs
+from tunewright.data.formats.writing import of_kind, system_and_turns
 
-PAIRS = (
-    ("prompt", "completion"),
-    ("question", "answer"),
-    ("prompt", "response"),
-    ("prompt", "answer"),
-    ("question", "response"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("problem", "answer"),
-    ("problem", "response"),
-    ("problem", "solution"),
-    ("question", "solution"),
-    ("query", "solution"),
-    ("question", "completion"),
-    ("query", "completion"),
-    ("prompt", "output"),
-    ("question", "output"),
-    ("query", "output"),
-    ("input", "output"),
-    ("input", "response"),
-    ("input", "answer"),
-    ("input", "completion"),
-    ("user", "assistant"),
-    ("human", "assistant"),
-    ("human", "gpt"),
-    ("human", "bot"),
-    ("user", "bot"),
+PAIRS = pairs(
+    """
+    prompt:completion question:answer prompt:response prompt:answer question:response
+    query:response query:answer problem:answer problem:response problem:solution
+    question:solution query:solution question:completion query:completion prompt:output
+    question:output query:output input:output input:response input:answer input:completion
+    user:assistant human:assistant human:gpt human:bot user:bot
+    """
 )
 ASKS = tuple(dict.fromkeys(ask for ask, _ in PAIRS))
-READS = tuple(
-    dict.fromkeys(
-        (
-            *(name for pair in PAIRS for name in pair),
-            *ANSWER_KEYS,
-            *BESIDE_QUESTION,
-            *BESIDE_ANSWER,
-            *BESIDE,
-        )
-    )
-)
+_columns = (name for pair in PAIRS for name in pair)
+READS = tuple(dict.fromkeys([*_columns, *ANSWER_KEYS, *BESIDE_QUESTION, *BESIDE_ANSWER, *BESIDE]))
 
 
 class PromptCompletion(Section):
@@ -82,14 +55,8 @@ class PromptCompletion(Section):
 def pair_of(raw: Mapping[str, Any]) -> tuple[str, str] | None:
     """The columns of question and answer; an `input` beside an instruction is no question."""
     has_instruction = "instruction" in raw
-    found = next(
-        (
-            (a, b)
-            for a, b in PAIRS
-            if a in raw and b in raw and not (has_instruction and a == "input")
-        ),
-        None,
-    )
+    there = (pair for pair in PAIRS if pair[0] in raw and pair[1] in raw)
+    found = next((pair for pair in there if not (has_instruction and pair[0] == "input")), None)
     if found is not None or has_instruction:
         return found
     ask, key = first_of(raw, ASKS), first_of(raw, ANSWER_KEYS)
@@ -105,31 +72,46 @@ def looks_like(raw: dict[str, Any]) -> int:
     return int("prompt" in raw or ("question" in raw and "instruction" not in raw))
 
 
-@formats.register(
+def write(row: Row) -> dict[str, Any]:
+    """Two texts for one question and answer. Earlier turns become a list of messages, where their
+    answers are not learnt in the row either."""
+    system, turns = system_and_turns(of_kind(row, Conversation).messages)
+    if any(m.weight != 0 for m in turns[:-1] if m.role == "assistant"):
+        raise RowFault("turns")
+    if turns[-1].weight != 1:
+        raise RowFault("turn_weights")
+    if len(turns) == 2:
+        return {"prompt": turns[0].content, "completion": turns[1].content, **system}
+    said = [{"role": m.role, "content": m.content} for m in turns]
+    return {"prompt": said[:-1], "completion": said[-1:], **system}
+
+
+@row_format(
     "prompt_completion",
     PromptCompletion,
     needs="prompt, completion | question, answer",
     reads=READS,
     looks_like=looks_like,
+    write=write,
 )
-@guarded
 def prompt_completion(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """One question and its answer."""
     pair = pair_of(raw)
     if pair is None:
         raise RowFault("no_answer")
     ask, answer = pair
-    prompt = _given(question_of(raw, ask, columns), raw, ask)
-    completion = turns_or_text(
-        right_choice(raw[answer], raw, columns), answer, "assistant", columns
-    )
+    prompt = question_of(raw, ask, columns)
+    # Answers in a prompt that is a list of messages are context; those of a history are learnt, as
+    # they are beside an instruction.
+    if isinstance(looked_into(peek(raw, ask)), list):
+        prompt = as_context(prompt)
+    completion = completion_of(raw, answer, columns)
     if not any(m.role == "assistant" for m in completion):
         raise RowFault("no_answer")
     said = thoughtful([*prompt, *completion], raw, columns, answer)
     return conversation(with_system(said, raw, columns), origin, raw, columns)
 
 
-def _given(turns: list[Message], raw: Mapping[str, Any], ask: str) -> list[Message]:
-    """Answers in a prompt that is a list of messages are context; those of a history are learnt, as
-    they are beside an instruction."""
-    return as_context(turns) if isinstance(looked_into(peek(raw, ask)), list) else turns
+def completion_of(raw: Mapping[str, Any], name: str, columns: Columns) -> list[Message]:
+    """The turns that the column of the answer holds."""
+    return turns_or_text(right_choice(raw[name], raw, columns), name, "assistant", columns)

@@ -7,13 +7,12 @@ import json
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
 from tunewright.core.types import Message, Origin, Prompt
 from tunewright.data.formats.common import (
     Columns,
     RowFault,
     first_of,
-    guarded,
+    row_format,
     weight_of,
     with_line_ends,
 )
@@ -25,12 +24,13 @@ from tunewright.data.formats.dialogue import (
     last_role,
     messages_of,
     ordered,
-    tools_of,
     turn_column,
     turns_or_text,
     with_system,
 )
 from tunewright.data.formats.ledger import Seen
+from tunewright.data.formats.naming import refuse_prompt_with_answer
+from tunewright.data.formats.tool_calls import tools_of
 
 ANSWERS = ("completion", "response", "output", "chosen", "rejected")
 ASKS = ("prompt", "question", "instruction")
@@ -49,24 +49,19 @@ def looks_like(raw: dict[str, Any]) -> int:
     """
     name = turn_column(raw)
     if name is not None:
-        return (
-            3
-            if last_role(raw[name]) in ("user", "tool")
-            and "chosen" not in raw
-            and "rejected" not in raw
-            else 0
-        )
+        is_pair = "chosen" in raw or "rejected" in raw
+        return 3 if last_role(raw[name]) in ("user", "tool") and not is_pair else 0
     return 2 if "prompt" in raw and first_of(raw, ANSWERS) is None else 0
 
 
-@formats.register(
+@row_format(
     "prompts",
     Prompts,
     needs="prompt | messages that end with a question",
     reads=(*TURN_COLUMNS, *ASKS, *BESIDE),
     looks_like=looks_like,
+    refuse=refuse_prompt_with_answer,
 )
-@guarded
 def prompts(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prompt:
     """A question to answer."""
     name = turn_column(raw) or first_of(raw, ASKS)
@@ -76,15 +71,11 @@ def prompts(raw: dict[str, Any], origin: Origin, columns: Columns) -> Prompt:
     if not found or found[-1].role not in ("user", "tool"):
         raise RowFault("not_a_prompt", found[-1].role if found else "")
     found = ordered(as_context(with_system(found, raw, columns)), columns)
-    kept = {
-        _own(raw, key): value
-        for key in raw
-        if key != name and key not in USED and _can_be_kept(value := raw[key], columns)
-    }
-    facts = {
-        key: with_line_ends(value, columns) if isinstance(value, str) else value
-        for key, value in kept.items()
-    }
+    facts: dict[str, Any] = {}
+    for key in raw:
+        if key != name and key not in USED and _can_be_kept(value := raw[key], columns):
+            value = with_line_ends(value, columns) if isinstance(value, str) else value
+            facts[_own(raw, key)] = value
     return Prompt(found, origin, tools_of(raw, columns), weight_of(raw), facts)
 
 

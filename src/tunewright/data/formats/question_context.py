@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
 from tunewright.core.types import Conversation, Message, Origin
 from tunewright.data.formats.beside import (
     BESIDE_ANSWER,
@@ -22,7 +21,14 @@ from tunewright.data.formats.beside import (
     thoughtful,
     with_choices,
 )
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, json_cell, text_of
+from tunewright.data.formats.common import (
+    Columns,
+    RowFault,
+    first_of,
+    json_cell,
+    row_format,
+    text_of,
+)
 from tunewright.data.formats.dialogue import BESIDE, conversation, with_system
 
 ANSWERS = ("answers", "answer", "response", "output")
@@ -38,14 +44,13 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 3 if "question" in raw and "context" in raw and first_of(raw, ANSWERS) else 0
 
 
-@formats.register(
+@row_format(
     "question_context",
     QuestionContext,
     needs="question, context, answer | answers",
     reads=READS,
     looks_like=looks_like,
 )
-@guarded
 def question_context(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """One question with its context, and the answer."""
     question = text_of(raw.get("question"), "question", columns)
@@ -54,12 +59,8 @@ def question_context(raw: dict[str, Any], origin: Origin, columns: Columns) -> C
     if not text_of(raw.get("context"), "context", columns).strip():
         raise RowFault("no_context")
     asked = Message("user", with_choices(in_context(question, raw, columns), raw, columns))
-    said = thoughtful(
-        [*earlier(raw, columns), asked, Message("assistant", _answer(raw, columns))],
-        raw,
-        columns,
-        first_of(raw, ANSWERS) or "answer",
-    )
+    said = [*earlier(raw, columns), asked, Message("assistant", _answer(raw, columns))]
+    said = thoughtful(said, raw, columns, first_of(raw, ANSWERS) or "answer")
     return conversation(with_system(said, raw, columns), origin, raw, columns)
 
 

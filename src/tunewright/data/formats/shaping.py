@@ -10,22 +10,20 @@ the objective, where only one of the formats makes rows that it learns from, or 
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tunewright.core.errors import DataError, problem
+from tunewright.core.errors import DataError
 from tunewright.core.registry import formats
 from tunewright.core.types import ROW_KINDS, Origin, Row
-from tunewright.data.files.reading import RawRow
+from tunewright.data.files.source import RawRow
 from tunewright.data.formats.common import Columns, Unusable, plain_name
 from tunewright.data.formats.ledger import Ledger
 from tunewright.data.formats.naming import (
-    RUNNING_TEXT,
+    columns_of,
     printable,
-    refuse_prompt_with_answer,
-    refuse_text_with_answer,
+    require_columns,
     require_read,
     shown_names,
     unknown,
@@ -48,7 +46,7 @@ class Dropped:
 
 @dataclass
 class Shaped:
-    """Rows of one source, the format they had, what was dropped, and notes on what was converted."""
+    """Rows of one source, their format, what was dropped, and notes on what was converted."""
 
     rows: list[Row]
     dropped: list[Dropped]
@@ -118,7 +116,8 @@ def shape(
 ) -> Shaped:
     """Rows in the named or detected format. Raises DataError for a format that is unknown,
     ambiguous or absent, and for columns that do not exist."""
-    check_columns(raw, columns)
+    if columns:
+        require_columns(columns, columns_of(raw), columns_of(raw[:LOOKED_AT]))
     shaper = Shaper(raw[:LOOKED_AT], format_name, columns, wording=wording, labels=labels)
     rows: list[Row] = []
     dropped: list[Dropped] = []
@@ -149,13 +148,12 @@ def detect(raw: Sequence[RawRow], columns: Columns, wants: Sequence[str] = ()) -
     if len(winners) == 1 and not (
         best <= len(objects) and _answers_nothing(winners[0], raw[:LOOKED_AT], columns)
     ):
-        if winners[0] in RUNNING_TEXT:
-            refuse_text_with_answer(objects, winners[0], where)
-        if winners[0] == "prompts":
-            refuse_prompt_with_answer(objects, where)
+        winner = formats.get(winners[0])
+        if winner is not None and "refuse" in winner.facts:
+            winner.facts["refuse"](objects, winner.name, where)
         return winners[0]
     if len(winners) > 1:
-        found = shown_names(_columns(raw))
+        found = shown_names(columns_of(raw[:LOOKED_AT]))
         needs = "; ".join(
             f"{entry.name}: {entry.facts.get('needs', '?')}"
             for entry in formats
@@ -177,7 +175,8 @@ def _answers_nothing(name: str, raw: Sequence[RawRow], columns: Columns) -> bool
     it was told from their questions alone."""
     entry = formats.get(name)
     if entry is None or not any(
-        plain_name(column) not in entry.facts.get("reads", ()) for column in _columns(raw)
+        plain_name(column) not in entry.facts.get("reads", ())
+        for column in columns_of(raw[:LOOKED_AT])
     ):
         return False
     looked = Columns(columns, columns.wording, columns.labels)
@@ -207,36 +206,3 @@ def _wanted(
         (found for kind in wants if (found := [name for name in names if kinds[name] == kind])),
         names,
     )
-
-
-def _columns(raw: Sequence[RawRow]) -> list[str]:
-    """Names of columns in the first rows, in the order in which they appear."""
-    return list(
-        dict.fromkeys(
-            name for one in raw[:LOOKED_AT] if isinstance(one.value, dict) for name in one.value
-        )
-    )
-
-
-def check_columns(raw: Sequence[RawRow], columns: Mapping[str, str] | None) -> None:
-    """Every renamed column exists in at least one of the rows. Raises DataError with the closest
-    names."""
-    if not columns:
-        return
-    there = {name for one in raw if isinstance(one.value, dict) for name in one.value}
-    problems = []
-    for ours, theirs in columns.items():
-        if theirs not in there:
-            close = difflib.get_close_matches(theirs, sorted(there)[:1000], n=1)
-            guess = shown_names(close) or "-"
-            problems.append(
-                problem(
-                    "E-DATA-11",
-                    f"data.columns.{ours}",
-                    column=theirs,
-                    guess=guess,
-                    columns=shown_names(_columns(raw)),
-                )
-            )
-    if problems:
-        raise DataError(problems)

@@ -9,20 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
-from tunewright.core.types import Conversation, Origin
-from tunewright.data.formats.common import Columns, RowFault, guarded
+from tunewright.core.types import Conversation, Origin, Row
+from tunewright.data.formats.common import Columns, row_format
 from tunewright.data.formats.dialogue import (
     BESIDE,
     REASONING,
     TURN_COLUMNS,
-    conversation,
-    messages_of,
+    conversation_of_turns,
     turn_column,
     turns_look_like,
-    with_system,
-    with_thought,
 )
+from tunewright.data.formats.writing import as_turns, of_kind
+
+SPEAKERS = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 
 class ShareGPT(Section):
@@ -38,20 +37,21 @@ def looks_like(raw: dict[str, Any]) -> int:
     )
 
 
-@formats.register(
+def write(row: Row) -> dict[str, Any]:
+    """The turns of a dialogue, by their speakers."""
+    turns = of_kind(row, Conversation).messages
+    return {"conversations": as_turns(turns, "from", "value", **SPEAKERS)}
+
+
+@row_format(
     "sharegpt",
     ShareGPT,
     needs="conversations: [{from: human | gpt | system, value}, ...]",
     reads=(*TURN_COLUMNS, *REASONING, *BESIDE),
     looks_like=looks_like,
+    write=write,
 )
-@guarded
 def sharegpt(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """A dialogue whose gpt turns are learnt."""
     name = "conversations" if "conversations" in raw else turn_column(raw)
-    if name is None:
-        raise RowFault("no_answer")
-    said = with_thought(
-        messages_of(raw[name], "from", "value", columns, name, raw), raw, columns, of_last=False
-    )
-    return conversation(with_system(said, raw, columns), origin, raw, columns, is_marked=True)
+    return conversation_of_turns(raw, name, ("from", "value"), origin, columns)

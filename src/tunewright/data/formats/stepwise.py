@@ -10,12 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
-from tunewright.core.types import Message, Origin, Stepwise
+from tunewright.core.types import Message, Origin, Row, Stepwise
 from tunewright.data.formats.beside import BESIDE_QUESTION, question_of
-from tunewright.data.formats.common import Columns, RowFault, guarded, json_cell, text_of, truth_of
-from tunewright.data.formats.dialogue import BESIDE, as_context, ordered, tools_of, with_system
+from tunewright.data.formats.common import (
+    Columns,
+    RowFault,
+    json_cell,
+    row_format,
+    text_of,
+    truth_of,
+)
+from tunewright.data.formats.dialogue import BESIDE, as_context, ordered, with_system
 from tunewright.data.formats.marks import no_list, row_weight
+from tunewright.data.formats.tool_calls import tools_of
+from tunewright.data.formats.writing import as_turns, of_kind
 
 
 class StepwiseFormat(Section):
@@ -27,14 +35,22 @@ def looks_like(raw: dict[str, Any]) -> int:
     return 3 if "prompt" in raw and "completions" in raw and "labels" in raw else 0
 
 
-@formats.register(
+def write(row: Row) -> dict[str, Any]:
+    """The question, the steps and what each was called."""
+    judged = of_kind(row, Stepwise)
+    texts, labels = zip(*judged.steps, strict=True)
+    asked = as_turns(judged.messages[:-1])
+    return {"prompt": asked, "completions": list(texts), "labels": list(labels)}
+
+
+@row_format(
     "stepwise",
     StepwiseFormat,
     needs="prompt, completions (a list), labels (a list of true and false)",
     reads=("prompt", "completions", "labels", *BESIDE_QUESTION, *BESIDE),
     looks_like=looks_like,
+    write=write,
 )
-@guarded
 def stepwise(raw: dict[str, Any], origin: Origin, columns: Columns) -> Stepwise:
     """A question, and an answer of which every step is judged."""
     texts, labels = (json_cell(raw.get(name), name, columns) for name in ("completions", "labels"))

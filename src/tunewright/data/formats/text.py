@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
-from tunewright.core.types import Origin, PlainText
-from tunewright.data.formats.common import Columns, RowFault, first_of, guarded, text_of
+from tunewright.core.types import Origin, PlainText, Row
+from tunewright.data.formats.common import Columns, RowFault, first_of, row_format, text_of
 from tunewright.data.formats.marks import row_weight
-
-DOCUMENT = ("text", "document", "content")
+from tunewright.data.formats.naming import DOCUMENT, refuse_text_with_answer
+from tunewright.data.formats.writing import of_kind
 
 
 class Text(Section):
@@ -36,21 +35,34 @@ def looks_like_documents(raw: dict[str, Any]) -> int:
     return int("text" not in raw and first_of(raw, DOCUMENT) is not None and "role" not in raw)
 
 
-@formats.register("text", Text, needs="text", reads=("text", "weight"), looks_like=looks_like)
-@guarded
+def write(row: Row) -> dict[str, Any]:
+    """The text."""
+    return {"text": of_kind(row, PlainText).text}
+
+
+@row_format(
+    "text",
+    Text,
+    needs="text",
+    reads=("text", "weight"),
+    looks_like=looks_like,
+    refuse=refuse_text_with_answer,
+    write=write,
+)
 def text(raw: dict[str, Any], origin: Origin, columns: Columns) -> PlainText:
     """One document."""
     return _plain_text(raw, ("text",), origin, columns)
 
 
-@formats.register(
+@row_format(
     "documents",
     Documents,
     needs="document | content | text",
     reads=(*DOCUMENT, "weight"),
     looks_like=looks_like_documents,
+    refuse=refuse_text_with_answer,
+    whole_file=True,
 )
-@guarded
 def documents(raw: dict[str, Any], origin: Origin, columns: Columns) -> PlainText:
     """One document, under any of its usual names."""
     return _plain_text(raw, DOCUMENT, origin, columns)

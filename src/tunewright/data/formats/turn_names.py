@@ -17,26 +17,21 @@ from typing import Any
 
 from tunewright.data.formats.common import Columns, RowFault, plain_name
 
+
+def pairs(names: str) -> tuple[tuple[str, str], ...]:
+    """Names of a question and its answer, written question:answer."""
+    found = (pair.partition(":") for pair in names.split())
+    return tuple((ask, answer) for ask, _, answer in found)
+
+
 ROLE_KEYS = ("role", "from", "speaker", "sender", "author")
 CONTENT_KEYS = ("content", "value", "parts", "text", "message", "utterance")
-TURN_PAIRS = (
-    ("human", "assistant"),
-    ("user", "assistant"),
-    ("input", "output"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("prompt", "answer"),
-    ("question", "answer"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("human", "gpt"),
-    ("human", "bot"),
-    ("user", "bot"),
-    ("user", "model"),
-    ("user", "gpt"),
-    ("q", "a"),
+TURN_PAIRS = pairs(
+    """
+    human:assistant user:assistant input:output instruction:output instruction:response
+    prompt:response prompt:completion prompt:answer question:answer query:response query:answer
+    human:gpt human:bot user:bot user:model user:gpt q:a
+    """
 )
 SPEAKING = ("user", "assistant")
 
@@ -64,14 +59,9 @@ def respelt(turns: Any, columns: Columns | None = None) -> list[dict[str, Any]] 
 def is_respellable(turns: Any) -> bool:
     """Whether a list has one of the shapes above, for looking only."""
     try:
-        return (
-            respelt(
-                turns[:1]
-                if isinstance(turns, list) and turns and not isinstance(turns[0], str)
-                else turns
-            )
-            is not None
-        )
+        if isinstance(turns, list) and turns and not isinstance(turns[0], str):
+            turns = turns[:1]
+        return respelt(turns) is not None
     except RowFault:
         return False
 
@@ -94,11 +84,8 @@ def _renamed(turn: Any) -> dict[str, Any]:
     keys = _keys(_object(turn))
     role, content = _one_of(keys, ROLE_KEYS), _one_of(keys, CONTENT_KEYS)
     others = {name: turn[key] for name, key in keys.items() if key not in (role, content)}
-    return {
-        "role": turn[role] if role else None,
-        "content": turn[content] if content else None,
-        **others,
-    }
+    said = {"role": role, "content": content}
+    return {name: turn[key] if key else None for name, key in said.items()} | others
 
 
 def _of_texts(turns: list[Any]) -> list[dict[str, Any]] | None:
@@ -108,9 +95,8 @@ def _of_texts(turns: list[Any]) -> list[dict[str, Any]] | None:
 
 
 def _is_pair(value: Any) -> bool:
-    return (
-        isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
-    )
+    is_two = isinstance(value, list) and len(value) == 2
+    return is_two and all(isinstance(text, str) for text in value)
 
 
 def _of_lists(turns: list[Any]) -> list[dict[str, Any]]:
@@ -133,25 +119,16 @@ def _of_pairs(
             raise RowFault("wrong_type", f"turn: {', '.join(keys)}"[:60])
         system = turn[keys["system"]] if "system" in keys else None
         found += [{"role": "system", "content": system}] if system not in (None, "") else []
-        asked = turn[keys[pair[0]]]
-        if (
-            pair[0] == "instruction"
-            and isinstance(more := turn.get(keys.get("input", "")), str)
-            and more
-        ):
-            asked = f"{asked}\n{more}"
+        asked, taken = turn[keys[pair[0]]], {"system", *pair}
+        if pair[0] == "instruction":
+            taken.add("input")
+            more = turn.get(keys.get("input", ""))
+            asked = f"{asked}\n{more}" if isinstance(more, str) and more else asked
         # A dialogue that the assistant opens has no question in its first object.
-        found += (
-            [{"role": "user", "content": asked}] if asked not in (None, "") or not found else []
-        )
+        if asked not in (None, "") or not found:
+            found.append({"role": "user", "content": asked})
         found.append({"role": "assistant", "content": turn[keys[pair[1]]]})
         if columns is not None:
-            taken = {"system", *pair} | ({"input"} if pair[0] == "instruction" else set())
-            columns.fields.update(
-                {
-                    name: turn[key]
-                    for name, key in keys.items()
-                    if name not in taken and turn[key] not in (None, "", [], {})
-                }
-            )
+            left = {name: turn[key] for name, key in keys.items() if name not in taken}
+            columns.fields.update({n: v for n, v in left.items() if v not in (None, "", [], {})})
     return found

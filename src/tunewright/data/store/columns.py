@@ -42,6 +42,7 @@ T = TypeVar("T")
 META = "store.json"
 ROLES = ("answer", "chosen", "rejected", "good", "bad", "prompt")
 KINDS = tuple(ROW_KINDS.values())
+SIDES = ("prompt", "chosen", "rejected")
 COLUMNS = {
     # of each branch
     "tokens": "<i4",
@@ -92,11 +93,7 @@ def row_bytes(row: Row) -> bytes:
         fields["text"] = row.text
     else:
         if isinstance(row, Preference):
-            fields |= {
-                "prompt": _turns(row.prompt),
-                "chosen": _turns(row.chosen),
-                "rejected": _turns(row.rejected),
-            }
+            fields |= {name: _turns(getattr(row, name)) for name in SIDES}
             fields |= {"margin": row.margin} if row.margin is not None else {}
         else:
             fields["messages"] = _turns(row.messages)
@@ -112,9 +109,8 @@ def row_bytes(row: Row) -> bytes:
 def json_bytes(value: Any) -> bytes:
     """Compact JSON. Half a surrogate pair, which a tool call may hold, survives; what JSON has no
     word for (a date) becomes its text."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode(
-        "utf-8", "surrogatepass"
-    )
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _as_written(value: Any) -> bytes:
@@ -149,22 +145,14 @@ def row_of(kind: str, data: bytes, origin: Origin) -> Row:
     if kind == "text":
         return PlainText(fields["text"], origin, weight)
     if kind == "preference":
-        prompt, chosen, rejected = (
-            _messages(fields[name]) for name in ("prompt", "chosen", "rejected")
-        )
+        prompt, chosen, rejected = (_messages(fields[name]) for name in SIDES)
         return Preference(prompt, chosen, rejected, origin, tools, weight, fields.get("margin"))
     messages = _messages(fields["messages"])
     if kind == "judged":
         return Judged(messages, fields["good"], origin, tools, weight)
     if kind == "stepwise":
-        return Stepwise(
-            messages,
-            fields["good"],
-            origin,
-            tools,
-            weight,
-            tuple((text, good) for text, good in fields["steps"]),
-        )
+        steps = tuple((text, good) for text, good in fields["steps"])
+        return Stepwise(messages, fields["good"], origin, tools, weight, steps)
     if kind == "prompt":
         return Prompt(messages, origin, tools, weight, fields.get("facts", {}))
     return Conversation(messages, origin, tools, weight)
@@ -176,46 +164,42 @@ def row_of(kind: str, data: bytes, origin: Origin) -> Row:
 def pack(
     rows: Sequence[Row], encoded: Sequence[EncodedRow] | None, source: int, file: int
 ) -> dict[str, bytes]:
-    """Columns of some rows; ends count from the first of them. `encoded` None: rows without tokens."""
+    """Columns of some rows; ends count from the first. `encoded` None: rows without tokens."""
     import numpy as np
 
-    parts: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    text: list[bytes] = [row_bytes(row) for row in rows]
-    facts: list[bytes] = []
-    tokens = array("i")  # numpy would look at every number of a list twice
-    for one in encoded or ():
-        parts["branch_end"].append(len(one.branches))
-        for branch in one.branches:
-            tokens.fromlist(branch.tokens)
-            parts["token_end"].append(len(branch.tokens))
-            parts["span_end"].append(len(branch.spans))
-            parts["role"].append(ROLES.index(branch.role))
-            for first, after, weight in branch.spans:
-                parts["span"] += (first, after)
-                parts["span_weight"].append(weight)
-        known = one.facts
-        parts["answers"].append(known["answers"])
-        parts["stops"].append(known["stops_learnt"])
-        parts["last_span"] += known["last_span"]
-        rest = {k: v for k, v in known.items() if k not in ("answers", "stops_learnt", "last_span")}
-        facts.append(_as_written(rest) if rest else b"")
-    parts["facts_end"] = list(map(len, facts))
-    parts["text_end"] = list(map(len, text))
-    parts["kind"] = [KINDS.index(ROW_KINDS[type(row)]) for row in rows]
+    parts: dict[str, Any] = {name: [] for name in COLUMNS}
+    parts["tokens"] = array("i")  # numpy would look at every number of a list twice
+    text = [row_bytes(row) for row in rows]
+    facts = [_put(one, parts) for one in encoded or ()]
+    parts["facts_end"], parts["text_end"] = list(map(len, facts)), list(map(len, text))
     parts["source"], parts["file"] = [source] * len(rows), [file] * len(rows)
-    parts["line"], parts["number"] = (
-        [row.origin.line for row in rows],
-        [row.origin.row for row in rows],
-    )
-    made = {name: np.asarray(values, dtype=COLUMNS[name]) for name, values in parts.items()} | {
-        "tokens": np.asarray(tokens, dtype=COLUMNS["tokens"])
-    }
+    for row in rows:
+        parts["kind"].append(KINDS.index(ROW_KINDS[type(row)]))
+        parts["line"].append(row.origin.line)
+        parts["number"].append(row.origin.row)
+    made = {name: np.asarray(values, dtype=COLUMNS[name]) for name, values in parts.items()}
     for name in ENDS:
         made[name] = np.cumsum(made[name], dtype="<i8")
-    return {name: array.tobytes() for name, array in made.items()} | {
-        "text": b"".join(text),
-        "facts": b"".join(facts),
-    }
+    columns = {name: values.tobytes() for name, values in made.items()}
+    return columns | {"text": b"".join(text), "facts": b"".join(facts)}
+
+
+def _put(one: EncodedRow, parts: dict[str, Any]) -> bytes:
+    """Append a row's branches and counts to the columns. Returns its other facts as JSON."""
+    parts["branch_end"].append(len(one.branches))
+    for branch in one.branches:
+        parts["tokens"].fromlist(branch.tokens)
+        parts["token_end"].append(len(branch.tokens))
+        parts["span_end"].append(len(branch.spans))
+        parts["role"].append(ROLES.index(branch.role))
+        for first, after, weight in branch.spans:
+            parts["span"] += (first, after)
+            parts["span_weight"].append(weight)
+    rest = dict(one.facts)
+    parts["answers"].append(rest.pop("answers"))
+    parts["stops"].append(rest.pop("stops_learnt"))
+    parts["last_span"] += rest.pop("last_span")
+    return _as_written(rest) if rest else b""
 
 
 class Writer:
@@ -282,10 +266,7 @@ class Writer:
             handle.close()
         check = {name: [self.sizes[name], self._crc[name]] for name in COLUMNS}
         (self.folder / META).write_bytes(json_bytes({**meta, "columns": check}))
-        return Store(
-            {name: _mapped(self.folder / f"{name}.bin", kind) for name, kind in COLUMNS.items()},
-            meta,
-        )
+        return Store(_all_mapped(self.folder), meta)
 
 
 def _mapped(path: Path, kind: str) -> np.ndarray:
@@ -293,6 +274,10 @@ def _mapped(path: Path, kind: str) -> np.ndarray:
 
     # An empty file cannot be mapped.
     return np.memmap(path, dtype=kind, mode="r") if path.stat().st_size else np.empty(0, kind)
+
+
+def _all_mapped(folder: Path) -> dict[str, np.ndarray]:
+    return {name: _mapped(folder / f"{name}.bin", kind) for name, kind in COLUMNS.items()}
 
 
 # ---- reading
@@ -313,16 +298,12 @@ class Store:
         try:
             meta = from_json_bytes((folder / META).read_bytes())
             for name, (size, crc) in meta["columns"].items():
-                if (
-                    name not in COLUMNS
-                    or (folder / f"{name}.bin").stat().st_size != size
-                    or (verify and _crc_of(folder / f"{name}.bin") != crc)
-                ):
+                path = folder / f"{name}.bin"
+                if name not in COLUMNS or path.stat().st_size != size:
                     raise Damaged(name)
-            return cls(
-                {name: _mapped(folder / f"{name}.bin", kind) for name, kind in COLUMNS.items()},
-                meta,
-            )
+                if verify and _crc_of(path) != crc:
+                    raise Damaged(name)
+            return cls(_all_mapped(folder), meta)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(str(error)) from error
 
@@ -349,19 +330,12 @@ class Store:
         spans = self.part("span_end", number)
         learnt: list[int] = []
         weights: list[float] = []
-        for (first, after), weight in zip(
-            c["span"][2 * spans.start : 2 * spans.stop].reshape(-1, 2).tolist(),
-            c["span_weight"][spans].tolist(),
-            strict=True,
-        ):
+        places = c["span"][2 * spans.start : 2 * spans.stop].reshape(-1, 2).tolist()
+        for (first, after), weight in zip(places, c["span_weight"][spans].tolist(), strict=True):
             learnt += range(first, after)
             weights += [weight] * (after - first)
-        return Branch(
-            c["tokens"][self.part("token_end", number)].tolist(),
-            learnt,
-            weights,
-            role=ROLES[c["role"][number]],
-        )
+        tokens = c["tokens"][self.part("token_end", number)].tolist()
+        return Branch(tokens, learnt, weights, role=ROLES[c["role"][number]])
 
     def sample(self, row: int, index: int) -> Sample:
         """The sample of a row. `index` is its place in the list it is read from."""
@@ -375,27 +349,20 @@ class Store:
         rest = self.part("facts_end", row)
         if rest.stop > rest.start:
             facts |= from_json_bytes(c["facts"][rest].tobytes())
-        return Sample(
-            [self.branch(b) for b in range(part.start, part.stop)],
-            index,
-            self.origin(row),
-            facts=facts,
-        )
+        branches = [self.branch(b) for b in range(part.start, part.stop)]
+        return Sample(branches, index, self.origin(row), facts=facts)
 
     def branches_of(self, rows: np.ndarray) -> np.ndarray:
         """Numbers of the branches of `rows`, in their order."""
         import numpy as np
 
+        if not len(rows):
+            return np.empty(0, "<i8")
         ends = self.columns["branch_end"]
-        starts = (
-            np.concatenate([np.zeros(1, "<i8"), ends[:-1]])[rows]
-            if len(rows)
-            else np.empty(0, "<i8")
-        )
+        starts = np.concatenate([np.zeros(1, "<i8"), ends[:-1]])[rows]
         counts = ends[rows] - starts
-        return np.repeat(
-            starts - np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(rows) else starts, counts
-        ) + np.arange(int(counts.sum()))
+        before = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
 
 
 def _crc_of(path: Path) -> int:

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core.types import PlainText, Sample
 from tunewright.data.labels import EncodedBranch, EncodedRow
 from tunewright.data.store.columns import Samples
-
-if TYPE_CHECKING:
-    from tunewright.text.renderer import Renderer
+from tunewright.text.renderer import Renderer
 
 PIECES = "pieces"
 """Note of the data report: samples that a document longer than the context was cut into, beyond its

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tunewright.core.errors import CheckpointError, problem
 from tunewright.core.key_index import KEY_BYTES, KeyIndex
 from tunewright.core.types import Branch, Sample
 
@@ -70,7 +71,7 @@ class KeptValues:
         return key_of(branch) in self.index
 
     def add(self, branch: Branch, **values: np.ndarray) -> None:
-        """The record of a branch: for every column its lines. It takes the place of an earlier one."""
+        """The record of a branch: for every column its lines. It replaces an earlier one."""
         key = key_of(branch)
         if not self._written:
             self._written = {
@@ -233,6 +234,32 @@ class KeptValues:
         if expected is not None and len(found["keys"]) != expected:
             raise ValueError(f"{expected} records were written, {len(found['keys'])} are there")
         self._mapped = found
+
+
+def load_bound(
+    path: Path,
+    columns: dict[str, tuple[str, int]],
+    about: dict[str, Any],
+    unreadable: str,
+    another: str,
+) -> KeptValues | None:
+    """What was saved in `path` for the model that `about` describes; None where nothing was.
+
+    Raises CheckpointError: the code `unreadable` for a file that cannot be read, `another` for one
+    that was saved for another model.
+    """
+    if not path.is_file():
+        return None
+    try:
+        stated = about_of(path)
+        found = KeptValues.load(path, columns) if stated == about else None
+    except Exception as e:
+        raise CheckpointError(
+            problem(unreadable, str(path), cause=str(e).splitlines()[0][:160])
+        ) from e
+    if found is None:
+        raise CheckpointError(problem(another, str(path), stated=stated, found=about))
+    return found
 
 
 def about_of(path: Path) -> Any:

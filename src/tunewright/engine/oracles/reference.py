@@ -13,19 +13,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tunewright.core.errors import CheckpointError, problem
-from tunewright.core.sequences import blocks
+from tunewright.core.sequences import Joined
 from tunewright.core.types import Sample
-from tunewright.engine.oracles.kept import KEY_BYTES, KeptValues, about_of
-from tunewright.engine.tree import cut_passes
+from tunewright.engine.oracles.kept import KEY_BYTES, KeptValues, load_bound
+from tunewright.models.generate import room_of
 from tunewright.models.kernels.fused import fused_without_gradient
+
+if TYPE_CHECKING:
+    from tunewright.engine.policy import Policy
+    from tunewright.engine.schedule import Schedule
+    from tunewright.engine.step import Stepper
 
 FILE = "reference.safetensors"
 COLUMNS = {"values": ("<f8", 0)}
@@ -44,6 +50,15 @@ def weights_digest(folder: Path) -> str:
                 handle.seek(place)
                 digest.update(handle.read(1 << 20))
     return digest.hexdigest()
+
+
+def describe(folder: Path, adapter: Path | None, dtype: str) -> dict[str, str]:
+    """What a model is, for values that are kept: digests of its files, and what it computes in."""
+    return {
+        "weights": weights_digest(folder),
+        "adapter": weights_digest(adapter) if adapter is not None else "",
+        "dtype": dtype,
+    }
 
 
 class ReferenceStore:
@@ -68,29 +83,44 @@ class ReferenceStore:
     @torch.no_grad()
     def fill(
         self,
-        policy: Any,
+        policy: Policy,
         samples: Iterable[Sample],
         rows_per_pass: int,
         *,
         on_pass: Callable[[int], None] | None = None,
         again: bool = False,
-    ) -> None:
+        before: int = 0,
+    ) -> int:
         """Add the values of all samples, `policy` being the model at step 0; with `again` also of
-        those that have one.
+        those that have one. Gives how many samples are done, `before` others counted.
 
-        `on_pass` is told how many samples are done and may raise.
+        `on_pass` is told so after each pass and may raise.
         """
         policy.model.eval()
-        done = 0
-        for block in blocks(samples):
-            for group in cut_passes(block, rows_per_pass, padded=policy.layout == "padded"):
-                if again or not self.kept.has(group):
-                    with fused_without_gradient():
-                        out = policy(group)
-                    self.take(group, out.logprob, out.weight, out.branch, again=again)
-                done += len(group)
-                if on_pass:
-                    on_pass(done)
+        done = before
+        for group in policy.visit(samples, rows_per_pass):
+            if again or not self.kept.has(group):
+                with fused_without_gradient():
+                    out = policy(group)
+                self.take(group, out.logprob, out.weight, out.branch, again=again)
+            done += len(group)
+            if on_pass:
+                on_pass(done)
+        return done
+
+    def after_first_step(
+        self, policy: Policy, chosen: list[Sample], rows_per_pass: int, run: Path, applied: bool
+    ) -> None:
+        """What the passes of the first step left is the last of the values: keep them in `run`. A
+        step that was not applied is measured again, as it changed nothing."""
+        if not self.taking:
+            return
+        self.taking = False
+        if not applied:
+            policy.reference = None
+            self.fill(policy, chosen, rows_per_pass, again=True)
+            policy.reference = self
+        self.save(run)
 
     def take(
         self,
@@ -123,19 +153,67 @@ class ReferenceStore:
     def load(cls, folder: Path, about: dict[str, Any]) -> ReferenceStore | None:
         """What a run kept, or None where it kept nothing. Raises CheckpointError for a file that
         cannot be read or belongs to another model."""
-        if not (folder / FILE).is_file():
+        kept = load_bound(folder / FILE, COLUMNS, about, "E-CKPT-05", "E-CKPT-06")
+        if kept is None:
             return None
         found = cls(about, folder)
-        try:
-            stated = about_of(folder / FILE)
-            if stated == about:
-                found.kept = KeptValues.load(folder / FILE, COLUMNS)
-        except Exception as e:
-            raise CheckpointError(
-                problem("E-CKPT-05", str(folder / FILE), cause=str(e).splitlines()[0][:160])
-            ) from e
-        if stated != about:
-            raise CheckpointError(
-                problem("E-CKPT-06", str(folder / FILE), stated=stated, found=about)
-            )
+        found.kept = kept
         return found
+
+
+def prepare(
+    stepper: Stepper,
+    schedule: Schedule,
+    samples: Sequence[Sample],
+    measured: Sequence[Sample],
+    run: Path,
+    about: dict[str, Any],
+    started: bool,
+    watch: Callable[[int, Callable[[Callable[[int], None]], int]], None],
+) -> ReferenceStore:
+    """The values of all samples that are learnt or measured, from the run folder or computed now,
+    while the weights are those of step 0. `about` describes the model at step 0.
+
+    `watch(total, compute)` calls `compute(on_pass)`, which gives the number of branches; nobody is
+    called where the run folder has the values. Raises CheckpointError where the run has `started`
+    and what it kept is gone.
+    """
+    policy, rows = stepper.policy, stepper.rows_per_pass
+    also = stepper.objective.companions
+    everything = Joined(samples, measured)
+    extra: Iterable[Sample] = (
+        also(everything, room_of(policy.causal[0], policy.model)) if also else ()
+    )  # also in a run that is taken up again: partners are chosen here
+    found = ReferenceStore.load(run, about)
+    takes = learns_as_it_measures(stepper)
+    if found is None:
+        if started:
+            raise CheckpointError(problem("E-CKPT-05", str(run / FILE), cause="-"))
+        store = found = ReferenceStore(about, run)
+        # In the passes in which the first epoch will learn, so that half precision rounds both
+        # alike: at step 1 nothing differs.
+        last = min(schedule.steps_per_epoch, schedule.total_steps)
+        steps = [schedule.samples_of(number) for number in range(1 + takes, last + 1)]
+
+        def compute(on_pass: Callable[[int], None]) -> int:
+            done = 0
+            learnt = ([samples[i] for i in step] for step in steps)
+            for part in chain(learnt, [measured, extra]):
+                done = store.fill(policy, part, rows, on_pass=on_pass, before=done)
+            if len(store):
+                store.save(run)
+            return len(store)
+
+        total = sum(map(len, steps)) + len(measured) + (len(everything) if also else 0)
+        watch(total, compute)
+    found.taking = not started and takes
+    return found
+
+
+def learns_as_it_measures(stepper: Stepper) -> bool:
+    """Whether a pass that learns computes what a pass that measures does: no dropout, no noise on
+    embeddings or gates."""
+    drops = any(
+        "Dropout" in type(m).__name__ and getattr(m, "p", 0) for m in stepper.policy.model.modules()
+    )
+    return not drops and not stepper.neftune and stepper.attached.penalties is None

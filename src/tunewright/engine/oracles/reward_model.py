@@ -16,23 +16,16 @@ from typing import Any
 
 import torch
 
-from tunewright.core import compat
 from tunewright.core.errors import ModelError, problem
-from tunewright.core.telling import Tell
 from tunewright.core.types import Sample
-from tunewright.core.words import say
 from tunewright.data.labels import step_ends
-from tunewright.engine import opening
+from tunewright.engine.oracles.reference import weights_digest
 from tunewright.engine.policy import Policy
-from tunewright.engine.tree import cut_passes
-from tunewright.methods.saved import put_on
-from tunewright.models import load
-from tunewright.models.kernels.fused import accelerate, fused_without_gradient
 from tunewright.objectives.process_reward import by_steps, whole_answer
 from tunewright.text.tokenizer import load_tokenizer
 
 
-def twin(causal: Any) -> Any:
+def sharing_weights(causal: Any) -> Any:
     """A second module tree over the same parameter tensors, to be made before anything is put on
     `causal` or replaced in it."""
     shared = {id(t): t for t in [*causal.parameters(), *causal.buffers()]}
@@ -68,89 +61,27 @@ class RewardModel:
     steps: Steps | None = None
     """How answers are cut and put together, where the model judges steps."""
 
-    @torch.no_grad()
     def score(self, samples: list[Sample]) -> list[float]:
         """One number a sample, in order; each has one branch: prompt and answer, whose tokens are
         the branch's learnt ones."""
-        self.policy.model.eval()
-        if self.steps is not None:
-            samples = [self.steps.cut(sample) for sample in samples]
-        found: dict[int, float] = {}
-        place = {id(sample): i for i, sample in enumerate(samples)}
-        for group in cut_passes(samples, self.rows_per_pass, padded=self.policy.layout == "padded"):
-            with fused_without_gradient():
-                score = self.policy(group).score
-            assert score is not None
-            values = score.split([len(sample.branches) for sample in group])
-            whole = self.steps.whole if self.steps is not None else None
-            for sample, value in zip(group, values, strict=True):
-                found[place[id(sample)]] = (
-                    whole_answer(torch.sigmoid(value.double()).tolist(), whole)
-                    if whole
-                    else float(value)
-                )
-        return [found[i] for i in range(len(samples))]
+        cut = samples if self.steps is None else [self.steps.cut(sample) for sample in samples]
+        place = {id(sample): i for i, sample in enumerate(cut)}
+        found = [0.0] * len(cut)
+        for sample, score in self.policy.scores(cut, self.rows_per_pass):
+            found[place[id(sample)]] = (
+                float(score)
+                if self.steps is None
+                else whole_answer(torch.sigmoid(score.double()).tolist(), self.steps.whole)
+            )
+        return found
 
 
-def open_reward_model(
-    run: Path,
-    base: Any,
-    base_folder: Path,
-    layout: str,
-    world: Any,
-    tell: Tell,
-    words: dict[str, int] | None = None,
-) -> RewardModel:
-    """The reward model of a run folder. `base` is a twin of the untouched base, or None where its
-    weights will change; `words` are the token ids of the model that learns, where it has more of
-    them than its base.
-
-    Raises ModelError for a run that gives no scores, or whose words have other token ids than the
-    policy's.
-    """
-    found = opening.find(str(run), tell)
-    _require_same_words(run, found.tokenizer_folder, base_folder, words)
-    if (
-        found.adapter is not None
-        and base is not None
-        and _same_weights(found.source.folder, base_folder)
-    ):
-        causal = base
-        tell.line(say("rounds.reward_shared", folder=run))
-    else:
-        causal = load.load_model(
-            found.source.folder,
-            dtype=world.torch_dtype(),
-            device=world.device,
-            base=opening.base_of(found.settings),
-        )
-        tell.line(say("rounds.reward_own", folder=run))
-    accelerate(causal)
-    model = put_on(causal, found.adapter).model if found.adapter is not None else causal
-    if not hasattr(causal, "score"):
-        raise ModelError(problem("E-OBJ-34", str(run)))
-    if causal is not base:
-        model.requires_grad_(False)
-    opening.use_layout(causal, layout)
-    policy = Policy(model, causal, layout)
-    policy.heads = ("score",)
-    steps = None
-    if compat.judges(found.settings.get("objective.kind")) == "steps":
-        tokenizer = load_tokenizer(found.tokenizer_folder)
-        steps = Steps(
-            str(found.settings.get("objective.whole") or "min"),
-            lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
-        )
-    return RewardModel(policy, f"reward_{run.name}", world.rows_per_pass, steps)
-
-
-def _same_weights(one: Path, other: Path) -> bool:
-    from tunewright.engine.oracles.reference import weights_digest
-
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same weights."""
     return one.resolve() == other.resolve() or weights_digest(one) == weights_digest(other)
 
 
-def _require_same_words(run: Path, theirs: Path, ours: Path, words: dict[str, int] | None) -> None:
+def require_same_words(run: Path, theirs: Path, ours: Path, words: dict[str, int] | None) -> None:
     """Raise ModelError unless both tokenizers give every word the same id: the reward model reads
     the policy's tokens."""
     if theirs.resolve() == ours.resolve() and words is None:

@@ -20,19 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewright.core.config import EngineConfig
-from tunewright.core.errors import CheckpointError, CompatError, ModelError, problem
-from tunewright.core.sequences import blocks
-from tunewright.core.telling import Tell
+from tunewright.core.errors import CompatError, ModelError, problem
 from tunewright.core.types import Sample, Teaching, TokenTree
-from tunewright.core.words import say
-from tunewright.engine import opening
-from tunewright.engine.layout import choose
-from tunewright.engine.oracles.kept import KeptValues, about_of
-from tunewright.engine.oracles.reference import weights_digest
-from tunewright.engine.placement import World
-from tunewright.engine.tree import build_tree, cut_passes, padded_rows
-from tunewright.models import load
+from tunewright.engine.oracles.kept import KeptValues, load_bound
+from tunewright.engine.policy import Policy, head_of
+from tunewright.engine.tree import build_tree, padded_rows
 from tunewright.models.kernels.divergence import bucketed, divergence, kept
 from tunewright.models.kernels.label_head import VALUE_CHUNK, Head, row_values
 from tunewright.text.tokenizer import load_tokenizer
@@ -51,19 +43,19 @@ class Teacher:
         self,
         teaching: Teaching,
         vocabulary: int,
-        open_policy: Callable[[], Any],
-        about: Callable[[], dict[str, Any]],
+        open_policy: Callable[[], Policy],
+        about: Callable[[], dict[str, str]],
     ):
         """`vocabulary` is the number of tokens both models know; a head may have more rows, which
         stand for nothing. `about` describes the teacher."""
         self.teaching, self.vocabulary = teaching, vocabulary
         self._open, self.about = open_policy, about
-        self._policy: Any = None
+        self._policy: Policy | None = None
         self.store: KeptValues | None = None
         """Branch -> scores of its labels, where they were kept."""
 
     @property
-    def policy(self) -> Any:
+    def policy(self) -> Policy:
         """The teacher's own `Policy`, in eval mode."""
         if self._policy is None:
             self._policy = self._open()
@@ -131,8 +123,6 @@ class Teacher:
     @torch.no_grad()
     def _rows(self, samples: list[Sample], label_U: Tensor | None = None) -> tuple[Tensor, Head]:
         """The teacher's hidden rows that predict these labels (None: all), and its head."""
-        from tunewright.engine.policy import head_of
-
         policy = self.policy
         tree: TokenTree = build_tree(samples) if policy.layout == "tree" else padded_rows(samples)
         hidden_TD = policy.hidden(tree, tree.source)
@@ -170,25 +160,33 @@ class Teacher:
     ) -> None:
         """Keep the scores of all samples; they wait in `folder` until `save`. `on_pass` is told how
         many samples are done and may raise."""
-        self.store = KeptValues(self._columns, folder) if self.store is None else self.store
+        store = KeptValues(self._columns, folder) if self.store is None else self.store
+        self.store = store
         done = 0
-        for block in blocks(samples):
-            for group in cut_passes(block, rows_per_pass, padded=self.policy.layout == "padded"):
-                if not self.store.has(group):
-                    branches = [branch for sample in group for branch in sample.branches]
-                    parts = zip(
-                        *(
-                            part.split([len(b.learnt) for b in branches])
-                            for part in self._score(group)
-                        ),
-                        strict=True,
-                    )
-                    for branch, (token, log) in zip(branches, parts, strict=True):
-                        if branch not in self.store:
-                            self.store.add(branch, tokens=token.numpy(), logprobs=log.numpy())
-                done += len(group)
-                if on_pass:
-                    on_pass(done)
+        for group in self.policy.visit(samples, rows_per_pass):
+            if not store.has(group):
+                branches = [branch for sample in group for branch in sample.branches]
+                counts = [len(branch.learnt) for branch in branches]
+                parts = zip(*(part.split(counts) for part in self._score(group)), strict=True)
+                for branch, (token, log) in zip(branches, parts, strict=True):
+                    if branch not in store:
+                        store.add(branch, tokens=token.numpy(), logprobs=log.numpy())
+            done += len(group)
+            if on_pass:
+                on_pass(done)
+
+    def keep(
+        self,
+        samples: Iterable[Sample],
+        rows_per_pass: int,
+        run: Path,
+        on_pass: Callable[[int], None] | None = None,
+    ) -> int:
+        """`fill`, `save` and `close`; gives the number of branches."""
+        self.fill(samples, rows_per_pass, run, on_pass=on_pass)
+        self.save(run)
+        self.close()
+        return len(self.store or ())
 
     @property
     def _columns(self) -> dict[str, tuple[str, int]]:
@@ -208,22 +206,9 @@ class Teacher:
         """Take what a run kept; False where it kept nothing. Raises CheckpointError for a file that
         cannot be read or is another teacher's."""
         if not (folder / FILE).is_file():
-            return False
-        try:
-            stated = about_of(folder / FILE)
-            found = (
-                KeptValues.load(folder / FILE, self._columns) if stated == self._about() else None
-            )
-        except Exception as e:
-            raise CheckpointError(
-                problem("E-OBJ-05", str(folder / FILE), cause=str(e).splitlines()[0][:160])
-            ) from e
-        if stated != self._about():
-            raise CheckpointError(
-                problem("E-OBJ-06", str(folder / FILE), stated=stated, found=self._about())
-            )
-        self.store = found
-        return True
+            return False  # what describes the teacher is read from its weights, which takes time
+        self.store = load_bound(folder / FILE, self._columns, self._about(), "E-OBJ-05", "E-OBJ-06")
+        return self.store is not None
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -233,96 +218,40 @@ class Teacher:
         }
 
 
-def open_teacher(
-    teaching: Teaching,
+def require_same_vocabulary(
+    name: str,
+    theirs: Path,
+    size: int,
     student: Path,
     student_size: int,
-    engine: EngineConfig,
-    world: World,
-    tell: Tell,
-    own_words: dict[str, int] | None = None,
-) -> Teacher:
-    """The teacher a run names. Its files are found and its vocabulary is compared with that of the
-    model in `student`, whose head has `student_size` rows.
+    own_words: dict[str, int] | None,
+) -> None:
+    """Raise CompatError unless the teacher `name`, with its tokenizer in `theirs` and a head of
+    `size` rows, gives every token the id that the student gives it.
 
     `own_words` are the student's token ids where it has more of them than the model in `student`.
-
-    Its weights are read when they are needed. Raises CompatError for another vocabulary and what
-    `opening.find` raises.
     """
-    found = opening.find(teaching.model, tell)
-    size = int(opening.read_config(found).get_text_config().vocab_size)
-    words = own_words or _words(student), _words(found.tokenizer_folder)
-    if words[0] and words[1]:
-        if len(words[0]) != len(words[1]):
+    ours, taught = own_words or _words(student), _words(theirs)
+    where = "objective.teacher"
+    if ours and taught:
+        if len(ours) != len(taught):
             raise CompatError(
-                problem(
-                    "E-OBJ-02",
-                    "objective.teacher",
-                    teacher=teaching.model,
-                    size=len(words[1]),
-                    student=len(words[0]),
-                )
+                problem("E-OBJ-02", where, teacher=name, size=len(taught), student=len(ours))
             )
-        wrong = sum(words[1].get(word) != number for word, number in words[0].items())
+        wrong = sum(taught.get(word) != number for word, number in ours.items())
         if wrong:
             raise CompatError(
                 problem(
                     "E-OBJ-03",
-                    "objective.teacher",
-                    teacher=teaching.model,
+                    where,
+                    teacher=name,
                     wrong=wrong,
-                    size=len(words[1]),
-                    student=len(words[0]),
+                    size=len(taught),
+                    student=len(ours),
                 )
             )
     elif size != student_size:
-        raise CompatError(
-            problem(
-                "E-OBJ-02",
-                "objective.teacher",
-                teacher=teaching.model,
-                size=size,
-                student=student_size,
-            )
-        )
-
-    def opened() -> Any:
-        from tunewright.engine.policy import Policy
-
-        causal = load.load_model(
-            found.source.folder,
-            dtype=world.torch_dtype(),
-            device=world.device,
-            base=opening.base_of(found.settings),
-        )
-        attached = None
-        if found.adapter is not None:
-            attached = opening.put_on(causal, found.adapter)
-            opening.keep_base(attached, causal)
-        opening.accelerate(causal)
-        model = causal if attached is None else attached.model
-
-        def policy_in(layout: str) -> Any:
-            return opening.computing_in(causal, layout, Policy(model, causal, layout))
-
-        needs = "any" if attached is None else attached.needs.layout
-        layout, why = choose(
-            engine.model_copy(update={"layout": "auto"}), causal, needs, policy_in, world.dtype
-        )
-        opening.use_layout(causal, layout)
-        tell.line(say("distill.teacher", teacher=teaching.model, layout=layout, why=why))
-        return Policy(model, causal, layout)
-
-    def about() -> dict[str, Any]:
-        adapter = weights_digest(found.adapter) if found.adapter is not None else ""
-        return {
-            "weights": weights_digest(found.source.folder),
-            "adapter": adapter,
-            "dtype": world.dtype,
-        }
-
-    return Teacher(teaching, min(size, student_size), opened, about)
+        raise CompatError(problem("E-OBJ-02", where, teacher=name, size=size, student=student_size))
 
 
 def _words(folder: Path) -> dict[str, int]:

@@ -63,17 +63,15 @@ class Questions(Sequence[Sample]):
         return (self[i] for i in range(len(self)))
 
 
-def equip(
-    stepper: Any, renderer: Any, tokenizer: Any, check: Callable[[], None] | None = None
-) -> None:
+def equip(stepper: Any, renderer: Any, check: Callable[[], None] | None = None) -> None:
     """Give a stepper that draws answers what it needs of words, and its sampler; other steppers are
     left alone."""
     if isinstance(stepper, (RoundStepper, OnPolicyStepper)):
-        stepper.asking = asking(renderer, tokenizer, answered=isinstance(stepper, OnPolicyStepper))
+        stepper.asking = asking(renderer, answered=isinstance(stepper, OnPolicyStepper))
         stepper.sampler = Sampler(stepper.policy, stepper.asking.stop_ids, check=check)
 
 
-def asking(renderer: Any, tokenizer: Any, answered: bool = False) -> Asking:
+def asking(renderer: Any, answered: bool = False) -> Asking:
     """How a run's samples are asked, with its own template and stop tokens. `answered`: the samples
     are rows with their last answer, not `Questions`."""
 
@@ -89,6 +87,6 @@ def asking(renderer: Any, tokenizer: Any, answered: bool = False) -> Asking:
         prompt=prompt,
         question=question,
         facts=lambda sample: facts_of(sample.facts["row"]),
-        decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+        decode=lambda ids: str(renderer.tokenizer.decode(ids, skip_special_tokens=True)),
         stop_ids=frozenset(renderer.stop_ids),
     )

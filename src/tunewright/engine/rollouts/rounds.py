@@ -29,7 +29,6 @@ from tunewright.core.types import Answer, Branch, Experience, Figures, Rollouts,
 from tunewright.engine.oracles.reward_model import RewardModel
 from tunewright.engine.rollouts.sampling import Drawn, How, Sampler
 from tunewright.engine.step import Stepper, StepReport, add_figures, means
-from tunewright.engine.tree import cut_passes
 from tunewright.models.kernels.fused import fused_without_gradient
 
 SHOWN_EVERY = 10
@@ -52,7 +51,7 @@ class Asking:
 
 @dataclass
 class Judged:
-    """The answers of a round that count, one group a prompt, with the samples they were made into."""
+    """The answers of a round that count, one group a prompt, and the samples made of them."""
 
     groups: list[list[Experience]]
     samples: list[Sample]
@@ -75,29 +74,23 @@ class RoundStepper(Stepper):
     version: int = 0
 
     def __post_init__(self) -> None:
-        if self.rollouts is not None:
-            self.policy.temperature = self.rollouts.temperature
         if self.rollouts is not None and self.rollouts.reference:
             # Made before a checkpoint is read: it is what trains as it was at step 0.
-            self.start = {name: p.detach().clone() for name, p in self._trained()}
-
-    def _trained(self) -> list[tuple[str, Tensor]]:
-        wanted = set(self.attached.parameters)
-        return [(name, p) for name, p in self.attached.model.named_parameters() if name in wanted]
+            self.start = {name: p.detach().clone() for name, p in self.trained()}
 
     @contextlib.contextmanager
     def at_start(self) -> Iterator[None]:
         """Inside, the model is the one of step 0."""
         assert self.start is not None
-        now = {name: p.detach().clone() for name, p in self._trained()}
+        now = {name: p.detach().clone() for name, p in self.trained()}
         try:
             with torch.no_grad():
-                for name, p in self._trained():
+                for name, p in self.trained():
                     p.copy_(self.start[name])
             yield
         finally:
             with torch.no_grad():
-                for name, p in self._trained():
+                for name, p in self.trained():
                     p.copy_(now[name])
 
     # ---- one round
@@ -147,9 +140,7 @@ class RoundStepper(Stepper):
         epoch will learn."""
         self.policy.model.eval()
         for part in parts:
-            for group in cut_passes(
-                part, self.rows_per_pass, padded=self.policy.layout == "padded"
-            ):
+            for group in self.policy.cut(part, self.rows_per_pass):
                 with torch.no_grad(), fused_without_gradient():
                     output = self.policy(group)
                 counts = [len(s.branches[0].learnt) for s in group]
@@ -164,9 +155,7 @@ class RoundStepper(Stepper):
     def _reference_values(self, samples: list[Sample]) -> None:
         self.policy.model.eval()
         with self.at_start(), torch.no_grad(), fused_without_gradient():
-            for group in cut_passes(
-                samples, self.rows_per_pass, padded=self.policy.layout == "padded"
-            ):
+            for group in self.policy.cut(samples, self.rows_per_pass):
                 counts = [len(s.branches[0].learnt) for s in group]
                 for sample, values in zip(
                     group, self.policy(group).logprob.split(counts), strict=True
@@ -226,14 +215,7 @@ class RoundStepper(Stepper):
             [flat[i].facts["experience"] for i in kept],
             len(bad),
         )
-        texts = [
-            {
-                "question": answers[i].messages[-1].content if answers[i].messages else "",
-                "answer": answers[i].text,
-                "reward": round(total[i], 4),
-            }
-            for i in kept[:: max(1, how.num_answers)][:SHOWN]
-        ]
+        texts = self._texts([(answers[i], total[i]) for i in kept[:: max(1, how.num_answers)]])
         return Judged([g for g in groups if g], [flat[i] for i in kept], figures, texts)
 
     def _answer(self, prompt: Sample, drawn: Drawn) -> Answer:
@@ -248,6 +230,18 @@ class RoundStepper(Stepper):
             facts,
             prompt.origin,
         )
+
+    @staticmethod
+    def _texts(judged: Sequence[tuple[Answer, float]]) -> list[dict[str, Any]]:
+        """The first of these answers, to be looked at."""
+        return [
+            {
+                "question": answer.messages[-1].content if answer.messages else "",
+                "answer": answer.text,
+                "reward": round(reward, 4),
+            }
+            for answer, reward in judged[:SHOWN]
+        ]
 
     @staticmethod
     def _require_some(answers: list[Answer], bad: set[int], count: int) -> None:
@@ -303,7 +297,27 @@ class RoundStepper(Stepper):
             bad.overflow if bad else False,
         )
 
+    # ---- what a checkpoint holds besides
+
+    def state(self) -> dict[str, Any]:
+        """As of a `Stepper`, and what the objective keeps from round to round."""
+        kept = {"objective": self.rollouts.state()} if self.rollouts and self.rollouts.state else {}
+        return super().state() | kept
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        super().load_state(state)
+        if self.rollouts and self.rollouts.load_state:
+            self.rollouts.load_state(state["objective"])
+
     # ---- measuring
+
+    def held_out(
+        self, samples: Sequence[Sample], figures: Figures, stop: Callable[[], None] | None = None
+    ) -> tuple[float, list[float]]:
+        """As `measure`."""
+        del stop
+        return self.measure(samples, figures)
 
     def measure(
         self, prompts: Sequence[Sample], figures: Figures | None = None

@@ -122,19 +122,19 @@ class Sampler:
         ids = torch.tensor(
             [prompts[p] + [0] * (longest - len(prompts[p])) for p in chosen], device=device
         )
-        prompt = policy._virtual()
+        prompt = policy.virtual()
         virtual = prompt.num_tokens if prompt is not None else 0
         own_rows = virtual if prompt is not None and prompt.rows is not None else 0
         memory = RolloutMemory(lengths, k, how.max_new_tokens, virtual)
         positions = torch.arange(virtual - own_rows, virtual + longest, device=device).expand(
             len(chosen), -1
         )
-        inputs = policy._inputs(ids, prompt)
+        inputs = policy.inputs(ids, prompt)
         if own_rows:
             # Learnt rows stand in front of the text: for attention they are text, each seen by
             # those after it.
             memory.num_virtual, memory.lengths = 0, lengths + own_rows
-        hidden = policy._body()(
+        hidden = policy.body(
             **inputs, position_ids=positions, rollout_memory=memory, use_cache=False
         ).last_hidden_state
         last = hidden[
@@ -153,7 +153,7 @@ class Sampler:
                 :, None
             ] + n
             memory.written = n
-            last = policy._body()(
+            last = policy.body(
                 input_ids=token[:, None],
                 position_ids=position,
                 rollout_memory=memory,
@@ -221,7 +221,7 @@ class Sampler:
             mask = torch.tensor(
                 [[1] * len(t) + [0] * (longest - len(t)) for t in texts], device=device
             )
-            prompt = self.policy._virtual()
+            prompt = self.policy.virtual()
             more = prompt.num_tokens if prompt is not None else 0
             if more:
                 mask = torch.cat([mask.new_ones(len(mask), more), mask], 1)
@@ -229,8 +229,8 @@ class Sampler:
             positions = torch.arange(more - first, more + longest, device=device).expand(
                 len(texts), -1
             )
-            hidden = self.policy._body()(
-                **self.policy._inputs(ids, prompt),
+            hidden = self.policy.body(
+                **self.policy.inputs(ids, prompt),
                 attention_mask=mask,
                 position_ids=positions,
                 use_cache=False,

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 512
+from tunewright.models.limits import HEAD_ROWS
+
+CHUNK = HEAD_ROWS
 VALUE_CHUNK = 128
 """Rows at once in `row_values`, whose functions keep several tensors of rows x vocabulary."""
 

@@ -13,7 +13,7 @@ from tunewright.core.errors import CompatError, UsageError
 from tunewright.core.registry import methods
 from tunewright.core.telling import Quiet
 from tunewright.export.combine import combine
-from tunewright.methods.composition import compose, obstacles
+from tunewright.export.composition import compose, obstacles
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy
 

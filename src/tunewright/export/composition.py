@@ -101,8 +101,8 @@ class Composed:
             ValueError,
             RuntimeError,
         ) as e:  # a RuntimeError where layers of the same name have other ranks
-            raise CompatError(
-                problem("E-METHOD-24", way, type=way, cause=str(e).splitlines()[0][:300])
+            raise CompatError.of(
+                "E-METHOD-24", way, type=way, cause=str(e).splitlines()[0][:300]
             ) from e
         finally:
             configs.update(own)
@@ -260,7 +260,7 @@ def compose(model: Model, folders: dict[str, Path]) -> Composed:
     for name, other in others:
         add_adapter(wrapped, other, name)
     if any(config.is_prompt_learning for config in wrapped.peft_config.values()) and others:
-        raise CompatError(problem("E-METHOD-30", "", folder=folder, type="prompt"))
+        raise CompatError.of("E-METHOD-30", "", folder=folder, type="prompt")
     composed = Composed(wrapped, list(folders))
     composed.use(first)
     return composed

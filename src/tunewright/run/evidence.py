@@ -1,0 +1,251 @@
+"""What a run leaves, however it ends: summary.json, the report, and the sentences that close it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.core import faults
+from tunewright.core.errors import Interrupted, TunewrightError
+from tunewright.core.files import readable_size, write_json
+from tunewright.core.machine import peak_memory_bytes, versions
+from tunewright.core.telling import Tell, duration
+from tunewright.core.words import say
+from tunewright.record import folder as run_folder
+from tunewright.record.events import EventLog, plain
+from tunewright.report import html
+from tunewright.run.decided import Decided
+from tunewright.run.prepare import Plan
+
+if TYPE_CHECKING:
+    from tunewright.engine.loop import Progress
+    from tunewright.run.asking import Asker
+
+MOSTLY_ALIKE = 0.5
+"""From this share on of groups whose answers all had one reward, it is said at the end."""
+NOT_IN_SUMMARY = ("step", "skipped_in_a_row", "groups_alike")
+"""Parts of the progress that the summary names otherwise, or not at all."""
+
+
+@dataclass
+class Finished:
+    """A run folder and its summary.json, as the story leaves them."""
+
+    folder: Path
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def _none_yet() -> Progress:
+    from tunewright.engine.loop import Progress
+
+    return Progress()
+
+
+@dataclass
+class Reached:
+    """How far a run has come."""
+
+    plan: Plan
+    decided: Decided
+    asker: Asker
+    tell: Tell
+    started: float
+    """When the command began, on `time.perf_counter`."""
+    load_seconds: float
+    progress: Progress = field(default_factory=_none_yet)
+    doing: str = "train.doing.load"
+    """The sentence of what is being done, for the message of an unforeseen end."""
+    log: EventLog | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.decided.schedule.total_steps
+
+
+@contextlib.contextmanager
+def of_a_resumed(folder: Path | None) -> Iterator[None]:
+    """Whatever nobody foresaw inside becomes one message, and the run's summary holds it. A new run
+    has no folder yet: the exception is raised as it is."""
+    try:
+        yield
+    except (TunewrightError, BrokenPipeError):
+        raise
+    except faults.UNFORESEEN as e:
+        if folder is None:
+            raise
+        fault = faults.caught(e, folder, say("train.doing.load"))
+        _note_end(folder, "failed", fault)
+        raise fault from e
+
+
+@contextlib.contextmanager
+def whatever_is_raised(reached: Reached) -> Iterator[None]:
+    """Whatever ends the inside, the folder says how far it came; then it is raised on. What nobody
+    foresaw is raised as an UnexpectedError."""
+    out = reached.plan.out
+    try:
+        yield
+    except Interrupted as e:
+        _last_words(reached, "stopped", e)
+        raise
+    except (TunewrightError, KeyboardInterrupt, BrokenPipeError) as e:
+        _last_words(reached, "failed", e)
+        raise
+    except faults.UNFORESEEN as e:
+        if not (out / "run.yaml").is_file():
+            raise  # nothing was created
+        doing = say(reached.doing, step=reached.progress.step, total=reached.total_steps)
+        fault = faults.caught(e, out, doing)
+        _last_words(reached, "failed", fault)
+        raise fault from e
+    finally:
+        if reached.log is not None:
+            # Closing writes what is left, which a full disk refuses.
+            with contextlib.suppress(OSError):
+                reached.log.close()
+
+
+def _last_words(reached: Reached, status: str, error: BaseException) -> None:
+    """Leave what was reached. What fails on the way hides nothing: the error that ended the run is
+    the one that is told."""
+    out, progress = reached.plan.out, reached.progress
+    if not (out / "run.yaml").is_file():
+        return
+    try:
+        finish(reached, status, str(error))
+    except faults.UNFORESEEN:
+        if run_folder.read_summary(out).get("status") != status:
+            _note_end(
+                out,
+                status,
+                error,
+                steps=progress.step,
+                total_steps=reached.total_steps,
+                first_loss=progress.first_loss,
+                final_loss=progress.final_loss,
+            )
+
+
+def _note_end(folder: Path, status: str, error: BaseException, **figures: Any) -> None:
+    """The shortest summary.json. Where even that cannot be written, the error says so as well."""
+    try:
+        run_folder.note_end(folder, status, str(error), **plain(figures))
+    except faults.UNFORESEEN as e:
+        if isinstance(error, TunewrightError):
+            error.add(faults.unwritten(e, folder))
+
+
+def finish(reached: Reached, status: str = "done", reason: str = "") -> Finished:
+    """Write summary.json and report.html, and say how the run ended."""
+    out, tell = reached.plan.out, reached.tell
+    summary = _summary(reached, status, reason)
+    write_json(out / "summary.json", plain(summary))
+    if reached.log is not None:
+        reached.log.write("finished", status=status)
+    page = html.write_report(out)
+    if status == "done":
+        for line in _closing(reached, summary, page):
+            tell.line(line)
+    elif status == "stopped":
+        tell.line(say("train.stopped", step=reached.progress.step, folder=out))
+    return Finished(out, summary)
+
+
+def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
+    from tunewright.models import load
+
+    plan, decided, progress = reached.plan, reached.decided, reached.progress
+    world, alike = decided.world, progress.groups_alike
+    counted = {k: v for k, v in asdict(progress).items() if k not in NOT_IN_SUMMARY}
+    saved = decided.folder(plan.out).glob("*.safetensors")
+    summary = {
+        "status": status,
+        "reason": reason,
+        **counted,
+        "steps": progress.step,
+        "groups_without_difference": None if alike is None else alike / progress.step,
+        "total_steps": reached.total_steps,
+        "load_seconds": reached.load_seconds,
+        "answer_seconds": reached.asker.seconds,
+        "wall_seconds": time.perf_counter() - reached.started,
+        "peak_memory_bytes": peak_memory_bytes(world.device),
+        "trainable_parameters": decided.trainable,
+        "total_parameters": decided.total,
+        "learning_rate": decided.rate,
+        "device": world.device,
+        "dtype": world.dtype,
+        "layout": decided.layout,
+        "threads": world.threads,
+        "rows_per_pass": world.rows_per_pass,
+        "adapter_bytes": sum(file.stat().st_size for file in saved),
+        "base_bytes": load.weight_bytes(plan.source.folder),
+        "model": plan.config.model,
+        "base_folder": str(plan.source.folder),
+        "versions": versions(),
+    }
+    return {
+        k: round(v, 4) if isinstance(v, float) and k.endswith("seconds") else v
+        for k, v in summary.items()
+    }
+
+
+def _closing(reached: Reached, s: dict[str, Any], page: Path) -> Iterator[str]:
+    """The sentences that close a run that is done. `s` is its summary."""
+    plan = reached.plan
+    speed = s["samples"] / s["train_seconds"] if s["train_seconds"] else 0.0
+    yield say(
+        "train.done",
+        steps=s["steps"],
+        time=duration(s["train_seconds"]),
+        first=f"{s['first_loss']:.3f}",
+        last=f"{s['final_loss']:.3f}",
+        speed=f"{speed:.2f}",
+        memory=readable_size(s["peak_memory_bytes"]),
+    )
+    if s["held_out_loss_all"] is not None:
+        rows, loss = f"{len(plan.data.held_out):,}", f"{s['held_out_loss_all']:.4f}"
+        yield say("train.measured_at_end", rows=rows, loss=loss)
+    yield from _measured(s)
+    alike = s["groups_without_difference"]
+    if alike is not None and alike >= MOSTLY_ALIKE:
+        key = "train.all_alike" if alike == 1 else "train.mostly_alike"
+        yield say(key, share=f"{100 * alike:.0f}")
+    draws = plan.objective.rollouts is not None
+    if not draws and s["first_loss"] and s["final_loss"] > 0.9 * s["first_loss"]:
+        yield say("train.barely")
+    saved = 1 - s["physical_rows"] / s["logical_tokens"] if s["logical_tokens"] else 0.0
+    if saved >= 0.01:
+        yield say("train.shared", share=f"{100 * saved:.0f}")
+    yield say(
+        "train.adapter",
+        folder=reached.decided.folder(plan.out),
+        size=readable_size(s["adapter_bytes"]),
+        base=readable_size(s["base_bytes"]),
+    )
+    key = "train.next_scores" if plan.questions.scored else "train.next"
+    yield say(key, folder=plan.out, page=page)
+
+
+def _measured(s: dict[str, Any]) -> Iterator[str]:
+    """What the objective watches on the held-out rows. `s` is the summary."""
+    figures, before = s["held_out_figures"], s["held_out_rewards_before"]
+    if "reward_change" in figures:
+        yield say(
+            "train.rewarded",
+            before=f"{sum(before) / len(before):.3f}",
+            after=f"{figures['reward']:.3f}",
+            change=f"{figures['reward_change']:+.3f}",
+            error=f"{figures['reward_change_error']:.3f}",
+            count=len(before),
+        )
+    elif "first_error" in figures:
+        names = ("accuracy", "steps_right", "first_error")
+        yield say("train.steps_ranked", **{name: f"{100 * figures[name]:.0f}" for name in names})
+    elif "accuracy" in figures:
+        share, margin = f"{100 * figures['accuracy']:.0f}", f"{figures['margin']:.3f}"
+        yield say("train.ranked", share=share, margin=margin)

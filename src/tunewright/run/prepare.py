@@ -1,0 +1,291 @@
+"""A run before its weights are read: `prepare` makes the plan or says what is wrong with it.
+
+Everything that can be wrong without weights is looked for in the order that costs least: `begin`
+reads keys, folders and rows, `complete` the model's files, its template and the tokens of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright import rewards
+from tunewright.advise import fit
+from tunewright.core import compat
+from tunewright.core.config import RunConfig
+from tunewright.core.errors import CompatError, problem, raise_all
+from tunewright.core.registry import methods
+from tunewright.core.runfile import ParsedRun, kind_of, objective_of
+from tunewright.core.telling import Tell
+from tunewright.core.types import Objective
+from tunewright.core.words import say
+from tunewright.data import DataSet, describe, inspect
+from tunewright.engine.placement import World
+from tunewright.engine.schedule import total_steps
+from tunewright.methods import continuing
+from tunewright.methods.saved import virtual_tokens
+from tunewright.models import vocabulary
+from tunewright.record import folder as run_folder
+from tunewright.run.questions import Probe, Questions, questions_of
+from tunewright.run.structure import require_place, require_same_layers
+from tunewright.sources import find
+from tunewright.text.chat_kind import ModelKind, kind_of_model
+from tunewright.text.thinking import Thinking
+from tunewright.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from tunewright.text.renderer import Renderer
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run whose keys and rows were read; its model was not looked for."""
+
+    continued: continuing.Continued
+    out: Path
+    resume: Path | None
+    rows: DataSet
+    """The rows, without tokens."""
+
+    @property
+    def config(self) -> RunConfig:
+        """What the run is."""
+        return self.continued.parsed.config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that passed every check that needs no weights."""
+
+    parsed: ParsedRun
+    out: Path
+    resume: Path | None
+    """The folder of the run that is taken up again; None for a new one."""
+    source: find.Source
+    objective: Objective
+    renderer: Renderer
+    base_renderer: Renderer
+    """How the base is asked: without the tokens that the run adds."""
+    data: DataSet
+    chat: ModelKind
+    context: int | None
+    """Tokens that a row may have: what the model takes, less a learnt prompt."""
+    questions: Questions
+
+    @property
+    def config(self) -> RunConfig:
+        """What the run is."""
+        return self.parsed.config
+
+    @property
+    def base_path(self) -> str:
+        """What an adapter names as its base: a hub id where there is one, so that it can be moved;
+        else the folder, which plain Transformers can open."""
+        source = self.source
+        movable = source.kind == "hub" and "@" not in source.spec
+        return source.spec if movable else str(source.folder)
+
+    def estimate(self, world: World, rate: float | None = None) -> fit.Estimate:
+        """What the run will need in `world`; with `rate`, operations a second, also its time."""
+        layout = "padded" if self.config.engine.layout == "padded" else "tree"
+        facts = fit.SampleFacts.of(self.data.report, self.data.train, layout)
+        return fit.of_run(
+            self.config,
+            self.objective,
+            fit.shape_of(self.source.folder),
+            facts,
+            steps=total_steps(self.config.engine, facts.samples),
+            dtype=world.dtype,
+            device=world.device,
+            rows_per_pass=world.rows_per_pass,
+            layout=layout,
+            probes=len(self.questions.probes),
+            flops_per_second=rate,
+        )
+
+
+def prepare(
+    parsed: ParsedRun,
+    tell: Tell,
+    resume: Path | None = None,
+    *,
+    extra_probes: Sequence[Probe] = (),
+    out_matters: bool = True,
+) -> Plan:
+    """The plan of a run. Raises UsageError for everything that can be wrong without weights;
+    `out_matters` False: not for an output folder that is taken."""
+    return complete(begin(parsed, resume, out_matters=out_matters), tell, extra_probes)
+
+
+def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = True) -> Begun:
+    """Look at a run's keys, its folder and the kinds of its rows. Nothing is fetched."""
+    # A resumed run is what its run.yaml says: it was looked at when it began.
+    continued = continuing.resolve(parsed) if resume is None else continuing.Continued(parsed)
+    config = continued.parsed.config
+    raise_all(compat.problems(config), CompatError)
+    out = resume or (
+        Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
+    )
+    if resume is None and out_matters:
+        run_folder.require_free(out)
+    rows = inspect(
+        config.data,
+        None,
+        needs_tokens=False,
+        workers=config.engine.threads,
+        check=False,
+        wants=compat.wanted_rows(config),
+    )
+    raise_all(compat.row_problems(config, rows.report["kinds"]), CompatError)
+    return Begun(continued, out, resume, rows)
+
+
+def complete(begun: Begun, tell: Tell, extra_probes: Sequence[Probe] = ()) -> Plan:
+    """Find the model, read its small files and the tokens of the rows, and say what was found."""
+    from tunewright.models import load
+
+    config = begun.config
+    source = find.resolve(config.model, report=tell.line)
+    _require_words(config, source.folder)
+    objective = objective_of(config)
+    if objective.rollouts is not None:
+        rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)
+    renderer, base_renderer = _renderers(config, source.folder, objective)
+    model_config = load.load_config(source.folder)
+    _require_method(begun, model_config)
+    _require_teacher(objective)
+    context = _context_of(config, model_config)
+    data = _tokens(config, objective, renderer, context)
+    # Questions without an answer are asked as the rows were learnt.
+    for one in (renderer, base_renderer):
+        one.thinking = replace(one.thinking, habit=(data.report["thinking"] or {}).get("asked"))
+    if objective.rollouts is not None:
+        from tunewright.engine.rollouts.questions import Questions as Drawn
+
+        data = replace(
+            data,
+            train=Drawn(data.train_rows, renderer),
+            held_out=Drawn(data.held_out_rows, renderer),
+        )
+    chat = kind_of_model(source.folder, renderer.tokenizer)
+    size = _millions(load.parameter_count(source.folder))
+    tell.line(say("train.model", model=config.model, size=size, kind=chat.reason))
+    if not chat.is_chat:
+        tell.line(say("train.base_model"))
+    for note in begun.continued.notes:
+        tell.line(note)
+    tell.line(describe(data.report, colour=tell.colour))
+    questions = questions_of(config, data, objective, renderer, context, extra_probes, tell)
+    return Plan(
+        begun.continued.parsed,
+        begun.out,
+        begun.resume,
+        source,
+        objective,
+        renderer,
+        base_renderer,
+        data,
+        chat,
+        context,
+        questions,
+    )
+
+
+def _renderers(config: RunConfig, base: Path, objective: Objective) -> tuple[Renderer, Renderer]:
+    """How the run's rows are rendered, and how its base is asked.
+
+    An adapter may know more words than its base, and a method may add some: the rows are read with
+    them.
+    """
+    from tunewright.engine.opening import renderer_of, tokenizer_folder
+
+    thinking = Thinking(config.data.thinking, by_rows=objective.rollouts is None)
+    base_renderer = renderer_of(load_tokenizer(base), base, thinking=thinking)
+    own = tokenizer_folder(Path(config.adapter) if config.adapter else None, base)
+    added = vocabulary.tokens_of(config.method)
+    if own == base and not added:
+        return base_renderer, base_renderer
+    tokenizer = load_tokenizer(own)
+    vocabulary.add_tokens(tokenizer, added)
+    return renderer_of(tokenizer, base, own, thinking=thinking), base_renderer
+
+
+def _require_words(config: RunConfig, folder: Path) -> None:
+    """Refuse to teach a whole judge to write: only an objective that trains a judge goes on from
+    one."""
+    from tunewright.engine import opening
+
+    if not compat.judges(kind_of(config.objective)):
+        opening.require_words(folder, config.model)
+
+
+def _require_method(begun: Begun, model_config: Any) -> None:
+    """Refuse a method that has no place in the model, or that its configuration speaks against."""
+    config, asked = begun.config, begun.continued.asked
+    require_place(config, model_config)
+    if asked is not None:
+        require_same_layers(asked, Path(config.adapter or ""), model_config)
+    entry = methods.get(kind_of(config.method))
+    if entry is not None and not config.adapter and "obstacles" in entry.facts:
+        raise_all(entry.facts["obstacles"](config.method, model_config), CompatError)
+
+
+def _require_teacher(objective: Objective) -> None:
+    """Refuse a teacher that is not there, or has no words. Raises what opening it would raise."""
+    if objective.teacher is not None:
+        from tunewright.engine import opening
+
+        name = objective.teacher.model
+        opening.require_words(opening.config_folder(name), name)
+
+
+def _context_of(config: RunConfig, model_config: Any) -> int | None:
+    """Tokens that a row may have. A learnt prompt, a new one or one that the run goes on with,
+    takes some of the model's context. Raises CompatError where it takes all."""
+    from tunewright.models import load
+
+    context = load.context_of(model_config)
+    prompt = (
+        virtual_tokens(Path(config.adapter))
+        if config.adapter
+        else getattr(config.method, "num_tokens", 0)
+    )
+    if context is None or not prompt:
+        return context
+    if prompt >= context:
+        raise CompatError(
+            problem("E-METHOD-27", "method.num_tokens", tokens=prompt, context=context)
+        )
+    return context - int(prompt)
+
+
+def _tokens(
+    config: RunConfig, objective: Objective, renderer: Renderer, context: int | None
+) -> DataSet:
+    """The rows with their tokens. Raises DataError for a set from which nothing would be learnt,
+    CompatError where the longest question leaves no room for an answer that is to be drawn."""
+    data = inspect(
+        config.data,
+        renderer,
+        context,
+        config.engine.seed,
+        workers=config.engine.threads,
+        # Objectives that learn from documents take them whole, however long they are.
+        pack=objective.pack,
+        wants=compat.wanted_rows(config),
+    )
+    own = objective.own_answers
+    drawing = own if own is not None and own.share else objective.rollouts
+    if drawing is not None:
+        from tunewright.data.store.columns import asked_lengths
+        from tunewright.engine.rollouts.sampling import require_room
+
+        lengths = [*asked_lengths(data.train), *asked_lengths(data.held_out)]
+        require_room(max(lengths, default=0), drawing.max_new_tokens, context)
+    return data
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.0f} M" if count >= 1e7 else f"{count / 1e6:.2f} M"
