@@ -30,18 +30,18 @@ OURS = """
     from tunewright.core.config import DataConfig
     from tunewright.data import inspect
     from tunewright.text.tokenizer import load_light
-    from tunewright.text.chat_kind import stop_ids_of_folder
+    from tunewright.text.chat_kind import stop_ids
     from tunewright.text.renderer import Renderer
 
     data, model, check = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "report"
     tokenizer, reason = load_light(model)
     assert reason is None, reason
-    found = inspect(DataConfig(train=data), Renderer(tokenizer, stop_ids_of_folder(model)), None, 0, workers=2, refuse=False, check=check)
+    found = inspect(DataConfig(train=data), Renderer(tokenizer, stop_ids(tokenizer, model)), None, 0, workers=2, refuse=False, check=check)
     seconds = time.perf_counter() - start
     report = found.report
     assert not report["preparation"]["from_cache"]
     again = time.perf_counter()
-    inspect(DataConfig(train=data), Renderer(tokenizer, stop_ids_of_folder(model)), None, 0, workers=2, refuse=False, check=check)
+    inspect(DataConfig(train=data), Renderer(tokenizer, stop_ids(tokenizer, model)), None, 0, workers=2, refuse=False, check=check)
     print(json.dumps({"seconds": seconds, "again": time.perf_counter() - again, "rows": report["rows_kept"],
                       "tokens": report["tokens_total"], "torch": "torch" in sys.modules}))
 """

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import FLOORS, HEAVY, faults, picture
+from house import FLOORS, HEAVY, House, attaching, faults, picture
 
 import tunewright
 
@@ -77,6 +77,24 @@ def test_a_file_that_only_functions_import_may_load_torch_at_its_top(tmp_path: P
     assert faults(tmp_path) == []
     plant(tmp_path, b="from tunewright.core import layers")
     assert faults(tmp_path) == ["core/layers.py:1 imports torch: heavy at module level"]
+
+
+def test_one_file_puts_methods_on_models() -> None:
+    assert attaching(House.at(SOURCE)) == ["engine/opening.py"]
+
+
+def test_the_checker_finds_whoever_puts_a_method_on_a_model(tmp_path: Path) -> None:
+    new = "entry = methods.get(kind)\nentry.function(config, model, card, base)"
+    for file, text in {
+        "story.py": "put_on(model, folder)",
+        "bench/a.py": new,
+        "bench/b.py": "methods.get(kind).function(config, model, card, base)",
+        "data/c.py": "entry = formats.get(kind)\nentry.function(value, origin, columns)",
+        "methods/d.py": new,
+    }.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    assert attaching(House.at(tmp_path)) == ["bench/a.py", "bench/b.py", "story.py"]
 
 
 def test_the_picture_of_the_floors_is_that_of_the_code() -> None:

@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from tunewright.core.types import Message
-from tunewright.text.chat_kind import stop_ids_of_folder
+from tunewright.text.chat_kind import stated_ids
 from tunewright.text.rendered import CannotRender
 from tunewright.text.renderer import Renderer
 from tunewright.text.tokenizer import QWEN_WORDS, Light, NotLight, load_light
@@ -133,7 +133,7 @@ def test_every_model_family_reads_as_with_transformers_or_is_left_to_it(family, 
         assert why and type(found) is type(AutoTokenizer.from_pretrained(str(tmp_path)))
         return
     assert_same(*both(tmp_path))
-    assert stop_ids_of_folder(tmp_path) == [2]
+    assert stated_ids(tmp_path) == {2}
 
 
 def test_a_real_model_folder_reads_as_with_transformers():

@@ -1,5 +1,4 @@
-"""`tunewright data ...`: what the model would learn from, checked, shown and converted. Speaks to
-people and holds no logic."""
+"""`tunewright data ...`: what the model would learn from, checked, shown and converted."""
 
 from __future__ import annotations
 

@@ -105,18 +105,8 @@ class _Switch:
     on: bool = True
 
 
-@method(
-    "adapter",
-    AdapterConfig,
-    source="arXiv 2005.00052",
-    trains="a small network in every block",
-    merges=NO_MERGE,
-    on_quantised=True,
-    load=lambda *given: load(*given),
-    rate=3e-4,
-)
-def adapter(
-    config: AdapterConfig, model: Model, anatomy: Anatomy, base_path: str, kind: str = "adapter"
+def attach(
+    kind: str, config: AdapterConfig, model: Model, anatomy: Anatomy, base_path: str
 ) -> Attached:
     """Put adapters into every block of `model`. Only they train, in float32 whatever the base
     computes in.
@@ -133,7 +123,6 @@ def adapter(
     reference = next(model.parameters())
     dtype = torch.promote_types(reference.dtype, torch.float32)
     names: list[str] = []
-    hooks = []
     for block, place, module, beside in _places(config.placement, anatomy):
         size = _width(model, config.placement, module, width)
         part = Bottleneck(
@@ -141,10 +130,8 @@ def adapter(
         )
         model.get_submodule(block).add_module(f"adapter_{place}", part)
         names += [f"{block}.adapter_{place}.{name}" for name, _ in part.named_parameters()]
-        hooks.append(
-            model.get_submodule(module).register_forward_hook(
-                _hook(part, switch, beside), with_kwargs=True
-            )
+        model.get_submodule(module).register_forward_hook(
+            _hook(part, switch, beside), with_kwargs=True
         )
 
     @contextlib.contextmanager
@@ -170,34 +157,12 @@ def adapter(
     )
 
 
-def _variant(kind: str, config_class: type[AdapterConfig], source: str, rate: float) -> None:
-    @method(
-        kind,
-        config_class,
-        source=source,
-        trains="a small network in every block",
-        merges=NO_MERGE,
-        on_quantised=True,
-        rate=rate,
-        load=lambda *given: load(*given),
-    )
-    def attach(config: AdapterConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
-        return adapter(config, model, anatomy, base_path, kind)
-
-
-_variant("houlsby", HoulsbyConfig, "arXiv 1902.00751", 3e-4)
-_variant("pfeiffer", PfeifferConfig, "arXiv 2005.00052", 3e-4)
-_variant("parallel_adapter", ParallelConfig, "arXiv 2110.04366", 1e-4)
-
-
 def load(
     config: AdapterConfig, model: Model, folder: Path, base_path: str, trainable: bool
 ) -> Attached:
     """The saved adapters of `folder` on `model`."""
     described = saved.read(folder)
-    attached = adapter(
-        config, model, anatomy_of(model), base_path or described.base, described.kind
-    )
+    attached = attach(described.kind, config, model, anatomy_of(model), base_path or described.base)
     saved.fill(model, attached.parameters, folder, trainable)
     if not trainable:
         model.eval()
@@ -257,3 +222,24 @@ def _hook(part: nn.Module, switch: _Switch, beside: bool) -> Callable[..., Tenso
         return output + part(x)
 
     return after
+
+
+def _register(kind: str, config_class: type[AdapterConfig], source: str, rate: float) -> None:
+    @method(
+        kind,
+        config_class,
+        source=source,
+        trains="a small network in every block",
+        merges=NO_MERGE,
+        on_quantised=True,
+        rate=rate,
+        load=load,
+    )
+    def put(config: AdapterConfig, model: Model, anatomy: Anatomy, base_path: str) -> Attached:
+        return attach(kind, config, model, anatomy, base_path)
+
+
+_register("adapter", AdapterConfig, "arXiv 2005.00052", 3e-4)
+_register("houlsby", HoulsbyConfig, "arXiv 1902.00751", 3e-4)
+_register("pfeiffer", PfeifferConfig, "arXiv 2005.00052", 3e-4)
+_register("parallel_adapter", ParallelConfig, "arXiv 2110.04366", 1e-4)

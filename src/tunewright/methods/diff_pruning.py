@@ -195,13 +195,45 @@ def _beside(
     return forward
 
 
+def load(
+    config: DiffPruningConfig, model: Model, folder: Path, base_path: str, trainable: bool
+) -> Attached:
+    """The saved difference of `folder` on `model`. Trained further, its places stay as they are."""
+    import torch
+
+    stored = read_differences(folder)
+    shared = Shared(config, 0, fixed=True)
+    by_name = dict(model.named_modules())
+    missing = [name for name in stored if name not in by_name]
+    if missing:
+        raise ModelError(problem("E-METHOD-42", str(folder), count=len(missing), first=missing[0]))
+    parameters = _put(model, list(stored), shared, gated=trainable)
+    with torch.no_grad():
+        for name, (positions, values) in stored.items():
+            part = shared.parts[name]
+            if len(positions) and int(positions[-1]) >= part.w.numel():
+                raise ModelError(problem("E-METHOD-42", str(folder), count=1, first=name))
+            part.w.view(-1)[positions.to(part.w.device)] = values.to(part.w)
+            if part.gate is not None:
+                part.gate.copy_(torch.where(part.w != 0, FIXED, -FIXED))
+            if part.group is not None:
+                part.group.fill_(FIXED)
+    shared.quota = max(1, sum(len(positions) for positions, _ in stored.values()))
+    attached = _attached(config, model, base_path or saved.read(folder).base, shared, parameters)
+    if not trainable:
+        for part in shared.parts.values():
+            part.requires_grad_(False)
+        model.eval()
+    return attached
+
+
 @method(
     "diff_pruning",
     DiffPruningConfig,
     source="arXiv 2012.07463",
     trains="a sparse difference whose places are learnt",
     on_quantised=True,
-    load=lambda *given: load(*given),
+    load=load,
     rate=5e-5,
 )
 def diff_pruning(
@@ -369,35 +401,3 @@ def read_differences(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
             raise ModelError(problem("E-METHOD-41", str(folder), cause=name))
         found[name] = (positions, values)
     return found
-
-
-def load(
-    config: DiffPruningConfig, model: Model, folder: Path, base_path: str, trainable: bool
-) -> Attached:
-    """The saved difference of `folder` on `model`. Trained further, its places stay as they are."""
-    import torch
-
-    stored = read_differences(folder)
-    shared = Shared(config, 0, fixed=True)
-    by_name = dict(model.named_modules())
-    missing = [name for name in stored if name not in by_name]
-    if missing:
-        raise ModelError(problem("E-METHOD-42", str(folder), count=len(missing), first=missing[0]))
-    parameters = _put(model, list(stored), shared, gated=trainable)
-    with torch.no_grad():
-        for name, (positions, values) in stored.items():
-            part = shared.parts[name]
-            if len(positions) and int(positions[-1]) >= part.w.numel():
-                raise ModelError(problem("E-METHOD-42", str(folder), count=1, first=name))
-            part.w.view(-1)[positions.to(part.w.device)] = values.to(part.w)
-            if part.gate is not None:
-                part.gate.copy_(torch.where(part.w != 0, FIXED, -FIXED))
-            if part.group is not None:
-                part.group.fill_(FIXED)
-    shared.quota = max(1, sum(len(positions) for positions, _ in stored.values()))
-    attached = _attached(config, model, base_path or saved.read(folder).base, shared, parameters)
-    if not trainable:
-        for part in shared.parts.values():
-            part.requires_grad_(False)
-        model.eval()
-    return attached

@@ -323,13 +323,39 @@ def _routed_blocks(config: MixtureOfDepthsConfig, anatomy: Anatomy, model: Model
     return routed
 
 
+def load(
+    config: MixtureOfDepthsConfig, model: Model, folder: Path, base_path: str, trainable: bool
+) -> Attached:
+    """The saved routers and weights of `folder` on `model`. Raises ModelError (E-METHOD-42) where
+    they do not fit."""
+    try:
+        attached = mixture_of_depths(
+            config, model, anatomy_of(model), base_path or saved.read(folder).base
+        )
+    except CompatError as e:
+        raise ModelError(e.problems) from e
+    saved.fill(model, attached.parameters, folder, trainable)
+    routing = routing_of(model)
+    routing.ramps, routing.capacity = False, config.capacity
+    edges = saved.read(folder).more.get("edges", {})
+    for name, router in _routers(model).items():
+        if name not in edges:
+            raise ModelError(
+                problem("E-METHOD-41", str(folder), cause=f"no edge of {name} in {saved.OWN}")
+            )
+        router.edge = float(edges[name])
+    if not trainable:
+        model.eval()
+    return attached
+
+
 @method(
     "mixture_of_depths",
     MixtureOfDepthsConfig,
     source="arXiv 2404.02258",
     trains="routers that let tokens skip blocks, and those blocks",
     merges=NO_MERGE,
-    load=lambda *given: load(*given),
+    load=load,
     rate=5e-5,
 )
 def mixture_of_depths(
@@ -488,32 +514,6 @@ def _attached(
         learning_rate=usual_rate("mixture_of_depths"),
         rate_factors={name: config.router_rate for name in parameters if name in new},
     )
-
-
-def load(
-    config: MixtureOfDepthsConfig, model: Model, folder: Path, base_path: str, trainable: bool
-) -> Attached:
-    """The saved routers and weights of `folder` on `model`. Raises ModelError (E-METHOD-42) where
-    they do not fit."""
-    try:
-        attached = mixture_of_depths(
-            config, model, anatomy_of(model), base_path or saved.read(folder).base
-        )
-    except CompatError as e:
-        raise ModelError(e.problems) from e
-    saved.fill(model, attached.parameters, folder, trainable)
-    routing = routing_of(model)
-    routing.ramps, routing.capacity = False, config.capacity
-    edges = saved.read(folder).more.get("edges", {})
-    for name, router in _routers(model).items():
-        if name not in edges:
-            raise ModelError(
-                problem("E-METHOD-41", str(folder), cause=f"no edge of {name} in {saved.OWN}")
-            )
-        router.edge = float(edges[name])
-    if not trainable:
-        model.eval()
-    return attached
 
 
 def routing_of(model: Model) -> _Routing:

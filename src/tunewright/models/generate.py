@@ -71,7 +71,7 @@ class AnsweringModel:
 def answering(
     causal: Any, attached: Attached | None, renderer: Any, *, vocabulary: int | None = None
 ) -> AnsweringModel:
-    """The causal model with the method that is on it, ready to be asked: the one way to an answer."""
+    """The causal model with the method on it, ready to be asked: the one way to an answer."""
     return AnsweringModel(causal, attached, renderer, vocabulary)
 
 
@@ -198,7 +198,7 @@ def answer(
 def _one_batch(
     model: AnsweringModel, prompts: list[list[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """The token ids that were written after each prompt; what follows a stop token means nothing."""
+    """The token ids written after each prompt; what follows a stop token means nothing."""
     import torch
 
     longest = max(len(p) for p in prompts)

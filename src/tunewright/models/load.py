@@ -21,7 +21,7 @@ from tunewright.core.telling import silent
 from tunewright.core.words import say
 from tunewright.models.scalar_heads import put_stored_score, stored_score
 from tunewright.sources import headers, vet
-from tunewright.sources.remote_code import place_of
+from tunewright.sources.remote_code import Place, place_of
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,6 @@ def load_model(
     `remote_code.py` says.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     folder, said = Path(folder), [] if notes is None else notes
     place = place_of(folder)
@@ -82,7 +81,6 @@ def load_model(
             )
         )
     wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": place.model}
     number_type = base.number_type if base is not None else None
     # What will be quantised is read on the CPU: a device that needs few bits has no room for the
     # wide model.
@@ -90,29 +88,9 @@ def load_model(
     try:
         config = load_config(folder)
         said += silence_dropout(config)
-        for way in (attention, "eager"):
-            try:
-                with silent():
-                    loaded: Any = AutoModelForCausalLM.from_pretrained(
-                        str(place.folder),
-                        config=config,
-                        dtype=wanted,
-                        attn_implementation=way,
-                        use_safetensors=True,
-                        output_loading_info=True,
-                        **common,
-                        **placed,
-                    )
-                break
-            except ValueError as e:
-                if way == "eager" or "attention" not in str(e).lower():
-                    raise
-                said.append(
-                    say("models.attention_eager", asked=attention, model_type=config.model_type)
-                )
+        model, info = _built(place, config, attention, said, dtype=wanted, **placed)
     except Exception as e:
         raise ModelError(problem("E-MODEL-32", str(folder), cause=first_line(e))) from e
-    model, info = loaded
     # Where code ran from a private copy, adapters still name the folder that the person gave.
     model.name_or_path = model.config._name_or_path = str(folder)
     if scorer:
@@ -136,6 +114,36 @@ def load_model(
     return model.eval()
 
 
+def _built(
+    place: Place, config: Any, attention: str, said: list[str], **given: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The model, with `eager` attention where it refuses the one asked for, and what Transformers
+    found out about its weights."""
+    from transformers import AutoModelForCausalLM
+
+    for way in (attention, "eager"):
+        try:
+            with silent():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    str(place.folder),
+                    config=config,
+                    attn_implementation=way,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    local_files_only=True,
+                    trust_remote_code=place.model,
+                    **given,
+                )
+            return loaded[0], loaded[1]
+        except ValueError as e:
+            if way == "eager" or "attention" not in str(e).lower():
+                raise
+            said.append(
+                say("models.attention_eager", asked=attention, model_type=config.model_type)
+            )
+    raise AssertionError("eager attention was built or refused")
+
+
 def is_scorer(folder: Path) -> bool:
     """Whether a folder holds a classifier with one label, of whole texts or of every token: a
     reward model or a judge of steps."""
@@ -146,7 +154,7 @@ def is_scorer(folder: Path) -> bool:
 
 
 def scores_tokens(folder: Path) -> bool:
-    """Whether a folder holds a classifier with one label that scores every token: a judge of steps."""
+    """Whether a folder holds a classifier with one label for every token: a judge of steps."""
     return is_scorer(folder) and _architecture(folder).endswith("ForTokenClassification")
 
 

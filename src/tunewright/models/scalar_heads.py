@@ -117,7 +117,7 @@ def _save_with_score(causal: Any, attached: Attached) -> None:
 
 
 def _into_adapter(folder: Path, weight: Tensor) -> None:
-    """Make a saved PEFT adapter one of a sequence classifier: its `score` beside its own tensors."""
+    """Make a saved PEFT adapter one of a sequence classifier: `score` beside its own tensors."""
     from safetensors.torch import load_file, save_file
 
     path = folder / "adapter_model.safetensors"

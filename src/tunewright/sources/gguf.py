@@ -336,10 +336,9 @@ def _align(model: Any, tokenizer: Any, header: Header) -> None:
     turn."""
     from transformers import GenerationConfig
 
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        raise ValueError(
-            f"{len(tokenizer)} tokens for an embedding of {model.get_input_embeddings().weight.shape[0]} rows"
-        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(f"{len(tokenizer)} tokens for an embedding of {rows} rows")
     ends = [
         tokenizer.eos_token_id,
         *(header.metadata.get(f"tokenizer.ggml.{k}_token_id") for k in ("eot", "eom")),

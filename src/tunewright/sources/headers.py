@@ -94,30 +94,32 @@ def weight_files(
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return [], []
+    table, trouble = read_index(index, SHARD_NAME)
+    return [folder / name for name in sorted(set(table.values()))], trouble
+
+
+def read_index(index: Path, part: re.Pattern[str]) -> tuple[dict[str, str], list[Problem]]:
+    """Tensor -> file of a table of parts, and what is wrong with it: no table, a name that is not
+    like `part`, a file that is not there. A wrong table is empty."""
+
+    def wrong(cause: str) -> list[Problem]:
+        return [problem("E-MODEL-03", str(index), file=index.name, cause=cause)]
+
     content, trouble = read_config(index)
-    names = content.get("weight_map")
-    if trouble or not isinstance(names, dict) or not names:
-        return [], trouble or [
-            problem("E-MODEL-03", str(index), file=index.name, cause="no weight_map")
-        ]
-    shards = sorted({str(name) for name in names.values()})
-    unsafe = [s for s in shards if not SHARD_NAME.fullmatch(s)]
+    table = content.get("weight_map")
+    if trouble or not isinstance(table, dict) or not table:
+        return {}, trouble or wrong("no weight_map")
+    table = {str(tensor): str(name) for tensor, name in table.items()}
+    names = sorted(set(table.values()))
+    unsafe = [name for name in names if not part.fullmatch(name)]
     if unsafe:
-        return [], [
-            problem("E-MODEL-03", str(index), file=index.name, cause=f"shard name {unsafe[0]!r}")
-        ]
-    missing = [s for s in shards if not (folder / s).is_file()]
-    if missing:
-        return [], [
-            problem(
-                "E-MODEL-13",
-                str(folder),
-                count=len(missing),
-                total=len(shards),
-                names=", ".join(missing[:3]),
-            )
-        ]
-    return [folder / s for s in shards], []
+        return {}, wrong(f"shard name {unsafe[0]!r}")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if not missing:
+        return table, []
+    shown = ", ".join(missing[:3])
+    counts = {"count": len(missing), "total": len(names)}
+    return {}, [problem("E-MODEL-13", str(index.parent), names=shown, **counts)]
 
 
 def read_safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
@@ -174,4 +176,5 @@ def _tensor_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int
 def command_for(folder: str, out: str | None = None) -> str:
     """The command that converts a folder, as a person would type it."""
     bare = folder.rstrip("/\\") or folder
-    return f"tunewright export safetensors {shlex.quote(bare)} {shlex.quote(out or bare + '-safetensors')}"
+    target = out or f"{bare}-safetensors"
+    return f"tunewright export safetensors {shlex.quote(bare)} {shlex.quote(target)}"

@@ -300,7 +300,7 @@ def asked_for(path: str) -> list[str]:
 
 
 def read(path: str) -> dict[str, Any]:
-    """Name -> tensor. Raises RefusedError for anything that is not a flat table of plain tensors."""
+    """Name -> tensor. Raises RefusedError for anything but a flat table of plain tensors."""
     import torch
 
     names = asked_for(path)

@@ -68,65 +68,26 @@ def plan_of(folder: Path) -> Plan:
         if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file()
         else "adapter"
     )
-    ready, _ = headers.weight_files(folder, kind)
     stem = "adapter_model" if kind == "adapter" else "pytorch_model"
-    index = folder / f"{stem}.bin.index.json"
+    single, index = folder / f"{stem}.bin", folder / f"{stem}.bin.index.json"
+
+    def nothing_to_do(reason: str) -> ModelError:
+        return ModelError(problem("E-MODEL-46", str(folder), folder=str(folder), reason=reason))
+
+    ready, _ = headers.weight_files(folder, kind)
     if ready:
-        raise ModelError(
-            problem(
-                "E-MODEL-46",
-                str(folder),
-                folder=str(folder),
-                reason=say("models.already_safe", names=ready[0].name),
-            )
-        )
-    if (folder / f"{stem}.bin").is_file():
-        return Plan(
-            kind,
-            [
-                (
-                    folder / f"{stem}.bin",
-                    "adapter_model.safetensors" if kind == "adapter" else "model.safetensors",
-                )
-            ],
-        )
+        raise nothing_to_do(say("models.already_safe", names=ready[0].name))
+    if single.is_file():
+        name = "adapter_model.safetensors" if kind == "adapter" else "model.safetensors"
+        return Plan(kind, [(single, name)])
     if kind == "adapter" or not index.is_file():
-        raise ModelError(
-            problem(
-                "E-MODEL-46",
-                str(folder),
-                folder=str(folder),
-                reason=say("models.no_checkpoint", names=f"{stem}.bin"),
-            )
-        )
-    content, trouble = headers.read_config(index)
-    table = content.get("weight_map")
-    if trouble or not isinstance(table, dict) or not table:
-        raise ModelError(
-            trouble or [problem("E-MODEL-03", str(index), file=index.name, cause="no weight_map")]
-        )
-    parts = sorted({str(name) for name in table.values()})
-    wrong = [p for p in parts if not PART.fullmatch(p)]
-    if wrong:
-        raise ModelError(
-            problem("E-MODEL-03", str(index), file=index.name, cause=f"shard name {wrong[0]!r}")
-        )
-    missing = [p for p in parts if not (folder / p).is_file()]
-    if missing:
-        raise ModelError(
-            problem(
-                "E-MODEL-13",
-                str(folder),
-                count=len(missing),
-                total=len(parts),
-                names=", ".join(missing[:3]),
-            )
-        )
+        raise nothing_to_do(say("models.no_checkpoint", names=single.name))
+    table, trouble = headers.read_index(index, PART)
+    raise_all(trouble, ModelError)
+    parts = sorted(set(table.values()))
     names = [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
     return Plan(
-        kind,
-        [(folder / p, n) for p, n in zip(parts, names, strict=True)],
-        frozenset(map(str, table)),
+        kind, [(folder / p, n) for p, n in zip(parts, names, strict=True)], frozenset(table)
     )
 
 
@@ -214,16 +175,16 @@ def _state(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _run_child(place: Path, plan: Plan) -> list[str]:
-    """The child's work; returns the walls it says it stood behind. Raises ModelError for what it
-    refused, and when it ended without an answer."""
+def _job(place: Path, plan: Plan) -> tuple[dict[str, Any], int]:
+    """What the child is told, and the seconds it may take."""
     largest = max(path.stat().st_size for path, _ in plan.files)
     seconds = SECONDS + plan.num_bytes // BYTES_PER_SECOND
     specs = [importlib.util.find_spec(name) for name in ("torch", "safetensors")]
+    origins = [Path(spec.origin) for spec in specs if spec and spec.origin]
     owned = not hasattr(os, "getuid") or all(
         path.stat().st_uid == os.getuid() for path, _ in plan.files
     )
-    job = {
+    return {
         "files": [(str(path.resolve()), name) for path, name in plan.files],
         "out": str(place.resolve()),
         "seconds": seconds,
@@ -231,12 +192,14 @@ def _run_child(place: Path, plan: Plan) -> list[str]:
         "file_bytes": ROOM_BYTES + GROWTH * largest,
         # In a user namespace nobody is root, who may otherwise read the files of others.
         "user_namespace": owned,
-        "paths": list(
-            dict.fromkeys(
-                str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin
-            )
-        ),
-    }
+        "paths": list(dict.fromkeys(str(origin.parents[1]) for origin in origins)),
+    }, seconds
+
+
+def _run_child(place: Path, plan: Plan) -> list[str]:
+    """The child's work; returns the walls it says it stood behind. Raises ModelError for what it
+    refused, and when it ended without an answer."""
+    job, seconds = _job(place, plan)
     environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     environment |= {
         "HOME": str(place),

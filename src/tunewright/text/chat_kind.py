@@ -7,14 +7,11 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunewright.core.publish import MARKER
 from tunewright.core.words import say
 from tunewright.sources import headers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 DOCUMENT_ENDS = {
     "<|endoftext|>",
@@ -43,43 +40,29 @@ class ModelKind:
     reason: str
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, *stated: Any) -> list[int]:
+def stop_ids(tokenizer: Any, *stated: Any) -> list[int]:
     """Every id that ends an answer, sorted: those that each of `stated` names (a model's or
     adapter's folder, a config or a dict), the tokenizer's end of text, and the special token that
-    the chat template writes after an assistant turn. What a run stops at, and what is written when
-    it is exported."""
+    the chat template writes after an assistant turn. What a run stops at, what a check of data asks
+    with, and what is written when a model is exported."""
     ids = {tokenizer.eos_token_id, turn_end_id(tokenizer)}
-    for one in stated:
-        if isinstance(one, Path):
-            ids |= set(stop_ids_of_folder(one))
-        else:
-            found = (
-                one.get("eos_token_id")
-                if isinstance(one, dict)
-                else getattr(one, "eos_token_id", None)
-            )
-            ids |= {found} if isinstance(found, int) else set(found or ())
-    return sorted(i for i in ids if i is not None)
+    return sorted({i for i in ids if i is not None}.union(*map(stated_ids, stated)))
 
 
-def stop_ids_of_folder(folder: Path) -> list[int]:
-    """The ids that end an answer as the folder states them, in its generation config or its config
-    (an id or a list of them), sorted."""
-    ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        config = headers.config_of(Path(folder), name)
-        text = config.get("text_config")
-        for place in (config, text if isinstance(text, dict) else {}):
-            stated = place.get("eos_token_id")
-            ids |= {
-                i
-                for i in (stated if isinstance(stated, list) else [stated])
-                if isinstance(i, int) and not isinstance(i, bool)
-            }
-    return sorted(ids)
+def stated_ids(one: Any) -> set[int]:
+    """The ids that end an answer as a folder (its generation config and its config), a config or a
+    dict states them: an id or a list of them."""
+    if isinstance(one, Path):
+        configs = [
+            headers.config_of(one, name) for name in ("generation_config.json", "config.json")
+        ]
+        return set().union(*(stated_ids(c) | stated_ids(c.get("text_config")) for c in configs))
+    found = one.get("eos_token_id") if isinstance(one, dict) else getattr(one, "eos_token_id", None)
+    ids = found if isinstance(found, list | tuple) else [found]
+    return {i for i in ids if isinstance(i, int) and not isinstance(i, bool)}
 
 
-def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def turn_end_id(tokenizer: Any) -> int | None:
     """The special token that the chat template writes right after an assistant's answer, or None.
     The template is rendered, not searched."""
     if not tokenizer.chat_template:
@@ -100,7 +83,7 @@ def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def kind_of_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ModelKind:
+def kind_of_model(folder: Path, tokenizer: Any) -> ModelKind:
     """Chat or base, with the reason. A template alone proves nothing: base models are published
     with one, too.
 

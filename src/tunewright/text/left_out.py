@@ -1,5 +1,4 @@
-"""What a template leaves out of a dialogue: a turn, a call, the tools. Looked at once for each shape
-of dialogue."""
+"""What a template leaves out of a dialogue: a turn, a call, the tools. Looked at once a shape."""
 
 from __future__ import annotations
 

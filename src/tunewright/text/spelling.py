@@ -1,5 +1,5 @@
-"""Text to token ids: control tokens that somebody typed are spelt, never meant, and a question's ids
-do not depend on what follows it.
+"""Text to token ids: control tokens that somebody typed are spelt, never meant, and a question's
+ids do not depend on what follows it.
 
 A typed control token arrives wrapped in two private-use marks. It is cut after its first character,
 so that no part of it is the token any more; the result is checked. Pieces from the middle of a text

@@ -92,7 +92,7 @@ def after_opening(content: str) -> str:
 
 
 def empty_end(question: str) -> str | None:
-    """The white space after an empty thought at the end of a question, or None where there is none."""
+    """The white space after an empty thought at the end of a question; None where there is none."""
     found = _empty_at_end.search(question)
     return None if found is None else (found.group(1) or found.group(2) or "")
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 PLAIN_CLASSES = {"TokenizersBackend", "PreTrainedTokenizer"}
 """Tokenizer classes (without `Fast`) that take tokenizer.json as it is."""
-QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 BUILT = {
     "Qwen2Tokenizer": (
@@ -53,37 +57,11 @@ BUILT = {
 ones gives the same ids."""
 DECIDED_BY_MODEL = {"qwen2": "Qwen2Tokenizer", "phi3": "TokenizersBackend"}
 """Model types whose class AutoTokenizer takes instead of the one that the folder states."""
-UNSURE_MODELS = {
-    "arctic",
-    "chatlm",
-    "ernie4_5",
-    "ernie4_5_moe",
-    "fuyu",
-    "h2ovl_chat",
-    "hyperclovax",
-    "internlm2",
-    "internlm3",
-    "jamba",
-    "llava",
-    "llava_next",
-    "minicpm3",
-    "minicpmv",
-    "minimax_m2",
-    "molmo",
-    "nemotron",
-    "phi3_v",
-    "phimoe",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "step3_vl",
-    "mistral",
-    "mixtral",
-    "ministral",
-    "ministral3",
-    "mistral3",
-    "pixtral",
-    "voxtral",
-}
+UNSURE_MODELS = re.compile(
+    r"arctic|chatlm|ernie4_5(_moe)?|fuyu|h2ovl_chat|hyperclovax|internlm[23]|jamba|llava(_next)?"
+    r"|minicpm3|minicpmv|minimax_m2|ministral3?|mistral3?|mixtral|molmo|nemotron|phi3_v|phimoe"
+    r"|pixtral|qwen3_5(_moe)?|step3_vl|voxtral"
+)
 """Model types for which AutoTokenizer decides by rules of their own."""
 
 
@@ -281,7 +259,7 @@ class Light:
             with_reasoning({k: v for k, v in plain_data(m).items() if v is not None})
             for m in messages
         ]
-        values = plain_data({**self.special_tokens_map, **variables})
+        values = {**self.special_tokens_map, **plain_data(variables)}
         text = compiled(source).render(
             messages=chat,
             tools=plain_data(tools),
@@ -358,7 +336,7 @@ def _require_plain(folder: Path, settings: dict[str, Any], tokenizer: dict[str, 
         raise NotLight("auto_map")
     if settings.get("split_special_tokens"):
         raise NotLight("split_special_tokens")
-    if model_type in UNSURE_MODELS:
+    if UNSURE_MODELS.fullmatch(model_type):
         raise NotLight(model_type)
     stated = str(
         settings.get("tokenizer_class") or config.get("tokenizer_class") or ""

@@ -12,7 +12,6 @@ from typing import Any
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.sources.find import resolve
-from tunewright.text.chat_kind import stop_ids_of_folder
 from tunewright.text.renderer import Renderer
 from tunewright.text.tokenizer import load_light
 
@@ -50,11 +49,13 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
         raise DataError.of("E-DATA-55")
     if model is None and tokenizer is None:
         return None
+    from tunewright.text.chat_kind import stop_ids
+
     folder = Path(tokenizer).expanduser() if tokenizer is not None else None
     named = _named(str(model)) if folder is None else _Named(folder, folder)
     loaded, _ = load_light(named.tokenizer)
     return Opened(
-        Renderer(loaded, stop_ids_of_folder(named.base)),
+        Renderer(loaded, stop_ids(loaded, named.base)),
         _context(named.base),
         named.system,
         named.thinking,

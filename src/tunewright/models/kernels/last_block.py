@@ -99,7 +99,9 @@ def _row_wise_mlp(causal: Any, parts: anatomy.Anatomy) -> Any:
             # a resumed run must find what the run found at its start, and draw what it drew
             inner.training = False
         whole, part = module(x), module(x[:, [1, 4]])
-    except RuntimeError:  # weights of another type or on another device than the model says: it is not known what this module takes
+    except RuntimeError:
+        # Weights of another type or on another device than the model says: it is not known what
+        # this module takes.
         return None
     finally:
         for inner in dropping:

@@ -67,7 +67,7 @@ class Block:
 
 @dataclass
 class TreePlan:
-    """What every attention layer of one pass needs; handed to the model as the keyword `tree_plan`."""
+    """What every attention layer of one pass needs: the model's keyword `tree_plan`."""
 
     tree: TokenTree
     device: torch.device
