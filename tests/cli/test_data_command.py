@@ -193,7 +193,7 @@ def test_the_page_of_a_check_has_its_picture_and_needs_nothing_else(
     page = Page(text)
     assert code == 0 and "out.html written" in err
     names = [tag for tag, _ in page.tags]
-    assert "svg" in names and "script" not in names and "near-duplicate rows" in page.text
+    assert "svg" in names and "script" not in names and "repeated rows" in page.text
     assert not re.search(r'(?:src|href)="(?!#)', text) and "prefers-color-scheme: dark" in text
     (svg,) = [a for tag, a in page.tags if tag == "svg"]
     assert svg["role"] == "img" and svg["aria-label"]
