@@ -116,5 +116,5 @@ def test_a_run_sees_the_mixture_and_the_report_says_it(renderer, write):
     assert [s.index for s in data.train] == list(range(50)) and all(
         s.origin == r.origin for s, r in zip(data.train, data.train_rows, strict=True)
     )
-    assert "entry 2: 10 different rows, 30 in an epoch" in describe(data.report)
+    assert "entry 2: 10 different rows, 30 per epoch" in describe(data.report)
     assert {r.weight for r in data.train_rows} == {1.0, 0.5}
