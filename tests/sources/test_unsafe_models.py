@@ -869,7 +869,7 @@ def test_only_the_closed_process_opens_pickles_and_nothing_trusts_code_outright(
     # A person's own reward functions run only where the file was named on the command line
     # (tests/rewards/).
     allowed = {
-        "models/pickle_child.py": ["torch.load(weights_only=True)"],
+        "sources/pickle_child.py": ["torch.load(weights_only=True)"],
         "rewards/user_code.py": ["exec"],
     }
     assert {name: what for name, what in found.items() if what} == allowed
