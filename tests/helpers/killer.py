@@ -37,8 +37,10 @@ def _arm(module: str, attribute: str, wanted: int) -> None:
 
     setattr(owner, name, counted)
     # Who imported the function by name calls it by that name.
-    for other in [m for m in sys.modules.values() if getattr(m, name, None) is real]:
-        setattr(other, name, counted)
+    ours = [module for key, module in sys.modules.items() if key.startswith("tunewright")]
+    for other in ours:
+        if vars(other).get(name) is real:
+            setattr(other, name, counted)
 
 
 def attempt(words: list[str], moment: list[Any] | None, log: Path) -> int:

@@ -13,7 +13,7 @@ from helpers import story
 from tunewright import story as the_story
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
-from tunewright.engine import loop
+from tunewright.engine.step import Stepper
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_step_before_the_ranks_have_fallen_is_not_kept_as_the_best(
     losses = iter(
         [5.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.2, 2.1, 2.3, 2.4]
     )  # before training, then after each step: the first is the lowest
-    monkeypatch.setattr(loop, "held_out_loss", lambda *given, **more: next(losses))
+    monkeypatch.setattr(Stepper, "held_out", lambda *given, **more: (next(losses), []))
     out = run(model, tmp_path, 10)
     summary = json.loads((out / "summary.json").read_text())
     assert (
