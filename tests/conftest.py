@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -37,6 +38,10 @@ def _english(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    import peft  # noqa: F401
     import torch
+    import transformers  # noqa: F401
 
     torch.set_num_threads(1)
+    # What the libraries hold is never garbage: the collector need not look at it in every test.
+    gc.freeze()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import story
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,7 @@ def test_both_pages_show_the_same_python() -> None:
     assert without_words("README.md") == without_words("README.zh-CN.md")
 
 
+@pytest.mark.slow
 def test_the_python_example_runs_as_a_script_and_as_a_notebook(tmp_path: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
@@ -151,6 +153,7 @@ def test_the_python_example_runs_as_a_script_and_as_a_notebook(tmp_path: Path) -
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.slow
 def test_the_python_example_is_typed(tmp_path: Path) -> None:
     from mypy import api
 
