@@ -61,7 +61,7 @@ class LisaConfig(MethodSection):
         )
 
 
-class Lots:
+class BlockDraws:
     """Which blocks are awake. `blocks` holds for each block its parameters by name."""
 
     def __init__(self, part: BaseWeights, blocks: list[dict[str, nn.Parameter]], count: int):
@@ -145,22 +145,22 @@ def lisa(config: LisaConfig, model: Model, anatomy: Anatomy, base_path: str) -> 
     part = BaseWeights(
         model, list(names.values()), keep=False, asleep={name for block in blocks for name in block}
     )
-    lots = Lots(part, blocks, config.blocks)
+    draws = BlockDraws(part, blocks, config.blocks)
     attached = attach_whole_part(part, usual_rate("lisa"))
 
     def begin(steps: int) -> None:
-        lots.every = max(LEAST_EVERY, steps // PERIODS) if config.every == "auto" else config.every
-        lots.move(0)
+        draws.every = max(LEAST_EVERY, steps // PERIODS) if config.every == "auto" else config.every
+        draws.move(0)
 
     def with_optimizer(engine: EngineConfig, optimizer: Optimizer) -> None:
-        lots.seed, lots.optimizer = engine.seed, optimizer
-        lots.move(lots.updates)
+        draws.seed, draws.optimizer = engine.seed, optimizer
+        draws.move(draws.updates)
 
     attached.begin, attached.with_optimizer, attached.after_update = (
         begin,
         with_optimizer,
-        lots.move,
+        draws.move,
     )
-    attached.state = lambda: {"updates": lots.updates}
-    attached.load_state = lambda state: lots.move(int(state["updates"]))
+    attached.state = lambda: {"updates": draws.updates}
+    attached.load_state = lambda state: draws.move(int(state["updates"]))
     return attached

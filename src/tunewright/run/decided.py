@@ -49,7 +49,7 @@ class Decided:
 
 
 def place(plan: Plan) -> World:
-    """Resolve the device, number type, threads and rows of a pass."""
+    """Resolve the device, dtype, threads and rows of a pass."""
     world = placement.start(plan.config.engine, (plan.data.train, plan.data.report))
     if world.device == "cpu":
         keep_freed_memory()
@@ -121,7 +121,7 @@ def start_of(plan: Plan, world: World) -> dict[str, str]:
 
 
 def say_where(world: World, tell: Tell) -> None:
-    """Device and number type, with their reasons."""
+    """Device and dtype, with their reasons."""
     tell.line(
         say(
             "train.where",
