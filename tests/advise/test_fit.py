@@ -164,7 +164,6 @@ start = time.perf_counter()
 from pathlib import Path
 from tunewright.advise import fit
 from tunewright.methods.lora import LoraConfig
-from tunewright.run.prepare import objective_of
 shape = fit.shape_of(Path({str(tmp_path)!r}))
 facts = fit.SampleFacts(540, 17000, 8300, 67)
 found = fit.estimate(fit.Question(shape=shape, trainable=fit.trainable_parameters(shape, LoraConfig()), rows_per_pass=1024, facts=facts, steps=10, batch_size=16,

@@ -77,7 +77,7 @@ def test_guessing_from_names_and_shapes_finds_what_the_card_says(
     guessed = anatomy.of(model)
     assert guessed.guessed
     assert guessed.roles == known.roles
-    assert "no card" in guessed.notes[0]
+    assert "is not listed" in guessed.notes[0]
 
 
 def test_roles_groups_and_module_names_select_in_the_order_of_the_model() -> None:

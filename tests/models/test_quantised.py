@@ -466,7 +466,7 @@ def test_a_run_with_a_quantised_base_is_reloaded_chatted_with_and_merged_as_it_w
     assert opened.attached is not None and opened.attached.merge is None
     merged = tunewright("export", "merge", str(run), str(tmp_path / "out"))
     assert merged.returncode == 0, merged.stderr
-    assert "4 bits" in merged.stderr
+    assert "4-bit" in merged.stderr
     assert "full-precision" in merged.stderr
 
 
