@@ -80,7 +80,9 @@ def test_a_pass_may_be_as_large_as_the_largest_sample(
     world = placement.start(
         EngineConfig(device="cpu", threads=1, dtype="float32"), (samples, report)
     )
-    assert world.rows_per_pass == rows and (f"{rows} rows" in world.reasons["engine.rows_per_pass"])
+    assert world.rows_per_pass == rows and (
+        f"{rows} token rows" in world.reasons["engine.rows_per_pass"]
+    )
     if len(samples[0].branches) > 1:
         assert largest_sample(samples, report, 1 << 30) == max(
             build_tree([s]).num_rows for s in samples
