@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import story
@@ -36,6 +37,14 @@ def golden(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
     ), time.monotonic() - start
 
 
+# A shell's background job ignores SIGINT, and so would all that it starts.
+POSIX: dict[str, Any] = (
+    {}
+    if os.name == "nt"
+    else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+)
+
+
 def _launch(words: list[str]) -> subprocess.Popen[bytes]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -43,6 +52,7 @@ def _launch(words: list[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=env,
+        **POSIX,
     )
 
 

@@ -198,7 +198,7 @@ def test_kills_in_the_middle_of_rounds_leave_the_same_bytes(tmp_path: Path, kind
     moments = [
         ["tunewright.engine.rollouts.rounds", "RoundStepper.step", 1], ["tunewright.models.kernels.rollout_attention", "rollout_attention", 9],
         ["tunewright.engine.step", "Stepper.step", 7], ["tunewright.engine.rollouts.rounds", "RoundStepper.draw_and_judge", 3],
-        ["tunewright.engine.step", "Stepper.step", 3], ["os", "rename", 2], ["tunewright.engine.loop", "Loop._measure_rewards", 1],
+        ["tunewright.engine.step", "Stepper.step", 3], ["os", "rename", 2], ["tunewright.engine.loop", "Loop._evaluate", 1],
         ["tunewright.run.asking", "Asker.after", 1],
     ]  # fmt: skip
     plan = {
