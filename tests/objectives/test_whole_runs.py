@@ -248,10 +248,10 @@ def test_a_first_step_that_is_not_finite_leaves_no_value_of_its_own(
     own = Stepper._one_pass
     taken: list[int] = []
 
-    def spoilt(self: Any, group: Any, totals: Any, report: Any, figures: Any) -> None:
+    def spoilt(self: Any, group: Any, noise: Any, totals: Any, report: Any, figures: Any) -> None:
         kept = self.policy.reference.kept
         before = len(kept)
-        own(self, group, totals, report, figures)
+        own(self, group, noise, totals, report, figures)
         if self.number == 1:
             taken.append(len(kept) - before)
             for branch in (b for sample in group for b in sample.branches):
@@ -270,12 +270,15 @@ def test_the_figures_that_are_told_are_those_of_the_weights_that_are_handed_out(
 ) -> None:
     """Every measurement is made to look worse than the one before it: the best step is not the
     last, and the summary speaks of the best."""
-    from tunewright.engine import loop
+    from tunewright.engine.step import Stepper
 
-    own, worse = loop.held_out_loss, itertools.count()
-    monkeypatch.setattr(
-        loop, "held_out_loss", lambda *args, **named: own(*args, **named) + 100 * next(worse)
-    )
+    own, worse = Stepper.held_out, itertools.count()
+
+    def worse_each_time(*given: Any) -> tuple[float, list[float]]:
+        loss, rewards = own(*given)
+        return loss + 100 * next(worse), rewards
+
+    monkeypatch.setattr(Stepper, "held_out", worse_each_time)
     folder = run(
         model,
         tmp_path,
