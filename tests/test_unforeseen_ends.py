@@ -83,9 +83,9 @@ def plant_saving(patch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 PLACES: dict[str, tuple[Plant, int, str]] = {
     "the first question": (after(generate, "answer", 0), 0, "asking before"),
-    "the first measurement": (after(loop, "held_out_loss", 0), 0, "learning"),
+    "the first measurement": (after(Stepper, "held_out", 0), 0, "learning"),
     "a step": (after(Stepper, "step", 2), 2, "learning (after step 2 of 4)"),
-    "a later measurement": (after(loop, "held_out_loss", 1), 2, "learning"),
+    "a later measurement": (after(Stepper, "held_out", 1), 2, "learning"),
     "a checkpoint": (after(loop.checkpoint, "save", 2), 2, "learning"),
     "the question after training": (after(generate, "answer", 1), 4, "asking after"),
     "saving": (plant_saving, 4, "saving"),
@@ -145,7 +145,7 @@ def test_a_run_that_dies_says_how_far_it_came_and_goes_on_to_the_same_end(
 def test_whatever_is_raised_gets_a_code_of_its_kind(
     place: Path, tmp_path: Path, error: BaseException, code: str
 ) -> None:
-    found = ended(place, tmp_path / "run", error, after(loop, "held_out_loss", 1))
+    found = ended(place, tmp_path / "run", error, after(Stepper, "held_out", 1))
     assert [p.code for p in found.problems] == [code] and found.__cause__ is error
     assert type(error).__name__ in found.problems[0].line() and "\n" not in found.problems[0].line()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
