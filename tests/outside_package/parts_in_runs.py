@@ -14,7 +14,7 @@ import tunewright
 from tunewright.advise import explaining, fit, listing
 from tunewright.core.errors import UsageError
 from tunewright.core.registry import formats, methods, objectives, rewards
-from tunewright.core.runfile import parse_run
+from tunewright.core.runfile import objective_of, parse_run
 from tunewright.core.telling import Quiet
 from tunewright.evaluate.scoring import evaluate_target
 from tunewright.export.merge import merge_run
@@ -125,7 +125,14 @@ def test_memory_is_estimated_before_anything_is_loaded(model: Path, data: Path) 
     shape = fit.shape_of(model)
     facts = fit.SampleFacts(6, 120, 60, longest=20)
     found = fit.of_run(
-        config, shape, facts, steps=3, dtype="float32", device="cpu", rows_per_pass=512
+        config,
+        objective_of(config),
+        shape,
+        facts,
+        steps=3,
+        dtype="float32",
+        device="cpu",
+        rows_per_pass=512,
     )
     assert found.peak_bytes > 0
 

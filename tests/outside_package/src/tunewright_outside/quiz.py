@@ -5,23 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.config import Section
-from tunewright.core.registry import formats
 from tunewright.core.types import Conversation, Message, Origin
-from tunewright.data.formats.common import Columns, RowFault, guarded
+from tunewright.data.formats.common import Columns, RowFault, row_format
 
 
 class Quiz(Section):
     """Rows of a quiz: a question to `ask` and the `reply` that is wanted."""
 
 
-@formats.register(
+@row_format(
     "quiz",
     Quiz,
     needs="ask, reply",
     reads=("ask", "reply"),
     looks_like=lambda raw: 2 * ("ask" in raw and "reply" in raw),
 )
-@guarded
 def quiz(raw: dict[str, Any], origin: Origin, columns: Columns) -> Conversation:
     """One question and answer."""
     for name in ("ask", "reply"):
