@@ -38,7 +38,8 @@ _NUMBER = re.compile(
     (?:
       \\[dt]?frac\s*\{{\s*(?P<top>[-+]?(?:{_PLAIN}))\s*\}}\s*\{{\s*(?P<bottom>[-+]?(?:{_PLAIN}))\s*\}}
     | (?<![A-Za-z0-9_])(?<!\d\.)(?P<value>{_PLAIN})
-      (?: [eE](?P<exponent>[-+]?\d+)(?!\w|\.\d) | \s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*\{{?\s*(?P<power>[-+]?\d+)\s*\}}? )?
+      (?: [eE](?P<exponent>[-+]?\d+)(?!\w|\.\d)
+        | \s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*\{{?\s*(?P<power>[-+]?\d+)\s*\}}? )?
       (?: \s*/\s*(?P<below>{_PLAIN}) | [ ](?P<part>\d+)/(?P<whole>\d+)(?![\d/.]) )?
     )
     """,
