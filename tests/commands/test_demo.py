@@ -66,7 +66,7 @@ def test_the_demo_runs_through_on_a_tiny_model(tmp_path: Path) -> None:
 @pytest.mark.real_model
 def test_the_demo_of_the_readme_teaches_what_it_promises(tmp_path: Path) -> None:
     start = time.monotonic()
-    result = story.tunewright(
+    result = story.process(
         "demo", cwd=tmp_path, timeout=1500, HF_HUB_OFFLINE="0", OMP_NUM_THREADS=""
     )
     assert result.returncode == 0, result.stderr
@@ -86,7 +86,7 @@ def test_the_demo_of_the_readme_teaches_what_it_promises(tmp_path: Path) -> None
 @pytest.mark.thorough
 @pytest.mark.real_model
 def test_the_demos_run_was_foretold_and_can_be_merged(tmp_path: Path) -> None:
-    result = story.tunewright(
+    result = story.process(
         "demo", cwd=tmp_path, timeout=1500, HF_HUB_OFFLINE="0", OMP_NUM_THREADS=""
     )
     assert result.returncode == 0, result.stderr
@@ -123,7 +123,7 @@ def _the_merged_model_knows_what_was_taught(place: Path) -> None:
     the folder in plain Transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    result = story.tunewright(
+    result = story.process(
         "export",
         "merge",
         "runs/demo",
