@@ -146,6 +146,14 @@ def _fitting_form(module: nn.Module, weight: Tensor, eps: float) -> tuple[bool, 
     return min(fitting, key=lambda entry: entry[0])[1] if fitting else None
 
 
+def norm_form(module: nn.Module) -> tuple[Tensor, float, bool] | None:
+    """(weight, epsilon, whether 1 is added to the weight) of a norm that has the fused form, or
+    None."""
+    parts = _norm_parts(module)
+    form = _fitting_form(module, *parts) if parts else None
+    return None if parts is None or form is None else (*parts, form[0])
+
+
 def _replace_norm(module: nn.Module) -> bool:
     parts = _norm_parts(module)
     form = _fitting_form(module, *parts) if parts else None
