@@ -70,7 +70,7 @@ def exact_match(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
-        on_batch=lambda done: tell.progress(what, done, len(prompts)),
+        progress=lambda done, written, most: tell.progress(what, done, len(prompts)),
     )
     tell.finish()
     texts = [one.text for one in answers]

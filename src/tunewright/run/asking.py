@@ -100,7 +100,7 @@ class Asker:
             prompts,
             max_new_tokens=self.plan.questions.answer_tokens,
             check=self.check,
-            on_batch=lambda done: self.tell.progress(what, done, len(prompts)),
+            progress=lambda done, written, most: self.tell.progress(what, done, len(prompts)),
         )
         self.tell.finish()
         full = sum(one.end in ("context", "no_room") for one in answers)
