@@ -18,8 +18,8 @@ from tunewright.core.errors import CompatError, ModelError
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Message
+from tunewright.engine.decoding.answers import answer, answering
 from tunewright.evaluate.scoring import evaluate_target
-from tunewright.models.generate import answer, answering
 from tunewright.serve.answering import Answerer, open_target
 
 QUESTION = "what is the capital"
@@ -500,5 +500,5 @@ def test_each_question_has_its_own_limit_and_progress_counts_what_is_written(bas
     assert found == alone
     assert [len(one.tokens) for one in found] == [3, 0, 9]  # the oracle below: none meets a stop
     assert found[0].tokens == written(base, 3)
-    assert len(told) > 9 and told[-1] == (3, 12, 12)
+    assert len(told) >= 9 and told[-1] == (3, 12, 12)
     assert all(0 < now[1] <= 12 for now in told)

@@ -31,6 +31,7 @@ from tunewright.core.telling import Quiet, Tell
 from tunewright.core.types import Attached, Objective, Sample, Teaching
 from tunewright.core.words import say
 from tunewright.engine import activation_cache, placement
+from tunewright.engine.decoding.answers import AnsweringModel, answering
 from tunewright.engine.layout import choose
 from tunewright.engine.optim import optimizer_for
 from tunewright.engine.oracles.reference import describe
@@ -51,7 +52,6 @@ from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedul
 from tunewright.engine.step import Stepper
 from tunewright.methods.saved import OWN, is_saved, put_on
 from tunewright.models import anatomy, load, vocabulary
-from tunewright.models.generate import AnsweringModel, answering
 from tunewright.models.kernels import tree_attention
 from tunewright.models.kernels.fused import accelerate
 from tunewright.models.quantised import keep_base, parameter_count

@@ -25,13 +25,13 @@ from tunewright.core.types import Conversation, Sample
 from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
 from tunewright.engine import opening, placement
+from tunewright.engine.decoding.answers import answer
 from tunewright.evaluate import options as choices
 from tunewright.evaluate import ranking, step_judging
 from tunewright.evaluate.interval import wilson
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import load
-from tunewright.models.generate import answer
 
 MOST_NEW_TOKENS, SPARE_TOKENS = 512, 8
 SHOWN = 5

@@ -2,10 +2,10 @@
 
 A block of these families is the same few products, norms and a rotation; Transformers' own forward
 spends most of a token's time between them, in Python. Here the parts are taken from the modules
-once (`DenseStep.of`), methods that sit on linear layers among them, and whatever is no plain part is
-called as it is. Which blocks these are is known by family; that what is computed is what the model's
-own forward computes is tried on the first prompt by `engine.decoding.steps`, which steps aside where
-it is not.
+once (`DenseStep.of`), methods that sit on linear layers among them, and whatever is no plain part
+is called as it is. Which blocks these are is known by family; that what is computed is what the
+model's own forward computes is tried on the first prompt by `engine.decoding.steps`, which steps
+aside where it is not.
 """
 
 from __future__ import annotations
@@ -21,17 +21,7 @@ from tunewright.models.kernels.fused import norm_form
 from tunewright.models.kernels.packed import FUSED, Packed, Packs, product_of
 
 FAMILIES = frozenset(
-    {
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "llama",
-        "mistral",
-        "phi3",
-        "qwen2",
-        "qwen3",
-        "smollm3",
-    }
+    {"gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"}
 )
 """Families whose block is: norm, attention, (norm,) residual, norm, gated MLP, (norm,) residual."""
 Rows = Callable[[Tensor], Tensor]
@@ -77,9 +67,7 @@ class _Attention:
         norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
         self.norms = [None if norm is None else _norm(norm) for norm in norms]
 
-    def __call__(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], memory: AnswerMemory
-    ) -> Tensor:
+    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor], memory: AnswerMemory) -> Tensor:
         """x (R, D) -> (R, heads x size), before the output product."""
         wide = (
             self.packed(x)
@@ -177,7 +165,9 @@ class _Block:
         self.after_mlp = _norm(module.post_feedforward_layernorm) if sandwich else None
 
     def __call__(self, h: Tensor, turn: tuple[Tensor, Tensor], memory: AnswerMemory) -> Tensor:
-        h = _onto(h, self.attention(self.norm(h), turn, memory), self.attention.out, self.after_attention)
+        h = _onto(
+            h, self.attention(self.norm(h), turn, memory), self.attention.out, self.after_attention
+        )
         x = self.before_mlp(h)
         if self.mlp.apart:
             return _onto(h, self.mlp.inner(x), self.mlp.down, self.after_mlp)
@@ -242,8 +232,8 @@ class DenseStep:
         return True
 
     def _table(self, kind: str, positions: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of at least that many positions, (positions, 1, turned size); of sin the first
-        half has its sign turned (`_rotated`)."""
+        """cos and sin of at least that many positions, (positions, 1, turned size); of sin the
+        first half has its sign turned (`_rotated`)."""
         found = self._tables.get(kind)
         if found is None or len(found[0]) < positions:
             count = 256

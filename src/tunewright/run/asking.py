@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from tunewright.core.files import write_text
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
-from tunewright.models import generate, load
-from tunewright.models.generate import AnsweringModel, answering
+from tunewright.engine.decoding import answers as generate
+from tunewright.engine.decoding.answers import AnsweringModel, answering
+from tunewright.models import load
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.run.prepare import Plan
 

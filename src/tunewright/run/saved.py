@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import TrainingError, problem
+from tunewright.engine.decoding.ways import attention_of
 from tunewright.engine.opening import Loaded, from_files
 from tunewright.engine.policy import Policy
-from tunewright.models.generate import stock_attention
 from tunewright.record.events import EventLog
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
@@ -87,6 +87,6 @@ def _logits(plan: Plan, model: Any) -> Tensor:
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids = torch.tensor([plan.data.train[0].branches[0].tokens[:64]], device=causal.device)
-    with stock_attention(causal), torch.no_grad():
+    with attention_of(causal, ""), torch.no_grad():
         found: Tensor = model(input_ids=ids).logits[0, -1].float()
     return found

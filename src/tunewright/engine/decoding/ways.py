@@ -2,8 +2,8 @@
 
 `TreeWay` reads prompts as one token tree, keeps keys and values itself, and takes steps with
 `models.dense` where the family is known, else with the model's own blocks and our attention.
-`CacheWay` uses the model's own cache: for layers that are no plain attention. Which it is, is decided
-from the configuration and tried on the first prompt against the model's own forward.
+`CacheWay` uses the model's own cache: for layers that are no plain attention. Which it is, is
+decided from the configuration and tried on the first prompt against the model's own forward.
 """
 
 from __future__ import annotations
@@ -136,9 +136,7 @@ class CacheWay:
         ids = torch.tensor(prompts, device=device)
         places = torch.arange(virtual - own, virtual + ids.shape[1], device=device)
         out = policy.body(
-            **policy.inputs(ids, prompt),
-            position_ids=places.expand(len(ids), -1),
-            use_cache=True,
+            **policy.inputs(ids, prompt), position_ids=places.expand(len(ids), -1), use_cache=True
         )
         self.cache, self.position = _cache_of(out), virtual + ids.shape[1]
         self.texts = [list(p) for p in prompts for _ in range(group)]
@@ -159,10 +157,7 @@ class CacheWay:
             return hidden
         place = torch.full_like(ids_R, self.position)[:, None]
         out = self.policy.body(
-            input_ids=ids_R[:, None],
-            position_ids=place,
-            past_key_values=self.cache,
-            use_cache=True,
+            input_ids=ids_R[:, None], position_ids=place, past_key_values=self.cache, use_cache=True
         )
         self.position += 1
         found: Tensor = out.last_hidden_state[:, 0]
@@ -203,7 +198,7 @@ def attention_of(causal: Any, name: str) -> Iterator[None]:
 
 
 class Ways:
-    """The way of a model, chosen at its first prompt. `packs` None: weights are used as they lie."""
+    """The way of a model, chosen at its first prompt. `packs` None: weights stay as they lie."""
 
     def __init__(self, policy: Policy, packs: Packs | None, needs_layout: str = "any") -> None:
         causal = policy.causal[0]

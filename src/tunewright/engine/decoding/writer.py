@@ -1,8 +1,8 @@
 """The scheduler of answers: who is read next, who writes, who has ended.
 
-Prompts wait in a queue until there is a free row and memory for their columns; answers that end leave
-the batch at once, and the next prompts join it (continuous batching, Yu et al. 2022, "Orca"). What an
-answer says depends on its prompt and its own luck alone, never on its company.
+Prompts wait in a queue until there is a free row and memory for their columns; answers that end
+leave the batch at once, and the next prompts join it (continuous batching, Yu et al. 2022, "Orca").
+What an answer says depends on its prompt and its own luck alone, never on its company.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from tunewright.core.machine import free_bytes
 from tunewright.engine.decoding.ways import Way, Ways
 from tunewright.engine.policy import Policy
 from tunewright.models.kernels.packed import Packs
+from tunewright.models.limits import ANSWERS_AT_ONCE
 
 End = Literal["stop", "limit", "context", "no_room"]
 """How an answer ended: by a stop token or a stop text; at the most tokens asked for; at the end of
 the context; before it began, because the question fills the context."""
-ROWS = 64
-"""Answers that are written at once."""
 READ_ROWS = 2048
 """Tokens of prompts that are read at once; a longer prompt is read alone."""
 MEMORY_SHARE = 0.25
@@ -32,7 +31,7 @@ MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class How:
+class Sampling:
     """How tokens are drawn. At `temperature` 0 the likeliest token is taken; log-probabilities are
     always those of the whole vocabulary."""
 
@@ -50,7 +49,7 @@ class Ask:
     prompt: list[int]
     limit: int
     answers: int = 1
-    how: How = field(default_factory=How)
+    sampling: Sampling = field(default_factory=Sampling)
     luck: Tensor | None = None
     on_token: Callable[[int, int], bool] | None = None
 
@@ -74,8 +73,9 @@ class _Row:
 
 
 class Writer:
-    """Writes answers with `policy`. `check` is called at every step and may raise. `packed`: weights
-    are laid out once for few rows, where there is memory for it, and stay so until `forget`."""
+    """Writes answers with `policy`. `check` is called at every step and may raise. `packed`:
+    weights are laid out once for few rows, where there is memory for it, and stay so until
+    `forget`."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Writer:
         *,
         needs_layout: str = "any",
         vocabulary: int | None = None,
-        rows: int = ROWS,
+        rows: int = ANSWERS_AT_ONCE,
         cache_bytes: int | None = None,
         packed: bool = True,
         check: Callable[[], None] | None = None,
@@ -136,7 +136,8 @@ class _Batch:
         self.queue, self.logprobs, self.progress = queue, logprobs, progress
         self.rows: list[_Row] = []
         self.room = _Room(writer, asks)
-        self.done = self.tokens = 0
+        self.tokens = 0
+        self.done = sum(ask.answers for ask in asks if not ask.limit)
         self.most = sum(ask.limit * ask.answers for ask in asks)
 
     def run(self) -> None:
@@ -213,9 +214,9 @@ class _Batch:
             answer.tokens.append(token)
             if values is not None:
                 answer.logprobs.append(float(values[i]))
-            if token in self.writer.stop_ids:
-                answer.end = "stop"
-            elif ask.on_token is not None and not ask.on_token(row.number, token):
+            if token in self.writer.stop_ids or (
+                ask.on_token is not None and not ask.on_token(row.number, token)
+            ):
                 answer.end = "stop"
             elif len(answer.tokens) < ask.limit:
                 self.tokens += 1
@@ -228,7 +229,7 @@ class _Batch:
 
     def _drawn(self, z_RV: Tensor) -> tuple[Tensor, Tensor | None]:
         """(tokens, their log-probabilities where somebody asked)."""
-        hows = [self.asks[row.ask].how for row in self.rows]
+        hows = [self.asks[row.ask].sampling for row in self.rows]
         if all(how.temperature <= 0 for how in hows) and not self.logprobs:
             return z_RV.argmax(-1).cpu(), None
         token_R = torch.zeros(len(hows), dtype=torch.long)
@@ -246,7 +247,7 @@ class _Batch:
     def _luck(self, row: _Row) -> float:
         ask = self.asks[row.ask]
         if ask.luck is None:
-            assert ask.how.temperature <= 0, "a draw needs luck"
+            assert ask.sampling.temperature <= 0, "a draw needs luck"
             return 0.0
         written = len(self.found[row.ask][row.number].tokens)
         return float(ask.luck[row.number, written])
@@ -291,7 +292,7 @@ def _worth_packing(policy: Policy) -> bool:
     return 3 * size <= free_bytes(str(policy.device))
 
 
-def pick(logprob_RV: Tensor, luck_R: Tensor, how: How) -> Tensor:
+def pick(logprob_RV: Tensor, luck_R: Tensor, how: Sampling) -> Tensor:
     """(R,) token ids: the first whose summed probability passes `luck`, a number in [0, 1); the
     likeliest at temperature 0."""
     if how.temperature <= 0:

@@ -25,8 +25,8 @@ from tunewright.core.errors import CheckpointError, problem
 from tunewright.core.sequences import Joined
 from tunewright.core.types import Sample
 from tunewright.engine.oracles.kept import KEY_BYTES, KeptValues, load_bound
-from tunewright.models.generate import room_of
 from tunewright.models.kernels.fused import fused_without_gradient
+from tunewright.models.load import room_of
 
 if TYPE_CHECKING:
     from tunewright.engine.policy import Policy

@@ -1,9 +1,9 @@
 """The keys and values of answers that are being written, and attention over them.
 
-R answers (rows), K key heads, G query heads a key head, D head size. Every row has columns: a learnt
-prefix if there is one, its prompt, what it has written so far. Column c holds the token at position
-c. The buffers are made once and grow by a half when they are full; a step writes one column of every
-row and copies nothing.
+R answers (rows), K key heads, G query heads a key head, D head size. Every row has columns: a
+learnt prefix if there is one, its prompt, what it has written so far. Column c holds the token at
+position c. The buffers are made once and grow by a half when they are full; a step writes one
+column of every row and copies nothing.
 
 Several answers to one prompt hold the prompt's columns once: at a step their queries meet them in
 one product (`far`), each row's own columns in another (`near`), and the two softmaxes are put
@@ -63,8 +63,8 @@ class _Layer:
 
 
 class AnswerMemory:
-    """What every attention layer needs while answers are written. `shared`: rows come in groups that
-    hold their prompt once."""
+    """What every attention layer needs while answers are written. `shared`: rows come in groups
+    that hold their prompt once."""
 
     def __init__(self, device: torch.device, *, shared: bool = False) -> None:
         self.device, self.shared = device, shared
@@ -89,18 +89,11 @@ class AnswerMemory:
         """The position that each row's next token has."""
         if not self.shared:
             return self.lengths
-        return [
-            n + self.far_lengths[p] for n, p in zip(self.lengths, self.prompt_of, strict=True)
-        ]
+        return [n + self.far_lengths[p] for n, p in zip(self.lengths, self.prompt_of, strict=True)]
 
-    def add(
-        self,
-        kept: Mapping[int, Kept],
-        paths: Sequence[Sequence[int]],
-        group: int = 1,
-    ) -> None:
-        """`group` new rows for each path: `kept` is what a pass over prompts saw of every layer, a path the
-        places of one prompt's columns in it."""
+    def add(self, kept: Mapping[int, Kept], paths: Sequence[Sequence[int]], group: int = 1) -> None:
+        """`group` new rows for each path: `kept` is what a pass over prompts saw of every layer, a
+        path the places of one prompt's columns in it."""
         if not self.shared:
             paths = [path for path in paths for _ in range(group)]
         rows, prompts = len(self.lengths), len(self.far_lengths)

@@ -55,8 +55,8 @@ def _update_of(module: Any) -> tuple[Tensor, Tensor, float] | None:
 
 
 class Packed:
-    """Linear layers that read the same rows, as one product. Raises nothing; `of` gives None where a
-    module is more than that."""
+    """Linear layers that read the same rows, as one product. Raises nothing; `of` gives None where
+    a module is more than that."""
 
     def __init__(self, modules: Sequence[Any], bases: Sequence[nn.Linear], packs: Packs) -> None:
         self.widths = [base.weight.shape[0] for base in bases]
