@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -150,13 +151,20 @@ def norm_form(module: nn.Module) -> tuple[Tensor, float, bool] | None:
     """(weight, epsilon, whether 1 is added to the weight) of a norm that has the fused form, or
     None."""
     parts = _norm_parts(module)
-    form = _fitting_form(module, *parts) if parts else None
+    if module not in _forms:
+        _forms[module] = _fitting_form(module, *parts) if parts else None
+    form = _forms[module]
     return None if parts is None or form is None else (*parts, form[0])
+
+
+_forms: WeakKeyDictionary[nn.Module, tuple[bool, bool] | None] = WeakKeyDictionary()
+"""The form of each norm that was looked at: it is a matter of its code, not of its weights."""
 
 
 def _replace_norm(module: nn.Module) -> bool:
     parts = _norm_parts(module)
     form = _fitting_form(module, *parts) if parts else None
+    _forms[module] = form
     if parts is None or form is None:
         return False
     (_, eps), (one, round_first) = parts, form
