@@ -6,6 +6,7 @@ reads keys, folders and rows, `complete` the model's files, its template and the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
 from tunewright.advise import fit
+from tunewright.advise.speed import Rates
 from tunewright.core import compat
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, problem, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, objective_of
+from tunewright.core.stopwatch import Stopwatch
 from tunewright.core.telling import Tell
 from tunewright.core.types import Objective
 from tunewright.core.words import say
@@ -87,14 +90,19 @@ class Plan:
         movable = source.kind == "hub" and "@" not in source.spec
         return source.spec if movable else str(source.folder)
 
-    def estimate(self, world: World, rate: float | None = None) -> fit.Estimate:
-        """What the run will need in `world`; with `rate`, operations a second, also its time."""
+    @functools.cached_property
+    def shape(self) -> fit.ModelShape:
+        """The sizes of the model, from its configuration."""
+        return fit.shape_of(self.source.folder)
+
+    def estimate(self, world: World, rates: Rates | None = None) -> fit.Estimate:
+        """What the run will need in `world`; with `rates`, measured here, also its time."""
         layout = "padded" if self.config.engine.layout == "padded" else "tree"
         facts = fit.SampleFacts.of(self.data.report, self.data.train, layout)
         return fit.of_run(
             self.config,
             self.objective,
-            fit.shape_of(self.source.folder),
+            self.shape,
             facts,
             steps=total_steps(self.config.engine, facts.samples),
             dtype=world.dtype,
@@ -102,7 +110,8 @@ class Plan:
             rows_per_pass=world.rows_per_pass,
             layout=layout,
             probes=len(self.questions.probes),
-            flops_per_second=rate,
+            answer_tokens=0 if self.questions.scored else self.questions.answer_tokens,
+            rates=rates,
         )
 
 
@@ -113,10 +122,14 @@ def prepare(
     *,
     extra_probes: Sequence[Probe] = (),
     out_matters: bool = True,
+    watch: Stopwatch | None = None,
 ) -> Plan:
     """The plan of a run. Raises UsageError for everything that can be wrong without weights;
     `out_matters` False: not for an output folder that is taken."""
-    return complete(begin(parsed, resume, out_matters=out_matters), tell, extra_probes)
+    watch = watch or Stopwatch()
+    with watch.of("data"):
+        begun = begin(parsed, resume, out_matters=out_matters)
+    return complete(begun, tell, extra_probes, watch)
 
 
 def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = True) -> Begun:
@@ -142,8 +155,16 @@ def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = 
     return Begun(continued, out, resume, rows)
 
 
-def complete(begun: Begun, tell: Tell, extra_probes: Sequence[Probe] = ()) -> Plan:
+def complete(
+    begun: Begun, tell: Tell, extra_probes: Sequence[Probe] = (), watch: Stopwatch | None = None
+) -> Plan:
     """Find the model, read its small files and the tokens of the rows, and say what was found."""
+    watch = watch or Stopwatch()
+    with watch.of("load"):
+        return _complete(begun, tell, extra_probes, watch)
+
+
+def _complete(begun: Begun, tell: Tell, extra_probes: Sequence[Probe], watch: Stopwatch) -> Plan:
     from tunewright.models import load
 
     config = begun.config
@@ -157,7 +178,8 @@ def complete(begun: Begun, tell: Tell, extra_probes: Sequence[Probe] = ()) -> Pl
     _require_method(begun, model_config)
     _require_teacher(objective)
     context = _context_of(config, model_config)
-    data = _tokens(config, objective, renderer, context)
+    with watch.of("data"):
+        data = _tokens(config, objective, renderer, context)
     # Questions without an answer are asked as the rows were learnt.
     for one in (renderer, base_renderer):
         one.thinking = replace(one.thinking, habit=(data.report["thinking"] or {}).get("asked"))
