@@ -46,7 +46,8 @@ def head_of(model: Any) -> Head:
     ) * (getattr(config, "logit_scale", None) or 1.0)
     # A method may have put layers on the head (LoRA on `head`) or hold its weight in float32: then
     # its forward, not its weight, is the head.
-    own = None if type(module) is nn.Linear and "forward" not in vars(module) else module
+    plain = type(module) is nn.Linear and "forward" not in vars(module)
+    own = None if plain and not module._forward_hooks else module
     return Head(
         module.weight,
         getattr(module, "bias", None),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tunewright.core.machine import free_bytes
+from tunewright.core.pace import Pace, counts_up_to
 from tunewright.engine.decoding.ways import Way, Ways
 from tunewright.engine.policy import Policy
 from tunewright.models.kernels.packed import Packs
@@ -26,6 +27,8 @@ End = Literal["stop", "limit", "context", "no_room"]
 the context; before it began, because the question fills the context."""
 READ_ROWS = 2048
 """Tokens of prompts that are read at once; a longer prompt is read alone."""
+WEIGHT_ROWS = 16
+"""Rows whose arithmetic takes about as long as reading the weights does."""
 MEMORY_SHARE = 0.25
 """Share of the free memory that keys and values may take; more prompts wait in the queue."""
 
@@ -75,7 +78,8 @@ class _Row:
 class Writer:
     """Writes answers with `policy`. `check` is called at every step and may raise. `packed`:
     weights are laid out once for few rows, where there is memory for it, and stay so until
-    `forget`."""
+    `forget`. `paced`: threads follow the load (`core.pace`), so that sums may round differently from
+    call to call: not for what a run learns from."""
 
     def __init__(
         self,
@@ -87,10 +91,12 @@ class Writer:
         rows: int = ANSWERS_AT_ONCE,
         cache_bytes: int | None = None,
         packed: bool = True,
+        paced: bool = True,
         check: Callable[[], None] | None = None,
     ) -> None:
         self.policy, self.stop_ids, self.vocabulary = policy, stop_ids, vocabulary
         self.rows, self.cache_bytes, self.check = rows, cache_bytes, check
+        self.paced = paced and policy.device.type == "cpu"
         self.packs = Packs() if packed and _worth_packing(policy) else None
         self.ways = Ways(policy, self.packs, needs_layout)
 
@@ -142,22 +148,28 @@ class _Batch:
 
     def run(self) -> None:
         """Until every answer has ended."""
-        hidden: Tensor | None = None
-        while True:
-            hidden = self._admit(hidden)
-            if hidden is None:
-                return
-            ids = self._take(hidden)
-            going = [i for i in range(len(self.rows)) if ids[i] >= 0]
-            if len(going) < len(self.rows):
-                order = self.way.keep(going)
-                ids = ids[torch.tensor(order, dtype=torch.long)]
-                self.rows = [self.rows[i] for i in order]
-            if self.progress is not None:
-                self.progress(self.done, self.tokens, self.most)
-            if self.writer.check is not None:
-                self.writer.check()
-            hidden = self.way.step(ids.to(hidden.device)) if self.rows else None
+        counts = counts_up_to(torch.get_num_threads()) if self.writer.paced else ()
+        with Pace(counts) as pace:
+            hidden = self._admit(None)
+            while hidden is not None:
+                # A step reads every weight once, whatever the rows.
+                with pace.unit(len(self.rows) + WEIGHT_ROWS):
+                    hidden = self._token(hidden)
+                hidden = self._admit(hidden)
+
+    def _token(self, hidden: Tensor) -> Tensor | None:
+        """One token of every row; what the next ones are taken from, None when no row is left."""
+        ids = self._take(hidden)
+        going = [i for i in range(len(self.rows)) if ids[i] >= 0]
+        if len(going) < len(self.rows):
+            order = self.way.keep(going)
+            ids = ids[torch.tensor(order, dtype=torch.long)]
+            self.rows = [self.rows[i] for i in order]
+        if self.progress is not None:
+            self.progress(self.done, self.tokens, self.most)
+        if self.writer.check is not None:
+            self.writer.check()
+        return self.way.step(ids.to(hidden.device)) if self.rows else None
 
     def _admit(self, hidden: Tensor | None) -> Tensor | None:
         """Read the next prompts where rows are free; (R, D) of all rows, None when all is done."""

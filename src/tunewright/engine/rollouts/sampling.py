@@ -59,7 +59,12 @@ class Sampler:
         """What writes; weights that stay as they are stay packed from round to round."""
         layout = "padded" if self.policy.layout == "padded" else "any"
         return Writer(
-            self.policy, self.stop_ids, needs_layout=layout, rows=self.rows, check=self.check
+            self.policy,
+            self.stop_ids,
+            needs_layout=layout,
+            rows=self.rows,
+            paced=False,
+            check=self.check,
         )
 
     def draw(
