@@ -9,6 +9,7 @@ decided from the configuration and tried on the first prompt against the model's
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -116,50 +117,76 @@ class TreeWay:
 
 
 class CacheWay:
-    """The model's own forward and its own cache, prompts of one length at a time."""
+    """The model's own forward and its own cache. `joins`: caches of texts of several lengths can be
+    put side by side, the shorter ones filled up on the left; else prompts of one length are
+    answered at a time."""
 
-    joins = False
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.head = policy, head_of(policy.causal[0])
+    def __init__(self, policy: Policy, *, joins: bool) -> None:
+        self.policy, self.head, self.joins = policy, head_of(policy.causal[0]), joins
         self.cache: Any = None
-        self.position = 0
+        self.named = ""
+        """What the model calls its cache."""
+        self.positions: list[int] = []
+        """The position of each row's next token."""
         self.texts: list[list[int]] = []
         """Of a model without a cache: what it reads anew at every token."""
 
     def read(self, prompts: Sequence[list[int]], group: int) -> Tensor:
-        """As of `Way`; the prompts have one length, and no rows are left from before."""
+        """As of `Way`; without `joins` the prompts have one length, and no rows are left from
+        before."""
+        found = []
+        for _, same in itertools.groupby(prompts, key=len):
+            texts = list(same)
+            out, positions = self._pass(texts)
+            self.named, cache = _cache_of(out)
+            if group > 1 and cache is not None:
+                every = torch.arange(len(texts), device=self.policy.device)
+                cache.reorder_cache(every.repeat_interleave(group))
+            if self.positions and cache is not None:
+                join(self.cache, cache)
+            else:
+                self.cache = cache
+            self.positions += [positions] * (group * len(texts))
+            self.texts += [list(text) for text in texts for _ in range(group)]
+            found.append(out.last_hidden_state[:, -1].repeat_interleave(group, 0))
+        return torch.cat(found)
+
+    def _pass(self, texts: list[list[int]]) -> tuple[Any, int]:
+        """The model's output for whole texts of one length, and the position of what follows."""
         policy, device = self.policy, self.policy.device
         prompt = policy.virtual()
         virtual = prompt.num_tokens if prompt is not None else 0
         own = virtual if prompt is not None and prompt.rows is not None else 0
-        ids = torch.tensor(prompts, device=device)
+        ids = torch.tensor(texts, device=device)
         places = torch.arange(virtual - own, virtual + ids.shape[1], device=device)
         out = policy.body(
             **policy.inputs(ids, prompt), position_ids=places.expand(len(ids), -1), use_cache=True
         )
-        self.cache, self.position = _cache_of(out), virtual + ids.shape[1]
-        self.texts = [list(p) for p in prompts for _ in range(group)]
-        hidden: Tensor = out.last_hidden_state[:, -1]
-        if group > 1 and self.cache is not None:
-            every = torch.arange(len(ids), device=device).repeat_interleave(group)
-            self.cache.reorder_cache(every)
-        return hidden.repeat_interleave(group, 0)
+        return out, virtual + ids.shape[1]
 
     def step(self, ids_R: Tensor) -> Tensor:
         """As of `Way`."""
         for text, token in zip(self.texts, ids_R.tolist(), strict=True):
             text.append(token)
         if self.cache is None:
-            texts = self.texts
-            hidden = self.read(texts, 1)
-            self.texts = texts
-            return hidden
-        place = torch.full_like(ids_R, self.position)[:, None]
+            rows: Tensor = self._pass(self.texts)[0].last_hidden_state[:, -1]
+            return rows
+        place_R = torch.tensor(self.positions, device=ids_R.device)
+        longest = max(self.positions)
+        mask = None
+        if min(self.positions) < longest and any(
+            getattr(layer, "keys", None) is not None for layer in self.cache.layers
+        ):
+            column = torch.arange(longest + 1, device=ids_R.device)
+            mask = (column >= longest - place_R[:, None]).long()
         out = self.policy.body(
-            input_ids=ids_R[:, None], position_ids=place, past_key_values=self.cache, use_cache=True
+            input_ids=ids_R[:, None],
+            position_ids=place_R[:, None],
+            attention_mask=mask,
+            use_cache=True,
+            **{self.named: self.cache},
         )
-        self.position += 1
+        self.positions = [position + 1 for position in self.positions]
         found: Tensor = out.last_hidden_state[:, 0]
         return found
 
@@ -169,6 +196,7 @@ class CacheWay:
         if self.cache is not None and order:
             self.cache.reorder_cache(torch.tensor(order, device=self.policy.device))
         self.texts = [self.texts[row] for row in order]
+        self.positions = [self.positions[row] for row in order]
         return order
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
@@ -177,10 +205,44 @@ class CacheWay:
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
-def _cache_of(out: Any) -> Any:
-    """The cache that a forward gave, if it can be cut to some of its rows."""
-    found = getattr(out, "past_key_values", None)
-    return found if hasattr(found, "reorder_cache") else None
+def _cache_of(out: Any) -> tuple[str, Any]:
+    """The name of the cache that a forward gave, and the cache; None where there is none that can
+    be cut to some of its rows."""
+    for name in ("past_key_values", "cache_params"):
+        found = getattr(out, name, None)
+        if hasattr(found, "reorder_cache"):
+            return name, found
+    return "", None
+
+
+def join(cache: Any, other: Any) -> None:
+    """Put the rows of `other` behind those of `cache`, Transformers' caches both; keys and values
+    of the shorter one are filled up on the left. Raises TypeError for a layer that is no plain
+    attention and no recurrent state."""
+    from transformers import cache_utils
+
+    recurrent = (cache_utils.LinearAttentionLayer, cache_utils.LinearAttentionAndFullAttentionLayer)
+    layers: list[tuple[Any, Any]] = list(zip(cache.layers, other.layers, strict=True))
+    for here, there in layers:
+        if type(here) not in known:
+            raise TypeError(type(here).__name__)
+        if hasattr(here, "recurrent_states"):
+            for i in range(here.number_of_states):
+                if here.is_conv_states_initialized[i]:
+                    here.conv_states[i] = torch.cat([here.conv_states[i], there.conv_states[i]])
+                if here.is_recurrent_states_initialized[i]:
+                    here.recurrent_states[i] = torch.cat(
+                        [here.recurrent_states[i], there.recurrent_states[i]]
+                    )
+        if getattr(here, "is_initialized", False) and hasattr(here, "keys"):
+            here.keys = _side_by_side(here.keys, there.keys)
+            here.values = _side_by_side(here.values, there.values)
+
+
+def _side_by_side(a: Tensor, b: Tensor) -> Tensor:
+    """(A, K, n, D) and (B, K, m, D), the shorter filled up on the left: (A + B, K, longer, D)."""
+    longer = max(a.shape[2], b.shape[2])
+    return torch.cat([torch.nn.functional.pad(x, (0, 0, longer - x.shape[2], 0)) for x in (a, b)])
 
 
 @contextlib.contextmanager
@@ -226,7 +288,7 @@ class Ways:
                             yield TreeWay(self.tree, dense, shared=shared)
                         return
                 with attention_of(causal, ""):
-                    yield CacheWay(self.padded)
+                    yield CacheWay(self.padded, joins=self._joins(prompt))
         finally:
             self.padded.model.train(training)
 
@@ -269,6 +331,30 @@ class Ways:
             return float("inf")
         gap = (found - expected).abs()
         return float(gap[torch.isfinite(expected)].mean())
+
+    def _joins(self, prompt: list[int]) -> bool:
+        """Whether texts of two lengths, read apart and put together, get what each gets alone."""
+        causal = self.padded.causal[0]
+        known = _verdicts.setdefault(causal, {})
+        if "joins" not in known:
+            long = (prompt * (6 // len(prompt) + 1))[:TRIED]
+            texts = [long[2:], long]
+            next_R = torch.tensor([long[0], long[1]], device=self.padded.device)
+            alone = []
+            for text, token in zip(texts, next_R, strict=True):
+                way = CacheWay(self.padded, joins=True)
+                way.read([text], 1)
+                alone.append(_log_softmax(self.padded, way.step(token[None])))
+            way = CacheWay(self.padded, joins=True)
+            try:
+                way.read(texts, 1)
+                found = _log_softmax(self.padded, way.step(next_R))
+                gap = float((found - torch.cat(alone)).abs().mean())
+            except (RuntimeError, AttributeError, TypeError, ValueError, IndexError):
+                gap = float("inf")
+            dtype = str(next(causal.parameters()).dtype).rpartition(".")[2]
+            known["joins"] = way.cache is not None and gap <= TOLERANCE.get(dtype, 0.25)
+        return known["joins"]
 
 
 def _log_softmax(policy: Policy, hidden: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class _Row:
 class Writer:
     """Writes answers with `policy`. `check` is called at every step and may raise. `packed`:
     weights are laid out once for few rows, where there is memory for it, and stay so until
-    `forget`. `paced`: threads follow the load (`core.pace`), so that sums may round differently from
-    call to call: not for what a run learns from."""
+    `forget`. `paced`: threads follow the load (`core.pace`), so that sums may round differently
+    from call to call: not for what a run learns from."""
 
     def __init__(
         self,
