@@ -221,7 +221,12 @@ def join(cache: Any, other: Any) -> None:
     attention and no recurrent state."""
     from transformers import cache_utils
 
-    recurrent = (cache_utils.LinearAttentionLayer, cache_utils.LinearAttentionAndFullAttentionLayer)
+    known = (
+        cache_utils.DynamicLayer,
+        cache_utils.DummyLayer,
+        cache_utils.LinearAttentionLayer,
+        cache_utils.LinearAttentionAndFullAttentionLayer,
+    )
     layers: list[tuple[Any, Any]] = list(zip(cache.layers, other.layers, strict=True))
     for here, there in layers:
         if type(here) not in known:
