@@ -86,12 +86,12 @@ def test_a_load_that_comes_and_goes_costs_ever_fewer_trials() -> None:
     done = counts_used(
         Chooser((1, 2)), 4000, lambda i, count: QUIET[count] * (3 if i % 40 >= 20 else 1)
     )
-    assert sum(count == 1 for count, _ in done[2000:]) <= 0.1 * 2000
+    assert 0 < sum(count == 1 for count, _ in done[2000:]) <= 75  # 150 without the doubling
 
 
 def test_a_hopeless_count_is_tried_once() -> None:
     used = [c for c, _ in counts_used(Chooser((1, 2, 4, 8)), 20, lambda i, count: 0.1 / count)]
-    assert used[:8] == [8, 8, 8, 4, 4, 4, 2, 1]
+    assert used[:9] == [8, 4, 2, 1, 8, 4, 8, 4, 8]
 
 
 def test_more_threads_have_to_be_worth_it() -> None:
@@ -138,7 +138,7 @@ def test_threads_are_set_when_the_count_changes_and_put_back_at_the_end() -> Non
         for _ in range(10):
             with steps.unit(size=2.0):
                 machine.now += 2 * QUIET[machine.threads]
-    assert machine.told == [2, 1, 2, 7]
+    assert machine.told == [2, 1, 2, 1, 2, 1, 2, 7]
     assert steps.units == {2: 7, 1: 3}
     assert steps.chooser is not None
     assert steps.chooser.usual == pytest.approx(QUIET)

@@ -11,6 +11,7 @@ is chosen by is computed with the run's own count. docs/LOG.md has the figures.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -31,7 +32,7 @@ SHARE = 0.03
 GAIN = 0.9
 """A count replaces another where it takes at most this part of its time."""
 HOPELESS = 2.0
-"""A count that takes this many times as long as the best is not tried a second time in a row."""
+"""A count that takes this many times as long as the best is tried once and not `TRIES` times."""
 SLOW = 1.6
 """A unit is slow that takes this many times as long as usual; two in a row are a new load."""
 SETTLED, MOST_SETTLED = 8, 512
@@ -69,9 +70,8 @@ class Chooser:
         """The count in use between trials. Fewest first: more have to be worth it."""
         self.usual: dict[int, float] = {}
         """Seconds of a unit, per count."""
-        # Most first: on a quiet machine the fewest can take many times as long.
         self._untried: list[int] = list(self.counts[::-1]) if len(self.counts) > 1 else []
-        self._tried: list[float] = []
+        self._tried: dict[int, list[float]] = {}
         self._slow: list[float] = []
         self._seconds = 0.0
         self._units = 0
@@ -90,22 +90,31 @@ class Chooser:
             self._watch(seconds)
 
     def _judge(self, seconds: float) -> None:
-        self._tried.append(seconds)
-        fastest = min(self.usual.values(), default=seconds)
-        if len(self._tried) < TRIES and seconds <= HOPELESS * fastest:
-            return
-        self.usual[self._untried.pop(0)] = sorted(self._tried)[len(self._tried) // 2]
-        self._tried = []
+        # They take turns, so that a count which is hopeless now costs one unit and not `TRIES`.
+        count = self._untried.pop(0)
+        self._tried.setdefault(count, []).append(seconds)
+        if len(self._tried[count]) < TRIES:
+            self._untried.append(count)
+        fastest = {c: min(tried) for c, tried in self._tried.items()}
+        limit = HOPELESS * min(self.usual.get(self.best, math.inf), *fastest.values())
+        self._untried = [c for c in self._untried if fastest.get(c, 0.0) <= limit]
         if self._untried:
             return
-        before, fastest_count = self.best, min(self.counts, key=lambda count: self.usual[count])
-        if self.usual[fastest_count] <= GAIN * self.usual[before]:
-            self.best = fastest_count
+        self.usual |= {c: sorted(tried)[len(tried) // 2] for c, tried in self._tried.items()}
+        self._decide()
+
+    def _decide(self) -> None:
+        """Take the fastest count, where it is worth the change."""
+        before = self.best
+        fastest = min(self.counts, key=lambda count: self.usual[count])
+        if self.usual[fastest] <= GAIN * self.usual[before]:
+            self.best = fastest
         changed = self.best != before
         self._settled = SETTLED if changed else min(MOST_SETTLED, 2 * self._settled)
-        self._seconds, self._units, self._slow = 0.0, 0, []
+        self._tried, self._slow, self._seconds, self._units = {}, [], 0.0, 0
 
     def _watch(self, seconds: float) -> None:
+        """A unit between trials: is it time for another?"""
         self._seconds += seconds
         self._units += 1
         usual = self.usual[self.best]
@@ -130,9 +139,8 @@ class Chooser:
         )
 
     def _try_others(self) -> None:
+        """The next units try the counts that are not in use."""
         self._untried = [count for count in self.counts[::-1] if count != self.best]
-        for count in self._untried:
-            del self.usual[count]
 
 
 def _use(count: int) -> None:
@@ -157,8 +165,9 @@ class Pace:
 
     Every count is tried at the start, and again when two units in a row take much longer than
     usual or at most `SHARE` of the time has gone into it. One count: it is set and stays. None: the
-    threads are left alone, as for work on a GPU. Takes a few microseconds a unit. Not for what must
-    give the same bytes again (see above).
+    threads are left alone, as for work on a GPU. May be entered again and remembers what it
+    measured. Takes a few microseconds a unit. Not for what must give the same bytes again (see
+    above).
     """
 
     def __init__(
