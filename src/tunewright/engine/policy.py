@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from tunewright.core.sequences import blocks
 from tunewright.core.types import PassOutput, Sample, TokenTree, VirtualPrompt
@@ -265,6 +264,8 @@ class Policy(nn.Module):
             }
         assert prompt.keys_values is not None
         seen = [(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in prompt.keys_values]
+        from transformers import DynamicCache  # a dry run that only names this file needs it not
+
         return {"input_ids": ids_BT, "past_key_values": DynamicCache(seen)}
 
     def _tree_hidden(

@@ -85,16 +85,22 @@ def is_kept_about(folder: Path) -> bool:
 
 
 @functools.cache
-def computed_by() -> dict[str, str]:
-    """What computes here: versions of the libraries, the state of this package's own files, and the
-    kind of processor. Part of the key of whatever was computed."""
-    import torch
-
+def judged_by() -> dict[str, str]:
+    """What judges here: versions of the libraries, and the state of this package's own files. Part
+    of the key of whatever was found out. Loads no library."""
     root = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)} {path.stat().st_size} ".encode())
-        digest.update(f"{path.stat().st_mtime_ns}\n".encode())
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return versions() | {"files": digest.hexdigest()}
+
+
+@functools.cache
+def computed_by() -> dict[str, str]:
+    """The same with the kind of processor: part of the key of whatever was computed."""
+    import torch
+
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     processor = torch.backends.cpu.get_cpu_capability()
-    return versions() | {"files": digest.hexdigest(), "processor": processor, "device": device}
+    return judged_by() | {"processor": processor, "device": device}
