@@ -172,6 +172,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "total_steps": reached.total_steps,
         "load_seconds": reached.load_seconds,
         "answer_seconds": reached.asker.seconds,
+        "probes_left_out": reached.asker.left_out,
         "wall_seconds": time.perf_counter() - reached.started,
         "peak_memory_bytes": peak_memory_bytes(world.device),
         "trainable_parameters": decided.trainable,
