@@ -204,6 +204,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "total_steps": reached.total_steps,
         "load_seconds": reached.load_seconds,
         "answer_seconds": reached.asker.seconds,
+        "probes_left_out": reached.asker.left_out,
         **_spent(reached),
         "estimated_seconds": {k: round(v, 3) for k, v in reached.estimated.items()},
         "peak_memory_bytes": peak_memory_bytes(world.device),

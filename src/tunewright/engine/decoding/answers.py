@@ -71,6 +71,11 @@ class AnsweringModel:
             vocabulary=self.vocabulary,
         )
 
+    def forget(self) -> None:
+        """Free what is kept for the next answer (packed weights), where others need the memory."""
+        if "writer" in vars(self):
+            self.writer.forget()
+
     def room(self, asked: int) -> int | None:
         """Tokens that an answer may have after a question of `asked` tokens; None where the model
         names no limit."""
@@ -115,7 +120,6 @@ def answer(
         )
     finally:
         writer.check = None
-        writer.forget()
     return [
         _answer(model, one, room, most)
         for (one,), room, most in zip(written, rooms, wanted, strict=True)
