@@ -36,7 +36,7 @@ def counts_used(
 def test_a_quiet_machine_gets_both_threads_and_a_busy_one_one() -> None:
     for machine, best in ((QUIET, 2), (BUSY, 1)):
         chooser = Chooser((1, 2))
-        counts_used(chooser, 6, lambda i, count, m=machine: m[count])
+        counts_used(chooser, 7, lambda i, count, m=machine: m[count])
         assert chooser.best == chooser.count == best
 
 
@@ -44,7 +44,7 @@ def test_trying_again_takes_at_most_its_share_of_the_time() -> None:
     for machine in (QUIET, BUSY, {1: 0.005, 2: 0.2}):
         done = counts_used(Chooser((1, 2)), 3000, lambda i, count, m=machine: m[count])
         best = min(machine, key=lambda count: machine[count])
-        after_the_start = done[6:]
+        after_the_start = done[7:]
         trying = sum(seconds for count, seconds in after_the_start if count != best)
         assert 0 < trying <= 1.01 * pace.SHARE * sum(seconds for _, seconds in after_the_start)
 
@@ -89,14 +89,21 @@ def test_a_load_that_comes_and_goes_costs_ever_fewer_trials() -> None:
     assert 0 < sum(count == 1 for count, _ in done[2000:]) <= 75  # 150 without the doubling
 
 
+def test_a_long_first_unit_is_held_against_no_count() -> None:
+    chooser = Chooser((1, 2))
+    counts_used(chooser, 7, lambda i, count: 20.0 if i == 0 else QUIET[count])
+    assert chooser.best == 2
+    assert chooser.usual == QUIET
+
+
 def test_a_hopeless_count_is_tried_once() -> None:
     used = [c for c, _ in counts_used(Chooser((1, 2, 4, 8)), 20, lambda i, count: 0.1 / count)]
-    assert used[:9] == [8, 4, 2, 1, 8, 4, 8, 4, 8]
+    assert used[:10] == [8, 8, 4, 2, 1, 8, 4, 8, 4, 8]
 
 
 def test_more_threads_have_to_be_worth_it() -> None:
     chooser = Chooser((1, 2))
-    counts_used(chooser, 6, lambda i, count: {1: 0.050, 2: 0.047}[count])
+    counts_used(chooser, 7, lambda i, count: {1: 0.050, 2: 0.047}[count])
     assert chooser.best == 1
 
 

@@ -76,6 +76,7 @@ class Chooser:
         self._seconds = 0.0
         self._units = 0
         self._settled = SETTLED
+        self._warm = False
 
     @property
     def count(self) -> int:
@@ -84,7 +85,10 @@ class Chooser:
 
     def took(self, seconds: float) -> None:
         """Be told what the unit with `count` threads took, divided by its size."""
-        if self._untried:
+        if not self._warm:
+            # Kernels are compiled in the first unit, and it may be the reading of the prompts.
+            self._warm = True
+        elif self._untried:
             self._judge(seconds)
         elif len(self.counts) > 1:
             self._watch(seconds)
