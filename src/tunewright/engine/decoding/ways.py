@@ -128,6 +128,8 @@ class CacheWay:
         """What the model calls its cache."""
         self.positions: list[int] = []
         """The position of each row's next token."""
+        self.columns = 0
+        """Of the cache: those of the longest row that is or was in it."""
         self.texts: list[list[int]] = []
         """Of a model without a cache: what it reads anew at every token."""
 
@@ -145,7 +147,8 @@ class CacheWay:
             if self.positions and cache is not None:
                 join(self.cache, cache)
             else:
-                self.cache = cache
+                self.cache, self.columns = cache, 0
+            self.columns = max(self.columns, positions)
             self.positions += [positions] * (group * len(texts))
             self.texts += [list(text) for text in texts for _ in range(group)]
             found.append(out.last_hidden_state[:, -1].repeat_interleave(group, 0))
@@ -172,13 +175,12 @@ class CacheWay:
             rows: Tensor = self._pass(self.texts)[0].last_hidden_state[:, -1]
             return rows
         place_R = torch.tensor(self.positions, device=ids_R.device)
-        longest = max(self.positions)
         mask = None
-        if min(self.positions) < longest and any(
+        if min(self.positions) < self.columns and any(
             getattr(layer, "keys", None) is not None for layer in self.cache.layers
         ):
-            column = torch.arange(longest + 1, device=ids_R.device)
-            mask = (column >= longest - place_R[:, None]).long()
+            column = torch.arange(self.columns + 1, device=ids_R.device)
+            mask = (column >= self.columns - place_R[:, None]).long()
         out = self.policy.body(
             input_ids=ids_R[:, None],
             position_ids=place_R[:, None],
@@ -187,6 +189,7 @@ class CacheWay:
             **{self.named: self.cache},
         )
         self.positions = [position + 1 for position in self.positions]
+        self.columns += 1
         found: Tensor = out.last_hidden_state[:, 0]
         return found
 

@@ -76,7 +76,7 @@ class Packed:
                     row += len(a)
                 column += width
             fall = torch.cat([a for a, _, _ in found]).to(dtype)
-            self.low = fall.t().contiguous(), rise
+            self.low = _packed(fall), _packed(rise.t().contiguous())
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (R, I) -> (R, sum of the widths)."""
@@ -104,7 +104,17 @@ class Packed:
         return y
 
     def _updated(self, y: Tensor, x: Tensor) -> Tensor:
-        return y if self.low is None else y.addmm_(x @ self.low[0], self.low[1])
+        if self.low is None:
+            return y
+        low = torch.ops.mkldnn._linear_pointwise(x, self.low[0], None, "none", [], "")
+        whole: Tensor = torch.ops.mkldnn._linear_pointwise.binary(low, y, self.low[1], None, "add")
+        return whole
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """A weight (O, I) in the layout of products of few rows."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return packed
 
 
 class Packs:
@@ -131,8 +141,7 @@ class Packs:
                         for base in bases
                     ]
                 )
-            packed = torch.ops.mkldnn._reorder_linear_weight(wide.detach(), ROWS)
-            found = self._kept[key] = (state, packed, bias)
+            found = self._kept[key] = (state, _packed(wide.detach()), bias)
         return found[1], found[2]
 
     def forget(self) -> None:
