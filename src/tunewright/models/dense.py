@@ -249,10 +249,12 @@ class DenseStep:
         return found
 
     def __call__(self, ids_R: Tensor, memory: AnswerMemory) -> Tensor:
-        """(R, D) after the last norm: the next token of every row, written into `memory`."""
-        position_R = memory.begin()
+        """(R, D) after the last norm: the next token of every row, written into `memory`; or the
+        next one of its only row and the guessed ones after it."""
+        ahead = len(ids_R) - len(memory)
+        position_R = memory.begin(ahead)
         h = self.embed(ids_R)
-        most = memory.columns + 1
+        most = memory.columns + 1 + ahead
         turns = {}
         for kind in self.kinds:
             cos, sin = self._table(kind, most, h)

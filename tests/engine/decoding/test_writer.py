@@ -10,6 +10,7 @@ import torch
 from helpers import tiny
 
 from tunewright.engine.decoding import ways, writer
+from tunewright.engine.decoding.lookup import Lookup
 from tunewright.engine.decoding.writer import Ask, Sampling, Writer, Written, column_bytes
 from tunewright.engine.policy import Policy
 from tunewright.models.dense import DenseStep
@@ -215,3 +216,50 @@ def test_a_step_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> N
     assert tokens_of(writer_of(model).write(asks)) == right
     assert taken[:2] == ["dense", "TreeWay"] and taken[-1] == "CacheWay"
     ways._verdicts.clear()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3_text", "phi3", "qwen3"])
+def test_guessed_tokens_change_the_steps_and_not_the_answer(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.make_model(family, seed=5)
+    prompt = [7, 9, 11, 13, 8, 6, 21, 9, 11, 13]
+    wanted = tokens_of(writer_of(model, needs_layout="padded").write([Ask(prompt, 60)]))
+    sizes: list[int] = []
+    step = ways.TreeWay.step
+
+    def watched(self: Any, ids: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(ids))
+        return step(self, ids)
+
+    made = writer_of(model)
+    made.write([Ask(prompt, 1)])  # the way is tried
+    monkeypatch.setattr(ways.TreeWay, "step", watched)
+    assert tokens_of(made.write([Ask(prompt, 60)])) == wanted
+    # A tiny model repeats itself, which is what can be guessed.
+    different = len({tuple(wanted[0][i : i + 3]) for i in range(58)})
+    assert len(sizes) <= (12 if different < 9 else 58 if different < 55 else 59)
+    sizes.clear()
+    stop = wanted[0][40]
+    first = wanted[0].index(stop)
+    stopped = writer_of(model, stops=frozenset([stop])).write([Ask(prompt, 60)])[0][0]
+    assert stopped.tokens == wanted[0][: first + 1] and stopped.end == "stop"
+    # Others beside it, and draws, are not guessed.
+    sizes.clear()
+    both = tokens_of(made.write([Ask(prompt, 9), Ask(prompt[::-1], 9)]))
+    assert both[0] == wanted[0][:9] and set(sizes) <= {1, 2}
+
+
+def test_a_text_that_repeats_is_guessed_whole() -> None:
+    found = Lookup([1, 2, 3, 4, 5, 6, 1, 2, 3])
+    assert found.guess() == [4, 5, 6, 1, 2, 3, 4, 5]
+    found.add(9)
+    assert found.guess() == []
+    found.learn(8, 2)
+    for token in (1, 2, 3):
+        found.add(token)
+    assert found.guess() == [9, 1]  # the newest occurrence, and as many as were right
+    found.learn(2, 2)
+    assert found.guess() == [9, 1, 2, 3]
+    again = Lookup([5] * 4)
+    assert again.guess() == [5] * 8

@@ -52,6 +52,15 @@ class Way(Protocol):
         """Go on with these rows. Which rows lie where now."""
         ...
 
+    @property
+    def guesses(self) -> bool:
+        """Whether `step` takes guessed tokens after the next one of its only row."""
+        ...
+
+    def accept(self) -> None:
+        """The next guessed token was right."""
+        ...
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """(R, vocabulary) in float32 or wider."""
         ...
@@ -101,6 +110,15 @@ class TreeWay:
     def keep(self, rows: Sequence[int]) -> list[int]:
         """As of `Way`."""
         return self.memory.keep(rows)
+
+    @property
+    def guesses(self) -> bool:
+        """As of `Way`."""
+        return self.dense is not None and not self.memory.shared
+
+    def accept(self) -> None:
+        """As of `Way`."""
+        self.memory.accept()
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """As of `Way`."""
@@ -201,6 +219,12 @@ class CacheWay:
         self.texts = [self.texts[row] for row in order]
         self.positions = [self.positions[row] for row in order]
         return order
+
+    guesses = False
+
+    def accept(self) -> None:
+        """Never called: nothing is guessed."""
+        raise AssertionError("a token was guessed")
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """As of `Way`."""

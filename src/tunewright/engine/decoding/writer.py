@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tunewright.core.machine import free_bytes
 from tunewright.core.pace import Pace, counts_up_to
+from tunewright.engine.decoding.lookup import Lookup
 from tunewright.engine.decoding.ways import Way, Ways
 from tunewright.engine.policy import Policy
 from tunewright.models.kernels.packed import Packs
@@ -75,6 +76,16 @@ class _Row:
 
     ask: int
     number: int
+
+
+@dataclass
+class _Ahead:
+    """Tokens that were guessed after the last one, how many were right so far, and (1 + guessed,
+    vocabulary) logits of what follows each."""
+
+    guessed: list[int]
+    logits: Tensor
+    right: int = 0
 
 
 class Writer:
@@ -143,6 +154,9 @@ class _Batch:
         self.writer, self.way, self.asks, self.found = writer, way, asks, found
         self.queue, self.logprobs, self.progress = queue, logprobs, progress
         self.rows: list[_Row] = []
+        self.lookup: Lookup | None = None
+        self.ahead: _Ahead | None = None
+        """Set from the first guess on: the last answer is written to its end that way."""
         self.room = _Room(writer, asks)
         self.tokens = 0
         self.done = sum(ask.answers for ask in asks if not ask.limit)
@@ -161,7 +175,7 @@ class _Batch:
 
     def _token(self, hidden: Tensor) -> Tensor | None:
         """One token of every row; what the next ones are taken from, None when no row is left."""
-        ids = self._take(hidden)
+        ids = self._take(self.way.logits(hidden) if self.ahead is None else hidden)
         going = [i for i in range(len(self.rows)) if ids[i] >= 0]
         if len(going) < len(self.rows):
             order = self.way.keep(going)
@@ -171,7 +185,37 @@ class _Batch:
             self.progress(self.done, self.tokens, self.most)
         if self.writer.check is not None:
             self.writer.check()
-        return self.way.step(ids.to(hidden.device)) if self.rows else None
+        if not self.rows:
+            return None
+        if self.ahead is not None or self._guessing():
+            return self._copied(int(ids[0]), hidden.device)
+        return self.way.step(ids.to(hidden.device))
+
+    def _guessing(self) -> bool:
+        """Whether the only answer is one whose next tokens may be guessed."""
+        if len(self.rows) > 1 or self.queue or self.logprobs or not self.way.guesses:
+            return False
+        return self.asks[self.rows[0].ask].sampling.temperature <= 0
+
+    def _copied(self, token: int, device: torch.device) -> Tensor:
+        """(1, vocabulary) logits of what follows `token`: from the guesses of an earlier step where
+        they were right so far, else from a step with new ones."""
+        if self.lookup is None:
+            row = self.rows[0]
+            written = self.found[row.ask][row.number].tokens
+            self.lookup = Lookup([*self.asks[row.ask].prompt, *written[:-1]])
+        self.lookup.add(token)
+        if self.ahead is not None and token in self.ahead.guessed[self.ahead.right :][:1]:
+            self.ahead.right += 1
+            self.way.accept()
+        else:
+            if self.ahead is not None and self.ahead.guessed:
+                self.lookup.learn(len(self.ahead.guessed), self.ahead.right)
+            guessed = self.lookup.guess()
+            ids = torch.tensor([token, *guessed], device=device)
+            self.ahead = _Ahead(guessed, self.way.logits(self.way.step(ids)))
+        right = self.ahead.right
+        return self.ahead.logits[right : right + 1]
 
     def _admit(self, hidden: Tensor | None) -> Tensor | None:
         """Read the next prompts where rows are free; (R, D) of all rows, None when all is done."""
@@ -217,9 +261,8 @@ class _Batch:
             rows, tokens = rows + ask.answers, tokens + len(ask.prompt)
         return chosen
 
-    def _take(self, hidden: Tensor) -> Tensor:
+    def _take(self, z: Tensor) -> Tensor:
         """(R,) the next token of every row, noted; -1 where its answer has ended."""
-        z = self.way.logits(hidden)
         if self.writer.vocabulary is not None and self.writer.vocabulary < z.shape[1]:
             z[:, self.writer.vocabulary :] = -torch.inf
         tokens, values = self._drawn(z)

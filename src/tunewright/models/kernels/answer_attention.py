@@ -151,15 +151,21 @@ class AnswerMemory:
         self.far_lengths = self.far_lengths[: len(used)]
         self.prompt_of = [place.get(p, p) for p in self.prompt_of]
 
-    def begin(self) -> Tensor:
-        """Start a step: one more token of every row. Its position in each row, (R,)."""
-        self._step = _Step(self)
+    def begin(self, ahead: int = 0) -> Tensor:
+        """Start a step: one more token of every row, or of the only row `ahead` more after it that
+        are guessed. Their positions, (R,) or (1 + ahead,)."""
+        self._step = _Step(self, ahead)
         return self._step.position_R
 
     def advance(self) -> None:
-        """The step's columns are written."""
+        """The step's columns are written; of guessed ones the first. The others count once
+        `accept` says so, and are written over else."""
         self.lengths = [n + 1 for n in self.lengths]
         self._step = None
+
+    def accept(self) -> None:
+        """The next guessed token of the only row was right."""
+        self.lengths[0] += 1
 
     def attend(
         self,
@@ -178,12 +184,17 @@ class AnswerMemory:
         layer = self.layers[index]
         R, H, _ = q.shape
         K, n = k.shape[1], step.columns
-        keys = layer.k.need(k.transpose(0, 1), R, n)
-        values = layer.v.need(v.transpose(0, 1), R, n)
+        keys = layer.k.need(k.transpose(0, 1), len(self.lengths), n)
+        values = layer.v.need(v.transpose(0, 1), len(self.lengths), n)
         keys[step.row_R, :, step.column_R] = k
         values[step.row_R, :, step.column_R] = v
-        own_k, own_v = keys[:R, :, :n], values[:R, :, :n]
+        own_k, own_v = keys[: len(self.lengths), :, :n], values[: len(self.lengths), :, :n]
         asked = q.reshape(R, K, H // K, -1)
+        if step.ahead:
+            one_row = asked.transpose(0, 1).reshape(1, K, R * (H // K), -1)
+            mask = step.guessed(window, q.dtype, H // K)
+            out = _softmax_over(one_row, own_k, own_v, mask, scale, softcap)
+            return out.view(K, R, H // K, -1).transpose(0, 1).reshape(R, H, -1)
         if not self.shared:
             mask = step.near(window, q.dtype)
             return _softmax_over(asked, own_k, own_v, mask, scale, softcap).reshape(R, H, -1)
@@ -212,13 +223,18 @@ class AnswerMemory:
 class _Step:
     """One token of every row: where its column goes, and what it may not see."""
 
-    def __init__(self, memory: AnswerMemory) -> None:
+    def __init__(self, memory: AnswerMemory, ahead: int = 0) -> None:
         device = memory.device
-        self.memory = memory
+        self.memory, self.ahead = memory, ahead
         self.row_R = torch.arange(len(memory.lengths), device=device)
         self.column_R = torch.tensor(memory.lengths, device=device)
         self.position_R = torch.tensor(memory.positions, device=device)
-        self.columns = max(memory.lengths) + 1
+        if ahead:
+            assert len(memory) == 1 and not memory.shared, "only one answer is guessed ahead"
+            self.row_R = self.row_R.expand(1 + ahead)
+            self.column_R = self.column_R + torch.arange(1 + ahead, device=device)
+            self.position_R = self.column_R
+        self.columns = max(memory.lengths) + 1 + ahead
         self._near: dict[Any, Tensor | None] = {}
         self._far: dict[Any, tuple[Tensor | None, Tensor | None]] = {}
         if memory.shared:
@@ -249,6 +265,11 @@ class _Step:
                 hidden = hidden | (self.column_R[:, None] - column >= window)
             self._near[key] = _as_scores(hidden[:, None, None], dtype)
         return self._near[key]
+
+    def guessed(self, window: int | None, dtype: torch.dtype, group: int) -> Tensor | None:
+        """(1, 1, tokens x G, columns) to add to the scores of tokens of one row."""
+        mask = self.near(window, dtype)
+        return None if mask is None else mask[:, 0, 0].repeat_interleave(group, 0)[None, None]
 
     def far(
         self, window: int | None, dtype: torch.dtype, group: int
