@@ -45,14 +45,15 @@ def train(
         plan = prepare(parsed, tell, resume, extra_probes=extra_probes, watch=watch)
         with watch.of("load"):
             world = decided.place(plan)
-            estimate = plan.estimate(world, measured_rates(plan.shape, world))
+            rates = measured_rates(plan.shape, world)
+            estimate = plan.estimate(world, rates)
             fit.require(estimate, available_bytes(world.device))
             found = _newest_checkpoint(plan.out, tell) if resume else None
 
             from tunewright.run import saved  # torch is loaded with the first weight
             from tunewright.run.asking import Asker
 
-            asker, loading = Asker(plan, stop.check, tell), time.perf_counter()
+            asker, loading = Asker(plan, world, stop.check, tell, rates), time.perf_counter()
             opened, made = decided.open_to_train(plan, world, tell, stop.check)
         seconds = time.perf_counter() - loading
         reached = Reached(plan, made, asker, tell, watch, estimate.by_part(), seconds)
@@ -83,21 +84,21 @@ def train(
             if loop.progress.skipped_steps == made.schedule.total_steps:
                 raise TrainingError(problem("E-TRAIN-03"))
 
-            reached.doing = "train.doing.ask_after"
-            with watch.of("ask"):
-                in_memory = asker.after(opened)
             reached.doing = "train.doing.save"
             with watch.of("checkpoint"):
-                files = saved.save(plan, opened, made)
+                files = saved.save(plan, opened, made, asker.begun())
+            with watch.of("ask"):
+                in_memory = asker.scores(opened)
             reached.doing = "train.doing.ask_again"
             with watch.of("load"):
                 del opened, loop.stepper  # what follows knows only the files
                 gc.collect()
                 return_freed_memory()
                 fresh = saved.load_afresh(plan, files, made)
-                saved.require_equal(plan, files, fresh, log)
+                saved.require_equal(files, fresh, log)
+            reached.doing = "train.doing.ask_after"
             with watch.of("ask"):
-                asker.reloaded(fresh, in_memory)
+                asker.reloaded(fresh, in_memory, files.questions)
 
             reached.doing = "train.doing.finish"
             reached.load_seconds += fresh.seconds

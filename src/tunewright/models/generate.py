@@ -9,9 +9,9 @@ command can ask the base in place of the run, run past a stop or past the end of
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tunewright.core.errors import ModelError, problem
@@ -31,6 +31,8 @@ class Answer:
 
     text: str
     end: End
+    tokens: list[int] = field(default_factory=list)
+    """The token ids written, without the stop token."""
 
 
 @dataclass(frozen=True)
@@ -143,62 +145,80 @@ def answer(
     model: AnsweringModel,
     prompts: list[list[int]],
     *,
-    max_new_tokens: int = 64,
-    batch_tokens: int = ANSWER_ROWS,
+    max_new_tokens: int | Sequence[int] = 64,
     check: Callable[[], None] | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> list[Answer]:
     """Greedy answers to `prompts` (token ids that end where the answer begins), in their order.
 
-    Prompts of similar length are answered together, at most `batch_tokens` prompt tokens at once.
-    An answer ends at the end of the context; a question that fills the context gets an empty one.
-    `check` is called between batches and may raise.
+    `max_new_tokens` is the most tokens of an answer, one number or one for each prompt. An answer
+    ends at the end of the context; a question that fills the context gets an empty one. `progress`
+    is called about once a decoding step with (answers done, tokens written so far, most tokens that
+    may be written in all); `check` as often, and may raise.
     """
     import torch
 
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    asked = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     whole = model.room(0)
     rooms = [
-        max_new_tokens if whole is None else max(0, min(max_new_tokens, whole - len(p)))
-        for p in prompts
+        most if whole is None else max(0, min(most, whole - len(p)))
+        for p, most in zip(prompts, asked, strict=True)
     ]
     answers = [Answer("", "no_room")] * len(prompts)
+    done, written, most = rooms.count(0), 0, sum(rooms)
+
+    def step(rows: int) -> None:
+        nonlocal written
+        written += rows
+        if progress:
+            progress(done, min(written, most), most)
+        if check:
+            check()
+
     with (
         stock_attention(model.causal),
         dense_head_input(model.causal),
         own_settings(model.causal),
         torch.inference_mode(),
     ):
-        start = 0
-        while start < len(order):
-            stop, room = start + 1, rooms[order[start]]
-            while (
-                stop < len(order)
-                and rooms[order[stop]] == room
-                and (stop - start + 1) * (len(prompts[order[stop]]) + max_new_tokens)
-                <= batch_tokens
-            ):
-                stop += 1
-            batch = order[start:stop]
-            if room:
-                for i, written in zip(
-                    batch, _one_batch(model, [prompts[i] for i in batch], room), strict=True
-                ):
-                    answers[i] = _answer(
-                        model, written, "context" if room < max_new_tokens else "limit"
-                    )
-            start = stop
-            if on_batch:
-                on_batch(start)
-            if check:
-                check()
+        for batch in _batches(prompts, rooms, whole):
+            before = written
+            found = _one_batch(model, [prompts[i] for i in batch], [rooms[i] for i in batch], step)
+            for i, ids in zip(batch, found, strict=True):
+                answers[i] = _answer(model, ids, "context" if rooms[i] < asked[i] else "limit")
+            done, written = done + len(batch), before + sum(len(answers[i].tokens) for i in batch)
+            if progress:
+                progress(done, written, most)
     return answers
 
 
+def _batches(
+    prompts: list[list[int]], rooms: Sequence[int], whole: int | None
+) -> Iterator[list[int]]:
+    """Prompts that are answered together: of similar length, at most `ANSWER_ROWS` token rows with
+    what they may write, and none so long that its neighbours' answers lead it out of the context
+    (`whole`)."""
+    order = sorted((i for i, room in enumerate(rooms) if room), key=lambda i: len(prompts[i]))
+    start = 0
+    while start < len(order):
+        stop, longest = start + 1, rooms[order[start]]
+        while stop < len(order):
+            asked = len(prompts[order[stop]])
+            longest = max(longest, rooms[order[stop]])
+            if whole is not None and asked + longest > whole:
+                break
+            if (stop - start + 1) * (asked + longest) > ANSWER_ROWS:
+                break
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
 def _one_batch(
-    model: AnsweringModel, prompts: list[list[int]], max_new_tokens: int
+    model: AnsweringModel, prompts: list[list[int]], rooms: list[int], step: Callable[[int], None]
 ) -> list[list[int]]:
-    """The token ids written after each prompt; what follows a stop token means nothing."""
+    """The token ids written after each prompt, at most its `rooms`; what follows a stop token means
+    nothing. `step` is called after each decoding step with the number of rows it wrote."""
     import torch
 
     longest = max(len(p) for p in prompts)
@@ -208,10 +228,17 @@ def _one_batch(
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     settings = generation_config(
-        model.causal, model.stop_ids, max_new_tokens, pad, vocabulary=model.vocabulary
+        model.causal, model.stop_ids, max(rooms), pad, vocabulary=model.vocabulary
     )
-    out = model.generator.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-    return [row[longest:].tolist() for row in out]
+
+    def count(so_far: Any, scores: Any, **_: Any) -> Any:
+        step(len(so_far))  # a learnt prompt answers questions of one length at a time
+        return torch.zeros(len(so_far), dtype=torch.bool, device=so_far.device)
+
+    out = model.generator.generate(
+        input_ids=ids, attention_mask=mask, generation_config=settings, stopping_criteria=[count]
+    )
+    return [row[longest : longest + room].tolist() for row, room in zip(out, rooms, strict=True)]
 
 
 def generation_config(
@@ -246,6 +273,7 @@ def _answer(model: AnsweringModel, ids: list[int], cut: End) -> Answer:
     return Answer(
         str(model.tokenizer.decode(ids[:stop], skip_special_tokens=True)).strip(),
         cut if stop is None else "stop",
+        ids[:stop],
     )
 
 

@@ -206,6 +206,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "answer_seconds": reached.asker.seconds,
         **_spent(reached),
         "estimated_seconds": {k: round(v, 3) for k, v in reached.estimated.items()},
+        "probes_left_out": reached.asker.left_out,
         "peak_memory_bytes": peak_memory_bytes(world.device),
         "trainable_parameters": decided.trainable,
         "total_parameters": decided.total,

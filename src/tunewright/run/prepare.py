@@ -112,7 +112,8 @@ class Plan:
             rows_per_pass=world.rows_per_pass,
             layout=layout,
             probes=len(self.questions.probes),
-            answer_tokens=0 if self.questions.scored else self.questions.answer_tokens,
+            answer_tokens=max(self.questions.answer_tokens, default=0),
+            may_leave_out=all(probe.is_row for probe in self.questions.probes),
             rates=rates,
         )
 
