@@ -30,7 +30,7 @@ ROWS, ROW_TOKENS = 4, 64
 """Training rows, from everywhere in the data, whose last logits are compared; each is cut here."""
 FIRST_TOKENS = 4
 """Tokens of an answer after each of which logits are compared, besides those after the question."""
-TOGETHER = 8
+TOGETHER = 4
 """Texts of one pass at most, where a model gives only the logits that are compared."""
 LIKELIEST = 64
 """Logits that are kept of a place: the largest."""
