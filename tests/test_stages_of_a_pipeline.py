@@ -341,6 +341,8 @@ def test_the_stages_are_the_runs_that_one_would_start_by_hand(
         assert story.digest(ours) == story.digest(theirs), folder
         kept = made.summary["stages"][number]["files"][file]
         assert kept["sha256"] == hashlib.sha256(ours.read_bytes()).hexdigest()
+        stage = json.loads((tmp_path / "p" / folder / "summary.json").read_text())
+        assert sum(stage["seconds"].values()) == pytest.approx(stage["wall_seconds"], abs=0.1)
     assert (
         made.summary["status"] == "done"
         and json.loads((tmp_path / "p" / "summary.json").read_text()) == made.summary

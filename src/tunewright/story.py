@@ -45,14 +45,15 @@ def train(
         plan = prepare(parsed, tell, resume, extra_probes=extra_probes, watch=watch)
         with watch.of("load"):
             world = decided.place(plan)
-            estimate = plan.estimate(world, measured_rates(plan.shape, world))
+            rates = measured_rates(plan.shape, world)
+            estimate = plan.estimate(world, rates)
             fit.require(estimate, available_bytes(world.device))
             found = _newest_checkpoint(plan.out, tell) if resume else None
 
             from tunewright.run import saved  # torch is loaded with the first weight
             from tunewright.run.asking import Asker
 
-            asker, loading = Asker(plan, world, stop.check, tell), time.perf_counter()
+            asker, loading = Asker(plan, world, stop.check, tell, rates), time.perf_counter()
             opened, made = decided.open_to_train(plan, world, tell, stop.check)
         seconds = time.perf_counter() - loading
         reached = Reached(plan, made, asker, tell, watch, estimate.by_part(), seconds)

@@ -172,6 +172,8 @@ class Question:
     probes: int = 5
     answer_tokens: int = 0
     """Most tokens of an answer to them; 0: nothing is written."""
+    may_leave_out: bool = False
+    """They are rows of the data, of which no more are asked than there is time for."""
     rates: speed.Rates | None = None
     """What this machine reaches (`speed.measured_rates`); None: no time of its work is given."""
     base_bits: float | None = None
@@ -252,6 +254,8 @@ def estimate(question: Question) -> Estimate:
         measure = question.measured_rows * epoch / max(1, facts.samples) / reached
         tokens = question.answer_tokens if question.probes else 0
         asking = speed.ask_seconds(question.grown, question.dtype, tokens, rates)
+        if question.may_leave_out:
+            asking = min(asking, speed.seconds_allowed(seconds))
     return Estimate(
         peak,
         needed,
@@ -346,6 +350,7 @@ def of_run(
     layout: str = "tree",
     probes: int | None = None,
     answer_tokens: int = 0,
+    may_leave_out: bool = False,
     rates: speed.Rates | None = None,
 ) -> Estimate:
     """The estimate of what a run file says. `probes` None: as many as the file asks for."""
@@ -371,6 +376,7 @@ def of_run(
             method=config.method,
             probes=asked if probes is None else probes,
             answer_tokens=answer_tokens,
+            may_leave_out=may_leave_out,
             rates=rates,
             base_bits=config.base.bits_per_weight,
             beside=models_beside(config, objective),

@@ -21,10 +21,12 @@ SPREAD = 1.6
 """The range that is told: other programs on the machine change the rate by more than the arithmetic
 is off."""
 PROBE_SECONDS = 0.1
-READING_SIDE = 4096
-"""Rows and columns of the matrix that is read: 32 MiB in half precision, more than caches hold."""
-DECODE_EFFICIENCY = 0.5
+READ_BYTES = 64 << 20
+DECODE_EFFICIENCY = 0.4
 """Share of the reading rate that writing an answer reaches."""
+ASK_SHARE, ASK_LEAST_SECONDS = 0.1, 20.0
+"""Asking takes at most this share of the estimated training, or so many seconds where that is more.
+"""
 ASKINGS = 2
 """Times that the questions are asked: before, and of what was saved."""
 START_SECONDS = 6.0
@@ -65,7 +67,7 @@ class Rates:
     flops: float
     """Operations a second of the model's matrix products."""
     bytes: float
-    """Bytes of weights a second that a product of one row reads."""
+    """Bytes a second that are read from memory."""
 
 
 def load_seconds(shape: ModelShape) -> float:
@@ -81,10 +83,15 @@ def ask_seconds(shape: ModelShape, dtype: str, tokens: int, rates: Rates) -> flo
     return ASKINGS * tokens * read / (DECODE_EFFICIENCY * rates.bytes)
 
 
+def seconds_allowed(train_seconds: float) -> float:
+    """Seconds that asking may take, before and after together, beside so many of training."""
+    return max(ASK_LEAST_SECONDS, ASK_SHARE * train_seconds)
+
+
 def measured_rates(shape: ModelShape, world: Any) -> Rates:
-    """What this machine reaches where and how `world` computes. Takes about 0.2 s."""
-    how: dict[str, Any] = {"dtype": world.dtype, "device": world.device, "threads": world.threads}
-    return Rates(measured_rate(shape, **how), measured_reading(**how))
+    """What this machine reaches where and how `world` computes. Takes about 0.15 s."""
+    how = {"dtype": world.dtype, "device": world.device, "threads": world.threads}
+    return Rates(measured_rate(shape, **how), measured_reading(world.device))
 
 
 def measured_rate(
@@ -92,29 +99,20 @@ def measured_rate(
 ) -> float:
     """Operations a second of a matrix product as the model's feed-forward part makes it, in
     `dtype`, with `threads`. Takes about 0.1 s."""
-    limit = 4096 if device == "cpu" else 16384
-    m = max(16, min(rows, 1024 if device == "cpu" else 4096))
-    k, n = min(shape.hidden, limit), min(shape.inner, limit)
-    return 2.0 * m * k * n / _product_seconds(m, k, n, dtype, device, threads)
-
-
-def measured_reading(*, dtype: str, device: str, threads: int | None = None) -> float:
-    """Bytes of weights a second that a product of one row reads. Takes about 0.1 s."""
-    side = READING_SIDE if device == "cpu" else 4 * READING_SIDE
-    seconds = _product_seconds(1, side, side, dtype, device, threads)
-    return side * side * BYTES.get(dtype, 4) / seconds
-
-
-def _product_seconds(m: int, k: int, n: int, dtype: str, device: str, threads: int | None) -> float:
-    """Seconds of an (m, k) by (k, n) product, of which this machine takes so long now."""
     import torch
 
     before = torch.get_num_threads()
     if threads and device == "cpu":
         torch.set_num_threads(threads)
     try:
+        limit = 4096 if device == "cpu" else 16384
+        m, k, n = (
+            max(16, min(rows, 1024 if device == "cpu" else 4096)),
+            min(shape.hidden, limit),
+            min(shape.inner, limit),
+        )
         kind = getattr(torch, dtype)
-        a, b = (torch.full(sizes, 0.01, dtype=kind, device=device) for sizes in ((m, k), (k, n)))
+        a, b = torch.randn(m, k, device=device).to(kind), torch.randn(k, n, device=device).to(kind)
         torch.mm(a, b)
         spent: list[float] = []
         end = time.perf_counter() + PROBE_SECONDS
@@ -126,9 +124,22 @@ def _product_seconds(m: int, k: int, n: int, dtype: str, device: str, threads: i
             spent.append(time.perf_counter() - start)
         # The median: the fastest is what an idle machine could do, and the run will share the
         # machine as the probe does.
-        return sorted(spent)[len(spent) // 2]
+        return 2.0 * m * k * n / sorted(spent)[len(spent) // 2]
     finally:
         torch.set_num_threads(before)
+
+
+def measured_reading(device: str) -> float:
+    """Bytes a second that this machine reads from memory. Takes about 50 ms."""
+    import torch
+
+    data = torch.ones(READ_BYTES // 4, device=device)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        float(data.sum())
+        best = min(best, time.perf_counter() - start)
+    return READ_BYTES / best
 
 
 def _synchronise(torch: Any, device: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.advise.speed import Rates
 from tunewright.core.files import write_text
 from tunewright.core.runfile import kind_of
 from tunewright.core.telling import Tell, telling_answers
@@ -52,8 +53,16 @@ class Asker:
     """Puts the questions of a plan to one model after the other. `check` is called while answers
     are written and may raise; `seconds` are those of all answers."""
 
-    def __init__(self, plan: Plan, world: World, check: Callable[[], None], tell: Tell):
+    def __init__(
+        self,
+        plan: Plan,
+        world: World,
+        check: Callable[[], None],
+        tell: Tell,
+        rates: Rates | None = None,
+    ):
         self.plan, self.world, self.check, self.tell = plan, world, check, tell
+        self.rates = rates
         self.scored = plan.questions.scored
         self.probes = list(plan.questions.probes)
         self.limits = dict(zip(self.probes, plan.questions.answer_tokens, strict=True))
@@ -239,7 +248,7 @@ class Asker:
             Question(len(prompt), self.limits[probe], probe in kept, probe.is_row)
             for probe, prompt in zip(self.probes, prompts, strict=True)
         ]
-        allowed = allow(self.plan, self.world, questions)
+        allowed = allow(self.plan, self.world, questions, self.rates)
         self.seconds_allowed = allowed.seconds
         count = len(questions) - len(allowed.asked)
         if count:

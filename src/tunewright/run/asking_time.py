@@ -19,10 +19,10 @@ from tunewright.engine.placement import World
 from tunewright.models.shape import BYTES, ModelShape
 from tunewright.run.prepare import Plan
 
-SHARE, LEAST_SECONDS = 0.1, 20.0
+LEAST_SECONDS = speed.ASK_LEAST_SECONDS
 FEW_ROWS = 0.2
 """Share of the rate of large matrix products that products of a few rows reach."""
-READS = 0.4
+READS = speed.DECODE_EFFICIENCY
 """Share of the rate of reading memory that a decoding step reaches."""
 
 
@@ -50,16 +50,18 @@ class Allowed:
     asked: list[int]
 
 
-def allow(plan: Plan, world: World, questions: Sequence[Question]) -> Allowed:
-    """Choose the questions to ask. Takes about 0.2 s where a rate must be measured, which small
-    models do not need."""
+def allow(
+    plan: Plan, world: World, questions: Sequence[Question], rates: speed.Rates | None = None
+) -> Allowed:
+    """Choose the questions to ask. Takes about 0.2 s where `rates` are not known and must be
+    measured, which small models do not need."""
     shape, item = fit.shape_of(plan.source.folder), BYTES[world.dtype]
     everything = list(range(len(questions)))
     needed = seconds_of(questions, shape, item, SLOWEST)
     if needed <= LEAST_SECONDS or not any(one.is_row for one in questions):
         return Allowed(LEAST_SECONDS, needed, everything)
-    rates = speed.measured_rates(shape, world)
-    seconds = max(LEAST_SECONDS, SHARE * (plan.estimate(world, rates).seconds or 0.0))
+    rates = rates or speed.measured_rates(shape, world)
+    seconds = speed.seconds_allowed(plan.estimate(world, rates).seconds or 0.0)
     pace = Rates(rates.flops * speed.EFFICIENCY, rates.bytes)
     needed = seconds_of(questions, shape, item, pace)
     return Allowed(seconds, needed, choose(questions, shape, item, pace, seconds))

@@ -113,6 +113,7 @@ class Plan:
             layout=layout,
             probes=len(self.questions.probes),
             answer_tokens=max(self.questions.answer_tokens, default=0),
+            may_leave_out=all(probe.is_row for probe in self.questions.probes),
             rates=rates,
         )
 

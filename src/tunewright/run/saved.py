@@ -30,6 +30,8 @@ ROWS, ROW_TOKENS = 4, 64
 """Training rows, from everywhere in the data, whose last logits are compared; each is cut here."""
 FIRST_TOKENS = 4
 """Tokens of an answer after each of which logits are compared, besides those after the question."""
+TOGETHER = 4
+"""Texts of one pass at most, where a model gives only the logits that are compared."""
 LIKELIEST = 64
 """Logits that are kept of a place: the largest."""
 
@@ -142,13 +144,30 @@ def _gaps(model: Any, texts: Sequence[Text], seen: Sequence[Seen]) -> list[float
 
 def _logits(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
     """Logits of the last places of each text through stock attention, (places, vocabulary): equal
-    before saving and after loading, or something was lost."""
+    before saving and after loading, or something was lost. Texts of one length go through
+    together."""
     import torch
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     fewer = "logits_to_keep" in inspect.signature(causal.forward).parameters
+    found: dict[int, Tensor] = {}
     with attention_of(causal, ""), torch.no_grad():
-        for text in texts:
-            ids = torch.tensor([text.ids], device=causal.device)
-            some = {"logits_to_keep": text.places} if fewer else {}
-            yield model(input_ids=ids, **some).logits[0, -text.places :].float()
+        for group in _of_one_length(texts, TOGETHER if fewer else 1):
+            ids = torch.tensor([texts[i].ids for i in group], device=causal.device)
+            some = {"logits_to_keep": max(texts[i].places for i in group)} if fewer else {}
+            logits = model(input_ids=ids, **some).logits
+            for i, own in zip(group, logits, strict=True):
+                found[i] = own[-texts[i].places :].float()
+    return (found[i] for i in range(len(texts)))
+
+
+def _of_one_length(texts: Sequence[Text], most: int) -> list[list[int]]:
+    """Places of `texts` that are equally long, at most `most` in a group."""
+    groups: dict[int, list[int]] = {}
+    for i, text in enumerate(texts):
+        groups.setdefault(len(text.ids), []).append(i)
+    return [
+        group[start : start + most]
+        for group in groups.values()
+        for start in range(0, len(group), most)
+    ]
