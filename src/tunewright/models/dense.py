@@ -4,7 +4,7 @@ A block of these families is the same few products, norms and a rotation; Transf
 spends most of a token's time between them, in Python. Here the parts are taken from the modules
 once (`DenseStep.of`), methods that sit on linear layers among them, and whatever is no plain part
 is called as it is. Which blocks these are is known by family; that what is computed is what the
-model's own forward computes is tried on the first prompt by `engine.decoding.steps`, which steps
+model's own forward computes is tried on the first prompt by `engine.decoding.ways`, which steps
 aside where it is not.
 """
 
@@ -105,6 +105,7 @@ class _Mlp:
         self.gate: Packed | None = None
         self.up: Packed | None = None
         self.down: Any = None
+        self.fused: str | None = None
         self.act: Any = getattr(module, "act_fn", getattr(module, "activation_fn", None))
         if not _as_it_is(module) or self.act is None:
             return
@@ -117,13 +118,9 @@ class _Mlp:
                 self.gate = self.up = None
         if hasattr(module, "down_proj"):
             self.down = product_of([module.down_proj], packs) or module.down_proj
-        self.fused = _name_of(self.act) if self.gate is not None else None
-        if self.gate is not None and (self.gate.low is not None or self.up_has_update):
-            self.fused = None
-
-    @property
-    def up_has_update(self) -> bool:
-        return self.up is not None and self.up.low is not None
+        if self.gate is not None and self.up is not None:
+            plain = self.gate.low is None and self.up.low is None
+            self.fused = _name_of(self.act) if plain else None
 
     @property
     def apart(self) -> bool:
