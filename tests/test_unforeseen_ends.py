@@ -23,8 +23,9 @@ from tunewright.core.errors import TrainingError, TunewrightError, UnexpectedErr
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
 from tunewright.engine import loop
+from tunewright.engine.decoding import answers as generate
 from tunewright.engine.step import Stepper
-from tunewright.models import generate, load
+from tunewright.models import load
 from tunewright.record import folder
 from tunewright.run import evidence
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core import lazy_names
 from tunewright.core.version import __version__
 
 if TYPE_CHECKING:
     from tunewright.api import Run as Run
     from tunewright.api import train as train
+
+lazy_names.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core.pace import sleep_when_idle
 from tunewright.core.runfile import flatten, parse_run
 from tunewright.core.telling import Tell
 
@@ -51,6 +52,7 @@ class Run:
     def __init__(self, folder: str | Path):
         from tunewright.record import folder as run_folder
 
+        sleep_when_idle()
         self.folder = Path(folder)
         run_folder.read_run(self.folder)
         self.summary: dict[str, Any] = run_folder.read_summary(self.folder)
@@ -161,6 +163,7 @@ def train(
     from tunewright.core.runfile import read_yaml
     from tunewright.story import train as start
 
+    sleep_when_idle()
     given: dict[str, Any] = {}
     where: dict[str, str] = {}
     if config is not None:

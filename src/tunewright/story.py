@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.advise import fit
+from tunewright.advise.speed import measured_rates
 from tunewright.core import signals
 from tunewright.core.errors import TrainingError, problem
 from tunewright.core.machine import available_bytes, return_freed_memory, versions
 from tunewright.core.runfile import ParsedRun, parse_run
+from tunewright.core.stopwatch import Stopwatch
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.record import checkpoint
@@ -38,26 +40,29 @@ def train(
     """Do the run. Raises UsageError before anything is created, TrainingError, CheckpointError or
     UnexpectedError when it fails, Interrupted when stopped. Once its folder is there, every one of
     them leaves summary.json with what was reached."""
-    tell, started = tell or Tell(), time.perf_counter()
+    tell, watch = tell or Tell(), Stopwatch()
     with signals.watching() as stop, evidence.of_a_resumed(resume):
-        plan = prepare(parsed, tell, resume, extra_probes=extra_probes)
-        world = decided.place(plan)
-        fit.require(plan.estimate(world), available_bytes(world.device))
-        found = _newest_checkpoint(plan.out, tell) if resume else None
+        plan = prepare(parsed, tell, resume, extra_probes=extra_probes, watch=watch)
+        with watch.of("load"):
+            world = decided.place(plan)
+            estimate = plan.estimate(world, measured_rates(plan.shape, world))
+            fit.require(estimate, available_bytes(world.device))
+            found = _newest_checkpoint(plan.out, tell) if resume else None
 
-        from tunewright.run import saved  # torch is loaded with the first weight
-        from tunewright.run.asking import Asker
+            from tunewright.run import saved  # torch is loaded with the first weight
+            from tunewright.run.asking import Asker
 
-        asker, loading = Asker(plan, stop.check, tell), time.perf_counter()
-        opened, made = decided.open_to_train(plan, world, tell, stop.check)
-        reached = Reached(plan, made, asker, tell, started, time.perf_counter() - loading)
+            asker, loading = Asker(plan, world, stop.check, tell), time.perf_counter()
+            opened, made = decided.open_to_train(plan, world, tell, stop.check)
+        seconds = time.perf_counter() - loading
+        reached = Reached(plan, made, asker, tell, watch, estimate.by_part(), seconds)
         with evidence.whatever_is_raised(reached):  # a summary says what was reached
             decided.publish(plan, made, tell)  # the folder appears
             reached.log = log = EventLog(plan.out / "events.jsonl")
             loop = decided.loop_of(plan, opened, world, log, tell, stop)
             if resume:
                 _go_on(loop, found)
-            reached.progress = loop.progress
+            reached.follow(loop.progress)
             log.write(
                 "started",
                 step=loop.progress.step,
@@ -68,25 +73,31 @@ def train(
             )
 
             reached.doing = "train.doing.ask"
-            asker.before(opened)
+            with watch.of("ask"):
+                asker.before(opened)
             reached.doing = "train.doing.reference"
-            loop.prepare_reference(lambda: decided.start_of(plan, world))
-            reached.doing = "train.doing.learn"
-            loop.learn()
+            with watch.of("train"):
+                loop.prepare_reference(lambda: decided.start_of(plan, world))
+                reached.doing = "train.doing.learn"
+                loop.learn()
             if loop.progress.skipped_steps == made.schedule.total_steps:
                 raise TrainingError(problem("E-TRAIN-03"))
 
-            reached.doing = "train.doing.ask_after"
-            in_memory = asker.after(opened)
             reached.doing = "train.doing.save"
-            files = saved.save(plan, opened, made)
+            with watch.of("checkpoint"):
+                files = saved.save(plan, opened, made, asker.begun())
+            with watch.of("ask"):
+                in_memory = asker.scores(opened)
             reached.doing = "train.doing.ask_again"
-            del opened, loop.stepper  # what follows knows only the files
-            gc.collect()
-            return_freed_memory()
-            fresh = saved.load_afresh(plan, files, made)
-            saved.require_equal(plan, files, fresh, log)
-            asker.reloaded(fresh, in_memory)
+            with watch.of("load"):
+                del opened, loop.stepper  # what follows knows only the files
+                gc.collect()
+                return_freed_memory()
+                fresh = saved.load_afresh(plan, files, made)
+                saved.require_equal(files, fresh, log)
+            reached.doing = "train.doing.ask_after"
+            with watch.of("ask"):
+                asker.reloaded(fresh, in_memory, files.questions)
 
             reached.doing = "train.doing.finish"
             reached.load_seconds += fresh.seconds

@@ -37,6 +37,9 @@ def sft() -> Objective:
     return found
 
 
+RATES = speed.Rates(1e11, 1e10)
+
+
 def asked(shape: ModelShape, **changes: Any) -> fit.Estimate:
     method = changes.pop("method", LoraConfig())
     given: dict[str, Any] = {
@@ -222,13 +225,13 @@ def test_fewer_rows_a_pass_are_proposed_where_they_help() -> None:
 
 def test_more_of_anything_needs_more() -> None:
     shape = fit.ladder()[0]
-    base = asked(shape, flops_per_second=1e11)
+    base = asked(shape, rates=RATES)
     assert asked(shape, dtype="float32").needed_bytes > base.needed_bytes
     assert asked(shape, rows_per_pass=128).needed_bytes < base.needed_bytes
     assert asked(shape, method=LoraConfig(rank=64)).needed_bytes > base.needed_bytes
     assert asked(shape, probes=100).needed_bytes > base.needed_bytes
     assert asked(shape, device="cuda:0").needed_bytes < base.needed_bytes
-    assert asked(shape, steps=200, flops_per_second=1e11).seconds == pytest.approx(
+    assert asked(shape, steps=200, rates=RATES).seconds == pytest.approx(
         2 * (base.seconds or 0), rel=1e-3
     )
     assert sum(base.parts.values()) == base.peak_bytes
@@ -240,7 +243,7 @@ def test_more_of_anything_needs_more() -> None:
     [
         # Measured on SmolLM2-135M with the demo's 540 rows on one thread; docs/fit.md says how.
         # (settings, rate of the probe), peak, seconds
-        ({"steps": 8, "probes": 152, "flops_per_second": 187e9}, 1918, 17.2),
+        ({"steps": 8, "probes": 152, "rates": speed.Rates(187e9, 1e10)}, 1918, 17.2),
         (
             {
                 "steps": 3,
@@ -248,7 +251,7 @@ def test_more_of_anything_needs_more() -> None:
                 "batch_size": 32,
                 "rows_per_pass": 256,
                 "dtype": "float32",
-                "flops_per_second": 95e9,
+                "rates": speed.Rates(95e9, 1e10),
             },
             1449,
             25.7,
@@ -260,7 +263,7 @@ def test_more_of_anything_needs_more() -> None:
                 "batch_size": 64,
                 "rows_per_pass": 2048,
                 "method": LoraConfig(rank=64),
-                "flops_per_second": 190e9,
+                "rates": speed.Rates(190e9, 1e10),
             },
             2974,
             20.3,
@@ -368,7 +371,7 @@ def test_a_teacher_is_held_and_read_and_a_judge_only_where_it_cannot_share_the_b
             dtype="bfloat16",
             device="cpu",
             rows_per_pass=1024,
-            flops_per_second=1e11,
+            rates=RATES,
         )
 
     alone, taught = (
@@ -415,5 +418,29 @@ def test_every_part_has_a_name_in_both_languages(
 ) -> None:
     for lang in ("en", "zh"):
         monkeypatch.setenv("TUNEWRIGHT_LANG", lang)
-        shown = "\n".join(fit.describe(asked(big, flops_per_second=1e11), 8 * GiB))
+        shown = "\n".join(fit.describe(asked(big, rates=RATES), 8 * GiB))
         assert not re.search(r"fit\.[a-z]|[{}]", shown)
+
+
+def test_the_parts_of_a_run_have_their_seconds_where_they_can_be_told() -> None:
+    shape = fit.ladder()[0]
+    bare = asked(shape)
+    assert set(bare.by_part()) == {"load"}
+    timed = asked(shape, rates=RATES, answer_tokens=100, measured_rows=32.0)
+    assert set(timed.by_part()) == {"load", "ask", "train", "evaluate"}
+    read = 2 * (shape.active_weights + shape.head_weights)  # bytes in bfloat16
+    assert timed.ask_seconds == pytest.approx(2 * 100 * read / (0.5 * 1e10))
+    assert asked(shape, rates=RATES, answer_tokens=100, probes=0).ask_seconds == 0
+    assert asked(fit.ladder()[3], rates=RATES).load_seconds > 2 * timed.load_seconds
+    lines = "\n".join(fit.describe(timed))
+    assert "besides: about 0:0" in lines
+    assert "for asking 5 questions before and after" in lines
+
+
+def test_a_reading_rate_is_measured_and_leaves_the_threads_alone() -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    rate = speed.measured_reading(dtype="bfloat16", device="cpu", threads=1)
+    assert 1e8 < rate < 1e13
+    assert torch.get_num_threads() == threads

@@ -32,7 +32,7 @@ STEPPING = [
 ]
 ENDING = [
     ["tunewright.engine.loop", "Loop._return_to_best", 1],
-    ["tunewright.run.asking", "Asker.after", 1],
+    ["tunewright.run.asking", "Asker.begun", 1],
     # The adapter's files are written, the reload is not done.
     ["tunewright.run.saved", "_logits", 1],
     ["tunewright.run.saved", "_logits", 2],

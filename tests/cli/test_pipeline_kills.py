@@ -32,7 +32,7 @@ BETWEEN = [
 ]  # fmt: skip
 SECOND = [
     ["tunewright.models.load", "load_model", 1], ["tunewright.engine.oracles.reference", "ReferenceStore.save", 1], ["tunewright.engine.step", "Stepper.step", 2],
-    ["tunewright.engine.step", "Stepper.step", 3], ["os", "fsync", 5], ["tunewright.run.asking", "Asker.after", 1],
+    ["tunewright.engine.step", "Stepper.step", 3], ["os", "fsync", 5], ["tunewright.run.asking", "Asker.begun", 1],
     ["tunewright.commands.pipeline", "_result_of", 1], ["tunewright.commands.pipeline", "_remember", 1],
 ]  # fmt: skip
 """Each list is in the order of a pipeline, so that every kill comes later than the one before it.

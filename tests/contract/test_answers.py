@@ -23,9 +23,9 @@ from tunewright.core.errors import UsageError
 from tunewright.core.registry import methods
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Message
+from tunewright.engine.decoding.answers import answer
 from tunewright.evaluate.scoring import evaluate_target
 from tunewright.models import anatomy
-from tunewright.models.generate import answer
 from tunewright.models.load import load_model
 from tunewright.serve.answering import Answerer, open_target
 
@@ -247,8 +247,7 @@ def test_a_run_is_measured_with_the_answers_that_it_showed_and_goes_on_from_them
 
 
 def test_there_is_one_way_to_an_answer() -> None:
-    """`generate` is called in one room, on what `answering` made; only learnt prompts, which are
-    such an object, call PEFT's."""
+    """Nobody calls a model's own `generate`: whoever answers asks what `answering` made."""
     source = Path(tunewright.__file__).parent
     calls: dict[str, set[str]] = {"generate": set(), "AnsweringModel": set()}
     for path in source.rglob("*.py"):
@@ -261,7 +260,4 @@ def test_there_is_one_way_to_an_answer() -> None:
                 )
                 if name in calls:
                     calls[name].add(path.relative_to(source).as_posix())
-    assert calls == {
-        "generate": {"models/generate.py", "methods/prompts.py"},
-        "AnsweringModel": {"models/generate.py"},
-    }
+    assert calls == {"generate": set(), "AnsweringModel": {"engine/decoding/answers.py"}}

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import tiny
 
+from tunewright.core import findings
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CompatError
 from tunewright.engine import layout
@@ -39,6 +41,72 @@ def test_every_known_family_takes_the_tree(family: str) -> None:
     chosen, why = choose(tiny.make_model(family))
     assert chosen == "tree", why
     assert "nats" in why
+
+
+@pytest.fixture
+def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The layouts that were tried, one entry a trial."""
+    monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path))
+    found: list[str] = []
+    real = layout.disagreement
+
+    def counted(policy_of: Any, vocabulary: int, name: str) -> float:
+        found.append(name)
+        return real(policy_of, vocabulary, name)
+
+    monkeypatch.setattr(layout, "disagreement", counted)
+    return found
+
+
+def under(key: Any, wanted: str = "auto", model: Any = None) -> tuple[str, str]:
+    model = model or tiny.make_model("llama")
+    return layout.choose(EngineConfig(layout=wanted), model, "any", policies(model), key=key)
+
+
+def test_a_trial_that_was_passed_is_not_made_again_and_says_so(trials: list[str]) -> None:
+    first, again = under({"files": "a"}), under({"files": "a"})
+    assert (first[0], again[0], trials) == ("tree", "tree", ["tree"])
+    gap = first[1].split("(")[1].removesuffix(")")
+    assert again[1] == (
+        f"matches the stock attention on a forked sample ({gap}, from an earlier trial of the same "
+        "files)"
+    )
+
+
+@pytest.mark.parametrize("keys", [({"files": "a"}, {"files": "b"}), (None, None)])
+def test_other_files_or_no_key_are_tried(trials: list[str], keys: tuple[Any, Any]) -> None:
+    reasons = [under(key)[1] for key in keys]
+    assert trials == ["tree", "tree"]
+    assert reasons[0] == reasons[1]
+
+
+def test_each_layout_has_its_own_trial(trials: list[str]) -> None:
+    for wanted in ("auto", "padded", "auto", "padded"):
+        under({"files": "a"}, wanted)
+    assert trials == ["tree", "padded"]
+
+
+def test_a_trial_that_was_not_passed_is_made_again(trials: list[str]) -> None:
+    model = tiny.make_model("llama")
+    own = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        out = own(*args, **kwargs)
+        out.logits = out.logits * 0.5
+        return out
+
+    model.forward = scaled
+    for _ in range(2):
+        with pytest.raises(CompatError):
+            under({"files": "a"}, model=model)
+    assert trials == ["tree", "padded"] * 2
+
+
+def test_a_kept_gap_beyond_the_tolerance_counts_as_none(trials: list[str]) -> None:
+    key = {"layout": "tree", "probe": layout.PROBE_VERSION, "by": {"files": "a"}}
+    findings.keep("layout", key, 5.0)
+    assert under({"files": "a"})[0] == "tree"
+    assert trials == ["tree"]
 
 
 def test_padded_can_be_asked_for_and_a_method_can_need_it() -> None:

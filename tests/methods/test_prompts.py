@@ -328,37 +328,33 @@ def greedy(attached: Attached, prompt: list[int], count: int) -> list[int]:
 def test_answers_are_what_the_trained_model_says_and_do_not_depend_on_company(
     kind: str, family: str
 ) -> None:
-    from tunewright.models.generate import stock_attention
+    from tunewright.engine.decoding.writer import Ask, Writer
+    from tunewright.engine.policy import Policy
 
     draw = random.Random(3)
     model = tiny.make_model(family)
     attached = put(kind, model)
     prompts = [tiny.words(draw, n) for n in (4, 11, 7, 4)]
     wanted = [greedy(attached, p, 6) for p in prompts]
-    longest = max(len(p) for p in prompts)
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    from tunewright.models.generate import generation_config
+    writer = Writer(Policy(attached.model, model, "tree"), frozenset())
 
-    with stock_attention(model), torch.inference_mode():
-        out = attached.generator.generate(
-            input_ids=ids, attention_mask=mask, generation_config=generation_config(model, [], 6, 0)
-        )
-    assert [row[longest:].tolist() for row in out] == wanted
-    assert torch.equal(out[:, :longest], ids)
-    with attached.disabled(), stock_attention(model), torch.inference_mode():  # type: ignore[misc]
-        base = attached.generator.generate(
-            input_ids=ids[1:2],
-            attention_mask=mask[1:2],
-            generation_config=generation_config(model, [], 6, 0),
-        )
-    with stock_attention(tiny.make_model(family)) as _, torch.inference_mode():
-        plain = tiny.make_model(family).generate(
-            input_ids=ids[1:2],
-            attention_mask=mask[1:2],
-            generation_config=generation_config(model, [], 6, 0),
-        )
-    assert torch.equal(base, plain)
+    def written(asked: list[list[int]]) -> list[list[int]]:
+        return [one.tokens for (one,) in writer.write([Ask(p, 6) for p in asked])]
+
+    assert written(prompts) == wanted
+    assert [written([p])[0] for p in prompts] == wanted
+    ids = torch.tensor([prompts[1]])
+    assert attached.disabled is not None
+    with attached.disabled():
+        base = written(prompts[1:2])
+    plain = tiny.make_model(family).generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=6,
+        pad_token_id=0,
+    )
+    assert base == [plain[0, len(prompts[1]) :].tolist()]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,10 +17,11 @@ import torch
 from helpers import tiny
 
 from tunewright.core.seeds import stream_seed
+from tunewright.engine.decoding import writer
+from tunewright.engine.decoding.answers import Answer, AnsweringModel, answer, answering, stream
 from tunewright.engine.opening import use_layout
 from tunewright.engine.policy import Policy
 from tunewright.engine.rollouts.sampling import Drawn, How, Sampler
-from tunewright.models.generate import Answer, AnsweringModel, answer, answering, stream
 
 TOKENS = 10
 """Longest answer: with a prompt, far longer than the sliding windows (`tiny.WINDOW`)."""
@@ -357,7 +358,9 @@ def test_log_probabilities_are_those_of_a_plain_pass(temperature: float, family:
                 ).logits[0, len(prompt) - 1 : -1]
             logprob = torch.log_softmax(logits / (temperature or 1.0), -1)
             wanted = logprob.gather(1, torch.tensor(one.tokens)[:, None])[:, 0]
-            assert one.logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
+            # A recurrent layer sums step by step what a plain pass sums in chunks.
+            near = 5e-4 if family in HYBRID else 1e-4
+            assert one.logprobs == pytest.approx(wanted.tolist(), abs=near)
             count += len(one.tokens)
     assert count > 25
 
@@ -504,7 +507,7 @@ def test_pieces_are_whole_characters() -> None:
     tokenizer = make_tokenizer()
     said = tokenizer.encode("什么是 a small 机器学习 model? 你好", add_special_tokens=False)
     model = built("llama", vocab_size=320)
-    with Chosen(model, said):
+    with Chosen(said):
         made = answering(model, None, SimpleNamespace(tokenizer=tokenizer, stop_ids=()))
         pieces: list[str] = []
         found = stream(made, [5], pieces.append, max_new_tokens=len(said))
@@ -513,19 +516,18 @@ def test_pieces_are_whole_characters() -> None:
 
 
 class Chosen:
-    """Inside, the model writes `words`, one after the other, whatever it is asked."""
+    """Inside, the words `words` are drawn, one after the other, whatever the model says."""
 
-    def __init__(self, model: Any, words: list[int]) -> None:
-        self.model, self.words, self.n = model, words, 0
+    def __init__(self, words: list[int]) -> None:
+        self.words, self.n = words, 0
 
     def __enter__(self) -> None:
-        self.hook = self.model.lm_head.register_forward_hook(self._say)
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(writer._Batch, "_drawn", lambda _, z_RV: (self._next(), None))
 
     def __exit__(self, *_: object) -> None:
-        self.hook.remove()
+        self.patch.undo()
 
-    def _say(self, _module: Any, _given: Any, logits: torch.Tensor) -> torch.Tensor:
-        said = torch.zeros_like(logits)
-        said[..., self.words[min(self.n, len(self.words) - 1)]] = 1
+    def _next(self) -> torch.Tensor:
         self.n += 1
-        return said
+        return torch.tensor([self.words[min(self.n, len(self.words)) - 1]])

@@ -18,8 +18,8 @@ from tunewright.core.errors import CompatError, ModelError
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Message
+from tunewright.engine.decoding.answers import answer, answering
 from tunewright.evaluate.scoring import evaluate_target
-from tunewright.models.generate import answer, answering
 from tunewright.serve.answering import Answerer, open_target
 
 QUESTION = "what is the capital"
@@ -481,3 +481,24 @@ def test_answers_that_cannot_fit_are_refused_before_the_first_step(
             ),
             Quiet(),
         )
+
+
+# ---- many at once
+
+
+def test_each_question_has_its_own_limit_and_progress_counts_what_is_written(base: Path) -> None:
+    model = opened(base).answering
+    asked = [[Message("user", text)] for text in (QUESTION, "a small model", "who learns quickly")]
+    prompts = [model.renderer.prompt(one) for one in asked]
+    limits = [3, 0, 9]
+    told: list[tuple[int, int, int]] = []
+    found = answer(model, prompts, max_new_tokens=limits, progress=lambda *now: told.append(now))
+    alone = [
+        answer(model, [prompt], max_new_tokens=most)[0]
+        for prompt, most in zip(prompts, limits, strict=True)
+    ]
+    assert found == alone
+    assert [len(one.tokens) for one in found] == [3, 0, 9]  # the oracle below: none meets a stop
+    assert found[0].tokens == written(base, 3)
+    assert len(told) >= 9 and told[-1] == (3, 12, 12)
+    assert all(0 < now[1] <= 12 for now in told)

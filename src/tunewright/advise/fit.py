@@ -131,6 +131,10 @@ class Estimate:
     seconds_range: tuple[float, float] | None
     measure_seconds: float | None
     """Of measuring held-out rows, which comes on top of the steps."""
+    ask_seconds: float | None
+    """Of asking the questions before and after; None where no rate was measured."""
+    load_seconds: float
+    """Of starting, and of reading the weights twice."""
     flops: float
     reasons: list[str]
     steps: int
@@ -138,6 +142,17 @@ class Estimate:
     """Token rows of the largest pass."""
     question: Question
     """What was asked, so that `require` can try other settings."""
+
+    def by_part(self) -> dict[str, float]:
+        """Seconds of the parts of the run, as `core/stopwatch.py` names them, where they could be
+        estimated."""
+        parts = {
+            "load": self.load_seconds,
+            "ask": self.ask_seconds,
+            "train": self.seconds,
+            "evaluate": self.measure_seconds,
+        }
+        return {part: seconds for part, seconds in parts.items() if seconds is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +170,10 @@ class Question:
     layout: str = "tree"
     method: Any = None
     probes: int = 5
-    flops_per_second: float | None = None
-    """What this machine reaches (`speed.measured_rate`); None: no time is given."""
+    answer_tokens: int = 0
+    """Most tokens of an answer to them; 0: nothing is written."""
+    rates: speed.Rates | None = None
+    """What this machine reaches (`speed.measured_rates`); None: no time of its work is given."""
     base_bits: float | None = None
     beside: Sequence[ModelShape] = ()
     """Further models that are held in memory and read every row without learning: a teacher, a
@@ -222,10 +239,10 @@ class Question:
 def estimate(question: Question) -> Estimate:
     """Peak bytes and seconds of a run."""
     parts, peak, needed = _bytes(question)
-    flops, rate = _flops(question), question.flops_per_second
-    seconds = spread = measure = None
-    if rate:
-        reached, facts = rate * speed.EFFICIENCY, question.facts
+    flops, rates = _flops(question), question.rates
+    seconds = spread = measure = asking = None
+    if rates:
+        reached, facts = rates.flops * speed.EFFICIENCY, question.facts
         seconds = flops / reached
         spread = (seconds / speed.SPREAD, seconds * speed.SPREAD)
         epoch = sum(
@@ -233,6 +250,8 @@ def estimate(question: Question) -> Estimate:
             for one in (question.grown, *question.beside)
         )
         measure = question.measured_rows * epoch / max(1, facts.samples) / reached
+        tokens = question.answer_tokens if question.probes else 0
+        asking = speed.ask_seconds(question.grown, question.dtype, tokens, rates)
     return Estimate(
         peak,
         needed,
@@ -240,6 +259,8 @@ def estimate(question: Question) -> Estimate:
         seconds,
         spread,
         measure,
+        asking,
+        speed.load_seconds(question.shape),
         flops,
         _reasons(question, parts),
         question.steps,
@@ -297,11 +318,11 @@ def _reading(shape: ModelShape, rows: float, labels: float) -> float:
 
 def _reasons(question: Question, parts: dict[str, int]) -> list[str]:
     """What the figures rest on, in sentences."""
-    rate, experts, beside = question.flops_per_second, question.grown.experts, question.beside
+    rates, experts, beside = question.rates, question.grown.experts, question.beside
     rows, longest = f"{question.pass_rows:,}", f"{question.facts.longest:,}"
     reasons = [say("fit.reason.rows", rows=rows, longest=longest)]
-    if rate:
-        speed_text, share = f"{rate / 1e9:,.0f}", f"{speed.EFFICIENCY:.0%}"
+    if rates:
+        speed_text, share = f"{rates.flops / 1e9:,.0f}", f"{speed.EFFICIENCY:.0%}"
         reasons.append(say("fit.reason.rate", rate=speed_text, dtype=question.dtype, share=share))
     if experts > 1:
         reasons.append(say("fit.reason.experts", count=experts))
@@ -324,7 +345,8 @@ def of_run(
     rows_per_pass: int,
     layout: str = "tree",
     probes: int | None = None,
-    flops_per_second: float | None = None,
+    answer_tokens: int = 0,
+    rates: speed.Rates | None = None,
 ) -> Estimate:
     """The estimate of what a run file says. `probes` None: as many as the file asks for."""
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
@@ -348,7 +370,8 @@ def of_run(
             layout=layout,
             method=config.method,
             probes=asked if probes is None else probes,
-            flops_per_second=flops_per_second,
+            answer_tokens=answer_tokens,
+            rates=rates,
             base_bits=config.base.bits_per_weight,
             beside=models_beside(config, objective),
             reference=objective.reference,
@@ -582,6 +605,8 @@ def describe(found: Estimate, available: int | None = None) -> list[str]:
                 steps=found.steps,
             )
         )
+        beside = {"load": duration(found.load_seconds), "ask": duration(found.ask_seconds or 0)}
+        lines.append(say("fit.time_beside", **beside, probes=found.question.probes))
     return lines + [f"  {reason}" for reason in found.reasons]
 
 

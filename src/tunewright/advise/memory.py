@@ -10,7 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunewright.models.limits import ANSWER_ROWS, ANSWER_TOKENS, HEAD_ROWS, KEEP_BYTES, WIDE_NUMBERS
+from tunewright.models.limits import (
+    ANSWER_TOKENS,
+    ANSWERS_AT_ONCE,
+    HEAD_ROWS,
+    KEEP_BYTES,
+    WIDE_NUMBERS,
+)
 from tunewright.models.shape import BYTES, ModelShape, roles_of
 
 MiB = 2**20
@@ -129,7 +135,7 @@ def answering_bytes(shape: ModelShape, work: Work) -> int:
     """Bytes for the answers before and after: keys and values of all questions of a batch, and the
     probabilities of their next token."""
     length = work.longest + ANSWER_TOKENS
-    questions = max(1, min(work.probes, ANSWER_ROWS // length)) if work.probes else 0
+    questions = min(work.probes, ANSWERS_AT_ONCE)
     cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * length * work.item
     logits = shape.vocabulary * (work.item + 8)
     prefill = work.longest * (2 * shape.inner + 4 * shape.hidden) * 4

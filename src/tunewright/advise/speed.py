@@ -9,9 +9,10 @@ gradient. Source of the arithmetic: Kaplan et al. 2020 (2 N a token), Hu et al. 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from tunewright.models.shape import ModelShape
+from tunewright.models.shape import BYTES, ModelShape
 
 EFFICIENCY = 0.65
 """Share of the probe's rate that a whole step reaches: norms, attention, copies and the optimiser
@@ -20,6 +21,16 @@ SPREAD = 1.6
 """The range that is told: other programs on the machine change the rate by more than the arithmetic
 is off."""
 PROBE_SECONDS = 0.1
+READING_SIDE = 4096
+"""Rows and columns of the matrix that is read: 32 MiB in half precision, more than caches hold."""
+DECODE_EFFICIENCY = 0.5
+"""Share of the reading rate that writing an answer reaches."""
+ASKINGS = 2
+"""Times that the questions are asked: before, and of what was saved."""
+START_SECONDS = 6.0
+"""Libraries, checks and tokenizer, whatever the model: mostly imports, on two cores of 2024."""
+FILE_BYTES_PER_SECOND = 0.8e9
+"""At which weights are read from the disk's cache and turned into another dtype."""
 
 
 def run_flops(
@@ -47,25 +58,63 @@ def run_flops(
     return float(rows * (linear + attention - passed_by) + label_rows * head)
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What this machine was seen to reach."""
+
+    flops: float
+    """Operations a second of the model's matrix products."""
+    bytes: float
+    """Bytes of weights a second that a product of one row reads."""
+
+
+def load_seconds(shape: ModelShape) -> float:
+    """Seconds to start and to read the weights, at the beginning and again for the proof at the
+    end."""
+    return START_SECONDS + 2 * shape.file_bytes / FILE_BYTES_PER_SECOND
+
+
+def ask_seconds(shape: ModelShape, dtype: str, tokens: int, rates: Rates) -> float:
+    """Seconds to write answers of `tokens` tokens before and after, all questions side by side:
+    each token reads the weights once."""
+    read = (shape.active_weights + shape.head_weights) * BYTES.get(dtype, 4)
+    return ASKINGS * tokens * read / (DECODE_EFFICIENCY * rates.bytes)
+
+
+def measured_rates(shape: ModelShape, world: Any) -> Rates:
+    """What this machine reaches where and how `world` computes. Takes about 0.2 s."""
+    how: dict[str, Any] = {"dtype": world.dtype, "device": world.device, "threads": world.threads}
+    return Rates(measured_rate(shape, **how), measured_reading(**how))
+
+
 def measured_rate(
     shape: ModelShape, *, dtype: str, device: str, threads: int | None = None, rows: int = 512
 ) -> float:
     """Operations a second of a matrix product as the model's feed-forward part makes it, in
     `dtype`, with `threads`. Takes about 0.1 s."""
+    limit = 4096 if device == "cpu" else 16384
+    m = max(16, min(rows, 1024 if device == "cpu" else 4096))
+    k, n = min(shape.hidden, limit), min(shape.inner, limit)
+    return 2.0 * m * k * n / _product_seconds(m, k, n, dtype, device, threads)
+
+
+def measured_reading(*, dtype: str, device: str, threads: int | None = None) -> float:
+    """Bytes of weights a second that a product of one row reads. Takes about 0.1 s."""
+    side = READING_SIDE if device == "cpu" else 4 * READING_SIDE
+    seconds = _product_seconds(1, side, side, dtype, device, threads)
+    return side * side * BYTES.get(dtype, 4) / seconds
+
+
+def _product_seconds(m: int, k: int, n: int, dtype: str, device: str, threads: int | None) -> float:
+    """Seconds of an (m, k) by (k, n) product, of which this machine takes so long now."""
     import torch
 
     before = torch.get_num_threads()
     if threads and device == "cpu":
         torch.set_num_threads(threads)
     try:
-        limit = 4096 if device == "cpu" else 16384
-        m, k, n = (
-            max(16, min(rows, 1024 if device == "cpu" else 4096)),
-            min(shape.hidden, limit),
-            min(shape.inner, limit),
-        )
         kind = getattr(torch, dtype)
-        a, b = torch.randn(m, k, device=device).to(kind), torch.randn(k, n, device=device).to(kind)
+        a, b = (torch.full(sizes, 0.01, dtype=kind, device=device) for sizes in ((m, k), (k, n)))
         torch.mm(a, b)
         spent: list[float] = []
         end = time.perf_counter() + PROBE_SECONDS
@@ -77,7 +126,7 @@ def measured_rate(
             spent.append(time.perf_counter() - start)
         # The median: the fastest is what an idle machine could do, and the run will share the
         # machine as the probe does.
-        return 2.0 * m * k * n / sorted(spent)[len(spent) // 2]
+        return sorted(spent)[len(spent) // 2]
     finally:
         torch.set_num_threads(before)
 

@@ -18,6 +18,7 @@ from tunewright.cli.data import data_app
 from tunewright.cli.export import export_app
 from tunewright.cli.measure import bench, evaluate
 from tunewright.cli.train import demo, import_file, init, train
+from tunewright.core.pace import sleep_when_idle
 from tunewright.core.words import say
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ def root(
 
 def main() -> None:
     """Entry point of the `tunewright` command."""
+    sleep_when_idle()
     # A Windows console may not speak UTF-8; a character it cannot show must not end a run.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.advise import fit
-from tunewright.advise.speed import measured_rate
+from tunewright.advise.speed import measured_rates
 from tunewright.core.errors import ModelError, UsageError, raise_all
 from tunewright.core.machine import available_bytes
 from tunewright.core.registry import AXES
@@ -55,6 +55,7 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
         "train_seconds": found.seconds,
         "train_seconds_range": found.seconds_range,
         "measure_seconds": found.measure_seconds,
+        "seconds": found.by_part(),
         "dtype": asked.dtype,
         "device": asked.device,
         "parameters": shape.parameters,
@@ -64,11 +65,11 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
 
 def _of_plan(begun: Begun, shape: fit.ModelShape, tell: Tell) -> fit.Estimate:
     """The estimate of a run whose weights are here."""
-    plan = complete(begun, tell)
+    plan = complete(begun, tell, is_light=True)
     world = placement.start(plan.config.engine, (plan.data.train, plan.data.report))
-    rate = measured_rate(shape, dtype=world.dtype, device=world.device, threads=world.threads)
+    rates = measured_rates(shape, world)
     decided.say_where(world, tell)
-    return plan.estimate(world, rate)
+    return plan.estimate(world, rates)
 
 
 def _of_shape(begun: Begun, shape: fit.ModelShape, tell: Tell) -> fit.Estimate:

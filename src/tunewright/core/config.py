@@ -171,7 +171,7 @@ class EngineConfig(Section):
     rows_per_pass: int | Literal["auto"] = "auto"
     """Token rows computed at once. Changes memory and speed, never the gradient."""
     threads: int | Literal["auto"] = "auto"
-    """Processor threads."""
+    """Processor threads. The count stays while a run learns: another one rounds sums otherwise."""
     seed: int = 0
     """Start of every random stream."""
     save_every: int | Literal["auto", "epoch"] | None = "auto"

@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
+
+from tunewright.core.words import say
+
+QUIET_SECONDS, LIVE_SECONDS = 2.0, 0.1
+"""Answers that come sooner are told with one line; and the least time between two tellings."""
 
 
 def duration(seconds: float) -> str:
@@ -119,6 +124,27 @@ class Quiet(Tell):
 
     def progress(self, what: str, done: int, total: int, note: str = "") -> None:
         """Nothing."""
+
+
+def telling_answers(
+    tell: Tell, what: str, count: int, most: int
+) -> Callable[[int, int, int], None]:
+    """The `progress` of `engine.decoding.answers.answer` that tells people of `count` answers of at
+    most `most` tokens in all: one line at once, and tokens with the time left where more than
+    `QUIET_SECONDS` pass."""
+    what, most = say("answering.tokens", what=what), max(1, most)
+    began = told = time.monotonic()
+    tell.start(what)
+    tell.progress(what, 0, most, say("answering.answers", done=0, count=count))
+
+    def progress(done: int, written: int, _: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - began >= QUIET_SECONDS and now - told >= LIVE_SECONDS:
+            told = now
+            tell.progress(what, written, most, say("answering.answers", done=done, count=count))
+
+    return progress
 
 
 @contextlib.contextmanager

@@ -344,9 +344,6 @@ class Attached:
     """Writes what `methods.saved.put_on` reads again; a whole model where `saves_model`."""
     saves_model: bool = False
     """Every weight may have changed: the run folder gets `model/` in place of `adapter/`."""
-    generator: Any = None
-    """What generates, where that is not the causal model itself (a prompt that is learnt stands
-    before every question)."""
     disabled: Callable[[], AbstractContextManager[None]] | None = None
     disabled_reason: str = ""
     merge: Callable[[], Any] | None = None

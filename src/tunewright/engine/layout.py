@@ -3,10 +3,12 @@ reason."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from tunewright.core import findings
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import CompatError, problem
 from tunewright.core.seeds import stream
@@ -17,6 +19,8 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention"}
 TOLERANCE = {"float64": 1e-8, "float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}
 """Largest mean difference of log-probabilities, in nats, between the two layouts on the probe. A
 wrong mask on a trained model makes whole nats."""
+PROBE_VERSION = 1
+"""Rises with every change to what is compared here."""
 
 
 def obstacle(model: Any, needs_layout: str) -> str | None:
@@ -68,40 +72,70 @@ def disagreement(policy_of: Any, vocabulary: int, layout: str) -> float:
 
 
 def choose(
-    engine: EngineConfig, model: Any, needs_layout: str, policy_of: Any, dtype: str | None = None
+    engine: EngineConfig,
+    model: Any,
+    needs_layout: str,
+    policy_of: Any,
+    dtype: str | None = None,
+    key: Any = None,
 ) -> tuple[str, str]:
     """(layout, reason). `auto` takes the tree if nothing speaks against it and the model agrees
     with its own stock attention on a forked sample.
 
     `dtype` is what the model computes in, where its own weights do not say so: those that train may
-    be held in float32.
+    be held in float32. `key` (JSON) holds everything that decides what it computes: a trial that
+    was passed under the same key is not made again.
     """
-    vocabulary, tolerance = (
+    trial = Trial(
+        policy_of,
         model.config.get_text_config().vocab_size,
         TOLERANCE[dtype or str(model.dtype).removeprefix("torch.")],
+        key,
     )
     if engine.layout == "padded":
-        _require_known_head(policy_of, vocabulary, tolerance)
+        trial.require_known_head()
         return "padded", say("layout.asked")
     why = obstacle(model, needs_layout)
     if why is None:
         try:
-            gap = disagreement(policy_of, vocabulary, "tree")
+            gap, is_kept = trial.gap("tree")
         except Exception as e:
             why = say("layout.refused", cause=f"{type(e).__name__}: {e}".splitlines()[0][:200])
         else:
-            if gap <= tolerance:
-                return "tree", say("layout.agrees", gap=f"{gap:.1e}")
+            if gap <= trial.tolerance:
+                agrees = "layout.agrees_kept" if is_kept else "layout.agrees"
+                return "tree", say(agrees, gap=f"{gap:.1e}")
             why = say("layout.differs", gap=f"{gap:.2g}")
     if engine.layout == "tree":
         raise CompatError(problem("E-COMPAT-01", "engine.layout", reason=why))
-    _require_known_head(policy_of, vocabulary, tolerance)
+    trial.require_known_head()
     return "padded", why
 
 
-def _require_known_head(policy_of: Any, vocabulary: int, tolerance: float) -> None:
-    """Raise CompatError where even one row a sample does not give the model's own
-    log-probabilities: its head does something we do not know."""
-    gap = disagreement(policy_of, vocabulary, "padded")
-    if not gap <= tolerance:
-        raise CompatError(problem("E-COMPAT-04", "model", gap=f"{gap:.2g}"))
+@dataclass(frozen=True)
+class Trial:
+    """A layout against the model's own logits. Only what was passed is kept, under `key`; what was
+    not is tried anew, with its reason."""
+
+    policy_of: Any
+    vocabulary: int
+    tolerance: float
+    key: Any
+
+    def gap(self, layout: str) -> tuple[float, bool]:
+        """(mean difference in nats, whether it is that of an earlier trial)."""
+        key = {"layout": layout, "probe": PROBE_VERSION, "by": self.key}
+        kept = findings.read("layout", key) if self.key is not None else None
+        if isinstance(kept, float) and kept <= self.tolerance:
+            return kept, True
+        found = disagreement(self.policy_of, self.vocabulary, layout)
+        if self.key is not None and found <= self.tolerance:
+            findings.keep("layout", key, found)
+        return found, False
+
+    def require_known_head(self) -> None:
+        """Raise CompatError where even one row a sample does not give the model's own
+        log-probabilities: its head does something we do not know."""
+        gap, _ = self.gap("padded")
+        if not gap <= self.tolerance:
+            raise CompatError(problem("E-COMPAT-04", "model", gap=f"{gap:.2g}"))

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from tunewright.core.telling import Quiet, Tell
 from tunewright.core.types import Attached, Objective, Sample, Teaching
 from tunewright.core.words import say
 from tunewright.engine import activation_cache, placement
+from tunewright.engine.decoding.answers import AnsweringModel, answering
 from tunewright.engine.layout import choose
 from tunewright.engine.optim import optimizer_for
 from tunewright.engine.oracles.reference import describe
@@ -51,7 +52,6 @@ from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedul
 from tunewright.engine.step import Stepper
 from tunewright.methods.saved import OWN, is_saved, put_on
 from tunewright.models import anatomy, load, vocabulary
-from tunewright.models.generate import AnsweringModel, answering
 from tunewright.models.kernels import tree_attention
 from tunewright.models.kernels.fused import accelerate
 from tunewright.models.quantised import keep_base, parameter_count
@@ -59,6 +59,7 @@ from tunewright.models.scalar_heads import has_score, put_heads
 from tunewright.record import folder as run_folder
 from tunewright.sources import find as sources
 from tunewright.sources import vet
+from tunewright.sources.fingerprint import computed_by, fingerprint, is_kept_about
 from tunewright.text.chat_kind import stop_ids
 from tunewright.text.renderer import Renderer
 from tunewright.text.thinking import Thinking
@@ -134,6 +135,9 @@ class Loaded:
     attached: Attached | None
     vocabulary: int
     """Tokens that the base knows: a method may have added some."""
+    kept_as: Callable[[], Any] = field(default=lambda: None, kw_only=True)
+    """Gives everything that decides what it computes, as the key of what is kept about it; None
+    where nothing is kept."""
 
     @property
     def model(self) -> Any:
@@ -156,7 +160,7 @@ class Loaded:
             with off() if off else contextlib.nullcontext(), computing_in(self.causal, layout):
                 yield Policy(self.model, self.causal, layout)
 
-        return choose(engine, self.causal, needs, policy_in, dtype)
+        return choose(engine, self.causal, needs, policy_in, dtype, self.kept_as())
 
     def policy(self, layout: str, **read: Any) -> Policy:
         """What passes go through; from now on the model computes in `layout`. `read`: what a pass
@@ -345,7 +349,27 @@ def from_files(
         causal = load.load_model(folder, dtype=world.torch_dtype(), device=world.device, base=base)
     known = int(causal.get_input_embeddings().weight.shape[0])
     accelerate(causal)
-    return Loaded(causal, None if adapter is None else put_saved(causal, adapter), known)
+    attached = None if adapter is None else put_saved(causal, adapter)
+    kept_as = functools.partial(_kept_as, folder, adapter, world, base)
+    return Loaded(causal, attached, known, kept_as=kept_as)
+
+
+def _kept_as(
+    folder: Path, adapter: Path | None, world: World, base: BaseConfig | None, **more: Any
+) -> dict[str, Any] | None:
+    """The key of what is kept about a model: its files, how they are held, and what computes.
+    `more`: what a run puts on it. None for the smallest models, of which nothing is kept."""
+    if not is_kept_about(folder):
+        return None
+    return {
+        "model": fingerprint(folder),
+        "adapter": "" if adapter is None else fingerprint(adapter),
+        "base": None if base is None else base.model_dump(mode="json"),
+        "dtype": world.dtype,
+        "device": world.device,
+        "by": computed_by(),
+        **more,
+    }
 
 
 def world_of(
@@ -561,7 +585,20 @@ def _learner(
         attached.look(_some_rows(samples))
     _tell_head(config, has_score(causal), "score" in objective.heads, tell)
     put_heads(causal, attached, objective.heads)
-    return Loaded(causal, attached, known), attached, spare if attached.needs.frozen_base else None
+    loaded = Loaded(causal, attached, known)
+    if attached.look is None:  # else the rows decide how it starts
+        start = None if config.adapter is None else Path(config.adapter)
+        loaded.kept_as = functools.partial(
+            _kept_as,
+            folder,
+            start,
+            world,
+            config.base,
+            method=config.method.model_dump(mode="json"),
+            heads=list(objective.heads),
+            seed=config.engine.seed,
+        )
+    return loaded, attached, spare if attached.needs.frozen_base else None
 
 
 def _stepper(

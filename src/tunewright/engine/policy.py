@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from tunewright.core.sequences import blocks
 from tunewright.core.types import PassOutput, Sample, TokenTree, VirtualPrompt
@@ -27,7 +26,7 @@ from tunewright.engine.tree import build_tree, cut_passes, padded_rows, read_who
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.models.kernels.label_head import Head, label_logprobs, label_scores
 from tunewright.models.kernels.last_block import LastBlock
-from tunewright.models.kernels.tree_attention import TreePlan
+from tunewright.models.kernels.tree_attention import Kept, TreePlan
 from tunewright.models.limits import KEEP_BYTES
 from tunewright.models.scalar_heads import head_module
 
@@ -46,7 +45,8 @@ def head_of(model: Any) -> Head:
     ) * (getattr(config, "logit_scale", None) or 1.0)
     # A method may have put layers on the head (LoRA on `head`) or hold its weight in float32: then
     # its forward, not its weight, is the head.
-    own = None if type(module) is nn.Linear and "forward" not in vars(module) else module
+    plain = type(module) is nn.Linear and "forward" not in vars(module)
+    own = None if plain and not module._forward_hooks else module
     return Head(
         module.weight,
         getattr(module, "bias", None),
@@ -203,13 +203,14 @@ class Policy(nn.Module):
         read: Sequence[int] | None = None,
         noise: Noise | None = None,
         samples: list[Sample] | None = None,
+        kept: dict[int, Kept] | None = None,
     ) -> Tensor:
         """(T, D): the rows of `tree` after the last norm. Where only the rows `read` are wanted,
         the others need not be right. `samples` are those that `noise` was drawn for, where the tree
         was built from copies of them."""
         with self._noisy(tree, noise, samples):
             return (
-                self._tree_hidden(tree, read)
+                self._tree_hidden(tree, read, kept)
                 if self.layout == "tree"
                 else self._padded_hidden(tree)
             )
@@ -263,9 +264,16 @@ class Policy(nn.Module):
             }
         assert prompt.keys_values is not None
         seen = [(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in prompt.keys_values]
+        from transformers import DynamicCache  # a dry run that only names this file needs it not
+
         return {"input_ids": ids_BT, "past_key_values": DynamicCache(seen)}
 
-    def _tree_hidden(self, tree: TokenTree, read: Sequence[int] | None = None) -> Tensor:
+    def _tree_hidden(
+        self,
+        tree: TokenTree,
+        read: Sequence[int] | None = None,
+        kept: dict[int, Kept] | None = None,
+    ) -> Tensor:
         """(T, D) of the tree's own rows, of which only `read` need be right."""
         prompt = self.virtual()
         ids = torch.tensor([tree.token], device=self.device)
@@ -281,6 +289,7 @@ class Policy(nn.Module):
             KEEP_BYTES,
             self.causal[0].config.get_text_config().num_hidden_layers,
             unseen,
+            kept=kept,
         )
         positions = torch.tensor([tree.position[unseen:]], device=self.device)
         with self._reading(read, before - unseen, plan):

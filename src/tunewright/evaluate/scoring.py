@@ -20,18 +20,18 @@ from tunewright.core.comparing import matches
 from tunewright.core.config import DataConfig, EngineConfig
 from tunewright.core.errors import TunewrightError, UsageError, problem
 from tunewright.core.machine import keep_freed_memory, versions
-from tunewright.core.telling import Tell, duration
+from tunewright.core.telling import Tell, duration, telling_answers
 from tunewright.core.types import Conversation, Sample
 from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
 from tunewright.engine import opening, placement
+from tunewright.engine.decoding.answers import answer
 from tunewright.evaluate import options as choices
 from tunewright.evaluate import ranking, step_judging
 from tunewright.evaluate.interval import wilson
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import load
-from tunewright.models.generate import answer
 
 MOST_NEW_TOKENS, SPARE_TOKENS = 512, 8
 SHOWN = 5
@@ -62,15 +62,15 @@ def exact_match(
     """Greedy answers to every row's question, compared with the row's answer, both without their
     thoughts. `context_full` counts answers that the end of the context cut off, `no_room` questions
     that fill it."""
-    what = say("evaluate.answering")
-    tell.start(what)
     model = opened.answering
     prompts = [model.renderer.question(row) for row in rows]
     answers = answer(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
-        on_batch=lambda done: tell.progress(what, done, len(prompts)),
+        progress=telling_answers(
+            tell, say("evaluate.answering"), len(prompts), max_new_tokens * len(prompts)
+        ),
     )
     tell.finish()
     texts = [one.text for one in answers]

@@ -255,6 +255,7 @@ def fuse(wrapped: PeftModel) -> int:
                 for m in module.lora_A.values()
             ):
                 module.forward = fused(module, module.forward)
+                module.plain_low_rank = True  # `models.kernels.packed` computes it apart
                 count += 1
     return count
 

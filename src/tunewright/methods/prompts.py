@@ -401,7 +401,6 @@ def attach_prompt(wrapped: PeftModel) -> Attached:
         model=wrapped,
         needs=Needs(frozen_base=True),
         save=lambda folder: wrapped.save_pretrained(str(folder), save_embedding_layers=False),
-        generator=PromptGenerator(wrapped),
         disabled=disabled,
         merge_reason=say("methods.no_merge_prompt"),
         learning_rate=usual_rate("prefix_tuning")
@@ -434,46 +433,3 @@ def _virtual(wrapped: PeftModel) -> VirtualPrompt:
             for i, (h, d) in enumerate(shapes)
         ],
     )
-
-
-class PromptGenerator:
-    """PEFT's wrapped `generate`, one length of question at a time; everything else is PEFT's model.
-
-    Questions of several lengths are filled up on the left. Between the virtual tokens and a short
-    question the filling would then take positions, so the same question would be answered
-    differently alone and in company.
-    """
-
-    def __init__(self, wrapped: PeftModel):
-        self._wrapped = wrapped
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wrapped, name)
-
-    def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: Any
-    ) -> Tensor:
-        """As `generate` of Transformers: (B, T) with filling on the left -> (B, T + new)."""
-        import torch
-
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        filled = (attention_mask == 0).sum(1).tolist()
-        answers = [input_ids[0]] * len(input_ids)
-        for count in sorted(set(filled)):
-            rows = [i for i, n in enumerate(filled) if n == count]
-            with warnings.catch_warnings():
-                # Positions follow from the rows, and all rows have one length, so none is lost.
-                warnings.filterwarnings("ignore", message="Position ids are not supported")
-                out = self._wrapped.generate(
-                    input_ids=input_ids[rows, count:],
-                    attention_mask=attention_mask[rows, count:],
-                    **settings,
-                )
-            for i, row in zip(rows, out, strict=True):
-                answers[i] = torch.cat([input_ids[i, :count], row])
-        longest = max(len(row) for row in answers)
-        pad = getattr(settings.get("generation_config"), "pad_token_id", None) or 0
-        return torch.stack(
-            [torch.nn.functional.pad(row, (0, longest - len(row)), value=pad) for row in answers]
-        )

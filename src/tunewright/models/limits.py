@@ -8,8 +8,8 @@ HEAD_ROWS = 512
 WIDE_NUMBERS = 1 << 24
 """Weights of a quantised matrix that are wide at once in a product: 32 MiB in bfloat16
 (`quantised`)."""
-ANSWER_ROWS = 8192
-"""Token rows that are answered at once (`generate`)."""
+ANSWERS_AT_ONCE = 64
+"""Answers that are written at once (`engine.decoding`)."""
 ANSWER_TOKENS = 96
 """Longest answer to a run's question without an expected answer, in tokens; with one, an answer may
 be a quarter longer than it (`run.questions`)."""

@@ -267,3 +267,11 @@ def context_of(config: Any) -> int | None:
     """Tokens that a model can take, as its configuration states them; None where it states none."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 1 else None
+
+
+def room_of(causal: Any, model: Any) -> int | None:
+    """Tokens that question and answer may have together: the context less what a learnt prompt
+    takes of it. None where the model names no limit."""
+    context = context_of(causal.config)
+    prompt = getattr(model, "virtual_prompt", lambda: None)()
+    return None if context is None else context - (prompt.num_tokens if prompt is not None else 0)

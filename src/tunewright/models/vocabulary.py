@@ -3,6 +3,7 @@ head."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,10 +140,10 @@ def _rows_in_file(model: PreTrainedModel, folder: Path) -> int:
     shows them; else 0."""
 
     found = [shape[0] for shape in whole_matrices(model, folder).values()]
-    table = model.get_input_embeddings()
+    table, places = model.get_input_embeddings(), _row_modules(model)
     for path in headers.weight_files(folder, "adapter")[0]:
         for name, (_, shape, _) in headers.read_safetensors_header(path).items():
-            for place in _row_modules(model):
+            for place in places:
                 rest = name.removeprefix(f"base_model.model.{place}.")
                 if rest == "lora_embedding_A" and len(shape) == 2:
                     found.append(shape[1])
@@ -154,20 +155,32 @@ def _rows_in_file(model: PreTrainedModel, folder: Path) -> int:
 def _rows_of_tokenizer(model: PreTrainedModel, folder: Path) -> int:
     """Rows that the tokenizer of an adapter's folder needs, where it knows more tokens than the
     base's own; else 0."""
-    from tunewright.text.tokenizer import load_tokenizer
-
     folder, base = Path(folder), Path(str(model.name_or_path))
     if not (folder / "tokenizer_config.json").is_file():
         return 0
-    size = size_of(load_tokenizer(folder))
+    size = _size_in(folder)
     if size <= num_rows(model):
         return 0
     # Some bases have tokens without rows; that is no word of the adapter's.
-    return (
-        size
-        if not (base / "tokenizer_config.json").is_file() or size > size_of(load_tokenizer(base))
-        else 0
+    return size if not (base / "tokenizer_config.json").is_file() or size > _size_in(base) else 0
+
+
+def _size_in(folder: Path) -> int:
+    """Tokens that the tokenizer of a folder knows."""
+    marks = tuple(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.iterdir())
+        if path.suffix != ".safetensors" and path.is_file()
     )
+    return _counted(folder, marks)
+
+
+@functools.lru_cache(maxsize=16)
+def _counted(folder: Path, marks: tuple[Any, ...]) -> int:
+    """The same; the files, with these `marks`, are read once: opening an adapter asks twice."""
+    from tunewright.text.tokenizer import load_tokenizer
+
+    return size_of(load_tokenizer(folder))
 
 
 def highest_token(folder: Path) -> int:

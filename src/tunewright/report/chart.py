@@ -218,6 +218,10 @@ def _axes(
     return join(parts)
 
 
+COLOURS = 8
+"""Of the parts of a bar; style.css has as many."""
+
+
 def bar(parts: Sequence[tuple[str, float]], label: str) -> Html:
     """One bar cut into shares; (title, value) each. Nothing for a total of 0."""
     total = sum(value for _, value in parts)
@@ -230,7 +234,7 @@ def bar(parts: Sequence[tuple[str, float]], label: str) -> Html:
             el(
                 "rect",
                 el("title", title),
-                class_=f"part p{i % 6}",
+                class_=f"part p{i % COLOURS}",
                 x=f"{x:.1f}",
                 y=0,
                 width=f"{max(0.0, width):.1f}",

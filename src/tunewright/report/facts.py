@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.stopwatch import OTHER, PARTS
 from tunewright.core.words import catalogue, say
-from tunewright.report.chart import bar
+from tunewright.report.chart import COLOURS, bar
 from tunewright.report.markup import Child, Html, el
 from tunewright.report.page import Page, mapping, ratio, share, size, strings, whole
 from tunewright.report.record import finite
@@ -25,6 +26,7 @@ FOLDER = (
 `report.sizes.file.*`."""
 TEMPLATES = {"model's own": "data.template_own", "plain": "data.template_plain"}
 PHASES = ("load", "train", "evaluate", "checkpoint", "answer")
+"""What summaries without `seconds` tell apart."""
 
 
 def data_section(page: Page) -> Html:
@@ -254,10 +256,14 @@ def speed_section(page: Page) -> Html:
 
 
 def _phases(page: Page, s: dict[str, Any]) -> Html | None:
-    told = [(key, finite(s.get(f"{key}_seconds")) or 0.0) for key in PHASES]
-    wall = finite(s.get("wall_seconds"))
-    if wall is not None:
-        told.append(("other", max(0.0, wall - sum(v for _, v in told))))
+    """Where the time went, beside what was estimated; runs of earlier versions say less."""
+    known, wall = mapping(s.get("seconds")), finite(s.get("wall_seconds"))
+    if known:
+        told = [(part, finite(known.get(part)) or 0.0) for part in (*PARTS, OTHER)]
+    else:
+        told = [(key, finite(s.get(f"{key}_seconds")) or 0.0) for key in PHASES]
+        if wall is not None:
+            told.append((OTHER, max(0.0, wall - sum(v for _, v in told))))
     told = [(key, value) for key, value in told if value > 0]
     if not told:
         return None
@@ -271,10 +277,11 @@ def _phases(page: Page, s: dict[str, Any]) -> Html | None:
     legend = [
         el(
             "span",
-            el("i", class_=f"key p{i % 6}"),
+            el("i", class_=f"key p{i % COLOURS}"),
             page.say(f"speed.phase.{key}"),
             " ",
             el("b", page.seconds(value)),
+            _estimated(page, s, key),
             class_="legend",
         )
         for i, (key, value) in enumerate(told)
@@ -290,3 +297,12 @@ def _phases(page: Page, s: dict[str, Any]) -> Html | None:
         drawing,
         el("p", *legend, total, class_="legends"),
     )
+
+
+def _estimated(page: Page, s: dict[str, Any], part: str) -> Html | None:
+    """What was estimated for a part of the run before it began, where it was."""
+    seconds = finite(mapping(s.get("estimated_seconds")).get(part))
+    if seconds is None:
+        return None
+    told = page.say("speed.estimated", time=page.seconds(seconds))
+    return el("span", " (", told, ")", class_="muted")

@@ -60,6 +60,8 @@ class Answer:
     after: str
     kind: str
     after_reload: str | None = None
+    reload_differs: bool = False
+    """The saved files answer otherwise than the model in memory did."""
     after_cut: bool = False
     """The answer ended at the length limit (said by the run), or goes in circles (seen here)."""
     pending: bool = False
@@ -262,6 +264,7 @@ def _answer(line: Mapping[str, Any]) -> Answer:
 
     after, reload = text("after"), line.get("after_reload")
     cut = line.get("after_cut") is True or goes_in_circles(after)
+    differs = isinstance(reload, str) and reload != after
     return Answer(
         text("question"),
         text("expected"),
@@ -269,6 +272,7 @@ def _answer(line: Mapping[str, Any]) -> Answer:
         after,
         text("kind") or "probe",
         reload if isinstance(reload, str) else None,
+        differs or line.get("reload_differs") is True,
         cut,
     )
 

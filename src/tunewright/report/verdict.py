@@ -160,7 +160,7 @@ def warnings_of(record: Record) -> list[Finding]:
     forgotten = sum(c.forgotten for c in record.counts)
     if forgotten:
         found.append(Finding("report.warn.forgotten", "warn", {"count": forgotten}))
-    changed = sum(a.after_reload is not None and a.after_reload != a.after for a in record.answers)
+    changed = sum(a.reload_differs for a in record.answers)
     if changed:
         found.append(Finding("report.warn.reload", "bad", {"count": changed}))
     return sorted(found, key=lambda f: f.tone != "bad")

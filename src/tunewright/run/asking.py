@@ -1,5 +1,11 @@
-"""The questions of a run, put to the untouched model, to the trained one, and to the files that
-were saved. A run that trains a head of numbers is asked for numbers."""
+"""The questions of a run, put to what it starts from and to the files that it saved. A run that
+trains a head of numbers is asked for numbers.
+
+Each is asked once. What the run starts from may have answered already, in an earlier run
+(`kept_answers`). Of the trained model only the saved files are asked: that they are what was
+trained is seen from logits (`saved`), and each answer must begin as the model in memory would have
+begun it. How long asking may take is decided in `asking_time`.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +13,54 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tunewright.core.files import write_text
-from tunewright.core.telling import Tell
+from tunewright.core.runfile import kind_of
+from tunewright.core.telling import Tell, telling_answers
 from tunewright.core.words import say
-from tunewright.models import generate, load
-from tunewright.models.generate import AnsweringModel, answering
+from tunewright.engine.decoding import answers as generate
+from tunewright.engine.decoding.answers import Answer, AnsweringModel, answering
+from tunewright.engine.placement import World
+from tunewright.models import load
 from tunewright.models.kernels.fused import fused_without_gradient
+from tunewright.run.asking_time import LEAST_SECONDS, Question, allow
+from tunewright.run.kept_answers import KeptAnswers
 from tunewright.run.prepare import Plan
+from tunewright.run.questions import Probe
+from tunewright.run.saved import FIRST_TOKENS, Text
+from tunewright.sources.fingerprint import computed_by, fingerprint, is_kept_about
 
 if TYPE_CHECKING:
     from tunewright.engine.opening import Ready
     from tunewright.engine.policy import Policy
-    from tunewright.run.saved import Fresh
+    from tunewright.run.saved import Fresh, Seen
 
-FEW_PROBES = 20
-"""Up to this many questions are asked of the model in memory and again of the reloaded one; more
-only of the reloaded one."""
+AT_ONCE = 8
+"""Questions that may be left out are asked in groups of so many, as long as there is time."""
+TIE, HALF_TIE = 1e-3, 0.02
+"""Logits of two tokens that are as near, as a share of the largest logit, are a tie: the order of
+additions decides. The second in half precision."""
+BEGINNING = 64
+"""Characters of an answer in which its first tokens lie."""
+NOT_WRITTEN = ("messages", "sample", "is_row")
 
 
 class Asker:
-    """Puts the questions of a plan to one model after the other. `check` is called between batches
-    of answers and may raise; `seconds` are those of all answers."""
+    """Puts the questions of a plan to one model after the other. `check` is called while answers
+    are written and may raise; `seconds` are those of all answers."""
 
-    def __init__(self, plan: Plan, check: Callable[[], None], tell: Tell):
-        self.plan, self.check, self.tell = plan, check, tell
-        self.probes, self.scored = plan.questions.probes, plan.questions.scored
+    def __init__(self, plan: Plan, world: World, check: Callable[[], None], tell: Tell):
+        self.plan, self.world, self.check, self.tell = plan, world, check, tell
+        self.scored = plan.questions.scored
+        self.probes = list(plan.questions.probes)
+        self.limits = dict(zip(self.probes, plan.questions.answer_tokens, strict=True))
+        self.left_out = 0
         self.seconds = 0.0
+        self.seconds_allowed = math.inf  # a run that is taken up again has chosen
+        self.begun_with: dict[Probe, list[int]] = {}
 
     def before(self, opened: Ready) -> None:
         """Ask what the run starts from: the adapter it goes on with, or the untouched base. A run
@@ -43,71 +68,225 @@ class Asker:
         if self.plan.resume and self._has_stored():
             return
         if self.scored:
-            found = self._scores(opened.stepper.policy)
-        elif self.plan.config.adapter:
-            model = answering(opened.causal, opened.attached, self.plan.renderer)
-            found = self._answers(model, say("train.ask_start"))
-        else:
-            off = opened.stepper.attached.disabled
-            config = load.load_config(self.plan.source.folder).get_text_config()
-            base = answering(
+            for probe, text in zip(self.probes, self._scores(opened.stepper.policy), strict=True):
+                probe.before = text
+        elif self.probes:
+            with self._start(opened) as model:
+                self._ask_start(model, KeptAnswers(self._about(opened)))
+        self._write()
+
+    def begun(self) -> list[Text]:
+        """The questions as token ids, each with the first tokens of the answer that is expected, or
+        that was given before: what the model in memory and the reloaded one must go on with
+        alike."""
+        if self.scored:
+            return []
+        renderer = self.plan.renderer
+        found = []
+        for probe, prompt in zip(self.probes, self._prompts(renderer), strict=True):
+            beginning = (probe.expected or probe.before)[:BEGINNING]
+            answer = self.begun_with[probe] = renderer.piece(beginning)[:FIRST_TOKENS]
+            found.append(Text([*prompt, *answer], 1 + len(answer)))
+        return found
+
+    def scores(self, opened: Ready) -> list[str] | None:
+        """What the trained model's head says, where the run is asked for numbers."""
+        return self._scores(opened.stepper.policy) if self.scored else None
+
+    def reloaded(self, fresh: Fresh, in_memory: list[str] | None, seen: Sequence[Seen]) -> None:
+        """Ask what was saved and loaded afresh, and say where it answers otherwise than the model
+        `in_memory` did, of whose first tokens `seen` tells."""
+        if self.scored:
+            found = self._scores(fresh.policy())
+            for probe, text, trained in zip(self.probes, found, in_memory or found, strict=True):
+                probe.after = probe.after_reload = text
+                probe.reload_differs = text != trained
+                if probe.reload_differs:
+                    self.tell.line(say("train.scores_differ", question=probe.question[:60]))
+        elif self.probes:
+            model = answering(fresh.loaded.causal, fresh.loaded.attached, self.plan.renderer)
+            self._ask_reloaded(model, dict(zip(self.probes, seen, strict=True)))
+        self._write()
+
+    # ---- asking
+
+    @contextlib.contextmanager
+    def _start(self, opened: Ready) -> Iterator[AnsweringModel]:
+        """What the run starts from, ready to be asked; the base as it is asked by itself."""
+        if self.plan.config.adapter:
+            yield answering(opened.causal, opened.attached, self.plan.renderer)
+            return
+        off = opened.stepper.attached.disabled
+        config = load.load_config(self.plan.source.folder).get_text_config()
+        with off() if off else contextlib.nullcontext():
+            yield answering(
                 opened.causal,
                 opened.attached,
                 self.plan.base_renderer,
                 vocabulary=int(config.vocab_size),
             )
-            with off() if off else contextlib.nullcontext():
-                found = self._answers(base, say("train.ask_before"))
-        for probe, text in zip(self.probes, found, strict=True):
-            probe.before = text
-        self._write()
 
-    def after(self, opened: Ready) -> list[str] | None:
-        """Ask the trained model, where the questions are few."""
-        if self.scored:
-            return self._scores(opened.stepper.policy)
-        if len(self.probes) > FEW_PROBES:
-            return None
-        model = answering(opened.causal, opened.attached, self.plan.renderer)
-        return self._answers(model, say("train.ask_after"))
-
-    def reloaded(self, fresh: Fresh, in_memory: list[str] | None) -> None:
-        """Ask what was saved and loaded afresh, and say where it answers otherwise than the model
-        `in_memory` did."""
-        found = (
-            self._scores(fresh.policy())
-            if self.scored
-            else self._answers(
-                answering(fresh.loaded.causal, fresh.loaded.attached, self.plan.renderer),
-                say("train.ask_reloaded"),
-            )
-        )
-        for i, (probe, text) in enumerate(zip(self.probes, found, strict=True)):
-            probe.after, probe.after_reload = (in_memory[i] if in_memory else text), text
-            if probe.after != text:
-                self.tell.line(say("train.reload_differs", question=probe.question[:60]))
-        self._write()
-
-    def _answers(self, model: AnsweringModel, what: str) -> list[str]:
-        if not self.probes:
-            return []
-        start = time.perf_counter()
-        self.tell.start(what)
-        renderer = model.renderer
-        prompts = [renderer.prompt(p.messages, form=p.form(renderer)) for p in self.probes]
-        answers = generate.answer(
+    def _ask_start(self, model: AnsweringModel, kept: KeptAnswers) -> None:
+        prompts = self._prompts(model.renderer)
+        limits = [self.limits[probe] for probe in self.probes]
+        there = {
+            probe: answer
+            for probe, answer in zip(self.probes, kept.find(model, prompts, limits), strict=True)
+            if answer is not None
+        }
+        self._choose(prompts, there)
+        there = {probe: there[probe] for probe in self.probes if probe in there}
+        fresh = [probe for probe in self.probes if probe not in there]
+        adapter = bool(self.plan.config.adapter)
+        if there and not fresh:
+            self.tell.line(say("train.kept_start" if adapter else "train.kept_before"))
+        elif there:
+            self.tell.line(say("train.kept_some", count=len(there), n=len(self.probes)))
+        what = say("train.ask_start" if adapter else "train.ask_before")
+        asked = self._answers(model, fresh, what, self.seconds_allowed / 2)
+        found = there | asked
+        self._leave_out([probe for probe in self.probes if probe not in found])
+        for probe in self.probes:
+            probe.before = found[probe].text
+        written = [probe for probe in fresh if probe in asked]
+        kept.keep(
             model,
-            prompts,
-            max_new_tokens=self.plan.questions.answer_tokens,
-            check=self.check,
-            on_batch=lambda done: self.tell.progress(what, done, len(prompts)),
+            self._prompts(model.renderer, written),
+            [self.limits[probe] for probe in written],
+            [asked[probe] for probe in written],
         )
+
+    def _ask_reloaded(self, model: AnsweringModel, seen: dict[Probe, Seen]) -> None:
+        most = self.seconds_allowed - self.seconds
+        found = self._answers(model, self.probes, say("train.ask_reloaded"), most)
+        self._leave_out([probe for probe in self.probes if probe not in found])
+        for probe in self.probes:
+            answer = found[probe]
+            probe.after = probe.after_reload = answer.text
+            apart = self._apart(model, probe, answer, seen[probe])
+            probe.reload_differs = apart is not None
+            if apart is not None:
+                question = probe.question[:60]
+                self.tell.line(say("train.reload_differs", question=question, apart=f"{apart:.3g}"))
+
+    def _apart(
+        self, model: AnsweringModel, probe: Probe, answer: Answer, seen: Seen
+    ) -> float | None:
+        """None where `answer` begins as the model in memory would have begun it, as far as that is
+        known and but for ties; else how far apart the logits of the two tokens are there."""
+        begun = self.begun_with[probe]
+        written = answer.tokens if answer.end != "stop" else [*answer.tokens, *model.stop_ids[:1]]
+        for place, token in enumerate(written[: len(seen.tokens)]):
+            if written[:place] != begun[:place]:
+                return None  # the model in memory was not asked what follows
+            ended = answer.end == "stop" and place == len(answer.tokens)
+            same = set(model.stop_ids) if ended else {token}
+            best = int(seen.tokens[place, 0])
+            if best not in same:
+                known = [float(x) for t, x in _pairs(seen, place) if t in same]
+                apart = float(seen.logits[place, 0]) - max(
+                    known, default=float(seen.logits[place, -1])
+                )
+                near = TIE if self.world.dtype == "float32" else HALF_TIE
+                return None if apart <= near * seen.scale else apart
+        return None
+
+    def _answers(
+        self, model: AnsweringModel, probes: Sequence[Probe], what: str, most_seconds: float
+    ) -> dict[Probe, Answer]:
+        """The answers to `probes`: to all that must be asked, and to groups of the others
+        as long as less than `most_seconds` have passed."""
+        if not probes:
+            return {}
+        start = time.perf_counter()
+        limits = [self.limits[probe] for probe in probes]
+        told = telling_answers(self.tell, what, len(probes), sum(limits))
+        found: dict[Probe, Answer] = {}
+        for group in _groups(probes):
+            spent = time.perf_counter() - start
+            if found and group[0].is_row and spent * (1 + len(group) / len(found)) > most_seconds:
+                break
+            done, written = len(found), sum(len(one.tokens) for one in found.values())
+
+            def progress(n: int, tokens: int, _: int, d: int = done, w: int = written) -> None:
+                told(d + n, w + tokens, 0)
+
+            answers = generate.answer(
+                model,
+                self._prompts(model.renderer, group),
+                max_new_tokens=[self.limits[probe] for probe in group],
+                check=self.check,
+                progress=progress,
+            )
+            found |= dict(zip(group, answers, strict=True))
+        model.forget()
         self.tell.finish()
-        full = sum(one.end in ("context", "no_room") for one in answers)
+        full = sum(one.end in ("context", "no_room") for one in found.values())
         if full:
-            self.tell.line(say("train.context_full", count=full, n=len(answers)))
+            self.tell.line(say("train.context_full", count=full, n=len(found)))
         self.seconds += time.perf_counter() - start
-        return [one.text for one in answers]
+        return found
+
+    def _prompts(self, renderer: Any, probes: Sequence[Probe] | None = None) -> list[list[int]]:
+        asked = self.probes if probes is None else probes
+        return [renderer.prompt(p.messages, form=p.form(renderer)) for p in asked]
+
+    # ---- what is left out, and what is kept
+
+    def _choose(self, prompts: list[list[int]], kept: dict[Probe, Answer]) -> None:
+        """Leave out the questions for which there is no time, before any is asked."""
+        questions = [
+            Question(len(prompt), self.limits[probe], probe in kept, probe.is_row)
+            for probe, prompt in zip(self.probes, prompts, strict=True)
+        ]
+        allowed = allow(self.plan, self.world, questions)
+        self.seconds_allowed = allowed.seconds
+        count = len(questions) - len(allowed.asked)
+        if count:
+            self.tell.line(
+                say(
+                    "train.left_out",
+                    count=count,
+                    n=len(questions),
+                    seconds=f"{self.seconds_allowed:.0f}",
+                    least=f"{LEAST_SECONDS:.0f}",
+                    needed=f"{allowed.needed:.0f}",
+                )
+            )
+            self.left_out += count
+            self.probes = [self.probes[i] for i in allowed.asked]
+
+    def _leave_out(self, lost: list[Probe]) -> None:
+        """Leave out questions for which no time was left, in what was asked before as well."""
+        if lost:
+            seconds, n = f"{self.seconds_allowed:.0f}", len(self.probes)
+            self.tell.line(say("train.left_out_late", count=len(lost), n=n, seconds=seconds))
+            self.left_out += len(lost)
+            self.probes = [probe for probe in self.probes if probe not in lost]
+
+    def _about(self, opened: Ready) -> dict[str, Any] | None:
+        """Everything besides the question that decides what the start of this run answers; None
+        where too much does, or where asking again is as quick."""
+        config, attached = self.plan.config, opened.stepper.attached
+        if not is_kept_about(self.plan.source.folder):
+            return None
+        method = None
+        if attached.disabled is None and not config.adapter:
+            # It cannot be switched off, so what answers is its start.
+            if attached.look is not None:
+                return None  # which depends on the rows as well
+            method = [kind_of(config.method), config.method.model_dump(), config.engine.seed]
+        return {
+            "base": fingerprint(self.plan.source.folder),
+            "adapter": fingerprint(Path(config.adapter)) if config.adapter else "",
+            "method": method,
+            "held": config.base.model_dump(),
+            "device": self.world.device.split(":")[0],
+            "dtype": self.world.dtype,
+            "by": computed_by() | {"generator": str(generate.GENERATOR)},
+        }
+
+    # ---- numbers
 
     def _scores(self, policy: Policy) -> list[str]:
         """What the score head says of both answers of each probe's pair, or of each step of its
@@ -129,28 +308,53 @@ class Asker:
                 found.append(say("train.scored", chosen=chosen, rejected=rejected))
         return found
 
+    # ---- the file
+
     def _has_stored(self) -> bool:
-        """Whether the run asked these questions before its first step; its answers are taken."""
+        """Whether the run asked these questions before its first step, but for some that were left
+        out; its answers are taken."""
         path = self.plan.out / "before_after.jsonl"
         if not path.is_file():
             return False
         stored = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        if [row["question"] for row in stored] != [probe.question for probe in self.probes]:
+        asked, rest = [], iter(stored)
+        row = next(rest, None)
+        for probe in self.probes:
+            if row is not None and row["question"] == probe.question:
+                probe.before, row = row["before"], next(rest, None)
+                asked.append(probe)
+            elif not probe.is_row:
+                return False
+        if row is not None or (self.probes and not asked):
             return False
-        for probe, row in zip(self.probes, stored, strict=True):
-            probe.before = row["before"]
+        self.left_out, self.probes = len(self.probes) - len(asked), asked
         return True
 
     def _write(self) -> None:
         rows = [
-            {
-                name: value
-                for name, value in vars(probe).items()
-                if name not in ("messages", "sample")
-            }
+            {name: value for name, value in vars(probe).items() if name not in NOT_WRITTEN}
             for probe in self.probes
         ]
         write_text(
             self.plan.out / "before_after.jsonl",
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
         )
+
+
+def _groups(probes: Sequence[Probe]) -> Iterator[list[Probe]]:
+    """Probes that are asked together: all that must be asked, and `AT_ONCE` of the others; all at
+    once where they are few."""
+    must = [probe for probe in probes if not probe.is_row]
+    rows = [probe for probe in probes if probe.is_row]
+    if len(rows) <= AT_ONCE:
+        yield list(probes)
+        return
+    if must:
+        yield must
+    for i in range(0, len(rows), AT_ONCE):
+        yield rows[i : i + AT_ONCE]
+
+
+def _pairs(seen: Seen, place: int) -> Iterator[tuple[int, float]]:
+    """Token ids and logits of a place."""
+    return zip(seen.tokens[place].tolist(), seen.logits[place].tolist(), strict=True)

@@ -110,14 +110,10 @@ def loop_of(
 
 def start_of(plan: Plan, world: World) -> dict[str, str]:
     """What the model at step 0 is, for values of it that are kept."""
-    from tunewright.engine.oracles.reference import weights_digest
+    from tunewright.engine.oracles.reference import describe
 
-    adapter = plan.config.adapter
-    return {
-        "weights": weights_digest(plan.source.folder),
-        "adapter": weights_digest(Path(adapter)) if adapter else "",
-        "dtype": world.dtype,
-    }
+    adapter = Path(plan.config.adapter) if plan.config.adapter else None
+    return describe(plan.source.folder, adapter, world.dtype)
 
 
 def say_where(world: World, tell: Tell) -> None:

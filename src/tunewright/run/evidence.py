@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from tunewright.core import faults
 from tunewright.core.errors import Interrupted, TunewrightError
 from tunewright.core.files import readable_size, write_json
 from tunewright.core.machine import peak_memory_bytes, versions
+from tunewright.core.stopwatch import Stopwatch
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 from tunewright.record import folder as run_folder
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 MOSTLY_ALIKE = 0.5
 """From this share on of groups whose answers all had one reward, it is said at the end."""
+IN_THE_LOOP = ("evaluate", "checkpoint")
+"""Parts of the time that the steps' own figures tell apart."""
+TOLD_SECONDS = 0.5
+"""Parts of the run that took less are not in its closing sentences."""
 NOT_IN_SUMMARY = ("step", "skipped_in_a_row", "groups_alike")
 """Parts of the progress that the summary names otherwise, or not at all."""
 
@@ -53,13 +57,32 @@ class Reached:
     decided: Decided
     asker: Asker
     tell: Tell
-    started: float
-    """When the command began, on `time.perf_counter`."""
+    watch: Stopwatch
+    """Runs since the command began."""
+    estimated: dict[str, float]
+    """Seconds that the parts of the run were estimated to take."""
     load_seconds: float
     progress: Progress = field(default_factory=_none_yet)
     doing: str = "train.doing.load"
     """The sentence of what is being done, for the message of an unforeseen end."""
     log: EventLog | None = None
+    before: dict[str, float] = field(default_factory=dict)
+    """Seconds that `progress` had when this command took the run up."""
+
+    def follow(self, progress: Progress) -> None:
+        """Take `progress`, which goes on from here, for how far the run has come."""
+        self.progress = progress
+        self.before = {part: getattr(progress, f"{part}_seconds") for part in IN_THE_LOOP}
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of this command by what they went to. What the loop measures and writes down
+        itself is no training."""
+        parts = self.watch.parts()
+        for part, before in self.before.items():
+            spent = getattr(self.progress, f"{part}_seconds") - before
+            parts[part] += spent
+            parts["train"] -= spent
+        return {part: round(value, 3) for part, value in parts.items()}
 
     @property
     def total_steps(self) -> int:
@@ -143,17 +166,26 @@ def _note_end(folder: Path, status: str, error: BaseException, **figures: Any) -
 def finish(reached: Reached, status: str = "done", reason: str = "") -> Finished:
     """Write summary.json and report.html, and say how the run ended."""
     out, tell = reached.plan.out, reached.tell
-    summary = _summary(reached, status, reason)
+    with reached.watch.of("report"):
+        summary = _summary(reached, status, reason)
+        write_json(out / "summary.json", plain(summary))
+        if reached.log is not None:
+            reached.log.write("finished", status=status)
+        page = html.write_report(out)
+    # Once more: the page reads the summary, and what it took is part of it.
+    summary |= _spent(reached)
     write_json(out / "summary.json", plain(summary))
-    if reached.log is not None:
-        reached.log.write("finished", status=status)
-    page = html.write_report(out)
     if status == "done":
         for line in _closing(reached, summary, page):
             tell.line(line)
     elif status == "stopped":
         tell.line(say("train.stopped", step=reached.progress.step, folder=out))
     return Finished(out, summary)
+
+
+def _spent(reached: Reached) -> dict[str, Any]:
+    """How long the command took so far, and what for."""
+    return {"wall_seconds": round(reached.watch.wall, 4), "seconds": reached.seconds()}
 
 
 def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
@@ -172,7 +204,9 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "total_steps": reached.total_steps,
         "load_seconds": reached.load_seconds,
         "answer_seconds": reached.asker.seconds,
-        "wall_seconds": time.perf_counter() - reached.started,
+        "probes_left_out": reached.asker.left_out,
+        **_spent(reached),
+        "estimated_seconds": {k: round(v, 3) for k, v in reached.estimated.items()},
         "peak_memory_bytes": peak_memory_bytes(world.device),
         "trainable_parameters": decided.trainable,
         "total_parameters": decided.total,
@@ -227,8 +261,20 @@ def _closing(reached: Reached, s: dict[str, Any], page: Path) -> Iterator[str]:
         size=readable_size(s["adapter_bytes"]),
         base=readable_size(s["base_bytes"]),
     )
+    yield time_sentence(s["seconds"])
     key = "train.next_scores" if plan.questions.scored else "train.next"
     yield say(key, folder=plan.out, page=page)
+
+
+def time_sentence(seconds: dict[str, float]) -> str:
+    """What the parts of a run took, the longest first; nothing of those that hardly count."""
+    told = sorted(seconds.items(), key=lambda part: -part[1])
+    parts = [
+        say(f"train.time.{part}", seconds=f"{value:.0f}" if value >= 9.5 else f"{value:.1f}")
+        for part, value in told
+        if value >= TOLD_SECONDS or part == told[0][0]
+    ]
+    return say("train.time", parts=say("train.time.join").join(parts))
 
 
 def _measured(s: dict[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ reads keys, folders and rows, `complete` the model's files, its template and the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
 from tunewright.advise import fit
-from tunewright.core import compat
+from tunewright.advise.speed import Rates
+from tunewright.core import compat, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, problem, raise_all
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, objective_of
+from tunewright.core.stopwatch import Stopwatch
 from tunewright.core.telling import Tell
 from tunewright.core.types import Objective
 from tunewright.core.words import say
@@ -31,9 +34,11 @@ from tunewright.record import folder as run_folder
 from tunewright.run.questions import Probe, Questions, questions_of
 from tunewright.run.structure import require_place, require_same_layers
 from tunewright.sources import find
+from tunewright.sources.fingerprint import is_kept_about, judged_by
+from tunewright.sources.remote_code import place_of
 from tunewright.text.chat_kind import ModelKind, kind_of_model
 from tunewright.text.thinking import Thinking
-from tunewright.text.tokenizer import load_tokenizer
+from tunewright.text.tokenizer import load_light, load_tokenizer
 
 if TYPE_CHECKING:
     from tunewright.text.renderer import Renderer
@@ -87,14 +92,19 @@ class Plan:
         movable = source.kind == "hub" and "@" not in source.spec
         return source.spec if movable else str(source.folder)
 
-    def estimate(self, world: World, rate: float | None = None) -> fit.Estimate:
-        """What the run will need in `world`; with `rate`, operations a second, also its time."""
+    @functools.cached_property
+    def shape(self) -> fit.ModelShape:
+        """The sizes of the model, from its configuration."""
+        return fit.shape_of(self.source.folder)
+
+    def estimate(self, world: World, rates: Rates | None = None) -> fit.Estimate:
+        """What the run will need in `world`; with `rates`, measured here, also its time."""
         layout = "padded" if self.config.engine.layout == "padded" else "tree"
         facts = fit.SampleFacts.of(self.data.report, self.data.train, layout)
         return fit.of_run(
             self.config,
             self.objective,
-            fit.shape_of(self.source.folder),
+            self.shape,
             facts,
             steps=total_steps(self.config.engine, facts.samples),
             dtype=world.dtype,
@@ -102,7 +112,8 @@ class Plan:
             rows_per_pass=world.rows_per_pass,
             layout=layout,
             probes=len(self.questions.probes),
-            flops_per_second=rate,
+            answer_tokens=max(self.questions.answer_tokens, default=0),
+            rates=rates,
         )
 
 
@@ -113,10 +124,14 @@ def prepare(
     *,
     extra_probes: Sequence[Probe] = (),
     out_matters: bool = True,
+    watch: Stopwatch | None = None,
 ) -> Plan:
     """The plan of a run. Raises UsageError for everything that can be wrong without weights;
     `out_matters` False: not for an output folder that is taken."""
-    return complete(begin(parsed, resume, out_matters=out_matters), tell, extra_probes)
+    watch = watch or Stopwatch()
+    with watch.of("data"):
+        begun = begin(parsed, resume, out_matters=out_matters)
+    return complete(begun, tell, extra_probes, watch)
 
 
 def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = True) -> Begun:
@@ -142,8 +157,27 @@ def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = 
     return Begun(continued, out, resume, rows)
 
 
-def complete(begun: Begun, tell: Tell, extra_probes: Sequence[Probe] = ()) -> Plan:
-    """Find the model, read its small files and the tokens of the rows, and say what was found."""
+def complete(
+    begun: Begun,
+    tell: Tell,
+    extra_probes: Sequence[Probe] = (),
+    watch: Stopwatch | None = None,
+    *,
+    is_light: bool = False,
+) -> Plan:
+    """Find the model, read its small files and the tokens of the rows, and say what was found.
+
+    `is_light`: no weights will follow, so the tokenizer may be one that takes no time to load and
+    cannot be saved.
+    """
+    watch = watch or Stopwatch()
+    with watch.of("load"):
+        return _complete(begun, tell, extra_probes, watch, is_light)
+
+
+def _complete(
+    begun: Begun, tell: Tell, extra_probes: Sequence[Probe], watch: Stopwatch, is_light: bool
+) -> Plan:
     from tunewright.models import load
 
     config = begun.config
@@ -152,12 +186,12 @@ def complete(begun: Begun, tell: Tell, extra_probes: Sequence[Probe] = ()) -> Pl
     objective = objective_of(config)
     if objective.rollouts is not None:
         rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)
-    renderer, base_renderer = _renderers(config, source.folder, objective)
-    model_config = load.load_config(source.folder)
-    _require_method(begun, model_config)
+    renderer, base_renderer = _renderers(config, source.folder, objective, is_light)
+    stated = _context_that_fits(begun, source.folder)
     _require_teacher(objective)
-    context = _context_of(config, model_config)
-    data = _tokens(config, objective, renderer, context)
+    context = _context_of(config, stated)
+    with watch.of("data"):
+        data = _tokens(config, objective, renderer, context)
     # Questions without an answer are asked as the rows were learnt.
     for one in (renderer, base_renderer):
         one.thinking = replace(one.thinking, habit=(data.report["thinking"] or {}).get("asked"))
@@ -193,7 +227,9 @@ def complete(begun: Begun, tell: Tell, extra_probes: Sequence[Probe] = ()) -> Pl
     )
 
 
-def _renderers(config: RunConfig, base: Path, objective: Objective) -> tuple[Renderer, Renderer]:
+def _renderers(
+    config: RunConfig, base: Path, objective: Objective, is_light: bool
+) -> tuple[Renderer, Renderer]:
     """How the run's rows are rendered, and how its base is asked.
 
     An adapter may know more words than its base, and a method may add some: the rows are read with
@@ -202,7 +238,8 @@ def _renderers(config: RunConfig, base: Path, objective: Objective) -> tuple[Ren
     from tunewright.engine.opening import renderer_of, tokenizer_folder
 
     thinking = Thinking(config.data.thinking, by_rows=objective.rollouts is None)
-    base_renderer = renderer_of(load_tokenizer(base), base, thinking=thinking)
+    opened = load_light(base)[0] if is_light else load_tokenizer(base)
+    base_renderer = renderer_of(opened, base, thinking=thinking)
     own = tokenizer_folder(Path(config.adapter) if config.adapter else None, base)
     added = vocabulary.tokens_of(config.method)
     if own == base and not added:
@@ -219,6 +256,35 @@ def _require_words(config: RunConfig, folder: Path) -> None:
 
     if not compat.judges(kind_of(config.objective)):
         opening.require_words(folder, config.model)
+
+
+def _context_that_fits(begun: Begun, folder: Path) -> int | None:
+    """Tokens that the model of `folder` takes, as its configuration states them. Raises CompatError
+    where the run's method does not fit it.
+
+    Transformers reads the configuration and builds the model for that, which takes seconds; a
+    method that fitted is not tried on the same configuration again.
+    """
+    from tunewright.models import load
+
+    config = begun.config
+    key = None
+    if config.adapter is None and is_kept_about(folder) and not place_of(folder).model:
+        key = {
+            "config": (folder / "config.json").read_text(encoding="utf-8"),
+            "method": config.method.model_dump(mode="json"),
+            "by": judged_by(),
+        }
+    found = findings.read("fits", key) if key is not None else None
+    if isinstance(found, dict) and "context" in found:
+        context: int | None = found["context"]
+        return context
+    model_config = load.load_config(folder)
+    _require_method(begun, model_config)
+    context = load.context_of(model_config)
+    if key is not None:
+        findings.keep("fits", key, {"context": context})
+    return context
 
 
 def _require_method(begun: Begun, model_config: Any) -> None:
@@ -241,12 +307,10 @@ def _require_teacher(objective: Objective) -> None:
         opening.require_words(opening.config_folder(name), name)
 
 
-def _context_of(config: RunConfig, model_config: Any) -> int | None:
-    """Tokens that a row may have. A learnt prompt, a new one or one that the run goes on with,
-    takes some of the model's context. Raises CompatError where it takes all."""
-    from tunewright.models import load
-
-    context = load.context_of(model_config)
+def _context_of(config: RunConfig, context: int | None) -> int | None:
+    """Tokens that a row may have, of the `context` that the model states. A learnt prompt, a new
+    one or one that the run goes on with, takes some of it. Raises CompatError where it takes all.
+    """
     prompt = (
         virtual_tokens(Path(config.adapter))
         if config.adapter

@@ -34,9 +34,9 @@ SHORT_ANSWER_TOKENS = 48
 Asking = Conversation | Preference | Judged | Prompt
 
 
-@dataclass
+@dataclass(eq=False)
 class Probe:
-    """A question asked before and after. `expected` may be empty."""
+    """A question asked before and after, equal to itself alone. `expected` may be empty."""
 
     question: str
     messages: list[Message]
@@ -44,10 +44,15 @@ class Probe:
     kind: str = "probe"
     before: str = ""
     after: str = ""
-    """Of the trained model in memory, where few questions are asked; else of the reloaded one."""
+    """Of the files that were saved, loaded afresh."""
     after_reload: str = ""
+    """The same: only the reloaded files are asked."""
+    reload_differs: bool = False
+    """The model in memory would have begun the answer otherwise."""
     sample: Any = None
     """Both answers of a pair, where the run is asked for numbers."""
+    is_row: bool = False
+    """Chosen from the rows of the data, so it may be left out where asking takes long."""
 
     def form(self, renderer: Any) -> Any:
         """The form in which it is asked: that of its row, where it has an answer."""
@@ -61,8 +66,8 @@ class Questions:
     probes: list[Probe]
     scored: bool
     """The run trains a head that gives numbers, so it is asked for numbers and not for words."""
-    answer_tokens: int
-    """Most tokens of an answer."""
+    answer_tokens: list[int]
+    """Most tokens of the answer to each."""
 
 
 def questions_of(
@@ -77,7 +82,8 @@ def questions_of(
     """The questions of a run and `extra` ones, without those that fill the context, which is said.
     Raises DataError for a probe that asks nothing."""
     if "score" in objective.heads:
-        return Questions(pair_probes(config.probes, data), True, ANSWER_TOKENS)
+        probes = pair_probes(config.probes, data)
+        return Questions(probes, True, [0] * len(probes))
     found = under(config.data.system, [*choose_probes(config.probes, data), *extra])
     kept = [
         probe
@@ -87,14 +93,15 @@ def questions_of(
     if len(kept) < len(found):
         lost = len(found) - len(kept)
         tell.line(say("train.probes_too_long", count=lost, context=context))
-    return Questions(kept, False, _longest_answer(kept, renderer.tokenizer))
+    return Questions(kept, False, [_longest_answer(p, renderer.tokenizer) for p in kept])
 
 
-def _longest_answer(probes: Sequence[Probe], tokenizer: Any) -> int:
-    if any(not probe.expected for probe in probes):
+def _longest_answer(probe: Probe, tokenizer: Any) -> int:
+    """Most tokens of an answer: a quarter more than the expected one has."""
+    if not probe.expected:
         return ANSWER_TOKENS
-    lengths = [len(tokenizer(probe.expected)["input_ids"]) for probe in probes]
-    return max(SHORT_ANSWER_TOKENS, max(lengths, default=0) * 5 // 4 + 8)
+    length = len(tokenizer(probe.expected)["input_ids"])
+    return max(SHORT_ANSWER_TOKENS, length * 5 // 4 + 8)
 
 
 def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
@@ -113,7 +120,7 @@ def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
         for i in chosen
     ]
     return [
-        Probe(_last_question(row), row.question(), row.answer(), kind)
+        Probe(_last_question(row), row.question(), row.answer(), kind, is_row=True)
         for row, kind in rows
         if not isinstance(row, PlainText)
     ]

@@ -3,15 +3,17 @@ did."""
 
 from __future__ import annotations
 
+import inspect
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import TrainingError, problem
+from tunewright.engine.decoding.ways import attention_of
 from tunewright.engine.opening import Loaded, from_files
 from tunewright.engine.policy import Policy
-from tunewright.models.generate import stock_attention
 from tunewright.record.events import EventLog
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
@@ -24,15 +26,42 @@ if TYPE_CHECKING:
 LARGEST_GAP = 1e-3
 """Largest difference of a logit between the model in memory and the one loaded afresh, as a share
 of the largest logit."""
+ROWS, ROW_TOKENS = 4, 64
+"""Training rows, from everywhere in the data, whose last logits are compared; each is cut here."""
+FIRST_TOKENS = 4
+"""Tokens of an answer after each of which logits are compared, besides those after the question."""
+LIKELIEST = 64
+"""Logits that are kept of a place: the largest."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids, and at how many of its last places logits are compared."""
+
+    ids: list[int]
+    places: int = 1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model computes at the last places of a text: its largest logits, the largest first,
+    with their token ids, both (places, `LIKELIEST`), and the largest absolute one."""
+
+    tokens: Tensor
+    logits: Tensor
+    scale: float
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The folder of what was trained, and what the model in memory computed."""
+    """The folder of what was trained, and what the model in memory computed: of training rows and
+    of the run's questions."""
 
     folder: Path
     is_model: bool
-    logits: Tensor
+    texts: list[Text]
+    rows: list[Seen]
+    questions: list[Seen]
 
 
 @dataclass(frozen=True)
@@ -49,12 +78,18 @@ class Fresh:
         return self.loaded.policy(self.layout, heads=("score",))
 
 
-def save(plan: Plan, opened: Ready, decided: Decided) -> Saved:
-    """Write the trained weights and the tokenizer they were taught with."""
+def save(plan: Plan, opened: Ready, decided: Decided, questions: Sequence[Text]) -> Saved:
+    """Write the trained weights and the tokenizer they were taught with. What the model computes
+    after `questions` is remembered."""
     folder = decided.folder(plan.out)
     opened.stepper.attached.save(folder)
     plan.renderer.tokenizer.save_pretrained(str(folder))
-    return Saved(folder, decided.saves_model, _logits(plan, opened.model))
+    step = max(1, len(plan.data.train) // ROWS)
+    chosen = [plan.data.train[i] for i in range(0, len(plan.data.train), step)][:ROWS]
+    rows = [Text(sample.branches[0].tokens[:ROW_TOKENS]) for sample in chosen]
+    seen = _look(opened.model, [*rows, *questions])
+    split = len(rows)
+    return Saved(folder, decided.saves_model, [*rows, *questions], seen[:split], seen[split:])
 
 
 def load_afresh(plan: Plan, saved: Saved, decided: Decided) -> Fresh:
@@ -70,23 +105,50 @@ def load_afresh(plan: Plan, saved: Saved, decided: Decided) -> Fresh:
     return Fresh(loaded, decided.layout, time.perf_counter() - start)
 
 
-def require_equal(plan: Plan, saved: Saved, fresh: Fresh, log: EventLog) -> None:
+def require_equal(saved: Saved, fresh: Fresh, log: EventLog) -> None:
     """Raise TrainingError (E-TRAIN-04) where the loaded model computes something else."""
-    gap = float(
-        (_logits(plan, fresh.loaded.model) - saved.logits).abs().max() / saved.logits.abs().max()
+    gaps = _gaps(fresh.loaded.model, saved.texts, [*saved.rows, *saved.questions])
+    split = len(saved.rows)
+    rows, questions = max(gaps[:split]), max(gaps[split:], default=None)
+    gap = max(gaps)
+    log.write(
+        "reloaded",
+        largest_logit_difference=gap,
+        rows=split,
+        rows_logit_difference=rows,
+        questions=len(saved.questions),
+        questions_logit_difference=questions,
+        places=sum(text.places for text in saved.texts),
     )
-    log.write("reloaded", largest_logit_difference=gap)
-    if not gap <= LARGEST_GAP:
+    if not all(one <= LARGEST_GAP for one in gaps):
         raise TrainingError(problem("E-TRAIN-04", str(saved.folder), gap=gap))
 
 
-def _logits(plan: Plan, model: Any) -> Tensor:
-    """Logits of the last row of one training sample, through stock attention: equal before saving
-    and after loading, or something was lost. Shape (vocabulary,)."""
+def _look(model: Any, texts: Sequence[Text]) -> list[Seen]:
+    found = []
+    for logits in _logits(model, texts):
+        largest = logits.topk(min(LIKELIEST, logits.shape[-1]))
+        found.append(Seen(largest.indices, largest.values, float(logits.abs().max())))
+    return found
+
+
+def _gaps(model: Any, texts: Sequence[Text], seen: Sequence[Seen]) -> list[float]:
+    """Of each text, the largest difference to what was seen, as a share of the largest logit."""
+    return [
+        float((logits.gather(-1, one.tokens) - one.logits).abs().max()) / one.scale
+        for one, logits in zip(seen, _logits(model, texts), strict=True)
+    ]
+
+
+def _logits(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
+    """Logits of the last places of each text through stock attention, (places, vocabulary): equal
+    before saving and after loading, or something was lost."""
     import torch
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    ids = torch.tensor([plan.data.train[0].branches[0].tokens[:64]], device=causal.device)
-    with stock_attention(causal), torch.no_grad():
-        found: Tensor = model(input_ids=ids).logits[0, -1].float()
-    return found
+    fewer = "logits_to_keep" in inspect.signature(causal.forward).parameters
+    with attention_of(causal, ""), torch.no_grad():
+        for text in texts:
+            ids = torch.tensor([text.ids], device=causal.device)
+            some = {"logits_to_keep": text.places} if fewer else {}
+            yield model(input_ids=ids, **some).logits[0, -text.places :].float()

@@ -16,7 +16,7 @@ from tunewright.core.telling import Tell, silent
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.models.generate import Answer, AnsweringModel, stream
+from tunewright.engine.decoding.answers import Answer, AnsweringModel, stream
 from tunewright.models.scalar_heads import has_score
 
 

@@ -11,6 +11,7 @@ whose sizes exceed the file. A key nobody knows is refused, not ignored.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,8 +179,6 @@ def _nested_code_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
 
 def _model_type_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
     """A model type that only its own code, or a newer Transformers, could build."""
-    import transformers
-
     if remote_code.knows(config.get("model_type")):
         return []
     return [
@@ -187,7 +186,7 @@ def _model_type_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
             "E-MODEL-09",
             str(path),
             model_type=str(config.get("model_type")),
-            version=transformers.__version__,
+            version=version("transformers"),
         )
     ]
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from helpers import tiny
 
+from tunewright.engine.decoding.writer import pick
 from tunewright.engine.opening import use_layout
 from tunewright.engine.policy import Policy
-from tunewright.engine.rollouts.sampling import How, Sampler, pick
+from tunewright.engine.rollouts.sampling import How, Sampler
 
 PROMPTS = [[5, 9, 17, 33, 40], [6, 6], [5, 9, 17], [8, 3, 100, 44, 21, 60, 7, 7, 12]]
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "phi3"]

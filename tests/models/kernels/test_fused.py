@@ -87,6 +87,30 @@ def test_half_precision_norms_are_no_further_from_the_truth_than_their_own(
             assert float((ours - true).norm()) <= 1.5 * float((theirs - true).norm()) + 1e-6, name
 
 
+def test_the_form_of_a_norm_is_found_once_for_equal_weights_and_anew_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[int] = []
+    real = fused._fitting_form
+
+    def counted(module: Any, weight: Any, eps: float) -> Any:
+        tried.append(1)
+        return real(module, weight, eps)
+
+    monkeypatch.setattr(fused, "_fitting_form", counted)
+    monkeypatch.setattr(fused, "_FORMS", {})
+    models = [tiny.make_model("llama") for _ in range(3)]
+    for model in models:
+        for i, (_, module) in enumerate(norms(model)):
+            module.weight.data.fill_(1.0 + i)
+    distinct = fused.accelerate(models[0])
+    assert len(tried) == distinct
+    assert fused.accelerate(models[1]) == distinct == len(tried)
+    norms(models[2])[0][1].weight.data[0] += 1
+    fused.accelerate(models[2])
+    assert len(tried) == distinct + 1
+
+
 def test_a_norm_whose_weight_trains_keeps_its_own_forward_and_gets_its_gradient() -> None:
     model = tiny.make_model("llama")
     fused.accelerate(model)

@@ -11,7 +11,6 @@ of what was loaded: another model or another row finds no value, and that is an 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -24,9 +23,10 @@ from torch import Tensor
 from tunewright.core.errors import CheckpointError, problem
 from tunewright.core.sequences import Joined
 from tunewright.core.types import Sample
-from tunewright.engine.oracles.kept import KEY_BYTES, KeptValues, load_bound
-from tunewright.models.generate import room_of
+from tunewright.engine.oracles.kept import KeptValues, load_bound
 from tunewright.models.kernels.fused import fused_without_gradient
+from tunewright.models.load import room_of
+from tunewright.sources.fingerprint import weights_digest
 
 if TYPE_CHECKING:
     from tunewright.engine.policy import Policy
@@ -35,21 +35,6 @@ if TYPE_CHECKING:
 
 FILE = "reference.safetensors"
 COLUMNS = {"values": ("<f8", 0)}
-
-
-def weights_digest(folder: Path) -> str:
-    """A digest of the weight files of a model: all bytes up to 1 GiB a file, beyond that its size,
-    its header and a MiB at sixteen places."""
-    digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with open(path, "rb") as handle:
-            places = range(0, size, 1 << 20) if size <= 1 << 30 else range(0, size, size // 16)
-            for place in places:
-                handle.seek(place)
-                digest.update(handle.read(1 << 20))
-    return digest.hexdigest()
 
 
 def describe(folder: Path, adapter: Path | None, dtype: str) -> dict[str, str]:

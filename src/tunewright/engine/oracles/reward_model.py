@@ -19,9 +19,9 @@ import torch
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.types import Sample
 from tunewright.data.labels import step_ends
-from tunewright.engine.oracles.reference import weights_digest
 from tunewright.engine.policy import Policy
 from tunewright.objectives.process_reward import by_steps, whole_answer
+from tunewright.sources.fingerprint import weights_digest
 from tunewright.text.tokenizer import load_tokenizer
 
 

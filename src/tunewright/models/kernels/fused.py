@@ -11,13 +11,17 @@ model's code is copied.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+_FORMS: dict[tuple[Any, ...], tuple[bool, bool] | None] = {}
+"""What `_fitting_form` found."""
 _without_gradient: ContextVar[bool] = ContextVar("fused_without_gradient", default=False)
 
 
@@ -146,9 +150,38 @@ def _fitting_form(module: nn.Module, weight: Tensor, eps: float) -> tuple[bool, 
     return min(fitting, key=lambda entry: entry[0])[1] if fitting else None
 
 
+def _form_of(module: nn.Module, weight: Tensor, eps: float) -> tuple[bool, bool] | None:
+    """`_fitting_form`, found once for modules of one class with equal weights: a run opens its base
+    twice."""
+    content = weight.detach().contiguous().view(torch.uint8).numpy().tobytes()
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    settings = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+    key = (type(module), weight.dtype, eps, repr(settings), digest)
+    if "forward" in vars(module):  # somebody's own
+        return _fitting_form(module, weight, eps)
+    if key not in _FORMS:
+        _FORMS[key] = _fitting_form(module, weight, eps)
+    return _FORMS[key]
+
+
+def norm_form(module: nn.Module) -> tuple[Tensor, float, bool] | None:
+    """(weight, epsilon, whether 1 is added to the weight) of a norm that has the fused form, or
+    None."""
+    parts = _norm_parts(module)
+    if module not in _forms:
+        _forms[module] = _form_of(module, *parts) if parts else None
+    form = _forms[module]
+    return None if parts is None or form is None else (*parts, form[0])
+
+
+_forms: WeakKeyDictionary[nn.Module, tuple[bool, bool] | None] = WeakKeyDictionary()
+"""The form of each norm that was looked at: it is a matter of its code, not of its weights."""
+
+
 def _replace_norm(module: nn.Module) -> bool:
     parts = _norm_parts(module)
-    form = _fitting_form(module, *parts) if parts else None
+    form = _form_of(module, *parts) if parts else None
+    _forms[module] = form
     if parts is None or form is None:
         return False
     (_, eps), (one, round_first) = parts, form

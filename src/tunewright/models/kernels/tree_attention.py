@@ -29,6 +29,18 @@ MERGE_PAIRS = 3000
 Only speed depends on it."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What attention saw of a layer while prompts were read: keys and values (K, n, D), and how the
+    layer attends."""
+
+    k: Tensor
+    v: Tensor
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
 @dataclass
 class Block:
     """Query rows [start, stop) and the key ranges they see; `hidden` (queries, keys from
@@ -83,6 +95,9 @@ class TreePlan:
     reading: frozenset[int] = frozenset()
     """Identities of the modules whose attention serves only the rows `read`."""
     blocks: dict[tuple[int | None, bool], list[Block]] = field(default_factory=dict)
+    kept: dict[int, Kept] | None = None
+    """Where the keys and values of every layer are put, if answers are to be written after the
+    rows."""
 
     def blocks_for(self, window: int | None, module: Any = None) -> list[Block]:
         """The blocks for a sliding window of `window` (distance in depth), or for full attention,
@@ -375,6 +390,10 @@ def tree_attention(
     )
     blocks = tree_plan.blocks_for(sliding_window, module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if tree_plan.kept is not None:
+        tree_plan.kept[int(module.layer_idx)] = Kept(
+            key[0], value[0], scale, sliding_window, softcap
+        )
     keep = tree_plan.keeps(blocks, query.shape[1], query.element_size() * (2 if softcap else 1))
     out = _TreeAttention.apply(query[0], key[0], value[0], scale, softcap, blocks, keep)
     return out[None], None

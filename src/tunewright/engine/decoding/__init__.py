@@ -1,0 +1,1 @@
+"""Answers, written token by token: the one generator of every command."""
