@@ -20,7 +20,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import HERE, child, environment, in_turns, ratio, say, sft_words, tunewright, versions
+from common import (
+    HERE,
+    child,
+    environment,
+    generator,
+    in_turns,
+    ratio,
+    say,
+    sft_words,
+    tunewright,
+    versions,
+)
 
 QUESTION = "Write a long story about a river."
 
@@ -42,8 +53,8 @@ def decode(model: str, tokens: int, runs: int) -> None:
     from tunewright.core.telling import Quiet
     from tunewright.core.types import Message
     from tunewright.engine.opening import open_target
-    from tunewright.models.generate import answer
 
+    answer, _ = generator()
     opened = open_target(model, Quiet(), dtype="bfloat16", device="cpu")
     prompt = opened.answering.renderer.prompt([Message("user", QUESTION)])
     answer(opened.answering, [prompt], max_new_tokens=4)

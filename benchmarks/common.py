@@ -82,6 +82,15 @@ def versions(before: Path | None) -> dict[str, Path | None]:
     return {"now": None} if before is None else {"now": None, "before": before}
 
 
+def generator() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`answer` and `answering` of the version that is in this process."""
+    try:
+        from tunewright.engine.decoding.answers import answer, answering
+    except ModuleNotFoundError:  # a version from before there was one generator
+        from tunewright.models.generate import answer, answering
+    return answer, answering
+
+
 def in_turns(
     runs: int, ways: Mapping[str, Callable[[], dict[str, Any]]]
 ) -> dict[str, list[dict[str, Any]]]:

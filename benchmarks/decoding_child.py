@@ -18,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from common import generator
+
 Write = Callable[[list[list[int]], int], list[list[int]]]
 """(prompts, tokens of each answer) -> the tokens."""
 
@@ -28,8 +30,8 @@ def ours(given: dict[str, Any]) -> Write:
 
     from tunewright.core.telling import Quiet
     from tunewright.engine.opening import open_target
-    from tunewright.models.generate import answer, answering
 
+    answer, answering = generator()
     opened = open_target(given["folder"], Quiet(), dtype="bfloat16", device="cpu")
     torch.set_num_threads(given["threads"])  # opening chooses a number of its own
     print(json.dumps({"reading": reading(opened.causal)}), flush=True)
