@@ -52,9 +52,6 @@ HYBRID: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 24, "state_size": 8, "n_groups": 1, "chunk_size": 16, "expand": 2},
 }  # fmt: skip
 """Families whose blocks keep a state of their own instead of, or beside, keys and values."""
-NEW = pytest.mark.skipif(
-    "tokens" not in Answer.__dataclass_fields__, reason="the generator without limits by question"
-)
 SEEDS = {"mamba2": 1}
 """Seed of the weights, where those of seed 0 bring a tie closer than GAP."""
 
@@ -386,7 +383,6 @@ def test_an_answer_ends_at_its_stop_its_limit_or_the_end_of_the_context(family: 
     assert oracle.gap > GAP
 
 
-@NEW
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_next"])
 def test_every_question_has_a_limit_of_its_own(family: str) -> None:
     model, prompts = built(family), make_prompts(40, seed=7)
