@@ -30,6 +30,8 @@ ROWS, ROW_TOKENS = 4, 64
 """Training rows, from everywhere in the data, whose last logits are compared; each is cut here."""
 FIRST_TOKENS = 4
 """Tokens of an answer after each of which logits are compared, besides those after the question."""
+TEXTS_AT_ONCE, ROWS_AT_ONCE = 16, 1024
+"""Texts that go through the model at once, at most, and their token rows."""
 LIKELIEST = 64
 """Logits that are kept of a place: the largest."""
 
@@ -140,15 +142,48 @@ def _gaps(model: Any, texts: Sequence[Text], seen: Sequence[Seen]) -> list[float
     ]
 
 
-def _logits(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
+def _logits(model: Any, texts: Sequence[Text]) -> list[Tensor]:
     """Logits of the last places of each text through stock attention, (places, vocabulary): equal
-    before saving and after loading, or something was lost."""
+    before saving and after loading, or something was lost.
+
+    Several texts go through the model at once: a pass over a few rows costs a CPU what it takes to
+    lay out all weights. They are filled up on the right, where no earlier place looks.
+    """
     import torch
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    fewer = "logits_to_keep" in inspect.signature(causal.forward).parameters
+    chooses = "logits_to_keep" in inspect.signature(causal.forward).parameters
+    found: dict[int, Tensor] = {}
     with stock_attention(causal), torch.no_grad():
-        for text in texts:
-            ids = torch.tensor([text.ids], device=causal.device)
-            some = {"logits_to_keep": text.places} if fewer else {}
-            yield model(input_ids=ids, **some).logits[0, -text.places :].float()
+        for group in _groups(texts):
+            longest = max(len(texts[i].ids) for i in group)
+            rows = [texts[i].ids + texts[i].ids[-1:] * (longest - len(texts[i].ids)) for i in group]
+            # Counted from the end: a learnt prompt stands before each text.
+            wanted = [_last_places(texts[i], longest) for i in group]
+            kept = sorted({place for places in wanted for place in places})
+            some = {"logits_to_keep": torch.tensor(kept, device=causal.device)} if chooses else {}
+            ids = torch.tensor(rows, device=causal.device)
+            logits = model(input_ids=ids, **some).logits
+            for row, (i, places) in enumerate(zip(group, wanted, strict=True)):
+                at = [kept.index(place) for place in places] if chooses else places
+                found[i] = logits[row, at].float()
+    return [found[i] for i in range(len(texts))]
+
+
+def _last_places(text: Text, longest: int) -> list[int]:
+    """The last places of a text that was filled up on the right to `longest`, from the end."""
+    end = len(text.ids) - longest
+    return list(range(end - text.places, end))
+
+
+def _groups(texts: Sequence[Text]) -> Iterator[list[int]]:
+    """Texts that go through the model at once, of similar length."""
+    group: list[int] = []
+    for i in sorted(range(len(texts)), key=lambda i: len(texts[i].ids)):
+        rows = (len(group) + 1) * len(texts[i].ids)
+        if group and (len(group) == TEXTS_AT_ONCE or rows > ROWS_AT_ONCE):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
