@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import story
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import tunewright
 from tunewright.core import findings
@@ -281,6 +282,31 @@ def test_nothing_is_kept_about_the_smallest_models(
 
 
 # ---- the saved files are what was trained
+
+
+@pytest.mark.parametrize("chooses", [True, False])
+def test_texts_at_once_have_the_logits_that_each_has_alone(
+    made: Path, monkeypatch: pytest.MonkeyPatch, chooses: bool
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(made / "base").eval()
+    texts = [
+        saved.Text([5, 9, 17, 33, 4], 3),
+        saved.Text([7]),
+        saved.Text([8, 90, 120, 7], 4),
+        saved.Text([5, 9, 200], 2),
+    ]
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([t.ids])).logits[0, -t.places :] for t in texts]
+    if not chooses:
+        whole = model.forward
+        monkeypatch.setattr(model, "forward", lambda input_ids: whole(input_ids=input_ids))
+    for rows in (1, 9, 1024):
+        monkeypatch.setattr(saved, "ROWS_AT_ONCE", rows)
+        for one, other in zip(saved._logits(model, texts), alone, strict=True):
+            assert one.shape == other.shape
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    monkeypatch.setattr(saved, "ROWS_AT_ONCE", 9)
+    assert list(saved._groups(texts)) == [[1, 3], [2], [0]]
 
 
 def test_files_that_differ_only_where_a_question_looks_are_refused(

@@ -280,8 +280,8 @@ class Asker:
         if not is_kept_about(self.plan.source.folder):
             return None
         method = None
-        if attached.disabled is None and not config.adapter:
-            # It cannot be switched off, so what answers is its start.
+        if attached.disabled is None or config.adapter:
+            # What answers has the method on: its start, or the adapter as its settings go on.
             if attached.look is not None:
                 return None  # which depends on the rows as well
             method = [kind_of(config.method), config.method.model_dump(), config.engine.seed]

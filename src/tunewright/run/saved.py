@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import TrainingError, problem
-from tunewright.engine.decoding.ways import attention_of
 from tunewright.engine.opening import Loaded, from_files
 from tunewright.engine.policy import Policy
+from tunewright.engine.decoding.ways import attention_of
 from tunewright.record.events import EventLog
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
@@ -30,8 +30,8 @@ ROWS, ROW_TOKENS = 4, 64
 """Training rows, from everywhere in the data, whose last logits are compared; each is cut here."""
 FIRST_TOKENS = 4
 """Tokens of an answer after each of which logits are compared, besides those after the question."""
-TOGETHER = 4
-"""Texts of one pass at most, where a model gives only the logits that are compared."""
+TEXTS_AT_ONCE, ROWS_AT_ONCE = 16, 1024
+"""Texts that go through the model at once, at most, and their token rows."""
 LIKELIEST = 64
 """Logits that are kept of a place: the largest."""
 
@@ -142,32 +142,48 @@ def _gaps(model: Any, texts: Sequence[Text], seen: Sequence[Seen]) -> list[float
     ]
 
 
-def _logits(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
+def _logits(model: Any, texts: Sequence[Text]) -> list[Tensor]:
     """Logits of the last places of each text through stock attention, (places, vocabulary): equal
-    before saving and after loading, or something was lost. Texts of one length go through
-    together."""
+    before saving and after loading, or something was lost.
+
+    Several texts go through the model at once: a pass over a few rows costs a CPU what it takes to
+    lay out all weights. They are filled up on the right, where no earlier place looks.
+    """
     import torch
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    fewer = "logits_to_keep" in inspect.signature(causal.forward).parameters
+    chooses = "logits_to_keep" in inspect.signature(causal.forward).parameters
     found: dict[int, Tensor] = {}
     with attention_of(causal, ""), torch.no_grad():
-        for group in _of_one_length(texts, TOGETHER if fewer else 1):
-            ids = torch.tensor([texts[i].ids for i in group], device=causal.device)
-            some = {"logits_to_keep": max(texts[i].places for i in group)} if fewer else {}
+        for group in _groups(texts):
+            longest = max(len(texts[i].ids) for i in group)
+            rows = [texts[i].ids + texts[i].ids[-1:] * (longest - len(texts[i].ids)) for i in group]
+            # Counted from the end: a learnt prompt stands before each text.
+            wanted = [_last_places(texts[i], longest) for i in group]
+            kept = sorted({place for places in wanted for place in places})
+            some = {"logits_to_keep": torch.tensor(kept, device=causal.device)} if chooses else {}
+            ids = torch.tensor(rows, device=causal.device)
             logits = model(input_ids=ids, **some).logits
-            for i, own in zip(group, logits, strict=True):
-                found[i] = own[-texts[i].places :].float()
-    return (found[i] for i in range(len(texts)))
+            for row, (i, places) in enumerate(zip(group, wanted, strict=True)):
+                at = [kept.index(place) for place in places] if chooses else places
+                found[i] = logits[row, at].float()
+    return [found[i] for i in range(len(texts))]
 
 
-def _of_one_length(texts: Sequence[Text], most: int) -> list[list[int]]:
-    """Places of `texts` that are equally long, at most `most` in a group."""
-    groups: dict[int, list[int]] = {}
-    for i, text in enumerate(texts):
-        groups.setdefault(len(text.ids), []).append(i)
-    return [
-        group[start : start + most]
-        for group in groups.values()
-        for start in range(0, len(group), most)
-    ]
+def _last_places(text: Text, longest: int) -> list[int]:
+    """The last places of a text that was filled up on the right to `longest`, from the end."""
+    end = len(text.ids) - longest
+    return list(range(end - text.places, end))
+
+
+def _groups(texts: Sequence[Text]) -> Iterator[list[int]]:
+    """Texts that go through the model at once, of similar length."""
+    group: list[int] = []
+    for i in sorted(range(len(texts)), key=lambda i: len(texts[i].ids)):
+        rows = (len(group) + 1) * len(texts[i].ids)
+        if group and (len(group) == TEXTS_AT_ONCE or rows > ROWS_AT_ONCE):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
