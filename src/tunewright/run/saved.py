@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 LARGEST_GAP = 1e-3
 """Largest difference of a logit between the model in memory and the one loaded afresh, as a share
 of the largest logit."""
-ROWS, ROW_TOKENS = 4, 64
-"""Training rows, from everywhere in the data, whose last logits are compared; each is cut here."""
+ROWS, ROW_TOKENS = 4, 16
+"""Training rows, from everywhere in the data, whose last logits are compared; each is cut here: a
+pass of all four costs as much as one row of 64 tokens, and every weight takes
+part in it."""
 FIRST_TOKENS = 4
 """Tokens of an answer after each of which logits are compared, besides those after the question."""
 TEXTS_AT_ONCE, ROWS_AT_ONCE = 16, 1024
