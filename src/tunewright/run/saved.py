@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import TrainingError, problem
+from tunewright.engine.decoding.ways import attention_of
 from tunewright.engine.opening import Loaded, from_files
 from tunewright.engine.policy import Policy
-from tunewright.engine.decoding.ways import attention_of
 from tunewright.record.events import EventLog
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
