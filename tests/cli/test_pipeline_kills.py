@@ -189,7 +189,7 @@ def test_the_whole_road_to_a_policy_killed_in_every_stage_and_inside_roll_outs_e
     }
     file = tmp_path / "p.yaml"
     file.write_text(json.dumps(made))
-    draw = ["tunewright.models.kernels.rollout_attention", "rollout_attention"]
+    draw = ["tunewright.models.kernels.answer_attention", "AnswerMemory.attend"]
     moments = [
         ["tunewright.engine.step", "Stepper.step", 3], ["tunewright.commands.pipeline", "_remember", 1], ["tunewright.engine.step", "Stepper.step", 4],
         ["tunewright.commands.pipeline", "_result_of", 1], [*draw, 9], ["tunewright.engine.rollouts.rounds", "RoundStepper.draw_and_judge", 2],

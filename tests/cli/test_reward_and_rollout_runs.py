@@ -196,7 +196,7 @@ def test_kills_in_the_middle_of_rounds_leave_the_same_bytes(tmp_path: Path, kind
     done = story.tunewright(*words(model, data, golden, *more))
     assert done.returncode == 0, done.stderr
     moments = [
-        ["tunewright.engine.rollouts.rounds", "RoundStepper.step", 1], ["tunewright.models.kernels.rollout_attention", "rollout_attention", 9],
+        ["tunewright.engine.rollouts.rounds", "RoundStepper.step", 1], ["tunewright.models.kernels.answer_attention", "AnswerMemory.attend", 9],
         ["tunewright.engine.step", "Stepper.step", 7], ["tunewright.engine.rollouts.rounds", "RoundStepper.draw_and_judge", 3],
         ["tunewright.engine.step", "Stepper.step", 3], ["os", "rename", 2], ["tunewright.engine.loop", "Loop._evaluate", 1],
         ["tunewright.run.asking", "Asker.begun", 1],

@@ -46,7 +46,15 @@ def _norm(module: Any) -> Rows:
     if one and weight.dtype.itemsize < 4:
         return module  # 1 + weight is taken in float32, which the kernel does not
     scale, shape = (weight + 1 if one else weight).detach(), tuple(weight.shape)
-    return lambda x: torch.nn.functional.rms_norm(x, shape, scale, eps)
+
+    def norm(x: Tensor) -> Tensor:
+        # A weight that trains may be held in float32 beside a half-precision model.
+        if x.dtype != scale.dtype:
+            own: Tensor = module(x)
+            return own
+        return torch.nn.functional.rms_norm(x, shape, scale, eps)
+
+    return norm
 
 
 class _Attention:

@@ -158,6 +158,7 @@ class _Batch:
         self.ahead: _Ahead | None = None
         """Set from the first guess on: the last answer is written to its end that way."""
         self.room = _Room(writer, asks)
+        self.pace = Pace(())
         self.tokens = 0
         self.done = sum(ask.answers for ask in asks if not ask.limit)
         self.most = sum(ask.limit * ask.answers for ask in asks)
@@ -165,13 +166,16 @@ class _Batch:
     def run(self) -> None:
         """Until every answer has ended."""
         counts = counts_up_to(torch.get_num_threads()) if self.writer.paced else ()
-        with Pace(counts) as pace:
+        with Pace(counts) as self.pace:
             hidden = self._admit(None)
             while hidden is not None:
-                # A step reads every weight once, whatever the rows.
-                with pace.unit(len(self.rows) + WEIGHT_ROWS):
-                    hidden = self._token(hidden)
-                hidden = self._admit(hidden)
+                hidden = self._admit(self._token(hidden))
+
+    def _step(self, ids: Tensor) -> Tensor:
+        """The way's step, with the threads that fit it now: it reads every weight once, whatever
+        the rows."""
+        with self.pace.unit(len(ids) + WEIGHT_ROWS):
+            return self.way.step(ids)
 
     def _token(self, hidden: Tensor) -> Tensor | None:
         """One token of every row; what the next ones are taken from, None when no row is left."""
@@ -189,7 +193,7 @@ class _Batch:
             return None
         if self.ahead is not None or self._guessing():
             return self._copied(int(ids[0]), hidden.device)
-        return self.way.step(ids.to(hidden.device))
+        return self._step(ids.to(hidden.device))
 
     def _guessing(self) -> bool:
         """Whether the only answer is one whose next tokens may be guessed."""
@@ -213,7 +217,7 @@ class _Batch:
                 self.lookup.learn(len(self.ahead.guessed), self.ahead.right)
             guessed = self.lookup.guess()
             ids = torch.tensor([token, *guessed], device=device)
-            self.ahead = _Ahead(guessed, self.way.logits(self.way.step(ids)))
+            self.ahead = _Ahead(guessed, self.way.logits(self._step(ids)))
         right = self.ahead.right
         return self.ahead.logits[right : right + 1]
 

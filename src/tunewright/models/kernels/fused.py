@@ -160,7 +160,10 @@ def _form_of(module: nn.Module, weight: Tensor, eps: float) -> tuple[bool, bool]
     if "forward" in vars(module):  # somebody's own
         return _fitting_form(module, weight, eps)
     if key not in _FORMS:
-        _FORMS[key] = _fitting_form(module, weight, eps)
+        found = _fitting_form(module, weight, eps)
+        if found is None:
+            return None
+        _FORMS[key] = found
     return _FORMS[key]
 
 
