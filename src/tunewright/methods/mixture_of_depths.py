@@ -59,12 +59,12 @@ from tunewright.methods.base_weights import BaseWeights
 from tunewright.methods.targets import MethodSection
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.anatomy import of as anatomy_of
+from tunewright.models.cache_notes import noted
 from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import Cache
 
     from tunewright.methods.layers import Router
 
@@ -205,7 +205,7 @@ def _routed_forward(
         # The first row of a text stands in the first call only.
         always = (
             first_row(there)
-            if name not in _noted(given.get("past_key_values"))
+            if name not in noted(given.get("past_key_values"))
             else torch.zeros_like(there)
         )
         if learning:
@@ -272,9 +272,9 @@ def _mask(
     cache = given.get("past_key_values")
     seen = real.new_zeros(B, 0)
     if cache is not None:
-        noted = _noted(cache)
-        seen = noted.get(name, seen)
-        noted[name] = torch.cat([seen, real], 1)
+        notes = noted(cache)
+        seen = notes.get(name, seen)
+        notes[name] = torch.cat([seen, real], 1)
     before = seen[:, None, :].expand(-1, K, -1)
     among = torch.ones(K, K, dtype=torch.bool, device=real.device).tril()[None] & real[:, None, :]
     among = among | torch.eye(
@@ -286,14 +286,6 @@ def _mask(
     return torch.zeros(allowed.shape, dtype=chosen.dtype, device=chosen.device).masked_fill_(
         ~allowed, torch.finfo(chosen.dtype).min
     )
-
-
-def _noted(cache: Cache | None) -> dict[str, Tensor]:
-    """For each routed block by name, which of its rows in `cache` are real: (B, seen) bool."""
-    found: dict[str, Tensor] = (
-        {} if cache is None else vars(cache).setdefault("tunewright_real_rows", {})
-    )
-    return found
 
 
 def block_config(block: nn.Module) -> object:

@@ -21,6 +21,7 @@ from tunewright.core.types import Branch, Sample
 from tunewright.engine.layout import TOLERANCE, obstacle
 from tunewright.engine.policy import Policy, head_of
 from tunewright.engine.tree import build_tree, rows_of_branches
+from tunewright.models.cache_notes import noted, reorder
 from tunewright.models.dense import DenseStep
 from tunewright.models.kernels import answer_attention
 from tunewright.models.kernels.answer_attention import AnswerMemory
@@ -161,7 +162,7 @@ class CacheWay:
             self.named, cache = _cache_of(out)
             if group > 1 and cache is not None:
                 every = torch.arange(len(texts), device=self.policy.device)
-                cache.reorder_cache(every.repeat_interleave(group))
+                reorder(cache, every.repeat_interleave(group))
             if self.positions and cache is not None:
                 join(self.cache, cache)
             else:
@@ -215,7 +216,7 @@ class CacheWay:
         """As of `Way`."""
         order = sorted(rows)
         if self.cache is not None and order:
-            self.cache.reorder_cache(torch.tensor(order, device=self.policy.device))
+            reorder(self.cache, torch.tensor(order, device=self.policy.device))
         self.texts = [self.texts[row] for row in order]
         self.positions = [self.positions[row] for row in order]
         return order
@@ -254,6 +255,8 @@ def join(cache: Any, other: Any) -> None:
         cache_utils.LinearAttentionLayer,
         cache_utils.LinearAttentionAndFullAttentionLayer,
     )
+    if noted(cache) or noted(other):
+        raise TypeError("a method keeps notes of its own on the cache")
     layers: list[tuple[Any, Any]] = list(zip(cache.layers, other.layers, strict=True))
     for here, there in layers:
         if type(here) not in known:
