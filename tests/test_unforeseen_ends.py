@@ -91,7 +91,6 @@ PLACES: dict[str, tuple[Plant, int, str]] = {
     "the question after training": (after(generate, "answer", 1), 4, "asking after"),
     "saving": (plant_saving, 4, "saving"),
     "opening again": (after(load, "load_model", 1), 4, "opening what was saved"),
-    "the last question": (after(generate, "answer", 2), 4, "opening what was saved"),
 }
 """Where -> (how it is planted, steps that were taken, what the message says it was doing)."""
 
