@@ -30,7 +30,9 @@ from tunewright.data.store.columns import asking_places
 from tunewright.models.limits import ANSWER_TOKENS
 from tunewright.text.renderer import said
 
-SHORT_ANSWER_TOKENS = 48
+SHORT_ANSWER_TOKENS, ROW_ANSWER_TOKENS = 48, 128
+"""Least of a question with an expected answer; most of one that stands for its row: the beginning
+shows what was learnt, and whole long answers take longer than a short training."""
 Asking = Conversation | Preference | Judged | Prompt
 
 
@@ -101,7 +103,8 @@ def _longest_answer(probe: Probe, tokenizer: Any) -> int:
     if not probe.expected:
         return ANSWER_TOKENS
     length = len(tokenizer(probe.expected)["input_ids"])
-    return max(SHORT_ANSWER_TOKENS, length * 5 // 4 + 8)
+    wanted = max(SHORT_ANSWER_TOKENS, length * 5 // 4 + 8)
+    return min(wanted, ROW_ANSWER_TOKENS) if probe.is_row else wanted
 
 
 def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
