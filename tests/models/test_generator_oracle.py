@@ -527,3 +527,18 @@ class Chosen:
     def _next(self) -> torch.Tensor:
         self.n += 1
         return torch.tensor([self.words[min(self.n, len(self.words)) - 1]])
+
+
+def test_an_answer_ends_before_a_stop_text_and_no_piece_of_it_is_said() -> None:
+    from helpers.building import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    said = tokenizer.encode("a small model learns quickly", add_special_tokens=False)
+    model = built("llama", vocab_size=320)
+    made = answering(model, None, SimpleNamespace(tokenizer=tokenizer, stop_ids=()))
+    pieces: list[str] = []
+    with Chosen(said):
+        found = stream(
+            made, [5], pieces.append, max_new_tokens=len(said), stop_texts=["el lea", "never"]
+        )
+    assert found.text == "a small mod" == "".join(pieces).strip() and found.end == "stop"
