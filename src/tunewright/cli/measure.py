@@ -63,7 +63,7 @@ def evaluate(
     """Evaluate."""
     from tunewright.core.runfile import columns_of
     from tunewright.evaluate.scoring import evaluate_target, lines
-    from tunewright.report import evaluation
+    from tunewright.report import evaluation_page
     from tunewright.rewards import allowing
 
     with allowing(reward_code):
@@ -89,7 +89,7 @@ def evaluate(
             think=think,
         )
     if out is not None:
-        result["page"] = str(evaluation.write(result, out))
+        result["page"] = str(evaluation_page.write(result, out))
     show(result, lines, as_json=as_json)
 
 
