@@ -273,6 +273,12 @@ def test_an_unknown_metric_is_named_with_those_that_are() -> None:
         metrics.named(["f1", "meteor"])
     assert caught.value.problems[0].code == "E-EVAL-20" and "rougeL" in str(caught.value)
     assert metrics.named(["f1", "exact", "f1"]) == ["f1", "exact"]
+    assert metrics.named(["F1", "ROUGE-L", "chrF", "JSON_equal"]) == [
+        "f1",
+        "rougeL",
+        "chrf",
+        "json_equal",
+    ]
 
 
 def test_japanese_is_compared_by_characters() -> None:

@@ -203,9 +203,10 @@ def test_a_file_that_is_no_table_of_ours_is_kept(model, data, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said(model, data, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError) as caught:
-        measure(model, data, out=tmp_path / "file" / "out")
-    assert caught.value.problems[0].code == "E-EVAL-22"
+    for out in (tmp_path / "file" / "out", tmp_path / "file"):
+        with pytest.raises(UsageError) as caught:
+            measure(model, data, out=out)
+        assert caught.value.problems[0].code == "E-EVAL-22"
 
 
 @pytest.mark.parametrize(
@@ -236,13 +237,39 @@ def test_settings_that_cannot_be_meant_are_refused_before_the_model_is_read(
     assert caught.value.problems[0].code == code
 
 
-def test_jieba_that_is_not_there_is_named(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "jieba", None)
+def test_jieba_that_is_not_there_is_named_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
-        metrics.per_row("rougeL", ["今天"], ["今天"], words="jieba")
+        measure(Path("no model"), Path("no rows"), words="jieba")
     assert caught.value.problems[0].code == "E-EVAL-21"
+
+
+def test_rewards_of_ones_own_and_of_the_run(model, data, tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text("def longer(answers):\n    return [float(len(a.text) > 0) for a in answers]\n")
+    words = [
+        "evaluate",
+        str(model),
+        "--data",
+        str(data),
+        "--dtype",
+        "float32",
+        "--max-new-tokens",
+        "4",
+        "--json",
+    ]
+    mine = ["--rewards", "{kind: python, function: longer}"]
+    done = tunewright(*words, *mine, "--reward-code", str(code))
+    assert done.returncode == 0, done.stderr
+    found = next(iter(json.loads(done.stdout)["rewards"].values()))
+    assert found["n"] == 9
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "model")
+    (run / "run.yaml").write_text(
+        f"model: {model}\nmethod:\n  kind: full\nobjective:\n  kind: grpo\n  reward: [finished, {{kind: length, max: 900, weight: 0.5}}]\n"
+    )
+    own = measure(run, data, rewards="run")["rewards"]
+    assert list(own) == ["finished", "length"] and own["length"]["pass_rate"] == 1
 
 
 def test_a_reward_model_beside_another_model_is_refused(model, data, tmp_path):
@@ -274,6 +301,21 @@ def test_reward_functions_see_the_rows_own_columns(model, tmp_path):
     assert found["rewards"]["length"]["pass_interval_95"][0] == pytest.approx(0.6097, abs=1e-3)
     values = [line["rewards"]["regex"] for line in table(tmp_path / "o")]
     assert values == [0, 1, 0, 1, 0, 1]
+
+
+def test_questions_alone_are_asked_for_rewards_and_have_no_loss(model, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(4)))
+    found = measure(model, data, rewards="finished, {kind: length, max: 900}", out=tmp_path / "o")
+    assert found["loss"] is None and found["metrics"] == {}
+    assert found["rewards"]["length"]["pass_rate"] == 1 and len(table(tmp_path / "o")) == 4
+    assert any("there is no loss" in line for line in found["warnings"])
+    assert not any("empty answer" in line for line in found["warnings"])
+    words = ["--dtype", "float32", "--max-new-tokens", "3", "--rewards", "finished"]
+    done = tunewright(
+        "evaluate", str(model), "--data", str(data), *words, "--out", str(tmp_path / "p")
+    )
+    assert done.returncode == 0 and "exact match" not in done.stdout, done.stderr
 
 
 def test_a_reward_that_fails_or_has_no_opinion_is_counted_and_said(model, data):
@@ -346,15 +388,14 @@ def test_the_page_and_the_figures_lie_beside_the_table(model, data, tmp_path):
         assert "<svg" in page and "bleu" in page and "{" not in page.split("</style>")[1]
 
 
-@pytest.mark.parametrize("kind", ["prompt_tuning", "prefix_tuning", "p_tuning", "lora"])
+@pytest.mark.parametrize("kind", ["prompt_tuning", "prefix_tuning", "p_tuning"])
 def test_an_adapter_of_every_kind_answers_as_itself(kind, model, tmp_path):
     """The run's own answers after training, and not the base's."""
     data = rows_file(tmp_path / "rows.json", 6)
     run = tmp_path / "run"
-    more = {"lora": ["engine.learning_rate=0.05"]}.get(kind, ["engine.learning_rate=0.5"])
     done = tunewright(
         "train", "--model", str(model), "--data", str(data), "--out", str(run), f"method.kind={kind}", "engine.dtype=float32", "engine.threads=1",
-        "engine.epochs=20", "data.held_out=0", "probes=6", *more,
+        "engine.steps=30", "engine.learning_rate=0.5", "engine.batch_size=2", "data.held_out=0", "probes=6",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     own = [json.loads(line) for line in (run / "before_after.jsonl").read_text().splitlines()]

@@ -37,12 +37,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     if "ranking" in result:
         return [*out, *ranking.lines(result["ranking"])]
     out += _count_lines(result["counts"])
-    loss = result["loss"]
-    out.append(say("evaluate.loss", loss=f"{loss['token_mean']:.4f}", tokens=f"{loss['tokens']:,}"))
-    if loss["perplexity"] is not None:
-        low, high = (_number(value) for value in loss["perplexity_interval_95"])
-        value = _number(loss["perplexity"])
-        out.append(say("evaluate.perplexity", perplexity=value, low=low, high=high))
+    out += _loss_lines(result["loss"])
     if "options" in result:
         out += _option_lines(result["options"])
         out += _calibration_lines(result["options"]["calibration"])
@@ -68,6 +63,19 @@ def lines(result: dict[str, Any]) -> list[str]:
             layout=result["layout"],
         ),
     ]
+
+
+def _loss_lines(loss: dict[str, Any] | None) -> list[str]:
+    if loss is None:
+        return []
+    out = [say("evaluate.loss", loss=f"{loss['token_mean']:.4f}", tokens=f"{loss['tokens']:,}")]
+    low, high = (_number(value) for value in loss["perplexity_interval_95"])
+    value = _number(loss["perplexity"])
+    if loss["rows"] < 2:
+        out.append(say("evaluate.perplexity_of_one", perplexity=value))
+    elif loss["perplexity"] is not None:
+        out.append(say("evaluate.perplexity", perplexity=value, low=low, high=high))
+    return out
 
 
 def _option_lines(found: dict[str, Any]) -> list[str]:

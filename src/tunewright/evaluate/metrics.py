@@ -10,6 +10,7 @@ Lewis et al. 2020 (MLQA), Post 2018 (sacrebleu), Popovic 2015 (chrF), Lin 2004 (
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import string
 import unicodedata
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from tunewright.core import comparing
 from tunewright.core.errors import UsageError, problem
@@ -70,6 +71,8 @@ class Metric:
 def named(names: Sequence[str]) -> list[str]:
     """The names of metrics a person gave, each once. Raises UsageError for one that is none
     (E-EVAL-20)."""
+    bare = {_bare(name): name for name in METRICS}
+    names = [bare.get(_bare(name), name) for name in names]
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         raise UsageError(
@@ -78,6 +81,11 @@ def named(names: Sequence[str]) -> list[str]:
             )
         )
     return list(dict.fromkeys(names))
+
+
+def _bare(name: str) -> str:
+    """ROUGE-L and chrF are rougeL and chrf."""
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
 def per_row(name: str, expected: Texts, answers: Texts, *, words: Words = "auto") -> list[float]:
@@ -267,16 +275,23 @@ class _Words:
         return words_of(text.lower())
 
 
-def _cut(text: str) -> list[str]:
-    """Chinese words. Raises UsageError where jieba is not installed (E-EVAL-21)."""
-    try:
-        import warnings
+def require_words(words: str) -> None:
+    """Raise UsageError for a way to part words that is none (E-EVAL-26) or whose package is not
+    installed (E-EVAL-21)."""
+    if words not in get_args(Words):
+        known = ", ".join(get_args(Words))
+        raise UsageError(problem("E-EVAL-26", "--words", given=words, known=known))
+    if words == "jieba" and importlib.util.find_spec("jieba") is None:
+        raise UsageError(problem("E-EVAL-21", "--words jieba", package="jieba"))
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jieba reads pkg_resources, which warns of its end
-            import jieba
-    except ImportError as e:
-        raise UsageError(problem("E-EVAL-21", "--words jieba", package="jieba")) from e
+
+def _cut(text: str) -> list[str]:
+    """Chinese words."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jieba reads pkg_resources, which warns of its end
+        import jieba
     jieba.setLogLevel("ERROR")
     return list(jieba.cut(text))
 

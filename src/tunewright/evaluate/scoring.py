@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from tunewright.core.config import DataConfig, EngineConfig
 from tunewright.core.errors import TunewrightError, UsageError, problem
 from tunewright.core.machine import keep_freed_memory, versions
 from tunewright.core.telling import Tell
-from tunewright.core.types import Conversation, Sample, turns_of
+from tunewright.core.types import Conversation, Prompt, Sample, turns_of
 from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
 from tunewright.data.beside import columns_beside
@@ -31,7 +31,7 @@ from tunewright.evaluate import answer_table, interval, ranking, step_judging, w
 from tunewright.evaluate import options as choices
 from tunewright.evaluate.lines import lines, percent
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
-from tunewright.evaluate.metrics import Words, chosen_for, named
+from tunewright.evaluate.metrics import Words, chosen_for, named, require_words
 from tunewright.evaluate.score_table import ROWS_AT_ONCE, ScoreTable
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import load
@@ -96,6 +96,9 @@ def evaluate_target(
     names = None if metrics is None else named(metrics)
     _require_consistent(generate, names, rewards, words, target_error)
     folder = None if out is None else Path(out)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        cause = say("evaluate.no_folder")
+        raise UsageError(problem("E-EVAL-22", str(folder), cause=cause))
     found = opening.find(target, tell, base=base, think=think)
     judges = None if rewards is None else written.read_rewards(rewards, found.settings)
     config = opening.read_config(found)
@@ -139,12 +142,10 @@ def _require_consistent(
     words: str,
     target_error: float | None,
 ) -> None:
-    """Raise UsageError for settings that cannot be meant (E-EVAL-25 to E-EVAL-27)."""
+    """Raise UsageError for settings that cannot be meant (E-EVAL-21, E-EVAL-25 to E-EVAL-27)."""
     if generate is False and (names or rewards):
         raise UsageError(problem("E-EVAL-25", "--no-generate"))
-    if words not in get_args(Words):
-        known = ", ".join(get_args(Words))
-        raise UsageError(problem("E-EVAL-26", "--words", given=words, known=known))
+    require_words(words)
     if target_error is not None and not 0 <= target_error < 1:
         raise UsageError(problem("E-EVAL-27", "--target-error", given=target_error))
 
@@ -236,6 +237,8 @@ class _Work:
             samples = [question.sample for question in questions]
         logprobs = self._logprobs(samples)
         self.figures["loss"] = _loss(samples, logprobs, self.seed)
+        if self.figures["loss"] is None:
+            self.warnings.append(say("evaluate.warning.no_loss"))
         if self.asked is None:
             if target_error is not None:
                 self.warnings.append(say("evaluate.warning.no_options"))
@@ -315,7 +318,7 @@ class _Work:
         asked = [
             (row, sample)
             for row, sample in zip(self.data.train_rows, self.data.train, strict=True)
-            if isinstance(row, Conversation)
+            if isinstance(row, Conversation | Prompt)
         ]
         if not asked:
             self.warnings += [say("evaluate.warning.nothing_to_answer")] if asked_for else []
@@ -327,7 +330,7 @@ class _Work:
             self.answers, kept = written.ask(self.opened, rows, limits, self.table, self.tell)
         finally:
             self.table.close()
-        self.figures["exact_match"] = match = written.exact_match(self.answers, self.asked)
+        match = written.exact_match(self.answers, self.asked)
         spans = [sample.facts["last_span"] for _, sample in asked]
         cut = sum(after - first > room for (first, after), room in zip(spans, limits, strict=True))
         match["answers_longer_than_room"] = cut
@@ -338,11 +341,21 @@ class _Work:
             room = match["max_new_tokens"]
             self.warnings.append(say("evaluate.warning.room", count=cut, room=room))
         said = {key: match[key] for key in ("context_full", "no_room")}
-        said |= {key: counts[key] for key in ("unfinished_thoughts", "empty_expected")}
+        said["unfinished_thoughts"] = counts["unfinished_thoughts"]
+        if self.expects:
+            self.figures["exact_match"] = match
+            said["empty_expected"] = counts["empty_expected"]
+        else:
+            self.warnings.append(say("evaluate.warning.no_expected"))
         for key, count in said.items():
             if count:
                 self.warnings.append(say(f"evaluate.warning.{key}", count=count, n=len(asked)))
         self.seconds["answer"] = time.perf_counter() - start
+
+    @property
+    def expects(self) -> bool:
+        """Whether any answer is expected: of questions alone none is."""
+        return any(not isinstance(one.row, Prompt) or one.expected for one in self.answers)
 
     def judge_answers(
         self,
@@ -356,7 +369,9 @@ class _Work:
         if not self.answers:
             return
         start = time.perf_counter()
-        chosen = names or chosen_for([one.expected for one in self.answers])
+        chosen = names
+        if chosen is None:
+            chosen = chosen_for([one.expected for one in self.answers]) if self.expects else []
         self.figures["metrics"] = written.measure(self.answers, chosen, words, self.seed)
         self.figures["metrics_chosen"] = names is None
         if judges is not None:
@@ -425,9 +440,9 @@ class _Work:
         }
 
 
-def _loss(samples: list[Sample], logprobs: Logprobs, seed: int) -> dict[str, Any]:
+def _loss(samples: list[Sample], logprobs: Logprobs, seed: int) -> dict[str, Any] | None:
     """Mean negative log-probability of the learnt tokens of branch 0 of each sample, weighted as in
-    training. Raises EvaluationError where it is no number."""
+    training; None where there are none. Raises EvaluationError where it is no number."""
     total = weights = 0.0
     tokens = 0
     sums: list[list[float]] = []
@@ -443,6 +458,8 @@ def _loss(samples: list[Sample], logprobs: Logprobs, seed: int) -> dict[str, Any
         weights += sum(own.weights)
         tokens += len(own.weights)
         sums.append([-row, sum(own.weights)])
+    if not weights:
+        return None  # questions alone
     loss = total / weights
     low, high = _loss_interval(sums, seed)
     return {

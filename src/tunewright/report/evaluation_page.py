@@ -57,7 +57,9 @@ def render(result: dict[str, Any], lang: str) -> str:
         else None,
     )
     sections = [
-        _section("figures", lang, words("evalpage.interval", lang), *_figures(result, lang)),
+        _section(
+            "figures", lang, el("p", words("evalpage.interval", lang)), *_figures(result, lang)
+        ),
         *_classes(result.get("options"), lang),
         *_calibration(result.get("options"), lang),
         *_abstention(result.get("options"), lang),
