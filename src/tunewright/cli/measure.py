@@ -7,6 +7,15 @@ from typing import Annotated
 
 import typer
 
+from tunewright.cli.other_measures import (
+    ChatFlag,
+    ExamFlag,
+    ExamLanguageFlag,
+    ShotsFlag,
+    TasksFlag,
+    TasksFolderFlag,
+    measured_otherwise,
+)
 from tunewright.cli.speaking import (
     ColumnsFlag,
     JsonFlag,
@@ -24,7 +33,7 @@ from tunewright.core.words import say
 @speaks
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.chat.target"))],
-    data: Annotated[str, typer.Option(help=say("cli.evaluate.data"))],
+    data: Annotated[str | None, typer.Option(help=say("cli.evaluate.data"))] = None,
     options: Annotated[str | None, typer.Option(help=say("cli.evaluate.options"))] = None,
     limit: Annotated[int | None, typer.Option(min=1, help=say("cli.evaluate.limit"))] = None,
     generate: Annotated[
@@ -37,6 +46,12 @@ def evaluate(
     data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
     details: Annotated[bool, typer.Option("--details", help=say("cli.evaluate.details"))] = False,
     think: ThinkFlag = None,
+    exam: ExamFlag = None,
+    tasks: TasksFlag = None,
+    tasks_folder: TasksFolderFlag = None,
+    shots: ShotsFlag = None,
+    as_chat: ChatFlag = False,
+    exam_language: ExamLanguageFlag = "auto",
     trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -44,6 +59,10 @@ def evaluate(
     from tunewright.core.runfile import columns_of
     from tunewright.evaluate.scoring import evaluate_target, lines
 
+    other = measured_otherwise(dict(locals()))
+    if other is not None:
+        return show(*other, as_json=as_json)
+    assert data is not None  # else it has said so
     chosen = None if options is None else [o.strip() for o in options.split(",") if o.strip()]
     result = evaluate_target(
         target,

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal
 
 from tunewright.core.comparing import folded
@@ -150,9 +151,10 @@ class Columns:
             found = _named(text)
             ordered = list(found.values())
             for j, name in enumerate(self.names):
-                value = found.get(name) if self.by_word else (ordered[j : j + 1] or [None])[0]
-                if value is not None:
-                    out[i, j] = value
+                if self.by_word:
+                    out[i, j] = found.get(name, math.nan)
+                elif j < len(ordered):
+                    out[i, j] = ordered[j]
         return out
 
 
@@ -167,7 +169,8 @@ def _named(text: str) -> dict[str, float]:
         while name in found:
             count += 1
             name = f"{word}#{count}"
-        found[name] = float(max(-LARGEST, min(LARGEST, value)))
+        limited = min(max(value, Fraction(-LARGEST)), Fraction(LARGEST))
+        found[name] = float(limited)
     return found
 
 
