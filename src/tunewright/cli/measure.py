@@ -82,6 +82,57 @@ def evaluate(
 
 
 @speaks
+def compare(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="A B [C]...", help=say("cli.compare.targets"))
+    ],
+    data: Annotated[str, typer.Option(help=say("cli.evaluate.data"))],
+    base: Annotated[bool, typer.Option("--base", help=say("cli.compare.base"))] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help=say("cli.compare.limit"))] = None,
+    metrics: Annotated[str | None, typer.Option(help=say("cli.compare.metrics"))] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help=say("cli.compare.max_new_tokens"))
+    ] = None,
+    temperature: Annotated[float, typer.Option(help=say("cli.chat.temperature"))] = 0.0,
+    seed: Annotated[int, typer.Option(help=say("cli.compare.seed"))] = 0,
+    system: Annotated[str | None, typer.Option(help=say("cli.compare.system"))] = None,
+    loss: Annotated[bool, typer.Option("--loss/--no-loss", help=say("cli.compare.loss"))] = True,
+    dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    data_format: Annotated[str, typer.Option("--format", help=say("cli.evaluate.format"))] = "auto",
+    columns: ColumnsFlag = None,
+    data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
+    out: Annotated[Path | None, typer.Option(help=say("cli.compare.out"))] = None,
+    think: ThinkFlag = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare."""
+    from tunewright.commands.comparing import compare as start
+    from tunewright.core.runfile import columns_of
+    from tunewright.report.comparison import lines
+
+    result = start(
+        targets,
+        data,
+        out=out,
+        base=base,
+        limit=limit,
+        wanted=None if metrics is None else [m.strip() for m in metrics.split(",") if m.strip()],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        system=system,
+        loss=loss,
+        dtype=dtype,
+        data_format=data_format,
+        columns=columns_of(columns),
+        data_dir=data_dir,
+        think=think,
+    )
+    show(result, lines, as_json=as_json)
+
+
+@speaks
 def bench(
     words: Annotated[
         list[str] | None,
