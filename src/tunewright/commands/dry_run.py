@@ -66,7 +66,9 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
 def _of_plan(begun: Begun, shape: fit.ModelShape, tell: Tell) -> fit.Estimate:
     """The estimate of a run whose weights are here."""
     plan = complete(begun, tell, is_light=True)
-    world = placement.start(plan.config.engine, (plan.data.train, plan.data.report))
+    world = placement.start(
+        plan.config.engine, (plan.data.train, plan.data.report), will_compute=False
+    )
     rates = measured_rates(shape, world)
     decided.say_where(world, tell)
     return plan.estimate(world, rates)
