@@ -47,6 +47,7 @@ GROUPS = {
     "EXPORT": ("Export", "导出"),
     "EVAL": ("Evaluation", "评测"),
     "EXAM": ("Exams", "考试"),
+    "JUDGE": ("Judges", "评判者"),
     "ADDR": ("Addresses of chat models", "对话模型的地址"),
     "REWARD": ("Rewards", "奖励"),
     "PIPE": ("Pipelines", "流水线"),

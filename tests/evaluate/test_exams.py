@@ -400,6 +400,13 @@ def test_wrong_usage_is_said(model: Path, tmp_path: Path, how: dict[str, Any], c
     assert codes(caught.value) == [code]
 
 
+def test_an_address_gives_no_probabilities(tmp_path: Path) -> None:
+    with pytest.raises(TunewrightError) as caught:
+        take_exam("http://127.0.0.1:1/v1?key=secret", str(mmlu(tmp_path)), tell=Quiet())
+    assert codes(caught.value) == ["E-EXAM-12"]
+    assert "secret" not in str(caught.value)
+
+
 def test_the_other_language_changes_the_prompt_and_a_limit_the_questions(
     model: Path, tmp_path: Path
 ) -> None:

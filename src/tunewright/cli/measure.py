@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from tunewright.cli.other_measures import (
+    AgainstFlag,
     ChatFlag,
     ExamFlag,
     ExamLanguageFlag,
+    JudgeFlag,
+    JudgeLanguageFlag,
     ShotsFlag,
     TasksFlag,
     TasksFolderFlag,
@@ -52,6 +55,9 @@ def evaluate(
     shots: ShotsFlag = None,
     as_chat: ChatFlag = False,
     exam_language: ExamLanguageFlag = "auto",
+    judge: JudgeFlag = None,
+    against: AgainstFlag = None,
+    judge_language: JudgeLanguageFlag = "auto",
     trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -24,7 +24,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from tunewright.core.comparing import folded
-from tunewright.core.types import Conversation
+from tunewright.core.types import Conversation, Prompt
 from tunewright.rewards.numeric import numbers_with_words
 
 FOLDS = 5
@@ -46,7 +46,7 @@ SIMPLICITY = 1.02
 """A formula is taken instead of trees or words where its error is within 2 % of theirs."""
 
 
-def question_text(row: Conversation) -> str:
+def question_text(row: Conversation | Prompt) -> str:
     """What a predictor reads of a dialogue: everything the person said before the answer."""
     return "\n".join(m.content for m in row.question() if m.role == "user")
 

@@ -23,7 +23,7 @@ from tunewright.core.machine import versions
 from tunewright.core.telling import Quiet, Tell
 from tunewright.core.types import Conversation
 from tunewright.core.words import say
-from tunewright.engine import opening
+from tunewright.engine import naming, opening
 from tunewright.evaluate import metrics
 from tunewright.evaluate.address import is_address
 from tunewright.evaluate.asked import Question, Read, put, read_questions, room_for
@@ -178,7 +178,7 @@ class _Planned:
             if is_address(target):
                 AddressSubject(target, tell)
             elif found is not None and found.adapter is None:
-                opening.require_words(found.source.folder, target)
+                naming.require_words(found.source.folder, target)
 
     def name(self, place: int) -> str | None:
         """A name of its own for a target that stands twice; None for one that has one already."""

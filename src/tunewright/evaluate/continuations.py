@@ -11,11 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tunewright.core.config import EngineConfig
+from tunewright.core.errors import UsageError, problem
+from tunewright.core.machine import keep_freed_memory
+from tunewright.core.telling import Tell
 from tunewright.core.types import Branch, Sample
 from tunewright.engine import opening
+from tunewright.evaluate import ranking
+from tunewright.evaluate.address import is_address
 from tunewright.evaluate.logprobs import Likeliest, logprobs_of
 from tunewright.models.load import room_of
 
@@ -78,6 +83,29 @@ class Scorer:
         first = len(tokens) - len(continuation)
         assert first > 0, "a continuation fills the whole context"
         return Branch(tokens, list(range(first, len(tokens))), [1.0] * len(continuation))
+
+
+def open_scorer(
+    target: str,
+    tell: Tell,
+    *,
+    base: bool = False,
+    dtype: str | None = None,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
+) -> Scorer:
+    """The model that `target` names (run, adapter, model folder, GGUF file, hub id), ready to
+    score. Raises UsageError for an address (E-EXAM-12) and for a model that gives scores and no
+    words (E-OBJ-37), and what opening raises."""
+    if is_address(target):
+        raise UsageError(problem("E-EXAM-12", target.partition("?")[0]))
+    found = opening.find(target, tell, base=base)
+    if ranking.is_scorer(found):
+        raise UsageError(problem("E-OBJ-37", target, target=target))
+    opened = opening.to_answer(found, dtype=dtype, device=device, threads=threads)
+    if opened.world.device == "cpu":
+        keep_freed_memory()
+    return Scorer.of(opened)
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, special: bool | None = None) -> list[list[int]]:

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunewright.core.errors import UsageError, problem
-from tunewright.core.machine import keep_freed_memory, versions
+from tunewright.core.machine import versions
 from tunewright.core.telling import Tell, duration
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening
-from tunewright.evaluate import ranking
-from tunewright.evaluate.continuations import Pair, Scorer, encode_pairs
+from tunewright.evaluate.continuations import Pair, Scorer, encode_pairs, open_scorer
 from tunewright.evaluate.exam_files import LETTERS, Exam, Item, Subject, read_exam
 from tunewright.evaluate.interval import wilson
 from tunewright.text.rendered import CannotRender
@@ -188,13 +187,9 @@ def take_exam(
     if language not in ("auto", "en", "zh"):
         raise UsageError(problem("E-EXAM-04", "--exam-language", value=language))
     exam = read_exam(place)
-    found = opening.find(target, tell, base=base)
-    if ranking.is_scorer(found):
-        raise UsageError(problem("E-OBJ-37", target, target=target))
-    opened = opening.to_answer(found, dtype=dtype, device=device, threads=threads)
-    if opened.world.device == "cpu":
-        keep_freed_memory()
-    scorer, loaded = Scorer.of(opened), time.perf_counter()
+    scorer = open_scorer(target, tell, base=base, dtype=dtype, device=device, threads=threads)
+    opened, loaded = scorer.opened, time.perf_counter()
+    found = opened.target
     asker = _Asker(exam, _form(exam, language), opened, scorer.context, chat)
     wanted = USUAL_SHOTS if shots is None else shots
     answers, lost = _asked(exam, asker, scorer, wanted, limit, tell)

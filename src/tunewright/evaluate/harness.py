@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.errors import TunewrightError, UsageError, first_line, problem
-from tunewright.core.machine import keep_freed_memory, versions
+from tunewright.core.machine import versions
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
-from tunewright.engine import opening
-from tunewright.evaluate import ranking
-from tunewright.evaluate.continuations import Scorer
+from tunewright.evaluate.continuations import Scorer, open_scorer
 from tunewright.evaluate.interval import Z95
 
 DRAWS = 1000
@@ -65,13 +63,9 @@ def measure_tasks(
     require_harness()
     with _quiet():
         manager, names = _known(tasks, folder)
-        found = opening.find(target, tell, base=base)
-        if ranking.is_scorer(found):
-            raise UsageError(problem("E-OBJ-37", target, target=target))
-        opened = opening.to_answer(found, dtype=dtype, device=device, threads=threads)
-        if opened.world.device == "cpu":
-            keep_freed_memory()
-        scorer, loaded = Scorer.of(opened), time.perf_counter()
+        scorer = open_scorer(target, tell, base=base, dtype=dtype, device=device, threads=threads)
+        opened, loaded = scorer.opened, time.perf_counter()
+        found = opened.target
         system = found.system if chat else None
         given = _run(scorer, names, manager, shots, chat, system, limit, details, tell)
     now = time.perf_counter()

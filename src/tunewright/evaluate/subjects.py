@@ -26,7 +26,7 @@ from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.types import Message, PlainText, Row, turns_of
 from tunewright.core.words import say
-from tunewright.engine import opening
+from tunewright.engine import naming, opening
 from tunewright.engine.decoding.answers import AnsweringModel, answer
 from tunewright.evaluate.address import Address, Told, is_address
 from tunewright.models import load
@@ -364,7 +364,7 @@ def open_subject(
     found = opening.find(target, tell, base=base, think=think)
     kind = kind_of(found, base=base)
     if found.adapter is None:
-        opening.require_words(found.source.folder, target)
+        naming.require_words(found.source.folder, target)
     opened = opening.to_answer(found, dtype=dtype)
     if think is not None and not opened.renderer.thinks:
         tell.line(say("chat.think_no_effect"))
