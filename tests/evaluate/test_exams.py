@@ -14,6 +14,7 @@ from helpers.story import model_folder
 
 from tunewright.core.errors import DataError, TunewrightError
 from tunewright.core.telling import Quiet
+from tunewright.evaluate.continuations import Scorer
 from tunewright.evaluate.exam_files import LETTERS, read_exam
 from tunewright.evaluate.exams import lines, take_exam
 
@@ -388,6 +389,39 @@ def test_fewer_examples_where_all_do_not_fit(tmp_path: Path) -> None:
     assert any("fewer examples" in one for one in found["warnings"])
     tiny = model_folder(tmp_path / "tiny", max_position_embeddings=24)
     assert take(tiny, exam)["exam"]["cut_at_the_beginning"] == 6
+
+
+def test_answers_are_kept_and_not_asked_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exam, out = mmlu(tmp_path / "exam"), tmp_path / "out"
+    whole = take(model, exam, out=out)
+    table = out / "exam.jsonl"
+    written = table.read_text().splitlines(keepends=True)
+    assert len(written) == 13
+    table.write_text("".join(written[:6]) + written[6][:20])  # killed while it wrote
+    scored: list[int] = []
+    score = Scorer.score
+
+    def counted(self: Scorer, pairs: Any, *more: Any) -> Any:
+        scored.append(len(pairs))
+        return score(self, pairs, *more)
+
+    monkeypatch.setattr(Scorer, "score", counted)
+    assert take(model, exam, out=out)["exam"] == whole["exam"]
+    assert sum(scored) == 7 * 4
+    scored.clear()
+    assert take(model, exam, out=out)["exam"] == whole["exam"]
+    assert scored == []
+    take(model, exam, out=out, shots=0)  # other questions
+    assert sum(scored) == 13 * 4
+
+
+def test_a_folder_that_cannot_be_written_is_said(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TunewrightError) as caught:
+        take(model, mmlu(tmp_path / "exam"), out=tmp_path / "file")
+    assert codes(caught.value) == ["E-EXAM-13"]
 
 
 @pytest.mark.parametrize(

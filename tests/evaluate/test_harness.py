@@ -15,6 +15,7 @@ from helpers.story import model_folder, tunewright
 from tunewright.core.errors import TunewrightError, UsageError
 from tunewright.core.telling import Quiet
 from tunewright.engine import opening
+from tunewright.engine.decoding.writer import Writer
 from tunewright.evaluate import harness
 from tunewright.evaluate.continuations import Scorer
 
@@ -194,6 +195,21 @@ def test_tasks_are_measured_from_the_command_line(model: Path, tasks: Path) -> N
     assert acc["value"] == pytest.approx(sum(row["acc"] for row in chosen) / 6)
     text = tunewright(*asked, "--dtype", "float32", "--shots", "0", "--limit", "4", "--chat").stdout
     assert "own_choice: 4 questions" in text
+
+
+def test_what_a_model_gave_is_kept(
+    model: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure() -> Any:
+        names, out = ["own_choice", "own_words"], tmp_path / "out"
+        how = {"folder": str(tasks), "out": out, "dtype": "float32", "tell": Quiet()}
+        return harness.measure_tasks(str(model), names, **how)["lm_eval"]
+
+    first = measure()
+    assert len((tmp_path / "out" / "lm_eval.jsonl").read_text().splitlines()) == 6 * 3 + 6
+    monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(Writer, "write", lambda *_: pytest.fail("written again"))
+    assert measure() == first
 
 
 @pytest.mark.parametrize("names", ["nothing_like_it", "own_choise", ""])

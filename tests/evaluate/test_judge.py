@@ -279,6 +279,46 @@ def test_an_address_that_is_wrong_is_said_before_anybody_answers(data: Path) -> 
     assert asked == ["judge"]
 
 
+def test_answers_and_verdicts_are_kept(data: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answer(path: str, body: Any) -> Any:
+        text = body["messages"][-1]["content"]
+        asked.append("" if text == CHECK else text)
+        is_judged = body["model"] == "judge" and text != CHECK
+        return chat(fair(text) if is_judged else GOOD)
+
+    with serving(answer) as stub:
+        names = (stub.url + "#model", str(data), stub.url + "#judge")
+        one, two = (judge(*names, out=tmp_path / "out", tell=Quiet()) for _ in range(2))
+    assert one["judge"] == two["judge"]
+    assert one["judge"]["wins"] == 12
+    assert sum(map(bool, asked)) == 12 + 24
+
+
+def test_a_judge_that_fails_loses_no_answer(data: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+    fails = [True]
+
+    def answer(path: str, body: Any) -> Any:
+        text = body["messages"][-1]["content"]
+        if text == CHECK:
+            return chat("ok")
+        asked.append(body["model"])
+        if body["model"] == "judge":
+            return (400, "no credit") if fails[0] else chat(fair(text))
+        return chat(GOOD)
+
+    with serving(answer) as stub:
+        names, out = (stub.url + "#model", str(data), stub.url + "#judge"), tmp_path / "out"
+        with pytest.raises(TunewrightError) as caught:
+            judge(*names, out=out, tell=Quiet())
+        assert codes(caught.value) == ["E-ADDR-07"]
+        fails[0] = False
+        assert judge(*names, out=out, tell=Quiet())["judge"]["wins"] == 12
+    assert asked.count("model") == 12
+
+
 def test_rows_without_answers_need_another_model(tmp_path: Path) -> None:
     data = tmp_path / "asked.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": f"question {i}?"}) for i in range(3)))

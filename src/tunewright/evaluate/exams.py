@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.errors import UsageError, problem
@@ -26,8 +27,11 @@ from tunewright.engine import opening
 from tunewright.evaluate.continuations import Pair, Scorer, encode_pairs, open_scorer
 from tunewright.evaluate.exam_files import LETTERS, Exam, Item, Subject, read_exam
 from tunewright.evaluate.interval import wilson
+from tunewright.evaluate.kept import KEY, Kept, about, name_of
 from tunewright.text.rendered import CannotRender
 
+TABLE = "exam.jsonl"
+"""The table of answers, a question a line."""
 MOST_SHOTS = 20
 USUAL_SHOTS = 5
 ONE_LETTER = 0.8
@@ -172,12 +176,14 @@ def take_exam(
     device: str = "auto",
     threads: int | Literal["auto"] = "auto",
     details: bool = False,
+    out: str | Path | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Ask `target` (run, adapter, model folder, hub id) every question of the exam in `place` and
     return the figures (keys in docs/exams.md).
 
-    `shots` None: five, or as many as there are examples. `limit`: questions of each subject. Raises
+    `shots` None: five, or as many as there are examples. `limit`: questions of each subject. `out`
+    keeps every answer in a table in that folder and asks nothing again that stands there. Raises
     UsageError for a number of shots outside 0 to 20, DataError for what is no exam, ModelError for
     a model that cannot be opened.
     """
@@ -192,7 +198,11 @@ def take_exam(
     found = opened.target
     asker = _Asker(exam, _form(exam, language), opened, scorer.context, chat)
     wanted = USUAL_SHOTS if shots is None else shots
-    answers, lost = _asked(exam, asker, scorer, wanted, limit, tell)
+    table = Kept(None if out is None else Path(out) / TABLE)
+    try:
+        answers, lost = _asked(exam, asker, scorer, wanted, limit, table, tell)
+    finally:
+        table.close()
     result: dict[str, Any] = {
         "target": found.name,
         "model": found.source.spec,
@@ -223,36 +233,57 @@ def take_exam(
 
 
 def _asked(
-    exam: Exam, asker: _Asker, scorer: Scorer, shots: int, limit: int | None, tell: Tell
+    exam: Exam,
+    asker: _Asker,
+    scorer: Scorer,
+    shots: int,
+    limit: int | None,
+    table: Kept,
+    tell: Tell,
 ) -> tuple[list[_Answer], int]:
     """(every question answered, how many could not be asked)."""
     answers: list[_Answer] = []
     lost = done = 0
     total = sum(len(subject.items[:limit]) for subject in exam.subjects)
+    who = about(scorer.opened) if table.path is not None else None
     tell.start(say("exam.asking"))
     for subject in exam.subjects:
-        items: list[Item] = []
-        pairs: list[Pair] = []
+        asked: list[tuple[Item, list[Pair]]] = []
         for item in subject.items[:limit]:
             made = asker.pairs(subject, item, shots)
             if made is None:
                 lost += 1
-                continue
-            items.append(item)
-            pairs += made
+            else:
+                asked.append((item, made))
         tell.progress(say("exam.asking"), done, total, subject.name)
-        scores = iter(value for value, _ in scorer.score(pairs)) if pairs else iter(())
-        for item in items:
-            one = _Answer(subject.name, item, [next(scores) for _ in item.choices])
-            if not all(map(math.isfinite, one.scores)):
-                raise UsageError(problem("E-EVAL-04", str(item.origin), value=one.scores[0]))
-            answers.append(one)
+        answers += _answered(subject.name, asked, scorer, table, who)
         done += len(subject.items[:limit])
     tell.progress(say("exam.asking"), total, total)
     tell.finish()
     if not answers:
         raise UsageError(problem("E-EXAM-01", exam.subjects[0].name, reasons=f"{lost}"))
     return answers, lost
+
+
+def _answered(
+    subject: str, asked: Sequence[tuple[Item, list[Pair]]], scorer: Scorer, table: Kept, who: Any
+) -> list[_Answer]:
+    """The answers to the questions of one subject: those of the table, and the others scored
+    together. Raises UsageError (E-EVAL-04) for a score that is no finite number."""
+    names = [name_of(who, pairs) if who is not None else "" for _, pairs in asked]
+    known = [table.find(name) for name in names]
+    pairs = [
+        pair for (_, own), line in zip(asked, known, strict=True) if line is None for pair in own
+    ]
+    scores = iter(value for value, _ in scorer.score(pairs)) if pairs else iter(())
+    answers = []
+    for (item, own), line in zip(asked, known, strict=True):
+        found = [next(scores) for _ in own] if line is None else list(line["scores"])
+        if not all(map(math.isfinite, found)):
+            raise UsageError(problem("E-EVAL-04", str(item.origin), value=found[0]))
+        answers.append(_Answer(subject, item, found))
+    table.add({**one.as_row(), KEY: name} for one, name in zip(answers, names, strict=True))
+    return answers
 
 
 # ---- figures

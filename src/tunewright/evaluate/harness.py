@@ -21,9 +21,12 @@ from tunewright.core.errors import TunewrightError, UsageError, first_line, prob
 from tunewright.core.machine import versions
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
-from tunewright.evaluate.continuations import Scorer, open_scorer
+from tunewright.evaluate.continuations import open_scorer
 from tunewright.evaluate.interval import Z95
+from tunewright.evaluate.kept import Kept
 
+TABLE = "lm_eval.jsonl"
+"""The table of what the model gave."""
 DRAWS = 1000
 """Of lm-eval's bootstrap, for metrics that are not means."""
 
@@ -51,23 +54,33 @@ def measure_tasks(
     device: str = "auto",
     threads: int | Literal["auto"] = "auto",
     details: bool = False,
+    out: str | Path | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Measure `target` (run, adapter, model folder, hub id) on tasks of lm-eval, those of `folder`
     too, and return the figures (keys in docs/exams.md).
 
-    `chat` asks through the model's chat template, under the run's system prompt. Raises UsageError
-    where lm-eval is missing or a task is not known, HarnessError where a task fails.
+    `chat` asks through the model's chat template, under the run's system prompt. `out` keeps what
+    the model gave in a table in that folder and asks nothing again that stands there. Raises
+    UsageError where lm-eval is missing or a task is not known, HarnessError where a task fails.
     """
     tell, started = tell or Tell(), time.perf_counter()
     require_harness()
+    from tunewright.evaluate.harness_model import EngineLM
+
     with _quiet():
         manager, names = _known(tasks, folder)
         scorer = open_scorer(target, tell, base=base, dtype=dtype, device=device, threads=threads)
         opened, loaded = scorer.opened, time.perf_counter()
         found = opened.target
         system = found.system if chat else None
-        given = _run(scorer, names, manager, shots, chat, system, limit, details, tell)
+        table = Kept(None if out is None else Path(out) / TABLE)
+        how = {"num_fewshot": shots, "limit": limit, "log_samples": details}
+        how |= {"apply_chat_template": chat, "system_instruction": system}
+        try:
+            given = _run(EngineLM(scorer, tell, table), names, manager, how)
+        finally:
+            table.close()
     now = time.perf_counter()
     result: dict[str, Any] = {
         "target": found.name,
@@ -118,34 +131,14 @@ def _known(tasks: Sequence[str], folder: str | None) -> tuple[Any, list[str]]:
     raise UsageError(problem("E-EXAM-06", "--lm-eval", **shown))
 
 
-def _run(
-    scorer: Scorer,
-    names: list[str],
-    manager: Any,
-    shots: int | None,
-    chat: bool,
-    system: str | None,
-    limit: int | None,
-    details: bool,
-    tell: Tell,
-) -> dict[str, Any]:
+def _run(model: Any, names: list[str], manager: Any, how: dict[str, Any]) -> dict[str, Any]:
     """What lm-eval finds. Raises HarnessError (E-EXAM-07) for whatever goes wrong in a task: its
     data are not here, or its code fails."""
     import lm_eval
 
-    from tunewright.evaluate.harness_model import EngineLM
-
     try:
         given = lm_eval.simple_evaluate(
-            model=EngineLM(scorer, tell),
-            tasks=names,
-            num_fewshot=shots,
-            limit=limit,
-            task_manager=manager,
-            bootstrap_iters=DRAWS,
-            log_samples=details,
-            apply_chat_template=chat,
-            system_instruction=system,
+            model=model, tasks=names, task_manager=manager, bootstrap_iters=DRAWS, **how
         )
     except TunewrightError:
         raise

@@ -24,7 +24,10 @@ from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine.decoding.writer import Ask, Sampling
 from tunewright.evaluate.continuations import Pair, Scorer, encode, encode_pairs
+from tunewright.evaluate.kept import KEY, Kept, about, name_of
 
+PAIRS_AT_ONCE, ASKS_AT_ONCE = 4096, 256
+"""What is measured before it is kept: a kill loses no more."""
 USUAL_TOKENS = 256
 """Tokens of an answer where a task names no number: lm-eval's own."""
 
@@ -32,9 +35,11 @@ USUAL_TOKENS = 256
 class EngineLM(TemplateLM):
     """A model opened by Tunewright, as lm-eval asks it."""
 
-    def __init__(self, scorer: Scorer, tell: Tell):
+    def __init__(self, scorer: Scorer, tell: Tell, table: Kept | None = None):
         super().__init__()
         self.scorer, self.tell, self.opened = scorer, tell, scorer.opened
+        self.table = table or Kept(None)
+        self.who = about(self.opened) if self.table.path is not None else None
         self.tokenizer = self.opened.tokenizer
 
     @property
@@ -103,12 +108,34 @@ class EngineLM(TemplateLM):
             return ids[:1], ids[1:]
         return [self.prefix_token_id], ids
 
-    def _scored(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
+    def _scored(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        """The scores of the table, and of the others, which are kept piece by piece."""
         what = say("evaluate.scoring")
+        names = [self._name(pair) for pair in pairs]
+        known = [self.table.find(name) for name in names]
+        found = [None if one is None else (one["logprob"], one["greedy"]) for one in known]
+        open_ = [i for i, one in enumerate(found) if one is None]
         self.tell.start(what)
-        found = self.scorer.score(pairs, lambda done: self.tell.progress(what, done, len(pairs)))
+        for start in range(0, len(open_), PAIRS_AT_ONCE):
+            places = open_[start : start + PAIRS_AT_ONCE]
+            before = len(pairs) - len(open_) + start
+
+            def told(done: int, before: int = before) -> None:
+                self.tell.progress(what, before + done, len(pairs))
+
+            scores = self.scorer.score([pairs[i] for i in places], told)
+            for i, one in zip(places, scores, strict=True):
+                found[i] = one
+            self.table.add(
+                {"logprob": one[0], "greedy": one[1], KEY: names[i]}
+                for i, one in zip(places, scores, strict=True)
+            )
         self.tell.finish()
-        return found
+        return [one for one in found if one is not None]
+
+    def _name(self, asked: Any) -> str:
+        """The name of what is asked in the table."""
+        return "" if self.who is None else name_of(self.who, asked)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -151,21 +178,37 @@ class EngineLM(TemplateLM):
             until = handle_stop_sequences(settings.pop("until", None), eos=end)
             asks.append(self._ask(context, settings, until, number))
             stops.append(until)
-        model, what = self.opened.answering, say("evaluate.answering")
-        most = sum(ask.limit for ask in asks)
-        self.tell.start(what)
-        written = model.writer.write(
-            asks, progress=lambda _, tokens, __: self.tell.progress(what, tokens, max(1, most))
-        )
-        self.tell.finish()
-        answers = []
-        for request, (one,), until in zip(requests, written, stops, strict=True):
-            ids = [token for token in one.tokens if token not in model.writer.stop_ids]
-            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-            text = str(postprocess_generated_text(text, stop=until, think_end_token=None))
+        answers = self._written(asks, stops)
+        for request, text in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
-            answers.append(text)
         return answers
+
+    def _written(self, asks: list[Ask], stops: list[list[str]]) -> list[str]:
+        """The answers of the table, and the others, which are kept piece by piece."""
+        names = [
+            self._name([ask.prompt, ask.limit, until, vars(ask.sampling), number])
+            for number, (ask, until) in enumerate(zip(asks, stops, strict=True))
+        ]
+        known = [self.table.find(name) for name in names]
+        found = [None if one is None else str(one["answer"]) for one in known]
+        open_ = [i for i, one in enumerate(found) if one is None]
+        what, model = say("evaluate.answering"), self.opened.answering
+        self.tell.start(what)
+        for start in range(0, len(open_), ASKS_AT_ONCE):
+            places = open_[start : start + ASKS_AT_ONCE]
+            for i, (one,) in zip(
+                places, model.writer.write([asks[i] for i in places]), strict=True
+            ):
+                ids = [token for token in one.tokens if token not in model.writer.stop_ids]
+                text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+                found[i] = str(
+                    postprocess_generated_text(text, stop=stops[i], think_end_token=None)
+                )
+            self.table.add({"answer": found[i], KEY: names[i]} for i in places)
+            done = len(asks) - len(open_) + start + len(places)
+            self.tell.progress(what, done, len(asks))
+        self.tell.finish()
+        return [text for text in found if text is not None]
 
     def _ask(self, context: str, settings: dict[str, Any], until: list[str], number: int) -> Ask:
         limit = int(settings["max_gen_toks"])

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.comparing import folded
@@ -28,10 +29,13 @@ from tunewright.evaluate.address import Address, AddressError, is_address
 from tunewright.evaluate.asked import Question, put, read_questions, room_for
 from tunewright.evaluate.exam_files import is_chinese
 from tunewright.evaluate.interval import of_scores, wilson
-from tunewright.evaluate.subjects import open_subject
+from tunewright.evaluate.kept import KEY, Kept, about, name_of
+from tunewright.evaluate.subjects import Subject, open_subject
 
 REFERENCE = "reference"
 """`--against reference`: the expected answers of the rows."""
+TABLE = "judge.jsonl"
+"""The table of answers and verdicts."""
 DEFAULT_ROWS = 200
 VERDICT_TOKENS = 512
 """Most tokens of a judge's reply; a thinking judge needs them."""
@@ -149,14 +153,16 @@ def judge(
     columns: dict[str, str] | None = None,
     data_dir: str | None = None,
     details: bool = False,
+    out: str | Path | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Let `judge_target` (anything that can be asked: run, model, GGUF file, address) compare what
     `target` answers to the rows of `data` with what `against` answers, or with the expected answers
     (keys in docs/judge.md).
 
-    All are opened one after another. Raises UsageError for wrong settings, DataError where there is
-    nothing to compare with, and what opening and asking raise.
+    All are opened one after another. `out` keeps every answer and verdict in a table in that
+    folder and asks nothing again that stands there. Raises UsageError for wrong settings, DataError
+    where there is nothing to compare with, and what opening and asking raise.
     """
     tell, started = tell or Tell(), time.perf_counter()
     if language not in ("auto", "en", "zh"):
@@ -178,24 +184,28 @@ def judge(
         questions = [q for q in questions if q.expected.strip()]
         if not questions:
             raise DataError(problem("E-JUDGE-01", data))
-    room = max_new_tokens or room_for(questions)
-    how = How(room, seed, dtype, think, tell)
-    name_a, texts_a, cut_a = _answers(target, questions, how, base=base)
-    name_b, texts_b, cut_b = REFERENCE, [q.expected for q in questions], 0
-    if against != REFERENCE:
-        name_b, texts_b, cut_b = _answers(against, questions, how)
-    rows = [Judged(q, a, b) for q, a, b in zip(questions, texts_a, texts_b, strict=True)]
     spoken = _language(questions) if language == "auto" else language
-    judge_name = _let_judge(judge_target, rows, spoken, against != REFERENCE, how)
+    room = max_new_tokens or room_for(questions)
+    table = Kept(None if out is None else Path(out) / TABLE)
+    how = How(room, seed, dtype, think, tell, table)
+    try:
+        a = _answers(target, questions, how, base=base)
+        b = _Said(REFERENCE, [q.expected for q in questions])
+        if against != REFERENCE:
+            b = _answers(against, questions, how)
+        rows = [Judged(q, x, y) for q, x, y in zip(questions, a.texts, b.texts, strict=True)]
+        name = _let_judge(judge_target, rows, spoken, against != REFERENCE, how)
+    finally:
+        table.close()
     found = report(rows)
-    found |= {"judge": judge_name, "against": name_b, "language": spoken}
-    found |= {"cut": {"a": cut_a, "b": cut_b}, "max_new_tokens": room}
-    if name_a == judge_name or name_b == judge_name:
-        found["warnings"].append(say("judge.warning.own", judge=judge_name))
+    found |= {"judge": name, "against": b.name, "language": spoken}
+    found |= {"cut": {"a": a.cut, "b": b.cut}, "max_new_tokens": room}
+    if name in (a.name, b.name):
+        found["warnings"].append(say("judge.warning.own", judge=name))
     if len(questions) < read.rows:
         found["warnings"].append(say("judge.warning.some", count=len(questions), rows=read.rows))
     result: dict[str, Any] = {
-        "target": name_a,
+        "target": a.name,
         "data": data,
         "warnings": found.pop("warnings"),
         "judge": found,
@@ -236,18 +246,56 @@ class How:
     dtype: str | None
     think: bool | None
     tell: Tell
+    table: Kept
+
+    def put(
+        self, subject: Subject, questions: Sequence[Question], room: int
+    ) -> list[tuple[str, str]]:
+        """(answer without its thoughts, how it ended) to each question: those of the table, and the
+        others, which are kept."""
+        if self.table.path is None:
+            names, known = [""] * len(questions), [None] * len(questions)
+        else:
+            opened = getattr(subject, "opened", None)
+            who = [subject.name, subject.kind, self.think, about(opened) if opened else None]
+            names = [
+                name_of(who, [[m.role, m.content] for m in q.messages], room, self.seed, q.expected)
+                for q in questions
+            ]
+            known = [self.table.find(name) for name in names]
+        open_ = [q for q, line in zip(questions, known, strict=True) if line is None]
+        replies = iter(put(subject, open_, self.tell, max_new_tokens=room, seed=self.seed))
+        found = []
+        for line in known:
+            if line is None:
+                reply = next(replies)
+                found.append((subject.bare(reply.text), reply.end))
+            else:
+                found.append((str(line["answer"]), str(line["end"])))
+        self.table.add(
+            {"asked": subject.name, "question": q.text, "answer": text, "end": end, KEY: name}
+            for q, (text, end), name in zip(questions, found, names, strict=True)
+        )
+        return found
 
 
-def _answers(
-    target: str, questions: Sequence[Question], how: How, *, base: bool = False
-) -> tuple[str, list[str], int]:
-    """(name, answers without their thoughts, how many were cut off)."""
+@dataclass(frozen=True)
+class _Said:
+    """What somebody answered, without thoughts; `cut` answers did not end by themselves."""
+
+    name: str
+    texts: list[str]
+    cut: int = 0
+
+
+def _answers(target: str, questions: Sequence[Question], how: How, *, base: bool = False) -> _Said:
+    """The answers of `target` to every question, under its own system prompt."""
     subject = open_subject(target, how.tell, base=base, dtype=how.dtype, think=how.think)
     try:
         under = [question.under(subject.system) for question in questions]
-        replies = put(subject, under, how.tell, max_new_tokens=how.room, seed=how.seed)
-        texts = [subject.bare(reply.text) for reply in replies]
-        return subject.name, texts, sum(reply.end != "stop" for reply in replies)
+        found = how.put(subject, under, how.room)
+        cut = sum(end != "stop" for _, end in found)
+        return _Said(subject.name, [text for text, _ in found], cut)
     finally:
         subject.close()
 
@@ -266,8 +314,7 @@ def _let_judge(
                 for first, second in ((row.a, row.b), (row.b, row.a)):
                     turns = prompt(row.question, first, second, language, expected=expected)
                     asked.append(Question(turns, "", row.question.origin))
-        replies = put(subject, asked, how.tell, max_new_tokens=VERDICT_TOKENS, seed=how.seed)
-        texts = iter(subject.bare(reply.text) for reply in replies)
+        texts = iter(text for text, _ in how.put(subject, asked, VERDICT_TOKENS))
         for row in rows:
             if not row.is_equal:
                 row.replies = (next(texts), next(texts))
