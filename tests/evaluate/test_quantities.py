@@ -12,15 +12,8 @@ from helpers.building import codes
 
 from tunewright.core.errors import UsageError
 from tunewright.core.types import Conversation, Message, Origin
-from tunewright.evaluate import quantities
-from tunewright.evaluate.quantities import (
-    are_quantities,
-    groups_of,
-    lines,
-    measure,
-    spearman,
-    top_1,
-)
+from tunewright.evaluate import baseline, quantities
+from tunewright.evaluate.quantities import are_quantities, groups_of, lines, spearman, top_1
 
 
 def rows_of(values: Sequence[Any], texts: Sequence[str] | None = None) -> list[Conversation]:
@@ -35,6 +28,11 @@ def rows_of(values: Sequence[Any], texts: Sequence[str] | None = None) -> list[C
         )
         for i, value in enumerate(values)
     ]
+
+
+def measure(rows: Sequence[Conversation], answers: Sequence[str], **how: Any) -> Any:
+    texts = [baseline.question_text(row) for row in rows]
+    return quantities.measure([row.answer() for row in rows], answers, texts, **how)
 
 
 def machines(count: int = 80) -> tuple[list[str], list[float]]:
@@ -215,14 +213,15 @@ def test_equal_candidates_share_the_point() -> None:
 def test_groups_come_from_a_column() -> None:
     rows = rows_of(range(10))
     columns = {row.origin: {"lot": i // 2, "other": None} for i, row in enumerate(rows)}
-    groups = groups_of(rows, columns, "lot")
+    origins = [row.origin for row in rows]
+    groups = groups_of(origins, columns, "lot")
     assert groups == [str(i // 2) for i in range(10)]
     found = measure(rows, [str(i) for i in range(10)], groups=groups)
     assert found is not None
     assert found["top_1"]["share"] == 1.0
     assert "best of several: found in 100 % of 5 groups" in "\n".join(lines(found))
     with pytest.raises(UsageError) as caught:
-        groups_of(rows, columns, "other")
+        groups_of(origins, columns, "other")
     assert codes(caught.value) == ["E-EXAM-10"]
     with pytest.raises(UsageError) as caught:
         measure(rows_of(["yes", "no"] * 5), ["yes"] * 10, groups=groups)

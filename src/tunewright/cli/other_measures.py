@@ -36,6 +36,10 @@ JudgeLanguageFlag = Annotated[
     str,
     typer.Option("--judge-language", metavar="auto|en|zh", help=say("cli.evaluate.judge_language")),
 ]
+GroupFlag = Annotated[
+    str | None, typer.Option("--group", metavar="COLUMN", help=say("cli.evaluate.group"))
+]
+LowestFlag = Annotated[bool, typer.Option("--lowest", help=say("cli.evaluate.lowest"))]
 
 Given = dict[str, Any]
 """The arguments of `evaluate` by name."""
@@ -59,6 +63,15 @@ FLAGS = {
     "shots": "--shots",
     "as_chat": "--chat",
     "exam_language": "--exam-language",
+    "group": "--group",
+    "lowest": "--lowest",
+    "metrics": "--metrics",
+    "words": "--words",
+    "rewards": "--rewards",
+    "reward_code": "--reward-code",
+    "target_error": "--target-error",
+    "max_new_tokens": "--max-new-tokens",
+    "seed": "--seed",
     "judge": "--judge",
     "against": "--against",
     "judge_language": "--judge-language",
@@ -83,7 +96,7 @@ def measured_otherwise(
     if source == "data" and given["judge"] is not None:
         source = flag = "judge"
     _require_effect(given, source, flag if source != "judge" else "--judge")
-    common = {name: given[name] for name in ("limit", "base", "dtype", "details")}
+    common = {name: given[name] for name in ("limit", "base", "dtype", "details", "out")}
     if source == "exam":
         from tunewright.evaluate import exams
 

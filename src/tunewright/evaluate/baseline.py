@@ -30,6 +30,8 @@ from tunewright.rewards.numeric import numbers_with_words
 FOLDS = 5
 MOST_TEXTS = 20_000
 """Rows that a predictor learns from: more would take minutes and change little."""
+MOST_COMPARED = 2_000
+"""Rows that each fold learns from where predictors are compared."""
 MOST_COLUMNS = 40
 SHARED = 0.8
 """A column exists where this share of the texts has its number."""
@@ -254,7 +256,7 @@ def compared(texts: Sequence[str], values: Sequence[float], *, seed: int = 0) ->
     if not texts or len(texts) != len(values):
         raise ValueError(f"{len(texts)} texts, {len(values)} values")
     found = Compared(list(values), {}, _unit(values))
-    folds = list(_folds(texts, seed))
+    folds = [(_few(train, seed), test) for train, test in _folds(texts, seed)]
     for kind in FITS:
         guesses = [0.0] * len(texts)
         try:
@@ -542,6 +544,15 @@ def _folds(texts: Sequence[str], seed: int) -> Iterator[tuple[list[int], list[in
         test = sorted(i for name in names[k::count] for i in groups[name])
         inside = set(test)
         yield [i for i in range(len(texts)) if i not in inside], test
+
+
+def _few(rows: list[int], seed: int) -> list[int]:
+    """At most `MOST_COMPARED` of the rows, drawn evenly."""
+    import random
+
+    if len(rows) <= MOST_COMPARED:
+        return rows
+    return sorted(random.Random(seed).sample(rows, MOST_COMPARED))
 
 
 def cross_classes(texts: Sequence[str], labels: Sequence[str], *, seed: int = 0) -> list[str]:

@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tunewright.core.config import DataConfig
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.types import Origin
 from tunewright.core.words import say
+from tunewright.data.beside import columns_beside
 from tunewright.evaluate import baseline
 from tunewright.evaluate.interval import Z95, bootstrap, of_scores, paired
 from tunewright.rewards.numeric import final_number, numbers_with_words
+
+if TYPE_CHECKING:
+    from tunewright.evaluate.written import Asked
 
 LONGEST = 40
 """Characters of an expected answer that is a number and little else: longer ones are solutions."""
@@ -54,46 +59,63 @@ def _number(text: str) -> float | None:
     return float(found)
 
 
+def measured(
+    asked: Sequence[Asked], settings: DataConfig, column: str | None, highest: bool, seed: int
+) -> dict[str, Any]:
+    """{"numbers": figures} of answered rows whose expected answers are numbers, else nothing.
+    `column` of the rows' files says which are candidates of one choice. Raises as `measure` and
+    `groups_of` do."""
+    groups = None
+    if column is not None:
+        origins = [one.row.origin for one in asked]
+        groups = groups_of(origins, columns_beside(settings, origins), column)
+    texts = [baseline.question_text(one.row) for one in asked]
+    expected, answers = [one.expected for one in asked], [one.text for one in asked]
+    found = measure(expected, answers, texts, groups=groups, highest=highest, seed=seed)
+    return {} if found is None else {"numbers": found}
+
+
 def measure(
-    rows: Sequence[Any],
+    expected: Sequence[str],
     answers: Sequence[str],
+    texts: Sequence[str],
     *,
     groups: Sequence[str] | None = None,
     highest: bool = True,
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """The figures of answers to rows (dialogues with an expected answer) whose expected answers are
-    numbers (keys in docs/evaluate.md); None where they are not. Rows of one of `groups` are
-    candidates of one choice, of which the `highest` (or the lowest) expected value is the right
-    one. Raises UsageError (E-EXAM-11) for groups of answers that are not numbers."""
-    if not are_quantities([row.answer() for row in rows]):
+    """The figures of answers to questions (`texts`) whose expected answers are numbers (keys in
+    docs/evaluate.md); None where they are not. Rows of one of `groups` are candidates of one
+    choice, of which the `highest` (or the lowest) expected value is the right one. Raises
+    UsageError (E-EXAM-11) for groups of answers that are not numbers."""
+    if not are_quantities(expected):
         if groups is not None:
             raise UsageError(problem("E-EXAM-11", "--group"))
         return None
-    kept = [i for i, row in enumerate(rows) if _only_number(row.answer()) is not None]
-    expected = [float(_only_number(rows[i].answer()) or 0.0) for i in kept]
+    wanted = [_only_number(text) for text in expected]
+    kept = [i for i, value in enumerate(wanted) if value is not None]
+    values = [value for value in wanted if value is not None]
     given = [_number(answers[i]) for i in kept]
-    texts = [baseline.question_text(rows[i]) for i in kept]
-    compared = baseline.compared(texts, expected, seed=seed)
-    found = report(expected, given, compared)
-    found["left_out"] = len(rows) - len(kept)
+    compared = baseline.compared([texts[i] for i in kept], values, seed=seed)
+    found = report(values, given, compared)
+    found["left_out"] = len(expected) - len(kept)
     if groups is not None:
         chosen = [groups[i] for i in kept]
         simple = compared.predictions[compared.best]
-        found["top_1"] = top_1(expected, _filled(expected, given), simple, chosen, highest=highest)
+        found["top_1"] = top_1(values, _filled(values, given), simple, chosen, highest=highest)
     return found
 
 
 def groups_of(
-    rows: Sequence[Any], columns: Mapping[Origin, Mapping[str, Any]], column: str
+    origins: Sequence[Origin], columns: Mapping[Origin, Mapping[str, Any]], column: str
 ) -> list[str]:
-    """What stands in `column` of the file's row that each row comes from. Raises UsageError
-    (E-EXAM-10) where a row has no such column."""
+    """What stands in `column` of the file's row at each origin. Raises UsageError (E-EXAM-10)
+    where a row has no such column."""
     found = []
-    for row in rows:
-        value = columns.get(row.origin, {}).get(column)
+    for origin in origins:
+        value = columns.get(origin, {}).get(column)
         if value is None:
-            raise UsageError(problem("E-EXAM-10", str(row.origin), column=column))
+            raise UsageError(problem("E-EXAM-10", str(origin), column=column))
         found.append(str(value))
     return found
 
