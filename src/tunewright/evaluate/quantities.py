@@ -85,7 +85,7 @@ def measure(
     seed: int = 0,
 ) -> dict[str, Any] | None:
     """The figures of answers to questions (`texts`) whose expected answers are numbers (keys in
-    docs/evaluate.md); None where they are not. Rows of one of `groups` are candidates of one
+    docs/numbers.md); None where they are not. Rows of one of `groups` are candidates of one
     choice, of which the `highest` (or the lowest) expected value is the right one. Raises
     UsageError (E-EXAM-11) for groups of answers that are not numbers."""
     if not are_quantities(expected):
