@@ -126,6 +126,12 @@ def final_number(text: str) -> Fraction | None:
     return found[-1] if found else None
 
 
+def is_near(found: Fraction, wanted: Fraction, config: NumericConfig) -> bool:
+    """Whether two numbers count as equal."""
+    absolute, relative = Fraction(config.tolerance), Fraction(config.relative)
+    return abs(found - wanted) <= max(absolute, relative * abs(wanted))
+
+
 @rewards.register("numeric", NumericConfig, needs="answer", source="arXiv 2110.14168")
 def numeric(config: NumericConfig) -> RewardFunction:
     """1 or 0 an answer; None for a row that expects nothing."""
@@ -141,13 +147,6 @@ def numeric(config: NumericConfig) -> RewardFunction:
         found = final_number(text) if text is not None else None
         if found is None:
             return 0.0
-        absolute, relative = Fraction(config.tolerance), Fraction(config.relative)
-        return float(
-            any(
-                abs(found - one) <= max(absolute, relative * abs(one))
-                for one in numbers
-                if one is not None
-            )
-        )
+        return float(any(is_near(found, one, config) for one in numbers if one is not None))
 
     return each(judge)

@@ -97,13 +97,15 @@ def answer(
     max_new_tokens: int | Sequence[int] = 64,
     check: Callable[[], None] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
+    on_answer: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
     """Greedy answers to `prompts` (token ids that end where the answer begins), in their order.
 
     `max_new_tokens` is the most tokens of an answer, one number or one for each prompt. An answer
     ends at the end of the context; a question that fills the context gets an empty one. `progress`
     is called about once a decoding step with (answers done, tokens written so far, most tokens that
-    may be written in all); `check` as often, and may raise.
+    may be written in all); `check` as often, and may raise; `on_answer` gets the place of a prompt
+    and its answer as soon as that has ended.
     """
     wanted = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     whole = model.room(0)
@@ -113,10 +115,19 @@ def answer(
     ]
     writer = model.writer
     writer.check = check
+
+    def ended(i: int, written: Written) -> None:
+        if on_answer is not None:
+            on_answer(i, _answer(model, written, rooms[i], wanted[i]))
+
+    for i, room in enumerate(rooms):
+        if room == 0:
+            ended(i, Written())
     try:
         written = writer.write(
             [Ask(prompt, room) for prompt, room in zip(prompts, rooms, strict=True)],
             progress=progress,
+            on_end=ended,
         )
     finally:
         writer.check = None
