@@ -454,4 +454,4 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
         section = getattr(config, axis)
         out[axis] = {"kind": kind_of(section), **section.model_dump()}
     order = ["model", "adapter", "data", "base", "method", "objective", "engine", "out", "probes"]
-    return {key: out[key] for key in order}
+    return {key: out[key] for key in order} | ({"gate": config.gate} if config.gate else {})

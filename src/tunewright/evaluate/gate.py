@@ -20,9 +20,7 @@ from tunewright.core.machine import versions
 from tunewright.core.telling import Once, Tell
 from tunewright.core.types import Message
 from tunewright.core.words import say
-from tunewright.engine import opening
 from tunewright.evaluate import verdicts
-from tunewright.evaluate.address import is_address
 from tunewright.evaluate.asked import Question, put
 from tunewright.evaluate.clauses import Judge, judge_of, metric_for
 from tunewright.evaluate.contract import (
@@ -37,83 +35,14 @@ from tunewright.evaluate.contract import (
     Speed,
     questions_of,
 )
-from tunewright.evaluate.subjects import (
-    AddressSubject,
-    LocalSubject,
-    Reply,
-    Subject,
-    fit_together,
-    open_subject,
-)
+from tunewright.evaluate.sides import How, Side, name_of, other_side
+from tunewright.evaluate.subjects import LocalSubject, Reply, Subject, fit_together
 from tunewright.evaluate.verdicts import Check
-from tunewright.models import load
 from tunewright.text.thinking import without_thoughts
 
-BASE = "base"
-"""What stands for the model that a run or an adapter was trained from."""
 PACKED = 2
 """Weights are held twice where few rows are computed: as they are, and laid out for that."""
 SPEED_QUESTION = "Tell me in a few sentences what the sea is like in winter."
-
-
-# ---- the two models
-
-
-class Side:
-    """One of the two models, opened while it is needed. A `Subject` that was given stays open."""
-
-    def __init__(self, given: str | Subject, how: _How, *, base: bool = False):
-        self.given, self.how, self.base = given, how, base
-        self.subject: Subject | None = None if isinstance(given, str) else given
-        self.found = None
-        if isinstance(given, str) and not is_address(given):
-            self.found = opening.find(given, how.tell, base=base, think=how.think)
-            if self.found.adapter is None:
-                opening.require_words(self.found.source.folder, given)
-        elif isinstance(given, str):
-            AddressSubject(given, how.tell)
-
-    @property
-    def system(self) -> str | None:
-        """The system prompt under which it was trained."""
-        if isinstance(self.given, Subject):
-            return self.given.system
-        return None if self.found is None else self.found.system
-
-    @property
-    def measurable(self) -> bool:
-        """Whether it is made of files, whose size is known."""
-        if isinstance(self.given, Subject):
-            return self.given.bytes_on_disk is not None
-        return self.found is not None
-
-    @property
-    def needs(self) -> int:
-        """Bytes of its weights, about."""
-        return load.weight_bytes(self.found.source.folder) if self.found is not None else 0
-
-    def open(self) -> Subject:
-        """The subject, opened where it is not."""
-        if self.subject is None:
-            assert isinstance(self.given, str)
-            how = self.how
-            self.subject = open_subject(
-                self.given, how.tell, base=self.base, dtype=how.dtype, think=how.think
-            )
-        return self.subject
-
-    def close(self) -> None:
-        """Free it, unless it was given open."""
-        if self.subject is not None and isinstance(self.given, str):
-            self.subject.close()
-            self.subject = None
-
-
-@dataclass
-class _How:
-    tell: Tell
-    dtype: str | None
-    think: bool | None
 
 
 # ---- what is asked
@@ -153,8 +82,9 @@ class Task:
         return None
 
 
-def _tasks(contract: Contract, folder: Path, system: str | None) -> tuple[list[Task], list[Item]]:
-    """The clauses with their questions; what is asked by several is one item."""
+def tasks_of(contract: Contract, folder: Path, system: str | None) -> tuple[list[Task], list[Item]]:
+    """The clauses with their questions, and what is asked: a question of several clauses once.
+    Raises DataError and ConfigError for files and rows that cannot be used."""
     tasks = [Task(section, name, clause) for section, name, clause in contract.clauses()]
     items: dict[str, Item] = {}
     for task in tasks:
@@ -194,6 +124,7 @@ def gate(
     a: str | Subject,
     *,
     against: str | Subject | None = None,
+    base: str | None = None,
     folder: Path | None = None,
     name: str = "contract",
     dtype: str | None = None,
@@ -204,17 +135,17 @@ def gate(
     with everything it rests on (keys in docs/gate.md).
 
     `folder` is where the files of the contract lie. `against` None: what the contract names, else
-    the base of a run or adapter. Raises ConfigError and DataError for what is wrong with the
-    contract, UsageError where there is nothing to compare with (E-GATE-13) or to measure
-    (E-GATE-14), and what opening raises.
+    the base of a run or adapter, or of the run `base`. Raises ConfigError and DataError for what
+    is wrong with the contract, UsageError where there is nothing to compare with (E-GATE-13) or to
+    measure (E-GATE-14), and what opening raises.
     """
     started = time.perf_counter()
-    how = _How(Once(tell or Tell()), dtype, think)
+    how = How(Once(tell or Tell()), dtype, think)
     first = Side(a, how)
     system = contract.system if contract.system is not None else first.system
-    tasks, items = _tasks(contract, folder or Path(), system)
+    tasks, items = tasks_of(contract, folder or Path(), system)
     needed = any(task.compares for task in tasks) or against is not None
-    second = _other(contract, a, against, first, how, folder or Path()) if needed else None
+    second = other_side(contract, base or a, against, how, folder or Path()) if needed else None
     if needed and second is None:
         names = ", ".join(task.name for task in tasks if task.compares)
         raise UsageError(problem("E-GATE-13", name, names=names))
@@ -227,30 +158,6 @@ def gate(
     result = work.result(name)
     result["seconds"] = round(time.perf_counter() - started, 3)
     return result
-
-
-def _other(
-    contract: Contract,
-    a: str | Subject,
-    against: str | Subject | None,
-    first: Side,
-    how: _How,
-    folder: Path,
-) -> Side | None:
-    """The other model, if there is one."""
-    given = against if against is not None else contract.against
-    trained = first.found is not None and (
-        first.found.run is not None or first.found.adapter is not None
-    )
-    if given is None and trained:
-        given = BASE
-    if given == BASE and isinstance(a, str) and trained and not Path(BASE).exists():
-        return Side(a, how, base=True)
-    if given is None or (given == BASE and not trained and not Path(BASE).exists()):
-        return None
-    if against is None and isinstance(given, str) and (folder / given).exists():
-        given = str(folder / given)
-    return Side(given, how)
 
 
 def _require_measurable(tasks: Sequence[Task], first: Side, second: Side | None) -> None:
@@ -271,7 +178,7 @@ class _Work:
         items: list[Item],
         first: Side,
         second: Side | None,
-        how: _How,
+        how: How,
     ):
         self.contract, self.tasks, self.items, self.how = contract, tasks, items, how
         self.sides = {"a": first} | ({} if second is None else {"b": second})
@@ -417,7 +324,7 @@ class _Work:
         undecided = self.contract.undecided
         clauses = [self._clause(task, undecided) for task in self.tasks]
         failed = [one["name"] for one in clauses if not one["passed"]]
-        names = {which: _name(side) for which, side in self.sides.items()}
+        names = {which: name_of(side) for which, side in self.sides.items()}
         return {
             "contract": name,
             "passed": not failed,
@@ -546,12 +453,6 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "memory_bytes": subject.memory_bytes,
         "dtype": subject.dtype if isinstance(subject, LocalSubject) else None,
     }
-
-
-def _name(side: Side) -> str:
-    if isinstance(side.given, Subject):
-        return side.given.name
-    return say("subject.base_of", target=side.given) if side.base else side.given
 
 
 def _kind(notes: Sequence[dict[str, Any]], old: str | None) -> str | None:
