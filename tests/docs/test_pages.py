@@ -23,6 +23,8 @@ TRANSLATED = [
     "errors",
     "fit",
     "evaluate",
+    "compare",
+    "gate",
     "export",
     "migrating",
     "models-safety",
