@@ -35,6 +35,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(parse_run(keys(folder, folder / "run"), {}), tell=Quiet())
     know = "must_know: {name: rows, data: rows.json, least: 0.8, metric: exact, max_new_tokens: 24}"
     (folder / "good.yaml").write_text(know + "\nsize: {most: 1 GB}\n", encoding="utf-8")
+    (folder / "still.yaml").write_text(
+        "must_still_do: {name: rows, data: rows.json, metric: exact, max_new_tokens: 24}\n",
+        encoding="utf-8",
+    )
     bad = know + "\nmust_not_say: {name: year, texts: ['2026']}\n"
     (folder / "bad.yaml").write_text(bad, encoding="utf-8")
     return folder
@@ -62,8 +66,6 @@ def test_a_run_keeps_one_contract_and_breaks_another(place: Path, tmp_path: Path
 
 def test_the_base_forgot_what_the_run_knows(place: Path, tmp_path: Path) -> None:
     """The run as what must not be lost, its base as the model that lost it."""
-    text = "must_still_do: {name: rows, data: rows.json, metric: exact, max_new_tokens: 24}\n"
-    (place / "still.yaml").write_text(text, encoding="utf-8")
     lost = command(place, "still.yaml", str(place / "model"), "--against", str(place / "run"))
     assert lost.returncode == 1 and "rows: FAILS" in lost.stdout and "6 worse" in lost.stdout
     same = command(place, "still.yaml", str(place / "run"), "--against", str(place / "run"))

@@ -88,9 +88,9 @@ def compare(
     as_json: JsonFlag = False,
 ) -> None:
     """Compare."""
-    from tunewright.commands.comparing import compare as start
     from tunewright.core.runfile import columns_of
     from tunewright.report.comparison import lines
+    from tunewright.run.comparing import compare as start
 
     result = start(
         targets,

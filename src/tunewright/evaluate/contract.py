@@ -522,11 +522,11 @@ def questions_of(
             data_format=clause.format,
             columns=clause.columns,
         )
-        found += read.questions
-    if clause.needs_answers:
-        bare = [q for q in found if not q.expected.strip()]
-        if bare:
-            raise ConfigError.of("E-GATE-10", bare[0].origin, name=name, question=bare[0].text[:60])
+        answered = [q for q in read.questions if q.expected.strip()]
+        if clause.needs_answers and not answered:
+            bare = read.questions[0]
+            raise ConfigError.of("E-GATE-10", bare.origin, name=name, question=bare.text[:60])
+        found += answered if clause.needs_answers else read.questions
     return [question.under(system) for question in found]
 
 

@@ -22,7 +22,7 @@ from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.evaluate import verdicts
 from tunewright.evaluate.asked import Question, put
-from tunewright.evaluate.clauses import Judge, judge_of, metric_for
+from tunewright.evaluate.clauses import Judge, Judged, judge_of, metric_for
 from tunewright.evaluate.contract import (
     Asking,
     Bytes,
@@ -48,7 +48,7 @@ SPEED_QUESTION = "Tell me in a few sentences what the sea is like in winter."
 # ---- what is asked
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
     """A question that is put once, with everybody's replies: one a draw."""
 
@@ -58,7 +58,7 @@ class Item:
     """"a" and "b" -> replies."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
     """A clause with its questions and the judge of their answers."""
 
@@ -94,9 +94,8 @@ def tasks_of(contract: Contract, folder: Path, system: str | None) -> tuple[list
         asked = questions_of(task.clause, task.name, folder, contract.seed, system)
         for question in asked:
             key = _key(question, room)
-            item = items.setdefault(key, Item(question, room))
-            if item not in task.items:
-                task.items.append(item)
+            task.items.append(items.setdefault(key, Item(question, room)))
+        task.items = list(dict.fromkeys(task.items))
     own = {task.name: list(task.items) for task in tasks}
     for task in tasks:
         clause = task.clause
@@ -106,7 +105,7 @@ def tasks_of(contract: Contract, folder: Path, system: str | None) -> tuple[list
             list(own) if isinstance(clause, NotSay | Form | Language) and not task.items else []
         )
         for name in borrowed:
-            task.items += [item for item in own[name] if item not in task.items]
+            task.items = list(dict.fromkeys([*task.items, *own[name]]))
         task.judge = judge_of(clause, [item.question for item in task.items], folder)
     return tasks, list(items.values())
 
@@ -184,6 +183,8 @@ class _Work:
         self.sides = {"a": first} | ({} if second is None else {"b": second})
         self.facts: dict[str, dict[str, Any]] = {}
         self.together = True
+        self.known: dict[tuple[Task, Item, str], list[Judged]] = {}
+        """What each judge said: a pattern is matched once an answer."""
 
     def run(self) -> None:
         """Ask both, time both, and make the checks."""
@@ -240,15 +241,16 @@ class _Work:
         self.how.tell.start(what)
         for name in names:
             self._opened(name).timed(asked[0], clause.tokens)  # what happens once is not counted
-        taken: dict[str, dict[int, float]] = {name: {} for name in names}
+        taken: dict[str, dict[int, tuple[float, int | None]]] = {name: {} for name in names}
         for done, (name, n) in enumerate(_turns(names, clause.rounds, self.together), 1):
-            seconds, tokens = self._opened(name).timed(asked[n % len(asked)], clause.tokens)
-            # Below a nanosecond nothing is measured, and a logarithm needs something.
-            taken[name][n] = max(1e-9, seconds / max(1, tokens or 1))
+            taken[name][n] = self._opened(name).timed(asked[n % len(asked)], clause.tokens)
             self.how.tell.progress(what, done, clause.rounds * len(names))
         self.how.tell.finish()
+        # Where somebody does not say how many tokens it wrote, whole answers are compared.
+        counted = all(tokens for found in taken.values() for _, tokens in found.values())
         task.times = {
-            name: [found[n] for n in range(clause.rounds)] for name, found in taken.items()
+            name: [_each(*found[n], counted) for n in range(clause.rounds)]
+            for name, found in taken.items()
         }
         if clause.seconds_per_answer is not None:
             task.times["answer"] = self._whole_answers(clause.rounds)
@@ -306,7 +308,12 @@ class _Work:
             )
         return found
 
-    def _judged(self, task: Task, item: Item, which: str) -> list[Any]:
+    def _judged(self, task: Task, item: Item, which: str) -> list[Judged]:
+        if (task, item, which) not in self.known:
+            self.known[task, item, which] = self._judge(task, item, which)
+        return self.known[task, item, which]
+
+    def _judge(self, task: Task, item: Item, which: str) -> list[Judged]:
         assert task.judge is not None
         # A secret in a thought is said as well; everything else is judged by the answer.
         whole = isinstance(task.clause, NotSay)
@@ -411,6 +418,11 @@ class _Work:
             "note": judged[least].note,
             "draw": least,
         }
+
+
+def _each(seconds: float, tokens: int | None, counted: bool) -> float:
+    """Seconds a token, or an answer; a logarithm needs more than nothing."""
+    return max(1e-9, seconds / tokens if counted and tokens else seconds)
 
 
 def _speed_question() -> Question:
