@@ -332,14 +332,15 @@ def _places(
 ) -> dict[tuple[str | int, ...], int]:
     """Key -> 1-based line, through mappings and lists."""
     found: dict[tuple[str | int, ...], int] = {}
+    inside: list[tuple[str | int, int, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            found[(*at, str(key.value))] = key.start_mark.line + 1
-            found |= _places(value, (*at, str(key.value)))
+        inside = [(str(k.value), k.start_mark.line, value) for k, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        for n, value in enumerate(node.value):
-            found[(*at, n)] = value.start_mark.line + 1
-            found |= _places(value, (*at, n))
+        inside = [(n, value.start_mark.line, value) for n, value in enumerate(node.value)]
+    for name, line, value in inside:
+        key = (*at, name)
+        found[key] = line + 1
+        found |= _places(value, key)
     return found
 
 

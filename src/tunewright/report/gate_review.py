@@ -257,7 +257,7 @@ def _case(suite: ElementTree.Element, clause: dict[str, Any], result: dict[str, 
 
 def _evidence(clause: dict[str, Any], result: dict[str, Any]) -> list[str]:
     """The worst answers of a clause."""
-    out = []
+    out: list[str] = []
     for change in result["changes"]:
         mine = [note for note in change["clauses"] if note["name"] == clause["name"]]
         if mine and mine[0]["score"] < 1 and len(out) < SHOWN:
