@@ -16,7 +16,7 @@ from tunewright import __version__
 from tunewright.cli.ask import chat, explain, list_names
 from tunewright.cli.data import data_app
 from tunewright.cli.export import export_app
-from tunewright.cli.measure import bench, compare, evaluate
+from tunewright.cli.measure import bench, compare, evaluate, gate
 from tunewright.cli.train import demo, import_file, init, train
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.words import say
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_file,
     "evaluate": evaluate,
     "compare": compare,
+    "gate": gate,
     "explain": explain,
     "list": list_names,
 }

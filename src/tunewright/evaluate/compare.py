@@ -20,7 +20,7 @@ from typing import Any
 
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.machine import versions
-from tunewright.core.telling import Quiet, Tell
+from tunewright.core.telling import Once, Quiet, Tell
 from tunewright.core.types import Conversation
 from tunewright.core.words import say
 from tunewright.engine import naming, opening
@@ -99,7 +99,7 @@ def compare(
 
     Raises UsageError for too few or too many targets, and what reading and opening raise.
     """
-    tell, started = tell or Tell(), time.perf_counter()
+    tell, started = Once(tell or Tell()), time.perf_counter()
     _require(targets, base, limit, max_new_tokens, temperature)
     chosen = None if wanted is None else metrics.named(wanted)
     read = read_questions(
@@ -517,6 +517,7 @@ def _loss(losses: Sequence[Scored | None] | None) -> dict[str, Any] | None:
     nats = math.fsum(one.nats for one in kept)
     return {
         "token_mean": nats / tokens,
+        "tokens": tokens,
         "nats_per_answer": nats / len(kept),
         "nats_per_character": nats / letters if letters else None,
         "rows": len(kept),

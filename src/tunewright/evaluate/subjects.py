@@ -28,6 +28,7 @@ from tunewright.core.types import Message, PlainText, Row, turns_of
 from tunewright.core.words import say
 from tunewright.engine import naming, opening
 from tunewright.engine.decoding.answers import AnsweringModel, answer
+from tunewright.engine.decoding.writer import Ask
 from tunewright.evaluate.address import Address, Told, is_address
 from tunewright.models import load
 from tunewright.models.scalar_heads import has_score
@@ -90,6 +91,12 @@ class Subject:
         function are not told of them."""
         raise NotImplementedError
 
+    def timed(self, question: Dialogue, tokens: int) -> tuple[float, int | None]:
+        """(seconds, tokens written) of one question asked alone with room for `tokens` tokens; a
+        model of ours writes them all, also past its stop token."""
+        (reply,) = self.ask([question], max_new_tokens=tokens)
+        return reply.seconds, reply.written
+
     def bare(self, text: str) -> str:
         """An answer without its thoughts: the text that is compared."""
         return without_thoughts(text)
@@ -115,6 +122,7 @@ class LocalSubject(Subject):
     def __init__(self, opened: opening.Opened, kind: str, *, untouched: bool = False):
         super().__init__(opened.target.name, kind)
         self.opened, self.untouched = opened, untouched
+        self._answering: AnsweringModel | None = None
         self.system = opened.target.system
         self.bytes_on_disk = _bytes_of(opened.target)
         self.memory_bytes = sum(
@@ -138,7 +146,23 @@ class LocalSubject(Subject):
             with self.opened.untouched() as model:
                 yield model
         else:
-            yield self.opened.answering
+            # Kept: what writes lays the weights out once.
+            self._answering = self._answering or self.opened.answering
+            yield self._answering
+
+    def timed(self, question: Dialogue, tokens: int) -> tuple[float, int | None]:
+        with self.model() as model:
+            (prompt,) = self.prompts(model, [question])
+            room = model.room(len(prompt))
+            ask = Ask(prompt, tokens if room is None else min(tokens, room))
+            writer = model.writer
+            stops, writer.stop_ids = writer.stop_ids, frozenset()
+            try:
+                start = time.perf_counter()
+                ((written,),) = writer.write([ask])
+                return time.perf_counter() - start, len(written.tokens)
+            finally:
+                writer.stop_ids = stops
 
     def prompts(
         self,
@@ -243,6 +267,7 @@ class LocalSubject(Subject):
         return found
 
     def close(self) -> None:
+        self._answering = None
         del self.opened
         gc.collect()
         return_freed_memory()

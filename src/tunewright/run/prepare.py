@@ -31,6 +31,7 @@ from tunewright.methods import continuing
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import vocabulary
 from tunewright.record import folder as run_folder
+from tunewright.run import gating
 from tunewright.run.questions import Probe, Questions, questions_of
 from tunewright.run.structure import require_place, require_same_layers
 from tunewright.sources import find
@@ -141,6 +142,7 @@ def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = 
     continued = continuing.resolve(parsed) if resume is None else continuing.Continued(parsed)
     config = continued.parsed.config
     raise_all(compat.problems(config), CompatError)
+    gating.require(config)
     out = resume or (
         Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
     )
