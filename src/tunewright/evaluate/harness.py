@@ -75,7 +75,7 @@ def measure_tasks(
         found = opened.target
         system = found.system if chat else None
         table = Kept(None if out is None else Path(out) / TABLE)
-        how = {"num_fewshot": shots, "limit": limit, "log_samples": details}
+        how: dict[str, Any] = {"num_fewshot": shots, "limit": limit, "log_samples": details}
         how |= {"apply_chat_template": chat, "system_instruction": system}
         try:
             given = _run(EngineLM(scorer, tell, table), names, manager, how)

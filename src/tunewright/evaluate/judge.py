@@ -254,7 +254,8 @@ class How:
         """(answer without its thoughts, how it ended) to each question: those of the table, and the
         others, which are kept."""
         if self.table.path is None:
-            names, known = [""] * len(questions), [None] * len(questions)
+            names = [""] * len(questions)
+            known: list[Mapping[str, Any] | None] = [None] * len(questions)
         else:
             opened = getattr(subject, "opened", None)
             who = [subject.name, subject.kind, self.think, about(opened) if opened else None]
