@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from tunewright import __version__
+from tunewright.cli.advise import advise
 from tunewright.cli.ask import chat, explain, list_names
 from tunewright.cli.data import data_app
 from tunewright.cli.export import export_app
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "init": init,
     "import": import_file,
     "evaluate": evaluate,
+    "advise": advise,
     "explain": explain,
     "list": list_names,
 }
