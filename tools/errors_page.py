@@ -48,6 +48,7 @@ GROUPS = {
     "EVAL": ("Evaluation", "评测"),
     "EXAM": ("Exams", "考试"),
     "JUDGE": ("Judges", "评判者"),
+    "ADVISE": ("Advice", "建议"),
     "ADDR": ("Addresses of chat models", "对话模型的地址"),
     "REWARD": ("Rewards", "奖励"),
     "PIPE": ("Pipelines", "流水线"),

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from tunewright import __version__
+from tunewright.cli.advise import advise
 from tunewright.cli.ask import chat, explain, list_names
 from tunewright.cli.data import data_app
 from tunewright.cli.export import export_app
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "compare": compare,
     "gate": gate,
+    "advise": advise,
     "explain": explain,
     "list": list_names,
 }
