@@ -46,6 +46,7 @@ GROUPS = {
     "INIT": ("Starting a run file", "新建运行文件"),
     "EXPORT": ("Export", "导出"),
     "EVAL": ("Evaluation", "评测"),
+    "DOCTOR": ("Doctor", "诊断"),
     "REWARD": ("Rewards", "奖励"),
     "PIPE": ("Pipelines", "流水线"),
 }

@@ -15,6 +15,7 @@ import typer
 from tunewright import __version__
 from tunewright.cli.ask import chat, explain, list_names
 from tunewright.cli.data import data_app
+from tunewright.cli.doctor import doctor
 from tunewright.cli.export import export_app
 from tunewright.cli.measure import bench, evaluate
 from tunewright.cli.train import demo, import_file, init, train
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "init": init,
     "import": import_file,
     "evaluate": evaluate,
+    "doctor": doctor,
     "explain": explain,
     "list": list_names,
 }
