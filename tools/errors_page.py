@@ -50,6 +50,7 @@ GROUPS = {
     "JUDGE": ("Judges", "评判者"),
     "ADVISE": ("Advice", "建议"),
     "ADDR": ("Addresses of chat models", "对话模型的地址"),
+    "DOCTOR": ("Doctor", "诊断"),
     "REWARD": ("Rewards", "奖励"),
     "PIPE": ("Pipelines", "流水线"),
 }

@@ -16,6 +16,7 @@ from tunewright import __version__
 from tunewright.cli.advise import advise
 from tunewright.cli.ask import chat, explain, list_names
 from tunewright.cli.data import data_app
+from tunewright.cli.doctor import doctor
 from tunewright.cli.export import export_app
 from tunewright.cli.measure import bench, compare, evaluate, gate
 from tunewright.cli.train import demo, import_file, init, train
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "gate": gate,
     "advise": advise,
+    "doctor": doctor,
     "explain": explain,
     "list": list_names,
 }
