@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunewright.advise.trial import Trial
 from tunewright.models.limits import (
     ANSWER_TOKENS,
     ANSWERS_AT_ONCE,
@@ -25,6 +26,11 @@ PROCESS_BYTES = 410 * MiB
 without CUDA (measured: 391 to 410 MiB)."""
 TOKEN_BYTES = 400
 """Of Python and Rust objects for each token of a vocabulary beyond those 50,000."""
+GPU_BYTES = 600 * MiB
+"""What a CUDA process holds on the device before any tensor: context, kernels, workspace of the
+matrix library."""
+MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "muon": 4}
+"""Bytes that an update rule keeps for each number that trains (`engine/optim.py`)."""
 SLACK = 1.15
 """What the allocator holds beyond the tensors that live in it: freed blocks of another size, and
 temporaries of the backward pass."""
@@ -48,6 +54,9 @@ class Work:
     probes: int = 5
     base_bits: float | None = None
     """Bits of one weight of the blocks' matrices where the base is quantised."""
+    optimizer: str = "adamw"
+    trial: Trial | None = None
+    """What a few blocks held here; None: everything is counted."""
 
     @property
     def item(self) -> int:
@@ -106,29 +115,73 @@ def weight_bytes(shape: ModelShape, work: Work) -> int:
 
 
 def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
-    """Bytes of each part while training."""
+    """Bytes of each part while training: as a few blocks were seen to hold them, else counted."""
     adapter = work.trainable * 4 if work.rank else 0
-    # A gradient and two moments in float32 for each number that trains. An adapter's is used as a
-    # copy in the dtype of the model; a weight of a half-precision base is held in float32
-    # besides (`methods/base_weights.py`).
-    state = work.trainable * 4 * 3 + work.trainable * (
-        work.item if work.rank else 4 if work.item < 4 else 0
-    )
-    activations = SLACK * (work.rows * row_bytes(shape, work) + attention_bytes(shape, work))
     head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * work.item
     if (
         not work.rank
     ):  # a trainable head is computed again in float32, with a gradient of the same size
         head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * (work.item + 8)
-    process = PROCESS_BYTES + TOKEN_BYTES * max(0, shape.vocabulary - 50_000) if work.on_cpu else 0
+    trial = work.trial
+    counted = trial is None
     return {
-        "weights": weight_bytes(shape, work),
+        "weights": weight_bytes(shape, work) if counted else _tried_weights(shape, work, adapter),
         "adapter": adapter,
-        "optimiser": state,
-        "activations": int(activations),
+        "optimiser": state_bytes(work) if counted else _tried_state(work),
+        "activations": int(
+            SLACK * (_kept_bytes(shape, work) if counted else _tried_kept(shape, work))
+        ),
         "head": head,
-        "process": process,
+        "process": process_bytes(shape, work),
     }
+
+
+def state_bytes(work: Work) -> int:
+    """Bytes of gradients and of what the optimiser keeps.
+
+    A gradient and the moments in float32 for each number that trains. An adapter's is used as a
+    copy in the dtype of the model; a weight of a half-precision base is held in float32 besides
+    (`methods/base_weights.py`).
+    """
+    copies = work.item if work.rank else 4 if work.item < 4 else 0
+    return int(work.trainable * (4 + MOMENTS.get(work.optimizer, 8.0) + copies))
+
+
+def process_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of the program without weights; on a GPU nothing of it counts as allocated."""
+    if not work.on_cpu:
+        return 0
+    if work.trial is not None and work.trial.process_bytes:
+        return work.trial.process_bytes
+    return PROCESS_BYTES + TOKEN_BYTES * max(0, shape.vocabulary - 50_000)
+
+
+def _kept_bytes(shape: ModelShape, work: Work) -> float:
+    return work.rows * row_bytes(shape, work) + attention_bytes(shape, work)
+
+
+def _tried_weights(shape: ModelShape, work: Work, adapter: int) -> int:
+    """Blocks are alike, so the tried ones stand for all; what the method added is counted apart."""
+    trial = work.trial
+    assert trial is not None
+    whole = trial.rest_weights + shape.layers * trial.block_weights
+    return max(0, int(whole) - adapter)
+
+
+def _tried_state(work: Work) -> int:
+    trial = work.trial
+    assert trial is not None
+    return int(trial.state_bytes * work.trainable / max(1, trial.trainable))
+
+
+def _tried_kept(shape: ModelShape, work: Work) -> float:
+    """What autograd keeps, from the pass that was tried to the largest one of the run."""
+    trial = work.trial
+    assert trial is not None
+    more = 0 if trial.still_blocks else shape.layers - trial.blocks
+    middle = max(0, trial.learning_blocks)
+    kept = trial.rest_bytes + (middle + more) * trial.block_bytes
+    return kept * work.rows / max(1.0, trial.pass_rows)
 
 
 def answering_bytes(shape: ModelShape, work: Work) -> int:
@@ -147,3 +200,13 @@ def loading_bytes(shape: ModelShape, work: Work) -> int:
     memory is short, so a run never fails by them."""
     same = BYTES.get(shape.stored_dtype, 0) == work.item
     return 0 if same or not work.on_cpu else shape.file_bytes
+
+
+def checkpoint_bytes(trainable: int, optimizer: str = "adamw") -> int:
+    """Bytes of a checkpoint: what trains and the optimiser's moments."""
+    return int(trainable * (4 + MOMENTS.get(optimizer, 8.0)))
+
+
+def saved_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of what the run leaves: an adapter in float32, or a whole model."""
+    return shape.parameters * work.item if work.rank is None else 4 * work.trainable
