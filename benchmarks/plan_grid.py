@@ -24,6 +24,7 @@ from typing import Any
 
 from common import child, environment, tunewright
 
+MARK, END_MARK = "<!-- plan_grid.py -->", "<!-- end of plan_grid.py -->"
 MEMORY_BOUND, TIME_BOUND, SHARE = 0.15, 0.25, 0.9
 SIZES: dict[str, dict[str, Any]] = {
     # name: model type and sizes; the vocabulary is the tokenizer's
@@ -256,6 +257,16 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def write_into(page: Path, lines: list[str]) -> None:
+    """Put the table between the marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(f"{MARK}\n")
+    _, found, after = rest.partition(f"{END_MARK}\n")
+    if not found:
+        sys.exit(f"{page} has no place for the table: {MARK} ... {END_MARK}")
+    page.write_text("\n".join([before + MARK, *lines, END_MARK, after]), encoding="utf-8")
+
+
 def wanted(text: str | None) -> list[int]:
     """`3-8,12` as numbers; everything for none."""
     if not text:
@@ -278,6 +289,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="default: all")
     parser.add_argument("--learn", action="store_true", help="one cache for all cells")
     parser.add_argument("--table", action="store_true", help="print the table, run nothing")
+    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages for the table")
     parser.add_argument("--keep", action="store_true", help="keep the run folders")
     args = parser.parse_args()
     args.work = args.work.resolve()
@@ -294,7 +306,10 @@ def main() -> None:
             handle.write(json.dumps(results[number]) + "\n")
         ratio = {name: round(value, 2) for name, value in judged(results[number]).items()}
         print(number, CELLS[number].name, ratio, file=sys.stderr, flush=True)
-    print("\n".join(table([results[n] for n in sorted(results)])))
+    lines = table([results[n] for n in sorted(results)])
+    print("\n".join(lines))
+    for page in args.write:
+        write_into(page, lines)
 
 
 if __name__ == "__main__":

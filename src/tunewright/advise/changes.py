@@ -99,28 +99,39 @@ class Option:
     question: Mapping[str, Any] = field(default_factory=dict)
 
 
-def ways(
-    asked: Question,
-    available: int,
-    needed: Callable[..., int],
-    relative_seconds: Callable[[Question, Mapping[str, Any]], float],
-) -> list[Way]:
+Needed = Callable[..., int]
+Relative = Callable[[Question, Mapping[str, Any]], float]
+
+
+def ways(asked: Question, available: int, needed: Needed, relative_seconds: Relative) -> list[Way]:
     """What makes the run of `asked` fit into `available` bytes, what costs least first, at most
     `MOST_WAYS`. `needed(question, **changes)` counts its bytes."""
     found: dict[tuple[str, ...], Way] = {}
-    for options in itertools.product(*_axes(asked)):
-        chosen = [option for option in options if option.name]
-        names = tuple(sorted(option.name for option in chosen))
-        if not chosen or names in found or not _possible(asked, names):
-            continue
-        changed = {key: value for option in chosen for key, value in option.question.items()}
-        size = needed(asked, **changed)
-        if size <= available:
-            settings = tuple(word for option in chosen for word in option.settings)
-            time = relative_seconds(asked, changed)
-            found[names] = Way(settings, tuple(o.name for o in chosen), size, time)
+    for way in _all(asked, needed, relative_seconds):
+        names = tuple(sorted(way.changes))
+        if way.needed_bytes <= available and names not in found:
+            found[names] = way  # the mildest values come first
     least = [way for way in found.values() if not any(_less(o, way) for o in found.values())]
     return sorted(least, key=lambda way: (way.cost, way.time))[:MOST_WAYS]
+
+
+def leanest(asked: Question, needed: Needed, relative_seconds: Relative) -> Way | None:
+    """The settings with which the run of `asked` needs least; of those that need as little, the
+    ones that cost least. None where nothing can be changed."""
+    found = _all(asked, needed, relative_seconds)
+    return min(found, key=lambda way: (way.needed_bytes, way.cost), default=None)
+
+
+def _all(asked: Question, needed: Needed, relative_seconds: Relative) -> Iterator[Way]:
+    """Every combination of changes that go together, mild values first."""
+    for options in itertools.product(*_axes(asked)):
+        chosen = [option for option in options if option.name]
+        names = tuple(option.name for option in chosen)
+        if chosen and _possible(asked, names):
+            changed = {key: value for option in chosen for key, value in option.question.items()}
+            settings = tuple(word for option in chosen for word in option.settings)
+            size = needed(asked, **changed)
+            yield Way(settings, names, size, relative_seconds(asked, changed))
 
 
 def _less(one: Way, other: Way) -> bool:

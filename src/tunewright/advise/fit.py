@@ -38,9 +38,9 @@ from tunewright.engine.sharing import StepSharing
 from tunewright.models.shape import ModelShape, rank_of, trainable_parameters
 from tunewright.sources import headers
 
-TIGHT = 0.85
+TIGHT, TIGHT_GPU = 0.85, 0.95
 """Share of the memory from which the estimate says that it is tight: the system and other programs
-need some, too."""
+need some, too; of a GPU's, less."""
 
 
 @dataclass(frozen=True)
@@ -326,6 +326,11 @@ def needed(question: Question, **changed: Any) -> int:
     return _bytes(asked)[2]
 
 
+def comfortable(question: Question, available: int) -> int:
+    """Bytes of `available` that a run may need before it is tight."""
+    return round((TIGHT_GPU if question.device.startswith("cuda") else TIGHT) * available)
+
+
 def largest_fitting(found: Estimate, available: int) -> ModelShape | None:
     """The largest common shape, smaller than the model asked for, with which the same run fits;
     None if not even the smallest does."""
@@ -333,7 +338,8 @@ def largest_fitting(found: Estimate, available: int) -> ModelShape | None:
     fits = [
         s
         for s in changes.ladder()
-        if s.parameters < asked.shape.parameters and needed(asked, shape=s) <= TIGHT * available
+        if s.parameters < asked.shape.parameters
+        and needed(asked, shape=s) <= comfortable(asked, available)
     ]
     return max(fits, key=lambda s: s.parameters, default=None)
 
@@ -352,7 +358,13 @@ def what_fits(found: Estimate, available: int) -> list[str]:
 def ways_to_fit(found: Estimate, available: int) -> list[changes.Way]:
     """What to change so that the run fits, what costs least first; nothing where no change of
     settings helps."""
-    return changes.ways(found.question, round(TIGHT * available), needed, timing.relative_seconds)
+    most = comfortable(found.question, available)
+    return changes.ways(found.question, most, needed, timing.relative_seconds)
+
+
+def leanest(found: Estimate) -> changes.Way | None:
+    """The settings with which the same model needs least memory."""
+    return changes.leanest(found.question, needed, timing.relative_seconds)
 
 
 def problems(found: Estimate, available: int) -> list[Problem]:
@@ -420,7 +432,8 @@ def describe(found: Estimate, available: int | None = None, where: str = "") -> 
     lines = [say("fit.memory", peak=readable_size(found.peak_bytes), parts=shown)]
     if available is not None:
         share = found.needed_bytes / available
-        key = "fit.too_big" if share > 1 else "fit.tight" if share > TIGHT else "fit.fits"
+        tight = found.needed_bytes > comfortable(found.question, available)
+        key = "fit.too_big" if share > 1 else "fit.tight" if tight else "fit.fits"
         lines.append(
             say(
                 key,
@@ -430,7 +443,7 @@ def describe(found: Estimate, available: int | None = None, where: str = "") -> 
                 share=f"{share:.0%}",
             )
         )
-        if share > TIGHT:
+        if tight:
             lines += [f"  {line}" for line in what_fits(found, available)]
     if found.seconds is not None and found.seconds_range is not None:
         lines += _times(found, found.seconds, found.seconds_range)

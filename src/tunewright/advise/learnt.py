@@ -62,12 +62,13 @@ def about(kind: Kind, device: str) -> Learnt:
     """What is known for a run of this kind on this machine."""
     runs = _runs(device)
     alike = [run for run in runs if all(run["kind"].get(k) == getattr(kind, k) for k in LIKE)]
-    # How long loading takes depends on the machine and on the size, not on the kind of the run.
     parts = {part for run in runs for part in run["measured"]}
     factors = {}
     for part in parts:
         others = runs if part != "train" else [r for r in runs if r["kind"].get("by") == kind.by]
-        factor = _factor(alike, part, 1) or _factor(others, part, LEAST_OTHERS)
+        # How long loading takes depends on the machine and the size, hardly on the kind of the run.
+        least = 1 if part == "load" else LEAST_OTHERS
+        factor = _factor(alike, part, 1) or _factor(others, part, least)
         if factor is not None:
             factors[part] = factor
     memory = _factor(alike, "memory", 1)

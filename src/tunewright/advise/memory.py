@@ -29,6 +29,9 @@ TOKEN_BYTES = 400
 GPU_BYTES = 600 * MiB
 """What a CUDA process holds on the device before any tensor: context, kernels, workspace of the
 matrix library."""
+GROWING_PASSES = 20.0
+"""Passes after which as many compiled products are kept as may be (`core.machine.KERNELS`): a pass
+brings about 25 of a new number of rows (docs/plan.md)."""
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "muon": 4}
 """Bytes that an update rule keeps for each number that trains (`engine/optim.py`)."""
 SLACK = 1.15
@@ -57,6 +60,8 @@ class Work:
     optimizer: str = "adamw"
     trial: Trial | None = None
     """What a few blocks held here; None: everything is counted."""
+    all_passes: float = 1.0
+    """Passes of the whole run."""
 
     @property
     def item(self) -> int:
@@ -117,21 +122,16 @@ def weight_bytes(shape: ModelShape, work: Work) -> int:
 def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
     """Bytes of each part while training: as a few blocks were seen to hold them, else counted."""
     adapter = work.trainable * 4 if work.rank else 0
-    head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * work.item
-    if (
-        not work.rank
-    ):  # a trainable head is computed again in float32, with a gradient of the same size
-        head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * (work.item + 8)
-    trial = work.trial
-    counted = trial is None
+    if work.trial is not None:
+        return _tried(shape, work, work.trial)
     return {
-        "weights": weight_bytes(shape, work) if counted else _tried_weights(shape, work, adapter),
+        "weights": weight_bytes(shape, work),
         "adapter": adapter,
-        "optimiser": state_bytes(work) if counted else _tried_state(work),
+        "optimiser": state_bytes(work),
         "activations": int(
-            SLACK * (_kept_bytes(shape, work) if counted else _tried_kept(shape, work))
+            SLACK * (work.rows * row_bytes(shape, work) + attention_bytes(shape, work))
         ),
-        "head": head,
+        "head": _head_bytes(shape, work),
         "process": process_bytes(shape, work),
     }
 
@@ -156,32 +156,46 @@ def process_bytes(shape: ModelShape, work: Work) -> int:
     return PROCESS_BYTES + TOKEN_BYTES * max(0, shape.vocabulary - 50_000)
 
 
-def _kept_bytes(shape: ModelShape, work: Work) -> float:
-    return work.rows * row_bytes(shape, work) + attention_bytes(shape, work)
-
-
-def _tried_weights(shape: ModelShape, work: Work, adapter: int) -> int:
-    """Blocks are alike, so the tried ones stand for all; what the method added is counted apart."""
-    trial = work.trial
-    assert trial is not None
-    whole = trial.rest_weights + shape.layers * trial.block_weights
-    return max(0, int(whole) - adapter)
-
-
-def _tried_state(work: Work) -> int:
-    trial = work.trial
-    assert trial is not None
-    return int(trial.state_bytes * work.trainable / max(1, trial.trainable))
-
-
-def _tried_kept(shape: ModelShape, work: Work) -> float:
-    """What autograd keeps, from the pass that was tried to the largest one of the run."""
-    trial = work.trial
-    assert trial is not None
+def _tried(shape: ModelShape, work: Work, trial: Trial) -> dict[str, int]:
+    """The parts as a few blocks were seen to hold them, from those few to all of them, and from the
+    pass and the steps that were tried to those of the run."""
+    adapter = work.trainable * 4 if work.rank else 0
+    weights = trial.rest_weights + shape.layers * trial.block_weights - adapter
+    state = trial.state_bytes * work.trainable / max(1, trial.trainable)
     more = 0 if trial.still_blocks else shape.layers - trial.blocks
-    middle = max(0, trial.learning_blocks)
-    kept = trial.rest_bytes + (middle + more) * trial.block_bytes
-    return kept * work.rows / max(1.0, trial.pass_rows)
+    larger = work.rows / max(1.0, trial.pass_rows)
+    kept = trial.rest_bytes + (trial.learning_blocks + more) * trial.block_bytes
+    parts = {
+        "weights": int(weights),
+        "adapter": adapter,
+        "optimiser": int(state),
+        "activations": int(SLACK * kept * larger),
+        "head": 0,
+        "process": process_bytes(shape, work),
+    }
+    if not trial.peak_bytes:
+        parts["head"] = _head_bytes(shape, work)
+        return parts
+    # What the tried steps held besides: the head's temporaries, compiled kernels, holes.
+    seen = trial.rest_weights + trial.blocks * trial.block_weights + trial.state_bytes
+    seen += trial.rest_bytes + trial.learning_blocks * trial.block_bytes + trial.process_bytes
+    parts["head"] = max(0, int(trial.peak_bytes - seen - trial.growth_bytes))
+    parts["kernels"] = int(trial.growth_bytes * _grown(work, trial))
+    return parts
+
+
+def _grown(work: Work, trial: Trial) -> float:
+    """How many times as much as in the tried passes the process grows in all passes of the run.
+    Every new number of rows brings kernels, until as many are kept as may be."""
+    tried = max(1.0, trial.tried_passes)
+    return max(tried, min(work.all_passes, GROWING_PASSES)) / tried
+
+
+def _head_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of the rows that visit the output head at once."""
+    rows = min(HEAD_ROWS, work.label_rows)
+    # A trainable head is computed again in float32, with a gradient of the same size.
+    return rows * shape.vocabulary * (work.item if work.rank else work.item + 8)
 
 
 def answering_bytes(shape: ModelShape, work: Work) -> int:

@@ -195,4 +195,5 @@ class Question:
             self.base_bits,
             self.optimizer,
             self.trial,
+            self.passes * self.steps,
         )

@@ -45,6 +45,8 @@ DECODE_EFFICIENCY = 0.4
 ASK_SHARE, ASK_LEAST_SECONDS = 0.1, 20.0
 """Asking takes at most this share of the estimated training, or so many seconds where that is more.
 """
+ANSWERED = 0.9
+"""Tokens that the longest answer of a round has, as a share of what it may have."""
 ASKINGS = 2
 """Times that the questions are asked: before, and of what was saved."""
 START_SECONDS = 6.0

@@ -36,11 +36,13 @@ def by_part(question: Question) -> dict[str, float]:
             for one in (question.grown, *question.beside)
         )
         found["evaluate"] = question.measured_rows * epoch / max(1, facts.samples) / reached
-    if rates is not None:
-        tokens = question.answer_tokens if question.probes else 0
+    tokens = question.answer_tokens if question.probes else 0
+    if trial is not None and trial.token_seconds:
+        found["ask"] = _tried_asking(question, trial) if tokens else 0.0
+    elif rates is not None:
         found["ask"] = speed.ask_seconds(question.grown, question.dtype, tokens, rates)
-        if question.may_leave_out:
-            found["ask"] = min(found["ask"], speed.seconds_allowed(found["train"]))
+    if "ask" in found and question.may_leave_out:
+        found["ask"] = min(found["ask"], speed.seconds_allowed(found["train"]))
     return found
 
 
@@ -64,16 +66,24 @@ def _tried_step(question: Question, trial: Trial, *, cached: bool = False) -> fl
         seconds += more * trial.still_seconds
     else:
         seconds += more * trial.block_seconds
-    drawn = 0.0
-    if trial.draw_seconds:
-        # A token that is written reads the weights: those of the head as well.
-        outside = question.shape.head_weights
-        each = question.shape.block_weights / max(1, question.shape.layers)
-        whole = outside + question.grown.layers * each
-        drawn = trial.draw_seconds * whole / (outside + trial.blocks * each)
     if question.draws:
-        return max(0.0, seconds) + drawn
+        return max(0.0, seconds) + trial.draw_seconds * _deeper(question, trial)
     return max(0.0, seconds) * question.step_rows / max(1.0, trial.rows)
+
+
+def _deeper(question: Question, trial: Trial) -> float:
+    """How many times as long a token takes to write in the whole model: it reads the weights of all
+    blocks, and those of the head."""
+    outside = question.shape.head_weights
+    each = question.shape.block_weights / max(1, question.shape.layers)
+    return (outside + question.grown.layers * each) / (outside + trial.blocks * each)
+
+
+def _tried_asking(question: Question, trial: Trial) -> float:
+    """Seconds of the questions before and after. Answers end before the longest they may be."""
+    tokens = speed.ANSWERED * question.answer_tokens
+    once = trial.ask_seconds + tokens * trial.token_seconds
+    return speed.ASKINGS * once * _deeper(question, trial)
 
 
 def _tried_training(question: Question, trial: Trial) -> float:
@@ -81,7 +91,7 @@ def _tried_training(question: Question, trial: Trial) -> float:
     update = trial.update_seconds * question.trainable / max(1, trial.trainable)
     whole = _tried_step(question, trial)
     steps = float(question.steps)
-    share = trial.still_blocks / max(1, trial.blocks - 2)
+    share = 1 - (trial.blocks - trial.still_blocks) / question.grown.layers
     if trial.still_blocks and question.may_cache and question.epochs > 1 and share >= CACHED_FROM:
         first = steps / question.epochs
         learning = first * whole + (steps - first) * _tried_step(question, trial, cached=True)

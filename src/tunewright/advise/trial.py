@@ -25,7 +25,7 @@ from tunewright.advise.speed import Rates
 from tunewright.core import faults, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import TunewrightError
-from tunewright.core.machine import fingerprint, is_busy, resident_bytes
+from tunewright.core.machine import fingerprint, is_busy, peak_memory_bytes, resident_bytes
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Objective, Sample
 from tunewright.engine.schedule import make_schedule
@@ -44,6 +44,9 @@ LEAST_BLOCKS, FEW_BLOCKS = 4, 6
 MOST_BLOCKS, MOST_STEPS = 12, 8
 LEAST_ROWS = 64
 """Rows of a pass that says anything."""
+QUESTIONS, ROW_TOKENS, MORE_TOKENS = 4, 16, 8
+"""Questions that are answered, tokens of one whose row has no answer, and tokens that are written
+more than at least."""
 MOST_DAYS, BUSY_SECONDS = 30, 600
 """How long a trial counts; one that was made while other programs held the processors counts for a
 few minutes only."""
@@ -80,6 +83,10 @@ class Trial:
     read_block_seconds: float
     draw_seconds: float
     """Of drawing answers in a step, where the objective does."""
+    ask_seconds: float
+    """Of beginning to answer a few questions: reading them, and laying out the weights."""
+    token_seconds: float
+    """Of one more token of all their answers."""
     block_bytes: float
     """What autograd keeps of one block in the largest pass of the first step."""
     rest_bytes: float
@@ -87,7 +94,14 @@ class Trial:
     pass_rows: float
     """Rows of that pass."""
     process_bytes: int = 0
-    """Resident set of this process without the weights."""
+    """Resident set of this process before the blocks were made; 0 where the system does not say."""
+    peak_bytes: int = 0
+    """Largest resident set while the steps were tried; 0 where it was larger before."""
+    growth_bytes: float = 0.0
+    """By how much the resident set rose after the first step: kernels that are compiled for new
+    numbers of rows and kept, and holes between tensors of changing sizes."""
+    tried_passes: float = 0.0
+    """Passes in which it rose so."""
     block_weights: float = 0.0
     """Bytes of one block, with what the method puts into it."""
     rest_weights: float = 0.0
@@ -218,7 +232,7 @@ def _tried(
     world = replace(asked.world, reasons={})
     engine = asked.config.engine.model_copy(update={"activation_cache": "off"})
     config = asked.config.model_copy(update={"engine": engine})
-    busy = is_busy()
+    busy, process, before = is_busy(), resident_bytes(), peak_memory_bytes("cpu")
     causal = load.made_up(asked.folder, blocks, dtype=world.torch_dtype(), base=config.base)
     opened = to_train(
         config,
@@ -232,7 +246,6 @@ def _tried(
         Quiet(),
         causal=causal,
     )
-    process = max(0, resident_bytes() - _bytes_of(_tensors_of(opened)))
     chosen = _steps_of(config, asked.samples, opened, world, blocks, pass_seconds)
     _know_the_start(opened, chosen)
     with Watch(opened) as watched:
@@ -241,6 +254,7 @@ def _tried(
     return replace(
         found,
         process_bytes=process,
+        peak_bytes=found.peak_bytes if found.peak_bytes > before else 0,
         block_weights=weights[0],
         rest_weights=weights[1],
         state_bytes=state,
@@ -336,6 +350,8 @@ class Watch:
         self.blocks = blocks_of(opened.causal)
         self.forward = [0.0] * len(self.blocks)
         self.backward = [0.0] * len(self.blocks)
+        self.learns = [False] * len(self.blocks)
+        """Whether a gradient passes through the output of each block."""
         self.kept = [0.0] * (len(self.blocks) + 1)
         self.largest: tuple[float, list[float]] = (0.0, [])
         self._inside = len(self.blocks)
@@ -364,6 +380,10 @@ class Watch:
         self.forward, self.backward = [0.0] * count, [0.0] * count
         self._arrived = None
 
+    def forget(self) -> None:
+        """Let go of the tensors that were counted."""
+        self._seen = {}
+
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
         """Inside, what autograd keeps is counted."""
@@ -388,6 +408,7 @@ class Watch:
             self._inside = len(self.blocks)
             hidden = output[0] if isinstance(output, tuple) else output
             if getattr(hidden, "requires_grad", False):
+                self.learns[number] = True
                 hidden.register_hook(self._arrival(number))
 
         return hook
@@ -395,6 +416,7 @@ class Watch:
     def _arrival(self, number: int) -> Any:
         def hook(gradient: Any) -> None:
             now = time.perf_counter()
+            self._seen = {}  # so that backward frees them as it does in a run
             if self._arrived is not None and self._arrived[0] == number + 1:
                 self.backward[number + 1] += now - self._arrived[1]
             self._arrived = (number, now)
@@ -432,7 +454,8 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         whole = time.perf_counter() - start
         if number == 1:
             kept = watch.kept_at_most()
-            watch._seen, rows_kept = {}, report.physical_rows / max(1, report.passes)
+            watch.forget()
+            rows_kept = report.physical_rows / max(1, report.passes)
         update = whole - parts["gradients"] - parts["draw"]
         taken.append(
             {
@@ -442,6 +465,8 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
                 "rows": report.physical_rows,
                 "labels": report.label_tokens,
                 "passes": report.passes,
+                "peak": peak_memory_bytes("cpu"),
+                "held": resident_bytes(),
             }
         )
         inner.append((watch.forward, watch.backward))
@@ -449,8 +474,8 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
             break
     later = taken[1:] or taken
     means = {name: sum(one[name] for one in later) / len(later) for name in taken[0]}
-    learns = [n for n in _middle(blocks) if any(b[n] for _, b in inner)]
-    still = [n for n in _middle(blocks, first=0) if not any(b[n] for _, b in inner) and n]
+    learns = [n for n in _middle(blocks) if watch.learns[n]]
+    still = [n for n in _middle(blocks) if not watch.learns[n]]
     of_later = inner[1:] or inner
     scale = len(of_later)
     block = _mean([sum(f[n] + b[n] for f, b in of_later) / scale for n in learns])
@@ -468,7 +493,7 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         seconds,
         block,
         len(learns),
-        0 if learns and 1 in learns else len(still),
+        watch.learns.count(False),
         quiet,
         max(0.0, taken[0]["whole"] - means["whole"] * taken[0]["rows"] / max(1.0, means["rows"])),
         means["update"],
@@ -477,16 +502,44 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         len(chosen[0]),
         _mean([watch.forward[n] for n in _middle(blocks)]),
         means["draw"],
-        _mean([kept[n] for n in (learns or _middle(blocks))]),
+        *_answering(opened, chosen),
+        _mean([kept[n] for n in learns]),
         sum(kept) - sum(kept[n] for n in learns),
         rows_kept,
+        peak_bytes=int(taken[-1]["peak"]),
+        growth_bytes=max(0.0, taken[-1]["held"] - taken[0]["held"]),
+        tried_passes=sum(one["passes"] for one in later),
     )
 
 
-def _middle(blocks: int, first: int = 1) -> list[int]:
+def _answering(opened: Ready, chosen: list[list[Sample]]) -> tuple[float, float]:
+    """(seconds to begin answering a few questions, seconds of one more token of each). Zeros where
+    nothing can be answered."""
+    from tunewright.engine.decoding.writer import Ask, Writer
+    from tunewright.engine.policy import Policy
+
+    branches = [sample.branches[0] for sample in chosen[0][:QUESTIONS]]
+    prompts = [b.tokens[: b.learnt[0]] if b.learnt else b.tokens[:ROW_TOKENS] for b in branches]
+    prompts = [list(prompt) for prompt in prompts if len(prompt)]
+    if not prompts or "score" in opened.stepper.policy.heads:
+        return 0.0, 0.0
+    layout = "any" if opened.attached is None else opened.attached.needs.layout
+    opened.model.eval()
+    # No stop tokens: made-up weights end an answer by accident.
+    writer = Writer(Policy(opened.model, opened.causal, "tree"), frozenset(), needs_layout=layout)
+    spent = []
+    for tokens in (1, 2, 2 + MORE_TOKENS):
+        start = time.perf_counter()
+        writer.write([Ask(prompt, tokens) for prompt in prompts])
+        spent.append(time.perf_counter() - start)
+    writer.forget()
+    return spent[0] + spent[1], max(0.0, spent[2] - spent[1]) / MORE_TOKENS
+
+
+def _middle(blocks: int) -> list[int]:
     """Blocks that stand for all: neither the first, in which kernels are compiled and below which
     no gradient is asked for, nor the last, which leaves out rows that nobody reads."""
-    return list(range(first, blocks - 1))
+    return list(range(1, blocks - 1))
 
 
 def _mean(values: Sequence[float]) -> float:

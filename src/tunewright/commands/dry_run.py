@@ -20,7 +20,7 @@ def dry_run(parsed: ParsedRun, *, tell: Tell | None = None) -> dict[str, Any]:
     torch.
     """
     tell = tell or Tell()
-    judged, begun = planning.judge(parsed, tell)
+    judged, begun = planning.judge(parsed, tell, planning.Wish(try_blocks=False, out_matters=True))
     for line in fit.describe(judged.found, judged.available):
         tell.line(line)
     planning.require(judged)

@@ -24,6 +24,7 @@ from tunewright.data import describe
 from tunewright.engine import placement
 from tunewright.engine.placement import World
 from tunewright.engine.schedule import total_steps
+from tunewright.models.limits import ANSWER_TOKENS
 from tunewright.models.shape import trainable_parameters
 from tunewright.run import decided
 from tunewright.run.prepare import Begun, begin, complete
@@ -54,6 +55,10 @@ class Wish:
     """Rows of made-up data, and tokens of each: no data is read then."""
     shape: fit.ModelShape | None = None
     """A model that is known by its size only: none is looked for."""
+    out_matters: bool = False
+    """A run folder that is taken is refused."""
+    try_blocks: bool = True
+    """Measure on a few blocks of the model, where that is not known yet; takes some seconds."""
 
     def without_data(self) -> Wish:
         """The same for rows that are made up."""
@@ -81,7 +86,7 @@ def judge(parsed: ParsedRun, tell: Tell, wish: Wish | None = None) -> tuple[Judg
     # The model is looked for twice: without its weights and, where they are here, with them.
     tell = Once(tell)
     made_up = wish.tokens is not None
-    begun = None if made_up else begin(parsed)
+    begun = None if made_up else begin(parsed, out_matters=wish.out_matters)
     config = parsed.config if begun is None else begun.config
     shape, missing = wish.shape, list[str]()
     if shape is None:
@@ -112,15 +117,19 @@ def _available(found: fit.Estimate, wish: Wish) -> int:
 
 def _of_plan(begun: Begun, wish: Wish, tell: Tell) -> fit.Estimate:
     """The estimate of a run whose weights are here."""
-    plan = complete(begun, tell, is_light=wish.device is not None)
+    elsewhere = wish.device is not None
+    plan = complete(begun, tell, is_light=elsewhere or not wish.try_blocks)
     if wish.device is not None:
         world = _world_of(plan.config.engine, wish.device)
         return plan.estimate(world, wish.device.rates(), here=False)
-    world = placement.start(plan.config.engine, (plan.data.train, plan.data.report))
-    rates = speed.measured_rates(plan.shape, world)
+    if not wish.try_blocks:
+        world = placement.start(plan.config.engine, (plan.data.train, plan.data.report))
+        decided.say_where(world, tell)
+        return plan.estimate(world, speed.measured_rates(plan.shape, world))
+    world = decided.place(plan)
     decided.say_where(world, tell)
     tell.start(say("plan.trying"))
-    found = plan.estimate(world, rates, try_blocks=True)
+    found = plan.estimate(world, speed.measured_rates(plan.shape, world), try_blocks=True)
     tell.finish()
     return found
 
@@ -160,6 +169,7 @@ def _counted(
         dtype=world.dtype,
         device=world.device,
         rows_per_pass=world.rows_per_pass,
+        answer_tokens=ANSWER_TOKENS,
         rates=wish.device.rates() if wish.device is not None else None,
         here=wish.device is None,
     )
@@ -228,7 +238,7 @@ def figures(judged: Judged) -> dict[str, Any]:
 
 def _ways(judged: Judged) -> list[changes.Way]:
     """What would make a run fit that does not, or that is tight."""
-    if judged.found.needed_bytes <= fit.TIGHT * judged.available:
+    if judged.found.needed_bytes <= fit.comfortable(judged.found.question, judged.available):
         return []
     return fit.ways_to_fit(judged.found, judged.available)
 
@@ -246,7 +256,7 @@ def fits_on(parsed: ParsedRun, found: fit.Estimate) -> list[str]:
             trial=None,
             counted=None,
         )
-        if fit.estimate(asked).needed_bytes <= fit.TIGHT * device.usable_bytes:
+        if fit.needed(asked) <= fit.comfortable(asked, device.usable_bytes):
             names.append(device.name)
     return names[:FITS_ON]
 
@@ -300,6 +310,13 @@ def _more_lines(result: dict[str, Any], found: fit.Estimate) -> Iterator[str]:
         yield say("plan.fits_on", names=", ".join(result["fits_on"]))
     elif not result["fits"]:
         yield say("plan.fits_nowhere")
+    least = None if result["fits"] or result["ways"] else fit.leanest(found)
+    if least is not None:
+        yield say(
+            "plan.least",
+            memory=readable_size(least.needed_bytes),
+            settings=" ".join(least.settings),
+        )
 
 
 # ---- the table
