@@ -19,6 +19,7 @@ from tunewright.cli.data import data_app
 from tunewright.cli.doctor import doctor
 from tunewright.cli.export import export_app
 from tunewright.cli.measure import bench, compare, evaluate, gate
+from tunewright.cli.planning import plan
 from tunewright.cli.train import demo, import_file, init, train
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.words import say
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "chat": chat,
     "bench": bench,
+    "plan": plan,
     "init": init,
     "import": import_file,
     "evaluate": evaluate,

@@ -165,13 +165,13 @@ class _Work:
             self.queries = Queries(database, self.rows)
 
     def _find(self) -> Target:
-        from tunewright.engine import opening
+        from tunewright.engine.naming import find, require_words
         from tunewright.evaluate.ranking import is_scorer
 
-        found = opening.find(self.q.model, self.tell)
+        found = find(self.q.model, self.tell)
         if is_scorer(found):
             raise UsageError(problem("E-ADVISE-05", self.q.model))
-        opening.require_words(found.source.folder, self.q.model)
+        require_words(found.source.folder, self.q.model)
         return found
 
     def _asked(self) -> dict[str, Any]:

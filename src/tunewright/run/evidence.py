@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.advise import fit, learnt
 from tunewright.core import faults
 from tunewright.core.errors import Interrupted, TunewrightError
 from tunewright.core.files import readable_size, write_json
@@ -24,6 +25,7 @@ from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
 
 if TYPE_CHECKING:
+    from tunewright.advise.fit import Estimate
     from tunewright.engine.loop import Progress
     from tunewright.run.asking import Asker
 
@@ -61,8 +63,8 @@ class Reached:
     tell: Tell
     watch: Stopwatch
     """Runs since the command began."""
-    estimated: dict[str, float]
-    """Seconds that the parts of the run were estimated to take."""
+    estimate: Estimate
+    """What the run was estimated to need."""
     load_seconds: float
     progress: Progress = field(default_factory=_none_yet)
     doing: str = "train.doing.load"
@@ -179,6 +181,7 @@ def finish(reached: Reached, status: str = "done", reason: str = "") -> Finished
     summary |= _spent(reached)
     write_json(out / "summary.json", plain(summary))
     if status == "done":
+        _learn_from(reached, summary)
         for line in _closing(reached, summary, page, word):
             tell.line(line)
     elif status == "failed" and word is not None:
@@ -199,6 +202,18 @@ def _doctors_word(reached: Reached) -> str | None:
         return last_word(examining.at_end(plan.out, rows), plan.out)
     except faults.UNFORESEEN as e:
         return say("doctor.failed", cause=faults.cause_of(e))
+
+
+def _learn_from(reached: Reached, summary: dict[str, Any]) -> None:
+    """Keep what the run took beside its estimate, for the next estimate on this machine. A run that
+    was taken up again measured only its last part."""
+    plan, world, estimate = reached.plan, reached.decided.world, reached.estimate
+    if plan.resume is not None or reached.progress.stopped_early:
+        return
+    measured = {**summary["seconds"], "memory": summary["peak_memory_bytes"]}
+    tried = estimate.question.trial is not None
+    kind = fit.kind_of_run(plan.config, plan.shape, world.dtype, world.threads, tried=tried)
+    learnt.remember(kind, world.device, estimate.raw, measured)
 
 
 def _spent(reached: Reached) -> dict[str, Any]:
@@ -223,7 +238,8 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "load_seconds": reached.load_seconds,
         "answer_seconds": reached.asker.seconds,
         **_spent(reached),
-        "estimated_seconds": {k: round(v, 3) for k, v in reached.estimated.items()},
+        "estimated_seconds": {k: round(v, 3) for k, v in reached.estimate.by_part().items()},
+        "estimated_peak_memory_bytes": reached.estimate.peak_bytes,
         "probes_left_out": reached.asker.left_out,
         "peak_memory_bytes": peak_memory_bytes(world.device),
         "trainable_parameters": decided.trainable,
@@ -280,6 +296,15 @@ def _closing(reached: Reached, s: dict[str, Any], page: Path, word: str | None) 
         base=readable_size(s["base_bytes"]),
     )
     yield time_sentence(s["seconds"])
+    told = reached.estimate
+    if told.seconds is not None:
+        yield say(
+            "train.estimated",
+            time=duration(told.seconds),
+            took=duration(s["seconds"]["train"]),
+            memory=readable_size(told.peak_bytes),
+            peak=readable_size(s["peak_memory_bytes"]),
+        )
     if word is not None:
         yield word
     key = "train.next_scores" if plan.questions.scored else "train.next"
