@@ -45,7 +45,7 @@ def test_an_exam_is_taken_and_its_answers_are_kept(place: Path, tmp_path: Path) 
     assert (code, found["exam"]["n"], found["exam"]["chat"]) == (0, 2, True)
 
 
-def test_numbers_stand_beside_a_formula(place: Path) -> None:
+def test_numbers_stand_beside_a_formula(place: Path, tmp_path: Path) -> None:
     code, text, error = asked(
         place, "--data", "machines.jsonl", "--max-new-tokens", "4", "--group", "lot", "--json"
     )
@@ -55,7 +55,11 @@ def test_numbers_stand_beside_a_formula(place: Path) -> None:
     assert found["verdict"] in ("simple", "constant")
     assert found["top_1"]["groups"] == 10
     assert found["top_1"]["simple"] == 1.0
-    code, text, _ = asked(place, "--data", "machines.jsonl", "--max-new-tokens", "4", "--lowest")
+    code, text, _ = asked(
+        place, "--data", "machines.jsonl", "--max-new-tokens", "4", "--out", str(tmp_path)
+    )
+    page = (tmp_path / "evaluation.html").read_text(encoding="utf-8")
+    assert "without a language model: a linear formula" in page
     assert "a formula gives the values to their last digit: 2·power + 1·weight" in text
 
 
@@ -80,6 +84,7 @@ def test_a_judge_is_asked_at_an_address(place: Path) -> None:
         (["--exam", "own_test.csv", "--metrics", "f1"], "E-EXAM-09"),
         (["--data", "rows.json", "--shots", "3"], "E-EXAM-09"),
         (["--data", "rows.json", "--against", "model"], "E-EXAM-09"),
+        (["--data", "rows.json", "--lowest"], "E-EXAM-09"),
         (["--data", "rows.json", "--tasks-folder", "."], "E-EXAM-09"),
         (["--data", "rows.json", "--judge", "model", "--group", "lot"], "E-EXAM-09"),
         (["--lm-eval", "x", "--exam-language", "zh"], "E-EXAM-09"),

@@ -142,5 +142,7 @@ def _require_effect(given: Given, source: str, name: str) -> None:
         if given.get(key) not in SILENT
         and (key in special if source == "data" else key not in EFFECT[source])
     ]
+    if source == "data" and given.get("lowest") and not given.get("group"):
+        idle.append("--lowest")
     if idle:
         raise UsageError(problem("E-EXAM-09", ", ".join(idle), source=name))

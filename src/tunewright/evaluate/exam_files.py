@@ -18,7 +18,8 @@ import csv
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,11 +27,13 @@ from typing import Any, Literal
 
 from tunewright.core.errors import DataError, problem
 from tunewright.core.types import Origin
-from tunewright.core.words import ASSETS
+from tunewright.core.words import ASSETS, say
 from tunewright.data.files.encodings import find_encoding
 from tunewright.data.files.reading import stream
-from tunewright.data.files.source import READERS, ending_of, find
+from tunewright.data.files.source import ending_of, find
 
+TABLES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
+"""Endings of the files of a folder that may hold questions."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Kind = Literal["mmlu", "ceval", "cmmlu"]
 SPLITS = {
@@ -50,6 +53,10 @@ SHOWN = ("dev", "train", "val")
 """Parts that examples come from, the first that there is and that is not asked."""
 QUESTION, CHOICES = ("question", "Question"), ("choices", "options")
 ANSWERS = ("answer", "Answer", "answerKey", "answer_index")
+
+
+LeftOut = dict[str, list[str]]
+"""Why rows cannot be asked (keys of `exam.reason.*`) -> where they stand."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ class Exam:
     kind: Kind
     split: str
     subjects: list[Subject]
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Why rows cannot be asked (keys of `exam.reason.*`) -> where they stand."""
+    left_out: LeftOut = field(default_factory=dict)
+    """Rows of the part that cannot be asked."""
 
     def names(self, subject: str) -> tuple[str | None, list[str]]:
         """(Chinese name, categories) of a subject, as the exam's authors give them."""
@@ -103,13 +110,12 @@ def read_exam(place: str) -> Exam:
     path = Path(place).expanduser()
     if not path.exists():
         raise DataError(problem("E-DATA-01", place, file=place, here=str(Path.cwd())))
-    files = _files_of(path)
-    left_out: dict[str, list[str]] = {}
+    left_out: dict[str, LeftOut] = {}
     kinds: list[Kind] = []
     found: dict[tuple[str, bool], dict[str, list[Item]]] = {}
-    for file in files:
+    for file in _files_of(path):
         subject, split, is_named = _place_of(file, path)
-        for one, row_subject, kind in _rows_of(file, left_out):
+        for one, row_subject, kind in _rows_of(file, left_out.setdefault(split, {})):
             kinds.append(kind)
             name = (row_subject, True) if row_subject else (subject, is_named)
             found.setdefault(name, {}).setdefault(split, []).append(one)
@@ -129,15 +135,16 @@ def _chosen(
     if split is None:  # only examples: then these are asked
         split = next((name for name in SHOWN if name in there), None)
     if split is None:
-        reasons = ", ".join(f"{len(rows)} {reason}" for reason, rows in left_out.items()) or "-"
-        raise DataError(problem("E-EXAM-01", place, reasons=reasons))
+        lost = [(reason, rows) for one in left_out.values() for reason, rows in one.items()]
+        reasons = ", ".join(f"{len(rows)} × {say(f'exam.reason.{why}')}" for why, rows in lost)
+        raise DataError(problem("E-EXAM-01", place, reasons=reasons or "-"))
     subjects = []
     for (name, is_named), parts in sorted(found.items()):
         if split in parts:
             shown = next((s for s in SHOWN if s in parts and s != split), None)
             examples = parts[shown] if shown else []
             subjects.append(Subject(name, parts[split], examples, is_named))
-    return Exam("mmlu", split, subjects, left_out)
+    return Exam("mmlu", split, subjects, left_out.get(split, {}))
 
 
 def _told_by_subjects(exam: Exam) -> Kind:
@@ -170,16 +177,17 @@ def _files_of(path: Path) -> list[Path]:
         ]
         return [path, *beside[:1]]
     files = _readable(path.rglob("*"))
+    # What describes an exam has another ending than its questions.
+    endings = Counter(ending_of(file)[0] for file in files)
+    files = [f for f in files if ending_of(f)[0] == endings.most_common(1)[0][0]]
     whole = [f for f in files if f.parent.name == "all"]
     parts = [f for f in files if f.parent.name not in ("all", "auxiliary_train")]
     return parts or whole
 
 
-def _readable(files: Iterator[Path]) -> list[Path]:
+def _readable(files: Iterable[Path]) -> list[Path]:
     return sorted(
-        f
-        for f in files
-        if f.is_file() and not f.name.startswith(".") and ending_of(f)[0] in READERS
+        f for f in files if f.is_file() and not f.name.startswith(".") and ending_of(f)[0] in TABLES
     )
 
 

@@ -102,6 +102,17 @@ class _Asker:
         self.exam, self.form, self.opened, self.room, self.chat = exam, form, opened, room, chat
         self.fewer = self.cut = 0
 
+    def counts(self, shots: int) -> dict[str, Any]:
+        """How many examples were shown, and what could not be asked as it should."""
+        there = max((len(subject.examples) for subject in self.exam.subjects), default=0)
+        left_out = self.exam.left_out
+        return {
+            "shots": min(shots, there),
+            "fewer_shots": self.fewer,
+            "cut_at_the_beginning": self.cut,
+            "left_out": {k: {"count": len(v), "examples": v[:5]} for k, v in left_out.items()},
+        }
+
     def pairs(self, subject: Subject, item: Item, shots: int) -> list[Pair] | None:
         """One pair a letter; None where the template cannot write the question."""
         first = self.form.opening(subject, self.exam.names(subject.name)[0])
@@ -213,10 +224,7 @@ def take_exam(
             "split": exam.split,
             "chat": chat,
             **report(exam, answers),
-            "shots": min(wanted, max((len(s.examples) for s in exam.subjects), default=0)),
-            "fewer_shots": asker.fewer,
-            "cut_at_the_beginning": asker.cut,
-            "left_out": {r: {"count": len(w), "examples": w[:5]} for r, w in exam.left_out.items()},
+            **asker.counts(wanted),
         },
         "layout": scorer.layout,
         "layout_reason": scorer.layout_reason,

@@ -165,10 +165,7 @@ def judge(
     where there is nothing to compare with, and what opening and asking raise.
     """
     tell, started = tell or Tell(), time.perf_counter()
-    if language not in ("auto", "en", "zh"):
-        raise UsageError(problem("E-EXAM-04", "--judge-language", value=language))
-    if any(n is not None and n < 1 for n in (limit, max_new_tokens)):
-        raise UsageError(problem("E-EVAL-05", "--limit --max-new-tokens"))
+    _require_settings(language, limit, max_new_tokens)
     for name in (judge_target, target, against):
         _require_there(name, tell)
     read = read_questions(
@@ -179,24 +176,17 @@ def judge(
         columns=columns,
         data_dir=data_dir,
     )
-    questions = read.questions
-    if against == REFERENCE:
-        questions = [q for q in questions if q.expected.strip()]
-        if not questions:
-            raise DataError(problem("E-JUDGE-01", data))
+    questions = [q for q in read.questions if against != REFERENCE or q.expected.strip()]
+    if not questions:
+        raise DataError(problem("E-JUDGE-01", data))
     spoken = _language(questions) if language == "auto" else language
     room = max_new_tokens or room_for(questions)
-    table = Kept(None if out is None else Path(out) / TABLE)
-    how = How(room, seed, dtype, think, tell, table)
+    how = How(room, seed, dtype, think, tell, Kept(None if out is None else Path(out) / TABLE))
     try:
-        a = _answers(target, questions, how, base=base)
-        b = _Said(REFERENCE, [q.expected for q in questions])
-        if against != REFERENCE:
-            b = _answers(against, questions, how)
-        rows = [Judged(q, x, y) for q, x, y in zip(questions, a.texts, b.texts, strict=True)]
+        a, b, rows = _both(target, against, questions, how, base)
         name = _let_judge(judge_target, rows, spoken, against != REFERENCE, how)
     finally:
-        table.close()
+        how.table.close()
     found = report(rows)
     found |= {"judge": name, "against": b.name, "language": spoken}
     found |= {"cut": {"a": a.cut, "b": b.cut}, "max_new_tokens": room}
@@ -215,6 +205,13 @@ def judge(
     if details:
         result["rows"] = [one.as_row() for one in rows]
     return result
+
+
+def _require_settings(language: str, limit: int | None, max_new_tokens: int | None) -> None:
+    if language not in ("auto", "en", "zh"):
+        raise UsageError(problem("E-EXAM-04", "--judge-language", value=language))
+    if any(n is not None and n < 1 for n in (limit, max_new_tokens)):
+        raise UsageError(problem("E-EVAL-05", "--limit --max-new-tokens"))
 
 
 CHECK = "Hello"
@@ -299,6 +296,17 @@ def _answers(target: str, questions: Sequence[Question], how: How, *, base: bool
         return _Said(subject.name, [text for text, _ in found], cut)
     finally:
         subject.close()
+
+
+def _both(
+    target: str, against: str, questions: Sequence[Question], how: How, base: bool
+) -> tuple[_Said, _Said, list[Judged]]:
+    """What both answered, and the pairs."""
+    a = _answers(target, questions, how, base=base)
+    b = _Said(REFERENCE, [question.expected for question in questions])
+    if against != REFERENCE:
+        b = _answers(against, questions, how)
+    return a, b, [Judged(q, x, y) for q, x, y in zip(questions, a.texts, b.texts, strict=True)]
 
 
 def _let_judge(

@@ -19,6 +19,7 @@ from tunewright.core.types import Origin
 from tunewright.core.words import say
 from tunewright.data.beside import columns_beside
 from tunewright.evaluate import baseline
+from tunewright.evaluate.fits import LARGEST
 from tunewright.evaluate.interval import Z95, bootstrap, of_scores, paired
 from tunewright.rewards.numeric import final_number, numbers_with_words
 
@@ -54,7 +55,7 @@ def _only_number(text: str) -> float | None:
 def _number(text: str) -> float | None:
     """The number that an answer ends with, as a float of any sane size."""
     found = final_number(text)
-    if found is None or abs(found) > baseline.LARGEST:
+    if found is None or abs(found) > LARGEST:
         return None
     return float(found)
 
