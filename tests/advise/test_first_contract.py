@@ -89,8 +89,9 @@ def test_small_data_is_asked_whole_and_said_to_be_learnt(tmp_path: Path) -> None
 
 
 def test_a_model_that_answers_as_the_rows_do_keeps_it(tmp_path: Path) -> None:
-    contract = made(tmp_path, SENTENCES)
-    rows = rows_of(SENTENCES)
+    answers = [f"{text} It says {i}." for i, text in enumerate(SENTENCES * 10)]
+    contract = made(tmp_path, answers)  # 40 rows are kept apart: four would show nothing
+    rows = rows_of(answers)
     known = {row["instruction"]: row["output"] for row in rows}
     known |= dict(first_contract.EVERYDAY["en"])
 

@@ -16,8 +16,8 @@ error_rate: 0.1
 must_know:
   - name: sums
     questions:
-      - {ask: what is 2+2?, expect: 4}
-      - {ask: is it?, expect: true}
+      - {ask: "what is 2+2?", expect: 4}
+      - {ask: "is it?", expect: true}
     least: 0.5
 form:
   json: true
@@ -77,7 +77,7 @@ WRONG = {
     "no questions": ("must_refuse: {least: 0.5}\n", ["E-GATE-09"], "line 1"),
     "an empty list of questions": ("must_know: {questions: []}\n", ["E-GATE-09"], ""),
     "form without any questions": ("form: {json: true}\n", ["E-GATE-09"], ""),
-    "no expected answer": ("must_know: {questions: [what is it?]}\n", ["E-GATE-10"], ""),
+    "no expected answer": ("must_know: {questions: [what is it]}\n", ["E-GATE-10"], ""),
     "a pattern that is none": ("form: {questions: [a], pattern: '('}\n", ["E-GATE-11"], ""),
     "a forbidden pattern that is none": (
         "must_not_say: {questions: [a], patterns: ['[']}\n", ["E-GATE-11"], ""
@@ -87,6 +87,9 @@ WRONG = {
     ),
     "two mistakes": (f"must_know: {{{Q}, zzz: 1}}\nlanguge: {{}}\n",
                      ["E-GATE-01", "E-GATE-02"], ""),
+    "a question mark without quotes": (
+        "must_know:\n  questions:\n    - {ask: who?, expect: b}\n", ["E-CONFIG-45"], "line 3"
+    ),
     "a key twice": (f"must_know: {{{Q}}}\nseed: 1\nseed: 2\n", ["E-CONFIG-06"], "line 3"),
     "no mapping": ("- a\n", ["E-CONFIG-02"], ""),
     "nothing": ("", ["E-CONFIG-45"], ""),
