@@ -8,6 +8,7 @@ table. T rows of a pass, D hidden, Q query width, K key width, F inner width, V 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tunewright.advise.trial import Trial
@@ -29,9 +30,9 @@ TOKEN_BYTES = 400
 GPU_BYTES = 600 * MiB
 """What a CUDA process holds on the device before any tensor: context, kernels, workspace of the
 matrix library."""
-GROWING_PASSES = 20.0
-"""Passes after which as many compiled products are kept as may be (`core.machine.KERNELS`): a pass
-brings about 25 of a new number of rows (docs/plan.md)."""
+GROWING_PASSES = 9.0
+"""Passes after which two thirds of the compiled products are there that will be kept at most
+(`core.machine.KERNELS`): a pass brings about 25 of a new number of rows (docs/plan.md)."""
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "muon": 4}
 """Bytes that an update rule keeps for each number that trains (`engine/optim.py`)."""
 SLACK = 1.15
@@ -188,7 +189,8 @@ def _grown(work: Work, trial: Trial) -> float:
     """How many times as much as in the tried passes the process grows in all passes of the run.
     Every new number of rows brings kernels, until as many are kept as may be."""
     tried = max(1.0, trial.tried_passes)
-    return max(tried, min(work.all_passes, GROWING_PASSES)) / tried
+    later = max(tried, work.all_passes - 1)
+    return (1 - math.exp(-later / GROWING_PASSES)) / (1 - math.exp(-tried / GROWING_PASSES))
 
 
 def _head_bytes(shape: ModelShape, work: Work) -> int:
