@@ -24,7 +24,7 @@ QUESTIONS = [[Message("user", text)] for text in story.QUESTIONS]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("subjects")
-    story.model_folder(folder / "model")
+    story.model_folder(folder / "model", initializer_range=0.3, tie_word_embeddings=False)
     story.rows_file(folder / "rows.json")
     keys = {
         "model": str(folder / "model"), "data.train": str(folder / "rows.json"),
@@ -59,7 +59,7 @@ def test_a_base_answers_as_transformers_lets_it(place: Path) -> None:
         said = model.generate(**ids, max_new_tokens=12, do_sample=False)
         new = said[0][ids["input_ids"].shape[1] :]
         wanted.append(tokenizer.decode(new, skip_special_tokens=True).strip())
-    assert ask(place / "model") == wanted
+    assert any(wanted) and ask(place / "model") == wanted
 
 
 def test_kinds_and_what_they_weigh(place: Path, tmp_path: Path) -> None:

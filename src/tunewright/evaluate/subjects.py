@@ -24,10 +24,12 @@ from tunewright.core.errors import UsageError, problem
 from tunewright.core.machine import available_bytes, return_freed_memory
 from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
-from tunewright.core.types import Message
+from tunewright.core.types import Message, PlainText, Row, turns_of
 from tunewright.core.words import say
-from tunewright.engine import opening
+from tunewright.engine import naming, opening
 from tunewright.engine.decoding.answers import AnsweringModel, answer
+from tunewright.engine.decoding.writer import Ask
+from tunewright.evaluate.address import Address, Told, is_address
 from tunewright.models import load
 from tunewright.models.scalar_heads import has_score
 from tunewright.text.renderer import said
@@ -37,9 +39,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Dialogue = Sequence[Message]
+Tools = list[dict[str, Any]] | None
 Progress = Callable[[int, int, int], None]
 """Gets (answers done, tokens written, most tokens that may be written in all)."""
-ADDRESS = ("http://", "https://")
 SPARE_MEMORY = 0.8
 """Share of the memory that models held at once may take together."""
 
@@ -80,12 +82,20 @@ class Subject:
         temperature: float = 0.0,
         seed: int = 0,
         expected: Sequence[str] | None = None,
+        tools: Sequence[Tools] | None = None,
         progress: Progress | None = None,
     ) -> list[Reply]:
         """A reply to each question (messages that end with a user's), in order. At `temperature` 0
         the likeliest answer. `expected`: what is compared with, which decides whether a model that
-        can think is asked to, as in training."""
+        can think is asked to, as in training. `tools` stand beside each question; an address and a
+        function are not told of them."""
         raise NotImplementedError
+
+    def timed(self, question: Dialogue, tokens: int) -> tuple[float, int | None]:
+        """(seconds, tokens written) of one question asked alone with room for `tokens` tokens; a
+        model of ours writes them all, also past its stop token."""
+        (reply,) = self.ask([question], max_new_tokens=tokens)
+        return reply.seconds, reply.written
 
     def bare(self, text: str) -> str:
         """An answer without its thoughts: the text that is compared."""
@@ -97,11 +107,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a subject gives to an answer that stands in the data: nats of all its learnt tokens
-    (stop token included), how many they are, and its characters."""
+    """What a subject gives to the answers of a row: nats of all learnt tokens (stop token
+    included), how many they are, by their weights, and the characters of the answers."""
 
     nats: float
-    tokens: int
+    tokens: float
     characters: int
 
 
@@ -112,6 +122,7 @@ class LocalSubject(Subject):
     def __init__(self, opened: opening.Opened, kind: str, *, untouched: bool = False):
         super().__init__(opened.target.name, kind)
         self.opened, self.untouched = opened, untouched
+        self._answering: AnsweringModel | None = None
         self.system = opened.target.system
         self.bytes_on_disk = _bytes_of(opened.target)
         self.memory_bytes = sum(
@@ -135,16 +146,37 @@ class LocalSubject(Subject):
             with self.opened.untouched() as model:
                 yield model
         else:
-            yield self.opened.answering
+            # Kept: what writes lays the weights out once.
+            self._answering = self._answering or self.opened.answering
+            yield self._answering
+
+    def timed(self, question: Dialogue, tokens: int) -> tuple[float, int | None]:
+        with self.model() as model:
+            (prompt,) = self.prompts(model, [question])
+            room = model.room(len(prompt))
+            ask = Ask(prompt, tokens if room is None else min(tokens, room))
+            writer = model.writer
+            stops, writer.stop_ids = writer.stop_ids, frozenset()
+            try:
+                start = time.perf_counter()
+                ((written,),) = writer.write([ask])
+                return time.perf_counter() - start, len(written.tokens)
+            finally:
+                writer.stop_ids = stops
 
     def prompts(
-        self, model: AnsweringModel, questions: Sequence[Dialogue], expected: Sequence[str] | None
+        self,
+        model: AnsweringModel,
+        questions: Sequence[Dialogue],
+        expected: Sequence[str] | None = None,
+        tools: Sequence[Tools] | None = None,
     ) -> list[list[int]]:
         """Token ids of each question, in the form in which its answer would be learnt."""
         wanted = expected or [""] * len(questions)
+        beside = tools or [None] * len(questions)
         return [
-            model.renderer.prompt(question, form=_form(model.renderer, question, text))
-            for question, text in zip(questions, wanted, strict=True)
+            model.renderer.prompt(question, with_tools, _form(model.renderer, question, text))
+            for question, text, with_tools in zip(questions, wanted, beside, strict=True)
         ]
 
     def ask(
@@ -155,12 +187,13 @@ class LocalSubject(Subject):
         temperature: float = 0.0,
         seed: int = 0,
         expected: Sequence[str] | None = None,
+        tools: Sequence[Tools] | None = None,
         progress: Progress | None = None,
     ) -> list[Reply]:
         if not questions:
             return []
         with self.model() as model:
-            prompts = self.prompts(model, questions, expected)
+            prompts = self.prompts(model, questions, expected, tools)
             start = time.perf_counter()
             answers = answer(
                 model,
@@ -188,6 +221,36 @@ class LocalSubject(Subject):
     def bare(self, text: str) -> str:
         return str(self.opened.renderer.without_thoughts(text))
 
+    def losses(
+        self, rows: Sequence[Row], on_rows: Callable[[int], None] | None = None
+    ) -> list[Scored | None]:
+        """What it gives to the learnt answers of each row, as training would count them; None for
+        a row that it cannot be given."""
+        from tunewright.core.config import EngineConfig
+        from tunewright.data.formats.shaping import Dropped
+        from tunewright.data.labels import encode_rows
+        from tunewright.evaluate.logprobs import logprobs_of
+
+        with self.model() as model:
+            encoded = encode_rows(rows, model.renderer, max_tokens=model.room(0))
+            kept = [i for i, one in enumerate(encoded) if not isinstance(one, Dropped)]
+            samples = [encoded[i].sample(n, rows[i].origin) for n, i in enumerate(kept)]  # type: ignore[union-attr]
+            layout, _ = self.opened.choose_layout(EngineConfig(), self.dtype)
+            found = logprobs_of(
+                self.opened,
+                samples,
+                layout_name=layout,
+                rows_per_pass=self.opened.world.rows_per_pass,
+                exact=False,
+                on_samples=on_rows,
+            )
+        out: list[Scored | None] = [None] * len(rows)
+        for i, sample, values in zip(kept, samples, found, strict=True):
+            weights = sample.branches[0].weights
+            nats = -sum(w * v for w, v in zip(weights, values[0], strict=True))
+            out[i] = Scored(nats, sum(weights), len(_learnt_text(rows[i])))
+        return out
+
     def logits(self, questions: Sequence[Dialogue], most: int = 512) -> list[Tensor]:
         """(tokens, vocabulary) logits at every place of each question, of its last `most` tokens,
         through stock attention; in float32, on the CPU."""
@@ -196,7 +259,7 @@ class LocalSubject(Subject):
         found = []
         with self.model() as model:
             causal = model.causal
-            prompts = self.prompts(model, questions, None)
+            prompts = self.prompts(model, questions)
             with opening.computing_in(causal, "padded"), torch.no_grad():
                 for prompt in prompts:
                     ids = torch.tensor([prompt[-most:]], device=causal.device)
@@ -204,18 +267,20 @@ class LocalSubject(Subject):
         return found
 
     def close(self) -> None:
+        self._answering = None
         del self.opened
         gc.collect()
         return_freed_memory()
 
 
 class AddressSubject(Subject):
-    """A model behind an OpenAI-compatible address, `http://host:port/v1#model`."""
+    """A model behind an OpenAI-compatible address, `http://host:port/v1#model`. Several questions
+    wait there at the same time; `seconds` of a reply is how long it waited."""
 
-    def __init__(self, address: str, *, timeout: float = 120.0):
-        super().__init__(address, "address")
-        self.url, _, self.model = address.partition("#")
-        self.timeout = timeout
+    def __init__(self, address: str, tell: Tell):
+        self.address, self.tell = Address.of(address), tell
+        self.address.chosen_model()  # what is wrong is said before anything is asked
+        super().__init__(self.address.name, "address")
 
     def ask(
         self,
@@ -225,38 +290,25 @@ class AddressSubject(Subject):
         temperature: float = 0.0,
         seed: int = 0,
         expected: Sequence[str] | None = None,
+        tools: Sequence[Tools] | None = None,
         progress: Progress | None = None,
     ) -> list[Reply]:
-        from tunewright.evaluate.address import ask_address
-
         limits = _limits(max_new_tokens, len(questions))
-        seeds, found, written = luck_of(questions, seed), list[Reply](), 0
-        for question, most, luck in zip(questions, limits, seeds, strict=True):
-            start = time.perf_counter()
-            text, reason, usage = ask_address(
-                self.url,
-                [{"role": m.role, "content": m.content} for m in question],
-                model=self.model,
-                max_tokens=most,
-                temperature=temperature,
-                seed=luck & 0x7FFFFFFF,
-                timeout=self.timeout,
-            )
-            count = (usage or {}).get("completion_tokens")
-            found.append(
-                Reply(
-                    text.strip(),
-                    "length" if reason == "length" else "stop",
-                    time.perf_counter() - start,
-                    None,
-                    (usage or {}).get("prompt_tokens"),
-                    count,
-                )
-            )
-            written += count or 0
+        found: dict[int, Reply] = {}
+
+        def take(index: int, told: Told, seconds: float) -> None:
+            end = "length" if told.finish_reason == "length" else "stop"
+            asked, count = (told.usage.get(f"{name}_tokens") for name in ("prompt", "completion"))
+            found[index] = Reply(told.text, end, seconds, None, asked, count)
             if progress is not None:
-                progress(len(found), written, sum(limits))
-        return found
+                progress(len(found), sum(one.written or 0 for one in found.values()), sum(limits))
+
+        self.address.ask_all(
+            questions, max_tokens=limits, temperature=temperature, seed=seed, on_answer=take
+        )
+        while self.address.notes:
+            self.tell.line(self.address.notes.pop(0))
+        return [found[i] for i in range(len(questions))]
 
 
 class FunctionSubject(Subject):
@@ -275,6 +327,7 @@ class FunctionSubject(Subject):
         temperature: float = 0.0,
         seed: int = 0,
         expected: Sequence[str] | None = None,
+        tools: Sequence[Tools] | None = None,
         progress: Progress | None = None,
     ) -> list[Reply]:
         found: list[Reply] = []
@@ -286,6 +339,12 @@ class FunctionSubject(Subject):
             if progress is not None:
                 progress(len(found), 0, 0)
         return found
+
+
+def _learnt_text(row: Row) -> str:
+    if isinstance(row, PlainText):
+        return row.text
+    return "".join(said(turns_of(row)))
 
 
 def _form(renderer: Any, question: Dialogue, expected: str) -> Any:
@@ -325,12 +384,12 @@ def open_subject(
     Raises UsageError for a run without trained weights and for one that gives numbers, ModelError
     for what cannot be opened.
     """
-    if target.startswith(ADDRESS):
-        return AddressSubject(target)
+    if is_address(target):
+        return AddressSubject(target, tell)
     found = opening.find(target, tell, base=base, think=think)
     kind = kind_of(found, base=base)
     if found.adapter is None:
-        opening.require_words(found.source.folder, target)
+        naming.require_words(found.source.folder, target)
     opened = opening.to_answer(found, dtype=dtype)
     if think is not None and not opened.renderer.thinks:
         tell.line(say("chat.think_no_effect"))

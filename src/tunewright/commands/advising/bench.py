@@ -34,7 +34,8 @@ from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 
 if TYPE_CHECKING:
-    from tunewright.engine.opening import Opened, Target
+    from tunewright.engine.naming import Target
+    from tunewright.engine.opening import Opened
 
 FORMAT = "tunewright advice 1"
 TRAINING_SHARE = 0.45
@@ -125,13 +126,13 @@ class Bench:
         )
 
     def _find(self) -> Target:
-        from tunewright.engine import opening
+        from tunewright.engine.naming import find, require_words
         from tunewright.evaluate.ranking import is_scorer
 
-        found = opening.find(self.q.model, self.tell)
+        found = find(self.q.model, self.tell)
         if is_scorer(found):
             raise UsageError(problem("E-ADVISE-05", self.q.model))
-        opening.require_words(found.source.folder, self.q.model)
+        require_words(found.source.folder, self.q.model)
         return found
 
     def asked(self) -> dict[str, Any]:
