@@ -200,3 +200,17 @@ def formula(place: Path, seed: int = 0, count: int = 300) -> dict[str, Any]:
             )
         )
     return {"data": write_rows(place / "rows.jsonl", rows)}
+
+
+def main(folder: str) -> None:
+    """The five tasks of docs/advise.md below a folder."""
+    place = Path(folder)
+    for build in (facts, output_format, known_skill, table, formula):
+        made = build(place / build.__name__)
+        print(build.__name__, *made.values())
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1])

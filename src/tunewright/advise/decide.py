@@ -1,7 +1,7 @@
 """From measured figures to a verdict: the known decision tree, each branch with its evidence.
 
-    does a formula or a small regressor give the numbers?    -> no language model
     is the model right as it is?                             -> no tuning
+    does a formula or a small regressor give the numbers?    -> no language model
     does a classifier without a language model do as well?   -> no language model
     do the answers live in a table?                          -> query it
     does reading passages give what the model does not know? -> RAG; fine-tune where that is no
@@ -37,11 +37,12 @@ MANY_USERS = 100
 Changes = Literal["often", "rarely"]
 PROMPTS = ("few_fixed", "few_retrieved")
 QUERIES = ("lookup", "sql")
+FIGURES = ("formula", "regressor")
 TRAINED = ("lora", "lora_rag")
 WITHOUT_TRAINING = ("base", *PROMPTS, "rag")
 ASKED = (*WITHOUT_TRAINING, *TRAINED)
 """Ways in which the model itself answers."""
-NODES = ("formula", "has_it", "classifier", "table", "knowledge", "prompt", "tune")
+NODES = ("has_it", "formula", "classifier", "table", "knowledge", "prompt", "tune")
 """The questions of the tree, in order."""
 
 
@@ -199,11 +200,11 @@ class _Walk:
         """The best of the ways that are really better than `way`."""
         return self.best(other for other in others if other != way and self.beats(other, way))
 
-    def step(self, node: str, answer: bool | None, key: str, **fields: Any) -> bool:
+    def step(self, node: str, answer: bool | None, key: str, /, **fields: Any) -> bool:
         self.path.append(Step(node, answer, say(f"advise.evidence.{key}", **fields)))
         return bool(answer)
 
-    def end(self, branch: str, way: str, key: str, **fields: Any) -> Verdict:
+    def end(self, branch: str, way: str, key: str, /, **fields: Any) -> Verdict:
         why = say(f"advise.why.{key}", **fields)
         return Verdict(branch, way, why, self.path, self.assumed, self.remarks)
 
@@ -228,8 +229,8 @@ class _Walk:
 
     def verdict(self) -> Verdict:
         for visit in (
-            self.formula,
             self.has_it,
+            self.formula,
             self.classifier,
             self.table,
             self.knowledge,
@@ -255,10 +256,11 @@ class _Walk:
     def has_it(self) -> Verdict | None:
         f = self.f
         base = f.scores["base"]
-        rivals = [way for way in (*ASKED[1:], *QUERIES) if way in f.scores]
-        over = self.beaten_by("base", rivals)
+        over = self.beaten_by("base", (*ASKED[1:], *QUERIES, *FIGURES))
         constant = self.beats("base", "constant") or "constant" not in f.scores
-        yes = base.value >= HALF and constant and over is None
+        # A regressor that suffices is judged by the variance, not by figures met to the digit.
+        figures = f.suffices is None or _is_good(f, "base")
+        yes = base.value >= HALF and constant and over is None and figures
         if yes:
             self.step("has_it", True, "has_it", score=self.told("base"))
             return self._has_it()
@@ -294,7 +296,8 @@ class _Walk:
 
     def classifier(self) -> Verdict | None:
         f = self.f
-        if not f.labels or "classes" not in f.scores:
+        if not f.labels or not {"classes", "constant"} <= f.scores.keys():
+            self.step("classifier", None, "no_labels")
             return None
         models = self.best(ASKED)
         chance = self.beats("classes", "constant")
@@ -348,13 +351,21 @@ class _Walk:
         if rag is None or (f.labels and not f.has_documents):
             self.step("knowledge", None, "no_reading")
             return None
-        stands = f.found_gain is not None and f.found_gain.is_real and f.found is not None
-        if not stands or f.found is None:
-            found = told(f.found) if f.found is not None else "-"
-            self.step("knowledge", False, "not_in_passages", found=found, beyond=percent(f.beyond))
+        if f.found is None:
+            # Yes or no, say: nothing in the answer can be looked up, but reading may decide it.
+            prompts = self.best(("base", *PROMPTS)) or "base"
+            if f.has_documents and self.beats(rag, prompts):
+                fields = self.against(prompts, rag)
+                self.step("knowledge", True, "read", **fields)
+                return self._knowledge(rag, fields)
+            self.step("knowledge", False, "nothing_beyond")
+            return None
+        if f.found_gain is None or not f.found_gain.is_real:
+            fields = {"found": told(f.found), "beyond": percent(f.beyond)}
+            self.step("knowledge", False, "not_in_passages", **fields)
             return None
         without = self.best(("base", "few_fixed")) or "base"
-        fields: dict[str, Any] = {"found": told(f.found), **self.against(without, rag)}
+        fields = {"found": told(f.found), **self.against(without, rag)}
         if self.beats(rag, without):
             self.step("knowledge", True, "in_passages", **fields)
             return self._knowledge(rag, fields)
@@ -375,12 +386,16 @@ class _Walk:
             self.assumed.append(say("advise.assumed.changes"))
         both = "lora_rag" if "lora_rag" in f.scores else None
         learnt = tuned is not None and self.beats(tuned, "base") and not self.beats(rag, tuned)
-        if tuned is not None and learnt and f.changes != "often":
-            stays = f.changes == "rarely" and f.rows >= MANY_ROWS
-            if (self.beats(tuned, rag) or stays) and not self.beats(both, tuned):
-                fields = self.against(rag, tuned)
-                return self.end("stable", "lora", "stable", rows=f.rows, **fields)
-        if both is not None and self.beats(both, rag):
+        many = f.rows >= MANY_ROWS
+        may_train = f.changes == "rarely" or (f.changes is None and (many or not f.has_documents))
+        if tuned is not None and learnt and not self.beats(both, tuned):
+            better, stays = self.beats(tuned, rag), f.changes == "rarely" and many
+            if may_train and (better or stays):
+                sides = self.against(rag, tuned)
+                return self.end("stable", "lora", "stable", rows=f.rows, **sides)
+            if better:
+                self.remarks.append(say("advise.remark.trained", score=self.told(tuned)))
+        if both is not None and self.beats(both, rag) and not self.beats(tuned, both):
             return self.end("rag_and_tune", "lora_rag", "rag_and_tune", **self.against(rag, both))
         if tuned is None:
             return self.end("rag", rag, "rag_alone", **fields)

@@ -80,18 +80,26 @@ def _advise(asked: Any, out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(made)
         return
+    from tunewright.commands.advising import page
+
+    _show(page.table(made))
+    print("\n".join(page.lines(made, verdict)))
+
+
+def _show(cells: list[list[str]]) -> None:
+    """The comparison on stdout; wide where nobody's terminal says how wide."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from tunewright.commands.advising import page
-
-    head, *rows = page.table(made)
-    shown = Table(*head)
+    head, *rows = cells
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for i, name in enumerate(head):
+        shown.add_column(name, justify="right" if 2 <= i < len(head) - 1 else "left", no_wrap=i < 2)
     for row in rows:
         shown.add_row(*row)
     console = Console()
-    console.print(shown)
-    print("\n".join(page.lines(made, verdict)))
+    (console if console.is_terminal else Console(width=120)).print(shown)
 
 
 def _asked(changes: str | None, users: int | None) -> tuple[str | None, int | None]:

@@ -26,7 +26,11 @@ from tunewright.core.comparing import folded, normalised
 MOST_CELLS = 200_000
 """Different values of a column that questions are searched for."""
 LONGEST_CELL = 80
-MOST_ENTITIES = 4
+INFLECTED = 4
+"""Characters of a name that may have an ending."""
+MOST_ENTITIES = 8
+YEAR = 1000
+"""Whole numbers from here on may be names."""
 MOST_CANDIDATES = 400
 LEARNT_FROM = 200
 """Training rows whose queries are searched."""
@@ -77,20 +81,21 @@ class Lookup:
                     if 0 < len(text) <= LONGEST_CELL and not isinstance(value, bytes | None):
                         self._cells[text].append((table.name, column.name, value))
         self._learnt: list[tuple[frozenset[str], set[tuple[str, ...]]]] = []
+        self._counts: Counter[tuple[str, ...]] = Counter()
         self.examples: list[tuple[str, str]] = []
         """(question, SQL that gives its answer) of training rows."""
 
     # ---- questions
 
     def read(self, question: str) -> Asked:
-        """The cells that a question names: the longest, wherever several overlap; a number only
-        where it is the key of a row."""
+        """The cells that a question names: the longest, wherever several overlap; a number where it
+        may be the key of a row or a year."""
         text = folded(question)
         found: list[tuple[int, int, str]] = []
         starts = [i for i in range(len(text)) if _edge(text, i)]
         for start in starts:
             for end in range(min(len(text), start + LONGEST_CELL), start, -1):
-                if _edge(text, end) and text[start:end] in self._cells:
+                if text[start:end] in self._cells and _ends(text, start, end):
                     found.append((start, end, text[start:end]))
                     break
         chosen: list[tuple[int, int, str]] = []
@@ -101,19 +106,17 @@ class Lookup:
         entities: list[Entity] = []
         masked = list(text)
         for start, end, cell in chosen:
-            places = self._cells[cell]
-            # A figure that stands in many rows is a figure and no name.
-            named = [one for one in places if isinstance(one[2], str) or self._is_key(*one[:2])]
-            if not named and len(entities) >= MOST_ENTITIES:
-                continue
-            for table, column, value in named:
-                entities.append(Entity(table, column, value, start, end))
-            if named:
-                masked[start:end] = " " * (end - start)
+            for table, column, value in self._cells[cell]:
+                # A figure that may stand in many rows is a figure and no name; a year may be both.
+                is_name = isinstance(value, str) or self._is_key(table, column)
+                if is_name or (isinstance(value, int) and abs(value) >= YEAR):
+                    entities.append(Entity(table, column, value, start, end))
+                if is_name:
+                    masked[start:end] = " " * (end - start)
         rest = "".join(masked)
         numbers = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\d)", rest)
         wording = frozenset(terms(re.sub(r"\d+(?:\.\d+)?", " ", rest)))
-        return Asked(entities[: 2 * MOST_ENTITIES], numbers[:2], wording)
+        return Asked(entities[:MOST_ENTITIES], numbers[:2], wording)
 
     def _is_key(self, table: str, column: str) -> bool:
         known = next(t for t in self.database.tables if t.name == table)
@@ -171,32 +174,22 @@ class Lookup:
     def learn(self, rows: Sequence[tuple[str, str]]) -> None:
         """See which queries give the answers of training rows (question, answer)."""
         end = time.monotonic() + MOST_SEARCH_SECONDS
+        found: list[tuple[str, Asked, list[Candidate]]] = []
         for question, expected in rows[:LEARNT_FROM]:
             asked = self.read(question)
             right = [c for c in self.candidates(asked) if self._gives(c, question, expected)]
             if right:
-                self._learnt.append((asked.wording, {c.shape for c in right}))
-                self.examples.append((question, right[0].sql))
+                found.append((question, asked, right))
             if time.monotonic() > end:
                 break
-        # A cell that gives the answer by chance is seldom right twice: of the queries that fit a
-        # row, the one that fits most rows is meant.
-        counts = Counter(shape for _, shapes in self._learnt for shape in shapes)
+        # What gives an answer by chance is seldom right twice: of the queries that fit a row, the
+        # one that fits most rows is meant.
+        self._counts = Counter(c.shape for _, _, right in found for c in right)
+        self._learnt = [(asked.wording, {c.shape for c in right}) for _, asked, right in found]
         self.examples = [
-            (question, self._best(question, expected, counts) or sql)
-            for (question, sql), expected in zip(self.examples, self._answers(rows), strict=True)
+            (question, max(right, key=lambda c: self._counts[c.shape]).sql)
+            for question, _, right in found
         ]
-
-    def _answers(self, rows: Sequence[tuple[str, str]]) -> list[str]:
-        known = dict(rows[:LEARNT_FROM])
-        return [known[question] for question, _ in self.examples]
-
-    def _best(self, question: str, expected: str, counts: Counter[tuple[str, ...]]) -> str | None:
-        right = [
-            c for c in self.candidates(self.read(question)) if self._gives(c, question, expected)
-        ]
-        best = max(right, key=lambda c: counts[c.shape], default=None)
-        return best.sql if best else None
 
     def query(self, question: str) -> str | None:
         """The SQL that a question means, by the training questions that are worded alike; None
@@ -210,7 +203,6 @@ class Lookup:
             key=lambda one: (-one[0], one[1]),
         )
         votes: dict[tuple[str, ...], float] = defaultdict(float)
-        counts = Counter(shape for _, shapes in self._learnt for shape in shapes)
         used = 0
         for likeness, i in near:
             fitting = self._learnt[i][1] & there.keys()
@@ -220,7 +212,7 @@ class Lookup:
             for shape in fitting:
                 votes[shape] += likeness**2
         order = {shape: i for i, shape in enumerate(there)}
-        best = max(votes, key=lambda s: (votes[s], counts[s], -order[s]), default=None)
+        best = max(votes, key=lambda s: (votes[s], self._counts[s], -order[s]), default=None)
         return None if best is None else there[best]
 
     def reached(self, question: str, expected: str) -> bool:
@@ -242,6 +234,13 @@ def same(expected: str, result: str, question: str = "") -> bool:
         return False
     if normalised(expected) == normalised(result):
         return True
+    if ", " in result:  # several rows, in whatever order
+        parts = [
+            sorted(map(normalised, re.split(r"[,;、，]\s*|\s+and\s+", t)))
+            for t in (expected, result)
+        ]
+        if parts[0] == parts[1]:
+            return True
     wanted, given = _plain_number(expected), _plain_number(result)
     if wanted is not None and given is not None:
         digits = len(expected.strip().partition(".")[2])
@@ -271,6 +270,15 @@ def _edge(text: str, i: int) -> bool:
     if (a.isdigit() and b == ".") or (a == "." and b.isdigit()):
         return i == len(text) - 1 or not text[i + (b == ".")].isdigit() if b == "." else False
     return not (a.isalnum() and b.isalnum())
+
+
+def _ends(text: str, start: int, end: int) -> bool:
+    """Whether a name may end here: at the end of a word, or before one or two letters that inflect
+    a longer name (lamps, Lampen)."""
+    if _edge(text, end):
+        return True
+    inflected = end - start >= INFLECTED and text[start:end].isascii()
+    return inflected and any(text[end : end + n].isalpha() and _edge(text, end + n) for n in (1, 2))
 
 
 def _is_wide(sign: str) -> bool:

@@ -16,7 +16,7 @@ from tunewright.core.words import language, say
 from tunewright.report.markup import Child, document, el
 
 if TYPE_CHECKING:
-    from tunewright.commands.advise import Question
+    from tunewright.commands.advising.question import Question
     from tunewright.commands.advising.training import Planned
 
 ORDER = ("constant", "classes", "regressor", "formula", *ASKED, *QUERIES)
@@ -49,15 +49,13 @@ def next_commands(
     return by_branch[verdict.branch]
 
 
-def write_next(question: Question, out: Path, verdict: Verdict) -> None:
+def write_next(question: Question, base: str, out: Path, verdict: Verdict) -> None:
     """The run file of the commands: all rows, settings that suit their number."""
     target = out / "train.yaml"
     if not any(str(target) in line for line in next_commands(question, out, verdict, None)):
         return
     run = str(out / "run")
-    text = starter(
-        question.data, question.model, out=run, name=str(target), columns=question.columns or None
-    )
+    text = starter(question.data, base, out=run, name=str(target), columns=question.columns or None)
     write_text(target, text)
 
 
@@ -71,7 +69,7 @@ def table(made: dict[str, Any]) -> list[list[str]]:
     rows = [[say(f"advise.head.{head}") for head in heads] + [say("advise.head.change")]]
     for way in sorted(made["ways"], key=ORDER.index):
         row = made["ways"][way]
-        cells = [say(f"advise.way.{way}"), _told(row["score"])]
+        cells = [say(f"advise.short.{way}"), _told(row["score"])]
         cells += [_told(row["form"])] if has_form else []
         seconds = row["seconds_per_answer"]
         cells += [
@@ -117,7 +115,7 @@ def write_page(out: Path, made: dict[str, Any], verdict: Verdict) -> Path:
         el("h2", say("advise.next")),
         el("pre", "\n".join(made["next"])),
         el("h2", say("advise.tree")),
-        picture.svg(verdict),
+        el("div", picture.svg(verdict), class_="scroll"),
         el("ol", *(_evidence(step) for step in verdict.path)),
         el("h2", say("advise.compared")),
         _table(made),

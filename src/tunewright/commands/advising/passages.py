@@ -18,8 +18,8 @@ from typing import Any
 from tunewright.core.comparing import folded
 from tunewright.core.errors import DataError, UsageError, problem
 
-PASSAGE_WORDS, SHORT_WORDS = 80, 12
-"""Most words of a passage, some 100 tokens; and a shorter paragraph stands with the next. Small
+PASSAGE_WORDS, SHORT_WORDS = 60, 8
+"""Most words of a passage, some 80 tokens; and a shorter paragraph stands with the next. Small
 passages are found and read better: SmolLM2-135M reads a name out of one paragraph and fails on
 three (docs/LOG.md)."""
 K1, B = 0.9, 0.4
@@ -33,6 +33,7 @@ TITLE_KEYS = ("title", "name", "heading", "source")
 _WORD = re.compile(r"[^\W_]+(?:[.,:'’-][^\W_]+)*")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？；])")
+_ITEM = re.compile(r"[-*+•·]\s|\d{1,3}[.)、]\s?|\|")
 _HEADING = re.compile(r"(#{1,6})\s+(.*\S)")
 
 
@@ -147,7 +148,7 @@ def passages_of(text: str) -> list[str]:
             depth = len(heading[1])
             headings = {d: h for d, h in headings.items() if d < depth} | {depth: heading[2]}
             lines.pop(0)
-        for piece in _pieces("\n".join(lines).strip()):
+        for piece in [piece for part in _units(lines) for piece in _pieces(part)]:
             size = num_words(piece)
             if block and (length >= SHORT_WORDS or length + size > PASSAGE_WORDS):
                 close()
@@ -155,6 +156,14 @@ def passages_of(text: str) -> list[str]:
             length += size
     close()
     return found
+
+
+def _units(lines: list[str]) -> list[str]:
+    """A paragraph whole; its lines by themselves where each is an item of a list or ends a
+    sentence, as in a file with one fact a line."""
+    lines = [line.strip() for line in lines if line.strip()]
+    alone = all(_ITEM.match(line) or line[-1] in ".!?。！？；:：" for line in lines)
+    return lines if len(lines) > 1 and alone else ["\n".join(lines)]
 
 
 def _pieces(paragraph: str) -> list[str]:
@@ -171,7 +180,7 @@ def _pieces(paragraph: str) -> list[str]:
         parts = [" ".join(words[i : i + step]) for i in range(0, len(words), step)]
         for part in parts:
             cut = (
-                [part[i : i + 400] for i in range(0, len(part), 400)]
+                [part[i : i + 300] for i in range(0, len(part), 300)]
                 if len(part) > 1600
                 else [part]
             )

@@ -15,7 +15,7 @@ BOX, LEAF, GAP, ROW, TEXT = 300, 196, 44, 92, 34
 """Pixels: widths of a question and of a leaf, the room between, the height of a row, and columns of
 text in a box."""
 STYLE = """
-.tree { width: 100%; max-width: 44rem; height: auto; font-size: 14px; }
+.tree { width: 100%; min-width: 26rem; max-width: 44rem; height: auto; font-size: 14px; }
 .tree rect { fill: var(--card); stroke: var(--line); stroke-width: 1.5; }
 .tree text { fill: var(--soft); } .tree line { stroke: var(--line); stroke-width: 2; }
 .tree .on rect { stroke: var(--accent); stroke-width: 2.5; } .tree .on text { fill: var(--ink); }

@@ -94,7 +94,7 @@ def read_rows(
     system: str | None = None,
 ) -> Rows:
     """The rows of `data`, split. Raises DataError for files that cannot be read, and where fewer
-    than `LEAST_ROWS` rows have a question and an answer (E-ADVISE-01)."""
+    than `LEAST_ROWS` different questions have an answer (E-ADVISE-01)."""
     config = DataConfig(
         train=data,
         held_out=0,
@@ -107,9 +107,12 @@ def read_rows(
     rows = [row for row in found.train_rows if isinstance(row, Conversation) and _is_asked(row)]
     if system is not None:
         rows = [_under(system, row) for row in rows]
-    if len(rows) < LEAST_ROWS:
+    different = {normalised(everything_asked(row)) for row in rows}
+    if len(different) < LEAST_ROWS:
         kinds = ", ".join(sorted({type(row).__name__.lower() for row in found.train_rows})) or "-"
-        raise DataError(problem("E-ADVISE-01", data, rows=len(rows), least=LEAST_ROWS, kinds=kinds))
+        raise DataError(
+            problem("E-ADVISE-01", data, rows=len(different), least=LEAST_ROWS, kinds=kinds)
+        )
     count = held_out or round(HELD_OUT_SHARE * len(rows))
     count = count if held_out else min(MOST_HELD_OUT, max(LEAST_HELD_OUT, count))
     train, held = _split(rows, min(count, len(rows) // 2), seed)

@@ -3,6 +3,7 @@ regressor for numbers, words with logistic regression for labels."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -34,7 +35,9 @@ def measure(rows: Rows, judge: Judge, seed: int) -> Simple:
     answers = [row.answer().strip() for row in rows.train]
     most = Counter(answers).most_common(1)[0][0]
     found.measured.append(_scored("constant", [most] * len(rows.held_out), judge, 0.0, 0.0))
-    if judge.metric == "number":
+    # Grades from 1 to 5 are labels and numbers.
+    numbers = bool(rows.labels) and all(_is_number(label) for label in rows.labels)
+    if judge.metric == "number" or numbers:
         _figures(rows, judge, seed, found)
     if rows.labels:
         start = time.perf_counter()
@@ -43,6 +46,13 @@ def measure(rows: Rows, judge: Judge, seed: int) -> Simple:
         seconds = time.perf_counter() - start
         found.measured.append(_scored("classes", guesses, judge, 0.0, seconds))
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _figures(rows: Rows, judge: Judge, seed: int, found: Simple) -> None:
