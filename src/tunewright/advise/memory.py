@@ -63,6 +63,8 @@ class Work:
     """What a few blocks held here; None: everything is counted."""
     all_passes: float = 1.0
     """Passes of the whole run."""
+    moments: int | None = None
+    """Numbers in the moments of a method's own optimiser; None: those of `optimizer`."""
 
     @property
     def item(self) -> int:
@@ -145,7 +147,9 @@ def state_bytes(work: Work) -> int:
     (`methods/base_weights.py`).
     """
     copies = work.item if work.rank else 4 if work.item < 4 else 0
-    return int(work.trainable * (4 + MOMENTS.get(work.optimizer, 8.0) + copies))
+    own = work.trainable * MOMENTS.get(work.optimizer, 8.0)
+    moments = own if work.moments is None else 4 * work.moments
+    return int(work.trainable * (4 + copies) + moments)
 
 
 def process_bytes(shape: ModelShape, work: Work) -> int:
@@ -218,9 +222,10 @@ def loading_bytes(shape: ModelShape, work: Work) -> int:
     return 0 if same or not work.on_cpu else shape.file_bytes
 
 
-def checkpoint_bytes(trainable: int, optimizer: str = "adamw") -> int:
+def checkpoint_bytes(work: Work) -> int:
     """Bytes of a checkpoint: what trains and the optimiser's moments."""
-    return int(trainable * (4 + MOMENTS.get(optimizer, 8.0)))
+    own = work.trainable * MOMENTS.get(work.optimizer, 8.0)
+    return int(work.trainable * 4 + (own if work.moments is None else 4 * work.moments))
 
 
 def saved_bytes(shape: ModelShape, work: Work) -> int:
