@@ -48,7 +48,9 @@ GROUPS = {
     "EVAL": ("Evaluation", "评测"),
     "EXAM": ("Exams", "考试"),
     "JUDGE": ("Judges", "评判者"),
+    "ADVISE": ("Advice", "建议"),
     "ADDR": ("Addresses of chat models", "对话模型的地址"),
+    "DOCTOR": ("Doctor", "诊断"),
     "REWARD": ("Rewards", "奖励"),
     "PIPE": ("Pipelines", "流水线"),
 }

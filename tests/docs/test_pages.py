@@ -26,6 +26,8 @@ TRANSLATED = [
     "exams",
     "judge",
     "numbers",
+    "compare",
+    "gate",
     "export",
     "migrating",
     "models-safety",

@@ -88,7 +88,7 @@ def evaluate(
     """Evaluate."""
     from tunewright.core.runfile import columns_of
     from tunewright.evaluate.scoring import evaluate_target, lines
-    from tunewright.report import evaluation
+    from tunewright.report import evaluation_page
     from tunewright.rewards import allowing
 
     other = measured_otherwise(dict(locals()))
@@ -120,7 +120,7 @@ def evaluate(
             highest=not lowest,
         )
     if out is not None:
-        result["page"] = str(evaluation.write(result, out))
+        result["page"] = str(evaluation_page.write(result, out))
     show(result, lines, as_json=as_json)
 
 
@@ -155,9 +155,9 @@ def compare(
     as_json: JsonFlag = False,
 ) -> None:
     """Compare."""
-    from tunewright.commands.comparing import compare as start
     from tunewright.core.runfile import columns_of
     from tunewright.report.comparison import lines
+    from tunewright.run.comparing import compare as start
 
     result = start(
         targets,
@@ -178,6 +178,34 @@ def compare(
         think=think,
     )
     show(result, lines, as_json=as_json)
+
+
+@speaks
+def gate(
+    contract: Annotated[
+        Path, typer.Argument(metavar="CONTRACT.yaml", help=say("cli.gate.contract"))
+    ],
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.gate.target"))],
+    against: Annotated[str | None, typer.Option(help=say("cli.gate.against"))] = None,
+    out: Annotated[Path | None, typer.Option(help=say("cli.gate.out"))] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE.xml", help=say("cli.gate.junit"))
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    think: ThinkFlag = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Gate."""
+    from tunewright.report.gate_review import lines
+    from tunewright.run.gating import gate as start
+
+    result = start(
+        contract, target, against=against, out=out, junit=junit, dtype=dtype, think=think
+    )
+    show(result, lines, as_json=as_json)
+    if not result["passed"]:
+        raise typer.Exit(1)
 
 
 @speaks

@@ -109,6 +109,43 @@ def peak_memory_bytes(device: str) -> int:
         return 0
 
 
+def processor_name() -> str:
+    """What the processor calls itself; the machine's architecture where the system does not say."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as f:
+        line = next(line for line in f if line.startswith(("model name", "Hardware", "CPU part")))
+        return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def fingerprint() -> dict[str, str | int]:
+    """What makes figures that were measured here hold here: processor, how many of them, memory,
+    system. No name of the machine, so that a copy of a container knows what the first one found."""
+    return {
+        "processor": processor_name(),
+        "processors": available_processors(),
+        "memory_gib": round(total_memory() / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def is_busy() -> bool:
+    """Whether other programs hold a good part of the processors: the load of the last minute."""
+    try:
+        return os.getloadavg()[0] > 0.7 * available_processors()
+    except (OSError, AttributeError):
+        return False
+
+
+def resident_bytes() -> int:
+    """The resident set of this process now; 0 where the system does not say."""
+    with (
+        contextlib.suppress(OSError, ValueError, IndexError),
+        open("/proc/self/statm", encoding="ascii") as handle,
+    ):
+        return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def keep_freed_memory() -> bool:
     """Ask glibc to reuse freed blocks up to 32 MiB instead of returning them to the system, which
     costs a page fault per 4 KiB at the next use.

@@ -359,15 +359,19 @@ def to_train(
     tell: Tell,
     *,
     check: Callable[[], None] | None = None,
+    causal: Any = None,
 ) -> Ready:
     """Read the weights of `folder`, put the run's method on them, choose the layout and make the
     stepper. Nothing is written.
 
     `base_path` is what a saved adapter names as its base. `check` is called while answers are drawn
-    and may raise. Adds to `world.reasons` what was decided and why. Raises ModelError, CompatError
-    and ConfigError for what does not fit.
+    and may raise. `causal` takes the place of the model of `folder`; nothing is then kept about it.
+    Adds to `world.reasons` what was decided and why. Raises ModelError, CompatError and ConfigError
+    for what does not fit.
     """
-    loaded, attached, spare = _learner(config, folder, base_path, world, objective, train, tell)
+    loaded, attached, spare = _learner(
+        config, folder, base_path, world, objective, train, tell, causal
+    )
     layout, reason = loaded.choose_layout(config.engine, world.dtype)
     steps = total_steps(config.engine, len(train))
     rate = config.engine.learning_rate
@@ -400,13 +404,16 @@ def _learner(
     objective: Objective,
     samples: Sequence[Sample],
     tell: Tell,
+    causal: Any = None,
 ) -> tuple[Loaded, Attached, Any]:
     """The base with the run's method and heads on it, and a second tree over the same untouched
     weights where reward models may stand on it."""
     notes: list[str] = []
-    causal: Any = load.load_model(
-        folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base
-    )
+    given = causal is not None
+    if not given:
+        causal = load.load_model(
+            folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base
+        )
     card = anatomy.of(causal)
     for note in [*notes, *card.notes]:
         tell.line(note)
@@ -436,7 +443,7 @@ def _learner(
     _tell_head(config, has_score(causal), "score" in objective.heads, tell)
     put_heads(causal, attached, objective.heads)
     loaded = Loaded(causal, attached, known)
-    if attached.look is None:  # else the rows decide how it starts
+    if attached.look is None and not given:  # else the rows decide how it starts
         start = None if config.adapter is None else Path(config.adapter)
         loaded.kept_as = functools.partial(
             _kept_as,

@@ -113,17 +113,15 @@ def put(
     questions: Sequence[Question],
     tell: Tell,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[Reply]:
     """The replies of `subject`, told while they come."""
-    told = telling_answers(
-        tell,
-        say("beside.asking", name=subject.name),
-        len(questions),
-        max_new_tokens * len(questions),
-    )
+    limits = max_new_tokens
+    most = limits * len(questions) if isinstance(limits, int) else sum(limits)
+    what = say("beside.asking", name=subject.name)
+    told = telling_answers(tell, what, len(questions), most)
     replies = subject.ask(
         [question.messages for question in questions],
         max_new_tokens=max_new_tokens,

@@ -100,9 +100,13 @@ def holm(chances: Sequence[float], rate: float) -> list[bool]:
     return shown
 
 
-def threshold(count: int, rate: float) -> float:
-    """What the first of `count` tests must not exceed under `holm`."""
-    return rate / max(1, count)
+def holm_adjusted(chances: Sequence[float]) -> list[float]:
+    """The chances as Holm corrects them: each is compared with the error rate itself."""
+    found, largest = [1.0] * len(chances), 0.0
+    for place, i in enumerate(sorted(range(len(chances)), key=lambda i: chances[i])):
+        largest = max(largest, min(1.0, chances[i] * (len(chances) - place)))
+        found[i] = largest
+    return found
 
 
 def falls(differences: Sequence[float], margin: float) -> float:

@@ -28,7 +28,9 @@ from tunewright.core.types import Message, PlainText, Row, turns_of
 from tunewright.core.words import say
 from tunewright.engine import naming, opening
 from tunewright.engine.decoding.answers import AnsweringModel, answer
+from tunewright.engine.decoding.writer import Ask
 from tunewright.evaluate.address import Address, Told, is_address
+from tunewright.evaluate.ranking import is_scorer
 from tunewright.models import load
 from tunewright.models.scalar_heads import has_score
 from tunewright.text.renderer import said
@@ -90,6 +92,12 @@ class Subject:
         function are not told of them."""
         raise NotImplementedError
 
+    def timed(self, question: Dialogue, tokens: int) -> tuple[float, int | None]:
+        """(seconds, tokens written) of one question asked alone with room for `tokens` tokens; a
+        model of ours writes them all, also past its stop token."""
+        (reply,) = self.ask([question], max_new_tokens=tokens)
+        return reply.seconds, reply.written
+
     def bare(self, text: str) -> str:
         """An answer without its thoughts: the text that is compared."""
         return without_thoughts(text)
@@ -115,6 +123,7 @@ class LocalSubject(Subject):
     def __init__(self, opened: opening.Opened, kind: str, *, untouched: bool = False):
         super().__init__(opened.target.name, kind)
         self.opened, self.untouched = opened, untouched
+        self._answering: AnsweringModel | None = None
         self.system = opened.target.system
         self.bytes_on_disk = _bytes_of(opened.target)
         self.memory_bytes = sum(
@@ -138,7 +147,23 @@ class LocalSubject(Subject):
             with self.opened.untouched() as model:
                 yield model
         else:
-            yield self.opened.answering
+            # Kept: what writes lays the weights out once.
+            self._answering = self._answering or self.opened.answering
+            yield self._answering
+
+    def timed(self, question: Dialogue, tokens: int) -> tuple[float, int | None]:
+        with self.model() as model:
+            (prompt,) = self.prompts(model, [question])
+            room = model.room(len(prompt))
+            ask = Ask(prompt, tokens if room is None else min(tokens, room))
+            writer = model.writer
+            stops, writer.stop_ids = writer.stop_ids, frozenset()
+            try:
+                start = time.perf_counter()
+                ((written,),) = writer.write([ask])
+                return time.perf_counter() - start, len(written.tokens)
+            finally:
+                writer.stop_ids = stops
 
     def prompts(
         self,
@@ -243,6 +268,7 @@ class LocalSubject(Subject):
         return found
 
     def close(self) -> None:
+        self._answering = None
         del self.opened
         gc.collect()
         return_freed_memory()
@@ -363,8 +389,7 @@ def open_subject(
         return AddressSubject(target, tell)
     found = opening.find(target, tell, base=base, think=think)
     kind = kind_of(found, base=base)
-    if found.adapter is None:
-        naming.require_words(found.source.folder, target)
+    require_askable(found)
     opened = opening.to_answer(found, dtype=dtype)
     if think is not None and not opened.renderer.thinks:
         tell.line(say("chat.think_no_effect"))
@@ -374,6 +399,15 @@ def open_subject(
     if base:
         subject.name = say("subject.base_of", target=target)
     return subject
+
+
+def require_askable(found: opening.Target) -> None:
+    """Raise UsageError (E-OBJ-37) where a run gives numbers and ModelError where a model has no
+    words, before its weights are read."""
+    if is_scorer(found):
+        raise UsageError(problem("E-OBJ-37", found.name, target=found.name))
+    if found.adapter is None:
+        naming.require_words(found.source.folder, found.name)
 
 
 def kind_of(found: opening.Target, *, base: bool = False) -> str:
