@@ -35,6 +35,26 @@ def evaluate(
     data_format: Annotated[str, typer.Option("--format", help=say("cli.evaluate.format"))] = "auto",
     columns: ColumnsFlag = None,
     data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help=say("cli.evaluate.metrics"))
+    ] = None,
+    words: Annotated[str, typer.Option(help=say("cli.evaluate.words"))] = "auto",
+    rewards: Annotated[
+        str | None, typer.Option(metavar="KIND,...|run", help=say("cli.evaluate.rewards"))
+    ] = None,
+    reward_code: Annotated[
+        Path | None, typer.Option("--reward-code", metavar="FILE.py", help=say("cli.reward_code"))
+    ] = None,
+    target_error: Annotated[
+        float | None, typer.Option(help=say("cli.evaluate.target_error"))
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help=say("cli.evaluate.max_new_tokens"))
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help=say("cli.evaluate.out"))
+    ] = None,
+    seed: Annotated[int, typer.Option(help=say("cli.evaluate.seed"))] = 0,
     details: Annotated[bool, typer.Option("--details", help=say("cli.evaluate.details"))] = False,
     think: ThinkFlag = None,
     trust_code: TrustFlag = None,
@@ -43,23 +63,39 @@ def evaluate(
     """Evaluate."""
     from tunewright.core.runfile import columns_of
     from tunewright.evaluate.scoring import evaluate_target, lines
+    from tunewright.report import evaluation_page
+    from tunewright.rewards import allowing
 
-    chosen = None if options is None else [o.strip() for o in options.split(",") if o.strip()]
-    result = evaluate_target(
-        target,
-        data,
-        options=chosen,
-        limit=limit,
-        generate=generate,
-        base=base,
-        dtype=dtype,
-        data_format=data_format,
-        columns=columns_of(columns),
-        data_dir=data_dir,
-        details=details,
-        think=think,
-    )
+    with allowing(reward_code):
+        result = evaluate_target(
+            target,
+            data,
+            options=_listed(options),
+            metrics=_listed(metrics),
+            words=words,  # type: ignore[arg-type]  # judged there
+            rewards=rewards,
+            target_error=target_error,
+            max_new_tokens=max_new_tokens,
+            out=out,
+            seed=seed,
+            limit=limit,
+            generate=generate,
+            base=base,
+            dtype=dtype,
+            data_format=data_format,
+            columns=columns_of(columns),
+            data_dir=data_dir,
+            details=details,
+            think=think,
+        )
+    if out is not None:
+        result["page"] = str(evaluation_page.write(result, out))
     show(result, lines, as_json=as_json)
+
+
+def _listed(text: str | None) -> list[str] | None:
+    """Words between commas; None where nothing was given."""
+    return None if text is None else [one.strip() for one in text.split(",") if one.strip()]
 
 
 @speaks
