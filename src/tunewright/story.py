@@ -56,7 +56,7 @@ def train(
             asker, loading = Asker(plan, world, stop.check, tell, rates), time.perf_counter()
             opened, made = decided.open_to_train(plan, world, tell, stop.check)
         seconds = time.perf_counter() - loading
-        reached = Reached(plan, made, asker, tell, watch, estimate.by_part(), seconds)
+        reached = Reached(plan, made, asker, tell, watch, estimate, seconds)
         with evidence.whatever_is_raised(reached):  # a summary says what was reached
             decided.publish(plan, made, tell)  # the folder appears
             reached.log = log = EventLog(plan.out / "events.jsonl")

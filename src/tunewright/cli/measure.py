@@ -7,6 +7,20 @@ from typing import Annotated
 
 import typer
 
+from tunewright.cli.other_measures import (
+    AgainstFlag,
+    ChatFlag,
+    ExamFlag,
+    ExamLanguageFlag,
+    GroupFlag,
+    JudgeFlag,
+    JudgeLanguageFlag,
+    LowestFlag,
+    ShotsFlag,
+    TasksFlag,
+    TasksFolderFlag,
+    measured_otherwise,
+)
 from tunewright.cli.speaking import (
     ColumnsFlag,
     JsonFlag,
@@ -24,7 +38,7 @@ from tunewright.core.words import say
 @speaks
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.chat.target"))],
-    data: Annotated[str, typer.Option(help=say("cli.evaluate.data"))],
+    data: Annotated[str | None, typer.Option(help=say("cli.evaluate.data"))] = None,
     options: Annotated[str | None, typer.Option(help=say("cli.evaluate.options"))] = None,
     limit: Annotated[int | None, typer.Option(min=1, help=say("cli.evaluate.limit"))] = None,
     generate: Annotated[
@@ -57,6 +71,17 @@ def evaluate(
     seed: Annotated[int, typer.Option(help=say("cli.evaluate.seed"))] = 0,
     details: Annotated[bool, typer.Option("--details", help=say("cli.evaluate.details"))] = False,
     think: ThinkFlag = None,
+    exam: ExamFlag = None,
+    tasks: TasksFlag = None,
+    tasks_folder: TasksFolderFlag = None,
+    shots: ShotsFlag = None,
+    as_chat: ChatFlag = False,
+    exam_language: ExamLanguageFlag = "auto",
+    judge: JudgeFlag = None,
+    against: AgainstFlag = None,
+    judge_language: JudgeLanguageFlag = "auto",
+    group: GroupFlag = None,
+    lowest: LowestFlag = False,
     trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -66,6 +91,10 @@ def evaluate(
     from tunewright.report import evaluation_page
     from tunewright.rewards import allowing
 
+    other = measured_otherwise(dict(locals()))
+    if other is not None:
+        return show(*other, as_json=as_json)
+    assert data is not None  # else it has said so
     with allowing(reward_code):
         result = evaluate_target(
             target,
@@ -87,6 +116,8 @@ def evaluate(
             data_dir=data_dir,
             details=details,
             think=think,
+            group=group,
+            highest=not lowest,
         )
     if out is not None:
         result["page"] = str(evaluation_page.write(result, out))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunewright.core.telling import Quiet, Tell
 from tunewright.core.words import say
-from tunewright.engine import opening
+from tunewright.engine import naming
 from tunewright.evaluate.address import is_address
 from tunewright.evaluate.contract import Contract
 from tunewright.evaluate.subjects import AddressSubject, Subject, open_subject, require_askable
@@ -35,7 +35,7 @@ class Side:
         self.subject: Subject | None = None if isinstance(given, str) else given
         self.found = None
         if isinstance(given, str) and not is_address(given):
-            self.found = opening.find(given, how.tell, base=base, think=how.think)
+            self.found = naming.find(given, how.tell, base=base, think=how.think)
             require_askable(self.found)
         elif isinstance(given, str):
             AddressSubject(given, how.tell)
@@ -94,7 +94,7 @@ def other_side(
 
 
 def _was_trained(target: str) -> bool:
-    found = opening.find(target, Quiet())
+    found = naming.find(target, Quiet())
     return found.run is not None or found.adapter is not None
 
 

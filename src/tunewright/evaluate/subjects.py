@@ -26,7 +26,7 @@ from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.types import Message, PlainText, Row, turns_of
 from tunewright.core.words import say
-from tunewright.engine import opening
+from tunewright.engine import naming, opening
 from tunewright.engine.decoding.answers import AnsweringModel, answer
 from tunewright.engine.decoding.writer import Ask
 from tunewright.evaluate.address import Address, Told, is_address
@@ -407,7 +407,7 @@ def require_askable(found: opening.Target) -> None:
     if is_scorer(found):
         raise UsageError(problem("E-OBJ-37", found.name, target=found.name))
     if found.adapter is None:
-        opening.require_words(found.source.folder, found.name)
+        naming.require_words(found.source.folder, found.name)
 
 
 def kind_of(found: opening.Target, *, base: bool = False) -> str:
