@@ -304,7 +304,7 @@ def models_beside(config: RunConfig, objective: Objective) -> list[ModelShape]:
     if teacher is None and not stands_alone:
         return []  # without importing torch
     from tunewright import rewards
-    from tunewright.engine import opening
+    from tunewright.engine.naming import config_folder
 
     found = []
     try:
@@ -313,7 +313,7 @@ def models_beside(config: RunConfig, objective: Objective) -> list[ModelShape]:
             judged = rewards.read(rollouts.rewards, on_bad="stop")
             wanted += [str(run) for _, run in judged.models]
         for target in wanted:
-            raw, _ = headers.read_config(opening.config_folder(target) / "config.json")
+            raw, _ = headers.read_config(config_folder(target) / "config.json")
             found.append(ModelShape.from_config(raw))
     except TunewrightError:
         return found

@@ -8,10 +8,13 @@ gradient. Source of the arithmetic: Kaplan et al. 2020 (2 N a token), Hu et al. 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from tunewright.core import findings
+from tunewright.core.machine import processor_flags, versions
 from tunewright.models.shape import BYTES, ModelShape
 
 EFFICIENCY = 0.65
@@ -20,6 +23,8 @@ are not matrix products (docs/fit.md)."""
 SPREAD = 1.6
 """The range that is told: other programs on the machine change the rate by more than the arithmetic
 is off."""
+MOST_HOURS = 12
+"""For so long a measured rate serves commands that compute nothing themselves."""
 TRIED_SPREAD = 1.25
 """The same where a few blocks were tried."""
 STATED_SPREAD = 2.0
@@ -121,7 +126,28 @@ def measured_rates(shape: ModelShape, world: Any) -> Rates:
     """What this machine reaches where and how `world` computes. Takes about 0.15 s."""
     how = {"dtype": world.dtype, "device": world.device, "threads": world.threads}
     fixed = measured_fixed(**how) if world.device == "cpu" else (0.0, 0.0)
-    return Rates(measured_rate(shape, **how), measured_reading(world.device), *fixed)
+    found = Rates(measured_rate(shape, **how), measured_reading(world.device), *fixed)
+    findings.keep("rates", _key(shape, world), {"at": time.time(), "rates": asdict(found)})
+    return found
+
+
+def kept_rates(shape: ModelShape, world: Any) -> Rates:
+    """What a command measured here at most `MOST_HOURS` ago, for the same sizes, without loading
+    torch; else it is measured now."""
+    kept = findings.read("rates", _key(shape, world))
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        if kept is not None and 0 <= time.time() - float(kept["at"]) < 3600 * MOST_HOURS:
+            return Rates(**kept["rates"])
+    return measured_rates(shape, world)
+
+
+def _key(shape: ModelShape, world: Any) -> dict[str, Any]:
+    return {
+        "by": versions(),
+        "processor": processor_flags(),
+        "world": [world.device, world.dtype, world.threads],
+        "sizes": [shape.hidden, shape.inner],
+    }
 
 
 def measured_rate(

@@ -123,9 +123,10 @@ def _of_plan(begun: Begun, wish: Wish, tell: Tell) -> fit.Estimate:
         world = _world_of(plan.config.engine, wish.device)
         return plan.estimate(world, wish.device.rates(), here=False)
     if not wish.try_blocks:
-        world = placement.start(plan.config.engine, (plan.data.train, plan.data.report))
+        rows = plan.data.train, plan.data.report
+        world = placement.start(plan.config.engine, rows, will_compute=False)
         decided.say_where(world, tell)
-        return plan.estimate(world, speed.measured_rates(plan.shape, world))
+        return plan.estimate(world, speed.kept_rates(plan.shape, world))
     world = decided.place(plan)
     decided.say_where(world, tell)
     tell.start(say("plan.trying"))

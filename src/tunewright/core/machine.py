@@ -18,6 +18,19 @@ in every block; each takes a third of a megabyte, and its own 1,024 filled up wi
 earlier steps: 0.3 GiB of a small model's run, and holes between tensors."""
 
 
+def processor_flags() -> str:
+    """What kind of processor this is: its name and, on Linux, its instructions. Two machines of
+    which it says the same compute the same."""
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle,
+    ):
+        first = handle.read().partition("\n\n")[0].splitlines()
+        kinds = ("model name", "flags", "Features", "CPU part")
+        return "; ".join(line.partition(":")[2].strip() for line in first if line.startswith(kinds))
+    return platform.processor() or platform.machine()
+
+
 def available_processors() -> int:
     """Processors this process may use: affinity and the container's quota, not what the machine
     has."""

@@ -19,7 +19,6 @@ from tunewright.core.errors import ModelError, first_line, problem, raise_all
 from tunewright.core.machine import return_freed_memory
 from tunewright.core.telling import silent
 from tunewright.core.words import say
-from tunewright.models.scalar_heads import put_stored_score, stored_score
 from tunewright.sources import headers, vet
 from tunewright.sources.remote_code import Place, place_of
 
@@ -67,6 +66,8 @@ def load_model(
     `remote_code.py` says.
     """
     import torch
+
+    from tunewright.models.scalar_heads import put_stored_score, stored_score
 
     folder, said = Path(folder), [] if notes is None else notes
     place = place_of(folder)

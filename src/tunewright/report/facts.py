@@ -21,6 +21,7 @@ FOLDER = (
     "events.jsonl",
     "before_after.jsonl",
     "summary.json",
+    "doctor.json",
 )
 """Files of a run folder in the order in which a reader needs them; each has a sentence under
 `report.sizes.file.*`."""

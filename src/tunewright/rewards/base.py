@@ -69,7 +69,13 @@ _ALONE = (
     "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\U00020000-\U000323af"
 )
+_ALONE_ONE = re.compile(f"[{_ALONE}]")
 _WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+(?:['’-][^\W_{_ALONE}]+)*")
+
+
+def has_no_spaces(text: str) -> bool:
+    """Whether a text holds characters of a script that puts no spaces between words."""
+    return _ALONE_ONE.search(text) is not None
 
 
 def words_of(text: str) -> list[str]:

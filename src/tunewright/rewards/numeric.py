@@ -108,13 +108,31 @@ def _boxed(text: str) -> str | None:
     return text[start:]
 
 
-def final_number(text: str) -> Fraction | None:
-    r"""The number a text ends with: the first after the last `####`, else the last inside the last
-    \boxed{}, else the last in the text."""
+def _readable(text: str) -> str:
+    """The text in the signs that `_NUMBER` knows."""
     # Unicode's plain forms would make 102 of 10² and 11/2 of 1½.
     text = _ONE_SIGN_FRACTION.sub(" ", _RAISED.sub(" ", text))
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
-    text = text.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
+    return text.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
+
+
+def numbers_with_words(text: str) -> list[tuple[Fraction, str]]:
+    """Every number of a text, in its order, each with what stands between it and the number before
+    it."""
+    text = _readable(text)
+    found, end = [], 0
+    for match in _NUMBER.finditer(text):
+        value = _value(match)
+        if value is not None:
+            found.append((value, text[end : match.start()]))
+            end = match.end()
+    return found
+
+
+def final_number(text: str) -> Fraction | None:
+    r"""The number a text ends with: the first after the last `####`, else the last inside the last
+    \boxed{}, else the last in the text."""
+    text = _readable(text)
     marked = text.rfind("####")
     if marked >= 0:
         found = _numbers(text[marked + 4 :].lstrip("# ").split("\n", 1)[0])
@@ -124,6 +142,12 @@ def final_number(text: str) -> Fraction | None:
     found = _numbers(boxed) if boxed is not None else []
     found = found or _numbers(text)
     return found[-1] if found else None
+
+
+def is_near(found: Fraction, wanted: Fraction, config: NumericConfig) -> bool:
+    """Whether two numbers count as equal."""
+    absolute, relative = Fraction(config.tolerance), Fraction(config.relative)
+    return abs(found - wanted) <= max(absolute, relative * abs(wanted))
 
 
 @rewards.register("numeric", NumericConfig, needs="answer", source="arXiv 2110.14168")
@@ -141,13 +165,6 @@ def numeric(config: NumericConfig) -> RewardFunction:
         found = final_number(text) if text is not None else None
         if found is None:
             return 0.0
-        absolute, relative = Fraction(config.tolerance), Fraction(config.relative)
-        return float(
-            any(
-                abs(found - one) <= max(absolute, relative * abs(one))
-                for one in numbers
-                if one is not None
-            )
-        )
+        return float(any(is_near(found, one, config) for one in numbers if one is not None))
 
     return each(judge)

@@ -63,6 +63,13 @@ def parse_json(text: str) -> Any:
         raise ValueError("nesting") from e
 
 
+def json_value(text: str, *, fenced: bool = True) -> Any:
+    """The value of an answer that is JSON, alone or (`fenced`) alone in a Markdown code fence.
+    Raises ValueError for anything else."""
+    fence = _FENCE.match(text.strip()) if fenced else None
+    return parse_json(fence[1] if fence else text)
+
+
 @rewards.register("json_schema", JsonSchemaConfig, needs="schema")
 def json_schema(config: JsonSchemaConfig) -> RewardFunction:
     """1 or 0 an answer. Raises ConfigError for a schema outside of the subset."""
@@ -104,9 +111,8 @@ def json_schema(config: JsonSchemaConfig) -> RewardFunction:
         text = text_of(answer, config.inside)
         if text is None:
             return 0.0
-        fence = _FENCE.match(text.strip()) if config.fenced else None
         try:
-            value = parse_json(fence[1] if fence else text)
+            value = json_value(text, fenced=config.fenced)
             return float(rule is None or schema.follows(value, rule))
         except (ValueError, RecursionError):
             return 0.0

@@ -156,7 +156,7 @@ class Asker:
         found = there | asked
         self._leave_out([probe for probe in self.probes if probe not in found])
         for probe in self.probes:
-            probe.before = found[probe].text
+            probe.before, probe.before_end = found[probe].text, found[probe].end
         written = [probe for probe in fresh if probe in asked]
         kept.keep(
             model,
@@ -172,6 +172,7 @@ class Asker:
         for probe in self.probes:
             answer = found[probe]
             probe.after = probe.after_reload = answer.text
+            probe.after_end = answer.end
             apart = self._apart(model, probe, answer, seen[probe])
             probe.reload_differs = apart is not None
             if apart is not None:
@@ -330,7 +331,8 @@ class Asker:
         row = next(rest, None)
         for probe in self.probes:
             if row is not None and row["question"] == probe.question:
-                probe.before, row = row["before"], next(rest, None)
+                probe.before, probe.before_end = row["before"], row.get("before_end", "")
+                row = next(rest, None)
                 asked.append(probe)
             elif not probe.is_row:
                 return False

@@ -17,8 +17,10 @@ from tunewright.core.stopwatch import Stopwatch
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 from tunewright.record import folder as run_folder
+from tunewright.record.diagnosis import last_word
 from tunewright.record.events import EventLog, plain
 from tunewright.report import html
+from tunewright.run import examining
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
 
@@ -173,17 +175,33 @@ def finish(reached: Reached, status: str = "done", reason: str = "") -> Finished
         write_json(out / "summary.json", plain(summary))
         if reached.log is not None:
             reached.log.write("finished", status=status)
+        word = _doctors_word(reached)
         page = html.write_report(out)
     # Once more: the page reads the summary, and what it took is part of it.
     summary |= _spent(reached)
     write_json(out / "summary.json", plain(summary))
     if status == "done":
         _learn_from(reached, summary)
-        for line in _closing(reached, summary, page):
+        for line in _closing(reached, summary, page, word):
             tell.line(line)
+    elif status == "failed" and word is not None:
+        tell.line(word)
     elif status == "stopped":
         tell.line(say("train.stopped", step=reached.progress.step, folder=out))
     return Finished(out, summary)
+
+
+def _doctors_word(reached: Reached) -> str | None:
+    """Write doctor.json and give its worst finding as a sentence; None where nothing is wrong. What
+    fails here is said, and ends no run."""
+    plan = reached.plan
+    try:
+        rows = None
+        if plan.objective.rollouts is None:
+            rows = examining.known_of(plan, reached.decided.folder(plan.out))
+        return last_word(examining.at_end(plan.out, rows), plan.out)
+    except faults.UNFORESEEN as e:
+        return say("doctor.failed", cause=faults.cause_of(e))
 
 
 def _learn_from(reached: Reached, summary: dict[str, Any]) -> None:
@@ -244,8 +262,8 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
     }
 
 
-def _closing(reached: Reached, s: dict[str, Any], page: Path) -> Iterator[str]:
-    """The sentences that close a run that is done. `s` is its summary."""
+def _closing(reached: Reached, s: dict[str, Any], page: Path, word: str | None) -> Iterator[str]:
+    """The sentences that close a run that is done. `s` is its summary, `word` the doctor's."""
     plan = reached.plan
     speed = s["samples"] / s["train_seconds"] if s["train_seconds"] else 0.0
     yield say(
@@ -287,6 +305,8 @@ def _closing(reached: Reached, s: dict[str, Any], page: Path) -> Iterator[str]:
             memory=readable_size(told.peak_bytes),
             peak=readable_size(s["peak_memory_bytes"]),
         )
+    if word is not None:
+        yield word
     key = "train.next_scores" if plan.questions.scored else "train.next"
     yield say(key, folder=plan.out, page=page)
 

@@ -32,6 +32,7 @@ from tunewright.methods import continuing
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import vocabulary
 from tunewright.record import folder as run_folder
+from tunewright.run import gating
 from tunewright.run.questions import Probe, Questions, questions_of
 from tunewright.run.structure import require_place, require_same_layers
 from tunewright.sources import find
@@ -176,6 +177,7 @@ def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = 
     continued = continuing.resolve(parsed) if resume is None else continuing.Continued(parsed)
     config = continued.parsed.config
     raise_all(compat.problems(config), CompatError)
+    gating.require(config)
     out = resume or (
         Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
     )
@@ -271,7 +273,7 @@ def _renderers(
     An adapter may know more words than its base, and a method may add some: the rows are read with
     them.
     """
-    from tunewright.engine.opening import renderer_of, tokenizer_folder
+    from tunewright.engine.naming import renderer_of, tokenizer_folder
 
     thinking = Thinking(config.data.thinking, by_rows=objective.rollouts is None)
     opened = load_light(base)[0] if is_light else load_tokenizer(base)
@@ -288,10 +290,10 @@ def _renderers(
 def _require_words(config: RunConfig, folder: Path) -> None:
     """Refuse to teach a whole judge to write: only an objective that trains a judge goes on from
     one."""
-    from tunewright.engine import opening
+    from tunewright.engine.naming import require_words
 
     if not compat.judges(kind_of(config.objective)):
-        opening.require_words(folder, config.model)
+        require_words(folder, config.model)
 
 
 def _context_that_fits(begun: Begun, folder: Path) -> int | None:
@@ -337,10 +339,10 @@ def _require_method(begun: Begun, model_config: Any) -> None:
 def _require_teacher(objective: Objective) -> None:
     """Refuse a teacher that is not there, or has no words. Raises what opening it would raise."""
     if objective.teacher is not None:
-        from tunewright.engine import opening
+        from tunewright.engine.naming import config_folder, require_words
 
         name = objective.teacher.model
-        opening.require_words(opening.config_folder(name), name)
+        require_words(config_folder(name), name)
 
 
 def _context_of(config: RunConfig, context: int | None) -> int | None:
