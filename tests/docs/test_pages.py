@@ -18,6 +18,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 TRANSLATED = [
     "data",
     "data-check",
+    "doctor",
     "engine",
     "faq",
     "errors",
