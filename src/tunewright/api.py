@@ -126,10 +126,16 @@ class Run:
         return found.text
 
     def evaluate(self, data: str, **options: Any) -> dict[str, Any]:
-        """Measure the run on the rows of `data`: the figures of `tunewright evaluate --json`."""
+        """Measure the run on the rows of `data`: the figures of `tunewright evaluate --json`.
+        `options` are those of `evaluate_target`; `out` is the folder for the answers, the figures
+        and a page."""
         from tunewright.evaluate.scoring import evaluate_target
+        from tunewright.report import evaluation_page
 
-        return evaluate_target(str(self.folder), data, **options)
+        result = evaluate_target(str(self.folder), data, **options)
+        if options.get("out") is not None:
+            result["page"] = str(evaluation_page.write(result, Path(options["out"])))
+        return result
 
     def compare(self, data: str, *others: str, base: bool = True, **options: Any) -> dict[str, Any]:
         """The run beside its base (`base`) and other models on the questions of `data`: the figures

@@ -428,7 +428,7 @@ def test_the_parts_of_a_run_have_their_seconds_where_they_can_be_told() -> None:
     bare = asked(shape)
     assert set(bare.by_part()) == {"load", "checkpoint"}
     timed = asked(shape, rates=RATES, answer_tokens=100, measured_rows=32.0)
-    assert set(timed.by_part()) == {"load", "ask", "train", "evaluate"}
+    assert set(timed.by_part()) == {"load", "ask", "train", "evaluate", "checkpoint"}
     read = 2 * (shape.active_weights + shape.head_weights)  # bytes in bfloat16
     assert timed.ask_seconds == pytest.approx(2 * 100 * read / (0.4 * 1e10))
     assert asked(shape, rates=RATES, answer_tokens=100, probes=0).ask_seconds == 0
@@ -448,3 +448,31 @@ def test_rows_that_may_be_left_out_are_asked_no_longer_than_is_allowed() -> None
     rows = asked(shape, rates=RATES, answer_tokens=500, may_leave_out=True)
     assert own.ask_seconds is not None and own.seconds is not None
     assert rows.ask_seconds == max(20.0, 0.1 * own.seconds) < own.ask_seconds
+
+
+@pytest.mark.parametrize("kind", ["galore", "apollo", "apollo_mini"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_moments_of_low_rank_optimisers_are_those_they_keep(kind: str, family: str) -> None:
+    from tunewright.core.config import EngineConfig
+    from tunewright.core.registry import methods
+    from tunewright.engine.optim import optimizer_for
+    from tunewright.models import anatomy
+
+    entry = methods.get(kind)
+    assert entry is not None
+    config = entry.config(**({} if kind == "apollo_mini" else {"rank": 4}))
+    model = tiny.make_model(family, **SMALL)
+    attached = entry.function(config, model, anatomy.of(model), "base")
+    optimizer = optimizer_for(EngineConfig(), attached, model)
+    for p in model.parameters():
+        p.grad = p.detach().clone()
+    optimizer.step()
+    kept = sum(
+        t.numel()
+        for state in optimizer.state.values()
+        for name, t in state.items()
+        if hasattr(t, "numel") and t.numel() > 1 and name not in ("window", "projection")
+    )
+    raw = json.loads(tiny.make_config(family, **SMALL).to_json_string(use_diff=False))
+    shape = ModelShape.from_config(raw)
+    assert config.moment_numbers(shape) == pytest.approx(kept, rel=0.03)

@@ -186,3 +186,10 @@ def test_made_up_weights_leave_no_trace_in_what_is_kept_of_the_model(planned: An
 
     assert tried(planned()) is not None
     assert not list((cache_root() / "found").glob("layout/*"))
+
+
+def test_blocks_are_taken_for_cached_from_where_the_engine_caches_them() -> None:
+    from tunewright.advise import timing
+    from tunewright.engine import activation_cache
+
+    assert timing.CACHED_FROM == activation_cache.WORTH_IT

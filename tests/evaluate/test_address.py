@@ -62,7 +62,18 @@ def test_every_spelling_of_the_address_is_the_same(end: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://h/v1", "localhost:8000", "http://", "http://u:p@h/v1", "http://h:x/v1", "https:///v1"],
+    [
+        "ftp://h/v1",
+        "localhost:8000",
+        "http://",
+        "http://u:p@h/v1",
+        "http://h:x/v1",
+        "https:///v1",
+        "http://h/v1 x",
+        "http://主机/v1",
+        "http://" + "a" * 70 + ".com/v1",
+        "http://[::1/v1",
+    ],
 )
 def test_what_is_no_address_is_said(url: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -337,6 +348,12 @@ def test_answers_come_in_the_order_of_the_questions_and_no_more_than_four_at_onc
     assert 1 < most <= 4
     rooms = {body["messages"][0]["content"]: body["max_tokens"] for _, _, body in stub.asked}
     assert rooms == {str(i): i + 1 for i in range(30)}
+
+
+def test_a_models_name_may_have_any_letters() -> None:
+    with serving(lambda path, body: chat("x")) as stub:
+        ask_address(stub.url + "#组织/模型 7B", QUESTION)
+    assert stub.asked[0][2]["model"] == "组织/模型 7B"
 
 
 def test_what_came_before_an_error_was_handed_out() -> None:

@@ -43,8 +43,19 @@ def beside(place: Path, *names: str, **how: Any) -> dict[str, Any]:
     return compare(targets, str(place / "rows.json"), **settings)
 
 
+@pytest.fixture(scope="module")
+def with_base(place: Path) -> dict[str, Any]:
+    """The run and its base, which `--base` puts first."""
+    return beside(place, "run", base=True, limit=8)
+
+
+@pytest.fixture(scope="module")
+def three(place: Path) -> dict[str, Any]:
+    return beside(place, "model", "run", "whole", wanted=["f1", "chrf"])
+
+
 def test_a_model_with_itself_shows_no_difference_and_says_so(place: Path) -> None:
-    found = beside(place, "model", "model")
+    found = beside(place, "run", "run")
     (pair,) = found["pairs"]
     assert pair["no_difference"] and pair["same_answers"] == found["n"] == 12
     assert pair["largest_loss_difference"] == 0.0
@@ -55,18 +66,19 @@ def test_a_model_with_itself_shows_no_difference_and_says_so(place: Path) -> Non
     assert "No difference" in "\n".join(lines(found))
 
 
-@pytest.mark.parametrize("run", ["run", "whole"])
-def test_the_base_column_is_the_base_loaded_afresh(place: Path, run: str) -> None:
-    asked = beside(place, run, base=True)
-    named = beside(place, run, "model")
-    for found in (asked, named):
+def test_the_base_column_is_the_base_loaded_afresh(
+    place: Path, with_base: dict[str, Any], three: dict[str, Any]
+) -> None:
+    whole = beside(place, "whole", base=True, limit=4, loss=False)
+    for found in (with_base, three, whole):
         assert found["base_check"]["largest_logit_difference"] == 0.0
         assert found["base_check"]["rows"] == 4 and found["base_check"]["places"] > 20
-    assert [s["is_base"] for s in asked["subjects"]] == [True, False]
-    by_origin = {row["origin"]: row["answers"] for row in named["rows"]}
-    assert all(row["answers"] == by_origin[row["origin"]][::-1] for row in asked["rows"])
-    assert any(not row["same"] for row in asked["rows"])  # the run is not the base
-    assert "fresh" in "\n".join(lines(asked))
+    assert [s["is_base"] for s in with_base["subjects"]] == [True, False]
+    assert "base" in with_base["base_check"]["column"]
+    by_origin = {row["origin"]: row["answers"] for row in three["rows"]}
+    assert all(row["answers"] == by_origin[row["origin"]][:2] for row in with_base["rows"])
+    assert any(not row["same"] for row in with_base["rows"])  # the run is not the base
+    assert "fresh" in "\n".join(lines(with_base))
 
 
 def test_a_base_that_changes_between_loads_is_said(
@@ -81,40 +93,37 @@ def test_a_base_that_changes_between_loads_is_said(
         return [one + 0.5 * (calls[0] == 3) for one in real(self, questions, most)]
 
     monkeypatch.setattr(subjects.LocalSubject, "logits", other)
-    found = beside(place, "run", base=True)
+    found = beside(place, "run", base=True, limit=4, loss=False)
     assert found["base_check"]["largest_logit_difference"] == pytest.approx(0.5, abs=1e-4)
     assert "not equal" in "\n".join(lines(found))
 
 
-def test_figures_are_those_of_evaluate(place: Path) -> None:
-    found = beside(place, "run", base=True)
-    for subject, base in zip(found["subjects"], (True, False), strict=True):
+def test_figures_are_those_of_evaluate(place: Path, three: dict[str, Any]) -> None:
+    for subject, base in zip(three["subjects"], (True, False), strict=False):
         alone = evaluate_target(
             str(place / "run"), str(place / "rows.json"), base=base, dtype="float32",
-            generate=True, options=[], max_new_tokens=12, tell=Quiet(),
+            generate=False, options=[], tell=Quiet(),
         )  # fmt: skip
         assert subject["loss"]["token_mean"] == pytest.approx(alone["loss"]["token_mean"])
-        assert subject["figures"]["exact"]["value"] == alone["exact_match"]["exact"]["share"]
 
 
-def test_differences_are_those_of_the_rows(place: Path) -> None:
-    found = beside(place, "model", "run", "whole", wanted=["f1", "chrf"])
-    assert [(Path(p["a"]).name, Path(p["b"]).name) for p in found["pairs"]] == [
+def test_differences_are_those_of_the_rows(three: dict[str, Any]) -> None:
+    assert [(Path(p["a"]).name, Path(p["b"]).name) for p in three["pairs"]] == [
         ("model", "run"), ("model", "whole"), ("run", "whole")
     ]  # fmt: skip
-    for pair, (a, b) in zip(found["pairs"], [(0, 1), (0, 2), (1, 2)], strict=True):
-        changes = [row["scores"]["f1"][b] - row["scores"]["f1"][a] for row in found["rows"]]
+    for pair, (a, b) in zip(three["pairs"], [(0, 1), (0, 2), (1, 2)], strict=True):
+        changes = [row["scores"]["f1"][b] - row["scores"]["f1"][a] for row in three["rows"]]
         one = pair["differences"]["f1"]
         assert one["difference"] == pytest.approx(sum(changes) / len(changes))
         assert one["wins"] == sum(c > 0 for c in changes)
         assert one["low"] <= one["difference"] <= one["high"]
-    worst = [sum(s[1] - s[0] for s in row["scores"].values()) for row in found["rows"]]
+    worst = [sum(s[1] - s[0] for s in row["scores"].values()) for row in three["rows"]]
     assert worst == sorted(worst)
 
 
-def test_the_run_learnt_and_the_loss_shows_it(place: Path) -> None:
-    (pair,) = beside(place, "run", base=True)["pairs"]
-    assert pair["loss"]["high"] < 0 and pair["loss"]["wins"] == 12
+def test_the_run_learnt_and_the_loss_shows_it(with_base: dict[str, Any]) -> None:
+    (pair,) = with_base["pairs"]
+    assert pair["loss"]["high"] < 0 and pair["loss"]["wins"] == 8
 
 
 def test_gguf_and_addresses_stand_beside_folders(place: Path, tmp_path: Path) -> None:
@@ -128,21 +137,25 @@ def test_gguf_and_addresses_stand_beside_folders(place: Path, tmp_path: Path) ->
     assert len(stub.asked) == 12
 
 
-def test_drawn_answers_are_the_same_again(place: Path) -> None:
-    one, two = (beside(place, "model", "run", temperature=1.2, seed=3) for _ in range(2))
-    assert [row["answers"] for row in one["rows"]] == [row["answers"] for row in two["rows"]]
-    other = beside(place, "model", "run", temperature=1.2, seed=4)
-    assert [row["answers"] for row in one["rows"]] != [row["answers"] for row in other["rows"]]
-    # The same model draws the same: with one seed it has the same luck.
-    (pair,) = beside(place, "model", "model", temperature=1.2)["pairs"]
-    assert pair["no_difference"]
+def test_drawn_answers_are_the_same_for_the_same_model_and_seed(place: Path) -> None:
+    how: dict[str, Any] = {"temperature": 1.2, "loss": False, "limit": 5}
+    one = beside(place, "model", "model", seed=3, **how)
+    assert one["pairs"][0]["no_difference"]  # with one seed both have the same luck
+    said_so = "\n".join(lines(one))
+    assert "No difference" in said_so and "log-prob" not in said_so  # which nobody looked at
+    other = beside(place, "model", "run", seed=4, **how)
+    said = {row["origin"]: row["answers"][0] for row in one["rows"]}
+    again = {row["origin"]: row["answers"][0] for row in other["rows"]}
+    shared = said.keys() & again.keys()
+    assert shared and any(said[origin] != again[origin] for origin in shared)
 
 
-def test_some_questions_are_drawn_and_rows_seen_in_training_are_named(place: Path) -> None:
-    found = beside(place, "run", base=True, limit=5)
-    assert found["n"] == 5 and found["rows_read"] == 12
-    assert any("5 of 12" in warning for warning in found["warnings"])
-    assert any("was trained on" in warning for warning in found["warnings"])
+def test_some_questions_are_drawn_and_rows_seen_in_training_are_named(
+    with_base: dict[str, Any],
+) -> None:
+    assert with_base["n"] == 8 and with_base["rows_read"] == 12
+    assert any("8 of 12" in warning for warning in with_base["warnings"])
+    assert any("was trained on" in warning for warning in with_base["warnings"])
 
 
 def test_rows_without_an_answer_are_shown_and_not_scored(place: Path, tmp_path: Path) -> None:
@@ -150,7 +163,7 @@ def test_rows_without_an_answer_are_shown_and_not_scored(place: Path, tmp_path: 
     (tmp_path / "p.json").write_text(json.dumps(rows), encoding="utf-8")
     found = compare(
         [str(place / "model"), str(place / "run")], str(tmp_path / "p.json"),
-        data_format="prompts", max_new_tokens=8, tell=Quiet(),
+        data_format="prompts", max_new_tokens=8, limit=3, tell=Quiet(),
     )  # fmt: skip
     assert found["metrics"] == [] and found["pairs"][0]["differences"] == {}
     assert any("not scored" in warning for warning in found["warnings"])
@@ -171,12 +184,14 @@ def test_the_system_prompt_of_a_run_is_given_to_all(place: Path, tmp_path: Path)
         return chat("x")
 
     with serving(answer) as stub:
-        beside(place, str(tmp_path / "run"), stub.url + "#m")
+        beside(place, str(tmp_path / "run"), stub.url + "#m", limit=3, loss=False)
     assert all(m[0] == {"role": "system", "content": "a small model"} for m in seen)
 
 
-def test_the_page_shows_every_answer_and_runs_nothing(place: Path, tmp_path: Path) -> None:
-    found = beside(place, "model", "run")
+def test_the_page_shows_every_answer_and_runs_nothing(
+    three: dict[str, Any], tmp_path: Path
+) -> None:
+    found = json.loads(json.dumps(three))
     found["rows"][0]["answers"][1] = "<script>alert(1)</script>"
     for lang in ("en", "zh"):
         page = write_page(tmp_path / f"{lang}.html", found, lang).read_text(encoding="utf-8")

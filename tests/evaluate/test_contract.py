@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,9 @@ WRONG = {
         "must_know:\n  questions:\n    - {ask: who?, expect: b}\n", ["E-CONFIG-45"], "line 3"
     ),
     "a key twice": (f"must_know: {{{Q}}}\nseed: 1\nseed: 2\n", ["E-CONFIG-06"], "line 3"),
+    "a key twice in a list": (
+        f"must_know:\n  - {{{Q}, limit: 3, limit: 4}}\n", ["E-CONFIG-06"], "line 2"
+    ),
     "no mapping": ("- a\n", ["E-CONFIG-02"], ""),
     "nothing": ("", ["E-CONFIG-45"], ""),
 }  # fmt: skip
@@ -104,7 +108,7 @@ def test_a_wrong_contract_is_refused(mistake: str, tmp_path: Path) -> None:
     assert sorted(set(codes(e.value))) == wanted
     assert e.value.exit_code == 2
     assert all(place in p.where and "contract.yaml" in p.where for p in e.value.problems)
-    assert "{" not in e.value.text().replace("{ask: ..., expect: ...}", "").replace(text, "")
+    assert not re.search(r"\{[a-z_]+\}", e.value.text())  # every field of a sentence is filled in
 
 
 def test_a_contract_that_is_not_there(tmp_path: Path) -> None:

@@ -100,6 +100,42 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(
     assert asked == [9, 9, 5] and third["answers"]["from_table"] == 9
 
 
+def test_scores_that_were_computed_before_a_kill_are_not_computed_again(
+    model, data, tmp_path, monkeypatch
+):
+    from tunewright.evaluate import logprobs, score_table, scoring
+
+    monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 4)
+    computed: list[int] = []
+
+    def counting(opened: Any, samples: Any, **more: Any) -> Any:
+        if len(computed) == 1:
+            raise KeyboardInterrupt
+        computed.append(len(samples))
+        return logprobs.logprobs_of(opened, samples, **more)
+
+    whole = measure(model, data, generate=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "logprobs_of", counting)
+        with pytest.raises(KeyboardInterrupt):
+            measure(model, data, generate=False, out=tmp_path)
+    path = tmp_path / score_table.NAME
+    assert len([line for line in path.read_text().split("\n") if line]) == 4
+    with path.open("a") as file:
+        file.write('{"key": "half')
+    computed.clear()
+    monkeypatch.setattr(
+        scoring,
+        "logprobs_of",
+        lambda o, s, **m: computed.append(len(s)) or logprobs.logprobs_of(o, s, **m),
+    )
+    again = measure(model, data, generate=False, out=tmp_path)
+    assert computed == [4, 1]
+    assert again["loss"]["token_mean"] == pytest.approx(whole["loss"]["token_mean"], rel=1e-6)
+    assert measure(model, data, generate=False, out=tmp_path)["loss"] == again["loss"]
+    assert computed == [4, 1]
+
+
 def test_a_command_that_is_killed_goes_on(model, data, tmp_path):
     """A real process, killed by the system in the middle."""
     plan = tmp_path / "child.py"

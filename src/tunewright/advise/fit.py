@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.advise import changes, learnt, memory, speed, timing
+from tunewright.advise.memory import Work
 from tunewright.advise.question import Question, SampleFacts
 from tunewright.advise.trial import Trial
 from tunewright.core.config import RunConfig
@@ -142,6 +143,8 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
         peak = max(train, parts["weights"] + parts["adapter"] + answers)
         # What the driver holds there is not counted as allocated, and yet nobody else can have it.
         return parts, peak, peak + (memory.GPU_BYTES if question.device.startswith("cuda") else 0)
+    if work.trial is not None and work.trial.peak_bytes:
+        return _largest_phase(parts, work)
     # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at the
     # end, for the reload that proves the adapter.
     peak, needed = train + answers + mapped, train + answers
@@ -150,6 +153,24 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
         wide = shape.parameters * work.item + parts["process"]
         peak, needed = max(peak, wide + mapped), max(needed, wide)
     return parts, peak, needed
+
+
+def _largest_phase(parts: dict[str, int], work: Work) -> tuple[dict[str, int], int, int]:
+    """(parts, peak, needed) of the phase of a run that holds most, where what the process keeps of
+    the others was seen in a trial: training; the reload at the end, while the file is mapped; the
+    answers of what was reloaded, with the weights laid out once more."""
+    stays = {name: parts[name] for name in ("weights", "adapter", "process", "kernels")}
+    learns = {n: size for n, size in parts.items() if n not in ("answers", "loading")}
+    packed = 0 if work.base_bits is not None else parts["weights"]
+    phases = [
+        learns,
+        stays | {"loading": parts["loading"]},
+        stays | {"answers": parts["answers"] + packed},
+    ]
+    largest = max(phases, key=lambda phase: sum(phase.values()))
+    # The mapped file and the second layout of the weights give way where memory is short.
+    least = max(sum(learns.values()), sum(stays.values()) + parts["answers"])
+    return largest, sum(largest.values()), least
 
 
 def _reasons(question: Question, parts: dict[str, int]) -> list[str]:

@@ -33,6 +33,9 @@ matrix library."""
 GROWING_PASSES = 9.0
 """Passes after which two thirds of the compiled products are there that will be kept at most
 (`core.machine.KERNELS`): a pass brings about 25 of a new number of rows (docs/plan.md)."""
+ELSEWHERE = 1.2
+"""Kernels of a whole run for each that learning alone compiles: measuring and answering bring some.
+"""
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "muon": 4}
 """Bytes that an update rule keeps for each number that trains (`engine/optim.py`)."""
 SLACK = 1.15
@@ -63,6 +66,8 @@ class Work:
     """What a few blocks held here; None: everything is counted."""
     all_passes: float = 1.0
     """Passes of the whole run."""
+    moments: int | None = None
+    """Numbers in the moments of a method's own optimiser; None: those of `optimizer`."""
 
     @property
     def item(self) -> int:
@@ -145,7 +150,9 @@ def state_bytes(work: Work) -> int:
     (`methods/base_weights.py`).
     """
     copies = work.item if work.rank else 4 if work.item < 4 else 0
-    return int(work.trainable * (4 + MOMENTS.get(work.optimizer, 8.0) + copies))
+    own = work.trainable * MOMENTS.get(work.optimizer, 8.0)
+    moments = own if work.moments is None else 4 * work.moments
+    return int(work.trainable * (4 + copies) + moments)
 
 
 def process_bytes(shape: ModelShape, work: Work) -> int:
@@ -190,7 +197,8 @@ def _grown(work: Work, trial: Trial) -> float:
     Every new number of rows brings kernels, until as many are kept as may be."""
     tried = max(1.0, trial.tried_passes)
     later = max(tried, work.all_passes - 1)
-    return (1 - math.exp(-later / GROWING_PASSES)) / (1 - math.exp(-tried / GROWING_PASSES))
+    grown = (1 - math.exp(-later / GROWING_PASSES)) / (1 - math.exp(-tried / GROWING_PASSES))
+    return ELSEWHERE * grown
 
 
 def _head_bytes(shape: ModelShape, work: Work) -> int:
@@ -218,9 +226,10 @@ def loading_bytes(shape: ModelShape, work: Work) -> int:
     return 0 if same or not work.on_cpu else shape.file_bytes
 
 
-def checkpoint_bytes(trainable: int, optimizer: str = "adamw") -> int:
+def checkpoint_bytes(work: Work) -> int:
     """Bytes of a checkpoint: what trains and the optimiser's moments."""
-    return int(trainable * (4 + MOMENTS.get(optimizer, 8.0)))
+    own = work.trainable * MOMENTS.get(work.optimizer, 8.0)
+    return int(work.trainable * 4 + (own if work.moments is None else 4 * work.moments))
 
 
 def saved_bytes(shape: ModelShape, work: Work) -> int:

@@ -196,4 +196,7 @@ class Question:
             self.optimizer,
             self.trial,
             self.passes * self.steps,
+            self.method.moment_numbers(self.grown)
+            if hasattr(self.method, "moment_numbers")
+            else None,
         )

@@ -27,6 +27,7 @@ def by_part(question: Question) -> dict[str, float]:
     if trial is not None:
         found["train"] = _tried_training(question, trial)
         found["evaluate"] = question.measured_rows * _tried_reading(question, trial)
+        found["evaluate"] += trial.read_first_seconds if question.measured_rows else 0.0
     elif rates is not None:
         reached = rates.flops * speed.EFFICIENCY
         facts = question.facts
@@ -48,7 +49,7 @@ def by_part(question: Question) -> dict[str, float]:
 
 def save_seconds(question: Question) -> float:
     """Seconds of writing checkpoints, and what was trained at the end."""
-    each = memory.checkpoint_bytes(question.trainable, question.optimizer)
+    each = memory.checkpoint_bytes(question.work)
     final = memory.saved_bytes(question.shape, question.work)
     return speed.write_seconds(question.saves * each + final, question.saves + 1)
 
@@ -97,7 +98,9 @@ def _tried_training(question: Question, trial: Trial) -> float:
         learning = first * whole + (steps - first) * _tried_step(question, trial, cached=True)
     else:
         learning = steps * whole
-    before = question.reference_samples * _tried_reading(question, trial)
+    # What step 0 says of the rows is read in the passes of the steps, each of a new size.
+    new = trial.read_first_seconds / max(1, trial.read_samples)
+    before = question.reference_samples * (_tried_reading(question, trial) + new)
     return trial.first_seconds + learning + steps * update + before
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SECONDS = 2.5
 """Most that the steps of a trial take, as far as that can be foreseen."""
-LEAST_BLOCKS, FEW_BLOCKS = 4, 6
+LEAST_BLOCKS, FEW_BLOCKS = 5, 6
 """Blocks of a trial: at least, and up to which number a model is tried whole."""
 MOST_BLOCKS, MOST_STEPS = 12, 8
 LEAST_ROWS = 64
@@ -79,6 +79,8 @@ class Trial:
     trainable: int
     read_seconds: float
     """Of reading `read_samples` samples without learning, all tried blocks."""
+    read_first_seconds: float
+    """What that took longer the first time."""
     read_samples: float
     read_block_seconds: float
     draw_seconds: float
@@ -478,13 +480,16 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
     still = [n for n in _middle(blocks) if not watch.learns[n]]
     of_later = inner[1:] or inner
     scale = len(of_later)
-    block = _mean([sum(f[n] + b[n] for f, b in of_later) / scale for n in learns])
+    warm = [n for n in learns if n < blocks - 2] or learns
+    block = _mean([sum(f[n] + b[n] for f, b in of_later) / scale for n in warm])
     quiet = _mean([sum(f[n] for f, _ in of_later) / scale for n in still])
     seconds = means["whole"] - means["update"] - means["draw"]
-    watch.reset()
-    start = time.perf_counter()
-    stepper.held_out(chosen[0], {})
-    read = time.perf_counter() - start
+    reads = []
+    for _ in range(2):
+        watch.reset()
+        start = time.perf_counter()
+        stepper.held_out(chosen[-1], {})
+        reads.append(time.perf_counter() - start)
     return Trial(
         blocks,
         means["rows"],
@@ -498,8 +503,9 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         max(0.0, taken[0]["whole"] - means["whole"] * taken[0]["rows"] / max(1.0, means["rows"])),
         means["update"],
         opened.trainable,
-        read,
-        len(chosen[0]),
+        reads[1],
+        max(0.0, reads[0] - reads[1]),
+        len(chosen[-1]),
         _mean([watch.forward[n] for n in _middle(blocks)]),
         means["draw"],
         *_answering(opened, chosen),
@@ -538,7 +544,9 @@ def _answering(opened: Ready, chosen: list[list[Sample]]) -> tuple[float, float]
 
 def _middle(blocks: int) -> list[int]:
     """Blocks that stand for all: neither the first, in which kernels are compiled and below which
-    no gradient is asked for, nor the last, which leaves out rows that nobody reads."""
+    no gradient is asked for, nor the last, which leaves out rows that nobody reads. On the way back
+    the kernels for all rows are compiled in the one before the last, whose seconds count for itself
+    alone."""
     return list(range(1, blocks - 1))
 
 

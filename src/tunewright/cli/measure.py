@@ -88,7 +88,7 @@ def evaluate(
     """Evaluate."""
     from tunewright.core.runfile import columns_of
     from tunewright.evaluate.scoring import evaluate_target, lines
-    from tunewright.report import evaluation
+    from tunewright.report import evaluation_page
     from tunewright.rewards import allowing
 
     other = measured_otherwise(dict(locals()))
@@ -120,7 +120,7 @@ def evaluate(
             highest=not lowest,
         )
     if out is not None:
-        result["page"] = str(evaluation.write(result, out))
+        result["page"] = str(evaluation_page.write(result, out))
     show(result, lines, as_json=as_json)
 
 

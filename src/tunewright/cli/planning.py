@@ -65,10 +65,11 @@ def plan(
     )
     named = ("data.train=", "data.dir=", "data=")
     has_data = data or data_dir or first is not None or any(w.startswith(named) for w in given)
+    bare = first is None and not any(w.startswith("model=") for w in given)
     if not has_data and (size is not None or table or rows is not None):
         wish = wish.without_data()
     flags = {
-        "model": model or (size if size is not None or table else None),
+        "model": model or size or (planning.ANY_MODEL if table and bare else None),
         "data.train": data or (None if wish.tokens is None else planning.MADE_UP),
         "data.dir": data_dir,
         "data.columns": columns_of(columns),

@@ -30,8 +30,8 @@ from tunewright.run import decided
 from tunewright.run.prepare import Begun, begin, complete
 from tunewright.sources import find, vet
 
-MADE_UP = "made-up rows"
-"""What stands for data that is not read."""
+MADE_UP, ANY_MODEL = "made-up rows", "any model"
+"""What stands for data that is not read, and for a model that is not looked for."""
 TABLE_SIZES = (0, 1, 2, 5, 8, 9, 11, 12)
 """Which shapes of `changes.LADDER` are columns of the table."""
 SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([bBmM])\s*$")
@@ -272,7 +272,7 @@ def _checkpoints(found: fit.Estimate) -> dict[str, int]:
     """Checkpoints that are written, bytes of each, and bytes that stay in the run folder: the last
     two, the best one, and what was trained."""
     asked = found.question
-    each = memory.checkpoint_bytes(asked.trainable, asked.optimizer)
+    each = memory.checkpoint_bytes(asked.work)
     kept = min(3, asked.saves)
     final = memory.saved_bytes(asked.grown, asked.work)
     return {"written": asked.saves, "bytes": each, "kept_bytes": kept * each + final}

@@ -115,8 +115,10 @@ class Address:
         of the environment. Raises UsageError (E-ADDR-01) for what is no address."""
         try:
             parts = urlsplit(url.strip())
-            _ = parts.port
-        except ValueError as e:
+            _ = parts.port, (parts.hostname or "").encode("idna")
+            if re.search(r"[^!-~]", parts.netloc + parts.path + parts.query):
+                raise ValueError(say("address.letters"))
+        except ValueError as e:  # UnicodeError is one
             raise UsageError(problem("E-ADDR-01", _shown(url), reason=str(e))) from e
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(problem("E-ADDR-01", _shown(url), reason=say("address.no_host")))

@@ -39,15 +39,16 @@ def about(opened: opening.Opened) -> str:
         "dtype": world.dtype,
         "by": computed_by() | {"generator": str(generate.GENERATOR)},
     }
-    return _digest(facts)
+    return digest(facts)
 
 
 def name_of(who: str, model: AnsweringModel, prompt: list[int], most: int) -> str:
     """The name of one answer."""
-    return _digest([who, prompt, most, model.stop_ids, model.vocabulary])
+    return digest([who, prompt, most, model.stop_ids, model.vocabulary])
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A short name of plain values."""
     text = json.dumps(value, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -75,7 +76,7 @@ class AnswerTable:
         """Make ready to add. Where lines were not found they are set aside."""
         if self.path is None:
             return
-        with _writing(self.path):
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._foreign or set(self._stored) - self._used:
                 aside = _free_name(self.path)
@@ -88,7 +89,7 @@ class AnswerTable:
     def add(self, line: dict[str, Any]) -> None:
         """Add a line, at once on the disk."""
         if self._file is not None and self.path is not None:
-            with _writing(self.path):
+            with writing(self.path):
                 self._file.write(_line(line))
                 self._file.flush()
 
@@ -107,7 +108,7 @@ class AnswerTable:
     def _read(self) -> dict[str, dict[str, Any]]:
         if self.path is None or not self.path.is_file():
             return {}
-        with _writing(self.path):
+        with writing(self.path):
             text = self.path.read_text(encoding="utf-8", errors="replace")
         *whole, _ = text.split("\n")  # what stands after the last line end was cut off
         found = [_stored_line(line) for line in whole if line]
@@ -117,7 +118,7 @@ class AnswerTable:
 
 def write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     """A whole table. Raises UsageError where it cannot be written (E-EVAL-22)."""
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(map(_line, lines)))
 
@@ -148,7 +149,7 @@ def _free_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Inside, what the disk refuses is said with its place."""
     try:
         yield

@@ -23,7 +23,7 @@ from tunewright.core.machine import versions
 from tunewright.core.telling import Once, Quiet, Tell
 from tunewright.core.types import Conversation
 from tunewright.core.words import say
-from tunewright.engine import naming, opening
+from tunewright.engine import opening
 from tunewright.evaluate import metrics
 from tunewright.evaluate.address import is_address
 from tunewright.evaluate.asked import Question, Read, put, read_questions, room_for
@@ -35,6 +35,7 @@ from tunewright.evaluate.subjects import (
     Scored,
     Subject,
     open_subject,
+    require_askable,
 )
 
 MOST_SUBJECTS = 8
@@ -177,8 +178,8 @@ class _Planned:
         for (target, _), found in zip(order, self.found, strict=True):
             if is_address(target):
                 AddressSubject(target, tell)
-            elif found is not None and found.adapter is None:
-                naming.require_words(found.source.folder, target)
+            elif found is not None:
+                require_askable(found)
 
     def name(self, place: int) -> str | None:
         """A name of its own for a target that stands twice; None for one that has one already."""

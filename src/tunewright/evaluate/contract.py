@@ -299,6 +299,7 @@ class Contract(Part):
 def load(path: Path) -> Contract:
     """Read a contract. Raises ConfigError with everything that is wrong in it."""
     content, node = read_mapping(path)
+    raise_all(_twice(node, path.name), ConfigError)
     return parse(content, path.name, _places(node))
 
 
@@ -325,6 +326,24 @@ class _Where:
         while key and key not in self.lines:
             key = key[:-1]
         return f"{self.name}, line {self.lines[key]}" if key else self.name
+
+
+def _twice(node: yaml.Node | None, name: str) -> list[Problem]:
+    """Keys that stand twice, of which YAML would keep the last without a word."""
+    found: list[Problem] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                fields = {"field": key.value, "line": seen[key.value]}
+                found.append(problem("E-CONFIG-06", f"{name}, line {line}", **fields))
+            seen[key.value] = line
+            found += _twice(value, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            found += _twice(value, name)
+    return found
 
 
 def _places(

@@ -127,7 +127,7 @@ def read_exam(place: str) -> Exam:
 
 
 def _chosen(
-    found: dict[tuple[str, bool], dict[str, list[Item]]], left_out: dict[str, list[str]], place: str
+    found: dict[tuple[str, bool], dict[str, list[Item]]], left_out: dict[str, LeftOut], place: str
 ) -> Exam:
     """The part that is asked of every subject, the same for all, with examples from another."""
     there = {split for parts in found.values() for split in parts}

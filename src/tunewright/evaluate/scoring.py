@@ -14,6 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,7 @@ from tunewright.evaluate import options as choices
 from tunewright.evaluate.lines import lines, percent
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
 from tunewright.evaluate.metrics import Words, chosen_for, named
+from tunewright.evaluate.score_table import ROWS_AT_ONCE, ScoreTable
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import load
 from tunewright.rewards import RewardSet
@@ -237,17 +239,7 @@ class _Work:
                 self.data.train_rows, samples, self.asked, self.opened.renderer, self.context
             )
             samples = [question.sample for question in questions]
-        what = say("evaluate.scoring")
-        self.tell.start(what)
-        logprobs = logprobs_of(
-            self.opened,
-            samples,
-            layout_name=self.layout,
-            rows_per_pass=self.rows_per_pass,
-            exact=self.asked is not None,
-            on_samples=lambda done: self.tell.progress(what, done, len(samples)),
-        )
-        self.tell.finish()
+        logprobs = self._logprobs(samples)
         self.figures["loss"] = _loss(samples, logprobs, self.seed)
         if self.asked is None:
             if target_error is not None:
@@ -274,6 +266,36 @@ class _Work:
             if self.folder is not None:
                 answer_table.write(self.folder / DECISIONS, rows)
         self.seconds["score"] = time.perf_counter() - start
+
+    def _logprobs(self, samples: list[Sample]) -> Logprobs:
+        """Of every branch; with a folder in pieces, each of which is kept there at once."""
+        who = answer_table.about(self.opened) if self.folder is not None else ""
+        table = ScoreTable(self.folder, f"{who} {self.layout} {self.asked is not None}")
+        found = [table.find(sample) for sample in samples]
+        left = [i for i, one in enumerate(found) if one is None]
+        kept, done = len(samples) - len(left), 0
+        if kept:
+            self.tell.line(say("evaluate.scores_kept", count=kept, n=len(samples), file=table.path))
+        what = say("evaluate.scoring")
+        self.tell.start(what)
+        size = ROWS_AT_ONCE if self.folder is not None else max(1, len(left))
+        for start in range(0, len(left), size):
+            piece = left[start : start + size]
+            part = [replace(samples[i], index=k) for k, i in enumerate(piece)]
+            got = logprobs_of(
+                self.opened,
+                part,
+                layout_name=self.layout,
+                rows_per_pass=self.rows_per_pass,
+                exact=self.asked is not None,
+                on_samples=lambda n, d=kept + done: self.tell.progress(what, d + n, len(samples)),  # type: ignore[misc]
+            )
+            table.add(part, got)
+            for i, one in zip(piece, got, strict=True):
+                found[i] = one
+            done += len(piece)
+        self.tell.finish()
+        return [one for one in found if one is not None]
 
     def _say_dropped(self, dropped: list[choices.Dropped]) -> None:
         counts = Counter(one.reason for one in dropped)

@@ -11,7 +11,7 @@ from tunewright.core.words import say
 from tunewright.engine import naming
 from tunewright.evaluate.address import is_address
 from tunewright.evaluate.contract import Contract
-from tunewright.evaluate.subjects import AddressSubject, Subject, open_subject
+from tunewright.evaluate.subjects import AddressSubject, Subject, open_subject, require_askable
 from tunewright.models import load
 
 BASE = "base"
@@ -36,8 +36,7 @@ class Side:
         self.found = None
         if isinstance(given, str) and not is_address(given):
             self.found = naming.find(given, how.tell, base=base, think=how.think)
-            if self.found.adapter is None:
-                naming.require_words(self.found.source.folder, given)
+            require_askable(self.found)
         elif isinstance(given, str):
             AddressSubject(given, how.tell)
 

@@ -30,6 +30,7 @@ from tunewright.engine import naming, opening
 from tunewright.engine.decoding.answers import AnsweringModel, answer
 from tunewright.engine.decoding.writer import Ask
 from tunewright.evaluate.address import Address, Told, is_address
+from tunewright.evaluate.ranking import is_scorer
 from tunewright.models import load
 from tunewright.models.scalar_heads import has_score
 from tunewright.text.renderer import said
@@ -388,8 +389,7 @@ def open_subject(
         return AddressSubject(target, tell)
     found = opening.find(target, tell, base=base, think=think)
     kind = kind_of(found, base=base)
-    if found.adapter is None:
-        naming.require_words(found.source.folder, target)
+    require_askable(found)
     opened = opening.to_answer(found, dtype=dtype)
     if think is not None and not opened.renderer.thinks:
         tell.line(say("chat.think_no_effect"))
@@ -399,6 +399,15 @@ def open_subject(
     if base:
         subject.name = say("subject.base_of", target=target)
     return subject
+
+
+def require_askable(found: opening.Target) -> None:
+    """Raise UsageError (E-OBJ-37) where a run gives numbers and ModelError where a model has no
+    words, before its weights are read."""
+    if is_scorer(found):
+        raise UsageError(problem("E-OBJ-37", found.name, target=found.name))
+    if found.adapter is None:
+        naming.require_words(found.source.folder, found.name)
 
 
 def kind_of(found: opening.Target, *, base: bool = False) -> str:
