@@ -20,6 +20,8 @@ FOLDER = (
     "data_report.json",
     "events.jsonl",
     "before_after.jsonl",
+    "forgetting.jsonl",
+    "memorised.jsonl",
     "summary.json",
 )
 """Files of a run folder in the order in which a reader needs them; each has a sentence under

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tunewright.core.files import write_text
 from tunewright.core.words import language
-from tunewright.report import answers, curves, facts, figures
+from tunewright.report import answers, curves, damage, evaluation, facts, figures
 from tunewright.report.markup import Child, Html, document, el, join, words
 from tunewright.report.page import Page, mapping, size, whole
 from tunewright.report.record import finite, read_record
@@ -54,12 +54,15 @@ def _names(page: Page) -> list[str]:
     what it watched takes its place."""
     drawn, rewarded = bool(figures.names_of(page.record)), figures.is_rewarded(page.record)
     middle = [name for name, there in (("loss", not rewarded), ("figures", drawn)) if there]
-    return [SECTIONS[0], *middle, *SECTIONS[2:]]
+    measured = ["evaluation"] if evaluation.has_one(page) else []
+    measured += ["damage"] if mapping(page.record.summary.get("damage")) else []
+    return [*measured, SECTIONS[0], *middle, *SECTIONS[2:]]
 
 
 def _sections(page: Page) -> list[Html]:
     names = _names(page)
     return [
+        *(one for one in [evaluation.section(page), damage.section(page)] if one is not None),
         answers.section(page),
         *([curves.section(page)] if "loss" in names else []),
         *(one for one in [figures.section(page)] if one is not None),

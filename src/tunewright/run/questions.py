@@ -51,6 +51,9 @@ class Probe:
     """The same: only the reloaded files are asked."""
     reload_differs: bool = False
     """The model in memory would have begun the answer otherwise."""
+    before_end: str = ""
+    """How the answer ended: stop, limit, context or no_room; empty where that is not known."""
+    after_end: str = ""
     sample: Any = None
     """Both answers of a pair, where the run is asked for numbers."""
     is_row: bool = False
