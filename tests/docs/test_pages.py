@@ -22,6 +22,7 @@ TRANSLATED = [
     "faq",
     "errors",
     "fit",
+    "damage",
     "evaluate",
     "export",
     "migrating",
