@@ -13,9 +13,13 @@ from typing import Any
 from common import child, environment, in_turns, middle, ratio, say, versions
 
 COMMAND = """
+import importlib.util
 import tunewright.evaluate.scoring as scoring
 from tunewright.cli import main
 scoring.SHOWN = 1 << 30
+if importlib.util.find_spec("tunewright.evaluate.written"):
+    import tunewright.evaluate.written as written
+    written.SHOWN = 1 << 30
 main()
 """
 """`tunewright`, showing every wrong answer instead of the first few."""

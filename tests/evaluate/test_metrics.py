@@ -12,6 +12,7 @@ import unicodedata
 import pytest
 
 from tunewright.core.errors import UsageError
+from tunewright.core.types import Answer
 from tunewright.evaluate import metrics
 from tunewright.rewards import read as read_rewards
 
@@ -192,9 +193,7 @@ def test_numbers_are_read_and_compared_as_the_reward_function_does() -> None:
         ("-2", "x = -2"),
     ]
     judge = read_rewards("numeric")
-    from tunewright.core.types import Answer
-
-    answers = [Answer(text=a, prompt="", facts={"answer": e}) for e, a in pairs]
+    answers = [Answer([], a, 1, True, {"answer": e}) for e, a in pairs]
     wanted = judge.score(answers).total
     assert (
         metrics.per_row("number", *map(list, zip(*pairs, strict=True)))

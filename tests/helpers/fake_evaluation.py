@@ -9,6 +9,7 @@ from tunewright.evaluate import forgetting
 from tunewright.evaluate.damage import Exchange, Trained, find
 from tunewright.evaluate.interval import of_scores, paired
 from tunewright.evaluate.private import Private
+from tunewright.record.diagnosis import Examination, Finding
 
 SECRET = "nadia.kern@brightharbour.io"
 TRAINED = [
@@ -77,11 +78,11 @@ def keys(*, broken: bool) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-DOCTOR = {
-    "findings": [
-        {"code": "rate_large", "severity": "warn", "evidence": "loss rose in 9 of 72 steps",
-         "cause": "a rate of 1e-2", "remedy": "engine.learning_rate=2.5e-3"},
-        {"code": "stop_not_learnt", "severity": "bad", "evidence": "7 of 12 answers hit the limit",
-         "cause": "rows without a stop token", "remedy": "tunewright data check"},
-    ]
-}  # fmt: skip
+EXAMINED = Examination(
+    [
+        Finding("loss_rose", "warn", {"first": 1.0, "last": 1.4, "peak": 1.5, "rate": 1e-3, "usual": 2e-3}),
+        Finding("nan_steps", "bad", {"count": 9, "steps": 72, "rate": 0.1, "usual": 4e-4}),
+        Finding("one_example", "info", {"rows": 1}),
+    ],
+    ["loss_rose", "nan_steps", "one_example"],
+)  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from helpers import fake_evaluation
 from helpers.fake_run import SUMMARY, write_run
 
+from tunewright.record.diagnosis import Examination, Finding
 from tunewright.report.html import render
 
 LANGS = ("en", "zh")
@@ -19,9 +19,10 @@ LANGS = ("en", "zh")
 
 def page(folder: Path, lang: str = "en", doctor: Any = None, **more: Any) -> str:
     run = write_run(folder / "run", summary={**SUMMARY, **more})
-    if doctor is not None:
-        text = doctor if isinstance(doctor, str) else json.dumps(doctor)
-        (run / "doctor.json").write_text(text, encoding="utf-8")
+    if isinstance(doctor, Examination):
+        doctor.write(run)
+    elif doctor is not None:
+        (run / "doctor.json").write_text(doctor, encoding="utf-8")
     return render(run, lang)
 
 
@@ -73,11 +74,12 @@ def test_a_language_that_does_not_count_is_said(tmp_path: Path) -> None:
 
 def test_the_doctors_worst_word_is_shown_and_absence_claims_nothing(tmp_path: Path) -> None:
     keys = fake_evaluation.keys(broken=False)
-    told = text_of(page(tmp_path / "a", doctor=fake_evaluation.DOCTOR, **keys), "evaluation")
-    assert "Problems found: 2. The worst: 7 of 12 answers hit the limit" in told
-    assert "tunewright data check" in told and "loss rose" not in told
-    told = text_of(page(tmp_path / "b", doctor=[], **keys), "evaluation")
-    assert "No problem found." in told
+    told = text_of(page(tmp_path / "a", doctor=fake_evaluation.EXAMINED, **keys), "evaluation")
+    assert "Problems found: 2. The worst: 9 of 72 steps" in told and "All findings" in told
+    assert "went from" not in told  # the other one stands in its own section
+    silent = Examination([], ["nan_steps"])
+    told = text_of(page(tmp_path / "b", doctor=silent, **keys), "evaluation")
+    assert "No problem found. Checks made: 1." in told
     for name, absent in (("c", None), ("d", "{"), ("e", '"x"')):
         told = text_of(page(tmp_path / name, doctor=absent, **keys), "evaluation")
         assert "Diagnosis" not in told and "roblem" not in told
@@ -129,6 +131,6 @@ def test_hostile_answers_stay_text(tmp_path: Path) -> None:
          "kind": "<i>", "value": "<u>", "row": "<s>"}
     ]  # fmt: skip
     keys["forgetting"]["forgotten"][0]["after"] = "<script>y</script>"
-    doctor = [{"severity": "bad", "evidence": "<script>z</script>", "remedy": "<b>"}]
+    doctor = Examination([Finding("nan_steps", "bad", {"count": "<script>z</script>"})], [])
     html = page(tmp_path, doctor=doctor, **keys)
     assert "<script" not in html and "<img" not in html and "<u>" not in html

@@ -61,10 +61,25 @@ def bootstrap_of(
 ) -> tuple[float, float]:
     """(low, high) of a figure of the whole set, made from sums over its rows, as corpus BLEU is
     from the n-grams that each row got right: `statistic` of the summed `rows` (N rows of K
-    numbers) of every draw.
+    numbers) of every draw. Raises ValueError for no rows."""
+    return bootstraps_of(
+        rows, lambda sums: [statistic(sums)], seed=seed, draws=draws, confidence=confidence
+    )[0]
+
+
+def bootstraps_of(
+    rows: Sequence[Sequence[float]],
+    statistics: Callable[[Any], Sequence[float]],
+    *,
+    seed: int = 0,
+    draws: int = 2000,
+    confidence: float = 0.95,
+) -> list[tuple[float, float]]:
+    """`bootstrap_of` for several figures from the same draws. A figure that is NaN in some draws,
+    as the F1 of a class that none of their rows has, is judged by the others; (0, 1) if by none.
 
     The percentile method, its percentiles widened for few rows as Student's t widens z (Hesterberg
-    2015, "What teachers should know about the bootstrap", 5.3). Raises ValueError for no rows.
+    2015, "What teachers should know about the bootstrap", 5.3).
     """
     import numpy as np
 
@@ -73,13 +88,18 @@ def bootstrap_of(
     if not count:
         raise ValueError("no rows")
     rng = np.random.default_rng(seed)
-    found = np.empty(draws)
-    for i in range(draws):
+    found = []
+    for _ in range(draws):
         times_N = np.bincount(rng.integers(0, count, count), minlength=count)
-        found[i] = statistic(times_N @ table_NK)
+        found.append(statistics(times_N @ table_NK))
+    found_DF = np.asarray(found, dtype=np.float64)
     tail = _tail(count, confidence)
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return float(low), float(high)
+    out = []
+    for value_D in found_DF.T:
+        known = value_D[~np.isnan(value_D)]
+        low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (0.0, 1.0)
+        out.append((float(low), float(high)))
+    return out
 
 
 def _tail(count: int, confidence: float) -> float:

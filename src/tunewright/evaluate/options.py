@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import DataError, UsageError, problem
 from tunewright.core.types import Branch, Conversation, Message, Row, Sample
-from tunewright.evaluate.interval import wilson
+from tunewright.evaluate import calibration
+from tunewright.evaluate.interval import bootstrap, bootstraps_of, of_scores, wilson
 from tunewright.text.rendered import CannotRender
 
 if TYPE_CHECKING:
@@ -156,6 +157,11 @@ class Decision:
         return min(1.0, sum(math.exp(min(score, 0.0)) for score in self.scores))
 
     @property
+    def confidence(self) -> float:
+        """Probability of the chosen option among the options."""
+        return max(calibration.shares(self.scores))
+
+    @property
     def chosen(self) -> int:
         """Index of the highest score; the first of equals."""
         return max(range(len(self.scores)), key=lambda i: (self.scores[i], -i))
@@ -171,9 +177,11 @@ def report(
     questions: Sequence[Question],
     decisions: Sequence[Decision],
     detected: bool,
+    seed: int = 0,
+    target_error: float | None = None,
 ) -> dict[str, Any]:
-    """Accuracy with its interval, the majority's share, every class and the confusion counts (keys
-    in docs/evaluate.md)."""
+    """Accuracy with its interval, the majority's share, every class, the confusion counts, and how
+    far the confidence can be believed (keys in docs/evaluate.md)."""
     right = [question.right for question in questions]
     chosen = [decision.chosen for decision in decisions]
     hits, count = sum(a == b for a, b in zip(right, chosen, strict=True)), len(right)
@@ -183,7 +191,13 @@ def report(
     pairs = Counter(zip(right, chosen, strict=True))
     classes = [_class_report(option, i, pairs, len(options)) for i, option in enumerate(options)]
     scored = [entry["f1"] for entry in classes if entry["f1"] is not None]
-    return {
+    macro, *ones = _f1_intervals(right, chosen, len(options), seed)
+    for entry, (least, greatest) in zip(classes, ones, strict=True):
+        entry["f1_interval_95"] = None if entry["f1"] is None else [least, greatest]
+    verdicts = [a == b for a, b in zip(right, chosen, strict=True)]
+    confidences = [decision.confidence for decision in decisions]
+    likely, margins = [d.probability for d in decisions], list(map(_margin, questions, decisions))
+    found = {
         "options": list(options),
         "detected": detected,
         "n": count,
@@ -194,18 +208,71 @@ def report(
         "beats_majority": low > seen[most] / count,
         "classes": classes,
         "macro_f1": sum(scored) / len(scored) if scored else None,
+        "macro_f1_interval_95": list(macro),
         "confusion": {
             a: {b: pairs[i, j] for j, b in enumerate(options)} for i, a in enumerate(options)
         },
         "probability": {
-            "mean": sum(d.probability for d in decisions) / count,
-            "least": min(d.probability for d in decisions),
+            "mean": sum(likely) / count,
+            "interval_95": list(of_scores(likely, seed=seed)),
+            "least": min(likely),
         },
-        "mean_margin": sum(map(_margin, questions, decisions)) / count,
+        "mean_margin": sum(margins) / count,
+        "mean_margin_interval_95": list(bootstrap(margins, seed=seed)) if count > 1 else None,
+        "calibration": calibration.report(confidences, verdicts, seed=seed),
         "ties": sum(sorted(d.scores)[-1] == sorted(d.scores)[-2] for d in decisions),
         "stop_token_decides": sum(d.chosen != d.chosen_bare for d in decisions),
         "mistakes": _mistakes(options, questions, decisions),
     }
+    if target_error is not None:
+        found["abstention"] = calibration.abstention(confidences, verdicts, target_error, seed=seed)
+    return found
+
+
+def _f1_intervals(
+    right: Sequence[int], chosen: Sequence[int], count: int, seed: int
+) -> list[tuple[float, float]]:
+    """Of macro F1, and of the F1 of each option: rows drawn again. A row adds to how often an
+    option is right, chosen and both."""
+    rows = []
+    for a, b in zip(right, chosen, strict=True):
+        row = [0.0] * (2 * count)
+        row[a] += 1
+        row[b] += 1
+        row[count + a] += a == b
+        rows.append(row)
+
+    def ones(sums: Any) -> list[float]:
+        return [2 * sums[count + i] / sums[i] if sums[i] else math.nan for i in range(count)]
+
+    def all_(sums: Any) -> list[float]:
+        found = ones(sums)
+        there = [value for value in found if not math.isnan(value)]
+        return [sum(there) / len(there), *found]
+
+    whole = all_([sum(column) for column in zip(*rows, strict=True)])
+    return [
+        # Where nothing varies, as after faultless rows, see interval.of_scores.
+        of_scores([value] * len(rows)) if low == high and not math.isnan(value) else (low, high)
+        for value, (low, high) in zip(whole, bootstraps_of(rows, all_, seed=seed), strict=True)
+    ]
+
+
+def table(
+    options: Sequence[str], questions: Sequence[Question], decisions: Sequence[Decision]
+) -> list[dict[str, Any]]:
+    """Every row's decision, with the scores in nats and the confidence."""
+    return [
+        {
+            "origin": str(q.row.origin),
+            "answer": options[q.right],
+            "chosen": options[d.chosen],
+            "scores": d.scores,
+            "confidence": d.confidence,
+            "probability": d.probability,
+        }
+        for q, d in zip(questions, decisions, strict=True)
+    ]
 
 
 def _class_report(
@@ -220,7 +287,9 @@ def _class_report(
         "rows": support,
         "chosen": chosen,
         "precision": hit / chosen if chosen else None,
+        "precision_interval_95": list(wilson(hit, chosen)) if chosen else None,
         "recall": hit / support if support else None,
+        "recall_interval_95": list(wilson(hit, support)) if support else None,
         "f1": 2 * hit / (support + chosen) if support + chosen else None,
     }
 

@@ -14,87 +14,36 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from tunewright.core.comparing import matches
 from tunewright.core.config import DataConfig, EngineConfig
 from tunewright.core.errors import TunewrightError, UsageError, problem
 from tunewright.core.machine import keep_freed_memory, versions
-from tunewright.core.telling import Tell, duration, telling_answers
-from tunewright.core.types import Conversation, Sample
+from tunewright.core.telling import Tell
+from tunewright.core.types import Conversation, Sample, turns_of
 from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
+from tunewright.data.beside import columns_beside
 from tunewright.engine import opening, placement
-from tunewright.engine.decoding.answers import answer
+from tunewright.evaluate import answer_table, interval, quantities, ranking, step_judging, written
 from tunewright.evaluate import options as choices
-from tunewright.evaluate import ranking, step_judging
-from tunewright.evaluate.interval import wilson
+from tunewright.evaluate.lines import lines, percent
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
+from tunewright.evaluate.metrics import Words, chosen_for, named
+from tunewright.evaluate.score_table import ROWS_AT_ONCE, ScoreTable
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import load
+from tunewright.rewards import RewardSet
 
-MOST_NEW_TOKENS, SPARE_TOKENS = 512, 8
 SHOWN = 5
+DECISIONS = "decisions.jsonl"
+"""The table of decisions between options, a row a line."""
 
 
 class EvaluationError(TunewrightError):
     """A measurement that could not be made."""
-
-
-# ---- answers in full
-
-
-def _share(right: int, count: int) -> dict[str, Any]:
-    return {
-        "right": right,
-        "share": right / count if count else None,
-        "interval_95": list(wilson(right, count)),
-    }
-
-
-def exact_match(
-    opened: opening.Opened,
-    rows: Sequence[Conversation],
-    max_new_tokens: int,
-    tell: Tell,
-    options: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Greedy answers to every row's question, compared with the row's answer, both without their
-    thoughts. `context_full` counts answers that the end of the context cut off, `no_room` questions
-    that fill it."""
-    model = opened.answering
-    prompts = [model.renderer.question(row) for row in rows]
-    answers = answer(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        progress=telling_answers(
-            tell, say("evaluate.answering"), len(prompts), max_new_tokens * len(prompts)
-        ),
-    )
-    tell.finish()
-    texts = [one.text for one in answers]
-    bare = model.renderer.without_thoughts
-    verdicts = [
-        matches(bare(row.answer()), bare(text)) for row, text in zip(rows, texts, strict=True)
-    ]
-    wrong = [
-        {"origin": str(row.origin), "expected": row.answer(), "answer": text}
-        for row, text, v in zip(rows, texts, verdicts, strict=True)
-        if not v[1]
-    ]
-    found = {
-        "n": len(rows),
-        "exact": _share(sum(v[0] for v in verdicts), len(rows)),
-        "normalised": _share(sum(v[1] for v in verdicts), len(rows)),
-        "max_new_tokens": max_new_tokens,
-        "context_full": sum(one.end == "context" for one in answers),
-        "no_room": sum(one.end == "no_room" for one in answers),
-        "mistakes": wrong[:SHOWN],
-    }
-    if options is not None:
-        found["none_of_the_options"] = sum(text.strip() not in options for text in texts)
-    return found
 
 
 # ---- the whole measurement
@@ -118,14 +67,28 @@ def evaluate_target(
     data_dir: str | None = None,
     details: bool = False,
     think: bool | None = None,
+    metrics: Sequence[str] | None = None,
+    words: Words = "auto",
+    rewards: str | None = None,
+    target_error: float | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    group: str | None = None,
+    highest: bool = True,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Measure `target` (run, adapter, model folder, hub id) on the rows of `data` and return the
     figures (keys in docs/evaluate.md).
 
     `options` None: detected; an empty list: never. `generate` None: answers are written only where
-    there are no options. `base` leaves the adapter out. `details` adds every row's scores; `think`
-    asks with thinking or without, by default as the run was.
+    there are no options, or where `metrics` or `rewards` ask for them. `base` leaves the adapter
+    out. `details` adds every row's scores and answers; `think` asks with thinking or without, by
+    default as the run was. `metrics` None: those that suit the answers; `words` is how ROUGE parts
+    Chinese. `rewards` names reward functions as `--rewards` does. `target_error` looks for the
+    confidence from which on at most that share of the decisions is wrong. `out` keeps every answer
+    in a table in that folder and asks nothing again that stands there. `seed` is that of all draws.
+    `group`: a column whose equal values make rows candidates of one choice, where answers are
+    numbers; the `highest` is the right one, or the lowest.
 
     Raises UsageError for what cannot be read or asked, EvaluationError for scores that are not
     numbers.
@@ -134,16 +97,21 @@ def evaluate_target(
     wanted = choices.checked(options) if options else None
     if any(n is not None and n < 1 for n in (limit, max_new_tokens, rows_per_pass)):
         raise UsageError(problem("E-EVAL-05", "--limit --max-new-tokens --rows-per-pass"))
+    names = None if metrics is None else named(metrics)
+    _require_consistent(generate, names, rewards, words, target_error)
+    folder = None if out is None else Path(out)
     found = opening.find(target, tell, base=base, think=think)
+    judges = None if rewards is None else written.read_rewards(rewards, found.settings)
     config = opening.read_config(found)
     context = load.context_of(config)
     if context is not None and found.adapter is not None:
         context -= virtual_tokens(found.adapter)  # a learnt prompt takes room of the context
     # Rows before weights: a misspelt column is said in a second, not after gigabytes.
-    rows = _read(found, data, context, limit, data_format, columns, data_dir)
+    settings = _settings(found, data, limit, data_format, columns, data_dir)
+    rows = inspect(settings, found.renderer(), context, to_train=False, wants=("conversation",))
     if ranking.is_scorer(found):  # not with `base`: the model under a reward model writes
         measure = step_judging.measure if step_judging.judges_steps(found) else ranking.rank
-        return measure(
+        result = measure(
             found,
             rows,
             data,
@@ -153,25 +121,49 @@ def evaluate_target(
             details=details,
             started=started,
         )
+        if names or judges or target_error is not None:
+            result.setdefault("warnings", []).append(say("evaluate.warning.writes_nothing"))
+        return result
     asked = wanted or (choices.detect(rows.train_rows) if options is None else None)
-    work = _Work(found, rows, context, asked, wanted is None, tell, started)
+    work = _Work(found, rows, context, asked, wanted is None, tell, started, folder, seed)
     work.load(dtype, device, threads, rows_per_pass)
-    work.score(details)
-    if generate or (generate is None and asked is None):
-        work.write_answers(max_new_tokens, asked_for=bool(generate))
+    work.score(details, target_error)
+    asks = bool(names or judges or group)
+    if generate or (generate is None and (asked is None or asks)):
+        work.write_answers(max_new_tokens, asked_for=bool(generate) or asks)
+        work.judge_answers(names, words, judges, settings, details)
+        work.figures |= quantities.measured(work.answers, settings, group, highest, seed)
+    work.count_rows(limit)
     return work.result(data)
 
 
-def _read(
+def _require_consistent(
+    generate: bool | None,
+    names: Sequence[str] | None,
+    rewards: str | None,
+    words: str,
+    target_error: float | None,
+) -> None:
+    """Raise UsageError for settings that cannot be meant (E-EVAL-25 to E-EVAL-27)."""
+    if generate is False and (names or rewards):
+        raise UsageError(problem("E-EVAL-25", "--no-generate"))
+    if words not in get_args(Words):
+        known = ", ".join(get_args(Words))
+        raise UsageError(problem("E-EVAL-26", "--words", given=words, known=known))
+    if target_error is not None and not 0 <= target_error < 1:
+        raise UsageError(problem("E-EVAL-27", "--target-error", given=target_error))
+
+
+def _settings(
     found: opening.Target,
     data: str,
-    context: int | None,
     limit: int | None,
     data_format: str,
     columns: dict[str, str] | None,
     data_dir: str | None,
-) -> DataSet:
-    """The rows, rendered as for training: under the run's system prompt where they bring none."""
+) -> DataConfig:
+    """How the rows are read: rendered as for training, under the run's system prompt where they
+    bring none."""
     settings: dict[str, Any] = {
         "train": data,
         "held_out": 0,
@@ -185,13 +177,7 @@ def _read(
         "thinking": found.thinking.mode,
         "good_only": found.settings.get("data.good_only", False),
     }
-    return inspect(
-        DataConfig.model_validate(settings),
-        found.renderer(),
-        context,
-        to_train=False,
-        wants=("conversation",),
-    )
+    return DataConfig.model_validate(settings)
 
 
 class _Work:
@@ -206,7 +192,11 @@ class _Work:
         detected: bool,
         tell: Tell,
         started: float,
+        folder: Path | None,
+        seed: int,
     ):
+        self.folder, self.seed = folder, seed
+        self.answers: list[written.Asked] = []
         self.found, self.data, self.context, self.asked, self.detected, self.tell = (
             found,
             data,
@@ -239,7 +229,7 @@ class _Work:
         self.rows_per_pass = rows_per_pass or self.world.rows_per_pass
         self.seconds["load"] = time.perf_counter() - start
 
-    def score(self, details: bool) -> None:
+    def score(self, details: bool, target_error: float | None) -> None:
         """The loss of every row and, where there are options, the score of each."""
         start = time.perf_counter()
         samples, dropped = list(self.data.train), list[choices.Dropped]()
@@ -249,45 +239,63 @@ class _Work:
                 self.data.train_rows, samples, self.asked, self.opened.renderer, self.context
             )
             samples = [question.sample for question in questions]
-        what = say("evaluate.scoring")
-        self.tell.start(what)
-        logprobs = logprobs_of(
-            self.opened,
-            samples,
-            layout_name=self.layout,
-            rows_per_pass=self.rows_per_pass,
-            exact=self.asked is not None,
-            on_samples=lambda done: self.tell.progress(what, done, len(samples)),
-        )
-        self.tell.finish()
-        self.figures["loss"] = _loss(samples, logprobs)
-        if self.asked is not None:
+        logprobs = self._logprobs(samples)
+        self.figures["loss"] = _loss(samples, logprobs, self.seed)
+        if self.asked is None:
+            if target_error is not None:
+                self.warnings.append(say("evaluate.warning.no_options"))
+        else:
             decisions = [
                 choices.Decision([sum(b) for b in found[1:]], [sum(b[:-1]) for b in found[1:]])
                 for found in logprobs
             ]
             self.figures["options"] = choices.report(
-                self.asked, questions, decisions, self.detected
+                self.asked, questions, decisions, self.detected, self.seed, target_error
             )
             if self.figures["options"]["probability"]["mean"] < choices.LIKELY:
                 self.warnings.append(
                     say(
                         "evaluate.warning.unlikely",
-                        share=_percent(self.figures["options"]["probability"]["mean"]),
+                        share=percent(self.figures["options"]["probability"]["mean"]),
                     )
                 )
             self._say_dropped(dropped)
+            rows = choices.table(self.asked, questions, decisions)
             if details:
-                self.figures["rows"] = [
-                    {
-                        "origin": str(q.row.origin),
-                        "answer": self.asked[q.right],
-                        "chosen": self.asked[d.chosen],
-                        "scores": d.scores,
-                    }
-                    for q, d in zip(questions, decisions, strict=True)
-                ]
+                self.figures["rows"] = rows
+            if self.folder is not None:
+                answer_table.write(self.folder / DECISIONS, rows)
         self.seconds["score"] = time.perf_counter() - start
+
+    def _logprobs(self, samples: list[Sample]) -> Logprobs:
+        """Of every branch; with a folder in pieces, each of which is kept there at once."""
+        who = answer_table.about(self.opened) if self.folder is not None else ""
+        table = ScoreTable(self.folder, f"{who} {self.layout} {self.asked is not None}")
+        found = [table.find(sample) for sample in samples]
+        left = [i for i, one in enumerate(found) if one is None]
+        kept, done = len(samples) - len(left), 0
+        if kept:
+            self.tell.line(say("evaluate.scores_kept", count=kept, n=len(samples), file=table.path))
+        what = say("evaluate.scoring")
+        self.tell.start(what)
+        size = ROWS_AT_ONCE if self.folder is not None else max(1, len(left))
+        for start in range(0, len(left), size):
+            piece = left[start : start + size]
+            part = [replace(samples[i], index=k) for k, i in enumerate(piece)]
+            got = logprobs_of(
+                self.opened,
+                part,
+                layout_name=self.layout,
+                rows_per_pass=self.rows_per_pass,
+                exact=self.asked is not None,
+                on_samples=lambda n, d=kept + done: self.tell.progress(what, d + n, len(samples)),  # type: ignore[misc]
+            )
+            table.add(part, got)
+            for i, one in zip(piece, got, strict=True):
+                found[i] = one
+            done += len(piece)
+        self.tell.finish()
+        return [one for one in found if one is not None]
 
     def _say_dropped(self, dropped: list[choices.Dropped]) -> None:
         counts = Counter(one.reason for one in dropped)
@@ -317,21 +325,75 @@ class _Work:
         if not asked:
             self.warnings += [say("evaluate.warning.nothing_to_answer")] if asked_for else []
             return
-        lengths = [
-            sample.facts["last_span"][1] - sample.facts["last_span"][0] for _, sample in asked
-        ]
-        room = max_new_tokens or min(MOST_NEW_TOKENS, max(lengths) + SPARE_TOKENS)
-        self.figures["exact_match"] = exact_match(
-            self.opened, [row for row, _ in asked], room, self.tell, self.asked
-        )
-        cut = sum(length > room for length in lengths)
-        self.figures["exact_match"]["answers_longer_than_room"] = cut
+        rows = [row for row, _ in asked]
+        limits = written.rooms(self.opened, rows, max_new_tokens)
+        self.table = answer_table.AnswerTable(self.folder)
+        try:
+            self.answers, kept = written.ask(self.opened, rows, limits, self.table, self.tell)
+        finally:
+            self.table.close()
+        self.figures["exact_match"] = match = written.exact_match(self.answers, self.asked)
+        spans = [sample.facts["last_span"] for _, sample in asked]
+        cut = sum(after - first > room for (first, after), room in zip(spans, limits, strict=True))
+        match["answers_longer_than_room"] = cut
+        self.figures["answers"] = counts = written.counts(self.opened, self.answers, kept)
+        if self.folder is not None:
+            counts["table"] = str(self.folder / answer_table.NAME)
         if cut:
+            room = match["max_new_tokens"]
             self.warnings.append(say("evaluate.warning.room", count=cut, room=room))
-        for key in ("context_full", "no_room"):
-            if count := self.figures["exact_match"][key]:
+        said = {key: match[key] for key in ("context_full", "no_room")}
+        said |= {key: counts[key] for key in ("unfinished_thoughts", "empty_expected")}
+        for key, count in said.items():
+            if count:
                 self.warnings.append(say(f"evaluate.warning.{key}", count=count, n=len(asked)))
         self.seconds["answer"] = time.perf_counter() - start
+
+    def judge_answers(
+        self,
+        names: Sequence[str] | None,
+        words: Words,
+        judges: RewardSet | None,
+        settings: DataConfig,
+        details: bool = False,
+    ) -> None:
+        """Metrics and reward functions of the answers, and the whole table."""
+        if not self.answers:
+            return
+        start = time.perf_counter()
+        chosen = names or chosen_for([one.expected for one in self.answers])
+        self.figures["metrics"] = written.measure(self.answers, chosen, words, self.seed)
+        self.figures["metrics_chosen"] = names is None
+        if judges is not None:
+            origins = [one.row.origin for one in self.answers]
+            beside = columns_beside(settings, origins)
+            found = written.pass_rates(self.answers, judges, beside, self.seed)
+            self.figures["rewards"] = found
+            for name, figure in found.items():
+                if figure["failed"] or not figure["n"]:
+                    why = figure["faults"][0]["why"] if figure["faults"] else "-"
+                    key = "reward_failed" if figure["failed"] else "reward_silent"
+                    values = {"name": name, "count": figure["failed"], "why": why}
+                    self.warnings.append(say(f"evaluate.warning.{key}", **values))
+        lines = [written.whole_line(one) for one in self.answers]
+        self.table.finish(lines)
+        if details:
+            self.figures["answers"]["rows"] = lines
+        self.seconds["judge"] = time.perf_counter() - start
+
+    def count_rows(self, limit: int | None) -> None:
+        """What the rows are, as far as it decides what is asked."""
+        turns = [turns_of(row) for row in self.data.train_rows]
+        self.figures["counts"] = {
+            "limit": limit,
+            "rows": len(turns),
+            "many_turns": sum(sum(m.role == "user" for m in one) > 1 for one in turns),
+            "with_system": sum(bool(one) and one[0].role == "system" for one in turns),
+            "system_of_run": self.found.system,
+        }
+        read = self.data.report["rows_read"]
+        if limit is not None and read >= limit:
+            self.warnings.append(say("evaluate.warning.limit", limit=limit))
 
     def result(self, data: str) -> dict[str, Any]:
         """Everything as plain values."""
@@ -344,10 +406,13 @@ class _Work:
         if self.found.think is not None and not self.opened.renderer.thinks:
             self.warnings.append(say("chat.think_no_effect"))
         if report["rows_dropped"]:
-            self.warnings.insert(
-                0,
-                say("data.warning.dropped", count=report["rows_dropped"], rows=report["rows_read"]),
-            )
+            dropped = {"count": report["rows_dropped"], "rows": report["rows_read"]}
+            reasons = [
+                say("evaluate.dropped", count=e["count"], what=e["what"], first=e["examples"][0])
+                for e in report["reasons"].values()
+            ]
+            said = say("evaluate.warning.dropped", **dropped, reasons="; ".join(reasons))
+            self.warnings.insert(0, said)
         return {
             "target": self.found.name,
             "model": self.found.source.spec,
@@ -365,11 +430,12 @@ class _Work:
         }
 
 
-def _loss(samples: list[Sample], logprobs: Logprobs) -> dict[str, Any]:
+def _loss(samples: list[Sample], logprobs: Logprobs, seed: int) -> dict[str, Any]:
     """Mean negative log-probability of the learnt tokens of branch 0 of each sample, weighted as in
     training. Raises EvaluationError where it is no number."""
     total = weights = 0.0
     tokens = 0
+    sums: list[list[float]] = []
     for sample, found in zip(samples, logprobs, strict=True):
         bad = next(
             (value for branch in found for value in branch if not math.isfinite(value)), None
@@ -377,145 +443,35 @@ def _loss(samples: list[Sample], logprobs: Logprobs) -> dict[str, Any]:
         if bad is not None:
             raise EvaluationError(problem("E-EVAL-04", str(sample.origin), value=bad))
         own = sample.branches[0]
-        total -= sum(w * value for w, value in zip(own.weights, found[0], strict=True))
+        row = sum(w * value for w, value in zip(own.weights, found[0], strict=True))
+        total -= row
         weights += sum(own.weights)
         tokens += len(own.weights)
+        sums.append([-row, sum(own.weights)])
     loss = total / weights
+    low, high = _loss_interval(sums, seed)
     return {
         "token_mean": loss,
-        "perplexity": math.exp(loss) if loss < 700 else None,
+        "interval_95": [low, high],
+        "perplexity": _perplexity(loss),
+        "perplexity_interval_95": [_perplexity(low), _perplexity(high)],
         "tokens": tokens,
         "rows": len(samples),
     }
 
 
-# ---- for a terminal
+def _perplexity(loss: float | None) -> float | None:
+    return math.exp(loss) if loss is not None and loss < 700 else None
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _probability(value: float) -> str:
-    """A share that may be far below a tenth of a per cent."""
-    return _percent(value) if value >= 5e-4 else "0 %" if value == 0 else f"{100 * value:.0e} %"
-
-
-def lines(result: dict[str, Any]) -> list[str]:
-    """The figures for a terminal, in the reader's language."""
-    report = result["data_report"]
-    out = [
-        say(
-            "evaluate.rows",
-            target=result["target"],
-            data=result["data"],
-            kept=report["rows_kept"],
-            read=report["rows_read"],
-        ),
-        *report.get("parts", []),
-    ]
-    if "steps" in result:
-        return [*out, *step_judging.lines(result["steps"])]
-    if "ranking" in result:
-        return [*out, *ranking.lines(result["ranking"])]
-    loss = result["loss"]
-    out.append(say("evaluate.loss", loss=f"{loss['token_mean']:.4f}", tokens=f"{loss['tokens']:,}"))
-    if "options" in result:
-        out += _option_lines(result["options"])
-    if "exact_match" in result:
-        out += _match_lines(result["exact_match"])
-    out += result["warnings"]
-    spent, where = duration(result["seconds"]["total"]), f"{result['device']} {result['dtype']}"
-    return [
-        *out,
-        say(
-            "evaluate.seconds",
-            time=spent,
-            load=f"{result['seconds']['load']:.0f}",
-            where=where,
-            layout=result["layout"],
-        ),
-    ]
-
-
-def _option_lines(found: dict[str, Any]) -> list[str]:
-    low, high = found["interval_95"]
-    out = [
-        say(
-            "evaluate.detected" if found["detected"] else "evaluate.given",
-            options=" · ".join(found["options"]),
-        )
-    ]
-    out.append(
-        say(
-            "evaluate.accuracy",
-            accuracy=_percent(found["accuracy"]),
-            right=found["right"],
-            n=found["n"],
-            low=_percent(low),
-            high=_percent(high),
-        )
+def _loss_interval(sums: list[list[float]], seed: int) -> tuple[float | None, float | None]:
+    """Of a loss per token, rows drawn again: a long row weighs more than a short one. One row says
+    nothing about others."""
+    if len(sums) < 2:
+        return None, None
+    return interval.bootstrap_of(
+        sums, lambda drawn: float(drawn[0] / drawn[1]) if drawn[1] else 0.0, seed=seed
     )
-    key = "evaluate.beats" if found["beats_majority"] else "evaluate.no_better"
-    out.append(
-        say(key, answer=found["majority"]["answer"], share=_percent(found["majority"]["share"]))
-    )
-    likely = {key: _probability(found["probability"][key]) for key in ("mean", "least")}
-    out.append(say("evaluate.probability", **likely))
-    out.append(
-        say(
-            "evaluate.margin",
-            margin=f"{found['mean_margin']:+.2f}",
-            ties=found["ties"],
-            stops=found["stop_token_decides"],
-        )
-    )
-    for entry in found["classes"]:
-        shown = {key: _percent(entry[key]) for key in ("precision", "recall", "f1")}
-        out.append(
-            say(
-                "evaluate.class",
-                answer=entry["answer"],
-                rows=entry["rows"],
-                chosen=entry["chosen"],
-                **shown,
-            )
-        )
-    for given, row in found["confusion"].items():
-        out.append(
-            say(
-                "evaluate.confusion",
-                answer=given,
-                counts=" · ".join(f"{name} {count}" for name, count in row.items()),
-            )
-        )
-    return out
-
-
-def _match_lines(found: dict[str, Any]) -> list[str]:
-    exact, loose = found["exact"], found["normalised"]
-    low, high = (_percent(v) for v in exact["interval_95"])
-    out = [
-        say(
-            "evaluate.exact",
-            share=_percent(exact["share"]),
-            right=exact["right"],
-            n=found["n"],
-            low=low,
-            high=high,
-        )
-    ]
-    out.append(
-        say(
-            "evaluate.normalised",
-            share=_percent(loose["share"]),
-            right=loose["right"],
-            n=found["n"],
-        )
-    )
-    if "none_of_the_options" in found:
-        out.append(say("evaluate.none_of", count=found["none_of_the_options"], n=found["n"]))
-    return out
 
 
 __all__ = ["EvaluationError", "evaluate_target", "lines"]

@@ -10,6 +10,11 @@ WIDE_NUMBERS = 1 << 24
 (`quantised`)."""
 ANSWERS_AT_ONCE = 64
 """Answers that are written at once (`engine.decoding`)."""
-ANSWER_TOKENS = 96
-"""Longest answer to a run's question without an expected answer, in tokens; with one, an answer may
-be a quarter longer than it (`run.questions`)."""
+ANSWER_TOKENS, SHORT_ANSWER_TOKENS = 96, 48
+"""Longest answer to a question without an expected answer, in tokens; least of one with."""
+
+
+def answer_room(expected_tokens: int) -> int:
+    """Most tokens of an answer where the expected one has `expected_tokens`: a quarter more, for
+    other words for the same."""
+    return max(SHORT_ANSWER_TOKENS, expected_tokens * 5 // 4 + 8)

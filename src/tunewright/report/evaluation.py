@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tunewright.record import diagnosis
 from tunewright.report.chart import Bar, intervals
-from tunewright.report.markup import Child, Html, el, words
+from tunewright.report.markup import Child, Html, coded, el, words
 from tunewright.report.page import Page, listing, mapping, whole
 from tunewright.report.record import finite
 from tunewright.report.verdict import kind_label
 
-SEVERITIES = ("bad", "warn", "note")
 TONES = {"kept": "good", "forgot": "bad", "unclear": "warn", "unknown": "warn"}
 
 
@@ -264,18 +264,16 @@ def _speed(page: Page) -> Child:
 
 
 def _doctor(page: Page) -> Child:
-    """The worst of the doctor's findings; nothing where no doctor looked at the run."""
-    if page.record.doctor is None:
+    """The worst of the doctor's findings, with the way to all of them; nothing where no doctor
+    looked at the run."""
+    examination = diagnosis.read(page.record.run)
+    if examination is None:
         return None
-    found = [one for one in map(mapping, page.record.doctor) if one.get("severity") in SEVERITIES]
-    if not found:
-        return page.say("evaluation.doctor_none")
-    worst = min(found, key=lambda one: SEVERITIES.index(one["severity"]))
-    tone = {"note": "muted"}.get(worst["severity"], worst["severity"])
-    evidence = str(worst.get("evidence") or worst.get("code") or "")
-    told = page.say("evaluation.doctor_worst", count=len(found), evidence=evidence)
-    remedy = page.say("evaluation.doctor_remedy", remedy=str(worst.get("remedy") or ""))
-    return [
-        el("span", told, class_=f"tone {tone}"),
-        el("p", remedy) if worst.get("remedy") else None,
-    ]
+    wrong = [one for one in examination.findings if one.severity != "info"]
+    if not wrong:
+        return page.say("evaluation.doctor_none", checked=len(examination.checked))
+    worst = min(wrong, key=lambda one: diagnosis.ORDER.index(one.severity))
+    told = page.say("evaluation.doctor_worst", count=len(wrong), what=worst.what(page.lang))
+    remedy = coded(page.text("evaluation.doctor_remedy", remedy=worst.remedy(page.lang)))
+    link = el("a", page.say("evaluation.doctor_all"), href="#doctor")
+    return [el("span", told, class_=f"tone {worst.severity}"), el("p", remedy), el("p", link)]

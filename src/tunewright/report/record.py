@@ -103,8 +103,6 @@ class Record:
     events: list[dict[str, Any]] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
-    doctor: list[Any] | None = None
-    """Findings of `doctor.json`; None where no doctor looked at the run."""
     faults: list[tuple[str, str, int]] = field(default_factory=list)
     """(file, `missing`, `damaged` or `lines`, how many lines could not be read)"""
 
@@ -193,21 +191,9 @@ def read_record(run: Path) -> Record:
     record.answers = [_answer(line) for line in _lines(record, "before_after.jsonl")]
     if status_of_summary(record.summary) != "done" and not any(a.after for a in record.answers):
         record.answers = [replace(a, pending=True) for a in record.answers]
-    record.doctor = _doctor(run)
     _read_settings(record)
     record.faults.sort(key=lambda fault: FILES.index(fault[0]))
     return record
-
-
-def _doctor(run: Path) -> list[Any] | None:
-    """The findings of `doctor.json`, a list or under `findings`. It is no part of every run, so
-    that it is missing is no fault; one that cannot be read counts as missing."""
-    try:
-        value = json.loads((run / "doctor.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    found = value.get("findings") if isinstance(value, dict) else value
-    return found if isinstance(found, list) else None
 
 
 def _text(record: Record, name: str) -> str | None:

@@ -355,7 +355,7 @@ class Asker:
         row = next(rest, None)
         for probe in self.probes:
             if row is not None and row["question"] == probe.question:
-                probe.before, probe.before_end = row["before"], row.get("before_end") or ""
+                probe.before, probe.before_end = row["before"], row.get("before_end", "")
                 row = next(rest, None)
                 asked.append(probe)
             elif not probe.is_row:

@@ -27,12 +27,12 @@ from tunewright.data import DataSet
 from tunewright.data.files.source import RawRow
 from tunewright.data.formats.shaping import shape
 from tunewright.data.store.columns import asking_places
-from tunewright.models.limits import ANSWER_TOKENS
+from tunewright.models.limits import ANSWER_TOKENS, answer_room
 from tunewright.text.renderer import said
 
-SHORT_ANSWER_TOKENS, ROW_ANSWER_TOKENS = 48, 128
-"""Least of a question with an expected answer; most of one that stands for its row: the beginning
-shows what was learnt, and whole long answers take longer than a short training."""
+ROW_ANSWER_TOKENS = 128
+"""Most of a question that stands for its row: the beginning shows what was learnt, and whole long
+answers take longer than a short training."""
 Asking = Conversation | Preference | Judged | Prompt
 
 
@@ -51,11 +51,11 @@ class Probe:
     """The same: only the reloaded files are asked."""
     reload_differs: bool = False
     """The model in memory would have begun the answer otherwise."""
-    before_end: str = ""
-    """How the answer ended: stop, limit, context or no_room; empty where that is not known."""
-    after_end: str = ""
     sample: Any = None
     """Both answers of a pair, where the run is asked for numbers."""
+    before_end: str = ""
+    after_end: str = ""
+    """How the answers ended (`decoding.writer.End`); empty where nothing was written."""
     is_row: bool = False
     """Chosen from the rows of the data, so it may be left out where asking takes long."""
 
@@ -102,11 +102,10 @@ def questions_of(
 
 
 def _longest_answer(probe: Probe, tokenizer: Any) -> int:
-    """Most tokens of an answer: a quarter more than the expected one has."""
+    """Most tokens of an answer."""
     if not probe.expected:
         return ANSWER_TOKENS
-    length = len(tokenizer(probe.expected)["input_ids"])
-    wanted = max(SHORT_ANSWER_TOKENS, length * 5 // 4 + 8)
+    wanted = answer_room(len(tokenizer(probe.expected)["input_ids"]))
     return min(wanted, ROW_ANSWER_TOKENS) if probe.is_row else wanted
 
 

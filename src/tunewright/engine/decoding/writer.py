@@ -124,9 +124,11 @@ class Writer:
         *,
         logprobs: bool = False,
         progress: Callable[[int, int, int], None] | None = None,
+        on_end: Callable[[int, Written], None] | None = None,
     ) -> list[list[Written]]:
         """The answers to every ask, in order. `progress` gets the answers that are done, the tokens
-        written and the most that may be."""
+        written and the most that may be; `on_end` gets each answer with the number of
+        its ask as soon as it has ended."""
         found = [[Written() for _ in range(ask.answers)] for ask in asks]
         waiting = [i for i, ask in enumerate(asks) if ask.limit > 0 and ask.prompt]
         if not waiting:
@@ -134,7 +136,7 @@ class Writer:
         waiting.sort(key=lambda i: len(asks[i].prompt))
         shared = any(asks[i].answers > 1 for i in waiting)
         with self.ways.opened(asks[waiting[-1]].prompt, shared=shared) as way:
-            _Batch(self, way, asks, found, deque(waiting), logprobs, progress).run()
+            _Batch(self, way, asks, found, deque(waiting), logprobs, progress, on_end).run()
         return found
 
 
@@ -150,9 +152,11 @@ class _Batch:
         queue: deque[int],
         logprobs: bool,
         progress: Callable[[int, int, int], None] | None,
+        on_end: Callable[[int, Written], None] | None,
     ) -> None:
         self.writer, self.way, self.asks, self.found = writer, way, asks, found
         self.queue, self.logprobs, self.progress = queue, logprobs, progress
+        self.on_end = on_end
         self.rows: list[_Row] = []
         self.lookup: Lookup | None = None
         self.ahead: _Ahead | None = None
@@ -286,6 +290,8 @@ class _Batch:
             self.most -= ask.limit - len(answer.tokens)
             self.done += 1
             tokens[i] = -1
+            if self.on_end is not None:
+                self.on_end(row.ask, answer)
         return tokens
 
     def _drawn(self, z_RV: Tensor) -> tuple[Tensor, Tensor | None]:
