@@ -23,6 +23,7 @@ TRANSLATED = [
     "faq",
     "errors",
     "fit",
+    "damage",
     "evaluate",
     "exams",
     "judge",
