@@ -70,6 +70,7 @@ def decode(model: str, tokens: int, runs: int) -> None:
 
 
 def decoding(args: argparse.Namespace, before: Path | None, place: Path) -> None:
+    """Print the seconds of one answer, quiet and beside a busy process, and their ratio."""
     name = "now" if before is None else "before"
     command = [sys.executable, __file__, "--decode", args.model, str(args.tokens), str(args.runs)]
     lines = child(command, place / "log", environment(before), cwd=HERE).lines

@@ -161,6 +161,7 @@ def main() -> None:
 def compare(
     args: argparse.Namespace, engines: list[str], settings: dict[str, Any], place: Path
 ) -> None:
+    """Run the engines in turn and print their medians, ratios and how far their tokens agree."""
     tokens: dict[str, dict[int, list[list[int]]]] = {}
 
     def run(engine: str) -> dict[str, Any]:

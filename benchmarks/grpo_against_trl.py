@@ -21,6 +21,7 @@ PROMPTS_A_STEP, GENERATIONS, LONGEST = 8, 8, 32
 
 
 def ours(args: argparse.Namespace, before: Path | None, cache: Path) -> dict[str, Any]:
+    """Seconds of a round of a run of ours, and what its answers earned."""
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         words = [
@@ -40,6 +41,7 @@ def ours(args: argparse.Namespace, before: Path | None, cache: Path) -> dict[str
 
 
 def theirs(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The same of TRL's GRPOTrainer on the same prompts and reward."""
     answers = PROMPTS_A_STEP * GENERATIONS
     given = {
         "folder": str(folder), "rows": str(PROMPTS), "dtype": args.dtype, "batch": args.trl_batch, "accumulate": answers // args.trl_batch,

@@ -74,6 +74,7 @@ def main() -> None:
 
 
 def ours(args: argparse.Namespace, rows: Path) -> dict[str, Any]:
+    """Pairs a second of a run of ours, with and without the reference's values."""
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         words = ["--model", args.model, *pair_words(rows, args.objective), "probes=0"]
@@ -89,6 +90,7 @@ def ours(args: argparse.Namespace, rows: Path) -> dict[str, Any]:
 
 
 def theirs(args: argparse.Namespace, rows: Path, folder: Path) -> dict[str, Any]:
+    """The same of TRL's trainer, which computes the reference as it goes."""
     with tempfile.TemporaryDirectory() as temporary:
         batch = {"batch": args.trl_batch, "accumulate": 8 // args.trl_batch}
         given = {"folder": str(folder), "rows": str(rows), "dtype": "bfloat16", **batch}

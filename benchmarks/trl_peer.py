@@ -95,6 +95,7 @@ def dpo(given: dict[str, Any], tokenizer: Any) -> Any:
 
 
 def reward(given: dict[str, Any], tokenizer: Any) -> Any:
+    """A RewardTrainer on pairs."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification
@@ -145,6 +146,7 @@ def grpo(given: dict[str, Any], tokenizer: Any) -> Any:
 
 
 def main() -> None:
+    """Train as `KIND SETTINGS.json` say and print what it took."""
     import torch
     from transformers import AutoTokenizer, TrainerCallback
 

@@ -280,6 +280,7 @@ def test_a_pipeline_says_which_stages_are_done_and_goes_on(
 COMMANDS = {
     "tunewright.serve.answering.open_target": ["chat", "m", "-q", "?"],
     "tunewright.evaluate.scoring.evaluate_target": ["evaluate", "m", "--data", "f"],
+    "tunewright.commands.advise.advise": ["advise", "--model", "m", "--data", "f"],
     "tunewright.export.merge.merge_run": ["export", "merge", "r", "o"],
     "tunewright.data.checks.driver.check": ["data", "check", "f"],
     "tunewright.story.train": ["train", "model=m", "data=f"],

@@ -46,6 +46,11 @@ GROUPS = {
     "INIT": ("Starting a run file", "新建运行文件"),
     "EXPORT": ("Export", "导出"),
     "EVAL": ("Evaluation", "评测"),
+    "EXAM": ("Exams", "考试"),
+    "JUDGE": ("Judges", "评判者"),
+    "ADVISE": ("Advice", "建议"),
+    "ADDR": ("Addresses of chat models", "对话模型的地址"),
+    "DOCTOR": ("Doctor", "诊断"),
     "REWARD": ("Rewards", "奖励"),
     "PIPE": ("Pipelines", "流水线"),
 }

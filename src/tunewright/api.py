@@ -137,6 +137,20 @@ class Run:
             result["page"] = str(evaluation_page.write(result, Path(options["out"])))
         return result
 
+    def compare(self, data: str, *others: str, base: bool = True, **options: Any) -> dict[str, Any]:
+        """The run beside its base (`base`) and other models on the questions of `data`: the figures
+        of `tunewright compare --json`."""
+        from tunewright.run.comparing import compare
+
+        return compare([str(self.folder), *others], data, base=base, **options)
+
+    def gate(self, contract: str | Path, **options: Any) -> dict[str, Any]:
+        """Hold the run to a contract: the verdict of `tunewright gate --json`. `against`: the model
+        it is compared with; `out`: the folder of the files."""
+        from tunewright.run.gating import gate
+
+        return gate(Path(contract), str(self.folder), **options)
+
     def merge(self, out: str | Path, *, dtype: str | None = None) -> Path:
         """Fold the adapter into the full-precision base, prove that it answers the same, and return
         the folder."""

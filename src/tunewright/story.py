@@ -21,7 +21,7 @@ from tunewright.core.words import say
 from tunewright.record import checkpoint
 from tunewright.record import folder as run_folder
 from tunewright.record.events import EventLog
-from tunewright.run import decided, evidence
+from tunewright.run import decided, evidence, gating
 from tunewright.run.evidence import Finished, Reached
 from tunewright.run.prepare import prepare
 from tunewright.run.questions import Probe
@@ -56,7 +56,7 @@ def train(
             asker, loading = Asker(plan, world, stop.check, tell, rates), time.perf_counter()
             opened, made = decided.open_to_train(plan, world, tell, stop.check)
         seconds = time.perf_counter() - loading
-        reached = Reached(plan, made, asker, tell, watch, estimate.by_part(), seconds)
+        reached = Reached(plan, made, asker, tell, watch, estimate, seconds)
         with evidence.whatever_is_raised(reached):  # a summary says what was reached
             decided.publish(plan, made, tell)  # the folder appears
             reached.log = log = EventLog(plan.out / "events.jsonl")
@@ -102,7 +102,9 @@ def train(
 
             reached.doing = "train.doing.finish"
             reached.load_seconds += fresh.seconds
-            return evidence.finish(reached)
+            finished = evidence.finish(reached)
+    del fresh, reached, in_memory  # the gate opens the run as anybody would
+    return gating.after_training(plan, finished, tell)
 
 
 def _newest_checkpoint(out: Path, tell: Tell) -> checkpoint.Checkpoint | None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from helpers import tiny
 
-from tunewright.advise import fit, memory, speed
+from tunewright.advise import changes, fit, memory, speed
+from tunewright.advise.question import GUESSED_TOKENS
 from tunewright.core.config import DataConfig, RunConfig
 from tunewright.core.errors import UsageError
 from tunewright.core.registry import objectives
@@ -207,7 +208,7 @@ def test_what_is_proposed_does_fit(big: ModelShape) -> None:
 
 
 def test_fewer_rows_a_pass_are_proposed_where_they_help() -> None:
-    shape = fit.ladder()[1]
+    shape = changes.ladder()[1]
     facts = fit.SampleFacts(1000, 400_000, 200_000, 500)
     large = asked(shape, rows_per_pass=8192, facts=facts, batch_size=32)
     available = int(0.7 * large.needed_bytes)
@@ -224,13 +225,13 @@ def test_fewer_rows_a_pass_are_proposed_where_they_help() -> None:
 
 
 def test_more_of_anything_needs_more() -> None:
-    shape = fit.ladder()[0]
+    shape = changes.ladder()[0]
     base = asked(shape, rates=RATES)
     assert asked(shape, dtype="float32").needed_bytes > base.needed_bytes
     assert asked(shape, rows_per_pass=128).needed_bytes < base.needed_bytes
     assert asked(shape, method=LoraConfig(rank=64)).needed_bytes > base.needed_bytes
     assert asked(shape, probes=100).needed_bytes > base.needed_bytes
-    assert asked(shape, device="cuda:0").needed_bytes < base.needed_bytes
+    assert asked(shape, device="cuda:0").peak_bytes < base.peak_bytes
     assert asked(shape, steps=200, rates=RATES).seconds == pytest.approx(
         2 * (base.seconds or 0), rel=1e-3
     )
@@ -299,7 +300,7 @@ def test_the_probe_takes_a_moment_and_leaves_the_threads_alone() -> None:
     import torch
 
     threads, start = torch.get_num_threads(), time.perf_counter()
-    rate = speed.measured_rate(fit.ladder()[0], dtype="float32", device="cpu", threads=1)
+    rate = speed.measured_rate(changes.ladder()[0], dtype="float32", device="cpu", threads=1)
     assert (
         1e8 < rate < 1e14 and time.perf_counter() - start < 3 and torch.get_num_threads() == threads
     )
@@ -410,7 +411,7 @@ def test_a_teacher_is_held_and_read_and_a_judge_only_where_it_cannot_share_the_b
 
 def test_data_without_tokens_is_guessed() -> None:
     facts = fit.SampleFacts.of({"tokens_total": None, "learnt_tokens": None, "train": 10})
-    assert (facts.samples, facts.longest) == (10, fit.GUESSED_TOKENS)
+    assert (facts.samples, facts.longest) == (10, GUESSED_TOKENS)
 
 
 def test_every_part_has_a_name_in_both_languages(
@@ -423,15 +424,15 @@ def test_every_part_has_a_name_in_both_languages(
 
 
 def test_the_parts_of_a_run_have_their_seconds_where_they_can_be_told() -> None:
-    shape = fit.ladder()[0]
+    shape = changes.ladder()[0]
     bare = asked(shape)
-    assert set(bare.by_part()) == {"load"}
+    assert set(bare.by_part()) == {"load", "checkpoint"}
     timed = asked(shape, rates=RATES, answer_tokens=100, measured_rows=32.0)
-    assert set(timed.by_part()) == {"load", "ask", "train", "evaluate"}
+    assert set(timed.by_part()) == {"load", "ask", "train", "evaluate", "checkpoint"}
     read = 2 * (shape.active_weights + shape.head_weights)  # bytes in bfloat16
     assert timed.ask_seconds == pytest.approx(2 * 100 * read / (0.4 * 1e10))
     assert asked(shape, rates=RATES, answer_tokens=100, probes=0).ask_seconds == 0
-    assert asked(fit.ladder()[3], rates=RATES).load_seconds > 2 * timed.load_seconds
+    assert asked(changes.ladder()[3], rates=RATES).load_seconds > 2 * timed.load_seconds
     lines = "\n".join(fit.describe(timed))
     assert "besides: about 0:0" in lines
     assert "for asking 5 questions before and after" in lines
@@ -442,8 +443,36 @@ def test_a_reading_rate_is_measured() -> None:
 
 
 def test_rows_that_may_be_left_out_are_asked_no_longer_than_is_allowed() -> None:
-    shape = fit.ladder()[3]
+    shape = changes.ladder()[3]
     own = asked(shape, rates=RATES, answer_tokens=500)
     rows = asked(shape, rates=RATES, answer_tokens=500, may_leave_out=True)
     assert own.ask_seconds is not None and own.seconds is not None
     assert rows.ask_seconds == max(20.0, 0.1 * own.seconds) < own.ask_seconds
+
+
+@pytest.mark.parametrize("kind", ["galore", "apollo", "apollo_mini"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_moments_of_low_rank_optimisers_are_those_they_keep(kind: str, family: str) -> None:
+    from tunewright.core.config import EngineConfig
+    from tunewright.core.registry import methods
+    from tunewright.engine.optim import optimizer_for
+    from tunewright.models import anatomy
+
+    entry = methods.get(kind)
+    assert entry is not None
+    config = entry.config(**({} if kind == "apollo_mini" else {"rank": 4}))
+    model = tiny.make_model(family, **SMALL)
+    attached = entry.function(config, model, anatomy.of(model), "base")
+    optimizer = optimizer_for(EngineConfig(), attached, model)
+    for p in model.parameters():
+        p.grad = p.detach().clone()
+    optimizer.step()
+    kept = sum(
+        t.numel()
+        for state in optimizer.state.values()
+        for name, t in state.items()
+        if hasattr(t, "numel") and t.numel() > 1 and name not in ("window", "projection")
+    )
+    raw = json.loads(tiny.make_config(family, **SMALL).to_json_string(use_diff=False))
+    shape = ModelShape.from_config(raw)
+    assert config.moment_numbers(shape) == pytest.approx(kept, rel=0.03)

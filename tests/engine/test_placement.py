@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +12,12 @@ from tunewright.core.config import EngineConfig
 from tunewright.core.types import Branch, Sample
 from tunewright.engine import placement
 from tunewright.engine.tree import build_tree, largest_sample
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found out about this processor before is not what these tests ask."""
+    monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +47,33 @@ def test_otherwise_the_measured_ratio_decides(
     monkeypatch.setattr(placement, "bfloat16_speedup", lambda: ratio)
     world = placement.start(EngineConfig(device="cpu", threads=1))
     assert world.dtype == dtype and f"{ratio:.1f}" in world.reasons["engine.dtype"]
+
+
+def test_the_ratio_is_measured_once_for_a_processor_and_a_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placement, "bfloat16_instructions", lambda: None)
+    monkeypatch.setattr(placement, "bfloat16_speedup", lambda: 1.6)
+    first = placement.start(EngineConfig(device="cpu", threads=1))
+    monkeypatch.setattr(placement, "bfloat16_speedup", lambda: pytest.fail("measured again"))
+    again = placement.start(EngineConfig(device="cpu", threads=1))
+    assert first.dtype == again.dtype == "bfloat16" and first.reasons == again.reasons
+    monkeypatch.setattr(placement, "bfloat16_speedup", lambda: 0.5)
+    monkeypatch.setattr(placement, "processor_flags", lambda: "another")
+    assert placement.start(EngineConfig(device="cpu", threads=1)).dtype == "float32"
+
+
+def test_a_torch_for_the_cpu_need_not_be_loaded_to_know_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    placement.start(EngineConfig(threads=1, dtype="float32"))
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it now raises
+    monkeypatch.setattr(placement, "version", lambda name: "2.13.0+cpu")
+    world = placement.start(EngineConfig(threads=1, dtype="float32"), will_compute=False)
+    assert (world.device, world.threads) == ("cpu", 1)
+    monkeypatch.setattr(placement, "version", lambda name: "2.13.0")
+    with pytest.raises(ImportError):
+        placement.start(EngineConfig(threads=1, dtype="float32"), will_compute=False)
 
 
 def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

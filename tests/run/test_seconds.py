@@ -53,10 +53,10 @@ def test_the_parts_of_a_run_add_up_to_it(told: tuple[Path, str]) -> None:
 
 def test_the_estimate_stands_beside(told: tuple[Path, str]) -> None:
     estimated = summary_of(told[0])["estimated_seconds"]
-    assert set(estimated) == {"load", "ask", "train", "evaluate"}
+    assert set(estimated) == {"load", "ask", "train", "evaluate", "checkpoint"}
     assert all(value > 0 for value in estimated.values())
     page = (told[0] / "report.html").read_text(encoding="utf-8")
-    assert page.count("estimated:") == 4
+    assert page.count("estimated:") == 6  # and the memory
     for phrase in ("asking the questions", "reading the data", "everything else"):
         assert phrase in page
 
@@ -115,6 +115,7 @@ def test_a_page_of_an_earlier_version_still_says_where_its_time_went(
     shutil.copytree(told[0], run)
     summary = summary_of(run)
     del summary["seconds"], summary["estimated_seconds"]
+    del summary["estimated_peak_memory_bytes"]
     (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     page = html.render(run, "en")
     assert "answering the questions" in page

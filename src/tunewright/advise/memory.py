@@ -8,8 +8,10 @@ table. T rows of a pass, D hidden, Q query width, K key width, F inner width, V 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from tunewright.advise.trial import Trial
 from tunewright.models.limits import (
     ANSWER_TOKENS,
     ANSWERS_AT_ONCE,
@@ -25,6 +27,17 @@ PROCESS_BYTES = 410 * MiB
 without CUDA (measured: 391 to 410 MiB)."""
 TOKEN_BYTES = 400
 """Of Python and Rust objects for each token of a vocabulary beyond those 50,000."""
+GPU_BYTES = 600 * MiB
+"""What a CUDA process holds on the device before any tensor: context, kernels, workspace of the
+matrix library."""
+GROWING_PASSES = 9.0
+"""Passes after which two thirds of the compiled products are there that will be kept at most
+(`core.machine.KERNELS`): a pass brings about 25 of a new number of rows (docs/plan.md)."""
+ELSEWHERE = 1.2
+"""Kernels of a whole run for each that learning alone compiles: measuring and answering bring some.
+"""
+MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "muon": 4}
+"""Bytes that an update rule keeps for each number that trains (`engine/optim.py`)."""
 SLACK = 1.15
 """What the allocator holds beyond the tensors that live in it: freed blocks of another size, and
 temporaries of the backward pass."""
@@ -48,6 +61,13 @@ class Work:
     probes: int = 5
     base_bits: float | None = None
     """Bits of one weight of the blocks' matrices where the base is quantised."""
+    optimizer: str = "adamw"
+    trial: Trial | None = None
+    """What a few blocks held here; None: everything is counted."""
+    all_passes: float = 1.0
+    """Passes of the whole run."""
+    moments: int | None = None
+    """Numbers in the moments of a method's own optimiser; None: those of `optimizer`."""
 
     @property
     def item(self) -> int:
@@ -106,29 +126,86 @@ def weight_bytes(shape: ModelShape, work: Work) -> int:
 
 
 def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:
-    """Bytes of each part while training."""
+    """Bytes of each part while training: as a few blocks were seen to hold them, else counted."""
     adapter = work.trainable * 4 if work.rank else 0
-    # A gradient and two moments in float32 for each number that trains. An adapter's is used as a
-    # copy in the dtype of the model; a weight of a half-precision base is held in float32
-    # besides (`methods/base_weights.py`).
-    state = work.trainable * 4 * 3 + work.trainable * (
-        work.item if work.rank else 4 if work.item < 4 else 0
-    )
-    activations = SLACK * (work.rows * row_bytes(shape, work) + attention_bytes(shape, work))
-    head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * work.item
-    if (
-        not work.rank
-    ):  # a trainable head is computed again in float32, with a gradient of the same size
-        head = min(HEAD_ROWS, work.label_rows) * shape.vocabulary * (work.item + 8)
-    process = PROCESS_BYTES + TOKEN_BYTES * max(0, shape.vocabulary - 50_000) if work.on_cpu else 0
+    if work.trial is not None:
+        return _tried(shape, work, work.trial)
     return {
         "weights": weight_bytes(shape, work),
         "adapter": adapter,
-        "optimiser": state,
-        "activations": int(activations),
-        "head": head,
-        "process": process,
+        "optimiser": state_bytes(work),
+        "activations": int(
+            SLACK * (work.rows * row_bytes(shape, work) + attention_bytes(shape, work))
+        ),
+        "head": _head_bytes(shape, work),
+        "process": process_bytes(shape, work),
     }
+
+
+def state_bytes(work: Work) -> int:
+    """Bytes of gradients and of what the optimiser keeps.
+
+    A gradient and the moments in float32 for each number that trains. An adapter's is used as a
+    copy in the dtype of the model; a weight of a half-precision base is held in float32 besides
+    (`methods/base_weights.py`).
+    """
+    copies = work.item if work.rank else 4 if work.item < 4 else 0
+    own = work.trainable * MOMENTS.get(work.optimizer, 8.0)
+    moments = own if work.moments is None else 4 * work.moments
+    return int(work.trainable * (4 + copies) + moments)
+
+
+def process_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of the program without weights; on a GPU nothing of it counts as allocated."""
+    if not work.on_cpu:
+        return 0
+    if work.trial is not None and work.trial.process_bytes:
+        return work.trial.process_bytes
+    return PROCESS_BYTES + TOKEN_BYTES * max(0, shape.vocabulary - 50_000)
+
+
+def _tried(shape: ModelShape, work: Work, trial: Trial) -> dict[str, int]:
+    """The parts as a few blocks were seen to hold them, from those few to all of them, and from the
+    pass and the steps that were tried to those of the run."""
+    adapter = work.trainable * 4 if work.rank else 0
+    weights = trial.rest_weights + shape.layers * trial.block_weights - adapter
+    state = trial.state_bytes * work.trainable / max(1, trial.trainable)
+    more = 0 if trial.still_blocks else shape.layers - trial.blocks
+    larger = work.rows / max(1.0, trial.pass_rows)
+    kept = trial.rest_bytes + (trial.learning_blocks + more) * trial.block_bytes
+    parts = {
+        "weights": int(weights),
+        "adapter": adapter,
+        "optimiser": int(state),
+        "activations": int(SLACK * kept * larger),
+        "head": 0,
+        "process": process_bytes(shape, work),
+    }
+    if not trial.peak_bytes:
+        parts["head"] = _head_bytes(shape, work)
+        return parts
+    # What the tried steps held besides: the head's temporaries, compiled kernels, holes.
+    seen = trial.rest_weights + trial.blocks * trial.block_weights + trial.state_bytes
+    seen += trial.rest_bytes + trial.learning_blocks * trial.block_bytes + trial.process_bytes
+    parts["head"] = max(0, int(trial.peak_bytes - seen - trial.growth_bytes))
+    parts["kernels"] = int(trial.growth_bytes * _grown(work, trial))
+    return parts
+
+
+def _grown(work: Work, trial: Trial) -> float:
+    """How many times as much as in the tried passes the process grows in all passes of the run.
+    Every new number of rows brings kernels, until as many are kept as may be."""
+    tried = max(1.0, trial.tried_passes)
+    later = max(tried, work.all_passes - 1)
+    grown = (1 - math.exp(-later / GROWING_PASSES)) / (1 - math.exp(-tried / GROWING_PASSES))
+    return ELSEWHERE * grown
+
+
+def _head_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of the rows that visit the output head at once."""
+    rows = min(HEAD_ROWS, work.label_rows)
+    # A trainable head is computed again in float32, with a gradient of the same size.
+    return rows * shape.vocabulary * (work.item if work.rank else work.item + 8)
 
 
 def answering_bytes(shape: ModelShape, work: Work) -> int:
@@ -147,3 +224,14 @@ def loading_bytes(shape: ModelShape, work: Work) -> int:
     memory is short, so a run never fails by them."""
     same = BYTES.get(shape.stored_dtype, 0) == work.item
     return 0 if same or not work.on_cpu else shape.file_bytes
+
+
+def checkpoint_bytes(work: Work) -> int:
+    """Bytes of a checkpoint: what trains and the optimiser's moments."""
+    own = work.trainable * MOMENTS.get(work.optimizer, 8.0)
+    return int(work.trainable * 4 + (own if work.moments is None else 4 * work.moments))
+
+
+def saved_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of what the run leaves: an adapter in float32, or a whole model."""
+    return shape.parameters * work.item if work.rank is None else 4 * work.trainable

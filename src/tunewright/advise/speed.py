@@ -8,10 +8,13 @@ gradient. Source of the arithmetic: Kaplan et al. 2020 (2 N a token), Hu et al. 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from tunewright.core import findings
+from tunewright.core.machine import processor_flags, versions
 from tunewright.models.shape import BYTES, ModelShape
 
 EFFICIENCY = 0.65
@@ -20,13 +23,35 @@ are not matrix products (docs/fit.md)."""
 SPREAD = 1.6
 """The range that is told: other programs on the machine change the rate by more than the arithmetic
 is off."""
+MOST_HOURS = 12
+"""For so long a measured rate serves commands that compute nothing themselves."""
+TRIED_SPREAD = 1.25
+"""The same where a few blocks were tried."""
+STATED_SPREAD = 2.0
+"""The same for a machine that is not here."""
+AROUND_SECONDS = 1.2
+"""Of a command before and after what its parts count: Python's start, the data, the report."""
+BLOCK_OPERATIONS, NEW_SHAPES = 220, 24
+"""Short operations of a block forward and backward, and products of a pass whose number of rows is
+new in nearly every step (docs/plan.md has the profile)."""
+UPDATE_BYTES = 40
+"""Bytes that an update reads and writes for each number that trains."""
+HALF_GAIN = 1.6
+"""How much faster half precision is than float32, at least, where it is worth taking."""
+SMALLER_PASSES = 0.02
+"""What passes of half as many rows cost, as a share."""
+WRITE_BYTES_PER_SECOND, SAVE_SECONDS = 3e8, 0.05
+"""At which a checkpoint is written, made durable and summed up, and what each costs besides."""
 PROBE_SECONDS = 0.1
 READ_BYTES = 64 << 20
+NEW_SIZES = 12
 DECODE_EFFICIENCY = 0.4
 """Share of the reading rate that writing an answer reaches."""
 ASK_SHARE, ASK_LEAST_SECONDS = 0.1, 20.0
 """Asking takes at most this share of the estimated training, or so many seconds where that is more.
 """
+ANSWERED = 0.9
+"""Tokens that the longest answer of a round has, as a share of what it may have."""
 ASKINGS = 2
 """Times that the questions are asked: before, and of what was saved."""
 START_SECONDS = 6.0
@@ -68,6 +93,10 @@ class Rates:
     """Operations a second of the model's matrix products."""
     bytes: float
     """Bytes a second that are read from memory."""
+    operation_seconds: float = 0.0
+    """Of an operation on a few numbers."""
+    compile_seconds: float = 0.0
+    """That a matrix product takes longer the first time it meets a number of rows."""
 
 
 def load_seconds(shape: ModelShape) -> float:
@@ -83,6 +112,11 @@ def ask_seconds(shape: ModelShape, dtype: str, tokens: int, rates: Rates) -> flo
     return ASKINGS * tokens * read / (DECODE_EFFICIENCY * rates.bytes)
 
 
+def write_seconds(size: float, times: int) -> float:
+    """Seconds to write `size` bytes in `times` pieces."""
+    return size / WRITE_BYTES_PER_SECOND + times * SAVE_SECONDS
+
+
 def seconds_allowed(train_seconds: float) -> float:
     """Seconds that asking may take, before and after together, beside so many of training."""
     return max(ASK_LEAST_SECONDS, ASK_SHARE * train_seconds)
@@ -91,7 +125,29 @@ def seconds_allowed(train_seconds: float) -> float:
 def measured_rates(shape: ModelShape, world: Any) -> Rates:
     """What this machine reaches where and how `world` computes. Takes about 0.15 s."""
     how = {"dtype": world.dtype, "device": world.device, "threads": world.threads}
-    return Rates(measured_rate(shape, **how), measured_reading(world.device))
+    fixed = measured_fixed(**how) if world.device == "cpu" else (0.0, 0.0)
+    found = Rates(measured_rate(shape, **how), measured_reading(world.device), *fixed)
+    findings.keep("rates", _key(shape, world), {"at": time.time(), "rates": asdict(found)})
+    return found
+
+
+def kept_rates(shape: ModelShape, world: Any) -> Rates:
+    """What a command measured here at most `MOST_HOURS` ago, for the same sizes, without loading
+    torch; else it is measured now."""
+    kept = findings.read("rates", _key(shape, world))
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        if kept is not None and 0 <= time.time() - float(kept["at"]) < 3600 * MOST_HOURS:
+            return Rates(**kept["rates"])
+    return measured_rates(shape, world)
+
+
+def _key(shape: ModelShape, world: Any) -> dict[str, Any]:
+    return {
+        "by": versions(),
+        "processor": processor_flags(),
+        "world": [world.device, world.dtype, world.threads],
+        "sizes": [shape.hidden, shape.inner],
+    }
 
 
 def measured_rate(
@@ -125,6 +181,37 @@ def measured_rate(
         # The median: the fastest is what an idle machine could do, and the run will share the
         # machine as the probe does.
         return 2.0 * m * k * n / sorted(spent)[len(spent) // 2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def measured_fixed(*, dtype: str, device: str, threads: int | None = None) -> tuple[float, float]:
+    """(seconds of an operation on a few numbers, seconds that a product of a new size takes longer
+    than one of a known size). Takes about 50 ms."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        few = torch.ones(16, 16)
+        start = time.perf_counter()
+        for _ in range(500):
+            few.add(1.0)
+        operation = (time.perf_counter() - start) / 500
+        kind = getattr(torch, dtype)
+        b = torch.ones(192, 320, dtype=kind)
+        new: list[float] = []
+        again: list[float] = []
+        # Sizes that no program uses, so that none was compiled before.
+        for rows in range(201, 201 + 2 * NEW_SIZES, 2):
+            a = torch.ones(rows, 192, dtype=kind)
+            for spent in (new, again):
+                start = time.perf_counter()
+                torch.mm(a, b)
+                spent.append(time.perf_counter() - start)
+        middle = NEW_SIZES // 2
+        return operation, max(0.0, sorted(new)[middle] - sorted(again)[middle])
     finally:
         torch.set_num_threads(before)
 

@@ -94,9 +94,10 @@ def starter(
     lang: str | None = None,
     name: str = "run.yaml",
     columns: dict[str, str] | None = None,
+    gate: Path | None = None,
 ) -> str:
     """The text of a run file for `data`, commented in the reader's language. `name` is what the
-    comments call the file.
+    comments call the file, `gate` a contract that it may be held to.
 
     Raises DataError when the data cannot be read: better now than at the first run.
     """
@@ -104,7 +105,8 @@ def starter(
     look = look_at(data, columns)
     template = Template((ASSETS / "templates" / f"run.yaml.{chosen}").read_text(encoding="utf-8"))
     held_out = "null" if look.has_valid else "0.1" if look.rows >= 20 else "0"
-    return template.substitute(
+    held_to = "" if gate is None else f"\n{_gate_lines(gate, chosen)}\n"
+    text = template.substitute(
         name=name,
         found="\n".join(f"# {line}" for line in findings(look, chosen)),
         model=scalar(model or MODEL),
@@ -118,6 +120,12 @@ def starter(
         out_line=f"out: {scalar(out)}" if out else f"# out: runs/{_stem(data)}",
         probes=min(5, look.rows),
     )
+    return text + held_to
+
+
+def _gate_lines(gate: Path, lang: str) -> str:
+    """The contract as a comment: its limits are a start, and nobody has looked at them yet."""
+    return f"# {say('init.gate', lang)}\n# gate: {scalar(str(gate))}"
 
 
 def _columns_line(columns: dict[str, str] | None) -> str:

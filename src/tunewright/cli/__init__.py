@@ -13,10 +13,13 @@ from typing import Annotated
 import typer
 
 from tunewright import __version__
+from tunewright.cli.advise import advise
 from tunewright.cli.ask import chat, explain, list_names
 from tunewright.cli.data import data_app
+from tunewright.cli.doctor import doctor
 from tunewright.cli.export import export_app
-from tunewright.cli.measure import bench, evaluate
+from tunewright.cli.measure import bench, compare, evaluate, gate
+from tunewright.cli.planning import plan
 from tunewright.cli.train import demo, import_file, init, train
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.words import say
@@ -36,9 +39,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "chat": chat,
     "bench": bench,
+    "plan": plan,
     "init": init,
     "import": import_file,
     "evaluate": evaluate,
+    "compare": compare,
+    "gate": gate,
+    "advise": advise,
+    "doctor": doctor,
     "explain": explain,
     "list": list_names,
 }

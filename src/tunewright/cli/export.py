@@ -55,8 +55,13 @@ def export_merge(
 ) -> None:
     """Merge."""
     from tunewright.export.merge import lines, merge_run
+    from tunewright.run import gating
 
-    show(merge_run(run, out, dtype=dtype), lines, as_json=as_json)
+    result = merge_run(run, out, dtype=dtype)
+    verdict = gating.after_export(run, out)
+    show(result if verdict is None else {**result, "gate": verdict}, lines, as_json=as_json)
+    if verdict is not None and not verdict["passed"]:
+        raise typer.Exit(1)
 
 
 @export_app.command("combine", help=say("cli.export.combine"))

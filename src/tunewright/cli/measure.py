@@ -7,6 +7,20 @@ from typing import Annotated
 
 import typer
 
+from tunewright.cli.other_measures import (
+    AgainstFlag,
+    ChatFlag,
+    ExamFlag,
+    ExamLanguageFlag,
+    GroupFlag,
+    JudgeFlag,
+    JudgeLanguageFlag,
+    LowestFlag,
+    ShotsFlag,
+    TasksFlag,
+    TasksFolderFlag,
+    measured_otherwise,
+)
 from tunewright.cli.speaking import (
     ColumnsFlag,
     JsonFlag,
@@ -24,7 +38,7 @@ from tunewright.core.words import say
 @speaks
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.chat.target"))],
-    data: Annotated[str, typer.Option(help=say("cli.evaluate.data"))],
+    data: Annotated[str | None, typer.Option(help=say("cli.evaluate.data"))] = None,
     options: Annotated[str | None, typer.Option(help=say("cli.evaluate.options"))] = None,
     limit: Annotated[int | None, typer.Option(min=1, help=say("cli.evaluate.limit"))] = None,
     generate: Annotated[
@@ -57,6 +71,17 @@ def evaluate(
     seed: Annotated[int, typer.Option(help=say("cli.evaluate.seed"))] = 0,
     details: Annotated[bool, typer.Option("--details", help=say("cli.evaluate.details"))] = False,
     think: ThinkFlag = None,
+    exam: ExamFlag = None,
+    tasks: TasksFlag = None,
+    tasks_folder: TasksFolderFlag = None,
+    shots: ShotsFlag = None,
+    as_chat: ChatFlag = False,
+    exam_language: ExamLanguageFlag = "auto",
+    judge: JudgeFlag = None,
+    against: AgainstFlag = None,
+    judge_language: JudgeLanguageFlag = "auto",
+    group: GroupFlag = None,
+    lowest: LowestFlag = False,
     trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -66,6 +91,10 @@ def evaluate(
     from tunewright.report import evaluation_page
     from tunewright.rewards import allowing
 
+    other = measured_otherwise(dict(locals()))
+    if other is not None:
+        return show(*other, as_json=as_json)
+    assert data is not None  # else it has said so
     with allowing(reward_code):
         result = evaluate_target(
             target,
@@ -87,6 +116,8 @@ def evaluate(
             data_dir=data_dir,
             details=details,
             think=think,
+            group=group,
+            highest=not lowest,
         )
     if out is not None:
         result["page"] = str(evaluation_page.write(result, out))
@@ -96,6 +127,85 @@ def evaluate(
 def _listed(text: str | None) -> list[str] | None:
     """Words between commas; None where nothing was given."""
     return None if text is None else [one.strip() for one in text.split(",") if one.strip()]
+
+
+@speaks
+def compare(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="A B [C]...", help=say("cli.compare.targets"))
+    ],
+    data: Annotated[str, typer.Option(help=say("cli.evaluate.data"))],
+    base: Annotated[bool, typer.Option("--base", help=say("cli.compare.base"))] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help=say("cli.compare.limit"))] = None,
+    metrics: Annotated[str | None, typer.Option(help=say("cli.compare.metrics"))] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help=say("cli.compare.max_new_tokens"))
+    ] = None,
+    temperature: Annotated[float, typer.Option(help=say("cli.chat.temperature"))] = 0.0,
+    seed: Annotated[int, typer.Option(help=say("cli.compare.seed"))] = 0,
+    system: Annotated[str | None, typer.Option(help=say("cli.compare.system"))] = None,
+    loss: Annotated[bool, typer.Option("--loss/--no-loss", help=say("cli.compare.loss"))] = True,
+    dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    data_format: Annotated[str, typer.Option("--format", help=say("cli.evaluate.format"))] = "auto",
+    columns: ColumnsFlag = None,
+    data_dir: Annotated[str | None, typer.Option(help=say("cli.data_dir"))] = None,
+    out: Annotated[Path | None, typer.Option(help=say("cli.compare.out"))] = None,
+    think: ThinkFlag = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare."""
+    from tunewright.core.runfile import columns_of
+    from tunewright.report.comparison import lines
+    from tunewright.run.comparing import compare as start
+
+    result = start(
+        targets,
+        data,
+        out=out,
+        base=base,
+        limit=limit,
+        wanted=None if metrics is None else [m.strip() for m in metrics.split(",") if m.strip()],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        system=system,
+        loss=loss,
+        dtype=dtype,
+        data_format=data_format,
+        columns=columns_of(columns),
+        data_dir=data_dir,
+        think=think,
+    )
+    show(result, lines, as_json=as_json)
+
+
+@speaks
+def gate(
+    contract: Annotated[
+        Path, typer.Argument(metavar="CONTRACT.yaml", help=say("cli.gate.contract"))
+    ],
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.gate.target"))],
+    against: Annotated[str | None, typer.Option(help=say("cli.gate.against"))] = None,
+    out: Annotated[Path | None, typer.Option(help=say("cli.gate.out"))] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE.xml", help=say("cli.gate.junit"))
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    think: ThinkFlag = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Gate."""
+    from tunewright.report.gate_review import lines
+    from tunewright.run.gating import gate as start
+
+    result = start(
+        contract, target, against=against, out=out, junit=junit, dtype=dtype, think=think
+    )
+    show(result, lines, as_json=as_json)
+    if not result["passed"]:
+        raise typer.Exit(1)
 
 
 @speaks

@@ -36,6 +36,7 @@ def train(
     from tunewright import rewards
     from tunewright.core.runfile import columns_of
     from tunewright.record.folder import raise_if_finished
+    from tunewright.run import gating
 
     given = list(words or [])
     first = given.pop(0) if given and "=" not in given[0] else None
@@ -56,6 +57,8 @@ def train(
         found = _train(Path(first) if first else None, given, flags, resume=resume, dry_run=dry_run)
     if as_json:
         print_json(found)
+    if gating.has_failed(found):
+        raise typer.Exit(1)
 
 
 def _train(
@@ -115,17 +118,31 @@ def init(
     model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
     columns: ColumnsFlag = None,
     out: Annotated[str | None, typer.Option(help=say("cli.out"))] = None,
+    contract: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help=say("cli.init.contract"))
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Init."""
+    from tunewright.advise import first_contract
     from tunewright.advise.starting import starter, write
     from tunewright.core.runfile import columns_of
 
-    write(file, starter(data, model, out=out, name=str(file), columns=columns_of(columns)))
+    mapped = columns_of(columns)
+    text = starter(data, model, out=out, name=str(file), columns=mapped, gate=contract)
+    made, lines = {"file": str(file)}, [say("init.written", file=file)]
+    # A run file that is there stays: a contract may come later.
+    kept = contract is not None and file.exists()
+    if contract is not None:
+        rows = first_contract.write(contract, data, columns=mapped)
+        made |= {"contract": str(contract), "rows": str(rows)}
+        lines = [say("init.contract", file=contract, rows=rows), *([] if kept else lines)]
+    if not kept:
+        write(file, text)
     if as_json:
-        print_json({"file": str(file)})
+        print_json(made)
     else:
-        print(say("init.written", file=file))
+        print("\n".join(lines))
 
 
 @speaks

@@ -50,6 +50,7 @@ from tunewright.methods import continuing
 from tunewright.record import folder as run_folder
 from tunewright.report import html
 from tunewright.report.stages import write_stages_report
+from tunewright.run import gating
 from tunewright.sources import find
 
 RECORD, SUMMARY = "pipeline.yaml", "summary.json"
@@ -569,9 +570,10 @@ def _run_stage(stage: Planned, tell: Tell) -> None:
     # Of a process that died while the folder appeared; nobody else writes here.
     publish.remove_left_overs(stage.folder.parent, f".{stage.folder.name}.tmp-")
     if (stage.folder / "run.yaml").is_file():
-        story.resume_run(stage.folder, tell=tell)
+        summary = story.resume_run(stage.folder, tell=tell).summary
     else:
-        story.train(stage.run, tell=tell)
+        summary = story.train(stage.run, tell=tell).summary
+    gating.require_passed(summary, stage.folder)
     if not (stage.folder / "report.html").is_file():
         html.write_report(stage.folder)  # it was killed between its summary and its page
     gc.collect()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,6 +16,19 @@ KERNELS = 512
 """Compiled products that oneDNN keeps. A pass over a tree needs up to about 400, and the same ones
 in every block; each takes a third of a megabyte, and its own 1,024 filled up with the row counts of
 earlier steps: 0.3 GiB of a small model's run, and holes between tensors."""
+
+
+def processor_flags() -> str:
+    """What kind of processor this is: its name and, on Linux, its instructions. Two machines of
+    which it says the same compute the same."""
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle,
+    ):
+        first = handle.read().partition("\n\n")[0].splitlines()
+        kinds = ("model name", "flags", "Features", "CPU part")
+        return "; ".join(line.partition(":")[2].strip() for line in first if line.startswith(kinds))
+    return platform.processor() or platform.machine()
 
 
 def available_processors() -> int:
@@ -93,6 +107,43 @@ def peak_memory_bytes(device: str) -> int:
         return int(peak if sys.platform == "darwin" else peak * 1024)
     except ImportError:  # Windows
         return 0
+
+
+def processor_name() -> str:
+    """What the processor calls itself; the machine's architecture where the system does not say."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as f:
+        line = next(line for line in f if line.startswith(("model name", "Hardware", "CPU part")))
+        return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def fingerprint() -> dict[str, str | int]:
+    """What makes figures that were measured here hold here: processor, how many of them, memory,
+    system. No name of the machine, so that a copy of a container knows what the first one found."""
+    return {
+        "processor": processor_name(),
+        "processors": available_processors(),
+        "memory_gib": round(total_memory() / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def is_busy() -> bool:
+    """Whether other programs hold a good part of the processors: the load of the last minute."""
+    try:
+        return os.getloadavg()[0] > 0.7 * available_processors()
+    except (OSError, AttributeError):
+        return False
+
+
+def resident_bytes() -> int:
+    """The resident set of this process now; 0 where the system does not say."""
+    with (
+        contextlib.suppress(OSError, ValueError, IndexError),
+        open("/proc/self/statm", encoding="ascii") as handle,
+    ):
+        return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def keep_freed_memory() -> bool:

@@ -147,9 +147,9 @@ def lines_of_keys(node: yaml.Node | None, prefix: str = "") -> tuple[dict[str, i
     return found, twice
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The dotted keys of a run file and the place of each. Raises ConfigError for a file that is
-    missing or is not a mapping."""
+def read_mapping(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+    """The content of a YAML file and its nodes, which know their lines. Raises ConfigError for a
+    file that is missing or is not a mapping."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as e:
@@ -170,6 +170,13 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if (named := yaml_mistakes.no_mapping(text, path.name)) is not None:
             raise ConfigError(named)
         raise ConfigError.of("E-CONFIG-02", path.name, cause="not a mapping of keys to values")
+    return content, node
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The dotted keys of a run file and the place of each. Raises ConfigError for a file that is
+    missing or is not a mapping."""
+    content, node = read_mapping(path)
     lines, twice = lines_of_keys(node)
     raise_all([Problem(p.code, f"{path.name}, {p.where}", p.fields) for p in twice], ConfigError)
     return flatten(content), {key: f"{path.name}, line {line}" for key, line in lines.items()}
@@ -447,4 +454,4 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
         section = getattr(config, axis)
         out[axis] = {"kind": kind_of(section), **section.model_dump()}
     order = ["model", "adapter", "data", "base", "method", "objective", "engine", "out", "probes"]
-    return {key: out[key] for key in order}
+    return {key: out[key] for key in order} | ({"gate": config.gate} if config.gate else {})

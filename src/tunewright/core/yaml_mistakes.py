@@ -60,6 +60,8 @@ def _key_of(lines: list[str], at: int, begun: int, said: str, context: str) -> t
     was reading begins."""
     if "escape" in said:
         return "backslash", at
+    if "got '?'" in said:
+        return "question_mark", at
     if "'\\t'" in said:
         return "tab", at
     if "quoted scalar" in context:

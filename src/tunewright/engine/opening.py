@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,16 +22,17 @@ import torch
 from tunewright import rewards
 from tunewright.core import compat
 from tunewright.core.config import BaseConfig, EngineConfig, RunConfig, Section
-from tunewright.core.errors import ConfigError, ModelError, UsageError, problem, raise_all
+from tunewright.core.errors import ConfigError, ModelError, UsageError, problem
 from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 from tunewright.core.seeds import stream_seed
-from tunewright.core.telling import Quiet, Tell
+from tunewright.core.telling import Tell
 from tunewright.core.types import Attached, Objective, Sample, Teaching
 from tunewright.core.words import say
 from tunewright.engine import activation_cache, placement
 from tunewright.engine.decoding.answers import AnsweringModel, answering
 from tunewright.engine.layout import choose
+from tunewright.engine.naming import Target, find, read_config, tokenizer_folder
 from tunewright.engine.optim import optimizer_for
 from tunewright.engine.oracles.reference import describe
 from tunewright.engine.oracles.reward_model import (
@@ -50,81 +50,19 @@ from tunewright.engine.rollouts.questions import equip
 from tunewright.engine.rollouts.rounds import RoundStepper
 from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedule, total_steps
 from tunewright.engine.step import Stepper
-from tunewright.methods.saved import OWN, is_saved, put_on
+from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load, vocabulary
 from tunewright.models.kernels import tree_attention
 from tunewright.models.kernels.fused import accelerate
 from tunewright.models.quantised import keep_base, parameter_count
 from tunewright.models.scalar_heads import has_score, put_heads
-from tunewright.record import folder as run_folder
-from tunewright.sources import find as sources
-from tunewright.sources import vet
 from tunewright.sources.fingerprint import computed_by, fingerprint, is_kept_about
-from tunewright.text.chat_kind import stop_ids
 from tunewright.text.renderer import Renderer
-from tunewright.text.thinking import Thinking
 from tunewright.text.tokenizer import load_tokenizer
 
 LOOKED_AT = 128
 """Samples that a method may see before the first step."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a name means. `settings` are the run's values by dotted key, empty for anything that is
-    not a run."""
-
-    name: str
-    source: sources.Source
-    adapter: Path | None
-    run: Path | None
-    settings: dict[str, Any]
-    think: bool | None = None
-    """How it is asked, if told: with thinking (`--think`) or without. None: as the run was."""
-
-    @property
-    def thinking(self) -> Thinking:
-        """What is done with thoughts: as in the run, unless told otherwise."""
-        known = (
-            run_folder.read_data_report(self.run).get("thinking") if self.run is not None else None
-        )
-        known = known if isinstance(known, dict) else {}
-        return Thinking(
-            str(self.settings.get("data.thinking") or "auto"),
-            self.think,
-            known.get("by_rows", True),
-            known.get("asked"),
-        )
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """The folder of the tokenizer that the model was taught with."""
-        return tokenizer_folder(self.adapter, self.source.folder)
-
-    @property
-    def stated(self) -> tuple[Path, ...]:
-        """The folders that may name stop tokens."""
-        return (self.source.folder,) if self.adapter is None else (self.source.folder, self.adapter)
-
-    @property
-    def system(self) -> str | None:
-        """The run's system prompt, under which it was taught; None where it has none."""
-        found: str | None = self.settings.get("data.system")
-        return found
-
-    def renderer(self) -> Renderer:
-        """How what is opened is asked: its own tokenizer and template, and every stop token that
-        its folders name."""
-        return renderer_of(
-            load_tokenizer(self.tokenizer_folder), *self.stated, thinking=self.thinking
-        )
-
-    def base_renderer(self) -> Renderer:
-        """How the base is asked: as if nothing had been trained."""
-        return renderer_of(
-            load_tokenizer(self.source.folder), self.source.folder, thinking=self.thinking
-        )
 
 
 @dataclass
@@ -224,94 +162,6 @@ class Opened(Loaded):
     def base_renderer(self) -> Renderer:
         """How the base is asked."""
         return self.target.base_renderer()
-
-
-def tokenizer_folder(adapter: Path | None, base: Path) -> Path:
-    """The adapter's own tokenizer where it brings one, else the base's."""
-    return (
-        adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else base
-    )
-
-
-def find(target: str, tell: Tell, *, base: bool = False, think: bool | None = None) -> Target:
-    """What `target` names, its files on this machine. `base` leaves the adapter out, `think` says
-    how it is asked.
-
-    Raises UsageError for a run without trained weights and ModelError for what cannot be opened.
-    """
-    spec, adapter, run, settings = _named(target, tell, base)
-    return Target(
-        target,
-        sources.resolve(spec, report=tell.line),
-        None if base else adapter,
-        run,
-        settings,
-        think,
-    )
-
-
-def config_folder(target: str) -> Path:
-    """The folder with the `config.json` of what `target` names; weights are not looked for. Raises
-    as `find` does."""
-    return sources.resolve(
-        _named(target, Quiet(), False)[0], report=Quiet().line, weights=False
-    ).folder
-
-
-def _named(
-    target: str, tell: Tell, base: bool
-) -> tuple[str, Path | None, Path | None, dict[str, Any]]:
-    """(the model, the adapter on it, the run, the run's settings) that `target` stands for."""
-    folder = Path(target)
-    adapter: Path | None = None
-    run: Path | None = None
-    settings: dict[str, Any] = {}
-    spec = target
-    if (folder / "run.yaml").is_file():
-        run, settings = folder, run_folder.read_run(folder)
-        adapter, spec = folder / "adapter", str(settings["model"])
-        if (folder / "model" / "config.json").is_file() and not base:
-            adapter, spec = (
-                None,
-                str(folder / "model"),
-            )  # every weight was trained: the run holds a whole model
-        elif not is_saved(adapter) and not base:
-            raise UsageError(
-                problem(
-                    "E-RUN-05",
-                    str(folder),
-                    folder=folder,
-                    status=run_folder.read_summary(folder).get("status", "-"),
-                )
-            )
-    elif is_saved(folder):
-        raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
-        adapter = folder
-        described = folder / "adapter_config.json"
-        described = described if described.is_file() else folder / OWN
-        spec = (
-            json.loads(described.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-        )
-        tell.line(say("chat.base_of_adapter", base=spec))
-    return spec, adapter, run, settings
-
-
-def renderer_of(tokenizer: Any, *stated: Any, thinking: Thinking | None = None) -> Renderer:
-    """The renderer that training used for this tokenizer and the stop tokens that `stated` name
-    (`stop_ids`)."""
-    return Renderer(tokenizer, stop_ids(tokenizer, *stated), thinking)
-
-
-def require_words(folder: Path, name: str) -> None:
-    """Raise ModelError (E-METHOD-72) where the model of `folder` is a judge: it gives numbers and
-    has no head that predicts words."""
-    if load.is_scorer(folder):
-        raise ModelError(problem("E-METHOD-72", name))
-
-
-def read_config(found: Target) -> Any:
-    """The model's configuration, judged when it was found; no weights are read."""
-    return load.load_config(found.source.folder)
 
 
 def put_new(method: Section, causal: Any, card: Any, base_path: str) -> Attached:
@@ -509,15 +359,19 @@ def to_train(
     tell: Tell,
     *,
     check: Callable[[], None] | None = None,
+    causal: Any = None,
 ) -> Ready:
     """Read the weights of `folder`, put the run's method on them, choose the layout and make the
     stepper. Nothing is written.
 
     `base_path` is what a saved adapter names as its base. `check` is called while answers are drawn
-    and may raise. Adds to `world.reasons` what was decided and why. Raises ModelError, CompatError
-    and ConfigError for what does not fit.
+    and may raise. `causal` takes the place of the model of `folder`; nothing is then kept about it.
+    Adds to `world.reasons` what was decided and why. Raises ModelError, CompatError and ConfigError
+    for what does not fit.
     """
-    loaded, attached, spare = _learner(config, folder, base_path, world, objective, train, tell)
+    loaded, attached, spare = _learner(
+        config, folder, base_path, world, objective, train, tell, causal
+    )
     layout, reason = loaded.choose_layout(config.engine, world.dtype)
     steps = total_steps(config.engine, len(train))
     rate = config.engine.learning_rate
@@ -550,13 +404,16 @@ def _learner(
     objective: Objective,
     samples: Sequence[Sample],
     tell: Tell,
+    causal: Any = None,
 ) -> tuple[Loaded, Attached, Any]:
     """The base with the run's method and heads on it, and a second tree over the same untouched
     weights where reward models may stand on it."""
     notes: list[str] = []
-    causal: Any = load.load_model(
-        folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base
-    )
+    given = causal is not None
+    if not given:
+        causal = load.load_model(
+            folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base
+        )
     card = anatomy.of(causal)
     for note in [*notes, *card.notes]:
         tell.line(note)
@@ -586,7 +443,7 @@ def _learner(
     _tell_head(config, has_score(causal), "score" in objective.heads, tell)
     put_heads(causal, attached, objective.heads)
     loaded = Loaded(causal, attached, known)
-    if attached.look is None:  # else the rows decide how it starts
+    if attached.look is None and not given:  # else the rows decide how it starts
         start = None if config.adapter is None else Path(config.adapter)
         loaded.kept_as = functools.partial(
             _kept_as,

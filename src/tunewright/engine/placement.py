@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from tunewright.core import findings
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ConfigError, problem
-from tunewright.core.machine import available_processors
+from tunewright.core.machine import available_processors, processor_flags, versions
 from tunewright.core.types import Sample
 from tunewright.core.words import say
 from tunewright.engine.tree import largest_sample
@@ -76,6 +79,8 @@ def bfloat16_speedup() -> float:
 
 def resolve_device(wanted: str) -> tuple[str, str]:
     """(device, reason). Raises ConfigError for a device this machine does not have."""
+    if wanted == "auto" and not _may_have_cuda():
+        return "cpu", say("placement.cpu")
     import torch
 
     if wanted == "auto":
@@ -105,17 +110,28 @@ def resolve_device(wanted: str) -> tuple[str, str]:
     return (f"cuda:{index}" if kind == "cuda" else kind), say("placement.asked")
 
 
+def _may_have_cuda() -> bool:
+    """Whether torch must be asked: a build for the CPU, and every build for macOS, knows no CUDA.
+    Loading torch takes longer than all the rest of a dry run."""
+    try:
+        return sys.platform != "darwin" and not version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return True
+
+
 def start(
-    engine: EngineConfig, data: tuple[Sequence[Sample], Mapping[str, Any]] | None = None
+    engine: EngineConfig,
+    data: tuple[Sequence[Sample], Mapping[str, Any]] | None = None,
+    *,
+    will_compute: bool = True,
 ) -> World:
-    """Resolve device, threads, dtype and rows per pass, and set the thread count of this process.
+    """Resolve device, threads, dtype and rows per pass, and set the thread count of this process;
+    not that where it `will_compute` nothing.
 
     `data` are the samples that a run learns from and their report. A sample is never cut, so its
     largest one decides the memory of a pass: on a CPU the other passes may be as large as that one,
     which makes them fewer and each row cheaper.
     """
-    import torch
-
     reasons: dict[str, str] = {}
     device, reasons["engine.device"] = resolve_device(engine.device)
     if engine.threads == "auto":
@@ -123,7 +139,10 @@ def start(
         reasons["engine.threads"] = say("placement.threads", count=threads)
     else:
         threads = engine.threads
-    torch.set_num_threads(threads)
+    if will_compute:
+        import torch
+
+        torch.set_num_threads(threads)
     dtype: str = engine.dtype
     if dtype == "auto":
         dtype, reasons["engine.dtype"] = _choose_dtype(device)
@@ -149,18 +168,25 @@ def start(
 
 
 def _choose_dtype(device: str) -> tuple[str, str]:
-    import torch
+    if device == "mps":
+        return "float32", say("placement.fp32_gpu")
+    if device != "cpu":
+        import torch
 
-    if device.startswith("cuda"):
         return (
             ("bfloat16", say("placement.bf16_gpu"))
             if torch.cuda.is_bf16_supported()
             else ("float32", say("placement.fp32_gpu"))
         )
-    if device == "mps":
-        return "float32", say("placement.fp32_gpu")
-    if name := bfloat16_instructions():
-        return "bfloat16", say("placement.instructions", name=name)
-    ratio = bfloat16_speedup()
-    chosen = "bfloat16" if ratio >= BFLOAT16_WORTH_IT else "float32"
-    return chosen, say("placement.probe", ratio=f"{ratio:.1f}")
+    # Found out once for a processor and a version of torch: a clock is not asked twice.
+    key = {"by": versions(), "processor": processor_flags()}
+    known = findings.once("dtype", key, _judge_bfloat16)
+    if known["instructions"]:
+        return "bfloat16", say("placement.instructions", name=known["instructions"])
+    chosen = "bfloat16" if known["speedup"] >= BFLOAT16_WORTH_IT else "float32"
+    return chosen, say("placement.probe", ratio=f"{known['speedup']:.1f}")
+
+
+def _judge_bfloat16() -> dict[str, Any]:
+    name = bfloat16_instructions()
+    return {"instructions": name, "speedup": None if name else bfloat16_speedup()}

@@ -35,6 +35,11 @@ class StepSharing:
     """Tokens before the first learnt one, of all branches."""
     prompt_physical: int
     """Of these, what is left when a pass computes each beginning once."""
+    labels: int = 0
+    """Rows that predict a token."""
+    passes: int = 0
+    largest_pass: int = 0
+    """Rows of the largest pass."""
 
     @property
     def physical_share(self) -> float:
@@ -74,7 +79,7 @@ def step_sharing(
     run."""
     total = schedule.total_steps
     count = min(total, most_steps)
-    logical = needed = physical = prompt = prompt_physical = 0
+    logical = needed = physical = prompt = prompt_physical = labels = passes = largest = 0
     for step in sorted({1 + i * total // count for i in range(count)}):
         chosen = [samples[i] for i in schedule.samples_of(step)]
         for group in cut_passes(chosen, rows_per_pass, padded=layout == "padded"):
@@ -82,7 +87,10 @@ def step_sharing(
             rows = list(map(rows_needed, branches))
             logical += sum(len(branch.tokens) for branch in branches)
             needed += sum(rows)
-            physical += build_tree(group).num_rows if layout == "tree" else len(rows) * max(rows)
+            own = build_tree(group).num_rows if layout == "tree" else len(rows) * max(rows)
+            physical += own
+            largest, passes = max(largest, own), passes + 1
+            labels += sum(len(branch.learnt) for branch in branches)
             asked = sorted(
                 branch.tokens[: branch.learnt[0]] if branch.learnt else branch.tokens
                 for branch in branches
@@ -92,4 +100,6 @@ def step_sharing(
             prompt_physical += length - (
                 sum(common_prefix(a, b) for a, b in pairwise(asked)) if layout == "tree" else 0
             )
-    return StepSharing(count, logical, needed, physical, prompt, prompt_physical)
+    return StepSharing(
+        count, logical, needed, physical, prompt, prompt_physical, labels, passes, largest
+    )

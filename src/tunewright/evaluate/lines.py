@@ -6,7 +6,7 @@ from typing import Any
 
 from tunewright.core.telling import duration
 from tunewright.core.words import say
-from tunewright.evaluate import ranking, step_judging
+from tunewright.evaluate import quantities, ranking, step_judging
 
 
 def percent(value: float | None) -> str:
@@ -46,6 +46,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     if "exact_match" in result:
         out += _match_lines(result["exact_match"])
     out += _metric_lines(result.get("metrics", {}))
+    out += quantities.lines(result["numbers"]) if "numbers" in result else []
     out += _reward_lines(result.get("rewards", {}))
     if "answers" in result:
         out += _answer_lines(result["answers"])

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ SHORTEST_BEGINNING = 8
 
 Logprobs = list[list[list[float]]]
 """[sample][branch][label], in nats."""
+Likeliest = list[list[list[bool]]]
+"""[sample][branch][label]: whether no token was likelier than the label."""
+T = TypeVar("T")
 
 
 # ---- fewer rows
@@ -141,9 +144,11 @@ class RowReader(Policy):
 # ---- the head
 
 
-def exact_logprobs(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head) -> Tensor:
-    """log p(target | row), (L,), with logits in the dtype of `hidden_UD` whatever the head is
-    stored in.
+def exact_logprobs(
+    hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head
+) -> tuple[Tensor, Tensor]:
+    """(log p(target | row), whether no token is likelier), both (L,), with logits in the dtype of
+    `hidden_UD` whatever the head is stored in.
 
     A bfloat16 logit of 20 is a multiple of 0.125, so two options of one prompt would often tie. The
     vocabulary is visited in pieces of 16,384 tokens.
@@ -152,11 +157,13 @@ def exact_logprobs(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Hea
     total_U = torch.full(
         (len(hidden_UD),), -math.inf, dtype=hidden_UD.dtype, device=hidden_UD.device
     )
+    best_U = total_U.clone()
     if (
         head.module is not None
     ):  # the head carries layers of its own: only they know what it computes
         z = head.logits(hidden_UD.to(head.weight.dtype)).to(hidden_UD.dtype)
-        return z[row_L, target_L] - torch.logsumexp(z, -1)[row_L]
+        gold_L = z[row_L, target_L]
+        return gold_L - torch.logsumexp(z, -1)[row_L], gold_L >= z.amax(-1)[row_L]
     for start in range(0, len(head.weight), VOCABULARY_CHUNK):
         piece = slice(start, start + VOCABULARY_CHUNK)
         bias = None if head.bias is None else head.bias[piece].to(hidden_UD.dtype)
@@ -164,9 +171,10 @@ def exact_logprobs(hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Hea
             hidden_UD
         )
         total_U = torch.logaddexp(total_U, torch.logsumexp(z, -1))
+        best_U = torch.maximum(best_U, z.amax(-1))
         inside = (target_L >= start) & (target_L < start + z.shape[1])
         gold_L[inside] = z[row_L[inside], target_L[inside] - start]
-    return gold_L - total_U[row_L]
+    return gold_L - total_U[row_L], gold_L >= best_U[row_L]
 
 
 @dataclass
@@ -176,7 +184,7 @@ class _Waiting:
     parts: list[tuple[Tensor, Tensor, Tensor, TokenTree]] = field(default_factory=list)
     rows: int = 0
 
-    def flush(self, head: Head, into: Logprobs) -> None:
+    def flush(self, head: Head, into: Logprobs, likeliest: Likeliest | None) -> None:
         """One visit to the head for everything that waits."""
         if not self.parts:
             return
@@ -186,20 +194,23 @@ class _Waiting:
         row = torch.cat(
             [part[1] + offset for part, offset in zip(self.parts, offsets, strict=False)]
         )
-        logprob = exact_logprobs(
+        logprob, is_best = exact_logprobs(
             torch.cat([p[0] for p in self.parts]), row, torch.cat([p[2] for p in self.parts]), head
-        ).tolist()
-        start = 0
+        )
+        values, bests, start = logprob.tolist(), is_best.tolist(), 0
         for _, _, target, tree in self.parts:
-            _hand_out(logprob[start : start + len(target)], tree.branch, tree.samples, into)
+            piece = slice(start, start + len(target))
+            _hand_out(values[piece], tree.branch, tree.samples, into)
+            if likeliest is not None:
+                _hand_out(bests[piece], tree.branch, tree.samples, likeliest)
             start += len(target)
         self.parts, self.rows = [], 0
 
 
 def _hand_out(
-    values: list[float], branch_L: list[int], samples: list[Sample], into: Logprobs
+    values: list[T], branch_L: list[int], samples: list[Sample], into: list[list[list[T]]]
 ) -> None:
-    """Log-probabilities of one pass to their samples. `branch_L` counts branches through the
+    """What one pass found for each label to its samples. `branch_L` counts branches through the
     samples in order."""
     where = [(sample.index, b) for sample in samples for b in range(len(sample.branches))]
     for sample in samples:
@@ -211,20 +222,25 @@ def _hand_out(
 
 @torch.no_grad()
 def logprobs_of(
-    opened: opening.Opened,
+    opened: opening.Loaded,
     samples: list[Sample],
     *,
     layout_name: str,
     rows_per_pass: int,
     exact: bool,
     on_samples: Callable[[int], None] | None = None,
+    likeliest: Likeliest | None = None,
 ) -> Logprobs:
     """Log-probability of every learnt token of every branch. Sample i has index i.
 
     `exact` computes the head in float32 and reads it once for many passes: right for few labels a
-    row (options). Without it the engine's own head is used, as in training.
+    row (options). Without it the engine's own head is used, as in training. `likeliest`, a list
+    that is filled, says whether greedy decoding would have written each label; it needs `exact`.
     """
+    assert exact or likeliest is None
     found: Logprobs = [[] for _ in samples]
+    if likeliest is not None:
+        likeliest[:] = [[] for _ in samples]
     waiting, done = _Waiting(), 0
     opened.model.eval()
     with opening.computing_in(opened.causal, layout_name), fused_without_gradient():
@@ -238,12 +254,12 @@ def logprobs_of(
                 waiting.parts.append(part)
                 waiting.rows += len(part[0])
                 if waiting.rows >= HEAD_ROWS:
-                    waiting.flush(head, found)
+                    waiting.flush(head, found, likeliest)
             else:
                 out = reader(group)
                 _hand_out(out.logprob.tolist(), out.branch.tolist(), group, found)
             done += len(group)
             if on_samples:
                 on_samples(done)
-        waiting.flush(head, found)
+        waiting.flush(head, found, likeliest)
     return found

@@ -27,7 +27,7 @@ from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
 from tunewright.data.beside import columns_beside
 from tunewright.engine import opening, placement
-from tunewright.evaluate import answer_table, interval, ranking, step_judging, written
+from tunewright.evaluate import answer_table, interval, quantities, ranking, step_judging, written
 from tunewright.evaluate import options as choices
 from tunewright.evaluate.lines import lines, percent
 from tunewright.evaluate.logprobs import Logprobs, logprobs_of
@@ -73,6 +73,8 @@ def evaluate_target(
     target_error: float | None = None,
     out: str | Path | None = None,
     seed: int = 0,
+    group: str | None = None,
+    highest: bool = True,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Measure `target` (run, adapter, model folder, hub id) on the rows of `data` and return the
@@ -85,6 +87,8 @@ def evaluate_target(
     Chinese. `rewards` names reward functions as `--rewards` does. `target_error` looks for the
     confidence from which on at most that share of the decisions is wrong. `out` keeps every answer
     in a table in that folder and asks nothing again that stands there. `seed` is that of all draws.
+    `group`: a column whose equal values make rows candidates of one choice, where answers are
+    numbers; the `highest` is the right one, or the lowest.
 
     Raises UsageError for what cannot be read or asked, EvaluationError for scores that are not
     numbers.
@@ -127,10 +131,11 @@ def evaluate_target(
     work = _Work(found, rows, context, asked, wanted is None, tell, started, folder, seed)
     work.load(dtype, device, threads, rows_per_pass)
     work.score(details, target_error)
-    asks = bool(names or judges)
+    asks = bool(names or judges or group)
     if generate or (generate is None and (asked is None or asks)):
         work.write_answers(max_new_tokens, asked_for=bool(generate) or asks)
         work.judge_answers(names, words, judges, settings, details)
+        work.figures |= quantities.measured(work.answers, settings, group, highest, seed)
     work.count_rows(limit)
     return work.result(data)
 

@@ -31,6 +31,7 @@ from tunewright.core.files import readable_size, sha256_of, write_json
 from tunewright.core.telling import Tell, silent
 from tunewright.core.words import say
 from tunewright.engine import opening
+from tunewright.engine.naming import renderer_of
 from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.export.judges import ScoresProof, lines_of_scores
 from tunewright.export.proof import (
@@ -158,7 +159,7 @@ class Merge:
     def __post_init__(self) -> None:
         self.base, self.whole = self.source.folder, self.target.adapter is None
         self.tokenizer = load_tokenizer(self.target.tokenizer_folder)
-        self.renderer = opening.renderer_of(self.tokenizer, self.base, *self.target.stated)
+        self.renderer = renderer_of(self.tokenizer, self.base, *self.target.stated)
         self.words = self._new_words()
         given = (self.base, self.trained, self.out, self.dtype, self.tell)
         score = stored_score(self.trained)

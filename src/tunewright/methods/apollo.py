@@ -38,7 +38,7 @@ from tunewright.methods.galore import (
     attach_with_groups,
     chosen_matrices,
 )
-from tunewright.methods.targets import MethodSection, Names
+from tunewright.methods.targets import MethodSection, Names, low_rank_moments
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.shape import ModelShape
 
@@ -71,6 +71,10 @@ class ApolloConfig(MethodSection):
 
     def trainable_numbers(self, shape: ModelShape) -> int:
         return shape.parameters
+
+    def moment_numbers(self, shape: ModelShape) -> int:
+        """Numbers that the optimiser keeps besides weights and gradients."""
+        return low_rank_moments(self, shape)
 
 
 class ApolloMiniConfig(ApolloConfig):

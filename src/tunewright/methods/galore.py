@@ -29,7 +29,7 @@ from tunewright.core.errors import ModelError, problem, raise_all
 from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Model
 from tunewright.methods.selecting import attach_whole
-from tunewright.methods.targets import MethodSection, Names
+from tunewright.methods.targets import MethodSection, Names, low_rank_moments
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.shape import ModelShape
 
@@ -60,6 +60,10 @@ class GaLoreConfig(MethodSection):
 
     def trainable_numbers(self, shape: ModelShape) -> int:
         return shape.parameters
+
+    def moment_numbers(self, shape: ModelShape) -> int:
+        """Numbers that the optimiser keeps besides weights and gradients."""
+        return low_rank_moments(self, shape)
 
 
 Group: TypeAlias = dict[str, Any]

@@ -92,6 +92,16 @@ def chosen_roles(targets: list[str], shape: ModelShape) -> list[str]:
     return [role for role in shape.matrices if wanted & {*WHOLE, role, role.split(".")[0]}]
 
 
+def low_rank_moments(config: Any, shape: ModelShape) -> int:
+    """Numbers in the two moments of an optimiser that sees the matrices of `config.targets` through
+    a window of `config.rank`, and all other weights as they are."""
+    seen = [shape.matrices[role] for role in chosen_roles(config.targets, shape)]
+    low = sum(
+        m.count * min(config.rank, m.inputs, m.outputs) * max(m.inputs, m.outputs) for m in seen
+    )
+    return 2 * (shape.parameters - sum(m.weights for m in seen) + low)
+
+
 def chosen_layers(config: TargetSection, model: Model, anatomy: Anatomy) -> list[str]:
     """Names of the modules that `targets` and `layers` choose. Raises ModelError for a target that
     matches nothing, CompatError for a block that does not exist."""

@@ -19,7 +19,6 @@ from tunewright.core.errors import ModelError, first_line, problem, raise_all
 from tunewright.core.machine import return_freed_memory
 from tunewright.core.telling import silent
 from tunewright.core.words import say
-from tunewright.models.scalar_heads import put_stored_score, stored_score
 from tunewright.sources import headers, vet
 from tunewright.sources.remote_code import Place, place_of
 
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DROPOUT = re.compile(r"dropout|_pdrop$|drop_prob|layerdrop|drop_path", re.IGNORECASE)
+
+MADE_UP = (1 << 16) + 1
+"""Random numbers of which made-up weights consist; odd, so that rows of a matrix differ."""
 
 
 def load_config(folder: Path) -> Any:
@@ -64,6 +66,8 @@ def load_model(
     `remote_code.py` says.
     """
     import torch
+
+    from tunewright.models.scalar_heads import put_stored_score, stored_score
 
     folder, said = Path(folder), [] if notes is None else notes
     place = place_of(folder)
@@ -112,6 +116,59 @@ def load_model(
     if base is not None and number_type is not None:
         _quantise(model, base, device, said)
     return model.eval()
+
+
+def made_up(
+    folder: Path, blocks: int, *, dtype: torch.dtype, base: BaseConfig | None = None
+) -> PreTrainedModel:
+    """The model that a folder's `config.json` describes, with only `blocks` blocks and made-up
+    weights: what a pass costs can be measured on it before any weight is read.
+
+    As `load_model` gives it: in eval mode, no dropout, no parameter requiring a gradient, `base`
+    quantised. Raises ModelError where the folder needs code of its own, and whatever Transformers
+    raises for a configuration that it cannot build.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if place_of(folder).code:
+        raise ModelError(problem("E-MODEL-32", str(folder), cause="remote code"))
+    config = load_config(folder)
+    silence_dropout(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = blocks
+    kinds = getattr(text, "layer_types", None)
+    if kinds:
+        text.layer_types = kinds[:blocks]
+    with silent(), torch.device("meta"):
+        planned: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    tied = set(getattr(planned, "all_tied_weights_keys", None) or ())
+    weights = {
+        name: _made_up_tensor(t.shape, dtype)
+        for name, t in planned.state_dict().items()
+        if name not in tied
+    }
+    with silent():
+        model: Any = type(planned).from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa"
+        )
+    model.name_or_path = model.config._name_or_path = str(folder)
+    model.requires_grad_(False)
+    if base is not None and base.number_type is not None:
+        _quantise(model, base, "cpu", [])
+    return model.eval()
+
+
+def _made_up_tensor(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """Small random numbers for a matrix, ones for a vector. One page of random numbers is repeated:
+    drawing all of them would take longer than what is to be measured."""
+    import torch
+
+    if len(shape) < 2:
+        return torch.ones(shape, dtype=dtype)
+    page = torch.randn(min(MADE_UP, prod(shape)), generator=torch.Generator().manual_seed(0))
+    repeats = -(-prod(shape) // len(page))
+    return (0.02 * page).to(dtype).repeat(repeats)[: prod(shape)].view(shape).clone()
 
 
 def _built(

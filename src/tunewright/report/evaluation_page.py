@@ -60,6 +60,7 @@ def render(result: dict[str, Any], lang: str) -> str:
         _section(
             "figures", lang, el("p", words("evalpage.interval", lang)), *_figures(result, lang)
         ),
+        *_numbers(result.get("numbers"), lang),
         *_classes(result.get("options"), lang),
         *_calibration(result.get("options"), lang),
         *_abstention(result.get("options"), lang),
@@ -136,6 +137,34 @@ def _one(name: str, value: float, interval: Any, scale: float | None, show: Any)
         )
     label = el("div", el("strong", name), el("br"), el("span", text, class_="value"))
     return el("div", label, el("div", drawn), class_="figure")
+
+
+# ---- numbers
+
+
+def _numbers(found: dict[str, Any] | None, lang: str) -> list[Html]:
+    """Errors of the model, of one constant and of what needs no language model, on one scale."""
+    if found is None:
+        return []
+    simple = found["simple"]
+    kind = say(f"numbers.kind.{simple['kind']}", lang=lang)
+    named = {
+        say("numbers.page.model", lang=lang): found,
+        say("numbers.page.constant", lang=lang, value=f"{found['constant']['value']:g}"): found[
+            "constant"
+        ],
+        say("numbers.page.simple", lang=lang, kind=kind): simple,
+    }
+    intervals = [one["mean_absolute_error_interval_95"] for one in named.values()]
+    most = max(high for _, high in intervals) or 1.0
+    bars = [
+        _one(name, one["mean_absolute_error"], interval, most, _plain)
+        for (name, one), interval in zip(named.items(), intervals, strict=True)
+    ]
+    said = [say(f"numbers.verdict.{found['verdict']}", lang=lang, kind=kind)]
+    if simple["suffices"] == "formula":
+        said.append(say("numbers.formula", lang=lang, formula=simple["formula"]))
+    return [_section("numbers", lang, *bars, *(el("p", one.strip()) for one in said))]
 
 
 # ---- classes

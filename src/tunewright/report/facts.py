@@ -20,7 +20,10 @@ FOLDER = (
     "data_report.json",
     "events.jsonl",
     "before_after.jsonl",
+    "forgetting.jsonl",
+    "memorised.jsonl",
     "summary.json",
+    "doctor.json",
 )
 """Files of a run folder in the order in which a reader needs them; each has a sentence under
 `report.sizes.file.*`."""
@@ -250,9 +253,18 @@ def speed_section(page: Page) -> Html:
             if finite(s.get("steps"))
             else None,
         ),
-        (page.say("speed.memory"), size(s.get("peak_memory_bytes"))),
+        (page.say("speed.memory"), _memory(page, s)),
     ]
     return page.section("speed", page.table(rows), _phases(page, s))
+
+
+def _memory(page: Page, s: dict[str, Any]) -> Child:
+    """Peak memory, beside what was estimated before the run began."""
+    peak, estimated = size(s.get("peak_memory_bytes")), s.get("estimated_peak_memory_bytes")
+    if finite(estimated) is None:
+        return peak
+    told = page.say("speed.estimated", time=size(estimated))
+    return el("span", peak, " (", told, ")")
 
 
 def _phases(page: Page, s: dict[str, Any]) -> Html | None:

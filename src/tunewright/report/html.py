@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tunewright.core.files import write_text
 from tunewright.core.words import language
-from tunewright.report import answers, curves, facts, figures
+from tunewright.record import diagnosis
+from tunewright.report import answers, curves, damage, doctor, evaluation, facts, figures
 from tunewright.report.markup import Child, Html, document, el, join, words
 from tunewright.report.page import Page, mapping, size, whole
 from tunewright.report.record import finite, read_record
@@ -26,7 +27,7 @@ from tunewright.report.verdict import (
     warnings_of,
 )
 
-SECTIONS = ("answers", "loss", "data", "sizes", "speed", "settings", "next")
+SECTIONS = ("answers", "loss", "doctor", "data", "sizes", "speed", "settings", "next")
 
 
 def write_report(run: Path, lang: str | None = None) -> Path:
@@ -53,16 +54,21 @@ def _names(page: Page) -> list[str]:
     """The sections of this page, in order. Of a run that learnt from rewards the loss says nothing;
     what it watched takes its place."""
     drawn, rewarded = bool(figures.names_of(page.record)), figures.is_rewarded(page.record)
-    middle = [name for name, there in (("loss", not rewarded), ("figures", drawn)) if there]
-    return [SECTIONS[0], *middle, *SECTIONS[2:]]
+    measured = ["evaluation"] if evaluation.has_one(page) else []
+    measured += ["damage"] if mapping(page.record.summary.get("damage")) else []
+    examined = diagnosis.read(page.record.run) is not None
+    choices = (("loss", not rewarded), ("figures", drawn), ("doctor", examined))
+    middle = [name for name, there in choices if there]
+    return [*measured, SECTIONS[0], *middle, *SECTIONS[3:]]
 
 
 def _sections(page: Page) -> list[Html]:
     names = _names(page)
     return [
+        *(one for one in [evaluation.section(page), damage.section(page)] if one is not None),
         answers.section(page),
         *([curves.section(page)] if "loss" in names else []),
-        *(one for one in [figures.section(page)] if one is not None),
+        *(one for one in [figures.section(page), doctor.section(page)] if one is not None),
         facts.data_section(page),
         facts.sizes_section(page),
         facts.speed_section(page),

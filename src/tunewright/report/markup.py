@@ -71,7 +71,12 @@ def el(name: str, /, *children: Child, **attributes: Any) -> Html:
 
 def words(key: str, lang: str, **fields: Any) -> Html:
     """The sentence of `key`, escaped, with `code` between backticks set as code."""
-    return Html(_CODE.sub(r"<code>\1</code>", esc(say(key, lang=lang, **fields))))
+    return coded(say(key, lang=lang, **fields))
+
+
+def coded(sentence: str) -> Html:
+    """A sentence, escaped, with `code` between backticks set as code."""
+    return Html(_CODE.sub(r"<code>\1</code>", esc(sentence)))
 
 
 @cache

@@ -108,13 +108,31 @@ def _boxed(text: str) -> str | None:
     return text[start:]
 
 
-def final_number(text: str) -> Fraction | None:
-    r"""The number a text ends with: the first after the last `####`, else the last inside the last
-    \boxed{}, else the last in the text."""
+def _readable(text: str) -> str:
+    """The text in the signs that `_NUMBER` knows."""
     # Unicode's plain forms would make 102 of 10² and 11/2 of 1½.
     text = _ONE_SIGN_FRACTION.sub(" ", _RAISED.sub(" ", text))
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
-    text = text.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
+    return text.replace("{,}", ",").replace("\\,", "").replace("\\!", "")
+
+
+def numbers_with_words(text: str) -> list[tuple[Fraction, str]]:
+    """Every number of a text, in its order, each with what stands between it and the number before
+    it."""
+    text = _readable(text)
+    found, end = [], 0
+    for match in _NUMBER.finditer(text):
+        value = _value(match)
+        if value is not None:
+            found.append((value, text[end : match.start()]))
+            end = match.end()
+    return found
+
+
+def final_number(text: str) -> Fraction | None:
+    r"""The number a text ends with: the first after the last `####`, else the last inside the last
+    \boxed{}, else the last in the text."""
+    text = _readable(text)
     marked = text.rfind("####")
     if marked >= 0:
         found = _numbers(text[marked + 4 :].lstrip("# ").split("\n", 1)[0])

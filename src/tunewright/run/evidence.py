@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.advise import fit, learnt
 from tunewright.core import faults
 from tunewright.core.errors import Interrupted, TunewrightError
 from tunewright.core.files import readable_size, write_json
@@ -16,12 +17,15 @@ from tunewright.core.stopwatch import Stopwatch
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 from tunewright.record import folder as run_folder
+from tunewright.record.diagnosis import last_word
 from tunewright.record.events import EventLog, plain
 from tunewright.report import html
+from tunewright.run import evaluation, examining
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
 
 if TYPE_CHECKING:
+    from tunewright.advise.fit import Estimate
     from tunewright.engine.loop import Progress
     from tunewright.run.asking import Asker
 
@@ -59,8 +63,8 @@ class Reached:
     tell: Tell
     watch: Stopwatch
     """Runs since the command began."""
-    estimated: dict[str, float]
-    """Seconds that the parts of the run were estimated to take."""
+    estimate: Estimate
+    """What the run was estimated to need."""
     load_seconds: float
     progress: Progress = field(default_factory=_none_yet)
     doing: str = "train.doing.load"
@@ -171,16 +175,45 @@ def finish(reached: Reached, status: str = "done", reason: str = "") -> Finished
         write_json(out / "summary.json", plain(summary))
         if reached.log is not None:
             reached.log.write("finished", status=status)
+        word = _doctors_word(reached)
         page = html.write_report(out)
     # Once more: the page reads the summary, and what it took is part of it.
     summary |= _spent(reached)
     write_json(out / "summary.json", plain(summary))
     if status == "done":
-        for line in _closing(reached, summary, page):
+        _learn_from(reached, summary)
+        for line in _closing(reached, summary, page, word):
             tell.line(line)
+    elif status == "failed" and word is not None:
+        tell.line(word)
     elif status == "stopped":
         tell.line(say("train.stopped", step=reached.progress.step, folder=out))
     return Finished(out, summary)
+
+
+def _doctors_word(reached: Reached) -> str | None:
+    """Write doctor.json and give its worst finding as a sentence; None where nothing is wrong. What
+    fails here is said, and ends no run."""
+    plan = reached.plan
+    try:
+        rows = None
+        if plan.objective.rollouts is None:
+            rows = examining.known_of(plan, reached.decided.folder(plan.out))
+        return last_word(examining.at_end(plan.out, rows), plan.out)
+    except faults.UNFORESEEN as e:
+        return say("doctor.failed", cause=faults.cause_of(e))
+
+
+def _learn_from(reached: Reached, summary: dict[str, Any]) -> None:
+    """Keep what the run took beside its estimate, for the next estimate on this machine. A run that
+    was taken up again measured only its last part."""
+    plan, world, estimate = reached.plan, reached.decided.world, reached.estimate
+    if plan.resume is not None or reached.progress.stopped_early:
+        return
+    measured = {**summary["seconds"], "memory": summary["peak_memory_bytes"]}
+    tried = estimate.question.trial is not None
+    kind = fit.kind_of_run(plan.config, plan.shape, world.dtype, world.threads, tried=tried)
+    learnt.remember(kind, world.device, estimate.raw, measured)
 
 
 def _spent(reached: Reached) -> dict[str, Any]:
@@ -205,7 +238,8 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "load_seconds": reached.load_seconds,
         "answer_seconds": reached.asker.seconds,
         **_spent(reached),
-        "estimated_seconds": {k: round(v, 3) for k, v in reached.estimated.items()},
+        "estimated_seconds": {k: round(v, 3) for k, v in reached.estimate.by_part().items()},
+        "estimated_peak_memory_bytes": reached.estimate.peak_bytes,
         "probes_left_out": reached.asker.left_out,
         "peak_memory_bytes": peak_memory_bytes(world.device),
         "trainable_parameters": decided.trainable,
@@ -221,6 +255,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "model": plan.config.model,
         "base_folder": str(plan.source.folder),
         "versions": versions(),
+        **evaluation.of(plan, reached.asker, done=status == "done"),
     }
     return {
         k: round(v, 4) if isinstance(v, float) and k.endswith("seconds") else v
@@ -228,8 +263,8 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
     }
 
 
-def _closing(reached: Reached, s: dict[str, Any], page: Path) -> Iterator[str]:
-    """The sentences that close a run that is done. `s` is its summary."""
+def _closing(reached: Reached, s: dict[str, Any], page: Path, word: str | None) -> Iterator[str]:
+    """The sentences that close a run that is done. `s` is its summary, `word` the doctor's."""
     plan = reached.plan
     speed = s["samples"] / s["train_seconds"] if s["train_seconds"] else 0.0
     yield say(
@@ -245,6 +280,7 @@ def _closing(reached: Reached, s: dict[str, Any], page: Path) -> Iterator[str]:
         rows, loss = f"{len(plan.data.held_out):,}", f"{s['held_out_loss_all']:.4f}"
         yield say("train.measured_at_end", rows=rows, loss=loss)
     yield from _measured(s)
+    yield from evaluation.sentences(s)
     alike = s["groups_without_difference"]
     if alike is not None and alike >= MOSTLY_ALIKE:
         key = "train.all_alike" if alike == 1 else "train.mostly_alike"
@@ -262,6 +298,17 @@ def _closing(reached: Reached, s: dict[str, Any], page: Path) -> Iterator[str]:
         base=readable_size(s["base_bytes"]),
     )
     yield time_sentence(s["seconds"])
+    told = reached.estimate
+    if told.seconds is not None:
+        yield say(
+            "train.estimated",
+            time=duration(told.seconds),
+            took=duration(s["seconds"]["train"]),
+            memory=readable_size(told.peak_bytes),
+            peak=readable_size(s["peak_memory_bytes"]),
+        )
+    if word is not None:
+        yield word
     key = "train.next_scores" if plan.questions.scored else "train.next"
     yield say(key, folder=plan.out, page=page)
 

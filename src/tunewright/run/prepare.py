@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
-from tunewright.advise import fit
+from tunewright.advise import fit, learnt, trial
 from tunewright.advise.speed import Rates
 from tunewright.core import compat, findings
 from tunewright.core.config import RunConfig
@@ -26,11 +26,13 @@ from tunewright.core.types import Objective
 from tunewright.core.words import say
 from tunewright.data import DataSet, describe, inspect
 from tunewright.engine.placement import World
-from tunewright.engine.schedule import total_steps
+from tunewright.engine.schedule import make_schedule
+from tunewright.engine.sharing import step_sharing
 from tunewright.methods import continuing
 from tunewright.methods.saved import virtual_tokens
 from tunewright.models import vocabulary
 from tunewright.record import folder as run_folder
+from tunewright.run import gating
 from tunewright.run.questions import Probe, Questions, questions_of
 from tunewright.run.structure import require_place, require_same_layers
 from tunewright.sources import find
@@ -42,6 +44,9 @@ from tunewright.text.tokenizer import load_light, load_tokenizer
 
 if TYPE_CHECKING:
     from tunewright.text.renderer import Renderer
+
+COUNTED_STEPS = 16
+"""Steps of which the estimate counts the rows."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +102,43 @@ class Plan:
         """The sizes of the model, from its configuration."""
         return fit.shape_of(self.source.folder)
 
-    def estimate(self, world: World, rates: Rates | None = None) -> fit.Estimate:
-        """What the run will need in `world`; with `rates`, measured here, also its time."""
-        layout = "padded" if self.config.engine.layout == "padded" else "tree"
-        facts = fit.SampleFacts.of(self.data.report, self.data.train, layout)
+    def estimate(
+        self,
+        world: World,
+        rates: Rates | None = None,
+        *,
+        try_blocks: bool = False,
+        here: bool = True,
+    ) -> fit.Estimate:
+        """What the run will need in `world`; with `rates`, measured here, also its time. `here`
+        False: `world` is another machine, about which nothing was learnt.
+
+        What a few blocks of the model took here (`advise/trial.py`) is used where it is known;
+        `try_blocks`: it is found out where it is not, which takes some seconds.
+        """
+        config, samples = self.config, self.data.train
+        layout = "padded" if config.engine.layout == "padded" else "tree"
+        facts = fit.SampleFacts.of(self.data.report, samples, layout)
+        draws = self.objective.rollouts is not None or self.objective.own_answers is not None
+        schedule = make_schedule(config.engine, facts.samples, 0.0)
+        counted = None
+        if not draws:
+            counted = step_sharing(samples, schedule, world.rows_per_pass, layout, COUNTED_STEPS)
+        found = None
+        if rates is not None and world.device == "cpu":
+            asked = trial.Asked(
+                config, self.source.folder, world, self.objective, samples, self.renderer
+            )
+            found = trial.find(asked, self.shape, rates, measure=try_blocks)
+        kind = fit.kind_of_run(
+            config, self.shape, world.dtype, world.threads, tried=found is not None
+        )
         return fit.of_run(
-            self.config,
+            config,
             self.objective,
             self.shape,
             facts,
-            steps=total_steps(self.config.engine, facts.samples),
+            steps=schedule.total_steps,
             dtype=world.dtype,
             device=world.device,
             rows_per_pass=world.rows_per_pass,
@@ -115,6 +147,10 @@ class Plan:
             answer_tokens=max(self.questions.answer_tokens, default=0),
             may_leave_out=all(probe.is_row for probe in self.questions.probes),
             rates=rates,
+            counted=counted,
+            trial=found,
+            here=here,
+            known=learnt.about(kind, world.device) if rates is not None and here else None,
         )
 
 
@@ -141,6 +177,7 @@ def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = 
     continued = continuing.resolve(parsed) if resume is None else continuing.Continued(parsed)
     config = continued.parsed.config
     raise_all(compat.problems(config), CompatError)
+    gating.require(config)
     out = resume or (
         Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
     )
@@ -236,7 +273,7 @@ def _renderers(
     An adapter may know more words than its base, and a method may add some: the rows are read with
     them.
     """
-    from tunewright.engine.opening import renderer_of, tokenizer_folder
+    from tunewright.engine.naming import renderer_of, tokenizer_folder
 
     thinking = Thinking(config.data.thinking, by_rows=objective.rollouts is None)
     opened = load_light(base)[0] if is_light else load_tokenizer(base)
@@ -253,10 +290,10 @@ def _renderers(
 def _require_words(config: RunConfig, folder: Path) -> None:
     """Refuse to teach a whole judge to write: only an objective that trains a judge goes on from
     one."""
-    from tunewright.engine import opening
+    from tunewright.engine.naming import require_words
 
     if not compat.judges(kind_of(config.objective)):
-        opening.require_words(folder, config.model)
+        require_words(folder, config.model)
 
 
 def _context_that_fits(begun: Begun, folder: Path) -> int | None:
@@ -302,10 +339,10 @@ def _require_method(begun: Begun, model_config: Any) -> None:
 def _require_teacher(objective: Objective) -> None:
     """Refuse a teacher that is not there, or has no words. Raises what opening it would raise."""
     if objective.teacher is not None:
-        from tunewright.engine import opening
+        from tunewright.engine.naming import config_folder, require_words
 
         name = objective.teacher.model
-        opening.require_words(opening.config_folder(name), name)
+        require_words(config_folder(name), name)
 
 
 def _context_of(config: RunConfig, context: int | None) -> int | None:

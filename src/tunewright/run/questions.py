@@ -53,6 +53,9 @@ class Probe:
     """The model in memory would have begun the answer otherwise."""
     sample: Any = None
     """Both answers of a pair, where the run is asked for numbers."""
+    before_end: str = ""
+    after_end: str = ""
+    """How the answers ended (`decoding.writer.End`); empty where nothing was written."""
     is_row: bool = False
     """Chosen from the rows of the data, so it may be left out where asking takes long."""
 

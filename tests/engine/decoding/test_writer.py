@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import tiny
 
+from tunewright.core.pace import Pace
 from tunewright.engine.decoding import ways, writer
 from tunewright.engine.decoding.lookup import Lookup
 from tunewright.engine.decoding.writer import Ask, Sampling, Writer, Written, column_bytes
@@ -263,3 +264,58 @@ def test_a_text_that_repeats_is_guessed_whole() -> None:
     assert found.guess() == [9, 1, 2, 3]
     again = Lookup([5] * 4)
     assert again.guess() == [5] * 8
+
+
+@pytest.mark.skipif(not PACKS, reason="no packed layout on this processor")
+def test_an_answer_is_written_with_packed_weights_and_they_go_when_they_are_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny.make_model("llama", seed=3)
+    used: list[int] = []
+    product = Packed.__call__
+
+    def counted(self: Packed, x: torch.Tensor) -> torch.Tensor:
+        used.append(len(x))
+        return product(self, x)
+
+    monkeypatch.setattr(Packed, "__call__", counted)
+    found = writer_of(model)
+    found.write([Ask([3, 4, 5, 6, 7, 8, 9], 6)])
+    assert found.packs is not None and found.packs._kept
+    # Query, key and value of each block are one product at each of the steps after the first token.
+    assert len(used) >= 5 * model.config.num_hidden_layers
+    found.forget()
+    assert not found.packs._kept
+    plain = writer_of(model, packed=False)
+    used.clear()
+    plain.write([Ask([3, 4, 5, 6, 7, 8, 9], 6)])
+    assert plain.packs is None and not used
+
+
+@pytest.mark.parametrize(("slow", "fast"), [(2, 1), (1, 2)])
+def test_a_decode_settles_on_the_count_of_threads_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, slow: int, fast: int
+) -> None:
+    now, in_use = [0.0], [2]
+    spent: dict[int, int] = {}
+    step = ways.TreeWay.step
+
+    def taking_time(self: Any, ids: torch.Tensor) -> torch.Tensor:
+        now[0] += 4.0 if in_use[0] == slow else 1.0
+        spent[in_use[0]] = spent.get(in_use[0], 0) + 1
+        return step(self, ids)
+
+    def paced(counts: tuple[int, ...]) -> Pace:
+        counts = (1, 2) if counts else ()
+        return Pace(
+            counts,
+            clock=lambda: now[0],
+            use=lambda count: in_use.__setitem__(0, count),
+            in_use=lambda: in_use[0],
+        )
+
+    monkeypatch.setattr(ways.TreeWay, "step", taking_time)
+    monkeypatch.setattr(writer, "Pace", paced)
+    writer_of(tiny.make_model("llama", seed=3)).write([Ask([3, 4, 5, 6, 7, 8, 9], 60)])
+    assert spent[slow] <= 6 and spent[fast] >= 40
+    assert in_use[0] == 2  # the process gets its own count back

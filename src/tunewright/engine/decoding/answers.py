@@ -95,11 +95,14 @@ def answer(
     prompts: list[list[int]],
     *,
     max_new_tokens: int | Sequence[int] = 64,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
     check: Callable[[], None] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
     on_answer: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
-    """Greedy answers to `prompts` (token ids that end where the answer begins), in their order.
+    """Answers to `prompts` (token ids that end where the answer begins), in their order: greedy, or
+    drawn at `temperature` with one seed for each prompt.
 
     `max_new_tokens` is the most tokens of an answer, one number or one for each prompt. An answer
     ends at the end of the context; a question that fills the context gets an empty one. `progress`
@@ -125,7 +128,10 @@ def answer(
             ended(i, Written())
     try:
         written = writer.write(
-            [Ask(prompt, room) for prompt, room in zip(prompts, rooms, strict=True)],
+            [
+                Ask(prompt, room, sampling=Sampling(temperature), luck=luck)
+                for prompt, room, luck in zip(prompts, rooms, _luck(rooms, seeds), strict=True)
+            ],
             progress=progress,
             on_end=ended,
         )
@@ -134,6 +140,16 @@ def answer(
     return [
         _answer(model, one, room, most)
         for (one,), room, most in zip(written, rooms, wanted, strict=True)
+    ]
+
+
+def _luck(rooms: Sequence[int], seeds: Sequence[int] | None) -> list[torch.Tensor | None]:
+    """What each answer of at most so many tokens is drawn with; nothing without seeds."""
+    if seeds is None:
+        return [None] * len(rooms)
+    return [
+        torch.rand(1, room, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for room, seed in zip(rooms, seeds, strict=True)
     ]
 
 

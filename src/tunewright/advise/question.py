@@ -1,0 +1,202 @@
+"""A run as its estimate sees it: the model's sizes, what the data needs, and how it is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tunewright.advise import speed
+from tunewright.advise.learnt import Learnt
+from tunewright.advise.memory import Work
+from tunewright.advise.trial import Trial
+from tunewright.core.types import OwnAnswers, Rollouts, Sample
+from tunewright.engine.sharing import StepSharing
+from tunewright.models.shape import ModelShape, rank_of
+
+GUESSED_TOKENS = 256
+"""Tokens of a row that nobody could count."""
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """What the estimate needs to know of the data: rows of one epoch as they are computed, rows
+    that predict a token, number of samples."""
+
+    samples: int
+    rows_per_epoch: int
+    label_rows_per_epoch: int
+    longest: int
+    held_out: int = 0
+
+    @classmethod
+    def of(
+        cls, report: dict[str, Any], samples: Sequence[Sample] = (), layout: str = "tree"
+    ) -> SampleFacts:
+        """From a data report with tokens. The report counts shared beginnings over all samples at
+        once; a step shares only among its own, so what is shared is taken at nine tenths."""
+        packed = report.get("packed", {})  # documents side by side
+        number, held = (packed.get(name, report.get(name, 0)) for name in ("train", "held_out"))
+        if (
+            report["tokens_total"] is None
+        ):  # no tokenizer here: a row is taken for a question and an answer of a few sentences
+            return cls(
+                number, GUESSED_TOKENS * number, GUESSED_TOKENS * number // 2, GUESSED_TOKENS, held
+            )
+        total, learnt = report["tokens_total"], report["learnt_tokens"]
+        longest = max(report["length_percentiles"]["max"], min(packed.get("tokens", 0), total))
+        if layout == "padded":
+            return cls(number, round(1.2 * total), learnt, longest, held)
+        shared = total - report["shared_prefix"]["rows_physical_estimate"]
+        return cls(number, max(1, round(total - 0.9 * shared)), learnt, longest, held)
+
+    def drawing(self, rollouts: Rollouts | None, own: OwnAnswers | None = None) -> SampleFacts:
+        """The same for a run that learns from its own answers, in rows of a training step that cost
+        as much.
+
+        An answer is taken to be two thirds of `max_new_tokens` long. Its tokens are drawn (a
+        forward pass in small products: worth 0.8 of a row), passed once more for each of old
+        values, reference and reward model (0.4 each), and learnt from `epochs` times.
+        """
+        if own is not None:
+            wrote = round(self.samples * own.share * own.max_new_tokens * 2 / 3)
+            rows = round(self.rows_per_epoch + 1.8 * wrote)
+            return replace(
+                self,
+                rows_per_epoch=rows,
+                label_rows_per_epoch=self.label_rows_per_epoch + wrote,
+                longest=self.longest + own.max_new_tokens,
+            )
+        if rollouts is None:
+            return self
+        drawn = self.samples * rollouts.num_answers * rollouts.max_new_tokens * 2 // 3
+        looks = 0.4 * (1 + rollouts.reference + 1)
+        rows = round((self.rows_per_epoch + drawn) * (rollouts.epochs + looks) + 0.8 * drawn)
+        return replace(
+            self,
+            rows_per_epoch=rows,
+            label_rows_per_epoch=drawn * rollouts.epochs,
+            longest=self.longest + rollouts.max_new_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A run as its estimate sees it."""
+
+    shape: ModelShape
+    trainable: int
+    rows_per_pass: int
+    facts: SampleFacts
+    steps: int
+    batch_size: int
+    dtype: str
+    device: str = "cpu"
+    layout: str = "tree"
+    method: Any = None
+    probes: int = 5
+    answer_tokens: int = 0
+    """Most tokens of an answer to them; 0: nothing is written."""
+    may_leave_out: bool = False
+    """They are rows of the data, of which no more are asked than there is time for."""
+    rates: speed.Rates | None = None
+    """What this machine reaches (`speed.measured_rates`); None: no time of its work is given."""
+    base_bits: float | None = None
+    beside: Sequence[ModelShape] = ()
+    """Further models that are held in memory and read every row without learning: a teacher, a
+    reward model of its own."""
+    reference: bool = False
+    """The model itself reads every row once before the first step."""
+    measured_rows: float = 0.0
+    """Samples that are read without being learnt, over the whole run."""
+    reference_samples: float = 0.0
+    """Samples that the model itself reads once before the first step, where `reference`."""
+    saves: int = 0
+    """Checkpoints that are written, the last one included."""
+    epochs: float = 1.0
+    optimizer: str = "adamw"
+    objective: str = "sft"
+    may_cache: bool = False
+    """Hidden states below the lowest trained block may be kept from the first epoch on."""
+    draws: bool = False
+    """Answers are drawn in every step."""
+    counted: StepSharing | None = None
+    """Rows of the steps as they will be cut; None: they follow from `facts`."""
+    trial: Trial | None = None
+    """What a few blocks took here; None: time is counted."""
+    here: bool = True
+    """The machine is this one."""
+    learnt: Learnt | None = None
+    """What finished runs on this machine took beside their estimates."""
+
+    @property
+    def grown(self) -> ModelShape:
+        """The model with the blocks that the method adds."""
+        method = self.method
+        return method.grown(self.shape) if hasattr(method, "grown") else self.shape
+
+    @property
+    def share(self) -> float:
+        """The part of an epoch that one step is."""
+        return self.batch_size / max(1, self.facts.samples)
+
+    @property
+    def step_rows(self) -> int:
+        """Token rows of a step."""
+        if self.counted is not None:
+            return max(1, round(self.counted.physical / self.counted.steps))
+        return math.ceil(self.facts.rows_per_epoch * self.share)
+
+    @property
+    def label_share(self) -> float:
+        """The part of the rows that predicts a token."""
+        if self.counted is not None:
+            return self.counted.labels / max(1, self.counted.physical)
+        return self.facts.label_rows_per_epoch / max(1, self.facts.rows_per_epoch)
+
+    @property
+    def passes(self) -> float:
+        """Passes of a step."""
+        if self.counted is not None:
+            return self.counted.passes / self.counted.steps
+        return max(1.0, math.ceil(self.step_rows / max(1, self.rows_per_pass)))
+
+    @property
+    def pass_rows(self) -> int:
+        """Token rows of the largest pass."""
+        facts = self.facts
+        if self.counted is not None and self.counted.largest_pass:
+            return min(self.counted.largest_pass, max(self.rows_per_pass, facts.longest))
+        largest = facts.rows_per_epoch
+        if facts.samples > self.batch_size:
+            # Steps differ: the largest of many is some rows above the mean, by about two spreads of
+            # a sum of samples.
+            largest = math.ceil(self.step_rows * (1 + 0.4 / math.sqrt(self.batch_size)))
+        most = max(self.rows_per_pass, facts.longest)
+        return max(1, min(most, max(largest, facts.longest)))
+
+    @property
+    def work(self) -> Work:
+        """What decides memory besides the model."""
+        rows, facts = self.pass_rows, self.facts
+        labels = rows * self.label_share
+        return Work(
+            self.trainable,
+            rows,
+            max(1, round(labels)),
+            facts.longest,
+            self.dtype,
+            self.device == "cpu",
+            self.layout == "tree",
+            tuple(getattr(self.method, "targets", ("linear",))),
+            rank_of(self.method),
+            self.probes,
+            self.base_bits,
+            self.optimizer,
+            self.trial,
+            self.passes * self.steps,
+            self.method.moment_numbers(self.grown)
+            if hasattr(self.method, "moment_numbers")
+            else None,
+        )

@@ -1,0 +1,565 @@
+"""A few blocks of the run's own model, with made-up weights, take the run's first steps: what a
+step costs on this machine, measured before any weight is read.
+
+Counting operations and dividing by the rate of a large matrix product says what a step would take
+on a machine that does nothing else than multiply. A small model's step is also norms, copies,
+hundreds of short products, kernels that are compiled for every new number of rows, and whatever
+the method adds. So the engine itself is asked. Blocks of one model cost alike: the time of those
+between the first and the last of a few, and what autograd keeps of them, stand for all; the rest of
+a step (embedding, first and last block, head, loss) is measured as it is.
+
+Takes about `SECONDS`; what was found is kept under everything that decides it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.advise.speed import Rates
+from tunewright.core import faults, findings
+from tunewright.core.config import RunConfig
+from tunewright.core.errors import TunewrightError
+from tunewright.core.machine import fingerprint, is_busy, peak_memory_bytes, resident_bytes
+from tunewright.core.telling import Quiet
+from tunewright.core.types import Objective, Sample
+from tunewright.engine.schedule import make_schedule
+from tunewright.models.shape import ModelShape
+from tunewright.sources import headers
+from tunewright.sources.fingerprint import judged_by
+
+if TYPE_CHECKING:
+    from tunewright.engine.opening import Ready
+    from tunewright.engine.placement import World
+
+SECONDS = 2.5
+"""Most that the steps of a trial take, as far as that can be foreseen."""
+LEAST_BLOCKS, FEW_BLOCKS = 5, 6
+"""Blocks of a trial: at least, and up to which number a model is tried whole."""
+MOST_BLOCKS, MOST_STEPS = 12, 8
+LEAST_ROWS = 64
+"""Rows of a pass that says anything."""
+QUESTIONS, ROW_TOKENS, MORE_TOKENS = 4, 16, 8
+"""Questions that are answered, tokens of one whose row has no answer, and tokens that are written
+more than at least."""
+MOST_DAYS, BUSY_SECONDS = 30, 600
+"""How long a trial counts; one that was made while other programs held the processors counts for a
+few minutes only."""
+MOST_WEIGHTS = 4e8
+"""Weights that are made up at most."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a few blocks took. Rows are token rows of a step as it was tried."""
+
+    blocks: int
+    rows: float
+    """Mean of the steps after the first."""
+    labels: float
+    passes: float
+    seconds: float
+    """Of a step without its update, all tried blocks; mean of the steps after the first."""
+    block_seconds: float
+    """Of it, in one block that learns or lets a gradient through."""
+    learning_blocks: int
+    """Blocks among the tried ones that `block_seconds` and `block_bytes` are the mean of."""
+    still_blocks: int
+    """Blocks of the tried ones that are only passed forward."""
+    still_seconds: float
+    """In one of these."""
+    first_seconds: float
+    """What the first step took longer."""
+    update_seconds: float
+    trainable: int
+    read_seconds: float
+    """Of reading `read_samples` samples without learning, all tried blocks."""
+    read_first_seconds: float
+    """What that took longer the first time."""
+    read_samples: float
+    read_block_seconds: float
+    draw_seconds: float
+    """Of drawing answers in a step, where the objective does."""
+    ask_seconds: float
+    """Of beginning to answer a few questions: reading them, and laying out the weights."""
+    token_seconds: float
+    """Of one more token of all their answers."""
+    block_bytes: float
+    """What autograd keeps of one block in the largest pass of the first step."""
+    rest_bytes: float
+    """What it keeps outside of the blocks that stand for all."""
+    pass_rows: float
+    """Rows of that pass."""
+    process_bytes: int = 0
+    """Resident set of this process before the blocks were made; 0 where the system does not say."""
+    peak_bytes: int = 0
+    """Largest resident set while the steps were tried; 0 where it was larger before."""
+    growth_bytes: float = 0.0
+    """By how much the resident set rose after the first step: kernels that are compiled for new
+    numbers of rows and kept, and holes between tensors of changing sizes."""
+    tried_passes: float = 0.0
+    """Passes in which it rose so."""
+    block_weights: float = 0.0
+    """Bytes of one block, with what the method puts into it."""
+    rest_weights: float = 0.0
+    """Bytes of everything outside of the blocks."""
+    state_bytes: float = 0.0
+    """Of gradients, moments and wide copies of what trains, for all tried blocks."""
+    layout: str = "tree"
+    busy: bool = False
+    """Other programs held the processors meanwhile."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The run whose steps are tried: what `engine.opening.to_train` needs, but for weights."""
+
+    config: RunConfig
+    folder: Path
+    world: World
+    objective: Objective
+    samples: Sequence[Sample]
+    renderer: Any
+
+
+def find(asked: Asked, shape: ModelShape, rates: Rates, *, measure: bool) -> Trial | None:
+    """What a few blocks of the run's model took here: as it was kept, or with `measure` found out
+    now.
+
+    None where it is not known, would say nothing, cannot be made, or would take much longer than
+    `SECONDS`: on a GPU, with a teacher or a judge of its own, with an adapter to go on with, for a
+    model whose blocks alone are large.
+    """
+    config, world = asked.config, asked.world
+    if world.device != "cpu" or config.adapter or asked.objective.teacher is not None:
+        return None
+
+    def pass_seconds(blocks: int, rows: int) -> float:
+        each = shape.active_weights / max(1, shape.layers)
+        head = 0.5 * shape.head_weights
+        return 4.0 * rows * (blocks * each + head) / (0.5 * rates.flops)
+
+    key = _key(asked)
+    kept = findings.read("trial", key)
+    if isinstance(kept, dict) and not _stale(kept):
+        with contextlib.suppress(TypeError):
+            return Trial(**kept["trial"])
+    blocks = blocks_for(config, shape, world.rows_per_pass, pass_seconds) if measure else None
+    if blocks is None:
+        return None
+    try:
+        found = _tried(asked, shape, blocks, pass_seconds)
+    except (TunewrightError, *faults.UNFORESEEN):
+        return None  # the run itself will say what is wrong with it
+    findings.keep("trial", key, {"at": time.time(), "trial": asdict(found)})
+    return found
+
+
+def _stale(kept: Any) -> bool:
+    """Whether what was found must be found again: after `MOST_DAYS`, and soon where other programs
+    held the machine."""
+    try:
+        age, busy = time.time() - float(kept["at"]), bool(kept["trial"].get("busy"))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return True
+    return not 0 <= age < (BUSY_SECONDS if busy else MOST_DAYS * 24 * 3600)
+
+
+def _key(asked: Asked) -> dict[str, Any]:
+    """Everything that decides what is found: the machine, what computes, the model's sizes, the
+    run, and how long its rows are, in steps of a fifth."""
+    config, world, samples = asked.config, asked.world, asked.samples
+    sizes, _ = headers.read_config(asked.folder / "config.json")
+    engine = config.engine
+    schedule = make_schedule(engine, len(samples), 0.0)
+    first = [samples[i] for number in (1, 2) for i in schedule.samples_of(number)]
+    rows = [len(branch.tokens) for sample in first for branch in sample.branches]
+    return {
+        "machine": fingerprint(),
+        "by": judged_by(),
+        "threads": world.threads,
+        "dtype": world.dtype,
+        "model": {k: v for k, v in sizes.items() if not k.startswith("_")},
+        "method": config.method.model_dump(mode="json"),
+        "objective": config.objective.model_dump(mode="json"),
+        "base": config.base.model_dump(mode="json"),
+        "engine": [
+            schedule.batch_size,
+            world.rows_per_pass,
+            engine.optimizer,
+            engine.layout,
+            bool(engine.neftune),
+            bool(engine.clip),
+        ],
+        "rows": [
+            len(rows),
+            *(round(math.log(max(1, n), 1.2)) for n in (sum(rows), max(rows, default=1))),
+        ],
+    }
+
+
+def blocks_for(
+    config: RunConfig, shape: ModelShape, rows: int, pass_seconds: Callable[[int, int], float]
+) -> int | None:
+    """How many blocks are tried; None where even the least would be too many."""
+    wanted = getattr(config.method, "blocks", None)
+    least = min(shape.layers, max(LEAST_BLOCKS, 2 + (wanted if isinstance(wanted, int) else 0)))
+    each = shape.block_weights // max(1, shape.layers)
+    outside = shape.head_weights * (1 if shape.tied else 2)
+    if outside + least * each > MOST_WEIGHTS or pass_seconds(least, LEAST_ROWS) > SECONDS / 2:
+        return None
+    if shape.layers <= FEW_BLOCKS:
+        return shape.layers
+    most = least
+    while (
+        most < min(shape.layers, MOST_BLOCKS)
+        and outside + (most + 1) * each <= MOST_WEIGHTS
+        and 3 * pass_seconds(most + 1, rows) < SECONDS / 2
+    ):
+        most += 1
+    return most
+
+
+def _tried(
+    asked: Asked, shape: ModelShape, blocks: int, pass_seconds: Callable[[int, int], float]
+) -> Trial:
+    from tunewright.engine.opening import to_train
+    from tunewright.models import load
+
+    world = replace(asked.world, reasons={})
+    engine = asked.config.engine.model_copy(update={"activation_cache": "off"})
+    config = asked.config.model_copy(update={"engine": engine})
+    busy, process, before = is_busy(), resident_bytes(), peak_memory_bytes("cpu")
+    causal = load.made_up(asked.folder, blocks, dtype=world.torch_dtype(), base=config.base)
+    opened = to_train(
+        config,
+        asked.folder,
+        str(asked.folder),
+        world,
+        asked.objective,
+        asked.samples,
+        [],
+        asked.renderer,
+        Quiet(),
+        causal=causal,
+    )
+    chosen = _steps_of(config, asked.samples, opened, world, blocks, pass_seconds)
+    _know_the_start(opened, chosen)
+    with Watch(opened) as watched:
+        found = _measured(opened, chosen, watched, blocks)
+    weights, state = _weights(opened, watched.blocks), _state(opened)
+    return replace(
+        found,
+        process_bytes=process,
+        peak_bytes=found.peak_bytes if found.peak_bytes > before else 0,
+        block_weights=weights[0],
+        rest_weights=weights[1],
+        state_bytes=state,
+        layout=opened.layout,
+        busy=busy,
+    )
+
+
+def _tensors_of(opened: Ready) -> list[Any]:
+    """The weights of the model and of what is on it."""
+    return [*opened.model.parameters(), *opened.model.buffers(), *opened.causal.parameters()]
+
+
+def _bytes_of(tensors: Sequence[Any]) -> int:
+    """Bytes of the storages, each counted once."""
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+    )
+
+
+def _weights(opened: Ready, blocks: Sequence[Any]) -> tuple[float, float]:
+    """(bytes of a block, bytes of everything else), as they are held while training."""
+    inside = [[*block.parameters(), *block.buffers()] for block in blocks]
+    whole = _bytes_of(_tensors_of(opened))
+    each = _bytes_of([t for own in inside for t in own]) / max(1, len(blocks))
+    return each, whole - each * len(blocks)
+
+
+def _state(opened: Ready) -> float:
+    """Bytes of gradients and of what the optimiser holds besides the model's own weights."""
+    optimizer = opened.stepper.optimizer
+    own = {t.untyped_storage().data_ptr() for t in _tensors_of(opened)}
+    learns = [p for group in optimizer.param_groups for p in group["params"]]
+    held = [
+        t
+        for state in optimizer.state.values()
+        for t in state.values()
+        if hasattr(t, "untyped_storage")
+    ]
+    apart = [t for t in (*learns, *held) if t.untyped_storage().data_ptr() not in own]
+    return float(_bytes_of(learns) + _bytes_of(apart))
+
+
+def _steps_of(
+    config: RunConfig,
+    samples: Sequence[Sample],
+    opened: Ready,
+    world: World,
+    blocks: int,
+    pass_seconds: Callable[[int, int], float],
+) -> list[list[Sample]]:
+    """The samples of the first steps, each as many as are tried in time."""
+    schedule = make_schedule(config.engine, len(samples), 0.0)
+    most = min(MOST_STEPS, max(3, schedule.total_steps))
+    budget = SECONDS / 3
+    found = []
+    for number in range(1, most + 1):
+        chosen = [samples[i] for i in schedule.samples_of(number)]
+        groups = opened.stepper.policy.cut(chosen, world.rows_per_pass)
+        some: list[Sample] = []
+        spent = 0.0
+        for group in groups:
+            rows = sum(len(b.tokens) for s in group for b in s.branches)
+            spent += pass_seconds(blocks, min(rows, world.rows_per_pass))
+            if some and spent > budget:
+                break
+            some += group
+        found.append(some)
+    return found
+
+
+def _know_the_start(opened: Ready, chosen: list[list[Sample]]) -> None:
+    """What the model at step 0 says of the samples, for objectives that measure from there."""
+    from tunewright.engine.oracles.reference import ReferenceStore
+
+    stepper = opened.stepper
+    if stepper.objective.reference:
+        more = stepper.objective.companions
+        samples = [sample for step in chosen for sample in step]
+        store = ReferenceStore({})
+        everything = [*samples, *(more(samples, None) if more else [])]
+        store.fill(stepper.policy, everything, stepper.rows_per_pass)
+        stepper.policy.reference = store
+
+
+class Watch:
+    """Counts, for the inside of each block, seconds forward and backward, and bytes that autograd
+    keeps."""
+
+    def __init__(self, opened: Ready) -> None:
+        from tunewright.engine.activation_cache import blocks_of
+
+        self.blocks = blocks_of(opened.causal)
+        self.forward = [0.0] * len(self.blocks)
+        self.backward = [0.0] * len(self.blocks)
+        self.learns = [False] * len(self.blocks)
+        """Whether a gradient passes through the output of each block."""
+        self.kept = [0.0] * (len(self.blocks) + 1)
+        self.largest: tuple[float, list[float]] = (0.0, [])
+        self._inside = len(self.blocks)
+        self._since = 0.0
+        self._arrived: tuple[int, float] | None = None
+        self._weights = {
+            t.untyped_storage().data_ptr()
+            for t in (*opened.model.parameters(), *opened.model.buffers())
+        }
+        self._seen: dict[int, Any] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Watch:
+        for number, block in enumerate(self.blocks):
+            self._hooks.append(block.register_forward_pre_hook(self._enter(number)))
+            self._hooks.append(block.register_forward_hook(self._leave(number)))
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        count = len(self.blocks)
+        self.forward, self.backward = [0.0] * count, [0.0] * count
+        self._arrived = None
+
+    def forget(self) -> None:
+        """Let go of the tensors that were counted."""
+        self._seen = {}
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, what autograd keeps is counted."""
+        import torch
+
+        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda t: t):
+            yield
+
+    def _enter(self, number: int) -> Any:
+        def hook(module: Any, given: Any) -> None:
+            if number == 0:
+                if sum(self.kept) > self.largest[0]:
+                    self.largest = (sum(self.kept), self.kept)
+                self.kept, self._seen = [0.0] * (len(self.blocks) + 1), {}
+            self._inside, self._since = number, time.perf_counter()
+
+        return hook
+
+    def _leave(self, number: int) -> Any:
+        def hook(module: Any, given: Any, output: Any) -> None:
+            self.forward[number] += time.perf_counter() - self._since
+            self._inside = len(self.blocks)
+            hidden = output[0] if isinstance(output, tuple) else output
+            if getattr(hidden, "requires_grad", False):
+                self.learns[number] = True
+                hidden.register_hook(self._arrival(number))
+
+        return hook
+
+    def _arrival(self, number: int) -> Any:
+        def hook(gradient: Any) -> None:
+            now = time.perf_counter()
+            self._seen = {}  # so that backward frees them as it does in a run
+            if self._arrived is not None and self._arrived[0] == number + 1:
+                self.backward[number + 1] += now - self._arrived[1]
+            self._arrived = (number, now)
+
+        return hook
+
+    def _keep(self, tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        if place not in self._weights and place not in self._seen:
+            self._seen[place] = tensor
+            self.kept[self._inside] += storage.nbytes()
+        return tensor
+
+    def kept_at_most(self) -> list[float]:
+        """Bytes kept in each block, and outside, of the pass that kept most."""
+        return self.kept if sum(self.kept) >= self.largest[0] else self.largest[1]
+
+
+def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: int) -> Trial:
+    stepper = opened.stepper
+    parts = {"gradients": 0.0, "draw": 0.0}
+    stepper.gradients = _timed(stepper.gradients, parts, "gradients")  # type: ignore[method-assign]
+    if hasattr(stepper, "draw_and_judge"):
+        stepper.draw_and_judge = _timed(stepper.draw_and_judge, parts, "draw")
+    taken: list[dict[str, float]] = []
+    inner: list[tuple[list[float], list[float]]] = []
+    begin = time.perf_counter()
+    for number, samples in enumerate(chosen, 1):
+        watch.reset()
+        parts |= dict.fromkeys(parts, 0.0)
+        start = time.perf_counter()
+        with watch.keeping() if number == 1 else contextlib.nullcontext():
+            report = stepper.step(samples, number, 1e-6)
+        whole = time.perf_counter() - start
+        if number == 1:
+            kept = watch.kept_at_most()
+            watch.forget()
+            rows_kept = report.physical_rows / max(1, report.passes)
+        update = whole - parts["gradients"] - parts["draw"]
+        taken.append(
+            {
+                "whole": whole,
+                "update": update,
+                "draw": parts["draw"],
+                "rows": report.physical_rows,
+                "labels": report.label_tokens,
+                "passes": report.passes,
+                "peak": peak_memory_bytes("cpu"),
+                "held": resident_bytes(),
+            }
+        )
+        inner.append((watch.forward, watch.backward))
+        if number >= 3 and time.perf_counter() - begin > SECONDS * number / (number + 1):
+            break
+    later = taken[1:] or taken
+    means = {name: sum(one[name] for one in later) / len(later) for name in taken[0]}
+    learns = [n for n in _middle(blocks) if watch.learns[n]]
+    still = [n for n in _middle(blocks) if not watch.learns[n]]
+    of_later = inner[1:] or inner
+    scale = len(of_later)
+    warm = [n for n in learns if n < blocks - 2] or learns
+    block = _mean([sum(f[n] + b[n] for f, b in of_later) / scale for n in warm])
+    quiet = _mean([sum(f[n] for f, _ in of_later) / scale for n in still])
+    seconds = means["whole"] - means["update"] - means["draw"]
+    reads = []
+    for _ in range(2):
+        watch.reset()
+        start = time.perf_counter()
+        stepper.held_out(chosen[-1], {})
+        reads.append(time.perf_counter() - start)
+    return Trial(
+        blocks,
+        means["rows"],
+        means["labels"],
+        means["passes"],
+        seconds,
+        block,
+        len(learns),
+        watch.learns.count(False),
+        quiet,
+        max(0.0, taken[0]["whole"] - means["whole"] * taken[0]["rows"] / max(1.0, means["rows"])),
+        means["update"],
+        opened.trainable,
+        reads[1],
+        max(0.0, reads[0] - reads[1]),
+        len(chosen[-1]),
+        _mean([watch.forward[n] for n in _middle(blocks)]),
+        means["draw"],
+        *_answering(opened, chosen),
+        _mean([kept[n] for n in learns]),
+        sum(kept) - sum(kept[n] for n in learns),
+        rows_kept,
+        peak_bytes=int(taken[-1]["peak"]),
+        growth_bytes=max(0.0, taken[-1]["held"] - taken[0]["held"]),
+        tried_passes=sum(one["passes"] for one in later),
+    )
+
+
+def _answering(opened: Ready, chosen: list[list[Sample]]) -> tuple[float, float]:
+    """(seconds to begin answering a few questions, seconds of one more token of each). Zeros where
+    nothing can be answered."""
+    from tunewright.engine.decoding.writer import Ask, Writer
+    from tunewright.engine.policy import Policy
+
+    branches = [sample.branches[0] for sample in chosen[0][:QUESTIONS]]
+    prompts = [b.tokens[: b.learnt[0]] if b.learnt else b.tokens[:ROW_TOKENS] for b in branches]
+    prompts = [list(prompt) for prompt in prompts if len(prompt)]
+    if not prompts or "score" in opened.stepper.policy.heads:
+        return 0.0, 0.0
+    layout = "any" if opened.attached is None else opened.attached.needs.layout
+    opened.model.eval()
+    # No stop tokens: made-up weights end an answer by accident.
+    writer = Writer(Policy(opened.model, opened.causal, "tree"), frozenset(), needs_layout=layout)
+    spent = []
+    for tokens in (1, 2, 2 + MORE_TOKENS):
+        start = time.perf_counter()
+        writer.write([Ask(prompt, tokens) for prompt in prompts])
+        spent.append(time.perf_counter() - start)
+    writer.forget()
+    return spent[0] + spent[1], max(0.0, spent[2] - spent[1]) / MORE_TOKENS
+
+
+def _middle(blocks: int) -> list[int]:
+    """Blocks that stand for all: neither the first, in which kernels are compiled and below which
+    no gradient is asked for, nor the last, which leaves out rows that nobody reads. On the way back
+    the kernels for all rows are compiled in the one before the last, whose seconds count for itself
+    alone."""
+    return list(range(1, blocks - 1))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _timed(function: Any, into: dict[str, float], name: str) -> Any:
+    def timed(*given: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*given, **named)
+        finally:
+            into[name] += time.perf_counter() - start
+
+    return timed

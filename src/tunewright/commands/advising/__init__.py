@@ -1,0 +1,1 @@
+"""What `advise` measures with: passages of documents, questions to tables, prompts and answers."""

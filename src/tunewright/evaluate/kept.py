@@ -1,0 +1,90 @@
+"""Lines of a table that are found again: what was measured before a kill is not measured twice.
+
+A line carries the name of everything that decided it. A line that a kill cut off counts as none;
+lines of another model or other settings stay in the file and are not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tunewright.core.errors import UsageError, problem
+from tunewright.sources.fingerprint import computed_by, fingerprint
+
+KEY = "key"
+
+
+def name_of(*facts: Any) -> str:
+    """The name of what a line says, from everything that decides it."""
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def about(opened: Any) -> list[Any]:
+    """Everything that decides what an opened model computes: its files, how they are held, and what
+    computes."""
+    found, world = opened.target, opened.world
+    held = sorted((k, str(v)) for k, v in found.settings.items() if k.startswith("base."))
+    adapter = "" if found.adapter is None else fingerprint(found.adapter)
+    files = [fingerprint(found.source.folder), adapter]
+    return [*files, held, world.device, world.dtype, computed_by()]
+
+
+class Kept:
+    """The lines in `path`; None keeps nothing. Raises UsageError (E-EXAM-13) where the file cannot
+    be read or written."""
+
+    def __init__(self, path: Path | None):
+        self.path, self._file = path, None if path is None else self._opened(path)
+        self._lines: dict[str, dict[str, Any]] = {}
+        if path is not None:
+            for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+                self._take(text)
+
+    @staticmethod
+    def _opened(path: Path) -> TextIO:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+            file = path.open("a", encoding="utf-8")
+            if not whole:  # a line that was cut off stays a line of its own
+                file.write("\n")
+            return file
+        except OSError as e:
+            raise UsageError(problem("E-EXAM-13", str(path), cause=e.strerror or str(e))) from e
+
+    def _take(self, text: str) -> None:
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(line, dict) and isinstance(line.get(KEY), str):
+            self._lines[line[KEY]] = line
+
+    def find(self, name: str) -> Mapping[str, Any] | None:
+        """The line of that name."""
+        return self._lines.get(name)
+
+    def add(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Add lines, at once on the disk; those that stand there already are not written again."""
+        if self._file is None:
+            return
+        for line in lines:
+            if line[KEY] not in self._lines:
+                self._lines[line[KEY]] = line
+                self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        try:
+            self._file.flush()
+        except OSError as e:
+            raise UsageError(
+                problem("E-EXAM-13", str(self.path), cause=e.strerror or str(e))
+            ) from e
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
