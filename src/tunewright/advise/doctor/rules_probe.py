@@ -22,7 +22,7 @@ PAD_GAIN = 1.0
 PROMPT_GAIN = 0.7
 PROMPT_SHARE = 0.5
 """Nats a token, and share of the answers' gain: training on answers alone moves the words of the
-questions by less (docs/LOG.md)."""
+questions by less."""
 STOP_UNLIKELY = math.log(0.2)
 """The stop token is not what the model writes after an answer that it knows."""
 ANSWER_KNOWN = -0.7
