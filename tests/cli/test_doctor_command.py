@@ -11,7 +11,12 @@ from helpers.fake_run import SUMMARY, events, write_run
 from helpers.story import tunewright
 
 FLAT = [{**event, "loss": 3.0} for event in events(40, None) if event["event"] == "step"]
-IDLE = {"events": [{**event, "learning_rate": 1e-9} for event in FLAT], "rows": []}
+WHOLE = {**SUMMARY, "skipped_steps": 0}
+IDLE = {
+    "summary": {k: v for k, v in WHOLE.items() if not k.startswith("held_out")},
+    "events": [{**event, "learning_rate": 1e-9} for event in FLAT],
+    "rows": [],
+}
 
 
 @pytest.fixture
@@ -30,9 +35,7 @@ def test_what_is_found_is_printed_and_is_no_failure(idle: Path) -> None:
 
 def test_strict_ends_with_one_where_a_finding_is_bad(idle: Path, tmp_path: Path) -> None:
     assert tunewright("doctor", str(idle), "--strict").returncode == 1
-    learnt = write_run(
-        tmp_path / "learnt", summary={**SUMMARY, "skipped_steps": 0}, events=events(72, None)
-    )
+    learnt = write_run(tmp_path / "learnt", summary=WHOLE, events=events(72, None))
     assert tunewright("doctor", str(learnt), "--strict").returncode == 0
 
 

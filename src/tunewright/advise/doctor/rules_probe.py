@@ -242,7 +242,9 @@ def stops_at_once(facts: Facts) -> Finding | None:
 def answers_unlearnt(facts: Facts) -> Finding | None:
     """The answers became no likelier, or less likely."""
     probed = _probed(facts)
-    if probed.base is None or not probed.tuned.finite or learnt(facts) is not False:
+    if probed.base is None or probed.pairs or not probed.tuned.finite:
+        return None
+    if learnt(facts) is not False:
         return None
     base, tuned = -probed.base.answer, -probed.tuned.answer
     if base <= KNOWN or base - tuned >= max(GAIN, BARELY * base):
