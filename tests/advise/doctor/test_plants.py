@@ -226,7 +226,7 @@ def test_weights_that_are_no_numbers(place: Path, adapter: Path, tmp_path: Path)
         ({"max_new_tokens": 2}, "answers_too_long"),
         ({"max_length": 12}, "answers_too_long"),
         ({"min_new_tokens": 60}, "answers_must_go_on"),
-        ({"eos_token_id": 77}, "stop_token_missing"),
+        ({"eos_token_id": 0}, "stop_token_missing"),
         ({"do_sample": True, "temperature": 9.0, "top_k": 0}, "sampling_spoils"),
         ({"repetition_penalty": 9.0}, "repetition_penalty"),
     ],
