@@ -51,6 +51,8 @@ def diagnose(
         return examine(
             foreign.facts_of(target, model, data, tell, rows=rows or foreign.ROWS, **how)
         )
+    if model is not None:
+        tell.line(say("doctor.model_of_run", model=model))
     facts = examining.facts_of(folder, examining.known_again(folder))
     if data is not None:
         from tunewright.advise.doctor import foreign

@@ -119,7 +119,7 @@ def read_data_report(folder: Path) -> dict[str, Any]:
     """data_report.json of a run folder; empty where it cannot be read."""
     try:
         return dict(json.loads((folder / "data_report.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -136,5 +136,5 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a run folder; empty if it was not written yet."""
     try:
         return dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}

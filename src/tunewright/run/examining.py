@@ -139,10 +139,21 @@ def _course(record: Record) -> Course | None:
         held=record.evaluations,
         held_kept=number(kept) if kept is not None else None,
         usual_rate=_usual(record),
+        ranked=_ranked(record),
         rewarded=rewarded,
         groups_alike=finite(s.get("groups_without_difference")),
         wall=str(s.get("status") or ""),
     )
+
+
+def _ranked(record: Record) -> float | None:
+    """Share of pairs that are ranked right: of the held-out ones, else over the last steps."""
+    told = record.summary.get("held_out_figures")
+    held = finite(told.get("accuracy")) if isinstance(told, dict) else None
+    last = record.steps[-max(1, len(record.steps) // 4) :]
+    shares = [finite((one.get("figures") or {}).get("accuracy")) for one in last]
+    known = [share for share in shares if share is not None]
+    return held if held is not None else sum(known) / len(known) if known else None
 
 
 def _figures(steps: Sequence[dict[str, Any]], name: str) -> list[float]:
@@ -186,7 +197,7 @@ def _data(record: Record, known: Known | None) -> Data | None:
     too_long = reasons.get("too_long") if isinstance(reasons, dict) else None
     return Data(
         rows=None if rows is None else int(rows),
-        distinct=None if rows is None else int(rows) - count("duplicates"),
+        distinct=None if rows is None or asks_only else int(rows) - count("duplicates"),
         learnt_tokens=None if learnt is None or asks_only else int(learnt),
         tokens=None if tokens is None else int(tokens),
         truncated=found.get("truncated", (0, 0))[0],

@@ -136,6 +136,31 @@ def test_why_nothing_was_learnt(changes: dict[str, Any], code: str) -> None:
     assert course(losses=FLAT, held=(), held_kept=None, **changes) == [code]
 
 
+def test_little_is_less_grave_than_nothing() -> None:
+    def severity(last: float) -> str:
+        facts = only("course", losses=[3.0] * 20 + [last] * 20, held=(), held_kept=None)
+        return examine(facts).findings[0].severity
+
+    assert severity(2.95) == "bad"
+    assert severity(2.9) == "warn"
+
+
+def test_pairs_that_are_ranked_right_are_learnt_however_little_the_loss_falls() -> None:
+    pairs: dict[str, Any] = {
+        "objective": "dpo",
+        "losses": [0.69] * 40,
+        "held": (),
+        "held_kept": None,
+    }
+    assert course(**pairs, ranked=0.8) == []
+    assert course(**pairs, ranked=0.5) == ["not_learnt"]
+
+
+def test_of_pairs_the_chosen_answer_may_become_less_likely() -> None:
+    less = replace(TUNED, answer=-3.6, first=-3.6, later=-3.6)
+    assert probe(tuned=less, pairs=True) == []
+
+
 def test_a_small_rate_that_learnt_is_no_finding() -> None:
     assert course(rates=[1e-6]) == []
 

@@ -34,6 +34,8 @@ class Course:
     """Held-out loss of the weights that are handed out."""
     usual_rate: float | None = None
     """The learning rate that suits the method in a run of this length."""
+    ranked: float | None = None
+    """Share of the last pairs whose chosen answer is ranked above the other."""
     rewarded: bool = False
     """It learns from rewards: the loss says nothing of how well."""
     groups_alike: float | None = None
@@ -132,6 +134,8 @@ class Probed:
     effect: float | None = None
     """Largest difference of a log-probability between the two."""
     pad_is_stop: bool = False
+    pairs: bool = False
+    """The rows are pairs: what was taught is which answer is better, not to write it."""
     templates: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Form of asking -> mean log-probability of the answers' tokens (base, trained model). `chat`
     is the folder's own."""

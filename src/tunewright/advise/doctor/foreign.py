@@ -256,7 +256,8 @@ class _Probe:
         self.reading = self._read(tuned)
         if self.reading is None:
             return weights
-        self.probed = probing.compare(base, self.reading, self.asking)
+        pairs = any(isinstance(row, Preference) for row in self.read.train_rows[:1])
+        self.probed = replace(probing.compare(base, self.reading, self.asking), pairs=pairs)
         if self.probed.tuned.finite:
             self.asked = self._ask(tuned)
             self._try_forms(tuned, base is not None, world)

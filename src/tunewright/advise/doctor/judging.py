@@ -111,7 +111,6 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "no_effect": NOTHING_LEARNT,
     "labels_all_masked": (*NOTHING_LEARNT, *SYMPTOMS, "gradient_zero"),
     "gradient_zero": NOTHING_LEARNT,
-    "nan_steps": NOTHING_LEARNT,
     "rate_too_large": (*NOTHING_LEARNT, *SYMPTOMS),
     "labels_shifted": (*NOTHING_LEARNT, *SYMPTOMS, "template_differs"),
     "rows_misaligned": (*NOTHING_LEARNT, "answers_worse", "overfitting"),

@@ -24,6 +24,8 @@ KNOWN = 0.1
 """Below this loss, in nats a token, the model knew the rows before: nothing was left to learn."""
 RIGHT = 0.5
 """From this share of right answers on a run has learnt, whatever its loss did."""
+RANKED = 0.75
+"""From this share of rightly ranked pairs on pairs were learnt, however little the loss fell."""
 SURE = 2.0
 """Standard errors by which two means must differ to count as different."""
 GAIN = 0.1
@@ -117,7 +119,7 @@ def learnt(facts: Facts) -> bool | None:
 
 def _by_probe(facts: Facts) -> bool | None:
     probed = facts.probed
-    if probed is None or probed.base is None:
+    if probed is None or probed.base is None or probed.pairs:
         return None
     base, tuned = -probed.base.answer, -probed.tuned.answer
     if not (math.isfinite(base) and math.isfinite(tuned)):
@@ -128,6 +130,8 @@ def _by_probe(facts: Facts) -> bool | None:
 def _by_course(course: Course | None) -> bool | None:
     if course is None or course.rewarded:
         return None
+    if course.ranked is not None and course.ranked >= RANKED:
+        return True
     told, held = trend(course), held_fall(course)
     least = BARELY_TEXT if course.objective == "pretrain" else BARELY
     falls = [fall for fall in (told.fall if told else None, held) if fall is not None]

@@ -6,7 +6,7 @@ import math
 
 from tunewright.advise.doctor.facts import Course, Facts
 from tunewright.advise.doctor.outcome import KNOWN, held_fall, learnt, learnt_well, trend
-from tunewright.record.diagnosis import Finding
+from tunewright.record.diagnosis import Finding, Severity
 
 FEW_SKIPPED = 0.05
 """Float16 finds its scale by skipping a few steps; more than this share of them is a fault."""
@@ -15,6 +15,8 @@ SMALL = 10.0
 of a method differ by less between models."""
 LARGE = 3.0
 """A rate so many times the usual one is to blame for a loss that rises or jumps."""
+NOTHING = 0.02
+"""A fall of the loss under this share is nothing; above it, it is little."""
 FEW_STEPS = 30
 """AdamW moves a weight by about rate x steps. With fewer steps than this even the usual rate of a
 method moves little."""
@@ -114,19 +116,21 @@ def barely_moved(facts: Facts) -> Finding | None:
     if told is None or told.last > ROSE * told.first:
         return None
     rate, usual = _peak_rate(course), course.usual_rate
+    steps = course.steps or len(course.losses)
     evidence = {
         "first": told.first,
         "last": told.last,
         "fall_share": max(0.0, told.fall),
-        "steps": course.steps or len(course.losses),
+        "steps": steps,
         **_rate(course),
         **({"held_share": max(0.0, held)} if held is not None else {}),
     }
+    severity: Severity = "bad" if max(told.fall, held or 0.0) < NOTHING else "warn"
     if rate is not None and usual and rate < usual / SMALL:
-        return Finding("rate_too_small", "bad", evidence | {"try_rate": usual})
-    if evidence["steps"] < FEW_STEPS:
-        return Finding("steps_too_few", "bad", evidence | {"try_steps": 10 * FEW_STEPS})
-    return Finding("not_learnt", "bad", evidence | {"try_rate": _try(course, 5)})
+        return Finding("rate_too_small", severity, evidence | {"try_rate": usual})
+    if steps < FEW_STEPS:
+        return Finding("steps_too_few", severity, evidence | {"try_steps": 10 * FEW_STEPS})
+    return Finding("not_learnt", severity, evidence | {"try_rate": _try(course, 5)})
 
 
 def overfitting(facts: Facts) -> Finding | None:

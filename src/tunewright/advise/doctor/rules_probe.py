@@ -22,7 +22,7 @@ PAD_GAIN = 1.0
 PROMPT_GAIN = 0.7
 PROMPT_SHARE = 0.5
 """Nats a token, and share of the answers' gain: training on answers alone moves the words of the
-questions by less (docs/LOG.md)."""
+questions by less."""
 STOP_UNLIKELY = math.log(0.2)
 """The stop token is not what the model writes after an answer that it knows."""
 ANSWER_KNOWN = -0.7
@@ -242,7 +242,9 @@ def stops_at_once(facts: Facts) -> Finding | None:
 def answers_unlearnt(facts: Facts) -> Finding | None:
     """The answers became no likelier, or less likely."""
     probed = _probed(facts)
-    if probed.base is None or not probed.tuned.finite or learnt(facts) is not False:
+    if probed.base is None or probed.pairs or not probed.tuned.finite:
+        return None
+    if learnt(facts) is not False:
         return None
     base, tuned = -probed.base.answer, -probed.tuned.answer
     if base <= KNOWN or base - tuned >= max(GAIN, BARELY * base):
