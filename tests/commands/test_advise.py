@@ -190,6 +190,25 @@ def test_what_is_printed_and_written(tiny: Path, tmp_path: Path) -> None:
     assert advice["asked"]["users"] == 5
 
 
+def test_a_run_answers_as_itself_under_its_system_prompt(tiny: Path, tmp_path: Path) -> None:
+    rows = lights(tmp_path, count=60)
+    keys = {
+        "model": str(tiny), "data.train": str(rows), "data.held_out": 0, "data.system": "Lights.", "method.kind": "lora",
+        "engine.steps": 2, "engine.dtype": "float32", "engine.threads": 1, "out": str(tmp_path / "run"), "probes": 0,
+    }  # fmt: skip
+    train(parse_run(keys, {}), tell=Quiet())
+    docs = tmp_path / "docs.jsonl"
+    docs.write_text(
+        json.dumps({"title": "灯", "text": "绿灯表示走，红灯表示停。"}) + "\n", encoding="utf-8"
+    )
+    question = asked(tmp_path / "run", {"data": rows, "docs": docs}, changes="rarely", users=1000)
+    advice, verdict = advise(question, tmp_path / "out", tell=Quiet())
+    assert "adapter" in advice["left_out"]["lora"] and "lora" not in advice["ways"]
+    assert advice["asked"]["system"] == "Lights." and verdict.assumed == []
+    first = json.loads((tmp_path / "out" / "held_out.jsonl").read_text().splitlines()[0])
+    assert first["messages"][0] == {"role": "system", "content": "Lights."}
+
+
 # ---- wrong input
 
 

@@ -140,6 +140,6 @@ def test_a_dry_run_says_the_seconds_of_the_parts(model: Path, tmp_path: Path) ->
 
     rows, lines = story.rows_file(tmp_path / "rows.json"), Lines()
     found = dry_run(parse_run({"model": str(model), "data.train": str(rows)}, {}), tell=lines)
-    assert set(found["seconds"]) == {"load", "ask", "train", "evaluate"}
+    assert set(found["seconds"]) == {"load", "ask", "train", "evaluate", "checkpoint"}
     assert found["seconds"]["train"] == found["train_seconds"]
     assert sum(line.startswith("besides: about ") for line in lines.said) == 1

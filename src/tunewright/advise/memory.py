@@ -33,6 +33,9 @@ matrix library."""
 GROWING_PASSES = 9.0
 """Passes after which two thirds of the compiled products are there that will be kept at most
 (`core.machine.KERNELS`): a pass brings about 25 of a new number of rows (docs/plan.md)."""
+ELSEWHERE = 1.2
+"""Kernels of a whole run for each that learning alone compiles: measuring and answering bring some.
+"""
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "muon": 4}
 """Bytes that an update rule keeps for each number that trains (`engine/optim.py`)."""
 SLACK = 1.15
@@ -194,7 +197,8 @@ def _grown(work: Work, trial: Trial) -> float:
     Every new number of rows brings kernels, until as many are kept as may be."""
     tried = max(1.0, trial.tried_passes)
     later = max(tried, work.all_passes - 1)
-    return (1 - math.exp(-later / GROWING_PASSES)) / (1 - math.exp(-tried / GROWING_PASSES))
+    grown = (1 - math.exp(-later / GROWING_PASSES)) / (1 - math.exp(-tried / GROWING_PASSES))
+    return ELSEWHERE * grown
 
 
 def _head_bytes(shape: ModelShape, work: Work) -> int:
