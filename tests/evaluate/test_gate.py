@@ -238,17 +238,21 @@ def test_draws_at_a_temperature_are_all_judged() -> None:
 def test_timings_are_taken_in_turns_and_a_single_pause_does_not_count() -> None:
     order: list[str] = []
 
-    def timed(name: str, slow_at: int = -1) -> FunctionSubject:
+    def timed(name: str, slow: range = range(0)) -> FunctionSubject:
         def answer(messages: list[Message], seed: int) -> Reply:
             order.append(name)
-            return Reply("x", "stop", 9.0 if order.count(name) == slow_at else 0.1, written=4)
+            return Reply("x", "stop", 9.0 if order.count(name) in slow else 0.1, written=4)
 
         return FunctionSubject(name, answer)
 
     contract = parse({"speed": {"margin": 0.2, "rounds": 8}})
-    found = gate(contract, timed("a", slow_at=4), against=timed("b"), tell=Quiet())
-    assert found["passed"] and found["clauses"][0]["checks"][0]["value"] == pytest.approx(1.0)
-    assert "".join(order) == "aabb" + "ba" + "abba" * 3  # each warms up once
+    # A whole turn of a is slow, its fifth to seventh call.
+    found = gate(contract, timed("a", range(5, 8)), against=timed("b"), tell=Quiet())
+    (check,) = found["clauses"][0]["checks"]
+    assert found["passed"] and check["value"] == pytest.approx(1.0)
+    assert max(found["clauses"][0]["seconds_per_token"]["a"]) == pytest.approx(9 / 4)
+    # Each warms up once; the shortest of three counts.
+    assert "".join(order) == "a" + "aaa" + "b" + "bbb" + "bbbaaa" + "aaabbbbbbaaa" * 3
 
 
 def test_absolute_speed_and_sizes() -> None:

@@ -200,8 +200,8 @@ class Speed(Clause):
     seconds_per_answer: float | None = Field(default=None, gt=0)
     """The most seconds of an answer."""
     rounds: int = Field(default=24, ge=8)
-    """How often both are timed, in turns."""
-    tokens: int = Field(default=16, gt=0)
+    """How often both are timed, in turns: three times each, of which the shortest counts."""
+    tokens: int = Field(default=8, gt=0)
     """Tokens that are written each time."""
 
 
