@@ -20,6 +20,13 @@ from tunewright.core.telling import Quiet
 from tunewright.story import train
 
 
+@pytest.fixture(autouse=True)
+def _short_trainings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Much time and few steps: no test of a tiny model may depend on how fast this machine is."""
+    if "real_model" not in request.keywords:
+        monkeypatch.setattr(bench.training, "STEPS_PER_MINUTE", 0.5)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learnt nothing."""
@@ -62,7 +69,7 @@ def taught(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(model: Path, made: dict[str, Any], **more: Any) -> Question:
     files = {name: Path(made[name]) for name in ("docs", "tables") if name in made}
     return Question(
-        str(model), str(made["data"]), dtype="float32", minutes=more.pop("minutes", 1.0), **files, **more
+        str(model), str(made["data"]), dtype="float32", minutes=more.pop("minutes", 30.0), **files, **more
     )  # fmt: skip
 
 
@@ -138,7 +145,7 @@ def test_the_same_seed_gives_the_same_advice_and_nothing_is_measured_twice(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = advising.facts(tmp_path / "data")
-    question = asked(tiny, made, seed=3)
+    question = asked(tiny, made, seed=3, held_out=12)
     first, _ = advise(question, tmp_path / "a", tell=Quiet())
     second, _ = advise(question, tmp_path / "b", tell=Quiet())
     assert "lora_rag" in first["ways"]
@@ -155,7 +162,7 @@ def test_the_same_seed_gives_the_same_advice_and_nothing_is_measured_twice(
     monkeypatch.undo()
     monkeypatch.setattr(bench, "ask", no_more)
     with pytest.raises(AssertionError, match="measured again"):
-        advise(asked(tiny, made, seed=4), tmp_path / "a", tell=Quiet())
+        advise(asked(tiny, made, seed=4, held_out=12), tmp_path / "a", tell=Quiet())
 
 
 def test_what_there_is_no_time_for_is_left_out_and_said(tiny: Path, tmp_path: Path) -> None:
@@ -174,7 +181,7 @@ def test_what_is_printed_and_written(tiny: Path, tmp_path: Path) -> None:
     made = advising.table(tmp_path / "data")
     words = [
         "advise", "--model", str(tiny), "--data", str(made["data"]), "--tables", str(made["tables"]),
-        "--out", str(tmp_path / "out"), "--dtype", "float32", "--rows", "20", "--changes", "often", "--users", "5",
+        "--out", str(tmp_path / "out"), "--dtype", "float32", "--minutes", "30", "--rows", "20", "--changes", "often", "--users", "5",
     ]  # fmt: skip
     done = story.tunewright(*words)
     assert done.returncode == 0, done.stderr
