@@ -44,6 +44,7 @@ LEAST_BLOCKS, FEW_BLOCKS = 5, 6
 MOST_BLOCKS, MOST_STEPS = 12, 8
 LEAST_ROWS = 64
 """Rows of a pass that says anything."""
+KERNELS_TRIED = 16
 QUESTIONS, ROW_TOKENS, MORE_TOKENS = 4, 16, 8
 """Questions that are answered, tokens of one whose row has no answer, and tokens that are written
 more than at least."""
@@ -104,6 +105,8 @@ class Trial:
     numbers of rows and kept, and holes between tensors of changing sizes."""
     tried_passes: float = 0.0
     """Passes in which it rose so."""
+    kernel_bytes: float = 0.0
+    """By how much it rises with one compiled product."""
     block_weights: float = 0.0
     """Bytes of one block, with what the method puts into it."""
     rest_weights: float = 0.0
@@ -234,6 +237,7 @@ def _tried(
     world = replace(asked.world, reasons={})
     engine = asked.config.engine.model_copy(update={"activation_cache": "off"})
     config = asked.config.model_copy(update={"engine": engine})
+    kernel = _kernel_bytes(world)
     busy, process, before = is_busy(), resident_bytes(), peak_memory_bytes("cpu")
     causal = load.made_up(asked.folder, blocks, dtype=world.torch_dtype(), base=config.base)
     opened = to_train(
@@ -257,12 +261,27 @@ def _tried(
         found,
         process_bytes=process,
         peak_bytes=found.peak_bytes if found.peak_bytes > before else 0,
+        kernel_bytes=kernel,
         block_weights=weights[0],
         rest_weights=weights[1],
         state_bytes=state,
         layout=opened.layout,
         busy=busy,
     )
+
+
+def _kernel_bytes(world: World) -> float:
+    """Bytes that the process grows with a matrix product of a new size. Takes about 50 ms."""
+    import torch
+
+    b = torch.ones(576, 320, dtype=world.torch_dtype())
+    # Sizes that no program uses, so that none was compiled before.
+    rows = [torch.ones(403 + 2 * n, 576, dtype=b.dtype) for n in range(KERNELS_TRIED + 1)]
+    torch.mm(rows[0], b)
+    before = resident_bytes()
+    for a in rows[1:]:
+        torch.mm(a, b)
+    return max(0.0, (resident_bytes() - before) / KERNELS_TRIED)
 
 
 def _tensors_of(opened: Ready) -> list[Any]:
