@@ -1,5 +1,5 @@
-"""What goes on inside the blocks of a model while it learns: seconds forward and backward, and bytes
-that autograd keeps. Hooks only; no number changes."""
+"""What goes on inside the blocks of a model while it learns: seconds forward and backward, and
+bytes that autograd keeps. Hooks only; no number changes."""
 
 from __future__ import annotations
 
