@@ -28,9 +28,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def lights(place: Path, count: int = 80) -> Path:
+def lights(place: Path, count: int = 80, seed: int = 0) -> Path:
     """What a light means: the skill that the taught model has."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     words = {"go": ("green", "lime"), "stop": ("red", "pink")}
     rows = []
     for i in range(count):
@@ -45,10 +45,10 @@ def taught(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("taught")
     keys = {
         "model": str(tiny),
-        "data.train": str(lights(place)),
+        "data.train": str(lights(place, 160, seed=1)),
         "data.held_out": 0,
         "method.kind": "full",
-        "engine.steps": 60,
+        "engine.steps": 100,
         "engine.batch_size": 16,
         "engine.learning_rate": 5e-3,
         "engine.dtype": "float32",
@@ -62,7 +62,7 @@ def taught(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(model: Path, made: dict[str, Any], **more: Any) -> Question:
     files = {name: Path(made[name]) for name in ("docs", "tables") if name in made}
     return Question(
-        str(model), str(made["data"]), dtype="float32", minutes=more.pop("minutes", 5.0), **files, **more
+        str(model), str(made["data"]), dtype="float32", minutes=more.pop("minutes", 1.0), **files, **more
     )  # fmt: skip
 
 
@@ -79,31 +79,19 @@ def test_a_formula_needs_no_language_model(tiny: Path, tmp_path: Path) -> None:
     assert json.loads(found.stdout)["answer"] == "94.0"
 
 
-@pytest.mark.parametrize("kind", ["csv", "sqlite"])
-def test_answers_that_live_in_a_table_are_queried(tiny: Path, tmp_path: Path, kind: str) -> None:
-    made = advising.table(tmp_path / "data", kind=kind)
+def test_answers_that_live_in_a_table_are_queried(tiny: Path, tmp_path: Path) -> None:
+    made = advising.table(tmp_path / "data")
     before = made["tables"].read_bytes()
-    advice, verdict = advise(asked(tiny, made, held_out=12), tmp_path / "out", tell=Quiet())
+    advice, verdict = advise(asked(tiny, made, held_out=20), tmp_path / "out", tell=Quiet())
     assert (verdict.branch, verdict.way) == ("query", "lookup")
     assert advice["ways"]["lookup"]["score"]["value"] == 1.0 and "sql" in advice["ways"]
     found = story.tunewright(
         "advise", "--out", str(tmp_path / "out"), "--ask", "What does the Noxel desk cost?"
     )
-    assert found.stdout.strip() == story_price(before, "Noxel desk", kind)
+    line = next(one for one in before.decode().splitlines() if one.startswith("Noxel desk"))
+    assert found.stdout.strip() == f"{float(line.split(',')[2]):g}"
     assert "SELECT price" in found.stderr
     assert made["tables"].read_bytes() == before
-
-
-def story_price(table: bytes, name: str, kind: str) -> str:
-    if kind == "csv":
-        line = next(one for one in table.decode().splitlines() if one.startswith(name))
-        return f"{float(line.split(',')[2]):g}"
-    import sqlite3
-
-    db = sqlite3.connect(":memory:")
-    db.deserialize(table)
-    ((price,),) = db.execute("select price from goods where product = ?", (name,))
-    return f"{price:g}"
 
 
 def test_a_skill_that_the_model_has_needs_no_tuning(taught: Path, tmp_path: Path) -> None:
@@ -150,7 +138,7 @@ def test_the_same_seed_gives_the_same_advice_and_nothing_is_measured_twice(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = advising.facts(tmp_path / "data")
-    question = asked(tiny, made, minutes=1.0, seed=3)
+    question = asked(tiny, made, seed=3)
     first, _ = advise(question, tmp_path / "a", tell=Quiet())
     second, _ = advise(question, tmp_path / "b", tell=Quiet())
     assert "lora_rag" in first["ways"]
@@ -165,21 +153,9 @@ def test_the_same_seed_gives_the_same_advice_and_nothing_is_measured_twice(
     assert everything_but_time(again) == everything_but_time(first)
     # Other rows are another measurement.
     monkeypatch.undo()
-    calls = counted(monkeypatch)
-    advise(asked(tiny, made, minutes=1.0, seed=4), tmp_path / "a", tell=Quiet())
-    assert calls and calls[0] == "base"
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    calls: list[str] = []
-    ask: Callable[..., Any] = bench.ask
-
-    def counting(model: Any, way: Any, *args: Any, **more: Any) -> Any:
-        calls.append(way.name)
-        return ask(model, way, *args, **more)
-
-    monkeypatch.setattr(bench, "ask", counting)
-    return calls
+    monkeypatch.setattr(bench, "ask", no_more)
+    with pytest.raises(AssertionError, match="measured again"):
+        advise(asked(tiny, made, seed=4), tmp_path / "a", tell=Quiet())
 
 
 def test_what_there_is_no_time_for_is_left_out_and_said(tiny: Path, tmp_path: Path) -> None:
@@ -198,7 +174,7 @@ def test_what_is_printed_and_written(tiny: Path, tmp_path: Path) -> None:
     made = advising.table(tmp_path / "data")
     words = [
         "advise", "--model", str(tiny), "--data", str(made["data"]), "--tables", str(made["tables"]),
-        "--out", str(tmp_path / "out"), "--dtype", "float32", "--rows", "8", "--changes", "often", "--users", "5",
+        "--out", str(tmp_path / "out"), "--dtype", "float32", "--rows", "20", "--changes", "often", "--users", "5",
     ]  # fmt: skip
     done = story.tunewright(*words)
     assert done.returncode == 0, done.stderr
@@ -212,6 +188,25 @@ def test_what_is_printed_and_written(tiny: Path, tmp_path: Path) -> None:
     advice = json.loads(chinese.stdout)
     assert advice["verdict"]["rule"] == "答案在表里：查表"
     assert advice["asked"]["users"] == 5
+
+
+def test_a_run_answers_as_itself_under_its_system_prompt(tiny: Path, tmp_path: Path) -> None:
+    rows = lights(tmp_path, count=60)
+    keys = {
+        "model": str(tiny), "data.train": str(rows), "data.held_out": 0, "data.system": "Lights.", "method.kind": "lora",
+        "engine.steps": 2, "engine.dtype": "float32", "engine.threads": 1, "out": str(tmp_path / "run"), "probes": 0,
+    }  # fmt: skip
+    train(parse_run(keys, {}), tell=Quiet())
+    docs = tmp_path / "docs.jsonl"
+    docs.write_text(
+        json.dumps({"title": "灯", "text": "绿灯表示走，红灯表示停。"}) + "\n", encoding="utf-8"
+    )
+    question = asked(tmp_path / "run", {"data": rows, "docs": docs}, changes="rarely", users=1000)
+    advice, verdict = advise(question, tmp_path / "out", tell=Quiet())
+    assert "adapter" in advice["left_out"]["lora"] and "lora" not in advice["ways"]
+    assert advice["asked"]["system"] == "Lights." and verdict.assumed == []
+    first = json.loads((tmp_path / "out" / "held_out.jsonl").read_text().splitlines()[0])
+    assert first["messages"][0] == {"role": "system", "content": "Lights."}
 
 
 # ---- wrong input

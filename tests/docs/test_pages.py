@@ -18,10 +18,12 @@ PAGES = sorted(DOCS.rglob("*.md"))
 TRANSLATED = [
     "data",
     "data-check",
+    "doctor",
     "engine",
     "faq",
     "errors",
     "fit",
+    "damage",
     "evaluate",
     "exams",
     "judge",

@@ -141,6 +141,8 @@ def test_drawn_answers_are_the_same_for_the_same_model_and_seed(place: Path) -> 
     how: dict[str, Any] = {"temperature": 1.2, "loss": False, "limit": 5}
     one = beside(place, "model", "model", seed=3, **how)
     assert one["pairs"][0]["no_difference"]  # with one seed both have the same luck
+    said_so = "\n".join(lines(one))
+    assert "No difference" in said_so and "log-prob" not in said_so  # which nobody looked at
     other = beside(place, "model", "run", seed=4, **how)
     said = {row["origin"]: row["answers"][0] for row in one["rows"]}
     again = {row["origin"]: row["answers"][0] for row in other["rows"]}

@@ -14,6 +14,7 @@ from helpers.story import model_folder
 
 from tunewright.core.errors import DataError, TunewrightError
 from tunewright.core.telling import Quiet
+from tunewright.evaluate import exams
 from tunewright.evaluate.continuations import Scorer
 from tunewright.evaluate.exam_files import LETTERS, read_exam
 from tunewright.evaluate.exams import lines, take_exam
@@ -331,6 +332,18 @@ def test_scores_and_decisions_equal_lm_evals(
         share = next(one for one in found["exam"]["subjects"] if one["subject"] == subject)
         rights = sum(max(range(4), key=lambda i: (s[i], -i)) == int(right) for s, right in theirs)
         assert (share["right"], share["n"]) == (rights, len(theirs))
+
+
+def test_a_long_subject_is_asked_in_parts(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_csv(tmp_path / "anatomy_test.csv", rows(11))
+    whole = take(model, path, details=True)
+    monkeypatch.setattr(exams, "AT_ONCE", 4)
+    parts = take(model, path, details=True)
+    for one, other in zip(whole["rows"], parts["rows"], strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)
+    assert parts["exam"]["n"] == 11
 
 
 def test_figures_add_up(model: Path, tmp_path: Path) -> None:

@@ -33,11 +33,7 @@ CONTRACT: dict[str, Any] = {
         "least": 0.8,
     },
     "must_refuse": {"name": "harm", "questions": [f"harm {i}" for i in range(20)], "least": 0.8},
-    "must_not_say": {
-        "name": "leak",
-        "texts": ["the code is 7319"],
-        "patterns": [r"\b\d{4}-\d{4}\b"],
-    },
+    "must_not_say": {"name": "leak", "texts": ["the code is 7319"]},
     "form": {
         "name": "records",
         "questions": [f"record {i}" for i in range(QUESTIONS)],
@@ -120,10 +116,9 @@ def test_the_worst_case_within_the_limits_fails_no_more_often_than_stated() -> N
     """Every limit met exactly: the hardest model that keeps the contract."""
     worst = {"skill": 0.85, "facts": 0.8, "declines": 0.8, "form": 0.9, "slowness": 1.25}
     failed = sum(
-        not run(model(seed, **worst), model(9000 + seed, skill=0.9))["passed"]
-        for seed in range(200)
+        not run(model(seed, **worst), model(9000 + seed, skill=0.9))["passed"] for seed in range(60)
     )
-    assert failed <= 18  # 10 expected at most; 18 is 2.6 standard errors above
+    assert failed <= 8  # 3 expected at most; more than 8 by luck in 3 of 1,000
 
 
 def always(answer: Callable[[str], str]) -> FunctionSubject:
@@ -187,8 +182,8 @@ def test_what_must_still_be_done_is_compared_question_by_question() -> None:
         ("form", {"most_characters": 5}, "short", "longer"),
         ("form", {"least_characters": 3}, "abc", "ab"),
         ("form", {"one_of": ["yes", "no"]}, " yes", "yes!"),
-        ("language", {"answers": "zh"}, "今天的天气非常好，我们去公园。", "the weather is fine today"),
-        ("language", {"answers": "en"}, "the weather is fine today", "今天的天气非常好，我们去公园。"),
+        ("language", {"answers": "zh", "least": 1}, "今天的天气非常好，我们去公园。", "the weather is fine today"),
+        ("language", {"answers": "en", "least": 1}, "the weather is fine today", "今天的天气非常好，我们去公园。"),
     ],
 )  # fmt: skip
 def test_each_kind_of_clause_tells_a_good_answer_from_a_bad_one(
@@ -253,7 +248,7 @@ def test_timings_are_taken_in_turns_and_a_single_pause_does_not_count() -> None:
     contract = parse({"speed": {"margin": 0.2, "rounds": 8}})
     found = gate(contract, timed("a", slow_at=4), against=timed("b"), tell=Quiet())
     assert found["passed"] and found["clauses"][0]["checks"][0]["value"] == pytest.approx(1.0)
-    assert "".join(order) == "ab" + "abba" * 4  # the first two warm up
+    assert "".join(order) == "aabb" + "ba" + "abba" * 3  # each warms up once
 
 
 def test_absolute_speed_and_sizes() -> None:
@@ -272,7 +267,7 @@ def test_absolute_speed_and_sizes() -> None:
     found = gate(contract, subject, against=other, tell=Quiet())
     assert found["failed"] == ["quicker", "rush", "ram", "twice"]
     disk = next(c for c in found["clauses"] if c["name"] == "disk")
-    assert disk["checks"][0]["certain"] and "3.0 MB" in disk["sentences"][0]
+    assert disk["checks"][0]["certain"] and "2.9 MiB" in disk["sentences"][0]
 
 
 def test_changes_are_listed_worst_first() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from helpers.fake_run import DATA, SUMMARY, events, rows, write_run
 
+from tunewright.core.comparing import goes_in_circles
 from tunewright.report.html import render
-from tunewright.report.record import goes_in_circles, read_record
+from tunewright.report.record import read_record
 from tunewright.report.verdict import advice, headline, show, warnings_of
 
 GOOD = {**SUMMARY, "skipped_steps": 0}

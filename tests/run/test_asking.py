@@ -90,6 +90,7 @@ def train(model: Path, name: str = "run", **changes: Any) -> tuple[tunewright.Ru
         "data": {"train": str(model.parent / "rows.json"), "held_out": 0},
         "method": {"kind": "lora"},
         "probes": QUESTIONS,
+        "forgetting": "off",  # which is asked besides: test_general.py
         **changes,
     }
     run = tunewright.train(

@@ -92,10 +92,14 @@ def test_what_does_not_fit_together_is_opened_in_turns(
     from tunewright.evaluate import gate as gates
 
     monkeypatch.setattr(gates, "fit_together", lambda needs, device: False)
-    text = "must_still_do: {data: rows.json}\nspeed: {margin: 1, rounds: 8, tokens: 2}\n"
+    text = "must_still_do: {data: rows.json, max_new_tokens: 8}\nspeed: {margin: 2, rounds: 8}\n"
     (place / "both.yaml").write_text(text, encoding="utf-8")
-    done = command(place, "both.yaml", str(place / "run"), "--json")
-    assert done.returncode == 0 and not json.loads(done.stdout)["timed_in_turns"]
+    done = command(
+        place, "both.yaml", str(place / "run"), "--against", str(place / "run"), "--json"
+    )
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and not found["timed_in_turns"], found["clauses"]
+    assert found["clauses"][0]["checks"][0]["equal"] == 6
 
 
 @pytest.mark.parametrize(("contract", "passed"), [("good.yaml", True), ("bad.yaml", False)])

@@ -152,6 +152,10 @@ def told(score: Score) -> str:
     )
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def enough(figures: Figures) -> bool:
     """Whether what was measured already decides, so that nothing more expensive need be measured:
     a formula, the model as it is, or a query, whose interval leaves no room above."""
@@ -201,11 +205,11 @@ class _Walk:
         return self.best(other for other in others if other != way and self.beats(other, way))
 
     def step(self, node: str, answer: bool | None, key: str, /, **fields: Any) -> bool:
-        self.path.append(Step(node, answer, say(f"advise.evidence.{key}", **fields)))
+        self.path.append(Step(node, answer, _sentence(say(f"advise.evidence.{key}", **fields))))
         return bool(answer)
 
     def end(self, branch: str, way: str, key: str, /, **fields: Any) -> Verdict:
-        why = say(f"advise.why.{key}", **fields)
+        why = _sentence(say(f"advise.why.{key}", **fields))
         return Verdict(branch, way, why, self.path, self.assumed, self.remarks)
 
     def told(self, way: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from tunewright.advise.doctor.judging import examine
 from tunewright.core.errors import UsageError
@@ -19,6 +20,7 @@ def diagnose(
     data: str | None = None,
     rows: int | None = None,
     device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
     data_format: str = "auto",
     columns: dict[str, str] | None = None,
     data_dir: str | None = None,
@@ -34,16 +36,20 @@ def diagnose(
         raise UsageError.of("E-EVAL-05", "--rows")
     if folder.is_file() and folder.name == "run.yaml":
         folder = folder.parent
-    how = {"format": data_format, "columns": columns or {}, "dir": data_dir}
+    how: dict[str, Any] = {
+        "device": device,
+        "threads": threads,
+        "format": data_format,
+        "columns": columns or {},
+        "dir": data_dir,
+    }
     if not (folder / "run.yaml").is_file():
         from tunewright.advise.doctor import foreign
 
         if data is None:
             tell.line(say("doctor.no_data"))
         return examine(
-            foreign.facts_of(
-                target, model, data, tell, rows=rows or foreign.ROWS, device=device, **how
-            )
+            foreign.facts_of(target, model, data, tell, rows=rows or foreign.ROWS, **how)
         )
     facts = examining.facts_of(folder, examining.known_again(folder))
     if data is not None:
@@ -53,5 +59,5 @@ def diagnose(
         tuned = opening.find(str(folder), tell)
         base = opening.find(str(folder), tell, base=True)
         pair = foreign.Pair(tuned, base, facts.weights)
-        facts = foreign.with_probe(facts, pair, data, tell, rows or foreign.ROWS, device, **how)
+        facts = foreign.with_probe(facts, pair, data, tell, rows=rows or foreign.ROWS, **how)
     return examine(facts)

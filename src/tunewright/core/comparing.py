@@ -7,6 +7,7 @@ that; reward functions choose what counts. All take away the same things.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 
@@ -51,3 +52,13 @@ def matches(expected: str, given: str) -> tuple[bool, bool]:
     return exact, exact or (
         bool(normalised(expected)) and normalised(expected) == normalised(given)
     )
+
+
+_LOOP = re.compile(r"((\S.{1,119}?)\2{3,})\s*\S{0,120}\Z", re.DOTALL)
+
+
+def goes_in_circles(answer: str) -> bool:
+    """Whether the answer ends by saying the same four times or more: what a model does that never
+    learnt where to stop."""
+    found = _LOOP.search(answer[-600:])
+    return found is not None and len(found.group(1)) >= 40

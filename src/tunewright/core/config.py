@@ -251,3 +251,11 @@ class RunConfig(Section):
     gate: str | None = None
     """A contract that the trained model must keep: it is put to the run after the training, and to
     what is exported from it. Default: none."""
+    forgetting: Literal["auto", "off"] = "auto"
+    """auto: two dozen general questions before and after, to see what was forgotten; fewer, or
+    none, where they would take long beside the training. off: none."""
+
+    @field_validator("forgetting", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as false

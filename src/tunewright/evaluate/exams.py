@@ -32,6 +32,8 @@ from tunewright.text.rendered import CannotRender
 
 TABLE = "exam.jsonl"
 """The table of answers, a question a line."""
+AT_ONCE = 100
+"""Questions of a subject that are computed together, and kept: a kill loses no more."""
 MOST_SHOTS = 20
 USUAL_SHOTS = 5
 ONE_LETTER = 0.8
@@ -263,8 +265,10 @@ def _asked(
                 lost += 1
             else:
                 asked.append((item, made))
-        tell.progress(say("exam.asking"), done, total, subject.name)
-        answers += _answered(subject.name, asked, scorer, table, who)
+        for start in range(0, max(1, len(asked)), AT_ONCE):
+            tell.progress(say("exam.asking"), done + start, total, subject.name)
+            part = asked[start : start + AT_ONCE]
+            answers += _answered(subject.name, part, scorer, table, who)
         done += len(subject.items[:limit])
     tell.progress(say("exam.asking"), total, total)
     tell.finish()

@@ -239,11 +239,14 @@ class _Work:
         names = list(self.sides) if clause.margin is not None else ["a"]
         what = say("gate.timing", name=task.name)
         self.how.tell.start(what)
-        for name in names:
-            self._opened(name).timed(asked[0], clause.tokens)  # what happens once is not counted
+        warm: dict[str, Subject] = {}
         taken: dict[str, dict[int, tuple[float, int | None]]] = {name: {} for name in names}
         for done, (name, n) in enumerate(_turns(names, clause.rounds, self.together), 1):
-            taken[name][n] = self._opened(name).timed(asked[n % len(asked)], clause.tokens)
+            subject = self._opened(name)
+            if warm.get(name) is not subject:  # what happens once after opening is not counted
+                subject.timed(asked[0], clause.tokens)
+                warm[name] = subject
+            taken[name][n] = subject.timed(asked[n % len(asked)], clause.tokens)
             self.how.tell.progress(what, done, clause.rounds * len(names))
         self.how.tell.finish()
         # Where somebody does not say how many tokens it wrote, whole answers are compared.

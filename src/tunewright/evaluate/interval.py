@@ -107,9 +107,9 @@ def _tail(count: int, confidence: float) -> float:
     tail = (1 - confidence) / 2
     if count < 2:
         return tail
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit  # scipy.stats takes a second to import
 
-    return float(norm.cdf(math.sqrt(count / (count - 1)) * t.ppf(tail, count - 1)))
+    return float(ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, tail)))
 
 
 def of_scores(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -250,17 +250,15 @@ class How:
     ) -> list[tuple[str, str]]:
         """(answer without its thoughts, how it ended) to each question: those of the table, and the
         others, which are kept."""
-        if self.table.path is None:
-            names = [""] * len(questions)
-            known: list[Mapping[str, Any] | None] = [None] * len(questions)
-        else:
+        names = [""] * len(questions)
+        if self.table.path is not None:
             opened = getattr(subject, "opened", None)
             who = [subject.name, subject.kind, self.think, about(opened) if opened else None]
             names = [
                 name_of(who, [[m.role, m.content] for m in q.messages], room, self.seed, q.expected)
                 for q in questions
             ]
-            known = [self.table.find(name) for name in names]
+        known = [self.table.find(name) for name in names]
         open_ = [q for q, line in zip(questions, known, strict=True) if line is None]
         replies = iter(put(subject, open_, self.tell, max_new_tokens=room, seed=self.seed))
         found = []

@@ -222,7 +222,7 @@ def _hand_out(
 
 @torch.no_grad()
 def logprobs_of(
-    opened: opening.Opened,
+    opened: opening.Loaded,
     samples: list[Sample],
     *,
     layout_name: str,

@@ -251,3 +251,70 @@ def bar(parts: Sequence[tuple[str, float]], label: str) -> Html:
         role="img",
         aria_label=label,
     )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure with several values: (class, value, low, high) each, shares from 0 to 1. `shown` is
+    written at its right end."""
+
+    name: str
+    shown: str
+    values: list[tuple[str, float, float, float]]
+
+
+BAR_ROW, BAR_GAP = 16, 30
+"""Height of a value, and of the name above the values of a figure, in pixels."""
+
+
+def intervals(bars: Sequence[Bar], label: str) -> Html:
+    """The two drawings of shares with their intervals: a line from low to high and a dot at the
+    value, the name of each figure above it."""
+    return join([_intervals(bars, label, size) for size in (WIDE, NARROW)])
+
+
+def _intervals(bars: Sequence[Bar], label: str, size: Size) -> Html:
+    left, right = 14, size.width - 14
+    parts, y = [], 8.0
+
+    def px(value: float) -> str:
+        return f"{left + min(1.0, max(0.0, value)) * (right - left):.1f}"
+
+    for one in bars:
+        parts.append(el("text", one.name, class_="label", x=left, y=f"{y + 17:.0f}"))
+        parts.append(el("text", one.shown, x=right, y=f"{y + 17:.0f}", text_anchor="end"))
+        y += BAR_GAP
+        for class_, value, low, high in one.values:
+            title = f"{100 * value:.0f} % ({100 * low:.0f}–{100 * high:.0f} %)"
+            parts.append(el("line", class_="grid", x1=left, x2=right, y1=f"{y:.0f}", y2=f"{y:.0f}"))
+            ends = {"x1": px(low), "x2": px(high), "y1": f"{y:.0f}", "y2": f"{y:.0f}"}
+            parts.append(el("line", class_=f"range {class_}", **ends))
+            dot = el("title", title)
+            parts.append(
+                el("circle", dot, class_=f"value {class_}", cx=px(value), cy=f"{y:.0f}", r="5")
+            )
+            y += BAR_ROW
+    return el(
+        "svg",
+        *parts,
+        _shares(px, y),
+        class_=f"chart intervals {size.class_}",
+        viewBox=f"0 0 {size.width} {y + 28:.0f}",
+        role="img",
+        aria_label=label,
+    )
+
+
+def _shares(px: Callable[[float], str], y: float) -> Html:
+    """The axis from 0 to 100 %."""
+    anchors = {0.0: "start", 1.0: "end"}
+    return join(
+        el(
+            "text",
+            f"{100 * share:.0f} %",
+            x=px(share),
+            y=f"{y + 16:.0f}",
+            text_anchor=anchors.get(share, "middle"),
+        )
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    )

@@ -99,7 +99,8 @@ def _same_tokens(result: dict[str, Any]) -> bool:
 def difference_lines(pair: dict[str, Any], lang: str | None = None) -> list[str]:
     """What b has more than a, a line a metric."""
     if pair["no_difference"]:
-        return [say("beside.no_difference", lang, **_names(pair))]
+        key = "no_difference" if "loss" in pair else "same_everywhere"
+        return [say(f"beside.{key}", lang, **_names(pair))]
     lines = []
     for name, found in pair["differences"].items():
         lines.append(

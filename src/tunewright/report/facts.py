@@ -20,6 +20,8 @@ FOLDER = (
     "data_report.json",
     "events.jsonl",
     "before_after.jsonl",
+    "forgetting.jsonl",
+    "memorised.jsonl",
     "summary.json",
     "doctor.json",
 )

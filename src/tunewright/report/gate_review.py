@@ -118,7 +118,7 @@ def _blamed(change: dict[str, Any], lang: str | None = None) -> str:
         before, score = note["before"], note["score"]
         if score == 1 and before in (None, 1):
             continue
-        moved = f"{score:.2f}" if before is None else f"{before:.2f} → {score:.2f}"
+        moved = f"{score:.2f}" if before in (None, score) else f"{before:.2f} → {score:.2f}"
         why = f": {note['note']}" if note["note"] and score < 1 else ""
         parts.append(f"{plain(note['name'])} {moved}{plain(why)}")
     return "; ".join(parts) or say("gate.nobody_minds", lang)

@@ -94,6 +94,11 @@ def strings(value: Any) -> list[str]:
     return [str(v) for v in value] if isinstance(value, list) else []
 
 
+def listing(value: Any) -> list[Any]:
+    """A JSON list, or an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def mapping(value: Any) -> dict[str, Any]:
     """A JSON object, or an empty one."""
     return value if isinstance(value, dict) else {}

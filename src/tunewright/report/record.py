@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.comparing import contains
+from tunewright.core.comparing import contains, goes_in_circles
 from tunewright.core.errors import TunewrightError
 from tunewright.core.runfile import read_yaml
 
@@ -38,16 +37,6 @@ def finite(value: Any) -> float | None:
     """`number`, and None for what is not finite."""
     found = number(value)
     return found if found is not None and math.isfinite(found) else None
-
-
-_LOOP = re.compile(r"((\S.{1,119}?)\2{3,})\s*\S{0,120}\Z", re.DOTALL)
-
-
-def goes_in_circles(answer: str) -> bool:
-    """Whether the answer ends by saying the same four times or more: what a model does that never
-    learnt where to stop."""
-    found = _LOOP.search(answer[-600:])
-    return found is not None and len(found.group(1)) >= 40
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ from tunewright.engine.placement import World
 from tunewright.models import load
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.run.asking_time import LEAST_SECONDS, Question, allow
+from tunewright.run.general import General
 from tunewright.run.kept_answers import KeptAnswers
+from tunewright.run.memorised import Memorised
 from tunewright.run.prepare import Plan
 from tunewright.run.questions import Probe
 from tunewright.run.saved import FIRST_TOKENS, Text
@@ -70,18 +72,29 @@ class Asker:
         self.seconds = 0.0
         self.seconds_allowed = math.inf  # a run that is taken up again has chosen
         self.begun_with: dict[Probe, list[int]] = {}
+        self.general = General(plan, world, check, tell, rates)
+        self.memorised = Memorised(plan, world)
+        self.speeds: dict[str, dict[str, float]] = {}
+        """What writing the answers took, `before` and `after`."""
 
     def before(self, opened: Ready) -> None:
         """Ask what the run starts from: the adapter it goes on with, or the untouched base. A run
         that is taken up again has asked already."""
         if self.plan.resume and self._has_stored():
+            self.general.take_up()
+            self.memorised.take_up()
             return
         if self.scored:
             for probe, text in zip(self.probes, self._scores(opened.stepper.policy), strict=True):
                 probe.before = text
-        elif self.probes:
+        else:
+            about = self._about(opened) if self.probes or not self.general.skipped else None
             with self._start(opened) as model:
-                self._ask_start(model, KeptAnswers(self._about(opened)))
+                self.general.before(opened, opened.layout, model, about)
+                self.memorised.before(opened, opened.layout, model.renderer)
+                if self.probes:
+                    self._ask_start(model, KeptAnswers(about))
+                model.forget()
         self._write()
 
     def begun(self) -> list[Text]:
@@ -112,9 +125,13 @@ class Asker:
                 probe.reload_differs = text != trained
                 if probe.reload_differs:
                     self.tell.line(say("train.scores_differ", question=probe.question[:60]))
-        elif self.probes:
+        else:
             model = answering(fresh.loaded.causal, fresh.loaded.attached, self.plan.renderer)
-            self._ask_reloaded(model, dict(zip(self.probes, seen, strict=True)))
+            self.general.after(fresh.loaded, fresh.layout, model)
+            self.memorised.after(fresh.loaded, fresh.layout, model.renderer)
+            if self.probes:
+                self._ask_reloaded(model, dict(zip(self.probes, seen, strict=True)))
+            model.forget()
         self._write()
 
     # ---- asking
@@ -152,7 +169,7 @@ class Asker:
         elif there:
             self.tell.line(say("train.kept_some", count=len(there), n=len(self.probes)))
         what = say("train.ask_start" if adapter else "train.ask_before")
-        asked = self._answers(model, fresh, what, self.seconds_allowed / 2)
+        asked = self._answers(model, fresh, what, self.seconds_allowed / 2, "before")
         found = there | asked
         self._leave_out([probe for probe in self.probes if probe not in found])
         for probe in self.probes:
@@ -167,7 +184,7 @@ class Asker:
 
     def _ask_reloaded(self, model: AnsweringModel, seen: dict[Probe, Seen]) -> None:
         most = self.seconds_allowed - self.seconds
-        found = self._answers(model, self.probes, say("train.ask_reloaded"), most)
+        found = self._answers(model, self.probes, say("train.ask_reloaded"), most, "after")
         self._leave_out([probe for probe in self.probes if probe not in found])
         for probe in self.probes:
             answer = found[probe]
@@ -202,10 +219,15 @@ class Asker:
         return None
 
     def _answers(
-        self, model: AnsweringModel, probes: Sequence[Probe], what: str, most_seconds: float
+        self,
+        model: AnsweringModel,
+        probes: Sequence[Probe],
+        what: str,
+        most_seconds: float,
+        side: str,
     ) -> dict[Probe, Answer]:
         """The answers to `probes`: to all that must be asked, and to groups of the others
-        as long as less than `most_seconds` have passed."""
+        as long as less than `most_seconds` have passed. `side`: before or after."""
         if not probes:
             return {}
         start = time.perf_counter()
@@ -229,12 +251,14 @@ class Asker:
                 progress=progress,
             )
             found |= dict(zip(group, answers, strict=True))
-        model.forget()
         self.tell.finish()
         full = sum(one.end in ("context", "no_room") for one in found.values())
         if full:
             self.tell.line(say("train.context_full", count=full, n=len(found)))
-        self.seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        tokens = sum(len(one.tokens) for one in found.values())
+        self.speeds[side] = {"answers": len(found), "tokens": tokens, "seconds": round(seconds, 4)}
+        self.seconds += seconds
         return found
 
     def _prompts(self, renderer: Any, probes: Sequence[Probe] | None = None) -> list[list[int]]:

@@ -67,6 +67,18 @@ def allow(
     return Allowed(seconds, needed, choose(questions, shape, item, pace, seconds))
 
 
+def places_in(
+    plan: Plan, world: World, questions: Sequence[Question], rates: Rates | None, seconds: float
+) -> list[int]:
+    """The places of the questions for which `seconds` suffice, before and after together."""
+    shape, item = fit.shape_of(plan.source.folder), BYTES[world.dtype]
+    if seconds_of(questions, shape, item, SLOWEST) <= seconds:
+        return list(range(len(questions)))
+    rates = rates or speed.measured_rates(shape, world)
+    pace = Rates(rates.flops * speed.EFFICIENCY, rates.bytes)
+    return choose(questions, shape, item, pace, seconds)
+
+
 def choose(
     questions: Sequence[Question], shape: ModelShape, item: int, pace: Rates, seconds: float
 ) -> list[int]:

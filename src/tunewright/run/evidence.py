@@ -20,7 +20,7 @@ from tunewright.record import folder as run_folder
 from tunewright.record.diagnosis import last_word
 from tunewright.record.events import EventLog, plain
 from tunewright.report import html
-from tunewright.run import examining
+from tunewright.run import evaluation, examining
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
 
@@ -255,6 +255,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "model": plan.config.model,
         "base_folder": str(plan.source.folder),
         "versions": versions(),
+        **evaluation.of(plan, reached.asker, done=status == "done"),
     }
     return {
         k: round(v, 4) if isinstance(v, float) and k.endswith("seconds") else v
@@ -279,6 +280,7 @@ def _closing(reached: Reached, s: dict[str, Any], page: Path, word: str | None) 
         rows, loss = f"{len(plan.data.held_out):,}", f"{s['held_out_loss_all']:.4f}"
         yield say("train.measured_at_end", rows=rows, loss=loss)
     yield from _measured(s)
+    yield from evaluation.sentences(s)
     alike = s["groups_without_difference"]
     if alike is not None and alike >= MOSTLY_ALIKE:
         key = "train.all_alike" if alike == 1 else "train.mostly_alike"

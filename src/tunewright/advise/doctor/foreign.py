@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunewright.advise.doctor import files, forms, lines_of, logs, probing
 from tunewright.advise.doctor.decoding import Line, decoding_of, settings_of
@@ -37,6 +37,7 @@ from tunewright.models import load
 from tunewright.sources import find as sources
 from tunewright.sources import headers
 
+Threads = int | Literal["auto"]
 ROWS = 32
 """Rows that both models read."""
 ANSWERED = 8
@@ -104,6 +105,7 @@ def facts_of(
     *,
     rows: int = ROWS,
     device: str = "auto",
+    threads: Threads = "auto",
     **how: Any,
 ) -> Facts:
     """Everything that a folder of another tool shows. `how` are settings of the data (`format`,
@@ -113,7 +115,9 @@ def facts_of(
     if place:
         tell.line(say("doctor.log", file=place))
     facts = Facts(target, course=course and _with_usual(course, pair), weights=pair.weights)
-    return facts if data is None else with_probe(facts, pair, data, tell, rows, device, **how)
+    if data is None:
+        return facts
+    return with_probe(facts, pair, data, tell, rows=rows, device=device, threads=threads, **how)
 
 
 def _with_usual(course: Course, pair: Pair) -> Course:
@@ -134,8 +138,10 @@ def with_probe(
     pair: Pair,
     data: str,
     tell: Tell,
+    *,
     rows: int = ROWS,
     device: str = "auto",
+    threads: Threads = "auto",
     **how: Any,
 ) -> Facts:
     """The facts with what both models say of the rows of `data`."""
@@ -147,7 +153,7 @@ def with_probe(
     )
     # Rows before weights: a misspelt column is said in a second.
     probe = _Probe(pair, renderer, read, rows, tell)
-    world = opening.world_of(pair.tuned, None, device, "auto")
+    world = opening.world_of(pair.tuned, None, device, threads)
     weights = probe.run(world)
     facts = replace(facts, weights=weights, data=facts.data or _data(read))
     return replace(
@@ -253,7 +259,7 @@ class _Probe:
         self.probed = probing.compare(base, self.reading, self.asking)
         if self.probed.tuned.finite:
             self.asked = self._ask(tuned)
-            self._try_forms(tuned, base is not None)
+            self._try_forms(tuned, base is not None, world)
         return weights
 
     def _read(self, loaded: opening.Loaded, settings: bool = True) -> probing.Reading | None:
@@ -298,7 +304,7 @@ class _Probe:
             for (i, row), one in zip(rows, answers, strict=True)
         ]
 
-    def _try_forms(self, tuned: opening.Loaded, has_base: bool) -> None:
+    def _try_forms(self, tuned: opening.Loaded, has_base: bool, world: World) -> None:
         """Where the answers are poor, how likely they are when asked in other forms."""
         assert self.probed is not None
         if self.probed.tuned.answer >= ASK_FORMS:
@@ -326,7 +332,6 @@ class _Probe:
                 before = _likely(tuned, found)
         elif has_base and self.pair.base is not None:
             # Rare: another folder's base is read once more, for a few short rows.
-            world = opening.world_of(self.pair.base, None, "auto", "auto")
             base = opening.from_files(self.pair.base.source.folder, None, world)
             before = _likely(base, found)
         else:

@@ -181,7 +181,7 @@ def template_differs(facts: Facts) -> Finding | None:
 def no_effect(facts: Facts) -> Finding | None:
     """The trained model computes what the base computes."""
     probed = _probed(facts)
-    if probed.effect is None or probed.effect > NO_EFFECT:
+    if probed.effect is None or not probed.effect <= NO_EFFECT:
         return None
     return Finding("no_effect", "bad", {"difference": probed.effect, "rows": probed.rows})
 

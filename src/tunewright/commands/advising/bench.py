@@ -29,7 +29,7 @@ from tunewright.commands.advising.question import Question
 from tunewright.commands.advising.rows import Rows, read_rows, write_rows
 from tunewright.commands.advising.tables import Database
 from tunewright.core.errors import UsageError, problem
-from tunewright.core.files import write_json
+from tunewright.core.files import sha256_of, write_json
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 
@@ -219,14 +219,16 @@ class Bench:
             self.load_seconds = time.perf_counter() - start
         return self.opened.answering
 
-    def _key(self, way: str, prompts: list[list[int]], limit: int, adapter: str = "") -> str:
+    def _key(
+        self, way: str, prompts: list[list[int]], limit: int, adapter: str = "", table: str = ""
+    ) -> str:
         from tunewright.sources.fingerprint import fingerprint
 
         own = self.found.adapter
         model = [fingerprint(self.found.source.folder), fingerprint(own) if own else "", adapter]
         expected = [row.answer() for row in self.rows.held_out]
         dtype = self.opened.world.dtype if self.opened else ""
-        return key_of(way, model, prompts, expected, limit, self.judge.metric, dtype)
+        return key_of(way, model, prompts, expected, limit, self.judge.metric, dtype, table)
 
     def _ask(self, way: Way, *, name: str | None = None, adapter: str = "") -> None:
         """Ask in one way, or take what is kept of it; a way that takes longer than there is time is
@@ -239,7 +241,8 @@ class Bench:
         if kept is None:
             needed = self._seconds_for(prompts, limit)
             reserve = 0.0 if way.name in MATTERS else TRAINING_SHARE * 60 * self.q.minutes
-            if needed > max(0.0, self.left - reserve):
+            # What was trained is asked, however long the training took.
+            if not adapter and needed > max(0.0, self.left - reserve):
                 self._leave_out(name, needed)
                 return
             asked = Way(name, way.build, way.most_shrink)
@@ -282,7 +285,7 @@ class Bench:
     def _ask_for_sql(self, queries: Queries) -> None:
         model = self._model()
         prompts = [prompt_of(model, queries.way(), row, SQL_TOKENS) for row in self.rows.held_out]
-        key = self._key("sql", prompts, SQL_TOKENS)
+        key = self._key("sql", prompts, SQL_TOKENS, table=sha256_of(queries.database.path))
         kept = self.kept.get("sql", key)
         if kept is None:
             needed = self._seconds_for(prompts, SQL_TOKENS // 2)

@@ -199,6 +199,9 @@ def ask(
     start = time.perf_counter()
     what = say(f"advise.way.{way.name}")
     told = telling_answers(tell, what, len(prompts), limit * len(prompts))
+    # Threads that follow the load round sums in another way each time: the same seed must give the
+    # same answers.
+    model.writer.paced = False
     answers = answer(model, prompts, max_new_tokens=limit, check=check, progress=told)
     tell.finish()
     seconds = time.perf_counter() - start

@@ -25,6 +25,8 @@ three (docs/LOG.md)."""
 K1, B = 0.9, 0.4
 """How much repeating a term counts, and how much a long passage loses: for short passages less than
 in whole documents (Anserini's values for MS MARCO's passages, Yang et al. 2017)."""
+LONG_WORD = 20
+"""Characters."""
 MOST_PASSAGES = 200_000
 """A larger collection wants a search engine of its own; what is beyond is counted and said."""
 DOCUMENT_ENDINGS = (".txt", ".md", ".jsonl", ".json")
@@ -52,9 +54,11 @@ def terms(text: str) -> list[str]:
 
 
 def num_words(text: str) -> int:
-    """About how many words a text has; three signs of a script without spaces are taken for two."""
+    """About how many words a text has; three signs of a script without spaces are taken for two,
+    and what has no end for as many as have its length."""
     signs = sum(len(run) for run in _UNSPACED.findall(text))
-    return len(_WORD.findall(_UNSPACED.sub(" ", text))) + signs * 2 // 3
+    words = len(_WORD.findall(_UNSPACED.sub(" ", text))) + signs * 2 // 3
+    return max(words, len(text) // LONG_WORD)
 
 
 @dataclass(frozen=True)
@@ -179,11 +183,9 @@ def _pieces(paragraph: str) -> list[str]:
         step = PASSAGE_WORDS if len(words) > PASSAGE_WORDS else len(words)
         parts = [" ".join(words[i : i + step]) for i in range(0, len(words), step)]
         for part in parts:
-            cut = (
-                [part[i : i + 300] for i in range(0, len(part), 300)]
-                if len(part) > 1600
-                else [part]
-            )
+            count = num_words(part)
+            signs = len(part) if count <= 2 * PASSAGE_WORDS else len(part) * PASSAGE_WORDS // count
+            cut = [part[i : i + signs] for i in range(0, len(part), max(1, signs))]
             for one in cut:
                 fits = found and num_words(found[-1] + " " + one) <= PASSAGE_WORDS
                 if fits:

@@ -304,14 +304,15 @@ def luhn_is_valid(number: str) -> bool:
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
-def personal_data(text: str) -> Counter[str]:
-    """How many `email`, `phone`, `id_number` and `card` a text seems to hold. Numbers with a check
-    digit must have the right one."""
-    found: Counter[str] = Counter()
+def personal_values(text: str) -> list[tuple[str, str]]:
+    """(kind, value) of everything that seems to be an `email`, `phone`, `id_number` or `card`.
+    Numbers with a check digit must have the right one."""
+    found: list[tuple[str, str]] = []
     if "@" in text:
-        found["email"] += sum(not _EXAMPLES.search(m["host"]) for m in _email.finditer(text))
+        hits = _email.finditer(text)
+        found += [("email", m.group()) for m in hits if not _EXAMPLES.search(m["host"])]
     if not _digits.search(text):
-        return +found
+        return found
     taken: list[tuple[int, int]] = []
     for kind, pattern in _NUMBERS:
         for m in pattern.finditer(text):
@@ -319,8 +320,13 @@ def personal_data(text: str) -> Counter[str]:
             overlaps = any(m.start() < after and first < m.end() for first, after in taken)
             if not overlaps and _is_real(kind, bare):
                 taken.append(m.span())
-                found[kind] += 1
-    return +found
+                found.append((kind, m.group()))
+    return found
+
+
+def personal_data(text: str) -> Counter[str]:
+    """How many of each kind a text seems to hold."""
+    return Counter(kind for kind, _ in personal_values(text))
 
 
 def _is_real(kind: str, bare: str) -> bool:
