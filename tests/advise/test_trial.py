@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import story as helper
 
-from tunewright.advise import fit, speed, trial
+from tunewright.advise import fit, speed, trial, watching
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
 from tunewright.engine.opening import to_train
@@ -85,11 +85,11 @@ def test_weights_state_and_kept_bytes_are_those_of_the_whole_model(
     assert found is not None and 4 <= found.blocks < LAYERS
     more = LAYERS - found.blocks
     whole = opened(plan)
-    weights = trial._bytes_of(trial._tensors_of(whole))
+    weights = watching.bytes_of(watching.tensors_of(whole))
     assert found.rest_weights + LAYERS * found.block_weights == pytest.approx(weights, rel=0.01)
 
     batch = [plan.data.train[i] for i in whole.schedule.samples_of(1)]
-    watch = trial.Watch(whole)
+    watch = watching.Watch(whole)
     with watch, watch.keeping():
         whole.stepper.policy.model.train()
         whole.stepper.policy(batch)

@@ -232,7 +232,6 @@ def of_run(
     )
     # One answer is drawn to a prompt that is measured.
     answers = rollouts.num_answers if rollouts is not None else 1
-    every = steps_between(engine.save_every, schedule)
     return estimate(
         Question(
             shape=shape,
@@ -254,7 +253,7 @@ def of_run(
             reference=objective.reference,
             measured_rows=measuring.passes / answers,
             reference_samples=_read_before(objective, measuring, facts, schedule.batch_size, steps),
-            saves=1 + (max(0, steps - 1) // every if every else 0),
+            saves=_saves(steps, steps_between(engine.save_every, schedule)),
             epochs=schedule.epochs,
             optimizer=engine.optimizer,
             may_cache=engine.activation_cache != "off" and not engine.neftune,
@@ -265,6 +264,11 @@ def of_run(
             here=here,
         )
     )
+
+
+def _saves(steps: int, every: int) -> int:
+    """Checkpoints of a run that writes one after `every` steps (0: never before) and at its end."""
+    return 1 + ((steps - 1) // every if every else 0)
 
 
 def _read_before(

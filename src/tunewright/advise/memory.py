@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from tunewright.advise.trial import Trial
+from tunewright.core.machine import KERNELS
 from tunewright.models.limits import (
     ANSWER_TOKENS,
     ANSWERS_AT_ONCE,
@@ -33,9 +34,9 @@ matrix library."""
 GROWING_PASSES = 9.0
 """Passes after which two thirds of the compiled products are there that will be kept at most
 (`core.machine.KERNELS`): a pass brings about 25 of a new number of rows (docs/plan.md)."""
-ELSEWHERE = 1.2
-"""Kernels of a whole run for each that learning alone compiles: measuring and answering bring some.
-"""
+HOLES = 2.0
+"""Bytes that a process grows at most for each byte of the kernels that it keeps: larger products
+have larger kernels, and between tensors of changing sizes there are holes."""
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "muon": 4}
 """Bytes that an update rule keeps for each number that trains (`engine/optim.py`)."""
 SLACK = 1.15
@@ -188,17 +189,18 @@ def _tried(shape: ModelShape, work: Work, trial: Trial) -> dict[str, int]:
     seen = trial.rest_weights + trial.blocks * trial.block_weights + trial.state_bytes
     seen += trial.rest_bytes + trial.learning_blocks * trial.block_bytes + trial.process_bytes
     parts["head"] = max(0, int(trial.peak_bytes - seen - trial.growth_bytes))
-    parts["kernels"] = int(trial.growth_bytes * _grown(work, trial))
+    parts["kernels"] = _grown(work, trial)
     return parts
 
 
-def _grown(work: Work, trial: Trial) -> float:
-    """How many times as much as in the tried passes the process grows in all passes of the run.
-    Every new number of rows brings kernels, until as many are kept as may be."""
+def _grown(work: Work, trial: Trial) -> int:
+    """Bytes by which the process grows in all passes of the run, from those that were tried. Every
+    new number of rows brings kernels, until as many are kept as may be."""
     tried = max(1.0, trial.tried_passes)
     later = max(tried, work.all_passes - 1)
-    grown = (1 - math.exp(-later / GROWING_PASSES)) / (1 - math.exp(-tried / GROWING_PASSES))
-    return ELSEWHERE * grown
+    factor = (1 - math.exp(-later / GROWING_PASSES)) / (1 - math.exp(-tried / GROWING_PASSES))
+    most = max(trial.growth_bytes, HOLES * KERNELS * trial.kernel_bytes)
+    return int(min(trial.growth_bytes * factor, most))
 
 
 def _head_bytes(shape: ModelShape, work: Work) -> int:

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.advise.speed import Rates
+from tunewright.advise.watching import Watch, bytes_of, tensors_of
 from tunewright.core import faults, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import TunewrightError
@@ -44,6 +46,7 @@ LEAST_BLOCKS, FEW_BLOCKS = 5, 6
 MOST_BLOCKS, MOST_STEPS = 12, 8
 LEAST_ROWS = 64
 """Rows of a pass that says anything."""
+KERNELS_TRIED = 16
 QUESTIONS, ROW_TOKENS, MORE_TOKENS = 4, 16, 8
 """Questions that are answered, tokens of one whose row has no answer, and tokens that are written
 more than at least."""
@@ -104,6 +107,8 @@ class Trial:
     numbers of rows and kept, and holes between tensors of changing sizes."""
     tried_passes: float = 0.0
     """Passes in which it rose so."""
+    kernel_bytes: float = 0.0
+    """By how much it rises with one compiled product."""
     block_weights: float = 0.0
     """Bytes of one block, with what the method puts into it."""
     rest_weights: float = 0.0
@@ -234,6 +239,7 @@ def _tried(
     world = replace(asked.world, reasons={})
     engine = asked.config.engine.model_copy(update={"activation_cache": "off"})
     config = asked.config.model_copy(update={"engine": engine})
+    kernel = _kernel_bytes(world)
     busy, process, before = is_busy(), resident_bytes(), peak_memory_bytes("cpu")
     causal = load.made_up(asked.folder, blocks, dtype=world.torch_dtype(), base=config.base)
     opened = to_train(
@@ -257,6 +263,7 @@ def _tried(
         found,
         process_bytes=process,
         peak_bytes=found.peak_bytes if found.peak_bytes > before else 0,
+        kernel_bytes=kernel,
         block_weights=weights[0],
         rest_weights=weights[1],
         state_bytes=state,
@@ -265,30 +272,32 @@ def _tried(
     )
 
 
-def _tensors_of(opened: Ready) -> list[Any]:
-    """The weights of the model and of what is on it."""
-    return [*opened.model.parameters(), *opened.model.buffers(), *opened.causal.parameters()]
+def _kernel_bytes(world: World) -> float:
+    """Bytes that the process grows with a matrix product of a new size. Takes about 50 ms."""
+    import torch
 
-
-def _bytes_of(tensors: Sequence[Any]) -> int:
-    """Bytes of the storages, each counted once."""
-    return sum(
-        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
-    )
+    b = torch.ones(576, 320, dtype=world.torch_dtype())
+    # Sizes that no program uses, so that none was compiled before.
+    rows = [torch.ones(403 + 2 * n, 576, dtype=b.dtype) for n in range(KERNELS_TRIED + 1)]
+    torch.mm(rows[0], b)
+    before = resident_bytes()
+    for a in rows[1:]:
+        torch.mm(a, b)
+    return max(0.0, (resident_bytes() - before) / KERNELS_TRIED)
 
 
 def _weights(opened: Ready, blocks: Sequence[Any]) -> tuple[float, float]:
     """(bytes of a block, bytes of everything else), as they are held while training."""
     inside = [[*block.parameters(), *block.buffers()] for block in blocks]
-    whole = _bytes_of(_tensors_of(opened))
-    each = _bytes_of([t for own in inside for t in own]) / max(1, len(blocks))
+    whole = bytes_of(tensors_of(opened))
+    each = bytes_of([t for own in inside for t in own]) / max(1, len(blocks))
     return each, whole - each * len(blocks)
 
 
 def _state(opened: Ready) -> float:
     """Bytes of gradients and of what the optimiser holds besides the model's own weights."""
     optimizer = opened.stepper.optimizer
-    own = {t.untyped_storage().data_ptr() for t in _tensors_of(opened)}
+    own = {t.untyped_storage().data_ptr() for t in tensors_of(opened)}
     learns = [p for group in optimizer.param_groups for p in group["params"]]
     held = [
         t
@@ -297,7 +306,7 @@ def _state(opened: Ready) -> float:
         if hasattr(t, "untyped_storage")
     ]
     apart = [t for t in (*learns, *held) if t.untyped_storage().data_ptr() not in own]
-    return float(_bytes_of(learns) + _bytes_of(apart))
+    return float(bytes_of(learns) + bytes_of(apart))
 
 
 def _steps_of(
@@ -342,110 +351,70 @@ def _know_the_start(opened: Ready, chosen: list[list[Sample]]) -> None:
         stepper.policy.reference = store
 
 
-class Watch:
-    """Counts, for the inside of each block, seconds forward and backward, and bytes that autograd
-    keeps."""
+@dataclass
+class _Step:
+    """What one step took: seconds in all, of its update and of drawing answers; what it computed;
+    seconds in each block, forward and backward; the resident set at its end, and the largest."""
 
-    def __init__(self, opened: Ready) -> None:
-        from tunewright.engine.activation_cache import blocks_of
-
-        self.blocks = blocks_of(opened.causal)
-        self.forward = [0.0] * len(self.blocks)
-        self.backward = [0.0] * len(self.blocks)
-        self.learns = [False] * len(self.blocks)
-        """Whether a gradient passes through the output of each block."""
-        self.kept = [0.0] * (len(self.blocks) + 1)
-        self.largest: tuple[float, list[float]] = (0.0, [])
-        self._inside = len(self.blocks)
-        self._since = 0.0
-        self._arrived: tuple[int, float] | None = None
-        self._weights = {
-            t.untyped_storage().data_ptr()
-            for t in (*opened.model.parameters(), *opened.model.buffers())
-        }
-        self._seen: dict[int, Any] = {}
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> Watch:
-        for number, block in enumerate(self.blocks):
-            self._hooks.append(block.register_forward_pre_hook(self._enter(number)))
-            self._hooks.append(block.register_forward_hook(self._leave(number)))
-        return self
-
-    def __exit__(self, *what: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def reset(self) -> None:
-        """Begin to count anew."""
-        count = len(self.blocks)
-        self.forward, self.backward = [0.0] * count, [0.0] * count
-        self._arrived = None
-
-    def forget(self) -> None:
-        """Let go of the tensors that were counted."""
-        self._seen = {}
-
-    @contextlib.contextmanager
-    def keeping(self) -> Iterator[None]:
-        """Inside, what autograd keeps is counted."""
-        import torch
-
-        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda t: t):
-            yield
-
-    def _enter(self, number: int) -> Any:
-        def hook(module: Any, given: Any) -> None:
-            if number == 0:
-                if sum(self.kept) > self.largest[0]:
-                    self.largest = (sum(self.kept), self.kept)
-                self.kept, self._seen = [0.0] * (len(self.blocks) + 1), {}
-            self._inside, self._since = number, time.perf_counter()
-
-        return hook
-
-    def _leave(self, number: int) -> Any:
-        def hook(module: Any, given: Any, output: Any) -> None:
-            self.forward[number] += time.perf_counter() - self._since
-            self._inside = len(self.blocks)
-            hidden = output[0] if isinstance(output, tuple) else output
-            if getattr(hidden, "requires_grad", False):
-                self.learns[number] = True
-                hidden.register_hook(self._arrival(number))
-
-        return hook
-
-    def _arrival(self, number: int) -> Any:
-        def hook(gradient: Any) -> None:
-            now = time.perf_counter()
-            self._seen = {}  # so that backward frees them as it does in a run
-            if self._arrived is not None and self._arrived[0] == number + 1:
-                self.backward[number + 1] += now - self._arrived[1]
-            self._arrived = (number, now)
-
-        return hook
-
-    def _keep(self, tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        place = storage.data_ptr()
-        if place not in self._weights and place not in self._seen:
-            self._seen[place] = tensor
-            self.kept[self._inside] += storage.nbytes()
-        return tensor
-
-    def kept_at_most(self) -> list[float]:
-        """Bytes kept in each block, and outside, of the pass that kept most."""
-        return self.kept if sum(self.kept) >= self.largest[0] else self.largest[1]
+    whole: float
+    update: float
+    draw: float
+    rows: int
+    labels: int
+    passes: int
+    forward: list[float]
+    backward: list[float]
+    held: int
+    peak: int
 
 
 def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: int) -> Trial:
+    taken = _take(opened, chosen, watch)
+    kept, first, later = watch.kept_at_most(), taken[0], taken[1:] or taken
+    rows = _mean([step.rows for step in later])
+    whole, update = _mean([s.whole for s in later]), _mean([s.update for s in later])
+    draw = _mean([s.draw for s in later])
+    learns = [n for n in _middle(blocks) if watch.learns[n]]
+    block, still = _of_a_block(later, learns, watch, blocks, rows)
+    read, read_first = _reading(opened, chosen[-1], watch)
+    ask, token = _answering(opened, chosen)
+    return Trial(
+        blocks=blocks,
+        rows=rows,
+        labels=_mean([step.labels for step in later]),
+        passes=_mean([step.passes for step in later]),
+        seconds=whole - update - draw,
+        block_seconds=block,
+        learning_blocks=len(learns),
+        still_blocks=watch.learns.count(False),
+        still_seconds=still,
+        first_seconds=max(0.0, first.whole - whole * first.rows / max(1.0, rows)),
+        update_seconds=update,
+        trainable=opened.trainable,
+        read_seconds=read,
+        read_first_seconds=read_first,
+        read_samples=len(chosen[-1]),
+        read_block_seconds=_mean([watch.forward[n] for n in _middle(blocks)]),
+        draw_seconds=draw,
+        ask_seconds=ask,
+        token_seconds=token,
+        block_bytes=_mean([kept[n] for n in learns]),
+        rest_bytes=sum(kept) - sum(kept[n] for n in learns),
+        pass_rows=first.rows / max(1, first.passes),
+        peak_bytes=taken[-1].peak,
+        growth_bytes=max(0.0, taken[-1].held - first.held),
+        tried_passes=sum(step.passes for step in later),
+    )
+
+
+def _take(opened: Ready, chosen: list[list[Sample]], watch: Watch) -> list[_Step]:
+    """Take the steps of `chosen`, three of them and as many more as there is time for."""
     stepper = opened.stepper
     parts = {"gradients": 0.0, "draw": 0.0}
     stepper.gradients = _timed(stepper.gradients, parts, "gradients")  # type: ignore[method-assign]
     if hasattr(stepper, "draw_and_judge"):
         stepper.draw_and_judge = _timed(stepper.draw_and_judge, parts, "draw")
-    taken: list[dict[str, float]] = []
-    inner: list[tuple[list[float], list[float]]] = []
+    taken: list[_Step] = []
     begin = time.perf_counter()
     for number, samples in enumerate(chosen, 1):
         watch.reset()
@@ -454,68 +423,49 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         with watch.keeping() if number == 1 else contextlib.nullcontext():
             report = stepper.step(samples, number, 1e-6)
         whole = time.perf_counter() - start
-        if number == 1:
-            kept = watch.kept_at_most()
-            watch.forget()
-            rows_kept = report.physical_rows / max(1, report.passes)
-        update = whole - parts["gradients"] - parts["draw"]
+        watch.forget()
         taken.append(
-            {
-                "whole": whole,
-                "update": update,
-                "draw": parts["draw"],
-                "rows": report.physical_rows,
-                "labels": report.label_tokens,
-                "passes": report.passes,
-                "peak": peak_memory_bytes("cpu"),
-                "held": resident_bytes(),
-            }
+            _Step(
+                whole,
+                whole - parts["gradients"] - parts["draw"],
+                parts["draw"],
+                report.physical_rows,
+                report.label_tokens,
+                report.passes,
+                watch.forward,
+                watch.backward,
+                resident_bytes(),
+                peak_memory_bytes("cpu"),
+            )
         )
-        inner.append((watch.forward, watch.backward))
         if number >= 3 and time.perf_counter() - begin > SECONDS * number / (number + 1):
             break
-    later = taken[1:] or taken
-    means = {name: sum(one[name] for one in later) / len(later) for name in taken[0]}
-    learns = [n for n in _middle(blocks) if watch.learns[n]]
-    still = [n for n in _middle(blocks) if not watch.learns[n]]
-    of_later = inner[1:] or inner
-    scale = len(of_later)
+    return taken
+
+
+def _of_a_block(
+    steps: Sequence[_Step], learns: list[int], watch: Watch, blocks: int, rows: float
+) -> tuple[float, float]:
+    """Seconds of `rows` rows in a block that learns, and in one that is only passed forward. The
+    median: what other programs do in a moment is no part of a block."""
+    counted = [(step, rows / step.rows) for step in steps if step.rows]
     warm = [n for n in learns if n < blocks - 2] or learns
-    block = _mean([sum(f[n] + b[n] for f, b in of_later) / scale for n in warm])
-    quiet = _mean([sum(f[n] for f, _ in of_later) / scale for n in still])
-    seconds = means["whole"] - means["update"] - means["draw"]
-    reads = []
+    still = [n for n in _middle(blocks) if not watch.learns[n]]
+    return (
+        _median([f * (s.forward[n] + s.backward[n]) for s, f in counted for n in warm]),
+        _median([f * s.forward[n] for s, f in counted for n in still]),
+    )
+
+
+def _reading(opened: Ready, samples: list[Sample], watch: Watch) -> tuple[float, float]:
+    """(seconds of reading samples without learning, what that takes longer the first time)."""
+    spent = []
     for _ in range(2):
         watch.reset()
         start = time.perf_counter()
-        stepper.held_out(chosen[-1], {})
-        reads.append(time.perf_counter() - start)
-    return Trial(
-        blocks,
-        means["rows"],
-        means["labels"],
-        means["passes"],
-        seconds,
-        block,
-        len(learns),
-        watch.learns.count(False),
-        quiet,
-        max(0.0, taken[0]["whole"] - means["whole"] * taken[0]["rows"] / max(1.0, means["rows"])),
-        means["update"],
-        opened.trainable,
-        reads[1],
-        max(0.0, reads[0] - reads[1]),
-        len(chosen[-1]),
-        _mean([watch.forward[n] for n in _middle(blocks)]),
-        means["draw"],
-        *_answering(opened, chosen),
-        _mean([kept[n] for n in learns]),
-        sum(kept) - sum(kept[n] for n in learns),
-        rows_kept,
-        peak_bytes=int(taken[-1]["peak"]),
-        growth_bytes=max(0.0, taken[-1]["held"] - taken[0]["held"]),
-        tried_passes=sum(one["passes"] for one in later),
-    )
+        opened.stepper.held_out(samples, {})
+        spent.append(time.perf_counter() - start)
+    return spent[1], max(0.0, spent[0] - spent[1])
 
 
 def _answering(opened: Ready, chosen: list[list[Sample]]) -> tuple[float, float]:
@@ -548,6 +498,10 @@ def _middle(blocks: int) -> list[int]:
     the kernels for all rows are compiled in the one before the last, whose seconds count for itself
     alone."""
     return list(range(1, blocks - 1))
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:

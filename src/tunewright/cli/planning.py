@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunewright.cli.speaking import ColumnsFlag, JsonFlag, TrustFlag, print_json, speaks
 from tunewright.core.errors import UsageError
 from tunewright.core.words import say
+
+if TYPE_CHECKING:
+    from tunewright.commands.planning import Planned
 
 
 @speaks
@@ -43,17 +46,9 @@ def plan(
     """Plan."""
     from tunewright.advise import devices
     from tunewright.commands import planning
-    from tunewright.commands.pipeline_file import is_pipeline
     from tunewright.core.runfile import columns_of, load_run
-    from tunewright.record.folder import raise_if_finished
 
-    given = list(words or [])
-    first = Path(given.pop(0)) if given and "=" not in given[0] else None
-    if first is not None and first.is_dir():
-        raise_if_finished(first)
-        raise UsageError.of("E-RUN-09", str(first))
-    if first is not None and is_pipeline(first):
-        raise UsageError.of("E-FIT-05", str(first))
+    first, given = _run_file(words)
     wish = planning.Wish(
         devices.named(device) if device is not None else None,
         devices.bytes_of(memory) if memory is not None else None,
@@ -79,7 +74,26 @@ def plan(
         found = planning.table(parsed, wish)
         print_json(found) if as_json else print("\n".join(planning.table_lines(found)))
         return
-    planned = planning.plan(parsed, wish)
+    _show(planning.plan(parsed, wish), as_json=as_json)
+
+
+def _run_file(words: list[str] | None) -> tuple[Path | None, list[str]]:
+    """(the run file, if one is named; single keys). Raises UsageError for a folder, a pipeline."""
+    from tunewright.commands.pipeline_file import is_pipeline
+    from tunewright.record.folder import raise_if_finished
+
+    given = list(words or [])
+    first = Path(given.pop(0)) if given and "=" not in given[0] else None
+    if first is not None and first.is_dir():
+        raise_if_finished(first)
+        raise UsageError.of("E-RUN-09", str(first))
+    if first is not None and is_pipeline(first):
+        raise UsageError.of("E-FIT-05", str(first))
+    return first, given
+
+
+def _show(planned: Planned, *, as_json: bool) -> None:
+    """The plan, and the refusal of a run that does not fit."""
     if as_json:
         print_json(planned.figures)
     else:
