@@ -60,6 +60,18 @@ def test_the_demo_runs_through_on_a_tiny_model(tmp_path: Path) -> None:
     ]
     assert summary["status"] == "done"
     assert {k: v for k, v in summary["demo"].items() if k != "answers"} == score(answers)
+    scores = {one["kind"]: one for one in summary["evaluation"]["scores"]}
+    assert {kind: one["n"] for kind, one in scores.items()} == {
+        "held_out": 64,
+        "train": 64,
+        "general": 24,
+    }
+    right = scores["train"]["after"]["value"] * 64
+    assert round(right) == summary["demo"]["tuned_train"]  # counted once, told twice
+    assert summary["forgetting"]["asked"] == 24 and summary["damage"]["questions"] == 160
+    assert summary["evaluation"]["speed"]["after"]["tokens_per_second"] > 0
+    page = (tmp_path / "runs" / "demo" / "report.html").read_text(encoding="utf-8")
+    assert '<section id="evaluation">' in page and '<section id="damage">' in page
 
 
 @pytest.mark.slow

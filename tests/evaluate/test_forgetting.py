@@ -221,6 +221,8 @@ def test_written_answers(name: str, answer: str, met: bool) -> None:
 def test_a_damaged_file_is_not_a_side() -> None:
     whole = side(EN)
     assert forgetting.read_side(ITEMS, whole) == whole
+    lost = forgetting.read_side(ITEMS, whole | {"en-fact-1": ["NaN", -1.0, -1.0, -1.0]})
+    assert lost is not None and points(CHOSEN[0], lost["en-fact-1"]) == 0
     for bad in ({}, whole | {"en-fact-1": [1.0]}, whole | {"en-fact-1": "x"},
                 whole | {"en-form-1": {"text": 3}}, whole | {"en-form-1": [1.0]}):  # fmt: skip
         assert forgetting.read_side(ITEMS, bad) is None

@@ -338,14 +338,17 @@ def _moved(items: Sequence[Item], before: Side, after: Side, *, was: bool) -> li
 
 
 def read_side(items: Sequence[Item], stored: Mapping[str, Any]) -> Side | None:
-    """A side from a file: None where it is not one of these questions'."""
+    """A side from a file, in which what is no number is a word ("NaN"): None where it is not one of
+    these questions'."""
     found: Side = {}
     for item in items:
         said = stored.get(item.id)
         if item.answers:
             if not isinstance(said, list) or len(said) != len(item.answers):
                 return None
-            if not all(isinstance(value, int | float) for value in said):
+            try:
+                said = [float(value) for value in said]
+            except (TypeError, ValueError):
                 return None
         elif not isinstance(said, dict) or not isinstance(said.get("text"), str):
             return None

@@ -23,6 +23,7 @@ from tunewright.engine.decoding.answers import AnsweringModel
 from tunewright.engine.placement import World
 from tunewright.evaluate import forgetting
 from tunewright.evaluate.damage import Exchange
+from tunewright.record.events import plain
 from tunewright.run.asking_time import Question, places_in
 from tunewright.run.prepare import Plan
 from tunewright.text import thinking
@@ -186,5 +187,5 @@ class General:
             }
             for item in self.items
         ]
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = (json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
         write_text(self.plan.out / FILE, "".join(lines))

@@ -18,6 +18,7 @@ from tunewright.core.files import write_text
 from tunewright.core.types import Branch, Message, PlainText, Sample
 from tunewright.engine.placement import World
 from tunewright.evaluate.private import Private, bare, masked, private_values
+from tunewright.record.events import plain
 from tunewright.run.prepare import Plan
 from tunewright.text.rendered import CannotRender
 
@@ -79,10 +80,11 @@ class Memorised:
         rows = [Sample(one.branches, i) for i, one in enumerate(samples)]
         passes = self.world.rows_per_pass
         found = logprobs_of(loaded, rows, layout_name=layout, rows_per_pass=passes, exact=True)
-        return [math.exp(min(0.0, sum(branches[0]))) for branches in found]
+        nats = [sum(branches[0]) for branches in found]
+        return [math.exp(min(0.0, one)) if math.isfinite(one) else 0.0 for one in nats]
 
     def _write(self) -> None:
-        lines = (json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in self.values)
+        lines = (json.dumps(plain(one._asdict()), ensure_ascii=False) + "\n" for one in self.values)
         write_text(self.plan.out / FILE, "".join(lines))
 
 
