@@ -120,18 +120,6 @@ def test_a_good_run_on_running_text(place: Path) -> None:
     assert at_end(run(place, "pretrain", **how, **{"engine.steps": 30})) == []
 
 
-def test_a_good_run_of_drawn_answers(place: Path) -> None:
-    how = {
-        "objective.kind": "grpo",
-        "objective.reward": {"kind": "language", "language": "en"},
-        "objective.generations": 4,
-        "objective.max_new_tokens": 8,
-        "engine.steps": 3,
-        "engine.batch_size": 4,
-    }
-    assert at_end(run(place, "grpo", **how)) == []
-
-
 # ---- planted by plain code
 
 
@@ -254,19 +242,6 @@ def test_answers_that_the_questions_do_not_decide(place: Path) -> None:
     assert "entropy_floor" in at_end(
         run(place, "floor", **{"data.train": str(place / "many.json")})
     )
-
-
-def test_rows_learnt_by_heart(place: Path) -> None:
-    """New questions of the kind, to which what was learnt by heart is the wrong answer."""
-    given = plain.rows()
-    held = [
-        {"question": row["question"].replace("?", "9?"), "answer": given[i - 3]["answer"]}
-        for i, row in enumerate(given)
-    ]
-    plain.write(place / "held.json", held)
-    how = {"data.held_out": str(place / "held.json"), "engine.evaluate_every": 15}
-    (code,) = at_end(run(place, "heart", **how, **{"engine.steps": 120}))
-    assert code in ("overfitting", "overfitting_kept_best")
 
 
 def test_answers_that_were_cut(place: Path) -> None:
