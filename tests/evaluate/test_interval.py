@@ -26,7 +26,7 @@ def test_an_interval_covers_as_often_as_it_says_even_with_few_rows() -> None:
     for i in range(400):
         low, high = bootstrap(list(rng.normal(1.0, 2.0, 8)), draws=400, seed=i)
         covered += low <= 1.0 <= high
-    # 95 % of 400 is 380 +- 8.7 at two sigma; the plain percentile method covers 89 % here.
+    # 95 % of 400 is 380 +- 8.7 at two sigma.
     assert covered / 400 > 0.92
 
 

@@ -36,7 +36,7 @@ BAD_SHARE = 0.2
 what a person meets in the first minute."""
 REPEATED_SHARE, REPEATED_WORDS, GRAM = 0.5, 32, 4
 """An answer of so many words repeats itself where half of its runs of four words had come before in
-it. In the untouched answers of small chat models the share is below a quarter (docs/damage.md)."""
+it: more came back than was new."""
 LONGER = 1.2
 """An answer that hit its limit is too long only where it is longer than the expected one by this
 factor: of a long expected answer the beginning is all that was asked for."""
