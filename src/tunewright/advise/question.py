@@ -100,6 +100,8 @@ class Question:
     """Most tokens of an answer to them; 0: nothing is written."""
     may_leave_out: bool = False
     """They are rows of the data, of which no more are asked than there is time for."""
+    general: bool = False
+    """The general questions are asked too, before and after (`run.general`)."""
     rates: speed.Rates | None = None
     """What this machine reaches (`speed.measured_rates`); None: no time of its work is given."""
     base_bits: float | None = None

@@ -23,6 +23,9 @@ are not matrix products (docs/fit.md)."""
 SPREAD = 1.6
 """The range that is told: other programs on the machine change the rate by more than the arithmetic
 is off."""
+GENERAL_ROWS, GENERAL_TOKENS = 720, 16
+"""Token rows of a pass over the general questions, and tokens of the longest answer to them
+(`evaluate.forgetting`), counted for SmolLM2."""
 MOST_HOURS = 12
 """For so long a measured rate serves commands that compute nothing themselves."""
 TRIED_SPREAD = 1.25
@@ -110,6 +113,13 @@ def ask_seconds(shape: ModelShape, dtype: str, tokens: int, rates: Rates) -> flo
     each token reads the weights once."""
     read = (shape.active_weights + shape.head_weights) * BYTES.get(dtype, 4)
     return ASKINGS * tokens * read / (DECODE_EFFICIENCY * rates.bytes)
+
+
+def general_seconds(shape: ModelShape, dtype: str, rates: Rates) -> float:
+    """Seconds of the general questions, before and after: one pass that scores, and a few tokens
+    that are written."""
+    passes = ASKINGS * 2.0 * GENERAL_ROWS * shape.active_weights / (EFFICIENCY * rates.flops)
+    return passes + ask_seconds(shape, dtype, GENERAL_TOKENS, rates)
 
 
 def write_seconds(size: float, times: int) -> float:

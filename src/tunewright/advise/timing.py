@@ -44,6 +44,8 @@ def by_part(question: Question) -> dict[str, float]:
         found["ask"] = speed.ask_seconds(question.grown, question.dtype, tokens, rates)
     if "ask" in found and question.may_leave_out:
         found["ask"] = min(found["ask"], speed.seconds_allowed(found["train"]))
+    if "ask" in found and question.general and rates is not None:
+        found["ask"] += speed.general_seconds(question.grown, question.dtype, rates)
     return found
 
 

@@ -146,6 +146,7 @@ class Plan:
             probes=len(self.questions.probes),
             answer_tokens=max(self.questions.answer_tokens, default=0),
             may_leave_out=all(probe.is_row for probe in self.questions.probes),
+            general=self.config.forgetting == "auto" and not self.questions.scored,
             rates=rates,
             counted=counted,
             trial=found,
