@@ -331,7 +331,7 @@ def test_a_killed_merge_leaves_a_hidden_folder_that_a_later_one_removes(tmp_path
 
 
 def test_sampling_settings_that_greedy_decoding_ignores_are_dropped(tmp_path, base):
-    from tunewright.engine.opening import renderer_of
+    from tunewright.engine.naming import renderer_of
 
     (tmp_path / "generation_config.json").write_text(
         json.dumps({"temperature": 0.7, "eos_token_id": [9, 2], "max_length": 99})
