@@ -68,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     from tunewright.core.config import DataConfig
     from tunewright.data import inspect
-    from tunewright.engine.opening import renderer_of
+    from tunewright.engine.naming import renderer_of
     from tunewright.models import load
     from tunewright.sources import find
 

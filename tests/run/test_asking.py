@@ -276,10 +276,13 @@ def test_nothing_is_kept_about_the_smallest_models(
     base: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fingerprint, "SMALLEST_BYTES", 1 << 30)
-    monkeypatch.setattr(findings, "keep", None)  # calling it would fail
+    kept: list[str] = []
+    monkeypatch.setattr(findings, "keep", lambda kind, *_: kept.append(kind))
     train(base)
     train(base, "second")
     assert asked == [2, 2, 2, 2]
+    # What is kept is about this machine.
+    assert set(kept) <= {"dtype", "rates", "runs"}
 
 
 # ---- the saved files are what was trained
