@@ -108,6 +108,7 @@ def test_a_skill_that_the_model_has_needs_no_tuning(taught: Path, tmp_path: Path
     assert advice["next"] == [f"tunewright chat {taught}"]
 
 
+@pytest.mark.thorough
 def test_a_skill_that_training_teaches_is_trained(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def everything_but_time(made: dict[str, Any]) -> dict[str, Any]:
     return {**made, "ways": ways, "seconds": 0, "trained": None, "page": None, "next": None}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_advice_and_nothing_is_measured_twice(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +198,7 @@ def test_what_is_printed_and_written(tiny: Path, tmp_path: Path) -> None:
     assert advice["asked"]["users"] == 5
 
 
+@pytest.mark.thorough
 def test_a_run_answers_as_itself_under_its_system_prompt(tiny: Path, tmp_path: Path) -> None:
     rows = lights(tmp_path, count=60)
     keys = {

@@ -103,7 +103,7 @@ def _term(key: str) -> dict[str, Any]:
     }
     # Keys load the configs of all methods and objectives, so they are looked up only where the term
     # has one or is one.
-    own = (word for word in (key, *term.aliases) if word in RunConfig.model_fields)
+    own = (word for word in (key, *names.aliases) if word in RunConfig.model_fields)
     named = term.ours if KEY.fullmatch(term.ours) else next(own, "")
     return found | ({"keys": [_key(named)]} if named in all_keys() else {}) if named else found
 
