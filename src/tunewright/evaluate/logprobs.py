@@ -124,31 +124,30 @@ class RowReader(Policy):
     def virtual(self) -> VirtualPrompt | None:
         return self.beginning or super().virtual()
 
-    def labelled_rows(self, samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor, TokenTree]:
+    def labelled_rows(
+        self, samples: list[Sample]
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, TokenTree], torch.dtype]:
         """(hidden_UD in float32 or wider, row_L, target_L, tree): each label's row among the U
-        distinct rows, and its token."""
+        distinct rows, and its token; and the dtype in which the model gave the rows."""
         tree = build_tree(samples) if self.layout == "tree" else padded_rows(samples)
         hidden_TD = self.hidden(tree, tree.source)
         rows, row_L = torch.unique(
             torch.tensor(tree.source, device=hidden_TD.device), return_inverse=True
         )
         wide = torch.promote_types(hidden_TD.dtype, torch.float32)
-        return (
-            hidden_TD[rows].to(wide),
-            row_L,
-            torch.tensor(tree.target, device=hidden_TD.device),
-            tree,
-        )
+        target_L = torch.tensor(tree.target, device=hidden_TD.device)
+        return (hidden_TD[rows].to(wide), row_L, target_L, tree), hidden_TD.dtype
 
 
 # ---- the head
 
 
 def exact_logprobs(
-    hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head
+    hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head, takes: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(log p(target | row), whether no token is likelier), both (L,), with logits in the dtype of
-    `hidden_UD` whatever the head is stored in.
+    `hidden_UD` whatever the head is stored in. A head with layers of its own gets rows in the dtype
+    that it `takes`, the model's: its weight may be held in another.
 
     A bfloat16 logit of 20 is a multiple of 0.125, so two options of one prompt would often tie. The
     vocabulary is visited in pieces of 16,384 tokens.
@@ -161,7 +160,7 @@ def exact_logprobs(
     if (
         head.module is not None
     ):  # the head carries layers of its own: only they know what it computes
-        z = head.logits(hidden_UD.to(head.weight.dtype)).to(hidden_UD.dtype)
+        z = head.logits(hidden_UD.to(takes)).to(hidden_UD.dtype)
         gold_L = z[row_L, target_L]
         return gold_L - torch.logsumexp(z, -1)[row_L], gold_L >= z.amax(-1)[row_L]
     for start in range(0, len(head.weight), VOCABULARY_CHUNK):
@@ -183,6 +182,8 @@ class _Waiting:
 
     parts: list[tuple[Tensor, Tensor, Tensor, TokenTree]] = field(default_factory=list)
     rows: int = 0
+    takes: torch.dtype = torch.float32
+    """The dtype in which the model gave them."""
 
     def flush(self, head: Head, into: Logprobs, likeliest: Likeliest | None) -> None:
         """One visit to the head for everything that waits."""
@@ -195,7 +196,11 @@ class _Waiting:
             [part[1] + offset for part, offset in zip(self.parts, offsets, strict=False)]
         )
         logprob, is_best = exact_logprobs(
-            torch.cat([p[0] for p in self.parts]), row, torch.cat([p[2] for p in self.parts]), head
+            torch.cat([p[0] for p in self.parts]),
+            row,
+            torch.cat([p[2] for p in self.parts]),
+            head,
+            self.takes,
         )
         values, bests, start = logprob.tolist(), is_best.tolist(), 0
         for _, _, target, tree in self.parts:
@@ -250,7 +255,7 @@ def logprobs_of(
         shorter = without_beginning(samples, len(beginning) if reader.keep(beginning) else 0)
         for group in cut_passes(shorter, rows_per_pass, padded=layout_name == "padded"):
             if exact:
-                part = reader.labelled_rows(group)
+                part, waiting.takes = reader.labelled_rows(group)
                 waiting.parts.append(part)
                 waiting.rows += len(part[0])
                 if waiting.rows >= HEAD_ROWS:
