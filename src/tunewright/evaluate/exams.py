@@ -24,10 +24,11 @@ from tunewright.core.telling import Tell, duration
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine import opening
+from tunewright.evaluate.answer_table import about
 from tunewright.evaluate.continuations import Pair, Scorer, encode_pairs, open_scorer
 from tunewright.evaluate.exam_files import LETTERS, Exam, Item, Subject, read_exam
 from tunewright.evaluate.interval import wilson
-from tunewright.evaluate.kept import KEY, Kept, about, name_of
+from tunewright.evaluate.kept import KEY, Kept, name_of
 from tunewright.text.rendered import CannotRender
 
 TABLE = "exam.jsonl"

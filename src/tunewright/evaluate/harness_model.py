@@ -23,8 +23,9 @@ from lm_eval.models.utils import (
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine.decoding.writer import Ask, Sampling
+from tunewright.evaluate.answer_table import about
 from tunewright.evaluate.continuations import Pair, Scorer, encode, encode_pairs
-from tunewright.evaluate.kept import KEY, Kept, about, name_of
+from tunewright.evaluate.kept import KEY, Kept, name_of
 
 PAIRS_AT_ONCE, ASKS_AT_ONCE = 4096, 256
 """What is measured before it is kept: a kill loses no more."""

@@ -26,10 +26,11 @@ from tunewright.core.telling import Tell, duration
 from tunewright.core.types import Message
 from tunewright.core.words import ASSETS, say
 from tunewright.evaluate.address import Address, AddressError, is_address
+from tunewright.evaluate.answer_table import about
 from tunewright.evaluate.asked import Question, put, read_questions, room_for
 from tunewright.evaluate.exam_files import is_chinese
 from tunewright.evaluate.interval import of_scores, wilson
-from tunewright.evaluate.kept import KEY, Kept, about, name_of
+from tunewright.evaluate.kept import KEY, Kept, name_of
 from tunewright.evaluate.subjects import Subject, open_subject
 
 REFERENCE = "reference"

@@ -1,37 +1,26 @@
 """Lines of a table that are found again: what was measured before a kill is not measured twice.
 
-A line carries the name of everything that decided it. A line that a kill cut off counts as none;
-lines of another model or other settings stay in the file and are not used.
+A line carries the name of everything that decided it (`answer_table.about` names a model). A line
+that a kill cut off counts as none; lines of another model or other settings stay in the file and
+are not used.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from tunewright.core.errors import UsageError, problem
-from tunewright.sources.fingerprint import computed_by, fingerprint
+from tunewright.evaluate.answer_table import digest
 
 KEY = "key"
 
 
 def name_of(*facts: Any) -> str:
     """The name of what a line says, from everything that decides it."""
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def about(opened: Any) -> list[Any]:
-    """Everything that decides what an opened model computes: its files, how they are held, and what
-    computes."""
-    found, world = opened.target, opened.world
-    held = sorted((k, str(v)) for k, v in found.settings.items() if k.startswith("base."))
-    adapter = "" if found.adapter is None else fingerprint(found.adapter)
-    files = [fingerprint(found.source.folder), adapter]
-    return [*files, held, world.device, world.dtype, computed_by()]
+    return digest(facts)
 
 
 class Kept:
