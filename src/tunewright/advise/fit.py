@@ -168,9 +168,10 @@ def _largest_phase(parts: dict[str, int], work: Work) -> tuple[dict[str, int], i
         stays | {"answers": parts["answers"] + packed},
     ]
     largest = max(phases, key=lambda phase: sum(phase.values()))
+    largest["unseen"] = int(memory.UNSEEN * sum(largest.values()))
     # The mapped file and the second layout of the weights give way where memory is short.
     least = max(sum(learns.values()), sum(stays.values()) + parts["answers"])
-    return largest, sum(largest.values()), least
+    return largest, sum(largest.values()), int((1 + memory.UNSEEN) * least)
 
 
 def _reasons(question: Question, parts: dict[str, int]) -> list[str]:

@@ -37,6 +37,9 @@ GROWING_PASSES = 9.0
 HOLES = 2.0
 """Bytes that a process grows at most for each byte of the kernels that it keeps: larger products
 have larger kernels, and between tensors of changing sizes there are holes."""
+UNSEEN = 0.08
+"""Of what a trial foretells, how much more a run holds that the short trial did not see (measured:
+0.01 to 0.25, half of 14 runs under 0.065; docs/plan.md)."""
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "muon": 4}
 """Bytes that an update rule keeps for each number that trains (`engine/optim.py`)."""
 SLACK = 1.15
