@@ -100,9 +100,7 @@ def _tried_training(question: Question, trial: Trial) -> float:
         learning = first * whole + (steps - first) * _tried_step(question, trial, cached=True)
     else:
         learning = steps * whole
-    # What step 0 says of the rows is read in the passes of the steps, each of a new size.
-    new = trial.read_first_seconds / max(1, trial.read_samples)
-    before = question.reference_samples * (_tried_reading(question, trial) + new)
+    before = question.reference_samples * _tried_start(question, trial)
     return trial.first_seconds + learning + steps * update + before
 
 
@@ -110,6 +108,13 @@ def _tried_reading(question: Question, trial: Trial) -> float:
     """Seconds of a sample that is read and not learnt."""
     more = question.grown.layers - trial.blocks
     seconds = trial.read_seconds + more * trial.read_block_seconds
+    return max(0.0, seconds) / max(1, trial.read_samples)
+
+
+def _tried_start(question: Question, trial: Trial) -> float:
+    """Seconds of a sample of which the model at step 0 is asked, in passes of ever new sizes."""
+    more = question.grown.layers - trial.blocks
+    seconds = trial.start_seconds + more * trial.start_block_seconds + trial.start_first_seconds
     return max(0.0, seconds) / max(1, trial.read_samples)
 
 

@@ -86,6 +86,12 @@ class Trial:
     """What that took longer the first time."""
     read_samples: float
     read_block_seconds: float
+    start_seconds: float
+    """Of reading `read_samples` samples for what the model at step 0 says of them, all tried
+    blocks; 0 where the objective does not ask."""
+    start_first_seconds: float
+    """What that took longer the first time."""
+    start_block_seconds: float
     draw_seconds: float
     """Of drawing answers in a step, where the objective does."""
     ask_seconds: float
@@ -376,6 +382,7 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
     draw = _mean([s.draw for s in later])
     learns = [n for n in _middle(blocks) if watch.learns[n]]
     block, still = _of_a_block(later, learns, watch, blocks, rows)
+    start, start_first, start_block = _starting(opened, chosen, watch, blocks)
     read, read_first = _reading(opened, chosen[-1], watch)
     ask, token = _answering(opened, chosen)
     return Trial(
@@ -395,6 +402,9 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         read_first_seconds=read_first,
         read_samples=len(chosen[-1]),
         read_block_seconds=_mean([watch.forward[n] for n in _middle(blocks)]),
+        start_seconds=start,
+        start_first_seconds=start_first,
+        start_block_seconds=start_block,
         draw_seconds=draw,
         ask_seconds=ask,
         token_seconds=token,
@@ -466,6 +476,27 @@ def _reading(opened: Ready, samples: list[Sample], watch: Watch) -> tuple[float,
         opened.stepper.held_out(samples, {})
         spent.append(time.perf_counter() - start)
     return spent[1], max(0.0, spent[0] - spent[1])
+
+
+def _starting(
+    opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: int
+) -> tuple[float, float, float]:
+    """The three `start_...` of a trial. These passes fuse what a learning pass may not, and measure
+    nothing else."""
+    stepper = opened.stepper
+    store = stepper.policy.reference
+    if store is None:
+        return 0.0, 0.0, 0.0
+    samples, spent = chosen[-1], []
+    stepper.policy.reference = None
+    for _ in range(2):
+        watch.reset()
+        begin = time.perf_counter()
+        store.fill(stepper.policy, samples, stepper.rows_per_pass, again=True)
+        spent.append(time.perf_counter() - begin)
+    stepper.policy.reference = store
+    block = _mean([watch.forward[n] for n in _middle(blocks)])
+    return spent[1], max(0.0, spent[0] - spent[1]), block
 
 
 def _answering(opened: Ready, chosen: list[list[Sample]]) -> tuple[float, float]:
