@@ -64,6 +64,22 @@ def export_merge(
         raise typer.Exit(1)
 
 
+@export_app.command("gguf", help=say("cli.export.gguf"))
+@speaks
+def export_gguf(
+    run: Annotated[str, typer.Argument(metavar="RUN", help=say("cli.export.target"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help=say("cli.export.gguf_out"))],
+    kind: Annotated[str, typer.Option("--type", help=say("cli.export.type"))] = "q8_0",
+    name: Annotated[str | None, typer.Option(help=say("cli.export.name"))] = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """GGUF."""
+    from tunewright.export import gguf
+
+    show(gguf.export_gguf(run, out, type=kind, name=name), gguf.lines, as_json=as_json)
+
+
 @export_app.command("combine", help=say("cli.export.combine"))
 @speaks
 def export_combine(
