@@ -24,7 +24,7 @@ from tunewright.export import gguf_about, gguf_file, gguf_proof, gguf_words
 from tunewright.export.folder import ExportError, appearing_file, record_of, require_free_file
 from tunewright.export.gguf_families import Family, family_of
 from tunewright.export.gguf_types import Type, type_of
-from tunewright.export.proof import Logits, logits_of, scratch
+from tunewright.export.proof import Logits, logits_of, require_folded, scratch
 from tunewright.export.tuned import LOGIT_BYTES, Tuned, words_said
 from tunewright.models import load
 
@@ -99,6 +99,8 @@ class Writing:
         with scratch(temporary) as kept:
             asked, fold = tuned.ask(words_said, kept, needs_effect=True, answers=True)
             model = fold()
+            if not tuned.whole:
+                require_folded(self.out, asked, model, kept)
             plan = gguf_file.plan(model, self.family, self.kind, str(self.out))
             self.words = gguf_words.words_of(
                 tuned.tokenizer, tuned.renderer, _rows(model), str(self.out)
@@ -144,12 +146,11 @@ def find_words(run: Path | str, tell: Tell) -> Tuned:
 
 
 def came_from(tuned: Tuned) -> dict[str, Any]:
-    """Where an exported file came from."""
+    """Where an exported file came from, without the paths of this machine: it may be published."""
     return {
-        "base": tuned.source.spec,
+        "base": gguf_about.published(tuned) or "",
         "base_identity": tuned.source.identity,
-        "run": str(tuned.target.run or ""),
-        "model": str(tuned.trained),
+        "run": tuned.target.run.name if tuned.target.run is not None else "",
     }
 
 

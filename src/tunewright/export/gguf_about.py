@@ -35,8 +35,8 @@ class About:
 
 def about(tuned: Tuned, config: Any, words: Words, name: str | None) -> About:
     """What the file of `tuned` says of itself. `name` is the person's own."""
-    published = _published(tuned)
-    plain = published.rpartition("/")[2] if published else _by_size(tuned, config)
+    known = published(tuned)
+    plain = known.rpartition("/")[2] if known else _by_size(tuned, config)
     title = name or (plain if tuned.is_plain else f"{plain} tuned")
     found = About(licence=_licence(tuned.base), licence_text=_licence_text(tuned.base))
     found.general["name"] = _fitting(title, words)
@@ -44,11 +44,11 @@ def about(tuned: Tuned, config: Any, words: Words, name: str | None) -> About:
         found.general["license"] = found.licence
     if not tuned.is_plain:
         found.general |= {"base_model.count": 1, "base_model.0.name": plain}
-        if published and HUB_ID.fullmatch(published):
-            owner = published.partition("/")[0]
+        if known and HUB_ID.fullmatch(known):
+            owner = known.partition("/")[0]
             found.general |= {
                 "base_model.0.organization": owner,
-                "base_model.0.repo_url": f"https://huggingface.co/{published}",
+                "base_model.0.repo_url": f"https://huggingface.co/{known}",
             }
     return found
 
@@ -58,7 +58,7 @@ def rows_of(tuned: Tuned) -> int:
     return len(tuned.tokenizer)
 
 
-def _published(tuned: Tuned) -> str | None:
+def published(tuned: Tuned) -> str | None:
     """The name under which the base was published: on a hub, or in a package."""
     spec = tuned.source.spec
     if HUB_ID.fullmatch(spec) and not find.looks_like_path(spec) and not Path(spec).exists():

@@ -117,8 +117,8 @@ def prove(subject: Subject, kind: Type, rounded: Logits, which: str) -> dict[str
     if against["top1_agreement"] < least:
         raise _disagrees(subject, which, f"{100 * against['top1_agreement']:.1f}", kind)
     score = score_of(asked.questions, _known(asked), ran.replies)
-    if score["stopped_in_run"] and not score["stopped"]:
-        raise ExportError.of("E-EXPORT-38", where, run=score["stopped_in_run"])
+    if ran.replies.ran_over:
+        raise ExportError.of("E-EXPORT-38", where, count=ran.replies.ran_over)
     limits = {"least_top1_against_rounded_weights": least, "expected_top1": kind.expected}
     rounding = differences(asked.run, rounded)
     return {
@@ -288,6 +288,9 @@ def in_llamacpp(subject: Subject) -> Ran:
         raise ExportError.of("E-EXPORT-37", where, runner=runner, cause=first_line(e)) from e
     excused = _without_place(subject)
     require_stops(subject, said.stops, excused)
+    # A stop token without a place is a stop word of the program that runs the file.
+    tokens = subject.tokenizer.convert_ids_to_tokens
+    stops = {i for i in renderer.stop_ids if tokens(i) not in excused}
     files = [subject.keep / "file" / f"{i}.f32" for i in range(len(asked.prompts.ids))]
     texts = [
         str(subject.tokenizer.decode(ids, skip_special_tokens=True)).strip()
@@ -298,7 +301,11 @@ def in_llamacpp(subject: Subject) -> Ran:
     return Ran(
         {"name": "llama.cpp", "package": llamacpp.PACKAGE, "version": llamacpp.release()},
         Logits.gathered([InFile(path, said.rows) for path in files]),
-        Replies(texts, [end == "stop" for _, end in said.answers]),
+        Replies(
+            texts,
+            [end == "stop" for _, end in said.answers],
+            sum(not stops.isdisjoint(ids) for ids, _ in said.answers),
+        ),
         {
             "prompts": _rate(asked.prompts.positions, said.seconds["reading"]),
             "answers_with_their_prompts": _rate(written + read, said.seconds["writing"]),
@@ -348,7 +355,7 @@ def in_transformers(subject: Subject) -> Ran:
     started = time.perf_counter()
     logits = logits_of(model, asked.prompts, subject.keep / "file")
     seconds = time.perf_counter() - started
-    replies, _ = replies_of(model, None, subject.renderer, asked.questions)
+    replies, _ = replies_of(model, None, own, asked.questions)
     del model
     gc.collect()
     by = {"name": "transformers", "version": release}

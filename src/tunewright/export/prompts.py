@@ -21,7 +21,7 @@ from tunewright.data import inspect
 from tunewright.data.inspecting import DataSet
 from tunewright.engine import opening
 
-MAX_PROMPTS, PROMPT_TOKENS = 16, 256
+MAX_PROMPTS, PROMPT_TOKENS = 32, 256
 MAX_QUESTIONS = 8
 QUESTIONS = (
     "What is the capital of France?",

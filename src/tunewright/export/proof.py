@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECORD = "proof.json"
+FEW_PROMPTS = 4
+LARGEST_FOLD_GAP = 1e-3
+"""Largest difference of a logit, as a share of the largest one, by which the order of sums may move
+a model into which an update was folded, in float32."""
 ANSWER_TOKENS = 64
 """Most tokens of an answer that is compared."""
 
@@ -96,6 +100,8 @@ class Replies:
 
     texts: list[str]
     stopped: list[bool]
+    ran_over: int = 0
+    """How many wrote a stop token of the run and went on."""
 
 
 @dataclass
@@ -298,6 +304,28 @@ def require_same_asking(out: Path, folder: Path, renderer: Any, questions: list[
         if wanted != found:
             said = [shown(r.decode(ids)) for r, ids in ((renderer, wanted), (own, found))]
             raise ExportError.of("E-EXPORT-33", str(out), run=said[0], exported=said[1])
+
+
+def require_folded(out: Path, asked: Asked, model: Any, keep: Path) -> None:
+    """Raise ExportError unless `model`, into which the training was folded, says what the run said;
+    a few prompts show it."""
+    few = Prompts(asked.prompts.ids[:FEW_PROMPTS], asked.prompts.kind)
+    run = _first(asked.run)
+    folded = logits_of(model, few, keep / "folded")
+    gap = gap_of(run, folded)
+    if gap <= LARGEST_FOLD_GAP:
+        return
+    if asked.untouched is not None:
+        base = differences(_first(asked.untouched), folded)["divergence_nats"]
+        found = differences(run, folded)["divergence_nats"]
+        if base < found:
+            raise ExportError.of("E-EXPORT-36", str(out), base=f"{base:.2g}", run=f"{found:.2g}")
+    figures = {"gap": f"{gap:.1e}", "limit": f"{LARGEST_FOLD_GAP:.0e}"}
+    raise ExportError.of("E-EXPORT-07", str(out), **figures)
+
+
+def _first(said: Logits) -> Logits:
+    return Logits.gathered(said.parts[:FEW_PROMPTS])
 
 
 def shown(text: str, most: int = 120) -> str:

@@ -32,6 +32,7 @@ NO_EFFECT = 1e-7
 """An adapter that moves no logit by more than this share of the largest one does nothing."""
 LOGIT_BYTES = 512 << 20
 """Most bytes of one model's logits, which lie in files while models are replaced."""
+MOST_POSITIONS = 2048
 Ask = Callable[[Any, Any, prompts.Prompts, Path | None], Logits]
 """What (the model with the method on it, the causal model, prompts, a folder for logits) says."""
 Fold = Callable[[], Any]
@@ -117,7 +118,7 @@ class Tuned:
         cannot be folded or moves nothing."""
         causal: Any = load.load_model(self.base, dtype="float32")
         rows = causal.config.get_text_config().vocab_size
-        budget = min(4096, max(64, LOGIT_BYTES // (4 * rows)))
+        budget = min(MOST_POSITIONS, max(64, LOGIT_BYTES // (4 * rows)))
         asking = prompts.choose(self.target, self.renderer, budget, list(self.words.values()))
         untouched = None
         if not self.whole and (self.trained / "adapter_config.json").is_file():
