@@ -153,3 +153,16 @@ def mixed_texts(count: int = 500) -> list[str]:
         "<tool>", "</tool>",
     ]  # fmt: skip
     return ["".join(draw.choice(pieces) for _ in range(draw.randint(1, 24))) for _ in range(count)]
+
+
+def prompt_run_of(place: Path, base: Path) -> Path:
+    """A run of prompt tuning: no weight can say what it does."""
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    wrapped = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    wrapped.save_pretrained(str(place / "adapter"))
+    AutoTokenizer.from_pretrained(base).save_pretrained(str(place / "adapter"))
+    (place / "run.yaml").write_text(f"model: {base}\nmethod:\n  kind: prompt\n", encoding="utf-8")
+    return place

@@ -73,6 +73,8 @@ class Writing:
     words: gguf_words.Words
     about: gguf_about.About
     runner: str
+    context: int
+    """Tokens of the model's context."""
     tell: Tell
 
     @classmethod
@@ -88,7 +90,8 @@ class Writing:
         words = gguf_words.words_of(tuned.tokenizer, tuned.renderer, rows, str(run))
         about = gguf_about.about(tuned, config, words, name)
         _require_room(tuned, out, kind)
-        return cls(tuned, out, kind, family, words, about, runner, tell)
+        context = int(config.max_position_embeddings)
+        return cls(tuned, out, kind, family, words, about, runner, context, tell)
 
     def do(self, path: Path, temporary: Path) -> dict[str, Any]:
         """Ask the run, write the file, prove it."""
@@ -132,7 +135,7 @@ class Writing:
             "file_bytes": path.stat().st_size,
             **came_from(tuned),
             "seconds": round(time.perf_counter() - started, 2),
-            "versions": {**machine.versions(), "gguf": _version("gguf")},
+            "versions": versions(),
         }
 
 
@@ -158,10 +161,11 @@ def _rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _version(package: str) -> str:
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what is in a file."""
     from importlib.metadata import version
 
-    return version(package)
+    return {**machine.versions(), "gguf": version("gguf")}
 
 
 def _require_room(tuned: Tuned, out: Path, kind: Type) -> None:

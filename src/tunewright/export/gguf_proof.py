@@ -189,11 +189,16 @@ def prompt_text(renderer: Any, messages: list[Message]) -> str:
     return str(unmark(renderer.template.ask(turns, len(turns.messages)), turns.marks))
 
 
-def dialogues_of(subject: Subject) -> list[list[Message]]:
-    """The questions, and one dialogue with an answer in it."""
-    asked = [one.messages for one in subject.asked.questions]
+def dialogues(asked: list[list[Message]]) -> list[list[Message]]:
+    """The questions `asked`, and some of our own: one with answers in it among them."""
     first = [Message("user", "Hi 你好"), Message("assistant", "Hello."), Message("user", "2+2?")]
-    return [*asked, first]
+    more = [*first, Message("assistant", "4\n\nfour"), Message("user", "{{ x }}\n<b>?")]
+    return [*asked, first[:1], first, more]
+
+
+def dialogues_of(subject: Subject) -> list[list[Message]]:
+    """The dialogues whose texts are compared."""
+    return dialogues([one.messages for one in subject.asked.questions])
 
 
 def require_words(

@@ -220,6 +220,20 @@ def _template(tokenizer: Any, renderer: Any) -> dict[str, Any]:
     if isinstance(own, dict):
         others = {f"chat_template.{name}": text for name, text in own.items() if name != "default"}
         names = {"chat_templates": [n for n in own if n != "default"]} if others else {}
-        default = {"chat_template": own["default"]} if "default" in own else {}
+        default = {"chat_template": as_asked(renderer, own["default"])} if "default" in own else {}
         return {**default, **others, **names}
-    return {"chat_template": own if isinstance(own, str) else plain_template()}
+    source = own if isinstance(own, str) else plain_template()
+    return {"chat_template": as_asked(renderer, source)}
+
+
+def as_asked(renderer: Any, source: str) -> str:
+    """The template with what the run was asked with besides: its choice about thinking, which a
+    program would otherwise leave at the family's own, and the beginning of an answer where the
+    template writes that with an answer only."""
+    stated = renderer.template.variables(renderer.form_of(None))
+    before = "".join(f"{{% set {k} = {json.dumps(v)} %}}" for k, v in stated.items())
+    begins = renderer.template.header
+    after = f"{{{{ {json.dumps(begins, ensure_ascii=False)} }}}}" if begins else ""
+    if after:
+        after = f"{{% if add_generation_prompt %}}{after}{{% endif %}}"
+    return before + source + after
