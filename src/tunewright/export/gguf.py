@@ -176,8 +176,8 @@ def _require_room(tuned: Tuned, out: Path, kind: Type) -> None:
         shown = {key: readable_size(value) for key, value in sizes.items()}
         raise UsageError.of("E-EXPORT-10", str(tuned.base), **shown)
     bits = {"f32": 32, "f16": 16, "bf16": 16}.get(kind.name, 9)
-    asked = min(4 * LOGIT_BYTES, 4 * 4 * 4096 * 262144)
-    needed = count * bits // 8 + asked + SPARE_BYTES
+    # Logits of base, run, rounded weights and file lie beside it while they are compared.
+    needed = count * bits // 8 + 4 * LOGIT_BYTES + SPARE_BYTES
     there = next(place for place in out.absolute().parents if place.is_dir())
     free = shutil.disk_usage(there).free
     if free < needed:
