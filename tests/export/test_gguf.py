@@ -589,6 +589,33 @@ def test_ollama_refuses_a_context_that_the_model_has_not(tmp_path, run):
     assert code_of(error) == "E-EXPORT-45"
 
 
+def test_text_that_a_modelfile_cannot_hold_is_refused():
+    from tunewright.export import modelfile
+
+    for system in ('He said """no"""', 'ends with "'):
+        with pytest.raises(UsageError) as error:
+            modelfile.Modelfile("x", [], {}, system).text()
+        assert code_of(error) == "E-EXPORT-44"
+
+
+def test_every_family_of_templates_is_written_for_ollama_and_gives_the_same_text():
+    from helpers import families
+
+    from tunewright.core.types import Message
+    from tunewright.engine.naming import renderer_of
+    from tunewright.export import modelfile
+    from tunewright.export.gguf_proof import dialogues, prompt_text
+
+    every = [*dialogues([]), *([Message("system", "S."), *one] for one in dialogues([]))]
+    for table in (families.FAMILIES, families.THINKING):
+        for name in table:
+            renderer = renderer_of(families.tokenizer_of(name, table))
+            source = modelfile.go_template(modelfile.pieces_of(renderer, None))
+            for messages in every:
+                found = modelfile.run_template(source, messages)
+                assert found == prompt_text(renderer, messages), name
+
+
 def test_the_licence_of_the_base_goes_along(tmp_path, base):
     shutil.copytree(base, tmp_path / "b")
     (tmp_path / "b/README.md").write_text("---\nlicense: apache-2.0\n---\n# B\n")
