@@ -159,6 +159,24 @@ class Run:
         merge_run(self.folder, Path(out), dtype=dtype)
         return Path(out)
 
+    def gguf(self, out: str | Path, *, type: str | None = None, adapter: bool = False) -> Path:
+        """Write the run as a GGUF file, or its LoRA adapter alone, prove it, and return the
+        file."""
+        from tunewright.export import gguf, gguf_adapter
+
+        if adapter:
+            gguf_adapter.export_adapter(self.folder, Path(out), type=type or "f32")
+        else:
+            gguf.export_gguf(self.folder, Path(out), type=type or "q8_0")
+        return Path(out)
+
+    def ollama(self, out: str | Path, *, type: str = "q8_0") -> Path:
+        """Write the run as a folder for `ollama create`, prove it, and return the folder."""
+        from tunewright.export.ollama import export_ollama
+
+        export_ollama(self.folder, Path(out), type=type)
+        return Path(out)
+
 
 def train(
     model: str | None = None,

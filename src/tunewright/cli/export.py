@@ -64,6 +64,46 @@ def export_merge(
         raise typer.Exit(1)
 
 
+@export_app.command("gguf", help=say("cli.export.gguf"))
+@speaks
+def export_gguf(
+    run: Annotated[str, typer.Argument(metavar="RUN", help=say("cli.export.target"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help=say("cli.export.gguf_out"))],
+    kind: Annotated[str | None, typer.Option("--type", help=say("cli.export.type"))] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help=say("cli.export.adapter"))] = False,
+    name: Annotated[str | None, typer.Option(help=say("cli.export.name"))] = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """GGUF."""
+    from tunewright.export import gguf, gguf_adapter
+
+    if adapter:
+        record = gguf_adapter.export_adapter(run, out, type=kind or "f32", name=name)
+        show(record, gguf_adapter.lines, as_json=as_json)
+    else:
+        record = gguf.export_gguf(run, out, type=kind or "q8_0", name=name)
+        show(record, gguf.lines, as_json=as_json)
+
+
+@export_app.command("ollama", help=say("cli.export.ollama"))
+@speaks
+def export_ollama(
+    run: Annotated[str, typer.Argument(metavar="RUN", help=say("cli.export.target"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    kind: Annotated[str, typer.Option("--type", help=say("cli.export.type_ollama"))] = "q8_0",
+    num_ctx: Annotated[int | None, typer.Option(help=say("cli.export.num_ctx"))] = None,
+    name: Annotated[str | None, typer.Option(help=say("cli.export.name"))] = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ollama."""
+    from tunewright.export import ollama
+
+    record = ollama.export_ollama(run, out, type=kind, name=name, num_ctx=num_ctx)
+    show(record, ollama.lines, as_json=as_json)
+
+
 @export_app.command("combine", help=say("cli.export.combine"))
 @speaks
 def export_combine(

@@ -97,16 +97,31 @@ def folder(target: Path, word: str = "tmp") -> Iterator[Path]:
     raised in the block, nothing is left, not even the parents that were made for it. `word` says in
     the hidden name what was going on.
     """
+    with scratch(target, word) as temporary:
+        yield temporary
+        _take_place(temporary, target)
+
+
+@contextlib.contextmanager
+def scratch(target: Path, word: str = "tmp") -> Iterator[Path]:
+    """A hidden sibling of `target` to fill, gone at the end of the block unless it was renamed; of
+    a failure not even the parents that were made for it are left."""
     made = [place for place in target.absolute().parents if not place.exists()]
     try:
         with _temporary(target.parent, f".{target.name}.{word}-") as temporary:
             yield temporary
-            _take_place(temporary, target)
     except BaseException:
         for place in made:
             with contextlib.suppress(OSError):
                 place.rmdir()
         raise
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Make a file durable and give it the name `target`, where the old one is replaced."""
+    fsync_file(source)
+    with_retry(lambda: os.replace(source, target))
+    fsync_directory(target.parent)
 
 
 @contextlib.contextmanager

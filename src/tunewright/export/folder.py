@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,43 @@ def appearing(out: Path, word: str) -> Iterator[Path]:
         yield temporary
         _let_be_read(temporary)
         require_free(out)
+
+
+def require_free_file(out: Path, ending: str) -> None:
+    """Raise UsageError unless `out` is a file name with this ending that is free."""
+    if out.suffix.lower() != ending or out.is_dir():
+        example = out / f"model{ending}" if out.is_dir() else out.with_name(out.name + ending)
+        raise UsageError.of("E-EXPORT-20", str(out), example=example)
+    if out.exists() or out.is_symlink():
+        raise UsageError.of("E-EXPORT-01", str(out))
+    record = record_of(out)
+    if record.exists() and not _is_record(record):
+        raise UsageError.of("E-EXPORT-01", str(record))
+
+
+def record_of(out: Path) -> Path:
+    """Where the proof of a single file lies: beside it."""
+    return out.with_name(f"{out.stem}.proof.json")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether this is a proof, left by an export that was killed before its file had a name."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(found, dict) and "exported" in found
+    return False
+
+
+@contextlib.contextmanager
+def appearing_file(out: Path, word: str) -> Iterator[Path]:
+    """A hidden folder beside `out` to fill; at the end of the block the file of the name `out` in
+    it and the proof beside get their names, the proof first: a file that is there is proven."""
+    with publish.scratch(out, word) as temporary:
+        yield temporary
+        _let_be_read(temporary)
+        require_free_file(out, out.suffix.lower())
+        for name in (record_of(out).name, out.name):
+            publish.move_file(temporary / name, out.with_name(name))
 
 
 def _let_be_read(folder: Path) -> None:

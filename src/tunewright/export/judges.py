@@ -17,7 +17,8 @@ from tunewright.core import compat
 from tunewright.core.files import readable_size
 from tunewright.core.words import say
 from tunewright.export.folder import ExportError
-from tunewright.export.proof import Asked, Logits, Prompts, Proof, gap_of, load_plain
+from tunewright.export.prompts import Prompts
+from tunewright.export.proof import Asked, Logits, Proof, gap_of, load_plain
 from tunewright.models.scalar_heads import as_classifier, head_module, put_stored_score
 
 LARGEST_GAP = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.25}
@@ -36,7 +37,7 @@ class ScoresProof(Proof):
     """The class that plain Transformers opens the folder with."""
     needs_effect = False  # the head alone may be all that was learnt
 
-    def ask(self, model: Any, causal: Any, prompts: Prompts) -> Logits:
+    def ask(self, model: Any, causal: Any, prompts: Prompts, keep: Path | None) -> Logits:
         """The run's head over the hidden states at every position."""
         import torch
 

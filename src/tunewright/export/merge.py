@@ -6,7 +6,8 @@ bfloat16 numbers is rounded twice. Base and run are asked first, then folded by 
 written in the wanted dtype into a hidden sibling of OUT, read back with plain Transformers
 and asked the same. A run that trained every weight has nothing to fold: its model is written and
 proven in the same way. Only a folder that passed gets its name, by one rename; after any failure
-nothing is left. The verdict lies inside as `merge.json`.
+nothing is left. The verdict lies inside as `merge.json`, and as `proof.json` in the form of every
+exporter.
 
 A run that gives numbers becomes a classifier with one label and is asked for its numbers
 (`judges.py`).
@@ -21,34 +22,32 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tunewright.core import machine, signals
-from tunewright.core.errors import ModelError, UsageError, first_line, raise_all
+from tunewright.core.errors import UsageError, first_line
 from tunewright.core.files import readable_size, sha256_of, write_json
 from tunewright.core.telling import Tell, silent
 from tunewright.core.words import say
-from tunewright.engine import opening
-from tunewright.engine.naming import renderer_of
 from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.export.judges import ScoresProof, lines_of_scores
+from tunewright.export.prompts import Prompts
 from tunewright.export.proof import (
+    RECORD,
     Asked,
     Logits,
-    Prompts,
     Proof,
-    agreement,
-    choose_prompts,
-    gap_of,
+    differences,
     load_plain,
     logits_of,
+    losses,
+    require_same_asking,
+    scratch,
 )
-from tunewright.methods.saved import is_saved
-from tunewright.models import load, vocabulary
-from tunewright.models.scalar_heads import stored_score
-from tunewright.sources import find, headers, vet
+from tunewright.export.tuned import Tuned
+from tunewright.models import load
+from tunewright.sources import headers
 from tunewright.text.tokenizer import load_tokenizer
 
 VERDICT = "merge.json"
@@ -57,14 +56,12 @@ STORED_AS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 LARGEST_GAP = 1e-4
 """float32: largest difference of a logit from the run's, as a share of the largest logit. Rounding
 alone makes about 1e-6."""
-NO_EFFECT = 1e-7
-"""An adapter that moves no logit by more than this share of the largest one does nothing."""
 EXPECTED_AGREEMENT, LEAST_AGREEMENT = 0.99, 0.90
 """Half precision: share of positions at which the most likely token is the run's. Below the first:
 a warning; below the second: refused."""
 SPARE_BYTES = 64 << 20
-LOGIT_BYTES = 256 << 20
-"""Room for the run's logits while its model is replaced by the merged one."""
+SHARD = "4GB"
+"""Weights larger than this lie in several files."""
 SHOWN_WORDS = 5
 """New words that are named in the terminal; `merge.json` has them all."""
 SAMPLING_KEYS = {
@@ -93,21 +90,11 @@ def merge_run(
     require_free(out)
     if dtype is not None and dtype not in ITEM_BYTES:
         raise UsageError.of("E-EXPORT-03", "--dtype", dtype=dtype, known=", ".join(ITEM_BYTES))
-    folder = Path(run)
-    if not (folder / "run.yaml").is_file() and not is_saved(folder):
-        raise UsageError.of("E-EXPORT-02", str(run))
     with signals.watching():
-        target = opening.find(str(run), tell)
-        trained = target.adapter or target.source.folder
-        base = target if target.adapter is not None else opening.find(str(run), tell, base=True)
-        raise_all(
-            vet.problems_of(trained, kind="adapter" if target.adapter else "model")
-            + vet.problems_of(base.source.folder),
-            ModelError,
-        )
-        number_type = dtype or stored_dtype(base.source.folder)
-        needed = _require_room(base.source.folder, out, number_type)
-        return Merge(target, base.source, trained, Path(out), number_type, needed, tell).do()
+        tuned = Tuned.find(run, tell)
+        number_type = dtype or stored_dtype(tuned.base)
+        needed = _require_room(tuned.base, out, number_type)
+        return Merge(tuned, Path(out), number_type, needed).do()
 
 
 def stored_dtype(folder: Path) -> str:
@@ -145,47 +132,35 @@ def _require_room(base: Path, out: Path, dtype: str) -> int:
 class Merge:
     """One merge from files to a proven folder. Methods stand in the order in which they happen."""
 
-    target: opening.Target
-    source: find.Source
-    """The base."""
-    trained: Path
-    """The folder of the adapter, or of the whole model where every weight was trained."""
+    tuned: Tuned
     out: Path
     dtype: str
     needed: int
     """Bytes that the folder will take."""
-    tell: Tell
 
     def __post_init__(self) -> None:
-        self.base, self.whole = self.source.folder, self.target.adapter is None
-        self.tokenizer = load_tokenizer(self.target.tokenizer_folder)
-        self.renderer = renderer_of(self.tokenizer, self.base, *self.target.stated)
-        self.words = self._new_words()
+        tuned = self.tuned
+        self.base, self.trained, self.tell = tuned.base, tuned.trained, tuned.tell
         given = (self.base, self.trained, self.out, self.dtype, self.tell)
-        score = stored_score(self.trained)
         self.proof: Proof = (
-            WordsProof(*given, self.tokenizer, self.words)
-            if score is None
-            else ScoresProof(*given, score, self.target.settings.get("objective.kind"))
+            WordsProof(*given, tuned.tokenizer, tuned.words, tuned.renderer)
+            if tuned.score is None
+            else ScoresProof(*given, tuned.score, tuned.target.settings.get("objective.kind"))
         )
-
-    def _new_words(self) -> dict[str, int]:
-        """Word -> id of what the run's tokenizer has and the base's has not."""
-        own = self.target.tokenizer_folder
-        if own == self.base or not (self.base / "tokenizer_config.json").is_file():
-            return {}
-        return vocabulary.added_words(self.tokenizer, load_tokenizer(self.base))
 
     def do(self) -> dict[str, Any]:
         """Merge, write, prove, publish."""
         started = time.perf_counter()
         size = readable_size(4 * load.parameter_count(self.base))
-        self.tell.line(say("export.loading", base=self.source.spec, size=size))
-        if self.target.settings.get("base.bits"):
-            self.tell.line(say("export.quantised_base", bits=self.target.settings["base.bits"]))
-        asked, fold = self._ask()
+        self.tell.line(say("export.loading", base=self.tuned.source.spec, size=size))
+        bits = self.tuned.target.settings.get("base.bits")
+        if bits:
+            self.tell.line(say("export.quantised_base", bits=bits))
         try:
-            with appearing(self.out, "merging") as temporary:
+            with appearing(self.out, "merging") as temporary, scratch(temporary) as kept:
+                asked, fold = self.tuned.ask(
+                    self.proof.ask, kept, needs_effect=self.proof.needs_effect
+                )
                 self._write(fold, temporary)
                 del fold  # the merged files are read into this memory
                 gc.collect()
@@ -201,42 +176,13 @@ class Merge:
                     "versions": machine.versions(),
                 }
                 write_json(temporary / VERDICT, verdict)
+                run_by = {"name": "transformers", "version": verdict["versions"]["transformers"]}
+                record = {"exported": "merge", "run_by": run_by, **verdict}
+                write_json(temporary / RECORD, record)
         except OSError as e:
             cause, needed = e.strerror or first_line(e), readable_size(self.needed)
             raise ExportError.of("E-EXPORT-05", str(self.out), cause=cause, needed=needed) from e
         return {"folder": str(self.out), **verdict}
-
-    def _ask(self) -> tuple[Asked, Callable[[], Any]]:
-        """What base and run say to the prompts, and what folds the training into the base. Raises
-        ExportError for a run that cannot be folded or moves nothing."""
-        causal: Any = load.load_model(self.base, dtype="float32")
-        budget = min(4096, max(64, LOGIT_BYTES // (4 * causal.config.get_text_config().vocab_size)))
-        prompts = choose_prompts(self.target, self.renderer, budget, list(self.words.values()))
-        if not self.whole and (self.trained / "adapter_config.json").is_file():
-            # The base is asked in the run's words, so it needs the run's rows.
-            vocabulary.fit_rows(causal, self.trained)
-        untouched = self.proof.ask(causal, causal, prompts)
-        model: Any
-        fold: Callable[[], Any]
-        if self.whole:
-            del causal
-            gc.collect()
-            model = causal = load.load_model(self.trained, dtype="float32")
-            fold = partial(_itself, model)
-        else:
-            attached = opening.put_saved(causal, self.trained)
-            if attached.merge is None:
-                raise ExportError.of("E-METHOD-10", str(self.trained), reason=attached.merge_reason)
-            _require_mergeable(causal, self.trained)
-            model, fold = attached.model, attached.merge
-        run = self.proof.ask(model, causal, prompts)
-        if not run.is_finite:
-            share = say("export.not_finite")
-            raise ExportError.of("E-EXPORT-08", str(self.trained), dtype="float32", share=share)
-        effect = gap_of(run, untouched)
-        if self.proof.needs_effect and not effect > NO_EFFECT:
-            raise ExportError.of("E-EXPORT-06", str(self.trained), dtype="float32")
-        return Asked(prompts, run, effect, 1 - agreement(run, untouched)), fold
 
     def _write(self, fold: Callable[[], Any], folder: Path) -> None:
         """Fold the training in and write weights, configuration, generation settings, tokenizer and
@@ -251,31 +197,27 @@ class Merge:
         config = _stated_config(self.base, self.dtype, merged)
         with silent():
             try:
-                merged.generation_config = _plain_generation_config(self.renderer)
-                merged.save_pretrained(str(folder))
+                merged.generation_config = _plain_generation_config(self.tuned.renderer)
+                merged.save_pretrained(str(folder), max_shard_size=SHARD)
             except SafetensorError as e:  # it words what the system said, a full disk for instance
                 raise OSError(first_line(e)) from e
             config.save_pretrained(str(folder))
-            self.tokenizer.save_pretrained(str(folder))
-        write_json(folder / "generation_config.json", generation_settings(self.base, self.renderer))
+            self.tuned.tokenizer.save_pretrained(str(folder))
+        settings = generation_settings(self.base, self.tuned.renderer)
+        write_json(folder / "generation_config.json", settings)
         self.proof.finish(folder)
 
     def _record(self, folder: Path) -> dict[str, Any]:
         """Where the folder came from."""
         return {
-            "base": self.source.spec,
+            "base": self.tuned.source.spec,
             "base_folder": str(self.base),
-            "base_identity": self.source.identity,
-            "run": str(self.target.run or ""),
+            "base_identity": self.tuned.source.identity,
+            "run": str(self.tuned.target.run or ""),
             "adapter": str(self.trained),
             "adapter_sha256": _sha256_of_weights(self.trained),
             "weight_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         }
-
-
-def _itself(model: Any) -> Any:
-    """A run that trained every weight has nothing to fold."""
-    return model
 
 
 @dataclass
@@ -287,11 +229,13 @@ class WordsProof(Proof):
     """The run's."""
     words: dict[str, int]
     """Word -> id of what the run's tokenizer has and the base's has not."""
+    renderer: Any
+    """How the run is asked."""
     needs_effect = True
 
-    def ask(self, model: Any, causal: Any, prompts: Prompts) -> Logits:
+    def ask(self, model: Any, causal: Any, prompts: Prompts, keep: Path | None) -> Logits:
         """Its logits."""
-        return logits_of(model, prompts)
+        return logits_of(model, prompts, keep)
 
     def prove(self, folder: Path, asked: Asked) -> dict[str, Any]:
         """Read the files back as anybody would, and compare. Raises ExportError where the folder is
@@ -305,9 +249,13 @@ class WordsProof(Proof):
         )
         changed = self.changed(folder)
         words = self._prove_words(folder)
-        merged = logits_of(load_plain(folder, self.dtype), prompts)
+        require_same_asking(self.out, folder, self.renderer, asked.questions)
+        # In float32 whatever the weights are stored in: the file is proven, not the rounding of
+        # the program that computes with it.
+        merged = logits_of(load_plain(folder, self.dtype).float(), prompts, folder / ".asked/out")
         self.require_finite(merged)
-        gap, share = gap_of(run, merged), agreement(run, merged)
+        found = differences(run, merged)
+        gap, share = found["largest_logit_difference"], found["top1_agreement"]
         if self.dtype == "float32" and not gap <= LARGEST_GAP:
             raise ExportError.of(
                 "E-EXPORT-07", str(self.out), gap=f"{gap:.1e}", limit=f"{LARGEST_GAP:.0e}"
@@ -331,6 +279,9 @@ class WordsProof(Proof):
             "warnings": warnings,
             "adapter_moves_logits": asked.effect,
             "adapter_changes_top1": asked.changed,
+            "computed_in": "float32",
+            "loss": losses(asked, merged),
+            **{k: found[k] for k in ("mean_logit_difference", "divergence_nats")},
         }
 
     def _prove_words(self, folder: Path) -> dict[str, Any]:
@@ -362,21 +313,6 @@ def _sha256_of_weights(folder: Path) -> str:
     """The sum of the weights file; of a model in several files, the sum of their sums in order."""
     sums = [sha256_of(path) for path in sorted(folder.glob("*.safetensors"))]
     return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
-
-
-def _require_mergeable(causal: Any, adapter: Path) -> None:
-    """Raise ExportError where folding in would change more than the adapter does: a matrix that
-    stands in two places of the model."""
-    head, embedding = causal.get_output_embeddings(), causal.get_input_embeddings()
-    tied = getattr(head, "weight", None) is not None and head.weight is getattr(
-        embedding, "weight", None
-    )
-    # Rows of tokens belong to both places of a tied matrix alike.
-    if tied and any(
-        hasattr(part, "merge") and not hasattr(part, "trainable_tokens_delta")
-        for part in (head, embedding)
-    ):
-        raise ExportError.of("E-EXPORT-09", str(adapter))
 
 
 def _stated_config(base: Path, dtype: str, merged: Any) -> Any:

@@ -1,71 +1,107 @@
-"""Whether an exported folder is the run: what both are asked, what they answer, and how far apart
-that is.
+"""Whether an exported model is the run: what both say to the same prompts, and how far apart it is.
 
-Serves every exporter: prompts from the run's own data, logits of a model that computes, the
-differences of two answers, and how many stored weights differ from the base's.
+Serves every exporter: logits of a model that computes, the differences of two answers, how many
+stored weights differ from the base's, and the record that is left as `proof.json`. Logits lie in
+files while a model is replaced by the next: for a small model they are larger than its weights.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunewright.core.config import DataConfig
-from tunewright.core.errors import TunewrightError
+from tunewright.core.comparing import contains, folded
 from tunewright.core.telling import Tell, silent
-from tunewright.core.types import Message
 from tunewright.core.words import say
-from tunewright.data import inspect
-from tunewright.engine import opening
+from tunewright.engine.decoding import answers
 from tunewright.export.folder import ExportError
+from tunewright.export.prompts import Prompts, Question
 from tunewright.sources import headers
 from tunewright.sources.remote_code import place_of
+from tunewright.text.tokenizer import load_tokenizer
 
-MAX_PROMPTS, PROMPT_TOKENS = 16, 256
-QUESTIONS = (
-    "What is the capital of France?",
-    "请用一句话介绍你自己。",
-    "Write two lines about the sea.",
-    "Count from one to ten.",
-    "为什么天空是蓝色的？",
-)
-"""Asked when neither the run's data nor its questions can be read."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECORD = "proof.json"
+FEW_PROMPTS = 4
+LARGEST_FOLD_GAP = 1e-3
+"""Largest difference of a logit, as a share of the largest one, by which the order of sums may move
+a model into which an update was folded, in float32."""
+ANSWER_TOKENS = 64
+"""Most tokens of an answer that is compared."""
 
 
-@dataclass
-class Prompts:
-    """Token ids that both models are asked, and where they came from: `data`, `questions` or
-    `built-in`."""
+@dataclass(frozen=True)
+class InFile:
+    """Logits (tokens, vocabulary) in float32, row after row in a file."""
 
-    ids: list[list[int]]
-    kind: str
+    path: Path
+    columns: int
 
-    @property
-    def positions(self) -> int:
-        """Rows of logits that are compared."""
-        return sum(map(len, self.ids))
+    def read(self) -> Tensor:
+        """The whole of it."""
+        import numpy as np
+        import torch
+
+        rows = np.fromfile(self.path, dtype=np.float32).reshape(-1, self.columns)
+        return torch.from_numpy(rows)
 
 
 @dataclass
 class Logits:
-    """What a model said to the prompts: logits (positions, vocabulary) and the most likely token at
-    each position."""
+    """What a model said to the prompts: for each logits (tokens, vocabulary) in float32, and the
+    most likely token at each of all positions."""
 
-    values: Any
+    parts: list[Tensor | InFile]
     top: Any
     largest: float
     is_finite: bool
 
     @classmethod
-    def of(cls, values: Any) -> Logits:
-        """Of logits (positions, vocabulary) in float32."""
-        largest = float(values.abs().max())
-        return cls(values, values.argmax(-1), largest, bool(values.isfinite().all()))
+    def of(cls, values: Tensor) -> Logits:
+        """Of logits (positions, vocabulary) in memory."""
+        return cls.gathered([values])
+
+    @classmethod
+    def gathered(cls, parts: list[Tensor | InFile]) -> Logits:
+        """Of the logits of several prompts."""
+        import torch
+
+        top, largest, is_finite = [], 0.0, True
+        for part in parts:
+            values = part.read() if isinstance(part, InFile) else part
+            top.append(values.argmax(-1))
+            largest = max(largest, float(values.abs().max()))
+            is_finite = is_finite and bool(values.isfinite().all())
+        return cls(parts, torch.cat(top), largest, is_finite)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in self.parts:
+            yield part.read() if isinstance(part, InFile) else part
+
+    @property
+    def values(self) -> Tensor:
+        """All of them as one tensor."""
+        import torch
+
+        return torch.cat(list(self))
+
+
+@dataclass
+class Replies:
+    """The answers to the questions: their texts, and whether each ended at a stop token."""
+
+    texts: list[str]
+    stopped: list[bool]
+    ran_over: int = 0
+    """How many wrote a stop token of the run and went on."""
 
 
 @dataclass
@@ -79,6 +115,21 @@ class Asked:
     largest logit."""
     changed: float
     """Share of positions whose most likely token is not the base's."""
+    untouched: Logits | None = None
+    """What its base said; None where there is no other base."""
+    questions: list[Question] = field(default_factory=list)
+    replies: Replies | None = None
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A hidden folder in `folder` for what is compared, gone afterwards."""
+    place = folder / ".asked"
+    place.mkdir()
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @dataclass
@@ -93,7 +144,7 @@ class Proof:
     needs_effect: ClassVar[bool]
     """Whether a run that moves no answer of its base is no result."""
 
-    def ask(self, model: Any, causal: Any, prompts: Prompts) -> Logits:
+    def ask(self, model: Any, causal: Any, prompts: Prompts, keep: Path | None) -> Logits:
         """What `model` (the causal model `causal`, or a method on it) says to the prompts."""
         raise NotImplementedError
 
@@ -117,78 +168,6 @@ class Proof:
         if not merged.is_finite:
             share = say("export.not_finite")
             raise ExportError.of("E-EXPORT-08", str(self.out), dtype=self.dtype, share=share)
-
-
-def choose_prompts(
-    target: opening.Target, renderer: Any, max_positions: int, words: Sequence[int] = ()
-) -> Prompts:
-    """What both models are asked: whole training rows of the run, else its questions with their
-    answers, else a few sentences. Before them stand the tokens `words` that were added to the
-    vocabulary: their rows are looked at whatever else is asked."""
-    half = PROMPT_TOKENS // 2
-    added = [[*renderer.lead, *words[i : i + half]] for i in range(0, len(words), half)]
-    for kind, found in (
-        ("data", _rows_of_data(target, renderer)),
-        ("questions", _rows_of_questions(target, renderer)),
-    ):
-        if found:
-            return Prompts(_within(added + found, max_positions), kind)
-    return Prompts(
-        _within(
-            added + [renderer.prompt([Message("user", text)]) for text in QUESTIONS], max_positions
-        ),
-        "built-in",
-    )
-
-
-def _within(rows: list[list[int]], max_positions: int) -> list[list[int]]:
-    kept: list[list[int]] = []
-    left = max_positions
-    for row in rows[:MAX_PROMPTS]:
-        cut = row[: min(PROMPT_TOKENS, left)]
-        left -= len(cut)
-        kept += [cut] if cut else []
-    return kept
-
-
-def _rows_of_data(target: opening.Target, renderer: Any) -> list[list[int]]:
-    """The first rows of the run's data as token ids; none where the data is no longer there or no
-    longer readable."""
-    names = {
-        key.removeprefix("data."): value
-        for key, value in target.settings.items()
-        if key.startswith("data.") and value is not None
-    }
-    try:
-        config = DataConfig.model_validate({**names, "held_out": 0, "limit": MAX_PROMPTS})
-        # Of a pair both answers.
-        return [
-            branch.tokens
-            for sample in inspect(config, renderer).train
-            for branch in sample.branches
-        ]
-    except (TunewrightError, ValueError, OSError):
-        return []
-
-
-def _rows_of_questions(target: opening.Target, renderer: Any) -> list[list[int]]:
-    """The questions that the run asked before and after, each with the tuned answer."""
-    path = (target.run or Path()) / "before_after.jsonl"
-    if target.run is None or not path.is_file():
-        return []
-    found = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for line in path.read_text(encoding="utf-8").splitlines()[:MAX_PROMPTS]:
-            row = json.loads(line)
-            found.append(
-                renderer.render(
-                    [
-                        Message("user", row["question"]),
-                        Message("assistant", row.get("after") or "-"),
-                    ]
-                ).ids
-            )
-    return found
 
 
 def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> Any:
@@ -220,32 +199,165 @@ def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> 
     return model.eval()
 
 
-def logits_of(model: Any, prompts: Prompts) -> Logits:
+def logits_of(model: Any, prompts: Prompts, keep: Path | None = None) -> Logits:
     """Logits in float32 at every position of every prompt, one prompt at a time, with the model's
-    stock attention."""
+    stock attention. `keep` is a folder that takes them; without one they stay in memory."""
     import torch
 
-    parts = []
+    parts: list[Tensor | InFile] = []
     with torch.inference_mode():
-        for ids in prompts.ids:
-            parts.append(
-                model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-                .logits[0]
-                .float()
-            )
-        return Logits.of(torch.cat(parts))
+        for number, ids in enumerate(prompts.ids):
+            given = torch.tensor([ids], device=model.device)
+            values = model(input_ids=given, use_cache=False).logits[0].float().cpu()
+            if keep is None:
+                parts.append(values)
+                continue
+            keep.mkdir(exist_ok=True)
+            path = keep / f"{number}.f32"
+            values.numpy().tofile(path)
+            parts.append(InFile(path, values.shape[1]))
+    return Logits.gathered(parts)
 
 
 def gap_of(run: Logits, other: Logits) -> float:
     """Largest difference of a logit, as a share of the run's largest logit."""
     # Row by row: a difference of all rows at once would double the memory.
-    largest = max(float((a - b).abs().max()) for a, b in zip(run.values, other.values, strict=True))
+    largest = max(
+        float((a - b).abs().max())
+        for one, two in zip(run, other, strict=True)
+        for a, b in zip(one, two, strict=True)
+    )
     return largest / max(run.largest, 1e-30)
 
 
 def agreement(run: Logits, other: Logits) -> float:
     """Share of positions with the same most likely token."""
     return float((run.top == other.top).double().mean())
+
+
+def differences(run: Logits, other: Logits) -> dict[str, float]:
+    """How far `other` is from `run`: the largest and the mean difference of a logit as shares of
+    the run's largest, the share of positions with the same most likely token, and the mean
+    divergence KL(run || other) in nats."""
+    largest = total = nats = 0.0
+    count = positions = 0
+    for one, two in zip(run, other, strict=True):
+        width = min(one.shape[1], two.shape[1])  # a file may leave out rows without a token
+        for a, b in zip(one[:, :width].split(32), two[:, :width].split(32), strict=True):
+            gap = (a - b).abs()
+            largest, total = max(largest, float(gap.max())), total + float(gap.double().sum())
+            p, q = a.double().log_softmax(-1), b.double().log_softmax(-1)
+            nats += float((p.exp() * (p - q)).sum())
+            count, positions = count + gap.numel(), positions + len(gap)
+    scale = max(run.largest, 1e-30)
+    return {
+        "largest_logit_difference": largest / scale,
+        "mean_logit_difference": total / max(count, 1) / scale,
+        "top1_agreement": agreement(run, other),
+        "divergence_nats": max(nats / max(positions, 1), 0.0),
+    }
+
+
+def loss_of(said: Logits, prompts: Prompts) -> float | None:
+    """Mean loss in nats of the tokens that are learnt; None where the prompts say of none."""
+    import torch
+
+    nats = tokens = 0.0
+    for values, ids, weights in zip(said, prompts.ids, prompts.weights, strict=True):
+        counts = torch.tensor(weights[1:], dtype=torch.float64)
+        if not float(counts.sum()) or values.shape[0] < 2:
+            continue
+        chances = values[:-1].double().log_softmax(-1)
+        told = chances.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        nats, tokens = nats - float((counts * told).sum()), tokens + float(counts.sum())
+    return nats / tokens if tokens and math.isfinite(nats) else None
+
+
+def losses(asked: Asked, exported: Logits) -> dict[str, Any] | None:
+    """Mean loss of the learnt tokens: of the base, the run, and what was exported. None where the
+    prompts have none."""
+    run = loss_of(asked.run, asked.prompts)
+    if run is None:
+        return None
+    base = None if asked.untouched is None else loss_of(asked.untouched, asked.prompts)
+    return {
+        "base": base,
+        "run": run,
+        "exported": loss_of(exported, asked.prompts),
+        "held_out_prompts": asked.prompts.held_out,
+        "prompts": len(asked.prompts.ids),
+    }
+
+
+def require_same_asking(out: Path, folder: Path, renderer: Any, questions: list[Question]) -> None:
+    """Raise ExportError unless the folder that will be `out` is asked as the run was: the same
+    text and tokens of every question, and every stop token of the run's."""
+    from tunewright.engine.naming import renderer_of
+
+    own = renderer_of(load_tokenizer(folder), folder, thinking=renderer.thinking)
+    lost = [i for i in renderer.stop_ids if i not in own.stop_ids]
+    if lost:
+        tokens = ", ".join(str(renderer.tokenizer.convert_ids_to_tokens(i)) for i in lost)
+        raise ExportError.of("E-EXPORT-34", str(out), tokens=tokens)
+    for one in questions:
+        wanted, found = (r.prompt(one.messages) for r in (renderer, own))
+        if wanted != found:
+            said = [shown(r.decode(ids)) for r, ids in ((renderer, wanted), (own, found))]
+            raise ExportError.of("E-EXPORT-33", str(out), run=said[0], exported=said[1])
+
+
+def require_folded(out: Path, asked: Asked, model: Any, keep: Path) -> None:
+    """Raise ExportError unless `model`, into which the training was folded, says what the run said;
+    a few prompts show it."""
+    few = Prompts(asked.prompts.ids[:FEW_PROMPTS], asked.prompts.kind)
+    run = _first(asked.run)
+    folded = logits_of(model, few, keep / "folded")
+    gap = gap_of(run, folded)
+    if gap <= LARGEST_FOLD_GAP:
+        return
+    if asked.untouched is not None:
+        base = differences(_first(asked.untouched), folded)["divergence_nats"]
+        found = differences(run, folded)["divergence_nats"]
+        if base < found:
+            raise ExportError.of("E-EXPORT-36", str(out), base=f"{base:.2g}", run=f"{found:.2g}")
+    figures = {"gap": f"{gap:.1e}", "limit": f"{LARGEST_FOLD_GAP:.0e}"}
+    raise ExportError.of("E-EXPORT-07", str(out), **figures)
+
+
+def _first(said: Logits) -> Logits:
+    return Logits.gathered(said.parts[:FEW_PROMPTS])
+
+
+def shown(text: str, most: int = 120) -> str:
+    """A text for a message."""
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def replies_of(
+    causal: Any, attached: Any, renderer: Any, questions: list[Question]
+) -> tuple[Replies, list[list[int]]]:
+    """The likeliest answers of a model that computes, and the token ids of the questions."""
+    asked = [renderer.prompt(one.messages) for one in questions]
+    model = answers.answering(causal, attached, renderer)
+    found = answers.answer(model, asked, max_new_tokens=ANSWER_TOKENS)
+    model.forget()
+    return Replies([one.text for one in found], [one.end == "stop" for one in found]), asked
+
+
+def score_of(questions: list[Question], run: Replies, other: Replies) -> dict[str, Any]:
+    """How the answers compare: how many are the same text, hold what was expected, and stop."""
+    known = [i for i, one in enumerate(questions) if one.expected.strip()]
+    right = [[contains(r.texts[i], questions[i].expected) for i in known] for r in (run, other)]
+    same = [folded(a) == folded(b) for a, b in zip(run.texts, other.texts, strict=True)]
+    return {
+        "asked": len(questions),
+        "same": sum(same),
+        "with_expectation": len(known),
+        "right_in_run": sum(right[0]),
+        "right": sum(right[1]),
+        "stopped_in_run": sum(run.stopped),
+        "stopped": sum(other.stopped),
+    }
 
 
 def changed_tensors(base: Path, merged: Path, dtype: str) -> dict[str, int]:
