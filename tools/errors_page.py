@@ -45,6 +45,7 @@ GROUPS = {
     "FIT": ("Memory and time", "内存与时间"),
     "INIT": ("Starting a run file", "新建运行文件"),
     "EXPORT": ("Export", "导出"),
+    "SERVE": ("Serving", "提供服务"),
     "EVAL": ("Evaluation", "评测"),
     "EXAM": ("Exams", "考试"),
     "JUDGE": ("Judges", "评判者"),

@@ -471,7 +471,8 @@ def _reading(opened: Ready, samples: list[Sample], watch: Watch) -> tuple[float,
 def _answering(opened: Ready, chosen: list[list[Sample]]) -> tuple[float, float]:
     """(seconds to begin answering a few questions, seconds of one more token of each). Zeros where
     nothing can be answered."""
-    from tunewright.engine.decoding.writer import Ask, Writer
+    from tunewright.engine.decoding.batch import Ask
+    from tunewright.engine.decoding.writer import Writer
     from tunewright.engine.policy import Policy
 
     branches = [sample.branches[0] for sample in chosen[0][:QUESTIONS]]
