@@ -46,6 +46,8 @@ GROUPS = {
     "INIT": ("Starting a run file", "新建运行文件"),
     "EXPORT": ("Export", "导出"),
     "SERVE": ("Serving", "提供服务"),
+    "CHAT": ("Chat", "聊天"),
+    "BATCH": ("Batches of prompts", "批量提问"),
     "EVAL": ("Evaluation", "评测"),
     "EXAM": ("Exams", "考试"),
     "JUDGE": ("Judges", "评判者"),

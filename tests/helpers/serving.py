@@ -33,8 +33,10 @@ def base_folder(place: Path) -> Path:
     return story.model_folder(place, initializer_range=0.3, max_position_embeddings=512)
 
 
-def taught_run(place: Path, base: Path, facts: dict[str, str], steps: int = 60) -> Path:
-    """A run folder with a LoRA that knows `facts` by heart, in float32."""
+def taught_run(
+    place: Path, base: Path, facts: dict[str, str], *, steps: int = 60, tools: Any = None
+) -> Path:
+    """A run folder with a LoRA that knows `facts` by heart, in float32; asked with `tools`."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,7 +48,8 @@ def taught_run(place: Path, base: Path, facts: dict[str, str], steps: int = 60) 
     )
     renderer = renderer_of(tokenizer, base)
     rows = [
-        renderer.render([Message("user", q), Message("assistant", a)]) for q, a in facts.items()
+        renderer.render([Message("user", q), Message("assistant", a)], tools)
+        for q, a in facts.items()
     ]
     most = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [0] * (most - len(row.ids)) for row in rows])

@@ -71,7 +71,7 @@ class Doors:
         named = {*LOCAL, self.host}
         anywhere = self.host not in LOCAL and self.key is not None
         if not anywhere and called not in named:
-            raise Refused("host", 421, code="wrong_host", host=called[:80] or "-")
+            raise Refused("host", 403, code="wrong_host", host=called[:80] or "-")
         if "origin" in headers:
             origin = (urlsplit(headers["origin"]).hostname or "").lower()
             if origin not in {*named, called} or not origin:

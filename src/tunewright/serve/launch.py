@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tunewright.core.errors import UsageError, problem, raise_all
 from tunewright.core.telling import Tell
@@ -51,8 +52,7 @@ def serve(
     the models raises.
     """
     require(host, key)
-    if len(names) > len(targets):
-        raise UsageError(problem("E-SERVE-06", "--name", names=len(names), targets=len(targets)))
+    _require_names(names, targets)
     if adapters is not None and not adapters.is_dir():
         raise UsageError(problem("E-SERVE-07", "--adapters", folder=adapters))
     from tunewright.serve import running
@@ -77,3 +77,21 @@ def serve(
         found = running.run(app, listening, lambda: tell.line(say("serve.ready", address=at)))
         tell.line(say("serve.ended", tokens=f"{service.worker.tokens:,}"))
         return found
+
+
+def _require_names(names: Sequence[str], targets: Sequence[str]) -> None:
+    if len(names) > len(targets):
+        raise UsageError(problem("E-SERVE-06", "--name", names=len(names), targets=len(targets)))
+
+
+def serve_by(backend: str, tell: Tell, **given: Any) -> int | None:
+    """Serve by another engine, `given` being the fields of `backends.Wanted`, until a signal comes,
+    which is returned. Raises UsageError for what that engine cannot do."""
+    from tunewright.serve import backends
+
+    wanted = backends.Wanted(**given)
+    _require_names(wanted.names, wanted.targets)
+    require(wanted.host, wanted.key, "json")
+    backends.require(backend, wanted)
+    run = {"vllm": backends.run_vllm, "llamacpp": backends.run_llamacpp}[backend]
+    return run(wanted, tell)

@@ -14,7 +14,6 @@ TYPES = {
     405: "invalid_request_error",
     408: "timeout_error",
     413: "invalid_request_error",
-    421: "permission_error",
     429: "rate_limit_error",
     503: "server_error",
     504: "timeout_error",

@@ -40,6 +40,12 @@ class _Protocol(H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._unwatch()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        begun = self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]
+        if begun and self._late is None:  # the beginning of another head was sent along
+            self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
         super().connection_lost(exc)

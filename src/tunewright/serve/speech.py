@@ -77,7 +77,7 @@ class Parts:
             else:
                 first = min((i for i in (text.find(m) for m in MARKS) if i >= 0), default=None)
                 text = text[:first] if first is not None else _without_start_of(text, MARKS)
-                text = "" if text[:1] in ("{", "[") else text
+                text = "" if text[:1] in ("{", "[", "`") else text
         return thought.strip(), text.rstrip()
 
     def calls(self) -> list[dict[str, Any]]:
