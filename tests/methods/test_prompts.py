@@ -328,7 +328,8 @@ def greedy(attached: Attached, prompt: list[int], count: int) -> list[int]:
 def test_answers_are_what_the_trained_model_says_and_do_not_depend_on_company(
     kind: str, family: str
 ) -> None:
-    from tunewright.engine.decoding.writer import Ask, Writer
+    from tunewright.engine.decoding.batch import Ask
+    from tunewright.engine.decoding.writer import Writer
     from tunewright.engine.policy import Policy
 
     draw = random.Random(3)

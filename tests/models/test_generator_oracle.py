@@ -17,7 +17,7 @@ import torch
 from helpers import tiny
 
 from tunewright.core.seeds import stream_seed
-from tunewright.engine.decoding import writer
+from tunewright.engine.decoding import batch
 from tunewright.engine.decoding.answers import Answer, AnsweringModel, answer, answering, stream
 from tunewright.engine.opening import use_layout
 from tunewright.engine.policy import Policy
@@ -519,7 +519,7 @@ class Chosen:
 
     def __enter__(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(writer._Batch, "_drawn", lambda _, z_RV: (self._next(), None))
+        self.patch.setattr(batch.Batch, "_drawn", lambda _, z_RV: (self._next(), None))
 
     def __exit__(self, *_: object) -> None:
         self.patch.undo()

@@ -502,7 +502,8 @@ def _starting(
 def _answering(opened: Ready, chosen: list[list[Sample]]) -> tuple[float, float]:
     """(seconds to begin answering a few questions, seconds of one more token of each). Zeros where
     nothing can be answered."""
-    from tunewright.engine.decoding.writer import Ask, Writer
+    from tunewright.engine.decoding.batch import Ask
+    from tunewright.engine.decoding.writer import Writer
     from tunewright.engine.policy import Policy
 
     branches = [sample.branches[0] for sample in chosen[0][:QUESTIONS]]

@@ -20,6 +20,7 @@ from tunewright.cli.doctor import doctor
 from tunewright.cli.export import export_app
 from tunewright.cli.measure import bench, compare, evaluate, gate
 from tunewright.cli.planning import plan
+from tunewright.cli.serve import batch, serve
 from tunewright.cli.train import demo, import_file, init, train
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.words import say
@@ -38,6 +39,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "demo": demo,
     "chat": chat,
+    "serve": serve,
+    "batch": batch,
     "bench": bench,
     "plan": plan,
     "init": init,

@@ -23,7 +23,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -165,6 +165,82 @@ class Address:
                     self._fail(refused, name_models=True)
         raise AssertionError("every name was dropped")
 
+    def stream(
+        self,
+        messages: Sequence[Message | dict[str, Any]],
+        on_piece: Callable[[str], None],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        **more: Any,
+    ) -> Told:
+        """One answer, told in pieces as it comes; `more` are further fields of the request. A
+        server that does not stream gives it at once, and a stream that breaks off is an error:
+        what was told cannot be taken back. Raises as `ask` does."""
+        body = {
+            "model": self.chosen_model(),
+            "messages": [_plain(one) for one in messages],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            **more,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if seed is not None:
+            body["seed"] = seed
+        for _ in range(4):
+            try:
+                with self._open(END, self._as_taken(body)) as answer:
+                    return self._streamed(answer, on_piece)
+            except _Busy as busy:
+                reason = self._blot(str(busy))
+                raise AddressError.of("E-ADDR-06", self.name, tries=1, reason=reason) from busy
+            except _Refused as refused:
+                if not self._learn(refused, body):
+                    self._fail(refused, name_models=True)
+        raise AssertionError("every name was dropped")
+
+    def _streamed(self, answer: Any, on_piece: Callable[[str], None]) -> Told:
+        """What a stream of server-sent events says, or one reply that is none."""
+        text, reason, size, done = "", "", 0, False
+        usage: dict[str, int] = {}
+        if "json" in answer.headers.get("Content-Type", ""):
+            told = _read(json.loads(answer.read(MOST_BYTES)), self.name)
+            on_piece(told.text)
+            return told
+        for raw in answer:
+            size += len(raw)
+            line = raw.decode("utf-8", "replace").strip()
+            if size > MOST_BYTES:
+                raise AddressError.of("E-ADDR-05", self.name, reason=f"> {MOST_BYTES >> 20} MiB")
+            if not line.startswith("data:"):
+                continue
+            data = line.removeprefix("data:").strip()
+            if data == "[DONE]":
+                done = True
+                break
+            try:
+                chunk = json.loads(data)
+                if "error" in chunk:
+                    quoted = self._quote(data.encode())
+                    raise AddressError.of("E-ADDR-07", self.name, status="-", reason=quoted)
+                usage = chunk.get("usage") or usage
+                for choice in chunk.get("choices", [])[:1]:
+                    piece = (choice.get("delta") or {}).get("content") or ""
+                    reason = choice.get("finish_reason") or reason
+                    text += piece
+                    if piece:
+                        on_piece(piece)
+            except (ValueError, AttributeError, TypeError) as e:
+                quoted = self._quote(data.encode())
+                raise AddressError.of("E-ADDR-05", self.name, reason=quoted) from e
+        if not done and not reason:
+            raise AddressError.of("E-ADDR-05", self.name, reason=say("address.broke_off"))
+        counts = ("prompt_tokens", "completion_tokens")
+        counted: dict[str, int] = {k: usage[k] for k in counts if k in usage}
+        return Told(text.strip(), reason, counted)
+
     def ask_all(
         self,
         questions: Sequence[Sequence[Message | dict[str, Any]]],
@@ -266,8 +342,10 @@ class Address:
                     break
         raise AddressError.of("E-ADDR-06", self.name, tries=self.tries, reason=self._blot(why))
 
-    def _once(self, path: str, body: dict[str, Any] | None) -> Any:
-        """One try. Raises _Busy, _Refused, or an error for people."""
+    @contextlib.contextmanager
+    def _open(self, path: str, body: dict[str, Any] | None) -> Iterator[Any]:
+        """The server's answer to one try, to be read. Raises _Busy, _Refused, or an error for
+        people."""
         url = urlunsplit(self.base._replace(path=self.base.path + path))
         headers = {"Accept": "application/json", "User-Agent": "tunewright"}
         data = None
@@ -280,15 +358,20 @@ class Address:
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         try:
             with _opener(self.base.hostname or "").open(request, timeout=self.seconds) as answer:
-                raw = answer.read(MOST_BYTES + 1)
-                if answer.length and len(raw) <= MOST_BYTES:  # a limited read does not say so
-                    raise http.client.IncompleteRead(raw, answer.length)
+                yield answer
         except urllib.error.HTTPError as e:
             self._judge(e)
         except urllib.error.URLError as e:
             self._unreachable(e.reason)
         except (OSError, http.client.HTTPException) as e:
             raise _Busy(str(e) or type(e).__name__) from e
+
+    def _once(self, path: str, body: dict[str, Any] | None) -> Any:
+        """One try, as plain data. Raises as `_open` does."""
+        with self._open(path, body) as answer:
+            raw = answer.read(MOST_BYTES + 1)
+            if answer.length and len(raw) <= MOST_BYTES:  # a limited read does not say so
+                raise http.client.IncompleteRead(raw, answer.length)
         if len(raw) > MOST_BYTES:
             raise AddressError.of("E-ADDR-05", self.name, reason=f"> {MOST_BYTES >> 20} MiB")
         try:

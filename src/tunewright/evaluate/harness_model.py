@@ -22,7 +22,8 @@ from lm_eval.models.utils import (
 
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
-from tunewright.engine.decoding.writer import Ask, Sampling
+from tunewright.engine.decoding.batch import Ask
+from tunewright.engine.decoding.drawing import Sampling
 from tunewright.evaluate.answer_table import about
 from tunewright.evaluate.continuations import Pair, Scorer, encode, encode_pairs
 from tunewright.evaluate.kept import KEY, Kept, name_of

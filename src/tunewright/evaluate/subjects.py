@@ -28,7 +28,7 @@ from tunewright.core.types import Message, PlainText, Row, turns_of
 from tunewright.core.words import say
 from tunewright.engine import naming, opening
 from tunewright.engine.decoding.answers import AnsweringModel, answer
-from tunewright.engine.decoding.writer import Ask
+from tunewright.engine.decoding.batch import Ask
 from tunewright.evaluate.address import Address, Told, is_address
 from tunewright.evaluate.ranking import is_scorer
 from tunewright.models import load

@@ -55,10 +55,12 @@ class Answerer(opening.Opened):
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         on_piece: Callable[[str], None] = lambda piece: None,
+        **drawing: Any,
     ) -> Answer:
         """The answer to a dialogue; `base` asks the untouched base. `complete` continues the last
-        message as raw text instead. `on_piece` gets the answer as it is made. Raises ModelError for
-        a question that fills the context, UsageError where the base cannot be asked."""
+        message as raw text instead. `on_piece` gets the answer as it is made; `drawing` are further
+        settings of `stream`. Raises ModelError for a question that fills the context, UsageError
+        where the base cannot be asked."""
         chosen: contextlib.AbstractContextManager[AnsweringModel] = (
             self.untouched() if base else contextlib.nullcontext(self.answering)
         )
@@ -69,7 +71,12 @@ class Answerer(opening.Opened):
                 else model.renderer.prompt(messages)
             )
             return stream(
-                model, prompt, on_piece, max_new_tokens=max_new_tokens, temperature=temperature
+                model,
+                prompt,
+                on_piece,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                **drawing,
             )
 
 

@@ -10,9 +10,11 @@ import torch
 from helpers import tiny
 
 from tunewright.core.pace import Pace
-from tunewright.engine.decoding import ways, writer
+from tunewright.engine.decoding import batch, ways, writer
+from tunewright.engine.decoding.batch import Ask, Written, column_bytes
+from tunewright.engine.decoding.drawing import Sampling
 from tunewright.engine.decoding.lookup import Lookup
-from tunewright.engine.decoding.writer import Ask, Sampling, Writer, Written, column_bytes
+from tunewright.engine.decoding.writer import Writer
 from tunewright.engine.policy import Policy
 from tunewright.models.dense import DenseStep
 from tunewright.models.kernels.packed import Packed, Packs, can_pack
@@ -51,14 +53,14 @@ def test_answers_that_queue_for_memory_come_out_the_same(family: str) -> None:
     free = writer_of(model).write(asks)
     seen: list[int] = []
     tight = writer_of(model, cache_bytes=3 * 29 * column_bytes(Policy(model, model, "tree")))
-    batch = writer._Batch._take
+    take = batch.Batch._take
 
     def watched(self: Any, hidden: torch.Tensor) -> torch.Tensor:
         seen.append(len(self.rows))
-        return batch(self, hidden)
+        return take(self, hidden)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer._Batch, "_take", watched)
+        patch.setattr(batch.Batch, "_take", watched)
         assert tokens_of(tight.write(asks)) == tokens_of(free)
     # Rows of 29 columns: three have room, more of the shorter ones.
     assert 1 < max(seen) < 14
@@ -120,6 +122,65 @@ def test_settings_and_limits_are_those_of_each_request() -> None:
     assert tokens_of(found) == [tokens_of(writer_of(model).write([ask]))[0] for ask in asks]
     assert [len(tokens) for tokens in tokens_of(found)] == [3, 11, 0, 7]
     assert told[-1] == (4, 21, 21) and told[0][1] == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_who_joins_a_running_batch_is_answered_as_alone(family: str) -> None:
+    """Asks come one by one, in the middle of guesses too; one is cancelled while it is written, one
+    before."""
+    model = tiny.make_model(family, seed=2)
+    prompts = prompts_of(9, 12)
+    prompts[0] = prompts[0][:3] * 4  # repeats itself, so that its next tokens are guessed
+    how = [Sampling(1.0) if i % 3 == 2 else Sampling() for i in range(9)]
+    asks = [
+        Ask(p, 12, 1 + i % 2, h, luck_of(1 + i % 2, 12, i))
+        for i, (p, h) in enumerate(zip(prompts, how, strict=True))
+    ]
+    made = writer_of(model, rows=4)
+    alone = [[one.tokens for one in made.write([ask])[0]] for ask in asks]
+    made = writer_of(model, rows=4)
+    ended: list[tuple[int, int]] = []
+    with made.opened(prompts[0]) as running:
+        jobs = []
+        for i, ask in enumerate(asks):
+            jobs.append(running.add(ask, lambda n, _, i=i: ended.append((i, n))))
+            for _ in range(1 + 3 * (i == 0)):
+                running.step()
+        gone = running.add(asks[0])
+        running.cancel(gone)
+        running.cancel(jobs[8])
+        while running.step():
+            pass
+    for i, job in enumerate(jobs[:8]):
+        assert [one.tokens for one in job.written] == alone[i], i
+    assert all(len(one.tokens) < 12 for one in [*jobs[8].written, *gone.written])
+    assert {(i, n) for i in range(8) for n in range(1 + i % 2)} <= set(ended)
+    assert not any(i == 9 for i, _ in ended) and running.step() is False
+
+
+def test_the_next_token_is_the_likeliest_of_those_that_are_left_and_the_scores_are_the_models() -> (
+    None
+):
+    model = tiny.make_model("llama", seed=1)
+    prompts = prompts_of(4, 9)
+    plain = writer_of(model).write([Ask(p, 6) for p in prompts], logprobs=True)
+    banned = [group[0].tokens[0] for group in plain]
+
+    def without(i: int, number: int, z_V: torch.Tensor) -> None:
+        z_V[banned[i]] = -torch.inf
+
+    asks = [
+        Ask(p, 6, adjust=lambda n, z, i=i: without(i, n, z), alternatives=3)
+        for i, p in enumerate(prompts)
+    ]
+    for i, ((one,), (free,)) in enumerate(zip(writer_of(model).write(asks), plain, strict=True)):
+        assert banned[i] not in one.tokens
+        first = one.scores[0]
+        # What is not allowed is still what the model says.
+        assert first.likeliest[0] == (banned[i], pytest.approx(free.logprobs[0], abs=1e-5))
+        assert one.tokens[0] == first.likeliest[1][0]
+        assert first.logprob == pytest.approx(first.likeliest[1][1])
+        assert len(one.scores) == 6 and all(len(s.likeliest) == 3 for s in one.scores)
 
 
 @pytest.mark.parametrize("kind", ["lora", "none"])

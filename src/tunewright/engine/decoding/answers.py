@@ -16,8 +16,11 @@ import torch
 
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.types import Attached
-from tunewright.engine.decoding.writer import Ask, End, Sampling, Writer, Written
+from tunewright.engine.decoding.batch import Ask, End, Written
+from tunewright.engine.decoding.drawing import Sampling
+from tunewright.engine.decoding.writer import Writer
 from tunewright.engine.policy import Policy
+from tunewright.models.kernels.packed import Packs
 from tunewright.models.load import room_of
 
 GENERATOR = 1
@@ -47,6 +50,8 @@ class AnsweringModel:
     vocabulary: int | None = None
     """Ids from here on are never written: rows that a method added to the base, when the base
     itself is asked."""
+    packs: Packs | None = None
+    """Packed weights that it shares with others on the same base; None: its own."""
 
     @property
     def tokenizer(self) -> Any:
@@ -69,6 +74,7 @@ class AnsweringModel:
             frozenset(self.stop_ids),
             needs_layout="any" if self.attached is None else self.attached.needs.layout,
             vocabulary=self.vocabulary,
+            packs=self.packs,
         )
 
     def forget(self) -> None:
@@ -84,10 +90,15 @@ class AnsweringModel:
 
 
 def answering(
-    causal: Any, attached: Attached | None, renderer: Any, *, vocabulary: int | None = None
+    causal: Any,
+    attached: Attached | None,
+    renderer: Any,
+    *,
+    vocabulary: int | None = None,
+    packs: Packs | None = None,
 ) -> AnsweringModel:
     """The causal model with the method on it, ready to be asked: the one way to an answer."""
-    return AnsweringModel(causal, attached, renderer, vocabulary)
+    return AnsweringModel(causal, attached, renderer, vocabulary, packs)
 
 
 def answer(
@@ -189,7 +200,7 @@ def stream(
         draws.seed()
     else:
         draws.manual_seed(seed)
-    pieces = _Pieces(model, on_piece, stop_texts)
+    pieces = Pieces(model.tokenizer, model.writer.stop_ids, on_piece, stop_texts)
     ask = Ask(
         prompt,
         most,
@@ -202,14 +213,21 @@ def stream(
     return Answer(pieces.text.strip(), found.end, found.tokens) if stop_texts else found
 
 
-class _Pieces:
+class Pieces:
     """The text of an answer as its tokens come, without the stop token, which need not be a special
-    one. What may be the beginning of a stop text, or of a character, waits for what follows."""
+    one. What may be the beginning of a stop text, or of a character, waits for what follows.
+    `specials`: control tokens are shown."""
 
     def __init__(
-        self, model: AnsweringModel, on_piece: Callable[[str], None], stop_texts: Sequence[str]
+        self,
+        tokenizer: Any,
+        stop_ids: frozenset[int],
+        on_piece: Callable[[str], None],
+        stop_texts: Sequence[str] = (),
+        *,
+        specials: bool = False,
     ) -> None:
-        self.tokenizer, self.stop_ids = model.tokenizer, model.writer.stop_ids
+        self.tokenizer, self.stop_ids, self.specials = tokenizer, stop_ids, specials
         self.on_piece, self.stop_texts = on_piece, [text for text in stop_texts if text]
         self.tokens: list[int] = []
         """Since the last line that is whole."""
@@ -223,7 +241,7 @@ class _Pieces:
         if token in self.stop_ids:
             return True
         self.tokens.append(token)
-        line = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
+        line = str(self.tokenizer.decode(self.tokens, skip_special_tokens=not self.specials))
         self.text = self.before + line
         where = [i for i in (self.text.find(stop) for stop in self.stop_texts) if i >= 0]
         if where:

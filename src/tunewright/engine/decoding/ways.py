@@ -62,6 +62,10 @@ class Way(Protocol):
         """The next guessed token was right."""
         ...
 
+    def clear(self) -> None:
+        """No row is left: give their memory back."""
+        ...
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """(R, vocabulary) in float32 or wider."""
         ...
@@ -120,6 +124,10 @@ class TreeWay:
     def accept(self) -> None:
         """As of `Way`."""
         self.memory.accept()
+
+    def clear(self) -> None:
+        """As of `Way`."""
+        self.memory = AnswerMemory(self.policy.device, shared=self.memory.shared)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """As of `Way`."""
@@ -226,6 +234,10 @@ class CacheWay:
     def accept(self) -> None:
         """Never called: nothing is guessed."""
         raise AssertionError("a token was guessed")
+
+    def clear(self) -> None:
+        """As of `Way`."""
+        self.cache, self.columns, self.positions, self.texts = None, 0, [], []
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """As of `Way`."""

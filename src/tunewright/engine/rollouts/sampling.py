@@ -16,7 +16,9 @@ import torch
 
 from tunewright.core.errors import CompatError, problem
 from tunewright.core.seeds import stream_seed
-from tunewright.engine.decoding.writer import Ask, Sampling, Writer
+from tunewright.engine.decoding.batch import Ask
+from tunewright.engine.decoding.drawing import Sampling
+from tunewright.engine.decoding.writer import Writer
 from tunewright.engine.policy import Policy
 from tunewright.models.load import room_of
 

@@ -126,7 +126,8 @@ class Packs:
 
     def weight(self, bases: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
         """(packed weight, bias) of layers side by side."""
-        key = tuple(id(base) for base in bases)
+        # By weight: modules of two trees over the same weights share what is packed.
+        key = tuple(id(base.weight) for base in bases)
         parts = [p for base in bases for p in (base.weight, base.bias) if p is not None]
         state = [(p.data_ptr(), p._version if not p.is_inference() else 0) for p in parts]
         found = self._kept.get(key)
