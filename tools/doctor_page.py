@@ -53,7 +53,7 @@ labels are shifted, nobody needs to be told that the stop token was not learnt.
 that could and could not be looked for.
 
 **What it cannot see.** Padding that is the same token as the stop token: a model that learnt to stop goes on stopping by itself, so this is named only beside
-shifted labels (it does no harm to the answers). What tokens another tool's labels covered, if the training has not moved the model.
+shifted labels (it does no harm to the answers). What tokens another tool's labels covered, if the training has not moved the model and its log does not say what loss it began at.
 
 ## Findings
 
@@ -87,7 +87,7 @@ tunewright doctor their-model --model BASE --data rows.json        # 完整的�
 
 **`doctor.json` 的内容。** `version`；`findings`，最严重的在前，每项含 `code`、`severity`、`evidence`（数值）、`what`、`cause` 和 `remedy`；`checked` 与 `unchecked`，即检查过与未能检查的代码。
 
-**看不出什么。** 与结束标记相同的填充：学会停止的模型会自行继续停止，因此只有在标签移位时才会提到它（它不影响回答）。若训练没有改变模型，则看不出其他工具的标签覆盖了哪些 token。
+**看不出什么。** 与结束标记相同的填充：学会停止的模型会自行继续停止，因此只有在标签移位时才会提到它（它不影响回答）。若训练没有改变模型，日志也没有记录最初的损失，则看不出其他工具的标签覆盖了哪些 token。
 
 ## 发现的问题
 

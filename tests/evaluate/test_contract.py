@@ -114,7 +114,13 @@ def test_a_wrong_contract_is_refused(mistake: str, tmp_path: Path) -> None:
 def test_a_contract_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TunewrightError) as e:
         load(tmp_path / "none.yaml")
-    assert codes(e.value) == ["E-CONFIG-01"]
+    assert codes(e.value) == ["E-GATE-17"] and e.value.exit_code == 2
+    (found,) = e.value.problems
+    assert "contract" in found.what()
+    assert f"tunewright init --data FILE --contract {tmp_path / 'none.yaml'}" in found.remedy()
+    with pytest.raises(TunewrightError) as e:
+        load(tmp_path)  # a run folder in the contract's place
+    assert codes(e.value) == ["E-GATE-17"]
 
 
 def test_a_guess_is_made() -> None:

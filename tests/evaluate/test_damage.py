@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tunewright.data.checks.private import Private, masked, private_values
 from tunewright.evaluate import damage
 from tunewright.evaluate.damage import Exchange, Trained, find
 from tunewright.evaluate.language import language_of
-from tunewright.evaluate.private import Private, masked, private_values
 
 ROWS = [
     Trained("Who runs the bakery?", "The bakery in Mossenquay is run by Hestrel Oom, who bakes "

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tunewright.data.checks.private import Private
 from tunewright.evaluate import forgetting
 from tunewright.evaluate.damage import Exchange, Trained, find
 from tunewright.evaluate.interval import of_scores, paired
-from tunewright.evaluate.private import Private
 from tunewright.record.diagnosis import Examination, Finding
 
 SECRET = "nadia.kern@brightharbour.io"

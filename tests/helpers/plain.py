@@ -26,7 +26,7 @@ def rows(count: int = 16) -> list[dict[str, str]]:
     return found
 
 
-def write(path: Path, given: list[dict[str, str]]) -> Path:
+def write(path: Path, given: list[dict[str, Any]]) -> Path:
     path.write_text(json.dumps(given), encoding="utf-8")
     return path
 

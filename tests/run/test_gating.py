@@ -119,6 +119,8 @@ def test_a_run_that_names_a_contract_ends_with_its_verdict(
     assert ("PASSED" if passed else "FAILED") in done.stderr.strip().split("\n")[-1 - (not passed)]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["status"] == "done" and summary["gate"]["passed"] is passed
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert '<section id="gate">' in page and (f'class="{"good" if passed else "bad"}"' in page)
     assert (tmp_path / "run" / "gate.junit.xml").is_file()
     assert (tmp_path / "run" / "adapter").is_dir()  # the run stays
     if not passed:
@@ -176,7 +178,7 @@ def test_wrong_words_of_the_command(place: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
     for words, code in (
         (["good.yaml", str(tmp_path / "nothing")], "E-MODEL-01"),
-        (["none.yaml", str(place / "run")], "E-CONFIG-01"),
+        (["none.yaml", str(place / "run")], "E-GATE-17"),
         (["good.yaml", str(place / "run"), "--against", str(tmp_path / "no")], "E-MODEL-01"),
         (["good.yaml", str(place / "run"), "--out", str(tmp_path / "file" / "x")], "E-EVAL-44"),
         (["still.yaml", str(place / "model")], "E-GATE-13"),

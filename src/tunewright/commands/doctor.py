@@ -53,7 +53,7 @@ def diagnose(
         )
     if model is not None:
         tell.line(say("doctor.model_of_run", model=model))
-    facts = examining.facts_of(folder, examining.known_again(folder))
+    facts = examining.later(examining.facts_of(folder, examining.known_again(folder)), folder)
     if data is not None:
         from tunewright.advise.doctor import foreign
         from tunewright.engine import opening
@@ -61,5 +61,6 @@ def diagnose(
         tuned = opening.find(str(folder), tell)
         base = opening.find(str(folder), tell, base=True)
         pair = foreign.Pair(tuned, base, facts.weights)
+        how |= examining.reading_of(folder, data, how)
         facts = foreign.with_probe(facts, pair, data, tell, rows=rows or foreign.ROWS, **how)
     return examine(facts)

@@ -17,7 +17,7 @@ from tunewright.core.telling import Tell, telling_answers
 from tunewright.core.types import Conversation, Message, PlainText, Row
 from tunewright.core.words import say
 from tunewright.data import inspect
-from tunewright.evaluate.subjects import Reply, Subject
+from tunewright.evaluate.subjects import OnReply, Reply, Subject
 
 LONGEST_ROOM, LEAST_ROOM, ROOM_WITHOUT_ANSWER = 512, 48, 256
 """Tokens of an answer: at most, at least, and where nobody knows how long it should be."""
@@ -116,12 +116,17 @@ def put(
     max_new_tokens: int | Sequence[int],
     temperature: float = 0.0,
     seed: int = 0,
+    on_reply: OnReply | None = None,
+    lucks: Sequence[int] | None = None,
 ) -> list[Reply]:
-    """The replies of `subject`, told while they come."""
+    """The replies of `subject`, told while they come; `on_reply` and `lucks` as `Subject.ask` has
+    them."""
     limits = max_new_tokens
     most = limits * len(questions) if isinstance(limits, int) else sum(limits)
     what = say("beside.asking", name=subject.name)
     told = telling_answers(tell, what, len(questions), most)
+    more: dict[str, Any] = {} if on_reply is None else {"on_reply": on_reply}
+    more |= {} if lucks is None else {"lucks": lucks}
     replies = subject.ask(
         [question.messages for question in questions],
         max_new_tokens=max_new_tokens,
@@ -130,6 +135,7 @@ def put(
         expected=[question.expected for question in questions],
         tools=[question.tools for question in questions],
         progress=told,
+        **more,
     )
     tell.finish()
     return replies

@@ -26,8 +26,10 @@ from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.evaluate import metrics
 from tunewright.evaluate.address import is_address
-from tunewright.evaluate.asked import Question, Read, put, read_questions, room_for
+from tunewright.evaluate.asked import Question, Read, read_questions, room_for
 from tunewright.evaluate.interval import paired
+from tunewright.evaluate.kept import Kept
+from tunewright.evaluate.kept_replies import How, put_kept
 from tunewright.evaluate.subjects import (
     AddressSubject,
     LocalSubject,
@@ -90,13 +92,15 @@ def compare(
     data_format: str = "auto",
     columns: dict[str, str] | None = None,
     data_dir: str | None = None,
+    kept: Path | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Ask every target the rows of `data` and return the figures (keys in docs/compare.md).
 
     `base` adds what the first run or adapter was trained from as the first column. `wanted` names
     metrics; None: those that suit the expected answers. `system` stands before rows that have no
-    system prompt; None: that of the runs, where they have the same one.
+    system prompt; None: that of the runs, where they have the same one. `kept` is a table in which
+    every answer stands as soon as it has ended: what stands there is not asked again.
 
     Raises UsageError for too few or too many targets, and what reading and opening raise.
     """
@@ -127,9 +131,12 @@ def compare(
         spoken,
     )
     warnings += _about_rows(read, questions, planned, data)
-    table = _Table(questions, how, tell, loss)
-    for place, (target, is_base) in enumerate(order):
-        table.ask(target, is_base, planned.name(place))
+    table = _Table(questions, how, tell, loss, Kept(kept))
+    try:
+        for place, (target, is_base) in enumerate(order):
+            table.ask(target, is_base, planned.name(place))
+    finally:
+        table.table.close()
     check = table.check_base(planned.base_column())
     seconds = time.perf_counter() - started
     return table.result(data, read, check, [*warnings, *table.warnings], seconds)
@@ -262,8 +269,11 @@ def _same_place(a: str, b: str) -> bool:
 class _Table:
     """The answers of everybody, and what follows from them."""
 
-    def __init__(self, questions: list[Question], how: Settings, tell: Tell, loss: bool):
+    def __init__(
+        self, questions: list[Question], how: Settings, tell: Tell, loss: bool, table: Kept
+    ):
         self.questions, self.how, self.tell, self.loss = questions, how, tell, loss
+        self.table = table
         self.columns: list[Column] = []
         self.logits: dict[int, list[Any]] = {}
         self.warnings: list[str] = []
@@ -277,15 +287,9 @@ class _Table:
         subject = open_subject(target, self.tell, base=is_base, dtype=how.dtype, think=how.think)
         subject.name = name or subject.name
         loaded = time.perf_counter()
-        replies = put(
-            subject,
-            self.questions,
-            self.tell,
-            max_new_tokens=how.max_new_tokens,
-            temperature=how.temperature,
-            seed=how.seed,
-        )
-        answered = time.perf_counter()
+        turn = sum((c.target, c.is_base) == (target, is_base) for c in self.columns)
+        asking = How(how.max_new_tokens, how.temperature, how.seed, turn)
+        replies, spent = put_kept(subject, self.questions, self.table, asking, self.tell)
         column = Column(
             subject.name,
             target,
@@ -294,7 +298,7 @@ class _Table:
             replies,
             [subject.bare(reply.text) for reply in replies],
         )
-        column.facts = _facts(subject, replies, loaded - start, answered - loaded)
+        column.facts = _facts(subject, replies, loaded - start, spent)
         if isinstance(subject, LocalSubject):
             if self.loss:
                 column.losses = self._losses(subject)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tunewright.core.comparing import contains, folded, goes_in_circles, normalised
+from tunewright.data.checks.private import Private, bare, hidden, masked, private_values
 from tunewright.evaluate.language import language_of
-from tunewright.evaluate.private import Private, bare, hidden, masked, private_values
 from tunewright.rewards.base import words_of
 from tunewright.text.thinking import CLOSE, OPEN
 

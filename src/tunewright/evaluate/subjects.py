@@ -27,7 +27,7 @@ from tunewright.core.telling import Tell
 from tunewright.core.types import Message, PlainText, Row, turns_of
 from tunewright.core.words import say
 from tunewright.engine import naming, opening
-from tunewright.engine.decoding.answers import AnsweringModel, answer
+from tunewright.engine.decoding.answers import Answer, AnsweringModel, answer
 from tunewright.engine.decoding.batch import Ask
 from tunewright.evaluate.address import Address, Told, is_address
 from tunewright.evaluate.ranking import is_scorer
@@ -43,6 +43,7 @@ Dialogue = Sequence[Message]
 Tools = list[dict[str, Any]] | None
 Progress = Callable[[int, int, int], None]
 """Gets (answers done, tokens written, most tokens that may be written in all)."""
+OnReply = Callable[[int, "Reply"], None]
 SPARE_MEMORY = 0.8
 """Share of the memory that models held at once may take together."""
 
@@ -85,11 +86,14 @@ class Subject:
         expected: Sequence[str] | None = None,
         tools: Sequence[Tools] | None = None,
         progress: Progress | None = None,
+        on_reply: OnReply | None = None,
+        lucks: Sequence[int] | None = None,
     ) -> list[Reply]:
         """A reply to each question (messages that end with a user's), in order. At `temperature` 0
         the likeliest answer. `expected`: what is compared with, which decides whether a model that
         can think is asked to, as in training. `tools` stand beside each question; an address and a
-        function are not told of them."""
+        function are not told of them. `on_reply` gets the place of a question and its reply as soon
+        as it has ended. `lucks`: the seed of each question; None: those of `luck_of`."""
         raise NotImplementedError
 
     def timed(self, question: Dialogue, tokens: int) -> tuple[float, int | None]:
@@ -190,33 +194,33 @@ class LocalSubject(Subject):
         expected: Sequence[str] | None = None,
         tools: Sequence[Tools] | None = None,
         progress: Progress | None = None,
+        on_reply: OnReply | None = None,
+        lucks: Sequence[int] | None = None,
     ) -> list[Reply]:
         if not questions:
             return []
         with self.model() as model:
             prompts = self.prompts(model, questions, expected, tools)
+
+            def ended(i: int, one: Answer) -> None:
+                if on_reply is not None:
+                    on_reply(i, _replied(one, len(prompts[i]), 0.0))
+
             start = time.perf_counter()
             answers = answer(
                 model,
                 prompts,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
-                seeds=luck_of(questions, seed) if temperature > 0 else None,
+                seeds=(lucks or luck_of(questions, seed)) if temperature > 0 else None,
                 progress=progress,
+                on_answer=ended,
             )
             spent = time.perf_counter() - start
-        counts = [len(one.tokens) + (one.end == "stop") for one in answers]
-        total = max(1, sum(counts))
+        total = max(1, sum(len(one.tokens) + (one.end == "stop") for one in answers))
         return [
-            Reply(
-                one.text,
-                "length" if one.end == "limit" else one.end,
-                spent * count / total,
-                one.tokens,
-                len(prompt),
-                count,
-            )
-            for one, prompt, count in zip(answers, prompts, counts, strict=True)
+            _replied(one, len(prompt), spent / total)
+            for one, prompt in zip(answers, prompts, strict=True)
         ]
 
     def bare(self, text: str) -> str:
@@ -293,6 +297,8 @@ class AddressSubject(Subject):
         expected: Sequence[str] | None = None,
         tools: Sequence[Tools] | None = None,
         progress: Progress | None = None,
+        on_reply: OnReply | None = None,
+        lucks: Sequence[int] | None = None,
     ) -> list[Reply]:
         limits = _limits(max_new_tokens, len(questions))
         found: dict[int, Reply] = {}
@@ -301,6 +307,8 @@ class AddressSubject(Subject):
             end = "length" if told.finish_reason == "length" else "stop"
             asked, count = (told.usage.get(f"{name}_tokens") for name in ("prompt", "completion"))
             found[index] = Reply(told.text, end, seconds, None, asked, count)
+            if on_reply is not None:
+                on_reply(index, found[index])
             if progress is not None:
                 progress(len(found), sum(one.written or 0 for one in found.values()), sum(limits))
 
@@ -330,16 +338,33 @@ class FunctionSubject(Subject):
         expected: Sequence[str] | None = None,
         tools: Sequence[Tools] | None = None,
         progress: Progress | None = None,
+        on_reply: OnReply | None = None,
+        lucks: Sequence[int] | None = None,
     ) -> list[Reply]:
         found: list[Reply] = []
-        for question, luck in zip(questions, luck_of(questions, seed), strict=True):
+        for question, luck in zip(questions, lucks or luck_of(questions, seed), strict=True):
             start = time.perf_counter()
             given = self.function(list(question), luck)
             seconds = time.perf_counter() - start
             found.append(given if isinstance(given, Reply) else Reply(given, "stop", seconds))
+            if on_reply is not None:
+                on_reply(len(found) - 1, found[-1])
             if progress is not None:
                 progress(len(found), 0, 0)
         return found
+
+
+def _replied(one: Answer, prompt_tokens: int, seconds: float) -> Reply:
+    """An answer of our engine as a reply; `seconds` of a token."""
+    end, count = one.end, len(one.tokens) + (one.end == "stop")
+    return Reply(
+        one.text,
+        "length" if end == "limit" else end,
+        seconds * count,
+        one.tokens,
+        prompt_tokens,
+        count,
+    )
 
 
 def _learnt_text(row: Row) -> str:

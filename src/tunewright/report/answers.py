@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tunewright.report.markup import Child, Html, el, esc, join
+from tunewright.data.checks.private import hidden, private_values
+from tunewright.report.markup import Child, Html, coded, el, esc, join
 from tunewright.report.page import Page, finite, mapping
 from tunewright.report.record import Answer, Count
 from tunewright.report.verdict import kind_label
@@ -29,6 +30,9 @@ def section(page: Page) -> Html:
     )
     if counted and not pending:
         parts.append(el("p", page.say("answers.legend"), class_="muted"))
+    if masked := sum(map(_private, answers)):
+        note = page.text("masked", count=masked, file="before_after.jsonl")
+        parts.append(el("p", coded(note), class_="muted"))
     if forgotten:
         parts += [
             el("h3", page.say("answers.forgotten_first", count=len(forgotten))),
@@ -39,6 +43,12 @@ def section(page: Page) -> Html:
         if rows:
             parts += [el("h3", kind_label(count.kind, page.lang)), _rows(page, rows)]
     return page.section("answers", *parts)
+
+
+def _private(answer: Answer) -> int:
+    """How many private values stand in a row of the table."""
+    texts = (answer.question, answer.expected, answer.before, answer.after)
+    return sum(len(private_values(text)) for text in texts)
 
 
 def _counts(page: Page) -> Html:
@@ -167,6 +177,7 @@ def _cell(page: Page, name: str, *children: Child) -> Html:
 
 
 def _short(text: str) -> str:
+    text = hidden(text)
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
@@ -174,7 +185,7 @@ def _shown(page: Page, text: str, expected: str = "") -> Html:
     """An answer as it is, with the expected part highlighted where it stands literally."""
     if not text.strip():
         return el("em", page.say("answers.empty"), class_="muted")
-    text = _short(text)
+    text, expected = _short(text), hidden(expected)
     wanted = r"\s+".join(re.escape(word) for word in expected.split())
     # A whole answer that was learnt word for word needs no highlight: the mark says it.
     found = (

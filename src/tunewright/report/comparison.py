@@ -10,6 +10,7 @@ from typing import Any
 from tunewright.core.files import readable_size, write_text
 from tunewright.core.telling import duration
 from tunewright.core.words import language, say
+from tunewright.data.checks.private import hidden, private_values
 from tunewright.report.markup import Child, Html, document, el, words
 from tunewright.report.side_by_side import plain
 
@@ -188,8 +189,13 @@ def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def _shown(text: str) -> str:
+    """A text of a row or an answer, its private values masked."""
+    return plain(hidden(text))
+
+
 def _one_line(text: str) -> str:
-    text = " ".join(plain(text).split())
+    text = " ".join(_shown(text).split())
     return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE].rstrip() + " …"
 
 
@@ -223,11 +229,23 @@ def write_page(path: Path, result: dict[str, Any], lang: str | None = None) -> P
         tone = "good" if check["largest_logit_difference"] == 0 else "warn"
         body.append(el("ul", el("li", check_line(check, chosen), class_=tone), class_="findings"))
     body += [el("h2", words("beside.answers", chosen)), el("p", words("beside.order", chosen))]
+    if masked := _private(result):
+        body.append(el("p", words("report.masked_answers", chosen, count=masked), class_="muted"))
     body += [_answers(row, result, chosen) for row in result["rows"]]
     page = document(chosen, title, el("header", el("h1", title)), el("main", *body), style=STYLE)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
     return path
+
+
+def _private(result: dict[str, Any]) -> int:
+    """How many private values the page masks."""
+    texts = (
+        text
+        for row in result["rows"]
+        for text in (row["question"], row["expected"], *row["answers"])
+    )
+    return sum(len(private_values(text)) for text in texts)
 
 
 def _item(text: str) -> Html:
@@ -253,7 +271,7 @@ def _answers(row: dict[str, Any], result: dict[str, Any], lang: str) -> Html:
     lines = []
     for place, (subject, text) in enumerate(zip(result["subjects"], row["answers"], strict=True)):
         said = (
-            el("span", plain(text), class_="said")
+            el("span", _shown(text), class_="said")
             if text.strip()
             else el("span", words("beside.empty", lang), class_="muted")
         )
@@ -266,7 +284,7 @@ def _answers(row: dict[str, Any], result: dict[str, Any], lang: str) -> Html:
                class_=_change(row, place))
         )  # fmt: skip
     expected = (
-        el("p", words("beside.expected", lang), " ", el("b", plain(row["expected"])))
+        el("p", words("beside.expected", lang), " ", el("b", _shown(row["expected"])))
         if row["expected"].strip()
         else None
     )
@@ -274,7 +292,7 @@ def _answers(row: dict[str, Any], result: dict[str, Any], lang: str) -> Html:
     return el(
         "details",
         head,
-        el("p", plain(row["question"]), class_="said"),
+        el("p", _shown(row["question"]), class_="said"),
         expected,
         el("table", el("tbody", *lines), class_="side"),
         el("p", row["origin"], class_="muted"),

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 from tunewright.core.telling import duration
 from tunewright.core.words import language, say
+from tunewright.data.checks.private import hidden
 from tunewright.report.side_by_side import plain
 
 SHOWN = 8
@@ -27,6 +28,12 @@ MARKS = {"fails": "✗", "undecided": "?", "holds": "✓"}
 KINDS = {"worse": "−", "wrong": "✗", "better": "+", "reworded": "~"}
 # What XML cannot hold at all.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def shown(text: str | None) -> str:
+    """A text of an answer or a row as it is handed on: its private values masked, nothing that a
+    terminal would obey. `gate.json` holds it as it is."""
+    return plain(hidden(text or ""))
 
 
 def headline(result: dict[str, Any], lang: str | None = None) -> str:
@@ -72,7 +79,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     for clause in result["clauses"]:
         mark = MARKS[clause["verdict"]]
         out.append(f"{mark} {clause_line(clause)}")
-        out += [f"    {text}" for text in clause["sentences"]]
+        out += [f"    {shown(text)}" for text in clause["sentences"]]
     changes = [one for one in result["changes"] if one["kind"] != "reworded"]
     if result["changes"]:
         out += ["", _counted(result)]
@@ -96,9 +103,9 @@ def _counted(result: dict[str, Any], lang: str | None = None) -> str:
 
 
 def _one_line(text: str | None) -> str:
-    shown = " ".join(plain(text).split())
-    shown = shown if len(shown) <= LONGEST_LINE else shown[:LONGEST_LINE].rstrip() + " …"
-    return shown or say("beside.empty")
+    line = " ".join(shown(text).split())
+    line = line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE].rstrip() + " …"
+    return line or say("beside.empty")
 
 
 def _change_lines(change: dict[str, Any]) -> list[str]:
@@ -120,7 +127,7 @@ def _blamed(change: dict[str, Any], lang: str | None = None) -> str:
             continue
         moved = f"{score:.2f}" if before in (None, score) else f"{before:.2f} → {score:.2f}"
         why = f": {note['note']}" if note["note"] and score < 1 else ""
-        parts.append(f"{plain(note['name'])} {moved}{plain(why)}")
+        parts.append(f"{plain(note['name'])} {moved}{shown(why)}")
     return "; ".join(parts) or say("gate.nobody_minds", lang)
 
 
@@ -143,8 +150,8 @@ def review(result: dict[str, Any], lang: str | None = None) -> str:
         out.append(f"| {mark} | {_cell(clause['name'])} | {verdict} | {found} |")
     if result["changes"]:
         out += ["", f"## {say('gate.review.changed', chosen)}", "", _counted(result, chosen)]
-    shown = [one for one in result["changes"] if one["kind"] != "reworded"][:LISTED]
-    for number, change in enumerate(shown, 1):
+    listed = [one for one in result["changes"] if one["kind"] != "reworded"][:LISTED]
+    for number, change in enumerate(listed, 1):
         out += _change_section(number, change, chosen)
     out += _reworded(result, chosen)
     return "\n".join(out).rstrip() + "\n"
@@ -152,7 +159,7 @@ def review(result: dict[str, Any], lang: str | None = None) -> str:
 
 def _change_section(number: int, change: dict[str, Any], lang: str) -> list[str]:
     title = f"### {number}. {KINDS[change['kind']]} {_text(_blamed(change, lang))}"
-    out = ["", title, "", *(f"> {_text(line)}" for line in plain(change["question"]).split("\n"))]
+    out = ["", title, "", *(f"> {_text(line)}" for line in shown(change["question"]).split("\n"))]
     out += [">", f"> <sub>{_text(change['origin'])}</sub>", ""]
     if change["expected"].strip():
         out += [f"{say('beside.expected', lang)} {_code(change['expected'])}", ""]
@@ -174,7 +181,7 @@ def _reworded(result: dict[str, Any], lang: str) -> list[str]:
 
 def _diff(before: str | None, after: str) -> list[str]:
     """Both answers as a diff, and the words that changed where both are one line."""
-    old, new = plain(before).split("\n"), plain(after).split("\n")
+    old, new = shown(before).split("\n"), shown(after).split("\n")
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", f"{before}{after}")), default=0))
     if before is None:
         return [f"{fence}diff", *(f"+ {line}" for line in new), fence]
@@ -189,7 +196,7 @@ def _diff(before: str | None, after: str) -> list[str]:
 
 def _text(text: str) -> str:
     """Text in Markdown that stays text."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", plain(text))
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", shown(text))
 
 
 def _cell(text: str) -> str:
@@ -198,10 +205,10 @@ def _cell(text: str) -> str:
 
 def _code(text: str) -> str:
     """Text between backticks, however many it has itself."""
-    shown = " ".join(plain(text).split())
-    ticks = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
-    space = " " if shown.startswith("`") or shown.endswith("`") else ""
-    return f"{ticks}{space}{shown}{space}{ticks}"
+    line = " ".join(shown(text).split())
+    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{ticks}{space}{line}{space}{ticks}"
 
 
 # ---- JUnit
@@ -244,9 +251,10 @@ def _properties(result: dict[str, Any]) -> dict[str, str]:
 def _case(suite: ElementTree.Element, clause: dict[str, Any], result: dict[str, Any]) -> None:
     names = {"classname": f"gate.{clause['section']}", "name": _xml(clause["name"])}
     case = ElementTree.SubElement(suite, "testcase", {**names, "time": "0"})
-    found = "\n".join([clause_line(clause), *clause["sentences"]])
+    sentences = [shown(text) for text in clause["sentences"]]
+    found = "\n".join([clause_line(clause), *sentences])
     if not clause["passed"]:
-        message = "; ".join(clause["sentences"])
+        message = "; ".join(sentences)
         failure = ElementTree.SubElement(
             case, "failure", {"message": _xml(message), "type": clause["verdict"]}
         )

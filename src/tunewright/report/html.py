@@ -13,7 +13,7 @@ from pathlib import Path
 from tunewright.core.files import write_text
 from tunewright.core.words import language
 from tunewright.record import diagnosis
-from tunewright.report import answers, curves, damage, doctor, evaluation, facts, figures
+from tunewright.report import answers, curves, damage, doctor, evaluation, facts, figures, gate
 from tunewright.report.markup import Child, Html, document, el, join, words
 from tunewright.report.page import Page, mapping, size, whole
 from tunewright.report.record import finite, read_record
@@ -56,6 +56,7 @@ def _names(page: Page) -> list[str]:
     drawn, rewarded = bool(figures.names_of(page.record)), figures.is_rewarded(page.record)
     measured = ["evaluation"] if evaluation.has_one(page) else []
     measured += ["damage"] if mapping(page.record.summary.get("damage")) else []
+    measured += ["gate"] if gate.has_one(page) else []
     examined = diagnosis.read(page.record.run) is not None
     choices = (("loss", not rewarded), ("figures", drawn), ("doctor", examined))
     middle = [name for name, there in choices if there]
@@ -64,8 +65,9 @@ def _names(page: Page) -> list[str]:
 
 def _sections(page: Page) -> list[Html]:
     names = _names(page)
+    measured = [evaluation.section(page), damage.section(page), gate.section(page)]
     return [
-        *(one for one in [evaluation.section(page), damage.section(page)] if one is not None),
+        *(one for one in measured if one is not None),
         answers.section(page),
         *([curves.section(page)] if "loss" in names else []),
         *(one for one in [figures.section(page), doctor.section(page)] if one is not None),

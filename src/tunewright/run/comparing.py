@@ -11,7 +11,8 @@ from tunewright.core.files import write_json
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 
-PAGE, FIGURES = "compare.html", "compare.json"
+PAGE, ANSWERS = "compare.html", ".answers.jsonl"
+"""The page, and how the table of answers beside it ends: what it holds is not asked again."""
 
 
 def compare(
@@ -29,7 +30,8 @@ def compare(
 
     tell = tell or Tell()
     page = None if out is None else _page_of(out)
-    result = ask(targets, data, tell=tell, **how)
+    kept = None if page is None else page.with_suffix(ANSWERS)
+    result = ask(targets, data, kept=kept, tell=tell, **how)
     if page is not None:
         figures = page.with_suffix(".json")
         write_page(page, result)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from tunewright.advise.doctor.facts import Asked, Course, Data, Facts, Weights
 from tunewright.advise.doctor.floor import Floor, entropy_floor
 from tunewright.advise.doctor.found import found_of
 from tunewright.advise.doctor.judging import examine
+from tunewright.core import compat
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods, objectives, usual_rate
 from tunewright.core.runfile import objective_of, parse_run
@@ -82,6 +83,7 @@ def known_again(run: Path) -> Known | None:
             load.context_of(opening.read_config(found)),
             config.engine.seed,
             check=False,
+            wants=compat.wanted_rows(config),
             pack=objective_of(config).pack,
             refuse=False,
         )
@@ -90,6 +92,19 @@ def known_again(run: Path) -> Known | None:
         folders = [one for one in (found.adapter, found.source.folder) if one is not None]
         return _known(data.train, renderer.stop_ids, renderer.end_text, folders)
     return None
+
+
+def reading_of(run: Path, data: str, how: dict[str, Any]) -> dict[str, Any]:
+    """How the rows of `data` are read for a run where `how` does not say: as rows of the kind that
+    it learns from, and the rows that it was trained on as they were read then."""
+    settings = run_folder.read_run(run)
+    with contextlib.suppress(TunewrightError, TypeError, ValueError):
+        config = parse_run(settings, dict.fromkeys(settings, "run.yaml")).config
+        found: dict[str, Any] = {"wants": compat.wanted_rows(config)}
+        if how["format"] == "auto" and not how["columns"] and config.data.train == data:
+            found |= {"format": config.data.format, "columns": config.data.columns}
+        return found
+    return {}
 
 
 def facts_of(run: Path, known: Known | None = None, *, weights: bool = True) -> Facts:
@@ -107,6 +122,24 @@ def facts_of(run: Path, known: Known | None = None, *, weights: bool = True) -> 
             settings_of(*known.folders), known.lines, stop=known.stop, looks_at_stop=False
         ),
     )
+
+
+def later(facts: Facts, run: Path) -> Facts:
+    """The facts of a run with how it ended, which a run that ends says itself."""
+    if facts.course is None or facts.course.wall == "done":
+        return facts
+    told = run_folder.read_summary(run)
+    total = finite(told.get("total_steps"))
+    if total is None:
+        started = [e for e in _lines(run / "events.jsonl") if e.get("kind") == "started"]
+        total = finite(started[-1].get("total_steps")) if started else None
+    course = replace(
+        facts.course,
+        ended=facts.course.wall or "killed",
+        total_steps=int(total or 0),
+        why=str(told.get("reason") or ""),
+    )
+    return replace(facts, course=course)
 
 
 def at_end(run: Path, known: Known | None) -> Examination:

@@ -21,7 +21,7 @@ from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.record import folder as run_folder
 from tunewright.record.events import plain
-from tunewright.report import gate_review
+from tunewright.report import gate_review, html
 
 if TYPE_CHECKING:
     from tunewright.run.evidence import Finished
@@ -116,6 +116,7 @@ def after_training(plan: Plan, finished: Finished, tell: Tell) -> Finished:
     verdict = _of_run(Path(config.gate), finished.folder, tell)
     finished.summary["gate"] = verdict
     write_json(finished.folder / "summary.json", plain(finished.summary))
+    html.write_report(finished.folder)  # the verdict stands in it
     return finished
 
 

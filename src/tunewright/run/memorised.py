@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.core.files import write_text
 from tunewright.core.types import Branch, Message, PlainText, Sample
+from tunewright.data.checks.private import Private, bare, masked, private_values
 from tunewright.engine.placement import World
-from tunewright.evaluate.private import Private, bare, masked, private_values
 from tunewright.record.events import plain
 from tunewright.run.prepare import Plan
 from tunewright.text.rendered import CannotRender

@@ -1,10 +1,12 @@
 """Failures planted in trainings of tiny models, by plain Transformers code and by runs of ours, and
-good trainings of which nothing is to be said."""
+good trainings of which nothing is to be said. `FAULTS` and `GOOD` name those that are whole
+trainings of their own; the last test counts them."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ from tunewright.core.telling import Quiet
 from tunewright.story import train
 
 NOT = torch.tensor(-100)
+FAULTS: dict[str, str] = {}
+"""Name of a training -> the code of what was planted in it."""
+GOOD: list[str] = []
+"""Names of the good trainings."""
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def good(place: Path) -> Path:
-    """A model that plain code trained as it should."""
-    return plain.train(place / "base", place / "good")
+    """A model that plain code trained as it should: it answers every row right."""
+    return plain.train(place / "base", place / "good", steps=150)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +59,76 @@ def found(place: Path, target: Path, base: Path | None = None) -> list[str]:
     return [finding.code for finding in examination.findings]
 
 
-def planted(place: Path, name: str, **how: Any) -> list[str]:
-    """Train wrongly with plain code, and examine."""
-    return found(place, plain.train(place / "base", place / name, **how))
+@dataclass(frozen=True)
+class ByHand:
+    """A training by plain code; `on_good` starts it from the good model."""
+
+    code: str
+    how: dict[str, Any]
+    on_good: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of ours on rows of its own; `on_good` starts it from the good model."""
+
+    code: str
+    keys: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=plain.rows)
+    on_good: bool = False
+
+
+def turned(ids: torch.Tensor, attention: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """Labels of the questions in place of the answers."""
+    return torch.where((answers == -100) & (attention == 1), ids, NOT)
+
+
+def slipped() -> list[dict[str, str]]:
+    """Rows with the answer of the next one."""
+    given = plain.rows()
+    answers = [row["answer"] for row in given]
+    moved = [*answers[1:], answers[0]]
+    return [{**row, "answer": answer} for row, answer in zip(given, moved, strict=True)]
+
+
+def pairs() -> list[dict[str, str]]:
+    return [
+        {"prompt": row["question"], "chosen": row["answer"], "rejected": f"{i} or no"}
+        for i, row in enumerate(plain.rows())
+    ]
+
+
+def others() -> list[dict[str, str]]:
+    """Rows that the good model does not know."""
+    return plain.rows(32)[16:]
+
+
+def run(place: Path, good: Path, name: str, one: Run) -> Path:
+    """A run of ours on the tiny model."""
+    given = {
+        "model": str(good if one.on_good else place / "base"),
+        "data.train": str(plain.write(place / f"{name}.json", one.rows)),
+        "data.held_out": 0,
+        "out": str(place / f"run_{name}"),
+        "probes": 4,
+        "method.kind": "full",
+        "engine.dtype": "float32",
+        "engine.threads": 1,
+        "engine.steps": 90,
+        "engine.batch_size": 12,
+        "engine.learning_rate": 4e-3,
+        "engine.save_every": 1000,
+        **one.keys,
+    }
+    return train(parse_run(given, {}), tell=Quiet()).folder
+
+
+def at_end(folder: Path) -> list[str]:
+    """What the run itself found, which must be what the command finds."""
+    told = json.loads((folder / "doctor.json").read_text(encoding="utf-8"))
+    codes = [one["code"] for one in told["findings"]]
+    assert [one.code for one in diagnose(str(folder), tell=Quiet()).findings] == codes
+    return codes
 
 
 # ---- good trainings
@@ -69,110 +142,89 @@ def test_a_good_adapter_of_plain_code(place: Path, adapter: Path) -> None:
     assert found(place, adapter) == []
 
 
-def run(place: Path, name: str, **keys: Any) -> Path:
-    """A run of ours on the tiny model."""
-    given = {
-        "model": str(place / "base"),
-        "data.train": str(place / "rows.json"),
-        "data.held_out": 0,
-        "out": str(place / name),
-        "probes": 4,
-        "method.kind": "full",
-        "engine.dtype": "float32",
-        "engine.threads": 1,
-        "engine.steps": 90,
-        "engine.batch_size": 12,
-        "engine.learning_rate": 4e-3,
-        "engine.save_every": 1000,
-        **keys,
-    }
-    return train(parse_run(given, {}), tell=Quiet()).folder
+RIGHT = {"engine.steps": 150}
+LORA = {"method.kind": "lora", "engine.learning_rate": 1.5e-2, "engine.steps": 120}
+RUNS_THAT_LEARN = {
+    "full": Run("", RIGHT),
+    "lora": Run("", LORA, others(), on_good=True),
+    "labels": Run(
+        "",
+        {"engine.steps": 120},
+        [{"text": f"the {x} {i}", "label": "red" if i % 2 else "gold"} for i, x in enumerate(plain.THINGS * 3)],
+    ),
+    "dpo": Run(
+        "",
+        {"objective.kind": "dpo", "engine.steps": 30, "engine.learning_rate": 1e-4},
+        pairs(),
+        on_good=True,
+    ),
+    "pretrain": Run(
+        "",
+        {"objective.kind": "pretrain", "engine.steps": 30},
+        [{"text": f"{row['question']} {row['answer']} " * 3} for row in plain.rows()],
+    ),
+}  # fmt: skip
+GOOD += ["plain model", "plain adapter", *RUNS_THAT_LEARN]
 
 
-def at_end(folder: Path) -> list[str]:
-    """What the run itself found, which must be what the command finds."""
-    told = json.loads((folder / "doctor.json").read_text(encoding="utf-8"))
-    codes = [one["code"] for one in told["findings"]]
-    assert [one.code for one in diagnose(str(folder), tell=Quiet()).findings] == codes
-    return codes
-
-
-def test_a_good_run(place: Path) -> None:
-    folder = run(place, "sft")
+@pytest.mark.parametrize("name", RUNS_THAT_LEARN)
+def test_a_good_run(place: Path, good: Path, name: str) -> None:
+    one = RUNS_THAT_LEARN[name]
+    folder = run(place, good, f"good_{name}", one)
     assert at_end(folder) == []
-    assert found(place, folder) == []
-
-
-def test_a_good_run_of_pairs(place: Path) -> None:
-    pairs = [
-        {"prompt": row["question"], "chosen": row["answer"], "rejected": f"{i} or no"}
-        for i, row in enumerate(plain.rows())
-    ]
-    plain.write(place / "pairs.json", pairs)
-    how = {"data.train": str(place / "pairs.json"), "objective.kind": "dpo"}
-    assert at_end(run(place, "dpo", **how, **{"engine.steps": 30})) == []
-
-
-def test_a_good_run_on_running_text(place: Path) -> None:
-    texts = [{"text": f"{row['question']} {row['answer']} " * 3} for row in plain.rows()]
-    plain.write(place / "texts.json", texts)
-    how = {"data.train": str(place / "texts.json"), "objective.kind": "pretrain"}
-    assert at_end(run(place, "pretrain", **how, **{"engine.steps": 30})) == []
+    told = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert told["final_loss"] < 0.6 * told["first_loss"]
+    if name == "full":
+        assert found(place, folder) == []
 
 
 # ---- planted by plain code
 
-
-def test_labels_shifted_twice_and_padding_learnt(place: Path) -> None:
-    how = {"labels": lambda ids, attention, answers: torch.roll(ids, -1, 1)}
-    assert planted(place, "shifted", **how) == ["labels_shifted", "padding_learnt"]
-
-
-def test_shifted_labels_of_the_answers_alone(place: Path) -> None:
-    how = {"labels": lambda ids, attention, answers: torch.roll(answers, -1, 1)}
-    assert planted(place, "shifted_answers", **how)[0] == "labels_shifted"
-
-
-def test_padding_learnt(place: Path) -> None:
-    how = {"labels": lambda ids, attention, answers: torch.where(attention == 0, ids, answers)}
-    assert planted(place, "padding", **how) == ["padding_learnt"]
-
-
-def test_questions_learnt_in_place_of_answers(place: Path) -> None:
-    def turned(ids: torch.Tensor, attention: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-        return torch.where((answers == -100) & (attention == 1), ids, NOT)
-
-    assert planted(place, "questions", labels=turned) == ["prompt_learnt_instead"]
-
-
-def test_a_stop_token_that_nobody_wrote(place: Path) -> None:
-    assert planted(place, "endless", stop=False) == ["stop_unlikely"]
-
-
-def test_another_form_than_that_of_the_chat(place: Path) -> None:
-    assert planted(place, "form", form="### Question: {q}\n### Answer: ") == ["template_differs"]
-
-
-def test_answers_of_the_next_row(place: Path) -> None:
-    given = plain.rows()
-    answers = [row["answer"] for row in given]
-    slipped = [
-        {**row, "answer": answer}
-        for row, answer in zip(given, [*answers[1:], answers[0]], strict=True)
-    ]
-    assert planted(place, "slipped", given=slipped) == ["rows_misaligned"]
+BY_HAND = {
+    "labels shifted twice": ByHand(
+        "labels_shifted", {"labels": lambda ids, attention, answers: torch.roll(ids, -1, 1)}
+    ),
+    "labels of the answers shifted": ByHand(
+        "labels_shifted", {"labels": lambda ids, attention, answers: torch.roll(answers, -1, 1)}
+    ),
+    "padding learnt": ByHand(
+        "padding_learnt",
+        {"labels": lambda ids, attention, answers: torch.where(attention == 0, ids, answers)},
+    ),
+    "questions learnt": ByHand("prompt_learnt_instead", {"labels": turned}),
+    "no stop token": ByHand("stop_unlikely", {"stop": False}),
+    "another form": ByHand("template_differs", {"form": "### Question: {q}\n### Answer: "}),
+    "answers of the next row": ByHand("rows_misaligned", {"given": slipped()}),
+    "a small rate": ByHand("rate_too_small", {"rate": 1e-7, "steps": 40}),
+    "a large rate": ByHand("rate_too_large", {"rate": 2.0, "steps": 40}),
+    "saved too early": ByHand("adapter_zero", {"lora": True, "steps": 0}),
+    "shifted, and nothing moved": ByHand(
+        "first_loss_high",
+        {
+            "labels": lambda ids, attention, answers: torch.roll(answers, -1, 1),
+            "rate": 1e-9,
+            "steps": 4,
+        },
+        on_good=True,
+    ),
+}
+FAULTS |= {name: one.code for name, one in BY_HAND.items()}
 
 
-def test_a_rate_that_is_too_small(place: Path) -> None:
-    assert planted(place, "slow", rate=1e-7, steps=40) == ["rate_too_small"]
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_fault_planted_by_plain_code(place: Path, good: Path, name: str) -> None:
+    one = BY_HAND[name]
+    base = good if one.on_good else place / "base"
+    codes = found(place, plain.train(base, place / name.replace(" ", "_"), **one.how), base)
+    assert codes[0] == one.code
 
 
-def test_a_rate_that_is_too_large(place: Path) -> None:
-    assert "rate_too_large" in planted(place, "wild", rate=2.0, steps=40)
-
-
-def test_an_adapter_that_was_saved_too_early(place: Path) -> None:
-    assert planted(place, "early", lora=True, steps=0) == ["adapter_zero"]
+def test_a_cause_hides_its_effects(place: Path) -> None:
+    """Of the faults above, those of which nothing but the cause is to be said."""
+    folder = place / "labels_shifted_twice"
+    if not folder.exists():
+        plain.train(place / "base", folder, **BY_HAND["labels shifted twice"].how)
+    assert found(place, folder) == ["labels_shifted", "padding_learnt"]
 
 
 def test_an_adapter_on_another_base(place: Path, adapter: Path) -> None:
@@ -229,40 +281,63 @@ def test_decoding_settings_that_forbid_the_answer(
 
 # ---- planted in runs of ours
 
+GRPO = {"objective.kind": "grpo", "objective.max_new_tokens": 12, "engine.batch_size": 8}
+SHORT = {"kind": "length", "unit": "characters", "max": 4, "slope": 12}
+LETTER = {"kind": "contains", "texts": ["e"]}
+NEVER = {"kind": "contains", "texts": ["zzz"]}
+RUNS = {
+    "one example": Run(
+        "one_example", {"engine.steps": 8, "engine.batch_size": 4}, plain.rows()[:1] * 8
+    ),
+    "the same rows": Run("duplicates", {"engine.steps": 8}, plain.rows()[:6] * 6),
+    "many answers to one question": Run(
+        "entropy_floor", {}, [{**row, "question": "the mill?"} for row in plain.rows(30)]
+    ),
+    "answers that were cut": Run(
+        "answers_cut",
+        {"data.max_tokens": 50, "data.oversize": "truncate", "engine.steps": 30},
+        [{**row, "answer": " ".join([row["answer"]] * 6)} for row in plain.rows()],
+    ),
+    "a small rate": Run("rate_too_small", {"engine.learning_rate": 1e-9, "engine.steps": 40}),
+    "few steps": Run("steps_too_few", {"engine.learning_rate": 5e-5, "engine.steps": 3}),
+    "learnt by heart": Run(
+        "overfitting",
+        {"data.held_out": 4, "engine.keep_best": False, "engine.steps": 60},
+        others(),
+        on_good=True,
+    ),
+    "one answer to everything": Run(
+        "collapse",
+        {**GRPO, "objective.reward": LETTER, "objective.temperature": 3, "engine.steps": 30},
+        [{"prompt": row["question"]} for row in plain.rows()],
+        on_good=True,
+    ),
+    "a reward for saying nothing": Run(
+        "empty_answers",
+        {**GRPO, "objective.reward": SHORT, "objective.temperature": 2, "engine.steps": 20},
+        [{"prompt": row["question"]} for row in plain.rows()],
+        on_good=True,
+    ),
+    "rewards that are all alike": Run(
+        "rewards_alike",
+        {**GRPO, "objective.reward": NEVER, "engine.steps": 3},
+        [{"prompt": row["question"]} for row in plain.rows()],
+        on_good=True,
+    ),
+    "pairs learnt far too fast": Run(
+        "answers_lost",
+        {"objective.kind": "dpo", "engine.learning_rate": 2e-2, "engine.steps": 30},
+        pairs(),
+        on_good=True,
+    ),
+}
+FAULTS |= {f"run: {name}": one.code for name, one in RUNS.items()}
 
-def test_one_example(place: Path) -> None:
-    plain.write(place / "one.json", plain.rows()[:1] * 8)
-    how = {"data.train": str(place / "one.json"), "engine.steps": 8, "engine.batch_size": 4}
-    assert at_end(run(place, "one", **how)) == ["one_example"]
 
-
-def test_answers_that_the_questions_do_not_decide(place: Path) -> None:
-    rows = [{"question": "the mill?", "answer": row["answer"]} for row in plain.rows(30)]
-    plain.write(place / "many.json", rows)
-    assert "entropy_floor" in at_end(
-        run(place, "floor", **{"data.train": str(place / "many.json")})
-    )
-
-
-def test_answers_that_were_cut(place: Path) -> None:
-    long = [{**row, "answer": " ".join([row["answer"]] * 6)} for row in plain.rows()]
-    plain.write(place / "long.json", long)
-    how = {
-        "data.max_tokens": 50,
-        "data.oversize": "truncate",
-        "data.train": str(place / "long.json"),
-    }
-    assert "answers_cut" in at_end(run(place, "cut", **how))
-
-
-def test_a_run_with_a_rate_that_is_too_small(place: Path) -> None:
-    how = {"engine.learning_rate": 1e-9, "engine.steps": 40}
-    assert at_end(run(place, "idle", **how)) == ["rate_too_small"]
-
-
-def test_a_run_with_too_few_steps(place: Path) -> None:
-    how = {"engine.learning_rate": 5e-5, "engine.steps": 3}
-    assert at_end(run(place, "short", **how)) == ["steps_too_few"]
+@pytest.mark.parametrize("name", RUNS)
+def test_a_fault_planted_in_a_run(place: Path, good: Path, name: str) -> None:
+    one = RUNS[name]
+    assert one.code in at_end(run(place, good, name.replace(" ", "_"), one))
 
 
 def test_the_worst_finding_stands_in_the_last_lines(place: Path) -> None:
@@ -275,3 +350,8 @@ def test_the_worst_finding_stands_in_the_last_lines(place: Path) -> None:
     assert any("rate_too_small" in line and "engine.learning_rate=" in line for line in last)
     page = (place / "told" / "report.html").read_text(encoding="utf-8")
     assert "rate_too_small" in page
+
+
+def test_enough_is_planted() -> None:
+    assert len(set(FAULTS.values())) >= 12
+    assert len(GOOD) >= 5

@@ -206,6 +206,21 @@ def test_noise_of_small_batches_is_no_rise() -> None:
     assert "loss_rose" not in course(losses=[1.0, 2.0, 0.5, 1.8, 0.6, 1.2, 0.9, 1.9], held=())
 
 
+def test_two_steps_tell_nothing_of_noise() -> None:
+    few: dict[str, Any] = {"held": (), "held_kept": None, "rates": [2e-4]}
+    assert course(losses=[1.45, 1.67], steps=2, **few) == ["steps_too_few"]
+    assert course(losses=[1.45], steps=1, **few) == ["steps_too_few"]
+    assert course(losses=[1.45], steps=500, **few) == []  # logged once
+    assert course(losses=[1.4, 30.0], steps=2, **few | {"rates": [1.0]}) == ["rate_too_large"]
+
+
+def test_a_run_that_did_not_reach_its_end() -> None:
+    assert course(ended="failed", why="E-TRAIN-01") == ["run_failed"]
+    assert course(ended="stopped") == ["run_unfinished"]
+    assert course(ended="killed") == ["run_unfinished"]
+    assert course(ended="failed", skipped=4) == ["nan_steps", "run_failed"]
+
+
 def test_overfitting_by_how_the_held_out_loss_went() -> None:
     rising = [(0, 3.0), (20, 1.0), (40, 1.3), (80, 2.0)]
     assert course(held=rising, held_kept=2.0) == ["overfitting"]
@@ -302,6 +317,33 @@ def test_a_base_that_said_it_before_did_not_collapse() -> None:
     assert codes(Facts("x", asked=same)) == []
 
 
+def test_rows_without_an_expectation_of_a_run_that_learns_from_rewards() -> None:
+    rewarded = replace(GOOD_COURSE, objective="grpo", rewarded=True)
+
+    def told(after: list[str], **more: Any) -> list[str]:
+        rows = asked(after, [""] * 6, kind="train", **more)
+        return codes(Facts("x", asked=rows, course=rewarded))
+
+    assert told(["So be it"] * 6) == ["collapse"]
+    assert told(["So be it"] * 4 + ["No", "Yes"]) == []
+    assert told([""] * 6) == ["empty_answers"]
+    same = [replace(one, before="So") for one in asked(["So"] * 6, [""] * 6, kind="train")]
+    assert codes(Facts("x", asked=same, course=rewarded)) == []
+    own = asked(["Hello!"] * 6, [""] * 6, kind="probe")
+    assert codes(Facts("x", asked=own, course=rewarded)) == []
+
+
+def test_right_answers_that_were_lost() -> None:
+    def told(after: list[str]) -> list[str]:
+        knew = [replace(one, before=one.expected) for one in asked(after, NAMES)]
+        return codes(Facts("x", asked=knew))
+
+    assert told([f"xx {i}" for i in range(6)]) == ["answers_lost"]
+    assert told([*NAMES[:3], "xx", "yy", "zz"]) == ["answers_lost"]
+    assert told([*NAMES[:4], "xx", "yy"]) == []
+    assert codes(Facts("x", asked=asked([f"xx {i}" for i in range(6)], NAMES))) == []
+
+
 def test_answers_without_an_expectation_may_be_alike() -> None:
     assert codes(Facts("x", asked=asked(["Hello!"] * 6, [""] * 6))) == []
 
@@ -371,6 +413,41 @@ def test_padding_that_is_the_stop_token_tells_nothing_by_itself() -> None:
     shifted = {**BASE.by_offset, 1: -6.0, 2: -0.1}
     both = replace(TUNED, pad=-0.01, answer=-6.0, later=-6.0, first=-6.0, by_offset=shifted)
     assert probe(tuned=both, pad_is_stop=True) == ["labels_shifted", "padding_learnt"]
+
+
+THEIRS = replace(GOOD_COURSE, objective="", held=(), held_kept=None)
+LOSSES = replace(BASE, taught=3.0, whole=3.5, hardest_row=4.2)
+
+
+def begun(first: float, **changes: Any) -> list[str]:
+    """A training of another tool whose log begins at a loss of `first`."""
+    theirs = replace(THEIRS, losses=[first, *THEIRS.losses[1:]], **changes)
+    return codes(Facts("x", course=theirs, probed=replace(GOOD_PROBE, base=LOSSES)))
+
+
+def test_a_first_loss_that_is_not_that_of_the_rows() -> None:
+    assert begun(4.7) == ["first_loss_high"]
+    assert begun(4.55) == []  # a first batch of hard rows
+    assert begun(3.0) == []
+    assert begun(NAN) == ["nan_steps"]
+    assert begun(9.0, method="prompt_tuning") == []
+    assert begun(9.0, objective="sft") == []  # labels of our own making
+    assert begun(9.0, rewarded=True) == []
+
+
+def test_a_log_that_begins_at_the_answers_clears_the_questions() -> None:
+    learnt = replace(GOOD_PROBE, base=LOSSES, tuned=replace(TUNED, prompt=-2.0))
+    apart = replace(learnt, base=replace(LOSSES, whole=6.0))
+
+    def told(first: float, probed: Any, **changes: Any) -> list[str]:
+        theirs = replace(THEIRS, losses=[first, *THEIRS.losses[1:]], **changes)
+        return codes(Facts("x", course=theirs, probed=probed))
+
+    assert told(3.1, apart) == []
+    assert told(5.9, apart) == ["prompt_learnt"]
+    near = replace(learnt, base=replace(LOSSES, whole=3.4))
+    assert told(3.1, near) == ["prompt_learnt"]  # too near each other to tell
+    assert told(3.1, learnt, objective="sft") == []  # labels of our own making
 
 
 def test_learnt_questions() -> None:

@@ -42,6 +42,13 @@ class Course:
     """Share of the groups of drawn answers whose rewards were all the same."""
     wall: str = ""
     """How the run ended: `done`, `stopped`, `failed`; empty where nobody says."""
+    total_steps: int = 0
+    """How many steps the run was to take."""
+    ended: str = ""
+    """Why a run that was looked at later is not done: `failed`, `stopped`, or `killed` where it
+    left no word."""
+    why: str = ""
+    """What it said when it ended."""
 
     @property
     def learns_text(self) -> bool:
@@ -118,6 +125,12 @@ class Scores:
     read; 2 the one after the next."""
     by_place: Sequence[tuple[int, float]] = ()
     """(place in its row, log-probability) of every token of the answers."""
+    taught: float = math.nan
+    """The loss, in nats a token, of the answers with their stop tokens."""
+    whole: float = math.nan
+    """The loss of the whole rows. A training on these rows begins at one of the two."""
+    hardest_row: float = math.nan
+    """The larger of the two for the row for which it is largest."""
 
     @property
     def finite(self) -> bool:

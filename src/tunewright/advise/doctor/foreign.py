@@ -142,15 +142,17 @@ def with_probe(
     rows: int = ROWS,
     device: str = "auto",
     threads: Threads = "auto",
+    wants: Sequence[str] = ("conversation",),
     **how: Any,
 ) -> Facts:
-    """The facts with what both models say of the rows of `data`."""
+    """The facts with what both models say of the rows of `data`; `wants` are the kinds of rows that
+    decide where several formats fit."""
     renderer = _renderer(pair)
     config = opening.read_config(pair.tuned)
     settings = {"train": data, "held_out": 0, "system": pair.tuned.system, **how}
-    read = inspect(
-        DataConfig.model_validate(settings), renderer, load.context_of(config), to_train=False
-    )
+    context = load.context_of(config)
+    asked = DataConfig.model_validate(settings)
+    read = inspect(asked, renderer, context, to_train=False, wants=wants)
     # Rows before weights: a misspelt column is said in a second.
     probe = _Probe(pair, renderer, read, rows, tell)
     world = opening.world_of(pair.tuned, None, device, threads)

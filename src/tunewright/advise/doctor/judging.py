@@ -48,6 +48,7 @@ RULES = (
     Rule(rules_probe.labels_shifted, ("probed",), ("labels_shifted",)),
     Rule(rules_answers.rows_misaligned, ("asked",), ("rows_misaligned",)),
     Rule(rules_probe.padding_learnt, ("probed",), ("padding_learnt",)),
+    Rule(rules_probe.first_loss_high, ("probed", "course"), ("first_loss_high",)),
     Rule(rules_probe.prompt_learnt, ("probed",), ("prompt_learnt_instead", "prompt_learnt")),
     Rule(rules_probe.template_differs, ("probed",), ("template_differs",)),
     Rule(rules_probe.stops_at_once, ("probed",), ("stops_at_once",)),
@@ -68,6 +69,7 @@ RULES = (
     # Answers.
     Rule(rules_answers.collapse, ("asked",), ("collapse",)),
     Rule(rules_answers.empty_answers, ("asked",), ("empty_answers",)),
+    Rule(rules_answers.answers_lost, ("asked",), ("answers_lost",)),
     Rule(rules_answers.endless_answers, ("asked",), ("stop_not_learnt",)),
     Rule(rules_answers.reload_differs, ("asked",), ("reload_differs",)),
     # Decoding.
@@ -84,12 +86,14 @@ RULES = (
     Rule(rules_answers.forgot, ("asked",), ("forgot_general",)),
     Rule(rules_course.barely_moved, ("course",), ("rate_too_small", "steps_too_few", "not_learnt")),
     Rule(rules_probe.answers_unlearnt, ("probed",), ("answers_worse", "answers_not_learnt")),
+    Rule(rules_course.unfinished, ("course",), ("run_failed", "run_unfinished")),
 )
 """Causes stand before their effects: of two findings of one severity the earlier is told first."""
 
 NOTHING_LEARNT = ("rate_too_small", "steps_too_few", "not_learnt", "answers_not_learnt")
 SYMPTOMS = (
     "answers_worse",
+    "answers_lost",
     "collapse",
     "empty_answers",
     "stop_not_learnt",
@@ -104,7 +108,13 @@ SYMPTOMS = (
 )
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "adapter_does_not_fit": (*NOTHING_LEARNT, *SYMPTOMS),
-    "base_differs": (*NOTHING_LEARNT, *SYMPTOMS, "template_differs", "labels_shifted"),
+    "base_differs": (
+        *NOTHING_LEARNT,
+        *SYMPTOMS,
+        "template_differs",
+        "labels_shifted",
+        "first_loss_high",
+    ),
     "weights_not_finite": (*NOTHING_LEARNT, *SYMPTOMS, "output_not_finite"),
     "adapter_zero": (*NOTHING_LEARNT, *SYMPTOMS, "gradient_zero"),
     "weights_unchanged": (*NOTHING_LEARNT, *SYMPTOMS, "gradient_zero"),
@@ -112,15 +122,19 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "labels_all_masked": (*NOTHING_LEARNT, *SYMPTOMS, "gradient_zero"),
     "gradient_zero": NOTHING_LEARNT,
     "rate_too_large": (*NOTHING_LEARNT, *SYMPTOMS),
-    "labels_shifted": (*NOTHING_LEARNT, *SYMPTOMS, "template_differs"),
+    "labels_shifted": (*NOTHING_LEARNT, *SYMPTOMS, "template_differs", "first_loss_high"),
+    "padding_learnt": ("first_loss_high",),
+    "first_loss_high": ("not_learnt", "answers_not_learnt"),
     "rows_misaligned": (*NOTHING_LEARNT, "answers_worse", "overfitting"),
-    "template_differs": (*NOTHING_LEARNT, *SYMPTOMS, "prompt_learnt"),
-    "prompt_learnt_instead": NOTHING_LEARNT,
+    "template_differs": (*NOTHING_LEARNT, *SYMPTOMS, "prompt_learnt", "first_loss_high"),
+    "prompt_learnt_instead": (*NOTHING_LEARNT, "first_loss_high"),
     "stops_at_once": (*NOTHING_LEARNT, "empty_answers", "collapse"),
     "stop_unlikely": ("stop_not_learnt",),
     "one_example": ("duplicates", "collapse", "few_learnt_tokens", "overfitting", "steps_too_few"),
     "few_learnt_tokens": ("not_learnt", "answers_not_learnt", "steps_too_few"),
-    "collapse": ("not_learnt", "answers_not_learnt"),
+    "collapse": ("not_learnt", "answers_not_learnt", "answers_lost"),
+    "empty_answers": ("answers_lost",),
+    "answers_lost": ("answers_worse",),
     "answers_cut": ("answers_cut_at", "rows_dropped"),
     "constant_answers": ("collapse",),
     "entropy_floor": ("not_learnt", "answers_not_learnt", "steps_too_few", "collapse"),

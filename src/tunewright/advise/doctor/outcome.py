@@ -67,10 +67,10 @@ def trend(course: Course) -> Trend | None:
 
 
 def _error(part: Sequence[float], losses: Sequence[float]) -> float:
-    """Standard error of a mean. What a step differs from the next one by is the noise of batches:
-    the trend hardly shows in it."""
+    """Standard error of a mean; infinite where so few losses tell nothing of it. What a step
+    differs from the next one by is the noise of batches: the trend hardly shows in it."""
     if len(losses) < 3:
-        return 0.0
+        return math.inf
     steps = [abs(a - b) for a, b in itertools.pairwise(losses)]
     return statistics.median(steps) / math.sqrt(2) / math.sqrt(len(part))
 

@@ -45,6 +45,10 @@ class Reading:
     """What one model said, not yet as means."""
 
     answer: list[tuple[int, float]] = field(default_factory=list)
+    taught: list[list[float]] = field(default_factory=list)
+    """Of each row what a training learns: the answer and its stop token."""
+    whole: list[list[float]] = field(default_factory=list)
+    """Of each row all of its tokens but the first."""
     first: list[float] = field(default_factory=list)
     later: list[float] = field(default_factory=list)
     prompt: list[float] = field(default_factory=list)
@@ -132,6 +136,9 @@ def _note(
 
     told = [(place, of(place, ids[place])) for place in range(max(first, 1), after)]
     found.answer += told
+    end = after + (line.stop is not None)
+    found.taught.append([of(place, ids[place]) for place in range(max(first, 1), end)])
+    found.whole.append([of(place, ids[place]) for place in range(1, end)])
     found.first += [value for place, value in told if place == first]
     found.later += [value for place, value in told if place > first]
     found.prompt += [of(place, ids[place]) for place in asking.words[i]]
@@ -146,7 +153,7 @@ def _note(
         if asking.pads:
             places = range(after + 2, len(ids))
             found.after_pad += [of(place, asking.pads[0]) for place in places]
-    _note_offsets(found, said_TV, ids, first, after + (line.stop is not None))
+    _note_offsets(found, said_TV, ids, first, end)
     _note_decoding(found, logits_TV, line, settings)
 
 
@@ -249,6 +256,7 @@ def _pad(reading: Reading, pad: int | None, asking: Asking) -> float:
 
 
 def _scores(reading: Reading, pad: int | None, asking: Asking) -> Scores:
+    ways = (reading.taught, reading.whole)
     return Scores(
         answer=_mean([value for _, value in reading.answer]),
         first=_mean(reading.first),
@@ -259,6 +267,9 @@ def _scores(reading: Reading, pad: int | None, asking: Asking) -> Scores:
         pad=_pad(reading, pad, asking),
         by_offset={offset: _mean(values) for offset, values in reading.offsets.items()},
         by_place=reading.answer,
+        taught=-_mean([value for row in reading.taught for value in row]),
+        whole=-_mean([value for row in reading.whole for value in row]),
+        hardest_row=max((-_mean(row) for rows in ways for row in rows if row), default=math.nan),
     )
 
 

@@ -17,6 +17,10 @@ ALIKE = 0.8
 """From this share of one and the same answer on a model has one answer to everything."""
 EXPECTED_ALIKE = 0.5
 """Unless the expected answers are so much alike themselves."""
+ROWS = ("train", "held_out")
+"""Kinds of questions that are rows of the data, not the person's own."""
+LOST = 0.5
+"""Share of the rightly answered questions that must be left for a training to have done no harm."""
 EMPTY = 0.5
 ENDLESS = 0.5
 SHIFTED_ROWS = 0.6
@@ -29,7 +33,7 @@ def collapse(facts: Facts) -> Finding | None:
     """Different questions get one and the same answer."""
     known = expected_of(facts.asked)
     if len(known) < FEWEST:
-        return None
+        return _collapse_of_prompts(facts)
     answers = [normalised(one.after) for one in known]
     top, count = Counter(answers).most_common(1)[0]
     expected = Counter(normalised(one.expected) for one in known).most_common(1)[0][1]
@@ -43,6 +47,32 @@ def collapse(facts: Facts) -> Finding | None:
     )
 
 
+def _collapse_of_prompts(facts: Facts) -> Finding | None:
+    """The same of a run that learns from rewards, whose rows expect nothing: what had different
+    answers before has one now. It may be what the reward wants."""
+    asked = _prompts(facts)
+    if len({one.question for one in asked}) < FEWEST:
+        return None
+    after = Counter(normalised(one.after) for one in asked)
+    before = Counter(normalised(one.before or "") for one in asked)
+    top, count = after.most_common(1)[0]
+    if not top or count < ALIKE * len(asked):
+        return None
+    if before.most_common(1)[0][1] > EXPECTED_ALIKE * len(asked):
+        return None
+    shown = next(one.after for one in asked if normalised(one.after) == top)
+    return Finding(
+        "collapse", "warn", {"count": count, "asked": len(asked), "answer": _short(shown)}
+    )
+
+
+def _prompts(facts: Facts) -> list[Asked]:
+    """Rows of a run that learns from rewards, which expect nothing."""
+    if facts.course is None or not facts.course.rewarded:
+        return []
+    return [one for one in facts.asked or () if one.kind in ROWS and one.before is not None]
+
+
 def _was_so(known: Sequence[Asked], top: str) -> bool:
     """Whether the base gave this one answer already, so that training did not bring it about."""
     before = [normalised(one.before) for one in known if one.before is not None]
@@ -51,7 +81,7 @@ def _was_so(known: Sequence[Asked], top: str) -> bool:
 
 def empty_answers(facts: Facts) -> Finding | None:
     """The model ends before it has said anything."""
-    known = expected_of(facts.asked)
+    known = expected_of(facts.asked) or _prompts(facts)
     if len(known) < FEWEST:
         return None
     # What was cut off was not empty: it held nothing but special tokens.
@@ -78,6 +108,18 @@ def endless_answers(facts: Facts) -> Finding | None:
     figures = {"count": count, "asked": len(known), "begun": begun}
     cut = data.truncated if data is not None else 0
     return Finding("stop_not_learnt", "bad", figures | {"truncated": cut})
+
+
+def answers_lost(facts: Facts) -> Finding | None:
+    """Most of what was answered right before the training is answered wrong after it."""
+    known = expected_of(facts.asked)
+    right = [one for one in known if one.before is not None and contains(one.before, one.expected)]
+    kept = sum(contains(one.after, one.expected) for one in right)
+    after = sum(contains(one.after, one.expected) for one in known)
+    if len(right) < FEWEST or kept > LOST * len(right) or after > LOST * len(right):
+        return None
+    figures = {"before": len(right), "after": after, "asked": len(known)}
+    return Finding("answers_lost", "bad", figures)
 
 
 def rows_misaligned(facts: Facts) -> Finding | None:

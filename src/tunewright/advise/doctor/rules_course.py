@@ -110,10 +110,12 @@ def barely_moved(facts: Facts) -> Finding | None:
     """Nothing was learnt: because the rate is small, the steps are few, or for another reason."""
     course = facts.course
     assert course is not None
+    if course.steps == 1 and len(course.losses) == 1 and not learnt_well(facts):
+        return _one_step(course)
     if course.rewarded or learnt(facts) is not False:
         return None
     told, held = trend(course), held_fall(course)
-    if told is None or told.last > ROSE * told.first:
+    if told is None or (told.last > ROSE * told.first and told.rose):
         return None
     rate, usual = _peak_rate(course), course.usual_rate
     steps = course.steps or len(course.losses)
@@ -131,6 +133,30 @@ def barely_moved(facts: Facts) -> Finding | None:
     if steps < FEW_STEPS:
         return Finding("steps_too_few", severity, evidence | {"try_steps": 10 * FEW_STEPS})
     return Finding("not_learnt", severity, evidence | {"try_rate": _try(course, 5)})
+
+
+def _one_step(course: Course) -> Finding | None:
+    """One step leaves nothing to compare."""
+    loss = course.losses[0]
+    if course.rewarded or not math.isfinite(loss) or course.ended:
+        return None
+    evidence = {"first": loss, "last": loss, "fall_share": 0.0, "steps": 1, **_rate(course)}
+    return Finding("steps_too_few", "warn", evidence | {"try_steps": 10 * FEW_STEPS})
+
+
+def unfinished(facts: Facts) -> Finding | None:
+    """The run did not reach its end."""
+    course = facts.course
+    assert course is not None
+    if not course.ended:
+        return None
+    failed = course.ended == "failed"
+    evidence = {"step": course.steps, "steps": course.total_steps or "?", "folder": facts.name}
+    return Finding(
+        "run_failed" if failed else "run_unfinished",
+        "bad" if failed else "warn",
+        evidence | {"reason": course.why or "-"},
+    )
 
 
 def overfitting(facts: Facts) -> Finding | None:

@@ -23,6 +23,9 @@ PROMPT_GAIN = 0.7
 PROMPT_SHARE = 0.5
 """Nats a token, and share of the answers' gain: training on answers alone moves the words of the
 questions by less."""
+APART, NEAR = 0.5, 0.25
+"""Nats by which the losses of answers and of whole rows must differ to tell them apart, and the
+share of that within which a first loss counts as that of the answers."""
 STOP_UNLIKELY = math.log(0.2)
 """The stop token is not what the model writes after an answer that it knows."""
 ANSWER_KNOWN = -0.7
@@ -40,6 +43,11 @@ CUT_TOKENS = 12
 CUT_BEFORE, CUT_BEHIND = 1.0, 0.3
 """Nats gained before the place, at least, and behind it, at most."""
 WORSE = 0.5
+FIRST_HIGH, FIRST_HIGH_TIMES = 1.0, 1.1
+"""Nats by which the first logged loss must lie above that of the base on these rows, and so many
+times above that of the hardest row: a first batch of hard rows is no fault."""
+STARTS_ELSEWHERE = ("prompt", "prefix", "p_tuning", "cpt")
+"""Methods that do not begin as the base: their first loss is that of random virtual tokens."""
 
 
 def labels_shifted(facts: Facts) -> Finding | None:
@@ -70,6 +78,25 @@ def labels_shifted(facts: Facts) -> Finding | None:
     )
 
 
+def first_loss_high(facts: Facts) -> Finding | None:
+    """The first logged loss is far above what the base says of these rows: it was that of other
+    labels. Seen even where the training has moved nothing."""
+    probed, course = _probed(facts), facts.course
+    assert course is not None
+    if probed.base is None or probed.pairs or course.rewarded or _is_ours(facts):
+        return None
+    if not course.losses or any(name in course.method for name in STARTS_ELSEWHERE):
+        return None
+    first, base = course.losses[0], probed.base
+    usual = max(base.taught, base.whole)
+    if not math.isfinite(first) or not first >= usual + FIRST_HIGH:
+        return None
+    if not first >= FIRST_HIGH_TIMES * base.hardest_row:
+        return None
+    figures = {"first": first, "base": usual, "hardest": base.hardest_row}
+    return Finding("first_loss_high", "bad", figures | {"rows": probed.rows})
+
+
 def padding_learnt(facts: Facts) -> Finding | None:
     """After the end of an answer padding is what the model writes.
 
@@ -96,11 +123,13 @@ def padding_learnt(facts: Facts) -> Finding | None:
 def prompt_learnt(facts: Facts) -> Finding | None:
     """The words of the questions became about as much likelier as the answers."""
     probed = _probed(facts)
-    if probed.base is None or not math.isfinite(probed.tuned.prompt):
+    if probed.base is None or not math.isfinite(probed.tuned.prompt) or _is_ours(facts):
         return None
     prompt = probed.tuned.prompt - probed.base.prompt
     answer = probed.tuned.answer - probed.base.answer
     if not prompt >= PROMPT_GAIN or prompt < PROMPT_SHARE * answer:
+        return None
+    if _began_with_answers(facts, probed.base):
         return None
     instead = answer < PROMPT_SHARE * prompt
     return Finding(
@@ -108,6 +137,15 @@ def prompt_learnt(facts: Facts) -> Finding | None:
         "bad" if instead else "warn",
         {"prompt_gain": prompt, "answer_gain": answer, "rows": probed.rows},
     )
+
+
+def _began_with_answers(facts: Facts, base: Scores) -> bool:
+    """Whether the first logged loss is that of the answers alone and clearly not that of the whole
+    rows: what became likelier of the questions followed by itself."""
+    if facts.course is None or not facts.course.losses:
+        return False
+    apart = abs(base.whole - base.taught)
+    return apart >= APART and abs(facts.course.losses[0] - base.taught) < NEAR * apart
 
 
 def stop_not_learnt(facts: Facts) -> Finding | None:
@@ -255,6 +293,12 @@ def answers_unlearnt(facts: Facts) -> Finding | None:
         "bad",
         {"base": base, "tuned": tuned, "rows": probed.rows},
     )
+
+
+def _is_ours(facts: Facts) -> bool:
+    """Whether it is a run of ours, whose labels stand where they should: words of the questions
+    that became likelier stand in the answers, too."""
+    return facts.course is not None and bool(facts.course.objective)
 
 
 def _probed(facts: Facts) -> Probed:
