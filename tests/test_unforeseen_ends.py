@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def keys(place: Path, out: Path) -> dict[str, Any]:
     return {
-        "model": str(place / "model"), "data.train": str(place / "rows.json"), "data.held_out": 3, "out": str(out), "probes": 1, "engine.dtype": "float32",
+        "model": str(place / "model"), "data.train": str(place / "rows.json"), "data.held_out": 3, "out": str(out), "probes": 1, "forgetting": "off", "engine.dtype": "float32",
         "engine.threads": 1, "engine.steps": 4, "engine.batch_size": 4, "engine.save_every": 1, "engine.evaluate_every": 2,
     }  # fmt: skip
 
@@ -252,7 +252,7 @@ def test_from_python_the_error_is_ours_with_the_exception_as_its_cause(
 def test_a_pipeline_says_which_stages_are_done_and_goes_on(
     place: Path, tmp_path: Path, outside: bool
 ) -> None:
-    made = {"model": str(place / "model"), "data": {"train": str(place / "rows.json"), "held_out": 3}, "probes": 0,
+    made = {"model": str(place / "model"), "data": {"train": str(place / "rows.json"), "held_out": 3}, "probes": 0, "forgetting": "off",
             "engine": {"dtype": "float32", "steps": 2, "batch_size": 4, "threads": 1},
             "stages": [{"name": "one"}, {"name": "two", "adapter": "stage:one"}]}  # fmt: skip
     (tmp_path / "pipe.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")

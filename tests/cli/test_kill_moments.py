@@ -6,12 +6,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import story
+from helpers import forks, story
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -70,35 +68,13 @@ def test_twenty_kills_later_the_run_has_the_same_bytes(tmp_path: Path, seed: int
     golden = tmp_path / "golden"
     assert story.tunewright(*story.words(model, data, golden, *SETTINGS)).returncode == 0
     run, moments = tmp_path / "run", _plan(seed)
-    plan = {
-        "words": story.words(model, data, run, *SETTINGS),
-        "run": str(run),
-        "moments": moments,
-        "log": str(tmp_path / "log.txt"),
-    }
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).parent.parent / "helpers" / "killer.py"),
-            str(tmp_path / "plan.json"),
-        ],
-        capture_output=True,
-        text=True,
-        env=env,
-        check=False,
-    )
-    attempts = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(moments) == 20 and len(attempts) == 21, done.stderr
+    attempts = forks.play(story.words(model, data, run, *SETTINGS), run, moments)
+    assert len(moments) == 20 and len(attempts) == 21
     killed = [a for a in attempts if a["status"] == -9]
     # A moment may lie behind the run's end (its fourth save after three were made); most must hit,
     # and nothing may fail in another way.
     assert len(killed) >= 15, attempts
-    assert {a["status"] for a in attempts} <= {-9, 0}, (
-        attempts,
-        (tmp_path / "log.txt").read_text(),
-    )
+    assert {a["status"] for a in attempts} <= {-9, 0}, attempts
     assert json.loads((run / "summary.json").read_text())["status"] == "done"
     assert story.digest(run / "adapter" / "adapter_model.safetensors") == story.digest(
         golden / "adapter" / "adapter_model.safetensors"

@@ -55,6 +55,7 @@ def test_both_run_files_load(tmp_path: Path) -> None:
     assert loaded[0] == loaded[1]
 
 
+@pytest.mark.slow
 def test_the_commands_run(tmp_path: Path) -> None:
     """In the order of the page, with a tiny model in place of the named ones. The Chinese page has
     the same commands (above); that the command starts as a program of its own is shown elsewhere."""

@@ -78,7 +78,7 @@ def run(model: Path, place: Path, **more: Any) -> Path:
     place.mkdir(exist_ok=True, parents=True)
     pairs = more.get("objective.kind") == "dpo"
     given = {
-        "model": str(model), "data.train": str(rows_file(place, pairs)), "data.held_out": 0, "out": str(place / "run"), "probes": 1, "engine.threads": 1,
+        "model": str(model), "data.train": str(rows_file(place, pairs)), "data.held_out": 0, "out": str(place / "run"), "probes": 1, "forgetting": "off", "engine.threads": 1,
         "engine.dtype": "float32", "engine.steps": 6, "engine.batch_size": 6, "engine.learning_rate": 2e-2, "engine.save_every": 2, **more,
     }  # fmt: skip
     train(parse_run(given, dict.fromkeys(given, "test")), tell=Quiet())

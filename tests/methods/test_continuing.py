@@ -244,7 +244,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_keys(place: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {
-        "model": str(place / "model"), "data.train": str(place / "rows.json"), "data.held_out": 0, "out": str(out), "probes": 0, "engine.dtype": "float32",
+        "model": str(place / "model"), "data.train": str(place / "rows.json"), "data.held_out": 0, "out": str(out), "probes": 0, "forgetting": "off", "engine.dtype": "float32",
         "engine.threads": 1, "engine.steps": 2, "engine.batch_size": 4, **more,
     }  # fmt: skip
 
@@ -339,7 +339,7 @@ def test_a_finished_run_s_own_run_file_goes_on_from_its_adapter(
 
 def stages(place: Path, tmp_path: Path, **second: Any) -> pipeline.Pipeline:
     made = {
-        "model": str(place / "model"), "probes": 0, "method": {"kind": "lora", "rank": 4, "dropout": 0.4}, "data": {"held_out": 0},
+        "model": str(place / "model"), "probes": 0, "forgetting": "off", "method": {"kind": "lora", "rank": 4, "dropout": 0.4}, "data": {"held_out": 0},
         "engine": {"dtype": "float32", "threads": 1, "steps": 2, "batch_size": 4},
         "stages": [{"name": "sft", "data": {"train": str(place / "rows.json")}, "engine": {"learning_rate": 0.02}},
                    {"name": "dpo", "adapter": "stage:sft", "objective": "dpo", "data": {"train": str(place / "pairs.json")}, **second}],

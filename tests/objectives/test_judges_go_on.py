@@ -101,7 +101,7 @@ def run(
     **more: Any,
 ) -> Path:
     given = {
-        "model": str(model), "data.train": str(data), "data.held_out": 0, "out": str(out), "probes": 0, "engine.dtype": "float32", "engine.threads": 1,
+        "model": str(model), "data.train": str(data), "data.held_out": 0, "out": str(out), "probes": 0, "forgetting": "off", "engine.dtype": "float32", "engine.threads": 1,
         "engine.steps": 6, "engine.batch_size": 6, "engine.learning_rate": 0.01, "objective.kind": objective,
         **({"method.kind": kind} | {f"method.{key}": value for key, value in SETTINGS.get(kind, {}).items()} if "adapter" not in more else {}), **more,
     }  # fmt: skip

@@ -77,7 +77,7 @@ def run(model: Path, place: Path, objective: dict[str, Any], **more: Any) -> Pat
     given = {
         "model": str(model), "data.train": str(rows(objective["kind"], place)), "data.held_out": 3, "data.max_tokens": 48, "out": str(place / "run"),
         "probes": 1 if objective["kind"] != "pretrain" else 0, "engine.dtype": "float32", "engine.threads": 1, "engine.epochs": 2, "engine.batch_size": 4,
-        "engine.save_every": 1, "engine.keep_best": False, **{f"objective.{key}": value for key, value in objective.items()}, **more,
+        "engine.save_every": 1, "engine.keep_best": False, "forgetting": "off", **{f"objective.{key}": value for key, value in objective.items()}, **more,
     }  # fmt: skip
     train(parse_run(given, dict.fromkeys(given, "test")), tell=Quiet())
     return place / "run"

@@ -77,6 +77,7 @@ def run(place: Path, name: str, **keys: Any) -> Path:
         "data.held_out": 0,
         "out": str(place / name),
         "probes": 4,
+        "forgetting": "off",
         "method.kind": "full",
         "engine.dtype": "float32",
         "engine.threads": 1,
