@@ -4,6 +4,7 @@ what those runs measured."""
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--json",
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(methods.subprocess, "run", forked)
+        if hasattr(os, "fork"):
+            patch.setattr(methods.subprocess, "run", forked)
         done = story.tunewright(*words)
     assert done.returncode == 0, done.stderr
     (place / "words.json").write_text(json.dumps(words))

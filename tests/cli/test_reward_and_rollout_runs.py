@@ -182,7 +182,7 @@ def test_a_run_that_scores_nothing_is_no_reward(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+@pytest.mark.parametrize("kind", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_kills_in_the_middle_of_rounds_leave_the_same_bytes(tmp_path: Path, kind: str) -> None:
     model, data = story.model_folder(tmp_path / "model"), prompts_file(tmp_path / "prompts.jsonl")
     more = [

@@ -538,7 +538,9 @@ def gradients(case: Case, layout: str) -> dict[str, torch.Tensor]:
 
 def pairs_of(*, also_refused: bool = False) -> list[Any]:
     return [
-        pytest.param(k, f, id=f"{k}-{f}", marks=() if is_shown(k, f) else pytest.mark.slow)
+        pytest.param(
+            k, f, id=f"{k}-{f}", marks=() if also_refused or is_shown(k, f) else pytest.mark.slow
+        )
         for k in ROWS
         for f in FAMILIES
         if also_refused != fits(k, f)

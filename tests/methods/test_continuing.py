@@ -373,11 +373,17 @@ def test_a_stage_may_turn_dropout_on_for_itself(place: Path, tmp_path: Path) -> 
     assert abs(summary["first_loss"] - math.log(2)) > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "rslora", "lora_plus", "pissa", "adalora", "vera", "loha", "lokr", "ia3", "oft", "boft", "prompt_tuning",
-                                  "p_tuning", "prefix_tuning", "p_tuning_v2", "freeze", "norms", "pfeiffer", "llama_pro"])  # fmt: skip
+SHOWN = ("lora", "lora_plus", "adalora", "vera", "ia3", "prompt_tuning", "prefix_tuning", "freeze", "pfeiffer", "llama_pro")  # fmt: skip
+OTHERS = ("dora", "rslora", "pissa", "loha", "lokr", "oft", "boft", "p_tuning", "p_tuning_v2", "norms")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", [*SHOWN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)]
+)
 def test_the_run_file_of_every_kind_goes_on_from_what_it_left(
     place: Path, tmp_path: Path, kind: str
 ) -> None:
+    """`slow`: kinds with the settings of one that stands here, or of the same family."""
     from tunewright.core.runfile import load_run
 
     fields = methods.get(kind).config.model_fields  # type: ignore[union-attr]

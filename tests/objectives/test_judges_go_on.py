@@ -244,7 +244,15 @@ def classifier(folder: Path, **settings: Any) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["lora", "full", "freeze", "dora", "llama_pro"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lora",
+        "full",
+        "llama_pro",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("freeze", "dora")),
+    ],
+)
 def test_a_merged_reward_model_is_a_sequence_classifier_with_the_same_scores(
     base: Path, pairs: Path, tmp_path: Path, kind: str
 ) -> None:

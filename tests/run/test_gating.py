@@ -74,6 +74,7 @@ def test_the_base_forgot_what_the_run_knows(place: Path, tmp_path: Path) -> None
     assert better.returncode == 0 and "base of" in better.stdout
 
 
+@pytest.mark.slow
 def test_a_real_model_is_timed_beside_itself(place: Path) -> None:
     """What is timed, not how fast: a busy machine may let either look slower."""
     text = "speed: {margin: 0.3, rounds: 9, tokens: 2}\n"
