@@ -88,8 +88,8 @@ PLACES: dict[str, tuple[Plant, int, str]] = {
     "a step": (after(Stepper, "step", 2), 2, "learning (after step 2 of 4)"),
     "a later measurement": (after(Stepper, "held_out", 1), 2, "learning"),
     "a checkpoint": (after(loop.checkpoint, "save", 2), 2, "learning"),
-    # Its own questions and the general ones are asked before: two calls.
-    "the question after training": (after(generate, "answer", 2), 4, "asking after"),
+    # Its own questions are asked before: one call.
+    "the question after training": (after(generate, "answer", 1), 4, "asking after"),
     "saving": (plant_saving, 4, "saving"),
     "opening again": (after(load, "load_model", 1), 4, "opening what was saved"),
 }
