@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -45,3 +47,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
     # What the libraries hold is never garbage: the collector need not look at it in every test.
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _once_a_session(_one_thread: None) -> None:
+    """What a program finds out once and these processes would find out hundreds of times: the tree
+    of commands, the versions of libraries, how fast this machine is (0.3 s of each tiny run)."""
+    import typer.testing
+
+    from tunewright import story
+    from tunewright.core import machine
+
+    typer.testing._get_command = functools.cache(typer.testing._get_command)
+    machine.version = functools.cache(machine.version)
+    measured, found = story.measured_rates, {}
+
+    def known_rates(shape: Any, world: Any) -> Any:
+        key = (shape.hidden, shape.inner, world.dtype, world.device, world.threads)
+        if (where := (os.environ.get("TUNEWRIGHT_CACHE"), *key)) not in found:
+            found[where] = measured(shape, world)
+        return found[where]
+
+    story.measured_rates = known_rates

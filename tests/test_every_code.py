@@ -52,6 +52,7 @@ def keys(place: Path, out: Path, **more: Any) -> dict[str, Any]:
         "data.held_out": 0,
         "out": str(out),
         "probes": 1,
+        "forgetting": "off",
         "engine.dtype": "float32",
         "engine.threads": 1,
         "engine.steps": 2,

@@ -53,6 +53,7 @@ def run(model: Path, place: Path, out: Path, **engine: Any) -> Path:
         "data.held_out": 0,
         "out": str(out),
         "probes": 1,
+        "forgetting": "off",
         "engine.dtype": "float32",
         "engine.threads": 1,
         "engine.batch_size": 4,

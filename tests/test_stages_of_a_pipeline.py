@@ -283,6 +283,7 @@ def content(place: Path, first: dict[str, Any], second: dict[str, Any]) -> dict[
         "engine": ENGINE,
         "data": {"held_out": 3},
         "probes": 1,
+        "forgetting": "off",
         "stages": stages,
     }
 
@@ -451,7 +452,7 @@ def test_reward_code_runs_only_where_the_command_line_gives_it_and_only_the_same
     good = f"open({str(marker)!r}, 'a').close()\ndef brief(answers):\n    return [1.0 / (1 + len(a.text)) for a in answers]\n"
     code.write_text(good)
     keys: dict[str, Any] = {
-        "model": str(place / "model"), "data": {"train": str(place / "rows.json"), "held_out": 2, "limit": 6}, "probes": 0,
+        "model": str(place / "model"), "data": {"train": str(place / "rows.json"), "held_out": 2, "limit": 6}, "probes": 0, "forgetting": "off",
         "engine": {**ENGINE, "epochs": 1}, "stages": [
             {"name": "grpo", "objective": {"kind": "grpo", "generations": 2, "max_new_tokens": 4, "reward": {"kind": "python", "function": "brief"}}},
         ],

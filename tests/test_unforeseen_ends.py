@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def keys(place: Path, out: Path) -> dict[str, Any]:
     return {
-        "model": str(place / "model"), "data.train": str(place / "rows.json"), "data.held_out": 3, "out": str(out), "probes": 1, "engine.dtype": "float32",
+        "model": str(place / "model"), "data.train": str(place / "rows.json"), "data.held_out": 3, "out": str(out), "probes": 1, "forgetting": "off", "engine.dtype": "float32",
         "engine.threads": 1, "engine.steps": 4, "engine.batch_size": 4, "engine.save_every": 1, "engine.evaluate_every": 2,
     }  # fmt: skip
 
@@ -88,8 +88,8 @@ PLACES: dict[str, tuple[Plant, int, str]] = {
     "a step": (after(Stepper, "step", 2), 2, "learning (after step 2 of 4)"),
     "a later measurement": (after(Stepper, "held_out", 1), 2, "learning"),
     "a checkpoint": (after(loop.checkpoint, "save", 2), 2, "learning"),
-    # Its own questions and the general ones are asked before: two calls.
-    "the question after training": (after(generate, "answer", 2), 4, "asking after"),
+    # Its own questions are asked before: one call.
+    "the question after training": (after(generate, "answer", 1), 4, "asking after"),
     "saving": (plant_saving, 4, "saving"),
     "opening again": (after(load, "load_model", 1), 4, "opening what was saved"),
 }
@@ -252,7 +252,7 @@ def test_from_python_the_error_is_ours_with_the_exception_as_its_cause(
 def test_a_pipeline_says_which_stages_are_done_and_goes_on(
     place: Path, tmp_path: Path, outside: bool
 ) -> None:
-    made = {"model": str(place / "model"), "data": {"train": str(place / "rows.json"), "held_out": 3}, "probes": 0,
+    made = {"model": str(place / "model"), "data": {"train": str(place / "rows.json"), "held_out": 3}, "probes": 0, "forgetting": "off",
             "engine": {"dtype": "float32", "steps": 2, "batch_size": 4, "threads": 1},
             "stages": [{"name": "one"}, {"name": "two", "adapter": "stage:one"}]}  # fmt: skip
     (tmp_path / "pipe.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")

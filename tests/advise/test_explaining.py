@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from helpers import story
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.advise import explaining, glossary
@@ -186,6 +186,7 @@ def test_an_unknown_word_brings_the_closest_ones(word, near):
     assert near in problem.fields["near"].split(", ")
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=30))
 def test_any_word_at_all_is_explained_or_refused_with_guesses(word):
     try:

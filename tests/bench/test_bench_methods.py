@@ -4,14 +4,25 @@ what those runs measured."""
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from helpers import story
+from helpers import forks, story
 
+from tunewright.bench import methods
 from tunewright.bench.methods import Entrant, table
 from tunewright.core.errors import UsageError
+
+
+def forked(command: list[str], **_: Any) -> Any:
+    """A process of its own for `python -m tunewright ...` that starts at once; the interpreter is
+    started where a budget of seconds is tested."""
+    assert command[:3] == [sys.executable, "-m", "tunewright"]
+    return forks.run(*command[3:])
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +50,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "probes=6",
         "--json",
     ]
-    done = story.tunewright(*words)
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(os, "fork"):
+            patch.setattr(methods.subprocess, "run", forked)
+        done = story.tunewright(*words)
     assert done.returncode == 0, done.stderr
     (place / "words.json").write_text(json.dumps(words))
     (place / "result.json").write_text(done.stdout)

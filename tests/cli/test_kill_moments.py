@@ -6,12 +6,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import story
+from helpers import forks, story
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -62,47 +60,34 @@ def _plan(seed: int) -> list[list[object]]:
 
 
 @pytest.mark.parametrize(
-    "seed",
-    [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)],
+    ("seed", "every"),
+    [
+        (0, 2),
+        pytest.param(0, 1, marks=pytest.mark.slow),
+        pytest.param(1, 1, marks=pytest.mark.thorough),
+        pytest.param(2, 1, marks=pytest.mark.thorough),
+    ],
 )
-def test_twenty_kills_later_the_run_has_the_same_bytes(tmp_path: Path, seed: int) -> None:
+def test_twenty_kills_later_the_run_has_the_same_bytes(
+    tmp_path: Path, seed: int, every: int
+) -> None:
+    """With every second of them each time, with all of them in `slow`, with other draws in
+    `thorough`."""
     model, data = story.model_folder(tmp_path / "model"), story.rows_file(tmp_path / "rows.json")
     golden = tmp_path / "golden"
     assert story.tunewright(*story.words(model, data, golden, *SETTINGS)).returncode == 0
-    run, moments = tmp_path / "run", _plan(seed)
-    plan = {
-        "words": story.words(model, data, run, *SETTINGS),
-        "run": str(run),
-        "moments": moments,
-        "log": str(tmp_path / "log.txt"),
-    }
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).parent.parent / "helpers" / "killer.py"),
-            str(tmp_path / "plan.json"),
-        ],
-        capture_output=True,
-        text=True,
-        env=env,
-        check=False,
-    )
-    attempts = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(moments) == 20 and len(attempts) == 21, done.stderr
+    run, moments = tmp_path / "run", _plan(seed)[::every]
+    attempts = forks.play(story.words(model, data, run, *SETTINGS), run, moments)
+    assert len(moments) == 20 // every and len(attempts) == len(moments) + 1
     killed = [a for a in attempts if a["status"] == -9]
     # A moment may lie behind the run's end (its fourth save after three were made); most must hit,
     # and nothing may fail in another way.
-    assert len(killed) >= 15, attempts
-    assert {a["status"] for a in attempts} <= {-9, 0}, (
-        attempts,
-        (tmp_path / "log.txt").read_text(),
-    )
+    assert len(killed) >= 0.7 * len(moments), attempts
+    assert {a["status"] for a in attempts} <= {-9, 0}, attempts
     assert json.loads((run / "summary.json").read_text())["status"] == "done"
     assert story.digest(run / "adapter" / "adapter_model.safetensors") == story.digest(
         golden / "adapter" / "adapter_model.safetensors"
     )
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert sum(e["event"] == "step" for e in events) <= STEPS + len(killed) * SAVE_EVERY
-    assert sum(e["event"] == "resumed" for e in events) >= 5
+    assert sum(e["event"] == "resumed" for e in events) >= len(moments) / 4

@@ -6,13 +6,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import story
+from helpers import forks, story
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -55,6 +53,7 @@ def _file(place: Path) -> Path:
         "engine": {"dtype": "float32", "threads": 1, "epochs": 3, "batch_size": 4, "save_every": 2},
         "data": {"held_out": 0},
         "probes": 1,
+        "forgetting": "off",
         "stages": [
             {"name": "sft", "data": str(story.rows_file(place / "rows.json"))},
             {
@@ -80,23 +79,8 @@ def _moments(seed: int) -> list[list[Any]]:
 
 def _play(file: Path, out: Path, moments: list[list[Any]]) -> list[dict[str, Any]]:
     """Run the pipeline, with a kill at each of the moments, until it ends."""
-    log, plan = file.parent / "log.txt", file.parent / "plan.json"
-    plan.write_text(
-        json.dumps(
-            {
-                "words": ["train", str(file), "--out", str(out)],
-                "run": str(out),
-                "moments": moments,
-                "log": str(log),
-            }
-        )
-    )
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
-    words = [sys.executable, str(Path(__file__).parent.parent / "helpers" / "killer.py"), str(plan)]
-    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
-    attempts = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(attempts) == len(moments) + 1, done.stderr
-    assert attempts[-1]["status"] == 0, (attempts, log.read_text())
+    attempts = forks.play(["train", str(file), "--out", str(out)], out, moments)
+    assert attempts[-1]["status"] == 0, attempts
     return attempts
 
 
@@ -145,6 +129,7 @@ def test_a_pipeline_killed_in_every_stage_and_between_ends_with_the_same_bytes(
     ]
 
 
+@pytest.mark.slow
 def test_the_whole_road_to_a_policy_killed_in_every_stage_and_inside_roll_outs_ends_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:
@@ -170,6 +155,7 @@ def test_the_whole_road_to_a_policy_killed_in_every_stage_and_inside_roll_outs_e
         "engine": {"dtype": "float32", "threads": 1, "epochs": 2, "batch_size": 4, "save_every": 2},
         "data": {"held_out": 0},
         "probes": 1,
+        "forgetting": "off",
         "stages": [
             {"name": "sft", "data": str(story.rows_file(tmp_path / "rows.json"))},
             {

@@ -6,16 +6,14 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers import story
+from helpers import forks, story
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SETTINGS = ["engine.epochs=20", "engine.save_every=5"]
 
 
@@ -37,25 +35,6 @@ def golden(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
     ), time.monotonic() - start
 
 
-# A shell's background job ignores SIGINT, and so would all that it starts.
-POSIX: dict[str, Any] = (
-    {}
-    if os.name == "nt"
-    else {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-)
-
-
-def _launch(words: list[str]) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tunewright", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=env,
-        **POSIX,
-    )
-
-
 def _kill_until_done(
     model: Path, place: Path, total: float, seed: int, kills: int
 ) -> tuple[str, int]:
@@ -69,25 +48,22 @@ def _kill_until_done(
             if run.exists()
             else story.words(model, data, run, *SETTINGS)
         )
-        child = _launch(words)
-        try:
-            child.wait(timeout=draw.uniform(0.2, total))
-        except subprocess.TimeoutExpired:
+        child = forks.start(*words)
+        if child.wait(draw.uniform(0.2, total)) is None:
             child.send_signal(signal.SIGKILL)
             hits += 1
-        child.communicate()
+        child.wait()
     words = (
         ["train", str(run), "--resume"]
         if run.exists()
         else story.words(model, data, run, *SETTINGS)
     )
-    child = _launch(words)
-    _, err = child.communicate(timeout=300)
-    assert child.returncode == 0, err.decode()
+    done = forks.run(*words)
+    assert done.returncode == 0, done.stderr
     return story.digest(run / "adapter" / "adapter_model.safetensors"), hits
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     model: Path, golden: tuple[str, float], tmp_path: Path, seed: int
 ) -> None:
@@ -102,15 +78,13 @@ def _few_steps_were_lost(run: Path, hits: int) -> None:
     assert executed <= 60 + hits * 5
 
 
-def _wait(child: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
-    """Until `ready`, for as long as the child lives: a loaded machine may take a minute to import
-    torch."""
+def _wait(child: forks.Fork, ready: Callable[[], bool]) -> None:
+    """Until `ready`, for as long as the child lives."""
     deadline = time.monotonic() + 240
     while not ready() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_verified_checkpoint_and_its_exit_code(
     model: Path, golden: tuple[str, float], tmp_path: Path, number: signal.Signals
@@ -118,12 +92,13 @@ def test_a_signal_leaves_a_verified_checkpoint_and_its_exit_code(
     from tunewright.record import checkpoint
 
     run = tmp_path / "run"
-    child = _launch(story.words(model, story.rows_file(tmp_path / "rows.json"), run, *SETTINGS))
+    child = forks.start(
+        *story.words(model, story.rows_file(tmp_path / "rows.json"), run, *SETTINGS)
+    )
     events = run / "events.jsonl"
     _wait(child, lambda: events.exists() and events.read_text().count('"step", ') >= 3)
     child.send_signal(number)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 128 + number, err.decode()
+    assert child.wait() == 128 + number, child.err.read_text()
     assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
     found = checkpoint.load_latest(run / "checkpoints")
     assert found is not None and found.step >= 3
@@ -137,10 +112,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     from tunewright.record import checkpoint
 
     run = tmp_path / "run"
-    child = _launch(story.words(model, story.rows_file(tmp_path / "rows.json"), run, *SETTINGS))
+    child = forks.start(
+        *story.words(model, story.rows_file(tmp_path / "rows.json"), run, *SETTINGS)
+    )
     _wait(child, lambda: len(checkpoint.steps_in(run / "checkpoints")) >= 2)
     child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=60)
+    child.wait()
     newest = checkpoint.folder_of(run / "checkpoints", checkpoint.steps_in(run / "checkpoints")[-1])
     weights = newest / "model.safetensors"
     data = bytearray(weights.read_bytes())

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import story
+from helpers import forks, story
 
 
 def pairs_file(path: Path, count: int = 16) -> Path:
@@ -41,7 +39,7 @@ def prompts_file(path: Path, count: int = 12) -> Path:
 def words(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     return [
         "train", "--model", str(model), "--data", str(data), "--out", str(out), "engine.dtype=float32", "engine.threads=1", "engine.batch_size=4",
-        "engine.save_every=2", "probes=2", *more,
+        "engine.save_every=2", "probes=2", "forgetting=off", *more,
     ]  # fmt: skip
 
 
@@ -184,7 +182,7 @@ def test_a_run_that_scores_nothing_is_no_reward(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+@pytest.mark.parametrize("kind", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_kills_in_the_middle_of_rounds_leave_the_same_bytes(tmp_path: Path, kind: str) -> None:
     model, data = story.model_folder(tmp_path / "model"), prompts_file(tmp_path / "prompts.jsonl")
     more = [
@@ -201,28 +199,8 @@ def test_kills_in_the_middle_of_rounds_leave_the_same_bytes(tmp_path: Path, kind
         ["tunewright.engine.step", "Stepper.step", 3], ["os", "rename", 2], ["tunewright.engine.loop", "Loop._evaluate", 1],
         ["tunewright.run.asking", "Asker.begun", 1],
     ]  # fmt: skip
-    plan = {
-        "words": words(model, data, run, *more),
-        "run": str(run),
-        "moments": moments,
-        "log": str(tmp_path / "log.txt"),
-    }
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TUNEWRIGHT_LANG": "en"}
-    killer = str(Path(__file__).parent.parent / "helpers" / "killer.py")
-    finished = subprocess.run(
-        [sys.executable, killer, str(tmp_path / "plan.json")],
-        capture_output=True,
-        text=True,
-        env=env,
-        check=False,
-    )
-    attempts = [json.loads(line) for line in finished.stdout.splitlines()]
-    assert {a["status"] for a in attempts} <= {-9, 0}, (
-        attempts,
-        finished.stderr,
-        (tmp_path / "log.txt").read_text(),
-    )
+    attempts = forks.play(words(model, data, run, *more), run, moments)
+    assert {a["status"] for a in attempts} <= {-9, 0}, attempts
     assert sum(a["status"] == -9 for a in attempts) >= 6
     assert story.digest(run / "adapter" / "adapter_model.safetensors") == story.digest(
         golden / "adapter" / "adapter_model.safetensors"

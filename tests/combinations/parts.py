@@ -113,7 +113,7 @@ def parsed(model: Path, data: Any, **more: Any) -> ParsedRun:
     """A short run in float32 with one thread."""
     given = {
         "model": str(model), "data.train": data, "data.held_out": 0, "engine.dtype": "float32", "engine.threads": 1, "engine.steps": 2,
-        "engine.batch_size": 3, "probes": 0, **more,
+        "engine.batch_size": 3, "probes": 0, "forgetting": "off", **more,
     }  # fmt: skip
     return parse_run(
         {key: str(value) if isinstance(value, Path) else value for key, value in given.items()},

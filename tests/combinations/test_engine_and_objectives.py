@@ -42,6 +42,9 @@ METHOD = {
     "engine.learning_rate": 1e-3,
 }
 """Where only upper blocks train, the hidden states below them are kept."""
+SHOWN = ("sft", "pretrain", "distill", "dpo", "orpo", "kto", "reward", "grpo", "ppo")
+"""One of each way to read rows, to ask another model and to draw answers. `slow`: the others, which
+differ from one of these in their formula."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,13 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("objective", objectives.names())
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(name, marks=() if name in SHOWN else pytest.mark.slow)
+        for name in objectives.names()
+    ],
+)
 def test_options_that_may_not_change_a_number_do_not_and_the_others_leave_a_sound_run(
     objective: str, model: Path, teacher: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:

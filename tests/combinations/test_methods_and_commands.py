@@ -65,6 +65,12 @@ RATES = {
     "lora_plus": 5e-3,
 }
 STEPS = 4
+SHOWN = (
+    "lora", "loftq", "adalora", "ia3", "peft", "prompt_tuning", "prefix_tuning", "houlsby", "full", "lisa",
+    "llama_pro", "bitfit", "new_tokens", "diff_pruning", "mixture_of_depths",
+)  # fmt: skip
+"""One of each way in which a method stands on a model, is saved, merged and taken up again. `slow`:
+the others, which differ from one of these in how they are computed."""
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,7 @@ def settings_of(kind: str) -> dict[str, Any]:
         "engine.learning_rate": RATES.get(kind, 0.03),
         "engine.save_every": 2,
         "probes": 2,
+        "forgetting": "auto",
     }
 
 
@@ -134,7 +141,13 @@ def combinations() -> list[tuple[str, str]]:
     return [(kind, command) for kind in methods.names() for command in COMMANDS]
 
 
-@pytest.mark.parametrize("kind", methods.names())
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in SHOWN else pytest.mark.slow)
+        for kind in methods.names()
+    ],
+)
 def test_every_command_sees_what_the_run_trained(
     kind: str, model: Path, rows: Path, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def taught(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "engine.threads": 1,
         "out": str(place / "run"),
         "probes": 0,
+        "forgetting": "off",
     }
     return train(parse_run(keys, {}), tell=Quiet()).folder / "model"
 
@@ -203,7 +204,7 @@ def test_a_run_answers_as_itself_under_its_system_prompt(tiny: Path, tmp_path: P
     rows = lights(tmp_path, count=60)
     keys = {
         "model": str(tiny), "data.train": str(rows), "data.held_out": 0, "data.system": "Lights.", "method.kind": "lora",
-        "engine.steps": 2, "engine.dtype": "float32", "engine.threads": 1, "out": str(tmp_path / "run"), "probes": 0,
+        "engine.steps": 2, "engine.dtype": "float32", "engine.threads": 1, "out": str(tmp_path / "run"), "probes": 0, "forgetting": "off",
     }  # fmt: skip
     train(parse_run(keys, {}), tell=Quiet())
     docs = tmp_path / "docs.jsonl"
@@ -270,7 +271,7 @@ def test_a_model_that_gives_numbers_cannot_be_asked(tmp_path: Path) -> None:
     (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     keys = {
         "model": str(model), "data.train": str(tmp_path / "pairs.json"), "data.held_out": 0, "objective.kind": "reward",
-        "engine.steps": 1, "engine.dtype": "float32", "out": str(tmp_path / "judge"), "probes": 0,
+        "engine.steps": 1, "engine.dtype": "float32", "out": str(tmp_path / "judge"), "probes": 0, "forgetting": "off",
     }  # fmt: skip
     train(parse_run(keys, {}), tell=Quiet())
     done = story.tunewright(

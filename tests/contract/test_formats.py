@@ -171,7 +171,7 @@ def test_it_says_what_it_needs_in_both_languages(name: str) -> None:
 
 @every_name
 @given(raw=VALUES | st.dictionaries(KEYS, VALUES, max_size=5))
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_any_value_is_a_row_or_a_reason_with_a_sentence(name: str, raw: Any) -> None:
     row = made(name, raw)
     if not isinstance(row, Unusable):

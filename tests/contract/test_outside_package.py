@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tests" / "outside_package"
 SUITES = ("test_methods.py", "test_objectives.py", "test_formats.py", "test_rewards.py")
 
 
+@pytest.mark.slow
 def test_a_package_that_adds_to_every_axis_passes_our_suites_and_runs(tmp_path: Path) -> None:
     # Copied, for a build leaves files beside the sources.
     source = shutil.copytree(PACKAGE, tmp_path / "source")

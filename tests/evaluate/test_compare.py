@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, more in (("run", {}), ("whole", {"method.kind": "full"})):
         keys = {
             "model": str(folder / "model"), "data.train": str(folder / "rows.json"),
-            "data.held_out": 0, "out": str(folder / name), "probes": 0, "engine.steps": 12,
+            "data.held_out": 0, "out": str(folder / name), "probes": 0, "forgetting": "off", "engine.steps": 12,
             "engine.dtype": "float32", "engine.threads": 1, "engine.learning_rate": 0.01, **more,
         }  # fmt: skip
         train(parse_run(keys, {}), tell=Quiet())
@@ -172,7 +172,7 @@ def test_rows_without_an_answer_are_shown_and_not_scored(place: Path, tmp_path: 
 
 def test_the_system_prompt_of_a_run_is_given_to_all(place: Path, tmp_path: Path) -> None:
     keys = {
-        "model": str(place / "model"), "data.train": str(place / "rows.json"), "probes": 0,
+        "model": str(place / "model"), "data.train": str(place / "rows.json"), "probes": 0, "forgetting": "off",
         "data.system": "a small model", "data.held_out": 0, "out": str(tmp_path / "run"),
         "engine.steps": 1, "engine.threads": 1,
     }  # fmt: skip

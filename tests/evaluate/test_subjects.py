@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     story.rows_file(folder / "rows.json")
     keys = {
         "model": str(folder / "model"), "data.train": str(folder / "rows.json"),
-        "data.held_out": 0, "out": str(folder / "run"), "probes": 0, "engine.dtype": "float32",
+        "data.held_out": 0, "out": str(folder / "run"), "probes": 0, "forgetting": "off", "engine.dtype": "float32",
         "engine.threads": 1, "engine.steps": 6, "engine.learning_rate": 0.05,
     }  # fmt: skip
     train(parse_run(keys, {}), tell=Quiet())

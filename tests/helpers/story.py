@@ -112,5 +112,5 @@ def words(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     """A short run in float32 with one thread."""
     return [
         "train", "--model", str(model), "--data", str(data), "--out", str(out), "engine.dtype=float32", "engine.threads=1", "engine.epochs=4",
-        "engine.batch_size=4", "engine.save_every=2", "data.held_out=0", "probes=2", *more,
+        "engine.batch_size=4", "engine.save_every=2", "data.held_out=0", "probes=2", "forgetting=off", *more,
     ]  # fmt: skip

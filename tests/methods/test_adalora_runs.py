@@ -31,7 +31,7 @@ def kept_directions(folder: Path) -> int:
 
 def run(model: Path, place: Path, steps: int, **more: Any) -> Path:
     keys = {
-        "model": str(model), "data.train": str(story.rows_file(place / "rows.json")), "data.held_out": 4, "out": str(place / "run"), "probes": 0,
+        "model": str(model), "data.train": str(story.rows_file(place / "rows.json")), "data.held_out": 4, "out": str(place / "run"), "probes": 0, "forgetting": "off",
         "method.kind": "adalora", "method.rank": 2, "engine.dtype": "float32", "engine.threads": 1, "engine.steps": steps, "engine.batch_size": 4,
         "engine.evaluate_every": 1, "engine.learning_rate": 0.01, **more,
     }  # fmt: skip

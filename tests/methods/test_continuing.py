@@ -244,7 +244,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_keys(place: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {
-        "model": str(place / "model"), "data.train": str(place / "rows.json"), "data.held_out": 0, "out": str(out), "probes": 0, "engine.dtype": "float32",
+        "model": str(place / "model"), "data.train": str(place / "rows.json"), "data.held_out": 0, "out": str(out), "probes": 0, "forgetting": "off", "engine.dtype": "float32",
         "engine.threads": 1, "engine.steps": 2, "engine.batch_size": 4, **more,
     }  # fmt: skip
 
@@ -339,7 +339,7 @@ def test_a_finished_run_s_own_run_file_goes_on_from_its_adapter(
 
 def stages(place: Path, tmp_path: Path, **second: Any) -> pipeline.Pipeline:
     made = {
-        "model": str(place / "model"), "probes": 0, "method": {"kind": "lora", "rank": 4, "dropout": 0.4}, "data": {"held_out": 0},
+        "model": str(place / "model"), "probes": 0, "forgetting": "off", "method": {"kind": "lora", "rank": 4, "dropout": 0.4}, "data": {"held_out": 0},
         "engine": {"dtype": "float32", "threads": 1, "steps": 2, "batch_size": 4},
         "stages": [{"name": "sft", "data": {"train": str(place / "rows.json")}, "engine": {"learning_rate": 0.02}},
                    {"name": "dpo", "adapter": "stage:sft", "objective": "dpo", "data": {"train": str(place / "pairs.json")}, **second}],
@@ -373,11 +373,17 @@ def test_a_stage_may_turn_dropout_on_for_itself(place: Path, tmp_path: Path) -> 
     assert abs(summary["first_loss"] - math.log(2)) > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "rslora", "lora_plus", "pissa", "adalora", "vera", "loha", "lokr", "ia3", "oft", "boft", "prompt_tuning",
-                                  "p_tuning", "prefix_tuning", "p_tuning_v2", "freeze", "norms", "pfeiffer", "llama_pro"])  # fmt: skip
+SHOWN = ("lora", "lora_plus", "adalora", "vera", "ia3", "prompt_tuning", "prefix_tuning", "freeze", "pfeiffer", "llama_pro")  # fmt: skip
+OTHERS = ("dora", "rslora", "pissa", "loha", "lokr", "oft", "boft", "p_tuning", "p_tuning_v2", "norms")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", [*SHOWN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)]
+)
 def test_the_run_file_of_every_kind_goes_on_from_what_it_left(
     place: Path, tmp_path: Path, kind: str
 ) -> None:
+    """`slow`: kinds with the settings of one that stands here, or of the same family."""
     from tunewright.core.runfile import load_run
 
     fields = methods.get(kind).config.model_fields  # type: ignore[union-attr]

@@ -155,7 +155,7 @@ def test_a_run_taken_up_again_in_the_middle_of_a_period_is_the_same_run(
 ) -> None:
     model = story.model_folder(tmp_path / "model", num_hidden_layers=4)
     given = {
-        "model": str(model), "data.train": str(story.rows_file(tmp_path / "rows.json")), "data.held_out": 0, "out": str(tmp_path / "whole"), "probes": 1,
+        "model": str(model), "data.train": str(story.rows_file(tmp_path / "rows.json")), "data.held_out": 0, "out": str(tmp_path / "whole"), "probes": 1, "forgetting": "off",
         "method.kind": "lisa", "method.blocks": 1, "method.every": 2, "engine.dtype": dtype, "engine.threads": 1, "engine.epochs": 3,
         "engine.batch_size": 4, "engine.save_every": 1,
     }  # fmt: skip

@@ -146,7 +146,7 @@ def test_a_run_is_merged_into_a_plain_larger_model_and_only_new_tensors_count_as
 ) -> None:
     model = story.model_folder(tmp_path / "model", "qwen2", num_hidden_layers=4)
     given = {
-        "model": str(model), "data.train": str(story.rows_file(tmp_path / "rows.json")), "data.held_out": 0, "out": str(tmp_path / "run"), "probes": 2,
+        "model": str(model), "data.train": str(story.rows_file(tmp_path / "rows.json")), "data.held_out": 0, "out": str(tmp_path / "run"), "probes": 2, "forgetting": "off",
         "method.kind": "llama_pro", "method.blocks": 2, "engine.dtype": "float32", "engine.threads": 1, "engine.epochs": 3, "engine.learning_rate": 1e-3,
     }  # fmt: skip
     train(parse_run(given, dict.fromkeys(given, "test")), tell=Quiet())

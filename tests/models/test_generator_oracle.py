@@ -151,18 +151,38 @@ def stops_of(texts: list[list[int]]) -> tuple[int, ...]:
 # ---- greedy tokens
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *HYBRID])
+SHOWN = ("llama", "gemma3_text", "qwen3_5_text")
+"""Families with a cache of each kind: keys and values, a window, a state."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in SHOWN else pytest.mark.slow)
+        for name in (*FAMILIES, *HYBRID)
+    ],
+)
 def test_greedy_tokens_are_those_of_generate_for_200_prompts(family: str) -> None:
-    model, prompts = built(family), make_prompts()
-    assert len(prompts) == 200 and len({tuple(p) for p in prompts}) <= 100
-    assert {len(p) for p in prompts} >= {1, 41, 50} and max(map(len, prompts)) <= 60
+    """`slow`: the other families, of which fifty prompts are asked below."""
+    greedy_tokens_are_those_of_generate(family, make_prompts())
+
+
+@pytest.mark.parametrize("family", [name for name in (*FAMILIES, *HYBRID) if name not in SHOWN])
+def test_greedy_tokens_are_those_of_generate_for_50_prompts(family: str) -> None:
+    greedy_tokens_are_those_of_generate(family, make_prompts()[:50])
+
+
+def greedy_tokens_are_those_of_generate(family: str, prompts: list[list[int]]) -> None:
+    model = built(family)
+    assert len({tuple(p) for p in prompts}) <= max(100, len(prompts) - 5)
+    assert min(map(len, prompts)) <= 4 and 50 <= max(map(len, prompts)) <= 60
     oracle = Oracle(model)
     free = [oracle(prompt) for prompt in prompts]
     stops = stops_of(free)
     found = answer(asking(model, stops), prompts, max_new_tokens=TOKENS)
     assert [tokens_of(one) for one in found] == [oracle.stopped(p, stops) for p in prompts]
     ends = Counter(one.end for one in found)
-    assert set(ends) == {"stop", "limit"} and min(ends.values()) >= 15
+    assert set(ends) == {"stop", "limit"} and min(ends.values()) >= len(prompts) // 14
     assert oracle.gap > GAP
 
 

@@ -101,7 +101,7 @@ def run(
     **more: Any,
 ) -> Path:
     given = {
-        "model": str(model), "data.train": str(data), "data.held_out": 0, "out": str(out), "probes": 0, "engine.dtype": "float32", "engine.threads": 1,
+        "model": str(model), "data.train": str(data), "data.held_out": 0, "out": str(out), "probes": 0, "forgetting": "off", "engine.dtype": "float32", "engine.threads": 1,
         "engine.steps": 6, "engine.batch_size": 6, "engine.learning_rate": 0.01, "objective.kind": objective,
         **({"method.kind": kind} | {f"method.{key}": value for key, value in SETTINGS.get(kind, {}).items()} if "adapter" not in more else {}), **more,
     }  # fmt: skip
@@ -244,7 +244,15 @@ def classifier(folder: Path, **settings: Any) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["lora", "full", "freeze", "dora", "llama_pro"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lora",
+        "full",
+        "llama_pro",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("freeze", "dora")),
+    ],
+)
 def test_a_merged_reward_model_is_a_sequence_classifier_with_the_same_scores(
     base: Path, pairs: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -199,7 +199,7 @@ def file_of_rows(place: Path, count: int = 16) -> Path:
 
 def given(model: Path, place: Path, **more: Any) -> dict[str, Any]:
     return {
-        "model": str(model), "data.train": str(file_of_rows(place)), "data.held_out": 4, "out": str(place / "run"), "probes": 2,
+        "model": str(model), "data.train": str(file_of_rows(place)), "data.held_out": 4, "out": str(place / "run"), "probes": 2, "forgetting": "off",
         "engine.dtype": "float32", "engine.threads": 1, "engine.epochs": 3, "engine.batch_size": 4, "engine.save_every": 1,
         "engine.keep_best": False, "objective.kind": "process_reward", **more,
     }  # fmt: skip
@@ -322,7 +322,7 @@ def test_a_policy_learns_from_it(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"{q}?"}) + "\n" for q in story.QUESTIONS))
     settings = {
-        "model": str(model), "data.train": str(prompts), "data.held_out": 0, "out": str(tmp_path / "policy"), "probes": 1, "engine.dtype": "float32",
+        "model": str(model), "data.train": str(prompts), "data.held_out": 0, "out": str(tmp_path / "policy"), "probes": 1, "forgetting": "off", "engine.dtype": "float32",
         "engine.threads": 1, "engine.steps": 2, "engine.batch_size": 2, "objective.kind": "grpo", "objective.reward": str(judge),
         "objective.generations": 2, "objective.max_new_tokens": 5,
     }  # fmt: skip

@@ -77,7 +77,7 @@ def run(model: Path, place: Path, objective: dict[str, Any], **more: Any) -> Pat
     given = {
         "model": str(model), "data.train": str(rows(objective["kind"], place)), "data.held_out": 3, "data.max_tokens": 48, "out": str(place / "run"),
         "probes": 1 if objective["kind"] != "pretrain" else 0, "engine.dtype": "float32", "engine.threads": 1, "engine.epochs": 2, "engine.batch_size": 4,
-        "engine.save_every": 1, "engine.keep_best": False, **{f"objective.{key}": value for key, value in objective.items()}, **more,
+        "engine.save_every": 1, "engine.keep_best": False, "forgetting": "off", **{f"objective.{key}": value for key, value in objective.items()}, **more,
     }  # fmt: skip
     train(parse_run(given, dict.fromkeys(given, "test")), tell=Quiet())
     return place / "run"
@@ -297,44 +297,46 @@ def test_the_figures_that_are_told_are_those_of_the_weights_that_are_handed_out(
     assert summary["held_out_figures"] == pytest.approx(measured[summary["best_step"]])
 
 
+@pytest.mark.parametrize(
+    "kind", ["dpo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("kto", "orpo"))]
+)
 def test_many_held_out_rows_are_measured_in_part_and_all_of_them_at_the_end_where_that_is_cheap(
-    model: Path, tmp_path: Path
+    model: Path, tmp_path: Path, kind: str
 ) -> None:
     """The figure over all rows is the one of a run that measures all rows every time: the weights
-    are the same."""
+    are the same. `slow`: the objectives that keep what `dpo` keeps, or nothing."""
     settings = {"data.held_out": 6, "engine.evaluate_every": 1, "engine.keep_best": False}
-    for kind in ("dpo", "kto", "orpo"):
-        whole = run(model, tmp_path / f"{kind}-whole", {"kind": kind}, **settings)
-        some = run(
+    whole = run(model, tmp_path / f"{kind}-whole", {"kind": kind}, **settings)
+    some = run(
+        model,
+        tmp_path / f"{kind}-some",
+        {"kind": kind},
+        **settings,
+        **{"engine.evaluate_rows": 2, "engine.epochs": 60, "engine.steps": 3},
+    )
+    few = json.loads((some / "summary.json").read_text())
+    assert few["held_out_loss_all"] is None and all(
+        e["figures"] for e in events(some, "evaluation")
+    )
+    assert len(stored(some)) < len(stored(whole)) if kind != "orpo" else True
+    long = {"engine.steps": 40, "engine.evaluate_every": None}
+    whole, some = (
+        run(
             model,
-            tmp_path / f"{kind}-some",
+            tmp_path / f"{kind}-long{rows}",
             {"kind": kind},
-            **settings,
-            **{"engine.evaluate_rows": 2, "engine.epochs": 60, "engine.steps": 3},
+            **{**settings, **long},
+            **{"engine.evaluate_rows": rows},
         )
-        few = json.loads((some / "summary.json").read_text())
-        assert few["held_out_loss_all"] is None and all(
-            e["figures"] for e in events(some, "evaluation")
-        )
-        assert len(stored(some)) < len(stored(whole)) if kind != "orpo" else True
-        long = {"engine.steps": 40, "engine.evaluate_every": None}
-        whole, some = (
-            run(
-                model,
-                tmp_path / f"{kind}-long{rows}",
-                {"kind": kind},
-                **{**settings, **long},
-                **{"engine.evaluate_rows": rows},
-            )
-            for rows in (None, 2)
-        )
-        all_at_end, asked = (
-            json.loads((folder / "summary.json").read_text()) for folder in (some, whole)
-        )
-        assert asked["held_out_loss_all"] is None
-        assert (
-            all_at_end["held_out_loss_all"]
-            == pytest.approx(asked["held_out_loss"], rel=1e-4)
-            != all_at_end["held_out_loss"]
-        )
-        assert events(some, "evaluation_all")[0]["rows"] == 6
+        for rows in (None, 2)
+    )
+    all_at_end, asked = (
+        json.loads((folder / "summary.json").read_text()) for folder in (some, whole)
+    )
+    assert asked["held_out_loss_all"] is None
+    assert (
+        all_at_end["held_out_loss_all"]
+        == pytest.approx(asked["held_out_loss"], rel=1e-4)
+        != all_at_end["held_out_loss"]
+    )
+    assert events(some, "evaluation_all")[0]["rows"] == 6

@@ -21,7 +21,7 @@ from tunewright.story import train
 def keys(place: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {
         "model": str(place / "model"), "data.train": str(place / "rows.json"), "data.held_out": 0,
-        "out": str(out), "probes": 0, "engine.steps": 120, "engine.batch_size": 6,
+        "out": str(out), "probes": 0, "forgetting": "off", "engine.steps": 120, "engine.batch_size": 6,
         "engine.dtype": "float32", "engine.threads": 1, "engine.learning_rate": 0.02, **more,
     }  # fmt: skip
 
@@ -74,9 +74,10 @@ def test_the_base_forgot_what_the_run_knows(place: Path, tmp_path: Path) -> None
     assert better.returncode == 0 and "base of" in better.stdout
 
 
+@pytest.mark.slow
 def test_a_real_model_is_timed_beside_itself(place: Path) -> None:
     """What is timed, not how fast: a busy machine may let either look slower."""
-    text = "speed: {margin: 0.3, rounds: 12, tokens: 8}\n"
+    text = "speed: {margin: 0.3, rounds: 9, tokens: 2}\n"
     (place / "speed.yaml").write_text(text, encoding="utf-8")
     done = command(
         place, "speed.yaml", str(place / "run"), "--against", str(place / "run"), "--json"
@@ -84,7 +85,7 @@ def test_a_real_model_is_timed_beside_itself(place: Path) -> None:
     found = json.loads(done.stdout)
     assert found["timed_in_turns"], done.stderr
     timed = found["clauses"][0]["seconds_per_token"]
-    assert [len(timed[side]) for side in timed] == [12, 12]
+    assert [len(timed[side]) for side in timed] == [9, 9]
     assert all(seconds > 0 for side in timed for seconds in timed[side])
 
 
@@ -94,7 +95,7 @@ def test_what_does_not_fit_together_is_opened_in_turns(
     from tunewright.evaluate import gate as gates
 
     monkeypatch.setattr(gates, "fit_together", lambda needs, device: False)
-    text = "must_still_do: {data: rows.json, max_new_tokens: 8}\nspeed: {margin: 2, rounds: 8}\n"
+    text = "must_still_do: {data: rows.json, max_new_tokens: 8}\nspeed: {margin: 2, rounds: 8, tokens: 2}\n"
     (place / "both.yaml").write_text(text, encoding="utf-8")
     done = command(
         place, "both.yaml", str(place / "run"), "--against", str(place / "run"), "--json"

@@ -457,7 +457,7 @@ def test_answers_that_cannot_fit_are_refused_before_the_first_step(
     folder, rows = short(tmp_path / "model", "gpt2"), story.rows_file(tmp_path / "rows.json", 6)
     teacher = {"objective.teacher": str(folder)} if kind == "gkd" else {}
     given = {
-        "model": str(folder), "data.train": str(rows), "data.held_out": 0, "engine.steps": 1, "engine.dtype": "float32", "engine.threads": 1, "probes": 0,
+        "model": str(folder), "data.train": str(rows), "data.held_out": 0, "engine.steps": 1, "engine.dtype": "float32", "engine.threads": 1, "probes": 0, "forgetting": "off",
         "out": str(tmp_path / "run"), "objective.kind": kind, **more, **teacher,
     }  # fmt: skip
     from tunewright.run.prepare import prepare

