@@ -32,12 +32,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def run(place: Path, rows: list[Any], out: Path, **settings: Any) -> list[dict[str, Any]]:
@@ -59,18 +60,23 @@ def test_rows_of_every_form_are_answered_in_their_order(place: Path, tmp_path: P
         {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body},
         {"prompt": "word " * 2000},
         {"messages": [{"role": "user", "content": asked}], "response_format": {"type": "odd"}},
+        {"prompt": asked, "response_format": {"type": "odd"}},
+        {"messages": ["not a message"]},
+        {"prompt": "one \u2028 line \x85 of several"},
     ]
     found = run(place, rows, tmp_path / "out.jsonl")
     red = FACTS["red"]
+    assert found.pop()["prompt"] == rows[-1]["prompt"]
     assert [row.get("answer") for row in found] == [
         *(red[asked], red[asked], red["who learns"], red["who learns"], red[asked]),
-        *(None, None, None),
+        *(None, None, None, None, None),
     ]
     assert found[0]["id"] == 7 and found[0]["usage"]["completion_tokens"] > 0
     openai = found[5]
     assert openai["custom_id"] == "a" and openai["error"] is None
     assert openai["response"]["body"]["choices"][0]["message"]["content"] == red[asked]
     assert "context" in found[6]["error"] and "response_format" in found[7]["error"]
+    assert "response_format" in found[8]["error"] and "messages" in found[9]["error"]
     assert not list(tmp_path.glob("*.part"))
     alone = open_target(str(place / "red"), Quiet(), dtype="float32", device="cpu")
     assert found[0]["answer"] == alone.ask([Message("user", asked)], max_new_tokens=12).text

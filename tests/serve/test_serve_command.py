@@ -19,8 +19,11 @@ from helpers import story
 
 from tunewright.core.errors import UsageError
 from tunewright.core.telling import Quiet
+from tunewright.serve.asking import Limits, of_chat
 from tunewright.serve.launch import serve
 from tunewright.serve.pool import Pool
+from tunewright.serve.refusals import Refused
+from tunewright.serve.requests import Chat
 
 pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
@@ -89,6 +92,10 @@ def test_grammars_need_their_library(model: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match="E-SERVE-02"):
         form_of(served, {"type": "object"}, "response_format")
+    body: Any = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+    body["response_format"] = {"type": "json_object"}
+    with pytest.raises(Refused, match="llguidance"):
+        of_chat(served, Chat(**body), Limits())
 
 
 def started(*words: str) -> tuple[subprocess.Popen[str], str]:

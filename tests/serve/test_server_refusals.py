@@ -215,7 +215,9 @@ def test_no_more_are_under_way_than_may_be(
 
     monkeypatch.setattr(Worker, "_step", slow)
     client = server.client()
-    long = {**GOOD, "max_tokens": 200, "logit_bias": {"2": -100}, "n": 2}
+    tokenizer = server.service.pool.models["tiny"].model.tokenizer
+    letter = tokenizer.encode("a", add_special_tokens=False)[0]
+    long = {**GOOD, "max_tokens": 200, "logit_bias": {str(letter): 100}, "n": 2}
     streams = [client.chat.completions.create(**long, stream=True) for _ in range(4)]
     with pytest.raises(openai.RateLimitError) as refused:
         client.chat.completions.create(**GOOD)

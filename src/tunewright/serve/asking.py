@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tunewright.core.errors import UsageError
 from tunewright.core.telling import silent
 from tunewright.core.types import Message
 from tunewright.engine.decoding.drawing import Sampling
@@ -60,7 +61,11 @@ def of_chat(served: Served, body: Chat, limits: Limits) -> Wanted:
         reason = (error.detail or str(error))[:300]
         raise Refused("render", param="messages", reason=reason) from error
     opened = thinking.ends_open(renderer.decode(prompt[-TAIL:]))
-    form = form_of(served, schema, param) if schema is not None else None
+    try:
+        form = form_of(served, schema, param) if schema is not None else None
+    except UsageError as error:  # a library is missing here
+        reason = error.problems[0].what()
+        raise Refused("no_grammar", 501, param=param, reason=reason) from error
     return _wanted(
         served,
         body,

@@ -39,6 +39,10 @@ TEXTS = ("prompt", "question", "instruction", "input", "text")
 """Fields of a row that may hold its question, the first that is there."""
 
 
+OWN = ("tools", "response_format")
+"""Fields of a row that are settings of its own."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the file: what is asked, and the form in which its answer is written."""
@@ -78,7 +82,7 @@ def read_rows(path: Path, defaults: dict[str, Any], about: str) -> list[Row]:
     """The rows of a JSONL file (or one text a line). `defaults` are settings of rows that bring
     none, `about` says who answers. Raises DataError with every row that is none."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = _lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(problem("E-BATCH-01", str(path), reason=str(error))) from error
     rows, wrong = [], []
@@ -109,23 +113,40 @@ def _row(index: int, line: str, defaults: dict[str, Any]) -> Row:
     system = settings.pop("system", None)
     if isinstance(given, dict) and isinstance(given.get("body"), dict):
         completion = str(given.get("url", "")).endswith("/v1/completions")
-        return Row(index, given, settings | given["body"], completion, openai=True)
+        settings.pop("complete", None)
+        body = settings | given["body"]
+        if system is not None and isinstance(body.get("messages"), list):
+            body["messages"] = _under(system, body["messages"])
+        return Row(index, given, body, completion, openai=True)
     if isinstance(given, dict) and isinstance(given.get("messages"), list):
         messages = given["messages"]
-        more = {name: given[name] for name in ("tools", "response_format") if name in given}
     else:
         found: Any = given
         if isinstance(given, dict):
             found = next((given[name] for name in TEXTS if given.get(name)), None)
         if not isinstance(found, str) or not found.strip():
             raise ValueError(say("batch.no_prompt"))
-        messages, more = [{"role": "user", "content": found}], {}
+        messages = [{"role": "user", "content": found}]
         if settings.pop("complete", False):
             return Row(index, given, settings | {"prompt": found}, completion=True)
     settings.pop("complete", None)
-    if system is not None and not any(m.get("role") == "system" for m in messages):
-        messages = [{"role": "system", "content": system}, *messages]
+    cells = given.items() if isinstance(given, dict) else ()
+    more = {name: value for name, value in cells if name in OWN and value is not None}
+    if system is not None:
+        messages = _under(system, messages)
     return Row(index, given, settings | more | {"messages": messages})
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as JSONL has them: a text may hold characters at which Python would split as well."""
+    return text.split("\n")
+
+
+def _under(system: str, messages: list[Any]) -> list[Any]:
+    """The messages under a system prompt, where they bring none."""
+    if any(isinstance(m, dict) and m.get("role") == "system" for m in messages):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def run(
@@ -187,7 +208,7 @@ def _kept(out: Path, part: Path, rows: list[Row], overwrite: bool) -> dict[str, 
     found: dict[str, dict[str, Any]] = {}
     if not part.exists():
         return found
-    for line in part.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _lines(part.read_text(encoding="utf-8", errors="replace")):
         with contextlib.suppress(ValueError):  # the last line, of a run that was killed
             one = json.loads(line)
             if isinstance(one, dict) and isinstance(one.get("key"), str):

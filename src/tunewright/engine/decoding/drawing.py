@@ -9,6 +9,8 @@ from torch import Tensor
 
 CHUNK = 256
 """Tokens of the vocabulary whose chances are summed first."""
+LIKELIEST = 512
+"""Tokens among which the last that may be drawn is looked for first."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,28 @@ def pick(logprob_RV: Tensor, luck_R: Tensor, how: Sampling) -> Tensor:
 
 def _some(chance_RV: Tensor, how: Sampling, total_R: Tensor) -> Tensor:
     """Probabilities (times `total`) of the tokens that may be drawn, 0 of the others. A token stays
-    while what is likelier than it sums to less than top_p: the likeliest always stays."""
+    while what is likelier than it sums to less than top_p: the likeliest always stays. Of equally
+    likely ones the first come first."""
     if not how.top_k and how.top_p >= 1:
         return chance_RV
-    count = min(how.top_k or chance_RV.shape[1], chance_RV.shape[1])
-    sorted_, index = chance_RV.sort(dim=-1, descending=True, stable=True)
-    before = sorted_.cumsum(-1) - sorted_
-    place = torch.arange(chance_RV.shape[1], device=chance_RV.device)
-    kept = (before < how.top_p * total_R[:, None]) & (place < count)
-    return torch.zeros_like(chance_RV).scatter(1, index, sorted_ * kept)
+    V = chance_RV.shape[1]
+    count = min(how.top_k or V, V)
+    goal_R = how.top_p * total_R
+    # Sorting a whole vocabulary takes many times as long as finding its likeliest few, among which
+    # the last that stays nearly always is.
+    for looked_at in (min(LIKELIEST, V), V):
+        top_RK = chance_RV.topk(looked_at, dim=-1).values
+        before = top_RK.cumsum(-1) - top_RK
+        place = torch.arange(looked_at, device=chance_RV.device)
+        stays_R = ((before < goal_R[:, None]) & (place < count)).sum(-1)
+        if looked_at == V or int(stays_R.max()) < looked_at:
+            break
+    least = top_RK.gather(1, (stays_R - 1)[:, None])
+    kept, equal = chance_RV > least, chance_RV == least
+    missing = stays_R[:, None] - kept.sum(-1, keepdim=True)
+    if bool((equal.sum(-1, keepdim=True) > missing).any()):
+        equal &= equal.cumsum(-1) <= missing
+    return chance_RV * (kept | equal)
 
 
 def _chunks(chance_RV: Tensor) -> Tensor:
