@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import story
+from helpers import exported, story
 
 ROOT = Path(__file__).parents[2]
 INSTALL = {"pip install . && tunewright demo", 'pip install ".[test]" && pytest'}
@@ -60,7 +60,10 @@ def test_the_commands_run(tmp_path: Path) -> None:
     """In the order of the page, with a tiny model in place of the named ones. The Chinese page has
     the same commands (above); that the command starts as a program of its own is shown elsewhere."""
     name = "README.md"
-    model = story.model_folder(tmp_path / "model")
+    # A tokenizer that llama.cpp knows, so that the run can be exported, too.
+    model = exported.folder_of(
+        tmp_path / "model", "qwen2", exported.tokenizer_of("qwen2"), max_position_embeddings=256
+    )
     story.rows_file(tmp_path / "my_rows.json", 24)
     (tmp_path / "run.yaml").write_text(
         _blocks(name, "yaml")[0].replace("Qwen/Qwen2.5-0.5B-Instruct", str(model)), encoding="utf-8"
