@@ -61,8 +61,9 @@ def test_the_commands_run(tmp_path: Path) -> None:
     the same commands (above); that the command starts as a program of its own is shown elsewhere."""
     name = "README.md"
     # A tokenizer that llama.cpp knows, so that the run can be exported, too.
+    words = exported.tokenizer_of("qwen2")
     model = exported.folder_of(
-        tmp_path / "model", "qwen2", exported.tokenizer_of("qwen2"), max_position_embeddings=256
+        tmp_path / "model", "qwen2", words, vocab_size=len(words), max_position_embeddings=512
     )
     story.rows_file(tmp_path / "my_rows.json", 24)
     (tmp_path / "run.yaml").write_text(
