@@ -6,9 +6,7 @@ import itertools
 import json
 import os
 import shlex
-import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,37 +91,3 @@ def test_vllm_takes_over_and_the_key_is_not_in_its_words(
     (found, words, env) = seen[0]
     assert found == str(program) and words[:2] == ["vllm", "serve"]
     assert "a-long-enough-key" not in words and env["VLLM_API_KEY"] == "a-long-enough-key"
-
-
-@pytest.mark.slow
-def test_llama_cpp_serves_a_gguf_file_until_it_is_stopped(place: Path) -> None:
-    pytest.importorskip("xllamacpp")
-    openai = pytest.importorskip("openai")
-    env = {**os.environ, "TUNEWRIGHT_LANG": "en", "OMP_NUM_THREADS": "1"}
-    words = ["tiny.gguf", "--backend", "llamacpp", "--port", "0", "--at-once", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tunewright", "serve", *words, "--api-key", "a-long-enough-key"],
-        cwd=place, env=env, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stderr is not None
-        url = next(
-            line.split("Listening at ")[1].split(";")[0]
-            for line in process.stderr
-            if "Listening at" in line
-        )
-        how: dict[str, Any] = {"base_url": url, "max_retries": 0}
-        with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(api_key="wrong", **how).chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": "x"}]
-            )
-        client = openai.OpenAI(api_key="a-long-enough-key", **how)
-        answer = client.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": "who learns"}], max_tokens=4
-        )
-        assert answer.choices and answer.usage.completion_tokens > 0
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
-    finally:
-        process.kill()
-        process.communicate()

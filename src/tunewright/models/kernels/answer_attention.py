@@ -52,7 +52,7 @@ class _Buffer:
         return self.data
 
     def move(self, here: int, there: int, columns: int) -> None:
-        if self.data is not None:
+        if self.data is not None and columns:  # a row that took no step has no place yet
             self.data[there, :, :columns] = self.data[here, :, :columns]
 
 
