@@ -138,7 +138,7 @@ def test_a_run_that_dies_says_how_far_it_came_and_goes_on_to_the_same_end(
     ("error", "code"),
     [
         (KeyError("name"), "E-TRAIN-06"), (SystemExit(3), "E-TRAIN-06"), (RecursionError("deep"), "E-TRAIN-06"), (AssertionError(), "E-TRAIN-06"),
-        (ValueError("two\nlines"), "E-TRAIN-06"), (OSError(28, "No space left on device"), "E-TRAIN-08"), (PermissionError(13, "no"), "E-TRAIN-08"),
+        (IndexError("index out of range in self"), "E-TRAIN-10"), (ValueError("two\nlines"), "E-TRAIN-06"), (OSError(28, "No space left on device"), "E-TRAIN-08"), (PermissionError(13, "no"), "E-TRAIN-08"),
         (MemoryError(), "E-TRAIN-07"), (torch.OutOfMemoryError("CUDA out of memory"), "E-TRAIN-07"), (OSError(12, "Cannot allocate memory"), "E-TRAIN-07"),
     ],
     ids=repr,

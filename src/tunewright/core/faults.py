@@ -36,6 +36,9 @@ def caught(error: BaseException, folder: Path, doing: str) -> UnexpectedError:
 def _code(error: BaseException) -> str:
     if is_memory(error):
         return "E-TRAIN-07"
+    # What PyTorch says of a row that an embedding does not have, on a CPU.
+    if isinstance(error, IndexError) and str(error) == "index out of range in self":
+        return "E-TRAIN-10"
     return "E-TRAIN-08" if isinstance(error, OSError) else "E-TRAIN-06"
 
 
