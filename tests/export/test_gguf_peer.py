@@ -17,8 +17,8 @@ from tunewright.core.telling import Quiet
 from tunewright.export import gguf, gguf_adapter
 
 pytestmark = pytest.mark.peer
-OWN = {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"}
-"""Keys that the converter leaves to the program that reads the file."""
+OWN = {"tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.pre"}
+"""Keys that the converter leaves to the program that reads the file, and the name that it is told."""
 
 
 def converter() -> Path:

@@ -29,8 +29,6 @@ class Family:
     places."""
     norm_shift: float = 0.0
     """What the model adds to the weights of its norms when it computes; llama.cpp adds nothing."""
-    states_head: bool = False
-    """The size of a head is written even where it follows from the others."""
     window: str = "none"
     """Sliding windows: `none` (the family has none, or llama.cpp ignores it), `layers` (some blocks
     have one, at even distances of `period`)."""
@@ -63,19 +61,13 @@ FAMILIES: dict[str, Family] = {
     "llama": Family("llama", permutes=True),
     "mistral": Family("llama", permutes=True),
     "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3", states_head=True),
+    "qwen3": Family("qwen3"),
     "gemma": Family(
-        "gemma",
-        norm_shift=1.0,
-        states_head=True,
-        activation="gelu",
-        tied_only=True,
-        by_transformers=False,
+        "gemma", norm_shift=1.0, activation="gelu", tied_only=True, by_transformers=False
     ),
     "gemma2": Family(
         "gemma2",
         norm_shift=1.0,
-        states_head=True,
         window="layers",
         period=2,
         activation="gelu",
@@ -83,13 +75,7 @@ FAMILIES: dict[str, Family] = {
         reasons=_gemma_scale,
     ),
     "gemma3_text": Family(
-        "gemma3",
-        norm_shift=1.0,
-        states_head=True,
-        window="layers",
-        period=6,
-        activation="gelu",
-        reasons=_gemma_scale,
+        "gemma3", norm_shift=1.0, window="layers", period=6, activation="gelu", reasons=_gemma_scale
     ),
     "phi3": Family("phi3"),
     "smollm3": Family("smollm3", permutes=True, by_transformers=False, reasons=_smollm3_positions),
@@ -184,7 +170,7 @@ def metadata(family: Family, config: Any, rows: int) -> dict[str, Any]:
         "rope.dimension_count": turned,
         "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
     }
-    if family.states_head or head != width // heads:
+    if getattr(config, "head_dim", None):
         found |= {"attention.key_length": head, "attention.value_length": head}
     if family.window == "layers":
         found |= _windows(family, config)

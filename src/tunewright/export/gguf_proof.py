@@ -106,16 +106,17 @@ def prove(subject: Subject, kind: Type, rounded: Logits, which: str) -> dict[str
         raise _disagrees(subject, which, share, kind)
     against = differences(rounded, ran.logits)
     found = differences(asked.run, ran.logits)
-    limits: dict[str, float] = {}
+    least = gguf_types.LEAST["rounded" if kind.is_rounded else "exact"]
     base = None
     if asked.untouched is not None:
         base = differences(asked.untouched, ran.logits)
-        if base["divergence_nats"] <= found["divergence_nats"]:
-            nats = {k: f"{v['divergence_nats']:.2g}" for k, v in (("base", base), ("run", found))}
-            raise ExportError.of("E-EXPORT-36", where, **nats)
-    least = gguf_types.LEAST["rounded" if kind.is_rounded else "exact"]
-    if against["top1_agreement"] < least:
+    nearer = base is not None and base["divergence_nats"] <= found["divergence_nats"]
+    is_base = nearer and base is not None and base["top1_agreement"] >= least
+    if against["top1_agreement"] < least and not is_base:
         raise _disagrees(subject, which, f"{100 * against['top1_agreement']:.1f}", kind)
+    if nearer and base is not None:
+        nats = {k: f"{v['divergence_nats']:.2g}" for k, v in (("base", base), ("run", found))}
+        raise ExportError.of("E-EXPORT-36", where, **nats)
     score = score_of(asked.questions, _known(asked), ran.replies)
     if ran.replies.ran_over:
         raise ExportError.of("E-EXPORT-38", where, count=ran.replies.ran_over)
@@ -305,7 +306,7 @@ def in_llamacpp(subject: Subject) -> Ran:
     read = sum(len(ids) for ids, _ in asks)
     return Ran(
         {"name": "llama.cpp", "package": llamacpp.PACKAGE, "version": llamacpp.release()},
-        Logits.gathered([InFile(path, said.rows) for path in files]),
+        Logits.gathered([InFile(path, said.rows) for path in files], asked.prompts.shared),
         Replies(
             texts,
             [end == "stop" for _, end in said.answers],

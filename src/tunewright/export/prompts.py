@@ -49,9 +49,21 @@ class Prompts:
         self.weights = self.weights or [[0.0] * len(one) for one in self.ids]
 
     @property
+    def shared(self) -> list[int]:
+        """For each prompt how many of its first tokens an earlier one has, too. They say the same
+        again: one system prompt before every row would otherwise decide the figures."""
+        seen: set[tuple[int, ...]] = set()
+        found = []
+        for ids in self.ids:
+            heads = [tuple(ids[: i + 1]) for i in range(len(ids))]
+            found.append(sum(head in seen for head in heads))
+            seen.update(heads)
+        return found
+
+    @property
     def positions(self) -> int:
         """Rows of logits that are compared."""
-        return sum(map(len, self.ids))
+        return sum(map(len, self.ids)) - sum(self.shared)
 
 
 @dataclass(frozen=True)

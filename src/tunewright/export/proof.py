@@ -63,6 +63,8 @@ class Logits:
     top: Any
     largest: float
     is_finite: bool
+    skips: list[int]
+    """For each prompt how many of its first positions are not compared: another has them."""
 
     @classmethod
     def of(cls, values: Tensor) -> Logits:
@@ -70,19 +72,25 @@ class Logits:
         return cls.gathered([values])
 
     @classmethod
-    def gathered(cls, parts: list[Tensor | InFile]) -> Logits:
+    def gathered(cls, parts: list[Tensor | InFile], skips: list[int] | None = None) -> Logits:
         """Of the logits of several prompts."""
         import torch
 
         top, largest, is_finite = [], 0.0, True
-        for part in parts:
+        skips = skips or [0] * len(parts)
+        for part, skip in zip(parts, skips, strict=True):
             values = part.read() if isinstance(part, InFile) else part
-            top.append(values.argmax(-1))
+            top.append(values[skip:].argmax(-1))
             largest = max(largest, float(values.abs().max()))
             is_finite = is_finite and bool(values.isfinite().all())
-        return cls(parts, torch.cat(top), largest, is_finite)
+        return cls(parts, torch.cat(top), largest, is_finite, skips)
 
     def __iter__(self) -> Iterator[Tensor]:
+        for values, skip in zip(self.whole(), self.skips, strict=True):
+            yield values[skip:]
+
+    def whole(self) -> Iterator[Tensor]:
+        """The logits of each prompt, at all of its positions."""
         for part in self.parts:
             yield part.read() if isinstance(part, InFile) else part
 
@@ -216,7 +224,7 @@ def logits_of(model: Any, prompts: Prompts, keep: Path | None = None) -> Logits:
             path = keep / f"{number}.f32"
             values.numpy().tofile(path)
             parts.append(InFile(path, values.shape[1]))
-    return Logits.gathered(parts)
+    return Logits.gathered(parts, prompts.shared)
 
 
 def gap_of(run: Logits, other: Logits) -> float:
@@ -244,6 +252,8 @@ def differences(run: Logits, other: Logits) -> dict[str, float]:
     for one, two in zip(run, other, strict=True):
         width = min(one.shape[1], two.shape[1])  # a file may leave out rows without a token
         for a, b in zip(one[:, :width].split(32), two[:, :width].split(32), strict=True):
+            if not len(a):
+                continue
             gap = (a - b).abs()
             largest, total = max(largest, float(gap.max())), total + float(gap.double().sum())
             p, q = a.double().log_softmax(-1), b.double().log_softmax(-1)
@@ -263,7 +273,7 @@ def loss_of(said: Logits, prompts: Prompts) -> float | None:
     import torch
 
     nats = tokens = 0.0
-    for values, ids, weights in zip(said, prompts.ids, prompts.weights, strict=True):
+    for values, ids, weights in zip(said.whole(), prompts.ids, prompts.weights, strict=True):
         counts = torch.tensor(weights[1:], dtype=torch.float64)
         if not float(counts.sum()) or values.shape[0] < 2:
             continue
@@ -325,7 +335,7 @@ def require_folded(out: Path, asked: Asked, model: Any, keep: Path) -> None:
 
 
 def _first(said: Logits) -> Logits:
-    return Logits.gathered(said.parts[:FEW_PROMPTS])
+    return Logits.gathered(said.parts[:FEW_PROMPTS], said.skips[:FEW_PROMPTS])
 
 
 def shown(text: str, most: int = 120) -> str:
