@@ -28,11 +28,23 @@ MERGE = [
     ["tunewright.export.merge", "load_plain", 1],
     ["os", "rename", 1],
 ]
+SMALLER = [
+    ["tunewright.export.merge", "write_folder", 1],
+    ["tunewright.export.remade", "prove", 1],
+    ["tunewright.export.card", "write", 1],
+    ["os", "rename", 1],
+]
+MORE = {
+    "quantize": ["--bits", "4", "--no-measure"],
+    "prune": ["--way", "blocks", "--blocks", "1"],
+    "shrink": ["--to", "100kB"],
+}
 SCRIPT = """
 import json, sys
 from pathlib import Path
 import peft, torch, transformers
 import tunewright.export.gguf_adapter, tunewright.export.merge, tunewright.export.ollama
+import tunewright.commands.shrinking
 from helpers.killer import attempt
 torch.set_num_threads(1)
 plan = json.loads(sys.stdin.read())
@@ -55,7 +67,7 @@ def killed(words: list[str], moments: list[list[object]], out: Path, log: Path) 
     return found
 
 
-@pytest.mark.parametrize("way", ["gguf", "ollama", "merge"])
+@pytest.mark.parametrize("way", ["gguf", "ollama", "merge", *MORE])
 def test_after_a_kill_the_whole_export_is_there_or_nothing(tmp_path, way):
     base = exported.folder_of(tmp_path / "base", "llama")
     run = exported.run_of(tmp_path / "run", base, story.rows_file(tmp_path / "rows.json"))
@@ -63,7 +75,9 @@ def test_after_a_kill_the_whole_export_is_there_or_nothing(tmp_path, way):
     place.mkdir()
     out = place / ("m.gguf" if way == "gguf" else "out")
     moments = MERGE if way == "merge" else GGUF if way == "gguf" else [*GGUF[:4], MERGE[-1]]
-    found = killed(["export", way, str(run), str(out)], moments, out, tmp_path / "log.txt")
+    moments = SMALLER if way in MORE else moments
+    words = ["export", way, str(run), str(out), *MORE.get(way, [])]
+    found = killed(words, moments, out, tmp_path / "log.txt")
     for moment, status, left in found[:-1]:
         assert status == -9, (moment, (tmp_path / "log.txt").read_text())
         assert out.name not in left, moment

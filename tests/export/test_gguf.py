@@ -564,7 +564,7 @@ def test_stop_tokens_take_the_three_places_and_the_rest_is_told(tmp_path, extra,
 
 def test_ollama_gets_a_folder_whose_modelfile_asks_and_stops_as_the_run(tmp_path, run):
     record = ollama.export_ollama(run, tmp_path / "Out", num_ctx=256, tell=Quiet())
-    assert left_in(tmp_path / "Out") == ["Modelfile", "model.gguf", "proof.json"]
+    assert left_in(tmp_path / "Out") == ["Modelfile", "README.md", "model.gguf", "proof.json"]
     text = (tmp_path / "Out/Modelfile").read_text(encoding="utf-8")
     assert text.startswith("FROM ./model.gguf\n") and f'PARAMETER stop "{END}"' in text
     assert "PARAMETER num_ctx 256\n" in text and "PARAMETER temperature 0\n" in text

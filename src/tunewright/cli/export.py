@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,13 +35,24 @@ def export_shrink(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=say("cli.shrink.model"))],
     out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
     blocks: Annotated[str, typer.Option(metavar="N|half", help=say("cli.shrink.blocks"))] = "half",
+    to: Annotated[str | None, typer.Option(metavar="SIZE", help=say("cli.shrink.to"))] = None,
+    heal: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help=say("cli.shrink.heal"))
+    ] = None,
+    data: Annotated[str | None, typer.Option(help=say("cli.quantize.data"))] = None,
     trust_code: TrustFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Shrink."""
     from tunewright.export.shrink import lines, shrink
 
-    show(shrink(model, out, blocks=blocks), lines, as_json=as_json)
+    if to is None:
+        show(shrink(model, out, blocks=blocks), lines, as_json=as_json)
+        return
+    from tunewright.commands import shrinking
+
+    result = shrinking.shrink_to(model, out, to=to, heal=heal, data=data)
+    show(result, shrinking.lines, as_json=as_json)
 
 
 @export_app.command("merge", help=say("cli.export.merge"))
@@ -102,6 +113,57 @@ def export_ollama(
 
     record = ollama.export_ollama(run, out, type=kind, name=name, num_ctx=num_ctx)
     show(record, ollama.lines, as_json=as_json)
+
+
+@export_app.command("quantize", help=say("cli.export.quantize"))
+@speaks
+def export_quantize(
+    run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.export.target"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    bits: Annotated[int | None, typer.Option(help=say("cli.quantize.bits"))] = None,
+    kind: Annotated[str | None, typer.Option("--type", help=say("cli.quantize.type"))] = None,
+    group: Annotated[int, typer.Option(help=say("cli.quantize.group"))] = 32,
+    data: Annotated[str | None, typer.Option(help=say("cli.quantize.data"))] = None,
+    tokens: Annotated[int, typer.Option(min=1, help=say("cli.quantize.tokens"))] = 8192,
+    measure: Annotated[bool, typer.Option(help=say("cli.quantize.measure"))] = True,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Quantise."""
+    from tunewright.export.quantize import lines, quantize
+
+    result = quantize(
+        run, out, bits=bits, type=kind, group=group, data=data, tokens=tokens, measure=measure
+    )
+    show(result, lines, as_json=as_json)
+
+
+@export_app.command("prune", help=say("cli.export.prune"))
+@speaks
+def export_prune(
+    run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.export.target"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.export.out"))],
+    way: Annotated[str, typer.Option(help=say("cli.prune.way"))] = "wanda",
+    share: Annotated[float, typer.Option(help=say("cli.prune.share"))] = 0.5,
+    blocks: Annotated[int | None, typer.Option(help=say("cli.prune.blocks"))] = None,
+    data: Annotated[str | None, typer.Option(help=say("cli.quantize.data"))] = None,
+    heal: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help=say("cli.prune.heal"))
+    ] = None,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Prune."""
+    from tunewright.export.prune import lines, prune
+
+    given: dict[str, Any] = {"way": way, "share": share, "blocks": blocks, "data": data}
+    if heal is None:
+        show(prune(run, out, **given), lines, as_json=as_json)
+        return
+    from tunewright.commands import healing
+
+    result = healing.prune_and_heal(run, out, minutes=heal, **given)
+    show(result, healing.lines, as_json=as_json)
 
 
 @export_app.command("combine", help=say("cli.export.combine"))

@@ -38,7 +38,7 @@ def about(tuned: Tuned, config: Any, words: Words, name: str | None) -> About:
     known = published(tuned)
     plain = known.rpartition("/")[2] if known else _by_size(tuned, config)
     title = name or (plain if tuned.is_plain else f"{plain} tuned")
-    found = About(licence=_licence(tuned.base), licence_text=_licence_text(tuned.base))
+    found = About(licence=licence_of(tuned.base), licence_text=_licence_text(tuned.base))
     found.general["name"] = _fitting(title, words)
     if found.licence:
         found.general["license"] = found.licence
@@ -86,7 +86,7 @@ def _fitting(title: str, words: Words) -> str:
     return PHI3.sub("Phi 3", title)
 
 
-def _licence(folder: Path) -> str | None:
+def licence_of(folder: Path) -> str | None:
     """The licence that the base's model card states."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         text = (folder / "README.md").read_text(encoding="utf-8")

@@ -30,6 +30,7 @@ from tunewright.core.errors import UsageError, first_line
 from tunewright.core.files import readable_size, sha256_of, write_json
 from tunewright.core.telling import Tell, silent
 from tunewright.core.words import say
+from tunewright.export import card
 from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.export.judges import ScoresProof, lines_of_scores
 from tunewright.export.prompts import Prompts
@@ -179,6 +180,8 @@ class Merge:
                 run_by = {"name": "transformers", "version": verdict["versions"]["transformers"]}
                 record = {"exported": "merge", "run_by": run_by, **verdict}
                 write_json(temporary / RECORD, record)
+                if self.tuned.score is None:
+                    card.write(temporary, self.tuned, record)
         except OSError as e:
             cause, needed = e.strerror or first_line(e), readable_size(self.needed)
             raise ExportError.of("E-EXPORT-05", str(self.out), cause=cause, needed=needed) from e
@@ -188,23 +191,12 @@ class Merge:
         """Fold the training in and write weights, configuration, generation settings, tokenizer and
         template."""
         import torch
-        from safetensors import SafetensorError
 
         size = readable_size(self.needed - SPARE_BYTES)
         self.tell.line(say("export.writing", dtype=self.dtype, size=size))
         merged = fold()
         merged.to(getattr(torch, self.dtype))
-        config = _stated_config(self.base, self.dtype, merged)
-        with silent():
-            try:
-                merged.generation_config = _plain_generation_config(self.tuned.renderer)
-                merged.save_pretrained(str(folder), max_shard_size=SHARD)
-            except SafetensorError as e:  # it words what the system said, a full disk for instance
-                raise OSError(first_line(e)) from e
-            config.save_pretrained(str(folder))
-            self.tuned.tokenizer.save_pretrained(str(folder))
-        settings = generation_settings(self.base, self.tuned.renderer)
-        write_json(folder / "generation_config.json", settings)
+        write_folder(self.tuned, merged, folder, self.dtype)
         self.proof.finish(folder)
 
     def _record(self, folder: Path) -> dict[str, Any]:
@@ -218,6 +210,23 @@ class Merge:
             "adapter_sha256": _sha256_of_weights(self.trained),
             "weight_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         }
+
+
+def write_folder(tuned: Tuned, model: Any, folder: Path, dtype: str) -> None:
+    """Write a model made of `tuned` with its base's configuration, the stops that it obeys, and the
+    tokenizer and template that it was taught with. Raises OSError for a full disk."""
+    from safetensors import SafetensorError
+
+    config = _stated_config(tuned.base, dtype, model)
+    with silent():
+        try:
+            model.generation_config = _plain_generation_config(tuned.renderer)
+            model.save_pretrained(str(folder), max_shard_size=SHARD)
+        except SafetensorError as e:  # it words what the system said, a full disk for instance
+            raise OSError(first_line(e)) from e
+        config.save_pretrained(str(folder))
+        tuned.tokenizer.save_pretrained(str(folder))
+    write_json(folder / "generation_config.json", generation_settings(tuned.base, tuned.renderer))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from tunewright.core.files import readable_size, sha256_of, write_json, write_te
 from tunewright.core.telling import Tell
 from tunewright.core.types import Message
 from tunewright.core.words import say
-from tunewright.export import gguf, modelfile
+from tunewright.export import card, gguf, modelfile
 from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.export.gguf_proof import dialogues, prompt_text
 from tunewright.export.gguf_types import type_of
@@ -70,6 +70,7 @@ def export_ollama(
                     "sha256": sha256_of(path),
                 }
                 write_json(temporary / RECORD, record)
+                card.write(temporary, writing.tuned, record)
         except OSError as e:
             cause = e.strerror or first_line(e)
             raise ExportError.of("E-EXPORT-27", str(out), cause=cause) from e

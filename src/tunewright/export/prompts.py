@@ -23,6 +23,8 @@ from tunewright.engine import opening
 
 MAX_PROMPTS, PROMPT_TOKENS = 32, 256
 MAX_QUESTIONS = 8
+CALIBRATION_ROW = 512
+"""Most tokens of a row that a model is calibrated on."""
 QUESTIONS = (
     "What is the capital of France?",
     "请用一句话介绍你自己。",
@@ -114,6 +116,26 @@ def choose_prompts(
 ) -> Prompts:
     """The rows of `choose`."""
     return choose(target, renderer, max_positions, words).prompts
+
+
+def learnt_rows(target: opening.Target, renderer: Any, max_tokens: int) -> list[list[int]]:
+    """Token ids of rows that the run learnt from, spread over all of them, `max_tokens` together;
+    empty where its data cannot be read."""
+    data = _data_of(target, renderer)
+    samples = [] if data is None else data.train
+    found: list[list[int]] = []
+    left = max_tokens
+    # A few from everywhere: files are often sorted.
+    step = max(1, len(samples) * CALIBRATION_ROW // (4 * max_tokens))
+    for number in [n for first in range(step) for n in range(first, len(samples), step)]:
+        for branch in samples[number].branches:
+            row = branch.tokens[: min(CALIBRATION_ROW, left)]
+            left -= len(row)
+            if row:
+                found.append(row)
+            if left <= 0:
+                return found
+    return found
 
 
 def _within(

@@ -42,8 +42,6 @@ def shrink(
     parameters. Raises UsageError for a number out of range (E-OBJ-08) or an `out` that is taken,
     and ModelError for a model that is not plain (E-OBJ-07).
     """
-    from transformers import AutoModelForCausalLM
-
     require_free(out)
     found = opening.find(model, tell or Tell())
     if found.adapter is not None:
@@ -54,14 +52,8 @@ def shrink(
     if not 1 <= wanted < len(names):
         raise UsageError.of("E-OBJ-08", "--blocks", blocks=blocks, most=len(names) - 1)
     kept = kept_blocks(len(names), wanted)
-    small: Any = AutoModelForCausalLM.from_config(
-        _config(whole, kept, len(names)), dtype=whole.dtype
-    )
-    missing, extra = small.load_state_dict(_state(whole, names, kept), strict=False)
-    if missing or extra:
-        raise ModelError.of("E-OBJ-07", model, cause=", ".join([*missing, *extra][:3]))
+    small = without_blocks(whole, kept, model)
     before = sum(p.numel() for p in whole.parameters())
-    small.generation_config = whole.generation_config
     with appearing(out, "shrinking") as temporary:
         small.save_pretrained(str(temporary))
         gap = _gap(whole, load.load_model(temporary, dtype="auto"), names, kept)
@@ -77,6 +69,27 @@ def shrink(
         "parameters_before": before,
         "parameters": sum(p.numel() for p in small.parameters()),
     }
+
+
+def without_blocks(whole: Any, kept: list[int], where: str) -> Any:
+    """A new model with the `kept` ones of the blocks of `whole`, in its dtype. Raises ModelError
+    for a family whose weights then find no place."""
+    from transformers import AutoModelForCausalLM
+
+    names = anatomy.of(whole).blocks
+    small: Any = AutoModelForCausalLM.from_config(
+        _config(whole, kept, len(names)), dtype=whole.dtype
+    )
+    missing, extra = small.load_state_dict(_state(whole, names, kept), strict=False)
+    if missing or extra:
+        raise ModelError.of("E-OBJ-07", where, cause=", ".join([*missing, *extra][:3]))
+    small.generation_config = whole.generation_config
+    return small
+
+
+def hand_on(*given: Any, **named: Any) -> Any:
+    """What a block that is left out computes: nothing."""
+    return given[0] if given else named["hidden_states"]
 
 
 def _config(whole: Any, kept: list[int], total: int) -> Any:
@@ -108,9 +121,6 @@ def _gap(whole: Any, small: Any, names: list[str], kept: list[int]) -> float:
     """Largest difference of the two models' logits when the left-out blocks of `whole` hand on what
     they are given. Leaves `whole` so."""
     import torch
-
-    def hand_on(*given: Any, **named: Any) -> Any:
-        return given[0] if given else named["hidden_states"]
 
     for number, name in enumerate(names):
         if number not in kept:

@@ -9,6 +9,8 @@ because a model that is partly random trains and answers as if nothing were wron
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from math import prod
 from pathlib import Path
@@ -104,6 +106,7 @@ def load_model(
             "missing_keys": set(info["missing_keys"]) - {"lm_head.weight"},
         }
     _require_whole(folder, model, info)
+    _unpack(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -242,6 +245,16 @@ def _quantise(
             bits=f"{base.bits_per_weight:.2f}",
         )
     )
+
+
+def _unpack(model: PreTrainedModel) -> None:
+    """Make packed matrices (compressed-tensors) wide now: it happens at the first pass, and until
+    then a linear module has no weight that anybody could look at."""
+    import torch
+
+    if any(name.endswith(".weight_packed") for name, _ in model.named_parameters()):
+        with silent(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
 def _require_whole(folder: Path, model: PreTrainedModel, info: Any) -> None:
