@@ -57,7 +57,8 @@ def require(backend: str, wanted: Wanted) -> None:
     if backend in MODULES:
         module = MODULES[backend]
         if importlib.util.find_spec(module) is None:
-            wrong.append(problem("E-SERVE-02", f"--backend {backend}", module=module))
+            missing = {"module": module, "extra": backend}
+            wrong.append(problem("E-SERVE-02", f"--backend {backend}", **missing))
         if wanted.dtype is not None and backend == "llamacpp":
             wrong.append(_cannot(backend, "--dtype", "serve.backend.gguf_dtype"))
         if len(wanted.targets) != 1:

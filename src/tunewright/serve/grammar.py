@@ -58,7 +58,9 @@ def form_of(served: Served, schema: dict[str, Any], param: str) -> Form:
         import llguidance
         import llguidance.hf
     except ImportError as error:
-        raise UsageError(problem("E-SERVE-02", "response_format", module="llguidance")) from error
+        raise UsageError(
+            problem("E-SERVE-02", "response_format", module="llguidance", extra="serve")
+        ) from error
     with served.words:
         if served.grammars is None:
             tokenizer = served.model.tokenizer

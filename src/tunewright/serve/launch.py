@@ -29,7 +29,7 @@ def require(host: str, key: str | None, *modules: str) -> None:
         wrong.append(problem("E-SERVE-05", "--api-key", least=SHORTEST_KEY))
     missing = [name for name in modules or NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        wrong.append(problem("E-SERVE-02", "serve", module=", ".join(missing)))
+        wrong.append(problem("E-SERVE-02", "serve", module=", ".join(missing), extra="serve"))
     raise_all(wrong, UsageError)
 
 
