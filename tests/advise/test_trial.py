@@ -106,7 +106,15 @@ def test_weights_state_and_kept_bytes_are_those_of_the_whole_model(
 def test_what_stays_still_is_told_from_what_learns(planned: Any) -> None:
     found = tried(planned(**{"method.kind": "freeze", "method.blocks": 2}))
     assert found is not None and found.still_blocks >= 1 and found.learning_blocks >= 1
-    assert 0 < found.still_seconds < found.block_seconds
+    assert found.still_seconds > 0 and found.block_seconds > 0
+
+    class Watched:
+        learns = [False, False, True, True, True]
+
+    # Three rows of ten; in the middle one still block and one that learns count.
+    step = trial._Step(9.0, 1.0, 0.0, 30, 9, 1, [5, 2, 3, 8, 8], [5, 0, 4, 9, 8], 0, 0)
+    seconds = trial._of_a_block([step], [2, 3], Watched(), 5, 10)
+    assert seconds == (pytest.approx((3 + 4) / 3), pytest.approx(2 / 3))
 
 
 @pytest.mark.parametrize("kind", ["dpo", "orpo", "reward"])
@@ -119,6 +127,8 @@ def test_objectives_of_pairs_are_tried(planned: Any, tmp_path: Path, kind: str) 
     file.write_text(json.dumps(rows))
     found = tried(planned(**{"data.train": str(file), "objective.kind": kind}))
     assert found is not None and found.seconds > 0 and found.read_seconds > 0
+    # What the model at step 0 says is asked by the objective that compares with it.
+    assert (found.start_seconds > 0) is (found.start_block_seconds > 0) is (kind == "dpo")
 
 
 def test_what_was_found_is_found_again_and_another_run_is_another_trial(
