@@ -32,6 +32,7 @@ ROOMS = (
     "cli",
     "commands",
     "engine",
+    "export",
     "methods",
     "models",
     "objectives",
