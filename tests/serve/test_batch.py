@@ -48,6 +48,15 @@ def run(place: Path, rows: list[Any], out: Path, **settings: Any) -> list[dict[s
     return read(out)
 
 
+def test_a_json_list_is_rows_and_an_input_belongs_to_its_instruction(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Translate", "input": "good day", "output": "old"}, "[a bracket",
+    ]  # fmt: skip
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    found = batching.read_rows(tmp_path / "list.json", {}, "")
+    assert [row.body["messages"][0]["content"] for row in found] == ["Translate\ngood day", rows[1]]
+
+
 def test_rows_of_every_form_are_answered_in_their_order(place: Path, tmp_path: Path) -> None:
     asked = "what is the capital"
     body = {"messages": [{"role": "user", "content": asked}], "max_tokens": 12}

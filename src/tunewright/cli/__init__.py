@@ -6,6 +6,7 @@ PyYAML or PyTorch when it runs, and only light words (`core.errors`, `telling`, 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -80,4 +81,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    # PEFT imports bitsandbytes where it is installed, which then advises what else to install.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app()

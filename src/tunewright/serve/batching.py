@@ -124,6 +124,8 @@ def _row(index: int, line: str, defaults: dict[str, Any]) -> Row:
         found: Any = given
         if isinstance(given, dict):
             found = next((given[name] for name in TEXTS if given.get(name)), None)
+            if given.get("instruction") and given.get("input"):
+                found = f"{given['instruction']}\n{given['input']}"
         if not isinstance(found, str) or not found.strip():
             raise ValueError(say("batch.no_prompt"))
         messages = [{"role": "user", "content": found}]
@@ -138,7 +140,13 @@ def _row(index: int, line: str, defaults: dict[str, Any]) -> Row:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines as JSONL has them: a text may hold characters at which Python would split as well."""
+    """Lines as JSONL has them: a text may hold characters at which Python would split as well. The
+    elements of a file that is one JSON list are lines, too."""
+    if text.lstrip()[:1] == "[":
+        with contextlib.suppress(ValueError):
+            whole = json.loads(text)
+            if isinstance(whole, list):
+                return [json.dumps(row, ensure_ascii=False) for row in whole]
     return text.split("\n")
 
 
