@@ -305,10 +305,10 @@ def resident():
     return_freed_memory()
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) * 1024
 
-config = LlamaConfig(vocab_size=64, hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8)
+config = LlamaConfig(vocab_size=64, hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=8)
 torch.set_default_dtype(torch.bfloat16)
-warm = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2))
-quantise_model(warm, sys.argv[1])  # tables and imports are there before anything is measured
+for number_type in sys.argv[1:]:  # tables and imports are there before anything is measured
+    quantise_model(LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)), number_type, block=16)
 for number_type in sys.argv[1:]:
     model = None
     start = resident()
