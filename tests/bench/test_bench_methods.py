@@ -158,6 +158,7 @@ def test_what_is_finished_is_not_done_again_and_another_run_is_never_overwritten
     assert (compared / "out" / "lora" / "summary.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_a_budget_of_seconds_becomes_steps_by_a_trial_of_each_kind(
     compared: Path, tmp_path: Path
 ) -> None:

@@ -86,7 +86,11 @@ def _play(file: Path, out: Path, moments: list[list[Any]]) -> list[dict[str, Any
 
 @pytest.mark.parametrize(
     "seed",
-    [0, pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough)],
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        pytest.param(1, marks=pytest.mark.thorough),
+        pytest.param(2, marks=pytest.mark.thorough),
+    ],
 )
 def test_a_pipeline_killed_in_every_stage_and_between_ends_with_the_same_bytes(
     tmp_path: Path, seed: int

@@ -181,8 +181,9 @@ def test_a_run_that_scores_nothing_is_no_reward(
     assert done.returncode == 2 and "E-OBJ-34" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kind", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_kills_in_the_middle_of_rounds_leave_the_same_bytes(tmp_path: Path, kind: str) -> None:
     model, data = story.model_folder(tmp_path / "model"), prompts_file(tmp_path / "prompts.jsonl")
     more = [

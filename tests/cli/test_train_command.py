@@ -167,6 +167,7 @@ def test_chat_answers_as_json_with_the_base_beside_it(finished: Path) -> None:
     assert {"question", "answer", "base"} <= set(json.loads(result.stdout))
 
 
+@pytest.mark.slow
 def test_chat_reads_piped_questions_and_the_base_folder(model: Path) -> None:
     import subprocess
     import sys

@@ -136,6 +136,7 @@ def test_scores_that_were_computed_before_a_kill_are_not_computed_again(
     assert computed == [4, 1]
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_goes_on(model, data, tmp_path):
     """A real process, killed by the system in the middle."""
     plan = tmp_path / "child.py"

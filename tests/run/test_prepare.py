@@ -117,6 +117,7 @@ print("transformers" in sys.modules, "peft" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_second_dry_run_loads_no_transformers(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
