@@ -62,7 +62,7 @@ def _plan(seed: int) -> list[list[object]]:
 @pytest.mark.parametrize(
     ("seed", "every"),
     [
-        pytest.param(0, 2, marks=pytest.mark.slow),
+        pytest.param(0, 2, marks=pytest.mark.thorough),
         pytest.param(0, 1, marks=pytest.mark.slow),
         pytest.param(1, 1, marks=pytest.mark.thorough),
         pytest.param(2, 1, marks=pytest.mark.thorough),
