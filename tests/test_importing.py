@@ -342,6 +342,10 @@ def test_defaults_of_axolotl_that_differ_from_ours_are_written_out(tmp_path):
         ("finetuning_type: full\nuse_apollo: true\napollo_scale_type: tensor", "method.scaling", "tensor"),
         ("stage: dpo\ndpo_label_smoothing: 0.1", "objective.label_smoothing", 0.1), ("stage: ppo\nreward_model: runs/r\nppo_target: 6", "objective.kl_target", 6),
         ("stage: ppo\nreward_model: runs/r\nmax_new_tokens: 64", "objective.max_new_tokens", 64),
+        ("lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {power: 2}", "engine.power", 2.0), ("lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: {num_cycles: 3}", "engine.cycles", 3),
+        ("lr_scheduler_type: cosine_with_min_lr\nlearning_rate: 1.0e-4\nlr_scheduler_kwargs: {min_lr: 1e-5}", "engine.least_rate", 0.1),
+        ("lr_scheduler_type: warmup_stable_decay\nlr_scheduler_kwargs: {num_decay_steps: 20, min_lr_ratio: 0.1}", "engine.decay", 20), ("lr_scheduler_type: inverse_sqrt", "engine.schedule", "inverse_sqrt"),
+        ("adam_beta2: 0.95", "engine.betas", [0.9, 0.95]), ("adam_epsilon: 1.0e-6", "engine.epsilon", 1e-6),
         ("dataset_dir: there", "data.dir", "there"), ("dataset_dir: ONLINE", "data.train", "hf:d"), ("neftune_noise_alpha: 5", "engine.neftune", 5),
     ],
 )  # fmt: skip
@@ -357,7 +361,7 @@ def test_keys_of_llama_factory_become_these(tmp_path, text, key, value):
 @pytest.mark.parametrize(
     ("text", "key", "word"),
     [
-        ("quantization_bit: 3", "quantization_bit", "4 or 8"), ("lr_scheduler_type: polynomial", "lr_scheduler_type", "cosine"), ("optim: lion_8bit", "optim", "adamw"),
+        ("quantization_bit: 3", "quantization_bit", "4 or 8"), ("lr_scheduler_type: reduce_lr_on_plateau", "lr_scheduler_type", "cosine"), ("lr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 1}", "lr_scheduler_kwargs.num_cycles", "no counterpart"), ("optim: lion_8bit", "optim", "adamw"),
         ("use_galore: true", "use_galore", "not offered"), ("use_badam: true", "use_badam", "not offered"), ("deepspeed: z3.json", "deepspeed", "--devices"), ("mask_history: true", "mask_history", "weight"),
         ("train_on_prompt: true", "train_on_prompt", "answers are learnt"), ("report_to: wandb", "report_to", "run folder"), ("save_steps: 0.1", "save_steps", "share"),
         ("mix_strategy: interleave_under", "mix_strategy", "share"), ("additional_target: embed_tokens", "additional_target", "full"),

@@ -380,3 +380,41 @@ def test_noise_also_reaches_what_a_score_head_reads_alike_in_both_layouts_and_cu
     for other in noisy_ones[1:]:
         assert other[0] == pytest.approx(noisy_ones[0][0], rel=1e-5)  # float32
         assert float((other[1] - noisy_ones[0][1]).norm() / noisy_ones[0][1].norm()) <= 1e-4
+
+
+def test_moments_are_those_that_are_given() -> None:
+    """Beside PyTorch's own AdamW with the same factors, step by step."""
+    torch.manual_seed(0)
+    start = torch.randn(4, 3)
+    mine, plain = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    engine = EngineConfig(betas=[0.8, 0.95], epsilon=1e-3)
+    ours = make_optimizer(engine, [("w", mine)])
+    usual = torch.optim.AdamW([plain], lr=RATE, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.0)
+    for group in ours.param_groups:
+        group["lr"] = RATE
+    for number in range(4):
+        gradient = torch.randn(4, 3, generator=torch.Generator().manual_seed(number))
+        for p, optimizer in ((mine, ours), (plain, usual)):
+            p.grad = gradient.clone()
+            optimizer.step()
+    assert torch.equal(mine, plain)
+    assert not torch.equal(mine, start)
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"engine.decay": 0.2}, "engine.decay"),
+        ({"engine.cycles": 2, "engine.schedule": "linear"}, "engine.cycles"),
+        ({"engine.power": 2.0}, "engine.power"),
+        ({"engine.least_rate": 0.1, "engine.schedule": "constant"}, "engine.least_rate"),
+        ({"engine.betas": [0.9, 0.95], "engine.optimizer": "adafactor"}, "engine.betas"),
+        ({"engine.epsilon": 1e-6, "method.kind": "galore"}, "engine.epsilon"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(more: dict[str, Any], key: str) -> None:
+    from tunewright.core.compat import problems
+
+    keys = {"model": "m", "data.train": "d.json", "method.kind": "lora", **more}
+    found = problems(parse_run(keys, {}).config)
+    assert [(p.code, p.where) for p in found] == [("E-COMPAT-12", key)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,8 +86,64 @@ def test_rates_by_hand(shape: str, expected: list[float]) -> None:
     assert [plan.rate(k) for k in range(1, 7)] == pytest.approx(expected, rel=1e-5)
 
 
+def theirs(steps: int, warmup: int, name: str, **arguments: float) -> list[float]:
+    """What Transformers' schedule gives to each step after the warm-up. In the warm-up its first
+    step has a rate of 0 and learns nothing; ours has one part of the way."""
+    from transformers.optimization import get_scheduler
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    plan = get_scheduler(name, optimizer, warmup, steps, scheduler_specific_kwargs=arguments)
+    found = []
+    for _ in range(steps):
+        found.append(plan.get_last_lr()[0])
+        optimizer.step()
+        plan.step()
+    return found[warmup:]
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+@pytest.mark.parametrize(
+    ("ours", "name", "arguments"),
+    [
+        ({"schedule": "cosine"}, "cosine", {}),
+        ({"schedule": "linear"}, "linear", {}),
+        ({"schedule": "inverse_sqrt"}, "inverse_sqrt", {}),
+        ({"cycles": 3}, "cosine_with_restarts", {"num_cycles": 3}),
+        ({"schedule": "linear", "power": 2.0, "least_rate": 0.1}, "polynomial", {"power": 2.0, "lr_end": 0.1}),
+        ({"schedule": "wsd", "decay": 9}, "warmup_stable_decay", {"num_decay_steps": 9}),
+        ({"schedule": "wsd", "decay": 0.25, "least_rate": 0.2}, "warmup_stable_decay", {"num_decay_steps": 10, "min_lr_ratio": 0.2}),
+        ({"schedule": "wsd", "decay": 100}, "warmup_stable_decay", {"num_decay_steps": None}),
+    ],
+)  # fmt: skip
+def test_rates_are_those_of_transformers(
+    ours: dict[str, Any], name: str, arguments: dict[str, Any], warmup: int
+) -> None:
+    if "num_decay_steps" in arguments and arguments["num_decay_steps"] is None:
+        arguments = {"num_decay_steps": 40 - warmup}  # a fall that is longer than the run
+    plan = schedule(steps=40, warmup=warmup, **ours)
+    found = [plan.rate(step) for step in range(warmup + 1, 41)]
+    assert found == pytest.approx(theirs(40, warmup, name, **arguments), rel=1e-6)
+
+
+def test_cosine_falls_to_the_least_rate() -> None:
+    from transformers.optimization import get_cosine_schedule_with_warmup
+
+    plan = schedule(steps=40, warmup=0, least_rate=0.1)
+    shape = get_cosine_schedule_with_warmup(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), 0, 40
+    ).lr_lambdas[0]
+    assert [plan.rate(k) for k in range(1, 41)] == pytest.approx(
+        [0.1 + 0.9 * shape(k) for k in range(40)]
+    )
+
+
 @settings(max_examples=80, deadline=None)
-@given(st.integers(1, 200), st.floats(0, 300), st.sampled_from(["cosine", "linear", "constant"]))
+@given(
+    st.integers(1, 200),
+    st.floats(0, 300),
+    st.sampled_from(["cosine", "linear", "constant", "inverse_sqrt", "wsd"]),
+)
 def test_a_rate_is_never_zero_never_above_the_peak_and_falls_after_the_warm_up(
     steps: int, warmup: float, shape: str
 ) -> None:

@@ -25,6 +25,7 @@ def problems(run: RunConfig) -> list[Problem]:
     rate = run.engine.learning_rate
     if rate != "auto" and rate <= 0:
         found.append(problem("E-COMPAT-03", "engine.learning_rate", value=rate))
+    found += _idle_keys(run)
     method = methods.get(kind_of(run.method)) if run.method is not None else None
     if method is not None and method.facts.get("own_optimizer") and run.engine.optimizer != "adamw":
         found.append(
@@ -37,6 +38,38 @@ def problems(run: RunConfig) -> list[Problem]:
         )
     elif run.engine.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         found.append(problem("E-METHOD-08", "engine.optimizer"))
+    return found
+
+
+NEEDS = {
+    "least_rate": ("schedule", ("cosine", "linear", "wsd")),
+    "cycles": ("schedule", ("cosine",)),
+    "decay": ("schedule", ("wsd",)),
+    "power": ("schedule", ("linear",)),
+    "betas": ("optimizer", ("adamw", "adamw_8bit", "muon")),
+    "epsilon": ("optimizer", ("adamw", "adamw_8bit", "muon")),
+}
+"""Engine keys that only do something beside certain values of another."""
+
+
+def _idle_keys(run: RunConfig) -> list[Problem]:
+    """Engine keys that would be read and do nothing."""
+    engine, method = run.engine, methods.get(kind_of(run.method))
+    own = method is not None and method.facts.get("own_optimizer")
+    found = []
+    for key, (other, values) in NEEDS.items():
+        if getattr(engine, key) == type(engine).model_fields[key].default:
+            continue
+        value = getattr(engine, other)
+        if own and other == "optimizer" and method is not None:
+            where, value, values = "method.kind", method.name, ()
+        else:
+            where = f"engine.{other}"
+        if value not in values:
+            known = ", ".join(values) or "-"
+            found.append(
+                problem("E-COMPAT-12", f"engine.{key}", other=where, value=value, known=known)
+            )
     return found
 
 

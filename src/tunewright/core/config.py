@@ -147,12 +147,25 @@ class EngineConfig(Section):
     16, and fewer with less than 128 samples, so that little data still gives many steps."""
     learning_rate: float | Literal["auto"] = "auto"
     """Peak learning rate; auto takes what suits the method and the number of steps, and says so."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
+    """How the learning rate falls after the warm-up. wsd stays at the peak and falls over the last
+    steps (`decay`); inverse_sqrt falls with the root of the steps and does not know the end."""
+    least_rate: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the peak rate to which cosine, linear and wsd fall."""
+    cycles: int = Field(default=1, ge=1)
+    """How often cosine falls from the peak: 3 restarts it twice, without another warm-up."""
+    decay: float = Field(default=0.1, gt=0)
+    """The falling part of wsd. Below 1: share of all steps; from 1: number of steps."""
+    power: float = Field(default=1.0, gt=0)
+    """linear falls with this power of what is left: 2 falls fast at first (a polynomial decay)."""
     warmup: float = Field(default=0.05, ge=0)
     """Below 1: share of all steps; from 1: number of steps."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
+    betas: tuple[float, float] | None = None
+    """How long the two moments of AdamW remember; null: [0.9, 0.999]."""
+    epsilon: float | None = Field(default=None, gt=0)
+    """What AdamW adds to the root of the second moment; null: 1e-8."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; null: no clipping."""
     optimizer: Literal["adamw", "adafactor", "adamw_8bit", "muon"] = "adamw"
@@ -202,7 +215,12 @@ class EngineConfig(Section):
         "steps",
         "learning_rate",
         "warmup",
+        "least_rate",
+        "cycles",
+        "decay",
+        "power",
         "weight_decay",
+        "epsilon",
         "clip",
         "seed",
         "neftune",
@@ -211,6 +229,13 @@ class EngineConfig(Section):
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
         return _not_bool(value)
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not all(0 <= beta < 1 for beta in value):
+            raise ValueError("must be two numbers from 0 to below 1, such as [0.9, 0.95]")
+        return value
 
     @field_validator(
         "rows_per_pass",

@@ -92,10 +92,16 @@ def make_optimizer(
         return Adafactor(
             plain, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False
         )
+    moments: dict[str, Any] = {"betas": engine.betas, "eps": engine.epsilon}
+    moments = {name: value for name, value in moments.items() if value is not None}
     if engine.optimizer == "adamw_8bit":
-        adamw_8bit: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(plain, lr=0.0)
+        adamw_8bit: torch.optim.Optimizer = _bitsandbytes().optim.AdamW8bit(
+            plain, lr=0.0, **moments
+        )
         return adamw_8bit
-    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(plain, lr=0.0)] if plain else []
+    parts: list[torch.optim.Optimizer] = (
+        [torch.optim.AdamW(plain, lr=0.0, **moments)] if plain else []
+    )
     turned = [group for (_, _, turns), group in groups.items() if turns]
     if turned:
         # The update of a matrix is brought to the size that AdamW's would have, so one rate suits

@@ -36,6 +36,12 @@ class Schedule:
     shape: str
     warmup_steps: int
     seed: int
+    least: float = 0.0
+    """Share of `peak` that is left at the end."""
+    cycles: int = 1
+    decay_steps: int = 0
+    """Steps over which `wsd` falls."""
+    power: float = 1.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,11 +66,21 @@ class Schedule:
             return self.peak * step / self.warmup_steps
         if self.shape == "constant":
             return self.peak
-        left = (self.total_steps - step + 1) / max(1, self.total_steps - self.warmup_steps)
-        left = min(1.0, left)
-        return self.peak * (
-            left if self.shape == "linear" else 0.5 * (1 - math.cos(math.pi * left))
-        )
+        if self.shape == "inverse_sqrt":
+            # As Transformers has it: without a warm-up the time scale is 10,000 steps.
+            scale = self.warmup_steps or 10_000
+            return self.peak * math.sqrt(scale / (scale + step - 1 - self.warmup_steps))
+        falling = self.total_steps - self.warmup_steps
+        if self.shape == "wsd":
+            falling = min(falling, self.decay_steps)
+        left = min(1.0, (self.total_steps - step + 1) / max(1, falling))
+        if self.shape == "linear":
+            share = left**self.power
+        else:
+            if self.cycles > 1:
+                left = 1 - self.cycles * (1 - left) % 1.0
+            share = 0.5 * (1 - math.cos(math.pi * left))
+        return self.peak * (self.least + (1 - self.least) * share)
 
 
 def batch_size_for(engine: EngineConfig, num_samples: int) -> int:
@@ -84,7 +100,9 @@ def total_steps(engine: EngineConfig, num_samples: int) -> int:
 def make_schedule(engine: EngineConfig, num_samples: int, peak: float) -> Schedule:
     """The schedule of a run with `peak` as its resolved learning rate."""
     steps = total_steps(engine, num_samples)
-    warmup = round(engine.warmup * steps) if engine.warmup < 1 else int(engine.warmup)
+    warmup, decay = (
+        round(part * steps) if part < 1 else int(part) for part in (engine.warmup, engine.decay)
+    )
     return Schedule(
         num_samples,
         batch_size_for(engine, num_samples),
@@ -93,6 +111,10 @@ def make_schedule(engine: EngineConfig, num_samples: int, peak: float) -> Schedu
         engine.schedule,
         min(warmup, steps),
         engine.seed,
+        least=engine.least_rate,
+        cycles=engine.cycles,
+        decay_steps=max(1, decay),
+        power=engine.power,
     )
 
 

@@ -218,7 +218,6 @@ LOST_KEYS = {
     "lr_groups": "adam",
     "embedding_lr": "adam",
     "embedding_lr_scale": "adam",
-    "cosine_min_lr_ratio": "not_here",
     **dict.fromkeys(
         (
             "wandb_project",
@@ -252,6 +251,10 @@ def translate(sheet: Sheet, devices: int) -> None:
     shared.length(sheet, "num_epochs")
     sheet.fill("num_epochs", {"engine.epochs": 1.0}, 1.0)
     shared.rate(sheet, "lr_scheduler")
+    if sheet.get("lr_scheduler", "cosine") == "cosine":
+        sheet.take_number("cosine_min_lr_ratio", "engine.least_rate")
+    else:
+        sheet.answer("cosine_min_lr_ratio", NOT_NEEDED, why="off")
     if not sheet.has("warmup_steps") and not sheet.has("warmup_ratio"):
         sheet.fill("warmup_ratio", {"engine.warmup": 0.03}, 0.03)
     shared.optimizer(sheet, "optimizer")

@@ -14,7 +14,23 @@ SCHEDULES = {
     "linear": "linear",
     "constant": "constant",
     "constant_with_warmup": "constant",
+    "polynomial": "linear",
+    "cosine_with_restarts": "cosine",
+    "cosine_with_min_lr": "cosine",
+    "inverse_sqrt": "inverse_sqrt",
+    "warmup_stable_decay": "wsd",
 }
+SCHEDULER_ARGUMENTS = {
+    "min_lr_rate": "least_rate",
+    "min_lr_ratio": "least_rate",
+    "min_lr": "least_rate",
+    "lr_end": "least_rate",
+    "num_cycles": "cycles",
+    "num_decay_steps": "decay",
+    "power": "power",
+}
+"""Arguments of Transformers' schedules. `min_lr` and `lr_end` are rates, ours a share of the
+peak."""
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 """The moments' factors; 0.9, 0.999 and 1e-8 are AdamW's usual ones, here too."""
 
@@ -85,6 +101,7 @@ def rate(sheet: Sheet, schedule_key: str) -> None:
             sheet.answer("warmup_steps", NOT_NEEDED, why="off") if share else sheet.take(
                 "warmup_steps", "engine.warmup", 0
             )
+    _scheduler_arguments(sheet, theirs)
     clip = sheet.number("max_grad_norm")
     if clip is not None:
         sheet.answer(
@@ -95,13 +112,42 @@ def rate(sheet: Sheet, schedule_key: str) -> None:
                 else ("same", {"engine.clip": clip})
             ),
         )
+    _moments(sheet)
+
+
+def _moments(sheet: Sheet) -> None:
+    """AdamW's factors; the usual ones are the same here."""
+    values = {key: sheet.number(key, usual) for key, usual in ADAM.items()}
+    first, second, epsilon = (values[key] for key in ADAM)
+    ours = {"engine.betas": [first, second]}
     for key, usual in ADAM.items():
-        if sheet.has(key):
-            sheet.answer(
-                key,
-                NOT_NEEDED if sheet.number(key) == usual else LOST,
-                why="usual_value" if sheet.number(key) == usual else "adam",
-            )
+        if values[key] == usual:
+            sheet.answer(key, NOT_NEEDED, why="usual_value")
+        elif values[key] is None:
+            sheet.answer(key, LOST, why="no_number")
+        else:
+            changed = {"engine.epsilon": epsilon} if key == "adam_epsilon" else ours
+            sheet.answer(key, CHANGED, changed, "moments")
+
+
+def _scheduler_arguments(sheet: Sheet, theirs: str) -> None:
+    """`lr_scheduler_kwargs.*`: the arguments of Transformers' schedules."""
+    peak = sheet.number("learning_rate")
+    for key in [key for key in sheet.given if key.startswith("lr_scheduler_kwargs.")]:
+        name = key.partition(".")[2]
+        ours, value = SCHEDULER_ARGUMENTS.get(name), sheet.number(key)
+        if name in ("min_lr", "lr_end"):
+            value = value / peak if value is not None and peak else None
+        elif ours == "cycles" and theirs != "cosine_with_restarts":
+            # Elsewhere it counts waves, and half of one is what every schedule here takes.
+            ours = None
+        if ours is None or value is None:
+            sheet.answer(key, LOST, why="no_argument")
+            continue
+        whole = ours in ("cycles", "decay")
+        sheet.answer(
+            key, CHANGED, {f"engine.{ours}": int(value) if whole else float(value)}, "schedule"
+        )
 
 
 def optimizer(sheet: Sheet, key: str) -> None:
