@@ -31,6 +31,7 @@ from tunewright.core.config import BaseConfig, EngineConfig
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Sample
+from tunewright.engine import recompute
 from tunewright.models import anatomy
 from tunewright.models.load import load_model
 
@@ -527,10 +528,14 @@ def home(kind: str) -> str:
     return next(family for family in FAMILIES if fits(kind, family))
 
 
-def gradients(case: Case, layout: str) -> dict[str, torch.Tensor]:
-    """The gradient of one step in a layout, of every parameter that got one."""
+def gradients(case: Case, layout: str, level: str = "none") -> dict[str, torch.Tensor]:
+    """The gradient of one step in a layout, of every parameter that got one; `level`: of
+    `engine.recompute`."""
     torch.manual_seed(3)  # noise of the method (gates) is the same in both
-    tiny.make_stepper(case.causal, case.attached, layout).gradients(tiny.dialogues() + tiny.pairs())
+    stepper = tiny.make_stepper(case.causal, case.attached, layout)
+    undo = recompute.install(stepper.policy, level)
+    stepper.gradients(tiny.dialogues() + tiny.pairs())
+    undo()
     found = {n: p.grad.clone() for n, p in case.model.named_parameters() if p.grad is not None}
     case.model.zero_grad(set_to_none=True)
     return found
@@ -606,9 +611,12 @@ def test_exactly_what_is_listed_gets_a_gradient_and_both_layouts_agree_on_it(
     padded = gradients(case, "padded")
     assert sorted(padded) == sorted(case.attached.parameters)
     assert all(bool(torch.isfinite(g).all()) and float(g.abs().max()) > 0 for g in padded.values())
+    wanted = padded if case.layout == "padded" else gradients(case, "tree")
+    again = gradients(case, case.layout, "full")
+    assert {n: g for n, g in wanted.items() if distance(again[n], g) > 1e-6} == {}
     if case.layout == "padded":
         return
-    tree = gradients(case, "tree")
+    tree = wanted
     gaps = {name: distance(tree[name], g) for name, g in padded.items()}
     if max(gaps.values()) > 1e-5:
         # A small gradient that is the sum of large ones carries float32's own error, which float64

@@ -21,6 +21,7 @@ MOST_WAYS = 4
 ROWS, TOKENS = (512, 256, 128, 64), (4096, 2048, 1024, 512, 256, 128)
 COST = {
     "rows": 0,
+    "recompute": 0,
     "dtype": 1,
     "optimizer": 1,
     "bits8": 1,
@@ -152,6 +153,7 @@ def _axes(asked: Question) -> Iterator[list[Option]]:
         else [stay]
     )
     yield [stay, *_optimizers(asked)]
+    yield [stay, *_recomputing(asked)]
     rows = [
         Option("rows", (f"engine.rows_per_pass={n}",), {"rows_per_pass": n})
         for n in ROWS
@@ -210,6 +212,13 @@ def _optimizers(asked: Question) -> list[Option]:
         return []
     names = ["adafactor"] if asked.device == "cpu" else ["adamw_8bit", "adafactor"]
     return [Option("optimizer", (f"engine.optimizer={n}",), {"optimizer": n}) for n in names]
+
+
+def _recomputing(asked: Question) -> list[Option]:
+    """More that is computed again in the backward pass, where the run file asked for less."""
+    levels = ("none", "selective", "full")
+    more = levels[1 + levels.index(asked.recompute) :]
+    return [Option("recompute", (f"engine.recompute={n}",), {"recompute": n}) for n in more]
 
 
 def _possible(asked: Question, names: tuple[str, ...]) -> bool:

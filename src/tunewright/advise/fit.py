@@ -340,7 +340,7 @@ def needed(question: Question, **changed: Any) -> int:
     """Bytes that the same run needs with other parts of the question. What was tried says nothing
     of another method or dtype, so then everything is counted."""
     asked = replace(question, **changed)
-    if changed.keys() - {"rows_per_pass", "facts"}:
+    if changed.keys() - {"rows_per_pass", "facts", "recompute"}:
         asked = replace(asked, trial=None)
     if changed.keys() & {"rows_per_pass", "facts"}:
         asked = replace(asked, counted=None)
@@ -409,6 +409,27 @@ def problems(found: Estimate, available: int) -> list[Problem]:
             tries=joined,
         )
     ]
+
+
+def recompute_for(found: Estimate, available: int) -> tuple[str, str]:
+    """(what `engine.recompute: auto` is where `available` bytes are free, why): the least with
+    which the run fits, the most where nothing does."""
+    most = comfortable(found.question, available)
+    sizes = {
+        level: needed(found.question, recompute=level) for level in ("none", "selective", "full")
+    }
+    level = next((level for level, size in sizes.items() if size <= most), "full")
+    if level == "none":
+        return level, say("fit.recompute.none")
+    kept, now = readable_size(sizes["none"]), readable_size(sizes[level])
+    return level, say("fit.recompute.some", kept=kept, now=now)
+
+
+def with_recompute(found: Estimate, level: str) -> Estimate:
+    """The same estimate for a run that recomputes so."""
+    if found.question.recompute == level:
+        return found
+    return estimate(replace(found.question, recompute=level))
 
 
 def require(found: Estimate, available: int) -> None:

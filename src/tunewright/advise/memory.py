@@ -9,7 +9,7 @@ table. T rows of a pass, D hidden, Q query width, K key width, F inner width, V 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunewright.advise.trial import Trial
 from tunewright.core.machine import KERNELS
@@ -72,6 +72,7 @@ class Work:
     """Passes of the whole run."""
     moments: int | None = None
     """Numbers in the moments of a method's own optimiser; None: those of `optimizer`."""
+    recompute: str = "none"
 
     @property
     def item(self) -> int:
@@ -104,7 +105,14 @@ def row_bytes(shape: ModelShape, work: Work) -> float:
     numbers += (work.rank or 0) * len(roles & set(shape.matrices))
     if shape.experts > 1:
         numbers += F * 3
-    return float(shape.layers * numbers * work.item)
+    blocks = float(shape.layers)
+    if work.recompute == "full":
+        # Every block keeps its input; the last one, and the one that is computed again, all.
+        blocks = min(blocks, 2 + blocks * D / numbers)
+    elif work.recompute == "selective":
+        kept = numbers - (3 * F if gated else 2 * F) + D
+        blocks = min(blocks, 2 + blocks * kept / numbers)
+    return blocks * numbers * work.item
 
 
 def attention_bytes(shape: ModelShape, work: Work) -> int:
@@ -114,6 +122,8 @@ def attention_bytes(shape: ModelShape, work: Work) -> int:
     # Blocks of short samples are joined and a causal block computes both halves: about the longest
     # sample and half a block of keys a row.
     pairs = work.rows * min(work.rows, work.longest + 64) * shape.heads * work.item
+    if work.recompute != "none":
+        return pairs // 4
     return pairs * shape.layers if pairs * shape.layers <= KEEP_BYTES else pairs // 4
 
 
@@ -176,7 +186,11 @@ def _tried(shape: ModelShape, work: Work, trial: Trial) -> dict[str, int]:
     state = trial.state_bytes * work.trainable / max(1, trial.trainable)
     more = 0 if trial.still_blocks else shape.layers - trial.blocks
     larger = work.rows / max(1.0, trial.pass_rows)
-    kept = trial.rest_bytes + (trial.learning_blocks + more) * trial.block_bytes
+    blocks = (trial.learning_blocks + more) * trial.block_bytes
+    if work.recompute != "none":
+        whole = replace(work, recompute="none")
+        blocks *= row_bytes(shape, work) / row_bytes(shape, whole)
+    kept = trial.rest_bytes + blocks
     parts = {
         "weights": int(weights),
         "adapter": adapter,

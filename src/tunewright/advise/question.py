@@ -118,6 +118,8 @@ class Question:
     """Checkpoints that are written, the last one included."""
     epochs: float = 1.0
     optimizer: str = "adamw"
+    recompute: str = "none"
+    """What is computed again in the backward pass (`engine/recompute.py`)."""
     objective: str = "sft"
     may_cache: bool = False
     """Hidden states below the lowest trained block may be kept from the first epoch on."""
@@ -201,4 +203,5 @@ class Question:
             self.method.moment_numbers(self.grown)
             if hasattr(self.method, "moment_numbers")
             else None,
+            recompute=self.recompute,
         )

@@ -98,21 +98,21 @@ def judge(parsed: ParsedRun, tell: Tell, wish: Wish | None = None) -> tuple[Judg
         tell.line(line)
     where = "" if wish.device is None else wish.device.name
     quick = _counted(parsed if begun is None else begun.continued.parsed, begun, shape, wish)
-    available = _available(quick, wish)
+    available = _available(quick.question.device, wish)
     if begun is None or wish.shape is not None or missing or quick.needed_bytes > 1.5 * available:
         if begun is not None:
             tell.line(describe(begun.rows.report, colour=tell.colour))
         return Judged(quick, available, missing, where), begun
     found = _of_plan(begun, wish, tell)
-    return Judged(found, _available(found, wish), missing, where), begun
+    return Judged(found, _available(found.question.device, wish), missing, where), begun
 
 
-def _available(found: fit.Estimate, wish: Wish) -> int:
+def _available(device: str, wish: Wish) -> int:
     if wish.memory is not None:
         return wish.memory
     if wish.device is not None:
         return wish.device.usable_bytes
-    return available_bytes(found.question.device)
+    return available_bytes(device)
 
 
 def _of_plan(begun: Begun, wish: Wish, tell: Tell) -> fit.Estimate:
@@ -121,16 +121,19 @@ def _of_plan(begun: Begun, wish: Wish, tell: Tell) -> fit.Estimate:
     plan = complete(begun, tell, is_light=elsewhere or not wish.try_blocks)
     if wish.device is not None:
         world = _world_of(plan.config.engine, wish.device)
-        return plan.estimate(world, wish.device.rates(), here=False)
+        available = _available(world.device, wish)
+        return plan.estimate(world, wish.device.rates(), here=False, available=available)
     if not wish.try_blocks:
         rows = plan.data.train, plan.data.report
         world = placement.start(plan.config.engine, rows, will_compute=False)
         decided.say_where(world, tell)
-        return plan.estimate(world, speed.kept_rates(plan.shape, world))
+        rates = speed.kept_rates(plan.shape, world)
+        return plan.estimate(world, rates, available=_available(world.device, wish))
     world = decided.place(plan)
     decided.say_where(world, tell)
     tell.start(say("plan.trying"))
-    found = plan.estimate(world, speed.measured_rates(plan.shape, world), try_blocks=True)
+    rates, available = speed.measured_rates(plan.shape, world), _available(world.device, wish)
+    found = plan.estimate(world, rates, try_blocks=True, available=available)
     tell.finish()
     return found
 
@@ -140,7 +143,7 @@ def _world_of(engine: Any, device: Device) -> World:
     rows = placement.GPU_ROWS if engine.rows_per_pass == "auto" else engine.rows_per_pass
     dtype = device.dtype if engine.dtype == "auto" else engine.dtype
     name = "cuda:0" if device.device == "cuda" else device.device
-    return World(name, dtype, available_processors(), rows)
+    return World(name, dtype, available_processors(), rows, engine.recompute)
 
 
 def _counted(
@@ -160,8 +163,8 @@ def _counted(
         per_pass = placement.CPU_ROWS if engine.rows_per_pass == "auto" else engine.rows_per_pass
         dtype = "bfloat16" if engine.dtype == "auto" else engine.dtype
         device = "cpu" if engine.device == "auto" else engine.device
-        world = World(device, dtype, available_processors(), per_pass)
-    return fit.of_run(
+        world = World(device, dtype, available_processors(), per_pass, engine.recompute)
+    found = fit.of_run(
         config,
         objective_of(config),
         shape,
@@ -174,6 +177,10 @@ def _counted(
         rates=wish.device.rates() if wish.device is not None else None,
         here=wish.device is None,
     )
+    level: str = engine.recompute
+    if level == "auto":
+        level, _ = fit.recompute_for(found, _available(found.question.device, wish))
+    return fit.with_recompute(found, level)
 
 
 # ---- the plan
@@ -337,7 +344,7 @@ def table(parsed: ParsedRun, wish: Wish | None = None) -> dict[str, Any]:
         cells = []
         for shape in sizes:
             found = _counted(replace(parsed, config=asked), begun, shape, wish)
-            available = _available(found, wish)
+            available = _available(found.question.device, wish)
             trained = trainable_parameters(shape, method)
             cells.append(
                 {

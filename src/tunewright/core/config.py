@@ -177,6 +177,10 @@ class EngineConfig(Section):
     activation_cache: int | Literal["auto", "off"] = "auto"
     """If only upper blocks are trained: bytes for keeping the hidden states below them from the
     first epoch on; auto: a quarter of the free memory."""
+    recompute: Literal["auto", "none", "selective", "full"] = "auto"
+    """What a block computes again in the backward pass in place of keeping it: nothing, its MLP and
+    its attention probabilities, or all of it (about a third more time, for long rows half of the
+    memory). auto: as little as the memory estimate asks for. Numbers do not change."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the computation; auto measures this processor and says what it found."""
     layout: Literal["auto", "tree", "padded"] = "auto"

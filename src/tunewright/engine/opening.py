@@ -29,7 +29,7 @@ from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.types import Attached, Objective, Sample, Teaching
 from tunewright.core.words import say
-from tunewright.engine import activation_cache, placement
+from tunewright.engine import activation_cache, placement, recompute
 from tunewright.engine.decoding.answers import AnsweringModel, answering
 from tunewright.engine.layout import choose
 from tunewright.engine.naming import Target, find, read_config, tokenizer_folder
@@ -386,6 +386,7 @@ def to_train(
         "train.rate_reason", method=kind_of(config.method), steps=steps
     )
     stepper = _stepper(config, objective, loaded, attached, layout, spare, folder, world, tell)
+    recompute.install(stepper.policy, world.recompute)
     schedule = make_schedule(config.engine, len(train), rate)
     equip(stepper, renderer, check)
     cache, world.reasons["engine.activation_cache"] = activation_cache.install(

@@ -35,6 +35,8 @@ class World:
     dtype: str
     threads: int
     rows_per_pass: int
+    recompute: str = "auto"
+    """`auto` until the memory of the run was estimated."""
     reasons: dict[str, str] = field(default_factory=dict)
 
     def torch_dtype(self) -> Any:
@@ -164,7 +166,7 @@ def start(
             else "placement.rows_gpu",
             rows=rows,
         )
-    return World(device, dtype, threads, rows, reasons)
+    return World(device, dtype, threads, rows, engine.recompute, reasons)
 
 
 def _choose_dtype(device: str) -> tuple[str, str]:

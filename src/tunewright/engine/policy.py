@@ -86,6 +86,8 @@ class Policy(nn.Module):
         self.layout = layout
         self.heads, self.spread, self.teacher = heads, spread, teacher
         self.temperature = temperature
+        self.recompute = "none"
+        """What blocks compute again in the backward pass (`engine.recompute`)."""
         self.cache: ActivationCache | None = None
         """Hidden states below the lowest trained block, where only upper blocks train."""
         self.reference: ReferenceStore | None = None
@@ -286,7 +288,7 @@ class Policy(nn.Module):
         plan = TreePlan(
             tree,
             self.device,
-            KEEP_BYTES,
+            KEEP_BYTES if self.recompute == "none" else 0,
             self.causal[0].config.get_text_config().num_hidden_layers,
             unseen,
             kept=kept,

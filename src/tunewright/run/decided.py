@@ -216,6 +216,7 @@ def _run_text(plan: Plan, decided: Decided) -> str:
         "engine.threads": world.threads,
         "engine.rows_per_pass": world.rows_per_pass,
         "engine.layout": decided.layout,
+        "engine.recompute": world.recompute,
         "engine.learning_rate": decided.rate,
         "engine.batch_size": decided.schedule.batch_size,
         "out": str(plan.out),

@@ -18,6 +18,7 @@ from tunewright.advise.speed import Rates
 from tunewright.core import compat, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, problem, raise_all
+from tunewright.core.machine import available_bytes
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, objective_of
 from tunewright.core.stopwatch import Stopwatch
@@ -109,12 +110,14 @@ class Plan:
         *,
         try_blocks: bool = False,
         here: bool = True,
+        available: int | None = None,
     ) -> fit.Estimate:
         """What the run will need in `world`; with `rates`, measured here, also its time. `here`
         False: `world` is another machine, about which nothing was learnt.
 
         What a few blocks of the model took here (`advise/trial.py`) is used where it is known;
-        `try_blocks`: it is found out where it is not, which takes some seconds.
+        `try_blocks`: it is found out where it is not, which takes some seconds. The first estimate
+        decides what `engine.recompute: auto` is, for `available` bytes (those that are free here).
         """
         config, samples = self.config, self.data.train
         layout = "padded" if config.engine.layout == "padded" else "tree"
@@ -124,16 +127,16 @@ class Plan:
         counted = None
         if not draws:
             counted = step_sharing(samples, schedule, world.rows_per_pass, layout, COUNTED_STEPS)
-        found = None
+        tried = None
         if rates is not None and world.device == "cpu":
             asked = trial.Asked(
                 config, self.source.folder, world, self.objective, samples, self.renderer
             )
-            found = trial.find(asked, self.shape, rates, measure=try_blocks)
+            tried = trial.find(asked, self.shape, rates, measure=try_blocks)
         kind = fit.kind_of_run(
-            config, self.shape, world.dtype, world.threads, tried=found is not None
+            config, self.shape, world.dtype, world.threads, tried=tried is not None
         )
-        return fit.of_run(
+        found = fit.of_run(
             config,
             self.objective,
             self.shape,
@@ -149,10 +152,14 @@ class Plan:
             general=self.config.forgetting == "auto" and not self.questions.scored,
             rates=rates,
             counted=counted,
-            trial=found,
+            trial=tried,
             here=here,
             known=learnt.about(kind, world.device) if rates is not None and here else None,
         )
+        if world.recompute == "auto":
+            most = available_bytes(world.device) if available is None else available
+            world.recompute, world.reasons["engine.recompute"] = fit.recompute_for(found, most)
+        return fit.with_recompute(found, world.recompute)
 
 
 def prepare(

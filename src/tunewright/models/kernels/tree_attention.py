@@ -309,9 +309,10 @@ class _TreeAttention(torch.autograd.Function):
                 kept.append((p, t))
                 asked.append(queries)
         # The queries of kept blocks are kept in the form that the products take.
-        ctx.save_for_backward(k, v, *(asked if keep else [qs]))
-        ctx.kept, ctx.blocks, ctx.scale, ctx.softcap, ctx.shape = (
-            kept,
+        saved = [*asked, *(x for pair in kept for x in pair if x is not None)] if keep else [qs]
+        ctx.save_for_backward(k, v, *saved)
+        ctx.keep, ctx.blocks, ctx.scale, ctx.softcap, ctx.shape = (
+            keep,
             blocks,
             scale,
             softcap,
@@ -321,7 +322,15 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        k, v, *asked = ctx.saved_tensors
+        k, v, *saved = ctx.saved_tensors
+        many = len(ctx.blocks)
+        if ctx.keep:
+            asked, kept = saved[:many], saved[many:]
+            softcap = bool(ctx.softcap)
+            pairs = [
+                (kept[i], kept[i + 1] if softcap else None)
+                for i in range(0, len(kept), 1 + softcap)
+            ]
         (H, T, D), K = ctx.shape, k.shape[0]
         group = H // K
         # Sums over many rows go to at least float32: a trunk row collects from every leaf.
@@ -338,10 +347,10 @@ class _TreeAttention(torch.autograd.Function):
             a, b = block.start, block.stop
             n = b - a
             keys, values = _take(k, block), _take(v, block)
-            if ctx.kept:
-                queries, (p, t) = asked[i], ctx.kept[i]
+            if ctx.keep:
+                queries, (p, t) = asked[i], pairs[i]
             else:
-                queries = asked[0][:, a:b].reshape(K, group * n, D)
+                queries = saved[0][:, a:b].reshape(K, group * n, D)
                 p, t = _probabilities(queries, keys, block, group, ctx.softcap)
             grad = g_HTD[:, a:b].reshape(K, group * n, -1)
             ds = torch._softmax_backward_data(
@@ -352,7 +361,6 @@ class _TreeAttention(torch.autograd.Function):
             dq[:, a:b] = torch.bmm(ds, keys).view(H, n, D)
             _add(dv, torch.bmm(p.transpose(1, 2), grad), block)
             _add(dk, torch.bmm(ds.transpose(1, 2), queries), block)
-        ctx.kept = None
         return dq.mul_(ctx.scale), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
 
 
