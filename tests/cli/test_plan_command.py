@@ -144,7 +144,8 @@ def test_a_full_7b_says_what_it_needs_and_where_it_fits() -> None:
     found = json.loads(done.stdout)
     assert found["fits"] is False and found["problems"][0]["code"] == "E-FIT-01"
     assert 90 * GiB < found["needed_memory_bytes"] < 140 * GiB
-    assert found["fits_on"] == ["MI300X"]
+    # With blocks that are computed again; where everything is kept only the last one holds it.
+    assert found["fits_on"] == ["H200", "Apple M2 Ultra", "MI300X"]
     assert found["ways"] and all("method.kind=lora" in way["settings"] for way in found["ways"])
 
 
