@@ -43,6 +43,8 @@ def settings_applied(found: fit.Estimate, way: Way) -> fit.Estimate:
             question = replace(question, base_bits=bits)
         elif key == "engine.rows_per_pass":
             question = replace(question, rows_per_pass=int(value))
+        elif key == "engine.recompute":
+            question = replace(question, recompute=value)
         elif key == "engine.dtype":
             question = replace(question, dtype=value)
         elif key == "engine.optimizer":
@@ -107,7 +109,8 @@ def test_70b_in_4_bits_fits_on_48_gb() -> None:
 def test_fewer_rows_come_first_because_they_change_no_result() -> None:
     found = asked(changes.ladder()[0], facts=fit.SampleFacts(1000, 400_000, 200_000, 100))
     ways = fit.ways_to_fit(found, int(0.8 * found.needed_bytes))
-    assert ways[0].changes == ("rows",) and ways[0].cost == 0
+    free = [way.changes for way in ways if way.cost == 0]
+    assert ("rows",) in free and ways[0].changes in free
 
 
 def test_a_base_in_few_bits_is_not_proposed_to_a_method_that_cannot_stand_on_one() -> None:
