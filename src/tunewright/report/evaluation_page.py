@@ -330,7 +330,7 @@ def _wrong(result: dict[str, Any], lang: str) -> list[Html]:
 
 
 def _mistakes(
-    heads: list[str], mistakes: list[dict[str, Any]], keys: Sequence[str], lang: str
+    heads: Sequence[str], mistakes: list[dict[str, Any]], keys: Sequence[str], lang: str
 ) -> list[Child]:
     """A table of wrong rows, their private values masked."""
     body = [
