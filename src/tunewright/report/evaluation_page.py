@@ -330,7 +330,7 @@ def _wrong(result: dict[str, Any], lang: str) -> list[Html]:
 
 
 def _mistakes(
-    heads: Sequence[str], mistakes: list[dict[str, Any]], keys: Sequence[str], lang: str
+    heads: list[Any], mistakes: list[dict[str, Any]], keys: Sequence[str], lang: str
 ) -> list[Child]:
     """A table of wrong rows, their private values masked."""
     body = [
