@@ -188,9 +188,9 @@ def written(tmp_path_factory: pytest.TempPathFactory, run: Path) -> tuple[Path, 
 
 def test_the_proof_lies_beside_the_file_and_tells_what_was_compared(written):
     out, record = written
-    assert left_in(out.parent) == ["model.gguf", "model.proof.json"]
+    assert left_in(out.parent) == ["model.gguf", "model.md", "model.proof.json"]
     stored = json.loads((out.parent / "model.proof.json").read_text(encoding="utf-8"))
-    assert stored == {k: v for k, v in record.items() if k not in ("file", "proof")}
+    assert stored == {k: v for k, v in record.items() if k not in ("file", "proof", "card")}
     assert stored["prompts_from"] == "data" and stored["positions"] > 100
     assert 0 < stored["divergence_nats"] < stored["against_base"]["divergence_nats"]
     assert stored["loss"]["run"] > 0 and stored["answers"]["asked"] == 8
@@ -202,7 +202,36 @@ def test_nothing_in_file_or_proof_names_a_place_of_this_machine(written, run, ba
     head = out.read_bytes()[:200_000]
     for place in (str(base), str(run), base.name, str(Path.home())):
         assert place.encode() not in head
-        assert place not in (out.parent / "model.proof.json").read_text(encoding="utf-8")
+        for beside in ("model.proof.json", "model.md"):
+            assert place not in (out.parent / beside).read_text(encoding="utf-8")
+
+
+def test_a_model_card_lies_beside_the_file_in_the_form_that_hubs_read(written):
+    import yaml
+
+    out, record = written
+    assert Path(record["card"]) == out.with_name("model.md")
+    head, _, text = out.with_name("model.md").read_text(encoding="utf-8")[4:].partition("---\n")
+    stated = yaml.safe_load(head)
+    assert stated["library_name"] == "gguf" and {"gguf", "q8_0"} <= set(stated["tags"])
+    assert "llama-cli -m model.gguf" in text and 'gguf_file="model.gguf"' in text
+    assert f"{record['loss']['exported']:.4f}" in text
+
+
+def test_a_card_of_somebody_is_kept_and_one_that_an_export_left_is_replaced(written, tmp_path):
+    from tunewright.export.folder import card_of, record_of, require_free_file
+
+    out = tmp_path / "m.gguf"
+    card_of(out).write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        require_free_file(out, ".gguf")
+    assert code_of(error) == "E-EXPORT-01" and "m.md" in str(error.value)
+    for of in (card_of, record_of):
+        shutil.copy(of(written[0]), of(out))
+    require_free_file(out, ".gguf")
+    card_of(out).write_text(card_of(out).read_text(encoding="utf-8") + "Better.", encoding="utf-8")
+    with pytest.raises(UsageError):
+        require_free_file(out, ".gguf")
 
 
 def test_keys_say_what_readers_need(written, base):
@@ -388,6 +417,8 @@ def test_the_adapter_on_the_base_gives_the_merged_files_answers(tmp_path, family
     base = exported.folder_of(tmp_path / "base", family)
     run = exported.run_of(tmp_path / "run", base, **lora)
     record = gguf_adapter.export_adapter(run, tmp_path / "a.gguf", tell=Quiet())
+    card = (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert "library_name: gguf" in card and "--lora a.gguf" in card
     gguf.export_gguf(base, tmp_path / "base.gguf", type="f32", tell=Quiet())
     gguf.export_gguf(run, tmp_path / "m.gguf", type="f32", tell=Quiet())
     on_base = run_in_llamacpp(tmp_path / "base.gguf", tmp_path / "o", tmp_path / "a.gguf")
@@ -530,6 +561,7 @@ def test_a_run_that_gives_numbers_and_one_that_cannot_be_folded_are_refused(tmp_
     with pytest.raises(TunewrightError) as error:
         gguf.export_gguf(soft, tmp_path / "m.gguf", tell=Quiet())
     assert code_of(error) == "E-METHOD-10" and left_in(tmp_path) == ["judge", "soft"]
+    assert "`serve`" in str(error.value) and "PeftModel.from_pretrained" in str(error.value)
 
 
 @needs_llamacpp

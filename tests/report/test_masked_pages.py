@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 from helpers.fake_run import SUMMARY, write_run
 
-from tunewright.report import gate_review
+from tunewright.commands.advising import page as advice
+from tunewright.data.checks.driver import Checked
+from tunewright.data.checks.private import hidden, hidden_pieces
+from tunewright.report import evaluation as evaluation_section
+from tunewright.report import evaluation_page, gate_review
 from tunewright.report.comparison import lines, write_page
+from tunewright.report.data_page import check_page
 from tunewright.report.html import render
+from tunewright.report.markup import join
 
 MAIL, PHONE, KEY = "nadia.kern@brightharbour.io", "13958270461", "sk-" + "a1B2c3D4" * 4
 PRIVATE = (MAIL, PHONE, KEY)
@@ -62,6 +68,73 @@ def test_a_comparison_masks_and_says_so(tmp_path: Path, lang: str) -> None:
     assert not [value for value in PRIVATE if value in page]
     assert "(4" in page or "（4" in page  # what was masked is counted
     assert not [value for value in PRIVATE if value in "\n".join(lines(comparison()))]
+
+
+def evaluation() -> dict[str, Any]:
+    asked = row()
+    return {
+        "target": "run", "data": "rows.json", "data_report": {"rows_kept": 1, "rows_read": 1},
+        "options": {"mistakes": [
+            {"origin": "rows.json:1", "answer": PHONE, "chosen": KEY},
+        ]},
+        "exact_match": {"mistakes": [
+            {"origin": "rows.json:1", "expected": asked["expected"], "answer": asked["after"]},
+        ]},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_wrong_rows_of_an_evaluation_are_masked_and_it_is_said(lang: str) -> None:
+    page = str(join(evaluation_page._wrong(evaluation(), lang)))
+    assert not [value for value in PRIVATE if value in page]
+    assert page.count("na***@b***") == 2 and "rows.json:1" in page
+    assert page.count("(2") + page.count("（2") == 2  # what was masked is counted
+
+
+def test_the_row_that_a_data_report_shows_is_masked_where_a_mark_cuts_a_value() -> None:
+    """What is learnt begins in the middle of an address."""
+    pieces = [("Who is nadia.kern", False), (f"@brightharbour.io? {PHONE}", True)]
+    shown = [{"text": text, "learnt": learnt} for text, learnt in pieces]
+    example = {"origin": "rows.json:1", "pieces": shown, "cut": False}
+    counts = dict.fromkeys(("rows_read", "rows_kept", "rows_dropped"), 1)
+    report = {**counts, "example": example, "tokens_total": None}
+    page = check_page(Checked(report, [], 100), "rows.json")
+    assert MAIL not in page and PHONE not in page and "brightharbour" not in page
+    assert "na***@b***" in page and "***" in page.partition("<mark")[2]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [["a", MAIL[:4], MAIL[4:9], MAIL[9:], "z"], [f"{PHONE} and {MAIL}", ""], ["", "no", " value"],
+     [f"{MAIL} {MAIL}", f" {KEY[:10]}", KEY[10:]]],
+)  # fmt: skip
+def test_pieces_are_masked_as_their_whole_text_is(pieces: list[str]) -> None:
+    found = hidden_pieces(pieces)
+    assert len(found) == len(pieces) and "".join(found) == hidden("".join(pieces))
+
+
+def test_answers_that_training_broke_are_masked_in_the_report() -> None:
+    page: Any = FakePage()
+    table = str(evaluation_section.pairs(page, [row()]))
+    assert not [value for value in PRIVATE if value in table] and "na***@b***" in table
+
+
+class FakePage:
+    """Says keys."""
+
+    def say(self, key: str, **fields: Any) -> str:
+        return key
+
+    text = say
+
+
+def test_an_advice_masks_its_examples() -> None:
+    asked = row()
+    ways = {"base": {"answer": asked["before"], "score": 0.0},
+            "sql": {"answer": asked["after"], "score": 1.0, "query": f"select '{PHONE}'"}}  # fmt: skip
+    made = {"examples": [{"question": asked["question"], "expected": MAIL, "ways": ways}]}
+    text = str(join(advice._examples(made)))
+    assert not [value for value in PRIVATE if value in text] and "(5" in text
 
 
 VERDICT: dict[str, Any] = {

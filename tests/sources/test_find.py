@@ -84,6 +84,44 @@ def test_what_looks_like_a_path_is_never_looked_up_on_a_hub(
     assert refused(spec) == ["E-MODEL-01"]
 
 
+@pytest.mark.parametrize(
+    "spec", ["no-such-model", "mymodel@main", "runs/demo", "models/qwen", "Outputs/x@v2", "mine/b"]
+)
+def test_a_name_that_was_meant_for_a_folder_is_refused_before_anything_is_downloaded(
+    spec: str, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one: `mine` is a folder with a run in it."""
+    (tmp_path / "mine" / "a").mkdir(parents=True)
+    (tmp_path / "mine" / "a" / "run.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def snapshot(*_: Any, offline: bool = False) -> None:
+        assert offline, "asked the hub"
+
+    monkeypatch.setattr(find, "_hub_snapshot", snapshot)
+    with pytest.raises(ModelError) as caught:
+        resolve(spec, said.append)
+    assert codes(caught.value) == ["E-MODEL-01"] and spec in str(caught.value) and said == []
+
+
+@pytest.mark.parametrize("spec", ["gpt2", "Qwen/Qwen2.5-0.5B", "o/runs", "datasets-are-us/data"])
+def test_other_names_are_asked_of_the_hub(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An owner who is a folder here may have others on the hub."""
+    (tmp_path / "Qwen" / "Qwen2-0.5B").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def snapshot(name: str, *_: Any, offline: bool = False) -> None:
+        if not offline:
+            asked.append(name)
+            raise ModelError(find._unreachable(name, OSError("no network")))
+
+    monkeypatch.setattr(find, "_hub_snapshot", snapshot)
+    assert refused(spec) == ["E-MODEL-28"] and asked == [spec]
+
+
 def test_a_name_that_exists_here_is_a_folder_even_if_it_reads_like_a_hub_id(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

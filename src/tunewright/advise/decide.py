@@ -153,6 +153,7 @@ def told(score: Score) -> str:
 
 
 def _sentence(text: str) -> str:
+    """The text with a capital at its beginning."""
     return text[:1].upper() + text[1:]
 
 
@@ -169,6 +170,7 @@ def enough(figures: Figures) -> bool:
 
 
 def _is_good(figures: Figures, way: str) -> bool:
+    """Whether the whole interval of a way lies above `GOOD`."""
     return way in figures.scores and figures.scores[way].low >= GOOD
 
 
@@ -182,6 +184,7 @@ class _Walk:
     """The way down the tree."""
 
     def __init__(self, figures: Figures):
+        """At the root: no question is answered yet."""
         self.f = figures
         self.path: list[Step] = []
         self.assumed: list[str] = []
@@ -195,6 +198,7 @@ class _Walk:
         return max(there, key=lambda way: self.f.scores[way].value, default=None)
 
     def beats(self, better: str | None, worse: str | None) -> bool:
+        """Whether one way is really better than another; False where either was not measured."""
         if better is None or worse is None:
             return False
         gain = self.f.gain(worse, better)
@@ -205,14 +209,17 @@ class _Walk:
         return self.best(other for other in others if other != way and self.beats(other, way))
 
     def step(self, node: str, answer: bool | None, key: str, /, **fields: Any) -> bool:
+        """Note a question of the tree with its answer and its evidence. Returns the answer."""
         self.path.append(Step(node, answer, _sentence(say(f"advise.evidence.{key}", **fields))))
         return bool(answer)
 
     def end(self, branch: str, way: str, key: str, /, **fields: Any) -> Verdict:
+        """The verdict at a leaf, with the whole path to it."""
         why = _sentence(say(f"advise.why.{key}", **fields))
         return Verdict(branch, way, why, self.path, self.assumed, self.remarks)
 
     def told(self, way: str) -> str:
+        """The score of a measured way with its interval."""
         return told(self.f.scores[way])
 
     def against(self, worse: str, better: str) -> dict[str, str]:
@@ -232,6 +239,7 @@ class _Walk:
     # ---- the tree
 
     def verdict(self) -> Verdict:
+        """The first branch that applies. Raises KeyError where the base was not measured."""
         for visit in (
             self.has_it,
             self.formula,
@@ -248,6 +256,7 @@ class _Walk:
         return self.nothing()
 
     def formula(self) -> Verdict | None:
+        """Are the answers numbers that a formula or a small regressor gives?"""
         f = self.f
         if f.suffices is None:
             key = "no_formula" if f.explained > 0 else "no_numbers"
@@ -258,6 +267,7 @@ class _Walk:
         return self.end("no_model", f.suffices, f.suffices, **fields)
 
     def has_it(self) -> Verdict | None:
+        """Is the model right as it is, better than a constant answer, and no way better still?"""
         f = self.f
         base = f.scores["base"]
         over = self.beaten_by("base", (*ASKED[1:], *QUERIES, *FIGURES))
@@ -286,6 +296,7 @@ class _Walk:
             return self.end("has_it", "base", "has_it", score=self.told("base"))
 
         def gives_form(way: str) -> bool:
+            """Whether a way writes the form of the rows and knows no less."""
             gain = f.form_gain("base", way)
             return gain is not None and gain.is_real and not self.beats("base", way)
 
@@ -299,6 +310,7 @@ class _Walk:
         return self.end("has_it", "base", "form_is_other", score=self.told("base"), form=told(form))
 
     def classifier(self) -> Verdict | None:
+        """Are the answers a few labels that a classifier without a language model gives as well?"""
         f = self.f
         if not f.labels or not {"classes", "constant"} <= f.scores.keys():
             self.step("classifier", None, "no_labels")
@@ -317,6 +329,7 @@ class _Walk:
         return self.end("no_model", "classes", "classifier", **fields)
 
     def table(self) -> Verdict | None:
+        """Do queries of the table answer, whether the model writes them already or not?"""
         f = self.f
         if not f.has_tables:
             self.step("table", None, "no_table")
@@ -346,9 +359,11 @@ class _Walk:
         return None
 
     def _reached(self) -> str:
+        """The share of answers that some query gives."""
         return told(self.f.reached) if self.f.reached is not None else "-"
 
     def knowledge(self) -> Verdict | None:
+        """Is knowledge missing that passages hold?"""
         f = self.f
         reading = ("rag",) if f.has_documents else ("rag", "few_retrieved")
         rag = self.best(reading)
@@ -406,6 +421,7 @@ class _Walk:
         return self.end("rag", rag, "rag", lora=self.told(tuned), **fields)
 
     def prompt(self) -> Verdict | None:
+        """Do examples in the prompt do it, and does training do no better?"""
         few = self.best(PROMPTS)
         if few is None:
             self.step("prompt", None, "no_prompt")
@@ -424,6 +440,7 @@ class _Walk:
         return self.end("format", few, f"prompt{form}", lora=lora, **fields)
 
     def tune(self) -> Verdict | None:
+        """Does training do it?"""
         tuned = self.best(TRAINED)
         before = self.best(WITHOUT_TRAINING) or "base"
         if tuned is None:
@@ -438,6 +455,7 @@ class _Walk:
         return self.end("format", tuned, f"tune{form}", **fields)
 
     def nothing(self) -> Verdict:
+        """No branch applies."""
         best = self.best((*ASKED, *QUERIES)) or "base"
         lacks = [way for way in ("few_fixed", "rag", "lora") if way not in self.f.scores]
         if lacks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,13 @@ from tunewright.cli.speaking import JsonFlag, ThinkFlag, TrustFlag, print_json, 
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 
+OWN = ("adapters", "waiting", "max_tokens", "max_body", "timeout", "temperature", "think")
+"""Options that no other engine than our own has."""
+
 
 @speaks
 def serve(
+    context: typer.Context,
     targets: Annotated[
         list[str], typer.Argument(metavar="RUN|MODEL...", help=say("cli.serve.targets"))
     ],
@@ -42,57 +46,39 @@ def serve(
     trust_code: TrustFlag = None,
 ) -> None:
     """Serve."""
-    if backend != "tunewright":
-        from tunewright.serve.launch import serve_by
-
-        own = {
-            "--adapters": adapters is not None,
-            "--waiting": waiting != 256,
-            "--max-tokens": max_tokens is not None,
-            "--max-body": max_body != 8,
-            "--timeout": timeout != 600.0,
-            "--temperature": temperature != 1.0,
-            "--think": think is not None,
-        }
-        given = frozenset(flag for flag, there in own.items() if there)
-        stopped_by = serve_by(
-            backend,
-            Tell(),
-            targets=targets,
-            names=name or [],
-            host=host,
-            port=port,
-            key=api_key,
-            at_once=at_once,
-            dtype=dtype,
-            given=given,
-        )
-        raise typer.Exit(128 + (stopped_by or 0) if stopped_by else 0)
+    from tunewright.serve import launch
     from tunewright.serve.asking import Limits
-    from tunewright.serve.launch import serve as start
 
-    limits = Limits(
-        body_bytes=max_body * 2**20,
-        waiting=waiting,
-        rows=at_once,
-        seconds=timeout,
-        tokens=max_tokens,
-        temperature=temperature,
-    )
-    stopped_by = start(
-        targets,
-        Tell(),
-        names=name or [],
-        host=host,
-        port=port,
-        key=api_key,
-        adapters=adapters,
-        limits=limits,
-        dtype=dtype,
-        think=think,
-    )
+    address: dict[str, Any] = {
+        "names": name or [],
+        "host": host,
+        "port": port,
+        "key": api_key,
+        "dtype": dtype,
+    }
+    if backend == "tunewright":
+        limits = Limits(
+            body_bytes=max_body * 2**20,
+            waiting=waiting,
+            rows=at_once,
+            seconds=timeout,
+            tokens=max_tokens,
+            temperature=temperature,
+        )
+        more: dict[str, Any] = {"adapters": adapters, "limits": limits, "think": think}
+        stopped_by = launch.serve(targets, Tell(), **address, **more)
+    else:
+        given = frozenset(f"--{n.replace('_', '-')}" for n in OWN if _is_given(context, n))
+        more = {"targets": targets, "at_once": at_once, "given": given}
+        stopped_by = launch.serve_by(backend, Tell(), **address, **more)
     if stopped_by is not None:
         raise typer.Exit(128 + stopped_by)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether a person said what an option is, be it what it is anyway."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 @speaks

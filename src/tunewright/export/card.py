@@ -29,11 +29,12 @@ def write(folder: Path, tuned: Tuned, record: dict[str, Any]) -> None:
     write_text(folder / FILE, text(tuned, record))
 
 
-def text(tuned: Tuned, record: dict[str, Any]) -> str:
-    """The card of an export of `tuned`, whose proof is `record`."""
+def text(tuned: Tuned, record: dict[str, Any], file: str = "") -> str:
+    """The card of an export of `tuned`, whose proof is `record`. `file`: its name, where it is a
+    single one."""
     known = gguf_about.published(tuned)
     title = known.rpartition("/")[2] if known else say("card.a_model")
-    kind = say(f"card.kind.{record['exported']}", **_shown(record))
+    kind = say(f"card.kind.{record['exported'].replace(' ', '_')}", **_shown(record))
     parts = [
         _head(tuned, record, known),
         f"# {title}: {kind}",
@@ -42,7 +43,7 @@ def text(tuned: Tuned, record: dict[str, Any]) -> str:
         *_section("data", _data(tuned)),
         *_section("figures", _figures(record)),
         *_section("limits", _limits(record)),
-        *_section("loading", _loading(record)),
+        *_section("loading", _loading_file(record, file) if file else _loading(record)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -61,7 +62,9 @@ def _head(tuned: Tuned, record: dict[str, Any], known: str | None) -> str:
     lines = ["---"]
     if is_hub:
         lines.append(f"base_model: {known}")
-        if record["exported"] in ("quantize", "shrink", "ollama"):
+        if record["exported"] == "gguf adapter":
+            lines.append("base_model_relation: adapter")
+        elif _is_rounded(record):
             lines.append("base_model_relation: quantized")
         elif not tuned.is_plain:
             lines.append("base_model_relation: finetune")
@@ -69,9 +72,8 @@ def _head(tuned: Tuned, record: dict[str, Any], known: str | None) -> str:
     if not licence:
         lines.append("license_name: unknown")
     lines += ["language:", *(f"- {one}" for one in _languages(tuned))]
-    lines += [
-        "library_name: gguf" if record["exported"] == "gguf" else "library_name: transformers"
-    ]
+    is_gguf = record["exported"].startswith("gguf")
+    lines.append(f"library_name: {'gguf' if is_gguf else 'transformers'}")
     lines.append("pipeline_tag: text-generation")
     lines += ["tags:", *(f"- {tag}" for tag in dict.fromkeys(filter(None, tags)))]
     return "\n".join([*lines, "---"])
@@ -111,7 +113,8 @@ def _made(tuned: Tuned, record: dict[str, Any]) -> list[str]:
             lines.append(f"- {say(f'card.fact.{key}')}: {_plain(value)}")
     calibrated = record.get("calibrated_on") or {}
     if calibrated.get("rows"):
-        lines.append("- " + say("card.calibrated", **calibrated))
+        key = "card.calibrated_given" if calibrated.get("given") else "card.calibrated"
+        lines.append("- " + say(key, **calibrated))
     tools = {"tunewright", "torch", "transformers", "peft", record.get("package")}
     versions = {k: v for k, v in (record.get("versions") or {}).items() if k in tools}
     if versions:
@@ -178,10 +181,29 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 def _limits(record: dict[str, Any]) -> list[str]:
     found = [say("card.limit.measured")]
-    rounded = record["exported"] in ("quantize", "shrink", "ollama")
-    found += [say("card.limit.rounded")] if rounded else []
+    found += [say("card.limit.rounded")] if _is_rounded(record) else []
     found += [say("card.limit.pruned")] if record["exported"] in ("prune", "shrink") else []
     return [f"- {one}" for one in [*found, *record.get("notes", []), *record.get("warnings", [])]]
+
+
+def _is_rounded(record: dict[str, Any]) -> bool:
+    if record["exported"] == "gguf":
+        return record.get("type") not in ("f32", "f16", "bf16")
+    return record["exported"] in ("quantize", "shrink", "ollama")
+
+
+def _loading_file(record: dict[str, Any], file: str) -> list[str]:
+    """Of a GGUF file, or of an adapter beside its base as GGUF."""
+    if record["exported"] == "gguf adapter":
+        return ["```", f"llama-cli -m BASE.gguf --lora {file}", "```", "", say("card.load.lora")]
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained(".", gguf_file="{file}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained(".", gguf_file="{file}")'
+    )
+    lines = ["```", f"llama-cli -m {file}", f"tunewright chat {file}", "```"]
+    lines += ["", f"```python\n{code}\n```", ""]
+    return [*lines, "- Ollama: " + say("card.load.ollama")]
 
 
 def _loading(record: dict[str, Any]) -> list[str]:

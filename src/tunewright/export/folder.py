@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunewright.core import publish
 from tunewright.core.errors import TunewrightError, UsageError
+from tunewright.core.files import sha256_of
 
 
 class ExportError(TunewrightError):
@@ -42,11 +43,27 @@ def require_free_file(out: Path, ending: str) -> None:
     record = record_of(out)
     if record.exists() and not _is_record(record):
         raise UsageError.of("E-EXPORT-01", str(record))
+    card = card_of(out)
+    if card.exists() and not _is_untouched(card, record):
+        raise UsageError.of("E-EXPORT-01", str(card))
 
 
 def record_of(out: Path) -> Path:
     """Where the proof of a single file lies: beside it."""
     return out.with_name(f"{out.stem}.proof.json")
+
+
+def card_of(out: Path) -> Path:
+    """Where the model card of a single file lies: beside it."""
+    return out.with_name(f"{out.stem}.md")
+
+
+def _is_untouched(card: Path, record: Path) -> bool:
+    """Whether a card is as an export that was killed, or whose file was deleted, has left it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        known = json.loads(record.read_text(encoding="utf-8")).get("card_sha256")
+        return sha256_of(card) == known
+    return False
 
 
 def _is_record(path: Path) -> bool:
@@ -60,12 +77,13 @@ def _is_record(path: Path) -> bool:
 @contextlib.contextmanager
 def appearing_file(out: Path, word: str) -> Iterator[Path]:
     """A hidden folder beside `out` to fill; at the end of the block the file of the name `out` in
-    it and the proof beside get their names, the proof first: a file that is there is proven."""
+    it, the proof and the card beside get their names, the proof first: a file that is there is
+    proven."""
     with publish.scratch(out, word) as temporary:
         yield temporary
         _let_be_read(temporary)
         require_free_file(out, out.suffix.lower())
-        for name in (record_of(out).name, out.name):
+        for name in (record_of(out).name, card_of(out).name, out.name):
             publish.move_file(temporary / name, out.with_name(name))
 
 

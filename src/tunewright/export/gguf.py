@@ -11,17 +11,24 @@ from __future__ import annotations
 import gc
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunewright.core import compat, machine, signals
 from tunewright.core.errors import UsageError, first_line
-from tunewright.core.files import readable_size, sha256_of, write_json
+from tunewright.core.files import readable_size, sha256_of, write_json, write_text
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
-from tunewright.export import gguf_about, gguf_file, gguf_proof, gguf_words
-from tunewright.export.folder import ExportError, appearing_file, record_of, require_free_file
+from tunewright.export import card, gguf_about, gguf_file, gguf_proof, gguf_words
+from tunewright.export.folder import (
+    ExportError,
+    appearing_file,
+    card_of,
+    record_of,
+    require_free_file,
+)
 from tunewright.export.gguf_families import Family, family_of
 from tunewright.export.gguf_types import Type, type_of
 from tunewright.export.proof import Logits, logits_of, require_folded, scratch
@@ -50,16 +57,28 @@ def export_gguf(
     kind = type_of(type)
     with signals.watching():
         writing = Writing.prepare(run, out, kind, name, tell)
-        try:
-            with appearing_file(out, "exporting") as temporary:
-                path = temporary / out.name
-                record = writing.do(path, temporary)
-                record["sha256"] = sha256_of(path)
-                write_json(temporary / record_of(out).name, record)
-        except OSError as e:
-            cause = e.strerror or first_line(e)
-            raise ExportError.of("E-EXPORT-27", str(out), cause=cause) from e
-    return {"file": str(out), "proof": str(record_of(out)), **record}
+        return published(out, writing.tuned, writing.do)
+
+
+def published(
+    out: Path, tuned: Tuned, do: Callable[[Path, Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """Let `do(the file, a hidden folder)` write and prove the file, and give it, its proof and its
+    model card their names. Returns the record. Raises ExportError for a disk that is full."""
+    try:
+        with appearing_file(out, "exporting") as temporary:
+            path = temporary / out.name
+            record = do(path, temporary)
+            record["sha256"] = sha256_of(path)
+            told = temporary / card_of(out).name
+            write_text(told, card.text(tuned, record, out.name))
+            record["card_sha256"] = sha256_of(told)
+            write_json(temporary / record_of(out).name, record)
+    except OSError as e:
+        cause = e.strerror or first_line(e)
+        raise ExportError.of("E-EXPORT-27", str(out), cause=cause) from e
+    names = {"file": out, "proof": record_of(out), "card": card_of(out)}
+    return {**{key: str(path) for key, path in names.items()}, **record}
 
 
 @dataclass
@@ -192,7 +211,7 @@ def lines(record: dict[str, Any]) -> list[str]:
     return [
         say("gguf.done", out=record["file"], type=record["type"], size=size),
         *lines_of_proof(record),
-        say("gguf.next", out=record["file"], proof=record["proof"]),
+        say("gguf.next", out=record["file"], proof=record["proof"], card=record["card"]),
     ]
 
 

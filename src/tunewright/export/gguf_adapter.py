@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import machine, signals
-from tunewright.core.errors import UsageError, first_line
-from tunewright.core.files import readable_size, sha256_of, write_json
+from tunewright.core.errors import UsageError
+from tunewright.core.files import readable_size
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export import composition, gguf_file, gguf_proof, gguf_types
-from tunewright.export.folder import ExportError, appearing_file, record_of, require_free_file
-from tunewright.export.gguf import Writing, came_from, lines_of_proof, versions
+from tunewright.export.folder import ExportError, require_free_file
+from tunewright.export.gguf import Writing, came_from, lines_of_proof, published, versions
 from tunewright.export.gguf_types import TYPES, Type
 from tunewright.export.proof import Asked, Logits, logits_of, losses, replies_of, score_of, scratch
 from tunewright.export.tuned import Tuned, words_said
@@ -55,17 +55,8 @@ def export_adapter(
         raise UsageError.of("E-EXPORT-21", "--type", type=type, known=", ".join(KINDS))
     with signals.watching():
         _require_lora(Tuned.find(run, tell, models=True), str(run))
-        writing = Adapter.of(Writing.prepare(run, out, _base_type(run, tell), name, tell), type)
-        try:
-            with appearing_file(out, "exporting") as temporary:
-                path = temporary / out.name
-                record = writing.do(path, temporary)
-                record["sha256"] = sha256_of(path)
-                write_json(temporary / record_of(out).name, record)
-        except OSError as e:
-            cause = e.strerror or first_line(e)
-            raise ExportError.of("E-EXPORT-27", str(out), cause=cause) from e
-    return {"file": str(out), "proof": str(record_of(out)), **record}
+        writing = Writing.prepare(run, out, _base_type(run, tell), name, tell)
+        return published(out, writing.tuned, Adapter.of(writing, type).do)
 
 
 def _base_type(run: Path | str, tell: Tell) -> Type:
@@ -314,5 +305,5 @@ def lines(record: dict[str, Any]) -> list[str]:
     return [
         say("gguf.done", out=record["file"], type=record["type"], size=size),
         *lines_of_proof(record),
-        say("gguf.next_adapter", out=record["file"], proof=record["proof"]),
+        say("gguf.next_adapter", out=record["file"], proof=record["proof"], card=record["card"]),
     ]

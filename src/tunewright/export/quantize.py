@@ -94,6 +94,7 @@ def prepare(run: Path | str, data: str | None, tell: Tell) -> Tuned:
         if not Path(data).exists():
             raise UsageError.of("E-EXPORT-57", "--data", data=data)
         tuned.target = replace(tuned.target, settings=settings)
+        tuned.rows_given = True
     return tuned
 
 
@@ -231,7 +232,8 @@ class Quantising:
             return made
         count = sum(map(len, self.calibration))
         rows = len(self.calibration)
-        self.tell.line(say("quantize.calibrating", rows=rows, tokens=count))
+        key = "quantize.calibrating_given" if self.tuned.rows_given else "quantize.calibrating"
+        self.tell.line(say(key, rows=rows, tokens=count))
         walk = Walk(model, self.calibration)
         self.tell.start(say("quantize.rounding"))
         for number, inputs in walk.blocks_with_inputs(names, whole=True):
@@ -253,7 +255,11 @@ class Quantising:
             "way": "gptq" if self.calibration else "nearest",
             "group": self.group,
             "bits_per_weight": round(bits, 3),
-            "calibrated_on": {"rows": rows, "tokens": sum(map(len, self.calibration))},
+            "calibrated_on": {
+                "rows": rows,
+                "tokens": sum(map(len, self.calibration)),
+                "given": self.tuned.rows_given,
+            },
         }
 
     def _by_bitsandbytes(self, plain: Path, folder: Path, model: Any, names: list[str]) -> None:

@@ -47,6 +47,8 @@ class Tuned:
     source: find.Source
     """The base; of a model as it is, itself."""
     tell: Tell
+    rows_given: bool = False
+    """Its rows are not those of the run, but of a file that was given."""
 
     @classmethod
     def find(cls, run: Path | str, tell: Tell, *, models: bool = False) -> Tuned:
@@ -153,7 +155,11 @@ class Tuned:
         """The method on its base, and what folds it in. Raises ExportError where none can."""
         attached = opening.put_saved(causal, self.trained)
         if attached.merge is None:
-            raise ExportError.of("E-METHOD-10", str(self.trained), reason=attached.merge_reason)
+            ours = not (self.trained / "adapter_config.json").is_file()
+            told = say(f"export.hand_over.{'own' if ours else 'peft'}", folder=self.trained)
+            reason = attached.merge_reason
+            where = str(self.trained)
+            raise ExportError.of("E-METHOD-10", where, reason=reason, hand_over=told)
         _require_mergeable(causal, self.trained)
         return attached, attached.merge
 

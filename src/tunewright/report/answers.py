@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tunewright.data.checks.private import hidden, private_values
+from tunewright.data.checks.private import count_in, hidden
 from tunewright.report.markup import Child, Html, coded, el, esc, join
 from tunewright.report.page import Page, finite, mapping
 from tunewright.report.record import Answer, Count
@@ -47,8 +47,7 @@ def section(page: Page) -> Html:
 
 def _private(answer: Answer) -> int:
     """How many private values stand in a row of the table."""
-    texts = (answer.question, answer.expected, answer.before, answer.after)
-    return sum(len(private_values(text)) for text in texts)
+    return count_in((answer.question, answer.expected, answer.before, answer.after))
 
 
 def _counts(page: Page) -> Html:

@@ -10,7 +10,7 @@ from typing import Any
 from tunewright.core.files import readable_size, write_text
 from tunewright.core.telling import duration
 from tunewright.core.words import language, say
-from tunewright.data.checks.private import hidden, private_values
+from tunewright.data.checks.private import count_in, hidden
 from tunewright.report.markup import Child, Html, document, el, words
 from tunewright.report.side_by_side import plain
 
@@ -240,12 +240,11 @@ def write_page(path: Path, result: dict[str, Any], lang: str | None = None) -> P
 
 def _private(result: dict[str, Any]) -> int:
     """How many private values the page masks."""
-    texts = (
+    return count_in(
         text
         for row in result["rows"]
         for text in (row["question"], row["expected"], *row["answers"])
     )
-    return sum(len(private_values(text)) for text in texts)
 
 
 def _item(text: str) -> Html:

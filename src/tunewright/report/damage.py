@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunewright.core.words import say
+from tunewright.data.checks.private import hidden
 from tunewright.report.evaluation import pairs
 from tunewright.report.markup import Child, Html, el, words
 from tunewright.report.page import Page, listing, mapping, share, whole
@@ -69,7 +70,9 @@ def _examples(page: Page, one: dict[str, Any]) -> Html:
     if code == "memorised":
         return page.fold(title, el("ul", *(el("li", _known(page, e)) for e in examples)))
     if code == "personal_data":
-        leaks = [el("li", str(e.get("question")), el("br"), _leak(page, e)) for e in examples]
+        leaks = [
+            el("li", hidden(str(e.get("question"))), el("br"), _leak(page, e)) for e in examples
+        ]
         return page.fold(title, el("ul", *leaks))
 
     def note(example: dict[str, Any]) -> Html | None:

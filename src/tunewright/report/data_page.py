@@ -10,8 +10,9 @@ from tunewright.core.files import write_text
 from tunewright.core.words import language, say
 from tunewright.data.checks.base import Finding
 from tunewright.data.checks.driver import Checked
+from tunewright.data.checks.private import count_in, hidden_pieces
 from tunewright.data.checks.showing import Shown, Token
-from tunewright.report.markup import Child, Html, document, el, join
+from tunewright.report.markup import Child, Html, document, el, join, words
 
 TONES = {"stop": "bad", "warn": "warn", "info": "good"}
 STYLE = """
@@ -58,13 +59,18 @@ def check_page(checked: Checked, name: str) -> str:
         parts += [el("h2", say("check.page.lengths")), el("p", lengths.what()), histogram(lengths)]
     example = report.get("example")
     if example:
+        texts = [p["text"] for p in example["pieces"]]
         pieces = [
-            el("mark", p["text"], class_="token learnt") if p["learnt"] else p["text"]
-            for p in example["pieces"]
+            el("mark", text, class_="token learnt") if p["learnt"] else text
+            for p, text in zip(example["pieces"], hidden_pieces(texts), strict=True)
         ]
+        masked = count_in(["".join(texts)])
         parts += [
             el("h2", say("check.page.example")),
             el("p", example["origin"], class_="muted"),
+            el("p", words("report.masked_answers", language(), count=masked), class_="muted")
+            if masked
+            else None,
             el("pre", *pieces, class_="tokens"),
         ]
     return _page(say("check.page.title", name=name), parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tunewright.data.checks.private import hidden
 from tunewright.record import diagnosis
 from tunewright.report.chart import Bar, intervals
 from tunewright.report.markup import Child, Html, coded, el, words
@@ -245,7 +246,7 @@ def pairs(page: Page, examples: list[dict[str, Any]], note: Any = None) -> Html:
 def _said(page: Page, text: str) -> Html:
     if not text.strip():
         return el("em", page.say("answers.empty"), class_="muted")
-    return el("div", text, class_="said", dir="auto")
+    return el("div", hidden(text), class_="said", dir="auto")
 
 
 # ---- speed and the doctor

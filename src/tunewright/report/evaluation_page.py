@@ -4,12 +4,14 @@ the curve of abstention, the confusion matrix, and rows that went wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.files import write_json, write_text
 from tunewright.core.words import language, say
+from tunewright.data.checks.private import count_in, hidden
 from tunewright.report.chart import NARROW, WIDE, Series, chart
 from tunewright.report.markup import Child, Html, document, el, words
 
@@ -319,20 +321,26 @@ def _wrong(result: dict[str, Any], lang: str) -> list[Html]:
     options = result.get("options")
     if options and options["mistakes"]:
         heads = [words(f"evalpage.head.{one}", lang) for one in ("row", "expected", "chosen")]
-        body = [
-            el("tr", *(el("td", one[key]) for key in ("origin", "answer", "chosen")))
-            for one in options["mistakes"]
-        ]
-        parts += [_table(heads, body)]
+        parts += _mistakes(heads, options["mistakes"], ("answer", "chosen"), lang)
     match = result.get("exact_match")
     if match and match["mistakes"]:
         heads = [words(f"evalpage.head.{one}", lang) for one in ("row", "expected", "given")]
-        body = [
-            el("tr", *(el("td", one[key]) for key in ("origin", "expected", "answer")))
-            for one in match["mistakes"]
-        ]
-        parts += [_table(heads, body)]
+        parts += _mistakes(heads, match["mistakes"], ("expected", "answer"), lang)
     return [_section("wrong", lang, *parts)] if parts else []
+
+
+def _mistakes(
+    heads: list[Any], mistakes: list[dict[str, Any]], keys: Sequence[str], lang: str
+) -> list[Child]:
+    """A table of wrong rows, their private values masked."""
+    body = [
+        el("tr", el("td", one["origin"]), *(el("td", hidden(str(one[key]))) for key in keys))
+        for one in mistakes
+    ]
+    parts: list[Child] = []
+    if masked := count_in(str(one[key]) for one in mistakes for key in keys):
+        parts.append(el("p", words("report.masked_answers", lang, count=masked), class_="muted"))
+    return [*parts, _table(heads, body)]
 
 
 def _how(result: dict[str, Any], lang: str) -> Html:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunewright.core import signals
+from tunewright.core import machine, signals
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -46,6 +46,7 @@ def batch(
     if out.resolve() == prompts.resolve():
         raise UsageError(problem("E-BATCH-03", str(out)))
     batching.read_rows(prompts, defaults, "")  # what is wrong is said before a weight is read
+    machine.keep_few_kernels()
     with signals.watching() as stop:
         served = Pool(tell, dtype=dtype, think=think).open(target)
         rows = batching.read_rows(prompts, defaults, _about(served))

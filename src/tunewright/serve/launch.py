@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import machine
 from tunewright.core.errors import UsageError, problem, raise_all
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -58,6 +59,7 @@ def serve(
     from tunewright.serve import running
     from tunewright.serve.web import Service, make_app
 
+    machine.keep_few_kernels()
     with contextlib.closing(running.bind(host, port)) as listening:
         pool = Pool(tell, dtype=dtype, think=think)
         for i, target in enumerate(targets):

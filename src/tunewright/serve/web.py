@@ -201,11 +201,21 @@ def make_app(service: Service, *, host: str = "127.0.0.1", key: str | None = Non
 
 
 def _routes(app: FastAPI, service: Service) -> None:
-    async def read(request: Request) -> bytes:
-        limits = service.limits
-        return await doors.body_of(
-            request.headers, request.receive, limits.body_bytes, limits.body_seconds
-        )
+    _routes_of_state(app, service)
+    _routes_of_answers(app, service)
+    _routes_of_adapters(app, service)
+
+
+async def _read(service: Service, request: Request) -> bytes:
+    """The body of a request, within its limits. Raises Refused."""
+    limits = service.limits
+    return await doors.body_of(
+        request.headers, request.receive, limits.body_bytes, limits.body_seconds
+    )
+
+
+def _routes_of_state(app: FastAPI, service: Service) -> None:
+    """Whether it is well, what it has done, which models there are."""
 
     @app.get("/health")
     async def health() -> Response:
@@ -232,9 +242,13 @@ def _routes(app: FastAPI, service: Service) -> None:
     async def model(name: str) -> Response:
         return JSONResponse(_card(service.find(name)))
 
+
+def _routes_of_answers(app: FastAPI, service: Service) -> None:
+    """Chat and texts that are gone on with."""
+
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        body = parse(await read(request), Chat)
+        body = parse(await _read(service, request), Chat)
         served = service.find(body.model)
         wanted = await service.prepared(lambda: asking.of_chat(served, body, service.limits))
         reply = shapes.Reply(served, chat=True, logprobs=bool(body.logprobs))
@@ -242,15 +256,19 @@ def _routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        body = parse(await read(request), Completion)
+        body = parse(await _read(service, request), Completion)
         served = service.find(body.model)
         asked = await service.prepared(lambda: asking.of_completion(served, body, service.limits))
         reply = shapes.Reply(served, chat=False, logprobs=body.logprobs is not None)
         return await _answer(service, request, body, reply, asked)
 
+
+def _routes_of_adapters(app: FastAPI, service: Service) -> None:
+    """Models that come and go while it runs, as vLLM has it."""
+
     @app.post("/v1/load_lora_adapter")
     async def load(request: Request) -> Response:
-        body = parse(await read(request), Loading)
+        body = parse(await _read(service, request), Loading)
         folder = _inside(service.adapters, body.lora_path)
         if body.lora_name in service.pool.models:
             raise Refused("loaded", param="lora_name", name=body.lora_name[:80])
@@ -263,7 +281,7 @@ def _routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/unload_lora_adapter")
     async def unload(request: Request) -> Response:
-        body = parse(await read(request), Unloading)
+        body = parse(await _read(service, request), Unloading)
         if service.adapters is None:
             raise Refused("loading", 403)
         service.find(body.lora_name)

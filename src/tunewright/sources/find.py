@@ -66,6 +66,16 @@ HUB_ID = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@(?P<revision>[\w./-]+))?"
 )
 
+BARE = frozenset({"distilgpt2", "gpt2", "gpt2-large", "gpt2-medium", "gpt2-xl", "openai-gpt"})
+"""Names of the hub from before models had owners, of those that write text."""
+PLACES = frozenset(
+    {
+        *("adapters", "checkpoints", "data", "export", "exports", "home", "mnt", "model", "models"),
+        *("out", "output", "outputs", "results", "run", "runs", "tmp", "work", "workspace"),
+    }
+)
+"""First parts of names that mean a folder, whoever else might be called so."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -423,6 +433,8 @@ def _from_hub(spec: str, report: Report, weights: bool) -> Source:
     assert found
     name, revision = found["id"], found["revision"]
     cached = _hub_snapshot(name, revision, CONFIG_PATTERNS, offline=True)
+    if cached is None and _means_a_folder(name):
+        raise ModelError(problem("E-MODEL-01", spec=spec))
     if cached is None or not _complete(cached, weights):
         report(say("models.fetching_hub", id=name))
         cached = _hub_snapshot(name, revision, CONFIG_PATTERNS)
@@ -443,6 +455,15 @@ def _from_hub(spec: str, report: Report, weights: bool) -> Source:
             raise_all(_without_pickles(name, cached), ModelError)
     raise_all(vet.problems_of(cached, weights=weights), ModelError)
     return Source(spec, "hub", cached, say("models.cached", folder=cached), f"{name}@{cached.name}")
+
+
+def _means_a_folder(name: str) -> bool:
+    """Whether a name that a hub could have, but that is not here, was meant for a folder: it has no
+    owner, or its owner is called as folders are, or lies here and holds runs."""
+    owner, _, rest = name.partition("/")
+    if not rest:
+        return name not in BARE
+    return owner.lower() in PLACES or any(Path(owner).glob("*/run.yaml"))
 
 
 def _hub_snapshot(

@@ -147,6 +147,8 @@ RIGHT = {"engine.steps": 150}
 LORA = {"method.kind": "lora", "engine.learning_rate": 1.5e-2, "engine.steps": 120}
 RUNS_THAT_LEARN = {
     "full": Run("", RIGHT),
+    "packed": Run("", {**RIGHT, "engine.layout": "tree", "engine.rows_per_pass": 128}),
+    "padded": Run("", {**RIGHT, "engine.layout": "padded"}),
     "lora": Run("", LORA, others(), on_good=True),
     "labels": Run(
         "",
@@ -177,6 +179,40 @@ def test_a_good_run(place: Path, good: Path, name: str) -> None:
     assert told["final_loss"] < 0.6 * told["first_loss"]
     if name == "full":
         assert found(place, folder) == []
+
+
+STAGES = """\
+model: {base}
+engine: {{dtype: float32, threads: 1, batch_size: 12, save_every: 1000}}
+data: {{held_out: 0}}
+probes: 4
+forgetting: off
+stages:
+  - name: sft
+    data: {{train: {rows}}}
+    method: lora
+    engine: {{steps: 120, learning_rate: 1.5e-2}}
+  - name: dpo
+    adapter: stage:sft
+    data: {{train: {pairs}}}
+    objective: dpo
+    engine: {{steps: 20, learning_rate: 1e-4}}
+"""
+
+
+@pytest.mark.slow
+def test_good_stages_of_a_pipeline(place: Path) -> None:
+    from tunewright.commands import pipeline
+
+    given = {
+        "base": place / "base",
+        "rows": place / "rows.json",
+        "pairs": plain.write(place / "stage_pairs.json", pairs()),
+    }
+    (place / "stages.yaml").write_text(STAGES.format(**given), encoding="utf-8")
+    planned = pipeline.load_pipeline(place / "stages.yaml", [], {"out": str(place / "stages")})
+    pipeline.run_pipeline(planned, tell=Quiet())
+    assert [at_end(stage.folder) for stage in planned.stages] == [[], []]
 
 
 # ---- planted by plain code

@@ -13,7 +13,8 @@ from tunewright.commands.advising import picture
 from tunewright.core.files import readable_size, write_text
 from tunewright.core.telling import duration
 from tunewright.core.words import language, say
-from tunewright.report.markup import Child, document, el
+from tunewright.data.checks.private import count_in, hidden
+from tunewright.report.markup import Child, document, el, words
 
 if TYPE_CHECKING:
     from tunewright.commands.advising.question import Question
@@ -156,28 +157,41 @@ def _left_out(made: dict[str, Any]) -> list[Child]:
     return [el("h3", say("advise.not_measured")), el("ul", *items)]
 
 
+def _shown(text: str) -> str:
+    """The beginning of a text, its private values masked."""
+    return hidden(text)[:LONGEST]
+
+
 def _examples(made: dict[str, Any]) -> list[Child]:
     parts: list[Child] = []
+    texts = [text for row in made["examples"] for text in _texts_of(row)]
+    if masked := count_in(texts):
+        parts.append(el("p", words("report.masked_answers", language(), count=masked)))
     for row in made["examples"]:
         answers = [
             el(
                 "tr",
                 el("td", say(f"advise.way.{way}")),
-                el("td", one["answer"][:LONGEST], _query(one)),
+                el("td", _shown(one["answer"]), _query(one)),
                 el("td", f"{one['score']:.2f}"),
             )
             for way, one in row["ways"].items()
         ]
         parts += [
-            el("h3", row["question"][:LONGEST]),
-            el("p", say("advise.expected", text=row["expected"][:LONGEST])),
+            el("h3", _shown(row["question"])),
+            el("p", say("advise.expected", text=_shown(row["expected"]))),
             el("div", el("table", el("tbody", *answers)), class_="scroll"),
         ]
     return parts
 
 
+def _texts_of(row: dict[str, Any]) -> list[str]:
+    said = [text for one in row["ways"].values() for text in (one["answer"], one.get("query"))]
+    return [text for text in (row["question"], row["expected"], *said) if text]
+
+
 def _query(one: dict[str, Any]) -> Child:
-    return [el("br"), el("code", one["query"][:LONGEST])] if one.get("query") else None
+    return [el("br"), el("code", _shown(one["query"]))] if one.get("query") else None
 
 
 def read_advice(out: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tunewright.data.checks.wording import personal_values
@@ -52,3 +53,28 @@ def hidden(text: str) -> str:
     for _, value in private_values(text):
         text = text.replace(value, masked(value))
     return text
+
+
+def count_in(texts: Iterable[str]) -> int:
+    """How many private values stand in some texts."""
+    return sum(len(private_values(text)) for text in texts)
+
+
+def hidden_pieces(pieces: Sequence[str]) -> list[str]:
+    """The pieces of one text with its private values masked, also those that begin in one piece and
+    end in another: their mask stands where they begin."""
+    text = "".join(pieces)
+    places = [m.span() for _, v in private_values(text) for m in re.finditer(re.escape(v), text)]
+    found, start = [], 0
+    for piece in pieces:
+        end, out, at = start + len(piece), [], start
+        for low, high in sorted(places):
+            if high <= at or low >= end:
+                continue
+            out.append(text[at : max(at, low)])
+            if low >= at:
+                out.append(masked(text[low:high]))
+            at = min(high, end)
+        found.append("".join([*out, text[at:end]]))
+        start = end
+    return found

@@ -2,8 +2,9 @@
 
 R answers (rows), K key heads, G query heads a key head, D head size. Every row has columns: a
 learnt prefix if there is one, its prompt, what it has written so far. Column c holds the token at
-position c. The buffers are made once and grow by a half when they are full; a step writes one
-column of every row and copies nothing.
+position c. The buffers grow by a half when a step finds them full, and shrink when new rows join
+and most of the room is nobody's: one long prompt does not make them long for ever. A step writes
+one column of every row and copies nothing.
 
 Several answers to one prompt hold the prompt's columns once: at a step their queries meet them in
 one product (`far`), each row's own columns in another (`near`), and the two softmaxes are put
@@ -26,6 +27,8 @@ from tunewright.models.kernels.tree_attention import Kept, tree_attention
 NAME = "tunewright_answers"
 GROWTH, CHUNK = 1.5, 64
 """A buffer that is full grows to this multiple, in chunks of so many columns."""
+SLACK, SMALL = 4, 1 << 20
+"""A buffer of more than this many bytes is made anew where new rows need less than a part of it."""
 
 
 class _Buffer:
@@ -34,22 +37,24 @@ class _Buffer:
     def __init__(self) -> None:
         self.data: Tensor | None = None
 
-    def need(self, like: Tensor, rows: int, columns: int) -> Tensor:
-        """The buffer with room for that much. `like` (K, n, D) says the shape and dtype."""
+    def need(self, like: Tensor, rows: int, columns: int, *, joining: bool = False) -> Tensor:
+        """The buffer with room for that much, which includes whatever is still read. `like` (K, n,
+        D) says the shape and dtype. `joining`: this is the moment to shrink."""
         K, _, D = like.shape
         old = self.data
-        if old is None or old.shape[0] < rows or old.shape[2] < columns:
-            if old is not None:
-                rows = max(rows, old.shape[0])
-                if columns > old.shape[2]:
-                    columns = max(columns, int(old.shape[2] * GROWTH))
-            columns = -(-max(columns, old.shape[2] if old is not None else 0) // CHUNK) * CHUNK
-            new = like.new_zeros(rows, K, columns, D)
-            if old is not None:
-                new[: old.shape[0], :, : old.shape[2]] = old
-            self.data = new
-        assert self.data is not None
-        return self.data
+        if old is not None and old.shape[0] >= rows and old.shape[2] >= columns:
+            wanted = SLACK * rows * K * max(columns, CHUNK) * D
+            if not joining or old.nbytes <= SMALL or old.numel() <= wanted:
+                return old
+        elif old is not None and columns > old.shape[2]:
+            columns = max(columns, int(old.shape[2] * GROWTH))
+        columns = -(-columns // CHUNK) * CHUNK
+        new = like.new_zeros(rows, K, columns, D)
+        if old is not None:
+            there = old[:rows, :, :columns]
+            new[: len(there), :, : there.shape[2]] = there
+        self.data = new
+        return new
 
     def move(self, here: int, there: int, columns: int) -> None:
         if self.data is not None and columns:  # a row that took no step has no place yet
@@ -97,12 +102,14 @@ class AnswerMemory:
         if not self.shared:
             paths = [path for path in paths for _ in range(group)]
         rows, prompts = len(self.lengths), len(self.far_lengths)
+        before = self.far_lengths if self.shared else self.lengths
+        columns = max([*map(len, paths), *before])
         for index, seen in kept.items():
             layer = self.layers.setdefault(index, _Layer(seen))
             stores = (layer.far_k, layer.far_v) if self.shared else (layer.k, layer.v)
             start = prompts if self.shared else rows
             for store, found in zip(stores, (seen.k, seen.v), strict=True):
-                data = store.need(found, start + len(paths), max(map(len, paths)))
+                data = store.need(found, start + len(paths), columns, joining=True)
                 for i, path in enumerate(paths):
                     places = torch.tensor(path, device=self.device)
                     data[start + i, :, : len(path)] = found.index_select(1, places)
