@@ -1,0 +1,40 @@
+// Arithmetic of curves, apart from how they are drawn.
+
+import type { Point } from './types'
+
+/** Exponential mean with the correction for its start; `weight` 0 changes nothing, 0.99 a lot. */
+export function smooth(points: Point[], weight: number): Point[] {
+  if (weight <= 0) return points
+  let mean = 0
+  let total = 0
+  return points.map(([x, y]) => {
+    if (!Number.isFinite(y)) return [x, y]
+    mean = mean * weight + y * (1 - weight)
+    total = total * weight + (1 - weight)
+    return [x, mean / total]
+  })
+}
+
+/** One step's value put at its place; a step that is there already is replaced (after a resume). */
+export function put(points: Point[], x: number, y: number): Point[] {
+  const last = points.at(-1)
+  if (!last || last[0] < x) return [...points, [x, y]]
+  const kept = points.filter((point) => point[0] < x)
+  return [...kept, [x, y]]
+}
+
+/** Curves as CSV: the x of all, a column each. */
+export function csv(lines: { label: string; points: Point[] }[], xLabel: string): string {
+  const rows = new Map<number, (number | '')[]>()
+  lines.forEach((line, column) => {
+    for (const [x, y] of line.points) {
+      const row = rows.get(x) ?? lines.map(() => '' as const)
+      row[column] = y
+      rows.set(x, row)
+    }
+  })
+  const quoted = (text: string) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text)
+  const head = [xLabel, ...lines.map((line) => line.label)].map(quoted).join(',')
+  const body = [...rows].sort((a, b) => a[0] - b[0]).map(([x, row]) => [x, ...row].join(','))
+  return [head, ...body].join('\n') + '\n'
+}
