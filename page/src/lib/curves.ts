@@ -8,7 +8,7 @@ export function smooth(points: Point[], weight: number): Point[] {
   let mean = 0
   let total = 0
   return points.map(([x, y]) => {
-    if (!Number.isFinite(y)) return [x, y]
+    if (y === null || !Number.isFinite(y)) return [x, null]
     mean = mean * weight + y * (1 - weight)
     total = total * weight + (1 - weight)
     return [x, mean / total]
@@ -16,7 +16,7 @@ export function smooth(points: Point[], weight: number): Point[] {
 }
 
 /** One step's value put at its place; a step that is there already is replaced (after a resume). */
-export function put(points: Point[], x: number, y: number): Point[] {
+export function put(points: Point[], x: number, y: number | null): Point[] {
   const last = points.at(-1)
   if (!last || last[0] < x) return [...points, [x, y]]
   const kept = points.filter((point) => point[0] < x)
@@ -28,8 +28,8 @@ export function csv(lines: { label: string; points: Point[] }[], xLabel: string)
   const rows = new Map<number, (number | '')[]>()
   lines.forEach((line, column) => {
     for (const [x, y] of line.points) {
-      const row = rows.get(x) ?? lines.map(() => '' as const)
-      row[column] = y
+      const row = rows.get(x) ?? lines.map((): number | '' => '')
+      row[column] = y ?? ''
       rows.set(x, row)
     }
   })
@@ -37,4 +37,38 @@ export function csv(lines: { label: string; points: Point[] }[], xLabel: string)
   const head = [xLabel, ...lines.map((line) => line.label)].map(quoted).join(',')
   const body = [...rows].sort((a, b) => a[0] - b[0]).map(([x, row]) => [x, ...row].join(','))
   return [head, ...body].join('\n') + '\n'
+}
+
+const PLAIN = [
+  'loss',
+  'learning_rate',
+  'gradient_norm',
+  'tokens_per_second',
+  'seconds',
+  'memory_bytes',
+]
+
+/** The points that one line of events.jsonl gives, by the keys of `/series`. */
+export function figuresOf(event: Record<string, unknown>): Record<string, number | null> {
+  const found: Record<string, unknown> = {}
+  const inner = (name: string, prefix: string) => {
+    const values = event[name]
+    if (!values || typeof values !== 'object' || Array.isArray(values)) return
+    for (const [key, value] of Object.entries(values)) found[prefix + key] = value
+  }
+  if (event.event === 'step') {
+    for (const key of PLAIN) found[key] = event[key]
+    inner('terms', 'terms.')
+    inner('figures', '')
+  } else if (event.event === 'evaluation') {
+    found.held_out_loss = event.held_out_loss
+    inner('figures', 'held_out.')
+  }
+  const numbers: Record<string, number | null> = {}
+  for (const [key, value] of Object.entries(found)) {
+    // "NaN" and "inf" are written as words; they are a point without a value.
+    if (typeof value === 'number') numbers[key] = Number.isFinite(value) ? value : null
+    else if (typeof value === 'string' && /^-?(nan|inf(inity)?)$/i.test(value)) numbers[key] = null
+  }
+  return numbers
 }

@@ -9,7 +9,8 @@ let begun = false
 
 function put(job: Job): void {
   const rest = list.filter((one) => one.id !== job.id)
-  list = [...rest, job].sort((a, b) => b.created - a.created)
+  if (job.gone) list = rest
+  else list = [...rest, job].sort((a, b) => b.created - a.created)
 }
 
 export const jobs = {

@@ -65,39 +65,57 @@ export type DataEntry = {
 
 export type Repair = { key: string; text: string; count: number }
 
+export type Finding = {
+  key?: string
+  name?: string
+  severity?: 'stop' | 'warn' | 'info'
+  what: string
+  do?: string
+  count?: number
+  total?: number
+  places?: string[]
+  fields?: Record<string, unknown>
+}
+
 export type Inspection = {
-  format: string
+  format: string | null
   detected: { format: string; why: string }[]
   columns: string[]
   rows: number
   kept: number
   dropped: number
-  rows_head: Record<string, unknown>[]
-  report: Record<string, unknown>
+  rows_head: unknown[]
+  report: (Record<string, unknown> & { kinds?: Record<string, unknown> }) | null
   text: string
   stops: Finding[]
   warnings: Finding[]
   repairs: Repair[]
+  repair_stops?: Problem[]
 }
-
-export type Finding = string | { key?: string; text: string; rows?: number[]; do?: string }
 
 export type Token = {
   text: string
   learnt: boolean
+  weight?: number
   role: string | null
   special: boolean
   id: number
 }
+
+export type Branch = { role: string; length: number; learnt: number; tokens: Token[] }
 
 export type Message = { role: string; content: string }
 
 export type Preview = {
   row: number
   of: number
+  kind?: string
+  origin?: string
   messages: Message[]
   tokens: Token[]
-  rendered_by: string
+  branches?: Branch[]
+  rendered_by: string | null
+  unused_columns?: string[]
 }
 
 export type FieldType = 'int' | 'float' | 'bool' | 'text' | 'choice' | 'list' | 'map'
@@ -190,7 +208,10 @@ export type RunHead = {
   questions?: number | null
   tags: string[]
   note: string
+  paused?: boolean
   job?: string | null
+  /** Told by the stream when the run was moved to the trash. */
+  gone?: boolean
 }
 
 export type BeforeAfter = {
@@ -215,7 +236,8 @@ export type Run = RunHead & {
   checkpoints: unknown[]
 }
 
-export type Point = [number, number]
+/** A step and a value; null where the value was no finite number. */
+export type Point = [number, number | null]
 
 export type Series = {
   keys: Record<string, Point[]>
@@ -248,6 +270,8 @@ export type Job = {
     total: number | null
     left_seconds: number | null
   } | null
+  /** Told by the stream when the job was removed. */
+  gone?: boolean
 }
 
 export type Target = {
