@@ -60,7 +60,7 @@ export type DataEntry = {
   format: string | null
   bytes: number
   made_at: number
-  uploaded?: boolean
+  kind?: 'upload' | 'workspace' | 'recipe'
 }
 
 export type Repair = { key: string; text: string; count: number }
@@ -122,14 +122,25 @@ export type FieldType = 'int' | 'float' | 'bool' | 'text' | 'choice' | 'list' | 
 
 export type Field = {
   key: string
+  /** The label, in the language of the page. */
+  title: string
   type: FieldType
+  /** All values of a choice; words that a number or a text may be besides. */
   choices?: (string | number)[]
+  /** What the entries of a list are. */
+  of?: FieldType
+  accepts?: FieldType[]
   default: unknown
   minimum?: number
   maximum?: number
+  /** Bounds that are not allowed themselves. */
+  above?: number
+  below?: number
   optional: boolean
+  required?: boolean
   text: string
   more: boolean
+  path?: boolean
 }
 
 export type Section = { key: string; title: string; text: string; fields: Field[] }
@@ -138,49 +149,66 @@ export type Kind = {
   name: string
   title: string
   text: string
+  about?: string
   family: string
   picture: string
   fields: Field[]
+  source?: string
+  package?: string
+  term?: string | null
+  aliases?: string[]
+  /** Of methods. */
   trainable_share?: number | string | null
   peft?: boolean
-  objectives?: string[]
-  formats?: string[]
+  on_quantised?: boolean
+  leaves_model?: boolean
+  /** Of objectives: the kinds of rows it learns from, and those for which it is the usual one. */
   rows?: string[]
-  aliases?: string[]
+  row_titles?: string[]
+  usual_for?: string[]
 }
 
-export type Format = { name: string; text: string; columns?: string; rows?: string }
+export type Listed = { name: string; title: string; [key: string]: unknown }
 
 export type Schema = {
+  language?: string
   sections: Section[]
   methods: Kind[]
   objectives: Kind[]
-  formats: Format[]
-  rewards: { name: string; text: string; fields?: Field[] }[]
+  formats: Listed[]
+  rewards: Listed[]
+  families?: Record<string, { key: string; title: string }[]>
 }
 
 export type Change = {
   key: string
   value: unknown
+  /** Every setting of this change; `key` and `value` are the first. */
+  settings?: Values
   text: string
   memory_bytes: number | null
   seconds: number | null
 }
 
 export type Plan = {
-  fits: boolean
-  memory_bytes: number
-  available_bytes: number
-  by_part: Record<string, number>
+  fits: boolean | null
+  memory_bytes: number | null
+  available_bytes?: number | null
+  by_part?: Record<string, number>
+  part_titles?: Record<string, string>
   seconds: number | null
-  seconds_low: number | null
-  seconds_high: number | null
-  disk_bytes: number
-  steps: number
-  rows: number
+  seconds_low?: number | null
+  seconds_high?: number | null
+  disk_bytes?: number | null
+  steps: number | null
+  rows?: number | null
+  trainable_parameters?: number | null
+  parameters?: number | null
+  device?: string
+  measured?: 'runs' | 'trial' | 'rate' | 'nothing'
   lines: string[]
   problems: Problem[]
-  changes: Change[]
+  changes?: Change[]
   command: string
   yaml: string
 }
@@ -216,6 +244,7 @@ export type RunHead = {
 
 export type BeforeAfter = {
   question: string
+  kind?: string
   before: string | null
   after: string | null
   expected?: string | null
@@ -223,17 +252,20 @@ export type BeforeAfter = {
   correct_after?: boolean | null
 }
 
+export type Said = { text: string; level: 'good' | 'warn' | 'bad' | 'plain' }
+
 export type Run = RunHead & {
   config: Values
   yaml: string
   summary: Record<string, unknown> | null
-  decided: Record<string, unknown>
+  decided: { key: string; value: string; why: string }[]
   files: { name: string; bytes: number }[]
   problems: Problem[]
-  verdict: { text: string; level: 'good' | 'warn' | 'bad' } | null
+  verdict: (Said & { more?: Said[] }) | null
   before_after: BeforeAfter[]
   has_report: boolean
-  checkpoints: unknown[]
+  checkpoints: { name: string; step: number; bytes: number }[]
+  folder?: string
 }
 
 /** A step and a value; null where the value was no finite number. */
