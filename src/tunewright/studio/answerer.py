@@ -182,7 +182,9 @@ class Answerers:
         return there
 
     def _load(self, target: str, base: bool, tell: Callable[[str], None]) -> Open:
+        from tunewright.engine.decoding.writer import worth_packing
         from tunewright.engine.naming import find
+        from tunewright.models.kernels.packed import Packs
         from tunewright.serve.answering import open_target
 
         name = Path(target).name or target
@@ -194,6 +196,8 @@ class Answerers:
         if dtype != DTYPE:
             tell(say("studio.ask.narrow", name=name, dtype=dtype))
         opened = open_target(target, Quiet(), base=base, dtype=dtype)
+        if worth_packing(opened.causal):
+            opened.packs = Packs()
         tell(say("studio.ask.opened", name=name))
         return Open(target, base, opened)
 
