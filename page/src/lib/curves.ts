@@ -15,12 +15,12 @@ export function smooth(points: Point[], weight: number): Point[] {
   })
 }
 
-/** One step's value put at its place; a step that is there already is replaced (after a resume). */
-export function put(points: Point[], x: number, y: number | null): Point[] {
-  const last = points.at(-1)
-  if (!last || last[0] < x) return [...points, [x, y]]
-  const kept = points.filter((point) => point[0] < x)
-  return [...kept, [x, y]]
+/** One step's value at its place; a step that came before (after a resume) takes the new value. */
+export function put(points: Point[], x: number, y: number | null): void {
+  let at = points.length
+  while (at > 0 && points[at - 1]![0] > x) at -= 1
+  if (at > 0 && points[at - 1]![0] === x) points[at - 1] = [x, y]
+  else points.splice(at, 0, [x, y])
 }
 
 /** Curves as CSV: the x of all, a column each. */
