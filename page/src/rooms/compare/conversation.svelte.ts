@@ -192,7 +192,7 @@ export class Conversation {
 }
 
 type News = {
-  column?: number
+  column?: number | null
   text?: string
   end?: string
   tokens?: number
@@ -226,7 +226,7 @@ function take(places: Answer[], event: string, news: News): void {
     answer.tokens = news.tokens ?? 0
     answer.seconds = news.seconds ?? 0
   } else if (event === 'problem') {
-    const on = news.column === undefined ? places : [answer]
+    const on = news.column === undefined || news.column === null ? places : [answer]
     finish(on, 'problem', news.problems ?? [])
   }
 }
