@@ -16,7 +16,7 @@ from tunewright.core import faults
 from tunewright.core.errors import Problem, TunewrightError, problem
 from tunewright.core.words import LANGUAGES, say
 from tunewright.studio import routes_chat, routes_learn, routes_runs, routes_work
-from tunewright.studio.guard import Guard, page_of
+from tunewright.studio.guard import Guard, TooLong, page_of
 from tunewright.studio.state import Studio
 
 PAGE = Path(__file__).parent / "page"
@@ -65,6 +65,7 @@ def make_app(studio: Studio) -> Guard:
     for module in (routes_learn, routes_runs, routes_work, routes_chat):
         app.include_router(module.router)
     app.add_exception_handler(TunewrightError, _problems)  # type: ignore[arg-type]
+    app.add_exception_handler(TooLong, _too_long)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _unforeseen)
     app.add_api_route("/{path:path}", _page, methods=["GET", "HEAD"], include_in_schema=False)
@@ -103,6 +104,10 @@ async def _problems(request: Request, error: TunewrightError) -> Response:
     code = error.problems[0].code if error.problems else ""
     fallback = 422 if error.exit_code == 2 or code.startswith("E-") else 500
     return said(STATUS.get(code, fallback), error.problems)
+
+
+async def _too_long(request: Request, error: TooLong) -> Response:
+    return said(413, [error.problem])
 
 
 async def _http(request: Request, error: HTTPException) -> Response:

@@ -56,7 +56,7 @@ class Commands:
         with self.jobs.changing():  # two clicks must not get one folder
             out = self._free_run(slug(label) or _stem(config))
             config["out"] = str(out)
-            parse_run(dict(config), dict.fromkeys(config, "config"))
+            parse_run(dict(config), {key: key for key in config})
             return self.jobs.add(
                 "train",
                 label or out.name,

@@ -60,7 +60,11 @@ class Refusal(Exception):
 
 
 class TooLong(Exception):
-    """A body grew beyond what it may."""
+    """A body grew beyond what it may; `problem` says so."""
+
+    def __init__(self, most: int):
+        super().__init__(most)
+        self.problem = too_long(most).problem
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,9 @@ class Guard:
             return
         headers = _headers(scope)
         with speaking(language_of(headers, scope)):
-            begun = False
 
             async def dressed(message: Message) -> None:
-                nonlocal begun
                 if message["type"] == "http.response.start":
-                    begun = True
                     message = {**message, "headers": _dressed(message.get("headers") or [])}
                 await send(message)
 
@@ -98,10 +99,6 @@ class Guard:
                 await self.app(scope, _limited(receive, most), dressed)
             except Refusal as refusal:
                 await _refuse(refusal, scope, dressed)
-            except TooLong:
-                if not begun:
-                    most = self.upload_bytes if scope["path"] == UPLOAD else JSON_BYTES
-                    await _refuse(too_long(most), scope, dressed)
 
     def _look(self, scope: Scope, headers: dict[str, str]) -> None:
         if not self._is_ours(headers.get("host", "")):
@@ -229,7 +226,7 @@ def _limited(receive: Receive, most: int) -> Receive:
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
             if seen > most:
-                raise TooLong
+                raise TooLong(most)
         return message
 
     return counted
