@@ -71,7 +71,7 @@ def schema(_: Any = None) -> dict[str, Any]:
 
 def _sections() -> Iterator[dict[str, Any]]:
     plain: list[dict[str, Any]] = []
-    found = []
+    found: list[tuple[str, type[BaseModel]]] = []
     for name, info in RunConfig.model_fields.items():
         section = _section(info.annotation)
         if name in registry.AXES:
@@ -79,10 +79,10 @@ def _sections() -> Iterator[dict[str, Any]]:
         if section is None:
             plain.append(field_of(name, info))
         else:
-            found.append((name, info, list(_fields(name, section))))
+            found.append((name, section))
     yield _group("run", say("section.run.text"), plain)
-    for name, info, fields in found:
-        yield _group(name, help_of(info), fields)
+    for name, section in found:
+        yield _group(name, in_language(_one_line(section.__doc__)), list(_fields(name, section)))
 
 
 def _group(key: str, text: str, fields: list[dict[str, Any]]) -> dict[str, Any]:
@@ -236,14 +236,22 @@ def _humanised(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
 def english_help(info: FieldInfo) -> str:
     """The text beside a field in its class, in one line."""
-    return " ".join((info.description or "").split())
+    return _one_line(info.description)
 
 
 def help_of(info: FieldInfo) -> str:
-    """The help of a field in the reader's language; English for a text that has no other."""
-    text = english_help(info)
+    """The help of a field in the reader's language."""
+    return in_language(english_help(info))
+
+
+def in_language(text: str) -> str:
+    """An English help text in the reader's language; English where there is no other."""
     return text if language() == "en" else translated(language()).get(text, text)
 
 
