@@ -302,6 +302,8 @@ export type Job = {
     total: number | null
     left_seconds: number | null
   } | null
+  /** HTML pages that the command wrote: /api/jobs/ID/page?name= */
+  pages?: string[]
   /** Told by the stream when the job was removed. */
   gone?: boolean
 }

@@ -13,8 +13,10 @@ from tunewright.studio.asked import Body, Shared, spoken
 from tunewright.studio.given import Given
 from tunewright.studio.guard import REPORT_POLICY
 from tunewright.studio.places import shown
+from tunewright.studio.runs import read_lines
 
 router = APIRouter(prefix="/api")
+ANSWER_KEYS = ("origin", "question", "expected", "answer", "end", "scores")
 
 
 @router.get("/jobs")
@@ -71,6 +73,14 @@ def get_job_page(studio: Shared, job_id: str, name: str = "") -> FileResponse:
     path = studio.jobs.folder / job["id"] / chosen
     headers = {"content-security-policy": REPORT_POLICY}
     return FileResponse(path, media_type="text/html; charset=utf-8", headers=headers)
+
+
+@router.get("/jobs/{job_id}/answers")
+def get_job_answers(studio: Shared, job_id: str) -> list[dict[str, Any]]:
+    """What a model answered in an evaluation, row by row; nothing where it wrote no answers."""
+    job = studio.jobs.get(job_id)
+    rows = read_lines(studio.jobs.folder / job["id"] / "evaluation" / "answers.jsonl")
+    return [{key: row.get(key) for key in ANSWER_KEYS} for row in rows]
 
 
 @router.get("/data")

@@ -74,7 +74,6 @@ export type Evaluation = {
   device: string
   warnings: string[]
   seconds: { total: number }
-  answers_kept?: KeptAnswer[]
 }
 
 export type Subject = {
