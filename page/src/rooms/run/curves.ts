@@ -40,7 +40,8 @@ export function groupsOf(keys: Record<string, Point[]>): Group[] {
   ]
   for (const key of FIRST) {
     const format = key === 'memory_bytes' ? bytes : key === 'tokens_per_second' ? number : figure
-    groups.push({ id: key, title: nameOf(key), lines: line(key), format })
+    const plain = key === 'learning_rate' || key === 'memory_bytes'
+    groups.push({ id: key, title: nameOf(key), lines: line(key, { plain }), format })
   }
   const terms = Object.keys(keys).filter((key) => key.startsWith('terms.'))
   if (terms.length > 1) {
