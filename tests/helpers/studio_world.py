@@ -23,7 +23,9 @@ ADDRESS = "http://127.0.0.1:8090"
 JSON = {"Content-Type": "application/json"}
 
 
-def write_run(folder: Path, steps: int = 20, *, status: str | None = "done", **settings: str) -> Path:
+def write_run(
+    folder: Path, steps: int = 20, *, status: str | None = "done", **settings: str
+) -> Path:
     """A run folder as `tunewright train` leaves it."""
     folder.mkdir(parents=True)
     kind = settings.get("method", "lora")
@@ -50,7 +52,13 @@ def write_run(folder: Path, steps: int = 20, *, status: str | None = "done", **s
         "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
     )
     rows = [
-        {"question": "Who?", "expected": "Ada", "kind": "probe", "before": "Bob", "after": "Ada L."},
+        {
+            "question": "Who?",
+            "expected": "Ada",
+            "kind": "probe",
+            "before": "Bob",
+            "after": "Ada L.",
+        },
         {"question": "Why?", "expected": "so", "kind": "probe", "before": "so", "after": "so"},
     ]
     (folder / "before_after.jsonl").write_text(
@@ -95,7 +103,11 @@ def client_of(studio: Studio, token: str | None = TOKEN) -> TestClient:
     app = make_app(studio)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return TestClient(
-        app, base_url=ADDRESS, headers=headers, follow_redirects=False, raise_server_exceptions=False
+        app,
+        base_url=ADDRESS,
+        headers=headers,
+        follow_redirects=False,
+        raise_server_exceptions=False,
     )
 
 

@@ -95,7 +95,9 @@ def test_another_name_is_refused(known: TestClient, host: str) -> None:
     assert reply.json()["problems"][0]["code"] == "E-STUDIO-05"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8090", "localhost:8090", "[::1]:8090", "LOCALHOST:8090"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8090", "localhost:8090", "[::1]:8090", "LOCALHOST:8090"]
+)
 def test_this_machines_names_are_known(known: TestClient, host: str) -> None:
     assert known.get("/api/recipes", headers={"Host": host}).status_code == 200
 
@@ -155,7 +157,8 @@ def test_no_reply_allows_another_origin_and_every_one_forbids_loading(
 
 
 @pytest.mark.parametrize(
-    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+    "kind",
+    [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"],
 )
 def test_a_form_of_another_site_cannot_change_anything(known: TestClient, kind: str | None) -> None:
     for method, path in (
@@ -251,7 +254,9 @@ def test_two_readers_are_spoken_to_in_two_languages(known: TestClient) -> None:
     ):
         reply = known.get("/api/runs/0123456789abcdef", headers=headers)
         assert (reply.status_code, word in reply.json()["problems"][0]["what"]) == (404, True)
-    assert "这里" in known.get("/api/jobs/0123456789abcdef?language=zh").json()["problems"][0]["what"]
+    assert (
+        "这里" in known.get("/api/jobs/0123456789abcdef?language=zh").json()["problems"][0]["what"]
+    )
 
 
 def test_what_nobody_foresaw_goes_into_a_file(tmp_path: Path) -> None:

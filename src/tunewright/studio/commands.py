@@ -15,13 +15,15 @@ from typing import Any
 import yaml
 
 from tunewright.core.errors import UsageError, problem
-from tunewright.core.runfile import parse_run
+from tunewright.core.runfile import parse_run, parse_value
 from tunewright.core.words import say
 from tunewright.studio.checks import Checks
 from tunewright.studio.given import Given
 from tunewright.studio.jobs import Jobs
 from tunewright.studio.places import Places, free_name, name_for_file, slug
 
+WORDS = ("type", "name", "dtype", "way", "blocks", "to", "data")
+"""Options of an export that are words; the others are numbers or switches."""
 WAYS = ("merge", "gguf", "adapter-gguf", "ollama", "quantize", "prune", "shrink", "diff")
 
 
@@ -51,7 +53,12 @@ class Commands:
         config = self.checks.config(given.mapping("config"))
         questions = given.texts("questions", [])
         label = given.text("name", "", most=200).strip()
-        if questions:
+        asked = config.get("probes")
+        if questions and isinstance(asked, list):
+            # Those with an expected answer stay as they are.
+            known = {one if isinstance(one, str) else _question(one) for one in asked}
+            config["probes"] = [*asked, *(one for one in questions if one not in known)]
+        elif questions:
             config["probes"] = questions
         with self.jobs.changing():  # two clicks must not get one folder
             out = self._free_run(slug(label) or _stem(config))
@@ -176,7 +183,7 @@ class Commands:
         way = given.choice("way", WAYS)
         target = self.checks.target(given.text("target"))
         name = name_for_file(given.text("name", Path(target).name or way), "name")
-        options = Given(given.mapping("options", {}), "options.")
+        options = Given(_as_wanted(given.mapping("options", {})), "options.")
         words = self._export_words(way, options)
         if way in ("gguf", "adapter-gguf"):
             name = name if name.endswith(".gguf") else f"{name}.gguf"
@@ -216,7 +223,8 @@ class Commands:
             words += _texts(options, type="--type") + _switch(options, "measure")
         if way == "prune":
             words += _texts(options, way="--way")
-            words += _numbers(options, share="--share", blocks="--blocks", heal="--heal")
+            words += _texts(options, blocks="--blocks")
+            words += _numbers(options, share="--share", heal="--heal")
         if way == "shrink":
             words += _texts(options, blocks="--blocks", to="--to") + _numbers(
                 options, heal="--heal"
@@ -280,6 +288,26 @@ def _stem(config: dict[str, Any]) -> str:
     name = first.get("file", "data") if isinstance(first, dict) else str(first)
     kind = config.get("method.kind", config.get("method", "lora"))
     return slug(f"{Path(str(name)).stem}-{kind}")
+
+
+def _question(row: Any) -> str:
+    """What a row of `probes` asks."""
+    names = ("instruction", "question", "prompt")
+    return next((str(row[n]) for n in names if n in row), "") if isinstance(row, dict) else ""
+
+
+def _as_wanted(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a form, where a number may come as the text of a choice and the other way round."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in WORDS and isinstance(value, int | float) and not isinstance(value, bool):
+            value = f"{value:g}"
+        elif name not in WORDS and isinstance(value, str):
+            number = parse_value(value)
+            value = number if isinstance(number, int | float) else value
+        if value not in (None, ""):
+            found[name] = value
+    return found
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

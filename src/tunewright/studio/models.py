@@ -52,7 +52,7 @@ def _of_folder(
     weights = [path] if path.is_file() else [p for p in path.iterdir() if p.suffix in WEIGHTS]
     size = sum(p.stat().st_size for p in weights if p.exists())
     width = {"float32": 4, "bfloat16": 2, "float16": 2}.get(
-        str(config.get("dtype") or config.get("torch_dtype")), None
+        str(config.get("dtype") or config.get("torch_dtype"))
     )
     label = identity if places is None else places.short(identity)
     return {

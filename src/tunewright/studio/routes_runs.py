@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,19 @@ def _stop(studio: Any, run_id: str, how: str) -> dict[str, Any]:
 
 
 @router.post("/runs/{run_id}/resume")
-def resume_run(studio: Shared, run_id: str, given: Body) -> dict[str, Any]:
+async def resume_run(studio: Shared, run_id: str, given: Body) -> dict[str, Any]:
     """Queue the rest of a run."""
+    job = await asyncio.to_thread(_resume, studio, run_id)
+    await studio.make_room()
+    return await asyncio.to_thread(studio.shown, job)
+
+
+def _resume(studio: Any, run_id: str) -> dict[str, Any]:
     head, folder = studio.runs.head(run_id), studio.runs.folder(run_id)
     if head["status"] not in ("stopped", "interrupted", "failed", "pipeline"):
         raise UsageError(problem("E-STUDIO-23", head["name"], status=head["status"]))
-    return studio.shown(studio.commands.resume(folder, spoken()))
+    job: dict[str, Any] = studio.commands.resume(folder, spoken())
+    return job
 
 
 @router.get("/stream")

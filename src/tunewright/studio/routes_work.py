@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,9 @@ def get_jobs(studio: Shared) -> list[dict[str, Any]]:
 @router.post("/jobs")
 async def add_job(studio: Shared, given: Body) -> dict[str, Any]:
     """Queue a command."""
-    import asyncio
-
     job = await asyncio.to_thread(studio.commands.add, given, spoken())
-    if job["kind"] == "train" and studio.is_small() and studio.answerer.is_alive:
-        await studio.answerer.stop()
+    if job["kind"] == "train":
+        await studio.make_room()
     return await asyncio.to_thread(studio.shown, job)
 
 
@@ -83,6 +82,15 @@ def get_job_answers(studio: Shared, job_id: str) -> list[dict[str, Any]]:
     return [{key: row.get(key) for key in ANSWER_KEYS} for row in rows]
 
 
+@router.get("/jobs/{job_id}/answers")
+def get_job_answers(studio: Shared, job_id: str) -> list[dict[str, Any]]:
+    """The answers of an evaluation, row by row."""
+    job = studio.jobs.get(job_id)
+    place = studio.jobs.folder / job["id"] / "evaluation" / "answers.jsonl"
+    kept = ("origin", "question", "expected", "answer", "end", "scores")
+    return [{key: row.get(key) for key in kept} for row in read_lines(place)]
+
+
 @router.get("/data")
 def get_data(studio: Shared) -> list[dict[str, Any]]:
     """The files of rows."""
@@ -92,8 +100,6 @@ def get_data(studio: Shared) -> list[dict[str, Any]]:
 @router.post("/data/upload")
 async def upload(request: Request, studio: Shared, name: str = "") -> dict[str, Any]:
     """Take a file, or pasted text."""
-    import asyncio
-
     if request.headers.get("content-type", "").startswith("application/json"):
         given = Given.read(await request.body())
         data = given.text("text", most=2**20).encode("utf-8")
@@ -150,8 +156,6 @@ async def preview(studio: Shared, given: Body) -> Any:
 @router.post("/data/repair")
 async def repair(studio: Shared, given: Body) -> dict[str, Any]:
     """A repaired copy among the uploads."""
-    import asyncio
-
     args = _about_data(studio, given)
     source = Path(args["data"])
     out = studio.data.place_for(f"{source.name.partition('.')[0]}-repaired{source.suffix}")

@@ -59,7 +59,7 @@ class Runs:
         """Every run, newest first, of those that hold all words of `search` in what is shown of
         them, and have the tag."""
         folders, kept = self.folders(), self.index.get_all()
-        jobs = self._jobs_by_run()
+        jobs, noted = self._jobs_by_run(), self._all_notes()
         fresh, heads = [], []
         for run_id, folder in folders.items():
             stamp = _stamp(folder)
@@ -67,7 +67,9 @@ class Runs:
             if there is None or there[0] != stamp:
                 there = (stamp, read_head(folder))
                 fresh.append((run_id, str(folder), stamp, there[1]))
-            heads.append(self._dressed(run_id, folder, there[1], jobs.get(run_id)))
+            heads.append(
+                self._dressed(run_id, folder, there[1], jobs.get(run_id), noted.get(run_id, {}))
+            )
         self.index.put(fresh)
         self.index.forget([run_id for run_id in kept if run_id not in folders])
         for run_id, job in jobs.items():
@@ -114,16 +116,23 @@ class Runs:
                 found[job["run"]] = job
         return found
 
-    def _dressed(self, run_id: str, folder: Path, head: Head, job: dict[str, Any] | None) -> Head:
+    def _dressed(
+        self,
+        run_id: str,
+        folder: Path,
+        head: Head,
+        job: dict[str, Any] | None,
+        noted: dict[str, Any] | None = None,
+    ) -> Head:
         """A head with what is not the folder's: its label, whether it is alive, its job."""
         status = head["status"]
         if job is not None and job["state"] == "running":
             status = "running"
-        elif status == "running" and job is not None and job["ended"]:
+        elif (status == "running" and job is not None and job["ended"]) or (
+            status == "running" and time.time() - (head["heard"] or 0) > QUIET_SECONDS
+        ):
             status = "interrupted"
-        elif status == "running" and time.time() - (head["heard"] or 0) > QUIET_SECONDS:
-            status = "interrupted"
-        noted = self.notes(run_id)
+        noted = self.notes(run_id) if noted is None else noted
         paused = job is not None and job["asked"] == "pause" and status in ("stopped", "running")
         return {
             **{key: value for key, value in head.items() if key != "heard"},
@@ -152,6 +161,15 @@ class Runs:
         except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def _all_notes(self) -> dict[str, dict[str, Any]]:
+        """The notes of all runs that have some."""
+        try:
+            names = os.listdir(self.places.private / "notes")
+        except OSError:
+            return {}
+        ids = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+        return {run_id: self.notes(run_id) for run_id in ids if ID.fullmatch(run_id)}
 
     def annotate(self, run_id: str, facts: dict[str, Any]) -> None:
         """Keep a label, tags or a note: texts, shown as texts."""
@@ -260,7 +278,7 @@ def read_head(folder: Path) -> Head:
     if head["status"] != "pipeline" and (status or events):
         head["status"] = status or "running"
     if status:
-        head["ended"] = _mtime(folder / "summary.json")
+        head["ended"] = head["heard"] or _mtime(folder / "summary.json")
     return {**head, **_counts(folder)}
 
 

@@ -77,8 +77,6 @@ class Studio:
             "out": self.places.short(job["out"]) if job.get("out") else None,
             "pages": self.pages(job),
         }
-        if whole or job["state"] in ("done", "failed"):
-            told["result"] = None
         if whole:
             text, offset = self.jobs.log(job)
             told |= {"result": self.jobs.result(job), "log": text, "log_offset": offset}
@@ -124,6 +122,7 @@ class Studio:
 
         return files
 
-    def is_small(self) -> bool:
-        """Whether the machine has no room for a training beside a model that answers."""
-        return total_memory() < SMALL_MEMORY
+    async def make_room(self) -> None:
+        """Let go of the models that answer where a training needs their memory."""
+        if total_memory() < SMALL_MEMORY and self.answerer.is_alive:
+            await self.answerer.stop()
