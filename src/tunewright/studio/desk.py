@@ -8,7 +8,6 @@ their answers at once and the server itself never loads a heavy library.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from tunewright.studio.lines import Call, Child, Request
@@ -74,12 +73,34 @@ CALLS: dict[str, Call] = {
 }
 
 
+WARM_AFTER = 1.5
+"""Seconds without a request after which the desk loads what the first plan needs: nobody waits for
+it then."""
+
+
+class Warming:
+    """Loads once what the first plan would have to wait for."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def __call__(self) -> None:
+        """Load it, the first time."""
+        if self.done:
+            return
+        self.done = True
+        from tunewright.core.telling import silent
+        from tunewright.engine import opening  # noqa: F401 - with torch and Transformers
+        from tunewright.methods import peft_kinds  # noqa: F401
+
+        with silent():
+            import peft  # noqa: F401
+
+
 def main() -> None:
     """Answer the server until it is gone."""
-    # Of a training beside it the desk should take nothing.
-    if hasattr(os, "nice"):
-        os.nice(5)
-    Child(CALLS, keeps=("repair",)).run()
+    warm = Warming()
+    Child(CALLS, keeps=("repair",), idle=warm, idle_seconds=WARM_AFTER, interrupts=True).run()
 
 
 if __name__ == "__main__":

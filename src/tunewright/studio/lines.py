@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tunewright.core import faults
 from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
 from tunewright.core.words import LANGUAGES, set_language
+from tunewright.record.events import plain
 
 LONGEST_LINE = 64 * 2**20
 """Bytes of a request: data pasted into a page, and never more."""
@@ -44,8 +45,9 @@ class Args(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class Cancelled(Exception):
-    """Raised inside a call whose result nobody waits for any more."""
+class Cancelled(BaseException):
+    """Raised inside a call whose result nobody waits for any more. Like KeyboardInterrupt it is no
+    Exception, so that nothing on the way takes it for an error of its own."""
 
 
 class Partly(Exception):
@@ -96,7 +98,8 @@ Call = Callable[[Request], Any]
 class Child:
     """The loop of a child process. `calls` are what may be asked; each gets the request and returns
     what JSON can hold. `keeps` are calls whose waiting requests are never dropped. `idle` is called
-    whenever nothing was asked for `idle_seconds`."""
+    whenever nothing was asked for `idle_seconds`. `interrupts`: cancelling stops a call wherever it
+    is, as Ctrl+C would; without, where it calls `Request.check`."""
 
     def __init__(
         self,
@@ -105,14 +108,18 @@ class Child:
         keeps: Collection[str] = (),
         idle: Callable[[], None] | None = None,
         idle_seconds: float = 60.0,
+        interrupts: bool = False,
     ) -> None:
         self.calls, self.keeps = calls, keeps
         self.idle, self.idle_seconds = idle, idle_seconds
+        # Windows has no such signal: there a call is let finish, and its result is not told.
+        self.interrupts = interrupts and hasattr(signal, "SIGUSR1")
         self._out: TextIO = sys.stdout
         self._writing = threading.Lock()
         self._changed = threading.Condition()
         self._waiting: list[Request] = []
         self._current: Request | None = None
+        self._inside = False
         self._ended = False
 
     def run(self) -> None:
@@ -121,6 +128,8 @@ class Child:
         # Ctrl+C in the terminal is meant for the server, which ends this process by closing stdin.
         with suppress(ValueError):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.interrupts:
+            signal.signal(signal.SIGUSR1, self._interrupted)
         threading.Thread(target=self._read, args=(asked,), daemon=True).start()
         while (request := self._next()) is not None:
             self._work(request)
@@ -168,31 +177,38 @@ class Child:
         with self._changed:
             waited = [r for r in self._waiting if r.id == which]
             self._waiting = [r for r in self._waiting if r.id != which]
-            if self._current is not None and self._current.id == which:
-                self._current.cancelled.set()
+            running = self._current if self._current and self._current.id == which else None
+        if running is not None and not running.cancelled.is_set():
+            running.cancelled.set()
+            if self.interrupts:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         for one in waited:
             self._write({"id": one.id, "done": True, "cancelled": True})
 
     # ---- what goes out
 
     def _next(self) -> Request | None:
-        with self._changed:
-            self._current = None
-            while not self._waiting:
+        while True:
+            with self._changed:
+                self._current = None
+                told = self._waiting or self._ended or self._changed.wait(self.idle_seconds)
+                if self._waiting:
+                    self._current = self._waiting.pop(0)
+                    return self._current
                 if self._ended:
                     return None
-                if not self._changed.wait(self.idle_seconds) and self.idle is not None:
+            if not told and self.idle is not None:
+                try:
                     self.idle()
-            self._current = self._waiting.pop(0)
-            return self._current
+                except faults.UNFORESEEN as error:
+                    unforeseen(error, "idle")
 
     def _work(self, request: Request) -> None:
         set_language(request.language)
         try:
-            request.check()
-            result = self.calls[request.call](request)
-            request.check()
+            result = self._called(request)
         except Cancelled:
+            self._inside = False
             self._write({"id": request.id, "done": True, "cancelled": True})
         except Partly as partly:
             self._fail(request.id, partly.problems, partly.result)
@@ -203,14 +219,28 @@ class Child:
         else:
             self._write({"id": request.id, "done": True, "result": result})
 
+    def _called(self, request: Request) -> Any:
+        self._inside = True
+        try:
+            request.check()
+            result = self.calls[request.call](request)
+            request.check()
+            return result
+        finally:
+            self._inside = False
+
+    def _interrupted(self, *_: Any) -> None:
+        """In the main thread, between two of its steps: leave the call that was cancelled."""
+        if self._inside and self._current is not None and self._current.cancelled.is_set():
+            raise Cancelled
+
     def _fail(self, which: Any, problems: list[Problem], result: Any = None) -> None:
         said: dict[str, Any] = {"id": which, "done": True}
         said["problems"] = [one.as_dict() for one in problems]
         self._write(said if result is None else {**said, "result": result})
 
     def _write(self, said: dict[str, Any]) -> None:
-        # `str` for what JSON does not know: a path, a number of NumPy.
-        text = json.dumps(said, ensure_ascii=False, default=str)
+        text = _json(said)
         try:
             with self._writing:
                 self._out.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
@@ -230,6 +260,16 @@ def unforeseen(error: BaseException, doing: str) -> Problem:
     return problem(code, place, doing=doing, cause=faults.cause_of(error))
 
 
+def _json(said: dict[str, Any]) -> str:
+    """One line. `str` for what JSON does not know: a path, a number of NumPy; words for numbers
+    that it does not know, NaN above all, which a browser would refuse to read."""
+    how: dict[str, Any] = {"ensure_ascii": False, "default": str, "allow_nan": False}
+    try:
+        return json.dumps(said, **how)
+    except ValueError:
+        return json.dumps(plain(said), **how)
+
+
 def _own_pipes() -> tuple[TextIO, TextIO]:
     """(stdin, stdout) for this module alone: whatever else prints goes to stderr, and whatever else
     reads finds nothing."""
@@ -239,5 +279,5 @@ def _own_pipes() -> tuple[TextIO, TextIO]:
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
-    sys.stdin, sys.stdout = open(0, encoding="utf-8", closefd=False), sys.stderr
+    sys.stdin, sys.stdout = os.fdopen(0, encoding="utf-8", closefd=False), sys.stderr
     return asked, said

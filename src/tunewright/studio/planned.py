@@ -2,7 +2,8 @@
 its settings, and the command and file that say the same.
 
 The figures are those of `tunewright plan` without its trial passes, so that a form gets an answer
-while it is filled in; what earlier plans and runs measured on this machine is used where it is kept.
+while it is filled in; what earlier plans and runs measured on this machine is used where it is
+kept.
 """
 
 from __future__ import annotations

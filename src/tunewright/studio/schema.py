@@ -374,7 +374,7 @@ def _families() -> dict[str, list[dict[str, str]]]:
     """Axis -> its families in order, with their titles."""
     found: dict[str, list[dict[str, str]]] = {}
     for axis, kinds in known_kinds().items():
-        names = [*dict.fromkeys(kind["family"] for kind in kinds.values()), "other"]
+        names = dict.fromkeys([*(kind["family"] for kind in kinds.values()), "other"])
         found[axis] = [{"key": name, "title": say(f"family.{axis}.{name}")} for name in names]
     return found
 
