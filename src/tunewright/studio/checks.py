@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import TunewrightError, UsageError, problem, raise_all
-from tunewright.studio.places import RECIPES, Places, refused, shown
+from tunewright.studio.places import RECIPES, Places, is_there, refused, shown
 
 PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:==[A-Za-z0-9][A-Za-z0-9.!+_-]*)?")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?(?:@[\w.-]+)?")
@@ -28,6 +28,7 @@ MODELS = ("model", "objective.teacher")
 OPTION = re.compile(r"[\w.,:^$()|*+?\[\]-]*")
 FILE_WORDS = re.compile(r"file|path|dir|cache|module_name", re.IGNORECASE)
 REGISTRY = "dataset_info.json"
+LONGEST = 1024
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Checks:
     def model(self, text: object, where: str = "model") -> str:
         """A model as commands take it: `pypi:`, `modelscope:` or hub id as they are, anything else
         as a path inside the roots. Raises UsageError."""
-        if not isinstance(text, str) or not text or not text.isprintable():
+        if not isinstance(text, str) or not 0 < len(text) <= LONGEST or not text.isprintable():
             raise refused(text, where)
         listed = self.path_of(text)
         if listed is not None:
@@ -53,7 +54,7 @@ class Checks:
                     raise UsageError(problem("E-MODEL-18", where, spec=shown(text)))
                 return rest if prefix == "hf:" else text
         is_hub = HUB_ID.fullmatch(text) and ".." not in text and not text.endswith(".gguf")
-        if is_hub and not (self.places.root / text).exists():
+        if is_hub and not is_there(self.places.root / text):
             return text
         return str(self.places.inside(text, where))
 
@@ -64,7 +65,7 @@ class Checks:
     def data(self, text: object, where: str = "data", folder: Path | None = None) -> str:
         """Rows as commands take them: a listed file, a recipe's, a path inside the roots, a set of
         a hub, or a name in a registry of the workspace. Raises UsageError."""
-        if not isinstance(text, str) or not text or not text.isprintable():
+        if not isinstance(text, str) or not 0 < len(text) <= LONGEST or not text.isprintable():
             raise refused(text, where)
         listed = self.path_of(text)
         if listed is not None:

@@ -1,5 +1,5 @@
-"""The two programs that compute for the server: `desk` looks at data and settings, `answerer` speaks
-for models. Each is a child that reads and writes lines of JSON.
+"""The two programs that compute for the server: `desk` looks at data and settings, `answerer`
+speaks for models. Each is a child that reads and writes lines of JSON.
 
 A request is `{id, call, language, args}`; replies are `{id, event, ...}` and end with
 `{id, done: true, result}` or `{id, done: true, problems}`. `{cancel: id}` stops a request. A child

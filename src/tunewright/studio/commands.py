@@ -297,7 +297,7 @@ def _question(row: Any) -> str:
 
 
 def _as_wanted(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a form, where a number may come as the text of a choice and the other way round."""
+    """Options of a form, where a number may come as the text of a choice, and the other way."""
     found: dict[str, Any] = {}
     for name, value in options.items():
         if name in WORDS and isinstance(value, int | float) and not isinstance(value, bool):

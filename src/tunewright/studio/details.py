@@ -1,5 +1,5 @@
-"""One run as its own page shows it: settings, what was decided, answers before and after, a verdict,
-its files and its log."""
+"""One run as its own page shows it: settings, what was decided, answers before and after, a
+verdict, its files and its log."""
 
 from __future__ import annotations
 

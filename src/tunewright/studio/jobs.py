@@ -58,7 +58,7 @@ class Jobs:
 
     def _entries(self) -> list[str]:
         try:
-            return [name for name in os.listdir(self.folder) if ID.fullmatch(name)]
+            return [one.name for one in self.folder.iterdir() if ID.fullmatch(one.name)]
         except OSError:
             return []
 

@@ -51,9 +51,8 @@ def _of_folder(
     config = read_json(path / "config.json") if path.is_dir() else {}
     weights = [path] if path.is_file() else [p for p in path.iterdir() if p.suffix in WEIGHTS]
     size = sum(p.stat().st_size for p in weights if p.exists())
-    width = {"float32": 4, "bfloat16": 2, "float16": 2}.get(
-        str(config.get("dtype") or config.get("torch_dtype"))
-    )
+    dtype = str(config.get("dtype") or config.get("torch_dtype"))
+    width = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype)
     label = identity if places is None else places.short(identity)
     return {
         "id": identity,

@@ -108,7 +108,7 @@ class Places:
         real = Path(os.path.realpath(lexical))
         if not self._holds(real):
             raise refused(text, where)
-        if not real.exists():
+        if not is_there(real):
             raise UsageError(problem("E-STUDIO-12", where, what=shown(text)))
         return real
 
@@ -130,7 +130,17 @@ class Places:
 
     def id_of(self, path: Path) -> str:
         """The id under which the page knows a path: the same in every process."""
-        return hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:16]
+        whole = os.path.abspath(path)  # noqa: PTH100 - a link is a place of its own
+        return hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; False for a name that no system could have."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def shown(text: object) -> str:

@@ -1,5 +1,5 @@
-"""The recipes of the first screen: settings that were measured to teach well on two processors, with
-rows that come with the package."""
+"""The recipes of the first screen: settings that were measured to teach well on two processors,
+with rows that come with the package."""
 
 from __future__ import annotations
 

@@ -82,15 +82,6 @@ def get_job_answers(studio: Shared, job_id: str) -> list[dict[str, Any]]:
     return [{key: row.get(key) for key in ANSWER_KEYS} for row in rows]
 
 
-@router.get("/jobs/{job_id}/answers")
-def get_job_answers(studio: Shared, job_id: str) -> list[dict[str, Any]]:
-    """The answers of an evaluation, row by row."""
-    job = studio.jobs.get(job_id)
-    place = studio.jobs.folder / job["id"] / "evaluation" / "answers.jsonl"
-    kept = ("origin", "question", "expected", "answer", "end", "scores")
-    return [{key: row.get(key) for key in kept} for row in read_lines(place)]
-
-
 @router.get("/data")
 def get_data(studio: Shared) -> list[dict[str, Any]]:
     """The files of rows."""

@@ -128,9 +128,7 @@ class Runs:
         status = head["status"]
         if job is not None and job["state"] == "running":
             status = "running"
-        elif (status == "running" and job is not None and job["ended"]) or (
-            status == "running" and time.time() - (head["heard"] or 0) > QUIET_SECONDS
-        ):
+        elif status == "running" and (_has_ended(job) or _is_silent(head)):
             status = "interrupted"
         noted = self.notes(run_id) if noted is None else noted
         paused = job is not None and job["asked"] == "pause" and status in ("stopped", "running")
@@ -165,7 +163,7 @@ class Runs:
     def _all_notes(self) -> dict[str, dict[str, Any]]:
         """The notes of all runs that have some."""
         try:
-            names = os.listdir(self.places.private / "notes")
+            names = [one.name for one in (self.places.private / "notes").iterdir()]
         except OSError:
             return {}
         ids = [name.removesuffix(".json") for name in names if name.endswith(".json")]
@@ -247,6 +245,14 @@ EMPTY_HEAD: Head = {
     "questions": None,
     "heard": None,
 }
+
+
+def _has_ended(job: dict[str, Any] | None) -> bool:
+    return job is not None and bool(job["ended"])
+
+
+def _is_silent(head: Head) -> bool:
+    return time.time() - (head["heard"] or 0) > QUIET_SECONDS
 
 
 def unknown_run(run_id: str) -> UsageError:
@@ -355,7 +361,7 @@ def _walk(root: Path, deepest: int) -> Iterator[Path]:
 def _folders(root: Path) -> list[Path]:
     try:
         with os.scandir(root) as entries:
-            return [Path(entry.path) for entry in entries if entry.is_dir()]
+            return [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
     except OSError:
         return []
 
@@ -365,7 +371,7 @@ def _stamp(folder: Path) -> str:
     parts = []
     for name in WATCHED:
         try:
-            stat = os.stat(folder / name)
+            stat = (folder / name).stat()
             parts.append(f"{stat.st_mtime_ns}:{stat.st_size}")
         except OSError:
             parts.append("-")

@@ -15,6 +15,7 @@ import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def thin(steps: np.ndarray, values: np.ndarray, points: int) -> Points:
         low = np.where(np.isnan(values), np.inf, values)
         high = np.where(np.isnan(values), -np.inf, values)
         chosen = {0, len(steps) - 1}
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in pairwise(edges.tolist()):
             if start < end:
                 chosen |= {start + int(low[start:end].argmin())}
                 chosen |= {start + int(high[start:end].argmax())}
@@ -239,7 +240,7 @@ def _by_arrow(data: bytes, key: str) -> Found | None:
 
 def _schema(data: bytes, key: str) -> Any:
     """The columns to read, from what stands in the first and last lines of each kind; None where
-    there are none. Without a key, lines in the middle are looked at, too: a figure may come late."""
+    there are none. Lines in the middle are looked at, too: a figure may come late."""
     import pyarrow as pa
 
     names: dict[str, set[str]] = {"": set(), "terms": set(), "figures": set()}

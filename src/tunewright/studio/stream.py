@@ -1,5 +1,5 @@
-"""One stream of events a tab: lines of a run's events and log as they are written, jobs and heads as
-they change.
+"""One stream of events a tab: lines of a run's events and log as they are written, jobs and heads
+as they change.
 
 The id of every event says how far the two files were told, in bytes (`<events>.<log>`), so a
 browser that comes back with `Last-Event-ID`, to this server or to its successor, goes on there
