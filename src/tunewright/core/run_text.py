@@ -48,7 +48,7 @@ def _for_shell(value: Any) -> str:
     text = text_of(value)
     if "'" not in text or (isinstance(value, str) and text == value):
         return text
-    quoted = json.dumps(value, ensure_ascii=False, default=str)
+    quoted = _quoted(value)
     return quoted if parse_value(quoted) == value else text
 
 
@@ -75,13 +75,23 @@ def text_of(value: Any) -> str:
     if isinstance(value, str):
         plain = value_text(value)
         is_plain = "\n" not in plain and parse_value(plain) == value
-        return plain if is_plain else json.dumps(value, ensure_ascii=True)
+        return plain if is_plain else _quoted(value)
     text = value_text(value)
     try:
         is_same = "\n" not in text and parse_value(text) == value
     except ValueError:
         is_same = False
-    return text if is_same else json.dumps(value, ensure_ascii=True, default=str)
+    return text if is_same else _quoted(value)
+
+
+def _quoted(value: Any) -> str:
+    """JSON that YAML reads as the same: what YAML does not take as it is stands as an escape."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return "".join(c if c.isprintable() else _escape(ord(c)) for c in text)
+
+
+def _escape(code: int) -> str:
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class _Section(dict[str, Any]):
@@ -105,11 +115,8 @@ def _nested(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _key(name: str) -> str:
-    return (
-        name
-        if parse_value(name) == name and ":" not in name and "#" not in name
-        else (json.dumps(name, ensure_ascii=True))
-    )
+    is_plain = parse_value(name) == name and ":" not in name and "#" not in name
+    return name if is_plain else _quoted(name)
 
 
 def _line(text: str, comment: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -276,7 +276,7 @@ def _answered(
         raise UsageError(_unrenderable(error, number)) from error
     parts = Parts(opened=ends_open(renderer.decode(prompt[-TAIL:])))
 
-    def told(new: list[tuple[str, str]]) -> None:
+    def told(new: Sequence[tuple[str, str]]) -> None:
         for kind, text in new:
             request.event("thought" if kind == "thought" else "piece", column=number, text=text)
 

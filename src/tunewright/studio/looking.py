@@ -47,8 +47,8 @@ class Asked(Args):
 
     def config(self, **more: Any) -> DataConfig:
         """The section `data` of a run that reads so."""
-        names = ("format", "columns", "dir", "max_tokens", "system", "wording", "labels")
-        names = (*names, "held_out", "good_only")
+        names = ["format", "columns", "dir", "max_tokens", "system", "wording", "labels"]
+        names += ["held_out", "good_only"]
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return DataConfig(train=self.data, **{**given, **more})
 
