@@ -1,4 +1,4 @@
-// Short notices at the foot of the page: say(t('code.copied')).
+// Short notices at the foot of the page: say(t('part.copied')).
 
 export type Notice = { id: number; text: string; level: 'good' | 'bad' | 'plain' }
 
