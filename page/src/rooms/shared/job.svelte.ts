@@ -3,7 +3,7 @@
 import { get } from '../../lib/api'
 import { jobs } from '../../lib/jobs.svelte'
 import { load } from '../../lib/load.svelte'
-import type { Job, Problem } from '../../lib/types'
+import type { Job, JobKind, Problem } from '../../lib/types'
 
 export function followJob(id: () => string | null) {
   const whole = load((signal) => {
@@ -40,7 +40,8 @@ export function isOver(job: Job | null | undefined): boolean {
   return !!job && job.state !== 'queued' && job.state !== 'running'
 }
 
-/** What a job measured, as the caller knows it; null as long as there is nothing. */
-export function resultOf<T>(job: Job | null): T | null {
-  return job?.state === 'done' && job.result ? (job.result as T) : null
+/** What a job of these kinds measured; null as long as there is nothing, and for other jobs, which
+ * an address may name. */
+export function resultOf<T>(job: Job | null, ...kinds: JobKind[]): T | null {
+  return job?.state === 'done' && job.result && kinds.includes(job.kind) ? (job.result as T) : null
 }
