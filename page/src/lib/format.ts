@@ -13,7 +13,7 @@ export function number(value: number | null | undefined, digits = 0): string {
 /** A loss, a rate, a norm: three significant digits, 2e-4 when it is small. */
 export function figure(value: number | null | undefined): string {
   if (value === null || value === undefined || !Number.isFinite(value)) return NONE
-  if (value === 0) return '0'
+  if (Number.isInteger(value) && Math.abs(value) < 1e6) return number(value)
   const size = Math.abs(value)
   if (size < 1e-3 || size >= 1e6) return value.toExponential(2).replace('e+', 'e')
   if (size >= 1000) return number(value)
