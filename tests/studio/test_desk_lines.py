@@ -19,7 +19,7 @@ CHILD = """
     import os, sys, time
     from tunewright.core.errors import UsageError, problem
     from tunewright.core.words import say
-    from tunewright.studio.lines import Args, Cancelled, Child, Partly
+    from tunewright.studio.lines import Args, Cancelled, Child
 
     class Numbers(Args):
         first: int
@@ -44,8 +44,8 @@ CHILD = """
             if request.args.get("polite"):
                 request.check()
 
-    def partly(request):
-        raise Partly([problem("E-STUDIO-36", "here")], {"some": "thing"})
+    def refused(request):
+        raise UsageError(problem("E-STUDIO-36", "here"))
 
     def broken(request):
         raise RuntimeError("what nobody foresaw")
@@ -56,7 +56,7 @@ CHILD = """
     def spoken(request):
         return say("studio.plan.measured")
 
-    calls = dict(add=add, noisy=noisy, slow=slow, partly=partly, broken=broken, memory=memory,
+    calls = dict(add=add, noisy=noisy, slow=slow, refused=refused, broken=broken, memory=memory,
                  spoken=spoken, kept=slow)
     Child(calls, keeps=("kept",), interrupts="interrupts" in sys.argv).run()
 """
@@ -134,9 +134,9 @@ def test_requests_that_are_none_are_answered_and_the_next_is_heard(talk: Talk) -
 
 
 def test_errors_carry_code_and_language_and_end_only_their_request(talk: Talk) -> None:
-    talk.say(id=1, call="partly", language="zh")
+    talk.say(id=1, call="refused", language="zh")
     said = talk.hear()
-    assert codes(said) == ["E-STUDIO-36"] and said["result"] == {"some": "thing"}
+    assert codes(said) == ["E-STUDIO-36"] and "result" not in said
     assert "问题" in said["problems"][0]["what"]
     talk.say(id=2, call="broken", language="en")
     said = talk.hear()

@@ -4,7 +4,7 @@ line on stdout.
     {"id": 7, "call": "plan", "language": "zh", "args": {...}}
     {"cancel": 7}
     <- {"id": 7, "event": "piece", ...}           any number of them
-    <- {"id": 7, "done": true, "result": {...}}   or "problems": [...], or both
+    <- {"id": 7, "done": true, "result": {...}}   or "problems": [...]
     <- {"id": 7, "done": true, "dropped": true}   a newer request of the kind came first
     <- {"id": 7, "done": true, "cancelled": true}
 
@@ -48,14 +48,6 @@ class Args(BaseModel):
 class Cancelled(BaseException):
     """Raised inside a call whose result nobody waits for any more. Like KeyboardInterrupt it is no
     Exception, so that nothing on the way takes it for an error of its own."""
-
-
-class Partly(Exception):
-    """A call that failed and has something to give all the same."""
-
-    def __init__(self, problems: list[Problem], result: Any) -> None:
-        super().__init__()
-        self.problems, self.result = problems, result
 
 
 @dataclass
@@ -210,8 +202,6 @@ class Child:
         except Cancelled:
             self._inside = False
             self._write({"id": request.id, "done": True, "cancelled": True})
-        except Partly as partly:
-            self._fail(request.id, partly.problems, partly.result)
         except TunewrightError as error:
             self._fail(request.id, error.problems)
         except faults.UNFORESEEN as error:
@@ -234,10 +224,9 @@ class Child:
         if self._inside and self._current is not None and self._current.cancelled.is_set():
             raise Cancelled
 
-    def _fail(self, which: Any, problems: list[Problem], result: Any = None) -> None:
-        said: dict[str, Any] = {"id": which, "done": True}
-        said["problems"] = [one.as_dict() for one in problems]
-        self._write(said if result is None else {**said, "result": result})
+    def _fail(self, which: Any, problems: list[Problem]) -> None:
+        said = [one.as_dict() for one in problems]
+        self._write({"id": which, "done": True, "problems": said})
 
     def _write(self, said: dict[str, Any]) -> None:
         text = _json(said)

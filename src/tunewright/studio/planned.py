@@ -17,7 +17,7 @@ from tunewright.core.run_text import command_of, ordered, yaml_of
 from tunewright.core.runfile import ParsedRun, flatten, parse_run, parse_value, read_yaml
 from tunewright.core.telling import Quiet
 from tunewright.core.words import say
-from tunewright.studio.lines import Args, Partly, Request
+from tunewright.studio.lines import Args, Request
 from tunewright.studio.schema import comments
 
 LONGEST_YAML = 1_000_000
@@ -31,8 +31,8 @@ class Plan(Args):
 
 
 def plan(request: Request) -> dict[str, Any]:
-    """What a run will need. Raises Partly with every problem of wrong settings; command and file
-    are given all the same."""
+    """What a run will need. Wrong settings come back as `problems`, without `fits` and figures;
+    command and file are given all the same."""
     from tunewright.commands import planning
 
     asked = request.read(Plan)
@@ -42,7 +42,7 @@ def plan(request: Request) -> dict[str, Any]:
         parsed = parse_run(dict(given), {key: key for key in given})
         found = planning.plan(parsed, planning.Wish(try_blocks=asked.measure), tell=_Lines(request))
     except TunewrightError as error:
-        raise Partly(error.problems, {**written, **_no_figures()}) from error
+        return {"problems": [one.as_dict() for one in error.problems], **written}
     return {**_figures(found, parsed), **written}
 
 
@@ -64,10 +64,6 @@ class _Lines(Quiet):
         """A finished line."""
         self.request.check()
         self.request.event("note", text=text)
-
-
-def _no_figures() -> dict[str, Any]:
-    return {"fits": None, "memory_bytes": None, "seconds": None, "steps": None, "lines": []}
 
 
 def _figures(found: Any, parsed: ParsedRun) -> dict[str, Any]:
