@@ -71,6 +71,11 @@ function open(): void {
   }
 }
 
+/** Texts of jobs and heads come in the page's language: tell them again after it changed. */
+export function tellAgain(): void {
+  if (source) open()
+}
+
 /** Hear one kind of news; returns what stops it. */
 export function hear<K extends Name>(name: K, handler: Handlers[K]): () => void {
   heard[name].add(handler)
