@@ -308,6 +308,18 @@ def requests(text: str) -> list[tuple[str, str, Any]]:
         },
         {"model": model, "data.train": data, "objective.reward": {"kind": "model", "run": text}},
         {"model": model, "data.train": data, "objective.reward": [{"model": {"run": text}}]},
+        {"model": model, "data": text},
+        {"model": model, "data": {"train": text, "dir": text}},
+        {"model": model, "data": [{"file": text}]},
+        {
+            "model": model,
+            "data.train": data,
+            "objective.reward.kind": "model",
+            "objective.reward.run": text,
+        },
+        {"model": model, "data.train": data, "objective": {"reward": {"model": {"run": text}}}},
+        {"model": model, "data.train": data, "method.kind": "peft", "method.options.cache": text},
+        {"model": model, "data.train": data, "method.kind": "peft", "method.options": {"x": text}},
         {"model": model, "data.train": data, "out": text},
     ):
         found += [("POST", "/api/plan", {"config": config})]

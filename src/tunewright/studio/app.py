@@ -89,10 +89,10 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
 
 def _warm() -> None:
     """What the first train request needs, loaded before it comes."""
-    from tunewright.core.config import RunConfig
     from tunewright.core.registry import methods, objectives
 
-    assert RunConfig and methods.names() and objectives.names()
+    for axis in (methods, objectives):
+        axis.names()
 
 
 def said(status: int, problems: list[Problem]) -> JSONResponse:

@@ -87,7 +87,8 @@ class Checks:
         left out: the server chooses the folder. Raises UsageError."""
         wrong: list[Any] = []
         found: dict[str, Any] = {}
-        for key, value in _flat(given).items():
+        given = _flat(given)
+        for key, value in given.items():
             try:
                 if value is not None and key != "out":
                     found[key] = self._value(key, value, given)
@@ -113,9 +114,9 @@ class Checks:
             return resolved if isinstance(value, list) else resolved[0]
         if key == "data.held_out" and isinstance(value, str):
             return self.data(value, key)
-        if key.startswith("objective.reward"):
+        if key == "objective.reward":
             return self._reward(value, key)
-        if key.startswith("method.options"):
+        if key == "method.options":
             require_harmless(value, key)
         return value
 
@@ -177,10 +178,31 @@ def require_harmless(value: Any, key: str) -> None:
 
 
 def _flat(given: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys, also where the page sent sections."""
-    from tunewright.core.runfile import flatten
+    """Dotted keys in their long form, however the page wrote them: what a run file takes for
+    `data.train` is looked at as `data.train`."""
+    from tunewright.core.runfile import DEFAULT_KINDS, WHOLE, flatten
 
-    return {str(key): value for key, value in flatten(given).items()}
+    found: dict[str, Any] = {}
+    for key, value in flatten(given).items():
+        key = str(key)
+        if key == "data" and not isinstance(value, dict):
+            key = "data.train"
+        elif key in DEFAULT_KINDS:
+            key = f"{key}.kind"
+        whole = next((name for name in WHOLE if key.startswith(f"{name}.")), None)
+        if whole is None:
+            found[key] = value
+            continue
+        # A key inside of a mapping that is looked at as a whole.
+        place = found.get(whole)
+        found[whole] = place = place if isinstance(place, dict) else {}
+        *parents, name = key[len(whole) + 1 :].split(".")
+        for parent in parents:
+            inner = place.get(parent)
+            place[parent] = inner if isinstance(inner, dict) else {}
+            place = place[parent]
+        place[name] = value
+    return found
 
 
 def _registered(names: str, folder: Path) -> bool:

@@ -28,7 +28,7 @@ SURE = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", "
 """Endings of files that hold rows wherever they lie; the others only where data is kept."""
 NO_DATA = ("events.jsonl", "before_after.jsonl", "answers.jsonl", "package.json", "tsconfig.json")
 REGISTRY = "dataset_info.json"
-DEEPEST, MOST_FILES = 3, 2000
+DEEPEST, MOST_FILES, MOST_FOLDERS = 3, 2000, 5000
 COUNTED_BYTES = 256 * 2**20
 """Files above it are not counted for a list: looking at one counts it."""
 ROOM_LEFT = 64 * 2**20
@@ -132,12 +132,12 @@ class DataFiles:
             raise UsageError(problem("E-STUDIO-21", str(folder), folder=folder, cause=cause))
 
     def _uploads(self) -> list[Path]:
-        return [path for path in _files(self.places.uploads, 1) if _is_data(path, sure=False)]
+        return [path for path in _files(self.places.uploads, 1, [1]) if _is_data(path, sure=False)]
 
     def _found(self) -> list[Path]:
         found: list[Path] = []
         for root in (self.places.root, *self.places.allowed):
-            for path in _files(root, DEEPEST):
+            for path in _files(root, DEEPEST, [MOST_FOLDERS]):
                 is_kept = path.parent.name in ("data", "datasets")
                 if _is_data(path, sure=not is_kept) and is_plain_path(str(path)):
                     found.append(path)
@@ -201,8 +201,12 @@ def _is_data(path: Path, *, sure: bool) -> bool:
     return name.endswith(SURE if sure else ENDINGS)
 
 
-def _files(root: Path, deepest: int) -> Iterator[Path]:
-    """Files down to a depth; what is hidden, linked, a run or a model is left out."""
+def _files(root: Path, deepest: int, left: list[int]) -> Iterator[Path]:
+    """Files down to a depth; what is hidden, linked, a run or a model is left out, and so is what
+    comes after `left` folders."""
+    left[0] -= 1
+    if left[0] < 0:
+        return
     try:
         with os.scandir(root) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -218,4 +222,4 @@ def _files(root: Path, deepest: int) -> Iterator[Path]:
         if entry.is_file(follow_symlinks=False):
             yield Path(entry.path)
         elif deepest > 1 and entry.name not in ("node_modules", "exports", "__pycache__"):
-            yield from _files(Path(entry.path), deepest - 1)
+            yield from _files(Path(entry.path), deepest - 1, left)

@@ -40,7 +40,7 @@ class Given:
         """A text of at most `most` characters."""
         value = self._value(name, default)
         if value is default:
-            return default  # type: ignore[no-any-return]
+            return default
         if not isinstance(value, str) or len(value) > most or "\x00" in value:
             raise self._wrong(name, f"text <= {most:,}")
         return value
@@ -68,27 +68,27 @@ class Given:
         value = self._value(name, default)
         if value is not default and not isinstance(value, bool):
             raise self._wrong(name, "true / false")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def choice(self, name: str, choices: Iterable[str], default: Any = MISSING) -> str:
         """One of some words."""
         known, value = list(choices), self._value(name, default)
         if value is not default and (not isinstance(value, str) or value not in known):
             raise self._wrong(name, " | ".join(known))
-        return value  # type: ignore[no-any-return]
+        return value
 
     def mapping(self, name: str, default: Any = MISSING) -> dict[str, Any]:
         """An object."""
         value = self._value(name, default)
         if value is not default and not isinstance(value, dict):
             raise self._wrong(name, "{...}")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def texts(self, name: str, default: Any = MISSING, most: int = 10_000) -> list[str]:
         """A list of texts."""
         value = self._value(name, default)
         if value is default:
-            return default  # type: ignore[no-any-return]
+            return default
         if not isinstance(value, list) or not all(
             isinstance(one, str) and len(one) <= most and "\x00" not in one for one in value
         ):

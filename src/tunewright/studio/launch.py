@@ -111,7 +111,7 @@ def _serve(app: Any, listening: socket.socket, ready: Any) -> int | None:
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             self.signal = self.signal or sig
-            app.app.state.studio.ended.set()  # type: ignore[attr-defined]
+            app.app.state.studio.ended.set()
             super().handle_exit(sig, frame)
 
         @contextlib.contextmanager

@@ -14,7 +14,7 @@ from tunewright.core.words import ASSETS
 from tunewright.studio.places import Places, is_plain_path
 from tunewright.studio.runs import Head, read_json
 
-DEEPEST, MOST = 3, 500
+DEEPEST, MOST, MOST_FOLDERS = 3, 500, 5000
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 
@@ -78,10 +78,13 @@ def _is_chat(path: Path) -> bool | None:
 def _folders(places: Places) -> Iterator[Path]:
     """Folders with config.json and weights, and GGUF files, in the roots; not those of runs."""
     for root in (places.root, *places.allowed):
-        yield from _below(root, DEEPEST)
+        yield from _below(root, DEEPEST, [MOST_FOLDERS])
 
 
-def _below(folder: Path, deepest: int) -> Iterator[Path]:
+def _below(folder: Path, deepest: int, left: list[int]) -> Iterator[Path]:
+    left[0] -= 1
+    if left[0] < 0:
+        return
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -97,7 +100,7 @@ def _below(folder: Path, deepest: int) -> Iterator[Path]:
         if entry.name.startswith(".") or entry.is_symlink() or not is_plain_path(entry.path):
             continue
         if entry.is_dir(follow_symlinks=False) and deepest > 1 and entry.name != "node_modules":
-            yield from _below(Path(entry.path), deepest - 1)
+            yield from _below(Path(entry.path), deepest - 1, left)
         elif entry.name.endswith(".gguf"):
             yield Path(entry.path)
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tunewright.studio.series import newest_events
 WATCHED = ("run.yaml", "summary.json", "events.jsonl", "before_after.jsonl", "pipeline.yaml")
 QUIET_SECONDS = 180.0
 """Events that are younger without an end: the run is going on, wherever it was started."""
-DEEPEST = 2
+DEEPEST, MOST_FOLDERS, MOST_RUNS = 2, 5000, 5000
 LONGEST_LABEL, MOST_TAGS, LONGEST_NOTE = 200, 30, 20_000
 ID = re.compile(r"[0-9a-f]{16}")
 HIDDEN = ("checkpoints", "adapter", "model", "node_modules", "__pycache__")
@@ -46,13 +47,15 @@ class Runs:
     def __init__(self, places: Places, jobs: Jobs):
         self.places, self.jobs = places, jobs
         self.index = Index(places.private / "index.sqlite")
+        self._folders: dict[str, Path] = {}
 
     def folders(self) -> dict[str, Path]:
         """Id -> folder of every run there is."""
         found: dict[str, Path] = {}
-        for root in (self.places.root, *self.places.allowed):
-            for folder in _walk(root, DEEPEST + 1 if root == self.places.root else DEEPEST):
+        for root in (self.places.runs, self.places.root, *self.places.allowed):
+            for folder in islice(_walk(root, DEEPEST, [MOST_FOLDERS]), MOST_RUNS):
                 found.setdefault(self.places.id_of(folder), folder)
+        self._folders = found
         return found
 
     def heads(self, search: str = "", tag: str = "") -> list[Head]:
@@ -95,6 +98,9 @@ class Runs:
         job = self._jobs_by_run().get(run_id)
         if job is not None and (Path(job["run_path"]) / "run.yaml").is_file():
             return Path(job["run_path"])
+        known = self._folders.get(run_id)
+        if known is not None and (known / "run.yaml").is_file():
+            return known
         return self.folders().get(run_id)
 
     def folder(self, run_id: str) -> Path:
@@ -347,15 +353,19 @@ def read_lines(path: Path, most: int = 5000) -> list[dict[str, Any]]:
     return found
 
 
-def _walk(root: Path, deepest: int) -> Iterator[Path]:
-    """Folders of runs down to a depth; what is hidden, linked or inside a run is left out."""
+def _walk(root: Path, deepest: int, left: list[int]) -> Iterator[Path]:
+    """Folders of runs down to a depth; what is hidden, linked or inside a run is left out, and so
+    is what comes after `left` folders: somebody may start the server in their home."""
     for place in _folders(root):
+        left[0] -= 1
+        if left[0] < 0:
+            return
         if place.name.startswith(".") or place.name in HIDDEN or place.is_symlink():
             continue
         if (place / "run.yaml").is_file() or (place / "pipeline.yaml").is_file():
             yield place
         if deepest > 1:
-            yield from _walk(place, deepest - 1)
+            yield from _walk(place, deepest - 1, left)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -49,6 +49,7 @@ class Studio:
         self.answerer = Child("tunewright.studio.answerer", self.places.root, logs / "answerer.log")
         self.ended = asyncio.Event()
         self._heads: tuple[float, dict[str, Head]] = (0.0, {})
+        self._pages: dict[str, list[str]] = {}
         self._lock = threading.Lock()
 
     def path_of(self, text: str) -> Path | None:
@@ -86,9 +87,11 @@ class Studio:
         """The pages that a command wrote into its folder."""
         if job["state"] not in ("done", "failed"):
             return []
-        folder = self.jobs.folder / job["id"]
-        found = (p for p in folder.rglob("*.html") if p.is_file() and not p.is_symlink())
-        return sorted(path.relative_to(folder).as_posix() for path in found)
+        if job["id"] not in self._pages:
+            folder = self.jobs.folder / job["id"]
+            found = (p for p in folder.rglob("*.html") if p.is_file() and not p.is_symlink())
+            self._pages[job["id"]] = sorted(p.relative_to(folder).as_posix() for p in found)
+        return self._pages[job["id"]]
 
     def _progress(self, job: dict[str, Any]) -> dict[str, Any] | None:
         if job["state"] != "running":
