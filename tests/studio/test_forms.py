@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
+from tunewright.advise import glossary
 from tunewright.core import registry
 from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import ConfigError
@@ -108,7 +109,7 @@ def test_a_method_of_another_package_appears_by_itself(monkeypatch: pytest.Monke
 
 def test_every_help_text_has_its_chinese_and_no_other_has() -> None:
     """A changed English text is an untranslated one, and its old Chinese is left over."""
-    table = forms.translated("zh")
+    table = glossary.translated("zh")
     assert helps() - set(table) == set(), "without Chinese"
     assert set(table) - helps() == set(), "Chinese of no text: the English was changed"
     for english, chinese in table.items():

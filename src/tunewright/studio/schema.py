@@ -3,7 +3,7 @@
 Every key of a run file becomes a field with type, bounds, default and help, and so does every
 option of every registered method and objective, those of other packages too: what is registered
 stands in the forms without a line of the page. English help is the text beside the field in its
-config class; `assets/studio/help.zh.json` has the Chinese for each of these texts, so a text that
+config class; `assets/glossary/help.zh.json` has the Chinese for each of these texts, so a text that
 is changed has no Chinese until it is translated again. Titles stand in the locales
 (`fields.json`), families and pictures in `assets/studio/kinds.json`.
 """
@@ -252,17 +252,7 @@ def help_of(info: FieldInfo) -> str:
 
 def in_language(text: str) -> str:
     """An English help text in the reader's language; English where there is no other."""
-    return text if language() == "en" else translated(language()).get(text, text)
-
-
-@cache
-def translated(lang: str) -> dict[str, str]:
-    """English help -> the same in another language."""
-    path = STUDIO / f"help.{lang}.json"
-    if not path.is_file():
-        return {}
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return glossary.in_language(text, language())
 
 
 def comments(given: Mapping[str, Any]) -> dict[str, str]:
