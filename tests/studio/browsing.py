@@ -96,7 +96,8 @@ class Visit:
         """Open a screen and wait until it shows what it has."""
         self.page.goto(f"{self.served.address}/#/{place}")
         name = place.partition("?")[0]
-        screen = "run" if name.startswith("runs/") else name.partition("/")[0]
+        inner = {"runs/": "run", "data/": "data-file"}
+        screen = next((inner[k] for k in inner if name.startswith(k)), name.partition("/")[0])
         self.page.get_by_test_id(f"screen-{screen}").wait_for()
         return self.settle()
 

@@ -124,8 +124,7 @@ def test_a_run_shows_payloads_as_text(visit: Visit, served: Served) -> None:
 
 def test_rows_are_shown_as_text(visit: Visit, served: Served) -> None:
     entry = next(one for one in served.call("/api/data") if one["kind"] == "workspace")
-    visit.go("data")
-    visit.page.goto(f"{served.address}/#/data/{quote(entry['id'])}")
+    visit.go(f"data/{quote(entry['id'])}")
     visit.poll(lambda: "onerror" in visit.text())
     visit.settle()
     require_harmless(visit)
@@ -135,8 +134,8 @@ def test_answers_are_markdown_without_anything_that_loads(visit: Visit, served: 
     said = [
         ("loading", {"column": 0, "text": TEXT}),
         ("thought", {"column": 0, "text": TEXT}),
+        ("piece", {"column": 0, "text": "**strong** and `code`\n\n"}),
         *[("piece", {"column": 0, "text": f"{one}\n\n"}) for one in NASTY],
-        ("piece", {"column": 0, "text": "**strong** and `code`"}),
         ("end", {"column": 0, "end": "stop", "tokens": 9, "seconds": 1.0}),
         ("problem", {"column": 1, "problems": [{"code": "E-X-1", "what": TEXT, "do": TEXT}]}),
         ("done", {}),
