@@ -170,6 +170,18 @@ def test_an_answer_is_cancelled_between_two_tokens(page: Page, base: Path, run: 
     assert after["text"] == fresh(run)
 
 
+def test_a_run_that_went_on_training_is_opened_anew(page: Page, base: Path, tmp_path: Path) -> None:
+    import os
+
+    place = exported.run_of(tmp_path, base)
+    (before,) = page.ask(place)
+    exported.run_of(place, base, r=6, lora_alpha=60)
+    os.utime(place / "adapter" / "adapter_model.safetensors")
+    (after,) = page.ask(place)
+    assert after["text"] == fresh(place) != before["text"]
+    assert len(page.models.open) == 1
+
+
 def test_two_are_kept_and_the_one_asked_longest_ago_goes(
     page: Page, base: Path, run: Path, whole: Path
 ) -> None:

@@ -31,6 +31,8 @@ DTYPE, SPARE_DTYPE = "float32", "bfloat16"
 """What models compute in, and what where memory does not hold that."""
 ROOM_SHARE, ROOM_BYTES = 1.1, 300 * 2**20
 """Memory beside the weights: what reading them takes, and keys and values of a conversation."""
+STAMPED = (".safetensors", ".gguf", ".yaml", ".jinja")
+"""Endings of files that decide how a model answers and change when it is trained on."""
 TAIL = 16
 """Tokens at the end of a question in which an opened thought would stand."""
 
@@ -77,6 +79,8 @@ class Open:
     target: str
     base: bool
     answerer: Any
+    stamp: tuple[tuple[str, int, int], ...]
+    """Of the files it was opened from: a run that went on training is opened anew."""
     used: float = field(default_factory=time.monotonic)
 
 
@@ -162,9 +166,8 @@ class Answerers:
 
         if not column.base:
             return self._opened(column.target, False, tell).answerer, False
-        if (alone := self.open.get((column.target, True))) is not None:
-            alone.used = time.monotonic()
-            return alone.answerer, False
+        if (column.target, True) in self.open:
+            return self._opened(column.target, True, tell).answerer, False
         found = self._opened(column.target, False, tell).answerer
         if found.switches:
             return found, True
@@ -175,6 +178,9 @@ class Answerers:
 
     def _opened(self, target: str, base: bool, tell: Callable[[str], None]) -> Open:
         there = self.open.get((target, base))
+        if there is not None and there.stamp != stamp_of(target):
+            self._drop([(target, base)])
+            there = None
         if there is None:
             there = self._load(target, base, tell)
             self.open[target, base] = there
@@ -187,7 +193,7 @@ class Answerers:
         from tunewright.models.kernels.packed import Packs
         from tunewright.serve.answering import open_target
 
-        name = Path(target).name or target
+        name, stamp = Path(target).name or target, stamp_of(target)
         tell(say("studio.ask.opening", name=name))
         found = find(target, Quiet(), base=base)
         while len(self.open) >= MOST_OPEN:
@@ -199,7 +205,7 @@ class Answerers:
         if worth_packing(opened.causal):
             opened.packs = Packs()
         tell(say("studio.ask.opened", name=name))
-        return Open(target, base, opened)
+        return Open(target, base, opened, stamp)
 
     def _dtype_that_fits(self, found: Any, name: str) -> str:
         """float32, or half of it where that alone fits; models that are open give way first. Raises
@@ -245,6 +251,18 @@ def needed_bytes(found: Any, dtype: str) -> int:
     if found.adapter is not None:
         beside = sum(p.stat().st_size for p in Path(found.adapter).glob("*") if p.is_file())
     return int(ROOM_SHARE * (weights + beside)) + ROOM_BYTES
+
+
+def stamp_of(target: str) -> tuple[tuple[str, int, int], ...]:
+    """(name, time, size) of the files that a target is opened from; nothing for one that is no
+    place on this machine, which stays as it is."""
+    place = Path(target)
+    files = [place] if place.is_file() else []
+    for folder in (place, place / "adapter", place / "model"):
+        if folder.is_dir():
+            files += [path for path in sorted(folder.iterdir()) if path.suffix in STAMPED]
+    found = ((path, path.stat()) for path in files if path.is_file())
+    return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found)
 
 
 def _bytes_of(model: Any) -> int:
