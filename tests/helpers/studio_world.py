@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,11 @@ class Served:
 
     def call(self, path: str, body: Any = None, **headers: str) -> Any:
         """A reply's JSON."""
-        with self.open(path, body, **headers) as reply:
-            return json.load(reply)
+        try:
+            with self.open(path, body, **headers) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise AssertionError((path, error.code, error.read().decode())) from None
 
     def wait_for(self, job_id: str, *states: str, seconds: float = 90) -> dict[str, Any]:
         """A job once it has one of some states."""

@@ -83,7 +83,14 @@ def test_a_large_run_read_by_columns_point_for_point(tmp_path: Path) -> None:
 def test_columns_and_lines_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = large(tmp_path / "events.jsonl")
     columns = Curves().all(events)
+    keys = ["loss", "learning_rate", "gradient_norm", "seconds", "tokens_per_second"]
+    keys += ["held_out_loss", "memory_bytes"]
+    by_pattern = {key: Curves().one(events, key) for key in keys}
+    assert all(by_pattern.values())
+    monkeypatch.setattr(series, "_by_pattern", lambda data, key: None)
+    assert {key: Curves().one(events, key) for key in keys} == by_pattern
     monkeypatch.setattr(series, "_by_arrow", lambda data, key: None)
+    assert {key: Curves().one(events, key) for key in keys} == by_pattern
     assert Curves().all(events) == columns
 
 
@@ -104,6 +111,28 @@ def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         handle.write('ep": 3002, "loss": 0.5}\n')
     assert curves.all(events)["keys"]["loss"][-1] == [3002, 0.5]
     assert taken == [len(line), len('{"event": "step", "step": 3002, "loss": 0.5}\n')]
+
+
+def test_what_took_long_is_kept_for_the_next_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, kept = large(tmp_path / "events.jsonl", 4000), tmp_path / "curves"
+    monkeypatch.setattr(series, "KEPT_BYTES", 1000)
+    first = Curves(kept).all(events), Curves(kept).one(events, "kl")
+    assert len(list(kept.iterdir())) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(series, "_take", None)  # nothing is read again
+        assert (Curves(kept).all(events), Curves(kept).one(events, "kl")) == first
+    with open(events, "a") as handle:
+        handle.write(json.dumps(rich(4001)) + "\n")
+    assert Curves(kept).one(events, "kl") == Curves().one(events, "kl")
+    assert Curves(kept).one(events, "kl")[-1] == [4001, rich(4001)["figures"]["kl"]]
+    # Another file in the same place is told apart by what stands in it.
+    events.write_text("".join(json.dumps(step_event(n)) + "\n" for n in range(1, 4500)))
+    assert Curves(kept).all(events) == Curves().all(events)
+    for path in kept.iterdir():
+        path.write_bytes(b"PK\x03\x04 damaged")
+    assert Curves(kept).all(events) == Curves().all(events)
 
 
 def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
@@ -157,6 +186,7 @@ def test_a_strange_line_is_passed_over(tmp_path: Path, line: bytes) -> None:
     middle = data.index(b"\n", len(data) // 2) + 1
     events.write_bytes(data[:middle] + line + b"\n" + data[middle:])
     assert Curves().all(events)["keys"]["loss"] == wanted
+    assert Curves().one(events, "loss") == wanted
 
 
 @given(
@@ -218,7 +248,10 @@ def test_two_hundred_runs_of_fifty_thousand_points(tmp_path: Path) -> None:
     assert {head["steps"] for head in heads} == {50_000}
     chosen = ",".join(head["id"] for head in heads if int(head["name"][4:]) < 10)
     address = f"/api/compare-curves?ids={chosen}&key=loss&points=1000"
-    for name in ("overlay, first time", "overlay"):
+    for name in ("overlay, first time", "overlay, next server", "overlay"):
+        if name == "overlay, next server":
+            client = client_of(workspace(tmp_path))
+            timed("list, next server", "/api/runs")
         found = timed(name, address)
         assert [len(run["points"]) >= 900 for run in found["runs"]] == [True] * 10
     print(told)

@@ -99,13 +99,23 @@ class Stream:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A workspace with a tiny model; whatever it started is ended."""
     root = tmp_path / "work"
     root.mkdir()
     story.model_folder(root / "model")
     story.rows_file(root / "rows.json", 40)
+    servers: list[Served] = []
+    whole = Served.__init__
+
+    def kept(self: Served, *given: Any, **named: Any) -> None:
+        servers.append(self)
+        whole(self, *given, **named)
+
+    monkeypatch.setattr(Served, "__init__", kept)
     yield root
+    for served in servers:
+        served.kill()
     for job in (root / ".studio" / "jobs").glob("*/job.json"):
         pid = json.loads(job.read_text()).get("pid")
         if pid and lives(pid):

@@ -272,7 +272,9 @@ def read_head(folder: Path) -> Head:
     summary = read_json(folder / "summary.json")
     if "stages" in summary or (folder / "pipeline.yaml").is_file():
         head["status"] = "pipeline"
-    events = newest_events(folder / "events.jsonl")
+    # Of a run that is over the summary says most.
+    most = 8 * 1024 if summary.get("status") == "done" else 64 * 1024
+    events = newest_events(folder / "events.jsonl", most)
     steps = [e for e in events if e.get("event") == "step"]
     held = [e for e in events if e.get("event") == "evaluation"]
     first = _first_event(folder / "events.jsonl")

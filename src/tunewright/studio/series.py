@@ -1,20 +1,25 @@
 """The curves of a run, from `events.jsonl`: every point, read again only from where the last
 reading ended.
 
-A run of 50,000 steps has 17 MB of events, and an overlay shows ten of them, so pyarrow reads the
-wanted columns and no Python object is made of a line. What does not go that way (words like "NaN",
-a line by another hand) is read with `json`, line by line. A step that came again after a resume
-counts once, as it came last.
+A run of 50,000 steps has 17 MB of events, and an overlay shows ten of them, so no Python object is
+made of a line: one key is found by a pattern in the form in which the program writes, all keys are
+read by pyarrow's columns. What does not go that way (words like "NaN", a line by another hand) is
+read with `json`, line by line. A step that came again after a resume counts once, as it came last.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
+import re
 import threading
+import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,8 @@ PLAIN = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "seconds
 MOST_RUNS = 64
 """Runs whose figures are kept in memory; each costs 16 bytes a point and key."""
 PIECE_BYTES = 8 << 20
+KEPT_BYTES = 1 << 20
+"""What is read of a file at one time before it is worth a file of its own."""
 
 Points = list[list[float | None]]
 
@@ -70,9 +77,11 @@ class _Kept:
 
 
 class Curves:
-    """The curves of the runs that were asked for lately."""
+    """The curves of the runs that were asked for lately. What took long to read is kept in
+    `folder`, too, for the next server; it may be deleted at any time."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -104,15 +113,64 @@ class Curves:
                 return _Kept((0, 0))
             kept, identity = self._kept.get(name), (stat.st_dev, stat.st_ino)
             if kept is None or kept.identity != identity or kept.offset > stat.st_size:
-                kept = _Kept(identity)
+                kept = self._load(events, identity, stat.st_size, key) or _Kept(identity)
             if kept.offset < stat.st_size:
+                before = kept.offset
                 _read_on(events, kept, key)
+                if kept.offset - before >= KEPT_BYTES:
+                    self._save(events, kept, key)
             with self._lock:
                 self._kept[name] = kept
                 self._kept.move_to_end(name)
                 while len(self._kept) > MOST_RUNS:
                     self._locks.pop(self._kept.popitem(last=False)[0][0], None)
             return kept
+
+    def _place(self, events: Path, key: str) -> Path | None:
+        name = hashlib.sha256(os.fsencode(events) + b"|" + key.encode()).hexdigest()[:24]
+        return None if self.folder is None else self.folder / f"{name}.npz"
+
+    def _save(self, events: Path, kept: _Kept, key: str) -> None:
+        """Keep what was read, with the end of the part that was read, by which it is known."""
+        place = self._place(events, key)
+        if place is None:
+            return
+        arrays: dict[str, Any] = {}
+        for n, (name, column) in enumerate(kept.columns.items()):
+            arrays[f"name{n}"] = np.array(name)
+            arrays[f"steps{n}"], arrays[f"values{n}"] = column.sorted()
+        about = np.array([*kept.identity, kept.offset])
+        temporary = place.with_name(f".{place.name}-{os.getpid()}-{threading.get_ident()}.npz")
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            np.savez(temporary, about=about, end=_end_of(events, kept.offset), **arrays)
+            os.replace(temporary, place)
+
+    def _load(self, events: Path, identity: tuple[int, int], size: int, key: str) -> _Kept | None:
+        place = self._place(events, key)
+        if place is None or not place.is_file():
+            return None
+        try:
+            with open(place, "rb") as handle, np.load(handle, allow_pickle=False) as found:
+                *known, offset = (int(n) for n in found["about"])
+                same = tuple(known) == identity and offset <= size
+                if not same or not np.array_equal(found["end"], _end_of(events, offset)):
+                    return None
+                kept, n = _Kept(identity, offset), 0
+                while f"name{n}" in found:
+                    column = kept.columns.setdefault(str(found[f"name{n}"]), Column())
+                    column.add(found[f"steps{n}"], found[f"values{n}"])
+                    n += 1
+                return kept
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+
+def _end_of(events: Path, offset: int, count: int = 256) -> np.ndarray:
+    """The bytes before an offset."""
+    with open(events, "rb") as handle:
+        handle.seek(max(0, offset - count))
+        return np.frombuffer(handle.read(min(count, offset)), dtype=np.uint8)
 
 
 def most_of(points: int) -> int:
@@ -156,12 +214,53 @@ def _read_on(events: Path, kept: _Kept, key: str) -> None:
 
 
 def _take(data: bytes, kept: _Kept, key: str) -> None:
-    found = _by_arrow(data, key) if len(data) > 64 * 1024 else None
+    found = _by_pattern(data, key)
+    if found is None and len(data) > 64 * 1024:
+        found = _by_arrow(data, key)
     for name, (steps, values) in (found if found is not None else _by_line(data, key)).items():
         kept.columns.setdefault(name, Column()).add(steps, values)
 
 
 Found = dict[str, tuple[np.ndarray, np.ndarray]]
+FIGURE = rb"(-?[0-9][0-9.e+-]*)"
+ORDER = ("loss", "terms", "learning_rate", "gradient_norm", "seconds", "tokens_per_second")
+"""The keys of a step as `engine.loop` writes them, in their order."""
+
+
+@cache
+def _pattern(key: str) -> tuple[re.Pattern[bytes], bytes] | None:
+    """(what finds step and value in the lines of one kind, how such a line begins) for a key that
+    stands at a fixed place; None for others."""
+    kind = EVALUATION if key == "held_out_loss" else STEP
+    start = b'{"event": "%s", ' % kind.encode()
+    head = re.escape(start) + rb'"time": [0-9.]+, "step": ([0-9]+), '
+    if key == "held_out_loss":
+        return re.compile(head + rb'"held_out_loss": ' + FIGURE + rb"[,}]"), start
+    if key not in ORDER or key == "terms":
+        return None
+    for name in ORDER[: ORDER.index(key)]:
+        value = rb"\{[^{}\n]*\}" if name == "terms" else rb"[^,\n]*"
+        head += b'"%s": ' % name.encode() + value + rb", "
+    return re.compile(head + b'"%s": ' % key.encode() + FIGURE + rb"[,}]"), start
+
+
+def _by_pattern(data: bytes, key: str) -> Found | None:
+    """One key of lines that the program wrote: three times as fast as understanding them. None
+    where a line of that kind is written otherwise, so that nothing is left out."""
+    known = _pattern(key)
+    if known is None:
+        return None
+    pattern, start = known
+    found = pattern.findall(data)
+    if len(found) != data.count(b'"event": "%s"' % start[11:-3]):
+        return None
+    count = len(found)
+    try:
+        steps = np.fromiter((int(step) for step, _ in found), dtype=np.int64, count=count)
+        values = np.fromiter((float(value) for _, value in found), dtype=np.float64, count=count)
+    except ValueError:
+        return None
+    return {key: (steps, values)} if count else {}
 
 
 def _by_line(data: bytes, key: str) -> Found:

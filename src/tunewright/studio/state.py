@@ -43,7 +43,7 @@ class Studio:
         self.data = DataFiles(self.places)
         self.checks = Checks(self.places, self.path_of)
         self.commands = Commands(self.places, self.checks, self.jobs)
-        self.curves = Curves()
+        self.curves = Curves(self.places.private / "curves")
         logs = self.places.private
         self.desk = Child("tunewright.studio.desk", self.places.root, logs / "desk.log")
         self.answerer = Child("tunewright.studio.answerer", self.places.root, logs / "answerer.log")
