@@ -125,7 +125,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def training(steps: int) -> dict[str, Any]:
     config = {"model": "model", "data.train": "rows.json", "data.held_out": 0}
     config |= {"engine.steps": steps, "engine.batch_size": 2, "engine.dtype": "float32"}  # type: ignore[dict-item]
-    config |= {"engine.threads": 1, "probes": 1, "forgetting": "off", "engine.save_every": 200}  # type: ignore[dict-item]
+    config |= {"engine.threads": 1, "probes": 1, "forgetting": "off", "engine.save_every": 100}  # type: ignore[dict-item]
     return {"kind": "train", "config": config, "name": "tiny"}
 
 
@@ -133,7 +133,7 @@ def training(steps: int) -> dict[str, Any]:
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_training_outlives_the_server_and_nobody_misses_a_line(place: Path) -> None:
     served = Served(place)
-    job = served.call("/api/jobs", training(900))
+    job = served.call("/api/jobs", training(300))
     tabs = [Stream(served, job["run"]) for _ in range(2)]
     end = time.monotonic() + 90
     while not any('"step"' in line for line in tabs[0].lines):
