@@ -7,14 +7,12 @@ pages with what this makes.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
 
-from tunewright.advise.glossary import PLACE, Term, terms
+from tunewright.advise.glossary import Term, terms
 from tunewright.core.files import write_text
-from tunewright.core.registry import AXES
 
 NAMES = {"en": "glossary.md", "zh": "glossary.zh-CN.md"}
 # (heading, introduction, "also called", "here", "page", "see also", link to the other language)
@@ -85,62 +83,9 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def key_help(docs: Path, lang: str) -> dict[str, dict[str, str]]:
-    """What the tables of a language's pages say of each key: in English it stands beside the field,
-    in the code; elsewhere only the pages say it."""
-    found: dict[str, dict[str, str]] = {}
-    ending = "" if lang == "en" else ".zh-CN"
-    pages = [docs / f"{name}{ending}.md" for name in ("data", "engine", "methods/quantised-base")]
-    pages += sorted(
-        p
-        for room in ("methods", "objectives")
-        for p in (docs / room).glob(f"*{ending}.md")
-        if p.name != f"README{ending}.md"
-    )
-    for path in pages:
-        kind = path.name.removesuffix(f"{ending}.md") if path.parent != docs else ""
-        for key, text in re.findall(
-            r"^\| `((?:data|engine|base|method|objective)\.[a-z_0-9]+)` \|[^|]*\| (.+?) \|$",
-            path.read_text(encoding="utf-8"),
-            re.MULTILINE,
-        ):
-            of_kind = kind if key.startswith(("method.", "objective.")) else ""
-            found.setdefault(key, {}).setdefault(
-                of_kind, re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text)
-            )
-    _inherit(found)
-    return dict(sorted(found.items()))
-
-
-def _inherit(found: dict[str, dict[str, str]]) -> None:
-    """A key that one kind's page leaves to another page has that page's sentence, where the two
-    fields are described alike in the code."""
-    for axis, registry in AXES.items():
-        fields = [
-            (f"{axis}.{name}", entry.name, info.description)
-            for entry in registry
-            for name, info in entry.config.model_fields.items()
-            if entry.is_ours
-        ]
-        said = {
-            (key, described): found[key][kind]
-            for key, kind, described in fields
-            if kind in found.get(key, {})
-        }
-        for key, kind, described in fields:
-            if (key, described) in said:
-                found[key].setdefault(kind, said[key, described])
-
-
 def main(argv: list[str]) -> int:
-    """Write both pages into the folder named by the first argument, and the help of keys that its
-    Chinese pages give beside the entries."""
+    """Write both pages into the folder named by the first argument."""
     folder = Path(argv[0] if argv else "docs")
-    if (folder / "methods").is_dir():
-        write_text(
-            PLACE / "keys.zh.json",
-            json.dumps(key_help(folder, "zh"), ensure_ascii=False, indent=1) + "\n",
-        )
     for lang, name in NAMES.items():
         write_text(folder / name, page(lang))
         print(folder / name)

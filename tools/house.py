@@ -38,6 +38,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("run",),
     ("story",),
     ("api", "bench", "commands", "importing"),
+    ("studio",),
     ("cli", "__main__"),
 ]
 """From the ground up. A room may import from the floors below it and from itself; rooms of one

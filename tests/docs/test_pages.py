@@ -32,6 +32,7 @@ TRANSLATED = [
     "gate",
     "export",
     "serve",
+    "studio",
     "chat",
     "batch",
     "migrating",

@@ -151,9 +151,8 @@ def _keys_in(lang: str) -> dict[str, dict[tuple[str, str, str], list[str]]]:
             for name, more in inner.model_fields.items():
                 keep(f"{key}.{name}", more, kind)
             return
-        own = glossary.key_help(lang).get(key, {})
-        about = own.get(kind) or (
-            info.description or ""
+        about = (
+            glossary.in_language(info.description or "", lang)
             if f"explain.key.{key}" not in catalogue("en")
             else say(f"explain.key.{key}")
         )

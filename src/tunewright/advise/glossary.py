@@ -91,14 +91,19 @@ def plain(word: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", word).casefold() if c.isalnum())
 
 
+def in_language(text: str, lang: str) -> str:
+    """The help of a key, as it stands beside its field in the code, in a language; English where it
+    has no other."""
+    plain_text = " ".join(text.split())
+    return translated(lang).get(plain_text, plain_text)
+
+
 @cache
-def key_help(lang: str) -> dict[str, dict[str, str]]:
-    """Dotted key -> kind (empty for keys that are no kind's own) -> what it means, where a language
-    has its own sentences; made from its pages."""
-    path = PLACE / f"keys.{lang}.json"
-    found: dict[str, dict[str, str]] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    )
+def translated(lang: str) -> dict[str, str]:
+    """English help of a key -> the same in another language. Whoever changes the English has to
+    translate it anew: the old translation is of a text that no field has."""
+    path = PLACE / f"help.{lang}.json"
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 
 

@@ -22,6 +22,7 @@ from tunewright.cli.export import export_app
 from tunewright.cli.measure import bench, compare, evaluate, gate
 from tunewright.cli.planning import plan
 from tunewright.cli.serve import batch, serve
+from tunewright.cli.studio import studio
 from tunewright.cli.train import demo, import_file, init, train
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.words import say
@@ -39,6 +40,7 @@ app.add_typer(data_app, name="data")
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "demo": demo,
+    "studio": studio,
     "chat": chat,
     "serve": serve,
     "batch": batch,

@@ -55,13 +55,34 @@ class Problem:
         return f"{self.code}  {self.what()}{place} {self.remedy()}".rstrip()
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for `--json`."""
-        return {"code": self.code, "what": self.what(), "where": self.where, "do": self.remedy()}
+        """The same for `--json`. With `fields` another program says it again in another language
+        (`problem_of`)."""
+        said = {"code": self.code, "what": self.what(), "where": self.where, "do": self.remedy()}
+        return {**said, "fields": _plain(self.fields)}
 
 
 def problem(code: str, where: str = "", /, **fields: Any) -> Problem:
     """Short form of `Problem(code, where, fields)`."""
     return Problem(code, where, fields)
+
+
+def problem_of(said: dict[str, Any]) -> Problem:
+    """The problem whose `as_dict` is given, to be said again."""
+    fields = said.get("fields")
+    return Problem(
+        str(said.get("code", "")),
+        str(said.get("where") or ""),
+        fields if isinstance(fields, dict) else {},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it; what it cannot hold becomes the text that a message would show."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else str(value)
 
 
 class TunewrightError(Exception):

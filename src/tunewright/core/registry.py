@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 from tunewright.core.errors import ConfigError, problem
 
 F = TypeVar("F", bound=Callable[..., Any])
+LOADING = threading.RLock()
+"""Held while a room is loaded: another thread of a server must not find half of its names. One for
+all axes, because rooms ask for each other's names."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Registry(Generic[F]):
     def __init__(self, axis: str, room: str):
         self.axis, self.room = axis, room
         self._entries: dict[str, Entry[F]] = {}
-        self._loaded = False
+        self._loaded = self._is_loading = False
 
     def register(self, name: str, config: type, **facts: Any) -> Callable[[F], F]:
         """Decorator: `function` is what `kind: name` calls, with an instance of `config`."""
@@ -84,14 +88,24 @@ class Registry(Generic[F]):
         package that cannot be loaded."""
         if self._loaded:
             return
-        self._loaded = True
-        importlib.import_module(self.room)
+        with LOADING:
+            # A room that asks for its own names while it is loaded gets those it has.
+            if self._loaded or self._is_loading:
+                return
+            self._is_loading = True
+            try:
+                importlib.import_module(self.room)
+                self._load_outside()
+                self._loaded = True
+            finally:
+                self._is_loading = False
+
+    def _load_outside(self) -> None:
         group = f"tunewright.{self.axis}"
         try:
             for point in entry_points(group=group):
                 point.load()
         except Exception as e:  # what stands in another package may raise anything
-            self._loaded = False
             package = point.dist.name if point.dist is not None else point.value
             fault = f"{type(e).__name__}: {e}"
             raise ConfigError(

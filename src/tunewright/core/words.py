@@ -7,9 +7,12 @@ only at run time; the tests allow no missing key.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import locale
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,15 @@ LANGUAGES = ("en", "zh")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 _chosen: str | None = None
+_spoken: ContextVar[str | None] = ContextVar("spoken", default=None)
 
 
 def language() -> str:
-    """The language of messages: `set_language`, else TUNEWRIGHT_LANG, else the locale of the
-    terminal, else English."""
+    """The language of messages: that of the context (`speaking`), else `set_language`, else
+    TUNEWRIGHT_LANG, else the locale of the terminal, else English."""
+    spoken = _spoken.get()
+    if spoken:
+        return spoken
     if _chosen:
         return _chosen
     for name in ("TUNEWRIGHT_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
@@ -37,6 +44,17 @@ def set_language(name: str | None) -> None:
     """Choose the language for this process; None goes back to the environment's."""
     global _chosen
     _chosen = name
+
+
+@contextlib.contextmanager
+def speaking(name: str | None) -> Iterator[None]:
+    """Choose the language inside the block, for this thread or task alone: two readers of one
+    server may speak two languages. None leaves it as it is."""
+    token = _spoken.set(name or _spoken.get())
+    try:
+        yield
+    finally:
+        _spoken.reset(token)
 
 
 @cache

@@ -54,6 +54,7 @@ from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load, vocabulary
 from tunewright.models.kernels import tree_attention
 from tunewright.models.kernels.fused import accelerate
+from tunewright.models.kernels.packed import Packs
 from tunewright.models.quantised import keep_base, parameter_count
 from tunewright.models.scalar_heads import has_score, put_heads
 from tunewright.sources.fingerprint import computed_by, fingerprint, is_kept_about
@@ -115,6 +116,8 @@ class Opened(Loaded):
     renderer: Renderer
     target: Target
     world: World
+    packs: Packs | None = field(default=None, kw_only=True)
+    """Packed weights that stay from one answer to the next; None: each makes its own."""
 
     @property
     def tokenizer(self) -> Any:
@@ -124,7 +127,7 @@ class Opened(Loaded):
     @property
     def answering(self) -> AnsweringModel:
         """What answers: the method on its base, or the model itself."""
-        return answering(self.causal, self.attached, self.renderer)
+        return answering(self.causal, self.attached, self.renderer, packs=self.packs)
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[AnsweringModel]:
@@ -144,7 +147,11 @@ class Opened(Loaded):
         else:
             with self.attached.disabled():
                 yield answering(
-                    self.causal, self.attached, self.base_renderer, vocabulary=self.vocabulary
+                    self.causal,
+                    self.attached,
+                    self.base_renderer,
+                    vocabulary=self.vocabulary,
+                    packs=self.packs,
                 )
 
     @property

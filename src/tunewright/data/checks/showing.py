@@ -74,6 +74,8 @@ class Shown:
     """The columns of the set that are not used, as the data report names them; `columns` is how
     many it has."""
     columns: int = 0
+    rows: int = 0
+    """Usable rows of the set."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -103,6 +105,7 @@ def show_row(config: DataConfig, opened: Opened | None, number: int | None) -> S
     data = inspect(config, None, needs_tokens=False, check=False)
     rows, ledger = data.train_rows, data.report["columns"]
     more = {"parts": data.report["parts"], "unused": ledger["unused"], "columns": ledger["found"]}
+    more["rows"] = len(rows)
     number = random.SystemRandom().randint(1, len(rows)) if number is None else number
     if number > len(rows):
         raise DataError.of("E-DATA-53", str(config.train), row=number, rows=len(rows))

@@ -185,10 +185,11 @@ def stream(
     top_k: int = 0,
     seed: int | None = None,
     stop_texts: Sequence[str] = (),
+    check: Callable[[], None] | None = None,
 ) -> Answer:
     """One answer; `on_piece` gets it in pieces as they are made. `seed` None: other draws at every
-    call. The answer ends before the first of `stop_texts`. Raises ModelError for a question that
-    fills the context."""
+    call. The answer ends before the first of `stop_texts`. `check` is called before every token and
+    may raise. Raises ModelError for a question that fills the context."""
     room = model.room(len(prompt))
     if room == 0:
         raise ModelError(
@@ -208,7 +209,13 @@ def stream(
         luck=torch.rand(1, most, generator=draws, dtype=torch.float64),
         on_token=lambda _, token: pieces.take(token),
     )
-    found = _answer(model, model.writer.write([ask])[0][0], most, max_new_tokens)
+    writer = model.writer
+    writer.check = check
+    try:
+        written = writer.write([ask])[0][0]
+    finally:
+        writer.check = None
+    found = _answer(model, written, most, max_new_tokens)
     pieces.end()
     return Answer(pieces.text.strip(), found.end, found.tokens) if stop_texts else found
 

@@ -1,0 +1,1 @@
+"""Tunewright Studio: the whole road in a web page, served by this machine to this machine."""
