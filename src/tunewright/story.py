@@ -3,6 +3,7 @@ told in `run/`."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Sequence
@@ -77,6 +78,8 @@ def train(
             with watch.of("ask"):
                 asker.before(opened)
             reached.doing = "train.doing.reference"
+            if plan.config.engine.show_answers and asker.probes and not asker.scored:
+                loop.sample = functools.partial(asker.on_the_way, opened)
             with watch.of("train"):
                 loop.prepare_reference(lambda: decided.start_of(plan, world))
                 reached.doing = "train.doing.learn"
@@ -91,7 +94,7 @@ def train(
                 in_memory = asker.scores(opened)
             reached.doing = "train.doing.ask_again"
             with watch.of("load"):
-                del opened, loop.stepper  # what follows knows only the files
+                del opened, loop.stepper, loop.sample  # what follows knows only the files
                 gc.collect()
                 return_freed_memory()
                 fresh = saved.load_afresh(plan, files, made)

@@ -28,7 +28,8 @@ def jsonl(rows: list[Any]) -> str:
 
 
 FILES: dict[str, str | bytes] = {
-    "bad-line.jsonl": jsonl([{"instruction": "a?", "output": "b"}] * 3) + '{"instruction": "c?", \n',
+    "bad-line.jsonl": jsonl([{"instruction": "a?", "output": "b"}] * 3)
+    + '{"instruction": "c?", \n',
     "wrong-columns.jsonl": jsonl([{"foo": f"one {i}", "bar": "two"} for i in range(8)]),
     "empty-answers.jsonl": jsonl([{"instruction": f"q {i}?", "output": ""} for i in range(8)]),
     "no-rows.jsonl": "",
@@ -283,7 +284,9 @@ def test_a_taken_port_is_told_before_the_page_opens(
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_a_wrong_token_is_told_in_both_languages(chromium: Any, served: Served, language: str) -> None:
+def test_a_wrong_token_is_told_in_both_languages(
+    chromium: Any, served: Served, language: str
+) -> None:
     context = chromium.new_context()
     page = context.new_page()
     reply = page.goto(f"{served.address}/?token=wrong")

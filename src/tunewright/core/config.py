@@ -198,6 +198,9 @@ class EngineConfig(Section):
     evaluate_rows: int | None = Field(default=512, gt=0)
     """At most this many held-out rows are measured during training, the same ones each time; all of
     them at the end if that takes less than a tenth of the training time. null: always all."""
+    show_answers: int = Field(default=0, ge=0)
+    """Questions of the run that are asked again every `evaluate_every` steps while it learns; the
+    answers are written into events.jsonl."""
     keep_best: bool = True
     """Return to the weights with the lowest held-out loss at the end."""
     early_stop: int | None = Field(default=None, gt=0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,6 +48,8 @@ class Loop:
     stop: StopFlag
     device: str
     progress: Progress = field(default_factory=Progress)
+    sample: Callable[[], list[dict[str, Any]]] | None = None
+    """Asks some questions of the model as it is: `engine.show_answers`."""
     measuring: Measuring = field(init=False)
     measured: Sequence[Sample] = field(init=False)
     """The held-out rows that are measured while the run learns."""
@@ -94,6 +97,8 @@ class Loop:
                 if self.held_out and (last or (evaluate_every and step % evaluate_every == 0)):
                     self._keep_best(self._evaluate(step))
                     last = last or self.progress.stopped_early
+                if self.sample and not last and evaluate_every and step % evaluate_every == 0:
+                    self.log.write("answers", step=step, answers=self.sample())
                 if last or (save_every and step % save_every == 0):
                     self._save()
             self.tell.finish()

