@@ -38,6 +38,7 @@ STATUS = {
     "E-STUDIO-25": 405,
     "E-STUDIO-27": 409,
 }
+WARM_RUNS = 12
 KINDS = {
     ".css": "text/css",
     ".js": "text/javascript",
@@ -77,7 +78,7 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
     """Go on with a queue that was left, and end the children with the server."""
     studio: Studio = app.state.studio
     await asyncio.to_thread(studio.jobs.ensure_worker)
-    warm = asyncio.ensure_future(asyncio.to_thread(_warm))
+    warm = asyncio.ensure_future(asyncio.to_thread(_warm, studio))
     try:
         yield
     finally:
@@ -87,12 +88,17 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
         warm.cancel()
 
 
-def _warm() -> None:
-    """What the first train request needs, loaded before it comes."""
+def _warm(studio: Studio) -> None:
+    """What the first requests need, made ready before they come: names of methods, the list of runs,
+    and the loss of those that an overlay will show first."""
     from tunewright.core.registry import methods, objectives
 
     for axis in (methods, objectives):
         axis.names()
+    for run_id in list(studio.heads())[:WARM_RUNS]:
+        files = studio.files_of(run_id)()
+        if files is not None and not studio.ended.is_set():
+            studio.curves.one(files[0], "loss")
 
 
 def said(status: int, problems: list[Problem]) -> JSONResponse:

@@ -29,6 +29,8 @@ class Given:
             if not isinstance(found, dict):
                 raise ValueError("the body is no object {...}")
             _require_shallow(found, DEEPEST)
+            # Half of a surrogate pair (`\ud800`) is no text: no file could hold it.
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
         except (ValueError, RecursionError) as error:
             raise UsageError(problem("E-STUDIO-09", cause=str(error)[:200])) from error
         return cls(found)
