@@ -79,7 +79,8 @@ def refused(*words: str) -> list[str]:
 
 
 def test_what_is_no_training_is_refused(tmp_path: Path) -> None:
-    assert refused(str(tmp_path / "nowhere")) == ["E-DOCTOR-01"]
+    assert refused(str(tmp_path / "nowhere")) == ["E-MODEL-01"]
+    assert refused("owner/name") == ["E-DOCTOR-01"]
     assert refused(str(tmp_path)) == ["E-DOCTOR-01"]
     file = tmp_path / "file.txt"
     file.write_text("x", encoding="utf-8")

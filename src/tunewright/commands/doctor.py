@@ -46,11 +46,10 @@ def diagnose(
     if not (folder / "run.yaml").is_file():
         from tunewright.advise.doctor import foreign
 
+        facts = foreign.facts_of(target, model, data, tell, rows=rows or foreign.ROWS, **how)
         if data is None:
             tell.line(say("doctor.no_data"))
-        return examine(
-            foreign.facts_of(target, model, data, tell, rows=rows or foreign.ROWS, **how)
-        )
+        return examine(facts)
     if model is not None:
         tell.line(say("doctor.model_of_run", model=model))
     facts = examining.later(examining.facts_of(folder, examining.known_again(folder)), folder)

@@ -51,8 +51,10 @@ class Problem:
 
     def line(self) -> str:
         """One line for a terminal: code, what, where, remedy."""
-        place = f"  ({self.where})" if self.where else ""
-        return f"{self.code}  {self.what()}{place} {self.remedy()}".rstrip()
+        what = self.what()
+        said = "/" in self.where and self.where in what  # a path is not told twice
+        place = f"  ({self.where})" if self.where and not said else ""
+        return f"{self.code}  {what}{place} {self.remedy()}".rstrip()
 
     def as_dict(self) -> dict[str, Any]:
         """The same for `--json`. With `fields` another program says it again in another language

@@ -300,7 +300,8 @@ def load(path: Path) -> Contract:
     """Read a contract. Raises ConfigError with everything that is wrong in it, or for a file that
     is not there (E-GATE-17)."""
     if not path.is_file():
-        raise ConfigError(problem("E-GATE-17", str(path), file=path))
+        new = "contract.yaml" if path.is_dir() else path
+        raise ConfigError(problem("E-GATE-17", str(path), file=path, new=new))
     content, node = read_mapping(path)
     raise_all(_twice(node, path.name), ConfigError)
     return parse(content, path.name, _places(node))

@@ -13,6 +13,8 @@ from tunewright.core.words import say
 
 VERSION = 1
 FILE = "doctor.json"
+NAMED = 6
+"""Checks without figures that a terminal names."""
 Severity = Literal["bad", "warn", "info"]
 ORDER: tuple[Severity, ...] = ("bad", "warn", "info")
 
@@ -134,7 +136,9 @@ def lines(name: str, examination: Examination) -> list[str]:
             f"  {say('doctor.label.do')} {finding.remedy()}",
         ]
     if left:
-        out += ["", say("doctor.unchecked", count=left, codes=", ".join(examination.unchecked))]
+        named, more = examination.unchecked[:NAMED], left - NAMED
+        key = "doctor.unchecked_more" if more > 0 else "doctor.unchecked"
+        out += ["", say(key, count=left, codes=", ".join(named), more=more)]
     return out
 
 

@@ -68,6 +68,8 @@ class Pair:
 def pair_of(target: str, model: str | None, tell: Tell) -> Pair:
     """What `target` and `--model` name. Raises UsageError and ModelError as `opening.find` does."""
     folder = Path(target)
+    if sources.looks_like_path(target) and not folder.exists():
+        raise ModelError.of("E-MODEL-01", spec=target)
     if not folder.is_dir():
         raise UsageError.of("E-DOCTOR-01", target)
     if is_saved(folder):
