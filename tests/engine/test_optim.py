@@ -418,3 +418,14 @@ def test_a_key_that_would_do_nothing_is_refused(more: dict[str, Any], key: str) 
     keys = {"model": "m", "data.train": "d.json", "method.kind": "lora", **more}
     found = problems(parse_run(keys, {}).config)
     assert [(p.code, p.where) for p in found] == [("E-COMPAT-12", key)]
+
+
+def test_a_rate_that_destroys_the_model_is_refused() -> None:
+    from tunewright.core.compat import problems
+
+    def found(rate: float) -> list[tuple[str, str]]:
+        keys = {"model": "m", "data.train": "d.json", "engine.learning_rate": rate}
+        return [(p.code, p.where) for p in problems(parse_run(keys, {}).config)]
+
+    assert found(10) == [("E-COMPAT-13", "engine.learning_rate")]
+    assert found(0.3) == []

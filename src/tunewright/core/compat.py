@@ -9,7 +9,7 @@ from typing import Any
 
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, problem
-from tunewright.core.registry import methods, objectives
+from tunewright.core.registry import methods, objectives, usual_rate
 from tunewright.core.runfile import kind_of
 from tunewright.core.words import say
 
@@ -25,6 +25,9 @@ def problems(run: RunConfig) -> list[Problem]:
     rate = run.engine.learning_rate
     if rate != "auto" and rate <= 0:
         found.append(problem("E-COMPAT-03", "engine.learning_rate", value=rate))
+    elif rate != "auto" and rate > MOST_RATE:
+        usual = f"{usual_rate(kind_of(run.method)):g}"
+        found.append(problem("E-COMPAT-13", "engine.learning_rate", value=rate, usual=usual))
     found += _idle_keys(run)
     method = methods.get(kind_of(run.method)) if run.method is not None else None
     if method is not None and method.facts.get("own_optimizer") and run.engine.optimizer != "adamw":
@@ -41,6 +44,9 @@ def problems(run: RunConfig) -> list[Problem]:
     return found
 
 
+MOST_RATE = 1.0
+"""Highest learning rate that is taken: every update rule here moves a weight by about the rate in a
+step, and weights are far below 1."""
 NEEDS = {
     "least_rate": ("schedule", ("cosine", "linear", "wsd")),
     "cycles": ("schedule", ("cosine",)),
