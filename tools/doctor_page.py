@@ -49,7 +49,7 @@ stop token with padding, and the chat's form with other forms of asking. Of 32 s
 **Severity.** `bad`: the training is worthless, or its answers are, until this is changed. `warn`: it works less well than it could. Causes hide their effects: where
 labels are shifted, nobody needs to be told that the stop token was not learnt.
 
-**In `doctor.json`.** `version`; `findings`, the worst first, each with `code`, `severity`, `evidence` (the figures), `what`, `cause` and `remedy`; `checked` and `unchecked`, the codes
+**In `doctor.json`.** `version`; `findings`, the worst first, each with `code`, `name` (two or three words), `severity`, `evidence` (the figures), `what`, `cause` and `remedy`; `checked` and `unchecked`, the codes
 that could and could not be looked for.
 
 **What it cannot see.** Padding that is the same token as the stop token: a model that learnt to stop goes on stopping by itself, so this is named only beside
@@ -85,7 +85,7 @@ tunewright doctor their-model --model BASE --data rows.json        # 完整的�
 
 **严重程度。** `bad`（严重）：在改正之前，这次训练或其回答毫无价值。`warn`（警告）：效果不如应有的好。原因会隐去它的后果：标签移位时，无需再说没有学到结束标记。
 
-**`doctor.json` 的内容。** `version`；`findings`，最严重的在前，每项含 `code`、`severity`、`evidence`（数值）、`what`、`cause` 和 `remedy`；`checked` 与 `unchecked`，即检查过与未能检查的代码。
+**`doctor.json` 的内容。** `version`；`findings`，最严重的在前，每项含 `code`、`name`（两三个词）、`severity`、`evidence`（数值）、`what`、`cause` 和 `remedy`；`checked` 与 `unchecked`，即检查过与未能检查的代码。
 
 **看不出什么。** 与结束标记相同的填充：学会停止的模型会自行继续停止，因此只有在标签移位时才会提到它（它不影响回答）。若训练没有改变模型，日志也没有记录最初的损失，则看不出其他工具的标签覆盖了哪些 token。
 

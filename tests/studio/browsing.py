@@ -136,7 +136,7 @@ class Visit:
         """Everything that is written on the page."""
         return str(self.page.locator("body").inner_text())
 
-    def problem(self, within: str = "problem", seconds: float = 60) -> str:
+    def problem(self, within: str = "problem", seconds: float = 20) -> str:
         """The text of the first problem that is shown."""
         self.by(within).first.wait_for(timeout=seconds * 1000)
         return str(self.by(within).first.inner_text())

@@ -217,7 +217,8 @@ def test_from_a_fresh_start_to_a_tuned_answer_in_six_clicks(
             assert visit.clicks <= 6
 
             base, tuned = kept_answers(visit)
-            rows = [json.loads(line) for line in open(events.parent / "before_after.jsonl")]
+            text = (events.parent / "before_after.jsonl").read_text(encoding="utf-8")
+            rows = [json.loads(line) for line in text.splitlines()]
             expected = next(row["expected"] for row in rows if row["question"] == question)
             assert expected.lower() in tuned.lower()
             assert expected.lower() not in base.lower()

@@ -48,6 +48,7 @@ class Finding:
         """For JSON; the sentences in the reader's language."""
         return {
             "code": self.code,
+            "name": self.name(),
             "severity": self.severity,
             "evidence": self.evidence,
             "what": self.what(),

@@ -128,8 +128,7 @@ export function isComparison(result: unknown): result is Comparison {
   return typeof result === 'object' && result !== null && 'subjects' in result
 }
 
-/** The last part of a path, for a heading; the whole stands in its title. */
+/** A name with paths cut to their last part, for a heading; the whole stands in its title. */
 export function short(name: string): string {
-  const parts = name.split('/').filter(Boolean)
-  return name.startsWith('/') && parts.length ? (parts[parts.length - 1] ?? name) : name
+  return name.replace(/(^|\s)(?:\/[^\s/]+)+/g, (path, before) => before + path.split('/').pop())
 }
