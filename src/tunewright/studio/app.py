@@ -89,8 +89,8 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _warm(studio: Studio) -> None:
-    """What the first requests need, made ready before they come: names of methods, the list of runs,
-    and the loss of those that an overlay will show first."""
+    """What the first requests need, made ready before they come: names of methods, the list of
+    runs, and the loss of those that an overlay will show first."""
     from tunewright.core.registry import methods, objectives
 
     for axis in (methods, objectives):
