@@ -168,3 +168,22 @@ def test_weights_kept_too_early_are_not_called_memorising(tmp_path):
         tmp_path / "r", events=[*CALM, *points], summary={**GOOD, "held_out_loss": 1.0}, rows=wrong
     )[2]
     assert "best_too_early" in told and not told & {"memorised", "poor"}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "key"),
+    [
+        ([0.1, 0.2, 0.1, 0.5, 0.6, 0.7, 0.8, 0.8, 0.9, 0.9], "reward_rose"),
+        ([0.9, 0.8, 0.8, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.2], "reward_fell"),
+        ([0.5, 0.7, 0.4, 0.6, 0.5, 0.4, 0.6, 0.5, 0.6, 0.5], "reward_same"),
+        ([1.0] * 10, "reward_same"),
+        ([0.3], "reward_same"),
+    ],
+)
+def test_a_run_that_learns_from_rewards_is_judged_by_them(tmp_path, rewards, key):
+    """Its loss is no measure: here it falls to a tenth each time."""
+    told = [
+        {"event": "step", "step": n + 1, "loss": 1.0 - 0.09 * n, "figures": {"reward": reward}}
+        for n, reward in enumerate(rewards)
+    ]
+    assert judged(tmp_path / "r", events=told)[0] == f"report.learnt.{key}"

@@ -7,6 +7,7 @@ else. Rules speak only when their figures exist.
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,8 +114,32 @@ def count_of(record: Record, kind: str) -> Count | None:
     return next((c for c in record.counts if c.kind == kind and c.asked), None)
 
 
+def rewards_of(record: Record) -> list[float]:
+    """The mean reward of every round, of a run that learns from rewards."""
+    found = [number((event.get("figures") or {}).get("reward")) for event in record.steps]
+    return [value for value in found if value is not None and math.isfinite(value)]
+
+
+def _headline_of_rewards(rewards: list[float]) -> Finding:
+    """The first fifth of the rounds beside the last: of such a run the loss says nothing. A change
+    counts from two standard errors on."""
+    part = max(1, len(rewards) // 5)
+    first, final = rewards[:part], rewards[-part:]
+    change = statistics.fmean(final) - statistics.fmean(first)
+    error = math.sqrt(sum(statistics.pvariance(side) / part for side in (first, final)))
+    known = {"first": show(statistics.fmean(first)), "final": show(statistics.fmean(final))}
+    if abs(change) <= max(2 * error, 1e-9):
+        return Finding("report.learnt.reward_same", "warn", known)
+    rose = change > 0
+    key = "report.learnt.reward_rose" if rose else "report.learnt.reward_fell"
+    return Finding(key, "good" if rose else "bad", known)
+
+
 def headline(record: Record) -> Finding:
     """Did it learn? One of `report.learnt.*`."""
+    rewards = rewards_of(record)
+    if rewards:
+        return _headline_of_rewards(rewards)
     losses = losses_of(record)
     known = {"first": show(losses.first), "final": show(losses.final)}
     if losses.first is None or losses.final is None:
@@ -132,7 +157,7 @@ def headline(record: Record) -> Finding:
 def warnings_of(record: Record) -> list[Finding]:
     """All that a reader must know before trusting the run."""
     losses, found = losses_of(record), []
-    if any("reward" in (e.get("figures") or {}) for e in record.steps):
+    if rewards_of(record):
         losses = Losses(
             None, None, None, None
         )  # of a run that learns from rewards the loss says nothing
