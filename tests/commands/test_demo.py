@@ -45,7 +45,7 @@ def test_general_questions_are_not_trained_on(lang: str) -> None:
     assert {p.question for p in data.probes if p.kind == "train"} <= trained
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_demo_runs_through_on_a_tiny_model(tmp_path: Path) -> None:
     model = story.model_folder(tmp_path / "model")
     result = story.tunewright(
