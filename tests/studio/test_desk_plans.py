@@ -63,19 +63,21 @@ def test_the_figures_are_those_of_the_command(place: Path) -> None:
 def test_a_run_that_cannot_fit_says_what_would(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model of which only the configuration is here: seven billion weights in 14 GiB."""
+    """Of a model of which only the configuration is here: every one of seven billion weights in 40 GiB."""
     sizes = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
              "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
              "max_position_embeddings": 4096}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
-    monkeypatch.setattr(planning, "available_bytes", lambda device: 14 * 2**30)
-    config = form(place, **{"model": str(tmp_path), "engine.rows_per_pass": 1024})
+    monkeypatch.setattr(planning, "available_bytes", lambda device: 40 * 2**30)
+    config = form(
+        place, **{"model": str(tmp_path), "engine.rows_per_pass": 1024, "method.kind": "full"}
+    )
     found = asked(planned.plan, config=config)
     assert found["fits"] is False and found["problems"][0]["code"] == "E-FIT-01"
     assert found["missing"] and found["changes"]
     for change in found["changes"]:
         assert change["settings"][change["key"]] == change["value"] and change["text"]
-        assert change["memory_bytes"] <= 14 * 2**30 < found["memory_bytes"]
+        assert change["memory_bytes"] <= 40 * 2**30 < found["memory_bytes"]
         # What a button fills in is a run that fits.
         assert asked(planned.plan, config={**config, **change["settings"]})["fits"]
 
