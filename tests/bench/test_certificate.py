@@ -309,7 +309,7 @@ def test_the_bench_certificate_works_on_a_folder(tmp_path: Any) -> None:
 
 
 @pytest.mark.real_model
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_smollm2_passes_on_rows_of_text() -> None:
     from tunewright.sources import find
 

@@ -63,7 +63,9 @@ def _kill_until_done(
     return story.digest(run / "adapter" / "adapter_model.safetensors"), hits
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.thorough)]
+)
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     model: Path, golden: tuple[str, float], tmp_path: Path, seed: int
 ) -> None:

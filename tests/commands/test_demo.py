@@ -171,6 +171,7 @@ def _the_merged_model_knows_what_was_taught(place: Path) -> None:
     assert known >= 7
 
 
+@pytest.mark.slow
 def test_the_chinese_demo_runs_through_on_a_qwen_shape(tmp_path: Path) -> None:
     model = story.model_folder(tmp_path / "model", "qwen2")
     result = story.tunewright(

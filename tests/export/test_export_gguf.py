@@ -100,7 +100,9 @@ def run_of_base(base: Path) -> torch.Tensor:
         return AutoModelForCausalLM.from_pretrained(base)(input_ids=torch.tensor([IDS])).logits[0]
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+@pytest.mark.parametrize(
+    "family", ["qwen2", pytest.param("gemma3_text", marks=pytest.mark.thorough)]
+)
 def test_transformers_reads_the_file_and_says_that_it_did(tmp_path, family, without_llamacpp):
     # The loader takes Gemma's heads to be as wide as those of the published models.
     wide = {"head_dim": 256, "query_pre_attn_scalar": 256} if family == "gemma3_text" else {}
