@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import re
 import secrets
 import shutil
 import time
@@ -139,7 +140,10 @@ class DataFiles:
         for root in (self.places.root, *self.places.allowed):
             for path in _files(root, DEEPEST, [MOST_FOLDERS]):
                 is_kept = path.parent.name in ("data", "datasets")
-                if _is_data(path, sure=not is_kept) and is_plain_path(str(path)):
+                known = _is_data(path, sure=not is_kept)
+                # Rows often lie as .json in the folder that a person starts in.
+                known = known or (path.parent == root and _is_list(path))
+                if known and is_plain_path(str(path)):
                     found.append(path)
                 if len(found) >= MOST_FILES:
                     return found
@@ -199,6 +203,17 @@ def _is_data(path: Path, *, sure: bool) -> bool:
     if name.startswith(".") or name in NO_DATA or name == REGISTRY:
         return False
     return name.endswith(SURE if sure else ENDINGS)
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a .json file begins as a list of objects, as data rows do."""
+    if path.suffix.lower() != ".json" or not _is_data(path, sure=False):
+        return False
+    try:
+        with open(path, encoding="utf-8-sig") as handle:
+            return re.match(r"\s*\[\s*\{", handle.read(200)) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _files(root: Path, deepest: int, left: list[int]) -> Iterator[Path]:
