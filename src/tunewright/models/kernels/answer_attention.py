@@ -3,8 +3,8 @@
 R answers (rows), K key heads, G query heads a key head, D head size. Every row has columns: a
 learnt prefix if there is one, its prompt, what it has written so far. Column c holds the token at
 position c. The buffers grow by a half when a step finds them full, and shrink when new rows join
-and most of the room is nobody's: one long prompt does not make them long for ever. A step writes
-one column of every row and copies nothing.
+and most of the columns are nobody's: one long prompt does not make them long for ever. A step
+writes one column of every row and copies nothing.
 
 Several answers to one prompt hold the prompt's columns once: at a step their queries meet them in
 one product (`far`), each row's own columns in another (`near`), and the two softmaxes are put
@@ -28,7 +28,8 @@ NAME = "tunewright_answers"
 GROWTH, CHUNK = 1.5, 64
 """A buffer that is full grows to this multiple, in chunks of so many columns."""
 SLACK, SMALL = 4, 1 << 20
-"""A buffer of more than this many bytes is made anew where new rows need less than a part of it."""
+"""A buffer of more than `SMALL` bytes is made anew where rows join that need less than a part of
+its columns. Not for fewer rows: they come and go with every answer."""
 
 
 class _Buffer:
@@ -43,8 +44,8 @@ class _Buffer:
         K, _, D = like.shape
         old = self.data
         if old is not None and old.shape[0] >= rows and old.shape[2] >= columns:
-            wanted = SLACK * rows * K * max(columns, CHUNK) * D
-            if not joining or old.nbytes <= SMALL or old.numel() <= wanted:
+            long = old.shape[2] > SLACK * max(columns, CHUNK)
+            if not joining or old.nbytes <= SMALL or not long:
                 return old
         elif old is not None and columns > old.shape[2]:
             columns = max(columns, int(old.shape[2] * GROWTH))
