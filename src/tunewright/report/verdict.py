@@ -129,9 +129,9 @@ def _headline_of_rewards(rewards: list[float]) -> Finding:
     error = math.sqrt(sum(statistics.pvariance(side) / part for side in (first, final)))
     known = {"first": show(statistics.fmean(first)), "final": show(statistics.fmean(final))}
     if abs(change) <= max(2 * error, 1e-9):
-        return Finding("report.learnt.reward_same", "warn", known)
+        return Finding("report.learnt.rewards_same", "warn", known)
     rose = change > 0
-    key = "report.learnt.reward_rose" if rose else "report.learnt.reward_fell"
+    key = "report.learnt.rewards_rose" if rose else "report.learnt.rewards_fell"
     return Finding(key, "good" if rose else "bad", known)
 
 
