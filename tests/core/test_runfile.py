@@ -11,6 +11,8 @@ import yaml
 
 from tunewright.core.errors import ConfigError, Problem
 from tunewright.core.runfile import (
+    Loader,
+    QuickLoader,
     as_dict,
     flatten,
     kind_of,
@@ -492,3 +494,10 @@ def test_a_file_that_is_not_utf_8_or_empty_says_so(tmp_path: Path) -> None:
     (found,) = problems(tmp_path / "run.yaml")
     assert found.code == "E-CONFIG-02" and "UTF-8" in found.what()
     assert "empty" in problems(write(tmp_path, "# nothing\n"))[0].what()
+
+
+def test_libyaml_reads_by_the_same_rules():
+    text = "a: 2e-4\nb: on\n5e-5: 3\nc: 2024-01-01\nd: [1, .5, true, yes]\n<<: {z: .inf}\n"
+    read = yaml.load(text, Loader=QuickLoader)
+    assert read == yaml.load(text, Loader=Loader)
+    assert read["a"] == 2e-4 and read["b"] == "on" and read["5e-5"] == 3

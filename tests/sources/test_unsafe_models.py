@@ -845,7 +845,10 @@ def forbidden(tree: ast.AST) -> list[str]:
                 "yaml.unsafe_load",
             ):
                 found.append(name)
-            if name == "yaml.load" and ast.unparse(keywords.get("Loader", node)) != "Loader":
+            if name == "yaml.load" and ast.unparse(keywords.get("Loader", node)) not in (
+                "Loader",
+                "QuickLoader",
+            ):
                 found.append(name)
             if name == "torch.load":
                 safe = (
@@ -874,6 +877,7 @@ def test_only_the_closed_process_opens_pickles_and_nothing_trusts_code_outright(
     }
     assert {name: what for name, what in found.items() if what} == allowed
     assert issubclass(runfile.Loader, yaml.SafeLoader)
+    assert issubclass(runfile.QuickLoader, yaml.SafeLoader | yaml.CSafeLoader)
     planted = "import pickle\ntorch.load(x)\nyaml.load(x)\neval(y)\nf(shell=True, trust_remote_code=True)\nmodel.eval()"
     assert forbidden(ast.parse(planted)) == [
         "import pickle",

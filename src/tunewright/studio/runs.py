@@ -22,7 +22,7 @@ import yaml
 
 from tunewright.core.comparing import contains
 from tunewright.core.errors import UsageError, problem
-from tunewright.core.runfile import flatten
+from tunewright.core.runfile import QuickLoader, flatten
 from tunewright.studio.index import Index
 from tunewright.studio.jobs import Jobs
 from tunewright.studio.places import Places, free_name, shown, write_private
@@ -36,7 +36,6 @@ LONGEST_LABEL, MOST_TAGS, LONGEST_NOTE = 200, 30, 20_000
 ID = re.compile(r"[0-9a-f]{16}")
 HIDDEN = ("checkpoints", "adapter", "model", "node_modules", "__pycache__")
 STATUS = {"done": "finished", "stopped": "stopped", "failed": "failed"}
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Head = dict[str, Any]
 
@@ -314,7 +313,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     once."""
     try:
         text = (folder / "run.yaml").read_text(encoding="utf-8")
-        found = yaml.load(text, Loader=LOADER)  # noqa: S506 - a safe loader
+        found = yaml.load(text, Loader=QuickLoader)  # noqa: S506 - a safe loader
         return flatten(found) if isinstance(found, dict) else {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}

@@ -320,6 +320,23 @@ def test_a_worker_that_is_killed_is_an_error_with_its_code(many, monkeypatch):
         look(many, workers=2)
 
 
+def test_handles_that_a_dead_worker_left_are_the_same_error(many, monkeypatch):
+    """The pool closes its handles while it starts another worker, whose start then fails."""
+    monkeypatch.setattr(workers, "BYTES_PER_WORKER", 1)
+    start = workers._Process.start
+
+    def start_once(self):
+        if workers.started:
+            workers.started[0].join(30)
+            raise ValueError("bad value(s) in fds_to_keep")
+        start(self)
+        self.kill()
+
+    monkeypatch.setattr(workers._Process, "start", start_once)
+    with pytest.raises(DataError, match="E-DATA-60.*-9"):
+        look(many, workers=2)
+
+
 def test_a_fault_in_a_worker_is_told_with_its_place(many, monkeypatch):
     recipe = preparing.Recipe()
     with (

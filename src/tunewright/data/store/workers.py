@@ -135,9 +135,11 @@ class Workers:
                     yield done, result.result()
             for done, result in under_way:
                 yield done, result.result()
-        except (BrokenProcessPool, OSError) as error:
-            # A pool that breaks while it starts another worker says so with a closed handle.
-            if isinstance(error, OSError) and not any(worker.exitcode for worker in started):
+        except (BrokenProcessPool, OSError, ValueError) as error:
+            # A pool that breaks while it starts another worker closes handles that the other one
+            # needs: an OSError, or a ValueError where their numbers are in use again.
+            broken = isinstance(error, BrokenProcessPool)
+            if not broken and not any(worker.exitcode for worker in started):
                 raise
             raise DataError.of("E-DATA-60", "data.train", code=_code()) from error
 
