@@ -42,7 +42,9 @@ def train(
     UnexpectedError when it fails, Interrupted when stopped. Once its folder is there, every one of
     them leaves summary.json with what was reached."""
     tell, watch = tell or Tell(), Stopwatch()
-    with signals.watching() as stop, evidence.of_a_resumed(resume):
+    with run_folder.Hold() as hold, signals.watching() as stop, evidence.of_a_resumed(resume):
+        if resume:
+            hold.take(resume)
         plan = prepare(parsed, tell, resume, extra_probes=extra_probes, watch=watch)
         with watch.of("load"):
             world = decided.place(plan)
@@ -60,6 +62,7 @@ def train(
         reached = Reached(plan, made, asker, tell, watch, estimate, seconds)
         with evidence.whatever_is_raised(reached):  # a summary says what was reached
             decided.publish(plan, made, tell)  # the folder appears
+            hold.take(plan.out)
             reached.log = log = EventLog(plan.out / "events.jsonl")
             loop = decided.loop_of(plan, opened, world, log, tell, stop)
             if resume:
