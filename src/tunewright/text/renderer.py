@@ -28,6 +28,8 @@ from tunewright.text.thought_marks import ThoughtMarks
 from tunewright.text.turns import Turns, unused
 
 Tools = list[dict[str, Any]] | None
+TAIL = 24
+"""Tokens at the end of a question in which an opened thought would stand."""
 
 
 def said(messages: Iterable[Message]) -> list[str]:
@@ -293,6 +295,17 @@ class Renderer:
         if marks is None or marks.are_usual:
             marks = ThoughtMarks("", "", "")
         return marks.read(text, control, whole=whole)
+
+    def parts(
+        self, prompt: Sequence[int], ids: Sequence[int], finished: bool = True
+    ) -> tuple[str, str]:
+        """(thought, answer) of what was written after a prompt; no answer where it was cut off (not
+        `finished`) inside its thought."""
+        return thoughts.parted(self.read(ids), opened=self.opens(prompt), finished=finished)
+
+    def opens(self, prompt: Sequence[int]) -> bool:
+        """Whether a question ends inside a thought."""
+        return self.template.opens and thoughts.ends_open(self.decode(prompt[-TAIL:]))
 
     # ---- thoughts
 

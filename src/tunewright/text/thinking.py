@@ -61,9 +61,9 @@ def has_thought(content: str) -> bool:
 
 def without_thoughts(content: str, unopened: bool = False) -> str:
     """The answer without its thoughts; `unopened`: also without one whose opening stood in the
-    question."""
+    question. What was cut off inside a thought has no answer."""
     if CLOSE not in content:
-        return content
+        return "" if content.lstrip().startswith(OPEN) else content
     rest = _thought.sub("", content)
     return _unopened.sub("", rest, count=1) if unopened and CLOSE in rest else rest
 
