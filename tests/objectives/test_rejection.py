@@ -116,7 +116,7 @@ def test_a_run_keeps_what_passes_and_judges_the_answer_without_its_thought(model
     told = json.dumps(events(run.folder))
     assert '"kept"' in told and '"prompts_kept"' in told
     summary = json.loads((run.folder / "summary.json").read_text())
-    assert summary["status"] == "finished"
+    assert summary["status"] == "done"
 
 
 def test_where_nothing_passes_no_weight_moves(model, tmp_path):

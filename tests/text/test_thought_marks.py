@@ -197,3 +197,30 @@ def test_a_tool_call_behind_a_channel():
 )
 def test_a_thought_is_told_from_the_answer(text, opened, finished, found):
     assert parted(text, opened=opened, finished=finished) == found
+
+
+@pytest.mark.parametrize("name", families.MARKED)
+def test_pieces_of_a_streamed_answer_make_up_the_whole_and_never_change(name):
+    from tunewright.engine.decoding.answers import Pieces
+
+    renderer = renderer_of(name)
+    for answer in (THOUGHT + "a.\n\nb", "a.", "<think>\nhm\n\n5\n</think>\n\n什么是"):
+        rendered = renderer.render(dialogue(answer))
+        first, after = rendered.spans[0]
+        said = []
+        pieces = Pieces(renderer, frozenset(renderer.stop_ids), said.append)
+        for token in rendered.ids[first:after]:
+            pieces.take(token)
+        pieces.end()
+        assert "".join(said) == answer == pieces.text
+
+
+def test_a_stop_text_ends_an_answer_behind_a_channel():
+    from tunewright.engine.decoding.answers import Pieces
+
+    renderer = renderer_of()
+    rendered = renderer.render(dialogue(THOUGHT + "a. STOP b"))
+    said = []
+    pieces = Pieces(renderer, frozenset(renderer.stop_ids), said.append, ["STOP"])
+    going = [pieces.take(token) for token in rendered.ids[rendered.spans[0][0] :]]
+    assert not all(going) and "".join(said) == THOUGHT + "a. " == pieces.text

@@ -113,9 +113,9 @@ def ask(
             found.text, opened=renderer.opens(prompt), finished=found.end == "stop"
         )
         cut_off = bool(thought) and not text and found.end != "stop"
-        told = {**line, **_answered(found), **({"thought": thought} if thought else {})}
+        whole = {**line, **_answered(found), **({"thought": thought} if thought else {})}
         expected = renderer.without_thoughts(row.answer())
-        asked.append(Asked(row, expected, found, text, told, cut_off))
+        asked.append(Asked(row, expected, found, text, whole, cut_off))
     return asked, kept
 
 

@@ -69,7 +69,7 @@ class Thought:
             for name, count in self.sources.items()
             if count
         ]
-        told = {"share": share, "draws": self.draws, "tokens": f"{self.tokens:,}"}
+        told: dict[str, Any] = {"share": share, "draws": self.draws, "tokens": f"{self.tokens:,}"}
         found.append(say("think.draws", **told, seconds=f"{self.seconds:.0f}"))
         for name in ("cut_off", "no_room", "mention_hint"):
             if count := getattr(self, name):
