@@ -18,7 +18,7 @@ ANSWER = "<think>\nhm so\n</think>\n\nlamp 1"
 def test_chat_prints_the_answer_and_tells_the_thought_apart(family: str, tmp_path: Path) -> None:
     folder = thinking.base_folder(tmp_path / "model", family)
     thinking.teach(folder, {"what is 1": ANSWER})
-    words = ("chat", str(folder), "--dtype", "float32", "--max-new-tokens", "40")
+    words = ("chat", str(folder), "--max-new-tokens", "40")
     done = story.tunewright(*words, stdin="what is 1\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "lamp 1\n"
