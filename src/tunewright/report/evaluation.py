@@ -15,8 +15,8 @@ from tunewright.record import diagnosis
 from tunewright.report import reasoning
 from tunewright.report.chart import Bar, intervals
 from tunewright.report.markup import Child, Html, coded, el, words
-from tunewright.report.page import Page, listing, mapping, whole
-from tunewright.report.record import finite
+from tunewright.report.page import Page, listing, whole
+from tunewright.report.record import finite, mapping
 from tunewright.report.verdict import kind_label
 
 TONES = {"kept": "good", "forgot": "bad", "unclear": "warn", "unknown": "warn"}
