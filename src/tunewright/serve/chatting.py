@@ -17,8 +17,8 @@ from tunewright.core.files import write_json
 from tunewright.core.publish import cache_root
 from tunewright.core.types import Message
 from tunewright.core.words import say
-from tunewright.serve.speech import split
 from tunewright.engine.decoding.answers import Answer
+from tunewright.serve.speech import split
 
 _show = partial(print, end="", flush=True)
 BLOCK = '"""'
