@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunewright.report.markup import Child, el, words
-from tunewright.report.page import Page, mapping, whole
-from tunewright.report.record import finite
+from tunewright.report.page import Page, whole
+from tunewright.report.record import finite, mapping
 
 TONES = {"kept": "good", "lost": "bad", "worse": "bad", "none": "warn"}
 
