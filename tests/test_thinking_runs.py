@@ -139,7 +139,7 @@ def test_a_run_with_thoughts_is_asked_with_thinking_and_one_that_leaves_them_out
 ):
     data = rows_in(tmp_path / "rows.json", True)
     for mode, ending in (("auto", "assistant\n"), ("off", f"assistant\n{EMPTY}")):
-        run = trained(model, data, tmp_path / mode, thinking=mode)
+        run = trained(model, data, tmp_path / mode, thinking=mode, forgetting="off")
         answerer = open_target(str(run.folder), Quiet(), dtype="float32")
         assert answerer.renderer.decode(
             answerer.renderer.prompt([Message("user", "what is 3")])
