@@ -77,7 +77,7 @@ LEARNT: dict[str, dict[str, list[str]]] = {
     **dict.fromkeys(("dpo", "ipo", "cpo", "orpo", "simpo", "reward"), PAIRS),
     "kto": {"judged": ANSWERS, "preference": PAIRS["preference"]},
     "process_reward": {"stepwise": STEPS},
-    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "ppo"), DRAWS),
+    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "ppo", "rejection"), DRAWS),
 }
 """Objective -> kind of rows it takes -> what is learnt of the rows above, by hand from the papers:
 every other kind is refused."""

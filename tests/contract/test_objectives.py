@@ -65,6 +65,7 @@ OURS: dict[str, Row] = {
     "dr_grpo": Row(REWARD),
     "rloo": Row(REWARD),
     "reinforce": Row(REWARD),
+    "rejection": Row({**REWARD, "threshold": 0.2}),
 }
 ROWS = rows("OBJECTIVES", Row, OURS)
 every_name = pytest.mark.parametrize("name", list(ROWS))

@@ -283,7 +283,11 @@ def _renderers(
     """
     from tunewright.engine.naming import renderer_of, tokenizer_folder
 
-    thinking = Thinking(config.data.thinking, by_rows=objective.rollouts is None)
+    thinking = Thinking(
+        config.data.thinking,
+        by_rows=objective.rollouts is None,
+        arguments=config.data.template_arguments,
+    )
     opened = load_light(base)[0] if is_light else load_tokenizer(base)
     base_renderer = renderer_of(opened, base, thinking=thinking)
     own = tokenizer_folder(Path(config.adapter) if config.adapter else None, base)
