@@ -9,8 +9,8 @@ from pathlib import Path
 from tunewright.core.callbacks import PICTURE_NAME, PICTURES
 from tunewright.report.chart import LOW_NARROW, LOW_WIDE, Series, chart, thin
 from tunewright.report.markup import Child, Html, el
-from tunewright.report.page import Page, mapping
-from tunewright.report.record import finite, number
+from tunewright.report.page import Page
+from tunewright.report.record import finite, mapping, number
 from tunewright.report.verdict import show
 
 MOST_DRAWINGS, MOST_PICTURES = 24, 24
