@@ -76,7 +76,24 @@ def _idle_keys(run: RunConfig) -> list[Problem]:
             found.append(
                 problem("E-COMPAT-12", f"engine.{key}", other=where, value=value, known=known)
             )
-    return found
+    return found + _without_dialogues(run)
+
+
+def _without_dialogues(run: RunConfig) -> list[Problem]:
+    """Arguments of a chat template beside an objective that learns from running text alone."""
+    kind = kind_of(run.objective)
+    if not run.data.template_arguments or wanted_rows(run) != ("text",):
+        return []
+    known = ", ".join(e.name for e in objectives if e.facts.get("rows", ()) != ("text",))
+    return [
+        problem(
+            "E-COMPAT-12",
+            "data.template_arguments",
+            other="objective.kind",
+            value=kind,
+            known=known,
+        )
+    ]
 
 
 def _base_problems(run: RunConfig) -> list[Problem]:
