@@ -74,6 +74,13 @@ def test_a_run_of_answers_alone_is_asked_and_measured_without_thinking(model, tm
     assert any("12 rows have no thoughts" in line for line in "\n".join(tell.lines).splitlines())
     report = json.loads((run.folder / "data_report.json").read_text())["thinking"]
     assert report["asked"] is False and report["empty_not_learnt"] == 12
+    assert report["chosen"] == {"answer_form": 12}
+    assert any("data think" in line for line in "\n".join(tell.lines).splitlines())
+    summary = json.loads((run.folder / "summary.json").read_text())
+    left = summary["reasoning"]
+    assert left["skipped"] is None and left["asked"] >= 4 and left["most_tokens"] >= 96
+    assert {"share", "thought_tokens", "right"} <= left["before"].keys() & left["after"].keys()
+    assert len((run.folder / "reasoning.jsonl").read_text().splitlines()) == left["asked"]
     tokenizer = AutoTokenizer.from_pretrained(model)
     question = [{"role": "user", "content": "what is 3"}]
     off, on = (
@@ -132,7 +139,7 @@ def test_a_run_with_thoughts_is_asked_with_thinking_and_one_that_leaves_them_out
 ):
     data = rows_in(tmp_path / "rows.json", True)
     for mode, ending in (("auto", "assistant\n"), ("off", f"assistant\n{EMPTY}")):
-        run = trained(model, data, tmp_path / mode, thinking=mode)
+        run = trained(model, data, tmp_path / mode, thinking=mode, forgetting="off")
         answerer = open_target(str(run.folder), Quiet(), dtype="float32")
         assert answerer.renderer.decode(
             answerer.renderer.prompt([Message("user", "what is 3")])

@@ -57,6 +57,8 @@ GROUPS = {
     "DOCTOR": ("Doctor", "诊断"),
     "REWARD": ("Rewards", "奖励"),
     "PIPE": ("Pipelines", "流水线"),
+    "THINK": ("Thinking", "思考"),
+    "CALL": ("Callbacks", "回调"),
 }
 CODE = re.compile(r"E-[A-Z]+-\d\d")
 

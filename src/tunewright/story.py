@@ -6,13 +6,14 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.advise import fit
 from tunewright.advise.speed import measured_rates
 from tunewright.core import signals
+from tunewright.core.callbacks import Callback, Listeners
 from tunewright.core.errors import TrainingError, problem
 from tunewright.core.machine import available_bytes, return_freed_memory, versions
 from tunewright.core.runfile import ParsedRun, parse_run
@@ -37,12 +38,15 @@ def train(
     tell: Tell | None = None,
     extra_probes: Sequence[Probe] = (),
     resume: Path | None = None,
+    on: Iterable[Callback] = (),
 ) -> Finished:
     """Do the run. Raises UsageError before anything is created, TrainingError, CheckpointError or
     UnexpectedError when it fails, Interrupted when stopped. Once its folder is there, every one of
-    them leaves summary.json with what was reached."""
-    tell, watch = tell or Tell(), Stopwatch()
-    with signals.watching() as stop, evidence.of_a_resumed(resume):
+    them leaves summary.json with what was reached. `on` are told of what happens."""
+    tell, watch, listeners = tell or Tell(), Stopwatch(), Listeners.of(on)
+    with run_folder.Hold() as hold, signals.watching() as stop, evidence.of_a_resumed(resume):
+        if resume:
+            hold.take(resume)
         plan = prepare(parsed, tell, resume, extra_probes=extra_probes, watch=watch)
         with watch.of("load"):
             world = decided.place(plan)
@@ -57,11 +61,13 @@ def train(
             asker, loading = Asker(plan, world, stop.check, tell, rates), time.perf_counter()
             opened, made = decided.open_to_train(plan, world, tell, stop.check)
         seconds = time.perf_counter() - loading
-        reached = Reached(plan, made, asker, tell, watch, estimate, seconds)
+        reached = Reached(plan, made, asker, tell, watch, estimate, seconds, listeners)
         with evidence.whatever_is_raised(reached):  # a summary says what was reached
             decided.publish(plan, made, tell)  # the folder appears
-            reached.log = log = EventLog(plan.out / "events.jsonl")
-            loop = decided.loop_of(plan, opened, world, log, tell, stop)
+            hold.take(plan.out)
+            reached.log = log = EventLog(plan.out / "events.jsonl", listeners.hear)
+            listeners.follow(plan.out, run_folder.read_run(plan.out), log.write)
+            loop = decided.loop_of(plan, opened, world, log, tell, stop, listeners)
             if resume:
                 _go_on(loop, found)
             reached.follow(loop.progress)
@@ -74,9 +80,11 @@ def train(
                 dtype=world.dtype,
             )
 
+            loop.heed()
             reached.doing = "train.doing.ask"
             with watch.of("ask"):
                 asker.before(opened)
+            listeners.tell_answers("before", asker.probes)
             reached.doing = "train.doing.reference"
             if plan.config.engine.show_answers and asker.probes and not asker.scored:
                 loop.sample = functools.partial(asker.on_the_way, opened)
@@ -102,12 +110,16 @@ def train(
             reached.doing = "train.doing.ask_after"
             with watch.of("ask"):
                 asker.reloaded(fresh, in_memory, files.questions)
+            listeners.tell_answers("after", asker.probes)
 
             reached.doing = "train.doing.finish"
             reached.load_seconds += fresh.seconds
             finished = evidence.finish(reached)
     del fresh, reached, in_memory  # the gate opens the run as anybody would
-    return gating.after_training(plan, finished, tell)
+    finished = gating.after_training(plan, finished, tell)
+    if listeners.fault is not None:  # all is written; what a callback did last is still said
+        raise listeners.fault
+    return finished
 
 
 def _newest_checkpoint(out: Path, tell: Tell) -> checkpoint.Checkpoint | None:
@@ -127,7 +139,11 @@ def _go_on(loop: Loop, found: checkpoint.Checkpoint | None) -> None:
 
 
 def resume_run(
-    folder: Path, *, tell: Tell | None = None, extra_probes: Sequence[Probe] = ()
+    folder: Path,
+    *,
+    tell: Tell | None = None,
+    extra_probes: Sequence[Probe] = (),
+    on: Iterable[Callback] = (),
 ) -> Finished:
     """Continue the run of `folder` from its newest verified checkpoint. A finished run is left as
     it is."""
@@ -137,4 +153,4 @@ def resume_run(
         (tell or Tell()).line(say("train.already_done", folder=folder, further=further))
         return Finished(folder, summary)
     parsed = parse_run(given, dict.fromkeys(given, "run.yaml"))
-    return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes)
+    return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes, on=on)

@@ -78,7 +78,9 @@ LEARNT: dict[str, dict[str, list[str]]] = {
     **dict.fromkeys(("dpo", "ipo", "cpo", "orpo", "simpo", "reward"), PAIRS),
     **dict.fromkeys(("kto", "bco"), JUDGED),
     "process_reward": {"stepwise": STEPS},
-    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "ppo", "online_dpo"), DRAWS),
+    **dict.fromkeys(
+        ("grpo", "dr_grpo", "rloo", "reinforce", "ppo", "online_dpo", "rejection"), DRAWS
+    ),
 }
 """Objective -> kind of rows it takes -> what is learnt of the rows above, by hand from the papers:
 every other kind is refused."""

@@ -66,6 +66,7 @@ OURS: dict[str, Row] = {
     "rloo": Row(REWARD),
     "online_dpo": Row(REWARD),
     "reinforce": Row(REWARD),
+    "rejection": Row({**REWARD, "threshold": 0.2}),
 }
 ROWS = rows("OBJECTIVES", Row, OURS)
 every_name = pytest.mark.parametrize("name", list(ROWS))

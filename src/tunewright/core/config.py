@@ -74,6 +74,9 @@ class DataConfig(Section):
     thinking: Literal["auto", "learn", "keep", "off"] = "auto"
     """What to do with thoughts before answers: learn them; keep them (shown, not learnt); off
     (removed). auto: learn, and rows without thoughts in the template's non-thinking form."""
+    template_arguments: dict[str, Any] = {}
+    """Further arguments of the model's chat template, for example {reasoning_effort: high};
+    training and asking use the same. One that the template does not read is refused."""
     good_only: bool = False
     """Use only the chosen answer of pairs and the good ones of judged answers, as dialogues, so
     that sft can learn from them. Default: sft refuses such rows."""

@@ -22,6 +22,7 @@ from tunewright.core.words import say
 WHOLE = (
     "data.columns",
     "data.mixing",
+    "data.template_arguments",
     "method.options",
     "method.rank_pattern",
     "method.alpha_pattern",

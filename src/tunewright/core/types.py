@@ -172,6 +172,13 @@ class Answer:
     facts: dict[str, Any] = field(default_factory=dict)
     """The row's other columns: an expected answer, a pattern, a schema."""
     origin: Origin | None = None
+    thought: str = ""
+    """What stood between <think> and </think> before the answer; it is not part of `text`."""
+
+    @property
+    def whole(self) -> str:
+        """The thought and the answer, as a template of both is compared with them."""
+        return f"<think>\n{self.thought}\n</think>\n\n{self.text}" if self.thought else self.text
 
 
 Row = Conversation | PlainText | Preference | Judged | Prompt
@@ -432,6 +439,8 @@ class Experience:
     advantage: Any = None
     returns: Any = None
     """What the value head is taught."""
+    tokens: Sequence[int] = ()
+    """What was written."""
 
 
 @dataclass(frozen=True)
@@ -461,6 +470,9 @@ class Rollouts:
     pair: Callable[[list[Sample]], Sample | None] | None = None
     """Learns from the answers to a prompt together: makes one sample of them, None where they teach
     nothing. After everything was computed about each answer."""
+    picks: bool = False
+    """Only answers whose advantage is not 0 are learnt from, and what was likely before does not
+    matter: nothing is computed of the others."""
     after_round: Callable[[dict[str, float]], None] | None = None
     """Told the figures of a round: a KL coefficient that adapts."""
     state: Callable[[], dict[str, Any]] | None = None

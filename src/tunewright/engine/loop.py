@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tunewright.core.callbacks import Listeners, stopped_line
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import TrainingError, problem
 from tunewright.core.faults import cause_of, is_memory
@@ -51,6 +52,8 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
     sample: Callable[[], list[dict[str, Any]]] | None = None
     """Asks some questions of the model as it is: `engine.show_answers`."""
+    listeners: Listeners = field(default_factory=Listeners)
+    """The callbacks of the run, which hear what is written into `log`."""
     measuring: Measuring = field(init=False)
     measured: Sequence[Sample] = field(init=False)
     """The held-out rows that are measured while the run learns."""
@@ -76,7 +79,7 @@ class Loop:
         checkpoint on disk.
 
         Raises Interrupted after a checkpoint when a signal came, TrainingError when steps stay
-        non-finite.
+        non-finite or a callback raised.
         """
         save_every, evaluate_every = (
             steps_between(setting, self.schedule)
@@ -87,6 +90,7 @@ class Loop:
         self.tell.start(say("train.steps"))
         self.stop.deferred = True
         try:
+            self.heed()
             while (
                 self.progress.step < self.schedule.total_steps and not self.progress.stopped_early
             ):
@@ -94,9 +98,12 @@ class Loop:
                     self._save()
                     self.stop.check()
                 self._one_step()
+                self._stop_if_asked()
                 step, last = self.progress.step, self.progress.step == self.schedule.total_steps
+                last = last or self.progress.stopped_early
                 if self.held_out and (last or (evaluate_every and step % evaluate_every == 0)):
                     self._keep_best(self._evaluate(step))
+                    self._stop_if_asked()
                     last = last or self.progress.stopped_early
                 if self.sample and not last and evaluate_every and step % evaluate_every == 0:
                     with self.stepper.handed_out():
@@ -104,12 +111,30 @@ class Loop:
                     self.log.write("answers", step=step, answers=answers)
                 if last or (save_every and step % save_every == 0):
                     self._save()
+                self.heed()
             self.tell.finish()
             self._return_to_best()
             self.stepper.hand_out()
             self._measure_all()
+            self.heed()
         finally:
             self.stop.deferred = False
+
+    def heed(self) -> None:
+        """End the run if a callback raised: the step is whole, so a checkpoint is saved first.
+        Raises TrainingError."""
+        if self.listeners.fault is not None:
+            self._save()
+            raise self.listeners.fault
+
+    def _stop_if_asked(self) -> None:
+        """Let this step be the last if a callback asked for it."""
+        p, asked = self.progress, self.listeners.stop
+        if asked is None or p.stopped_early or p.step == self.schedule.total_steps:
+            return
+        p.stopped_early = True
+        self.log.write("stopped_by", step=p.step, by=asked[0], reason=asked[1])
+        self.tell.line(stopped_line(asked, p.step))
 
     def prepare_reference(self, describe: Callable[[], dict[str, str]]) -> None:
         """What other models say of the rows, from the run folder or computed now: a teacher that is

@@ -51,6 +51,7 @@ class Target:
             self.think,
             known.get("by_rows", True),
             known.get("asked"),
+            dict(self.settings.get("data.template_arguments") or {}),
         )
 
     @property

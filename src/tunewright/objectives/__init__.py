@@ -10,5 +10,6 @@ from tunewright.objectives import preference as preference
 from tunewright.objectives import pretrain as pretrain
 from tunewright.objectives import process_reward as process_reward
 from tunewright.objectives import reinforce as reinforce
+from tunewright.objectives import rejection as rejection
 from tunewright.objectives import reward as reward
 from tunewright.objectives import sft as sft

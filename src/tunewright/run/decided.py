@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright import rewards
+from tunewright.core.callbacks import Listeners
 from tunewright.core.machine import keep_freed_memory
 from tunewright.core.runfile import kind_of
 from tunewright.core.signals import StopFlag
@@ -90,7 +91,13 @@ def open_to_train(
 
 
 def loop_of(
-    plan: Plan, opened: Ready, world: World, log: EventLog, tell: Tell, stop: StopFlag
+    plan: Plan,
+    opened: Ready,
+    world: World,
+    log: EventLog,
+    tell: Tell,
+    stop: StopFlag,
+    listeners: Listeners,
 ) -> Loop:
     """The steps of a run, none of them taken."""
     from tunewright.engine.loop import Loop
@@ -106,6 +113,7 @@ def loop_of(
         tell,
         stop,
         world.device,
+        listeners=listeners,
     )
 
 

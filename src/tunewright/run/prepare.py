@@ -305,7 +305,11 @@ def _renderers(
     """
     from tunewright.engine.naming import renderer_of, tokenizer_folder
 
-    thinking = Thinking(config.data.thinking, by_rows=objective.rollouts is None)
+    thinking = Thinking(
+        config.data.thinking,
+        by_rows=objective.rollouts is None,
+        arguments=config.data.template_arguments,
+    )
     opened = load_light(base)[0] if is_light else load_tokenizer(base)
     own_template.put_on(opened, template)
     base_renderer = renderer_of(opened, base, thinking=thinking)

@@ -47,6 +47,8 @@ class Asking:
     facts: Callable[[Sample], dict[str, Any]]
     decode: Callable[[list[int]], str]
     stop_ids: frozenset[int]
+    parts: Callable[[list[int], list[int], bool], tuple[str, str]] | None = None
+    """(prompt, tokens, whether it ended) -> (thought, answer). None: no thought is told apart."""
 
 
 @dataclass
@@ -100,6 +102,24 @@ class RoundStepper(Stepper):
         could be judged."""
         rollouts = self._rollouts()
         judged = self.draw_and_judge(samples, number)
+        if rollouts.picks:
+            add_figures(judged.figures, rollouts.judge(judged.groups))
+            reports = self._learn_picked(judged.samples, number, learning_rate)
+        else:
+            reports = self._learn(judged, number, learning_rate)
+        self.version += 1
+        report = self._together(reports) if reports else _nothing_learnt(judged)
+        report.figures = means(judged.figures) | report.figures
+        report.texts = judged.texts if number % SHOWN_EVERY == 1 or number == 1 else []
+        for sample in judged.samples:
+            sample.facts.pop("experience")
+        if rollouts.after_round:
+            rollouts.after_round({**report.figures, "answers": float(len(judged.samples))})
+        return report
+
+    def _learn(self, judged: Judged, number: int, learning_rate: float) -> list[StepReport]:
+        """The updates of a round on all of its answers, or on the pairs that are made of them."""
+        rollouts = self._rollouts()
         learnt = judged.samples if rollouts.pair is None else pairs_of(judged, rollouts.pair)
         parts = self._minibatches(learnt, number)
         if rollouts.pair is None and (
@@ -110,16 +130,18 @@ class RoundStepper(Stepper):
             self._reference_values(judged.samples)
         with torch.no_grad():
             add_figures(judged.figures, rollouts.judge(judged.groups))
-        reports = [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
-        self.version += 1
-        report = self._together(reports) if reports else _nothing_learnt(judged)
-        report.figures = means(judged.figures) | report.figures
-        report.texts = judged.texts if number % SHOWN_EVERY == 1 or number == 1 else []
-        for sample in judged.samples:
-            sample.facts.pop("experience")
-        if rollouts.after_round:
-            rollouts.after_round({**report.figures, "answers": float(len(judged.samples))})
-        return report
+        return [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
+
+    def _learn_picked(
+        self, samples: list[Sample], number: int, learning_rate: float
+    ) -> list[StepReport]:
+        """The updates on the answers that were picked. Where none was, no weight moves: not even by
+        what the optimiser remembers."""
+        picked = [s for s in samples if bool(s.facts["experience"].advantage.any())]
+        if not picked:
+            return [StepReport(0.0, {}, 0.0, True, 0, 0, 0, 0)]
+        parts = self._minibatches(picked, number)
+        return [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
 
     def _rollouts(self) -> Rollouts:
         assert self.rollouts is not None and self.asking is not None and self.sampler is not None
@@ -202,7 +224,7 @@ class RoundStepper(Stepper):
         for i, one in enumerate(one for group in drawn for one in group):
             total[i] -= 0.0 if one.finished else rollouts.unfinished_penalty
             flat[i].facts["experience"] = Experience(
-                total[i], len(one.tokens), one.finished, one.logprobs
+                total[i], len(one.tokens), one.finished, one.logprobs, tokens=one.tokens
             )
         kept = [i for i in range(len(flat)) if i not in bad]
         groups = [
@@ -226,13 +248,19 @@ class RoundStepper(Stepper):
         assert self.asking is not None
         ids = drawn.tokens[:-1] if drawn.finished else drawn.tokens
         facts = self.asking.facts(prompt)
+        thought, text = "", ""
+        if self.asking.parts is None:
+            text = self.asking.decode(ids).strip()
+        else:
+            thought, text = self.asking.parts(self.asking.prompt(prompt), ids, drawn.finished)
         return Answer(
             self.asking.question(prompt),
-            self.asking.decode(ids).strip(),
+            text,
             len(drawn.tokens),
             drawn.finished,
             facts,
             prompt.origin,
+            thought,
         )
 
     @staticmethod
@@ -241,7 +269,7 @@ class RoundStepper(Stepper):
         return [
             {
                 "question": answer.messages[-1].content if answer.messages else "",
-                "answer": answer.text,
+                "answer": answer.whole,
                 "reward": round(reward, 4),
             }
             for answer, reward in judged[:SHOWN]
