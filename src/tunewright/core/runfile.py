@@ -24,7 +24,11 @@ WHOLE = (
     "data.mixing",
     "data.template_arguments",
     "method.options",
+    "method.rank_pattern",
+    "method.alpha_pattern",
     "objective.reward",
+    "engine.rates",
+    "base.rotary",
 )
 """Keys whose value is a mapping with keys of its own."""
 DEFAULT_KINDS = {"method": "lora", "objective": "sft"}

@@ -23,6 +23,7 @@ from tunewright.core.telling import Tell
 from tunewright.core.types import WITHOUT_DIFFERENCE, Figures, Sample
 from tunewright.core.words import say
 from tunewright.engine import state
+from tunewright.engine.optim import averages
 from tunewright.engine.oracles import reference
 from tunewright.engine.schedule import Measuring, Schedule, measuring_of, steps_between
 from tunewright.engine.state import Progress
@@ -105,12 +106,15 @@ class Loop:
                     self._stop_if_asked()
                     last = last or self.progress.stopped_early
                 if self.sample and not last and evaluate_every and step % evaluate_every == 0:
-                    self.log.write("answers", step=step, answers=self.sample())
+                    with self.stepper.handed_out():
+                        answers = self.sample()
+                    self.log.write("answers", step=step, answers=answers)
                 if last or (save_every and step % save_every == 0):
                     self._save()
                 self.heed()
             self.tell.finish()
             self._return_to_best()
+            self.stepper.hand_out()
             self._measure_all()
             self.heed()
         finally:
@@ -288,7 +292,8 @@ class Loop:
     def _evaluate(self, step: int) -> float:
         start = time.perf_counter()
         figures: Figures = {}
-        loss, rewards = self.stepper.held_out(self.measured, figures)
+        with self.stepper.handed_out():
+            loss, rewards = self.stepper.held_out(self.measured, figures)
         if rewards:
             self._compare_rewards(rewards, step, figures)
         self.progress.evaluate_seconds += time.perf_counter() - start
@@ -377,6 +382,8 @@ class Loop:
             self.tell.line(say("train.best_lost", step=p.best_step))
             return
         state.load_weights(self.stepper, found)
+        if averages(self.stepper.optimizer):
+            state.load_optimizer(self.stepper, found)
         p.held_out_loss, p.held_out_figures = p.best_loss, p.best_figures or p.held_out_figures
         self.log.write("returned_to_best", step=p.best_step, held_out_loss=p.best_loss)
         self.tell.line(say("train.best", step=p.best_step, loss=f"{p.best_loss:.4f}"))

@@ -168,7 +168,7 @@ class Asker:
             yield answering(opened.causal, opened.attached, self.plan.renderer)
             return
         off = opened.stepper.attached.disabled
-        config = load.load_config(self.plan.source.folder).get_text_config()
+        config = load.load_config(self.plan.source.folder, self.plan.config.base).get_text_config()
         with off() if off else contextlib.nullcontext():
             yield answering(
                 opened.causal,

@@ -21,6 +21,7 @@ from tunewright.engine.sharing import step_sharing
 from tunewright.record import folder as run_folder
 from tunewright.record.events import EventLog
 from tunewright.run.prepare import Plan
+from tunewright.text import own_template
 
 if TYPE_CHECKING:
     from tunewright.engine.loop import Loop
@@ -159,8 +160,15 @@ def publish(plan: Plan, decided: Decided, tell: Tell) -> None:
     _count_sharing(plan, decided, tell)
     _say_measured(plan, decided, tell)
     if plan.resume is None:
-        run_folder.create(plan.out, _run_text(plan, decided), plan.data.report)
+        run_folder.create(plan.out, _run_text(plan, decided), plan.data.report, _kept(plan))
         tell.line(say("train.folder", folder=plan.out))
+
+
+def _kept(plan: Plan) -> dict[str, str]:
+    """Files of the person's that a resumed run needs as they are now: name -> text."""
+    if plan.config.data.template is None:
+        return {}
+    return {own_template.FILE: str(plan.renderer.tokenizer.chat_template)}
 
 
 def _say_steps(plan: Plan, decided: Decided, tell: Tell) -> None:

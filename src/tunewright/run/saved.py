@@ -14,6 +14,7 @@ from tunewright.core.errors import TrainingError, problem
 from tunewright.engine.decoding.ways import attention_of
 from tunewright.engine.opening import Loaded, from_files
 from tunewright.engine.policy import Policy
+from tunewright.models import rotary
 from tunewright.record.events import EventLog
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
@@ -87,6 +88,8 @@ def save(plan: Plan, opened: Ready, decided: Decided, questions: Sequence[Text])
     after `questions` is remembered."""
     folder = decided.folder(plan.out)
     opened.stepper.attached.save(folder)
+    if not decided.saves_model:
+        rotary.write(folder, plan.config.base.rotary)
     plan.renderer.tokenizer.save_pretrained(str(folder))
     step = max(1, len(plan.data.train) // ROWS)
     chosen = [plan.data.train[i] for i in range(0, len(plan.data.train), step)][:ROWS]

@@ -108,7 +108,7 @@ class RoundStepper(Stepper):
         else:
             reports = self._learn(judged, number, learning_rate)
         self.version += 1
-        report = self._together(reports)
+        report = self._together(reports) if reports else _nothing_learnt(judged)
         report.figures = means(judged.figures) | report.figures
         report.texts = judged.texts if number % SHOWN_EVERY == 1 or number == 1 else []
         for sample in judged.samples:
@@ -118,12 +118,14 @@ class RoundStepper(Stepper):
         return report
 
     def _learn(self, judged: Judged, number: int, learning_rate: float) -> list[StepReport]:
-        """The updates of a round on all of its answers."""
+        """The updates of a round on all of its answers, or on the pairs that are made of them."""
         rollouts = self._rollouts()
-        parts = self._minibatches(judged.samples, number)
-        first = parts[: rollouts.minibatches]
-        if len(parts) > 1 or rollouts.reference or "value" in self.policy.heads:
-            self._old_values(first)
+        learnt = judged.samples if rollouts.pair is None else pairs_of(judged, rollouts.pair)
+        parts = self._minibatches(learnt, number)
+        if rollouts.pair is None and (
+            len(parts) > 1 or rollouts.reference or "value" in self.policy.heads
+        ):
+            self._old_values(parts[: rollouts.minibatches])
         if rollouts.reference:
             self._reference_values(judged.samples)
         with torch.no_grad():
@@ -149,6 +151,8 @@ class RoundStepper(Stepper):
         """The samples of each update: `minibatches` parts of even size in every epoch, in an order
         of its own."""
         rollouts = self._rollouts()
+        if not samples:
+            return []
         count = min(rollouts.minibatches, len(samples))
         parts = []
         for epoch in range(rollouts.epochs):
@@ -359,6 +363,19 @@ class RoundStepper(Stepper):
         for sample in found.samples:
             sample.facts.pop("experience")
         return -sum(rewards) / len(rewards), rewards
+
+
+def pairs_of(judged: Judged, pair: Callable[[list[Sample]], Sample | None]) -> list[Sample]:
+    """What `pair` makes of the answers to each prompt that teach something."""
+    rest = iter(judged.samples)
+    made = [pair([next(rest) for _ in group]) for group in judged.groups]
+    return [sample for sample in made if sample is not None]
+
+
+def _nothing_learnt(judged: Judged) -> StepReport:
+    """A round in which no two answers differ: the weights stay, and that is no fault."""
+    tokens = sum(len(b.tokens) for s in judged.samples for b in s.branches)
+    return StepReport(0.0, {}, 0.0, True, 0, tokens, tokens, 0)
 
 
 def drawn_sample(prompt: Sample, tokens: list[int], drawn: Drawn) -> Sample:
