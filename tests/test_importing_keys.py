@@ -179,6 +179,7 @@ def test_ms_swift_on_pairs(words: str, key: str, value: Any) -> None:
         ("dpo --loss_type bco_pair", "objective.loss", "bco_pair"),
         ("dpo --loss_type sigmoid sft --loss_weights 1.0 0.3", "objective.sft_weight", 0.3),
         ("kto --loss_type apo_zero_unpaired", "objective.loss", "apo_zero"),
+        ("grpo --chat_template_kwargs '{\"enable_thinking\": false}'", "data.template_arguments", {"enable_thinking": False}),
         ("grpo --loss_type dr_grpo --importance_sampling_level sequence", "objective.ratio", "answer"),
         ("online_dpo --beta 0.2 --missing_eos_penalty 1.0", "objective.unfinished_penalty", 1.0),
         ("reward --center_rewards_coefficient 0.01", "objective.center", 0.01),
@@ -286,3 +287,43 @@ def test_a_command_on_the_command_line_becomes_a_run_file() -> None:
 )
 def test_what_is_not_here_is_said(tmp_path: Path, text: str) -> None:
     assert lost(translate(file_of(tmp_path, f"{LF}{text}\n"))) == [text.partition(":")[0]]
+
+
+LF_KEYS = (
+    "model_name_or_path adapter_name_or_path trust_remote_code template quantization_bit "
+    "quantization_method flash_attn enable_liger_kernel use_unsloth rope_scaling resize_vocab "
+    "stage do_train do_predict finetuning_type lora_rank lora_alpha lora_dropout lora_target "
+    "additional_target use_dora use_rslora pissa_init loraplus_lr_ratio pref_beta pref_loss "
+    "pref_ftx dataset eval_dataset dataset_dir cutoff_len max_samples val_size packing "
+    "neat_packing train_on_prompt mask_history mix_strategy interleave_probs streaming "
+    "tokenized_path overwrite_cache preprocessing_num_workers enable_thinking default_system "
+    "tool_format output_dir overwrite_output_dir logging_steps save_steps save_only_model "
+    "plot_loss report_to resume_from_checkpoint per_device_train_batch_size "
+    "gradient_accumulation_steps learning_rate num_train_epochs lr_scheduler_type warmup_ratio "
+    "bf16 ddp_timeout deepspeed neftune_noise_alpha optim predict_with_generate "
+    "compute_accuracy eval_strategy eval_steps"
+).split()
+AX_KEYS = (
+    "base_model model_type tokenizer_type load_in_4bit load_in_8bit adapter lora_r lora_alpha "
+    "lora_dropout lora_target_linear lora_target_modules lora_model_dir lora_modules_to_save "
+    "chat_template dataset_prepared_path val_set_size output_dir sequence_len sample_packing "
+    "eval_sample_packing pad_to_sequence_len train_on_inputs micro_batch_size "
+    "gradient_accumulation_steps num_epochs optimizer lr_scheduler learning_rate bf16 tf32 "
+    "gradient_checkpointing attn_implementation flash_attention warmup_ratio evals_per_epoch "
+    "saves_per_epoch loss_watchdog_threshold loss_watchdog_patience special_tokens tokens "
+    "wandb_project wandb_entity deepspeed fsdp_version fsdp_config plugins strict "
+    "save_first_step rl"
+).split()
+
+
+@pytest.mark.parametrize(
+    ("base", "keys"), [(LF, LF_KEYS), (AX, AX_KEYS)], ids=["LLaMA-Factory", "Axolotl"]
+)
+def test_every_key_that_people_meet_first_is_known(
+    tmp_path: Path, base: str, keys: list[str]
+) -> None:
+    for key in keys:
+        given = {**yaml.safe_load(base), key: yaml.safe_load(base).get(key, 1)}
+        made = translate(file_of(tmp_path, yaml.safe_dump(given)))
+        (line,) = [line for line in made.lines if line.key == key]
+        assert "not a known key" not in line.why, key

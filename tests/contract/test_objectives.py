@@ -98,6 +98,8 @@ ROLES = {"preference": ("chosen", "rejected"), "judged": ("good",), "stepwise": 
 def samples_for(objective: Objective, kind: str, seed: int = 0, count: int = 6) -> list[Sample]:
     """As the data room makes them; rows of several weights. Answers that were drawn are judged."""
     draw, found = random.Random(seed), []
+    if objective.rollouts is not None and objective.rollouts.pair is not None:
+        count *= 2
     for i in range(count):
         weight = (1.0, 0.5, 2.0)[i % 3]
         prompt = words(draw, draw.randrange(2, 5))

@@ -259,6 +259,7 @@ def translate(sheet: Sheet, devices: int) -> None:
     _rate_groups(sheet)
     trainer.rotary(sheet, "overrides_of_model_config.rope_scaling")
     trainer.rotary(sheet, "rope_scaling")
+    trainer.template_arguments(sheet, "chat_template_kwargs")
     for key in ("chat_template", "chat_template_jinja"):
         trainer.own_template(sheet, key)
     for key in ("neftune_noise_alpha", "noisy_embedding_alpha"):

@@ -145,7 +145,6 @@ BEGINNINGS: dict[str, tuple[str, str]] = {
     "freeze_mm_modules": (LOST, "media"),
     "image_": (LOST, "media"),
     "role_boundaries": (LOST, "mark_detail"),
-    "chat_template_kwargs": (LOST, "not_here"),
     "eot_tokens": (NOT_NEEDED, "stops_learnt"),
     "special_tokens.": (LOST, "special_tokens"),
     "merge_lora": (NOT_NEEDED, "after"),

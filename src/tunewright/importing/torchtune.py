@@ -219,6 +219,8 @@ def _method(sheet: Sheet) -> None:
             sheet.answer(key, *((CHANGED, ours, "component") if sheet.is_on(key)
                                 else (NOT_NEEDED, {}, "off")))  # fmt: skip
     if not low:
+        for key in [k for k in sheet.given if "lora_" in k and k.startswith("model.")]:
+            sheet.answer(key, NOT_NEEDED, why="other_method", kind=kind)
         return
     sheet.take_number("model.lora_rank", "method.rank")
     sheet.take_number("model.lora_alpha", "method.alpha")

@@ -411,3 +411,11 @@ def revision(sheet: Sheet, key: str) -> None:
         sheet.answer(key, LOST, why="revision")
     elif sheet.has(key):
         sheet.answer(key, NOT_NEEDED, why="off")
+
+
+def template_arguments(sheet: Sheet, key: str) -> None:
+    """Arguments that the chat template is given, whose names were made dotted."""
+    inner = {k: v for k, v in sheet.given.items() if k.startswith(f"{key}.") and sheet.has(k)}
+    whole = {k.removeprefix(f"{key}."): v for k, v in inner.items()}
+    for k in inner:
+        sheet.answer(k, CHANGED, {"data.template_arguments": whole}, "pattern")

@@ -64,7 +64,6 @@ LOST_KEYS = {
             "min_p",
             "repetition_penalty",
             "generation_kwargs",
-            "chat_template_kwargs",
             "mask_truncated_completions",
             "top_entropy_quantile",
             "entropy_coef",
@@ -271,4 +270,5 @@ def _data(sheet: Sheet, kind: str) -> None:
             sheet.answer("truncation_mode", NOT_NEEDED, why="own_way")
     sheet.run.setdefault("data.held_out", 0)
     trainer.own_template(sheet, "chat_template_path")
+    trainer.template_arguments(sheet, "chat_template_kwargs")
     trainer.rotary(sheet, "rope_scaling")

@@ -59,7 +59,8 @@ def online_dpo(config: OnlineDpoConfig) -> Objective:
 
     def judge(groups: Groups) -> Figures:
         margins = [abs(group[0].reward - group[1].reward) for group in groups if len(group) == 2]
-        return alike(groups) | {"reward_margin": (sum(margins), len(margins))}
+        found = alike(groups)
+        return found | {"reward_margin": (sum(margins), len(margins))} if margins else found
 
     def plan(samples: list[Sample]) -> dict[str, float]:
         return {"online_dpo": sum(map(pair_weight, samples))}
