@@ -21,7 +21,7 @@ from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Tell
 from tunewright.core.types import WITHOUT_DIFFERENCE, Figures, Sample
 from tunewright.core.words import say
-from tunewright.engine import state
+from tunewright.engine import ranks, sharding, state
 from tunewright.engine.oracles import reference
 from tunewright.engine.schedule import Measuring, Schedule, measuring_of, steps_between
 from tunewright.engine.state import Progress
@@ -89,6 +89,8 @@ class Loop:
             while (
                 self.progress.step < self.schedule.total_steps and not self.progress.stopped_early
             ):
+                # One rank that is told to stop stops all of them, after the same step.
+                self.stop.signal = ranks.current().any(self.stop.signal)
                 if self.stop.signal is not None:
                     self._save()
                     self.stop.check()
@@ -98,7 +100,7 @@ class Loop:
                     self._keep_best(self._evaluate(step))
                     last = last or self.progress.stopped_early
                 if self.sample and not last and evaluate_every and step % evaluate_every == 0:
-                    self.log.write("answers", step=step, answers=self.sample())
+                    self.log.write("answers", step=step, answers=self._answers())
                 if last or (save_every and step % save_every == 0):
                     self._save()
             self.tell.finish()
@@ -106,6 +108,13 @@ class Loop:
             self._measure_all()
         finally:
             self.stop.deferred = False
+
+    def _answers(self) -> list[dict[str, Any]]:
+        """Answers on the way, which rank 0 writes."""
+        assert self.sample is not None
+        team, sample = ranks.current(), self.sample
+        with sharding.together(self.stepper.policy):
+            return team.first(sample)
 
     def prepare_reference(self, describe: Callable[[], dict[str, str]]) -> None:
         """What other models say of the rows, from the run folder or computed now: a teacher that is
@@ -190,6 +199,9 @@ class Loop:
         p.label_tokens += report.label_tokens
         p.first_loss = report.loss if p.first_loss is None else p.first_loss
         p.final_loss = report.loss
+        if report.imbalance is not None and report.kept_sharing is not None:
+            p.imbalance = (p.imbalance or 0.0) + report.imbalance
+            p.kept_sharing = (p.kept_sharing or 0.0) + report.kept_sharing
         if WITHOUT_DIFFERENCE in report.figures:
             p.groups_alike = (p.groups_alike or 0.0) + report.figures[WITHOUT_DIFFERENCE]
         self._record(report, rate, seconds)
@@ -215,6 +227,7 @@ class Loop:
             passes=report.passes,
             memory_bytes=peak_memory_bytes(self.device),
             applied=report.applied,
+            **({"imbalance": report.imbalance} if report.imbalance is not None else {}),
             **({"figures": report.figures} if report.figures else {}),
         )
         if report.texts:
@@ -330,11 +343,8 @@ class Loop:
 
     def _save(self) -> None:
         start = time.perf_counter()
-        folder = checkpoint.save(
-            self.checkpoints,
-            self.progress.step,
-            *state.gather(self.stepper, self.progress),
-            protect=self.progress.best_step,
+        folder = state.save(
+            self.checkpoints, self.stepper, self.progress, protect=self.progress.best_step
         )
         self.progress.checkpoint_seconds += time.perf_counter() - start
         self.log.write("checkpoint", step=self.progress.step, folder=folder.name)
