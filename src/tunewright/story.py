@@ -6,13 +6,14 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.advise import fit
 from tunewright.advise.speed import measured_rates
 from tunewright.core import signals
+from tunewright.core.callbacks import Callback, Listeners
 from tunewright.core.errors import TrainingError, problem
 from tunewright.core.machine import return_freed_memory, versions
 from tunewright.core.runfile import ParsedRun, parse_run
@@ -38,22 +39,31 @@ def train(
     tell: Tell | None = None,
     extra_probes: Sequence[Probe] = (),
     resume: Path | None = None,
+    on: Iterable[Callback] = (),
 ) -> Finished:
     """Do the run. Raises UsageError before anything is created, TrainingError, CheckpointError or
     UnexpectedError when it fails, Interrupted when stopped. Once its folder is there, every one of
-    them leaves summary.json with what was reached."""
+    them leaves summary.json with what was reached. `on` are told of what happens. With
+    `engine.processes` several are started, and this one waits for them."""
     processes = launching.count(parsed)
     if processes > 1:
-        return launching.launch(parsed, processes, extra_probes, resume)
+        return launching.launch(parsed, processes, extra_probes, resume, on)
     with joining.with_others(parsed, resume, tell or Tell()) as (parsed, resume, tell):
-        return _train(parsed, tell, extra_probes, resume)
+        listeners = Listeners.of(on if ranks.current().is_first else ())
+        return _train(parsed, tell, extra_probes, resume, listeners)
 
 
 def _train(
-    parsed: ParsedRun, tell: Tell, extra_probes: Sequence[Probe], resume: Path | None
+    parsed: ParsedRun,
+    tell: Tell,
+    extra_probes: Sequence[Probe],
+    resume: Path | None,
+    listeners: Listeners,
 ) -> Finished:
     watch = Stopwatch()
-    with signals.watching() as stop, evidence.of_a_resumed(resume):
+    with run_folder.Hold() as hold, signals.watching() as stop, evidence.of_a_resumed(resume):
+        if resume:
+            joining.take(hold, resume)
         plan = prepare(parsed, tell, resume, extra_probes=extra_probes, watch=watch)
         joining.require_same_rows(plan)
         with watch.of("load"):
@@ -68,12 +78,15 @@ def _train(
             asker, loading = Asker(plan, world, stop.check, tell, rates), time.perf_counter()
             opened, made = decided.open_to_train(plan, world, tell, stop.check)
         seconds = time.perf_counter() - loading
-        reached = Reached(plan, made, asker, tell, watch, estimate, seconds)
+        reached = Reached(plan, made, asker, tell, watch, estimate, seconds, listeners)
         with evidence.whatever_is_raised(reached):  # a summary says what was reached
             decided.publish(plan, made, tell)  # the folder appears
+            joining.take(hold, plan.out)
             joining.require_folder(plan.out)
-            reached.log = log = EventLog(joining.written_by_first(plan.out / "events.jsonl"))
-            loop = decided.loop_of(plan, opened, world, log, tell, stop)
+            path = joining.written_by_first(plan.out / "events.jsonl")
+            reached.log = log = EventLog(path, listeners.hear)
+            listeners.follow(plan.out, run_folder.read_run(plan.out), log.write)
+            loop = decided.loop_of(plan, opened, world, log, tell, stop, listeners)
             if resume:
                 _go_on(loop, found)
             reached.follow(loop.progress)
@@ -86,9 +99,11 @@ def _train(
                 dtype=world.dtype,
             )
 
+            loop.heed()
             reached.doing = "train.doing.ask"
             with watch.of("ask"):
                 joining.by_first(opened, functools.partial(asker.before, opened))
+            listeners.tell_answers("before", asker.probes)
             reached.doing = "train.doing.reference"
             if plan.config.engine.show_answers and asker.probes and not asker.scored:
                 loop.sample = functools.partial(asker.on_the_way, opened)
@@ -117,12 +132,16 @@ def _train(
             reached.doing = "train.doing.ask_after"
             with watch.of("ask"):
                 asker.reloaded(fresh, in_memory, files.questions)
+            listeners.tell_answers("after", asker.probes)
 
             reached.doing = "train.doing.finish"
             reached.load_seconds += fresh.seconds
             finished = evidence.finish(reached)
     del fresh, reached, in_memory  # the gate opens the run as anybody would
-    return gating.after_training(plan, finished, tell)
+    finished = gating.after_training(plan, finished, tell)
+    if listeners.fault is not None:  # all is written; what a callback did last is still said
+        raise listeners.fault
+    return finished
 
 
 def _newest_checkpoint(out: Path, tell: Tell) -> checkpoint.Checkpoint | None:
@@ -148,6 +167,7 @@ def resume_run(
     *,
     tell: Tell | None = None,
     extra_probes: Sequence[Probe] = (),
+    on: Iterable[Callback] = (),
     words: Sequence[str] = (),
 ) -> Finished:
     """Continue the run of `folder` from its newest verified checkpoint. A finished run is left as
@@ -159,4 +179,4 @@ def resume_run(
         return Finished(folder, summary)
     given = joining.going_on(given, words)
     parsed = parse_run(given, dict.fromkeys(given, "run.yaml"))
-    return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes)
+    return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes, on=on)

@@ -149,7 +149,7 @@ def init(
 
 @speaks
 def import_file(
-    source: Annotated[Path, typer.Argument(metavar="FILE.yaml", help=say("cli.import.source"))],
+    source: Annotated[str, typer.Argument(metavar="FILE", help=say("cli.import.source"))],
     out: Annotated[
         Path | None, typer.Argument(metavar="[OUT.yaml]", help=say("cli.import.out"))
     ] = None,

@@ -23,6 +23,7 @@ def problems(run: RunConfig) -> list[Problem]:
     found: list[Problem] = []
     found += _base_problems(run)
     found += _good_only_problems(run)
+    found += _turns_problems(run)
     rate = run.engine.learning_rate
     if rate != "auto" and rate <= 0:
         found.append(problem("E-COMPAT-03", "engine.learning_rate", value=rate))
@@ -48,13 +49,16 @@ def problems(run: RunConfig) -> list[Problem]:
 MOST_RATE = 1.0
 """Highest learning rate that is taken: every update rule here moves a weight by about the rate in a
 step, and weights are far below 1."""
+MOMENTS = ("adamw", "adamw_8bit", "muon", "adamw_schedule_free", "adam_mini")
+"""Update rules that keep the two moments of Adam."""
 NEEDS = {
     "least_rate": ("schedule", ("cosine", "linear", "wsd")),
     "cycles": ("schedule", ("cosine",)),
     "decay": ("schedule", ("wsd",)),
     "power": ("schedule", ("linear",)),
-    "betas": ("optimizer", ("adamw", "adamw_8bit", "muon")),
-    "epsilon": ("optimizer", ("adamw", "adamw_8bit", "muon")),
+    "betas": ("optimizer", (*MOMENTS, "lion")),
+    "epsilon": ("optimizer", MOMENTS),
+    "rates": ("optimizer", (*MOMENTS, "lion", "adafactor")),
 }
 """Engine keys that only do something beside certain values of another."""
 
@@ -77,7 +81,24 @@ def _idle_keys(run: RunConfig) -> list[Problem]:
             found.append(
                 problem("E-COMPAT-12", f"engine.{key}", other=where, value=value, known=known)
             )
-    return found
+    return found + _without_dialogues(run)
+
+
+def _without_dialogues(run: RunConfig) -> list[Problem]:
+    """Arguments of a chat template beside an objective that learns from running text alone."""
+    kind = kind_of(run.objective)
+    if not run.data.template_arguments or wanted_rows(run) != ("text",):
+        return []
+    known = ", ".join(e.name for e in objectives if e.facts.get("rows", ()) != ("text",))
+    return [
+        problem(
+            "E-COMPAT-12",
+            "data.template_arguments",
+            other="objective.kind",
+            value=kind,
+            known=known,
+        )
+    ]
 
 
 MANY_KEYS = ("parallel", "hybrid", "offload_shares", "rank_timeout", "max_restarts")
@@ -175,6 +196,22 @@ def _good_only_problems(run: RunConfig) -> list[Problem]:
             usable=", ".join(usable),
         )
     ]
+
+
+def _turns_problems(run: RunConfig) -> list[Problem]:
+    """`data.turns` is about dialogues that are imitated: it does nothing where answers are compared
+    or drawn."""
+    if run.data.turns == "all" or _imitates(wanted_rows(run)):
+        return []
+    usable = [e.name for e in objectives if _imitates(e.facts.get("rows", ()))]
+    where, name = "objective.kind", kind_of(run.objective)
+    return [problem("E-COMPAT-12", "data.turns", other=where, value=name, known=", ".join(usable))]
+
+
+def _imitates(rows: tuple[str, ...]) -> bool:
+    """Whether an objective that takes these kinds of rows learns the answers of dialogues; one that
+    takes prompts draws its own."""
+    return "conversation" in rows and "prompt" not in rows
 
 
 def usual_for(kind: str) -> str:

@@ -33,7 +33,7 @@ from tunewright.engine import activation_cache, placement, ranks, recompute, sha
 from tunewright.engine.decoding.answers import AnsweringModel, answering
 from tunewright.engine.layout import choose
 from tunewright.engine.naming import Target, find, read_config, tokenizer_folder
-from tunewright.engine.optim import optimizer_for
+from tunewright.engine.optim import LION_RATE, optimizer_for
 from tunewright.engine.oracles.reference import describe
 from tunewright.engine.oracles.reward_model import (
     RewardModel,
@@ -284,7 +284,7 @@ def to_score(found: Target, layout: str, world: World, *, causal: Any = None) ->
 def base_of(settings: dict[str, Any]) -> BaseConfig:
     """How the base of a run was held while it was trained; not quantised for anything that is not a
     run."""
-    names = ("bits", "type", "double", "block")
+    names = ("bits", "type", "double", "block", "rotary")
     return BaseConfig(
         **{
             name: settings[f"base.{name}"]
@@ -376,7 +376,7 @@ def to_train(
     Adds to `world.reasons` what was decided and why. Raises ModelError, CompatError and ConfigError
     for what does not fit.
     """
-    loaded, attached, spare = _learner(
+    loaded, attached, spare, roles = _learner(
         config, folder, base_path, world, objective, train, tell, causal
     )
     layout, reason = ranks.current().first(lambda: loaded.choose_layout(config.engine, world.dtype))
@@ -385,6 +385,7 @@ def to_train(
     if rate == "auto":
         count = parameter_count(loaded.causal)
         rate = objective.rate_factor * learning_rate_for(attached.learning_rate, steps, count)
+        rate *= LION_RATE if config.engine.optimizer == "lion" else 1.0
     if attached.begin:
         attached.begin(steps)
     world.reasons["engine.layout"] = reason
@@ -392,7 +393,9 @@ def to_train(
     world.reasons["engine.learning_rate"] = say(
         "train.rate_reason", method=kind_of(config.method), steps=steps
     )
-    stepper = _stepper(config, objective, loaded, attached, layout, spare, folder, world, tell)
+    stepper = _stepper(
+        config, objective, loaded, attached, layout, spare, folder, world, tell, roles
+    )
     recompute.install(stepper.policy, world.recompute)
     schedule = make_schedule(config.engine, len(train), rate)
     equip(stepper, renderer, check)
@@ -413,9 +416,9 @@ def _learner(
     samples: Sequence[Sample],
     tell: Tell,
     causal: Any = None,
-) -> tuple[Loaded, Attached, Any]:
-    """The base with the run's method and heads on it, and a second tree over the same untouched
-    weights where reward models may stand on it."""
+) -> tuple[Loaded, Attached, Any, dict[str, list[str]]]:
+    """The base with the run's method and heads on it, a second tree over the same untouched weights
+    where reward models may stand on it, and the modules of the base by role."""
     notes: list[str] = []
     given = causal is not None
     if not given:
@@ -464,7 +467,7 @@ def _learner(
             heads=list(objective.heads),
             seed=config.engine.seed,
         )
-    return loaded, attached, spare if attached.needs.frozen_base else None
+    return loaded, attached, spare if attached.needs.frozen_base else None, card.roles
 
 
 def _stepper(
@@ -477,6 +480,7 @@ def _stepper(
     folder: Path,
     world: World,
     tell: Tell,
+    roles: dict[str, list[str]],
 ) -> Stepper:
     """What takes the steps, with the models that its objective asks besides."""
     engine, words = config.engine, _words_of_its_own(config, folder)
@@ -488,6 +492,7 @@ def _stepper(
         layout,
         heads=objective.heads,
         spread=objective.spread,
+        asks=objective.asks,
         teacher=teacher,
         temperature=rollouts.temperature if rollouts else 1.0,
     )
@@ -496,7 +501,7 @@ def _stepper(
         "policy": policy,
         "attached": attached,
         "objective": objective,
-        "optimizer": optimizer_for(engine, attached, loaded.causal),
+        "optimizer": optimizer_for(engine, attached, loaded.causal, roles),
         "rows_per_pass": world.rows_per_pass,
         "clip": engine.clip,
         "seed": engine.seed,

@@ -28,6 +28,7 @@ from tunewright.engine.tree import build_tree, cut_passes, padded_rows, read_who
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.models.kernels.label_head import Head, label_logprobs, label_scores
 from tunewright.models.kernels.last_block import LastBlock
+from tunewright.models.kernels.row_facts import row_facts
 from tunewright.models.kernels.tree_attention import Kept, TreePlan
 from tunewright.models.limits import KEEP_BYTES
 from tunewright.models.scalar_heads import head_module
@@ -70,6 +71,7 @@ class Policy(nn.Module):
         *,
         heads: tuple[str, ...] = (),
         spread: bool = False,
+        asks: Sequence[str] = (),
         teacher: Teacher | None = None,
         temperature: float = 1.0,
     ):
@@ -78,15 +80,16 @@ class Policy(nn.Module):
 
         A pass is read by the scalar `heads` (`models.scalar_heads`); with `score`, whole branches
         are read and nothing is predicted. `spread`: it also tells how each distribution is spread
-        over the vocabulary. `teacher`: its distributions are compared with the pass's. Logits are
-        divided by `temperature`: what learns from its own answers learns at the temperature at
-        which it drew them.
+        over the vocabulary, and `asks` names more about it (`row_facts`). `teacher`: its
+        distributions are compared with the pass's. Logits are divided by `temperature`: what learns
+        from its own answers learns at the temperature at which it drew them.
         """
         super().__init__()
         self.model = model
         self.causal = [causal]  # in a list, so that its parameters are not registered twice
         self.layout = layout
         self.heads, self.spread, self.teacher = heads, spread, teacher
+        self.asks = tuple(asks)
         self.temperature = temperature
         self.recompute = "none"
         """What blocks compute again in the backward pass (`engine.recompute`)."""
@@ -202,7 +205,14 @@ class Policy(nn.Module):
             log_z_L,
             mean_L,
             divergence_L,
+            facts=self._facts(hidden_TD, source_L),
         )
+
+    def _facts(self, hidden_TD: Tensor, source_L: Tensor) -> dict[str, Tensor]:
+        """What is asked about the distribution before each label; nothing of a pass without."""
+        if not self.asks or not len(source_L):
+            return {name: hidden_TD.new_zeros(0, dtype=torch.float32) for name in self.asks}
+        return row_facts(hidden_TD, source_L, self.head(), self.asks)
 
     def _num_rows(self, tree: TokenTree) -> int:
         """Rows that the pass over `tree` has just computed, those of a learnt prompt among them."""

@@ -97,7 +97,7 @@ def save(root: Path, stepper: Stepper, progress: Progress, *, protect: int | Non
 def restore(stepper: Stepper, found: Checkpoint) -> Progress:
     """Put everything back that `gather` took, and give how far the run was."""
     load_weights(stepper, found)
-    load_optimizer_tensors(stepper.optimizer, stepper.trained(), found.tensors("optimizer"))
+    load_optimizer(stepper, found)
     stepper.load_state(found.state)
     if stepper.attached.load_state:
         stepper.attached.load_state(found.state["method"])
@@ -107,6 +107,11 @@ def restore(stepper: Stepper, found: Checkpoint) -> Progress:
         for name, value in found.state["progress"].items()
     }
     return Progress(**known)
+
+
+def load_optimizer(stepper: Stepper, found: Checkpoint) -> None:
+    """The optimiser's state alone."""
+    load_optimizer_tensors(stepper.optimizer, stepper.trained(), found.tensors("optimizer"))
 
 
 @torch.no_grad()

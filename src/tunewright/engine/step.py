@@ -3,6 +3,7 @@ check, clipping, the update."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Figures, Objective, Passes, PassOutput, Sample, Term
 from tunewright.engine import ranks, sharding
 from tunewright.engine.neftune import Noise
+from tunewright.engine.optim import averages
 from tunewright.engine.policy import Policy
 from tunewright.engine.portions import Portions
 
@@ -141,11 +143,33 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What the next step needs to know besides weights and the optimiser's state."""
-        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        kept = {"objective": self.objective.state()} if self.objective.state else {}
+        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps, **kept}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.loss_scale, self.good_steps = state["loss_scale"], state["good_steps"]
+        if self.objective.load_state:
+            self.objective.load_state(state["objective"])
+
+    @contextlib.contextmanager
+    def handed_out(self) -> Iterator[None]:
+        """Inside, the weights are those that would be handed out now, which with some optimisers
+        are not those that learn; afterwards these again, to the bit."""
+        parts = averages(self.optimizer)
+        before = [p.detach().clone() for p in self.parameters()] if parts else []
+        for part in parts:
+            part.average_into()
+        try:
+            yield
+        finally:
+            if parts:
+                self._put_back(before)
+
+    def hand_out(self) -> None:
+        """Put the weights that are handed out in place, after the last step."""
+        for part in averages(self.optimizer):
+            part.average_into()
 
     def held_out(
         self, samples: Sequence[Sample], figures: Figures, stop: Callable[[], None] | None = None
@@ -372,7 +396,7 @@ def held_out_loss(
             if stop is not None:
                 stop()
             output = policy(group)
-            terms = objective.terms(output)
+            terms = (objective.measured or objective.terms)(output)
             add_figures(found, output.figures)
             loss += sum(
                 float(c * total / totals[name])

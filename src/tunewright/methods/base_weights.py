@@ -201,11 +201,13 @@ def _restate(model: Model, folder: Path, dtype: str) -> None:
     """Put the base's own configuration files in place of what training changed in them (dropouts at
     0), with the dtype of the weights."""
     from tunewright.models.load import load_config
+    from tunewright.models.rotary import carry
 
     base = Path(str(getattr(model, "name_or_path", "") or ""))
     if not (base / "config.json").is_file():
         return
     config = load_config(base)
+    carry(config, model)
     config.dtype = dtype
     config.architectures = [type(model).__name__]
     config.save_pretrained(str(folder))

@@ -13,7 +13,7 @@ from pathlib import Path
 from tunewright.core.files import write_text
 from tunewright.core.words import language
 from tunewright.record import diagnosis
-from tunewright.report import answers, curves, damage, doctor, evaluation, facts, figures, gate
+from tunewright.report import answers, curves, damage, doctor, evaluation, facts, figures, gate, own
 from tunewright.report.markup import Child, Html, document, el, join, words
 from tunewright.report.page import Page, size, whole
 from tunewright.report.record import finite, mapping, read_record
@@ -59,7 +59,8 @@ def _names(page: Page) -> list[str]:
     measured += ["damage"] if mapping(page.record.summary.get("damage")) else []
     measured += ["gate"] if gate.has_one(page) else []
     examined = diagnosis.read(page.record.run) is not None
-    choices = (("loss", not rewarded), ("figures", drawn), ("doctor", examined))
+    added = own.section(page) is not None
+    choices = (("loss", not rewarded), ("figures", drawn), ("own", added), ("doctor", examined))
     middle = [name for name, there in choices if there]
     return [*measured, SECTIONS[0], *middle, *SECTIONS[3:]]
 
@@ -71,7 +72,11 @@ def _sections(page: Page) -> list[Html]:
         *(one for one in measured if one is not None),
         answers.section(page),
         *([curves.section(page)] if "loss" in names else []),
-        *(one for one in [figures.section(page), doctor.section(page)] if one is not None),
+        *(
+            one
+            for one in [figures.section(page), own.section(page), doctor.section(page)]
+            if one is not None
+        ),
         facts.data_section(page),
         facts.sizes_section(page),
         facts.speed_section(page),

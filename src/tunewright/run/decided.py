@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
+from tunewright.core.callbacks import Listeners
 from tunewright.core.machine import keep_freed_memory
 from tunewright.core.runfile import kind_of
 from tunewright.core.signals import StopFlag
@@ -20,6 +21,7 @@ from tunewright.engine.sharing import step_sharing
 from tunewright.record import folder as run_folder
 from tunewright.record.events import EventLog
 from tunewright.run.prepare import Plan
+from tunewright.text import own_template
 
 if TYPE_CHECKING:
     from tunewright.advise.fit import Estimate
@@ -111,7 +113,13 @@ def open_to_train(
 
 
 def loop_of(
-    plan: Plan, opened: Ready, world: World, log: EventLog, tell: Tell, stop: StopFlag
+    plan: Plan,
+    opened: Ready,
+    world: World,
+    log: EventLog,
+    tell: Tell,
+    stop: StopFlag,
+    listeners: Listeners,
 ) -> Loop:
     """The steps of a run, none of them taken."""
     from tunewright.engine.loop import Loop
@@ -127,6 +135,7 @@ def loop_of(
         tell,
         stop,
         world.device,
+        listeners=listeners,
     )
 
 
@@ -174,8 +183,16 @@ def publish(plan: Plan, decided: Decided, tell: Tell) -> None:
     _say_measured(plan, decided, tell)
     if plan.resume is None:
         text, team = _run_text(plan, decided), ranks.current()
-        team.only_first(lambda: run_folder.create(plan.out, text, plan.data.report))
+        kept = _kept(plan)
+        team.only_first(lambda: run_folder.create(plan.out, text, plan.data.report, kept))
         tell.line(say("train.folder", folder=plan.out))
+
+
+def _kept(plan: Plan) -> dict[str, str]:
+    """Files of the person's that a resumed run needs as they are now: name -> text."""
+    if plan.config.data.template is None:
+        return {}
+    return {own_template.FILE: str(plan.renderer.tokenizer.chat_template)}
 
 
 def _say_steps(plan: Plan, decided: Decided, tell: Tell) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.advise import fit, learnt
 from tunewright.core import faults
+from tunewright.core.callbacks import Listeners, RunFinished, Status
 from tunewright.core.errors import Interrupted, TunewrightError
 from tunewright.core.files import readable_size, write_json
 from tunewright.core.machine import peak_memory_bytes, versions
@@ -67,6 +68,7 @@ class Reached:
     estimate: Estimate
     """What the run was estimated to need."""
     load_seconds: float
+    listeners: Listeners = field(default_factory=Listeners)
     progress: Progress = field(default_factory=_none_yet)
     doing: str = "train.doing.load"
     """The sentence of what is being done, for the message of an unforeseen end."""
@@ -140,7 +142,7 @@ def whatever_is_raised(reached: Reached) -> Iterator[None]:
                 reached.log.close()
 
 
-def _last_words(reached: Reached, status: str, error: BaseException) -> None:
+def _last_words(reached: Reached, status: Status, error: BaseException) -> None:
     """Leave what was reached. What fails on the way hides nothing: the error that ended the run is
     the one that is told."""
     out, progress = reached.plan.out, reached.progress
@@ -176,7 +178,7 @@ def _note_end(folder: Path, status: str, error: BaseException, **figures: Any) -
             error.add(faults.unwritten(e, folder))
 
 
-def finish(reached: Reached, status: str = "done", reason: str = "") -> Finished:
+def finish(reached: Reached, status: Status = "done", reason: str = "") -> Finished:
     """Write summary.json and report.html, and say how the run ended."""
     out, tell = reached.plan.out, reached.tell
     with reached.watch.of("report"):
@@ -184,6 +186,7 @@ def finish(reached: Reached, status: str = "done", reason: str = "") -> Finished
         write_json(out / "summary.json", plain(summary))
         if reached.log is not None:
             reached.log.write("finished", status=status)
+            reached.listeners.tell(RunFinished(status, reason, plain(summary)))
         word = _doctors_word(reached)
         page = html.write_report(out)
     # Once more: the page reads the summary, and what it took is part of it.

@@ -208,6 +208,12 @@ def written_by_first(path: Path) -> Path:
     return path if ranks.current().is_first else Path(os.devnull)
 
 
+def take(hold: run_folder.Hold, folder: Path) -> None:
+    """Hold the run folder, for all ranks. Raises UsageError where another run does."""
+    if ranks.current().is_first:
+        hold.take(folder)
+
+
 def by_first(opened: Ready, do: Callable[[], object]) -> None:
     """Let rank 0 do something with the model in memory, for which the others wait."""
     from tunewright.engine import sharding  # torch is loaded with the first weight

@@ -15,13 +15,14 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tunewright import rewards
 from tunewright.core import compat, errors, launched
+from tunewright.core.callbacks import Callback
 from tunewright.core.errors import (
     CompatError,
     Interrupted,
@@ -61,9 +62,17 @@ def count(parsed: ParsedRun) -> int:
 
 
 def launch(
-    parsed: ParsedRun, number: int, probes: Sequence[Probe] = (), resume: Path | None = None
+    parsed: ParsedRun,
+    number: int,
+    probes: Sequence[Probe] = (),
+    resume: Path | None = None,
+    on: Iterable[Callback] = (),
 ) -> Finished:
-    """Do the run in `number` processes. Raises what the run raises."""
+    """Do the run in `number` processes. Raises what the run raises, and CompatError for callbacks,
+    which cannot go into other processes."""
+    names = ", ".join(type(one).__name__ for one in on)
+    if names:
+        raise CompatError(problem("E-DIST-10", "on", names=names))
     if resume is None:
         raise_all(compat.problems(parsed.config), CompatError)
     _require_devices(parsed, number)

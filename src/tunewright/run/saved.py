@@ -15,6 +15,7 @@ from tunewright.engine import ranks, sharding
 from tunewright.engine.decoding.ways import attention_of
 from tunewright.engine.opening import Loaded, from_files
 from tunewright.engine.policy import Policy
+from tunewright.models import rotary
 from tunewright.record.events import EventLog
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
@@ -101,6 +102,8 @@ def save(plan: Plan, opened: Ready, decided: Decided, asker: Asker) -> Saved | N
 
 def _remembered(plan: Plan, opened: Ready, decided: Decided, asker: Asker) -> Saved:
     folder, questions = decided.folder(plan.out), asker.begun()
+    if not decided.saves_model:
+        rotary.write(folder, plan.config.base.rotary)
     plan.renderer.tokenizer.save_pretrained(str(folder))
     step = max(1, len(plan.data.train) // ROWS)
     chosen = [plan.data.train[i] for i in range(0, len(plan.data.train), step)][:ROWS]

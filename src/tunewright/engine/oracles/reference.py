@@ -237,7 +237,11 @@ def prepare(
 
 def learns_as_it_measures(stepper: Stepper) -> bool:
     """Whether a pass that learns computes what a pass that measures does: no dropout, no noise on
-    embeddings or gates."""
+    embeddings or gates. An objective that measures the rows of a step before it learns them needs
+    their values earlier."""
+    objective = stepper.objective
+    if objective.measure is not None and objective.companions is None:
+        return False
     drops = any(
         "Dropout" in type(m).__name__ and getattr(m, "p", 0) for m in stepper.policy.model.modules()
     )

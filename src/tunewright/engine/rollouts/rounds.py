@@ -48,6 +48,8 @@ class Asking:
     facts: Callable[[Sample], dict[str, Any]]
     decode: Callable[[list[int]], str]
     stop_ids: frozenset[int]
+    parts: Callable[[list[int], list[int], bool], tuple[str, str]] | None = None
+    """(prompt, tokens, whether it ended) -> (thought, answer). None: no thought is told apart."""
 
 
 @dataclass
@@ -101,17 +103,13 @@ class RoundStepper(Stepper):
         could be judged."""
         rollouts = self._rollouts()
         judged = self.draw_and_judge(samples, number)
-        parts = self._minibatches(judged.samples, number)
-        first = parts[: rollouts.minibatches]
-        if len(parts) > 1 or rollouts.reference or "value" in self.policy.heads:
-            self._old_values(first)
-        if rollouts.reference:
-            self._reference_values(judged.samples)
-        with torch.no_grad():
+        if rollouts.picks:
             add_figures(judged.figures, rollouts.judge(judged.groups))
-        reports = [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
+            reports = self._learn_picked(judged.samples, number, learning_rate)
+        else:
+            reports = self._learn(judged, number, learning_rate)
         self.version += 1
-        report = self._together(reports)
+        report = self._together(reports) if reports else _nothing_learnt(judged)
         report.figures = means(judged.figures) | report.figures
         report.texts = judged.texts if number % SHOWN_EVERY == 1 or number == 1 else []
         for sample in judged.samples:
@@ -119,6 +117,32 @@ class RoundStepper(Stepper):
         if rollouts.after_round:
             rollouts.after_round({**report.figures, "answers": float(len(judged.samples))})
         return report
+
+    def _learn(self, judged: Judged, number: int, learning_rate: float) -> list[StepReport]:
+        """The updates of a round on all of its answers, or on the pairs that are made of them."""
+        rollouts = self._rollouts()
+        learnt = judged.samples if rollouts.pair is None else pairs_of(judged, rollouts.pair)
+        parts = self._minibatches(learnt, number)
+        if rollouts.pair is None and (
+            len(parts) > 1 or rollouts.reference or "value" in self.policy.heads
+        ):
+            self._old_values(parts[: rollouts.minibatches])
+        if rollouts.reference:
+            self._reference_values(judged.samples)
+        with torch.no_grad():
+            add_figures(judged.figures, rollouts.judge(judged.groups))
+        return [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
+
+    def _learn_picked(
+        self, samples: list[Sample], number: int, learning_rate: float
+    ) -> list[StepReport]:
+        """The updates on the answers that were picked. Where none was, no weight moves: not even by
+        what the optimiser remembers."""
+        picked = [s for s in samples if bool(s.facts["experience"].advantage.any())]
+        if not picked:
+            return [StepReport(0.0, {}, 0.0, True, 0, 0, 0, 0)]
+        parts = self._minibatches(picked, number)
+        return [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
 
     def _rollouts(self) -> Rollouts:
         assert self.rollouts is not None and self.asking is not None and self.sampler is not None
@@ -128,6 +152,8 @@ class RoundStepper(Stepper):
         """The samples of each update: `minibatches` parts of even size in every epoch, in an order
         of its own."""
         rollouts = self._rollouts()
+        if not samples:
+            return []
         count = min(rollouts.minibatches, len(samples))
         parts = []
         for epoch in range(rollouts.epochs):
@@ -202,7 +228,7 @@ class RoundStepper(Stepper):
         for i, one in enumerate(one for group in drawn for one in group):
             total[i] -= 0.0 if one.finished else rollouts.unfinished_penalty
             flat[i].facts["experience"] = Experience(
-                total[i], len(one.tokens), one.finished, one.logprobs
+                total[i], len(one.tokens), one.finished, one.logprobs, tokens=one.tokens
             )
         kept = [i for i in range(len(flat)) if i not in bad]
         groups = [
@@ -226,13 +252,19 @@ class RoundStepper(Stepper):
         assert self.asking is not None
         ids = drawn.tokens[:-1] if drawn.finished else drawn.tokens
         facts = self.asking.facts(prompt)
+        thought, text = "", ""
+        if self.asking.parts is None:
+            text = self.asking.decode(ids).strip()
+        else:
+            thought, text = self.asking.parts(self.asking.prompt(prompt), ids, drawn.finished)
         return Answer(
             self.asking.question(prompt),
-            self.asking.decode(ids).strip(),
+            text,
             len(drawn.tokens),
             drawn.finished,
             facts,
             prompt.origin,
+            thought,
         )
 
     @staticmethod
@@ -241,7 +273,7 @@ class RoundStepper(Stepper):
         return [
             {
                 "question": answer.messages[-1].content if answer.messages else "",
-                "answer": answer.text,
+                "answer": answer.whole,
                 "reward": round(reward, 4),
             }
             for answer, reward in judged[:SHOWN]
@@ -337,6 +369,19 @@ class RoundStepper(Stepper):
         for sample in found.samples:
             sample.facts.pop("experience")
         return -sum(rewards) / len(rewards), rewards
+
+
+def pairs_of(judged: Judged, pair: Callable[[list[Sample]], Sample | None]) -> list[Sample]:
+    """What `pair` makes of the answers to each prompt that teach something."""
+    rest = iter(judged.samples)
+    made = [pair([next(rest) for _ in group]) for group in judged.groups]
+    return [sample for sample in made if sample is not None]
+
+
+def _nothing_learnt(judged: Judged) -> StepReport:
+    """A round in which no two answers differ: the weights stay, and that is no fault."""
+    tokens = sum(len(b.tokens) for s in judged.samples for b in s.branches)
+    return StepReport(0.0, {}, 0.0, True, 0, tokens, tokens, 0)
 
 
 def drawn_sample(prompt: Sample, tokens: list[int], drawn: Drawn) -> Sample:
