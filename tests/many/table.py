@@ -24,6 +24,7 @@ from tunewright.engine import ranks, sharding
 from tunewright.engine.loop import Loop
 from tunewright.engine.opening import to_train
 from tunewright.engine.placement import World
+from tunewright.engine.rank_watch import RankError
 from tunewright.record.events import EventLog
 from tunewright.run.prepare import Plan, prepare
 
@@ -108,31 +109,40 @@ def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     return max(gaps)
 
 
-def main(folder: Path, rows: Path) -> None:
+def rows_of(folder: Path, number: int, row: list[Any]) -> list[list[Any]]:
+    """What a row of the table found: [objective, method, parallel, samples, gap]."""
+    objective, method, parallels, counts = row
+    team, found = ranks.current(), []
+    plan = prepare(parse_run(keys(folder, objective, method), {}), Quiet(), out_matters=False)
+    for count in counts:
+        run = folder / "runs" / f"{number}-{count}"
+        with ranks.alone():
+            one = gradients(plan, "none", count, run / f"alone-{team.rank}")
+        for parallel in parallels:
+            try:
+                many = gradients(plan, parallel, count, run / parallel)
+            finally:
+                team.sharded = False
+            found.append([objective, method, parallel, count, gap(one, many)])
+    return found
+
+
+def main(folder: Path, table: Path) -> None:
     place = launched.here()
     assert place is not None
-    found = []
     torch.set_num_threads(1)
+    found: list[list[Any]] = []
     with ranks.joined(place, "cpu", 60.0) as team:
-        for number, (objective, method, parallels, counts) in enumerate(
-            json.loads(rows.read_text())
-        ):
-            plan = prepare(
-                parse_run(keys(folder, objective, method), {}), Quiet(), out_matters=False
-            )
-            for count in counts:
-                run = folder / "runs" / f"{number}-{count}"
-                if team.is_first:
-                    with ranks.alone():
-                        one = gradients(plan, "none", count, run / "alone")
-                for parallel in parallels:
-                    team.sharded = False
-                    many = gradients(plan, parallel, count, run / parallel)
-                    team.sharded = False
-                    if team.is_first:
-                        found.append([objective, method, parallel, count, gap(one, many)])
+        for number, row in enumerate(json.loads(table.read_text())):
+            try:
+                found += rows_of(folder, number, row)
+            except (RankError, KeyboardInterrupt):
+                raise
+            except Exception as e:  # both fail alike; the table goes on
+                found.append([*row, f"{type(e).__name__}: {e}"[:300]])
+            team.wait()
     if place.rank == 0:
-        (folder / f"{rows.stem}.found.json").write_text(json.dumps(found))
+        (folder / f"{table.stem}.found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

