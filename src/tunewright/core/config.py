@@ -254,6 +254,23 @@ class EngineConfig(Section):
     """Stop when the held-out loss has not improved for this many measurements; null: never."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    processes: int | Literal["auto"] = 1
+    """Processes that share each step, one a GPU. auto: as many as this machine has GPUs. Under
+    torchrun or SLURM their launcher decides. The gradient is that of one process."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every process holds the whole model. fsdp: each holds a share of weights, gradients and
+    optimiser state, and blocks are put together when they compute. auto: ddp where the memory
+    estimate fits, else fsdp."""
+    hybrid: bool = False
+    """With fsdp on several machines: shares inside a machine, whole copies between them, so that
+    only gradients cross the network."""
+    offload_shares: bool = False
+    """With fsdp: keep each process's share in the memory of its machine and bring it to the GPU a
+    block at a time. Much slower; for models that fit no other way."""
+    rank_timeout: float = Field(default=20.0, ge=2)
+    """Seconds after which a process that shows no life ends the run."""
+    max_restarts: int = Field(default=0, ge=0)
+    """How often the processes are started again from the last checkpoint when one of them fails."""
 
     @field_validator("activation_cache", mode="before")
     @classmethod
@@ -278,6 +295,8 @@ class EngineConfig(Section):
         "clip",
         "seed",
         "neftune",
+        "rank_timeout",
+        "max_restarts",
         mode="before",
     )
     @classmethod
@@ -314,6 +333,7 @@ class EngineConfig(Section):
         "evaluate_every",
         "evaluate_rows",
         "batch_size",
+        "processes",
         mode="before",
     )
     @classmethod

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from tunewright.core.sequences import blocks
 from tunewright.core.types import PassOutput, Sample, TokenTree, VirtualPrompt
+from tunewright.engine import ranks
 from tunewright.engine.activation_cache import ActivationCache, spread
 from tunewright.engine.neftune import Noise
 from tunewright.engine.oracles.reference import ReferenceStore
+from tunewright.engine.portions import Portions
 from tunewright.engine.tree import build_tree, cut_passes, padded_rows, read_whole, under_root
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.models.kernels.label_head import Head, label_logprobs, label_scores
@@ -111,6 +113,38 @@ class Policy(nn.Module):
     def cut(self, samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:
         """The samples of a step in passes of at most `rows_per_pass` rows (`tree.cut_passes`)."""
         return cut_passes(samples, rows_per_pass, padded=self.layout == "padded")
+
+    def share(self, samples: Sequence[Sample]) -> Portions | None:
+        """Which rank takes which of the samples; None in a run by itself."""
+        return ranks.current().share(samples, padded=self.layout == "padded")
+
+    def own_passes(
+        self,
+        samples: list[Sample],
+        rows_per_pass: int,
+        shared: Portions | None = None,
+        *,
+        fill: bool = True,
+    ) -> list[list[Sample]]:
+        """The passes of this rank over its part of `samples`. `fill`: without gradient; where all
+        ranks must run as many passes, those that are missing are run now and forgotten."""
+        team = ranks.current()
+        if team.is_many:
+            shared = shared or self.share(samples)
+            assert shared is not None
+            groups = self.cut([samples[i] for i in shared.places[team.rank]], rows_per_pass)
+        else:
+            groups = self.cut(samples, rows_per_pass)
+        if fill:
+            self.run_missing(team.most(len(groups)) - len(groups), samples)
+        return groups
+
+    def run_missing(self, count: int, samples: Sequence[Sample]) -> None:
+        """Run `count` passes over the smallest sample, without gradient."""
+        one = min(samples, key=lambda s: sum(len(b.tokens) for b in s.branches), default=None)
+        for _ in range(count if one is not None else 0):
+            with torch.no_grad():
+                self([one])
 
     def visit(self, samples: Iterable[Sample], rows_per_pass: int) -> Iterator[list[Sample]]:
         """Any number of samples in passes, cut a block at a time."""

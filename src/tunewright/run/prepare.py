@@ -18,7 +18,6 @@ from tunewright.advise.speed import Rates
 from tunewright.core import compat, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, problem, raise_all
-from tunewright.core.machine import available_bytes
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, objective_of
 from tunewright.core.stopwatch import Stopwatch
@@ -155,10 +154,14 @@ class Plan:
             counted=counted,
             trial=tried,
             here=here,
+            processes=world.processes,
+            parallel=world.parallel,
             known=learnt.about(kind, world.device) if rates is not None and here else None,
         )
+        if world.parallel == "auto":
+            found = fit.among_processes(found, world, available)
         if world.recompute == "auto":
-            most = available_bytes(world.device) if available is None else available
+            most = fit.room_of(world) if available is None else available
             world.recompute, world.reasons["engine.recompute"] = fit.recompute_for(found, most)
         return fit.with_recompute(found, world.recompute)
 

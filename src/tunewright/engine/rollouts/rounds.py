@@ -26,9 +26,10 @@ from torch import Tensor
 from tunewright.core.errors import TrainingError, problem
 from tunewright.core.seeds import permutation
 from tunewright.core.types import Answer, Branch, Experience, Figures, Rollouts, Sample
+from tunewright.engine import ranks
 from tunewright.engine.oracles.reward_model import RewardModel
 from tunewright.engine.rollouts.sampling import Drawn, How, Sampler
-from tunewright.engine.step import Stepper, StepReport, add_figures, means
+from tunewright.engine.step import Stepper, StepReport, add_figures, exchanged, means
 from tunewright.models.kernels.fused import fused_without_gradient
 
 SHOWN_EVERY = 10
@@ -166,9 +167,11 @@ class RoundStepper(Stepper):
         epoch will learn."""
         self.policy.model.eval()
         for part in parts:
-            for group in self.policy.cut(part, self.rows_per_pass):
-                with torch.no_grad(), fused_without_gradient():
-                    output = self.policy(group)
+            with torch.no_grad(), fused_without_gradient():
+                groups = self.policy.own_passes(part, self.rows_per_pass)
+                own = [self.policy(group) for group in groups]
+            for output in exchanged(own, part):
+                group = output.samples
                 counts = [len(s.branches[0].learnt) for s in group]
                 values = (
                     output.value.split(counts) if output.value is not None else [None] * len(group)
@@ -181,12 +184,12 @@ class RoundStepper(Stepper):
     def _reference_values(self, samples: list[Sample]) -> None:
         self.policy.model.eval()
         with self.at_start(), torch.no_grad(), fused_without_gradient():
-            for group in self.policy.cut(samples, self.rows_per_pass):
-                counts = [len(s.branches[0].learnt) for s in group]
-                for sample, values in zip(
-                    group, self.policy(group).logprob.split(counts), strict=True
-                ):
-                    sample.facts["experience"].reference = values
+            groups = self.policy.own_passes(samples, self.rows_per_pass)
+            own = [self.policy(group) for group in groups]
+        for output in exchanged(own, samples):
+            counts = [len(s.branches[0].learnt) for s in output.samples]
+            for sample, values in zip(output.samples, output.logprob.split(counts), strict=True):
+                sample.facts["experience"].reference = values
 
     def draw_and_judge(
         self, prompts: Sequence[Sample], number: int, num_answers: int | None = None
@@ -212,7 +215,8 @@ class RoundStepper(Stepper):
             self._answer(p, one) for p, group in zip(prompts, drawn, strict=True) for one in group
         ]
         flat = [s for group in samples for s in group]
-        scores = self.rewards.score(answers)
+        # Once for all: a reward may be code of one's own, or ask a server.
+        scores = ranks.current().first(lambda: self.rewards.score(answers))
         total = list(scores.total)
         figures: Figures = {f"reward_{name}": (mean, 1) for name, mean in scores.means().items()}
         for weight, model in self.reward_models:
@@ -327,6 +331,8 @@ class RoundStepper(Stepper):
             bad.rows if bad else [],
             figures,
             bad.overflow if bad else False,
+            imbalance=reports[0].imbalance,
+            kept_sharing=reports[0].kept_sharing,
         )
 
     # ---- what a checkpoint holds besides
