@@ -31,6 +31,8 @@ from tunewright.run.questions import Probe
 
 if TYPE_CHECKING:
     from tunewright.engine.loop import Loop
+    from tunewright.run.prepare import Plan
+    from tunewright.run.saved import Saved
 
 
 def train(
@@ -68,6 +70,7 @@ def _train(
         joining.require_same_rows(plan)
         with watch.of("load"):
             world, rates, estimate = decided.place_and_estimate(plan, measured_rates)
+            plan = joining.with_what_can_be_asked(plan, world, tell)
             fit.require(estimate, fit.room_of(world))
             newest = functools.partial(_newest_checkpoint, plan.out, tell)
             found = ranks.current().first(newest) if resume else None
@@ -102,7 +105,7 @@ def _train(
             loop.heed()
             reached.doing = "train.doing.ask"
             with watch.of("ask"):
-                joining.by_first(opened, functools.partial(asker.before, opened))
+                joining.by_first(opened, world, functools.partial(asker.before, opened))
             listeners.tell_answers("before", asker.probes)
             reached.doing = "train.doing.reference"
             if plan.config.engine.show_answers and asker.probes and not asker.scored:
@@ -120,28 +123,35 @@ def _train(
             reached.ranks = joining.part(world)
             if files is None:
                 return Finished(plan.out)  # another rank goes on
-            with watch.of("ask"):
-                in_memory = files.scores
-            reached.doing = "train.doing.ask_again"
-            with watch.of("load"):
-                del opened, loop.stepper, loop.sample  # what follows knows only the files
-                gc.collect()
-                return_freed_memory()
-                fresh = saved.load_afresh(plan, files, made)
-                saved.require_equal(files, fresh, log)
-            reached.doing = "train.doing.ask_after"
-            with watch.of("ask"):
-                asker.reloaded(fresh, in_memory, files.questions)
-            listeners.tell_answers("after", asker.probes)
-
+            del opened, loop.stepper, loop.sample  # what follows knows only the files
+            if world.holds_whole:
+                _prove(plan, files, reached)
             reached.doing = "train.doing.finish"
-            reached.load_seconds += fresh.seconds
             finished = evidence.finish(reached)
-    del fresh, reached, in_memory  # the gate opens the run as anybody would
+    del reached  # the gate opens the run as anybody would
     finished = gating.after_training(plan, finished, tell)
     if listeners.fault is not None:  # all is written; what a callback did last is still said
         raise listeners.fault
     return finished
+
+
+def _prove(plan: Plan, files: Saved, reached: Reached) -> None:
+    """Load what was saved afresh, prove it equal to the model that was in memory, and ask again."""
+    from tunewright.run import saved
+
+    watch, asker, log = reached.watch, reached.asker, reached.log
+    assert log is not None
+    reached.doing = "train.doing.ask_again"
+    with watch.of("load"):
+        gc.collect()
+        return_freed_memory()
+        fresh = saved.load_afresh(plan, files, reached.decided)
+        saved.require_equal(files, fresh, log)
+    reached.doing = "train.doing.ask_after"
+    with watch.of("ask"):
+        asker.reloaded(fresh, files.scores, files.questions)
+    reached.listeners.tell_answers("after", asker.probes)
+    reached.load_seconds += fresh.seconds
 
 
 def _newest_checkpoint(out: Path, tell: Tell) -> checkpoint.Checkpoint | None:

@@ -142,8 +142,8 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
     whole = parts["weights"]
     parts = among.parts_of(parts, shape, work, question) | {"beside": beside}
     train = sum(parts.values())
-    if question.parallel == "fsdp":
-        # Each process reads the whole model before it keeps a share, and answers with all of it.
+    if question.parallel == "fsdp" and work.on_cpu:
+        # Each process reads the whole model before it keeps a share, and freed memory stays.
         train = max(train, parts["process"] + parts["weights"] + whole)
     answers, mapped = memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
     parts |= {"answers": answers, "loading": mapped}
@@ -435,6 +435,15 @@ def recompute_for(found: Estimate, available: int) -> tuple[str, str]:
         return level, say("fit.recompute.none")
     kept, now = readable_size(sizes["none"]), readable_size(sizes[level])
     return level, say("fit.recompute.some", kept=kept, now=now)
+
+
+def holds_whole(found: Estimate, available: int) -> bool:
+    """Whether a process whose model lies in shares can put it together to answer questions."""
+    asked = found.question
+    whole = memory.weight_bytes(asked.grown, asked.work) + memory.process_bytes(
+        asked.shape, asked.work
+    )
+    return whole + found.parts["answers"] <= comfortable(asked, available)
 
 
 def room_of(world: World) -> int:

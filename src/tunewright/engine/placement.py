@@ -42,6 +42,8 @@ class World:
     """Processes that share each step."""
     parallel: str = "none"
     """`ddp` or `fsdp` with several processes; `auto` until the memory was estimated."""
+    holds_whole: bool = True
+    """A process has room for the whole model, to answer questions with it."""
     reasons: dict[str, str] = field(default_factory=dict)
 
     def torch_dtype(self) -> Any:

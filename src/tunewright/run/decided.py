@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
+from tunewright.advise import fit
 from tunewright.core.callbacks import Listeners
 from tunewright.core.machine import keep_freed_memory
 from tunewright.core.runfile import kind_of
@@ -74,6 +75,9 @@ def place_and_estimate(
     def find() -> tuple[World, Rates, Estimate]:
         rates = measure(plan.shape, world)
         estimate = plan.estimate(world, rates)
+        world.holds_whole = world.parallel != "fsdp" or fit.holds_whole(
+            estimate, fit.room_of(world)
+        )
         return world, rates, estimate
 
     found, rates, estimate = team.first(find)

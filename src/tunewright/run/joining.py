@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +26,7 @@ from tunewright.core.words import say
 from tunewright.engine import placement, rank_watch, ranks
 from tunewright.record import folder as run_folder
 from tunewright.run.prepare import Plan
+from tunewright.run.questions import Questions
 from tunewright.sources.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -203,6 +205,17 @@ def require_folder(out: Path) -> None:
     team.wait()
 
 
+def with_what_can_be_asked(plan: Plan, world: placement.World, tell: Tell) -> Plan:
+    """The plan without questions, where no process has room for the whole model: it learns in
+    shares, and answers need all of it."""
+    if world.holds_whole:
+        return plan
+    tell.line(say("ranks.not_asked"))
+    config = plan.config.model_copy(update={"forgetting": "off"})
+    none = Questions([], plan.questions.scored, [])
+    return replace(plan, parsed=replace(plan.parsed, config=config), questions=none)
+
+
 def written_by_first(path: Path) -> Path:
     """Where this rank writes what only rank 0 should: the file, or nowhere."""
     return path if ranks.current().is_first else Path(os.devnull)
@@ -214,10 +227,13 @@ def take(hold: run_folder.Hold, folder: Path) -> None:
         hold.take(folder)
 
 
-def by_first(opened: Ready, do: Callable[[], object]) -> None:
-    """Let rank 0 do something with the model in memory, for which the others wait."""
+def by_first(opened: Ready, world: placement.World, do: Callable[[], object]) -> None:
+    """Let rank 0 do something with the model in memory, for which the others wait; nothing where
+    no process has room for it."""
     from tunewright.engine import sharding  # torch is loaded with the first weight
 
+    if not world.holds_whole:
+        return
     with sharding.together(opened.stepper.policy):
         ranks.current().only_first(do)
 

@@ -95,6 +95,10 @@ def save(plan: Plan, opened: Ready, decided: Decided, asker: Asker) -> Saved | N
         if team.is_first:
             opened.stepper.attached.save(decided.folder(plan.out))
     found: list[Saved] = []
+    if not decided.world.holds_whole:
+        plan.renderer.tokenizer.save_pretrained(str(decided.folder(plan.out)))
+        empty = Saved(decided.folder(plan.out), decided.saves_model, [], [], [])
+        return empty if team.is_first else None
     with sharding.together(policy):
         team.only_first(lambda: found.append(_remembered(plan, opened, decided, asker)))
     return found[0] if found else None
