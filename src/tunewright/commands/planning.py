@@ -143,7 +143,13 @@ def _world_of(engine: Any, device: Device) -> World:
     rows = placement.GPU_ROWS if engine.rows_per_pass == "auto" else engine.rows_per_pass
     dtype = device.dtype if engine.dtype == "auto" else engine.dtype
     name = "cuda:0" if device.device == "cuda" else device.device
-    return World(name, dtype, available_processors(), rows, engine.recompute)
+    return _unread(name, dtype, rows, engine)
+
+
+def _unread(device: str, dtype: str, rows: int, engine: Any) -> World:
+    return World(
+        device, dtype, available_processors(), rows, engine.recompute, offload=engine.offload
+    )
 
 
 def _counted(
@@ -163,7 +169,7 @@ def _counted(
         per_pass = placement.CPU_ROWS if engine.rows_per_pass == "auto" else engine.rows_per_pass
         dtype = "bfloat16" if engine.dtype == "auto" else engine.dtype
         device = "cpu" if engine.device == "auto" else engine.device
-        world = World(device, dtype, available_processors(), per_pass, engine.recompute)
+        world = _unread(device, dtype, per_pass, engine)
     found = fit.of_run(
         config,
         objective_of(config),
@@ -177,10 +183,9 @@ def _counted(
         rates=wish.device.rates() if wish.device is not None else None,
         here=wish.device is None,
     )
-    level: str = engine.recompute
-    if level == "auto":
-        level, _ = fit.recompute_for(found, _available(found.question.device, wish))
-    return fit.with_recompute(found, level)
+    available = _available(found.question.device, wish)
+    room, _ = fit.room_for(found, engine.recompute, engine.offload, available)
+    return fit.with_room(found, room)
 
 
 # ---- the plan

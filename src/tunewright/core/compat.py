@@ -39,6 +39,11 @@ def problems(run: RunConfig) -> list[Problem]:
                 optimizer=run.engine.optimizer,
             )
         )
+    if method is not None and method.facts.get("own_optimizer"):
+        if run.engine.offload in ("optimizer", "all"):
+            known = "auto, none, activations"
+            fields = {"other": "method.kind", "value": method.name, "known": known}
+            found.append(problem("E-COMPAT-12", "engine.offload", **fields))
     elif run.engine.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         found.append(problem("E-METHOD-08", "engine.optimizer"))
     return found
@@ -48,6 +53,7 @@ MOST_RATE = 1.0
 """Highest learning rate that is taken: every update rule here moves a weight by about the rate in a
 step, and weights are far below 1."""
 NEEDS = {
+    "attention": ("layout", ("auto", "tree")),
     "least_rate": ("schedule", ("cosine", "linear", "wsd")),
     "cycles": ("schedule", ("cosine",)),
     "decay": ("schedule", ("wsd",)),

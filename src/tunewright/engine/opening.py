@@ -29,7 +29,7 @@ from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.types import Attached, Objective, Sample, Teaching
 from tunewright.core.words import say
-from tunewright.engine import activation_cache, placement, recompute
+from tunewright.engine import activation_cache, attention, offload, placement, recompute
 from tunewright.engine.decoding.answers import AnsweringModel, answering
 from tunewright.engine.layout import choose
 from tunewright.engine.naming import Target, find, read_config, tokenizer_folder
@@ -393,7 +393,11 @@ def to_train(
         "train.rate_reason", method=kind_of(config.method), steps=steps
     )
     stepper = _stepper(config, objective, loaded, attached, layout, spare, folder, world, tell)
-    recompute.install(stepper.policy, world.recompute)
+    _make_room(stepper, world)
+    world.attention, world.reasons["engine.attention"] = attention.choose(
+        config.engine, loaded.causal, layout, world.device, world.dtype
+    )
+    stepper.policy.attention = world.attention
     schedule = make_schedule(config.engine, len(train), rate)
     equip(stepper, renderer, check)
     cache, world.reasons["engine.activation_cache"] = activation_cache.install(
@@ -402,6 +406,19 @@ def to_train(
     return Ready(
         **vars(loaded), stepper=stepper, layout=layout, rate=rate, schedule=schedule, cache=cache
     )
+
+
+def _make_room(stepper: Stepper, world: World) -> None:
+    """What is computed again and what lies elsewhere, as it was decided; `auto` is nothing where
+    nobody estimated."""
+    policy = stepper.policy
+    policy.keep_bytes = world.keep_bytes
+    recompute.install(policy, world.recompute)
+    if world.offload in ("activations", "all"):
+        offload.keep_activations_away(policy, offload.store_for(policy.device))
+    if world.offload in ("optimizer", "all"):
+        store = offload.store_for(policy.device)
+        stepper.optimizer = offload.AwayOptimizer(stepper.optimizer, store)
 
 
 def _learner(

@@ -16,6 +16,7 @@ from tunewright.core.machine import available_processors, processor_flags, versi
 from tunewright.core.types import Sample
 from tunewright.core.words import say
 from tunewright.engine.tree import largest_sample
+from tunewright.models.limits import KEEP_BYTES
 
 CPU_ROWS, GPU_ROWS = 1024, 4096
 """Token rows of a pass."""
@@ -37,6 +38,12 @@ class World:
     rows_per_pass: int
     recompute: str = "auto"
     """`auto` until the memory of the run was estimated."""
+    keep_bytes: int = KEEP_BYTES
+    """Attention probabilities are kept for the backward pass up to here."""
+    offload: str = "auto"
+    """As `recompute`."""
+    attention: str = "auto"
+    """`auto` until the model was there to be tried."""
     reasons: dict[str, str] = field(default_factory=dict)
 
     def torch_dtype(self) -> Any:
@@ -166,7 +173,16 @@ def start(
             else "placement.rows_gpu",
             rows=rows,
         )
-    return World(device, dtype, threads, rows, engine.recompute, reasons)
+    return World(
+        device,
+        dtype,
+        threads,
+        rows,
+        engine.recompute,
+        offload=engine.offload,
+        attention=engine.attention,
+        reasons=reasons,
+    )
 
 
 def _choose_dtype(device: str) -> tuple[str, str]:

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from tunewright.core.moves import later
 from tunewright.core.seeds import stream_seed
 from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Figures, Objective, Passes, PassOutput, Sample, Term
 from tunewright.engine.neftune import Noise
 from tunewright.engine.policy import Policy
+from tunewright.engine.relief import Relief
 
 GROW_AFTER = 200
 
@@ -28,7 +30,13 @@ def add_figures(into: Figures, found: Figures) -> None:
 
 def means(figures: Figures) -> dict[str, float]:
     """The mean of every figure that has a count."""
-    return {name: total / count for name, (total, count) in figures.items() if count}
+    waiting = {name: t for name, (t, _) in figures.items() if isinstance(t, torch.Tensor)}
+    # One read for all of them.
+    read = torch.stack([*waiting.values()]).tolist() if waiting else []
+    known = dict(zip(waiting, read, strict=True))
+    return {
+        name: known.get(name, total) / count for name, (total, count) in figures.items() if count
+    }
 
 
 @dataclass
@@ -89,6 +97,11 @@ class Stepper:
     """Strength of the noise on input embeddings; None: no noise."""
     number: int = 0
     """The step that is being taken: noise and dropout are functions of it."""
+    relief: Relief = field(init=False)
+    """What is done where memory runs out."""
+
+    def __post_init__(self) -> None:
+        self.relief = Relief(self)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What trains."""
@@ -101,20 +114,27 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What the next step needs to know besides weights and the optimiser's state."""
-        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps, **self.relief.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.loss_scale, self.good_steps = state["loss_scale"], state["good_steps"]
+        self.relief.load_state(state)
 
     def held_out(
         self, samples: Sequence[Sample], figures: Figures, stop: Callable[[], None] | None = None
     ) -> tuple[float, list[float]]:
         """(the loss over `samples`, rewards where there are any). Adds to `figures`; `stop` is
         called before each pass and may raise."""
-        loss = held_out_loss(
-            self.policy, self.objective, samples, self.rows_per_pass, stop, figures
-        )
+
+        def measure() -> tuple[float, Figures]:
+            found: Figures = {}
+            rows = self.rows_per_pass
+            return held_out_loss(self.policy, self.objective, samples, rows, stop, found), found
+
+        first = next(iter(blocks(samples)), [])
+        loss, found = self.relief.fit(measure, first, learns=False)
+        add_figures(figures, found)
         return loss, []
 
     def gradients(self, samples: list[Sample]) -> StepReport:
@@ -126,6 +146,7 @@ class Stepper:
             self.objective.measure(samples, runner(self.policy, self.rows_per_pass))
         totals = self.objective.plan(samples)
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
+        sums: dict[str, torch.Tensor] = {}
         # After `prepare`, which may have made the branches of this step.
         noise = self._noise(samples)
         # Loading, answering and measuring leave the model in eval mode, in which an adapter's
@@ -133,10 +154,13 @@ class Stepper:
         self.policy.model.train()
         figures: Figures = {}
         for group in self.policy.cut(samples, self.rows_per_pass):
-            self._one_pass(group, noise, totals, report, figures)
-        report.figures = means(figures)
+            self._one_pass(group, noise, totals, report, sums, figures)
         if self.attached.penalties:
-            self._add(self.attached.penalties(), {}, report)
+            self._add(self.attached.penalties(), {}, sums)
+        # From here on the host waits for the device.
+        report.figures = means(figures)
+        report.terms = means({name: (total, 1) for name, total in sums.items()})
+        report.loss = sum(report.terms.values())
         return report
 
     def _noise(self, samples: list[Sample]) -> Noise | None:
@@ -153,19 +177,23 @@ class Stepper:
         noise: Noise | None,
         totals: dict[str, float],
         report: StepReport,
+        sums: dict[str, torch.Tensor],
         figures: Figures,
     ) -> None:
         output = self.policy(group, noise)
-        self._add(self.objective.terms(output), totals, report)
+        self._add(self.objective.terms(output), totals, sums)
         add_figures(figures, output.figures)
         report.passes += 1
         report.physical_rows += output.num_rows
         report.logical_tokens += sum(len(b.tokens) for s in group for b in s.branches)
         report.label_tokens += len(output.weight)
 
-    def _add(self, terms: dict[str, Term], totals: dict[str, float], report: StepReport) -> None:
-        """Backward through the sum of the terms. A term that `plan` did not announce (a penalty on
-        the weights) is divided by 1; one announced as 0 has nothing to learn from in this step."""
+    def _add(
+        self, terms: dict[str, Term], totals: dict[str, float], sums: dict[str, torch.Tensor]
+    ) -> None:
+        """Backward through the sum of the terms, which are added to `sums`. A term that `plan` did
+        not announce (a penalty on the weights) is divided by 1; one announced as 0 has nothing to
+        learn from in this step."""
         parts = {
             name: coefficient * total / totals.get(name, 1.0)
             for name, (total, coefficient) in terms.items()
@@ -179,16 +207,19 @@ class Stepper:
         if loss.requires_grad:
             (loss * self.loss_scale).backward()
         for name, part in parts.items():
-            report.terms[name] = report.terms.get(name, 0.0) + float(part.detach())
-        report.loss = sum(report.terms.values())
+            sums[name] = later(part) + sums[name] if name in sums else later(part)
+
+    def _drawn_gradients(self, samples: list[Sample]) -> StepReport:
+        """`gradients` with the draws of this step: dropout depends on the step alone, so that a
+        resumed run, or a step that is taken again, draws the same."""
+        torch.manual_seed(stream_seed(self.seed, "dropout", self.number))
+        return self.gradients(samples)
 
     def step(self, samples: list[Sample], number: int, learning_rate: float) -> StepReport:
         """Gradient, finite check, clipping, update. A step that is not finite changes no weight and
         says where it broke."""
-        # Dropout draws depend on the step alone, so a resumed run draws the same.
-        torch.manual_seed(stream_seed(self.seed, "dropout", number))
         self.number = number
-        report = self.gradients(samples)
+        report = self.relief.fit(lambda: self._drawn_gradients(samples), samples)
         parameters = self.parameters()
         if self.loss_scale != 1.0:
             for p in parameters:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from tunewright.core.config import Section
+from tunewright.core.moves import later
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Figures, Objective, PassOutput, Sample, Term
 from tunewright.objectives.branches import per_branch, places_of
@@ -188,10 +189,10 @@ def reward_figures(chosen_P: Tensor, rejected_P: Tensor) -> Figures:
     """What people watch of the two answers' rewards, as (sum over pairs, number of pairs)."""
     margin, count = (chosen_P - rejected_P).detach(), len(chosen_P)
     return {
-        "rewards_chosen": (float(chosen_P.detach().sum()), count),
-        "rewards_rejected": (float(rejected_P.detach().sum()), count),
-        "margin": (float(margin.sum()), count),
-        "accuracy": (float((margin > 0).sum()), count),
+        "rewards_chosen": (later(chosen_P.sum()), count),
+        "rewards_rejected": (later(rejected_P.sum()), count),
+        "margin": (later(margin.sum()), count),
+        "accuracy": (later((margin > 0).sum()), count),
     }
 
 
@@ -199,8 +200,8 @@ def _figures(pairs: Pairs, chosen_reward: Tensor, rejected_reward: Tensor) -> Fi
     """The same, and the answers' log-probabilities."""
     count = len(pairs.chosen_P)
     return reward_figures(chosen_reward, rejected_reward) | {
-        "chosen_logprob": (float(pairs.chosen_P.detach().sum()), count),
-        "rejected_logprob": (float(pairs.rejected_P.detach().sum()), count),
+        "chosen_logprob": (later(pairs.chosen_P.sum()), count),
+        "rejected_logprob": (later(pairs.rejected_P.sum()), count),
     }
 
 

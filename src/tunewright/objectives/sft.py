@@ -11,6 +11,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from tunewright.core.config import Section
+from tunewright.core.moves import later
 from tunewright.core.registry import objectives
 from tunewright.core.types import Objective, PassOutput, Sample, Term
 from tunewright.objectives.branches import learnt_weight
@@ -46,8 +47,8 @@ def likelihood(name: str, smoothing: float, z_loss: float) -> Objective:
         count = len(output.weight)
         # What smoothing adds is no error of the model: the plain loss is shown beside it.
         output.figures |= {
-            "nll": (-float(output.logprob.detach().sum()), count),
-            "log_z": (float(output.log_z.detach().sum()), count),
+            "nll": (-later(output.logprob.sum()), count),
+            "log_z": (later(output.log_z.sum()), count),
         }
         found = {name: (-(output.weight * target).sum(), 1.0)}
         if z_loss:

@@ -74,6 +74,7 @@ class RoundStepper(Stepper):
     version: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rollouts is not None and self.rollouts.reference:
             # Made before a checkpoint is read: it is what trains as it was at step 0.
             self.start = {name: p.detach().clone() for name, p in self.trained()}
@@ -102,10 +103,11 @@ class RoundStepper(Stepper):
         judged = self.draw_and_judge(samples, number)
         parts = self._minibatches(judged.samples, number)
         first = parts[: rollouts.minibatches]
+        self.number, drawn = number, judged.samples
         if len(parts) > 1 or rollouts.reference or "value" in self.policy.heads:
-            self._old_values(first)
+            self.relief.fit(lambda: self._old_values(first), drawn, learns=False)
         if rollouts.reference:
-            self._reference_values(judged.samples)
+            self.relief.fit(lambda: self._reference_values(drawn), drawn, learns=False)
         with torch.no_grad():
             add_figures(judged.figures, rollouts.judge(judged.groups))
         reports = [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
