@@ -29,7 +29,24 @@ of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long tests first; the others keep their order."""
+    """Mark the cases that `wide` leaves out, and put the long tests first; the others keep their
+    order.
+
+    `wide("lora", "tied-lora", rest="slow")` on a parametrised test names the cases that stand for
+    it in the fast run, by their whole id or one of its parts; the others get the mark `rest`
+    (default: `thorough`). Raises pytest.UsageError where no case has one of these names: then the
+    fast run would show nothing."""
+    cases = dict[tuple[str, str], list[bool]]()
+    for item in items:
+        for mark in item.iter_markers("wide"):
+            name = getattr(item, "callspec").id  # noqa: B009 - of parametrised tests alone
+            stands = bool({name, *name.split("-")} & set(mark.args))
+            cases.setdefault((str(item.path), item.name.partition("[")[0]), []).append(stands)
+            if not stands:
+                item.add_marker(getattr(pytest.mark, mark.kwargs.get("rest", "thorough")))
+    for (path, name), stood in cases.items():
+        if len(stood) > 1 and not any(stood):
+            raise pytest.UsageError(f"{path}: no case of {name} has a name of its `wide` mark")
     items.sort(key=lambda item: item.path.name not in LONG)
 
 

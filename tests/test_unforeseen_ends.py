@@ -105,6 +105,7 @@ def ended(place: Path, out: Path, error: BaseException, plant: Plant) -> Tunewri
     return caught.value
 
 
+@pytest.mark.wide("a step", "a checkpoint", "the first question")
 @pytest.mark.parametrize("where", PLACES)
 def test_a_run_that_dies_says_how_far_it_came_and_goes_on_to_the_same_end(
     place: Path, whole: str, tmp_path: Path, where: str

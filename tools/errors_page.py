@@ -42,6 +42,7 @@ GROUPS = {
     "RUN": ("Run folders", "运行文件夹"),
     "TRAIN": ("Training", "训练"),
     "CKPT": ("Checkpoints", "检查点"),
+    "KEY": ("Settings of a run that do not fit", "不合适的运行设置"),
     "FIT": ("Memory and time", "内存与时间"),
     "INIT": ("Starting a run file", "新建运行文件"),
     "EXPORT": ("Export", "导出"),
@@ -56,6 +57,8 @@ GROUPS = {
     "DOCTOR": ("Doctor", "诊断"),
     "REWARD": ("Rewards", "奖励"),
     "PIPE": ("Pipelines", "流水线"),
+    "THINK": ("Thinking", "思考"),
+    "CALL": ("Callbacks", "回调"),
 }
 CODE = re.compile(r"E-[A-Z]+-\d\d")
 

@@ -10,10 +10,11 @@ run.report            # in a notebook the page is shown in place
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core.callbacks import Callback
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.runfile import flatten, parse_run
 from tunewright.core.telling import Tell
@@ -189,14 +190,16 @@ def train(
     probes: int | Sequence[str | Part] | None = None,
     config: str | Path | None = None,
     tell: Tell | None = None,
+    on: Iterable[Callback] = (),
     **more: Any,
 ) -> Run:
     """Train and return the finished `Run`. The arguments are the sections of a run file; `config`
     starts from one, the others then override it.
 
     `data` is a file or a whole section, `method` and `objective` a kind or a whole section.
-    Progress goes to stderr, or to `tell`. Raises UsageError for wrong input before anything is
-    created, TrainingError or CheckpointError when the run fails.
+    Progress goes to stderr, or to `tell`. The callbacks `on` are told of each step, measurement,
+    checkpoint and answer (docs/callbacks.md). Raises UsageError for wrong input before anything is
+    created, TrainingError or CheckpointError when the run fails or a callback raises.
     """
     from tunewright.core.runfile import read_yaml
     from tunewright.story import train as start
@@ -226,7 +229,17 @@ def train(
         value = dict(section) if isinstance(section, Mapping) else section
         for key, inner in flatten(value, name).items():
             given[key], where[key] = inner, "python"
-    return Run(start(parse_run(given, where), tell=tell).folder)
+    return Run(start(parse_run(given, where), tell=tell, on=on).folder)
 
 
-__all__ = ["Report", "Run", "train"]
+def resume(folder: str | Path, *, tell: Tell | None = None, on: Iterable[Callback] = ()) -> Run:
+    """Go on with a run that was stopped or failed, from its newest verified checkpoint; one that is
+    done is left as it is. `on` are its callbacks, which are not kept in the folder. Raises as
+    `train` does."""
+    from tunewright.story import resume_run
+
+    sleep_when_idle()
+    return Run(resume_run(Path(folder), tell=tell, on=on).folder)
+
+
+__all__ = ["Report", "Run", "resume", "train"]

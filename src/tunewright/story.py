@@ -6,23 +6,25 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.advise import fit
 from tunewright.advise.speed import measured_rates
 from tunewright.core import signals
+from tunewright.core.callbacks import Callback, Listeners
 from tunewright.core.errors import TrainingError, problem
-from tunewright.core.machine import available_bytes, return_freed_memory, versions
+from tunewright.core.machine import return_freed_memory, versions
 from tunewright.core.runfile import ParsedRun, parse_run
 from tunewright.core.stopwatch import Stopwatch
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
+from tunewright.engine import ranks
 from tunewright.record import checkpoint
 from tunewright.record import folder as run_folder
 from tunewright.record.events import EventLog
-from tunewright.run import decided, evidence, gating
+from tunewright.run import decided, evidence, gating, joining, launching
 from tunewright.run.evidence import Finished, Reached
 from tunewright.run.prepare import prepare
 from tunewright.run.questions import Probe
@@ -37,19 +39,38 @@ def train(
     tell: Tell | None = None,
     extra_probes: Sequence[Probe] = (),
     resume: Path | None = None,
+    on: Iterable[Callback] = (),
 ) -> Finished:
     """Do the run. Raises UsageError before anything is created, TrainingError, CheckpointError or
     UnexpectedError when it fails, Interrupted when stopped. Once its folder is there, every one of
-    them leaves summary.json with what was reached."""
-    tell, watch = tell or Tell(), Stopwatch()
-    with signals.watching() as stop, evidence.of_a_resumed(resume):
+    them leaves summary.json with what was reached. `on` are told of what happens. With
+    `engine.processes` several are started, and this one waits for them."""
+    processes = launching.count(parsed)
+    if processes > 1:
+        return launching.launch(parsed, processes, extra_probes, resume, on)
+    with joining.with_others(parsed, resume, tell or Tell()) as (parsed, resume, tell):
+        listeners = Listeners.of(on if ranks.current().is_first else ())
+        return _train(parsed, tell, extra_probes, resume, listeners)
+
+
+def _train(
+    parsed: ParsedRun,
+    tell: Tell,
+    extra_probes: Sequence[Probe],
+    resume: Path | None,
+    listeners: Listeners,
+) -> Finished:
+    watch = Stopwatch()
+    with run_folder.Hold() as hold, signals.watching() as stop, evidence.of_a_resumed(resume):
+        if resume:
+            joining.take(hold, resume)
         plan = prepare(parsed, tell, resume, extra_probes=extra_probes, watch=watch)
+        joining.require_same_rows(plan)
         with watch.of("load"):
-            world = decided.place(plan)
-            rates = measured_rates(plan.shape, world)
-            estimate = plan.estimate(world, rates)
-            fit.require(estimate, available_bytes(world.device))
-            found = _newest_checkpoint(plan.out, tell) if resume else None
+            world, rates, estimate = decided.place_and_estimate(plan, measured_rates)
+            fit.require(estimate, fit.room_of(world))
+            newest = functools.partial(_newest_checkpoint, plan.out, tell)
+            found = ranks.current().first(newest) if resume else None
 
             from tunewright.run import saved  # torch is loaded with the first weight
             from tunewright.run.asking import Asker
@@ -57,11 +78,15 @@ def train(
             asker, loading = Asker(plan, world, stop.check, tell, rates), time.perf_counter()
             opened, made = decided.open_to_train(plan, world, tell, stop.check)
         seconds = time.perf_counter() - loading
-        reached = Reached(plan, made, asker, tell, watch, estimate, seconds)
+        reached = Reached(plan, made, asker, tell, watch, estimate, seconds, listeners)
         with evidence.whatever_is_raised(reached):  # a summary says what was reached
             decided.publish(plan, made, tell)  # the folder appears
-            reached.log = log = EventLog(plan.out / "events.jsonl")
-            loop = decided.loop_of(plan, opened, world, log, tell, stop)
+            joining.take(hold, plan.out)
+            joining.require_folder(plan.out)
+            path = joining.written_by_first(plan.out / "events.jsonl")
+            reached.log = log = EventLog(path, listeners.hear)
+            listeners.follow(plan.out, run_folder.read_run(plan.out), log.write)
+            loop = decided.loop_of(plan, opened, world, log, tell, stop, listeners)
             if resume:
                 _go_on(loop, found)
             reached.follow(loop.progress)
@@ -74,9 +99,11 @@ def train(
                 dtype=world.dtype,
             )
 
+            loop.heed()
             reached.doing = "train.doing.ask"
             with watch.of("ask"):
-                asker.before(opened)
+                joining.by_first(opened, functools.partial(asker.before, opened))
+            listeners.tell_answers("before", asker.probes)
             reached.doing = "train.doing.reference"
             if plan.config.engine.show_answers and asker.probes and not asker.scored:
                 loop.sample = functools.partial(asker.on_the_way, opened)
@@ -89,9 +116,12 @@ def train(
 
             reached.doing = "train.doing.save"
             with watch.of("checkpoint"):
-                files = saved.save(plan, opened, made, asker.begun())
+                files = saved.save(plan, opened, made, asker)
+            reached.ranks = joining.part(world)
+            if files is None:
+                return Finished(plan.out)  # another rank goes on
             with watch.of("ask"):
-                in_memory = asker.scores(opened)
+                in_memory = files.scores
             reached.doing = "train.doing.ask_again"
             with watch.of("load"):
                 del opened, loop.stepper, loop.sample  # what follows knows only the files
@@ -102,12 +132,16 @@ def train(
             reached.doing = "train.doing.ask_after"
             with watch.of("ask"):
                 asker.reloaded(fresh, in_memory, files.questions)
+            listeners.tell_answers("after", asker.probes)
 
             reached.doing = "train.doing.finish"
             reached.load_seconds += fresh.seconds
             finished = evidence.finish(reached)
     del fresh, reached, in_memory  # the gate opens the run as anybody would
-    return gating.after_training(plan, finished, tell)
+    finished = gating.after_training(plan, finished, tell)
+    if listeners.fault is not None:  # all is written; what a callback did last is still said
+        raise listeners.fault
+    return finished
 
 
 def _newest_checkpoint(out: Path, tell: Tell) -> checkpoint.Checkpoint | None:
@@ -123,18 +157,26 @@ def _go_on(loop: Loop, found: checkpoint.Checkpoint | None) -> None:
     else:
         loop.restore(found)
         loop.tell.line(say("train.resumed", step=found.step))
-    loop.log.write("resumed", step=loop.progress.step)
+    world = ranks.current().world
+    more = {"processes": world} if world > 1 else {}
+    loop.log.write("resumed", step=loop.progress.step, **more)
 
 
 def resume_run(
-    folder: Path, *, tell: Tell | None = None, extra_probes: Sequence[Probe] = ()
+    folder: Path,
+    *,
+    tell: Tell | None = None,
+    extra_probes: Sequence[Probe] = (),
+    on: Iterable[Callback] = (),
+    words: Sequence[str] = (),
 ) -> Finished:
     """Continue the run of `folder` from its newest verified checkpoint. A finished run is left as
-    it is."""
+    it is. `words` may say that other processes go on with it. Raises UsageError for other words."""
     given, summary = run_folder.read_run(folder), run_folder.read_summary(folder)
     if summary.get("status") == "done":
         further = run_folder.further(folder)
         (tell or Tell()).line(say("train.already_done", folder=folder, further=further))
         return Finished(folder, summary)
+    given = joining.going_on(given, words)
     parsed = parse_run(given, dict.fromkeys(given, "run.yaml"))
-    return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes)
+    return train(parsed, tell=tell, resume=folder, extra_probes=extra_probes, on=on)

@@ -62,6 +62,7 @@ def opened(plan: Plan) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.wide("lora", "full bfloat16", rest="slow")
 @pytest.mark.parametrize(
     "settings",
     [

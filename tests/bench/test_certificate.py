@@ -62,6 +62,7 @@ def test_flex_attention_on_the_whole_table(family: str, name: str) -> None:
     require(run(family, tiny.SETS[name](), attention="flex"))
 
 
+@pytest.mark.wide("qwen3", "gemma3_text", "gpt2", rest="slow")
 @pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f not in ("llama", "gemma2")])
 def test_every_family_gives_the_gradient_of_stock_transformers(family: str) -> None:
     # One step with all ways of sharing at once, cut at places that split dialogues and pairs'

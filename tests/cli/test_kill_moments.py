@@ -59,6 +59,7 @@ def _plan(seed: int) -> list[list[object]]:
     return [*draw.sample(BEFORE_THE_FOLDER, 3), *STEPPING, *middle, *sorted(ends, key=ENDING.index)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "every"),
     [

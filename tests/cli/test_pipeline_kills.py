@@ -133,7 +133,7 @@ def test_a_pipeline_killed_in_every_stage_and_between_ends_with_the_same_bytes(
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_whole_road_to_a_policy_killed_in_every_stage_and_inside_roll_outs_ends_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:

@@ -182,6 +182,7 @@ def test_a_run_that_scores_nothing_is_no_reward(
 
 
 @pytest.mark.slow
+@pytest.mark.wide("grpo")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_kills_in_the_middle_of_rounds_leave_the_same_bytes(tmp_path: Path, kind: str) -> None:

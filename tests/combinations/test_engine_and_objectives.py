@@ -43,7 +43,7 @@ METHOD = {
 }
 """Where only upper blocks train, the hidden states below them are kept."""
 SHOWN = ("sft", "pretrain", "distill", "dpo", "orpo", "kto", "reward", "grpo", "ppo")
-"""One of each way to read rows, to ask another model and to draw answers. `slow`: the others, which
+"""One of each way to read rows, to ask another model and to draw answers. `thorough`: the others, which
 differ from one of these in their formula."""
 
 
@@ -81,7 +81,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "objective",
     [
-        pytest.param(name, marks=() if name in SHOWN else pytest.mark.slow)
+        pytest.param(name, marks=() if name in SHOWN else pytest.mark.thorough)
         for name in objectives.names()
     ],
 )

@@ -69,7 +69,7 @@ SHOWN = (
     "lora", "loftq", "adalora", "ia3", "peft", "prompt_tuning", "prefix_tuning", "houlsby", "full", "lisa",
     "llama_pro", "bitfit", "new_tokens", "diff_pruning", "mixture_of_depths",
 )  # fmt: skip
-"""One of each way in which a method stands on a model, is saved, merged and taken up again. `slow`:
+"""One of each way in which a method stands on a model, is saved, merged and taken up again. `thorough`:
 the others, which differ from one of these in how they are computed."""
 
 
@@ -144,7 +144,7 @@ def combinations() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=() if kind in SHOWN else pytest.mark.slow)
+        pytest.param(kind, marks=() if kind in SHOWN else pytest.mark.thorough)
         for kind in methods.names()
     ],
 )

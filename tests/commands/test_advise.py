@@ -86,6 +86,7 @@ def test_a_formula_needs_no_language_model(tiny: Path, tmp_path: Path) -> None:
     assert json.loads(found.stdout)["answer"] == "94.0"
 
 
+@pytest.mark.slow
 def test_answers_that_live_in_a_table_are_queried(tiny: Path, tmp_path: Path) -> None:
     made = advising.table(tmp_path / "data")
     before = made["tables"].read_bytes()

@@ -37,6 +37,7 @@ def test_the_plan_lands_within_three_percent(at: Path, share: float) -> None:
     assert (plan.dropped > 0) == (share < 0.31)
 
 
+@pytest.mark.slow
 def test_the_folder_has_the_size_and_says_what_each_step_cost(at: Path, tmp_path: Path) -> None:
     wanted = 0.45 * 2 * load.parameter_count(at / "base")
     made = shrinking.shrink_to(

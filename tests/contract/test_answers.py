@@ -148,6 +148,7 @@ def asked(answerer: Answerer, count: int, base: bool = False) -> list[str]:
     ]
 
 
+@pytest.mark.wide("lora", "full", "prompt_tuning", "mixture_of_depths", "loftq")
 @pytest.mark.parametrize("kind", sorted(ROWS))
 def test_every_command_that_answers_has_the_method_on_and_the_base_without_it(
     kind: str, tmp_path: Path
@@ -206,6 +207,7 @@ def test_a_learnt_prompt_answers_as_plain_peft_does(kind: str, tmp_path: Path) -
             )
 
 
+@pytest.mark.wide("prompt_tuning", "lora")
 @pytest.mark.parametrize("kind", [*PROMPTS, "lora"])
 def test_a_run_is_measured_with_the_answers_that_it_showed_and_goes_on_from_them(
     kind: str, tmp_path: Path

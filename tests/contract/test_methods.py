@@ -36,9 +36,8 @@ from tunewright.models import anatomy
 from tunewright.models.load import load_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gpt2"]
-SHOWN = ("qwen2", "gemma2", "gpt2")
-"""With biases, with tied weights and capped logits, with matrices the other way round. `slow`: every
-kind on the others, whose parts these have, too, but for the norms of Qwen3's heads."""
+SHOWN = ("qwen2", "gpt2")
+"""With biases, with matrices the other way round. `thorough`: every kind on the others, too."""
 WITH_NORMS = ("lora", "ia3", "prefix_tuning", "houlsby", "full", "norms")
 """Kinds that are put on Qwen3, too, each time: one of each family of methods."""
 IDS = torch.tensor(
@@ -544,7 +543,10 @@ def gradients(case: Case, layout: str, level: str = "none") -> dict[str, torch.T
 def pairs_of(*, also_refused: bool = False) -> list[Any]:
     return [
         pytest.param(
-            k, f, id=f"{k}-{f}", marks=() if also_refused or is_shown(k, f) else pytest.mark.slow
+            k,
+            f,
+            id=f"{k}-{f}",
+            marks=() if also_refused or is_shown(k, f) else pytest.mark.thorough,
         )
         for k in ROWS
         for f in FAMILIES
@@ -689,6 +691,17 @@ def test_merged_it_is_a_plain_model_with_the_same_logits_and_merging_again_does_
     assert float((case.logits(again) - tuned).abs().max()) <= 1e-4 * float(tuned.abs().max())
 
 
+@pytest.mark.wide(
+    "lora",
+    "full",
+    "ia3",
+    "p_tuning",
+    "adalora",
+    "galore",
+    "lisa",
+    "diff_pruning",
+    "mixture_of_depths",
+)
 @pytest.mark.parametrize("kind", list(ROWS))
 def test_it_learns_eight_rows_by_heart_where_it_has_the_capacity(kind: str) -> None:
     row = ROWS[kind]
@@ -736,6 +749,17 @@ def loop_of(kind: str, family: str, run: Path) -> Any:
     )
 
 
+@pytest.mark.wide(
+    "lora",
+    "full",
+    "prefix_tuning",
+    "adalora",
+    "galore",
+    "lisa",
+    "diff_pruning",
+    "mixture_of_depths",
+    "loftq",
+)
 @pytest.mark.parametrize(("kind", "family"), [(k, home(k)) for k in ROWS])
 def test_a_run_that_was_resumed_ends_with_the_same_bits(
     kind: str, family: str, tmp_path: Path
@@ -783,9 +807,9 @@ save_file(out, sys.argv[1] + ".safetensors")
 """
 
 
-@pytest.mark.parametrize("shown", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shown", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_what_was_saved_gives_the_same_bits_in_a_fresh_process(tmp_path: Path, shown: bool) -> None:
-    """`slow`: the shapes that are `slow` above."""
+    """`thorough`: the shapes that are so above."""
     from safetensors.torch import load_file
 
     jobs, wanted = [], {}

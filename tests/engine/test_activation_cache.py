@@ -82,6 +82,7 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], most: float) -
     )
 
 
+@pytest.mark.wide("llama", "gemma3_text-tree", "gpt2-padded")
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradient_are_those_without_the_cache(family: str, layout: str) -> None:

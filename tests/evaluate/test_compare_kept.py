@@ -125,3 +125,15 @@ def test_nothing_is_kept_without_a_folder(place: Path, asked: list[int]) -> None
     targets = [str(place / "model"), str(place / "other")]
     compare(targets, str(place / "rows.json"), max_new_tokens=2, loss=False, tell=Quiet())
     assert asked == [ASKED, ASKED]
+
+
+def test_the_page_of_another_comparison_stays(place: Path, tmp_path: Path) -> None:
+    first = beside(place, tmp_path, "model", "other")
+    page, figures = tmp_path / "compare.html", tmp_path / "compare.json"
+    kept = page.read_bytes(), figures.read_bytes()
+    second = beside(place, tmp_path, "other", "model")
+    assert (page.read_bytes(), figures.read_bytes()) == kept and first["page"] == str(page)
+    assert second["page"] == str(tmp_path / "compare-2.html")
+    assert beside(place, tmp_path, "other", "model")["page"] == second["page"]
+    figures.write_text("{broken", encoding="utf-8")
+    assert beside(place, tmp_path, "model", "other")["page"] == str(tmp_path / "compare-3.html")

@@ -101,6 +101,7 @@ def test_a_planted_regression_is_found_and_named(clause: str) -> None:
     assert found >= 19
 
 
+@pytest.mark.slow
 def test_a_model_against_itself_fails_no_more_often_than_stated() -> None:
     """Two draws of the same model. By luck at most 5 % may fail: 10 of 200; the tests are exact
     or on the safe side, so fewer do."""

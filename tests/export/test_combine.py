@@ -90,6 +90,7 @@ def error(got: dict[str, torch.Tensor], one: Any, other: Any, weights: list[floa
     return (apart / whole) ** 0.5
 
 
+@pytest.mark.wide("lora-lora", "lora-rslora", "lora-pissa")
 @pytest.mark.parametrize(("first", "second"), product(KINDS, KINDS))
 def test_every_pair_of_kinds_combines_into_the_weighted_sum(
     base: Path, made: Any, known: Any, tmp_path: Path, first: str, second: str

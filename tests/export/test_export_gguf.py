@@ -80,6 +80,7 @@ def without_llamacpp(monkeypatch: pytest.MonkeyPatch) -> None:
 FAST = ("qwen2", "qwen3", "gemma3_text")
 
 
+@pytest.mark.wide("qwen3", rest="slow")
 @needs_llamacpp
 @pytest.mark.parametrize(
     "family",
@@ -367,6 +368,7 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
 }
 
 
+@pytest.mark.wide("stop", "base", "order", "alpha", rest="slow")
 @needs_llamacpp
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found_and_named(tmp_path, run, monkeypatch, fault):
@@ -378,6 +380,7 @@ def test_a_planted_fault_is_found_and_named(tmp_path, run, monkeypatch, fault):
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.wide("base", rest="slow")
 @pytest.mark.parametrize("fault", ["template", "base", "order"])
 def test_transformers_finds_the_faults_too(tmp_path, run, monkeypatch, fault, without_llamacpp):
     plant, code, words = FAULTS[fault]
@@ -406,6 +409,7 @@ def test_a_stop_token_that_is_written_and_passed_over_is_no_stop(tmp_path, run, 
 # ---- adapters
 
 
+@pytest.mark.wide("llama-lora0", rest="slow")
 @needs_llamacpp
 @pytest.mark.parametrize(
     ("family", "lora"),

@@ -155,6 +155,7 @@ def spoil(folder: Path) -> None:
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.wide("base-E-EXPORT-36", "template-E-EXPORT-33", rest="slow")
 @pytest.mark.parametrize(
     ("fault", "code"),
     [("scale", "E-EXPORT-35"), ("base", "E-EXPORT-36"),

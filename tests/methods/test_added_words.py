@@ -30,6 +30,12 @@ TEXT = "<plan>a small model 3</plan> what is it?"
 METHODS: dict[str, dict[str, Any]] = {
     "new_tokens": {"method.kind": "new_tokens", "method.tokens": WORDS},
     "lora": {"method.kind": "lora", "method.rank": 4, "method.new_tokens": WORDS},
+    "whole": {
+        "method.kind": "lora",
+        "method.rank": 4,
+        "method.new_tokens": WORDS,
+        "method.modules_to_save": ["embedding"],
+    },
 }
 BASES = {
     "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
@@ -130,9 +136,12 @@ SHOWN = [
     ("untied", "new_tokens"),
     ("tied, padded", "new_tokens"),
     ("untied, padded", "lora"),
+    ("tied", "whole"),
+    ("untied", "whole"),
 ]
 
 
+@pytest.mark.wide("tied-lora", "untied, padded-new_tokens")
 @pytest.mark.parametrize(
     ("base", "method"),
     [
@@ -286,6 +295,7 @@ TWO = [
 """Each base and each method once; `thorough`: the other pairs."""
 
 
+@pytest.mark.wide("tied-lora")
 @pytest.mark.parametrize(("base", "method"), TWO)
 def test_a_run_that_goes_on_reads_its_rows_with_the_adapters_words_and_saves_them(
     bases: dict[str, Path], tmp_path: Path, base: str, method: str
@@ -332,6 +342,7 @@ def test_a_resumed_run_ends_with_the_same_rows(
     )
 
 
+@pytest.mark.wide("tied-lora")
 @pytest.mark.parametrize(("base", "method"), TWO)
 def test_measuring_gives_what_plain_peft_gives_and_the_base_is_measured_with_its_own_words(
     bases: dict[str, Path], tmp_path: Path, base: str, method: str
@@ -406,6 +417,7 @@ def test_a_pipeline_hands_the_words_on(bases: dict[str, Path], tmp_path: Path) -
     assert merge.merge_run(dpo, tmp_path / "merged", tell=Quiet())["new_words"]
 
 
+@pytest.mark.wide("dora")
 @pytest.mark.parametrize("kind", ["rslora", "dora", "lora_plus", "pissa", "olora"])
 def test_every_kind_of_lora_trains_the_rows_beside_its_own_and_saves_them(
     bases: dict[str, Path], tmp_path: Path, kind: str
@@ -555,6 +567,7 @@ ON_TIED = ("grown", "both", "rows", "on the embedding")
 """Folders that say something else about one matrix than about two. `thorough`: the others."""
 
 
+@pytest.mark.wide("grown-tied", "rows-untied", "both-tied", "embedding-untied")
 @pytest.mark.filterwarnings("ignore")  # what PEFT says while it makes such folders
 @pytest.mark.parametrize(
     ("kind", "base"),

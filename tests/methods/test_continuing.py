@@ -377,6 +377,7 @@ SHOWN = ("lora", "lora_plus", "adalora", "vera", "ia3", "prompt_tuning", "prefix
 OTHERS = ("dora", "rslora", "pissa", "loha", "lokr", "oft", "boft", "p_tuning", "p_tuning_v2", "norms")  # fmt: skip
 
 
+@pytest.mark.wide("lora", "full", "prompt_tuning", "adalora")
 @pytest.mark.parametrize(
     "kind", [*SHOWN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)]
 )

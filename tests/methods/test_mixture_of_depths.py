@@ -344,6 +344,7 @@ def test_the_predictor_learns_from_its_own_term_and_nothing_else_does() -> None:
     assert moved == {"inner", "bias", "out", "slope", "offset"}
 
 
+@pytest.mark.wide("0.4")
 @pytest.mark.parametrize("ramp", [0, 0.4])
 def test_after_training_learning_and_writing_route_at_least_95_of_100_tokens_alike_also_on_texts_not_trained_on(
     ramp: float,

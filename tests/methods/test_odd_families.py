@@ -136,6 +136,7 @@ on them."""
 SOME = ["lora", "full", "llama_pro", "prefix_tuning", "prompt_tuning", "pissa"]
 
 
+@pytest.mark.wide("lora", "full", "prefix_tuning", "llama_pro", "mixture_of_depths")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", REFUSED)
@@ -143,6 +144,7 @@ def test_every_method_trains_on_unlike_blocks_or_is_refused(family: str, kind: s
     assert outcome(kind, family) == REFUSED[family].get(kind, "trains")
 
 
+@pytest.mark.wide("lora", "prefix_tuning")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("family", [family for family in ODD if family not in REFUSED])

@@ -155,6 +155,7 @@ SHOWN = ("llama", "gemma3_text", "qwen3_5_text")
 """Families with a cache of each kind: keys and values, a window, a state."""
 
 
+@pytest.mark.wide("llama", rest="slow")
 @pytest.mark.parametrize(
     "family",
     [
@@ -167,6 +168,7 @@ def test_greedy_tokens_are_those_of_generate_for_200_prompts(family: str) -> Non
     greedy_tokens_are_those_of_generate(family, make_prompts())
 
 
+@pytest.mark.wide("qwen3", "gemma2", "gpt2", rest="slow")
 @pytest.mark.parametrize("family", [name for name in (*FAMILIES, *HYBRID) if name not in SHOWN])
 def test_greedy_tokens_are_those_of_generate_for_50_prompts(family: str) -> None:
     greedy_tokens_are_those_of_generate(family, make_prompts()[:50])
@@ -231,6 +233,7 @@ def put_on(kind: str, family: str, place: Path) -> tuple[Any, Any, Any]:
     return theirs, causal, saved.put_on(causal, place)
 
 
+@pytest.mark.wide("lora-llama", "prefix_tuning-llama", rest="slow")
 @pytest.mark.parametrize(
     ("kind", "family"),
     [

@@ -325,6 +325,7 @@ for number_type in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="resident memory is read from /proc"
 )

@@ -191,6 +191,7 @@ def close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert float((ours[name] - g).norm()) <= 2e-5 * float(g.norm()) + 1e-9, name
 
 
+@pytest.mark.wide("settings0", "settings3-tree-padded", "settings5-padded-tree")
 @pytest.mark.parametrize(
     ("layout", "teacher_layout"), [("tree", "tree"), ("padded", "tree"), ("tree", "padded")]
 )

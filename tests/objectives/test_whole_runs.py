@@ -102,6 +102,7 @@ CASES: list[tuple[dict[str, Any], str | None]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.wide("kto-", "orpo-all-", rest="slow")
 @pytest.mark.parametrize(
     ("objective", "kept"),
     CASES,
@@ -297,6 +298,7 @@ def test_the_figures_that_are_told_are_those_of_the_weights_that_are_handed_out(
     assert summary["held_out_figures"] == pytest.approx(measured[summary["best_step"]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["dpo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("kto", "orpo"))]
 )

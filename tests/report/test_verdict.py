@@ -173,11 +173,11 @@ def test_weights_kept_too_early_are_not_called_memorising(tmp_path):
 @pytest.mark.parametrize(
     ("rewards", "key"),
     [
-        ([0.1, 0.2, 0.1, 0.5, 0.6, 0.7, 0.8, 0.8, 0.9, 0.9], "rewards_rose"),
-        ([0.9, 0.8, 0.8, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.2], "rewards_fell"),
-        ([0.5, 0.7, 0.4, 0.6, 0.5, 0.4, 0.6, 0.5, 0.6, 0.5], "rewards_same"),
-        ([1.0] * 10, "rewards_same"),
-        ([0.3], "rewards_same"),
+        ([0.1, 0.2, 0.1, 0.5, 0.6, 0.7, 0.8, 0.8, 0.9, 0.9], "reward_rose"),
+        ([0.9, 0.8, 0.8, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.2], "reward_fell"),
+        ([0.5, 0.7, 0.4, 0.6, 0.5, 0.4, 0.6, 0.5, 0.6, 0.5], "reward_same"),
+        ([1.0] * 10, "reward_same"),
+        ([0.3], "unknown"),
     ],
 )
 def test_a_run_that_learns_from_rewards_is_judged_by_them(tmp_path, rewards, key):

@@ -15,6 +15,7 @@ import pytest
 from helpers.studio_world import client_of, step_event, workspace, write_run
 from starlette.testclient import TestClient
 
+from tunewright.record.folder import LOCK, Hold
 from tunewright.studio.state import Studio
 
 SCRIPTS = [
@@ -151,19 +152,31 @@ def test_an_index_of_an_older_version_is_left_behind(client: TestClient, studio:
 def test_a_run_that_changes_is_read_again(client: TestClient, studio: Studio) -> None:
     folder = studio.places.runs / "third"
     write_run(folder, 5, status=None, began=str(int(time.time())))
-    head = client.get("/api/runs").json()[0]
-    assert (head["status"], head["steps"], head["total_steps"]) == ("running", 5, 5)
-    with open(folder / "events.jsonl", "a") as handle:
-        handle.write(json.dumps(step_event(6, time.time())) + "\n")
-    assert client.get("/api/runs").json()[0]["steps"] == 6
+    with Hold() as hold:
+        hold.take(folder)
+        head = client.get("/api/runs").json()[0]
+        assert (head["status"], head["steps"], head["total_steps"]) == ("running", 5, 5)
+        with open(folder / "events.jsonl", "a") as handle:
+            handle.write(json.dumps(step_event(6, time.time())) + "\n")
+        assert client.get("/api/runs").json()[0]["steps"] == 6
     shutil.rmtree(folder)
     assert ids(client) == ["second", "first"]
 
 
-def test_a_run_that_fell_silent_is_interrupted(client: TestClient, studio: Studio) -> None:
-    write_run(studio.places.runs / "third", 5, status=None)
-    head = next(h for h in client.get("/api/runs").json() if h["name"] == "third")
-    assert head["status"] == "interrupted"
+def test_a_run_whose_process_is_gone_is_interrupted(client: TestClient, studio: Studio) -> None:
+    folder = studio.places.runs / "third"
+    write_run(folder, 5, status=None)
+
+    def status_of_third() -> str:
+        return next(h for h in client.get("/api/runs").json() if h["name"] == "third")["status"]
+
+    assert status_of_third() == "interrupted"
+    with Hold() as hold:
+        hold.take(folder)
+        assert status_of_third() == "running"
+    assert status_of_third() == "interrupted"
+    (folder / LOCK).touch()  # a process that was killed leaves the file, held by nobody
+    assert status_of_third() == "interrupted"
     for name, status in (("failed", "failed"), ("stopped", "stopped")):
         write_run(studio.places.runs / name, 5, status=status)
         head = next(h for h in client.get("/api/runs").json() if h["name"] == name)
@@ -249,7 +262,9 @@ def test_trash_and_back(client: TestClient, studio: Studio) -> None:
 
 def test_a_run_that_goes_on_is_not_deleted(client: TestClient, studio: Studio) -> None:
     folder = write_run(studio.places.runs / "third", 5, status=None, began=str(time.time()))
-    reply = client.request("DELETE", f"/api/runs/{id_of(client, 'third')}", json={})
+    with Hold() as hold:
+        hold.take(folder)
+        reply = client.request("DELETE", f"/api/runs/{id_of(client, 'third')}", json={})
     assert (reply.status_code, reply.json()["problems"][0]["code"]) == (409, "E-STUDIO-15")
     assert folder.is_dir()
 

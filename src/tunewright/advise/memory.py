@@ -41,8 +41,17 @@ have larger kernels, and between tensors of changing sizes there are holes."""
 UNSEEN = 0.08
 """Of what a trial foretells, how much more a run holds that the short trial did not see (measured:
 0.01 to 0.25, half of 14 runs under 0.065; docs/plan.md)."""
-MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0.1, "muon": 4}
-"""Bytes that an update rule keeps for each number that trains (`engine/optim.py`)."""
+MOMENTS = {
+    "adamw": 8,
+    "adamw_8bit": 2,
+    "adafactor": 0.1,
+    "muon": 4,
+    "lion": 4,
+    "adamw_schedule_free": 12,
+    "adam_mini": 4,
+}
+"""Bytes that an update rule keeps for each number that trains (`engine/optim.py`). Schedule-free:
+with the copy of what it learns with while its mean is measured."""
 SLACK = 1.15
 """What the allocator holds beyond the tensors that live in it: freed blocks of another size, and
 temporaries of the backward pass."""

@@ -58,6 +58,8 @@ def rooms(question: Question, recompute: str, offload: str) -> list[Room]:
     entry = methods.get(kind_of(question.method)) if question.method is not None else None
     own = entry is not None and entry.facts.get("own_optimizer")
     places: tuple[str, ...] = OFFLOAD if not own else ("none", "activations")
+    if question.parallel == "fsdp":
+        places = ("none",)  # `engine.offload_shares` is for that
     if offload != "auto":
         places = (offload,)
     found = [

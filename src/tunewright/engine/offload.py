@@ -262,11 +262,20 @@ class AwayOptimizer(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of everything that has a gradient."""
         del closure
+        self._by_parts(self.inner.step)
+
+    def average_into(self) -> None:
+        """As of the parts of the optimiser that hand out other weights than they learn with."""
+        parts = getattr(self.inner, "parts", [self.inner])
+        averages = [part for part in parts if hasattr(part, "average_into")]
+        self._by_parts(lambda: [part.average_into() for part in averages])
+
+    def _by_parts(self, work: Callable[[], object]) -> None:
         for parameters in self._parts():
             with self._only(parameters):
                 for p in parameters:
                     self._fetch(p)
-                self.inner.step()
+                work()
                 for p in parameters:
                     self._put_away(p)
         self.store.finish()
@@ -307,17 +316,21 @@ class AwayOptimizer(torch.optim.Optimizer):
         state = self.state.get(p, {})
         for name, value in state.items():
             slot = self.slots.pop((id(p), name), None)
-            if isinstance(value, Tensor) and name != "step":
+            if isinstance(value, Tensor) and _is_large(value):
                 state[name] = self.kept(value, p, slot)
 
     def kept(self, value: Tensor, p: Tensor, slot: Slot | None = None) -> Any:
         """`value`, which belongs to `p`, as the state holds it: in `slot` where it has one."""
-        if value.numel() * value.element_size() < SMALLEST or not has_no_gaps(value):
+        if not _is_large(value):
             return value.to(p.device)
         if slot is None:
             return self.store.put(value, p.device)
         slot.set(value)
         return slot
+
+
+def _is_large(value: Tensor) -> bool:
+    return value.numel() * value.element_size() >= SMALLEST and has_no_gaps(value)
 
 
 def on_host(value: Any) -> Any:

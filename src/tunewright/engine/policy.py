@@ -20,13 +20,16 @@ from torch import Tensor, nn
 from tunewright.core.moves import to_device
 from tunewright.core.sequences import blocks
 from tunewright.core.types import PassOutput, Sample, TokenTree, VirtualPrompt
+from tunewright.engine import ranks
 from tunewright.engine.activation_cache import ActivationCache, spread
 from tunewright.engine.neftune import Noise
 from tunewright.engine.oracles.reference import ReferenceStore
+from tunewright.engine.portions import Portions
 from tunewright.engine.tree import build_tree, cut_passes, padded_rows, read_whole, under_root
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.models.kernels.label_head import Head, label_logprobs, label_scores
 from tunewright.models.kernels.last_block import LastBlock
+from tunewright.models.kernels.row_facts import row_facts
 from tunewright.models.kernels.tree_attention import Kept, TreePlan
 from tunewright.models.limits import KEEP_BYTES
 from tunewright.models.scalar_heads import head_module
@@ -69,6 +72,7 @@ class Policy(nn.Module):
         *,
         heads: tuple[str, ...] = (),
         spread: bool = False,
+        asks: Sequence[str] = (),
         teacher: Teacher | None = None,
         temperature: float = 1.0,
     ):
@@ -77,15 +81,16 @@ class Policy(nn.Module):
 
         A pass is read by the scalar `heads` (`models.scalar_heads`); with `score`, whole branches
         are read and nothing is predicted. `spread`: it also tells how each distribution is spread
-        over the vocabulary. `teacher`: its distributions are compared with the pass's. Logits are
-        divided by `temperature`: what learns from its own answers learns at the temperature at
-        which it drew them.
+        over the vocabulary, and `asks` names more about it (`row_facts`). `teacher`: its
+        distributions are compared with the pass's. Logits are divided by `temperature`: what learns
+        from its own answers learns at the temperature at which it drew them.
         """
         super().__init__()
         self.model = model
         self.causal = [causal]  # in a list, so that its parameters are not registered twice
         self.layout = layout
         self.heads, self.spread, self.teacher = heads, spread, teacher
+        self.asks = tuple(asks)
         self.temperature = temperature
         self.attention = "blocks"
         """What computes attention over the tree (`engine.attention`)."""
@@ -115,6 +120,38 @@ class Policy(nn.Module):
     def cut(self, samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:
         """The samples of a step in passes of at most `rows_per_pass` rows (`tree.cut_passes`)."""
         return cut_passes(samples, rows_per_pass, padded=self.layout == "padded")
+
+    def share(self, samples: Sequence[Sample]) -> Portions | None:
+        """Which rank takes which of the samples; None in a run by itself."""
+        return ranks.current().share(samples, padded=self.layout == "padded")
+
+    def own_passes(
+        self,
+        samples: list[Sample],
+        rows_per_pass: int,
+        shared: Portions | None = None,
+        *,
+        fill: bool = True,
+    ) -> list[list[Sample]]:
+        """The passes of this rank over its part of `samples`. `fill`: without gradient; where all
+        ranks must run as many passes, those that are missing are run now and forgotten."""
+        team = ranks.current()
+        if team.is_many:
+            shared = shared or self.share(samples)
+            assert shared is not None
+            groups = self.cut([samples[i] for i in shared.places[team.rank]], rows_per_pass)
+        else:
+            groups = self.cut(samples, rows_per_pass)
+        if fill:
+            self.run_missing(team.most(len(groups)) - len(groups), samples)
+        return groups
+
+    def run_missing(self, count: int, samples: Sequence[Sample]) -> None:
+        """Run `count` passes over the smallest sample, without gradient."""
+        one = min(samples, key=lambda s: sum(len(b.tokens) for b in s.branches), default=None)
+        for _ in range(count if one is not None else 0):
+            with torch.no_grad():
+                self([one])
 
     def visit(self, samples: Iterable[Sample], rows_per_pass: int) -> Iterator[list[Sample]]:
         """Any number of samples in passes, cut a block at a time."""
@@ -175,7 +212,14 @@ class Policy(nn.Module):
             log_z_L,
             mean_L,
             divergence_L,
+            facts=self._facts(hidden_TD, source_L),
         )
+
+    def _facts(self, hidden_TD: Tensor, source_L: Tensor) -> dict[str, Tensor]:
+        """What is asked about the distribution before each label; nothing of a pass without."""
+        if not self.asks or not len(source_L):
+            return {name: hidden_TD.new_zeros(0, dtype=torch.float32) for name in self.asks}
+        return row_facts(hidden_TD, source_L, self.head(), self.asks)
 
     def _num_rows(self, tree: TokenTree) -> int:
         """Rows that the pass over `tree` has just computed, those of a learnt prompt among them."""

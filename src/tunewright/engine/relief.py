@@ -20,7 +20,7 @@ from tunewright.core.faults import cause_of, is_memory
 from tunewright.core.machine import return_freed_memory
 from tunewright.core.types import Sample
 from tunewright.core.words import say
-from tunewright.engine import recompute
+from tunewright.engine import ranks, recompute
 from tunewright.engine.tree import build_tree, rows_needed
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Relief:
             try:
                 return work()
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-                if not is_memory(e):
+                # Several ranks meet in the middle of a step: one cannot begin it again alone.
+                if not is_memory(e) or ranks.current().is_many:
                     raise
                 cause = cause_of(e)
                 if not self._less(samples, cause, learns):

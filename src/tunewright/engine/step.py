@@ -3,9 +3,10 @@ check, clipping, the update."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from tunewright.core.moves import later
 from tunewright.core.seeds import stream_seed
 from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Figures, Objective, Passes, PassOutput, Sample, Term
+from tunewright.engine import ranks, sharding
 from tunewright.engine.neftune import Noise
+from tunewright.engine.optim import averages
 from tunewright.engine.policy import Policy
+from tunewright.engine.portions import Portions
 from tunewright.engine.relief import Relief
 
 GROW_AFTER = 200
@@ -30,12 +34,17 @@ def add_figures(into: Figures, found: Figures) -> None:
 
 def means(figures: Figures) -> dict[str, float]:
     """The mean of every figure that has a count."""
+    return {name: total / count for name, (total, count) in read(figures).items() if count}
+
+
+def read(figures: Figures) -> dict[str, tuple[float, int]]:
+    """The same with every sum as a number of Python; the device is asked once for all of them."""
     waiting = {name: t for name, (t, _) in figures.items() if isinstance(t, torch.Tensor)}
-    # One read for all of them.
-    read = torch.stack([*waiting.values()]).tolist() if waiting else []
-    known = dict(zip(waiting, read, strict=True))
+    numbers = torch.stack([*waiting.values()]).tolist() if waiting else []
+    known = dict(zip(waiting, numbers, strict=True))
     return {
-        name: known.get(name, total) / count for name, (total, count) in figures.items() if count
+        name: (known.get(name, total), count)  # type: ignore[misc]
+        for name, (total, count) in figures.items()
     }
 
 
@@ -63,6 +72,10 @@ class StepReport:
     is no fault of the data."""
     texts: list[dict[str, Any]] = field(default_factory=list)
     """Answers to look at, where the step drew some."""
+    imbalance: float | None = None
+    """Rows of the fullest rank as a multiple of the mean, where several share the step."""
+    kept_sharing: float | None = None
+    """Share of the rows saved by one process that the ranks still save."""
 
 
 def runner(policy: Policy, rows_per_pass: int) -> Passes:
@@ -72,10 +85,44 @@ def runner(policy: Policy, rows_per_pass: int) -> Passes:
     @torch.no_grad()
     def run(samples: list[Sample]) -> Iterator[PassOutput]:
         policy.model.eval()
-        for group in policy.cut(samples, rows_per_pass):
-            yield policy(group)
+        found = [policy(group) for group in policy.own_passes(samples, rows_per_pass)]
+        yield from exchanged(found, samples)
 
     return run
+
+
+def exchanged(own: list[PassOutput], samples: list[Sample]) -> Iterator[PassOutput]:
+    """The passes of all ranks, those of rank 0 first: what is measured over a whole step is then
+    the same everywhere. `own` are passes over some of `samples`, without gradient."""
+    team = ranks.current()
+    if not team.is_many:
+        yield from own
+        return
+    place = {id(sample): i for i, sample in enumerate(samples)}
+    device = own[0].logprob.device if own else None
+    told = [
+        ([place[id(sample)] for sample in one.samples], replace(on_host(one), samples=[]))
+        for one in own
+    ]
+    for part in team.gather(told):
+        for places, one in part:
+            output = replace(one, samples=[samples[i] for i in places])
+            yield output if device is None else moved(output, device)
+
+
+def on_host(output: PassOutput) -> PassOutput:
+    """The same in the memory of this machine."""
+    return moved(output, torch.device("cpu"))
+
+
+def moved(output: PassOutput, device: torch.device) -> PassOutput:
+    """The same on a device."""
+    tensors: dict[str, Any] = {
+        name: value.detach().to(device)
+        for name, value in vars(output).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return replace(output, **tensors)
 
 
 @dataclass
@@ -114,12 +161,35 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What the next step needs to know besides weights and the optimiser's state."""
-        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps, **self.relief.state()}
+        kept = {"objective": self.objective.state()} if self.objective.state else {}
+        scale = {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        return {**scale, **self.relief.state(), **kept}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.loss_scale, self.good_steps = state["loss_scale"], state["good_steps"]
         self.relief.load_state(state)
+        if self.objective.load_state:
+            self.objective.load_state(state["objective"])
+
+    @contextlib.contextmanager
+    def handed_out(self) -> Iterator[None]:
+        """Inside, the weights are those that would be handed out now, which with some optimisers
+        are not those that learn; afterwards these again, to the bit."""
+        parts = averages(self.optimizer)
+        before = [p.detach().clone() for p in self.parameters()] if parts else []
+        for part in parts:
+            part.average_into()
+        try:
+            yield
+        finally:
+            if parts:
+                self._put_back(before)
+
+    def hand_out(self) -> None:
+        """Put the weights that are handed out in place, after the last step."""
+        for part in averages(self.optimizer):
+            part.average_into()
 
     def held_out(
         self, samples: Sequence[Sample], figures: Figures, stop: Callable[[], None] | None = None
@@ -153,15 +223,32 @@ class Stepper:
         # dropout would silently do nothing.
         self.policy.model.train()
         figures: Figures = {}
-        for group in self.policy.cut(samples, self.rows_per_pass):
+        team, shared = ranks.current(), self.policy.share(samples)
+        groups = self.policy.own_passes(samples, self.rows_per_pass, shared, fill=False)
+        missing = team.most(len(groups)) - len(groups)
+        for group in groups:
             self._one_pass(group, noise, totals, report, sums, figures)
-        if self.attached.penalties:
+        for _ in range(missing):
+            self._empty_pass(samples, noise)
+        # Of the weights themselves, which all ranks have: one of them says it.
+        if self.attached.penalties and team.is_first:
             self._add(self.attached.penalties(), {}, sums)
+        team.sum_gradients(self.parameters())
         # From here on the host waits for the device.
-        report.figures = means(figures)
         report.terms = means({name: (total, 1) for name, total in sums.items()})
         report.loss = sum(report.terms.values())
+        if shared is not None:
+            figures = _together(report, read(figures), shared)
+        report.figures = means(figures)
         return report
+
+    def _empty_pass(self, samples: list[Sample], noise: Noise | None) -> None:
+        """A pass of weight 0, where another rank has more of them and all must take part."""
+        output = self.policy([smallest(samples)], noise)
+        parts = (output.logprob, output.score, output.value, output.log_z, output.divergence)
+        total = sum(part.float().sum() for part in parts if part is not None and part.numel())
+        if isinstance(total, torch.Tensor) and total.requires_grad:
+            (0.0 * total).backward()
 
     def _noise(self, samples: list[Sample]) -> Noise | None:
         """What is added to the input embeddings of this step, where the run asks for it."""
@@ -211,8 +298,9 @@ class Stepper:
 
     def _drawn_gradients(self, samples: list[Sample]) -> StepReport:
         """`gradients` with the draws of this step: dropout depends on the step alone, so that a
-        resumed run, or a step that is taken again, draws the same."""
-        torch.manual_seed(stream_seed(self.seed, "dropout", self.number))
+        resumed run, or a step that is taken again, draws the same. Every rank draws its own."""
+        more = [ranks.current().rank] if ranks.current().rank else []
+        torch.manual_seed(stream_seed(self.seed, "dropout", self.number, *more))
         return self.gradients(samples)
 
     def step(self, samples: list[Sample], number: int, learning_rate: float) -> StepReport:
@@ -226,7 +314,7 @@ class Stepper:
                 if p.grad is not None:
                     p.grad /= self.loss_scale
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        report.gradient_norm = float(norm)
+        report.gradient_norm = float(sharding.whole(norm))
         if not (math.isfinite(report.loss) and math.isfinite(report.gradient_norm)):
             report.where = "loss" if not math.isfinite(report.loss) else self._first_bad()
             report.rows = [str(s.origin) for s in samples if s.origin]
@@ -268,7 +356,7 @@ class Stepper:
         except RuntimeError:
             # PyTorch refuses a rate that does not fit the weights' dtype, half-way through them.
             return False
-        return all(bool(torch.isfinite(p).all()) for p in self.parameters())
+        return sharding.all_finite(self.parameters())
 
     def _could_overflow(self, learning_rate: float) -> bool:
         # AdamW moves a weight by about the rate, so only an absurd rate can leave the finite
@@ -284,9 +372,32 @@ class Stepper:
 
     def _first_bad(self) -> str:
         for name, p in self.policy.model.named_parameters():
-            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+            if p.grad is not None and not sharding.all_finite([p.grad]):
                 return name
         return "gradient norm"
+
+
+def smallest(samples: Sequence[Sample]) -> Sample:
+    """The sample with the fewest tokens."""
+    return min(samples, key=lambda s: sum(len(branch.tokens) for branch in s.branches))
+
+
+def _together(report: StepReport, figures: Figures, shared: Portions) -> Figures:
+    """Make the report of one rank that of all; gives the figures of all."""
+    counts = ("passes", "physical_rows", "logical_tokens", "label_tokens")
+    told = ranks.current().gather(
+        (report.terms, [getattr(report, name) for name in counts], figures)
+    )
+    report.terms = {}
+    for terms, _, _ in told:
+        for name, value in terms.items():
+            report.terms[name] = report.terms.get(name, 0.0) + value
+    report.loss = sum(report.terms.values())
+    for i, name in enumerate(counts):
+        setattr(report, name, sum(numbers[i] for _, numbers, _ in told))
+    report.imbalance = round(shared.imbalance, 4)
+    report.kept_sharing = round(shared.kept_share, 4)
+    return ranks.add_up([part for _, _, part in told])
 
 
 @torch.no_grad()
@@ -310,23 +421,27 @@ def held_out_loss(
             objective.prepare(block)
         for name, weight in objective.plan(block).items():
             totals[name] = totals.get(name, 0.0) + weight
-    loss = 0.0 if len(samples) else float("nan")
+    loss, found = 0.0 if len(samples) else float("nan"), {} if figures is None else figures
     policy.model.eval()
     for block in blocks(samples):
         if objective.prepare:
             objective.prepare(block)
         if objective.measure:
             objective.measure(block, runner(policy, rows_per_pass))
-        for group in policy.cut(block, rows_per_pass):
+        for group in policy.own_passes(block, rows_per_pass):
             if stop is not None:
                 stop()
             output = policy(group)
-            terms = objective.terms(output)
-            if figures is not None:
-                add_figures(figures, output.figures)
+            terms = (objective.measured or objective.terms)(output)
+            add_figures(found, output.figures)
             loss += sum(
                 float(c * total / totals[name])
                 for name, (total, c) in terms.items()
                 if totals.get(name)
             )
+    told = ranks.current().gather((loss, read(found)))
+    if len(told) > 1:
+        loss = sum(part for part, _ in told)
+        found.clear()
+        found.update(ranks.add_up([part for _, part in told]))
     return loss

@@ -59,7 +59,8 @@ class RolloutSection(Section):
 
 def rollouts_of(config: Any, judge: Judge, **more: Any) -> Rollouts:
     """What an objective asks of the rounds. `config` is a `RolloutSection` with `generations`,
-    `epochs`, `minibatches` and `unfinished_penalty`. Raises ConfigError where no reward is named.
+    `epochs`, `minibatches` and perhaps `unfinished_penalty`.
+    Raises ConfigError where no reward is named.
     """
     if config.reward is None:
         raise ConfigError(problem("E-OBJ-33", "objective.reward"))
@@ -74,7 +75,7 @@ def rollouts_of(config: Any, judge: Judge, **more: Any) -> Rollouts:
         judge=judge,
         epochs=config.epochs,
         minibatches=config.minibatches,
-        unfinished_penalty=config.unfinished_penalty,
+        unfinished_penalty=getattr(config, "unfinished_penalty", 0.0),
         **more,
     )
 

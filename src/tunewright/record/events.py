@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ def plain(value: Any) -> Any:
 
 
 class EventLog:
-    """Appends to one file. Every event gets `time` (seconds since 1970)."""
+    """Appends to one file. Every event gets `time` (seconds since 1970). `hear` is told of every
+    event once its line is written."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, hear: Callable[[str, Mapping[str, Any]], None] | None = None):
+        self.path, self.hear = path, hear
         _drop_half_line(path)
         self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
 
@@ -37,6 +39,8 @@ class EventLog:
         )
         self._handle.write(line + "\n")
         self._handle.flush()
+        if self.hear is not None:
+            self.hear(event, fields)
 
     def close(self) -> None:
         """Close the file."""

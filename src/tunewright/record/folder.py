@@ -6,14 +6,60 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tunewright.core import publish
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import ConfigError, UsageError
 from tunewright.core.files import write_json, write_text
 from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_value, value_text
+
+LOCK = ".running"
+"""Held by the process that trains in a run folder; gone with it, however it ends."""
+
+
+class Hold:
+    """The right to train in one folder, given back at the end of a `with`."""
+
+    def __init__(self) -> None:
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def take(self, folder: Path) -> None:
+        """Hold `folder`. Raises UsageError (E-RUN-19) where another process does."""
+        if self._lock is None:
+            lock = FileLock(folder / LOCK)
+            try:
+                lock.acquire(timeout=1)  # whoever asks `is_held` has it for a moment
+            except Timeout:
+                raise UsageError.of("E-RUN-19", str(folder)) from None
+            self._lock = lock
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            place = Path(self._lock.lock_file)
+            self._lock.release()
+            place.unlink(missing_ok=True)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in `folder` at this moment."""
+    place = folder / LOCK
+    if not place.is_file():
+        return False
+    try:
+        with FileLock(place, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def default_out(config: RunConfig, kind: str) -> Path:
@@ -69,12 +115,16 @@ def further(folder: Path) -> str:
     )
 
 
-def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
-    """Publish the run folder with `run.yaml` and `data_report.json` inside. Raises UsageError when
-    it cannot be written."""
+def create(
+    out: Path, text: str, data_report: dict[str, Any], more: Mapping[str, str] | None = None
+) -> None:
+    """Publish the run folder with `run.yaml` and `data_report.json` inside, and `more` files (name
+    -> text). Raises UsageError when it cannot be written."""
     try:
         with publish.folder(out) as temporary:
             write_json(temporary / "data_report.json", data_report)
+            for name, content in (more or {}).items():
+                write_text(temporary / name, content)
             write_text(temporary / "run.yaml", text)
     except OSError as e:
         raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e

@@ -6,8 +6,8 @@ import re
 
 from tunewright.data.checks.private import count_in, hidden
 from tunewright.report.markup import Child, Html, coded, el, esc, join
-from tunewright.report.page import Page, finite, mapping
-from tunewright.report.record import Answer, Count
+from tunewright.report.page import Page, finite
+from tunewright.report.record import Answer, Count, mapping
 from tunewright.report.verdict import kind_label
 
 SHOWN = 12

@@ -10,8 +10,8 @@ from tunewright.core.words import say
 from tunewright.data.checks.private import hidden
 from tunewright.report.evaluation import pairs
 from tunewright.report.markup import Child, Html, el, words
-from tunewright.report.page import Page, listing, mapping, share, whole
-from tunewright.report.record import finite
+from tunewright.report.page import Page, listing, share, whole
+from tunewright.report.record import finite, mapping
 
 FEW = 10
 """Fewer answers than this prove little."""

@@ -9,8 +9,8 @@ from tunewright.core.stopwatch import OTHER, PARTS
 from tunewright.core.words import catalogue, say
 from tunewright.report.chart import COLOURS, bar
 from tunewright.report.markup import Child, Html, el
-from tunewright.report.page import Page, mapping, ratio, share, size, strings, whole
-from tunewright.report.record import finite
+from tunewright.report.page import Page, ratio, share, size, strings, whole
+from tunewright.report.record import finite, mapping
 
 FOLDER = (
     "adapter",
@@ -21,6 +21,7 @@ FOLDER = (
     "events.jsonl",
     "before_after.jsonl",
     "forgetting.jsonl",
+    "reasoning.jsonl",
     "memorised.jsonl",
     "summary.json",
     "doctor.json",

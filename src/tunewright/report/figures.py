@@ -8,9 +8,9 @@ from typing import Any
 
 from tunewright.report.chart import LOW_NARROW, LOW_WIDE, Series, chart, smooth, thin
 from tunewright.report.markup import Child, Html, el
-from tunewright.report.page import Page, mapping, whole
-from tunewright.report.record import Record, finite, number
-from tunewright.report.verdict import Finding, show
+from tunewright.report.page import Page, whole
+from tunewright.report.record import Record, finite, mapping, number
+from tunewright.report.verdict import show
 
 SHOWN = (
     "reward",
@@ -36,8 +36,6 @@ SHOWN = (
 """Figures that get a drawing, in this order; each part of a reward (`reward_NAME`) follows the
 whole."""
 MOST_TEXTS = 24
-SURE = 2.0
-"""Standard errors of a change from which it is called one."""
 
 
 def names_of(record: Record) -> list[str]:
@@ -65,46 +63,6 @@ def _both(record: Record, one: str, other: str) -> list[dict[str, Any]]:
         for e in [*record.steps, *record.measured]
         if {one, other} <= set(figures := mapping(e.get("figures")))
     ]
-
-
-def is_rewarded(record: Record) -> bool:
-    """Whether the run learnt from rewards: then its loss says nothing about what it learnt."""
-    return any("reward" in mapping(e.get("figures")) for e in record.steps)
-
-
-def reward_headline(record: Record) -> Finding:
-    """Did the reward rise? By the held-out prompts where there are some, else by the first and last
-    quarter of the rounds."""
-    held = mapping(record.summary.get("held_out_figures"))
-    change, error, after = (
-        finite(held.get(name)) for name in ("reward_change", "reward_change_error", "reward")
-    )
-    if change is not None and error is not None and after is not None:
-        fields = {"before": show(after - change), "after": show(after), "error": show(error)}
-    else:
-        values = [
-            v
-            for e in record.steps
-            if (v := finite(mapping(e.get("figures")).get("reward"))) is not None
-        ]
-        if len(values) < 4:
-            return Finding("report.learnt.unknown", "warn")
-        part = max(1, len(values) // 4)
-        first, last = values[:part], values[-part:]
-        before, after = sum(first) / part, sum(last) / part
-        spread = math.sqrt(
-            sum((v - before) ** 2 for v in first) / part
-            + sum((v - after) ** 2 for v in last) / part
-        )
-        change, error = after - before, spread / math.sqrt(part)
-        fields = {"before": show(before), "after": show(after), "error": show(error)}
-    if change > SURE * error and change > 0:
-        return Finding("report.learnt.reward_rose", "good", fields)
-    return Finding(
-        "report.learnt.reward_fell" if change < -SURE * error else "report.learnt.reward_same",
-        "bad",
-        fields,
-    )
 
 
 def section(page: Page) -> Html | None:

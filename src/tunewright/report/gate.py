@@ -7,7 +7,8 @@ from typing import Any
 
 from tunewright.report import gate_review
 from tunewright.report.markup import Child, Html, coded, el
-from tunewright.report.page import Page, mapping
+from tunewright.report.page import Page
+from tunewright.report.record import mapping
 
 ORDER = ("fails", "undecided", "holds")
 """Verdicts of a clause, the worst first."""

@@ -13,14 +13,15 @@ from pathlib import Path
 from tunewright.core.files import write_text
 from tunewright.core.words import language
 from tunewright.record import diagnosis
-from tunewright.report import answers, curves, damage, doctor, evaluation, facts, figures, gate
+from tunewright.report import answers, curves, damage, doctor, evaluation, facts, figures, gate, own
 from tunewright.report.markup import Child, Html, document, el, join, words
-from tunewright.report.page import Page, mapping, size, whole
-from tunewright.report.record import finite, read_record
+from tunewright.report.page import Page, size, whole
+from tunewright.report.record import finite, mapping, read_record
 from tunewright.report.verdict import (
     advice,
     count_of,
     headline,
+    is_rewarded,
     losses_of,
     show,
     status_of,
@@ -53,12 +54,13 @@ def _name(page: Page) -> str:
 def _names(page: Page) -> list[str]:
     """The sections of this page, in order. Of a run that learnt from rewards the loss says nothing;
     what it watched takes its place."""
-    drawn, rewarded = bool(figures.names_of(page.record)), figures.is_rewarded(page.record)
+    drawn, rewarded = bool(figures.names_of(page.record)), is_rewarded(page.record)
     measured = ["evaluation"] if evaluation.has_one(page) else []
     measured += ["damage"] if mapping(page.record.summary.get("damage")) else []
     measured += ["gate"] if gate.has_one(page) else []
     examined = diagnosis.read(page.record.run) is not None
-    choices = (("loss", not rewarded), ("figures", drawn), ("doctor", examined))
+    added = own.section(page) is not None
+    choices = (("loss", not rewarded), ("figures", drawn), ("own", added), ("doctor", examined))
     middle = [name for name, there in choices if there]
     return [*measured, SECTIONS[0], *middle, *SECTIONS[3:]]
 
@@ -70,7 +72,11 @@ def _sections(page: Page) -> list[Html]:
         *(one for one in measured if one is not None),
         answers.section(page),
         *([curves.section(page)] if "loss" in names else []),
-        *(one for one in [figures.section(page), doctor.section(page)] if one is not None),
+        *(
+            one
+            for one in [figures.section(page), own.section(page), doctor.section(page)]
+            if one is not None
+        ),
         facts.data_section(page),
         facts.sizes_section(page),
         facts.speed_section(page),
@@ -89,16 +95,7 @@ def _top(page: Page, title: str) -> Html:
     return el(
         "header",
         el("h1", title),
-        el(
-            "p",
-            _sentence(page),
-            class_="verdict "
-            + (
-                figures.reward_headline(page.record)
-                if figures.is_rewarded(page.record)
-                else headline(page.record)
-            ).tone,
-        ),
+        el("p", _sentence(page), class_="verdict " + headline(page.record).tone),
         el("ul", *(page.finding(f) for f in found), class_="findings") if found else None,
         el("pre", str(page.record.summary["reason"]))
         if page.record.summary.get("reason")
@@ -113,8 +110,7 @@ def _sentence(page: Page) -> Html:
     """What was trained, on how much, for how long, and whether it learnt: one sentence made of
     three clauses."""
     record, s = page.record, page.record.summary
-    rewarded = figures.is_rewarded(record)
-    first = figures.reward_headline(record) if rewarded else headline(record)
+    first = headline(record)
     train = (
         record.data.get("train")
         if finite(record.data.get("train")) is not None
@@ -133,7 +129,7 @@ def _sentence(page: Page) -> Html:
         words(first.key, page.lang, **first.fields),
     ]
     losses = losses_of(record)
-    if rewarded:
+    if is_rewarded(record):
         pass
     elif losses.held_before is not None and losses.held_after is not None:
         clauses.append(
@@ -178,13 +174,13 @@ def _tiles(page: Page) -> Html:
             )
 
     held = mapping(s.get("held_out_figures"))
-    if figures.is_rewarded(page.record):
+    if is_rewarded(page.record):
         after, change = finite(held.get("reward")), finite(held.get("reward_change"))
         if after is not None and change is not None:
             tile("reward", f"{show(after - change)} → {show(after)}")
     elif losses.first is not None or losses.final is not None:
         tile("loss", f"{show(losses.first)} → {show(losses.final)}")
-    if losses.held_after is not None and not figures.is_rewarded(page.record):
+    if losses.held_after is not None and not is_rewarded(page.record):
         tile("held_out", f"{show(losses.held_before)} → {show(losses.held_after)}")
     if finite(held.get("accuracy")) is not None:
         tile("ranked", f"{100 * float(held['accuracy']):.0f} %")

@@ -97,8 +97,3 @@ def strings(value: Any) -> list[str]:
 def listing(value: Any) -> list[Any]:
     """A JSON list, or an empty one."""
     return value if isinstance(value, list) else []
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """A JSON object, or an empty one."""
-    return value if isinstance(value, dict) else {}

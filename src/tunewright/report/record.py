@@ -39,6 +39,11 @@ def finite(value: Any) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """A JSON object, or an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 @dataclass(frozen=True)
 class Answer:
     """One question asked before and after."""

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunewright.core.words import say
-from tunewright.report.record import KINDS, Count, Record, finite, number, status_of_summary
+from tunewright.report.record import (
+    KINDS,
+    Count,
+    Record,
+    finite,
+    mapping,
+    number,
+    status_of_summary,
+)
 
 BARELY = 0.10
 """A fall of the training loss under this share is no learning worth the name."""
@@ -21,6 +29,8 @@ ROSE = 1.02
 GOOD_TRAIN = 0.8
 GOOD_HELD_OUT = 0.5
 DROPPED = 0.05
+SURE = 2.0
+"""Standard errors of a change of the reward from which it is called one."""
 
 
 @dataclass(frozen=True)
@@ -114,32 +124,45 @@ def count_of(record: Record, kind: str) -> Count | None:
     return next((c for c in record.counts if c.kind == kind and c.asked), None)
 
 
-def rewards_of(record: Record) -> list[float]:
+def is_rewarded(record: Record) -> bool:
+    """Whether the run learnt from rewards: then its loss says nothing about what it learnt."""
+    return any("reward" in mapping(event.get("figures")) for event in record.steps)
+
+
+def _rewards_of(record: Record) -> list[float]:
     """The mean reward of every round, of a run that learns from rewards."""
-    found = [number((event.get("figures") or {}).get("reward")) for event in record.steps]
-    return [value for value in found if value is not None and math.isfinite(value)]
+    found = [finite(mapping(event.get("figures")).get("reward")) for event in record.steps]
+    return [value for value in found if value is not None]
 
 
-def _headline_of_rewards(rewards: list[float]) -> Finding:
-    """The first fifth of the rounds beside the last: of such a run the loss says nothing. A change
-    counts from two standard errors on."""
-    part = max(1, len(rewards) // 5)
-    first, final = rewards[:part], rewards[-part:]
-    change = statistics.fmean(final) - statistics.fmean(first)
-    error = math.sqrt(sum(statistics.pvariance(side) / part for side in (first, final)))
-    known = {"first": show(statistics.fmean(first)), "final": show(statistics.fmean(final))}
-    if abs(change) <= max(2 * error, 1e-9):
-        return Finding("report.learnt.rewards_same", "warn", known)
-    rose = change > 0
-    key = "report.learnt.rewards_rose" if rose else "report.learnt.rewards_fell"
-    return Finding(key, "good" if rose else "bad", known)
+def _headline_of_rewards(record: Record) -> Finding:
+    """Did the reward rise? By the held-out prompts where there are some, else by the first and last
+    quarter of the rounds."""
+    held = mapping(record.summary.get("held_out_figures"))
+    change, error, after = (
+        finite(held.get(name)) for name in ("reward_change", "reward_change_error", "reward")
+    )
+    if change is None or error is None or after is None:
+        values = _rewards_of(record)
+        if len(values) < 4:
+            return Finding("report.learnt.unknown", "warn")
+        part = max(1, len(values) // 4)
+        first, last = values[:part], values[-part:]
+        after = statistics.fmean(last)
+        change = after - statistics.fmean(first)
+        error = math.sqrt(sum(statistics.pvariance(side) / part for side in (first, last)))
+    fields = {"before": show(after - change), "after": show(after), "error": show(error)}
+    if abs(change) <= max(SURE * error, 1e-9):
+        return Finding("report.learnt.reward_same", "bad", fields)
+    if change > 0:
+        return Finding("report.learnt.reward_rose", "good", fields)
+    return Finding("report.learnt.reward_fell", "bad", fields)
 
 
 def headline(record: Record) -> Finding:
     """Did it learn? One of `report.learnt.*`."""
-    rewards = rewards_of(record)
-    if rewards:
-        return _headline_of_rewards(rewards)
+    if is_rewarded(record):
+        return _headline_of_rewards(record)
     losses = losses_of(record)
     known = {"first": show(losses.first), "final": show(losses.final)}
     if losses.first is None or losses.final is None:
@@ -157,10 +180,8 @@ def headline(record: Record) -> Finding:
 def warnings_of(record: Record) -> list[Finding]:
     """All that a reader must know before trusting the run."""
     losses, found = losses_of(record), []
-    if rewards_of(record):
-        losses = Losses(
-            None, None, None, None
-        )  # of a run that learns from rewards the loss says nothing
+    if is_rewarded(record):
+        losses = Losses(None, None, None, None)
     status = status_of(record)
     if status != "done":
         found.append(

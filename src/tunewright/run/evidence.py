@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.advise import fit, learnt
 from tunewright.core import faults
+from tunewright.core.callbacks import Listeners, RunFinished, Status
 from tunewright.core.errors import Interrupted, TunewrightError
 from tunewright.core.files import readable_size, write_json
 from tunewright.core.machine import peak_memory_bytes, versions
 from tunewright.core.stopwatch import Stopwatch
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
+from tunewright.engine import rank_watch, ranks
 from tunewright.record import folder as run_folder
 from tunewright.record.diagnosis import last_word
 from tunewright.record.events import EventLog, plain
@@ -35,7 +37,7 @@ IN_THE_LOOP = ("evaluate", "checkpoint")
 """Parts of the time that the steps' own figures tell apart."""
 TOLD_SECONDS = 0.5
 """Parts of the run that took less are not in its closing sentences."""
-NOT_IN_SUMMARY = ("step", "skipped_in_a_row", "groups_alike")
+NOT_IN_SUMMARY = ("step", "skipped_in_a_row", "groups_alike", "imbalance", "kept_sharing")
 """Parts of the progress that the summary names otherwise, or not at all."""
 
 
@@ -66,10 +68,13 @@ class Reached:
     estimate: Estimate
     """What the run was estimated to need."""
     load_seconds: float
+    listeners: Listeners = field(default_factory=Listeners)
     progress: Progress = field(default_factory=_none_yet)
     doing: str = "train.doing.load"
     """The sentence of what is being done, for the message of an unforeseen end."""
     log: EventLog | None = None
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    """Each process of a run of several: rank, host, device, peak memory."""
     before: dict[str, float] = field(default_factory=dict)
     """Seconds that `progress` had when this command took the run up."""
 
@@ -137,11 +142,17 @@ def whatever_is_raised(reached: Reached) -> Iterator[None]:
                 reached.log.close()
 
 
-def _last_words(reached: Reached, status: str, error: BaseException) -> None:
+def _last_words(reached: Reached, status: Status, error: BaseException) -> None:
     """Leave what was reached. What fails on the way hides nothing: the error that ended the run is
     the one that is told."""
     out, progress = reached.plan.out, reached.progress
     if not (out / "run.yaml").is_file():
+        return
+    team = ranks.current()
+    if not team.is_first:
+        # Rank 0 writes what was reached, unless it is the one that was lost.
+        if team.watch is not None and rank_watch.speaks(team.watch):
+            _note_end(out, status, error, steps=progress.step, total_steps=reached.total_steps)
         return
     try:
         finish(reached, status, str(error))
@@ -167,7 +178,7 @@ def _note_end(folder: Path, status: str, error: BaseException, **figures: Any) -
             error.add(faults.unwritten(e, folder))
 
 
-def finish(reached: Reached, status: str = "done", reason: str = "") -> Finished:
+def finish(reached: Reached, status: Status = "done", reason: str = "") -> Finished:
     """Write summary.json and report.html, and say how the run ended."""
     out, tell = reached.plan.out, reached.tell
     with reached.watch.of("report"):
@@ -175,6 +186,7 @@ def finish(reached: Reached, status: str = "done", reason: str = "") -> Finished
         write_json(out / "summary.json", plain(summary))
         if reached.log is not None:
             reached.log.write("finished", status=status)
+            reached.listeners.tell(RunFinished(status, reason, plain(summary)))
         word = _doctors_word(reached)
         page = html.write_report(out)
     # Once more: the page reads the summary, and what it took is part of it.
@@ -249,6 +261,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "dtype": world.dtype,
         "layout": decided.layout,
         "threads": world.threads,
+        **_of_ranks(reached),
         "rows_per_pass": world.rows_per_pass,
         "adapter_bytes": sum(file.stat().st_size for file in saved),
         "base_bytes": load.weight_bytes(plan.source.folder),
@@ -260,6 +273,22 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
     return {
         k: round(v, 4) if isinstance(v, float) and k.endswith("seconds") else v
         for k, v in summary.items()
+    }
+
+
+def _of_ranks(reached: Reached) -> dict[str, Any]:
+    """What a run of several processes was; `processes` of a run by itself."""
+    world, progress = reached.decided.world, reached.progress
+    if world.processes == 1:
+        return {"processes": 1}
+    steps = max(1, progress.step)
+    kept, uneven = progress.kept_sharing, progress.imbalance
+    return {
+        "processes": world.processes,
+        "parallel": world.parallel,
+        "imbalance": None if uneven is None else round(uneven / steps, 4),
+        "kept_sharing": None if kept is None else round(kept / steps, 4),
+        "ranks": reached.ranks,
     }
 
 

@@ -23,14 +23,13 @@ import yaml
 from tunewright.core.comparing import contains
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.runfile import QuickLoader, flatten
+from tunewright.record.folder import is_held
 from tunewright.studio.index import Index
 from tunewright.studio.jobs import Jobs
 from tunewright.studio.places import Places, free_name, shown, write_private
 from tunewright.studio.series import newest_events
 
 WATCHED = ("run.yaml", "summary.json", "events.jsonl", "before_after.jsonl", "pipeline.yaml")
-QUIET_SECONDS = 180.0
-"""Events that are younger without an end: the run is going on, wherever it was started."""
 DEEPEST, MOST_FOLDERS, MOST_RUNS = 2, 5000, 5000
 LONGEST_LABEL, MOST_TAGS, LONGEST_NOTE = 200, 30, 20_000
 ID = re.compile(r"[0-9a-f]{16}")
@@ -133,7 +132,7 @@ class Runs:
         status = head["status"]
         if job is not None and job["state"] == "running":
             status = "running"
-        elif status == "running" and (_has_ended(job) or _is_silent(head)):
+        elif status == "running" and not is_held(folder):
             status = "interrupted"
         noted = self.notes(run_id) if noted is None else noted
         paused = job is not None and job["asked"] == "pause" and status in ("stopped", "running")
@@ -250,14 +249,6 @@ EMPTY_HEAD: Head = {
     "questions": None,
     "heard": None,
 }
-
-
-def _has_ended(job: dict[str, Any] | None) -> bool:
-    return job is not None and bool(job["ended"])
-
-
-def _is_silent(head: Head) -> bool:
-    return time.time() - (head["heard"] or 0) > QUIET_SECONDS
 
 
 def unknown_run(run_id: str) -> UsageError:

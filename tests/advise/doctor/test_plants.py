@@ -170,6 +170,7 @@ RUNS_THAT_LEARN = {
 GOOD += ["plain model", "plain adapter", *RUNS_THAT_LEARN]
 
 
+@pytest.mark.wide("lora", "packed", "dpo", rest="slow")
 @pytest.mark.parametrize("name", RUNS_THAT_LEARN)
 def test_a_good_run(place: Path, good: Path, name: str) -> None:
     one = RUNS_THAT_LEARN[name]
@@ -248,6 +249,7 @@ BY_HAND = {
 FAULTS |= {name: one.code for name, one in BY_HAND.items()}
 
 
+@pytest.mark.wide("labels shifted twice", "padding learnt", "no stop token", rest="slow")
 @pytest.mark.parametrize("name", BY_HAND)
 def test_a_fault_planted_by_plain_code(place: Path, good: Path, name: str) -> None:
     one = BY_HAND[name]
@@ -371,6 +373,7 @@ RUNS = {
 FAULTS |= {f"run: {name}": one.code for name, one in RUNS.items()}
 
 
+@pytest.mark.wide("one example", "a small rate", "learnt by heart", rest="slow")
 @pytest.mark.parametrize("name", RUNS)
 def test_a_fault_planted_in_a_run(place: Path, good: Path, name: str) -> None:
     one = RUNS[name]

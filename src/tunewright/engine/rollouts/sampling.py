@@ -16,6 +16,7 @@ import torch
 
 from tunewright.core.errors import CompatError, problem
 from tunewright.core.seeds import stream_seed
+from tunewright.engine import ranks, sharding
 from tunewright.engine.decoding.batch import Ask
 from tunewright.engine.decoding.drawing import Sampling
 from tunewright.engine.decoding.writer import Writer
@@ -86,10 +87,15 @@ class Sampler:
             Ask(list(prompt), how.max_new_tokens, k, sampling, luck[i * k : (i + 1) * k])
             for i, prompt in enumerate(prompts)
         ]
-        return [
-            [Drawn(one.tokens, one.logprobs, one.end == "stop", version) for one in written]
-            for written in self.writer.write(asks, logprobs=True)
-        ]
+
+        def write(own: list[Ask]) -> list[list[Drawn]]:
+            return [
+                [Drawn(one.tokens, one.logprobs, one.end == "stop", version) for one in written]
+                for written in (self.writer.write(own, logprobs=True) if own else [])
+            ]
+
+        with sharding.together(self.policy):
+            return ranks.current().each(asks, write)
 
 
 def require_room(longest: int, max_new_tokens: int, context: int | None) -> None:
