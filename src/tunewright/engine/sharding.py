@@ -122,13 +122,13 @@ def whole_on_first(policy: Policy) -> Iterator[None]:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that lies in shares as one; any other as it is."""
     full = getattr(tensor, "full_tensor", None)
-    return full() if full is not None else tensor  # type: ignore[no-any-return]
+    return full() if full is not None else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
     """The share of this rank; any other tensor as it is."""
     own = getattr(tensor, "to_local", None)
-    return own() if own is not None else tensor  # type: ignore[no-any-return]
+    return own() if own is not None else tensor
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -104,7 +104,7 @@ def on_host(output: PassOutput) -> PassOutput:
 
 def moved(output: PassOutput, device: torch.device) -> PassOutput:
     """The same on a device."""
-    tensors = {
+    tensors: dict[str, Any] = {
         name: value.detach().to(device)
         for name, value in vars(output).items()
         if isinstance(value, torch.Tensor)
