@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunewright.advise import among, changes, learnt, memory, speed, timing
+from tunewright.advise import among, changes, learnt, memory, room, speed, timing
 from tunewright.advise.memory import Work
 from tunewright.advise.question import Question, SampleFacts
+from tunewright.advise.room import Room
 from tunewright.advise.trial import Trial
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
@@ -352,7 +353,14 @@ def needed(question: Question, **changed: Any) -> int:
     """Bytes that the same run needs with other parts of the question. What was tried says nothing
     of another method or dtype, so then everything is counted."""
     asked = replace(question, **changed)
-    if changed.keys() - {"rows_per_pass", "facts", "recompute", "parallel"}:
+    if changed.keys() - {
+        "rows_per_pass",
+        "facts",
+        "recompute",
+        "keep_bytes",
+        "offload",
+        "parallel",
+    }:
         asked = replace(asked, trial=None)
     if changed.keys() & {"rows_per_pass", "facts"}:
         asked = replace(asked, counted=None)
@@ -423,18 +431,19 @@ def problems(found: Estimate, available: int) -> list[Problem]:
     ]
 
 
-def recompute_for(found: Estimate, available: int) -> tuple[str, str]:
-    """(what `engine.recompute: auto` is where `available` bytes are free, why): the least with
-    which the run fits, the most where nothing does."""
+def room_for(
+    found: Estimate, recompute: str, offload: str, available: int
+) -> tuple[Room, dict[str, str]]:
+    """(how the run makes room where `available` bytes are free, why by key): what takes least time
+    of what `engine.recompute` and `engine.offload` leave open."""
     most = comfortable(found.question, available)
-    sizes = {
-        level: needed(found.question, recompute=level) for level in ("none", "selective", "full")
-    }
-    level = next((level for level, size in sizes.items() if size <= most), "full")
-    if level == "none":
-        return level, say("fit.recompute.none")
-    kept, now = readable_size(sizes["none"]), readable_size(sizes[level])
-    return level, say("fit.recompute.some", kept=kept, now=now)
+    return room.room_for(found.question, recompute, offload, most, needed)
+
+
+def with_room(found: Estimate, chosen: Room) -> Estimate:
+    """The same estimate for a run that makes room so."""
+    asked = room.with_room(found.question, chosen)
+    return found if asked == found.question else estimate(asked)
 
 
 def holds_whole(found: Estimate, available: int) -> bool:
@@ -459,13 +468,6 @@ def among_processes(found: Estimate, world: World, available: int | None = None)
         need, most, comfortable(found.question, most)
     )
     return estimate(replace(found.question, parallel=world.parallel))
-
-
-def with_recompute(found: Estimate, level: str) -> Estimate:
-    """The same estimate for a run that recomputes so."""
-    if found.question.recompute == level:
-        return found
-    return estimate(replace(found.question, recompute=level))
 
 
 def require(found: Estimate, available: int) -> None:

@@ -13,6 +13,7 @@ from tunewright.advise.memory import Work
 from tunewright.advise.trial import Trial
 from tunewright.core.types import OwnAnswers, Rollouts, Sample
 from tunewright.engine.sharing import StepSharing
+from tunewright.models.limits import KEEP_BYTES
 from tunewright.models.shape import ModelShape, rank_of
 
 GUESSED_TOKENS = 256
@@ -120,6 +121,10 @@ class Question:
     optimizer: str = "adamw"
     recompute: str = "none"
     """What is computed again in the backward pass (`engine/recompute.py`)."""
+    keep_bytes: int = KEEP_BYTES
+    """Attention probabilities are kept up to here."""
+    offload: str = "none"
+    """What lies elsewhere until it is needed (`engine/offload.py`)."""
     objective: str = "sft"
     may_cache: bool = False
     """Hidden states below the lowest trained block may be kept from the first epoch on."""
@@ -217,4 +222,6 @@ class Question:
             if hasattr(self.method, "moment_numbers")
             else None,
             recompute=self.recompute,
+            keep_bytes=self.keep_bytes,
+            offload=self.offload,
         )

@@ -154,7 +154,13 @@ def _world_of(engine: Any, device: Device, count: int | None = None) -> World:
     rows = placement.GPU_ROWS if engine.rows_per_pass == "auto" else engine.rows_per_pass
     dtype = device.dtype if engine.dtype == "auto" else engine.dtype
     name = "cuda:0" if device.device == "cuda" else device.device
-    world = World(name, dtype, available_processors(), rows, engine.recompute)
+    return _unread(name, dtype, rows, engine, count)
+
+
+def _unread(device: str, dtype: str, rows: int, engine: Any, count: int | None) -> World:
+    world = World(
+        device, dtype, available_processors(), rows, engine.recompute, offload=engine.offload
+    )
     return _shared(world, engine, count)
 
 
@@ -175,8 +181,7 @@ def _counted(
         per_pass = placement.CPU_ROWS if engine.rows_per_pass == "auto" else engine.rows_per_pass
         dtype = "bfloat16" if engine.dtype == "auto" else engine.dtype
         device = "cpu" if engine.device == "auto" else engine.device
-        world = World(device, dtype, available_processors(), per_pass, engine.recompute)
-        world = _shared(world, engine, wish.devices)
+        world = _unread(device, dtype, per_pass, engine, wish.devices)
     found = fit.of_run(
         config,
         objective_of(config),
@@ -192,12 +197,11 @@ def _counted(
         processes=world.processes,
         parallel=world.parallel,
     )
+    available = _available(found.question.device, wish)
     if world.parallel == "auto":
-        found = fit.among_processes(found, world, _available(found.question.device, wish))
-    level: str = engine.recompute
-    if level == "auto":
-        level, _ = fit.recompute_for(found, _available(found.question.device, wish))
-    return fit.with_recompute(found, level)
+        found = fit.among_processes(found, world, available)
+    room, _ = fit.room_for(found, engine.recompute, engine.offload, available)
+    return fit.with_room(found, room)
 
 
 # ---- the plan

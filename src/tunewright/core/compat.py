@@ -41,6 +41,11 @@ def problems(run: RunConfig) -> list[Problem]:
                 optimizer=run.engine.optimizer,
             )
         )
+    if method is not None and method.facts.get("own_optimizer"):
+        if run.engine.offload in ("optimizer", "all"):
+            known = "auto, none, activations"
+            fields = {"other": "method.kind", "value": method.name, "known": known}
+            found.append(problem("E-COMPAT-12", "engine.offload", **fields))
     elif run.engine.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         found.append(problem("E-METHOD-08", "engine.optimizer"))
     return found
@@ -52,6 +57,7 @@ step, and weights are far below 1."""
 MOMENTS = ("adamw", "adamw_8bit", "muon", "adamw_schedule_free", "adam_mini")
 """Update rules that keep the two moments of Adam."""
 NEEDS = {
+    "attention": ("layout", ("auto", "tree")),
     "least_rate": ("schedule", ("cosine", "linear", "wsd")),
     "cycles": ("schedule", ("cosine",)),
     "decay": ("schedule", ("wsd",)),
@@ -142,6 +148,9 @@ def _rank_problems(run: RunConfig) -> list[Problem]:
         found.append(_not_with("method.kind", entry.name, "engine.parallel: fsdp", DDP))
     if shares and run.base.bits is not None:
         found.append(_not_with("base.bits", run.base.bits, "engine.parallel: fsdp", DDP))
+    if shares and engine.offload not in ("auto", "none"):
+        other = "engine.offload_shares=true, " + DDP
+        found.append(_not_with("engine.offload", engine.offload, "engine.parallel: fsdp", other))
     if shares and engine.optimizer != "adamw":
         other = "engine.optimizer=adamw, " + DDP
         found.append(

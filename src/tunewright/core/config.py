@@ -232,6 +232,14 @@ class EngineConfig(Section):
     """dtype of the computation; auto measures this processor and says what it found."""
     layout: Literal["auto", "tree", "padded"] = "auto"
     """tree computes shared prefixes once; padded puts one sample in a row."""
+    offload: Literal["auto", "none", "optimizer", "activations", "all"] = "auto"
+    """What lies elsewhere until it is needed: the optimiser's state, what the blocks keep for their
+    backward pass, or both. Elsewhere is the host's memory for a GPU, and a file for a CPU. auto: as
+    little as the memory estimate asks for. Numbers do not change."""
+    attention: Literal["auto", "blocks", "flex"] = "auto"
+    """What computes attention over the tree: blocks is for a CPU, flex (PyTorch's FlexAttention)
+    for CUDA, where the same few kernels serve any number of forks. auto takes what suits the
+    device and tries it first. Numbers are the same up to rounding."""
     rows_per_pass: int | Literal["auto"] = "auto"
     """Token rows computed at once. Changes memory and speed, never the gradient."""
     threads: int | Literal["auto"] = "auto"

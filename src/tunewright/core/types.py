@@ -263,8 +263,9 @@ class TokenTree:
         return len(self.token)
 
 
-Figures: TypeAlias = dict[str, tuple[float, int]]
-"""Name -> (sum, count)."""
+Figures: TypeAlias = "dict[str, tuple[float | Tensor, int]]"
+"""Name -> (sum, count). A sum may stay on the device until it is read
+(`core.moves.later`)."""
 
 
 @dataclass

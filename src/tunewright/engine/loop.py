@@ -68,6 +68,7 @@ class Loop:
             rollouts=objective.rollouts,
         )
         self.measured = Picked(self.held_out, self.measuring.rows)
+        self.stepper.relief.told = self._relieved
 
     @property
     def checkpoints(self) -> Path:
@@ -240,6 +241,11 @@ class Loop:
             p.skipped_in_a_row = 0
         else:
             self._skipped(report)
+
+    def _relieved(self, text: str, figures: dict[str, Any]) -> None:
+        """A step is taken again with less at once: said and written down."""
+        self.tell.line(text)
+        self.log.write("warning", text=text, **figures)
 
     def _record(self, report: StepReport, rate: float, seconds: float) -> None:
         p = self.progress

@@ -22,14 +22,22 @@ import torch
 from tunewright import rewards
 from tunewright.core import compat
 from tunewright.core.config import BaseConfig, EngineConfig, RunConfig, Section
-from tunewright.core.errors import ConfigError, ModelError, UsageError, problem
+from tunewright.core.errors import CompatError, ConfigError, ModelError, UsageError, problem
 from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.types import Attached, Objective, Sample, Teaching
 from tunewright.core.words import say
-from tunewright.engine import activation_cache, placement, ranks, recompute, sharding
+from tunewright.engine import (
+    activation_cache,
+    attention,
+    offload,
+    placement,
+    ranks,
+    recompute,
+    sharding,
+)
 from tunewright.engine.decoding.answers import AnsweringModel, answering
 from tunewright.engine.layout import choose
 from tunewright.engine.naming import Target, find, read_config, tokenizer_folder
@@ -396,7 +404,11 @@ def to_train(
     stepper = _stepper(
         config, objective, loaded, attached, layout, spare, folder, world, tell, roles
     )
-    recompute.install(stepper.policy, world.recompute)
+    _make_room(stepper, world)
+    world.attention, world.reasons["engine.attention"] = attention.choose(
+        config.engine, loaded.causal, layout, world.device, world.dtype
+    )
+    stepper.policy.attention = world.attention
     schedule = make_schedule(config.engine, len(train), rate)
     equip(stepper, renderer, check)
     cache, world.reasons["engine.activation_cache"] = activation_cache.install(
@@ -405,6 +417,27 @@ def to_train(
     return Ready(
         **vars(loaded), stepper=stepper, layout=layout, rate=rate, schedule=schedule, cache=cache
     )
+
+
+def _make_room(stepper: Stepper, world: World) -> None:
+    """What is computed again and what lies elsewhere, as it was decided; `auto` is nothing where
+    nobody estimated."""
+    policy = stepper.policy
+    policy.keep_bytes = world.keep_bytes
+    if world.parallel == "fsdp" and world.offload not in ("auto", "none"):
+        raise CompatError.of(
+            "E-DIST-08",
+            "engine.offload",
+            what=f"`engine.offload: {world.offload}`",
+            other="`engine.parallel: fsdp`",
+            instead="engine.offload_shares=true, engine.parallel=ddp",
+        )
+    recompute.install(policy, world.recompute)
+    if world.offload in ("activations", "all"):
+        offload.keep_activations_away(policy, offload.store_for(policy.device))
+    if world.offload in ("optimizer", "all"):
+        store = offload.store_for(policy.device)
+        stepper.optimizer = offload.AwayOptimizer(stepper.optimizer, store)
 
 
 def _learner(

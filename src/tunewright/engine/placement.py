@@ -17,6 +17,7 @@ from tunewright.core.types import Sample
 from tunewright.core.words import say
 from tunewright.engine import ranks
 from tunewright.engine.tree import largest_sample
+from tunewright.models.limits import KEEP_BYTES
 
 CPU_ROWS, GPU_ROWS = 1024, 4096
 """Token rows of a pass."""
@@ -44,6 +45,12 @@ class World:
     """`ddp` or `fsdp` with several processes; `auto` until the memory was estimated."""
     holds_whole: bool = True
     """A process has room for the whole model, to answer questions with it."""
+    keep_bytes: int = KEEP_BYTES
+    """Attention probabilities are kept for the backward pass up to here."""
+    offload: str = "auto"
+    """As `recompute`."""
+    attention: str = "auto"
+    """`auto` until the model was there to be tried."""
     reasons: dict[str, str] = field(default_factory=dict)
 
     def torch_dtype(self) -> Any:
@@ -178,7 +185,16 @@ def start(
         )
     parallel = engine.parallel if team.is_many else "none"
     return World(
-        device, dtype, threads, rows, engine.recompute, team.world, parallel, reasons=reasons
+        device,
+        dtype,
+        threads,
+        rows,
+        engine.recompute,
+        team.world,
+        parallel,
+        offload=engine.offload,
+        attention=engine.attention,
+        reasons=reasons,
     )
 
 

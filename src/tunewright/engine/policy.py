@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from tunewright.core.moves import to_device
 from tunewright.core.sequences import blocks
 from tunewright.core.types import PassOutput, Sample, TokenTree, VirtualPrompt
 from tunewright.engine import ranks
@@ -91,8 +92,14 @@ class Policy(nn.Module):
         self.heads, self.spread, self.teacher = heads, spread, teacher
         self.asks = tuple(asks)
         self.temperature = temperature
+        self.attention = "blocks"
+        """What computes attention over the tree (`engine.attention`)."""
+        self.keep_bytes = KEEP_BYTES
+        """Attention probabilities are kept up to here, where no block is computed again."""
         self.recompute = "none"
         """What blocks compute again in the backward pass (`engine.recompute`)."""
+        self.keep_everything: Callable[[], None] = lambda: None
+        """Undoes `recompute`."""
         self.cache: ActivationCache | None = None
         """Hidden states below the lowest trained block, where only upper blocks train."""
         self.reference: ReferenceStore | None = None
@@ -174,14 +181,14 @@ class Policy(nn.Module):
             rows = [*tree.source, *tree.last] if scoring else tree.source
             hidden_TD = self.hidden(tree, rows, noise, samples)
         device, causal = hidden_TD.device, self.causal[0]
-        source_L = torch.tensor(tree.source, device=device)
-        target_L = torch.tensor(tree.target, device=device)
+        source_L = torch.tensor(tree.source, dtype=torch.long)
+        target_L = to_device(tree.target, device, torch.long)
         score_B = value_L = log_z_L = mean_L = divergence_L = None
         if scoring:
-            last_B = torch.tensor(tree.last, device=device)
+            last_B = to_device(tree.last, device)
             score_B = head_module(causal, "score")(hidden_TD[last_B])
         if "value" in self.heads:
-            value_L = head_module(causal, "value")(hidden_TD[source_L])
+            value_L = head_module(causal, "value")(hidden_TD[to_device(source_L, device)])
         if not len(source_L):
             logprob_L = hidden_TD.new_zeros(0, dtype=torch.float32)
         elif self.spread:
@@ -190,8 +197,8 @@ class Policy(nn.Module):
             logprob_L = label_logprobs(hidden_TD, source_L, target_L, self.head())
         if self.teacher is not None:
             divergence_L = self.teacher.divergence(samples, hidden_TD, source_L, head_of(causal))
-        weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
-        branch_L = torch.tensor(tree.branch, device=device)
+        weight_L = to_device(tree.weight, device, logprob_L.dtype)
+        branch_L = to_device(tree.branch, device, torch.long)
         return PassOutput(
             logprob_L,
             weight_L,
@@ -322,7 +329,7 @@ class Policy(nn.Module):
     ) -> Tensor:
         """(T, D) of the tree's own rows, of which only `read` need be right."""
         prompt = self.virtual()
-        ids = torch.tensor([tree.token], device=self.device)
+        ids = to_device([tree.token], self.device)
         before, unseen = (
             (prompt.num_tokens, prompt.num_tokens if prompt.rows is None else 0)
             if prompt
@@ -332,12 +339,13 @@ class Policy(nn.Module):
         plan = TreePlan(
             tree,
             self.device,
-            KEEP_BYTES if self.recompute == "none" else 0,
+            self.keep_bytes if self.recompute == "none" else 0,
             self.causal[0].config.get_text_config().num_hidden_layers,
             unseen,
             kept=kept,
+            backend=self.attention,
         )
-        positions = torch.tensor([tree.position[unseen:]], device=self.device)
+        positions = to_device([tree.position[unseen:]], self.device)
         with self._reading(read, before - unseen, plan):
             hidden = self.body(
                 **self.inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False
@@ -370,7 +378,9 @@ class Policy(nn.Module):
             ids[row, :length] = torch.tensor(tree.token[start : start + length])
             positions[row, :length] = torch.tensor(tree.position[start : start + length])
             mask[row, :length] = 1
-        ids, positions, mask = ids.to(self.device), positions.to(self.device), mask.to(self.device)
+        # Where the rows of the branches lie in the padded batch: known here, not on the device.
+        wanted = to_device(mask.flatten().nonzero()[:, 0], self.device)
+        ids, positions, mask = (to_device(x, self.device) for x in (ids, positions, mask))
         prompt = self.virtual()
         seen, first = mask, 0
         if prompt is not None:
@@ -384,4 +394,4 @@ class Policy(nn.Module):
         hidden_BTD = self.body(
             **self.inputs(ids, prompt), position_ids=positions, attention_mask=seen, use_cache=False
         ).last_hidden_state
-        return hidden_BTD[:, first:][mask.bool()]
+        return hidden_BTD[:, first:].flatten(0, 1)[wanted]

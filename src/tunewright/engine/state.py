@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tunewright.engine import ranks, sharding, shards
+from tunewright.engine.offload import AwayOptimizer, on_host
 from tunewright.engine.step import Stepper
 from tunewright.record import checkpoint
 from tunewright.record.checkpoint import Checkpoint
@@ -136,7 +137,7 @@ def optimizer_tensors(
     """`parameter/key` -> tensor of the optimiser's state, such as `...lora_A.weight/exp_avg`."""
     names = {id(p): name for name, p in named}
     return {
-        f"{names[id(p)]}/{key}": torch.as_tensor(value)
+        f"{names[id(p)]}/{key}": torch.as_tensor(on_host(value))
         for p, state in optimizer.state.items()
         for key, value in state.items()
     }
@@ -156,5 +157,7 @@ def load_optimizer_tensors(
             # AdamW counts in a float tensor on the CPU, others in a Python integer; moments live
             # where the parameter does.
             optimizer.state[p][key] = tensor if tensor.is_floating_point() else int(tensor)
+        elif isinstance(optimizer, AwayOptimizer):
+            optimizer.state[p][key] = optimizer.kept(tensor, p)
         else:
             optimizer.state[p][key] = sharding.like(p, tensor)

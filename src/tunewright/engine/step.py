@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tunewright.core.moves import later
 from tunewright.core.seeds import stream_seed
 from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Figures, Objective, Passes, PassOutput, Sample, Term
@@ -19,6 +20,7 @@ from tunewright.engine.neftune import Noise
 from tunewright.engine.optim import averages
 from tunewright.engine.policy import Policy
 from tunewright.engine.portions import Portions
+from tunewright.engine.relief import Relief
 
 GROW_AFTER = 200
 
@@ -32,7 +34,18 @@ def add_figures(into: Figures, found: Figures) -> None:
 
 def means(figures: Figures) -> dict[str, float]:
     """The mean of every figure that has a count."""
-    return {name: total / count for name, (total, count) in figures.items() if count}
+    return {name: total / count for name, (total, count) in read(figures).items() if count}
+
+
+def read(figures: Figures) -> dict[str, tuple[float, int]]:
+    """The same with every sum as a number of Python; the device is asked once for all of them."""
+    waiting = {name: t for name, (t, _) in figures.items() if isinstance(t, torch.Tensor)}
+    numbers = torch.stack([*waiting.values()]).tolist() if waiting else []
+    known = dict(zip(waiting, numbers, strict=True))
+    return {
+        name: (known.get(name, total), count)  # type: ignore[misc]
+        for name, (total, count) in figures.items()
+    }
 
 
 @dataclass
@@ -131,6 +144,11 @@ class Stepper:
     """Strength of the noise on input embeddings; None: no noise."""
     number: int = 0
     """The step that is being taken: noise and dropout are functions of it."""
+    relief: Relief = field(init=False)
+    """What is done where memory runs out."""
+
+    def __post_init__(self) -> None:
+        self.relief = Relief(self)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What trains."""
@@ -144,11 +162,13 @@ class Stepper:
     def state(self) -> dict[str, Any]:
         """What the next step needs to know besides weights and the optimiser's state."""
         kept = {"objective": self.objective.state()} if self.objective.state else {}
-        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps, **kept}
+        scale = {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        return {**scale, **self.relief.state(), **kept}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.loss_scale, self.good_steps = state["loss_scale"], state["good_steps"]
+        self.relief.load_state(state)
         if self.objective.load_state:
             self.objective.load_state(state["objective"])
 
@@ -176,9 +196,15 @@ class Stepper:
     ) -> tuple[float, list[float]]:
         """(the loss over `samples`, rewards where there are any). Adds to `figures`; `stop` is
         called before each pass and may raise."""
-        loss = held_out_loss(
-            self.policy, self.objective, samples, self.rows_per_pass, stop, figures
-        )
+
+        def measure() -> tuple[float, Figures]:
+            found: Figures = {}
+            rows = self.rows_per_pass
+            return held_out_loss(self.policy, self.objective, samples, rows, stop, found), found
+
+        first = next(iter(blocks(samples)), [])
+        loss, found = self.relief.fit(measure, first, learns=False)
+        add_figures(figures, found)
         return loss, []
 
     def gradients(self, samples: list[Sample]) -> StepReport:
@@ -190,6 +216,7 @@ class Stepper:
             self.objective.measure(samples, runner(self.policy, self.rows_per_pass))
         totals = self.objective.plan(samples)
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
+        sums: dict[str, torch.Tensor] = {}
         # After `prepare`, which may have made the branches of this step.
         noise = self._noise(samples)
         # Loading, answering and measuring leave the model in eval mode, in which an adapter's
@@ -200,15 +227,18 @@ class Stepper:
         groups = self.policy.own_passes(samples, self.rows_per_pass, shared, fill=False)
         missing = team.most(len(groups)) - len(groups)
         for group in groups:
-            self._one_pass(group, noise, totals, report, figures)
+            self._one_pass(group, noise, totals, report, sums, figures)
         for _ in range(missing):
             self._empty_pass(samples, noise)
         # Of the weights themselves, which all ranks have: one of them says it.
         if self.attached.penalties and team.is_first:
-            self._add(self.attached.penalties(), {}, report)
+            self._add(self.attached.penalties(), {}, sums)
         team.sum_gradients(self.parameters())
+        # From here on the host waits for the device.
+        report.terms = means({name: (total, 1) for name, total in sums.items()})
+        report.loss = sum(report.terms.values())
         if shared is not None:
-            figures = _together(report, figures, shared)
+            figures = _together(report, read(figures), shared)
         report.figures = means(figures)
         return report
 
@@ -234,19 +264,23 @@ class Stepper:
         noise: Noise | None,
         totals: dict[str, float],
         report: StepReport,
+        sums: dict[str, torch.Tensor],
         figures: Figures,
     ) -> None:
         output = self.policy(group, noise)
-        self._add(self.objective.terms(output), totals, report)
+        self._add(self.objective.terms(output), totals, sums)
         add_figures(figures, output.figures)
         report.passes += 1
         report.physical_rows += output.num_rows
         report.logical_tokens += sum(len(b.tokens) for s in group for b in s.branches)
         report.label_tokens += len(output.weight)
 
-    def _add(self, terms: dict[str, Term], totals: dict[str, float], report: StepReport) -> None:
-        """Backward through the sum of the terms. A term that `plan` did not announce (a penalty on
-        the weights) is divided by 1; one announced as 0 has nothing to learn from in this step."""
+    def _add(
+        self, terms: dict[str, Term], totals: dict[str, float], sums: dict[str, torch.Tensor]
+    ) -> None:
+        """Backward through the sum of the terms, which are added to `sums`. A term that `plan` did
+        not announce (a penalty on the weights) is divided by 1; one announced as 0 has nothing to
+        learn from in this step."""
         parts = {
             name: coefficient * total / totals.get(name, 1.0)
             for name, (total, coefficient) in terms.items()
@@ -260,18 +294,20 @@ class Stepper:
         if loss.requires_grad:
             (loss * self.loss_scale).backward()
         for name, part in parts.items():
-            report.terms[name] = report.terms.get(name, 0.0) + float(part.detach())
-        report.loss = sum(report.terms.values())
+            sums[name] = later(part) + sums[name] if name in sums else later(part)
+
+    def _drawn_gradients(self, samples: list[Sample]) -> StepReport:
+        """`gradients` with the draws of this step: dropout depends on the step alone, so that a
+        resumed run, or a step that is taken again, draws the same. Every rank draws its own."""
+        more = [ranks.current().rank] if ranks.current().rank else []
+        torch.manual_seed(stream_seed(self.seed, "dropout", self.number, *more))
+        return self.gradients(samples)
 
     def step(self, samples: list[Sample], number: int, learning_rate: float) -> StepReport:
         """Gradient, finite check, clipping, update. A step that is not finite changes no weight and
         says where it broke."""
-        # Dropout draws depend on the step alone, so a resumed run draws the same.
-        # Every rank draws its own.
-        more = [ranks.current().rank] if ranks.current().rank else []
-        torch.manual_seed(stream_seed(self.seed, "dropout", number, *more))
         self.number = number
-        report = self.gradients(samples)
+        report = self.relief.fit(lambda: self._drawn_gradients(samples), samples)
         parameters = self.parameters()
         if self.loss_scale != 1.0:
             for p in parameters:
@@ -403,7 +439,7 @@ def held_out_loss(
                 for name, (total, c) in terms.items()
                 if totals.get(name)
             )
-    told = ranks.current().gather((loss, found))
+    told = ranks.current().gather((loss, read(found)))
     if len(told) > 1:
         loss = sum(part for part, _ in told)
         found.clear()

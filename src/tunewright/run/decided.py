@@ -176,6 +176,10 @@ def say_layout(decided: Decided, tell: Tell) -> None:
             rows=world.rows_per_pass,
         )
     )
+    # On a CPU there is nothing to choose.
+    if decided.layout == "tree" and (world.device != "cpu" or world.attention != "blocks"):
+        why = world.reasons["engine.attention"]
+        tell.line(say("attention.line", backend=world.attention, why=why))
 
 
 def publish(plan: Plan, decided: Decided, tell: Tell) -> None:
@@ -261,6 +265,8 @@ def _run_text(plan: Plan, decided: Decided) -> str:
         "engine.rows_per_pass": world.rows_per_pass,
         "engine.layout": decided.layout,
         "engine.recompute": world.recompute,
+        "engine.offload": world.offload,
+        "engine.attention": world.attention,
         "engine.processes": world.processes,
         "engine.parallel": world.parallel if world.processes > 1 else plan.config.engine.parallel,
         "engine.learning_rate": decided.rate,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
 from tunewright.advise import fit, learnt, trial
+from tunewright.advise.room import Room
 from tunewright.advise.speed import Rates
 from tunewright.core import compat, findings
 from tunewright.core.config import RunConfig
@@ -117,7 +118,8 @@ class Plan:
 
         What a few blocks of the model took here (`advise/trial.py`) is used where it is known;
         `try_blocks`: it is found out where it is not, which takes some seconds. The first estimate
-        decides what `engine.recompute: auto` is, for `available` bytes (those that are free here).
+        decides what `engine.recompute: auto` and `engine.offload: auto` are, for `available` bytes
+        (those that are free here).
         """
         config, samples = self.config, self.data.train
         layout = "padded" if config.engine.layout == "padded" else "tree"
@@ -160,10 +162,13 @@ class Plan:
         )
         if world.parallel == "auto":
             found = fit.among_processes(found, world, available)
-        if world.recompute == "auto":
+        if "auto" in (world.recompute, world.offload):
             most = fit.room_of(world) if available is None else available
-            world.recompute, world.reasons["engine.recompute"] = fit.recompute_for(found, most)
-        return fit.with_recompute(found, world.recompute)
+            room, why = fit.room_for(found, world.recompute, world.offload, most)
+            world.recompute, world.offload = room.recompute, room.offload
+            world.keep_bytes = room.keep_bytes
+            world.reasons.update(why)
+        return fit.with_room(found, Room(world.recompute, world.keep_bytes, world.offload))
 
 
 def prepare(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tunewright.core.errors import CompatError, ModelError, problem
+from tunewright.core.moves import to_device
 from tunewright.core.sequences import blocks
 from tunewright.core.types import Sample, Teaching, TokenTree
 from tunewright.engine import ranks
@@ -67,13 +68,12 @@ class Teacher:
     def divergence(
         self, samples: list[Sample], hidden_TD: Tensor, source_L: Tensor, head: Head
     ) -> Tensor:
-        """(L,) nats, with gradient towards the student. `hidden_TD` and `source_L` are the
-        student's rows and the row of each label."""
+        """(L,) nats, with gradient towards the student. `hidden_TD` are the student's rows and
+        `source_L`, on the host, the row of each label."""
         rows, inverse = torch.unique(source_L, return_inverse=True)
-        number = torch.arange(len(source_L), device=source_L.device)
-        first_U = torch.full((len(rows),), len(source_L), device=source_L.device).scatter_reduce(
-            0, inverse, number, "amin"
-        )
+        number = torch.arange(len(source_L))
+        first_U = torch.full((len(rows),), len(source_L)).scatter_reduce(0, inverse, number, "amin")
+        rows, inverse, first_U = (to_device(x, hidden_TD.device) for x in (rows, inverse, first_U))
         compare = (
             self._with_kept(samples, first_U)
             if self.teaching.top_k
@@ -128,7 +128,7 @@ class Teacher:
         policy = self.policy
         tree: TokenTree = build_tree(samples) if policy.layout == "tree" else padded_rows(samples)
         hidden_TD = policy.hidden(tree, tree.source)
-        source_L = torch.tensor(tree.source, device=hidden_TD.device)
+        source_L = to_device(tree.source, hidden_TD.device)
         return hidden_TD[
             source_L if label_U is None else source_L[label_U.to(source_L.device)]
         ], head_of(policy.causal[0])

@@ -77,6 +77,7 @@ class RoundStepper(Stepper):
     version: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rollouts is not None and self.rollouts.reference:
             # Made before a checkpoint is read: it is what trains as it was at step 0.
             self.start = {name: p.detach().clone() for name, p in self.trained()}
@@ -103,6 +104,7 @@ class RoundStepper(Stepper):
         could be judged."""
         rollouts = self._rollouts()
         judged = self.draw_and_judge(samples, number)
+        self.number = number
         if rollouts.picks:
             add_figures(judged.figures, rollouts.judge(judged.groups))
             reports = self._learn_picked(judged.samples, number, learning_rate)
@@ -126,9 +128,11 @@ class RoundStepper(Stepper):
         if rollouts.pair is None and (
             len(parts) > 1 or rollouts.reference or "value" in self.policy.heads
         ):
-            self._old_values(parts[: rollouts.minibatches])
+            first = parts[: rollouts.minibatches]
+            self.relief.fit(lambda: self._old_values(first), judged.samples, learns=False)
         if rollouts.reference:
-            self._reference_values(judged.samples)
+            drawn = judged.samples
+            self.relief.fit(lambda: self._reference_values(drawn), drawn, learns=False)
         with torch.no_grad():
             add_figures(judged.figures, rollouts.judge(judged.groups))
         return [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
