@@ -247,7 +247,7 @@ class Watch:
             broken = bool(self._broken_since) and now - self._broken_since > 0.5
             if silent > self.timeout or (broken and silent > GONE_SECONDS):
                 life = json.loads(text)
-                kind = "gone" if broken and silent <= self.timeout else "silent"
+                kind = "gone" if broken else "silent"
                 return self._publish(
                     Verdict(
                         rank,
