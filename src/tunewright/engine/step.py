@@ -34,7 +34,7 @@ def add_figures(into: Figures, found: Figures) -> None:
 
 def means(figures: Figures) -> dict[str, float]:
     """The mean of every figure that has a count."""
-    return {name: total / count for name, (total, count) in read(figures).items() if count}
+    return {name: float(total) / count for name, (total, count) in read(figures).items() if count}
 
 
 def read(figures: Figures) -> Figures:
@@ -42,10 +42,7 @@ def read(figures: Figures) -> Figures:
     waiting = {name: t for name, (t, _) in figures.items() if isinstance(t, torch.Tensor)}
     numbers = torch.stack([*waiting.values()]).tolist() if waiting else []
     known = dict(zip(waiting, numbers, strict=True))
-    return {
-        name: (known.get(name, total), count)
-        for name, (total, count) in figures.items()
-    }
+    return {name: (known.get(name, total), count) for name, (total, count) in figures.items()}
 
 
 @dataclass
