@@ -319,13 +319,13 @@ def _renderers(
         arguments=config.data.template_arguments,
     )
     opened = load_light(base)[0] if is_light else load_tokenizer(base)
-    own_template.put_on(opened, template)
+    own_template.lay_over(opened, template)
     base_renderer = renderer_of(opened, base, thinking=thinking)
     own = tokenizer_folder(Path(config.adapter) if config.adapter else None, base)
     added = vocabulary.tokens_of(config.method)
     if own == base and not added:
         return base_renderer, base_renderer
-    tokenizer = own_template.put_on(load_tokenizer(own), template)
+    tokenizer = own_template.lay_over(load_tokenizer(own), template)
     vocabulary.add_tokens(tokenizer, added)
     return renderer_of(tokenizer, base, own, thinking=thinking), base_renderer
 
