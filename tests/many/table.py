@@ -83,7 +83,7 @@ def gradients(plan: Plan, parallel: str, count: int, run: Path) -> dict[str, tor
     if hasattr(stepper, "__post_init__"):
         stepper.__post_init__()
     loop = Loop(
-        stepper, opened.schedule, plan.data.train[:count], [], plan.config.engine, run,
+        stepper, opened.schedule, plan.data.train, [], plan.config.engine, run,
         EventLog(Path("/dev/null")), Quiet(), StopFlag(), "cpu",
     )  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
@@ -105,8 +105,11 @@ def gradients(plan: Plan, parallel: str, count: int, run: Path) -> dict[str, tor
 def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The largest relative difference of a tensor."""
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())[:3]
-    gaps = [float((one[n] - other[n]).norm() / max(float(one[n].norm()), 1e-12)) for n in one]
-    return max(gaps)
+    gaps = {n: float((one[n] - other[n]).norm() / max(float(one[n].norm()), 1e-12)) for n in one}
+    worst = max(gaps, key=lambda n: gaps[n])
+    if gaps[worst] > 1e-5:
+        print("worst", worst, gaps[worst], float(one[worst].norm()), flush=True)
+    return gaps[worst]
 
 
 def rows_of(folder: Path, number: int, row: list[Any]) -> list[list[Any]]:

@@ -48,6 +48,8 @@ class Ranks:
         self.place, self.watch, self.control = place, watch, control
         self.world = place.world if place is not None else 1
         self.rank = place.rank if place is not None else 0
+        self.together = False
+        """The shares are put together just now (`sharding.together`)."""
         self.own_device = False
         self.log: Any = None
         """What this rank prints (`run.joining.Log`)."""

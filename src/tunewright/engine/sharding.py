@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tunewright.engine import ranks
 from tunewright.engine.activation_cache import blocks_of
+from tunewright.models.load import room_of
 
 if TYPE_CHECKING:
     from tunewright.engine.policy import Policy
@@ -46,7 +47,15 @@ def shard(policy: Policy, device: str, *, hybrid: bool = False, offload: bool = 
     for block in blocks_of(policy.causal[0]):
         fully_shard(block, **how)
     fully_shard(policy, **how)
+    policy.register_forward_hook(_let_go)
     team.sharded = True
+
+
+def _let_go(policy: Any, given: Any, output: Any) -> None:
+    """After a pass without gradient, let go what FSDP keeps for a backward pass: whoever looks at
+    the parameters then finds the shares."""
+    if not torch.is_grad_enabled() and not ranks.current().together:
+        policy.reshard()
 
 
 def parts_of(policy: Policy) -> list[Any]:
@@ -63,7 +72,8 @@ def together(policy: Policy) -> Iterator[None]:
     if not ranks.current().sharded:
         yield
         return
-    parts = parts_of(policy)
+    parts, team = parts_of(policy), ranks.current()
+    team.together = True
     for part in parts:
         part._get_fsdp_state()._lazy_init()
         part.set_reshard_after_forward(False, recurse=False)
@@ -71,9 +81,17 @@ def together(policy: Policy) -> Iterator[None]:
     try:
         yield
     finally:
+        team.together = False
         for part in parts:
             part.set_reshard_after_forward(part is not policy, recurse=False)
             part.reshard()
+
+
+def room(policy: Policy) -> int | None:
+    """Tokens that question and answer may have together (`models.load.room_of`). All ranks must
+    come here: a learnt prompt lies in shares."""
+    with together(policy):
+        return room_of(policy.causal[0], policy.model)
 
 
 def rest(policy: Policy) -> None:

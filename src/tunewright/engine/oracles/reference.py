@@ -23,10 +23,9 @@ from torch import Tensor
 from tunewright.core.errors import CheckpointError, problem
 from tunewright.core.sequences import Joined, blocks
 from tunewright.core.types import Sample
-from tunewright.engine import ranks
+from tunewright.engine import ranks, sharding
 from tunewright.engine.oracles.kept import KeptValues, load_bound
 from tunewright.models.kernels.fused import fused_without_gradient
-from tunewright.models.load import room_of
 from tunewright.sources.fingerprint import weights_digest
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ def prepare(
     also = stepper.objective.companions
     everything = Joined(samples, measured)
     extra: Iterable[Sample] = (
-        also(everything, room_of(policy.causal[0], policy.model)) if also else ()
+        also(everything, sharding.room(policy)) if also else ()
     )  # also in a run that is taken up again: partners are chosen here
     found = ReferenceStore.load(run, about)
     # Several ranks share a step: no pass of it knows the values of all samples.

@@ -21,7 +21,6 @@ from tunewright.engine.decoding.batch import Ask
 from tunewright.engine.decoding.drawing import Sampling
 from tunewright.engine.decoding.writer import Writer
 from tunewright.engine.policy import Policy
-from tunewright.models.load import room_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Sampler:
         """For each prompt (token ids up to where the answer begins) `how.num_answers` answers.
         Raises CompatError where one would outgrow the context."""
         longest = max((len(p) for p in prompts), default=0)
-        require_room(longest, how.max_new_tokens, room_of(self.policy.causal[0], self.policy.model))
+        require_room(longest, how.max_new_tokens, sharding.room(self.policy))
         generator = torch.Generator().manual_seed(stream_seed(seed, "rollout", *counters))
         k = how.num_answers
         luck = torch.rand(
