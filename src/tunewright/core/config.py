@@ -171,6 +171,9 @@ class EngineConfig(Section):
     optimizer: Literal["adamw", "adafactor", "adamw_8bit", "muon"] = "adamw"
     """The update rule. adafactor keeps almost no state; adamw_8bit (bitsandbytes) a quarter of
     AdamW's; muon is for matrices, with AdamW for the rest."""
+    balance: float | Literal["auto"] | None = Field(default=None, gt=0)
+    """Weight of the load-balancing loss in a model of experts, which keeps them all in use; auto:
+    what the model's configuration says. null: no such loss, as suits a router that is frozen."""
     neftune: float | None = Field(default=None, gt=0)
     """Strength of uniform noise on the input embeddings during training (5 is usual); null:
     none."""
@@ -231,6 +234,7 @@ class EngineConfig(Section):
         "clip",
         "seed",
         "neftune",
+        "balance",
         mode="before",
     )
     @classmethod

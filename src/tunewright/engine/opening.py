@@ -22,14 +22,14 @@ import torch
 from tunewright import rewards
 from tunewright.core import compat
 from tunewright.core.config import BaseConfig, EngineConfig, RunConfig, Section
-from tunewright.core.errors import ConfigError, ModelError, UsageError, problem
+from tunewright.core.errors import CompatError, ConfigError, ModelError, UsageError, problem
 from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.types import Attached, Objective, Sample, Teaching
 from tunewright.core.words import say
-from tunewright.engine import activation_cache, placement, recompute
+from tunewright.engine import activation_cache, placement, recompute, routing
 from tunewright.engine.decoding.answers import AnsweringModel, answering
 from tunewright.engine.layout import choose
 from tunewright.engine.naming import Target, find, read_config, tokenizer_folder
@@ -393,6 +393,13 @@ def to_train(
         "train.rate_reason", method=kind_of(config.method), steps=steps
     )
     stepper = _stepper(config, objective, loaded, attached, layout, spare, folder, world, tell)
+    if routing.has_experts(loaded.causal):
+        weight = routing.weight_of(config.engine.balance, loaded.causal)
+        stepper.policy.routing = routing.Routing(loaded.causal, weight)
+    elif config.engine.balance is not None:
+        raise CompatError(
+            problem("E-COMPAT-91", "engine.balance", family=loaded.causal.config.model_type)
+        )
     recompute.install(stepper.policy, world.recompute)
     schedule = make_schedule(config.engine, len(train), rate)
     equip(stepper, renderer, check)

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from tunewright.core.errors import CompatError, problem
 from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Model
-from tunewright.methods import word_rows
+from tunewright.methods import experts, word_rows
 from tunewright.methods.lora_starts import start_from_rounding, start_from_rows, start_from_weights
 from tunewright.methods.peft import attach_peft, placing, require_linear, wrap
 from tunewright.methods.targets import LowRankSection, cap_rank, chosen_layers
@@ -293,13 +293,16 @@ def _attach(
 ) -> Attached:
     import peft
 
-    names = chosen_layers(config, model, anatomy)
+    names = chosen_layers(config, model, anatomy, tensors=True)
+    experts.require(config, names, anatomy, start or ("dora" if dora else ""))
+    modules = [name for name in names if name not in anatomy.parameters]
+    each = experts.rank_of(config, model)
     capped = cap_rank(
-        model, names, config.rank, all_alike=start == "eva"
+        model, names, config.rank, all_alike=start == "eva", expert_rank=each
     )  # PEFT's EVA deals out one rank of its own
     if start == "olora":
         require_linear(
-            model, names, "olora"
+            model, modules, "olora"
         )  # PEFT decomposes the weight as it lies, and Conv1D's lies turned
     words = (
         word_rows.make(config.new_tokens, model, anatomy, "method.new_tokens")
@@ -325,13 +328,14 @@ def _attach(
         eva_config=peft.EvaConfig(rho=rho) if start == "eva" else None,
         **capped.patterns(alpha, rooted=rslora),
         trainable_token_indices={place: words.ids for place in words.places} if words else None,
-        **placing(model, names),
+        target_parameters=experts.short_names(names, anatomy) or None,
+        **placing(model, modules),
     )
     wrapped = wrap(model, settings, base_path)
     if words:
         words.start(wrapped, "pieces")
     if not start:
-        return capped.told(attach_peft(wrapped))
+        return experts.told(capped.told(attach_peft(wrapped)), capped, config, model)
     # PEFT takes some names for the tensors in which a family stores all its experts: what it puts
     # there has no matrix to start from.
     tensors = next(

@@ -4,7 +4,7 @@ fit those."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -65,6 +65,10 @@ class LowRankSection(TargetSection):
     alpha: float | None = Field(default=None, gt=0)
     """Strength: the update is multiplied by alpha / rank (rsLoRA: by alpha / sqrt(rank)). Default:
     twice the rank; PiSSA and OLoRA the rank; rsLoRA 8."""
+    expert_rank: int | None = Field(default=None, gt=0)
+    """Rank of the update of every single expert, where `targets` name `experts`. Default: the rank
+    divided by the experts that a token visits, so that a token passes as many numbers as in a dense
+    layer."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of inputs of the update set to 0 while training; one draw for each row, which samples
     that share the row share."""
@@ -102,10 +106,13 @@ def low_rank_moments(config: Any, shape: ModelShape) -> int:
     return 2 * (shape.parameters - sum(m.weights for m in seen) + low)
 
 
-def chosen_layers(config: TargetSection, model: Model, anatomy: Anatomy) -> list[str]:
-    """Names of the modules that `targets` and `layers` choose. Raises ModelError for a target that
-    matches nothing, CompatError for a block that does not exist."""
-    names: list[str] = anatomy.select(config.targets)
+def chosen_layers(
+    config: TargetSection, model: Model, anatomy: Anatomy, *, tensors: bool = False
+) -> list[str]:
+    """Names of the modules (and, where the caller can take them, of the `tensors` that hold all
+    experts) that `targets` and `layers` choose. Raises ModelError for a target that matches
+    nothing, CompatError for a block that does not exist."""
+    names: list[str] = anatomy.select(config.targets, tensors=tensors)
     if config.layers is None:
         return names
     count = len(anatomy.blocks)
@@ -133,13 +140,16 @@ class Capped:
     rank: int
     most: dict[str, int]
     names: list[str]
+    experts: dict[str, int] = field(default_factory=dict)
+    """Tensors that hold all experts, each with the rank of one expert's update."""
 
     def patterns(self, alpha: float, *, rooted: bool = False) -> dict[str, Any]:
         """PEFT's `rank_pattern` and `alpha_pattern`: the lower rank at the strength of all others
         (`rooted`: alpha / sqrt(rank), else alpha / rank)."""
-        if not self.most:
+        if not self.most and not self.experts:
             return {}
-        ranks = {self._key(name): most for name, most in self.most.items()}
+        lower = self.most | {n: r for n, r in self.experts.items() if r != self.rank}
+        ranks = {self._key(name): most for name, most in lower.items()}
         return {
             "rank_pattern": ranks,
             "alpha_pattern": {
@@ -151,6 +161,9 @@ class Capped:
     def _key(self, name: str) -> str:
         """The last component where all chosen layers of that name have one rank: keeps
         adapter_config.json readable. PEFT matches ends of names."""
+        if name in self.experts:
+            # A dense layer beside them may have the same last name.
+            return re.escape(".".join(name.split(".")[-2:]))
         short = name.rpartition(".")[2]
         alike = {self.most.get(other) for other in self.names if other.rpartition(".")[2] == short}
         return short if alike == {self.most[name]} else re.escape(name)
@@ -172,25 +185,46 @@ class Capped:
         return attached
 
 
-def cap_rank(model: Model, names: list[str], rank: int, *, all_alike: bool = False) -> Capped:
+def tensor_of(model: Model, name: str) -> Any:
+    """The parameter of that name, None for the name of a module."""
+    parent, _, own = name.rpartition(".")
+    return model.get_submodule(parent)._parameters.get(own) if parent else None
+
+
+def cap_rank(
+    model: Model,
+    names: list[str],
+    rank: int,
+    *,
+    all_alike: bool = False,
+    expert_rank: int | None = None,
+) -> Capped:
     """Which of the layers `names` are too small for a rank: a product of higher rank would train
-    numbers that cannot change what the layer does.
+    numbers that cannot change what the layer does. Each expert of a tensor that holds all of them
+    gets `expert_rank`.
 
     Raises CompatError where every one of them is; with `all_alike`, where any is.
     """
     found = Capped(rank, {}, names)
     widest = ("", 0, 0)
     for name in names:
-        module = model.get_submodule(name)
+        tensor = tensor_of(model, name)
+        if tensor is not None and tensor.dim() == 3:
+            found.experts[name] = min(expert_rank or rank, *tensor.shape[1:])
+            continue
+        module = model.get_submodule(name) if tensor is None else None
         inputs, outputs = (
-            shape_of(module)
+            tuple(tensor.shape)
+            if tensor is not None
+            else shape_of(module)
             if is_linear(module)
-            else tuple(module.get_parameter("weight").shape)[:2]
+            else tuple(model.get_parameter(f"{name}.weight").shape)[:2]
         )
         widest = max(widest, (name, inputs, outputs), key=lambda one: min(one[1:]))
         if rank > min(inputs, outputs):
             found.most[name] = min(inputs, outputs)
-    if names and (len(found.most) == len(names) or (all_alike and found.most)):
+    layers = len(names) - len(found.experts)
+    if layers and (len(found.most) == layers or (all_alike and found.most)):
         name, inputs, outputs = widest
         raise CompatError(
             problem(
