@@ -36,6 +36,7 @@ from tunewright.engine import (
     placement,
     ranks,
     recompute,
+    routing,
     sharding,
 )
 from tunewright.engine.decoding.answers import AnsweringModel, answering
@@ -409,6 +410,13 @@ def to_train(
         config.engine, loaded.causal, layout, world.device, world.dtype
     )
     stepper.policy.attention = world.attention
+    if routing.has_experts(loaded.causal):
+        weight = routing.weight_of(config.engine.balance, loaded.causal)
+        stepper.policy.routing = routing.Routing(loaded.causal, weight)
+    elif config.engine.balance is not None:
+        raise CompatError(
+            problem("E-COMPAT-91", "engine.balance", family=loaded.causal.config.model_type)
+        )
     schedule = make_schedule(config.engine, len(train), rate)
     equip(stepper, renderer, check)
     cache, world.reasons["engine.activation_cache"] = activation_cache.install(

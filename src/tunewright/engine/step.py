@@ -15,7 +15,7 @@ from tunewright.core.moves import later
 from tunewright.core.seeds import stream_seed
 from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Figures, Objective, Passes, PassOutput, Sample, Term
-from tunewright.engine import ranks, sharding
+from tunewright.engine import ranks, routing, sharding
 from tunewright.engine.neftune import Noise
 from tunewright.engine.optim import averages
 from tunewright.engine.policy import Policy
@@ -212,6 +212,10 @@ class Stepper:
         if self.objective.measure:
             self.objective.measure(samples, runner(self.policy, self.rows_per_pass))
         totals = self.objective.plan(samples)
+        if self.policy.routing is not None and self.policy.routing.weight is not None:
+            for branch in (b for s in samples for b in s.branches):
+                branch.whole = True
+            totals |= {routing.TERM: routing.tokens_of(samples)}
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
         sums: dict[str, torch.Tensor] = {}
         # After `prepare`, which may have made the branches of this step.
@@ -265,7 +269,10 @@ class Stepper:
         figures: Figures,
     ) -> None:
         output = self.policy(group, noise)
-        self._add(self.objective.terms(output), totals, sums)
+        terms = self.objective.terms(output)
+        if self.policy.routing is not None:
+            terms = terms | self.policy.routing.terms()
+        self._add(terms, totals, sums)
         add_figures(figures, output.figures)
         report.passes += 1
         report.physical_rows += output.num_rows
