@@ -102,11 +102,16 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What the next step needs to know besides weights and the optimiser's state."""
-        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        own: dict[str, Any] = {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        if self.policy.routing is not None:
+            own["visits"] = self.policy.routing.state()
+        return own
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.loss_scale, self.good_steps = state["loss_scale"], state["good_steps"]
+        if self.policy.routing is not None:
+            self.policy.routing.load_state(state.get("visits", {}))
 
     def held_out(
         self, samples: Sequence[Sample], figures: Figures, stop: Callable[[], None] | None = None

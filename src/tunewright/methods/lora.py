@@ -294,7 +294,7 @@ def _attach(
     import peft
 
     names = chosen_layers(config, model, anatomy, tensors=True)
-    experts.require(config, names, anatomy, start or ("dora" if dora else ""))
+    experts.require(config, names, anatomy, start, dora=dora)
     modules = [name for name in names if name not in anatomy.parameters]
     each = experts.rank_of(config, model)
     capped = cap_rank(
@@ -336,18 +336,6 @@ def _attach(
         words.start(wrapped, "pieces")
     if not start:
         return experts.told(capped.told(attach_peft(wrapped)), capped, config, model)
-    # PEFT takes some names for the tensors in which a family stores all its experts: what it puts
-    # there has no matrix to start from.
-    tensors = next(
-        (
-            name
-            for name, module in wrapped.named_modules()
-            if type(module).__name__ == "ParamWrapper"
-        ),
-        None,
-    )
-    if tensors is not None:
-        raise CompatError(problem("E-METHOD-77", "method.targets", start=start, module=tensors))
     if start == "eva":
         return capped.told(start_from_rows(attach_peft(wrapped), wrapped, config.rank))
     if start == "loftq":
