@@ -114,6 +114,7 @@ def _train(
                 loop.prepare_reference(lambda: decided.start_of(plan, world))
                 reached.doing = "train.doing.learn"
                 loop.learn()
+            reached.look_at_experts(loop.stepper.policy.routing)
             if loop.progress.skipped_steps == made.schedule.total_steps:
                 raise TrainingError(problem("E-TRAIN-03"))
 

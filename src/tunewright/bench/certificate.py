@@ -258,7 +258,7 @@ def _oracle(
     dtype: str,
     values: Gradients,
     attention: str | None,
-    own_loss: bool,
+    own_loss: bool = True,
 ) -> tuple[Gradients, float]:
     """Gradients and loss of stock Transformers: one sample at a time, its own attention and its own
     loss, divided by the step's learnt tokens."""

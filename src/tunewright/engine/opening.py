@@ -22,7 +22,7 @@ import torch
 from tunewright import rewards
 from tunewright.core import compat
 from tunewright.core.config import BaseConfig, EngineConfig, RunConfig, Section
-from tunewright.core.errors import CompatError, ConfigError, ModelError, UsageError, problem
+from tunewright.core.errors import ConfigError, ModelError, UsageError, problem
 from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 from tunewright.core.seeds import stream_seed
@@ -410,17 +410,14 @@ def to_train(
         config.engine, loaded.causal, layout, world.device, world.dtype
     )
     stepper.policy.attention = world.attention
-    if routing.has_experts(loaded.causal):
-        weight = routing.weight_of(config.engine.balance, loaded.causal)
-        stepper.policy.routing = routing.Routing(loaded.causal, weight)
-    elif config.engine.balance is not None:
-        raise CompatError(
-            problem("E-COMPAT-91", "engine.balance", family=loaded.causal.config.model_type)
-        )
+    stepper.policy.routing = routing.watching(loaded.causal, config.engine.balance)
     schedule = make_schedule(config.engine, len(train), rate)
     equip(stepper, renderer, check)
+    engine = config.engine
+    if engine.balance is not None:  # routers below the lowest trained block must run as well
+        engine = engine.model_copy(update={"activation_cache": "off"})
     cache, world.reasons["engine.activation_cache"] = activation_cache.install(
-        stepper.policy, config.engine, [train, held_out], schedule.epochs, world.device, tell
+        stepper.policy, engine, [train, held_out], schedule.epochs, world.device, tell
     )
     return Ready(
         **vars(loaded), stepper=stepper, layout=layout, rate=rate, schedule=schedule, cache=cache

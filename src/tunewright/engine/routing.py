@@ -43,6 +43,17 @@ def weight_of(asked: float | str | None, causal: Any) -> float | None:
     return float(stated) if isinstance(stated, float) and stated > 0 else USUAL
 
 
+def watching(causal: Any, asked: float | str | None) -> Routing | None:
+    """What watches the routers of a model, None where it has no experts. Raises CompatError
+    (E-COMPAT-91) where a balancing loss is asked for all the same."""
+    if has_experts(causal):
+        return Routing(causal, weight_of(asked, causal))
+    if asked is not None:
+        family = causal.config.get_text_config().model_type
+        raise CompatError(problem("E-COMPAT-91", "engine.balance", family=family))
+    return None
+
+
 @dataclass
 class Routing:
     """Watches the routers of `causal` during passes. `weight`: of the load-balancing loss, None
@@ -116,6 +127,27 @@ class Routing:
         chosen = size_of(self.causal.config.get_text_config(), *PER_TOKEN) or 2
         loss = balancing_loss(kept, rows_T, chosen)
         return {TERM: (loss * rows_T.sum(), self.weight)}
+
+    def state(self) -> dict[str, list[float]]:
+        """The visits so far, for a checkpoint."""
+        return {name: counts.tolist() for name, counts in self.visits.items()}
+
+    def load_state(self, state: dict[str, list[float]]) -> None:
+        """The inverse of `state`."""
+        self.visits = {n: torch.tensor(c, dtype=torch.float64) for n, c in state.items()}
+
+    def found(self) -> dict[str, Any] | None:
+        """What a report says of the visits: layers, experts, the largest share of one expert, and
+        who was never visited. None where nothing was counted."""
+        shares = [float(v.max() / v.sum()) for v in self.visits.values() if float(v.sum())]
+        if not shares:
+            return None
+        return {
+            "layers": len(self.visits),
+            "experts": max(len(v) for v in self.visits.values()),
+            "largest_share": max(shares),
+            "unseen": self.unseen(),
+        }
 
     def unseen(self) -> dict[str, list[int]]:
         """For each layer of experts, those that no token visited; layers of which all were visited

@@ -158,9 +158,11 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What the next step needs to know besides weights and the optimiser's state."""
-        kept = {"objective": self.objective.state()} if self.objective.state else {}
-        scale = {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
-        return {**scale, **self.relief.state(), **kept}
+        own: dict[str, Any] = {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        own |= {"objective": self.objective.state()} if self.objective.state else {}
+        if self.policy.routing is not None:
+            own["visits"] = self.policy.routing.state()
+        return {**own, **self.relief.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
@@ -168,6 +170,8 @@ class Stepper:
         self.relief.load_state(state)
         if self.objective.load_state:
             self.objective.load_state(state["objective"])
+        if self.policy.routing is not None:
+            self.policy.routing.load_state(state.get("visits", {}))
 
     @contextlib.contextmanager
     def handed_out(self) -> Iterator[None]:

@@ -30,14 +30,18 @@ def rank_of(config: LowRankSection, model: Model) -> int:
     return config.expert_rank or max(1, config.rank // per_token(model.config))
 
 
-def require(config: LowRankSection, names: list[str], anatomy: Anatomy, kind: str) -> None:
+def require(
+    config: LowRankSection, names: list[str], anatomy: Anatomy, start: str, *, dora: bool
+) -> None:
     """Raise CompatError for what PEFT has no form of on tensors, and for a rank of experts where
-    none is chosen. `kind`: DoRA or a start other than zero, by name."""
+    none is chosen. `start`: PiSSA or another start than zero, by name."""
     tensors = [name for name in names if name in anatomy.parameters]
     wrong = []
     if config.expert_rank is not None and not any("expert" in name for name in tensors):
         wrong.append(problem("E-METHOD-91", "method.expert_rank", value=config.expert_rank))
-    for what in (kind, "dropout" if config.dropout else ""):
+    if tensors and start:
+        wrong.append(problem("E-METHOD-77", "method.targets", start=start, module=tensors[0]))
+    for what in ("DoRA" if dora else "", "dropout" if config.dropout else ""):
         if tensors and what:
             wrong.append(problem("E-METHOD-90", "method.targets", what=what, module=tensors[0]))
     raise_all(wrong, CompatError)

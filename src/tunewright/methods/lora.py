@@ -308,7 +308,7 @@ def _attach(
     import peft
 
     names = chosen_layers(config, model, anatomy, tensors=True)
-    experts.require(config, names, anatomy, start or ("dora" if dora else ""))
+    experts.require(config, names, anatomy, start, dora=dora)
     modules = [name for name in names if name not in anatomy.parameters]
     per_rank = 1.0 if start else 0.0 if rslora else 2.0
     ranks = ranks_of(config, model, names, anatomy, per_rank, experts.rank_of(config, model))
@@ -362,18 +362,6 @@ def _begun(wrapped: PeftModel, rank: int, start: str, niter: int | None) -> Atta
     is PEFT's own)."""
     if not start:
         return attach_peft(wrapped)
-    # PEFT takes some names for the tensors in which a family stores all its experts: what it puts
-    # there has no matrix to start from.
-    tensors = next(
-        (
-            name
-            for name, module in wrapped.named_modules()
-            if type(module).__name__ == "ParamWrapper"
-        ),
-        None,
-    )
-    if tensors is not None:
-        raise CompatError(problem("E-METHOD-77", "method.targets", start=start, module=tensors))
     if start == "eva":
         return start_from_rows(attach_peft(wrapped), wrapped, rank)
     if start == "loftq":

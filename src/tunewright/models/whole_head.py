@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tunewright.models.anatomy import body_of
 from tunewright.models.kernels.label_head import Head
+from tunewright.models.load import size_of
 
 ROWS = 3
 DIFFERS = 0.1
@@ -83,15 +84,15 @@ def _differs(causal: Any, plain: Head) -> bool:
     table = plain.weight
     if table.device.type == "meta" or table.ndim != 2:
         return False
-    hidden = torch.randn(ROWS, table.shape[1], generator=torch.Generator().manual_seed(0)).to(
-        table.device, table.dtype
-    )
     training = causal.training
     causal.eval()
     try:
-        whole, ours = WholeHead(causal)(hidden), plain.logits(hidden)
-    except (RuntimeError, TypeError, AttributeError, ValueError, KeyError, IndexError):
-        return False
+        whole = _logits(causal, table, table.shape[1])
+        if whole is None:
+            # A head that makes rows narrower first (RemBERT): its matrix does not fit them.
+            width = size_of(causal.config.get_text_config(), "hidden_size", "d_model")
+            return _logits(causal, table, width) is not None
+        ours = plain.logits(_rows(table, table.shape[1]))
     finally:
         causal.train(training)
     if whole.shape != ours.shape:
@@ -99,3 +100,16 @@ def _differs(causal: Any, plain: Head) -> bool:
     theirs, mine = (torch.log_softmax(z.float(), -1) for z in (whole, ours))
     # Far above what half precision rounds; another head is off by the size of the logits.
     return bool((theirs - mine).abs().mean() > DIFFERS * mine.std())
+
+
+def _rows(table: Tensor, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(ROWS, width, generator=generator).to(table.device, table.dtype)
+
+
+def _logits(causal: Any, table: Tensor, width: int) -> Tensor | None:
+    """What the model's own forward makes of random rows of a width; None where it cannot."""
+    try:
+        return WholeHead(causal)(_rows(table, width))
+    except (RuntimeError, TypeError, AttributeError, ValueError, KeyError, IndexError):
+        return None
