@@ -22,7 +22,7 @@ import torch
 from tunewright import rewards
 from tunewright.core import compat
 from tunewright.core.config import BaseConfig, EngineConfig, RunConfig, Section
-from tunewright.core.errors import ConfigError, ModelError, UsageError, problem
+from tunewright.core.errors import CompatError, ConfigError, ModelError, UsageError, problem
 from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 from tunewright.core.seeds import stream_seed
