@@ -144,7 +144,10 @@ def _rank_problems(run: RunConfig) -> list[Problem]:
     entry = methods.get(kind_of(run.method)) if run.method is not None else None
     if entry is not None and entry.facts.get("one_process"):
         found.append(_not_with("method.kind", entry.name, "engine.processes", "engine.processes=1"))
-    if shares and entry is not None and entry.facts.get("in_shares") is False:
+    whole = entry is not None and (
+        entry.facts.get("in_shares") is False or entry.facts.get("own_optimizer")
+    )
+    if shares and entry is not None and whole:
         found.append(_not_with("method.kind", entry.name, "engine.parallel: fsdp", DDP))
     if shares and run.base.bits is not None:
         found.append(_not_with("base.bits", run.base.bits, "engine.parallel: fsdp", DDP))

@@ -156,6 +156,10 @@ class MethodFacts(TypedDict, total=False):
     """It can stand on a base in few bits."""
     own_optimizer: bool
     """Its paper is about the update: it brings its optimiser."""
+    one_process: bool
+    """It sums up over the passes of a step, which several processes do not share."""
+    in_shares: bool
+    """False where it cannot lie in shares on several processes (`engine.parallel: fsdp`)."""
     leaves: str
     """`model`: a run leaves a whole model and no adapter."""
     needs_weights: bool
