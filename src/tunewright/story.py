@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunewright import track
 from tunewright.advise import fit
 from tunewright.advise.speed import measured_rates
 from tunewright.core import signals
@@ -79,6 +80,7 @@ def train(
                 device=world.device,
                 dtype=world.dtype,
             )
+            reached.trackers = track.start(plan.config.track, plan.out, tell)
 
             loop.heed()
             reached.doing = "train.doing.ask"

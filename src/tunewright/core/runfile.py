@@ -19,7 +19,7 @@ from tunewright.core.registry import AXES, objectives
 from tunewright.core.types import Objective
 from tunewright.core.words import say
 
-WHOLE = ("data.columns", "data.mixing", "method.options", "objective.reward")
+WHOLE = ("data.columns", "data.mixing", "method.options", "objective.reward", "track")
 """Keys whose value is a mapping with keys of its own."""
 DEFAULT_KINDS = {"method": "lora", "objective": "sft"}
 BATCH_PARTS = {"gradient_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"}
@@ -471,4 +471,5 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
         section = getattr(config, axis)
         out[axis] = {"kind": kind_of(section), **section.model_dump()}
     order = ["model", "adapter", "data", "base", "method", "objective", "engine", "out", "probes"]
-    return {key: out[key] for key in order} | ({"gate": config.gate} if config.gate else {})
+    more = {key: out[key] for key in ("gate", "track") if out[key]}
+    return {key: out[key] for key in order} | more
