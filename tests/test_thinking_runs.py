@@ -21,6 +21,7 @@ from tunewright.core.types import ROW_KINDS, Message
 from tunewright.data.inspecting import inspect
 from tunewright.evaluate.scoring import evaluate_target
 from tunewright.serve.answering import open_target
+from tunewright.story import train
 
 EMPTY = "<think>\n\n</think>\n\n"
 
@@ -74,6 +75,13 @@ def test_a_run_of_answers_alone_is_asked_and_measured_without_thinking(model, tm
     assert any("12 rows have no thoughts" in line for line in "\n".join(tell.lines).splitlines())
     report = json.loads((run.folder / "data_report.json").read_text())["thinking"]
     assert report["asked"] is False and report["empty_not_learnt"] == 12
+    assert report["chosen"] == {"answer_form": 12}
+    assert any("data think" in line for line in "\n".join(tell.lines).splitlines())
+    summary = json.loads((run.folder / "summary.json").read_text())
+    left = summary["reasoning"]
+    assert left["skipped"] is None and left["asked"] >= 4 and left["most_tokens"] >= 96
+    assert {"share", "thought_tokens", "right"} <= left["before"].keys() & left["after"].keys()
+    assert len((run.folder / "reasoning.jsonl").read_text().splitlines()) == left["asked"]
     tokenizer = AutoTokenizer.from_pretrained(model)
     question = [{"role": "user", "content": "what is 3"}]
     off, on = (
@@ -132,7 +140,7 @@ def test_a_run_with_thoughts_is_asked_with_thinking_and_one_that_leaves_them_out
 ):
     data = rows_in(tmp_path / "rows.json", True)
     for mode, ending in (("auto", "assistant\n"), ("off", f"assistant\n{EMPTY}")):
-        run = trained(model, data, tmp_path / mode, thinking=mode)
+        run = trained(model, data, tmp_path / mode, thinking=mode, forgetting="off")
         answerer = open_target(str(run.folder), Quiet(), dtype="float32")
         assert answerer.renderer.decode(
             answerer.renderer.prompt([Message("user", "what is 3")])
@@ -206,3 +214,46 @@ def test_a_run_whose_groups_never_differ_says_that_nothing_was_learnt(objective,
     )
     assert run.summary["groups_without_difference"] == 1
     assert any("nothing was learnt from the rewards" in line for line in tell.lines)
+
+
+def test_a_run_in_channels_with_an_effort_is_asked_with_it(tmp_path):
+    folder = story.model_folder(tmp_path / "model", "qwen2", vocab_size=512)
+    families.tokenizer_of("harmony", families.MARKED).save_pretrained(str(folder))
+    turns = [
+        {"role": "user", "content": "what is 3"},
+        {"role": "assistant", "content": "lamp", "thinking": "hm"},
+    ]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([{"messages": turns}] * 4), encoding="utf-8")
+    given = {
+        "model": str(folder),
+        "data.train": str(data),
+        "data.held_out": 0,
+        "data.template_arguments.reasoning_effort": "high",
+        "out": str(tmp_path / "run"),
+        "engine.steps": 1,
+        "engine.dtype": "float32",
+        "engine.threads": 1,
+        "probes": 1,
+        "forgetting": "off",
+    }
+    run = train(parse_run(given, {}), tell=Quiet())
+    report = json.loads((run.folder / "data_report.json").read_text())
+    assert report["thinking"]["template_arguments"] == {"reasoning_effort": "high"}
+    assert report["thinking"]["chosen"] == {"learnt": 4} and report["rendering"]["holds"]
+    pieces = {one["learnt"]: one["text"] for one in report["example"]["pieces"]}
+    assert pieces[True].startswith("<|channel|>analysis<|message|>hm<|end|>")
+    opened = open_target(str(run.folder), Quiet(), dtype="float32", think=False)
+    asked = opened.renderer.decode(opened.renderer.prompt([Message("user", "what is 3")]))
+    assert "Reasoning: high" in asked and asked.endswith("<|channel|>final<|message|>")
+
+
+def test_template_arguments_beside_running_text_alone_are_refused():
+    given = {
+        "model": "m",
+        "data.train": "rows.json",
+        "data.template_arguments": {"x": 1},
+        "objective.kind": "pretrain",
+    }
+    found = compat.problems(parse_run(given, {}).config)
+    assert [(p.code, p.where) for p in found] == [("E-COMPAT-12", "data.template_arguments")]

@@ -69,15 +69,18 @@ STEPS = [f"so it is\n{a}" for a in ANSWERS]
 DRAWS = {"conversation": [], "preference": [], "judged": [], "prompt": []}
 """A run that draws its answers learns nothing of the rows but the question."""
 PAIRS = {"preference": [*ANSWERS, *REJECTED]}
+JUDGED = {"judged": ANSWERS, **PAIRS}
 LEARNT: dict[str, dict[str, list[str]]] = {
     "sft": {"conversation": ANSWERS, "text": WHOLE},
     "distill": {"conversation": ANSWERS, "text": WHOLE},
     "gkd": {"conversation": ANSWERS},
     "pretrain": {"text": WHOLE},
     **dict.fromkeys(("dpo", "ipo", "cpo", "orpo", "simpo", "reward"), PAIRS),
-    "kto": {"judged": ANSWERS, "preference": PAIRS["preference"]},
+    **dict.fromkeys(("kto", "bco"), JUDGED),
     "process_reward": {"stepwise": STEPS},
-    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "ppo"), DRAWS),
+    **dict.fromkeys(
+        ("grpo", "dr_grpo", "rloo", "reinforce", "ppo", "online_dpo", "rejection"), DRAWS
+    ),
 }
 """Objective -> kind of rows it takes -> what is learnt of the rows above, by hand from the papers:
 every other kind is refused."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ OURS: dict[str, Row] = {
     "pretrain": Row(),
     "distill": Row(TEACHER),
     "gkd": Row(TEACHER, likelihood=False),
-    **{name: Row() for name in ("orpo", "simpo", "kto", "process_reward")},
+    **{name: Row() for name in ("orpo", "simpo", "kto", "bco", "process_reward")},
     "dpo": Row({"sft_weight": 0.3, "label_smoothing": 0.1}),
     "ipo": Row(),
     "cpo": Row(),
@@ -64,7 +64,9 @@ OURS: dict[str, Row] = {
     "grpo": Row({**REWARD, "beta": 0.2, "weigh_kl": True}),
     "dr_grpo": Row(REWARD),
     "rloo": Row(REWARD),
+    "online_dpo": Row(REWARD),
     "reinforce": Row(REWARD),
+    "rejection": Row({**REWARD, "threshold": 0.2}),
 }
 ROWS = rows("OBJECTIVES", Row, OURS)
 every_name = pytest.mark.parametrize("name", list(ROWS))
@@ -96,6 +98,8 @@ ROLES = {"preference": ("chosen", "rejected"), "judged": ("good",), "stepwise": 
 def samples_for(objective: Objective, kind: str, seed: int = 0, count: int = 6) -> list[Sample]:
     """As the data room makes them; rows of several weights. Answers that were drawn are judged."""
     draw, found = random.Random(seed), []
+    if objective.rollouts is not None and objective.rollouts.pair is not None:
+        count *= 2
     for i in range(count):
         weight = (1.0, 0.5, 2.0)[i % 3]
         prompt = words(draw, draw.randrange(2, 5))
@@ -112,6 +116,8 @@ def samples_for(objective: Objective, kind: str, seed: int = 0, count: int = 6) 
         found.append(Sample(branches, i, Origin("rows.jsonl", i + 1, i + 1), weight, facts))
     if objective.rollouts is not None:
         judge(objective, found, draw)
+        if objective.rollouts.pair is not None:
+            found = pairs_of(objective.rollouts.pair, found)
     if objective.companions is not None:
         list(objective.companions(found, None))
     if objective.prepare is not None:
@@ -133,7 +139,14 @@ def judge(objective: Objective, samples: list[Sample], draw: random.Random) -> N
     figures = objective.rollouts.judge(groups)
     assert all(math.isfinite(total) and n >= 1 for total, n in figures.values())
     for e in groups[0] + groups[1]:
-        assert e.advantage is not None and len(e.advantage) == e.num_tokens
+        if objective.rollouts.pair is None:
+            assert e.advantage is not None and len(e.advantage) == e.num_tokens
+
+
+def pairs_of(pair: Callable[[list[Sample]], Sample | None], answers: list[Sample]) -> list[Sample]:
+    """What is learnt of two answers each to the same prompt."""
+    made = [pair(answers[i : i + 2]) for i in range(0, len(answers), 2)]
+    return [sample for sample in made if sample is not None]
 
 
 # ---- what a pass gives

@@ -46,6 +46,7 @@ OURS: dict[str, Row] = {
     "contains": Row("It is Paris.", "Rome", facts={"answer": "Paris"}),
     "regex": Row("in 1984", "in May", facts={"pattern": r"\d{4}"}),
     "numeric": Row("so 42", "so 41", facts={"answer": 42}),
+    "reaches": Row("so 42", "so 41", facts={"answer": 42}),
     "json_schema": Row("[1, 2]", '{"a": 1}', facts={"schema": {"type": "array"}}),
     "format": Row("<think>why</think><answer>42</answer>", "42", {"partial": True}),
     "length": Row("just right", "w " * 90, {"unit": "words", "min": 1, "max": 5, "slope": 5}),

@@ -18,7 +18,7 @@ from tunewright.engine.optim import JoinedOptimizer, make_optimizer
 from tunewright.engine.state import load_optimizer_tensors, optimizer_tensors
 
 RATE = 1e-2
-RULES = ["adamw", "adafactor", "muon", "adamw_8bit"]
+RULES = ["adamw", "adafactor", "muon", "adamw_8bit", "lion", "adamw_schedule_free", "adam_mini"]
 
 
 def needs(rule: str) -> None:
@@ -410,6 +410,8 @@ def test_moments_are_those_that_are_given() -> None:
         ({"engine.least_rate": 0.1, "engine.schedule": "constant"}, "engine.least_rate"),
         ({"engine.betas": [0.9, 0.95], "engine.optimizer": "adafactor"}, "engine.betas"),
         ({"engine.epsilon": 1e-6, "method.kind": "galore"}, "engine.epsilon"),
+        ({"engine.epsilon": 1e-6, "engine.optimizer": "lion"}, "engine.epsilon"),
+        ({"engine.rates": {"embedding": 0.1}, "method.kind": "apollo"}, "engine.rates"),
     ],
 )
 def test_a_key_that_would_do_nothing_is_refused(more: dict[str, Any], key: str) -> None:

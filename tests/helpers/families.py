@@ -274,6 +274,35 @@ SMOLLM3_SWITCH = (
     "{%- else -%}{{- '<|im_start|>' + m.role + '\n' + m.content -}}{%- endif -%}{{- '<|im_end|>\n' -}}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' + ('' if on else '<think>\n\n</think>\n') -}}{%- endif -%}"
 )
+# Channels: a thought in a field of its own goes to `analysis`, of the last answer only, which alone
+# ends with <|return|>. The effort is an argument; nothing switches thinking off. Of the shape of
+# gpt-oss's template (a first message of the system that the template writes, then the developer's).
+HARMONY = (
+    "{{- '<|start|>system<|message|>You are a helpful model.\nReasoning: ' + (reasoning_effort if reasoning_effort is defined else 'medium')"
+    " + '\n\n# Valid channels: analysis, commentary, final.<|end|>' -}}"
+    "{%- set turns = messages -%}{%- if messages[0].role in ('system', 'developer') -%}"
+    "{{- '<|start|>developer<|message|># Instructions\n\n' + messages[0].content + '<|end|>' -}}{%- set turns = messages[1:] -%}{%- endif -%}"
+    "{%- for m in turns -%}{%- if m.role == 'assistant' -%}"
+    "{%- if '<|channel|>' in m.content -%}{{- raise_exception('Put analysis messages into the field thinking.') -}}{%- endif -%}"
+    "{%- if m.tool_calls -%}{%- if m.thinking and m.content -%}{{- raise_exception('Both content and thinking beside a tool call.') -}}{%- endif -%}"
+    "{%- if m.thinking -%}{{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' -}}{%- endif -%}"
+    "{%- set call = m.tool_calls[0].function -%}"
+    "{{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' + call.arguments | tojson + '<|call|>' -}}"
+    "{%- elif loop.last and not add_generation_prompt -%}{%- if 'thinking' in m -%}"
+    "{{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' -}}{%- endif -%}"
+    "{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|return|>' -}}"
+    "{%- else -%}{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' -}}{%- endif -%}"
+    "{%- elif m.role == 'tool' -%}{{- '<|start|>functions.' + (m.name or 'tool') + ' to=assistant<|channel|>commentary<|message|>' + m.content | tojson + '<|end|>' -}}"
+    "{%- else -%}{{- '<|start|>user<|message|>' + m.content + '<|end|>' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}"
+)
+# Marks of its own, which are special tokens, around a thought from a field; every answer may show
+# one.
+OWN_MARKS = (
+    "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' -}}"
+    "{%- if m.role == 'assistant' and m.reasoning_content -%}{{- '<seed:think>' + m.reasoning_content + '</seed:think>' -}}{%- endif -%}"
+    "{{- m.content + '<|im_end|>' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
 LLAMA3_TOKENS = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -443,6 +472,24 @@ THINKING = {
         added=THOUGHTS,
     ),
     "smollm3": Family(SMOLLM3_SWITCH, IM, None, "<|im_end|>", "<|im_end|>", added=THOUGHTS),
+}
+
+# Templates that take a thought in a field of its own and write other marks around it.
+CHANNELS = (
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|return|>",
+    "<|start|>",
+    "<|end|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|call|>",
+)
+MARKED = {
+    "harmony": Family(HARMONY, CHANNELS, "<|startoftext|>", "<|return|>", "<|return|>", tools=True),
+    "own_marks": Family(
+        OWN_MARKS, (*IM, "<seed:think>", "</seed:think>"), None, "<|im_end|>", "<|im_end|>"
+    ),
 }
 
 

@@ -30,6 +30,12 @@ TEXT = "<plan>a small model 3</plan> what is it?"
 METHODS: dict[str, dict[str, Any]] = {
     "new_tokens": {"method.kind": "new_tokens", "method.tokens": WORDS},
     "lora": {"method.kind": "lora", "method.rank": 4, "method.new_tokens": WORDS},
+    "whole": {
+        "method.kind": "lora",
+        "method.rank": 4,
+        "method.new_tokens": WORDS,
+        "method.modules_to_save": ["embedding"],
+    },
 }
 BASES = {
     "tied": {"tie_word_embeddings": True}, "untied": {"tie_word_embeddings": False},
@@ -130,6 +136,8 @@ SHOWN = [
     ("untied", "new_tokens"),
     ("tied, padded", "new_tokens"),
     ("untied, padded", "lora"),
+    ("tied", "whole"),
+    ("untied", "whole"),
 ]
 
 

@@ -130,6 +130,7 @@ class Models:
         attached = tiny.attach_all(model)
         stepper = tiny.make_stepper(model, attached, layout=layout)
         stepper.objective, stepper.policy.spread = objective, objective.spread
+        stepper.policy.asks = objective.asks
         use_layout(start, layout)
         if objective.reference:
             store = ReferenceStore({})
@@ -208,9 +209,58 @@ def test_sft(tmp_path: Path, smoothing: float, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_sft_that_weighs_tokens_by_their_own_probability(tmp_path: Path, layout: str) -> None:
+    m = Models()
+    args = trl.SFTConfig(**settings_of(tmp_path, loss_type="dft"))
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pair_rows()]
+    trainer = trl.SFTTrainer(
+        m.theirs()[0], args=args, train_dataset=dataset(rows), processing_class=m.tokenizer
+    )
+    batch = first_batch(trainer)
+    samples = [
+        Sample([branch(ids, labels != -100)], i)
+        for i, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True))
+    ]
+    agree(m.ours("sft", {"loss": "dft"}, samples, layout), their_loss(trainer, batch))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (
+            {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+            {"loss": ["sigmoid", "bco_pair"], "loss_weights": [0.8, 0.2], "sft_weight": 1.0},
+        ),
+        ({"loss_type": ["hinge", "ipo"]}, {"loss": ["hinge", "ipo"]}),
+        ({"loss_type": ["sigmoid"], "use_weighting": True}, {"wpo": True}),
+        (
+            {"loss_type": ["ipo", "nca_pair"], "loss_weights": [0.5, 2.0], "use_weighting": True},
+            {"loss": ["ipo", "nca_pair"], "loss_weights": [0.5, 2.0], "wpo": True},
+        ),
+    ],
+)
+def test_dpo_that_mixes_losses_or_weighs_pairs(
+    tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
+    m = Models()
+    model, start = m.theirs()
+    trainer = trl.DPOTrainer(
+        model,
+        ref_model=start,
+        args=trl.DPOConfig(**settings_of(tmp_path, **theirs)),
+        train_dataset=dataset(pair_rows()),
+        processing_class=m.tokenizer,
+    )
+    batch = first_batch(trainer)
+    pairs = _pairs_of(batch["input_ids"], batch["completion_mask"])
+    agree(m.ours("dpo", ours, pairs), their_loss(trainer, batch))
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize(
     ("loss", "settings"),
     [
+        ("bco_pair", {}), ("discopop", {}), ("sigmoid_norm", {"beta": 2.0}),
         ("sigmoid", {}), ("hinge", {"beta": 0.4}), ("ipo", {"beta": 0.2}), ("robust", {"label_smoothing": 0.1}), ("sigmoid", {"beta": 0.3}),
         ("exo_pair", {"label_smoothing": 0.1}), ("nca_pair", {}), ("sppo_hard", {"beta": 0.5}), ("apo_zero", {}), ("apo_down", {}),
     ],

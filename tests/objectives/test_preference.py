@@ -219,7 +219,16 @@ def test_how_the_step_is_cut_changes_nothing(kind: str, settings: dict[str, Any]
             assert float((other[name] - g).norm()) <= 1e-5 * float(g.norm()) + 1e-9, name
 
 
-@pytest.mark.parametrize(("kind", "settings"), VARIANTS)
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *VARIANTS,
+        ("dpo", {"loss": "bco_pair"}),
+        ("dpo", {"loss": "discopop"}),
+        ("dpo", {"loss": "sigmoid_norm"}),
+        ("dpo", {"loss": ["sigmoid", "hinge"], "wpo": True}),
+    ],
+)
 def test_extreme_log_probabilities_stay_finite(kind: str, settings: dict[str, Any]) -> None:
     entry = objectives.get(kind)
     assert entry is not None
@@ -229,7 +238,7 @@ def test_extreme_log_probabilities_stay_finite(kind: str, settings: dict[str, An
         logprob = torch.tensor([chosen] * 4 + [rejected] * 6, requires_grad=True)
         output = SimpleNamespace(
             logprob=logprob, weight=torch.ones(10), branch=torch.tensor([0] * 4 + [1] * 6), branch_sample=[0, 0], samples=[sample],
-            reference=torch.zeros(2, dtype=torch.float64), figures={},
+            reference=torch.zeros(2, dtype=torch.float64), figures={}, facts={"log_sum_of_squares": torch.zeros(10)},
         )  # fmt: skip
         loss = sum(coefficient * total for total, coefficient in objective.terms(output).values())
         loss.backward()

@@ -191,8 +191,9 @@ def test_many_at_once_come_out_as_one_at_a_time(name, mode):
 
 
 @pytest.mark.parametrize("name", THINKING)
-def test_an_empty_thought_that_the_row_brings_is_the_templates_to_write(name):
-    renderer = renderer_of(name)
+@pytest.mark.parametrize("mode", ["auto", "learn", "keep", "off"])
+def test_an_empty_thought_that_the_row_brings_is_the_templates_to_write(name, mode):
+    renderer = renderer_of(name, mode=mode)
     brought, plain = (
         renderer.render(dialogue("<think>\n\n</think>\n\nA lamp.")),
         renderer.render(dialogue("A lamp.")),
@@ -241,3 +242,35 @@ def test_an_answer_of_thoughts_alone_cannot_be_learnt_without_them():
 
     with pytest.raises(CannotRender, match="only_thoughts"):
         renderer_of("qwen3", mode="off").render(dialogue("<think>\nhm\n</think>"))
+
+
+SPANS = {
+    # per family: the learnt texts of a dialogue of two answers with thoughts, `auto`
+    "qwen3": ["one.<|im_end|>", "<think>\nhm so\n</think>\n\ntwo.<|im_end|>"],
+    "qwen3_thinking": ["one.<|im_end|>", "hm so\n</think>\n\ntwo.<|im_end|>"],
+    "qwen3.5": ["one.<|im_end|>", "hm so\n</think>\n\ntwo.<|im_end|>"],
+    "qwen3.5_small": ["one.<|im_end|>", "hm so\n</think>\n\ntwo.<|im_end|>"],
+    "glm4.5": ["\none.<|user|>", "\n<think>hm so</think>\ntwo.<|endoftext|>"],
+    "glm4.7": ["one.<|user|>", "hm so</think>two.<|endoftext|>"],
+    # The template cuts behind </think> and nothing else.
+    "r1_distill": ["\n\none.<|finish|>", "hm so\n</think>\n\ntwo.<|finish|>"],
+    "smollm3": [
+        "<think>\nhm so\n</think>\n\none.<|im_end|>",
+        "<think>\nhm so\n</think>\n\ntwo.<|im_end|>",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", THINKING)
+@pytest.mark.parametrize("mode", ["auto", "learn", "keep", "off"])
+def test_every_learnt_span_of_two_turns_with_thoughts(name, mode):
+    renderer = renderer_of(name, mode=mode)
+    rendered = renderer.render(dialogue(THOUGHT + "one.", THOUGHT + "two."))
+    said = [learnt(renderer, rendered, k) for k in range(2)]
+    wanted = SPANS[name]
+    if mode in ("keep", "off"):
+        glue = "\n" if name == "glm4.5" and mode == "off" else ""
+        first = wanted[0].replace(THOUGHT, "")
+        wanted = [first, f"{glue}two.{THINKING[name].stop}"]
+        said[0], wanted[0] = said[0].lstrip(), wanted[0].lstrip()
+    assert said == wanted

@@ -120,6 +120,7 @@ def certify(
     dtypes: tuple[str, ...] = ("float64", "float32"),
     rows_per_pass: tuple[int, ...] = (1 << 30, 64, 1),
     layout: str = "tree",
+    attention: str = "blocks",
     oracle_attention: str | None = None,
     seed: int = 0,
 ) -> Certificate:
@@ -148,7 +149,7 @@ def certify(
         limits = {name: _limit(dtype, oracle[name], truth[name]) for name in oracle}
         found.loss_gap[dtype] = 0.0
         for rows, ours, report in _engine(
-            build, attach, samples, dtype, noise, rows_per_pass, layout
+            build, attach, samples, dtype, noise, rows_per_pass, layout, attention
         ):
             found.physical_rows[rows], found.passes[rows] = report.physical_rows, report.passes
             found.loss_gap[dtype] = max(
@@ -190,7 +191,7 @@ def _random_values(build: Build, attach: Attach, seed: int) -> Gradients:
     for name, p in _trainable(attach(build("float32"))).items():
         spread = float(p.detach().std()) if p.numel() > 1 else 0.0
         values[name] = (
-            p.detach() + torch.randn(p.shape) * (0.5 * spread if spread > 0 else NOISE)
+            p.detach().cpu() + torch.randn(p.shape) * (0.5 * spread if spread > 0 else NOISE)
         ).float()
     return values
 
@@ -268,8 +269,8 @@ def _oracle(
             labels = torch.full((1, len(branch.tokens)), -100)
             labels[0, branch.learnt] = torch.tensor([branch.tokens[i] for i in branch.learnt])
             out = attached.model(
-                input_ids=torch.tensor([branch.tokens]),
-                labels=labels,
+                input_ids=torch.tensor([branch.tokens], device=causal.device),
+                labels=labels.to(causal.device),
                 num_items_in_batch=learnt,
                 use_cache=False,
             )
@@ -301,6 +302,7 @@ def _engine(
     values: Gradients,
     rows_per_pass: tuple[int, ...],
     layout: str,
+    attention: str,
 ) -> Iterator[tuple[int, Gradients, Any]]:
     """(rows_per_pass, gradients, step report) of our engine as a run uses it, for every way of
     cutting the step."""
@@ -327,6 +329,7 @@ def _engine(
             None,
             0,
         )
+        stepper.policy.attention = attention
         for rows in rows_per_pass:
             stepper.rows_per_pass = rows
             report = stepper.gradients(list(samples))
@@ -357,6 +360,7 @@ def bench_certificate(
     dtypes: tuple[str, ...] = ("float64", "float32"),
     count: int = 6,
     layout: str = "tree",
+    attention: str = "blocks",
 ) -> Certificate:
     """The certificate on the user's own model and data: a few short samples, one pass and one
     sample a pass. Works on models it loads itself.
@@ -385,4 +389,5 @@ def bench_certificate(
         dtypes=dtypes,
         rows_per_pass=(1 << 30, 1),
         layout=layout,
+        attention=attention,
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tunewright.cli.speaking import JsonFlag, print_json, speaks
+from tunewright.cli.speaking import JsonFlag, TrustFlag, print_json, speaks
 from tunewright.core.words import say
 
 data_app = typer.Typer(help=say("cli.data_app"), no_args_is_help=True, rich_markup_mode=None)
@@ -157,6 +157,87 @@ def data_show(
 
         write_row_page(html, found, Path(file).name)
         print(say("check.page.written", file=html), file=sys.stderr)
+
+
+@data_app.command("think", help=say("cli.data.think"))
+@speaks
+def data_think(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=say("cli.data.think.model"))],
+    rows: Annotated[str, typer.Argument(metavar="ROWS", help=say("cli.check.file"))],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help=say("cli.data.think.out"))],
+    draws: Annotated[int, typer.Option(min=1, help=say("cli.data.think.draws"))] = 4,
+    match: Annotated[
+        Literal["auto", "exact", "numeric", "contains"],
+        typer.Option(help=say("cli.data.think.match")),
+    ] = "auto",
+    rewards: Annotated[
+        str | None, typer.Option(metavar="KIND,...", help=say("cli.data.think.rewards"))
+    ] = None,
+    reward_code: Annotated[
+        Path | None, typer.Option("--reward-code", metavar="FILE.py", help=say("cli.reward_code"))
+    ] = None,
+    hint: Annotated[bool, typer.Option("--hint/--no-hint", help=say("cli.data.think.hint"))] = True,
+    drawn_answers: Annotated[
+        bool, typer.Option("--drawn-answers", help=say("cli.data.think.drawn_answers"))
+    ] = False,
+    drop_rest: Annotated[
+        bool, typer.Option("--drop-rest", help=say("cli.data.think.drop_rest"))
+    ] = False,
+    temperature: Annotated[float, typer.Option(help=say("cli.data.think.temperature"))] = 0.7,
+    top_p: Annotated[float, typer.Option(help=say("cli.data.think.top_p"))] = 0.95,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help=say("cli.data.think.max_new_tokens"))
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help=say("cli.evaluate.limit"))] = None,
+    system: Annotated[str | None, typer.Option(help=say("cli.data.think.system"))] = None,
+    seed: Annotated[int, typer.Option(help=say("cli.evaluate.seed"))] = 0,
+    data_format: Annotated[str, typer.Option("--format", help=say("cli.check.format"))] = "auto",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="OURS=THEIRS", help=say("cli.check.columns")),
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option("--data-dir", help=say("cli.data_dir"))] = None,
+    dtype: Annotated[str | None, typer.Option(help=say("cli.dtype"))] = None,
+    force: Annotated[bool, typer.Option("--force", help=say("cli.data.convert.force"))] = False,
+    trust_code: TrustFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Think."""
+    from tunewright.commands.thoughts.made import How
+    from tunewright.commands.thoughts.think import think
+    from tunewright.core.runfile import columns_of
+    from tunewright.rewards import allowing
+
+    how = How(
+        draws=draws,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        match=match,
+        rewards=rewards,
+        hint=hint,
+        keep_answer=not drawn_answers,
+        keep_rest=not drop_rest,
+        seed=seed,
+    )
+    with allowing(reward_code):
+        made = think(
+            model,
+            rows,
+            out,
+            how,
+            data_format=data_format,
+            columns=columns_of(columns),
+            data_dir=data_dir,
+            limit=limit,
+            system=system,
+            dtype=dtype,
+            force=force,
+        )
+    if as_json:
+        print_json(made.as_dict())
+    else:
+        print("\n".join(made.lines()))
 
 
 def _data_config(file: str, columns: list[str] | None, **keys: Any) -> Any:

@@ -129,7 +129,9 @@ def _steps_of(made: dict[str, Any]) -> list[dict[str, Any]]:
 
 def planned(tuned: Tuned, wanted: float) -> Plan:
     """Bits of every matrix and how many blocks go. Raises UsageError for a size out of reach."""
-    model: Any = load.load_model(tuned.trained if tuned.whole else tuned.base, dtype="float32")
+    model: Any = load.load_model(
+        tuned.trained if tuned.whole else tuned.base, dtype="float32", base=tuned.held
+    )
     found = anatomy.of(model)
     sizes = {n: prod(model.get_submodule(n).weight.shape) for n in _fitting(model, found.linear)}
     total = _plain_bytes(tuned)

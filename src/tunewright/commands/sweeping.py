@@ -33,6 +33,7 @@ from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 from tunewright.record import folder as run_folder
 from tunewright.report.sweep import write_sweep_report
+from tunewright.run import launching
 
 RECORD, BEST, RUNS = "sweep.json", "best.yaml", "trials"
 SAMPLERS = ("auto", "grid", "tpe", "random")
@@ -387,14 +388,17 @@ def _run(sweep: Sweep, trial: Trial, tell: Tell) -> None:
         )
     )
     trial.measured = _measured_before(folder)
-    on = [_Pruner(sweep, trial)]
+    given = {**settings_of(sweep, trial.params), "out": str(folder)}
+    where = dict.fromkeys(given, say("sweep.where", number=trial.number + 1))
     try:
+        parsed = parse_run(given, where)
+        # Several processes tell no callback of this one, so none of their runs is stopped early.
+        on = [] if launching.count(parsed) > 1 else [_Pruner(sweep, trial)]
         if (folder / "run.yaml").is_file():
             finished = story.resume_run(folder, tell=tell, on=on)
         else:
-            given = {**settings_of(sweep, trial.params), "out": str(folder)}
-            where = dict.fromkeys(given, say("sweep.where", number=trial.number + 1))
-            finished = story.train(parse_run(given, where), tell=tell, on=on)
+            finished = story.train(parsed, tell=tell, on=on)
+        trial.measured = _measured_before(folder)
         trial.status, trial.reason = _how(folder), ""
         trial.value, trial.steps = _value(sweep, finished.summary), finished.summary["steps"]
     except Interrupted:

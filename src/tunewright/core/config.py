@@ -8,9 +8,9 @@ answered with ours and the converted value, and all problems come in one message
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -65,9 +65,18 @@ class DataConfig(Section):
     token."""
     system: str | None = None
     """A system prompt for rows that have none."""
+    template: str | None = None
+    """A chat template of your own: a Jinja file, or `chatml`. It is saved with the result, so that
+    whoever asks the model uses it. Default: the model's own, or a plain one where it has none."""
+    turns: Literal["all", "last", "last_round"] = "all"
+    """Which of the assistant's turns of a dialogue are learnt: all; the last; last_round: all after
+    the last question, with the calls of tools among them."""
     thinking: Literal["auto", "learn", "keep", "off"] = "auto"
     """What to do with thoughts before answers: learn them; keep them (shown, not learnt); off
     (removed). auto: learn, and rows without thoughts in the template's non-thinking form."""
+    template_arguments: dict[str, Any] = {}
+    """Further arguments of the model's chat template, for example {reasoning_effort: high};
+    training and asking use the same. One that the template does not read is refused."""
     good_only: bool = False
     """Use only the chosen answer of pairs and the good ones of judged answers, as dialogues, so
     that sft can learn from them. Default: sft refuses such rows."""
@@ -103,6 +112,33 @@ class DataConfig(Section):
         return value
 
 
+class RotaryConfig(Section):
+    """Rotary scaling: the base reads more tokens than it was trained on."""
+
+    kind: Literal["linear", "dynamic", "yarn", "llama3"]
+    """linear stretches all positions alike; dynamic only where a text is longer than the context;
+    yarn stretches slow turns and leaves fast ones, and needs the least training; llama3 is Llama
+    3.1's form of it."""
+    factor: Annotated[float, Field(gt=1)] | Literal["auto"] = "auto"
+    """How many times the context the base had: 4 makes 8,192 of 2,048. auto: as often as
+    `data.max_tokens` needs, and no scaling where it fits already."""
+    original: int | None = Field(default=None, gt=1)
+    """Tokens that the base was trained on. Default: what its configuration says."""
+    attention_factor: float | None = Field(default=None, gt=0)
+    """With yarn: factor on the attention's logits. Default: as the paper has it, from `factor`."""
+    beta_fast: float | None = Field(default=None, gt=0)
+    """With yarn: turns over the context from which a frequency stays as it is. Default: 32."""
+    beta_slow: float | None = Field(default=None, gt=0)
+    """With yarn: turns below which a frequency is stretched in full. Default: 1."""
+
+    @model_validator(mode="after")
+    def _of_yarn(self) -> RotaryConfig:
+        given = (self.attention_factor, self.beta_fast, self.beta_slow)
+        if self.kind != "yarn" and any(value is not None for value in given):
+            raise ValueError("attention_factor, beta_fast and beta_slow need kind: yarn")
+        return self
+
+
 class BaseConfig(Section):
     """How the frozen base is held."""
 
@@ -118,6 +154,9 @@ class BaseConfig(Section):
     block: Literal[16, 32, 64] = 16
     """Weights that share one scale in nf4. 64 is QLoRA's and takes 4.13 bits per weight; 16 takes
     4.5 and preserves much more of a small model's quality."""
+    rotary: RotaryConfig | None = None
+    """Read longer texts than the base was trained on, such as {kind: yarn, factor: 4}. Kept with
+    what is trained."""
 
     @property
     def number_type(self) -> str | None:
@@ -168,9 +207,17 @@ class EngineConfig(Section):
     """What AdamW adds to the root of the second moment; null: 1e-8."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; null: no clipping."""
-    optimizer: Literal["adamw", "adafactor", "adamw_8bit", "muon"] = "adamw"
+    optimizer: Literal[
+        "adamw", "adafactor", "adamw_8bit", "muon", "lion", "adamw_schedule_free", "adam_mini"
+    ] = "adamw"
     """The update rule. adafactor keeps almost no state; adamw_8bit (bitsandbytes) a quarter of
-    AdamW's; muon is for matrices, with AdamW for the rest."""
+    AdamW's; lion and adam_mini half; muon is for matrices, with AdamW for the rest;
+    adamw_schedule_free needs no falling rate, because the mean of its steps is handed out."""
+    rates: dict[str, float] = {}
+    """Parts that learn faster or slower: a role (embedding, head, norm, attention.query, mlp), a
+    side of LoRA (lora_a, lora_b), bias, or a module's name, each with the factor on the learning
+    rate, such as {embedding: 0.1, lora_b: 16}. 0 is not allowed: choose what trains by the
+    method."""
     neftune: float | None = Field(default=None, gt=0)
     """Strength of uniform noise on the input embeddings during training (5 is usual); null:
     none."""
@@ -185,6 +232,14 @@ class EngineConfig(Section):
     """dtype of the computation; auto measures this processor and says what it found."""
     layout: Literal["auto", "tree", "padded"] = "auto"
     """tree computes shared prefixes once; padded puts one sample in a row."""
+    offload: Literal["auto", "none", "optimizer", "activations", "all"] = "auto"
+    """What lies elsewhere until it is needed: the optimiser's state, what the blocks keep for their
+    backward pass, or both. Elsewhere is the host's memory for a GPU, and a file for a CPU. auto: as
+    little as the memory estimate asks for. Numbers do not change."""
+    attention: Literal["auto", "blocks", "flex"] = "auto"
+    """What computes attention over the tree: blocks is for a CPU, flex (PyTorch's FlexAttention)
+    for CUDA, where the same few kernels serve any number of forks. auto takes what suits the
+    device and tries it first. Numbers are the same up to rounding."""
     rows_per_pass: int | Literal["auto"] = "auto"
     """Token rows computed at once. Changes memory and speed, never the gradient."""
     threads: int | Literal["auto"] = "auto"
@@ -207,6 +262,23 @@ class EngineConfig(Section):
     """Stop when the held-out loss has not improved for this many measurements; null: never."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    processes: int | Literal["auto"] = 1
+    """Processes that share each step, one a GPU. auto: as many as this machine has GPUs. Under
+    torchrun or SLURM their launcher decides. The gradient is that of one process."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every process holds the whole model. fsdp: each holds a share of weights, gradients and
+    optimiser state, and blocks are put together when they compute. auto: ddp where the memory
+    estimate fits, else fsdp."""
+    hybrid: bool = False
+    """With fsdp on several machines: shares inside a machine, whole copies between them, so that
+    only gradients cross the network."""
+    offload_shares: bool = False
+    """With fsdp: keep each process's share in the memory of its machine and bring it to the GPU a
+    block at a time. Much slower; for models that fit no other way."""
+    rank_timeout: float = Field(default=20.0, ge=2)
+    """Seconds after which a process that shows no life ends the run."""
+    max_restarts: int = Field(default=0, ge=0)
+    """How often the processes are started again from the last checkpoint when one of them fails."""
 
     @field_validator("activation_cache", mode="before")
     @classmethod
@@ -231,11 +303,29 @@ class EngineConfig(Section):
         "clip",
         "seed",
         "neftune",
+        "rank_timeout",
+        "max_restarts",
         mode="before",
     )
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
         return _not_bool(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_fall(cls, given: Any) -> Any:
+        # The mean of the steps takes the place of a falling rate: a schedule that nobody asked for
+        # would count the last steps less.
+        if isinstance(given, dict) and given.get("optimizer") == "adamw_schedule_free":
+            return {"schedule": "constant", **given}
+        return given
+
+    @field_validator("rates")
+    @classmethod
+    def _above_zero(cls, value: dict[str, float]) -> dict[str, float]:
+        if not all(factor > 0 for factor in value.values()):
+            raise ValueError("factors must be above 0")
+        return value
 
     @field_validator("betas")
     @classmethod
@@ -251,6 +341,7 @@ class EngineConfig(Section):
         "evaluate_every",
         "evaluate_rows",
         "batch_size",
+        "processes",
         mode="before",
     )
     @classmethod

@@ -19,7 +19,18 @@ from tunewright.core.registry import AXES, objectives
 from tunewright.core.types import Objective
 from tunewright.core.words import say
 
-WHOLE = ("data.columns", "data.mixing", "method.options", "objective.reward", "track")
+WHOLE = (
+    "data.columns",
+    "data.mixing",
+    "data.template_arguments",
+    "method.options",
+    "method.rank_pattern",
+    "method.alpha_pattern",
+    "objective.reward",
+    "engine.rates",
+    "base.rotary",
+    "track",
+)
 """Keys whose value is a mapping with keys of its own."""
 DEFAULT_KINDS = {"method": "lora", "objective": "sft"}
 BATCH_PARTS = {"gradient_accumulation_steps", "per_device_train_batch_size", "micro_batch_size"}

@@ -172,6 +172,13 @@ class Answer:
     facts: dict[str, Any] = field(default_factory=dict)
     """The row's other columns: an expected answer, a pattern, a schema."""
     origin: Origin | None = None
+    thought: str = ""
+    """What stood between <think> and </think> before the answer; it is not part of `text`."""
+
+    @property
+    def whole(self) -> str:
+        """The thought and the answer, as a template of both is compared with them."""
+        return f"<think>\n{self.thought}\n</think>\n\n{self.text}" if self.thought else self.text
 
 
 Row = Conversation | PlainText | Preference | Judged | Prompt
@@ -256,8 +263,9 @@ class TokenTree:
         return len(self.token)
 
 
-Figures: TypeAlias = dict[str, tuple[float, int]]
-"""Name -> (sum, count)."""
+Figures: TypeAlias = "dict[str, tuple[float | Tensor, int]]"
+"""Name -> (sum, count). A sum may stay on the device until it is read
+(`core.moves.later`)."""
 
 
 @dataclass
@@ -292,6 +300,9 @@ class PassOutput:
     objective has a teacher."""
     figures: Figures = field(default_factory=dict)
     """What an objective found on the way, to be looked at."""
+    facts: dict[str, Tensor] = field(default_factory=dict)
+    """(L,) each, without gradient: what the objective asks about the distribution before each
+    label (`Objective.asks`)."""
 
 
 Passes: TypeAlias = Callable[[list[Sample]], Iterable[PassOutput]]
@@ -429,6 +440,8 @@ class Experience:
     advantage: Any = None
     returns: Any = None
     """What the value head is taught."""
+    tokens: Sequence[int] = ()
+    """What was written."""
 
 
 @dataclass(frozen=True)
@@ -455,6 +468,12 @@ class Rollouts:
     unfinished_penalty: float = 0.0
     """Taken off the reward of an answer that was cut off."""
     reference: bool = False
+    pair: Callable[[list[Sample]], Sample | None] | None = None
+    """Learns from the answers to a prompt together: makes one sample of them, None where they teach
+    nothing. After everything was computed about each answer."""
+    picks: bool = False
+    """Only answers whose advantage is not 0 are learnt from, and what was likely before does not
+    matter: nothing is computed of the others."""
     after_round: Callable[[dict[str, float]], None] | None = None
     """Told the figures of a round: a KL coefficient that adapts."""
     state: Callable[[], dict[str, Any]] | None = None
@@ -485,6 +504,14 @@ class Objective:
     """Wants `output.reference`: log-probabilities under the model at step 0."""
     spread: bool = False
     """Wants `output.log_z` and `output.mean_logprob`."""
+    asks: tuple[str, ...] = ()
+    """Wants `output.facts` of these names (`models.kernels.row_facts`)."""
+    measured: Callable[[PassOutput], dict[str, Term]] | None = None
+    """What held-out rows are measured by in place of `terms`, where a lower loss is not always a
+    better model. The same names."""
+    state: Callable[[], dict[str, Any]] | None = None
+    """What it keeps from step to step, and a resumed run must know."""
+    load_state: Callable[[dict[str, Any]], None] | None = None
     teacher: Teaching | None = None
     """Wants `output.divergence`, from this teacher."""
     own_answers: OwnAnswers | None = None

@@ -240,6 +240,7 @@ def _recipe(
         check=check,
         documents=documents,
         good_only=config.good_only,
+        turns=config.turns,
     )
     if renderer is None:
         return recipe

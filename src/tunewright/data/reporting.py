@@ -106,12 +106,20 @@ def _thinking_facts(notes: Counter[str], renderer: Renderer | None) -> dict[str,
     elif thinking.by_rows and (found["rows_with_thoughts"] or found["rows_without"]):
         habit = found["rows_with_thoughts"] > 0
     kind = "switch" if renderer.has_switch else "shape" if renderer.thinks else "none"
+    with_thoughts = {"off": "left_out", "keep": "kept"}.get(thinking.mode, "learnt")
+    chosen = {
+        with_thoughts: found["rows_with_thoughts"],
+        "answer_form": found["rows_without"] if renderer.thinks else 0,
+    }
+    arguments = {"template_arguments": thinking.arguments} if thinking.arguments else {}
     return {
         "mode": thinking.mode,
         "template": kind,
         "asked": habit,
         "by_rows": thinking.by_rows,
         **found,
+        "chosen": {name: count for name, count in chosen.items() if count},
+        **arguments,
     }
 
 
@@ -249,8 +257,12 @@ def _thinking_lines(thinking: dict[str, Any] | None) -> list[str]:
     if without:
         shape = "" if thinking["template"] == "switch" else "_shape"
         found.append(say(f"data.thinking.answer_only{shape}", rows=without))
+        found.append(say("data.thinking.risk" if not rows else "data.thinking.mixed"))
     if thinking["empty_not_learnt"]:
         found.append(say("data.thinking.empty", count=thinking["empty_not_learnt"]))
+    if arguments := thinking.get("template_arguments"):
+        told = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        found.append(say("data.thinking.arguments", arguments=told))
     if mode in ("off", "keep") and thinking["template"] != "switch":
         why = "no_switch" if rows or thinking["template"] == "shape" else "no_effect"
         found.append(say(f"data.thinking.{why}", mode=mode))

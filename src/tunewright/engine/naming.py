@@ -16,7 +16,7 @@ from tunewright.core.errors import ModelError, UsageError, problem, raise_all
 from tunewright.core.telling import Quiet, Tell
 from tunewright.core.words import say
 from tunewright.methods.saved import OWN, is_saved
-from tunewright.models import load
+from tunewright.models import load, rotary
 from tunewright.record import folder as run_folder
 from tunewright.sources import find as sources
 from tunewright.sources import vet
@@ -51,6 +51,7 @@ class Target:
             self.think,
             known.get("by_rows", True),
             known.get("asked"),
+            dict(self.settings.get("data.template_arguments") or {}),
         )
 
     @property
@@ -128,10 +129,10 @@ def _named(
         run, settings = folder, run_folder.read_run(folder)
         adapter, spec = folder / "adapter", str(settings["model"])
         if (folder / "model" / "config.json").is_file() and not base:
-            adapter, spec = (
-                None,
-                str(folder / "model"),
-            )  # every weight was trained: the run holds a whole model
+            # Every weight was trained: the run holds a whole model, whose configuration says how
+            # its positions are scaled.
+            adapter, spec = None, str(folder / "model")
+            settings.pop("base.rotary", None)
         elif not is_saved(adapter) and not base:
             raise UsageError(
                 problem(
@@ -150,7 +151,14 @@ def _named(
             json.loads(described.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
         )
         tell.line(say("chat.base_of_adapter", base=spec))
+        settings = _held(folder)
     return spec, adapter, run, settings
+
+
+def _held(adapter: Path) -> dict[str, Any]:
+    """How the base of an adapter was held, as settings of a run; what its folder says."""
+    found = rotary.read(adapter)
+    return {} if found is None else {"base.rotary": found.model_dump(mode="json")}
 
 
 def renderer_of(tokenizer: Any, *stated: Any, thinking: Thinking | None = None) -> Renderer:
@@ -168,4 +176,7 @@ def require_words(folder: Path, name: str) -> None:
 
 def read_config(found: Target) -> Any:
     """The model's configuration, judged when it was found; no weights are read."""
-    return load.load_config(found.source.folder)
+    from tunewright.core.config import BaseConfig
+
+    held = found.settings.get("base.rotary")
+    return load.load_config(found.source.folder, BaseConfig(rotary=held) if held else None)

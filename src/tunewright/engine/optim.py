@@ -5,10 +5,15 @@
 | adafactor | Shazeer and Stern 2018, the run's own rate, no first moment | Transformers | about 0 |
 | adamw_8bit | Dettmers et al. 2022 | bitsandbytes | 2 |
 | muon | Jordan et al. 2024 for matrices inside the blocks, AdamW for the rest | PyTorch | 4 |
+| lion | Chen et al. 2023, the sign of a momentum | `update_rules.py` | 4 |
+| adamw_schedule_free | Defazio et al. 2024: a mean, no falling rate | `update_rules.py` | 8 |
+| adam_mini | Zhang et al. 2024, one second moment a row or head | `update_rules.py` | 4 |
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +21,8 @@ import torch
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ConfigError, problem
 from tunewright.core.types import Attached
+from tunewright.engine.rates import factors
+from tunewright.engine.update_rules import EACH, WHOLE, AdamMini, Lion, ScheduleFreeAdamW
 
 
 class JoinedOptimizer(torch.optim.Optimizer):
@@ -34,20 +41,69 @@ class JoinedOptimizer(torch.optim.Optimizer):
             part.step()
 
 
-def optimizer_for(engine: EngineConfig, attached: Attached, causal: Any) -> torch.optim.Optimizer:
+LION_RATE = 0.2
+"""Of the rate that suits AdamW, what suits Lion, whose every update has the full size: its authors
+say a third to a tenth."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """What some rules must know of where a parameter stands, by the identity of the parameter."""
+
+    tables: set[int] = field(default_factory=set)
+    """Parameters of embeddings and the output head."""
+    rows: Mapping[int, int] = field(default_factory=dict)
+    """Rows of one attention head, of the matrices that make queries and keys."""
+
+
+def optimizer_for(
+    engine: EngineConfig,
+    attached: Attached,
+    causal: Any,
+    roles: Mapping[str, list[str]] | None = None,
+) -> torch.optim.Optimizer:
     """The optimiser of a run: the method's own where it has one, else the one that
-    `engine.optimizer` names."""
+    `engine.optimizer` names. `roles` are those of the model's anatomy, before anything was put on
+    it. Raises ConfigError for a library that is missing and CompatError for a part in
+    `engine.rates` that does not train."""
     wanted = set(attached.parameters)
     named = [(name, p) for name, p in attached.model.named_parameters() if name in wanted]
-    own = attached.optimizer
+    own, roles = attached.optimizer, roles or {}
+    if engine.rates:
+        attached.rate_factors = factors(
+            engine.rates, [name for name, _ in named], roles, attached.rate_factors
+        )
+    places = Places(tables_of(causal), heads_of(causal, roles))
     made: torch.optim.Optimizer = (
-        own(engine, named)
-        if own
-        else make_optimizer(engine, named, attached.rate_factors, tables_of(causal))
+        own(engine, named) if own else make_optimizer(engine, named, attached.rate_factors, places)
     )
     if attached.with_optimizer is not None:
         attached.with_optimizer(engine, made)
     return made
+
+
+def heads_of(causal: Any, roles: Mapping[str, list[str]]) -> dict[int, int]:
+    """Identity of every weight that makes queries or keys -> rows of one head."""
+    config = causal.config.get_text_config()
+    width, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 0)
+    size = getattr(config, "head_dim", None) or (width // heads if heads else 0)
+    names = [*roles.get("attention.query", []), *roles.get("attention.key", [])]
+    modules = dict(causal.named_modules())
+    weights = [getattr(modules.get(name), "weight", None) for name in names]
+    return {
+        id(w): int(size)
+        for w in weights
+        if isinstance(w, torch.nn.Parameter) and size and w.shape[0] % int(size) == 0
+    }
+
+
+def averages(optimizer: torch.optim.Optimizer) -> list[ScheduleFreeAdamW]:
+    """The parts of an optimiser that hand out other weights than they learn with."""
+    inner = getattr(optimizer, "inner", None)
+    if inner is not None:  # its state lies elsewhere: it is the one that can be asked
+        return [optimizer] if averages(inner) else []  # type: ignore[list-item]
+    parts = optimizer.parts if isinstance(optimizer, JoinedOptimizer) else [optimizer]
+    return [part for part in parts if isinstance(part, ScheduleFreeAdamW)]
 
 
 def tables_of(causal: Any) -> set[int]:
@@ -65,25 +121,28 @@ def make_optimizer(
     engine: EngineConfig,
     named: list[tuple[str, torch.nn.Parameter]],
     rate_factors: dict[str, float] | None = None,
-    tables: set[int] | None = None,
+    places: Places | None = None,
 ) -> torch.optim.Optimizer:
     """The optimiser that `engine.optimizer` names over the named parameters; vectors (biases,
     norms) are not decayed.
 
-    Parameters in `rate_factors` learn at that multiple of the step's rate. `tables` (identities of
-    parameters) are kept from Muon. Raises ConfigError (E-METHOD-08) when a library is missing.
+    Parameters in `rate_factors` learn at that multiple of the step's rate. Raises ConfigError
+    (E-METHOD-08) when a library is missing.
     """
-    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
+    places = places or Places()
+    groups: dict[tuple[float, bool, bool, int], dict[str, Any]] = {}
     for name, p in sorted(named, key=lambda entry: entry[1].ndim <= 1):
         factor, vector = (rate_factors or {}).get(name, 1.0), p.ndim <= 1
-        turns = engine.optimizer == "muon" and p.ndim == 2 and id(p) not in (tables or set())
+        turns = engine.optimizer == "muon" and p.ndim == 2 and id(p) not in places.tables
+        rows = _rows_of_block(name, p, places) if engine.optimizer == "adam_mini" else 0
         new = {
             "params": [],
             "weight_decay": 0.0 if vector else engine.weight_decay,
             "rate_factor": factor,
+            **({"rows": rows} if engine.optimizer == "adam_mini" else {}),
         }
-        groups.setdefault((factor, vector, turns), new)["params"].append(p)
-    plain = [group for (_, _, turns), group in groups.items() if not turns]
+        groups.setdefault((factor, vector, turns, rows), new)["params"].append(p)
+    plain = [group for (_, _, turns, _), group in groups.items() if not turns]
     if engine.optimizer == "adafactor":
         from transformers.optimization import Adafactor
 
@@ -99,10 +158,16 @@ def make_optimizer(
             plain, lr=0.0, **moments
         )
         return adamw_8bit
+    if engine.optimizer == "lion":
+        return Lion(plain, **({"betas": engine.betas} if engine.betas else {}))
+    if engine.optimizer == "adamw_schedule_free":
+        return ScheduleFreeAdamW(plain, **moments)
+    if engine.optimizer == "adam_mini":
+        return AdamMini(plain, **moments)
     parts: list[torch.optim.Optimizer] = (
         [torch.optim.AdamW(plain, lr=0.0, **moments)] if plain else []
     )
-    turned = [group for (_, _, turns), group in groups.items() if turns]
+    turned = [group for (_, _, turns, _), group in groups.items() if turns]
     if turned:
         # The update of a matrix is brought to the size that AdamW's would have, so one rate suits
         # both parts.
@@ -112,6 +177,14 @@ def make_optimizer(
             )
         )
     return parts[0] if len(parts) == 1 else JoinedOptimizer(parts)
+
+
+def _rows_of_block(name: str, p: torch.nn.Parameter, places: Places) -> int:
+    """Rows that share one second moment of Adam-mini: a head of queries or keys, else one output
+    neuron or token; a norm is one block, a bias none."""
+    if p.ndim <= 1:
+        return EACH if name.endswith("bias") else WHOLE
+    return places.rows.get(id(p), 1)
 
 
 def _bitsandbytes() -> Any:

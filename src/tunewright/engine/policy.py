@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from tunewright.core.moves import to_device
 from tunewright.core.sequences import blocks
 from tunewright.core.types import PassOutput, Sample, TokenTree, VirtualPrompt
+from tunewright.engine import ranks
 from tunewright.engine.activation_cache import ActivationCache, spread
 from tunewright.engine.neftune import Noise
 from tunewright.engine.oracles.reference import ReferenceStore
+from tunewright.engine.portions import Portions
 from tunewright.engine.tree import build_tree, cut_passes, padded_rows, read_whole, under_root
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.models.kernels.label_head import Head, label_logprobs, label_scores
 from tunewright.models.kernels.last_block import LastBlock
+from tunewright.models.kernels.row_facts import row_facts
 from tunewright.models.kernels.tree_attention import Kept, TreePlan
 from tunewright.models.limits import KEEP_BYTES
 from tunewright.models.scalar_heads import head_module
@@ -68,6 +72,7 @@ class Policy(nn.Module):
         *,
         heads: tuple[str, ...] = (),
         spread: bool = False,
+        asks: Sequence[str] = (),
         teacher: Teacher | None = None,
         temperature: float = 1.0,
     ):
@@ -76,18 +81,25 @@ class Policy(nn.Module):
 
         A pass is read by the scalar `heads` (`models.scalar_heads`); with `score`, whole branches
         are read and nothing is predicted. `spread`: it also tells how each distribution is spread
-        over the vocabulary. `teacher`: its distributions are compared with the pass's. Logits are
-        divided by `temperature`: what learns from its own answers learns at the temperature at
-        which it drew them.
+        over the vocabulary, and `asks` names more about it (`row_facts`). `teacher`: its
+        distributions are compared with the pass's. Logits are divided by `temperature`: what learns
+        from its own answers learns at the temperature at which it drew them.
         """
         super().__init__()
         self.model = model
         self.causal = [causal]  # in a list, so that its parameters are not registered twice
         self.layout = layout
         self.heads, self.spread, self.teacher = heads, spread, teacher
+        self.asks = tuple(asks)
         self.temperature = temperature
+        self.attention = "blocks"
+        """What computes attention over the tree (`engine.attention`)."""
+        self.keep_bytes = KEEP_BYTES
+        """Attention probabilities are kept up to here, where no block is computed again."""
         self.recompute = "none"
         """What blocks compute again in the backward pass (`engine.recompute`)."""
+        self.keep_everything: Callable[[], None] = lambda: None
+        """Undoes `recompute`."""
         self.cache: ActivationCache | None = None
         """Hidden states below the lowest trained block, where only upper blocks train."""
         self.reference: ReferenceStore | None = None
@@ -108,6 +120,38 @@ class Policy(nn.Module):
     def cut(self, samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:
         """The samples of a step in passes of at most `rows_per_pass` rows (`tree.cut_passes`)."""
         return cut_passes(samples, rows_per_pass, padded=self.layout == "padded")
+
+    def share(self, samples: Sequence[Sample]) -> Portions | None:
+        """Which rank takes which of the samples; None in a run by itself."""
+        return ranks.current().share(samples, padded=self.layout == "padded")
+
+    def own_passes(
+        self,
+        samples: list[Sample],
+        rows_per_pass: int,
+        shared: Portions | None = None,
+        *,
+        fill: bool = True,
+    ) -> list[list[Sample]]:
+        """The passes of this rank over its part of `samples`. `fill`: without gradient; where all
+        ranks must run as many passes, those that are missing are run now and forgotten."""
+        team = ranks.current()
+        if team.is_many:
+            shared = shared or self.share(samples)
+            assert shared is not None
+            groups = self.cut([samples[i] for i in shared.places[team.rank]], rows_per_pass)
+        else:
+            groups = self.cut(samples, rows_per_pass)
+        if fill:
+            self.run_missing(team.most(len(groups)) - len(groups), samples)
+        return groups
+
+    def run_missing(self, count: int, samples: Sequence[Sample]) -> None:
+        """Run `count` passes over the smallest sample, without gradient."""
+        one = min(samples, key=lambda s: sum(len(b.tokens) for b in s.branches), default=None)
+        for _ in range(count if one is not None else 0):
+            with torch.no_grad():
+                self([one])
 
     def visit(self, samples: Iterable[Sample], rows_per_pass: int) -> Iterator[list[Sample]]:
         """Any number of samples in passes, cut a block at a time."""
@@ -137,14 +181,14 @@ class Policy(nn.Module):
             rows = [*tree.source, *tree.last] if scoring else tree.source
             hidden_TD = self.hidden(tree, rows, noise, samples)
         device, causal = hidden_TD.device, self.causal[0]
-        source_L = torch.tensor(tree.source, device=device)
-        target_L = torch.tensor(tree.target, device=device)
+        source_L = torch.tensor(tree.source, dtype=torch.long)
+        target_L = to_device(tree.target, device, torch.long)
         score_B = value_L = log_z_L = mean_L = divergence_L = None
         if scoring:
-            last_B = torch.tensor(tree.last, device=device)
+            last_B = to_device(tree.last, device)
             score_B = head_module(causal, "score")(hidden_TD[last_B])
         if "value" in self.heads:
-            value_L = head_module(causal, "value")(hidden_TD[source_L])
+            value_L = head_module(causal, "value")(hidden_TD[to_device(source_L, device)])
         if not len(source_L):
             logprob_L = hidden_TD.new_zeros(0, dtype=torch.float32)
         elif self.spread:
@@ -153,8 +197,8 @@ class Policy(nn.Module):
             logprob_L = label_logprobs(hidden_TD, source_L, target_L, self.head())
         if self.teacher is not None:
             divergence_L = self.teacher.divergence(samples, hidden_TD, source_L, head_of(causal))
-        weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
-        branch_L = torch.tensor(tree.branch, device=device)
+        weight_L = to_device(tree.weight, device, logprob_L.dtype)
+        branch_L = to_device(tree.branch, device, torch.long)
         return PassOutput(
             logprob_L,
             weight_L,
@@ -168,7 +212,14 @@ class Policy(nn.Module):
             log_z_L,
             mean_L,
             divergence_L,
+            facts=self._facts(hidden_TD, source_L),
         )
+
+    def _facts(self, hidden_TD: Tensor, source_L: Tensor) -> dict[str, Tensor]:
+        """What is asked about the distribution before each label; nothing of a pass without."""
+        if not self.asks or not len(source_L):
+            return {name: hidden_TD.new_zeros(0, dtype=torch.float32) for name in self.asks}
+        return row_facts(hidden_TD, source_L, self.head(), self.asks)
 
     def _num_rows(self, tree: TokenTree) -> int:
         """Rows that the pass over `tree` has just computed, those of a learnt prompt among them."""
@@ -278,7 +329,7 @@ class Policy(nn.Module):
     ) -> Tensor:
         """(T, D) of the tree's own rows, of which only `read` need be right."""
         prompt = self.virtual()
-        ids = torch.tensor([tree.token], device=self.device)
+        ids = to_device([tree.token], self.device)
         before, unseen = (
             (prompt.num_tokens, prompt.num_tokens if prompt.rows is None else 0)
             if prompt
@@ -288,12 +339,13 @@ class Policy(nn.Module):
         plan = TreePlan(
             tree,
             self.device,
-            KEEP_BYTES if self.recompute == "none" else 0,
+            self.keep_bytes if self.recompute == "none" else 0,
             self.causal[0].config.get_text_config().num_hidden_layers,
             unseen,
             kept=kept,
+            backend=self.attention,
         )
-        positions = torch.tensor([tree.position[unseen:]], device=self.device)
+        positions = to_device([tree.position[unseen:]], self.device)
         with self._reading(read, before - unseen, plan):
             hidden = self.body(
                 **self.inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False
@@ -326,7 +378,9 @@ class Policy(nn.Module):
             ids[row, :length] = torch.tensor(tree.token[start : start + length])
             positions[row, :length] = torch.tensor(tree.position[start : start + length])
             mask[row, :length] = 1
-        ids, positions, mask = ids.to(self.device), positions.to(self.device), mask.to(self.device)
+        # Where the rows of the branches lie in the padded batch: known here, not on the device.
+        wanted = to_device(mask.flatten().nonzero()[:, 0], self.device)
+        ids, positions, mask = (to_device(x, self.device) for x in (ids, positions, mask))
         prompt = self.virtual()
         seen, first = mask, 0
         if prompt is not None:
@@ -340,4 +394,4 @@ class Policy(nn.Module):
         hidden_BTD = self.body(
             **self.inputs(ids, prompt), position_ids=positions, attention_mask=seen, use_cache=False
         ).last_hidden_state
-        return hidden_BTD[:, first:][mask.bool()]
+        return hidden_BTD[:, first:].flatten(0, 1)[wanted]

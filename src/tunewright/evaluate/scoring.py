@@ -177,6 +177,7 @@ def _settings(
         "system": found.system,
         "thinking": found.thinking.mode,
         "good_only": found.settings.get("data.good_only", False),
+        "turns": found.settings.get("data.turns", "all"),
     }
     return DataConfig.model_validate(settings)
 

@@ -34,7 +34,7 @@ from tunewright.evaluate.ranking import is_scorer
 from tunewright.models import load
 from tunewright.models.scalar_heads import has_score
 from tunewright.text.renderer import said
-from tunewright.text.thinking import without_thoughts
+from tunewright.text.thinking import OPEN, without_thoughts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,7 +204,7 @@ class LocalSubject(Subject):
 
             def ended(i: int, one: Answer) -> None:
                 if on_reply is not None:
-                    on_reply(i, _replied(one, len(prompts[i]), 0.0))
+                    on_reply(i, _replied(one, prompts[i], model.renderer, 0.0))
 
             start = time.perf_counter()
             answers = answer(
@@ -219,7 +219,7 @@ class LocalSubject(Subject):
             spent = time.perf_counter() - start
         total = max(1, sum(len(one.tokens) + (one.end == "stop") for one in answers))
         return [
-            _replied(one, len(prompt), spent / total)
+            _replied(one, prompt, model.renderer, spent / total)
             for one, prompt in zip(answers, prompts, strict=True)
         ]
 
@@ -354,15 +354,17 @@ class FunctionSubject(Subject):
         return found
 
 
-def _replied(one: Answer, prompt_tokens: int, seconds: float) -> Reply:
-    """An answer of our engine as a reply; `seconds` of a token."""
+def _replied(one: Answer, prompt: list[int], renderer: Any, seconds: float) -> Reply:
+    """An answer of our engine as a reply, with the opening of a thought that its question ended
+    with; `seconds` of a token."""
     end, count = one.end, len(one.tokens) + (one.end == "stop")
+    opens = renderer.opens(prompt) and OPEN not in one.text
     return Reply(
-        one.text,
+        f"{OPEN}\n{one.text}" if opens else one.text,
         "length" if end == "limit" else end,
         seconds * count,
         one.tokens,
-        prompt_tokens,
+        len(prompt),
         count,
     )
 

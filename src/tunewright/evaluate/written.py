@@ -43,6 +43,8 @@ class Asked:
     text: str
     line: dict[str, Any]
     """Its line of the table."""
+    cut_off: bool = False
+    """It was cut off inside its thought."""
     scores: dict[str, float] = field(default_factory=dict)
     rewards: dict[str, float | None] = field(default_factory=dict)
 
@@ -103,13 +105,17 @@ def ask(
             on_answer=on_answer,
         )
     tell.finish()
-    bare = model.renderer.without_thoughts
-    asked = []
-    for row, found, line in zip(rows, answers, lines, strict=True):
+    renderer, asked = model.renderer, []
+    for row, prompt, found, line in zip(rows, prompts, answers, lines, strict=True):
         assert found is not None
-        asked.append(
-            Asked(row, bare(row.answer()), found, bare(found.text), line | _answered(found))
+        # A thought that was cut off is no answer, whatever number stands in it.
+        thought, text = thinking.parted(
+            found.text, opened=renderer.opens(prompt), finished=found.end == "stop"
         )
+        cut_off = bool(thought) and not text and found.end != "stop"
+        whole = {**line, **_answered(found), **({"thought": thought} if thought else {})}
+        expected = renderer.without_thoughts(row.answer())
+        asked.append(Asked(row, expected, found, text, whole, cut_off))
     return asked, kept
 
 
@@ -171,7 +177,7 @@ def exact_match(asked: Sequence[Asked], options: Sequence[str] | None = None) ->
         ][:SHOWN],
     }
     if options is not None:
-        found["none_of_the_options"] = sum(one.answer.text.strip() not in options for one in asked)
+        found["none_of_the_options"] = sum(one.text.strip() not in options for one in asked)
     return found
 
 
@@ -201,18 +207,10 @@ def counts(opened: opening.Opened, asked: Sequence[Asked], kept: int) -> dict[st
         "empty_expected": sum(not one.expected.strip() for one in asked),
         "empty_answers": sum(not one.text.strip() for one in asked),
         "with_thoughts": sum(has(one.answer.text) for one in asked),
-        "unfinished_thoughts": sum(_is_unfinished(opened, one) for one in asked),
+        "unfinished_thoughts": sum(one.cut_off for one in asked),
         "ends": dict(Counter(one.answer.end for one in asked)),
         "answer_tokens": sum(len(one.answer.tokens) for one in asked),
     }
-
-
-def _is_unfinished(opened: opening.Opened, one: Asked) -> bool:
-    """The answer was cut off inside its thought."""
-    text = one.answer.text
-    if thinking.CLOSE in text or one.answer.end == "stop":
-        return False
-    return thinking.OPEN in text or opened.renderer.template.opens
 
 
 # ---- reward functions
@@ -255,11 +253,12 @@ def pass_rates(
     answers = [
         Judgeable(
             one.row.question(),
-            one.answer.text,
+            one.text,
             len(one.answer.tokens) + (one.answer.end == "stop"),
             one.answer.end == "stop",
-            {"answer": one.row.answer()} | columns.get(one.row.origin, {}),
+            {"answer": one.expected} | columns.get(one.row.origin, {}),
             one.row.origin,
+            one.line.get("thought", ""),
         )
         for one in asked
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import signals
+from tunewright.core.config import BaseConfig
 from tunewright.core.errors import CompatError, UsageError, first_line, problem, raise_all
 from tunewright.core.files import write_json
 from tunewright.core.machine import versions
@@ -21,7 +22,7 @@ from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export import composition
 from tunewright.export.folder import ExportError, appearing, require_free
-from tunewright.models import load
+from tunewright.models import load, rotary
 from tunewright.text.tokenizer import load_tokenizer
 
 VERDICT = "combine.json"
@@ -61,8 +62,15 @@ def combine(
         for f in found
         if f.source.folder != first
     ]
+    held = opening.base_of(found[0].settings).rotary
+    wrong += [
+        problem("E-KEY-06", f.name, folder=f.name, first=found[0].name)
+        for f in found
+        if opening.base_of(f.settings).rotary != held
+    ]
     raise_all([*wrong, *composition.obstacles(folders)], CompatError)
-    composed = composition.compose(load.load_model(first, dtype="float32"), folders)
+    base = load.load_model(first, dtype="float32", base=BaseConfig(rotary=held))
+    composed = composition.compose(base, folders)
     composed.combine("combined", dict(zip(folders, shares, strict=True)), way)
     settings = composed.wrapped.peft_config["combined"]
     settings.base_model_name_or_path = composed.wrapped.peft_config["part0"].base_model_name_or_path
@@ -78,6 +86,7 @@ def combine(
         with signals.watching(), appearing(out, "combining") as temporary:
             composed.save("combined", temporary)
             load_tokenizer(found[0].tokenizer_folder).save_pretrained(str(temporary))
+            rotary.write(temporary, held)
             made |= _prove(composed, temporary, list(folders.values()), shares, way)
             write_json(temporary / VERDICT, {**made, "versions": versions()})
     except OSError as e:

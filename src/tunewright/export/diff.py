@@ -21,7 +21,7 @@ from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.export.folder import ExportError, appearing, require_free
 from tunewright.methods.diff_pruning import DiffPruningConfig, save_differences
-from tunewright.models import anatomy, load
+from tunewright.models import anatomy, load, rotary
 from tunewright.text.tokenizer import load_tokenizer
 
 
@@ -60,6 +60,7 @@ def export_difference(
         written = save_differences(temporary, settings, base_path, largest.differences)
         _prove(temporary, largest.differences)
         load_tokenizer(Path(run) / "model").save_pretrained(str(temporary))
+        rotary.write(temporary, opening.base_of(found.settings).rotary)
     return {
         "folder": str(out),
         "changed": written["changed"],

@@ -102,7 +102,9 @@ class Writing:
     ) -> Writing:
         """Everything that can be wrong without weights."""
         tuned = find_words(run, tell)
-        config = load.load_config(tuned.trained if tuned.whole else tuned.base).get_text_config()
+        config = load.load_config(
+            tuned.trained if tuned.whole else tuned.base, tuned.held
+        ).get_text_config()
         family = family_of(config, str(run))
         runner = gguf_proof.runner_of(family, out)
         rows = max(int(config.vocab_size), gguf_about.rows_of(tuned))

@@ -105,7 +105,7 @@ class Adapter:
             asked, fold = tuned.ask(words_said, kept, needs_effect=True, answers=True)
             del fold
             gc.collect()
-            causal: Any = load.load_model(tuned.base, dtype="float32")
+            causal: Any = load.load_model(tuned.base, dtype="float32", base=tuned.held)
             plan = gguf_file.plan(causal, self.writing.family, self.writing.kind, str(out))
             pairs = list(self._pairs(plan))
             _write(path, plan, pairs, self.kind, self.writing.about.general)

@@ -298,10 +298,7 @@ def in_llamacpp(subject: Subject) -> Ran:
     tokens = subject.tokenizer.convert_ids_to_tokens
     stops = {i for i in renderer.stop_ids if tokens(i) not in excused}
     files = [subject.keep / "file" / f"{i}.f32" for i in range(len(asked.prompts.ids))]
-    texts = [
-        str(subject.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        for ids, _ in said.answers
-    ]
+    texts = [renderer.read(ids).strip() for ids, _ in said.answers]
     written = sum(len(ids) for ids, _ in said.answers)
     read = sum(len(ids) for ids, _ in asks)
     return Ran(

@@ -47,7 +47,7 @@ from tunewright.export.proof import (
     scratch,
 )
 from tunewright.export.tuned import Tuned
-from tunewright.models import load
+from tunewright.models import load, rotary
 from tunewright.sources import headers
 from tunewright.text.tokenizer import load_tokenizer
 
@@ -328,6 +328,7 @@ def _stated_config(base: Path, dtype: str, merged: Any) -> Any:
     """The base's own configuration with the new dtype: what was changed for training
     (dropouts at 0) is not passed on."""
     config = load.load_config(base)
+    rotary.carry(config, merged)
     config.dtype = dtype
     config.architectures = [type(merged).__name__]
     stated, found = config.get_text_config(), merged.config.get_text_config()

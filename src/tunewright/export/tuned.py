@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.config import BaseConfig
 from tunewright.core.errors import ModelError, UsageError, raise_all
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -79,6 +80,12 @@ class Tuned:
         return self.target.adapter or self.target.source.folder
 
     @property
+    def held(self) -> BaseConfig:
+        """How the base was held while it was trained, as far as what is exported must know: its
+        positions."""
+        return BaseConfig(rotary=opening.base_of(self.target.settings).rotary)
+
+    @property
     def whole(self) -> bool:
         """Whether every weight was trained: there is nothing to fold."""
         return self.target.adapter is None
@@ -118,7 +125,7 @@ class Tuned:
         """What base and run say to the prompts, and what folds the training into the base. `keep`
         takes the logits; `answers`: questions are answered, too. Raises ExportError for a run that
         cannot be folded or moves nothing."""
-        causal: Any = load.load_model(self.base, dtype="float32")
+        causal: Any = load.load_model(self.base, dtype="float32", base=self.held)
         rows = causal.config.get_text_config().vocab_size
         budget = min(MOST_POSITIONS, max(64, LOGIT_BYTES // (4 * rows)))
         asking = prompts.choose(self.target, self.renderer, budget, list(self.words.values()))

@@ -1,4 +1,5 @@
-"""Run files of LLaMA-Factory and Axolotl, turned into ours key by key.
+"""Run files and training commands of LLaMA-Factory, Axolotl, ms-swift, TRL and torchtune, turned
+into ours key by key.
 
 `translate` reads a file and says what becomes of each key; `write` puts the result down after
 `core.runfile` has accepted it, so a run file that would not load is never written. Values that the

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.data.files.turns import ROLES
-from tunewright.importing import shared
+from tunewright.importing import axolotl_tables, shared, trainer
 from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, SAME, Sheet, words_of
 
 NAME = "Axolotl"
@@ -178,8 +178,6 @@ NOT_NEEDED_KEYS = {
         ),
         "own_way",
     ),
-    "chat_template": "template",
-    "chat_template_jinja": "template",
     "special_tokens.pad_token": "padding",
 }
 LOST_KEYS = {
@@ -193,7 +191,6 @@ LOST_KEYS = {
     "tensor_parallel_size": "one_device",
     "context_parallel_size": "one_device",
     "resume_from_checkpoint": "resume",
-    "lora_modules_to_save": "additional",
     "unfrozen_parameters": "unfrozen",
     "added_tokens_overrides": "vocabulary",
     "special_tokens": "special_tokens",
@@ -208,6 +205,7 @@ LOST_KEYS = {
     "lora_on_cpu": "not_here",
     "rope_theta": "rope",
     "overrides_of_model_config": "rope",
+    "use_asft": "asft",
     "revision_of_model": "revision",
     "tokenizer_config": "own_tokenizer",
     "base_model_config": "own_tokenizer",
@@ -215,9 +213,6 @@ LOST_KEYS = {
         ("kd_trainer", "kd_alpha", "kd_ce_alpha", "kd_temperature", "kd_top_k_before_softmax"),
         "distill",
     ),
-    "lr_groups": "adam",
-    "embedding_lr": "adam",
-    "embedding_lr_scale": "adam",
     **dict.fromkeys(
         (
             "wandb_project",
@@ -258,6 +253,15 @@ def translate(sheet: Sheet, devices: int) -> None:
     if not sheet.has("warmup_steps") and not sheet.has("warmup_ratio"):
         sheet.fill("warmup_ratio", {"engine.warmup": 0.03}, 0.03)
     shared.optimizer(sheet, "optimizer")
+    trainer.embedding_rate(sheet, "embedding_lr")
+    scale = sheet.number("embedding_lr_scale")
+    trainer.role_rate(sheet, "embedding_lr_scale", "embedding", scale)
+    _rate_groups(sheet)
+    trainer.rotary(sheet, "overrides_of_model_config.rope_scaling")
+    trainer.rotary(sheet, "rope_scaling")
+    trainer.template_arguments(sheet, "chat_template_kwargs")
+    for key in ("chat_template", "chat_template_jinja"):
+        trainer.own_template(sheet, key)
     for key in ("neftune_noise_alpha", "noisy_embedding_alpha"):
         sheet.take_number(key, "engine.neftune")
     shared.number_type(sheet)
@@ -277,7 +281,11 @@ def translate(sheet: Sheet, devices: int) -> None:
     sheet.take_number("early_stopping_patience", "engine.early_stop")
     if not shared.no_rows_held_out(sheet):
         sheet.fill("load_best_model_at_end", {"engine.keep_best": False}, False)
-    sheet.pass_over(NOT_NEEDED_KEYS, LOST_KEYS)
+    sheet.pass_over(
+        {**trainer.NOT_NEEDED_KEYS, **NOT_NEEDED_KEYS, **axolotl_tables.NOT_NEEDED_KEYS},
+        {**trainer.LOST_KEYS, **LOST_KEYS},
+    )
+    trainer.by_beginning(sheet, {**axolotl_tables.BEGINNINGS, **trainer.BEGINNINGS})
 
 
 def _kind(sheet: Sheet, adapter: str, start: str) -> str:
@@ -331,6 +339,17 @@ def _method(sheet: Sheet) -> None:
         sheet.answer("lisa_layers_attribute", NOT_NEEDED, why="own_way")
     _variants(sheet, kind, start)
     sheet.take_if_known("loraplus_lr_ratio", "method", "ratio", sheet.number("loraplus_lr_ratio"))
+    trainer.whole_modules(sheet, "lora_modules_to_save")
+    trainer.patterns(sheet, "peft.")
+    trainer.patterns(sheet, "lora_")
+    layers = sheet.get("peft_layers_to_transform")
+    if layers is not None:
+        sheet.take_if_known("peft_layers_to_transform", "method", "layers", layers)
+    ids = sheet.get("peft_trainable_token_indices")
+    if isinstance(ids, list):
+        sheet.take_if_known("peft_trainable_token_indices", "method", "new_tokens", ids)
+    elif ids is not None:
+        sheet.answer("peft_trainable_token_indices", LOST, why="no_field", kind=kind, axis="method")
     shared.new_words(sheet, "tokens")
     for key, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)):
         if sheet.is_on(key):
@@ -352,6 +371,24 @@ def _method(sheet: Sheet) -> None:
             if sheet.has(key):
                 sheet.answer(key, NOT_NEEDED, why="other_method", kind=kind)
     sheet.take("lora_model_dir", "adapter")
+
+
+def _rate_groups(sheet: Sheet) -> None:
+    """`lr_groups`: modules with a rate of their own."""
+    groups = sheet.get("lr_groups")
+    peak = sheet.number("learning_rate")
+    if groups is None:
+        return
+    rates = dict(sheet.run.get("engine.rates", {}))
+    try:
+        for group in groups:
+            rate = float(group["lr"])
+            for module in group["modules"]:
+                rates[str(module)] = round(rate / float(peak or 0), 8)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        sheet.answer("lr_groups", LOST, why="no_number")
+        return
+    sheet.answer("lr_groups", CHANGED, {"engine.rates": rates}, "role_rate")
 
 
 def _targets(sheet: Sheet) -> None:
@@ -396,6 +433,20 @@ def _objective(sheet: Sheet) -> None:
             )
     if kind == "pretrain":
         sheet.answer("rl", DEFAULT, {"objective.kind": kind}, "completion")
+    _of_rollouts(sheet, kind)
+    trainer.of_other_goals(sheet, kind, OF_GOALS)
+    if kind == "dpo":
+        trainer.preference_losses(sheet, "dpo_loss_type", "dpo_loss_weights")
+        key = "dpo_use_weighting"
+        if sheet.has(key):
+            sheet.take(key, "objective.wpo", sheet.is_on(key), "losses")
+    if sheet.is_on("use_eaft") and kind == "sft":
+        sheet.answer("use_eaft", CHANGED, {"objective.loss": "eaft"}, "losses")
+        if sheet.has("eaft_alpha"):
+            sheet.take("eaft_alpha", "objective.eaft_alpha", sheet.number("eaft_alpha"))
+    for key in ("use_eaft", "eaft_alpha", "eaft_k"):
+        if sheet.has(key) and key not in sheet.lines:
+            sheet.answer(key, NOT_NEEDED, why="off")
     for key, name in (
         ("rl_beta", "beta"),
         ("dpo_beta", "beta"),
@@ -404,13 +455,48 @@ def _objective(sheet: Sheet) -> None:
         ("rpo_alpha", "sft_weight"),
         ("kto_desirable_weight", "good_weight"),
         ("kto_undesirable_weight", "bad_weight"),
-        ("dpo_loss_type", "loss"),
         ("dpo_label_smoothing", "label_smoothing"),
     ):
         number = sheet.number(key)
         sheet.take_if_known(
             key, "objective", name, number if number is not None else sheet.get(key)
         )
+
+
+OF_GOALS = {
+    **dict.fromkeys(
+        (
+            "dpo_loss_type",
+            "dpo_loss_weights",
+            "dpo_use_weighting",
+            "dpo_beta",
+            "dpo_label_smoothing",
+        ),
+        ("dpo", "ipo"),
+    ),
+    "rpo_alpha": ("dpo",),
+    "orpo_alpha": ("orpo",),
+    "simpo_gamma": ("simpo",),
+    "cpo_alpha": ("simpo", "cpo"),
+    **dict.fromkeys(("kto_desirable_weight", "kto_undesirable_weight"), ("kto",)),
+    "center_rewards_coefficient": ("reward",),
+}
+"""Settings of some objectives only."""
+
+
+def _of_rollouts(sheet: Sheet, kind: str) -> None:
+    """`trl.*`: the settings of learning from the model's own answers."""
+    drawn = kind == "grpo"
+    for key, name in axolotl_tables.ROLLOUTS.items():
+        if drawn:
+            sheet.take_if_known(key, "objective", name, sheet.number(key))
+        elif sheet.has(key):
+            sheet.answer(key, NOT_NEEDED, why="other_goal", kind=kind)
+    funcs = words_of(sheet.get("trl.reward_funcs", ""))
+    if funcs:
+        sheet.answer("trl.reward_funcs", LOST, why="reward_funcs", names=", ".join(funcs))
+    sheet.take_if_known("center_rewards_coefficient", "objective", "center",
+                        sheet.number("center_rewards_coefficient"))  # fmt: skip
 
 
 def _types(sheet: Sheet) -> set[Any]:

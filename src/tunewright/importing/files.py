@@ -10,10 +10,12 @@ from tunewright.core.errors import ConfigError, Problem, problem
 from tunewright.core.files import write_text
 from tunewright.core.runfile import flatten, parse_run, read_yaml
 from tunewright.core.words import say
-from tunewright.importing import axolotl, llama_factory
+from tunewright.importing import axolotl, command, llama_factory, processes, swift, torchtune, trl
 from tunewright.importing.sheet import DEFAULT, EMPTY, LOST, Line, Sheet
 
-SYSTEMS = (llama_factory, axolotl)
+SYSTEMS = (llama_factory, axolotl, swift, trl, torchtune)
+BY_NAME = {module.NAME: module for module in SYSTEMS}
+YAML = (".yaml", ".yml", ".json")
 ORDER = ("model", "adapter", "data", "base", "method", "objective", "engine", "out")
 
 
@@ -90,30 +92,82 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def translate(source: Path, devices: int = 1) -> Imported:
-    """The run that a LLaMA-Factory or Axolotl file describes, and one line for every key of it.
+def translate(source: Path | str, devices: int = 1) -> Imported:
+    """The run that a file or command of another tool describes, and one line for every key of it.
 
-    `devices` is the number of processors the file was meant for: their batch is per device. Raises
-    ConfigError for a file that cannot be read, that is of neither system, or that is one of our
-    own.
+    `source` is a run file, a script that holds a training command, or the command itself. `devices`
+    is the number of processors it was meant for: their batch is per device. Raises ConfigError for
+    a file that cannot be read, that is of no tool that is known, or that is one of our own.
     """
-    given, where = read_yaml(source)
-    scores = {module: len(module.OWN & {key.split(".")[0] for key in given}) for module in SYSTEMS}
+    path = Path(source)
+    asked = _command(source)
+    if asked is None:
+        given, where = read_yaml(path)
+        module = _told(given, path)
+        return _answered(module, given, where, path.name, devices, "", path.parent)
+    given, where = {}, {}
+    shown = path.name if path.is_file() else f"{asked.program} {asked.verb}"
+    if asked.file is not None:
+        named = _named(asked.file, path)
+        if named is None:
+            raise ConfigError.of("E-KEY-12", shown, file=shown, named=asked.file)
+        given, where = read_yaml(named)
+    given, where = {**given, **asked.given}, {**where, **asked.where}
+    count = asked.devices if devices == 1 and asked.devices else devices
+    return _answered(BY_NAME[asked.system], given, where, shown, count, asked.verb)
+
+
+def _command(source: Path | str) -> command.Command | None:
+    """The training command that `source` is or holds; None for a run file."""
+    path, text = Path(source), str(source)
+    if not path.is_file():
+        return command.find(text, "command") if " " in text.strip() else None
+    if path.suffix.lower() in YAML:
+        return None
+    try:
+        return command.find(path.read_text(encoding="utf-8-sig"), path.name)
+    except UnicodeDecodeError as e:
+        raise ConfigError.of("E-CONFIG-02", path.name, cause=e) from e
+
+
+def _named(file: str, beside: Path) -> Path | None:
+    """The run file that a command names: where it stands, or beside the script."""
+    places = [Path(file), beside.parent / file if beside.is_file() else Path(file)]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _told(given: dict[str, Any], path: Path) -> Any:
+    """The tool whose keys a run file has. Raises ConfigError where that is none."""
+    tops = {key.split(".")[0] for key in given}
+    scores = {module: len(module.OWN & tops) for module in SYSTEMS}
     best = max(scores, key=lambda module: scores[module])
     if "model" in given and any(key.startswith("data") for key in given) and scores[best] < 2:
-        raise ConfigError.of("E-CONFIG-41", str(source), file=source.name)
-    if scores[best] < 2 or len(set(scores.values())) == 1:
+        raise ConfigError.of("E-CONFIG-41", str(path), file=path.name)
+    if scores[best] < 2 or list(scores.values()).count(scores[best]) > 1:
         raise ConfigError.of(
-            "E-CONFIG-40", str(source), file=source.name, found=", ".join(list(given)[:12])
+            "E-CONFIG-40", str(path), file=path.name, found=", ".join(list(given)[:12])
         )
     if best is llama_factory and "export_dir" in given and "dataset" not in given:
-        raise ConfigError.of("E-CONFIG-42", str(source), file=source.name)
-    sheet = Sheet(best.NAME, _whole(given), where)
-    best.translate(sheet, devices)
+        raise ConfigError.of("E-CONFIG-42", str(path), file=path.name)
+    return best
+
+
+def _answered(
+    module: Any,
+    given: dict[str, Any],
+    where: dict[str, str],
+    shown: str,
+    devices: int,
+    verb: str,
+    folder: Path | None = None,
+) -> Imported:
+    """The keys of one tool, answered. `folder`: where files lie that the keys name."""
+    sheet = Sheet(module.NAME, _whole(given), where)
+    with_verb = module not in (llama_factory, axolotl)
+    module.translate(sheet, devices, *([verb] if with_verb else []))
+    processes.take(sheet, devices, folder)  # the same settings in all of them
     lines = sheet.finish()
-    return Imported(
-        source.name, best.NAME, lines, _nested(sheet.run), _problems(sheet, source.name)
-    )
+    return Imported(shown, module.NAME, lines, _nested(sheet.run), _problems(sheet, shown))
 
 
 def _whole(given: dict[str, Any]) -> dict[str, Any]:

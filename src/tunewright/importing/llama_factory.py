@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core.registry import objectives
-from tunewright.importing import shared
+from tunewright.importing import shared, trainer
 from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, SAME, Sheet, words_of
 
 NAME = "LLaMA-Factory"
@@ -45,6 +45,8 @@ PREFIXES = {
     "oft_": "oft",
     "module_dropout": "oft",
     "pissa_": "pissa",
+    "galore_": "galore",
+    "apollo_": "apollo",
 }
 """Beginnings of keys -> the method that they are for."""
 WORD_KEYS = ("add_tokens", "add_special_tokens", "new_special_tokens")
@@ -137,12 +139,29 @@ NOT_NEEDED_KEYS = {
         ),
         "own_way",
     ),
-    "template": "template",
+    **dict.fromkeys(
+        (
+            "lora_dtype",
+            "adapter_folder",
+            "infer_dtype",
+            "compute_dtype",
+            "device_map",
+            "model_max_length",
+            "preserve_thinking",
+            "resize_vocab",
+            "quantization_type",
+        ),
+        "own_way",
+    ),
+    **dict.fromkeys(("upcast_lmhead_output", "use_kv_cache", "use_v1_kernels"), "own_kernels"),
+    "offload_folder": "memory",
+    "buffer_size": "reads_itself",
+    "block_diag_attn": "packing",
+    "eval_num_beams": "after",
 }
 LOST_KEYS = {
     "trust_remote_code": "remote_code",
     "train_on_prompt": "questions_unlearnt",
-    "mask_history": "mask_history",
     "streaming": "streaming",
     "deepspeed": "one_device",
     "fsdp": "one_device",
@@ -151,11 +170,7 @@ LOST_KEYS = {
     "report_to": "tracking",
     "use_swanlab": "tracking",
     "resume_from_checkpoint": "resume",
-    "rope_scaling": "rope",
     "shift_attn": "rope",
-    "additional_target": "additional",
-    "modules_to_save": "additional",
-    "resize_vocab": "vocabulary",
     "init_special_tokens": "word_starts",
     "new_special_tokens_config": "word_starts",
     "tool_format": "template",
@@ -167,15 +182,15 @@ LOST_KEYS = {
     "do_eval": "after",
     "compute_accuracy": "after",
     "media_dir": "media",
-    **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini"), "no_rule"),
+    **dict.fromkeys(("use_galore", "use_apollo", "use_badam"), "no_rule"),
     **dict.fromkeys(
         (
-            "use_dft_loss",
-            "use_asft_loss",
-            "use_eaft_loss",
             "use_mca",
-            "pref_bco_weight",
+            "use_megatron_bridge",
+            "use_hyper_parallel",
             "ld_alpha",
+            "moe_aux_loss_coef",
+            "train_from_scratch",
             "ppo_score_norm",
             "ppo_whiten_rewards",
             "disable_shuffling",
@@ -186,9 +201,52 @@ LOST_KEYS = {
 }
 
 
+BEGINNINGS: dict[str, tuple[str, str]] = {
+    "badam_": (NOT_NEEDED, "off"),
+    "galore_layerwise": (NOT_NEEDED, "memory"),
+    "apollo_layerwise": (NOT_NEEDED, "memory"),
+    "galore_proj_type": (NOT_NEEDED, "own_way"),
+    "apollo_proj_type": (NOT_NEEDED, "own_way"),
+    "apollo_scale_front": (LOST, "not_here"),
+    "megatron_bridge_args": (LOST, "not_here"),
+    "hyper_parallel_": (LOST, "one_device"),
+    "profile_modules": (NOT_NEEDED, "every_step_logged"),
+    "enable_torch_profiler": (NOT_NEEDED, "every_step_logged"),
+    "ppo_buffer_size": (LOST, "not_here"),
+    "reward_model_": (LOST, "reference"),
+}
+OF_GOALS = {
+    **dict.fromkeys(
+        ("pref_ftx", "pref_bco_weight", "dpo_label_smoothing", "ld_alpha"), ("dpo", "ipo")
+    ),
+    "simpo_gamma": ("simpo",),
+    **dict.fromkeys(("kto_chosen_weight", "kto_rejected_weight"), ("kto",)),
+    **dict.fromkeys(
+        (
+            "ppo_buffer_size",
+            "ppo_epochs",
+            "ppo_score_norm",
+            "ppo_target",
+            "ppo_whiten_rewards",
+            "reward_model",
+            "reward_model_adapters",
+            "reward_model_quantization_bit",
+            "reward_model_type",
+        ),
+        ("ppo",),
+    ),
+    **dict.fromkeys(
+        ("ref_model", "ref_model_adapters", "ref_model_quantization_bit"),
+        ("dpo", "ipo", "kto", "ppo"),
+    ),
+}
+"""Settings of some stages only."""
+
+
 def translate(sheet: Sheet, devices: int) -> None:
     """Answer the keys of a LLaMA-Factory training file."""
     sheet.take("model_name_or_path", "model")
+    trainer.revision(sheet, "model_revision")
     _method(sheet)
     _objective(sheet)
     _data(sheet)
@@ -203,15 +261,22 @@ def translate(sheet: Sheet, devices: int) -> None:
     shared.optimizer(sheet, "optim")
     if sheet.is_on("use_muon"):
         sheet.take("use_muon", "engine.optimizer", "muon")
-    elif sheet.has("use_muon"):
-        sheet.answer("use_muon", NOT_NEEDED, why="off")
+    elif sheet.is_on("use_adam_mini"):
+        sheet.take("use_adam_mini", "engine.optimizer", "adam_mini", "schedule")
+    for key in ("use_muon", "use_adam_mini"):
+        if sheet.has(key) and key not in sheet.lines:
+            sheet.answer(key, NOT_NEEDED, why="off")
     sheet.take_number("neftune_noise_alpha", "engine.neftune")
     shared.number_type(sheet)
     shared.intervals(sheet)
     _stop(sheet)
     if not shared.no_rows_held_out(sheet):
         sheet.fill("load_best_model_at_end", {"engine.keep_best": False}, False)
-    sheet.pass_over(NOT_NEEDED_KEYS, LOST_KEYS)
+    sheet.pass_over(
+        {**trainer.NOT_NEEDED_KEYS, **trainer.MORE_NOT_NEEDED, **NOT_NEEDED_KEYS},
+        {**trainer.LOST_KEYS, **LOST_KEYS},
+    )
+    trainer.by_beginning(sheet, {**BEGINNINGS, **trainer.BEGINNINGS})
 
 
 def _stop(sheet: Sheet) -> None:
@@ -259,6 +324,9 @@ def _method(sheet: Sheet) -> None:
         )
         if owner and owner not in (kind, ours) and key not in sheet.lines and sheet.has(key):
             sheet.answer(key, NOT_NEEDED, why="other_method", kind=ours)
+    trainer.whole_modules(sheet, "additional_target")
+    trainer.rotary(sheet, "rope_scaling")
+    _embedding_rate(sheet, ours)
     if shared.new_words(sheet, *WORD_KEYS) and sheet.has("resize_vocab"):
         sheet.answer("resize_vocab", NOT_NEEDED, why="own_way")
     sheet.take("adapter_name_or_path", "adapter")
@@ -274,6 +342,16 @@ def _method(sheet: Sheet) -> None:
         NOT_NEEDED if how in ("bnb", "bitsandbytes") else LOST,
         why="own_way" if how.startswith("b") else "bits",
     )
+
+
+def _embedding_rate(sheet: Sheet, kind: str) -> None:
+    """LoRA+ there gives low-rank updates of embeddings a rate of their own."""
+    key = "loraplus_lr_embedding"
+    targets = words_of(sheet.run.get("method.targets", ""))
+    if kind == "lora_plus" and {"embedding", "embed_tokens", "wte"} & set(targets):
+        trainer.embedding_rate(sheet, key)
+    elif sheet.has(key):
+        sheet.answer(key, NOT_NEEDED, why="no_embedding")
 
 
 def _grown(sheet: Sheet, kind: str) -> bool:
@@ -417,6 +495,10 @@ def _objective(sheet: Sheet) -> None:
             sheet.take_if_known("pref_loss", "objective", "loss", loss)
     elif sheet.has("pref_loss"):
         sheet.answer("pref_loss", NOT_NEEDED, why="other_stage", stage=stage)
+    trainer.of_other_goals(sheet, kind, OF_GOALS)
+    if kind == "sft":
+        _token_loss(sheet)
+    _bco(sheet, kind, loss)
     if kind in RANKED:
         sheet.take_if_known("pref_beta", "objective", "beta", sheet.number("pref_beta"))
         if not sheet.has("pref_beta"):
@@ -433,15 +515,16 @@ def _objective(sheet: Sheet) -> None:
         ("ppo_target", "kl_target", None),
         ("dpo_label_smoothing", "label_smoothing", 0.0),
     ):
-        sheet.take_if_known(
-            key,
-            "objective",
-            name,
-            sheet.number(key) if sheet.number(key) is not None else sheet.get(key),
-            default=default,
-        )
+        if key not in sheet.lines:
+            sheet.take_if_known(
+                key,
+                "objective",
+                name,
+                sheet.number(key) if sheet.number(key) is not None else sheet.get(key),
+                default=default,
+            )
 
-    if sheet.is_on("ppo_whiten_rewards"):
+    if sheet.is_on("ppo_whiten_rewards") and "ppo_whiten_rewards" not in sheet.lines:
         sheet.take_if_known("ppo_whiten_rewards", "objective", "whiten_rewards", True)
     if kind == "ppo":
         for key in (
@@ -451,6 +534,41 @@ def _objective(sheet: Sheet) -> None:
             "top_k",
         ):  # of its roll-outs; elsewhere they are about answers after training
             sheet.take_if_known(key, "objective", key, sheet.number(key))
+
+
+def _token_loss(sheet: Sheet) -> None:
+    """What weighs tokens: one of three switches, in their order."""
+    for key, loss in (("use_dft_loss", "dft"), ("use_eaft_loss", "eaft")):
+        if sheet.is_on(key):
+            sheet.answer(key, CHANGED, {"objective.loss": loss}, "losses")
+    if sheet.is_on("use_asft_loss"):
+        sheet.answer("use_asft_loss", LOST, why="asft")
+    on = sheet.run.get("objective.loss") == "eaft"
+    if on and sheet.has("eaft_alpha"):
+        sheet.take("eaft_alpha", "objective.eaft_alpha", sheet.number("eaft_alpha"))
+    for key in ("use_dft_loss", "use_eaft_loss", "use_asft_loss", "eaft_alpha", "asft_alpha"):
+        if sheet.has(key) and key not in sheet.lines:
+            sheet.answer(key, NOT_NEEDED, why="off")
+
+
+def _bco(sheet: Sheet, kind: str, loss: str) -> None:
+    """BCO beside another loss on pairs: both weighted so that they sum to 1."""
+    key, weight = "pref_bco_weight", sheet.number("pref_bco_weight")
+    if not weight or key in sheet.lines:
+        if sheet.has(key) and key not in sheet.lines:
+            sheet.answer(key, NOT_NEEDED, why="off")
+        return
+    if kind not in ("dpo", "ipo"):
+        sheet.answer(key, LOST, why="no_field", kind=kind, axis="objective")
+        return
+    name = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo"}.get(loss, "sigmoid")
+    ours = {
+        "objective.kind": "dpo",
+        "objective.loss": [name, "bco_pair"],
+        "objective.loss_weights": [round(1 / (1 + weight), 8), round(weight / (1 + weight), 8)],
+        "objective.bco_shift": True,
+    }
+    sheet.answer(key, CHANGED, ours, "losses")
 
 
 def _fill_if_known(sheet: Sheet, key: str, name: str, value: Any) -> None:
@@ -498,6 +616,11 @@ def _data(sheet: Sheet) -> None:
     else:
         sheet.answer("cutoff_len", DEFAULT, ours, "default", value=2048, system=NAME)
     sheet.take("default_system", "data.system")
+    if sheet.is_on("mask_history"):
+        sheet.answer("mask_history", CHANGED, {"data.turns": "last"}, "last_turn")
+    elif sheet.has("mask_history"):
+        sheet.answer("mask_history", NOT_NEEDED, why="off")
+    trainer.own_template(sheet, "template")
 
 
 def _several(sheet: Sheet, names: list[str]) -> None:

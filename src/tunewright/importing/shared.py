@@ -31,6 +31,18 @@ SCHEDULER_ARGUMENTS = {
 }
 """Arguments of Transformers' schedules. `min_lr` and `lr_end` are rates, ours a share of the
 peak."""
+OPTIMIZERS = {
+    "lion_32bit": "lion",
+    "lion": "lion",
+    "paged_lion": "lion",
+    "paged_lion_32bit": "lion",
+    "lion_pytorch": "lion",
+    "schedule_free_adamw": "adamw_schedule_free",
+    "adam_mini": "adam_mini",
+    "adafactor": "adafactor",
+    "muon": "muon",
+}
+"""Update rules under other names. Lion's 8-bit form rounds its momentum and is not here."""
 ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 """The moments' factors; 0.9, 0.999 and 1e-8 are AdamW's usual ones, here too."""
 
@@ -165,6 +177,11 @@ def optimizer(sheet: Sheet, key: str) -> None:
         # Beside an adapter the optimiser's state is small: 8 bits would save little and need
         # another library.
         sheet.take(key, "engine.optimizer", "adamw", "adamw" if theirs != "adamw" else "")
+    elif theirs in OPTIMIZERS:
+        ours = OPTIMIZERS[theirs]
+        sheet.take(key, "engine.optimizer", ours, "" if ours == theirs else "schedule")
+        if ours == "adamw_schedule_free" and "engine.schedule" not in sheet.run:
+            sheet.run["engine.schedule"] = "constant"
     elif theirs in choices("optimizer"):
         sheet.take(key, "engine.optimizer", theirs)
     elif (

@@ -28,6 +28,7 @@ from tunewright.core.words import say
 from tunewright.methods.peft_kinds import RESERVED
 from tunewright.methods.saved import OWN
 from tunewright.methods.targets import MethodSection, TargetSection, chosen_layers
+from tunewright.models import rotary
 from tunewright.models.anatomy import Anatomy
 
 DESCRIPTION = "adapter_config.json"
@@ -47,6 +48,9 @@ BEGINNING = {
     "encoder",
     "encoder_size",
     "start",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
 }
 """Settings of how an adapter of PEFT begins. It has begun, so they do nothing, and that is said."""
 FREE = {"dropout", "ratio"}
@@ -77,6 +81,8 @@ def resolve(parsed: ParsedRun) -> Continued:
     if config.adapter is None:
         return Continued(parsed)
     folder = Path(config.adapter)
+    parsed = _with_rotary(parsed, folder)
+    config = parsed.config
     own, described = _described(folder)
     given = {
         key.removeprefix("method."): getattr(config.method, key.removeprefix("method."), None)
@@ -126,6 +132,22 @@ def resolve(parsed: ParsedRun) -> Continued:
         values["ratio"] = given["ratio"]
     _take(found, held, values)
     return found
+
+
+def _with_rotary(parsed: ParsedRun, folder: Path) -> ParsedRun:
+    """The run with the scaling of positions that its adapter was trained with. Raises CompatError
+    (E-KEY-07) where the run asks for another."""
+    held, asked = rotary.read(folder), parsed.config.base.rotary
+    if held == asked:
+        return parsed
+    if asked is not None:
+        shown = "-" if held is None else held.kind
+        raise CompatError(
+            problem("E-KEY-07", parsed.source("base.rotary"), held=shown, folder=folder)
+        )
+    base = parsed.config.base.model_copy(update={"rotary": held})
+    where = {**parsed.where, "base.rotary": say("continuing.from", folder=folder)}
+    return ParsedRun(parsed.config.model_copy(update={"base": base}), parsed.given, where)
 
 
 def _is_field(key: str) -> bool:

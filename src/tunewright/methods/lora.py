@@ -8,23 +8,35 @@ and in how fast B learns (LoRA+).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import CompatError, problem
 from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Model
-from tunewright.methods import word_rows
+from tunewright.methods import whole_modules, word_rows
 from tunewright.methods.lora_starts import start_from_rounding, start_from_rows, start_from_weights
 from tunewright.methods.peft import attach_peft, placing, require_linear, wrap
-from tunewright.methods.targets import LowRankSection, cap_rank, chosen_layers
+from tunewright.methods.targets import LowRankSection, chosen_layers, ranks_of, small_layers
 from tunewright.models.anatomy import Anatomy
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 EVA_WITHOUT_WORDS = (
-    "new_tokens does not go with eva, whose start in PEFT takes every layer of an adapter for a "
-    "low-rank one: use another kind"
+    "new_tokens and modules_to_save do not go with eva, whose start in PEFT takes every layer of "
+    "an adapter for a low-rank one: use another kind"
 )
+EVA_DEALS = "rank_pattern and alpha_pattern do not go with eva, which deals out ranks itself (rho)"
+
+
+def _fits_eva(config: LowRankSection) -> None:
+    """Raise ValueError for settings that EVA cannot have."""
+    if config.new_tokens or config.modules_to_save:
+        raise ValueError(EVA_WITHOUT_WORDS)
+    if config.rank_pattern or config.alpha_pattern:
+        raise ValueError(EVA_DEALS)
 
 
 class LoraConfig(LowRankSection):
@@ -54,8 +66,8 @@ class LoraConfig(LowRankSection):
     def _one_start(self) -> LoraConfig:
         if self.pissa + self.olora + self.dora + self.eva + self.loftq > 1:
             raise ValueError("pissa, olora, eva, loftq and dora do not go together: choose one")
-        if self.eva and self.new_tokens:
-            raise ValueError(EVA_WITHOUT_WORDS)
+        if self.eva:
+            _fits_eva(self)
         if self.pissa_niter is not None and not self.pissa:
             raise ValueError("pissa_niter has no effect without pissa: true")
         return self
@@ -99,8 +111,7 @@ class EvaConfig(LowRankSection):
 
     @model_validator(mode="after")
     def _no_words(self) -> EvaConfig:
-        if self.new_tokens:
-            raise ValueError(EVA_WITHOUT_WORDS)
+        _fits_eva(self)
         return self
 
 
@@ -119,6 +130,9 @@ FIELDS = {
     "dropout": "lora_dropout",
     "rslora": "use_rslora",
     "dora": "use_dora",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
+    "modules_to_save": "modules_to_save",
 }
 """Where PEFT's description of a LoRA holds our fields."""
 _PRODUCT = "a thin product of two matrices beside chosen linear layers"
@@ -294,9 +308,10 @@ def _attach(
     import peft
 
     names = chosen_layers(config, model, anatomy)
-    capped = cap_rank(
-        model, names, config.rank, all_alike=start == "eva"
-    )  # PEFT's EVA deals out one rank of its own
+    per_rank = 1.0 if start else 0.0 if rslora else 2.0
+    ranks = ranks_of(config, model, names, anatomy, per_rank)
+    if start == "eva":  # PEFT deals out one rank of its own
+        small_layers(model, names, ranks.ranks, all_alike=True)
     if start == "olora":
         require_linear(
             model, names, "olora"
@@ -306,6 +321,7 @@ def _attach(
         if config.new_tokens
         else None
     )
+    whole = whole_modules.chosen(config.modules_to_save, names, model, anatomy)
     both = [
         name
         for name in names
@@ -313,8 +329,9 @@ def _attach(
     ]
     if both:
         raise CompatError(problem("E-METHOD-80", "method.targets", module=both[0]))
-    usual = config.rank if start else 8.0 if rslora else 2 * config.rank
-    alpha = config.alpha if config.alpha is not None else usual
+    if words:
+        words.inside(whole)
+    alpha = config.alpha if config.alpha is not None else per_rank * config.rank or 8.0
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT computes with any number
@@ -323,15 +340,24 @@ def _attach(
         use_dora=dora,
         init_lora_weights="eva" if start == "eva" else True,
         eva_config=peft.EvaConfig(rho=rho) if start == "eva" else None,
-        **capped.patterns(alpha, rooted=rslora),
-        trainable_token_indices={place: words.ids for place in words.places} if words else None,
+        **ranks.patterns(alpha, rooted=rslora),
+        trainable_token_indices={place: words.ids for place in words.places}
+        if words and words.places
+        else None,
+        **whole_modules.named_for_peft(model, whole),
         **placing(model, names),
     )
     wrapped = wrap(model, settings, base_path)
     if words:
         words.start(wrapped, "pieces")
+    return ranks.told(_begun(wrapped, config.rank, start, niter))
+
+
+def _begun(wrapped: PeftModel, rank: int, start: str, niter: int | None) -> Attached:
+    """The layers with the start of their matrices (`pissa`, `olora`, `eva`, `loftq`; an empty text
+    is PEFT's own)."""
     if not start:
-        return capped.told(attach_peft(wrapped))
+        return attach_peft(wrapped)
     # PEFT takes some names for the tensors in which a family stores all its experts: what it puts
     # there has no matrix to start from.
     tensors = next(
@@ -345,11 +371,11 @@ def _attach(
     if tensors is not None:
         raise CompatError(problem("E-METHOD-77", "method.targets", start=start, module=tensors))
     if start == "eva":
-        return capped.told(start_from_rows(attach_peft(wrapped), wrapped, config.rank))
+        return start_from_rows(attach_peft(wrapped), wrapped, rank)
     if start == "loftq":
-        return capped.told(start_from_rounding(attach_peft(wrapped), wrapped, niter))
-    return capped.told(
-        start_from_weights(wrapped, f"pissa_niter_{niter}" if start == "pissa" and niter else start)
+        return start_from_rounding(attach_peft(wrapped), wrapped, niter)
+    return start_from_weights(
+        wrapped, f"pissa_niter_{niter}" if start == "pissa" and niter else start
     )
 
 

@@ -76,6 +76,7 @@ def start_from_weights(wrapped: PeftModel, how: str) -> Attached:
 
 def _save(wrapped: PeftModel, folder: Path) -> None:
     """A plain LoRA of twice the rank in PEFT's layout: [A; A0] and [B, -B0] with the same scale."""
+    from peft import get_peft_model_state_dict
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import save_file
 
@@ -104,6 +105,13 @@ def _save(wrapped: PeftModel, folder: Path) -> None:
             tensors[f"{name}.trainable_tokens_delta"] = (
                 module.trainable_tokens_delta["default"].detach().cpu().contiguous()
             )
+    if config.modules_to_save:
+        stored = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+        tensors |= {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in stored.items()
+            if ".lora_" not in name and "trainable_tokens" not in name
+        }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config.save_pretrained(str(folder))

@@ -10,11 +10,12 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, field_validator
 
 from tunewright.core.config import Section
-from tunewright.core.errors import CompatError, problem
+from tunewright.core.errors import CompatError, problem, raise_all
 from tunewright.core.types import Attached, Model
 from tunewright.core.words import say
+from tunewright.methods.whole_modules import numbers
 from tunewright.methods.word_rows import checked_tokens
-from tunewright.models.anatomy import WHOLE, Anatomy, is_linear, shape_of
+from tunewright.models.anatomy import ROLES, WHOLE, Anatomy, is_linear, shape_of
 from tunewright.models.shape import Matrix, ModelShape, roles_of
 
 
@@ -68,22 +69,72 @@ class LowRankSection(TargetSection):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of inputs of the update set to 0 while training; one draw for each row, which samples
     that share the row share."""
+    rank_pattern: dict[str, int] = {}
+    """Other ranks for some of the layers: a role, group, module name or a pattern of names as PEFT
+    takes it, with the rank, such as {mlp: 8, q_proj: 32}."""
+    alpha_pattern: dict[str, float] = {}
+    """Another strength for some of the layers, as `rank_pattern` names them. Where it says nothing
+    and alpha is not given, a layer keeps the strength of its own rank."""
+    modules_to_save: Names = []
+    """Whole modules that train beside the update and are saved with it: embedding, head, norm, or
+    names of modules. A head that is the embedding trains with it."""
     new_tokens: list[str | int] = []
     """Words that become one token each, such as ["<plan>", "</plan>"], whose embedding rows are
     trained as well; a number is the id of an existing token."""
 
     _new_tokens = field_validator("new_tokens", mode="before")(checked_tokens)
 
+    @field_validator("rank_pattern", "alpha_pattern", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if isinstance(value, dict) and any(isinstance(v, bool) for v in value.values()):
+            raise ValueError("true and false are no numbers")  # Python counts true as 1
+        return value
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if any(number <= 0 for number in value.values()):
+            raise ValueError("must map names of layers to numbers above 0")
+        for key in value:
+            try:
+                re.compile(key)
+            except re.error as e:
+                raise ValueError(f"{key!r} is no name and no pattern: {e}") from e
+        return value
+
     def trainable_numbers(self, shape: ModelShape) -> int:
-        """rank x (inputs + outputs) of every chosen matrix, and the rows of `new_tokens`."""
+        """rank x (inputs + outputs) of every chosen matrix, the rows of `new_tokens` and the
+        modules that train whole."""
         outside = {
             "embedding": Matrix(1, shape.vocabulary, shape.hidden),
             "head": Matrix(1, shape.hidden, shape.vocabulary),
         }
-        chosen = [(shape.matrices | outside)[role] for role in roles_of(shape, self.targets)]
+        roles = roles_of(shape, self.targets)
+        chosen = {role: (shape.matrices | outside)[role] for role in roles}
         rows = len(self.new_tokens) * shape.hidden * (1 if shape.tied else 2)
-        lengths = sum(m.count * m.outputs for m in chosen) if getattr(self, "dora", False) else 0
-        return rows + lengths + sum(self.rank * m.count * (m.inputs + m.outputs) for m in chosen)
+        dora = getattr(self, "dora", False)
+        lengths = sum(m.count * m.outputs for m in chosen.values()) if dora else 0
+        thin = sum(
+            self._rank_of(role, shape) * m.count * (m.inputs + m.outputs)
+            for role, m in chosen.items()
+        )
+        return int(rows + lengths + thin + numbers(self.modules_to_save, shape))
+
+    def _rank_of(self, role: str, shape: ModelShape) -> int:
+        """The rank of a role; a pattern of single layers is not known here."""
+        named = [key for key in self.rank_pattern if role in roles_of(shape, [key])]
+        return self.rank_pattern[min(named, key=_breadth)] if named else self.rank
+
+
+GROUPS = ("attention", "mlp")
+
+
+def _breadth(key: str) -> int:
+    """How much a word for layers names: a module name or pattern 0, a role 1, a group 2, all 3."""
+    if key in WHOLE:
+        return 3
+    return 2 if key in GROUPS else 1 if key in ROLES else 0
 
 
 def chosen_roles(targets: list[str], shape: ModelShape) -> list[str]:
@@ -126,59 +177,132 @@ def chosen_layers(config: TargetSection, model: Model, anatomy: Anatomy) -> list
 
 
 @dataclass
-class Capped:
-    """Layers whose smaller side is below `rank`, each with that side. `names` are all that were
-    chosen."""
+class Ranks:
+    """The rank of every layer that was chosen, and its strength alpha where it is not the usual
+    one. `small` are layers whose smaller side is below the rank that was asked for, each with that
+    side."""
 
     rank: int
-    most: dict[str, int]
     names: list[str]
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+    small: dict[str, int]
 
     def patterns(self, alpha: float, *, rooted: bool = False) -> dict[str, Any]:
-        """PEFT's `rank_pattern` and `alpha_pattern`: the lower rank at the strength of all others
-        (`rooted`: alpha / sqrt(rank), else alpha / rank)."""
-        if not self.most:
-            return {}
-        ranks = {self._key(name): most for name, most in self.most.items()}
-        return {
-            "rank_pattern": ranks,
-            "alpha_pattern": {
-                key: alpha * ((most / self.rank) ** 0.5 if rooted else most / self.rank)
-                for key, most in ranks.items()
-            },
-        }
+        """PEFT's `rank_pattern` and `alpha_pattern`. A layer that is too small for its rank keeps
+        its strength (`rooted`: alpha / sqrt(rank), else alpha / rank)."""
+        alphas = {}
+        for name in self.names:
+            own = self.alphas.get(name, alpha)
+            if name in self.small:
+                share = self.small[name] / self.ranks[name]
+                own *= share**0.5 if rooted else share
+            if own != alpha:
+                alphas[name] = own
+        ranks = {name: self.small.get(name, self.ranks[name]) for name in self.names}
+        ranks = {name: rank for name, rank in ranks.items() if rank != self.rank}
+        found = {"rank_pattern": self._short(ranks), "alpha_pattern": self._short(alphas)}
+        return {key: value for key, value in found.items() if value}
 
-    def _key(self, name: str) -> str:
-        """The last component where all chosen layers of that name have one rank: keeps
+    def _short(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Names to their last component where all chosen layers of that name have one value: keeps
         adapter_config.json readable. PEFT matches ends of names."""
-        short = name.rpartition(".")[2]
-        alike = {self.most.get(other) for other in self.names if other.rpartition(".")[2] == short}
-        return short if alike == {self.most[name]} else re.escape(name)
+        alike: dict[str, set[Any]] = {}
+        for name in self.names:
+            alike.setdefault(name.rpartition(".")[2], set()).add(values.get(name))
+        return {
+            short if len(alike[short := name.rpartition(".")[2]]) == 1 else re.escape(name): value
+            for name, value in values.items()
+        }
 
     def told(self, attached: Attached, sentence: str = "methods.rank_capped") -> Attached:
         """Say it where the method is put on."""
-        if self.most:
-            first = next(iter(self.most))
+        if self.small:
+            first = next(iter(self.small))
             attached.notes.append(
                 say(
                     sentence,
                     rank=self.rank,
-                    count=len(self.most),
+                    count=len(self.small),
                     of=len(self.names),
                     first=first,
-                    most=self.most[first],
+                    most=self.small[first],
                 )
             )
         return attached
 
 
-def cap_rank(model: Model, names: list[str], rank: int, *, all_alike: bool = False) -> Capped:
-    """Which of the layers `names` are too small for a rank: a product of higher rank would train
-    numbers that cannot change what the layer does.
+def ranks_of(
+    config: LowRankSection, model: Model, names: list[str], anatomy: Anatomy, per_rank: float
+) -> Ranks:
+    """The rank and strength of each of the layers `names`. Where no alpha is given, a layer of
+    another rank has `per_rank` times its own rank; 0: the alpha of all.
+
+    Raises CompatError (E-KEY-02) for a pattern that fits none of them.
+    """
+    patterns: dict[str, dict[str, Any]] = {
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+    }
+    per_layer: dict[str, dict[str, Any]] = {}
+    faults = []
+    for field, pattern in patterns.items():
+        per_layer[field] = found = {}
+        unused = set(pattern)
+        words = {key: _chosen_by(key, anatomy) for key in pattern}
+        for name in names:
+            keys = [key for key in pattern if _fits(key, name, words[key])]
+            unused -= set(keys)
+            if keys:
+                found[name] = pattern[min(keys, key=_breadth)]
+        faults += [
+            problem("E-KEY-02", f"method.{field}", key=key, targets=", ".join(config.targets))
+            for key in pattern
+            if key in unused
+        ]
+    raise_all(faults, CompatError)
+    ranks = {name: int(per_layer["rank_pattern"].get(name, config.rank)) for name in names}
+    alphas = per_layer["alpha_pattern"]
+    if config.alpha is None and per_rank:
+        own = {name: per_rank * rank for name, rank in ranks.items() if rank != config.rank}
+        alphas = own | alphas
+    return Ranks(config.rank, names, ranks, alphas, small_layers(model, names, ranks))
+
+
+def _chosen_by(key: str, anatomy: Anatomy) -> set[str] | None:
+    """The modules of a role or group, none where the model has no such part; None for a name or
+    pattern."""
+    if not _breadth(key):
+        return None
+    there = key in WHOLE or key in anatomy.roles or key in GROUPS
+    return set(anatomy.select([key])) if there else set()
+
+
+def _fits(key: str, name: str, chosen: set[str] | None) -> bool:
+    """Whether a word for layers names this one: as a role or group, else as PEFT matches the ends
+    of names."""
+    if chosen is not None:
+        return name in chosen
+    return re.match(rf"(.*\.)?({key})$", name) is not None
+
+
+def cap_rank(model: Model, names: list[str], rank: int, *, all_alike: bool = False) -> Ranks:
+    """One rank for all layers, lower where one is too small for it. Raises CompatError where all
+    are, with `all_alike` where any is."""
+    ranks = dict.fromkeys(names, rank)
+    small = small_layers(model, names, ranks, all_alike=all_alike)
+    return Ranks(rank, names, ranks, {}, small)
+
+
+def small_layers(
+    model: Model, names: list[str], ranks: dict[str, int], *, all_alike: bool = False
+) -> dict[str, int]:
+    """Which of the layers `names` are too small for their ranks: a product of higher rank would
+    train numbers that cannot change what the layer does. Name -> the smaller side.
 
     Raises CompatError where every one of them is; with `all_alike`, where any is.
     """
-    found = Capped(rank, {}, names)
+    found: dict[str, int] = {}
     widest = ("", 0, 0)
     for name in names:
         module = model.get_submodule(name)
@@ -188,15 +312,15 @@ def cap_rank(model: Model, names: list[str], rank: int, *, all_alike: bool = Fal
             else tuple(module.get_parameter("weight").shape)[:2]
         )
         widest = max(widest, (name, inputs, outputs), key=lambda one: min(one[1:]))
-        if rank > min(inputs, outputs):
-            found.most[name] = min(inputs, outputs)
-    if names and (len(found.most) == len(names) or (all_alike and found.most)):
+        if ranks[name] > min(inputs, outputs):
+            found[name] = min(inputs, outputs)
+    if names and (len(found) == len(names) or (all_alike and found)):
         name, inputs, outputs = widest
         raise CompatError(
             problem(
                 "E-METHOD-20",
                 "method.rank",
-                rank=rank,
+                rank=ranks[name],
                 module=name,
                 inputs=inputs,
                 outputs=outputs,

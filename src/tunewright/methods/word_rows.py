@@ -10,7 +10,7 @@ with rows that no token has (Qwen2.5 has 271), and those were never trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,14 @@ class WordRows:
     places: list[str]
     """Names of the modules with the rows: the embedding, and the head where it is a matrix of its
     own."""
+    whole: list[str] = field(default_factory=list)
+    """Of these, those that train whole (`modules_to_save`): the rows are some of theirs."""
+
+    def inside(self, whole: Sequence[str]) -> None:
+        """Leave the modules `whole`, which train from the first row to the last, out of
+        `places`."""
+        self.whole = [name for name in self.places if name in whole]
+        self.places = [name for name in self.places if name not in whole]
 
     def start(self, wrapped: PeftModel, start: str) -> None:
         """Set the rows of words that are new on PEFT's model: to the mean of their pieces' rows, or
@@ -65,11 +73,18 @@ class WordRows:
                 weight = module.get_base_layer().weight
                 for place, parts in enumerate(self.pieces):
                     if parts is not None:
-                        trained["default"][place] = (
-                            weight[parts if parts and start == "pieces" else slice(self.known)]
-                            .float()
-                            .mean(0)
-                        )
+                        trained["default"][place] = self._mean(weight, parts, start)
+            for name in self.whole:
+                inside: Any = wrapped.get_base_model().get_submodule(name)
+                weight = inside.weight
+                for i, parts in zip(self.ids, self.pieces, strict=True):
+                    if parts is not None:
+                        weight[i] = self._mean(weight, parts, start)
+
+    def _mean(self, weight: Any, pieces: list[int], start: str) -> Any:
+        """The mean of the rows of `pieces`, or of all that belonged to a token, in float32."""
+        rows = weight[pieces if pieces and start == "pieces" else slice(self.known)]
+        return rows.float().mean(0)
 
 
 def make(tokens: Sequence[str | int], model: Model, anatomy: Anatomy, field: str) -> WordRows:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import BaseConfig
-from tunewright.core.errors import ModelError, first_line, problem, raise_all
+from tunewright.core.errors import CompatError, ModelError, first_line, problem, raise_all
 from tunewright.core.machine import return_freed_memory
 from tunewright.core.telling import silent
 from tunewright.core.words import say
+from tunewright.models import rotary
 from tunewright.sources import headers, vet
 from tunewright.sources.remote_code import Place, place_of
 
@@ -34,9 +35,12 @@ MADE_UP = (1 << 16) + 1
 """Random numbers of which made-up weights consist; odd, so that rows of a matrix differ."""
 
 
-def load_config(folder: Path) -> Any:
-    """The model's configuration as Transformers reads it. Judged by whoever found the folder; no
-    weights are read."""
+def load_config(
+    folder: Path, base: BaseConfig | None = None, notes: list[str] | None = None
+) -> Any:
+    """The model's configuration as Transformers reads it, scaled as `base` says; `notes` are told
+    of that. Judged by whoever found the folder; no weights are read. Raises CompatError for a model
+    that cannot be scaled."""
     from transformers import AutoConfig
 
     place = place_of(folder)
@@ -46,6 +50,9 @@ def load_config(folder: Path) -> Any:
     if not place.model:
         # Opened natively: what is saved from it must not point to code that is not there.
         vars(config).pop("auto_map", None)
+    said = rotary.scale(config, base.rotary if base is not None else None)
+    if notes is not None:
+        notes += said
     return config
 
 
@@ -92,9 +99,11 @@ def load_model(
     # wide model.
     placed = {} if str(device) == "cpu" or number_type else {"device_map": {"": str(device)}}
     try:
-        config = load_config(folder)
+        config = load_config(folder, base, said)
         said += silence_dropout(config)
         model, info = _built(place, config, attention, said, dtype=wanted, **placed)
+    except CompatError:
+        raise
     except Exception as e:
         raise ModelError(problem("E-MODEL-32", str(folder), cause=first_line(e))) from e
     # Where code ran from a private copy, adapters still name the folder that the person gave.
@@ -136,7 +145,7 @@ def made_up(
 
     if place_of(folder).code:
         raise ModelError(problem("E-MODEL-32", str(folder), cause="remote code"))
-    config = load_config(folder)
+    config = load_config(folder, base)
     silence_dropout(config)
     text = config.get_text_config()
     text.num_hidden_layers = blocks
@@ -336,7 +345,9 @@ def _headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
 def context_of(config: Any) -> int | None:
     """Tokens that a model can take, as its configuration states them; None where it states none."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 1 else None
+    if not isinstance(found, int) or found < 2:
+        return None
+    return int(found * rotary.context_factor(config))
 
 
 def room_of(causal: Any, model: Any) -> int | None:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.errors import ConfigError, problem
+from tunewright.core.moves import later
 from tunewright.core.types import (
     WITHOUT_DIFFERENCE,
     Experience,
@@ -58,7 +59,8 @@ class RolloutSection(Section):
 
 def rollouts_of(config: Any, judge: Judge, **more: Any) -> Rollouts:
     """What an objective asks of the rounds. `config` is a `RolloutSection` with `generations`,
-    `epochs`, `minibatches` and `unfinished_penalty`. Raises ConfigError where no reward is named.
+    `epochs`, `minibatches` and perhaps `unfinished_penalty`.
+    Raises ConfigError where no reward is named.
     """
     if config.reward is None:
         raise ConfigError(problem("E-OBJ-33", "objective.reward"))
@@ -73,7 +75,7 @@ def rollouts_of(config: Any, judge: Judge, **more: Any) -> Rollouts:
         judge=judge,
         epochs=config.epochs,
         minibatches=config.minibatches,
-        unfinished_penalty=config.unfinished_penalty,
+        unfinished_penalty=getattr(config, "unfinished_penalty", 0.0),
         **more,
     )
 
@@ -155,7 +157,7 @@ def watch(output: PassOutput, old_L: Tensor, clipped: Tensor) -> None:
     """Figures that every policy objective shows, as (sum over tokens or answers, number)."""
     ratio = (output.logprob - old_L).detach().exp()
     output.figures |= {
-        "clip_share": (float(clipped.sum()), clipped.numel()),
-        "ratio": (float(ratio.sum()), ratio.numel()),
-        "ratio_gap": (float((ratio - 1).abs().sum()), ratio.numel()),
+        "clip_share": (later(clipped.sum()), clipped.numel()),
+        "ratio": (later(ratio.sum()), ratio.numel()),
+        "ratio_gap": (later((ratio - 1).abs().sum()), ratio.numel()),
     }

@@ -10,8 +10,10 @@ smoothing); IPO, Azar et al. 2023 (2310.12036), with lengths divided out as its 
 for texts; hinge, Zhao et al. 2023 (SLiC, 2305.10425); the SFT term, Pang et al. 2024 (2404.19733);
 robust DPO, Chowdhury et al. 2024 (2403.00409); EXO, Ji et al. 2024 (2402.00856, equation 16); NCA,
 Chen et al. 2024 (2402.05369); SPPO, Wu et al. 2024 (2405.00675); APO, D'Oosterlinck et al. 2024
-(2408.06266, equations 7 and 8); ORPO, Hong et al. 2024 (2403.07691); SimPO, Meng et al. 2024
-(2405.14734); CPO, Xu et al. 2024 (2401.08417).
+(2408.06266, equations 7 and 8); BCO, Jung et al. 2024 (2404.04656), here on pairs; DiscoPOP, Lu et
+al. 2024 (2406.08414, equation 5); the length-normalised sigmoid, TRL 1.16; weights by how likely
+the model itself writes an answer, Zhou et al. 2024 (WPO, 2406.11827, equation 2); ORPO, Hong et al.
+2024 (2403.07691); SimPO, Meng et al. 2024 (2405.14734); CPO, Xu et al. 2024 (2401.08417).
 """
 
 from __future__ import annotations
@@ -20,23 +22,40 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from tunewright.core.config import Section
+from tunewright.core.moves import later
 from tunewright.core.registry import objectives
-from tunewright.core.types import Branch, Figures, Objective, PassOutput, Sample, Term
+from tunewright.core.types import Branch, Figures, Objective, Passes, PassOutput, Sample, Term
 from tunewright.objectives.branches import per_branch, places_of
+from tunewright.objectives.running import RunningMean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ROWS = ("preference",)
 DpoLoss = Literal[
-    "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "bco_pair",
+    "discopop",
+    "sigmoid_norm",
 ]
 RATE_FACTOR = 0.25
 EXO_SMOOTHING = 1e-3
 """What exo_pair takes where nobody gave a smoothing: its target must not be certain."""
+DISCOPOP_TAU = 0.05
+"""Temperature of DiscoPOP's mixture, as its authors found it."""
+SMOOTHED = ("sigmoid", "robust", "exo_pair")
+"""Losses that know a share of pairs the wrong way round."""
 
 
 class DpoConfig(Section):
@@ -45,20 +64,55 @@ class DpoConfig(Section):
 
     beta: float = Field(default=0.1, gt=0)
     """How strongly the model is kept near its starting point; larger moves it less."""
-    loss: DpoLoss = "sigmoid"
+    loss: DpoLoss | list[DpoLoss] = "sigmoid"
     """sigmoid is DPO; hinge stops at a margin of 1; ipo aims at a fixed margin and cannot run away;
-    the others: docs/objectives/dpo.md."""
+    the others: docs/objectives/dpo.md. A list mixes several, such as [sigmoid, bco_pair]."""
+    loss_weights: list[float] = []
+    """With a list of losses, the weight of each, such as [0.8, 0.2]. Default: 1 each."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of pairs that are assumed to be the wrong way round (with sigmoid, robust and
     exo_pair)."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of an SFT term on the chosen answers: keeps their own probability from falling."""
+    wpo: bool = False
+    """Weigh each pair by how likely the model itself would write its two answers now (WPO): pairs
+    from another model count less."""
+    bco_shift: bool = False
+    """With bco_pair: measure rewards from their mean over the steps so far, as the paper does; off:
+    from 0, as TRL does."""
+
+    @field_validator("loss")
+    @classmethod
+    def _each_once(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list) and (not value or len(set(value)) < len(value)):
+            raise ValueError("a list of losses names at least one, and each once")
+        return value
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> DpoConfig:
+        if self.loss_weights and (
+            not isinstance(self.loss, list) or len(self.loss_weights) != len(self.loss)
+        ):
+            raise ValueError("loss_weights needs a list of losses with as many entries")
+        if any(weight <= 0 for weight in self.loss_weights):
+            raise ValueError("loss_weights must be above 0")
+        if self.bco_shift and "bco_pair" not in dict(self.parts):
+            raise ValueError("bco_shift has no effect without loss: bco_pair")
+        if self.label_smoothing and not set(SMOOTHED) & set(dict(self.parts)):
+            raise ValueError(f"label_smoothing has no effect without {', '.join(SMOOTHED)}")
+        return self
+
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """Each loss with its weight."""
+        losses = self.loss if isinstance(self.loss, list) else [self.loss]
+        return list(zip(losses, self.loss_weights or [1.0] * len(losses), strict=True))
 
 
 class IpoConfig(DpoConfig):
     """DPO with the loss of IPO, which aims at a fixed margin. Data: pairs."""
 
-    loss: DpoLoss = "ipo"
+    loss: DpoLoss | list[DpoLoss] = "ipo"
     """The loss; fixed by the name."""
 
 
@@ -110,6 +164,11 @@ class Pairs:
         if output.reference is not None:
             reference = output.reference.to(total.dtype)
             self.chosen_ref, self.rejected_ref = reference[self.chosen], reference[rejected]
+        if "log_sum_of_squares" in output.facts:
+            apart = (output.logprob.detach() - output.facts["log_sum_of_squares"]) * learnt
+            mean = per_branch(apart, output) / length
+            self.own_P = (mean[self.chosen] + mean[rejected]).exp()
+            """How likely the model writes both answers itself."""
 
     def means(self) -> tuple[Tensor, Tensor]:
         """The mean log-probability a token of the chosen and of the rejected answers, each (P,)."""
@@ -122,34 +181,58 @@ def pair_weight(sample: Sample) -> float:
     return max(sample.branches[0].weights)
 
 
-def dpo_loss(pairs: Pairs, config: DpoConfig) -> Tensor:
-    """One value a pair, (P,), from the difference of log-ratios."""
+def dpo_loss(pairs: Pairs, config: DpoConfig, shift: float = 0.0) -> Tensor:
+    """One value a pair, (P,), from the differences of log-ratios: the weighted sum of the losses
+    that `config` names. `shift` is the point from which bco_pair measures rewards."""
+    import torch
+
+    chosen, rejected = pairs.chosen_P - pairs.chosen_ref, pairs.rejected_P - pairs.rejected_ref
+    parts = [
+        weight * _one_loss(name, pairs, chosen, rejected, config, shift)
+        for name, weight in config.parts
+    ]
+    found = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+    return found if not config.wpo else pairs.own_P * found
+
+
+def _one_loss(
+    loss: str, pairs: Pairs, chosen: Tensor, rejected: Tensor, config: DpoConfig, shift: float
+) -> Tensor:
+    """(P,). `chosen` and `rejected` are changes of log-probabilities since step 0."""
     import torch
     from torch.nn.functional import logsigmoid, relu
 
-    chosen, rejected = pairs.chosen_P - pairs.chosen_ref, pairs.rejected_P - pairs.rejected_ref
-    if config.loss == "ipo":
+    if loss in ("ipo", "sigmoid_norm"):
         # Per token, else the squared distance grows with the square of the length.
         apart = chosen / pairs.chosen_length - rejected / pairs.rejected_length
+        if loss == "sigmoid_norm":
+            return -logsigmoid(config.beta * apart)
         return (apart - 1 / (2 * config.beta)) ** 2
     z = config.beta * (chosen - rejected)
     smooth = config.label_smoothing
-    if config.loss == "hinge":
+    if loss == "hinge":
         return relu(1 - z)
-    if config.loss == "robust":
+    if loss == "robust":
         return (-logsigmoid(z) * (1 - smooth) + logsigmoid(-z) * smooth) / (1 - 2 * smooth)
-    if config.loss == "exo_pair":
+    if loss == "exo_pair":
         smooth = smooth or EXO_SMOOTHING
         wins, loses = logsigmoid(z), logsigmoid(-z)
         return wins.exp() * (wins - math.log1p(-smooth)) + loses.exp() * (loses - math.log(smooth))
-    if config.loss == "nca_pair":
+    if loss == "nca_pair":
         good, bad = config.beta * chosen, config.beta * rejected
         return -logsigmoid(good) - 0.5 * logsigmoid(-good) - 0.5 * logsigmoid(-bad)
-    if config.loss == "sppo_hard":
+    if loss == "bco_pair":
+        good, bad = config.beta * chosen - shift, config.beta * rejected - shift
+        return -logsigmoid(good) - logsigmoid(-bad)
+    if loss == "discopop":
+        # exp(-z) sigmoid(z / tau) in one exponential: exp(-z) alone would not be finite.
+        sharp = torch.exp(logsigmoid(z / DISCOPOP_TAU) - z)
+        return -logsigmoid(z) * torch.sigmoid(-z / DISCOPOP_TAU) + sharp
+    if loss == "sppo_hard":
         return (chosen - 0.5 / config.beta) ** 2 + (rejected + 0.5 / config.beta) ** 2
-    if config.loss == "apo_zero":
+    if loss == "apo_zero":
         return torch.sigmoid(-config.beta * chosen) + torch.sigmoid(config.beta * rejected)
-    if config.loss == "apo_down":
+    if loss == "apo_down":
         return torch.sigmoid(config.beta * chosen) + torch.sigmoid(-z)
     return smoothed(z, smooth)
 
@@ -188,10 +271,10 @@ def reward_figures(chosen_P: Tensor, rejected_P: Tensor) -> Figures:
     """What people watch of the two answers' rewards, as (sum over pairs, number of pairs)."""
     margin, count = (chosen_P - rejected_P).detach(), len(chosen_P)
     return {
-        "rewards_chosen": (float(chosen_P.detach().sum()), count),
-        "rewards_rejected": (float(rejected_P.detach().sum()), count),
-        "margin": (float(margin.sum()), count),
-        "accuracy": (float((margin > 0).sum()), count),
+        "rewards_chosen": (later(chosen_P.sum()), count),
+        "rewards_rejected": (later(rejected_P.sum()), count),
+        "margin": (later(margin.sum()), count),
+        "accuracy": (later((margin > 0).sum()), count),
     }
 
 
@@ -199,8 +282,8 @@ def _figures(pairs: Pairs, chosen_reward: Tensor, rejected_reward: Tensor) -> Fi
     """The same, and the answers' log-probabilities."""
     count = len(pairs.chosen_P)
     return reward_figures(chosen_reward, rejected_reward) | {
-        "chosen_logprob": (float(pairs.chosen_P.detach().sum()), count),
-        "rejected_logprob": (float(pairs.rejected_P.detach().sum()), count),
+        "chosen_logprob": (later(pairs.chosen_P.sum()), count),
+        "rejected_logprob": (later(pairs.rejected_P.sum()), count),
     }
 
 
@@ -258,19 +341,44 @@ def dpo(config: DpoConfig) -> Objective:
     """loss = sum_p w_p * f(beta * ((chosen - chosen_ref) - (rejected - rejected_ref))) / sum_p w_p,
     f = -log sigmoid or as `loss` says."""
     name = "ipo" if config.loss == "ipo" else "dpo"
+    running = RunningMean()
 
-    def terms(output: PassOutput) -> dict[str, Term]:
+    def rewards(output: PassOutput) -> tuple[Tensor, Tensor, Pairs]:
         pairs = Pairs(output)
-        output.figures |= _figures(
-            pairs,
+        return (
             config.beta * (pairs.chosen_P - pairs.chosen_ref),
             config.beta * (pairs.rejected_P - pairs.rejected_ref),
+            pairs,
         )
-        found = {name: ((pairs.weight_P * dpo_loss(pairs, config)).sum(), 1.0)}
+
+    def measure(samples: list[Sample], run: Passes) -> None:
+        total = weights = 0.0
+        for output in run(samples):
+            chosen_P, rejected_P, pairs = rewards(output)
+            total += float(((chosen_P + rejected_P) * pairs.weight_P).double().sum()) / 2
+            weights += float(pairs.weight_P.double().sum())
+        running.add(total, weights)
+
+    def terms(output: PassOutput) -> dict[str, Term]:
+        chosen_P, rejected_P, pairs = rewards(output)
+        output.figures |= _figures(pairs, chosen_P, rejected_P)
+        if config.wpo:
+            own = pairs.own_P
+            output.figures["wpo_weight"] = (later(own.sum()), len(own))
+        shift = running.mean if config.bco_shift else 0.0
+        found = {name: ((pairs.weight_P * dpo_loss(pairs, config, shift)).sum(), 1.0)}
         return found | _also_likely(output, pairs, config.sft_weight)
 
+    keeps = config.bco_shift
     return Objective(
-        _plan(name, config.sft_weight > 0), terms, reference=True, rate_factor=RATE_FACTOR
+        _plan(name, config.sft_weight > 0),
+        terms,
+        reference=True,
+        rate_factor=RATE_FACTOR,
+        asks=("log_sum_of_squares",) if config.wpo else (),
+        measure=measure if keeps else None,
+        state=running.state if keeps else None,
+        load_state=running.load_state if keeps else None,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,16 @@ def further(folder: Path) -> str:
     )
 
 
-def create(out: Path, text: str, data_report: dict[str, Any]) -> None:
-    """Publish the run folder with `run.yaml` and `data_report.json` inside. Raises UsageError when
-    it cannot be written."""
+def create(
+    out: Path, text: str, data_report: dict[str, Any], more: Mapping[str, str] | None = None
+) -> None:
+    """Publish the run folder with `run.yaml` and `data_report.json` inside, and `more` files (name
+    -> text). Raises UsageError when it cannot be written."""
     try:
         with publish.folder(out) as temporary:
             write_json(temporary / "data_report.json", data_report)
+            for name, content in (more or {}).items():
+                write_text(temporary / name, content)
             write_text(temporary / "run.yaml", text)
     except OSError as e:
         raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e

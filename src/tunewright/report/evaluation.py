@@ -12,6 +12,7 @@ from typing import Any
 
 from tunewright.data.checks.private import hidden
 from tunewright.record import diagnosis
+from tunewright.report import reasoning
 from tunewright.report.chart import Bar, intervals
 from tunewright.report.markup import Child, Html, coded, el, words
 from tunewright.report.page import Page, listing, whole
@@ -47,6 +48,7 @@ def section(page: Page) -> Html | None:
     if not scores:
         rows.append((page.say("answers.title"), page.say("evaluation.no_score")))
     rows.append((page.say("evaluation.forgetting"), _forgetting(page, general)))
+    rows += filter(None, [reasoning.row(page)])
     rows.append((page.say("evaluation.speed"), _speed(page)))
     rows.append((page.say("evaluation.doctor"), _doctor(page)))
     drawing = intervals(bars, page.text("evaluation.chart")) if bars else None

@@ -21,6 +21,7 @@ FOLDER = (
     "events.jsonl",
     "before_after.jsonl",
     "forgetting.jsonl",
+    "reasoning.jsonl",
     "memorised.jsonl",
     "summary.json",
     "doctor.json",

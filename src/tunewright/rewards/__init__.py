@@ -10,6 +10,7 @@ None for no opinion, an answer)`.
 from tunewright.rewards import matching as matching
 from tunewright.rewards import measuring as measuring
 from tunewright.rewards import numeric as numeric
+from tunewright.rewards import reaching as reaching
 from tunewright.rewards import structure as structure
 from tunewright.rewards import user_code as user_code
 from tunewright.rewards.reading import RewardSet as RewardSet

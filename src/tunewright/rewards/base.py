@@ -41,9 +41,10 @@ def text_of(answer: Answer, inside: str | None) -> str | None:
     there is none."""
     if inside is None:
         return answer.text
-    close = answer.text.rfind(f"</{inside}>")
-    start = answer.text.rfind(f"<{inside}>", 0, close) if close >= 0 else -1
-    return answer.text[start + len(inside) + 2 : close] if start >= 0 else None
+    text = answer.whole if inside == "think" else answer.text
+    close = text.rfind(f"</{inside}>")
+    start = text.rfind(f"<{inside}>", 0, close) if close >= 0 else -1
+    return text[start + len(inside) + 2 : close] if start >= 0 else None
 
 
 def expected_texts(answer: Answer, column: str) -> list[str]:

@@ -158,6 +158,8 @@ def regex(config: RegexConfig) -> RewardFunction:
         if not isinstance(pattern, str):
             raise UnfitRow(say("rewards.why.column", column=config.column, value=short(pattern)))
         text = text_of(answer, config.inside)
+        if config.inside is None and "think>" in pattern:
+            text = answer.whole
         if text is None:
             return 0.0
         try:

@@ -197,9 +197,12 @@ def form(config: FormatConfig) -> RewardFunction:
             problem("E-REWARD-13", "template", template=short(config.template), fault=str(e))
         ) from e
 
+    thinks = "think>" in config.template
+
     def judge(answer: Answer) -> float:
-        if template.fits(answer.text):
+        text = answer.whole if thinks else answer.text
+        if template.fits(text):
             return 1.0
-        return template.share(answer.text) / 2 if config.partial else 0.0
+        return template.share(text) / 2 if config.partial else 0.0
 
     return each(judge)

@@ -33,6 +33,7 @@ from tunewright.run.kept_answers import KeptAnswers
 from tunewright.run.memorised import Memorised
 from tunewright.run.prepare import Plan
 from tunewright.run.questions import Probe
+from tunewright.run.reasoning import Reasoning
 from tunewright.run.saved import FIRST_TOKENS, Text
 from tunewright.sources.fingerprint import computed_by, fingerprint, is_kept_about
 
@@ -75,6 +76,7 @@ class Asker:
         self.seconds_allowed = math.inf  # a run that is taken up again has chosen
         self.begun_with: dict[Probe, list[int]] = {}
         self.general = General(plan, world, check, tell, rates)
+        self.reasoning = Reasoning(plan, world, check, tell, rates)
         self.memorised = Memorised(plan, world)
         self.speeds: dict[str, dict[str, float]] = {}
         """What writing the answers took, `before` and `after`."""
@@ -84,6 +86,7 @@ class Asker:
         that is taken up again has asked already."""
         if self.plan.resume and self._has_stored():
             self.general.take_up()
+            self.reasoning.take_up()
             self.memorised.take_up()
             return
         if self.scored:
@@ -93,6 +96,7 @@ class Asker:
             about = self._about(opened) if self.probes or not self.general.skipped else None
             with self._start(opened) as model:
                 self.general.before(opened, opened.layout, model, about)
+                self.reasoning.before(model, about)
                 self.memorised.before(opened, opened.layout, model.renderer)
                 if self.probes:
                     self._ask_start(model, KeptAnswers(about))
@@ -148,6 +152,7 @@ class Asker:
         else:
             model = answering(fresh.loaded.causal, fresh.loaded.attached, self.plan.renderer)
             self.general.after(fresh.loaded, fresh.layout, model)
+            self.reasoning.after(model)
             self.memorised.after(fresh.loaded, fresh.layout, model.renderer)
             if self.probes:
                 self._ask_reloaded(model, dict(zip(self.probes, seen, strict=True)))
@@ -163,7 +168,7 @@ class Asker:
             yield answering(opened.causal, opened.attached, self.plan.renderer)
             return
         off = opened.stepper.attached.disabled
-        config = load.load_config(self.plan.source.folder).get_text_config()
+        config = load.load_config(self.plan.source.folder, self.plan.config.base).get_text_config()
         with off() if off else contextlib.nullcontext():
             yield answering(
                 opened.causal,

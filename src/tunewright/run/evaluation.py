@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.types import Conversation, Judged, Message, PlainText, Preference, Row
 from tunewright.core.words import say
 from tunewright.evaluate import damage, interval, metrics
+from tunewright.report import reasoning
 from tunewright.report.damage import fields_of
 from tunewright.run.questions import Probe
 from tunewright.text import thinking
@@ -17,8 +18,9 @@ from tunewright.text import thinking
 if TYPE_CHECKING:
     from tunewright.run.asking import Asker
     from tunewright.run.prepare import Plan
+    from tunewright.text.renderer import Renderer
 
-KEYS = ("evaluation", "forgetting", "damage")
+KEYS = ("evaluation", "forgetting", "reasoning", "damage")
 MOST_ROWS = 50_000
 """Training rows that are searched for what answers recite, spread over all of them."""
 METRICS = ("contains", "number", "json_equal", "f1")
@@ -27,8 +29,8 @@ KINDS = ("held_out", "train", "probe", "general")
 
 
 def of(plan: Plan, asker: Asker, *, done: bool) -> dict[str, Any]:
-    """The keys `evaluation`, `forgetting` and `damage`; None each for a run that did not come to
-    its end, or that is asked for numbers and not for words."""
+    """The keys `evaluation`, `forgetting`, `reasoning` and `damage`; None each for a run that did
+    not come to its end, or that is asked for numbers and not for words."""
     if not done or asker.scored:
         return dict.fromkeys(KEYS)
     general, rows = asker.general.report(), plan.data.train_rows
@@ -39,6 +41,7 @@ def of(plan: Plan, asker: Asker, *, done: bool) -> dict[str, Any]:
             "speed": {side: _speed(asker.speeds.get(side)) for side in ("before", "after")},
         },
         "forgetting": general,
+        "reasoning": asker.reasoning.report(),
         "damage": damage.find(exchanges, trained_rows(rows), asker.memorised.values)
         | {"training_rows": len(rows)},
     }
@@ -64,10 +67,20 @@ def sentences(summary: dict[str, Any]) -> Iterator[str]:
             low=f"{100 * score['interval_95'][0]:+.0f}",
             high=f"{100 * score['interval_95'][1]:+.0f}",
         )
+    told = reasoning_told(summary.get("reasoning"))
+    if told is not None:
+        yield told
     broken = summary["damage"]
     if broken is not None and broken["findings"]:
         parts = (say(f"damage.{one['code']}", **fields_of(one)) for one in broken["findings"])
         yield say("damage.found", what=say("damage.glue").join(parts))
+
+
+def reasoning_told(found: dict[str, Any] | None) -> str | None:
+    """What is said of the reasoning questions; None of a model that was not asked any."""
+    if found is None or found["skipped"] is not None:
+        return None
+    return say(f"reasoning.{found['verdict']}", **reasoning.fields_of(found))
 
 
 # ---- scores
@@ -84,12 +97,11 @@ def _scores(plan: Plan, probes: Sequence[Probe]) -> list[dict[str, Any]]:
 
 
 def _score(plan: Plan, probes: Sequence[Probe]) -> dict[str, Any]:
-    bare = plan.renderer.without_thoughts
-    expected = [bare(probe.expected) for probe in probes]
+    expected = [plan.renderer.without_thoughts(probe.expected) for probe in probes]
     suited = metrics.chosen_for(expected)
     name = next((one for one in METRICS if one in suited), "f1")
     sides = {
-        side: metrics.per_row(name, expected, [bare(getattr(probe, side)) for probe in probes])
+        side: metrics.per_row(name, expected, [_bare(plan, probe, side) for probe in probes])
         for side in ("before", "after")
     }
     change = interval.paired(sides["before"], sides["after"])
@@ -108,6 +120,20 @@ def _score(plan: Plan, probes: Sequence[Probe]) -> dict[str, Any]:
     }
 
 
+def _bare(plan: Plan, probe: Probe, side: str) -> str:
+    """An answer without its thought; empty where it was cut off inside that."""
+    finished = getattr(probe, f"{side}_end") == "stop"
+    opened = _opens(plan.renderer, probe)
+    return thinking.parted(getattr(probe, side), opened=opened, finished=finished)[1]
+
+
+def _opens(renderer: Renderer, probe: Probe) -> bool:
+    """Whether a question ends inside a thought."""
+    if not renderer.thinks:
+        return False
+    return renderer.opens(renderer.prompt(probe.messages, form=probe.form(renderer)))
+
+
 # ---- answers
 
 
@@ -115,10 +141,6 @@ def _exchanges(plan: Plan, asker: Asker) -> Iterator[damage.Exchange]:
     """The run's own questions with both answers."""
     renderer = plan.renderer
     for probe in asker.probes:
-        opens = False
-        if renderer.thinks:
-            prompt = renderer.prompt(probe.messages, form=probe.form(renderer))
-            opens = thinking.ends_open(renderer.decode(prompt))
         yield damage.Exchange(
             probe.question,
             probe.before,
@@ -128,7 +150,7 @@ def _exchanges(plan: Plan, asker: Asker) -> Iterator[damage.Exchange]:
             probe.before_end,
             probe.after_end,
             asker.limits[probe],
-            opens,
+            _opens(renderer, probe),
         )
 
 

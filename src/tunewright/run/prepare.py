@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards, track
 from tunewright.advise import fit, learnt, trial
+from tunewright.advise.room import Room
 from tunewright.advise.speed import Rates
 from tunewright.core import compat, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, problem, raise_all
-from tunewright.core.machine import available_bytes
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, objective_of
 from tunewright.core.stopwatch import Stopwatch
@@ -39,6 +39,7 @@ from tunewright.run.structure import require_place, require_same_layers
 from tunewright.sources import find
 from tunewright.sources.fingerprint import is_kept_about, judged_by
 from tunewright.sources.remote_code import place_of
+from tunewright.text import own_template
 from tunewright.text.chat_kind import ModelKind, kind_of_model
 from tunewright.text.thinking import Thinking
 from tunewright.text.tokenizer import load_light, load_tokenizer
@@ -117,7 +118,8 @@ class Plan:
 
         What a few blocks of the model took here (`advise/trial.py`) is used where it is known;
         `try_blocks`: it is found out where it is not, which takes some seconds. The first estimate
-        decides what `engine.recompute: auto` is, for `available` bytes (those that are free here).
+        decides what `engine.recompute: auto` and `engine.offload: auto` are, for `available` bytes
+        (those that are free here).
         """
         config, samples = self.config, self.data.train
         layout = "padded" if config.engine.layout == "padded" else "tree"
@@ -154,12 +156,19 @@ class Plan:
             counted=counted,
             trial=tried,
             here=here,
+            processes=world.processes,
+            parallel=world.parallel,
             known=learnt.about(kind, world.device) if rates is not None and here else None,
         )
-        if world.recompute == "auto":
-            most = available_bytes(world.device) if available is None else available
-            world.recompute, world.reasons["engine.recompute"] = fit.recompute_for(found, most)
-        return fit.with_recompute(found, world.recompute)
+        if world.parallel == "auto":
+            found = fit.among_processes(found, world, available)
+        if "auto" in (world.recompute, world.offload):
+            most = fit.room_of(world) if available is None else available
+            room, why = fit.room_for(found, world.recompute, world.offload, most)
+            world.recompute, world.offload = room.recompute, room.offload
+            world.keep_bytes = room.keep_bytes
+            world.reasons.update(why)
+        return fit.with_room(found, Room(world.recompute, world.keep_bytes, world.offload))
 
 
 def prepare(
@@ -226,13 +235,17 @@ def _complete(
 ) -> Plan:
     from tunewright.models import load
 
+    source = find.resolve(begun.config.model, report=tell.line)
+    begun = _with_factor(begun, source.folder, tell)
     config = begun.config
-    source = find.resolve(config.model, report=tell.line)
     _require_words(config, source.folder)
     objective = objective_of(config)
     if objective.rollouts is not None:
         rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)
-    renderer, base_renderer = _renderers(config, source.folder, objective, is_light)
+    template = own_template.read(config.data.template, begun.resume)
+    renderer, base_renderer = _renderers(config, source.folder, objective, is_light, template)
+    if config.data.template is not None:
+        renderer.template_name = Path(config.data.template).name
     stated = _context_that_fits(begun, source.folder)
     _require_teacher(objective)
     context = _context_of(config, stated)
@@ -273,24 +286,46 @@ def _complete(
     )
 
 
+def _with_factor(begun: Begun, folder: Path, tell: Tell) -> Begun:
+    """The run with a number for the factor of its rotary scaling."""
+    from tunewright.models import load, rotary
+
+    config = begun.config
+    if config.base.rotary is None or config.base.rotary.factor != "auto":
+        return begun
+    found, why = rotary.settled(
+        config.base.rotary, load.load_config(folder), config.data.max_tokens
+    )
+    tell.line(why)
+    base = config.base.model_copy(update={"rotary": found})
+    parsed = begun.continued.parsed
+    parsed = replace(parsed, config=config.model_copy(update={"base": base}))
+    return replace(begun, continued=replace(begun.continued, parsed=parsed))
+
+
 def _renderers(
-    config: RunConfig, base: Path, objective: Objective, is_light: bool
+    config: RunConfig, base: Path, objective: Objective, is_light: bool, template: str | None
 ) -> tuple[Renderer, Renderer]:
     """How the run's rows are rendered, and how its base is asked.
 
     An adapter may know more words than its base, and a method may add some: the rows are read with
-    them.
+    them. A template of the person's own is that of both: before and after are asked alike.
     """
     from tunewright.engine.naming import renderer_of, tokenizer_folder
 
-    thinking = Thinking(config.data.thinking, by_rows=objective.rollouts is None)
+    thinking = Thinking(
+        config.data.thinking,
+        by_rows=objective.rollouts is None,
+        arguments=config.data.template_arguments,
+    )
     opened = load_light(base)[0] if is_light else load_tokenizer(base)
+    own_template.lay_over(opened, template)
     base_renderer = renderer_of(opened, base, thinking=thinking)
     own = tokenizer_folder(Path(config.adapter) if config.adapter else None, base)
     added = vocabulary.tokens_of(config.method)
     if own == base and not added:
         return base_renderer, base_renderer
-    tokenizer = load_tokenizer(own)
+    tokenizer = own_template.lay_over(load_tokenizer(own), template)
     vocabulary.add_tokens(tokenizer, added)
     return renderer_of(tokenizer, base, own, thinking=thinking), base_renderer
 
@@ -319,13 +354,14 @@ def _context_that_fits(begun: Begun, folder: Path) -> int | None:
         key = {
             "config": (folder / "config.json").read_text(encoding="utf-8"),
             "method": config.method.model_dump(mode="json"),
+            "rotary": config.base.rotary and config.base.rotary.model_dump(mode="json"),
             "by": judged_by(),
         }
     found = findings.read("fits", key) if key is not None else None
     if isinstance(found, dict) and "context" in found:
         context: int | None = found["context"]
         return context
-    model_config = load.load_config(folder)
+    model_config = load.load_config(folder, config.base)
     _require_method(begun, model_config)
     context = load.context_of(model_config)
     if key is not None:

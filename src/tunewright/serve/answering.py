@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunewright.core.errors import UsageError, problem
@@ -18,6 +18,9 @@ from tunewright.core.words import say
 from tunewright.engine import opening
 from tunewright.engine.decoding.answers import Answer, AnsweringModel, stream
 from tunewright.models.scalar_heads import has_score
+from tunewright.text.thinking import OPEN
+
+BEGINS = f"{OPEN}\n"
 
 
 @dataclass
@@ -70,7 +73,10 @@ class Answerer(opening.Opened):
                 if complete
                 else model.renderer.prompt(messages)
             )
-            return stream(
+            opens = not complete and model.renderer.opens(prompt)
+            if opens:  # the thought that the question opened begins here
+                on_piece(BEGINS)
+            found = stream(
                 model,
                 prompt,
                 on_piece,
@@ -78,6 +84,7 @@ class Answerer(opening.Opened):
                 temperature=temperature,
                 **drawing,
             )
+            return replace(found, text=BEGINS + found.text) if opens else found
 
 
 def _raw(tokenizer: Any, text: str) -> list[int]:

@@ -107,6 +107,8 @@ def vllm_command(wanted: Wanted, tell: Tell) -> list[str]:
                 wrong.append(_cannot("vllm", one.name, "serve.backend.rank"))
         if one.settings.get("base.bits") is not None:
             wrong.append(_cannot("vllm", one.name, "serve.backend.bits"))
+        if one.settings.get("base.rotary") is not None:
+            wrong.append(_cannot("vllm", one.name, "serve.backend.rotary"))
     raise_all(wrong, UsageError)
     return _vllm_words(wanted, found, names, max(ranks))
 

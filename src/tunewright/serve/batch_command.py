@@ -72,6 +72,7 @@ def _about(served: Any) -> str:
     target, world = served.opened.target, served.opened.world
     adapter = "" if target.adapter is None else fingerprint(target.adapter)
     parts = [fingerprint(target.source.folder), adapter, world.dtype, str(target.think)]
+    parts += [str(target.thinking.arguments)] if target.thinking.arguments else []
     return " ".join([*parts, str(target.system)])
 
 

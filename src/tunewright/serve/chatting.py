@@ -18,6 +18,7 @@ from tunewright.core.publish import cache_root
 from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine.decoding.answers import Answer
+from tunewright.serve.speech import split
 
 _show = partial(print, end="", flush=True)
 BLOCK = '"""'
@@ -62,13 +63,16 @@ def reply(
 
 def _ask(answerer: Speaker, messages: list[Message], timed: bool, **how: Any) -> str:
     began, first = time.perf_counter(), 0.0
+    # Continued text has no thought: it is shown as it comes.
+    apart = Apart(bare=bool(how.get("complete")))
 
     def shown(piece: str) -> None:
         nonlocal first
         first = first or time.perf_counter()
-        _show(piece)
+        apart.add(piece)
 
     found = answerer.ask(messages, on_piece=shown, **how)
+    apart.end()
     print(flush=True)
     if found.end == "context":
         print(say("chat.context_full"), file=sys.stderr)
@@ -77,6 +81,44 @@ def _ask(answerer: Speaker, messages: list[Message], timed: bool, **how: Any) ->
     if timed and found.tokens:
         print(speed(len(found.tokens), began, first, time.perf_counter()), file=sys.stderr)
     return found.text
+
+
+class Apart:
+    """Shows an answer as it comes: the answer on stdout, the thought before it on stderr, dim where
+    that is a terminal."""
+
+    def __init__(self, *, bare: bool = False) -> None:
+        self.bare, self.text, self.said = bare, "", {"thought": 0, "text": 0}
+
+    def add(self, piece: str) -> None:
+        """Show what is new."""
+        self._show(piece, whole=False)
+
+    def end(self) -> None:
+        """Show what waited for more."""
+        self._show("", whole=True)
+
+    def _show(self, piece: str, *, whole: bool) -> None:
+        if self.bare:
+            _show(piece)
+            return
+        self.text += piece
+        thought, text = split(self.text, opened=False, whole=whole)
+        thought, text = thought.strip(), text.lstrip("\n") if thought else text
+        if len(thought) > self.said["thought"]:
+            self._think(thought[self.said["thought"] :])
+            self.said["thought"] = len(thought)
+        if len(text) > self.said["text"]:
+            if self.said["thought"] and not self.said["text"]:
+                print(file=sys.stderr, flush=True)
+            _show(text[self.said["text"] :])
+            self.said["text"] = len(text)
+
+    def _think(self, piece: str) -> None:
+        live = sys.stderr.isatty()
+        begins = "" if self.said["thought"] else say("chat.thought")
+        told = begins + piece
+        print(f"\x1b[2m{told}\x1b[0m" if live else told, end="", file=sys.stderr, flush=True)
 
 
 def speed(tokens: int, began: float, first: float, ended: float) -> str:

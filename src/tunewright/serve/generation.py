@@ -89,7 +89,7 @@ class _Answer:
         self.index, self.wanted, self.tell = index, wanted, tell
         self.parts = Parts(wanted.opened, wanted.tools, wanted.bare)
         self.pieces = Pieces(
-            served.model.tokenizer,
+            served.model.renderer,
             served.model.writer.stop_ids,
             lambda piece: self._say(self.parts.add(piece)),
             wanted.stops,

@@ -149,11 +149,14 @@ def shape_of(annotation: Any, metadata: Iterable[Any] = ()) -> dict[str, Any]:
         else:
             parts.append(part)
     kinds = list(dict.fromkeys(_kind(part) for part in parts)) or ["choice"]
-    shape: dict[str, Any] = {"type": _type(kinds), "optional": optional, "accepts": kinds}
+    # One word or several of them: the form offers one; a run file may list more.
+    one = bool(words) and kinds == ["list"]
+    kind = "choice" if one else _type(kinds)
+    shape: dict[str, Any] = {"type": kind, "optional": optional, "accepts": kinds}
     if words:
         shape["choices"] = words
     for part in parts:
-        if _kind(part) == "list":
+        if _kind(part) == "list" and not one:
             shape |= _items(part)
     return shape | _bounds(bounds, shape["type"])
 
@@ -187,7 +190,7 @@ def _kind(part: Any) -> str:
     origin = get_origin(part) or part
     if origin in (list, tuple, set, frozenset):
         return "list"
-    if origin is dict or (isinstance(origin, type) and issubclass(origin, Mapping)):
+    if isinstance(origin, type) and issubclass(origin, dict | Mapping | BaseModel):
         return "map"
     return TYPES.get(origin, "text")
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.core.types import Message
 from tunewright.text.rendered import CannotRender, Rendered
 from tunewright.text.thinking import Form
+from tunewright.text.thought_marks import FIELDS, in_fields
 
 if TYPE_CHECKING:
     from tunewright.text.renderer import Renderer
@@ -141,7 +142,7 @@ def _theirs(
     """Text and ids as another program gets them from the tokenizer."""
     template = renderer.template
     raw = [
-        {"role": m.role, "content": m.content}
+        {"role": m.role, **_said(m.content, template.marks is not None)}
         | ({"tool_calls": m.tool_calls} if m.tool_calls else {})
         | ({"name": m.name} if m.name else {})
         for m in messages
@@ -155,6 +156,14 @@ def _theirs(
     except Exception as error:  # a template is somebody's program
         return error
     return text, [*renderer.lead, *renderer.tokenizer.encode(text, add_special_tokens=False)]
+
+
+def _said(content: str, fields: bool) -> dict[str, str]:
+    """The content, and a thought apart where the template takes it in a field."""
+    apart = in_fields(content) if fields else None
+    if apart is None:
+        return {"content": content}
+    return {"content": apart[1], **dict.fromkeys(FIELDS, apart[0])}
 
 
 def _completed(renderer: Renderer, ours: Rendered, text: str, messages: list[Message]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from tunewright.core.errors import DataError, problem
@@ -22,10 +23,13 @@ from tunewright.text.left_out import LeftOut
 from tunewright.text.rendered import PLAIN, CannotRender, Rendered, same
 from tunewright.text.spans import AnswerFinder, Place
 from tunewright.text.spelling import Speller, Tokens, Written, mark, unmark
-from tunewright.text.thinking import CLOSE, Form, Thinking
+from tunewright.text.thinking import CLOSE, OPEN, Form, Thinking
+from tunewright.text.thought_marks import ThoughtMarks
 from tunewright.text.turns import Turns, unused
 
 Tools = list[dict[str, Any]] | None
+TAIL = 24
+"""Tokens at the end of a question in which an opened thought would stand."""
 
 
 def said(messages: Iterable[Message]) -> list[str]:
@@ -67,7 +71,7 @@ class Renderer:
         ends = [i for i in (tokenizer.eos_token_id, *extra_stop_ids) if i is not None]
         if not ends:
             raise DataError(problem("E-DATA-17"))
-        self.template = template = ChatTemplate(tokenizer, ends)
+        self.template = template = ChatTemplate(tokenizer, ends, self.thinking.arguments)
         self.stop_id = template.stop_id
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([self.stop_id, *ends]))
         self.template_name, self.end_text = template.name, template.end_text
@@ -267,6 +271,42 @@ class Renderer:
             )
         )
 
+    # ---- what a model wrote
+
+    def read(self, ids: Sequence[int]) -> str:
+        """The text of an answer's ids, without control tokens, its thought between <think> and
+        </think> whatever the template writes around it."""
+        ids = list(ids)
+        if not self.reads_marks:
+            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return self.read_marks(self.decode(ids))
+
+    @cached_property
+    def reads_marks(self) -> bool:
+        """Whether the marks of thoughts are control tokens, which `decode` would leave out."""
+        marks = self.template.marks
+        usual = marks is None or marks.are_usual
+        return not usual or (self.thinks and not {OPEN, CLOSE}.isdisjoint(self.template.special))
+
+    def read_marks(self, text: str, *, whole: bool = True) -> str:
+        """As `read`, of a text in which control tokens are shown. Not `whole`: only what cannot
+        change any more."""
+        marks, control = self.template.marks, self.template.in_thoughts
+        if marks is None or marks.are_usual:
+            marks = ThoughtMarks("", "", "")
+        return marks.read(text, control, whole=whole)
+
+    def parts(
+        self, prompt: Sequence[int], ids: Sequence[int], finished: bool = True
+    ) -> tuple[str, str]:
+        """(thought, answer) of what was written after a prompt; no answer where it was cut off (not
+        `finished`) inside its thought."""
+        return thoughts.parted(self.read(ids), opened=self.opens(prompt), finished=finished)
+
+    def opens(self, prompt: Sequence[int]) -> bool:
+        """Whether a question ends inside a thought."""
+        return self.template.opens and thoughts.ends_open(self.decode(prompt[-TAIL:]))
+
     # ---- thoughts
 
     def has_thought(self, content: str) -> bool:
@@ -283,15 +323,17 @@ class Renderer:
     def thought_tokens(self, rendered: Rendered, k: int) -> int:
         """How many tokens of the k-th answer's span are its thought."""
         first, after = rendered.spans[k]
+        marks = self.template.marks
+        closing = CLOSE if marks is None else marks.between
         one = self.tokenizer.convert_tokens_to_ids(CLOSE)
-        if one in rendered.ids[first:after]:
+        if closing == CLOSE and one in rendered.ids[first:after]:
             return rendered.ids.index(one, first) + 1 - first
         low, high = 0, after - first
-        if CLOSE not in self.decode(rendered.ids[first:after]):
+        if closing not in self.decode(rendered.ids[first:after]):
             return 0
         while low < high:  # the fewest tokens that hold the closing
             middle = (low + high) // 2
-            if CLOSE in self.decode(rendered.ids[first : first + middle]):
+            if closing in self.decode(rendered.ids[first : first + middle]):
                 high = middle
             else:
                 low = middle + 1

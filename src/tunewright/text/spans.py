@@ -9,12 +9,14 @@ sentinel in place of its content: what stands around the sentinel stands around 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tunewright.text import thinking as thoughts
 from tunewright.text.chat_template import ChatTemplate
 from tunewright.text.left_out import LeftOut, names_of
 from tunewright.text.rendered import CannotRender, compact
 from tunewright.text.thinking import CLOSE
+from tunewright.text.thought_marks import FIELDS
 from tunewright.text.turns import Turns
 
 
@@ -75,7 +77,7 @@ class AnswerFinder:
         following = self.turns.messages[k + 1 : k + 2]
         if stop and template.opens_next(stop.group(), following[0]["role"] if following else ""):
             stop = None
-        first = self._learnt_from(text, start, end, content)
+        first = self._learnt_from(text, start, end, message)
         begins = start if first != start and self.hides else first
         if last and asked_so is not None and begins != asked_so:
             self.turns.notes.append("prompt_differs")
@@ -88,9 +90,14 @@ class AnswerFinder:
         text = (text[:end] if not text[end:].strip() else text.rstrip()) + template.end_text
         return Place(first, len(text), template.end_text, True, asked_to), text
 
-    def _learnt_from(self, text: str, start: int, end: int, content: str) -> int:
+    def _learnt_from(self, text: str, start: int, end: int, message: dict[str, Any]) -> int:
         """Where the learnt part of an answer begins: behind an empty thought, and behind one that
         is shown only."""
+        content, given = message["content"], message.get(FIELDS[0])
+        if given and given.strip() in text[start:end]:
+            return end - len(content.strip()) if self.hides else start
+        if given:
+            self.turns.notes.append("thinking_stripped")
         first = self.template.behind_empty_thought(text, start)
         before = text[max(0, first - 40) : first]
         if self.template.thinks and thoughts.empty_end(before) is not None:

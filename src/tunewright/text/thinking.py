@@ -10,8 +10,8 @@ empty pair before every answer that has none.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 OPEN, CLOSE = "<think>", "</think>"
 SWITCHES = ("enable_thinking", "thinking")
@@ -39,6 +39,8 @@ class Thinking:
     habit: bool | None = None
     """How a question without an answer is asked under `auto`: as the run's rows were learnt. None:
     as the template comes."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the template (`data.template_arguments`)."""
 
     @property
     def leaves_out(self) -> bool:
@@ -59,11 +61,24 @@ def has_thought(content: str) -> bool:
 
 def without_thoughts(content: str, unopened: bool = False) -> str:
     """The answer without its thoughts; `unopened`: also without one whose opening stood in the
-    question."""
+    question. What was cut off inside a thought has no answer."""
     if CLOSE not in content:
-        return content
+        return "" if content.lstrip().startswith(OPEN) else content
     rest = _thought.sub("", content)
     return _unopened.sub("", rest, count=1) if unopened and CLOSE in rest else rest
+
+
+def parted(text: str, *, opened: bool, finished: bool = True) -> tuple[str, str]:
+    """(thought, answer) of what a model wrote. `opened`: the question ended inside a thought. One
+    that was cut off (not `finished`) inside its thought has no answer."""
+    rest = text.lstrip()
+    begins = rest.startswith(OPEN)
+    thought, closed, answer = rest.removeprefix(OPEN).partition(CLOSE)
+    if closed and (begins or opened):
+        return thought.strip(), answer.strip()
+    if not closed and (begins or (opened and not finished)):
+        return thought.strip(), ""
+    return "", text.strip()
 
 
 def without_empty_thought(content: str) -> str:

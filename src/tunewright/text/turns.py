@@ -12,6 +12,7 @@ from tunewright.core.types import Message
 from tunewright.text.rendered import CannotRender
 from tunewright.text.spelling import ControlTokens, Marks, mark
 from tunewright.text.thinking import Form
+from tunewright.text.thought_marks import FIELDS, in_fields
 
 PRIVATE_USE = [chr(code) for code in range(0xF8A0, 0xF8FF)]
 _private_use = re.compile(f"[{PRIVATE_USE[0]}-{PRIVATE_USE[-1]}]")
@@ -34,6 +35,11 @@ class Turns:
     """Control tokens that were typed."""
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def calls(self) -> bool:
+        """Whether a turn calls a tool."""
+        return any(message.get("tool_calls") for message in self.messages)
+
     def ends_with_answer(self) -> bool:
         """Whether the last message is an answer."""
         return bool(self.messages) and self.messages[-1]["role"] == "assistant"
@@ -46,9 +52,10 @@ def prepare(
     *,
     control: ControlTokens,
     merges_system: bool,
+    fields: bool = False,
 ) -> Turns:
-    """`merges_system`: the template refuses a system prompt. Raises CannotRender where the row
-    leaves no private-use character free."""
+    """`merges_system`: the template refuses a system prompt; `fields`: it takes thoughts in fields
+    of their own. Raises CannotRender where the row leaves no private-use character free."""
     kept = list(enumerate(messages))
     contents = {i: m.content for i, m in kept}
     roles = {i: m.role for i, m in kept}
@@ -82,11 +89,16 @@ def prepare(
             "name": message.name,
             "tool_call_id": message.tool_call_id,
         }
+        apart = in_fields(contents[i]) if fields and roles[i] == "assistant" else None
+        if apart is not None:
+            given[FIELDS[0]], given["content"] = apart
         marked, found = mark(
             {key: value for key, value in given.items() if key == "content" or value},
             pattern,
             marks,
         )
+        if FIELDS[0] in marked:
+            marked = {**marked, **dict.fromkeys(FIELDS, marked[FIELDS[0]])}
         ready.append({"role": roles[i], **marked})
         count += found
     marked_tools, found = mark(tools, control.anywhere, marks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.sources.find import resolve
 from tunewright.text.renderer import Renderer
+from tunewright.text.thinking import Thinking
 from tunewright.text.tokenizer import load_light
 
 RUN = "run.yaml"
@@ -40,6 +41,8 @@ class _Named:
     tokenizer: Path
     system: str | None = None
     thinking: str = "auto"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """A run's `data.template_arguments`."""
 
 
 def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
@@ -55,7 +58,7 @@ def open_tokenizer(model: str | None, tokenizer: str | None) -> Opened | None:
     named = _named(str(model)) if folder is None else _Named(folder, folder)
     loaded, _ = load_light(named.tokenizer)
     return Opened(
-        Renderer(loaded, stop_ids(loaded, named.base)),
+        Renderer(loaded, stop_ids(loaded, named.base), Thinking(arguments=named.arguments)),
         _context(named.base),
         named.system,
         named.thinking,
@@ -67,13 +70,14 @@ def _named(model: str) -> _Named:
     a model."""
     place = Path(model).expanduser()
     adapter, system, thinking = place, None, "auto"
+    arguments: dict[str, Any] = {}
     if (place / RUN).is_file():
-        model, system, thinking = _of_run(place)
+        model, system, thinking, arguments = _of_run(place)
         adapter = place / "adapter"
         if (
             place / "model" / "config.json"
         ).is_file():  # every weight was trained: the run holds a whole model
-            return _Named(place / "model", place / "model", system, thinking)
+            return _Named(place / "model", place / "model", system, thinking, arguments)
     else:
         described = next((place / name for name in ADAPTERS if (place / name).is_file()), None)
         if described is None or (place / "config.json").is_file():
@@ -81,18 +85,17 @@ def _named(model: str) -> _Named:
             return _Named(folder, folder)
         model = str(_json_of(described).get("base_model_name_or_path") or "")
     base = _resolved(model)
-    return _Named(
-        base, adapter if (adapter / "tokenizer_config.json").is_file() else base, system, thinking
-    )
+    own = adapter if (adapter / "tokenizer_config.json").is_file() else base
+    return _Named(base, own, system, thinking, arguments)
 
 
 def _resolved(model: str) -> Path:
     return resolve(model, lambda line: print(line, file=sys.stderr), weights=False).folder
 
 
-def _of_run(folder: Path) -> tuple[str, str | None, str]:
-    """(model, system prompt, what was done with thoughts) of a run folder. Raises DataError where
-    its run.yaml names no model."""
+def _of_run(folder: Path) -> tuple[str, str | None, str, dict[str, Any]]:
+    """(model, system prompt, what was done with thoughts, template arguments) of a run folder.
+    Raises DataError where its run.yaml names no model."""
     import yaml
 
     try:
@@ -104,10 +107,12 @@ def _of_run(folder: Path) -> tuple[str, str | None, str]:
     data = said.get("data")
     settings = data if isinstance(data, dict) else {}
     system, thinking = settings.get("system"), settings.get("thinking")
+    arguments = settings.get("template_arguments")
     return (
         said["model"],
         system if isinstance(system, str) else None,
         thinking if isinstance(thinking, str) else "auto",
+        arguments if isinstance(arguments, dict) else {},
     )
 
 

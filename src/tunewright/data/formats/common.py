@@ -217,7 +217,17 @@ def check_unicode(text: str, name: str) -> None:
         raise RowFault("bad_unicode", f"{name}: U+{ord(text[error.start]):04X}") from error
 
 
+THOUGHT_PARTS = ("thinking", "reasoning")
+"""Types of parts that hold a thought, as Anthropic's and Mistral's messages have them."""
+
+
 def _part(part: dict[str, Any], name: str) -> str:
+    if part.get("type") in THOUGHT_PARTS:
+        inner = part.get(part["type"], part.get("text"))
+        if isinstance(inner, list) and all(isinstance(one, dict) for one in inner):
+            inner = "".join(_part(one, name) for one in inner)
+        if isinstance(inner, str):
+            return f"<think>\n{inner.strip()}\n</think>\n\n" if inner.strip() else ""
     if part.get("type", "text") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     raise RowFault("wrong_type", f"{name}: {str(part.get('type', 'part'))[:40]}")

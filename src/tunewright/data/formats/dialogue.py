@@ -14,6 +14,7 @@ from typing import Any
 
 from tunewright.core.types import Conversation, Message, Origin
 from tunewright.data.files.turns import CALL, ROLES
+from tunewright.data.formats import channels
 from tunewright.data.formats.common import (
     Columns,
     RowFault,
@@ -160,7 +161,11 @@ def messages_of(
 
 def _joined(before: Message, message: Message) -> Message | None:
     """Words and the call that follows them are one turn of the assistant; so are calls one after
-    the other. None for two turns."""
+    the other, and a thought in a channel of its own and its answer. None for two turns."""
+    if channels.goes_before(before, message):
+        return replace(
+            before, content=before.content + message.content, tool_calls=message.tool_calls
+        )
     is_same = before.role == message.role == "assistant" and before.weight == message.weight
     if not message.tool_calls or not is_same:
         return None
@@ -203,7 +208,8 @@ def _message(
     content = text_of(turn.get(content_key), content_key, columns)
     calls = calls_of(turn, columns) if known == "assistant" else None
     if known == "assistant":
-        content = _with_reasoning(turn, content, columns)
+        content = _with_reasoning(turn, channels.without_channels(content), columns)
+        content = channels.thought(content) if channels.is_analysis(turn) else content
     name, call_id = turn.get("name"), turn.get("tool_call_id")
     for key, value in (("name", name), ("tool_call_id", call_id)):
         if isinstance(value, str):

@@ -17,6 +17,7 @@ from tunewright.data.labels import EncodedRow, encode_rows
 from tunewright.data.store import columns as token_store
 from tunewright.data.store.documents import windows
 from tunewright.data.store.good_answers import only_good
+from tunewright.data.store.learnt_turns import with_turns
 from tunewright.data.store.splitting import keys_of
 from tunewright.text.renderer import Renderer
 
@@ -44,6 +45,8 @@ class Recipe:
     """The renderer's `Thinking`."""
     good_only: bool = False
     """Only good answers stay (`good_answers`)."""
+    turns: str = "all"
+    """Which turns of a dialogue are learnt (`learnt_turns`)."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,10 @@ class Preparer:
         if isinstance(made, Dropped):
             found.dropped.append(made)
         else:
+            if self.recipe.turns != "all":
+                made, count = with_turns(made, self.recipe.turns)
+                if count:
+                    found.notes["turns_unlearnt"] += count
             found.rows.append(_finished(made, self.recipe.system, weight))
             found.values.append(value)
 

@@ -170,8 +170,7 @@ def _answer(model: AnsweringModel, written: Written, room: int, wanted: int) -> 
         return Answer("", "no_room")
     tokens = [token for token in written.tokens if token not in model.writer.stop_ids]
     end = "context" if written.end == "limit" and room < wanted else written.end
-    text = str(model.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-    return Answer(text, end, tokens)
+    return Answer(model.renderer.read(tokens).strip(), end, tokens)
 
 
 def stream(
@@ -201,7 +200,7 @@ def stream(
         draws.seed()
     else:
         draws.manual_seed(seed)
-    pieces = Pieces(model.tokenizer, model.writer.stop_ids, on_piece, stop_texts)
+    pieces = Pieces(model.renderer, model.writer.stop_ids, on_piece, stop_texts)
     ask = Ask(
         prompt,
         most,
@@ -227,14 +226,16 @@ class Pieces:
 
     def __init__(
         self,
-        tokenizer: Any,
+        renderer: Any,
         stop_ids: frozenset[int],
         on_piece: Callable[[str], None],
         stop_texts: Sequence[str] = (),
         *,
         specials: bool = False,
     ) -> None:
-        self.tokenizer, self.stop_ids, self.specials = tokenizer, stop_ids, specials
+        self.renderer, self.stop_ids, self.specials = renderer, stop_ids, specials
+        self.has_marks = renderer.reads_marks and not specials
+        """Control tokens are shown until the marks of thoughts are found among them."""
         self.on_piece, self.stop_texts = on_piece, [text for text in stop_texts if text]
         self.tokens: list[int] = []
         """Since the last line that is whole."""
@@ -242,21 +243,24 @@ class Pieces:
         """The text before them."""
         self.said = 0
         self.text = ""
+        self.is_stopped = False
+        """Before a stop text."""
 
     def take(self, token: int) -> bool:
         """Whether the answer goes on after `token`."""
         if token in self.stop_ids:
             return True
         self.tokens.append(token)
-        line = str(self.tokenizer.decode(self.tokens, skip_special_tokens=not self.specials))
-        self.text = self.before + line
+        shown = self.specials or self.has_marks
+        line = str(self.renderer.tokenizer.decode(self.tokens, skip_special_tokens=not shown))
+        self.text = self._read(self.before + line, whole=False)
         where = [i for i in (self.text.find(stop) for stop in self.stop_texts) if i >= 0]
         if where:
-            self.text = self.text[: min(where)]
+            self.text, self.is_stopped = self.text[: min(where)], True
             self.end()
             return False
         if line.endswith("\n"):
-            self.before, self.tokens = self.text, []
+            self.before, self.tokens = self.before + line, []
         self._say(len(self.text) - self._waiting())
         return True
 
@@ -279,6 +283,14 @@ class Pieces:
             self.on_piece(self.text[self.said : until])
             self.said = until
 
+    def _read(self, raw: str, *, whole: bool) -> str:
+        if not self.has_marks:
+            return raw
+        return str(self.renderer.read_marks(raw, whole=whole))
+
     def end(self) -> None:
         """Say what waited."""
+        if self.has_marks and not self.is_stopped:
+            shown = self.renderer.tokenizer.decode(self.tokens, skip_special_tokens=False)
+            self.text = self._read(self.before + str(shown), whole=True)
         self._say(len(self.text))

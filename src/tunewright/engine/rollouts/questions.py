@@ -87,6 +87,7 @@ def asking(renderer: Any, answered: bool = False) -> Asking:
         prompt=prompt,
         question=question,
         facts=lambda sample: facts_of(sample.facts["row"]),
-        decode=lambda ids: str(renderer.tokenizer.decode(ids, skip_special_tokens=True)),
+        decode=renderer.read,
         stop_ids=frozenset(renderer.stop_ids),
+        parts=renderer.parts,
     )

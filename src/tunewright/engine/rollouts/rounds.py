@@ -26,9 +26,10 @@ from torch import Tensor
 from tunewright.core.errors import TrainingError, problem
 from tunewright.core.seeds import permutation
 from tunewright.core.types import Answer, Branch, Experience, Figures, Rollouts, Sample
+from tunewright.engine import ranks
 from tunewright.engine.oracles.reward_model import RewardModel
 from tunewright.engine.rollouts.sampling import Drawn, How, Sampler
-from tunewright.engine.step import Stepper, StepReport, add_figures, means
+from tunewright.engine.step import Stepper, StepReport, add_figures, exchanged, means
 from tunewright.models.kernels.fused import fused_without_gradient
 
 SHOWN_EVERY = 10
@@ -47,6 +48,8 @@ class Asking:
     facts: Callable[[Sample], dict[str, Any]]
     decode: Callable[[list[int]], str]
     stop_ids: frozenset[int]
+    parts: Callable[[list[int], list[int], bool], tuple[str, str]] | None = None
+    """(prompt, tokens, whether it ended) -> (thought, answer). None: no thought is told apart."""
 
 
 @dataclass
@@ -74,6 +77,7 @@ class RoundStepper(Stepper):
     version: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rollouts is not None and self.rollouts.reference:
             # Made before a checkpoint is read: it is what trains as it was at step 0.
             self.start = {name: p.detach().clone() for name, p in self.trained()}
@@ -100,17 +104,14 @@ class RoundStepper(Stepper):
         could be judged."""
         rollouts = self._rollouts()
         judged = self.draw_and_judge(samples, number)
-        parts = self._minibatches(judged.samples, number)
-        first = parts[: rollouts.minibatches]
-        if len(parts) > 1 or rollouts.reference or "value" in self.policy.heads:
-            self._old_values(first)
-        if rollouts.reference:
-            self._reference_values(judged.samples)
-        with torch.no_grad():
+        self.number = number
+        if rollouts.picks:
             add_figures(judged.figures, rollouts.judge(judged.groups))
-        reports = [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
+            reports = self._learn_picked(judged.samples, number, learning_rate)
+        else:
+            reports = self._learn(judged, number, learning_rate)
         self.version += 1
-        report = self._together(reports)
+        report = self._together(reports) if reports else _nothing_learnt(judged)
         report.figures = means(judged.figures) | report.figures
         report.texts = judged.texts if number % SHOWN_EVERY == 1 or number == 1 else []
         for sample in judged.samples:
@@ -118,6 +119,34 @@ class RoundStepper(Stepper):
         if rollouts.after_round:
             rollouts.after_round({**report.figures, "answers": float(len(judged.samples))})
         return report
+
+    def _learn(self, judged: Judged, number: int, learning_rate: float) -> list[StepReport]:
+        """The updates of a round on all of its answers, or on the pairs that are made of them."""
+        rollouts = self._rollouts()
+        learnt = judged.samples if rollouts.pair is None else pairs_of(judged, rollouts.pair)
+        parts = self._minibatches(learnt, number)
+        if rollouts.pair is None and (
+            len(parts) > 1 or rollouts.reference or "value" in self.policy.heads
+        ):
+            first = parts[: rollouts.minibatches]
+            self.relief.fit(lambda: self._old_values(first), judged.samples, learns=False)
+        if rollouts.reference:
+            drawn = judged.samples
+            self.relief.fit(lambda: self._reference_values(drawn), drawn, learns=False)
+        with torch.no_grad():
+            add_figures(judged.figures, rollouts.judge(judged.groups))
+        return [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
+
+    def _learn_picked(
+        self, samples: list[Sample], number: int, learning_rate: float
+    ) -> list[StepReport]:
+        """The updates on the answers that were picked. Where none was, no weight moves: not even by
+        what the optimiser remembers."""
+        picked = [s for s in samples if bool(s.facts["experience"].advantage.any())]
+        if not picked:
+            return [StepReport(0.0, {}, 0.0, True, 0, 0, 0, 0)]
+        parts = self._minibatches(picked, number)
+        return [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
 
     def _rollouts(self) -> Rollouts:
         assert self.rollouts is not None and self.asking is not None and self.sampler is not None
@@ -127,6 +156,8 @@ class RoundStepper(Stepper):
         """The samples of each update: `minibatches` parts of even size in every epoch, in an order
         of its own."""
         rollouts = self._rollouts()
+        if not samples:
+            return []
         count = min(rollouts.minibatches, len(samples))
         parts = []
         for epoch in range(rollouts.epochs):
@@ -140,9 +171,11 @@ class RoundStepper(Stepper):
         epoch will learn."""
         self.policy.model.eval()
         for part in parts:
-            for group in self.policy.cut(part, self.rows_per_pass):
-                with torch.no_grad(), fused_without_gradient():
-                    output = self.policy(group)
+            with torch.no_grad(), fused_without_gradient():
+                groups = self.policy.own_passes(part, self.rows_per_pass)
+                own = [self.policy(group) for group in groups]
+            for output in exchanged(own, part):
+                group = output.samples
                 counts = [len(s.branches[0].learnt) for s in group]
                 values = (
                     output.value.split(counts) if output.value is not None else [None] * len(group)
@@ -155,12 +188,12 @@ class RoundStepper(Stepper):
     def _reference_values(self, samples: list[Sample]) -> None:
         self.policy.model.eval()
         with self.at_start(), torch.no_grad(), fused_without_gradient():
-            for group in self.policy.cut(samples, self.rows_per_pass):
-                counts = [len(s.branches[0].learnt) for s in group]
-                for sample, values in zip(
-                    group, self.policy(group).logprob.split(counts), strict=True
-                ):
-                    sample.facts["experience"].reference = values
+            groups = self.policy.own_passes(samples, self.rows_per_pass)
+            own = [self.policy(group) for group in groups]
+        for output in exchanged(own, samples):
+            counts = [len(s.branches[0].learnt) for s in output.samples]
+            for sample, values in zip(output.samples, output.logprob.split(counts), strict=True):
+                sample.facts["experience"].reference = values
 
     def draw_and_judge(
         self, prompts: Sequence[Sample], number: int, num_answers: int | None = None
@@ -186,7 +219,8 @@ class RoundStepper(Stepper):
             self._answer(p, one) for p, group in zip(prompts, drawn, strict=True) for one in group
         ]
         flat = [s for group in samples for s in group]
-        scores = self.rewards.score(answers)
+        # Once for all: a reward may be code of one's own, or ask a server.
+        scores = ranks.current().first(lambda: self.rewards.score(answers))
         total = list(scores.total)
         figures: Figures = {f"reward_{name}": (mean, 1) for name, mean in scores.means().items()}
         for weight, model in self.reward_models:
@@ -198,7 +232,7 @@ class RoundStepper(Stepper):
         for i, one in enumerate(one for group in drawn for one in group):
             total[i] -= 0.0 if one.finished else rollouts.unfinished_penalty
             flat[i].facts["experience"] = Experience(
-                total[i], len(one.tokens), one.finished, one.logprobs
+                total[i], len(one.tokens), one.finished, one.logprobs, tokens=one.tokens
             )
         kept = [i for i in range(len(flat)) if i not in bad]
         groups = [
@@ -222,13 +256,19 @@ class RoundStepper(Stepper):
         assert self.asking is not None
         ids = drawn.tokens[:-1] if drawn.finished else drawn.tokens
         facts = self.asking.facts(prompt)
+        thought, text = "", ""
+        if self.asking.parts is None:
+            text = self.asking.decode(ids).strip()
+        else:
+            thought, text = self.asking.parts(self.asking.prompt(prompt), ids, drawn.finished)
         return Answer(
             self.asking.question(prompt),
-            self.asking.decode(ids).strip(),
+            text,
             len(drawn.tokens),
             drawn.finished,
             facts,
             prompt.origin,
+            thought,
         )
 
     @staticmethod
@@ -237,7 +277,7 @@ class RoundStepper(Stepper):
         return [
             {
                 "question": answer.messages[-1].content if answer.messages else "",
-                "answer": answer.text,
+                "answer": answer.whole,
                 "reward": round(reward, 4),
             }
             for answer, reward in judged[:SHOWN]
@@ -295,6 +335,8 @@ class RoundStepper(Stepper):
             bad.rows if bad else [],
             figures,
             bad.overflow if bad else False,
+            imbalance=reports[0].imbalance,
+            kept_sharing=reports[0].kept_sharing,
         )
 
     # ---- what a checkpoint holds besides
@@ -331,6 +373,19 @@ class RoundStepper(Stepper):
         for sample in found.samples:
             sample.facts.pop("experience")
         return -sum(rewards) / len(rewards), rewards
+
+
+def pairs_of(judged: Judged, pair: Callable[[list[Sample]], Sample | None]) -> list[Sample]:
+    """What `pair` makes of the answers to each prompt that teach something."""
+    rest = iter(judged.samples)
+    made = [pair([next(rest) for _ in group]) for group in judged.groups]
+    return [sample for sample in made if sample is not None]
+
+
+def _nothing_learnt(judged: Judged) -> StepReport:
+    """A round in which no two answers differ: the weights stay, and that is no fault."""
+    tokens = sum(len(b.tokens) for s in judged.samples for b in s.branches)
+    return StepReport(0.0, {}, 0.0, True, 0, tokens, tokens, 0)
 
 
 def drawn_sample(prompt: Sample, tokens: list[int], drawn: Drawn) -> Sample:

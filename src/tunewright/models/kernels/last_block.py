@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewright.core.errors import ModelError
+from tunewright.core.moves import to_device
 from tunewright.models import anatomy
 
 WORTH_IT = 0.9
@@ -57,7 +58,7 @@ class LastBlock:
             yield
             return
         own, had_one = self.mlp.forward, "forward" in vars(self.mlp)
-        wanted = torch.tensor(read, device=device)
+        wanted = to_device(list(read), device)
 
         def forward(x: Tensor) -> Tensor:
             if x.shape[:-1] != (1, num_rows):
