@@ -382,6 +382,16 @@ class RunConfig(Section):
     """auto: two dozen general questions before and after, to see what was forgotten; fewer, or
     none, where they would take long beside the training. off: none."""
 
+    track: list[str | dict[str, Any]] = []
+    """Trackers that are told what the run writes down, by a process beside it: tensorboard, wandb,
+    mlflow, swanlab, trackio, comet. Nothing leaves this machine unless the entry says
+    {kind: wandb, online: true}."""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value
+
     @field_validator("forgetting", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:

@@ -25,6 +25,7 @@ from tunewright.report import html
 from tunewright.run import evaluation, examining
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
+from tunewright.track import Beside
 
 if TYPE_CHECKING:
     from tunewright.advise.fit import Estimate
@@ -73,6 +74,7 @@ class Reached:
     doing: str = "train.doing.load"
     """The sentence of what is being done, for the message of an unforeseen end."""
     log: EventLog | None = None
+    trackers: Beside | None = None
     ranks: list[dict[str, Any]] = field(default_factory=list)
     """Each process of a run of several: rank, host, device, peak memory."""
     experts: dict[str, Any] | None = None
@@ -167,6 +169,8 @@ def whatever_is_raised(reached: Reached) -> Iterator[None]:
             # Closing writes what is left, which a full disk refuses.
             with contextlib.suppress(OSError):
                 reached.log.close()
+        if reached.trackers is not None:
+            reached.trackers.end(reached.tell)
 
 
 def _last_words(reached: Reached, status: Status, error: BaseException) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright import rewards
+from tunewright import rewards, track
 from tunewright.advise import fit, learnt, trial
 from tunewright.advise.room import Room
 from tunewright.advise.speed import Rates
@@ -193,7 +193,7 @@ def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = 
     # A resumed run is what its run.yaml says: it was looked at when it began.
     continued = continuing.resolve(parsed) if resume is None else continuing.Continued(parsed)
     config = continued.parsed.config
-    raise_all(compat.problems(config), CompatError)
+    raise_all([*compat.problems(config), *track.problems(config.track)], CompatError)
     gating.require(config)
     out = resume or (
         Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
