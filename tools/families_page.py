@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.errors import first_line
 from tunewright.core.files import write_text
 from tunewright.core.words import ASSETS
 
@@ -34,6 +35,9 @@ FRAME: dict[str, Any] = {
 
 A family that is not here works too, when Transformers has it: what is true of it is found out when it is opened, and said.""",
         "columns": "| family | class | training | answers | merge | experts | GGUF |",
+        "open": "## What is not proven yet",
+        "open_intro": "{count} of the {all} classes failed at a step of the trial. The gradients of a run on one of them are compared with the model's own before its first step all the same, and it is refused where they differ.",
+        "open_columns": "| family | step | what was found |",
         "cannot": "## What cannot be trained",
         "cannot_intro": "{count} of the {all} classes; opening one says why.",
         "cannot_columns": "| family | reason |",
@@ -52,6 +56,9 @@ A family that is not here works too, when Transformers has it: what is true of i
 
 没有列出的系列，只要 Transformers 支持，也能用：打开时会查明情况并说明。""",
         "columns": "| 系列 | 类 | 训练 | 回答 | 合并 | 专家 | GGUF |",
+        "open": "## 尚未证实的",
+        "open_intro": "{all} 个类中有 {count} 个在试验的某一步没有通过。用它们训练时，第一步之前同样会把梯度与模型自己的对比，不一致就拒绝。",
+        "open_columns": "| 系列 | 步骤 | 发现 |",
         "cannot": "## 不能训练的",
         "cannot_intro": "{all} 个类中的 {count} 个；打开时会说明原因。",
         "cannot_columns": "| 系列 | 原因（英文） |",
@@ -63,7 +70,8 @@ WAYS = {"tree": "tree", "joined": "cache", "own": "cache*", "none": "text"}
 
 
 def tried(names: list[str]) -> dict[str, Any]:
-    """The data of the table, of these families alone or of all. Raises SystemExit where one fails."""
+    """The data of the table, of these families alone or of all. One that fails at a step stands
+    under `open`, with the step and what went wrong."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import peft
     import transformers
@@ -73,24 +81,29 @@ def tried(names: list[str]) -> dict[str, Any]:
     from tunewright.export.gguf_families import FAMILIES
 
     before = json.loads(DATA.read_text("utf-8")) if names and DATA.is_file() else {}
-    found, wrong = dict(before.get("families", {})), []
+    found, failed = dict(before.get("families", {})), dict(before.get("open", {}))
     for model_type in names or [t for t in causal.types() if t not in causal.CANNOT]:
         with tempfile.TemporaryDirectory() as folder:
             check = Check(model_type, Path(folder))
-            wrong += [f"{model_type}: {s}: {e}" for s, e in check.run() if e is not None]
+            wrong = {step: first_line(e) for step, e in check.run() if e is not None}
+        if wrong:
+            failed[model_type] = wrong
+            found.pop(model_type, None)
+            print(model_type, wrong, flush=True)
+            continue
+        failed.pop(model_type, None)
         row = check.row | {
             "experts": any(r.startswith("experts.") for r in check.row.get("roles", [])),
             "gguf": model_type in FAMILIES,
         }
         found[model_type] = {name: row[name] for name in KEPT if name in row}
         print(model_type, found[model_type], flush=True)
-    if wrong:
-        raise SystemExit("\n".join(wrong))
     return {
         "date": datetime.date.today().isoformat(),
         "transformers": transformers.__version__,
         "peft": peft.__version__,
         "families": dict(sorted(found.items())),
+        "open": dict(sorted(failed.items())),
         "cannot": dict(causal.CANNOT),
     }
 
@@ -98,12 +111,12 @@ def tried(names: list[str]) -> dict[str, Any]:
 def page(data: dict[str, Any], lang: str) -> str:
     """The page of one language as Markdown."""
     words = FRAME[lang]
-    families, cannot = data["families"], data["cannot"]
+    families, failed, cannot = data["families"], data["open"], data["cannot"]
     numbers = {
         "transformers": data["transformers"],
         "peft": data["peft"],
         "date": data["date"],
-        "count": len(families) + len(cannot),
+        "count": len(families) + len(failed) + len(cannot),
     }
     lines = [
         words["title"],
@@ -126,6 +139,11 @@ def page(data: dict[str, Any], lang: str) -> str:
             *(words["yes"] if row[key] else "" for key in ("merge", "experts", "gguf")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    intro = words["open_intro"].format(count=len(failed), all=numbers["count"])
+    lines += ["", words["open"], "", intro, "", words["open_columns"], "|---|---|---|"]
+    for name, steps in failed.items():
+        told = "; ".join(steps.values()).replace("|", "\\|")
+        lines.append(f"| `{name}` | {', '.join(steps)} | {told} |")
     intro = words["cannot_intro"].format(count=len(cannot), all=numbers["count"])
     lines += ["", words["cannot"], "", intro, "", words["cannot_columns"], "|---|---|"]
     lines += [f"| `{name}` | {why} |" for name, why in cannot.items()]
