@@ -188,6 +188,8 @@ def resume_run(
     it is. `words` may say that other processes go on with it. Raises UsageError for other words."""
     given, summary = run_folder.read_run(folder), run_folder.read_summary(folder)
     if summary.get("status") == "done":
+        if words:
+            run_folder.raise_if_finished(folder)
         further = run_folder.further(folder)
         (tell or Tell()).line(say("train.already_done", folder=folder, further=further))
         return Finished(folder, summary)

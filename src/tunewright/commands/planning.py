@@ -285,6 +285,8 @@ def fits_on(parsed: ParsedRun, found: fit.Estimate) -> list[str]:
             device=world.device,
             dtype=world.dtype,
             rows_per_pass=world.rows_per_pass,
+            # Elsewhere is the same memory where processor and GPU share it.
+            offload=found.question.offload if world.device.startswith("cuda") else "none",
             trial=None,
             counted=None,
         )
