@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunewright import track
 from tunewright.advise import fit
 from tunewright.advise.speed import measured_rates
 from tunewright.core import signals
@@ -101,6 +102,8 @@ def _train(
                 device=world.device,
                 dtype=world.dtype,
             )
+            if ranks.current().is_first:
+                reached.trackers = track.start(plan.config.track, plan.out, tell)
 
             loop.heed()
             reached.doing = "train.doing.ask"
@@ -114,6 +117,7 @@ def _train(
                 loop.prepare_reference(lambda: decided.start_of(plan, world))
                 reached.doing = "train.doing.learn"
                 loop.learn()
+            reached.look_at_experts(loop.stepper.policy.routing)
             if loop.progress.skipped_steps == made.schedule.total_steps:
                 raise TrainingError(problem("E-TRAIN-03"))
 

@@ -233,10 +233,8 @@ def test_a_mean_over_passes_in_place_of_one_division_a_step_is_found(
 
     real = Stepper._one_pass
 
-    def per_pass(
-        self: Any, group: list[Sample], noise: Any, totals: Any, report: Any, figures: Any
-    ) -> None:
-        real(self, group, noise, self.objective.plan(group), report, figures)
+    def per_pass(self: Any, group: list[Sample], noise: Any, totals: Any, *more: Any) -> None:
+        real(self, group, noise, self.objective.plan(group), *more)
 
     monkeypatch.setattr(Stepper, "_one_pass", per_pass)
     found = run("llama", tiny.nothing_shared(), dtypes=("float64",), rows_per_pass=(1,))

@@ -61,7 +61,6 @@ def test_weights_are_the_same_bits(store: Any, layout: str, family: str) -> None
     ours = away(made(family, layout), store(), activations=True, optimizer=True)
     require_same(learnt(ours), learnt(made(family, layout)))
     state_of = ours.optimizer.state
-    assert any(isinstance(v, torch.Tensor) for s in state_of.values() for v in s.values())
     assert any(hasattr(v, "get") for s in state_of.values() for v in s.values())
 
 

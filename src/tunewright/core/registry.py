@@ -136,6 +136,7 @@ methods: Registry[Callable[..., Attached]] = Registry("methods", "tunewright.met
 objectives: Registry[Callable[..., Any]] = Registry("objectives", "tunewright.objectives")
 formats: Registry[Callable[..., Any]] = Registry("formats", "tunewright.data.formats")
 rewards: Registry[Callable[..., Any]] = Registry("rewards", "tunewright.rewards")
+trackers: Registry[Callable[..., Any]] = Registry("trackers", "tunewright.track")
 AXES = {"method": methods, "objective": objectives}
 
 

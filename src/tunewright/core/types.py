@@ -219,6 +219,9 @@ class Branch:
     weights: list[float]
     positions: list[int] | None = None
     role: str = "answer"
+    whole: bool = False
+    """Every row is computed, also where no label needs it: what is counted over all tokens (the
+    balance of experts) is counted over these, too."""
 
 
 @dataclass

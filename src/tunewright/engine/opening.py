@@ -36,6 +36,7 @@ from tunewright.engine import (
     placement,
     ranks,
     recompute,
+    routing,
     sharding,
 )
 from tunewright.engine.decoding.answers import AnsweringModel, answering
@@ -409,10 +410,14 @@ def to_train(
         config.engine, loaded.causal, layout, world.device, world.dtype
     )
     stepper.policy.attention = world.attention
+    stepper.policy.routing = routing.watching(loaded.causal, config.engine.balance)
     schedule = make_schedule(config.engine, len(train), rate)
     equip(stepper, renderer, check)
+    engine = config.engine
+    if engine.balance is not None:  # routers below the lowest trained block must run as well
+        engine = engine.model_copy(update={"activation_cache": "off"})
     cache, world.reasons["engine.activation_cache"] = activation_cache.install(
-        stepper.policy, config.engine, [train, held_out], schedule.epochs, world.device, tell
+        stepper.policy, engine, [train, held_out], schedule.epochs, world.device, tell
     )
     return Ready(
         **vars(loaded), stepper=stepper, layout=layout, rate=rate, schedule=schedule, cache=cache

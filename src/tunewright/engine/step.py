@@ -15,7 +15,7 @@ from tunewright.core.moves import later
 from tunewright.core.seeds import stream_seed
 from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Figures, Objective, Passes, PassOutput, Sample, Term
-from tunewright.engine import ranks, sharding
+from tunewright.engine import ranks, routing, sharding
 from tunewright.engine.neftune import Noise
 from tunewright.engine.optim import averages
 from tunewright.engine.policy import Policy
@@ -34,18 +34,15 @@ def add_figures(into: Figures, found: Figures) -> None:
 
 def means(figures: Figures) -> dict[str, float]:
     """The mean of every figure that has a count."""
-    return {name: total / count for name, (total, count) in read(figures).items() if count}
+    return {name: float(total) / count for name, (total, count) in read(figures).items() if count}
 
 
-def read(figures: Figures) -> dict[str, tuple[float, int]]:
+def read(figures: Figures) -> Figures:
     """The same with every sum as a number of Python; the device is asked once for all of them."""
     waiting = {name: t for name, (t, _) in figures.items() if isinstance(t, torch.Tensor)}
     numbers = torch.stack([*waiting.values()]).tolist() if waiting else []
     known = dict(zip(waiting, numbers, strict=True))
-    return {
-        name: (known.get(name, total), count)  # type: ignore[misc]
-        for name, (total, count) in figures.items()
-    }
+    return {name: (known.get(name, total), count) for name, (total, count) in figures.items()}
 
 
 @dataclass
@@ -161,9 +158,11 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What the next step needs to know besides weights and the optimiser's state."""
-        kept = {"objective": self.objective.state()} if self.objective.state else {}
-        scale = {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
-        return {**scale, **self.relief.state(), **kept}
+        own: dict[str, Any] = {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        own |= {"objective": self.objective.state()} if self.objective.state else {}
+        if self.policy.routing is not None:
+            own["visits"] = self.policy.routing.state()
+        return {**own, **self.relief.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
@@ -171,6 +170,8 @@ class Stepper:
         self.relief.load_state(state)
         if self.objective.load_state:
             self.objective.load_state(state["objective"])
+        if self.policy.routing is not None:
+            self.policy.routing.load_state(state.get("visits", {}))
 
     @contextlib.contextmanager
     def handed_out(self) -> Iterator[None]:
@@ -215,6 +216,10 @@ class Stepper:
         if self.objective.measure:
             self.objective.measure(samples, runner(self.policy, self.rows_per_pass))
         totals = self.objective.plan(samples)
+        if self.policy.routing is not None and self.policy.routing.weight is not None:
+            for branch in (b for s in samples for b in s.branches):
+                branch.whole = True
+            totals |= {routing.TERM: routing.tokens_of(samples)}
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
         sums: dict[str, torch.Tensor] = {}
         # After `prepare`, which may have made the branches of this step.
@@ -268,7 +273,10 @@ class Stepper:
         figures: Figures,
     ) -> None:
         output = self.policy(group, noise)
-        self._add(self.objective.terms(output), totals, sums)
+        terms = self.objective.terms(output)
+        if self.policy.routing is not None:
+            terms = terms | self.policy.routing.terms()
+        self._add(terms, totals, sums)
         add_figures(figures, output.figures)
         report.passes += 1
         report.physical_rows += output.num_rows

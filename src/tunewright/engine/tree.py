@@ -20,8 +20,8 @@ Key = list[tuple[int, int]] | list[int]
 
 def rows_needed(branch: Branch) -> int:
     """Rows a branch must compute: up to the one that predicts its last learnt token; all of them if
-    it has no label but is read by a head."""
-    return max(branch.learnt) if branch.learnt else len(branch.tokens)
+    it has no label but is read by a head, or is wanted whole."""
+    return max(branch.learnt) if branch.learnt and not branch.whole else len(branch.tokens)
 
 
 def _row_keys(branch: Branch) -> Key:

@@ -25,6 +25,7 @@ from tunewright.report import html
 from tunewright.run import evaluation, examining
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
+from tunewright.track import Beside
 
 if TYPE_CHECKING:
     from tunewright.advise.fit import Estimate
@@ -73,8 +74,11 @@ class Reached:
     doing: str = "train.doing.load"
     """The sentence of what is being done, for the message of an unforeseen end."""
     log: EventLog | None = None
+    trackers: Beside | None = None
     ranks: list[dict[str, Any]] = field(default_factory=list)
     """Each process of a run of several: rank, host, device, peak memory."""
+    experts: dict[str, Any] | None = None
+    """Which experts of a mixture the training tokens visited (`engine.routing`)."""
     before: dict[str, float] = field(default_factory=dict)
     """Seconds that `progress` had when this command took the run up."""
 
@@ -82,6 +86,31 @@ class Reached:
         """Take `progress`, which goes on from here, for how far the run has come."""
         self.progress = progress
         self.before = {part: getattr(progress, f"{part}_seconds") for part in IN_THE_LOOP}
+
+    def look_at_experts(self, routing: Any) -> None:
+        """Note and say which experts the training tokens visited."""
+        self.experts = None if routing is None else routing.found()
+        if self.experts is None:
+            return
+        unseen = self.experts["unseen"]
+        share = f"{self.experts['largest_share']:.0%}"
+        count, layers = self.experts["experts"], self.experts["layers"]
+        key = "train.experts_unseen" if unseen else "train.experts_all"
+        first = next(iter(unseen), "")
+        named = ", ".join(map(str, unseen.get(first, [])[:8]))
+        alone = sum(map(len, unseen.values()))
+        self.tell.line(
+            say(
+                key,
+                count=count,
+                layers=layers,
+                share=share,
+                unseen=alone,
+                of=count * layers,
+                first=first,
+                named=named,
+            )
+        )
 
     def seconds(self) -> dict[str, float]:
         """Seconds of this command by what they went to. What the loop measures and writes down
@@ -140,6 +169,8 @@ def whatever_is_raised(reached: Reached) -> Iterator[None]:
             # Closing writes what is left, which a full disk refuses.
             with contextlib.suppress(OSError):
                 reached.log.close()
+        if reached.trackers is not None:
+            reached.trackers.end(reached.tell)
 
 
 def _last_words(reached: Reached, status: Status, error: BaseException) -> None:
@@ -241,6 +272,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
     counted = {k: v for k, v in asdict(progress).items() if k not in NOT_IN_SUMMARY}
     saved = decided.folder(plan.out).glob("*.safetensors")
     summary = {
+        **({} if reached.experts is None else {"experts": reached.experts}),
         "status": status,
         "reason": reason,
         **counted,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright import rewards
+from tunewright import rewards, track
 from tunewright.advise import fit, learnt, trial
 from tunewright.advise.room import Room
 from tunewright.advise.speed import Rates
@@ -193,7 +193,7 @@ def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = 
     # A resumed run is what its run.yaml says: it was looked at when it began.
     continued = continuing.resolve(parsed) if resume is None else continuing.Continued(parsed)
     config = continued.parsed.config
-    raise_all(compat.problems(config), CompatError)
+    raise_all([*compat.problems(config), *track.problems(config.track)], CompatError)
     gating.require(config)
     out = resume or (
         Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
@@ -319,13 +319,13 @@ def _renderers(
         arguments=config.data.template_arguments,
     )
     opened = load_light(base)[0] if is_light else load_tokenizer(base)
-    own_template.put_on(opened, template)
+    own_template.lay_over(opened, template)
     base_renderer = renderer_of(opened, base, thinking=thinking)
     own = tokenizer_folder(Path(config.adapter) if config.adapter else None, base)
     added = vocabulary.tokens_of(config.method)
     if own == base and not added:
         return base_renderer, base_renderer
-    tokenizer = own_template.put_on(load_tokenizer(own), template)
+    tokenizer = own_template.lay_over(load_tokenizer(own), template)
     vocabulary.add_tokens(tokenizer, added)
     return renderer_of(tokenizer, base, own, thinking=thinking), base_renderer
 
