@@ -118,7 +118,7 @@ def rows_of(folder: Path, number: int, row: list[Any]) -> list[list[Any]]:
     team, found = ranks.current(), []
     plan = prepare(parse_run(keys(folder, objective, method), {}), Quiet(), out_matters=False)
     for count in counts:
-        run = folder / "runs" / f"{number}-{count}"
+        run = folder / "runs" / f"{objective}-{method}-{count}"
         with ranks.alone():
             one = gradients(plan, "none", count, run / f"alone-{team.rank}")
         for parallel in parallels:

@@ -44,6 +44,7 @@ def test_a_rank_that_fails_is_named_with_its_error_and_its_exit_code() -> None:
     assert "E-RUN-02" in told and "E-DIST" not in told
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_and_one_that_is_stopped_end_the_others_in_time() -> None:
     killed = many.Pair([str(MEETING), "leave", "40"])
     stopped = many.Pair([str(MEETING), "go", "40"], world=3)
