@@ -73,6 +73,8 @@ class StepReport:
     """Rows of the fullest rank as a multiple of the mean, where several share the step."""
     kept_sharing: float | None = None
     """Share of the rows saved by one process that the ranks still save."""
+    sums: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """The terms while passes are taken: on the device, where nobody waits for them."""
 
 
 def runner(policy: Policy, rows_per_pass: int) -> Passes:
@@ -221,7 +223,6 @@ class Stepper:
                 branch.whole = True
             totals |= {routing.TERM: routing.tokens_of(samples)}
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
-        sums: dict[str, torch.Tensor] = {}
         # After `prepare`, which may have made the branches of this step.
         noise = self._noise(samples)
         # Loading, answering and measuring leave the model in eval mode, in which an adapter's
@@ -232,15 +233,15 @@ class Stepper:
         groups = self.policy.own_passes(samples, self.rows_per_pass, shared, fill=False)
         missing = team.most(len(groups)) - len(groups)
         for group in groups:
-            self._one_pass(group, noise, totals, report, sums, figures)
+            self._one_pass(group, noise, totals, report, figures)
         for _ in range(missing):
             self._empty_pass(samples, noise)
         # Of the weights themselves, which all ranks have: one of them says it.
         if self.attached.penalties and team.is_first:
-            self._add(self.attached.penalties(), {}, sums)
+            self._add(self.attached.penalties(), {}, report)
         team.sum_gradients(self.parameters())
         # From here on the host waits for the device.
-        report.terms = means({name: (total, 1) for name, total in sums.items()})
+        report.terms = means({name: (total, 1) for name, total in report.sums.items()})
         report.loss = sum(report.terms.values())
         if shared is not None:
             figures = _together(report, read(figures), shared)
@@ -269,26 +270,22 @@ class Stepper:
         noise: Noise | None,
         totals: dict[str, float],
         report: StepReport,
-        sums: dict[str, torch.Tensor],
         figures: Figures,
     ) -> None:
         output = self.policy(group, noise)
         terms = self.objective.terms(output)
         if self.policy.routing is not None:
             terms = terms | self.policy.routing.terms()
-        self._add(terms, totals, sums)
+        self._add(terms, totals, report)
         add_figures(figures, output.figures)
         report.passes += 1
         report.physical_rows += output.num_rows
         report.logical_tokens += sum(len(b.tokens) for s in group for b in s.branches)
         report.label_tokens += len(output.weight)
 
-    def _add(
-        self, terms: dict[str, Term], totals: dict[str, float], sums: dict[str, torch.Tensor]
-    ) -> None:
-        """Backward through the sum of the terms, which are added to `sums`. A term that `plan` did
-        not announce (a penalty on the weights) is divided by 1; one announced as 0 has nothing to
-        learn from in this step."""
+    def _add(self, terms: dict[str, Term], totals: dict[str, float], report: StepReport) -> None:
+        """Backward through the sum of the terms. A term that `plan` did not announce (a penalty on
+        the weights) is divided by 1; one announced as 0 has nothing to learn from in this step."""
         parts = {
             name: coefficient * total / totals.get(name, 1.0)
             for name, (total, coefficient) in terms.items()
@@ -302,7 +299,8 @@ class Stepper:
         if loss.requires_grad:
             (loss * self.loss_scale).backward()
         for name, part in parts.items():
-            sums[name] = later(part) + sums[name] if name in sums else later(part)
+            before = report.sums.get(name)
+            report.sums[name] = later(part) if before is None else before + later(part)
 
     def _drawn_gradients(self, samples: list[Sample]) -> StepReport:
         """`gradients` with the draws of this step: dropout depends on the step alone, so that a
