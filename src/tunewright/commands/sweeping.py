@@ -205,6 +205,7 @@ def go_on(sweep: Sweep, tell: Tell) -> dict[str, Any]:
         raise
     finally:
         lock.release()
+        (sweep.out / ".lock").unlink(missing_ok=True)
 
 
 def _go_on(sweep: Sweep, tell: Tell) -> dict[str, Any]:
