@@ -281,14 +281,15 @@ def test_a_model_that_takes_no_embeddings_takes_no_learnt_prompt() -> None:
 
 
 def test_a_start_from_matrices_does_not_stand_on_experts() -> None:
-    """DeepSeek-V3 holds all experts of a block in one tensor, and PEFT puts LoRA on it."""
+    """DeepSeek-V3 holds all experts of a block in one tensor."""
     model = tiny.make_model(
         "deepseek_v3", num_hidden_layers=2, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
         qk_nope_head_dim=8, v_head_dim=16, first_k_dense_replace=1, n_routed_experts=4,
         num_experts_per_tok=2, moe_intermediate_size=32, n_group=1, topk_group=1,
         num_key_value_heads=4,
     )  # fmt: skip
-    assert codes_of(attach, "pissa", model, rank=2) == ["E-METHOD-77"]
+    asked = {"rank": 2, "targets": ["linear", "experts"]}
+    assert codes_of(attach, "pissa", model, **asked) == ["E-METHOD-77"]
 
 
 # ---- models

@@ -362,7 +362,7 @@ def test_keys_of_llama_factory_become_these(tmp_path, text, key, value):
     ("text", "key", "word"),
     [
         ("quantization_bit: 3", "quantization_bit", "4 or 8"), ("lr_scheduler_type: reduce_lr_on_plateau", "lr_scheduler_type", "cosine"), ("lr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 1}", "lr_scheduler_kwargs.num_cycles", "no counterpart"), ("optim: lion_8bit", "optim", "adamw"),
-        ("use_galore: true", "use_galore", "not offered"), ("use_badam: true", "use_badam", "not offered"), ("deepspeed: z3.json", "deepspeed", "--devices"), ("use_asft_loss: true", "use_asft_loss", "distill"),
+        ("use_galore: true", "use_galore", "not offered"), ("use_badam: true", "use_badam", "not offered"), ("use_ray: true", "use_ray", "--devices"), ("use_asft_loss: true", "use_asft_loss", "distill"),
         ("train_on_prompt: true", "train_on_prompt", "answers are learnt"), ("report_to: wandb", "report_to", "run folder"), ("save_steps: 0.1", "save_steps", "share"),
         ("mix_strategy: interleave_under", "mix_strategy", "share"), ("finetuning_type: freeze\nadditional_target: embed_tokens", "additional_target", "freeze"),
         ("lora_rnak: 8", "lora_rnak", "LLaMA-Factory"), ("wraup_ratio: 0.1", "wraup_ratio", "LLaMA-Factory"),

@@ -59,6 +59,10 @@ GROUPS = {
     "PIPE": ("Pipelines", "流水线"),
     "THINK": ("Thinking", "思考"),
     "CALL": ("Callbacks", "回调"),
+    "TRACK": ("Trackers", "跟踪器"),
+    "SWEEP": ("Sweeps", "搜索"),
+    "MCP": ("Agents", "智能体"),
+    "PUSH": ("Hubs", "模型中心"),
 }
 CODE = re.compile(r"E-[A-Z]+-\d\d")
 

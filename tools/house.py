@@ -34,7 +34,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("models",),
     ("data", "methods", "objectives", "rewards"),
     ("engine",),
-    ("advise", "evaluate", "export", "serve", "report"),
+    ("advise", "evaluate", "export", "serve", "report", "track"),
     ("run",),
     ("story",),
     ("api", "bench", "commands", "importing"),
@@ -45,18 +45,28 @@ FLOORS: list[tuple[str, ...]] = [
 floor do not know each other."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {
+    "PIL",
     "accelerate",
+    "comet_ml",
     "datasets",
     "fastapi",
     "gguf",
     "huggingface_hub",
+    "mcp",
+    "mlflow",
     "modelscope",
     "numpy",
+    "optuna",
     "peft",
+    "resvg_py",
     "safetensors",
+    "swanlab",
+    "tensorboard",
     "tokenizers",
     "torch",
+    "trackio",
     "transformers",
+    "wandb",
 }
 LIGHT = {
     "__init__",
@@ -76,6 +86,7 @@ LIGHT = {
     "rewards",
     "run",
     "story",
+    "track",
 }
 """Rooms that load nothing heavy when they are imported: `--help` and `data check` start at once."""
 LONG_FUNCTION_LINES = 60

@@ -12,9 +12,29 @@ if TYPE_CHECKING:
     from tunewright.api import Run as Run
     from tunewright.api import resume as resume
     from tunewright.api import train as train
+    from tunewright.core.callbacks import Answer as Answer
     from tunewright.core.callbacks import Callback as Callback
+    from tunewright.core.callbacks import CheckpointSaved as CheckpointSaved
+    from tunewright.core.callbacks import HeldOutMeasured as HeldOutMeasured
+    from tunewright.core.callbacks import QuestionsAnswered as QuestionsAnswered
+    from tunewright.core.callbacks import RunFinished as RunFinished
+    from tunewright.core.callbacks import Running as Running
+    from tunewright.core.callbacks import RunStarted as RunStarted
+    from tunewright.core.callbacks import StepTaken as StepTaken
 
 lazy_names.install()
+HEARD = (
+    "Answer",
+    "Callback",
+    "CheckpointSaved",
+    "HeldOutMeasured",
+    "QuestionsAnswered",
+    "RunFinished",
+    "RunStarted",
+    "Running",
+    "StepTaken",
+)
+"""What callbacks are written with."""
 
 
 def __getattr__(name: str) -> Any:
@@ -24,11 +44,25 @@ def __getattr__(name: str) -> Any:
         from tunewright import api
 
         return getattr(api, name)
-    if name == "Callback":
-        from tunewright.core.callbacks import Callback
+    if name in HEARD:
+        from tunewright.core import callbacks
 
-        return Callback
+        return getattr(callbacks, name)
     raise AttributeError(f"module 'tunewright' has no attribute {name!r}")
 
 
-__all__ = ["Callback", "Run", "__version__", "resume", "train"]
+__all__ = [
+    "Answer",
+    "Callback",
+    "CheckpointSaved",
+    "HeldOutMeasured",
+    "QuestionsAnswered",
+    "Run",
+    "RunFinished",
+    "RunStarted",
+    "Running",
+    "StepTaken",
+    "__version__",
+    "resume",
+    "train",
+]

@@ -49,6 +49,19 @@ def test_every_way_of_sharing_gives_the_gradient_of_stock_transformers(
     assert found.loss_gap["float32"] < 1e-5
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_flex_attention_gives_the_gradient_of_stock_transformers(family: str) -> None:
+    samples = tiny.system_prompt() + tiny.dialogues() + tiny.duplicates() + tiny.pairs()
+    require(run(family, samples, attention="flex", rows_per_pass=(EVERYTHING, 90)))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", tiny.SETS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_flex_attention_on_the_whole_table(family: str, name: str) -> None:
+    require(run(family, tiny.SETS[name](), attention="flex"))
+
+
 @pytest.mark.wide("qwen3", "gemma3_text", "gpt2", rest="slow")
 @pytest.mark.parametrize("family", [f for f in tiny.FAMILIES if f not in ("llama", "gemma2")])
 def test_every_family_gives_the_gradient_of_stock_transformers(family: str) -> None:
@@ -220,10 +233,8 @@ def test_a_mean_over_passes_in_place_of_one_division_a_step_is_found(
 
     real = Stepper._one_pass
 
-    def per_pass(
-        self: Any, group: list[Sample], noise: Any, totals: Any, report: Any, figures: Any
-    ) -> None:
-        real(self, group, noise, self.objective.plan(group), report, figures)
+    def per_pass(self: Any, group: list[Sample], noise: Any, totals: Any, *more: Any) -> None:
+        real(self, group, noise, self.objective.plan(group), *more)
 
     monkeypatch.setattr(Stepper, "_one_pass", per_pass)
     found = run("llama", tiny.nothing_shared(), dtypes=("float64",), rows_per_pass=(1,))

@@ -131,8 +131,19 @@ def test_70b_in_4_bits_on_48_gb(place: Path) -> None:
     assert found["fits"] and found["available_memory_bytes"] == 48 * GiB
     assert 36 * GiB < found["parts"]["weights"] < 42 * GiB
     assert found["train_seconds"] and found["device_name"] == "RTX A6000"
-    tight = story.tunewright("plan", *words, "--device", "A6000", "--json")
-    ways = json.loads(tight.stdout)["ways"]
+    # With every matrix learning it fits where blocks are computed again, which is found by itself.
+    every = planned(*words, "--device", "A6000")
+    assert every["fits"] and every["needed_memory_bytes"] <= 48 * GiB
+    kept = story.tunewright(
+        "plan",
+        *words,
+        "--device",
+        "A6000",
+        "--json",
+        "engine.recompute=none",
+        "engine.offload=none",
+    )
+    ways = json.loads(kept.stdout)["ways"]
     assert ways and all(way["needed_memory_bytes"] <= 48 * GiB for way in ways)
 
 
@@ -143,9 +154,16 @@ def test_a_full_7b_says_what_it_needs_and_where_it_fits() -> None:
     assert done.returncode == 2 and "E-FIT-01" in done.stderr
     found = json.loads(done.stdout)
     assert found["fits"] is False and found["problems"][0]["code"] == "E-FIT-01"
-    assert 90 * GiB < found["needed_memory_bytes"] < 140 * GiB
-    # With blocks that are computed again; where everything is kept only the last one holds it.
-    assert found["fits_on"] == ["H200", "Apple M2 Ultra", "MI300X"]
+    # With the optimiser's moments in the memory of the host and blocks that are computed again.
+    assert 55 * GiB < found["needed_memory_bytes"] < 80 * GiB
+    assert {"A100 80GB", "H100 80GB", "H200"} <= set(found["fits_on"])
+    kept = story.tunewright(
+        "plan", "--size", "7B", "method.kind=full", "--device", "4090", "--json",
+        "engine.offload=none", "engine.recompute=full",
+    )  # fmt: skip
+    whole = json.loads(kept.stdout)
+    assert 90 * GiB < whole["needed_memory_bytes"] < 140 * GiB
+    assert whole["fits_on"] == ["H200", "Apple M2 Ultra", "MI300X"]
     assert found["ways"] and all("method.kind=lora" in way["settings"] for way in found["ways"])
 
 

@@ -92,7 +92,7 @@ def test_a_trial_that_was_not_passed_is_made_again(trials: list[str]) -> None:
 
     def scaled(*args: Any, **kwargs: Any) -> Any:
         out = own(*args, **kwargs)
-        out.logits = out.logits * 0.5
+        out.logits = out.logits * (0.5 + (kwargs["input_ids"] % 2)[..., None])
         return out
 
     model.forward = scaled
@@ -141,20 +141,34 @@ def test_a_tree_that_differs_falls_back_and_says_by_how_much(
 
 @pytest.mark.parametrize("wanted", ["auto", "padded"])
 def test_a_head_that_the_engine_does_not_know_is_refused_not_trained(wanted: str) -> None:
-    """Both layouts use our head, so they agree with one another; only the model's own logits show
-    the difference."""
+    """Logits that depend on more than the hidden row. Both layouts use our head, so they agree with
+    one another; only the model's own logits show the difference."""
     model = tiny.make_model("llama")
     own = model.forward
 
     def scaled(*args: Any, **kwargs: Any) -> Any:
         out = own(*args, **kwargs)
-        out.logits = out.logits * 0.5
+        out.logits = out.logits * (0.5 + (kwargs["input_ids"] % 2)[..., None])
         return out
 
     model.forward = scaled
     with pytest.raises(CompatError) as caught:
         choose(model, wanted)
     assert [p.code for p in caught.value.problems] == ["E-COMPAT-04"]
+
+
+def test_a_head_that_is_more_than_its_matrix_is_run_as_the_model_runs_it() -> None:
+    """Whatever the family does with its hidden rows, as long as it is done row by row."""
+    model = tiny.make_model("llama")
+    own = model.forward
+
+    def bent(*args: Any, **kwargs: Any) -> Any:
+        out = own(*args, **kwargs)
+        out.logits = (out.logits * 0.2).tanh() * 3
+        return out
+
+    model.forward = bent
+    assert choose(model)[0] == "tree"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ import pytest
 import torch
 from helpers import tiny
 
+from tunewright.advise.question import Question, SampleFacts
+from tunewright.advise.room import Room, rooms
+from tunewright.core.registry import methods
 from tunewright.engine import recompute
+from tunewright.models.limits import KEEP_BYTES
 
 FAMILIES = ["llama", "gemma2", "gpt2", "qwen2", "mixtral", "phi3"]
 
@@ -86,8 +90,6 @@ def test_an_unknown_mlp_leaves_the_model_as_it_is() -> None:
 
 def question(**changed: Any) -> Any:
     from tunewright.advise.fit import ModelShape
-    from tunewright.advise.question import Question, SampleFacts
-    from tunewright.core.registry import methods
 
     shape = ModelShape.from_config(
         {
@@ -120,14 +122,58 @@ def test_auto_takes_as_little_as_the_memory_asks_for() -> None:
     found = fit.estimate(question())
     sizes = {level: fit.needed(found.question, recompute=level) for level in recompute.LEVELS}
     assert sizes["full"] < sizes["selective"] < sizes["none"]
+
+    def chosen(available: int) -> tuple[Any, dict[str, str]]:
+        return fit.room_for(found, "auto", "none", available)
+
     # Twice the need is never tight.
-    assert fit.recompute_for(found, 2 * sizes["none"])[0] == "none"
+    assert chosen(2 * sizes["none"])[0] == Room()
     room = {name: round(size / fit.TIGHT) + 1 for name, size in sizes.items()}
-    assert fit.recompute_for(found, room["selective"])[0] == "selective"
-    level, why = fit.recompute_for(found, room["full"])
-    assert level == "full" and "GiB" in why
-    assert fit.recompute_for(found, 1)[0] == "full"
-    assert fit.with_recompute(found, "full").needed_bytes == sizes["full"]
+    assert chosen(room["selective"])[0].recompute == "selective"
+    full, why = chosen(room["full"])
+    assert full.recompute == "full" and "GiB" in why["engine.recompute"]
+    assert chosen(1)[0].recompute == "full"
+    assert fit.with_room(found, full).needed_bytes == sizes["full"]
+    assert fit.room_for(found, "none", "none", 1)[0] == Room()
+
+
+def test_attention_probabilities_are_the_first_that_are_not_kept() -> None:
+    from tunewright.advise import fit
+
+    facts = SampleFacts(100, 90_000, 80_000, 200)
+    found = fit.estimate(question(rows_per_pass=1000, batch_size=8, facts=facts))
+    kept, without = (fit.needed(found.question, keep_bytes=n) for n in (KEEP_BYTES, 0))
+    assert without < kept
+    room, why = fit.room_for(found, "auto", "auto", round(without / fit.TIGHT) + 1)
+    assert room == Room(keep_bytes=0)
+    assert "attention" in why["engine.recompute"] and "fits" in why["engine.offload"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_the_optimisers_state_leaves_only_where_that_is_needed(device: str) -> None:
+    from tunewright.advise import fit
+
+    asked = question(method=methods.get("full").config(), trainable=134_515_008, device=device)
+    found = fit.estimate(asked)
+    lean = fit.needed(asked, recompute="full", keep_bytes=0)
+    leaner = fit.needed(asked, recompute="full", keep_bytes=0, offload="optimizer")
+    leanest = fit.needed(asked, recompute="full", keep_bytes=0, offload="all")
+    # Two moments of 4 bytes.
+    assert lean - leaner > 0.8 * 8 * 134_515_008
+    assert leanest < leaner
+
+    def chosen(most: int, recompute: str = "full") -> Any:
+        available = next(
+            n for n in range(most, 2 * most, most // 200) if fit.comfortable(asked, n) >= most
+        )
+        return fit.room_for(found, recompute, "auto", available)[0].offload
+
+    assert chosen(lean) == "none"
+    assert chosen(leaner) == "optimizer"
+    assert chosen(leanest) == "all"
+    # A method with an update rule of its own keeps its state.
+    galore = question(method=methods.get("galore").config(), trainable=100)
+    assert {one.offload for one in rooms(galore, "auto", "auto")} == {"none", "activations"}
 
 
 def test_where_the_file_keeps_everything_the_way_out_is_told() -> None:
@@ -137,3 +183,20 @@ def test_where_the_file_keeps_everything_the_way_out_is_told() -> None:
     room = round(fit.needed(found.question, recompute="full") / fit.TIGHT) + 1
     ways = fit.ways_to_fit(found, room)
     assert any(way.settings == ("engine.recompute=full",) for way in ways)
+
+
+def test_holes_are_given_back_when_they_are_more_than_blocks_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    MiB = 2**20
+    # In MiB: after it was given back, a block later, then growing by holes.
+    seen = iter([500, 600, 650, 799, 801, 550, 640, 700, 800, 821, 0])
+    monkeypatch.setattr(recompute, "resident_bytes", lambda: next(seen) * MiB)
+    given_back: list[int] = []
+    monkeypatch.setattr(recompute, "return_freed_memory", lambda: given_back.append(1))
+    holes = recompute._Holes()
+    counts = []
+    for _ in range(9):
+        holes.look()
+        counts.append(len(given_back))
+    assert counts == [0, 0, 0, 0, 1, 1, 1, 1, 2]

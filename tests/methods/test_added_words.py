@@ -440,7 +440,7 @@ def test_eva_takes_no_words() -> None:
         lambda: EvaConfig(new_tokens=WORDS),
         lambda: LoraConfig(eva=True, new_tokens=WORDS),
     ):  # type: ignore[arg-type]
-        with pytest.raises(ValidationError, match="does not go with eva"):
+        with pytest.raises(ValidationError, match="do not go with eva"):
             make()
 
 

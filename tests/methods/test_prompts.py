@@ -198,7 +198,7 @@ def test_attention_with_more_keys_than_queries_is_masked_attention(
     plain = (
         torch.softmax(scores.masked_fill(~mask, -torch.inf), -1) @ v.repeat_interleave(2, 1)
     ).transpose(1, 2)
-    for keep in (0, 1 << 30):
+    for keep, backend in ((0, "blocks"), (1 << 30, "blocks"), (0, "flex")):
         ours, _ = tree_attention.tree_attention(
             None,
             q,
@@ -207,7 +207,7 @@ def test_attention_with_more_keys_than_queries_is_masked_attention(
             None,
             sliding_window=window,
             softcap=softcap,
-            tree_plan=TreePlan(tree, torch.device("cpu"), keep, 1, M),
+            tree_plan=TreePlan(tree, torch.device("cpu"), keep, 1, M, backend=backend),
         )
         assert torch.allclose(ours, plain, rtol=0, atol=1e-12)
         weight = torch.randn(

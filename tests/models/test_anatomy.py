@@ -12,6 +12,7 @@ from tunewright.models import anatomy
 
 SPLIT = ["attention.query", "attention.key", "attention.value", "attention.output"]
 GATED = ["mlp.gate", "mlp.up", "mlp.down"]
+EXPERTS = ["experts.gate_up", "experts.down", "router"]
 OUTSIDE = ["norm", "embedding", "head"]
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128,
@@ -34,7 +35,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "gpt_neox": ({}, ["attention.qkv", "attention.output", "mlp.up", "mlp.down"]),
     "qwen3_moe": (
         {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2},
-        SPLIT,
+        [*SPLIT, *EXPERTS],
     ),
 }
 
@@ -63,8 +64,11 @@ def test_every_family_has_its_roles_in_every_block(model_type: str) -> None:
     assert not found.guessed
     assert len(found.blocks) == 2
     assert all(len(found.roles[role]) == 2 for role in expected)
-    # Every linear module of the blocks has a role, so `all` is the union of the roles.
-    assert set(found.linear) == {name for role in expected for name in found.roles[role]}
+    # Every linear module of the blocks has a role, so `all` is the union of the roles, but for
+    # experts and what chooses among them.
+    layers = [role for role in expected if role not in EXPERTS]
+    assert set(found.linear) == {name for role in layers for name in found.roles[role]}
+    assert set(found.parameters) == {n for r in expected if r in EXPERTS for n in found.roles[r]}
 
 
 @pytest.mark.parametrize("model_type", [t for t in FAMILIES if t != "qwen3_moe"])

@@ -257,7 +257,7 @@ def test_a_first_step_that_is_not_finite_leaves_no_value_of_its_own(
             taken.append(len(kept) - before)
             for branch in (b for sample in group for b in sample.branches):
                 kept.add(branch, values=np.array([float("nan")]))
-            report.loss = float("nan")
+            report.sums = {name: total * float("nan") for name, total in report.sums.items()}
 
     monkeypatch.setattr(Stepper, "_one_pass", spoilt)
     folder = run(model, tmp_path / "spoilt", {"kind": "dpo"})

@@ -327,3 +327,15 @@ def test_every_code_has_its_texts_in_both_languages_with_the_same_fields() -> No
         for one, other in pairs:
             assert sorted(re.findall(r"{(\w+)", one)) == sorted(re.findall(r"{(\w+)", other)), key
     assert error_text("E-MODEL-10")["page"]
+
+
+def test_a_number_that_json_has_not_is_no_private_key(folder: Path) -> None:
+    """Transformers writes the time steps of Mamba 2, Falcon-H1 and Granite 4 so; anything else under
+    that name is still refused."""
+    config = json.loads((folder / "config.json").read_text())
+    config["time_step_limit"] = [0.0, {"__float__": "Infinity"}]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert vet.problems_of(folder) == []
+    config["time_step_limit"] = [0.0, {"__float__": "os.system"}]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert [p.code for p in vet.problems_of(folder)] == ["E-MODEL-08"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -61,8 +62,10 @@ def helps() -> set[str]:
     found = set()
     for _, model in models():
         for info in model.model_fields.values():
-            inner = info.annotation
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
+            parts = (info.annotation, *typing.get_args(info.annotation))  # also `Section | None`
+            for inner in parts:
+                if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+                    continue
                 found.add(" ".join((inner.__doc__ or "").split()))
                 found |= {forms.english_help(one) for one in inner.model_fields.values()}
             found.add(forms.english_help(info))

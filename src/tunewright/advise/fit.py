@@ -17,17 +17,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunewright.advise import changes, learnt, memory, speed, timing
+from tunewright.advise import among, changes, learnt, memory, room, speed, timing
 from tunewright.advise.memory import Work
 from tunewright.advise.question import Question, SampleFacts
+from tunewright.advise.room import Room
 from tunewright.advise.trial import Trial
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
 from tunewright.core.files import readable_size
+from tunewright.core.machine import available_bytes
 from tunewright.core.runfile import kind_of
 from tunewright.core.telling import duration
 from tunewright.core.types import Objective
 from tunewright.core.words import say
+from tunewright.engine import ranks
+from tunewright.engine.placement import World
 from tunewright.engine.schedule import (
     Measuring,
     batch_size_for,
@@ -135,8 +139,13 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
     """(parts, peak, needed) in bytes."""
     shape, work = question.grown, question.work
     beside = sum(other.parameters * work.item for other in question.beside)
-    parts = memory.parts_of(shape, work) | {"beside": beside}
+    parts = memory.parts_of(shape, work)
+    whole = parts["weights"]
+    parts = among.parts_of(parts, shape, work, question) | {"beside": beside}
     train = sum(parts.values())
+    if question.parallel == "fsdp" and work.on_cpu:
+        # Each process reads the whole model before it keeps a share, and freed memory stays.
+        train = max(train, parts["process"] + parts["weights"] + whole)
     answers, mapped = memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
     parts |= {"answers": answers, "loading": mapped}
     if not work.on_cpu:
@@ -224,6 +233,8 @@ def of_run(
     trial: Trial | None = None,
     known: learnt.Learnt | None = None,
     here: bool = True,
+    processes: int = 1,
+    parallel: str = "none",
 ) -> Estimate:
     """The estimate of what a run file says. `probes` None: as many as the file asks for."""
     asked = config.probes if isinstance(config.probes, int) else len(config.probes)
@@ -265,6 +276,8 @@ def of_run(
             trial=trial,
             learnt=known,
             here=here,
+            processes=processes,
+            parallel="ddp" if parallel == "auto" else parallel,
         )
     )
 
@@ -340,7 +353,14 @@ def needed(question: Question, **changed: Any) -> int:
     """Bytes that the same run needs with other parts of the question. What was tried says nothing
     of another method or dtype, so then everything is counted."""
     asked = replace(question, **changed)
-    if changed.keys() - {"rows_per_pass", "facts", "recompute"}:
+    if changed.keys() - {
+        "rows_per_pass",
+        "facts",
+        "recompute",
+        "keep_bytes",
+        "offload",
+        "parallel",
+    }:
         asked = replace(asked, trial=None)
     if changed.keys() & {"rows_per_pass", "facts"}:
         asked = replace(asked, counted=None)
@@ -411,25 +431,43 @@ def problems(found: Estimate, available: int) -> list[Problem]:
     ]
 
 
-def recompute_for(found: Estimate, available: int) -> tuple[str, str]:
-    """(what `engine.recompute: auto` is where `available` bytes are free, why): the least with
-    which the run fits, the most where nothing does."""
+def room_for(
+    found: Estimate, recompute: str, offload: str, available: int
+) -> tuple[Room, dict[str, str]]:
+    """(how the run makes room where `available` bytes are free, why by key): what takes least time
+    of what `engine.recompute` and `engine.offload` leave open."""
     most = comfortable(found.question, available)
-    sizes = {
-        level: needed(found.question, recompute=level) for level in ("none", "selective", "full")
-    }
-    level = next((level for level, size in sizes.items() if size <= most), "full")
-    if level == "none":
-        return level, say("fit.recompute.none")
-    kept, now = readable_size(sizes["none"]), readable_size(sizes[level])
-    return level, say("fit.recompute.some", kept=kept, now=now)
+    return room.room_for(found.question, recompute, offload, most, needed)
 
 
-def with_recompute(found: Estimate, level: str) -> Estimate:
-    """The same estimate for a run that recomputes so."""
-    if found.question.recompute == level:
-        return found
-    return estimate(replace(found.question, recompute=level))
+def with_room(found: Estimate, chosen: Room) -> Estimate:
+    """The same estimate for a run that makes room so."""
+    asked = room.with_room(found.question, chosen)
+    return found if asked == found.question else estimate(asked)
+
+
+def holds_whole(found: Estimate, available: int) -> bool:
+    """Whether a process whose model lies in shares can put it together to answer questions."""
+    asked = found.question
+    whole = memory.weight_bytes(asked.grown, asked.work) + memory.process_bytes(
+        asked.shape, asked.work
+    )
+    return whole + found.parts["answers"] <= comfortable(asked, available)
+
+
+def room_of(world: World) -> int:
+    """Memory of each process of a run: of its GPU, or its part of this machine's."""
+    return available_bytes(world.device) // ranks.current().here
+
+
+def among_processes(found: Estimate, world: World, available: int | None = None) -> Estimate:
+    """The estimate with what `engine.parallel: auto` is in `world`, which is noted there."""
+    most = room_of(world) if available is None else available
+    need = needed(found.question, parallel="ddp")
+    world.parallel, world.reasons["engine.parallel"] = among.choose(
+        need, most, comfortable(found.question, most)
+    )
+    return estimate(replace(found.question, parallel=world.parallel))
 
 
 def require(found: Estimate, available: int) -> None:
@@ -478,7 +516,14 @@ def describe(found: Estimate, available: int | None = None, where: str = "") -> 
         for name, size in found.parts.items()
         if size
     )
-    lines = [say("fit.memory", peak=readable_size(found.peak_bytes), parts=shown)]
+    asked = found.question
+    lines = []
+    if asked.processes > 1:
+        sent = readable_size(among.sent_bytes(asked))
+        lines.append(
+            say("fit.processes", count=asked.processes, parallel=asked.parallel, sent=sent)
+        )
+    lines += [say("fit.memory", peak=readable_size(found.peak_bytes), parts=shown)]
     if available is not None:
         share = found.needed_bytes / available
         tight = found.needed_bytes > comfortable(found.question, available)

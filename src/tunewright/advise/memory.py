@@ -16,6 +16,7 @@ from tunewright.core.machine import KERNELS
 from tunewright.models.limits import (
     ANSWER_TOKENS,
     ANSWERS_AT_ONCE,
+    AT_ONCE,
     HEAD_ROWS,
     KEEP_BYTES,
     WIDE_NUMBERS,
@@ -82,6 +83,8 @@ class Work:
     moments: int | None = None
     """Numbers in the moments of a method's own optimiser; None: those of `optimizer`."""
     recompute: str = "none"
+    keep_bytes: int = KEEP_BYTES
+    offload: str = "none"
 
     @property
     def item(self) -> int:
@@ -115,6 +118,9 @@ def row_bytes(shape: ModelShape, work: Work) -> float:
     if shape.experts > 1:
         numbers += F * 3
     blocks = float(shape.layers)
+    if work.offload in ("activations", "all"):
+        # The last block, and the one whose backward pass it is.
+        blocks = min(blocks, 2.0)
     if work.recompute == "full":
         # Every block keeps its input; the last one, and the one that is computed again, all.
         blocks = min(blocks, 2 + blocks * D / numbers)
@@ -131,9 +137,12 @@ def attention_bytes(shape: ModelShape, work: Work) -> int:
     # Blocks of short samples are joined and a causal block computes both halves: about the longest
     # sample and half a block of keys a row.
     pairs = work.rows * min(work.rows, work.longest + 64) * shape.heads * work.item
-    if work.recompute != "none":
-        return pairs // 4
-    return pairs * shape.layers if pairs * shape.layers <= KEEP_BYTES else pairs // 4
+    if not work.on_cpu:
+        return 0  # one kernel, which keeps a number a row (`kernels/flex_attention.py`)
+    keep_bytes = work.keep_bytes if work.recompute == "none" else 0
+    if work.offload in ("activations", "all") and keep_bytes:
+        return 2 * pairs
+    return pairs * shape.layers if pairs * shape.layers <= keep_bytes else pairs // 4
 
 
 def weight_bytes(shape: ModelShape, work: Work) -> int:
@@ -175,6 +184,8 @@ def state_bytes(work: Work) -> int:
     copies = work.item if work.rank else 4 if work.item < 4 else 0
     own = work.trainable * MOMENTS.get(work.optimizer, 8.0)
     moments = own if work.moments is None else 4 * work.moments
+    if work.offload in ("optimizer", "all"):
+        moments = min(moments, float(AT_ONCE))
     return int(work.trainable * (4 + copies) + moments)
 
 
@@ -192,13 +203,17 @@ def _tried(shape: ModelShape, work: Work, trial: Trial) -> dict[str, int]:
     pass and the steps that were tried to those of the run."""
     adapter = work.trainable * 4 if work.rank else 0
     weights = trial.rest_weights + shape.layers * trial.block_weights - adapter
+    whole = replace(work, recompute="none", keep_bytes=KEEP_BYTES, offload="none")
     state = trial.state_bytes * work.trainable / max(1, trial.trainable)
+    state *= state_bytes(work) / max(1, state_bytes(whole))
     more = 0 if trial.still_blocks else shape.layers - trial.blocks
     larger = work.rows / max(1.0, trial.pass_rows)
     blocks = (trial.learning_blocks + more) * trial.block_bytes
-    if work.recompute != "none":
-        whole = replace(work, recompute="none")
-        blocks *= row_bytes(shape, work) / row_bytes(shape, whole)
+    if work != whole:
+        seen, now = (
+            work.rows * row_bytes(shape, one) + attention_bytes(shape, one) for one in (whole, work)
+        )
+        blocks *= now / seen
     kept = trial.rest_bytes + blocks
     parts = {
         "weights": int(weights),

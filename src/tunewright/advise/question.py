@@ -13,6 +13,7 @@ from tunewright.advise.memory import Work
 from tunewright.advise.trial import Trial
 from tunewright.core.types import OwnAnswers, Rollouts, Sample
 from tunewright.engine.sharing import StepSharing
+from tunewright.models.limits import KEEP_BYTES
 from tunewright.models.shape import ModelShape, rank_of
 
 GUESSED_TOKENS = 256
@@ -120,11 +121,19 @@ class Question:
     optimizer: str = "adamw"
     recompute: str = "none"
     """What is computed again in the backward pass (`engine/recompute.py`)."""
+    keep_bytes: int = KEEP_BYTES
+    """Attention probabilities are kept up to here."""
+    offload: str = "none"
+    """What lies elsewhere until it is needed (`engine/offload.py`)."""
     objective: str = "sft"
     may_cache: bool = False
     """Hidden states below the lowest trained block may be kept from the first epoch on."""
     draws: bool = False
     """Answers are drawn in every step."""
+    processes: int = 1
+    """Processes that share each step."""
+    parallel: str = "none"
+    """`ddp` or `fsdp` with several processes."""
     counted: StepSharing | None = None
     """Rows of the steps as they will be cut; None: they follow from `facts`."""
     trial: Trial | None = None
@@ -163,22 +172,31 @@ class Question:
     def passes(self) -> float:
         """Passes of a step."""
         if self.counted is not None:
-            return self.counted.passes / self.counted.steps
-        return max(1.0, math.ceil(self.step_rows / max(1, self.rows_per_pass)))
+            return max(1.0, self.counted.passes / self.counted.steps / self.processes)
+        rows = self.step_rows / self.processes
+        return max(1.0, math.ceil(rows / max(1, self.rows_per_pass)))
 
     @property
     def pass_rows(self) -> int:
         """Token rows of the largest pass."""
         facts = self.facts
         if self.counted is not None and self.counted.largest_pass:
-            return min(self.counted.largest_pass, max(self.rows_per_pass, facts.longest))
+            largest = min(self.counted.largest_pass, max(self.rows_per_pass, facts.longest))
+            return max(largest if self.processes == 1 else self._of_a_rank(largest), 1)
         largest = facts.rows_per_epoch
         if facts.samples > self.batch_size:
             # Steps differ: the largest of many is some rows above the mean, by about two spreads of
             # a sum of samples.
             largest = math.ceil(self.step_rows * (1 + 0.4 / math.sqrt(self.batch_size)))
         most = max(self.rows_per_pass, facts.longest)
-        return max(1, min(most, max(largest, facts.longest)))
+        return max(1, min(most, max(self._of_a_rank(largest), facts.longest)))
+
+    def _of_a_rank(self, rows: int) -> int:
+        """The rows of a pass, where a step of several processes has no more for each."""
+        if self.processes == 1:
+            return rows
+        own = math.ceil(1.2 * self.step_rows / self.processes)
+        return min(rows, max(own, self.facts.longest))
 
     @property
     def work(self) -> Work:
@@ -204,4 +222,6 @@ class Question:
             if hasattr(self.method, "moment_numbers")
             else None,
             recompute=self.recompute,
+            keep_bytes=self.keep_bytes,
+            offload=self.offload,
         )

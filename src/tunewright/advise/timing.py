@@ -9,6 +9,7 @@ from typing import Any
 
 from tunewright.advise import memory, speed
 from tunewright.advise.question import Question
+from tunewright.advise.room import Room
 from tunewright.advise.trial import Trial
 from tunewright.models.shape import ModelShape, rank_of, trainable_parameters
 
@@ -18,8 +19,12 @@ CACHED_FROM = 0.25
 NARROW = 1.35
 """How much longer a step takes on a CPU with a base in 4 or 8 bits: every matrix is made wide
 before it is used."""
-RECOMPUTED = {"none": 1.0, "selective": 1.1, "full": 1.33}
-"""How many times as long the steps take with `engine.recompute` (measured: docs/engine.md)."""
+
+
+def slower(question: Question) -> float:
+    """How many times as long the steps take because they make room in memory."""
+    room = Room(question.recompute, question.keep_bytes, question.offload)
+    return 1 + room.slower(question.device)
 
 
 def by_part(question: Question) -> dict[str, float]:
@@ -34,7 +39,7 @@ def by_part(question: Question) -> dict[str, float]:
         reached = rates.flops * speed.EFFICIENCY
         facts = question.facts
         found["train"] = flops_of(question) / reached + fixed_seconds(question, rates)
-        found["train"] *= RECOMPUTED[question.recompute]
+        found["train"] *= slower(question)
         epoch = sum(
             _reading(one, facts.rows_per_epoch, facts.label_rows_per_epoch)
             for one in (question.grown, *question.beside)
@@ -104,7 +109,7 @@ def _tried_training(question: Question, trial: Trial) -> float:
     else:
         learning = steps * whole
     before = question.reference_samples * _tried_start(question, trial)
-    learning *= RECOMPUTED[question.recompute]
+    learning *= slower(question)
     return trial.first_seconds + learning + steps * update + before
 
 
@@ -175,6 +180,6 @@ def relative_seconds(question: Question, changed: Mapping[str, Any]) -> float:
         factor *= NARROW
     if asked.dtype != question.dtype and asked.work.item < question.work.item:
         factor /= speed.HALF_GAIN
-    factor *= RECOMPUTED[asked.recompute] / RECOMPUTED[question.recompute]
+    factor *= slower(asked) / slower(question)
     few = max(1.0, question.rows_per_pass / max(1, asked.rows_per_pass))
     return factor * (1 + speed.SMALLER_PASSES * (few - 1))

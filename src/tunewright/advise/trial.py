@@ -242,7 +242,7 @@ def _tried(
     from tunewright.engine.opening import to_train
     from tunewright.models import load
 
-    world = replace(asked.world, reasons={}, recompute="none")
+    world = replace(asked.world, reasons={}, recompute="none", offload="none")
     engine = asked.config.engine.model_copy(update={"activation_cache": "off"})
     config = asked.config.model_copy(update={"engine": engine})
     kernel = _kernel_bytes(world)

@@ -120,14 +120,18 @@ def certify(
     dtypes: tuple[str, ...] = ("float64", "float32"),
     rows_per_pass: tuple[int, ...] = (1 << 30, 64, 1),
     layout: str = "tree",
+    attention: str = "blocks",
     oracle_attention: str | None = None,
+    own_loss: bool = True,
     seed: int = 0,
 ) -> Certificate:
     """Compare the engine with the oracle on the gradient of one optimiser step over `samples`.
 
     Every model is a fresh one from `build`, so nothing has to be restored. `oracle_attention` None:
-    the model's stock choice. Raises ValueError for samples with weights other than 1: the oracle's
-    own loss has no weights.
+    the model's stock choice. `own_loss` False: the oracle's loss is PyTorch's cross-entropy of the
+    model's logits and the next tokens, for decoders taken out of translation models, whose own loss
+    does not look ahead. Raises ValueError for samples with weights other than 1: the oracle's own
+    loss has no weights.
     """
     if any(w != 1.0 for s in samples for b in s.branches for w in b.weights):
         raise ValueError("the oracle's own loss knows no weights: give samples of weight 1")
@@ -139,7 +143,9 @@ def certify(
     truth: Gradients | None = None
     # The truth is needed for the limit of float32 even when float64 itself is not asked for.
     for dtype in sorted({*dtypes, "float64"}, key=lambda name: name != "float64"):
-        oracle, oracle_loss = _oracle(build, attach, samples, dtype, noise, oracle_attention)
+        oracle, oracle_loss = _oracle(
+            build, attach, samples, dtype, noise, oracle_attention, own_loss
+        )
         if dtype == "float64":
             truth = oracle
         if dtype not in dtypes:
@@ -148,7 +154,7 @@ def certify(
         limits = {name: _limit(dtype, oracle[name], truth[name]) for name in oracle}
         found.loss_gap[dtype] = 0.0
         for rows, ours, report in _engine(
-            build, attach, samples, dtype, noise, rows_per_pass, layout
+            build, attach, samples, dtype, noise, rows_per_pass, layout, attention
         ):
             found.physical_rows[rows], found.passes[rows] = report.physical_rows, report.passes
             found.loss_gap[dtype] = max(
@@ -190,7 +196,7 @@ def _random_values(build: Build, attach: Attach, seed: int) -> Gradients:
     for name, p in _trainable(attach(build("float32"))).items():
         spread = float(p.detach().std()) if p.numel() > 1 else 0.0
         values[name] = (
-            p.detach() + torch.randn(p.shape) * (0.5 * spread if spread > 0 else NOISE)
+            p.detach().cpu() + torch.randn(p.shape) * (0.5 * spread if spread > 0 else NOISE)
         ).float()
     return values
 
@@ -207,6 +213,9 @@ def _start(build: Build, attach: Attach, dtype: str, values: Gradients) -> tuple
         for name, p in _trainable(attached).items():
             p.copy_(values[name])
     attached.model.eval()
+    if dtype == "float64" and hasattr(causal, "set_experts_implementation"):
+        # PyTorch's grouped product of experts has no float64 form; the loop over experts has.
+        causal.set_experts_implementation("eager")
     return causal, attached
 
 
@@ -249,6 +258,7 @@ def _oracle(
     dtype: str,
     values: Gradients,
     attention: str | None,
+    own_loss: bool = True,
 ) -> tuple[Gradients, float]:
     """Gradients and loss of stock Transformers: one sample at a time, its own attention and its own
     loss, divided by the step's learnt tokens."""
@@ -267,14 +277,21 @@ def _oracle(
         for branch in (b for s in samples for b in s.branches):
             labels = torch.full((1, len(branch.tokens)), -100)
             labels[0, branch.learnt] = torch.tensor([branch.tokens[i] for i in branch.learnt])
-            out = attached.model(
-                input_ids=torch.tensor([branch.tokens]),
-                labels=labels,
-                num_items_in_batch=learnt,
-                use_cache=False,
-            )
-            out.loss.backward()
-            loss += float(out.loss.detach())
+            ids = torch.tensor([branch.tokens], device=causal.device)
+            if own_loss:
+                out = attached.model(
+                    input_ids=ids,
+                    labels=labels.to(causal.device),
+                    num_items_in_batch=learnt,
+                    use_cache=False,
+                )
+                part = out.loss
+            else:
+                z = attached.model(input_ids=ids, use_cache=False).logits[0, :-1]
+                wanted = labels[0, 1:].to(z.device)
+                part = torch.nn.functional.cross_entropy(z, wanted, reduction="sum") / learnt
+            part.backward()
+            loss += float(part.detach())
     gradients = _taken(attached)
     del causal, attached
     gc.collect()
@@ -301,6 +318,7 @@ def _engine(
     values: Gradients,
     rows_per_pass: tuple[int, ...],
     layout: str,
+    attention: str,
 ) -> Iterator[tuple[int, Gradients, Any]]:
     """(rows_per_pass, gradients, step report) of our engine as a run uses it, for every way of
     cutting the step."""
@@ -327,6 +345,7 @@ def _engine(
             None,
             0,
         )
+        stepper.policy.attention = attention
         for rows in rows_per_pass:
             stepper.rows_per_pass = rows
             report = stepper.gradients(list(samples))
@@ -357,6 +376,7 @@ def bench_certificate(
     dtypes: tuple[str, ...] = ("float64", "float32"),
     count: int = 6,
     layout: str = "tree",
+    attention: str = "blocks",
 ) -> Certificate:
     """The certificate on the user's own model and data: a few short samples, one pass and one
     sample a pass. Works on models it loads itself.
@@ -385,4 +405,5 @@ def bench_certificate(
         dtypes=dtypes,
         rows_per_pass=(1 << 30, 1),
         layout=layout,
+        attention=attention,
     )

@@ -137,6 +137,7 @@ def _certify(plan: Plan, tell: Tell) -> dict[str, Any]:
         plan.data.train,
         method=kind_of(plan.config.method),
         config=plan.config.method,
+        attention="flex" if plan.config.engine.attention == "flex" else "blocks",
     )
     for line in found.lines():
         tell.line(line)

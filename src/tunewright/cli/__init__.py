@@ -14,15 +14,20 @@ from typing import Annotated
 import typer
 
 from tunewright import __version__
+from tunewright.cli import completing
 from tunewright.cli.advise import advise
+from tunewright.cli.agents import mcp
 from tunewright.cli.ask import chat, explain, list_names
 from tunewright.cli.data import data_app
 from tunewright.cli.doctor import doctor
 from tunewright.cli.export import export_app
 from tunewright.cli.measure import bench, compare, evaluate, gate
 from tunewright.cli.planning import plan
+from tunewright.cli.pushing import push
 from tunewright.cli.serve import batch, serve
 from tunewright.cli.studio import studio
+from tunewright.cli.sweeping import sweep
+from tunewright.cli.tracking import track
 from tunewright.cli.train import demo, import_file, init, train
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.words import say
@@ -53,8 +58,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "gate": gate,
     "advise": advise,
     "doctor": doctor,
+    "sweep": sweep,
+    "track": track,
+    "push": push,
+    "mcp": mcp,
     "explain": explain,
     "list": list_names,
+    "completion": completing.completion,
 }
 """In the order in which they are shown."""
 for name, command in COMMANDS.items():
@@ -85,4 +95,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     # PEFT imports bitsandbytes where it is installed, which then advises what else to install.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    completing.prepare()
     app()

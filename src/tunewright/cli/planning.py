@@ -30,6 +30,9 @@ def plan(
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help=say("cli.plan.device"))
     ] = None,
+    devices_: Annotated[
+        int | None, typer.Option("--devices", metavar="N", min=1, help=say("cli.plan.devices"))
+    ] = None,
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="48GB", help=say("cli.plan.memory"))
     ] = None,
@@ -57,6 +60,7 @@ def plan(
         rows,
         tokens,
         planning.shape_of_size(size) if size is not None else None,
+        devices=devices_,
     )
     named = ("data.train=", "data.dir=", "data=")
     has_data = data or data_dir or first is not None or any(w.startswith(named) for w in given)

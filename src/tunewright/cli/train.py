@@ -40,9 +40,7 @@ def train(
 
     given = list(words or [])
     first = given.pop(0) if given and "=" not in given[0] else None
-    if resume and (
-        first is None or given or model or data or data_dir or columns or out or dry_run
-    ):
+    if resume and (first is None or model or data or data_dir or columns or out or dry_run):
         if first is not None:
             raise_if_finished(Path(first))
         raise UsageError.of("E-RUN-08", "--resume")
@@ -72,16 +70,20 @@ def _train(
     from tunewright.commands.pipeline_file import is_pipeline
     from tunewright.core.runfile import load_run
     from tunewright.record.folder import raise_if_finished
+    from tunewright.run import joining
 
     if resume:
         assert first is not None
         if pipeline.is_pipeline_folder(first):
+            if words:
+                raise UsageError.of("E-RUN-08", "--resume")
             return pipeline.resume_pipeline(first).summary
-        return story.resume_run(first).summary
+        return story.resume_run(first, words=words).summary
     if first is not None and first.is_dir():
         raise_if_finished(first)
         raise UsageError.of("E-RUN-09", str(first))
     if first is not None and is_pipeline(first):
+        joining.require_alone(str(first))
         planned = pipeline.load_pipeline(first, words, flags)
         if dry_run:
             return pipeline.check_pipeline(planned)

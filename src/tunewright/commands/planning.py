@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunewright.advise import changes, devices, fit, memory, speed
+from tunewright.advise import among, changes, devices, fit, memory, speed
 from tunewright.advise.devices import Device
 from tunewright.advise.question import GUESSED_TOKENS
 from tunewright.core.config import BaseConfig
@@ -55,6 +55,8 @@ class Wish:
     """Rows of made-up data, and tokens of each: no data is read then."""
     shape: fit.ModelShape | None = None
     """A model that is known by its size only: none is looked for."""
+    devices: int | None = None
+    """So many of it share each step; None: as `engine.processes` says."""
     out_matters: bool = False
     """A run folder that is taken is refused."""
     try_blocks: bool = True
@@ -120,16 +122,17 @@ def _of_plan(begun: Begun, wish: Wish, tell: Tell) -> fit.Estimate:
     elsewhere = wish.device is not None
     plan = complete(begun, tell, is_light=elsewhere or not wish.try_blocks)
     if wish.device is not None:
-        world = _world_of(plan.config.engine, wish.device)
+        world = _world_of(plan.config.engine, wish.device, wish.devices)
         available = _available(world.device, wish)
         return plan.estimate(world, wish.device.rates(), here=False, available=available)
     if not wish.try_blocks:
         rows = plan.data.train, plan.data.report
         world = placement.start(plan.config.engine, rows, will_compute=False)
+        world = _shared(world, plan.config.engine, wish.devices)
         decided.say_where(world, tell)
         rates = speed.kept_rates(plan.shape, world)
         return plan.estimate(world, rates, available=_available(world.device, wish))
-    world = decided.place(plan)
+    world = _shared(decided.place(plan), plan.config.engine, wish.devices)
     decided.say_where(world, tell)
     tell.start(say("plan.trying"))
     rates, available = speed.measured_rates(plan.shape, world), _available(world.device, wish)
@@ -138,12 +141,27 @@ def _of_plan(begun: Begun, wish: Wish, tell: Tell) -> fit.Estimate:
     return found
 
 
-def _world_of(engine: Any, device: Device) -> World:
+def _shared(world: World, engine: Any, devices: int | None) -> World:
+    """The same for the processes that a person asks for."""
+    asked = engine.processes if devices is None else devices
+    world.processes = 1 if asked == "auto" else int(asked)
+    world.parallel = engine.parallel if world.processes > 1 else "none"
+    return world
+
+
+def _world_of(engine: Any, device: Device, count: int | None = None) -> World:
     """Where and how a run would compute on a machine that is not here."""
     rows = placement.GPU_ROWS if engine.rows_per_pass == "auto" else engine.rows_per_pass
     dtype = device.dtype if engine.dtype == "auto" else engine.dtype
     name = "cuda:0" if device.device == "cuda" else device.device
-    return World(name, dtype, available_processors(), rows, engine.recompute)
+    return _unread(name, dtype, rows, engine, count)
+
+
+def _unread(device: str, dtype: str, rows: int, engine: Any, count: int | None) -> World:
+    world = World(
+        device, dtype, available_processors(), rows, engine.recompute, offload=engine.offload
+    )
+    return _shared(world, engine, count)
 
 
 def _counted(
@@ -158,12 +176,12 @@ def _counted(
     else:
         facts = fit.SampleFacts.of(begun.rows.report)
     if wish.device is not None:
-        world = _world_of(engine, wish.device)
+        world = _world_of(engine, wish.device, wish.devices)
     else:
         per_pass = placement.CPU_ROWS if engine.rows_per_pass == "auto" else engine.rows_per_pass
         dtype = "bfloat16" if engine.dtype == "auto" else engine.dtype
         device = "cpu" if engine.device == "auto" else engine.device
-        world = World(device, dtype, available_processors(), per_pass, engine.recompute)
+        world = _unread(device, dtype, per_pass, engine, wish.devices)
     found = fit.of_run(
         config,
         objective_of(config),
@@ -176,11 +194,14 @@ def _counted(
         answer_tokens=ANSWER_TOKENS,
         rates=wish.device.rates() if wish.device is not None else None,
         here=wish.device is None,
+        processes=world.processes,
+        parallel=world.parallel,
     )
-    level: str = engine.recompute
-    if level == "auto":
-        level, _ = fit.recompute_for(found, _available(found.question.device, wish))
-    return fit.with_recompute(found, level)
+    available = _available(found.question.device, wish)
+    if world.parallel == "auto":
+        found = fit.among_processes(found, world, available)
+    room, _ = fit.room_for(found, engine.recompute, engine.offload, available)
+    return fit.with_room(found, room)
 
 
 # ---- the plan
@@ -241,6 +262,9 @@ def figures(judged: Judged) -> dict[str, Any]:
         "parameters": asked.shape.parameters,
         "rows_per_pass": asked.rows_per_pass,
         "pass_rows": found.rows,
+        "processes": asked.processes,
+        "parallel": asked.parallel,
+        "sent_bytes_per_step": among.sent_bytes(asked),
     }
 
 
@@ -261,6 +285,8 @@ def fits_on(parsed: ParsedRun, found: fit.Estimate) -> list[str]:
             device=world.device,
             dtype=world.dtype,
             rows_per_pass=world.rows_per_pass,
+            # Elsewhere is the same memory where processor and GPU share it.
+            offload=found.question.offload if world.device.startswith("cuda") else "none",
             trial=None,
             counted=None,
         )

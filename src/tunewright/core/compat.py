@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
+from tunewright.core import launched
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import Problem, problem
 from tunewright.core.registry import methods, objectives, usual_rate
@@ -29,7 +30,7 @@ def problems(run: RunConfig) -> list[Problem]:
     elif rate != "auto" and rate > MOST_RATE:
         usual = f"{usual_rate(kind_of(run.method)):g}"
         found.append(problem("E-COMPAT-13", "engine.learning_rate", value=rate, usual=usual))
-    found += _idle_keys(run)
+    found += _idle_keys(run) + _rank_problems(run)
     method = methods.get(kind_of(run.method)) if run.method is not None else None
     if method is not None and method.facts.get("own_optimizer") and run.engine.optimizer != "adamw":
         found.append(
@@ -40,6 +41,11 @@ def problems(run: RunConfig) -> list[Problem]:
                 optimizer=run.engine.optimizer,
             )
         )
+    if method is not None and method.facts.get("own_optimizer"):
+        if run.engine.offload in ("optimizer", "all"):
+            known = "auto, none, activations"
+            fields = {"other": "method.kind", "value": method.name, "known": known}
+            found.append(problem("E-COMPAT-12", "engine.offload", **fields))
     elif run.engine.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         found.append(problem("E-METHOD-08", "engine.optimizer"))
     return found
@@ -51,6 +57,7 @@ step, and weights are far below 1."""
 MOMENTS = ("adamw", "adamw_8bit", "muon", "adamw_schedule_free", "adam_mini")
 """Update rules that keep the two moments of Adam."""
 NEEDS = {
+    "attention": ("layout", ("auto", "tree")),
     "least_rate": ("schedule", ("cosine", "linear", "wsd")),
     "cycles": ("schedule", ("cosine",)),
     "decay": ("schedule", ("wsd",)),
@@ -98,6 +105,68 @@ def _without_dialogues(run: RunConfig) -> list[Problem]:
             known=known,
         )
     ]
+
+
+MANY_KEYS = ("parallel", "hybrid", "offload_shares", "rank_timeout", "max_restarts")
+"""Engine keys of runs of several processes."""
+
+
+def _rank_problems(run: RunConfig) -> list[Problem]:
+    """What does not go with several processes, or does nothing without them."""
+    engine, place = run.engine, launched.here()
+    fields = type(engine).model_fields
+    given = [key for key in MANY_KEYS if getattr(engine, key) != fields[key].default]
+    if engine.processes == 1 and place is None:
+        return [
+            problem(
+                "E-COMPAT-12",
+                f"engine.{key}",
+                other="engine.processes",
+                value=1,
+                known="2 ..., auto",
+            )
+            for key in given
+        ]
+    if engine.processes == 1 and place is not None and place.world == 1:
+        return []
+    found, shares = [], engine.parallel == "fsdp"
+    for key in ("hybrid", "offload_shares"):
+        if key in given and not shares:
+            found.append(
+                problem(
+                    "E-COMPAT-12",
+                    f"engine.{key}",
+                    other="engine.parallel",
+                    value=engine.parallel,
+                    known="fsdp",
+                )
+            )
+    entry = methods.get(kind_of(run.method)) if run.method is not None else None
+    if entry is not None and entry.facts.get("one_process"):
+        found.append(_not_with("method.kind", entry.name, "engine.processes", "engine.processes=1"))
+    whole = entry is not None and (
+        entry.facts.get("in_shares") is False or entry.facts.get("own_optimizer")
+    )
+    if shares and entry is not None and whole:
+        found.append(_not_with("method.kind", entry.name, "engine.parallel: fsdp", DDP))
+    if shares and run.base.bits is not None:
+        found.append(_not_with("base.bits", run.base.bits, "engine.parallel: fsdp", DDP))
+    if shares and engine.offload not in ("auto", "none"):
+        other = "engine.offload_shares=true, " + DDP
+        found.append(_not_with("engine.offload", engine.offload, "engine.parallel: fsdp", other))
+    if shares and engine.optimizer != "adamw":
+        other = "engine.optimizer=adamw, " + DDP
+        found.append(
+            _not_with("engine.optimizer", engine.optimizer, "engine.parallel: fsdp", other)
+        )
+    return found
+
+
+DDP = "engine.parallel=ddp"
+
+
+def _not_with(key: str, value: Any, other: str, instead: str) -> Problem:
+    return problem("E-DIST-08", key, what=f"`{key}: {value}`", other=f"`{other}`", instead=instead)
 
 
 def _base_problems(run: RunConfig) -> list[Problem]:

@@ -218,6 +218,9 @@ class EngineConfig(Section):
     side of LoRA (lora_a, lora_b), bias, or a module's name, each with the factor on the learning
     rate, such as {embedding: 0.1, lora_b: 16}. 0 is not allowed: choose what trains by the
     method."""
+    balance: float | Literal["auto"] | None = Field(default=None, gt=0)
+    """Weight of the load-balancing loss in a model of experts, which keeps them all in use; auto:
+    what the model's configuration says. null: no such loss, as suits a router that is frozen."""
     neftune: float | None = Field(default=None, gt=0)
     """Strength of uniform noise on the input embeddings during training (5 is usual); null:
     none."""
@@ -232,6 +235,14 @@ class EngineConfig(Section):
     """dtype of the computation; auto measures this processor and says what it found."""
     layout: Literal["auto", "tree", "padded"] = "auto"
     """tree computes shared prefixes once; padded puts one sample in a row."""
+    offload: Literal["auto", "none", "optimizer", "activations", "all"] = "auto"
+    """What lies elsewhere until it is needed: the optimiser's state, what the blocks keep for their
+    backward pass, or both. Elsewhere is the host's memory for a GPU, and a file for a CPU. auto: as
+    little as the memory estimate asks for. Numbers do not change."""
+    attention: Literal["auto", "blocks", "flex"] = "auto"
+    """What computes attention over the tree: blocks is for a CPU, flex (PyTorch's FlexAttention)
+    for CUDA, where the same few kernels serve any number of forks. auto takes what suits the
+    device and tries it first. Numbers are the same up to rounding."""
     rows_per_pass: int | Literal["auto"] = "auto"
     """Token rows computed at once. Changes memory and speed, never the gradient."""
     threads: int | Literal["auto"] = "auto"
@@ -254,6 +265,23 @@ class EngineConfig(Section):
     """Stop when the held-out loss has not improved for this many measurements; null: never."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    processes: int | Literal["auto"] = 1
+    """Processes that share each step, one a GPU. auto: as many as this machine has GPUs. Under
+    torchrun or SLURM their launcher decides. The gradient is that of one process."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every process holds the whole model. fsdp: each holds a share of weights, gradients and
+    optimiser state, and blocks are put together when they compute. auto: ddp where the memory
+    estimate fits, else fsdp."""
+    hybrid: bool = False
+    """With fsdp on several machines: shares inside a machine, whole copies between them, so that
+    only gradients cross the network."""
+    offload_shares: bool = False
+    """With fsdp: keep each process's share in the memory of its machine and bring it to the GPU a
+    block at a time. Much slower; for models that fit no other way."""
+    rank_timeout: float = Field(default=20.0, ge=2)
+    """Seconds after which a process that shows no life ends the run."""
+    max_restarts: int = Field(default=0, ge=0)
+    """How often the processes are started again from the last checkpoint when one of them fails."""
 
     @field_validator("activation_cache", mode="before")
     @classmethod
@@ -278,6 +306,9 @@ class EngineConfig(Section):
         "clip",
         "seed",
         "neftune",
+        "rank_timeout",
+        "max_restarts",
+        "balance",
         mode="before",
     )
     @classmethod
@@ -314,6 +345,7 @@ class EngineConfig(Section):
         "evaluate_every",
         "evaluate_rows",
         "batch_size",
+        "processes",
         mode="before",
     )
     @classmethod
@@ -349,6 +381,16 @@ class RunConfig(Section):
     forgetting: Literal["auto", "off"] = "auto"
     """auto: two dozen general questions before and after, to see what was forgotten; fewer, or
     none, where they would take long beside the training. off: none."""
+
+    track: list[str | dict[str, Any]] = []
+    """Trackers that are told what the run writes down, by a process beside it: tensorboard, wandb,
+    mlflow, swanlab, trackio, comet. Nothing leaves this machine unless the entry says
+    {kind: wandb, online: true}."""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value
 
     @field_validator("forgetting", mode="before")
     @classmethod

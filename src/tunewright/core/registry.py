@@ -136,6 +136,7 @@ methods: Registry[Callable[..., Attached]] = Registry("methods", "tunewright.met
 objectives: Registry[Callable[..., Any]] = Registry("objectives", "tunewright.objectives")
 formats: Registry[Callable[..., Any]] = Registry("formats", "tunewright.data.formats")
 rewards: Registry[Callable[..., Any]] = Registry("rewards", "tunewright.rewards")
+trackers: Registry[Callable[..., Any]] = Registry("trackers", "tunewright.track")
 AXES = {"method": methods, "objective": objectives}
 
 
@@ -156,6 +157,10 @@ class MethodFacts(TypedDict, total=False):
     """It can stand on a base in few bits."""
     own_optimizer: bool
     """Its paper is about the update: it brings its optimiser."""
+    one_process: bool
+    """It sums up over the passes of a step, which several processes do not share."""
+    in_shares: bool
+    """False where it cannot lie in shares on several processes (`engine.parallel: fsdp`)."""
     leaves: str
     """`model`: a run leaves a whole model and no adapter."""
     needs_weights: bool

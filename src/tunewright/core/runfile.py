@@ -29,6 +29,7 @@ WHOLE = (
     "objective.reward",
     "engine.rates",
     "base.rotary",
+    "track",
 )
 """Keys whose value is a mapping with keys of its own."""
 DEFAULT_KINDS = {"method": "lora", "objective": "sft"}
@@ -481,4 +482,5 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
         section = getattr(config, axis)
         out[axis] = {"kind": kind_of(section), **section.model_dump()}
     order = ["model", "adapter", "data", "base", "method", "objective", "engine", "out", "probes"]
-    return {key: out[key] for key in order} | ({"gate": config.gate} if config.gate else {})
+    more = {key: out[key] for key in ("gate", "track") if out[key]}
+    return {key: out[key] for key in order} | more

@@ -219,6 +219,9 @@ class Branch:
     weights: list[float]
     positions: list[int] | None = None
     role: str = "answer"
+    whole: bool = False
+    """Every row is computed, also where no label needs it: what is counted over all tokens (the
+    balance of experts) is counted over these, too."""
 
 
 @dataclass
@@ -263,8 +266,9 @@ class TokenTree:
         return len(self.token)
 
 
-Figures: TypeAlias = dict[str, tuple[float, int]]
-"""Name -> (sum, count)."""
+Figures: TypeAlias = "dict[str, tuple[float | Tensor, int]]"
+"""Name -> (sum, count). A sum may stay on the device until it is read
+(`core.moves.later`)."""
 
 
 @dataclass

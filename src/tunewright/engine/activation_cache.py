@@ -33,6 +33,7 @@ from tunewright.core.machine import free_bytes
 from tunewright.core.telling import Tell
 from tunewright.core.types import Branch, Sample, TokenTree
 from tunewright.core.words import say
+from tunewright.engine import ranks
 from tunewright.engine.layout import probe_samples
 from tunewright.engine.tree import build_tree, padded_rows, rows_needed, rows_of_branches
 from tunewright.models import anatomy
@@ -234,6 +235,8 @@ def install(
         return "off", say("cache.asked_off")
     if engine.neftune:
         return "off", say("cache.noise")
+    if ranks.current().sharded:
+        return "off", say("cache.shares")
     if asked == "auto" and epochs <= 1:
         return "off", say("cache.once")
     policy.model.eval()  # a method's dropout is no difference between the two ways
@@ -242,7 +245,8 @@ def install(
     if found is None or found[0] == 0 or (asked == "auto" and found[0] < WORTH_IT * total):
         return "off", say("cache.nothing")
     block, in_tuple = found
-    limit = int(AUTO_SHARE * free_bytes(device)) if asked == "auto" else int(asked)
+    share = AUTO_SHARE / ranks.current().here
+    limit = int(share * free_bytes(device)) if asked == "auto" else int(asked)
     cache = ActivationCache(policy, block, limit, in_tuple=in_tuple)
     first = sets[0][0]
     row = cache.row_of(first)

@@ -22,7 +22,7 @@ from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Tell
 from tunewright.core.types import WITHOUT_DIFFERENCE, Figures, Sample
 from tunewright.core.words import say
-from tunewright.engine import state
+from tunewright.engine import ranks, sharding, state
 from tunewright.engine.optim import averages
 from tunewright.engine.oracles import reference
 from tunewright.engine.schedule import Measuring, Schedule, measuring_of, steps_between
@@ -68,6 +68,7 @@ class Loop:
             rollouts=objective.rollouts,
         )
         self.measured = Picked(self.held_out, self.measuring.rows)
+        self.stepper.relief.told = self._relieved
 
     @property
     def checkpoints(self) -> Path:
@@ -94,6 +95,8 @@ class Loop:
             while (
                 self.progress.step < self.schedule.total_steps and not self.progress.stopped_early
             ):
+                # One rank that is told to stop stops all of them, after the same step.
+                self.stop.signal = ranks.current().any(self.stop.signal)
                 if self.stop.signal is not None:
                     self._save()
                     self.stop.check()
@@ -106,9 +109,7 @@ class Loop:
                     self._stop_if_asked()
                     last = last or self.progress.stopped_early
                 if self.sample and not last and evaluate_every and step % evaluate_every == 0:
-                    with self.stepper.handed_out():
-                        answers = self.sample()
-                    self.log.write("answers", step=step, answers=answers)
+                    self.log.write("answers", step=step, answers=self._answers())
                 if last or (save_every and step % save_every == 0):
                     self._save()
                 self.heed()
@@ -120,16 +121,27 @@ class Loop:
         finally:
             self.stop.deferred = False
 
+    def _answers(self) -> list[dict[str, Any]]:
+        """Answers on the way, which rank 0 writes."""
+        assert self.sample is not None
+        team, sample = ranks.current(), self.sample
+        with self.stepper.handed_out(), sharding.together(self.stepper.policy):
+            return team.first(sample)
+
     def heed(self) -> None:
         """End the run if a callback raised: the step is whole, so a checkpoint is saved first.
         Raises TrainingError."""
-        if self.listeners.fault is not None:
+        fault = self.listeners.fault
+        # Callbacks are told on rank 0; all ranks end together.
+        if ranks.current().first(lambda: fault is not None):
             self._save()
-            raise self.listeners.fault
+            if fault is None:
+                ranks.current().wait()  # for the first, which says it
+            raise fault or AssertionError("a callback failed on no rank")
 
     def _stop_if_asked(self) -> None:
         """Let this step be the last if a callback asked for it."""
-        p, asked = self.progress, self.listeners.stop
+        p, asked = self.progress, ranks.current().first(lambda: self.listeners.stop)
         if asked is None or p.stopped_early or p.step == self.schedule.total_steps:
             return
         p.stopped_early = True
@@ -219,6 +231,9 @@ class Loop:
         p.label_tokens += report.label_tokens
         p.first_loss = report.loss if p.first_loss is None else p.first_loss
         p.final_loss = report.loss
+        if report.imbalance is not None and report.kept_sharing is not None:
+            p.imbalance = (p.imbalance or 0.0) + report.imbalance
+            p.kept_sharing = (p.kept_sharing or 0.0) + report.kept_sharing
         if WITHOUT_DIFFERENCE in report.figures:
             p.groups_alike = (p.groups_alike or 0.0) + report.figures[WITHOUT_DIFFERENCE]
         self._record(report, rate, seconds)
@@ -226,6 +241,11 @@ class Loop:
             p.skipped_in_a_row = 0
         else:
             self._skipped(report)
+
+    def _relieved(self, text: str, figures: dict[str, Any]) -> None:
+        """A step is taken again with less at once: said and written down."""
+        self.tell.line(text)
+        self.log.write("warning", text=text, **figures)
 
     def _record(self, report: StepReport, rate: float, seconds: float) -> None:
         p = self.progress
@@ -244,6 +264,7 @@ class Loop:
             passes=report.passes,
             memory_bytes=peak_memory_bytes(self.device),
             applied=report.applied,
+            **({"imbalance": report.imbalance} if report.imbalance is not None else {}),
             **({"figures": report.figures} if report.figures else {}),
         )
         if report.texts:
@@ -360,11 +381,8 @@ class Loop:
 
     def _save(self) -> None:
         start = time.perf_counter()
-        folder = checkpoint.save(
-            self.checkpoints,
-            self.progress.step,
-            *state.gather(self.stepper, self.progress),
-            protect=self.progress.best_step,
+        folder = state.save(
+            self.checkpoints, self.stepper, self.progress, protect=self.progress.best_step
         )
         self.progress.checkpoint_seconds += time.perf_counter() - start
         self.log.write("checkpoint", step=self.progress.step, folder=folder.name)

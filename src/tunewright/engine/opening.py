@@ -22,14 +22,23 @@ import torch
 from tunewright import rewards
 from tunewright.core import compat
 from tunewright.core.config import BaseConfig, EngineConfig, RunConfig, Section
-from tunewright.core.errors import ConfigError, ModelError, UsageError, problem
+from tunewright.core.errors import CompatError, ConfigError, ModelError, UsageError, problem
 from tunewright.core.registry import methods
 from tunewright.core.runfile import kind_of
 from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell
 from tunewright.core.types import Attached, Objective, Sample, Teaching
 from tunewright.core.words import say
-from tunewright.engine import activation_cache, placement, recompute
+from tunewright.engine import (
+    activation_cache,
+    attention,
+    offload,
+    placement,
+    ranks,
+    recompute,
+    routing,
+    sharding,
+)
 from tunewright.engine.decoding.answers import AnsweringModel, answering
 from tunewright.engine.layout import choose
 from tunewright.engine.naming import Target, find, read_config, tokenizer_folder
@@ -379,7 +388,7 @@ def to_train(
     loaded, attached, spare, roles = _learner(
         config, folder, base_path, world, objective, train, tell, causal
     )
-    layout, reason = loaded.choose_layout(config.engine, world.dtype)
+    layout, reason = ranks.current().first(lambda: loaded.choose_layout(config.engine, world.dtype))
     steps = total_steps(config.engine, len(train))
     rate = config.engine.learning_rate
     if rate == "auto":
@@ -396,15 +405,44 @@ def to_train(
     stepper = _stepper(
         config, objective, loaded, attached, layout, spare, folder, world, tell, roles
     )
-    recompute.install(stepper.policy, world.recompute)
+    _make_room(stepper, world)
+    world.attention, world.reasons["engine.attention"] = attention.choose(
+        config.engine, loaded.causal, layout, world.device, world.dtype
+    )
+    stepper.policy.attention = world.attention
+    stepper.policy.routing = routing.watching(loaded.causal, config.engine.balance)
     schedule = make_schedule(config.engine, len(train), rate)
     equip(stepper, renderer, check)
+    engine = config.engine
+    if engine.balance is not None:  # routers below the lowest trained block must run as well
+        engine = engine.model_copy(update={"activation_cache": "off"})
     cache, world.reasons["engine.activation_cache"] = activation_cache.install(
-        stepper.policy, config.engine, [train, held_out], schedule.epochs, world.device, tell
+        stepper.policy, engine, [train, held_out], schedule.epochs, world.device, tell
     )
     return Ready(
         **vars(loaded), stepper=stepper, layout=layout, rate=rate, schedule=schedule, cache=cache
     )
+
+
+def _make_room(stepper: Stepper, world: World) -> None:
+    """What is computed again and what lies elsewhere, as it was decided; `auto` is nothing where
+    nobody estimated."""
+    policy = stepper.policy
+    policy.keep_bytes = world.keep_bytes
+    if world.parallel == "fsdp" and world.offload not in ("auto", "none"):
+        raise CompatError.of(
+            "E-DIST-08",
+            "engine.offload",
+            what=f"`engine.offload: {world.offload}`",
+            other="`engine.parallel: fsdp`",
+            instead="engine.offload_shares=true, engine.parallel=ddp",
+        )
+    recompute.install(policy, world.recompute)
+    if world.offload in ("activations", "all"):
+        offload.keep_activations_away(policy, offload.store_for(policy.device))
+    if world.offload in ("optimizer", "all"):
+        store = offload.store_for(policy.device)
+        stepper.optimizer = offload.AwayOptimizer(stepper.optimizer, store)
 
 
 def _learner(
@@ -430,7 +468,8 @@ def _learner(
         tell.line(note)
     known = int(causal.get_input_embeddings().weight.shape[0])
     # Before anything is put on the base: what a reward model of the same base will go on.
-    spare = sharing_weights(causal) if objective.rollouts and config.base.bits is None else None
+    shares = objective.rollouts is not None and config.base.bits is None
+    spare = sharing_weights(causal) if shares and world.parallel != "fsdp" else None
     accelerate(causal)
     torch.manual_seed(stream_seed(config.engine.seed, "init"))
     if config.adapter:
@@ -487,15 +526,17 @@ def _stepper(
     if objective.teacher:
         size = loaded.causal.config.get_text_config().vocab_size
         teacher = teacher_of(objective.teacher, folder, size, engine, world, tell, words)
+    policy = loaded.policy(
+        layout,
+        heads=objective.heads,
+        spread=objective.spread,
+        asks=objective.asks,
+        teacher=teacher,
+        temperature=rollouts.temperature if rollouts else 1.0,
+    )
+    _among_ranks(policy, attached, engine, world)
     parts: dict[str, Any] = {
-        "policy": loaded.policy(
-            layout,
-            heads=objective.heads,
-            spread=objective.spread,
-            asks=objective.asks,
-            teacher=teacher,
-            temperature=rollouts.temperature if rollouts else 1.0,
-        ),
+        "policy": policy,
         "attached": attached,
         "objective": objective,
         "optimizer": optimizer_for(engine, attached, loaded.causal, roles),
@@ -515,6 +556,21 @@ def _stepper(
     if objective.own_answers:
         return OnPolicyStepper(**parts, own=objective.own_answers)
     return Stepper(**parts)
+
+
+def _among_ranks(policy: Policy, attached: Attached, engine: EngineConfig, world: World) -> None:
+    """Let all processes of the run start from the weights of the first, and put them in shares
+    where the run asks for it; before an optimiser holds them."""
+    team = ranks.current()
+    if not team.is_many:
+        return
+    wanted = set(attached.parameters)
+    trained = [p for name, p in attached.model.named_parameters() if name in wanted]
+    if len(set(team.gather(sum(p.numel() for p in trained)))) > 1:
+        raise AssertionError("ranks train other weights")
+    team.same_as_first(trained)
+    if world.parallel == "fsdp":
+        sharding.shard(policy, world.device, hybrid=engine.hybrid, offload=engine.offload_shares)
 
 
 def teacher_of(

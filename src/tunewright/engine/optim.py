@@ -99,6 +99,9 @@ def heads_of(causal: Any, roles: Mapping[str, list[str]]) -> dict[int, int]:
 
 def averages(optimizer: torch.optim.Optimizer) -> list[ScheduleFreeAdamW]:
     """The parts of an optimiser that hand out other weights than they learn with."""
+    inner = getattr(optimizer, "inner", None)
+    if inner is not None:  # its state lies elsewhere: it is the one that can be asked
+        return [optimizer] if averages(inner) else []  # type: ignore[list-item]
     parts = optimizer.parts if isinstance(optimizer, JoinedOptimizer) else [optimizer]
     return [part for part in parts if isinstance(part, ScheduleFreeAdamW)]
 

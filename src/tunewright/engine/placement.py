@@ -12,10 +12,12 @@ from typing import Any
 from tunewright.core import findings
 from tunewright.core.config import EngineConfig
 from tunewright.core.errors import ConfigError, problem
-from tunewright.core.machine import available_processors, processor_flags, versions
+from tunewright.core.machine import available_processors, processor_flags, processors, versions
 from tunewright.core.types import Sample
 from tunewright.core.words import say
+from tunewright.engine import ranks
 from tunewright.engine.tree import largest_sample
+from tunewright.models.limits import KEEP_BYTES
 
 CPU_ROWS, GPU_ROWS = 1024, 4096
 """Token rows of a pass."""
@@ -37,6 +39,18 @@ class World:
     rows_per_pass: int
     recompute: str = "auto"
     """`auto` until the memory of the run was estimated."""
+    processes: int = 1
+    """Processes that share each step."""
+    parallel: str = "none"
+    """`ddp` or `fsdp` with several processes; `auto` until the memory was estimated."""
+    holds_whole: bool = True
+    """A process has room for the whole model, to answer questions with it."""
+    keep_bytes: int = KEEP_BYTES
+    """Attention probabilities are kept for the backward pass up to here."""
+    offload: str = "auto"
+    """As `recompute`."""
+    attention: str = "auto"
+    """`auto` until the model was there to be tried."""
     reasons: dict[str, str] = field(default_factory=dict)
 
     def torch_dtype(self) -> Any:
@@ -81,7 +95,7 @@ def bfloat16_speedup() -> float:
 
 def resolve_device(wanted: str) -> tuple[str, str]:
     """(device, reason). Raises ConfigError for a device this machine does not have."""
-    if wanted == "auto" and not _may_have_cuda():
+    if wanted == "auto" and not may_have_cuda():
         return "cpu", say("placement.cpu")
     import torch
 
@@ -112,7 +126,7 @@ def resolve_device(wanted: str) -> tuple[str, str]:
     return (f"cuda:{index}" if kind == "cuda" else kind), say("placement.asked")
 
 
-def _may_have_cuda() -> bool:
+def may_have_cuda() -> bool:
     """Whether torch must be asked: a build for the CPU, and every build for macOS, knows no CUDA.
     Loading torch takes longer than all the rest of a dry run."""
     try:
@@ -135,9 +149,12 @@ def start(
     which makes them fewer and each row cheaper.
     """
     reasons: dict[str, str] = {}
+    team = ranks.current()
     device, reasons["engine.device"] = resolve_device(engine.device)
+    if team.place is not None and device.startswith("cuda"):
+        device = f"cuda:{team.place.local}"
     if engine.threads == "auto":
-        threads = available_processors()
+        threads = processors() if team.is_many else available_processors()
         reasons["engine.threads"] = say("placement.threads", count=threads)
     else:
         threads = engine.threads
@@ -166,7 +183,19 @@ def start(
             else "placement.rows_gpu",
             rows=rows,
         )
-    return World(device, dtype, threads, rows, engine.recompute, reasons)
+    parallel = engine.parallel if team.is_many else "none"
+    return World(
+        device,
+        dtype,
+        threads,
+        rows,
+        engine.recompute,
+        team.world,
+        parallel,
+        offload=engine.offload,
+        attention=engine.attention,
+        reasons=reasons,
+    )
 
 
 def _choose_dtype(device: str) -> tuple[str, str]:

@@ -10,25 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from tunewright.core.moves import to_device
 from tunewright.core.sequences import blocks
 from tunewright.core.types import PassOutput, Sample, TokenTree, VirtualPrompt
+from tunewright.engine import ranks
 from tunewright.engine.activation_cache import ActivationCache, spread
 from tunewright.engine.neftune import Noise
 from tunewright.engine.oracles.reference import ReferenceStore
+from tunewright.engine.portions import Portions
+from tunewright.engine.routing import Routing, shared_by
 from tunewright.engine.tree import build_tree, cut_passes, padded_rows, read_whole, under_root
+from tunewright.models import whole_head
+from tunewright.models.anatomy import body_of
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.models.kernels.label_head import Head, label_logprobs, label_scores
 from tunewright.models.kernels.last_block import LastBlock
 from tunewright.models.kernels.row_facts import row_facts
 from tunewright.models.kernels.tree_attention import Kept, TreePlan
 from tunewright.models.limits import KEEP_BYTES
+from tunewright.models.load import size_of
 from tunewright.models.scalar_heads import head_module
 
 if TYPE_CHECKING:
@@ -48,13 +55,16 @@ def head_of(model: Any) -> Head:
     # its forward, not its weight, is the head.
     plain = type(module) is nn.Linear and "forward" not in vars(module)
     own = None if plain and not module._forward_hooks else module
-    return Head(
+    found = Head(
         module.weight,
         getattr(module, "bias", None),
         scale,
         getattr(config, "final_logit_softcapping", None),
         own,
     )
+    if whole_head.is_needed(model, found):
+        return Head(module.weight, module=whole_head.WholeHead(model))
+    return found
 
 
 class Policy(nn.Module):
@@ -89,12 +99,20 @@ class Policy(nn.Module):
         self.heads, self.spread, self.teacher = heads, spread, teacher
         self.asks = tuple(asks)
         self.temperature = temperature
+        self.attention = "blocks"
+        """What computes attention over the tree (`engine.attention`)."""
+        self.keep_bytes = KEEP_BYTES
+        """Attention probabilities are kept up to here, where no block is computed again."""
         self.recompute = "none"
         """What blocks compute again in the backward pass (`engine.recompute`)."""
+        self.keep_everything: Callable[[], None] = lambda: None
+        """Undoes `recompute`."""
         self.cache: ActivationCache | None = None
         """Hidden states below the lowest trained block, where only upper blocks train."""
         self.reference: ReferenceStore | None = None
         """Log-probabilities under the model at step 0."""
+        self.routing: Routing | None = None
+        """What the routers decide in passes with gradient, where there are experts."""
         self.prompt_rows = 0
         """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass;
         keys and values add none."""
@@ -111,6 +129,38 @@ class Policy(nn.Module):
     def cut(self, samples: list[Sample], rows_per_pass: int) -> list[list[Sample]]:
         """The samples of a step in passes of at most `rows_per_pass` rows (`tree.cut_passes`)."""
         return cut_passes(samples, rows_per_pass, padded=self.layout == "padded")
+
+    def share(self, samples: Sequence[Sample]) -> Portions | None:
+        """Which rank takes which of the samples; None in a run by itself."""
+        return ranks.current().share(samples, padded=self.layout == "padded")
+
+    def own_passes(
+        self,
+        samples: list[Sample],
+        rows_per_pass: int,
+        shared: Portions | None = None,
+        *,
+        fill: bool = True,
+    ) -> list[list[Sample]]:
+        """The passes of this rank over its part of `samples`. `fill`: without gradient; where all
+        ranks must run as many passes, those that are missing are run now and forgotten."""
+        team = ranks.current()
+        if team.is_many:
+            shared = shared or self.share(samples)
+            assert shared is not None
+            groups = self.cut([samples[i] for i in shared.places[team.rank]], rows_per_pass)
+        else:
+            groups = self.cut(samples, rows_per_pass)
+        if fill:
+            self.run_missing(team.most(len(groups)) - len(groups), samples)
+        return groups
+
+    def run_missing(self, count: int, samples: Sequence[Sample]) -> None:
+        """Run `count` passes over the smallest sample, without gradient."""
+        one = min(samples, key=lambda s: sum(len(b.tokens) for b in s.branches), default=None)
+        for _ in range(count if one is not None else 0):
+            with torch.no_grad():
+                self([one])
 
     def visit(self, samples: Iterable[Sample], rows_per_pass: int) -> Iterator[list[Sample]]:
         """Any number of samples in passes, cut a block at a time."""
@@ -132,22 +182,23 @@ class Policy(nn.Module):
         """Log-probabilities of every label of `samples`, with gradient where the model has
         trainable parameters. `noise` is added to the input embeddings while the model learns."""
         scoring = "score" in self.heads
+        balanced = self.routing is not None and self.routing.weight is not None
         read = read_whole(samples) if scoring else samples
         tree = build_tree(read) if self.layout == "tree" else padded_rows(read)
         if self.cache is not None and not self.cache.holds():
             self.cache = None
         with self.cache.replaying(tree) if self.cache is not None else contextlib.nullcontext():
-            rows = [*tree.source, *tree.last] if scoring else tree.source
+            rows = None if balanced else [*tree.source, *tree.last] if scoring else tree.source
             hidden_TD = self.hidden(tree, rows, noise, samples)
         device, causal = hidden_TD.device, self.causal[0]
-        source_L = torch.tensor(tree.source, device=device)
-        target_L = torch.tensor(tree.target, device=device)
+        source_L = torch.tensor(tree.source, dtype=torch.long)
+        target_L = to_device(tree.target, device, torch.long)
         score_B = value_L = log_z_L = mean_L = divergence_L = None
         if scoring:
-            last_B = torch.tensor(tree.last, device=device)
+            last_B = to_device(tree.last, device)
             score_B = head_module(causal, "score")(hidden_TD[last_B])
         if "value" in self.heads:
-            value_L = head_module(causal, "value")(hidden_TD[source_L])
+            value_L = head_module(causal, "value")(hidden_TD[to_device(source_L, device)])
         if not len(source_L):
             logprob_L = hidden_TD.new_zeros(0, dtype=torch.float32)
         elif self.spread:
@@ -156,8 +207,8 @@ class Policy(nn.Module):
             logprob_L = label_logprobs(hidden_TD, source_L, target_L, self.head())
         if self.teacher is not None:
             divergence_L = self.teacher.divergence(samples, hidden_TD, source_L, head_of(causal))
-        weight_L = torch.tensor(tree.weight, device=device, dtype=logprob_L.dtype)
-        branch_L = torch.tensor(tree.branch, device=device)
+        weight_L = to_device(tree.weight, device, logprob_L.dtype)
+        branch_L = to_device(tree.branch, device, torch.long)
         return PassOutput(
             logprob_L,
             weight_L,
@@ -246,11 +297,18 @@ class Policy(nn.Module):
         finally:
             hook.remove()
 
+    @functools.cached_property
+    def first_position(self) -> int:
+        """The position of the first token: 0, but RoBERTa and its kin count from the id of their
+        padding on."""
+        tables = (getattr(m, "position_embeddings", None) for m in self.body.modules())
+        padding = [t.padding_idx for t in tables if isinstance(t, nn.Embedding)]
+        return next((p + 1 for p in padding if p is not None), 0)
+
     @property
     def body(self) -> Any:
         """The causal model without its head."""
-        causal = self.causal[0]
-        return getattr(causal, causal.base_model_prefix)
+        return body_of(self.causal[0])
 
     def virtual(self) -> VirtualPrompt | None:
         """What a learnt prompt puts before every branch, where the method has one."""
@@ -288,27 +346,43 @@ class Policy(nn.Module):
     ) -> Tensor:
         """(T, D) of the tree's own rows, of which only `read` need be right."""
         prompt = self.virtual()
-        ids = torch.tensor([tree.token], device=self.device)
+        ids = to_device([tree.token], self.device)
         before, unseen = (
             (prompt.num_tokens, prompt.num_tokens if prompt.rows is None else 0)
             if prompt
             else (0, 0)
         )
-        tree = under_root(tree, before)
+        own, tree = tree, under_root(tree, before)
         plan = TreePlan(
             tree,
             self.device,
-            KEEP_BYTES if self.recompute == "none" else 0,
-            self.causal[0].config.get_text_config().num_hidden_layers,
+            self.keep_bytes if self.recompute == "none" else 0,
+            size_of(self.causal[0].config.get_text_config(), "num_hidden_layers"),
             unseen,
             kept=kept,
+            backend=self.attention,
         )
-        positions = torch.tensor([tree.position[unseen:]], device=self.device)
+        positions = to_device([tree.position[unseen:]], self.device)
+        positions += self.first_position
         with self._reading(read, before - unseen, plan):
+            if self.routing is not None:
+                self._watch(shared_by(own, before - unseen), plan)
             hidden = self.body(
                 **self.inputs(ids, prompt), position_ids=positions, tree_plan=plan, use_cache=False
             ).last_hidden_state[0]
         return hidden[before - unseen :]
+
+    def _watch(self, rows: Sequence[int], plan: TreePlan) -> None:
+        """Tell who watches the routers what a pass of the tree stands for: how many samples have
+        each row."""
+        assert self.routing is not None
+        if not torch.is_grad_enabled():
+            return
+        device = self.device
+        read = None if plan.read is None else torch.tensor(list(plan.read), device=device)
+        self.routing.begin(
+            torch.tensor(rows, device=device, dtype=torch.float32), plan.reading, read
+        )
 
     @contextlib.contextmanager
     def _reading(self, read: Sequence[int] | None, before: int, plan: TreePlan) -> Iterator[None]:
@@ -336,7 +410,10 @@ class Policy(nn.Module):
             ids[row, :length] = torch.tensor(tree.token[start : start + length])
             positions[row, :length] = torch.tensor(tree.position[start : start + length])
             mask[row, :length] = 1
-        ids, positions, mask = ids.to(self.device), positions.to(self.device), mask.to(self.device)
+        positions += self.first_position
+        # Where the rows of the branches lie in the padded batch: known here, not on the device.
+        wanted = to_device(mask.flatten().nonzero()[:, 0], self.device)
+        ids, positions, mask = (to_device(x, self.device) for x in (ids, positions, mask))
         prompt = self.virtual()
         seen, first = mask, 0
         if prompt is not None:
@@ -345,9 +422,18 @@ class Policy(nn.Module):
             if prompt.rows is not None:
                 first = prompt.num_tokens
                 positions = torch.cat(
-                    [torch.arange(first, device=self.device).expand(len(mask), -1), positions], 1
+                    [
+                        (torch.arange(first, device=self.device) + self.first_position).expand(
+                            len(mask), -1
+                        ),
+                        positions,
+                    ],
+                    1,
                 )
+        if self.routing is not None and torch.is_grad_enabled():
+            unread = mask.new_zeros(len(mask), first)
+            self.routing.begin(torch.cat([unread, mask], 1).reshape(-1).float())
         hidden_BTD = self.body(
             **self.inputs(ids, prompt), position_ids=positions, attention_mask=seen, use_cache=False
         ).last_hidden_state
-        return hidden_BTD[:, first:][mask.bool()]
+        return hidden_BTD[:, first:].flatten(0, 1)[wanted]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from tunewright.core.machine import resident_bytes, return_freed_memory
 from tunewright.engine.activation_cache import blocks_of
 from tunewright.models import anatomy
 
@@ -26,20 +27,28 @@ if TYPE_CHECKING:
     from tunewright.engine.policy import Policy
 
 LEVELS = ("none", "selective", "full")
+LEAST_HOLES = 64 * 2**20
+"""Bytes of free memory between what lives that are not worth giving back to the system."""
+WORTH_IT = 2
+"""The same, in multiples of what a block touches: what is given back is paid in page faults."""
 
 
 def install(policy: Policy, level: str) -> Callable[[], None]:
-    """Let the blocks of `policy`'s model forget what `level` says while they learn; `auto` is
-    `none` here. A level that the model has nothing for (`selective` without an MLP by name) changes
-    nothing. What is returned undoes it."""
+    """Let the blocks of `policy`'s model forget what `level` says while they learn, in place of
+    what they forgot before; `auto` is `none` here. A level that the model has nothing for
+    (`selective` without an MLP by name) changes nothing. What is returned undoes it."""
+    policy.keep_everything()
     policy.recompute = level if level in LEVELS else "none"
-    undo = [_forget(module) for module in _modules(policy.causal[0], policy.recompute)]
+    # What is kept of whole blocks is so little that holes between tensors would be most of it.
+    holes = _Holes() if policy.recompute == "full" and policy.device.type == "cpu" else None
+    undo = [_forget(module, holes) for module in _modules(policy.causal[0], policy.recompute)]
 
     def remove() -> None:
         policy.recompute = "none"
-        for one in reversed(undo):
-            one()
+        while undo:
+            undo.pop()()
 
+    policy.keep_everything = remove
     return remove
 
 
@@ -58,7 +67,33 @@ def _modules(causal: Any, level: str) -> Iterator[Any]:
             yield module
 
 
-def _forget(module: Any) -> Callable[[], None]:
+class _Holes:
+    """Gives memory back to the system that was freed between tensors which live on.
+
+    The C library keeps what was freed, which is what training wants: the next block uses it again.
+    But what is kept of each block, and every small object of the graph, lies somewhere between, so
+    that over 30 blocks the process grows by several times what it holds (docs/LOG.md).
+    """
+
+    def __init__(self) -> None:
+        self.after: int | None = None
+        """Bytes of the process after memory was last given back."""
+        self.one: int | None = None
+        """The same when a block had been computed since."""
+
+    def look(self) -> None:
+        """Between two blocks: give back what has become too much."""
+        now = resident_bytes()
+        if self.after is None:
+            self.after = now
+        elif self.one is None:
+            self.one = max(now, self.after)
+        elif now > self.one + max(LEAST_HOLES, WORTH_IT * (self.one - self.after)):
+            return_freed_memory()
+            self.after, self.one = resident_bytes(), None
+
+
+def _forget(module: Any, holes: _Holes | None = None) -> Callable[[], None]:
     own, had_one = module.forward, "forward" in vars(module)
 
     def forward(*given: Any, **named: Any) -> Any:
@@ -68,6 +103,8 @@ def _forget(module: Any) -> Callable[[], None]:
         return checkpoint(run, *given, use_reentrant=False, **named)
 
     def run(*given: Any, **named: Any) -> Any:
+        if holes is not None:
+            holes.look()
         return own(*map(_fresh, given), **{name: _fresh(value) for name, value in named.items()})
 
     def undo() -> None:

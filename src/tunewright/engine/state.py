@@ -6,12 +6,17 @@ Tensors go by parameter name, so that a checkpoint survives a change of order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunewright.engine import ranks, sharding, shards
+from tunewright.engine.offload import AwayOptimizer, on_host
 from tunewright.engine.step import Stepper
+from tunewright.record import checkpoint
 from tunewright.record.checkpoint import Checkpoint
 from tunewright.record.events import plain
 
@@ -44,6 +49,10 @@ class Progress:
     groups_alike: float | None = None
     """Summed over the steps: the share of groups whose answers all had one reward, where a run
     compares answers with others to the same question."""
+    imbalance: float | None = None
+    """Summed over the steps: rows of the fullest rank as a multiple of the mean."""
+    kept_sharing: float | None = None
+    """Summed over the steps: share of the rows saved by one process that the ranks still save."""
     best_step: int | None = None
     best_loss: float | None = None
     best_figures: dict[str, float] = field(default_factory=dict)
@@ -70,6 +79,20 @@ def gather(
     if attached.state:
         state["method"] = attached.state()
     return tensors, plain(state)
+
+
+def save(root: Path, stepper: Stepper, progress: Progress, *, protect: int | None) -> Path:
+    """Publish the checkpoint of a run as it is now. Rank 0 writes what all ranks have alike; of
+    weights in shares every rank writes its own. Raises CheckpointError, on all ranks."""
+    team = ranks.current()
+    if team.sharded:
+        return shards.save(root, progress.step, *gather(stepper, progress), protect=protect)
+    tensors, plain_state = gather(stepper, progress)
+    target = checkpoint.folder_of(root, progress.step)
+    if team.is_first:
+        target = checkpoint.save(root, progress.step, tensors, plain_state, protect=protect)
+    team.wait()
+    return target
 
 
 def restore(stepper: Stepper, found: Checkpoint) -> Progress:
@@ -102,9 +125,10 @@ def load_weights(stepper: Stepper, found: Checkpoint) -> None:
             tensor.copy_(kept[name])
     for name, p in stepper.trained():
         # A weight that slept then is held in fewer bits than one that learns.
-        if p.dtype != stored[name].dtype:
-            p.data = p.data.to(stored[name].dtype)
-        p.copy_(stored[name])
+        kept = stored[name]
+        if p.dtype != kept.dtype:
+            p.data = p.data.to(kept.dtype)
+        sharding.put(p, kept)
 
 
 def optimizer_tensors(
@@ -113,7 +137,7 @@ def optimizer_tensors(
     """`parameter/key` -> tensor of the optimiser's state, such as `...lora_A.weight/exp_avg`."""
     names = {id(p): name for name, p in named}
     return {
-        f"{names[id(p)]}/{key}": torch.as_tensor(value)
+        f"{names[id(p)]}/{key}": torch.as_tensor(on_host(value))
         for p, state in optimizer.state.items()
         for key, value in state.items()
     }
@@ -122,7 +146,7 @@ def optimizer_tensors(
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer,
     named: list[tuple[str, torch.nn.Parameter]],
-    tensors: dict[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
 ) -> None:
     """The inverse of `optimizer_tensors`."""
     parameters = dict(named)
@@ -133,5 +157,7 @@ def load_optimizer_tensors(
             # AdamW counts in a float tensor on the CPU, others in a Python integer; moments live
             # where the parameter does.
             optimizer.state[p][key] = tensor if tensor.is_floating_point() else int(tensor)
+        elif isinstance(optimizer, AwayOptimizer):
+            optimizer.state[p][key] = optimizer.kept(tensor, p)
         else:
-            optimizer.state[p][key] = tensor.to(p.device)
+            optimizer.state[p][key] = sharding.like(p, tensor)

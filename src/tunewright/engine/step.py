@@ -6,17 +6,21 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from tunewright.core.moves import later
 from tunewright.core.seeds import stream_seed
 from tunewright.core.sequences import blocks
 from tunewright.core.types import Attached, Figures, Objective, Passes, PassOutput, Sample, Term
+from tunewright.engine import ranks, routing, sharding
 from tunewright.engine.neftune import Noise
 from tunewright.engine.optim import averages
 from tunewright.engine.policy import Policy
+from tunewright.engine.portions import Portions
+from tunewright.engine.relief import Relief
 
 GROW_AFTER = 200
 
@@ -30,7 +34,15 @@ def add_figures(into: Figures, found: Figures) -> None:
 
 def means(figures: Figures) -> dict[str, float]:
     """The mean of every figure that has a count."""
-    return {name: total / count for name, (total, count) in figures.items() if count}
+    return {name: float(total) / count for name, (total, count) in read(figures).items() if count}
+
+
+def read(figures: Figures) -> Figures:
+    """The same with every sum as a number of Python; the device is asked once for all of them."""
+    waiting = {name: t for name, (t, _) in figures.items() if isinstance(t, torch.Tensor)}
+    numbers = torch.stack([*waiting.values()]).tolist() if waiting else []
+    known = dict(zip(waiting, numbers, strict=True))
+    return {name: (known.get(name, total), count) for name, (total, count) in figures.items()}
 
 
 @dataclass
@@ -57,6 +69,12 @@ class StepReport:
     is no fault of the data."""
     texts: list[dict[str, Any]] = field(default_factory=list)
     """Answers to look at, where the step drew some."""
+    imbalance: float | None = None
+    """Rows of the fullest rank as a multiple of the mean, where several share the step."""
+    kept_sharing: float | None = None
+    """Share of the rows saved by one process that the ranks still save."""
+    sums: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """The terms while passes are taken: on the device, where nobody waits for them."""
 
 
 def runner(policy: Policy, rows_per_pass: int) -> Passes:
@@ -66,10 +84,44 @@ def runner(policy: Policy, rows_per_pass: int) -> Passes:
     @torch.no_grad()
     def run(samples: list[Sample]) -> Iterator[PassOutput]:
         policy.model.eval()
-        for group in policy.cut(samples, rows_per_pass):
-            yield policy(group)
+        found = [policy(group) for group in policy.own_passes(samples, rows_per_pass)]
+        yield from exchanged(found, samples)
 
     return run
+
+
+def exchanged(own: list[PassOutput], samples: list[Sample]) -> Iterator[PassOutput]:
+    """The passes of all ranks, those of rank 0 first: what is measured over a whole step is then
+    the same everywhere. `own` are passes over some of `samples`, without gradient."""
+    team = ranks.current()
+    if not team.is_many:
+        yield from own
+        return
+    place = {id(sample): i for i, sample in enumerate(samples)}
+    device = own[0].logprob.device if own else None
+    told = [
+        ([place[id(sample)] for sample in one.samples], replace(on_host(one), samples=[]))
+        for one in own
+    ]
+    for part in team.gather(told):
+        for places, one in part:
+            output = replace(one, samples=[samples[i] for i in places])
+            yield output if device is None else moved(output, device)
+
+
+def on_host(output: PassOutput) -> PassOutput:
+    """The same in the memory of this machine."""
+    return moved(output, torch.device("cpu"))
+
+
+def moved(output: PassOutput, device: torch.device) -> PassOutput:
+    """The same on a device."""
+    tensors: dict[str, Any] = {
+        name: value.detach().to(device)
+        for name, value in vars(output).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return replace(output, **tensors)
 
 
 @dataclass
@@ -91,6 +143,11 @@ class Stepper:
     """Strength of the noise on input embeddings; None: no noise."""
     number: int = 0
     """The step that is being taken: noise and dropout are functions of it."""
+    relief: Relief = field(init=False)
+    """What is done where memory runs out."""
+
+    def __post_init__(self) -> None:
+        self.relief = Relief(self)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What trains."""
@@ -103,14 +160,20 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What the next step needs to know besides weights and the optimiser's state."""
-        kept = {"objective": self.objective.state()} if self.objective.state else {}
-        return {"loss_scale": self.loss_scale, "good_steps": self.good_steps, **kept}
+        own: dict[str, Any] = {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        own |= {"objective": self.objective.state()} if self.objective.state else {}
+        if self.policy.routing is not None:
+            own["visits"] = self.policy.routing.state()
+        return {**own, **self.relief.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.loss_scale, self.good_steps = state["loss_scale"], state["good_steps"]
+        self.relief.load_state(state)
         if self.objective.load_state:
             self.objective.load_state(state["objective"])
+        if self.policy.routing is not None:
+            self.policy.routing.load_state(state.get("visits", {}))
 
     @contextlib.contextmanager
     def handed_out(self) -> Iterator[None]:
@@ -136,9 +199,15 @@ class Stepper:
     ) -> tuple[float, list[float]]:
         """(the loss over `samples`, rewards where there are any). Adds to `figures`; `stop` is
         called before each pass and may raise."""
-        loss = held_out_loss(
-            self.policy, self.objective, samples, self.rows_per_pass, stop, figures
-        )
+
+        def measure() -> tuple[float, Figures]:
+            found: Figures = {}
+            rows = self.rows_per_pass
+            return held_out_loss(self.policy, self.objective, samples, rows, stop, found), found
+
+        first = next(iter(blocks(samples)), [])
+        loss, found = self.relief.fit(measure, first, learns=False)
+        add_figures(figures, found)
         return loss, []
 
     def gradients(self, samples: list[Sample]) -> StepReport:
@@ -149,6 +218,10 @@ class Stepper:
         if self.objective.measure:
             self.objective.measure(samples, runner(self.policy, self.rows_per_pass))
         totals = self.objective.plan(samples)
+        if self.policy.routing is not None and self.policy.routing.weight is not None:
+            for branch in (b for s in samples for b in s.branches):
+                branch.whole = True
+            totals |= {routing.TERM: routing.tokens_of(samples)}
         report = StepReport(0.0, {}, 0.0, False, 0, 0, 0, 0)
         # After `prepare`, which may have made the branches of this step.
         noise = self._noise(samples)
@@ -156,12 +229,32 @@ class Stepper:
         # dropout would silently do nothing.
         self.policy.model.train()
         figures: Figures = {}
-        for group in self.policy.cut(samples, self.rows_per_pass):
+        team, shared = ranks.current(), self.policy.share(samples)
+        groups = self.policy.own_passes(samples, self.rows_per_pass, shared, fill=False)
+        missing = team.most(len(groups)) - len(groups)
+        for group in groups:
             self._one_pass(group, noise, totals, report, figures)
-        report.figures = means(figures)
-        if self.attached.penalties:
+        for _ in range(missing):
+            self._empty_pass(samples, noise)
+        # Of the weights themselves, which all ranks have: one of them says it.
+        if self.attached.penalties and team.is_first:
             self._add(self.attached.penalties(), {}, report)
+        team.sum_gradients(self.parameters())
+        # From here on the host waits for the device.
+        report.terms = means({name: (total, 1) for name, total in report.sums.items()})
+        report.loss = sum(report.terms.values())
+        if shared is not None:
+            figures = _together(report, read(figures), shared)
+        report.figures = means(figures)
         return report
+
+    def _empty_pass(self, samples: list[Sample], noise: Noise | None) -> None:
+        """A pass of weight 0, where another rank has more of them and all must take part."""
+        output = self.policy([smallest(samples)], noise)
+        parts = (output.logprob, output.score, output.value, output.log_z, output.divergence)
+        total = sum(part.float().sum() for part in parts if part is not None and part.numel())
+        if isinstance(total, torch.Tensor) and total.requires_grad:
+            (0.0 * total).backward()
 
     def _noise(self, samples: list[Sample]) -> Noise | None:
         """What is added to the input embeddings of this step, where the run asks for it."""
@@ -180,7 +273,10 @@ class Stepper:
         figures: Figures,
     ) -> None:
         output = self.policy(group, noise)
-        self._add(self.objective.terms(output), totals, report)
+        terms = self.objective.terms(output)
+        if self.policy.routing is not None:
+            terms = terms | self.policy.routing.terms()
+        self._add(terms, totals, report)
         add_figures(figures, output.figures)
         report.passes += 1
         report.physical_rows += output.num_rows
@@ -203,23 +299,28 @@ class Stepper:
         if loss.requires_grad:
             (loss * self.loss_scale).backward()
         for name, part in parts.items():
-            report.terms[name] = report.terms.get(name, 0.0) + float(part.detach())
-        report.loss = sum(report.terms.values())
+            before = report.sums.get(name)
+            report.sums[name] = later(part) if before is None else before + later(part)
+
+    def _drawn_gradients(self, samples: list[Sample]) -> StepReport:
+        """`gradients` with the draws of this step: dropout depends on the step alone, so that a
+        resumed run, or a step that is taken again, draws the same. Every rank draws its own."""
+        more = [ranks.current().rank] if ranks.current().rank else []
+        torch.manual_seed(stream_seed(self.seed, "dropout", self.number, *more))
+        return self.gradients(samples)
 
     def step(self, samples: list[Sample], number: int, learning_rate: float) -> StepReport:
         """Gradient, finite check, clipping, update. A step that is not finite changes no weight and
         says where it broke."""
-        # Dropout draws depend on the step alone, so a resumed run draws the same.
-        torch.manual_seed(stream_seed(self.seed, "dropout", number))
         self.number = number
-        report = self.gradients(samples)
+        report = self.relief.fit(lambda: self._drawn_gradients(samples), samples)
         parameters = self.parameters()
         if self.loss_scale != 1.0:
             for p in parameters:
                 if p.grad is not None:
                     p.grad /= self.loss_scale
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        report.gradient_norm = float(norm)
+        report.gradient_norm = float(sharding.whole(norm))
         if not (math.isfinite(report.loss) and math.isfinite(report.gradient_norm)):
             report.where = "loss" if not math.isfinite(report.loss) else self._first_bad()
             report.rows = [str(s.origin) for s in samples if s.origin]
@@ -261,7 +362,7 @@ class Stepper:
         except RuntimeError:
             # PyTorch refuses a rate that does not fit the weights' dtype, half-way through them.
             return False
-        return all(bool(torch.isfinite(p).all()) for p in self.parameters())
+        return sharding.all_finite(self.parameters())
 
     def _could_overflow(self, learning_rate: float) -> bool:
         # AdamW moves a weight by about the rate, so only an absurd rate can leave the finite
@@ -277,9 +378,32 @@ class Stepper:
 
     def _first_bad(self) -> str:
         for name, p in self.policy.model.named_parameters():
-            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+            if p.grad is not None and not sharding.all_finite([p.grad]):
                 return name
         return "gradient norm"
+
+
+def smallest(samples: Sequence[Sample]) -> Sample:
+    """The sample with the fewest tokens."""
+    return min(samples, key=lambda s: sum(len(branch.tokens) for branch in s.branches))
+
+
+def _together(report: StepReport, figures: Figures, shared: Portions) -> Figures:
+    """Make the report of one rank that of all; gives the figures of all."""
+    counts = ("passes", "physical_rows", "logical_tokens", "label_tokens")
+    told = ranks.current().gather(
+        (report.terms, [getattr(report, name) for name in counts], figures)
+    )
+    report.terms = {}
+    for terms, _, _ in told:
+        for name, value in terms.items():
+            report.terms[name] = report.terms.get(name, 0.0) + value
+    report.loss = sum(report.terms.values())
+    for i, name in enumerate(counts):
+        setattr(report, name, sum(numbers[i] for _, numbers, _ in told))
+    report.imbalance = round(shared.imbalance, 4)
+    report.kept_sharing = round(shared.kept_share, 4)
+    return ranks.add_up([part for _, _, part in told])
 
 
 @torch.no_grad()
@@ -303,23 +427,27 @@ def held_out_loss(
             objective.prepare(block)
         for name, weight in objective.plan(block).items():
             totals[name] = totals.get(name, 0.0) + weight
-    loss = 0.0 if len(samples) else float("nan")
+    loss, found = 0.0 if len(samples) else float("nan"), {} if figures is None else figures
     policy.model.eval()
     for block in blocks(samples):
         if objective.prepare:
             objective.prepare(block)
         if objective.measure:
             objective.measure(block, runner(policy, rows_per_pass))
-        for group in policy.cut(block, rows_per_pass):
+        for group in policy.own_passes(block, rows_per_pass):
             if stop is not None:
                 stop()
             output = policy(group)
             terms = (objective.measured or objective.terms)(output)
-            if figures is not None:
-                add_figures(figures, output.figures)
+            add_figures(found, output.figures)
             loss += sum(
                 float(c * total / totals[name])
                 for name, (total, c) in terms.items()
                 if totals.get(name)
             )
+    told = ranks.current().gather((loss, read(found)))
+    if len(told) > 1:
+        loss = sum(part for part, _ in told)
+        found.clear()
+        found.update(ranks.add_up([part for _, part in told]))
     return loss

@@ -20,8 +20,8 @@ Key = list[tuple[int, int]] | list[int]
 
 def rows_needed(branch: Branch) -> int:
     """Rows a branch must compute: up to the one that predicts its last learnt token; all of them if
-    it has no label but is read by a head."""
-    return max(branch.learnt) if branch.learnt else len(branch.tokens)
+    it has no label but is read by a head, or is wanted whole."""
+    return max(branch.learnt) if branch.learnt and not branch.whole else len(branch.tokens)
 
 
 def _row_keys(branch: Branch) -> Key:
@@ -115,6 +115,15 @@ def _sample_rows(sample: Sample) -> tuple[Key, int]:
     return keys[0], rows
 
 
+def in_order(samples: Sequence[Sample]) -> tuple[list[int], list[int], list[int]]:
+    """Places of the samples such that those which begin alike lie side by side; in this order the
+    rows of each, and how many of them it shares with the one before."""
+    measured = [(*_sample_rows(sample), place) for place, sample in enumerate(samples)]
+    measured.sort(key=lambda item: _sort_key(item[0]))
+    shared = [0] + [common_prefix(a[0], b[0]) for a, b in pairwise(measured)]
+    return [item[2] for item in measured], [item[1] for item in measured], shared
+
+
 def largest_sample(samples: Sequence[Sample], report: Mapping[str, Any], enough: int) -> int:
     """Rows of the largest sample of a run, counted up to `enough`. `report` is the data's report
     with tokens; samples of several branches are measured."""
@@ -159,18 +168,15 @@ def cut_passes(
     """
     if padded or not samples:
         return _cut_padded(samples, rows_per_pass)
-    measured = sorted(
-        ((*_sample_rows(sample), sample) for sample in samples), key=lambda item: _sort_key(item[0])
-    )
-    shared = [0] + [common_prefix(a[0], b[0]) for a, b in pairwise(measured)]
+    order, own, shared = in_order(samples)
 
     def starts(limit: int) -> list[int]:
-        begins, used = [0], measured[0][1]
-        for i in range(1, len(measured)):
-            extra = measured[i][1] - shared[i]
+        begins, used = [0], own[0]
+        for i in range(1, len(own)):
+            extra = own[i] - shared[i]
             if used + extra > limit:
                 begins.append(i)
-                used = measured[i][1]
+                used = own[i]
             else:
                 used += extra
         return begins
@@ -185,8 +191,8 @@ def cut_passes(
             high = middle
     best = starts(high)
     return [
-        [item[2] for item in measured[a:b]]
-        for a, b in zip(best, [*best[1:], len(measured)], strict=True)
+        [samples[place] for place in order[a:b]]
+        for a, b in zip(best, [*best[1:], len(order)], strict=True)
     ]
 
 

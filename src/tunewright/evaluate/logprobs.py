@@ -99,7 +99,7 @@ class RowReader(Policy):
         layers = self.causal[0].config.get_text_config().num_hidden_layers
         ids, positions = (
             torch.tensor([tree.token], device=self.device),
-            torch.tensor([tree.position], device=self.device),
+            torch.tensor([tree.position], device=self.device) + self.first_position,
         )
         plan, cache = TreePlan(tree, self.device, KEEP_BYTES, layers), DynamicCache()
         self.body(

@@ -36,23 +36,23 @@ def text(tuned: Tuned, record: dict[str, Any], file: str = "") -> str:
     title = known.rpartition("/")[2] if known else say("card.a_model")
     kind = say(f"card.kind.{record['exported'].replace(' ', '_')}", **_shown(record))
     parts = [
-        _head(tuned, record, known),
+        head(tuned, record, known),
         f"# {title}: {kind}",
         say("card.intro" if not tuned.is_plain else "card.intro_plain", base=known or title),
-        *_section("made", _made(tuned, record)),
-        *_section("data", _data(tuned)),
-        *_section("figures", _figures(record)),
-        *_section("limits", _limits(record)),
-        *_section("loading", _loading_file(record, file) if file else _loading(record)),
+        *section("made", made(tuned, record)),
+        *section("data", data(tuned)),
+        *section("figures", _figures(record)),
+        *section("limits", _limits(record)),
+        *section("loading", _loading_file(record, file) if file else _loading(record)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(name: str, lines: list[str]) -> list[str]:
+def section(name: str, lines: list[str]) -> list[str]:
     return [f"## {say(f'card.{name}')}", "\n".join(lines)] if lines else []
 
 
-def _head(tuned: Tuned, record: dict[str, Any], known: str | None) -> str:
+def head(tuned: Tuned, record: dict[str, Any], known: str | None) -> str:
     """What a hub reads by machine."""
     is_hub = known is not None and gguf_about.HUB_ID.fullmatch(known) is not None
     licence = gguf_about.licence_of(tuned.base)
@@ -71,7 +71,7 @@ def _head(tuned: Tuned, record: dict[str, Any], known: str | None) -> str:
     lines.append(f"license: {licence or 'other'}")
     if not licence:
         lines.append("license_name: unknown")
-    lines += ["language:", *(f"- {one}" for one in _languages(tuned))]
+    lines += ["language:", *(f"- {one}" for one in languages(tuned))]
     is_gguf = record["exported"].startswith("gguf")
     lines.append(f"library_name: {'gguf' if is_gguf else 'transformers'}")
     lines.append("pipeline_tag: text-generation")
@@ -79,7 +79,7 @@ def _head(tuned: Tuned, record: dict[str, Any], known: str | None) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _languages(tuned: Tuned) -> list[str]:
+def languages(tuned: Tuned) -> list[str]:
     """English, Chinese or both, by the letters of the questions that the run was asked."""
     asked = prompts.choose(tuned.target, tuned.renderer, 1024)
     said = "".join(tuned.renderer.decode(ids) for ids in asked.prompts.ids)
@@ -89,7 +89,7 @@ def _languages(tuned: Tuned) -> list[str]:
     return found or [language()]
 
 
-def _made(tuned: Tuned, record: dict[str, Any]) -> list[str]:
+def made(tuned: Tuned, record: dict[str, Any]) -> list[str]:
     settings = tuned.target.settings
     lines = []
     if tuned.target.run is not None:
@@ -123,7 +123,7 @@ def _made(tuned: Tuned, record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _data(tuned: Tuned) -> list[str]:
+def data(tuned: Tuned) -> list[str]:
     """The data report in numbers; names of files and rows stay where they are."""
     if tuned.target.run is None:
         return []

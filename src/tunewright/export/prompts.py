@@ -21,7 +21,7 @@ from tunewright.data import inspect
 from tunewright.data.inspecting import DataSet
 from tunewright.engine import opening
 
-MAX_PROMPTS, PROMPT_TOKENS = 32, 256
+MAX_PROMPTS, PROMPT_TOKENS = 48, 256
 MAX_QUESTIONS = 8
 CALIBRATION_ROW = 512
 """Most tokens of a row that a model is calibrated on."""

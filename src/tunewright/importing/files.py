@@ -10,7 +10,7 @@ from tunewright.core.errors import ConfigError, Problem, problem
 from tunewright.core.files import write_text
 from tunewright.core.runfile import flatten, parse_run, read_yaml
 from tunewright.core.words import say
-from tunewright.importing import axolotl, command, llama_factory, swift, torchtune, trl
+from tunewright.importing import axolotl, command, llama_factory, processes, swift, torchtune, trl
 from tunewright.importing.sheet import DEFAULT, EMPTY, LOST, Line, Sheet
 
 SYSTEMS = (llama_factory, axolotl, swift, trl, torchtune)
@@ -104,7 +104,7 @@ def translate(source: Path | str, devices: int = 1) -> Imported:
     if asked is None:
         given, where = read_yaml(path)
         module = _told(given, path)
-        return _answered(module, given, where, path.name, devices, "")
+        return _answered(module, given, where, path.name, devices, "", path.parent)
     given, where = {}, {}
     shown = path.name if path.is_file() else f"{asked.program} {asked.verb}"
     if asked.file is not None:
@@ -153,12 +153,19 @@ def _told(given: dict[str, Any], path: Path) -> Any:
 
 
 def _answered(
-    module: Any, given: dict[str, Any], where: dict[str, str], shown: str, devices: int, verb: str
+    module: Any,
+    given: dict[str, Any],
+    where: dict[str, str],
+    shown: str,
+    devices: int,
+    verb: str,
+    folder: Path | None = None,
 ) -> Imported:
-    """The keys of one tool, answered."""
+    """The keys of one tool, answered. `folder`: where files lie that the keys name."""
     sheet = Sheet(module.NAME, _whole(given), where)
     with_verb = module not in (llama_factory, axolotl)
     module.translate(sheet, devices, *([verb] if with_verb else []))
+    processes.take(sheet, devices, folder)  # the same settings in all of them
     lines = sheet.finish()
     return Imported(shown, module.NAME, lines, _nested(sheet.run), _problems(sheet, shown))
 

@@ -41,8 +41,6 @@ class BaseWeights:
         import torch
 
         self.model, self.names = model, names
-        by_name = dict(model.named_parameters())
-        self.parameters = {name: by_name[name] for name in names}
         self.dtypes = {name: p.dtype for name, p in self.parameters.items()}
         self.kept: dict[str, Tensor] = (
             {name: p.detach().clone() for name, p in self.parameters.items()} if keep else {}
@@ -65,6 +63,13 @@ class BaseWeights:
                 if inside:
                     self.wrapped[module] = vars(module).get("forward")
                     module.forward = in_number_type_of(module, module.forward, inside)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What trains, by name. Looked up each time: weights that were put in shares are other
+        objects."""
+        by_name = dict(self.model.named_parameters())
+        return {name: by_name[name] for name in self.names}
 
     @contextlib.contextmanager
     def originals(self) -> Iterator[None]:

@@ -235,6 +235,7 @@ def load(
     on_quantised=True,
     load=load,
     rate=5e-5,
+    in_shares=False,
 )
 def diff_pruning(
     config: DiffPruningConfig, model: Model, anatomy: Anatomy, base_path: str

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from tunewright.core.errors import CompatError, problem
 from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Model
-from tunewright.methods import whole_modules, word_rows
+from tunewright.methods import experts, whole_modules, word_rows
 from tunewright.methods.lora_starts import start_from_rounding, start_from_rows, start_from_weights
 from tunewright.methods.peft import attach_peft, placing, require_linear, wrap
 from tunewright.methods.targets import LowRankSection, chosen_layers, ranks_of, small_layers
@@ -307,14 +307,16 @@ def _attach(
 ) -> Attached:
     import peft
 
-    names = chosen_layers(config, model, anatomy)
+    names = chosen_layers(config, model, anatomy, tensors=True)
+    experts.require(config, names, anatomy, start, dora=dora)
+    modules = [name for name in names if name not in anatomy.parameters]
     per_rank = 1.0 if start else 0.0 if rslora else 2.0
-    ranks = ranks_of(config, model, names, anatomy, per_rank)
+    ranks = ranks_of(config, model, names, anatomy, per_rank, experts.rank_of(config, model))
     if start == "eva":  # PEFT deals out one rank of its own
         small_layers(model, names, ranks.ranks, all_alike=True)
     if start == "olora":
         require_linear(
-            model, names, "olora"
+            model, modules, "olora"
         )  # PEFT decomposes the weight as it lies, and Conv1D's lies turned
     words = (
         word_rows.make(config.new_tokens, model, anatomy, "method.new_tokens")
@@ -344,13 +346,15 @@ def _attach(
         trainable_token_indices={place: words.ids for place in words.places}
         if words and words.places
         else None,
+        target_parameters=experts.short_names(names, anatomy) or None,
         **whole_modules.named_for_peft(model, whole),
-        **placing(model, names),
+        **placing(model, modules),
     )
     wrapped = wrap(model, settings, base_path)
     if words:
         words.start(wrapped, "pieces")
-    return ranks.told(_begun(wrapped, config.rank, start, niter))
+    attached = ranks.told(_begun(wrapped, config.rank, start, niter))
+    return experts.told(attached, ranks, config, model)
 
 
 def _begun(wrapped: PeftModel, rank: int, start: str, niter: int | None) -> Attached:
@@ -358,18 +362,6 @@ def _begun(wrapped: PeftModel, rank: int, start: str, niter: int | None) -> Atta
     is PEFT's own)."""
     if not start:
         return attach_peft(wrapped)
-    # PEFT takes some names for the tensors in which a family stores all its experts: what it puts
-    # there has no matrix to start from.
-    tensors = next(
-        (
-            name
-            for name, module in wrapped.named_modules()
-            if type(module).__name__ == "ParamWrapper"
-        ),
-        None,
-    )
-    if tensors is not None:
-        raise CompatError(problem("E-METHOD-77", "method.targets", start=start, module=tensors))
     if start == "eva":
         return start_from_rows(attach_peft(wrapped), wrapped, rank)
     if start == "loftq":

@@ -349,6 +349,7 @@ def load(
     merges=NO_MERGE,
     load=load,
     rate=5e-5,
+    one_process=True,
 )
 def mixture_of_depths(
     config: MixtureOfDepthsConfig, model: Model, anatomy: Anatomy, base_path: str

@@ -16,6 +16,7 @@ from tunewright.core.registry import kinds_of_peft_type, usual_rate
 from tunewright.core.types import Attached, Model, Needs
 from tunewright.core.words import say
 from tunewright.methods.base_weights import in_number_type_of
+from tunewright.models.peft_names import as_written, make_portable
 
 if TYPE_CHECKING:
     import peft
@@ -39,7 +40,8 @@ def wrap(model: Model, settings: peft.PeftConfig, base_path: str) -> PeftModel:
             # PEFT remarks on itself (renamed attributes, values it adjusts, turned weights); what
             # matters to a user is an error of ours.
             warnings.simplefilter("ignore")
-            wrapped = peft.get_peft_model(model, settings)
+            with as_written():
+                wrapped = peft.get_peft_model(model, settings)
     except (
         ValueError,
         TypeError,
@@ -120,6 +122,7 @@ def attach_peft(wrapped: PeftModel) -> Attached:
 
     def save(folder: Path) -> None:
         wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+        make_portable(folder, wrapped.get_base_model(), config)
 
     reason = say("methods.no_merge", type=kind) if not can_merge(wrapped) else ""
     # A start that PEFT took out of the weights is missing from the base, whoever trained the
@@ -270,7 +273,7 @@ def require_linear(model: Model, names: list[str], kind: str) -> None:
 def placing(model: Model, names: list[str]) -> dict[str, Any]:
     """What every layer-wise PEFT config says about where it sits."""
     found: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": short_names(model, names)}
-    if all(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names):
+    if names and all(type(model.get_submodule(name)).__name__ == "Conv1D" for name in names):
         found["fan_in_fan_out"] = True  # GPT-2 stores its weights turned
     return found
 

@@ -428,6 +428,7 @@ def boft(config: BoftConfig, model: Model, anatomy: Anatomy, base_path: str) -> 
     "adalora",
     AdaloraConfig,
     by="PEFT",
+    in_shares=False,
     source="arXiv 2303.10512",
     trains="low-rank updates whose ranks move to where they are needed",
     rate=1e-3,

@@ -4,7 +4,7 @@ fit those."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -66,6 +66,10 @@ class LowRankSection(TargetSection):
     alpha: float | None = Field(default=None, gt=0)
     """Strength: the update is multiplied by alpha / rank (rsLoRA: by alpha / sqrt(rank)). Default:
     twice the rank; PiSSA and OLoRA the rank; rsLoRA 8."""
+    expert_rank: int | None = Field(default=None, gt=0)
+    """Rank of the update of every single expert, where `targets` name `experts`. Default: the rank
+    divided by the experts that a token visits, so that a token passes as many numbers as in a dense
+    layer."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of inputs of the update set to 0 while training; one draw for each row, which samples
     that share the row share."""
@@ -153,10 +157,13 @@ def low_rank_moments(config: Any, shape: ModelShape) -> int:
     return 2 * (shape.parameters - sum(m.weights for m in seen) + low)
 
 
-def chosen_layers(config: TargetSection, model: Model, anatomy: Anatomy) -> list[str]:
-    """Names of the modules that `targets` and `layers` choose. Raises ModelError for a target that
-    matches nothing, CompatError for a block that does not exist."""
-    names: list[str] = anatomy.select(config.targets)
+def chosen_layers(
+    config: TargetSection, model: Model, anatomy: Anatomy, *, tensors: bool = False
+) -> list[str]:
+    """Names of the modules (and, where the caller can take them, of the `tensors` that hold all
+    experts) that `targets` and `layers` choose. Raises ModelError for a target that matches
+    nothing, CompatError for a block that does not exist."""
+    names: list[str] = anatomy.select(config.targets, tensors=tensors)
     if config.layers is None:
         return names
     count = len(anatomy.blocks)
@@ -187,19 +194,23 @@ class Ranks:
     ranks: dict[str, int]
     alphas: dict[str, float]
     small: dict[str, int]
+    experts: dict[str, int] = field(default_factory=dict)
+    """Tensors that hold all experts, each with the rank of one expert's update."""
 
     def patterns(self, alpha: float, *, rooted: bool = False) -> dict[str, Any]:
-        """PEFT's `rank_pattern` and `alpha_pattern`. A layer that is too small for its rank keeps
-        its strength (`rooted`: alpha / sqrt(rank), else alpha / rank)."""
+        """PEFT's `rank_pattern` and `alpha_pattern`. A layer that is too small for its rank, and an
+        expert, which has a share of it, keep its strength (`rooted`: alpha / sqrt(rank), else
+        alpha / rank)."""
         alphas = {}
+        lower = self.small | self.experts
         for name in self.names:
             own = self.alphas.get(name, alpha)
-            if name in self.small:
-                share = self.small[name] / self.ranks[name]
+            if name in lower:
+                share = lower[name] / self.ranks[name]
                 own *= share**0.5 if rooted else share
             if own != alpha:
                 alphas[name] = own
-        ranks = {name: self.small.get(name, self.ranks[name]) for name in self.names}
+        ranks = {name: lower.get(name, self.ranks[name]) for name in self.names}
         ranks = {name: rank for name, rank in ranks.items() if rank != self.rank}
         found = {"rank_pattern": self._short(ranks), "alpha_pattern": self._short(alphas)}
         return {key: value for key, value in found.items() if value}
@@ -210,10 +221,14 @@ class Ranks:
         alike: dict[str, set[Any]] = {}
         for name in self.names:
             alike.setdefault(name.rpartition(".")[2], set()).add(values.get(name))
-        return {
-            short if len(alike[short := name.rpartition(".")[2]]) == 1 else re.escape(name): value
-            for name, value in values.items()
-        }
+
+        def key(name: str) -> str:
+            if name in self.experts:  # a dense layer beside them may have the same last name
+                return re.escape(".".join(name.split(".")[-2:]))
+            short = name.rpartition(".")[2]
+            return short if len(alike[short]) == 1 else re.escape(name)
+
+        return {key(name): value for name, value in values.items()}
 
     def told(self, attached: Attached, sentence: str = "methods.rank_capped") -> Attached:
         """Say it where the method is put on."""
@@ -232,8 +247,19 @@ class Ranks:
         return attached
 
 
+def tensor_of(model: Model, name: str) -> Any:
+    """The parameter of that name, None for the name of a module."""
+    parent, _, own = name.rpartition(".")
+    return model.get_submodule(parent)._parameters.get(own) if parent else None
+
+
 def ranks_of(
-    config: LowRankSection, model: Model, names: list[str], anatomy: Anatomy, per_rank: float
+    config: LowRankSection,
+    model: Model,
+    names: list[str],
+    anatomy: Anatomy,
+    per_rank: float,
+    expert_rank: int | None = None,
 ) -> Ranks:
     """The rank and strength of each of the layers `names`. Where no alpha is given, a layer of
     another rank has `per_rank` times its own rank; 0: the alpha of all.
@@ -246,8 +272,8 @@ def ranks_of(
     }
     per_layer: dict[str, dict[str, Any]] = {}
     faults = []
-    for field, pattern in patterns.items():
-        per_layer[field] = found = {}
+    for key_of, pattern in patterns.items():
+        per_layer[key_of] = found = {}
         unused = set(pattern)
         words = {key: _chosen_by(key, anatomy) for key in pattern}
         for name in names:
@@ -256,7 +282,7 @@ def ranks_of(
             if keys:
                 found[name] = pattern[min(keys, key=_breadth)]
         faults += [
-            problem("E-KEY-02", f"method.{field}", key=key, targets=", ".join(config.targets))
+            problem("E-KEY-02", f"method.{key_of}", key=key, targets=", ".join(config.targets))
             for key in pattern
             if key in unused
         ]
@@ -266,7 +292,20 @@ def ranks_of(
     if config.alpha is None and per_rank:
         own = {name: per_rank * rank for name, rank in ranks.items() if rank != config.rank}
         alphas = own | alphas
-    return Ranks(config.rank, names, ranks, alphas, small_layers(model, names, ranks))
+    named = per_layer["rank_pattern"]
+    each = {name: named.get(name, expert_rank or config.rank) for name in names}
+    tensors = experts_of(model, each)
+    return Ranks(config.rank, names, ranks, alphas, small_layers(model, names, ranks), tensors)
+
+
+def experts_of(model: Model, ranks: dict[str, int]) -> dict[str, int]:
+    """Of the names those that hold all experts in one tensor, with a rank that fits an expert."""
+    shapes = {name: tensor_of(model, name) for name in ranks}
+    return {
+        name: min(ranks[name], *tensor.shape[1:])
+        for name, tensor in shapes.items()
+        if tensor is not None and tensor.dim() == 3
+    }
 
 
 def _chosen_by(key: str, anatomy: Anatomy) -> set[str] | None:
@@ -275,7 +314,7 @@ def _chosen_by(key: str, anatomy: Anatomy) -> set[str] | None:
     if not _breadth(key):
         return None
     there = key in WHOLE or key in anatomy.roles or key in GROUPS
-    return set(anatomy.select([key])) if there else set()
+    return set(anatomy.select([key], tensors=True)) if there else set()
 
 
 def _fits(key: str, name: str, chosen: set[str] | None) -> bool:
@@ -303,18 +342,25 @@ def small_layers(
     Raises CompatError where every one of them is; with `all_alike`, where any is.
     """
     found: dict[str, int] = {}
+    layers = 0  # experts beside them are measured apart
     widest = ("", 0, 0)
     for name in names:
-        module = model.get_submodule(name)
+        tensor = tensor_of(model, name)
+        if tensor is not None and tensor.dim() == 3:
+            continue
+        layers += 1
+        module = model.get_submodule(name) if tensor is None else None
         inputs, outputs = (
-            shape_of(module)
+            tuple(tensor.shape)
+            if tensor is not None
+            else shape_of(module)
             if is_linear(module)
-            else tuple(module.get_parameter("weight").shape)[:2]
+            else tuple(model.get_parameter(f"{name}.weight").shape)[:2]
         )
         widest = max(widest, (name, inputs, outputs), key=lambda one: min(one[1:]))
         if ranks[name] > min(inputs, outputs):
             found[name] = min(inputs, outputs)
-    if names and (len(found) == len(names) or (all_alike and found)):
+    if layers and (len(found) == layers or (all_alike and found)):
         name, inputs, outputs = widest
         raise CompatError(
             problem(

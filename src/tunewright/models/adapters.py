@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import ModelError, first_line, problem, raise_all
+from tunewright.models.peft_names import naming
 from tunewright.models.scalar_heads import SCORE_KEY, put_stored_score, stored_score
 from tunewright.models.vocabulary import fit_rows
 from tunewright.sources import headers, vet
@@ -36,16 +37,17 @@ def load_adapter(
             if scores:  # a reward run: the same layers, and a head that we put on ourselves
                 config.task_type, config.modules_to_save = "CAUSAL_LM", None
             prompt = trainable and config.is_prompt_learning
-            wrapped = (
-                _prompt_to_train(model, config, folder)
-                if prompt
-                else PeftModel.from_pretrained(
-                    model, folder, name, is_trainable=trainable, config=config
+            with naming(folder, config, model):
+                wrapped = (
+                    _prompt_to_train(model, config, folder)
+                    if prompt
+                    else PeftModel.from_pretrained(
+                        model, folder, name, is_trainable=trainable, config=config
+                    )
                 )
-            )
+                _widen(wrapped, folder, name, base)
     except Exception as e:
         raise _does_not_fit(folder, e) from e
-    _widen(wrapped, folder, name, base)
     _require_all_placed(wrapped, folder, name)
     if scores:
         weight = stored_score(folder)
@@ -61,15 +63,21 @@ def add_adapter(wrapped: Any, folder: Path, name: str) -> None:
     `load_adapter` does."""
     import warnings
 
+    from peft import PeftConfig
+
     raise_all(vet.problems_of(folder, kind="adapter"), ModelError)
     base = {id(p) for p in wrapped.parameters()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wrapped.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+            config = PeftConfig.from_pretrained(str(folder))
+            with naming(folder, config, wrapped.get_base_model()):
+                if not config.is_prompt_learning:
+                    wrapped.add_adapter(name, config)
+                wrapped.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+                _widen(wrapped, folder, name, base)
     except Exception as e:
         raise _does_not_fit(folder, e) from e
-    _widen(wrapped, folder, name, base)
     _require_all_placed(wrapped, folder, name)
 
 

@@ -33,10 +33,24 @@ ROLES = (
     "mlp.up",
     "mlp.gate_up",
     "mlp.down",
+    "experts.gate_up",
+    "experts.gate",
+    "experts.up",
+    "experts.down",
+    "router",
     "norm",
     "embedding",
     "head",
 )
+GROUPS = ("attention", "mlp", "experts")
+"""Words for all roles that begin so."""
+EXPERTS = {
+    "gate_up_proj": "experts.gate_up",
+    "gate_proj": "experts.gate",
+    "up_proj": "experts.up",
+    "down_proj": "experts.down",
+}
+"""Tensors that hold one matrix for each expert, by their own names."""
 WHOLE = ("all", "linear", "all-linear")
 """Words for every linear module inside the blocks."""
 FUSED = {
@@ -104,16 +118,20 @@ class Anatomy:
     """Every linear module inside the blocks, routers of experts left out."""
     modules: list[str] = field(default_factory=list)
     """Every module that has weights of its own."""
+    parameters: list[str] = field(default_factory=list)
+    """Tensors that stand in a role without a module of their own: those that hold a matrix for each
+    expert, and the weights of routers. They are selected by `experts`, by their roles and by name,
+    never by `linear`."""
     past: list[str] = field(default_factory=list)
     """Linear modules whose weights the family reads without calling them: what is put on such a
     module does not act. Left out of groups and roles."""
 
-    def select(self, targets: list[str]) -> list[str]:
-        """Module names for roles (`attention.query`), groups (`attention`, `mlp`, `all`) and plain
-        module names (`q_proj`), each once.
+    def select(self, targets: list[str], *, tensors: bool = False) -> list[str]:
+        """Module names for roles (`attention.query`), groups (`attention`, `mlp`, `experts`, `all`)
+        and plain module names (`q_proj`), each once; with `tensors` also names of `parameters`.
 
         Raises ModelError naming every target that matches nothing, with the roles this model has
-        and a guess.
+        and a guess, and every one that matches tensors which the caller cannot take.
         """
         found: set[str] = set()
         wrong: list[Problem] = []
@@ -126,8 +144,11 @@ class Anatomy:
             found.update(names)
             if not names:
                 wrong.append(self._no_match(target))
+            elif not tensors and not set(names).isdisjoint(self.parameters):
+                first = next(name for name in names if name in self.parameters)
+                wrong.append(problem("E-MODEL-90", target, target=target, module=first))
         raise_all(wrong, ModelError)
-        return [name for name in self.modules if name in found]
+        return [name for name in (*self.modules, *self.parameters) if name in found]
 
     def role_of(self, module: str) -> str | None:
         """The role of a module, or None."""
@@ -138,18 +159,24 @@ class Anatomy:
             return self.linear
         if target in self.roles:
             return self.roles[target]
-        if target in ("attention", "mlp"):
+        if target in GROUPS:
             return [
                 name
                 for role, names in self.roles.items()
                 if role.startswith(f"{target}.")
                 for name in names
             ]
-        return [name for name in self.modules if name == target or name.endswith(f".{target}")]
+        modules = [name for name in self.modules if name == target or name.endswith(f".{target}")]
+        # A layer comes before a tensor of the same name: `down_proj` is the dense one.
+        return modules or [
+            name for name in self.parameters if name == target or name.endswith(f".{target}")
+        ]
 
     def _no_match(self, target: str) -> Problem:
         has = ", ".join(r for r in ROLES if r in self.roles)
         fused = FUSED.get(target)
+        if target.removesuffix("_proj") in ("gate", "up") and "experts.gate_up" in self.roles:
+            fused = "experts.gate_up"
         if fused in self.roles:
             return problem(
                 "E-MODEL-36",
@@ -165,9 +192,7 @@ class Anatomy:
                 "E-MODEL-37", target, target=target, parts=", ".join(parts), family=self.family
             )
         groups = [
-            group
-            for group in ("attention", "mlp")
-            if any(role.startswith(f"{group}.") for role in self.roles)
+            group for group in GROUPS if any(role.startswith(f"{group}.") for role in self.roles)
         ]
         words = [
             *self.roles,
@@ -178,7 +203,7 @@ class Anatomy:
         close = difflib.get_close_matches(target, words, n=1, cutoff=0.5)
         # A part that this family does not have has no other spelling; and nobody is asked whether
         # he meant what he wrote.
-        known = target in ROLES or target in ("attention", "mlp")
+        known = target in ROLES or target in GROUPS
         hint = "" if known else say("models.target_guess", guess=close[0] if close else "all")
         listed = "".join(f"{group}, " for group in groups)
         return problem(
@@ -229,6 +254,9 @@ def of(model: PreTrainedModel) -> Anatomy:
             say("models.read_past", modules=", ".join(sorted({n.rpartition(".")[2] for n in past})))
         )
         linear = [n for n in linear if n not in past]
+    whole = _expert_roles(blocks, by_name)
+    roles |= whole
+    tensors = [n for names in whole.values() for n in names if n not in by_name]
     experts = [
         n
         for b in blocks
@@ -250,6 +278,7 @@ def of(model: PreTrainedModel) -> Anatomy:
         notes,
         linear,
         own,
+        tensors,
         past,
     )
 
@@ -261,12 +290,23 @@ def model_types(config: Any) -> tuple[str, str]:
     return str(config.model_type), str(text.model_type)
 
 
+def body_of(causal: Any) -> Any:
+    """The causal model without its head. Llama 4's text model states a name that it has not."""
+    found = getattr(causal, causal.base_model_prefix, None)
+    return getattr(causal, "model", causal) if found is None else found
+
+
 def is_linear(module: Any) -> bool:
     """A matrix product with a weight of two dimensions: torch's Linear and its quantised kin, and
     GPT-2's Conv1D."""
     kind = type(module).__name__
-    if "Embedding" in kind or not (
-        (hasattr(module, "in_features") and hasattr(module, "out_features")) or kind == "Conv1D"
+    # DeepSeek-V4's grouped product gives each group of rows a part of the weight of its own.
+    if (
+        "Embedding" in kind
+        or "Grouped" in kind
+        or not (
+            (hasattr(module, "in_features") and hasattr(module, "out_features")) or kind == "Conv1D"
+        )
     ):
         return False
     # The weight of a quantised layer is made when it is read, so here it is only looked for.
@@ -408,6 +448,29 @@ def _is_router(name: str, by_name: dict[str, Any]) -> bool:
         ):
             return True
     return False
+
+
+def _expert_roles(blocks: list[str], by_name: dict[str, Any]) -> dict[str, list[str]]:
+    """Role -> names of the tensors that hold all experts, and of what chooses among them: a plain
+    linear layer, or the weight of a module that does more."""
+    roles: dict[str, list[str]] = {}
+    for name, module in by_name.items():
+        if not any(name.startswith(f"{block}.") for block in blocks):
+            continue
+        if "expert" in name.rpartition(".")[2]:
+            for own, p in module.named_parameters(recurse=False):
+                if p.dim() == 3 and own in EXPERTS:
+                    roles.setdefault(EXPERTS[own], []).append(f"{name}.{own}")
+        last = name.rpartition(".")[2]
+        if last == "shared_expert_gate":  # it weighs one expert and chooses none
+            continue
+        if (last in ROUTERS or "Router" in type(module).__name__) and _is_router(name, by_name):
+            weight = getattr(module, "_parameters", {}).get("weight")
+            if type(module).__name__ == "Linear":
+                roles.setdefault("router", []).append(name)
+            elif weight is not None and weight.dim() == 2:
+                roles.setdefault("router", []).append(f"{name}.weight")
+    return roles
 
 
 def _is_read_past(name: str, by_name: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunewright.models.anatomy import body_of
 from tunewright.models.kernels.answer_attention import AnswerMemory
 from tunewright.models.kernels.fused import norm_form
 from tunewright.models.kernels.packed import FUSED, Packed, Packs, product_of
@@ -190,11 +191,17 @@ def _onto(h: Tensor, x: Tensor, product: Any, norm: Rows | None) -> Tensor:
     return out
 
 
+def _text_body(causal: Any) -> Any:
+    """The stack of blocks that reads words: where images come in as well it stands one deeper."""
+    body = body_of(causal)
+    return body if hasattr(body, "layers") else getattr(body, "language_model", body)
+
+
 class DenseStep:
     """A causal model of one of `FAMILIES`, ready to take one token of every row."""
 
     def __init__(self, causal: Any, packs: Packs | None) -> None:
-        body = getattr(causal, causal.base_model_prefix)
+        body = _text_body(causal)
         config = causal.config.get_text_config()
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(body.layers)
         self.embed, self.rotary = body.get_input_embeddings(), body.rotary_emb
@@ -214,11 +221,13 @@ class DenseStep:
         """The step of a model whose blocks are known and are what runs, else None."""
         if causal.config.get_text_config().model_type not in FAMILIES:
             return None
-        body = getattr(causal, causal.base_model_prefix)
-        blocks = list(body.layers)
-        if not all(
-            _as_it_is(part) for block in blocks for part in (block, block.self_attn)
-        ) or not _as_it_is(body):
+        body = _text_body(causal)
+        blocks = list(getattr(body, "layers", ()))
+        if (
+            not blocks
+            or not all(_as_it_is(part) for block in blocks for part in (block, block.self_attn))
+            or not _as_it_is(body)
+        ):
             return None
         return cls(causal, packs)
 

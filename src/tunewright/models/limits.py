@@ -3,6 +3,9 @@ the numbers that act."""
 
 KEEP_BYTES = 768 * 2**20
 """Attention probabilities are kept for the backward pass up to here (`engine.policy`)."""
+AT_ONCE = 64 * 2**20
+"""Bytes of an optimiser's state that are on the device at once where it lies elsewhere, at least
+one parameter's (`engine.offload`)."""
 HEAD_ROWS = 512
 """Rows that visit the output head at once (`kernels.label_head`)."""
 WIDE_NUMBERS = 1 << 24

@@ -22,6 +22,7 @@ from tunewright.core.machine import return_freed_memory
 from tunewright.core.telling import silent
 from tunewright.core.words import say
 from tunewright.models import rotary
+from tunewright.models.proven import doubts
 from tunewright.sources import headers, vet
 from tunewright.sources.remote_code import Place, place_of
 
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-DROPOUT = re.compile(r"dropout|_pdrop$|drop_prob|layerdrop|drop_path", re.IGNORECASE)
+DROPOUT = re.compile(r"dropout|_pdrop$|drop_prob|layerdrop|drop_path|jitter", re.IGNORECASE)
+"""What makes a model another one while it trains. Noise on the inputs of routers (jitter) is, too:
+samples that share a row would have to share its noise."""
+DRAWS = ("PhimoeTopKRouter",)
+"""Routers that draw their experts while they train; here they choose as they do when they answer.
+"""
 
 MADE_UP = (1 << 16) + 1
 """Random numbers of which made-up weights consist; odd, so that rows of a matrix differ."""
@@ -95,13 +101,16 @@ def load_model(
         )
     wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     number_type = base.number_type if base is not None else None
-    # What will be quantised is read on the CPU: a device that needs few bits has no room for the
-    # wide model.
     placed = {} if str(device) == "cpu" or number_type else {"device_map": {"": str(device)}}
+    count = 0
     try:
         config = load_config(folder, base, said)
         said += silence_dropout(config)
-        model, info = _built(place, config, attention, said, dtype=wanted, **placed)
+        said += doubts(config)
+        if base is not None and number_type is not None:
+            model, info, count = _few_bits(place, config, attention, wanted, base, device)
+        else:
+            model, info = _built(place, config, attention, said, dtype=wanted, **placed)
     except CompatError:
         raise
     except Exception as e:
@@ -119,15 +128,40 @@ def load_model(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    keep_choosing(model)
     model.requires_grad_(False)
     if scorer:
         weight = stored_score(place.folder)
         if weight is None:
             raise ModelError(problem("E-OBJ-32", str(folder)))
         put_stored_score(model, weight, folder)
-    if base is not None and number_type is not None:
-        _quantise(model, base, device, said)
+    if count:
+        assert base is not None
+        return_freed_memory()
+        _say_quantised(count, base, said)
     return model.eval()
+
+
+def _few_bits(
+    place: Place, config: Any, attention: str, dtype: Any, base: BaseConfig, device: Any
+) -> tuple[Any, dict[str, Any], int]:
+    """The model with the matrices of its blocks in few bits, read one at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    from tunewright.models.quantised_load import load_quantised
+
+    with silent(), torch.device("meta"):
+        planned: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=place.model)
+    way = attention if getattr(planned, "_supports_sdpa", True) else "eager"
+    if dtype == "auto":
+        dtype = config.dtype or torch.float32
+    model, info, count = load_quantised(
+        type(planned), place.folder, config, base, device, dtype=dtype, attn_implementation=way
+    )
+    if (place.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(place.folder))
+    return model, info, count
 
 
 def made_up(
@@ -238,7 +272,7 @@ def _architecture(folder: Path) -> str:
 def _quantise(
     model: PreTrainedModel, base: BaseConfig, device: torch.device | str, said: list[str]
 ) -> None:
-    """Keep the matrices of the blocks in few bits and say so."""
+    """Keep the matrices of the blocks of a model in memory in few bits, and say so."""
     from tunewright.models.quantised import quantise_model
 
     assert base.number_type is not None
@@ -246,6 +280,10 @@ def _quantise(
         model, base.number_type, base.double, base.block, None if str(device) == "cpu" else device
     )
     return_freed_memory()
+    _say_quantised(count, base, said)
+
+
+def _say_quantised(count: int, base: BaseConfig, said: list[str]) -> None:
     said.append(
         say(
             "models.quantised",
@@ -290,6 +328,14 @@ def _require_whole(folder: Path, model: PreTrainedModel, info: Any) -> None:
     raise_all(found, ModelError)
 
 
+def keep_choosing(model: Any) -> None:
+    """Let routers that draw while they train choose as they do otherwise."""
+    for module in model.modules():
+        if type(module).__name__ in DRAWS:
+            module.eval()
+            module.train = lambda mode=True, own=module: own
+
+
 def silence_dropout(config: Any) -> list[str]:
     """Set every dropout of a config, and of the configs inside it, to 0; one sentence for each that
     was not 0 before."""
@@ -303,6 +349,9 @@ def silence_dropout(config: Any) -> list[str]:
         ),
     ]:
         for name, value in list(vars(inner).items()):
+            # Phi-MoE's jitter is the width of the gap by which it chooses, also when it answers.
+            if config.model_type == "phimoe" and name == "router_jitter_noise":
+                continue
             if DROPOUT.search(name) and type(value) is float and value > 0:
                 setattr(inner, name, 0.0)
                 said.append(say("models.dropout_off", name=name, value=value))
@@ -348,6 +397,23 @@ def context_of(config: Any) -> int | None:
     if not isinstance(found, int) or found < 2:
         return None
     return int(found * rotary.context_factor(config))
+
+
+def size_of(config: Any, *names: str) -> int:
+    """The first of `names` that a configuration states as a number, 0 where none is. Where layers
+    differ, the largest of theirs; a model of several parts (bytes to patches and back) has as many
+    layers as all of them."""
+    for name in names:
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError:  # Transformers' own, where each layer states it for itself
+            value = [getattr(layer, name, 0) for layer in config.per_layer_config]
+        if isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
+            value = max(value)
+        if type(value) is int and value > 0:
+            return value
+    parts = [getattr(config, part, None) for part in getattr(config, "sub_configs", {})]
+    return sum(size_of(part, *names) for part in parts if part is not None)
 
 
 def room_of(causal: Any, model: Any) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tunewright.core.moves import to_device
 from tunewright.core.types import PassOutput, Sample
 
 if TYPE_CHECKING:
@@ -34,4 +35,4 @@ def places_of(role: str, output: PassOutput) -> Tensor:
     import torch
 
     found = [i for i, one in enumerate(roles(output)) if one == role]
-    return torch.tensor(found, dtype=torch.long, device=output.weight.device)
+    return to_device(found, output.weight.device, torch.long)

@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import Field
 
 from tunewright.core.config import Section
+from tunewright.core.moves import later
 from tunewright.core.registry import objectives
 from tunewright.core.types import Objective, OwnAnswers, PassOutput, Sample, Teaching, Term
 from tunewright.objectives.branches import learnt_weight
@@ -123,8 +124,8 @@ def _functions(
         assert output.divergence is not None
         count = len(output.weight)
         output.figures |= {
-            "nll": (-float(output.logprob.detach().sum()), count),
-            "divergence": (float(output.divergence.detach().sum()), count),
+            "nll": (-later(output.logprob.sum()), count),
+            "divergence": (later(output.divergence.sum()), count),
         }
         found = {"teacher": (square * (output.weight * output.divergence).sum(), 1 - alpha)}
         if alpha:

@@ -28,6 +28,7 @@ from pydantic import Field
 from tunewright.core.config import Section
 from tunewright.core.errors import DataError, problem
 from tunewright.core.key_index import KEY_BYTES, KeyIndex
+from tunewright.core.moves import later, to_device
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Objective, Passes, PassOutput, Sample, Term
 from tunewright.objectives.branches import per_branch, roles
@@ -163,15 +164,21 @@ def kto(config: KtoConfig) -> Objective:
         import torch
 
         reward_B, weight_B = rewards(output)
-        good_B = torch.tensor([role in GOOD for role in roles(output)], device=reward_B.device)
+        is_good = [role in GOOD for role in roles(output)]
+        device = reward_B.device
+        good_B = to_device(is_good, device, torch.bool)
+        good, bad = (
+            to_device([i for i, one in enumerate(is_good) if one is side], device, torch.long)
+            for side in (True, False)
+        )
         side_B = torch.where(good_B, config.good_weight, config.bad_weight)
         value = kto_loss(reward_B, good_B, baseline["z0"], config.beta, config.loss)
         found, count = reward_B.detach(), len(reward_B)
         right = torch.where(good_B, found > baseline["z0"], found < baseline["z0"])
         output.figures |= {
-            "rewards_good": (config.beta * float(found[good_B].sum()), int(good_B.sum())),
-            "rewards_bad": (config.beta * float(found[~good_B].sum()), int((~good_B).sum())),
-            "right": (float(right.sum()), count),
+            "rewards_good": (config.beta * later(found[good].sum()), len(good)),
+            "rewards_bad": (config.beta * later(found[bad].sum()), len(bad)),
+            "right": (later(right.sum()), count),
             "z0": (baseline["z0"] * count, count),
         }
         return {"kto": ((weight_B * side_B * value).sum(), 1.0)}

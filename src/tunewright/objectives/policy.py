@@ -16,6 +16,7 @@ from pydantic import Field
 
 from tunewright.core.config import Section
 from tunewright.core.errors import ConfigError, problem
+from tunewright.core.moves import later
 from tunewright.core.types import (
     WITHOUT_DIFFERENCE,
     Experience,
@@ -156,7 +157,7 @@ def watch(output: PassOutput, old_L: Tensor, clipped: Tensor) -> None:
     """Figures that every policy objective shows, as (sum over tokens or answers, number)."""
     ratio = (output.logprob - old_L).detach().exp()
     output.figures |= {
-        "clip_share": (float(clipped.sum()), clipped.numel()),
-        "ratio": (float(ratio.sum()), ratio.numel()),
-        "ratio_gap": (float((ratio - 1).abs().sum()), ratio.numel()),
+        "clip_share": (later(clipped.sum()), clipped.numel()),
+        "ratio": (later(ratio.sum()), ratio.numel()),
+        "ratio_gap": (later((ratio - 1).abs().sum()), ratio.numel()),
     }

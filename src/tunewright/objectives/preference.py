@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tunewright.core.config import Section
+from tunewright.core.moves import later
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Figures, Objective, Passes, PassOutput, Sample, Term
 from tunewright.objectives.branches import per_branch, places_of
@@ -270,10 +271,10 @@ def reward_figures(chosen_P: Tensor, rejected_P: Tensor) -> Figures:
     """What people watch of the two answers' rewards, as (sum over pairs, number of pairs)."""
     margin, count = (chosen_P - rejected_P).detach(), len(chosen_P)
     return {
-        "rewards_chosen": (float(chosen_P.detach().sum()), count),
-        "rewards_rejected": (float(rejected_P.detach().sum()), count),
-        "margin": (float(margin.sum()), count),
-        "accuracy": (float((margin > 0).sum()), count),
+        "rewards_chosen": (later(chosen_P.sum()), count),
+        "rewards_rejected": (later(rejected_P.sum()), count),
+        "margin": (later(margin.sum()), count),
+        "accuracy": (later((margin > 0).sum()), count),
     }
 
 
@@ -281,8 +282,8 @@ def _figures(pairs: Pairs, chosen_reward: Tensor, rejected_reward: Tensor) -> Fi
     """The same, and the answers' log-probabilities."""
     count = len(pairs.chosen_P)
     return reward_figures(chosen_reward, rejected_reward) | {
-        "chosen_logprob": (float(pairs.chosen_P.detach().sum()), count),
-        "rejected_logprob": (float(pairs.rejected_P.detach().sum()), count),
+        "chosen_logprob": (later(pairs.chosen_P.sum()), count),
+        "rejected_logprob": (later(pairs.rejected_P.sum()), count),
     }
 
 
@@ -363,7 +364,7 @@ def dpo(config: DpoConfig) -> Objective:
         output.figures |= _figures(pairs, chosen_P, rejected_P)
         if config.wpo:
             own = pairs.own_P
-            output.figures["wpo_weight"] = (float(own.sum()), len(own))
+            output.figures["wpo_weight"] = (later(own.sum()), len(own))
         shift = running.mean if config.bco_shift else 0.0
         found = {name: ((pairs.weight_P * dpo_loss(pairs, config, shift)).sum(), 1.0)}
         return found | _also_likely(output, pairs, config.sft_weight)

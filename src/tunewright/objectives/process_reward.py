@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Literal
 
 from tunewright.core.config import Section
+from tunewright.core.moves import later
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Objective, PassOutput, Sample, Term
 from tunewright.objectives.branches import roles
@@ -77,9 +78,9 @@ def process_reward(config: ProcessRewardConfig) -> Objective:
         ]
         steps = len(right_B)
         output.figures |= {
-            "accuracy": (float(said.sum()), steps),
-            "steps_right": (float(right_B.sum()), steps),
-            "said_right": (float((score_B.detach() > 0).sum()), steps),
+            "accuracy": (later(said.sum()), steps),
+            "steps_right": (later(right_B.sum()), steps),
+            "said_right": (later((score_B > 0).sum()), steps),
             "first_error": (float(sum(found)), len(found)),
         }
         loss = binary_cross_entropy_with_logits(score_B, right_B, weight_B, reduction="sum")

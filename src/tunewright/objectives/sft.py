@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from tunewright.core.config import Section
+from tunewright.core.moves import later
 from tunewright.core.registry import objectives
 from tunewright.core.types import Objective, PassOutput, Sample, Term
 from tunewright.objectives.branches import learnt_weight
@@ -93,8 +94,8 @@ def likelihood(
         count = len(output.weight)
         # What smoothing adds is no error of the model: the plain loss is shown beside it.
         output.figures |= {
-            "nll": (-float(output.logprob.detach().sum()), count),
-            "log_z": (float(output.log_z.detach().sum()), count),
+            "nll": (-later(output.logprob.sum()), count),
+            "log_z": (later(output.log_z.sum()), count),
         }
         found = {name: (-(weight * target).sum(), 1.0)}
         if z_loss:
@@ -109,8 +110,8 @@ def likelihood(
             return plain(output)
         factor_L, count = factor(output), len(output.weight)
         output.figures |= {
-            "nll": (-float(output.logprob.detach().sum()), count),
-            "token_weight": (float(factor_L.sum()), count),
+            "nll": (-later(output.logprob.sum()), count),
+            "token_weight": (later(factor_L.sum()), count),
         }
         return loss_of(output, output.weight * factor_L)
 

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from tunewright.core.errors import CheckpointError
 from tunewright.core.files import readable_size, sha256_of, with_retry, write_json, write_text
 
 FORMAT = 1
-MANIFEST = "MANIFEST.json"
+MANIFEST, STATE = "MANIFEST.json", "state.json"
+SHARD = "shard-*.safetensors"
+"""Files of a checkpoint that several processes wrote: parts of its tensors (`engine.shards`)."""
 NAME = re.compile(r"^step-(\d{6,})$")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 HEADROOM = 1.3
@@ -43,11 +46,62 @@ class Checkpoint:
     quarantined: list[tuple[str, str]] = field(default_factory=list)
     """(folder name, reason) of newer ones that could not be trusted."""
 
-    def tensors(self, name: str) -> dict[str, Any]:
-        """The tensors of one of its files."""
+    def tensors(self, name: str) -> Mapping[str, Any]:
+        """The tensors of one of its files, or of that part of what several processes wrote."""
         from safetensors.torch import load_file
 
-        return load_file(self.folder / f"{name}.safetensors")
+        path = self.folder / f"{name}.safetensors"
+        if path.exists() or not self.in_shards:
+            return load_file(path)
+        return Joined(self.folder, f"{name}/")
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether several processes wrote it."""
+        return any(self.folder.glob(SHARD))
+
+
+class Joined(Mapping[str, Any]):
+    """The whole tensors whose names begin with `prefix`, by the rest of their names, of a
+    checkpoint that several processes wrote. Each file says in its head at which place of the whole
+    its part of a tensor begins. A tensor is read when it is asked for, so that memory holds one at
+    a time."""
+
+    def __init__(self, folder: Path, prefix: str):
+        from safetensors import safe_open
+
+        self._parts: dict[str, list[tuple[Path, str, list[int], list[int]]]] = {}
+        for path in sorted(folder.glob(SHARD)):
+            with safe_open(path, framework="pt") as file:
+                where = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+                for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                    if name.startswith(prefix):
+                        at = list(where[name]["saved_offsets"])
+                        part = (path, name, at, file.get_slice(name).get_shape())
+                        self._parts.setdefault(name.removeprefix(prefix), []).append(part)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, name: str) -> Any:
+        import torch
+        from safetensors import safe_open
+
+        whole: Any = None
+        parts = self._parts[name]
+        ends = [[a + n for a, n in zip(at, shape, strict=True)] for _, _, at, shape in parts]
+        for path, stored, at, shape in parts:
+            with safe_open(path, framework="pt") as file:
+                piece = file.get_tensor(stored)
+            if whole is None:
+                whole = torch.empty(
+                    [max(end) for end in zip(*ends, strict=True)], dtype=piece.dtype
+                )
+            whole[tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True))] = piece
+        return whole
 
 
 def steps_in(root: Path) -> list[int]:
@@ -86,7 +140,21 @@ def save(
     `tensors` maps a file name to named tensors. Raises CheckpointError with the bytes needed when
     the disk is full or not writable; the checkpoints published before are then untouched.
     """
-    needed = bytes_needed(tensors)
+    target = folder_of(root, step)
+    with filling(root, step, bytes_needed(tensors)) as temporary:
+        if temporary is not None:
+            for name, group in tensors.items():
+                _write_tensors(group, temporary / f"{name}.safetensors")
+            seal(temporary, step, state, facts_of(temporary))
+    prune(root, protect)
+    return target
+
+
+@contextlib.contextmanager
+def filling(root: Path, step: int, needed: int) -> Iterator[Path | None]:
+    """A hidden folder to fill with `needed` bytes and to `seal`, which becomes the checkpoint of
+    `step` at the end of the block. None where it stands already: a resumed run came to the same
+    step again, and the same bytes stand there. Raises as `save`."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(root).free
@@ -95,23 +163,42 @@ def save(
         target = folder_of(root, step)
         if target.exists():
             if _flaw(target) is None:
-                return (
-                    target  # a resumed run came to the same step again; the same bytes stand there
-                )
+                yield None
+                return
             _quarantine(target)
-        _publish(root, target, step, tensors, state)
+        with publish.folder(target) as temporary:
+            yield temporary
+        with contextlib.suppress(OSError):  # a hint for people; loading never reads it
+            write_text(root / "LATEST", target.name + "\n")
     except OSError as e:
-        last = [str(folder_of(root, s)) for s in steps_in(root)]
-        code = "E-CKPT-01" if e.errno in FULL else "E-CKPT-02"
-        raise CheckpointError.of(
-            code,
-            str(root),
-            needed=readable_size(HEADROOM * needed),
-            cause=e.strerror or e,
-            last=last[-1] if last else "-",
-        ) from e
-    prune(root, protect)
-    return target
+        raise blamed(root, needed, e) from e
+
+
+def blamed(root: Path, needed: int, cause: OSError) -> CheckpointError:
+    """The error of a checkpoint of `needed` bytes that could not be written."""
+    last = [str(folder_of(root, s)) for s in steps_in(root)]
+    return CheckpointError.of(
+        "E-CKPT-01" if cause.errno in FULL else "E-CKPT-02",
+        str(root),
+        needed=readable_size(HEADROOM * needed),
+        cause=cause.strerror or cause,
+        last=last[-1] if last else "-",
+    )
+
+
+def facts_of(folder: Path, pattern: str = "*") -> dict[str, Any]:
+    """Size and SHA-256 of the files of a folder whose names match, by name."""
+    return {
+        p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in sorted(folder.glob(pattern))
+    }
+
+
+def seal(folder: Path, step: int, state: dict[str, Any], files: dict[str, Any]) -> None:
+    """Write the plain values and, last, the manifest of a folder with `files` (`facts_of`)."""
+    write_json(folder / STATE, {"step": step, **state})
+    files = dict(sorted({**files, **facts_of(folder, STATE)}.items()))
+    write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "files": files})
 
 
 def _write_tensors(group: dict[str, Any], path: Path) -> None:
@@ -126,22 +213,6 @@ def _write_tensors(group: dict[str, Any], path: Path) -> None:
         number = re.search(r"os error (\d+)", str(e))
         code = int(number.group(1)) if number else errno.EIO
         raise OSError(code, os.strerror(code) if os.name != "nt" and number else str(e)) from e
-
-
-def _publish(
-    root: Path, target: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any]
-) -> None:
-    with publish.folder(target) as temporary:
-        for name, group in tensors.items():
-            _write_tensors(group, temporary / f"{name}.safetensors")
-        write_json(temporary / "state.json", {"step": step, **state})
-        files = {
-            p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)}
-            for p in sorted(temporary.iterdir())
-        }
-        write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
-    with contextlib.suppress(OSError):  # a hint for people; loading never reads it
-        write_text(root / "LATEST", target.name + "\n")
 
 
 def prune(root: Path, protect: int | None = None, keep: int = 2) -> None:

@@ -154,6 +154,7 @@ def sizes_section(page: Page) -> Html:
                 ),
             )
         )
+    parts += _experts(page, mapping(s.get("experts")))
     kind = page.record.setting("method.kind") or "lora"
     adapter = (page.record.run / "adapter").is_dir() or not (page.record.run / "model").is_dir()
     if adapter:
@@ -170,6 +171,23 @@ def sizes_section(page: Page) -> Html:
         ]
     parts += [_files(page), el("h3", page.say("sizes.use")), _use(page, adapter)]
     return page.section("sizes", *parts)
+
+
+def _experts(page: Page, found: dict[str, Any]) -> list[Child]:
+    """Which experts of a mixture the training tokens visited, the others by name."""
+    if not found:
+        return []
+    unseen = mapping(found.get("unseen"))
+    told = {
+        "count": whole(found.get("experts")),
+        "layers": whole(found.get("layers")),
+        "share": share(found.get("largest_share")),
+        "unseen": whole(sum(len(experts) for experts in unseen.values())),
+    }
+    if not unseen:
+        return [el("p", page.say("sizes.experts_all", **told))]
+    rows = [(el("code", name), ", ".join(map(str, experts))) for name, experts in unseen.items()]
+    return [el("p", page.say("sizes.experts_unseen", **told)), page.table(rows)]
 
 
 def _files(page: Page) -> Html:

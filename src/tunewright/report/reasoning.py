@@ -16,11 +16,11 @@ def fields_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the sentence `reasoning.VERDICT` about `reasoning` of the summary."""
     told: dict[str, Any] = {"n": whole(found.get("asked")), "most": whole(found.get("most_tokens"))}
     for side in ("before", "after"):
-        figures = mapping(found.get(side))
-        told[f"thoughts_{side}"] = whole(figures.get("with_thoughts"))
-        told[f"right_{side}"] = whole(figures.get("right"))
-        told[f"cut_{side}"] = whole(figures.get("cut_off"))
-        told[f"tokens_{side}"] = whole(round(finite(figures.get("thought_tokens")) or 0))
+        side_of = mapping(found.get(side))
+        told[f"thoughts_{side}"] = whole(side_of.get("with_thoughts"))
+        told[f"right_{side}"] = whole(side_of.get("right"))
+        told[f"cut_{side}"] = whole(side_of.get("cut_off"))
+        told[f"tokens_{side}"] = whole(round(finite(side_of.get("thought_tokens")) or 0))
     return told
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunewright import rewards
+from tunewright.advise import fit
 from tunewright.core.callbacks import Listeners
 from tunewright.core.machine import keep_freed_memory
 from tunewright.core.runfile import kind_of
 from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
-from tunewright.engine import placement
+from tunewright.engine import placement, ranks
 from tunewright.engine.placement import World
 from tunewright.engine.schedule import Schedule, measuring_of
 from tunewright.engine.sharing import step_sharing
@@ -24,6 +25,8 @@ from tunewright.run.prepare import Plan
 from tunewright.text import own_template
 
 if TYPE_CHECKING:
+    from tunewright.advise.fit import Estimate
+    from tunewright.advise.speed import Rates
     from tunewright.engine.loop import Loop
     from tunewright.engine.opening import Ready
 
@@ -52,10 +55,33 @@ class Decided:
 
 def place(plan: Plan) -> World:
     """Resolve the device, dtype, threads and rows of a pass."""
+    team = ranks.current()
     world = placement.start(plan.config.engine, (plan.data.train, plan.data.report))
+    if team.is_many:
+        # What holds for all is what the first found; a GPU and its threads are one's own.
+        world = replace(team.first(lambda: world), device=world.device, threads=world.threads)
     if world.device == "cpu":
         keep_freed_memory()
     return world
+
+
+def place_and_estimate(
+    plan: Plan, measure: Callable[[Any, World], Rates]
+) -> tuple[World, Rates, Estimate]:
+    """Where the run computes, how fast that was seen to be, and what the run will need there; of
+    several ranks the first finds it out. `measure(shape, world)` gives the rates."""
+    world, team = place(plan), ranks.current()
+
+    def find() -> tuple[World, Rates, Estimate]:
+        rates = measure(plan.shape, world)
+        estimate = plan.estimate(world, rates)
+        world.holds_whole = world.parallel != "fsdp" or fit.holds_whole(
+            estimate, fit.room_of(world)
+        )
+        return world, rates, estimate
+
+    found, rates, estimate = team.first(find)
+    return replace(found, device=world.device, threads=world.threads), rates, estimate
 
 
 def open_to_train(
@@ -150,6 +176,10 @@ def say_layout(decided: Decided, tell: Tell) -> None:
             rows=world.rows_per_pass,
         )
     )
+    # On a CPU there is nothing to choose.
+    if decided.layout == "tree" and (world.device != "cpu" or world.attention != "blocks"):
+        why = world.reasons["engine.attention"]
+        tell.line(say("attention.line", backend=world.attention, why=why))
 
 
 def publish(plan: Plan, decided: Decided, tell: Tell) -> None:
@@ -160,7 +190,9 @@ def publish(plan: Plan, decided: Decided, tell: Tell) -> None:
     _count_sharing(plan, decided, tell)
     _say_measured(plan, decided, tell)
     if plan.resume is None:
-        run_folder.create(plan.out, _run_text(plan, decided), plan.data.report, _kept(plan))
+        text, team = _run_text(plan, decided), ranks.current()
+        kept = _kept(plan)
+        team.only_first(lambda: run_folder.create(plan.out, text, plan.data.report, kept))
         tell.line(say("train.folder", folder=plan.out))
 
 
@@ -233,6 +265,10 @@ def _run_text(plan: Plan, decided: Decided) -> str:
         "engine.rows_per_pass": world.rows_per_pass,
         "engine.layout": decided.layout,
         "engine.recompute": world.recompute,
+        "engine.offload": world.offload,
+        "engine.attention": world.attention,
+        "engine.processes": world.processes,
+        "engine.parallel": world.parallel if world.processes > 1 else plan.config.engine.parallel,
         "engine.learning_rate": decided.rate,
         "engine.batch_size": decided.schedule.batch_size,
         "out": str(plan.out),

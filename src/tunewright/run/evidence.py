@@ -17,6 +17,7 @@ from tunewright.core.machine import peak_memory_bytes, versions
 from tunewright.core.stopwatch import Stopwatch
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
+from tunewright.engine import rank_watch, ranks
 from tunewright.record import folder as run_folder
 from tunewright.record.diagnosis import last_word
 from tunewright.record.events import EventLog, plain
@@ -24,6 +25,7 @@ from tunewright.report import html
 from tunewright.run import evaluation, examining
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
+from tunewright.track import Beside
 
 if TYPE_CHECKING:
     from tunewright.advise.fit import Estimate
@@ -36,7 +38,7 @@ IN_THE_LOOP = ("evaluate", "checkpoint")
 """Parts of the time that the steps' own figures tell apart."""
 TOLD_SECONDS = 0.5
 """Parts of the run that took less are not in its closing sentences."""
-NOT_IN_SUMMARY = ("step", "skipped_in_a_row", "groups_alike")
+NOT_IN_SUMMARY = ("step", "skipped_in_a_row", "groups_alike", "imbalance", "kept_sharing")
 """Parts of the progress that the summary names otherwise, or not at all."""
 
 
@@ -72,6 +74,11 @@ class Reached:
     doing: str = "train.doing.load"
     """The sentence of what is being done, for the message of an unforeseen end."""
     log: EventLog | None = None
+    trackers: Beside | None = None
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    """Each process of a run of several: rank, host, device, peak memory."""
+    experts: dict[str, Any] | None = None
+    """Which experts of a mixture the training tokens visited (`engine.routing`)."""
     before: dict[str, float] = field(default_factory=dict)
     """Seconds that `progress` had when this command took the run up."""
 
@@ -79,6 +86,31 @@ class Reached:
         """Take `progress`, which goes on from here, for how far the run has come."""
         self.progress = progress
         self.before = {part: getattr(progress, f"{part}_seconds") for part in IN_THE_LOOP}
+
+    def look_at_experts(self, routing: Any) -> None:
+        """Note and say which experts the training tokens visited."""
+        self.experts = None if routing is None else routing.found()
+        if self.experts is None:
+            return
+        unseen = self.experts["unseen"]
+        share = f"{self.experts['largest_share']:.0%}"
+        count, layers = self.experts["experts"], self.experts["layers"]
+        key = "train.experts_unseen" if unseen else "train.experts_all"
+        first = next(iter(unseen), "")
+        named = ", ".join(map(str, unseen.get(first, [])[:8]))
+        alone = sum(map(len, unseen.values()))
+        self.tell.line(
+            say(
+                key,
+                count=count,
+                layers=layers,
+                share=share,
+                unseen=alone,
+                of=count * layers,
+                first=first,
+                named=named,
+            )
+        )
 
     def seconds(self) -> dict[str, float]:
         """Seconds of this command by what they went to. What the loop measures and writes down
@@ -137,6 +169,8 @@ def whatever_is_raised(reached: Reached) -> Iterator[None]:
             # Closing writes what is left, which a full disk refuses.
             with contextlib.suppress(OSError):
                 reached.log.close()
+        if reached.trackers is not None:
+            reached.trackers.end(reached.tell)
 
 
 def _last_words(reached: Reached, status: Status, error: BaseException) -> None:
@@ -144,6 +178,12 @@ def _last_words(reached: Reached, status: Status, error: BaseException) -> None:
     the one that is told."""
     out, progress = reached.plan.out, reached.progress
     if not (out / "run.yaml").is_file():
+        return
+    team = ranks.current()
+    if not team.is_first:
+        # Rank 0 writes what was reached, unless it is the one that was lost.
+        if team.watch is not None and rank_watch.speaks(team.watch):
+            _note_end(out, status, error, steps=progress.step, total_steps=reached.total_steps)
         return
     try:
         finish(reached, status, str(error))
@@ -232,6 +272,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
     counted = {k: v for k, v in asdict(progress).items() if k not in NOT_IN_SUMMARY}
     saved = decided.folder(plan.out).glob("*.safetensors")
     summary = {
+        **({} if reached.experts is None else {"experts": reached.experts}),
         "status": status,
         "reason": reason,
         **counted,
@@ -252,6 +293,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "dtype": world.dtype,
         "layout": decided.layout,
         "threads": world.threads,
+        **_of_ranks(reached),
         "rows_per_pass": world.rows_per_pass,
         "adapter_bytes": sum(file.stat().st_size for file in saved),
         "base_bytes": load.weight_bytes(plan.source.folder),
@@ -263,6 +305,22 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
     return {
         k: round(v, 4) if isinstance(v, float) and k.endswith("seconds") else v
         for k, v in summary.items()
+    }
+
+
+def _of_ranks(reached: Reached) -> dict[str, Any]:
+    """What a run of several processes was; `processes` of a run by itself."""
+    world, progress = reached.decided.world, reached.progress
+    if world.processes == 1:
+        return {"processes": 1}
+    steps = max(1, progress.step)
+    kept, uneven = progress.kept_sharing, progress.imbalance
+    return {
+        "processes": world.processes,
+        "parallel": world.parallel,
+        "imbalance": None if uneven is None else round(uneven / steps, 4),
+        "kept_sharing": None if kept is None else round(kept / steps, 4),
+        "ranks": reached.ranks,
     }
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright import rewards
+from tunewright import rewards, track
 from tunewright.advise import fit, learnt, trial
+from tunewright.advise.room import Room
 from tunewright.advise.speed import Rates
 from tunewright.core import compat, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import CompatError, problem, raise_all
-from tunewright.core.machine import available_bytes
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, objective_of
 from tunewright.core.stopwatch import Stopwatch
@@ -118,7 +118,8 @@ class Plan:
 
         What a few blocks of the model took here (`advise/trial.py`) is used where it is known;
         `try_blocks`: it is found out where it is not, which takes some seconds. The first estimate
-        decides what `engine.recompute: auto` is, for `available` bytes (those that are free here).
+        decides what `engine.recompute: auto` and `engine.offload: auto` are, for `available` bytes
+        (those that are free here).
         """
         config, samples = self.config, self.data.train
         layout = "padded" if config.engine.layout == "padded" else "tree"
@@ -155,12 +156,19 @@ class Plan:
             counted=counted,
             trial=tried,
             here=here,
+            processes=world.processes,
+            parallel=world.parallel,
             known=learnt.about(kind, world.device) if rates is not None and here else None,
         )
-        if world.recompute == "auto":
-            most = available_bytes(world.device) if available is None else available
-            world.recompute, world.reasons["engine.recompute"] = fit.recompute_for(found, most)
-        return fit.with_recompute(found, world.recompute)
+        if world.parallel == "auto":
+            found = fit.among_processes(found, world, available)
+        if "auto" in (world.recompute, world.offload):
+            most = fit.room_of(world) if available is None else available
+            room, why = fit.room_for(found, world.recompute, world.offload, most)
+            world.recompute, world.offload = room.recompute, room.offload
+            world.keep_bytes = room.keep_bytes
+            world.reasons.update(why)
+        return fit.with_room(found, Room(world.recompute, world.keep_bytes, world.offload))
 
 
 def prepare(
@@ -185,7 +193,7 @@ def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = 
     # A resumed run is what its run.yaml says: it was looked at when it began.
     continued = continuing.resolve(parsed) if resume is None else continuing.Continued(parsed)
     config = continued.parsed.config
-    raise_all(compat.problems(config), CompatError)
+    raise_all([*compat.problems(config), *track.problems(config.track)], CompatError)
     gating.require(config)
     out = resume or (
         Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
@@ -311,13 +319,13 @@ def _renderers(
         arguments=config.data.template_arguments,
     )
     opened = load_light(base)[0] if is_light else load_tokenizer(base)
-    own_template.put_on(opened, template)
+    own_template.lay_over(opened, template)
     base_renderer = renderer_of(opened, base, thinking=thinking)
     own = tokenizer_folder(Path(config.adapter) if config.adapter else None, base)
     added = vocabulary.tokens_of(config.method)
     if own == base and not added:
         return base_renderer, base_renderer
-    tokenizer = own_template.put_on(load_tokenizer(own), template)
+    tokenizer = own_template.lay_over(load_tokenizer(own), template)
     vocabulary.add_tokens(tokenizer, added)
     return renderer_of(tokenizer, base, own, thinking=thinking), base_renderer
 

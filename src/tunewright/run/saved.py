@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import TrainingError, problem
+from tunewright.engine import ranks, sharding
 from tunewright.engine.decoding.ways import attention_of
 from tunewright.engine.opening import Loaded, from_files
 from tunewright.engine.policy import Policy
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tunewright.engine.opening import Ready
+    from tunewright.run.asking import Asker
 
 LARGEST_GAP = 1e-3
 """Largest difference of a logit between the model in memory and the one loaded afresh, as a share
@@ -67,6 +69,8 @@ class Saved:
     texts: list[Text]
     rows: list[Seen]
     questions: list[Seen]
+    scores: list[str] | None = None
+    """What its head of numbers said of the questions, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,25 @@ class Fresh:
         return self.loaded.policy(self.layout, heads=("score",))
 
 
-def save(plan: Plan, opened: Ready, decided: Decided, questions: Sequence[Text]) -> Saved:
+def save(plan: Plan, opened: Ready, decided: Decided, asker: Asker) -> Saved | None:
     """Write the trained weights and the tokenizer they were taught with. What the model computes
-    after `questions` is remembered."""
-    folder = decided.folder(plan.out)
-    opened.stepper.attached.save(folder)
+    after the questions is remembered. Of several ranks the first writes; the others get None."""
+    policy, team = opened.stepper.policy, ranks.current()
+    with sharding.whole_on_first(policy):
+        if team.is_first:
+            opened.stepper.attached.save(decided.folder(plan.out))
+    found: list[Saved] = []
+    if not decided.world.holds_whole:
+        plan.renderer.tokenizer.save_pretrained(str(decided.folder(plan.out)))
+        empty = Saved(decided.folder(plan.out), decided.saves_model, [], [], [])
+        return empty if team.is_first else None
+    with sharding.together(policy):
+        team.only_first(lambda: found.append(_remembered(plan, opened, decided, asker)))
+    return found[0] if found else None
+
+
+def _remembered(plan: Plan, opened: Ready, decided: Decided, asker: Asker) -> Saved:
+    folder, questions = decided.folder(plan.out), asker.begun()
     if not decided.saves_model:
         rotary.write(folder, plan.config.base.rotary)
     plan.renderer.tokenizer.save_pretrained(str(folder))
@@ -96,7 +114,9 @@ def save(plan: Plan, opened: Ready, decided: Decided, questions: Sequence[Text])
     rows = [Text(sample.branches[0].tokens[:ROW_TOKENS]) for sample in chosen]
     seen = _look(opened.model, [*rows, *questions])
     split = len(rows)
-    return Saved(folder, decided.saves_model, [*rows, *questions], seen[:split], seen[split:])
+    texts = [*rows, *questions]
+    scores = asker.scores(opened)
+    return Saved(folder, decided.saves_model, texts, seen[:split], seen[split:], scores)
 
 
 def load_afresh(plan: Plan, saved: Saved, decided: Decided) -> Fresh:

@@ -129,6 +129,15 @@ def read_safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...],
     fill the file exactly (a truncated download, or a header that lies). Reads at most the header,
     which must be smaller than the file. Source: the safetensors format.
     """
+    return {
+        name: (dtype, shape, end - begin)
+        for name, (dtype, shape, begin, end) in places_of(path).items()
+    }
+
+
+def places_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Name -> (type, shape, first byte in the file, byte after the last) of every tensor. Raises as
+    `read_safetensors_header` does."""
     size = path.stat().st_size
     with open(path, "rb") as handle:
         start = handle.read(8)
@@ -141,14 +150,14 @@ def read_safetensors_header(path: Path) -> dict[str, tuple[str, tuple[int, ...],
             raise ValueError(f"header is not JSON ({first_line(e)})") from e
     if not isinstance(header, dict):
         raise ValueError("header is not an object")
-    tensors: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    tensors: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
     spans = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         dtype, shape, begin, end = _tensor_entry(name, entry)
         spans.append((begin, end))
-        tensors[name] = (dtype, shape, end - begin)
+        tensors[name] = (dtype, shape, 8 + length + begin, 8 + length + end)
     position = 0
     for begin, end in sorted(spans):
         if begin != position:

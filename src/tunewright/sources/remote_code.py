@@ -134,6 +134,12 @@ def trusting(digests: Iterable[str]) -> Iterator[None]:
         _consent.reset(token)
 
 
+def trusted() -> frozenset[str]:
+    """The hashes of code that may run here."""
+    consent = _consent.get()
+    return frozenset() if consent is None else consent.digests
+
+
 # ---- what a folder asks for
 
 

@@ -41,6 +41,8 @@ PLAIN_UNDERSCORE_KEYS = {
     "_diffusers_version",
     "_valid_kwargs_names",
     "_processor_class",
+    "_frame_rate",
+    "_remove_final_layer_norm",
 }
 """Keys that Transformers itself writes and that only hold names, numbers and flags."""
 ATTENTION_KEYS = {
@@ -159,9 +161,17 @@ def _key_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
                     cause=f"nested more than {MAX_DEPTH} deep",
                 )
             )
-        elif key.startswith("_") and key not in PLAIN_UNDERSCORE_KEYS:
+        elif (
+            key.startswith("_") and key not in PLAIN_UNDERSCORE_KEYS and not _is_number(key, value)
+        ):
             found.append(problem("E-MODEL-08", str(path), key=where, file=path.name))
     return found
+
+
+def _is_number(key: str, value: Any) -> bool:
+    """How Transformers writes a number that JSON has not: `{"__float__": "Infinity"}`, as in the
+    time steps of Mamba 2, Granite 4 and Falcon-H1."""
+    return key == "__float__" and value in ("Infinity", "-Infinity", "NaN")
 
 
 def _nested_code_problems(path: Path, config: dict[str, Any]) -> list[Problem]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import TunewrightError, UsageError, problem, raise_all
+from tunewright.studio.given import Given
 from tunewright.studio.places import RECIPES, Places, is_there, refused, shown
 
 PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:==[A-Za-z0-9][A-Za-z0-9.!+_-]*)?")
@@ -82,6 +83,20 @@ class Checks:
             return text
         return str(self.places.inside(text, where))
 
+    def about_data(self, given: Given) -> dict[str, Any]:
+        """A question about rows, with its paths resolved and without what would write. Raises
+        UsageError."""
+        args = {**given.values, "data": self.data(given.text("data"))}
+        if "model" in given:
+            args["model"] = self.model(given.text("model"))
+        if "dir" in given:
+            args["dir"] = str(self.places.inside(given.text("dir"), "dir"))
+        if isinstance(args.get("held_out"), str):
+            args["held_out"] = self.data(args["held_out"], "held_out")
+        for extra in ("out", "tokenizer", "html", "repair"):
+            args.pop(extra, None)
+        return args
+
     def config(self, given: dict[str, Any], where: str = "config") -> dict[str, Any]:
         """The dotted keys of a run with every path resolved; all that is wrong at once. `out` is
         left out: the server chooses the folder. Raises UsageError."""
@@ -118,6 +133,17 @@ class Checks:
             return self._reward(value, key)
         if key == "method.options":
             require_harmless(value, key)
+        if key == "track":
+            return self._trackers(value, key)
+        return value
+
+    def _trackers(self, value: Any, key: str) -> Any:
+        """Trackers that stay on this machine and in the run's folder: who may send it elsewhere, or
+        write elsewhere, decides at the command line."""
+        for one in value if isinstance(value, list) else [value]:
+            extra = {"online", "folder"} & set(one) if isinstance(one, dict) else set()
+            if extra:
+                raise UsageError(problem("E-STUDIO-14", key, what=sorted(extra)[0]))
         return value
 
     def _adapter(self, value: Any) -> str:

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from tunewright.core.errors import UsageError, problem, problem_of
 from tunewright.core.files import write_json
+from tunewright.core.processes import born, detached
 from tunewright.studio.places import Places
 
 ENDED = ("done", "failed", "stopped", "lost")
@@ -222,31 +223,6 @@ def _reap(child: subprocess.Popen[bytes]) -> None:
     import threading
 
     threading.Thread(target=child.wait, daemon=True).start()
-
-
-def detached() -> dict[str, Any]:
-    """What makes a child independent of its parent's terminal and end."""
-    if os.name == "nt":
-        group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-        return {"creationflags": group | getattr(subprocess, "CREATE_NO_WINDOW", 0)}
-    return {"start_new_session": True}
-
-
-def born(pid: int) -> str | None:
-    """When a process began, as the system counts, so that another one with the same number is told
-    apart; None where it does not live, an empty text where the system does not say."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        fields = text.rpartition(")")[2].split()
-        return None if fields[0] in ("Z", "X") else fields[19]
-    except (OSError, IndexError):
-        if sys.platform.startswith("linux"):
-            return None
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return None
-    return ""
 
 
 def lives(job: dict[str, Any]) -> bool:

@@ -118,36 +118,22 @@ def delete_data(studio: Shared, data_id: str) -> dict[str, bool]:
     return {"trashed": True}
 
 
-def _about_data(studio: Any, given: Given) -> dict[str, Any]:
-    """The body of a question about rows, with its paths resolved."""
-    args = {**given.values, "data": studio.checks.data(given.text("data"))}
-    if "model" in given:
-        args["model"] = studio.checks.model(given.text("model"))
-    if "dir" in given:
-        args["dir"] = str(studio.places.inside(given.text("dir"), "dir"))
-    if isinstance(args.get("held_out"), str):
-        args["held_out"] = studio.checks.data(args["held_out"], "held_out")
-    for extra in ("out", "tokenizer", "html", "repair"):
-        args.pop(extra, None)
-    return args
-
-
 @router.post("/data/inspect")
 async def inspect(studio: Shared, given: Body) -> Any:
     """What a model would learn from a file."""
-    return await studio.desk.ask("inspect", _about_data(studio, given))
+    return await studio.desk.ask("inspect", studio.checks.about_data(given))
 
 
 @router.post("/data/preview")
 async def preview(studio: Shared, given: Body) -> Any:
     """One row as the model will see it."""
-    return await studio.desk.ask("preview", _about_data(studio, given))
+    return await studio.desk.ask("preview", studio.checks.about_data(given))
 
 
 @router.post("/data/repair")
 async def repair(studio: Shared, given: Body) -> dict[str, Any]:
     """A repaired copy among the uploads."""
-    args = _about_data(studio, given)
+    args = studio.checks.about_data(given)
     source = Path(args["data"])
     out = studio.data.place_for(f"{source.name.partition('.')[0]}-repaired{source.suffix}")
     found = await studio.desk.ask("repair", {**args, "out": str(out)})

@@ -24,9 +24,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tunewright.core.errors import problem
+from tunewright.core.processes import born, detached
 from tunewright.core.words import speaking
 from tunewright.record.folder import read_summary
-from tunewright.studio.jobs import Jobs, born, detached, last_line, lives
+from tunewright.studio.jobs import Jobs, last_line, lives
 from tunewright.studio.places import Places
 
 LOOK_SECONDS = 0.2

@@ -54,7 +54,7 @@ def _require_template(text: str, where: str) -> None:
         raise ConfigError(problem("E-KEY-09", where, cause="messages"))
 
 
-def put_on(tokenizer: Any, text: str | None) -> Any:
+def lay_over(tokenizer: Any, text: str | None) -> Any:
     """The same tokenizer with this template, where there is one."""
     if text is not None:
         tokenizer.chat_template = text

@@ -18,6 +18,7 @@ from tunewright.models.kernels import tree_attention
 from tunewright.models.kernels.tree_attention import Block, TreePlan, plan_blocks
 
 HEADS, KEYS, WIDTH = 4, 2, 8
+BACKENDS = ("blocks", "flex")
 
 
 def tree_of(name: str) -> TokenTree:
@@ -86,11 +87,12 @@ def compare(
     softcap: float | None,
     *,
     keep_bytes: int = 1 << 30,
+    backend: str = "blocks",
     **shape: Any,
 ) -> float:
     """Largest relative difference of output and gradients between the tree and the naive form."""
     q, k, v = inputs(tree.num_rows, **shape)
-    plan = TreePlan(tree, torch.device("cpu"), keep_bytes, 1)
+    plan = TreePlan(tree, torch.device("cpu"), keep_bytes, 1, backend=backend)
     ours = tree_attention.tree_attention(
         None, q[None], k[None], v[None], None, scaling=0.7, sliding_window=window, softcap=softcap, tree_plan=plan
     )[0][0]  # fmt: skip
@@ -114,10 +116,11 @@ def compare(
 @pytest.mark.parametrize("name", tiny.SETS)
 @pytest.mark.parametrize("window", [None, 1, 2, 7, 10**6])
 @pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_output_and_gradients_equal_a_dense_masked_softmax(
-    name: str, window: int | None, softcap: float | None
+    name: str, window: int | None, softcap: float | None, backend: str
 ) -> None:
-    assert compare(tree_of(name), window, softcap) <= 1e-12
+    assert compare(tree_of(name), window, softcap, backend=backend) <= 1e-12
 
 
 def test_the_reference_mask_agrees_with_walking_up_the_tree() -> None:
@@ -132,8 +135,12 @@ def test_the_reference_mask_agrees_with_walking_up_the_tree() -> None:
 
 
 @pytest.mark.parametrize(("heads", "keys", "values"), [(1, 1, 8), (6, 2, 8), (4, 4, 8), (4, 1, 5)])
-def test_any_grouping_of_heads_and_width_of_values(heads: int, keys: int, values: int) -> None:
-    assert compare(tree_of("dialogues"), 9, None, heads=heads, keys=keys, values=values) <= 1e-12
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_grouping_of_heads_and_width_of_values(
+    heads: int, keys: int, values: int, backend: str
+) -> None:
+    shape = {"heads": heads, "keys": keys, "values": values}
+    assert compare(tree_of("dialogues"), 9, None, backend=backend, **shape) <= 1e-12
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
@@ -152,8 +159,9 @@ def test_probabilities_computed_again_give_the_same_bits(softcap: float | None) 
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_lower_precisions_come_close(dtype: torch.dtype, most: float) -> None:
-    assert compare(tree_of("long"), None, None, dtype=dtype) <= most
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lower_precisions_come_close(dtype: torch.dtype, most: float, backend: str) -> None:
+    assert compare(tree_of("long"), None, None, dtype=dtype, backend=backend) <= most
 
 
 @pytest.mark.parametrize("name", tiny.SETS)

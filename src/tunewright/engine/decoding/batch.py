@@ -22,6 +22,7 @@ from tunewright.engine.decoding.drawing import Sampling, draw
 from tunewright.engine.decoding.lookup import Lookup
 from tunewright.engine.decoding.ways import Way
 from tunewright.engine.policy import Policy
+from tunewright.models.load import size_of
 
 End = Literal["stop", "limit", "context", "no_room"]
 """How an answer ended: by a stop token or a stop text; at the most tokens asked for; at the end of
@@ -360,8 +361,8 @@ def column_bytes(policy: Policy) -> int:
     """Bytes of the keys and values of one token, as the configuration says."""
     causal = policy.causal[0]
     config = causal.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", 1)
-    kept = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = size_of(config, "num_attention_heads") or 1
+    kept = size_of(config, "num_key_value_heads") or heads
+    size = size_of(config, "head_dim") or size_of(config, "hidden_size", "d_model") // heads
     item = next(causal.parameters()).element_size()
-    return int(2 * config.num_hidden_layers * kept * size * item)
+    return 2 * size_of(config, "num_hidden_layers") * kept * size * item

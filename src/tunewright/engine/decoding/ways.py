@@ -104,7 +104,7 @@ class TreeWay:
         position_R = self.memory.begin()
         hidden = self.policy.body(
             input_ids=ids_R[:, None],
-            position_ids=position_R[:, None],
+            position_ids=position_R[:, None] + self.policy.first_position,
             answer_memory=self.memory,
             use_cache=False,
         ).last_hidden_state[:, 0]
@@ -146,10 +146,12 @@ class TreeWay:
 class CacheWay:
     """The model's own forward and its own cache. `joins`: caches of texts of several lengths can be
     put side by side, the shorter ones filled up on the left; else prompts of one length are
-    answered at a time."""
+    answered at a time. `cached` False: the whole text is read anew for every token, for the few
+    models whose cache does not continue a text."""
 
-    def __init__(self, policy: Policy, *, joins: bool) -> None:
+    def __init__(self, policy: Policy, *, joins: bool, cached: bool = True) -> None:
         self.policy, self.head, self.joins = policy, head_of(policy.causal[0]), joins
+        self.cached = cached
         self.cache: Any = None
         self.named = ""
         """What the model calls its cache."""
@@ -167,7 +169,7 @@ class CacheWay:
         for _, same in itertools.groupby(prompts, key=len):
             texts = list(same)
             out, positions = self._pass(texts)
-            self.named, cache = _cache_of(out)
+            self.named, cache = _cache_of(out) if self.cached else ("", None)
             if group > 1 and cache is not None:
                 every = torch.arange(len(texts), device=self.policy.device)
                 reorder(cache, every.repeat_interleave(group))
@@ -189,8 +191,11 @@ class CacheWay:
         own = virtual if prompt is not None and prompt.rows is not None else 0
         ids = torch.tensor(texts, device=device)
         places = torch.arange(virtual - own, virtual + ids.shape[1], device=device)
+        places = places + policy.first_position
         out = policy.body(
-            **policy.inputs(ids, prompt), position_ids=places.expand(len(ids), -1), use_cache=True
+            **policy.inputs(ids, prompt),
+            position_ids=places.expand(len(ids), -1),
+            use_cache=self.cached,
         )
         return out, virtual + ids.shape[1]
 
@@ -210,7 +215,7 @@ class CacheWay:
             mask = (column >= self.columns - place_R[:, None]).long()
         out = self.policy.body(
             input_ids=ids_R[:, None],
-            position_ids=place_R[:, None],
+            position_ids=place_R[:, None] + self.policy.first_position,
             attention_mask=mask,
             use_cache=True,
             **{self.named: self.cache},
@@ -335,7 +340,9 @@ class Ways:
                             yield TreeWay(self.tree, dense, shared=shared)
                         return
                 with attention_of(causal, ""):
-                    yield CacheWay(self.padded, joins=self._joins(prompt))
+                    cached = self._cached(prompt)
+                    joins = cached and self._joins(prompt)
+                    yield CacheWay(self.padded, joins=joins, cached=cached)
         finally:
             self.padded.model.train(training)
 
@@ -374,10 +381,42 @@ class Ways:
                     ids = torch.full((len(way.memory),), token, device=self.padded.device)
                     rows.append(way.step(ids)[:1])
                 found = torch.log_softmax(way.logits(torch.cat(rows)), -1)
-        except (RuntimeError, AttributeError, TypeError, NotImplementedError, AssertionError):
+        except (
+            RuntimeError,
+            AttributeError,
+            TypeError,
+            NotImplementedError,
+            AssertionError,
+            StopIteration,
+        ):
             return float("inf")
         gap = (found - expected).abs()
         return float(gap[torch.isfinite(expected)].mean())
+
+    def _cached(self, prompt: list[int]) -> bool:
+        """Whether the model's own cache continues a text as the model reads it whole, on the
+        beginning of a prompt and two steps after it."""
+        causal = self.padded.causal[0]
+        known = _verdicts.setdefault(causal, {})
+        if "cached" not in known:
+            tokens = (prompt * (6 // len(prompt) + 1))[:TRIED]
+            found = []
+            for cached in (True, False):
+                way = CacheWay(self.padded, joins=False, cached=cached)
+                try:
+                    rows = [way.read([tokens[:-2]], 1)]
+                    for token in tokens[-2:]:
+                        rows.append(way.step(torch.tensor([token], device=self.padded.device)))
+                except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError):
+                    if not cached:
+                        raise
+                    break
+                found.append(_log_softmax(self.padded, torch.cat(rows)))
+            dtype = str(next(causal.parameters()).dtype).rpartition(".")[2]
+            known["cached"] = len(found) == 2 and float(
+                (found[0] - found[1]).abs().mean()
+            ) <= TOLERANCE.get(dtype, 0.25)
+        return known["cached"]
 
     def _joins(self, prompt: list[int]) -> bool:
         """Whether texts of two lengths, read apart and put together, get what each gets alone."""

@@ -24,6 +24,7 @@ import numpy as np
 from tunewright.core.errors import CheckpointError, problem
 from tunewright.core.key_index import KEY_BYTES, KeyIndex
 from tunewright.core.types import Branch, Sample
+from tunewright.engine import ranks
 
 NAMES = {"<f8": "F64", "<f4": "F32", "<i4": "I32", "<i8": "I64", "|u1": "U8"}
 """numpy's dtypes as safetensors calls them."""
@@ -165,6 +166,27 @@ class KeptValues:
         os.replace(temporary, path)
         self._map(path, number)
 
+    def save_for_all(self, path: Path, about: dict[str, Any]) -> None:
+        """As `save`, where every rank of a run has the same records: the first writes the file, and
+        all read it."""
+        team = ranks.current()
+        if team.is_first:
+            self.save(path, about)
+        team.wait()
+        if not team.is_first:
+            number = len(self)
+            self._let_go()
+            self._map(path, number)
+            self._count()
+
+    def _count(self) -> None:
+        """Know where the records of the mapped file stand."""
+        self.index = KeyIndex()
+        keys = self._mapped["keys"]
+        for start in range(0, len(keys), COPY_BYTES // KEY_BYTES):
+            part = keys[start : start + COPY_BYTES // KEY_BYTES]
+            self.index.add_all(part.tobytes(), start)
+
     def _copy(self, name: str, out: Any) -> None:
         if self._mapped:
             for start in range(0, len(self._mapped[name]), COPY_BYTES // KEY_BYTES):
@@ -197,10 +219,7 @@ class KeptValues:
         hold just that."""
         kept = cls(columns, path.parent)
         kept._map(path)
-        keys = kept._mapped["keys"]
-        for start in range(0, len(keys), COPY_BYTES // KEY_BYTES):
-            part = keys[start : start + COPY_BYTES // KEY_BYTES]
-            kept.index.add_all(part.tobytes(), start)
+        kept._count()
         return kept
 
     def _map(self, path: Path, expected: int | None = None) -> None:

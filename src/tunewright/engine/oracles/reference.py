@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from tunewright.core.errors import CheckpointError, problem
-from tunewright.core.sequences import Joined
+from tunewright.core.sequences import Joined, blocks
 from tunewright.core.types import Sample
+from tunewright.engine import ranks, sharding
 from tunewright.engine.oracles.kept import KeptValues, load_bound
 from tunewright.models.kernels.fused import fused_without_gradient
-from tunewright.models.load import room_of
 from tunewright.sources.fingerprint import weights_digest
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class ReferenceStore:
         """
         policy.model.eval()
         done = before
+        if ranks.current().is_many:
+            return self._fill_by_ranks(policy, samples, rows_per_pass, on_pass, again, done)
         for group in policy.visit(samples, rows_per_pass):
             if again or not self.kept.has(group):
                 with fused_without_gradient():
@@ -92,6 +94,42 @@ class ReferenceStore:
             if on_pass:
                 on_pass(done)
         return done
+
+    def _fill_by_ranks(
+        self,
+        policy: Policy,
+        samples: Iterable[Sample],
+        rows_per_pass: int,
+        on_pass: Callable[[int], None] | None,
+        again: bool,
+        done: int,
+    ) -> int:
+        """The same, of which every rank computes a part; all have all values afterwards."""
+        for block in blocks(samples):
+            wanted = [one for one in block if again or not self.kept.has([one])]
+            own = [
+                sample
+                for group in policy.own_passes(wanted, rows_per_pass)
+                for sample in self._computed(policy, group, again)
+            ]
+            place = {id(sample): i for i, sample in enumerate(wanted)}
+            told = [(place[id(one)], self.kept.get([one])["values"].tolist()) for one in own]
+            for part in ranks.current().gather(told):
+                for i, values in part:
+                    for branch, value in zip(wanted[i].branches, values, strict=True):
+                        if branch not in self.kept or (again and wanted[i] not in own):
+                            self.kept.add(branch, values=np.array([value]))
+            done += len(block)
+            if on_pass:
+                on_pass(done)
+        return done
+
+    def _computed(self, policy: Policy, group: list[Sample], again: bool) -> list[Sample]:
+        """The samples of a pass, whose values were computed now."""
+        with fused_without_gradient():
+            out = policy(group)
+        self.take(group, out.logprob, out.weight, out.branch, again=again)
+        return group
 
     def after_first_step(
         self, policy: Policy, chosen: list[Sample], rows_per_pass: int, run: Path, applied: bool
@@ -131,8 +169,8 @@ class ReferenceStore:
                 self.kept.add(branch, values=np.array([value]))
 
     def save(self, folder: Path) -> None:
-        """Write `FILE` in one rename."""
-        self.kept.save(folder / FILE, self.about)
+        """Write `FILE` in one rename; of several ranks the first does."""
+        self.kept.save_for_all(folder / FILE, self.about)
 
     @classmethod
     def load(cls, folder: Path, about: dict[str, Any]) -> ReferenceStore | None:
@@ -167,10 +205,11 @@ def prepare(
     also = stepper.objective.companions
     everything = Joined(samples, measured)
     extra: Iterable[Sample] = (
-        also(everything, room_of(policy.causal[0], policy.model)) if also else ()
+        also(everything, sharding.room(policy)) if also else ()
     )  # also in a run that is taken up again: partners are chosen here
     found = ReferenceStore.load(run, about)
-    takes = learns_as_it_measures(stepper)
+    # Several ranks share a step: no pass of it knows the values of all samples.
+    takes = learns_as_it_measures(stepper) and not ranks.current().is_many
     if found is None:
         if started:
             raise CheckpointError(problem("E-CKPT-05", str(run / FILE), cause="-"))

@@ -19,6 +19,7 @@ import torch
 from tunewright.core.errors import ModelError, problem
 from tunewright.core.types import Sample
 from tunewright.data.labels import step_ends
+from tunewright.engine import ranks
 from tunewright.engine.policy import Policy
 from tunewright.objectives.process_reward import by_steps, whole_answer
 from tunewright.sources.fingerprint import weights_digest
@@ -63,7 +64,10 @@ class RewardModel:
 
     def score(self, samples: list[Sample]) -> list[float]:
         """One number a sample, in order; each has one branch: prompt and answer, whose tokens are
-        the branch's learnt ones."""
+        the branch's learnt ones. Every rank scores a part."""
+        return ranks.current().each(samples, self._score)
+
+    def _score(self, samples: list[Sample]) -> list[float]:
         cut = samples if self.steps is None else [self.steps.cut(sample) for sample in samples]
         place = {id(sample): i for i, sample in enumerate(cut)}
         found = [0.0] * len(cut)

@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 
 from tunewright.core.errors import CompatError, ModelError, problem
+from tunewright.core.moves import to_device
+from tunewright.core.sequences import blocks
 from tunewright.core.types import Sample, Teaching, TokenTree
+from tunewright.engine import ranks
 from tunewright.engine.oracles.kept import KeptValues, load_bound
 from tunewright.engine.policy import Policy, head_of
 from tunewright.engine.tree import build_tree, padded_rows
@@ -65,13 +68,12 @@ class Teacher:
     def divergence(
         self, samples: list[Sample], hidden_TD: Tensor, source_L: Tensor, head: Head
     ) -> Tensor:
-        """(L,) nats, with gradient towards the student. `hidden_TD` and `source_L` are the
-        student's rows and the row of each label."""
+        """(L,) nats, with gradient towards the student. `hidden_TD` are the student's rows and
+        `source_L`, on the host, the row of each label."""
         rows, inverse = torch.unique(source_L, return_inverse=True)
-        number = torch.arange(len(source_L), device=source_L.device)
-        first_U = torch.full((len(rows),), len(source_L), device=source_L.device).scatter_reduce(
-            0, inverse, number, "amin"
-        )
+        number = torch.arange(len(source_L))
+        first_U = torch.full((len(rows),), len(source_L)).scatter_reduce(0, inverse, number, "amin")
+        rows, inverse, first_U = (to_device(x, hidden_TD.device) for x in (rows, inverse, first_U))
         compare = (
             self._with_kept(samples, first_U)
             if self.teaching.top_k
@@ -126,7 +128,7 @@ class Teacher:
         policy = self.policy
         tree: TokenTree = build_tree(samples) if policy.layout == "tree" else padded_rows(samples)
         hidden_TD = policy.hidden(tree, tree.source)
-        source_L = torch.tensor(tree.source, device=hidden_TD.device)
+        source_L = to_device(tree.source, hidden_TD.device)
         return hidden_TD[
             source_L if label_U is None else source_L[label_U.to(source_L.device)]
         ], head_of(policy.causal[0])
@@ -163,6 +165,9 @@ class Teacher:
         store = KeptValues(self._columns, folder) if self.store is None else self.store
         self.store = store
         done = 0
+        if ranks.current().is_many:
+            self._fill_by_ranks(store, samples, rows_per_pass, on_pass)
+            return
         for group in self.policy.visit(samples, rows_per_pass):
             if not store.has(group):
                 branches = [branch for sample in group for branch in sample.branches]
@@ -172,6 +177,36 @@ class Teacher:
                     if branch not in store:
                         store.add(branch, tokens=token.numpy(), logprobs=log.numpy())
             done += len(group)
+            if on_pass:
+                on_pass(done)
+
+    def _fill_by_ranks(
+        self,
+        store: KeptValues,
+        samples: Iterable[Sample],
+        rows_per_pass: int,
+        on_pass: Callable[[int], None] | None,
+    ) -> None:
+        """Every rank scores a part of the samples; all have all scores afterwards."""
+        done = 0
+        for block in blocks(samples):
+            wanted = [one for one in block if not store.has([one])]
+            place = {id(sample): i for i, sample in enumerate(wanted)}
+            told = []
+            for group in self.policy.own_passes(wanted, rows_per_pass):
+                counts = [sum(len(b.learnt) for b in sample.branches) for sample in group]
+                parts = zip(*(part.split(counts) for part in self._score(group)), strict=True)
+                for sample, (token, log) in zip(group, parts, strict=True):
+                    told.append((place[id(sample)], token.numpy(), log.numpy()))
+            for part in ranks.current().gather(told):
+                for i, token, log in part:
+                    at = 0
+                    for branch in wanted[i].branches:
+                        end = at + len(branch.learnt)
+                        if branch not in store:
+                            store.add(branch, tokens=token[at:end], logprobs=log[at:end])
+                        at = end
+            done += len(block)
             if on_pass:
                 on_pass(done)
 
@@ -200,7 +235,7 @@ class Teacher:
     def save(self, folder: Path) -> None:
         """Write `FILE` in one rename."""
         assert self.store is not None
-        self.store.save(folder / FILE, self._about())
+        self.store.save_for_all(folder / FILE, self._about())
 
     def load(self, folder: Path) -> bool:
         """Take what a run kept; False where it kept nothing. Raises CheckpointError for a file that

@@ -26,9 +26,10 @@ from torch import Tensor
 from tunewright.core.errors import TrainingError, problem
 from tunewright.core.seeds import permutation
 from tunewright.core.types import Answer, Branch, Experience, Figures, Rollouts, Sample
+from tunewright.engine import ranks
 from tunewright.engine.oracles.reward_model import RewardModel
 from tunewright.engine.rollouts.sampling import Drawn, How, Sampler
-from tunewright.engine.step import Stepper, StepReport, add_figures, means
+from tunewright.engine.step import Stepper, StepReport, add_figures, exchanged, means
 from tunewright.models.kernels.fused import fused_without_gradient
 
 SHOWN_EVERY = 10
@@ -76,6 +77,7 @@ class RoundStepper(Stepper):
     version: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rollouts is not None and self.rollouts.reference:
             # Made before a checkpoint is read: it is what trains as it was at step 0.
             self.start = {name: p.detach().clone() for name, p in self.trained()}
@@ -102,6 +104,7 @@ class RoundStepper(Stepper):
         could be judged."""
         rollouts = self._rollouts()
         judged = self.draw_and_judge(samples, number)
+        self.number = number
         if rollouts.picks:
             add_figures(judged.figures, rollouts.judge(judged.groups))
             reports = self._learn_picked(judged.samples, number, learning_rate)
@@ -125,9 +128,11 @@ class RoundStepper(Stepper):
         if rollouts.pair is None and (
             len(parts) > 1 or rollouts.reference or "value" in self.policy.heads
         ):
-            self._old_values(parts[: rollouts.minibatches])
+            first = parts[: rollouts.minibatches]
+            self.relief.fit(lambda: self._old_values(first), judged.samples, learns=False)
         if rollouts.reference:
-            self._reference_values(judged.samples)
+            drawn = judged.samples
+            self.relief.fit(lambda: self._reference_values(drawn), drawn, learns=False)
         with torch.no_grad():
             add_figures(judged.figures, rollouts.judge(judged.groups))
         return [super(RoundStepper, self).step(part, number, learning_rate) for part in parts]
@@ -166,9 +171,11 @@ class RoundStepper(Stepper):
         epoch will learn."""
         self.policy.model.eval()
         for part in parts:
-            for group in self.policy.cut(part, self.rows_per_pass):
-                with torch.no_grad(), fused_without_gradient():
-                    output = self.policy(group)
+            with torch.no_grad(), fused_without_gradient():
+                groups = self.policy.own_passes(part, self.rows_per_pass)
+                own = [self.policy(group) for group in groups]
+            for output in exchanged(own, part):
+                group = output.samples
                 counts = [len(s.branches[0].learnt) for s in group]
                 values = (
                     output.value.split(counts) if output.value is not None else [None] * len(group)
@@ -181,12 +188,12 @@ class RoundStepper(Stepper):
     def _reference_values(self, samples: list[Sample]) -> None:
         self.policy.model.eval()
         with self.at_start(), torch.no_grad(), fused_without_gradient():
-            for group in self.policy.cut(samples, self.rows_per_pass):
-                counts = [len(s.branches[0].learnt) for s in group]
-                for sample, values in zip(
-                    group, self.policy(group).logprob.split(counts), strict=True
-                ):
-                    sample.facts["experience"].reference = values
+            groups = self.policy.own_passes(samples, self.rows_per_pass)
+            own = [self.policy(group) for group in groups]
+        for output in exchanged(own, samples):
+            counts = [len(s.branches[0].learnt) for s in output.samples]
+            for sample, values in zip(output.samples, output.logprob.split(counts), strict=True):
+                sample.facts["experience"].reference = values
 
     def draw_and_judge(
         self, prompts: Sequence[Sample], number: int, num_answers: int | None = None
@@ -212,7 +219,8 @@ class RoundStepper(Stepper):
             self._answer(p, one) for p, group in zip(prompts, drawn, strict=True) for one in group
         ]
         flat = [s for group in samples for s in group]
-        scores = self.rewards.score(answers)
+        # Once for all: a reward may be code of one's own, or ask a server.
+        scores = ranks.current().first(lambda: self.rewards.score(answers))
         total = list(scores.total)
         figures: Figures = {f"reward_{name}": (mean, 1) for name, mean in scores.means().items()}
         for weight, model in self.reward_models:
@@ -327,6 +335,8 @@ class RoundStepper(Stepper):
             bad.rows if bad else [],
             figures,
             bad.overflow if bad else False,
+            imbalance=reports[0].imbalance,
+            kept_sharing=reports[0].kept_sharing,
         )
 
     # ---- what a checkpoint holds besides

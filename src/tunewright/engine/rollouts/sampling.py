@@ -16,11 +16,11 @@ import torch
 
 from tunewright.core.errors import CompatError, problem
 from tunewright.core.seeds import stream_seed
+from tunewright.engine import ranks, sharding
 from tunewright.engine.decoding.batch import Ask
 from tunewright.engine.decoding.drawing import Sampling
 from tunewright.engine.decoding.writer import Writer
 from tunewright.engine.policy import Policy
-from tunewright.models.load import room_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Sampler:
         """For each prompt (token ids up to where the answer begins) `how.num_answers` answers.
         Raises CompatError where one would outgrow the context."""
         longest = max((len(p) for p in prompts), default=0)
-        require_room(longest, how.max_new_tokens, room_of(self.policy.causal[0], self.policy.model))
+        require_room(longest, how.max_new_tokens, sharding.room(self.policy))
         generator = torch.Generator().manual_seed(stream_seed(seed, "rollout", *counters))
         k = how.num_answers
         luck = torch.rand(
@@ -86,10 +86,15 @@ class Sampler:
             Ask(list(prompt), how.max_new_tokens, k, sampling, luck[i * k : (i + 1) * k])
             for i, prompt in enumerate(prompts)
         ]
-        return [
-            [Drawn(one.tokens, one.logprobs, one.end == "stop", version) for one in written]
-            for written in self.writer.write(asks, logprobs=True)
-        ]
+
+        def write(own: list[Ask]) -> list[list[Drawn]]:
+            return [
+                [Drawn(one.tokens, one.logprobs, one.end == "stop", version) for one in written]
+                for written in (self.writer.write(own, logprobs=True) if own else [])
+            ]
+
+        with sharding.together(self.policy):
+            return ranks.current().each(asks, write)
 
 
 def require_room(longest: int, max_new_tokens: int, context: int | None) -> None:

@@ -122,7 +122,7 @@ def _norm_parts(module: nn.Module) -> tuple[Tensor, float] | None:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if (
         not type(module).__name__.endswith("RMSNorm")
-        or not isinstance(weight, Tensor)
+        or not isinstance(weight, nn.Parameter)
         or weight.ndim != 1
         or not isinstance(eps, float)
     ):

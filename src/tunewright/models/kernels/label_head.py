@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunewright.core.moves import to_device
 from tunewright.models.limits import HEAD_ROWS
 
 CHUNK = HEAD_ROWS
@@ -73,7 +74,13 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head, spread: bool
+        ctx: Any,
+        hidden_UD: Tensor,
+        row_L: Tensor,
+        target_L: Tensor,
+        bounds: list[int],
+        head: Head,
+        spread: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(hidden_UD.dtype, torch.float32)
         logprob_L = torch.empty(len(target_L), dtype=wide, device=hidden_UD.device)
@@ -100,9 +107,6 @@ class _FrozenHead(torch.autograd.Function):
         # a softcap bends it.
         level_UD = torch.empty_like(hidden_UD) if spread and needed and head.softcap else None
         # Labels are sorted by row, so the labels of a chunk of rows are a slice.
-        bounds = torch.searchsorted(
-            row_L, torch.arange(0, len(hidden_UD) + CHUNK, CHUNK, device=row_L.device)
-        ).tolist()
         for c, start in enumerate(range(0, len(hidden_UD), CHUNK)):
             rows = slice(start, start + CHUNK)
             labels = slice(bounds[c], bounds[c + 1])
@@ -152,7 +156,7 @@ class _FrozenHead(torch.autograd.Function):
         dh.index_add_(0, row_L, head.weight[target_L].to(wide) * towards[:, None])
         if head.scale != 1.0:
             dh *= head.scale
-        return dh.to(mean_UD.dtype), None, None, None, None
+        return dh.to(mean_UD.dtype), None, None, None, None, None
 
 
 def _trainable_chunk(
@@ -170,7 +174,7 @@ def _trainable_chunk(
 
 def label_logprobs(hidden_TD: Tensor, source_L: Tensor, target_L: Tensor, head: Head) -> Tensor:
     """log p(target[l] | row source[l]) in nats, shape (L,), float32 or wider. `hidden_TD` are all
-    rows of the pass, after the final norm."""
+    rows of the pass, after the final norm; `source_L` is best left on the host."""
     return _scored(hidden_TD, source_L, target_L, head, False)[0]
 
 
@@ -194,11 +198,19 @@ def _trains(head: Head) -> bool:
 def _scored(
     hidden_TD: Tensor, source_L: Tensor, target_L: Tensor, head: Head, spread: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows, inverse = torch.unique(source_L, return_inverse=True)
+    # How many rows there are, and where each chunk's labels are, is found out on the host: asked of
+    # a GPU, it would have to wait for the answer.
+    rows, inverse = torch.unique(source_L.cpu(), return_inverse=True)
     order = torch.argsort(inverse, stable=True)
-    hidden_UD, row, target = hidden_TD[rows], inverse[order], target_L[order]
+    row = inverse[order]
+    bounds = torch.searchsorted(row, torch.arange(0, len(rows) + CHUNK, CHUNK)).tolist()
+    rows, inverse, order, row = (
+        to_device(x, hidden_TD.device) for x in (rows, inverse, order, row)
+    )
     through = _through_trainable if _trains(head) else _FrozenHead.apply
-    sorted_L, log_z_U, mean_z_U = through(hidden_UD, row, target, head, spread)
+    sorted_L, log_z_U, mean_z_U = through(
+        hidden_TD[rows], row, target_L[order], bounds, head, spread
+    )
     logprob_L = torch.empty_like(sorted_L).index_copy(0, order, sorted_L)
     return (
         (logprob_L, log_z_U[inverse], (mean_z_U - log_z_U)[inverse])
@@ -208,13 +220,13 @@ def _scored(
 
 
 def _through_trainable(
-    hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, head: Head, spread: bool
+    hidden_UD: Tensor, row_L: Tensor, target_L: Tensor, bounds: list[int], head: Head, spread: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     from torch.utils.checkpoint import checkpoint
 
     parts = []
-    for start in range(0, len(hidden_UD), CHUNK):
-        inside = (row_L >= start) & (row_L < start + CHUNK)
+    for c, start in enumerate(range(0, len(hidden_UD), CHUNK)):
+        inside = slice(bounds[c], bounds[c + 1])
         given = (
             hidden_UD[start : start + CHUNK],
             row_L[inside] - start,

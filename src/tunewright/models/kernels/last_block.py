@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewright.core.errors import ModelError
+from tunewright.core.moves import to_device
 from tunewright.models import anatomy
 
 WORTH_IT = 0.9
@@ -41,6 +42,8 @@ class LastBlock:
         by_name = dict(causal.named_modules())
         *others, last = (by_name[name] for name in parts.blocks)
         own = {id(module) for module in last.modules()}
+        if _runs_again(by_name, parts, last):
+            return
         if own.isdisjoint(id(module) for block in others for module in block.modules()):
             self.modules = frozenset(own)
             self.mlp = _row_wise_mlp(causal, parts)
@@ -57,7 +60,7 @@ class LastBlock:
             yield
             return
         own, had_one = self.mlp.forward, "forward" in vars(self.mlp)
-        wanted = torch.tensor(read, device=device)
+        wanted = to_device(list(read), device)
 
         def forward(x: Tensor) -> Tensor:
             if x.shape[:-1] != (1, num_rows):
@@ -73,6 +76,18 @@ class LastBlock:
                 self.mlp.forward = own
             else:
                 del self.mlp.forward
+
+
+def _runs_again(by_name: dict[str, Any], parts: anatomy.Anatomy, last: Any) -> bool:
+    """Whether another list holds blocks of the same kind: HRM goes through two stacks in turns, and
+    the last block of one is not the last that runs."""
+    stack = parts.blocks[-1].rpartition(".")[0]
+    return any(
+        type(module).__name__ == "ModuleList"
+        and name != stack
+        and any(type(block) is type(last) for block in module)
+        for name, module in by_name.items()
+    )
 
 
 @torch.no_grad()

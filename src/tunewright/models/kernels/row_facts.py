@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tunewright.core.moves import to_device
 from tunewright.models.kernels.label_head import VALUE_CHUNK, Head
 
 LIKELIEST = 20
@@ -45,7 +46,9 @@ def row_facts(
 ) -> dict[str, Tensor]:
     """(L,) of each name of `FACTS`, in float32 or wider. Label l is predicted from the row
     `source_L[l]` of `hidden_TD`, which are rows after the final norm."""
-    rows, inverse = torch.unique(source_L, return_inverse=True)
+    # On the host, as in `label_head`.
+    rows, inverse = torch.unique(source_L.cpu(), return_inverse=True)
+    rows, inverse = (to_device(x, hidden_TD.device) for x in (rows, inverse))
     wide = torch.promote_types(hidden_TD.dtype, torch.float32)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for some in rows.split(VALUE_CHUNK):

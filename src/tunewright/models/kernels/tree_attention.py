@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tunewright.core.types import TokenTree
+from tunewright.models.kernels import flex_attention
 
 NAME = "tunewright_tree"
 MAX_BLOCK = 128
@@ -98,13 +100,15 @@ class TreePlan:
     kept: dict[int, Kept] | None = None
     """Where the keys and values of every layer are put, if answers are to be written after the
     rows."""
+    backend: str = "blocks"
+    """What computes attention: `blocks` (here) or `flex` (`flex_attention`)."""
+    masks: dict[tuple[int | None, bool], Any] = field(default_factory=dict)
+    """What `flex` makes of `blocks_for`."""
 
     def blocks_for(self, window: int | None, module: Any = None) -> list[Block]:
         """The blocks for a sliding window of `window` (distance in depth), or for full attention,
         in the attention of `module`."""
-        if window is not None and window >= max(self.tree.depth, default=0) + 1:
-            window = None
-        few = self.read is not None and id(module) in self.reading
+        window, few = self._seen(window, module)
         if (window, few) not in self.blocks:
             planned = plan_blocks(self.tree, window, self.num_virtual)
             if few and self.read is not None:
@@ -113,6 +117,25 @@ class TreePlan:
                 planned, self.tree, window, self.device, self.num_virtual
             )
         return self.blocks[window, few]
+
+    def _seen(self, window: int | None, module: Any) -> tuple[int | None, bool]:
+        """(the window where it hides anything, whether few rows are read of `module`)."""
+        if window is not None and window >= max(self.tree.depth, default=0) + 1:
+            window = None
+        return window, self.read is not None and id(module) in self.reading
+
+    def mask_for(self, window: int | None, module: Any = None) -> Any:
+        """The same as `blocks_for` for FlexAttention: a `BlockMask`."""
+        window, few = self._seen(window, module)
+        if (window, few) not in self.masks:
+            wanted = None
+            if few and self.read is not None:
+                wanted = np.zeros(self.tree.num_rows - self.num_virtual, dtype=bool)
+                wanted[list(self.read)] = True
+            self.masks[window, few] = flex_attention.mask_of(
+                self.tree, window, self.device, self.num_virtual, wanted
+            )
+        return self.masks[window, few]
 
     def keeps(self, blocks: list[Block], heads: int, item_bytes: int) -> bool:
         """Whether the probabilities of all layers fit into `keep_bytes`."""
@@ -396,12 +419,15 @@ def tree_attention(
     assert key.shape[2] == query.shape[2] + tree_plan.num_virtual == tree_plan.tree.num_rows, (
         "keys and rows of the tree differ in number"
     )
-    blocks = tree_plan.blocks_for(sliding_window, module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if tree_plan.kept is not None:
         tree_plan.kept[int(module.layer_idx)] = Kept(
             key[0], value[0], scale, sliding_window, softcap
         )
+    if tree_plan.backend == "flex":
+        mask = tree_plan.mask_for(sliding_window, module)
+        return flex_attention.attend(query, key, value, mask, scale, softcap), None
+    blocks = tree_plan.blocks_for(sliding_window, module)
     keep = tree_plan.keeps(blocks, query.shape[1], query.element_size() * (2 if softcap else 1))
     out = _TreeAttention.apply(query[0], key[0], value[0], scale, softcap, blocks, keep)
     return out[None], None
