@@ -33,7 +33,9 @@ def judged(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
     monkeypatch.setattr(fingerprint, "SMALLEST_BYTES", 0)
     found: list[Path] = []
     real = load.load_config
-    monkeypatch.setattr(load, "load_config", lambda folder: found.append(folder) or real(folder))
+    monkeypatch.setattr(
+        load, "load_config", lambda folder, *more: found.append(folder) or real(folder, *more)
+    )
     return found
 
 
