@@ -66,8 +66,9 @@ def test_what_cannot_lie_in_shares_is_refused(keys: dict[str, Any], where: str) 
     assert ("E-DIST-08", where) in refused(parsed)
 
 
-def test_a_method_that_sums_over_passes_runs_in_one_process() -> None:
-    parsed = run(engine__processes=2, method__kind="mixture_of_depths")
+@pytest.mark.parametrize("kind", ["mixture_of_depths", "adalora"])
+def test_a_method_that_sums_over_passes_runs_in_one_process(kind: str) -> None:
+    parsed = run(engine__processes=2, method__kind=kind)
     assert ("E-DIST-08", "method.kind") in refused(parsed)
 
 
