@@ -118,7 +118,9 @@ def test_a_persons_reward_judges_in_place_of_the_answer(
     spec = "{kind: regex, pattern: 'lamp 9', mode: fullmatch}"
     how = How(**{**vars(HOW), "rewards": spec, "keep_answer": False})
     run(model, rows, tmp_path / "a.jsonl", how)
-    assert written(tmp_path / "a.jsonl")[1] == ("<think>\nhm no\n</think>\n\nlamp 9", "drawn")
+    text, source = written(tmp_path / "a.jsonl")[1]  # which of the taught thoughts is chance
+    assert source == "drawn" and text.startswith("<think>\nhm ")
+    assert text.endswith("\n</think>\n\nlamp 9")
 
 
 def test_a_model_that_does_not_think_gives_the_text_that_reached_the_answer(
