@@ -35,7 +35,13 @@ def ours(given: dict[str, Any]) -> Write:
     opened = open_target(given["folder"], Quiet(), dtype="bfloat16", device="cpu")
     torch.set_num_threads(given["threads"])  # opening chooses a number of its own
     print(json.dumps({"reading": reading(opened.causal)}), flush=True)
-    renderer = SimpleNamespace(tokenizer=opened.renderer.tokenizer, stop_ids=())
+    tokenizer = opened.renderer.tokenizer
+    renderer = SimpleNamespace(
+        tokenizer=tokenizer,
+        stop_ids=(),
+        reads_marks=False,
+        read=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
+    )
     model = answering(opened.causal, opened.attached, renderer)
 
     def write(prompts: list[list[int]], count: int) -> list[list[int]]:

@@ -48,7 +48,7 @@ def tuned(model: Path, rows: Path, out: Path) -> Path:
     return run.folder / "model"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_plain_tuning_loses_the_steps_and_thoughts_of_its_own_keep_them(
     adder: Path, tmp_path: Path
 ) -> None:

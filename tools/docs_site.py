@@ -37,7 +37,7 @@ NAV: list[tuple[str, str, list[str]]] = [
         *("evaluate", "damage", "compare", "exams", "judge", "numbers", "gate", "doctor"),
         *("export", "smaller", "push"),
     ]),
-    ("Use", "使用", ["studio", "serve", "chat", "batch", "agents", "models-safety"]),
+    ("Use", "使用", ["studio", "serve", "chat", "batch", "agents", "models", "models-safety"]),
     ("Methods", "方法", ["methods/*"]),
     ("Objectives", "目标", ["objectives/*"]),
     ("Reference", "参考", ["reference", "errors", "glossary", "design-opinions", "LOG"]),

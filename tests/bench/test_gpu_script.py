@@ -62,4 +62,4 @@ def test_time_that_is_up_is_written_down(gpu: Any) -> None:
         for v in found.values()
         if isinstance(v, dict) and v.get("skipped")
     )
-    assert found["certificate"] == {"skipped": "no time left"} and len(found["seconds"]) > 20
+    assert found["certificate"] == {"skipped": "no time left"} and "seconds" not in found

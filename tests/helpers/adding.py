@@ -65,14 +65,14 @@ def whole(task: Task, a: int, b: int) -> str:
 def taught(place: Path, held: int, steps: int = 900, batch: int = 64) -> Path:
     """A model that was taught both tasks on all pairs but the first `held`, in a folder."""
     import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     from tunewright.text.renderer import Renderer
 
     torch.manual_seed(0)
-    words = tokenizer()
+    words = tokenizer()  # beside a configuration of Qwen2's another pipeline would be made of it
     renderer = Renderer(words)
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
         tie_word_embeddings=True, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,

@@ -44,7 +44,7 @@ def test_a_rank_that_fails_is_named_with_its_error_and_its_exit_code() -> None:
     assert "E-RUN-02" in told and "E-DIST" not in told
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_rank_that_dies_and_one_that_is_stopped_end_the_others_in_time() -> None:
     killed = many.Pair([str(MEETING), "leave", "40"])
     stopped = many.Pair([str(MEETING), "go", "40"], world=3)
@@ -114,7 +114,7 @@ def gap(one: Path, other: Path) -> float:
     return max(float((a[k].float() - b[k].float()).abs().max()) for k in a) / largest
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_ranks_that_see_other_rows_versions_or_keys_are_refused_before_the_first_step(
     place: Path,
 ) -> None:
@@ -140,7 +140,7 @@ def test_ranks_that_see_other_rows_versions_or_keys_are_refused_before_the_first
         assert not (place / "refused").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_rank_that_is_killed_at_any_moment_leaves_a_run_that_goes_on(place: Path) -> None:
     undisturbed = run_file(place, "undisturbed", data=str(place / "rows.json"))
     subprocess.run([sys.executable, *train(undisturbed)], check=True)

@@ -59,7 +59,7 @@ def test_two_processes_leave_the_gradient_of_one(folder: Path) -> None:
     assert wrong(gaps(folder, "few", [["sft", "lora", BOTH, [5, 1]]], 60)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_every_objective_with_every_method(folder: Path) -> None:
     rows = [[o, m, BOTH, [5, 1]] for o in OBJECTIVES for m in METHODS]
     assert wrong(gaps(folder, "all", rows, 600)) == []

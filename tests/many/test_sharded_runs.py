@@ -18,7 +18,7 @@ from tunewright.core.telling import Quiet
 from tunewright.record import checkpoint
 from tunewright.story import resume_run, train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")

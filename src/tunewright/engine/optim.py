@@ -23,6 +23,7 @@ from tunewright.core.errors import ConfigError, problem
 from tunewright.core.types import Attached
 from tunewright.engine.rates import factors
 from tunewright.engine.update_rules import EACH, WHOLE, AdamMini, Lion, ScheduleFreeAdamW
+from tunewright.models.load import size_of
 
 
 class JoinedOptimizer(torch.optim.Optimizer):
@@ -73,7 +74,8 @@ def optimizer_for(
         attached.rate_factors = factors(
             engine.rates, [name for name, _ in named], roles, attached.rate_factors
         )
-    places = Places(tables_of(causal), heads_of(causal, roles))
+    heads = heads_of(causal, roles) if engine.optimizer == "adam_mini" else {}
+    places = Places(tables_of(causal), heads)
     made: torch.optim.Optimizer = (
         own(engine, named) if own else make_optimizer(engine, named, attached.rate_factors, places)
     )
@@ -84,17 +86,18 @@ def optimizer_for(
 
 def heads_of(causal: Any, roles: Mapping[str, list[str]]) -> dict[int, int]:
     """Identity of every weight that makes queries or keys -> rows of one head."""
-    config = causal.config.get_text_config()
-    width, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 0)
-    size = getattr(config, "head_dim", None) or (width // heads if heads else 0)
-    names = [*roles.get("attention.query", []), *roles.get("attention.key", [])]
+    config, found = causal.config.get_text_config(), {}
+    usual = size_of(config, "head_dim")
+    if not usual:
+        usual = size_of(config, "hidden_size") // (size_of(config, "num_attention_heads") or 1)
     modules = dict(causal.named_modules())
-    weights = [getattr(modules.get(name), "weight", None) for name in names]
-    return {
-        id(w): int(size)
-        for w in weights
-        if isinstance(w, torch.nn.Parameter) and size and w.shape[0] % int(size) == 0
-    }
+    for name in [*roles.get("attention.query", []), *roles.get("attention.key", [])]:
+        weight = getattr(modules.get(name), "weight", None)
+        # Layers may have heads of different sizes.
+        size = getattr(modules.get(name.rpartition(".")[0]), "head_dim", None) or usual
+        if isinstance(weight, torch.nn.Parameter) and size and weight.shape[0] % int(size) == 0:
+            found[id(weight)] = int(size)
+    return found
 
 
 def averages(optimizer: torch.optim.Optimizer) -> list[ScheduleFreeAdamW]:

@@ -22,6 +22,7 @@ from tunewright.core.machine import return_freed_memory
 from tunewright.core.telling import silent
 from tunewright.core.words import say
 from tunewright.models import rotary
+from tunewright.models.proven import doubts
 from tunewright.sources import headers, vet
 from tunewright.sources.remote_code import Place, place_of
 
@@ -105,6 +106,7 @@ def load_model(
     try:
         config = load_config(folder, base, said)
         said += silence_dropout(config)
+        said += doubts(config)
         if base is not None and number_type is not None:
             model, info, count = _few_bits(place, config, attention, wanted, base, device)
         else:

@@ -1,0 +1,24 @@
+"""What the trial of all families found (`tools/families_page.py`, docs/models.md)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+from tunewright.core.words import ASSETS, say
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """The data of docs/models.md: `families`, `open`, `cannot`, each by `model_type`."""
+    found: dict[str, Any] = json.loads((ASSETS / "models" / "families.json").read_text("utf-8"))
+    return found
+
+
+def doubts(config: Any) -> list[str]:
+    """A sentence for a model whose family failed a step of the trial; none for the others."""
+    steps = table()["open"].get(config.model_type)
+    if not steps:
+        return []
+    return [say("models.not_proven", family=config.model_type, steps=", ".join(steps))]
