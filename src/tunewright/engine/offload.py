@@ -15,6 +15,7 @@ import contextlib
 import mmap
 import os
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -98,6 +99,8 @@ class FileStore:
     def __init__(self) -> None:
         self.file = _nameless()
         weakref.finalize(self, self.file.close)
+        # Backward passes run in threads of their own.
+        self.lock = threading.Lock()
         self.end = self.kept = 0
         self._map: tuple[int, mmap.mmap] | None = None
 
@@ -113,6 +116,23 @@ class FileStore:
 
     def finish(self) -> None:
         """As of `Store`."""
+
+    def write(self, data: memoryview, place: int) -> None:
+        """Lay bytes at a place of the file. Raises OSError where the disk is full."""
+        with self.lock:
+            self.file.seek(place)
+            while data:
+                data = data[self.file.write(data) :]
+
+    def read(self, data: memoryview, place: int) -> None:
+        """Fill `data` from a place of the file."""
+        with self.lock:
+            self.file.seek(place)
+            while data:
+                done = self.file.readinto(data)
+                if not done:
+                    raise OSError("a file that keeps activations ended too early")
+                data = data[done:]
 
     def mapped(self) -> mmap.mmap:
         """The file as memory of its own, of which the system holds what is read."""
@@ -135,11 +155,11 @@ class _FileSlot:
 
     def get(self) -> Tensor:
         made = torch.empty_strided(self.size, self.stride, dtype=self.dtype)
-        _read(self.store.file.fileno(), _bytes_of(made), self.place)
+        self.store.read(_bytes_of(made), self.place)
         return made
 
     def set(self, tensor: Tensor) -> None:
-        _write(self.store.file.fileno(), _bytes_of(tensor), self.place)
+        self.store.write(_bytes_of(tensor), self.place)
 
     def on_host(self) -> Tensor:
         flat = torch.frombuffer(
@@ -166,20 +186,6 @@ def _flat(tensor: Tensor) -> Tensor:
 def _bytes_of(tensor: Tensor) -> memoryview:
     data: Any = _flat(tensor).view(torch.uint8).numpy()
     return memoryview(data)
-
-
-def _write(handle: int, data: memoryview, place: int) -> None:
-    while data:
-        done = os.pwrite(handle, data, place)
-        data, place = data[done:], place + done
-
-
-def _read(handle: int, data: memoryview, place: int) -> None:
-    while data:
-        done = os.preadv(handle, [data], place)
-        if not done:
-            raise OSError("a file that keeps activations ended too early")
-        data, place = data[done:], place + done
 
 
 def has_no_gaps(tensor: Tensor) -> bool:

@@ -61,7 +61,7 @@ from tunewright.engine.schedule import Schedule, learning_rate_for, make_schedul
 from tunewright.engine.step import Stepper
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy, load, vocabulary
-from tunewright.models.kernels import tree_attention
+from tunewright.models.kernels import liger, tree_attention
 from tunewright.models.kernels.fused import accelerate
 from tunewright.models.kernels.packed import Packs
 from tunewright.models.quantised import keep_base, parameter_count
@@ -180,6 +180,13 @@ class Opened(Loaded):
         return self.target.base_renderer()
 
 
+def _put_fused_forms(causal: Any) -> None:
+    """Fused forms of norms and gated MLPs, where they give what the model's own modules give."""
+    accelerate(causal)
+    if next(causal.parameters()).device.type == "cuda":
+        liger.accelerate(causal)
+
+
 def put_new(method: Section, causal: Any, card: Any, base_path: str) -> Attached:
     """The method that a section of a run file describes on `causal`, whose anatomy is `card`.
     `base_path` is what it names as its base when it is saved. Raises what the method raises."""
@@ -214,7 +221,7 @@ def from_files(
     if causal is None:
         causal = load.load_model(folder, dtype=world.torch_dtype(), device=world.device, base=base)
     known = int(causal.get_input_embeddings().weight.shape[0])
-    accelerate(causal)
+    _put_fused_forms(causal)
     attached = None if adapter is None else put_saved(causal, adapter)
     kept_as = functools.partial(_kept_as, folder, adapter, world, base)
     return Loaded(causal, attached, known, kept_as=kept_as)
@@ -470,7 +477,7 @@ def _learner(
     # Before anything is put on the base: what a reward model of the same base will go on.
     shares = objective.rollouts is not None and config.base.bits is None
     spare = sharing_weights(causal) if shares and world.parallel != "fsdp" else None
-    accelerate(causal)
+    _put_fused_forms(causal)
     torch.manual_seed(stream_seed(config.engine.seed, "init"))
     if config.adapter:
         attached = put_saved(

@@ -117,7 +117,8 @@ def _scale(weight: Tensor, one: bool) -> Tensor:
     return weight.to(_wide(weight)) + 1 if one else weight
 
 
-def _norm_parts(module: nn.Module) -> tuple[Tensor, float] | None:
+def norm_parts(module: nn.Module) -> tuple[Tensor, float] | None:
+    """(weight, epsilon) of a root-mean-square norm; None for anything else."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if (
@@ -170,7 +171,7 @@ def _form_of(module: nn.Module, weight: Tensor, eps: float) -> tuple[bool, bool]
 def norm_form(module: nn.Module) -> tuple[Tensor, float, bool] | None:
     """(weight, epsilon, whether 1 is added to the weight) of a norm that has the fused form, or
     None."""
-    parts = _norm_parts(module)
+    parts = norm_parts(module)
     if module not in _forms:
         _forms[module] = _form_of(module, *parts) if parts else None
     form = _forms[module]
@@ -182,7 +183,7 @@ _forms: WeakKeyDictionary[nn.Module, tuple[bool, bool] | None] = WeakKeyDictiona
 
 
 def _replace_norm(module: nn.Module) -> bool:
-    parts = _norm_parts(module)
+    parts = norm_parts(module)
     form = _form_of(module, *parts) if parts else None
     _forms[module] = form
     if parts is None or form is None:
