@@ -54,7 +54,7 @@ def _norm(module: Any, function: Any, form: tuple[float, str]) -> Forward:
 
     def forward(x: Tensor) -> Tensor:
         # Not in place: the gradient may be read by the residual beside it.
-        return function.apply(x, module.weight, eps, offset, casting, False)  # type: ignore[no-any-return]
+        return function.apply(x, module.weight, eps, offset, casting, False)
 
     return forward
 
@@ -70,7 +70,7 @@ def _gated(module: Any, function: Any) -> Forward:
     def forward(x: Tensor) -> Tensor:
         # The layers are looked up when they are needed: a method may have put its own there.
         hidden = function.apply(module.gate_proj(x), module.up_proj(x))
-        return module.down_proj(hidden)  # type: ignore[no-any-return]
+        return module.down_proj(hidden)
 
     return forward
 
