@@ -105,7 +105,8 @@ def test_the_gradient_is_that_of_stock_transformers(
         rows_per_pass=(1 << 30,),
     )
     assert found.passed, "\n".join(found.lines())
-    assert (Gate.calls > 0) is (family == "llama")
+    # Gemma's gate is tried and steps aside; Llama's computes every pass.
+    assert Gate.calls > 2 if family == "llama" else Gate.calls <= 2
 
 
 def test_what_gives_other_numbers_steps_aside(
