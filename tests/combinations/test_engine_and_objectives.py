@@ -42,7 +42,7 @@ METHOD = {
     "engine.learning_rate": 1e-3,
 }
 """Where only upper blocks train, the hidden states below them are kept."""
-SHOWN = ("sft", "pretrain", "distill", "dpo", "orpo", "kto", "reward", "grpo", "ppo")
+SHOWN = ("sft", "pretrain", "distill", "dpo", "reward", "ppo")
 """One of each way to read rows, to ask another model and to draw answers. `thorough`: the others, which
 differ from one of these in their formula."""
 

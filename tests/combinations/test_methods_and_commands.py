@@ -66,8 +66,7 @@ RATES = {
 }
 STEPS = 4
 SHOWN = (
-    "lora", "loftq", "adalora", "ia3", "peft", "prompt_tuning", "prefix_tuning", "houlsby", "full", "lisa",
-    "llama_pro", "bitfit", "new_tokens", "diff_pruning", "mixture_of_depths",
+    "lora", "loftq", "prompt_tuning", "houlsby", "full", "llama_pro", "new_tokens", "mixture_of_depths",
 )  # fmt: skip
 """One of each way in which a method stands on a model, is saved, merged and taken up again. `thorough`:
 the others, which differ from one of these in how they are computed."""

@@ -36,10 +36,9 @@ from tunewright.models import anatomy
 from tunewright.models.load import load_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gpt2"]
-SHOWN = ("qwen2", "gpt2")
-"""With biases, with matrices the other way round. `thorough`: every kind on the others, too."""
 WITH_NORMS = ("lora", "ia3", "prefix_tuning", "houlsby", "full", "norms")
-"""Kinds that are put on Qwen3, too, each time: one of each family of methods."""
+"""One of each family of methods: they are put each time on matrices that lie the other way round
+(GPT-2) and beside norms of heads (Qwen3), too. `thorough`: every kind on every family."""
 IDS = torch.tensor(
     [[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]]
 )
@@ -555,7 +554,7 @@ def pairs_of(*, also_refused: bool = False) -> list[Any]:
 
 
 def is_shown(kind: str, family: str) -> bool:
-    return family in SHOWN or (family == "qwen3" and (OUTSIDE or kind in WITH_NORMS))
+    return family == "qwen2" or (family in ("gpt2", "qwen3") and (OUTSIDE or kind in WITH_NORMS))
 
 
 def eight_rows() -> list[Sample]:

@@ -60,7 +60,7 @@ def peft_alone(attached: Attached, chosen: list[Sample]) -> dict[str, torch.Tens
     return tiny.gradients(attached)
 
 
-@pytest.mark.wide("llama", "gemma3_text")
+@pytest.mark.wide("prefix_tuning-llama", "prompt_tuning-gemma3_text")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_layouts_give_the_gradient_of_pefts_own_forward(kind: str, family: str) -> None:
