@@ -37,7 +37,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("advise", "evaluate", "export", "serve", "report", "track"),
     ("run",),
     ("story",),
-    ("api", "bench", "commands", "importing"),
+    ("api", "bench", "commands", "course", "importing"),
     ("studio",),
     ("cli", "__main__"),
 ]
