@@ -25,16 +25,25 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tunewright
-from tunewright.course import QUICK, bars, curves, grid, say, tiny_model, write_rows
+from tunewright.course import QUICK, bars, curves, grid, say, teach, tiny_model, write_rows
 
 torch.set_num_threads(1)
 colours = ["red", "green", "blue", "white", "black", "brown"]
+known = ["brick", "grass", "jeans", "snow", "ink", "wood", "ruby", "moss", "ice", "night"]
 things = ["apple", "leaf", "sky", "milk", "coal", "earth", "rose", "sea"]
-rows = [
-    {"instruction": f"colour of {thing}?", "output": colours[i % 6]}
-    for i, thing in enumerate(things)
-]
-base = tiny_model("base", [f"{row['instruction']} {row['output']}" for row in rows], layers=2)
+
+
+def asked_for(names):
+    return [
+        {"instruction": f"colour of {name}?", "output": colours[i % 6]}
+        for i, name in enumerate(names)
+    ]
+
+
+rows = asked_for(things)  # what LoRA will learn
+base_rows = asked_for(known)  # what the base knows already
+base = tiny_model("base", [f"{r['instruction']} {r['output']}" for r in rows + base_rows], layers=2)
+teach(base, base_rows, steps=80, batch=10)
 model = AutoModelForCausalLM.from_pretrained(base)
 d = model.config.hidden_size
 rank = 4
@@ -47,12 +56,12 @@ bars(
 )
 
 # %% [markdown] lang="en"
-# **Predict.** The matrices here are 96 × 96 and the rank is 4. How many of the numbers that full fine-tuning of one matrix learns does LoRA learn: a half, a tenth, a twelfth? The picture above has the two figures.
+# **Predict.** The matrices here are 96 × 96 and the rank is 4 (the base is a tiny model that this lesson has just taught the colours of ten other things). How many of the numbers that full fine-tuning of one matrix learns does LoRA learn: a half, a tenth, a twelfth? The picture above has the two figures.
 #
 # Now LoRA itself. The layer below *wraps* a linear layer: it freezes it and adds the correction.
 
 # %% [markdown] lang="zh"
-# **先猜一猜。** 这里的矩阵是 96 × 96，秩为 4。与全量微调一个矩阵相比，LoRA 学习的数字是它的二分之一、十分之一，还是十二分之一？上图给出了两个数字。
+# **先猜一猜。** 这里的矩阵是 96 × 96，秩为 4（基座是本课刚刚教会的一个极小模型，它知道另外十种东西的颜色）。与全量微调一个矩阵相比，LoRA 学习的数字是它的二分之一、十分之一，还是十二分之一？上图给出了两个数字。
 #
 # 下面就是 LoRA 本身。这个层把一个线性层*包*起来：冻结它，再加上修正。
 
@@ -78,7 +87,7 @@ alpha = 8
 model.requires_grad_(False)
 hands = {}
 for number, block in enumerate(model.model.layers):
-    for name in ("q_proj", "v_proj", "o_proj"):
+    for name in ("q_proj", "v_proj"):
         wrapped = LoraByHand(getattr(block.self_attn, name), rank, alpha, generator)
         setattr(block.self_attn, name, wrapped)
         hands[f"model.layers.{number}.self_attn.{name}"] = wrapped
@@ -106,7 +115,7 @@ def save_by_hand(folder):
         tensors[f"base_model.model.{name}.lora_B.weight"] = layer.B.detach().clone()
     save_file(tensors, f"{folder}/adapter_model.safetensors", metadata={"format": "pt"})
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha}
-    settings |= {"target_modules": ["q_proj", "v_proj", "o_proj"], "base_model_name_or_path": base}
+    settings |= {"target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": base}
     Path(folder, "adapter_config.json").write_text(json.dumps(settings))
     return folder
 
@@ -115,10 +124,10 @@ start = save_by_hand("start")
 {name: tuple(tensor.shape) for name, tensor in load_file("start/adapter_model.safetensors").items()}
 
 # %% [markdown] lang="en"
-# The training loop, by hand: forty steps, all eight rows in each, AdamW with a constant rate. The loss is the mean over the tokens of the *answers*; the questions are only read (lesson 2).
+# The training loop, by hand: twenty steps, all eight rows in each, AdamW with a constant rate. The loss is the mean over the tokens of the *answers*; the questions are only read (lesson 2).
 
 # %% [markdown] lang="zh"
-# 手写的训练循环：四十步，每步用全部八行，AdamW，学习率恒定。损失是*答案*各词元的平均；问题只读不学（见第 2 课）。
+# 手写的训练循环：二十步，每步用全部八行，AdamW，学习率恒定。损失是*答案*各词元的平均；问题只读不学（见第 2 课）。
 
 # %%
 tokenizer = AutoTokenizer.from_pretrained(base)
@@ -130,9 +139,9 @@ for row in rows:
     head, tail = tokenizer(question)["input_ids"], tokenizer(answer)["input_ids"]
     samples.append((torch.tensor([head + tail]), len(head)))
 
-optimizer = torch.optim.AdamW(trained, lr=3e-2, weight_decay=0.0)
+optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
 by_hand = []
-for _ in range(40):
+for _ in range(20):
     total, count = torch.zeros(()), 0
     for tokens, start_of_answer in samples:
         logits = model(tokens).logits[0, start_of_answer - 1 : -1]
@@ -149,21 +158,21 @@ print(f"{by_hand[0]:.4f} -> {by_hand[-1]:.4f}")
 # %% [markdown] lang="en"
 # Now the product, from the same `start`, with the same settings.
 #
-# **Predict.** To how many digits will the forty losses agree?
+# **Predict.** To how many digits will the twenty losses agree?
 
 # %% [markdown] lang="zh"
 # 现在换产品，从同一个 `start` 出发，设置相同。
 #
-# **先猜一猜。** 两边的四十个损失会在多少位数字上一致？
+# **先猜一猜。** 两边的二十个损失会在多少位数字上一致？
 
 # %%
 run = tunewright.train(
     model=base,
     adapter=start,
     data={"train": write_rows("rows.jsonl", rows), "held_out": 0},
-    method={"kind": "lora", "rank": rank, "alpha": alpha, "targets": ["attention.query", "attention.value", "attention.output"]},
+    method={"kind": "lora", "rank": rank, "alpha": alpha, "targets": ["attention.query", "attention.value"]},
     engine={
-        **{"steps": 40, "batch_size": 8, "learning_rate": 3e-2, "schedule": "constant"},
+        **{"steps": 20, "batch_size": 8, "learning_rate": 1e-2, "schedule": "constant"},
         **{"warmup": 0, "clip": None, "dtype": "float32", "threads": 1},
     },
     out="run",
@@ -173,7 +182,7 @@ events = [json.loads(line) for line in Path(run.folder, "events.jsonl").read_tex
 by_product = [event["loss"] for event in events if event["event"] == "step"]
 largest = max(abs(a - b) for a, b in zip(by_hand, by_product, strict=True))
 print(say("largest difference of a loss:", "损失的最大差："), f"{largest:.1e}")
-assert largest < 1e-4 and by_hand[-1] < 0.7 * by_hand[0]
+assert largest < 1e-5 and by_hand[-1] < 0.7 * by_hand[0]
 curves(
     {
         say("by hand", "手写"): list(enumerate(by_hand, 1)),
@@ -197,7 +206,7 @@ for name, layer in hands.items():
     gaps.append((saved[f"base_model.model.{name}.lora_A.weight"] - layer.A).abs().max().item())
     gaps.append((saved[f"base_model.model.{name}.lora_B.weight"] - layer.B).abs().max().item())
 print(say("largest difference of a weight:", "权重的最大差："), f"{max(gaps):.1e}")
-assert max(gaps) < 1e-3
+assert max(gaps) < 1e-4
 layer = hands["model.layers.0.self_attn.q_proj"]
 delta = (layer.scale * layer.B @ layer.A).detach()
 assert torch.linalg.matrix_rank(delta) <= rank
