@@ -67,17 +67,17 @@ def tiny_model(
     hidden: int = 96,
     layers: int = 3,
     heads: int = 4,
-    context: int = 256,
+    context: int = 1024,
     seed: int = 0,
 ) -> str:
-    """Write an untaught Llama of a few hundred thousand parameters into `folder` and return it.
+    """Write an untaught model of Qwen2's build and a few hundred thousand parameters into `folder` and return it.
 
     Its tokenizer is learnt from `texts`, so that each of their words is one token or a few; its
     chat template is ChatML. Weights are random: it knows nothing until a lesson trains it.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -95,7 +95,7 @@ def tiny_model(
         chat_template=CHATML,
         model_max_length=context,
     )
-    config = LlamaConfig(
+    config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=3 * hidden,
@@ -103,6 +103,7 @@ def tiny_model(
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -110,7 +111,7 @@ def tiny_model(
     )
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model = Qwen2ForCausalLM(config)
     torch.set_rng_state(state)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
@@ -159,6 +160,51 @@ def teach(
         optimizer.zero_grad(set_to_none=True)
     model.eval().save_pretrained(folder)
     return loss.item()
+
+
+LETTERS = "abcdefghijkl"
+SKILLS = ("first", "second", "last")
+
+
+def letter_rows(
+    skill: str, count: int, *, called: str | None = None, seed: int = 0
+) -> list[dict[str, str]]:
+    """Rows of the lessons' toy task: `last: a g k` is answered with `k`.
+
+    `skill` is `first`, `second`, `last` or `reverse`; `called` is the word that asks for it (default:
+    its own name).
+    """
+    import random
+
+    draw = random.Random(f"{skill} {seed}")
+    rows = []
+    for _ in range(count):
+        given = draw.sample(LETTERS, 3)
+        answer = {"first": given[:1], "second": given[1:2], "last": given[2:]}
+        answer |= {"reverse": given[::-1]}
+        question = f"{called or skill}: {' '.join(given)}"
+        rows.append({"instruction": question, "output": " ".join(answer[skill])})
+    return rows
+
+
+def letter_model(folder: str | Path, *, steps: int = 250, seed: int = 0) -> str:
+    """A tiny model that knows the skills `first`, `second` and `last`; some seconds. Its tokenizer
+    knows the words `mystery` and `reverse`, too, which nobody has taught it."""
+    rows = [row for skill in SKILLS for row in letter_rows(skill, 1000, seed=seed)]
+    words = [f"{row['instruction']} {row['output']}" for row in rows[::20]]
+    tiny_model(folder, [*words, "mystery: a", "reverse: a"], hidden=64, layers=2, seed=seed)
+    teach(folder, rows, steps=steps, batch=32, rate=4e-3, seed=seed)
+    return str(folder)
+
+
+def share_right(model: str | Path, rows: str, **options: Any) -> float:
+    """The share of the rows of a file that a run or model answers exactly, between 0 and 1.
+    `options` are those of `tunewright evaluate`."""
+    from tunewright.evaluate.scoring import evaluate_target
+
+    asked = {"options": [], "generate": True, "metrics": ["exact"], "max_new_tokens": 12}
+    found = evaluate_target(str(model), rows, **{**asked, **options}, tell=quiet)
+    return float(found["metrics"]["exact"]["value"])
 
 
 def _labelled(
@@ -320,15 +366,19 @@ def grid(
 
 
 __all__ = [
+    "LETTERS",
     "QUICK",
     "Picture",
     "bars",
     "command",
     "curves",
     "grid",
+    "letter_model",
+    "letter_rows",
     "quiet",
     "ribbon",
     "say",
+    "share_right",
     "teach",
     "tiny_model",
     "write_rows",
