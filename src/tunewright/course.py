@@ -187,7 +187,7 @@ def letter_rows(
     return rows
 
 
-def letter_model(folder: str | Path, *, steps: int = 250, seed: int = 0) -> str:
+def letter_model(folder: str | Path, *, steps: int = 500, seed: int = 0) -> str:
     """A tiny model that knows the skills `first`, `second` and `last`; some seconds. Its tokenizer
     knows the words `mystery` and `reverse`, too, which nobody has taught it."""
     rows = [row for skill in SKILLS for row in letter_rows(skill, 1000, seed=seed)]

@@ -1,0 +1,141 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation: {extension: .py, format_name: percent}
+# ---
+
+# %% [markdown] lang="en"
+# # 5. The family of methods, side by side
+#
+# **What for.** Prompt tuning, prefix tuning, LoRA, adapters, BitFit ... each name answers one question: *which numbers may change?* Here twelve of them learn the same task from the same rows.
+#
+# **The idea.** Three places can hold what is learnt: *before* the text (prompt and prefix methods), *beside* the weights (LoRA and its kin, adapters, IA3), or *in* the weights (full, BitFit, diff pruning).
+
+# %% [markdown] lang="zh"
+# # 5. 方法家族，并排比较
+#
+# **为什么学。** 提示微调、前缀微调、LoRA、适配器、BitFit……每个名字都在回答同一个问题：*哪些数字可以改变？* 这里十二种方法用同样的数据行学习同一个任务。
+#
+# **思路。** 学到的东西可以放在三个地方：文本*之前*（提示和前缀类方法）、权重*旁边*（LoRA 及其亲属、适配器、IA3），或权重*之中*（全量、BitFit、差分剪枝）。
+
+# %%
+import torch
+
+import tunewright
+from tunewright.course import QUICK, bars, letter_model, letter_rows, say, share_right, write_rows
+
+torch.set_num_threads(1)
+base = letter_model("base")
+learnt = letter_rows("last", 96, called="mystery", seed=1)
+unseen = [row for row in letter_rows("last", 40, called="mystery", seed=2) if row not in learnt]
+train, test = write_rows("train.jsonl", learnt), write_rows("test.jsonl", unseen[:32])
+untouched = share_right(base, test, dtype="float32")
+known = share_right(base, write_rows("known.jsonl", letter_rows("last", 32)), dtype="float32")
+print(learnt[0])
+print(say("the base, asked for `last`:", "基座，用 `last` 来问："), f"{known:.0%}")
+print(say("the base, asked for `mystery`:", "基座，用 `mystery` 来问："), f"{untouched:.0%}")
+assert known > 0.9 and untouched < 0.5
+
+# %% [markdown] lang="en"
+# The base knows `first`, `second` and `last`. The task asks for `last` under a new word, *mystery*: the skill is there, the word is not.
+#
+# **Predict.** Which methods get along with the fewest numbers? Which will not manage in 72 steps?
+
+# %% [markdown] lang="zh"
+# 基座会 `first`、`second` 和 `last`。任务用一个新词 *mystery* 来问 `last`：本领已经有了，只是不认识这个词。
+#
+# **先猜一猜。** 哪些方法用最少的数字就够了？哪些在 72 步里学不会？
+
+# %%
+METHODS = {
+    "prompt_tuning": 3e-2, "prefix_tuning": 3e-3, "p_tuning_v2": 3e-2,
+    "lora": 5e-3, "loha": 5e-3, "lokr": 5e-3, "adalora": 5e-3, "adapter": 5e-3,
+    "bitfit": 2e-2, "ia3": 3e-2, "diff_pruning": 2e-3, "full": 1e-3,
+}  # fmt: skip
+numbers, right = {}, {}
+for method, rate in METHODS.items():
+    run = tunewright.train(
+        model=base,
+        data={"train": train, "held_out": 0},
+        method=method,
+        engine={
+            **{"epochs": 12, "batch_size": 16, "learning_rate": rate},
+            **{"dtype": "float32", "threads": 1},
+        },
+        out=f"runs/{method}",
+        **QUICK,
+    )
+    numbers[method] = run.summary["trainable_parameters"]
+    right[method] = share_right(run.folder, test, dtype="float32")
+    print(f"{method:14} {numbers[method]:7,} {right[method]:5.0%}", flush=True)
+bars(
+    right,
+    top=1.0,
+    form="{:.0%}",
+    about=say("share of unseen questions answered right", "未见过的问题答对的比例"),
+)
+
+# %% [markdown] lang="en"
+# **What to see.** All of them learn it, BitFit and IA3 with a few hundred numbers. Where a model has the skill and only must be told when to use it, nearly any handle will do, and the cheapest is good enough.
+
+# %% [markdown] lang="zh"
+# **看什么。** 它们都学会了，BitFit 和 IA3 只用了几百个数字。当模型已有本领、只需知道何时使用时，几乎任何把手都行，最便宜的就够好。
+
+# %%
+assert min(right.values()) > 0.75
+assert numbers["bitfit"] < numbers["ia3"] < 1000 < numbers["prompt_tuning"]
+assert numbers["lokr"] < numbers["lora"] < numbers["full"]
+bars(
+    {name: numbers[name] for name in sorted(numbers, key=numbers.__getitem__)},
+    form="{:,.0f}",
+    about=say("numbers that each method learns", "每种方法学习的数字个数"),
+)
+
+# %% [markdown] lang="en"
+# **A harder task.** Now `reverse: a b c` → `c b a`, which the base has never done: it has only ever written one letter.
+#
+# **Predict.** Will the cheap handles still do?
+
+# %% [markdown] lang="zh"
+# **更难的任务。** 现在是 `reverse: a b c` → `c b a`，基座从未做过：它以前每次只写一个字母。
+#
+# **先猜一猜。** 便宜的把手还够用吗？
+
+# %%
+backwards = letter_rows("reverse", 240, seed=1)
+new = [row for row in letter_rows("reverse", 40, seed=2) if row not in backwards]
+train_2, test_2 = write_rows("train-2.jsonl", backwards), write_rows("test-2.jsonl", new[:32])
+
+
+def reversing(method, rate):
+    run = tunewright.train(
+        model=base,
+        data={"train": train_2, "held_out": 0},
+        method=method,
+        engine={
+            **{"epochs": 12, "batch_size": 16, "learning_rate": rate},
+            **{"dtype": "float32", "threads": 1},
+        },
+        out=f"reverse/{method}",
+        **QUICK,
+    )
+    return share_right(run.folder, test_2, dtype="float32")
+
+
+harder = {m: reversing(m, METHODS[m]) for m in ("prompt_tuning", "bitfit", "lora")}
+bars(harder, top=1.0, form="{:.0%}", about=say("right on the harder task", "更难的任务上答对的比例"))
+
+# %% [markdown] lang="en"
+# **What to see.** Where the skill itself is new, room to learn it matters: LoRA gets furthest. This is why LoRA is the usual first choice, and why "it worked with prompt tuning" holds for one task only.
+#
+# **Exercise.** Does `full` do better still on the harder task? Guess first; then run it.
+
+# %% [markdown] lang="zh"
+# **看什么。** 当本领本身是新的，学习的空间就重要了：LoRA 走得最远。所以 LoRA 通常是首选；而“提示微调就行”只对某一个任务成立。
+#
+# **练习。** 在更难的任务上，`full` 会更好吗？先猜，再运行。
+
+# %% tags=["answer"]
+harder["full"] = reversing("full", METHODS["full"])
+print({name: f"{share:.0%}" for name, share in harder.items()})
+assert harder["full"] > harder["prompt_tuning"]
