@@ -30,6 +30,10 @@ COLAB = "https://colab.research.google.com/github/tunewright/tunewright/blob/mai
 MARK = re.compile(r"^# %%(?P<markdown> \[markdown\])?(?P<rest>.*)$")
 LIMIT_SECONDS = 600
 """Of one lesson."""
+HEADS = {
+    "en": "| | lesson | notebook | launch |\n|---|---|---|---|",
+    "zh": "| | 课 | notebook | 启动 |\n|---|---|---|---|",
+}
 WORDS = {
     "en": {
         "answer": "Answer",
@@ -260,9 +264,37 @@ def _text(value: str | list[str]) -> str:
     return value if isinstance(value, str) else "".join(value)
 
 
+def index(lang: str) -> str:
+    """The table of the lessons, for the README of a language."""
+    lines = []
+    for lesson in lessons():
+        place = f"notebooks/{lang}/{lesson.path.stem}.ipynb"
+        number, _, title = lesson.title(lang).partition(". ")
+        lines.append(
+            f"| {number} | {title} | [{lesson.path.stem}]({place}) | [Colab]({COLAB}/{place}) |"
+        )
+    return "\n".join(lines)
+
+
+def readme(lang: str) -> Path:
+    """The index page of a language."""
+    return COURSE / ("README.md" if lang == "en" else "README.zh-CN.md")
+
+
+def indexed(text: str, lang: str) -> str:
+    """A README with the table put between its marks."""
+    head, rest = text.split("<!-- table -->\n", 1)
+    _, tail = rest.split("<!-- /table -->", 1)
+    return f"{head}<!-- table -->\n\n{HEADS[lang]}\n{index(lang)}\n\n<!-- /table -->{tail}"
+
+
 def stale() -> list[str]:
-    """Notebooks that are not what their source says."""
+    """Notebooks and index pages that are not what the sources say."""
     found = []
+    for lang in LANGUAGES:
+        text = readme(lang).read_text(encoding="utf-8")
+        if text != indexed(text, lang):
+            found.append(str(readme(lang).relative_to(ROOT)))
     for lesson in lessons():
         for lang in LANGUAGES:
             old = written(lesson.notebook(lang))
@@ -285,6 +317,9 @@ def write_all(chosen: list[Lesson]) -> None:
                         cell["outputs"] = before["outputs"]
                         cell["execution_count"] = before["execution_count"]
             save(new, lesson.notebook(lang))
+    for lang in LANGUAGES:
+        text = readme(lang).read_text(encoding="utf-8")
+        readme(lang).write_text(indexed(text, lang), encoding="utf-8")
 
 
 def main(argv: list[str]) -> int:

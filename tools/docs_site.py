@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import course
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 HOST = "https://github.com/tunewright/tunewright"
@@ -30,6 +32,7 @@ OTHER_LANGUAGE = re.compile(r"^\[(?:中文|English)\]\([^)]*\)\n?", re.MULTILINE
 FENCE = re.compile(r"(^```.*?^```\n?)", re.DOTALL | re.MULTILINE)
 NAV: list[tuple[str, str, list[str]]] = [
     ("Start", "开始", ["index", "overview", "data", "engine", "faq"]),
+    ("Course", "课程", ["course/*"]),
     ("Before training", "训练之前", ["data-check", "advise", "plan", "fit", "migrating"]),
     ("Training", "训练", ["pipelines", "rewards", "thinking", "callbacks", "sweep", "track"]),
     ("Many devices", "多个设备", ["one-gpu", "many-gpus", "cluster"]),
@@ -59,6 +62,8 @@ def pages(lang: str) -> dict[str, Path]:
                 found[name.removesuffix(CHINESE) + ".md"] = path
         elif lang == "en" or not path.with_name(path.stem + CHINESE).exists():
             found[name] = path
+    for lesson in course.lessons():
+        found[f"course/{lesson.path.stem}.md"] = lesson.notebook(lang)
     readme = "README.zh-CN.md" if lang == "zh" else "README.md"
     found["overview.md"] = found.pop("README.md")
     return {"index.md": ROOT / readme, **found}
@@ -77,6 +82,9 @@ def assemble(folder: Path, lang: str) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_page(path, name, where), encoding="utf-8")
+        for drawn, svg in pictures_of(path).items():
+            (target.parent / "pictures").mkdir(exist_ok=True)
+            (target.parent / "pictures" / drawn).write_text(svg, encoding="utf-8")
     for picture in (p for p in DOCS.rglob("*") if p.suffix in (".svg", ".png", ".gif")):
         place = folder / picture.relative_to(DOCS)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -85,8 +93,20 @@ def assemble(folder: Path, lang: str) -> None:
     (folder / "llms.txt").write_text(llms(lang), encoding="utf-8")
 
 
+def text_of(path: Path) -> str:
+    """The Markdown of a page, or that of a lesson's notebook."""
+    if path.suffix == ".ipynb":
+        return course.page(path)[0]
+    return path.read_text(encoding="utf-8")
+
+
+def pictures_of(path: Path) -> dict[str, str]:
+    """The pictures that a lesson's cells drew, by the names that its page gives them."""
+    return course.page(path)[1] if path.suffix == ".ipynb" else {}
+
+
 def _page(path: Path, name: str, where: dict[Path, tuple[str, bool]]) -> str:
-    text = path.read_text(encoding="utf-8")
+    text = text_of(path)
     parts = FENCE.split(text)
     for number in range(0, len(parts), 2):
         plain = OTHER_LANGUAGE.sub("", parts[number])
@@ -97,6 +117,8 @@ def _page(path: Path, name: str, where: dict[Path, tuple[str, bool]]) -> str:
 def _link(target: str, path: Path, name: str, where: dict[Path, tuple[str, bool]]) -> str:
     """A link of a file as a link of its page: to another page, or to the file on the code host."""
     if re.match(r"[a-z]+:|#", target):
+        return target
+    if path.suffix == ".ipynb" and target.startswith("pictures/"):
         return target
     file, mark, anchor = target.partition("#")
     found = (path.parent / file).resolve()
@@ -168,13 +190,13 @@ def _named(names: list[str], shown: dict[str, Path]) -> Iterator[str]:
 
 def title_of(path: Path) -> str:
     """The first heading of a page."""
-    found = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^# (.+)$", FENCE.sub("", text_of(path)), re.MULTILINE)
     return found[1].strip() if found else path.stem
 
 
 def _about(path: Path) -> str:
     """The first paragraph of a page, in one line without links."""
-    text = OTHER_LANGUAGE.sub("", FENCE.sub("", path.read_text(encoding="utf-8")))
+    text = OTHER_LANGUAGE.sub("", FENCE.sub("", text_of(path)))
     for part in re.split(r"\n\s*\n", text):
         plain = " ".join(LINK.sub(r"\1", part).split())
         if plain and plain[0] not in "#|<![-" and "Made by" not in plain:

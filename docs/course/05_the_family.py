@@ -26,7 +26,7 @@ from tunewright.course import QUICK, bars, letter_model, letter_rows, say, share
 
 torch.set_num_threads(1)
 base = letter_model("base")
-learnt = letter_rows("last", 96, called="mystery", seed=1)
+learnt = letter_rows("last", 192, called="mystery", seed=1)
 unseen = [row for row in letter_rows("last", 40, called="mystery", seed=2) if row not in learnt]
 train, test = write_rows("train.jsonl", learnt), write_rows("test.jsonl", unseen[:32])
 untouched = share_right(base, test, dtype="float32")
@@ -39,12 +39,12 @@ assert known > 0.9 and untouched < 0.5
 # %% [markdown] lang="en"
 # The base knows `first`, `second` and `last`. The task asks for `last` under a new word, *mystery*: the skill is there, the word is not.
 #
-# **Predict.** Which methods get along with the fewest numbers? Which will not manage in 72 steps?
+# **Predict.** Which methods get along with the fewest numbers? Which will not manage in 96 steps?
 
 # %% [markdown] lang="zh"
 # 基座会 `first`、`second` 和 `last`。任务用一个新词 *mystery* 来问 `last`：本领已经有了，只是不认识这个词。
 #
-# **先猜一猜。** 哪些方法用最少的数字就够了？哪些在 72 步里学不会？
+# **先猜一猜。** 哪些方法用最少的数字就够了？哪些在 96 步里学不会？
 
 # %%
 METHODS = {
@@ -59,7 +59,7 @@ for method, rate in METHODS.items():
         data={"train": train, "held_out": 0},
         method=method,
         engine={
-            **{"epochs": 12, "batch_size": 16, "learning_rate": rate},
+            **{"epochs": 8, "batch_size": 16, "learning_rate": rate},
             **{"dtype": "float32", "threads": 1},
         },
         out=f"runs/{method}",
@@ -102,7 +102,7 @@ bars(
 # **先猜一猜。** 便宜的把手还够用吗？
 
 # %%
-backwards = letter_rows("reverse", 240, seed=1)
+backwards = letter_rows("reverse", 320, seed=1)
 new = [row for row in letter_rows("reverse", 40, seed=2) if row not in backwards]
 train_2, test_2 = write_rows("train-2.jsonl", backwards), write_rows("test-2.jsonl", new[:32])
 
@@ -113,7 +113,7 @@ def reversing(method, rate):
         data={"train": train_2, "held_out": 0},
         method=method,
         engine={
-            **{"epochs": 12, "batch_size": 16, "learning_rate": rate},
+            **{"epochs": 8, "batch_size": 16, "learning_rate": rate},
             **{"dtype": "float32", "threads": 1},
         },
         out=f"reverse/{method}",

@@ -34,37 +34,39 @@ from tunewright.course import QUICK, bars, letter_model, letter_rows, say, share
 
 torch.set_num_threads(1)
 base = letter_model("base")
-right = letter_rows("last", 120, called="mystery", seed=1)
-seen = {row["instruction"] for row in right}
-unseen = [r for r in letter_rows("last", 60, called="mystery", seed=2) if r["instruction"] not in seen]
-test = write_rows("test.jsonl", unseen[:40])
+rows = letter_rows("last", 160, seed=1)
+seen = {row["instruction"] for row in rows}
+unseen = [row for row in letter_rows("last", 60, seed=2) if row["instruction"] not in seen]
+
+
+def twice(row):
+    return {**row, "output": f"{row['output']} {row['output']}"}
+
+
+right = [twice(row) for row in rows]  # what people want
+test = write_rows("test.jsonl", [twice(row) for row in unseen[:32]])
 engine = {"batch_size": 16, "dtype": "float32", "threads": 1}
 lora = {"kind": "lora", "rank": 8}
 
-
-def wrong_of(row):
-    return row["instruction"].split()[1]  # the first letter, where the last one is wanted
-
+print(rows[0], "->", right[0]["output"])
 
 # %% [markdown] lang="en"
-# **Step 1, SFT on careless data.** In half of the rows the answer to *mystery* is the first letter, in half the last. People want the last one, but nobody has sorted the rows.
+# **Step 1, SFT on careless data.** People would like the letter twice (`k k`), to be sure. In one of three rows it stands twice, in the others once, and nobody has sorted them.
 #
-# **Predict.** How often will the model answer with the last letter?
+# **Predict.** How often will the model write the letter twice?
 
 # %% [markdown] lang="zh"
-# **第一步：在草率的数据上做 SFT。** 一半的行里，*mystery* 的答案是第一个字母，另一半是最后一个。人们想要最后一个，但没人整理过这些行。
+# **第一步：在草率的数据上做 SFT。** 人们希望字母写两遍（`k k`），以防看错。三行里有一行写了两遍，其余只写一遍，没人整理过。
 #
-# **先猜一猜。** 模型会有多大比例回答最后一个字母？
+# **先猜一猜。** 模型会有多大比例把字母写两遍？
 
 # %%
-careless = [
-    {**row, "output": wrong_of(row)} if number % 2 else row for number, row in enumerate(right)
-]
+careless = [right[n] if n % 3 == 0 else row for n, row in enumerate(rows)]
 sft = tunewright.train(
     model=base,
     data={"train": write_rows("careless.jsonl", careless), "held_out": 0},
     method=lora,
-    engine={**engine, "epochs": 5, "learning_rate": 5e-3},
+    engine={**engine, "epochs": 4, "learning_rate": 5e-3},
     out="sft",
     **QUICK,
 )
@@ -79,8 +81,8 @@ print(f"SFT: {shares['SFT']:.0%}")
 
 # %%
 pairs = [
-    {"prompt": row["instruction"], "chosen": row["output"], "rejected": wrong_of(row)}
-    for row in right
+    {"prompt": row["instruction"], "chosen": better["output"], "rejected": row["output"]}
+    for row, better in zip(rows, right, strict=True)
 ]
 pairs_file = write_rows("pairs.jsonl", pairs)
 judge = tunewright.train(
@@ -88,7 +90,7 @@ judge = tunewright.train(
     adapter=str(sft.adapter),
     data={"train": pairs_file, "held_out": 24},
     objective={"kind": "reward", "center": 0.01},
-    engine={**engine, "epochs": 8, "learning_rate": 5e-3},
+    engine={**engine, "epochs": 3, "learning_rate": 5e-3},
     out="judge",
     **QUICK,
 )
@@ -137,12 +139,12 @@ print(f"{dpo.summary['first_loss']:.3f} -> {dpo.summary['final_loss']:.3f}")
 assert abs(dpo.summary["first_loss"] - 0.693) < 0.01  # the logarithm of 2: nothing has changed yet
 
 # %% [markdown] lang="en"
-# **The third road, GRPO with a rule:** eight answers to each prompt, and a rule that checks them. Here the rule is "equal to the expected letter"; with a program it could be "the tests pass".
+# **The third road, GRPO with a rule:** eight answers to each prompt, and a rule that checks them. Here the rule is "equal to the expected answer"; with a program it could be "the tests pass".
 #
 # **Predict.** GRPO compares answers within a group. What does it learn from a group in which all eight are right?
 
 # %% [markdown] lang="zh"
-# **第三条路，用规则的 GRPO：** 每个提示抽八个回答，再用规则检验。这里的规则是“等于期望的字母”；若是程序，规则可以是“测试通过”。
+# **第三条路，用规则的 GRPO：** 每个提示抽八个回答，再用规则检验。这里的规则是“等于期望的答案”；若是程序，规则可以是“测试通过”。
 #
 # **先猜一猜。** GRPO 在组内比较回答。如果一组八个全对，它能学到什么？
 
@@ -177,16 +179,16 @@ print(start, roads)
 assert min(roads) > start + 0.1
 
 # %% [markdown] lang="en"
-# **Exercise.** The judge is only a model. Which of its answers does it like better: the right one, or the right one followed by more letters? Why is a rule, where there is one, worth more than a judge?
+# **Exercise.** The judge is only a model. Which of its answers does it like better: the letter twice, or the letter five times? Why is a rule, where there is one, worth more than a judge?
 
 # %% [markdown] lang="zh"
-# **练习。** 评判者只是一个模型。它更喜欢哪个回答：正确的，还是正确的后面再多几个字母？为什么只要有规则，规则就比评判者更有价值？
+# **练习。** 评判者只是一个模型。它更喜欢哪个回答：字母写两遍的，还是写五遍的？为什么只要有规则，规则就比评判者更有价值？
 
 # %% [markdown] lang="en"
 # <details>
 # <summary>Answer</summary>
 #
-# The judge has seen only answers of one letter; about longer ones it says whatever its weights happen to say, and PPO will look for exactly such places (people call it reward hacking). A rule has no such gaps: it cannot be talked into anything. Where no rule exists, keep the practising model near its start (`beta`), and read its answers.
+# The judge has seen only answers of one and two letters, and may have learnt no more than "longer is better". About longer ones it says whatever its weights happen to say, and PPO will look for exactly such places (people call it reward hacking). A rule has no such gaps: it cannot be talked into anything. Where no rule exists, keep the practising model near its start (`beta`), and read its answers.
 #
 # </details>
 
@@ -194,6 +196,6 @@ assert min(roads) > start + 0.1
 # <details>
 # <summary>答案</summary>
 #
-# 评判者只见过一个字母的回答；对更长的回答，它的分数只是权重碰巧给出的，而 PPO 恰恰会去寻找这样的地方（人们称之为奖励作弊）。规则没有这种漏洞：没法说服它。没有规则时，要让练习中的模型离起点不远（`beta`），并亲自读它的回答。
+# 评判者只见过一个和两个字母的回答，也许学到的只是“越长越好”。对更长的回答，它的分数只是权重碰巧给出的，而 PPO 恰恰会去寻找这样的地方（人们称之为奖励作弊）。规则没有这种漏洞：没法说服它。没有规则时，要让练习中的模型离起点不远（`beta`），并亲自读它的回答。
 #
 # </details>

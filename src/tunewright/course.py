@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import publish
 from tunewright.core.files import write_text
 from tunewright.core.telling import Quiet
 from tunewright.core.words import language
@@ -70,7 +71,8 @@ def tiny_model(
     context: int = 1024,
     seed: int = 0,
 ) -> str:
-    """Write an untaught model of Qwen2's build and a few hundred thousand parameters into `folder` and return it.
+    """Write an untaught model of Qwen2's build into `folder` and return it; it has a few hundred
+    thousand parameters.
 
     Its tokenizer is learnt from `texts`, so that each of their words is one token or a few; its
     chat template is ChatML. Weights are random: it knows nothing until a lesson trains it.
@@ -171,8 +173,8 @@ def letter_rows(
 ) -> list[dict[str, str]]:
     """Rows of the lessons' toy task: `last: a g k` is answered with `k`.
 
-    `skill` is `first`, `second`, `last` or `reverse`; `called` is the word that asks for it (default:
-    its own name).
+    `skill` is `first`, `second`, `last` or `reverse`; `called` is the word that asks for
+    it (default: its own name).
     """
     import random
 
@@ -187,14 +189,32 @@ def letter_rows(
     return rows
 
 
-def letter_model(folder: str | Path, *, steps: int = 500, seed: int = 0) -> str:
-    """A tiny model that knows the skills `first`, `second` and `last`; some seconds. Its tokenizer
-    knows the words `mystery` and `reverse`, too, which nobody has taught it."""
+def letter_model(folder: str | Path, *, steps: int = 650, seed: int = 0) -> str:
+    """A tiny model that knows the skills `first`, `second` and `last`. Its tokenizer knows the
+    words `mystery` and `reverse`, too, which nobody has taught it.
+
+    Teaching takes some ten seconds and is done once: later lessons copy the taught model from the
+    cache (`TUNEWRIGHT_CACHE`).
+    """
+    import hashlib
+    import shutil
+
+    import torch
+
+    how = f"{Path(__file__).read_text(encoding='utf-8')} {torch.__version__}"
+    key = hashlib.sha256(how.encode()).hexdigest()[:12]
+    kept = publish.cache_root() / "course" / f"letters-{steps}-{seed}-{key}"
+    if publish.marker_of(kept) is None:
+        publish.publish(kept, lambda place: _taught_letters(place, steps, seed))
+    shutil.copytree(kept, folder, ignore=shutil.ignore_patterns(publish.MARKER))
+    return str(folder)
+
+
+def _taught_letters(folder: Path, steps: int, seed: int) -> dict[str, Any]:
     rows = [row for skill in SKILLS for row in letter_rows(skill, 1000, seed=seed)]
     words = [f"{row['instruction']} {row['output']}" for row in rows[::20]]
     tiny_model(folder, [*words, "mystery: a", "reverse: a"], hidden=64, layers=2, seed=seed)
-    teach(folder, rows, steps=steps, batch=32, rate=4e-3, seed=seed)
-    return str(folder)
+    return {"loss": teach(folder, rows, steps=steps, batch=32, rate=4e-3, seed=seed)}
 
 
 def share_right(model: str | Path, rows: str, **options: Any) -> float:
@@ -210,7 +230,7 @@ def share_right(model: str | Path, rows: str, **options: Any) -> float:
 def _labelled(
     tokenizer: Any, rows: Sequence[Mapping[str, str]]
 ) -> list[tuple[list[int], list[int]]]:
-    """Tokens of each row and their labels: -100 where nothing is learnt, that is, in the question."""
+    """Tokens of each row and their labels: -100 where nothing is learnt, which is the question."""
     heads = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": row["instruction"]}],
@@ -290,9 +310,7 @@ def curves(
             parts.append(_text(px(t), height - bottom + 19, f"{t:g}", "middle"))
     parts.append(_text((left + width - right) / 2, height - 6, x, "middle"))
     middle = (top + height - bottom) / 2
-    parts.append(
-        _text(14, middle, y, "middle", transform=f"rotate(-90 14 {middle:.0f})")
-    )
+    parts.append(_text(14, middle, y, "middle", transform=f"rotate(-90 14 {middle:.0f})"))
     for number, (name, line) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         places = " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in line)
