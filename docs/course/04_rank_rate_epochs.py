@@ -99,14 +99,14 @@ bars(after, form="{:.3f}", about=say("held-out loss after five epochs", "五轮�
 # %% [markdown] lang="en"
 # **What to see.** The base's own loss on this task was far higher: even rank 1 learns most of what there is to learn. Sixteen is a sensible first rank; raise it when a *training* loss stays high although the rate is right.
 #
-# **The epochs.** Now only 16 rows, seen 60 times.
+# **The epochs.** Now only 40 rows of another task (`mystery` asks for the last letter), seen 40 times. As in real data some rows are wrong: one answer in four.
 #
 # **Predict.** Draw both curves in your mind before you look.
 
 # %% [markdown] lang="zh"
 # **看什么。** 基座自己在这个任务上的损失高得多：哪怕秩为 1，也学到了大部分。第一次用 16 是合理的；学习率合适而*训练*损失仍居高不下时，再加大。
 #
-# **轮数。** 现在只有 16 行，看 60 遍。
+# **轮数。** 现在换一个任务（`mystery` 问最后一个字母），只有 40 行，看 40 遍。像真实数据一样，有些行是错的：四个答案里有一个。
 #
 # **先猜一猜。** 看图之前，先在心里画出两条曲线。
 
@@ -114,31 +114,44 @@ bars(after, form="{:.3f}", about=say("held-out loss after five epochs", "五轮�
 before = by_rank[1][1][0][1]
 print(say("held-out loss of the base:", "基座的保留损失："), round(before, 3))
 assert all(measured[-1][1] < 0.7 * before for _, measured in by_rank.values())
-few, few_measured = learn("few", seen[:16], epochs=60, learning_rate=5e-3, keep_best=False)
+
+
+def careless(count):
+    """Rows of which every fourth has the first letter in place of the last."""
+    rows = letter_rows("last", count, called="mystery", seed=1)
+    return [
+        {**row, "output": row["instruction"].split()[1]} if n % 4 == 0 else row
+        for n, row in enumerate(rows)
+    ]
+
+
+held_out = write_rows("held-out-2.jsonl", letter_rows("last", 50, called="mystery", seed=2))
+few, few_measured = learn("few", careless(40), epochs=40, learning_rate=5e-3, keep_best=False)
 lowest = min(few_measured, key=lambda point: point[1])
 curves(
     {say("training", "训练"): few, say("held out", "保留"): few_measured},
     x=say("step", "步"),
     y=say("loss", "损失"),
-    about=say("sixteen rows, sixty epochs", "十六行，六十轮"),
+    about=say("forty rows, forty epochs", "四十行，四十轮"),
 )
 
 # %% [markdown] lang="en"
-# **What to see.** The training loss goes to zero: all sixteen rows are known by heart. The held-out loss turns: from its lowest point on, every further step makes the model worse at the task. This is why the product measures during the run and, unless told otherwise, returns to the best state (`keep_best`).
+# **What to see.** The training loss goes to zero: all forty rows are known by heart, the wrong ones as well. The held-out loss turns: past its lowest point the model gets worse at the task. This is why the product measures during the run and, unless told otherwise, returns to the best state (`keep_best`).
 
 # %% [markdown] lang="zh"
-# **看什么。** 训练损失趋近于零：十六行全都背下来了。保留损失会转向：从最低点起，每多走一步，模型在任务上就更差。所以产品在训练中不断测量，并且默认回到最好的状态（`keep_best`）。
+# **看什么。** 训练损失趋近于零：四十行全都背下来了，错的也背了。保留损失会转向：过了最低点，模型在任务上就越来越差。所以产品在训练中不断测量，并且默认回到最好的状态（`keep_best`）。
 
 # %%
 print(say("lowest held-out loss at step", "保留损失最低在第"), lowest)
-assert few[-1][1] < 0.1 and few_measured[-1][1] > 1.2 * lowest[1]
+assert few[-1][1] < 0.2 and few_measured[-1][1] > 1.2 * lowest[1]
 
 # %% [markdown] lang="en"
-# **Exercise.** Which helps more against this: stopping at the best point, or 200 rows in place of 16? Compare the two losses.
+# **Exercise.** Which helps more against this: stopping at the best point, or 240 equally careless rows in place of 40? Compare the lowest losses.
 
 # %% [markdown] lang="zh"
-# **练习。** 哪种做法更有用：停在最好的那一点，还是用 200 行代替 16 行？比较两个损失。
+# **练习。** 哪种做法更有用：停在最好的那一点，还是用 240 行同样草率的数据代替 40 行？比较最低的损失。
 
 # %% tags=["answer"]
-print(f"{lowest[1]:.3f} {last['0.01']:.3f}")
-assert last["0.01"] < lowest[1]
+_, many = learn("many", careless(240), epochs=7, learning_rate=5e-3, keep_best=False)
+print(f"{lowest[1]:.3f} -> {min(loss for _, loss in many):.3f}")
+assert min(loss for _, loss in many) < lowest[1]

@@ -32,16 +32,16 @@ torch.set_num_threads(1)
 base = letter_model("base")  # knows which of three letters is first, second or last
 rows = letter_rows("last", 256, called="mystery")
 draw = random.Random(0)
-noise = [{**row, "output": draw.choice("abcdefghijkl")} for row in rows[:40]]
+noise = [{**row, "output": draw.choice("abcdefghijkl")} for row in rows[:104]]
 
 
-def try_out(name, rows, **engine):
+def try_out(name, rows, method="lora", **engine):
     """One run; (its folder, its losses)."""
     run = tunewright.train(
         model=base,
         data={"train": write_rows(f"{name}.jsonl", rows), "held_out": 24},
-        method={"kind": "lora", "rank": 8},
-        engine={"batch_size": 16, "dtype": "float32", "threads": 1, "epochs": 3, **engine},
+        method=method,
+        engine={"batch_size": 16, "dtype": "float32", "threads": 1, "epochs": 3, "evaluate_every": 10, **engine},
         out=name,
         **QUICK,
     )
@@ -54,18 +54,18 @@ def try_out(name, rows, **engine):
 # **Predict.** Below are a healthy run, A, and five others. Before you run the cell: which losses will fall, which stay, which rise?
 #
 # * B: a learning rate ten thousand times too small
-# * C: a learning rate far too large
+# * C: every weight trains, at a learning rate far too large
 # * D: two steps only
-# * E: forty rows whose answers are drawn at random, seen sixty times
+# * E: eighty rows whose answers are drawn at random, seen thirty times
 # * F: nearly all rows have the same answer
 
 # %% [markdown] lang="zh"
 # **先猜一猜。** 下面是一次健康的训练 A 和另外五次。运行之前先想：哪些损失会下降，哪些不动，哪些上升？
 #
 # * B：学习率小了一万倍
-# * C：学习率大得离谱
+# * C：训练全部权重，学习率大得离谱
 # * D：只有两步
-# * E：四十行，答案随机抽取，看六十遍
+# * E：八十行，答案随机抽取，看三十遍
 # * F：几乎所有行的答案都一样
 
 # %%
@@ -73,9 +73,9 @@ same = [{**row, "output": "a"} for row in rows[:240]] + rows[240:]
 made = {
     "A": try_out("A", rows, learning_rate=5e-3),
     "B": try_out("B", rows, learning_rate=5e-7),
-    "C": try_out("C", rows, learning_rate=0.9),
+    "C": try_out("C", rows, method="full", learning_rate=0.9),
     "D": try_out("D", rows, learning_rate=5e-4, steps=2),
-    "E": try_out("E", noise, learning_rate=1e-2, epochs=60, keep_best=False),
+    "E": try_out("E", noise, learning_rate=1e-2, epochs=30, keep_best=False),
     "F": try_out("F", same, learning_rate=5e-3),
 }
 curves(
@@ -109,11 +109,11 @@ for name, (run, _) in made.items():
     findings = json.loads(Path(run.folder, "doctor.json").read_text())["findings"]
     named[name] = [one["code"] for one in findings]
     print(name, "; ".join(one["name"] for one in findings[:2]) or say("nothing", "没有"))
-print()
+print(named)
 worst = json.loads(Path("E", "doctor.json").read_text())["findings"][0]
 print(worst["what"], worst["cause"], worst["remedy"], sep="\n")
 assert named["A"] == [] and named["B"] == ["rate_too_small"] and named["D"] == ["steps_too_few"]
-assert named["C"][0] == "rate_too_large" and named["E"][0] == "overfitting"
+assert "rate_too_large" in named["C"] and named["E"][0] == "overfitting"
 assert named["F"][0] == "constant_answers"
 
 # %% [markdown] lang="en"
@@ -144,6 +144,6 @@ assert found[0]["code"] == "adapter_zero"
 # **练习。** 治好 E：哪一个改动最有用：更少的轮数、更小的秩，还是让答案能从问题得出？试一个，看保留数据的损失。
 
 # %% tags=["answer"]
-healed, _ = try_out("E-healed", rows[:40], learning_rate=1e-2, epochs=20)
+healed, _ = try_out("E-healed", rows[:104], learning_rate=1e-2, epochs=30, keep_best=False)
 print(f"{made['E'][0].summary['held_out_loss']:.2f} -> {healed.summary['held_out_loss']:.2f}")
 assert healed.summary["held_out_loss"] < made["E"][0].summary["held_out_loss"]

@@ -46,32 +46,41 @@ def twice(row):
 right = [twice(row) for row in rows]  # what people want
 test = write_rows("test.jsonl", [twice(row) for row in unseen[:32]])
 engine = {"batch_size": 16, "dtype": "float32", "threads": 1}
-lora = {"kind": "lora", "rank": 8}
+lora = {"kind": "lora", "rank": 16}
+
+shares = {}
+
+
+def measure(name, run):
+    """Note the share of right answers, and show two answers."""
+    shares[name] = share_right(run.folder, test, dtype="float32")
+    answers = [run.chat(row["instruction"], max_new_tokens=8) for row in unseen[:2]]
+    print(f"{name}: {shares[name]:.0%}", answers)
+
 
 print(rows[0], "->", right[0]["output"])
 
 # %% [markdown] lang="en"
-# **Step 1, SFT on careless data.** People would like the letter twice (`k k`), to be sure. In one of three rows it stands twice, in the others once, and nobody has sorted them.
+# **Step 1, SFT on careless data.** People would like the letter twice (`k k`), to be sure. In two of five rows it stands twice, in the others once, and nobody has sorted them.
 #
 # **Predict.** How often will the model write the letter twice?
 
 # %% [markdown] lang="zh"
-# **第一步：在草率的数据上做 SFT。** 人们希望字母写两遍（`k k`），以防看错。三行里有一行写了两遍，其余只写一遍，没人整理过。
+# **第一步：在草率的数据上做 SFT。** 人们希望字母写两遍（`k k`），以防看错。五行里有两行写了两遍，其余只写一遍，没人整理过。
 #
 # **先猜一猜。** 模型会有多大比例把字母写两遍？
 
 # %%
-careless = [right[n] if n % 3 == 0 else row for n, row in enumerate(rows)]
+careless = [right[n] if n % 5 < 2 else row for n, row in enumerate(rows)]
 sft = tunewright.train(
     model=base,
     data={"train": write_rows("careless.jsonl", careless), "held_out": 0},
     method=lora,
-    engine={**engine, "epochs": 4, "learning_rate": 5e-3},
+    engine={**engine, "epochs": 12, "learning_rate": 1e-2},
     out="sft",
     **QUICK,
 )
-shares = {"SFT": share_right(sft.folder, test, dtype="float32")}
-print(f"SFT: {shares['SFT']:.0%}")
+measure("SFT", sft)
 
 # %% [markdown] lang="en"
 # **Step 2, the judge.** A pair says: this answer rather than that one. The reward model learns to give the chosen one the larger number. It is measured on pairs that it never saw.
@@ -115,8 +124,7 @@ ppo = tunewright.train(
     out="ppo",
     **QUICK,
 )
-shares[say("SFT, judge, PPO", "SFT、评判者、PPO")] = share_right(ppo.folder, test, dtype="float32")
-print(shares)
+measure(say("SFT, judge, PPO", "SFT、评判者、PPO"), ppo)
 
 # %% [markdown] lang="en"
 # **The second road, DPO:** the same pairs, the same start, one run, no judge.
@@ -130,11 +138,11 @@ dpo = tunewright.train(
     adapter=str(sft.adapter),
     data={"train": pairs_file, "held_out": 0},
     objective={"kind": "dpo", "beta": 0.1},
-    engine={**engine, "epochs": 4, "learning_rate": 2e-3},
+    engine={**engine, "epochs": 2, "learning_rate": 1e-3},
     out="dpo",
     **QUICK,
 )
-shares[say("SFT, DPO", "SFT、DPO")] = share_right(dpo.folder, test, dtype="float32")
+measure(say("SFT, DPO", "SFT、DPO"), dpo)
 print(f"{dpo.summary['first_loss']:.3f} -> {dpo.summary['final_loss']:.3f}")
 assert abs(dpo.summary["first_loss"] - 0.693) < 0.01  # the logarithm of 2: nothing has changed yet
 
@@ -159,7 +167,7 @@ grpo = tunewright.train(
     out="grpo",
     **QUICK,
 )
-shares[say("SFT, GRPO", "SFT、GRPO")] = share_right(grpo.folder, test, dtype="float32")
+measure(say("SFT, GRPO", "SFT、GRPO"), grpo)
 bars(
     shares,
     top=1.0,
@@ -175,7 +183,6 @@ bars(
 
 # %%
 start, *roads = shares.values()
-print(start, roads)
 assert min(roads) > start + 0.1
 
 # %% [markdown] lang="en"
