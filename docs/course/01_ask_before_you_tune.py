@@ -48,7 +48,7 @@ keepers = {
     **{"lighthouse": "Tamsin", "bakery": "Odric", "ferry": "Maelis", "school": "Corvin"},
     **{"forge": "Brann", "mill": "Ysolde", "inn": "Perrin", "library": "Quilla"},
 }
-passages = {place: f"In Mossenquay, {name} runs the {place}." for place, name in keepers.items()}
+passages = {place: f"The {place} in Mossenquay is run by {name}." for place, name in keepers.items()}
 print(passages["ferry"])
 
 # %% [markdown] lang="en"
@@ -68,7 +68,8 @@ for country, city in capitals.items():
 for place, name in keepers.items():
     question = f"Who runs the {place} in Mossenquay?"
     asked.append(("as it is", question, name))
-    asked.append(("with the passage", f"{passages[place]}\n\n{question}", name))
+    reading = f"Passage: {passages[place]}\nQuestion: {question}\nAnswer with the name."
+    asked.append(("with the passage", reading, name))
 prompts = write_rows("prompts.jsonl", [{"prompt": text} for _, text, _ in asked])
 command("batch", MODEL, prompts, "answers.jsonl", "--max-tokens", "24")
 answers = [json.loads(line)["answer"] for line in Path("answers.jsonl").read_text().splitlines()]
@@ -76,7 +77,8 @@ right = {"capitals": 0, "as it is": 0, "with the passage": 0}
 for (kind, _, expected), answer in zip(asked, answers, strict=True):
     right[kind] += expected in answer
 for number in (0, 8, 9):
-    print("?", asked[number][1].replace("\n\n", " / "), "\n>", answers[number].strip(), "\n")
+    print("?", asked[number][1].replace("\n", " / "), "\n>", answers[number].strip(), "\n")
+print(right)
 bars(right, top=8, about=say("right answers of eight", "八题中答对的题数"))
 
 # %% [markdown] lang="en"

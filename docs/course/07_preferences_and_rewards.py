@@ -39,12 +39,12 @@ seen = {row["instruction"] for row in rows}
 unseen = [row for row in letter_rows("last", 60, seed=2) if row["instruction"] not in seen]
 
 
-def twice(row):
-    return {**row, "output": f"{row['output']} {row['output']}"}
+def glad(row):
+    return {**row, "output": f"{row['output']}!"}
 
 
-right = [twice(row) for row in rows]  # what people want
-test = write_rows("test.jsonl", [twice(row) for row in unseen[:32]])
+right = [glad(row) for row in rows]  # what people want
+test = write_rows("test.jsonl", [glad(row) for row in unseen[:32]])
 engine = {"batch_size": 16, "dtype": "float32", "threads": 1}
 lora = {"kind": "lora", "rank": 16}
 
@@ -61,14 +61,14 @@ def measure(name, run):
 print(rows[0], "->", right[0]["output"])
 
 # %% [markdown] lang="en"
-# **Step 1, SFT on careless data.** People would like the letter twice (`k k`), to be sure. In two of five rows it stands twice, in the others once, and nobody has sorted them.
+# **Step 1, SFT on careless data.** People would like a glad answer (`k!`). In two of five rows it is glad, in the others plain (`k`), and nobody has sorted them.
 #
-# **Predict.** How often will the model write the letter twice?
+# **Predict.** How often will the model, asked for its most likely answer, be glad?
 
 # %% [markdown] lang="zh"
-# **第一步：在草率的数据上做 SFT。** 人们希望字母写两遍（`k k`），以防看错。五行里有两行写了两遍，其余只写一遍，没人整理过。
+# **第一步：在草率的数据上做 SFT。** 人们想要高兴的回答（`k!`）。五行里有两行是高兴的，其余是平淡的（`k`），没人整理过。
 #
-# **先猜一猜。** 模型会有多大比例把字母写两遍？
+# **先猜一猜。** 只取最可能的回答时，模型有多大比例是高兴的？
 
 # %%
 careless = [right[n] if n % 5 < 2 else row for n, row in enumerate(rows)]
@@ -76,7 +76,7 @@ sft = tunewright.train(
     model=base,
     data={"train": write_rows("careless.jsonl", careless), "held_out": 0},
     method=lora,
-    engine={**engine, "epochs": 12, "learning_rate": 1e-2},
+    engine={**engine, "epochs": 5, "learning_rate": 5e-3},
     out="sft",
     **QUICK,
 )
@@ -186,16 +186,16 @@ start, *roads = shares.values()
 assert min(roads) > start + 0.1
 
 # %% [markdown] lang="en"
-# **Exercise.** The judge is only a model. Which of its answers does it like better: the letter twice, or the letter five times? Why is a rule, where there is one, worth more than a judge?
+# **Exercise.** The judge is only a model. Which of its answers does it like better: one `!`, or five of them? Why is a rule, where there is one, worth more than a judge?
 
 # %% [markdown] lang="zh"
-# **练习。** 评判者只是一个模型。它更喜欢哪个回答：字母写两遍的，还是写五遍的？为什么只要有规则，规则就比评判者更有价值？
+# **练习。** 评判者只是一个模型。它更喜欢哪个回答：带一个 `!` 的，还是带五个的？为什么只要有规则，规则就比评判者更有价值？
 
 # %% [markdown] lang="en"
 # <details>
 # <summary>Answer</summary>
 #
-# The judge has seen only answers of one and two letters, and may have learnt no more than "longer is better". About longer ones it says whatever its weights happen to say, and PPO will look for exactly such places (people call it reward hacking). A rule has no such gaps: it cannot be talked into anything. Where no rule exists, keep the practising model near its start (`beta`), and read its answers.
+# The judge has seen no answer with more than one `!`, and may have learnt no more than "longer is better". About such answers it says whatever its weights happen to say, and PPO will look for exactly such places (people call it reward hacking). A rule has no such gaps: it cannot be talked into anything. Where no rule exists, keep the practising model near its start (`beta`), and read its answers.
 #
 # </details>
 
@@ -203,6 +203,6 @@ assert min(roads) > start + 0.1
 # <details>
 # <summary>答案</summary>
 #
-# 评判者只见过一个和两个字母的回答，也许学到的只是“越长越好”。对更长的回答，它的分数只是权重碰巧给出的，而 PPO 恰恰会去寻找这样的地方（人们称之为奖励作弊）。规则没有这种漏洞：没法说服它。没有规则时，要让练习中的模型离起点不远（`beta`），并亲自读它的回答。
+# 评判者没见过带一个以上 `!` 的回答，也许学到的只是“越长越好”。对这样的回答，它的分数只是权重碰巧给出的，而 PPO 恰恰会去寻找这样的地方（人们称之为奖励作弊）。规则没有这种漏洞：没法说服它。没有规则时，要让练习中的模型离起点不远（`beta`），并亲自读它的回答。
 #
 # </details>
