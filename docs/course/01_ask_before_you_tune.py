@@ -91,31 +91,37 @@ bars(right, top=8, about=say("right answers of eight", "八题中答对的题数
 assert right["capitals"] >= 6 and right["as it is"] == 0 and right["with the passage"] >= 6
 
 # %% [markdown] lang="en"
-# **A form that is missing.** Here each review is to be answered with one line such as `SENTIMENT=good;`. No model guesses that. Does it help to show three examples in the prompt?
+# **A form that is missing.** Here each review is to be answered with one line such as `SENTIMENT=good;`. No model guesses that. Does it help to show four examples before the question?
 
 # %% [markdown] lang="zh"
-# **缺的是形式。** 这里每条评论要用一行这样的文字回答：`SENTIMENT=good;`。没有模型猜得到。在提示里给三个例子有用吗？
+# **缺的是形式。** 这里每条评论要用一行这样的文字回答：`SENTIMENT=good;`。没有模型猜得到。在问题前给四个例子有用吗？
 
 # %%
 reviews = [
     "I love this film.", "A dull and empty book.", "The food was wonderful.", "What a terrible trip.",
     "Great music and kind people.", "The room was dirty.", "A perfect day.", "I hate the noise.",
 ]  # fmt: skip
-examples = (
-    "Review: The play was awful.\nSENTIMENT=bad;\n\nReview: A lovely little shop.\nSENTIMENT=good;\n\n"
-    "Review: The soup was cold and bad.\nSENTIMENT=bad;\n\n"
-)
-lines = [f"Review: {text}" for text in reviews] + [f"{examples}Review: {text}" for text in reviews]
+shown = [
+    ("The play was awful.", "bad"), ("A lovely little shop.", "good"),
+    ("The soup was cold.", "bad"), ("A wonderful book.", "good"),
+]  # fmt: skip
+examples = []
+for text, label in shown:
+    examples.append({"role": "user", "content": f"Review: {text}"})
+    examples.append({"role": "assistant", "content": f"SENTIMENT={label};"})
+asked = [[{"role": "user", "content": f"Review: {text}"}] for text in reviews]
+lines = [{"messages": messages} for messages in [*asked, *(examples + one for one in asked)]]
 command(
-    *("batch", MODEL, write_rows("reviews.jsonl", [{"prompt": line} for line in lines])),
-    *("reviews-answered.jsonl", "--max-tokens", "16"),
+    *("batch", MODEL, write_rows("reviews.jsonl", lines), "reviews-answered.jsonl"),
+    *("--max-tokens", "12"),
 )
 answered = Path("reviews-answered.jsonl").read_text().splitlines()
 in_form = [json.loads(line)["answer"].strip().startswith("SENTIMENT=") for line in answered]
 form = {
     say("as it is", "直接问"): sum(in_form[:8]),
-    say("three examples", "三个例子"): sum(in_form[8:]),
+    say("four examples", "四个例子"): sum(in_form[8:]),
 }
+print(form)
 bars(form, top=8, about=say("answers in the form, of eight", "八个回答中符合形式的个数"))
 
 # %% [markdown] lang="en"

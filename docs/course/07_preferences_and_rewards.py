@@ -163,11 +163,13 @@ grpo = tunewright.train(
     adapter=str(sft.adapter),
     data={"train": write_rows("checked.jsonl", checked), "format": "prompts", "held_out": 0},
     objective={"kind": "grpo", "reward": "exact_match", "generations": 8, "max_new_tokens": 4},
-    engine={**engine, "steps": 12, "learning_rate": 2e-3},
+    engine={**engine, "steps": 30, "learning_rate": 5e-3},
     out="grpo",
     **QUICK,
 )
 measure(say("SFT, GRPO", "SFT、GRPO"), grpo)
+alike = grpo.summary.get("groups_without_difference")
+print(say("groups without a difference:", "没有差别的组："), alike)
 bars(
     shares,
     top=1.0,

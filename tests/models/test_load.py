@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from helpers.building import CHATML, codes, make_model, make_tokenizer
 
-from tunewright.core.errors import ModelError
+from tunewright.core import signals
+from tunewright.core.errors import Interrupted, ModelError
 from tunewright.models import load
 from tunewright.text.chat_kind import kind_of_model, stop_ids, turn_end_id
 from tunewright.text.tokenizer import load_tokenizer
@@ -60,6 +62,21 @@ def test_a_weight_without_a_place_is_an_error(folder: Path) -> None:
     rewrite(folder, lambda w: w.update(extra=w["model.norm.weight"].clone()))
     with pytest.raises(ModelError, match="0 missing, 1 unexpected"):
         load.load_model(folder, dtype="float32")
+
+
+def test_a_stop_while_weights_load_is_no_fault_of_the_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = signals.StopFlag()
+    stop.signal = signal.SIGTERM
+
+    def stopped(*_: Any, **__: Any) -> None:
+        stop.check()
+
+    monkeypatch.setattr(load, "_built", stopped)
+    with pytest.raises(Interrupted) as caught:
+        load.load_model(folder, dtype="float32")
+    assert codes(caught.value) == ["E-RUN-06"]
 
 
 def test_a_weight_of_another_shape_is_an_error(edit: Edit) -> None:

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import BaseConfig
-from tunewright.core.errors import CompatError, ModelError, first_line, problem, raise_all
+from tunewright.core.errors import (
+    CompatError,
+    Interrupted,
+    ModelError,
+    first_line,
+    problem,
+    raise_all,
+)
 from tunewright.core.machine import return_freed_memory
 from tunewright.core.telling import silent
 from tunewright.core.words import say
@@ -111,7 +118,7 @@ def load_model(
             model, info, count = _few_bits(place, config, attention, wanted, base, device)
         else:
             model, info = _built(place, config, attention, said, dtype=wanted, **placed)
-    except CompatError:
+    except (CompatError, Interrupted):
         raise
     except Exception as e:
         raise ModelError(problem("E-MODEL-32", str(folder), cause=first_line(e))) from e
