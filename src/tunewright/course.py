@@ -146,20 +146,26 @@ def teach(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
     draw = torch.Generator().manual_seed(seed)
     loss = torch.zeros(())
-    for _ in range(steps):
-        chosen = [samples[i] for i in torch.randint(len(samples), (batch,), generator=draw)]
-        longest = max(len(tokens) for tokens, _ in chosen)
-        tokens_BT = torch.full((batch, longest), tokenizer.pad_token_id)
-        labels_BT = torch.full((batch, longest), -100)
-        for b, (tokens, labels) in enumerate(chosen):
-            tokens_BT[b, : len(tokens)] = torch.tensor(tokens)
-            labels_BT[b, : len(labels)] = torch.tensor(labels)
-        loss = model(input_ids=tokens_BT, labels=labels_BT).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+    # Matrices this small are slower on two threads, and far slower where others use the machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(steps):
+            chosen = [samples[i] for i in torch.randint(len(samples), (batch,), generator=draw)]
+            longest = max(len(tokens) for tokens, _ in chosen)
+            tokens_BT = torch.full((batch, longest), tokenizer.pad_token_id)
+            labels_BT = torch.full((batch, longest), -100)
+            for b, (tokens, labels) in enumerate(chosen):
+                tokens_BT[b, : len(tokens)] = torch.tensor(tokens)
+                labels_BT[b, : len(labels)] = torch.tensor(labels)
+            loss = model(input_ids=tokens_BT, labels=labels_BT).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+    finally:
+        torch.set_num_threads(threads)
     model.eval().save_pretrained(folder)
     return loss.item()
 
