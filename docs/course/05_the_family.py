@@ -48,9 +48,9 @@ assert known > 0.9 and untouched < 0.5
 
 # %%
 METHODS = {
-    "prompt_tuning": 3e-2, "prefix_tuning": 3e-3, "p_tuning_v2": 3e-2,
-    "lora": 5e-3, "loha": 5e-3, "lokr": 5e-3, "adalora": 5e-3, "adapter": 5e-3,
-    "bitfit": 2e-2, "ia3": 3e-2, "diff_pruning": 2e-3, "full": 1e-3,
+    "prompt_tuning": 3e-2, "prefix_tuning": 3e-3, "p_tuning_v2": 1e-1,
+    "lora": 5e-3, "loha": 2e-2, "lokr": 2e-2, "adalora": 2e-2, "adapter": 2e-2,
+    "bitfit": 1e-1, "ia3": 1e-1, "diff_pruning": 2e-3, "full": 1e-3,
 }  # fmt: skip
 numbers, right = {}, {}
 for method, rate in METHODS.items():
@@ -76,13 +76,14 @@ bars(
 )
 
 # %% [markdown] lang="en"
-# **What to see.** All of them learn it, BitFit and IA3 with a few hundred numbers. Where a model has the skill and only must be told when to use it, nearly any handle will do, and the cheapest is good enough.
+# **What to see.** Two of the shortest bars below stand for methods that learn the task with a few hundred or thousand numbers: where a model has the skill and only must be told when to use it, a small handle will do. A method that is behind here is not a bad one. Each has a rate of its own at which it learns best; these are first guesses, and 96 steps are few.
 
 # %% [markdown] lang="zh"
-# **看什么。** 它们都学会了，BitFit 和 IA3 只用了几百个数字。当模型已有本领、只需知道何时使用时，几乎任何把手都行，最便宜的就够好。
+# **看什么。** 下图中最短的几条里，有些方法只用几百或几千个数字就学会了任务：当模型已有本领、只需知道何时使用时，一个小把手就够了。这里落后的方法并不差：每种方法都有最适合自己的学习率，这里只是初次猜测，而且 96 步并不多。
 
 # %%
-assert min(right.values()) > 0.75
+assert min(right["lora"], right["full"]) > 0.8
+assert max(right[m] for m in right if numbers[m] < 3000) > 0.8  # few numbers are enough
 assert numbers["bitfit"] < numbers["ia3"] < 1000 < numbers["prompt_tuning"]
 assert numbers["lokr"] < numbers["lora"] < numbers["full"]
 bars(
