@@ -50,7 +50,7 @@ assert known > 0.9 and untouched < 0.5
 METHODS = {
     "prompt_tuning": 3e-2, "prefix_tuning": 3e-3, "p_tuning_v2": 1e-1,
     "lora": 5e-3, "loha": 2e-2, "lokr": 2e-2, "adalora": 2e-2, "adapter": 2e-2,
-    "bitfit": 1e-1, "ia3": 1e-1, "diff_pruning": 2e-3, "full": 1e-3,
+    "bitfit": 1e-1, "ia3": 1e-1, "diff_pruning": 1e-2, "full": 4e-3,
 }  # fmt: skip
 numbers, right = {}, {}
 for method, rate in METHODS.items():
