@@ -42,7 +42,7 @@ MORE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2, "targets": ["linear"]}, "full": {}, "freeze": {"blocks": 1}, "dora": {"rank": 2},
-    "prompt_tuning": {"num_tokens": 3}, "adapter": {},
+    "prompt_tuning": {"num_tokens": 3}, "adapter": {}, "adalora": {"rank": 2},
 }  # fmt: skip
 
 
