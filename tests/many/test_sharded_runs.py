@@ -102,7 +102,7 @@ def test_four_processes_in_shares_leave_what_one_leaves(place: Path) -> None:
     assert (summary["processes"], summary["parallel"], summary["status"]) == (4, "fsdp", "done")
     assert len(summary["ranks"]) == 4
     found = checkpoint.load_latest(four / "checkpoints")
-    assert found is not None and found.in_shares
+    assert found is not None and found.in_shards
     assert not list(four.rglob("*.metadata"))  # nothing is pickled
 
     for processes in (1, 2):

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tunewright.advise import memory
+from tunewright.core import compat
 from tunewright.core.words import say
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ def parts_of(
         return found
     for name in DIVIDED:
         found[name] = -(-parts[name] // number)
+    if work.rank is None and work.item < 4:
+        copies = work.item * memory.copied_numbers(shape, work)
+        found["weights"] = -(-(parts["weights"] - copies) // number) + copies
     found["travelling"] = gathered_bytes(shape, work)
     return found
 
@@ -71,11 +76,22 @@ def sent_bytes(question: Question) -> int:
     return int(question.passes * ring * (2 * weights + gradients))
 
 
-def choose(needs_whole: int, available: int, comfortable: int) -> tuple[str, str]:
-    """(`ddp` or `fsdp`, why): whole copies where each process has room for one."""
+def may_share(question: Question) -> bool:
+    """Whether the weights of the run can lie in shares (`core.compat` refuses it by name)."""
+    plain = question.base_bits is None and question.optimizer == "adamw"
+    return plain and not compat.is_kept_whole(question.method)
+
+
+def choose(
+    question: Question, needs_whole: int, available: int, comfortable: int
+) -> tuple[str, str]:
+    """(`ddp` or `fsdp`, why): whole copies where each process has room for one, or where there is
+    no other way."""
     from tunewright.core.files import readable_size
 
     need, have = readable_size(needs_whole), readable_size(available)
+    if not may_share(question):
+        return "ddp", say("ranks.ddp_only", need=need, have=have)
     if needs_whole <= comfortable:
         return "ddp", say("ranks.ddp_fits", need=need, have=have)
     return "fsdp", say("ranks.fsdp_needed", need=need, have=have)

@@ -140,7 +140,7 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
     shape, work = question.grown, question.work
     beside = sum(other.parameters * work.item for other in question.beside)
     parts = memory.parts_of(shape, work)
-    whole = parts["weights"]
+    whole = memory.whole_bytes(shape, work)
     parts = among.parts_of(parts, shape, work, question) | {"beside": beside}
     train = sum(parts.values())
     if question.parallel == "fsdp" and work.on_cpu:
@@ -449,7 +449,7 @@ def with_room(found: Estimate, chosen: Room) -> Estimate:
 def holds_whole(found: Estimate, available: int) -> bool:
     """Whether a process whose model lies in shares can put it together to answer questions."""
     asked = found.question
-    whole = memory.weight_bytes(asked.grown, asked.work) + memory.process_bytes(
+    whole = memory.whole_bytes(asked.grown, asked.work) + memory.process_bytes(
         asked.shape, asked.work
     )
     return whole + found.parts["answers"] <= comfortable(asked, available)
@@ -465,7 +465,7 @@ def among_processes(found: Estimate, world: World, available: int | None = None)
     most = room_of(world) if available is None else available
     need = needed(found.question, parallel="ddp")
     world.parallel, world.reasons["engine.parallel"] = among.choose(
-        need, most, comfortable(found.question, most)
+        found.question, need, most, comfortable(found.question, most)
     )
     return estimate(replace(found.question, parallel=world.parallel))
 

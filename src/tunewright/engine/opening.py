@@ -180,6 +180,12 @@ class Opened(Loaded):
         return self.target.base_renderer()
 
 
+def read_on(world: World) -> str:
+    """Where the weights of a run are read: what no device has room for, before it is in shares, in
+    the machine's memory."""
+    return "cpu" if world.parallel == "fsdp" else world.device
+
+
 def _put_fused_forms(causal: Any) -> None:
     """Fused forms of norms and gated MLPs, where they give what the model's own modules give."""
     accelerate(causal)
@@ -468,7 +474,7 @@ def _learner(
     given = causal is not None
     if not given:
         causal = load.load_model(
-            folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base
+            folder, dtype=world.torch_dtype(), device=read_on(world), notes=notes, base=config.base
         )
     card = anatomy.of(causal)
     for note in [*notes, *card.notes]:

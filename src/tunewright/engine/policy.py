@@ -113,13 +113,16 @@ class Policy(nn.Module):
         """Log-probabilities under the model at step 0."""
         self.routing: Routing | None = None
         """What the routers decide in passes with gradient, where there are experts."""
+        self.computes_on: torch.device | None = None
+        """Where the weights are put together (`engine.sharding`); None: where they lie."""
         self.prompt_rows = 0
         """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass;
         keys and values add none."""
 
     @property
     def device(self) -> torch.device:
-        return next(self.causal[0].parameters()).device
+        """Where passes are computed. Shares of weights may lie in the machine's memory."""
+        return self.computes_on or next(self.causal[0].parameters()).device
 
     @functools.cached_property
     def last(self) -> LastBlock:
