@@ -7,9 +7,9 @@ module sees a copy in the dtype of the model, made in each forward pass. Gradien
 optimiser's state and checkpoints are then float32 without any special case, and resuming is exact.
 In float32 there is no copy and nothing is wrapped.
 
-Bytes for each number that trains in half precision, with AdamW: 4 weight, 4 gradient, 8 moments. The
-copies of linear layers live while their product is computed, those of other modules (2 bytes) from
-forward to backward.
+Bytes for each number that trains in half precision, with AdamW: 4 weight, 4 gradient, 8 moments.
+The copies of linear layers live while their product is computed, those of other modules (2 bytes)
+from forward to backward.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 keeping the narrow copy of them for the backward pass.
 
 Autograd would keep the copy of every layer from its forward to its backward pass: two bytes for
-each number that trains, and in shares (`engine/sharding.py`) the whole model on every process, since
-only the float32 weights are let go between blocks. Here the backward pass makes the copy again.
+each number that trains, and in shares (`engine/sharding.py`) the whole model on every process,
+since only the float32 weights are let go between blocks. Here the backward pass makes the copy
+again.
 """
 
 from __future__ import annotations
