@@ -109,9 +109,14 @@ def gradients(plan: Plan, parallel: str, count: int, run: Path) -> dict[str, tor
 
 
 def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest relative difference of a tensor."""
+    """The largest relative difference of a tensor. A loss may be a sum of terms around 1 that
+    nearly cancel (PPO's advantages), so it is taken relative to 1."""
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())[:3]
-    gaps = {n: float((one[n] - other[n]).norm() / max(float(one[n].norm()), 1e-12)) for n in one}
+    least = {"loss": 1.0}
+    gaps = {
+        n: float((one[n] - other[n]).norm()) / max(float(one[n].norm()), least.get(n, 1e-12))
+        for n in one
+    }
     worst = max(gaps, key=lambda n: gaps[n])
     if gaps[worst] > 1e-5:
         print("worst", worst, gaps[worst], float(one[worst].norm()), flush=True)
