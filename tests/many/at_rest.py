@@ -36,7 +36,8 @@ def measured(model: str, rows: str, dtype: str) -> dict[str, Any]:
         plan.config, plan.source.folder, plan.base_path, world, plan.objective,
         plan.data.train, [], plan.renderer, Quiet(),
     )  # fmt: skip
-    policy, stepper = opened.policy, opened.stepper
+    stepper = opened.stepper
+    policy = stepper.policy
     parameters = list(policy.parameters())
     found = {
         "whole": sum(p.numel() * p.element_size() for p in parameters),

@@ -126,14 +126,14 @@ def test_ranks_that_see_other_rows_versions_or_keys_are_refused_before_the_first
     fake.mkdir()
     (fake / "sitecustomize.py").write_text("import torch; torch.__version__ = '9.9.9'\n")
     path = run_file(place, "refused")
-    cases = [
-        ("data.train", {"cwd": other}, []),
-        ("torch", {"PYTHONPATH": f"{fake}:{os.environ['PYTHONPATH']}"}, []),
-        ("engine.weight_decay", {}, ["engine.weight_decay=0.1"]),
+    paths = {"PYTHONPATH": f"{fake}:{os.environ.get('PYTHONPATH', '')}"}
+    cases: list[tuple[str, Path, dict[str, str], list[str]]] = [
+        ("data.train", other, {}, []),
+        ("torch", place, paths, []),
+        ("engine.weight_decay", place, {}, ["engine.weight_decay=0.1"]),
     ]
-    for what, how, words in cases:
-        pair = many.Pair(train(path), cwd=place)
-        pair.replace(1, train(path, *words), **{"cwd": place, **how})
+    for what, folder, more, words in cases:
+        pair = many.Pair(train(path), cwd=place, other={1: (train(path, *words), folder, more)})
         (code, said), (code_1, _) = pair.wait(90)
         assert (code, code_1) == (2, 2), said
         assert "E-DIST-04" in said and "rank 1" in said and what in said
