@@ -80,7 +80,7 @@ def run_file(place: Path, name: str, data: str = "rows.json", **engine: Any) -> 
         "probes": 0,
         "forgetting": "off",
         "out": str(place / name),
-        "engine": {"dtype": "float32", "threads": 1, "steps": STEPS, "batch_size": 8, "save_every": 2, "rank_timeout": 4, **engine},
+        "engine": {"dtype": "float32", "threads": 1, "steps": STEPS, "batch_size": 8, "save_every": 2, **engine},
     }  # fmt: skip
     path = place / f"{name}.yaml"
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
@@ -125,7 +125,7 @@ def test_ranks_that_see_other_rows_versions_or_keys_are_refused_before_the_first
     fake = place / "fake"
     fake.mkdir()
     (fake / "sitecustomize.py").write_text("import torch; torch.__version__ = '9.9.9'\n")
-    path = run_file(place, "refused")
+    path = run_file(place, "refused", rank_timeout=4)
     paths = {"PYTHONPATH": f"{fake}:{os.environ.get('PYTHONPATH', '')}"}
     cases: list[tuple[str, Path, dict[str, str], list[str]]] = [
         ("data.train", other, {}, []),
@@ -141,16 +141,18 @@ def test_ranks_that_see_other_rows_versions_or_keys_are_refused_before_the_first
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("world", "parallel", "kills"), [(2, "ddp", 3), (4, "fsdp", 10)])
+@pytest.mark.parametrize(
+    ("world", "parallel", "kills", "steps"), [(2, "ddp", 3, 90), (4, "fsdp", 10, 60)]
+)
 def test_a_rank_that_is_killed_at_any_moment_leaves_a_run_that_goes_on(
-    place: Path, world: int, parallel: str, kills: int
+    place: Path, world: int, parallel: str, kills: int, steps: int
 ) -> None:
     """Every other kill comes some seconds after the start (while models are read, or before the
     first step), the others some steps after the last ones."""
-    data, steps = str(place / "rows.json"), 3 * kills + 6
+    data = str(place / "rows.json")
     undisturbed = run_file(place, f"undisturbed-{parallel}", data=data, steps=steps)
     subprocess.run([sys.executable, *train(undisturbed)], check=True)
-    draw = random.Random(0)
+    draw, hits = random.Random(0), 0
     # Four processes on two cores show life late.
     how: dict[str, Any] = {"parallel": parallel, "rank_timeout": 4 * world - 4}
     path = run_file(place, f"killed-{parallel}", data=data, steps=steps, **how)
@@ -160,17 +162,17 @@ def test_a_rank_that_is_killed_at_any_moment_leaves_a_run_that_goes_on(
         begun = (run / "run.yaml").is_file()
         pair = many.Pair(train(*([run, "--resume"] if begun else [path])), world=world)
         before, victim = max(steps_of(run), default=0), draw.randrange(world)
-        if number % 2:
-            time.sleep(draw.uniform(1, 12))
-        else:
-            end, wanted = time.monotonic() + 120, before + 1 + draw.randrange(3)
-            while time.monotonic() < end and max(steps_of(run), default=0) < wanted:
-                time.sleep(0.01)
+        wanted = before + 1 + draw.randrange(4) if number % 2 == 0 else steps
+        end = time.monotonic() + (60 if number % 2 == 0 else draw.uniform(0.2, 3))
+        while time.monotonic() < end and max(steps_of(run), default=0) < wanted:
+            time.sleep(0.005)
+        hits += pair.processes[victim].poll() is None
         pair.processes[victim].kill()
         ended = pair.wait(90)
         for rank, (code, said) in enumerate(ended):
             if rank != victim and code:
                 assert code == 1 and f"rank {victim}" in said, said
+    assert hits > kills / 2
     pair = many.Pair(train(run, "--resume"), world=world)
     assert [code for code, _ in pair.wait(150)] == [0] * world
     assert gap(place / f"undisturbed-{parallel}", run) < 1e-4

@@ -305,9 +305,16 @@ def _meet(place: Place, device: str, timeout: float) -> Watch:
     is_cuda = device.startswith("cuda")
     if is_cuda:
         torch.cuda.set_device(place.local)
+    patience = datetime.timedelta(seconds=MEETING_SECONDS)
+    store, rank, world = next(dist.rendezvous("env://", timeout=patience))
+    # An agent that starts its processes again may keep its store: there the processes of the last
+    # attempt left their addresses.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-        timeout=datetime.timedelta(seconds=MEETING_SECONDS),
+        store=dist.PrefixStore(f"attempt/{place.attempt}", store),
+        rank=rank,
+        world_size=world,
+        timeout=patience,
     )
     return Watch(place, timeout)
 
