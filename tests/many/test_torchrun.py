@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import many, story
+from helpers import forks, many, story
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.thorough
@@ -26,11 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("torchrun")
     story.model_folder(folder / "model")
     story.rows_file(folder / "rows.json", 24)
-    done = subprocess.run(
-        [sys.executable, "-m", "tunewright", "train", str(run_file(folder, "alone"))],
-        capture_output=True,
-        text=True,
-    )
+    done = forks.run("train", str(run_file(folder, "alone")))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -122,5 +118,5 @@ def test_what_a_killed_rank_began_is_ended_by_a_restart(place: Path) -> None:
     assert summary(run)["status"] == "done"
     assert sorted(set(steps_of(run))) == list(range(1, 41))
     whole = run_file(place, "undisturbed", steps=40)
-    subprocess.run([sys.executable, "-m", "tunewright", "train", str(whole)], check=True)
+    assert forks.run("train", str(whole)).returncode == 0
     assert gap(place / "undisturbed", run) < 1e-4

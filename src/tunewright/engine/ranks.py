@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tunewright.core import faults
+from tunewright.core.errors import TunewrightError
 from tunewright.core.launched import Place
 from tunewright.core.types import Figures, Sample
 from tunewright.engine.portions import Portions, portions
@@ -188,6 +190,13 @@ class Ranks:
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def lost(self, error: BaseException) -> TunewrightError | None:
+        """The error of the rank that was lost, where `error` is an exchange that broke for it; None
+        where it is anything else."""
+        if self.watch is None or not faults.is_broken_line(error):
+            return None
+        return self.watch.lost(error)
 
     @contextlib.contextmanager
     def _exchange(self, what: str) -> Iterator[None]:
