@@ -105,7 +105,7 @@ def main() -> None:
             }
 
         ours(model, prompts, 4), own(model, prompts, 4)
-        ways = {"ours": lambda: measured(ours), "generate": lambda: measured(own)}  # noqa: B023
+        ways = {"ours": lambda: measured(ours), "generate": lambda: measured(own)}
         found = in_turns(args.runs, ways)
         say(
             {
