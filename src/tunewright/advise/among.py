@@ -53,13 +53,17 @@ def parts_of(
 
 
 def gathered_bytes(shape: ModelShape, work: Work) -> int:
-    """Weights that are whole while they compute, and a block's gradient before it is summed."""
+    """Weights that are whole while they compute, and their gradients before they are summed: of two
+    blocks, and of all that lies outside of them at once (embedding, head). A sum needs the
+    gradient in one piece besides, and gloo a copy of that."""
     trains_all = work.rank is None and work.trainable >= shape.parameters // 2
     item = 4 if trains_all else work.item
     block = shape.block_weights // max(1, shape.layers)
     outside = shape.parameters - shape.block_weights
-    gradient = 4 * work.trainable // max(1, shape.layers)
-    return (2 * block + outside) * item + 2 * gradient
+    gradients = 2 * 4 * work.trainable // max(1, shape.layers)
+    if trains_all:
+        gradients = 2 * 4 * block + (3 if work.on_cpu else 2) * 4 * outside
+    return (2 * block + outside) * item + gradients
 
 
 def sent_bytes(question: Question) -> int:
