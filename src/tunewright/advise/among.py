@@ -55,15 +55,31 @@ def parts_of(
 def gathered_bytes(shape: ModelShape, work: Work) -> int:
     """Weights that are whole while they compute, and their gradients before they are summed: of two
     blocks, and of all that lies outside of them at once (embedding, head). A sum needs the
-    gradient in one piece besides, and gloo a copy of that."""
+    gradient in one piece besides, and gloo was seen to hold three more while it sums."""
     trains_all = work.rank is None and work.trainable >= shape.parameters // 2
     item = 4 if trains_all else work.item
     block = shape.block_weights // max(1, shape.layers)
     outside = shape.parameters - shape.block_weights
     gradients = 2 * 4 * work.trainable // max(1, shape.layers)
     if trains_all:
-        gradients = 2 * 4 * block + (3 if work.on_cpu else 2) * 4 * outside
+        gradients = 2 * 4 * block + (5 if work.on_cpu else 2) * 4 * outside
     return (2 * block + outside) * item + gradients
+
+
+def phases_of(
+    parts: dict[str, int], shape: ModelShape, work: Work, question: Question, whole: int
+) -> list[dict[str, int]]:
+    """What a process on a CPU holds of weights in shares before and after it trains: it reads the
+    `whole` model before it keeps a share; a checkpoint copies what it saves and then writes it from
+    memory."""
+    own = {"process": parts["process"]}
+    saved = memory.checkpoint_bytes(work) // question.processes
+    frozen = parts["weights"] if work.rank is not None or work.item < 4 else 0
+    outside = 4 * (shape.parameters - shape.block_weights)
+    return [
+        own | {"weights": parts["weights"] + whole},
+        own | {"weights": frozen, "optimiser": 3 * saved, "travelling": outside},
+    ]
 
 
 def sent_bytes(question: Question) -> int:

@@ -143,11 +143,10 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
     whole = memory.whole_bytes(shape, work)
     parts = among.parts_of(parts, shape, work, question) | {"beside": beside}
     train = sum(parts.values())
-    reading = None
+    around = []
     if question.parallel == "fsdp" and work.on_cpu:
-        # Each process reads the whole model before it keeps a share, and freed memory stays.
-        reading = {"process": parts["process"], "weights": parts["weights"] + whole}
-        train = max(train, sum(reading.values()))
+        around = among.phases_of(parts, shape, work, question, whole)
+        train = max(train, *(sum(phase.values()) for phase in around))
     answers, mapped = memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
     parts |= {"answers": answers, "loading": mapped}
     if not work.on_cpu:
@@ -155,7 +154,7 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
         # What the driver holds there is not counted as allocated, and yet nobody else can have it.
         return parts, peak, peak + (memory.GPU_BYTES if question.device.startswith("cuda") else 0)
     if work.trial is not None and work.trial.peak_bytes:
-        return _largest_phase(parts, work, reading)
+        return _largest_phase(parts, work, around)
     # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at the
     # end, for the reload that proves the adapter.
     peak, needed = train + answers + mapped, train + answers
@@ -167,12 +166,11 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
 
 
 def _largest_phase(
-    parts: dict[str, int], work: Work, reading: dict[str, int] | None = None
+    parts: dict[str, int], work: Work, around: list[dict[str, int]]
 ) -> tuple[dict[str, int], int, int]:
     """(parts, peak, needed) of the phase of a run that holds most, where what the process keeps of
-    the others was seen in a trial: `reading` the whole model, where it will lie in shares;
-    training; the reload at the end, while the file is mapped; the answers of what was reloaded,
-    with the weights laid out once more."""
+    the others was seen in a trial: training; the reload at the end, while the file is mapped; the
+    answers of what was reloaded, with the weights laid out once more; and those `around`."""
     stays = {name: parts[name] for name in ("weights", "adapter", "process", "kernels")}
     learns = {n: size for n, size in parts.items() if n not in ("answers", "loading")}
     packed = 0 if work.base_bits is not None else parts["weights"]
@@ -181,12 +179,12 @@ def _largest_phase(
         stays | {"loading": parts["loading"]},
         stays | {"answers": parts["answers"] + packed},
     ]
-    phases += [reading] if reading is not None else []
+    phases += around
     largest = max(phases, key=lambda phase: sum(phase.values()))
     largest["unseen"] = int(memory.UNSEEN * sum(largest.values()))
     # The mapped file and the second layout of the weights give way where memory is short.
     least = max(sum(learns.values()), sum(stays.values()) + parts["answers"])
-    least = max(least, sum((reading or {}).values()))
+    least = max([least, *(sum(phase.values()) for phase in around)])
     return largest, sum(largest.values()), int((1 + memory.UNSEEN) * least)
 
 

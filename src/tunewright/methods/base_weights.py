@@ -162,13 +162,14 @@ def in_number_type_of(
 
     is_plain = type(module) is torch.nn.Linear and "forward" not in vars(module)
 
-    def forward(*args: object, **kwargs: object) -> object:
+    def forward(*args: Any, **kwargs: Any) -> object:
         weight = module._parameters.get("weight")
         if is_plain and "weight" in dtypes and weight is not None and torch.is_grad_enabled():
             ready.clear()
             bias: Any = module._parameters["bias"]
             bias = bias.to(dtypes["bias"]) if "bias" in dtypes else bias
-            return master_linear(*args, weight, bias, dtypes["weight"], **kwargs)  # type: ignore[arg-type]
+            (x,) = args or tuple(kwargs.values())
+            return master_linear(x, weight, bias, dtypes["weight"])
         seen = vars(module)
         # An attribute of the instance hides the registered parameter of the same name.
         seen.update({name: copy_of(name, dtype) for name, dtype in dtypes.items()})
