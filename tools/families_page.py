@@ -21,14 +21,14 @@ from tunewright.core.words import ASSETS
 
 DATA = ASSETS / "models" / "families.json"
 NAMES = {"en": "models.md", "zh": "models.zh-CN.md"}
-KEPT = ("class", "layout", "reason", "cache", "merge", "peft", "guessed", "experts", "gguf")
+KEPT = ("class", "layout", "reason", "proof", "cache", "merge", "peft", "guessed", "experts", "gguf")
 FRAME: dict[str, Any] = {
     "en": {
         "title": "# Every family of models",
         "other": "[中文](models.zh-CN.md)",
-        "intro": """Every causal class that Transformers {transformers} has, {count} in all, was tried with a tiny random model of it on {date}: opened from a saved folder, its parts named, LoRA put on every linear layer, the gradients compared with those of stock Transformers (float32, one sample at a time), saved, reopened here and in plain PEFT {peft}, merged, and asked for answers, which were compared with Transformers' own. `tunewright list models` prints this table.
+        "intro": """Every causal class that Transformers {transformers} has, {count} in all, was tried with a tiny random model of it on {date}: opened from a saved folder, its parts named, LoRA put on every linear layer, the gradients compared with those of stock Transformers (one sample at a time), saved, reopened here and in plain PEFT {peft}, merged, and asked for answers, which were compared with Transformers' own. `tunewright list models` prints this table.
 
-- **training**: `tree` computes what samples share once; `padded` gives every sample a row of its own, for the reason named. Both give the gradients of stock Transformers.
+- **training**: `tree` computes what samples share once; `padded` gives every sample a row of its own, for the reason named. Both give the gradients of stock Transformers: in float32 within 1e-5 of each tensor's length, or within twice the error that Transformers' own gradient has against float64. Where rounding alone is larger ({float64}) they are compared in float64, where each has to be within 1e-9, and then in float32 within ten times Transformers' own error. The rule is the same for every family.
 - **answers**: how tokens are written. `tree` keeps keys and values of its own, prompts share beginnings; `cache` uses the model's own cache, answers of any lengths side by side; `cache*` the same for questions of one length at a time; `text` reads the whole text for every token, because the class keeps no cache.
 - **experts**: `targets: [linear, experts]` trains them.
 - **GGUF**: `tunewright export gguf` writes it.
@@ -47,9 +47,9 @@ A family that is not here works too, when Transformers has it: what is true of i
     "zh": {
         "title": "# 所有模型系列",
         "other": "[English](models.md)",
-        "intro": """Transformers {transformers} 里的每一个因果语言模型类（共 {count} 个）都在 {date} 用一个随机的小模型试过：从保存的文件夹打开，识别各部分，在每个线性层上放 LoRA，把梯度与原版 Transformers（float32，每次一个样本）对比，保存，在这里和原版 PEFT {peft} 里重新打开，合并，并让它回答，回答与 Transformers 自己的对比。`tunewright list models` 显示这张表。
+        "intro": """Transformers {transformers} 里的每一个因果语言模型类（共 {count} 个）都在 {date} 用一个随机的小模型试过：从保存的文件夹打开，识别各部分，在每个线性层上放 LoRA，把梯度与原版 Transformers（每次一个样本）对比，保存，在这里和原版 PEFT {peft} 里重新打开，合并，并让它回答，回答与 Transformers 自己的对比。`tunewright list models` 显示这张表。
 
-- **训练**：`tree` 让样本共有的部分只算一次；`padded` 让每个样本单独占一行，原因写在后面。两者的梯度都与原版 Transformers 相同。
+- **训练**：`tree` 让样本共有的部分只算一次；`padded` 让每个样本单独占一行，原因写在后面。两者的梯度都与原版 Transformers 相同：float32 下每个张量的相对差不超过 1e-5，或不超过 Transformers 自己的梯度相对 float64 的误差的两倍。光是舍入就超过这个界限的（{float64}），先在 float64 下比较，差不得超过 1e-9，再在 float32 下不得超过 Transformers 自己误差的十倍。这条规则对每个系列都一样。
 - **回答**：词元怎样写出。`tree` 自己保存键和值，提示共享开头；`cache` 用模型自己的缓存，不同长度的回答并排进行；`cache*` 同上，但每次只处理一种长度的问题；`text` 每个词元都重读全文，因为这个类没有缓存。
 - **专家**：`targets: [linear, experts]` 会训练它们。
 - **GGUF**：`tunewright export gguf` 能写出。
@@ -82,6 +82,9 @@ def tried(names: list[str]) -> dict[str, Any]:
 
     before = json.loads(DATA.read_text("utf-8")) if names and DATA.is_file() else {}
     found, failed = dict(before.get("families", {})), dict(before.get("open", {}))
+    for model_type in causal.CANNOT:
+        found.pop(model_type, None)
+        failed.pop(model_type, None)
     for model_type in names or [t for t in causal.types() if t not in causal.CANNOT]:
         with tempfile.TemporaryDirectory() as folder:
             check = Check(model_type, Path(folder))
@@ -112,7 +115,9 @@ def page(data: dict[str, Any], lang: str) -> str:
     """The page of one language as Markdown."""
     words = FRAME[lang]
     families, failed, cannot = data["families"], data["open"], data["cannot"]
+    other = [f"`{name}`" for name, row in families.items() if row.get("proof") == "float64"]
     numbers = {
+        "float64": ", ".join(other) or "-",
         "transformers": data["transformers"],
         "peft": data["peft"],
         "date": data["date"],
@@ -139,8 +144,9 @@ def page(data: dict[str, Any], lang: str) -> str:
             *(words["yes"] if row[key] else "" for key in ("merge", "experts", "gguf")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    intro = words["open_intro"].format(count=len(failed), all=numbers["count"])
-    lines += ["", words["open"], "", intro, "", words["open_columns"], "|---|---|---|"]
+    if failed:
+        intro = words["open_intro"].format(count=len(failed), all=numbers["count"])
+        lines += ["", words["open"], "", intro, "", words["open_columns"], "|---|---|---|"]
     for name, steps in failed.items():
         told = "; ".join(steps.values()).replace("|", "\\|")
         lines.append(f"| `{name}` | {', '.join(steps)} | {told} |")

@@ -53,6 +53,7 @@ def load_config(
     config = AutoConfig.from_pretrained(
         str(place.folder), local_files_only=True, trust_remote_code=place.model
     )
+    keep_rotary_base(config, headers.config_of(folder, "config.json"))
     if not place.model:
         # Opened natively: what is saved from it must not point to code that is not there.
         vars(config).pop("auto_map", None)
@@ -60,6 +61,19 @@ def load_config(
     if notes is not None:
         notes += said
     return config
+
+
+def keep_rotary_base(config: Any, stated: dict[str, Any]) -> None:
+    """Give DBRX the base of its rotary positions: Transformers 5.23 asks `attn_config.rope_theta`,
+    which its own configuration drops, and computes with the outer one. `stated`: what the file
+    says. Does nothing for the other families."""
+    inner, outer = getattr(config, "attn_config", None), getattr(config, "rope_parameters", None)
+    if config.model_type != "dbrx" or inner is None or not outer:
+        return
+    theta = (stated.get("attn_config") or {}).get("rope_theta")
+    if theta is not None and not {"rope_theta", "rope_parameters"} & set(stated):
+        outer["rope_theta"] = float(theta)
+    inner.rope_theta = outer["rope_theta"]
 
 
 def load_model(

@@ -17,8 +17,12 @@ def table() -> dict[str, Any]:
 
 
 def doubts(config: Any) -> list[str]:
-    """A sentence for a model whose family failed a step of the trial; none for the others."""
-    steps = table()["open"].get(config.model_type)
+    """A sentence for a model whose family failed a step of the trial or cannot be trained; none for
+    the others."""
+    found, family = table(), config.model_type
+    if family in found["cannot"]:
+        return [say("models.cannot", family=family, reason=found["cannot"][family])]
+    steps = found["open"].get(family)
     if not steps:
         return []
-    return [say("models.not_proven", family=config.model_type, steps=", ".join(steps))]
+    return [say("models.not_proven", family=family, steps=", ".join(steps))]
