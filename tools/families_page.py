@@ -18,6 +18,7 @@ from typing import Any
 from tunewright.core.errors import first_line
 from tunewright.core.files import write_text
 from tunewright.core.words import ASSETS
+from tunewright.models.proven import WAYS
 
 DATA = ASSETS / "models" / "families.json"
 NAMES = {"en": "models.md", "zh": "models.zh-CN.md"}
@@ -66,8 +67,6 @@ A family that is not here works too, when Transformers has it: what is true of i
         "same": "",
     },
 }
-WAYS = {"tree": "tree", "joined": "cache", "own": "cache*", "none": "text"}
-
 
 def tried(names: list[str]) -> dict[str, Any]:
     """The data of the table, of these families alone or of all. One that fails at a step stands

