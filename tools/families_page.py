@@ -22,7 +22,18 @@ from tunewright.models.proven import WAYS
 
 DATA = ASSETS / "models" / "families.json"
 NAMES = {"en": "models.md", "zh": "models.zh-CN.md"}
-KEPT = ("class", "layout", "reason", "proof", "cache", "merge", "peft", "guessed", "experts", "gguf")
+KEPT = (
+    "class",
+    "layout",
+    "reason",
+    "proof",
+    "cache",
+    "merge",
+    "peft",
+    "guessed",
+    "experts",
+    "gguf",
+)
 FRAME: dict[str, Any] = {
     "en": {
         "title": "# Every family of models",
@@ -42,6 +53,26 @@ A family that is not here works too, when Transformers has it: what is true of i
         "cannot": "## What cannot be trained",
         "cannot_intro": "{count} of the {all} classes; opening one says why.",
         "cannot_columns": "| family | reason |",
+        "few": """## Checkpoints that are quantised already
+
+`config.json` and the names, dtypes and shapes of the stored tensors say how a checkpoint is quantised; nothing is guessed from its name. A run can hold it in three ways:
+
+- **As it is stored** (the default): the frozen matrices stay in few bits, and each is made wide while it is used, on any device. Methods that add something beside the base train on it: LoRA and its kin, learnt prompts, bottleneck adapters. `plan` and `--dry-run` count the stored bytes.
+- **Wide** (`base.dequantise: true`): every matrix is decoded when it is read, one at a time, into the dtype of the run. Every method can train it.
+- **Quantised anew** (`base.dequantise: true` with `base.bits: 4`): decoded and put into nf4, int4 or int8, one matrix at a time, so that the wide model is never held.
+
+| stored as | from | as it is stored | wide |
+|---|---|---|---|
+| GPTQ, 2 to 8 bits, both forms of zero points, `desc_act` | AutoGPTQ, GPTQModel, AutoRound (`auto_round:auto_gptq`) | yes | yes |
+| AWQ, 4 bits, `gemm` | AutoAWQ | yes | yes |
+| bitsandbytes nf4, fp4, int8 | Transformers, `export quantize` | yes | yes |
+| FP8, a scale for a block, a row or the matrix | DeepSeek, Qwen3, FBGEMM, compressed-tensors | yes | yes |
+| compressed-tensors `pack-quantized`, `int-quantized` | llm-compressor, `export quantize` | yes | yes |
+| experts in MXFP4 | gpt-oss | no: E-MODEL-94 | yes |
+| experts in FP8 or packed integers | DeepSeek, Qwen3 MoE | no: E-MODEL-94 | yes |
+| anything else: AQLM, HQQ, NVFP4, torchao, ... | | E-MODEL-91 | E-MODEL-91 |
+
+Where a server would round activations as well (FP8, int8), training does not. `chat` and `evaluate` of the checkpoint itself make it wide; a run is asked as it was trained. `export merge` adds the update to the wide numbers and writes plain weights, and says so. Two matrices of one layer that the model has fused and the checkpoint has not, or the other way round, need `base.dequantise: true`.""",
         "yes": "yes",
         "same": "",
     },
@@ -63,10 +94,31 @@ A family that is not here works too, when Transformers has it: what is true of i
         "cannot": "## 不能训练的",
         "cannot_intro": "{all} 个类中的 {count} 个；打开时会说明原因。",
         "cannot_columns": "| 系列 | 原因（英文） |",
+        "few": """## 已经量化的检查点
+
+检查点怎样量化，由 `config.json` 以及所存张量的名称、dtype 和形状得知，不从名字去猜。训练时有三种放法：
+
+- **保持存储的样子**（默认）：冻结的矩阵保持低位数，用到哪个才还原哪个，任何设备都行。在基座旁边增加东西的方法都能在上面训练：LoRA 及其同类、学到的提示、瓶颈 adapter。`plan` 和 `--dry-run` 按存储的字节数计算。
+- **还原成宽的**（`base.dequantise: true`）：读取时逐个矩阵解码成训练的 dtype。所有方法都能训练。
+- **重新量化**（`base.dequantise: true` 加 `base.bits: 4`）：逐个矩阵解码后放进 nf4、int4 或 int8，内存里从不出现完整的宽模型。
+
+| 存储方式 | 来自 | 保持存储的样子 | 还原 |
+|---|---|---|---|
+| GPTQ，2 到 8 位，两种零点形式，`desc_act` | AutoGPTQ、GPTQModel、AutoRound（`auto_round:auto_gptq`） | 是 | 是 |
+| AWQ，4 位，`gemm` | AutoAWQ | 是 | 是 |
+| bitsandbytes nf4、fp4、int8 | Transformers、`export quantize` | 是 | 是 |
+| FP8，每块、每行或整个矩阵一个缩放 | DeepSeek、Qwen3、FBGEMM、compressed-tensors | 是 | 是 |
+| compressed-tensors `pack-quantized`、`int-quantized` | llm-compressor、`export quantize` | 是 | 是 |
+| MXFP4 的专家 | gpt-oss | 否：E-MODEL-94 | 是 |
+| FP8 或打包整数的专家 | DeepSeek、Qwen3 MoE | 否：E-MODEL-94 | 是 |
+| 其他：AQLM、HQQ、NVFP4、torchao 等 | | E-MODEL-91 | E-MODEL-91 |
+
+服务时会连激活也舍入的（FP8、int8），训练时不舍入。对检查点本身 `chat` 和 `evaluate` 时还原成宽的；训练结果按训练时的放法来问。`export merge` 把更新加到宽的数值上，写出普通权重，并说明这一点。模型里合在一起、检查点里分开（或相反）的矩阵，需要 `base.dequantise: true`。""",
         "yes": "是",
         "same": "",
     },
 }
+
 
 def tried(names: list[str]) -> dict[str, Any]:
     """The data of the table, of these families alone or of all. One that fails at a step stands
@@ -152,6 +204,7 @@ def page(data: dict[str, Any], lang: str) -> str:
     intro = words["cannot_intro"].format(count=len(cannot), all=numbers["count"])
     lines += ["", words["cannot"], "", intro, "", words["cannot_columns"], "|---|---|"]
     lines += [f"| `{name}` | {why} |" for name, why in cannot.items()]
+    lines += ["", words["few"]]
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,7 @@ from tunewright.core import registry
 from tunewright.core.errors import TunewrightError
 from tunewright.core.families import cards
 from tunewright.core.words import catalogue, error_codes, set_language
-from tunewright.models import anatomy
+from tunewright.models import anatomy, proven
 from tunewright.models.shape import ModelShape, trainable_parameters
 
 AXES = {"methods": registry.methods, "objectives": registry.objectives, "formats": registry.formats}

@@ -126,10 +126,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
             }
         }
     },
-    "dbrx": {
-        "attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2},
-        "ffn_config": {"moe_top_k": 2},
-    },
+    "dbrx": {"attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2}, "ffn_config": {"moe_top_k": 2}},
     "bamba": {"attn_layer_indices": [1]},
     "lfm2_moe": {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 12, "head_dim": 8},

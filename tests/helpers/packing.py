@@ -50,7 +50,12 @@ def grid(weight: torch.Tensor, bits: int, size: int, group_I: np.ndarray) -> Any
 
 
 def gptq(
-    weight: torch.Tensor, *, bits: int = 4, size: int = 16, form: str = "gptq", shuffled: bool = False
+    weight: torch.Tensor,
+    *,
+    bits: int = 4,
+    size: int = 16,
+    form: str = "gptq",
+    shuffled: bool = False,
 ) -> Made:
     """AutoGPTQ's tensors. `form` gptq: zero points less one; `shuffled`: rows in groups by their
     importance (desc_act), so that `g_idx` is not in order."""
@@ -96,7 +101,12 @@ def awq(weight: torch.Tensor, *, size: int = 16) -> Made:
     }, torch.from_numpy(wide.T.astype(np.float32)).contiguous()
 
 
-def fp8(weight: torch.Tensor, *, block: tuple[int, int] | None = (32, 32), name: str = "weight_scale_inv") -> Made:
+def fp8(
+    weight: torch.Tensor,
+    *,
+    block: tuple[int, int] | None = (32, 32),
+    name: str = "weight_scale_inv",
+) -> Made:
     """Scales for blocks; `block` None: one for the matrix; (1, I): one for each row."""
     outputs, inputs = weight.shape
     high, wide = block or weight.shape

@@ -18,7 +18,9 @@ from tunewright.models import load, stored_bits
 from tunewright.models.quantised import is_quantised
 from tunewright.sources import few_bits
 
-IDS = torch.tensor([[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]])
+IDS = torch.tensor(
+    [[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]]
+)
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gptq": ("gptq", {}),
     "gptq in order of importance": ("gptq", {"shuffled": True}),

@@ -438,9 +438,6 @@ class Policy(nn.Module):
             unread = mask.new_zeros(len(mask), first)
             self.routing.begin(torch.cat([unread, mask], 1).reshape(-1).float())
         hidden_BTD = self.body(
-            **self.inputs(ids, prompt),
-            position_ids=positions,
-            attention_mask=seen,
-            use_cache=False,
+            **self.inputs(ids, prompt), position_ids=positions, attention_mask=seen, use_cache=False
         ).last_hidden_state
         return hidden_BTD[:, first:].flatten(0, 1)[wanted]

@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import BaseConfig
-from tunewright.core.errors import (
-    CompatError,
-    ModelError,
-    Problem,
-    first_line,
-    problem,
-    raise_all,
-)
+from tunewright.core.errors import CompatError, ModelError, Problem, first_line, problem, raise_all
 from tunewright.core.machine import return_freed_memory
 from tunewright.core.files import readable_size
 from tunewright.core.telling import silent
@@ -214,9 +207,7 @@ def _stored(
     return _with_generation(place, model), info
 
 
-def _planned(
-    place: Place, config: Any, attention: str, dtype: Any
-) -> tuple[Any, dict[str, Any]]:
+def _planned(place: Place, config: Any, attention: str, dtype: Any) -> tuple[Any, dict[str, Any]]:
     """The model without weights, and how it is to be filled: its dtype and its attention."""
     import torch
     from transformers import AutoModelForCausalLM

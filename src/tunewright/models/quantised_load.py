@@ -167,7 +167,9 @@ def no_layers(folder: Path, few: FewBits, names: list[str]) -> ModelError:
     """What is said of weights in few bits that no linear layer of the model holds."""
     wide = readable_size(2 * few.numbers)
     return ModelError(
-        problem("E-MODEL-94", str(folder), kind=few.kinds, name=names[0], count=len(names), size=wide)
+        problem(
+            "E-MODEL-94", str(folder), kind=few.kinds, name=names[0], count=len(names), size=wide
+        )
     )
 
 

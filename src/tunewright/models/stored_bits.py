@@ -62,9 +62,7 @@ def unpacked(words_WN: Tensor, bits: int, count: int) -> Tensor:
     return ((low_CN | high_CN) & ((1 << bits) - 1)).int()
 
 
-def _gptq(
-    parts: Mapping[str, Tensor], facts: Mapping[str, Any], first: int, after: int
-) -> Tensor:
+def _gptq(parts: Mapping[str, Tensor], facts: Mapping[str, Any], first: int, after: int) -> Tensor:
     bits, scale_GO = facts["bits"], parts["scales"]
     groups, outputs = scale_GO.shape
     words = parts["qweight"]
@@ -267,4 +265,3 @@ def with_wide(stored: dict[str, Any], found: FewBits, dtype: torch.dtype) -> dic
 def read(stored: dict[str, Any], matrix: StoredMatrix) -> dict[str, Tensor]:
     """The stored tensors of one matrix, read now."""
     return {role: stored[name][...] for role, name in matrix.parts.items()}
-
