@@ -132,9 +132,8 @@ def test_fp8_is_what_transformers_makes_of_it(how: dict[str, Any], tmp_path: Pat
 @pytest.mark.slow
 def test_experts_in_mxfp4_are_wide_when_asked_for_and_refused_otherwise(tmp_path: Path) -> None:
     """gpt-oss as it is published, its experts in blocks and scales."""
-    from transformers import AutoModelForCausalLM, Mxfp4Config
-
     from helpers import causal
+    from transformers import AutoModelForCausalLM, Mxfp4Config
 
     made = causal.model_of("gpt_oss", hidden_size=64, intermediate_size=64, num_hidden_layers=2)
     made.save_pretrained(tmp_path)

@@ -9,17 +9,14 @@ because a model that is partly random trains and answers as if nothing were wron
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.config import BaseConfig
-from tunewright.core.errors import CompatError, ModelError, Problem, first_line, problem, raise_all
+from tunewright.core.errors import CompatError, ModelError, first_line, problem, raise_all
 from tunewright.core.machine import return_freed_memory
-from tunewright.core.files import readable_size
 from tunewright.core.telling import silent
 from tunewright.core.words import say
 from tunewright.models import rotary
@@ -124,7 +121,7 @@ def load_model(
     few = few_bits.find(place.folder)
     as_stored = few is not None and base is not None and not base.dequantise
     if few is not None and as_stored:
-        raise_all(few_bits_problems(folder, few, base), ModelError)
+        raise_all(few_bits.problems(folder, few, base), ModelError)
     count = 0
     try:
         config = load_config(folder, base, said)
@@ -226,22 +223,6 @@ def _with_generation(place: Place, model: Any) -> Any:
     if (place.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(place.folder))
     return model
-
-
-def few_bits_problems(
-    folder: Path, few: few_bits.FewBits, base: BaseConfig | None
-) -> list[Problem]:
-    """What speaks against training on weights as they are stored."""
-    if base is None or base.dequantise:
-        return []
-    found = []
-    if base.bits is not None:
-        found.append(problem("E-MODEL-93", "base.bits", bits=base.bits, kind=few.kinds))
-    if few.without_layer:
-        size = readable_size(2 * few.numbers)
-        about = {"name": few.without_layer[0], "count": len(few.without_layer), "size": size}
-        found.append(problem("E-MODEL-94", str(folder), kind=few.kinds, **about))
-    return found
 
 
 def _say_stored(few: few_bits.FewBits, as_stored: bool, model: Any) -> str:

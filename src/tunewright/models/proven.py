@@ -8,7 +8,6 @@ from typing import Any
 
 from tunewright.core.words import ASSETS, say
 
-
 WAYS = {"tree": "tree", "joined": "cache", "own": "cache*", "none": "text"}
 """How the answers of a family are written, as it is told: by keys and values of our own, by the
 model's cache, by it for questions of one length at a time, by the whole text for every token."""

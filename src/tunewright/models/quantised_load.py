@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from tunewright.core.config import BaseConfig
-from tunewright.core.errors import ModelError, problem
-from tunewright.core.files import readable_size
+from tunewright.core.errors import ModelError
 from tunewright.core.telling import silent
 from tunewright.models import anatomy, stored_bits
 from tunewright.models.quantised import Piece, QuantLinear, stored_bytes
-from tunewright.sources import headers
+from tunewright.sources import few_bits, headers
 from tunewright.sources.few_bits import FewBits
 
 NAME = "tunewright"
@@ -139,7 +138,7 @@ def load_as_stored(
         or modules[matrix.module].weight.shape != matrix.shape
     ]
     if odd:
-        raise no_layers(folder, few, odd)
+        raise ModelError(few_bits.no_layers(folder, few, odd))
     stored = stored_tensors(folder)
     plain = {n: t for n, t in stored.items() if n not in few.unused and n not in few.matrices}
     with silent():
@@ -161,16 +160,6 @@ def load_as_stored(
         layer.fill(stored_bits.read(stored, matrix))
         piece.take(layer)
     return model.to(device), info
-
-
-def no_layers(folder: Path, few: FewBits, names: list[str]) -> ModelError:
-    """What is said of weights in few bits that no linear layer of the model holds."""
-    wide = readable_size(2 * few.numbers)
-    return ModelError(
-        problem(
-            "E-MODEL-94", str(folder), kind=few.kinds, name=names[0], count=len(names), size=wide
-        )
-    )
 
 
 def without_zero_biases(stored: dict[str, Any], planned: Any, few: FewBits) -> dict[str, Any]:

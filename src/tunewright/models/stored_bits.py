@@ -174,8 +174,8 @@ def _packed(
 
 
 def _bnb4(parts: Mapping[str, Tensor], facts: Mapping[str, Any], first: int, after: int) -> Tensor:
-    outputs, inputs = facts["shape"]
-    begin, end, size = first * inputs, after * inputs, facts["block"]
+    inputs, size = facts["inputs"], facts["block"]
+    begin, end = first * inputs, after * inputs
     codes = parts["weight"].flatten()[begin // 2 : -(-end // 2)]
     pairs = torch.stack([codes >> 4, codes & 15], 1).flatten()
     levels = parts["quant_map"].float()[pairs[begin % 2 :][: end - begin].int()]
@@ -224,8 +224,7 @@ class StoredLinear(QuantLinear):
     def rows(self, first: int, after: int, dtype: torch.dtype) -> Tensor:
         """Rows [first, after) of the weight, wide."""
         parts = {name.removeprefix("stored_"): b for name, b in self.named_buffers()}
-        facts = {**self.matrix.facts, "shape": self.matrix.shape}
-        return decode(self.matrix.kind, parts, facts, first, after).to(dtype)
+        return decode(self.matrix.kind, parts, self.matrix.facts, first, after).to(dtype)
 
 
 class WideWhenRead:
@@ -246,11 +245,8 @@ class WideWhenRead:
         return list(self.shape)
 
     def __getitem__(self, index: Any) -> Tensor:
-        matrix = self.matrix
         read = {role: stored[...] for role, stored in self.parts.items()}
-        if matrix.kind == "bnb4":
-            matrix.facts.setdefault("shape", matrix.shape)
-        return whole(matrix, read, self.dtype)[index]
+        return whole(self.matrix, read, self.dtype)[index]
 
 
 def with_wide(stored: dict[str, Any], found: FewBits, dtype: torch.dtype) -> dict[str, Any]:

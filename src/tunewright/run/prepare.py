@@ -290,12 +290,10 @@ def _complete(
 
 def _require_wide(config: RunConfig, folder: Path) -> None:
     """Raise where a checkpoint that is quantised already cannot be trained as the run says."""
-    from tunewright.models import load
-
     few = few_bits.find(folder)
     if few is None:
         return
-    raise_all(load.few_bits_problems(folder, few, config.base), ModelError)
+    raise_all(few_bits.problems(folder, few, config.base), ModelError)
     entry = methods.get(kind_of(config.method))
     if config.base.dequantise or entry is None or entry.facts.get("on_quantised", False) is True:
         return

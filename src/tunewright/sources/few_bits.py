@@ -28,7 +28,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tunewright.core.errors import ModelError, problem
+from tunewright.core.config import BaseConfig
+from tunewright.core.errors import ModelError, Problem, problem
+from tunewright.core.files import readable_size
 from tunewright.sources import headers
 
 WORD = 32
@@ -55,7 +57,7 @@ Header = tuple[str, tuple[int, ...], int]
 @dataclass(frozen=True)
 class StoredMatrix:
     """One weight in few bits. `name` is what Transformers calls it, `shape` what it stands for,
-    `parts` the names of the stored tensors by what they are, `facts` numbers that decoding needs."""
+    `parts` the names of the stored tensors by what they are, `facts` numbers for decoding."""
 
     name: str
     kind: str
@@ -143,6 +145,24 @@ def stated_by(folder: Path) -> dict[str, Any]:
     if own:
         return {"quant_method": "gptq", **own}
     return headers.config_of(folder, "hf_quant_config.json").get("quantization") or {}
+
+
+def problems(folder: Path, few: FewBits, base: BaseConfig) -> list[Problem]:
+    """What speaks against holding weights as they are stored, as far as files say."""
+    if base.dequantise:
+        return []
+    found = []
+    if base.bits is not None:
+        found.append(problem("E-MODEL-93", "base.bits", bits=base.bits, kind=few.kinds))
+    if few.without_layer:
+        found.append(no_layers(folder, few, few.without_layer))
+    return found
+
+
+def no_layers(folder: Path, few: FewBits, names: list[str]) -> Problem:
+    """What is said of weights in few bits that no linear layer of the model holds."""
+    about = {"name": names[0], "count": len(names), "size": readable_size(2 * few.numbers)}
+    return problem("E-MODEL-94", str(folder), kind=few.kinds, **about)
 
 
 class _Finder:
@@ -282,6 +302,7 @@ class _Finder:
         roles = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
         parts = {"weight": name, **{role: f"{name}.{role}" for role in roles}}
         facts = {
+            "inputs": int(stated["shape"][1]),
             "block": int(stated["blocksize"]),
             "nested_block": int(stated.get("nested_blocksize") or 0),
             "nested_offset": float(stated.get("nested_offset") or 0.0),
