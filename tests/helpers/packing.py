@@ -196,7 +196,7 @@ WRITERS: dict[str, Callable[..., Made]] = {
 }  # fmt: skip
 
 
-def checkpoint(plain: Path, out: Path, kind: str, **how: Any) -> Path:
+def checkpoint(plain: Path, out: Path, kind: str, /, **how: Any) -> Path:
     """A copy of a model folder whose matrices in the blocks are in few bits; beside it, `-wide`,
     the same with the numbers that these stand for. Returns the second."""
     wide = out.with_name(out.name + "-wide")

@@ -179,9 +179,7 @@ def _few_bits(
     from tunewright.models.quantised_load import load_quantised
 
     planned, how = _planned(place, config, attention, dtype)
-    model, info, count = load_quantised(
-        type(planned), place.folder, config, base, device, few, **how
-    )
+    model, info, count = load_quantised(planned, place.folder, config, base, device, few, **how)
     return _with_generation(place, model), info, count
 
 

@@ -78,7 +78,7 @@ def stored_tensors(folder: Path) -> dict[str, Any]:
 
 
 def load_quantised(
-    planned: type[Any],
+    planned: Any,
     folder: Path,
     config: Any,
     base: BaseConfig,
@@ -87,13 +87,14 @@ def load_quantised(
     **given: Any,
 ) -> tuple[Any, dict[str, Any], int]:
     """(model, what Transformers found out about its weights, how many layers were quantised) of the
-    class `planned` from the files of `folder`, of which `few` are in few bits and made wide one by
-    one."""
+    class of `planned` from the files of `folder`, of which `few` are in few bits and made wide one
+    by one."""
     stored = stored_tensors(folder)
     if few is not None:
         stored = stored_bits.with_wide(stored, few, given["dtype"])
+        stored = without_zero_biases(stored, planned, few)
     with silent():
-        loaded: Any = planned.from_pretrained(
+        loaded: Any = type(planned).from_pretrained(
             None,
             config=config,
             state_dict=stored,

@@ -109,13 +109,7 @@ def _spread(scale: Tensor, facts: Mapping[str, Any], rows: Tensor, shape: torch.
         return scale.reshape(())
     if scale.dim() == 1:
         return scale[rows, None]
-    high, wide = facts.get("block") or tuple(
-        -(-size // count) for size, count in zip(shape, scale.shape, strict=True)
-    )
-    if scale.shape[0] == shape[0]:
-        high = 1
-    if scale.shape[1] == 1:
-        return scale[rows // high]
+    high, wide = facts.get("block") or (shape[0] // scale.shape[0], -(-shape[1] // scale.shape[1]))
     return scale[rows // high].repeat_interleave(wide, 1)[:, : shape[1]]
 
 
@@ -224,6 +218,8 @@ class StoredLinear(QuantLinear):
     def rows(self, first: int, after: int, dtype: torch.dtype) -> Tensor:
         """Rows [first, after) of the weight, wide."""
         parts = {name.removeprefix("stored_"): b for name, b in self.named_buffers()}
+        if not parts:  # Transformers looks at the weights of a model while it fills it
+            return torch.empty(after - first, self.in_features, dtype=dtype, device="meta")
         return decode(self.matrix.kind, parts, self.matrix.facts, first, after).to(dtype)
 
 

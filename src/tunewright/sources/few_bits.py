@@ -278,9 +278,23 @@ class _Finder:
         if last == "weight":
             names.append(f"{module}.scale")
         scale = next((n for n in names if n in self.tensors), "")
-        block = self.stated.get("weight_block_size")
-        facts = {"block": tuple(block)} if block else {}
+        grid = self.tensors[scale][1] if scale else ()
+        facts = {}
+        if len(grid) >= 2 and prod(grid) > 1:
+            facts["block"] = self._block(name, shape[-2:], grid[-2:])
         self._add(name, "fp8", shape, {"weight": name, "scale": scale}, **facts)
+
+    def _block(self, name: str, shape: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Rows and columns that share a scale: as stated where that gives as many scales as there
+        are, else what divides the weight evenly."""
+        stated = self.stated.get("weight_block_size") or ()
+        if len(stated) == 2 and grid == tuple(
+            -(-size // int(block)) for size, block in zip(shape, stated, strict=True)
+        ):
+            return tuple(int(block) for block in stated)
+        if any(size % count for size, count in zip(shape, grid, strict=True)):
+            raise self._refused(name)
+        return tuple(size // count for size, count in zip(shape, grid, strict=True))
 
     def _int8(self, module: str, shape: tuple[int, ...]) -> None:
         name = f"{module}.weight"
