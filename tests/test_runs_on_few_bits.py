@@ -36,7 +36,7 @@ def trained(place: Path, model: str, out: Path, *more: str) -> dict[str, Any]:
 
 
 def losses(out: Path) -> list[float]:
-    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text("utf-8").splitlines()]
     return [e["loss"] for e in events if "loss" in e]
 
 
@@ -52,7 +52,9 @@ def test_a_run_on_stored_bits_learns_what_a_run_on_their_numbers_learns(
     assert few["total_parameters"] == plain["total_parameters"]
     for other in ("b", "c"):
         assert losses(tmp_path / "a") == pytest.approx(losses(tmp_path / other), rel=1e-4)
-    done = story.tunewright("evaluate", str(tmp_path / "a"), "--json")
+    done = story.tunewright(
+        "evaluate", str(tmp_path / "a"), "--data", str(place / "rows.json"), "--json"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -55,6 +55,7 @@ def wrong(found: list[Any]) -> list[Any]:
     return [row for row in found if not (isinstance(row[-1], float) and row[-1] <= TOLERANCE)]
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_gradient_of_one(folder: Path) -> None:
     assert wrong(gaps(folder, "few", [["sft", "lora", BOTH, [5, 1]]], 60)) == []
 

@@ -120,7 +120,7 @@ def load_model(
     placed = {} if str(device) == "cpu" or number_type else {"device_map": {"": str(device)}}
     few = few_bits.find(place.folder)
     as_stored = few is not None and base is not None and not base.dequantise
-    if few is not None and as_stored:
+    if few is not None and base is not None:
         raise_all(few_bits.problems(folder, few, base), ModelError)
     count = 0
     try:
