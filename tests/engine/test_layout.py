@@ -230,14 +230,16 @@ def test_the_probe_forks_at_two_depths() -> None:
     ],
 )
 def test_a_model_that_reads_later_words_is_refused(
-    family: str, changes: dict[str, Any], ahead: bool
+    family: str, changes: dict[str, Any], ahead: bool, trials: list[str]
 ) -> None:
     """It would learn to copy: its padded rows agree with single ones all the same."""
     model = causal.model_of(family, **changes)
     if ahead:
-        for wanted in ("auto", "padded"):
+        for wanted in ("auto", "padded", "padded"):
             with pytest.raises(CompatError) as caught:
-                choose(model, wanted)
+                layout.choose(
+                    EngineConfig(layout=wanted), model, "any", policies(model), key={"of": family}
+                )
             assert [p.code for p in caught.value.problems] == ["E-COMPAT-92"]
     else:
         assert choose(model)[0] in ("tree", "padded")

@@ -3,6 +3,7 @@ reason."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,22 +144,25 @@ class Trial:
 
     def gap(self, layout: str) -> tuple[float, bool]:
         """(mean difference in nats, whether it is that of an earlier trial)."""
-        key = {"layout": layout, "probe": PROBE_VERSION, "by": self.key}
+        return self._measured(layout, lambda: disagreement(self.policy_of, self.vocabulary, layout))
+
+    def _measured(self, what: str, measure: Callable[[], float]) -> tuple[float, bool]:
+        key = {"layout": what, "probe": PROBE_VERSION, "by": self.key}
         kept = findings.read("layout", key) if self.key is not None else None
         if isinstance(kept, float) and kept <= self.tolerance:
             return kept, True
-        found = disagreement(self.policy_of, self.vocabulary, layout)
+        found = measure()
         if self.key is not None and found <= self.tolerance:
             findings.keep("layout", key, found)
         return found, False
 
     def require_known_head(self) -> None:
-        """Raise CompatError where even one row a sample does not give the model's own
-        log-probabilities (its head does something we do not know), and where the model reads later
-        words: it would learn to copy what it is asked for."""
-        gap, is_kept = self.gap("padded")
-        if not gap <= self.tolerance:
-            raise CompatError(problem("E-COMPAT-04", "model", gap=f"{gap:.2g}"))
-        ahead = 0.0 if is_kept else foresight(self.policy_of, self.vocabulary)
+        """Raise CompatError where the model reads later words (it would learn to copy what it is
+        asked for), and where even one row a sample does not give the model's own log-probabilities:
+        its head does something we do not know."""
+        ahead, _ = self._measured("ahead", lambda: foresight(self.policy_of, self.vocabulary))
         if not ahead <= self.tolerance:
             raise CompatError(problem("E-COMPAT-92", "model", gap=f"{ahead:.2g}"))
+        gap, _ = self.gap("padded")
+        if not gap <= self.tolerance:
+            raise CompatError(problem("E-COMPAT-04", "model", gap=f"{gap:.2g}"))
