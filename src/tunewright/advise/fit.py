@@ -11,6 +11,7 @@ is here can be judged in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from tunewright.advise.memory import Work
 from tunewright.advise.question import Question, SampleFacts
 from tunewright.advise.room import Room
 from tunewright.advise.trial import Trial
-from tunewright.core.config import RunConfig
+from tunewright.core.config import BaseConfig, RunConfig
 from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
 from tunewright.core.files import readable_size
 from tunewright.core.machine import available_bytes
@@ -41,7 +42,7 @@ from tunewright.engine.schedule import (
 )
 from tunewright.engine.sharing import StepSharing
 from tunewright.models.shape import ModelShape, rank_of, trainable_parameters
-from tunewright.sources import headers
+from tunewright.sources import few_bits, headers
 
 TIGHT, TIGHT_GPU = 0.85, 0.95
 """Share of the memory from which the estimate says that it is tight: the system and other programs
@@ -267,7 +268,7 @@ def of_run(
             may_leave_out=may_leave_out,
             general=general,
             rates=rates,
-            base_bits=config.base.bits_per_weight,
+            base_bits=bits_held(config.base, shape),
             beside=models_beside(config, objective),
             reference=objective.reference,
             measured_rows=measuring.passes / answers,
@@ -285,6 +286,13 @@ def of_run(
             parallel="ddp" if parallel == "auto" else parallel,
         )
     )
+
+
+def bits_held(base: BaseConfig, shape: ModelShape) -> float | None:
+    """Bits of a weight of the blocks in memory; None where they are in the run's dtype."""
+    if base.bits is not None:
+        return base.bits_per_weight
+    return (not base.dequantise and shape.stored_bits) or None
 
 
 def _saves(steps: int, every: int) -> int:
@@ -347,11 +355,16 @@ def models_beside(config: RunConfig, objective: Objective) -> list[ModelShape]:
 
 def shape_of(folder: Path) -> ModelShape:
     """The shape of the model in a folder: its raw config, and the sizes of its weight files where
-    they are. Raises UsageError (E-FIT-02)."""
+    they are. Raises UsageError (E-FIT-02), and ModelError (E-MODEL-91) for weights that are stored
+    in a way that is not read here."""
     config, _ = headers.read_config(Path(folder) / "config.json")
-    return ModelShape.from_config(
+    shape = ModelShape.from_config(
         config, sum(p.stat().st_size for p in Path(folder).glob("*.safetensors") if p.is_file())
     )
+    with contextlib.suppress(ValueError):  # a header that lies is told by whoever opens it
+        few = few_bits.find(Path(folder))
+        return shape if few is None else replace(shape, stored_bits=few.bits_per_weight)
+    return shape
 
 
 def needed(question: Question, **changed: Any) -> int:

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from tunewright.engine.oracles.teacher import Teacher
 
 
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What families call the cap of their logits: Gemma 2 and later, RecurrentGemma, xLSTM."""
+
+
 def head_of(model: Any) -> Head:
     """The output head of a causal language model, with its config's scale and softcap."""
     module = model.get_output_embeddings()
@@ -59,7 +63,7 @@ def head_of(model: Any) -> Head:
         module.weight,
         getattr(module, "bias", None),
         scale,
-        getattr(config, "final_logit_softcapping", None),
+        next((cap for name in CAPS if (cap := getattr(config, name, None))), None),
         own,
     )
     if whole_head.is_needed(model, found):
