@@ -452,7 +452,7 @@ def group_update(bench: Bench, shape: str, share: float) -> dict[str, Any]:
     bench.forget_peak()
     draw, scale = random.Random(1), 16 if bench.tiny else 1
     vocabulary = bench.sizes(shape)["vocab_size"]
-    stepper = stepper_of(bench, shape, None, "grpo")
+    stepper = stepper_of(bench, shape, None, "grpo", reward="length")
 
     def take(number: int) -> Any:
         groups, samples = [], []

@@ -128,6 +128,7 @@ RESUMED: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.wide("schedule_free", "online_dpo")
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_ends_with_the_same_bits(name: str, model: Path, tmp_path: Path) -> None:
     rows, more = RESUMED[name]

@@ -38,7 +38,7 @@ def tuned(model: Path, rows: Path, out: Path) -> Path:
         data={"train": str(rows), "held_out": 0},
         method={"kind": "full"},
         engine={
-            "steps": 60, "batch_size": 16, "learning_rate": 1e-3, "dtype": "float32", "threads": 1,
+            "steps": 80, "batch_size": 16, "learning_rate": 2e-4, "dtype": "float32", "threads": 1,
         },
         probes=0,
         forgetting="off",

@@ -312,6 +312,7 @@ def by_hand(place: Path, out: Path, stages: list[dict[str, Any]]) -> None:
         )
 
 
+@pytest.mark.wide("lora")
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_stages_are_the_runs_that_one_would_start_by_hand(
     place: Path, tmp_path: Path, kind: str

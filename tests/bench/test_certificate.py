@@ -34,6 +34,7 @@ def require(found: Certificate) -> None:
     assert found.passed, "\n".join(found.lines())
 
 
+@pytest.mark.wide("gemma2")
 @pytest.mark.parametrize("name", tiny.SETS)
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_every_way_of_sharing_gives_the_gradient_of_stock_transformers(
@@ -49,6 +50,7 @@ def test_every_way_of_sharing_gives_the_gradient_of_stock_transformers(
     assert found.loss_gap["float32"] < 1e-5
 
 
+@pytest.mark.wide("llama", "gemma2")
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_flex_attention_gives_the_gradient_of_stock_transformers(family: str) -> None:
     samples = tiny.system_prompt() + tiny.dialogues() + tiny.duplicates() + tiny.pairs()
@@ -123,6 +125,7 @@ def test_probabilities_computed_again_instead_of_kept_change_nothing(
     require(run(family, tiny.dialogues() + tiny.long_sample(), rows_per_pass=(EVERYTHING,)))
 
 
+@pytest.mark.wide("qwen3-1-0", "qwen3-7-50", "mistral-3-0", "mistral-7-50")
 @pytest.mark.parametrize(("longest", "pairs"), [(1, 0), (3, 0), (7, 50), (128, 0), (1000, 10**9)])
 @pytest.mark.parametrize("family", ["qwen3", "mistral"])
 def test_how_rows_are_cut_into_blocks_changes_nothing(

@@ -78,6 +78,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.wide("ppo", "sft")
 @pytest.mark.parametrize(
     "objective",
     [

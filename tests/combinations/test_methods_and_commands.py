@@ -140,6 +140,7 @@ def combinations() -> list[tuple[str, str]]:
     return [(kind, command) for kind in methods.names() for command in COMMANDS]
 
 
+@pytest.mark.wide("full", "lora", "llama_pro", "prompt_tuning")
 @pytest.mark.parametrize(
     "kind",
     [

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import story
+from helpers import story, stub_modelscope
 from helpers.stub_hub import Hub
+from helpers.stub_modelscope import ModelScope
 
 import tunewright
 from tunewright.commands import pushing
@@ -185,20 +186,48 @@ def test_modelscope_without_its_client_names_the_extra(
         push(run, to="modelscope")
 
 
+@pytest.fixture(scope="module")
+def modelscope_hub() -> Iterator[ModelScope]:
+    # One for the module: the client keeps the first address that it reads.
+    pytest.importorskip("modelscope.hub.api")
+    found = ModelScope()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def modelscope(
+    modelscope_hub: ModelScope, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> ModelScope:
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", modelscope_hub.address)
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-stub")
+    for name in ("MODELSCOPE_HOME", "MODELSCOPE_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    modelscope_hub.repos.clear()
+    modelscope_hub.objects.clear()
+    modelscope_hub.uploads.clear()
+    return modelscope_hub
+
+
 @pytest.mark.peer
-def test_modelscope_gets_the_same_files(
-    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    api = pytest.importorskip("modelscope.hub.api").HubApi
-    sent: dict[str, Any] = {}
-
-    def upload(self: Any, repo_id: str, folder_path: Any = None, **more: Any) -> None:
-        sent["files"] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
-
-    monkeypatch.setattr(api, "repo_exists", lambda self, *words, **more: False)
-    monkeypatch.setattr(api, "create_repo", lambda self, *w, **more: sent.update(more))
-    monkeypatch.setattr(api, "upload_folder", upload)
+def test_modelscope_gets_the_same_files_once(run: Path, modelscope: ModelScope) -> None:
+    modelscope.broken = 1
     found = push(run, to="modelscope")
-    assert sent["visibility"] == "private"
-    sums = {path: hashlib.sha256(data).hexdigest() for path, data in sent["files"].items()}
+    repo = modelscope.repos["me/tuned"]
+    assert repo["visibility"] == stub_modelscope.PRIVATE and repo["commits"] == 1
+    sums = {path: hashlib.sha256(data).hexdigest() for path, data in repo["files"].items()}
     assert sums == {one["path"]: one["sha256"] for one in found["files"]}
+    assert set(modelscope.uploads.values()) == {1}
+    assert found["address"] == f"{modelscope.address}/models/me/tuned"
+    push(run, to="modelscope")
+    assert set(modelscope.uploads.values()) == {1}
+
+
+@pytest.mark.peer
+def test_a_public_place_on_modelscope_is_not_used_unasked(
+    run: Path, modelscope: ModelScope
+) -> None:
+    push(run, to="modelscope", public=True)
+    assert modelscope.repos["me/tuned"]["visibility"] == stub_modelscope.PUBLIC
+    with pytest.raises(UsageError, match="E-PUSH-08"):
+        push(run, to="modelscope")

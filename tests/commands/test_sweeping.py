@@ -185,20 +185,20 @@ def test_minutes_give_every_trial_the_same_samples(place: Path, tmp_path: Path) 
 @pytest.mark.peer
 def test_a_sweep_that_is_killed_three_times_goes_on_exactly(place: Path, tmp_path: Path) -> None:
     words = ["engine.learning_rate=1e-4..1e-2", "method.rank=2..8"]
-    whole = sweep(place, tmp_path / "whole", *words, trials=6, seed=3)
+    whole = sweep(place, tmp_path / "whole", *words, trials=12, seed=3)
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "tunewright", "sweep"]
-    first = [str(place / "run.yaml"), *words, "--trials=6", "--seed=3", f"--out={out}"]
+    first = [str(place / "run.yaml"), *words, "--trials=12", "--seed=3", f"--out={out}"]
     for number in range(3):
         argv = [*command, *(first if number == 0 else [str(out), "--resume"])]
         child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for_trial(out, 2 * number, child)
+        wait_for_trial(out, 4 * number, child)
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
     found = sweeping.resume(out, Quiet())
     assert without_times(found) == {**without_times(whole), "given": found["given"]}
     runs = sorted(path.name for path in (out / "trials").iterdir())
-    assert runs == [f"{n:02d}" for n in range(1, 7)]
+    assert runs == [f"{n:02d}" for n in range(1, 13)]
     again = sweeping.resume(out, Quiet())
     assert again["trials"] == found["trials"]
 

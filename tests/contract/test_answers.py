@@ -148,7 +148,7 @@ def asked(answerer: Answerer, count: int, base: bool = False) -> list[str]:
     ]
 
 
-@pytest.mark.wide("lora", "full", "prompt_tuning", "mixture_of_depths", "loftq")
+@pytest.mark.wide("lora", "prompt_tuning")
 @pytest.mark.parametrize("kind", sorted(ROWS))
 def test_every_command_that_answers_has_the_method_on_and_the_base_without_it(
     kind: str, tmp_path: Path

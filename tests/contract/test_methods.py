@@ -690,17 +690,7 @@ def test_merged_it_is_a_plain_model_with_the_same_logits_and_merging_again_does_
     assert float((case.logits(again) - tuned).abs().max()) <= 1e-4 * float(tuned.abs().max())
 
 
-@pytest.mark.wide(
-    "lora",
-    "full",
-    "ia3",
-    "p_tuning",
-    "adalora",
-    "galore",
-    "lisa",
-    "diff_pruning",
-    "mixture_of_depths",
-)
+@pytest.mark.wide("lora", "full", "galore", "ia3")
 @pytest.mark.parametrize("kind", list(ROWS))
 def test_it_learns_eight_rows_by_heart_where_it_has_the_capacity(kind: str) -> None:
     row = ROWS[kind]
@@ -748,17 +738,7 @@ def loop_of(kind: str, family: str, run: Path) -> Any:
     )
 
 
-@pytest.mark.wide(
-    "lora",
-    "full",
-    "prefix_tuning",
-    "adalora",
-    "galore",
-    "lisa",
-    "diff_pruning",
-    "mixture_of_depths",
-    "loftq",
-)
+@pytest.mark.wide("lora", "full", "galore")
 @pytest.mark.parametrize(("kind", "family"), [(k, home(k)) for k in ROWS])
 def test_a_run_that_was_resumed_ends_with_the_same_bits(
     kind: str, family: str, tmp_path: Path

@@ -85,5 +85,11 @@ def test_every_package_that_is_named_is_this_one_or_one_that_it_needs(path: Path
 
 
 def test_extras_bring_what_messages_name_them_for() -> None:
-    for extra, package in (("quant", "bitsandbytes"), ("hub", "modelscope"), ("hub", "datasets")):
+    named = (
+        ("quant", "bitsandbytes"),
+        ("hub", "modelscope"),
+        ("hub", "datasets"),
+        ("remote", "s3fs"),
+    )
+    for extra, package in named:
         assert any(line.startswith(package) for line in EXTRAS[extra])

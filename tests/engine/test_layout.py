@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny
+import torch
+from helpers import causal, tiny
 
 from tunewright.core import findings
 from tunewright.core.config import EngineConfig
@@ -17,7 +18,8 @@ from tunewright.core.errors import CompatError
 from tunewright.engine import layout
 from tunewright.engine import policy as forward
 from tunewright.engine.policy import Policy, head_of
-from tunewright.models.kernels import tree_attention
+from tunewright.models.kernels import last_block, tree_attention
+from tunewright.models.kernels.last_block import LastBlock
 
 
 def policies(model: Any) -> Any:
@@ -216,3 +218,56 @@ def test_the_probe_forks_at_two_depths() -> None:
         == tiny.trie_rows(layout.probe_samples(211))
         < 3 * 23
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "ahead"),
+    [
+        ("xlm", {"causal": False}, True),
+        ("xlm", {"causal": True}, False),
+        ("bert", {"is_decoder": False}, True),
+        ("bert", {"is_decoder": True}, False),
+    ],
+)
+def test_a_model_that_reads_later_words_is_refused(
+    family: str, changes: dict[str, Any], ahead: bool, trials: list[str]
+) -> None:
+    """It would learn to copy: its padded rows agree with single ones all the same."""
+    model = causal.model_of(family, **changes)
+    if ahead:
+        for wanted in ("auto", "padded", "padded"):
+            with pytest.raises(CompatError) as caught:
+                layout.choose(
+                    EngineConfig(layout=wanted), model, "any", policies(model), key={"of": family}
+                )
+            assert [p.code for p in caught.value.problems] == ["E-COMPAT-92"]
+    else:
+        assert choose(model)[0] in ("tree", "padded")
+
+
+@pytest.mark.parametrize("family", ["recurrent_gemma", "xlstm", "gemma2"])
+def test_a_cap_on_logits_is_found_whatever_it_is_called(family: str) -> None:
+    model = causal.model_of(family)
+    assert head_of(model).softcap == 30.0
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    assert layout.disagreement(policies(model), causal.VOCABULARY, "padded") < 1e-4
+
+
+def test_a_cap_by_a_name_that_nobody_knows_makes_the_whole_head_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forward, "CAPS", ())
+    assert head_of(causal.model_of("recurrent_gemma")).module is not None
+    assert head_of(causal.model_of("llama")).module is None
+
+
+def test_the_probe_leaves_rows_out_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LongCat-Flash has two attentions in a block: its last block must leave nothing out, and the
+    trial would see it if it did."""
+    model = causal.model_of("longcat_flash")
+    assert not LastBlock(model).modules
+    assert choose(model)[0] == "tree"
+    monkeypatch.setattr(last_block, "_mixes_twice", lambda parts: False)
+    assert LastBlock(model).modules
+    assert choose(model)[0] == "padded"

@@ -54,6 +54,7 @@ def require_same(a: Any, b: Any) -> None:
     assert all(torch.equal(a[1][name], b[1][name]) for name in a[1])
 
 
+@pytest.mark.wide("llama-tree-FileStore", "gemma2-padded-HostStore")
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
@@ -64,6 +65,7 @@ def test_weights_are_the_same_bits(store: Any, layout: str, family: str) -> None
     assert any(hasattr(v, "get") for s in state_of.values() for v in s.values())
 
 
+@pytest.mark.wide("full-FileStore")
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("level", ["selective", "full"])
 def test_with_dropout_and_blocks_that_are_computed_again(store: Any, level: str) -> None:

@@ -40,6 +40,7 @@ def whole() -> tuple[Any, Any]:
     return model, tiny.attach_all(model)
 
 
+@pytest.mark.wide("lora_plus-adamw", "whole-muon", "whole-adamw_schedule_free")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("make", [lora_plus, whole])
 def test_a_resumed_run_goes_on_with_the_same_bits(rule: str, make: Any, tmp_path: Path) -> None:
@@ -70,6 +71,7 @@ def test_a_resumed_run_goes_on_with_the_same_bits(rule: str, make: Any, tmp_path
     assert [n for n in wanted if not torch.equal(found[n], wanted[n])] == []
 
 
+@pytest.mark.wide("adamw", "muon")
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_lowers_the_loss_at_the_rate_that_suits_adamw(rule: str) -> None:
     needs(rule)
@@ -304,6 +306,7 @@ def test_noise_is_on_while_learning_only() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_noise_is_told_apart_and_resumes_exactly(tmp_path: Path) -> None:
     from tunewright.core.signals import StopFlag
     from tunewright.core.telling import Quiet

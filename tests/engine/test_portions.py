@@ -76,15 +76,18 @@ def test_what_shares_a_long_beginning_is_cut_where_that_pays() -> None:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("batch", [8, 16, 24])
-def test_sharing_survives_ranks_on_the_review_rows(batch: int, world: int) -> None:
-    """Like `recipes/data/reviews.json`: two instructions, of 46 and 70 tokens, and short reviews."""
+@pytest.mark.parametrize("batch", [2, 4, 8, 16, 24])
+@pytest.mark.parametrize("system", [0, 24])
+def test_sharing_survives_ranks_on_the_review_rows(batch: int, system: int, world: int) -> None:
+    """Like `recipes/data/reviews.json`: two instructions, of 46 and 70 tokens, and short reviews,
+    without and with a system prompt of the length of Qwen2.5's."""
     kept = saved = 0
+    said = tiny.words(random.Random(7), system)
     for seed in range(20):
         draw = random.Random(seed)
         beginnings = [
-            [1, *tiny.words(random.Random(9), 46)],
-            [2, *tiny.words(random.Random(8), 70)],
+            [*said, 1, *tiny.words(random.Random(9), 46)],
+            [*said, 2, *tiny.words(random.Random(8), 70)],
         ]
         lengths = [18, 38]
         rows = [(i % 2, draw.randrange(-3, 4)) for i in range(24)]

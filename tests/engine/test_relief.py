@@ -55,6 +55,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.wide("0.0-tree-OutOfMemoryError", "0.3-padded-RuntimeError")
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

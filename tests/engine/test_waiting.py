@@ -95,6 +95,7 @@ def of_second_step(waits: Waits, stepper: Any, samples: list[Sample]) -> tuple[l
     return list(waits.found), report.passes
 
 
+@pytest.mark.wide("llama-tree", "gemma2-padded")
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_step_of_many_passes_waits_as_often_as_one_of_one(

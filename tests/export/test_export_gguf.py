@@ -125,6 +125,7 @@ def test_a_family_that_nobody_here_can_run_is_not_written(tmp_path, without_llam
 # ---- words
 
 
+@pytest.mark.wide("smollm", "qwen2", "gemma")
 @needs_llamacpp
 @pytest.mark.parametrize("kind", exported.TOKENIZERS)
 def test_llama_cpp_cuts_500_mixed_texts_into_the_same_tokens(tmp_path, kind):

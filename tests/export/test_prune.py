@@ -81,6 +81,7 @@ def test_two_of_four_and_the_whole_matrix() -> None:
     assert torch.equal(found[found > 0].sort().values, kept)
 
 
+@pytest.mark.wide("wanda", "2:4")
 @pytest.mark.parametrize("way", ["magnitude", "wanda", "2:4"])
 def test_half_of_every_matrix_is_zero_in_the_folder(at: Path, tmp_path: Path, way: str) -> None:
     made = prune(at / "run", tmp_path / "out", way=way, tell=Quiet())

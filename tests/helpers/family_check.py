@@ -101,18 +101,25 @@ class Check:
         return layout
 
     def certificate(self) -> None:
-        """The engine's gradients are those of stock Transformers, one sample at a time."""
+        """The engine's gradients are those of stock Transformers, one sample at a time: in float32,
+        or where rounding alone hides it, in float64 (1e-9) and then in float32 within ten times the
+        oracle's own error. The rule is the same for every family."""
         model = self.fresh()
         layout = self.layout_of(self.attach(model), model)
         self.layout = layout
         samples = [*tiny.dialogues()[:3], *tiny.nothing_shared()[:2]]
-        found = certify(
-            self.fresh, self.attach, samples, dtypes=("float32",), rows_per_pass=(1 << 30,),
-            layout=layout, own_loss=self.model_type not in causal.SHIFTED_ELSEWHERE,
-        )  # fmt: skip
-        worst = found.worst("float32")
-        self.row["gap"] = worst.gap
-        assert found.passed, f"{worst.tensor}: {worst.gap:.1e} > {worst.limit:.1e} ({layout})"
+        for dtypes in (("float32",), ("float64", "float32")):
+            found = certify(
+                self.fresh, self.attach, samples, dtypes=dtypes, rows_per_pass=(1 << 30,),
+                layout=layout, own_loss=self.model_type not in causal.SHIFTED_ELSEWHERE,
+            )  # fmt: skip
+            worst = max(map(found.worst, dtypes), key=lambda g: g.gap / g.limit)
+            self.row["gap"], self.row["proof"] = found.worst(dtypes[0]).gap, dtypes[0]
+            if found.passed:
+                return
+        raise AssertionError(
+            f"{worst.dtype} {worst.tensor}: {worst.gap:.1e} > {worst.limit:.1e} ({layout})"
+        )
 
     def save(self) -> None:
         """An adapter that was saved gives on a fresh base what it gave before, here and in PEFT."""

@@ -9,7 +9,8 @@ A `moment` is [module, attribute, n]: the program kills itself with SIGKILL just
 call of that function.
 
 The server is this file as a program: it reads one JSON object a line and answers {"pid"} and, when
-that process has ended, {"status"}: the exit code, or minus the number of the signal.
+that process has ended, {"status"}: the exit code, or minus the number of the signal. An object with
+"told" starts one of several programs at a time; its end is written into that file.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +140,47 @@ def _answer(server: subprocess.Popen[bytes]) -> dict[str, Any]:
     return found
 
 
+class Apart:
+    """A program that was started beside others, with the part of `subprocess.Popen` that tests of
+    several ranks use."""
+
+    def __init__(self, words: list[str], env: dict[str, str], cwd: Path | None, out: str) -> None:
+        """`words` as after `python`: a script and its arguments, or `-m tunewright ...`."""
+        self.place = Path(tempfile.mkdtemp(prefix="apart"))
+        self.returncode: int | None = None
+        self._told, server = self.place / "status", _server()
+        asked = {"words": words, "cwd": str(cwd or Path.cwd()), "out": out, "err": out, "env": env}
+        asked |= {"moment": None, "told": str(self._told)}
+        assert server.stdin is not None
+        server.stdin.write(json.dumps(asked).encode() + b"\n")
+        server.stdin.flush()
+        self.pid = int(_answer(server)["pid"])
+
+    def poll(self) -> int | None:
+        """The exit code, or minus the number of the signal; None while it runs."""
+        if self.returncode is None and self._told.exists():
+            self.returncode = int(self._told.read_text())
+            shutil.rmtree(self.place, ignore_errors=True)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As of `Popen`."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if end is not None and time.monotonic() > end:
+                assert timeout is not None
+                raise subprocess.TimeoutExpired("a forked program", timeout)
+            time.sleep(0.02)
+        assert self.returncode is not None
+        return self.returncode
+
+    def kill(self) -> None:
+        """As of `Popen`."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
 # ---- the server
 
 
@@ -151,6 +196,9 @@ def _import_everything() -> None:
     import tunewright.cli
     import tunewright.story
 
+    with contextlib.suppress(ImportError):
+        importlib.import_module("torch.distributed.fsdp")
+        importlib.import_module("torch.distributed.checkpoint.hf_storage")
     for found in pkgutil.walk_packages(tunewright.__path__, "tunewright."):
         if found.name.split(".")[1] in ROOMS:
             with contextlib.suppress(ImportError):  # of libraries that are not installed
@@ -195,16 +243,22 @@ def _become(asked: dict[str, Any]) -> None:
             (1, asked["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
             (2, asked["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
         ):
-            os.dup2(os.open(file, flags), number)
+            os.dup2(1 if number == 2 and file == asked["out"] else os.open(file, flags), number)
         os.chdir(asked["cwd"])
         os.environ.clear()
         os.environ.update(asked["env"])
         if asked["moment"]:
             _arm(*asked["moment"])
-        sys.argv = ["tunewright", *asked["words"]]
-        from tunewright.cli import main
+        if "told" in asked and asked["words"][0] != "-m":
+            sys.argv = asked["words"]
+            sys.path.insert(0, str(Path(sys.argv[0]).parent))
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            words = asked["words"][2:] if "told" in asked else asked["words"]
+            sys.argv = ["tunewright", *words]
+            from tunewright.cli import main
 
-        main()
+            main()
         code = 0
     except SystemExit as e:
         code = int(e.code or 0)
@@ -218,9 +272,40 @@ def _become(asked: dict[str, Any]) -> None:
         os._exit(code)
 
 
+def _apart(asked: dict[str, Any]) -> None:
+    """Start a program whose end nobody waits for here: the process between writes it down."""
+    ours, theirs = os.pipe()
+    between = os.fork()
+    if between == 0:
+        child = os.fork()
+        if child == 0:
+            _become(asked)
+        os.write(theirs, str(child).encode())
+        os.close(theirs)
+        _, status = os.waitpid(child, 0)
+        ended = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        told = Path(asked["told"])
+        told.with_suffix(".part").write_text(str(ended))
+        told.with_suffix(".part").rename(told)
+        os._exit(0)
+    os.close(theirs)
+    print(json.dumps({"pid": int(os.read(ours, 20))}), flush=True)
+    os.close(ours)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def _serve() -> None:
     _import_everything()
     for line in sys.stdin.buffer:
+        _reap()
+        if "told" in json.loads(line):
+            _apart(json.loads(line))
+            continue
         child = os.fork()
         if child == 0:
             _become(json.loads(line))

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from helpers import forks
+
 
 def free_port() -> int:
     """A port that nobody uses now."""
@@ -36,14 +38,33 @@ def environment(rank: int, world: int, port: int, **more: str) -> dict[str, str]
 
 class Pair:
     """Processes that run the same command, each with its place among them. Their output is read
-    when all have ended."""
+    when all have ended. They are forked from one that has imported everything; with `fresh` the
+    interpreter starts. `other`: (command, folder, environment) of ranks that are not like the
+    others, which start fresh."""
 
     def __init__(
-        self, words: Sequence[str], world: int = 2, cwd: Path | None = None, **more: str
+        self,
+        words: Sequence[str],
+        world: int = 2,
+        cwd: Path | None = None,
+        *,
+        fresh: bool = not hasattr(os, "fork"),
+        other: dict[int, tuple[Sequence[str], Path | None, dict[str, str]]] | None = None,
+        **more: str,
     ) -> None:
         self.port = free_port()
-        self.outputs = [tempfile.TemporaryFile("w+") for _ in range(world)]  # noqa: SIM115
-        self.processes = [self._start(rank, world, words, cwd, more) for rank in range(world)]
+        self.outputs = [tempfile.NamedTemporaryFile("w+") for _ in range(world)]  # noqa: SIM115
+        self.processes: list[subprocess.Popen[bytes] | forks.Apart] = []
+        for rank in range(world):
+            own = (other or {}).get(rank)
+            start = self._start if fresh or own else self._fork
+            self.processes.append(start(rank, world, *(own or (words, cwd, more))))
+
+    def _fork(
+        self, rank: int, world: int, words: Sequence[str], cwd: Path | None, more: dict[str, str]
+    ) -> forks.Apart:
+        env = environment(rank, world, self.port, **more)
+        return forks.Apart([str(one) for one in words], env, cwd, self.outputs[rank].name)
 
     def _start(
         self, rank: int, world: int, words: Sequence[str], cwd: Path | None, more: dict[str, str]
@@ -55,16 +76,6 @@ class Pair:
             stdout=self.outputs[rank],
             stderr=subprocess.STDOUT,
         )
-
-    def replace(
-        self, rank: int, words: Sequence[str], cwd: Path | None = None, **more: str
-    ) -> None:
-        """Let another command take the place of a rank that has just been started."""
-        self.processes[rank].kill()
-        self.processes[rank].wait()
-        self.outputs[rank].truncate(0)
-        world = len(self.processes)
-        self.processes[rank] = self._start(rank, world, words, cwd, more)
 
     def so_far(self, rank: int) -> str:
         """What a process has printed."""

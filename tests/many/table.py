@@ -20,7 +20,7 @@ from tunewright.core import launched
 from tunewright.core.runfile import parse_run
 from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Quiet
-from tunewright.engine import ranks, sharding
+from tunewright.engine import portions, ranks, sharding
 from tunewright.engine.loop import Loop
 from tunewright.engine.opening import to_train
 from tunewright.engine.placement import World
@@ -42,7 +42,7 @@ MORE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2, "targets": ["linear"]}, "full": {}, "freeze": {"blocks": 1}, "dora": {"rank": 2},
-    "prompt_tuning": {"num_tokens": 3}, "adapter": {},
+    "prompt_tuning": {"num_tokens": 3}, "adapter": {}, "adalora": {"rank": 2},
 }  # fmt: skip
 
 
@@ -64,6 +64,10 @@ def keys(folder: Path, objective: str, method: str) -> dict[str, Any]:
     given |= {f"method.{name}": value for name, value in METHODS.get(method, {}).items()}
     given |= {f"objective.{name}": value for name, value in MORE.get(objective, {}).items()}
     return {k: str(folder / "teacher") if v == "TEACHER" else v for k, v in given.items()}
+
+
+# The steps of this table are so small that one rank would take them all.
+portions.LOST, portions.PASS_ROWS = 0.0, 0
 
 
 def gradients(plan: Plan, parallel: str, count: int, run: Path) -> dict[str, torch.Tensor]:
@@ -98,14 +102,21 @@ def gradients(plan: Plan, parallel: str, count: int, run: Path) -> dict[str, tor
 
     stepper.optimizer.step = note  # type: ignore[method-assign]
     report = stepper.step(list(plan.data.train[:count]), 1, 1e-4)
+    if parallel != "none" and count > 1:
+        assert report.imbalance is not None and report.imbalance < team.world, "one rank did it all"
     found["loss"] = torch.tensor([report.loss])
     return found
 
 
 def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest relative difference of a tensor."""
+    """The largest relative difference of a tensor. A loss may be a sum of terms around 1 that
+    nearly cancel (PPO's advantages), so it is taken relative to 1."""
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())[:3]
-    gaps = {n: float((one[n] - other[n]).norm() / max(float(one[n].norm()), 1e-12)) for n in one}
+    least = {"loss": 1.0}
+    gaps = {
+        n: float((one[n] - other[n]).norm()) / max(float(one[n].norm()), least.get(n, 1e-12))
+        for n in one
+    }
     worst = max(gaps, key=lambda n: gaps[n])
     if gaps[worst] > 1e-5:
         print("worst", worst, gaps[worst], float(one[worst].norm()), flush=True)

@@ -13,8 +13,12 @@ from helpers import many, story
 TABLE = Path(__file__).with_name("table.py")
 OBJECTIVES = ("sft", "dpo", "reward", "kto", "grpo", "ppo", "distill")
 METHODS = ("lora", "full", "freeze", "dora", "prompt_tuning", "adapter")
-BOTH, TOLERANCE = ["ddp", "fsdp"], 1e-5
-"""float32; 5 samples on 2 ranks are unequal numbers, and of 1 a rank holds none."""
+BOTH, TOLERANCE, TOLERANCE_OF_PAIRS = ["ddp", "fsdp"], 1e-5, 5e-5
+"""float32; 5 samples on 2 ranks are unequal numbers, and of 1 a rank holds none. What a reward
+model learns of a pair is the difference of two gradients that are nearly the same: up to 270 units
+in the last place (3.2e-5, an adapter's bias), and 4e-14 in float64 (docs/LOG.md)."""
+COUNTS = {"kto": [3, 1], "ppo": [3, 1]}
+"""Where 5 samples are two passes in one process too, each as on one of two ranks."""
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +56,20 @@ def gaps(folder: Path, name: str, rows: list[Any], seconds: float) -> list[Any]:
 
 def wrong(found: list[Any]) -> list[Any]:
     """Rows that are not within the tolerance, or that raised."""
-    return [row for row in found if not (isinstance(row[-1], float) and row[-1] <= TOLERANCE)]
+
+    def most(row: list[Any]) -> float:
+        return TOLERANCE_OF_PAIRS if row[0] == "reward" else TOLERANCE
+
+    return [row for row in found if not (isinstance(row[-1], float) and row[-1] <= most(row))]
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_gradient_of_one(folder: Path) -> None:
     assert wrong(gaps(folder, "few", [["sft", "lora", BOTH, [5, 1]]], 60)) == []
 
 
 @pytest.mark.thorough
 def test_every_objective_with_every_method(folder: Path) -> None:
-    rows = [[o, m, BOTH, [5, 1]] for o in OBJECTIVES for m in METHODS]
+    rows = [[o, m, BOTH, COUNTS.get(o, [5, 1])] for o in OBJECTIVES for m in METHODS]
+    rows.append(["sft", "adalora", ["ddp"], [5, 1]])  # its penalty counts once
     assert wrong(gaps(folder, "all", rows, 600)) == []

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from tunewright.advise import devices
+from tunewright.commands import planning
 from tunewright.core import compat
 from tunewright.core.callbacks import Callback
 from tunewright.core.errors import CompatError, TunewrightError, UsageError
 from tunewright.core.launched import Place
 from tunewright.core.runfile import ParsedRun, parse_run
-from tunewright.engine import ranks
+from tunewright.engine import opening, ranks
+from tunewright.engine.placement import World
 from tunewright.engine.rank_watch import Verdict, Watch
 from tunewright.run import joining, launching
 
@@ -59,6 +62,7 @@ def test_shares_need_fsdp() -> None:
         ({"base__bits": 4}, "base.bits"),
         ({"method__kind": "mixture_of_depths"}, "method.kind"),
         ({"method__kind": "galore"}, "method.kind"),
+        ({"method__kind": "adalora"}, "method.kind"),
     ],
 )
 def test_what_cannot_lie_in_shares_is_refused(keys: dict[str, Any], where: str) -> None:
@@ -66,9 +70,35 @@ def test_what_cannot_lie_in_shares_is_refused(keys: dict[str, Any], where: str) 
     assert ("E-DIST-08", where) in refused(parsed)
 
 
-@pytest.mark.parametrize("kind", ["mixture_of_depths", "adalora"])
-def test_a_method_that_sums_over_passes_runs_in_one_process(kind: str) -> None:
-    parsed = run(engine__processes=2, method__kind=kind)
+@pytest.mark.parametrize(
+    ("keys", "parallel"),
+    [
+        ({}, "fsdp"),
+        ({"base__bits": 4}, "ddp"),
+        ({"engine__optimizer": "lion"}, "ddp"),
+        ({"method__kind": "galore"}, "ddp"),
+        ({"method__kind": "adalora"}, "ddp"),
+    ],
+)
+def test_auto_never_chooses_shares_that_are_refused(keys: dict[str, Any], parallel: str) -> None:
+    """70 billion weights on eight devices of 40 GB, of which none holds all."""
+    given = {"model": "any", "data.train": "made up"}
+    given |= {key.replace("__", "."): value for key, value in keys.items()}
+    shape, device = planning.shape_of_size("70B"), devices.named("A100 40GB")
+    wish = planning.Wish(device=device, rows=100, tokens=256, shape=shape, devices=8)
+    found = planning.plan(parse_run(given, {}), wish).figures
+    assert found["parallel"] == parallel
+    assert found["fits"] == (parallel == "fsdp")
+
+
+def test_what_will_lie_in_shares_is_read_in_the_memory_of_the_machine() -> None:
+    """No GPU holds it before."""
+    worlds = [World("cuda:1", "bfloat16", 1, 64, processes=2, parallel=p) for p in ("ddp", "fsdp")]
+    assert [opening.read_on(world) for world in worlds] == ["cuda:1", "cpu"]
+
+
+def test_a_method_that_sums_over_passes_runs_in_one_process() -> None:
+    parsed = run(engine__processes=2, method__kind="mixture_of_depths")
     assert ("E-DIST-08", "method.kind") in refused(parsed)
 
 

@@ -55,6 +55,29 @@ def gap(one: Path, other: Path) -> float:
     return max(float((a[k] - b[k]).abs().max()) for k in a) / largest
 
 
+@pytest.mark.parametrize(
+    ("method", "parallel"), [("lora", "ddp"), ("lora", "fsdp"), ("adalora", "ddp")]
+)
+def test_twenty_steps_leave_the_adapter_of_one_process(
+    place: Path, method: str, parallel: str
+) -> None:
+    given, where = read_yaml(place / "run.yaml")
+    given |= {"method.kind": method, "method.rank": 2, "engine.steps": 20}
+    given |= {"probes": 0, "data.held_out": 0}
+    found = []
+    for name, more in (("one", {}), ("two", {"processes": 2, "parallel": parallel})):
+        out = place / f"{method}-{parallel}-{name}"
+        keys = {"out": str(out), **{f"engine.{k}": v for k, v in more.items()}}
+        run = train(parse_run(given | keys, where), tell=Quiet()).folder
+        found.append(load_file(run / "adapter" / "adapter_model.safetensors"))
+    one, two = found
+    assert one.keys() == two.keys()
+    largest = max(float(v.abs().max()) for v in one.values())
+    assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-4 * largest
+    # AdaLoRA's entries that were set to 0 are the same.
+    assert all(bool(((one[k] == 0) == (two[k] == 0)).all()) for k in one if "lora_E" in k)
+
+
 def losses(run: Path) -> dict[int, float]:
     lines = [json.loads(one) for one in (run / "events.jsonl").read_text().splitlines()]
     return {one["step"]: one["loss"] for one in lines if one["event"] == "step"}
@@ -79,7 +102,7 @@ def test_four_processes_in_shares_leave_what_one_leaves(place: Path) -> None:
     assert (summary["processes"], summary["parallel"], summary["status"]) == (4, "fsdp", "done")
     assert len(summary["ranks"]) == 4
     found = checkpoint.load_latest(four / "checkpoints")
-    assert found is not None and found.in_shares
+    assert found is not None and found.in_shards
     assert not list(four.rglob("*.metadata"))  # nothing is pickled
 
     for processes in (1, 2):

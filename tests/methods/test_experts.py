@@ -224,3 +224,36 @@ def test_a_balancing_loss_of_a_family_without_one_is_refused() -> None:
     assert [p.code for p in caught.value.problems] == ["E-COMPAT-91"]
     assert watching(tiny.make_model("llama"), None) is None
     assert (found := watching(copy.deepcopy(base("mixtral")), "auto")) and found.weight == 0.001
+
+
+@pytest.mark.parametrize("targets", [["linear"], ["linear", "experts"], ["experts.down"], ALL])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_what_is_counted_from_sizes_is_what_trains(family: str, targets: list[str]) -> None:
+    """For the estimate: `plan` and `advise` see a `config.json` and no weights."""
+    from tunewright.models.shape import ModelShape
+
+    attached = attached_to(family, targets)
+    entry = methods.get("lora")
+    assert entry is not None
+    shape = ModelShape.from_config(base(family).config.to_dict())
+    counted = entry.config(rank=4, targets=targets).trainable_numbers(shape)
+    wanted = set(attached.parameters)
+    trains = sum(p.numel() for n, p in attached.model.named_parameters() if n in wanted)
+    assert counted == trains
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_a_merged_model_is_saved_and_opened_by_plain_transformers(
+    family: str, tmp_path: Path
+) -> None:
+    """What `export merge` does: fold the experts' updates in, write, read afresh."""
+    from transformers import AutoModelForCausalLM
+
+    attached = attached_to(family, ["linear", "experts"])
+    tiny.randomise(attached, spread=0.2)
+    wanted = logits(attached.model)
+    assert attached.merge is not None
+    attached.merge().save_pretrained(tmp_path)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert float((logits(opened) - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
+    assert float((logits(base(family)) - wanted).abs().max()) > 1e-2

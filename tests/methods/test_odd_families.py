@@ -261,3 +261,18 @@ def test_what_a_kernel_reads_past_the_layer_is_left_out_and_said() -> None:
         "dt_proj" in note for note in found.notes
     )
     assert found.select(["dt_proj"])  # a person may still name it
+
+
+def test_an_adapter_on_blocks_that_share_a_weight_is_not_merged() -> None:
+    """Zamba's blocks are one weight with an adapter each: merged, it would hold what both learnt."""
+    from helpers import causal
+
+    from tunewright.core.registry import methods
+    from tunewright.engine.opening import put_new
+    from tunewright.models import anatomy
+
+    model = causal.model_of("zamba")
+    entry = methods.get("lora")
+    assert entry is not None
+    attached = put_new(entry.config(rank=2), model, anatomy.of(model), "tiny")
+    assert attached.merge is None and attached.merge_reason.count("shared_transf") == 2

@@ -50,9 +50,8 @@ def _version() -> str:
 
 
 def test_no_causal_class_is_left_out_and_the_list_of_open_ones_only_shrinks() -> None:
-    """95 of 100 are wanted; what stands under `open` is what is missing to that."""
-    assert len(causal.CANNOT) <= 0.05 * len(causal.types())
-    assert len(TABLE["open"]) <= 12
+    """95 of 100 pass; neither the open ones nor those that cannot be trained are counted."""
+    assert len(causal.CANNOT) + len(TABLE["open"]) <= 0.05 * len(causal.types())
     assert set(causal.CANNOT) <= set(causal.types())
     if TABLE["transformers"] == _version():
         assert set(TABLE["families"]) | set(TABLE["open"]) == set(TYPES)
@@ -79,7 +78,8 @@ def test_a_family_that_is_not_proven_says_so_when_it_is_opened(tmp_path: Path) -
         model_type = "llama"
 
     assert doubts(Config) == []
-    for name, steps in TABLE["open"].items():
+    for name, told in (TABLE["open"] | TABLE["cannot"]).items():
         Config.model_type = name
         (sentence,) = doubts(Config)
-        assert name in sentence and all(step in sentence for step in steps)
+        assert name in sentence
+        assert told in sentence if isinstance(told, str) else all(step in sentence for step in told)

@@ -346,6 +346,7 @@ def one_draw(model: Any, ids: list[int], how: How, number: float) -> tuple[int, 
     raise AssertionError("the probabilities sum to less than the number")
 
 
+@pytest.mark.wide("both-llama", "greedy-llama", "both-qwen3_next")
 @pytest.mark.parametrize(
     ("name", "family"),
     [*((name, "llama") for name in HOWS), ("both", "mistral"), ("both", "qwen3_next")],

@@ -172,3 +172,24 @@ def test_base_and_chat_are_told_apart_with_a_reason(
     found = kind_of_model(folder, make_tokenizer(template=template, eos="<|endoftext|>"))
     assert found.is_chat is is_chat
     assert word in found.reason
+
+
+@pytest.mark.parametrize(("stated", "wanted"), [({}, 5e5), ({"rope_theta": 1e6}, 1e6)])
+def test_dbrx_computes_with_the_base_of_positions_that_its_file_states(
+    stated: dict[str, float], wanted: float, tmp_path: Path
+) -> None:
+    """Transformers 5.23 reads it nowhere; the published file has it in `attn_config`."""
+    import torch
+    from helpers import causal
+
+    causal.model_of("dbrx").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    config.pop("rope_parameters", None)
+    config["attn_config"]["rope_theta"] = 5e5
+    (tmp_path / "config.json").write_text(json.dumps(config | stated), "utf-8")
+    model = load.load_model(tmp_path, dtype="float32")
+    assert model.config.rope_parameters["rope_theta"] == wanted
+    freq = next(b for n, b in model.named_buffers() if n.endswith("rotary_emb.inv_freq"))
+    size = 2 * len(freq)
+    expected = 1.0 / wanted ** (torch.arange(0, size, 2).float() / size)
+    torch.testing.assert_close(freq, expected)

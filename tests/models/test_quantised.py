@@ -239,6 +239,7 @@ ON_QUANTISED = [
 ]
 
 
+@pytest.mark.wide("lora", "prefix_tuning", "houlsby", "dora")
 @pytest.mark.parametrize("kind", ON_QUANTISED)
 def test_a_method_that_says_it_stands_on_a_quantised_base_does(kind: str) -> None:
     """Learns, leaves the integers alone, switches off to the quantised base bit for bit, agrees in

@@ -152,6 +152,7 @@ def goes_on(base: Path, data: Path, place: Path, kind: str, objective: str, **mo
     return first
 
 
+@pytest.mark.wide("lora", "full")
 @pytest.mark.parametrize("kind", ["lora", "full", "freeze", "prompt_tuning"])
 def test_a_reward_model_goes_on_from_its_scores(
     base: Path, pairs: Path, tmp_path: Path, kind: str

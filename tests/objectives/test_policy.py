@@ -288,6 +288,7 @@ def test_value_and_gradient_equal_the_papers_formula(
     assert report.figures["clip_share"] >= 0 and report.figures["ratio_gap"] > 0
 
 
+@pytest.mark.wide("grpo-settings0", "ppo-settings8", "reinforce-settings6")
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
 def test_how_a_round_is_cut_changes_nothing_and_the_first_ratio_is_exactly_one(
     kind: str, settings: dict[str, Any]
@@ -345,6 +346,7 @@ def test_extreme_log_probabilities_stay_finite(kind: str, settings: dict[str, An
         assert math.isfinite(float(loss.detach())) and bool(torch.isfinite(logprob.grad).all())
 
 
+@pytest.mark.wide("grpo", "ppo")
 @pytest.mark.parametrize("kind", ["grpo", "ppo", "rloo", "reinforce"])
 def test_rounds_raise_the_reward(kind: str) -> None:
     """A reward that any of these can learn on four prompts: write small token ids."""

@@ -287,6 +287,7 @@ class Killed(BaseException):
     """The process dies here: nothing of ours may catch it and go on."""
 
 
+@pytest.mark.wide("error-False", "killed-True")
 @pytest.mark.parametrize("for_good", [False, True])
 @pytest.mark.parametrize(
     "error", [lambda: OSError(errno.EIO, "Input/output error"), Killed], ids=["error", "killed"]

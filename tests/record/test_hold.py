@@ -41,6 +41,7 @@ def test_a_folder_is_held_by_one_process_until_that_ends_however_it_ends(tmp_pat
     assert not (tmp_path / LOCK).exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_not_resumed_beside_it(tmp_path: Path) -> None:
     model, rows = story.model_folder(tmp_path / "m"), story.rows_file(tmp_path / "r.json", 4)
     words = ["train", "--model", str(model), "--data", str(rows), "--out", str(tmp_path / "run")]

@@ -105,6 +105,7 @@ def test_few_answers_are_called_few(tmp_path: Path) -> None:
     assert "nothing was looked at" in text_of(page(tmp_path / "b", **keys), "damage")
 
 
+@pytest.mark.wide("None", "x", "bad4")
 @pytest.mark.parametrize("bad", [None, [], "x", 3, {}, {"scores": 1}, {"scores": [1, {}]},
                                  {"languages": 4}, {"findings": [{}, 3]}, {"questions": "many"}])  # fmt: skip
 def test_damaged_keys_never_break_the_page(tmp_path: Path, bad: Any) -> None:

@@ -13,6 +13,7 @@ from tunewright.core.telling import Quiet
 from tunewright.story import train
 
 
+@pytest.mark.wide("0.3")
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_answers_are_written_and_the_weights_stay_the_same_bytes(
     tmp_path: Path, dropout: float

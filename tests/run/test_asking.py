@@ -190,6 +190,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.wide("weights", "template", "question")
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_kept_answer_is_not_taken_for_that_of_another(
     known_base: Path, asked: list[int], what: str
@@ -262,6 +263,7 @@ def test_a_start_that_looks_at_the_rows_is_not_kept(base: Path) -> None:
     assert about(disabled=None, look=None)["method"][0] == "lora"
 
 
+@pytest.mark.wide("half", "gone")
 @pytest.mark.parametrize("damage", ["half", "nonsense", "another shape", "gone"])
 def test_a_damaged_file_of_kept_answers_is_written_again(
     known_base: Path, asked: list[int], damage: str

@@ -107,6 +107,7 @@ def test_what_does_not_fit_together_is_opened_in_turns(
     assert [len(side) for side in speed["seconds_per_token"].values()] == [8, 8]
 
 
+@pytest.mark.wide("bad.yaml")
 @pytest.mark.parametrize(("contract", "passed"), [("good.yaml", True), ("bad.yaml", False)])
 def test_a_run_that_names_a_contract_ends_with_its_verdict(
     place: Path, tmp_path: Path, contract: str, passed: bool

@@ -180,7 +180,10 @@ def _methods(asked: Question) -> list[Option]:
 
 
 def _bits(asked: Question) -> list[Option]:
-    """A base in fewer bits; of 4 bits with large blocks, which keep fewer scales, last."""
+    """A base in fewer bits; of 4 bits with large blocks, which keep fewer scales, last. None for a
+    checkpoint that is quantised already."""
+    if asked.shape.stored_bits:
+        return []
     found = [
         ("bits8", BaseConfig(bits=8), ("base.bits=8",)),
         ("bits4", BaseConfig(bits=4), ("base.bits=4",)),

@@ -11,6 +11,7 @@ is here can be judged in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from tunewright.advise.memory import Work
 from tunewright.advise.question import Question, SampleFacts
 from tunewright.advise.room import Room
 from tunewright.advise.trial import Trial
-from tunewright.core.config import RunConfig
+from tunewright.core.config import BaseConfig, RunConfig
 from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
 from tunewright.core.files import readable_size
 from tunewright.core.machine import available_bytes
@@ -41,7 +42,7 @@ from tunewright.engine.schedule import (
 )
 from tunewright.engine.sharing import StepSharing
 from tunewright.models.shape import ModelShape, rank_of, trainable_parameters
-from tunewright.sources import headers
+from tunewright.sources import few_bits, headers
 
 TIGHT, TIGHT_GPU = 0.85, 0.95
 """Share of the memory from which the estimate says that it is tight: the system and other programs
@@ -140,12 +141,13 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
     shape, work = question.grown, question.work
     beside = sum(other.parameters * work.item for other in question.beside)
     parts = memory.parts_of(shape, work)
-    whole = parts["weights"]
+    whole = memory.whole_bytes(shape, work)
     parts = among.parts_of(parts, shape, work, question) | {"beside": beside}
     train = sum(parts.values())
+    around = []
     if question.parallel == "fsdp" and work.on_cpu:
-        # Each process reads the whole model before it keeps a share, and freed memory stays.
-        train = max(train, parts["process"] + parts["weights"] + whole)
+        around = among.phases_of(parts, shape, work, question, whole)
+        train = max(train, *(sum(phase.values()) for phase in around))
     answers, mapped = memory.answering_bytes(shape, work), memory.loading_bytes(shape, work)
     parts |= {"answers": answers, "loading": mapped}
     if not work.on_cpu:
@@ -153,7 +155,7 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
         # What the driver holds there is not counted as allocated, and yet nobody else can have it.
         return parts, peak, peak + (memory.GPU_BYTES if question.device.startswith("cuda") else 0)
     if work.trial is not None and work.trial.peak_bytes:
-        return _largest_phase(parts, work)
+        return _largest_phase(parts, work, around)
     # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at the
     # end, for the reload that proves the adapter.
     peak, needed = train + answers + mapped, train + answers
@@ -164,10 +166,12 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
     return parts, peak, needed
 
 
-def _largest_phase(parts: dict[str, int], work: Work) -> tuple[dict[str, int], int, int]:
+def _largest_phase(
+    parts: dict[str, int], work: Work, around: list[dict[str, int]]
+) -> tuple[dict[str, int], int, int]:
     """(parts, peak, needed) of the phase of a run that holds most, where what the process keeps of
     the others was seen in a trial: training; the reload at the end, while the file is mapped; the
-    answers of what was reloaded, with the weights laid out once more."""
+    answers of what was reloaded, with the weights laid out once more; and those `around`."""
     stays = {name: parts[name] for name in ("weights", "adapter", "process", "kernels")}
     learns = {n: size for n, size in parts.items() if n not in ("answers", "loading")}
     packed = 0 if work.base_bits is not None else parts["weights"]
@@ -176,10 +180,12 @@ def _largest_phase(parts: dict[str, int], work: Work) -> tuple[dict[str, int], i
         stays | {"loading": parts["loading"]},
         stays | {"answers": parts["answers"] + packed},
     ]
+    phases += around
     largest = max(phases, key=lambda phase: sum(phase.values()))
     largest["unseen"] = int(memory.UNSEEN * sum(largest.values()))
     # The mapped file and the second layout of the weights give way where memory is short.
     least = max(sum(learns.values()), sum(stays.values()) + parts["answers"])
+    least = max([least, *(sum(phase.values()) for phase in around)])
     return largest, sum(largest.values()), int((1 + memory.UNSEEN) * least)
 
 
@@ -262,7 +268,7 @@ def of_run(
             may_leave_out=may_leave_out,
             general=general,
             rates=rates,
-            base_bits=config.base.bits_per_weight,
+            base_bits=bits_held(config.base, shape),
             beside=models_beside(config, objective),
             reference=objective.reference,
             measured_rows=measuring.passes / answers,
@@ -280,6 +286,13 @@ def of_run(
             parallel="ddp" if parallel == "auto" else parallel,
         )
     )
+
+
+def bits_held(base: BaseConfig, shape: ModelShape) -> float | None:
+    """Bits of a weight of the blocks in memory; None where they are in the run's dtype."""
+    if base.bits is not None:
+        return base.bits_per_weight
+    return (not base.dequantise and shape.stored_bits) or None
 
 
 def _saves(steps: int, every: int) -> int:
@@ -342,11 +355,16 @@ def models_beside(config: RunConfig, objective: Objective) -> list[ModelShape]:
 
 def shape_of(folder: Path) -> ModelShape:
     """The shape of the model in a folder: its raw config, and the sizes of its weight files where
-    they are. Raises UsageError (E-FIT-02)."""
+    they are. Raises UsageError (E-FIT-02), and ModelError (E-MODEL-91) for weights that are stored
+    in a way that is not read here."""
     config, _ = headers.read_config(Path(folder) / "config.json")
-    return ModelShape.from_config(
+    shape = ModelShape.from_config(
         config, sum(p.stat().st_size for p in Path(folder).glob("*.safetensors") if p.is_file())
     )
+    with contextlib.suppress(ValueError):  # a header that lies is told by whoever opens it
+        few = few_bits.find(Path(folder))
+        return shape if few is None else replace(shape, stored_bits=few.bits_per_weight)
+    return shape
 
 
 def needed(question: Question, **changed: Any) -> int:
@@ -449,7 +467,7 @@ def with_room(found: Estimate, chosen: Room) -> Estimate:
 def holds_whole(found: Estimate, available: int) -> bool:
     """Whether a process whose model lies in shares can put it together to answer questions."""
     asked = found.question
-    whole = memory.weight_bytes(asked.grown, asked.work) + memory.process_bytes(
+    whole = memory.whole_bytes(asked.grown, asked.work) + memory.process_bytes(
         asked.shape, asked.work
     )
     return whole + found.parts["answers"] <= comfortable(asked, available)
@@ -465,7 +483,7 @@ def among_processes(found: Estimate, world: World, available: int | None = None)
     most = room_of(world) if available is None else available
     need = needed(found.question, parallel="ddp")
     world.parallel, world.reasons["engine.parallel"] = among.choose(
-        need, most, comfortable(found.question, most)
+        found.question, need, most, comfortable(found.question, most)
     )
     return estimate(replace(found.question, parallel=world.parallel))
 

@@ -8,6 +8,7 @@ list needs no weights and no torch.
 from __future__ import annotations
 
 import inspect
+import json
 import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from tunewright.core import registry
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.words import error_codes, error_text, say
+from tunewright.models import proven
 from tunewright.models.shape import ModelShape, trainable_parameters
 
 SHAPE = {
@@ -92,30 +94,44 @@ def rewards() -> Rows:
 
 
 def models() -> Rows:
-    """One row a family of models whose parts are known by name, and one a package that brings a
-    model."""
-    import json
-
+    """One row a family of models: what the trial of all families found (docs/models.md), and its
+    parts where they are known by name; and one a package that brings a model. `training` is
+    `tree` or `padded` with its `reason`, `open` where a step of the trial failed and `cannot` where
+    the family cannot be trained."""
     from tunewright.core.families import cards
     from tunewright.core.words import ASSETS
 
-    families = [
-        {
-            "name": name,
-            "kind": "family",
-            "blocks": list(card["blocks"]),
-            "roles": list(card["roles"]),
-        }
-        for name, card in cards().items()
-    ]
+    found, known = proven.table(), cards()
     wheels = json.loads((ASSETS / "models" / "known.json").read_text(encoding="utf-8"))["wheels"]
+    names = sorted({*known, *found["families"], *found["open"], *found["cannot"]})
     return [
-        *families,
+        *({"name": name, "kind": "family", **_family(name, known.get(name))} for name in names),
         *(
             {"name": f"pypi:{name}", "kind": "wheel", "version": facts["version"]}
             for name, facts in wheels.items()
         ),
     ]
+
+
+def _family(name: str, card: dict[str, Any] | None) -> dict[str, Any]:
+    """What is known of one family."""
+    found = proven.table()
+    parts = {} if card is None else {"blocks": list(card["blocks"]), "roles": list(card["roles"])}
+    if name in found["cannot"]:
+        return {"training": "cannot", "reason": found["cannot"][name], **parts}
+    if name in found["open"]:
+        return {"training": "open", "reason": ", ".join(found["open"][name]), **parts}
+    row = found["families"].get(name)
+    if row is None:
+        return parts
+    return {
+        "class": row["class"],
+        "training": row["layout"],
+        "reason": row.get("reason", ""),
+        "answers": proven.WAYS[row["cache"]],
+        **{key: row[key] for key in ("merge", "experts", "gguf")},
+        **parts,
+    }
 
 
 def errors() -> Rows:
@@ -180,7 +196,7 @@ def table(what: str, rows: Rows) -> list[str]:
         "objectives": ["name", "rows", "source", "does"],
         "formats": ["name", "needs", "does"],
         "rewards": ["name", "does"],
-        "models": ["name", "kind", "roles"],
+        "models": ["name", "kind", "training", "answers", "merge", "experts", "gguf", "reason"],
         "errors": ["code", "what"],
     }[what]
     return align(
@@ -194,7 +210,11 @@ def table(what: str, rows: Rows) -> list[str]:
 def notes(what: str, shape: ModelShape | None = None) -> list[str]:
     """What the columns of a list mean, where that is not plain."""
     if what == "models":
-        return [say("list.models_note")]
+        found = proven.table()
+        return [
+            say("list.models_tried", transformers=found["transformers"], date=found["date"]),
+            say("list.models_note"),
+        ]
     if what != "methods":
         return []
     shape = shape or ModelShape.from_config(SHAPE)
@@ -224,6 +244,8 @@ def _cell(column: str, row: dict[str, Any]) -> str:
         return say("list.ours") if row["by"] == "Tunewright" else str(row["by"])
     if column == "kind":
         return say(f"list.{row['kind']}")
+    if column == "training" and row.get("training") in ("open", "cannot"):
+        return say(f"list.{row['training']}")
     if column == "share":
         return percent(row["share"])
     if column == "rows":

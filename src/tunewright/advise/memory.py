@@ -146,8 +146,13 @@ def attention_bytes(shape: ModelShape, work: Work) -> int:
 
 
 def weight_bytes(shape: ModelShape, work: Work) -> int:
-    """Bytes of the base. Quantised: the matrices of the blocks in few bits, the rest as before, and
-    the largest matrix once more while it is used."""
+    """Bytes of the base in the dtype it computes in. Quantised: the matrices of the blocks in few
+    bits, the rest as before, and the largest matrix once more while it is used."""
+    if work.base_bits is None and work.rank is None and work.item < 4:
+        # What trains is counted with the optimiser, in float32; of its matrices one at a time is
+        # copied (`models/kernels/master_linear.py`), of what lies outside of the blocks everything.
+        frozen = max(0, shape.parameters - work.trainable)
+        return (frozen + copied_numbers(shape, work)) * work.item
     if work.base_bits is None:
         return shape.parameters * work.item
     largest = max((m.inputs * m.outputs for m in shape.matrices.values()), default=0)
@@ -155,6 +160,22 @@ def weight_bytes(shape: ModelShape, work: Work) -> int:
         shape.block_weights * work.base_bits / 8
         + (shape.parameters - shape.block_weights + min(largest, WIDE_NUMBERS)) * work.item
     )
+
+
+def whole_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of the whole base as a process reads it, or puts it together from shares."""
+    if work.base_bits is not None or work.rank is not None:
+        return weight_bytes(shape, work)
+    trained = min(work.trainable, shape.parameters)
+    return (shape.parameters - trained) * work.item + trained * 4
+
+
+def copied_numbers(shape: ModelShape, work: Work) -> int:
+    """Numbers of trained weights of the base of which a copy in half precision lives."""
+    largest = max((m.inputs * m.outputs for m in shape.matrices.values()), default=0)
+    outside = shape.parameters - shape.block_weights
+    trains_all = work.trainable >= shape.parameters // 2
+    return min(largest, work.trainable) + (outside if trains_all else 0)
 
 
 def parts_of(shape: ModelShape, work: Work) -> dict[str, int]:

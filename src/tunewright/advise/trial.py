@@ -149,6 +149,8 @@ def find(asked: Asked, shape: ModelShape, rates: Rates, *, measure: bool) -> Tri
     config, world = asked.config, asked.world
     if world.device != "cpu" or config.adapter or asked.objective.teacher is not None:
         return None
+    if shape.stored_bits and not config.base.dequantise:
+        return None  # blocks are made up from plain weights
 
     def pass_seconds(blocks: int, rows: int) -> float:
         each = shape.active_weights / max(1, shape.layers)

@@ -254,6 +254,8 @@ def _to_modelscope(package: Package, public: bool, message: str, tell: Tell) -> 
     if not api.repo_exists(package.name, repo_type="model"):
         visibility = "public" if public else "private"
         api.create_repo(package.name, repo_type="model", visibility=visibility)
+    elif not public and _is_public(api, package.name):
+        raise UsageError.of("E-PUSH-08", package.name, name=package.name)
     with tempfile.TemporaryDirectory(prefix="tunewright-push-") as place:
         for path, content in package.files.items():
             if isinstance(content, bytes):
@@ -264,6 +266,13 @@ def _to_modelscope(package: Package, public: bool, message: str, tell: Tell) -> 
             repo_id=package.name, folder_path=place, commit_message=message, repo_type="model"
         )
     return f"{api.endpoint}/models/{package.name}"
+
+
+def _is_public(api: Any, name: str) -> bool:
+    """Whether everybody can read a repository of ModelScope, as far as its client can tell."""
+    there = api.get_repo(name, "model") if hasattr(api, "get_repo") else None
+    shown = str(getattr(there, "visibility", ""))
+    return getattr(there, "private", None) is False or shown.lower().endswith(("5", "public"))
 
 
 def _link(source: Path, target: Path, copy: Callable[[Path, Path], Any]) -> None:

@@ -144,10 +144,7 @@ def _rank_problems(run: RunConfig) -> list[Problem]:
     entry = methods.get(kind_of(run.method)) if run.method is not None else None
     if entry is not None and entry.facts.get("one_process"):
         found.append(_not_with("method.kind", entry.name, "engine.processes", "engine.processes=1"))
-    whole = entry is not None and (
-        entry.facts.get("in_shares") is False or entry.facts.get("own_optimizer")
-    )
-    if shares and entry is not None and whole:
+    if shares and entry is not None and is_kept_whole(run.method):
         found.append(_not_with("method.kind", entry.name, "engine.parallel: fsdp", DDP))
     if shares and run.base.bits is not None:
         found.append(_not_with("base.bits", run.base.bits, "engine.parallel: fsdp", DDP))
@@ -160,6 +157,14 @@ def _rank_problems(run: RunConfig) -> list[Problem]:
             _not_with("engine.optimizer", engine.optimizer, "engine.parallel: fsdp", other)
         )
     return found
+
+
+def is_kept_whole(method: Any) -> bool:
+    """Whether what `method` trains cannot lie in shares on several processes (fsdp)."""
+    entry = methods.get(kind_of(method)) if method is not None else None
+    if entry is None:
+        return False
+    return entry.facts.get("in_shares") is False or bool(entry.facts.get("own_optimizer"))
 
 
 DDP = "engine.parallel=ddp"

@@ -154,6 +154,9 @@ class BaseConfig(Section):
     block: Literal[16, 32, 64] = 16
     """Weights that share one scale in nf4. 64 is QLoRA's and takes 4.13 bits per weight; 16 takes
     4.5 and preserves much more of a small model's quality."""
+    dequantise: bool = False
+    """A checkpoint that is quantised already (GPTQ, AWQ, FP8, ...): make its weights wide. Default:
+    they stay as they are stored, and each is made wide while it is used."""
     rotary: RotaryConfig | None = None
     """Read longer texts than the base was trained on, such as {kind: yarn, factor: 4}. Kept with
     what is trained."""

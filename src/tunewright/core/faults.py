@@ -57,6 +57,14 @@ def is_memory(error: BaseException) -> bool:
     )
 
 
+def is_broken_line(error: BaseException) -> bool:
+    """Whether an exchange with another process broke: what gloo and NCCL raise then, also inside of
+    PyTorch's own exchanges (weights in shares)."""
+    text = str(error).lower()
+    names = ("gloo", "nccl", "connection reset by peer", "connection closed by peer")
+    return isinstance(error, RuntimeError) and any(name in text for name in names)
+
+
 def cause_of(error: BaseException) -> str:
     """Class and first line of an exception."""
     text = (str(error).strip().splitlines() or [""])[0]

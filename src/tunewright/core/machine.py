@@ -175,6 +175,20 @@ def keep_freed_memory() -> bool:
         return False
 
 
+def return_large_blocks() -> None:
+    """Give freed blocks of 1 MiB and more back to the system at once, the opposite of
+    `keep_freed_memory`: where weights come and go block by block, what lives on between them would
+    tear holes into everything that is kept."""
+    if sys.platform.startswith("linux"):
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+            libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
+            libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        except (OSError, AttributeError):
+            return
+
+
 def keep_few_kernels() -> None:
     """Keep `SERVING_KERNELS` compiled products, so that a server's memory ends growing soon. Where
     the user has not said otherwise and no product was computed before."""

@@ -3,6 +3,7 @@ reason."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention"}
 TOLERANCE = {"float64": 1e-8, "float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}
 """Largest mean difference of log-probabilities, in nats, between the two layouts on the probe. A
 wrong mask on a trained model makes whole nats."""
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 """Rises with every change to what is compared here."""
 
 
@@ -42,13 +43,15 @@ def obstacle(model: Any, needs_layout: str) -> str | None:
 
 
 def probe_samples(vocabulary: int, seed: int = 0) -> list[Sample]:
-    """Three branches that fork at two depths, of random tokens."""
+    """Three branches that fork at two depths, of random tokens; the second half of each is learnt,
+    so that rows which nobody reads are left out as they are in a run."""
     draw = stream(seed, "layout-probe")
     words = [draw.randrange(vocabulary) for _ in range(48)]
     paths = [words[:24], words[:12] + words[24:36], words[:6] + words[36:48]]
     return [
-        Sample([Branch(p, list(range(1, len(p))), [1.0] * (len(p) - 1))], i)
+        Sample([Branch(p, list(range(half, len(p))), [1.0] * (len(p) - half))], i)
         for i, p in enumerate(paths)
+        for half in [len(p) // 2]
     ]
 
 
@@ -62,13 +65,30 @@ def disagreement(policy_of: Any, vocabulary: int, layout: str) -> float:
     with policy_of("padded") as policy, torch.no_grad():
         parts = []
         for branch in (b for s in samples for b in s.branches):
-            ids = torch.tensor(branch.tokens, device=policy.device)
-            logits = policy.model(input_ids=ids[None], use_cache=False).logits[
-                0, -len(ids) :
-            ]  # a learnt prompt may bring rows of its own
-            parts.append(torch.log_softmax(logits.float(), -1)[torch.arange(len(ids) - 1), ids[1:]])
+            learnt = torch.tensor(branch.learnt)
+            words = torch.tensor(branch.tokens)[learnt]
+            parts.append(own_logprobs(policy, branch.tokens)[learnt - 1, words])
     with policy_of(layout) as policy, torch.no_grad():
-        return float((policy(samples).logprob.float() - torch.cat(parts)).abs().mean())
+        return float((policy(samples).logprob.float().cpu() - torch.cat(parts)).abs().mean())
+
+
+def own_logprobs(policy: Any, tokens: list[int]) -> torch.Tensor:
+    """(T, vocabulary): the model's own log-probabilities after each token of one text, by its own
+    forward, on the CPU."""
+    ids = torch.tensor([tokens], device=policy.device)
+    # A learnt prompt may bring rows of its own.
+    logits = policy.model(input_ids=ids, use_cache=False).logits[0, -len(tokens) :]
+    return torch.log_softmax(logits.float(), -1).cpu()
+
+
+def foresight(policy_of: Any, vocabulary: int) -> float:
+    """Mean absolute difference in nats between what the model says after the same beginning of two
+    texts: above rounding where it reads what comes later."""
+    first, second = (sample.branches[0].tokens for sample in probe_samples(vocabulary)[:2])
+    shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+    with policy_of("padded") as policy, torch.no_grad():
+        one, other = (own_logprobs(policy, tokens)[:shared] for tokens in (first, second))
+    return float((one - other).abs().mean())
 
 
 def choose(
@@ -124,18 +144,25 @@ class Trial:
 
     def gap(self, layout: str) -> tuple[float, bool]:
         """(mean difference in nats, whether it is that of an earlier trial)."""
-        key = {"layout": layout, "probe": PROBE_VERSION, "by": self.key}
+        return self._measured(layout, lambda: disagreement(self.policy_of, self.vocabulary, layout))
+
+    def _measured(self, what: str, measure: Callable[[], float]) -> tuple[float, bool]:
+        key = {"layout": what, "probe": PROBE_VERSION, "by": self.key}
         kept = findings.read("layout", key) if self.key is not None else None
         if isinstance(kept, float) and kept <= self.tolerance:
             return kept, True
-        found = disagreement(self.policy_of, self.vocabulary, layout)
+        found = measure()
         if self.key is not None and found <= self.tolerance:
             findings.keep("layout", key, found)
         return found, False
 
     def require_known_head(self) -> None:
-        """Raise CompatError where even one row a sample does not give the model's own
-        log-probabilities: its head does something we do not know."""
+        """Raise CompatError where the model reads later words (it would learn to copy what it is
+        asked for), and where even one row a sample does not give the model's own log-probabilities:
+        its head does something we do not know."""
+        ahead, _ = self._measured("ahead", lambda: foresight(self.policy_of, self.vocabulary))
+        if not ahead <= self.tolerance:
+            raise CompatError(problem("E-COMPAT-92", "model", gap=f"{ahead:.2g}"))
         gap, _ = self.gap("padded")
         if not gap <= self.tolerance:
             raise CompatError(problem("E-COMPAT-04", "model", gap=f"{gap:.2g}"))

@@ -64,7 +64,7 @@ from tunewright.models import anatomy, load, vocabulary
 from tunewright.models.kernels import liger, tree_attention
 from tunewright.models.kernels.fused import accelerate
 from tunewright.models.kernels.packed import Packs
-from tunewright.models.quantised import keep_base, parameter_count
+from tunewright.models.quantised import is_quantised, keep_base, parameter_count
 from tunewright.models.scalar_heads import has_score, put_heads
 from tunewright.sources.fingerprint import computed_by, fingerprint, is_kept_about
 from tunewright.text.renderer import Renderer
@@ -178,6 +178,12 @@ class Opened(Loaded):
     def base_renderer(self) -> Renderer:
         """How the base is asked."""
         return self.target.base_renderer()
+
+
+def read_on(world: World) -> str:
+    """Where the weights of a run are read: what no device has room for, before it is in shares, in
+    the machine's memory."""
+    return "cpu" if world.parallel == "fsdp" else world.device
 
 
 def _put_fused_forms(causal: Any) -> None:
@@ -298,9 +304,10 @@ def to_score(found: Target, layout: str, world: World, *, causal: Any = None) ->
 
 
 def base_of(settings: dict[str, Any]) -> BaseConfig:
-    """How the base of a run was held while it was trained; not quantised for anything that is not a
-    run."""
-    names = ("bits", "type", "double", "block", "rotary")
+    """How the base of a run was held while it was trained; wide for anything that is not a run."""
+    if not any(name.startswith("method") for name in settings):
+        settings = {**settings, "base.dequantise": True}
+    names = ("bits", "type", "double", "block", "dequantise", "rotary")
     return BaseConfig(
         **{
             name: settings[f"base.{name}"]
@@ -468,14 +475,14 @@ def _learner(
     given = causal is not None
     if not given:
         causal = load.load_model(
-            folder, dtype=world.torch_dtype(), device=world.device, notes=notes, base=config.base
+            folder, dtype=world.torch_dtype(), device=read_on(world), notes=notes, base=config.base
         )
     card = anatomy.of(causal)
     for note in [*notes, *card.notes]:
         tell.line(note)
     known = int(causal.get_input_embeddings().weight.shape[0])
     # Before anything is put on the base: what a reward model of the same base will go on.
-    shares = objective.rollouts is not None and config.base.bits is None
+    shares = objective.rollouts is not None and not is_quantised(causal)
     spare = sharing_weights(causal) if shares and world.parallel != "fsdp" else None
     _put_fused_forms(causal)
     torch.manual_seed(stream_seed(config.engine.seed, "init"))

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from tunewright.engine.oracles.teacher import Teacher
 
 
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What families call the cap of their logits: Gemma 2 and later, RecurrentGemma, xLSTM."""
+
+
 def head_of(model: Any) -> Head:
     """The output head of a causal language model, with its config's scale and softcap."""
     module = model.get_output_embeddings()
@@ -59,7 +63,7 @@ def head_of(model: Any) -> Head:
         module.weight,
         getattr(module, "bias", None),
         scale,
-        getattr(config, "final_logit_softcapping", None),
+        next((cap for name in CAPS if (cap := getattr(config, name, None))), None),
         own,
     )
     if whole_head.is_needed(model, found):
@@ -113,13 +117,16 @@ class Policy(nn.Module):
         """Log-probabilities under the model at step 0."""
         self.routing: Routing | None = None
         """What the routers decide in passes with gradient, where there are experts."""
+        self.computes_on: torch.device | None = None
+        """Where the weights are put together (`engine.sharding`); None: where they lie."""
         self.prompt_rows = 0
         """Rows that a learnt prompt added to the tree, or to every padded row, in the last pass;
         keys and values add none."""
 
     @property
     def device(self) -> torch.device:
-        return next(self.causal[0].parameters()).device
+        """Where passes are computed. Shares of weights may lie in the machine's memory."""
+        return self.computes_on or next(self.causal[0].parameters()).device
 
     @functools.cached_property
     def last(self) -> LastBlock:

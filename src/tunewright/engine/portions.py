@@ -19,8 +19,10 @@ from tunewright.engine.tree import in_order, rows_needed
 
 MOST_UNEVEN = 1.5
 """How much longer than at the most even cut the fullest rank may take, so that sharing is kept."""
-LOST = 2.0
-"""What a row that is computed once more counts, in rows of the fullest rank."""
+LOST = 3.0
+"""What a row that is computed once more counts, in rows of the fullest rank. With 2, steps of four
+short rows under a common system prompt kept less than nine tenths of their sharing (docs/LOG.md).
+"""
 PASS_ROWS = 256
 """What a pass costs in rows, however few it has."""
 NEAR_END = 0.5

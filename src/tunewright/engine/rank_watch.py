@@ -186,6 +186,10 @@ class Watch:
                 # torchrun ends all ranks with a signal when one of them was lost.
                 self._broken_since = self._broken_since or time.monotonic()
                 self._known.wait(GONE_SECONDS + 2 * BEAT_SECONDS)
+            if faults.is_broken_line(e):
+                known = self.lost(e)
+                self._ended.set()
+                raise known from e
             found = self.verdict or self._publish(_of_error(e, self.place, str(self.log or "")))
             self._ended.set()
             if found.rank != self.place.rank and not isinstance(e, UsageError):

@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tunewright.core import faults
+from tunewright.core.errors import TunewrightError
 from tunewright.core.launched import Place
 from tunewright.core.types import Figures, Sample
 from tunewright.engine.portions import Portions, portions
@@ -189,6 +191,13 @@ class Ranks:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def lost(self, error: BaseException) -> TunewrightError | None:
+        """The error of the rank that was lost, where `error` is an exchange that broke for it; None
+        where it is anything else."""
+        if self.watch is None or not faults.is_broken_line(error):
+            return None
+        return self.watch.lost(error)
+
     @contextlib.contextmanager
     def _exchange(self, what: str) -> Iterator[None]:
         """Inside, this rank waits for the others. What `torch.distributed` raises becomes the error
@@ -305,9 +314,16 @@ def _meet(place: Place, device: str, timeout: float) -> Watch:
     is_cuda = device.startswith("cuda")
     if is_cuda:
         torch.cuda.set_device(place.local)
+    patience = datetime.timedelta(seconds=MEETING_SECONDS)
+    store, rank, world = next(dist.rendezvous("env://", timeout=patience))
+    # An agent that starts its processes again may keep its store: there the processes of the last
+    # attempt left their addresses.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-        timeout=datetime.timedelta(seconds=MEETING_SECONDS),
+        store=dist.PrefixStore(f"attempt/{place.attempt}", store),
+        rank=rank,
+        world_size=world,
+        timeout=patience,
     )
     return Watch(place, timeout)
 

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from tunewright.engine.policy import Policy
 
 LEVELS = ("none", "selective", "full")
-LEAST_HOLES = 64 * 2**20
+LEAST_HOLES = 16 * 2**20
 """Bytes of free memory between what lives that are not worth giving back to the system."""
-WORTH_IT = 2
-"""The same, in multiples of what a block touches: what is given back is paid in page faults."""
+WORTH_IT = 0.5
+"""The same, in multiples of what a block touches: what is given back is paid in page faults. With 2
+and 64 MiB the process held up to a sixth more (docs/LOG.md)."""
 
 
 def install(policy: Policy, level: str) -> Callable[[], None]:
@@ -41,6 +42,8 @@ def install(policy: Policy, level: str) -> Callable[[], None]:
     policy.recompute = level if level in LEVELS else "none"
     # What is kept of whole blocks is so little that holes between tensors would be most of it.
     holes = _Holes() if policy.recompute == "full" and policy.device.type == "cpu" else None
+    if holes is not None:
+        return_freed_memory()  # what reading the model left
     undo = [_forget(module, holes) for module in _modules(policy.causal[0], policy.recompute)]
 
     def remove() -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tunewright.core.machine import return_large_blocks
 from tunewright.engine import ranks
 from tunewright.engine.activation_cache import blocks_of
 from tunewright.models.load import room_of
@@ -44,9 +45,13 @@ def shard(policy: Policy, device: str, *, hybrid: bool = False, offload: bool = 
     how: dict[str, Any] = {"mesh": init_device_mesh(kind, shape, mesh_dim_names=names)}
     if offload:
         how["offload_policy"] = CPUOffloadPolicy(pin_memory=kind == "cuda")
+    if kind == "cpu":
+        return_large_blocks()
+    # From the machine's memory, where they were read, weights go to a GPU a block at a time.
     for block in blocks_of(policy.causal[0]):
         fully_shard(block, **how)
     fully_shard(policy, **how)
+    policy.computes_on = torch.device(device)
     policy.register_forward_hook(_let_go)
     team.sharded = True
 

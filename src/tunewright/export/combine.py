@@ -69,7 +69,7 @@ def combine(
         if opening.base_of(f.settings).rotary != held
     ]
     raise_all([*wrong, *composition.obstacles(folders)], CompatError)
-    base = load.load_model(first, dtype="float32", base=BaseConfig(rotary=held))
+    base = load.load_model(first, dtype="float32", base=BaseConfig(rotary=held, dequantise=True))
     composed = composition.compose(base, folders)
     composed.combine("combined", dict(zip(folders, shares, strict=True)), way)
     settings = composed.wrapped.peft_config["combined"]

@@ -48,7 +48,7 @@ from tunewright.export.proof import (
 )
 from tunewright.export.tuned import Tuned
 from tunewright.models import load, rotary
-from tunewright.sources import headers
+from tunewright.sources import few_bits, headers
 from tunewright.text.tokenizer import load_tokenizer
 
 VERDICT = "merge.json"
@@ -100,7 +100,10 @@ def merge_run(
 
 def stored_dtype(folder: Path) -> str:
     """The dtype that most bytes of a model's weights have; float32 where that is none of
-    ours."""
+    ours. Of weights in few bits, what they stand for: the dtype that the configuration names."""
+    if few_bits.find(folder) is not None:
+        named = str(headers.config_of(folder, "config.json").get("dtype") or "bfloat16")
+        return named if named in ITEM_BYTES else "bfloat16"
     sizes: Counter[str] = Counter()
     for path in headers.weight_files(folder)[0]:
         for kind, _, num_bytes in headers.read_safetensors_header(path).values():
@@ -157,6 +160,9 @@ class Merge:
         bits = self.tuned.target.settings.get("base.bits")
         if bits:
             self.tell.line(say("export.quantised_base", bits=bits))
+        few = few_bits.find(self.base)
+        if few is not None:
+            self.tell.line(say("export.stored_base", kind=few.kinds, dtype=self.dtype))
         try:
             with appearing(self.out, "merging") as temporary, scratch(temporary) as kept:
                 asked, fold = self.tuned.ask(

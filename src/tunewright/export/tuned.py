@@ -82,8 +82,8 @@ class Tuned:
     @property
     def held(self) -> BaseConfig:
         """How the base was held while it was trained, as far as what is exported must know: its
-        positions."""
-        return BaseConfig(rotary=opening.base_of(self.target.settings).rotary)
+        positions. What it stores in few bits is made wide, so that something can be added to it."""
+        return BaseConfig(rotary=opening.base_of(self.target.settings).rotary, dequantise=True)
 
     @property
     def whole(self) -> bool:

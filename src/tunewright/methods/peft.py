@@ -125,6 +125,9 @@ def attach_peft(wrapped: PeftModel) -> Attached:
         make_portable(folder, wrapped.get_base_model(), config)
 
     reason = say("methods.no_merge", type=kind) if not can_merge(wrapped) else ""
+    twice = _of_one_weight(wrapped)
+    if twice and not reason:
+        reason = say("methods.no_merge_shared", first=twice[0], second=twice[1])
     # A start that PEFT took out of the weights is missing from the base, whoever trained the
     # adapter.
     taken = str(getattr(config, "init_lora_weights", "")).startswith(
@@ -202,6 +205,21 @@ def can_merge(wrapped: PeftModel) -> bool:
         and hasattr(wrapped.base_model, "merge_and_unload")
         and all(type(m).merge is not BaseTunerLayer.merge for m in layers)
     )
+
+
+def _of_one_weight(wrapped: PeftModel) -> tuple[str, str] | None:
+    """Two layers with an adapter of their own each whose weight is one and the same, as the
+    blocks of Zamba share it: merged, each would get what the other learnt as well."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    seen: dict[int, str] = {}
+    for name, module in wrapped.get_base_model().named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        weight = module.get_base_layer()._parameters.get("weight")
+        if weight is not None and seen.setdefault(id(weight), name) != name:
+            return seen[id(weight)], name
+    return None
 
 
 def fuse(wrapped: PeftModel) -> int:

@@ -428,7 +428,7 @@ def boft(config: BoftConfig, model: Model, anatomy: Anatomy, base_path: str) -> 
     "adalora",
     AdaloraConfig,
     by="PEFT",
-    one_process=True,  # its ranks are dealt out by sums that processes do not share yet
+    in_shares=False,  # its ranks are dealt out by whole matrices
     source="arXiv 2303.10512",
     trains="low-rank updates whose ranks move to where they are needed",
     rate=1e-3,

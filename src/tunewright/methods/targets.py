@@ -123,7 +123,32 @@ class LowRankSection(TargetSection):
             self._rank_of(role, shape) * m.count * (m.inputs + m.outputs)
             for role, m in chosen.items()
         )
-        return int(rows + lengths + thin + numbers(self.modules_to_save, shape))
+        whole = numbers(self.modules_to_save, shape)
+        return int(rows + lengths + thin + whole + self._of_experts(shape))
+
+    def _of_experts(self, shape: ModelShape) -> int:
+        """The numbers of the updates of experts and routers. The shape knows no layers that are
+        dense among others that are not."""
+        if shape.experts < 2 or "mlp.down" not in shape.matrices:
+            return 0
+        down = shape.matrices["mlp.down"]
+        visits = max(1, round(down.share * shape.experts))
+        width, hidden = down.inputs, down.outputs
+        # Gate and up are one tensor. A router is one matrix for all experts of a block.
+        sizes = {
+            "experts.gate_up": (down.count, hidden, 2 * width),
+            "experts.down": (down.count, width, hidden),
+            "router": (down.count // shape.experts, hidden, shape.experts),
+        }
+        total = 0
+        for role, (count, inputs, outputs) in sizes.items():
+            group = role.partition(".")[0]
+            if not {role, group} & set(self.targets):
+                continue
+            usual = self.rank if role == "router" else self.expert_rank or self.rank // visits
+            rank = self.rank_pattern.get(role, self.rank_pattern.get(group, max(1, usual)))
+            total += count * min(rank, inputs, outputs) * (inputs + outputs)
+        return total
 
     def _rank_of(self, role: str, shape: ModelShape) -> int:
         """The rank of a role; a pattern of single layers is not known here."""

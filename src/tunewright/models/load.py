@@ -9,8 +9,6 @@ because a model that is partly random trains and answers as if nothing were wron
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from math import prod
 from pathlib import Path
@@ -30,7 +28,7 @@ from tunewright.core.telling import silent
 from tunewright.core.words import say
 from tunewright.models import rotary
 from tunewright.models.proven import doubts
-from tunewright.sources import headers, vet
+from tunewright.sources import few_bits, headers, vet
 from tunewright.sources.remote_code import Place, place_of
 
 if TYPE_CHECKING:
@@ -60,6 +58,10 @@ def load_config(
     config = AutoConfig.from_pretrained(
         str(place.folder), local_files_only=True, trust_remote_code=place.model
     )
+    keep_rotary_base(config, headers.config_of(folder, "config.json"))
+    for one in (config, getattr(config, "text_config", None)):
+        # Weights in few bits are read by `quantised_load`, whoever else could.
+        vars(one).pop("quantization_config", None) if one is not None else None
     if not place.model:
         # Opened natively: what is saved from it must not point to code that is not there.
         vars(config).pop("auto_map", None)
@@ -67,6 +69,19 @@ def load_config(
     if notes is not None:
         notes += said
     return config
+
+
+def keep_rotary_base(config: Any, stated: dict[str, Any]) -> None:
+    """Give DBRX the base of its rotary positions: Transformers 5.23 asks `attn_config.rope_theta`,
+    which its own configuration drops, and computes with the outer one. `stated`: what the file
+    says. Does nothing for the other families."""
+    inner, outer = getattr(config, "attn_config", None), getattr(config, "rope_parameters", None)
+    if config.model_type != "dbrx" or inner is None or not outer:
+        return
+    theta = (stated.get("attn_config") or {}).get("rope_theta")
+    if theta is not None and not {"rope_theta", "rope_parameters"} & set(stated):
+        outer["rope_theta"] = float(theta)
+    inner.rope_theta = outer["rope_theta"]
 
 
 def load_model(
@@ -81,7 +96,8 @@ def load_model(
     """The causal language model of a folder, in eval mode, no parameter requiring a gradient.
 
     `attention` is a name of Transformers' attention interface; a model that refuses it gets
-    `eager`. `base` says whether the matrices of the blocks are quantised (`quantised.py`).
+    `eager`. `base` says whether the matrices of the blocks are quantised (`quantised.py`), and
+    whether those that the checkpoint stores in few bits stay so; None: they are made wide.
     Sentences about what was changed (dropouts set to 0, another attention) are appended to `notes`.
     Raises ModelError when `vet.problems_of` finds anything, when the model cannot be built, or when
     a weight is missing, left over or of another shape. No network; code from the folder only as
@@ -109,16 +125,25 @@ def load_model(
     wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     number_type = base.number_type if base is not None else None
     placed = {} if str(device) == "cpu" or number_type else {"device_map": {"": str(device)}}
+    few = few_bits.find(place.folder)
+    as_stored = few is not None and base is not None and not base.dequantise
+    if few is not None and base is not None:
+        raise_all(few_bits.problems(folder, few, base), ModelError)
     count = 0
     try:
         config = load_config(folder, base, said)
         said += silence_dropout(config)
         said += doubts(config)
         if base is not None and number_type is not None:
-            model, info, count = _few_bits(place, config, attention, wanted, base, device)
+            model, info, count = _few_bits(place, config, attention, wanted, base, device, few)
+        elif few is not None:
+            model, info = _stored(place, config, attention, wanted, device, few, as_stored)
+            said.append(_say_stored(few, as_stored, model))
         else:
             model, info = _built(place, config, attention, said, dtype=wanted, **placed)
-    except (CompatError, Interrupted):
+            if base is not None and base.dequantise:
+                said.append(say("models.dequantise_nothing"))
+    except (CompatError, Interrupted, ModelError):
         raise
     except Exception as e:
         raise ModelError(problem("E-MODEL-32", str(folder), cause=first_line(e))) from e
@@ -131,7 +156,6 @@ def load_model(
             "missing_keys": set(info["missing_keys"]) - {"lm_head.weight"},
         }
     _require_whole(folder, model, info)
-    _unpack(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -150,25 +174,70 @@ def load_model(
 
 
 def _few_bits(
-    place: Place, config: Any, attention: str, dtype: Any, base: BaseConfig, device: Any
+    place: Place,
+    config: Any,
+    attention: str,
+    dtype: Any,
+    base: BaseConfig,
+    device: Any,
+    few: few_bits.FewBits | None,
 ) -> tuple[Any, dict[str, Any], int]:
     """The model with the matrices of its blocks in few bits, read one at a time."""
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
     from tunewright.models.quantised_load import load_quantised
+
+    planned, how = _planned(place, config, attention, dtype)
+    model, info, count = load_quantised(planned, place.folder, config, base, device, few, **how)
+    return _with_generation(place, model), info, count
+
+
+def _stored(
+    place: Place,
+    config: Any,
+    attention: str,
+    dtype: Any,
+    device: Any,
+    few: few_bits.FewBits,
+    as_stored: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """The model of a checkpoint that is quantised already: its matrices as they are stored, or all
+    of them wide."""
+    from tunewright.models.quantised_load import load_as_stored, load_wide
+
+    planned, how = _planned(place, config, attention, dtype)
+    read = load_as_stored if as_stored else load_wide
+    model, info = read(planned, place.folder, config, device, few, **how)
+    return _with_generation(place, model), info
+
+
+def _planned(place: Place, config: Any, attention: str, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """The model without weights, and how it is to be filled: its dtype and its attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
 
     with silent(), torch.device("meta"):
         planned: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=place.model)
     way = attention if getattr(planned, "_supports_sdpa", True) else "eager"
     if dtype == "auto":
         dtype = config.dtype or torch.float32
-    model, info, count = load_quantised(
-        type(planned), place.folder, config, base, device, dtype=dtype, attn_implementation=way
-    )
+    return planned, {"dtype": dtype, "attn_implementation": way}
+
+
+def _with_generation(place: Place, model: Any) -> Any:
+    from transformers import GenerationConfig
+
     if (place.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(place.folder))
-    return model, info, count
+    return model
+
+
+def _say_stored(few: few_bits.FewBits, as_stored: bool, model: Any) -> str:
+    return say(
+        "models.as_stored" if as_stored else "models.made_wide",
+        count=len(few.matrices),
+        kind=few.kinds,
+        bits=f"{few.bits_per_weight:.2f}",
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
 
 
 def made_up(
@@ -301,16 +370,6 @@ def _say_quantised(count: int, base: BaseConfig, said: list[str]) -> None:
     )
 
 
-def _unpack(model: PreTrainedModel) -> None:
-    """Make packed matrices (compressed-tensors) wide now: it happens at the first pass, and until
-    then a linear module has no weight that anybody could look at."""
-    import torch
-
-    if any(name.endswith(".weight_packed") for name, _ in model.named_parameters()):
-        with silent(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
-
-
 def _require_whole(folder: Path, model: PreTrainedModel, info: Any) -> None:
     """Raise ModelError unless checkpoint and model hold the same weights. A head tied to the
     embedding need not be stored."""
@@ -373,12 +432,14 @@ def weight_bytes(folder: Path) -> int:
 
 def parameter_count(folder: Path) -> int:
     """Weights of the model, from the headers; a head that is tied to the embedding but stored all
-    the same is counted once.
-
-    Counts stored numbers: in a checkpoint that packs several weights into one integer that is fewer
-    than the model has.
+    the same is counted once, and what is stored in few bits by the weights that it stands for.
+    Raises ModelError for a header that cannot be believed and for weights that are not read here.
     """
     tensors = _headers(folder)
+    few = few_bits.find(folder)
+    if few is not None:
+        plain = {n: t for n, t in tensors.items() if n not in few.unused and n not in few.matrices}
+        tensors = plain | {m.name: ("", m.shape, 0) for m in few.matrices.values()}
     tied = headers.config_of(folder, "config.json").get("tie_word_embeddings") is True and any(
         "embed" in name or ".wte." in name for name in tensors
     )

@@ -8,6 +8,10 @@ from typing import Any
 
 from tunewright.core.words import ASSETS, say
 
+WAYS = {"tree": "tree", "joined": "cache", "own": "cache*", "none": "text"}
+"""How the answers of a family are written, as it is told: by keys and values of our own, by the
+model's cache, by it for questions of one length at a time, by the whole text for every token."""
+
 
 @functools.cache
 def table() -> dict[str, Any]:
@@ -17,8 +21,12 @@ def table() -> dict[str, Any]:
 
 
 def doubts(config: Any) -> list[str]:
-    """A sentence for a model whose family failed a step of the trial; none for the others."""
-    steps = table()["open"].get(config.model_type)
+    """A sentence for a model whose family failed a step of the trial or cannot be trained; none for
+    the others."""
+    found, family = table(), config.model_type
+    if family in found["cannot"]:
+        return [say("models.cannot", family=family, reason=found["cannot"][family])]
+    steps = found["open"].get(family)
     if not steps:
         return []
-    return [say("models.not_proven", family=config.model_type, steps=", ".join(steps))]
+    return [say("models.not_proven", family=family, steps=", ".join(steps))]

@@ -4,6 +4,10 @@ Transformers reads, renames and fuses the tensors as for any model and hands eac
 blocks, as soon as it is there, to its interface for quantisers; here it becomes a `QuantLinear`,
 and the wide matrix is gone before the next is read. The files are read and not mapped: pages of a
 mapped file count as memory of the process until somebody else needs it.
+
+A checkpoint that is quantised already comes through here as well: its matrices are made wide one at
+a time, and stay so, or are quantised anew, or are never made wide as a whole because the layers
+keep them as they are stored.
 """
 
 from __future__ import annotations
@@ -16,16 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from tunewright.core.config import BaseConfig
+from tunewright.core.errors import ModelError
 from tunewright.core.telling import silent
-from tunewright.models import anatomy
+from tunewright.models import anatomy, stored_bits
 from tunewright.models.quantised import Piece, QuantLinear, stored_bytes
-from tunewright.sources import headers
+from tunewright.sources import few_bits, headers
+from tunewright.sources.few_bits import FewBits
 
 NAME = "tunewright"
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
 """How a safetensors header calls dtypes."""
 
@@ -71,20 +78,26 @@ def stored_tensors(folder: Path) -> dict[str, Any]:
 
 
 def load_quantised(
-    planned: type[Any],
+    planned: Any,
     folder: Path,
     config: Any,
     base: BaseConfig,
     device: torch.device | str,
+    few: FewBits | None = None,
     **given: Any,
 ) -> tuple[Any, dict[str, Any], int]:
     """(model, what Transformers found out about its weights, how many layers were quantised) of the
-    class `planned` from the files of `folder`."""
+    class of `planned` from the files of `folder`, of which `few` are in few bits and made wide one
+    by one."""
+    stored = stored_tensors(folder)
+    if few is not None:
+        stored = stored_bits.with_wide(stored, few, given["dtype"])
+        stored = without_zero_biases(stored, planned, few)
     with silent():
-        loaded: Any = planned.from_pretrained(
+        loaded: Any = type(planned).from_pretrained(
             None,
             config=config,
-            state_dict=stored_tensors(folder),
+            state_dict=stored,
             quantization_config=_settings()(base, device),
             output_loading_info=True,
             **given,
@@ -94,6 +107,69 @@ def load_quantised(
     quantiser.remove_quantization_config(model)
     model.to(device)
     return model, info, len(quantiser.weights)
+
+
+def load_wide(
+    planned: Any, folder: Path, config: Any, device: torch.device | str, few: FewBits, **given: Any
+) -> tuple[Any, dict[str, Any]]:
+    """(model, what Transformers found out about its weights) of the class of `planned`, the weights
+    that are stored in few bits made wide one by one."""
+    stored = stored_bits.with_wide(stored_tensors(folder), few, given["dtype"])
+    with silent():
+        loaded: Any = type(planned).from_pretrained(
+            None,
+            config=config,
+            state_dict=without_zero_biases(stored, planned, few),
+            output_loading_info=True,
+            **given,
+        )
+    return loaded[0].to(device), loaded[1]
+
+
+def load_as_stored(
+    planned: Any, folder: Path, config: Any, device: torch.device | str, few: FewBits, **given: Any
+) -> tuple[Any, dict[str, Any]]:
+    """As `load_wide`, but each layer keeps its weight as it is stored (`StoredLinear`). Raises
+    ModelError (E-MODEL-94) where a stored weight is not that of one linear layer."""
+    modules = dict(planned.named_modules())
+    odd = [
+        matrix.name
+        for matrix in few.matrices.values()
+        if not isinstance(modules.get(matrix.module), nn.Linear)
+        or modules[matrix.module].weight.shape != matrix.shape
+    ]
+    if odd:
+        raise ModelError(few_bits.no_layers(folder, few, odd))
+    stored = stored_tensors(folder)
+    plain = {n: t for n, t in stored.items() if n not in few.unused and n not in few.matrices}
+    with silent():
+        loaded: Any = type(planned).from_pretrained(
+            None,
+            config=config,
+            state_dict=without_zero_biases(plain, planned, few),
+            quantization_config=_settings()(None, device, few),
+            output_loading_info=True,
+            **given,
+        )
+    model, info = loaded
+    model.hf_quantizer.remove_quantization_config(model)
+    matrices = few.matrices.values()
+    parts = sum(len(m.parts) for m in matrices)
+    piece = Piece(sum(m.num_bytes for m in matrices) + 64 * parts)
+    for matrix in matrices:
+        layer = model.get_submodule(matrix.module)
+        layer.fill(stored_bits.read(stored, matrix))
+        piece.take(layer)
+    return model.to(device), info
+
+
+def without_zero_biases(stored: dict[str, Any], planned: Any, few: FewBits) -> dict[str, Any]:
+    """The tensors without the biases of nothing that GPTQ's writers put beside every matrix, where
+    the model has none."""
+    known = {name for name, _ in planned.named_parameters()}
+    beside = {f"{matrix.module}.bias" for matrix in few.matrices.values()} & set(stored)
+    empty = {n for n in beside - known if not bool(stored[n][...].any())}
+    return {name: tensor for name, tensor in stored.items() if name not in empty}
 
 
 @cache
@@ -106,15 +182,22 @@ def _settings() -> Any:
 
     @register_quantization_config(NAME)
     class Settings(QuantizationConfigMixin):
-        def __init__(self, base: Any = None, device: Any = "cpu", **unused: Any) -> None:
+        def __init__(
+            self, base: Any = None, device: Any = "cpu", few: Any = None, **unused: Any
+        ) -> None:
             method: Any = NAME
             self.quant_method, self.base, self.device = method, base, device
+            self.few = few
 
     @register_quantizer(NAME)
     class Quantiser(HfQuantizer):
         requires_calibration = False
 
         def _process_model_before_weight_loading(self, model: Any, **unused: Any) -> Any:
+            few: Any = getattr(self.quantization_config, "few", None)
+            if few is not None:
+                self.weights: set[str] = set()
+                return _put_shells(model, few)
             self.weights = {f"{name}.weight" for name in anatomy.of(model).linear}
             settings: Any = self.quantization_config
             base, self.piece = settings.base, None
@@ -144,6 +227,17 @@ def _settings() -> Any:
             return True
 
     return Settings
+
+
+def _put_shells(model: Any, few: FewBits) -> Any:
+    """Layers without a weight in the place of those whose weight is stored in few bits, so that
+    Transformers neither misses nor makes one."""
+    for matrix in few.matrices.values():
+        parent, _, last = matrix.module.rpartition(".")
+        owner = model.get_submodule(parent)
+        old = getattr(owner, last)
+        setattr(owner, last, stored_bits.StoredLinear(matrix, old.bias, old.weight.dtype))
+    return model
 
 
 @cache

@@ -82,6 +82,9 @@ class ModelShape:
     stored_dtype: str = "bfloat16"
     experts: int = 0
     context: int = 0
+    stored_bits: float = 0.0
+    """Bits of a weight of the blocks in a checkpoint that is quantised already, with its share of
+    scales; 0 where weights are plain."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], weight_bytes: int = 0) -> ModelShape:

@@ -18,7 +18,9 @@ from tunewright.models.anatomy import body_of
 from tunewright.models.kernels.label_head import Head
 from tunewright.models.load import size_of
 
-ROWS = 3
+SIZES = (1.0, 30.0, 1000.0)
+"""Standard deviations of the random rows."""
+ROWS = len(SIZES)
 DIFFERS = 0.1
 """Share of the spread of the log-probabilities."""
 _needed: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -99,12 +101,17 @@ def _differs(causal: Any, plain: Head) -> bool:
         return False
     theirs, mine = (torch.log_softmax(z.float(), -1) for z in (whole, ours))
     # Far above what half precision rounds; another head is off by the size of the logits.
-    return bool((theirs - mine).abs().mean() > DIFFERS * mine.std())
+    gaps_L, spread_L = (theirs - mine).abs().mean(-1), mine.std(-1)
+    return bool((gaps_L > DIFFERS * spread_L).any())
 
 
 def _rows(table: Tensor, width: int) -> Tensor:
+    """(ROWS, width) random rows, each larger than the one before: a cap is seen at large logits
+    alone."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(ROWS, width, generator=generator).to(table.device, table.dtype)
+    sizes_L1 = torch.tensor(SIZES)[:, None]
+    rows_LD = sizes_L1 * torch.randn(ROWS, width, generator=generator)
+    return rows_LD.to(table.device, table.dtype)
 
 
 def _logits(causal: Any, table: Tensor, width: int) -> Tensor | None:

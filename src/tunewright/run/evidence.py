@@ -160,6 +160,10 @@ def whatever_is_raised(reached: Reached) -> Iterator[None]:
     except faults.UNFORESEEN as e:
         if not (out / "run.yaml").is_file():
             raise  # nothing was created
+        lost = ranks.current().lost(e)
+        if lost is not None:
+            _last_words(reached, "failed", lost)
+            raise lost from e
         doing = say(reached.doing, step=reached.progress.step, total=reached.total_steps)
         fault = faults.caught(e, out, doing)
         _last_words(reached, "failed", fault)

@@ -18,7 +18,8 @@ from tunewright.advise.room import Room
 from tunewright.advise.speed import Rates
 from tunewright.core import compat, findings
 from tunewright.core.config import RunConfig
-from tunewright.core.errors import CompatError, problem, raise_all
+from tunewright.core.errors import CompatError, ModelError, problem, raise_all
+from tunewright.core.files import readable_size
 from tunewright.core.registry import methods
 from tunewright.core.runfile import ParsedRun, kind_of, objective_of
 from tunewright.core.stopwatch import Stopwatch
@@ -36,7 +37,7 @@ from tunewright.record import folder as run_folder
 from tunewright.run import gating
 from tunewright.run.questions import Probe, Questions, questions_of
 from tunewright.run.structure import require_place, require_same_layers
-from tunewright.sources import find
+from tunewright.sources import few_bits, find
 from tunewright.sources.fingerprint import is_kept_about, judged_by
 from tunewright.sources.remote_code import place_of
 from tunewright.text import own_template
@@ -239,6 +240,7 @@ def _complete(
     begun = _with_factor(begun, source.folder, tell)
     config = begun.config
     _require_words(config, source.folder)
+    _require_wide(config, source.folder)
     objective = objective_of(config)
     if objective.rollouts is not None:
         rewards.read(objective.rollouts.rewards, on_bad=objective.rollouts.on_bad)
@@ -284,6 +286,20 @@ def _complete(
         context,
         questions,
     )
+
+
+def _require_wide(config: RunConfig, folder: Path) -> None:
+    """Raise where a checkpoint that is quantised already cannot be trained as the run says."""
+    few = few_bits.find(folder)
+    if few is None:
+        return
+    raise_all(few_bits.problems(folder, few, config.base), ModelError)
+    entry = methods.get(kind_of(config.method))
+    if config.base.dequantise or entry is None or entry.facts.get("on_quantised", False) is True:
+        return
+    usable = ", ".join(e.name for e in methods if e.facts.get("on_quantised", False) is True)
+    about = {"kind": few.kinds, "size": readable_size(2 * few.numbers), "usable": usable}
+    raise_all([problem("E-MODEL-92", str(folder), method=entry.name, **about)], CompatError)
 
 
 def _with_factor(begun: Begun, folder: Path, tell: Tell) -> Begun:

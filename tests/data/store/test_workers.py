@@ -244,6 +244,7 @@ def test_a_second_look_comes_from_the_cache_and_is_the_same(many, cached):
     assert len(list(cache.data_cache().glob("[!.]*"))) == 1
 
 
+@pytest.mark.wide("file", "template", "seed")
 @pytest.mark.parametrize(
     "change", ["file", "template", "held_out", "seed", "max_tokens", "system", "stop ids", "tokens"]
 )
@@ -269,6 +270,7 @@ def test_whatever_changes_the_result_makes_another_set(many, cached, change):
     assert fresh.report["preparation"]["from_cache"] and content(fresh) == content(changed)
 
 
+@pytest.mark.wide("changed", "cut")
 @pytest.mark.parametrize("harm", ["cut", "changed", "marker", "file gone"])
 def test_a_damaged_cache_is_built_again(many, cached, harm):
     first = content(look(many))

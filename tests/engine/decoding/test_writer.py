@@ -68,6 +68,7 @@ def test_answers_that_queue_for_memory_come_out_the_same(family: str) -> None:
     assert tokens_of(none.write(asks)) == tokens_of(free)  # one at a time, never none
 
 
+@pytest.mark.wide("llama", "gemma2")
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "gemma2", "phi3"])
 def test_groups_are_drawn_as_each_answer_alone(family: str) -> None:
     """Answers to one prompt hold it once, end at different times, and their windows pass its end."""

@@ -30,7 +30,7 @@ from tunewright.core.seeds import stream_seed
 from tunewright.core.types import Origin, Row
 from tunewright.core.words import say
 from tunewright.data.catalogue.rows import COLUMNS, FORMS, TAGS, Attributes, converter
-from tunewright.data.files import hub
+from tunewright.data.files import hub, remote
 from tunewright.data.files.encodings import find_encoding
 from tunewright.data.files.folders import Parts
 from tunewright.data.files.reading import HELD, MEASURED, TRAINED, find_parts, parts_inside, stream
@@ -185,7 +185,7 @@ def _lines(path: Path) -> Iterator[RawRow]:
 
 
 def _is_path(place: str, data_dir: str | None) -> bool:
-    if hub.is_named(place):
+    if hub.is_named(place) or remote.is_named(place):
         return True
     try:
         return Path(place).expanduser().exists() or (

@@ -5,9 +5,9 @@ the run: half a file is not what somebody meant to train on. The encoding is fou
 (`encodings.py`); bytes that fit none are an error that names the byte and the line. Files packed
 with gzip are read as what they hold.
 
-A place is a file, a folder, or a set of the Hugging Face Hub or ModelScope, which becomes files on
-this machine first (`hub.py`). A folder has parts, told from the names of its files and
-subfolders (`folders.py`).
+A place is a file, a folder, an address (`remote.py`), or a set of the Hugging Face Hub or of
+ModelScope (`hub.py`); the last two become files on this machine first. A folder has parts, told
+from the names of its files and subfolders (`folders.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright.core.errors import DataError
-from tunewright.data.files import hub
+from tunewright.data.files import hub, remote
 from tunewright.data.files.encodings import find_encoding
 from tunewright.data.files.folders import Parts, parts_of_folder
 from tunewright.data.files.json_files import wrapped_keys
@@ -39,12 +39,14 @@ was named for that."""
 
 
 def find_parts(place: str, folder: str | None = None, *, to_train: bool = True) -> Parts:
-    """The files that `place` names: itself, the readable files of a folder by part, or those of a
-    hub set, which is fetched.
+    """The files that `place` names: itself, the readable files of a folder by part, or those of an
+    address or a hub set, which are fetched.
 
     `folder` is looked in when `place` is not found here. Raises DataError when there is none; with
     `to_train` also when there is none to train on.
     """
+    if remote.is_named(place):
+        return Parts(remote.fetch(place))
     if hub.is_named(place):
         return Parts(hub.fetch(place))
     try:

@@ -42,7 +42,7 @@ class LastBlock:
         by_name = dict(causal.named_modules())
         *others, last = (by_name[name] for name in parts.blocks)
         own = {id(module) for module in last.modules()}
-        if _runs_again(by_name, parts, last):
+        if _runs_again(by_name, parts, last) or _mixes_twice(parts):
             return
         if own.isdisjoint(id(module) for block in others for module in block.modules()):
             self.modules = frozenset(own)
@@ -88,6 +88,19 @@ def _runs_again(by_name: dict[str, Any], parts: anatomy.Anatomy, last: Any) -> b
         and any(type(block) is type(last) for block in module)
         for name, module in by_name.items()
     )
+
+
+def _mixes_twice(parts: anatomy.Anatomy) -> bool:
+    """Whether the last block has more than one part that asks other rows: LongCat-Flash goes
+    through two attentions in a block, and the second reads all rows of the first."""
+    last = f"{parts.blocks[-1]}."
+    asking = {
+        name.rpartition(".")[0]
+        for role in ("attention.query", "attention.qkv")
+        for name in parts.roles.get(role, [])
+        if name.startswith(last)
+    }
+    return len(asking) > 1
 
 
 @torch.no_grad()
