@@ -154,8 +154,9 @@ def test_a_full_7b_says_what_it_needs_and_where_it_fits() -> None:
     assert done.returncode == 2 and "E-FIT-01" in done.stderr
     found = json.loads(done.stdout)
     assert found["fits"] is False and found["problems"][0]["code"] == "E-FIT-01"
-    # With the optimiser's moments in the memory of the host and blocks that are computed again.
-    assert 55 * GiB < found["needed_memory_bytes"] < 80 * GiB
+    # Weights and gradients in float32; the optimiser's moments lie in the memory of the host, and
+    # blocks are computed again.
+    assert 50 * GiB < found["needed_memory_bytes"] < 80 * GiB
     assert {"A100 80GB", "H100 80GB", "H200"} <= set(found["fits_on"])
     kept = story.tunewright(
         "plan", "--size", "7B", "method.kind=full", "--device", "4090", "--json",

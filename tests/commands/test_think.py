@@ -117,7 +117,8 @@ def test_a_persons_reward_judges_in_place_of_the_answer(
     model: Path, rows: Path, tmp_path: Path
 ) -> None:
     spec = "{kind: regex, pattern: 'lamp 9', mode: fullmatch}"
-    how = How(**{**vars(HOW), "rewards": spec, "keep_answer": False})
+    warm = {"temperature": 0.3, "draws": 8}
+    how = How(**{**vars(HOW), **warm, "rewards": spec, "keep_answer": False})
     run(model, rows, tmp_path / "a.jsonl", how)
     text, source = written(tmp_path / "a.jsonl")[1]  # which of the taught thoughts is chance
     assert source == "drawn" and text.startswith("<think>\nhm ")

@@ -214,7 +214,8 @@ def _of_one_weight(wrapped: PeftModel) -> tuple[str, str] | None:
 
     seen: dict[int, str] = {}
     for name, module in wrapped.get_base_model().named_modules():
-        if not isinstance(module, BaseTunerLayer):
+        # New rows of an embedding that is also the head are learnt once, by the embedding's layer.
+        if not isinstance(module, BaseTunerLayer) or getattr(module, "tied_adapter", None):
             continue
         weight = module.get_base_layer()._parameters.get("weight")
         if weight is not None and seen.setdefault(id(weight), name) != name:
