@@ -160,6 +160,7 @@ def test_tied_weights_and_a_model_with_biases_in_attention() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.wide("pairs")
 @pytest.mark.parametrize("name", tiny.SETS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_whole_table(family: str, name: str) -> None:

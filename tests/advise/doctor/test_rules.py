@@ -198,6 +198,9 @@ def test_a_jump_counts_only_where_nothing_came_of_it() -> None:
     bare = {"losses": jump, "held": (), "rates": [2e-2]}
     assert course(**bare) == ["rate_too_large"]
     assert course(**{**bare, "rates": [2e-4]}) == []
+    # What was broken at once is not learnt by heart, however the held-out loss went.
+    held = {"held": [(0, 3.0), (4, 2.9), (12, 4.4)], "held_kept": 4.4}
+    assert course(**{**bare, **held}) == ["rate_too_large"]
     healed = replace(GOOD_COURSE, **bare)
     assert codes(Facts("x", course=healed, asked=GOOD_ANSWERS)) == []
 

@@ -127,7 +127,7 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
         "adapter_zero",
     ),
     "gradient_zero": NOTHING_LEARNT,
-    "rate_too_large": (*NOTHING_LEARNT, *SYMPTOMS),
+    "rate_too_large": (*NOTHING_LEARNT, *SYMPTOMS, "overfitting", "overfitting_kept_best"),
     "labels_shifted": (*NOTHING_LEARNT, *SYMPTOMS, "template_differs", "first_loss_high"),
     "padding_learnt": ("first_loss_high",),
     "first_loss_high": ("not_learnt", "answers_not_learnt"),
