@@ -163,6 +163,28 @@ def test_a_pattern_and_a_folder_of_a_store(store: Any) -> None:
         find_parts("memory://bucket/*.parquet")
 
 
+def test_parts_of_a_folder_are_told_from_their_names_as_they_are_here(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train.jsonl", "test.jsonl", "valid.jsonl"):
+        text = "".join(json.dumps({**row, "from": name}) + "\n" for row in ROWS[:2])
+        store.pipe(f"/bucket/parted/{name}", text.encode())
+        (tmp_path / name).write_text(text)
+    here = find_parts(str(tmp_path))
+    for _ in range(2):
+        far = find_parts("memory://bucket/parted")
+        for one, other in ((far.train, here.train), (far.valid, here.valid), (far.test, here.test)):
+            assert [path.name for path in one] == [path.name for path in other] != []
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_a_file_with_another_name_is_another_copy(store: Any) -> None:
+    store.pipe("/bucket/only/a.jsonl", b'{"text": "one"}\n')
+    assert [path.name for path in find_parts("memory://bucket/only").train] == ["a.jsonl"]
+    store.mv("/bucket/only/a.jsonl", "/bucket/only/b.jsonl")
+    assert [path.name for path in find_parts("memory://bucket/only").train] == ["b.jsonl"]
+
+
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(DataError, match=r"E-DATA-91.*pip install ossfs"):

@@ -46,7 +46,10 @@ def find_parts(place: str, folder: str | None = None, *, to_train: bool = True) 
     `to_train` also when there is none to train on.
     """
     if remote.is_named(place):
-        return Parts(remote.fetch(place))
+        copies = remote.fetch(place)
+        if isinstance(copies, list):
+            return Parts(copies)
+        place = str(copies)
     if hub.is_named(place):
         return Parts(hub.fetch(place))
     try:

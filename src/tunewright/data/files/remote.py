@@ -31,6 +31,9 @@ STATE = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "C
 TRIES = 3
 BAR = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False}
 """A progress bar where copying takes more than two seconds."""
+FILES = "files"
+"""Where copies lie, beside the marker of their folder."""
+State = tuple[list[str], int | None]
 WILD = re.compile(r"[*?\[]")
 
 
@@ -40,28 +43,30 @@ def is_named(place: str) -> bool:
     return bool(found) and scheme.lower() in LIBRARIES
 
 
-def fetch(place: str) -> list[Path]:
-    """The files at an address, as copies on this machine: one file, the files that a pattern with
-    `*` names, or (of an object store) those of a folder that can be read, in the order of their
-    names. Raises DataError where that cannot be done."""
+def fetch(place: str) -> Path | list[Path]:
+    """What an address names, as copies on this machine: one file, the files of a pattern with `*`
+    in the order of their names, or (of an object store) a folder with the files in it that can be
+    read, under their own names, since these say which part is which. Raises DataError where that
+    cannot be done."""
     shown = _without_secrets(place)
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return _kept(place, shown)
     fs, path = _opened(place, shown)
     try:
-        names, state = _names(fs, path, place)
+        names, state, kind = _names(fs, path, place)
     except Exception as error:
         # Errors of many libraries: no network, no such file, no right to read it.
         raise _refused(shown, error) from error
     if not names:
         raise DataError.of("E-DATA-90", shown, name=shown, cause="no file that can be read")
     known = all(told for told, _ in state)
-    mark = _short(repr(state) if known else str(time.time_ns()))
+    mark = _short(repr((names, state)) if known else str(time.time_ns()))
     target = _folder(place) / mark
     if marker_of(target) is None:
-        publish(target, lambda folder: _copy(fs, names, state, folder, shown))
+        local = [_local(name, n if kind == "pattern" else None) for n, name in enumerate(names)]
+        publish(target, lambda folder: _copy(fs, names, local, state, kind, folder, shown))
     os.utime(target)
-    return [target / _local(names, n) for n in range(len(names))]
+    return _copies(target)
 
 
 def _opened(place: str, shown: str) -> tuple[Any, str]:
@@ -84,37 +89,41 @@ def _opened(place: str, shown: str) -> tuple[Any, str]:
         raise _refused(shown, error) from error
 
 
-def _names(fs: Any, path: str, place: str) -> tuple[list[str], list[tuple[list[str], int | None]]]:
-    """The files, and for each (what tells its state, its bytes)."""
+def _names(fs: Any, path: str, place: str) -> tuple[list[str], list[State], str]:
+    """The files, for each (what tells its state, its bytes), and whether they are a `file`, a
+    `pattern` or a `folder`."""
     is_web = place.partition("://")[0].lower() in ("http", "https")
-    if is_web:
-        names = [path]
-    elif WILD.search(path):
-        names = sorted(name for name in fs.glob(path) if not name.endswith("/"))
-    elif fs.isdir(path):
-        names = sorted(
-            name for name in fs.find(path, maxdepth=1) if ending_of(Path(name))[0] in READERS
-        )
-    else:
-        names = [path]
+    names, kind = [path], "file"
+    if not is_web and WILD.search(path):
+        names, kind = sorted(name for name in fs.glob(path) if not name.endswith("/")), "pattern"
+    elif not is_web and fs.isdir(path):
+        names, kind = sorted(fs.find(path, maxdepth=1)), "folder"
+        names = [name for name in names if ending_of(Path(name))[0] in READERS]
     found = []
     for name in names:
         about = fs.info(name)
         told = [f"{key}={about[key]}" for key in STATE if about.get(key)]
         found.append((told, about.get("size")))
-    return names, found
+    return names, found, kind
 
 
 def _copy(
-    fs: Any, names: list[str], state: list[tuple[list[str], int | None]], folder: Path, shown: str
+    fs: Any,
+    names: list[str],
+    local: list[str],
+    state: list[State],
+    kind: str,
+    folder: Path,
+    shown: str,
 ) -> dict[str, Any]:
-    """Copy the files into a folder that is not yet known to anybody."""
+    """Copy the files, under the names `local`, into a folder that is not yet known to anybody."""
     needed, free = sum(size or 0 for _, size in state), shutil.disk_usage(folder).free
     if needed > free:
         raise DataError.of("E-DATA-93", shown, needed=needed, free=free, folder=str(folder.parent))
-    for n, name in enumerate(names):
-        _copy_one(fs, name, folder / _local(names, n), state[n][1], shown)
-    return {"address": shown, "state": [told for told, _ in state]}
+    (folder / FILES).mkdir()
+    for name, own, (_, size) in zip(names, local, state, strict=True):
+        _copy_one(fs, name, folder / FILES / own, size, shown)
+    return {"address": shown, "state": [told for told, _ in state], "kind": kind}
 
 
 def _copy_one(fs: Any, name: str, target: Path, size: int | None, shown: str) -> None:
@@ -143,22 +152,29 @@ def _copy_one(fs: Any, name: str, target: Path, size: int | None, shown: str) ->
             time.sleep(tried)
 
 
-def _kept(place: str, shown: str) -> list[Path]:
-    folder = _folder(place)
-    copies = [path for path in folder.glob("*") if marker_of(path) is not None]
+def _kept(place: str, shown: str) -> Path | list[Path]:
+    copies = [path for path in _folder(place).glob("*") if marker_of(path) is not None]
     if not copies:
         cause = "HF_HUB_OFFLINE is set, and there is no copy of it here"
         raise DataError.of("E-DATA-90", shown, name=shown, cause=cause)
-    newest = max(copies, key=lambda path: path.stat().st_mtime)
-    marker = marker_of(newest)
-    return [newest / name for name in sorted(marker["files"])] if marker else []
+    return _copies(max(copies, key=lambda path: path.stat().st_mtime))
 
 
-def _local(names: list[str], n: int) -> str:
-    """The name of a copy: that of the file, with its number before it where there are several."""
-    base = unquote(urlsplit(names[n]).path if "://" in names[n] else names[n]).rsplit("/", 1)[-1]
+def _copies(target: Path) -> Path | list[Path]:
+    """What a folder of copies stands for."""
+    marker = marker_of(target)
+    assert marker is not None
+    if marker["kind"] == "folder":
+        return target / FILES
+    return [target / name for name in sorted(marker["files"])]
+
+
+def _local(name: str, number: int | None) -> str:
+    """The name of a copy: that of the file, behind a number where files of several folders may have
+    the same."""
+    base = unquote(urlsplit(name).path if "://" in name else name).rsplit("/", 1)[-1]
     safe = re.sub(r"[^\w.() -]", "_", base).lstrip(".")[-120:] or "data"
-    return safe if len(names) == 1 else f"{n:05}-{safe}"
+    return safe if number is None else f"{number:05}-{safe}"
 
 
 def _folder(place: str) -> Path:
