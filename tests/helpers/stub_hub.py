@@ -12,7 +12,37 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-class Hub:
+class Replying(BaseHTTPRequestHandler):
+    """A handler that answers with JSON and says nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+    def reply(self, status: int, content: Any) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+class Loopback:
+    """A server on loopback that runs until it is closed."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Hub(Loopback):
     """The state of the stub. `broken`: how many uploads of large files break off in the middle."""
 
     def __init__(self) -> None:
@@ -23,12 +53,7 @@ class Hub:
         self.broken = 0
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *words: Any) -> None:
-                pass
-
+        class Handler(Replying):
             def do_GET(self) -> None:
                 hub.asked.append(("GET", self.path))
                 if self.path == "/api/whoami-v2":
@@ -63,21 +88,7 @@ class Hub:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 self.reply(*hub.answer(self.path.partition("?")[0], body))
 
-            def reply(self, status: int, content: Any) -> None:
-                data = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        super().__init__(Handler)
 
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/api/repos/create":

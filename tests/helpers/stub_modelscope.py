@@ -7,16 +7,16 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from helpers.stub_hub import Loopback, Replying
 
 PUBLIC, PRIVATE = 5, 1
 THERE, NOT_THERE = 10010101001, 10010205001
 
 
-class ModelScope:
+class ModelScope(Loopback):
     """The state of the stub. `broken`: how many uploads of large files break off in the middle."""
 
     def __init__(self) -> None:
@@ -26,12 +26,7 @@ class ModelScope:
         self.broken = 0
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *words: Any) -> None:
-                pass
-
+        class Handler(Replying):
             def do_GET(self) -> None:
                 self.reply(*hub.about(self.path))
 
@@ -54,21 +49,7 @@ class ModelScope:
                 hub.uploads[digest] += 1
                 self.reply(200, {})
 
-            def reply(self, status: int, content: Any) -> None:
-                data = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        super().__init__(Handler)
 
     def about(self, path: str) -> tuple[int, Any]:
         name = re.sub(r"^/(openapi|api)/v1/models/", "", path.partition("?")[0])
