@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 HOST = "https://github.com/tunewright/tunewright"
 ADDRESS = "https://tunewright.github.io/tunewright/"
+PICTURES = (".svg", ".png", ".gif")
+"""What goes along with the pages; other files are linked to on the code host."""
 LANGUAGES = ("en", "zh")
 CHINESE = ".zh-CN.md"
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s]+)\)")
@@ -85,7 +87,7 @@ def assemble(folder: Path, lang: str) -> None:
         for drawn, svg in pictures_of(path).items():
             (target.parent / "pictures").mkdir(exist_ok=True)
             (target.parent / "pictures" / drawn).write_text(svg, encoding="utf-8")
-    for picture in (p for p in DOCS.rglob("*") if p.suffix in (".svg", ".png", ".gif")):
+    for picture in (p for p in DOCS.rglob("*") if p.suffix in PICTURES):
         place = folder / picture.relative_to(DOCS)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, place)
@@ -127,7 +129,7 @@ def _link(target: str, path: Path, name: str, where: dict[Path, tuple[str, bool]
         page, same = where[found]
         link = posixpath.relpath(page, posixpath.dirname(name) or ".")
         return link + (mark + anchor if same else "")
-    if found.is_relative_to(DOCS) and found.suffix != ".md":
+    if found.is_relative_to(DOCS) and found.suffix in PICTURES:
         inside = found.relative_to(DOCS).as_posix()
         return posixpath.relpath(inside, posixpath.dirname(name) or ".")
     if not found.exists():

@@ -64,6 +64,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_links_of_the_pages_that_it_is_built_from_lead_to_files(lang: str, tmp_path: Path) -> None:
+    docs_site.assemble(tmp_path, lang)
+    dead = [
+        f"{page.relative_to(tmp_path)} -> {target}"
+        for page in tmp_path.rglob("*.md")
+        for text in docs_site.FENCE.split(page.read_text(encoding="utf-8"))[::2]
+        for _, target in docs_site.LINK.findall(text)
+        if not re.match(r"[a-z]+:|#", target)
+        and not (page.parent / unquote(target.partition("#")[0])).is_file()
+    ]
+    assert dead == []
+
+
 @pytest.mark.peer
 @pytest.mark.slow
 def test_no_link_of_the_built_site_is_dead(site: Path) -> None:
