@@ -172,7 +172,7 @@ def _table(path: Path) -> list[str]:
     ending, packed = ending_of(path)
     if not (packed or ending in TABLES):
         return []
-    return [json.dumps(row.value, ensure_ascii=False) for row in stream(path).rows]
+    return [json.dumps(row.value, ensure_ascii=False, default=str) for row in stream(path).rows]
 
 
 def _lines(text: str) -> list[str]:
