@@ -51,7 +51,7 @@ WRITTEN = (
 )  # fmt: skip
 """Fields that an answer may have."""
 GIVEN = "given_"
-"""Before the name of a field that the row had already: what was expected stays beside the answer."""
+"""Before the name of a field that the row had already: what was expected stays."""
 
 
 @dataclass(frozen=True)
