@@ -31,8 +31,8 @@ CONVERTER = 2
 FLOAT32_LIMIT_BYTES = 4_000_000_000
 GEMMAS = {"gemma2": (2, 46), "gemma3": (6, 62)}
 """Architectures whose blocks see a window in turns: every how many blocks one sees everything
-unless the file says otherwise, and how many blocks the largest model has, which scales its queries by
-another number. Source: llama.cpp's src/models/gemma2.cpp and gemma3.cpp."""
+unless the file says otherwise, and how many blocks the largest model has, which scales its queries
+by another number. Source: llama.cpp's src/models/gemma2.cpp and gemma3.cpp."""
 CONTROL, USER_DEFINED = 3, 4
 """Kinds of tokens in `tokenizer.ggml.token_type`."""
 
