@@ -9,7 +9,6 @@ that was running by that run's own resume.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -25,7 +24,7 @@ from tunewright.commands.sweep_spaces import Space
 from tunewright.core import publish
 from tunewright.core.callbacks import Callback, HeldOutMeasured, Running
 from tunewright.core.errors import Interrupted, TunewrightError, UsageError, problem_of
-from tunewright.core.files import write_json, write_text
+from tunewright.core.files import read_json_objects, write_json, write_text
 from tunewright.core.run_text import yaml_of
 from tunewright.core.runfile import load_run, parse_run, value_text
 from tunewright.core.seeds import stream_seed
@@ -424,12 +423,10 @@ def _measured_before(folder: Path) -> dict[str, float]:
 
 
 def _events(folder: Path) -> list[dict[str, Any]]:
-    found = []
-    with contextlib.suppress(OSError):
-        for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return found
+    try:
+        return read_json_objects(folder / "events.jsonl")
+    except OSError:
+        return []
 
 
 def _how(folder: Path) -> str:
