@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers import story
+from helpers.telling import Lines
 
 from tunewright import story as the_story
 from tunewright.commands import pipeline
@@ -25,17 +26,6 @@ LORA = {
     "peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "use_rslora": False, "use_dora": False, "target_modules": ["q_proj", "v_proj"],
     "task_type": "CAUSAL_LM",
 }  # fmt: skip
-
-
-class Telling(Quiet):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
 
 
 def adapter(place: Path, **changes: Any) -> Path:
@@ -262,7 +252,7 @@ def dpo_keys(place: Path, out: Path, **more: Any) -> dict[str, Any]:
 def test_dpo_on_an_adapter_that_learnt_with_dropout_begins_at_the_logarithm_of_two(
     place: Path, tmp_path: Path
 ) -> None:
-    tell = Telling()
+    tell = Lines()
     summary = the_story.train(parse_run(dpo_keys(place, tmp_path / "off"), {}), tell=tell).summary
     assert summary["first_loss"] == pytest.approx(
         math.log(2), abs=1e-6

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import story
+from helpers.telling import Lines
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import (
@@ -78,17 +79,6 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     return file
-
-
-class Lines(Tell):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
 
 
 def run(

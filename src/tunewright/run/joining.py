@@ -21,7 +21,7 @@ from tunewright.core import launched
 from tunewright.core.errors import CompatError, UsageError, problem, raise_all
 from tunewright.core.machine import peak_memory_bytes, versions
 from tunewright.core.runfile import ParsedRun, as_dict, flatten, kind_of, parse_run, parse_value
-from tunewright.core.telling import Tell
+from tunewright.core.telling import Relay, Tell
 from tunewright.core.words import say
 from tunewright.engine import placement, rank_watch, ranks
 from tunewright.record import folder as run_folder
@@ -326,34 +326,17 @@ class Log:
         return _Copied(tell, self)
 
 
-class _Copied(Tell):
-    """Tells as another does, and copies every line into a log."""
+class _Copied(Relay):
+    """Copies every line into a log."""
 
     def __init__(self, inner: Tell, log: Log):
-        super().__init__()
-        self.inner, self.log = inner, log
-
-    @property
-    def colour(self) -> bool:
-        """Whether colours make sense there."""
-        return self.inner.colour
+        super().__init__(inner)
+        self.log = log
 
     def line(self, text: str) -> None:
         """One finished line."""
         self.log.write(text)
         self.inner.line(text)
-
-    def start(self, what: str) -> None:
-        """As the other does."""
-        self.inner.start(what)
-
-    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-        """As the other does."""
-        self.inner.progress(what, done, total, note)
-
-    def finish(self) -> None:
-        """As the other does."""
-        self.inner.finish()
 
 
 def require_alone(what: str) -> None:
