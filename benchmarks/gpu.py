@@ -176,7 +176,8 @@ def stepper_of(
 
     from tunewright.core.config import EngineConfig
     from tunewright.core.registry import methods, objectives
-    from tunewright.engine import attention, opening
+    from tunewright.engine import attention
+    from tunewright.engine.loaded import put_new, use_layout
     from tunewright.engine.optim import optimizer_for
     from tunewright.engine.policy import Policy
     from tunewright.engine.rollouts.rounds import RoundStepper
@@ -191,8 +192,8 @@ def stepper_of(
         quantise_model(causal, "nf4", True, device=None if bench.device == "cpu" else bench.device)
     accelerate(causal)
     method = methods.get("lora").config(rank=16, targets=["linear"])
-    attached = opening.put_new(method, causal, anatomy.of(causal), shape)
-    opening.use_layout(causal, "tree")
+    attached = put_new(method, causal, anatomy.of(causal), shape)
+    use_layout(causal, "tree")
     engine = EngineConfig(attention="flex" if bench.tiny else "auto")
     policy = Policy(attached.model, causal, "tree")
     policy.attention, why = attention.choose(engine, causal, "tree", bench.device, bench.dtype)
@@ -368,7 +369,7 @@ def certificates(bench: Bench) -> dict[str, Any]:
 
     from tunewright.bench.certificate import certify
     from tunewright.core.registry import methods
-    from tunewright.engine import opening
+    from tunewright.engine.loaded import put_new
     from tunewright.models import anatomy
 
     draw, samples = random.Random(0), []
@@ -395,9 +396,7 @@ def certificates(bench: Bench) -> dict[str, Any]:
             return model.to(bench.device, getattr(torch, dtype)).requires_grad_(False).eval()
 
         def attach(model: Any) -> Any:
-            return opening.put_new(
-                methods.get("lora").config(rank=4), model, anatomy.of(model), "random"
-            )
+            return put_new(methods.get("lora").config(rank=4), model, anatomy.of(model), "random")
 
         for backend in ("blocks", "flex"):
             try:

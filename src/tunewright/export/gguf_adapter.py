@@ -23,7 +23,7 @@ from tunewright.core.errors import UsageError
 from tunewright.core.files import readable_size
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
-from tunewright.engine import opening
+from tunewright.engine.loaded import put_saved
 from tunewright.export import composition, gguf_file, gguf_proof, gguf_types
 from tunewright.export.folder import ExportError, require_free_file
 from tunewright.export.gguf import Writing, came_from, lines_of_proof, published, versions
@@ -163,7 +163,7 @@ class Adapter:
         base = kept / "base.gguf"
         gguf_file.write(base, plan, causal, self.writing.words, self.writing.about.general)
         rounded: Logits = logits_of(
-            opening.put_saved(causal, tuned.trained).model, asked.prompts, kept / "rounded"
+            put_saved(causal, tuned.trained).model, asked.prompts, kept / "rounded"
         )
         del causal
         gc.collect()
