@@ -14,7 +14,7 @@ from helpers import story
 from helpers.telling import Lines
 
 from tunewright import story as the_story
-from tunewright.commands import pipeline
+from tunewright.commands import pipeline, pipeline_plan
 from tunewright.commands.dry_run import dry_run
 from tunewright.core.errors import ConfigError, UsageError
 from tunewright.core.registry import methods
@@ -327,7 +327,7 @@ def test_a_finished_run_s_own_run_file_goes_on_from_its_adapter(
     )  # sft compares with nothing, and the run file says it
 
 
-def stages(place: Path, tmp_path: Path, **second: Any) -> pipeline.Pipeline:
+def stages(place: Path, tmp_path: Path, **second: Any) -> pipeline_plan.Pipeline:
     made = {
         "model": str(place / "model"), "probes": 0, "forgetting": "off", "method": {"kind": "lora", "rank": 4, "dropout": 0.4}, "data": {"held_out": 0},
         "engine": {"dtype": "float32", "threads": 1, "steps": 2, "batch_size": 4},
@@ -335,7 +335,7 @@ def stages(place: Path, tmp_path: Path, **second: Any) -> pipeline.Pipeline:
                    {"name": "dpo", "adapter": "stage:sft", "objective": "dpo", "data": {"train": str(place / "pairs.json")}, **second}],
     }  # fmt: skip
     (tmp_path / "pipe.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")
-    return pipeline.load_pipeline(tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")})
+    return pipeline_plan.load_pipeline(tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")})
 
 
 def test_a_stage_is_held_to_its_adapter_and_its_reference_is_met(

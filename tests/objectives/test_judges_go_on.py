@@ -23,7 +23,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from tunewright.commands import pipeline
+from tunewright.commands import pipeline, pipeline_plan
 from tunewright.commands.pipeline_file import read_pipeline
 from tunewright.core.errors import ConfigError, TunewrightError
 from tunewright.core.registry import methods
@@ -443,7 +443,7 @@ stages:
 """
     (tmp_path / "p.yaml").write_text(text)
     pipeline.run_pipeline(
-        pipeline.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "out"), tell=Quiet()
+        pipeline_plan.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "out"), tell=Quiet()
     )
     first, second = tmp_path / "out" / "01-first", tmp_path / "out" / "02-second"
     assert scores(second, pairs) == pytest.approx(scores(first, pairs), rel=1e-3, abs=1e-3)
@@ -451,5 +451,5 @@ stages:
         text.replace("steps: 2", "steps: 2").replace("name: second", "name: second, objective: dpo")
     )
     with pytest.raises(ConfigError) as caught:
-        pipeline.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "other")
+        pipeline_plan.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "other")
     assert [p.code for p in caught.value.problems] == ["E-PIPE-07"]
