@@ -25,7 +25,7 @@ from tunewright.core.registry import kinds_of_peft_type, methods
 from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, kind_of, objective_of
 from tunewright.core.types import Model
 from tunewright.core.words import say
-from tunewright.methods.peft_kinds import RESERVED
+from tunewright.methods.any_peft import RESERVED
 from tunewright.methods.saved import OWN
 from tunewright.methods.targets import MethodSection, TargetSection, chosen_layers
 from tunewright.models import rotary
