@@ -444,7 +444,7 @@ def _value(sweep: Sweep, summary: dict[str, Any]) -> float | None:
 
 def settings_of(sweep: Sweep, params: dict[str, Any], *, budget: bool = True) -> dict[str, Any]:
     """The keys of a trial's run; `budget`: with the steps that the sweep's minutes allow."""
-    given = {**sweep.given, **_without_kinds(sweep, params)}
+    given = {**sweep.given, **_without_kinds(params)}
     given.setdefault("probes", 0)
     if budget:
         given.setdefault("forgetting", "off")
@@ -457,7 +457,7 @@ def settings_of(sweep: Sweep, params: dict[str, Any], *, budget: bool = True) ->
     return given
 
 
-def _without_kinds(sweep: Sweep, params: dict[str, Any]) -> dict[str, Any]:
+def _without_kinds(params: dict[str, Any]) -> dict[str, Any]:
     """`method=lora,dora` sweeps `method.kind`."""
     return {f"{k}.kind" if k in ("method", "objective") else k: v for k, v in params.items()}
 
@@ -512,7 +512,7 @@ def _write_out(sweep: Sweep) -> None:
             if key not in sweep.given:
                 given.pop(key, None)
         head = say("sweep.best_file", number=best.number + 1, value=f"{best.value:.6g}")
-        comments = {key: say("sweep.best_key") for key in _without_kinds(sweep, best.params)}
+        comments = {key: say("sweep.best_key") for key in _without_kinds(best.params)}
         write_text(sweep.out / BEST, f"# {head}\n{yaml_of(given, comments)}")
     write_sweep_report(sweep.out)
 

@@ -169,7 +169,7 @@ def _senseless(contract: Contract, where: _Where) -> list[Problem]:
     for section, name, clause in clauses:
         place = where.of(section)
         if isinstance(clause, Asking):
-            found += _about_questions(section, name, clause, asking, place)
+            found += _about_questions(name, clause, asking, place)
         for fault in _empty(clause):
             found.append(problem("E-GATE-06", place, name=name, missing=fault))
         found += _about_patterns(name, clause, place)
@@ -182,9 +182,7 @@ def _asks(clause: Clause) -> bool:
     return isinstance(clause, Asking) and bool(clause.questions or clause.data)
 
 
-def _about_questions(
-    section: str, name: str, clause: Asking, asking: set[str], place: str
-) -> list[Problem]:
+def _about_questions(name: str, clause: Asking, asking: set[str], place: str) -> list[Problem]:
     found = []
     unknown = [other for other in clause.of if other not in asking]
     if unknown:

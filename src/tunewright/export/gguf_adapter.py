@@ -111,7 +111,7 @@ class Adapter:
             _write(path, plan, pairs, self.kind, self.writing.about.general)
             tell.line(say("gguf.writing", type=self.kind, size=readable_size(path.stat().st_size)))
             require_held(path, plan, pairs, out)
-            proof = self._prove(path, plan, causal, pairs, asked, kept)
+            proof = self._prove(path, plan, causal, asked, kept)
         return {
             "exported": "gguf adapter",
             "verdict": "agrees",
@@ -144,13 +144,7 @@ class Adapter:
             yield name, a.float().numpy(), laid
 
     def _prove(
-        self,
-        path: Path,
-        plan: gguf_file.Plan,
-        causal: Any,
-        pairs: list[Pair],
-        asked: Asked,
-        kept: Path,
+        self, path: Path, plan: gguf_file.Plan, causal: Any, asked: Asked, kept: Path
     ) -> dict[str, Any]:
         """Run the adapter on the base as GGUF; without llama.cpp, what the file says is added to
         the base in Transformers."""

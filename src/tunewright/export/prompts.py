@@ -111,13 +111,6 @@ def choose(
     return Asking(_within(added, plain, max_positions, "built-in"), own)
 
 
-def choose_prompts(
-    target: opening.Target, renderer: Any, max_positions: int, words: Sequence[int] = ()
-) -> Prompts:
-    """The rows of `choose`."""
-    return choose(target, renderer, max_positions, words).prompts
-
-
 def learnt_rows(target: opening.Target, renderer: Any, max_tokens: int) -> list[list[int]]:
     """Token ids of rows that the run learnt from, spread over all of them, `max_tokens` together;
     empty where its data cannot be read."""

@@ -76,7 +76,7 @@ def adalora(config: AdaloraConfig, model: Model, anatomy: Anatomy, base_path: st
     penalty keeps P and Q near orthogonal."""
     import peft
 
-    names = chosen_layers(config, model, anatomy)
+    names = chosen_layers(config, anatomy)
     first = config.start_rank or -(-3 * config.rank // 2)
     capped = cap_rank(model, names, first)
     settings = peft.AdaLoraConfig(

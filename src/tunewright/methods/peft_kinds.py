@@ -171,7 +171,7 @@ def loha(config: LohaConfig, model: Model, anatomy: Anatomy, base_path: str) -> 
     (A2 B2)."""
     import peft
 
-    names = chosen_layers(config, model, anatomy)
+    names = chosen_layers(config, anatomy)
     require_linear(model, names, "loha")
     capped = cap_rank(model, names, config.rank)
     settings = peft.LoHaConfig(
@@ -203,7 +203,7 @@ def lokr(config: LokrConfig, model: Model, anatomy: Anatomy, base_path: str) -> 
     (A B)."""
     import peft
 
-    names = chosen_layers(config, model, anatomy)
+    names = chosen_layers(config, anatomy)
     require_linear(model, names, "lokr")
     # A factor smaller than the rank stays whole, so only a rank above every layer is refused.
     cap_rank(model, names, config.rank)
@@ -270,7 +270,7 @@ def vera(config: VeraConfig, model: Model, anatomy: Anatomy, base_path: str) -> 
     with A, B random and shared; b starts at 0."""
     import peft
 
-    names = chosen_layers(config, model, anatomy)
+    names = chosen_layers(config, anatomy)
     settings = peft.VeraConfig(
         r=config.rank,
         vera_dropout=config.dropout,
@@ -295,7 +295,7 @@ def oft(config: OftConfig, model: Model, anatomy: Anatomy, base_path: str) -> At
     block-diagonal and orthogonal by Cayley's transform."""
     import peft
 
-    names = chosen_layers(config, model, anatomy)
+    names = chosen_layers(config, anatomy)
     require_linear(model, names, "oft")
     return attach_peft(
         wrap(
@@ -328,7 +328,7 @@ def boft(config: BoftConfig, model: Model, anatomy: Anatomy, base_path: str) -> 
     import peft
     import torch
 
-    names = chosen_layers(config, model, anatomy)
+    names = chosen_layers(config, anatomy)
     require_linear(model, names, "boft")
     if config.factors > 1 and not torch.cuda.is_available():
         raise CompatError(problem("E-METHOD-64", "method.factors", factors=config.factors))
