@@ -4,6 +4,8 @@ import gc
 import subprocess
 import sys
 
+from helpers.building import make_model, make_tokenizer
+
 from tunewright.core import collector
 
 
@@ -24,7 +26,9 @@ def test_it_works_as_before_once_weights_are_loaded():
         gc.unfreeze()
 
 
-def test_a_command_rests_and_a_model_ends_that(built_folder):
+def test_a_command_rests_and_a_model_ends_that(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
     said = subprocess.run(
         [
             sys.executable,
@@ -35,7 +39,7 @@ def test_a_command_rests_and_a_model_ends_that(built_folder):
             "usual = gc.get_threshold()\n"
             "def app():\n"
             "    print(gc.get_threshold()[0])\n"
-            f"    load.load_model({str(built_folder)!r}, dtype='float32')\n"
+            f"    load.load_model({str(tmp_path)!r}, dtype='float32')\n"
             "    print(gc.get_threshold() == usual, gc.get_freeze_count() > 100_000)\n"
             "cli.app = app\n"
             "cli.main()\n"
