@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core import collector
 from tunewright.core.config import BaseConfig
 from tunewright.core.errors import (
     CompatError,
@@ -108,6 +109,7 @@ def load_model(
 
     from tunewright.models.scalar_heads import put_stored_score, stored_score
 
+    collector.work()
     folder, said = Path(folder), [] if notes is None else notes
     place = place_of(folder)
     raise_all(vet.problems_of(place.folder), ModelError)
