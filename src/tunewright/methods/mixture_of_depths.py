@@ -212,7 +212,23 @@ def mixture_of_depths(
     watch_mask(model, routing)
     vars(model)["depth_routing"] = routing
     parameters = saved.in_order(model, [*inside, *new])
-    return _attached(config, model, base_path, routing, part, parameters, set(new))
+    life = _Lifecycle(config, model, base_path, routing, part, parameters)
+    return Attached(
+        parameters=parameters,
+        model=model,
+        needs=Needs(layout="padded", frozen_base=config.train == "router"),
+        save=life.save,
+        disabled=life.disabled,
+        merge=None,
+        merge_reason=say("methods.depths_no_merge"),
+        penalties=life.penalties,
+        begin=life.begin,
+        after_update=life.after_update,
+        state=life.state,
+        load_state=life.load_state,
+        learning_rate=usual_rate("mixture_of_depths"),
+        rate_factors={name: config.router_rate for name in parameters if name in new},
+    )
 
 
 def _routers(model: Model) -> dict[str, Router]:
@@ -229,27 +245,36 @@ def part_dtype(part: BaseWeights, reference: Tensor) -> torch.dtype:
     return next(iter(part.dtypes.values()), reference.dtype)
 
 
-def _attached(
-    config: MixtureOfDepthsConfig,
-    model: Model,
-    base_path: str,
-    routing: Routing,
-    part: BaseWeights,
-    parameters: list[str],
-    new: set[str],
-) -> Attached:
-    routers = _routers(model)
+class _Lifecycle:
+    """What the engine asks of the method while it trains: the capacity of each step, the routers'
+    edges, the loss of their predictors, and what is saved."""
+
+    def __init__(
+        self,
+        config: MixtureOfDepthsConfig,
+        model: Model,
+        base_path: str,
+        routing: Routing,
+        part: BaseWeights,
+        parameters: list[str],
+    ):
+        self.config, self.model, self.base_path = config, model, base_path
+        self.routing, self.part, self.parameters = routing, part, parameters
+        self.routers = _routers(model)
 
     @contextlib.contextmanager
-    def disabled() -> Iterator[None]:
-        routing.on = False
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model is its base."""
+        self.routing.on = False
         try:
-            with part.originals():
+            with self.part.originals():
                 yield
         finally:
-            routing.on = True
+            self.routing.on = True
 
-    def penalties() -> dict[str, Term]:
+    def penalties(self) -> dict[str, Term]:
+        """The predictors' loss in the passes since it was last asked for."""
+        routing = self.routing
         losses = [loss for loss, _ in routing.pending]
         rows = sum(count for _, count in routing.pending)
         right = sum(count for count, _ in routing.right)
@@ -257,68 +282,58 @@ def _attached(
         if not losses:
             return {}
         routing.agreement = [*routing.agreement, right / rows][-RECENT:]
-        return {"predictor": (sum(losses[1:], losses[0]) / rows, config.predictor_weight)}
+        return {"predictor": (sum(losses[1:], losses[0]) / rows, self.config.predictor_weight)}
 
-    def move(updates: int) -> None:
+    def begin(self, steps: int) -> None:
+        """The run will take so many steps."""
+        ramp, settle = self.config.ramp, self.config.settle
+        self.routing.ramp_steps = round(ramp * steps) if self.routing.ramps else 0
+        self.routing.settle_step = max(1, round(settle * steps)) if settle < 1 else None
+        self._move(0)
+
+    def after_update(self, number: int) -> None:
+        """Let the edges follow what was picked in step `number`."""
+        for name, (total, count) in self.routing.edges.items():
+            if count:
+                router = self.routers[name]
+                router.edge += FOLLOW * (total / count - router.edge)
+        self.routing.edges = {}
+        self._move(number)
+
+    def _move(self, updates: int) -> None:
         """Take the capacity and the way of routing that the step after `updates` updates has."""
+        routing = self.routing
         done = min(1.0, updates / routing.ramp_steps) if routing.ramp_steps else 1.0
         routing.updates = updates
-        routing.capacity = 1 + (config.capacity - 1) * done
+        routing.capacity = 1 + (self.config.capacity - 1) * done
         routing.settled = routing.settle_step is not None and updates >= routing.settle_step
 
-    def begin(steps: int) -> None:
-        routing.ramp_steps = round(config.ramp * steps) if routing.ramps else 0
-        routing.settle_step = max(1, round(config.settle * steps)) if config.settle < 1 else None
-        move(0)
+    def edges(self) -> dict[str, float]:
+        """The edge of each router."""
+        return {name: router.edge for name, router in self.routers.items()}
 
-    def after_update(number: int) -> None:
-        for name, (total, count) in routing.edges.items():
-            if count:
-                router = routers[name]
-                router.edge += FOLLOW * (total / count - router.edge)
-        routing.edges = {}
-        move(number)
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides weights."""
+        routing = self.routing
+        told = {"agreement": routing.agreement, "updates": routing.updates}
+        return {**told, "edges": self.edges()}
 
-    def state() -> dict[str, Any]:
-        return {
-            "agreement": routing.agreement,
-            "updates": routing.updates,
-            "edges": {name: router.edge for name, router in routers.items()},
-        }
-
-    def load_state(given: dict[str, Any]) -> None:
-        routing.agreement = [float(share) for share in given["agreement"]]
+    def load_state(self, given: dict[str, Any]) -> None:
+        """Take up `state`."""
+        self.routing.agreement = [float(share) for share in given["agreement"]]
         for name, edge in given["edges"].items():
-            routers[name].edge = float(edge)
-        move(int(given["updates"]))
+            self.routers[name].edge = float(edge)
+        self._move(int(given["updates"]))
 
-    def save(folder: Path) -> None:
-        share = sum(routing.agreement) / len(routing.agreement) if routing.agreement else None
-        edges = {name: router.edge for name, router in routers.items()}
-        tensors = saved.tensors_of(model, parameters)
+    def save(self, folder: Path) -> None:
+        """Write the trained weights, the edges and how often the predictors were right."""
+        agreed = self.routing.agreement
         saved.write(
             folder,
             "mixture_of_depths",
-            config,
-            base_path,
-            tensors,
-            predictor_agreement=share,
-            edges=edges,
+            self.config,
+            self.base_path,
+            saved.tensors_of(self.model, self.parameters),
+            predictor_agreement=sum(agreed) / len(agreed) if agreed else None,
+            edges=self.edges(),
         )
-
-    return Attached(
-        parameters=parameters,
-        model=model,
-        needs=Needs(layout="padded", frozen_base=config.train == "router"),
-        save=save,
-        disabled=disabled,
-        merge=None,
-        merge_reason=say("methods.depths_no_merge"),
-        penalties=penalties,
-        begin=begin,
-        after_update=after_update,
-        state=state,
-        load_state=load_state,
-        learning_rate=usual_rate("mixture_of_depths"),
-        rate_factors={name: config.router_rate for name in parameters if name in new},
-    )
