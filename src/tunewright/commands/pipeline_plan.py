@@ -4,7 +4,6 @@ stages (`stage:NAME`) resolved to folders, and all problems of all stages at onc
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tunewright.core.registry import methods
 from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, parse_run
 from tunewright.core.words import say
 from tunewright.methods import continuing
+from tunewright.record.folder import free_folder, stem_of
 
 ADAPTER, MODEL, SCORES = "adapter", "model", "scores"
 """What a stage leaves for the next: weights beside a base, a whole model, or a reward model."""
@@ -71,16 +71,7 @@ def load_pipeline(
     """The pipeline of a file with `key=value` words and flags. Raises ConfigError with the problems
     of all stages."""
     content = read_pipeline(path, words, flags)
-    return plan(content, Path(content.out) if content.out else _default_out(path))
-
-
-def _default_out(path: Path) -> Path:
-    """`runs/<file>-<n>` with the first free n."""
-    stem = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "pipeline"
-    n = 1
-    while Path("runs", f"{stem}-{n}").exists():
-        n += 1
-    return Path("runs", f"{stem}-{n}")
+    return plan(content, Path(content.out or free_folder(stem_of(path, "pipeline"))))
 
 
 def plan(content: PipelineFile, out: Path) -> Pipeline:

@@ -73,7 +73,8 @@ def start(
     given = load_run(source, [*fixed, *first]).given
     given = {key: value for key, value in given.items() if key != "out"}
     _require_held_out(given, metric)
-    out = out or _free(source)
+    name = source.stem if source else "sweep"
+    out = out or run_folder.free_folder(f"{name}-sweep")
     run_folder.require_free(out)
     sweep = Sweep(out, given, spaces, wanted, sampler, seed, prune, metric, higher, minutes=minutes)
     with publish.folder(out) as place:
@@ -302,13 +303,6 @@ def _require_held_out(given: dict[str, Any], metric: str) -> None:
     held = given.get("data.held_out")
     if held in (0, 0.0) and held is not None and not isinstance(held, bool):
         raise UsageError.of("E-SWEEP-12", "data.held_out", metric=metric or "held_out_loss")
-
-
-def _free(source: Path | None) -> Path:
-    stem, n = source.stem if source else "sweep", 1
-    while (out := Path("runs", f"{stem}-sweep-{n}")).exists():
-        n += 1
-    return out
 
 
 def _write_out(sweep: Sweep) -> None:

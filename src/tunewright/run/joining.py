@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tunewright.core import launched
 from tunewright.core.errors import CompatError, UsageError, problem, raise_all
 from tunewright.core.machine import peak_memory_bytes, versions
-from tunewright.core.runfile import ParsedRun, as_dict, flatten, kind_of, parse_run, parse_value
+from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_run, parse_value
 from tunewright.core.telling import Relay, Tell
 from tunewright.core.words import say
 from tunewright.engine import placement, rank_watch, ranks
@@ -70,7 +70,7 @@ def with_others(
         _require_same(team, {"key": as_dict(parsed.config), "versions": _versions()})
         asked = team.gather(None if resume is None else str(resume))
         resume = None if asked[0] is None else Path(asked[0])
-        out = team.first(lambda: str(resume or _out_of(parsed)))
+        out = team.first(lambda: str(resume or run_folder.out_of(parsed.config)))
         if resume is None and place.attempt and (Path(out) / "run.yaml").is_file():
             # torchrun started the processes again: they go on where the last ones ended.
             resume = Path(out)
@@ -99,13 +99,6 @@ def going_on(given: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
         # One process goes on with what several began.
         given = {k: v for k, v in given.items() if k not in PROCESS_KEYS}
     return given
-
-
-def _out_of(parsed: ParsedRun) -> Path:
-    config = parsed.config
-    return (
-        Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
-    )
 
 
 def _with_out(parsed: ParsedRun, out: str) -> ParsedRun:
