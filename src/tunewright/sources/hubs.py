@@ -151,7 +151,7 @@ def _without_pickles(name: str, folder: Path) -> list[Problem]:
 
     try:
         names = huggingface_hub.HfApi().list_repo_files(name, revision=folder.name)
-    except Exception:
+    except Exception:  # the list is only for a better message; what is missing is said without it
         return []
     pickled = [n for n in names if n.endswith(headers.PICKLE_SUFFIXES)]
     place = f"./{name.rpartition('/')[2]}"
