@@ -95,6 +95,14 @@ class Estimate:
         }
         return {part: seconds for part, seconds in parts.items() if seconds is not None}
 
+    def disturbed_parts(self) -> frozenset[str]:
+        """Parts whose seconds rest on what was measured while other programs held the processors:
+        how they compare with a run says nothing."""
+        trial, rates = self.question.trial, self.question.rates
+        if trial is not None:
+            return frozenset(("train", "evaluate", "ask") if trial.busy else ())
+        return frozenset(("train", "evaluate", "ask") if rates is not None and rates.busy else ())
+
     @property
     def wall_seconds(self) -> float | None:
         """Of the whole command; None where no rate was measured."""
@@ -210,6 +218,8 @@ def _reasons(question: Question, parts: dict[str, int]) -> list[str]:
     if known is not None and known.runs and (known.seconds or known.memory != 1.0):
         key = "fit.reason.learnt" if known.alike else "fit.reason.learnt_others"
         reasons.append(say(key, runs=known.runs))
+    if known is not None and known.disturbed:
+        reasons.append(say("fit.reason.disturbed", runs=known.disturbed))
     if experts > 1:
         reasons.append(say("fit.reason.experts", count=experts))
     if beside:

@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.advise.speed import Rates
+from tunewright.advise.speed import BUSY_SECONDS, Rates
 from tunewright.advise.watching import Watch, bytes_of, tensors_of
 from tunewright.core import faults, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import TunewrightError
-from tunewright.core.machine import fingerprint, is_busy, peak_memory_bytes, resident_bytes
+from tunewright.core.machine import fingerprint, peak_memory_bytes, resident_bytes
+from tunewright.core.stopwatch import Laps
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Objective, Sample
 from tunewright.engine.schedule import make_schedule
@@ -50,9 +51,9 @@ KERNELS_TRIED = 16
 QUESTIONS, ROW_TOKENS, MORE_TOKENS = 4, 16, 8
 """Questions that are answered, tokens of one whose row has no answer, and tokens that are written
 more than at least."""
-MOST_DAYS, BUSY_SECONDS = 30, 600
-"""How long a trial counts; one that was made while other programs held the processors counts for a
-few minutes only."""
+MOST_DAYS = 30
+"""How long a trial counts; one that was made while other programs held the processors counts for
+`BUSY_SECONDS` only."""
 MOST_WEIGHTS = 4e8
 """Weights that are made up at most."""
 
@@ -248,7 +249,7 @@ def _tried(
     engine = asked.config.engine.model_copy(update={"activation_cache": "off"})
     config = asked.config.model_copy(update={"engine": engine})
     kernel = _kernel_bytes(world)
-    busy, process, before = is_busy(), resident_bytes(), peak_memory_bytes("cpu")
+    process, before, laps = resident_bytes(), peak_memory_bytes("cpu"), Laps()
     causal = load.made_up(asked.folder, blocks, dtype=world.torch_dtype(), base=config.base)
     opened = to_train(
         config,
@@ -276,7 +277,7 @@ def _tried(
         rest_weights=weights[1],
         state_bytes=state,
         layout=opened.layout,
-        busy=busy,
+        busy=laps.lap().disturbed(world.threads),
     )
 
 
