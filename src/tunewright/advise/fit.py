@@ -163,6 +163,7 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
         # What the driver holds there is not counted as allocated, and yet nobody else can have it.
         return parts, peak, peak + (memory.GPU_BYTES if question.device.startswith("cuda") else 0)
     if work.trial is not None and work.trial.peak_bytes:
+        around.append(_measuring(parts, memory.measuring_bytes(shape, work)))
         return _largest_phase(parts, work, around)
     # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at the
     # end, for the reload that proves the adapter.
@@ -172,6 +173,12 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
         wide = shape.parameters * work.item + parts["process"]
         peak, needed = max(peak, wide + mapped), max(needed, wide)
     return parts, peak, needed
+
+
+def _measuring(parts: dict[str, int], head: int) -> dict[str, int]:
+    """The parts while held-out rows are measured between steps."""
+    stays = ("weights", "adapter", "process", "kernels", "optimiser", "beside")
+    return {name: parts[name] for name in stays} | {"head": head}
 
 
 def _largest_phase(

@@ -198,6 +198,12 @@ class Question:
         own = math.ceil(1.2 * self.step_rows / self.processes)
         return min(rows, max(own, self.facts.longest))
 
+    def _measured_labels(self) -> int:
+        """Rows of the samples that are measured together which predict a token."""
+        facts = self.facts
+        held = facts.held_out if self.measured_rows else 0
+        return round(held * facts.label_rows_per_epoch / max(1, facts.samples))
+
     @property
     def work(self) -> Work:
         """What decides memory besides the model."""
@@ -221,6 +227,7 @@ class Question:
             self.method.moment_numbers(self.grown)
             if hasattr(self.method, "moment_numbers")
             else None,
+            measured_labels=self._measured_labels(),
             recompute=self.recompute,
             keep_bytes=self.keep_bytes,
             offload=self.offload,

@@ -19,15 +19,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.advise.speed import BUSY_SECONDS, Rates
-from tunewright.advise.watching import Watch, bytes_of, tensors_of
+from tunewright.advise.watching import Watch, bytes_of, counting, tensors_of
 from tunewright.core import faults, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import TunewrightError
-from tunewright.core.machine import fingerprint, peak_memory_bytes, resident_bytes
+from tunewright.core.machine import fingerprint, live_bytes, resident_bytes
 from tunewright.core.stopwatch import Laps
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Objective, Sample
@@ -105,17 +106,24 @@ class Trial:
     """What it keeps outside of the blocks that stand for all."""
     pass_rows: float
     """Rows of that pass."""
+    peak_rows: float = 0.0
+    """Rows of the pass of `peak_bytes`."""
     process_bytes: int = 0
     """Resident set of this process before the blocks were made; 0 where the system does not say."""
     peak_bytes: int = 0
-    """Largest resident set while the steps were tried; 0 where it was larger before."""
-    growth_bytes: float = 0.0
-    """By how much the resident set rose after the first step: kernels that are compiled for new
-    numbers of rows and kept, and holes between tensors of changing sizes."""
-    tried_passes: float = 0.0
-    """Passes in which it rose so."""
+    """Most bytes that live in a pass of `peak_rows` rows beside weights, moments and compiled
+    products: activations, gradients, temporaries of head and loss. 0 where the system does not say.
+    """
+    first_kernels: float = 0.0
+    """Bytes of the products that are compiled in the first pass."""
+    pass_kernels: float = 0.0
+    """Of those that a later pass compiles, for its new number of rows."""
+    read_kernels: float = 0.0
+    """Of those that passes which learn nothing, and answers, compile besides."""
     kernel_bytes: float = 0.0
-    """By how much it rises with one compiled product."""
+    """Bytes of one compiled product."""
+    gradient_bytes: float = 0.0
+    """Of the gradients, for all tried blocks; a part of `state_bytes`."""
     block_weights: float = 0.0
     """Bytes of one block, with what the method puts into it."""
     rest_weights: float = 0.0
@@ -249,7 +257,7 @@ def _tried(
     engine = asked.config.engine.model_copy(update={"activation_cache": "off"})
     config = asked.config.model_copy(update={"engine": engine})
     kernel = _kernel_bytes(world)
-    process, before, laps = resident_bytes(), peak_memory_bytes("cpu"), Laps()
+    process, laps = resident_bytes(), Laps()
     causal = load.made_up(asked.folder, blocks, dtype=world.torch_dtype(), base=config.base)
     opened = to_train(
         config,
@@ -267,32 +275,32 @@ def _tried(
     _know_the_start(opened, chosen)
     with Watch(opened) as watched:
         found = _measured(opened, chosen, watched, blocks)
-    weights, state = _weights(opened, watched.blocks), _state(opened)
+    weights, (gradients, held) = _weights(opened, watched.blocks), _state(opened)
     return replace(
         found,
         process_bytes=process,
-        peak_bytes=found.peak_bytes if found.peak_bytes > before else 0,
         kernel_bytes=kernel,
         block_weights=weights[0],
         rest_weights=weights[1],
-        state_bytes=state,
+        state_bytes=gradients + held,
+        gradient_bytes=gradients,
         layout=opened.layout,
         busy=laps.lap().disturbed(world.threads),
     )
 
 
 def _kernel_bytes(world: World) -> float:
-    """Bytes that the process grows with a matrix product of a new size. Takes about 50 ms."""
+    """Bytes that a matrix product of a new size leaves. Takes about 50 ms."""
     import torch
 
     b = torch.ones(576, 320, dtype=world.torch_dtype())
     # Sizes that no program uses, so that none was compiled before.
     rows = [torch.ones(403 + 2 * n, 576, dtype=b.dtype) for n in range(KERNELS_TRIED + 1)]
     torch.mm(rows[0], b)
-    before = resident_bytes()
+    before = live_bytes()
     for a in rows[1:]:
         torch.mm(a, b)
-    return max(0.0, (resident_bytes() - before) / KERNELS_TRIED)
+    return max(0.0, (live_bytes() - before) / KERNELS_TRIED)
 
 
 def _weights(opened: Ready, blocks: Sequence[Any]) -> tuple[float, float]:
@@ -303,8 +311,8 @@ def _weights(opened: Ready, blocks: Sequence[Any]) -> tuple[float, float]:
     return each, whole - each * len(blocks)
 
 
-def _state(opened: Ready) -> float:
-    """Bytes of gradients and of what the optimiser holds besides the model's own weights."""
+def _state(opened: Ready) -> tuple[float, float]:
+    """(bytes of gradients, of what the optimiser holds besides the model's own weights)."""
     optimizer = opened.stepper.optimizer
     own = {t.untyped_storage().data_ptr() for t in tensors_of(opened)}
     learns = [p for group in optimizer.param_groups for p in group["params"]]
@@ -315,7 +323,7 @@ def _state(opened: Ready) -> float:
         if hasattr(t, "untyped_storage")
     ]
     apart = [t for t in (*learns, *held) if t.untyped_storage().data_ptr() not in own]
-    return float(bytes_of(learns) + bytes_of(apart))
+    return float(bytes_of(learns)), float(bytes_of(apart))
 
 
 def _steps_of(
@@ -363,7 +371,7 @@ def _know_the_start(opened: Ready, chosen: list[list[Sample]]) -> None:
 @dataclass
 class _Step:
     """What one step took: seconds in all, of its update and of drawing answers; what it computed;
-    seconds in each block, forward and backward; the resident set at its end, and the largest."""
+    seconds in each block, forward and backward; bytes that live in the heap at its end."""
 
     whole: float
     update: float
@@ -373,21 +381,24 @@ class _Step:
     passes: int
     forward: list[float]
     backward: list[float]
-    held: int
-    peak: int
+    live: int
 
 
 def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: int) -> Trial:
+    began = live_bytes()
     taken = _take(opened, chosen, watch)
+    peak, pass_rows = _most_alive(opened, chosen[: len(taken)], taken)
     kept, first, later = watch.kept_at_most(), taken[0], taken[1:] or taken
     rows = _mean([step.rows for step in later])
     whole, update = _mean([s.whole for s in later]), _mean([s.update for s in later])
     draw = _mean([s.draw for s in later])
     learns = [n for n in _middle(blocks) if watch.learns[n]]
     block, still = _of_a_block(later, learns, watch, blocks, rows)
+    before = live_bytes()
     start, start_first, start_block = _starting(opened, chosen, watch, blocks)
     read, read_first = _reading(opened, chosen[-1], watch)
     ask, token = _answering(opened, chosen)
+    _, held = _state(opened)
     return Trial(
         blocks=blocks,
         rows=rows,
@@ -414,9 +425,11 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         block_bytes=_mean([kept[n] for n in learns]),
         rest_bytes=sum(kept) - sum(kept[n] for n in learns),
         pass_rows=first.rows / max(1, first.passes),
-        peak_bytes=taken[-1].peak,
-        growth_bytes=max(0.0, taken[-1].held - first.held),
-        tried_passes=sum(step.passes for step in later),
+        peak_bytes=peak,
+        peak_rows=pass_rows,
+        first_kernels=max(0.0, first.live - began - held),
+        pass_kernels=_of_a_new_pass(taken),
+        read_kernels=max(0.0, live_bytes() - before),
     )
 
 
@@ -447,13 +460,32 @@ def _take(opened: Ready, chosen: list[list[Sample]], watch: Watch) -> list[_Step
                 report.passes,
                 watch.forward,
                 watch.backward,
-                resident_bytes(),
-                peak_memory_bytes("cpu"),
+                live_bytes(),
             )
         )
         if number >= 3 and time.perf_counter() - begin > SECONDS * number / (number + 1):
             break
     return taken
+
+
+def _most_alive(
+    opened: Ready, chosen: Sequence[list[Sample]], taken: Sequence[_Step]
+) -> tuple[int, float]:
+    """(most bytes that live in a step besides what lives before it, rows of its pass), of the step
+    with the largest passes, taken once more: its products are compiled."""
+    number = max(range(len(taken)), key=lambda n: taken[n].rows / max(1, taken[n].passes))
+    before = live_bytes()
+    with counting() as most:
+        report = opened.stepper.step(chosen[number], len(taken) + 1, 1e-6)
+    rows = report.physical_rows / max(1, report.passes)
+    return (max(0, most.live - before) if before else 0), rows
+
+
+def _of_a_new_pass(taken: Sequence[_Step]) -> float:
+    """Bytes of what a pass compiles whose number of rows is new: the median of the steps after the
+    first."""
+    grown = [(now.live - last.live, now) for last, now in pairwise(taken) if now.rows != last.rows]
+    return max(0.0, _median([more / max(1, step.passes) for more, step in grown]))
 
 
 def _of_a_block(

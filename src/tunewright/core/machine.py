@@ -196,6 +196,33 @@ def resident_bytes() -> int:
     return 0
 
 
+class _Mallinfo(ctypes.Structure):
+    """What glibc tells of its heap (`man mallinfo2`)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def live_bytes() -> int:
+    """Bytes that this process holds in the C heap now: tensors, compiled products, what libraries
+    keep; nothing of what was freed and stays with the process. 0 where the system does not say
+    (another system than Linux with glibc 2.33)."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    try:
+        ask = ctypes.CDLL("libc.so.6").mallinfo2
+    except (OSError, AttributeError):
+        return 0
+    ask.restype = _Mallinfo
+    found = ask()
+    return int(found.uordblks + found.hblkhd)
+
+
 def keep_freed_memory() -> bool:
     """Ask glibc to reuse freed blocks up to 32 MiB instead of returning them to the system, which
     costs a page fault per 4 KiB at the next use.
