@@ -102,9 +102,7 @@ def test_what_a_program_and_its_children_use_is_its_own() -> None:
     laps = Laps()
     subprocess.run([sys.executable, "-c", code.format(0.4)], input=b"\n", check=True)
     with subprocess.Popen(
-        [sys.executable, "-c", code.format(0.4)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        [sys.executable, "-c", code.format(0.4)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as running:
         assert running.stdin is not None and running.stdout is not None
         running.stdout.readline()

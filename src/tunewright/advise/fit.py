@@ -178,7 +178,8 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
 def _measuring(parts: dict[str, int], head: int) -> dict[str, int]:
     """The parts while held-out rows are measured between steps."""
     stays = ("weights", "adapter", "process", "kernels", "optimiser", "beside")
-    return {name: parts[name] for name in stays} | {"head": head}
+    holes = memory.TORN * parts["kernels"] + memory.LOOSE * head
+    return {name: parts[name] for name in stays} | {"head": head, "holes": int(holes)}
 
 
 def _largest_phase(
@@ -188,6 +189,7 @@ def _largest_phase(
     the others was seen in a trial: training; the reload at the end, while the file is mapped; the
     answers of what was reloaded, with the weights laid out once more; and those `around`."""
     stays = {name: parts[name] for name in ("weights", "adapter", "process", "kernels")}
+    stays["holes"] = int(memory.TORN * parts["kernels"])
     learns = {n: size for n, size in parts.items() if n not in ("answers", "loading")}
     packed = 0 if work.base_bits is not None else parts["weights"]
     phases = [
@@ -197,11 +199,10 @@ def _largest_phase(
     ]
     phases += around
     largest = max(phases, key=lambda phase: sum(phase.values()))
-    largest["unseen"] = int(memory.UNSEEN * sum(largest.values()))
     # The mapped file and the second layout of the weights give way where memory is short.
     least = max(sum(learns.values()), sum(stays.values()) + parts["answers"])
     least = max([least, *(sum(phase.values()) for phase in around)])
-    return largest, sum(largest.values()), int((1 + memory.UNSEEN) * least)
+    return largest, sum(largest.values()), least
 
 
 def _reasons(question: Question, parts: dict[str, int]) -> list[str]:

@@ -31,13 +31,14 @@ TOKEN_BYTES = 400
 GPU_BYTES = 600 * MiB
 """What a CUDA process holds on the device before any tensor: context, kernels, workspace of the
 matrix library."""
-TORN = 0.8
-"""Bytes of holes for each byte of compiled products: they stay where they were made, between
-tensors that go (docs/plan.md has the figures)."""
-MOST_KERNELS = 2 * KERNELS
-"""Compiled products that a run keeps at most: oneDNN's `KERNELS`, and PyTorch's own."""
-UNSEEN = 0.03
-"""Of what a trial foretells, how much more a run holds that the short trial did not see."""
+TORN, LOOSE = 0.55, 0.5
+"""Bytes of holes for each byte of compiled products, which stay where they were made, between
+tensors that go; and for each byte that lives within a step only (docs/plan.md has the figures)."""
+PYTORCHS = 0.43
+"""Of the bytes of a compiled product, the copy that PyTorch keeps beside oneDNN's, of twice as many
+products (`core.machine.KERNELS`)."""
+ASKED_MORE = 2.0
+"""Kinds of products of all answers and held-out passes of a run, for each that a trial meets."""
 MOMENTS = {
     "adamw": 8,
     "adamw_8bit": 2,
@@ -256,6 +257,7 @@ def _tried(shape: ModelShape, work: Work, trial: Trial) -> dict[str, int]:
     parts["activations"] = int(_together(kept, gradients, several))
     parts["head"] = max(0, int(besides))
     parts["kernels"] = _compiled(work, trial)
+    parts["holes"] = int(TORN * parts["kernels"] + LOOSE * (parts["activations"] + parts["head"]))
     return parts
 
 
@@ -266,11 +268,12 @@ def _together(kept: float, gradients: float, several: bool) -> float:
 
 
 def _compiled(work: Work, trial: Trial) -> int:
-    """Bytes of the products that a run compiles and keeps, and of the holes that they tear. Every
-    new number of rows brings some, until as many are kept as may be."""
+    """Bytes of the products that a run compiles and keeps: every new number of rows brings some,
+    until oneDNN keeps as many as it may, and then PyTorch."""
     later = max(0.0, work.all_passes - 1)
-    found = trial.first_kernels + trial.read_kernels + later * trial.pass_kernels
-    return int((1 + TORN) * min(found, MOST_KERNELS * trial.kernel_bytes))
+    found = trial.first_kernels + ASKED_MORE * trial.read_kernels + later * trial.pass_kernels
+    most = KERNELS * trial.kernel_bytes
+    return int(min(found, most) + PYTORCHS * min(max(0.0, found - most), most))
 
 
 def _head_bytes(shape: ModelShape, work: Work) -> int:

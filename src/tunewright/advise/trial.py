@@ -14,6 +14,7 @@ Takes about `SECONDS`; what was found is kept under everything that decides it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import statistics
 import time
@@ -257,7 +258,8 @@ def _tried(
     engine = asked.config.engine.model_copy(update={"activation_cache": "off"})
     config = asked.config.model_copy(update={"engine": engine})
     kernel = _kernel_bytes(world)
-    process, laps = resident_bytes(), Laps()
+    gc.collect()
+    process, began, laps = resident_bytes(), live_bytes(), Laps()
     causal = load.made_up(asked.folder, blocks, dtype=world.torch_dtype(), base=config.base)
     opened = to_train(
         config,
@@ -276,9 +278,12 @@ def _tried(
     with Watch(opened) as watched:
         found = _measured(opened, chosen, watched, blocks)
     weights, (gradients, held) = _weights(opened, watched.blocks), _state(opened)
+    # What lived after the first step besides weights and moments.
+    first = found.first_kernels - began - bytes_of(tensors_of(opened)) - held
     return replace(
         found,
         process_bytes=process,
+        first_kernels=max(0.0, first),
         kernel_bytes=kernel,
         block_weights=weights[0],
         rest_weights=weights[1],
@@ -385,7 +390,6 @@ class _Step:
 
 
 def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: int) -> Trial:
-    began = live_bytes()
     taken = _take(opened, chosen, watch)
     peak, pass_rows = _most_alive(opened, chosen[: len(taken)], taken)
     kept, first, later = watch.kept_at_most(), taken[0], taken[1:] or taken
@@ -394,11 +398,12 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
     draw = _mean([s.draw for s in later])
     learns = [n for n in _middle(blocks) if watch.learns[n]]
     block, still = _of_a_block(later, learns, watch, blocks, rows)
+    gc.collect()
     before = live_bytes()
     start, start_first, start_block = _starting(opened, chosen, watch, blocks)
     read, read_first = _reading(opened, chosen[-1], watch)
     ask, token = _answering(opened, chosen)
-    _, held = _state(opened)
+    gc.collect()  # packed weights lie in a cycle
     return Trial(
         blocks=blocks,
         rows=rows,
@@ -427,7 +432,7 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         pass_rows=first.rows / max(1, first.passes),
         peak_bytes=peak,
         peak_rows=pass_rows,
-        first_kernels=max(0.0, first.live - began - held),
+        first_kernels=first.live,
         pass_kernels=_of_a_new_pass(taken),
         read_kernels=max(0.0, live_bytes() - before),
     )

@@ -287,9 +287,7 @@ def _processors(reached: Reached) -> dict[str, Any]:
         part
         for part, one in spent.items()
         if part in told
-        and one.disturbed(
-            world.threads, computes=part in COMPUTES and world.device == "cpu"
-        )
+        and one.disturbed(world.threads, computes=part in COMPUTES and world.device == "cpu")
     ]
     if "train" in others:
         others += [part for part in IN_THE_LOOP if part not in others]
