@@ -34,7 +34,7 @@ matrix library."""
 TORN, LOOSE = 0.55, 0.5
 """Bytes of holes for each byte of compiled products, which stay where they were made, between
 tensors that go; and for each byte that lives within a step only (docs/plan.md has the figures)."""
-PYTORCHS = 0.43
+PYTORCHS = 0.33
 """Of the bytes of a compiled product, the copy that PyTorch keeps beside oneDNN's, of twice as many
 products (`core.machine.KERNELS`)."""
 ASKED_MORE = 2.0

@@ -166,12 +166,9 @@ def _children_of(process: int | str) -> list[int]:
     """Processes that a process started and that still run."""
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError):
-        for thread in os.listdir(f"/proc/{process}/task"):
-            with (
-                contextlib.suppress(OSError),
-                open(f"/proc/{process}/task/{thread}/children", encoding="ascii") as handle,
-            ):
-                found += map(int, handle.read().split())
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (thread / "children").read_text(encoding="ascii").split())
     return found
 
 
