@@ -163,7 +163,7 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
         # What the driver holds there is not counted as allocated, and yet nobody else can have it.
         return parts, peak, peak + (memory.GPU_BYTES if question.device.startswith("cuda") else 0)
     if work.trial is not None and work.trial.peak_bytes:
-        around.append(_measuring(parts, memory.measuring_bytes(shape, work)))
+        around.append(_measuring(parts, work.trial, memory.measuring_bytes(shape, work)))
         return _largest_phase(parts, work, around)
     # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at the
     # end, for the reload that proves the adapter.
@@ -175,11 +175,11 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
     return parts, peak, needed
 
 
-def _measuring(parts: dict[str, int], head: int) -> dict[str, int]:
+def _measuring(parts: dict[str, int], trial: Trial, head: int) -> dict[str, int]:
     """The parts while held-out rows are measured between steps."""
     stays = ("weights", "adapter", "process", "kernels", "optimiser", "beside")
-    holes = memory.TORN * parts["kernels"] + memory.LOOSE * head
-    return {name: parts[name] for name in stays} | {"head": head, "holes": int(holes)}
+    holes = memory.hole_bytes(trial, parts["kernels"], head)
+    return {name: parts[name] for name in stays} | {"head": head, "holes": holes}
 
 
 def _largest_phase(

@@ -31,9 +31,10 @@ TOKEN_BYTES = 400
 GPU_BYTES = 600 * MiB
 """What a CUDA process holds on the device before any tensor: context, kernels, workspace of the
 matrix library."""
-TORN, LOOSE = 0.55, 0.5
+TORN, LOOSE, LOOSER = 0.55, 0.1, 0.4
 """Bytes of holes for each byte of compiled products, which stay where they were made, between
-tensors that go; and for each byte that lives within a step only (docs/plan.md has the figures)."""
+tensors that go; for each byte that lives within a step only; and for each of these besides where
+oneDNN keeps as many products as it may (docs/plan.md has the figures)."""
 PYTORCHS = 0.33
 """Of the bytes of a compiled product, the copy that PyTorch keeps beside oneDNN's, of twice as many
 products (`core.machine.KERNELS`)."""
@@ -257,8 +258,17 @@ def _tried(shape: ModelShape, work: Work, trial: Trial) -> dict[str, int]:
     parts["activations"] = int(_together(kept, gradients, several))
     parts["head"] = max(0, int(besides))
     parts["kernels"] = _compiled(work, trial)
-    parts["holes"] = int(TORN * parts["kernels"] + LOOSE * (parts["activations"] + parts["head"]))
+    within = parts["activations"] + parts["head"]
+    parts["holes"] = hole_bytes(trial, parts["kernels"], within)
     return parts
+
+
+def hole_bytes(trial: Trial, kernels: int, within: int) -> int:
+    """Bytes that the process keeps of what was freed, where `kernels` bytes of compiled products
+    stay and `within` bytes come and go."""
+    full = KERNELS * trial.kernel_bytes
+    share = min(1.0, kernels / full) if full else 0.0
+    return int(TORN * kernels + (LOOSE + LOOSER * share) * within)
 
 
 def _together(kept: float, gradients: float, several: bool) -> float:
