@@ -176,10 +176,11 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
 
 
 def _measuring(parts: dict[str, int], trial: Trial, head: int) -> dict[str, int]:
-    """The parts while held-out rows are measured between steps."""
-    stays = ("weights", "adapter", "process", "kernels", "optimiser", "beside")
-    holes = memory.hole_bytes(trial, parts["kernels"], head)
-    return {name: parts[name] for name in stays} | {"head": head, "holes": holes}
+    """The parts while held-out rows are measured between steps: what the steps freed stays with the
+    process, and a large block is none of it."""
+    stays = {name: size for name, size in parts.items() if name not in ("answers", "loading")}
+    holes = memory.hole_bytes(trial, parts["kernels"], parts["activations"] + head)
+    return stays | {"head": head, "holes": holes}
 
 
 def _largest_phase(
