@@ -10,6 +10,7 @@ begun it. How long asking may take is decided in `asking_time`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,8 @@ class Asker:
                 if self.probes:
                     self._ask_start(model, KeptAnswers(about))
                 model.forget()
+            del model
+            gc.collect()  # what wrote the answers lies in a cycle, with weights packed for it
         self._write()
 
     def on_the_way(self, opened: Ready) -> list[dict[str, Any]]:
