@@ -57,6 +57,47 @@ def test_a_json_list_is_rows_and_an_input_belongs_to_its_instruction(tmp_path: P
     assert [row.body["messages"][0]["content"] for row in found] == ["Translate\ngood day", rows[1]]
 
 
+Q, A = "what is the capital", "Paris"
+ASKED = {"role": "user", "content": Q}
+TOLD = {"role": "system", "content": "Be brief."}
+AS_DATA: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "the answer of a dialogue is not asked": (
+        {"messages": [TOLD, ASKED, {"role": "assistant", "content": A}]}, [TOLD, ASKED],
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]}, [ASKED],
+    ),
+    "system and history": (
+        {"instruction": Q, "output": A, "system": "Be brief.", "history": [["hello", "good day"]]},
+        [TOLD, {"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}, ASKED],
+    ),
+    "a system prompt without an answer": ({"prompt": Q, "system": "Be brief."}, [TOLD, ASKED]),
+    "a context": ({"context": "Of France.", "question": Q}, [{"role": "user", "content": f"Of France.\n\n{Q}"}]),
+    "a pair": (
+        {"prompt": [ASKED], "chosen": [{"role": "assistant", "content": A}], "rejected": [{"role": "assistant", "content": "no"}]},
+        [ASKED],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", AS_DATA)
+def test_a_row_of_data_asks_what_evaluate_asks(form: str, tmp_path: Path) -> None:
+    from tunewright.evaluate.asked import read_questions
+
+    row, wanted = AS_DATA[form]
+    (found,) = batching.read_rows(written(tmp_path / "rows.jsonl", [row]), {}, "")
+    assert found.body["messages"] == wanted
+    if "output" in row or "conversations" in row or "messages" in row:
+        (question,) = read_questions(str(tmp_path / "rows.jsonl")).questions
+        assert [{"role": m.role, "content": m.content} for m in question.messages] == wanted
+
+
+def test_a_table_is_rows_and_not_lines_of_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f'question,answer\n"{Q}",{A}\n', encoding="utf-8")
+    (found,) = batching.read_rows(tmp_path / "a.csv", {}, "")
+    assert found.body["messages"] == [ASKED] and found.given == {"question": Q, "answer": A}
+
+
 def test_rows_of_every_form_are_answered_in_their_order(place: Path, tmp_path: Path) -> None:
     asked = "what is the capital"
     body = {"messages": [{"role": "user", "content": asked}], "max_tokens": 12}
@@ -64,7 +105,7 @@ def test_rows_of_every_form_are_answered_in_their_order(place: Path, tmp_path: P
         {"prompt": asked, "id": 7},
         asked,
         {"question": "who learns"},
-        {"instruction": "who learns", "answer": "is replaced"},
+        {"instruction": "who learns", "answer": "is kept", "usage": 3},
         {"messages": [{"role": "user", "content": asked}]},
         {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body},
         {"prompt": "word " * 2000},
@@ -80,6 +121,7 @@ def test_rows_of_every_form_are_answered_in_their_order(place: Path, tmp_path: P
         *(red[asked], red[asked], red["who learns"], red["who learns"], red[asked]),
         *(None, None, None, None, None),
     ]
+    assert (found[3]["given_answer"], found[3]["given_usage"]) == ("is kept", 3)
     assert found[0]["id"] == 7 and found[0]["usage"]["completion_tokens"] > 0
     openai = found[5]
     assert openai["custom_id"] == "a" and openai["error"] is None

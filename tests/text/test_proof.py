@@ -3,6 +3,8 @@ we would not."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from helpers import families
 from hypothesis import given, settings
@@ -140,3 +142,11 @@ def test_learnt_spans_of_one_to_eight_turns_are_the_answers_and_their_stop_token
     learnt = {i for first, after in rendered.spans for i in range(first, after)}
     rest = renderer.decode([t for i, t in enumerate(rendered.ids) if i not in learnt])
     assert not any(f"A{turn} x" in rest for turn in range(len(answers)))
+
+
+def test_a_dialogue_of_the_proof_has_a_chinese_name(monkeypatch):
+    monkeypatch.setenv("TUNEWRIGHT_LANG", "zh")
+    told = {"checked": 0, "equal": 0, "completed": 0, "differences": {}, "refused": [*dialogues()]}
+    names = rendering_line(told).partition("无法渲染：")[2]
+    assert names.count("; ") == len(dialogues()) - 1
+    assert not re.search("[A-Za-z]", names), names

@@ -338,9 +338,11 @@ def _token_lines(report: dict[str, Any]) -> list[str]:
     if _is_learnt(report):
         stops = f"{report['stop_learnt_share']:.0%}"
         answers = report["answers"]
-        lines.append(say("data.say.answers", answers=answers, share=stops, template=template))
+        lines.append(
+            say("data.say.answers", answers=answers, share=stops, template=_template(template))
+        )
     else:
-        lines.append(say("data.say.asks", template=template))
+        lines.append(say("data.say.asks", template=_template(template)))
     named = {f"p{key}" if key.isdigit() else key: value for key, value in lengths.items()}
     rows = f"{shared['rows_physical_estimate']:,}"
     lines.append(say("data.say.lengths", **named))
@@ -348,18 +350,35 @@ def _token_lines(report: dict[str, Any]) -> list[str]:
     return lines + ([rendering_line(report["rendering"])] if report.get("rendering") else [])
 
 
+TEMPLATES = {"model's own": "data.say.template_own", "plain": "data.say.template_plain"}
+
+
+def _template(name: str) -> str:
+    """How a template is called in the person's language; a name of its own stays."""
+    return say(TEMPLATES[name]) if name in TEMPLATES else name
+
+
+def _dialogue(name: str) -> str:
+    """What a dialogue of the rendering proof is, in the person's language."""
+    count, _, rest = name.partition(" turns")
+    if count.isdigit():
+        return say("data.say.dialogue.turns_system" if rest else "data.say.dialogue.turns", n=count)
+    return say("data.say.dialogue." + name.replace(",", "").replace(" ", "_"))
+
+
 def rendering_line(proof: dict[str, Any]) -> str:
     """The rendering proof in one line."""
     differences, checked = proof["differences"], proof["checked"]
     if differences:
         name, shown = next(iter(differences.items()))
+        name = _dialogue(name)
         told = {"count": len(differences), "checked": checked, "name": name, "shown": safe(shown)}
         return "! " + say("data.say.rendering_differs", **told)
     said = say("data.say.rendering", equal=proof["equal"], checked=checked)
     if proof["completed"]:
         said += say("data.say.rendering_completed", count=proof["completed"])
     if proof["refused"]:
-        said += say("data.say.rendering_refused", names="; ".join(proof["refused"]))
+        said += say("data.say.rendering_refused", names="; ".join(map(_dialogue, proof["refused"])))
     return said
 
 

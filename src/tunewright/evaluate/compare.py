@@ -253,8 +253,8 @@ def _about_rows(
         )
     if read.left_out:
         said.append(say("beside.warning.no_question", count=read.left_out))
-    for (target, _), found in zip(planned.order, planned.found, strict=True):
-        trained = found.settings.get("data.train") if found is not None else None
+    for (target, is_base), found in zip(planned.order, planned.found, strict=True):
+        trained = found.settings.get("data.train") if found is not None and not is_base else None
         if isinstance(trained, str) and _same_place(trained, data):
             said.append(say("beside.warning.trained_on", name=target, data=data))
     if not any(q.expected.strip() for q in questions):

@@ -228,11 +228,12 @@ def _template(tokenizer: Any, renderer: Any) -> dict[str, Any]:
 
 def as_asked(renderer: Any, source: str) -> str:
     """The template with what the run was asked with besides: its choice about thinking, which a
-    program would otherwise leave at the family's own, and the beginning of an answer where the
-    template writes that with an answer only."""
-    stated = renderer.template.variables(renderer.form_of(None))
+    program would otherwise leave at the family's own, and the beginning of an answer (a header, an
+    empty thought) where the template writes that with an answer only."""
+    form = renderer.form_of(None)
+    stated = renderer.template.variables(form)
     before = "".join(f"{{% set {k} = {json.dumps(v)} %}}" for k, v in stated.items())
-    begins = renderer.template.header
+    begins = renderer.template.added(form)
     after = f"{{{{ {json.dumps(begins, ensure_ascii=False)} }}}}" if begins else ""
     if after:
         after = f"{{% if add_generation_prompt %}}{after}{{% endif %}}"

@@ -23,8 +23,11 @@ from tunewright.core.files import with_retry, write_json_lines
 from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
+from tunewright.data.files.reading import stream
+from tunewright.data.files.source import ending_of
 from tunewright.serve import asking, shapes
 from tunewright.serve.asking import Limits
+from tunewright.serve.batch_rows import asked
 from tunewright.serve.generation import Event, Failed, Generation, Said, Wanted
 from tunewright.serve.pool import Served
 from tunewright.serve.refusals import Refused
@@ -41,6 +44,14 @@ TEXTS = ("prompt", "question", "instruction", "input", "text")
 
 OWN = ("tools", "response_format")
 """Fields of a row that are settings of its own."""
+TABLES = (".csv", ".tsv", ".tab", ".parquet", ".arrow", ".feather")
+"""Endings of files that have columns and no lines."""
+WRITTEN = (
+    "answer", "finish_reason", "reasoning_content", "tool_calls", "answers", "usage", "error",
+)  # fmt: skip
+"""Fields that an answer may have."""
+GIVEN = "given_"
+"""Before the name of a field that the row had already: what was expected stays."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ def read_rows(path: Path, defaults: dict[str, Any], about: str) -> list[Row]:
     """The rows of a JSONL file (or one text a line). `defaults` are settings of rows that bring
     none, `about` says who answers. Raises DataError with every row that is none."""
     try:
-        lines = _lines(path.read_text(encoding="utf-8-sig"))
+        lines = _table(path) or _lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(problem("E-BATCH-01", str(path), reason=str(error))) from error
     rows, wrong = [], []
@@ -118,7 +129,12 @@ def _row(index: int, line: str, defaults: dict[str, Any]) -> Row:
         if system is not None and isinstance(body.get("messages"), list):
             body["messages"] = _under(system, body["messages"])
         return Row(index, given, body, completion, openai=True)
-    if isinstance(given, dict) and isinstance(given.get("messages"), list):
+    cells = given.items() if isinstance(given, dict) else ()
+    more = {name: value for name, value in cells if name in OWN and value is not None}
+    read = _as_data(given) if not settings.get("complete") else None
+    if read is not None:
+        messages, more = read["messages"], more | read
+    elif isinstance(given, dict) and isinstance(given.get("messages"), list):
         messages = given["messages"]
     else:
         found: Any = given
@@ -132,11 +148,31 @@ def _row(index: int, line: str, defaults: dict[str, Any]) -> Row:
         if settings.pop("complete", False):
             return Row(index, given, settings | {"prompt": found}, completion=True)
     settings.pop("complete", None)
-    cells = given.items() if isinstance(given, dict) else ()
-    more = {name: value for name, value in cells if name in OWN and value is not None}
     if system is not None:
         messages = _under(system, messages)
     return Row(index, given, settings | more | {"messages": messages})
+
+
+def _as_data(given: Any) -> dict[str, Any] | None:
+    """What a row of a data set asks; None for what is no such row, and for messages that end with a
+    question, which are asked as they stand."""
+    if not isinstance(given, dict):
+        return None
+    turns = given.get("messages")
+    if isinstance(turns, list):
+        ends = turns[-1] if turns else None
+        if not isinstance(ends, dict) or ends.get("role") != "assistant":
+            return None
+    return asked(given)
+
+
+def _table(path: Path) -> list[str]:
+    """The rows of a table or a packed file as lines of JSON; nothing for lines of text. Raises what
+    reading data raises."""
+    ending, packed = ending_of(path)
+    if not (packed or ending in TABLES):
+        return []
+    return [json.dumps(row.value, ensure_ascii=False, default=str) for row in stream(path).rows]
 
 
 def _lines(text: str) -> list[str]:
@@ -240,6 +276,7 @@ def _public(line: dict[str, Any], row: Row) -> dict[str, Any]:
             "error": error,
         }
     given = row.given if isinstance(row.given, dict) else {"prompt": row.given}
+    given = {GIVEN + name if name in WRITTEN else name: value for name, value in given.items()}
     if reply is None:
         return {**given, "answer": None, "error": line["error"]["message"]}
     texts = [_text(choice) for choice in reply["choices"]]

@@ -26,9 +26,13 @@ from tunewright.core.files import write_json
 from tunewright.core.words import ASSETS, say
 from tunewright.sources.gguf_header import Header, read_header
 
-CONVERTER = 1
+CONVERTER = 2
 """Goes up when a conversion would give another folder; older cached folders are then not used."""
 FLOAT32_LIMIT_BYTES = 4_000_000_000
+GEMMAS = {"gemma2": (2, 46), "gemma3": (6, 62)}
+"""Architectures whose blocks see a window in turns: every how many blocks one sees everything
+unless the file says otherwise, and how many blocks the largest model has, which scales its queries
+by another number. Source: llama.cpp's src/models/gemma2.cpp and gemma3.cpp."""
 CONTROL, USER_DEFINED = 3, 4
 """Kinds of tokens in `tokenizer.ggml.token_type`."""
 
@@ -119,7 +123,10 @@ def _unpack(gguf: Path, header: Header, tell: Callable[[str], None]) -> Any:
     config = AutoConfig.from_pretrained(**place)
     if getattr(config, "head_dim", None):
         config.head_dim = header.number("attention.key_length") or config.head_dim
-    _restore_rope(config, gguf, header)
+    if header.architecture in GEMMAS:
+        _restore_gemma(config, header)
+    else:
+        _restore_rope(config, gguf, header)
     small = header.num_values * 4 < FLOAT32_LIMIT_BYTES
     tell(
         say(
@@ -155,6 +162,42 @@ def _unpack(gguf: Path, header: Header, tell: Callable[[str], None]) -> Any:
         model.tie_weights()
         tell(say("models.tied_again"))
     return model
+
+
+def _restore_gemma(config: Any, header: Header) -> None:
+    """Bring back what a Gemma file states, or llama.cpp has built in, and Transformers replaces by
+    the defaults of one size: the scale of the queries, caps, windows and rotary settings. Raises
+    ValueError for rotary scaling that no config can express."""
+    data, name = header.metadata, header.architecture
+    period, largest = GEMMAS[name]
+    blocks = int(config.num_hidden_layers)
+    whole = int(config.hidden_size) // int(config.num_attention_heads)
+    config.query_pre_attn_scalar = whole if blocks == largest else int(config.head_dim)
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if data.get(f"{name}.{cap}") is not None:
+            setattr(config, cap, float(data[f"{name}.{cap}"]))
+    stated = data.get(f"{name}.attention.sliding_window_pattern", period)
+    if not data.get(f"{name}.attention.sliding_window"):
+        looks = [False] * blocks
+    elif isinstance(stated, list):
+        looks = [bool(one) for one in stated[:blocks]]
+    else:
+        looks = [bool(stated) and (i + 1) % int(stated) != 0 for i in range(blocks)]
+    config.layer_types = ["sliding_attention" if one else "full_attention" for one in looks]
+    kind = data.get(f"{name}.rope.scaling.type", "none")
+    if kind not in ("none", "linear") or any(n.startswith("rope_f") for n in header.tensors):
+        raise ValueError(f"rotary scaling {kind!r}")
+    rope: dict[str, Any] = {"rope_type": "default"}
+    rope["rope_theta"] = float(data.get(f"{name}.rope.freq_base", 10000.0))
+    if kind == "linear":
+        factor = float(data.get(f"{name}.rope.scaling.factor", 1.0))
+        rope |= {"rope_type": "linear", "factor": factor}
+    if name == "gemma3":
+        near = float(data.get(f"{name}.rope.freq_base_swa", 10000.0))
+        inside = {"rope_type": "default", "rope_theta": near}
+        config.rope_parameters = {"full_attention": rope, "sliding_attention": inside}
+    else:
+        config.rope_parameters = rope
 
 
 def _restore_rope(config: Any, gguf: Path, header: Header) -> None:

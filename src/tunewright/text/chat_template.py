@@ -192,6 +192,17 @@ class ChatTemplate:
         begun = replace(turns, messages=[*turns.messages[:upto], answer])
         return self.without_gap(self.write(begun).partition(turns.sentinel)[0])
 
+    def added(self, form: Form) -> str | None:
+        """What `ask` writes behind the template's own prompt for an answer; None where it does not
+        go on from it, but writes another."""
+        try:
+            turns = self.prepare([Message("user", "x")], None, form)
+            own = self.write(turns, generation=True)
+            asked = self.ask(turns, len(turns.messages))
+        except CannotRender:
+            return None
+        return asked[len(own) :] if asked.startswith(own) else None
+
     def with_last_thought(self, turns: Turns, text: str) -> str:
         """The text with the thought of the last answer, where the template leaves out even that:
         behind the question, as the model is to write it."""

@@ -293,3 +293,24 @@ def test_a_question_in_every_form() -> None:
 def test_a_dialogue_of_several_turns_fits_no_form() -> None:
     turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
     assert forms.lines_in("Alpaca", building.make_tokenizer(), turns, "d") is None
+
+
+def test_the_stop_that_is_named_is_that_of_the_rows() -> None:
+    """Gemma's tokenizer ends texts with <eos>, its template answers with another token."""
+    from types import SimpleNamespace
+
+    from helpers import families
+
+    from tunewright.advise.doctor.foreign import _Probe
+
+    tokenizer = families.tokenizer_of("gemma3")
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    probe: Any = SimpleNamespace(
+        reading=None,
+        renderer=SimpleNamespace(tokenizer=tokenizer, end_text="<eos>"),
+        settings={"eos_token_id": tokenizer.eos_token_id},
+        lines=[Line([5, 6], [7], end)],
+        pair=SimpleNamespace(tuned=SimpleNamespace(run=None)),
+    )
+    found = _Probe.decoding(probe)
+    assert found is not None and found.stop_missing and found.stop == "<end_of_turn>"

@@ -347,7 +347,10 @@ class _Probe:
     def decoding(self) -> Decoding | None:
         """What the decoding settings make of the answers, tried on the trained model."""
         reading = self.reading
-        ends = str(self.renderer.end_text)
+        # Of the rows, not the tokenizer's: a template may end an answer with a token of its own.
+        stops = sorted({line.stop for line in self.lines if line.stop is not None})
+        tokens = self.renderer.tokenizer.convert_ids_to_tokens(stops)
+        ends = ", ".join(map(str, tokens)) or str(self.renderer.end_text)
         return decoding_of(
             self.settings,
             self.lines,
