@@ -229,10 +229,12 @@ def _start(build: Build, attach: Attach, dtype: str, values: Gradients) -> tuple
 @contextlib.contextmanager
 def full_width() -> Iterator[None]:
     """Inside, a float64 tensor is never narrowed to float32 by `.float()`, `.to(float32)` or
-    `dtype=float32`, and a number beyond float32 is filled in as float64. Other tensors are left
-    alone."""
+    `dtype=float32`, a matrix product of float64 and float32 is float64, and a number beyond float32
+    is filled in as float64. Other tensors are left alone."""
     import torch
     from torch.overrides import TorchFunctionMode
+
+    products = (torch.matmul, torch.Tensor.matmul, torch.bmm, torch.Tensor.bmm)
 
     class KeepWide(TorchFunctionMode):
         def __torch_function__(
@@ -249,6 +251,9 @@ def full_width() -> Iterator[None]:
                     )
                 if kwargs.get("dtype") is torch.float32:
                     kwargs["dtype"] = torch.float64
+            if func in products and {a.dtype for a in args[:2]} == {torch.float32, torch.float64}:
+                # Rotary positions of older Transformers (5.17): the frequencies were kept wide.
+                args = (*(a.double() for a in args[:2]), *args[2:])
             if func is torch.full and "dtype" not in kwargs and _is_wide(args[1:]):
                 kwargs["dtype"] = torch.float64
             return func(*args, **kwargs)
