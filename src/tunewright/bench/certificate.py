@@ -286,13 +286,13 @@ def _oracle(
     loss, divided by the step's learnt tokens."""
     import torch
 
+    from tunewright.models.load import stock_attention
+
     causal, attached = _start(build, attach, dtype, values)
     for module in attached.model.modules():
         # What this package put on single instances goes: the class's own forward is the stock one.
         module.__dict__.pop("forward", None)
-    causal.set_attn_implementation(
-        attention or ("sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
-    )
+    causal.set_attn_implementation(attention or stock_attention(causal))
     learnt = sum(len(b.learnt) for s in samples for b in s.branches)
     loss = 0.0
     with _width(dtype):
