@@ -35,7 +35,7 @@ class OfflineExperiment:
         if HOW == "raises":
             raise RuntimeError("planted: no such account")
         if HOW == "hangs":
-            time.sleep(90)
+            time.sleep(float(os.environ.get("FAKE_TRACKER_SECONDS", "90")))
         if HOW == "ends":
             os._exit(3)
         # Bounded, so that a guard that does not work fails a test and not the machine.
