@@ -19,7 +19,9 @@ INSTALL = {"pip install . && tunewright demo", 'pip install ".[test]" && pytest'
 
 
 def _blocks(name: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S)
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for kind, block in found if kind == language]
 
 
 def _commands(name: str) -> list[str]:
@@ -140,6 +142,7 @@ def test_the_commands_for_more_machines_and_tools_run(
         shutil.copy(project / path, tmp_path / path)
     words = shlex.split(command.replace("~/", f"{tmp_path}/").replace("trials 12", "trials 2"))[1:]
     if words[0] == "mcp":
+        (tmp_path / "work").mkdir()
         assert _tools(words) >= {"train", "check_data", "read_report"}
         return
     if words[0] == "push":
