@@ -45,7 +45,7 @@ def main() -> None:
         os.environ["FAKE_TRACKER_SECONDS"] = str(SECONDS)
         # The one that hangs goes on after its run: it is ended before the next one starts.
         os.environ["TUNEWRIGHT_TRACK_PATIENCE"] = "1"
-        os.environ["TUNEWRIGHT_TRACK_BYTES"] = str(100 << 20)
+        os.environ["TUNEWRIGHT_TRACK_BYTES"] = str(10 << 20)
         count = iter(range(10_000))
         train(args, place / "warm", None)
         found = in_turns(
