@@ -89,6 +89,8 @@ def decoding(args: argparse.Namespace, before: Path | None, place: Path) -> None
 
 
 def stepping(args: argparse.Namespace, before: Path | None, place: Path, count: int) -> Any:
+    """Seconds of a training step (the median of all but the first) and the threads it took, while
+    `count` other processes keep the processors busy."""
     words = ["--model", args.model, *sft_words(args.rows, args.limit)]
     command = tunewright("bench", *words, "--steps", str(args.steps), "--no-certificate", "--json")
     with busy(count):

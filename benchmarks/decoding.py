@@ -113,6 +113,7 @@ def agreement(found: dict[str, dict[int, list[list[int]]]]) -> dict[str, dict[st
 
 
 def leading(a: list[int], b: list[int]) -> int:
+    """How many tokens two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
 
 

@@ -190,6 +190,8 @@ def timed(write: Write, prompts: list[list[int]], count: int) -> tuple[float, fl
 
 
 def main() -> None:
+    """Write with the engine `ENGINE SETTINGS.json` names: a JSON line a number of answers, with the
+    seconds and processor seconds of the first token (`first`) and of all (`full`)."""
     name, given = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     write = ENGINES[name](given)
     for count in given["answers"]:

@@ -115,7 +115,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     from tunewright.core.telling import Quiet
-    from tunewright.engine.opening import find, read_config, renderer_of
+    from tunewright.engine.naming import find, read_config, renderer_of
     from tunewright.export.shrink import shrink
 
     found = find(args.model, Quiet())

@@ -60,6 +60,7 @@ class Bench:
 
     @property
     def dtype(self) -> str:
+        """What everything computes in."""
         return "float32" if self.tiny else "bfloat16"
 
     @property
@@ -69,6 +70,7 @@ class Bench:
 
     @property
     def steps(self) -> int:
+        """Steps of a measurement, those before time is taken included."""
         return self.warm + (2 if self.tiny else STEPS)
 
     def left(self) -> float:
@@ -83,6 +85,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def sizes(self, name: str) -> dict[str, Any]:
+        """The configuration of a shape."""
         own = SHAPES[name]
         return {"model_type": own["model_type"], **TINY} if self.tiny else dict(own)
 
@@ -111,6 +114,7 @@ class Bench:
         return peak_memory_bytes(self.device)
 
     def forget_peak(self) -> None:
+        """Free what is kept and measure the peak anew."""
         import gc
 
         import torch
@@ -125,6 +129,7 @@ class Bench:
 
 
 def words(draw: random.Random, count: int, vocabulary: int) -> list[int]:
+    """Random token ids; the first three are kept for special tokens."""
     return [draw.randrange(3, vocabulary) for _ in range(count)]
 
 
@@ -157,6 +162,7 @@ def rows_of(kind: str, bench: Bench, vocabulary: int) -> list[list[tuple[list[in
 
 
 def samples_of(rows: list[tuple[list[int], int]]) -> list[Any]:
+    """Rows as samples whose answers are learnt."""
     from tunewright.core.types import Branch, Sample
 
     return [
@@ -176,7 +182,8 @@ def stepper_of(
 
     from tunewright.core.config import EngineConfig
     from tunewright.core.registry import methods, objectives
-    from tunewright.engine import attention, opening
+    from tunewright.engine import attention
+    from tunewright.engine.loaded import put_new, use_layout
     from tunewright.engine.optim import optimizer_for
     from tunewright.engine.policy import Policy
     from tunewright.engine.rollouts.rounds import RoundStepper
@@ -191,8 +198,8 @@ def stepper_of(
         quantise_model(causal, "nf4", True, device=None if bench.device == "cpu" else bench.device)
     accelerate(causal)
     method = methods.get("lora").config(rank=16, targets=["linear"])
-    attached = opening.put_new(method, causal, anatomy.of(causal), shape)
-    opening.use_layout(causal, "tree")
+    attached = put_new(method, causal, anatomy.of(causal), shape)
+    use_layout(causal, "tree")
     engine = EngineConfig(attention="flex" if bench.tiny else "auto")
     policy = Policy(attached.model, causal, "tree")
     policy.attention, why = attention.choose(engine, causal, "tree", bench.device, bench.dtype)
@@ -227,6 +234,8 @@ def timed(bench: Bench, take: Callable[[int], Any], share: float) -> tuple[list[
 def speed_of(
     bench: Bench, shape: str, seconds: list[float], logical: list[int], physical: list[int]
 ) -> dict[str, Any]:
+    """Seconds of a step (median), tokens per second (`logical`: of the rows; `physical`: computed), the
+    share of the device's peak, and the largest memory in bytes."""
     from tunewright.advise.fit import ModelShape
 
     count = ModelShape.from_config(bench.sizes(shape))
@@ -325,6 +334,7 @@ def batches(rows: list[tuple[list[int], int]], way: str) -> Iterator[list[tuple[
 
 
 def padded(batch: list[tuple[list[int], int]], device: str) -> dict[str, Any]:
+    """A batch as rows of one length (B, T)."""
     import torch
 
     wide = max(len(t) for t, _ in batch)
@@ -336,6 +346,7 @@ def padded(batch: list[tuple[list[int], int]], device: str) -> dict[str, Any]:
 
 
 def packed(batch: list[tuple[list[int], int]], device: str) -> dict[str, Any]:
+    """A batch as one row (1, T), its samples told apart by their positions."""
     import torch
 
     ids = [w for t, _ in batch for w in t]
@@ -368,7 +379,7 @@ def certificates(bench: Bench) -> dict[str, Any]:
 
     from tunewright.bench.certificate import certify
     from tunewright.core.registry import methods
-    from tunewright.engine import opening
+    from tunewright.engine.loaded import put_new
     from tunewright.models import anatomy
 
     draw, samples = random.Random(0), []
@@ -395,9 +406,7 @@ def certificates(bench: Bench) -> dict[str, Any]:
             return model.to(bench.device, getattr(torch, dtype)).requires_grad_(False).eval()
 
         def attach(model: Any) -> Any:
-            return opening.put_new(
-                methods.get("lora").config(rank=4), model, anatomy.of(model), "random"
-            )
+            return put_new(methods.get("lora").config(rank=4), model, anatomy.of(model), "random")
 
         for backend in ("blocks", "flex"):
             try:

@@ -55,6 +55,7 @@ class Figures:
     """MB of the server at the start, after each quarter and at the end."""
 
     def summary(self) -> dict[str, Any]:
+        """Tokens per second, seconds of an answer (median and 99th percentile), MB in memory."""
         waits = sorted(self.waits) or [0.0]
         return {
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
@@ -69,11 +70,12 @@ class Figures:
 
 
 def questions() -> list[str]:
+    """Each way of asking about each topic."""
     return [ask.format(topic) for topic in TOPICS for ask in ASKS]
 
 
 def resident_mb(pid: int) -> float:
-    """Of a process and its children."""
+    """Megabytes in memory of a process and its children."""
     total = 0.0
     with contextlib.suppress(OSError):
         text = Path(f"/proc/{pid}/statm").read_text()
@@ -154,6 +156,7 @@ def crowd(
 
 
 def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
@@ -184,6 +187,7 @@ def started(command: list[str], port: int, log: Path, env: dict[str, str]) -> It
 
 
 def environment(threads: int) -> dict[str, str]:
+    """Variables of a child: `threads` threads, no network, this checkout."""
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TUNEWRIGHT_LANG": "en"}
     return {**os.environ, **quiet, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(SOURCE)}
 
@@ -289,6 +293,7 @@ def of_script(python: str, script: str, *words: object, threads: int) -> dict[st
 
 
 def main() -> None:
+    """Measure the servers one after another, print their figures and write them to `--out`."""
     parse = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -40,6 +40,7 @@ def common(given: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def lora(rank: int = 8, task: str = "CAUSAL_LM", targets: Any = None, **more: Any) -> Any:
+    """A LoRA whose alpha is twice its rank, as Tunewright's default."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -52,6 +53,7 @@ def lora(rank: int = 8, task: str = "CAUSAL_LM", targets: Any = None, **more: An
 
 
 def causal(given: dict[str, Any]) -> Any:
+    """The base, in the wanted dtype."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -82,6 +84,7 @@ def sft(given: dict[str, Any], tokenizer: Any) -> Any:
 
 
 def dpo(given: dict[str, Any], tokenizer: Any) -> Any:
+    """A DPOTrainer on pairs."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 

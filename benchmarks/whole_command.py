@@ -81,6 +81,7 @@ def of_demo(
 
 
 def of_trl(kind: str, python: str, place: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the whole process, of its processors, and of the training."""
     done, said = trl(kind, python, place, given)
     return {"whole": done.wall, "cpu": done.cpu, "train_seconds": said["train_seconds"]}
 

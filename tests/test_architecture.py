@@ -80,7 +80,7 @@ def test_a_file_that_only_functions_import_may_load_torch_at_its_top(tmp_path: P
 
 
 def test_one_file_puts_methods_on_models() -> None:
-    assert attaching(House.at(SOURCE)) == ["engine/opening.py"]
+    assert attaching(House.at(SOURCE)) == ["engine/loaded.py"]
 
 
 def test_the_checker_finds_whoever_puts_a_method_on_a_model(tmp_path: Path) -> None:

@@ -59,6 +59,16 @@ def test_a_run_on_stored_bits_learns_what_a_run_on_their_numbers_learns(
 
 
 @pytest.mark.slow
+def test_a_gguf_file_is_written_from_stored_bits_and_proven(place: Path, tmp_path: Path) -> None:
+    trained(place, "few", tmp_path / "run", "engine.learning_rate=0.02")
+    out = tmp_path / "out.gguf"
+    done = story.tunewright("export", "gguf", str(tmp_path / "run"), str(out), "--type", "f16")
+    assert done.returncode == 0, done.stderr[-2000:]
+    proof = json.loads(out.with_suffix(".proof.json").read_text("utf-8"))
+    assert proof["verdict"] == "agrees"
+
+
+@pytest.mark.slow
 def test_a_merge_writes_plain_weights_and_says_so(place: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

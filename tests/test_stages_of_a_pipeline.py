@@ -13,7 +13,7 @@ import pytest
 import yaml
 from helpers import story
 
-from tunewright.commands import pipeline
+from tunewright.commands import pipeline, pipeline_plan
 from tunewright.commands.pipeline_file import is_pipeline, read_pipeline
 from tunewright.core.errors import CheckpointError, ConfigError, UsageError
 from tunewright.core.telling import Quiet
@@ -35,10 +35,10 @@ stages:
 """
 
 
-def load(text: str, place: Path, *words: str, **flags: Any) -> pipeline.Pipeline:
+def load(text: str, place: Path, *words: str, **flags: Any) -> pipeline_plan.Pipeline:
     path = place / "p.yaml"
     path.write_text(text, encoding="utf-8")
-    return pipeline.load_pipeline(path, list(words), {"out": "out", **flags})
+    return pipeline_plan.load_pipeline(path, list(words), {"out": "out", **flags})
 
 
 def problems(text: str, place: Path, *words: str) -> list[tuple[str, str]]:
@@ -158,12 +158,12 @@ def test_the_record_reads_back_as_the_same_pipeline(tmp_path: Path) -> None:
     made = load(
         text, tmp_path, "stages.sft.method.kind=dora", 'data.columns={output: "a b", input: x}'
     )
-    pipeline._create(pipeline.Pipeline(tmp_path / "out", made.stages))
+    pipeline._create(pipeline_plan.Pipeline(tmp_path / "out", made.stages))
     record = (tmp_path / "out" / "pipeline.yaml").read_text(encoding="utf-8")
     assert (
         yaml.safe_load(record)["stages"][1]["adapter"] == "stage:sft" and "# command line" in record
     )
-    again = pipeline.plan(read_pipeline(tmp_path / "out" / "pipeline.yaml"), Path("out"))
+    again = pipeline_plan.plan(read_pipeline(tmp_path / "out" / "pipeline.yaml"), Path("out"))
     assert [s.run.config for s in again.stages] == [s.run.config for s in made.stages]
     assert [s.stand_in.config for s in again.stages if s.stand_in] == [
         s.stand_in.config for s in made.stages if s.stand_in
@@ -291,7 +291,9 @@ def content(place: Path, first: dict[str, Any], second: dict[str, Any]) -> dict[
 def run(place: Path, out: Path, first: dict[str, Any], second: dict[str, Any]) -> Any:
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(content(place, first, second)), encoding="utf-8")
-    return pipeline.run_pipeline(pipeline.load_pipeline(path, [], {"out": str(out)}), tell=Quiet())
+    return pipeline.run_pipeline(
+        pipeline_plan.load_pipeline(path, [], {"out": str(out)}), tell=Quiet()
+    )
 
 
 def by_hand(place: Path, out: Path, stages: list[dict[str, Any]]) -> None:
@@ -363,7 +365,7 @@ def test_a_dry_run_checks_every_stage_and_writes_nothing(place: Path, tmp_path: 
     )
     path = tmp_path / "p.yaml"
     path.write_text(yaml.safe_dump(wrong), encoding="utf-8")
-    made = pipeline.load_pipeline(path, [], {"out": str(tmp_path / "out")})
+    made = pipeline_plan.load_pipeline(path, [], {"out": str(tmp_path / "out")})
     for start in (pipeline.check_pipeline, pipeline.run_pipeline):
         with pytest.raises(UsageError) as caught:
             start(made, tell=Quiet())
@@ -372,7 +374,7 @@ def test_a_dry_run_checks_every_stage_and_writes_nothing(place: Path, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.yaml"]
     path.write_text(yaml.safe_dump(content(place, {}, {"adapter": "stage:sft"})), encoding="utf-8")
     figures = pipeline.check_pipeline(
-        pipeline.load_pipeline(path, [], {"out": str(tmp_path / "out")}), tell=Quiet()
+        pipeline_plan.load_pipeline(path, [], {"out": str(tmp_path / "out")}), tell=Quiet()
     )
     assert list(figures["stages"]) == ["sft", "dpo"] and figures["stages"]["dpo"]["samples"] == 9
     assert not (tmp_path / "out").exists()

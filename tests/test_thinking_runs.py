@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import families, story
+from helpers.telling import Lines
 from transformers import AutoTokenizer
 
 import tunewright
@@ -16,7 +17,7 @@ from tunewright.core import compat
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError
 from tunewright.core.runfile import parse_run
-from tunewright.core.telling import Quiet, Tell
+from tunewright.core.telling import Quiet
 from tunewright.core.types import ROW_KINDS, Message
 from tunewright.data.inspecting import inspect
 from tunewright.evaluate.scoring import evaluate_target
@@ -24,17 +25,6 @@ from tunewright.serve.answering import open_target
 from tunewright.story import train
 
 EMPTY = "<think>\n\n</think>\n\n"
-
-
-class Kept(Tell):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def line(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +60,13 @@ def trained(model, data, out, tell=None, thinking="auto", **more):
 
 
 def test_a_run_of_answers_alone_is_asked_and_measured_without_thinking(model, tmp_path):
-    data, tell = rows_in(tmp_path / "rows.json", False), Kept()
+    data, tell = rows_in(tmp_path / "rows.json", False), Lines()
     run = trained(model, data, tmp_path / "run", tell)
-    assert any("12 rows have no thoughts" in line for line in "\n".join(tell.lines).splitlines())
+    assert any("12 rows have no thoughts" in line for line in "\n".join(tell.said).splitlines())
     report = json.loads((run.folder / "data_report.json").read_text())["thinking"]
     assert report["asked"] is False and report["empty_not_learnt"] == 12
     assert report["chosen"] == {"answer_form": 12}
-    assert any("data think" in line for line in "\n".join(tell.lines).splitlines())
+    assert any("data think" in line for line in "\n".join(tell.said).splitlines())
     summary = json.loads((run.folder / "summary.json").read_text())
     left = summary["reasoning"]
     assert left["skipped"] is None and left["asked"] >= 4 and left["most_tokens"] >= 96
@@ -148,9 +138,9 @@ def test_a_run_with_thoughts_is_asked_with_thinking_and_one_that_leaves_them_out
 
 
 def test_a_model_without_a_switch_says_that_think_has_no_effect(tmp_path):
-    tell = Kept()
+    tell = Lines()
     open_target(str(story.model_folder(tmp_path / "plain")), tell, dtype="float32", think=True)
-    assert any("--think" in line for line in tell.lines)
+    assert any("--think" in line for line in tell.said)
 
 
 def test_rows_of_the_page_on_rewards_are_questions_for_grpo_and_answers_for_sft(tmp_path):
@@ -196,7 +186,7 @@ def test_a_run_whose_groups_never_differ_says_that_nothing_was_learnt(objective,
         ),
         encoding="utf-8",
     )
-    tell = Kept()
+    tell = Lines()
     how = {
         "kind": objective,
         "reward": {"kind": "exact_match"},
@@ -213,7 +203,7 @@ def test_a_run_whose_groups_never_differ_says_that_nothing_was_learnt(objective,
         engine=engine,
     )
     assert run.summary["groups_without_difference"] == 1
-    assert any("nothing was learnt from the rewards" in line for line in tell.lines)
+    assert any("nothing was learnt from the rewards" in line for line in tell.said)
 
 
 def test_a_run_in_channels_with_an_effort_is_asked_with_it(tmp_path):

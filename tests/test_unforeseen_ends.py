@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import tunewright
 from tunewright import cli
 from tunewright import story as the_story
-from tunewright.commands import pipeline
+from tunewright.commands import pipeline, pipeline_plan
 from tunewright.core.errors import TrainingError, TunewrightError, UnexpectedError
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
@@ -257,7 +257,9 @@ def test_a_pipeline_says_which_stages_are_done_and_goes_on(
             "engine": {"dtype": "float32", "steps": 2, "batch_size": 4, "threads": 1},
             "stages": [{"name": "one"}, {"name": "two", "adapter": "stage:one"}]}  # fmt: skip
     (tmp_path / "pipe.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")
-    planned = pipeline.load_pipeline(tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")})
+    planned = pipeline_plan.load_pipeline(
+        tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")}
+    )
     with pytest.MonkeyPatch.context() as patch:
         # In the second stage's third step, or between the stages.
         (after(pipeline, "_result_of", 1) if outside else after(Stepper, "step", 3))(

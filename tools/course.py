@@ -73,6 +73,7 @@ class Lesson:
 
     @property
     def number(self) -> int:
+        """Its place in the course, from 1."""
         return int(self.path.stem[:2])
 
     def notebook(self, lang: str) -> Path:

@@ -52,21 +52,25 @@ METHODS = {
     "lora": 5e-3, "loha": 2e-2, "lokr": 2e-2, "adalora": 2e-2, "adapter": 2e-2,
     "bitfit": 1e-1, "ia3": 1e-1, "diff_pruning": 1e-2, "full": 4e-3,
 }  # fmt: skip
-numbers, right = {}, {}
-for method, rate in METHODS.items():
+ENGINE = {"epochs": 8, "batch_size": 16, "dtype": "float32", "threads": 1}
+
+
+def learn(method, rows, unseen, out):
+    """Teach the base `rows`; (numbers that trained, share of `unseen` answered right)."""
     run = tunewright.train(
         model=base,
-        data={"train": train, "held_out": 0},
+        data={"train": rows, "held_out": 0},
         method=method,
-        engine={
-            **{"epochs": 8, "batch_size": 16, "learning_rate": rate},
-            **{"dtype": "float32", "threads": 1},
-        },
-        out=f"runs/{method}",
+        engine={**ENGINE, "learning_rate": METHODS[method]},
+        out=out,
         **QUICK,
     )
-    numbers[method] = run.summary["trainable_parameters"]
-    right[method] = share_right(run.folder, test, dtype="float32")
+    return run.summary["trainable_parameters"], share_right(run.folder, unseen, dtype="float32")
+
+
+numbers, right = {}, {}
+for method in METHODS:
+    numbers[method], right[method] = learn(method, train, test, f"runs/{method}")
     print(f"{method:14} {numbers[method]:7,} {right[method]:5.0%}", flush=True)
 bars(
     right,
@@ -108,22 +112,9 @@ new = [row for row in letter_rows("reverse", 40, seed=2) if row not in backwards
 train_2, test_2 = write_rows("train-2.jsonl", backwards), write_rows("test-2.jsonl", new[:32])
 
 
-def reversing(method, rate):
-    run = tunewright.train(
-        model=base,
-        data={"train": train_2, "held_out": 0},
-        method=method,
-        engine={
-            **{"epochs": 8, "batch_size": 16, "learning_rate": rate},
-            **{"dtype": "float32", "threads": 1},
-        },
-        out=f"reverse/{method}",
-        **QUICK,
-    )
-    return share_right(run.folder, test_2, dtype="float32")
-
-
-harder = {m: reversing(m, METHODS[m]) for m in ("prompt_tuning", "bitfit", "lora")}
+harder = {}
+for method in ("prompt_tuning", "bitfit", "lora"):
+    _, harder[method] = learn(method, train_2, test_2, f"reverse/{method}")
 print(harder)
 assert max(harder.values()) < 0.5
 bars(harder, top=1.0, form="{:.0%}", about=say("right on the harder task", "更难的任务上答对的比例"))
@@ -139,6 +130,6 @@ bars(harder, top=1.0, form="{:.0%}", about=say("right on the harder task", "更�
 # **练习。** 也许是空间太小？在更难的任务上让全部权重都训练（`full`）。先猜，再运行。
 
 # %% tags=["answer"]
-harder["full"] = reversing("full", METHODS["full"])
+_, harder["full"] = learn("full", train_2, test_2, "reverse/full")
 print({name: f"{share:.0%}" for name, share in harder.items()})
 assert harder["full"] < 0.5  # room is not what is missing

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.callbacks import Callback
+from tunewright.core.files import read_json_lines
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.runfile import flatten, parse_run
 from tunewright.core.telling import Tell
@@ -75,14 +76,8 @@ class Run:
     @property
     def before_after(self) -> list[dict[str, Any]]:
         """The questions with the answers before and after."""
-        import json
-
         path = self.folder / "before_after.jsonl"
-        return (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-            if path.is_file()
-            else []
-        )
+        return read_json_lines(path) if path.is_file() else []
 
     def chat(
         self,

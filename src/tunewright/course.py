@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import publish
-from tunewright.core.files import write_text
+from tunewright.core.files import write_json_lines
 from tunewright.core.telling import Quiet
 from tunewright.core.words import language
 
@@ -37,9 +37,7 @@ def say(en: str, zh: str) -> str:
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> str:
     """Write rows as JSON lines and return the path, ready for `data=`."""
-    import json
-
-    write_text(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json_lines(Path(path), rows)
     return str(path)
 
 

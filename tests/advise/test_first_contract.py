@@ -14,7 +14,8 @@ from tunewright.advise import first_contract
 from tunewright.advise.first_contract import seen_in
 from tunewright.core.errors import TunewrightError
 from tunewright.core.telling import Quiet
-from tunewright.evaluate.contract import Contract, load
+from tunewright.evaluate.contract import Contract
+from tunewright.evaluate.contract_reading import load
 from tunewright.evaluate.gate import gate, tasks_of
 from tunewright.evaluate.subjects import FunctionSubject
 

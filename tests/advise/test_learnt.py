@@ -82,3 +82,22 @@ def test_only_the_latest_runs_are_kept() -> None:
     for number in range(learnt.MOST_RUNS + 5):
         learnt.remember(kind(model=str(number)), "cpu", {"train": 10}, {"train": 15})
     assert len(learnt._runs("cpu")) == learnt.MOST_RUNS
+
+
+def test_what_was_made_beside_other_programs_teaches_its_memory_and_no_time() -> None:
+    took = {"train": 112.0, "load": 6.0, "memory": 120.0}
+    learnt.remember(kind(), "cpu", {"train": 26, "load": 5, "memory": 100}, took, ["train"])
+    known = learnt.about(kind(), "cpu")
+    assert known.of("train") == 1.0 and known.memory == pytest.approx(1.2)
+    assert known.of("load") == pytest.approx(1.2) and known.disturbed == 1
+    learnt.remember(kind(), "cpu", {"train": 26}, {"train": 27})
+    known = learnt.about(kind(), "cpu")
+    assert known.of("train") == pytest.approx(27 / 26) and known.disturbed == 1
+
+
+def test_runs_of_which_nobody_knows_who_held_the_processors_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {"kind": vars(kind()), "estimated": {"train": 26}, "measured": {"train": 112}}
+    monkeypatch.setattr(learnt.findings, "read", lambda *_: [before])
+    assert learnt.about(kind(), "cpu").of("train") == 1.0

@@ -17,7 +17,7 @@ from helpers import story
 
 import tunewright
 from tunewright import story as the_story
-from tunewright.commands import pipeline
+from tunewright.commands import pipeline, pipeline_plan
 from tunewright.commands.dry_run import dry_run
 from tunewright.core import compat
 from tunewright.core.errors import UsageError
@@ -279,7 +279,9 @@ def test_a_stage_of_a_pipeline_is_refused_with_its_name(
     (tmp_path / "pipe.yaml").write_text(
         yaml.safe_dump({"model": str(model), "stages": stages}), encoding="utf-8"
     )
-    planned = pipeline.load_pipeline(tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")})
+    planned = pipeline_plan.load_pipeline(
+        tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")}
+    )
     (found,) = refused(lambda: pipeline.run_pipeline(planned, tell=Quiet()))
     assert found.code == "E-COMPAT-06" and "first" in found.line() and made["pairs"] in found.line()
 

@@ -119,3 +119,16 @@ def test_a_directory_that_cannot_be_synced_is_left_alone(tmp_path: Path) -> None
 )
 def test_sizes_are_readable(size: float, text: str) -> None:
     assert readable_size(size) == text
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    """U+2028 and U+0085 end a line for `str.splitlines`, and stand unescaped in a JSON string."""
+    rows = [{"answer": "one\u2028two\u0085\n\r\x1c"}, {"answer": "中"}]
+    files.write_json_lines(tmp_path / "a.jsonl", rows)
+    assert files.read_json_lines(tmp_path / "a.jsonl") == rows
+    assert files.read_json_objects(tmp_path / "a.jsonl") == rows
+    with open(tmp_path / "a.jsonl", "a", encoding="utf-8") as handle:
+        handle.write('7\n{"answer": "cut of')
+    assert files.read_json_objects(tmp_path / "a.jsonl") == rows
+    with pytest.raises(ValueError, match="Unterminated"):
+        files.read_json_lines(tmp_path / "a.jsonl")

@@ -25,3 +25,14 @@ def test_fewer_compiled_products_are_kept_unless_the_user_said_how_many(
     monkeypatch.setenv(name, "64")
     machine.keep_freed_memory()
     assert os.environ[name] == "64"
+
+
+@pytest.mark.skipif(not machine.live_bytes(), reason="the system does not say")
+def test_what_was_freed_does_not_live_and_what_is_held_does() -> None:
+    import torch
+
+    before = machine.live_bytes()
+    held = torch.ones(5, 2**20)  # 20 MiB
+    assert machine.live_bytes() - before == pytest.approx(held.nbytes, rel=0.05)
+    del held
+    assert abs(machine.live_bytes() - before) < 2**20

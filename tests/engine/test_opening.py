@@ -13,6 +13,7 @@ from tunewright.core.errors import ModelError
 from tunewright.core.registry import methods
 from tunewright.core.telling import Quiet
 from tunewright.engine import opening, placement
+from tunewright.engine.loaded import put_new
 from tunewright.models import anatomy
 
 
@@ -24,7 +25,7 @@ def test_a_method_that_needs_padded_rows_gets_them_wherever_it_is_opened() -> No
     model = tiny.make_model("llama")
     entry = methods.get("mixture_of_depths")
     assert entry is not None and entry.config is not None
-    attached = opening.put_new(entry.config(), model, anatomy.of(model), "tiny")
+    attached = put_new(entry.config(), model, anatomy.of(model), "tiny")
     assert opening.Loaded(model, attached, 0).choose_layout(EngineConfig(), "float32")[0] == (
         "padded"
     )

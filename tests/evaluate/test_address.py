@@ -16,7 +16,7 @@ from helpers.stub_server import chat, serving
 from tunewright.core.errors import TunewrightError, UsageError
 from tunewright.core.types import Message
 from tunewright.evaluate import address
-from tunewright.evaluate.address import Address, AddressError, ask_address, is_address
+from tunewright.evaluate.address import Address, AddressError, is_address
 
 QUESTION = [Message("system", "Short."), Message("user", "Capital of France?")]
 SECRET = "sk-very-secret-7"
@@ -26,6 +26,11 @@ SECRET = "sk-very-secret-7"
 def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TUNEWRIGHT_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+
+
+def ask_address(url: str, messages: list[Message], **how: Any) -> Any:
+    """(text, finish_reason, usage) of one question."""
+    return Address.of(url).ask(messages, **how)
 
 
 def quick(url: str, **how: Any) -> Address:

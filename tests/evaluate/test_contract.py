@@ -10,7 +10,8 @@ import pytest
 from helpers.building import codes
 
 from tunewright.core.errors import TunewrightError
-from tunewright.evaluate.contract import Contract, load, questions_of
+from tunewright.evaluate.contract import Contract, questions_of
+from tunewright.evaluate.contract_reading import load
 
 GOOD = """
 error_rate: 0.1
@@ -124,7 +125,7 @@ def test_a_contract_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_guess_is_made() -> None:
-    from tunewright.evaluate.contract import parse
+    from tunewright.evaluate.contract_reading import parse
 
     with pytest.raises(TunewrightError, match="must_know"):
         parse({"must_knwo": {}})

@@ -16,7 +16,7 @@ from helpers.building import codes
 from tunewright.core.errors import TunewrightError
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Message
-from tunewright.evaluate.contract import parse
+from tunewright.evaluate.contract_reading import parse
 from tunewright.evaluate.gate import gate
 from tunewright.evaluate.subjects import FunctionSubject, Reply
 

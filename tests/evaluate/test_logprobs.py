@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.types import Branch, Sample
-from tunewright.engine import opening
+from tunewright.engine.loaded import computing_in
 from tunewright.engine.tree import build_tree
 from tunewright.evaluate.logprobs import RowReader, shared_beginning, without_beginning
 from tunewright.models.kernels.last_block import LastBlock
@@ -55,7 +55,7 @@ def test_with_kept_beginning_and_fewer_rows_the_scores_are_transformers_own(fami
     model = tiny.make_model(family)
     samples = samples_with(12)
     wanted = slow(model, samples)
-    with opening.computing_in(model, "tree"):
+    with computing_in(model, "tree"):
         reader = RowReader(model, model, "tree")
         beginning = shared_beginning(samples)
         assert len(beginning) >= 12 and reader.keep(beginning)
@@ -69,7 +69,7 @@ def test_with_kept_beginning_and_fewer_rows_the_scores_are_transformers_own(fami
 def test_the_last_mlp_sees_only_rows_with_a_label_and_is_itself_again_afterwards() -> None:
     model = tiny.make_model("llama")
     samples, seen = samples_with(12), []
-    with opening.computing_in(model, "tree"):
+    with computing_in(model, "tree"):
         reader = RowReader(model, model, "tree")
         reader.last = LastBlock(model)
         reader.last.mlp.gate_proj.register_forward_hook(

@@ -19,7 +19,8 @@ from tunewright.core.config import EngineConfig
 from tunewright.core.registry import methods
 from tunewright.engine.decoding.batch import Ask
 from tunewright.engine.decoding.writer import Writer
-from tunewright.engine.opening import Loaded, put_new, put_saved, use_layout
+from tunewright.engine.loaded import put_new, put_saved, use_layout
+from tunewright.engine.opening import Loaded
 from tunewright.engine.policy import Policy
 from tunewright.engine.rollouts.sampling import How, Sampler
 from tunewright.models import anatomy

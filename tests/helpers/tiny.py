@@ -177,7 +177,7 @@ def make_scorer(
     import torch
 
     from tunewright.core.registry import objectives
-    from tunewright.engine.opening import use_layout
+    from tunewright.engine.loaded import use_layout
     from tunewright.models.scalar_heads import put_heads
 
     torch.manual_seed(3)

@@ -24,6 +24,11 @@ from tunewright.engine.placement import World
 from tunewright.run.prepare import prepare
 
 
+def bytes_at_rest(tensors: list[torch.Tensor]) -> int:
+    """Bytes of the shares that this process holds."""
+    return sum(sharding.local(one).numel() * one.element_size() for one in tensors)
+
+
 def measured(model: str, rows: str, dtype: str) -> dict[str, Any]:
     team = ranks.current()
     given = {
@@ -45,13 +50,13 @@ def measured(model: str, rows: str, dtype: str) -> dict[str, Any]:
             sum(p.numel() * p.element_size() for p in block.parameters())
             for block in blocks_of(policy.causal[0])
         ),
-        "before": sharding.bytes_at_rest(parameters),
+        "before": bytes_at_rest(parameters),
     }
     stepper.step(list(plan.data.train[:4]), 1, 1e-4)
     sharding.rest(policy)
-    found["after"] = sharding.bytes_at_rest(list(policy.parameters()))
+    found["after"] = bytes_at_rest(list(policy.parameters()))
     state = [v for s in stepper.optimizer.state.values() for v in s.values() if v.dim()]
-    found["moments"] = sharding.bytes_at_rest(state)
+    found["moments"] = bytes_at_rest(state)
     return found
 
 

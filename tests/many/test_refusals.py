@@ -16,7 +16,8 @@ from tunewright.core.callbacks import Callback
 from tunewright.core.errors import CompatError, TunewrightError, UsageError
 from tunewright.core.launched import Place
 from tunewright.core.runfile import ParsedRun, parse_run
-from tunewright.engine import opening, ranks
+from tunewright.engine import ranks
+from tunewright.engine.loaded import read_on
 from tunewright.engine.placement import World
 from tunewright.engine.rank_watch import Verdict, Watch
 from tunewright.run import joining, launching
@@ -94,7 +95,7 @@ def test_auto_never_chooses_shares_that_are_refused(keys: dict[str, Any], parall
 def test_what_will_lie_in_shares_is_read_in_the_memory_of_the_machine() -> None:
     """No GPU holds it before."""
     worlds = [World("cuda:1", "bfloat16", 1, 64, processes=2, parallel=p) for p in ("ddp", "fsdp")]
-    assert [opening.read_on(world) for world in worlds] == ["cuda:1", "cpu"]
+    assert [read_on(world) for world in worlds] == ["cuda:1", "cpu"]
 
 
 def test_a_method_that_sums_over_passes_runs_in_one_process() -> None:

@@ -397,7 +397,7 @@ def test_preferences_start_where_chosen_and_rejected_are_even(
 
 
 def test_a_pipeline_hands_the_words_on(bases: dict[str, Path], tmp_path: Path) -> None:
-    from tunewright.commands import pipeline
+    from tunewright.commands import pipeline, pipeline_plan
 
     keys = {
         "model": str(bases["tied"]), "probes": 0, "method": {"kind": "lora", "rank": 4, "new_tokens": WORDS}, "data": {"held_out": 0},
@@ -409,7 +409,7 @@ def test_a_pipeline_hands_the_words_on(bases: dict[str, Path], tmp_path: Path) -
     }  # fmt: skip
     (tmp_path / "p.yaml").write_text(json.dumps(keys))
     pipeline.run_pipeline(
-        pipeline.load_pipeline(tmp_path / "p.yaml", flags={"out": str(tmp_path / "out")}),
+        pipeline_plan.load_pipeline(tmp_path / "p.yaml", flags={"out": str(tmp_path / "out")}),
         tell=Quiet(),
     )
     sft, dpo = tmp_path / "out" / "01-sft", tmp_path / "out" / "02-dpo"

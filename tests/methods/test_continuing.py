@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from helpers import story
+from helpers.telling import Lines
 
 from tunewright import story as the_story
-from tunewright.commands import pipeline
+from tunewright.commands import pipeline, pipeline_plan
 from tunewright.commands.dry_run import dry_run
 from tunewright.core.errors import ConfigError, UsageError
 from tunewright.core.registry import methods
@@ -25,17 +26,6 @@ LORA = {
     "peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "use_rslora": False, "use_dora": False, "target_modules": ["q_proj", "v_proj"],
     "task_type": "CAUSAL_LM",
 }  # fmt: skip
-
-
-class Telling(Quiet):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
 
 
 def adapter(place: Path, **changes: Any) -> Path:
@@ -262,7 +252,7 @@ def dpo_keys(place: Path, out: Path, **more: Any) -> dict[str, Any]:
 def test_dpo_on_an_adapter_that_learnt_with_dropout_begins_at_the_logarithm_of_two(
     place: Path, tmp_path: Path
 ) -> None:
-    tell = Telling()
+    tell = Lines()
     summary = the_story.train(parse_run(dpo_keys(place, tmp_path / "off"), {}), tell=tell).summary
     assert summary["first_loss"] == pytest.approx(
         math.log(2), abs=1e-6
@@ -337,7 +327,7 @@ def test_a_finished_run_s_own_run_file_goes_on_from_its_adapter(
     )  # sft compares with nothing, and the run file says it
 
 
-def stages(place: Path, tmp_path: Path, **second: Any) -> pipeline.Pipeline:
+def stages(place: Path, tmp_path: Path, **second: Any) -> pipeline_plan.Pipeline:
     made = {
         "model": str(place / "model"), "probes": 0, "forgetting": "off", "method": {"kind": "lora", "rank": 4, "dropout": 0.4}, "data": {"held_out": 0},
         "engine": {"dtype": "float32", "threads": 1, "steps": 2, "batch_size": 4},
@@ -345,7 +335,7 @@ def stages(place: Path, tmp_path: Path, **second: Any) -> pipeline.Pipeline:
                    {"name": "dpo", "adapter": "stage:sft", "objective": "dpo", "data": {"train": str(place / "pairs.json")}, **second}],
     }  # fmt: skip
     (tmp_path / "pipe.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")
-    return pipeline.load_pipeline(tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")})
+    return pipeline_plan.load_pipeline(tmp_path / "pipe.yaml", [], {"out": str(tmp_path / "out")})
 
 
 def test_a_stage_is_held_to_its_adapter_and_its_reference_is_met(

@@ -15,7 +15,7 @@ from helpers import tiny
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
 from tunewright.core.types import Attached
-from tunewright.engine.opening import put_new, put_saved, use_layout
+from tunewright.engine.loaded import put_new, put_saved, use_layout
 from tunewright.engine.routing import Routing, watching
 from tunewright.models import anatomy
 

@@ -15,12 +15,8 @@ from helpers import tiny
 
 from tunewright.core.errors import CompatError, ModelError
 from tunewright.core.registry import methods
-from tunewright.methods.mixture_of_depths import (
-    MixtureOfDepthsConfig,
-    agreement,
-    largest,
-    routed_places,
-)
+from tunewright.methods.depth_routing import agreement, largest
+from tunewright.methods.mixture_of_depths import MixtureOfDepthsConfig, routed_places
 from tunewright.methods.saved import put_on
 from tunewright.models import anatomy
 

@@ -18,7 +18,7 @@ from helpers import tiny
 from tunewright.core.errors import TunewrightError
 from tunewright.core.registry import methods
 from tunewright.engine.layout import obstacle
-from tunewright.engine.opening import use_layout
+from tunewright.engine.loaded import use_layout
 from tunewright.models import anatomy
 from tunewright.models.kernels.fused import accelerate
 
@@ -268,7 +268,7 @@ def test_an_adapter_on_blocks_that_share_a_weight_is_not_merged() -> None:
     from helpers import causal
 
     from tunewright.core.registry import methods
-    from tunewright.engine.opening import put_new
+    from tunewright.engine.loaded import put_new
     from tunewright.models import anatomy
 
     model = causal.model_of("zamba")

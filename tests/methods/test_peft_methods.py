@@ -416,7 +416,7 @@ def test_adalora_lets_ranks_fall_to_the_mean_that_was_asked_for() -> None:
 
 
 def test_adalora_s_penalty_is_zero_for_orthonormal_directions_only() -> None:
-    from tunewright.methods.peft_kinds import orthogonality
+    from tunewright.methods.adalora import orthogonality
 
     eye = torch.eye(5)[:3]
     (none, weight), (some, _) = (

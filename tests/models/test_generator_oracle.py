@@ -19,7 +19,7 @@ from helpers import tiny
 from tunewright.core.seeds import stream_seed
 from tunewright.engine.decoding import batch
 from tunewright.engine.decoding.answers import Answer, AnsweringModel, answer, answering, stream
-from tunewright.engine.opening import use_layout
+from tunewright.engine.loaded import use_layout
 from tunewright.engine.policy import Policy
 from tunewright.engine.rollouts.sampling import Drawn, How, Sampler
 

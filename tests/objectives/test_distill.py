@@ -19,7 +19,8 @@ from tunewright.core.errors import CheckpointError, CompatError
 from tunewright.core.registry import objectives
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Sample, Teaching
-from tunewright.engine.opening import teacher_of, use_layout
+from tunewright.engine.loaded import use_layout
+from tunewright.engine.oracles.named import teacher_of
 from tunewright.engine.oracles.teacher import Teacher
 from tunewright.engine.placement import World
 from tunewright.engine.policy import Policy

@@ -12,7 +12,7 @@ from helpers import tiny
 
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Message, Sample
-from tunewright.engine.opening import use_layout
+from tunewright.engine.loaded import use_layout
 from tunewright.engine.oracles.teacher import Teacher
 from tunewright.engine.policy import Policy
 from tunewright.engine.rollouts.on_policy import OnPolicyStepper

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import story
+from helpers.telling import Lines
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import (
@@ -22,7 +23,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from tunewright.commands import pipeline
+from tunewright.commands import pipeline, pipeline_plan
 from tunewright.commands.pipeline_file import read_pipeline
 from tunewright.core.errors import ConfigError, TunewrightError
 from tunewright.core.registry import methods
@@ -78,17 +79,6 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     return file
-
-
-class Lines(Tell):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
 
 
 def run(
@@ -453,7 +443,7 @@ stages:
 """
     (tmp_path / "p.yaml").write_text(text)
     pipeline.run_pipeline(
-        pipeline.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "out"), tell=Quiet()
+        pipeline_plan.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "out"), tell=Quiet()
     )
     first, second = tmp_path / "out" / "01-first", tmp_path / "out" / "02-second"
     assert scores(second, pairs) == pytest.approx(scores(first, pairs), rel=1e-3, abs=1e-3)
@@ -461,5 +451,5 @@ stages:
         text.replace("steps: 2", "steps: 2").replace("name: second", "name: second, objective: dpo")
     )
     with pytest.raises(ConfigError) as caught:
-        pipeline.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "other")
+        pipeline_plan.plan(read_pipeline(tmp_path / "p.yaml"), tmp_path / "other")
     assert [p.code for p in caught.value.problems] == ["E-PIPE-07"]

@@ -14,7 +14,7 @@ from helpers import tiny
 from tunewright.core.errors import TrainingError
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Message, Sample
-from tunewright.engine.opening import computing_in, use_layout
+from tunewright.engine.loaded import computing_in, use_layout
 from tunewright.engine.policy import Policy
 from tunewright.engine.rollouts.rounds import Asking, RoundStepper
 from tunewright.engine.rollouts.sampling import Sampler

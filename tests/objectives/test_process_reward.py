@@ -21,6 +21,7 @@ from tunewright.data.formats.common import Columns
 from tunewright.data.formats.stepwise import joined, stepwise
 from tunewright.data.labels import step_ends
 from tunewright.engine import opening
+from tunewright.engine.oracles.named import reward_model_of
 from tunewright.objectives.process_reward import whole_answer
 from tunewright.story import resume_run, train
 
@@ -281,7 +282,7 @@ def open_judge(folder: Path) -> Any:
 
     found = opening.find(str(folder), Quiet())
     world = placement.start(EngineConfig(device="cpu", threads=1, dtype="float32"))
-    return opening.reward_model_of(folder, None, found.source.folder, "tree", world, Quiet())
+    return reward_model_of(folder, None, found.source.folder, "tree", world, Quiet())
 
 
 def test_the_judge_is_measured_beside_one_that_always_says_yes(tmp_path: Path) -> None:

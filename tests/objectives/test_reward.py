@@ -12,7 +12,7 @@ from helpers import tiny
 
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Sample
-from tunewright.engine.opening import use_layout
+from tunewright.engine.loaded import use_layout
 from tunewright.models.scalar_heads import put_heads
 
 PAD = 210

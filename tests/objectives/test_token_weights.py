@@ -13,7 +13,7 @@ from helpers import tiny
 
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Sample
-from tunewright.engine.opening import use_layout
+from tunewright.engine.loaded import use_layout
 from tunewright.engine.oracles.reference import ReferenceStore
 from tunewright.engine.policy import Policy
 from tunewright.engine.step import held_out_loss

@@ -113,7 +113,8 @@ def test_a_tiny_model_runs_the_recipe(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_tiny_model_walks_the_whole_road_of_rlhf(tmp_path: Path) -> None:
-    from tunewright.commands.pipeline import load_pipeline, run_pipeline
+    from tunewright.commands.pipeline import run_pipeline
+    from tunewright.commands.pipeline_plan import load_pipeline
 
     model = story.model_folder(
         tmp_path / "model", max_position_embeddings=512, hidden_size=32, intermediate_size=48

@@ -10,7 +10,7 @@ import pytest
 from junitparser import Failure, JUnitXml
 
 from tunewright.core.telling import Quiet
-from tunewright.evaluate.contract import parse
+from tunewright.evaluate.contract_reading import parse
 from tunewright.evaluate.gate import gate
 from tunewright.evaluate.subjects import FunctionSubject
 from tunewright.report.gate_review import junit, lines, review

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import story
+from helpers.telling import Lines
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -28,38 +28,6 @@ from tunewright.sources import fingerprint
 
 QUESTIONS: list[Any] = ["what is the capital", "who learns quickly"]
 KEPT = "answers of the untouched model: kept from an earlier run"
-
-
-class Lines(Tell):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
-
-    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Nothing."""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("made")
-    story.model_folder(place / "base", initializer_range=0.2, tie_word_embeddings=False)
-    story.rows_file(place / "rows.json", 8)
-    return place
-
-
-@pytest.fixture
-def base(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model about which answers are kept, small as it is, in a cache of its own."""
-    monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fingerprint, "SMALLEST_BYTES", 0)
-    shutil.copytree(made / "base", tmp_path / "base")
-    shutil.copy(made / "rows.json", tmp_path / "rows.json")
-    return tmp_path / "base"
 
 
 @pytest.fixture(scope="module")

@@ -4,35 +4,16 @@ without touching what the run learns."""
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import story
+from helpers.telling import Lines
 
 import tunewright
-from tunewright.core.telling import Tell
 from tunewright.evaluate import forgetting
 from tunewright.run import general
-from tunewright.sources import fingerprint
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("made")
-    story.model_folder(place / "base", initializer_range=0.2, tie_word_embeddings=False)
-    story.rows_file(place / "rows.json", 8)
-    return place
-
-
-@pytest.fixture
-def base(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fingerprint, "SMALLEST_BYTES", 0)
-    shutil.copytree(made / "base", tmp_path / "base")
-    shutil.copy(made / "rows.json", tmp_path / "rows.json")
-    return tmp_path / "base"
 
 
 @pytest.fixture
@@ -47,18 +28,6 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(forgetting, "score", counted)
     return found
-
-
-class Lines(Tell):
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
-
-    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Nothing."""
 
 
 def train(model: Path, name: str = "run", **changes: Any) -> tuple[tunewright.Run, list[str]]:

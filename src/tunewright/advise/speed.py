@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunewright.core import findings
-from tunewright.core.machine import processor_flags, versions
+from tunewright.core.machine import available_processors, processor_flags, versions
+from tunewright.core.stopwatch import Laps
 from tunewright.models.shape import BYTES, ModelShape
 
 EFFICIENCY = 0.65
@@ -26,8 +27,9 @@ is off."""
 GENERAL_ROWS, GENERAL_TOKENS = 720, 16
 """Token rows of a pass over the general questions, and tokens of the longest answer to them
 (`evaluate.forgetting`), counted for SmolLM2."""
-MOST_HOURS = 12
-"""For so long a measured rate serves commands that compute nothing themselves."""
+MOST_HOURS, BUSY_SECONDS = 12, 600
+"""For so long a measured rate serves commands that compute nothing themselves; a rate, or a trial,
+that was measured while other programs held the processors."""
 TRIED_SPREAD = 1.25
 """The same where a few blocks were tried."""
 STATED_SPREAD = 2.0
@@ -100,6 +102,8 @@ class Rates:
     """Of an operation on a few numbers."""
     compile_seconds: float = 0.0
     """That a matrix product takes longer the first time it meets a number of rows."""
+    busy: bool = False
+    """Other programs held the processors meanwhile."""
 
 
 def load_seconds(shape: ModelShape) -> float:
@@ -135,8 +139,11 @@ def seconds_allowed(train_seconds: float) -> float:
 def measured_rates(shape: ModelShape, world: Any) -> Rates:
     """What this machine reaches where and how `world` computes. Takes about 0.15 s."""
     how = {"dtype": world.dtype, "device": world.device, "threads": world.threads}
+    laps = Laps()
     fixed = measured_fixed(**how) if world.device == "cpu" else (0.0, 0.0)
-    found = Rates(measured_rate(shape, **how), measured_reading(world.device), *fixed)
+    reached = measured_rate(shape, **how), measured_reading(world.device)
+    busy = laps.lap().disturbed(world.threads or available_processors(), computes=False)
+    found = Rates(*reached, *fixed, busy)
     findings.keep("rates", _key(shape, world), {"at": time.time(), "rates": asdict(found)})
     return found
 
@@ -146,8 +153,10 @@ def kept_rates(shape: ModelShape, world: Any) -> Rates:
     torch; else it is measured now."""
     kept = findings.read("rates", _key(shape, world))
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        if kept is not None and 0 <= time.time() - float(kept["at"]) < 3600 * MOST_HOURS:
-            return Rates(**kept["rates"])
+        if kept is not None:
+            rates, age = Rates(**kept["rates"]), time.time() - float(kept["at"])
+            if 0 <= age < (BUSY_SECONDS if rates.busy else 3600 * MOST_HOURS):
+                return rates
     return measured_rates(shape, world)
 
 

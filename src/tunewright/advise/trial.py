@@ -14,20 +14,23 @@ Takes about `SECONDS`; what was found is kept under everything that decides it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.advise.speed import Rates
-from tunewright.advise.watching import Watch, bytes_of, tensors_of
+from tunewright.advise.speed import BUSY_SECONDS, Rates
+from tunewright.advise.watching import Watch, bytes_of, counting, tensors_of
 from tunewright.core import faults, findings
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import TunewrightError
-from tunewright.core.machine import fingerprint, is_busy, peak_memory_bytes, resident_bytes
+from tunewright.core.machine import fingerprint, live_bytes, resident_bytes
+from tunewright.core.stopwatch import Laps
 from tunewright.core.telling import Quiet
 from tunewright.core.types import Objective, Sample
 from tunewright.engine.schedule import make_schedule
@@ -50,9 +53,9 @@ KERNELS_TRIED = 16
 QUESTIONS, ROW_TOKENS, MORE_TOKENS = 4, 16, 8
 """Questions that are answered, tokens of one whose row has no answer, and tokens that are written
 more than at least."""
-MOST_DAYS, BUSY_SECONDS = 30, 600
-"""How long a trial counts; one that was made while other programs held the processors counts for a
-few minutes only."""
+MOST_DAYS = 30
+"""How long a trial counts; one that was made while other programs held the processors counts for
+`BUSY_SECONDS` only."""
 MOST_WEIGHTS = 4e8
 """Weights that are made up at most."""
 
@@ -104,17 +107,24 @@ class Trial:
     """What it keeps outside of the blocks that stand for all."""
     pass_rows: float
     """Rows of that pass."""
+    peak_rows: float = 0.0
+    """Rows of the pass of `peak_bytes`."""
     process_bytes: int = 0
     """Resident set of this process before the blocks were made; 0 where the system does not say."""
     peak_bytes: int = 0
-    """Largest resident set while the steps were tried; 0 where it was larger before."""
-    growth_bytes: float = 0.0
-    """By how much the resident set rose after the first step: kernels that are compiled for new
-    numbers of rows and kept, and holes between tensors of changing sizes."""
-    tried_passes: float = 0.0
-    """Passes in which it rose so."""
+    """Most bytes that live in a pass of `peak_rows` rows beside weights, moments and compiled
+    products: activations, gradients, temporaries of head and loss. 0 where the system does not say.
+    """
+    first_kernels: float = 0.0
+    """Bytes of the products that are compiled in the first pass."""
+    pass_kernels: float = 0.0
+    """Of those that a later pass compiles, for its new number of rows."""
+    read_kernels: float = 0.0
+    """Of those that passes which learn nothing, and answers, compile besides."""
     kernel_bytes: float = 0.0
-    """By how much it rises with one compiled product."""
+    """Bytes of one compiled product."""
+    gradient_bytes: float = 0.0
+    """Of the gradients, for all tried blocks; a part of `state_bytes`."""
     block_weights: float = 0.0
     """Bytes of one block, with what the method puts into it."""
     rest_weights: float = 0.0
@@ -248,7 +258,8 @@ def _tried(
     engine = asked.config.engine.model_copy(update={"activation_cache": "off"})
     config = asked.config.model_copy(update={"engine": engine})
     kernel = _kernel_bytes(world)
-    busy, process, before = is_busy(), resident_bytes(), peak_memory_bytes("cpu")
+    gc.collect()
+    process, began, laps = resident_bytes(), live_bytes(), Laps()
     causal = load.made_up(asked.folder, blocks, dtype=world.torch_dtype(), base=config.base)
     opened = to_train(
         config,
@@ -266,32 +277,35 @@ def _tried(
     _know_the_start(opened, chosen)
     with Watch(opened) as watched:
         found = _measured(opened, chosen, watched, blocks)
-    weights, state = _weights(opened, watched.blocks), _state(opened)
+    weights, (gradients, held) = _weights(opened, watched.blocks), _state(opened)
+    # What lived after the first step besides weights and moments.
+    first = found.first_kernels - began - bytes_of(tensors_of(opened)) - held
     return replace(
         found,
         process_bytes=process,
-        peak_bytes=found.peak_bytes if found.peak_bytes > before else 0,
+        first_kernels=max(0.0, first),
         kernel_bytes=kernel,
         block_weights=weights[0],
         rest_weights=weights[1],
-        state_bytes=state,
+        state_bytes=gradients + held,
+        gradient_bytes=gradients,
         layout=opened.layout,
-        busy=busy,
+        busy=laps.lap().disturbed(world.threads),
     )
 
 
 def _kernel_bytes(world: World) -> float:
-    """Bytes that the process grows with a matrix product of a new size. Takes about 50 ms."""
+    """Bytes that a matrix product of a new size leaves. Takes about 50 ms."""
     import torch
 
     b = torch.ones(576, 320, dtype=world.torch_dtype())
     # Sizes that no program uses, so that none was compiled before.
     rows = [torch.ones(403 + 2 * n, 576, dtype=b.dtype) for n in range(KERNELS_TRIED + 1)]
     torch.mm(rows[0], b)
-    before = resident_bytes()
+    before = live_bytes()
     for a in rows[1:]:
         torch.mm(a, b)
-    return max(0.0, (resident_bytes() - before) / KERNELS_TRIED)
+    return max(0.0, (live_bytes() - before) / KERNELS_TRIED)
 
 
 def _weights(opened: Ready, blocks: Sequence[Any]) -> tuple[float, float]:
@@ -302,8 +316,8 @@ def _weights(opened: Ready, blocks: Sequence[Any]) -> tuple[float, float]:
     return each, whole - each * len(blocks)
 
 
-def _state(opened: Ready) -> float:
-    """Bytes of gradients and of what the optimiser holds besides the model's own weights."""
+def _state(opened: Ready) -> tuple[float, float]:
+    """(bytes of gradients, of what the optimiser holds besides the model's own weights)."""
     optimizer = opened.stepper.optimizer
     own = {t.untyped_storage().data_ptr() for t in tensors_of(opened)}
     learns = [p for group in optimizer.param_groups for p in group["params"]]
@@ -314,7 +328,7 @@ def _state(opened: Ready) -> float:
         if hasattr(t, "untyped_storage")
     ]
     apart = [t for t in (*learns, *held) if t.untyped_storage().data_ptr() not in own]
-    return float(bytes_of(learns) + bytes_of(apart))
+    return float(bytes_of(learns)), float(bytes_of(apart))
 
 
 def _steps_of(
@@ -362,7 +376,7 @@ def _know_the_start(opened: Ready, chosen: list[list[Sample]]) -> None:
 @dataclass
 class _Step:
     """What one step took: seconds in all, of its update and of drawing answers; what it computed;
-    seconds in each block, forward and backward; the resident set at its end, and the largest."""
+    seconds in each block, forward and backward; bytes that live in the heap at its end."""
 
     whole: float
     update: float
@@ -372,21 +386,24 @@ class _Step:
     passes: int
     forward: list[float]
     backward: list[float]
-    held: int
-    peak: int
+    live: int
 
 
 def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: int) -> Trial:
     taken = _take(opened, chosen, watch)
+    peak, pass_rows = _most_alive(opened, chosen[: len(taken)], taken)
     kept, first, later = watch.kept_at_most(), taken[0], taken[1:] or taken
     rows = _mean([step.rows for step in later])
     whole, update = _mean([s.whole for s in later]), _mean([s.update for s in later])
     draw = _mean([s.draw for s in later])
     learns = [n for n in _middle(blocks) if watch.learns[n]]
     block, still = _of_a_block(later, learns, watch, blocks, rows)
+    gc.collect()
+    before = live_bytes()
     start, start_first, start_block = _starting(opened, chosen, watch, blocks)
     read, read_first = _reading(opened, chosen[-1], watch)
     ask, token = _answering(opened, chosen)
+    gc.collect()  # packed weights lie in a cycle
     return Trial(
         blocks=blocks,
         rows=rows,
@@ -413,9 +430,11 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         block_bytes=_mean([kept[n] for n in learns]),
         rest_bytes=sum(kept) - sum(kept[n] for n in learns),
         pass_rows=first.rows / max(1, first.passes),
-        peak_bytes=taken[-1].peak,
-        growth_bytes=max(0.0, taken[-1].held - first.held),
-        tried_passes=sum(step.passes for step in later),
+        peak_bytes=peak,
+        peak_rows=pass_rows,
+        first_kernels=first.live,
+        pass_kernels=_of_a_new_pass(taken),
+        read_kernels=max(0.0, live_bytes() - before),
     )
 
 
@@ -446,13 +465,32 @@ def _take(opened: Ready, chosen: list[list[Sample]], watch: Watch) -> list[_Step
                 report.passes,
                 watch.forward,
                 watch.backward,
-                resident_bytes(),
-                peak_memory_bytes("cpu"),
+                live_bytes(),
             )
         )
         if number >= 3 and time.perf_counter() - begin > SECONDS * number / (number + 1):
             break
     return taken
+
+
+def _most_alive(
+    opened: Ready, chosen: Sequence[list[Sample]], taken: Sequence[_Step]
+) -> tuple[int, float]:
+    """(most bytes that live in a step besides what lives before it, rows of its pass), of the step
+    with the largest passes, taken once more: its products are compiled."""
+    number = max(range(len(taken)), key=lambda n: taken[n].rows / max(1, taken[n].passes))
+    before = live_bytes()
+    with counting() as most:
+        report = opened.stepper.step(chosen[number], len(taken) + 1, 1e-6)
+    rows = report.physical_rows / max(1, report.passes)
+    return (max(0, most.live - before) if before else 0), rows
+
+
+def _of_a_new_pass(taken: Sequence[_Step]) -> float:
+    """Bytes of what a pass compiles whose number of rows is new: the median of the steps after the
+    first."""
+    grown = [(now.live - last.live, now) for last, now in pairwise(taken) if now.rows != last.rows]
+    return max(0.0, _median([more / max(1, step.passes) for more, step in grown]))
 
 
 def _of_a_block(

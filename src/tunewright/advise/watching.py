@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core.machine import live_bytes
+
 if TYPE_CHECKING:
     from tunewright.engine.opening import Ready
 
@@ -106,6 +108,36 @@ class Watch:
     def kept_at_most(self) -> list[float]:
         """Bytes kept in each block, and outside, of the pass that kept most."""
         return self.kept if sum(self.kept) >= self.largest[0] else self.largest[1]
+
+
+class Largest:
+    """The most bytes that lived in the heap at the end of any operation."""
+
+    live: int = 0
+
+    def look(self) -> None:
+        """Compare with what lives now."""
+        self.live = max(self.live, live_bytes())
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Largest]:
+    """Inside, what lives in the heap is looked at after every operation of torch, forward and
+    backward. No number changes; an operation takes some microseconds longer."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found = Largest()
+
+    class Looking(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, given: Any = (), named: Any = None
+        ) -> Any:
+            done = function(*given, **(named or {}))
+            found.look()
+            return done
+
+    with Looking():
+        yield found
 
 
 def tensors_of(opened: Ready) -> list[Any]:

@@ -344,7 +344,7 @@ def _engine(
 ) -> Iterator[tuple[int, Gradients, Any]]:
     """(rows_per_pass, gradients, step report) of our engine as a run uses it, for every way of
     cutting the step."""
-    from tunewright.engine.opening import use_layout
+    from tunewright.engine.loaded import use_layout
     from tunewright.engine.policy import Policy
     from tunewright.engine.step import Stepper
     from tunewright.models.kernels.fused import accelerate
@@ -406,7 +406,7 @@ def bench_certificate(
     `config` is the method's config (None: its defaults). Raises ValueError when no sample is short
     enough and of weight 1.
     """
-    from tunewright.engine.opening import put_new
+    from tunewright.engine.loaded import put_new
     from tunewright.models import anatomy
     from tunewright.models.load import load_model
 

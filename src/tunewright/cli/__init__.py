@@ -29,6 +29,7 @@ from tunewright.cli.studio import studio
 from tunewright.cli.sweeping import sweep
 from tunewright.cli.tracking import track
 from tunewright.cli.train import demo, import_file, init, train
+from tunewright.core import collector
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.words import say
 
@@ -96,4 +97,8 @@ def main() -> None:
     # PEFT imports bitsandbytes where it is installed, which then advises what else to install.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     completing.prepare()
-    app()
+    collector.rest()
+    try:
+        app()
+    finally:
+        collector.end()

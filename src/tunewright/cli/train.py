@@ -65,7 +65,7 @@ def _train(
     """One run or a pipeline of several, started, continued or only checked; returns what `--json`
     prints."""
     from tunewright import story
-    from tunewright.commands import pipeline
+    from tunewright.commands import pipeline, pipeline_plan
     from tunewright.commands.dry_run import dry_run as check
     from tunewright.commands.pipeline_file import is_pipeline
     from tunewright.core.runfile import load_run
@@ -84,7 +84,7 @@ def _train(
         raise UsageError.of("E-RUN-09", str(first))
     if first is not None and is_pipeline(first):
         joining.require_alone(str(first))
-        planned = pipeline.load_pipeline(first, words, flags)
+        planned = pipeline_plan.load_pipeline(first, words, flags)
         if dry_run:
             return pipeline.check_pipeline(planned)
         return pipeline.run_pipeline(planned).summary

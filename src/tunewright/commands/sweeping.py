@@ -9,11 +9,9 @@ that was running by that run's own resume.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,111 +19,24 @@ from filelock import FileLock, Timeout
 
 from tunewright import story
 from tunewright.commands import sweep_spaces as spaces_
-from tunewright.commands.sweep_spaces import Space
+from tunewright.commands.sweep_record import ENDED, RECORD, Sweep, Trial
+from tunewright.commands.sweep_search import Pruner, propose
 from tunewright.core import publish
-from tunewright.core.callbacks import Callback, HeldOutMeasured, Running
 from tunewright.core.errors import Interrupted, TunewrightError, UsageError, problem_of
-from tunewright.core.files import write_json, write_text
+from tunewright.core.files import read_json_objects, write_text
 from tunewright.core.run_text import yaml_of
 from tunewright.core.runfile import load_run, parse_run, value_text
-from tunewright.core.seeds import stream_seed
 from tunewright.core.telling import Tell, duration
 from tunewright.core.words import say
 from tunewright.record import folder as run_folder
 from tunewright.report.sweep import write_sweep_report
 from tunewright.run import launching
 
-RECORD, BEST, RUNS = "sweep.json", "best.yaml", "trials"
+BEST = "best.yaml"
 SAMPLERS = ("auto", "grid", "tpe", "random")
 DEFAULT_TRIALS = 12
 LEAST_STEPS = 3
 PROBE_STEPS = 3
-TRIES = 50
-"""Draws for a trial before a sweep says that every combination was tried."""
-ENDED = ("done", "pruned", "failed", "refused")
-
-
-@dataclass
-class Trial:
-    """One trial. `value` is what is compared; lower is better unless the sweep says `higher`."""
-
-    number: int
-    params: dict[str, Any]
-    status: str = "running"
-    """running, done, pruned (stopped early as worse than the median), failed, refused (settings
-    that do not go together)."""
-    value: float | None = None
-    steps: int = 0
-    seconds: float = 0.0
-    measured: dict[str, float] = field(default_factory=dict)
-    """Step -> the held-out loss there."""
-    reason: str = ""
-    problem: dict[str, Any] | None = None
-
-
-@dataclass
-class Sweep:
-    """A sweep as its folder holds it."""
-
-    out: Path
-    given: dict[str, Any]
-    """The run file with fixed words, by dotted key."""
-    spaces: list[Space]
-    trials_wanted: int
-    sampler: str
-    seed: int
-    prune: bool
-    metric: str = ""
-    """A held-out figure to compare by; the held-out loss where it is empty."""
-    higher: bool = False
-    minutes: float | None = None
-    samples: int | None = None
-    """Samples that every trial learns from, where minutes were given."""
-    trials: list[Trial] = field(default_factory=list)
-
-    def write(self) -> None:
-        """Keep the record. Raises OSError."""
-        told = {name: getattr(self, name) for name in KEPT}
-        told["spaces"] = {space.key: spaces_.as_dict(space) for space in self.spaces}
-        told["trials"] = [asdict(trial) for trial in self.trials]
-        best = self.best
-        told["best"] = None if best is None else best.number
-        write_json(self.out / RECORD, told)
-
-    @classmethod
-    def read(cls, out: Path) -> Sweep:
-        """Raises UsageError for a folder that is no sweep."""
-        try:
-            found = json.loads((out / RECORD).read_text(encoding="utf-8"))
-            spaces = [spaces_.of_dict(key, one) for key, one in found["spaces"].items()]
-            trials = [Trial(**one) for one in found["trials"]]
-            return cls(out, spaces=spaces, trials=trials, **{name: found[name] for name in KEPT})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UsageError.of("E-SWEEP-06", str(out), folder=out) from error
-
-    @property
-    def best(self) -> Trial | None:
-        """The best trial that was finished; the earlier one of two that are equal."""
-        done = [t for t in self.trials if t.status == "done" and t.value is not None]
-        sign = -1 if self.higher else 1
-        return min(done, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
-
-    def folder(self, trial: Trial) -> Path:
-        """The run folder of a trial."""
-        return self.out / RUNS / f"{trial.number + 1:02d}"
-
-
-KEPT = (
-    "given",
-    "trials_wanted",
-    "sampler",
-    "seed",
-    "prune",
-    "metric",
-    "higher",
-    "minutes",
-    "samples",
-)
 
 
 def start(
@@ -162,7 +73,8 @@ def start(
     given = load_run(source, [*fixed, *first]).given
     given = {key: value for key, value in given.items() if key != "out"}
     _require_held_out(given, metric)
-    out = out or _free(source)
+    name = source.stem if source else "sweep"
+    out = out or run_folder.free_folder(f"{name}-sweep")
     run_folder.require_free(out)
     sweep = Sweep(out, given, spaces, wanted, sampler, seed, prune, metric, higher, minutes=minutes)
     with publish.folder(out) as place:
@@ -271,112 +183,6 @@ def _require_value(sweep: Sweep, trial: Trial) -> None:
     raise TunewrightError.of("E-SWEEP-11", "--metric", metric=sweep.metric, known=known)
 
 
-def propose(sweep: Sweep) -> dict[str, Any] | None:
-    """The settings of the next trial, which depend on the finished ones, the seed and the number
-    alone; None where every combination was tried."""
-    known = [trial.params for trial in sweep.trials]
-    whole = spaces_.grid(sweep.spaces)
-    if sweep.sampler == "grid" and whole is not None:
-        left = [params for params in whole if params not in known]
-        return left[0] if left else None
-    if whole is not None and all(params in known for params in whole):
-        return None
-    for attempt in range(TRIES):
-        study = _study(sweep, stream_seed(sweep.seed, "sweep", len(known), attempt))
-        asked = study.ask(_distributions(sweep))
-        params = {s.key: s.rounded(asked.params[s.key]) for s in sweep.spaces}
-        params = {s.key: _original(s, params[s.key]) for s in sweep.spaces}
-        if params not in known:
-            return params
-    return next((p for p in whole or [] if p not in known), None)
-
-
-def _study(sweep: Sweep, seed: int) -> Any:
-    """An Optuna study that knows the trials so far."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    startup = min(10, max(3, sweep.trials_wanted // 3))
-    seed %= 2**32
-    sampler = (
-        optuna.samplers.RandomSampler(seed=seed)
-        if sweep.sampler == "random"
-        else optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
-    )
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=min(4, startup), n_warmup_steps=1)
-    study = optuna.create_study(
-        sampler=sampler, pruner=pruner, direction="maximize" if sweep.higher else "minimize"
-    )
-    states = optuna.trial.TrialState
-    state = {"done": states.COMPLETE, "pruned": states.PRUNED}
-    for trial in sweep.trials:
-        if trial.status not in ENDED:
-            continue
-        params = {s.key: _kept(s, trial.params[s.key]) for s in sweep.spaces}
-        known = state.get(trial.status, states.FAIL)
-        if known is states.COMPLETE and trial.value is None:
-            known = states.FAIL
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=known,
-                value=trial.value if known is states.COMPLETE else None,
-                params=params,
-                distributions=_distributions(sweep),
-                intermediate_values={int(k): v for k, v in trial.measured.items()},
-            )
-        )
-    return study
-
-
-def _distributions(sweep: Sweep) -> dict[str, Any]:
-    from optuna import distributions as d
-
-    found: dict[str, Any] = {}
-    for space in sweep.spaces:
-        if space.choices:
-            found[space.key] = d.CategoricalDistribution([_kept(space, c) for c in space.choices])
-        elif space.whole:
-            ends = int(space.low), int(space.high)
-            found[space.key] = d.IntDistribution(*ends, log=space.is_log)
-        else:
-            found[space.key] = d.FloatDistribution(space.low, space.high, log=space.is_log)
-    return found
-
-
-def _kept(space: Space, value: Any) -> Any:
-    """A choice as Optuna takes it: a list or a mapping as its text."""
-    plain = value is None or isinstance(value, bool | int | float | str)
-    return value if plain or not space.choices else json.dumps(value)
-
-
-def _original(space: Space, value: Any) -> Any:
-    return next((c for c in space.choices if _kept(space, c) == value), value)
-
-
-class _Pruner(Callback):
-    """Stops a trial whose held-out loss is worse than the median of earlier ones at that step."""
-
-    def __init__(self, sweep: Sweep, trial: Trial):
-        self._sweep, self._trial = sweep, trial
-        self._asked = _study(sweep, 0)
-        params = {s.key: _kept(s, trial.params[s.key]) for s in sweep.spaces}
-        self._asked.enqueue_trial(params)
-        self._optuna = self._asked.ask(_distributions(sweep))
-        for step, value in trial.measured.items():
-            self._optuna.report(value, int(step))
-
-    def measured(self, run: Running, event: HeldOutMeasured) -> None:
-        if event.all_rows or not math.isfinite(event.held_out_loss):
-            return
-        self._trial.measured[str(event.step)] = event.held_out_loss
-        last = event.step >= run.total_steps
-        if self._sweep.metric or event.step == 0:
-            return
-        self._optuna.report(event.held_out_loss, event.step)
-        if self._sweep.prune and not last and self._optuna.should_prune():
-            run.stop(say("sweep.pruned_reason"))
-
-
 def _run(sweep: Sweep, trial: Trial, tell: Tell) -> None:
     """Do a trial, or the rest of it, and note how it ended."""
     folder, began = sweep.folder(trial), time.monotonic()
@@ -394,7 +200,7 @@ def _run(sweep: Sweep, trial: Trial, tell: Tell) -> None:
     try:
         parsed = parse_run(given, where)
         # Several processes tell no callback of this one, so none of their runs is stopped early.
-        on = [] if launching.count(parsed) > 1 else [_Pruner(sweep, trial)]
+        on = [] if launching.count(parsed) > 1 else [Pruner(sweep, trial)]
         if (folder / "run.yaml").is_file():
             finished = story.resume_run(folder, tell=tell, on=on)
         else:
@@ -424,16 +230,16 @@ def _measured_before(folder: Path) -> dict[str, float]:
 
 
 def _events(folder: Path) -> list[dict[str, Any]]:
-    found = []
-    with contextlib.suppress(OSError):
-        for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return found
+    try:
+        return read_json_objects(folder / "events.jsonl")
+    except OSError:
+        return []
 
 
 def _how(folder: Path) -> str:
-    stopped = any(e.get("event") == "stopped_by" and e["by"] == "_Pruner" for e in _events(folder))
+    stopped = any(
+        e.get("event") == "stopped_by" and e["by"] == Pruner.__name__ for e in _events(folder)
+    )
     return "pruned" if stopped else "done"
 
 
@@ -447,7 +253,7 @@ def _value(sweep: Sweep, summary: dict[str, Any]) -> float | None:
 
 def settings_of(sweep: Sweep, params: dict[str, Any], *, budget: bool = True) -> dict[str, Any]:
     """The keys of a trial's run; `budget`: with the steps that the sweep's minutes allow."""
-    given = {**sweep.given, **_without_kinds(sweep, params)}
+    given = {**sweep.given, **_without_kinds(params)}
     given.setdefault("probes", 0)
     if budget:
         given.setdefault("forgetting", "off")
@@ -460,7 +266,7 @@ def settings_of(sweep: Sweep, params: dict[str, Any], *, budget: bool = True) ->
     return given
 
 
-def _without_kinds(sweep: Sweep, params: dict[str, Any]) -> dict[str, Any]:
+def _without_kinds(params: dict[str, Any]) -> dict[str, Any]:
     """`method=lora,dora` sweeps `method.kind`."""
     return {f"{k}.kind" if k in ("method", "objective") else k: v for k, v in params.items()}
 
@@ -499,13 +305,6 @@ def _require_held_out(given: dict[str, Any], metric: str) -> None:
         raise UsageError.of("E-SWEEP-12", "data.held_out", metric=metric or "held_out_loss")
 
 
-def _free(source: Path | None) -> Path:
-    stem, n = source.stem if source else "sweep", 1
-    while (out := Path("runs", f"{stem}-sweep-{n}")).exists():
-        n += 1
-    return out
-
-
 def _write_out(sweep: Sweep) -> None:
     """The best run file and the page."""
     best = sweep.best
@@ -515,7 +314,7 @@ def _write_out(sweep: Sweep) -> None:
             if key not in sweep.given:
                 given.pop(key, None)
         head = say("sweep.best_file", number=best.number + 1, value=f"{best.value:.6g}")
-        comments = {key: say("sweep.best_key") for key in _without_kinds(sweep, best.params)}
+        comments = {key: say("sweep.best_key") for key in _without_kinds(best.params)}
         write_text(sweep.out / BEST, f"# {head}\n{yaml_of(given, comments)}")
     write_sweep_report(sweep.out)
 

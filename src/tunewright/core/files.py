@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,33 @@ def write_json(path: Path, value: Any) -> None:
     """`write_bytes` for a JSON document, readable by people. NaN is refused: JSON has none; say
     null and why."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """`write_bytes` for JSON lines. `rows` hold no NaN (`record.events.plain`)."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file of JSON lines. Raises OSError, and ValueError for a line that is no
+    JSON."""
+    return [json.loads(line) for line in _lines(path.read_text(encoding="utf-8"))]
+
+
+def read_json_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines that a crash may have cut: what is no object is left out.
+    Raises OSError."""
+    found = []
+    for line in _lines(path.read_text(encoding="utf-8", errors="replace")):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            found += [value] if isinstance(value, dict) else []
+    return found
+
+
+def _lines(text: str) -> list[str]:
+    # split, not splitlines: an answer may hold U+2028, which is no end of a line in JSON.
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def readable_size(num_bytes: float) -> str:

@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 KERNELS = 512
 """Compiled products that oneDNN keeps. A pass over a tree needs up to about 400, and the same ones
@@ -140,6 +141,48 @@ def is_busy() -> bool:
         return False
 
 
+def own_processor_seconds() -> float:
+    """Processor seconds of this process and of everything that it started, so far."""
+    spent = os.times()
+    known = spent.user + spent.system + spent.children_user + spent.children_system
+    return known + sum(map(_seconds_of, _children_of("self")))
+
+
+def all_processor_seconds() -> float | None:
+    """Processor seconds that all programs of this machine used since it started, with what other
+    guests of its host took; None where the system does not say."""
+    with (
+        contextlib.suppress(OSError, ValueError, IndexError),
+        open("/proc/stat", encoding="ascii") as handle,
+    ):
+        # user, nice, system, idle, iowait, irq, softirq, steal
+        ticks = [int(n) for n in handle.readline().split()[1:9]]
+        used = sum(ticks) - ticks[3] - ticks[4]
+        return used / os.sysconf("SC_CLK_TCK") if used else None
+    return None
+
+
+def _children_of(process: int | str) -> list[int]:
+    """Processes that a process started and that still run."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (thread / "children").read_text(encoding="ascii").split())
+    return found
+
+
+def _seconds_of(process: int) -> float:
+    """Processor seconds of a process and of all that it started; 0 where it is gone."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        ticks = [int(n) for n in text.rpartition(")")[2].split()[11:15]]
+    except (OSError, ValueError):
+        return 0.0
+    below = sum(map(_seconds_of, _children_of(process)))
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") + below
+
+
 def resident_bytes() -> int:
     """The resident set of this process now; 0 where the system does not say."""
     with (
@@ -148,6 +191,33 @@ def resident_bytes() -> int:
     ):
         return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc tells of its heap (`man mallinfo2`)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def live_bytes() -> int:
+    """Bytes that this process holds in the C heap now: tensors, compiled products, what libraries
+    keep; nothing of what was freed and stays with the process. 0 where the system does not say
+    (another system than Linux with glibc 2.33)."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    try:
+        ask = ctypes.CDLL("libc.so.6").mallinfo2
+    except (OSError, AttributeError):
+        return 0
+    ask.restype = _Mallinfo
+    found = ask()
+    return int(found.uordblks + found.hblkhd)
 
 
 def keep_freed_memory() -> bool:

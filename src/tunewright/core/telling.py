@@ -81,13 +81,12 @@ class Tell:
             self._open = False
 
 
-class Once(Tell):
-    """Passes on to another; a line that was said already is not said again."""
+class Relay(Tell):
+    """Passes everything on to `inner`; a subclass says what it changes on the way."""
 
     def __init__(self, inner: Tell):
         super().__init__()
         self.inner = inner
-        self._said: set[str] = set()
 
     @property
     def colour(self) -> bool:
@@ -95,10 +94,8 @@ class Once(Tell):
         return self.inner.colour
 
     def line(self, text: str) -> None:
-        """One finished line, the first time."""
-        if text not in self._said:
-            self._said.add(text)
-            self.inner.line(text)
+        """As the other does."""
+        self.inner.line(text)
 
     def start(self, what: str) -> None:
         """As the other does."""
@@ -111,6 +108,20 @@ class Once(Tell):
     def finish(self) -> None:
         """As the other does."""
         self.inner.finish()
+
+
+class Once(Relay):
+    """A line that was said already is not said again."""
+
+    def __init__(self, inner: Tell):
+        super().__init__(inner)
+        self._said: set[str] = set()
+
+    def line(self, text: str) -> None:
+        """One finished line, the first time."""
+        if text not in self._said:
+            self._said.add(text)
+            self.inner.line(text)
 
 
 class Quiet(Tell):

@@ -199,7 +199,7 @@ class Watch:
     def let_go(self) -> None:
         """Nobody need watch this rank any more, and it watches nobody."""
         self._ended.set()
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # the store may be gone with the rank that kept it
             self._store.set(self._key(self.place.rank), DONE)
 
     # ---- the thread
@@ -274,7 +274,7 @@ class Watch:
 
     def _publish(self, verdict: Verdict) -> Verdict:
         """Be the first to say who ended the run, or learn who said it before."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # without a store this rank's own verdict stands
             said = self._store.compare_set("end", "", verdict.text())
             verdict = Verdict.of(said.decode())
         self.verdict = verdict
@@ -352,6 +352,6 @@ def leave(watch: Watch) -> None:
     if watch.verdict is None:
         watch.let_go()
     watch._ended.set()
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # the work is done; others may have left already
         if watch.verdict is None and dist.is_initialized():
             dist.destroy_process_group()

@@ -13,7 +13,7 @@ nothing of shares; objects do not stay.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,11 +158,6 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every number is finite, on all ranks."""
     good = all(bool(torch.isfinite(local(one)).all()) for one in tensors)
     return all(ranks.current().gather(good)) if ranks.current().sharded else good
-
-
-def bytes_at_rest(parameters: Sequence[Tensor]) -> int:
-    """Bytes of the shares that this process holds."""
-    return sum(local(p).numel() * p.element_size() for p in parameters)
 
 
 def put(p: Tensor, full: Tensor) -> None:

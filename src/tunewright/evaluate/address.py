@@ -540,20 +540,3 @@ def _read(found: Any, where: str) -> Told:
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         shown = json.dumps(found, ensure_ascii=False)[:200]
         raise AddressError.of("E-ADDR-05", where, reason=shown) from e
-
-
-def ask_address(
-    url: str,
-    messages: Sequence[Message | dict[str, Any]],
-    *,
-    model: str | None = None,
-    max_tokens: int = 512,
-    temperature: float = 0.0,
-    seed: int | None = 0,
-    timeout: float = SECONDS,
-    key: str | None = None,
-) -> Told:
-    """(text, finish_reason, usage) of one question to `url`. For many questions use one `Address`,
-    which remembers what its server takes. Raises as `Address.of` and `Address.ask` do."""
-    address = Address.of(url, model=model, key=key, seconds=timeout)
-    return address.ask(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)

@@ -241,21 +241,6 @@ def _few(rows: list[int], seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(rows, MOST_COMPARED))
 
 
-def cross_classes(texts: Sequence[str], labels: Sequence[str], *, seed: int = 0) -> list[str]:
-    """`classes` for every row, learnt from the other folds."""
-    out = [""] * len(texts)
-    for train, test in _folds(texts, seed):
-        found = classes(
-            [texts[i] for i in train],
-            [labels[i] for i in train],
-            [texts[i] for i in test],
-            seed=seed,
-        )
-        for i, label in zip(test, found, strict=True):
-            out[i] = label
-    return out
-
-
 def _some(texts: Sequence[str], values: Sequence[Any], seed: int) -> tuple[list[str], list[Any]]:
     """The training rows, at most `MOST_TEXTS` of them, drawn evenly. Raises ValueError for none, or
     where texts and values are not as many."""

@@ -369,7 +369,7 @@ class _Table:
             "n": len(self.questions),
             "metrics": self.how.metrics,
             "settings": {k: v for k, v in asdict(self.how).items() if k != "metrics"},
-            "subjects": [self._subject(i, column) for i, column in enumerate(self.columns)],
+            "subjects": [self._subject(column) for column in self.columns],
             "pairs": [
                 self._pair(a, b, scores) for a, b in combinations(range(len(self.columns)), 2)
             ],
@@ -399,7 +399,7 @@ class _Table:
             for name in self.how.metrics
         }
 
-    def _subject(self, place: int, column: Column) -> dict[str, Any]:
+    def _subject(self, column: Column) -> dict[str, Any]:
         places = self._judged()
         expected = [self.questions[i].expected for i in places]
         answers = [column.texts[i] for i in places]

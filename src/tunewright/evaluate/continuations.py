@@ -51,6 +51,19 @@ class Scorer:
         """Tokens that context and continuation may have together."""
         return room_of(self.opened.causal, self.opened.model) or DEFAULT_CONTEXT
 
+    def about(self) -> dict[str, Any]:
+        """The model and how it computes, as keys of a result."""
+        target, world = self.opened.target, self.opened.world
+        return {
+            "target": target.name,
+            "model": target.source.spec,
+            "adapter": str(target.adapter or ""),
+            "layout": self.layout,
+            "layout_reason": self.layout_reason,
+            "dtype": world.dtype,
+            "device": world.device,
+        }
+
     def score(
         self, pairs: Sequence[Pair], on_done: Callable[[int], None] | None = None
     ) -> list[tuple[float, bool]]:

@@ -208,9 +208,8 @@ def take_exam(
         raise UsageError(problem("E-EXAM-04", "--exam-language", value=language))
     exam = read_exam(place)
     scorer = open_scorer(target, tell, base=base, dtype=dtype, device=device, threads=threads)
-    opened, loaded = scorer.opened, time.perf_counter()
-    found = opened.target
-    asker = _Asker(exam, _form(exam, language), opened, scorer.context, chat)
+    loaded = time.perf_counter()
+    asker = _Asker(exam, _form(exam, language), scorer.opened, scorer.context, chat)
     wanted = USUAL_SHOTS if shots is None else shots
     table = Kept(None if out is None else Path(out) / TABLE)
     try:
@@ -218,9 +217,7 @@ def take_exam(
     finally:
         table.close()
     result: dict[str, Any] = {
-        "target": found.name,
-        "model": found.source.spec,
-        "adapter": str(found.adapter or ""),
+        **scorer.about(),
         "data": place,
         "exam": {
             "kind": asker.form.kind,
@@ -229,10 +226,6 @@ def take_exam(
             **report(exam, answers),
             **asker.counts(wanted),
         },
-        "layout": scorer.layout,
-        "layout_reason": scorer.layout_reason,
-        "dtype": opened.world.dtype,
-        "device": opened.world.device,
         "versions": versions(),
     }
     result["warnings"] = _warnings(result["exam"], exam, shots, lost)

@@ -71,9 +71,8 @@ def measure_tasks(
     with _quiet():
         manager, names = _known(tasks, folder)
         scorer = open_scorer(target, tell, base=base, dtype=dtype, device=device, threads=threads)
-        opened, loaded = scorer.opened, time.perf_counter()
-        found = opened.target
-        system = found.system if chat else None
+        loaded = time.perf_counter()
+        system = scorer.opened.target.system if chat else None
         table = Kept(None if out is None else Path(out) / TABLE)
         how: dict[str, Any] = {"num_fewshot": shots, "limit": limit, "log_samples": details}
         how |= {"apply_chat_template": chat, "system_instruction": system}
@@ -83,18 +82,12 @@ def measure_tasks(
             table.close()
     now = time.perf_counter()
     result: dict[str, Any] = {
-        "target": found.name,
-        "model": found.source.spec,
-        "adapter": str(found.adapter or ""),
+        **scorer.about(),
         "lm_eval": {
             "chat": chat,
             "tasks": [_task(name, given) for name in given["results"]],
             "groups": sorted(given.get("groups") or {}),
         },
-        "layout": scorer.layout,
-        "layout_reason": scorer.layout_reason,
-        "dtype": opened.world.dtype,
-        "device": opened.world.device,
         "warnings": [],
         "seconds": {"load": round(loaded - started, 3), "total": round(now - started, 3)},
         "versions": {**versions(), "lm_eval": _version()},

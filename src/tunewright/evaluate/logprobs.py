@@ -25,6 +25,7 @@ from transformers import DynamicCache
 
 from tunewright.core.types import Branch, Sample, TokenTree, VirtualPrompt
 from tunewright.engine import opening
+from tunewright.engine.loaded import computing_in
 from tunewright.engine.policy import KEEP_BYTES, Policy, head_of
 from tunewright.engine.tree import build_tree, common_prefix, cut_passes, padded_rows
 from tunewright.models.kernels.fused import fused_without_gradient
@@ -248,7 +249,7 @@ def logprobs_of(
         likeliest[:] = [[] for _ in samples]
     waiting, done = _Waiting(), 0
     opened.model.eval()
-    with opening.computing_in(opened.causal, layout_name), fused_without_gradient():
+    with computing_in(opened.causal, layout_name), fused_without_gradient():
         reader = RowReader(opened.model, opened.causal, layout_name)
         head = head_of(opened.causal)
         beginning = shared_beginning(samples) if len(samples) > 1 else []

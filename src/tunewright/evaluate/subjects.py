@@ -29,6 +29,7 @@ from tunewright.core.words import say
 from tunewright.engine import naming, opening
 from tunewright.engine.decoding.answers import Answer, AnsweringModel, answer
 from tunewright.engine.decoding.batch import Ask
+from tunewright.engine.loaded import computing_in
 from tunewright.evaluate.address import Address, Told, is_address
 from tunewright.evaluate.ranking import is_scorer
 from tunewright.models import load
@@ -265,7 +266,7 @@ class LocalSubject(Subject):
         with self.model() as model:
             causal = model.causal
             prompts = self.prompts(model, questions)
-            with opening.computing_in(causal, "padded"), torch.no_grad():
+            with computing_in(causal, "padded"), torch.no_grad():
                 for prompt in prompts:
                     ids = torch.tensor([prompt[-most:]], device=causal.device)
                     found.append(model.model(input_ids=ids).logits[0].float().cpu())

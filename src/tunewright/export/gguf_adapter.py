@@ -23,7 +23,7 @@ from tunewright.core.errors import UsageError
 from tunewright.core.files import readable_size
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
-from tunewright.engine import opening
+from tunewright.engine.loaded import put_saved
 from tunewright.export import composition, gguf_file, gguf_proof, gguf_types
 from tunewright.export.folder import ExportError, require_free_file
 from tunewright.export.gguf import Writing, came_from, lines_of_proof, published, versions
@@ -111,7 +111,7 @@ class Adapter:
             _write(path, plan, pairs, self.kind, self.writing.about.general)
             tell.line(say("gguf.writing", type=self.kind, size=readable_size(path.stat().st_size)))
             require_held(path, plan, pairs, out)
-            proof = self._prove(path, plan, causal, pairs, asked, kept)
+            proof = self._prove(path, plan, causal, asked, kept)
         return {
             "exported": "gguf adapter",
             "verdict": "agrees",
@@ -144,13 +144,7 @@ class Adapter:
             yield name, a.float().numpy(), laid
 
     def _prove(
-        self,
-        path: Path,
-        plan: gguf_file.Plan,
-        causal: Any,
-        pairs: list[Pair],
-        asked: Asked,
-        kept: Path,
+        self, path: Path, plan: gguf_file.Plan, causal: Any, asked: Asked, kept: Path
     ) -> dict[str, Any]:
         """Run the adapter on the base as GGUF; without llama.cpp, what the file says is added to
         the base in Transformers."""
@@ -163,7 +157,7 @@ class Adapter:
         base = kept / "base.gguf"
         gguf_file.write(base, plan, causal, self.writing.words, self.writing.about.general)
         rounded: Logits = logits_of(
-            opening.put_saved(causal, tuned.trained).model, asked.prompts, kept / "rounded"
+            put_saved(causal, tuned.trained).model, asked.prompts, kept / "rounded"
         )
         del causal
         gc.collect()

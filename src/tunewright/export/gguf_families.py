@@ -230,7 +230,7 @@ def _long_factor(config: Any, rope: dict[str, Any], original: int) -> float:
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
 
-def rotary_tensors(family: Family, config: Any) -> dict[str, Any]:
+def rotary_tensors(config: Any) -> dict[str, Any]:
     """Name -> float32 numbers of rotary scaling that is stated by tensors."""
     import numpy as np
 

@@ -74,7 +74,7 @@ def plan(model: Any, family: Family, kind: Type, where: str) -> Plan:
     """What the file of `model` will hold. Raises UsageError (E-EXPORT-23) for a weight that has no
     place in llama.cpp's model."""
     config = model.config.get_text_config()
-    found = Plan(family, config, kind, extra=gguf_families.rotary_tensors(family, config))
+    found = Plan(family, config, kind, extra=gguf_families.rotary_tensors(config))
     names = names_of(family, config.num_hidden_layers)
     lost = []
     for own, tensor in weights_of(model):

@@ -8,7 +8,6 @@ that were asked before and after; where there is neither, a few sentences.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from tunewright.core.config import DataConfig
 from tunewright.core.errors import TunewrightError
+from tunewright.core.files import read_json_lines
 from tunewright.core.types import Branch, Message, PlainText, Row
 from tunewright.data import inspect
 from tunewright.data.inspecting import DataSet
@@ -111,13 +111,6 @@ def choose(
     return Asking(_within(added, plain, max_positions, "built-in"), own)
 
 
-def choose_prompts(
-    target: opening.Target, renderer: Any, max_positions: int, words: Sequence[int] = ()
-) -> Prompts:
-    """The rows of `choose`."""
-    return choose(target, renderer, max_positions, words).prompts
-
-
 def learnt_rows(target: opening.Target, renderer: Any, max_tokens: int) -> list[list[int]]:
     """Token ids of rows that the run learnt from, spread over all of them, `max_tokens` together;
     empty where its data cannot be read."""
@@ -198,8 +191,7 @@ def _asked_before(target: opening.Target) -> list[Question]:
     system = [Message("system", target.system)] if target.system else []
     found = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for line in path.read_text(encoding="utf-8").splitlines()[:MAX_PROMPTS]:
-            row = json.loads(line)
+        for row in read_json_lines(path)[:MAX_PROMPTS]:
             asked = [*system, Message("user", row["question"])]
             found.append(Question(asked, row.get("expected") or row.get("after") or ""))
     return found

@@ -176,7 +176,7 @@ class Quantising:
         }
         if self.kind.is_grid:
             made = self.round(model, names)
-            facts |= self._facts_of_grid(model, made)
+            facts |= self._facts_of_grid(made)
             facts["said"] = logits_of(model, asked.prompts, kept / "rounded")
             from tunewright.export import packed
 
@@ -247,7 +247,7 @@ class Quantising:
             made[name] = _put(module, to_nearest(module.weight.data, self.grid_of(name)))
         return made
 
-    def _facts_of_grid(self, model: Any, made: dict[str, Rounded]) -> dict[str, Any]:
+    def _facts_of_grid(self, made: dict[str, Rounded]) -> dict[str, Any]:
         sizes = [(r.codes.numel(), r.grid.bits_per_weight) for r in made.values()]
         bits = sum(n * b for n, b in sizes) / sum(n for n, _ in sizes)
         rows = len(self.calibration)

@@ -19,6 +19,7 @@ from tunewright.core.errors import ModelError, UsageError, raise_all
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine import opening
+from tunewright.engine.loaded import put_saved
 from tunewright.engine.naming import renderer_of
 from tunewright.export import prompts
 from tunewright.export.folder import ExportError
@@ -160,7 +161,7 @@ class Tuned:
 
     def _attached(self, causal: Any) -> tuple[Any, Fold]:
         """The method on its base, and what folds it in. Raises ExportError where none can."""
-        attached = opening.put_saved(causal, self.trained)
+        attached = put_saved(causal, self.trained)
         if attached.merge is None:
             ours = not (self.trained / "adapter_config.json").is_file()
             told = say(f"export.hand_over.{'own' if ours else 'peft'}", folder=self.trained)

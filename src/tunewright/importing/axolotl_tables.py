@@ -1,4 +1,5 @@
-"""Keys of Axolotl that are seen more rarely: what nothing is lost with, and what is not here.
+"""Keys of Axolotl that have no field here: what nothing is lost with, what is not here, and what
+belongs to some objectives only.
 
 Source: Axolotl 0.18, `utils/schemas` (every class of its configuration).
 """
@@ -86,6 +87,94 @@ KERNELS = (
     "vllm",
 )
 NOT_NEEDED_KEYS = {
+    **dict.fromkeys(
+        (
+            "dataset_prepared_path",
+            "dataset_processes",
+            "dataset_num_proc",
+            "dataloader_num_workers",
+            "dataloader_pin_memory",
+            "dataloader_prefetch_factor",
+            "group_by_length",
+            "dataset_exact_deduplication",
+            "shuffle_merged_datasets",
+        ),
+        "reads_itself",
+    ),
+    **dict.fromkeys(
+        (
+            "sample_packing",
+            "eval_sample_packing",
+            "pad_to_sequence_len",
+            "multipack_real_batches",
+            "sample_packing_sequentially",
+            "curriculum_sampling",
+        ),
+        "packing",
+    ),
+    **dict.fromkeys(
+        (
+            "model_type",
+            "tokenizer_type",
+            "is_llama_derived_model",
+            "is_mistral_derived_model",
+            "is_falcon_derived_model",
+        ),
+        "told_by_config",
+    ),
+    **dict.fromkeys(("logging_steps", "debug", "include_tokens_per_second"), "every_step_logged"),
+    **dict.fromkeys(
+        (
+            "gradient_checkpointing",
+            "gradient_checkpointing_kwargs",
+            "activation_offloading",
+            "low_cpu_mem_usage",
+        ),
+        "memory",
+    ),
+    **dict.fromkeys(
+        (
+            "flash_attention",
+            "attn_implementation",
+            "xformers_attention",
+            "sdp_attention",
+            "flex_attention",
+            "flash_attn_rms_norm",
+            "flash_attn_cross_entropy",
+            "tf32",
+            "torch_compile",
+            "lora_mlp_kernel",
+            "lora_qkv_kernel",
+            "lora_o_kernel",
+            "liger_rms_norm",
+            "liger_rope",
+            "liger_glu_activation",
+            "liger_fused_linear_cross_entropy",
+            "liger_layer_norm",
+            "lora_fan_in_fan_out",
+        ),
+        "own_kernels",
+    ),
+    **dict.fromkeys(
+        (
+            "save_total_limit",
+            "save_safetensors",
+            "save_only_model",
+            "save_first_step",
+            "eval_batch_size",
+            "bnb_config_kwargs",
+            "strict",
+            "local_rank",
+            "ddp_timeout",
+            "use_tensorboard",
+            "auto_resume_from_checkpoints",
+            "eval_table_size",
+            "eval_max_new_tokens",
+            "remove_unused_columns",
+        ),
+        "own_way",
+    ),
+    "special_tokens.pad_token": "padding",
     **dict.fromkeys(OWN_WAY, "own_way"),
     **dict.fromkeys(READS_ITSELF, "reads_itself"),
     **dict.fromkeys(KERNELS, "own_kernels"),
@@ -94,6 +183,78 @@ NOT_NEEDED_KEYS = {
         ("is_qwen_derived_model", "processor_type", "tokenizer_use_fast"), "told_by_config"
     ),
 }
+LOST_KEYS = {
+    "trust_remote_code": "remote_code",
+    "train_on_inputs": "questions_unlearnt",
+    "streaming": "streaming",
+    "deepspeed": "one_device",
+    "fsdp": "one_device",
+    "fsdp_config": "one_device",
+    "fsdp_version": "one_device",
+    "tensor_parallel_size": "one_device",
+    "context_parallel_size": "one_device",
+    "resume_from_checkpoint": "resume",
+    "unfrozen_parameters": "unfrozen",
+    "added_tokens_overrides": "vocabulary",
+    "special_tokens": "special_tokens",
+    "loss_watchdog_threshold": "watchdog",
+    "loss_watchdog_patience": "watchdog",
+    "plugins": "plugins",
+    "hub_model_id": "hub",
+    "hub_strategy": "hub",
+    "peft": "not_here",
+    "qat": "not_here",
+    "relora": "not_here",
+    "lora_on_cpu": "not_here",
+    "rope_theta": "rope",
+    "overrides_of_model_config": "rope",
+    "use_asft": "asft",
+    "revision_of_model": "revision",
+    "tokenizer_config": "own_tokenizer",
+    "base_model_config": "own_tokenizer",
+    **dict.fromkeys(
+        ("kd_trainer", "kd_alpha", "kd_ce_alpha", "kd_temperature", "kd_top_k_before_softmax"),
+        "distill",
+    ),
+    **dict.fromkeys(
+        (
+            "wandb_project",
+            "wandb_entity",
+            "wandb_watch",
+            "wandb_name",
+            "wandb_log_model",
+            "wandb_run_id",
+            "wandb_mode",
+            "use_mlflow",
+            "mlflow_experiment_name",
+            "mlflow_tracking_uri",
+            "use_comet",
+            "comet_project_name",
+            "use_swanlab",
+            "use_trackio",
+        ),
+        "tracking",
+    ),
+}
+OF_GOALS = {
+    **dict.fromkeys(
+        (
+            "dpo_loss_type",
+            "dpo_loss_weights",
+            "dpo_use_weighting",
+            "dpo_beta",
+            "dpo_label_smoothing",
+        ),
+        ("dpo", "ipo"),
+    ),
+    "rpo_alpha": ("dpo",),
+    "orpo_alpha": ("orpo",),
+    "simpo_gamma": ("simpo",),
+    "cpo_alpha": ("simpo", "cpo"),
+    **dict.fromkeys(("kto_desirable_weight", "kto_undesirable_weight"), ("kto",)),
+    "center_rewards_coefficient": ("reward",),
+}
+"""Settings of some objectives only."""
 BEGINNINGS: dict[str, tuple[str, str]] = {
     "vllm.": (NOT_NEEDED, "own_kernels"),
     "chunked_cross_entropy": (NOT_NEEDED, "own_kernels"),

@@ -66,12 +66,12 @@ def find(text: str, name: str) -> Command | None:
             continue
         place = f"{name}, line {number}"
         try:
+            # Comments are left in: a `#` inside a word is part of it, as in `rows.jsonl#500`.
             words = shlex.split(_filled(line, values))
         except ValueError as e:
             raise ConfigError(problem("E-KEY-10", place, cause=str(e))) from e
         made = _command(words, place)
         if made is not None:
-            # A `#` inside a word is part of it: `rows.jsonl#500`.
             count = DEVICES.search(line)
             made.devices = int(count[1]) if count else None
             return made
@@ -79,7 +79,8 @@ def find(text: str, name: str) -> Command | None:
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
-    """(number of the first, text) of the lines, those that a backslash continues joined."""
+    """(number of the first, text) of the lines, joined where one goes on in the next: after a
+    backslash, or `^` or a backtick, as in the shells of Windows."""
     found: list[tuple[int, str]] = []
     open_since, held = 0, ""
     for number, line in enumerate(text.splitlines(), 1):

@@ -144,8 +144,8 @@ def translate(sheet: Sheet, devices: int, verb: str = "") -> None:
     folder = str(sheet.get("checkpointer.checkpoint_dir", ""))
     sheet.take("checkpointer.checkpoint_dir", "model", folder.rstrip("/"), "checkpoint_dir")
     _method(sheet)
-    kind = _objective(sheet, verb)
-    _data(sheet, kind)
+    _objective(sheet, verb)
+    _data(sheet)
     sheet.take("output_dir", "out")
     _steps(sheet, devices)
     _optimizer(sheet)
@@ -233,7 +233,7 @@ def _method(sheet: Sheet) -> None:
             sheet.answer(key, CHANGED, {"method.targets": targets}, "tune_targets")
 
 
-def _objective(sheet: Sheet, verb: str) -> str:
+def _objective(sheet: Sheet, verb: str) -> None:
     loss = _component(sheet, "loss")
     kind = "sft"
     if "dpo" in verb or loss in PREFERENCE:
@@ -289,10 +289,9 @@ def _objective(sheet: Sheet, verb: str) -> str:
     ]:
         if key not in sheet.lines and sheet.has(key):
             sheet.answer(key, NOT_NEEDED, why="told_by_config")
-    return kind
 
 
-def _data(sheet: Sheet, kind: str) -> None:
+def _data(sheet: Sheet) -> None:
     made = [_set(sheet, section) for section in ("dataset", "dataset_val")]
     if made[0] is not None:
         plain = made[0] if isinstance(made[0], str) else [made[0]]

@@ -6,10 +6,11 @@ Source: Transformers 5.23, `TrainingArguments`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from tunewright.core.registry import methods
 from tunewright.importing.sheet import CHANGED, LOST, NOT_NEEDED, Sheet, words_of
+from tunewright.objectives.preference import DpoLoss
 
 NOT_NEEDED_KEYS = {
     **dict.fromkeys(("do_train", "overwrite_output_dir"), "is_training"),
@@ -180,21 +181,8 @@ LOST_KEYS = {
     ),
 }
 KINDS = ("linear", "dynamic", "yarn", "llama3")
-LOSSES_HERE = {
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "robust",
-    "exo_pair",
-    "nca_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "bco_pair",
-    "discopop",
-    "sigmoid_norm",
-}
-"""Losses on pairs that have the same names in TRL and here."""
+LOSSES_HERE = set(get_args(DpoLoss))
+"""Losses on pairs; those that TRL has, too, have the same names there."""
 
 
 def rotary(sheet: Sheet, key: str) -> None:

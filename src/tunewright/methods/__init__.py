@@ -1,5 +1,7 @@
 """What part of the model may change: one file a method."""
 
+from tunewright.methods import adalora as adalora
+from tunewright.methods import any_peft as any_peft
 from tunewright.methods import apollo as apollo
 from tunewright.methods import bottleneck as bottleneck
 from tunewright.methods import diff_pruning as diff_pruning

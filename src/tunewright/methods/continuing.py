@@ -25,7 +25,7 @@ from tunewright.core.registry import kinds_of_peft_type, methods
 from tunewright.core.runfile import DEFAULT_KINDS, ParsedRun, kind_of, objective_of
 from tunewright.core.types import Model
 from tunewright.core.words import say
-from tunewright.methods.peft_kinds import RESERVED
+from tunewright.methods.any_peft import RESERVED
 from tunewright.methods.saved import OWN
 from tunewright.methods.targets import MethodSection, TargetSection, chosen_layers
 from tunewright.models import rotary
@@ -106,7 +106,7 @@ def resolve(parsed: ParsedRun) -> Continued:
         )
     problems = []
     for name, value in given.items():
-        fault = None if own else _note(name, value, kind, config.method, found)
+        fault = None if own else _note(name, value, config.method, found)
         if not fault and _contradicts(name, value, values, config.method, own):
             shown = values.get(name, "-")
             problems.append(
@@ -220,7 +220,7 @@ def _of_peft(
     return held, values, kinds
 
 
-def _note(name: str, value: object, kind: str, section: Section, found: Continued) -> bool:
+def _note(name: str, value: object, section: Section, found: Continued) -> bool:
     """Whether a setting says how an adapter begins; one that asks for something is told to do
     nothing."""
     if name not in BEGINNING:
@@ -324,7 +324,7 @@ def wrong_layers(
     held = {name for name, _ in model.named_modules() if check_target_module_exists(settings, name)}
     targets: list[str] = getattr(asked, "targets", [])
     names = set(
-        chosen_layers(asked, model, anatomy)
+        chosen_layers(asked, anatomy)
         if isinstance(asked, TargetSection)
         else anatomy.select(targets)
     )

@@ -307,7 +307,7 @@ def _attach(
 ) -> Attached:
     import peft
 
-    names = chosen_layers(config, model, anatomy, tensors=True)
+    names = chosen_layers(config, anatomy, tensors=True)
     experts.require(config, names, anatomy, start, dora=dora)
     modules = [name for name in names if name not in anatomy.parameters]
     per_rank = 1.0 if start else 0.0 if rslora else 2.0

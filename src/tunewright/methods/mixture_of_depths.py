@@ -41,10 +41,7 @@ model.
 from __future__ import annotations
 
 import contextlib
-import inspect
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -56,15 +53,15 @@ from tunewright.core.types import Attached, Model, Needs, Term
 from tunewright.core.words import say
 from tunewright.methods import saved
 from tunewright.methods.base_weights import BaseWeights
+from tunewright.methods.depth_routing import Routing, routed_forward, routing_of, watch_mask
 from tunewright.methods.targets import MethodSection
 from tunewright.models.anatomy import Anatomy
 from tunewright.models.anatomy import of as anatomy_of
-from tunewright.models.cache_notes import noted
 from tunewright.models.shape import ModelShape
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tunewright.methods.layers import Router
 
@@ -121,176 +118,6 @@ def routed_places(config: MixtureOfDepthsConfig, blocks: int) -> range:
     model, so it is never among them."""
     ends = int(config.ends * blocks)
     return range(max(1, ends, config.every - 1), blocks - ends, config.every)
-
-
-@dataclass
-class _Routing:
-    """What all routed blocks of a model have in common."""
-
-    config: MixtureOfDepthsConfig
-    on: bool = True
-    settled: bool = False
-    """Whether training already routes by the predictor."""
-    settle_step: int | None = None
-    ramps: bool = True
-    """False for routers that were trained before: they are at their capacity."""
-    ramp_steps: int = 0
-    updates: int = 0
-    capacity: float = 1.0
-    """Share of the rows that the largest are taken from, now."""
-    edges: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """For each routed block, the sum over this step's samples of the smallest weight that was
-    picked, and their number."""
-    mask: Tensor | None = None
-    """The (B, seen) attention mask that the model was called with; None: no padding."""
-    pending: list[tuple[Tensor, int]] = field(default_factory=list)
-    """(sum of the predictor's cross-entropy, rows) of each routed block and pass of this step."""
-    right: list[tuple[int, int]] = field(default_factory=list)
-    """(rows on which predictor and router agree, rows) of the blocks and passes of this step."""
-    agreement: list[float] = field(default_factory=list)
-    """The same as a share, of the last steps."""
-    record: list[Tensor] | None = None
-    """Where the picked rows of each block are put, when somebody looks."""
-
-
-def largest(r_BT: Tensor, there_BT: Tensor, capacity: float) -> Tensor:
-    """(B, T) bool: for each sample ceil(capacity x its rows) of the rows that are there: the first,
-    and the others with the largest weight."""
-    import torch
-
-    # A sliver is taken off first: 0.1 x 30 is a little more than 3 in binary.
-    quota_B1 = torch.ceil(capacity * there_BT.sum(-1, keepdim=True) - 1e-6).to(torch.int64)
-    r_BT = r_BT.masked_fill(~there_BT, -math.inf).masked_fill(first_row(there_BT), math.inf)
-    order = torch.argsort(r_BT, dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(r_BT.shape[1], device=r_BT.device).expand_as(order)
-    )
-    return (rank < quota_B1) & there_BT
-
-
-def first_row(there_BT: Tensor) -> Tensor:
-    """(B, T) bool: of each sample the first row that is there."""
-    return there_BT & (there_BT.cumsum(-1) == 1)
-
-
-def _routed_forward(
-    block: nn.Module, router: Router, routing: _Routing, name: str
-) -> Callable[..., Tensor]:
-    """The forward of a block that computes picked rows only."""
-    import torch
-    from torch.nn import functional as F
-
-    own_forward = block.forward
-    signature = inspect.signature(own_forward)
-
-    def forward(*args: Any, **named: Any) -> Tensor:
-        if not routing.on:
-            return own_forward(*args, **named)
-        bound = signature.bind(*args, **named)
-        given = {
-            **{k: v for k, v in bound.arguments.items() if k != "kwargs"},
-            **bound.arguments.get("kwargs", {}),
-        }
-        x = given.pop("hidden_states")
-        B, T, _ = x.shape
-        there = (
-            torch.ones(B, T, dtype=torch.bool, device=x.device)
-            if routing.mask is None
-            else routing.mask[:, -T:].bool()
-        )
-        n = router.normal(x)
-        r = router.weights(n)
-        learning = block.training and torch.is_grad_enabled()
-        guess = router.predicted(n, r)
-        # The first row of a text stands in the first call only.
-        always = (
-            first_row(there)
-            if name not in noted(given.get("past_key_values"))
-            else torch.zeros_like(there)
-        )
-        if learning:
-            heavy = largest(r.detach(), there, routing.capacity)
-            open_to = there & ~always
-            loss = F.binary_cross_entropy_with_logits(
-                guess[open_to], heavy[open_to].to(guess.dtype), reduction="sum"
-            )
-            routing.pending.append((loss, int(open_to.sum())))
-            routing.right.append((int(((guess > 0) == heavy)[open_to].sum()), int(open_to.sum())))
-            edge = r.detach().masked_fill(~(heavy & open_to), math.inf).amin(-1)
-            edge = edge[edge < math.inf]
-            total, count = routing.edges.get(name, (0.0, 0))
-            routing.edges[name] = (total + float(edge.double().sum()), count + len(edge))
-        picked = heavy if learning and not routing.settled else ((guess > 0) & there) | always
-        if routing.record is not None:
-            routing.record.append(picked.clone())
-        K = int(picked.sum(-1).max())
-        if K == 0:
-            return x
-        # Picked rows first, in their order; what fills up a shorter sample is hidden from the
-        # others and thrown away.
-        at = torch.argsort(~picked, dim=-1, stable=True)[:, :K]
-        real = torch.gather(picked, 1, at)
-        chosen = torch.gather(x, 1, at[..., None].expand(-1, -1, x.shape[-1]))
-        _gather_positions(given, at)
-        given["attention_mask"] = _mask(block, given, name, real, chosen)
-        out = own_forward(hidden_states=chosen, **given)
-        out = out[0] if isinstance(out, tuple) else out
-        weight = torch.gather(r, 1, at)[..., None].to(x.dtype)
-        change = torch.where(
-            real[..., None],
-            (out - chosen) * weight,
-            torch.zeros((), dtype=x.dtype, device=x.device),
-        )
-        return x.scatter_add(1, at[..., None].expand(-1, -1, x.shape[-1]), change)
-
-    return forward
-
-
-def _gather_positions(given: dict[str, Any], at: Tensor) -> None:
-    """Positions and their sines and cosines of the picked rows, in place."""
-    import torch
-
-    def rows(t: Tensor) -> Tensor:
-        t = t.expand(len(at), *t.shape[1:]) if t.shape[0] == 1 else t
-        index = at if t.dim() == 2 else at[..., None].expand(-1, -1, t.shape[-1])
-        return torch.gather(t, 1, index)
-
-    if given.get("position_ids") is not None:
-        given["position_ids"] = rows(given["position_ids"])
-    if given.get("position_embeddings") is not None:
-        given["position_embeddings"] = tuple(rows(part) for part in given["position_embeddings"])
-
-
-def _mask(
-    block: nn.Module, given: dict[str, Any], name: str, real: Tensor, chosen: Tensor
-) -> Tensor:
-    """(B, 1, K, seen + K): picked rows see picked rows before them and themselves. With a cache,
-    which of its rows are real is noted on it."""
-    import torch
-
-    B, K = real.shape
-    cache = given.get("past_key_values")
-    seen = real.new_zeros(B, 0)
-    if cache is not None:
-        notes = noted(cache)
-        seen = notes.get(name, seen)
-        notes[name] = torch.cat([seen, real], 1)
-    before = seen[:, None, :].expand(-1, K, -1)
-    among = torch.ones(K, K, dtype=torch.bool, device=real.device).tril()[None] & real[:, None, :]
-    among = among | torch.eye(
-        K, dtype=torch.bool, device=real.device
-    )  # a row that fills up sees itself, or its softmax would be empty
-    allowed = torch.cat([before, among], 2)[:, None]
-    if getattr(block_config(block), "_attn_implementation", "sdpa") == "sdpa":
-        return allowed
-    return torch.zeros(allowed.shape, dtype=chosen.dtype, device=chosen.device).masked_fill_(
-        ~allowed, torch.finfo(chosen.dtype).min
-    )
-
-
-def block_config(block: nn.Module) -> object:
-    """The configuration that the attention of a block reads."""
-    return next((m.config for m in block.modules() if hasattr(m, "config")), None)
 
 
 def _routed_blocks(config: MixtureOfDepthsConfig, anatomy: Anatomy, model: Model) -> list[str]:
@@ -365,7 +192,7 @@ def mixture_of_depths(
         config.train
     ]
     inside = [n for n, _ in model.named_parameters() if n.startswith(chosen)] if chosen else []
-    routing = _Routing(config, capacity=1.0 if config.ramp else config.capacity)
+    routing = Routing(capacity=1.0 if config.ramp else config.capacity)
     reference = next(model.parameters())
     width = int(model.config.get_text_config().hidden_size)
     part = BaseWeights(model, inside, keep=True)
@@ -380,12 +207,28 @@ def mixture_of_depths(
             torch.promote_types(part_dtype(part, reference), torch.float32),
         )
         block.add_module(ROUTER, router)
-        block.forward = _routed_forward(block, router, routing, name)
+        block.forward = routed_forward(block, router, routing, name)
         new += [f"{name}.{ROUTER}.{n}" for n, _ in router.named_parameters()]
-    _watch_mask(model, routing)
+    watch_mask(model, routing)
     vars(model)["depth_routing"] = routing
     parameters = saved.in_order(model, [*inside, *new])
-    return _attached(config, model, base_path, routing, part, parameters, set(new))
+    life = _Lifecycle(config, model, base_path, routing, part, parameters)
+    return Attached(
+        parameters=parameters,
+        model=model,
+        needs=Needs(layout="padded", frozen_base=config.train == "router"),
+        save=life.save,
+        disabled=life.disabled,
+        merge=None,
+        merge_reason=say("methods.depths_no_merge"),
+        penalties=life.penalties,
+        begin=life.begin,
+        after_update=life.after_update,
+        state=life.state,
+        load_state=life.load_state,
+        learning_rate=usual_rate("mixture_of_depths"),
+        rate_factors={name: config.router_rate for name in parameters if name in new},
+    )
 
 
 def _routers(model: Model) -> dict[str, Router]:
@@ -402,39 +245,36 @@ def part_dtype(part: BaseWeights, reference: Tensor) -> torch.dtype:
     return next(iter(part.dtypes.values()), reference.dtype)
 
 
-def _watch_mask(model: Model, routing: _Routing) -> None:
-    """Note the attention mask with which the body of `model` is called: blocks see only what was
-    made of it."""
-    body = getattr(model, model.base_model_prefix)
+class _Lifecycle:
+    """What the engine asks of the method while it trains: the capacity of each step, the routers'
+    edges, the loss of their predictors, and what is saved."""
 
-    def note(module: nn.Module, args: tuple[object, ...], named: dict[str, Tensor]) -> None:
-        mask = named.get("attention_mask")
-        routing.mask = mask if mask is not None and mask.dim() == 2 else None
-
-    body.register_forward_pre_hook(note, with_kwargs=True)
-
-
-def _attached(
-    config: MixtureOfDepthsConfig,
-    model: Model,
-    base_path: str,
-    routing: _Routing,
-    part: BaseWeights,
-    parameters: list[str],
-    new: set[str],
-) -> Attached:
-    routers = _routers(model)
+    def __init__(
+        self,
+        config: MixtureOfDepthsConfig,
+        model: Model,
+        base_path: str,
+        routing: Routing,
+        part: BaseWeights,
+        parameters: list[str],
+    ):
+        self.config, self.model, self.base_path = config, model, base_path
+        self.routing, self.part, self.parameters = routing, part, parameters
+        self.routers = _routers(model)
 
     @contextlib.contextmanager
-    def disabled() -> Iterator[None]:
-        routing.on = False
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model is its base."""
+        self.routing.on = False
         try:
-            with part.originals():
+            with self.part.originals():
                 yield
         finally:
-            routing.on = True
+            self.routing.on = True
 
-    def penalties() -> dict[str, Term]:
+    def penalties(self) -> dict[str, Term]:
+        """The predictors' loss in the passes since it was last asked for."""
+        routing = self.routing
         losses = [loss for loss, _ in routing.pending]
         rows = sum(count for _, count in routing.pending)
         right = sum(count for count, _ in routing.right)
@@ -442,100 +282,58 @@ def _attached(
         if not losses:
             return {}
         routing.agreement = [*routing.agreement, right / rows][-RECENT:]
-        return {"predictor": (sum(losses[1:], losses[0]) / rows, config.predictor_weight)}
+        return {"predictor": (sum(losses[1:], losses[0]) / rows, self.config.predictor_weight)}
 
-    def move(updates: int) -> None:
+    def begin(self, steps: int) -> None:
+        """The run will take so many steps."""
+        ramp, settle = self.config.ramp, self.config.settle
+        self.routing.ramp_steps = round(ramp * steps) if self.routing.ramps else 0
+        self.routing.settle_step = max(1, round(settle * steps)) if settle < 1 else None
+        self._move(0)
+
+    def after_update(self, number: int) -> None:
+        """Let the edges follow what was picked in step `number`."""
+        for name, (total, count) in self.routing.edges.items():
+            if count:
+                router = self.routers[name]
+                router.edge += FOLLOW * (total / count - router.edge)
+        self.routing.edges = {}
+        self._move(number)
+
+    def _move(self, updates: int) -> None:
         """Take the capacity and the way of routing that the step after `updates` updates has."""
+        routing = self.routing
         done = min(1.0, updates / routing.ramp_steps) if routing.ramp_steps else 1.0
         routing.updates = updates
-        routing.capacity = 1 + (config.capacity - 1) * done
+        routing.capacity = 1 + (self.config.capacity - 1) * done
         routing.settled = routing.settle_step is not None and updates >= routing.settle_step
 
-    def begin(steps: int) -> None:
-        routing.ramp_steps = round(config.ramp * steps) if routing.ramps else 0
-        routing.settle_step = max(1, round(config.settle * steps)) if config.settle < 1 else None
-        move(0)
+    def edges(self) -> dict[str, float]:
+        """The edge of each router."""
+        return {name: router.edge for name, router in self.routers.items()}
 
-    def after_update(number: int) -> None:
-        for name, (total, count) in routing.edges.items():
-            if count:
-                router = routers[name]
-                router.edge += FOLLOW * (total / count - router.edge)
-        routing.edges = {}
-        move(number)
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides weights."""
+        routing = self.routing
+        told = {"agreement": routing.agreement, "updates": routing.updates}
+        return {**told, "edges": self.edges()}
 
-    def state() -> dict[str, Any]:
-        return {
-            "agreement": routing.agreement,
-            "updates": routing.updates,
-            "edges": {name: router.edge for name, router in routers.items()},
-        }
-
-    def load_state(given: dict[str, Any]) -> None:
-        routing.agreement = [float(share) for share in given["agreement"]]
+    def load_state(self, given: dict[str, Any]) -> None:
+        """Take up `state`."""
+        self.routing.agreement = [float(share) for share in given["agreement"]]
         for name, edge in given["edges"].items():
-            routers[name].edge = float(edge)
-        move(int(given["updates"]))
+            self.routers[name].edge = float(edge)
+        self._move(int(given["updates"]))
 
-    def save(folder: Path) -> None:
-        share = sum(routing.agreement) / len(routing.agreement) if routing.agreement else None
-        edges = {name: router.edge for name, router in routers.items()}
-        tensors = saved.tensors_of(model, parameters)
+    def save(self, folder: Path) -> None:
+        """Write the trained weights, the edges and how often the predictors were right."""
+        agreed = self.routing.agreement
         saved.write(
             folder,
             "mixture_of_depths",
-            config,
-            base_path,
-            tensors,
-            predictor_agreement=share,
-            edges=edges,
+            self.config,
+            self.base_path,
+            saved.tensors_of(self.model, self.parameters),
+            predictor_agreement=sum(agreed) / len(agreed) if agreed else None,
+            edges=self.edges(),
         )
-
-    return Attached(
-        parameters=parameters,
-        model=model,
-        needs=Needs(layout="padded", frozen_base=config.train == "router"),
-        save=save,
-        disabled=disabled,
-        merge=None,
-        merge_reason=say("methods.depths_no_merge"),
-        penalties=penalties,
-        begin=begin,
-        after_update=after_update,
-        state=state,
-        load_state=load_state,
-        learning_rate=usual_rate("mixture_of_depths"),
-        rate_factors={name: config.router_rate for name in parameters if name in new},
-    )
-
-
-def routing_of(model: Model) -> _Routing:
-    """The routing that `mixture_of_depths` left on a model."""
-    routing: _Routing = vars(model)["depth_routing"]
-    return routing
-
-
-def agreement(model: Model, ids_BT: Tensor, mask_BT: Tensor | None = None) -> float:
-    """Share of (routed block, token) decisions that come out the same when the model learns and
-    when it writes, on the given texts.
-
-    Two forward passes, each routed its own way from the first block on, so differences of lower
-    blocks count with their consequences.
-    """
-    import torch
-
-    routing = routing_of(model)
-    was_training, found = model.training, []
-    for learning in (True, False):
-        model.train(learning)
-        routing.record = []
-        with torch.set_grad_enabled(learning):
-            model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-        found.append(torch.stack(routing.record))
-        routing.record = None
-    routing.pending, routing.right = [], []
-    model.train(was_training)
-    same = found[0] == found[1]
-    return float(
-        same[:, mask_BT.bool()].float().mean() if mask_BT is not None else same.float().mean()
-    )

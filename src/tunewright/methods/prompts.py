@@ -342,11 +342,11 @@ def wrap_prompt(model: Model, settings: Any, base_path: str) -> PeftModel:
         heads, size = max(h for h, _ in shapes), max(d for _, d in shapes)
         settings.num_attention_heads, settings.token_dim = heads, heads * size
     wrapped = wrap(model, settings, base_path)
-    _require_taken(wrapped, by_keys)
+    _require_taken(wrapped)
     return wrapped
 
 
-def _require_taken(wrapped: PeftModel, by_keys: bool) -> None:
+def _require_taken(wrapped: PeftModel) -> None:
     """Raise CompatError where the model falls over with a prompt before its input: a family that
     nobody thought of."""
     import torch

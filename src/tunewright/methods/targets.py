@@ -182,9 +182,7 @@ def low_rank_moments(config: Any, shape: ModelShape) -> int:
     return 2 * (shape.parameters - sum(m.weights for m in seen) + low)
 
 
-def chosen_layers(
-    config: TargetSection, model: Model, anatomy: Anatomy, *, tensors: bool = False
-) -> list[str]:
+def chosen_layers(config: TargetSection, anatomy: Anatomy, *, tensors: bool = False) -> list[str]:
     """Names of the modules (and, where the caller can take them, of the `tensors` that hold all
     experts) that `targets` and `layers` choose. Raises ModelError for a target that matches
     nothing, CompatError for a block that does not exist."""

@@ -14,11 +14,13 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core import collector
 from tunewright.core.config import BaseConfig
 from tunewright.core.errors import (
     CompatError,
     Interrupted,
     ModelError,
+    Problem,
     first_line,
     problem,
     raise_all,
@@ -107,55 +109,26 @@ def load_model(
 
     from tunewright.models.scalar_heads import put_stored_score, stored_score
 
+    collector.work()
     folder, said = Path(folder), [] if notes is None else notes
     place = place_of(folder)
     raise_all(vet.problems_of(place.folder), ModelError)
     scorer = is_scorer(folder)
     if not scorer and _is_classifier(folder):
-        raise ModelError(
-            problem(
-                "E-METHOD-73",
-                str(folder),
-                found=say(
-                    "models.labels",
-                    count=len(headers.config_of(folder, "config.json").get("id2label") or "12"),
-                ),
-            )
-        )
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-    number_type = base.number_type if base is not None else None
-    placed = {} if str(device) == "cpu" or number_type else {"device_map": {"": str(device)}}
+        raise ModelError(_no_language_model(folder))
     few = few_bits.find(place.folder)
-    as_stored = few is not None and base is not None and not base.dequantise
     if few is not None and base is not None:
         raise_all(few_bits.problems(folder, few, base), ModelError)
-    count = 0
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     try:
-        config = load_config(folder, base, said)
-        said += silence_dropout(config)
-        said += doubts(config)
-        if base is not None and number_type is not None:
-            model, info, count = _few_bits(place, config, attention, wanted, base, device, few)
-        elif few is not None:
-            model, info = _stored(place, config, attention, wanted, device, few, as_stored)
-            said.append(_say_stored(few, as_stored, model))
-        else:
-            model, info = _built(place, config, attention, said, dtype=wanted, **placed)
-            if base is not None and base.dequantise:
-                said.append(say("models.dequantise_nothing"))
+        model, info, count = _read(place, folder, attention, dtype, device, base, few, said)
     except (CompatError, Interrupted, ModelError):
         raise
     except Exception as e:
         raise ModelError(problem("E-MODEL-32", str(folder), cause=first_line(e))) from e
     # Where code ran from a private copy, adapters still name the folder that the person gave.
     model.name_or_path = model.config._name_or_path = str(folder)
-    if scorer:
-        # A reward model: the head that predicts words is not in it, and nobody will ask for words.
-        info = info | {
-            "unexpected_keys": set(info["unexpected_keys"]) - {"score.weight", "score.bias"},
-            "missing_keys": set(info["missing_keys"]) - {"lm_head.weight"},
-        }
-    _require_whole(folder, model, info)
+    _require_whole(folder, model, _without_word_head(info) if scorer else info)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -171,6 +144,51 @@ def load_model(
         return_freed_memory()
         _say_quantised(count, base, said)
     return model.eval()
+
+
+def _no_language_model(folder: Path) -> Problem:
+    """A classifier in place of a language model."""
+    labels = headers.config_of(folder, "config.json").get("id2label") or "12"
+    return problem("E-METHOD-73", str(folder), found=say("models.labels", count=len(labels)))
+
+
+def _without_word_head(info: dict[str, Any]) -> dict[str, Any]:
+    """What loading a reward model says, but for its heads: the one that predicts words is not in
+    it, and nobody will ask for words."""
+    return info | {
+        "unexpected_keys": set(info["unexpected_keys"]) - {"score.weight", "score.bias"},
+        "missing_keys": set(info["missing_keys"]) - {"lm_head.weight"},
+    }
+
+
+def _read(
+    place: Place,
+    folder: Path,
+    attention: str,
+    dtype: torch.dtype | str,
+    device: torch.device | str,
+    base: BaseConfig | None,
+    few: few_bits.FewBits | None,
+    said: list[str],
+) -> tuple[Any, dict[str, Any], int]:
+    """(model, what Transformers says of the weights, matrices that were quantised), with the
+    weights held as `base` says. `few`: how the checkpoint stores them in few bits, if it does."""
+    config = load_config(folder, base, said)
+    said += silence_dropout(config)
+    said += doubts(config)
+    number_type = base.number_type if base is not None else None
+    if base is not None and number_type is not None:
+        return _few_bits(place, config, attention, dtype, base, device, few)
+    if few is not None:
+        as_stored = base is not None and not base.dequantise
+        model, info = _stored(place, config, attention, dtype, device, few, as_stored)
+        said.append(_say_stored(few, as_stored, model))
+        return model, info, 0
+    placed = {} if str(device) == "cpu" else {"device_map": {"": str(device)}}
+    model, info = _built(place, config, attention, said, dtype=dtype, **placed)
+    if base is not None and base.dequantise:
+        said.append(say("models.dequantise_nothing"))
+    return model, info, 0
 
 
 def _few_bits(

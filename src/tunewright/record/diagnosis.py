@@ -116,7 +116,8 @@ def read(run: Path) -> Examination | None:
     try:
         told = json.loads((run / FILE).read_text(encoding="utf-8"))
         findings = [Finding.of_dict(one) for one in told["findings"]]
-        return Examination(findings, [str(one) for one in told["checked"]])
+        checked, unchecked = told["checked"], told.get("unchecked", ())
+        return Examination(findings, [str(one) for one in checked], [str(one) for one in unchecked])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

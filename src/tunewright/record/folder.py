@@ -16,7 +16,7 @@ from tunewright.core import publish
 from tunewright.core.config import RunConfig
 from tunewright.core.errors import ConfigError, UsageError
 from tunewright.core.files import write_json, write_text
-from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_value, value_text
+from tunewright.core.runfile import ParsedRun, as_dict, flatten, kind_of, parse_value, value_text
 
 LOCK = ".running"
 """Held by the process that trains in a run folder; gone with it, however it ends."""
@@ -62,15 +62,26 @@ def is_held(folder: Path) -> bool:
         return False
 
 
-def default_out(config: RunConfig, kind: str) -> Path:
-    """`runs/<data>-<method>-<n>` with the first free n."""
+def out_of(config: RunConfig) -> Path:
+    """Where a run goes: the folder that it names, else `runs/<data>-<method>-<n>`."""
+    if config.out:
+        return Path(config.out)
     first = config.data.train if isinstance(config.data.train, str) else config.data.train[0]
     name = first if isinstance(first, str) else str(first.get("file", "data"))
-    stem = re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.") or "data"
+    return free_folder(f"{stem_of(name, 'data')}-{kind_of(config.method)}")
+
+
+def stem_of(name: str | Path, usual: str) -> str:
+    """The stem of a file's name as a part of a folder's name; `usual` where nothing is left."""
+    return re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.") or usual
+
+
+def free_folder(name: str) -> Path:
+    """`runs/<name>-<n>` with the first free n."""
     n = 1
-    while Path("runs", f"{stem}-{kind}-{n}").exists():
+    while (out := Path("runs", f"{name}-{n}")).exists():
         n += 1
-    return Path("runs", f"{stem}-{kind}-{n}")
+    return out
 
 
 def require_free(out: Path) -> None:

@@ -152,16 +152,9 @@ def row_page(row: Shown, name: str) -> str:
     else:
         parts.append(el("p", say("show.page.legend")))
     for branch in row.branches:
-        head = say(
-            "show.branch",
-            role=say(f"show.role.{branch.role}"),
-            tokens=f"{branch.length:,}",
-            learnt=f"{branch.learnt:,}",
-        )
         cut = " ..." if branch.length > len(branch.tokens) else None
-        parts.append(
-            el("section", el("h3", head), el("pre", *_tokens(branch.tokens), cut, class_="tokens"))
-        )
+        text = el("pre", *_tokens(branch.tokens), cut, class_="tokens")
+        parts.append(el("section", el("h3", branch.head), text))
     return _page(say("show.page.title", row=row.row, name=name), parts)
 
 

@@ -154,18 +154,14 @@ class Record:
         for kind in kinds:
             mine = [a for a in self.answers if a.kind == kind]
             asked = [a for a in mine if a.expected.strip() and not a.pending]
-            right_before, right_after = (
-                sum(a.right_before for a in asked),
-                sum(a.right_after for a in asked),
-            )
             found.append(
                 Count(
                     kind,
-                    len(asked),
-                    right_before,
-                    right_after,
-                    sum(a.forgotten for a in asked),
-                    len(mine),
+                    asked=len(asked),
+                    right_before=sum(a.right_before for a in asked),
+                    right_after=sum(a.right_after for a in asked),
+                    forgotten=sum(a.forgotten for a in asked),
+                    total=len(mine),
                 )
             )
         return found

@@ -112,7 +112,7 @@ def parallel(record: dict[str, Any], trials: Sequence[dict[str, Any]], lang: str
     """Parallel coordinates: an upright axis for each setting, the last for what was reached."""
     keys = list(record["spaces"])[: MOST_AXES - 1]
     values = [t["value"] for t in trials if t["value"] is not None]
-    axes = [_Axis(key, record["spaces"][key], trials) for key in keys]
+    axes = [_Axis(key, record["spaces"][key]) for key in keys]
     axes.append(_Reached(metric_of(record), values))
     gap = (WIDTH - 2 * SIDE) / max(1, len(axes) - 1)
     parts: list[Child] = []
@@ -156,7 +156,7 @@ def _y(share: float) -> float:
 class _Axis:
     """A setting: a list of choices, or a range that may be logarithmic."""
 
-    def __init__(self, name: str, space: dict[str, Any], trials: Sequence[dict[str, Any]]):
+    def __init__(self, name: str, space: dict[str, Any]):
         self.name, self.choices = name, list(space.get("choices", []))
         self.low, self.high = space.get("low", 0.0), space.get("high", 1.0)
         self.log = not self.choices and self.low > 0 and self.high / self.low >= 10
@@ -196,7 +196,7 @@ class _Reached(_Axis):
         low, high = ordered[0], max(top, ordered[0] + 1e-9)
         if high - low < 1e-6 * max(1.0, abs(low)):
             low, high = low - 0.5, high + 0.5
-        super().__init__(name, {"low": low, "high": high}, [])
+        super().__init__(name, {"low": low, "high": high})
         self.log = False
 
     def place(self, trial: dict[str, Any]) -> float | None:

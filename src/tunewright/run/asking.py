@@ -10,7 +10,7 @@ begun it. How long asking may take is decided in `asking_time`.
 from __future__ import annotations
 
 import contextlib
-import json
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.advise.speed import Rates
-from tunewright.core.files import write_text
+from tunewright.core.files import read_json_lines, write_json_lines
 from tunewright.core.runfile import kind_of
 from tunewright.core.telling import Tell, telling_answers
 from tunewright.core.words import say
@@ -101,6 +101,8 @@ class Asker:
                 if self.probes:
                     self._ask_start(model, KeptAnswers(about))
                 model.forget()
+            del model
+            gc.collect()  # what wrote the answers lies in a cycle, with weights packed for it
         self._write()
 
     def on_the_way(self, opened: Ready) -> list[dict[str, Any]]:
@@ -375,8 +377,7 @@ class Asker:
         path = self.plan.out / "before_after.jsonl"
         if not path.is_file():
             return False
-        stored = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        asked, rest = [], iter(stored)
+        asked, rest = [], iter(read_json_lines(path))
         row = next(rest, None)
         for probe in self.probes:
             if row is not None and row["question"] == probe.question:
@@ -395,10 +396,7 @@ class Asker:
             {name: value for name, value in vars(probe).items() if name not in NOT_WRITTEN}
             for probe in self.probes
         ]
-        write_text(
-            self.plan.out / "before_after.jsonl",
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
-        )
+        write_json_lines(self.plan.out / "before_after.jsonl", rows)
 
 
 def _groups(probes: Sequence[Probe]) -> Iterator[list[Probe]]:

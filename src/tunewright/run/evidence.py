@@ -36,6 +36,8 @@ MOSTLY_ALIKE = 0.5
 """From this share on of groups whose answers all had one reward, it is said at the end."""
 IN_THE_LOOP = ("evaluate", "checkpoint")
 """Parts of the time that the steps' own figures tell apart."""
+COMPUTES = ("ask", "train", "evaluate")
+"""Parts in which a run on processors computes all the time."""
 TOLD_SECONDS = 0.5
 """Parts of the run that took less are not in its closing sentences."""
 NOT_IN_SUMMARY = ("step", "skipped_in_a_row", "groups_alike", "imbalance", "kept_sharing")
@@ -259,13 +261,37 @@ def _learn_from(reached: Reached, summary: dict[str, Any]) -> None:
         return
     measured = {**summary["seconds"], "memory": summary["peak_memory_bytes"]}
     tried = estimate.question.trial is not None
+    disturbed = {*summary["disturbed"], *estimate.disturbed_parts()}
     kind = fit.kind_of_run(plan.config, plan.shape, world.dtype, world.threads, tried=tried)
-    learnt.remember(kind, world.device, estimate.raw, measured)
+    learnt.remember(kind, world.device, estimate.raw, measured, disturbed)
 
 
 def _spent(reached: Reached) -> dict[str, Any]:
     """How long the command took so far, and what for."""
     return {"wall_seconds": round(reached.watch.wall, 4), "seconds": reached.seconds()}
+
+
+def _processors(reached: Reached) -> dict[str, Any]:
+    """What the parts of the command got of the processors, and which of them did not get theirs.
+    What the loop measures and saves on the way is a part of its training here."""
+    world, spent = reached.decided.world, reached.watch.spent()
+    told = {
+        part: {
+            "own": round(one.used, 2),
+            "others": None if one.used_by_others is None else round(one.used_by_others, 2),
+        }
+        for part, one in spent.items()
+        if one.wall >= learnt.SHORT_SECONDS
+    }
+    others = [
+        part
+        for part, one in spent.items()
+        if part in told
+        and one.disturbed(world.threads, computes=part in COMPUTES and world.device == "cpu")
+    ]
+    if "train" in others:
+        others += [part for part in IN_THE_LOOP if part not in others]
+    return {"processors": told, "disturbed": others}
 
 
 def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
@@ -287,6 +313,7 @@ def _summary(reached: Reached, status: str, reason: str) -> dict[str, Any]:
         "answer_seconds": reached.asker.seconds,
         **_spent(reached),
         "estimated_seconds": {k: round(v, 3) for k, v in reached.estimate.by_part().items()},
+        **_processors(reached),
         "estimated_peak_memory_bytes": reached.estimate.peak_bytes,
         "probes_left_out": reached.asker.left_out,
         "peak_memory_bytes": peak_memory_bytes(world.device),
@@ -371,6 +398,14 @@ def _closing(reached: Reached, s: dict[str, Any], page: Path, word: str | None) 
             took=duration(s["seconds"]["train"]),
             memory=readable_size(told.peak_bytes),
             peak=readable_size(s["peak_memory_bytes"]),
+        )
+    if "train" in s["disturbed"]:
+        got = s["processors"]["train"]
+        yield say(
+            "train.disturbed",
+            own=f"{got['own']:.1f}",
+            others="?" if got["others"] is None else f"{got['others']:.1f}",
+            threads=s["threads"],
         )
     if word is not None:
         yield word

@@ -8,7 +8,6 @@ its data files later, as long as they are there.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from tunewright.advise.doctor.found import found_of
 from tunewright.advise.doctor.judging import examine
 from tunewright.core import compat
 from tunewright.core.errors import TunewrightError
+from tunewright.core.files import read_json_objects
 from tunewright.core.registry import methods, objectives, usual_rate
 from tunewright.core.runfile import objective_of, parse_run
 from tunewright.core.types import Sample
@@ -131,7 +131,7 @@ def later(facts: Facts, run: Path) -> Facts:
     told = run_folder.read_summary(run)
     total = finite(told.get("total_steps"))
     if total is None:
-        started = [e for e in _lines(run / "events.jsonl") if e.get("kind") == "started"]
+        started = [e for e in _lines(run / "events.jsonl") if e.get("event") == "started"]
         total = finite(started[-1].get("total_steps")) if started else None
     course = replace(
         facts.course,
@@ -272,15 +272,9 @@ def _asked(run: Path, record: Record) -> list[Asked] | None:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        return read_json_objects(path)
     except OSError:
         return []
-    found = []
-    for line in text.split("\n"):
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(line)
-            found += [value] if isinstance(value, dict) else []
-    return found
 
 
 def _weights(record: Record) -> Weights | None:

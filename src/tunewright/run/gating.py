@@ -46,11 +46,11 @@ def gate(
     (`evaluate.gate.gate`). `out` gets the figures, the review and the JUnit file; `junit` is a
     further place for the last. `base` is the run whose base is compared with where nobody names
     another model. Raises what reading, opening and asking raise."""
-    from tunewright.evaluate import contract as contracts
+    from tunewright.evaluate import contract_reading
     from tunewright.evaluate.gate import gate as put
 
     tell = tell or Tell()
-    read = contracts.load(contract)
+    read = contract_reading.load(contract)
     _make_room(out, junit)
     result = put(
         read,
@@ -99,11 +99,11 @@ def require(config: RunConfig) -> None:
         return
     if "score" in objective_of(config).heads:
         raise CompatError(problem("E-GATE-16", "gate", file=config.gate))
-    from tunewright.evaluate import contract as contracts
+    from tunewright.evaluate import contract_reading
     from tunewright.evaluate.gate import tasks_of
 
     path = Path(config.gate)
-    tasks_of(contracts.load(path), path.parent, config.data.system)
+    tasks_of(contract_reading.load(path), path.parent, config.data.system)
 
 
 def after_training(plan: Plan, finished: Finished, tell: Tell) -> Finished:

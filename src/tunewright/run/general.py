@@ -9,14 +9,13 @@ between runs, as its answers are (`kept_answers`).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tunewright.advise.speed import Rates
 from tunewright.core import findings
-from tunewright.core.files import write_text
+from tunewright.core.files import read_json_lines, write_json_lines
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine.decoding.answers import AnsweringModel
@@ -81,9 +80,8 @@ class General:
         """Read what the start said from the folder of a run that is taken up again."""
         if self.skipped:
             return
-        path = self.plan.out / FILE
         try:
-            stored = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            stored = read_json_lines(self.plan.out / FILE)
             known = {row["id"]: row["before"] for row in stored}
         except (OSError, ValueError, KeyError, TypeError):
             self.skipped = "resumed"
@@ -187,5 +185,4 @@ class General:
             }
             for item in self.items
         ]
-        lines = (json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
-        write_text(self.plan.out / FILE, "".join(lines))
+        write_json_lines(self.plan.out / FILE, map(plain, rows))

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tunewright.core import launched
 from tunewright.core.errors import CompatError, UsageError, problem, raise_all
 from tunewright.core.machine import peak_memory_bytes, versions
-from tunewright.core.runfile import ParsedRun, as_dict, flatten, kind_of, parse_run, parse_value
-from tunewright.core.telling import Tell
+from tunewright.core.runfile import ParsedRun, as_dict, flatten, parse_run, parse_value
+from tunewright.core.telling import Relay, Tell
 from tunewright.core.words import say
 from tunewright.engine import placement, rank_watch, ranks
 from tunewright.record import folder as run_folder
@@ -70,7 +70,7 @@ def with_others(
         _require_same(team, {"key": as_dict(parsed.config), "versions": _versions()})
         asked = team.gather(None if resume is None else str(resume))
         resume = None if asked[0] is None else Path(asked[0])
-        out = team.first(lambda: str(resume or _out_of(parsed)))
+        out = team.first(lambda: str(resume or run_folder.out_of(parsed.config)))
         if resume is None and place.attempt and (Path(out) / "run.yaml").is_file():
             # torchrun started the processes again: they go on where the last ones ended.
             resume = Path(out)
@@ -99,13 +99,6 @@ def going_on(given: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
         # One process goes on with what several began.
         given = {k: v for k, v in given.items() if k not in PROCESS_KEYS}
     return given
-
-
-def _out_of(parsed: ParsedRun) -> Path:
-    config = parsed.config
-    return (
-        Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
-    )
 
 
 def _with_out(parsed: ParsedRun, out: str) -> ParsedRun:
@@ -326,34 +319,17 @@ class Log:
         return _Copied(tell, self)
 
 
-class _Copied(Tell):
-    """Tells as another does, and copies every line into a log."""
+class _Copied(Relay):
+    """Copies every line into a log."""
 
     def __init__(self, inner: Tell, log: Log):
-        super().__init__()
-        self.inner, self.log = inner, log
-
-    @property
-    def colour(self) -> bool:
-        """Whether colours make sense there."""
-        return self.inner.colour
+        super().__init__(inner)
+        self.log = log
 
     def line(self, text: str) -> None:
         """One finished line."""
         self.log.write(text)
         self.inner.line(text)
-
-    def start(self, what: str) -> None:
-        """As the other does."""
-        self.inner.start(what)
-
-    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-        """As the other does."""
-        self.inner.progress(what, done, total, note)
-
-    def finish(self) -> None:
-        """As the other does."""
-        self.inner.finish()
 
 
 def require_alone(what: str) -> None:

@@ -32,7 +32,7 @@ from tunewright.core.errors import (
     problem_of,
     raise_all,
 )
-from tunewright.core.runfile import ParsedRun, kind_of, parse_run
+from tunewright.core.runfile import ParsedRun, parse_run
 from tunewright.engine import placement
 from tunewright.engine.rank_watch import RankError
 from tunewright.record import folder as run_folder
@@ -76,8 +76,7 @@ def launch(
     if resume is None:
         raise_all(compat.problems(parsed.config), CompatError)
     _require_devices(parsed, number)
-    out = resume or parsed.config.out
-    out = Path(out) if out else run_folder.default_out(parsed.config, kind_of(parsed.config.method))
+    out = resume or run_folder.out_of(parsed.config)
     if resume is None:
         run_folder.require_free(out)
     given = {**parsed.given, "out": str(out), "engine.processes": number}

@@ -9,12 +9,11 @@ Carlini et al. 2021, "Extracting Training Data from Large Language Models" (by t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tunewright.core.files import write_text
+from tunewright.core.files import read_json_lines, write_json_lines
 from tunewright.core.types import Branch, Message, PlainText, Sample
 from tunewright.data.checks.private import Private, bare, masked, private_values
 from tunewright.engine.placement import World
@@ -54,8 +53,7 @@ class Memorised:
     def take_up(self) -> None:
         """Read what the start said from the folder of a run that is taken up again."""
         try:
-            lines = (self.plan.out / FILE).read_text(encoding="utf-8").splitlines()
-            self.values = [Private(**json.loads(line)) for line in lines]
+            self.values = [Private(**row) for row in read_json_lines(self.plan.out / FILE)]
         except (OSError, ValueError, TypeError):
             self.values = []
 
@@ -84,8 +82,7 @@ class Memorised:
         return [math.exp(min(0.0, one)) if math.isfinite(one) else 0.0 for one in nats]
 
     def _write(self) -> None:
-        lines = (json.dumps(plain(one._asdict()), ensure_ascii=False) + "\n" for one in self.values)
-        write_text(self.plan.out / FILE, "".join(lines))
+        write_json_lines(self.plan.out / FILE, (plain(one._asdict()) for one in self.values))
 
 
 def _found(plan: Plan, renderer: Renderer) -> Iterator[tuple[Private, Sample]]:

@@ -196,9 +196,7 @@ def begin(parsed: ParsedRun, resume: Path | None = None, *, out_matters: bool = 
     config = continued.parsed.config
     raise_all([*compat.problems(config), *track.problems(config.track)], CompatError)
     gating.require(config)
-    out = resume or (
-        Path(config.out) if config.out else run_folder.default_out(config, kind_of(config.method))
-    )
+    out = resume or run_folder.out_of(config)
     if resume is None and out_matters:
         run_folder.require_free(out)
     rows = inspect(

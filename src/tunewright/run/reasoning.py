@@ -3,14 +3,13 @@ files that it saved. Only a model whose template can ask it to think is asked th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 from tunewright.advise.speed import Rates
 from tunewright.core import findings
-from tunewright.core.files import write_text
+from tunewright.core.files import read_json_lines, write_json_lines
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 from tunewright.engine.decoding.answers import AnsweringModel
@@ -72,8 +71,7 @@ class Reasoning:
         if self.skipped:
             return
         try:
-            text = (self.plan.out / FILE).read_text(encoding="utf-8")
-            stored = [json.loads(line) for line in text.splitlines()]
+            stored = read_json_lines(self.plan.out / FILE)
             known = {row["id"]: row["before"] for row in stored}
             self.most = int(stored[0]["most_tokens"])
         except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -150,5 +148,4 @@ class Reasoning:
             }
             for item in self.items
         ]
-        lines = (json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
-        write_text(self.plan.out / FILE, "".join(lines))
+        write_json_lines(self.plan.out / FILE, map(plain, rows))

@@ -28,7 +28,7 @@ def require_place(config: RunConfig, model_config: Any) -> None:
     method = config.method
     if getattr(method, "new_tokens", None):  # their words are no part of the configuration either
         method = method.model_copy(update={"new_tokens": []})
-    from tunewright.engine.opening import put_new
+    from tunewright.engine.loaded import put_new
 
     _on_meta(model_config, lambda model, card: put_new(method, model, card, "-"))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import DataError, UsageError, problem
-from tunewright.core.files import with_retry, write_text
+from tunewright.core.files import with_retry, write_json_lines
 from tunewright.core.signals import StopFlag
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -195,10 +195,7 @@ def run(
                 )
             os.fsync(file.fileno())
             tell.finish()
-    text = "".join(
-        json.dumps(_public(found[row.key], row), ensure_ascii=False) + "\n" for row in rows
-    )
-    write_text(out, text)
+    write_json_lines(out, (_public(found[row.key], row) for row in rows))
     with contextlib.suppress(FileNotFoundError):
         with_retry(part.unlink)
     failed = sum("error" in found[row.key] for row in rows)
@@ -224,7 +221,7 @@ def _kept(out: Path, part: Path, rows: list[Row], overwrite: bool) -> dict[str, 
     if found and not known & set(found):
         raise UsageError(problem("E-BATCH-04", str(part)))
     found = {key: one for key, one in found.items() if key in known and "error" not in one}
-    write_text(part, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in found.values()))
+    write_json_lines(part, found.values())
     return found
 
 

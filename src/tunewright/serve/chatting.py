@@ -285,8 +285,8 @@ class Conversation:
                 self.how[name] = SETTINGS[name](value.strip())
             except ValueError:
                 raise UsageError(problem("E-CHAT-03", f"/set {name}", value=value)) from None
-        shown = {name: self.how.get(name) for name in SETTINGS}
-        print(" · ".join(f"{k} {v}" for k, v in shown.items() if v is not None), file=sys.stderr)
+        shown = [f"{one} {self.how[one]}" for one in SETTINGS if self.how.get(one) is not None]
+        print(" · ".join(shown), file=sys.stderr)
         if name and name not in SETTINGS:
             raise UsageError(problem("E-CHAT-03", "/set", value=name))
 

@@ -89,9 +89,15 @@ def _json(body: dict[str, Any]) -> bytes:
 class Server(uvicorn.Server):
     """uvicorn's, which remembers the signal instead of raising it again, and says when it is up."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ready: Callable[[], None],
+        ending: Callable[[], None] | None = None,
+    ) -> None:
+        """`ready` is called when it is up, `ending` with the first signal."""
         super().__init__(config)
-        self.ready = ready
+        self.ready, self.ending = ready, ending
         self.signal: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -100,7 +106,10 @@ class Server(uvicorn.Server):
             self.ready()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.signal = self.signal or sig
+        if self.signal is None:
+            self.signal = sig
+            if self.ending is not None:
+                self.ending()
         super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
 
     @contextlib.contextmanager
@@ -117,17 +126,34 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens at host and port (0: a free one). Raises UsageError."""
+NO_SOCKET = (OSError, OverflowError, UnicodeError)
+"""What `socket_at` may raise."""
+
+
+def socket_at(host: str, port: int) -> socket.socket:
+    """A socket bound to host and port (0: a free one). Raises what `NO_SOCKET` names."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A port whose last connections are still being closed may be taken again (not on Windows,
+        # where this would take one that is in use).
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
-    except (OSError, OverflowError, UnicodeError) as error:
+    except NO_SOCKET:
         found.close()
-        raise UsageError(problem("E-SERVE-03", f"{host}:{port}", reason=str(error))) from error
+        raise
     return found
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """`socket_at` for `tunewright serve`. Raises UsageError."""
+    try:
+        return socket_at(host, port)
+    except NO_SOCKET as error:
+        raise UsageError(problem("E-SERVE-03", f"{host}:{port}", reason=str(error))) from error
 
 
 def config_of(app: Any) -> uvicorn.Config:

@@ -117,7 +117,7 @@ class Choice:
     count: int = 0
 
     def add(self, event: Said | Ended) -> None:
-        """What came."""
+        """Take up a piece of the answer, or its end."""
         self.tokens += event.tokens
         if isinstance(event, Ended):
             self.reason, self.count, self.calls = event.reason, event.count, event.calls

@@ -195,7 +195,7 @@ class Worker:
         lane = self.lanes.pop(served, None)
         if lane is None:
             return
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # `error` is what is told
             lane.leave.close()
         for ticket in list(lane.tickets):
             self._fail(ticket, error)

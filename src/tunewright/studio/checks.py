@@ -97,7 +97,7 @@ class Checks:
             args.pop(extra, None)
         return args
 
-    def config(self, given: dict[str, Any], where: str = "config") -> dict[str, Any]:
+    def config(self, given: dict[str, Any]) -> dict[str, Any]:
         """The dotted keys of a run with every path resolved; all that is wrong at once. `out` is
         left out: the server chooses the folder. Raises UsageError."""
         wrong: list[Any] = []

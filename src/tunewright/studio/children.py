@@ -78,7 +78,7 @@ class Child:
         finally:
             del self._waiting[number]
             if not finished and self.is_alive:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception):  # it has ended: nothing is left to cancel
                     await self._send({"cancel": number})
 
     async def start(self) -> None:

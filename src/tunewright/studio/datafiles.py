@@ -179,7 +179,7 @@ def count_rows(path: Path, size: int) -> int | None:
 
             with open(path, encoding="utf-8-sig", errors="replace", newline="") as text:
                 return max(0, sum(1 for row in csv.reader(text) if row) - 1)
-    except Exception:
+    except Exception:  # a count is no promise: what is wrong with a file, checking it says
         return None
     return None
 

@@ -30,7 +30,6 @@ from tunewright.studio.places import Places
 
 ENDED = ("done", "failed", "stopped", "lost")
 ID = re.compile(r"[0-9a-f]{16}")
-TAIL_BYTES = 64 * 1024
 PROGRESS = re.compile(r"^(?P<what>.*?)\s(?P<done>[\d,]+)/(?P<total>[\d,]+)(?P<rest>\s·.*)?$")
 LEFT = re.compile(r"·\s(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d\d)(?:\s⏳)?$")
 

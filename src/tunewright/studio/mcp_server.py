@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunewright.core.errors import TunewrightError, UsageError, problem, raise_all
+from tunewright.core.errors import TunewrightError, UsageError
 from tunewright.core.version import __version__
-from tunewright.core.words import say
 from tunewright.studio.agents import Agents, told
-from tunewright.studio.places import Places
+from tunewright.studio.places import open_places
 from tunewright.studio.state import Studio
 
 T = TypeVar("T")
@@ -32,14 +31,7 @@ def serve(root: Path, allow: Sequence[Path] = ()) -> None:
     UsageError for a missing extra or a folder that cannot be used."""
     if importlib.util.find_spec("mcp") is None:
         raise UsageError.of("E-MCP-01", "mcp")
-    places = Places(root.expanduser(), tuple(folder.expanduser() for folder in allow))
-    raise_all(
-        problem("E-STUDIO-03", "--allow", folder=folder, cause=say("studio.no_folder"))
-        for folder in places.allowed
-        if not folder.is_dir()
-    )
-    places.prepare()
-    make_server(Studio(places)).run("stdio")
+    make_server(Studio(open_places(root, allow))).run("stdio")
 
 
 def make_server(studio: Studio) -> Any:

@@ -14,12 +14,13 @@ import os
 import re
 import secrets
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunewright.core.errors import UsageError, problem
+from tunewright.core.errors import UsageError, problem, raise_all
 from tunewright.core.files import write_text
-from tunewright.core.words import ASSETS
+from tunewright.core.words import ASSETS, say
 
 PRIVATE = ".studio"
 RECIPES = ASSETS / "studio" / "recipes"
@@ -184,6 +185,19 @@ def name_for_file(text: object, where: str) -> str:
     if not name or DEVICE.match(name) or DEVICE.match(text):
         raise UsageError(problem("E-STUDIO-18", where, name=shown(text)))
     return name
+
+
+def open_places(root: Path, allow: Sequence[Path]) -> Places:
+    """The workspace `root`, with its private folder made, and the folders that are allowed beside
+    it. Raises UsageError (E-STUDIO-03) for what is no folder."""
+    places = Places(root.expanduser(), tuple(folder.expanduser() for folder in allow))
+    raise_all(
+        problem("E-STUDIO-03", "--allow", folder=folder, cause=say("studio.no_folder"))
+        for folder in places.allowed
+        if not folder.is_dir()
+    )
+    places.prepare()
+    return places
 
 
 def slug(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tunewright.core.errors import ConfigError, TunewrightError
 from tunewright.core.run_text import command_of, ordered, yaml_of
-from tunewright.core.runfile import ParsedRun, flatten, parse_run, parse_value, read_yaml
+from tunewright.core.runfile import flatten, parse_run, parse_value, read_yaml
 from tunewright.core.telling import Quiet
 from tunewright.core.words import say
 from tunewright.studio.lines import Args, Request
@@ -43,7 +43,7 @@ def plan(request: Request) -> dict[str, Any]:
         found = planning.plan(parsed, planning.Wish(try_blocks=asked.measure), tell=_Lines(request))
     except TunewrightError as error:
         return {"problems": [one.as_dict() for one in error.problems], **written}
-    return {**_figures(found, parsed), **written}
+    return {**_figures(found), **written}
 
 
 def without_gaps(config: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class _Lines(Quiet):
         self.request.event("note", text=text)
 
 
-def _figures(found: Any, parsed: ParsedRun) -> dict[str, Any]:
+def _figures(found: Any) -> dict[str, Any]:
     figures = found.figures
     low, high = figures["train_seconds_range"] or (None, None)
     beside = 0.0

@@ -113,7 +113,7 @@ class Runs:
         return self._jobs_by_run().get(run_id)
 
     def _jobs_by_run(self) -> dict[str, dict[str, Any]]:
-        """Run -> its job: the one that runs or waits, else the latest."""
+        """Run -> its latest training."""
         found: dict[str, dict[str, Any]] = {}
         for job in sorted(self.jobs.all(), key=lambda job: job["created"]):
             if job["kind"] == "train" and job["run"]:

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from tunewright.report.record import number
+
 WHOLE_POINTS = 4000
 """Up to here a key is given whole."""
 STEP, EVALUATION = "step", "evaluation"
@@ -297,22 +299,13 @@ def figures_of(event: dict[str, Any]) -> dict[str, float]:
     else:
         found = {"held_out_loss": event.get("held_out_loss")}
         found |= {f"held_out.{k}": v for k, v in _inner(event, "figures").items()}
-    numbers = {name: _number(value) for name, value in found.items()}
+    numbers = {name: number(value) for name, value in found.items()}
     return {name: value for name, value in numbers.items() if value is not None}
 
 
 def _inner(event: dict[str, Any], name: str) -> dict[str, Any]:
     value = event.get(name)
     return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _by_arrow(data: bytes, key: str) -> Found | None:

@@ -70,7 +70,7 @@ def turn_end_id(tokenizer: Any) -> int | None:
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception:
+    except Exception:  # a template is somebody's program, and may refuse this dialogue
         return None
     tail = text.rpartition(MARK)[2] if MARK in text else ""
     special = {

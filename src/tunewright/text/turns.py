@@ -40,10 +40,6 @@ class Turns:
         """Whether a turn calls a tool."""
         return any(message.get("tool_calls") for message in self.messages)
 
-    def ends_with_answer(self) -> bool:
-        """Whether the last message is an answer."""
-        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
-
 
 def prepare(
     messages: Sequence[Message],

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.files import read_json_objects
+
 NO_FIGURES = ("step", "time")
 """Numbers of a step that say which one it is."""
 PIECE_BYTES = 8 << 20
@@ -164,8 +166,6 @@ def summary_figures(summary: Mapping[str, Any]) -> dict[str, float]:
 def answers_before_after(run: Path) -> list[dict[str, Any]]:
     """The rows of before_after.jsonl; none where there is no such file yet."""
     try:
-        lines = (run / "before_after.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError):
+        return read_json_objects(run / "before_after.jsonl")
+    except OSError:
         return []
-    return [row for row in rows if isinstance(row, dict)]

@@ -203,7 +203,7 @@ stages:
 
 @pytest.mark.slow
 def test_good_stages_of_a_pipeline(place: Path) -> None:
-    from tunewright.commands import pipeline
+    from tunewright.commands import pipeline, pipeline_plan
 
     given = {
         "base": place / "base",
@@ -211,7 +211,7 @@ def test_good_stages_of_a_pipeline(place: Path) -> None:
         "pairs": plain.write(place / "stage_pairs.json", pairs()),
     }
     (place / "stages.yaml").write_text(STAGES.format(**given), encoding="utf-8")
-    planned = pipeline.load_pipeline(place / "stages.yaml", [], {"out": str(place / "stages")})
+    planned = pipeline_plan.load_pipeline(place / "stages.yaml", [], {"out": str(place / "stages")})
     pipeline.run_pipeline(planned, tell=Quiet())
     assert [at_end(stage.folder) for stage in planned.stages] == [[], []]
 

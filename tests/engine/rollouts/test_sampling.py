@@ -10,7 +10,7 @@ import torch
 from helpers import tiny
 
 from tunewright.engine.decoding.drawing import pick
-from tunewright.engine.opening import use_layout
+from tunewright.engine.loaded import use_layout
 from tunewright.engine.policy import Policy
 from tunewright.engine.rollouts.sampling import How, Sampler
 

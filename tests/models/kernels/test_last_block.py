@@ -7,7 +7,7 @@ import torch
 from helpers import tiny
 
 from tunewright.core.types import Branch, Sample
-from tunewright.engine import opening
+from tunewright.engine.loaded import computing_in
 from tunewright.engine.policy import Policy
 from tunewright.models.kernels.last_block import LastBlock
 from tunewright.models.scalar_heads import put_heads
@@ -32,7 +32,7 @@ def gradients(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[int]]:
     """(log-probabilities, gradient of each parameter, rows of each product of the last MLP)."""
     model = tiny.make_model(family).requires_grad_(True)
-    with monkeypatch.context() as patch, opening.computing_in(model, "tree"):
+    with monkeypatch.context() as patch, computing_in(model, "tree"):
         if whole:
             patch.setattr(LastBlock, "worth", lambda self, read, num_rows: False)
         policy, seen = Policy(model, model, "tree"), list[int]()
@@ -69,7 +69,7 @@ def test_a_score_is_read_at_the_last_row_of_every_branch(monkeypatch: pytest.Mon
     torch.nn.init.normal_(next(model.score.parameters()))
     scores = []
     for whole in (False, True):
-        with monkeypatch.context() as patch, opening.computing_in(model, "tree"), torch.no_grad():
+        with monkeypatch.context() as patch, computing_in(model, "tree"), torch.no_grad():
             if whole:
                 patch.setattr(LastBlock, "worth", lambda self, read, num_rows: False)
             policy = Policy(model, model, "tree")

@@ -30,7 +30,7 @@ from tunewright.commands.advising.rows import Rows, read_rows, write_rows
 from tunewright.commands.advising.tables import Database
 from tunewright.core.errors import UsageError, problem
 from tunewright.core.files import sha256_of, write_json
-from tunewright.core.telling import Tell, duration
+from tunewright.core.telling import Relay, Tell, duration
 from tunewright.core.words import say
 
 if TYPE_CHECKING:
@@ -45,16 +45,12 @@ WRITING = 0.5
 """Share of the most tokens that answers mostly have, for the estimate of a way's time."""
 
 
-class _Numbered(Tell):
-    """Passes progress on, with the place of the piece of work before it."""
+class _Numbered(Relay):
+    """Puts the place of the piece of work before its progress."""
 
     def __init__(self, inner: Tell, place: str):
-        super().__init__()
-        self.inner, self.place = inner, place
-
-    def line(self, text: str) -> None:
-        """As the other says it."""
-        self.inner.line(text)
+        super().__init__(inner)
+        self.place = place
 
     def start(self, what: str) -> None:
         """With the place."""
@@ -63,10 +59,6 @@ class _Numbered(Tell):
     def progress(self, what: str, done: int, total: int, note: str = "") -> None:
         """With the place."""
         self.inner.progress(self.place + what, done, total, note)
-
-    def finish(self) -> None:
-        """As the other does."""
-        self.inner.finish()
 
 
 class Bench:

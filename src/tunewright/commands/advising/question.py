@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunewright.advise.decide import Changes
 from tunewright.core.errors import UsageError, problem
+from tunewright.record.folder import stem_of
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Question:
 
 def default_out(data: str) -> Path:
     """`runs/advise-<data>`: the same for the same data, so that what is measured is found."""
-    stem = re.sub(r"[^\w.-]+", "-", Path(data).stem).strip("-.") or "data"
-    return Path("runs", f"advise-{stem}")
+    return Path("runs", f"advise-{stem_of(data, 'data')}")
 
 
 def require_sensible(question: Question, out: Path) -> None:

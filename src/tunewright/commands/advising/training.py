@@ -16,7 +16,7 @@ from typing import Any
 from tunewright.commands.advising.rows import Rows, write_rows
 from tunewright.core.files import write_text
 from tunewright.core.runfile import ParsedRun, parse_run, value_text
-from tunewright.core.telling import Tell
+from tunewright.core.telling import Relay, Tell
 
 STEPS_PER_MINUTE = 10
 """Of the whole budget: 60 steps in six minutes."""
@@ -125,17 +125,12 @@ def estimate(parsed: ParsedRun) -> tuple[float, float]:
     return sum(found.values()), learning / (plan.config.engine.steps or 1)
 
 
-class Indented(Tell):
+class Indented(Relay):
     """A training's progress, without its lines: the advice speaks for itself."""
 
     def __init__(self, inner: Tell, what: str):
-        super().__init__()
-        self.inner, self.what = inner, what
-
-    @property
-    def colour(self) -> bool:
-        """As the other."""
-        return self.inner.colour
+        super().__init__(inner)
+        self.what = what
 
     def line(self, text: str) -> None:
         """Nothing: the run's own lines are in its folder."""
@@ -147,10 +142,6 @@ class Indented(Tell):
     def progress(self, what: str, done: int, total: int, note: str = "") -> None:
         """The same with the note of the run."""
         self.inner.progress(self.what, done, total, note)
-
-    def finish(self) -> None:
-        """As the other does."""
-        self.inner.finish()
 
 
 def train(planned: Planned, tell: Tell) -> float:

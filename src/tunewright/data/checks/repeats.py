@@ -32,6 +32,9 @@ SHORT_ANSWER = 40
 CONSTANT_WARN, CONSTANT_LABELS, CONSTANT_STOP = 0.5, 0.9, 0.98
 FEWEST_ROWS = 10
 FEW_LABELS = 50
+SHORT, HAS_SUBJECT, ANSWERED, HELD, SIGNED = 1, 2, 4, 8, 16
+"""Flags of a row: a short answer; what its answer depends on is known; a dialogue with an answer;
+held out; long enough for a signature."""
 THRESHOLD = f"{shingles.THRESHOLD:.0%}"
 
 
@@ -71,7 +74,8 @@ class Repeats:
         elif not isinstance(row, Prompt):
             subject = _plain(question)
         is_answered = view.kind == "dialogue" and bool(answer)
-        flags = (len(said) <= SHORT_ANSWER) | (bool(subject) << 1) | (is_answered << 2)
+        flags = SHORT if len(said) <= SHORT_ANSWER else 0
+        flags |= (HAS_SUBJECT if subject else 0) | (ANSWERED if is_answered else 0)
         asked = key_of(subject) if subject else 0
         hashes = (key_of(whole), key_of(question), asked, key_of(_plain(said)))
         text = "\n".join((*view.users, *view.answers))
@@ -83,7 +87,8 @@ class Repeats:
         columns = (self._whole, self._question, self._subject, self._answer)
         for column, value in zip(columns, hashes, strict=True):
             column.append(value)
-        self._flags.append(flags | ((side == HELD_OUT) << 3) | (bool(signature) << 4))
+        flags |= (HELD if side == HELD_OUT else 0) | (SIGNED if signature else 0)
+        self._flags.append(flags)
         self._signatures += signature or shingles.EMPTY
         self._places.add(origin)
 
@@ -94,13 +99,13 @@ class Repeats:
         if not self._whole:
             return []
         flags = numpy.frombuffer(bytes(self._flags), numpy.uint8)
-        held = (flags & 8) > 0
+        held = (flags & HELD) > 0
         whole, question = (
             numpy.frombuffer(column, numpy.uint64) for column in (self._whole, self._question)
         )
         first = numpy.zeros(len(whole), dtype=bool)
         first[numpy.unique(whole, return_index=True)[1]] = True
-        near = shingles.near_pairs(self._signatures, first & ((flags & 16) > 0))
+        near = shingles.near_pairs(self._signatures, first & ((flags & SIGNED) > 0))
         near = {
             right: left for right, left in near.items() if not self._relabels(flags, right, left)
         }
@@ -112,7 +117,7 @@ class Repeats:
     def _relabels(self, flags: Any, right: int, left: int) -> bool:
         """Whether two rows are one question with other labels, which is a finding of its own."""
         subject = self._subject[right]
-        return bool(flags[right] & 1) and bool(subject) and subject == self._subject[left]
+        return bool(flags[right] & SHORT) and bool(subject) and subject == self._subject[left]
 
     def _finding(
         self, key: str, severity: Severity, found: Any, total: int, **fields: Any
@@ -159,7 +164,7 @@ class Repeats:
         subject, answer = (
             numpy.frombuffer(column, numpy.uint64) for column in (self._subject, self._answer)
         )
-        rows = numpy.flatnonzero((flags & 2) > 0)
+        rows = numpy.flatnonzero((flags & HAS_SUBJECT) > 0)
         order = rows[numpy.lexsort((rows, subject[rows]))]
         bounds = numpy.flatnonzero(numpy.diff(subject[order])) + 1
         labels: list[int] = []
@@ -171,7 +176,7 @@ class Repeats:
         for which in numpy.flatnonzero(stops - starts > 1):
             group = order[starts[which] : stops[which]]
             if len(set(answer[group].tolist())) > 1:
-                short = bool((flags[group] & 1).all())
+                short = bool((flags[group] & SHORT).all())
                 counted["labels" if short else "texts"] += len(group)
                 (labels if short else texts).append(int(group[1]))
         found = []
@@ -188,7 +193,7 @@ class Repeats:
         """One answer for most rows."""
         import numpy
 
-        rows = numpy.flatnonzero(((flags & 4) > 0) & ((flags & 8) == 0))
+        rows = numpy.flatnonzero(((flags & ANSWERED) > 0) & ((flags & HELD) == 0))
         if len(rows) < FEWEST_ROWS:
             return []
         answers = numpy.frombuffer(self._answer, numpy.uint64)[rows]

@@ -57,6 +57,16 @@ class ShownBranch:
         """How many tokens are learnt."""
         return sum(token.learnt for token in self.tokens)
 
+    @property
+    def head(self) -> str:
+        """Its role and its numbers of tokens, as people read them."""
+        return say(
+            "show.branch",
+            role=say(f"show.role.{self.role}"),
+            tokens=f"{self.length:,}",
+            learnt=f"{self.learnt:,}",
+        )
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -187,15 +197,9 @@ def describe_row(row: Shown, colour: bool = False) -> str:
     lines.append(say("show.legend_colour" if colour else "show.legend"))
     begin, end = (UNDERLINED_GREEN, PLAIN) if colour else (OPEN, CLOSE)
     for branch in row.branches:
-        head = say(
-            "show.branch",
-            role=say(f"show.role.{branch.role}"),
-            tokens=f"{branch.length:,}",
-            learnt=f"{branch.learnt:,}",
-        )
         text = "".join(
             f"{begin}{safe(piece)}{end}" if learnt else safe(piece)
             for learnt, piece in runs(branch.tokens)
         )
-        lines += ["", head, text + (" ..." if branch.length > len(branch.tokens) else "")]
+        lines += ["", branch.head, text + (" ..." if branch.length > len(branch.tokens) else "")]
     return "\n".join(lines)
