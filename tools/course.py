@@ -6,7 +6,8 @@
 
 A source is a Python file in Jupytext's percent format. Its code stands there once; a Markdown cell
 says for which language it is: `# %% [markdown] lang="en"`. A cell with `tags=["answer"]` is the
-answer to an exercise, folded away until the reader asks for it.
+answer to an exercise, folded away until the reader asks for it. `# needs: serve` above the first
+cell names the extras of Tunewright without which the lesson stops.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A source and its cells."""
+    """A source, its cells, and the extras that it needs."""
 
     path: Path
     cells: tuple[Cell, ...]
+    needs: tuple[str, ...] = ()
 
     @property
     def number(self) -> int:
@@ -94,10 +96,14 @@ def read(path: Path) -> Lesson:
     """The lesson of a source. Raises ValueError for a Markdown cell without a language, and for a
     lesson that does not have as many in one language as in the other."""
     cells: list[Cell] = []
+    needs: tuple[str, ...] = ()
     for block in re.split(r"^(?=# %%)", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
         head, _, body = block.partition("\n")
         if not (mark := MARK.match(head)):
-            continue  # what stands above the first cell
+            # What stands above the first cell.
+            found = re.search(r"^# needs: (.+)$", block, flags=re.MULTILINE)
+            needs = tuple(found[1].split(", ")) if found else ()
+            continue
         given = dict(re.findall(r"(\w+)=(\"[^\"]*\"|\[[^\]]*\])", mark["rest"]))
         lang = json.loads(given.get("lang", "null"))
         if mark["markdown"]:
@@ -111,14 +117,15 @@ def read(path: Path) -> Lesson:
     counts = [sum(cell.lang == lang for cell in cells) for lang in LANGUAGES]
     if counts[0] != counts[1]:
         raise ValueError(f"{path.name}: {counts[0]} English and {counts[1]} Chinese cells")
-    return Lesson(path, tuple(cells))
+    return Lesson(path, tuple(cells), needs)
 
 
-def setting_up(lang: str) -> str:
+def setting_up(lang: str, needs: tuple[str, ...] = ()) -> str:
     """The first code cell of every notebook: the one cell that the languages do not share."""
+    extras = f"[{','.join(needs)}]" if needs else ""
     return (
         f"# {WORDS[lang]['first']}\n"
-        f'# %pip install -q "tunewright @ git+{HOST}"\n'
+        f'# %pip install -q "tunewright{extras} @ git+{HOST}"\n'
         "import os\n\n"
         f'os.environ["TUNEWRIGHT_LANG"] = "{lang}"\n'
         'os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")'
@@ -148,7 +155,7 @@ def build(lesson: Lesson, lang: str) -> Any:
                 text = f"{title}\n\n{launch_line(lesson, lang)}\n{rest}"
             cells.append(v4.new_markdown_cell(text))
             if len(cells) == 1:
-                cells.append(v4.new_code_cell(setting_up(lang)))
+                cells.append(v4.new_code_cell(setting_up(lang, lesson.needs)))
         elif cell.kind == "code":
             more: dict[str, Any] = {}
             if cell.is_answer:
@@ -241,7 +248,7 @@ def page(path: Path) -> tuple[str, dict[str, str]]:
         if cell["cell_type"] == "markdown":
             parts.append(text.replace("<details>", '<details markdown="1">'))
             continue
-        if text == setting_up(lang):
+        if text.startswith(f"# {WORDS[lang]['first']}\n"):
             continue
         block = f"```python\n{text}\n```"
         for count, output in enumerate(cell["outputs"]):

@@ -3,6 +3,7 @@
 #   jupytext:
 #     text_representation: {extension: .py, format_name: percent}
 # ---
+# needs: serve
 
 # %% [markdown] lang="en"
 # # 9. Export, serve, and chat with your model elsewhere
@@ -118,10 +119,10 @@ print(say("with it:", "带适配器："), with_adapter)
 assert with_adapter == here and without != here
 
 # %% [markdown] lang="en"
-# **Place 3: an address.** `tunewright serve` speaks OpenAI's protocol, so every program that can talk to such an address can talk to your model. (It needs `pip install "tunewright[serve]"`.)
+# **Place 3: an address.** `tunewright serve` speaks OpenAI's protocol, so every program that can talk to such an address can talk to your model. (It needs the extra `serve`: `pip install ".[serve]"` in the folder of the repository, `pip install "tunewright[serve]"` elsewhere.)
 
 # %% [markdown] lang="zh"
-# **第三处：一个地址。** `tunewright serve` 说 OpenAI 的协议，所以凡是能与这种地址对话的程序，都能与你的模型对话。（需要 `pip install "tunewright[serve]"`。）
+# **第三处：一个地址。** `tunewright serve` 说 OpenAI 的协议，所以凡是能与这种地址对话的程序，都能与你的模型对话。（需要附加项 `serve`：在仓库文件夹里 `pip install ".[serve]"`，在别处 `pip install "tunewright[serve]"`。）
 
 # %%
 import socket
@@ -129,11 +130,12 @@ import socket
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
-server = subprocess.Popen(
-    [sys.executable, "-m", "tunewright", "serve", str(run.folder), "--port", str(port)],
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-)
+with open("server.log", "w") as log:
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tunewright", "serve", str(run.folder), "--port", str(port)],
+        stdout=log,
+        stderr=log,
+    )
 address = f"http://127.0.0.1:{port}"
 
 
@@ -151,6 +153,7 @@ def ask(question):
 
 try:
     for _ in range(240):
+        assert server.poll() is None, Path("server.log").read_text()  # it says what is missing
         try:
             urllib.request.urlopen(f"{address}/health", timeout=5).close()
             break

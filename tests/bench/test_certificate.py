@@ -303,6 +303,9 @@ def test_full_width_lifts_narrowing_of_float64_and_nothing_else() -> None:
         assert x.to(torch.bfloat16).dtype is torch.bfloat16
         assert x.half().float().dtype is torch.float32
         assert torch.tensor([1]).float().dtype is torch.float32
+        narrow = torch.tensor([[1.0, 2.0, 3.0]])
+        assert (narrow @ x).dtype is (x @ narrow.T).dtype is torch.float64
+        assert (narrow @ narrow.T).dtype is torch.float32
     assert x.float().dtype is torch.float32
 
 

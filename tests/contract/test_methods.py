@@ -33,7 +33,7 @@ from tunewright.core.registry import methods
 from tunewright.core.types import Attached, Sample
 from tunewright.engine import recompute
 from tunewright.models import anatomy
-from tunewright.models.load import load_model
+from tunewright.models.load import load_model, stock_attention
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gpt2"]
 WITH_NORMS = ("lora", "ia3", "prefix_tuning", "houlsby", "full", "norms")
@@ -433,7 +433,7 @@ def plain_name(name: str) -> str:
 
 
 def use_stock(causal: Any) -> None:
-    causal.set_attn_implementation("sdpa" if causal._supports_sdpa else "eager")
+    causal.set_attn_implementation(stock_attention(causal))
 
 
 def put(kind: str, model: Any, **settings: Any) -> Attached:

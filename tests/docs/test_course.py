@@ -103,6 +103,28 @@ def test_notebooks_and_index_pages_are_what_the_sources_say() -> None:
     assert course.stale() == [], "run: python tools/course.py build"
 
 
+EXTRAS = {'"serve"': "serve", '"track': "track", '"sweep"': "sweep", '"--type", "bnb': "quant"}
+"""What stands in a cell that needs an extra."""
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda one: str(one.number))
+def test_the_install_lines_bring_the_extras_that_a_lesson_needs(lesson: course.Lesson) -> None:
+    code = "\n".join(cell.text for cell in lesson.cells if cell.kind == "code")
+    needs = {extra for words, extra in EXTRAS.items() if words in code}
+    assert set(lesson.needs) == needs
+    for lang in course.LANGUAGES:
+        first = course.written(lesson.notebook(lang))["cells"][1]["source"]
+        inside = re.search(r'"tunewright(?:\[([\w,]+)\])? @ git', first)
+        assert inside and set((inside[1] or "").split(",")) - {""} == needs
+        # The lines that install for the whole course.
+        page = course.readme(lang).read_text(encoding="utf-8")
+        lines = [line for line in page.splitlines() if line.startswith("pip install")]
+        assert len(lines) == 2
+        for line in lines:
+            named = re.search(r"\[([\w,]+)\]", line)
+            assert needs <= set(named[1].split(",") if named else ())
+
+
 def test_a_cell_without_a_language_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "01_x.py"
     path.write_text("# %% [markdown]\n# words\n", encoding="utf-8")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,9 @@ INSTALL = {"pip install . && tunewright demo", 'pip install ".[test]" && pytest'
 
 
 def _blocks(name: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S)
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for kind, block in found if kind == language]
 
 
 def _commands(name: str) -> list[str]:
@@ -84,6 +88,98 @@ def test_the_commands_run(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "mine" / "report.html").exists() and (
         tmp_path / "runs" / "second" / "report.html"
     ).exists()
+
+
+# ---- the commands that need an extra, a server or several processes
+
+ELSEWHERE = {
+    'pip install ".[studio]"',
+    "tunewright studio",
+    'pip install "tunewright[serve]"',
+    "tunewright serve runs/mine --port 8080",
+}
+"""Commands outside the blocks that run in order which other tests run: tests/studio, tests/serve."""
+MORE = [
+    pytest.param("tunewright train run.yaml engine.processes=4", "torch", id="processes"),
+    pytest.param("tunewright train run.yaml track=tensorboard", "tensorboard", id="track"),
+    pytest.param(
+        "tunewright sweep run.yaml method.rank=8,16,32 engine.learning_rate=1e-4..1e-3 --trials 12",
+        "optuna",
+        id="sweep",
+    ),
+    pytest.param("tunewright push runs/mine OWNER/NAME", "huggingface_hub", id="push"),
+    pytest.param("tunewright mcp --root ~/work", "mcp", id="mcp"),
+]
+
+
+def test_every_other_command_is_run_by_a_test() -> None:
+    for name in ("README.md", "README.zh-CN.md"):
+        found = [line for block in _blocks(name, "") for line in block.strip().splitlines()]
+        assert set(found) == ELSEWHERE | {one.values[0] for one in MORE}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, rows, and the run file of the page."""
+    place = tmp_path_factory.mktemp("project")
+    model = story.model_folder(place / "model", "qwen2")
+    story.rows_file(place / "my_rows.json", 24)
+    text = _blocks("README.md", "yaml")[0].replace("Qwen/Qwen2.5-0.5B-Instruct", str(model))
+    (place / "run.yaml").write_text(text, encoding="utf-8")
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+@pytest.mark.parametrize(("command", "library"), MORE)
+def test_the_commands_for_more_machines_and_tools_run(
+    project: Path, tmp_path: Path, command: str, library: str
+) -> None:
+    """Each as the page gives it, but for a sweep of two trials. Nothing is sent to a hub:
+    `--dry-run` says what would be."""
+    pytest.importorskip(library)
+    for path in ("my_rows.json", "run.yaml"):
+        shutil.copy(project / path, tmp_path / path)
+    words = shlex.split(command.replace("~/", f"{tmp_path}/").replace("trials 12", "trials 2"))[1:]
+    if words[0] == "mcp":
+        (tmp_path / "work").mkdir()
+        assert _tools(words) >= {"train", "check_data", "read_report"}
+        return
+    if words[0] == "push":
+        first = ["--data", "my_rows.json", "--out", "runs/mine", "engine.steps=2"]
+        made = story.tunewright("train", "--model", str(project / "model"), *first, cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+        words += ["--dry-run"]
+    done = story.process(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    second = tmp_path / "runs" / "second"
+    if words[0] == "train":
+        summary = json.loads((second / "summary.json").read_text(encoding="utf-8"))
+        assert summary["status"] == "done" and (second / "report.html").is_file()
+        assert summary["processes"] == (4 if "engine.processes=4" in words else 1)
+    if "track=tensorboard" in words:
+        assert list((second / "track" / "tensorboard").glob("events.out.tfevents.*"))
+    if words[0] == "push":
+        assert "adapter_model.safetensors" in done.stdout and "README.md" in done.stdout
+
+
+def _tools(words: list[str]) -> set[str]:
+    """The names of the tools that the server offers to the official client."""
+    import asyncio
+
+    import mcp
+
+    parameters = mcp.StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "tunewright", *words],
+        env={**os.environ, "TUNEWRIGHT_LANG": "en"},
+    )
+
+    async def ask() -> set[str]:
+        async with mcp.Client(parameters) as client:
+            return {tool.name for tool in (await client.list_tools()).tools}
+
+    return asyncio.run(ask())
 
 
 def _python_example(place: Path, model: Path) -> str:

@@ -20,6 +20,7 @@ from tunewright.engine import policy as forward
 from tunewright.engine.policy import Policy, head_of
 from tunewright.models.kernels import last_block, tree_attention
 from tunewright.models.kernels.last_block import LastBlock
+from tunewright.models.load import stock_attention
 
 
 def policies(model: Any) -> Any:
@@ -27,7 +28,7 @@ def policies(model: Any) -> Any:
     def of(name: str) -> Iterator[Policy]:
         tree_attention.register()
         model.set_attn_implementation(
-            tree_attention.NAME if name == "tree" else "sdpa" if model._supports_sdpa else "eager"
+            tree_attention.NAME if name == "tree" else stock_attention(model)
         )
         yield Policy(model, model, name)
 

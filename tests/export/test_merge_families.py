@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tunewright.core.telling import Quiet
 from tunewright.export import merge
+from tunewright.models.load import stock_attention
 
 FAMILIES = ("gemma2", "gemma3_text", "mistral", "phi3", "qwen3")
 IDS = torch.tensor([[5, 17, 200, 9, 33, 120, 64, 7, 250, 11, 300, 2] * 2])
@@ -28,6 +29,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def plain(folder: Path) -> torch.nn.Module:
     """Whatever is in the folder, computed in float32."""
     found: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found.set_attn_implementation(stock_attention(found))
     return found
 
 

@@ -86,6 +86,8 @@ def _build(family: str, dtype: str, seed: int, changes: dict[str, Any]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from tunewright.models.load import stock_attention
+
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(make_config(family, **changes), dtype=torch.float32)
     # Norm weights and biases start at constants; random ones are a sharper test.
@@ -95,6 +97,8 @@ def _build(family: str, dtype: str, seed: int, changes: dict[str, Any]) -> Any:
                 p.add_(torch.randn(p.shape) * 0.2)
             del name
     model.name_or_path = "tiny"  # where PEFT looks for the name of the base
+    # As the product opens it: Transformers 5.17 would leave out Gemma 2's cap on the scores.
+    model.set_attn_implementation(stock_attention(model))
     return model.to(getattr(torch, dtype)).requires_grad_(False).eval()
 
 
@@ -145,11 +149,12 @@ def make_stepper(
     from tunewright.engine.step import Stepper
     from tunewright.models.kernels import tree_attention
     from tunewright.models.kernels.fused import accelerate
+    from tunewright.models.load import stock_attention
 
     accelerate(model)
     tree_attention.register()
     model.set_attn_implementation(
-        tree_attention.NAME if layout == "tree" else "sdpa" if model._supports_sdpa else "eager"
+        tree_attention.NAME if layout == "tree" else stock_attention(model)
     )
     entry = objectives.get("sft")
     assert entry is not None

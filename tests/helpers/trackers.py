@@ -19,6 +19,7 @@ if HOW == "raises at once":
 
 class OfflineExperiment:
     def __init__(self, project_name=None, experiment_key=None, offline_directory=None, **more):
+        self.folder = offline_directory
         self.file = open(os.path.join(offline_directory, "told.jsonl"), "a")
         self.tell("opened", experiment_key, project_name)
     def tell(self, *what):
@@ -29,10 +30,12 @@ class OfflineExperiment:
     def log_parameters(self, given):
         self.tell("parameters", given)
     def log_metric(self, name, value, step=None):
+        if HOW:
+            open(os.path.join(self.folder, "misbehaves"), "w").close()
         if HOW == "raises":
             raise RuntimeError("planted: no such account")
         if HOW == "hangs":
-            time.sleep(90)
+            time.sleep(float(os.environ.get("FAKE_TRACKER_SECONDS", "90")))
         if HOW == "ends":
             os._exit(3)
         # Bounded, so that a guard that does not work fails a test and not the machine.

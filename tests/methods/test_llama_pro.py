@@ -18,6 +18,7 @@ from tunewright.core.telling import Quiet
 from tunewright.export.merge import merge_run
 from tunewright.methods.llama_pro import places
 from tunewright.models import anatomy
+from tunewright.models.load import stock_attention
 from tunewright.story import train
 
 IDS = torch.tensor([[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3]])
@@ -37,7 +38,7 @@ def four_blocks(family: str) -> Any:
 
 
 def logits(model: Any) -> torch.Tensor:
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    model.set_attn_implementation(stock_attention(model))
     with torch.no_grad():
         found: torch.Tensor = model.eval()(input_ids=IDS, use_cache=False).logits
     return found

@@ -13,6 +13,7 @@ from helpers import tiny
 from tunewright.core.errors import ModelError
 from tunewright.core.registry import methods
 from tunewright.models import anatomy
+from tunewright.models.load import stock_attention
 
 FAMILIES = ["llama", "qwen3", "phi3", "gemma2", "gpt2"]
 IDS = [[5, 9, 17, 33, 4, 8, 90, 120, 7, 7, 3], [6, 6, 44, 100, 2, 1, 19, 55, 21, 60, 200]]
@@ -43,7 +44,7 @@ def trained(family: str, steps: int = 3, targets: list[str] | None = None) -> tu
     stepper = tiny.make_stepper(model, attached)
     for number in range(1, steps + 1):
         assert stepper.step(tiny.dialogues() + tiny.pairs(), number, 2e-2).applied
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    model.set_attn_implementation(stock_attention(model))
     attached.model.eval()
     return attached, model
 

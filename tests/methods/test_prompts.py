@@ -19,6 +19,7 @@ from tunewright.engine.tree import build_tree, under_root
 from tunewright.models import anatomy
 from tunewright.models.kernels import tree_attention
 from tunewright.models.kernels.tree_attention import TreePlan
+from tunewright.models.load import stock_attention
 
 KINDS = ["prompt_tuning", "p_tuning", "prefix_tuning", "p_tuning_v2"]
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2"]
@@ -46,7 +47,7 @@ def peft_alone(attached: Attached, chosen: list[Sample]) -> dict[str, torch.Tens
     model = attached.model.get_base_model()
     for module in attached.model.modules():
         module.__dict__.pop("forward", None)
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    model.set_attn_implementation(stock_attention(model))
     branches = [b for s in chosen for b in s.branches]
     for b in branches:
         labels = torch.full((1, len(b.tokens)), -100)

@@ -50,10 +50,11 @@ def _version() -> str:
 
 
 def test_no_causal_class_is_left_out_and_the_list_of_open_ones_only_shrinks() -> None:
-    """95 of 100 pass; neither the open ones nor those that cannot be trained are counted."""
-    assert len(causal.CANNOT) + len(TABLE["open"]) <= 0.05 * len(causal.types())
-    assert set(causal.CANNOT) <= set(causal.types())
+    """95 of 100 pass; neither the open ones nor those that cannot be trained are counted. The table
+    is that of one version of Transformers: an older one has fewer classes."""
     if TABLE["transformers"] == _version():
+        assert len(causal.CANNOT) + len(TABLE["open"]) <= 0.05 * len(causal.types())
+        assert set(causal.CANNOT) <= set(causal.types())
         assert set(TABLE["families"]) | set(TABLE["open"]) == set(TYPES)
         assert set(TABLE["cannot"]) == set(causal.CANNOT)
     assert {t for t, row in TABLE["families"].items() if row["gguf"]} == set(IN_GGUF)

@@ -193,3 +193,26 @@ def test_dbrx_computes_with_the_base_of_positions_that_its_file_states(
     size = 2 * len(freq)
     expected = 1.0 / wanted ** (torch.arange(0, size, 2).float() / size)
     torch.testing.assert_close(freq, expected)
+
+
+def test_a_cap_on_the_scores_is_kept_whatever_transformers_says_of_sdpa(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers 5.17 says that PyTorch's attention does for Gemma 2, and leaves the cap out."""
+    import torch
+    from helpers import tiny
+    from transformers import Gemma2PreTrainedModel
+
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
+    folder, notes = tiny.save_folder(tmp_path / "model", "gemma2"), list[str]()
+    model: Any = load.load_model(folder, dtype="float32", notes=notes)
+    assert any("eager" in note for note in notes)
+    assert model.config._attn_implementation == load.stock_attention(model) == "eager"
+    tokens = torch.tensor([list(range(5, 30))])
+    model.set_attn_implementation("eager")
+    capped = model(tokens).logits
+    model.config.attn_logit_softcapping = None
+    for block in model.model.layers:
+        block.self_attn.attn_logit_softcapping = None
+    assert (model(tokens).logits - capped).abs().max() > 1e-3, "the cap does nothing in this model"
+    assert load.stock_attention(model) == "sdpa"

@@ -3,8 +3,13 @@ run."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +78,6 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def copied(run: Path, to: Path) -> Path:
-    import shutil
-
     shutil.copytree(run, to, ignore=shutil.ignore_patterns("track", "checkpoints"))
     return to
 
@@ -106,6 +109,40 @@ def ended(run: Path, kind: str = "comet") -> State:
         assert time.monotonic() < until, state
         time.sleep(0.05)
     return state
+
+
+class Waits(tunewright.Callback):
+    """Holds a run after its first step until its tracker misbehaves, so that the other steps are
+    taken while it does. (A run of some steps is otherwise over before the tracker's process has
+    imported anything.)"""
+
+    def __init__(self, run: Path) -> None:
+        self.run_folder, self.steps_after = run, list[int]()
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def spawns(self, spawn: Callable[..., Any]) -> Callable[..., Any]:
+        def keeping(*given: Any) -> Any:
+            self.child = spawn(*given)
+            return self.child
+
+        return keeping
+
+    def step(self, run: tunewright.Running, event: tunewright.StepTaken) -> None:
+        if event.step > 1:
+            self.steps_after.append(event.step)
+            return
+        until, mark = time.monotonic() + 60, self.run_folder / "track" / "comet" / "misbehaves"
+        while not mark.exists() and State.read(self.run_folder, "comet").status != "failed":
+            assert time.monotonic() < until
+            self._hurry()
+            time.sleep(0.05)
+
+    def _hurry(self) -> None:
+        """It asks for idle time only, which other programs may leave none of."""
+        assert self.child is not None
+        for task in Path(f"/proc/{self.child.pid}/task").glob("*"):
+            with contextlib.suppress(OSError, AttributeError):
+                os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 # ---- what is written in the run file
@@ -185,7 +222,11 @@ def test_a_tracker_that_misbehaves_changes_nothing(
 ) -> None:
     for name, value in (("", how), ("_PATIENCE", "1"), ("_BYTES", "3000000")):
         monkeypatch.setenv(f"TUNEWRIGHT_TRACK{name}" if name else "FAKE_TRACKER", value)
-    run = train(place, tmp_path / "run", track=["comet"])
+    during = Waits(tmp_path / "run")
+    monkeypatch.setattr(beside, "_spawn", during.spawns(beside._spawn))
+    run = train(place, tmp_path / "run", track=["comet"], on=[during])
+    # It misbehaved after the first step, and the other steps were taken after that.
+    assert during.steps_after == list(range(2, STEPS + 1))
     assert json.loads((run / "summary.json").read_text())["status"] == "done"
     state = ended(run)
     assert state.problem is not None and state.problem["code"] in code
@@ -200,6 +241,49 @@ def test_a_tracker_that_misbehaves_changes_nothing(
     monkeypatch.delenv("TUNEWRIGHT_TRACK_BYTES")
     (told,) = track.runs(run, ["comet"], {}, Quiet(), again=True)
     assert told["trackers"]["comet"]["status"] == "done"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB of its own; skips where this person may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["the run's disk", "a disk of its own", "a full disk"])
+@pytest.mark.parametrize("how", ["fills", "scatters"])
+def test_a_tracker_cannot_fill_a_real_disk(
+    place: Path,
+    done: Path,
+    tmp_path: Path,
+    library: Path,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    where: str,
+) -> None:
+    monkeypatch.setenv("FAKE_TRACKER", how)
+    own: dict[str, Any] = {} if where == "the run's disk" else {"folder": str(small_disk / "own")}
+    if where == "a full disk":
+        left = shutil.disk_usage(small_disk).free - 8192
+        (small_disk / "other").write_bytes(b"x" * left)
+    out = (tmp_path if own else small_disk) / "run"
+    run = train(place, out, track=[{"kind": "comet", **own}])
+    assert json.loads((run / "summary.json").read_text())["status"] == "done"
+    state = ended(run)
+    assert state.problem is not None and state.problem["code"] in ("E-TRACK-06", "E-TRACK-07")
+    with FileLock(run / "track" / "comet.lock", timeout=30):
+        pass
+    if where != "a full disk":  # what was full before stays full
+        assert shutil.disk_usage(small_disk).free > 8_000_000
+    name = Path("adapter") / "adapter_model.safetensors"
+    assert story.digest(run / name) == story.digest(done / name)
 
 
 def test_a_library_that_is_missing_is_said_and_the_run_goes_on(

@@ -229,10 +229,12 @@ def _start(build: Build, attach: Attach, dtype: str, values: Gradients) -> tuple
 @contextlib.contextmanager
 def full_width() -> Iterator[None]:
     """Inside, a float64 tensor is never narrowed to float32 by `.float()`, `.to(float32)` or
-    `dtype=float32`, and a number beyond float32 is filled in as float64. Other tensors are left
-    alone."""
+    `dtype=float32`, a matrix product of float64 and float32 is float64, and a number beyond float32
+    is filled in as float64. Other tensors are left alone."""
     import torch
     from torch.overrides import TorchFunctionMode
+
+    products = (torch.matmul, torch.Tensor.matmul, torch.bmm, torch.Tensor.bmm)
 
     class KeepWide(TorchFunctionMode):
         def __torch_function__(
@@ -249,6 +251,9 @@ def full_width() -> Iterator[None]:
                     )
                 if kwargs.get("dtype") is torch.float32:
                     kwargs["dtype"] = torch.float64
+            if func in products and {a.dtype for a in args[:2]} == {torch.float32, torch.float64}:
+                # Rotary positions of older Transformers (5.17): the frequencies were kept wide.
+                args = (*(a.double() for a in args[:2]), *args[2:])
             if func is torch.full and "dtype" not in kwargs and _is_wide(args[1:]):
                 kwargs["dtype"] = torch.float64
             return func(*args, **kwargs)
@@ -281,13 +286,13 @@ def _oracle(
     loss, divided by the step's learnt tokens."""
     import torch
 
+    from tunewright.models.load import stock_attention
+
     causal, attached = _start(build, attach, dtype, values)
     for module in attached.model.modules():
         # What this package put on single instances goes: the class's own forward is the stock one.
         module.__dict__.pop("forward", None)
-    causal.set_attn_implementation(
-        attention or ("sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
-    )
+    causal.set_attn_implementation(attention or stock_attention(causal))
     learnt = sum(len(b.learnt) for s in samples for b in s.branches)
     loss = 0.0
     with _width(dtype):

@@ -179,8 +179,9 @@ def read_on(world: World) -> str:
 def use_layout(causal: Any, layout: str) -> None:
     """Let `causal` compute in `layout`: our attention for the tree, a stock one for padded rows."""
     tree_attention.register()
-    stock = "sdpa" if getattr(causal, "_supports_sdpa", True) else "eager"
-    causal.set_attn_implementation(tree_attention.NAME if layout == "tree" else stock)
+    causal.set_attn_implementation(
+        tree_attention.NAME if layout == "tree" else load.stock_attention(causal)
+    )
 
 
 @contextlib.contextmanager

@@ -14,10 +14,12 @@ go together.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -92,7 +94,10 @@ class Composed:
         own = {part: configs[part] for part in weights}
         configs.update({part: self._plain(part) for part in weights})
         try:
-            with warnings.catch_warnings():
+            with (
+                warnings.catch_warnings(),
+                self._scales_in_b(weights) if "svd" in way else contextlib.nullcontext(),
+            ):
                 warnings.simplefilter("ignore")
                 self.wrapped.add_weighted_adapter(
                     list(weights), list(weights.values()), name, combination_type=way, **more
@@ -109,6 +114,26 @@ class Composed:
         self._state(name)
         self.names.append(name)
         self.use(name)
+
+    @contextlib.contextmanager
+    def _scales_in_b(self, parts: Iterable[str]) -> Iterator[None]:
+        """Inside, the scale of these adapters is 1 and stands in their B: the updates are the same.
+        PEFT 0.20 multiplies by the scale twice in the ways with `svd`."""
+        kept: list[tuple[Any, str, float, Any, Tensor]] = []
+        for layer in self.wrapped.modules():
+            for part in parts:
+                matrix = getattr(layer, "lora_B", {}), getattr(layer, "lora_embedding_B", {})
+                held = next((one[part] for one in matrix if part in one), None)
+                if held is None:
+                    continue
+                b = getattr(held, "weight", held)
+                kept.append((layer, part, layer.scaling[part], b, b.data))
+                b.data, layer.scaling[part] = b.data * layer.scaling[part], 1.0
+        try:
+            yield
+        finally:
+            for layer, part, scale, b, values in kept:
+                b.data, layer.scaling[part] = values, scale
 
     def _plain(self, part: str) -> LoraConfig:
         """The settings of an adapter as PEFT may build the combined one on: it takes over those of

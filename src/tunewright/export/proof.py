@@ -22,6 +22,7 @@ from tunewright.core.words import say
 from tunewright.engine.decoding import answers
 from tunewright.export.folder import ExportError
 from tunewright.export.prompts import Prompts, Question
+from tunewright.models.load import stock_attention
 from tunewright.sources import headers
 from tunewright.sources.remote_code import place_of
 from tunewright.text.tokenizer import load_tokenizer
@@ -179,8 +180,9 @@ class Proof:
 
 
 def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> Any:
-    """The folder as plain Transformers loads it with its class `kind`, in its own dtype.
-    Nothing of ours touches the model. Raises ExportError where it does not fit."""
+    """The folder as plain Transformers loads it with its class `kind`, in its own dtype, with the
+    attention that computes all of it. Nothing of ours touches the model. Raises ExportError where
+    it does not fit."""
     import transformers
 
     place = place_of(folder)
@@ -204,6 +206,8 @@ def load_plain(folder: Path, dtype: str, kind: str = "AutoModelForCausalLM") -> 
         raise ExportError.of(
             "E-EXPORT-11", str(folder), cause=", ".join(sorted(odd)[:3]) or f"{found}, {dtype}"
         )
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(stock_attention(model))
     return model.eval()
 
 

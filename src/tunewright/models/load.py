@@ -234,7 +234,7 @@ def _planned(place: Place, config: Any, attention: str, dtype: Any) -> tuple[Any
 
     with silent(), torch.device("meta"):
         planned: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=place.model)
-    way = attention if getattr(planned, "_supports_sdpa", True) else "eager"
+    way = attention if stock_attention(planned) == "sdpa" else "eager"
     if dtype == "auto":
         dtype = config.dtype or torch.float32
     return planned, {"dtype": dtype, "attn_implementation": way}
@@ -290,7 +290,11 @@ def made_up(
     }
     with silent():
         model: Any = type(planned).from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa"
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=dtype,
+            attn_implementation=stock_attention(planned),
         )
     model.name_or_path = model.config._name_or_path = str(folder)
     model.requires_grad_(False)
@@ -319,6 +323,9 @@ def _built(
     from transformers import AutoModelForCausalLM
 
     for way in (attention, "eager"):
+        if way == "sdpa" and _caps_scores(config):
+            said.append(say("models.attention_eager", asked=way, model_type=config.model_type))
+            continue
         try:
             with silent():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -339,6 +346,20 @@ def _built(
                 say("models.attention_eager", asked=attention, model_type=config.model_type)
             )
     raise AssertionError("eager attention was built or refused")
+
+
+def stock_attention(model: Any) -> str:
+    """The attention of Transformers that computes all that the model does: PyTorch's (`sdpa`), or
+    `eager` where the model has none or PyTorch's would leave something out."""
+    if _caps_scores(model.config) or not getattr(model, "_supports_sdpa", True):
+        return "eager"
+    return "sdpa"
+
+
+def _caps_scores(config: Any) -> bool:
+    """Whether scores of attention have a cap (Gemma 2). PyTorch's attention has none; Transformers
+    up to 5.17 leaves the cap out there without a word, later ones refuse."""
+    return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
 
 
 def is_scorer(folder: Path) -> bool:

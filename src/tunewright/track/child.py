@@ -42,6 +42,9 @@ PATIENCE_SECONDS = 300.0
 """How long a library may take for one thing after the run has ended."""
 SHARE_OF_FREE, MOST_BYTES = 0.1, 2 << 30
 """What the tracker may write: this share of the free space at its start, and never more."""
+OWN_BYTES = 1 << 20
+"""The limit of one file is never below this: on a full disk, what failed is still to be written
+down."""
 ROWS = 1000
 """Questions of a table."""
 
@@ -171,8 +174,11 @@ class Guard:
         _limit_files(self.most)
 
     def watch(self, place: Path) -> None:
-        """Look from now on at what is written into `place`."""
+        """Look from now on at what is written into `place`, which may be another disk."""
         self.place, self._before = place, size_of(place)
+        self.free = min(self.free, shutil.disk_usage(place).free)
+        self.most = min(self.most, int(SHARE_OF_FREE * self.free))
+        _limit_files(self.most)
         self.doing()
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -243,6 +249,7 @@ def _limit_files(most: int) -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
+        most = max(most, OWN_BYTES)
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -298,7 +305,8 @@ def _born(run: Path) -> str:
 def _problem_of(run: Path, kind: str, error: BaseException) -> Problem:
     import traceback
 
-    traceback.print_exception(error)
+    with contextlib.suppress(OSError):  # the log may lie on a full disk
+        traceback.print_exception(error)
     if isinstance(error, TunewrightError):
         return error.problems[0]
     cause = faults.cause_of(error)

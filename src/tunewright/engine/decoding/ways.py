@@ -27,6 +27,7 @@ from tunewright.models.kernels import answer_attention
 from tunewright.models.kernels.answer_attention import AnswerMemory
 from tunewright.models.kernels.fused import fused_without_gradient
 from tunewright.models.kernels.packed import Packs
+from tunewright.models.load import stock_attention
 
 TRIED = 48
 """Tokens of the first prompt on which a way is tried."""
@@ -301,8 +302,7 @@ def _side_by_side(a: Tensor, b: Tensor) -> Tensor:
 def attention_of(causal: Any, name: str) -> Iterator[None]:
     """Inside, `causal` (in eval mode) attends by `name`, or by a stock attention if that is ""."""
     before, training = causal.config._attn_implementation, causal.training
-    stock = "sdpa" if getattr(causal, "_supports_sdpa", True) else "eager"
-    causal.set_attn_implementation(name or stock)
+    causal.set_attn_implementation(name or stock_attention(causal))
     causal.eval()
     try:
         yield
