@@ -157,6 +157,24 @@ def test_loss_of_free_text_equals_transformers_own_loss(model, tmp_path):
     assert result["loss"]["token_mean"] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_an_answer_that_is_called_bad_is_no_part_of_the_loss(model, tmp_path):
+    good = [{"prompt": f"What is {i} and one?", "completion": f"It is {i + 1}."} for i in range(4)]
+    bad = [{**row, "completion": "blorp zug vam kek", "label": False} for row in good]
+    pairs = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "blorp"} for row in good
+    ]
+    sets = {"good": good, "judged": [*({**r, "label": True} for r in good), *bad], "pairs": pairs}
+    found = {}
+    for name, rows in sets.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(rows))
+        found[name] = evaluate_target(str(model), str(path), dtype="float32", generate=False)
+    for name in ("judged", "pairs"):
+        assert found[name]["loss"]["token_mean"] == found["good"]["loss"]["token_mean"], name
+        assert found[name]["loss"]["rows"] == 4
+    assert any("4 of 8" in warning for warning in found["judged"]["warnings"])
+
+
 def test_padded_and_tree_agree(model, data, monkeypatch):
     tree = measure(model, data, details=True)
     monkeypatch.setattr(

@@ -176,7 +176,8 @@ def _settings(
     settings |= {
         "system": found.system,
         "thinking": found.thinking.mode,
-        "good_only": found.settings.get("data.good_only", False),
+        # What is called bad is not what the model is to say; a judge is measured on both.
+        "good_only": not ranking.is_scorer(found),
         "turns": found.settings.get("data.turns", "all"),
     }
     return DataConfig.model_validate(settings)
