@@ -59,7 +59,7 @@ ANSWERED = 0.9
 """Tokens that the longest answer of a round has, as a share of what it may have."""
 ASKINGS = 2
 """Times that the questions are asked: before, and of what was saved."""
-START_SECONDS = 6.0
+START_SECONDS = 4.0
 """Libraries, checks and tokenizer, whatever the model: mostly imports, on two cores of 2024."""
 FILE_BYTES_PER_SECOND = 0.8e9
 """At which weights are read from the disk's cache and turned into another dtype."""
