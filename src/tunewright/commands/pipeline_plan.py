@@ -195,19 +195,25 @@ class _Resolver:
             self._wrong("E-PIPE-03", key, field=key, name=name, known=known, hint=hint)
         return self.earlier.get(name)
 
+    def _cannot_start_from(self, x: Planned, field: str, code: str) -> None:
+        """Note that what stage `x` saved is not what `field` needs: `code`, or that it writes no
+        words."""
+        wordless = self._wants_words(x)
+        self._wrong(
+            "E-PIPE-07" if wordless else code,
+            field,
+            field=field,
+            name=x.name,
+            method=x.kinds["method"],
+        )
+
     def _continue_adapter(self) -> dict[str, Any]:
         """Start from the adapter of an earlier stage: on the same base, with the same method."""
         x = self._find("adapter", self.given["adapter"])
         if x is None:
             return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
         if x.saved != ADAPTER or self._wants_words(x):
-            self._wrong(
-                "E-PIPE-07" if self._wants_words(x) else "E-PIPE-05",
-                "adapter",
-                field="adapter",
-                name=x.name,
-                method=x.kinds["method"],
-            )
+            self._cannot_start_from(x, "adapter", "E-PIPE-05")
             return {"adapter": "-", **({"model": "-"} if self._refers("model") else {})}
         if "model" in self.own and self.given["model"] != x.layer.given.get("model"):
             self._wrong(
@@ -290,13 +296,7 @@ class _Resolver:
         if x is None:
             return {"model": "-"}
         if x.saved != MODEL or self._wants_words(x):
-            self._wrong(
-                "E-PIPE-07" if self._wants_words(x) else "E-PIPE-06",
-                "model",
-                field="model",
-                name=x.name,
-                method=x.kinds["method"],
-            )
+            self._cannot_start_from(x, "model", "E-PIPE-06")
         if "adapter" not in self.own:
             # One that the first stage began with belongs to another base.
             self.given.pop("adapter", None)
