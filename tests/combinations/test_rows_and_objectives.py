@@ -324,7 +324,7 @@ def test_good_only_beside_an_objective_that_compares_is_refused_before_the_rows_
     ] == ["E-COMPAT-07"]
 
 
-def test_a_run_of_good_answers_is_measured_on_them_and_answers_asked_for_of_other_rows_are_not_left_out_in_silence(
+def test_judged_rows_are_measured_on_their_good_answers_and_rows_without_answers_say_so(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     from tunewright.evaluate.scoring import evaluate_target
@@ -348,8 +348,12 @@ def test_a_run_of_good_answers_is_measured_on_them_and_answers_asked_for_of_othe
     bare = evaluate_target(
         str(model), data, generate=True, dtype="float32", threads=1, tell=Quiet()
     )
-    assert "exact_match" not in bare and any(
-        "No answer was generated" in line for line in bare["warnings"]
+    assert bare["exact_match"]["n"] == 3
+    text = evaluate_target(
+        str(model), str(files["text"]), generate=True, dtype="float32", threads=1, tell=Quiet()
+    )
+    assert "exact_match" not in text and any(
+        "No answer was generated" in line for line in text["warnings"]
     )
 
 
