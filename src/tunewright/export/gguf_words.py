@@ -15,7 +15,7 @@ from typing import Any
 
 from tunewright.core.errors import UsageError
 from tunewright.sources.gguf import CONTROL, USER_DEFINED, known
-from tunewright.text.chat_template import plain_template
+from tunewright.text import asked_template
 
 NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6
 """Further kinds of tokens in `tokenizer.ggml.token_type`."""
@@ -216,25 +216,10 @@ def adds_bos(tokenizer: Any, renderer: Any) -> bool:
 
 def _template(tokenizer: Any, renderer: Any) -> dict[str, Any]:
     """The chat template, by name where there are several; ours where the model has none."""
-    own = tokenizer.chat_template
-    if isinstance(own, dict):
-        others = {f"chat_template.{name}": text for name, text in own.items() if name != "default"}
-        names = {"chat_templates": [n for n in own if n != "default"]} if others else {}
-        default = {"chat_template": as_asked(renderer, own["default"])} if "default" in own else {}
-        return {**default, **others, **names}
-    source = own if isinstance(own, str) else plain_template()
-    return {"chat_template": as_asked(renderer, source)}
-
-
-def as_asked(renderer: Any, source: str) -> str:
-    """The template with what the run was asked with besides: its choice about thinking, which a
-    program would otherwise leave at the family's own, and the beginning of an answer (a header, an
-    empty thought) where the template writes that with an answer only."""
-    form = renderer.form_of(None)
-    stated = renderer.template.variables(form)
-    before = "".join(f"{{% set {k} = {json.dumps(v)} %}}" for k, v in stated.items())
-    begins = renderer.template.added(form)
-    after = f"{{{{ {json.dumps(begins, ensure_ascii=False)} }}}}" if begins else ""
-    if after:
-        after = f"{{% if add_generation_prompt %}}{after}{{% endif %}}"
-    return before + source + after
+    made = asked_template.for_gguf(renderer, tokenizer.chat_template)
+    if isinstance(made, str):
+        return {"chat_template": made}
+    others = {f"chat_template.{name}": text for name, text in made.items() if name != "default"}
+    names = {"chat_templates": [name for name in made if name != "default"]} if others else {}
+    default = {"chat_template": made["default"]} if "default" in made else {}
+    return {**default, **others, **names}

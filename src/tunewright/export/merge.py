@@ -231,7 +231,7 @@ def write_folder(tuned: Tuned, model: Any, folder: Path, dtype: str) -> None:
         except SafetensorError as e:  # it words what the system said, a full disk for instance
             raise OSError(first_line(e)) from e
         config.save_pretrained(str(folder))
-        tuned.tokenizer.save_pretrained(str(folder))
+        tuned.save_words(folder)
     write_json(folder / "generation_config.json", generation_settings(tuned.base, tuned.renderer))
 
 
@@ -264,7 +264,7 @@ class WordsProof(Proof):
         )
         changed = self.changed(folder)
         words = self._prove_words(folder)
-        require_same_asking(self.out, folder, self.renderer, asked.questions)
+        warnings = require_same_asking(self.out, folder, self.renderer, asked.questions)
         # In float32 whatever the weights are stored in: the file is proven, not the rounding of
         # the program that computes with it.
         merged = logits_of(load_plain(folder, self.dtype).float(), prompts, folder / ".asked/out")
@@ -280,7 +280,6 @@ class WordsProof(Proof):
             raise ExportError.of(
                 "E-EXPORT-08", str(self.out), dtype=self.dtype, share=f"{percent} %"
             )
-        warnings = []
         if share < EXPECTED_AGREEMENT:
             warnings.append(say("export.warning.agreement", share=percent, dtype=self.dtype))
         if gap >= asked.effect:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunewright.core.comparing import contains, folded
 from tunewright.core.telling import Tell, silent
+from tunewright.core.types import Message
 from tunewright.core.words import say
 from tunewright.engine.decoding import answers
 from tunewright.export.folder import ExportError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 RECORD = "proof.json"
 FEW_PROMPTS = 4
+ASKED = "2 + 2?"
 LARGEST_FOLD_GAP = 1e-3
 """Largest difference of a logit, as a share of the largest one, by which the order of sums may move
 a model into which an update was folded, in float32."""
@@ -303,9 +305,12 @@ def losses(asked: Asked, exported: Logits) -> dict[str, Any] | None:
     }
 
 
-def require_same_asking(out: Path, folder: Path, renderer: Any, questions: list[Question]) -> None:
+def require_same_asking(
+    out: Path, folder: Path, renderer: Any, questions: list[Question]
+) -> list[str]:
     """Raise ExportError unless the folder that will be `out` is asked as the run was: the same
-    text and tokens of every question, and every stop token of the run's."""
+    text and tokens of every question, and every stop token of the run's. Returns a warning where a
+    program that asks with the template as it comes would ask otherwise."""
     from tunewright.engine.naming import renderer_of
 
     own = renderer_of(load_tokenizer(folder), folder, thinking=renderer.thinking)
@@ -318,6 +323,26 @@ def require_same_asking(out: Path, folder: Path, renderer: Any, questions: list[
         if wanted != found:
             said = [shown(r.decode(ids)) for r, ids in ((renderer, wanted), (own, found))]
             raise ExportError.of("E-EXPORT-33", str(out), run=said[0], exported=said[1])
+    wanted, asked = renderer.prompt([Message("user", ASKED)]), _as_it_comes(own.tokenizer)
+    if asked is None or asked == wanted:
+        return []
+    texts = {"run": shown(renderer.decode(wanted)), "exported": shown(own.decode(asked))}
+    return [say("export.warning.asked_otherwise", **texts)]
+
+
+def _as_it_comes(tokenizer: Any) -> list[int] | None:
+    """Tokens of a question as a program makes them that knows nothing but the folder; None where
+    there is no template, or it needs more."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return list(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": ASKED}], add_generation_prompt=True, return_dict=False
+            )
+        )
+    except Exception:  # a template is somebody's program; what it refuses, it says to who asks
+        return None
 
 
 def require_folded(out: Path, asked: Asked, model: Any, keep: Path) -> None:

@@ -293,7 +293,7 @@ class Quantising:
                 local_files_only=True,
             )
             small.save_pretrained(str(folder), max_shard_size=merge.SHARD)
-            self.tuned.tokenizer.save_pretrained(str(folder))
+            self.tuned.save_words(folder)
         settings = merge.generation_settings(self.tuned.base, self.tuned.renderer)
         write_json(folder / "generation_config.json", settings)
         stated = headers.config_of(folder, "config.json")

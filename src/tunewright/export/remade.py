@@ -80,7 +80,7 @@ def prove(
     it was written; `ready` makes the model that Transformers opened ready to compute. Raises
     ExportError where the folder is not that, or no use."""
     renderer, where = tuned.renderer, str(out)
-    require_same_asking(out, folder, renderer, asked.questions)
+    warnings = require_same_asking(out, folder, renderer, asked.questions)
     try:
         with hushed():
             model = ready(load_plain(folder, dtype))
@@ -120,7 +120,7 @@ def prove(
         "prompts_from": asked.prompts.kind,
         "held_out_prompts": asked.prompts.held_out,
         "weight_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "warnings": list(_warnings(bounds, found, score, asked)),
+        "warnings": [*warnings, *_warnings(bounds, found, score, asked)],
     }
 
 

@@ -28,6 +28,7 @@ from tunewright.methods.saved import is_saved
 from tunewright.models import load, vocabulary
 from tunewright.models.scalar_heads import stored_score
 from tunewright.sources import find, vet
+from tunewright.text.asked_template import for_folder
 from tunewright.text.tokenizer import load_tokenizer
 
 NO_EFFECT = 1e-7
@@ -100,6 +101,15 @@ class Tuned:
     def tokenizer(self) -> Any:
         """The tokenizer that it was taught with."""
         return load_tokenizer(self.target.tokenizer_folder)
+
+    def save_words(self, folder: Path) -> None:
+        """Write the tokenizer, with a template that asks as the run is asked. A model that learnt
+        running text alone and has no template gets none. Raises OSError."""
+        tokenizer = load_tokenizer(self.target.tokenizer_folder)
+        text_alone = self.target.settings.get("objective.kind") == "pretrain"
+        if tokenizer.chat_template or not (self.is_plain or text_alone):
+            tokenizer.chat_template = for_folder(self.renderer, tokenizer.chat_template)
+        tokenizer.save_pretrained(str(folder))
 
     @cached_property
     def renderer(self) -> Any:

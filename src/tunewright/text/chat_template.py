@@ -192,16 +192,23 @@ class ChatTemplate:
         begun = replace(turns, messages=[*turns.messages[:upto], answer])
         return self.without_gap(self.write(begun).partition(turns.sentinel)[0])
 
-    def added(self, form: Form) -> str | None:
-        """What `ask` writes behind the template's own prompt for an answer; None where it does not
-        go on from it, but writes another."""
-        try:
-            turns = self.prepare([Message("user", "x")], None, form)
-            own = self.write(turns, generation=True)
-            asked = self.ask(turns, len(turns.messages))
-        except CannotRender:
-            return None
-        return asked[len(own) :] if asked.startswith(own) else None
+    def behind(self, form: Form) -> tuple[str, str]:
+        """How `ask` ends in place of the template's own prompt for an answer: (what goes from its
+        end, what comes). Both are empty where that differs from question to question."""
+        found = set()
+        for question in ("x", "y z?"):
+            try:
+                turns = self.prepare([Message("user", question)], None, form)
+                own = self.write(turns, generation=True)
+                asked = self.ask(turns, len(turns.messages))
+            except CannotRender:
+                return "", ""
+            same = next(
+                (i for i, (a, b) in enumerate(zip(own, asked, strict=False)) if a != b),
+                min(len(own), len(asked)),
+            )
+            found.add((own[same:], asked[same:]))
+        return found.pop() if len(found) == 1 else ("", "")
 
     def with_last_thought(self, turns: Turns, text: str) -> str:
         """The text with the thought of the last answer, where the template leaves out even that:
