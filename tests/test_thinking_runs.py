@@ -137,6 +137,27 @@ def test_a_run_with_thoughts_is_asked_with_thinking_and_one_that_leaves_them_out
         ).endswith(ending)
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_program_that_knows_only_the_folder_asks_as_the_run_was_asked(kind, model, tmp_path):
+    data = rows_in(tmp_path / "rows.json", False)
+    run = trained(model, data, tmp_path / "run", method={"kind": kind})
+    folder = run.folder / "model"
+    if kind == "lora":
+        folder = tmp_path / "merged"
+        run.merge(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    question = [{"role": "user", "content": "what is 3"}]
+    for given, ending in (({}, EMPTY), ({"enable_thinking": True}, "<|im_start|>assistant\n")):
+        text = tokenizer.apply_chat_template(
+            question, add_generation_prompt=True, tokenize=False, **given
+        )
+        assert text.endswith(ending)
+    for target, think in ((run.folder, None), (folder, None), (folder, True)):
+        answerer = open_target(str(target), Quiet(), dtype="float32", think=think)
+        asked = answerer.renderer.decode(answerer.renderer.prompt([Message("user", "what is 3")]))
+        assert asked.endswith(EMPTY) != (think is True)
+
+
 def test_a_model_without_a_switch_says_that_think_has_no_effect(tmp_path):
     tell = Lines()
     open_target(str(story.model_folder(tmp_path / "plain")), tell, dtype="float32", think=True)

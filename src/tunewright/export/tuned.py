@@ -28,7 +28,7 @@ from tunewright.methods.saved import is_saved
 from tunewright.models import load, vocabulary
 from tunewright.models.scalar_heads import stored_score
 from tunewright.sources import find, vet
-from tunewright.text.asked_template import for_folder
+from tunewright.text.asked_template import save_tokenizer
 from tunewright.text.tokenizer import load_tokenizer
 
 NO_EFFECT = 1e-7
@@ -103,13 +103,11 @@ class Tuned:
         return load_tokenizer(self.target.tokenizer_folder)
 
     def save_words(self, folder: Path) -> None:
-        """Write the tokenizer, with a template that asks as the run is asked. A model that learnt
-        running text alone and has no template gets none. Raises OSError."""
-        tokenizer = load_tokenizer(self.target.tokenizer_folder)
-        text_alone = self.target.settings.get("objective.kind") == "pretrain"
-        if tokenizer.chat_template or not (self.is_plain or text_alone):
-            tokenizer.chat_template = for_folder(self.renderer, tokenizer.chat_template)
-        tokenizer.save_pretrained(str(folder))
+        """Write its tokenizer, with a template that asks as it is asked. Raises OSError."""
+        if self.is_plain:
+            self.tokenizer.save_pretrained(str(folder))
+        else:
+            save_tokenizer(self.renderer, folder, self.target.settings.get("objective.kind", ""))
 
     @cached_property
     def renderer(self) -> Any:

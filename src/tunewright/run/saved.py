@@ -19,6 +19,7 @@ from tunewright.models import rotary
 from tunewright.record.events import EventLog
 from tunewright.run.decided import Decided
 from tunewright.run.prepare import Plan
+from tunewright.text.asked_template import save_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +97,7 @@ def save(plan: Plan, opened: Ready, decided: Decided, asker: Asker) -> Saved | N
             opened.stepper.attached.save(decided.folder(plan.out))
     found: list[Saved] = []
     if not decided.world.holds_whole:
-        plan.renderer.tokenizer.save_pretrained(str(decided.folder(plan.out)))
+        _save_words(plan, decided)
         empty = Saved(decided.folder(plan.out), decided.saves_model, [], [], [])
         return empty if team.is_first else None
     with sharding.together(policy):
@@ -104,11 +105,20 @@ def save(plan: Plan, opened: Ready, decided: Decided, asker: Asker) -> Saved | N
     return found[0] if found else None
 
 
+def _save_words(plan: Plan, decided: Decided) -> None:
+    """The tokenizer: with an adapter as the base has it, with a model as it is to be asked."""
+    folder = decided.folder(plan.out)
+    if decided.saves_model:
+        save_tokenizer(plan.renderer, folder, plan.config.objective.kind)
+    else:
+        plan.renderer.tokenizer.save_pretrained(str(folder))
+
+
 def _remembered(plan: Plan, opened: Ready, decided: Decided, asker: Asker) -> Saved:
     folder, questions = decided.folder(plan.out), asker.begun()
     if not decided.saves_model:
         rotary.write(folder, plan.config.base.rotary)
-    plan.renderer.tokenizer.save_pretrained(str(folder))
+    _save_words(plan, decided)
     step = max(1, len(plan.data.train) // ROWS)
     chosen = [plan.data.train[i] for i in range(0, len(plan.data.train), step)][:ROWS]
     rows = [Text(sample.branches[0].tokens[:ROW_TOKENS]) for sample in chosen]

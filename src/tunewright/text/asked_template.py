@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tunewright.core.types import Message
@@ -22,6 +23,19 @@ WRITTEN = "written_prompt"
 """The variable that holds what the template wrote, where something else is to stand at its end."""
 Templates: TypeAlias = str | dict[str, str]
 """A template, or several by name, of which `default` is the one that a run uses."""
+
+
+def save_tokenizer(renderer: Renderer, folder: Path, objective: str) -> None:
+    """Write the tokenizer of a model that learnt by `objective`, with a template that asks as the
+    run is asked. One that learnt running text alone and has no template gets none. Raises
+    OSError."""
+    tokenizer, own = renderer.tokenizer, renderer.tokenizer.chat_template
+    if own or objective != "pretrain":
+        tokenizer.chat_template = for_folder(renderer, own)
+    try:
+        tokenizer.save_pretrained(str(folder))
+    finally:
+        tokenizer.chat_template = own
 
 
 def for_gguf(renderer: Renderer, own: Mapping[str, str] | str | None) -> Templates:
