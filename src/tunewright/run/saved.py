@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import TrainingError, problem
+from tunewright.core.runfile import kind_of
 from tunewright.engine import ranks, sharding
 from tunewright.engine.decoding.ways import attention_of
 from tunewright.engine.opening import Loaded, from_files
@@ -109,7 +110,7 @@ def _save_words(plan: Plan, decided: Decided) -> None:
     """The tokenizer: with an adapter as the base has it, with a model as it is to be asked."""
     folder = decided.folder(plan.out)
     if decided.saves_model:
-        save_tokenizer(plan.renderer, folder, plan.config.objective.kind)
+        save_tokenizer(plan.renderer, folder, kind_of(plan.config.objective))
     else:
         plan.renderer.tokenizer.save_pretrained(str(folder))
 
