@@ -403,6 +403,7 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
     before = live_bytes()
     start, start_first, start_block = _starting(opened, chosen, watch, blocks)
     read, read_first, read_block = _reading(opened, chosen[-1], watch, blocks)
+    watch.leave()
     ask, token = _answering(opened, chosen)
     gc.collect()  # packed weights lie in a cycle
     return Trial(
