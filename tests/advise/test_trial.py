@@ -283,7 +283,7 @@ def test_the_same_trial_again_foretells_the_same_memory(
 
 
 def test_products_are_kept_up_to_what_both_caches_hold() -> None:
-    tried = trial.Trial(*[0.0] * 25, kernel_bytes=6e5, pass_kernels=2e7, first_kernels=1e7)
+    tried = trial.Trial(*[0.0] * 26, kernel_bytes=6e5, pass_kernels=2e7, first_kernels=1e7)
     work = memory.Work(1, 64, 64, 64, "bfloat16", trial=tried)
     few, some, many, more = (
         memory._compiled(replace(work, all_passes=n), tried) for n in (1, 11, 1000, 2000)

@@ -116,8 +116,9 @@ def _tried_training(question: Question, trial: Trial) -> float:
 def _tried_reading(question: Question, trial: Trial) -> float:
     """Seconds of a sample that is read and not learnt."""
     more = question.grown.layers - trial.blocks
-    seconds = trial.read_seconds + more * trial.read_block_seconds
-    return max(0.0, seconds) / max(1, trial.read_samples)
+    seconds = trial.read_seconds - trial.read_draw_seconds + more * trial.read_block_seconds
+    seconds = max(0.0, seconds) + trial.read_draw_seconds * _deeper(question, trial)
+    return seconds / max(1, trial.read_samples)
 
 
 def _tried_start(question: Question, trial: Trial) -> float:

@@ -18,7 +18,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -89,6 +89,7 @@ class Trial:
     """What that took longer the first time."""
     read_samples: float
     read_block_seconds: float
+    """Of it, in one block; drawing answers apart."""
     start_seconds: float
     """Of reading `read_samples` samples for what the model at step 0 says of them, all tried
     blocks; 0 where the objective does not ask."""
@@ -97,6 +98,8 @@ class Trial:
     start_block_seconds: float
     draw_seconds: float
     """Of drawing answers in a step, where the objective does."""
+    read_draw_seconds: float
+    """Of drawing answers while reading samples without learning."""
     ask_seconds: float
     """Of beginning to answer a few questions: reading them, and laying out the weights."""
     token_seconds: float
@@ -390,7 +393,8 @@ class _Step:
 
 
 def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: int) -> Trial:
-    taken = _take(opened, chosen, watch)
+    drawn = _drawing(opened, watch)
+    taken = _take(opened, chosen, watch, drawn)
     watch.reset()  # what follows is no part of the last step
     peak, pass_rows = _most_alive(opened, chosen[: len(taken)], taken)
     kept, first, later = watch.kept_at_most(), taken[0], taken[1:] or taken
@@ -402,7 +406,7 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
     gc.collect()
     before = live_bytes()
     start, start_first, start_block = _starting(opened, chosen, watch, blocks)
-    read, read_first, read_block = _reading(opened, chosen[-1], watch, blocks)
+    read, read_first, read_block, read_draw = _reading(opened, chosen[-1], watch, blocks, drawn)
     watch.leave()
     ask, token = _answering(opened, chosen)
     gc.collect()  # packed weights lie in a cycle
@@ -427,6 +431,7 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         start_first_seconds=start_first,
         start_block_seconds=start_block,
         draw_seconds=draw,
+        read_draw_seconds=read_draw,
         ask_seconds=ask,
         token_seconds=token,
         block_bytes=_mean([kept[n] for n in learns]),
@@ -440,28 +445,60 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
     )
 
 
-def _take(opened: Ready, chosen: list[list[Sample]], watch: Watch) -> list[_Step]:
+class _Spent:
+    """Seconds of one kind of work since they were last taken."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Inside, time counts."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - start
+
+    def take(self) -> float:
+        """What was counted; from here on it counts anew."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def _drawing(opened: Ready, watch: Watch) -> _Spent:
+    """What the stepper will spend on drawing answers, which it does in the way of a run: without
+    the hooks, with which a block draws in a slower way and compiles other products."""
+    stepper, spent = opened.stepper, _Spent()
+    # Rewarded answers, and answers of one's own that are learnt from.
+    for name in ("draw_and_judge", "draw"):
+        function = getattr(stepper, name, None)
+        if function is not None:
+            setattr(stepper, name, _within(function, spent.counting, watch.away))
+            break
+    return spent
+
+
+def _take(
+    opened: Ready, chosen: list[list[Sample]], watch: Watch, drawn: _Spent
+) -> list[_Step]:
     """Take the steps of `chosen`, three of them and as many more as there is time for."""
-    stepper = opened.stepper
-    parts = {"gradients": 0.0, "draw": 0.0}
-    stepper.gradients = _timed(stepper.gradients, parts, "gradients")  # type: ignore[method-assign]
-    if hasattr(stepper, "draw_and_judge"):
-        stepper.draw_and_judge = _timed(stepper.draw_and_judge, parts, "draw")
+    stepper, learnt = opened.stepper, _Spent()
+    stepper.gradients = _within(stepper.gradients, learnt.counting)  # type: ignore[method-assign]
     taken: list[_Step] = []
     begin = time.perf_counter()
     for number, samples in enumerate(chosen, 1):
         watch.reset()
-        parts |= dict.fromkeys(parts, 0.0)
         start = time.perf_counter()
         with watch.keeping() if number == 1 else contextlib.nullcontext():
             report = stepper.step(samples, number, 1e-6)
-        whole = time.perf_counter() - start
+        whole, draw, learning = time.perf_counter() - start, drawn.take(), learnt.take()
         watch.forget()
         taken.append(
             _Step(
                 whole,
-                whole - parts["gradients"] - parts["draw"],
-                parts["draw"],
+                whole - learning - draw,
+                draw,
                 report.physical_rows,
                 report.label_tokens,
                 report.passes,
@@ -510,18 +547,20 @@ def _of_a_block(
 
 
 def _reading(
-    opened: Ready, samples: list[Sample], watch: Watch, blocks: int
-) -> tuple[float, float, float]:
+    opened: Ready, samples: list[Sample], watch: Watch, blocks: int, drawn: _Spent
+) -> tuple[float, float, float, float]:
     """(seconds of reading samples without learning, what that takes longer the first time, seconds
-    of it in one block)."""
-    spent = []
+    of it in one block, seconds of it in drawing answers)."""
+    spent, draw = [], 0.0
     for _ in range(2):
         watch.reset()
+        drawn.take()
         start = time.perf_counter()
         opened.stepper.held_out(samples, {})
         spent.append(time.perf_counter() - start)
+        draw = drawn.take()
     block = _mean([watch.forward[n] for n in _middle(blocks)])
-    return spent[1], max(0.0, spent[0] - spent[1]), block
+    return spent[1], max(0.0, spent[0] - spent[1]), block, draw
 
 
 def _starting(
@@ -586,12 +625,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _timed(function: Any, into: dict[str, float], name: str) -> Any:
-    def timed(*given: Any, **named: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return function(*given, **named)
-        finally:
-            into[name] += time.perf_counter() - start
+def _within(function: Any, *around: Callable[[], contextlib.AbstractContextManager[None]]) -> Any:
+    """The function, run inside of what each of `around` opens."""
 
-    return timed
+    def wrapped(*given: Any, **named: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            for one in around:
+                stack.enter_context(one())
+            return function(*given, **named)
+
+    return wrapped

@@ -44,6 +44,17 @@ class Watch:
             self._hooks.append(block.register_forward_hook(self._leave(number)))
         return self
 
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Inside, the hooks are off and nothing is counted."""
+        watched = bool(self._hooks)
+        self.leave()
+        try:
+            yield
+        finally:
+            if watched:
+                self.__enter__()
+
     def __exit__(self, *what: object) -> None:
         self.leave()
 
