@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers import story as helper
 
-from tunewright.advise import fit, memory, speed, trial, watching
+from tunewright.advise import fit, memory, speed, trial, trial_steps, watching
 from tunewright.core.machine import live_bytes
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
@@ -116,8 +116,8 @@ def test_what_stays_still_is_told_from_what_learns(planned: Any) -> None:
         learns = [False, False, True, True, True]
 
     # Three rows of ten; in the middle one still block and one that learns count.
-    step = trial._Step(9.0, 1.0, 0.0, 30, 9, 1, [5, 2, 3, 8, 8], [5, 0, 4, 9, 8], 0)
-    seconds = trial._of_a_block([step], [2, 3], Watched(), 5, 10)
+    step = trial_steps._Step(9.0, 1.0, 0.0, 30, 9, 1, [5, 2, 3, 8, 8], [5, 0, 4, 9, 8], 0)
+    seconds = trial_steps._of_a_block([step], [2, 3], Watched(), 5, 10)
     assert seconds == (pytest.approx((3 + 4) / 3), pytest.approx(2 / 3))
 
 
@@ -139,9 +139,9 @@ def test_a_block_takes_no_longer_than_what_it_is_a_part_of(
     planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    of_a_block = trial._of_a_block
+    of_a_block = trial_steps._of_a_block
     monkeypatch.setattr(
-        trial, "_of_a_block", lambda steps, *more: (seen.extend(steps), of_a_block(steps, *more))[1]
+        trial_steps, "_of_a_block", lambda steps, *more: (seen.extend(steps), of_a_block(steps, *more))[1]
     )
     found = tried(planned(**{"method.kind": "ia3"}))
     assert found is not None and len(seen) >= 2
@@ -150,16 +150,30 @@ def test_a_block_takes_no_longer_than_what_it_is_a_part_of(
     assert 0 < (found.blocks - 2) * found.read_block_seconds < found.read_seconds
 
 
-def test_questions_of_a_trial_are_answered_in_the_way_of_a_run(
-    planned: Any, monkeypatch: pytest.MonkeyPatch
+GRPO = {
+    "objective.kind": "grpo",
+    "objective.reward": {"kind": "regex", "name": "a", "pattern": "a"},
+    "objective.generations": 2,
+    "objective.max_new_tokens": 8,
+}
+
+
+@pytest.mark.parametrize("more", [{}, GRPO], ids=["sft", "grpo"])
+def test_answers_of_a_trial_are_written_in_the_way_of_a_run(
+    planned: Any, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
     from tunewright.models.dense import DenseStep
 
     made: list[Any] = []
     of = DenseStep.of
     monkeypatch.setattr(DenseStep, "of", lambda *given: (made.append(of(*given)), made[-1])[1])
-    assert tried(planned(**{"method.kind": "lora"})) is not None
+    found = tried(planned(**{"method.kind": "lora"}, **more))
+    assert found is not None
     assert made and None not in made
+    # Drawing is no part of a block, in a step as in measuring.
+    assert (found.draw_seconds > 0) is (found.read_draw_seconds > 0) is bool(more)
+    assert found.read_draw_seconds + 3 * found.read_block_seconds <= found.read_seconds
+    assert 3 * found.block_seconds < found.seconds
 
 
 def test_what_was_found_is_found_again_and_another_run_is_another_trial(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tunewright.advise.trial import Trial
+from tunewright.advise.tried import Trial
 from tunewright.core.machine import KERNELS
 from tunewright.models.limits import (
     ANSWER_TOKENS,

@@ -10,7 +10,7 @@ from typing import Any
 from tunewright.advise import speed
 from tunewright.advise.learnt import Learnt
 from tunewright.advise.memory import Work
-from tunewright.advise.trial import Trial
+from tunewright.advise.tried import Trial
 from tunewright.core.types import OwnAnswers, Rollouts, Sample
 from tunewright.engine.sharing import StepSharing
 from tunewright.models.limits import KEEP_BYTES

@@ -10,7 +10,7 @@ from typing import Any
 from tunewright.advise import memory, speed
 from tunewright.advise.question import Question
 from tunewright.advise.room import Room
-from tunewright.advise.trial import Trial
+from tunewright.advise.tried import Trial
 from tunewright.models.shape import ModelShape, rank_of, trainable_parameters
 
 CACHED_FROM = 0.25
