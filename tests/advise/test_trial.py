@@ -141,7 +141,9 @@ def test_a_block_takes_no_longer_than_what_it_is_a_part_of(
     seen: list[Any] = []
     of_a_block = trial_steps._of_a_block
     monkeypatch.setattr(
-        trial_steps, "_of_a_block", lambda steps, *more: (seen.extend(steps), of_a_block(steps, *more))[1]
+        trial_steps,
+        "_of_a_block",
+        lambda steps, *more: (seen.extend(steps), of_a_block(steps, *more))[1],
     )
     found = tried(planned(**{"method.kind": "ia3"}))
     assert found is not None and len(seen) >= 2
