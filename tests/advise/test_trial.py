@@ -178,6 +178,20 @@ def test_answers_of_a_trial_are_written_in_the_way_of_a_run(
     assert 3 * found.block_seconds < found.seconds
 
 
+def test_rows_of_drawn_answers_are_those_that_a_trial_passed(planned: Any) -> None:
+    plan = planned(**GRPO)
+    asked = plan.estimate(decided.place(plan), RATES, try_blocks=True).question
+    found = asked.trial
+    assert found is not None and asked.draws
+    # Two answers of at most 8 tokens to each of 4 prompts; what drawing costs is no row.
+    assert asked.pass_rows == pytest.approx(1.2 * found.rows, rel=0.1)
+    assert asked.passes == found.passes == 1
+    counted = replace(asked, trial=None)
+    assert counted.step_rows > 1.5 * found.rows
+    few = replace(asked, rows_per_pass=round(found.rows / 2))
+    assert few.passes == pytest.approx(2, rel=0.05)
+
+
 def test_what_was_found_is_found_again_and_another_run_is_another_trial(
     planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

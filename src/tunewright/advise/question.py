@@ -176,6 +176,8 @@ class Question:
         """Passes of a step."""
         if self.counted is not None:
             return max(1.0, self.counted.passes / self.counted.steps / self.processes)
+        if self._drawn is not None:
+            return self._drawn[0]
         rows = self.step_rows / self.processes
         return max(1.0, math.ceil(rows / max(1, self.rows_per_pass)))
 
@@ -186,6 +188,8 @@ class Question:
         if self.counted is not None and self.counted.largest_pass:
             largest = min(self.counted.largest_pass, max(self.rows_per_pass, facts.longest))
             return max(largest if self.processes == 1 else self._of_a_rank(largest), 1)
+        if self._drawn is not None:
+            return self._drawn[1]
         largest = facts.rows_per_epoch
         if facts.samples > self.batch_size:
             # Steps differ: the largest of many is some rows above the mean, by about two spreads of
@@ -193,6 +197,20 @@ class Question:
             largest = math.ceil(self.step_rows * (1 + 0.4 / math.sqrt(self.batch_size)))
         most = max(self.rows_per_pass, facts.longest)
         return max(1, min(most, max(self._of_a_rank(largest), facts.longest)))
+
+    @property
+    def _drawn(self) -> tuple[float, int] | None:
+        """(passes of a step, rows of the largest) of a run that draws answers, as its trial took
+        them; None where there is none. `facts` counts rows that cost as much as drawing, comparing
+        and learning together, and these never lie in memory at once."""
+        trial = self.trial
+        if not self.draws or trial is None or self.processes > 1 or not trial.rows:
+            return None
+        prompts = self.batch_size / max(1.0, trial.read_samples)
+        rows = prompts * trial.rows / max(1.0, trial.passes)
+        largest = max(trial.peak_rows, rows * (1 + 0.4 / math.sqrt(self.batch_size)))
+        passes = max(1.0, trial.passes) * max(1.0, rows / self.rows_per_pass)
+        return passes, max(1, math.ceil(min(largest, max(self.rows_per_pass, self.facts.longest))))
 
     def _of_a_rank(self, rows: int) -> int:
         """The rows of a pass, where a step of several processes has no more for each."""
