@@ -135,6 +135,33 @@ def test_objectives_of_pairs_are_tried(planned: Any, tmp_path: Path, kind: str) 
     assert (found.start_seconds > 0) is (found.start_block_seconds > 0) is (kind == "dpo")
 
 
+def test_a_block_takes_no_longer_than_what_it_is_a_part_of(
+    planned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    of_a_block = trial._of_a_block
+    monkeypatch.setattr(
+        trial, "_of_a_block", lambda steps, *more: (seen.extend(steps), of_a_block(steps, *more))[1]
+    )
+    found = tried(planned(**{"method.kind": "ia3"}))
+    assert found is not None and len(seen) >= 2
+    for step in seen:
+        assert 0 < sum(step.forward) + sum(step.backward) < step.whole
+    assert 0 < (found.blocks - 2) * found.read_block_seconds < found.read_seconds
+
+
+def test_questions_of_a_trial_are_answered_in_the_way_of_a_run(
+    planned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tunewright.models.dense import DenseStep
+
+    made: list[Any] = []
+    of = DenseStep.of
+    monkeypatch.setattr(DenseStep, "of", lambda *given: (made.append(of(*given)), made[-1])[1])
+    assert tried(planned(**{"method.kind": "lora"})) is not None
+    assert made and None not in made
+
+
 def test_what_was_found_is_found_again_and_another_run_is_another_trial(
     planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -391,6 +391,7 @@ class _Step:
 
 def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: int) -> Trial:
     taken = _take(opened, chosen, watch)
+    watch.reset()  # what follows is no part of the last step
     peak, pass_rows = _most_alive(opened, chosen[: len(taken)], taken)
     kept, first, later = watch.kept_at_most(), taken[0], taken[1:] or taken
     rows = _mean([step.rows for step in later])
@@ -401,7 +402,8 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
     gc.collect()
     before = live_bytes()
     start, start_first, start_block = _starting(opened, chosen, watch, blocks)
-    read, read_first = _reading(opened, chosen[-1], watch)
+    read, read_first, read_block = _reading(opened, chosen[-1], watch, blocks)
+    watch.leave()
     ask, token = _answering(opened, chosen)
     gc.collect()  # packed weights lie in a cycle
     return Trial(
@@ -420,7 +422,7 @@ def _measured(opened: Ready, chosen: list[list[Sample]], watch: Watch, blocks: i
         read_seconds=read,
         read_first_seconds=read_first,
         read_samples=len(chosen[-1]),
-        read_block_seconds=_mean([watch.forward[n] for n in _middle(blocks)]),
+        read_block_seconds=read_block,
         start_seconds=start,
         start_first_seconds=start_first,
         start_block_seconds=start_block,
@@ -507,15 +509,19 @@ def _of_a_block(
     )
 
 
-def _reading(opened: Ready, samples: list[Sample], watch: Watch) -> tuple[float, float]:
-    """(seconds of reading samples without learning, what that takes longer the first time)."""
+def _reading(
+    opened: Ready, samples: list[Sample], watch: Watch, blocks: int
+) -> tuple[float, float, float]:
+    """(seconds of reading samples without learning, what that takes longer the first time, seconds
+    of it in one block)."""
     spent = []
     for _ in range(2):
         watch.reset()
         start = time.perf_counter()
         opened.stepper.held_out(samples, {})
         spent.append(time.perf_counter() - start)
-    return spent[1], max(0.0, spent[0] - spent[1])
+    block = _mean([watch.forward[n] for n in _middle(blocks)])
+    return spent[1], max(0.0, spent[0] - spent[1]), block
 
 
 def _starting(
