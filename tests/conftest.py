@@ -21,6 +21,8 @@ os.environ["TUNEWRIGHT_LANG"] = "en"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # `tests/tiny.py` serves all rooms.
 sys.path.insert(0, str(Path(__file__).parent))
+# While libraries and tests are read in, next to nothing is dropped.
+gc.disable()
 
 
 LONG = ("test_demo.py", "test_readme.py", "test_pipeline_kills.py", "test_kill_moments.py")
@@ -78,6 +80,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
     # What the libraries hold is never garbage: the collector need not look at it in every test.
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -100,3 +103,13 @@ def _once_a_session(_one_thread: None) -> None:
         return found[where]
 
     story.measured_rates = known_rates
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_stays_is_not_collected(_once_a_session: None) -> None:
+    """Commands, subjects and trials look for cycles when they drop a model, which goes through
+    every object that is there. What is there between two files of tests stays (libraries, tests,
+    tiny models that are kept): left among what is looked at, it makes a run late in a session
+    several times as long as the same run alone."""
+    gc.collect()
+    gc.freeze()

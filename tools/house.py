@@ -138,7 +138,7 @@ class House:
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         return [
             Import(path, line, name, top)
-            for name, line, top in _imports(self.trees[module], package)
+            for name, line, top in _imports(path, path.stat().st_mtime_ns, package)
         ]
 
     def target(self, name: str) -> str | None:
@@ -177,7 +177,11 @@ def _parsed(path: Path, changed: int) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int, bool]]:
+@cache
+def _imports(path: Path, changed: int, package: str) -> list[tuple[str, int, bool]]:
+    """The name, line and place (at the top?) of every import of a file. Several rules ask for them,
+    and walking through all trees takes a second."""
+
     def walk(node: ast.AST, top: bool) -> Iterator[tuple[str, int, bool]]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
@@ -193,7 +197,7 @@ def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, int, bool]]:
                 inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
                 yield from walk(child, top and not inside)
 
-    return walk(tree, True)
+    return list(walk(_parsed(path, changed), True))
 
 
 def faults(root: Path) -> list[str]:

@@ -187,6 +187,7 @@ class Apart:
 def _import_everything() -> None:
     import gc
 
+    gc.disable()  # next to nothing is dropped while the libraries are read in
     import peft  # noqa: F401
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -208,6 +209,7 @@ def _import_everything() -> None:
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # a child must neither look at all this nor copy its pages
+    gc.enable()
 
 
 def _arm(module: str, attribute: str, wanted: int) -> None:

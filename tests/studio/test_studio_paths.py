@@ -5,6 +5,7 @@ The process is watched with an audit hook, so a file that is opened and closed u
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -383,13 +384,11 @@ def requests(text: str) -> list[tuple[str, str, Any]]:
     return found
 
 
-def is_allowed(path: str, root: Path) -> bool:
-    """Below the workspace, or what Python itself reads."""
-    if not os.path.isabs(path) or path.startswith("/proc/"):
-        return path.startswith(("/proc/", "/sys/")) or "/" not in path.strip("./")
-    real = os.path.realpath(path)
-    own = [str(root), str(Path(tunewright.__file__).parent), sysconfig.get_paths()["stdlib"]]
-    own += [
+@functools.cache
+def python_reads() -> tuple[str, ...]:
+    """Folders of what Python and its libraries read by themselves."""
+    found = [str(Path(tunewright.__file__).parent), sysconfig.get_paths()["stdlib"]]
+    found += [
         sysconfig.get_paths()["purelib"],
         sys.prefix,
         sys.base_prefix,
@@ -397,12 +396,21 @@ def is_allowed(path: str, root: Path) -> bool:
         "/usr/share",
         "/usr/lib",
     ]
-    own += [
+    found += [
         str(Path.home() / ".cache" / "huggingface"),
         "/dev/null",
         "/dev/urandom",
         "/etc/mime.types",
     ]
+    return tuple(found)
+
+
+def is_allowed(path: str, root: Path) -> bool:
+    """Below the workspace, or what Python itself reads."""
+    if not os.path.isabs(path) or path.startswith("/proc/"):
+        return path.startswith(("/proc/", "/sys/")) or "/" not in path.strip("./")
+    real = os.path.realpath(path)
+    own = [str(root), *python_reads()]
     if os.environ.get("TUNEWRIGHT_CACHE"):
         own.append(os.environ["TUNEWRIGHT_CACHE"])
     return any(real == one or real.startswith(one.rstrip("/") + "/") for one in own)
