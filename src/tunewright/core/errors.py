@@ -29,6 +29,19 @@ LINE = re.compile(r"(?:^|, )line (?P<line>\d+)(?:, column (?P<column>\d+))?$")
 """How a place inside a file ends: `rows.jsonl, line 6, column 35`."""
 
 
+def place_words(where: str) -> str:
+    """A place in the reader's language: the file and the key stay, the words round them do not.
+    `run.yaml, line 9` and `command line` are such places (`ParsedRun.source`)."""
+    if where in ("command line", "default"):
+        return say(f"place.{where.replace(' ', '_')}")
+    found = LINE.search(where)
+    if found is None:
+        return where
+    head = where[: found.start()]
+    key = "place.column" if found["column"] else "place.line"
+    return say(key, file=head + say("place.comma") if head else "", **found.groupdict())
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong. `code` names its text and its page; `where` is a file, line, row or
@@ -52,15 +65,8 @@ class Problem:
         return _Fields({"where": self.where, **self.fields})
 
     def place(self) -> str:
-        """`where` in the reader's language: the file and key stay, the words round them do not."""
-        if self.where == "command line":
-            return say("place.command_line")
-        found = LINE.search(self.where)
-        if found is None:
-            return self.where
-        head = self.where[: found.start()]
-        key = "place.column" if found["column"] else "place.line"
-        return say(key, file=head + say("place.comma") if head else "", **found.groupdict())
+        """`where` in the reader's language."""
+        return place_words(self.where)
 
     def line(self) -> str:
         """One line for a terminal: code, what, where, remedy."""
