@@ -416,6 +416,15 @@ def test_a_folder_of_somebody_else_is_left_alone(place: Path, tmp_path: Path) ->
     ]
 
 
+def test_a_file_given_as_the_run_folder_is_not_told_to_be_emptied(
+    place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.json").write_text("[]", encoding="utf-8")
+    asked = keys(place, tmp_path / "rows.json")
+    assert codes_of(train, parse_run(asked, {}), tell=Quiet()) == ["E-RUN-21"]
+    assert (tmp_path / "rows.json").read_text(encoding="utf-8") == "[]"
+
+
 def test_a_run_folder_that_cannot_be_made_is_said_with_the_cause(
     place: Path, tmp_path: Path
 ) -> None:

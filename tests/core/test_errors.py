@@ -20,6 +20,7 @@ from tunewright.core.errors import (
     problem,
     raise_all,
 )
+from tunewright.core.runfile import read_yaml
 from tunewright.core.words import (
     LANGUAGES,
     catalogue,
@@ -28,6 +29,7 @@ from tunewright.core.words import (
     language,
     say,
     set_language,
+    speaking,
 )
 
 SOURCE = Path(tunewright.__file__).parent
@@ -147,3 +149,34 @@ def test_a_sentence_that_names_the_place_gets_it(
             and "{where}" not in problem(code, "rows.json").line()
         )
     assert "loss" in problem("E-TRAIN-01", "", where="loss").what()
+
+
+@pytest.mark.parametrize(
+    ("where", "zh"),
+    [
+        ("rows, line 2.jsonl", "rows, line 2.jsonl"),
+        ("rows.jsonl, line 6, column 35", "rows.jsonl，第 6 行第 35 列"),
+        ("run.yaml, line 3", "run.yaml，第 3 行"),
+        ("line 3", "第 3 行"),
+        ("command line", "命令行"),
+        ("rows.jsonl", "rows.jsonl"),
+    ],
+)
+def test_a_place_is_said_in_the_readers_language(where: str, zh: str) -> None:
+    one = problem("E-CONFIG-07", where, field="model")
+    with speaking("zh"):
+        assert one.place() == zh and f"({zh})" in one.line()
+    assert one.as_dict()["where"] == where  # what programs read stays as it is
+    with speaking("en"):
+        assert one.place() == where
+
+
+def test_a_list_of_rows_given_as_the_run_file_is_told_to_be_data(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text('[{"instruction": "a", "output": "b"}]', encoding="utf-8")
+    with pytest.raises(ConfigError, match="--data") as caught:
+        read_yaml(file)
+    assert [p.code for p in caught.value.problems] == ["E-CONFIG-02"]
+    file.write_text("[1, 2]", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no keys and values"):
+        read_yaml(file)

@@ -25,6 +25,21 @@ from typing import Any, TypeVar
 from tunewright.core.words import _Fields, error_text, say
 
 E = TypeVar("E", bound="TunewrightError")
+LINE = re.compile(r"(?:^|, )line (?P<line>\d+)(?:, column (?P<column>\d+))?$")
+"""How a place inside a file ends: `rows.jsonl, line 6, column 35`."""
+
+
+def place_words(where: str) -> str:
+    """A place in the reader's language: the file and the key stay, the words round them do not.
+    `run.yaml, line 9` and `command line` are such places (`ParsedRun.source`)."""
+    if where in ("command line", "default"):
+        return say(f"place.{where.replace(' ', '_')}")
+    found = LINE.search(where)
+    if found is None:
+        return where
+    head = where[: found.start()]
+    key = "place.column" if found["column"] else "place.line"
+    return say(key, file=head + say("place.comma") if head else "", **found.groupdict())
 
 
 @dataclass(frozen=True)
@@ -49,11 +64,15 @@ class Problem:
     def _known(self) -> _Fields:
         return _Fields({"where": self.where, **self.fields})
 
+    def place(self) -> str:
+        """`where` in the reader's language."""
+        return place_words(self.where)
+
     def line(self) -> str:
         """One line for a terminal: code, what, where, remedy."""
         what = self.what()
         said = "/" in self.where and self.where in what  # a path is not told twice
-        place = f"  ({self.where})" if self.where and not said else ""
+        place = f"  ({self.place()})" if self.where and not said else ""
         return f"{self.code}  {what}{place} {self.remedy()}".rstrip()
 
     def as_dict(self) -> dict[str, Any]:

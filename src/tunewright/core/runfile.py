@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from tunewright.core import foreign, yaml_mistakes
 from tunewright.core.config import RunConfig, Section
 from tunewright.core.errors import ConfigError, Problem, problem, raise_all
+from tunewright.core.refusals import reason_of
 from tunewright.core.registry import AXES, objectives
 from tunewright.core.types import Objective
 from tunewright.core.words import say
@@ -197,7 +198,9 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     if not isinstance(content, dict):
         if (named := yaml_mistakes.no_mapping(text, path.name)) is not None:
             raise ConfigError(named)
-        raise ConfigError.of("E-CONFIG-02", path.name, cause="not a mapping of keys to values")
+        is_data = isinstance(content, list) and all(isinstance(one, dict) for one in content)
+        cause = say("yaml.is_data" if content and is_data else "yaml.no_mapping", file=path)
+        raise ConfigError.of("E-CONFIG-02", path.name, cause=cause)
     return content, node
 
 
@@ -299,7 +302,7 @@ def _pydantic_problems(error: ValidationError, prefix: str, where: dict[str, str
             fields["value"] = item.get("input")
             meant = yaml_mistakes.number_meant(item.get("input"))
             code = "E-CONFIG-46" if meant else "E-CONFIG-08"
-            fields |= {"meant": meant} if meant else {"reason": item["msg"]}
+            fields |= {"meant": meant} if meant else {"reason": reason_of(item)}
         found.setdefault((key, code), problem(code, where.get(key, ""), **fields))
     return list(found.values())
 

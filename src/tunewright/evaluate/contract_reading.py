@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tunewright.core.errors import ConfigError, Problem, problem, raise_all
+from tunewright.core.refusals import reason_of
 from tunewright.core.runfile import read_mapping
 from tunewright.evaluate.contract import (
     FORMS,
@@ -148,7 +149,7 @@ def _wrong_values(error: ValidationError, where: _Where) -> list[Problem]:
         at = [p for p in item["loc"] if not (isinstance(p, str) and ("[" in p or p in TYPES))]
         key = ".".join(str(part) for part in at if not isinstance(part, int))
         place = where.of(*at) if tuple(at) in where.lines else where.of(*(p for p in at if p != 0))
-        reason = "missing" if item["type"] == "missing" else item["msg"]
+        reason = reason_of(item)
         value = None if item["type"] == "missing" else item.get("input")
         wrong = problem("E-GATE-03", place, field=key, value=repr(value)[:80], reason=reason)
         found.setdefault(f"{place} {key}", wrong)

@@ -91,7 +91,9 @@ def require_free(out: Path) -> None:
     if (out / "run.yaml").is_file():
         raise_if_finished(out)
         raise UsageError.of("E-RUN-01", str(out))
-    if not out.is_dir() or any(out.iterdir()):
+    if not out.is_dir():
+        raise UsageError.of("E-RUN-21", str(out), file=out)
+    if any(out.iterdir()):
         raise UsageError.of("E-RUN-02", str(out))
 
 

@@ -30,6 +30,7 @@ from tunewright.core.errors import (
     problem,
     raise_all,
 )
+from tunewright.core.refusals import reason_of
 from tunewright.core.registry import Entry, rewards
 from tunewright.core.types import Answer
 from tunewright.core.words import say
@@ -367,7 +368,7 @@ def _validated(
             if error["type"] == "missing":
                 problems.append(problem("E-REWARD-17", place, option=key, kind=kind))
             elif not any(p.fields.get("option") == key for p in problems):
-                shown = error["msg"].removeprefix("Value error, ")
+                shown = reason_of(error)
                 value = short(options if not key else error.get("input"))
                 problems.append(
                     problem(

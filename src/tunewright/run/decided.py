@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright import rewards
 from tunewright.advise import fit
 from tunewright.core.callbacks import Listeners
+from tunewright.core.errors import place_words
 from tunewright.core.machine import keep_freed_memory
 from tunewright.core.runfile import kind_of
 from tunewright.core.signals import StopFlag
@@ -223,7 +224,7 @@ def _say_steps(plan: Plan, decided: Decided, tell: Tell) -> None:
             steps=schedule.total_steps,
             batch=schedule.batch_size,
             rate=f"{decided.rate:g}",
-            why=decided.world.reasons[key] if is_auto else plan.parsed.source(key),
+            why=decided.world.reasons[key] if is_auto else place_words(plan.parsed.source(key)),
         )
     )
 

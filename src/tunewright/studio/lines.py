@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunewright.core import faults
 from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
+from tunewright.core.refusals import reason_of
 from tunewright.core.words import LANGUAGES, set_language
 from tunewright.record.events import plain
 
@@ -75,7 +76,7 @@ class Request:
         try:
             return kind.model_validate(self.args)
         except ValidationError as error:
-            found = {".".join(map(str, one["loc"])): one["msg"] for one in error.errors()}
+            found = {".".join(map(str, one["loc"])): reason_of(one) for one in error.errors()}
             raise UsageError(
                 [
                     problem("E-STUDIO-31", key, field=key, call=self.call, reason=reason)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunewright.core.errors import ModelError, first_line, problem, raise_all
 from tunewright.core.telling import silent
+from tunewright.core.words import say
 from tunewright.sources.remote_code import place_of
 from tunewright.sources.vet import problems_of
 from tunewright.text.template import compiled, plain_data, with_reasoning
@@ -298,7 +299,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                 str(place.folder), local_files_only=True, trust_remote_code=place.tokenizer
             )
     except Exception as e:
-        raise ModelError(problem("E-MODEL-31", str(folder), cause=first_line(e))) from e
+        # Without a file to build from, Transformers lists every way it knows, over several lines.
+        is_missing = not any(
+            re.search(r"token|vocab|merges|spiece|\.model$|\.tiktoken$", path.name)
+            for path in Path(place.folder).iterdir()
+        )
+        cause = say("tokenizer.no_file") if is_missing else first_line(e)
+        raise ModelError(problem("E-MODEL-31", str(folder), cause=cause)) from e
 
 
 # ---- files

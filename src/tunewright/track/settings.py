@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tunewright.core.config import Section
 from tunewright.core.errors import Problem, problem
+from tunewright.core.refusals import reason_of
 from tunewright.core.registry import Entry, trackers
 
 EXTRA = "track"
@@ -103,7 +104,7 @@ def _read(given: Iterable[Any], where: str = "track") -> tuple[list[Chosen], lis
                         f"{place}.{key}",
                         kind=kind,
                         field=key,
-                        reason=item["msg"],
+                        reason=reason_of(item),
                         known=known,
                     )
                 )
