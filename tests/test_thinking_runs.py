@@ -21,8 +21,10 @@ from tunewright.core.telling import Quiet
 from tunewright.core.types import ROW_KINDS, Message
 from tunewright.data.inspecting import inspect
 from tunewright.evaluate.scoring import evaluate_target
+from tunewright.export.merge import merge_run
 from tunewright.serve.answering import open_target
 from tunewright.story import train
+from tunewright.text import asked_template
 
 EMPTY = "<think>\n\n</think>\n\n"
 
@@ -156,6 +158,13 @@ def test_a_program_that_knows_only_the_folder_asks_as_the_run_was_asked(kind, mo
         answerer = open_target(str(target), Quiet(), dtype="float32", think=think)
         asked = answerer.renderer.decode(answerer.renderer.prompt([Message("user", "what is 3")]))
         assert asked.endswith(EMPTY) != (think is True)
+
+
+def test_a_folder_whose_template_asks_otherwise_is_warned_of(model, tmp_path, monkeypatch):
+    run = trained(model, rows_in(tmp_path / "rows.json", False), tmp_path / "run")
+    monkeypatch.setattr(asked_template, "for_folder", lambda renderer, own: own)
+    warnings = merge_run(run.folder, tmp_path / "merged", tell=Quiet())["warnings"]
+    assert len(warnings) == 1 and "as it comes" in warnings[0] and "<think>" in warnings[0]
 
 
 def test_a_model_without_a_switch_says_that_think_has_no_effect(tmp_path):
