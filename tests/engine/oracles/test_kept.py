@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +142,30 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert held < 6 << 20
     assert kept.get([Sample([Branch([7, 8], [1], [1.0])], 0)])["tokens"].shape == (20, 3)
+
+
+def test_files_are_closed_when_a_cycle_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The collector ends the objects of a cycle in an order of its own: it may come to a file
+    # before it comes to what would close it.
+    said: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", said.append)
+    opened: list[int] = []
+    for younger in (False, True) * 3:
+        around: dict[str, Any] = {"kept": KeptValues(COLUMNS, tmp_path)}
+        around["itself"] = around
+        if younger:
+            gc.collect(0)  # the files below are of a later generation
+        for branch in sample(1).branches:
+            around["kept"].add(branch, **lines(1, len(branch.learnt)))
+        around["kept"].get([sample(1)])
+        opened = [file.fileno() for file in around["kept"]._written.values()]
+        del around
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ResourceWarning)
+            gc.collect()
+        for number in opened:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(number)
+    assert len(opened) == 3 and not said

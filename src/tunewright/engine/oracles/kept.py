@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,10 +52,8 @@ class KeptValues:
         """What came since: a nameless file for each column and the keys."""
         self._ends = array("q")
         self._views: dict[str, np.ndarray] = {}
-
-    def __del__(self) -> None:
-        for file in self._written.values():
-            file.close()
+        # Not `__del__`: where a cycle is collected, a file may be ended before it.
+        weakref.finalize(self, _close, self._written)
 
     def __len__(self) -> int:
         """Records, those of a branch that was added twice counted twice."""
@@ -75,7 +74,7 @@ class KeptValues:
         """The record of a branch: for every column its lines. It replaces an earlier one."""
         key = key_of(branch)
         if not self._written:
-            self._written = {
+            self._written |= {
                 name: tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - they live as long as this object
                 for name in ("keys", *self.columns)
             }
@@ -209,9 +208,8 @@ class KeptValues:
                 out.write(piece)
 
     def _let_go(self) -> None:
-        for file in self._written.values():
-            file.close()
-        self._mapped, self._written, self._views, self._ends = {}, {}, {}, array("q")
+        _close(self._written)
+        self._mapped, self._views, self._ends = {}, {}, array("q")
 
     @classmethod
     def load(cls, path: Path, columns: dict[str, tuple[str, int]]) -> KeptValues:
@@ -253,6 +251,11 @@ class KeptValues:
         if expected is not None and len(found["keys"]) != expected:
             raise ValueError(f"{expected} records were written, {len(found['keys'])} are there")
         self._mapped = found
+
+
+def _close(files: dict[str, Any]) -> None:
+    while files:
+        files.popitem()[1].close()
 
 
 def load_bound(
