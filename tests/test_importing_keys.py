@@ -71,6 +71,8 @@ ROTARY = {"kind": "yarn"}
     [
         ("additional_target: embed_tokens,lm_head", "method.modules_to_save", ["embed_tokens", "lm_head"]),
         ("add_tokens: <a>,<b>\nresize_vocab: true", "method.new_tokens", ["<a>", "<b>"]),
+        ("resize_vocab: true", "method.modules_to_save", ["embedding", "head"]),
+        ("resize_vocab: true\nadditional_target: norm", "method.modules_to_save", ["norm"]),
         ("add_tokens: <a>\nadditional_target: embed_tokens", "method.modules_to_save", ["embed_tokens"]),
         ("loraplus_lr_ratio: 16\nlora_target: embed_tokens,q_proj\nloraplus_lr_embedding: 1.0e-6", "engine.rates", {"embedding": 0.01}),
         ("rope_scaling: yarn", "base.rotary", ROTARY),
@@ -279,6 +281,32 @@ def test_a_command_on_the_command_line_becomes_a_run_file() -> None:
     assert done.exit_code == 0 and yaml.safe_load(done.stdout)["method"]["rank"] == 4
     assert "# Converted from swift sft (ms-swift)" in done.stdout
     assert "lora_rank: 4 -> method.rank: 4" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fate"),
+    [
+        ("sft --assistant_only_loss true", "not_needed"),
+        ("sft --assistant_only_loss false", "lost"),
+        ("sft", "default"),
+        ("dpo", ""),
+    ],
+)
+def test_that_trl_learns_the_questions_of_dialogues_is_said(words: str, fate: str) -> None:
+    made = translate(f"trl {words} --model_name_or_path a/b --dataset_name c/d")
+    found = [one for one in made.lines if one.key == "assistant_only_loss"]
+    assert [one.fate for one in found] == ([fate] if fate else [])
+    assert fate in ("", "not_needed") or "questions" in found[0].why
+
+
+def test_a_vocabulary_that_is_resized_trains_whole_tables_where_the_method_can(
+    tmp_path: Path,
+) -> None:
+    text = f"{LF}finetuning_type: oft\nresize_vocab: true\n"
+    assert lost(translate(file_of(tmp_path, text))) == ["resize_vocab"]
+    text = f"{LF}resize_vocab: false\n"
+    made = translate(file_of(tmp_path, text))
+    assert lost(made) == [] and "modules_to_save" not in made.run["method"]
 
 
 @pytest.mark.parametrize(

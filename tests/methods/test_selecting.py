@@ -62,6 +62,10 @@ def four_blocks(**changes: Any) -> Any:
             lambda n: n in ("model.layers.3.self_attn.q_proj.weight", "lm_head.weight"),
         ),
         (
+            {"blocks": 1, "targets": ["self_attn", "input_layernorm"]},
+            lambda n: n.startswith(("model.layers.3.self_attn", "model.layers.3.input")),
+        ),
+        (
             {"patterns": "model.layers.[01].mlp.*"},
             lambda n: n.startswith(("model.layers.0.mlp", "model.layers.1.mlp")),
         ),

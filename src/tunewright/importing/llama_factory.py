@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunewright.core.registry import objectives
+from tunewright.core.registry import methods, objectives
 from tunewright.importing import llama_factory_tables as tables
 from tunewright.importing import shared, trainer
 from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, SAME, Sheet, words_of
@@ -138,8 +138,7 @@ def _method(sheet: Sheet) -> None:
     trainer.whole_modules(sheet, "additional_target")
     trainer.rotary(sheet, "rope_scaling")
     _embedding_rate(sheet, ours)
-    if shared.new_words(sheet, *WORD_KEYS) and sheet.has("resize_vocab"):
-        sheet.answer("resize_vocab", NOT_NEEDED, why="own_way")
+    _resized(sheet, ours, shared.new_words(sheet, *WORD_KEYS))
     sheet.take("adapter_name_or_path", "adapter")
     bits = sheet.number("quantization_bit")
     if bits in (4, 8):
@@ -153,6 +152,25 @@ def _method(sheet: Sheet) -> None:
         NOT_NEEDED if how in ("bnb", "bitsandbytes") else LOST,
         why="own_way" if how.startswith("b") else "bits",
     )
+
+
+def _resized(sheet: Sheet, kind: str, with_words: bool) -> None:
+    """`resize_vocab` without `additional_target` lets embedding and head train whole beside a new
+    adapter there, also where no word is added. Words that are added here bring their own rows."""
+    key, entry = "resize_vocab", methods.get(kind)
+    if not sheet.is_on(key):
+        sheet.answer(key, NOT_NEEDED, why="off")
+    elif (
+        with_words
+        or kind in ("full", "freeze")
+        or sheet.has("additional_target")
+        or sheet.has("adapter_name_or_path")
+    ):
+        sheet.answer(key, NOT_NEEDED, why="own_way")
+    elif entry is not None and "modules_to_save" in getattr(entry.config, "model_fields", {}):
+        sheet.answer(key, CHANGED, {"method.modules_to_save": ["embedding", "head"]}, "resized")
+    else:
+        sheet.answer(key, LOST, why="no_field", kind=kind, axis="method")
 
 
 def _embedding_rate(sheet: Sheet, kind: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.importing import shared, trainer
-from tunewright.importing.sheet import CHANGED, LOST, NOT_NEEDED, Sheet, words_of
+from tunewright.importing.sheet import CHANGED, DEFAULT, LOST, NOT_NEEDED, Sheet, words_of
 
 NAME = "TRL"
 OWN = {
@@ -51,7 +51,7 @@ NOT_NEEDED_KEYS = {
         ("disable_dropout", "dataset_kwargs", "shuffle_dataset", "eos_token"), "own_way"
     ),
     **dict.fromkeys(
-        ("dataset_text_field", "completion_only_loss", "assistant_only_loss"), "answers_learnt"
+        ("dataset_text_field", "completion_only_loss", "assistant_only_loss"), "told_by_rows"
     ),
     **dict.fromkeys(("bnb_4bit_quant_storage", "lora_task_type", "ignore_bias_buffers"), "own_way"),
     "dataset_test_split": "test_split",
@@ -268,7 +268,21 @@ def _data(sheet: Sheet, kind: str) -> None:
             sheet.fill("max_length", ours, limit)
         if sheet.has("truncation_mode"):
             sheet.answer("truncation_mode", NOT_NEEDED, why="own_way")
+    if kind == "sft":
+        _learnt(sheet)
     sheet.run.setdefault("data.held_out", 0)
     trainer.own_template(sheet, "chat_template_path")
     trainer.template_arguments(sheet, "chat_template_kwargs")
     trainer.rotary(sheet, "rope_scaling")
+
+
+def _learnt(sheet: Sheet) -> None:
+    """Which tokens are learnt. There a dialogue is learnt whole, questions too, unless
+    `assistant_only_loss` is on; here its answers are."""
+    for key in ("completion_only_loss", "assistant_only_loss"):
+        if sheet.is_on(key):
+            sheet.answer(key, NOT_NEEDED, why="answers_learnt")
+        elif sheet.has(key):
+            sheet.answer(key, LOST, why="questions_unlearnt")
+    if not sheet.has("assistant_only_loss"):
+        sheet.answer("assistant_only_loss", DEFAULT, {}, "dialogues_whole", value=False)

@@ -41,8 +41,8 @@ class FreezeConfig(MethodSection):
     """How many blocks at the end of the model train. Default: 2 where neither `targets` nor
     `patterns` is given."""
     targets: Names = []
-    """Roles (attention, mlp.down, norm, head) or module names. With `blocks`, those that lie in
-    blocks are limited to the last ones."""
+    """Roles (attention, mlp.down, norm, head) or module names (q_proj, self_attn). With `blocks`,
+    those that lie in blocks are limited to the last ones."""
     patterns: Names = []
     """Names of weights with `*`, for example `model.layers.2?.mlp.*`; they train besides the rest.
     """
@@ -229,11 +229,10 @@ def frozen_but(config: FreezeConfig, model: Model, anatomy: Anatomy) -> list[str
         )
     last = anatomy.blocks if blocks is None else anatomy.blocks[-blocks:]
     early = tuple(f"{name}." for name in anatomy.blocks if name not in last)
-    modules = (
-        [name for name in anatomy.select(config.targets) if not name.startswith(early)]
-        if config.targets
-        else []
-    )
+    parts = {target: anatomy.parts_of_blocks(target) for target in config.targets}
+    chosen = anatomy.select([target for target in config.targets if not parts[target]])
+    chosen += [name for names in parts.values() for name in names]
+    modules = [name for name in chosen if not name.startswith(early)]
     if blocks is not None and not config.targets:
         modules = list(last)
     names = parameters_of(model, modules)

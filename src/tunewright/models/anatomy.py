@@ -150,6 +150,21 @@ class Anatomy:
         raise_all(wrong, ModelError)
         return [name for name in (*self.modules, *self.parameters) if name in found]
 
+    def parts_of_blocks(self, name: str) -> list[str]:
+        """Modules inside the blocks that hold layers and go by `name`, such as `self_attn`. None
+        for what is a role, a group or a layer."""
+        if name in (*WHOLE, *GROUPS, *self.roles):
+            return []
+        found: dict[str, None] = {}
+        for module in self.modules:
+            block = next((b for b in self.blocks if module.startswith(f"{b}.")), None)
+            if block is None:
+                continue
+            holders = module[len(block) + 1 :].split(".")[:-1]
+            if name in holders:
+                found[".".join([block, *holders[: holders.index(name) + 1]])] = None
+        return list(found)
+
     def role_of(self, module: str) -> str | None:
         """The role of a module, or None."""
         return next((role for role, names in self.roles.items() if module in names), None)
