@@ -24,6 +24,8 @@ from tunewright.core.errors import UsageError
 from tunewright.core.registry import objectives
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
+from tunewright.data.reporting import describe
+from tunewright.engine.rollouts.questions import facts_of
 from tunewright.run.prepare import Plan, prepare
 
 OTHERS = {
@@ -130,6 +132,34 @@ def test_each_objective_takes_the_kinds_it_names_and_refuses_every_other_in_any_
             )
             for wrong in {one, other} - usable:
                 assert f"{wrong}.json" in found[0].line() and " 7 " in found[0].line()
+
+
+LONG = "it is 5 of 2026 " * 90
+"""Longer than the model's context."""
+ANSWERED = {
+    "conversation": {
+        "messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": LONG}]
+    },
+    "preference": {"prompt": "what?", "chosen": LONG, "rejected": "no"},
+    "judged": {"prompt": "what?", "completion": LONG, "label": True},
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERED)
+def test_of_rows_with_answers_a_run_that_draws_reads_the_questions_alone(
+    kind: str, model: Path, tmp_path: Path
+) -> None:
+    """Answers that nobody learns are not called learnt, and none is too long."""
+    rows = parts.write(tmp_path / "rows.jsonl", [ANSWERED[kind]] * 3)
+    prepared = opened(model, "grpo", rows, None)
+    report = prepared.data.report
+    asked = [sample.branches[0].tokens for sample in prepared.data.train]
+    assert report["rows_kept"] == 3 and [*report["kinds"]] == [kind]
+    assert report["answers"] == report["learnt_tokens"] == 0
+    assert report["tokens_total"] == sum(map(len, asked)) < 60
+    assert not any(piece["learnt"] for piece in report["example"]["pieces"])
+    assert "learns from its own answers" in describe(report)
+    assert facts_of(prepared.data.train_rows[0])["answer"].strip() == LONG.strip()
 
 
 @pytest.mark.parametrize("objective", sorted(parts.LEARNT))

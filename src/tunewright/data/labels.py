@@ -4,7 +4,8 @@ A dialogue is one branch: all assistant turns are learnt, each with its message'
 row's weight (a turn of weight 0 is context); running text is learnt from its second token on. A
 preference is two branches (`chosen`, `rejected`) in which only the turns after the shared prompt
 count; a judged answer is one branch (`good` or `bad`) in which only the last answer counts; a
-prompt is one branch without a learnt token. Tokens after the last learnt one are left out: nothing
+prompt is one branch without a learnt token, and so is every row where the model is to write the
+answers itself. Tokens after the last learnt one are left out: nothing
 is ever predicted from them. A row longer than `max_tokens` is dropped, or the middle of its last
 answer is cut out and the stop token kept; both are counted. A mark stands where the middle was: it
 is not learnt, nor is the first token after it, so that no false word is taught.
@@ -35,6 +36,8 @@ from tunewright.text.renderer import Renderer
 
 CUT_MARK = " [...] "
 FEWEST_ANSWER_TOKENS = 2  # one token of the answer and its stop token: less teaches nothing
+QUESTION = "prompt"
+"""Role of a branch that only asks."""
 Span = tuple[int, int, float]
 """Learnt tokens [first, after) and their weight."""
 
@@ -81,15 +84,17 @@ def encode_rows(
     max_tokens: int | None,
     oversize: Literal["drop", "truncate"] = "drop",
     documents: bool = False,
+    asks: bool = False,
 ) -> list[EncodedRow | Dropped]:
     """For each row its tokens, or why there are none. Rows are rendered together, because a
     tokenizer is faster with many texts at once.
 
-    `documents`: running text may have any length, because `documents.windows` cuts it.
+    `documents`: running text may have any length, because `documents.windows` cuts it. `asks`: of
+    every row the question alone, because the model will write the answer.
     """
     wanted, forms = [], []
     for row in rows:
-        if isinstance(row, (PlainText, Prompt)):
+        if asks or isinstance(row, (PlainText, Prompt)):
             continue
         form = renderer.form_of_row(row)
         for messages in _dialogues(row):
@@ -99,7 +104,7 @@ def encode_rows(
     out: list[EncodedRow | Dropped] = []
     for row in rows:
         try:
-            made = _tokens_of(row, rendered, renderer)
+            made = _asked(row, renderer) if asks else _tokens_of(row, rendered, renderer)
             most = None if documents and isinstance(row, PlainText) else max_tokens
             out.append(_judged(row, made, most, oversize, renderer))
         except CannotRender as error:
@@ -112,27 +117,46 @@ def _tokens_of(
 ) -> EncodedRow:
     """A row with its tokens, whatever their number. Takes the dialogues of the row from `rendered`.
     Raises CannotRender."""
+    if isinstance(row, Prompt):
+        return _asked(row, renderer)
     if isinstance(row, PlainText):
         return _encoded(row, [renderer.render_text(row)], renderer)
-    if isinstance(row, Prompt):
-        renderer.require_written(row.messages, row.tools)
-        branch = EncodedBranch(renderer.prompt(row.messages, row.tools), [], "prompt")
-        facts = {**row.facts, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)}
-        made = EncodedRow([branch], facts, [])
-    else:
-        found = [next(rendered) for _ in _dialogues(row)]
-        for one in found:
-            if isinstance(one, CannotRender):
-                raise one
-        made = _encoded(row, cast("list[Rendered]", found), renderer)
-        if isinstance(row, Stepwise) and made.branches[0].spans:
-            made.facts["steps"] = _steps(row, made.branches[0], renderer)
-    if row.tools and not renderer.writes_tools(_dialogues(row)[0], row.tools):
-        made.notes.append("tools_unwritten")
+    found = [next(rendered) for _ in _dialogues(row)]
+    for one in found:
+        if isinstance(one, CannotRender):
+            raise one
+    made = _encoded(row, cast("list[Rendered]", found), renderer)
+    if isinstance(row, Stepwise) and made.branches[0].spans:
+        made.facts["steps"] = _steps(row, made.branches[0], renderer)
+    _note_tools(row, _dialogues(row)[0], renderer, made)
     return made
 
 
-def _dialogues(row: Conversation | Preference | Judged | Prompt) -> list[list[Message]]:
+def _asked(row: Row, renderer: Renderer) -> EncodedRow:
+    """The question of a row, of which nothing is learnt. Raises CannotRender."""
+    assert not isinstance(row, PlainText)  # running text asks nothing
+    messages = row.question()
+    renderer.require_written(messages, row.tools)
+    branch = EncodedBranch(renderer.prompt(messages, row.tools), [], QUESTION)
+    known = row.facts if isinstance(row, Prompt) else {}
+    facts = {**known, "answers": 0, "stops_learnt": 0, "last_span": (0, 0)}
+    made = EncodedRow([branch], facts, [])
+    _note_tools(row, messages, renderer, made)
+    return made
+
+
+def _note_tools(
+    row: Conversation | Preference | Judged | Prompt,
+    messages: list[Message],
+    renderer: Renderer,
+    made: EncodedRow,
+) -> None:
+    """Note a row whose tools the template leaves out."""
+    if row.tools and not renderer.writes_tools(messages, row.tools):
+        made.notes.append("tools_unwritten")
+
+
+def _dialogues(row: Conversation | Preference | Judged) -> list[list[Message]]:
     return (
         [[*row.prompt, *row.chosen], [*row.prompt, *row.rejected]]
         if isinstance(row, Preference)
@@ -144,10 +168,10 @@ def _judged(
     row: Row, made: EncodedRow, max_tokens: int | None, oversize: str, renderer: Renderer
 ) -> EncodedRow | Dropped:
     """The row, cut where it is too long and may be, or why it is dropped."""
-    asks = isinstance(row, Prompt)
+    asks = made.branches[0].role == QUESTION
     if not asks and not all(branch.spans for branch in made.branches):
         return Dropped(row.origin, "nothing_learnt")
-    if isinstance(row, Preference) and made.branches[0].tokens == made.branches[1].tokens:
+    if len(made.branches) == 2 and made.branches[0].tokens == made.branches[1].tokens:
         return Dropped(row.origin, "same_answers")
     for branch in made.branches:
         length = len(branch.tokens)

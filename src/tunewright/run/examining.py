@@ -224,7 +224,7 @@ def _data(record: Record, known: Known | None) -> Data | None:
         return int(finite(d.get(name)) or 0)
 
     found, rows = found_of(d), finite(d.get("train"))
-    asks_only = [*(d.get("kinds") or {})] == ["prompt"]
+    asks_only = not d.get("answers") and not d.get("learnt_tokens")
     learnt, tokens = finite(d.get("learnt_tokens")), finite(d.get("tokens_total"))
     reasons = d.get("reasons") if isinstance(d.get("reasons"), dict) else {}
     too_long = reasons.get("too_long") if isinstance(reasons, dict) else None

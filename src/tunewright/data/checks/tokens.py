@@ -6,8 +6,9 @@ import math
 from array import array
 from typing import Any
 
-from tunewright.core.types import Origin, Prompt, Row, Sample
+from tunewright.core.types import Origin, Row, Sample
 from tunewright.data.checks.base import TRAIN, Finding, Places, Severity, Tally, view_of
+from tunewright.data.labels import QUESTION
 
 HALF = 0.5
 """From this share of the answers on, a model without their stop tokens never learns to end."""
@@ -113,7 +114,8 @@ class Learning:
         learnt = sum(len(b.learnt) for b in sample.branches)
         facts = sample.facts
         answers, stops = facts.get("answers", 0), facts.get("stops_learnt", 0)
-        return tokens, learnt, answers, stops, bool(facts.get("truncated")), isinstance(row, Prompt)
+        asks = all(b.role == QUESTION for b in sample.branches)
+        return tokens, learnt, answers, stops, bool(facts.get("truncated")), asks
 
     def add(self, side: str, index: int, origin: Origin, feature: Any) -> None:
         """Count a row that is trained on."""
